@@ -1,0 +1,14 @@
+"""Continuous-time diffusion models as plain functions."""
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from vdm_jax.typing import Model
+
+
+def load(workdir: str, **options) -> 'Model':
+  """The trained Model of a run: see `vdm_jax.workdir.load`.
+
+  Imported here at the call, so that the data readers' processes need no JAX.
+  """
+  from vdm_jax import workdir as workdir_lib
+  return workdir_lib.load(workdir, **options)

@@ -1,0 +1,8 @@
+"""Per-example training objectives: plain functions, one family a file.
+
+An objective is any function (denoise, process, x, t, keys, cond, ...) -> ([B] nats, {name: [B]}).
+"""
+from vdm_jax.objectives import vlb
+from vdm_jax.objectives.denoising import weighted_diffusion
+
+__all__ = ['vlb', 'weighted_diffusion']

@@ -1,0 +1,96 @@
+"""Closed-form denoisers: data whose posterior mean is known at every noise level.
+
+An oracle is a Denoiser (`oracle(z, level)`), and knows the density of z_t.  Whatever the
+library claims of samplers, bounds and likelihoods is judged against these, and so may be
+whatever a user adds.  All are finite where alpha vanishes; where sigma does, the Gaussian and
+the mixture are (the empirical measure has no density there).
+"""
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from vdm_jax.decoders import sum_over_data
+from vdm_jax.typing import Array, Estimate, Level, PyTree
+
+
+@struct.dataclass
+class Gaussian:
+  """x ~ N(mean, std^2), independent dimensions.  mean, std: scalars, or the shape of one x."""
+  mean: Array = 0.0
+  std: Array = 1.0
+
+  def _moments(self, z, level):
+    level = level.expand(z)
+    return (level, z - level.alpha * self.mean,
+            jnp.square(level.alpha * self.std) + jnp.square(level.sigma))
+
+  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+    level, deviation, variance = self._moments(z, level)
+    return Estimate(x=self.mean + level.alpha * jnp.square(self.std) * deviation / variance,
+                    eps=level.sigma * deviation / variance)
+
+  def log_prob(self, z: Array, level: Level) -> Array:
+    """log q(z_t) in nats, [B]."""
+    _, deviation, variance = self._moments(z, level)
+    return sum_over_data(-0.5 * (jnp.square(deviation) / variance
+                                 + jnp.log(2.0 * jnp.pi * variance)))
+
+  def flow_map(self, z: Array, at_t: Level, at_s: Level) -> Array:
+    """z_t -> z_s along the probability flow: affine, deviations scale with the marginal std."""
+    at_s, _, to = self._moments(z, at_s)
+    _, deviation, here = self._moments(z, at_t)
+    return at_s.alpha * self.mean + deviation * jnp.sqrt(to / here)
+
+
+@struct.dataclass
+class Mixture:
+  """x ~ sum_k weights_k N(means_k, stds_k^2 I).  weights, stds: [K]; means: [K, ...]."""
+  weights: Array
+  means: Array
+  stds: Array
+
+  def _components(self, z, level):
+    """log(weight_k N(z; ..)) [B, K]; deviations [B, K, ...]; variances, expanded like them."""
+    wide = level.expand(z[:, None])
+    stds = jnp.reshape(self.stds, (-1,) + (1,) * (z.ndim - 1))
+    deviation = z[:, None] - wide.alpha * self.means
+    variance = jnp.square(wide.alpha * stds) + jnp.square(wide.sigma)
+    per_dim = -0.5 * (jnp.square(deviation) / variance + jnp.log(2.0 * jnp.pi * variance))
+    log_joint = jnp.log(self.weights) + jnp.sum(per_dim.reshape(*per_dim.shape[:2], -1), axis=-1)
+    return log_joint, deviation, variance, wide, stds
+
+  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+    log_joint, deviation, variance, wide, stds = self._components(z, level)
+    share = jax.nn.softmax(log_joint, axis=-1)
+    share = share.reshape(share.shape + (1,) * (z.ndim - 1))
+    x = self.means + wide.alpha * jnp.square(stds) * deviation / variance
+    eps = wide.sigma * deviation / variance
+    return Estimate(x=jnp.sum(share * x, axis=1), eps=jnp.sum(share * eps, axis=1))
+
+  def log_prob(self, z: Array, level: Level) -> Array:
+    """log q(z_t) in nats, [B]."""
+    return jax.nn.logsumexp(self._components(z, level)[0], axis=-1)
+
+
+@struct.dataclass
+class Empirical:
+  """x uniform over `data` [N, ...]: what a network of unlimited capacity would learn."""
+  data: Array
+
+  def _distances(self, z, level):
+    wide = level.expand(z[:, None])
+    u = (z[:, None] - wide.alpha * self.data) / wide.sigma
+    return -0.5 * jnp.sum(jnp.square(u).reshape(*u.shape[:2], -1), axis=-1)
+
+  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+    share = jax.nn.softmax(self._distances(z, level), axis=-1)
+    x = jnp.tensordot(share, self.data, axes=1)
+    level = level.expand(z)
+    return Estimate(x=x, eps=(z - level.alpha * x) / level.sigma)
+
+  def log_prob(self, z: Array, level: Level) -> Array:
+    """log q(z_t) in nats, [B]."""
+    n = self.data.shape[0]
+    sigma = level.expand(z).sigma
+    normaliser = sum_over_data(jnp.broadcast_to(0.5 * jnp.log(2.0 * jnp.pi * sigma**2), z.shape))
+    return jax.nn.logsumexp(self._distances(z, level), axis=-1) - jnp.log(n) - normaliser

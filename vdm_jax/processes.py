@@ -1,0 +1,136 @@
+"""Gaussian processes q(z_t | x) = N(alpha_t x, sigma_t^2).
+
+A process is a *schedule* (how fast: t -> logsnr) on a *curve* (where: logsnr ->
+(alpha, sigma)).  Everything else follows: the derivatives by one jvp, the SDE by
+f = dalpha / alpha and g^2 = -sigma^2 dlogsnr, the posterior and the KL terms by Bayes' rule.
+The curve is a choice of units: bounds and exact samplers do not depend on it.
+"""
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from vdm_jax import random
+from vdm_jax.typing import Array, Curve, Level, Process, Schedule
+
+# ----------------------------------------------------------------- curves
+
+
+def vp(logsnr: Array) -> tuple[Array, Array]:
+  """alpha^2 + sigma^2 = 1: variance preserving."""
+  return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+
+
+def ve(logsnr: Array) -> tuple[Array, Array]:
+  """alpha = 1: variance exploding."""
+  return jnp.ones_like(logsnr), jnp.exp(-0.5 * logsnr)
+
+
+def flow(logsnr: Array) -> tuple[Array, Array]:
+  """alpha + sigma = 1: the straight lines of rectified flow."""
+  return jax.nn.sigmoid(0.5 * logsnr), jax.nn.sigmoid(-0.5 * logsnr)
+
+
+def sub_vp(logsnr: Array) -> tuple[Array, Array]:
+  """alpha^2 + sigma = 1: the sub-VP SDE (Song et al. 2021, section 3.4)."""
+  c = jnp.exp(-0.5 * logsnr)
+  alpha = 2.0 / (c + jnp.sqrt(c * c + 4.0))
+  return alpha, c * alpha
+
+
+# -------------------------------------------------------------- processes
+
+
+@struct.dataclass
+class GaussianProcess:
+  """schedule o curve: t -> Level.  A fixed schedule is a value, a learned one a `Bound`."""
+  schedule: Schedule
+  curve: Curve = struct.field(pytree_node=False, default=vp)
+
+  def __call__(self, t: Array) -> Level:
+    def at(t):
+      logsnr = self.schedule(t)
+      return logsnr, *self.curve(logsnr)
+    t = jnp.asarray(t)
+    primal, tangent = jax.jvp(at, (t,), (jnp.ones_like(t),))
+    return Level(t, *primal, *tangent)
+
+
+def from_alpha_sigma(alpha, sigma) -> Process:
+  """The process of two functions of time, finite where alpha or sigma vanish.
+
+  E.g. rectified flow, `from_alpha_sigma(lambda t: 1 - t, lambda t: t)`: through logsnr
+  its end points would be infinite; alpha, sigma and their derivatives are not.
+  """
+  def process(t):
+    t = jnp.asarray(t)
+    one = jnp.ones_like(t)
+    a, da = jax.jvp(alpha, (t,), (one,))
+    s, ds = jax.jvp(sigma, (t,), (one,))
+    a, s = jnp.maximum(a, 0.0), jnp.maximum(s, 0.0)  # cos(pi / 2) < 0 in float32
+    logsnr = 2.0 * (jnp.log(a) - jnp.log(s))
+    return Level(t, logsnr, a, s, 2.0 * (da / a - ds / s), da, ds)
+  return process
+
+
+# ------------------------------------------------- what follows from them
+
+
+def diffuse(x: Array, eps: Array, level: Level) -> Array:
+  """z = alpha x + sigma eps.  x, eps: [B, ...]."""
+  level = level.expand(x)
+  return level.alpha * x + level.sigma * eps
+
+
+def sde(level: Level) -> tuple[Array, Array]:
+  """(f, g) of dz = f z dt + g dw:  f = d log alpha / dt,  g^2 = -sigma^2 d logsnr / dt.
+
+  Finite where sigma vanishes; where alpha does, f and g are not.
+  """
+  f = level.dalpha / level.alpha
+  # -sigma^2 dlogsnr without the product of zero and infinity at sigma = 0.
+  return f, jnp.sqrt(2.0 * level.sigma * (level.dsigma - f * level.sigma))
+
+
+def tau(at_t: Level, at_s: Level) -> Array:
+  """1 - SNR(t) / SNR(s) in [0, 1]: the share of z_s's noise that q(z_s | z_t, x) draws anew.
+
+  Exactly 0 where t = s, also where both logsnr are infinite; 1 where only one of them is.
+  """
+  same = at_t.logsnr == at_s.logsnr
+  return jnp.where(same, 0.0, -jnp.expm1(jnp.where(same, 0.0, at_t.logsnr - at_s.logsnr)))
+
+
+def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Array]:
+  """Mean and standard deviation of q(z_s | z_t, x), s < t.  z, x: [B, ...].
+
+  mean = sqrt(1 - tau) (sigma_s / sigma_t) z + alpha_s tau x,  std = sigma_s sqrt(tau).
+  Kingma et al. (2021), appendix A.2, on any curve.  Not defined where sigma_t = 0.
+  """
+  at_t, at_s = at_t.expand(z), at_s.expand(z)
+  share = tau(at_t, at_s)
+  mean = jnp.sqrt(1.0 - share) * at_s.sigma / at_t.sigma * z + at_s.alpha * share * x
+  return mean, at_s.sigma * jnp.sqrt(share)
+
+
+def prior_std(process: Process) -> Array:
+  """Standard deviation of p(z_1) = N(0, alpha_1^2 + sigma_1^2), what data of unit variance gives.
+
+  1 on the `vp` curve; on the others the same prior in the units of the curve.
+  """
+  level = process(jnp.ones(()))
+  return jnp.hypot(level.alpha, level.sigma)
+
+
+def sample_prior(process: Process, keys: Array, like: Array) -> Array:
+  """z_1 ~ p(z_1), of the shape of `like`: [B, ...]; example i uses keys[i] alone."""
+  return prior_std(process) * random.normal(random.stream(keys, 'z_1'), like)
+
+
+def prior_kl(x: Array, level: Level) -> Array:
+  """KL(q(z_1 | x) || p(z_1)) in nats, element by element: [B, ...].  level: that of t = 1.
+
+  1/2 (sigmoid(logsnr) (x^2 - 1) - log sigmoid(-logsnr)) with p(z_1) of `prior_std`: on every
+  curve the same number.
+  """
+  logsnr = level.expand(x).logsnr
+  return 0.5 * (jax.nn.sigmoid(logsnr) * (jnp.square(x) - 1.0) - jax.nn.log_sigmoid(-logsnr))

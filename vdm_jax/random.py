@@ -1,0 +1,31 @@
+"""Randomness, per example: a draw depends on (example, name), never on batch layout."""
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.typing import Array
+
+
+def per_example(key: Array, i: Array) -> Array:
+  """One key per example, by its index in the global batch or the data set.  i: [B] -> [B]."""
+  return jax.vmap(lambda j: jax.random.fold_in(key, j))(i)
+
+
+def stream(keys: Array, name: str) -> Array:
+  """One key per example for the quantity called `name`.  keys: [B]."""
+  salt = zlib.crc32(name.encode())
+  return jax.vmap(lambda key: jax.random.fold_in(key, salt))(keys)
+
+
+def normal(keys: Array, like: Array) -> Array:
+  """Standard normal of the shape of `like`: [B, ...]; example i uses keys[i] alone."""
+  return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
+
+
+def stratified(u: Array, i: Array, n: int) -> Array:
+  """(u + i/n) mod 1: the times of examples `i` of `n`, each uniform, together evenly spread.
+
+  Kingma et al. (2021), appendix I.1.  u: [] or like i, uniform on [0, 1).
+  """
+  return jnp.mod(u + i / n, 1.0)

@@ -1,0 +1,115 @@
+"""The nouns of the library.  Everything else is a function between them.
+
+Shapes: `B` batch, `...` data.  Times `t`: `[B]` or `[]`; 0 = data, 1 = noise.
+Objectives and bounds are nats per example; bits per dimension appear at the edge only.
+"""
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+PyTree = Any
+
+Schedule = Callable[[Array], Array]             # t -> logsnr, decreasing
+Curve = Callable[[Array], tuple[Array, Array]]  # logsnr -> (alpha, sigma)
+
+
+class Level(NamedTuple):
+  """Everything about one noise level, q(z_t | x) = N(alpha x, sigma^2).
+
+  Fields share the shape of `t`, or carry data axes too (per-pixel schedules).
+  alpha, sigma and their time derivatives `d*` are finite; logsnr may be +-inf where
+  sigma or alpha vanish.
+  """
+  t: Array
+  logsnr: Array
+  alpha: Array
+  sigma: Array
+  dlogsnr: Array
+  dalpha: Array
+  dsigma: Array
+
+  def expand(self, z: Array) -> 'Level':
+    """Appends axes until every field broadcasts against `z`: [B, ...]."""
+    pad = lambda u: jnp.reshape(u, jnp.shape(u) + (1,) * (z.ndim - jnp.ndim(u)))
+    return Level(*map(pad, self))
+
+
+Process = Callable[[Array], Level]                 # t -> level
+Target = Callable[[Level], tuple[Array, Array]]    # y = a x + b eps -> (a, b)
+Weighting = Callable[[Level], Array]               # level -> w >= 0; 1 is the bound
+
+
+class Estimate(NamedTuple):
+  """What a denoiser believes, in both coordinates: z = alpha x + sigma eps."""
+  x: Array              # [B, ...]  E[x | z]
+  eps: Array            # [B, ...]  E[eps | z]
+  extra: PyTree = None  # e.g. a variance head; wrappers keep it (`_replace`)
+
+
+class Denoiser(Protocol):
+
+  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+    """z: [B, ...]; level fields: [B] or []; cond: leaves [B, ...] or None."""
+
+
+class Decoder(Protocol):
+
+  def __call__(self, data: Array, z: Array, level: Level) -> Array:
+    """log p(data | z_0) in nats, [B].  data, z: [B, ...]; level: that of t = 0."""
+
+
+class Objective(Protocol):
+
+  def __call__(self, denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
+               cond: PyTree = None) -> tuple[Array, dict[str, Array]]:
+    """Nats per example [B], and its terms {name: [B]}.  x: [B, ...]; t, keys: [B].
+
+    Further keywords are an objective's own.  No mean is taken inside.
+    """
+
+
+class Sampler(NamedTuple):
+  """A reverse-time transition kernel: pure functions, and a plan of per-step numbers."""
+  init: Callable[[Array], PyTree]      # z_1 -> state
+  step: Callable[..., PyTree]          # keys [B], state, t, s, plan[i] -> state
+  value: Callable[[PyTree], Array]     # state -> z
+  plan: Callable[[Array], PyTree] = lambda times: None  # times [N+1] -> leaves [N, ...]
+  evaluations: int = 1                 # calls of the denoiser in one step
+
+
+class Context(NamedTuple):
+  """What a loss may know beside parameters and data.  Read-only."""
+  t: Array             # [B]  stratified over the global batch
+  keys: Array          # [B]  one PRNG key per example of the global batch
+  step: Array          # []
+  ema: PyTree = None   # the averaged parameters (targets of consistency training, ...)
+  aux: PyTree = None   # a teacher's parameters, a resampler's history, ...
+  train: bool = True   # static; False: no dropout, as in validation
+
+
+Loss = Callable[[PyTree, PyTree, Context], tuple[Array, dict[str, Array]]]  # -> [B], {name: [B]}
+Update = Callable[..., tuple[PyTree, dict[str, Array]]]  # state, batch, key, axis -> state, metrics
+
+
+class Model(NamedTuple):
+  """A trained thing, ready to be used."""
+  denoise: Denoiser
+  process: Process
+  decoder: Decoder                     # log p(data | z_0)
+  encode: Callable[[Array], Array]     # data, integers [B, ...] -> x [B, ...]
+  decode: Callable[[Array], Array]     # x [B, ...] -> data, the nearest integers
+  cond: Callable[[PyTree], PyTree]     # a batch -> what `denoise` is conditioned on, or None
+  shape: tuple[int, ...]               # of x, without the batch
+
+
+class Experiment(NamedTuple):
+  """What a config's `build` returns.  Training, evaluation and sampling use nothing else."""
+  init: Callable[[Array], PyTree]      # key -> params
+  loss: Loss
+  model: Callable[[PyTree], Model]     # params -> Model
+  data: Any                            # data.Data: the splits, read when they are asked for
+  tx: Any                              # optax.GradientTransformation
+  ema: dict[str, float]                # name -> rate; the first is the default at evaluation
