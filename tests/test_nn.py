@@ -1,0 +1,243 @@
+"""The networks: sizes, starting points, dependence on what they should depend on and no more."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from vdm_jax.nn import layers
+from vdm_jax.nn.mlp import MLP
+from vdm_jax.nn.vdm_unet import UNet
+
+SMALL = {'features': 16, 'blocks': 0, 'groups': 4, 'fourier': (1, 2)}
+
+
+def randomised(net, z, logsnr):
+  """Random parameters: the zeros among the initial ones would hide most of a network."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    noise = rng.normal(size=leaf.shape).astype(np.float32)
+    match path[-1].key:
+      case 'kernel':
+        return noise / np.sqrt(np.prod(leaf.shape[:-1]))
+      case 'scale':
+        return 1.0 + 0.1 * noise
+      case 'bias':
+        return 0.1 * noise
+  shapes = jax.eval_shape(net.init, jax.random.key(0), z, logsnr)['params']
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def inputs(shape):
+  z = jax.random.normal(jax.random.key(2), shape)
+  return z, jnp.linspace(12.0, -4.0, shape[0]), jax.random.split(jax.random.key(3), shape[0])
+
+
+def apply(net):
+  return jax.jit(lambda params, *args, **kw: net.apply({'params': params}, *args, **kw))
+
+
+# ----------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize('settings,size,count', [
+    ({'features': 128, 'blocks': 32}, 32, 30_578_179),
+    ({'features': 256, 'blocks': 32}, 32, 122_137_603),
+    ({'features': 256, 'blocks': 32, 'attention_everywhere': True}, 32, 139_276_803),
+    ({'features': 256, 'blocks': 64}, 64, 237_603_843)],
+    ids=['cifar10', 'imagenet32', 'cifar10_aug_paper', 'imagenet64'])
+def test_official_settings_give_the_official_number_of_parameters(settings, size, count):
+  shapes = jax.eval_shape(UNet(**settings).init, jax.random.key(0),
+                          jnp.zeros((1, size, size, 3)), jnp.zeros(1))
+  assert sum(u.size for u in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize('settings', [{}, {'fourier': (), 'attention_everywhere': True},
+                                      {'dtype': jnp.bfloat16, 'blocks': 2}], ids=str)
+@pytest.mark.parametrize('shape', [(2, 8, 8, 1), (2, 5, 7, 4), (1, 1, 1, 3)], ids=str)
+def test_the_unet_takes_images_of_any_size_and_number_of_channels(settings, shape):
+  net = UNet(**SMALL | settings)
+  z, logsnr, _ = inputs(shape)
+  y, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), z, logsnr)
+  assert (y.shape, y.dtype) == (shape, jnp.float32)
+
+
+@pytest.mark.parametrize('net,shape', [(UNet(**SMALL), (2, 5, 7, 4)), (MLP(features=16), (3, 2)),
+                                       (MLP(features=16, fourier=(0, 3)), (1, 5))],
+                         ids=['unet', 'mlp', 'mlp_fourier'])
+def test_a_network_starts_as_z(net, shape):
+  z, logsnr, _ = inputs(shape)
+  y, _ = jax.jit(net.init_with_output)(jax.random.key(0), z, logsnr)
+  assert y.dtype == jnp.float32
+  np.testing.assert_array_equal(y, z)
+
+
+# ---------------------------------------------------------------- layers
+
+
+def test_fourier_features_are_sines_then_cosines_channel_by_channel():
+  z = jnp.array([[2.0**-8, 0.0]])  # a quarter and a half period of the exponents 6 and 7
+  np.testing.assert_allclose(layers.fourier_features(z, (6, 7)),
+                             [[1, 0, 0, 0, 0, -1, 1, 1]], atol=1e-6)
+
+
+def test_the_embedding_spans_frequencies_from_1_to_1e_4():
+  t = jnp.array([0.0, jnp.pi / 2, 1e4 * jnp.pi / 2])
+  h = layers.sinusoidal_embedding(t, 4)
+  np.testing.assert_allclose(h[0], [0, 0, 1, 1], atol=1e-7)
+  np.testing.assert_allclose(h[1, [0, 2]], [1, 0], atol=1e-6)
+  np.testing.assert_allclose(h[2, [1, 3]], [1, 0], atol=1e-6)
+
+
+def test_attention_with_equal_scores_adds_the_mean_value_of_all_positions():
+  block = layers.AttentionBlock(groups=2)
+  h = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+  params = block.init(jax.random.key(1), h)['params']
+  np.testing.assert_array_equal(block.apply({'params': params}, h), h)
+  eye = {'kernel': jnp.eye(4), 'bias': jnp.zeros(4)}
+  nothing = {'kernel': jnp.zeros((4, 4)), 'bias': jnp.zeros(4)}
+  params |= {'query': nothing, 'value': eye, 'out': eye, 'norm': params['norm']}
+  x = np.asarray(h, np.float64).reshape(2, 15, 2, 2)  # two groups of two channels
+  mean, var = x.mean((1, 3), keepdims=True), x.var((1, 3), keepdims=True)
+  value = ((x - mean) / np.sqrt(var)).reshape(2, 15, 4).mean(1)
+  got = block.apply({'params': params}, h) - h
+  np.testing.assert_allclose(got, np.broadcast_to(value[:, None, None], h.shape), atol=1e-5)
+
+
+# --------------------------------------------------------------- dropout
+
+
+class TwoDropouts(nn.Module):
+
+  @nn.compact
+  def __call__(self, h, keys):
+    return layers.Dropout(0.25, name='a')(h, keys), layers.Dropout(0.25, name='b')(h, keys)
+
+
+def test_dropout_keeps_its_share_and_the_mean_and_differs_from_site_to_site():
+  n = 40_000
+  keys = jax.random.split(jax.random.key(0), 4)
+  a, b = TwoDropouts().apply({}, jnp.ones((4, n)), keys)
+  np.testing.assert_allclose(np.unique(a), [0.0, 4 / 3], rtol=1e-6)
+  for mask in (a > 0, b > 0):
+    assert abs(mask.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / mask.size)
+  # Independent masks agree with probability 0.75^2 + 0.25^2, from site to site and row to row.
+  p = 0.625
+  for u, w in ((a, b), (a[:2], a[2:])):
+    agree = (u > 0) == (w > 0)
+    assert abs(agree.mean() - p) < 4 * np.sqrt(p * (1 - p) / agree.size)
+
+
+@pytest.mark.parametrize('net,shape', [(UNet(**SMALL, dropout=0.5), (4, 4, 4, 3)),
+                                       (MLP(features=16, dropout=0.5), (4, 2))],
+                         ids=['unet', 'mlp'])
+def test_dropout_depends_on_an_example_s_key_and_not_on_its_batch(net, shape):
+  z, logsnr, keys = inputs(shape)
+  params = randomised(net, z, logsnr)
+  run = apply(net)
+  together = run(params, z, logsnr, keys=keys)
+  order = jnp.array([2, 0, 0, 3])
+  apart = run(params, z[order], logsnr[order], keys=keys[order])
+  np.testing.assert_allclose(apart, together[order], rtol=1e-5, atol=1e-5)
+  other = run(params, z, logsnr, keys=keys.at[0].set(keys[1]))
+  assert np.abs(other - together)[0].max() > 0.01
+  np.testing.assert_array_equal(other[1:], together[1:])
+
+
+@pytest.mark.parametrize('net,shape', [(UNet(**SMALL, dropout=0.5), (2, 4, 4, 3)),
+                                       (MLP(features=16, dropout=0.5), (2, 2))],
+                         ids=['unet', 'mlp'])
+def test_without_keys_there_is_no_dropout(net, shape):
+  z, logsnr, keys = inputs(shape)
+  params = randomised(net, z, logsnr)
+  without = apply(net)(params, z, logsnr)
+  never = apply(net.clone(dropout=0.0))(params, z, logsnr, keys=keys)
+  np.testing.assert_array_equal(without, never)
+
+
+# ---------------------------------------------------------- dependencies
+
+
+@pytest.mark.parametrize('net,shape', [
+    (UNet(**SMALL, attention_everywhere=True), (3, 4, 4, 3)), (MLP(features=16), (3, 2))],
+    ids=['unet', 'mlp'])
+def test_an_example_s_output_does_not_depend_on_its_neighbours(net, shape):
+  z, logsnr, _ = inputs(shape)
+  params = randomised(net, z, logsnr)
+  run = apply(net)
+  before = run(params, z, logsnr)
+  after = run(params, z.at[1].add(1.0), logsnr.at[1].add(3.0))
+  np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
+  assert np.abs(after - before)[1].max() > 0.1
+
+
+def test_conditioning_needs_several_channels_to_a_group():
+  """A norm over one channel takes away whatever was added to all its pixels alike."""
+  z, logsnr, _ = inputs((2, 4, 4, 3))
+
+  def change(groups):
+    net = UNet(**SMALL | {'groups': groups})
+    params = randomised(net, z, logsnr)
+    run = apply(net)
+    return np.abs(run(params, z, logsnr + 1.0) - run(params, z, logsnr)).max()
+
+  assert change(4) > 1e-2
+  assert change(16) < 1e-5
+
+
+@pytest.mark.parametrize('make,shape', [(lambda **kw: UNet(**SMALL, **kw), (2, 4, 4, 3)),
+                                        (lambda **kw: MLP(features=16, **kw), (2, 2))],
+                         ids=['unet', 'mlp'])
+def test_conditioning_is_nothing_a_scalar_or_a_label(make, shape):
+  z, logsnr, _ = inputs(shape)
+  net = make()
+  params = randomised(net, z, logsnr)
+  run = apply(net)
+  nothing = run(params, z, logsnr)
+  some = run(params, z, logsnr, jnp.array([0.0, 1.0]))
+  np.testing.assert_array_equal(some[0], nothing[0])
+  assert np.abs(some[1] - nothing[1]).max() > 1e-3
+
+  net = make(classes=3)
+  params = randomised(net, z, logsnr)
+  run = apply(net)
+  nothing = run(params, z, logsnr)
+  labelled = run(params, z, logsnr, jnp.array([-1, 2]))
+  np.testing.assert_array_equal(labelled[0], nothing[0])
+  assert np.abs(labelled[1] - nothing[1]).max() > 1e-3
+  assert np.abs(run(params, z, logsnr, jnp.array([0, 1]))[1] - labelled[1]).max() > 1e-3
+
+
+def test_a_bfloat16_trunk_leaves_z_and_the_output_in_float32():
+  """y - z comes from the trunk; some 40 roundings of it, each 2^-9 at most, add up like noise.
+
+  z itself must come through unrounded: in bfloat16 it would be off by up to 2^-9 |z|.
+  """
+  settings = SMALL | {'blocks': 1}
+  z, logsnr, _ = inputs((2, 4, 4, 3))
+  wide, narrow = UNet(**settings), UNet(**settings, dtype=jnp.bfloat16)
+  params = randomised(wide, z, logsnr)
+  y = apply(wide)(params, z, logsnr)
+  rough = apply(narrow)(params, z, logsnr)
+  assert rough.dtype == jnp.float32
+  rms = lambda u: np.sqrt(np.mean(np.square(u)))
+  error = rms(rough - y) / rms(y - z)
+  assert 1e-5 < error < np.sqrt(40) * 2.0**-9, error
+
+  muted = params | {'conv_out': jax.tree.map(jnp.zeros_like, params['conv_out'])}
+  np.testing.assert_array_equal(apply(narrow)(muted, z, logsnr), z)
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize('net,cond,message', [
+    (UNet(**SMALL | {'groups': 5}), None, 'groups = 5 does not divide features = 16'),
+    (MLP(features=15), None, 'features = 15'),
+    (MLP(features=16), jnp.zeros((2, 1)), r'cond has shape \(2, 1\)'),
+    (MLP(features=16, classes=3), jnp.zeros(2), 'integer labels')], ids=str)
+def test_what_does_not_fit_is_refused_by_name(net, cond, message):
+  z = jnp.zeros((2, 4, 4, 3)) if isinstance(net, UNet) else jnp.zeros((2, 2))
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(net.init, jax.random.key(0), z, jnp.zeros(2), cond)

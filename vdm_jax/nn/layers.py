@@ -1,0 +1,123 @@
+"""Layers shared by the networks.
+
+A network is called as
+
+    net(z, logsnr, cond=None, keys=None) -> y        z, y: [B, ...], float32;  logsnr: [B]
+
+and is a function of each example alone: what it returns for example i depends on z[i],
+logsnr[i], cond[i] and keys[i], whatever else is in the batch and wherever it is computed.
+That holds for dropout too, so its randomness is an argument: `keys` has one PRNG key per
+example of the global batch, and every dropout layer draws from the stream named by its own
+path in the network.  (Linen's `rngs` take one key for the whole batch, whose masks would
+change with the layout.)  Without keys there is no dropout.
+
+The trunk of a network may run in bfloat16 (`dtype`).  Parameters, z, its Fourier features,
+the embedding of logsnr, normalisation statistics, the attention's softmax and the output
+stay float32: near the data the noise is below bfloat16's resolution.
+"""
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax import random
+from vdm_jax.typing import Array, PyTree
+
+zeros = nn.initializers.zeros_init()
+
+
+def fourier_features(z: Array, exponents: tuple[int, ...]) -> Array:
+  """sin(2^n 2 pi z), cos(2^n 2 pi z) for the N `exponents` n: [..., C] -> [..., 2 C N].
+
+  They show a network the low-order digits of z: Kingma et al. (2021).
+  """
+  frequencies = 2.0 * math.pi * 2.0 ** jnp.asarray(exponents, jnp.float32)
+  phases = (z[..., None] * frequencies).reshape(*z.shape[:-1], -1)
+  return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+
+
+def sinusoidal_embedding(t: Array, features: int) -> Array:
+  """sin(w_k t), cos(w_k t); w_k = 10^(-4 k / (K - 1)), k < K: [B] -> [B, 2 K = features].
+
+  Ho et al. (2020); the positions of Vaswani et al. (2017), section 3.5.
+  """
+  half = features // 2
+  frequencies = jnp.exp(-math.log(1e4) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+  phases = t[:, None] * frequencies
+  return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+
+
+class Embedding(nn.Module):
+  """What every block of a network is conditioned on: (logsnr, cond) -> [B, 4 features].
+
+  An MLP of the sinusoidal embedding of 1000 t, where t = (logsnr_max - logsnr) /
+  (logsnr_max - logsnr_min) with the two end points fixed: a learned schedule may move beyond
+  them.  `cond` is one of
+
+    None                        nothing
+    numbers [B]                 a scalar, appended to the embedding; None is the same as 0
+    integers [B], classes > 0   a label, whose vector is added at the end; -1 and None are no label
+  """
+  features: int
+  classes: int
+  logsnr_max: float
+  logsnr_min: float
+
+  @nn.compact
+  def __call__(self, logsnr: Array, cond: PyTree = None) -> Array:
+    if self.features < 4 or self.features % 2:
+      raise ValueError(f'features = {self.features}: the embedding needs an even number >= 4')
+    if cond is not None and jnp.shape(cond) != logsnr.shape:
+      raise ValueError(f'cond has shape {jnp.shape(cond)}: give one number per example, '
+                       f'{logsnr.shape}')
+    labelled = self.classes > 0
+    if labelled and cond is not None and not jnp.issubdtype(cond.dtype, jnp.integer):
+      raise ValueError(f'cond is {cond.dtype}: a network with classes = {self.classes} takes '
+                       'integer labels')
+    nothing = jnp.zeros_like(logsnr)
+    scalar = nothing if labelled or cond is None else cond.astype(jnp.float32)
+    t = (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
+    h = sinusoidal_embedding(1000.0 * t, self.features)
+    h = jnp.concatenate([h, scalar[:, None]], axis=-1)
+    h = nn.swish(nn.Dense(4 * self.features, name='dense0')(h))
+    h = nn.Dense(4 * self.features, name='dense1')(h)
+    if labelled:
+      label = jnp.full(logsnr.shape, -1) if cond is None else cond
+      h += nn.Dense(4 * self.features, use_bias=False, name='label')(
+          jax.nn.one_hot(label, self.classes))
+    return nn.swish(h)
+
+
+class Dropout(nn.Module):
+  """Zeroes each number with probability `rate` and divides the rest by 1 - rate; off without keys.
+
+  keys: [B]; the mask of example i depends on keys[i] and on the path of this layer alone.
+  """
+  rate: float
+
+  def __call__(self, h: Array, keys: Array | None) -> Array:
+    if keys is None or self.rate == 0.0:
+      return h
+    own = random.stream(keys, '/'.join(self.path))
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, h.shape[1:]))(own)
+    return jnp.where(keep, h / (1.0 - self.rate), 0.0)
+
+
+class AttentionBlock(nn.Module):
+  """h + W softmax(q k^T / sqrt(C)) v over all positions, one head: [B, ..., C] -> [B, ..., C].
+
+  Starts as the identity.  The softmax is float32.
+  """
+  groups: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, h: Array) -> Array:
+    features = h.shape[-1]
+    x = nn.GroupNorm(self.groups, dtype=self.dtype, name='norm')(h)
+    x = x.reshape(h.shape[0], -1, 1, features)  # one head
+    dense = lambda name: nn.Dense(features, dtype=self.dtype, name=name)(x)
+    x = jax.nn.dot_product_attention(dense('query'), dense('key'), dense('value'))
+    x = nn.Dense(features, dtype=self.dtype, kernel_init=zeros, name='out')(x)
+    return h + x.reshape(h.shape)

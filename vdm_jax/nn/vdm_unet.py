@@ -1,0 +1,108 @@
+"""The score network of variational diffusion models (Kingma et al. 2021).
+
+A U-Net in its skip connections alone: every block works at the full resolution, so that no
+detail is lost on the way.  With L = `blocks` and C = `features`:
+
+    conv_in  ->  L blocks down  ->  block, attention, block  ->  L + 1 blocks up  ->  conv_out
+
+The blocks up read, beside their input, the outputs of conv_in and of the blocks down in
+reverse order.  The input is z with its Fourier features, which show the network the low-order
+digits of z, where the last bits of an image are decided.  The last convolution starts at zero
+and z is added to its output: as an estimate of the noise, y = z is right where all is noise.
+"""
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax.nn.layers import AttentionBlock, Dropout, Embedding, fourier_features, zeros
+from vdm_jax.typing import Array, PyTree
+
+
+class ResBlock(nn.Module):
+  """Two convolutions around the conditioning: [B, H, W, C'] -> [B, H, W, features].
+
+  h + conv(dropout(swish(norm(conv(swish(norm(h))) + W cond)))); h passes a linear map where
+  C' differs from `features`.
+  """
+  features: int
+  groups: int
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, h: Array, embedding: Array, keys: Array | None = None) -> Array:
+    norm = lambda name: nn.GroupNorm(self.groups, dtype=self.dtype, name=name)
+    x = nn.swish(norm('norm1')(h))
+    x = nn.Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(x)
+    x += nn.Dense(self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype,
+                  name='embedding')(embedding)[:, None, None]
+    x = Dropout(self.dropout, name='dropout')(nn.swish(norm('norm2')(x)), keys)
+    x = nn.Conv(self.features, (3, 3), kernel_init=zeros, dtype=self.dtype, name='conv2')(x)
+    if h.shape[-1] != self.features:
+      h = nn.Dense(self.features, dtype=self.dtype, name='shortcut')(h)
+    return h + x
+
+
+class UNet(nn.Module):
+  """The network of VDM for images of any size and number of channels.
+
+  features, blocks       C and L above
+  attention_everywhere   attention after every block, not in the middle alone
+  groups                 of the normalisations; divides `features`.  With one channel to a group
+                         (32 features, 32 groups) the second normalisation of a block removes the
+                         conditioning wholly; leave each group several
+  dropout                rate; per example, on where keys are given
+  fourier                exponents n of the features sin(2^n 2 pi z), cos(2^n 2 pi z); () for none.
+                         (6, 7) suit 256 levels in [-1, 1]
+  classes                number of class labels; 0: `cond` is an optional scalar (see `Embedding`)
+  logsnr_max, logsnr_min the range that the embedding of logsnr maps to [0, 1000]
+  dtype                  of the trunk: float32, or bfloat16
+  """
+  features: int = 128
+  blocks: int = 32
+  attention_everywhere: bool = False
+  groups: int = 32
+  dropout: float = 0.1
+  fourier: tuple[int, ...] = (6, 7)
+  classes: int = 0
+  logsnr_max: float = 13.3
+  logsnr_min: float = -5.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: Array, logsnr: Array, cond: PyTree = None,
+               keys: Array | None = None) -> Array:
+    """y: [B, H, W, C], float32.  z: [B, H, W, C]; logsnr, keys: [B]; cond: see `Embedding`."""
+    if self.features % self.groups:
+      raise ValueError(f'groups = {self.groups} does not divide features = {self.features}: '
+                       'choose a divisor, with several features to a group')
+    embedding = Embedding(self.features, self.classes, self.logsnr_max, self.logsnr_min,
+                          name='embedding')(logsnr, cond)
+
+    def block(name, h):
+      return ResBlock(self.features, self.groups, self.dropout, self.dtype, name=name)(
+          h, embedding, keys)
+
+    def attention(name, h):
+      return AttentionBlock(self.groups, self.dtype, name=name)(h)
+
+    # The first and the last convolution are float32: they touch z itself, and cost little.
+    h = jnp.concatenate([z, fourier_features(z, self.fourier)], axis=-1)
+    h = nn.Conv(self.features, (3, 3), name='conv_in')(h).astype(self.dtype)
+    skips = [h]
+    for i in range(self.blocks):
+      h = block(f'down_{i}', h)
+      if self.attention_everywhere:
+        h = attention(f'down_attention_{i}', h)
+      skips.append(h)
+
+    h = block('mid_0', h)
+    h = attention('mid_attention', h)
+    h = block('mid_1', h)
+
+    for i in range(self.blocks + 1):
+      h = block(f'up_{i}', jnp.concatenate([h, skips.pop()], axis=-1))
+      if self.attention_everywhere:
+        h = attention(f'up_attention_{i}', h)
+
+    h = nn.swish(nn.GroupNorm(self.groups, name='norm_out')(h.astype(jnp.float32)))
+    return z + nn.Conv(z.shape[-1], (3, 3), kernel_init=zeros, name='conv_out')(h)

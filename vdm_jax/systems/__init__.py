@@ -1,0 +1,1 @@
+"""Whole published systems, composed from the parts."""

@@ -1,0 +1,102 @@
+"""Variational diffusion models (Kingma, Salimans, Poole and Ho 2021).
+
+The system: the noise estimate of a U-Net on the `vp` curve, a schedule learned with it, discrete
+data through the decoder of `decoders.Pixels`, and the variational bound as the loss, in continuous
+time or with T steps.  A config chooses the network and the schedule in Python and hands them to
+`experiment`.
+"""
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import data, predictions, random
+from vdm_jax.decoders import Pixels, bits_per_dim
+from vdm_jax.nn.vdm_unet import UNet
+from vdm_jax.objectives import vlb
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.schedules import Bound
+from vdm_jax.train import loop, optimizer
+from vdm_jax.typing import Experiment, Model, PyTree, Schedule
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The CIFAR-10 recipe of the official code; the published configs say where they differ."""
+  return ml_collections.ConfigDict({
+      'seed': 1,
+      'data': data.default_config(),
+      'model': {
+          'features': 128,
+          'blocks': 32,
+          'attention_everywhere': False,
+          'groups': 32,
+          'dropout': 0.1,
+          'fourier': (6, 7),     # exponents n of sin(2^n 2 pi z)
+          'class_conditional': False,
+          'dtype': 'float32',    # of the network's trunk; or bfloat16
+          'logsnr_max': 13.3,    # of the schedule at initialisation, and of the network's input
+          'logsnr_min': -5.0,
+          'timesteps': 0,        # T of the bound that is trained; 0: continuous time
+      },
+      'optimizer': optimizer.default_config(),
+      'ema': {'ema': 0.9999},    # name: rate; the first is what is evaluated by default
+      'train': loop.default_config(),
+  })
+
+
+def unet(config: ml_collections.ConfigDict) -> UNet:
+  """The score network of `config.model`."""
+  m = config.model
+  return UNet(features=m.features, blocks=m.blocks, attention_everywhere=m.attention_everywhere,
+              groups=m.groups, dropout=m.dropout, fourier=tuple(m.fourier),
+              classes=config.data.classes if m.class_conditional else 0,
+              logsnr_max=m.logsnr_max, logsnr_min=m.logsnr_min, dtype=jnp.dtype(m.dtype))
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module,
+               schedule: nn.Module | Schedule) -> Experiment:
+  """The experiment of `config` with this network, an estimate of eps, and this schedule.
+
+  schedule: a Linen module is learned, as params['schedule']; a value is fixed.  The network is
+  params['net'].  The loss is in bits per dimension, as in the official code, so that the
+  optimiser's epsilon and a clipping norm mean the same.
+  """
+  spec = data.resolve(config.data)
+  learned = isinstance(schedule, nn.Module)
+  pixels = Pixels(spec.levels)
+
+  def cond(batch: PyTree) -> PyTree:
+    """What the network is told beside z and logsnr: a label, whether x is augmented, nothing."""
+    if config.model.class_conditional:
+      return batch['label']
+    return batch['augmented'] if config.data.augment else None
+
+  def init(key):
+    key_net, key_schedule = jax.random.split(key)
+    z = jnp.zeros((1, *spec.shape))
+    batch = {'label': jnp.zeros(1, jnp.int32), 'augmented': jnp.zeros(1)}
+    params = {'net': net.init(key_net, z, jnp.zeros(1), cond(batch))['params']}
+    if learned:
+      params['schedule'] = schedule.init(key_schedule, jnp.zeros(1))['params']
+    return params
+
+  def model(params, keys=None):
+    at_time = Bound(params['schedule'], schedule) if learned else schedule
+    return Model(denoise=predictions.denoiser(Bound(params['net'], net, keys), predictions.eps),
+                 process=GaussianProcess(at_time), decoder=pixels.log_prob, encode=pixels.encode,
+                 decode=pixels.decode, cond=cond, shape=spec.shape)
+
+  def loss(params, batch, context):
+    m = model(params, random.stream(context.keys, 'dropout') if context.train else None)
+    images = batch['image']
+    common = {'data': images, 'decoder': m.decoder}
+    args = m.denoise, m.process, m.encode(images), context.t, context.keys, cond(batch)
+    if config.model.timesteps:
+      nats, terms = vlb.discrete(*args, steps=config.model.timesteps, **common)
+    else:
+      nats, terms = vlb.continuous(*args, **common)
+    bits = jax.tree.map(lambda u: bits_per_dim(u, spec.shape), {'bits_per_dim': nats, **terms})
+    return bits['bits_per_dim'], bits
+
+  return Experiment(init=init, loss=loss, model=model, data=data.Data(config.data),
+                    tx=optimizer.adamw(config.optimizer), ema=dict(config.ema))

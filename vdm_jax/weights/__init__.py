@@ -1,0 +1,1 @@
+"""Published checkpoints as parameters of our networks."""

@@ -1,0 +1,87 @@
+"""Parameters of the official VDM code (google-research/vdm) as ours, and back by name.
+
+The official tree, its names joined by `/`, has two parts: `score_model/...`, our `net` (a
+`nn.vdm_unet.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
+`schedules.Monotone`).  Kernels have the same layout, so only names change:
+
+    score_model/down.block_3/GroupNorm_0/scale      net/down_3/norm1/scale
+    score_model/up.attn_0/proj_out/kernel           net/up_attention_0/out/kernel
+    score_model/dense0/kernel                       net/embedding/dense0/kernel
+    gamma/w                                         schedule/w
+"""
+import re
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+
+from vdm_jax import schedules
+from vdm_jax.errors import InputError
+from vdm_jax.systems import vdm
+from vdm_jax.typing import Array, PyTree
+
+# Ours -> official, each applied to the whole name.
+_NAMES = tuple((re.compile(pattern), official) for pattern, official in (
+    (r'^schedule/', r'gamma/'),
+    (r'^net/', r'score_model/'),
+    (r'/embedding/(dense\d)/', r'/\1/'),
+    (r'/embedding/kernel', r'/cond_proj/kernel'),
+    (r'/norm_out/', r'/GroupNorm_0/'),
+    (r'/norm1/', r'/GroupNorm_0/'),
+    (r'/norm2/', r'/GroupNorm_1/'),
+    (r'/norm/', r'/GroupNorm_0/'),
+    (r'/shortcut/', r'/nin_shortcut/'),
+    (r'/query/', r'/q/'),
+    (r'/key/', r'/k/'),
+    (r'/value/', r'/v/'),
+    (r'/out/', r'/proj_out/'),
+    (r'/mid_0/', r'/mid.block_1/'),
+    (r'/mid_1/', r'/mid.block_2/'),
+    (r'/mid_attention/', r'/mid.attn_1/'),
+    (r'/(down|up)_attention_(\d+)/', r'/\1.attn_\2/'),
+    (r'/(down|up)_(\d+)/', r'/\1.block_\2/'),
+))
+
+
+def official_name(ours: str) -> str:
+  """'net/down_0/norm1/scale' -> 'score_model/down.block_0/GroupNorm_0/scale'."""
+  for pattern, official in _NAMES:
+    ours = pattern.sub(official, ours)
+  return ours
+
+
+def from_flat(flat: Mapping[str, Array], config: ml_collections.ConfigDict) -> PyTree:
+  """The official parameters `flat`, {name: array}, as those of `systems.vdm` with `config`.
+
+  The schedule is the one that `flat` holds: `gamma/w` is a LearnedLinear, `gamma/l1` a Monotone,
+  none a fixed one.  Raises InputError naming every parameter that does not fit.
+  """
+  if 'gamma/w' in flat:
+    schedule = schedules.LearnedLinear()
+  elif 'gamma/l1/kernel' in flat:
+    schedule = schedules.Monotone(features=flat['gamma/l2/kernel'].shape[-1])
+  else:
+    schedule = schedules.Linear()
+  experiment = vdm.experiment(config, net=vdm.unet(config), schedule=schedule)
+  return fit(flat, jax.eval_shape(experiment.init, jax.random.key(0)))
+
+
+def fit(flat: Mapping[str, Array], like: PyTree) -> PyTree:
+  """The official parameters `flat`, {name: array}, as a tree like `like`.
+
+  like: {'net': ..., 'schedule': ...}, arrays or shapes; a fixed schedule has no entry.
+  Raises InputError naming every parameter that is missing, left over or of another shape.
+  """
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+  names = [official_name('/'.join(k.key for k in path)) for path, _ in leaves]
+  wrong = [f'missing: {name} {leaf.shape}' for name, (_, leaf) in zip(names, leaves, strict=True)
+           if name not in flat]
+  wrong += [f'left over: {name} {flat[name].shape}' for name in flat if name not in names]
+  wrong += [f'shape: {name} is {flat[name].shape}, should be {leaf.shape}'
+            for name, (_, leaf) in zip(names, leaves, strict=True)
+            if name in flat and flat[name].shape != leaf.shape]
+  if wrong:
+    raise InputError('the official parameters do not fit this network and schedule '
+                     '(compare features, blocks, attention_everywhere and the kind of schedule '
+                     'in the config):\n  ' + '\n  '.join(wrong))
+  return jax.tree.unflatten(treedef, [flat[name] for name in names])
