@@ -1,0 +1,26 @@
+"""Prepares a data set for training, without TensorFlow: cifar10, mnist or digits.
+
+  python scripts/prepare_data.py cifar10 --data_dir=DIR
+  python scripts/prepare_data.py mnist --data_dir=DIR --from=FOLDER_OF_THE_FOUR_FILES
+
+The archives are downloaded, or read from where they are already.  It can be run again.
+"""
+import cli
+from absl import app, flags
+
+from vdm_jax.data import prepare
+
+DATA_DIR = flags.DEFINE_string(
+    'data_dir', '', 'Where data sets live.  Empty: $TFDS_DATA_DIR, ~/tensorflow_datasets.')
+FROM = flags.DEFINE_list(
+    'from', [], 'The official archives, or folders that hold them, separated by commas.')
+
+
+def main(names):
+  if len(names) != 1:
+    raise app.UsageError('name one data set: cifar10, mnist or digits')
+  print(prepare.prepare(names[0], DATA_DIR.value, FROM.value))
+
+
+if __name__ == '__main__':
+  cli.run(main, arguments=True)

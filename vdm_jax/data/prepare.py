@@ -1,0 +1,182 @@
+"""CIFAR-10, MNIST and the digits as TFDS writes them, without TensorFlow.
+
+The stock TFDS builders of CIFAR-10 and MNIST reach for TensorFlow only to open files and to encode
+images.  Here the same builders write what they are handed: the official archives, read by
+`tarfile` and `gzip`, and images encoded by Pillow.  Names, versions, features, keys (hence the
+shuffled order) and file layout stay those of TFDS.
+"""
+import gzip
+import hashlib
+import importlib.util
+import os
+import shutil
+import tarfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from vdm_jax.data import sources
+from vdm_jax.errors import InputError
+
+
+class Archive(NamedTuple):
+  """A file that holds a data set, as its authors publish it."""
+  url: str
+  size: int     # bytes
+  sha256: str
+
+  @property
+  def name(self) -> str:
+    return self.url.rsplit('/', 1)[-1]
+
+
+def official_archives(name: str) -> tuple[Archive, ...]:
+  """What TFDS would download for `name`, with sizes and checksums: from TFDS's own records."""
+  package = os.path.dirname(importlib.util.find_spec('tensorflow_datasets').origin)
+  with open(os.path.join(package, 'url_checksums', f'{name}.txt')) as lines:
+    rows = [line.rstrip('\n').split('\t') for line in lines]
+  return tuple(Archive(url, int(size), digest) for url, size, digest, *_ in rows)
+
+
+def prepare(name: str, data_dir: str = '', given: Sequence[str] = (),
+            archives: Sequence[Archive] | None = None) -> str:
+  """Writes the data set `name` below `data_dir` and returns one line that says where it is.
+
+  Archives are looked for in `given` (files and folders), else where TFDS keeps its downloads
+  (data_dir/downloads), else downloaded there.  Nothing is written before every checksum holds.
+
+  Raises InputError for another name, a file that is not the official one or a data set there in
+  another format, FileNotFoundError where archives are missing and cannot be downloaded, OSError
+  where data_dir cannot be written.
+  """
+  if name not in sources.PREPARED_BY_US:
+    raise InputError(f'{name} is none of {", ".join(sources.PREPARED_BY_US)}: '
+                     f'{sources.how_to_prepare(name, sources.data_directory(data_dir))}')
+  from vdm_jax.data import builders
+  builder = sources.tfds_builder(name, data_dir)
+  if builder.info.splits:
+    sources.open_store(name, data_dir)  # raises where it is in a format that we cannot read
+    return f'{name} is already prepared in {builder.data_path}'
+  if name != 'digits':
+    folder = os.path.join(sources.data_directory(data_dir), 'downloads')
+    paths = _obtain(name, official_archives(name) if archives is None else archives, given, folder)
+    read = {'cifar10': _cifar10, 'mnist': _mnist}[name]
+    # The builder keeps everything but its reading: what it writes is what TFDS writes.
+    builder._split_generators = lambda dl_manager: read(paths, builder.info.features)
+  return f'{name} is prepared in {builders.generate(builder)}'
+
+
+def _obtain(name: str, archives: Sequence[Archive], given: Sequence[str],
+            folder: str) -> dict[str, str]:
+  """Paths of the archives by official name, every one with the official checksum."""
+  files = _files(given or [folder])
+  paths = {}
+  for archive in archives:
+    # TFDS renames what it downloads, so its files are known by their size.
+    named = [f for f in files if os.path.basename(f) == archive.name]
+    sized = [f for f in files if f not in named and os.path.getsize(f) == archive.size]
+    only = files if len(files) == len(archives) == 1 else []
+    digests = {f: _sha256(f) for f in named + sized or only}
+    right = [f for f, digest in digests.items() if digest == archive.sha256]
+    if right:
+      paths[archive.name] = right[0]
+    elif digests:
+      file, digest = next(iter(digests.items()))
+      raise InputError(f'{file} is not the official {archive.name}: its sha256 is {digest}, '
+                       f'expected {archive.sha256}; delete it and get it from {archive.url}')
+  missing = [archive for archive in archives if archive.name not in paths]
+  try:
+    if missing and given:
+      raise OSError(f'not found in {" ".join(given)}')
+    for archive in missing:
+      paths[archive.name] = _download(archive, folder)
+  except OSError as error:
+    wanted = '; '.join(f'{a.url} ({a.size:,} bytes, sha256 {a.sha256})' for a in missing)
+    raise FileNotFoundError(
+        f'{name} needs files that are not here ({error}). Get {wanted}; then run `python '
+        f'scripts/prepare_data.py {name} --data_dir={os.path.dirname(folder)} '
+        f'--from=THEIR_FOLDER`') from error
+  return paths
+
+
+def _files(places: Sequence[str]) -> list[str]:
+  found = []
+  for place in map(os.path.expanduser, places):
+    found += [place] if os.path.isfile(place) else sorted(
+        os.path.join(folder, file) for folder, _, files in os.walk(place) for file in files)
+  return found
+
+
+def _sha256(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _download(archive: Archive, folder: str) -> str:
+  """Downloads into `folder`, under the final name only when the checksum holds."""
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, archive.name)
+  part = f'{path}.part{os.getpid()}'
+  logging.info('downloading %s', archive.url)
+  try:
+    with urllib.request.urlopen(archive.url, timeout=30) as reply, open(part, 'wb') as file, \
+        tqdm.wrapattr(reply, 'read', total=archive.size, desc=archive.name) as stream:
+      shutil.copyfileobj(stream, file)
+    digest = _sha256(part)
+    if digest != archive.sha256:
+      raise OSError(f'{archive.url} gave sha256 {digest}')
+    os.replace(part, path)
+  finally:
+    if os.path.exists(part):
+      os.remove(part)
+  return path
+
+
+# What the archives hold.
+
+
+def _cifar10(paths: dict[str, str], features) -> dict[str, Iterator]:
+  """Binary version: records of a label and 3 x 32 x 32 bytes, planes red, green, blue."""
+  [path] = paths.values()
+  members = {}
+  with tarfile.open(path) as archive:
+    for member in archive:
+      if member.isfile():
+        members[os.path.basename(member.name)] = archive.extractfile(member).read()
+  features['label'].names = members['batches.meta.txt'].decode().split()
+
+  def examples(split, files):
+    records = np.frombuffer(b''.join(members[f] for f in files), np.uint8).reshape(-1, 3073)
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    for i, example in enumerate(_encoded(split, images, records[:, 0])):
+      yield i, {'id': f'{split}_{i:05d}', **example}
+
+  return {'train': examples('train', [f'data_batch_{i}.bin' for i in range(1, 6)]),
+          'test': examples('test', ['test_batch.bin'])}
+
+
+def _mnist(paths: dict[str, str], features) -> dict[str, Iterator]:
+  """IDX files: a magic number whose last byte counts the axes, their sizes, then bytes."""
+  del features
+
+  def idx(name):
+    with gzip.open(paths[name]) as file:
+      content = file.read()
+    axes = content[3]
+    shape = np.frombuffer(content, '>i4', axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+  examples = lambda split, prefix: enumerate(_encoded(
+      split, idx(f'{prefix}-images-idx3-ubyte.gz')[..., None],
+      idx(f'{prefix}-labels-idx1-ubyte.gz')))
+  return {'train': examples('train', 'train'), 'test': examples('test', 't10k')}
+
+
+def _encoded(split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[dict]:
+  from vdm_jax.data.builders import png
+  for image, label in tqdm(zip(images, labels, strict=True), desc=split, total=len(images)):
+    yield {'image': png(np.ascontiguousarray(image)), 'label': int(label)}
