@@ -96,8 +96,8 @@ def tau(at_t: Level, at_s: Level) -> Array:
 
   Exactly 0 where t = s, also where both logsnr are infinite; 1 where only one of them is.
   """
-  same = at_t.logsnr == at_s.logsnr
-  return jnp.where(same, 0.0, -jnp.expm1(jnp.where(same, 0.0, at_t.logsnr - at_s.logsnr)))
+  change = jnp.where(at_t.logsnr == at_s.logsnr, 0.0, at_t.logsnr - at_s.logsnr)  # inf - inf = 0
+  return -jnp.expm1(change)
 
 
 def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Array]:

@@ -109,7 +109,7 @@ class Experiment(NamedTuple):
   """What a config's `build` returns.  Training, evaluation and sampling use nothing else."""
   init: Callable[[Array], PyTree]      # key -> params
   loss: Loss
-  model: Callable[[PyTree], Model]     # params -> Model
+  model: Callable[..., Model]          # params (, dropout keys [B]) -> Model
   data: Any                            # data.Data: the splits, read when they are asked for
   tx: Any                              # optax.GradientTransformation
   ema: dict[str, float]                # name -> rate; the first is the default at evaluation

@@ -27,7 +27,7 @@ from vdm_jax.typing import Array, PyTree
 zeros = nn.initializers.zeros_init()
 
 
-def fourier_features(z: Array, exponents: tuple[int, ...]) -> Array:
+def fourier_features(z: Array, exponents: tuple[float, ...]) -> Array:
   """sin(2^n 2 pi z), cos(2^n 2 pi z) for the N `exponents` n: [..., C] -> [..., 2 C N].
 
   They show a network the low-order digits of z: Kingma et al. (2021).

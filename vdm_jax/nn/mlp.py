@@ -18,7 +18,7 @@ class MLP(nn.Module):
   features: int = 128
   blocks: int = 4
   dropout: float = 0.0
-  fourier: tuple[int, ...] = ()
+  fourier: tuple[float, ...] = ()
   classes: int = 0
   logsnr_max: float = 13.3
   logsnr_min: float = -5.0

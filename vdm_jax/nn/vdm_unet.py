@@ -62,7 +62,7 @@ class UNet(nn.Module):
   attention_everywhere: bool = False
   groups: int = 32
   dropout: float = 0.1
-  fourier: tuple[int, ...] = (6, 7)
+  fourier: tuple[float, ...] = (6, 7)
   classes: int = 0
   logsnr_max: float = 13.3
   logsnr_min: float = -5.0

@@ -1,0 +1,29 @@
+"""Four simulated devices, one compilation cache for all tests, and float64 where a test asks."""
+import os
+from pathlib import Path
+
+# Before JAX is imported.  What the user has set comes last, and so wins.
+os.environ['XLA_FLAGS'] = ' '.join(
+    ['--xla_force_host_platform_device_count=4', os.environ.get('XLA_FLAGS', '')]).strip()
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
+                      str(Path(__file__).parents[1] / '.cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+import jax
+import pytest
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def x64():
+  """float64, which the closed forms deserve.  Not the default: users train in float32."""
+  with jax.enable_x64(True):
+    yield
+
+
+def pytest_runtest_setup(item):
+  if item.get_closest_marker('gpu') and jax.default_backend() == 'cpu':
+    pytest.skip('needs an accelerator, and JAX finds none')

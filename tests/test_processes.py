@@ -1,0 +1,197 @@
+"""Processes: curves, the SDE, Bayes' rule, and levels where alpha or sigma vanish."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vdm_jax import processes, schedules
+from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
+from vdm_jax.typing import Level
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+CURVES = [vp, ve, flow, sub_vp]
+UNITS = {vp: lambda a, s: a**2 + s**2, ve: lambda a, s: a, flow: lambda a, s: a + s,
+         sub_vp: lambda a, s: a**2 + s}
+
+
+def bent():
+  module = schedules.PinnedMonotone(features=8, logsnr_max=6.0, logsnr_min=-4.0)
+  return schedules.Bound(module.init(jax.random.key(0), jnp.zeros(1))['params'], module)
+
+
+def all_schedules():
+  return [schedules.Linear(6.0, -4.0), schedules.Cosine(6.0, -4.0),
+          schedules.BetaLinear(t_min=0.02), schedules.GeometricSigma(0.05, 5.0), bent()]
+
+
+@pytest.mark.parametrize('curve', CURVES)
+def test_a_curve_has_the_logsnr_it_was_asked_for_in_its_own_units(curve):
+  logsnr = jnp.linspace(-30.0, 30.0, 61)
+  alpha, sigma = curve(logsnr)
+  np.testing.assert_allclose(2 * (np.log(alpha) - np.log(sigma)), logsnr, atol=1e-10)
+  np.testing.assert_allclose(UNITS[curve](alpha, sigma), 1.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize('curve', CURVES)
+def test_float32_loses_nothing_at_the_ends_of_a_curve(curve):
+  """1 - sigmoid(13.3) is wrong by 3e-3 in float32; sigmoid(-13.3) is not."""
+  logsnr = np.array([-20.0, -13.3, -5.0, 5.0, 13.3, 20.0], np.float32)
+  exact = curve(jnp.asarray(logsnr, jnp.float64))
+  with jax.enable_x64(False):
+    single = curve(jnp.asarray(logsnr))
+    naive = 1.0 - jax.nn.sigmoid(jnp.float32(13.3))
+  assert single[0].dtype == single[1].dtype == jnp.float32
+  np.testing.assert_allclose(single, exact, rtol=1e-6)
+  assert abs(float(naive) * (1 + np.exp(13.3)) - 1) > 1e-3
+
+
+def runge_kutta(slope, y, h):
+  """Integrates y' = slope(i, y) over the nodes 0, 2, 4, ...; odd i are the midpoints."""
+  for i in range(0, slope.n - 2, 2):
+    k1 = slope(i, y)
+    k2 = slope(i + 1, y + 0.5 * h * k1)
+    k3 = slope(i + 1, y + 0.5 * h * k2)
+    k4 = slope(i + 2, y + h * k3)
+    y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+  return y
+
+
+def test_the_sde_transports_the_marginal_of_every_schedule_on_every_curve():
+  """mean' = f mean and var' = 2 f var + g^2 lead from the marginal at t = 0 to that at t = 1."""
+  mean, var, n = 0.7, 0.3, 401
+  family = [GaussianProcess(schedule, curve) for schedule in all_schedules() for curve in CURVES]
+  family.append(from_alpha_sigma(lambda t: jnp.cos(1.4 * t), lambda t: 0.1 + jnp.sin(1.4 * t)))
+
+  @jax.jit
+  def evaluate(t):
+    levels = [process(t) for process in family]
+    f, g = zip(*map(processes.sde, levels), strict=True)
+    ends = [(level.alpha[i] * mean, level.alpha[i]**2 * var + level.sigma[i]**2)
+            for level in levels for i in (0, -1)]
+    return jnp.stack(f), jnp.stack(g), jnp.array(ends)
+
+  t = jnp.linspace(0.0, 1.0, 2 * n - 1)
+  f, g, ends = map(np.asarray, evaluate(t))
+  first, last = ends[::2].T, ends[1::2].T
+
+  def slope(i, y):
+    return np.stack([f[:, i] * y[0], 2 * f[:, i] * y[1] + g[:, i]**2])
+  slope.n = len(t)
+  np.testing.assert_allclose(runge_kutta(slope, first, 1 / (n - 1)), last, rtol=2e-6)
+
+
+def pairs():
+  """(at_t, at_s) of every curve, some t > s."""
+  t, s = jnp.array([1.0, 0.9, 0.5, 0.3]), jnp.array([0.0, 0.8, 0.2, 0.29])
+  for curve in CURVES:
+    process = GaussianProcess(schedules.Linear(5.0, -4.0), curve)
+    yield process(t), process(s)
+  process = from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)  # alpha = 0 and sigma = 0 among them
+  yield process(t), process(s)
+
+
+def test_the_posterior_is_bayes_rule_for_two_gaussians():
+  """q(z_s | z_t, x) from the precisions of q(z_s | x) and of q(z_t | z_s) as a function of z_s."""
+  x, z = jnp.array([0.3, -1.2, 0.8, 0.1]), jnp.array([-0.5, 0.4, 1.7, 0.9])
+  for at_t, at_s in pairs():
+    mean, std = processes.posterior(z[:, None], x[:, None], at_t, at_s)
+    a_t, a_s = np.asarray(at_t.alpha), np.asarray(at_s.alpha)
+    v_t, v_s = np.asarray(at_t.sigma)**2, np.asarray(at_s.sigma)**2
+    with np.errstate(divide='ignore', invalid='ignore'):
+      step = a_t / a_s
+      noise = v_t - step**2 * v_s
+      precision = 1 / v_s + step**2 / noise
+      expected = (a_s * x / v_s + step * z / noise) / precision
+    known = v_s == 0  # q(z_s | x) is a point
+    np.testing.assert_allclose(mean[:, 0], np.where(known, a_s * x, expected), rtol=1e-9)
+    np.testing.assert_allclose(std[:, 0]**2, np.where(known, 0.0, 1 / precision), rtol=1e-9,
+                               atol=1e-30)
+
+
+def test_the_posterior_leads_from_the_marginal_at_t_to_the_marginal_at_s():
+  x = jnp.full((4, 1), 0.6)
+  for at_t, at_s in pairs():
+    at_mean = at_t.alpha[:, None] * x
+    mean, std = processes.posterior(at_mean, x, at_t, at_s)
+    gain = processes.posterior(at_mean + 1.0, x, at_t, at_s)[0] - mean
+    np.testing.assert_allclose(mean, at_s.alpha[:, None] * x, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(gain**2 * at_t.sigma[:, None]**2 + std**2, at_s.sigma[:, None]**2,
+                               rtol=1e-9, atol=1e-15)
+
+
+def test_the_share_of_fresh_noise_is_zero_where_times_agree_and_one_where_a_signal_begins():
+  process = from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
+  t, s = jnp.array([0.0, 0.4, 1.0, 1.0, 0.4]), jnp.array([0.0, 0.4, 1.0, 0.4, 0.0])
+  np.testing.assert_array_equal(processes.tau(process(t), process(s)), [0.0, 0.0, 0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize('curve', CURVES)
+def test_the_prior_term_is_the_integral_of_the_divergence_on_every_curve(curve):
+  process = GaussianProcess(schedules.Linear(4.0, -1.5), curve)
+  level, std = process(jnp.ones(())), float(processes.prior_std(process))
+  for x in (-0.9, 0.0, 2.0):
+    q = stats.norm(float(level.alpha) * x, float(level.sigma))
+    z = np.linspace(q.ppf(1e-14), q.isf(1e-14), 4001)
+    expected = np.trapezoid(q.pdf(z) * (q.logpdf(z) - stats.norm(0, std).logpdf(z)), z)
+    got = processes.prior_kl(jnp.full((1, 1), x), level)
+    np.testing.assert_allclose(got, expected, rtol=1e-7)
+
+
+def test_without_signal_the_prior_term_vanishes():
+  level = from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)(jnp.ones(1))
+  np.testing.assert_array_equal(processes.prior_kl(jnp.full((1, 2), 3.0), level), 0.0)
+
+
+def test_prior_draws_have_the_spread_of_unit_variance_data_at_the_end():
+  n = 20_000
+  process = GaussianProcess(schedules.Linear(4.0, 0.5), sub_vp)
+  z = processes.sample_prior(process, jax.random.split(jax.random.key(0), n), jnp.zeros((n, 2)))
+  level = process(jnp.ones(()))
+  variance = float(level.alpha)**2 + float(level.sigma)**2
+  np.testing.assert_allclose(np.mean(z), 0.0, atol=4 * (variance / (2 * n))**0.5)
+  np.testing.assert_allclose(np.mean(z**2), variance, rtol=4 / n**0.5)  # (2 / (2 n))^1/2 relative
+
+
+def test_two_functions_of_time_make_the_same_process_as_schedule_and_curve():
+  schedule = schedules.Cosine(6.0, -4.0)
+  a, b = np.arctan(np.exp(-3.0)), np.arctan(np.exp(2.0))
+  angle = lambda t: a + (b - a) * t
+  t = jnp.linspace(0.0, 1.0, 9)
+  one = GaussianProcess(schedule, vp)(t)
+  two = from_alpha_sigma(lambda t: jnp.cos(angle(t)), lambda t: jnp.sin(angle(t)))(t)
+  for field in Level._fields:
+    np.testing.assert_allclose(getattr(one, field), getattr(two, field), rtol=1e-6, atol=1e-9,
+                               err_msg=field)
+
+
+def test_levels_are_finite_in_all_but_logsnr_where_alpha_or_sigma_vanish():
+  level = from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)(jnp.array([0.0, 1.0]))
+  np.testing.assert_array_equal(level.logsnr, [np.inf, -np.inf])
+  np.testing.assert_array_equal(level.alpha, [1.0, 0.0])
+  np.testing.assert_array_equal(level.sigma, [0.0, 1.0])
+  np.testing.assert_array_equal(level.dalpha, [-1.0, -1.0])
+  np.testing.assert_array_equal(level.dsigma, [1.0, 1.0])
+  np.testing.assert_array_equal(level.dlogsnr, [-np.inf, -np.inf])
+  f, g = processes.sde(level)
+  assert f[0] == -1.0 and g[0] == 0.0
+
+
+def test_float32_rounding_below_zero_does_not_spoil_a_schedule_that_ends_without_signal():
+  with jax.enable_x64(False):
+    half_turn = 0.5 * jnp.pi
+    level = from_alpha_sigma(lambda t: jnp.cos(half_turn * t), lambda t: jnp.sin(half_turn * t))(
+        jnp.ones(1))
+    assert jnp.cos(jnp.float32(half_turn)) < 0.0
+  assert level.logsnr == -np.inf and level.dlogsnr == -np.inf and level.alpha == 0.0
+
+
+def test_diffusion_adds_noise_at_the_level_of_each_example_or_each_pixel():
+  x, eps = jnp.ones((2, 3)), jnp.array([[1.0, 2.0, 3.0], [-1.0, 0.0, 1.0]])
+  zeros = jnp.zeros(2)
+  level = Level(zeros, zeros, jnp.array([1.0, 0.5]), jnp.array([0.0, 2.0]), zeros, zeros, zeros)
+  np.testing.assert_array_equal(processes.diffuse(x, eps, level), [[1, 1, 1], [-1.5, 0.5, 2.5]])
+  per_pixel = level._replace(alpha=jnp.array([[1.0, 0.5, 0.0]] * 2), sigma=jnp.ones((2, 3)))
+  np.testing.assert_array_equal(processes.diffuse(x, eps, per_pixel),
+                                [[2.0, 2.5, 3.0], [0.0, 0.5, 1.0]])

@@ -1,0 +1,272 @@
+"""Samplers, against exact maps, the published orders and the exact spread for Gaussian data.
+
+A grid may be padded with steps of length zero, so grids of many lengths run as one program.
+"""
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vdm_jax import oracles, predictions, processes, random, schedules
+from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
+from vdm_jax.samplers import ancestral, ddim, heun, sample
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+CURVES = [vp, ve, flow, sub_vp]
+SAMPLERS = [ddim, ancestral, heun]
+OFFICIAL = GaussianProcess(schedules.Linear(13.3, -5.0))
+HALF = oracles.Gaussian(0.0, 0.5)
+
+
+def rectified_flow():
+  return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
+
+
+def grids(lengths):
+  """Uniform grids from 1 to 0 of these numbers of steps, all as long as the longest."""
+  longest = max(lengths)
+  return jnp.stack([jnp.pad(jnp.linspace(1.0, 0.0, n + 1), (0, longest - n)) for n in lengths])
+
+
+def on_grids(sampler, z, lengths, seed=0):
+  keys = jax.random.split(jax.random.key(seed), len(z))
+  return jax.jit(jax.vmap(lambda times: sample(sampler, keys, z, times)))(grids(lengths))
+
+
+def test_ddim_shrinks_the_prior_of_gaussian_data_as_known():
+  """The map is linear, so a single z of 1 ends at the standard deviation."""
+  known = {5: 0.317239, 10: 0.398878, 20: 0.447171, 50: 0.478882, 100: 0.489944, 1000: 0.500118}
+  got = on_grids(ddim(HALF, OFFICIAL), jnp.ones((1, 1)), list(known))
+  np.testing.assert_allclose(got[:, 0, 0], list(known.values()), atol=1e-6)
+  exact = HALF.flow_map(jnp.ones((1, 1)), OFFICIAL(jnp.ones(())), OFFICIAL(jnp.zeros(())))
+  np.testing.assert_allclose(exact, 0.501261, atol=1e-6)
+
+
+def transition(sampler, t, s):
+  """(gain, std) of the affine kernel z_t -> z_s of `sampler`, one for each pair of times."""
+  def at(z, noise):
+    with mock.patch.object(random, 'normal', lambda keys, like: jnp.full_like(like, noise)):
+      step = lambda t, s: sampler.step(jax.random.split(jax.random.key(0), 1), z, t, s, None)
+      return jax.jit(jax.vmap(step))(t, s)[:, 0, 0]
+  start = at(jnp.zeros((1, 1)), 0.0)
+  return at(jnp.ones((1, 1)), 0.0) - start, at(jnp.zeros((1, 1)), 1.0) - start
+
+
+def spread(sampler, steps):
+  """Standard deviation at t = 0 from 1 at t = 1, by var_s = gain^2 var_t + std^2."""
+  times, variance = jnp.linspace(1.0, 0.0, steps + 1), 1.0
+  kernels = map(np.asarray, transition(sampler, times[:-1], times[1:]))
+  for gain, std in zip(*kernels, strict=True):
+    variance = gain**2 * variance + std**2
+  return variance**0.5
+
+
+def test_ancestral_sampling_spreads_gaussian_data_as_known():
+  known = {10: 0.338525, 50: 0.457558, 100: 0.477977, 250: 0.490991, 1000: 0.497725}
+  got = [spread(ancestral(HALF, OFFICIAL), steps) for steps in known]
+  np.testing.assert_allclose(got, list(known.values()), atol=1e-6)
+
+
+def test_ancestral_noise_is_new_at_every_step_and_of_unit_variance():
+  """The same chain with the library's own draws, within four standard errors."""
+  n = 20_000
+  got = on_grids(ancestral(HALF, OFFICIAL), jax.random.normal(jax.random.key(1), (n, 1)), [10, 50])
+  spread = np.std(got[:, :, 0], axis=1)
+  np.testing.assert_allclose(spread, [0.338525, 0.457558], rtol=4 / (2 * n)**0.5)
+  np.testing.assert_allclose(np.mean(got[:, :, 0], axis=1), 0.0, atol=4 * 0.46 / n**0.5)
+
+
+def test_an_ancestral_step_draws_from_the_posterior_at_the_estimate():
+  t, s = jnp.array([1.0, 0.7, 0.2]), jnp.array([0.5, 0.6, 0.0])
+  for process in (GaussianProcess(schedules.Cosine(6.0, -6.0), sub_vp), rectified_flow()):
+    gain, std = transition(ancestral(HALF, process), t, s)
+    at_t, at_s = process(t), process(s)
+    z = jnp.ones((3, 1))
+    mean, expected = processes.posterior(z, HALF(z, at_t).x, at_t, at_s)
+    np.testing.assert_allclose(gain, mean[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(std, expected[:, 0], rtol=1e-9, atol=1e-12)
+
+
+def test_eta_moves_between_the_flow_and_the_ancestral_step():
+  """Song et al. (2021), eq. 16: the fresh noise has eta times the ancestral deviation."""
+  t, s = jnp.array([0.9, 0.5]), jnp.array([0.6, 0.1])
+  # A denoiser that knows x = 0 makes every choice of eta leave the variance of q(z_s | x = 0).
+  blind = oracles.Gaussian(0.0, 0.0)
+  _, full = transition(ancestral(blind, OFFICIAL), t, s)
+  for eta in (0.0, 0.3, 1.0):
+    gain, std = transition(ddim(blind, OFFICIAL, eta), t, s)
+    at_t, at_s = OFFICIAL(t), OFFICIAL(s)
+    np.testing.assert_allclose(std, eta * full, rtol=1e-9)
+    np.testing.assert_allclose(gain**2 * at_t.sigma**2 + std**2, at_s.sigma**2, rtol=1e-9)
+
+
+MIXTURE = [0.4, 0.6], [-0.8, 0.6], [0.15, 0.3]  # weights, means, standard deviations
+
+
+def quantile_map(z, at_t, at_s):
+  """The exact flow of a mixture in one dimension: it keeps order, so it keeps quantiles."""
+  def cdf(z, level):
+    a, s = float(level.alpha), float(level.sigma)
+    return sum(w * stats.norm.cdf(z, a * m, np.hypot(a * d, s))
+               for w, m, d in zip(*MIXTURE, strict=True))
+  low, high = np.full_like(z, -20.0), np.full_like(z, 20.0)
+  for _ in range(80):
+    middle = 0.5 * (low + high)
+    below = cdf(middle, at_s) < cdf(z, at_t)
+    low, high = np.where(below, middle, low), np.where(below, high, middle)
+  return low
+
+
+@pytest.mark.parametrize('make,order', [(ddim, 1), (heun, 2)])
+def test_the_order_of_convergence_on_a_mixture_is_the_published_one(make, order):
+  weights, means, stds = map(jnp.array, MIXTURE)
+  mixture = oracles.Mixture(weights, means[:, None], stds)
+  process = GaussianProcess(schedules.Linear(3.0, -2.5))
+  z = np.linspace(-2.0, 2.0, 8)[:, None]
+  exact = quantile_map(z, process(jnp.ones(())), process(jnp.zeros(())))
+  got = on_grids(make(mixture, process), jnp.asarray(z), [160, 320, 640])
+  error = np.sqrt(np.mean((got - exact)**2, axis=(1, 2)))
+  np.testing.assert_allclose(np.log2(error[:-1] / error[1:]), order, atol=0.06)
+  assert error[-1] < 10.0**(-order - 1)
+
+
+@pytest.mark.parametrize('make', [ddim, ancestral])
+def test_samples_on_every_curve_are_the_same_in_its_own_units(make):
+  """These steps are exact in logsnr: rescaling z by alpha changes nothing."""
+  oracle = oracles.Gaussian(0.7, 0.4)
+  keys = jax.random.split(jax.random.key(0), 4)
+  unit = jnp.linspace(-1.5, 1.5, 4)[:, None]
+
+  @jax.jit
+  def run():
+    out = []
+    for curve in CURVES:
+      process = GaussianProcess(schedules.Linear(6.0, -4.0), curve)
+      z = sample(make(oracle, process), keys, processes.prior_std(process) * unit,
+                 jnp.linspace(1.0, 0.0, 9))
+      out.append(z / process(jnp.zeros(())).alpha)
+    return jnp.stack(out)
+
+  got = run()
+  np.testing.assert_allclose(got, jnp.broadcast_to(got[:1], got.shape), rtol=1e-9)
+  assert np.std(got[0]) > 0.1
+
+
+@pytest.mark.parametrize('make,order', [(ddim, 1), (heun, 2)])
+def test_rectified_flow_converges_from_pure_noise_to_pure_data(make, order):
+  """alpha = 0 at the start and sigma = 0 at the end, where the exact map is z -> m + s z."""
+  oracle = oracles.Gaussian(0.7, 0.4)
+  z = jnp.linspace(-2.0, 2.0, 5)[:, None]
+  got = on_grids(make(oracle, rectified_flow()), z, [64, 128, 256])
+  error = np.abs(got - (0.7 + 0.4 * z)).max(axis=(1, 2))
+  np.testing.assert_allclose(np.log2(error[:-1] / error[1:]), order, atol=0.15)
+  assert error[-1] < 10.0**(-order - 1)
+
+
+@pytest.mark.parametrize('make', [ddim, heun])
+def test_a_deterministic_sampler_run_upwards_encodes_data_as_noise(make):
+  """From sigma = 0 to alpha = 0: the inverse of the exact map, z_1 = (x - m) / s."""
+  sampler = make(oracles.Gaussian(0.7, 0.4), rectified_flow())
+  x = jnp.linspace(-0.2, 1.6, 5)[:, None]
+  keys = jax.random.split(jax.random.key(0), 5)
+  got = jax.jit(lambda: sample(sampler, keys, x, jnp.linspace(0.0, 1.0, 257)))()
+  np.testing.assert_allclose(got, (x - 0.7) / 0.4, atol=0.02)
+
+
+def test_ancestral_rectified_flow_approaches_the_spread_of_the_data():
+  """From alpha = 0 to sigma = 0 the chain falls short of it by what twice the steps halve."""
+  short = [0.4 - spread(ancestral(oracles.Gaussian(0.0, 0.4), rectified_flow()), steps)
+           for steps in (500, 1000)]
+  assert 0.0 < short[1] < 2e-3
+  np.testing.assert_allclose(short[0] / short[1], 2.0, rtol=0.02)
+
+
+@pytest.mark.parametrize('make', SAMPLERS)
+def test_where_sigma_vanishes_a_denoiser_is_not_asked(make):
+  """A data set has no density at sigma = 0, and yet every sample lands on one of its points."""
+  data = jnp.array([[-2.0], [0.5], [3.0]])
+  oracle = oracles.Empirical(data)
+  z = jnp.linspace(-1.5, 1.5, 6)[:, None]
+  got = on_grids(make(oracle, rectified_flow()), z, [64, 60])
+  nearest = np.abs(got[:, :, None, 0] - data[:, 0]).min(axis=-1)
+  np.testing.assert_allclose(nearest, 0.0, atol=1e-6)
+  assert len(np.unique(np.round(got, 3))) > 1
+
+
+def test_a_network_of_zero_noise_is_not_defined_and_heun_needs_none():
+  """EDM's own coordinates: sigma from 80 to 0 at alpha = 1, c_noise = log(sigma) / 4 = -inf."""
+  process = from_alpha_sigma(lambda t: jnp.ones_like(t), lambda t: 80.0 * t**3)
+  inputs = lambda z, level: (z, jnp.log(level.sigma) / 4)
+
+  def network(z, noise, cond):
+    sigma = jnp.exp(4 * noise)
+    noise_dependent = jnp.where(jnp.isfinite(noise), 1.0, jnp.nan)  # as any embedding of -inf
+    optimal = 0.3**2 * z / (0.3**2 + sigma**2)
+    r = jnp.hypot(sigma, 0.5)
+    return noise_dependent * (optimal - 0.25 * z / r**2) * r / (0.5 * sigma)
+
+  denoise = predictions.denoiser(network, predictions.edm(), inputs)
+  z = 80.0 * jnp.linspace(-2.0, 2.0, 5)[:, None]
+  got = on_grids(heun(denoise, process), z, [200, 180])
+  exact = oracles.Gaussian(0.0, 0.3).flow_map(z, process(jnp.ones(())), process(jnp.zeros(())))
+  np.testing.assert_allclose(got, jnp.broadcast_to(exact, got.shape), atol=2e-3)
+
+
+@pytest.mark.parametrize('make', SAMPLERS)
+@pytest.mark.parametrize('process', [OFFICIAL, rectified_flow()], ids=['finite', 'infinite'])
+def test_a_step_of_length_zero_is_the_identity_so_that_grids_may_be_padded(make, process):
+  sampler = make(oracles.Gaussian(0.7, 0.4), process)
+  z = jnp.linspace(-2.0, 2.0, 5)[:, None]
+  keys = jax.random.split(jax.random.key(0), 5)
+  t = jnp.array([0.0, 0.3, 1.0])
+  step = jax.jit(jax.vmap(lambda t: sampler.step(keys, z, t, t, None)))
+  np.testing.assert_allclose(step(t), jnp.broadcast_to(z, (3, 5, 1)), rtol=1e-12, atol=1e-12)
+  plain = sample(sampler, keys, z, jnp.linspace(1.0, 0.0, 5))
+  padded = sample(sampler, keys, z, jnp.pad(jnp.linspace(1.0, 0.0, 5), (0, 3)))
+  np.testing.assert_allclose(padded, plain, rtol=1e-12)
+  assert np.abs(plain - z).max() > 0.1
+
+
+def test_image_i_is_the_same_however_many_are_drawn():
+  sampler = ancestral(HALF, OFFICIAL)
+  keys = jax.random.split(jax.random.key(0), 8)
+  like = jnp.zeros((8, 2, 2))
+  draw = lambda keys, like: sample(sampler, keys, processes.sample_prior(OFFICIAL, keys, like),
+                                   jnp.linspace(1.0, 0.0, 9))
+  some = draw(keys, like)
+  np.testing.assert_allclose(draw(keys[3:5], like[3:5]), some[3:5], rtol=1e-12)
+  assert len(np.unique(some)) == some.size
+
+
+@pytest.mark.parametrize('make', SAMPLERS)
+def test_a_sampler_declares_how_often_it_asks_the_denoiser(make):
+  asked = []
+
+  def denoise(z, level, cond=None):
+    asked.append(1)
+    return HALF(z, level)
+
+  sampler = make(denoise, OFFICIAL)
+  sampler.step(jax.random.split(jax.random.key(0), 1), jnp.ones((1, 1)), jnp.array(0.5),
+               jnp.array(0.4), None)
+  assert len(asked) == sampler.evaluations
+
+
+@pytest.mark.parametrize('make', SAMPLERS)
+def test_float32_stays_float32_and_near_float64(make):
+  def run():
+    sampler = make(oracles.Gaussian(0.7, 0.4), OFFICIAL)
+    keys = jax.random.split(jax.random.key(0), 5)
+    z = jnp.linspace(-2.0, 2.0, 5)[:, None]
+    noise = jnp.linspace(-1.0, 1.0, 5)[:, None]  # draws of the two precisions differ
+    with mock.patch.object(random, 'normal', lambda keys, like: noise.astype(like.dtype)):
+      return jax.jit(lambda: sample(sampler, keys, z, jnp.linspace(1.0, 0.0, 101)))()
+
+  with jax.enable_x64(False):
+    single = run()
+  assert single.dtype == jnp.float32
+  np.testing.assert_allclose(single, run(), atol=1e-5)
