@@ -5,6 +5,8 @@ data through the decoder of `decoders.Pixels`, and the variational bound as the 
 time or with T steps.  A config chooses the network and the schedule in Python and hands them to
 `experiment`.
 """
+import math
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -31,10 +33,10 @@ def default_config() -> ml_collections.ConfigDict:
           'attention_everywhere': False,
           'groups': 32,
           'dropout': 0.1,
-          'fourier': (6, 7),     # exponents n of sin(2^n 2 pi z)
+          'fourier': (-1, 0),    # octaves: sines of z with periods of 2 levels and of 1
           'class_conditional': False,
           'dtype': 'float32',    # of the network's trunk; or bfloat16
-          'logsnr_max': 13.3,    # of the schedule at initialisation, and of the network's input
+          'logsnr_max': 13.3,    # of the schedule at first, for 256 levels; see `end_points`
           'logsnr_min': -5.0,
           'timesteps': 0,        # T of the bound that is trained; 0: continuous time
       },
@@ -44,13 +46,30 @@ def default_config() -> ml_collections.ConfigDict:
   })
 
 
+def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:
+  """(logsnr_max, logsnr_min) of `config.model` for the data's number of levels.
+
+  The configured maximum is for 256 levels: with fewer, wider ones the same share of a level
+  is reached at 2 log(levels / 256) less.
+  """
+  levels = data.resolve(config.data).levels
+  return config.model.logsnr_max + 2.0 * math.log(levels / 256), config.model.logsnr_min
+
+
 def unet(config: ml_collections.ConfigDict) -> UNet:
-  """The score network of `config.model`."""
+  """The score network of `config.model`.
+
+  Its Fourier features have periods of 2^-octave levels: sin(2^n 2 pi z) with n = octave +
+  log2(levels / 2), which for 256 levels are the published exponents 6 and 7.
+  """
   m = config.model
+  logsnr_max, logsnr_min = end_points(config)
+  one_level = math.log2(data.resolve(config.data).levels / 2)
   return UNet(features=m.features, blocks=m.blocks, attention_everywhere=m.attention_everywhere,
-              groups=m.groups, dropout=m.dropout, fourier=tuple(m.fourier),
+              groups=m.groups, dropout=m.dropout,
+              fourier=tuple(octave + one_level for octave in m.fourier),
               classes=config.data.classes if m.class_conditional else 0,
-              logsnr_max=m.logsnr_max, logsnr_min=m.logsnr_min, dtype=jnp.dtype(m.dtype))
+              logsnr_max=logsnr_max, logsnr_min=logsnr_min, dtype=jnp.dtype(m.dtype))
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module,

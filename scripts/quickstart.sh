@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# From an empty checkout to a trained model: sets up, trains configs/digits.py, evaluates it on the
+# test split and samples, all into runs/digits/.  Run again, it only reports.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$root"
+
+run=runs/digits
+"$python" scripts/train.py --config=configs/digits.py --workdir="$run" --data_dir=data
+if ! "$python" scripts/evaluate.py --workdir="$run" --report 2>/dev/null; then
+  "$python" scripts/evaluate.py --workdir="$run" --split=test --repeats=3
+fi
+if [ ! -f "$run/samples.png" ]; then
+  "$python" scripts/sample.py --workdir="$run" --steps=250 --count=64 --out="$run/samples.png"
+fi
+echo "Pictures: $run/samples.png, $run/curves.png.  Numbers: $run/ledger.json, $run/metrics.jsonl."

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests; `scripts/test.sh --all` the long ones too.  Further arguments are
+# pytest's.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$root"
+
+selection=(-m "not long")
+if [ "${1:-}" = --all ]; then
+  selection=()
+  shift
+fi
+exec "$python" -m pytest -q -n 2 "${selection[@]}" "$@"

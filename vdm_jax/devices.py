@@ -1,0 +1,57 @@
+"""A batch over all devices of all processes: the passes over a data set, and over samples.
+
+The training step has its layouts in `train.parallel`; what only reads parameters needs no more
+than this: parameters everywhere, rows split, the last batch padded and masked.
+"""
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.typing import PyTree
+
+
+def shardings(devices=None) -> tuple[NamedSharding, NamedSharding]:
+  """(everywhere, split by rows) over a one-dimensional mesh of `devices`, all by default."""
+  mesh = Mesh(np.array(devices or jax.devices()), ('batch',))
+  return NamedSharding(mesh, P()), NamedSharding(mesh, P('batch'))
+
+
+def whole_batch(size: int) -> int:
+  """The smallest multiple of the number of devices that is at least `size`."""
+  n = jax.device_count()
+  return -(-size // n) * n
+
+
+def padded_rows(start: int, stop: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Rows int32 [batch] that cover start .. stop - 1 once, and the mask [batch] of those that count.
+
+  The last batch repeats its last row where it is not full, so one program serves all.
+  """
+  for first in range(start, stop, batch):
+    rows = np.arange(first, first + batch, dtype=np.int32)
+    yield np.minimum(rows, stop - 1), rows < stop
+
+
+def mine(rows: np.ndarray) -> np.ndarray:
+  """This process's consecutive share of the rows of a global batch."""
+  n = len(rows) // jax.process_count()
+  return rows[jax.process_index() * n:(jax.process_index() + 1) * n]
+
+
+def place(batch: PyTree) -> PyTree:
+  """This process's rows -> global arrays, split over all devices."""
+  _, split = shardings()
+  return jax.tree.map(lambda u: jax.make_array_from_process_local_data(split, np.asarray(u)), batch)
+
+
+def replicate(tree: PyTree) -> PyTree:
+  return jax.device_put(tree, shardings()[0])
+
+
+def over_rows(fn: Callable) -> Callable:
+  """jit of fn(params, batch): params everywhere, batch leaves split; the result everywhere."""
+  everywhere, split = shardings()
+  return jax.jit(fn, in_shardings=(everywhere, split), out_shardings=everywhere)

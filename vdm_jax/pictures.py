@@ -1,0 +1,99 @@
+"""Pictures of samples and of runs."""
+import io
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vdm_jax.decoders import bits_per_dim
+from vdm_jax.likelihood import BoundSamples
+from vdm_jax.likelihood.bounds import bits_by_noise
+
+
+def save_png(path: str | Path, picture: np.ndarray | Figure) -> None:
+  """Writes a PNG whole or not at all.  picture: uint8 [H, W, 3], or a figure."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'.{path.name}.{os.getpid()}')
+  if isinstance(picture, Figure):
+    picture.savefig(partial, format='png', dpi=110)
+  else:
+    Image.fromarray(picture).save(partial, format='png')
+  os.replace(partial, path)
+
+
+def samples(data: np.ndarray, levels: int) -> np.ndarray:
+  """uint8 [H, W, 3]: images side by side, enlarged if they are small; points as a scatter plot.
+
+  data: integers below `levels`, [n, h, w, c] or points [n, D].  Of more than three channels the
+  first three are shown, of two the first, of a point its first and last coordinates.
+  """
+  if data.ndim == 2:
+    return _scatter(data, levels)
+  n, h, w, c = data.shape
+  pixels = np.round(data * (255.0 / (levels - 1))).astype(np.uint8)
+  pixels = pixels[..., :3] if c >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+  across = math.ceil(math.sqrt(n))
+  down, gap = math.ceil(n / across), 1
+  sheet = np.full((down * (h + gap) + gap, across * (w + gap) + gap, 3), 128, np.uint8)
+  for i, image in enumerate(pixels):
+    y, x = gap + i // across * (h + gap), gap + i % across * (w + gap)
+    sheet[y:y + h, x:x + w] = image
+  scale = max(1, 480 // max(sheet.shape[:2]))
+  return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _scatter(points: np.ndarray, levels: int) -> np.ndarray:
+  figure = Figure(figsize=(4, 4), layout='constrained')
+  axes = figure.add_subplot(xlim=(0, levels - 1), ylim=(0, levels - 1), aspect='equal')
+  axes.scatter(points[:, 0], points[:, -1], s=1)
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=110)
+  return np.asarray(Image.open(file).convert('RGB'))
+
+
+def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.ndarray,
+           bound: BoundSamples, shape: tuple[int, ...], split: str) -> Figure:
+  """A run at a glance: bits/dim against steps, the schedule before and after, bits by noise level.
+
+  records: of metrics.jsonl, whose loss is drawn where it has no bits/dim; initial, learned: logsnr
+  at times `t`; bound: evaluated on `split`.
+  """
+  figure = Figure(figsize=(13, 3.8), layout='constrained')
+  left, middle, right = figure.subplots(1, 3)
+
+  final = float(bits_per_dim(bound.total.mean(), shape))
+  in_bits = any('bits_per_dim' in r for r in records)
+  drawn = 'bits_per_dim' if in_bits else 'loss'
+  lines = {kind: [(r['step'], r[drawn]) for r in records if r['kind'] == kind and drawn in r]
+           for kind in dict.fromkeys(r['kind'] for r in records)}
+  for kind, line in lines.items():
+    left.plot(*zip(*line, strict=True), label=kind, marker='.' if len(line) < 40 else None)
+  left.set(xlabel='step', ylabel='bits/dim' if in_bits else 'loss',
+           title=f'variational bound: {final:.3f} bits/dim on {split}')
+  if in_bits:  # the first steps would flatten the rest
+    left.set_ylim(0.95 * min(value for line in lines.values() for _, value in line),
+                  1.35 * max(line[-1][1] for line in lines.values()))
+  if lines:
+    left.legend()
+
+  # The ends are given in figures: what they learn is often less than a line's width.
+  ends = lambda name, logsnr: f'{name}: {logsnr[0]:.2f} to {logsnr[-1]:.2f}'
+  if np.array_equal(initial, learned):
+    middle.plot(t, learned, label=ends('fixed', learned))
+  else:
+    middle.plot(t, learned, label=ends('learned', learned))
+    middle.plot(t, initial, '--', color='grey', label=ends('initial', initial))
+  middle.set(xlabel='t', ylabel='log-SNR', title='noise schedule')
+  middle.legend()
+
+  edges = np.linspace(bound.logsnr.min(), bound.logsnr.max(), 61)
+  density = bits_per_dim(bits_by_noise(bound, edges), shape)
+  right.stairs(density, edges, fill=True, alpha=0.6)
+  right.invert_xaxis()
+  right.set(xlabel='log-SNR', ylabel='bits/dim per unit of log-SNR',
+            title='where the bits of the diffusion term are')
+  return figure

@@ -1,0 +1,287 @@
+"""What the commands do with a run's directory: train it, evaluate it, sample from it."""
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import rich.table
+import tqdm
+from absl import logging
+
+from vdm_jax import data, likelihood, pictures, samplers, workdir
+from vdm_jax.decoders import bits_per_dim
+from vdm_jax.errors import InputError
+from vdm_jax.samplers.drawing import draw
+from vdm_jax.train import loop
+from vdm_jax.train import metrics as metrics_lib
+from vdm_jax.train.checkpoint import Checkpoints, write_atomically
+from vdm_jax.typing import Experiment, PyTree
+
+SAMPLERS = {'ancestral': samplers.ancestral, 'ddim': samplers.ddim, 'heun': samplers.heun}
+
+
+# ------------------------------------------------------------------ train
+
+
+def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
+          init_from: str = '', profile: int = 0) -> dict[str, float]:
+  """Trains `config` in `directory`, or goes on with the run there.  The last validation's means.
+
+  init_from: a workdir whose averaged weights a new run starts from.  Raises InputError.
+  """
+  loop.check(config)
+  spec = data.resolve(config.data)
+  # What was read from the data becomes part of the run: later commands need no data for it.
+  config = config.copy_and_resolve_references()
+  config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
+  workdir.prepare(directory, config, config_file)
+  experiment = workdir.import_config(config_file).build(config)
+  if jax.process_index() == 0:
+    print(experiment.data.describe())
+  initial = None
+  if init_from:
+    other = workdir.load_trained(init_from).params
+    initial = lambda params: transfer(params, other)
+  return loop.train(experiment, config, directory, initial=initial, profile=profile,
+                    pictures=lambda params: _preview(experiment, spec, params, config.seed))
+
+
+def transfer(params: PyTree, other: PyTree) -> PyTree:
+  """`params` with the values of `other` wherever name and shape agree; the rest is reported."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+  name = lambda path: '/'.join(entry.key for entry in path)
+  found = {name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(other)[0]}
+  out, missing = [], []
+  for path, leaf in leaves:
+    value = found.pop(name(path), None)
+    fits = value is not None and value.shape == leaf.shape
+    out.append(jnp.asarray(value, leaf.dtype) if fits else leaf)
+    if not fits:
+      missing.append(name(path))
+  if len(missing) == len(out):
+    raise InputError('--init_from: none of its parameters has a name and shape of this model.')
+  for what, names in (('missing there, initialised afresh', missing), ('left over', list(found))):
+    if names:
+      logging.warning('--init_from: %s: %s', what, ', '.join(names))
+  return jax.tree.unflatten(treedef, out)
+
+
+def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray:
+  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere."""
+  count = 16 if len(spec.shape) == 3 else 2000
+  parts = draw(experiment.model, params, samplers.ancestral, steps=64, start=0, stop=count,
+               seed=seed, batch_size=count, cond=_conditions(spec.classes, None))
+  return pictures.samples(np.concatenate([images for _, images in parts]), spec.levels)
+
+
+def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,
+                seeds: Sequence[int], **options) -> None:
+  """One run for each seed, in `directory/seed_N`, and a table of their last validations."""
+  results = {}
+  for seed in seeds:
+    config.seed = seed
+    results[seed] = train(config, config_file, Path(directory) / f'seed_{seed}', **options)
+  names = list(results[seeds[0]])
+  table = rich.table.Table('seed', *names, title='validation')
+  for seed, values in results.items():
+    table.add_row(str(seed), *(f'{values[name]:.4f}' for name in names))
+  table.add_section()
+  columns = [[results[seed][name] for seed in seeds] for name in names]
+  table.add_row('mean', *(f'{np.mean(column):.4f}' for column in columns))
+  if len(seeds) > 1:
+    table.add_row('std', *(f'{np.std(column, ddof=1):.4f}' for column in columns))
+  metrics_lib.show(table)
+
+
+# --------------------------------------------------------------- evaluate
+
+
+def evaluate(directory: str | Path, *, split: str = 'test', timesteps: Sequence[int] = (),
+             repeats: int = 1, times: int = 32, average: str = '', step: int | str = 'latest',
+             seed: int = 0, batch_size: int = 512, examples: int | None = None,
+             data_dir: str = '') -> likelihood.Ledger:
+  """Evaluates the bound on every image of a split; writes the ledger, the bits and the curves.
+
+  timesteps: a row for the chain of each so many steps, beside that of continuous time.  examples:
+  only the first so many images.  Writes ledger.json, bits.npz and curves.png into `directory`.
+  Raises InputError.
+  """
+  directory = Path(directory)
+  if split not in ('train', 'validation', 'test'):
+    raise InputError(f'--split={split}: choose train, validation or test.')
+  for flag, values in {'repeats': [repeats], 'times': [times], 'batch_size': [batch_size],
+                       'T': timesteps, 'examples': [] if examples is None else [examples]}.items():
+    if any(value < 1 for value in values):
+      raise InputError(f'--{flag}={",".join(map(str, values))}: it must be at least 1.')
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
+  experiment, params = trained.experiment, trained.params
+  part = experiment.data.split(split)
+  if not len(part):
+    raise InputError(f'--split={split}: this run has no such images; choose another.')
+  logsnr_at = jax.jit(lambda params, t: experiment.model(params).process(t).logsnr)
+  ends = [float(u) for u in logsnr_at(params, jnp.array([0.0, 1.0]))]
+
+  rows, bits = [], {}
+  for steps in dict.fromkeys((0, *timesteps)):
+    key = jax.random.fold_in(jax.random.key(seed), steps)
+    bound = likelihood.evaluate_bound(experiment.model, params, part, key, steps=steps,
+                                      times=times, repeats=repeats, batch_size=batch_size,
+                                      count=examples)
+    if not np.isfinite(bound.total).all():
+      bad = np.flatnonzero(~np.isfinite(bound.total).all(axis=0))
+      raise InputError(f'--step={trained.step}: the bound is not finite on {len(bad)} images, the '
+                       f'first of them number {bad[0]}; choose another --step or --average.')
+    row = likelihood.bound_row(bound, part.spec.shape, *ends)
+    rows.append(row)
+    for name, values in {**bound.terms, 'total': bound.total}.items():
+      bits[f'{row["estimate"]}/{name}'] = bits_per_dim(values, part.spec.shape)
+    if not steps:
+      continuous = bound
+
+  ledger = likelihood.Ledger(
+      dataset={'name': part.spec.name, 'version': part.version, 'split': split,
+               'source_split': part.source_split, 'examples': rows[0]['examples'],
+               'of': len(part), 'sha256': part.sha256(), 'levels': part.spec.levels},
+      checkpoint={'step': trained.step, 'average': trained.average},
+      rows=rows, config=trained.config.to_dict())
+  if jax.process_index() == 0:
+    save_npz(directory / 'bits.npz', times_per_image=times, split=split, step=trained.step, **bits)
+    t = np.linspace(0.0, 1.0, 201)
+    key_init, *_ = jax.random.split(jax.random.key(trained.config.seed), 3)
+    initial = jax.jit(lambda key: experiment.model(experiment.init(key)).process(t).logsnr)
+    pictures.save_png(directory / 'curves.png', pictures.curves(
+        metrics_lib.read(directory), t, np.asarray(initial(key_init)),
+        np.asarray(logsnr_at(params, t)), continuous, part.spec.shape, split))
+    # Last: where there is a ledger, the rest is there too.
+    write_atomically(directory / 'ledger.json', ledger.to_json())
+  return ledger
+
+
+def report(directory: str | Path) -> likelihood.Ledger:
+  """The ledger of the last evaluation.  Raises InputError if it is not of the newest checkpoint."""
+  path = Path(directory) / 'ledger.json'
+  if not path.exists():
+    raise InputError(f'--workdir={directory} has no ledger.json: evaluate it first.')
+  ledger = likelihood.Ledger(**json.loads(path.read_text()))
+  checkpoints = Checkpoints(directory, read_only=True)
+  newest = max(checkpoints.steps(), default=None)
+  checkpoints.close()
+  if ledger.checkpoint['step'] != newest:
+    raise InputError(f'{path} is of step {ledger.checkpoint["step"]}, the newest checkpoint of '
+                     f'step {newest}: evaluate it again.')
+  return ledger
+
+
+def save_npz(path: Path, **arrays) -> None:
+  """np.savez_compressed, whole or not at all."""
+  partial = path.with_name(f'.{path.name}.{os.getpid()}.npz')
+  np.savez_compressed(partial, **arrays)
+  os.replace(partial, path)
+
+
+# ----------------------------------------------------------------- sample
+
+
+def _conditions(classes: int, label: int | None):
+  """Image numbers -> what the model may be conditioned on: labels in turn, nothing augmented."""
+  def batch(numbers):
+    labels = numbers % max(classes, 1) if label is None else np.full_like(numbers, label)
+    return {'label': labels.astype(np.int32), 'augmented': np.zeros(len(numbers), np.float32)}
+  return batch
+
+
+def sample(directory: str | Path, out: str | Path, *, sampler: str = 'ancestral', steps: int = 250,
+           count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
+           step: int | str = 'latest', batch_size: int = 64) -> None:
+  """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
+
+  Image i of a seed is the same however many are drawn.  Raises InputError.
+  """
+  out = Path(out)
+  if out.suffix not in ('.png', '.npz'):
+    raise InputError(f'--out={out}: a file ending in .png or .npz.')
+  if sampler not in SAMPLERS:
+    raise InputError(f'--sampler={sampler}: choose {", ".join(SAMPLERS)}.')
+  for flag, value in {'steps': steps, 'count': count, 'batch_size': batch_size}.items():
+    if value < 1:
+      raise InputError(f'--{flag}={value}: it must be at least 1.')
+  trained = workdir.load_trained(directory, average=average, step=step)
+  spec = data.resolve(trained.config.data)
+  conditional = trained.config.get('model', {}).get('class_conditional', False)
+  if label is not None and not conditional:
+    raise InputError(f'--label={label}: this model is not conditioned on classes.')
+  if label is not None and not 0 <= label < spec.classes:
+    raise InputError(f'--label={label}: the classes are 0 .. {spec.classes - 1}.')
+  out.parent.mkdir(parents=True, exist_ok=True)
+
+  cond = _conditions(spec.classes, label)
+
+  def pieces(start):
+    return draw(trained.experiment.model, trained.params, SAMPLERS[sampler], steps=steps,
+                start=start, stop=count, seed=seed, batch_size=batch_size, cond=cond)
+
+  if out.suffix == '.png':
+    parts = list(_with_bar(pieces(0), 0, count))
+    if jax.process_index() == 0:
+      pictures.save_png(out, pictures.samples(np.concatenate(parts), spec.levels))
+    return
+  about = {'sampler': sampler, 'steps': steps, 'seed': seed, 'label': label,
+           'checkpoint': trained.step, 'average': trained.average,
+           'weights': _fingerprint(trained.params)}
+  labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
+  _draw_resumably(out, about, count, pieces, np.uint8 if spec.levels <= 256 else np.int32, labels)
+
+
+def _fingerprint(params: PyTree) -> str:
+  """Tells weights apart, wherever they are kept."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()[:16]
+
+
+def _with_bar(pieces, start: int, count: int):
+  with tqdm.tqdm(total=count, initial=start, unit='image', desc='sampling', dynamic_ncols=True,
+                 disable=jax.process_index() != 0) as bar:
+    for numbers, images in pieces:
+      yield images
+      bar.update(len(numbers))
+
+
+def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: dict) -> None:
+  """Images in parts beside `out`, put together at the end; what is there is not drawn again.
+
+  Parts belong to all that the images depend on, `about`; each is named after its first image.
+  """
+  tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+  parts = out.with_name(f'{out.name}.{tag}.parts')
+  parts.mkdir(exist_ok=True)
+  done = sum(map(len, _consecutive(parts)))
+  for images in _with_bar(pieces(min(done, count)), min(done, count), count):
+    if jax.process_index() == 0:
+      save_npz(parts / f'part_{done:09d}.npz', images=images.astype(dtype))
+    done += len(images)
+  if jax.process_index() != 0:
+    return
+  save_npz(out, images=np.concatenate(list(_consecutive(parts)))[:count], **labels,
+           about=json.dumps({**about, 'count': count}))
+  shutil.rmtree(parts)
+
+
+def _consecutive(parts: Path) -> Iterator[np.ndarray]:
+  """The images of the parts from number 0 on, up to the first that is missing."""
+  done = 0
+  while (file := parts / f'part_{done:09d}.npz').exists():
+    with np.load(file) as part:
+      images = part['images']
+    done += len(images)
+    yield images
+
+
+__all__ = ['evaluate', 'sample', 'train', 'train_seeds', 'transfer']

@@ -1,0 +1,44 @@
+"""Drawing images from a trained model.
+
+Image i of a seed depends on (seed, i) alone, however many are drawn and in whatever batches.
+"""
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import devices, random
+from vdm_jax.processes import sample_prior
+from vdm_jax.samplers.sampling import sample
+from vdm_jax.typing import Denoiser, Model, Process, PyTree, Sampler
+
+
+def draw(model: Callable[[PyTree], Model], params: PyTree,
+         sampler: Callable[[Denoiser, Process], Sampler], *, steps: int, start: int, stop: int,
+         seed: int, batch_size: int, cond: Callable[[np.ndarray], PyTree]
+         ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """(numbers [n], data int32 [n, ...]) of images start .. stop - 1, a batch at a time.
+
+  steps: N, uniform in t from 1 to 0.  cond: numbers of images [n] -> the batch that `model.cond`
+  reads, e.g. {'label': ...}.  The datum is the most probable one given z_0.
+  """
+  key = jax.random.key(seed)
+  times = jnp.linspace(1.0, 0.0, steps + 1)
+
+  def batch(params, xs):
+    numbers, given = xs
+    m = model(params)
+    keys = random.per_example(key, numbers)
+    conditioned = m.cond(given)
+    denoise = lambda z, level, _=None: m.denoise(z, level, conditioned)
+    z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)))
+    z = sample(sampler(denoise, m.process), random.stream(keys, 'sampler'), z, times)
+    return m.decode(z / m.process(jnp.zeros(())).alpha)
+
+  batch = devices.over_rows(batch)
+  params = devices.replicate(params)
+  for rows, mask in devices.padded_rows(start, stop, devices.whole_batch(batch_size)):
+    local = devices.mine(rows)
+    out = jax.device_get(batch(params, devices.place((local, cond(local)))))
+    yield rows[mask], out[mask]

@@ -1,0 +1,1 @@
+"""Training: state, step, layouts, checkpoints, the loop.  Knows only `Loss` and `Update`."""

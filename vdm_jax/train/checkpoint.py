@@ -1,0 +1,184 @@
+"""Checkpoints: written whole or not at all, verified when read, resumed exactly.
+
+Orbax writes them asynchronously and renames a finished one into place, so a kill at any moment
+leaves only whole checkpoints.  What the disk does to them afterwards is caught by checksums
+of the finished files, kept beside them.
+"""
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vdm_jax.errors import InputError
+from vdm_jax.train.step import TrainState
+from vdm_jax.typing import PyTree
+
+
+class Corrupted(Exception):
+  """A checkpoint that is not what was written."""
+
+
+class Restored(NamedTuple):
+  step: int
+  state: TrainState
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes a text file so that no reader ever sees half of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'.{path.name}.{os.getpid()}')
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
+def _digest(directory: Path) -> dict[str, int]:
+  """CRC-32 of every file of a finished checkpoint, by relative path."""
+  digest = {}
+  for path in sorted(p for p in directory.rglob('*') if p.is_file()):
+    crc = 0
+    with path.open('rb') as f:
+      while block := f.read(1 << 24):
+        crc = zlib.crc32(block, crc)
+    digest[str(path.relative_to(directory))] = crc
+  return digest
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `workdir/checkpoints/STEP`.
+
+  Keeps the newest `keep` and the one with the lowest validation loss.  Only the validation slice
+  of the training split may choose: a test likelihood chosen on the test split is not one.
+  """
+
+  def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
+    workdir = Path(workdir).absolute()
+    self.directory = workdir / 'checkpoints'
+    self._checksums = workdir / 'checksums'
+    self._aside = workdir / 'corrupted'
+    self._read_only = read_only
+    self._options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy([
+            preservation_policy.LatestN(keep),
+            preservation_policy.BestN(get_metric_fn=lambda m: m['validation'], reverse=True, n=1)]),
+        best_fn=lambda m: m['validation'], best_mode='min',  # else metrics are not read back
+        cleanup_tmp_directories=not read_only, create=not read_only, save_root_metadata=False)
+    self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+
+  def steps(self) -> list[int]:
+    return sorted(self._manager.all_steps())
+
+  def save(self, state: TrainState, validation: float = math.inf) -> None:
+    """Starts an asynchronous write of `state`, on the host or one device.
+
+    validation: the loss by which the best is kept; infinite if it was not measured at this step.
+    One that is not finite is never the best.
+    """
+    self._seal()
+    step = int(state.step)
+    if step in self.steps():
+      return
+    items = {'params': state.params, 'ema': state.ema,
+             'rest': {'step': state.step, 'opt': state.opt, 'aux': state.aux}}
+    self._manager.save(
+        step, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}),
+        metrics={'validation': validation if math.isfinite(validation) else math.inf})
+
+  def _seal(self) -> None:
+    """Waits for the write under way and records the checksums of what is finished."""
+    self._manager.wait_until_finished()
+    if jax.process_index() != 0:
+      return
+    steps = set(self.steps())
+    self._checksums.mkdir(exist_ok=True)
+    for path in self._checksums.glob('*.json'):
+      if int(path.stem) not in steps:
+        path.unlink()
+    for step in steps:
+      path = self._checksums / f'{step}.json'
+      if not path.exists():
+        write_atomically(path, json.dumps(_digest(self.directory / str(step))))
+
+  def close(self) -> None:
+    if not self._read_only:
+      self._seal()
+    self._manager.close()
+
+  def _read(self, step: int, items: dict):
+    """Raises Corrupted; anything else went wrong with a checkpoint that is as it was written."""
+    path = self._checksums / f'{step}.json'
+    sealed = path.exists()  # a kill may come between the end of a write and its checksums
+    if sealed and json.loads(path.read_text()) != _digest(self.directory / str(step)):
+      raise Corrupted('its files do not match their checksums')
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:
+      if sealed:
+        raise
+      raise Corrupted(str(error).partition('\n')[0] or type(error).__name__) from error
+
+  def restore(self, like: TrainState) -> Restored | None:
+    """The newest sound checkpoint as numpy arrays in the structure of `like`, or None.
+
+    like: arrays, or their shapes and dtypes.  A torn or corrupted checkpoint is reported and moved
+    to `workdir/corrupted`; the one before it serves.  Raises InputError where a sound one is that
+    of another model or optimiser.
+    """
+    zeros = jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), like)
+    items = {'params': zeros.params, 'ema': zeros.ema,
+             'rest': {'step': zeros.step, 'opt': zeros.opt, 'aux': zeros.aux}}
+    items = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+    for step in reversed(self.steps()):
+      try:
+        out = self._read(step, items)
+      except Corrupted as error:
+        logging.error('Checkpoint %d is corrupted (%s); using the one before it.', step, error)
+        self._set_aside(step)
+        continue
+      except ValueError as error:
+        raise self._of_another(step) from error
+      state = TrainState(out['rest']['step'], out['params'], out['ema'], out['rest']['opt'],
+                         out['rest']['aux'])
+      if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, zeros):
+        raise self._of_another(step)
+      return Restored(step, state)
+    return None
+
+  def _of_another(self, step: int) -> InputError:
+    return InputError(f'{self.directory / str(step)} holds the parameters of another model or '
+                      'optimiser: has its code changed?  Choose another --workdir, or go back to '
+                      'that code.')
+
+  def _set_aside(self, step: int) -> None:
+    if jax.process_index() == 0:
+      self._aside.mkdir(exist_ok=True)
+      names = (self._aside / f'{step}{suffix}' for suffix in ('', *(f'.{i}' for i in range(99))))
+      os.replace(self.directory / str(step), next(name for name in names if not name.exists()))
+      (self._checksums / f'{step}.json').unlink(missing_ok=True)
+    multihost_utils.sync_global_devices('checkpoint set aside')
+    self._manager.reload()
+
+  def best_step(self) -> int | None:
+    """The step with the lowest validation loss among those kept; None if none was measured."""
+    step = self._manager.best_step()
+    measured = step is not None and math.isfinite(self._manager.metrics(step)['validation'])
+    return step if measured else None
+
+  def restore_weights(self, step: int, average: str | None) -> PyTree:
+    """The parameters of `step`, as numpy: the EMA of that name, or the raw ones for None.
+
+    Raises Corrupted, and KeyError if it has no such average.
+    """
+    item = 'params' if average is None else 'ema'
+    out = self._read(step, {item: ocp.args.StandardRestore()})[item]
+    if average is not None and average not in out:
+      raise KeyError(f'no average named {average!r}; there are {sorted(out)}')
+    return jax.tree.map(np.asarray, out if average is None else out[average])

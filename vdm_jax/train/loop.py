@@ -1,0 +1,243 @@
+"""The training loop, read top to bottom.
+
+It knows an `Experiment` (a loss, data, an optimiser) and nothing of what the loss means.  The state
+is a checkpoint away at any moment: the batch and the randomness of step k are functions of
+(seed, k), so the same command resumes a run bit for bit.
+"""
+import collections
+import itertools
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+from absl import logging
+
+from vdm_jax.errors import InputError
+from vdm_jax.train import metrics as metrics_lib
+from vdm_jax.train import parallel
+from vdm_jax.train import step as step_lib
+from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.validate import make_validate
+from vdm_jax.typing import Experiment, PyTree
+
+LAYOUTS = {'jit': parallel.jit_layout, 'pmap': parallel.pmap_layout}
+IN_FLIGHT = 3  # dispatches the host may run ahead of the devices
+
+
+class Diverged(RuntimeError):
+  """A loss that is not finite: the message has the step and the terms."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """config.train: how a run goes, not what it computes; all of it may change on resuming."""
+  return ml_collections.ConfigDict({
+      'steps': 10_000_000,
+      'layout': 'jit',          # 'jit' (sharded data parallel) or 'pmap' (replicated)
+      'steps_per_dispatch': 0,  # 0: one on the CPU, 100 elsewhere, as far as the cadences allow
+      'log_every': 1000,
+      'validate_every': 10_000,
+      'checkpoint_every': 10_000,
+      'pictures_every': 10_000,  # samples for TensorBoard; 0: none
+      'keep': 5,                # newest checkpoints; the best by validation is kept as well
+      'splits': ('validation',),   # evaluated on the way; only 'validation' ever chooses anything
+      'validation_repeats': 1,  # times per example
+  })
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses what could not run, before anything is compiled.  Raises InputError."""
+  run, batch = config.train, config.data.batch_size
+  if run.layout not in LAYOUTS:
+    raise InputError(f'--config.train.layout={run.layout}: choose one of {", ".join(LAYOUTS)}.')
+  if batch % jax.device_count():
+    raise InputError(f'--config.data.batch_size={batch} cannot be divided over '
+                     f'{jax.device_count()} devices: choose a multiple of {jax.device_count()}.')
+  for name in ('log_every', 'validate_every', 'checkpoint_every', 'steps', 'keep',
+               'validation_repeats'):
+    if run[name] < 1:
+      raise InputError(f'--config.train.{name}={run[name]}: it must be at least 1.')
+  if 'validation' not in run.splits:
+    raise InputError(f"--config.train.splits={run.splits}: it must contain 'validation', which "
+                     'chooses the checkpoint kept as the best.')
+
+
+def _cadences(run) -> list[int]:
+  return [c for c in (run.log_every, run.validate_every, run.checkpoint_every, run.pictures_every)
+          if c]
+
+
+def _steps_per_dispatch(run) -> int:
+  cadence = math.gcd(*_cadences(run), run.steps)
+  if run.steps_per_dispatch:
+    if cadence % run.steps_per_dispatch:
+      raise InputError(f'--config.train.steps_per_dispatch={run.steps_per_dispatch} must divide '
+                       f'the steps and all cadences: {cadence} or a divisor of it.')
+    return run.steps_per_dispatch
+  return 1 if jax.default_backend() == 'cpu' else math.gcd(cadence, 100)
+
+
+def _chunks(start: int, run, n: int) -> Iterator[int]:
+  """Numbers of steps to dispatch together: n, and single ones up to the first multiple of n."""
+  step = start
+  while step < run.steps:
+    size = n if step % n == 0 else 1
+    yield size
+    step += size
+
+
+def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], layouts) -> Iterator:
+  """(steps, placed batch), one ahead of the step that is running."""
+  queue = collections.deque()
+  for size in chunks:
+    if size == 1:
+      batch = next(batches)
+    else:
+      batch = jax.tree.map(lambda *rows: np.stack(rows), *itertools.islice(batches, size))
+    queue.append((size, layouts[size].place(batch)))
+    if len(queue) > 1:
+      yield queue.popleft()
+  yield from queue
+
+
+class _Window:
+  """The metrics of the steps since the last look, left on the devices until somebody looks."""
+
+  def __init__(self):
+    self._parts = []
+
+  def add(self, first: int, metrics: PyTree) -> None:
+    self._parts.append((first, metrics))
+    if len(self._parts) > IN_FLIGHT:  # else the host would queue batches without end
+      jax.block_until_ready(self._parts[-1 - IN_FLIGHT])
+
+  def take(self) -> dict[str, float]:
+    """Their means; raises Diverged with the first step whose loss is not finite."""
+    parts, self._parts = jax.device_get(self._parts), []
+    rows = [(first + k, {name: float(np.ravel(u)[k]) for name, u in metrics.items()})
+            for first, metrics in parts for k in range(np.size(metrics['loss']))]
+    for step, row in rows:
+      if not math.isfinite(row['loss']):
+        terms = ', '.join(f'{name} {value:.6g}' for name, value in row.items())
+        raise Diverged(f'The loss is not finite at step {step}: {terms}.')
+    return {name: math.fsum(row[name] for _, row in rows) / len(rows) for name in rows[0][1]}
+
+
+def _headline(values: dict[str, float]) -> tuple[str, float]:
+  return ('bits/dim', values['bits_per_dim']) if 'bits_per_dim' in values else (
+      'loss', values['loss'])
+
+
+def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: str | Path, *,
+          pictures: Callable[[PyTree], np.ndarray] | None = None,
+          initial: Callable[[PyTree], PyTree] | None = None, profile: int = 0) -> dict[str, float]:
+  """Trains to config.train.steps, from the newest sound checkpoint in `workdir` if there is one.
+
+  pictures: EMA parameters -> uint8 image [H, W, 3], for TensorBoard.  initial: freshly initialised
+  parameters -> those to start from (ignored on resuming).  profile: so many steps are traced.
+  Returns the last validation's means.  SIGTERM saves and returns early (see `stopped`).
+  Raises InputError, and Diverged leaving the last good checkpoint.
+  """
+  check(config)
+  run, workdir = config.train, Path(workdir).absolute()
+  n = _steps_per_dispatch(run)
+  first = jax.process_index() == 0
+  validation = {name: experiment.data.split(name) for name in run.splits}
+  key_init, key_step, key_validation = jax.random.split(jax.random.key(config.seed), 3)
+
+  params = experiment.init(key_init)
+  checkpoints = Checkpoints(workdir, run.keep)
+  fresh = step_lib.init(params, experiment.tx, experiment.ema)
+  restored = checkpoints.restore(fresh)
+  if restored is None:
+    if initial is not None:
+      fresh = step_lib.init(initial(params), experiment.tx, experiment.ema)
+    state, start = fresh, 0
+    metrics_lib.show(metrics_lib.parameter_table(params))
+  else:
+    state, start = restored.state, restored.step
+    if first:
+      print(f'Resuming at step {start:,} of {run.steps:,}.')
+  writer = metrics_lib.Writer(workdir, start)
+
+  update = step_lib.make_step(experiment.loss, experiment.tx, experiment.ema)
+  layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
+  validate = {name: make_validate(experiment.loss, split, key_validation, config.data.batch_size,
+                                  run.validation_repeats)
+              for name, split in validation.items()}
+  average = next(iter(experiment.ema))
+  state = layouts[1].put(state)
+
+  stop = []
+  previous = signal.signal(signal.SIGTERM, lambda *_: stop.append('SIGTERM'))
+  bar = tqdm.tqdm(total=run.steps, initial=start, unit='step', dynamic_ncols=True,
+                  disable=not first, mininterval=0.5)
+  window, step, saved, results = _Window(), start, start, {}
+  since, since_step = time.monotonic(), start
+  tracing = False
+  batches = experiment.data.stream(start, jax.process_index(), jax.process_count())
+  try:
+    for size, batch in _placed_batches(batches, _chunks(start, run, n), layouts):
+      if profile and step - start >= n + 1 and not tracing and step - start < n + 1 + profile:
+        jax.profiler.start_trace(str(workdir / 'profile'))  # past the step that compiles
+        tracing, profile_until = True, step + profile
+      state, out = layouts[size].step(state, batch, key_step)
+      window.add(step, out)
+      step += size
+      bar.update(size)
+      if tracing and step >= profile_until:
+        jax.block_until_ready(out)
+        jax.profiler.stop_trace()
+        tracing, profile = False, 0
+
+      due = lambda every, step=step: bool(every) and step % every == 0 or step == run.steps
+      if due(run.log_every) or due(run.checkpoint_every) or stop:
+        values = window.take()
+        now = time.monotonic()
+        rate = (step - since_step) / max(now - since, 1e-9)
+        since, since_step = now, step
+        writer.write(step, 'train', **values, steps_per_second=rate)
+        name, value = _headline(values)
+        bar.set_postfix_str(f'{name} {value:.4f}')
+      host = None
+      if due(run.validate_every) or due(run.checkpoint_every):
+        host = layouts[1].get(state)
+        for name, evaluate in validate.items():
+          results[name] = evaluate(host.ema[average])
+          writer.write(step, name, **results[name])
+        label, value = _headline(results['validation'])
+        if first:
+          bar.write(f'step {step}: validation {label} {value:.4f}')
+      if pictures is not None and run.pictures_every and due(run.pictures_every):
+        host = host or layouts[1].get(state)
+        writer.picture(step, 'samples', pictures(host.ema[average]))
+      if due(run.checkpoint_every) or stop:
+        measured = results['validation']['loss'] if host is not None and results else math.inf
+        checkpoints.save(host or layouts[1].get(state), measured)
+        saved = step
+      if host is not None:
+        since = time.monotonic()  # the rate is that of training
+        since_step = step
+      if stop:
+        logging.warning('%s: saved step %d and stopped.', stop[0], saved)
+        break
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+    bar.close()
+    if tracing:
+      jax.profiler.stop_trace()
+    batches.close()
+    checkpoints.close()
+    writer.close()
+  return results.get('validation') or _last(workdir, 'validation')
+
+
+def _last(workdir: Path, kind: str) -> dict[str, float]:
+  """The last record of that kind, for a run that had nothing left to do."""
+  records = [r for r in metrics_lib.read(workdir) if r['kind'] == kind]
+  return {k: v for k, v in records[-1].items() if k not in ('step', 'kind')} if records else {}

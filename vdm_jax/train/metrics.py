@@ -1,0 +1,94 @@
+"""Where a run writes what it measures: `metrics.jsonl`, TensorBoard events, the screen.
+
+One JSON object a line: {"step", "kind", name: number, ...}; kind is 'train' or the name of the
+split that was evaluated.  Process 0 writes, the others do nothing.
+"""
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+from tensorboardX import SummaryWriter
+
+from vdm_jax.typing import PyTree
+
+
+def read(workdir: str | Path) -> list[dict]:
+  """All records of `workdir/metrics.jsonl`, in order; none if there is no such file."""
+  return _sound_lines(Path(workdir) / 'metrics.jsonl')
+
+
+class Writer:
+  """Appends records; a run that resumes at `step` first drops what came after it."""
+
+  def __init__(self, workdir: str | Path, step: int):
+    self._on = jax.process_index() == 0
+    if not self._on:
+      return
+    path = Path(workdir) / 'metrics.jsonl'
+    kept = [record for record in _sound_lines(path) if record['step'] <= step]
+    partial = path.with_suffix('.partial')
+    partial.write_text(''.join(json.dumps(record) + '\n' for record in kept))
+    os.replace(partial, path)
+    self._file = path.open('a', buffering=1)
+    self._board = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=step + 1)
+
+  def write(self, step: int, kind: str, **values: float) -> None:
+    if not self._on:
+      return
+    self._file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
+    for name, value in values.items():
+      self._board.add_scalar(f'{kind}/{name}', value, step)
+
+  def picture(self, step: int, name: str, image: np.ndarray) -> None:
+    """image: uint8 [H, W, 3]."""
+    if self._on:
+      self._board.add_image(name, image, step, dataformats='HWC')
+
+  def close(self) -> None:
+    if self._on:
+      self._file.close()
+      self._board.close()
+
+
+def _sound_lines(path: Path) -> list[dict]:
+  """The records of a file whose last line a kill may have torn."""
+  if not path.exists():
+    return []
+  records = []
+  for line in path.read_text().splitlines():
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return records
+
+
+def parameter_table(params: PyTree) -> rich.table.Table:
+  """Parameters by block: count, and the root mean square at this moment."""
+  groups: dict[str, list[np.ndarray]] = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    names = [entry.key for entry in path]
+    groups.setdefault('/'.join(names[:2]), []).append(np.asarray(leaf))
+  table = rich.table.Table('block', 'tensors', 'parameters', 'rms', title='Parameters')
+  total = 0
+  for name, leaves in groups.items():
+    count = sum(leaf.size for leaf in leaves)
+    square = sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in leaves)
+    table.add_row(name, str(len(leaves)), f'{count:,}', f'{math.sqrt(square / max(count, 1)):.3g}')
+    total += count
+  table.add_section()
+  table.add_row('total', '', f'{total:,}', '')
+  for column in table.columns[1:]:
+    column.justify = 'right'
+  return table
+
+
+def show(table: rich.table.Table) -> None:
+  """Prints a table on process 0."""
+  if jax.process_index() == 0:
+    rich.console.Console(width=None).print(table)

@@ -1,0 +1,73 @@
+"""One optimisation step.
+
+Randomness belongs to the step: its key is fold_in(key, step), example i of the *global* batch has
+fold_in(that, i + 1), and the times are stratified over the global batch, t_i = (u + i/B) mod 1
+(`random.stratified`).  So the numbers do not depend on how many devices there are,
+and nothing random has to be saved.
+"""
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from vdm_jax import random
+from vdm_jax.train.parallel import Axis
+from vdm_jax.typing import Array, Context, Loss, PyTree, Update
+
+
+@struct.dataclass
+class TrainState:
+  """All that a run is, beside its data and its key."""
+  step: Array             # []  updates made
+  params: PyTree
+  ema: dict[str, PyTree]  # by name: several rates may run side by side
+  opt: optax.OptState
+  aux: PyTree = None      # what a loss may read: a teacher, a history
+
+
+def init(params: PyTree, tx: optax.GradientTransformation, ema=('ema',), aux=None) -> TrainState:
+  """The state before the first step; every average starts as the parameters.
+
+  Each average owns its buffers: the state is donated, and aliased leaves under donation fail.
+  """
+  own = lambda: jax.tree.map(jnp.copy, params)
+  return TrainState(jnp.zeros((), jnp.int32), params, {k: own() for k in ema}, tx.init(params), aux)
+
+
+def average(ema: PyTree, params: PyTree, rate: float) -> PyTree:
+  """rate * ema + (1 - rate) * params, written so that an average of constants is that constant.
+
+  In float32 the weighted sum itself drifts away from parameters that do not move.
+  """
+  return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p - e), ema, params)
+
+
+def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float]) -> Update:
+  """An `Update` (state, batch, key, axis) -> (state, metrics): all that the trainer runs.
+
+  The gradient is that of the mean of `loss` over the global batch.  ema: {name: rate}, see
+  `average`.  metrics: 'loss', the loss's own terms, all
+  means over the global batch, and 'grad_norm', the global norm before any clipping.
+  """
+  def step(state: TrainState, batch, key, axis: Axis):
+    n = jax.tree.leaves(batch)[0].shape[0]
+    i = axis.example_index(n)
+    key = jax.random.fold_in(key, state.step)
+    t = random.stratified(jax.random.uniform(key), i, n * axis.size())
+    keys = random.per_example(key, i + 1)
+    context = Context(t, keys, state.step, jax.lax.stop_gradient(state.ema), state.aux)
+
+    def mean_loss(params):
+      losses, metrics = loss(params, batch, context)
+      assert losses.shape == (n,), f'a loss returns [B] = {(n,)}, not {losses.shape}'
+      return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
+
+    (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    value, metrics, grads = axis.mean((value, metrics, grads))
+    updates, opt = tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    averaged = {name: average(state.ema[name], params, rate) for name, rate in ema.items()}
+    return (state.replace(step=state.step + 1, params=params, ema=averaged, opt=opt),
+            {'loss': value, **metrics, 'grad_norm': optax.tree.norm(grads)})
+
+  return step

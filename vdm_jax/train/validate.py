@@ -1,0 +1,45 @@
+"""The loss on a whole split: every example the same number of times, no batch dropped."""
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import devices, random
+from vdm_jax.typing import Array, Context, Loss, PyTree
+
+
+def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
+                  ) -> Callable[[PyTree], dict[str, float]]:
+  """params -> {'loss' and the loss's own terms: their means over `split`}, without dropout.
+
+  Example i has its own keys and times, the same at every call: two calls compare parameters,
+  not draws.  The times of an example are evenly spread over its `repeats`, and those of one
+  repetition over the examples.
+  """
+  n = len(split)
+
+  def sums(params, xs):
+    batch, i, mask, r = xs
+    r = r[0]
+    t = random.stratified(jax.random.uniform(key) + r / repeats, i, n)
+    keys = random.per_example(jax.random.fold_in(key, r), i)
+    context = Context(t, keys, jnp.zeros((), jnp.int32), train=False)
+    losses, terms = loss(params, batch, context)
+    return jax.tree.map(lambda u: jnp.sum(jnp.where(mask, u, 0.0)), {'loss': losses, **terms})
+
+  sums = devices.over_rows(sums)
+
+  def validate(params):
+    params = devices.replicate(params)
+    parts: dict[str, list[float]] = {}
+    for rows, mask in devices.padded_rows(0, n, devices.whole_batch(batch_size)):
+      rows, mask = devices.mine(rows), devices.mine(mask)
+      batch = split.get(rows)
+      for r in range(repeats):
+        xs = devices.place((batch, rows, mask, jnp.full(len(rows), r)))
+        for name, value in jax.device_get(sums(params, xs)).items():
+          parts.setdefault(name, []).append(float(value))
+    return {name: math.fsum(values) / (n * repeats) for name, values in parts.items()}
+
+  return validate
