@@ -2,6 +2,8 @@
 
   python scripts/train.py --config=configs/cifar10.py --workdir=runs/cifar10 --data_dir=DIR
 """
+import sys
+
 import cli
 import jax
 from absl import flags
@@ -28,12 +30,12 @@ def main():
   options = {'init_from': INIT_FROM.value, 'profile': PROFILE.value}
   try:
     if SEEDS.value:
-      seeds = [int(seed) for seed in SEEDS.value]
+      seeds = cli.integers('seeds', SEEDS.value)
       runs.train_seeds(config, config_file, WORKDIR.value, seeds, **options)
     else:
       runs.train(config, config_file, WORKDIR.value, **options)
   except loop.Diverged as error:
-    print(f'error: {error} The last good checkpoint is in {WORKDIR.value}.')
+    print(f'error: {error}', file=sys.stderr)
     return 1
 
 

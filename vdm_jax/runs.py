@@ -40,14 +40,14 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   # What was read from the data becomes part of the run: later commands need no data for it.
   config = config.copy_and_resolve_references()
   config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
-  workdir.prepare(directory, config, config_file)
   experiment = workdir.import_config(config_file).build(config)
+  found = experiment.data.describe()
+  workdir.prepare(directory, config, config_file)
   if jax.process_index() == 0:
-    print(experiment.data.describe())
+    print(found)
   initial = None
-  if init_from:
-    other = workdir.load_trained(init_from).params
-    initial = lambda params: transfer(params, other)
+  if init_from:  # read when a run begins: one that goes on needs it no more
+    initial = lambda params: transfer(params, workdir.load_trained(init_from).params)
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
                     pictures=lambda params: _preview(experiment, spec, params, config.seed))
 
@@ -66,7 +66,8 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
       missing.append(name(path))
   if len(missing) == len(out):
     raise InputError('--init_from: none of its parameters has a name and shape of this model.')
-  for what, names in (('missing there, initialised afresh', missing), ('left over', list(found))):
+  for what, names in (('missing there or of another shape, initialised afresh', missing),
+                      ('left over', list(found))):
     if names:
       logging.warning('--init_from: %s: %s', what, ', '.join(names))
   return jax.tree.unflatten(treedef, out)

@@ -68,8 +68,9 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file:
             ) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
-  Raises InputError where it cannot be written, or belongs to a run of another model, data or
-  optimiser: the differences are listed.
+  Raises InputError where it cannot be written, or has checkpoints of a run of another model, data
+  or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
+  and a corrected config takes the place of the first one.
   """
   workdir, source = Path(workdir), Path(config_file)
   try:
@@ -81,7 +82,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file:
     raise InputError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another '
                      'directory.') from None
   values, saved, code = config.to_dict(), workdir / 'config.json', workdir / 'config.py'
-  if saved.exists():
+  if saved.exists() and any((workdir / 'checkpoints').glob('[0-9]*')):
     differences = _differences(json.loads(saved.read_text())['config'], values)
     if differences:
       raise InputError(f'--workdir={workdir} holds a run of another configuration:\n'
@@ -134,6 +135,8 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
       raise InputError(f'--workdir={workdir} holds no checkpoint yet.')
     if step in ('latest', 'best'):
       chosen = steps[-1] if step == 'latest' else checkpoints.best_step()
+      if chosen is None:
+        raise InputError('--step=best: no checkpoint has been validated yet; say latest.')
     else:
       chosen = next((number for number in steps if str(number) == str(step)), None)
       if chosen is None:

@@ -71,7 +71,25 @@ class Checkpoints:
             preservation_policy.BestN(get_metric_fn=lambda m: m['validation'], reverse=True, n=1)]),
         best_fn=lambda m: m['validation'], best_mode='min',  # else metrics are not read back
         cleanup_tmp_directories=not read_only, create=not read_only, save_root_metadata=False)
+    if read_only or jax.process_index() == 0:
+      self._check_losses()
+    if not read_only:
+      multihost_utils.sync_global_devices('losses checked')
     self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+
+  def _check_losses(self) -> None:
+    """Orbax reads the loss of every checkpoint when it opens, and fails if one is unreadable."""
+    for directory in self.directory.glob('[0-9]*'):
+      if not directory.name.isdigit():
+        continue  # half-written
+      try:
+        float(json.loads((directory / 'metrics' / 'metrics').read_text())['validation'])
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        if not self._read_only:
+          self._set_aside(int(directory.name), 'its validation loss cannot be read')
+        elif not isinstance(error, FileNotFoundError):  # which a run may be deleting
+          raise InputError(f'{directory} is corrupted: its validation loss cannot be read.  '
+                           'Training sets it aside; or remove it.') from None
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -140,8 +158,9 @@ class Checkpoints:
       try:
         out = self._read(step, items)
       except Corrupted as error:
-        logging.error('Checkpoint %d is corrupted (%s); using the one before it.', step, error)
-        self._set_aside(step)
+        self._set_aside(step, error)
+        multihost_utils.sync_global_devices('checkpoint set aside')
+        self._manager.reload()
         continue
       except ValueError as error:
         raise self._of_another(step) from error
@@ -157,14 +176,13 @@ class Checkpoints:
                       'optimiser: has its code changed?  Choose another --workdir, or go back to '
                       'that code.')
 
-  def _set_aside(self, step: int) -> None:
+  def _set_aside(self, step: int, reason) -> None:
+    logging.error('Checkpoint %d is corrupted (%s); using the one before it.', step, reason)
     if jax.process_index() == 0:
       self._aside.mkdir(exist_ok=True)
       names = (self._aside / f'{step}{suffix}' for suffix in ('', *(f'.{i}' for i in range(99))))
       os.replace(self.directory / str(step), next(name for name in names if not name.exists()))
       (self._checksums / f'{step}.json').unlink(missing_ok=True)
-    multihost_utils.sync_global_devices('checkpoint set aside')
-    self._manager.reload()
 
   def best_step(self) -> int | None:
     """The step with the lowest validation loss among those kept; None if none was measured."""

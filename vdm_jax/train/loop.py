@@ -5,9 +5,11 @@ is a checkpoint away at any moment: the batch and the randomness of step k are f
 (seed, k), so the same command resumes a run bit for bit.
 """
 import collections
+import contextlib
 import itertools
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,11 +29,12 @@ from vdm_jax.train.validate import make_validate
 from vdm_jax.typing import Experiment, PyTree
 
 LAYOUTS = {'jit': parallel.jit_layout, 'pmap': parallel.pmap_layout}
+SPLITS = ('validation', 'test')  # `train` names the records of training itself
 IN_FLIGHT = 3  # dispatches the host may run ahead of the devices
 
 
 class Diverged(RuntimeError):
-  """A loss that is not finite: the message has the step and the terms."""
+  """A loss or gradient that is not finite: the message has the step and the terms."""
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -55,16 +58,23 @@ def check(config: ml_collections.ConfigDict) -> None:
   run, batch = config.train, config.data.batch_size
   if run.layout not in LAYOUTS:
     raise InputError(f'--config.train.layout={run.layout}: choose one of {", ".join(LAYOUTS)}.')
-  if batch % jax.device_count():
+  if batch < 1 or batch % jax.device_count():
     raise InputError(f'--config.data.batch_size={batch} cannot be divided over '
                      f'{jax.device_count()} devices: choose a multiple of {jax.device_count()}.')
   for name in ('log_every', 'validate_every', 'checkpoint_every', 'steps', 'keep',
                'validation_repeats'):
     if run[name] < 1:
       raise InputError(f'--config.train.{name}={run[name]}: it must be at least 1.')
-  if 'validation' not in run.splits:
+  for name in ('pictures_every', 'steps_per_dispatch'):
+    if run[name] < 0:
+      raise InputError(f'--config.train.{name}={run[name]}: it must be 0 or more.')
+  if 'validation' not in run.splits or not set(run.splits) <= set(SPLITS):
     raise InputError(f"--config.train.splits={run.splits}: it must contain 'validation', which "
-                     'chooses the checkpoint kept as the best.')
+                     "chooses the checkpoint kept as the best, and may contain 'test'.")
+  if config.data.validation < 1:
+    raise InputError(f'--config.data.validation={config.data.validation}: hold out at least one '
+                     'image of train to validate on.')
+  _steps_per_dispatch(run)
 
 
 def _cadences(run) -> list[int]:
@@ -122,15 +132,28 @@ class _Window:
     rows = [(first + k, {name: float(np.ravel(u)[k]) for name, u in metrics.items()})
             for first, metrics in parts for k in range(np.size(metrics['loss']))]
     for step, row in rows:
-      if not math.isfinite(row['loss']):
-        terms = ', '.join(f'{name} {value:.6g}' for name, value in row.items())
-        raise Diverged(f'The loss is not finite at step {step}: {terms}.')
+      # A gradient that is not finite, of a loss that is, has spoiled the parameters already.
+      for what, name in (('loss', 'loss'), ('gradient', 'grad_norm')):
+        if not math.isfinite(row[name]):
+          terms = ', '.join(f'{name} {value:.6g}' for name, value in row.items())
+          raise Diverged(f'The {what} is not finite at step {step}: {terms}.')
     return {name: math.fsum(row[name] for _, row in rows) / len(rows) for name in rows[0][1]}
 
 
 def _headline(values: dict[str, float]) -> tuple[str, float]:
   return ('bits/dim', values['bits_per_dim']) if 'bits_per_dim' in values else (
       'loss', values['loss'])
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[list[str]]:
+  """A list that is empty until SIGTERM comes."""
+  received = []
+  previous = signal.signal(signal.SIGTERM, lambda *_: received.append('SIGTERM'))
+  try:
+    yield received
+  finally:
+    signal.signal(signal.SIGTERM, previous)
 
 
 def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: str | Path, *,
@@ -140,101 +163,111 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
 
   pictures: EMA parameters -> uint8 image [H, W, 3], for TensorBoard.  initial: freshly initialised
   parameters -> those to start from (ignored on resuming).  profile: so many steps are traced.
-  Returns the last validation's means.  SIGTERM saves and returns early (see `stopped`).
+  Returns the last validation's means.  SIGTERM saves and exits with code 0 (SystemExit).
   Raises InputError, and Diverged leaving the last good checkpoint.
   """
   check(config)
-  run, workdir = config.train, Path(workdir).absolute()
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(_sigterm())
+    return _train(experiment, config, Path(workdir).absolute(), pictures, initial, profile, stop,
+                  stack)
+
+
+def _train(experiment, config, workdir, pictures, initial, profile, stop, stack):
+  run = config.train
   n = _steps_per_dispatch(run)
   first = jax.process_index() == 0
-  validation = {name: experiment.data.split(name) for name in run.splits}
   key_init, key_step, key_validation = jax.random.split(jax.random.key(config.seed), 3)
 
-  params = experiment.init(key_init)
   checkpoints = Checkpoints(workdir, run.keep)
-  fresh = step_lib.init(params, experiment.tx, experiment.ema)
-  restored = checkpoints.restore(fresh)
+  stack.callback(checkpoints.close)
+  fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema)
+  restored = checkpoints.restore(jax.eval_shape(lambda key: fresh(experiment.init(key)), key_init))
   if restored is None:
-    if initial is not None:
-      fresh = step_lib.init(initial(params), experiment.tx, experiment.ema)
-    state, start = fresh, 0
+    params = experiment.init(key_init)
     metrics_lib.show(metrics_lib.parameter_table(params))
+    state, start = fresh(initial(params) if initial is not None else params), 0
   else:
     state, start = restored.state, restored.step
     if first:
-      print(f'Resuming at step {start:,} of {run.steps:,}.')
+      print(f'Resuming at step {start:,} of {run.steps:,}.' if start < run.steps else
+            f'The run has made {start:,} of {run.steps:,} steps: nothing to do.')
+  if start >= run.steps:
+    return _last(workdir, 'validation')
   writer = metrics_lib.Writer(workdir, start)
+  stack.callback(writer.close)
 
   update = step_lib.make_step(experiment.loss, experiment.tx, experiment.ema)
   layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
-  validate = {name: make_validate(experiment.loss, split, key_validation, config.data.batch_size,
-                                  run.validation_repeats)
-              for name, split in validation.items()}
+  validate = {name: make_validate(experiment.loss, experiment.data.split(name), key_validation,
+                                  config.data.batch_size, run.validation_repeats)
+              for name in run.splits}
   average = next(iter(experiment.ema))
   state = layouts[1].put(state)
+  restored = params = None  # the first step takes the state's memory; keep no other copy
 
-  stop = []
-  previous = signal.signal(signal.SIGTERM, lambda *_: stop.append('SIGTERM'))
-  bar = tqdm.tqdm(total=run.steps, initial=start, unit='step', dynamic_ncols=True,
-                  disable=not first, mininterval=0.5)
+  batches = experiment.data.stream(start, jax.process_index(), jax.process_count())
+  stack.callback(batches.close)
+  bar = stack.enter_context(tqdm.tqdm(total=run.steps, initial=start, unit='step', mininterval=0.5,
+                                      dynamic_ncols=True, disable=not first))
   window, step, saved, results = _Window(), start, start, {}
   since, since_step = time.monotonic(), start
   tracing = False
-  batches = experiment.data.stream(start, jax.process_index(), jax.process_count())
-  try:
-    for size, batch in _placed_batches(batches, _chunks(start, run, n), layouts):
-      if profile and step - start >= n + 1 and not tracing and step - start < n + 1 + profile:
-        jax.profiler.start_trace(str(workdir / 'profile'))  # past the step that compiles
-        tracing, profile_until = True, step + profile
-      state, out = layouts[size].step(state, batch, key_step)
-      window.add(step, out)
-      step += size
-      bar.update(size)
-      if tracing and step >= profile_until:
-        jax.block_until_ready(out)
-        jax.profiler.stop_trace()
-        tracing, profile = False, 0
-
-      due = lambda every, step=step: bool(every) and step % every == 0 or step == run.steps
-      if due(run.log_every) or due(run.checkpoint_every) or stop:
-        values = window.take()
-        now = time.monotonic()
-        rate = (step - since_step) / max(now - since, 1e-9)
-        since, since_step = now, step
-        writer.write(step, 'train', **values, steps_per_second=rate)
-        name, value = _headline(values)
-        bar.set_postfix_str(f'{name} {value:.4f}')
-      host = None
-      if due(run.validate_every) or due(run.checkpoint_every):
-        host = layouts[1].get(state)
-        for name, evaluate in validate.items():
-          results[name] = evaluate(host.ema[average])
-          writer.write(step, name, **results[name])
-        label, value = _headline(results['validation'])
-        if first:
-          bar.write(f'step {step}: validation {label} {value:.4f}')
-      if pictures is not None and run.pictures_every and due(run.pictures_every):
-        host = host or layouts[1].get(state)
-        writer.picture(step, 'samples', pictures(host.ema[average]))
-      if due(run.checkpoint_every) or stop:
-        measured = results['validation']['loss'] if host is not None and results else math.inf
-        checkpoints.save(host or layouts[1].get(state), measured)
-        saved = step
-      if host is not None:
-        since = time.monotonic()  # the rate is that of training
-        since_step = step
-      if stop:
-        logging.warning('%s: saved step %d and stopped.', stop[0], saved)
-        break
-  finally:
-    signal.signal(signal.SIGTERM, previous)
-    bar.close()
-    if tracing:
+  stack.callback(lambda: tracing and jax.profiler.stop_trace())
+  for size, batch in _placed_batches(batches, _chunks(start, run, n), layouts):
+    if stop and step == start:  # it came while the run was set up
+      sys.exit(0)
+    if profile and not tracing and step - start >= n + 1:
+      jax.profiler.start_trace(str(workdir / 'profile'))  # past the step that compiles
+      tracing, profile_until = True, step + profile
+    state, out = layouts[size].step(state, batch, key_step)
+    window.add(step, out)
+    step += size
+    bar.update(size)
+    if tracing and step >= profile_until:
+      jax.block_until_ready(out)
       jax.profiler.stop_trace()
-    batches.close()
-    checkpoints.close()
-    writer.close()
-  return results.get('validation') or _last(workdir, 'validation')
+      tracing, profile = False, 0
+
+    stopping = bool(stop)  # looked at once: the signal may come anywhere below
+    due = lambda every, step=step: bool(every) and step % every == 0 or step == run.steps
+    saving = due(run.checkpoint_every) or stopping
+    if due(run.log_every) or saving:
+      try:
+        values = window.take()
+      except Diverged as error:
+        raise Diverged(f'{error}  ' + (f'The last good checkpoint is that of step {saved}, in '
+                                       f'{workdir}.' if saved else 'There is no checkpoint.')
+                       ) from None
+      now = time.monotonic()
+      rate = (step - since_step) / max(now - since, 1e-9)
+      since, since_step = now, step
+      writer.write(step, 'train', **values, steps_per_second=rate)
+      name, value = _headline(values)
+      bar.set_postfix_str(f'{name} {value:.4f}')
+    host, measured = None, math.inf
+    if due(run.validate_every) or due(run.checkpoint_every):
+      host = layouts[1].get(state)
+      for name, evaluate in validate.items():
+        results[name] = evaluate(host.ema[average])
+        writer.write(step, name, **results[name])
+      measured = results['validation']['loss']
+      label, value = _headline(results['validation'])
+      if first:
+        bar.write(f'step {step}: validation {label} {value:.4f}')
+    if pictures is not None and run.pictures_every and due(run.pictures_every):
+      host = host or layouts[1].get(state)
+      writer.picture(step, 'samples', pictures(host.ema[average]))
+    if saving:
+      checkpoints.save(host or layouts[1].get(state), measured)
+      saved = step
+    if host is not None:
+      since = time.monotonic()  # the rate is that of training
+      since_step = step
+    if stopping:
+      logging.warning('%s: saved step %d and stopped.', stop[0], saved)
+      sys.exit(0)
+  return results['validation']
 
 
 def _last(workdir: Path, kind: str) -> dict[str, float]:

@@ -3,6 +3,7 @@ import jax
 import ml_collections
 import optax
 
+from vdm_jax.errors import InputError
 from vdm_jax.typing import PyTree
 
 
@@ -38,11 +39,18 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def learning_rate(config) -> optax.Schedule:
-  """Linear warm-up over `warmup_steps`, then constant, or a cosine to zero at `decay_steps`."""
-  if not config.decay_steps:
-    return optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
-  return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps,
-                                            config.decay_steps)
+  """Linear warm-up over `warmup_steps`, then constant, or a cosine to zero at `decay_steps`.
+
+  Raises InputError where the decay would end before the warm-up.
+  """
+  rate, warmup, end = config.learning_rate, config.warmup_steps, config.decay_steps
+  if end and end <= warmup:
+    raise InputError(f'--config.optimizer.decay_steps={end}: it must be 0, or more than '
+                     f'warmup_steps={warmup}.')
+  after = optax.cosine_decay_schedule(rate, end - warmup) if end else optax.constant_schedule(rate)
+  if not warmup:  # optax takes a linear schedule of no steps to be its first value for ever
+    return after
+  return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
 
 
 def adamw(config) -> optax.GradientTransformation:

@@ -79,7 +79,8 @@ def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
   axis = 0 if steps == 1 else 1
   # The batch keeps its [B, ...] order, split in consecutive rows: [n, B/n, ...] on the mapped axis.
   fn = jax.pmap(lambda state, batch, key: run(state, batch, key, Axis('batch')),
-                axis_name='batch', devices=devices, in_axes=(0, axis, None), out_axes=(0, None), donate_argnums=0)
+                axis_name='batch', devices=devices, in_axes=(0, axis, None),
+                out_axes=(0, None), donate_argnums=0)
 
   def place(batch):
     def shard(u):
@@ -90,5 +91,6 @@ def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
   # From the host, where a broadcast costs nothing: no device ever holds more than its own copy.
   put = lambda state: jax.tree.map(
       lambda u: jax.device_put(np.broadcast_to(u, (n, *u.shape)), mapped), jax.device_get(state))
-  get = lambda state: jax.tree.map(lambda u: np.asarray(u.addressable_shards[0].data)[0], state)
+  get = lambda state: jax.tree.map(  # of one device; [0, ...] keeps a scalar an array
+      lambda u: np.asarray(u.addressable_shards[0].data)[0, ...], state)
   return Layout(put, place, fn, get)

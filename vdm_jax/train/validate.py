@@ -19,7 +19,8 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
   """
   n = len(split)
 
-  def sums(params, xs):
+  def sums(given, xs):
+    params, key = given  # the key an argument, so that runs of several seeds share the program
     batch, i, mask, r = xs
     r = r[0]
     t = random.stratified(jax.random.uniform(key) + r / repeats, i, n)
@@ -31,14 +32,14 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
   sums = devices.over_rows(sums)
 
   def validate(params):
-    params = devices.replicate(params)
+    given = devices.replicate((params, key))
     parts: dict[str, list[float]] = {}
     for rows, mask in devices.padded_rows(0, n, devices.whole_batch(batch_size)):
       rows, mask = devices.mine(rows), devices.mine(mask)
       batch = split.get(rows)
       for r in range(repeats):
         xs = devices.place((batch, rows, mask, jnp.full(len(rows), r)))
-        for name, value in jax.device_get(sums(params, xs)).items():
+        for name, value in jax.device_get(sums(given, xs)).items():
           parts.setdefault(name, []).append(float(value))
     return {name: math.fsum(values) / (n * repeats) for name, values in parts.items()}
 

@@ -1,0 +1,97 @@
+"""One device, sharded jit and pmap make the same steps.
+
+With SGD: a gradient too large by the number of devices would hide behind Adam's normalisation.
+"""
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny_config
+
+from vdm_jax.train import parallel
+from vdm_jax.train import step as step_lib
+
+STEPS = 5
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope='module')
+def experiment():
+  config = tiny_config.get_config()
+  return tiny_config.build(config)._replace(tx=optax.sgd(0.02))
+
+
+@pytest.fixture(scope='module')
+def start(experiment):
+  """Away from the initial state, where dropout, before layers that are zero, changes nothing."""
+  params = experiment.init(jax.random.key(0))
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  leaves = [u + 0.1 * jax.random.normal(k, u.shape) for u, k in zip(leaves, keys, strict=True)]
+  params = jax.tree.unflatten(tree, leaves)
+  return jax.device_get(step_lib.init(params, experiment.tx, experiment.ema))
+
+
+def trained(experiment, start, make, devices, together=1, loss=None):
+  """The state after STEPS steps, and the metrics of each: {name: [STEPS]}."""
+  update = step_lib.make_step(loss or experiment.loss, experiment.tx, experiment.ema)
+  layout = make(update, devices, steps=together)
+  state, rows = layout.put(start), []
+  for first in range(0, STEPS, together):
+    batches = [experiment.data.batch(first + k) for k in range(together)]
+    batch = batches[0] if together == 1 else jax.tree.map(lambda *u: np.stack(u), *batches)
+    state, metrics = layout.step(state, layout.place(batch), jax.random.key(2))
+    rows.append({name: np.ravel(value) for name, value in metrics.items()})
+  return layout.get(state), {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.fixture(scope='module')
+def reference(experiment, start):
+  return trained(experiment, start, parallel.jit_layout, ONE)
+
+
+def assert_close(one, other):
+  state, metrics = one
+  state2, metrics2 = other
+  assert int(state.step) == int(state2.step) == STEPS
+  jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=2e-5, atol=2e-6), state, state2)
+  assert metrics.keys() == metrics2.keys()
+  for name, value in metrics.items():
+    np.testing.assert_allclose(value, metrics2[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+CASES = {'jit': (parallel.jit_layout, None, 1), 'pmap': (parallel.pmap_layout, None, 1),
+         'jit, five steps at once': (parallel.jit_layout, None, STEPS)}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_every_layout_makes_the_steps_of_one_device(experiment, start, reference, case):
+  assert_close(trained(experiment, start, *CASES[case]), reference)
+
+
+def test_the_reference_trains_with_dropout(experiment, start, reference):
+  """What the comparison is worth: the parameters move, and dropout moves them elsewhere."""
+  without = trained(experiment, start, parallel.jit_layout, ONE,
+                    loss=lambda p, b, context: experiment.loss(p, b, context._replace(train=False)))
+  kernel = lambda state: state.params['net']['dense_in']['kernel']
+  moved = np.abs(kernel(reference[0]) - start.params['net']['dense_in']['kernel']).max()
+  assert moved > 1e-3
+  assert np.abs(kernel(reference[0]) - kernel(without[0])).max() > 0.01 * moved
+
+
+@pytest.mark.parametrize('make', [parallel.jit_layout, parallel.pmap_layout],
+                         ids=lambda make: make.__name__)
+@pytest.mark.parametrize('devices', [ONE, None], ids=['one device', 'all'])
+def test_a_copy_taken_of_the_state_survives_the_steps_that_reuse_its_memory(make, devices):
+  layout = make(lambda state, batch, key, axis: (jax.tree.map(lambda u: u + 1, state), {}), devices)
+  whole = {'a': np.arange(5000.0, dtype=np.float32), 'step': np.int32(0)}
+  batch = layout.place({'row': np.arange(8)})
+  state = layout.put(whole)
+  copies = []
+  for _ in range(4):
+    state, _ = layout.step(state, batch, jax.random.key(0))
+    copies.append(layout.get(state))
+  for k, copy in enumerate(copies, 1):
+    np.testing.assert_array_equal(copy['a'], whole['a'] + k)
+    assert copy['step'] == k and copy['step'].shape == ()
+    assert all(isinstance(u, np.ndarray) for u in copy.values())

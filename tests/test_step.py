@@ -1,0 +1,151 @@
+"""One optimisation step: its randomness, its average, its gradient.
+
+A probe makes the step tell what it did: the loss w_i q_i of example i has the gradient q_i / B in
+w_i, so SGD with rate B leaves w_i = -q_i.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+
+from vdm_jax import random
+from vdm_jax.train import parallel
+from vdm_jax.train import step as step_lib
+
+B = 8
+ONE = jax.devices()[:1]
+LAYOUTS = {'one': (parallel.jit_layout, ONE), 'jit': (parallel.jit_layout, None),
+           'pmap': (parallel.pmap_layout, None)}
+
+
+def probe(quantity, layout='one', at_step=0, batch=B):
+  """quantity(context, n) -> [n], for each example of a global batch: [batch]."""
+  make, devices = LAYOUTS[layout]
+
+  def loss(params, rows, context):
+    i = rows['row']
+    return params[i] * quantity(context, len(i)), {}
+
+  layout = make(step_lib.make_step(loss, optax.sgd(batch), {}), devices)
+  state = step_lib.init(jnp.zeros(batch), optax.sgd(batch), {}).replace(step=jnp.int32(at_step))
+  placed = layout.place({'row': np.arange(batch)})
+  state, _ = layout.step(layout.put(state), placed, jax.random.key(3))
+  return -layout.get(state).params
+
+
+def times(context, n):
+  return context.t
+
+
+def noise(context, n):
+  return random.normal(random.stream(context.keys, 'eps'), jnp.zeros((n,)))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_times_are_stratified_over_the_global_batch(layout):
+  """In order round the circle they are 1/B apart, whatever the devices."""
+  t = np.sort(probe(times, layout))
+  gaps = np.diff(t, append=t[0] + 1.0)
+  np.testing.assert_allclose(gaps, 1.0 / B, atol=1e-6)
+  assert 0.0 <= t[0] and t[-1] < 1.0
+
+
+@pytest.mark.parametrize('quantity', [times, noise], ids=lambda f: f.__name__)
+def test_what_an_example_draws_does_not_depend_on_the_split_of_the_batch(quantity):
+  one = probe(quantity, 'one', at_step=5)
+  assert len(np.unique(one)) == B
+  for layout in ('jit', 'pmap'):
+    np.testing.assert_array_equal(probe(quantity, layout, at_step=5), one)
+
+
+def test_the_noise_of_an_example_does_not_depend_on_the_size_of_the_batch():
+  np.testing.assert_array_equal(probe(noise, batch=4), probe(noise, batch=B)[:4])
+
+
+def over_steps(quantity, steps):
+  """[steps, B]: what the examples draw at each step."""
+  loss = lambda params, rows, context: (params * quantity(context, B), {})
+  update = step_lib.make_step(loss, optax.sgd(B), {})
+  state = step_lib.init(jnp.zeros(B), optax.sgd(B), {})
+  rows, key = {'row': jnp.arange(B)}, jax.random.key(7)
+  one = lambda k: -update(state.replace(step=k), rows, key, parallel.Axis())[0].params
+  return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(steps)))
+
+
+def test_the_time_of_each_example_is_uniform_over_steps():
+  n = 3000
+  t = over_steps(times, n)
+  for i in (0, 3, B - 1):
+    counts, _ = np.histogram(t[:, i], 20, (0.0, 1.0))
+    statistic = np.sum((counts - n / 20) ** 2) / (n / 20)
+    assert statistic < scipy.stats.chi2(19).ppf(0.999)
+
+
+def test_noise_is_independent_between_examples_and_between_steps():
+  n = 3000
+  eps = over_steps(noise, n)
+  error = 1.0 / np.sqrt(n)  # of the mean of products of independent standard normals
+  products = eps.T @ eps / n
+  # The diagonal's own error is sqrt(2/n); 36 numbers, each within 4.5 of its errors.
+  assert np.abs(np.diag(products) - 1.0).max() < 4.5 * np.sqrt(2.0) * error
+  assert np.abs(products - np.diag(np.diag(products))).max() < 4.5 * error
+  between = np.mean(eps[1:] * eps[:-1], axis=0)
+  assert np.abs(between).max() < 4.5 * error
+
+
+def test_an_average_of_a_straight_path_lags_by_the_geometric_sum():
+  """w_k = w_0 - c k:  e_n = w_n + c r (1 - r^n) / (1 - r), for each rate by itself."""
+  rates, c, n = {'fast': 0.5, 'slow': 0.9, 'last': 0.0, 'first': 1.0}, 0.25, 7
+  loss = lambda params, batch, context: (jnp.full(B, params['w']), {})
+  update = step_lib.make_step(loss, optax.sgd(c), rates)
+  state = step_lib.init({'w': jnp.float32(3.0)}, optax.sgd(c), rates)
+  step = jax.jit(lambda s: update(s, {'row': jnp.arange(B)}, jax.random.key(0), parallel.Axis())[0])
+  for _ in range(n):
+    state = step(state)
+  w = 3.0 - c * n
+  assert float(state.params['w']) == w and int(state.step) == n
+  for name in ('fast', 'slow'):
+    r = rates[name]
+    np.testing.assert_allclose(state.ema[name]['w'], w + c * r * (1 - r**n) / (1 - r), rtol=1e-6)
+  assert float(state.ema['last']['w']) == w
+  assert float(state.ema['first']['w']) == 3.0
+
+
+def test_an_average_of_parameters_that_do_not_move_is_exactly_those():
+  p = {'w': jax.random.normal(jax.random.key(0), (100,))}
+  average = p
+  for _ in range(50):
+    average = step_lib.average(average, p, 0.9999)
+  np.testing.assert_array_equal(average['w'], p['w'])
+
+
+def test_the_loss_reads_the_step_the_averages_and_aux_and_sends_no_gradient_to_them():
+  """loss = w + e + aux + k: 3 + 3 + 10 + 2, with gradient 1 though e is a function of w's past."""
+  def loss(params, batch, context):
+    total = params['w'] + context.ema['e']['w'] + context.aux + context.step
+    return jnp.full(B, total), {'seen': jnp.full(B, context.step)}
+
+  tx = optax.sgd(1.0)
+  state = step_lib.init({'w': jnp.float32(3.0)}, tx, {'e': 0.9}, aux=jnp.float32(10.0))
+  state, metrics = step_lib.make_step(loss, tx, {'e': 0.9})(
+      state.replace(step=jnp.int32(2)), {'row': jnp.arange(B)}, jax.random.key(0), parallel.Axis())
+  assert float(metrics['loss']) == 18.0 and float(metrics['seen']) == 2.0
+  assert float(metrics['grad_norm']) == 1.0
+  assert float(state.params['w']) == 2.0 and float(state.aux) == 10.0
+
+
+def test_the_averages_own_their_buffers():
+  """An average that shared the parameters' memory could not be donated with them."""
+  params = {'w': jnp.ones(3)}
+  state = step_lib.init(params, optax.sgd(1.0), {'a': 0.9, 'b': 0.99})
+  where = [u['w'].unsafe_buffer_pointer() for u in (state.params, *state.ema.values())]
+  assert len(set(where)) == 3
+
+
+def test_a_loss_that_takes_the_mean_itself_is_refused():
+  update = step_lib.make_step(lambda p, b, c: (jnp.mean(p), {}), optax.sgd(1.0), {})
+  state = step_lib.init(jnp.zeros(B), optax.sgd(1.0), {})
+  with pytest.raises(AssertionError, match='a loss returns'):
+    update(state, {'row': jnp.arange(B)}, jax.random.key(0), parallel.Axis())
