@@ -6,7 +6,6 @@ import cli
 from absl import flags
 
 from vdm_jax import likelihood, runs
-from vdm_jax.errors import InputError
 from vdm_jax.train import metrics
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
@@ -23,17 +22,9 @@ REPORT = flags.DEFINE_bool('report', False, 'Only print the ledger of the last e
 DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are, if not where they were.')
 
 
-def timesteps() -> list[int]:
-  try:
-    return [int(number) for number in TIMESTEPS.value]
-  except ValueError:
-    raise InputError(f'--T={",".join(TIMESTEPS.value)}: it must be whole numbers, such as '
-                     '100,1000.') from None
-
-
 def main():
   ledger = runs.report(WORKDIR.value) if REPORT.value else runs.evaluate(
-      WORKDIR.value, split=SPLIT.value, timesteps=timesteps(),
+      WORKDIR.value, split=SPLIT.value, timesteps=cli.integers('T', TIMESTEPS.value),
       repeats=REPEATS.value, times=TIMES.value, average=AVERAGE.value, step=STEP.value,
       seed=SEED.value, batch_size=BATCH_SIZE.value, examples=EXAMPLES.value,
       data_dir=DATA_DIR.value)

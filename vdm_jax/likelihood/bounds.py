@@ -41,7 +41,7 @@ def evaluate_bound(model: Callable[[PyTree], Model], params: PyTree, split, key:
   batch_size: evaluations of the network at a time, rounded to whole images on whole devices.
   """
   n = len(split) if count is None else min(count, len(split))
-  images = devices.whole_batch(max(1, batch_size // times))
+  images = devices.whole_batch(min(n, max(1, batch_size // times)))
 
   def evaluate(params, xs):
     batch, rows, r = xs

@@ -31,11 +31,13 @@ def standard_errors(values: np.ndarray) -> tuple[float | None, float | None]:
 
   The first is how far another test set of this size would move the result.  The second is
   how far other noise would; stratified times are not independent draws, so it is taken from whole
-  repetitions.  They are kept apart: the first includes most of the second.
+  repetitions, image by image: the draws of one image are independent of those of another, so that
+  two repetitions suffice.  They are kept apart: the first includes the second.
   """
-  def error(u):
-    return float(np.std(u, ddof=1) / math.sqrt(len(u))) if len(u) > 1 else None
-  return error(values.mean(axis=0)), error(values.mean(axis=1))
+  r, n = values.shape
+  over_images = np.std(values.mean(axis=0), ddof=1) / math.sqrt(n) if n > 1 else None
+  over_draws = math.sqrt(np.sum(np.var(values, axis=0, ddof=1)) / r) / n if r > 1 else None
+  return over_images, over_draws
 
 
 def bound_row(samples: BoundSamples, shape: tuple[int, ...], logsnr_max: float,

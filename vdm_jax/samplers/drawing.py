@@ -38,7 +38,8 @@ def draw(model: Callable[[PyTree], Model], params: PyTree,
 
   batch = devices.over_rows(batch)
   params = devices.replicate(params)
-  for rows, mask in devices.padded_rows(start, stop, devices.whole_batch(batch_size)):
+  size = devices.whole_batch(max(1, min(batch_size, stop - start)))
+  for rows, mask in devices.padded_rows(start, stop, size):
     local = devices.mine(rows)
     out = jax.device_get(batch(params, devices.place((local, cond(local)))))
     yield rows[mask], out[mask]

@@ -1,0 +1,505 @@
+"""Evaluating and sampling a run: what the commands write, and what they refuse."""
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax import pictures, runs, workdir
+from vdm_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (4, 4, 1)
+
+CONFIG = '''
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax import schedules
+from vdm_jax.systems import vdm
+
+
+class Net(nn.Module):
+  """z scaled, and shifted by class: the least that trains, and that labels reach."""
+
+  @nn.compact
+  def __call__(self, z, logsnr, cond=None, keys=None):
+    y = self.param('scale', nn.initializers.constant(0.2), ()) * z
+    if cond is not None:
+      y += 0.3 * nn.Embed(3, 1)(cond)[:, None, None]  # of three classes
+    return y
+
+
+def get_config():
+  config = vdm.default_config()
+  config.data.update(name='NAME', validation=8, batch_size=8)
+  config.model.update(class_conditional=CONDITIONAL)
+  config.optimizer.update(learning_rate=0.01, warmup_steps=1)
+  config.ema = {'ema': 0.5, 'fast': 0.1}
+  config.train.update(steps=4, log_every=1, validate_every=2, checkpoint_every=2,
+                      pictures_every=0, keep=2)
+  return config
+
+
+def build(config):
+  return vdm.experiment(config, net=Net(), schedule=schedules.LearnedLinear(6.0, -4.0))
+'''
+
+
+# The cheapest evaluation, with one compiled program for all of them.
+ONCE = {'times': 1, 'batch_size': 4}
+
+
+def make_run(folder, data, conditional):
+  """A finished run of four steps."""
+  file = folder / 'tiny.py'
+  file.write_text(CONFIG.replace('NAME', str(data)).replace('CONDITIONAL', str(conditional)))
+  runs.train(workdir.import_config(file).get_config(), file, folder / 'run')
+  return folder / 'run'
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """4 x 4 images of 5 levels and 3 classes: 40 for training, 13 for test."""
+  folder = tmp_path_factory.mktemp('images')
+  rng = np.random.default_rng(0)
+  np.savez(folder / 'images.npz', x_train=rng.integers(0, 5, (40, *SHAPE)).astype(np.uint8),
+           y_train=np.arange(40) % 3, x_test=rng.integers(0, 5, (13, *SHAPE)).astype(np.uint8),
+           y_test=np.arange(13) % 3)
+  return make_run(folder, folder / 'images.npz', conditional=True)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+  """A copy of the finished run that a test may spoil."""
+  return shutil.copytree(finished, tmp_path / 'run')
+
+
+def images_of(run, split):
+  with np.load(workdir.read_config(run).data.name) as file:
+    return {'test': file['x_test'], 'train': file['x_train'][:32],
+            'validation': file['x_train'][32:]}[split]
+
+
+# --------------------------------------------------------------- evaluate
+
+
+@pytest.fixture(scope='module')
+def evaluated(finished, tmp_path_factory):
+  copy = shutil.copytree(finished, tmp_path_factory.mktemp('evaluated') / 'run')
+  return copy, runs.evaluate(copy, repeats=2, times=32, timesteps=[1000, 1000], batch_size=128)
+
+
+def test_the_ledger_has_every_field_that_it_promises(evaluated):
+  run, _ = evaluated
+  def refuse(name):
+    raise AssertionError(f'{name} is not JSON')
+  ledger = json.loads((run / 'ledger.json').read_text(), parse_constant=refuse)
+  assert set(ledger) == {'dataset', 'checkpoint', 'rows', 'config'}
+  assert {k: ledger['dataset'][k] for k in ('split', 'examples', 'of', 'levels')} == {
+      'split': 'test', 'examples': 13, 'of': 13, 'levels': 5}
+  assert ledger['dataset']['name'].endswith('images.npz')
+  assert ledger['dataset']['sha256'] == hashlib.sha256(images_of(run, 'test').tobytes()).hexdigest()
+  assert ledger['checkpoint'] == {'step': 4, 'average': 'ema'}
+  assert ledger['config'] == json.loads(json.dumps(workdir.read_config(run).to_dict()))
+  assert [row['estimate'] for row in ledger['rows']] == ['vlb', 'vlb@1000']
+  for row in ledger['rows']:
+    assert set(row) == {
+        'estimate', 'kind', 'bits_per_dim', 'standard_error', 'standard_error_draws',
+        'reconstruction', 'latent', 'diffusion', 'examples', 'repeats', 'times_per_image', 'steps',
+        'evaluations_per_image', 'dequantiser', 'logsnr_max', 'logsnr_min'}
+    assert row['bits_per_dim'] == pytest.approx(
+        row['reconstruction'] + row['latent'] + row['diffusion'])
+    assert (row['examples'], row['repeats'], row['times_per_image']) == (13, 2, 32)
+    # Learned ends, near where they started.
+    assert 0 < abs(row['logsnr_max'] - 6) < 0.5 and 0 < abs(row['logsnr_min'] + 4) < 0.5
+
+
+def test_the_bits_of_each_image_have_the_means_of_the_ledger(evaluated):
+  run, ledger = evaluated
+  with np.load(run / 'bits.npz') as bits:
+    assert (bits['times_per_image'], bits['split'], bits['step']) == (32, 'test', 4)
+    for row in ledger.rows:
+      total = bits[f'{row["estimate"]}/total']
+      assert total.shape == (2, 13)
+      assert total.mean() == pytest.approx(row['bits_per_dim'], rel=1e-6)
+      np.testing.assert_allclose(sum(bits[f'{row["estimate"]}/{name}'] for name in (
+          'reconstruction', 'latent', 'diffusion')), total)
+      assert np.std(total.mean(axis=0), ddof=1) / 13**0.5 == pytest.approx(row['standard_error'])
+
+
+def test_a_chain_has_the_same_row_whatever_else_is_evaluated(evaluated, run):
+  _, ledger = evaluated
+  again = runs.evaluate(run, repeats=2, times=32, timesteps=[10, 1000], batch_size=128)
+  assert again.rows[2]['bits_per_dim'] == pytest.approx(ledger.rows[1]['bits_per_dim'], rel=1e-5)
+
+
+def test_another_seed_is_another_estimate_of_the_same(run):
+  one, other = (runs.evaluate(run, seed=seed, **ONCE).rows[0] for seed in (0, 1))
+  assert one['diffusion'] != pytest.approx(other['diffusion'], rel=1e-5)
+  assert one['latent'] == pytest.approx(other['latent'], rel=1e-6)
+
+
+def test_the_picture_of_the_curves_is_whole(evaluated):
+  run, _ = evaluated
+  with Image.open(run / 'curves.png') as picture:
+    assert picture.size == (1430, 418)
+
+
+def test_each_split_is_evaluated_on_its_own_images(run):
+  for split, count in ('validation', 8), ('train', 32):
+    ledger = runs.evaluate(run, split=split, **ONCE)
+    images = images_of(run, split)
+    assert ledger.dataset['examples'] == len(images) == count
+    assert ledger.dataset['sha256'] == hashlib.sha256(images.tobytes()).hexdigest()
+    # The latent term needs no draw, and tells the splits apart.
+    x = (2 * images.astype(float) - 4) / 5
+    logsnr = ledger.rows[0]['logsnr_min']
+    alpha2, sigma2 = 1 / (1 + np.exp(-logsnr)), 1 / (1 + np.exp(logsnr))
+    latent = 0.5 * np.mean(sigma2 + alpha2 * x**2 - 1 - np.log(sigma2)) / np.log(2)
+    assert ledger.rows[0]['latent'] == pytest.approx(latent, rel=1e-4)
+
+
+def test_examples_beyond_the_split_are_all_of_it_and_fewer_are_said_to_be_fewer(run):
+  ledger = runs.evaluate(run, examples=1000, **ONCE)
+  assert (ledger.dataset['examples'], ledger.dataset['of']) == (13, 13)
+  ledger = runs.evaluate(run, examples=5, **ONCE)
+  assert (ledger.dataset['examples'], ledger.dataset['of']) == (5, 13)
+  assert ledger.rows[0]['examples'] == 5
+
+
+def test_averages_and_steps_are_chosen_and_named(run):
+  scale = lambda **chosen: float(workdir.load_trained(run, **chosen).params['net']['scale'])
+  raw, fast, slow = (scale(average=name) for name in ('raw', 'fast', 'ema'))
+  assert raw > fast > slow > 0.2  # training raises it from 0.2, and averages lag behind
+  assert scale() == slow
+  assert 0.2 < scale(average='raw', step='2') < raw
+  ledger = runs.evaluate(run, average='fast', step=2, **ONCE)
+  assert ledger.checkpoint == {'step': 2, 'average': 'fast'}
+
+
+def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
+  with pytest.raises(InputError, match='evaluate it first'):
+    runs.report(run)
+  ledger = runs.evaluate(run, **ONCE)
+  assert runs.report(run) == ledger._replace(config=json.loads(json.dumps(ledger.config)))
+  runs.evaluate(run, step=2, **ONCE)
+  with pytest.raises(InputError, match='step 2, the newest checkpoint of step 4'):
+    runs.report(run)
+
+
+@pytest.mark.parametrize('options,message', [
+    ({'split': 'tests'}, '--split=tests: choose train, validation or test'),
+    ({'repeats': 0}, '--repeats=0'),
+    ({'times': 0}, '--times=0'),
+    ({'timesteps': [10, 0]}, '--T=10,0'),
+    ({'examples': 0}, '--examples=0'),
+    ({'batch_size': -1}, '--batch_size=-1'),
+    ({'average': 'slow'}, '--average=slow: this run has ema, fast and raw'),
+    ({'step': 3}, '--step=3: there are checkpoints of 2, 4'),
+    ({'step': 'newest'}, '--step=newest: there are checkpoints of 2, 4; or say latest or best'),
+])
+def test_what_cannot_be_evaluated_is_refused_by_the_name_of_its_flag(finished, options, message):
+  with pytest.raises(InputError) as error:
+    runs.evaluate(finished, **options)
+  assert message in str(error.value) and '\n' not in str(error.value)
+  assert not (finished / 'ledger.json').exists()
+
+
+def test_a_split_without_images_is_refused(run):
+  saved = json.loads((run / 'config.json').read_text())
+  saved['config']['data']['validation'] = 0
+  (run / 'config.json').write_text(json.dumps(saved))
+  with pytest.raises(InputError, match='--split=validation'):
+    runs.evaluate(run, split='validation')
+
+
+def test_data_that_have_moved_are_missed_by_name_and_not_by_sampling(run, tmp_path):
+  saved = json.loads((run / 'config.json').read_text())
+  saved['config']['data']['name'] = str(tmp_path / 'gone.npz')
+  (run / 'config.json').write_text(json.dumps(saved))
+  with pytest.raises(FileNotFoundError, match='gone.npz'):
+    runs.evaluate(run)
+  runs.sample(run, tmp_path / 'a.npz', steps=2, count=1)
+  assert np.load(tmp_path / 'a.npz')['images'].shape == (1, *SHAPE)
+
+
+def spoil(run, step):
+  """Overwrites the largest file of a checkpoint, in place."""
+  files = [path for path in (run / 'checkpoints' / str(step)).rglob('*') if path.is_file()]
+  largest = max(files, key=lambda path: path.stat().st_size)
+  largest.write_bytes(b'\0' * largest.stat().st_size)
+
+
+def test_a_corrupted_checkpoint_is_refused_with_the_steps_that_are_sound(run):
+  spoil(run, 4)
+  with pytest.raises(InputError, match='step 4 is corrupted .*: choose --step=2'):
+    runs.evaluate(run)
+  assert runs.evaluate(run, step=2, **ONCE).checkpoint['step'] == 2
+  spoil(run, 2)
+  with pytest.raises(InputError, match='step 4 is corrupted .* no other is sound'):
+    runs.evaluate(run)
+
+
+def test_a_directory_without_a_run_or_a_checkpoint_is_refused(run, tmp_path):
+  with pytest.raises(InputError, match='holds no run'):
+    runs.evaluate(tmp_path / 'nowhere')
+  shutil.rmtree(run / 'checkpoints')
+  with pytest.raises(InputError, match='holds no checkpoint'):
+    runs.evaluate(run)
+
+
+def test_weights_that_give_no_finite_bound_are_refused_and_nothing_is_written(run, monkeypatch):
+  whole = workdir.load_trained
+  def broken(*args, **options):
+    trained = whole(*args, **options)
+    return trained._replace(params=jax.tree.map(lambda u: np.full_like(u, np.nan), trained.params))
+  monkeypatch.setattr(runs.workdir, 'load_trained', broken)
+  with pytest.raises(InputError, match='not finite on 13 images'):
+    runs.evaluate(run, **ONCE)
+  assert not (run / 'ledger.json').exists() and not (run / 'bits.npz').exists()
+
+
+def test_a_run_can_be_evaluated_while_it_writes_its_metrics(run):
+  """The last line may be half there, and a loss need not be in bits/dim."""
+  lines = [json.dumps({'step': 1, 'kind': 'train', 'loss': 3.0}), '{"step": 2, "ki']
+  (run / 'metrics.jsonl').write_text('\n'.join(lines))
+  runs.evaluate(run, **ONCE)
+  with Image.open(run / 'curves.png') as picture:
+    assert picture.size == (1430, 418)
+
+
+# ----------------------------------------------------------------- sample
+
+
+def samples_of(path):
+  with np.load(path) as file:
+    return file['images'], json.loads(str(file['about']))
+
+
+def test_image_i_is_the_same_however_many_are_drawn_and_in_whatever_batches(finished, tmp_path):
+  for name, options in {'ten': {'count': 10}, 'three': {'count': 3},
+                        'other': {'count': 10, 'batch_size': 4}}.items():
+    runs.sample(finished, tmp_path / f'{name}.npz', steps=5, seed=7, **options)
+  (ten, about), (three, _), (other, _) = (
+      samples_of(tmp_path / f'{name}.npz') for name in ('ten', 'three', 'other'))
+  assert ten.shape == (10, *SHAPE) and ten.dtype == np.uint8 and ten.max() < 5
+  assert len(np.unique(ten, axis=0)) == 10
+  np.testing.assert_array_equal(three, ten[:3])
+  np.testing.assert_array_equal(other, ten)
+  assert {k: about[k] for k in ('sampler', 'steps', 'seed', 'checkpoint', 'average', 'count')} == {
+      'sampler': 'ancestral', 'steps': 5, 'seed': 7, 'checkpoint': 4, 'average': 'ema',
+      'count': 10}
+
+
+class Interrupted(Exception):
+  pass
+
+
+def interrupt_after(monkeypatch, writes):
+  """runs.save_npz fails at this write: those before it are on the disk."""
+  save, left = runs.save_npz, [writes]
+  def failing(path, **arrays):
+    if not left[0]:
+      raise Interrupted
+    left[0] -= 1
+    save(path, **arrays)
+  monkeypatch.setattr(runs, 'save_npz', failing)
+
+
+def test_an_interrupted_file_is_resumed_to_what_it_would_have_been(finished, tmp_path,
+                                                                  monkeypatch):
+  options = {'steps': 5, 'count': 22, 'batch_size': 4}
+  runs.sample(finished, tmp_path / 'whole.npz', **options)
+  interrupt_after(monkeypatch, 3)
+  with pytest.raises(Interrupted):
+    runs.sample(finished, tmp_path / 'a.npz', **options)
+  monkeypatch.undo()
+  parts = list(tmp_path.glob('a.npz.*.parts/part_*.npz'))
+  assert len(parts) == 3 and not (tmp_path / 'a.npz').exists()
+
+  drawn = []
+  draw = runs.draw
+  monkeypatch.setattr(runs, 'draw', lambda *args, **kw: drawn.append(kw['start']) or draw(
+      *args, **kw))
+  runs.sample(finished, tmp_path / 'a.npz', **{**options, 'batch_size': 8})
+  assert drawn == [12]
+  np.testing.assert_array_equal(*(samples_of(tmp_path / name)[0] for name in ('a.npz',
+                                                                             'whole.npz')))
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a.npz', 'whole.npz']
+
+
+def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finished, tmp_path,
+                                                                        monkeypatch):
+  options = {'steps': 5, 'count': 6, 'batch_size': 4}
+  runs.sample(finished, tmp_path / 'whole.npz', **options)
+  interrupt_after(monkeypatch, 2)
+  with pytest.raises(Interrupted):
+    runs.sample(finished, tmp_path / 'a.npz', **options)
+  monkeypatch.undo()
+  runs.sample(finished, tmp_path / 'a.npz', **options)
+  np.testing.assert_array_equal(*(samples_of(tmp_path / name)[0] for name in ('a.npz',
+                                                                             'whole.npz')))
+
+
+def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
+  options = {'steps': 5, 'count': 22, 'batch_size': 4}
+  runs.sample(finished, tmp_path / 'whole.npz', **options)
+  interrupt_after(monkeypatch, 4)
+  with pytest.raises(Interrupted):
+    runs.sample(finished, tmp_path / 'a.npz', **options)
+  monkeypatch.undo()
+  next(tmp_path.glob('a.npz.*.parts/part_000000004.npz')).unlink()
+  runs.sample(finished, tmp_path / 'a.npz', **options)
+  np.testing.assert_array_equal(*(samples_of(tmp_path / name)[0] for name in ('a.npz',
+                                                                             'whole.npz')))
+
+
+@pytest.mark.parametrize('change', [{'seed': 1}, {'sampler': 'ddim'}, {'average': 'raw'}])
+def test_parts_of_other_settings_are_not_mixed_in(finished, tmp_path, monkeypatch, change):
+  options = {'steps': 5, 'count': 12, 'batch_size': 4}
+  interrupt_after(monkeypatch, 2)
+  with pytest.raises(Interrupted):
+    runs.sample(finished, tmp_path / 'a.npz', **options)
+  monkeypatch.undo()
+  starts, draw = [], runs.draw
+  monkeypatch.setattr(runs, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
+      *args, **kw))
+  runs.sample(finished, tmp_path / 'a.npz', **{**options, **change})
+  assert starts == [0]
+
+
+def test_parts_of_other_weights_are_not_mixed_in(finished, run, tmp_path, monkeypatch):
+  """The same command on another run of the same length."""
+  trained = workdir.load_trained
+  def others(*args, **options):
+    out = trained(*args, **options)
+    return out._replace(params=jax.tree.map(lambda u: u * np.float32(0.9), out.params))
+  options = {'steps': 5, 'count': 12, 'batch_size': 4}
+  interrupt_after(monkeypatch, 2)
+  with pytest.raises(Interrupted):
+    runs.sample(finished, tmp_path / 'a.npz', **options)
+  monkeypatch.undo()
+  monkeypatch.setattr(runs.workdir, 'load_trained', others)
+  runs.sample(run, tmp_path / 'a.npz', **options)
+  runs.sample(run, tmp_path / 'b.npz', **options)
+  np.testing.assert_array_equal(*(samples_of(tmp_path / f'{name}.npz')[0] for name in 'ab'))
+
+
+def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished, tmp_path):
+  runs.sample(finished, tmp_path / 'turns.npz', steps=5, count=7)
+  runs.sample(finished, tmp_path / 'ones.npz', steps=5, count=7, label=1)
+  turns, ones = np.load(tmp_path / 'turns.npz'), np.load(tmp_path / 'ones.npz')
+  np.testing.assert_array_equal(turns['labels'], [0, 1, 2, 0, 1, 2, 0])
+  np.testing.assert_array_equal(ones['labels'], np.ones(7))
+  # Noise is that of the number: images 1 and 4 have label 1 in both, and agree.
+  same = np.all(turns['images'] == ones['images'], axis=(1, 2, 3))
+  assert same[[1, 4]].all() and not same.all()
+
+
+@pytest.mark.parametrize('options,message', [
+    ({'sampler': 'euler'}, '--sampler=euler: choose ancestral, ddim, heun'),
+    ({'steps': 0}, '--steps=0'),
+    ({'count': 0}, '--count=0'),
+    ({'batch_size': 0}, '--batch_size=0'),
+    ({'label': 3}, '--label=3: the classes are 0 .. 2'),
+    ({'label': -1}, '--label=-1: the classes are 0 .. 2'),
+    ({'step': 9}, '--step=9'),
+])
+def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_flag(finished, tmp_path, options,
+                                                                 message):
+  with pytest.raises(InputError) as error:
+    runs.sample(finished, tmp_path / 'a.png', **options)
+  assert message in str(error.value) and '\n' not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('out', ['a.jpg', 'a', 'a.PNG'])
+def test_a_file_of_another_kind_is_refused(finished, tmp_path, out):
+  with pytest.raises(InputError, match='ending in .png or .npz'):
+    runs.sample(finished, tmp_path / out)
+
+
+def test_a_png_shows_the_images_of_the_npz(finished, tmp_path):
+  runs.sample(finished, tmp_path / 'new' / 'a.png', steps=5, count=5)
+  runs.sample(finished, tmp_path / 'a.npz', steps=5, count=5)
+  with Image.open(tmp_path / 'new' / 'a.png') as picture:
+    np.testing.assert_array_equal(np.asarray(picture),
+                                  pictures.samples(samples_of(tmp_path / 'a.npz')[0], 5))
+
+
+def test_points_in_the_plane_are_drawn_as_a_scatter_plot(tmp_path):
+  rng = np.random.default_rng(0)
+  np.save(tmp_path / 'points.npy', rng.integers(0, 16, (60, 2)).astype(np.uint8))
+  run = make_run(tmp_path, tmp_path / 'points.npy', conditional=False)
+  runs.sample(run, tmp_path / 'a.png', steps=5, count=20)
+  with Image.open(tmp_path / 'a.png') as picture:
+    assert picture.size == (440, 440)
+  assert runs.evaluate(run, **ONCE).dataset['examples'] == 10
+  with pytest.raises(InputError, match='--label=1: this model is not conditioned'):
+    runs.sample(run, tmp_path / 'b.png', label=1)
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def command(script, *flags, devices=4):
+  environment = dict(os.environ, JAX_PLATFORMS='cpu',
+                     XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
+  return [sys.executable, str(ROOT / 'scripts' / script), *flags], environment
+
+
+def called(script, *flags, devices=4):
+  line, environment = command(script, *flags, devices=devices)
+  return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_evaluate_command_on_one_device_prints_the_ledger_of_four(evaluated, run):
+  _, ledger = evaluated
+  done = called('evaluate.py', f'--workdir={run}', '--repeats=2', '--T=1000', '--batch_size=64',
+                devices=1)
+  assert done.returncode == 0, done.stderr
+  rows = json.loads((run / 'ledger.json').read_text())['rows']
+  for row, expected in zip(rows, ledger.rows, strict=True):
+    for name in ('bits_per_dim', 'standard_error', 'standard_error_draws'):
+      assert row[name] == pytest.approx(expected[name], rel=1e-4)
+    assert row['estimate'] in done.stdout and f'{row["bits_per_dim"]:.4f}' in done.stdout
+  assert '…' not in done.stdout
+
+
+def test_a_flag_that_is_wrong_is_one_line_and_exit_code_2(finished, tmp_path):
+  done = called('sample.py', f'--workdir={finished}', '--sampler=euler', f'--out={tmp_path}/a.png')
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == 'error: --sampler=euler: choose ancestral, ddim, heun.\n'
+
+
+@pytest.mark.long
+def test_a_killed_sample_command_resumes_on_another_number_of_devices(finished, tmp_path):
+  """Killed when its second part is there; four devices began, one ends."""
+  flags = [f'--workdir={finished}', '--steps=60', '--count=4000', '--seed=3']
+  line, environment = command('sample.py', *flags, '--batch_size=40', f'--out={tmp_path}/a.npz')
+  process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 100
+  while len(parts := list(tmp_path.glob('a.npz.*.parts/part_*.npz'))) < 2:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert 2 <= len(parts) and not (tmp_path / 'a.npz').exists()
+
+  done = called('sample.py', *flags, '--batch_size=500', f'--out={tmp_path}/a.npz', devices=1)
+  assert done.returncode == 0, done.stderr
+  runs.sample(finished, tmp_path / 'b.npz', steps=60, count=4000, seed=3, batch_size=4000)
+  got, expected = (samples_of(tmp_path / name)[0] for name in ('a.npz', 'b.npz'))
+  # Devices and batches round differently: a rare pixel at a boundary between levels may differ.
+  assert got.shape == expected.shape and np.mean(got != expected) < 1e-4
