@@ -21,9 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.update(features=48, blocks=2, groups=12)  # dropout 0.1 as for CIFAR-10
   config.optimizer.update(learning_rate=6e-3, warmup_steps=100, decay_steps=1500)
   config.ema = {'ema': 0.99}  # 0.9999 would keep 86 % of the initial weights after 1,500 steps
-  config.train.update(steps=1500, log_every=50, validate_every=150, checkpoint_every=500,
+  config.train.update(steps=1500, log_every=50, validate_every=250, checkpoint_every=500,
                       pictures_every=500, keep=2, splits=('validation', 'test'),
-                      validation_repeats=4)
+                      validation_repeats=8)
   return config
 
 

@@ -14,7 +14,7 @@ STEPS = flags.DEFINE_integer('steps', 250, 'Steps, uniform in time.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
 LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
-AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; default: the first.")
+AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
 

@@ -57,7 +57,7 @@ def test_a_configs_schedule_of_work_is_consistent(path, variant):
   config = workdir.import_config(path).get_config(*variant)
   loop.check(config)
   run, rates = config.train, dict(config.ema)
-  # What the first average still holds of the initial weights after the whole run.
-  assert next(iter(rates.values())) ** run.steps < 1e-3
+  # What the longest average still holds of the initial weights after the whole run.
+  assert max(rates.values()) ** run.steps < 1e-3
   assert config.data.validation > 0
   assert config.optimizer.decay_steps in (0, run.steps)

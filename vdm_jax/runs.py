@@ -110,8 +110,8 @@ def evaluate(directory: str | Path, *, split: str = 'test', timesteps: Sequence[
   """Evaluates the bound on every image of a split; writes the ledger, the bits and the curves.
 
   timesteps: a row for the chain of each so many steps, beside that of continuous time.  examples:
-  only the first so many images.  Writes ledger.json, bits.npz and curves.png into `directory`.
-  Raises InputError.
+  only the first so many images.  Writes ledger.json, bits.npz and curves.png into `directory`; for
+  another split than test their names end in _train or _validation.  Raises InputError.
   """
   directory = Path(directory)
   if split not in ('train', 'validation', 'test'):
@@ -152,15 +152,17 @@ def evaluate(directory: str | Path, *, split: str = 'test', timesteps: Sequence[
       checkpoint={'step': trained.step, 'average': trained.average},
       rows=rows, config=trained.config.to_dict())
   if jax.process_index() == 0:
-    save_npz(directory / 'bits.npz', times_per_image=times, split=split, step=trained.step, **bits)
+    ending = '' if split == 'test' else f'_{split}'
+    save_npz(directory / f'bits{ending}.npz', times_per_image=times, split=split,
+             step=trained.step, **bits)
     t = np.linspace(0.0, 1.0, 201)
     key_init, *_ = jax.random.split(jax.random.key(trained.config.seed), 3)
     initial = jax.jit(lambda key: experiment.model(experiment.init(key)).process(t).logsnr)
-    pictures.save_png(directory / 'curves.png', pictures.curves(
+    pictures.save_png(directory / f'curves{ending}.png', pictures.curves(
         metrics_lib.read(directory), t, np.asarray(initial(key_init)),
         np.asarray(logsnr_at(params, t)), continuous, part.spec.shape, split))
     # Last: where there is a ledger, the rest is there too.
-    write_atomically(directory / 'ledger.json', ledger.to_json())
+    write_atomically(directory / f'ledger{ending}.json', ledger.to_json())
   return ledger
 
 

@@ -112,4 +112,4 @@ class Experiment(NamedTuple):
   model: Callable[..., Model]          # params (, dropout keys [B]) -> Model
   data: Any                            # data.Data: the splits, read when they are asked for
   tx: Any                              # optax.GradientTransformation
-  ema: dict[str, float]                # name -> rate; the first is the default at evaluation
+  ema: dict[str, float]                # name -> rate; the longest is evaluated by default

@@ -17,6 +17,7 @@ from absl import logging
 
 from vdm_jax.errors import InputError
 from vdm_jax.train.checkpoint import Checkpoints, write_atomically
+from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, Model, PyTree
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
@@ -113,7 +114,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
                  data_dir: str = '') -> Trained:
   """The weights of the run in `workdir`.
 
-  average: name of an EMA of the config, 'raw' for the parameters themselves, '' for the first EMA.
+  average: name of an EMA of the config, 'raw' for the parameters themselves, '' for the longest.
   step: 'latest', 'best' (by validation), or a number.  data_dir: where the data are now.
   Raises InputError where there is no such run, step or average.
   """
@@ -125,7 +126,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   if origin not in sys.path:  # a user's config may import a neighbour of its own
     sys.path.append(origin)
   experiment = import_config(workdir / 'config.py').build(config)
-  average = average or next(iter(experiment.ema))
+  average = average or default_average(experiment.ema)
   if average != 'raw' and average not in experiment.ema:
     raise InputError(f'--average={average}: this run has {", ".join(experiment.ema)} and raw.')
   checkpoints = Checkpoints(workdir, read_only=True)

@@ -22,6 +22,9 @@ def draw(model: Callable[[PyTree], Model], params: PyTree,
 
   steps: N, uniform in t from 1 to 0.  cond: numbers of images [n] -> the batch that `model.cond`
   reads, e.g. {'label': ...}.  The datum is the most probable one given z_0.
+
+  Batches begin at multiples of batch_size and are whole even where fewer are asked for: a program
+  of another size may round otherwise, and a chain of many steps makes a digit's rounding visible.
   """
   key = jax.random.key(seed)
   times = jnp.linspace(1.0, 0.0, steps + 1)
@@ -38,8 +41,10 @@ def draw(model: Callable[[PyTree], Model], params: PyTree,
 
   batch = devices.over_rows(batch)
   params = devices.replicate(params)
-  size = devices.whole_batch(max(1, min(batch_size, stop - start)))
-  for rows, mask in devices.padded_rows(start, stop, size):
+  size = devices.whole_batch(batch_size)
+  aligned = start - start % size if start < stop else stop
+  for rows, mask in devices.padded_rows(aligned, stop, size):
     local = devices.mine(rows)
     out = jax.device_get(batch(params, devices.place((local, cond(local)))))
-    yield rows[mask], out[mask]
+    wanted = mask & (rows >= start)
+    yield rows[wanted], out[wanted]

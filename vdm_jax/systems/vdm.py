@@ -41,7 +41,7 @@ def default_config() -> ml_collections.ConfigDict:
           'timesteps': 0,        # T of the bound that is trained; 0: continuous time
       },
       'optimizer': optimizer.default_config(),
-      'ema': {'ema': 0.9999},    # name: rate; the first is what is evaluated by default
+      'ema': {'ema': 0.9999},    # name: rate; the longest is evaluated by default
       'train': loop.default_config(),
   })
 

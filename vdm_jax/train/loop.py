@@ -202,7 +202,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   validate = {name: make_validate(experiment.loss, experiment.data.split(name), key_validation,
                                   config.data.batch_size, run.validation_repeats)
               for name in run.splits}
-  average = next(iter(experiment.ema))
+  average = step_lib.default_average(experiment.ema)
   state = layouts[1].put(state)
   restored = params = None  # the first step takes the state's memory; keep no other copy
 

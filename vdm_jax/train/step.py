@@ -34,6 +34,11 @@ def init(params: PyTree, tx: optax.GradientTransformation, ema=('ema',), aux=Non
   return TrainState(jnp.zeros((), jnp.int32), params, {k: own() for k in ema}, tx.init(params), aux)
 
 
+def default_average(ema: dict[str, float]) -> str:
+  """The average that is validated, and evaluated unless another is named: the longest one."""
+  return max(ema, key=ema.get)
+
+
 def average(ema: PyTree, params: PyTree, rate: float) -> PyTree:
   """rate * ema + (1 - rate) * params, written so that an average of constants is that constant.
 
@@ -46,8 +51,8 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
   """An `Update` (state, batch, key, axis) -> (state, metrics): all that the trainer runs.
 
   The gradient is that of the mean of `loss` over the global batch.  ema: {name: rate}, see
-  `average`.  metrics: 'loss', the loss's own terms, all
-  means over the global batch, and 'grad_norm', the global norm before any clipping.
+  `average`.  metrics: 'loss' and the loss's own terms, means over the global batch, and
+  'grad_norm', the global norm before any clipping.
   """
   def step(state: TrainState, batch, key, axis: Axis):
     n = jax.tree.leaves(batch)[0].shape[0]
