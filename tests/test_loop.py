@@ -381,7 +381,7 @@ def test_a_run_begins_from_the_weights_of_another(trained, tmp_path):
   """The first step of the warm-up has rate 0, so after it the parameters are those given."""
   directory, _ = trained
   runs.train(config(**{'train.steps': 1}), CONFIG, tmp_path / 'new', init_from=str(directory))
-  state, given = state_in(tmp_path / 'new'), state_in(directory).ema['fast']
+  state, given = state_in(tmp_path / 'new'), state_in(directory).ema['slow']
   jax.tree.map(np.testing.assert_array_equal, state.params, given)
   jax.tree.map(np.testing.assert_array_equal, state.ema['slow'], given)
   # The run that goes on no longer needs the one it began from.
