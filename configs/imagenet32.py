@@ -6,9 +6,9 @@ Network: 122,137,603 parameters, 81.5 TFLOP a step.
 Data: TFDS's downsampled_imagenet/32x32.  There are two versions of it, old (49,999 validation
 images, no longer distributed) and new (50,000), between which the same model differs by about 0.26
 bits/dim; the ledger says which one was read.
-Hardware and time: 10 M steps.  Not run to its end here.
+Hardware and time: 10 M steps; planned for a TPU pod slice or 8 GPUs.  Not run to its end here.
 To reach: 3.72 bits/dim on the old version (Kingma et al. 2021, table 1); about 3.46 on the new
-(the VDM baseline of DiffEnc, Nielsen et al. 2024).
+(VDMv, a VDM that predicts v: the baseline of DiffEnc, Nielsen et al. 2024).
 """
 import ml_collections
 

@@ -4,7 +4,7 @@
 
 Network: 237,603,843 parameters, 641 TFLOP a step.
 Data: TFDS's downsampled_imagenet/64x64, in two versions as described in imagenet32.py.
-Hardware and time: 10 M steps.  Not run to its end here.
+Hardware and time: 10 M steps; planned for a TPU pod slice or 8 GPUs.  Not run to its end here.
 To reach: 3.40 bits/dim on the old version (Kingma et al. 2021, table 1).
 """
 import ml_collections

@@ -4,8 +4,8 @@
   python scripts/train.py --config=configs/mnist.py --workdir=runs/mnist --data_dir=DIR
 
 Hardware and time: planned for one GPU; not run to its end here.
-To reach: about 0.37 bits/dim (test, variational bound) is what DiffEnc (Nielsen et al. 2024)
-plots for an 8-block VDM after 2 M steps; read off from memory, so take it as a region.
+To reach: no table is published for this network; about 0.37 bits/dim (test, variational bound) is
+the region of the 8-block VDMs in DiffEnc (Nielsen et al. 2024), unchecked.
 """
 import ml_collections
 

@@ -3,6 +3,8 @@
   python scripts/train.py --config=configs/toy2d.py --workdir=runs/toy2d
 
 The network is an MLP, the rest is the system of the images.
+Hardware and time: 2 CPU cores, TOY_TIME.
+To reach: TOY_BITS bits/dim (test, continuous-time bound), measured here.
 """
 import ml_collections
 

@@ -1,10 +1,15 @@
 """What all scripts share: the package is found from a checkout, and a user's error is one line."""
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+# Compiled programs are kept: a second start does not compile again.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 from absl import app, flags, logging
 
@@ -20,6 +25,9 @@ def integers(flag: str, values: Sequence[str]) -> list[int]:
 
 
 def _parse(argv: list[str]) -> list[str]:
+  for arg in argv:
+    if arg.startswith('--config='):  # which may import a neighbour of its own
+      sys.path.append(str(Path(arg.removeprefix('--config=')).absolute().parent))
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:

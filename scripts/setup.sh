@@ -40,19 +40,16 @@ set_up() {
       base=$(find_python) || return
       "$base" -m venv "$venv" || return
     fi
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" || return
+    "$python" -m pip install --quiet --disable-pip-version-check \
+      -r "$root/requirements.txt" || return
     [ -z "${VDM_JAX_EXTRA:-}" ] || extra=("$python" -m pip install --quiet)
   fi
   if [ "${#extra[@]}" -gt 0 ]; then
     local version
-    version=$("$python" -c 'from importlib.metadata import version; print(version("jax"))') || return
+    version=$("$python" -c 'import jax; print(jax.__version__)') || return
     "${extra[@]}" "jax[$VDM_JAX_EXTRA]==$version" || return
   fi
   echo "$wanted" > "$venv/.installed"
 }
 
 set_up || exit 1
-
-# Compiled programs are kept: a second start, or a second test, does not compile again.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0

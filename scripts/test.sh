@@ -10,4 +10,4 @@ if [ "${1:-}" = --all ]; then
   selection=()
   shift
 fi
-exec "$python" -m pytest -q -n 2 "${selection[@]}" "$@"
+exec "$python" -m pytest -q -n 2 ${selection[@]+"${selection[@]}"} "$@"

@@ -8,6 +8,7 @@ from scipy import stats
 from vdm_jax import devices, oracles, samplers, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.samplers import drawing
 from vdm_jax.samplers.drawing import draw
 from vdm_jax.typing import Estimate, Model
 
@@ -64,7 +65,9 @@ def test_one_device_and_four_draw_the_same_images(monkeypatch):
   one_device = jax.devices()[:1]
   monkeypatch.setattr(devices.jax, 'devices', lambda: one_device)
   monkeypatch.setattr(devices.jax, 'device_count', lambda: 1)
+  drawing._program.cache_clear()  # a process does not change its devices; this test does
   np.testing.assert_array_equal(drawn(pairs_model, 0, 10, batch_size=3), four)
+  drawing._program.cache_clear()
 
 
 def test_what_is_asked_for_reaches_the_denoiser_image_by_image():

@@ -23,7 +23,7 @@ def samples(total, steps=0, times=32):
 
 def ledger(rows, name='digits', version='1.0.0', examples=300, step=1500):
   return Ledger({'name': name, 'version': version, 'split': 'test', 'examples': examples,
-                 'sha256': '0123456789abcdef' * 4},
+                 'of': examples, 'sha256': '0123456789abcdef' * 4},
                 {'step': step, 'average': 'ema'}, rows, {'seed': 1, 'ema': {'ema': 0.99}})
 
 

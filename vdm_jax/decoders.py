@@ -45,7 +45,7 @@ class Pixels:
     x = (z / level.alpha)[..., None]
     logit = lambda centres: -0.5 * jnp.square(x - centres) * jnp.exp(level.logsnr)[..., None]
     # The largest logit is known without looking, that of the nearest level, so each sum below is a
-    # fused reduction, and [B, ..., levels] never stands in memory.
+    # fused reduction, and without a gradient [B, ..., levels] never stands in memory.
     best = jax.lax.stop_gradient(logit(self.encode(self.decode(x))))
     logits = logit(centres) - best
     chosen = jnp.sum(jnp.where(jnp.arange(self.levels) == data[..., None], logits, 0.0), axis=-1)

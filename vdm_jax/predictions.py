@@ -98,6 +98,7 @@ def on_curve(denoise: Denoiser, curve: Curve) -> Denoiser:
   """A network trained on `curve`, used on any other process: z is rescaled at equal logsnr."""
   def moved(z, level, cond=None):
     alpha, sigma = curve(level.logsnr)
+    # The derivatives stay those of the process in use; a target may not read them (see above).
     own = level._replace(alpha=alpha, sigma=sigma)
     # The factor own.alpha / level.alpha, through whichever coordinate does not vanish.
     scale = jnp.hypot(alpha, sigma) / jnp.hypot(level.alpha, level.sigma)

@@ -31,10 +31,14 @@ def flow(logsnr: Array) -> tuple[Array, Array]:
 
 
 def sub_vp(logsnr: Array) -> tuple[Array, Array]:
-  """alpha^2 + sigma = 1: the sub-VP SDE (Song et al. 2021, section 3.4)."""
+  """alpha^2 + sigma = 1: the curve of the sub-VP SDE (Song et al. 2021, section 3.4).
+
+  Theirs has the alpha of the VP SDE, hence another logsnr at the same time: it is
+  `from_alpha_sigma(alpha, lambda t: 1 - alpha(t)**2)`.
+  """
   c = jnp.exp(-0.5 * logsnr)
-  alpha = 2.0 / (c + jnp.sqrt(c * c + 4.0))
-  return alpha, c * alpha
+  alpha = 2.0 / (c + jnp.hypot(c, 2.0))
+  return alpha, 2.0 / (1.0 + jnp.hypot(1.0, 2.0 / c))  # c alpha, also where c is infinite
 
 
 # -------------------------------------------------------------- processes

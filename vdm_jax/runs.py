@@ -45,6 +45,9 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   workdir.prepare(directory, config, config_file)
   if jax.process_index() == 0:
     print(found)
+    if 0 < config.optimizer.get('decay_steps', 0) < config.train.steps:
+      print(f'The learning rate is 0 from step {config.optimizer.decay_steps:,} on '
+            '(--config.optimizer.decay_steps): later steps move the averages alone.')
   initial = None
   if init_from:  # read when a run begins: one that goes on needs it no more
     initial = lambda params: transfer(params, workdir.load_trained(init_from).params)

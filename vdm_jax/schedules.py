@@ -85,7 +85,8 @@ class BetaLinear:
 class GeometricSigma:
   """On the `ve` curve, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
 
-  The VE SDE of Song et al. (2021), appendix C; their CIFAR-10 values are the defaults.
+  The VE SDE of Song et al. (2021), appendix C, with their CIFAR-10 values, which are for data in
+  [0, 1]: in [-1, 1] they are 0.02 and 100.
   """
   sigma_min: float = 0.01
   sigma_max: float = 50.0

@@ -113,3 +113,4 @@ class Experiment(NamedTuple):
   data: Any                            # data.Data: the splits, read when they are asked for
   tx: Any                              # optax.GradientTransformation
   ema: dict[str, float]                # name -> rate; the longest is evaluated by default
+  aux: PyTree = None                   # the state's `aux` at first: a teacher, an empty history

@@ -33,11 +33,18 @@ class Trained(NamedTuple):
   average: str
 
 
+def _importable(folder: str | Path) -> None:
+  """A user's config may import a neighbour of its own."""
+  if str(folder) not in sys.path:
+    sys.path.append(str(folder))
+
+
 def import_config(path: str | Path):
   """The module of a config file, with its `get_config` and `build`."""
   path = Path(path)
   if not path.is_file():
     raise InputError(f'{path}: no such config file.')
+  _importable(path.absolute().parent)
   spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -123,8 +130,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   if data_dir:
     config.data.data_dir = data_dir
   origin = json.loads((workdir / 'config.json').read_text())['from']
-  if origin not in sys.path:  # a user's config may import a neighbour of its own
-    sys.path.append(origin)
+  _importable(origin)
   experiment = import_config(workdir / 'config.py').build(config)
   average = average or default_average(experiment.ema)
   if average != 'raw' and average not in experiment.ema:

@@ -69,9 +69,12 @@ def table(ledger: Ledger) -> rich.table.Table:
   """The ledger for the screen, in bits/dim."""
   data, weights = ledger.dataset, ledger.checkpoint
   first = ledger.rows[0]
+  count = f'{data["examples"]:,}'
+  if data['examples'] < data['of']:  # the checksum is that of all
+    count += f' of {data["of"]:,}'
   # No divider and no margin: a row of T = 1000 fits into 80 columns, and a longer one is folded.
   out = rich.table.Table(
-      title=f'{data["name"]} {data["version"]}, {data["split"]}: {data["examples"]:,} images, '
+      title=f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, '
             f'sha256 {data["sha256"][:12]}; step {weights["step"]:,} ({weights["average"]})',
       caption=f'+- standard error over images (over draws); calls of the network per image\n'
               f'log-SNR {first["logsnr_max"]:.3f} to {first["logsnr_min"]:.3f}',

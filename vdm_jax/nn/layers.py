@@ -30,7 +30,7 @@ zeros = nn.initializers.zeros_init()
 def fourier_features(z: Array, exponents: tuple[float, ...]) -> Array:
   """sin(2^n 2 pi z), cos(2^n 2 pi z) for the N `exponents` n: [..., C] -> [..., 2 C N].
 
-  They show a network the low-order digits of z: Kingma et al. (2021).
+  They show a network the low-order digits of z: Kingma et al. (2021), section 3.4.
   """
   frequencies = 2.0 * math.pi * 2.0 ** jnp.asarray(exponents, jnp.float32)
   phases = (z[..., None] * frequencies).reshape(*z.shape[:-1], -1)

@@ -13,7 +13,7 @@ def weighted_diffusion(denoise: Denoiser, process: Process, x: Array, t: Array, 
   """1/2 w(level) (-d logsnr/dt) |eps - eps_hat|^2 at t ~ U[0, 1]: nats [B], {'eps_error': [B]}.
 
   With weight 1 it is the diffusion term of the continuous-time bound: Kingma et al. (2021),
-  eq. 17; with others Kingma and Gao (2023), eq. 2.  x: [B, ...]; t, keys: [B].
+  eq. 17; with others Kingma and Gao (2023).  x: [B, ...]; t, keys: [B].
   eps: the noise, where it is coupled to the data; drawn from `keys` otherwise.
   """
   level = process(t)

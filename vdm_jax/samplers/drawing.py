@@ -2,6 +2,7 @@
 
 Image i of a seed depends on (seed, i) alone, however many are drawn and in whatever batches.
 """
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -26,25 +27,29 @@ def draw(model: Callable[[PyTree], Model], params: PyTree,
   Batches begin at multiples of batch_size and are whole even where fewer are asked for: a program
   of another size may round otherwise, and a chain of many steps makes a digit's rounding visible.
   """
-  key = jax.random.key(seed)
+  batch = _program(model, sampler, steps)
+  given = devices.replicate((params, jax.random.key(seed)))
+  size = devices.whole_batch(batch_size)
+  aligned = start - start % size if start < stop else stop
+  for rows, mask in devices.padded_rows(aligned, stop, size):
+    local = devices.mine(rows)
+    out = jax.device_get(batch(given, devices.place((local, cond(local)))))
+    wanted = mask & (rows >= start)
+    yield rows[wanted], out[wanted]
+
+
+@functools.lru_cache(maxsize=8)  # the pictures of a training are drawn by one program
+def _program(model, sampler, steps: int):
   times = jnp.linspace(1.0, 0.0, steps + 1)
 
-  def batch(params, xs):
-    numbers, given = xs
+  def batch(given, xs):
+    (params, key), (numbers, told) = given, xs
     m = model(params)
     keys = random.per_example(key, numbers)
-    conditioned = m.cond(given)
+    conditioned = m.cond(told)
     denoise = lambda z, level, _=None: m.denoise(z, level, conditioned)
     z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)))
     z = sample(sampler(denoise, m.process), random.stream(keys, 'sampler'), z, times)
     return m.decode(z / m.process(jnp.zeros(())).alpha)
 
-  batch = devices.over_rows(batch)
-  params = devices.replicate(params)
-  size = devices.whole_batch(batch_size)
-  aligned = start - start % size if start < stop else stop
-  for rows, mask in devices.padded_rows(aligned, stop, size):
-    local = devices.mine(rows)
-    out = jax.device_get(batch(params, devices.place((local, cond(local)))))
-    wanted = mask & (rows >= start)
-    yield rows[wanted], out[wanted]
+  return devices.over_rows(batch)

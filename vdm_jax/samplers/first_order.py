@@ -17,6 +17,7 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
     x, eps, _ = denoise(z, at_t)
+    at_t, at_s = at_t.expand(z), at_s.expand(z)
     if eta != 0.0:
       share = tau(at_t, at_s)
       noise = random.normal(random.stream(keys, 'noise'), z)

@@ -14,6 +14,7 @@ def heun(denoise: Denoiser, process: Process) -> Sampler:
   """
   def field(z, level):
     x, eps, _ = denoise(z, level)
+    level = level.expand(z)
     return level.dalpha * x + level.dsigma * eps
 
   def step(keys, z, t, s, _):
@@ -21,6 +22,6 @@ def heun(denoise: Denoiser, process: Process) -> Sampler:
     at_t, at_s = process(t), process(s)
     slope = field(z, at_t)
     end = field(z + (s - t) * slope, at_s)
-    return z + 0.5 * (s - t) * (slope + jnp.where(at_s.sigma > 0.0, end, slope))
+    return z + 0.5 * (s - t) * (slope + jnp.where(at_s.expand(z).sigma > 0.0, end, slope))
 
   return Sampler(_same, step, _same, evaluations=2)

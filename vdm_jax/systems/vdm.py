@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from vdm_jax import data, predictions, random
 from vdm_jax.decoders import Pixels, bits_per_dim
+from vdm_jax.errors import InputError
 from vdm_jax.nn.vdm_unet import UNet
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import GaussianProcess
@@ -49,8 +50,8 @@ def default_config() -> ml_collections.ConfigDict:
 def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:
   """(logsnr_max, logsnr_min) of `config.model` for the data's number of levels.
 
-  The configured maximum is for 256 levels: with fewer, wider ones the same share of a level
-  is reached at 2 log(levels / 256) less.
+  The configured maximum is for 256 levels: with fewer, wider ones sigma_0 is the same share of a
+  level at 2 log(256 / levels) less.
   """
   levels = data.resolve(config.data).levels
   return config.model.logsnr_max + 2.0 * math.log(levels / 256), config.model.logsnr_min
@@ -60,15 +61,17 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
   """The score network of `config.model`.
 
   Its Fourier features have periods of 2^-octave levels: sin(2^n 2 pi z) with n = octave +
-  log2(levels / 2), which for 256 levels are the published exponents 6 and 7.
+  log2(levels / 2): for 256 levels the exponents 6 and 7 of the published code, 7 and 8 of
+  sin(2^n pi z) in Kingma et al. (2021), section 3.4.
   """
   m = config.model
   logsnr_max, logsnr_min = end_points(config)
-  one_level = math.log2(data.resolve(config.data).levels / 2)
+  spec = data.resolve(config.data)
+  one_level = math.log2(spec.levels / 2)
   return UNet(features=m.features, blocks=m.blocks, attention_everywhere=m.attention_everywhere,
               groups=m.groups, dropout=m.dropout,
               fourier=tuple(octave + one_level for octave in m.fourier),
-              classes=config.data.classes if m.class_conditional else 0,
+              classes=spec.classes if m.class_conditional else 0,
               logsnr_max=logsnr_max, logsnr_min=logsnr_min, dtype=jnp.dtype(m.dtype))
 
 
@@ -81,6 +84,11 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module,
   optimiser's epsilon and a clipping norm mean the same.
   """
   spec = data.resolve(config.data)
+  if config.model.class_conditional and not spec.classes:
+    raise InputError(f'--config.model.class_conditional=True, but {spec.name} has no labels.')
+  if config.model.class_conditional and config.data.augment:
+    raise InputError('--config.model.class_conditional and --config.data.augment exclude each '
+                     'other: the network is told one thing, a label or whether x was augmented.')
   learned = isinstance(schedule, nn.Module)
   pixels = Pixels(spec.levels)
 

@@ -71,6 +71,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   if 'validation' not in run.splits or not set(run.splits) <= set(SPLITS):
     raise InputError(f"--config.train.splits={run.splits}: it must contain 'validation', which "
                      "chooses the checkpoint kept as the best, and may contain 'test'.")
+  if not config.ema:
+    raise InputError('config.ema is empty: name at least one average, e.g. {"ema": 0.9999}.')
   if config.data.validation < 1:
     raise InputError(f'--config.data.validation={config.data.validation}: hold out at least one '
                      'image of train to validate on.')
@@ -181,7 +183,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
 
   checkpoints = Checkpoints(workdir, run.keep)
   stack.callback(checkpoints.close)
-  fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema)
+  fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
   restored = checkpoints.restore(jax.eval_shape(lambda key: fresh(experiment.init(key)), key_init))
   if restored is None:
     params = experiment.init(key_init)
@@ -249,7 +251,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
     if due(run.validate_every) or due(run.checkpoint_every):
       host = layouts[1].get(state)
       for name, evaluate in validate.items():
-        results[name] = evaluate(host.ema[average])
+        results[name] = evaluate(host.ema[average], host.step, host.ema, host.aux)
         writer.write(step, name, **results[name])
       measured = results['validation']['loss']
       label, value = _headline(results['validation'])

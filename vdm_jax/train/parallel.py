@@ -82,10 +82,13 @@ def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
                 axis_name='batch', devices=devices, in_axes=(0, axis, None),
                 out_axes=(0, None), donate_argnums=0)
 
+  rows = NamedSharding(mapped.mesh, P('batch') if steps == 1 else P(None, 'batch'))
+
   def place(batch):
     def shard(u):
       u = np.asarray(u)
-      return u.reshape(*u.shape[:axis], n, u.shape[axis] // n, *u.shape[axis + 1:])
+      u = u.reshape(*u.shape[:axis], n, u.shape[axis] // n, *u.shape[axis + 1:])
+      return jax.device_put(u, rows)
     return jax.tree.map(shard, batch)
 
   # From the host, where a broadcast costs nothing: no device ever holds more than its own copy.

@@ -64,7 +64,8 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
 
     def mean_loss(params):
       losses, metrics = loss(params, batch, context)
-      assert losses.shape == (n,), f'a loss returns [B] = {(n,)}, not {losses.shape}'
+      if losses.shape != (n,):
+        raise ValueError(f'a loss returns [B] = {(n,)}, not {losses.shape}')
       return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
 
     (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import devices, random
-from vdm_jax.typing import Array, Context, Loss, PyTree
+from vdm_jax.typing import Array, Context, Loss
 
 
 def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
-                  ) -> Callable[[PyTree], dict[str, float]]:
-  """params -> {'loss' and the loss's own terms: their means over `split`}, without dropout.
+                  ) -> Callable[..., dict[str, float]]:
+  """validate(params, step, ema, aux) -> {'loss' and the loss's own terms: means over `split`}.
+
+  The context is that of training at this step, without dropout.
 
   Example i has its own keys and times, the same at every call: two calls compare parameters,
   not draws.  The times of an example are evenly spread over its `repeats`, and those of one
@@ -20,19 +22,19 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
   n = len(split)
 
   def sums(given, xs):
-    params, key = given  # the key an argument, so that runs of several seeds share the program
+    params, key, step, ema, aux = given  # the key too, so that several seeds share the program
     batch, i, mask, r = xs
     r = r[0]
     t = random.stratified(jax.random.uniform(key) + r / repeats, i, n)
     keys = random.per_example(jax.random.fold_in(key, r), i)
-    context = Context(t, keys, jnp.zeros((), jnp.int32), train=False)
+    context = Context(t, keys, step, ema, aux, train=False)
     losses, terms = loss(params, batch, context)
     return jax.tree.map(lambda u: jnp.sum(jnp.where(mask, u, 0.0)), {'loss': losses, **terms})
 
   sums = devices.over_rows(sums)
 
-  def validate(params):
-    given = devices.replicate((params, key))
+  def validate(params, step=0, ema=None, aux=None):
+    given = devices.replicate((params, key, jnp.asarray(step, jnp.int32), ema, aux))
     parts: dict[str, list[float]] = {}
     for rows, mask in devices.padded_rows(0, n, devices.whole_batch(batch_size)):
       rows, mask = devices.mine(rows), devices.mine(mask)

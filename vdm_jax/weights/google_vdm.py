@@ -1,4 +1,4 @@
-"""Parameters of the official VDM code (google-research/vdm) as ours, and back by name.
+"""Parameters of the official VDM code (google-research/vdm) as ours.
 
 The official tree, its names joined by `/`, has two parts: `score_model/...`, our `net` (a
 `nn.vdm_unet.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
