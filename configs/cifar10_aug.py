@@ -18,13 +18,14 @@ To reach: 2.49 bits/dim (test, continuous-time bound; Kingma et al. 2021, table 
 import ml_collections
 
 from vdm_jax import schedules
+from vdm_jax.errors import InputError
 from vdm_jax.systems import vdm
 from vdm_jax.typing import Experiment
 
 
 def get_config(variant: str = 'open') -> ml_collections.ConfigDict:
   if variant not in ('open', 'paper'):
-    raise ValueError(f'--config=configs/cifar10_aug.py:{variant}: the variants are open and paper.')
+    raise InputError(f'--config=configs/cifar10_aug.py:{variant}: the variants are open and paper.')
   paper = variant == 'paper'
   config = vdm.default_config()
   config.data.name = 'cifar10'

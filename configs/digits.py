@@ -3,10 +3,12 @@
   python scripts/train.py --config=configs/digits.py --workdir=runs/digits
   python scripts/train.py --config=configs/digits.py --workdir=DIR --config.data.name=./photos
 
-Hardware and time: 2 CPU cores, TRAIN_TIME.
-To reach: 1.84 bits/dim (test, continuous-time bound), measured here.  On the same images a uniform
+Hardware and time: 2 CPU cores, four minutes.
+To reach: 1.80 bits/dim (test, continuous-time bound), measured here.  On the same images a uniform
 density costs 4.087, a histogram for each pixel 2.422, and a multinomial logistic regression of
 each pixel on all previous ones 2.030.
+
+The learning rate falls to 0 at optimizer.decay_steps, so a longer run is another one: set both.
 """
 import ml_collections
 

@@ -3,8 +3,9 @@
   python scripts/train.py --config=configs/toy2d.py --workdir=runs/toy2d
 
 The network is an MLP, the rest is the system of the images.
-Hardware and time: 2 CPU cores, TOY_TIME.
-To reach: TOY_BITS bits/dim (test, continuous-time bound), measured here.
+Hardware and time: 2 CPU cores, one minute.
+To reach: 5.57 bits/dim (test, continuous-time bound), measured here; the entropy
+of the data is 5.49.
 """
 import ml_collections
 

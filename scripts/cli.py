@@ -31,7 +31,11 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    _exit(str(error).splitlines()[0])
+    lines = str(error).rstrip().splitlines()
+    if 'Traceback' not in str(error):
+      _exit(lines[0])
+    # Raised by get_config: what it says of the input, or else all that helps to find its mistake.
+    _exit(lines[-1].partition('InputError: ')[2] or error)
   except (AttributeError, KeyError) as error:  # config_flags, of a field that is not there
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
     name = re.search(r"'(\w+)\\?'", str(error))
