@@ -13,8 +13,9 @@ def draw(keys, name, shape=(3,), dtype=jnp.float32):
 def test_a_draw_depends_on_its_example_and_not_on_the_batch():
   keys = jax.random.split(jax.random.key(0), 8)
   together = draw(keys, 'eps')
-  np.testing.assert_array_equal(draw(keys[2:5], 'eps'), together[2:5])
-  np.testing.assert_array_equal(draw(keys[::-1], 'eps'), together[::-1])
+  # The random bits are the same; a vectorised function of them may round the last place otherwise.
+  np.testing.assert_allclose(draw(keys[2:5], 'eps'), together[2:5], rtol=3e-7)
+  np.testing.assert_allclose(draw(keys[::-1], 'eps'), together[::-1], rtol=3e-7)
 
 
 def test_draws_of_other_examples_and_other_names_are_uncorrelated_standard_normals():
