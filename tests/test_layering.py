@@ -14,6 +14,7 @@ MATHEMATICS = ['typing', 'random', 'schedules', 'processes', 'predictions', 'wei
                'decoders', 'guidance', 'oracles']
 ROOMS = {
     'errors': [],
+    'files': [],
     **{room: MATHEMATICS[:i] for i, room in enumerate(MATHEMATICS)},
     'devices': ['typing'],
     # Siblings, with one exception: a likelihood evaluates the bound of `objectives.vlb`.
@@ -23,20 +24,20 @@ ROOMS = {
     'codec': [*MATHEMATICS, 'devices'],
     # Beside the mathematics, and apart from it.
     'nn': ['typing', 'random'],
-    'data': ['errors'],
-    'train': ['typing', 'errors', 'random', 'devices'],
+    'data': ['errors', 'files'],
+    'train': ['typing', 'errors', 'files', 'random', 'devices'],
 }
 ROOMS['systems'] = list(ROOMS)
 # A published checkpoint becomes the parameters of a system.
 ROOMS['weights'] = ['typing', 'errors', 'schedules', 'nn', 'systems']
 # A run's directory, what is drawn of it, and what the commands do with it.
-ROOMS['workdir'] = ['typing', 'errors', 'train']
-ROOMS['pictures'] = [*MATHEMATICS, 'likelihood']
+ROOMS['workdir'] = ['typing', 'errors', 'files', 'train']
+ROOMS['pictures'] = [*MATHEMATICS, 'files', 'likelihood']
 ROOMS['runs'] = [room for room in ROOMS if room not in ('nn', 'systems')]
 ROOMS[PACKAGE] = ['typing', 'workdir']
 OUTSIDE = {'configs', 'scripts', 'tests'}  # which use the package, and which it never imports
 _ACCELERATED = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'tensorflow', 'torch'}
-NEVER = {'data': _ACCELERATED, 'errors': _ACCELERATED}
+NEVER = {'data': _ACCELERATED, 'errors': _ACCELERATED, 'files': _ACCELERATED}
 
 
 def imported(source: str, module: str, is_package: bool) -> set[str]:

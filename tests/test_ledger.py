@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import rich.console
 
+from vdm_jax import files
 from vdm_jax.likelihood import Ledger, bound_row, table
 from vdm_jax.likelihood.bounds import BoundSamples
-from vdm_jax.train.checkpoint import write_atomically
 
 SHAPE = (2, 3, 1)
 
@@ -83,13 +83,13 @@ def test_what_is_not_a_number_is_not_written():
 
 def test_a_write_that_fails_leaves_the_ledger_before_it(tmp_path, monkeypatch):
   path = tmp_path / 'ledger.json'
-  write_atomically(path, 'the one before')
+  files.write_text(path, 'the one before')
   def full(*_):
     assert path.read_text() == 'the one before'
     raise OSError('no space left on device')
-  monkeypatch.setattr('vdm_jax.train.checkpoint.os.replace', full)
+  monkeypatch.setattr('vdm_jax.files.os.replace', full)
   with pytest.raises(OSError, match='no space'):
-    write_atomically(path, 'the next')
+    files.write_text(path, 'the next')
   assert path.read_text() == 'the one before'
 
 

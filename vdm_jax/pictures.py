@@ -1,13 +1,13 @@
 """Pictures of samples and of runs."""
 import io
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vdm_jax import files
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.likelihood import BoundSamples
 from vdm_jax.likelihood.bounds import bits_by_noise
@@ -15,14 +15,11 @@ from vdm_jax.likelihood.bounds import bits_by_noise
 
 def save_png(path: str | Path, picture: np.ndarray | Figure) -> None:
   """Writes a PNG whole or not at all.  picture: uint8 [H, W, 3], or a figure."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.{os.getpid()}')
-  if isinstance(picture, Figure):
-    picture.savefig(partial, format='png', dpi=110)
-  else:
-    Image.fromarray(picture).save(partial, format='png')
-  os.replace(partial, path)
+  with files.whole(path) as partial:
+    if isinstance(picture, Figure):
+      picture.savefig(partial, format='png', dpi=110)
+    else:
+      Image.fromarray(picture).save(partial, format='png')
 
 
 def samples(data: np.ndarray, levels: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What the commands do with a run's directory: train it, evaluate it, sample from it."""
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +13,13 @@ import rich.table
 import tqdm
 from absl import logging
 
-from vdm_jax import data, likelihood, pictures, samplers, workdir
+from vdm_jax import data, files, likelihood, pictures, samplers, workdir
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError
 from vdm_jax.samplers.drawing import draw
 from vdm_jax.train import loop
 from vdm_jax.train import metrics as metrics_lib
-from vdm_jax.train.checkpoint import Checkpoints, write_atomically
+from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.typing import Experiment, PyTree
 
 SAMPLERS = {'ancestral': samplers.ancestral, 'ddim': samplers.ddim, 'heun': samplers.heun}
@@ -165,7 +164,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', timesteps: Sequence[
         metrics_lib.read(directory), t, np.asarray(initial(key_init)),
         np.asarray(logsnr_at(params, t)), continuous, part.spec.shape, split))
     # Last: where there is a ledger, the rest is there too.
-    write_atomically(directory / f'ledger{ending}.json', ledger.to_json())
+    files.write_text(directory / f'ledger{ending}.json', ledger.to_json())
   return ledger
 
 
@@ -186,9 +185,8 @@ def report(directory: str | Path) -> likelihood.Ledger:
 
 def save_npz(path: Path, **arrays) -> None:
   """np.savez_compressed, whole or not at all."""
-  partial = path.with_name(f'.{path.name}.{os.getpid()}.npz')
-  np.savez_compressed(partial, **arrays)
-  os.replace(partial, path)
+  with files.whole(path) as partial:
+    np.savez_compressed(partial, **arrays)
 
 
 # ----------------------------------------------------------------- sample

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import ml_collections
 from absl import logging
 
+from vdm_jax import files
 from vdm_jax.errors import InputError
-from vdm_jax.train.checkpoint import Checkpoints, write_atomically
+from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, Model, PyTree
 
@@ -99,8 +100,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file:
     if code.read_text() != source.read_text():
       logging.warning('%s has changed since the run in %s began; its values agree.', source,
                       workdir)
-  write_atomically(code, source.read_text())
-  write_atomically(saved, json.dumps({'config': values, 'from': str(source.absolute().parent)},
+  files.write_text(code, source.read_text())
+  files.write_text(saved, json.dumps({'config': values, 'from': str(source.absolute().parent)},
                                      indent=2))
 
 

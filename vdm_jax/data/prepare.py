@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from vdm_jax import files
 from vdm_jax.data import sources
 from vdm_jax.errors import InputError
 
@@ -118,21 +119,15 @@ def _sha256(path: str) -> str:
 
 def _download(archive: Archive, folder: str) -> str:
   """Downloads into `folder`, under the final name only when the checksum holds."""
-  os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, archive.name)
-  part = f'{path}.part{os.getpid()}'
   logging.info('downloading %s', archive.url)
-  try:
+  with files.whole(path) as part:
     with urllib.request.urlopen(archive.url, timeout=30) as reply, open(part, 'wb') as file, \
         tqdm.wrapattr(reply, 'read', total=archive.size, desc=archive.name) as stream:
       shutil.copyfileobj(stream, file)
     digest = _sha256(part)
     if digest != archive.sha256:
       raise OSError(f'{archive.url} gave sha256 {digest}')
-    os.replace(part, path)
-  finally:
-    if os.path.exists(part):
-      os.remove(part)
   return path
 
 

@@ -1,6 +1,7 @@
 """Drawing images from a trained model.
 
-Image i of a seed depends on (seed, i) alone, however many are drawn and in whatever batches.
+Image i of a seed depends on (seed, i) alone, however many are drawn; on the size of the batches
+through rounding only.
 """
 import functools
 from collections.abc import Callable, Iterator

@@ -18,6 +18,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vdm_jax import files
 from vdm_jax.errors import InputError
 from vdm_jax.train.step import TrainState
 from vdm_jax.typing import PyTree
@@ -30,14 +31,6 @@ class Corrupted(Exception):
 class Restored(NamedTuple):
   step: int
   state: TrainState
-
-
-def write_atomically(path: Path, text: str) -> None:
-  """Writes a text file so that no reader ever sees half of it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.{os.getpid()}')
-  partial.write_text(text)
-  os.replace(partial, path)
 
 
 def _digest(directory: Path) -> dict[str, int]:
@@ -123,7 +116,7 @@ class Checkpoints:
     for step in steps:
       path = self._checksums / f'{step}.json'
       if not path.exists():
-        write_atomically(path, json.dumps(_digest(self.directory / str(step))))
+        files.write_text(path, json.dumps(_digest(self.directory / str(step))))
 
   def close(self) -> None:
     if not self._read_only:

@@ -5,7 +5,6 @@ split that was evaluated.  Process 0 writes, the others do nothing.
 """
 import json
 import math
-import os
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ import rich.console
 import rich.table
 from tensorboardX import SummaryWriter
 
+from vdm_jax import files
 from vdm_jax.typing import PyTree
 
 
@@ -31,9 +31,7 @@ class Writer:
       return
     path = Path(workdir) / 'metrics.jsonl'
     kept = [record for record in _sound_lines(path) if record['step'] <= step]
-    partial = path.with_suffix('.partial')
-    partial.write_text(''.join(json.dumps(record) + '\n' for record in kept))
-    os.replace(partial, path)
+    files.write_text(path, ''.join(json.dumps(record) + '\n' for record in kept))
     self._file = path.open('a', buffering=1)
     self._board = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=step + 1)
 
