@@ -306,25 +306,24 @@ class Interrupted(Exception):
   pass
 
 
-def interrupt_after(monkeypatch, writes):
-  """runs.save_npz fails at this write: those before it are on the disk."""
+def sample_interrupted(monkeypatch, writes, *args, **options):
+  """runs.sample, stopped when so many files are on the disk."""
   save, left = runs.save_npz, [writes]
   def failing(path, **arrays):
     if not left[0]:
       raise Interrupted
     left[0] -= 1
     save(path, **arrays)
-  monkeypatch.setattr(runs, 'save_npz', failing)
+  with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    patch.setattr(runs, 'save_npz', failing)
+    runs.sample(*args, **options)
 
 
 def test_an_interrupted_file_is_resumed_to_what_it_would_have_been(finished, tmp_path,
                                                                   monkeypatch):
   options = {'steps': 5, 'count': 22, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)
-  interrupt_after(monkeypatch, 3)
-  with pytest.raises(Interrupted):
-    runs.sample(finished, tmp_path / 'a.npz', **options)
-  monkeypatch.undo()
+  sample_interrupted(monkeypatch, 3, finished, tmp_path / 'a.npz', **options)
   parts = list(tmp_path.glob('a.npz.*.parts/part_*.npz'))
   assert len(parts) == 3 and not (tmp_path / 'a.npz').exists()
 
@@ -343,10 +342,7 @@ def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finishe
                                                                         monkeypatch):
   options = {'steps': 5, 'count': 6, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)
-  interrupt_after(monkeypatch, 2)
-  with pytest.raises(Interrupted):
-    runs.sample(finished, tmp_path / 'a.npz', **options)
-  monkeypatch.undo()
+  sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
   runs.sample(finished, tmp_path / 'a.npz', **options)
   np.testing.assert_array_equal(*(samples_of(tmp_path / name)[0] for name in ('a.npz',
                                                                              'whole.npz')))
@@ -355,10 +351,7 @@ def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finishe
 def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
   options = {'steps': 5, 'count': 22, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)
-  interrupt_after(monkeypatch, 4)
-  with pytest.raises(Interrupted):
-    runs.sample(finished, tmp_path / 'a.npz', **options)
-  monkeypatch.undo()
+  sample_interrupted(monkeypatch, 4, finished, tmp_path / 'a.npz', **options)
   next(tmp_path.glob('a.npz.*.parts/part_000000004.npz')).unlink()
   runs.sample(finished, tmp_path / 'a.npz', **options)
   np.testing.assert_array_equal(*(samples_of(tmp_path / name)[0] for name in ('a.npz',
@@ -368,10 +361,7 @@ def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize('change', [{'seed': 1}, {'sampler': 'ddim'}, {'average': 'raw'}])
 def test_parts_of_other_settings_are_not_mixed_in(finished, tmp_path, monkeypatch, change):
   options = {'steps': 5, 'count': 12, 'batch_size': 4}
-  interrupt_after(monkeypatch, 2)
-  with pytest.raises(Interrupted):
-    runs.sample(finished, tmp_path / 'a.npz', **options)
-  monkeypatch.undo()
+  sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
   starts, draw = [], runs.draw
   monkeypatch.setattr(runs, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
       *args, **kw))
@@ -386,10 +376,7 @@ def test_parts_of_other_weights_are_not_mixed_in(finished, run, tmp_path, monkey
     out = trained(*args, **options)
     return out._replace(params=jax.tree.map(lambda u: u * np.float32(0.9), out.params))
   options = {'steps': 5, 'count': 12, 'batch_size': 4}
-  interrupt_after(monkeypatch, 2)
-  with pytest.raises(Interrupted):
-    runs.sample(finished, tmp_path / 'a.npz', **options)
-  monkeypatch.undo()
+  sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
   monkeypatch.setattr(runs.workdir, 'load_trained', others)
   runs.sample(run, tmp_path / 'a.npz', **options)
   runs.sample(run, tmp_path / 'b.npz', **options)
