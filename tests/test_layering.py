@@ -19,7 +19,7 @@ ROOMS = {
     'devices': ['typing'],
     # Siblings, with one exception: a likelihood evaluates the bound of `objectives.vlb`.
     'objectives': MATHEMATICS,
-    'samplers': [*MATHEMATICS, 'devices'],
+    'samplers': [*MATHEMATICS, 'devices', 'errors'],
     'likelihood': [*MATHEMATICS, 'devices', 'objectives'],
     'codec': [*MATHEMATICS, 'devices'],
     # Beside the mathematics, and apart from it.

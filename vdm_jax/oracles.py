@@ -44,7 +44,10 @@ class Gaussian:
 
 @struct.dataclass
 class Mixture:
-  """x ~ sum_k weights_k N(means_k, stds_k^2 I).  weights, stds: [K]; means: [K, ...]."""
+  """x ~ sum_k weights_k N(means_k, diag stds_k^2).  weights: [K]; means: [K, ...].
+
+  stds: [K], the same in all dimensions, or the shape of `means`.
+  """
   weights: Array
   means: Array
   stds: Array
@@ -52,7 +55,9 @@ class Mixture:
   def _components(self, z, level):
     """log(weight_k N(z; ..)) [B, K]; deviations [B, K, ...]; variances, expanded like them."""
     wide = level.expand(z[:, None])
-    stds = jnp.reshape(self.stds, (-1,) + (1,) * (z.ndim - 1))
+    if jnp.ndim(self.means) != z.ndim:
+      raise ValueError(f'means {jnp.shape(self.means)} are not [K, ...] for z {z.shape}')
+    stds = jnp.reshape(self.stds, jnp.shape(self.stds) + (1,) * (z.ndim - jnp.ndim(self.stds)))
     deviation = z[:, None] - wide.alpha * self.means
     variance = jnp.square(wide.alpha * stds) + jnp.square(wide.sigma)
     per_dim = -0.5 * (jnp.square(deviation) / variance + jnp.log(2.0 * jnp.pi * variance))

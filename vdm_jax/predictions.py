@@ -19,9 +19,9 @@ schedule.  So `velocity` is told the process it was trained on, and finds its ti
 In float32 a `v` target is solved to 5e-7 for |logsnr| <= 20; an `x` target loses eps at high
 logsnr (9e-5 at 13.3) and an `eps` target loses x at low logsnr, as 1/sigma and 1/alpha grow.
 """
-import jax
 import jax.numpy as jnp
 
+from vdm_jax.processes import time_of
 from vdm_jax.typing import Array, Curve, Denoiser, Estimate, Level, Process, Target
 
 x: Target = lambda l: (jnp.ones_like(l.alpha), jnp.zeros_like(l.alpha))
@@ -31,26 +31,13 @@ score: Target = lambda l: (jnp.zeros_like(l.alpha), -1.0 / l.sigma)
 flow: Target = lambda l: (-jnp.ones_like(l.alpha), jnp.ones_like(l.alpha))
 
 
-def _time_of(process: Process, logsnr: Array) -> Array:
-  """The t in [0, 1] at which `process` has this logsnr, by bisection: logsnr decreases in t."""
-  def halve(_, interval):
-    low, high = interval
-    middle = 0.5 * (low + high)
-    early = process(middle).logsnr > logsnr
-    return jnp.where(early, middle, low), jnp.where(early, high, middle)
-  zeros = jnp.zeros_like(logsnr)
-  # As many halvings as float64 can tell apart; in float32 the last ones change nothing.
-  low, high = jax.lax.fori_loop(0, 53, halve, (zeros, zeros + 1.0))
-  return 0.5 * (low + high)
-
-
 def velocity(trained_on: Process) -> Target:
   """dz/dt of the conditional path, dalpha x + dsigma eps, in the time of `trained_on`.
 
   Another schedule has this logsnr at another t, so the time is that of `trained_on`.
   """
   def target(level):
-    own = trained_on(_time_of(trained_on, level.logsnr))
+    own = trained_on(time_of(trained_on, level.logsnr))
     return own.dalpha, own.dsigma
   return target
 

@@ -85,6 +85,22 @@ def diffuse(x: Array, eps: Array, level: Level) -> Array:
   return level.alpha * x + level.sigma * eps
 
 
+def time_of(process: Process, logsnr: Array) -> Array:
+  """The t in [0, 1] at which `process` has this logsnr, by bisection: logsnr decreases in t.
+
+  Any shape; a logsnr beyond the end points, or infinite, is at the nearer end.
+  """
+  def halve(_, interval):
+    low, high = interval
+    middle = 0.5 * (low + high)
+    early = process(middle).logsnr > logsnr
+    return jnp.where(early, middle, low), jnp.where(early, high, middle)
+  zeros = jnp.zeros_like(logsnr)
+  # As many halvings as float64 can tell apart; in float32 the last ones change nothing.
+  low, high = jax.lax.fori_loop(0, 53, halve, (zeros, zeros + 1.0))
+  return 0.5 * (low + high)
+
+
 def sde(level: Level) -> tuple[Array, Array]:
   """(f, g) of dz = f z dt + g dw:  f = d log alpha / dt,  g^2 = -sigma^2 d logsnr / dt.
 

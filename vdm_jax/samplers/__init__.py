@@ -4,6 +4,6 @@ A sampler is given a denoiser and a process and knows nothing of networks, targe
 """
 from vdm_jax.samplers.first_order import ancestral, ddim
 from vdm_jax.samplers.runge_kutta import heun
-from vdm_jax.samplers.sampling import sample
+from vdm_jax.samplers.sampling import encode, sample
 
-__all__ = ['ancestral', 'ddim', 'heun', 'sample']
+__all__ = ['ancestral', 'ddim', 'encode', 'heun', 'sample']

@@ -1,23 +1,98 @@
-"""Running a sampler down a grid of times."""
+"""Running a sampler down a grid of times, or a deterministic one up it."""
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vdm_jax.typing import Array, Sampler
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, PyTree, Sampler
 
 
-def sample(sampler: Sampler, keys: Array, z: Array, times: Array) -> Array:
+def sample(sampler: Sampler, keys: Array, z: Array, times: Array,
+           trace: Callable[[PyTree], PyTree] | None = None) -> Array | tuple[Array, PyTree]:
   """Runs `sampler` down `times` = [1 = t_N > ... > t_0] from z_1 = `z`: [B, ...] -> z at t_0.
 
   keys: [B]; image i depends on keys[i] alone, however many are drawn together.  A step with
-  equal times is the identity, so a grid may be padded and one program serve every N.
+  equal times is the identity, so a grid may be padded with its last time and one program serve
+  every N.  The denoiser is called N `sampler.evaluations` times, for the whole batch.
+
+  trace: a function of the sampler's state, e.g. `sampler.value`.  The result is then (z at t_0,
+  the function's values at all N + 1 times, stacked in front).
+
+  Raises InputError: a grid that does not decrease, fewer steps than the method needs; outside of
+  `jit`, where values are known, also a z that is not finite, with the time it first was not.
   """
+  check_grid(times)
+  return _run(sampler, keys, z, times, trace)
+
+
+def encode(sampler: Sampler, keys: Array, x: Array, times: Array,
+           trace: Callable[[PyTree], PyTree] | None = None) -> Array | tuple[Array, PyTree]:
+  """Runs a deterministic sampler up `times` = [0 = t_0 < ... < t_N] from z_0 = `x`: -> z at t_N.
+
+  The inversion of Song, Meng and Ermon (2021), section 4.3, with any method for the probability
+  flow.  The rest is as for `sample`.
+  """
+  check_grid(times, up=True)
+  return _run(sampler, keys, x, times, trace)
+
+
+def check_grid(times: Array, up: bool = False) -> None:
+  """Raises InputError unless `times` [N + 1] is a grid to sample along (`up`: to encode along).
+
+  Of times that are traced by `jit` it sees the shape alone; give a NumPy grid to have it checked.
+  """
+  if np.ndim(times) != 1 or np.shape(times)[0] < 2:
+    raise InputError(f'times {np.shape(times)}: a grid is one-dimensional, of at least two times.')
+  if isinstance(times, jax.core.Tracer):
+    return
+  times = np.asarray(times)
+  if not np.isfinite(times).all():
+    raise InputError(f'times[{np.flatnonzero(~np.isfinite(times))[0]}] is not finite.')
+  wrong = np.flatnonzero(np.diff(times) < 0 if up else np.diff(times) > 0)
+  if wrong.size:
+    i = wrong[0]
+    does, other = ('increase', 'sample') if up else ('decrease', 'encode')
+    raise InputError(f'times[{i + 1}] = {times[i + 1]:.6g} after times[{i}] = {times[i]:.6g}: the '
+                     f'grid must {does} (1 is noise, 0 is data); `{other}` runs the other way.')
+
+
+def _run(sampler, keys, z, times, trace):
+  times = jnp.asarray(times)
+  look = trace or (lambda state: None)
+
   def body(state, xs):
     i, t, s, plan = xs
     at_i = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
     moved = sampler.step(at_i, state, t, s, plan)
-    return jax.tree.map(lambda old, new: jnp.where(t == s, old, new), state, moved), None
+    state = jax.tree.map(lambda old, new: jnp.where(t == s, old, new), state, moved)
+    return state, (look(state), jnp.all(jnp.isfinite(sampler.value(state))))
 
   steps = jnp.arange(times.shape[0] - 1)
   xs = steps, times[:-1], times[1:], sampler.plan(times)
-  state, _ = jax.lax.scan(body, sampler.init(z), xs)
-  return sampler.value(state)
+  state = sampler.init(z)
+  first = look(state)
+  state, (seen, finite) = jax.lax.scan(body, state, xs)
+  check_finite(finite, times)
+  z = sampler.value(state)
+  if trace is None:
+    return z
+  return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, seen)
+
+
+def check_finite(finite: Array, times: Array, process=None) -> None:
+  """Raises InputError naming the first step whose result is not finite.  finite: [N] bool.
+
+  Does nothing under `jit`, where values are unknown.
+  """
+  if isinstance(finite, jax.core.Tracer) or isinstance(times, jax.core.Tracer) or np.all(finite):
+    return
+  i = int(np.flatnonzero(~np.asarray(finite))[0])
+  t, s = np.asarray(times)[i:i + 2]
+  level = '' if process is None else f', logsnr = {float(process(t).logsnr):.6g}'
+  raise InputError(
+      f'the sample is not finite from t = {t:.6g}{level} on (step {i} of {len(finite)}, to t = '
+      f'{s:.6g}): the network gave NaN or infinity there, or its target cannot be inverted at an '
+      'end point (eps where alpha = 0; score, or x in the noise form, where sigma = 0). Begin or '
+      'end the grid inside, or take another target or checkpoint.')
