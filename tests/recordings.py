@@ -7,13 +7,15 @@ import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import oracles
+from vdm_jax import oracles, random
 from vdm_jax.processes import from_alpha_sigma
-from vdm_jax.typing import Denoiser, Process
+from vdm_jax.typing import Array, Denoiser, Process, Sampler
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,3 +93,18 @@ def angle(curve: str) -> Process:
 def angle_time(ratio: np.ndarray) -> np.ndarray:
   """The time of `angle` at which sigma / alpha is `ratio`."""
   return 2.0 / np.pi * np.arctan(ratio)
+
+
+def replay(sampler: Sampler, z: Array, times: Array, noise: Array) -> Array:
+  """`samplers.sample` with recorded draws.  noise: [N, draws in a step, B, ...], in their order."""
+  keys = jax.random.split(jax.random.key(0), len(z))
+
+  def body(state, xs):
+    t, s, plan, draws = xs
+    in_turn = iter(draws)
+    with mock.patch.object(random, 'normal', lambda keys, like: next(in_turn)):
+      moved = sampler.step(keys, state, t, s, plan)
+    return jax.tree.map(lambda old, new: jnp.where(t == s, old, new), state, moved), None
+
+  xs = times[:-1], times[1:], sampler.plan(times), noise
+  return sampler.value(jax.lax.scan(body, sampler.init(z), xs)[0])
