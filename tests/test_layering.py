@@ -21,6 +21,8 @@ ROOMS = {
     'objectives': MATHEMATICS,
     'samplers': [*MATHEMATICS, 'devices', 'errors'],
     'likelihood': [*MATHEMATICS, 'devices', 'objectives'],
+    'certification': [*MATHEMATICS, 'samplers'],
+    'evaluation': [*MATHEMATICS, 'devices', 'errors', 'files', 'samplers'],
     'codec': [*MATHEMATICS, 'devices'],
     # Beside the mathematics, and apart from it.
     'nn': ['typing', 'random'],

@@ -1,0 +1,149 @@
+"""The certifier: what is right passes, and what is wrong in a known way does not."""
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vdm_jax import certification, random
+from vdm_jax.certification import certify
+from vdm_jax.processes import tau
+from vdm_jax.samplers import ancestral, ddim, heun
+from vdm_jax.samplers.first_order import transition
+from vdm_jax.samplers.multistep import Coefficients, multistep, steps_back
+from vdm_jax.typing import Sampler
+
+_same = lambda z: z
+
+
+def passed(rows):
+  return {(row.curve, row.model): row.passed for row in rows}
+
+
+def two_step(ratio):
+  """DPM-Solver++ 2M: x_hat + (h / 2 r) (x_hat - x_hat_before) in place of x_hat, r = h_-1 / h."""
+  def make(denoise, process):
+    def plan(times):
+      level = process(times)
+      half = 0.5 * level.logsnr
+      h = jnp.diff(half)
+      finite = jnp.isfinite(h) & (jnp.arange(len(h)) > 0)
+      r = steps_back(h, 1) / h if ratio else jnp.ones_like(h)
+      grows = -level.alpha[1:] * jnp.expm1(-jnp.where(finite, h, 0.0))
+      return Coefficients(jnp.where(finite & jnp.isfinite(r), -0.5 * grows / r, 0.0)[:, None])
+    return multistep(denoise, process, plan, depth=2, of='x')
+  return make
+
+
+def test_a_sampler_with_its_true_order_is_certified_on_every_curve_and_model():
+  for make, order in ((ddim, 1), (heun, 2), (two_step(ratio=True), 2)):
+    rows = certify(make, order)
+    assert len(rows) == len(certification.CURVES) * len(certification.MODELS)
+    assert all(passed(rows).values()), rows
+    slopes = [row.measured_order for row in rows
+              if row.curve != 'ends' and row.model == 'mixture']
+    np.testing.assert_allclose(slopes, order, atol=0.15)
+
+
+def test_a_claim_of_too_high_an_order_fails():
+  assert not any(passed(certify(ddim, order=2, curves=['vp'])).values())
+
+
+def test_ddim_with_the_alpha_of_the_step_before_fails():
+  def wrong(denoise, process):
+    def step(keys, z, t, s, _):
+      at_t, at_s = process(t), process(s)
+      return transition(denoise(z, at_t), at_t, at_s._replace(alpha=at_t.alpha))
+    return Sampler(_same, step, _same)
+  rows = certify(wrong, order=1)
+  # Where alpha never changes there is nothing to be wrong.
+  assert not any(ok for (curve, _), ok in passed(rows).items() if curve != 've')
+
+
+def test_a_two_step_method_that_forgets_the_ratio_of_its_steps_fails():
+  assert not any(ok for (curve, _), ok in passed(certify(two_step(ratio=False), 2)).items()
+                 if curve != 'ends')
+
+
+def test_ancestral_sampling_is_certified_by_its_moments_and_half_its_noise_is_not():
+  some = {'curves': ['vp', 'ends']}
+  assert all(passed(certify(ancestral, **some)).values())
+
+  def half(denoise, process):
+    def step(keys, z, t, s, _):
+      at_t, at_s = process(t), process(s)
+      x, eps, _ = denoise(z, at_t)
+      share = tau(at_t, at_s)
+      noise = 0.5 * random.normal(random.stream(keys, 'noise'), z)
+      return at_s.alpha * x + at_s.sigma * (jnp.sqrt(1.0 - share) * eps + jnp.sqrt(share) * noise)
+    return Sampler(_same, step, _same)
+  assert not any(passed(certify(half, **some)).values())
+
+
+def langevin(noise):
+  """Unadjusted Langevin dynamics: twelve steps at each level, of a tenth of its variance."""
+  def make(denoise, process):
+    def step(keys, z, t, s, _):
+      at_s = process(s)
+      z = z * (at_s.alpha / process(t).alpha)
+      size = 0.05 * at_s.sigma**2
+      for i in range(12):
+        score = -denoise(z, at_s).eps / at_s.sigma
+        z += size * score + noise * jnp.sqrt(2.0 * size) * random.normal(
+            random.stream(keys, f'noise_{i}'), z)
+      return z
+    return Sampler(_same, step, _same, evaluations=12)
+  return make
+
+
+def test_langevin_dynamics_is_certified_and_with_half_its_noise_is_not():
+  some = {'curves': ['ve'], 'models': ['mixture'], 'steps': [60], 'tolerance': 0.05}
+  assert all(passed(certify(langevin(1.0), **some)).values())
+  assert not any(passed(certify(langevin(0.5), **some)).values())
+
+
+def test_a_miscounted_evaluation_fails():
+  wrong = lambda denoise, process: heun(denoise, process)._replace(evaluations=1)
+  assert not any(passed(certify(wrong, 2, curves=['vp'])).values())
+  assert certification.count_evaluations(heun, steps=5) == 10
+
+
+def test_a_network_that_is_used_at_sigma_zero_fails_at_the_ends():
+  def midpoint_of_both_ends(denoise, process):
+    def step(keys, z, t, s, _):
+      at_t, at_s = process(t), process(s)
+      first = transition(denoise(z, at_t), at_t, at_s)
+      x, eps, _ = denoise(first, at_s)
+      return first + 0.0 * x
+    return Sampler(_same, step, _same, evaluations=2)
+  got = passed(certify(midpoint_of_both_ends, 1, models=['gaussian']))
+  assert not got.pop(('ends', 'gaussian'))
+  assert all(got.values())
+
+
+def test_equal_samplers_are_equal_and_others_are_not():
+  eta = functools.partial(ddim, eta=1.0)
+  assert all(row.passed for row in certification.equality('eta 1 = ancestral', [ancestral, eta]))
+  assert not any(row.passed for row in certification.equality('?', [ddim, heun]))
+
+
+def test_the_exact_quantiles_and_moments_are_those_of_the_marginal():
+  alpha, sigma = 0.6, 0.8
+  p = np.array([0.1, 0.5, 0.9])
+  one = certification.MODELS['gaussian']
+  exact = stats.norm.ppf(p, alpha * 0.3, np.hypot(alpha * 0.5, sigma))
+  np.testing.assert_allclose(certification.quantiles(p, one, alpha, sigma), exact, rtol=1e-10)
+  rng = np.random.default_rng(0)
+  two = certification.MODELS['mixture']
+  pick = rng.random(400_000) < two.weights[0]
+  u = rng.normal(np.where(pick, *two.means), np.hypot(np.where(pick, *two.stds), 0.5))
+  mean, std, share = certification._moments(two, 0.5)
+  assert abs(u.mean() - mean) < 4 * std / len(u)**0.5
+  assert abs(u.std() - std) < 4 * std / (2 * len(u))**0.5
+  assert abs((u > 0).mean() - share) < 4 * 0.5 / len(u)**0.5
+
+
+def test_a_slope_takes_four_numbers_of_steps():
+  with pytest.raises(ValueError, match='four'):
+    certify(ddim, 1, steps=(10, 20, 40))
