@@ -1,6 +1,7 @@
 """The certifier: what is right passes, and what is wrong in a known way does not."""
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -142,6 +143,28 @@ def test_the_exact_quantiles_and_moments_are_those_of_the_marginal():
   assert abs(u.mean() - mean) < 4 * std / len(u)**0.5
   assert abs(u.std() - std) < 4 * std / (2 * len(u))**0.5
   assert abs((u > 0).mean() - share) < 4 * 0.5 / len(u)**0.5
+
+
+def test_the_oracle_and_its_heads_are_those_of_a_numerical_integral():
+  """E[x | z], E[eps | z], E[eps^2 | z] and q(z) over a fine grid of x."""
+  data = certification.MODELS['mixture']
+  with jax.enable_x64(True):
+    level = certification.PROCESSES['sub_vp'](jnp.asarray(0.6))
+    z = np.array([[-0.7, 0.1, 0.9]])
+    got = certification.Oracle(data)(jnp.asarray(z), level)
+    density = certification.Oracle(data).log_prob(jnp.asarray(z), level)
+  x = np.linspace(-4.0, 4.0, 20_001)[:, None]
+  alpha, sigma = float(level.alpha), float(level.sigma)
+  joint = sum(w * stats.norm.pdf(x, m, s) for w, m, s in zip(*data, strict=True))
+  joint = joint * stats.norm.pdf(z, alpha * x, sigma)
+  eps = (z - alpha * x) / sigma
+  mean = lambda u: np.sum(u * joint, axis=0) / np.sum(joint, axis=0)
+  np.testing.assert_allclose(got.x[0], mean(x), atol=1e-9)
+  np.testing.assert_allclose(got.eps[0], mean(eps), atol=1e-9)
+  np.testing.assert_allclose(got.extra['eps_sq'][0], mean(eps**2), atol=1e-9)
+  np.testing.assert_allclose(got.extra['residual_sq'][0], mean(eps**2) - mean(eps)**2, atol=1e-9)
+  np.testing.assert_allclose(density[0], np.log(np.sum(joint, axis=0) * (x[1] - x[0])).sum(),
+                             atol=1e-9)
 
 
 def test_a_slope_takes_four_numbers_of_steps():

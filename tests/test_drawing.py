@@ -7,9 +7,10 @@ from scipy import stats
 
 from vdm_jax import devices, oracles, samplers, schedules
 from vdm_jax.decoders import Pixels
+from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.samplers import drawing
-from vdm_jax.samplers.drawing import draw
+from vdm_jax.samplers.drawing import draw, draw_path
 from vdm_jax.typing import Estimate, Model
 
 COUNTS = np.array([[5, 1, 0], [0, 4, 2], [3, 0, 1]])  # of 16: two pixels of three levels
@@ -30,8 +31,9 @@ def nothing(numbers):
 
 def drawn(model, start, stop, *, sampler=samplers.ancestral, seed=0, steps=16, batch_size=8,
           cond=nothing):
-  numbers, images = zip(*draw(model, {}, sampler, steps=steps, start=start, stop=stop, seed=seed,
-                              batch_size=batch_size, cond=cond), strict=True)
+  numbers, images = zip(*draw(
+      model, {}, sampler, times=np.linspace(1.0, 0.0, steps + 1), start=start, stop=stop, seed=seed,
+      batch_size=batch_size, cond=cond), strict=True)
   np.testing.assert_array_equal(np.concatenate(numbers), np.arange(start, stop))
   return np.concatenate(images)
 
@@ -94,3 +96,32 @@ def test_a_datum_is_read_off_z_0_in_the_units_of_x():
       denoise=sure, process=GaussianProcess(schedules.Linear(1.0, -6.0)), decode=pixels.decode)
   images = drawn(model, 0, 3, sampler=samplers.ddim)
   np.testing.assert_array_equal(images, np.full((3, 2), 31))
+
+
+def test_the_way_of_an_image_begins_with_noise_and_ends_with_the_image():
+  times = np.linspace(1.0, 0.0, 17)
+  path = draw_path(pairs_model, {}, samplers.ancestral, times=times, count=10, seed=0, cond=nothing,
+                   frames=[0, 8, 16])
+  assert path.shape == (3, 10, 2)
+  np.testing.assert_array_equal(path[-1], drawn(pairs_model, 0, 10))
+  # What starts as unit noise: the three levels meet at -1/3 and 1/3.
+  many = draw_path(pairs_model, {}, samplers.ancestral, times=times, count=2000, seed=1,
+                   cond=nothing, frames=[0])
+  outer = 2.0 * stats.norm.sf(1 / 3)
+  np.testing.assert_allclose(np.mean(many != 1), outer, atol=4 * (outer * (1 - outer) / 4000)**0.5)
+
+
+def test_a_network_that_gives_nan_is_named_with_its_level_and_the_remedy():
+  def broken(z, level, cond=None):
+    nan = jnp.where(level.t < 0.5, jnp.nan, 0.0)
+    return Estimate(z + nan, z)
+
+  model = lambda params: pairs_model(params)._replace(denoise=broken)
+  with pytest.raises(InputError, match=r't = 0\.4375, logsnr = 0\.75 .*checkpoint'):
+    drawn(model, 0, 4, sampler=samplers.ddim)
+
+
+def test_a_grid_that_does_not_decrease_is_refused_before_anything_is_compiled():
+  with pytest.raises(InputError, match='decrease'):
+    next(draw(None, {}, samplers.ddim, times=np.array([0.0, 0.5, 1.0]), start=0, stop=4, seed=0,
+              batch_size=4, cond=nothing))

@@ -23,10 +23,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from scipy import special
 
-from vdm_jax import oracles, processes, random, samplers, schedules
-from vdm_jax.typing import Array, Denoiser, Estimate, Process, Sampler
+from vdm_jax import processes, random, samplers, schedules
+from vdm_jax.decoders import sum_over_data
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler
 
 Make = Callable[[Denoiser, Process], Sampler]
 
@@ -109,16 +111,45 @@ def alternating_grid(steps: int, longest: int) -> np.ndarray:
 # ---------------------------------------------------------------- running
 
 
-def _oracle(data: Data) -> Denoiser:
-  """The exact denoiser of data whose dimensions are independent, each of this distribution."""
-  weights, means, stds = data
-  mixture = oracles.Mixture(weights, means[:, None], stds)
+@struct.dataclass
+class Oracle:
+  """The exact denoiser of data whose dimensions are independent, each of this distribution.
 
-  def denoise(z, level, cond=None):
-    flat = mixture(z.reshape(-1, 1), level)
-    defined = jnp.where(level.sigma > 0.0, 1.0, jnp.nan)
-    return Estimate(defined * flat.x.reshape(z.shape), defined * flat.eps.reshape(z.shape))
-  return denoise
+  With all that a method may ask for beside: the heads of learned variances in `extra`, log q(z_t),
+  and data.  NaN at sigma = 0.
+  """
+  data: Data
+
+  def _parts(self, z, level):
+    """Of the two normals, on a last axis: shares of z, deviation from the mean, variance of z."""
+    level = jax.tree.map(lambda u: u[..., None], level.expand(z))
+    w, m, s = map(jnp.asarray, self.data)
+    deviation = z[..., None] - level.alpha * m
+    variance = jnp.square(level.alpha * s) + jnp.square(level.sigma)
+    log_joint = jnp.log(w) - 0.5 * (jnp.square(deviation) / variance
+                                    + jnp.log(2.0 * jnp.pi * variance))
+    return log_joint, deviation, variance, level, m, s
+
+  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+    log_joint, deviation, variance, level, m, s = self._parts(z, level)
+    share = jnp.where(level.sigma > 0.0, jax.nn.softmax(log_joint, axis=-1), jnp.nan)
+    mean = lambda u: jnp.sum(share * u, axis=-1)
+    x, eps = m + level.alpha * s**2 * deviation / variance, level.sigma * deviation / variance
+    square = mean(jnp.square(eps) + jnp.square(level.alpha * s) / variance)
+    extra = {'eps_sq': square, 'residual_sq': square - jnp.square(mean(eps)),
+             'v': -jnp.ones_like(z)}
+    return Estimate(mean(x), mean(eps), extra)
+
+  def log_prob(self, z: Array, level: Level) -> Array:
+    """log q(z_t) in nats, [B]."""
+    return sum_over_data(jax.nn.logsumexp(self._parts(z, level)[0], axis=-1))
+
+  def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
+    """Data x of this shape."""
+    which, normal = jax.random.split(key)
+    first = jax.random.uniform(which, shape) < self.data.weights[0]
+    either = lambda pair: jnp.where(first, pair[0], pair[1])
+    return either(self.data.means) + either(self.data.stds) * jax.random.normal(normal, shape)
 
 
 def _process(number: Array) -> Process:
@@ -139,11 +170,14 @@ def count_evaluations(make: Make, steps: int = 8) -> int:
   """How often a run of so many steps calls the denoiser, read off the traced program."""
   @jax.jit
   def counted_denoiser(z, level):
-    return Estimate(0.5 * z, 0.5 * z)
+    return Oracle(MODELS['gaussian'])(z, level)
+
+  class Counted(Oracle):
+    def __call__(self, z, level, cond=None):
+      return counted_denoiser(z, level)
 
   def run(z, times):
-    sampler = make(lambda z, level, cond=None: counted_denoiser(z, level),
-                   _process(jnp.asarray(0)))
+    sampler = make(Counted(MODELS['gaussian']), _process(jnp.asarray(0)))
     return samplers.sample(sampler, jax.random.split(jax.random.key(0), len(z)), z, times)
 
   def calls(jaxpr):
@@ -190,7 +224,7 @@ def certify(make: Make, order: float | None = None, *, name: str = '',
   The number of evaluations that the sampler states must be exact, or no row passes.
   """
   name = name or getattr(make, '__name__', 'sampler')
-  sampler = make(lambda z, level, cond=None: Estimate(z, z), _process(jnp.asarray(0)))
+  sampler = make(Oracle(MODELS['gaussian']), _process(jnp.asarray(0)))
   probe = 8
   exact_count = count_evaluations(make, probe) == probe * sampler.evaluations
   if order is None:
@@ -222,7 +256,7 @@ def _judge_order(make, order, curves, models, steps, tolerance):
   def run(curve, data, z, times):
     process = _process(curve)
     keys = jax.random.split(jax.random.key(0), len(z))
-    z = samplers.sample(make(_oracle(data), process), keys, z[:, None], times)
+    z = samplers.sample(make(Oracle(data), process), keys, z[:, None], times)
     return z[:, 0] / process(0.0).alpha
 
   with jax.enable_x64(True):
@@ -250,13 +284,10 @@ def _judge_moments(make, curves, models, steps, tolerance, n=1024, dims=16):
     curve, data, key = case
     process = _process(curve)
     keys = random.per_example(key, jnp.arange(n))
-    pick = jax.random.uniform(jax.random.fold_in(key, n), (n, dims)) < data.weights[0]
-    mean = jnp.where(pick, data.means[0], data.means[1])
-    std = jnp.where(pick, data.stds[0], data.stds[1])
     level = process(1.0)
-    z = level.alpha * mean + jnp.hypot(level.alpha * std, level.sigma) * random.normal(
-        random.stream(keys, 'z_1'), mean)
-    z = samplers.sample(make(_oracle(data), process), keys, z, jnp.linspace(1.0, 0.0, steps + 1))
+    x = Oracle(data).draw(jax.random.fold_in(key, n), (n, dims))
+    z = processes.diffuse(x, random.normal(random.stream(keys, 'z_1'), x), level)
+    z = samplers.sample(make(Oracle(data), process), keys, z, jnp.linspace(1.0, 0.0, steps + 1))
     return z / process(0.0).alpha
 
   with jax.enable_x64(False):
@@ -295,7 +326,7 @@ def equality(name: str, makes: Sequence[Make], *, tolerance: float = 1e-12,
       process = _process(curve)
       z = jnp.linspace(-2.0, 2.0, 8)[:, None] * process(1.0).sigma
       keys = jax.random.split(jax.random.key(0), len(z))
-      out = [samplers.sample(make(_oracle(data), process), keys, z, times) for make in makes]
+      out = [samplers.sample(make(Oracle(data), process), keys, z, times) for make in makes]
       return jnp.stack(out) / process(0.0).alpha
 
     out = np.asarray(run(*_stack(cases)))

@@ -29,24 +29,42 @@ def samples(data: np.ndarray, levels: int) -> np.ndarray:
   first three are shown, of two the first, of a point its first and last coordinates.
   """
   if data.ndim == 2:
-    return _scatter(data, levels)
+    return _scatter(data[None], levels)
+  return _sheet(data, levels, across=math.ceil(math.sqrt(len(data))), width=480)
+
+
+def strip(path: np.ndarray, levels: int) -> np.ndarray:
+  """uint8 [H, W, 3]: samples on their way, one image a row, from noise on the left to data.
+
+  path: integers below `levels`, [frames, n, h, w, c] or points [frames, n, D], as for `samples`.
+  """
+  if path.ndim == 3:
+    return _scatter(path, levels)
+  frames = path.shape[0]
+  return _sheet(np.swapaxes(path, 0, 1).reshape(-1, *path.shape[2:]), levels, frames, width=960)
+
+
+def _sheet(data: np.ndarray, levels: int, across: int, width: int) -> np.ndarray:
+  """`across` images a row, enlarged by a whole number up to about `width` pixels."""
   n, h, w, c = data.shape
   pixels = np.round(data * (255.0 / (levels - 1))).astype(np.uint8)
   pixels = pixels[..., :3] if c >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
-  across = math.ceil(math.sqrt(n))
   down, gap = math.ceil(n / across), 1
   sheet = np.full((down * (h + gap) + gap, across * (w + gap) + gap, 3), 128, np.uint8)
   for i, image in enumerate(pixels):
     y, x = gap + i // across * (h + gap), gap + i % across * (w + gap)
     sheet[y:y + h, x:x + w] = image
-  scale = max(1, 480 // max(sheet.shape[:2]))
+  scale = max(1, width // max(sheet.shape[:2]))
   return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _scatter(points: np.ndarray, levels: int) -> np.ndarray:
-  figure = Figure(figsize=(4, 4), layout='constrained')
-  axes = figure.add_subplot(xlim=(0, levels - 1), ylim=(0, levels - 1), aspect='equal')
-  axes.scatter(points[:, 0], points[:, -1], s=1)
+def _scatter(clouds: np.ndarray, levels: int) -> np.ndarray:
+  """clouds: [k, n, D], side by side."""
+  size = 4 if len(clouds) == 1 else 2
+  figure = Figure(figsize=(size * len(clouds), size), layout='constrained')
+  for axes, points in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
+    axes.set(xlim=(0, levels - 1), ylim=(0, levels - 1), aspect='equal')
+    axes.scatter(points[:, 0], points[:, -1], s=1)
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=110)
   return np.asarray(Image.open(file).convert('RGB'))

@@ -4,7 +4,7 @@ Image i of a seed depends on (seed, i) alone, however many are drawn; on the siz
 through rounding only.
 """
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,45 +12,74 @@ import numpy as np
 
 from vdm_jax import devices, random
 from vdm_jax.processes import sample_prior
-from vdm_jax.samplers.sampling import sample
+from vdm_jax.samplers.sampling import check_finite, check_grid, sample
 from vdm_jax.typing import Denoiser, Model, Process, PyTree, Sampler
 
+Make = Callable[[Denoiser, Process], Sampler]
 
-def draw(model: Callable[[PyTree], Model], params: PyTree,
-         sampler: Callable[[Denoiser, Process], Sampler], *, steps: int, start: int, stop: int,
-         seed: int, batch_size: int, cond: Callable[[np.ndarray], PyTree]
+
+def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, times: np.ndarray,
+         start: int, stop: int, seed: int, batch_size: int, cond: Callable[[np.ndarray], PyTree]
          ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """(numbers [n], data int32 [n, ...]) of images start .. stop - 1, a batch at a time.
 
-  steps: N, uniform in t from 1 to 0.  cond: numbers of images [n] -> the batch that `model.cond`
-  reads, e.g. {'label': ...}.  The datum is the most probable one given z_0.
+  times: the grid [N + 1], from 1 down to 0.  cond: numbers of images [n] -> the batch that
+  `model.cond` reads, e.g. {'label': ...}.  The datum is the most probable one given z_0.
 
   Batches begin at multiples of batch_size and are whole even where fewer are asked for: a program
   of another size may round otherwise, and a chain of many steps makes a digit's rounding visible.
+
+  Raises InputError: a grid that does not decrease; a z that is not finite, naming the level.
   """
-  batch = _program(model, sampler, steps)
-  given = devices.replicate((params, jax.random.key(seed)))
+  check_grid(times)
+  batch = _program(model, sampler, frames=())
+  given = devices.replicate((params, jax.random.key(seed), np.asarray(times, np.float32)))
   size = devices.whole_batch(batch_size)
   aligned = start - start % size if start < stop else stop
   for rows, mask in devices.padded_rows(aligned, stop, size):
     local = devices.mine(rows)
-    out = jax.device_get(batch(given, devices.place((local, cond(local)))))
+    out, finite, _ = jax.device_get(batch(given, devices.place((local, cond(local)))))
+    check_finite(finite, times, model(params).process)
     wanted = mask & (rows >= start)
     yield rows[wanted], out[wanted]
 
 
-@functools.lru_cache(maxsize=8)  # the pictures of a training are drawn by one program
-def _program(model, sampler, steps: int):
-  times = jnp.linspace(1.0, 0.0, steps + 1)
+def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *,
+              times: np.ndarray, count: int, seed: int, cond: Callable[[np.ndarray], PyTree],
+              frames: Sequence[int]) -> np.ndarray:
+  """The first `count` images on their way: data int32 [len(frames), count, ...].
 
+  frames: which of the N + 1 times, 0 the noise.  z is shown in units of sqrt(alpha^2 + sigma^2),
+  which is alpha at the end.  Raises InputError as `draw`.
+  """
+  check_grid(times)
+  rows = np.arange(devices.whole_batch(count), dtype=np.int32)
+  given = devices.replicate((params, jax.random.key(seed), np.asarray(times, np.float32)))
+  local = devices.mine(rows)
+  program = _program(model, sampler, frames=tuple(frames))
+  _, finite, path = jax.device_get(program(given, devices.place((local, cond(local)))))
+  check_finite(finite, times, model(params).process)
+  return path[:, :count]
+
+
+@functools.lru_cache(maxsize=8)  # the pictures of a training are drawn by one program
+def _program(model, sampler, frames: tuple[int, ...]):
   def batch(given, xs):
-    (params, key), (numbers, told) = given, xs
+    (params, key, times), (numbers, told) = given, xs
     m = model(params)
     keys = random.per_example(key, numbers)
     conditioned = m.cond(told)
     denoise = lambda z, level, _=None: m.denoise(z, level, conditioned)
+    way = sampler(denoise, m.process)
+
+    def look(state):
+      z = way.value(state)
+      return jnp.all(jnp.isfinite(z)), z if frames else None
+
     z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)))
-    z = sample(sampler(denoise, m.process), random.stream(keys, 'sampler'), z, times)
-    return m.decode(z / m.process(jnp.zeros(())).alpha)
+    z, (finite, seen) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
+    out = m.decode(z / m.process(jnp.zeros(())).alpha)
+    path = [m.decode(seen[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
+    return out, finite[1:], jnp.stack(path) if path else None
 
   return devices.over_rows(batch)
