@@ -1,4 +1,10 @@
-"""One evaluation a step, from the estimate at its start alone."""
+"""One evaluation a step, from the estimate at its start alone: z_s = a x_hat + b eps_hat + c noise.
+
+`ddim` chooses how much of the noise in z_s is drawn anew, keeping its variance; `ancestral` draws
+from the posterior at x_hat, with its own variance or a larger one.  They meet at eta = 1, v = 0.
+"""
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from vdm_jax import random
@@ -27,7 +33,8 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
   """z_s = alpha_s x_hat + sigma_s (sqrt(1 - eta^2 tau) eps_hat + eta sqrt(tau) noise).
 
   Song, Meng and Ermon (2021), eq. 12 and 16, on any process; tau = 1 - SNR(t)/SNR(s).  eta = 0
-  is deterministic and of first order in the probability flow, eta = 1 is `ancestral`.
+  is deterministic and of first order in the probability flow (so `encode` inverts it to that
+  order), eta = 1 is `ancestral`.
   """
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
@@ -35,7 +42,37 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
   return Sampler(_same, step, _same)
 
 
-def ancestral(denoise: Denoiser, process: Process) -> Sampler:
-  """z_s ~ q(z_s | z_t, x = x_hat): Ho et al. (2020), algorithm 2 with the smaller variance;
-  Kingma et al. (2021), eq. 9 and appendix A.4."""
-  return ddim(denoise, process, eta=1.0)
+def ancestral(denoise: Denoiser, process: Process,
+              v: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
+  """z_s ~ N(mean of q(z_s | z_t, x = x_hat), beta^v beta_tilde^(1 - v)).
+
+  beta_tilde = sigma_s^2 tau is the posterior's own variance, beta = sigma_t^2 tau that of
+  q(z_t | z_s).  Ho et al. (2020), algorithm 2 and section 3.2: v = 0 ("fixed small") is best for a
+  single datum, v = 1 ("fixed large") for data of unit variance.  Between them, Nichol and Dhariwal
+  (2021), eq. 15; v may be a function of the estimate, e.g. `learned`, -> [B, ...].  v = 0 is also
+  Kingma et al. (2021), eq. 9 and appendix A.4.  Of the ancestral samplers of Song et al. (2021),
+  that for `vp` is v = 1 and that for `ve` is v = 0.
+
+  A step to sigma_s = 0 draws no noise, whatever v, as the last one in the algorithm.  beta is in
+  the units of the curve: only v = 0 gives the same samples on all curves.
+  """
+  def step(keys, z, t, s, _):
+    at_t, at_s = process(t), process(s)
+    estimate = denoise(z, at_t)
+    share_of_beta = v(estimate) if callable(v) else v
+    at_t, at_s = at_t.expand(z), at_s.expand(z)
+    new = tau(at_t, at_s)
+    std = jnp.sqrt(new) * at_s.sigma**(1.0 - share_of_beta) * at_t.sigma**share_of_beta
+    std = jnp.where(at_s.sigma > 0.0, std, 0.0)
+    mean = at_s.alpha * estimate.x + at_s.sigma * jnp.sqrt(1.0 - new) * estimate.eps
+    return mean + std * random.normal(random.stream(keys, 'noise'), z)
+  return Sampler(_same, step, _same)
+
+
+def learned(estimate: Estimate) -> Array:
+  """v = (u + 1) / 2 of a variance head u = estimate.extra['v']: [B, ...], in [-1, 1].
+
+  Nichol and Dhariwal (2021), section 3.1; u is what the network gives, in the range of their public
+  code, and is mapped to [0, 1] here alone.  It is not clipped.  For `ancestral(..., v=learned)`.
+  """
+  return 0.5 * (estimate.extra['v'] + 1.0)

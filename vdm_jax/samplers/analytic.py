@@ -1,0 +1,226 @@
+"""Analytic-DPM: the reverse variance that is best, in closed form from moments of the denoiser.
+
+Of all Gaussian kernels p(z_s | z_t) the nearest to the data's own has its first two moments.  With
+q(z_s | z_t, x) = N(coefficient x + ..., lambda^2) of DDPM or DDIM these are, by the law of total
+variance,
+
+  mean = that of q at x = x_hat,     variance = lambda^2 + coefficient^2 Var(x | z_t).
+
+Ancestral sampling drops the second term, which for few steps is most of the variance.  For
+Gaussian data the kernel with both is exact: one step from t = 1 to 0 has the law that a thousand
+have.
+
+Bao, Li, Zhu and Zhang (2022), Analytic-DPM, take the mean of Var(x | z_t) over z_t and dimensions,
+(1 - E|eps_hat|^2 / d) / SNR(t).  That is 0 / 0 at alpha = 0, and its sampling error grows as
+1 / SNR.  Here it is kept in the coordinates of v, in which it is finite and smooth at all levels:
+
+  E Var(v | z_t) = (1 - E|eps_hat|^2 / d) + (E|x|^2 - E|x_hat|^2) / d,
+  E Var(x | z_t) = sigmoid(-logsnr) E Var(v | z_t),
+
+as (x, eps) -> (z, v) is a rotation at the scale alpha^2 + sigma^2 = 1.  For the optimal denoiser
+either bracket of the first line gives the second alone.
+
+Bao, Li, Sun, Zhu and Zhang (2022), Extended-Analytic-DPM, let a head of the network say it for
+each dimension of each z_t.
+"""
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.errors import InputError
+from vdm_jax.processes import diffuse, tau
+from vdm_jax.samplers.multistep import real_steps
+from vdm_jax.samplers.sampling import check_grid
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, Sampler
+
+_same = lambda z: z
+
+
+class Variances(NamedTuple):
+  """E Var(v | z_t), a mean over z_t and dimensions, at K noise levels.
+
+  Of a published table of Gamma = E|eps_hat|^2 / d it is (1 - Gamma) / sigmoid(logsnr).
+  """
+  logsnr: Array          # [K] increasing, may end in +-inf
+  variance: Array        # [K]
+  standard_error: Array  # [K]
+
+  def of_x(self, logsnr: Array) -> Array:
+    """E Var(x | z_t) at any level, linear in between; same shape.  Never below 0."""
+    finite = lambda u: jnp.clip(u, -30.0, 30.0)  # beyond, it no longer changes
+    of_v = jnp.interp(finite(logsnr), finite(self.logsnr), self.variance)
+    return jax.nn.sigmoid(-logsnr) * jnp.maximum(of_v, 0.0)
+
+
+def estimate_variances(denoise: Denoiser, process: Process, x: Array, times: Array, keys: Array
+                       ) -> Variances:
+  """Monte-Carlo estimate at `times` [K], one z_t for each example and time.
+
+  Bao et al. (2022), Analytic-DPM, section 3.1, with the second bracket above.  x: [B, ...], data,
+  B > 1; keys: [B].  The standard error is that of another draw of data and noise.
+  """
+  def at(k, t):
+    level = process(t)
+    at_k = jax.vmap(lambda key: jax.random.fold_in(key, k))(keys)
+    noise = random.normal(random.stream(at_k, 'eps'), x)
+    estimate = denoise(diffuse(x, noise, level), level)
+    excess = jnp.square(x) - jnp.square(estimate.x) - jnp.square(estimate.eps)
+    # A denoiser is not defined at sigma = 0, where v is eps and z says nothing of it.
+    each = jnp.where(level.sigma > 0.0, 1.0 + jnp.mean(excess.reshape(len(x), -1), axis=1), 1.0)
+    return level.logsnr, jnp.mean(each), jnp.std(each, ddof=1) / len(x)**0.5
+
+  times = jnp.asarray(times)
+  found = jax.lax.map(lambda xs: at(*xs), (jnp.arange(len(times)), times))
+  order = jnp.argsort(found[0])
+  return Variances(*(u[order] for u in found))
+
+
+def pool(estimates: Sequence[Variances]) -> Variances:
+  """The mean of estimates from batches of equal size, at the same levels."""
+  n = len(estimates)
+  variance = sum(e.variance for e in estimates) / n
+  error = sum(jnp.square(e.standard_error) for e in estimates)**0.5 / n
+  return Variances(estimates[0].logsnr, variance, error)
+
+
+def reverse_variance(at_t: Level, at_s: Level, of_x: Array, eta: float = 1.0) -> Array:
+  """lambda^2 + coefficient^2 Var(x | z_t), the best variance of p(z_s | z_t), s < t.
+
+  lambda = eta sigma_s sqrt(tau), coefficient = alpha_s (1 - sqrt((1 - eta^2 tau) (1 - tau))):
+  the deviation of DDIM's q(z_s | z_t, x), Song, Meng and Ermon (2021), eq. 7, and how much of its
+  mean is x; at eta = 1 alpha_s tau.  Bao et al. (2022), Analytic-DPM, theorem 1.  of_x: Var(x |
+  z_t), of a shape that the levels broadcast against.
+  """
+  share, noise = tau(at_t, at_s), eta**2
+  # 1 - sqrt(1 - u) as u / (1 + sqrt(1 - u)), which keeps its digits in short steps.
+  left = (1.0 - noise * share) * (1.0 - share)
+  coefficient = at_s.alpha * share * (1.0 + noise * (1.0 - share)) / (1.0 + jnp.sqrt(left))
+  return noise * jnp.square(at_s.sigma) * share + jnp.square(coefficient) * of_x
+
+
+def _most(data_range: tuple[float, float] | None) -> float:
+  """What Var(x | z_t) can be at most, (b - a)^2 / 4 for data in [a, b]: Analytic-DPM, theorem 2."""
+  return jnp.inf if data_range is None else 0.25 * (data_range[1] - data_range[0])**2
+
+
+def _mean(estimate: Estimate, at_t: Level, at_s: Level, eta: float) -> Array:
+  """Mean of q(z_s | z_t, x_hat); the levels are expanded."""
+  keep = jnp.sqrt(1.0 - eta**2 * tau(at_t, at_s))
+  return at_s.alpha * estimate.x + at_s.sigma * keep * estimate.eps
+
+
+def analytic_dpm(denoise: Denoiser, process: Process, variances: Variances, eta: float = 1.0,
+                 data_range: tuple[float, float] | None = None, last_std: float | None = None
+                 ) -> Sampler:
+  """z_s = mean of q(z_s | z_t, x_hat) + noise of `reverse_variance`, one number for each step.
+
+  Bao et al. (2022), Analytic-DPM, theorem 1: eta = 1 is their Analytic-DDPM, eta = 0
+  Analytic-DDIM.  Nothing is added in a step to sigma = 0, the data.
+
+  variances: of `estimate_variances`; data_range: (a, b) that hold all of x, (-1, 1) for images;
+  last_std: an upper bound on the deviation of the last noise added, which is seen (they take
+  y (2 / 255) sqrt(pi / 2) for pixels in [-1, 1], with y = 1 or 2).
+  """
+  def plan(times):
+    at_t, at_s = process(times[:-1]), process(times[1:])
+    # On average no more noise than all of it is unexplained: theorem 2 again.
+    most = jnp.minimum(jnp.exp(-at_t.logsnr), _most(data_range))
+    of_x = jnp.minimum(variances.of_x(at_t.logsnr), most)
+    std = jnp.sqrt(reverse_variance(at_t, at_s, of_x, eta))
+    std = jnp.where(at_s.sigma > 0.0, std, 0.0)
+    if last_std is None:
+      return std
+    step = jnp.arange(std.shape[0])
+    drawn = (step < real_steps(times)) & (at_s.sigma > 0.0)
+    last = jnp.max(jnp.where(drawn, step, -1))
+    return jnp.where(step == last, jnp.minimum(std, last_std), std)
+
+  def step(keys, z, t, s, std):
+    at_t, at_s = process(t).expand(z), process(s).expand(z)
+    noise = random.normal(random.stream(keys, 'noise'), z)
+    return _mean(denoise(z, process(t)), at_t, at_s, eta) + std * noise
+
+  return Sampler(_same, step, _same, plan)
+
+
+def sn_ddpm(denoise: Denoiser, process: Process, eta: float = 1.0,
+            data_range: tuple[float, float] | None = None) -> Sampler:
+  """The variance from a head that predicts the square of the noise, E[eps^2 | z_t].
+
+  Var(eps | z_t) = extra['eps_sq'] - eps_hat^2 for each dimension: Bao et al. (2022),
+  Extended-Analytic-DPM, the optimal diagonal covariance; `estimate.extra` holds the head [B, ...].
+  An error of the mean enters with the wrong sign (see `npr_ddpm`).  data_range, eta as for
+  `analytic_dpm`.  Where alpha_t = 0 the head cannot know Var(x): it is then taken from data_range,
+  or as 0.
+  """
+  return _diagonal(denoise, process, eta, data_range,
+                   lambda estimate: estimate.extra['eps_sq'] - jnp.square(estimate.eps))
+
+
+def npr_ddpm(denoise: Denoiser, process: Process, eta: float = 1.0,
+             data_range: tuple[float, float] | None = None) -> Sampler:
+  """The variance from a head that predicts the residual of the noise, E[(eps - eps_hat)^2 | z_t].
+
+  extra['residual_sq'] stands for Var(eps | z_t), and with an imperfect mean for what is best then,
+  Var + bias^2: Bao et al. (2022), Extended-Analytic-DPM.  The rest is as for `sn_ddpm`.
+  """
+  return _diagonal(denoise, process, eta, data_range,
+                   lambda estimate: estimate.extra['residual_sq'])
+
+
+def _diagonal(denoise, process, eta, data_range, of_eps: Callable[[Estimate], Array]) -> Sampler:
+  def step(keys, z, t, s, _):
+    estimate = denoise(z, process(t))
+    at_t, at_s = process(t).expand(z), process(s).expand(z)
+    most = _most(data_range)
+    unknown = 0.0 if data_range is None else most
+    of_x = jnp.where(at_t.alpha > 0.0, of_eps(estimate) * jnp.exp(-at_t.logsnr), unknown)
+    of_x = jnp.clip(of_x, 0.0, most)
+    std = jnp.where(at_s.sigma > 0.0, jnp.sqrt(reverse_variance(at_t, at_s, of_x, eta)), 0.0)
+    noise = random.normal(random.stream(keys, 'noise'), z)
+    return _mean(estimate, at_t, at_s, eta) + std * noise
+  return Sampler(_same, step, _same)
+
+
+def optimal_trajectory(variances: Variances, process: Process, times: Array, steps: int) -> Array:
+  """The `steps` + 1 of `times` [T + 1] along which a chain's bound is least, both ends kept.
+
+  With the best variances the bound of a chain is, up to what all chains share, half the sum over
+  its steps of log(reverse_variance / lambda^2) for each dimension: a path of least cost, found
+  by dynamic programming in O(T^2 steps).  Bao et al. (2022), Analytic-DPM, on the optimal
+  trajectory; for eta = 1.
+
+  Raises InputError: times that do not decrease, or fewer steps than `steps` to choose from.
+  """
+  check_grid(times)
+  times = jnp.asarray(times)
+  nodes = times.shape[0]
+  if not 1 <= steps < nodes:
+    raise InputError(f'steps = {steps}: a trajectory through {nodes} times has 1 to {nodes - 1} '
+                     'steps; give more times or fewer steps.')
+  level = process(times)
+  at_t, at_s = jax.tree.map(lambda u: u[:, None], level), jax.tree.map(lambda u: u[None], level)
+  noise, signal = jax.nn.sigmoid(-level.logsnr), jax.nn.sigmoid(level.logsnr)
+  of_v = variances.of_x(level.logsnr) / noise
+  # log(reverse_variance / lambda^2) + log(noise_s / noise_t).  What is added is the same along any
+  # path, and makes the cost finite at alpha_t = 0 and at sigma_s = 0.
+  gain = noise[None] / noise[:, None] + tau(at_t, at_s) * signal[None] * of_v[:, None]
+  later = jnp.arange(nodes)[:, None] < jnp.arange(nodes)[None]
+  cost = jnp.where(later, jnp.log(jnp.where(later, gain, 1.0)), jnp.inf)  # [from, to]
+
+  def extend(best, _):
+    through = best[:, None] + cost
+    return jnp.min(through, axis=0), jnp.argmin(through, axis=0)
+
+  start = jnp.where(jnp.arange(nodes) == 0, 0.0, jnp.inf)
+  _, came_from = jax.lax.scan(extend, start, length=steps)
+
+  def walk(node, back):
+    return back[node], back[node]
+
+  end = jnp.asarray(nodes - 1)
+  _, path = jax.lax.scan(walk, end, came_from, reverse=True)
+  return times[jnp.append(path, end)]

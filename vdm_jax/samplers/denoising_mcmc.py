@@ -1,0 +1,103 @@
+"""Denoising MCMC: a Markov chain on data and noise level together, then a short way down.
+
+The chain has the density q(u | t) p(t) of u = z / alpha at a random time t of the grid.  At high
+noise it crosses between modes, at low noise it is near the data; whenever a sample is wanted, any
+sampler denoises it from the level the chain is at, which is less work than from pure noise.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import random
+from vdm_jax.decoders import sum_over_data
+from vdm_jax.errors import InputError
+from vdm_jax.samplers.langevin import Corrector, ula, uniform
+from vdm_jax.samplers.runge_kutta import heun
+from vdm_jax.samplers.sampling import check_grid, sample
+from vdm_jax.typing import Array, Denoiser, Level, Process, PyTree, Sampler
+
+
+class Chain(NamedTuple):
+  """Where B chains are.  E.g. at first `Chain(sample_prior(...), jnp.zeros(B, int))`."""
+  z: Array      # [B, ...]  at the level of times[index]
+  index: Array  # [B]       integers, into the grid of times
+
+
+class Draw(NamedTuple):
+  z: Array            # [B, ...]  denoised, at the last time of the grid
+  chain: Chain        # where the chains stopped, to go on from
+  evaluations: Array  # [B]       calls of the denoiser that this draw of the chain needed
+
+
+def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chain, times: Array,
+                   level_logits: Callable[[Array], Array], moves: int, *,
+                   corrector: Callable[[Denoiser], Corrector] = ula,
+                   sampler: Callable[[Denoiser, Process], Sampler] = heun,
+                   cond: PyTree = None) -> Draw:
+  """`moves` moves of each chain, then `sampler` down from its own level.
+
+  A move is one of `corrector` in z at the chain's level, then a Gibbs draw of the level given u =
+  z / alpha.  Kim and Ye (2023), Denoising Langevin Gibbs, on any curve.
+
+  times: [N + 1], decreasing; the levels of the chain and the grid of the sampler.  level_logits: u
+  [B, ...] -> [B, N + 1], log p(t | u) up to a constant: `level_posterior` of a known density, or a
+  network that classifies noise levels; -inf where sigma = 0, as no chain can move there.  cond:
+  leaves [B, ...], for the denoiser.
+
+  All examples take N steps of the sampler together, the last of them of length zero for those
+  that started lower; `evaluations` counts the steps that an example made.  Raises InputError: a
+  grid that does not decrease, or at alpha = 0, where u is not defined.
+  """
+  check_grid(times)
+  times = jnp.asarray(times)
+  alpha = process(times).alpha
+  if not isinstance(alpha, jax.core.Tracer) and np.any(np.asarray(alpha) == 0.0):
+    raise InputError('times: alpha = 0 at t = '
+                     f'{np.asarray(times)[np.asarray(alpha == 0.0).argmax()]:.6g}, where z says '
+                     'nothing of z / alpha. Begin the grid of the chain later.')
+
+  def move(i, chain):
+    at_i = jax.vmap(lambda key: jax.random.fold_in(key, i))(random.stream(keys, 'chain'))
+    here = process(times[chain.index])
+    conditioned = lambda z, level, _=None: denoise(z, level, cond)
+    z = corrector(conditioned).step(at_i, chain.z, here, here)
+    u = z / here.expand(z).alpha
+    below = jnp.cumsum(jax.nn.softmax(level_logits(u), axis=-1), axis=-1)
+    draw = uniform(random.stream(at_i, 'level'), z)[:, None] * below[:, -1:]
+    index = jnp.sum(below < draw, axis=-1, dtype=chain.index.dtype)
+    return Chain(u * process(times[index]).expand(z).alpha, index)
+
+  def descend(key, z, grid, cond):
+    one = jax.tree.map(lambda leaf: leaf[None], cond)
+    conditioned = lambda z, level, _=None: denoise(z, level, one)
+    return sample(sampler(conditioned, process), key[None], z[None], grid)[0]
+
+  chain = jax.lax.fori_loop(0, moves, move, chain)
+  last = times.shape[0] - 1
+  grids = times[jnp.minimum(chain.index[:, None] + jnp.arange(last + 1), last)]
+  z = jax.vmap(descend)(random.stream(keys, 'descent'), chain.z, grids, cond)
+  spent = (moves * corrector(denoise).evaluations
+           + jnp.sum(grids[:, 1:] != grids[:, :-1], axis=1)
+           * sampler(denoise, process).evaluations)
+  return Draw(z, chain, spent)
+
+
+def level_posterior(log_prob: Callable[[Array, Level], Array], process: Process, times: Array
+                    ) -> Callable[[Array], Array]:
+  """u [B, ...] -> log p(t | u) [B, N + 1] up to a constant, for t uniform over `times`.
+
+  log q(u | t) = log q(z_t = alpha u) + D log alpha.  Levels at alpha = 0 or sigma = 0 are left
+  out.  For another p(t) add its logarithm.  log_prob(z, level) -> [B], normalised: an oracle's.
+  """
+  def logits(u):
+    def at(t):
+      level = process(t)
+      wide = level.expand(u)
+      volume = sum_over_data(jnp.broadcast_to(jnp.log(wide.alpha), u.shape))
+      known = (level.alpha > 0.0) & (level.sigma > 0.0)
+      return jnp.where(known, log_prob(wide.alpha * u, level) + volume, -jnp.inf)
+    return jax.vmap(at, out_axes=1)(times)
+  return logits

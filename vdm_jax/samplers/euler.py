@@ -1,0 +1,96 @@
+"""Euler's method in the time of the process, on the probability flow and on the reverse SDE.
+
+With dz = f z dt + g dw forwards, the process runs backwards along (Song et al. 2021, eq. 6 and 13)
+
+  dz = (f z - g^2 score) dt + g dw       and, with the same marginals,
+  dz = (f z - g^2 score / 2) dt = (dalpha x_hat + dsigma eps_hat) dt.
+
+The last form is finite on every process.  f and g are not where alpha = 0, since there z no longer
+tells anything of x; what each sampler does about that is said below.  The exponential methods of
+`first_order` and above solve the linear part exactly, and need fewer steps.
+"""
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.errors import InputError
+from vdm_jax.processes import sde, tau
+from vdm_jax.typing import Array, Denoiser, Level, Process, Sampler
+
+_same = lambda z: z
+
+
+def _holds_no_x(level: Level) -> Array:
+  """Whether alpha vanishes beside sigma, exactly or to rounding (as cos(pi / 2) does), [...]."""
+  return level.alpha < jnp.finfo(level.alpha.dtype).eps * level.sigma
+
+
+def euler(denoise: Denoiser, process: Process) -> Sampler:
+  """z_s = z + (s - t) (dalpha x_hat + dsigma eps_hat): the probability flow, of first order.
+
+  Exact in one step where the path z_t of each datum is straight and x_hat constant (rectified
+  flow).  With alpha = 1 and sigma proportional to t it is `ddim`, as in Karras et
+  al. (2022), section 3.
+  """
+  def step(keys, z, t, s, _):
+    del keys
+    level = process(t)
+    x, eps, _ = denoise(z, level)
+    level = level.expand(z)
+    return z + (s - t) * (level.dalpha * x + level.dsigma * eps)
+  return Sampler(_same, step, _same)
+
+
+def euler_maruyama(denoise: Denoiser, process: Process) -> Sampler:
+  """z_s = z - h (f z - g^2 score) + g sqrt(h) noise, h = t - s: weak order 1.
+
+  Euler-Maruyama on the reverse SDE of Song et al. (2021), eq. 6.  A step from alpha = 0 (f, g
+  infinite), or to sigma = 0 (the noise would stay in the sample), is the ancestral one.
+  """
+  def step(keys, z, t, s, _):
+    level = process(t)
+    x, eps, _ = denoise(z, level)
+    at_t, at_s = level.expand(z), process(s).expand(z)
+    h, (f, g), new = t - s, sde(at_t), tau(at_t, at_s)
+    ancestral = _holds_no_x(at_t) | (at_s.sigma == 0.0)
+    # -g^2 score = 2 (dsigma - f sigma) eps_hat, and f z = dalpha x_hat + f sigma eps_hat.
+    a = jnp.where(ancestral, at_s.alpha, at_t.alpha - h * at_t.dalpha)
+    b = jnp.where(ancestral, at_s.sigma * jnp.sqrt(1.0 - new),
+                  at_t.sigma - h * (2.0 * at_t.dsigma - f * at_t.sigma))
+    c = jnp.where(ancestral, at_s.sigma * jnp.sqrt(new), g * jnp.sqrt(h))
+    return a * x + b * eps + c * random.normal(random.stream(keys, 'noise'), z)
+  return Sampler(_same, step, _same)
+
+
+def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -> Sampler:
+  """z_s = (2 - a) z + G^2 score + G noise, where q(z_t | z_s) = N(a z_s, G^2): weak order 1.
+
+  Song et al. (2021), appendix E: the reverse SDE in the discretisation of the forward one, here
+  its exact transition, a = alpha_t / alpha_s and G^2 = sigma_t^2 tau.  On `vp` a = sqrt(1 - beta)
+  and G^2 = beta, on `ve` a = 1 and G^2 = sigma_t^2 - sigma_s^2.  The Euler step's a and G^2 give
+  `euler_maruyama`.  A step to sigma_s = 0 draws no noise.
+
+  noise=False: half the score and no noise, the discretised probability flow (appendix D.3), of
+  first order.  Not from alpha = 0: a = 0 is no small step, and nothing forgets the error.
+
+  Raises InputError: noise=False and a grid, known outside of `jit`, that starts at alpha = 0.
+  """
+  def plan(times: Array):
+    lost = _holds_no_x(process(times[:1]))
+    if not noise and not isinstance(lost, jax.core.Tracer) and bool(lost[0]):
+      raise InputError(
+          f'reverse_diffusion(noise=False) from t = {float(times[0]):.6g}, where alpha = 0: its '
+          'error there does not vanish with more steps. Begin the grid inside, or take `ddim` or '
+          '`euler`.')
+
+  def step(keys, z, t, s, _):
+    level = process(t)
+    eps = denoise(z, level).eps
+    at_t, at_s = level.expand(z), process(s).expand(z)
+    new = tau(at_t, at_s)
+    mean = lambda weight: z + (1.0 - at_t.alpha / at_s.alpha) * z - weight * at_t.sigma * new * eps
+    if not noise:
+      return mean(0.5)
+    std = jnp.where(at_s.sigma > 0.0, at_t.sigma * jnp.sqrt(new), 0.0)
+    return mean(1.0) + std * random.normal(random.stream(keys, 'noise'), z)
+  return Sampler(_same, step, _same, plan)

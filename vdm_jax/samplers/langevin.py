@@ -1,0 +1,211 @@
+"""Langevin dynamics: moves that keep the marginal q(z_t) of one level, and need its score only.
+
+  z <- z + h score(z) + sqrt(2 h) noise,    score = -eps_hat / sigma
+
+has q(z_t) as its stationary distribution in the limit of small h, whatever z started from.  Two
+uses: *annealed*, as a sampler that goes down the levels and lets z settle at each (NCSN, NCSNv2);
+and as the *corrector* of `predictor_corrector` and `denoising_mcmc`, which repairs what other steps
+left wrong.  At a level of noise sigma the natural h is a multiple of sigma^2: then a move means the
+same on every curve, since rescaling z rescales sigma alike.
+
+Some papers write h / 2 and sqrt(h): their step sizes are twice ours.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.decoders import sum_over_data
+from vdm_jax.errors import InputError
+from vdm_jax.samplers.first_order import transition
+from vdm_jax.typing import Array, Denoiser, Level, Process, Sampler
+
+_same = lambda z: z
+
+# ----------------------------------------------------------------- correctors
+
+
+class Corrector(NamedTuple):
+  """A move at one noise level, made from a denoiser by `name(denoise, <options>)`."""
+  step: Callable[..., Array]  # keys [B], z, at_t, at_s -> z; at_s: where the sampler goes next
+  evaluations: int = 1        # calls of the denoiser
+
+
+def langevin_corrector(denoise: Denoiser, snr: float = 0.16, over_batch: bool = False) -> Corrector:
+  """h = 2 (snr |noise| / |score|)^2 (alpha_t / alpha_s)^2, norms over one example.
+
+  Song et al. (2021), algorithms 4 (VE, where the last factor is 1) and 5 (VP, their alpha_i =
+  1 - beta_i).  With `over_batch` the norms are first averaged over the batch, as their code does;
+  an image then depends on those it is drawn with.  Without, the step depends on z and on its own
+  noise, which in D dimensions makes the variance of a Gaussian too large by (1 + 2 / D)^2: for
+  images, not for D = 2, where `annealed_corrector` serves.
+  """
+  def size(noise, score, at_t, at_s):
+    norms = [jnp.sqrt(sum_over_data(jnp.square(u))) for u in (noise, score)]
+    if over_batch:
+      norms = [jnp.mean(norm, keepdims=True) for norm in norms]
+    # A score of zero (the mode of a Gaussian) would make the step infinite, and move z nowhere.
+    ratio = jnp.where(norms[1] > 0.0, norms[0] / norms[1], 0.0)
+    ratio = jnp.reshape(ratio, ratio.shape + (1,) * (score.ndim - 1))
+    return 2.0 * jnp.square(snr * ratio * at_t.alpha / at_s.alpha)
+  return _unadjusted(denoise, size)
+
+
+def annealed_corrector(denoise: Denoiser, snr: float = 0.16) -> Corrector:
+  """h = 2 (snr sigma_t)^2 (alpha_t / alpha_s)^2: the step sizes of annealed Langevin dynamics, in
+  the form of the public code of Song et al. (2021), where it is called `ald`."""
+  return _unadjusted(denoise, lambda noise, score, at_t, at_s: 2.0 * jnp.square(
+      snr * at_t.sigma * at_t.alpha / at_s.alpha))
+
+
+def ula(denoise: Denoiser, step_size: float = 0.1) -> Corrector:
+  """h = step_size sigma_t^2: the unadjusted Langevin algorithm (Roberts and Tweedie 1996).
+
+  Its stationary variance exceeds that of a Gaussian by a share of step_size / (2 - step_size) at
+  most; it may diverge from step_size = 2 on.
+  """
+  return _unadjusted(denoise, lambda noise, score, at_t, at_s: step_size * jnp.square(at_t.sigma))
+
+
+def mala(denoise: Denoiser, log_prob: Callable[[Array, Level], Array] | None = None,
+         step_size: float = 0.1) -> Corrector:
+  """`ula` with a Metropolis test, so that q(z_t) is kept exactly: two evaluations.
+
+  Roberts and Tweedie (1996).  log_prob(z, level) -> [B]: log q(z_t) up to a constant, e.g. an
+  oracle's `log_prob`.  Raises InputError without it: a denoiser does not determine it.
+  """
+  if log_prob is None:
+    raise InputError('mala: log_prob(z, level) is missing. The Metropolis test compares densities, '
+                     'which a denoiser does not give; pass log_prob=, or take `ula`.')
+
+  def step(keys, z, at_t, at_s):
+    del at_s
+    h = step_size * jnp.square(at_t.expand(z).sigma)
+    drift = lambda z: z + h * _score(denoise, z, at_t)
+    log_kernel = lambda to, mean: -sum_over_data(jnp.square(to - mean) / (4.0 * h))
+    mean = drift(z)
+    proposal = mean + jnp.sqrt(2.0 * h) * random.normal(random.stream(keys, 'langevin'), z)
+    log_ratio = (log_prob(proposal, at_t) + log_kernel(z, drift(proposal))
+                 - log_prob(z, at_t) - log_kernel(proposal, mean))
+    accepted = jnp.log(uniform(random.stream(keys, 'metropolis'), z)) < log_ratio
+    return jnp.where(jnp.reshape(accepted, accepted.shape + (1,) * (z.ndim - 1)), proposal, z)
+
+  return Corrector(step, evaluations=2)
+
+
+def uniform(keys: Array, like: Array) -> Array:
+  """Uniform on [0, 1], one for each example: [B].
+
+  The distribution function of a normal draw, so that normal draws are all a sampler uses.
+  """
+  return jax.scipy.special.ndtr(random.normal(keys, jnp.zeros(like.shape[:1], like.dtype)))
+
+
+def _score(denoise, z, level):
+  return -denoise(z, level).eps / level.expand(z).sigma
+
+
+def _unadjusted(denoise, size):
+  """A Langevin move with h = size(noise, score, at_t, at_s), the levels expanded."""
+  def step(keys, z, at_t, at_s):
+    score = _score(denoise, z, at_t)
+    noise = random.normal(random.stream(keys, 'langevin'), z)
+    h = size(noise, score, at_t.expand(z), at_s.expand(z))
+    return z + h * score + jnp.sqrt(2.0 * h) * noise
+  return Corrector(step)
+
+
+# -------------------------------------------------- annealed Langevin dynamics
+
+
+class _Plan(NamedTuple):
+  step_size: Array    # [N]  h / sigma_s^2
+  first_order: Array  # [N]  bool; whether logsnr is infinite at an end of the step
+
+
+def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
+                      epsilon: float | None = None) -> Sampler:
+  """A step t -> s keeps u = z / alpha and makes n_steps Langevin moves at level s.
+
+    u <- u + h score_u + sqrt(2 h) noise,    h = epsilon (sigma_s / alpha_s)^2 / sigma_L^2
+
+  with sigma_L the smallest sigma / alpha > 0 of the grid.  Song and Ermon (2019), algorithm 1
+  (whose epsilon is twice this one) and Song and Ermon (2020), algorithm 1; u is what they call x,
+  and the same on every curve.  epsilon is in the units of the data, squared; None takes the
+  `annealing_step_size` of each ratio of neighbouring levels, NCSNv2's own choice.
+
+  A step that ends at sigma = 0 is NCSNv2's final denoising, z_s = alpha_s x_hat; where alpha_t = 0,
+  u is not defined and z_s = alpha_s x_hat + sigma_s eps_hat before the moves.  Either spends one of
+  the n_steps evaluations.  Raises InputError if n_steps < 1.
+  """
+  if n_steps < 1:
+    raise InputError(f'n_steps = {n_steps}: annealed Langevin dynamics needs one move or more at a '
+                     'level.')
+
+  def plan(times):
+    level = process(times)
+    ratio = level.sigma / level.alpha
+    # alpha = 0 to rounding: as cos(pi / 2) is.
+    has_u = level.alpha > jnp.finfo(level.alpha.dtype).eps * level.sigma
+    usable = has_u & (level.sigma > 0.0)
+    first_order = ~(usable[:-1] & usable[1:])
+    if epsilon is not None:
+      smallest = jnp.min(jnp.where(usable, ratio, jnp.inf))
+      return _Plan(jnp.broadcast_to(epsilon / smallest**2, first_order.shape), first_order)
+    growth = jnp.where(first_order, 1.0, ratio[:-1] / ratio[1:])
+    # From alpha = 0 the ratio is infinite, and the largest of the others has to do.
+    growth = jnp.where(first_order, jnp.max(growth), growth)
+    return _Plan(annealing_step_size(growth, n_steps), first_order)
+
+  def step(keys, z, t, s, now):
+    at_t, at_s = process(t), process(s)
+    z = z * jnp.where(now.first_order, 1.0, at_s.alpha / at_t.alpha)
+
+    def move(i, z):
+      jump = now.first_order & (i == 0)
+      estimate = denoise(z, jax.tree.map(lambda a, b: jnp.where(jump, a, b), at_t, at_s))
+      own = jax.vmap(lambda key: jax.random.fold_in(key, i))(random.stream(keys, 'langevin'))
+      sigma = at_s.expand(z).sigma
+      moved = z + sigma * (jnp.sqrt(2.0 * now.step_size) * random.normal(own, z)
+                           - now.step_size * estimate.eps)
+      # At sigma = 0 a denoiser need not be defined.
+      settled = jnp.where(sigma > 0.0, moved, z)
+      return jnp.where(jump, transition(estimate, at_t, at_s), settled)
+
+    return jax.lax.fori_loop(0, n_steps, move, z)
+
+  return Sampler(_same, step, _same, plan, evaluations=n_steps)
+
+
+def annealing_step_size(growth: Array, n_steps: int) -> Array:
+  """epsilon / sigma_L^2 = h / sigma_i^2 of annealed Langevin dynamics, any shape.
+
+  growth: sigma_{i-1} / sigma_i >= 1, which a geometric sequence has constant.  For data at one
+  point, u arrives at level i with variance sigma_{i-1}^2; of `annealed_variance`, its variance
+  after n_steps in units of sigma_i^2, this is the minimiser, where it is closest to 1: Song and
+  Ermon (2020), proposition 3 and technique 4.
+  """
+  slope = jax.grad(lambda a, g: annealed_variance(g, n_steps, a))
+  slope = jnp.vectorize(slope)
+
+  def halve(_, interval):
+    low, high = interval
+    middle = 0.5 * (low + high)
+    falls = slope(middle, growth) < 0.0
+    return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
+
+  growth = jnp.asarray(growth)
+  zeros = jnp.zeros_like(growth)
+  low, high = jax.lax.fori_loop(0, 53, halve, (zeros, zeros + 1.0))
+  return 0.5 * (low + high)
+
+
+def annealed_variance(growth: Array, n_steps: int, step_size: Array) -> Array:
+  """Variance after n_steps Langevin moves in units of sigma_i^2, for data at one point.
+
+  From growth^2, by v <- (1 - step_size)^2 v + 2 step_size: Song and Ermon (2020), proposition 3.
+  """
+  stationary = 2.0 / (2.0 - step_size)
+  return stationary + (1.0 - step_size)**(2 * n_steps) * (growth**2 - stationary)

@@ -1,0 +1,45 @@
+"""Predictor and corrector in turn: a step down the levels, and moves that repair its distribution.
+
+The predictor carries z from one noise level to the next and leaves a bias of its own order; the
+corrector (`vdm_jax.samplers.langevin`) draws z towards the marginal of the level it is at, and
+forgets where it came from.
+"""
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.errors import InputError
+from vdm_jax.samplers.first_order import ancestral
+from vdm_jax.samplers.langevin import Corrector, annealed_corrector
+from vdm_jax.typing import Denoiser, Process, Sampler
+
+
+def predictor_corrector(denoise: Denoiser, process: Process,
+                        predictor: Callable[[Denoiser, Process], Sampler] = ancestral,
+                        corrector: Callable[[Denoiser], Corrector] = annealed_corrector,
+                        n_corrections: int = 1) -> Sampler:
+  """A step t -> s: n_corrections moves at level t, then the predictor.
+
+  Song et al. (2021), algorithm 1.  There the corrector follows the predictor; here, as in their
+  code, it comes first, so that the last z is not a corrector's noisy one and no score is asked for
+  at sigma = 0.  Theirs is `langevin_corrector`; the default is right in few dimensions too.
+  Options of either are bound with `functools.partial`.
+
+  Raises InputError: a predictor that remembers estimates, which are of a z that the corrector has
+  moved since.
+  """
+  forward, correct = predictor(denoise, process), corrector(denoise)
+  probe = jnp.zeros((1, 1))
+  if forward.init(probe) is not probe:
+    raise InputError('predictor: its state holds more than z (a multistep history), which a '
+                     'corrector would make stale; take a one-step method, e.g. ddim or heun.')
+
+  def step(keys, z, t, s, plan):
+    at_t, at_s = process(t), process(s)
+    for i in range(n_corrections):
+      z = correct.step(random.stream(keys, f'correction_{i}'), z, at_t, at_s)
+    return forward.step(keys, z, t, s, plan)
+
+  return forward._replace(
+      step=step, evaluations=forward.evaluations + n_corrections * correct.evaluations)
