@@ -1,0 +1,105 @@
+"""The probability flow with steps as long as a tolerance allows.
+
+The steps depend on the sample, so there is no grid and no plan, and the number of evaluations is a
+result.  Every example has its own steps: an image does not depend on those drawn with it.  Yet the
+denoiser is called once for all of them, each at its own level, until the slowest has arrived.
+"""
+from typing import NamedTuple
+
+import diffrax
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.errors import InputError
+from vdm_jax.processes import time_of
+from vdm_jax.samplers.first_order import transition
+from vdm_jax.typing import Array, Denoiser, Process
+
+
+class Solution(NamedTuple):
+  z: Array            # [B, ...]  at t1
+  evaluations: Array  # []  calls of the denoiser, each for the whole batch
+
+
+def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: Array = 1.0, t1: Array = 0.0,
+                 *, rtol: float = 1e-5, atol: float = 1e-5,
+                 solver: diffrax.AbstractERK | None = None, max_steps: int = 1000) -> Solution:
+  """Integrates dz/dt = dalpha x_hat + dsigma eps_hat from t0 to t1: down samples, up encodes.
+
+  Song et al. (2021), section 4.3, with the embedded method of Dormand and Prince and their
+  tolerances, unless told otherwise.  z: [B, ...].  The error of a step, as a root mean square over
+  one example's dimensions, is kept below atol + rtol |z|.
+
+  No network is asked at sigma = 0.  The last stretch, from rho = sigma / alpha = sqrt(atol) / 10,
+  is one step of `ddim`; the first one of an encoding takes x_hat = z / alpha.  Both leave an error
+  of the order of rho^2 for data that has a density.
+
+  solver: an explicit embedded Runge-Kutta method of diffrax.  Not to be differentiated.
+  Raises InputError: another solver; outside of `jit`, where values are known, also when max_steps
+  did not suffice.  Inside it z is then NaN.
+  """
+  solver = diffrax.Dopri5() if solver is None else solver
+  if not isinstance(solver, diffrax.AbstractERK):
+    raise InputError(f'solver = {type(solver).__name__}: an explicit Runge-Kutta method is needed, '
+                     'e.g. diffrax.Dopri5(); an implicit one takes the Jacobian of the network.')
+  t0, t1 = jnp.asarray(t0, z.dtype), jnp.asarray(t1, z.dtype)
+  near_data = time_of(process, jnp.full_like(t0, -2.0 * jnp.log(0.1 * jnp.sqrt(atol))))
+  inside = lambda t: jnp.where(process(t).sigma > 0.0, t, near_data)
+  begin, end = inside(t0), inside(t1)
+
+  def velocity(z, t):
+    level = process(t)
+    x, eps, _ = denoise(z, level)
+    level = level.expand(z)
+    return level.dalpha * x + level.dsigma * eps
+
+  field = _of_one_example(velocity, z, jnp.broadcast_to(t0, z.shape[:1]))
+
+  def solve(z):
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, z, _: field(z, t)), solver, begin, end, 0.01 * (end - begin), z,
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol), max_steps=max_steps,
+        throw=False)
+
+  z = jnp.where(begin == t0, 1.0, process(begin).alpha / process(t0).alpha) * z
+  solution = jax.vmap(solve)(z)
+  arrived = solution.result == diffrax.RESULTS.successful
+  z = jnp.where(jnp.reshape(arrived, (-1,) + (1,) * (z.ndim - 1)), solution.ys[:, 0], jnp.nan)
+  z = jax.lax.cond(
+      end == t1, lambda z: z,
+      lambda z: transition(denoise(z, process(end)), process(end), process(t1)), z)
+  if not isinstance(arrived, jax.core.Tracer) and not np.all(arrived):
+    raise InputError(f'{np.sum(~np.asarray(arrived))} of {len(z)} examples did not arrive within '
+                     f'max_steps = {max_steps}: raise it or the tolerances, or see whether the '
+                     'network is finite between t0 and t1.')
+  # A method whose last stage is the next step's first evaluates that one once.
+  reused = int(solver.tableau.fsal)
+  per_step = solver.tableau.num_stages - reused
+  steps = jnp.max(solution.stats['num_steps'])
+  return Solution(z, reused + per_step * steps + (end != t1))
+
+
+def _of_one_example(function, *batch):
+  """`function` of a batch as a function of one example, to be used under `vmap` alone.
+
+  There it sees the whole batch at once, so that what it closes over may have a batch axis too (a
+  condition, dropout keys).  `vmap` of a batch of one would not do that.
+  """
+  # What it closes over has to be an argument: a rule of `vmap` runs inside of the solver's loop.
+  closed, static = equinox.partition(equinox.filter_closure_convert(function, *batch),
+                                     equinox.is_array)
+
+  @jax.custom_batching.custom_vmap
+  def one(closed, *example):
+    del closed
+    return jnp.zeros_like(example[0])  # for its shape
+
+  @one.def_vmap
+  def _(size, batched, closed, *examples):
+    spread = lambda is_batched, a: a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+    examples = map(spread, batched[1:], examples)
+    return equinox.combine(closed, static)(*examples), True
+
+  return lambda *example: one(closed, *example)
