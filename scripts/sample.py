@@ -3,14 +3,19 @@
   python scripts/sample.py --workdir=runs/digits --sampler=ddim --steps=50 --out=samples.png
 """
 import cli
+import sampler_list
 from absl import flags
 
 from vdm_jax import runs
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
 OUT = flags.DEFINE_string('out', None, 'A .png to look at, or an .npz, resumed where it was left.')
-SAMPLER = flags.DEFINE_string('sampler', 'ancestral', f'One of {", ".join(runs.SAMPLERS)}.')
-STEPS = flags.DEFINE_integer('steps', 250, 'Steps, uniform in time.')
+SAMPLER = flags.DEFINE_string('sampler', 'ancestral', sampler_list.describe())
+STEPS = flags.DEFINE_integer('steps', 250, 'Steps of the grid.')
+GRID = flags.DEFINE_string(
+    'grid', '', f'{", ".join(sampler_list.GRIDS)}; or times of your own from 1 to 0, 1,0.7,0.3,0 '
+    "or a .npy file.  Default: the sampler's own, for most uniform.")
+TRACE = flags.DEFINE_string('trace', '', 'Also a .png of the first images on their way.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
 LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
@@ -20,10 +25,13 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
 
 
 def main():
-  runs.sample(WORKDIR.value, OUT.value, sampler=SAMPLER.value, steps=STEPS.value,
-              count=COUNT.value, seed=SEED.value, label=LABEL.value, average=AVERAGE.value,
-              step=STEP.value, batch_size=BATCH_SIZE.value)
-  print(OUT.value)
+  evaluations = runs.sample(
+      WORKDIR.value, OUT.value, method=sampler_list.method(SAMPLER.value, STEPS.value, GRID.value),
+      count=COUNT.value, seed=SEED.value, label=LABEL.value, average=AVERAGE.value,
+      step=STEP.value, batch_size=BATCH_SIZE.value, trace=TRACE.value)
+  print(f'{OUT.value}: {evaluations or "a varying number of"} evaluations of the network an image')
+  if TRACE.value:
+    print(TRACE.value)
 
 
 if __name__ == '__main__':

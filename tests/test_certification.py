@@ -133,7 +133,7 @@ def test_the_exact_quantiles_and_moments_are_those_of_the_marginal():
   alpha, sigma = 0.6, 0.8
   p = np.array([0.1, 0.5, 0.9])
   one = certification.MODELS['gaussian']
-  exact = stats.norm.ppf(p, alpha * 0.3, np.hypot(alpha * 0.5, sigma))
+  exact = stats.norm.ppf(p, alpha * 0.3, np.hypot(alpha * 0.7, sigma))
   np.testing.assert_allclose(certification.quantiles(p, one, alpha, sigma), exact, rtol=1e-10)
   rng = np.random.default_rng(0)
   two = certification.MODELS['mixture']

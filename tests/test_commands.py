@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax import pictures, runs, workdir
+from vdm_jax import pictures, runs, samplers, workdir
 from vdm_jax.errors import InputError
+from vdm_jax.samplers import analytic, grids
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (4, 4, 1)
@@ -54,6 +55,10 @@ def get_config():
 def build(config):
   return vdm.experiment(config, net=Net(), schedule=schedules.LearnedLinear(6.0, -4.0))
 '''
+
+
+def by(steps, name='ancestral', make=samplers.ancestral, **options):
+  return runs.Method(name, make, 'uniform', lambda process: grids.uniform(steps), **options)
 
 
 # The cheapest evaluation, with one compiled program for all of them.
@@ -230,7 +235,7 @@ def test_data_that_have_moved_are_missed_by_name_and_not_by_sampling(run, tmp_pa
   (run / 'config.json').write_text(json.dumps(saved))
   with pytest.raises(FileNotFoundError, match='gone.npz'):
     runs.evaluate(run)
-  runs.sample(run, tmp_path / 'a.npz', steps=2, count=1)
+  runs.sample(run, tmp_path / 'a.npz', method=by(2), count=1)
   assert np.load(tmp_path / 'a.npz')['images'].shape == (1, *SHAPE)
 
 
@@ -290,7 +295,7 @@ def samples_of(path):
 def test_image_i_is_the_same_however_many_are_drawn_and_in_whatever_batches(finished, tmp_path):
   for name, options in {'ten': {'count': 10}, 'three': {'count': 3},
                         'other': {'count': 10, 'batch_size': 4}}.items():
-    runs.sample(finished, tmp_path / f'{name}.npz', steps=5, seed=7, **options)
+    runs.sample(finished, tmp_path / f'{name}.npz', method=by(5), seed=7, **options)
   (ten, about), (three, _), (other, _) = (
       samples_of(tmp_path / f'{name}.npz') for name in ('ten', 'three', 'other'))
   assert ten.shape == (10, *SHAPE) and ten.dtype == np.uint8 and ten.max() < 5
@@ -321,7 +326,7 @@ def sample_interrupted(monkeypatch, writes, *args, **options):
 
 def test_an_interrupted_file_is_resumed_to_what_it_would_have_been(finished, tmp_path,
                                                                   monkeypatch):
-  options = {'steps': 5, 'count': 22, 'batch_size': 4}
+  options = {'method': by(5), 'count': 22, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)
   sample_interrupted(monkeypatch, 3, finished, tmp_path / 'a.npz', **options)
   parts = list(tmp_path.glob('a.npz.*.parts/part_*.npz'))
@@ -340,7 +345,7 @@ def test_an_interrupted_file_is_resumed_to_what_it_would_have_been(finished, tmp
 
 def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finished, tmp_path,
                                                                         monkeypatch):
-  options = {'steps': 5, 'count': 6, 'batch_size': 4}
+  options = {'method': by(5), 'count': 6, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)
   sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
   runs.sample(finished, tmp_path / 'a.npz', **options)
@@ -349,7 +354,7 @@ def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finishe
 
 
 def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
-  options = {'steps': 5, 'count': 22, 'batch_size': 4}
+  options = {'method': by(5), 'count': 22, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)
   sample_interrupted(monkeypatch, 4, finished, tmp_path / 'a.npz', **options)
   next(tmp_path.glob('a.npz.*.parts/part_000000004.npz')).unlink()
@@ -358,9 +363,10 @@ def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
                                                                              'whole.npz')))
 
 
-@pytest.mark.parametrize('change', [{'seed': 1}, {'sampler': 'ddim'}, {'average': 'raw'}])
+@pytest.mark.parametrize('change', [{'seed': 1}, {'method': by(5, 'ddim', samplers.ddim)},
+                                    {'average': 'raw'}])
 def test_parts_of_other_settings_are_not_mixed_in(finished, tmp_path, monkeypatch, change):
-  options = {'steps': 5, 'count': 12, 'batch_size': 4}
+  options = {'method': by(5), 'count': 12, 'batch_size': 4}
   sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
   starts, draw = [], runs.draw
   monkeypatch.setattr(runs, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
@@ -375,7 +381,7 @@ def test_parts_of_other_weights_are_not_mixed_in(finished, run, tmp_path, monkey
   def others(*args, **options):
     out = trained(*args, **options)
     return out._replace(params=jax.tree.map(lambda u: u * np.float32(0.9), out.params))
-  options = {'steps': 5, 'count': 12, 'batch_size': 4}
+  options = {'method': by(5), 'count': 12, 'batch_size': 4}
   sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
   monkeypatch.setattr(runs.workdir, 'load_trained', others)
   runs.sample(run, tmp_path / 'a.npz', **options)
@@ -384,8 +390,8 @@ def test_parts_of_other_weights_are_not_mixed_in(finished, run, tmp_path, monkey
 
 
 def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished, tmp_path):
-  runs.sample(finished, tmp_path / 'turns.npz', steps=5, count=7)
-  runs.sample(finished, tmp_path / 'ones.npz', steps=5, count=7, label=1)
+  runs.sample(finished, tmp_path / 'turns.npz', method=by(5), count=7)
+  runs.sample(finished, tmp_path / 'ones.npz', method=by(5), count=7, label=1)
   turns, ones = np.load(tmp_path / 'turns.npz'), np.load(tmp_path / 'ones.npz')
   np.testing.assert_array_equal(turns['labels'], [0, 1, 2, 0, 1, 2, 0])
   np.testing.assert_array_equal(ones['labels'], np.ones(7))
@@ -395,8 +401,8 @@ def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished,
 
 
 @pytest.mark.parametrize('options,message', [
-    ({'sampler': 'euler'}, '--sampler=euler: choose ancestral, ddim, heun'),
-    ({'steps': 0}, '--steps=0'),
+    ({'method': by(0)}, '0 steps'),
+    ({'trace': 'a.jpg'}, '--trace=a.jpg'),
     ({'count': 0}, '--count=0'),
     ({'batch_size': 0}, '--batch_size=0'),
     ({'label': 3}, '--label=3: the classes are 0 .. 2'),
@@ -418,8 +424,8 @@ def test_a_file_of_another_kind_is_refused(finished, tmp_path, out):
 
 
 def test_a_png_shows_the_images_of_the_npz(finished, tmp_path):
-  runs.sample(finished, tmp_path / 'new' / 'a.png', steps=5, count=5)
-  runs.sample(finished, tmp_path / 'a.npz', steps=5, count=5)
+  runs.sample(finished, tmp_path / 'new' / 'a.png', method=by(5), count=5)
+  runs.sample(finished, tmp_path / 'a.npz', method=by(5), count=5)
   with Image.open(tmp_path / 'new' / 'a.png') as picture:
     np.testing.assert_array_equal(np.asarray(picture),
                                   pictures.samples(samples_of(tmp_path / 'a.npz')[0], 5))
@@ -429,12 +435,43 @@ def test_points_in_the_plane_are_drawn_as_a_scatter_plot(tmp_path):
   rng = np.random.default_rng(0)
   np.save(tmp_path / 'points.npy', rng.integers(0, 16, (60, 2)).astype(np.uint8))
   run = make_run(tmp_path, tmp_path / 'points.npy', conditional=False)
-  runs.sample(run, tmp_path / 'a.png', steps=5, count=20)
+  runs.sample(run, tmp_path / 'a.png', method=by(5), count=20)
   with Image.open(tmp_path / 'a.png') as picture:
     assert picture.size == (440, 440)
   assert runs.evaluate(run, **ONCE).dataset['examples'] == 10
   with pytest.raises(InputError, match='--label=1: this model is not conditioned'):
     runs.sample(run, tmp_path / 'b.png', label=1)
+
+
+def test_the_way_of_the_first_images_is_drawn_beside_them(finished, tmp_path):
+  evaluations = runs.sample(finished, tmp_path / 'a.npz', method=by(5, 'heun', samplers.heun),
+                            count=10, trace=tmp_path / 'way.png')
+  assert evaluations == 10
+  with Image.open(tmp_path / 'way.png') as picture:
+    way = np.asarray(picture)
+  # Eight images of five steps and the noise, 4 x 4 and a border; the last column is the images.
+  scale = way.shape[1] // (6 * 5 + 1)
+  last = way[::scale, ::scale][1:, 26:30]
+  images = samples_of(tmp_path / 'a.npz')[0][:8]
+  for i, image in enumerate(images):
+    np.testing.assert_array_equal(last[5 * i:5 * i + 4, :, 0], np.round(image[..., 0] * 63.75))
+
+
+def test_a_method_that_needs_the_variances_of_the_model_has_them_estimated(finished, tmp_path):
+  given = []
+
+  def make(denoise, process, variances):
+    given.append(variances)
+    return analytic.analytic_dpm(denoise, process, variances)
+
+  runs.sample(finished, tmp_path / 'a.npz', method=by(5, 'analytic', make, variances=True), count=4)
+  trained = workdir.load_trained(finished)
+  process = trained.experiment.model(trained.params).process
+  np.testing.assert_allclose(given[0].logsnr, process(np.linspace(0.0, 1.0, 6))[1][::-1], rtol=1e-4)
+  assert (given[0].standard_error > 0.0).all()
+  plain = runs.sample(finished, tmp_path / 'b.npz', method=by(5), count=4)
+  assert plain == 5 and np.any(samples_of(tmp_path / 'a.npz')[0] != samples_of(
+      tmp_path / 'b.npz')[0])
 
 
 # ---------------------------------------------------------------- scripts
@@ -465,9 +502,10 @@ def test_the_evaluate_command_on_one_device_prints_the_ledger_of_four(evaluated,
 
 
 def test_a_flag_that_is_wrong_is_one_line_and_exit_code_2(finished, tmp_path):
-  done = called('sample.py', f'--workdir={finished}', '--sampler=euler', f'--out={tmp_path}/a.png')
+  done = called('sample.py', f'--workdir={finished}', '--sampler=eule', f'--out={tmp_path}/a.png')
   assert (done.returncode, done.stdout) == (2, '')
-  assert done.stderr == 'error: --sampler=euler: choose ancestral, ddim, heun.\n'
+  assert done.stderr.startswith('error: --sampler=eule: choose ancestral, ')
+  assert done.stderr.count('\n') == 1
 
 
 @pytest.mark.long
@@ -486,7 +524,7 @@ def test_a_killed_sample_command_resumes_on_another_number_of_devices(finished, 
 
   done = called('sample.py', *flags, '--batch_size=500', f'--out={tmp_path}/a.npz', devices=1)
   assert done.returncode == 0, done.stderr
-  runs.sample(finished, tmp_path / 'b.npz', steps=60, count=4000, seed=3, batch_size=4000)
+  runs.sample(finished, tmp_path / 'b.npz', method=by(60), count=4000, seed=3, batch_size=4000)
   got, expected = (samples_of(tmp_path / name)[0] for name in ('a.npz', 'b.npz'))
   # Devices and batches round differently: a rare pixel at a boundary between levels may differ.
   assert got.shape == expected.shape and np.mean(got != expected) < 1e-4

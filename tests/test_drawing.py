@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm_jax import devices, oracles, samplers, schedules
+from vdm_jax import devices, oracles, predictions, processes, samplers, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
@@ -117,7 +117,15 @@ def test_a_network_that_gives_nan_is_named_with_its_level_and_the_remedy():
     return Estimate(z + nan, z)
 
   model = lambda params: pairs_model(params)._replace(denoise=broken)
-  with pytest.raises(InputError, match=r't = 0\.4375, logsnr = 0\.75 .*checkpoint'):
+  with pytest.raises(InputError, match=r't = 0\.4375, logsnr = 0\.75, .*checkpoint'):
+    drawn(model, 0, 4, sampler=samplers.ddim)
+
+
+def test_a_target_that_cannot_be_inverted_where_the_grid_begins_is_named_with_the_remedy():
+  network = lambda z, logsnr, cond: 0.1 * z
+  model = lambda params: pairs_model(params)._replace(
+      denoise=predictions.denoiser(network, predictions.eps), process=processes.RectifiedFlow())
+  with pytest.raises(InputError, match=r'from t = 1, logsnr = -inf, .* alpha = 0 .*eps target'):
     drawn(model, 0, 4, sampler=samplers.ddim)
 
 

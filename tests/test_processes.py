@@ -1,4 +1,5 @@
 """Processes: curves, the SDE, Bayes' rule, and levels where alpha or sigma vanish."""
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +7,17 @@ import pytest
 from scipy import stats
 
 from vdm_jax import processes, schedules
-from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
+from vdm_jax.processes import (
+    GaussianProcess,
+    RectifiedFlow,
+    SubVP,
+    Truncated,
+    flow,
+    from_alpha_sigma,
+    sub_vp,
+    ve,
+    vp,
+)
 from vdm_jax.typing import Level
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -14,6 +25,7 @@ pytestmark = pytest.mark.usefixtures('x64')
 CURVES = [vp, ve, flow, sub_vp]
 UNITS = {vp: lambda a, s: a**2 + s**2, ve: lambda a, s: a, flow: lambda a, s: a + s,
          sub_vp: lambda a, s: a**2 + s}
+evaluate = jax.jit(lambda process, t: process(t))
 
 
 def bent():
@@ -23,7 +35,9 @@ def bent():
 
 def all_schedules():
   return [schedules.Linear(6.0, -4.0), schedules.Cosine(6.0, -4.0),
-          schedules.BetaLinear(t_min=0.02), schedules.GeometricSigma(0.05, 5.0), bent()]
+          schedules.BetaLinear(t_min=0.02), schedules.GeometricSigma(0.05, 5.0),
+          schedules.KarrasSigma(0.05, 5.0, 3.0), schedules.Sigmoid(0.5, 2.0, 6.0, -4.0),
+          schedules.Shifted(schedules.Laplace(0.0, 2.0, 5.0, -5.0), 1.0), bent()]
 
 
 @pytest.mark.parametrize('curve', CURVES)
@@ -62,7 +76,9 @@ def test_the_sde_transports_the_marginal_of_every_schedule_on_every_curve():
   """mean' = f mean and var' = 2 f var + g^2 lead from the marginal at t = 0 to that at t = 1."""
   mean, var, n = 0.7, 0.3, 401
   family = [GaussianProcess(schedule, curve) for schedule in all_schedules() for curve in CURVES]
-  family.append(from_alpha_sigma(lambda t: jnp.cos(1.4 * t), lambda t: 0.1 + jnp.sin(1.4 * t)))
+  family += [from_alpha_sigma(lambda t: jnp.cos(1.4 * t), lambda t: 0.1 + jnp.sin(1.4 * t)),
+             SubVP(), Truncated.between(SubVP(), 5.0, -3.0),
+             Truncated.between(RectifiedFlow(0.05), 9.0, -4.0)]
 
   @jax.jit
   def evaluate(t):
@@ -80,6 +96,127 @@ def test_the_sde_transports_the_marginal_of_every_schedule_on_every_curve():
     return np.stack([f[:, i] * y[0], 2 * f[:, i] * y[1] + g[:, i]**2])
   slope.n = len(t)
   np.testing.assert_allclose(runge_kutta(slope, first, 1 / (n - 1)), last, rtol=2e-6)
+
+
+def test_the_sub_vp_process_is_the_published_sde():
+  """f = -beta / 2, g^2 = beta (1 - exp(-2 int beta)); its variance is below that of the VP SDE."""
+  t = jnp.linspace(0.0, 1.0, 33)
+  beta, integral = 0.1 + 19.9 * t, 0.1 * t + 19.9 * t**2 / 2
+  level = evaluate(SubVP(), t)
+  f, g = processes.sde(level)
+  np.testing.assert_allclose(f, -beta / 2, rtol=1e-9)
+  np.testing.assert_allclose(g**2, beta * (1 - np.exp(-2 * integral)), rtol=1e-9, atol=1e-12)
+  other = evaluate(GaussianProcess(schedules.BetaLinear(t_min=0.0)), t)
+  np.testing.assert_allclose(level.alpha, other.alpha, rtol=1e-9)
+  np.testing.assert_allclose(level.sigma, other.sigma**2, rtol=1e-9, atol=1e-15)
+  np.testing.assert_allclose(UNITS[sub_vp](level.alpha, level.sigma), 1.0, rtol=1e-12)
+  assert level.logsnr[0] == np.inf
+  np.testing.assert_allclose(level.logsnr[-1], -10.05, atol=1e-3)
+
+
+def test_the_ve_sde_of_geometric_sigmas_only_adds_noise():
+  t = jnp.linspace(0.0, 1.0, 9)
+  level = evaluate(GaussianProcess(schedules.GeometricSigma(0.01, 50.0), ve), t)
+  f, g = processes.sde(level)
+  np.testing.assert_array_equal(f, 0.0)
+  # sigma sqrt(2 log(sigma_max / sigma_min)): Song et al. (2021), appendix C.
+  np.testing.assert_allclose(g, 0.01 * 5000**np.asarray(t) * np.sqrt(2 * np.log(5000)), rtol=1e-6)
+
+
+def test_flow_matching_moves_a_datum_along_a_straight_line_in_unit_time():
+  x, eps, t = 0.8, -1.3, jnp.linspace(0.0, 1.0, 5)
+  for sigma_min in (0.0, 0.1):
+    level = evaluate(RectifiedFlow(sigma_min), t)
+    z = level.alpha * x + level.sigma * eps
+    ends = x + sigma_min * eps, eps  # of the conditional flow of Lipman et al. (2023)
+    np.testing.assert_allclose(z, ends[0] + (ends[1] - ends[0]) * t, rtol=1e-12)
+    np.testing.assert_allclose(level.dalpha * x + level.dsigma * eps, ends[1] - ends[0], rtol=1e-12)
+    np.testing.assert_allclose(level.sigma[0], sigma_min, atol=1e-15)
+
+
+@pytest.mark.parametrize('curve', CURVES)
+def test_a_schedule_with_infinite_ends_has_levels_there(curve):
+  """w = sigma / alpha = t / (1 - t): alpha and sigma are smooth in w, and in 1 / w."""
+  schedule = schedules.Sigmoid(0.0, 2.0, np.inf, -np.inf)
+  level = evaluate(GaussianProcess(schedule, curve), jnp.array([0.0, 0.5, 1.0]))
+  np.testing.assert_array_equal(level.logsnr[jnp.array([0, 2])], [np.inf, -np.inf])
+  np.testing.assert_array_equal(level.dlogsnr[jnp.array([0, 2])], [-np.inf, -np.inf])
+  # At w = 0, dw/dt = 1: alpha and sigma by their series in w, and in 1 / w at the other end.
+  first = {vp: (0, 1), ve: (0, 1), flow: (-1, 1), sub_vp: (-0.5, 1)}[curve]
+  last = {vp: (-1, 0), flow: (-1, 1), sub_vp: (-1, 0), ve: None}[curve]
+  np.testing.assert_array_equal([level.alpha[0], level.sigma[0]], [1, 0])
+  np.testing.assert_allclose([level.dalpha[0], level.dsigma[0]], first, atol=1e-5)
+  if curve is ve:  # no level of it is without signal
+    assert level.sigma[2] == np.inf
+  else:
+    np.testing.assert_array_equal([level.alpha[2], level.sigma[2]], [0, 1])
+    np.testing.assert_allclose([level.dalpha[2], level.dsigma[2]], last, atol=1e-5)
+  f, g = processes.sde(level)
+  np.testing.assert_array_equal([np.isfinite(f[0]), g[0]], [True, 0.0])
+
+
+def test_levels_at_infinite_ends_take_any_shape_of_time_and_of_schedule():
+  process = GaussianProcess(schedules.Sigmoid(0.0, 2.0, np.inf, -np.inf), flow)
+  wide = GaussianProcess(lambda t: process.schedule(t)[:, None] + jnp.array([0.0, 1.0]), flow)
+  t = jnp.array([1.0, 0.5, 0.0])
+  level, each, broad = jax.jit(lambda: (process(t), [process(u) for u in t], wide(t)))()
+  for field in Level._fields:
+    np.testing.assert_allclose([getattr(one, field) for one in each], getattr(level, field),
+                               rtol=1e-12, atol=1e-12)
+    if field != 't':
+      np.testing.assert_allclose(getattr(broad, field)[:, 0], getattr(level, field), rtol=1e-12,
+                                 atol=1e-12)
+  np.testing.assert_allclose(broad.dsigma[:, 1], [np.exp(0.5), 4 * np.exp(-0.5) / (
+      1 + np.exp(-0.5))**2, np.exp(-0.5)], rtol=1e-5)
+
+
+def test_a_truncated_process_visits_the_same_levels_from_one_logsnr_to_another():
+  t = jnp.linspace(0.0, 1.0, 9)
+  module = schedules.LearnedLinear(6.0, -6.0)
+  learned = schedules.Bound(module.init(jax.random.key(0), t)['params'], module)
+  family = [GaussianProcess(schedules.Cosine(9.0, -9.0), sub_vp), RectifiedFlow(),
+            GaussianProcess(learned), GaussianProcess(schedules.TableSchedule.from_betas(
+                schedules.zero_terminal_snr(schedules.linear_betas())))]
+
+  @jax.jit
+  def levels():
+    inner = [Truncated.between(process, 4.0, -3.0) for process in family]
+    here = [process(t) for process in inner]
+    there = [process(one.first + (one.last - one.first) * t)
+             for process, one in zip(family, inner, strict=True)]
+    h = 1e-5
+    ahead = [process(t + h) for process in inner], [process(t - h) for process in inner]
+    return here, there, ahead
+
+  here, there, (ahead, behind) = levels()
+  for at, inner, more, less in zip(here, there, ahead, behind, strict=True):
+    np.testing.assert_allclose(at.logsnr[jnp.array([0, -1])], [4.0, -3.0], atol=1e-9)
+    for field in ('logsnr', 'alpha', 'sigma'):
+      np.testing.assert_allclose(getattr(at, field), getattr(inner, field), rtol=1e-9)
+    # The derivatives are in its own time.  (1e-5 apart: the table is in one step of a thousand.)
+    for field, d in (('logsnr', 'dlogsnr'), ('alpha', 'dalpha'), ('sigma', 'dsigma')):
+      slope = (getattr(more, field) - getattr(less, field)) / 2e-5
+      np.testing.assert_allclose(getattr(at, d), slope, rtol=2e-2 if at is here[3] else 1e-6)
+
+
+def test_a_limit_beyond_an_end_leaves_that_end():
+  process = Truncated.between(RectifiedFlow(), 2.0, -np.inf)
+  np.testing.assert_allclose(process(jnp.zeros(())).logsnr, 2.0, atol=1e-9)
+  assert process(jnp.ones(())).alpha == 0.0
+  process = Truncated.between(RectifiedFlow(), np.inf, 2.0)
+  assert process(jnp.zeros(())).sigma == 0.0
+  inside = Truncated.between(GaussianProcess(schedules.Linear(5.0, -4.0)), 50.0, -50.0)
+  np.testing.assert_array_equal([inside.first, inside.last], [0.0, 1.0])
+
+
+def test_processes_are_values_that_cross_jit():
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def sigma(process, t):
+    return process(t).sigma
+
+  for sigma_min in (0.1, 0.2):
+    np.testing.assert_allclose(sigma(RectifiedFlow(sigma_min), 0.5), 0.5 + sigma_min / 2)
 
 
 def pairs():
@@ -176,6 +313,12 @@ def test_levels_are_finite_in_all_but_logsnr_where_alpha_or_sigma_vanish():
   np.testing.assert_array_equal(level.dlogsnr, [-np.inf, -np.inf])
   f, g = processes.sde(level)
   assert f[0] == -1.0 and g[0] == 0.0
+
+
+def test_a_sigma_that_vanishes_with_its_slope_has_a_level():
+  level = from_alpha_sigma(jnp.ones_like, lambda t: 80.0 * t**3)(jnp.zeros(1))
+  np.testing.assert_array_equal([level.logsnr, level.dlogsnr], [[np.inf], [-np.inf]])
+  np.testing.assert_array_equal([level.sigma, level.dsigma], 0.0)
 
 
 def test_float32_rounding_below_zero_does_not_spoil_a_schedule_that_ends_without_signal():

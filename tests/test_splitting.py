@@ -74,7 +74,8 @@ def test_strang_splitting_is_of_order_two_on_every_curve_if_its_parts_are(curve)
 @pytest.mark.parametrize('options', [
     {'scheme': 'lie-trotter'}, {'scheme': 'lie-trotter', **SECOND},
     # Euler's halves are of order 1, and so is a memory across what guidance did in between.
-    {'scheme': 'strang'}, {'guide': 'heun'}, {'diffusion': heun}], ids=str)
+    {'scheme': 'strang'}, {'guide': 'heun'}, {'diffusion': heun}
+], ids=['lie', 'lie with heun', 'strang', 'strang, heun guide', 'strang, heun flow'])
 def test_lie_trotter_and_what_is_published_of_strang_are_of_order_one(options):
   orders, error = slopes(splitting(PRIOR, PROCESS, measurement, **options), PROCESS, POSTERIOR,
                          (80, 160, 320))

@@ -6,7 +6,10 @@ keeps quantiles, so its exact map is known for both; and so are all marginals.
 A deterministic sampler claims an *order*: on grids of N steps its distance to the exact flow is
 C N^-order.  The slope of log error against log N is measured over several N in float64.  The
 steps of the grids alternate between short and long, at every N: on evenly spaced or smoothly
-graded grids a multistep method that forgets the ratio of its steps keeps its order.
+graded grids a multistep method that forgets the ratio of its steps keeps its order.  For orders
+above 2 the first step is shortened (`grids.warm_up`), since a multistep method begins with order 1.
+
+An *adaptive* sampler claims an accuracy: its distance to the exact flow, at its tolerance.
 
 A stochastic sampler claims the *moments* of the marginal at the end of its grid: mean, standard
 deviation, and the share of the upper half of the mixture, each within four standard errors and a
@@ -23,12 +26,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from scipy import special
 
 from vdm_jax import processes, random, samplers, schedules
 from vdm_jax.decoders import sum_over_data
-from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler
+from vdm_jax.samplers.grids import warm_up
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler, value
 
 Make = Callable[[Denoiser, Process], Sampler]
 
@@ -41,6 +44,7 @@ PROCESSES: dict[str, Process] = {
     'ends': processes.from_alpha_sigma(lambda t: 1.0 - t, lambda t: t),
 }
 CURVES = tuple(PROCESSES)
+FINITE = CURVES[:-1]
 
 
 class Data(NamedTuple):
@@ -50,9 +54,9 @@ class Data(NamedTuple):
   stds: tuple[float, float]
 
 
-MODELS = {'gaussian': Data((0.5, 0.5), (0.3, 0.3), (0.5, 0.5)),
+MODELS = {'gaussian': Data((0.5, 0.5), (0.3, 0.3), (0.7, 0.7)),
           'mixture': Data((0.4, 0.6), (-0.8, 0.6), (0.15, 0.3))}
-STEPS = (20, 40, 80, 160, 320)
+STEPS = (40, 80, 160, 320, 640)
 
 
 class Row(NamedTuple):
@@ -60,7 +64,7 @@ class Row(NamedTuple):
   sampler: str
   curve: str
   model: str
-  kind: str                        # 'order', 'moments' or 'equality'
+  kind: str                        # 'order', 'accuracy', 'moments' or 'equality'
   claimed_order: float | None
   measured_order: float | None     # slope over the last four numbers of steps
   evaluations_per_step: int | None
@@ -100,18 +104,18 @@ def _moments(data: Data, c: float) -> tuple[float, float, float]:
 # ------------------------------------------------------------------ grids
 
 
-def alternating_grid(steps: int, longest: int) -> np.ndarray:
-  """Times [longest + 1] from 1 to 0 whose steps are short and long in turn, 1 : 2; padded."""
+def alternating_grid(steps: int) -> np.ndarray:
+  """Times [steps + 1] from 1 to 0 whose steps are short and long in turn, 1 : 2."""
   widths = np.where(np.arange(steps) % 2 == 0, 1.0, 2.0)
   times = 1.0 - np.concatenate([[0.0], np.cumsum(widths) / np.sum(widths)])
   times[-1] = 0.0
-  return np.pad(times, (0, longest - steps))
+  return times
 
 
 # ---------------------------------------------------------------- running
 
 
-@struct.dataclass
+@value
 class Oracle:
   """The exact denoiser of data whose dimensions are independent, each of this distribution.
 
@@ -198,6 +202,20 @@ def count_evaluations(make: Make, steps: int = 8) -> int:
   return calls(jax.make_jaxpr(run)(jnp.ones((2, 4)), times).jaxpr)
 
 
+def _evaluations(make: Make) -> tuple[int, bool]:
+  """(what the sampler states for a step, whether that is what it does)."""
+  stated = []
+
+  def noting(denoise, process):
+    sampler = make(denoise, process)
+    stated.append(sampler.evaluations)
+    return sampler
+
+  steps = 8
+  counted = count_evaluations(noting, steps)
+  return stated[0], counted == steps * stated[0]
+
+
 def _cases(curves, models):
   return [(curve, model) for model in models for curve in curves]
 
@@ -213,36 +231,34 @@ def _stack(cases):
 
 def certify(make: Make, order: float | None = None, *, name: str = '',
             curves: Sequence[str] = CURVES, models: Sequence[str] = tuple(MODELS),
-            steps: Sequence[int] | None = None, tolerance: float | None = None) -> list[Row]:
+            steps: Sequence[int] | None = None, tolerance: float | None = None,
+            grid: Callable[[int], np.ndarray] | None = None) -> list[Row]:
   """Certifies a sampler, `make(denoise, process)`: a Row for each curve and each model.
 
   order: the claimed order of a deterministic sampler (the slope must not fall short of it by more
   than `tolerance`, 0.15 by default); None for a stochastic one, which is judged by its moments
   (each within four standard errors and `tolerance`, 0.02 of a standard deviation by default).
-  steps: the numbers of steps, at least four for an order, one for moments.
+  steps: the numbers of steps, at least four for an order, one for moments.  grid: of an order
+  that is claimed on some grids only, n -> times [n + 1]; short and long steps in turn by default.
 
   The number of evaluations that the sampler states must be exact, or no row passes.
   """
   name = name or getattr(make, '__name__', 'sampler')
-  sampler = make(Oracle(MODELS['gaussian']), _process(jnp.asarray(0)))
-  probe = 8
-  exact_count = count_evaluations(make, probe) == probe * sampler.evaluations
+  evaluations, exact_count = _evaluations(make)
   if order is None:
     judged = _judge_moments(make, curves, models, 100 if steps is None else steps[0],
                             0.02 if tolerance is None else tolerance)
   else:
     judged = _judge_order(make, order, curves, models, steps or STEPS,
-                          0.15 if tolerance is None else tolerance)
+                          0.15 if tolerance is None else tolerance, grid or alternating_grid)
   kind = 'moments' if order is None else 'order'
-  return [Row(name, curve, model, kind, claimed, slope, sampler.evaluations,
+  return [Row(name, curve, model, kind, claimed, slope, evaluations,
               bool(passed and exact_count), {**detail, 'evaluations_exact': exact_count})
           for curve, model, claimed, slope, passed, detail in judged]
 
 
-def _judge_order(make, order, curves, models, steps, tolerance):
-  """(curve, model, claimed order, slope, passed, detail) of every case."""
-  if len(steps) < 4:
-    raise ValueError(f'steps {tuple(steps)}: a slope takes at least four numbers of steps.')
+def _flow(make, curves, models, grids):
+  """Distances to the exact flow, root mean square over quantiles: [cases, grids], of each case."""
   probability = np.linspace(0.05, 0.95, 7)
   cases = _cases(curves, models)
   with jax.enable_x64(True):
@@ -260,15 +276,23 @@ def _judge_order(make, order, curves, models, steps, tolerance):
     return z[:, 0] / process(0.0).alpha
 
   with jax.enable_x64(True):
-    grids = jnp.array([alternating_grid(n, max(steps)) for n in steps])
-    got = np.asarray(run(*_stack(cases), jnp.asarray(start), grids))  # [cases, steps, B]
-  error = np.sqrt(np.mean((got - exact[:, None])**2, axis=-1))
+    got = np.asarray(run(*_stack(cases), jnp.asarray(start), jnp.asarray(grids)))
+  return cases, np.sqrt(np.mean((got - exact[:, None])**2, axis=-1))
+
+
+def _judge_order(make, order, curves, models, steps, tolerance, grid):
+  """(curve, model, claimed order, slope, passed, detail) of every case."""
+  if len(steps) < 4:
+    raise ValueError(f'steps {tuple(steps)}: a slope takes at least four numbers of steps.')
+  with jax.enable_x64(True):
+    grids = [np.asarray(warm_up(np.pad(grid(n), (0, max(steps) - n)), int(order))) for n in steps]
+  cases, error = _flow(make, curves, models, np.stack(grids))
   out = []
   for (curve, model), errors in zip(cases, error, strict=True):
+    claimed = min(order, 1) if curve == 'ends' else order
     finite = np.isfinite(errors).all()
     # A method that is exact on these data leaves rounding alone, which has no slope.
     exact_here = finite and errors.max() < 1e-12
-    claimed = min(order, 1) if curve == 'ends' else order
     slope = -np.polyfit(np.log(steps[-4:]), np.log(np.maximum(errors[-4:], 1e-300)), 1)[0]
     out.append((curve, model, claimed, None if exact_here else float(slope),
                 exact_here or (finite and slope >= claimed - tolerance),
@@ -276,8 +300,8 @@ def _judge_order(make, order, curves, models, steps, tolerance):
   return out
 
 
-def _judge_moments(make, curves, models, steps, tolerance, n=1024, dims=16):
-  """The same, of n draws of `dims` independent dimensions: some methods look at norms."""
+def _judge_moments(make, curves, models, steps, tolerance, n=128, dims=128):
+  """The same, of n draws of `dims` independent dimensions: some methods look at their norm."""
   cases = _cases(curves, models)
 
   def run(case):
@@ -310,6 +334,25 @@ def _judge_moments(make, curves, models, steps, tolerance, n=1024, dims=16):
   return out
 
 
+def accuracy(make: Make, error: float, *, name: str = '', curves: Sequence[str] = CURVES,
+             models: Sequence[str] = tuple(MODELS)) -> list[Row]:
+  """Certifies an adaptive sampler: within `error` of the exact flow, data being of size 1.
+
+  `make` gives a Sampler that takes the one step from noise to data.
+  """
+  name = name or getattr(make, '__name__', 'sampler')
+  cases, errors = _flow(make, curves, models, np.array([[1.0, 0.0]]))
+  return [Row(name, curve, model, 'accuracy', None, None, None, bool(off[0] <= error),
+              {'error': float(off[0]), 'claimed': error})
+          for (curve, model), off in zip(cases, errors, strict=True)]
+
+
+def largest_deviation(row: Row) -> float:
+  """Of a row of moments: that of mean or standard deviation, in standard deviations."""
+  std = _moments(MODELS[row.model], 0.0)[1]
+  return max(abs(row.detail[moment]['deviation']) for moment in ('mean', 'std')) / std
+
+
 def equality(name: str, makes: Sequence[Make], *, tolerance: float = 1e-12,
              curves: Sequence[str] = CURVES, steps: int = 12) -> list[Row]:
   """Samplers that are the same by theory: on the same z, keys and grid, the same sample.
@@ -318,7 +361,7 @@ def equality(name: str, makes: Sequence[Make], *, tolerance: float = 1e-12,
   """
   with jax.enable_x64(True):
     cases = _cases(curves, ['mixture'])
-    times = jnp.asarray(alternating_grid(steps, steps))
+    times = jnp.asarray(alternating_grid(steps))
 
     @jax.jit
     @jax.vmap

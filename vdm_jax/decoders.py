@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from vdm_jax.typing import Array, Level
+from vdm_jax.typing import Array, Level, value
 
 
 def sum_over_data(u: Array) -> Array:
@@ -24,7 +24,7 @@ def bits_per_dim(nats, shape: tuple[int, ...]):
   return nats / (math.prod(shape) * math.log(2.0))
 
 
-@struct.dataclass
+@value
 class Pixels:
   """Integer data of `levels` values per dimension."""
   levels: int = struct.field(pytree_node=False, default=256)

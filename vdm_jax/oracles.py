@@ -7,13 +7,12 @@ the mixture are (the empirical measure has no density there).
 """
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from vdm_jax.decoders import sum_over_data
-from vdm_jax.typing import Array, Estimate, Level, PyTree
+from vdm_jax.typing import Array, Estimate, Level, PyTree, value
 
 
-@struct.dataclass
+@value
 class Gaussian:
   """x ~ N(mean, std^2), independent dimensions.  mean, std: scalars, or the shape of one x."""
   mean: Array = 0.0
@@ -42,7 +41,7 @@ class Gaussian:
     return at_s.alpha * self.mean + deviation * jnp.sqrt(to / here)
 
 
-@struct.dataclass
+@value
 class Mixture:
   """x ~ sum_k weights_k N(means_k, diag stds_k^2).  weights: [K]; means: [K, ...].
 
@@ -77,7 +76,7 @@ class Mixture:
     return jax.nn.logsumexp(self._components(z, level)[0], axis=-1)
 
 
-@struct.dataclass
+@value
 class Empirical:
   """x uniform over `data` [N, ...]: what a network of unlimited capacity would learn."""
   data: Array

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from vdm_jax import random
-from vdm_jax.typing import Array, Curve, Level, Process, Schedule
+from vdm_jax.typing import Array, Curve, Level, Process, Schedule, value
 
 # ----------------------------------------------------------------- curves
 
@@ -44,9 +44,13 @@ def sub_vp(logsnr: Array) -> tuple[Array, Array]:
 # -------------------------------------------------------------- processes
 
 
-@struct.dataclass
+@value
 class GaussianProcess:
-  """schedule o curve: t -> Level.  A fixed schedule is a value, a learned one a `Bound`."""
+  """schedule o curve: t -> Level.  A fixed schedule is a value, a learned one a `Bound`.
+
+  Where logsnr is infinite (a schedule from clean data, or to no signal; not on `ve`, whose sigma
+  would be infinite) dalpha and dsigma are those at a distance of 1e-6 in t, and dlogsnr is -inf.
+  """
   schedule: Schedule
   curve: Curve = struct.field(pytree_node=False, default=vp)
 
@@ -55,8 +59,14 @@ class GaussianProcess:
       logsnr = self.schedule(t)
       return logsnr, *self.curve(logsnr)
     t = jnp.asarray(t)
-    primal, tangent = jax.jvp(at, (t,), (jnp.ones_like(t),))
-    return Level(t, *primal, *tangent)
+    logsnr, alpha, sigma = at(t)
+    # At an end alpha and sigma have their limits, but the chain rule makes 0 * inf of their slopes.
+    infinite = jnp.isinf(logsnr)
+    end = jnp.sum(jnp.where(infinite, jnp.sign(logsnr), 0.0), axis=range(t.ndim, logsnr.ndim))
+    inside = t + 1e-6 * jnp.sign(end)
+    _, (dlogsnr, dalpha, dsigma) = jax.jvp(at, (inside,), (jnp.ones_like(t),))
+    dlogsnr = jnp.where(infinite, -jnp.inf, dlogsnr)
+    return Level(t, logsnr, alpha, sigma, dlogsnr, dalpha, dsigma)
 
 
 def from_alpha_sigma(alpha, sigma) -> Process:
@@ -72,8 +82,66 @@ def from_alpha_sigma(alpha, sigma) -> Process:
     s, ds = jax.jvp(sigma, (t,), (one,))
     a, s = jnp.maximum(a, 0.0), jnp.maximum(s, 0.0)  # cos(pi / 2) < 0 in float32
     logsnr = 2.0 * (jnp.log(a) - jnp.log(s))
-    return Level(t, logsnr, a, s, 2.0 * (da / a - ds / s), da, ds)
+    dlogsnr = jnp.where((a > 0.0) & (s > 0.0), 2.0 * (da / a - ds / s), -jnp.inf)  # not 0 / 0
+    return Level(t, logsnr, a, s, dlogsnr, da, ds)
   return process
+
+
+@value
+class RectifiedFlow:
+  """alpha = 1 - t, sigma = t + sigma_min (1 - t): straight lines from data to noise.
+
+  Liu et al. (2023) without sigma_min; Lipman et al. (2023), eq. 20, with it (the path of optimal
+  transport; their time is 1 - t).  logsnr from infinity, or -2 log sigma_min, to -infinity.
+  """
+  sigma_min: float = 0.0
+
+  def __call__(self, t: Array) -> Level:
+    return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t + self.sigma_min * (1.0 - t))(t)
+
+
+@value
+class SubVP:
+  """alpha = exp(-1/2 int_0^t beta), sigma = 1 - alpha^2, beta linear from beta_min to beta_max.
+
+  The sub-VP SDE of Song et al. (2021), section 3.4 and appendix C: the alpha of the VP SDE
+  (`schedules.BetaLinear`) and nowhere more variance.  Clean data at t = 0; logsnr -10.05 at t = 1.
+  They sample from t = 1 to 1e-3.
+  """
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+
+  def __call__(self, t: Array) -> Level:
+    integral = lambda t: t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
+    return from_alpha_sigma(lambda t: jnp.exp(-0.5 * integral(t)),
+                            lambda t: -jnp.expm1(-integral(t)))(t)
+
+
+@value
+class Truncated:
+  """`process` between two of its times, over which t in [0, 1] now runs.  Made by `between`."""
+  process: Process
+  first: Array
+  last: Array
+
+  @classmethod
+  def between(cls, process: Process, logsnr_max: Array, logsnr_min: Array) -> 'Truncated':
+    """From logsnr_max at t = 0 to logsnr_min at t = 1, on the levels of `process`.
+
+    A limit beyond an end of `process`, as an infinite one is, leaves that end.  The two times are
+    found once, here, and carry no gradient.
+    """
+    limits = jnp.stack([jnp.asarray(u, float) for u in (logsnr_max, logsnr_min)])
+    return cls(process, *jax.lax.stop_gradient(time_of(process, limits)))
+
+  def __call__(self, t: Array) -> Level:
+    t = jnp.asarray(t)
+    first, last = (jnp.asarray(u, t.dtype) for u in (self.first, self.last))
+    span = last - first
+    # Not first + span t, which need not be `last` at t = 1.
+    level = self.process(first * (1.0 - t) + last * t)
+    return level._replace(t=t, dlogsnr=span * level.dlogsnr, dalpha=span * level.dalpha,
+                          dsigma=span * level.dsigma)
 
 
 # ------------------------------------------------- what follows from them
@@ -98,7 +166,7 @@ def time_of(process: Process, logsnr: Array) -> Array:
   zeros = jnp.zeros_like(logsnr)
   # As many halvings as float64 can tell apart; in float32 the last ones change nothing.
   low, high = jax.lax.fori_loop(0, 53, halve, (zeros, zeros + 1.0))
-  return 0.5 * (low + high)
+  return jnp.where(low == 0.0, 0.0, 0.5 * (low + high))  # exact at both ends
 
 
 def sde(level: Level) -> tuple[Array, Array]:
@@ -132,18 +200,19 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
   return mean, at_s.sigma * jnp.sqrt(share)
 
 
-def prior_std(process: Process) -> Array:
+def prior_std(process: Process, t: Array = 1.0) -> Array:
   """Standard deviation of p(z_1) = N(0, alpha_1^2 + sigma_1^2), what data of unit variance gives.
 
-  1 on the `vp` curve; on the others the same prior in the units of the curve.
+  1 on the `vp` curve; on the others the same prior in the units of the curve.  t < 1: where a grid
+  begins later, as if it were the end.
   """
-  level = process(jnp.ones(()))
+  level = process(jnp.asarray(t, float))
   return jnp.hypot(level.alpha, level.sigma)
 
 
-def sample_prior(process: Process, keys: Array, like: Array) -> Array:
+def sample_prior(process: Process, keys: Array, like: Array, t: Array = 1.0) -> Array:
   """z_1 ~ p(z_1), of the shape of `like`: [B, ...]; example i uses keys[i] alone."""
-  return prior_std(process) * random.normal(random.stream(keys, 'z_1'), like)
+  return prior_std(process, t) * random.normal(random.stream(keys, 'z_1'), like)
 
 
 def prior_kl(x: Array, level: Level) -> Array:

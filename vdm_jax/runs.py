@@ -1,9 +1,11 @@
 """What the commands do with a run's directory: train it, evaluate it, sample from it."""
+import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +15,32 @@ import rich.table
 import tqdm
 from absl import logging
 
-from vdm_jax import data, files, likelihood, pictures, samplers, workdir
+from vdm_jax import data, devices, files, likelihood, pictures, random, samplers, workdir
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError
-from vdm_jax.samplers.drawing import draw
+from vdm_jax.samplers import analytic, grids
+from vdm_jax.samplers.drawing import draw, draw_path
+from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import loop
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train.checkpoint import Checkpoints
-from vdm_jax.typing import Experiment, PyTree
+from vdm_jax.typing import Denoiser, Experiment, Process, PyTree, Sampler
 
-SAMPLERS = {'ancestral': samplers.ancestral, 'ddim': samplers.ddim, 'heun': samplers.heun}
+
+class Method(NamedTuple):
+  """A sampler and its grid, and the names that files and messages give them."""
+  name: str
+  make: Callable[[Denoiser, Process], Sampler]
+  grid: str
+  times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
+  variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
+
+
+def _even(steps: int) -> Callable[[Process], np.ndarray]:
+  return lambda process: grids.uniform(steps)
+
+
+ANCESTRAL = Method('ancestral', samplers.ancestral, 'uniform', _even(250))
 
 
 # ------------------------------------------------------------------ train
@@ -78,8 +96,8 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
 def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray:
   """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere."""
   count = 16 if len(spec.shape) == 3 else 2000
-  parts = draw(experiment.model, params, samplers.ancestral, steps=64, start=0, stop=count,
-               seed=seed, batch_size=count, cond=_conditions(spec.classes, None))
+  parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64), start=0,
+               stop=count, seed=seed, batch_size=count, cond=_conditions(spec.classes, None))
   return pictures.samples(np.concatenate([images for _, images in parts]), spec.levels)
 
 
@@ -200,19 +218,21 @@ def _conditions(classes: int, label: int | None):
   return batch
 
 
-def sample(directory: str | Path, out: str | Path, *, sampler: str = 'ancestral', steps: int = 250,
-           count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
-           step: int | str = 'latest', batch_size: int = 64) -> None:
+def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL, count: int = 64,
+           seed: int = 0, label: int | None = None, average: str = '', step: int | str = 'latest',
+           batch_size: int = 64, trace: str | Path = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
-  Image i of a seed is the same however many are drawn.  Raises InputError.
+  trace: a .png of the first eight images on their way.  Image i of a seed is the same however many
+  are drawn.  Returns the evaluations of the network for each image, None if they vary (adaptive
+  methods).  Raises InputError.
   """
-  out = Path(out)
+  out, trace = Path(out), Path(trace)
   if out.suffix not in ('.png', '.npz'):
     raise InputError(f'--out={out}: a file ending in .png or .npz.')
-  if sampler not in SAMPLERS:
-    raise InputError(f'--sampler={sampler}: choose {", ".join(SAMPLERS)}.')
-  for flag, value in {'steps': steps, 'count': count, 'batch_size': batch_size}.items():
+  if trace != Path() and trace.suffix != '.png':
+    raise InputError(f'--trace={trace}: a file ending in .png.')
+  for flag, value in {'count': count, 'batch_size': batch_size}.items():
     if value < 1:
       raise InputError(f'--{flag}={value}: it must be at least 1.')
   trained = workdir.load_trained(directory, average=average, step=step)
@@ -222,24 +242,68 @@ def sample(directory: str | Path, out: str | Path, *, sampler: str = 'ancestral'
     raise InputError(f'--label={label}: this model is not conditioned on classes.')
   if label is not None and not 0 <= label < spec.classes:
     raise InputError(f'--label={label}: the classes are 0 .. {spec.classes - 1}.')
+  model = trained.experiment.model(trained.params)
+  times = method.times(model.process)
+  check_grid(times)
+  make = _with_variances(method.make, trained, times, seed) if method.variances else method.make
+  # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
+  sampler = make(model.denoise, model.process)
+  sampler.plan(jnp.asarray(times, jnp.float32))
   out.parent.mkdir(parents=True, exist_ok=True)
 
   cond = _conditions(spec.classes, label)
 
   def pieces(start):
-    return draw(trained.experiment.model, trained.params, SAMPLERS[sampler], steps=steps,
-                start=start, stop=count, seed=seed, batch_size=batch_size, cond=cond)
+    return draw(trained.experiment.model, trained.params, make, times=times, start=start,
+                stop=count, seed=seed, batch_size=batch_size, cond=cond)
 
   if out.suffix == '.png':
     parts = list(_with_bar(pieces(0), 0, count))
     if jax.process_index() == 0:
       pictures.save_png(out, pictures.samples(np.concatenate(parts), spec.levels))
-    return
-  about = {'sampler': sampler, 'steps': steps, 'seed': seed, 'label': label,
-           'checkpoint': trained.step, 'average': trained.average,
-           'weights': _fingerprint(trained.params)}
-  labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
-  _draw_resumably(out, about, count, pieces, np.uint8 if spec.levels <= 256 else np.int32, labels)
+  else:
+    about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
+             'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed,
+             'label': label, 'checkpoint': trained.step, 'average': trained.average,
+             'weights': _fingerprint(trained.params)}
+    labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
+    _draw_resumably(out, about, count, pieces, np.uint8 if spec.levels <= 256 else np.int32, labels)
+  if trace != Path():
+    frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
+    path = draw_path(trained.experiment.model, trained.params, make, times=times,
+                     count=min(count, 8) if len(spec.shape) == 3 else count, seed=seed, cond=cond,
+                     frames=frames.tolist())
+    if jax.process_index() == 0:
+      pictures.save_png(trace, pictures.strip(path, spec.levels))
+  return sampler.evaluations and sampler.evaluations * (len(times) - 1)
+
+
+def _with_variances(make, trained: workdir.Trained, times: np.ndarray, seed: int):
+  """`make` with the variances that Analytic-DPM needs, estimated on images of the training split.
+
+  At the times of the grid, or 50 of them; elsewhere they are interpolated.
+  """
+  part = trained.experiment.data.split('train')
+  levels = times[np.unique(np.linspace(0, len(times) - 1, 50).round().astype(int))]
+  size = devices.whole_batch(min(64, len(part)))
+
+  def estimate(given, xs):
+    (params, key), (batch, rows) = given, xs
+    m = trained.experiment.model(params)
+    condition = m.cond(batch)
+    return analytic.estimate_variances(
+        lambda z, level, _=None: m.denoise(z, level, condition), m.process,
+        m.encode(batch['image']), jnp.asarray(levels, jnp.float32), random.per_example(key, rows))
+
+  estimate = devices.over_rows(estimate)
+  given = devices.replicate((trained.params, jax.random.key(seed)))
+  found = []
+  batches = list(devices.padded_rows(0, min(512, len(part) // size * size), size))
+  for rows, _ in tqdm.tqdm(batches, desc='variances of the model', unit='batch',
+                           disable=jax.process_index() != 0):
+    local = devices.mine(rows)
+    found.append(jax.device_get(estimate(given, devices.place((part.get(local), local)))))
+  return functools.partial(make, variances=analytic.pool(found))
 
 
 def _fingerprint(params: PyTree) -> str:
@@ -288,4 +352,4 @@ def _consecutive(parts: Path) -> Iterator[np.ndarray]:
     yield images
 
 
-__all__ = ['evaluate', 'sample', 'train', 'train_seeds', 'transfer']
+__all__ = ['ANCESTRAL', 'Method', 'evaluate', 'sample', 'train', 'train_seeds', 'transfer']

@@ -4,19 +4,29 @@ A schedule says *how fast* noise comes in; the curve of `processes` says *where*
 (alpha, sigma) the process is at that logsnr.  A fixed schedule is a value: its numbers are
 pytree leaves, so changing them never recompiles.  A learned schedule is a Linen module;
 `Bound` turns it, at a point in parameter space, into the same kind of thing: a pure function.
+A published chain of discrete steps is a `TableSchedule`, exact at the times of its entries.
+
+With t uniform a schedule is a density of noise levels, and t is its upper tail probability:
+`Laplace` and `Sigmoid` are given as such.
+
+A schedule may be infinite at its ends (clean data at t = 0, no signal at t = 1): give infinite
+end points.  `processes.GaussianProcess` is finite there in all but logsnr.
 
 The official VDM code speaks of gamma = -logsnr.  The learned schedules below keep their
 parameters in that convention, so that an imported checkpoint's numbers are its own.
 """
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
+from scipy import optimize
+from scipy.special import ndtr
 
-from vdm_jax.typing import Array, PyTree
+from vdm_jax.typing import Array, PyTree, Schedule, value
 
 
-@struct.dataclass
+@value
 class Bound:
   """A Linen module at a point in parameter space: a pure function, and a pytree.
 
@@ -37,7 +47,7 @@ class Bound:
 # ------------------------------------------------------------------ fixed
 
 
-@struct.dataclass
+@value
 class Linear:
   """logsnr(t) = max + (min - max) t.  The `fixed` schedule of Kingma et al. (2021)."""
   logsnr_max: float = 13.3
@@ -47,23 +57,39 @@ class Linear:
     return self.logsnr_max + (self.logsnr_min - self.logsnr_max) * t
 
 
-@struct.dataclass
+@value
 class Cosine:
   """logsnr(t) = -2 log tan(a + (b - a) t), with a, b such that the end points are as given.
 
   The alpha-cosine schedule of Nichol and Dhariwal (2021), section 3.2, in the continuous form
   of Salimans and Ho (2022): on the `vp` curve alpha(t) is the cosine of an angle linear in t.
+  The chain itself, with its clipped last steps, is `cosine_betas`.
   """
   logsnr_max: float = 13.3
   logsnr_min: float = -5.0
 
   def __call__(self, t: Array) -> Array:
-    a = jnp.arctan(jnp.exp(-0.5 * self.logsnr_max))
-    b = jnp.arctan(jnp.exp(-0.5 * self.logsnr_min))
-    return -2.0 * jnp.log(jnp.tan(a + (b - a) * t))
+    t = jnp.asarray(t)
+    # The angle and its complement: neither loses digits where it is small.
+    angle = lambda at_0, at_1: (jnp.arctan(jnp.exp(at_0)) * (1.0 - t)
+                                + jnp.arctan(jnp.exp(at_1)) * t)
+    here = angle(-0.5 * self.logsnr_max, -0.5 * self.logsnr_min)
+    rest = angle(0.5 * self.logsnr_max, 0.5 * self.logsnr_min)
+    return 2.0 * (jnp.log(jnp.sin(rest)) - jnp.log(jnp.sin(here)))
 
 
-@struct.dataclass
+def shifted_cosine(size: int, base: int = 64, logsnr_max: float = 15.0,
+                   logsnr_min: float = -15.0) -> 'Shifted':
+  """logsnr(t) = cosine(t) + 2 log(base / size): the cosine schedule of images of `base` pixels a
+  side, for images of `size` a side.
+
+  Means over (size / base)^2 pixels then have the noise of the base resolution.  Hoogeboom, Heek
+  and Salimans (2023), section 3.1; the end points are those of the cosine, before the shift.
+  """
+  return Shifted(Cosine(logsnr_max, logsnr_min), 2.0 * float(np.log(base / size)))
+
+
+@value
 class BetaLinear:
   """On the `vp` curve, the SDE with beta(u) = beta_min + (beta_max - beta_min) u.
 
@@ -81,19 +107,305 @@ class BetaLinear:
     return -jnp.log(jnp.expm1(u * self.beta_min + 0.5 * u * u * (self.beta_max - self.beta_min)))
 
 
-@struct.dataclass
+@value
 class GeometricSigma:
   """On the `ve` curve, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
 
-  The VE SDE of Song et al. (2021), appendix C, with their CIFAR-10 values, which are for data in
-  [0, 1]: in [-1, 1] they are 0.02 and 100.
+  The VE SDE of Song et al. (2021), appendix C, for data in [-1, 1]: their values for CIFAR-10 are
+  0.01 and 50, of data in [0, 1].  The L noise levels of Song and Ermon (2019), 1 to 0.01 with
+  L = 10, are GeometricSigma(0.01, 1.0) at the times np.linspace(1, 0, L), in [0, 1] again.
   """
-  sigma_min: float = 0.01
-  sigma_max: float = 50.0
+  sigma_min: float = 0.02
+  sigma_max: float = 100.0
 
   def __call__(self, t: Array) -> Array:
     low, high = jnp.log(self.sigma_min), jnp.log(self.sigma_max)
     return -2.0 * (low + (high - low) * t)
+
+
+@value
+class KarrasSigma:
+  """On the `ve` curve, sigma(t)^(1/rho) is linear in t, from sigma_min to sigma_max.
+
+  Karras et al. (2022), eq. 5 and table 1, whose grid of N steps is np.linspace(1, 0, N), and then
+  sigma = 0.  With sigma_min = 0 the process itself ends in clean data, with all lower levels on the
+  way; with rho = 1 too, sigma = sigma_max t, the time of their ODE.
+  """
+  sigma_min: float = 0.002
+  sigma_max: float = 80.0
+  rho: float = 7.0
+
+  def __call__(self, t: Array) -> Array:
+    low, high = (jnp.power(u, 1.0 / self.rho) for u in (self.sigma_min, self.sigma_max))
+    # Not through sigma, which underflows long before its logarithm does.
+    return -2.0 * self.rho * jnp.log(low + (high - low) * t)
+
+
+# ------------------------------------------------- densities of logsnr
+
+
+@value
+class Laplace:
+  """logsnr has the Laplace density exp(-|logsnr - mean| / scale) / (2 scale), cut at both ends.
+
+  logsnr(t) = mean - scale sgn(1/2 - t) log(1 - 2 |t - 1/2|) if it is not cut.  Hang et al. (2024),
+  `Improved Noise Schedule for Diffusion Training`, with the values they recommend.
+  """
+  mean: float = 0.0
+  scale: float = 0.5
+  logsnr_max: float = 13.3
+  logsnr_min: float = -5.0
+
+  def __call__(self, t: Array) -> Array:
+    def tail(u):  # P(logsnr > mean + scale u)
+      half = 0.5 * jnp.exp(-jnp.abs(u))
+      return jnp.where(u > 0.0, half, 1.0 - half)
+    above, below = _tails(self, tail, t)
+    early = above < below
+    distance = -self.scale * jnp.log(2.0 * jnp.where(early, above, below))  # from the lesser tail
+    return self.mean + jnp.where(early, distance, -distance)
+
+
+@value
+class Sigmoid:
+  """logsnr has the logistic density, whose distribution is sigmoid((logsnr - mean) / scale), cut.
+
+  logsnr(t) = mean + scale log((1 - t) / t) if it is not cut at the two ends.  With infinite end
+  points and mean 0, scale 1 on the `vp` curve is alpha^2 = 1 - t, and scale 2 on the `flow` curve
+  rectified flow, alpha = 1 - t.
+  """
+  mean: float = 0.0
+  scale: float = 1.0
+  logsnr_max: float = 13.3
+  logsnr_min: float = -5.0
+
+  def __call__(self, t: Array) -> Array:
+    above, below = _tails(self, lambda u: jax.nn.sigmoid(-u), t)
+    return self.mean + self.scale * (jnp.log(below) - jnp.log(above))
+
+
+def _tails(density, tail, t):
+  """Probabilities above and below logsnr(t), of a symmetric density that is cut at both ends."""
+  high = (density.logsnr_max - density.mean) / density.scale
+  low = (density.logsnr_min - density.mean) / density.scale
+  t = jnp.asarray(t)
+  return tail(high) * (1.0 - t) + tail(low) * t, tail(-high) * (1.0 - t) + tail(-low) * t
+
+
+# ---------------------------------------------------------------- wrappers
+
+
+@value
+class Shifted:
+  """logsnr(t) = schedule(t) + shift: the same schedule at another noise level throughout.
+
+  Hoogeboom et al. (2023), section 3.1; Chen (2023) scales the data instead, by exp(shift / 2).
+  """
+  schedule: Schedule
+  shift: float
+
+  def __call__(self, t: Array) -> Array:
+    return self.schedule(t) + self.shift
+
+
+# ---------------------------------------------------------------- tables
+
+
+@value
+class TableSchedule:
+  """A published chain: N + 1 values of logsnr, at the times i / N, linear in between.
+
+  logsnr: [N + 1], decreasing; the first may be infinite (clean data), and the last (no signal).
+  Next to an infinite value sigma / alpha, or alpha / sigma, is linear in t instead.  The slope at
+  an entry is that of the step which ends there.
+
+  Built by `from_alphas`, `from_betas` or `from_sigmas` with `clean`, the indices are those of Ho et
+  al. (2020), z_0 being data and z_1, ..., z_N the noisy ones; the zero-based `timestep` of public
+  code is the index less one.
+  """
+  logsnr: Array
+
+  @classmethod
+  def from_alphas(cls, alphas: np.ndarray, clean: bool = True) -> 'TableSchedule':
+    """alphas: alpha_i^2 on the `vp` curve, i = 1 ... T: `alpha bar` of Ho et al. (2020), [T].
+
+    clean: whether the data themselves, sigma = 0, are entry 0; else entry 0 is the table's first.
+    Raises ValueError unless 1 >= alpha_1^2 > ... >= 0.
+    """
+    alphas = np.asarray(alphas, np.float64)
+    if (alphas < 0.0).any() or (alphas > 1.0).any():
+      raise ValueError('the squared alphas of a table lie in [0, 1]; betas go to `from_betas`')
+    with np.errstate(divide='ignore'):
+      return cls._of(np.log(alphas) - np.log1p(-alphas), clean)
+
+  @classmethod
+  def from_betas(cls, betas: np.ndarray, clean: bool = True) -> 'TableSchedule':
+    """alpha_i^2 = prod_{j <= i} (1 - beta_j): Ho et al. (2020), eq. 4.  betas: [T]."""
+    return cls.from_alphas(np.cumprod(1.0 - np.asarray(betas, np.float64)), clean)
+
+  @classmethod
+  def from_sigmas(cls, sigmas: np.ndarray, clean: bool = True) -> 'TableSchedule':
+    """sigmas: sigma_i / alpha_i in either order, as those of `ncsnv2_sigmas`.  [T]."""
+    with np.errstate(divide='ignore'):
+      return cls._of(-2.0 * np.log(np.sort(np.asarray(sigmas, np.float64))), clean)
+
+  @classmethod
+  def _of(cls, logsnr, clean):
+    logsnr = np.concatenate([[np.inf], logsnr]) if clean else logsnr
+    wrong = np.flatnonzero(~(logsnr[1:] < logsnr[:-1]))
+    if len(logsnr) < 2 or wrong.size:
+      raise ValueError('a table needs two entries or more, of decreasing logsnr'
+                       + (f'; entry {wrong[0] + 1} does not decrease' if wrong.size else ''))
+    return cls(logsnr)
+
+  @property
+  def steps(self) -> int:
+    """N: the last index, that of t = 1."""
+    return len(self.logsnr) - 1
+
+  def time(self, index: Array) -> Array:
+    """The time of an entry, index / N, at which the schedule has its very value."""
+    return index / self.steps
+
+  def index(self, logsnr: Array) -> Array:
+    """The index of a logsnr, a real number between entries: what a network of discrete time reads.
+
+    The inverse of the schedule; a logsnr beyond the table has the index of the nearer end.
+    """
+    dtype = jnp.result_type(logsnr, 0.0)
+    table = jnp.asarray(self.logsnr, dtype)
+    logsnr = jnp.clip(logsnr, table[-1], table[0])
+    i = jnp.clip(jnp.searchsorted(-table, -logsnr) - 1, 0, self.steps - 1)
+    a, b, up, down = self._step(table, i)
+    return i + jnp.select(
+        [up & down, up, down],
+        [jax.nn.sigmoid(-0.5 * logsnr), jnp.exp(0.5 * (a - logsnr)),
+         -jnp.expm1(0.5 * (logsnr - a))],
+        (a - logsnr) / (a - b))
+
+  def respaced(self, indices: Array) -> 'TableSchedule':
+    """The chain of these entries alone, with exactly their alphas: [n + 1] increasing indices.
+
+    Nichol and Dhariwal (2021), section 4, `strided` sampling.  To end in clean data keep index 0.
+    Its steps are longer, so its betas are others; a network still reads `index` of this table.
+    """
+    indices = np.asarray(indices)
+    if (np.diff(indices) <= 0).any() or indices[0] < 0:
+      raise ValueError('the indices of a respaced table increase, from 0 or later')
+    return TableSchedule(self.logsnr[indices])
+
+  def __call__(self, t: Array) -> Array:
+    t = jnp.asarray(t)
+    table = jnp.asarray(self.logsnr, jnp.result_type(t, 0.0))
+    u = t * self.steps
+    entry = jnp.round(u)
+    # i / N N may round to a neighbour of i, but the entries are to be exact.
+    close = jnp.abs(u - entry) <= 2.0 * jnp.finfo(table.dtype).eps * entry
+    u += jax.lax.stop_gradient(jnp.where(close, entry - u, 0.0))
+    i = jnp.clip(jnp.ceil(u) - 1.0, 0.0, self.steps - 1.0).astype(jnp.int32)
+    u -= i
+    a, b, up, down = self._step(table, i)
+    return (a * (1.0 - u) + b * u + 2.0 * jnp.log(jnp.where(down, 1.0 - u, 1.0))
+            - 2.0 * jnp.log(jnp.where(up, u, 1.0)))
+
+  @staticmethod
+  def _step(table, i):
+    """The finite values of step i, from entry i to i + 1, and which of the two are infinite."""
+    first, last = table[i], table[i + 1]
+    up, down = jnp.isinf(first), jnp.isinf(last)
+    a = jnp.where(up, jnp.where(down, 0.0, last), first)
+    return a, jnp.where(down, a, last), up, down
+
+
+def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
+  """beta_1, ..., beta_T in equal steps, [T].  Ho et al. (2020), section 4; float64.
+
+  As a `TableSchedule` its noisy entries have logsnr 9.2102 to -10.1177.  (Other chains are as
+  short to write: latent diffusion has np.linspace(0.00085**0.5, 0.012**0.5, 1000)**2.)
+  """
+  return np.linspace(first, last, steps)
+
+
+def cosine_betas(steps: int = 1000, offset: float = 0.008, highest: float = 0.999) -> np.ndarray:
+  """alpha_i^2 = f(i / T) / f(0), f(u) = cos^2(pi/2 (u + offset) / (1 + offset)), as betas [T].
+
+  Clipped at `highest`, without which the last alpha would vanish.  Nichol and Dhariwal (2021),
+  eq. 17 and the text below; float64.
+  """
+  angle = 0.5 * np.pi * (np.arange(steps + 1) / steps + offset) / (1.0 + offset)
+  kept = np.square(np.cos(angle))
+  return np.minimum(1.0 - kept[1:] / kept[:-1], highest)
+
+
+def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+  """The betas of a chain whose last alpha is 0 and whose first is kept, [T]; the last beta is 1.
+
+  All alphas (not squared) go through one affine map.  Lin et al. (2024), algorithm 1.
+  """
+  alpha = np.sqrt(np.cumprod(1.0 - np.asarray(betas, np.float64)))
+  kept = np.square((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1])))
+  return 1.0 - kept / np.concatenate([[1.0], kept[:-1]])
+
+
+# ------------------------------------------------ the noise levels of NCSNv2
+
+
+def largest_distance(data: np.ndarray, block: int = 1000) -> float:
+  """The largest distance between two examples.  data: [N, ...]; `block` at a time, N^2 in all.
+
+  Technique 1 of Song and Ermon (2020), section 3.1: the largest sigma.
+  """
+  data = np.reshape(np.asarray(data, np.float64), (len(data), -1))
+  data = data - np.mean(data, axis=0)
+  norm = np.sum(np.square(data), axis=1)
+  most = 0.0
+  for i in range(0, len(data), block):
+    for j in range(i, len(data), block):
+      a, b = slice(i, i + block), slice(j, j + block)
+      most = max(most, np.max(norm[a, None] + norm[b] - 2.0 * data[a] @ data[b].T))
+  return float(np.sqrt(most))
+
+
+def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
+                  overlap: float = 0.5) -> np.ndarray:
+  """Noise levels from sigma_max to sigma_min in equal ratios, as many as techniques 1 and 2 need.
+
+  The ratio gamma is at most the root of Phi(c (gamma - 1) + 3 gamma) - Phi(c (gamma - 1)
+  - 3 gamma) = overlap with c = sqrt(2 dim): the chance that the radius of the noise at a level is
+  within three standard deviations of that at the next larger one.  Song and Ermon (2020), section
+  3.2; they ask for about 0.5, and the numbers of levels that they use are those of 0.567.
+  sigma_max: `largest_distance` of the data; dim: the numbers in one example.  Returns [L],
+  decreasing.
+
+  Raises ValueError: dim below 5, for which the equation has no root.
+  """
+  if dim < 5:
+    raise ValueError(f'dim {dim}: the ratio of noise levels is determined for 5 dimensions or more;'
+                     ' choose GeometricSigma and a number of levels instead')
+  c = np.sqrt(2.0 * dim)
+  excess = lambda gamma: (ndtr(c * (gamma - 1.0) + 3.0 * gamma)
+                          - ndtr(c * (gamma - 1.0) - 3.0 * gamma) - overlap)
+  gamma = optimize.brentq(excess, 1.0, (c + 9.0) / (c - 3.0))
+  ratios = np.log(sigma_max / sigma_min) / np.log(gamma)
+  return np.geomspace(sigma_max, sigma_min, int(np.ceil(ratios)) + 1)
+
+
+def ncsnv2_step_size(sigmas: np.ndarray, steps: int) -> float:
+  """epsilon of annealed Langevin dynamics with `steps` steps of epsilon sigma_i^2 / sigma_L^2.
+
+  That with which the variance, in units of sigma_i^2, is nearest to 1 after the level:
+  (1 - r)^(2 steps) (gamma^2 - q) + q, r = epsilon / sigma_L^2, q = 2 r / (1 - (1 - r)^2).
+  Technique 4 of Song and Ermon (2020), section 3.4.  sigmas: [L], decreasing, in equal ratios.
+  """
+  gamma = sigmas[0] / sigmas[1]
+
+  def variance(r):  # above 1 for every r
+    q = 2.0 / (2.0 - r)
+    return (1.0 - r)**(2 * steps) * (gamma**2 - q) + q
+
+  found = optimize.minimize_scalar(variance, bounds=(0.0, 1.0), method='bounded',
+                                   options={'xatol': 1e-10})
+  return float(found.x * sigmas[-1]**2)
 
 
 # ---------------------------------------------------------------- learned

@@ -3,17 +3,43 @@
 Shapes: `B` batch, `...` data.  Times `t`: `[B]` or `[]`; 0 = data, 1 = noise.
 Objectives and bounds are nats per example; bits per dimension appear at the edge only.
 """
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import GetAttrKey
 
 Array = jax.Array
 PyTree = Any
 
 Schedule = Callable[[Array], Array]             # t -> logsnr, decreasing
 Curve = Callable[[Array], tuple[Array, Array]]  # logsnr -> (alpha, sigma)
+
+
+def value(cls: type) -> type:
+  """Makes `cls` a frozen dataclass that is a pytree; a field may be static (`pytree_node=False`).
+
+  As flax.struct.dataclass, except that two such classes never have equal tree structures.  There
+  they may (JAX 0.10.2: classes with equally many fields, none static), and a function under `jit`
+  that meets both now and then runs the one's program on the other.
+  """
+  cls = dataclasses.dataclass(frozen=True)(cls)
+  fields = dataclasses.fields(cls)
+  leaves = [f.name for f in fields if f.metadata.get('pytree_node', True)]
+  static = [f.name for f in fields if f.name not in leaves]
+
+  def flatten(self):
+    return ([(GetAttrKey(name), getattr(self, name)) for name in leaves],
+            tuple(getattr(self, name) for name in static))
+
+  def unflatten(aux, children):
+    return cls(**dict(zip(leaves, children, strict=True)), **dict(zip(static, aux, strict=True)))
+
+  jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+  cls.replace = dataclasses.replace
+  return cls
 
 
 class Level(NamedTuple):

@@ -1,6 +1,20 @@
 """Reverse-time samplers.  `init` and `step` are pure; `sample` is one lax.scan over them.
 
-A sampler is given a denoiser and a process and knows nothing of networks, targets or data.
+A sampler is given a denoiser and a process and knows nothing of networks, targets or data.  One
+family a file:
+
+  first_order            ancestral (any variance), ddim
+  euler                  probability flow, Euler-Maruyama, reverse diffusion
+  analytic               Analytic-DPM, SN-DDPM, NPR-DDPM; the optimal trajectory
+  dpm_solver             DPM-Solver and DPM-Solver++; `dpm_solver_adaptive`
+  deis, unipc            exponential multistep methods, on the engine of `multistep`
+  taylor                 quasi-Taylor
+  runge_kutta, edm       any tableau; Karras et al. with churn
+  adaptive               steps as long as a tolerance allows, by diffrax
+  langevin               annealed Langevin dynamics, correctors
+  predictor_corrector    any of each; `denoising_mcmc`
+  splitting              PLMS, and guided sampling in two parts
+  grids                  the times to step along
 """
 from vdm_jax.samplers.first_order import ancestral, ddim
 from vdm_jax.samplers.runge_kutta import heun

@@ -76,7 +76,7 @@ def _program(model, sampler, frames: tuple[int, ...]):
       z = way.value(state)
       return jnp.all(jnp.isfinite(z)), z if frames else None
 
-    z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)))
+    z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)), times[0])
     z, (finite, seen) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
     out = m.decode(z / m.process(jnp.zeros(())).alpha)
     path = [m.decode(seen[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, PyTree, Sampler
+from vdm_jax.typing import Array, Process, PyTree, Sampler
 
 
 def sample(sampler: Sampler, keys: Array, z: Array, times: Array,
@@ -81,7 +81,7 @@ def _run(sampler, keys, z, times, trace):
   return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, seen)
 
 
-def check_finite(finite: Array, times: Array, process=None) -> None:
+def check_finite(finite: Array, times: Array, process: Process | None = None) -> None:
   """Raises InputError naming the first step whose result is not finite.  finite: [N] bool.
 
   Does nothing under `jit`, where values are unknown.
@@ -89,10 +89,21 @@ def check_finite(finite: Array, times: Array, process=None) -> None:
   if isinstance(finite, jax.core.Tracer) or isinstance(times, jax.core.Tracer) or np.all(finite):
     return
   i = int(np.flatnonzero(~np.asarray(finite))[0])
-  t, s = np.asarray(times)[i:i + 2]
-  level = '' if process is None else f', logsnr = {float(process(t).logsnr):.6g}'
-  raise InputError(
-      f'the sample is not finite from t = {t:.6g}{level} on (step {i} of {len(finite)}, to t = '
-      f'{s:.6g}): the network gave NaN or infinity there, or its target cannot be inverted at an '
-      'end point (eps where alpha = 0; score, or x in the noise form, where sigma = 0). Begin or '
-      'end the grid inside, or take another target or checkpoint.')
+  t, s = (float(u) for u in np.asarray(times)[i:i + 2])
+  level, cause = '', (
+      'the network gave NaN or infinity there (take another checkpoint or average), or its target '
+      'cannot be inverted at an end (eps where alpha = 0, score where sigma = 0): begin or end the '
+      'grid inside')
+  if process is not None:
+    at_t, at_s = process(jnp.asarray(t)), process(jnp.asarray(s))
+    level = f', logsnr = {float(at_t.logsnr):.6g},'
+    if at_t.alpha == 0.0:
+      cause = ('alpha = 0 there, where an eps target says nothing of x: begin the grid below '
+               f't = {t:.6g}, or train for v, x or flow')
+    elif at_s.sigma > 0.0:
+      cause = 'the network gave NaN or infinity there: take another checkpoint or average'
+    else:
+      cause = ('the network gave NaN or infinity there, or at sigma = 0, where a score target is '
+               f'infinite: end the grid above t = {s:.6g}, or take another checkpoint')
+  raise InputError(f'the sample is not finite from t = {t:.6g}{level} on (step {i} of '
+                   f'{len(finite)}, to t = {s:.6g}): {cause}.')

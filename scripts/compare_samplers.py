@@ -1,0 +1,69 @@
+"""Compares samplers on a run: a picture and a table of quality against network evaluations.
+
+  python scripts/compare_samplers.py --workdir=runs/digits --samplers=ddim,heun --out=compared.png
+"""
+import cli
+import numpy as np
+import sampler_list
+from absl import flags
+
+from vdm_jax import pictures, workdir
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation import comparison
+from vdm_jax.train import metrics
+
+# Those that need the network alone, and whose evaluations can be counted beforehand.
+SAMPLERS = {name: entry for name, entry in sampler_list.SAMPLERS.items()
+            if not entry.needs and entry.evaluations}
+USUAL = ['ancestral', 'ddim', 'heun', 'edm', 'dpmpp_2m', 'dpmpp_2m_sde', 'deis_t2', 'unipc_2']
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
+OUT = flags.DEFINE_string('out', '', 'A .png; default: samplers.png in the workdir.')
+CHOSEN = flags.DEFINE_list('samplers', USUAL, f'Of {", ".join(SAMPLERS)}.')
+EVALUATIONS = flags.DEFINE_list('evaluations', ['5', '10', '20', '50'],
+                                'Of the network, for one image.')
+COUNT = flags.DEFINE_integer('count', 300, 'Images of each sampler, and at most of the data.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
+AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
+STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.')
+DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are, if not where they were.')
+
+
+def main():
+  unknown = [name for name in CHOSEN.value if name not in SAMPLERS]
+  if unknown:
+    raise InputError(f'--samplers={",".join(unknown)}: choose of {", ".join(SAMPLERS)}.')
+  evaluations = cli.integers('evaluations', EVALUATIONS.value)
+  for flag, least, value in [('evaluations', 1, min(evaluations, default=0)),
+                             ('count', 2, COUNT.value), ('batch_size', 1, BATCH_SIZE.value)]:
+    if value < least:
+      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+  out = OUT.value or f'{WORKDIR.value}/samplers.png'
+  if not out.endswith('.png'):
+    raise InputError(f'--out={out}: a file ending in .png.')
+  trained = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
+                                 data_dir=DATA_DIR.value)
+  test, train = (trained.experiment.data.split(name) for name in ('test', 'train'))
+
+  def evenly(split):  # some data sets are sorted by class
+    n = min(COUNT.value, len(split))
+    return split.get(np.arange(n) * len(split) // n)['image']
+
+  def cond(numbers):  # what the test images have, in turn
+    batch = test.get(numbers % len(test))
+    return {name: value for name, value in batch.items() if name != 'image'}
+
+  found = comparison.compare(
+      trained.experiment.model, trained.params,
+      {name: comparison.Entrant(SAMPLERS[name].make, SAMPLERS[name].times)
+       for name in CHOSEN.value},
+      evaluations=evaluations, count=COUNT.value, test=evenly(test), train=evenly(train),
+      cond=cond, seed=SEED.value, batch_size=BATCH_SIZE.value)
+  metrics.show(comparison.table(found))
+  pictures.save_png(out, comparison.picture(found))
+  print(out)
+
+
+if __name__ == '__main__':
+  cli.run(main, required=['workdir'])

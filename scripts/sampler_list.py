@@ -1,0 +1,288 @@
+"""The samplers that the commands know: what each is, what it claims, and how it is made.
+
+One dictionary, read by sample.py, compare_samplers.py and certify.py.  A sampler of your own needs
+no entry: in Python, `samplers.sample(mine(denoise, process), ...)` and `certify(mine, order=2)`.
+"""
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vdm_jax import runs
+from vdm_jax.certification import FINITE
+from vdm_jax.errors import InputError
+from vdm_jax.samplers import (
+    adaptive,
+    analytic,
+    deis,
+    dpm_solver,
+    dpm_solver_adaptive,
+    edm,
+    euler,
+    first_order,
+    grids,
+    langevin,
+    predictor_corrector,
+    runge_kutta,
+    splitting,
+    taylor,
+    unipc,
+)
+from vdm_jax.typing import Sampler
+
+
+class Entry(NamedTuple):
+  family: str
+  paper: str
+  make: Callable              # (denoise, process) -> Sampler; with `needs` a third argument
+  order: float | None = None  # of convergence to the probability flow; None: stochastic
+  use: str = ''               # what it is for
+  evaluations: int | None = 1  # of the network in a step; None: adaptive
+  needs: str = ''             # the third argument of `make`, if it takes one
+  times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
+  certify: dict = {}          # options of `certification.certify`, where the usual ones do not suit
+  accuracy: float | None = None  # of an adaptive method, at its tolerance
+
+
+_one_step = lambda process, n: np.array([1.0, 0.0])
+_same = lambda z: z
+_finite = {'curves': FINITE}  # not where logsnr is infinite
+_smooth = {'grid': grids.uniform}  # its coefficients are those of equal steps
+
+
+def _adaptive(solve):
+  """An adaptive method as a sampler whose grid is the one step from noise to data."""
+  def make(denoise, process):
+    step = lambda keys, z, t, s, _: solve(denoise, process, z, t, s)
+    return Sampler(_same, step, _same, evaluations=None)
+  return make
+
+
+def _ode(denoise, process, z, t, s):
+  return adaptive.adaptive_ode(denoise, process, z, t, s).z
+
+
+def _dpm_adaptive(order):
+  return lambda denoise, process, z, t, s: dpm_solver_adaptive.dpm_solver_adaptive(
+      denoise, process, z, order, start=t, end=s).z
+
+
+def _corrected(predictor, corrector, **options):
+  return partial(predictor_corrector.predictor_corrector, predictor=predictor,
+                 corrector=partial(corrector, **options))
+
+
+def _metropolis(denoise, process, log_prob):
+  return predictor_corrector.predictor_corrector(
+      denoise, process, corrector=partial(langevin.mala, log_prob=log_prob))
+
+
+_SONG = 'Song et al. (2021), score SDE'
+_LU = 'Lu et al. (2022a)'
+_LU_PP = 'Lu et al. (2022b)'
+_BAO = 'Bao et al. (2022), Analytic-DPM'
+_BAO_X = 'Bao et al. (2022), Extended-Analytic-DPM'
+_SPLITTING = 'Wizadwongsa and Suwajanakorn (2023)'
+_DEIS = 'Zhang and Chen (2023)'
+_UNIPC = 'Zhao et al. (2023)'
+_KARRAS = 'Karras et al. (2022)'
+_FIRST, _OPTIMAL, _EXPONENTIAL = 'first order', 'optimal variance', 'exponential integrators'
+_RK, _SCORE, _SPLIT = 'EDM and Runge-Kutta', 'score-based', 'splitting'
+_split = splitting.splitting
+_multistep, _single = dpm_solver.dpm_solver_multistep, dpm_solver.dpm_solver
+
+SAMPLERS: dict[str, Entry] = {
+    'ancestral': Entry(_FIRST, 'Ho et al. (2020), smaller variance', first_order.ancestral,
+                       use='the chain that the bound is of; best with hundreds of steps'),
+    'ancestral_large': Entry(_FIRST, 'Ho et al. (2020), larger variance',
+                             partial(first_order.ancestral, v=1.0),
+                             use='few hundred steps, data of about unit variance'),
+    'ancestral_between': Entry(_FIRST, 'Nichol and Dhariwal (2021), eq. 15, v = 1/2',
+                               partial(first_order.ancestral, v=0.5), use='in between'),
+    'ancestral_learned': Entry(_FIRST, 'Nichol and Dhariwal (2021), learned variance',
+                               partial(first_order.ancestral, v=first_order.learned),
+                               use='networks with a variance head', needs='head'),
+    'ddim': Entry(_FIRST, 'Song, Meng and Ermon (2021)', first_order.ddim, 1,
+                  use='the plain deterministic sampler; also encodes'),
+    'ddim_half': Entry(_FIRST, 'Song, Meng and Ermon (2021), eta = 1/2',
+                       partial(first_order.ddim, eta=0.5), use='between ddim and ancestral'),
+    'euler': Entry(_FIRST, _SONG, euler.euler, 1, use='rectified flow'),
+    'euler_maruyama': Entry(_FIRST, _SONG, euler.euler_maruyama, use='the SDE as it is written'),
+    'reverse_diffusion': Entry(_FIRST, _SONG + ', appendix E', euler.reverse_diffusion,
+                               use='a predictor'),
+    'reverse_diffusion_flow': Entry(_FIRST, _SONG + ', appendix E',
+                                    partial(euler.reverse_diffusion, noise=False), 1,
+                                    use='the same without noise; not from alpha = 0',
+                                    certify=_finite),
+    'analytic_dpm': Entry(_OPTIMAL, _BAO, analytic.analytic_dpm, needs='variances',
+                          use='few steps of the ancestral chain'),
+    'analytic_ddim': Entry(_OPTIMAL, _BAO, partial(analytic.analytic_dpm, eta=0.0),
+                           needs='variances', use='few steps of ddim with its missing noise'),
+    'sn_ddpm': Entry(_OPTIMAL, _BAO_X, analytic.sn_ddpm, needs='head',
+                     use='networks with a head for eps^2'),
+    'npr_ddpm': Entry(_OPTIMAL, _BAO_X, analytic.npr_ddpm, needs='head',
+                      use='networks with a head for the residual'),
+    'dpm_solver_2': Entry(_EXPONENTIAL, _LU, partial(_single, order=2), 2, evaluations=2,
+                          use='unguided, 20 evaluations and more'),
+    'dpm_solver_3': Entry(_EXPONENTIAL, _LU, partial(_single, order=3), 3, evaluations=3,
+                          use='unguided, 20 evaluations and more'),
+    'dpm_solver_fast': Entry(_EXPONENTIAL, _LU, dpm_solver.dpm_solver_fast, 2,
+                             use='the same for any number of evaluations',
+                             times=lambda process, n: np.asarray(
+                                 dpm_solver.fast_times(process, n))),
+    'dpm_solver_12': Entry(_EXPONENTIAL, _LU, _adaptive(_dpm_adaptive(2)), evaluations=None,
+                           use='adaptive', times=_one_step, accuracy=0.1, certify=_finite),
+    'dpm_solver_23': Entry(_EXPONENTIAL, _LU, _adaptive(_dpm_adaptive(3)), evaluations=None,
+                           use='adaptive', times=_one_step, accuracy=0.1, certify=_finite),
+    'dpm_solver_2m': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, of='eps'), 2,
+                           use='noise prediction, for comparison'),
+    'dpm_solver_2m_sde': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, of='eps', sde=True),
+                               use='noise prediction, for comparison'),
+    'dpmpp_2s': Entry(_EXPONENTIAL, _LU_PP, partial(_single, order=2, of='x'), 2, evaluations=2,
+                      use='guided, no memory of earlier steps'),
+    'dpmpp_3s': Entry(_EXPONENTIAL, _LU_PP, partial(_single, order=3, of='x'), 3, evaluations=3,
+                      use='smooth models, no memory of earlier steps'),
+    'dpmpp_2m': Entry(_EXPONENTIAL, _LU_PP, _multistep, 2,
+                      use='the default for 10 to 30 evaluations, guided or not'),
+    'dpmpp_3m': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, order=3), 3,
+                      use='unguided, 15 evaluations and more'),
+    'dpmpp_2m_sde': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, sde=True),
+                          use='stochastic, 20 to 50 evaluations'),
+    **{f'deis_t{r}': Entry(_EXPONENTIAL, f'{_DEIS}, tAB{r}', partial(deis.deis, degree=r), r + 1,
+                           use='unguided, 10 evaluations and more') for r in (1, 2, 3)},
+    **{f'deis_rho{r}': Entry(_EXPONENTIAL, f'{_DEIS}, rhoAB{r}',
+                             partial(deis.deis, degree=r, variable='rho'), r + 1,
+                             use='the same in sigma / alpha') for r in (1, 2, 3)},
+    **{f'unip_{p}': Entry(_EXPONENTIAL, f'{_UNIPC}, predictor alone',
+                          partial(unipc.unipc, order=p, corrector=False), p,
+                          use='UniPC without its corrector') for p in (2, 3)},
+    **{f'unipc_{p}': Entry(_EXPONENTIAL, f'{_UNIPC}, B(h) = e^h - 1',
+                           partial(unipc.unipc, order=p), p + 1,
+                           use='5 to 20 evaluations') for p in (1, 2, 3)},
+    **{f'unipc_{p}_bh1': Entry(_EXPONENTIAL, f'{_UNIPC}, B(h) = h',
+                               partial(unipc.unipc, order=p, variant='bh1'), p + 1,
+                               use='5 to 10 evaluations, unguided') for p in (2, 3)},
+    'quasi_taylor': Entry(_EXPONENTIAL, 'Tachibana et al. (2021)', taylor.quasi_taylor, 1,
+                          use='data near a point: second order there'),
+    'quasi_ito_taylor': Entry(_EXPONENTIAL, 'Tachibana et al. (2021)', taylor.quasi_ito_taylor,
+                              use='the same for the SDE'),
+    'edm': Entry(_RK, f'{_KARRAS}, algorithm 1', edm.edm, 2, evaluations=2,
+                 use='the reference at 35 to 80 evaluations',
+                 times=grids.karras),
+    'edm_churn': Entry(_RK, f'{_KARRAS}, algorithm 2, S_churn = 40', partial(edm.edm, s_churn=40.0),
+                       evaluations=2, use='corrects errors at many steps',
+                       times=grids.karras),
+    'heun': Entry(_RK, _KARRAS, runge_kutta.heun, 2, evaluations=2, use='rectified flow'),
+    'midpoint': Entry(_RK, _KARRAS, partial(runge_kutta.runge_kutta,
+                                            tableau=runge_kutta.second_order(0.5)), 2,
+                      evaluations=2, use='rectified flow'),
+    'rk3': Entry(_RK, 'Kutta (1901)', partial(runge_kutta.runge_kutta, tableau=runge_kutta.RK3),
+                 3, evaluations=3, use='exact solutions'),
+    'rk4': Entry(_RK, 'Kutta (1901)', partial(runge_kutta.runge_kutta, tableau=runge_kutta.RK4), 4,
+                 evaluations=4, use='exact solutions'),
+    'rho_rk4': Entry(_RK, _DEIS, partial(runge_kutta.rho_rk, tableau=runge_kutta.RK4), 4,
+                     evaluations=4, use='exact solutions, in sigma / alpha'),
+    'adaptive_ode': Entry(_RK, f'{_SONG}, Dormand and Prince', _adaptive(_ode), evaluations=None,
+                          use='exact solutions to a tolerance', times=_one_step,
+                          accuracy=1e-3),
+    'annealed_langevin': Entry(_SCORE, 'Song and Ermon (2019, 2020)',
+                               partial(langevin.annealed_langevin, n_steps=5), evaluations=5,
+                               use='NCSN; hundreds of levels', certify={'tolerance': 0.1}),
+    'pc_ancestral': Entry(_SCORE, _SONG, _corrected(first_order.ancestral,
+                                                    langevin.langevin_corrector), evaluations=2,
+                          use='predictor-corrector, hundreds of steps'),
+    'pc_reverse_diffusion': Entry(_SCORE, _SONG, _corrected(euler.reverse_diffusion,
+                                                            langevin.langevin_corrector),
+                                  evaluations=2, use='predictor-corrector, hundreds of steps'),
+    'pc_annealed': Entry(_SCORE, _SONG, _corrected(first_order.ancestral,
+                                                   langevin.annealed_corrector), evaluations=2,
+                         use='predictor-corrector, hundreds of steps'),
+    'pc_ula': Entry(_SCORE, 'Roberts and Tweedie (1996)',
+                    _corrected(first_order.ancestral, langevin.ula), evaluations=2,
+                    use='corrector with a fixed step'),
+    'pc_mala': Entry(_SCORE, 'Roberts and Tweedie (1996)', _metropolis, evaluations=3,
+                     needs='log_prob', use='an exact corrector'),
+    'plms': Entry(_SPLIT, 'Liu et al. (2022), PNDM', splitting.plms, 2, certify=_smooth,
+                  use='the unguided part of split sampling; order 2 on smooth grids'),
+    'split_lie': Entry(_SPLIT, f'{_SPLITTING}, LTSP', partial(_split, scheme='lie-trotter'), 1,
+                       needs='guidance', use='classifier guidance'),
+    'split_strang': Entry(_SPLIT, f'{_SPLITTING}, STSP', partial(_split, scheme='strang'), 1,
+                          needs='guidance', use='classifier guidance of large scale'),
+    'split_strang_heun': Entry(_SPLIT, f'{_SPLITTING}, with Heun for both parts',
+                               partial(_split, scheme='strang', diffusion=runge_kutta.heun,
+                                       guide='heun'), 2, evaluations=2, needs='guidance',
+                               use='the same, of second order'),
+}
+
+
+def _on_chain(indices, process, n):
+  return grids.on_table(indices(n, 1000), 1000)
+
+
+GRIDS: dict[str, Callable] = {  # (process, n) -> times
+    'uniform': lambda process, n: grids.uniform(n),
+    'quadratic': lambda process, n: grids.quadratic(n),
+    'logsnr': grids.logsnr,
+    'karras': grids.karras,
+    # Of a chain of 1000 levels, as published.
+    **{name: partial(_on_chain, indices) for name, indices in {
+        'trailing': grids.trailing, 'leading': grids.leading, 'linspace': grids.linspace,
+        'ddim_linear': grids.ddim_linear, 'ddim_quadratic': grids.ddim_quadratic}.items()},
+}
+
+_MISSING = {
+    'head': 'a network with a head for the variance (Estimate.extra)',
+    'log_prob': 'the log-density of the noisy data, which a network for the score has not',
+    'guidance': 'the gradient of a classifier of noisy data',
+}
+
+
+def describe() -> str:
+  """All names by family, with paper and evaluations per step, for --help."""
+  lines = []
+  for family in dict.fromkeys(entry.family for entry in SAMPLERS.values()):
+    lines += ['', f'{family}:']
+    for name, entry in SAMPLERS.items():
+      if entry.family == family:
+        calls = 'adaptive' if entry.evaluations is None else f'{entry.evaluations} a step'
+        lines.append(f'  {name}: {entry.paper}; {calls}')
+  return 'One of (paper; evaluations of the network)\n' + '\n'.join(lines) + '\n'
+
+
+def choose(name: str) -> Entry:
+  """The entry of this name.  Raises InputError."""
+  if name not in SAMPLERS:
+    raise InputError(f'--sampler={name}: choose {", ".join(SAMPLERS)}.')
+  return SAMPLERS[name]
+
+
+def method(name: str, steps: int, grid: str = '') -> runs.Method:
+  """The sampler of this name for a trained run.  Raises InputError."""
+  entry = choose(name)
+  if entry.needs in _MISSING:
+    raise InputError(f'--sampler={name} needs {_MISSING[entry.needs]}: use it from Python.')
+  if steps < 1:
+    raise InputError(f'--steps={steps}: it must be at least 1.')
+  if grid and entry.evaluations is None:
+    raise InputError(f'--grid={grid}: --sampler={name} chooses its own steps.')
+  if not grid:
+    times = partial(entry.times, n=steps)
+  elif grid in GRIDS:
+    times = partial(GRIDS[grid], n=steps)
+  else:
+    own = _read(grid)
+    times = lambda process: own
+  return runs.Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances')
+
+
+def _read(grid: str) -> np.ndarray:
+  """Times of the user's own, from a .npy file or separated by commas.  Raises InputError."""
+  try:
+    times = np.load(grid) if Path(grid).suffix == '.npy' else np.array(
+        [float(time) for time in grid.split(',')])
+    return grids.array(times)
+  except (OSError, ValueError) as error:
+    raise InputError(f'--grid={grid}: choose {", ".join(GRIDS)}, or times from 1 to 0, separated '
+                     f'by commas or in a .npy file ({error}).') from None

@@ -1,0 +1,116 @@
+"""The dictionary of samplers behind the commands, and the command that certifies them."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import oracles, samplers, schedules
+from vdm_jax.errors import InputError
+from vdm_jax.processes import GaussianProcess
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'scripts'))
+import sampler_list  # noqa: E402
+
+PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))
+
+
+def test_every_sampler_says_what_it_is_and_what_it_claims():
+  for name, entry in sampler_list.SAMPLERS.items():
+    assert entry.family and entry.paper and entry.use, name
+    adaptive = entry.evaluations is None
+    assert adaptive == (entry.accuracy is not None), name
+  text = sampler_list.describe()
+  assert all(f'  {name}: ' in text for name in sampler_list.SAMPLERS)
+
+
+@pytest.mark.parametrize('grid', ['', *sampler_list.GRIDS, '1,0.7,0.2,0.05,0'])
+def test_every_grid_runs_from_noise_to_data(grid):
+  times = sampler_list.method('ddim', 4, grid).times(PROCESS)
+  assert times.shape == (5,) and times[-1] == 0.0
+  # Published grids of a chain may begin below its last level.
+  assert times[0] == 1.0 or grid in ('leading', 'ddim_linear', 'ddim_quadratic')
+  assert (np.diff(times) < 0.0).all()
+
+
+def test_a_grid_may_be_a_file(tmp_path):
+  np.save(tmp_path / 'own.npy', [1.0, 0.4, 0.0])
+  got = sampler_list.method('ddim', 4, str(tmp_path / 'own.npy')).times(PROCESS)
+  np.testing.assert_array_equal(got, [1.0, 0.4, 0.0])
+
+
+@pytest.mark.parametrize('arguments,message', [
+    (('eule', 5), '--sampler=eule: choose ancestral, '),
+    (('ddim', 0), '--steps=0: it must be at least 1'),
+    (('ddim', 5, 'cosine'), '--grid=cosine: choose uniform, quadratic, logsnr, karras'),
+    (('ddim', 5, '0,0.5,1'), 'the grid must decrease'),
+    (('ddim', 5, 'missing.npy'), '--grid=missing.npy'),
+    (('pc_mala', 5), '--sampler=pc_mala needs the log-density'),
+    (('npr_ddpm', 5), '--sampler=npr_ddpm needs a network with a head'),
+    (('adaptive_ode', 5, 'uniform'), '--sampler=adaptive_ode chooses its own steps'),
+])
+def test_what_cannot_be_made_is_refused_by_its_flag(arguments, message):
+  with pytest.raises(InputError) as error:
+    sampler_list.method(*arguments)
+  assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def equations(jaxpr):
+  """The size of a program, with all that is inside of it."""
+  inner = [getattr(u, 'jaxpr', u) for e in jaxpr.eqns for value in e.params.values()
+           for u in (value if isinstance(value, (tuple, list)) else (value,))]
+  return len(jaxpr.eqns) + sum(equations(u) for u in inner if hasattr(u, 'eqns'))
+
+
+def test_the_program_of_a_sampler_does_not_grow_with_its_steps():
+  oracle = oracles.Gaussian(0.3, 0.5)
+
+  def size(make, steps):
+    def run(z, times):
+      keys = jax.random.split(jax.random.key(0), len(z))
+      return samplers.sample(make(oracle, PROCESS), keys, z, times)
+    return equations(jax.make_jaxpr(run)(jnp.ones((2, 3)), jnp.zeros(steps + 1)).jaxpr)
+
+  for name, entry in sampler_list.SAMPLERS.items():
+    if not entry.needs and entry.evaluations is not None:
+      assert size(entry.make, 12) == size(entry.make, 200), name
+
+
+def certify(*flags):
+  return subprocess.run([sys.executable, ROOT / 'scripts' / 'certify.py', *flags], text=True,
+                        capture_output=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+
+
+def test_the_certificate_is_a_table_and_as_json_its_rows():
+  done = certify('--samplers=ddim,heun', '--json')
+  assert done.returncode == 0, done.stderr
+  rows = json.loads(done.stdout)['rows']
+  assert {row['sampler'] for row in rows} == {'ddim', 'heun'}
+  assert {row['curve'] for row in rows} == {'vp', 've', 'flow', 'sub_vp', 'ends'}
+  for row in rows:
+    assert row['passed'] and row['kind'] == 'order'
+    if row['curve'] != 'ends':
+      expected = {'ddim': 1, 'heun': 2}[row['sampler']]
+      assert row['claimed_order'] == row['evaluations_per_step'] == expected
+      assert abs(row['measured_order'] - expected) < 0.1
+
+
+def test_an_unknown_sampler_is_one_line_and_exit_code_2():
+  done = certify('--samplers=ddim,nothing')
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.startswith('error: --sampler') and done.stderr.count('\n') == 1
+
+
+@pytest.mark.long
+def test_all_samplers_are_certified():
+  done = certify('--json')
+  rows = json.loads(done.stdout)['rows']
+  assert {row['sampler'] for row in rows} >= set(sampler_list.SAMPLERS)
+  assert [row for row in rows if not row['passed']] == []
+  assert done.returncode == 0

@@ -1,0 +1,141 @@
+"""Samplers of one model, compared: how near to the test images after so many evaluations.
+
+Two distances that need no download are measured on x itself: the sliced Wasserstein distance and
+the energy distance.  The floor is how far as many training images are from the test images: what
+samples of a perfect model would have.
+"""
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.table
+import tqdm
+from matplotlib.figure import Figure
+
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.distances import Estimated, kernel_distance, sliced_wasserstein
+from vdm_jax.samplers import grids
+from vdm_jax.samplers.drawing import Make, draw
+from vdm_jax.typing import Model, Process, PyTree
+
+
+class Entrant(NamedTuple):
+  """A sampler, and the grid [N + 1] on which it is judged with N steps."""
+  make: Make
+  times: Callable[[Process, int], np.ndarray] = lambda process, steps: grids.uniform(steps)
+
+
+class Quality(NamedTuple):
+  """Distances of a set of images from the test images."""
+  sliced: float
+  kernel: Estimated
+
+
+class Comparison(NamedTuple):
+  """What `compare` found."""
+  results: dict[str, dict[int, Quality]]  # name -> evaluations for each image -> quality
+  refused: dict[str, dict[int, str]]      # name -> evaluations asked for -> why there is no result
+  floor: Quality                          # of the training images
+  evaluations: tuple[int, ...]            # that were asked for
+  count: int                              # images drawn with each
+
+
+def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[str, Entrant], *,
+            evaluations: Sequence[int], count: int, test: np.ndarray, train: np.ndarray,
+            cond: Callable[[np.ndarray], PyTree], seed: int = 0, batch_size: int = 100
+            ) -> Comparison:
+  """The quality of `count` images of each sampler after each number of evaluations.
+
+  evaluations: of the network for one image; a sampler takes as many steps as fit in.  test, train:
+  integers [n, ...]; of train the first `count` make the floor.  cond, seed, batch_size: as for
+  `drawing.draw`; all draw from the same noise.
+
+  Raises InputError: a sampler that chooses its number of evaluations itself.
+  """
+  m = model(params)
+  features = lambda images: np.asarray(m.encode(jnp.asarray(images))).reshape(len(images), -1)
+  reference = features(test)
+
+  def quality(images):
+    x = features(images)
+    return Quality(sliced_wasserstein(jax.random.key(0), x, reference),
+                   kernel_distance(x, reference))
+
+  results, refused = {name: {} for name in entrants}, {name: {} for name in entrants}
+  each = {name: entrant.make(m.denoise, m.process).evaluations
+          for name, entrant in entrants.items()}
+  for name, per_step in each.items():
+    if not per_step:
+      raise InputError(f'--samplers: {name} chooses its evaluations itself; leave it out.')
+  with tqdm.tqdm(total=len(entrants) * sum(evaluations), unit='evaluation', dynamic_ncols=True,
+                 disable=jax.process_index() != 0) as bar:
+    for name, entrant in entrants.items():
+      for asked in evaluations:
+        bar.set_description(f'{name}, {asked}')
+        steps = asked // each[name]
+        try:
+          if not steps:
+            raise InputError(f'one step takes {each[name]} evaluations')
+          batches = draw(model, params, entrant.make, times=entrant.times(m.process, steps),
+                         start=0, stop=count, seed=seed, batch_size=batch_size, cond=cond)
+          images = np.concatenate([images for _, images in batches])
+          results[name][steps * each[name]] = quality(images)
+        except InputError as error:  # fewer steps than the method needs, or too few to stay finite
+          refused[name][asked] = str(error)
+        bar.update(asked)
+  return Comparison(results, refused, quality(train[:count]), tuple(evaluations), count)
+
+
+def table(comparison: Comparison) -> rich.table.Table:
+  """One row for each sampler and number of evaluations, and the floor; why rows are empty below."""
+  out = rich.table.Table('sampler', 'evaluations', 'sliced Wasserstein', 'energy distance',
+                         title=f'{comparison.count} samples of each against the test images')
+  for column in out.columns[1:]:
+    column.justify = 'right'
+  shown = lambda q: (f'{q.sliced:.4f}', f'{q.kernel.value:.5f} ± {q.kernel.error:.5f}')
+  for name, found in comparison.results.items():
+    rows = {**dict.fromkeys(comparison.refused[name], ('-', '-')),
+            **{evaluations: shown(q) for evaluations, q in found.items()}}
+    for evaluations, cells in sorted(rows.items()):
+      out.add_row(name, str(evaluations), *cells)
+    out.add_section()
+  out.add_row('training images', '', *shown(comparison.floor))
+  reasons = [f'{name}, {asked}: {why}' for name, of in comparison.refused.items()
+             for asked, why in of.items()]
+  out.caption = '\n'.join(reasons) or None
+  return out
+
+
+def picture(comparison: Comparison) -> Figure:
+  """Both distances against the number of evaluations, a line for each sampler, and the floor.
+
+  An energy distance may be estimated below 0: points then leave the picture at the bottom, and
+  the floor is drawn at its standard error.
+  """
+  figure = Figure(figsize=(12, 5), layout='constrained')
+  left, right = figure.subplots(1, 2)
+  drawn = {name: found for name, found in comparison.results.items() if found}
+  for i, (name, found) in enumerate(drawn.items()):
+    x = sorted(found)
+    style = {'label': name, 'marker': 'osv^Dx+*'[i // 10 % 8], 'color': f'C{i % 10}', 'ms': 5,
+             'lw': 1}
+    left.plot(x, [found[n].sliced for n in x], **style)
+    right.errorbar(x, [found[n].kernel.value for n in x],
+                   yerr=[found[n].kernel.error for n in x], **style)
+  figure.legend(*left.get_legend_handles_labels(), loc='outside right upper')
+
+  sliced, (value, error) = comparison.floor
+  for axes, name, height, text in (
+      (left, 'sliced Wasserstein', sliced, f'{sliced:.3g}'),
+      (right, 'energy', max(value, error), f'{value:.2g} ± {error:.2g}')):
+    line = axes.axhline(height, ls='--', color='grey', label=f'training images: {text}')
+    axes.legend(handles=[line], loc='upper right')
+    axes.set(xscale='log', xlabel='evaluations of the network',
+             title=f'{name} distance to test images')
+    axes.set_xticks(comparison.evaluations, map(str, comparison.evaluations))
+    axes.minorticks_off()
+    axes.set_yscale('log', nonpositive='clip')
+  right.set_ylim(bottom=0.5 * error)
+  return figure

@@ -1,0 +1,110 @@
+"""Denoiser -> Denoiser: what a sampler is made to believe instead of what the network says.
+
+A wrapper changes the estimate and nothing else, so every sampler takes every wrapper, and they
+nest.  The two halves of an estimate always change together: z = alpha x + sigma eps holds after a
+wrapper wherever it held before, and `extra` is kept.
+
+  where x_hat may be      `clip`, `dynamic_threshold`
+  what it is led to       `classifier`, `classifier_free`
+  where that applies      `within` an interval of log-SNR
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, PyTree
+
+
+def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
+  """The estimate with this x_hat, and the eps_hat that goes with it at the same z.
+
+  eps = eps_hat + alpha (x_hat - x) / sigma: exactly eps_hat where x is x_hat.  At sigma = 0, where
+  no eps goes with another x, it stays.  x: [B, ...].
+  """
+  level = level.expand(x)
+  noisy = level.sigma > 0.0
+  ratio = jnp.where(noisy, level.alpha / jnp.where(noisy, level.sigma, 1.0), 0.0)
+  return estimate._replace(x=x, eps=estimate.eps + ratio * (estimate.x - x))
+
+
+# ---------------------------------------------------- where x_hat may be
+
+
+def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+  """x_hat clipped to the range of the data: static thresholding.
+
+  Part of the sampling code of Ho et al. (2020); named by Saharia et al. (2022), section 2.3.
+  """
+  def clipped(z, level, cond=None):
+    estimate = denoise(z, level, cond)
+    return revise(estimate, jnp.clip(estimate.x, low, high), level)
+  return clipped
+
+
+def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
+  """x_hat clipped to [-s, s] and divided by s, where s = max(percentile of |x_hat|, 1) per image.
+
+  For data in [-1, 1] and strong guidance: Saharia et al. (2022), section 2.3.
+  percentile: 0 .. 100.
+  """
+  def thresholded(z, level, cond=None):
+    estimate = denoise(z, level, cond)
+    within_image = tuple(range(1, z.ndim))
+    s = jnp.percentile(jnp.abs(estimate.x), percentile, axis=within_image, keepdims=True)
+    s = jnp.maximum(s, 1.0)
+    return revise(estimate, jnp.clip(estimate.x, -s, s) / s, level)
+  return thresholded
+
+
+# ------------------------------------------------------ what it is led to
+
+
+def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: Array) -> Denoiser:
+  """eps = (1 + w) eps_c - w eps_u, and so x = (1 + w) x_c - w x_u.
+
+  Ho and Salimans (2022), eq. 6; w = 0 is `conditional`.  (Others call 1 + w the guidance scale.)
+  w: a number, or anything that broadcasts against z.  `extra` is the conditional one's.  Two
+  evaluations; both denoisers are given the same `cond`.
+  """
+  def guided(z, level, cond=None):
+    told, untold = conditional(z, level, cond), unconditional(z, level, cond)
+    return told._replace(x=told.x + w * (told.x - untold.x),
+                         eps=told.eps + w * (told.eps - untold.eps))
+  return guided
+
+
+def classifier(denoise: Denoiser, gradient: Callable[[Array, Level, PyTree], Array],
+               scale: float = 1.0) -> Denoiser:
+  """eps = eps_hat - scale sigma grad_z log p(y | z_t): the score plus `scale` times the gradient.
+
+  Dhariwal and Nichol (2021), algorithm 2; x = x_hat + scale sigma^2 / alpha gradient goes with it.
+  gradient: (z, level, cond) -> [B, ...].  At alpha = 0 nothing is known of y and of what x that
+  makes: x_hat stays as it is.
+  """
+  def guided(z, level, cond=None):
+    estimate = denoise(z, level, cond)
+    wide = level.expand(z)
+    push = scale * wide.sigma * gradient(z, level, cond)
+    some = wide.alpha > 0.0
+    ratio = jnp.where(some, wide.sigma / jnp.where(some, wide.alpha, 1.0), 0.0)
+    return estimate._replace(x=estimate.x + ratio * push, eps=estimate.eps - push)
+  return guided
+
+
+# ----------------------------------------------------- where that applies
+
+
+def within(plain: Denoiser, other: Denoiser, low: float, high: float) -> Denoiser:
+  """`other` where low <= logsnr <= high, and `plain` elsewhere; their `extra` must agree in kind.
+
+  Kynkäänniemi et al. (2024) so restrict guidance to the middle noise levels; their interval of
+  sigma at alpha = 1 is that of logsnr = -2 log sigma.  Both are evaluated at every level: which
+  it is may differ within a batch, and what they share is computed once under `jit`.
+  """
+  def chosen(z, level, cond=None):
+    def choose(there, here):
+      logsnr = level.expand(there).logsnr
+      return jnp.where((low <= logsnr) & (logsnr <= high), there, here)
+    return jax.tree.map(choose, other(z, level, cond), plain(z, level, cond))
+  return chosen

@@ -1,0 +1,323 @@
+"""DPM-Solver and DPM-Solver++: exponential integrators in lambda = logsnr / 2.
+
+With h the change of lambda over a step t -> s, and e the estimate that is interpolated, the
+probability flow is solved on every curve by
+
+  z_s = alpha_s x_hat + sigma_s eps_hat + w (phi_2(H) h e' + phi_3(H) h^2 e'' + ...),
+
+    e = eps_hat, H = h,   w = -sigma_s H     DPM-Solver, noise prediction   (Lu et al. 2022a)
+    e = x_hat,   H = -h,  w = -alpha_s H     DPM-Solver++, data prediction  (Lu et al. 2022b)
+    e = x_hat,   H = -2h, w = -alpha_s H     SDE-DPM-Solver++: the reverse SDE, with noise
+
+where phi_k(H) = sum_j H^j / (j + k)! and ' is d / d lambda.  The methods differ in where they take
+the derivatives from: from estimates at inner points of the step (singlestep) or at the points
+before it (multistep).  Where phi_2 is replaced by phi_1 / 2, equal in the limit, the public code
+says solver_type 'dpmsolver' (diffusers: 'midpoint'); where it is not, 'taylor' ('heun').
+
+A step that begins at alpha = 0 or ends at sigma = 0 has no h: it is of first order, `ddim`'s.
+"""
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import random
+from vdm_jax.errors import InputError
+from vdm_jax.processes import time_of
+from vdm_jax.samplers.first_order import transition
+from vdm_jax.samplers.multistep import Coefficients, multistep, real_steps, steps_back
+from vdm_jax.typing import Array, Denoiser, Estimate, Process, Sampler
+
+
+def dpm_solver(denoise: Denoiser, process: Process, order: int = 3, of: str = 'eps',
+               solver_type: str = 'dpmsolver') -> Sampler:
+  """DPM-Solver-1, -2, -3 (of = 'eps') and DPM-Solver++ (2S), (3S) (of = 'x'): singlestep.
+
+  Every step of the grid is one of this order, with inner points at lambda_t + j h / order, found on
+  the process: `order` evaluations a step.  Lu et al. (2022a), algorithms 1 and 2; Lu et al.
+  (2022b), section 4.  Order 1 is `ddim`.  A step with infinite logsnr at an end is of first order,
+  and asks the network at its beginning only, `order` times.
+
+  solver_type: 'dpmsolver' or 'taylor'.  Raises InputError: an unknown option.
+  """
+  check_options(order, of, solver_type)
+  fine = stage_by_stage(denoise, process, of)
+
+  def plan(times):
+    lam, finite = half_logsnr(process, times)
+    whole = (finite[:-1] & finite[1:])[:, None]
+    position = jnp.where(whole, jnp.arange(order), 0)
+    inner = lam[:-1, None] + (lam[1:] - lam[:-1])[:, None] * position / order
+    stages = jnp.where(position > 0, time_of(process, 2.0 * inner), times[:-1, None])
+    numbers = stages_plan(process, jnp.append(stages.ravel(), times[-1]), position.ravel(),
+                      jnp.full(stages.size, order), of, solver_type, 'taylor')
+    split = jax.tree.map(lambda a: a.reshape(-1, order), numbers)
+    return jnp.concatenate([stages, times[1:, None]], axis=1), split
+
+  def step(keys, state, t, s, now):
+    del t, s
+    stages, numbers = now
+    for j in range(order):
+      at_j = jax.tree.map(lambda a, j=j: a[j], numbers)
+      state = fine.step(keys, state, stages[j], stages[j + 1], at_j)
+    return state
+
+  return fine._replace(step=step, plan=plan, evaluations=order)
+
+
+def dpm_solver_fast(denoise: Denoiser, process: Process, order: int = 3, of: str = 'eps',
+                    solver_type: str = 'dpmsolver', lower_order_final: bool = True,
+                    inner: str = 'taylor') -> Sampler:
+  """DPM-Solver-fast: the same for any number of evaluations, one for each step of the grid.
+
+  The grid is of all times at which the network is called.  Its steps form groups of `order`, each
+  one step of that order: from the time of its first, by way of the others.  What is left over is
+  one of lower order.  With `lower_order_final`, where nothing is left over, the last group is split
+  into one step of order - 1 and one of order 1: for order 3 what Lu et al. (2022a) call fast; their
+  code leaves order 2 as it is (False), diffusers splits it too (True).
+  `fast_times` is their grid, even in lambda; any other will do as well.  A step with infinite
+  logsnr at an end is a group of its own.
+
+  So the error of a grid that is made finer falls with order 2 at most, where a step of order 1 ends
+  it; `dpm_solver` has the full order.
+
+  inner: solver_type of the second inner point of a step of order 3; 'taylor' in the papers, in
+  diffusers the solver_type of the rest.  Raises InputError: an unknown option, fewer steps than
+  `order`.
+  """
+  check_options(order, of, solver_type)
+  check_options(order, of, inner)
+
+  def plan(times):
+    _check_steps(times, order)
+    _, finite = half_logsnr(process, times)
+    n, i = real_steps(times), jnp.arange(times.shape[0] - 1)
+    first = jnp.where(finite[0], 0, 1)
+    split = lower_order_final & ((n - first) % order == 0)
+    end = n - jnp.where(split | ~finite[n], 1, 0)
+    position = jnp.where((first <= i) & (i < end), (i - first) % order, 0)
+    size = jnp.minimum(order, end - i + position)
+    return stages_plan(process, times, position, size, of, solver_type, inner)
+
+  return stage_by_stage(denoise, process, of)._replace(plan=plan)
+
+
+def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_final: bool = True,
+               start: float = 1.0, end: float = 0.0) -> Array:
+  """The grid of `dpm_solver_fast`: steps of equal length in lambda, each with its inner points.
+
+  [evaluations + 1] times from `start` to `end`, also even within a step, as in the code of Lu et
+  al. (2022a).  Raises InputError: too few evaluations; outside `jit` an infinite logsnr at an end.
+  """
+  check_options(order, 'eps', 'taylor')
+  if evaluations < order:
+    raise InputError(f'evaluations = {evaluations}: a step of order {order} needs {order}; give '
+                     'more, or a lower order.')
+  whole, rest = divmod(evaluations, order)
+  if rest:
+    sizes = [order] * whole + [rest]
+  elif lower_order_final and order > 1:
+    sizes = [order] * (whole - 1) + [order - 1, 1]
+  else:
+    sizes = [order] * whole
+  ends = jnp.asarray([start, end], float)
+  lam, finite = half_logsnr(process, ends)
+  if not isinstance(finite, jax.core.Tracer) and not finite.all():
+    raise InputError(f'start = {start}, end = {end}: logsnr is infinite there, and steps of equal '
+                     'length in it need both finite; begin and end inside.')
+  fraction = jnp.asarray([(i + j / size) / len(sizes) for i, size in enumerate(sizes)
+                          for j in range(size)])[1:]
+  between = time_of(process, 2.0 * (lam[0] + fraction * (lam[1] - lam[0])))
+  return jnp.concatenate([ends[:1], between, ends[1:]])
+
+
+def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of: str = 'x',
+                         sde: bool = False, solver_type: str = 'dpmsolver',
+                         lower_order_below: int = 10, euler_at_final: bool = False,
+                         second_difference: float = 2.0) -> Sampler:
+  """DPM-Solver++ (2M), (3M) (of = 'x'), multistep DPM-Solver (of = 'eps'); one evaluation a step.
+
+  Lu et al. (2022b), section 4, and what they say of the SDE.  The derivatives of e come from the
+  polynomial in lambda through the latest `order` estimates; the first steps are of order 1, 2, ....
+  Order 1 is `ddim`, and with `sde` of x `ancestral`.
+
+  sde: the reverse SDE, eta = 1.  Of eps its step of first order is z_s = alpha_s / alpha_t z_t
+  - 2 sigma_s (e^h - 1) eps_hat + sigma_s sqrt(e^2h - 1) noise: eps_hat is held, not x_hat.
+  lower_order_below: in a grid of fewer steps the last ones are of order ..., 2, 1 (10 in the
+  authors' code, 15 in diffusers, 0 for never); euler_at_final: the last one is of order 1 anyway.
+  second_difference: what the second divided difference counts; 2 makes it h^2 e''.  The authors'
+  code and diffusers have 1, and so order 2 with order = 3.
+
+  Order of convergence of a grid made finer: 2 for order 3 as well, by the steps at its beginning; 3
+  where these are shortened (`grids.warm_up`).  With `sde`, of the variance of Gaussian data: 1 for
+  order 1, 2 above.  Raises InputError: an unknown option, fewer steps than `order`.
+  """
+  check_options(order, of, solver_type)
+
+  def plan(times):
+    _check_steps(times, order)
+    lam, finite = half_logsnr(process, times)
+    n, i = real_steps(times), jnp.arange(times.shape[0] - 1)
+    h = lam[1:] - lam[:-1]
+    whole = finite[:-1] & finite[1:] & (h != 0.0)
+    highest = jnp.where(n < lower_order_below, n - i, order)
+    highest = jnp.where(euler_at_final & (i == n - 1), 1, highest)
+    # Two nodes in one place are no history: before the grid began, after a time that is repeated,
+    # and at an infinite lambda, which is moved to where it does not count.
+    nodes = lam[:-1].at[0].set(jnp.where(finite[0], lam[0], lam[1]))
+    one, two = steps_back(nodes, 1) - nodes, steps_back(nodes, 2) - nodes
+    reach = jnp.where(whole & (one != 0.0), jnp.where(two != one, 3, 2), 1)
+    now = jnp.minimum(jnp.minimum(reach, highest), order)
+    h = jnp.where(whole, h, 1.0)
+    one, two = jnp.where(now > 1, one / h, -1.0), jnp.where(now > 2, two / h, 2.0)
+    level = process(times[1:])
+    weight, phi_1, phi_2, phi_3 = _factors(level, h, of, sde)
+    second = weight * (0.5 * phi_1 if solver_type == 'dpmsolver' else phi_2) / one
+    third = _through_three(weight * phi_2, second_difference * weight * phi_3, one, two)
+    predict = [jnp.where(now == 3, third[0], jnp.where(now == 2, second, 0.0)),
+               jnp.where(now == 3, third[1], 0.0)]
+    return Coefficients(jnp.stack(predict, axis=1)[:, :order - 1])
+
+  eta = 1.0 if sde and of == 'x' else 0.0
+  flow = multistep(denoise, process, plan, depth=order, of=of, eta=eta)
+  return _hold_noise(flow, process) if sde and of == 'eps' else flow
+
+
+def _hold_noise(flow: Sampler, process: Process) -> Sampler:
+  """`flow`, a multistep method of eps_hat, made one for the reverse SDE.
+
+  Its drift has eps_hat twice, so its integral over a step too; and noise is added.  With infinite
+  logsnr at an end, where both may be infinite, a step is `ancestral`'s.
+  """
+  def plan(times):
+    level, (lam, finite) = process(times), half_logsnr(process, times)
+    whole = finite[:-1] & finite[1:]
+    h = jnp.where(whole, lam[1:] - lam[:-1], 0.0)
+    sigma = level.sigma[1:]
+    eps = sigma * jnp.where(whole, -jnp.expm1(h), -1.0)
+    noise = sigma * jnp.where(whole, jnp.sqrt(jnp.maximum(jnp.expm1(2.0 * h), 0.0)), 1.0)
+    return Coefficients(2.0 * flow.plan(times).predict), eps, noise
+
+  def step(keys, state, t, s, now):
+    numbers, eps, noise = now
+    state = flow.step(keys, state, t, s, numbers)
+    draw = random.normal(random.stream(keys, 'noise'), state.z)
+    return state._replace(z=state.z + eps * state.history[0] + noise * draw)
+
+  return flow._replace(step=step, plan=plan)
+
+
+# ------------------------------------------------------- what they have in common
+
+
+def phi(h: Array) -> tuple[Array, Array, Array]:
+  """phi_k(h) = sum_j h^j / (j + k)!, k = 1, 2, 3: (e^h - 1) / h, (e^h - 1 - h) / h^2, ...."""
+  near = jnp.abs(h) < 1.0  # there the closed forms cancel
+  u, far = jnp.where(near, h, 0.0), jnp.where(near, 1.0, h)
+  series = jnp.polyval(jnp.asarray([1.0 / math.factorial(j + 3) for j in range(16, -1, -1)],
+                                   h.dtype), u)
+  phi_1 = jnp.expm1(far) / far
+  phi_2 = (phi_1 - 1.0) / far
+  closed = phi_1, phi_2, (phi_2 - 0.5) / far
+  expanded = 1.0 + u * (0.5 + u * series), 0.5 + u * series, series
+  return tuple(jnp.where(near, a, b) for a, b in zip(expanded, closed, strict=True))
+
+
+def _factors(at_s, h, of, sde=False):
+  """w, phi_1(H), phi_2(H), phi_3(H) of steps of length h that end at `at_s`; all [N]."""
+  part, sign = (at_s.sigma, 1.0) if of == 'eps' else (at_s.alpha, -2.0 if sde else -1.0)
+  return -part * sign * h, *phi(sign * h)
+
+
+def _through_three(first, second, one, two):
+  """Numbers of e_1 - e_0 and e_2 - e_0 in  first h e' + second h^2 e'' / 2,  e a parabola.
+
+  one, two: where e_1 and e_2 are, in steps from e_0.
+  """
+  return ((first * two - second) / (one * (two - one)),
+          (second - first * one) / (two * (two - one)))
+
+
+class _Stage(NamedTuple):
+  """The plan of a singlestep method, evaluation by evaluation: [N]."""
+  begins: Array    # bool; whether a step begins at this time: e is the e_0 of those that follow
+  latest: Array    # of e - e_0
+  previous: Array  # of the e - e_0 one evaluation earlier
+
+
+class _State(NamedTuple):
+  z: Array    # [B, ...]  the latest inner point
+  x: Array    # [B, ...]  x_hat and eps_hat where the step began
+  eps: Array
+  e: Array    # [B, ...]  the latest estimate
+
+
+def stage_by_stage(denoise, process, of):
+  """The sampler of plans that `stages_plan` makes."""
+  def init(z):
+    return _State(z, *[jnp.zeros_like(z)] * 3)
+
+  def step(keys, state, t, s, now):
+    del keys
+    at_t = process(t)
+    new = denoise(state.z, at_t)
+    x, eps = jnp.where(now.begins, new.x, state.x), jnp.where(now.begins, new.eps, state.eps)
+    e, origin = (new.x, x) if of == 'x' else (new.eps, eps)
+    z = (transition(Estimate(x, eps), at_t, process(s))
+         + now.latest * (e - origin) + now.previous * (state.e - origin))
+    return _State(z, x, eps, e)
+
+  return Sampler(init, step, lambda state: state.z)
+
+
+def stages_plan(process, times, position, size, of, solver_type, inner):
+  """The plan of evaluations at times[:-1], each `position` [N] after the one where its step began.
+
+  size: [N], the order of that step.
+  """
+  lam, _ = half_logsnr(process, times)
+  i = jnp.arange(position.shape[0])
+  start = lam[i - position]
+  h = lam[1:] - start
+  h = jnp.where((position > 0) & (h != 0.0), h, 1.0)
+  weight, phi_1, phi_2, phi_3 = _factors(process(times[1:]), h, of)
+  latest = jnp.where(position > 0, (lam[:-1] - start) / h, 1.0)
+  previous = jnp.where(position > 1, (steps_back(lam[:-1], 1) - start) / h, 0.5 * latest)
+  half = jnp.where(size == 2, solver_type == 'dpmsolver', inner == 'dpmsolver')
+  second = weight * jnp.where(half, 0.5 * phi_1, phi_2) / latest
+  if solver_type == 'dpmsolver':
+    third = jnp.zeros_like(second), weight * phi_2 / latest
+  else:
+    third = _through_three(weight * phi_2, 2.0 * weight * phi_3, previous, latest)
+  return _Stage(position == 0,
+                jnp.where(position == 2, third[1], jnp.where(position == 1, second, 0.0)),
+                jnp.where(position == 2, third[0], 0.0))
+
+
+def half_logsnr(process, times):
+  """logsnr / 2, and whether it is finite; 0 where it is not."""
+  lam = 0.5 * process(times).logsnr
+  finite = jnp.isfinite(lam)
+  return jnp.where(finite, lam, 0.0), finite
+
+
+def check_options(order, of, solver_type):
+  if order not in (1, 2, 3):
+    raise InputError(f'order = {order}: give 1, 2 or 3.')
+  if of not in ('eps', 'x'):
+    raise InputError(f"of = {of!r}: give 'eps' (DPM-Solver) or 'x' (DPM-Solver++).")
+  if solver_type not in ('dpmsolver', 'taylor'):
+    raise InputError(f"solver_type = {solver_type!r}: give 'dpmsolver' or 'taylor' (what diffusers "
+                     "calls 'midpoint' and 'heun').")
+
+
+def _check_steps(times, order):
+  """Of times that are traced by `jit` it sees the length alone, padding included."""
+  n = times.shape[0] - 1
+  if not isinstance(times, jax.core.Tracer):
+    n = np.count_nonzero(np.diff(np.asarray(times)))
+  if n < order:
+    raise InputError(f'{n} steps: order {order} needs at least {order}; give more, or lower the '
+                     'order.')

@@ -1,0 +1,226 @@
+"""Grids: the times [1 = t_N > ... > t_0 = 0] that a sampler steps down.
+
+They are NumPy float64 [N + 1], so that `sample` can check them before anything runs.  Three kinds:
+
+  in time        `uniform`, `quadratic`, `array`
+  in noise       `logsnr`, `karras`: even in a function of the log-SNR of a process
+  in a table     indices of a chain of T steps, as published; `on_table` turns them into times
+
+A table has the levels i = 0 (data) .. T (noise) at the times i / T.  Published code counts what its
+network is given, k = 0 .. T - 1, which is the level after k + 1 steps of noise: index k is at the
+time (k + 1) / T, and is entry k + 1 of a `schedules.TableSchedule`.  Such a grid starts at the
+largest index that is kept.  For `trailing` and `linspace` that is t = 1; the others start below
+it, as if nothing of the data were left there: the flaw that Lin et al. (2024) found.
+"""
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.errors import InputError
+from vdm_jax.processes import time_of
+from vdm_jax.samplers.multistep import real_steps
+from vdm_jax.samplers.sampling import check_grid
+from vdm_jax.typing import Array, Process
+
+# Beyond this |logsnr|, 5.5e-4 of data in noise or of noise in data, a process counts as infinite: a
+# grid that is even in noise would spend most of its steps there.
+FINITE = 15.0
+
+
+def _check(n: int, least: int = 1) -> None:
+  if n < least:
+    raise InputError(f'{n} steps: this grid needs at least {least}.')
+
+
+# ---------------------------------------------------------------- in time
+
+
+def uniform(n: int) -> np.ndarray:
+  """t_i = i / n."""
+  _check(n)
+  return np.linspace(1.0, 0.0, n + 1)
+
+
+def quadratic(n: int) -> np.ndarray:
+  """t_i = (i / n)^2: finer towards the data."""
+  return uniform(n)**2
+
+
+def array(times) -> np.ndarray:
+  """Any times of one's own, decreasing in [0, 1]; equal ones at the end are padding.
+
+  Raises InputError where they are not.
+  """
+  times = np.asarray(times, np.float64)
+  check_grid(times)
+  if times[0] > 1.0 or times[-1] < 0.0:
+    raise InputError(f'times from {times[0]:.6g} to {times[-1]:.6g}: they must lie in [0, 1].')
+  return times
+
+
+# --------------------------------------------------------------- in noise
+
+
+def _between(process: Process, levels: np.ndarray) -> np.ndarray:
+  """1, the times of these log-SNRs, 0."""
+  levels = jnp.asarray([-np.inf, *levels, np.inf], float)
+  times = np.array(time_of(process, levels), np.float64)
+  times[[0, -1]] = 1.0, 0.0
+  return times
+
+
+def _ends(process: Process) -> tuple[float, float]:
+  """The log-SNR at t = 1 and t = 0."""
+  return float(process(jnp.ones(())).logsnr), float(process(jnp.zeros(())).logsnr)
+
+
+def logsnr(process: Process, n: int, low: float = -FINITE, high: float = FINITE) -> np.ndarray:
+  """Evenly spaced in log-SNR between the end points of the process.
+
+  The logSNR steps of Lu et al. (2022), whose lambda is logsnr / 2.  Of a process that goes beyond
+  [low, high], to infinity perhaps, the spacing is even within, and one of the n steps at that end
+  leads from t = 1 or to t = 0.  Raises InputError.
+  """
+  first, last = _ends(process)
+  start, stop = max(first, low), min(last, high)
+  if not start < stop:
+    raise InputError(f'low = {low:.6g}, high = {high:.6g}: the process has the log-SNRs '
+                     f'{first:.6g} to {last:.6g}; give bounds that overlap them.')
+  beyond = int(start > first), int(stop < last)
+  _check(n, 1 + sum(beyond))
+  levels = np.linspace(start, stop, n + 1 - sum(beyond))
+  return _between(process, levels[1 - beyond[0]:len(levels) - 1 + beyond[1]])
+
+
+def karras(process: Process, n: int, rho: float = 7.0, sigma_min: float | None = None,
+           sigma_max: float | None = None) -> np.ndarray:
+  """u^(1/rho) evenly spaced from sigma_max to sigma_min, where u = sigma / alpha; then t = 0.
+
+  Karras et al. (2022), eq. 5.  None: what the process has at that end, or the paper's 80 and 0.002
+  where its log-SNR is beyond -+15.  Where the process goes on beyond sigma_min or sigma_max, as
+  theirs does to sigma = 0, one of the n steps at that end leads to t = 0 or from t = 1.
+  Raises InputError.
+  """
+  first, last = _ends(process)
+  own_max, own_min = np.exp(-0.5 * first), np.exp(-0.5 * last)
+  if sigma_max is None:
+    sigma_max = own_max if first >= -FINITE else 80.0
+  if sigma_min is None:
+    sigma_min = own_min if last <= FINITE else 0.002
+  near = 1e-5  # the end points are known to rounding
+  if not own_min * (1 - near) <= sigma_min < sigma_max <= own_max * (1 + near):
+    raise InputError(f'sigma_min = {sigma_min:.6g}, sigma_max = {sigma_max:.6g}: the process has '
+                     f'sigma / alpha from {own_min:.6g} to {own_max:.6g}; choose within.')
+  beyond = int(sigma_max < own_max * (1 - near)), int(sigma_min > own_min * (1 + near))
+  _check(n, 1 + sum(beyond))
+  u = np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n + 1 - sum(beyond))**rho
+  return _between(process, -2.0 * np.log(u[1 - beyond[0]:len(u) - 1 + beyond[1]]))
+
+
+# ------------------------------------------------------------- in a table
+
+
+def on_table(indices: np.ndarray, table: int) -> np.ndarray:
+  """Indices k of a chain of `table` steps, increasing [n] -> (k + 1) / table, then 0: [n + 1].
+
+  Raises InputError.
+  """
+  indices = np.asarray(indices)
+  if not (indices.ndim == 1 and indices.size and indices[0] >= 0 and indices[-1] < table
+          and np.all(np.diff(indices) > 0)):
+    raise InputError(f'indices {indices}: they must increase within 0 .. {table - 1}.')
+  return np.append((indices[::-1] + 1) / table, 0.0)
+
+
+def _check_table(n: int, table: int) -> None:
+  _check(n)
+  if n > table:
+    raise InputError(f'{n} steps: the chain has {table}; choose no more than these.')
+
+
+def ddim_linear(n: int, table: int) -> np.ndarray:
+  """floor(c i) for i = 0 .. n - 1, c = table / n: increasing indices [n].
+
+  Song, Meng and Ermon (2021), appendix D.2.  Where n does not divide the table, the authors' code
+  rounds c down and goes on to the end, with more than n steps.
+  """
+  _check_table(n, table)
+  return np.arange(n) * table // n
+
+
+def ddim_quadratic(n: int, table: int) -> np.ndarray:
+  """floor(c i^2) for i = 0 .. n - 1, up to 0.8 table: increasing indices, at most n.
+
+  Song, Meng and Ermon (2021), appendix D.2, with the 0.8 of their code.  Indices that rounding
+  makes equal, as it does where n is large beside the table's square root, are taken once.
+  """
+  _check_table(n, table)
+  _check(n, 2)
+  return np.unique(np.floor(np.linspace(0.0, np.sqrt(0.8 * table), n)**2).astype(int))
+
+
+def leading(n: int, table: int) -> np.ndarray:
+  """i floor(table / n) for i = 0 .. n - 1: increasing indices [n].  Lin et al. (2024), table 2."""
+  _check_table(n, table)
+  return np.arange(n) * (table // n)
+
+
+def trailing(n: int, table: int) -> np.ndarray:
+  """round(table - i table / n) - 1: increasing indices [n].  Lin et al. (2024), table 2."""
+  _check_table(n, table)
+  return np.round(np.arange(table, 0, -table / n))[n - 1::-1].astype(int) - 1
+
+
+def linspace(n: int, table: int) -> np.ndarray:
+  """From 0 to table - 1, rounded: increasing indices [n].  Lin et al. (2024), table 2."""
+  _check_table(n, table)
+  _check(n, 2)
+  return np.round(np.linspace(0.0, table - 1.0, n)).astype(int)
+
+
+def iddpm(sections: str | Sequence[int], table: int) -> np.ndarray:
+  """Respacing by sections: increasing indices of the steps that are kept.
+
+  Nichol and Dhariwal (2021), section 4, and the `timestep_respacing` of their code.  '10,10,5' (or
+  these numbers): the table in three sections as equal as can be, each from its first step to its
+  last with so many evenly spaced and rounded.  'ddim25': the smallest stride from 0 that keeps 25.
+  Raises InputError where a section, or no stride, has so many.
+  """
+  text = sections if isinstance(sections, str) else ','.join(map(str, sections))
+  try:
+    counts = [int(part) for part in text.removeprefix('ddim').split(',')]
+  except ValueError:
+    raise InputError(f'sections {text!r}: numbers of steps such as 10,10,5, or ddim25.') from None
+  if text.startswith('ddim'):
+    for stride in range(1, table + 1):
+      if [len(range(0, table, stride))] == counts:
+        return np.arange(0, table, stride)
+    raise InputError(f'sections {text!r}: no stride keeps so many of {table}; choose another.')
+  sizes = [table // len(counts) + (i < table % len(counts)) for i in range(len(counts))]
+  for count, size in zip(counts, sizes, strict=True):
+    if not 1 <= count <= size:
+      raise InputError(f'sections {text!r}: {count} of a section of {size} steps.')
+  kept = []
+  for start, size, count in zip(np.cumsum([0, *sizes[:-1]]), sizes, counts, strict=True):
+    stride = (size - 1) / max(count - 1, 1)
+    # Added up one by one, as there: where a half is rounded, the last place decides.
+    kept.append(start + np.round(np.cumsum([0.0, *[stride] * (count - 1)])).astype(int))
+  return np.concatenate(kept)
+
+
+# ---------------------------------------------------- for multistep methods
+
+
+def warm_up(times: Array, order: int) -> Array:
+  """The grid with order - 2 more times within its first step: [N + 1] -> [N + order - 1].
+
+  A multistep method has no history at first: its k-th step is of order k and leaves an error like
+  the (k + 1)-th power of its length.  The new times are at the fractions N^(1 - order / (k + 1)),
+  k = 1, 2, ..., of the first step, N the number of real steps; then each of these errors falls
+  like N^-order.  For order 1 and 2 the grid is as it was.
+  """
+  powers = 1.0 - order / (1.0 + np.arange(1, max(order - 1, 1)))
+  times = jnp.asarray(times)
+  parts = real_steps(times).astype(times.dtype) ** jnp.asarray(powers, times.dtype)
+  return jnp.concatenate([times[:1], times[0] + parts * (times[1] - times[0]), times[1:]])
