@@ -3,13 +3,16 @@
   python scripts/certify.py                      # all of them; --samplers=ddim,edm for some
   python scripts/certify.py --json > rows.json   # the same rows, with the errors behind each slope
 """
+import concurrent.futures
 import functools
 import json
+import math
+import multiprocessing
+import os
 import sys
 
 import cli
 import jax
-import jax.numpy as jnp
 import rich.console
 import rich.table
 import sampler_list
@@ -19,98 +22,89 @@ from absl import flags
 from vdm_jax import certification
 from vdm_jax.certification import Row
 from vdm_jax.errors import InputError
-from vdm_jax.samplers import analytic
 
 SAMPLERS = flags.DEFINE_list('samplers', [], 'Only these; default: all.')
 JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
+MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the table of README.')
 
 
-STANDARD = certification.Data((0.5, 0.5), (0.0, 0.0), (1.0, 1.0))
-
-
-def exact_variances(denoise, process):
-  """What Analytic-DPM estimates from data, of the oracle's own data."""
-  uncounted = certification.Oracle(denoise.data)
-  x = uncounted.draw(jax.random.key(1), (512, 16))
-  keys = jax.random.split(jax.random.key(2), len(x))
-  return analytic.estimate_variances(uncounted, process, x, jnp.linspace(1.0, 0.0, 51), keys)
-
-
-def guided(make):
-  """A sampler with guidance, guided from the standard normal to the data of the oracle.
-
-  With the guidance grad log q_oracle - grad log q_normal the guided flow is the oracle's own.
-  """
-  def of(denoise, process):
-    oracle, normal = certification.Oracle(denoise.data), certification.Oracle(STANDARD)
-
-    def unguided(z, level, cond=None):  # the evaluations that are counted are those of this one
-      return jax.tree.map(lambda own, other: own + 0.0 * other, normal(z, level),
-                          denoise(z, level))
-
-    def guidance(z, level):
-      return (normal(z, level).eps - oracle(z, level).eps) / level.expand(z).sigma
-    return make(unguided, process, guidance)
-  return of
+_SUPPLIED = {'': lambda make: make, 'head': lambda make: make,
+             'log_prob': certification.with_log_prob, 'variances': certification.with_variances,
+             'guidance': certification.with_guidance}
 
 
 def bind(entry: sampler_list.Entry):
   """The sampler as the certifier makes it: the oracle has whatever the sampler needs."""
-  if entry.needs == 'variances':
-    return lambda denoise, process: entry.make(denoise, process, exact_variances(denoise, process))
-  if entry.needs == 'log_prob':
-    return lambda denoise, process: entry.make(denoise, process, denoise.log_prob)
-  return guided(entry.make) if entry.needs == 'guidance' else entry.make
+  return _SUPPLIED[entry.needs](entry.make)
 
 
-def equalities(names: list[str]) -> list[tuple[str, list, dict]]:
-  """(what is claimed, the samplers that are the same, options of `certification.equality`)."""
+def equalities() -> dict[str, list]:
+  """What is the same by theory: claim -> samplers."""
   of = lambda name, **options: functools.partial(sampler_list.SAMPLERS[name].make, **options)
-  claims = [
-      ('ddim = dpm_solver_1 = deis_0 = unip_1',
-       ['ddim', 'dpm_solver_2', 'dpm_solver_2m', 'deis_t1', 'unip_2'],
-       [of('ddim'), of('dpm_solver_2', order=1), of('dpm_solver_2m', order=1),
-        of('deis_t1', degree=0), of('unip_2', order=1)]),
-      ('ancestral = ddim with eta 1 = dpmpp_1_sde', ['ancestral', 'ddim', 'dpmpp_2m_sde'],
-       [of('ancestral'), of('ddim', eta=1.0), of('dpmpp_2m_sde', order=1)]),
-      ('learned variance of -1 = the smaller variance', ['ancestral_learned', 'ancestral'],
-       [of('ancestral_learned'), of('ancestral')]),
-      ('unip_2 with B(h) = e^h - 1 = dpmpp_2m', ['unip_2', 'dpmpp_2m'],
-       [of('unip_2'), of('dpmpp_2m')]),
-      ('edm without churn = Heun in sigma / alpha', ['edm', 'rho_rk4'],
-       [of('edm'), of('rho_rk4', tableau=sampler_list.runge_kutta.HEUN)]),
-  ]
-  return [(title, makes) for title, used, makes in claims if set(used) <= set(names)]
+  return {
+      'ddim = dpm_solver_1 = deis_0 = unip_1': [
+          of('ddim'), of('dpm_solver_2', order=1), of('dpm_solver_2m', order=1),
+          of('deis_t1', degree=0), of('unip_2', order=1)],
+      'ancestral = ddim with eta 1 = dpmpp_1_sde': [
+          of('ancestral'), of('ddim', eta=1.0), of('dpmpp_2m_sde', order=1)],
+      'ancestral_learned with v = -1 = ancestral': [of('ancestral_learned'), of('ancestral')],
+      'unip_2 with B(h) = e^h - 1 = dpmpp_2m': [of('unip_2'), of('dpmpp_2m')],
+      'edm with Euler = ddim': [of('edm', tableau=sampler_list.runge_kutta.EULER), of('ddim')],
+      'pc_ancestral with no correction = ancestral': [
+          of('pc_ancestral', n_corrections=0), of('ancestral')],
+      'edm without churn = Heun in sigma / alpha': [
+          of('edm'), of('rho_rk4', tableau=sampler_list.runge_kutta.HEUN)],
+  }
 
 
-def certify(names: list[str]) -> list[Row]:
-  """All rows of these samplers."""
-  rows = []
-  jobs = []
+def certify(job: tuple[str, str]) -> list[Row]:
+  """The rows of a job: what it is, and the name of its sampler or claim."""
+  kind, name = job
+  if kind == 'equality':
+    return certification.equality(name, equalities()[name])
+  entry = sampler_list.choose(name)
+  if kind == 'one step':  # the best variance is exact for a Gaussian whatever the steps
+    return certification.certify(bind(entry), name=f'{name}, one step', models=['gaussian'],
+                                 curves=certification.FINITE, steps=[1], tolerance=0.0, draws=4096)
+  if kind == 'encoding':
+    return certification.certify(entry.make, entry.order, name=f'{name}, encoding', up=True,
+                                 curves=certification.FINITE)
+  if entry.at_tolerance is not None:
+    return certification.certify_adaptive(entry.at_tolerance, name=name, **entry.certify)
+  return certification.certify(bind(entry), entry.order, name=name, **entry.certify)
+
+
+def jobs(names: list[str]) -> list[tuple[str, str]]:
+  """Of these samplers; of all of them also what they are equal to."""
   for name in names:
-    entry = sampler_list.choose(name)
-    if entry.accuracy is not None:
-      jobs.append(functools.partial(certification.accuracy, entry.make, entry.accuracy, name=name,
-                                    **entry.certify))
-    else:
-      jobs.append(functools.partial(certification.certify, bind(entry), entry.order, name=name,
-                                    **entry.certify))
-  for name in {'analytic_dpm', 'analytic_ddim'} & set(names):  # exact for a Gaussian at any T
-    jobs.append(functools.partial(
-        certification.certify, bind(sampler_list.SAMPLERS[name]), name=f'{name}, one step',
-        models=['gaussian'], curves=certification.FINITE, steps=[1]))
-  jobs += [functools.partial(certification.equality, title, makes)
-           for title, makes in equalities(names)]
-  for job in tqdm.tqdm(jobs, unit='sampler', file=sys.stderr):
-    rows += job()
-  return rows
+    sampler_list.choose(name)
+  own = [('sampler', name) for name in names]
+  own += [('one step', name) for name in names
+          if sampler_list.SAMPLERS[name].needs == 'variances']
+  own += [('encoding', name) for name in {'ddim', 'heun'} & set(names)]
+  if set(names) == set(sampler_list.SAMPLERS):
+    own += [('equality', claim) for claim in equalities()]
+  return own
+
+
+def certify_all(work: list[tuple[str, str]]) -> list[Row]:
+  """Most of it is tracing and compiling, which takes a process for each core to share."""
+  workers = min(os.cpu_count(), len(work))
+  if workers < 2 or len(work) < 8:
+    return [row for job in tqdm.tqdm(work, unit='sampler', file=sys.stderr)
+            for row in certify(job)]
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(min(workers, 8), context) as pool:
+    done = tqdm.tqdm(pool.map(certify, work), total=len(work), unit='sampler', file=sys.stderr)
+    return [row for rows in done for row in rows]
 
 
 def table(rows: list[Row]) -> rich.table.Table:
   """One line a sampler or claim, one column a curve: the slope, or the largest deviation."""
   columns = ['sampler', 'model', 'claims', 'calls', *certification.CURVES]
   out = rich.table.Table(*columns, title='slopes of log error against log steps; deviations of '
-                         'moments in standard deviations of the data; differences of equals')
+                         'moments in standard deviations of the data; errors at a tolerance of '
+                         '1e-5; differences of equals')
   lines = {}
   for row in rows:
     lines.setdefault((row.sampler, row.model), []).append(row)
@@ -128,16 +122,55 @@ def _cell(row: Row) -> str:
     text = 'exact' if row.measured_order is None else f'{row.measured_order:.2f}'
   elif row.kind == 'moments':
     text = f'{certification.largest_deviation(row):.3f}'
+  elif row.kind == 'tolerance':
+    text = f'{row.detail["errors"][-1]:.0e}'
   else:
     text = f'{row.detail["difference"]:.0e}'
   return text if row.passed else f'[bold red]{text} FAILS[/]'
 
 
+def markdown(rows: list[Row]) -> str:
+  """The table of README: of each sampler the least and the largest of what was measured."""
+  lines = ['| `--sampler=` | paper | order | calls a step | certified | what it is for |',
+           '|---|---|---|---|---|---|']
+  family = None
+  for name, entry in sampler_list.SAMPLERS.items():
+    of = [row for row in rows if row.sampler == name and row.curve != 'ends']
+    if entry.family != family:
+      family = entry.family
+      lines.append(f'| **{family}** | | | | | |')
+    slopes = [row.measured_order for row in of if row.measured_order is not None]
+    if entry.at_tolerance is not None:
+      order, found = 'adaptive', f'{max(row.detail["errors"][-1] for row in of):.0e} at 1e-5'
+    elif entry.order is None:
+      order = 'stochastic'
+      found = f'moments to {max(map(certification.largest_deviation, of)):.3f}'
+    else:
+      order, found = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
+    mark = ' \\*' if entry.needs in sampler_list.MISSING else ''
+    lines.append(f'| `{name}`{mark} | {entry.paper} | {order} | {entry.evaluations or "varies"} | '
+                 f'{found} | {entry.use} |')
+  return '\n'.join(lines)
+
+
+def _plain(value):
+  """With None for what is not finite, which JSON has no word for."""
+  if isinstance(value, dict):
+    return {key: _plain(inner) for key, inner in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(inner) for inner in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main():
-  names = SAMPLERS.value or [name for name, entry in sampler_list.SAMPLERS.items()]
-  rows = certify(names)
+  # float64 is needed, and a process for each core: not a thing for an accelerator.
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
+  rows = certify_all(jobs(SAMPLERS.value or list(sampler_list.SAMPLERS)))
   if JSON.value:
-    print(json.dumps({'rows': [{**row._asdict()} for row in rows]}))
+    print(json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False))
+  elif MARKDOWN.value:
+    print(markdown(rows))
   else:
     rich.console.Console(width=150).print(table(rows))
   failed = sorted({row.sampler for row in rows if not row.passed})

@@ -11,10 +11,11 @@ from vdm_jax import runs
 WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
 OUT = flags.DEFINE_string('out', None, 'A .png to look at, or an .npz, resumed where it was left.')
 SAMPLER = flags.DEFINE_string('sampler', 'ancestral', sampler_list.describe())
-STEPS = flags.DEFINE_integer('steps', 250, 'Steps of the grid.')
+STEPS = flags.DEFINE_integer('steps', None, 'Steps of the grid; default: 250.')
 GRID = flags.DEFINE_string(
-    'grid', '', f'{", ".join(sampler_list.GRIDS)}; or times of your own from 1 to 0, 1,0.7,0.3,0 '
-    "or a .npy file.  Default: the sampler's own, for most uniform.")
+    'grid', '', f'{", ".join(sampler_list.GRIDS)}; the last five and '
+    "iddpm:10,10,5 select from a chain of 1000; or times of your own, 1,0.7,0.3,0 or a .npy file.  "
+    "Default: the sampler's own, for most uniform.")
 TRACE = flags.DEFINE_string('trace', '', 'Also a .png of the first images on their way.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
@@ -29,7 +30,8 @@ def main():
       WORKDIR.value, OUT.value, method=sampler_list.method(SAMPLER.value, STEPS.value, GRID.value),
       count=COUNT.value, seed=SEED.value, label=LABEL.value, average=AVERAGE.value,
       step=STEP.value, batch_size=BATCH_SIZE.value, trace=TRACE.value)
-  print(f'{OUT.value}: {evaluations or "a varying number of"} evaluations of the network an image')
+  print(f'{OUT.value}: ' + (f'{evaluations} evaluations of the network for each image'
+                            if evaluations else 'all images were there already'))
   if TRACE.value:
     print(TRACE.value)
 

@@ -3,11 +3,13 @@
 One dictionary, read by sample.py, compare_samplers.py and certify.py.  A sampler of your own needs
 no entry: in Python, `samplers.sample(mine(denoise, process), ...)` and `certify(mine, order=2)`.
 """
+import difflib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import runs
@@ -17,6 +19,7 @@ from vdm_jax.samplers import (
     adaptive,
     analytic,
     deis,
+    denoising_mcmc,
     dpm_solver,
     dpm_solver_adaptive,
     edm,
@@ -30,7 +33,7 @@ from vdm_jax.samplers import (
     taylor,
     unipc,
 )
-from vdm_jax.typing import Sampler
+from vdm_jax.typing import Array, Sampler
 
 
 class Entry(NamedTuple):
@@ -43,7 +46,7 @@ class Entry(NamedTuple):
   needs: str = ''             # the third argument of `make`, if it takes one
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
   certify: dict = {}          # options of `certification.certify`, where the usual ones do not suit
-  accuracy: float | None = None  # of an adaptive method, at its tolerance
+  at_tolerance: Callable | None = None  # of an adaptive method: tolerance -> make
 
 
 _one_step = lambda process, n: np.array([1.0, 0.0])
@@ -52,21 +55,30 @@ _finite = {'curves': FINITE}  # not where logsnr is infinite
 _smooth = {'grid': grids.uniform}  # its coefficients are those of equal steps
 
 
+class _Solved(NamedTuple):
+  z: Array
+  evaluations: Array
+
+
 def _adaptive(solve):
   """An adaptive method as a sampler whose grid is the one step from noise to data."""
   def make(denoise, process):
-    step = lambda keys, z, t, s, _: solve(denoise, process, z, t, s)
-    return Sampler(_same, step, _same, evaluations=None)
+    def step(keys, state, t, s, plan):
+      found = solve(denoise, process, state.z, t, s)
+      return _Solved(found.z, state.evaluations + jnp.asarray(found.evaluations, int))
+    return Sampler(lambda z: _Solved(z, jnp.zeros((), int)), step, lambda state: state.z,
+                   evaluations=None)
   return make
 
 
-def _ode(denoise, process, z, t, s):
-  return adaptive.adaptive_ode(denoise, process, z, t, s).z
+def _ode(tolerance=1e-5):
+  return _adaptive(lambda denoise, process, z, t, s: adaptive.adaptive_ode(
+      denoise, process, z, t, s, rtol=tolerance, atol=tolerance))
 
 
-def _dpm_adaptive(order):
-  return lambda denoise, process, z, t, s: dpm_solver_adaptive.dpm_solver_adaptive(
-      denoise, process, z, order, start=t, end=s).z
+def _dpm_adaptive(order, **tolerance):
+  return _adaptive(lambda denoise, process, z, t, s: dpm_solver_adaptive.dpm_solver_adaptive(
+      denoise, process, z, order, start=t, end=s, **tolerance))
 
 
 def _corrected(predictor, corrector, **options):
@@ -77,6 +89,20 @@ def _corrected(predictor, corrector, **options):
 def _metropolis(denoise, process, log_prob):
   return predictor_corrector.predictor_corrector(
       denoise, process, corrector=partial(langevin.mala, log_prob=log_prob))
+
+
+_MOVES, _LEVELS = 50, 32
+
+
+def _denoising_mcmc(denoise, process, log_prob):
+  times = grids.uniform(_LEVELS)
+  logits = denoising_mcmc.level_posterior(log_prob, process, times)
+
+  def step(keys, z, t, s, _):
+    chain = denoising_mcmc.Chain(z, jnp.zeros(len(z), int))
+    return denoising_mcmc.denoising_mcmc(denoise, process, keys, chain, times, logits,
+                                         _MOVES).z
+  return Sampler(_same, step, _same, evaluations=_MOVES + 2 * _LEVELS)
 
 
 _SONG = 'Song et al. (2021), score SDE'
@@ -131,11 +157,14 @@ SAMPLERS: dict[str, Entry] = {
     'dpm_solver_fast': Entry(_EXPONENTIAL, _LU, dpm_solver.dpm_solver_fast, 2,
                              use='the same for any number of evaluations',
                              times=lambda process, n: np.asarray(
-                                 dpm_solver.fast_times(process, n))),
-    'dpm_solver_12': Entry(_EXPONENTIAL, _LU, _adaptive(_dpm_adaptive(2)), evaluations=None,
-                           use='adaptive', times=_one_step, accuracy=0.1, certify=_finite),
-    'dpm_solver_23': Entry(_EXPONENTIAL, _LU, _adaptive(_dpm_adaptive(3)), evaluations=None,
-                           use='adaptive', times=_one_step, accuracy=0.1, certify=_finite),
+                                 dpm_solver.fast_times(process, n)),
+                             certify={'steps': (48, 96, 192, 384, 768)}),  # steps of three
+    'dpm_solver_12': Entry(_EXPONENTIAL, _LU, _dpm_adaptive(2), evaluations=None,
+                           use='steps chosen by their error', times=_one_step, certify=_finite,
+                           at_tolerance=lambda u: _dpm_adaptive(2, atol=u, rtol=u)),
+    'dpm_solver_23': Entry(_EXPONENTIAL, _LU, _dpm_adaptive(3), evaluations=None,
+                           use='steps chosen by their error', times=_one_step, certify=_finite,
+                           at_tolerance=lambda u: _dpm_adaptive(3, atol=u, rtol=u)),
     'dpm_solver_2m': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, of='eps'), 2,
                            use='noise prediction, for comparison'),
     'dpm_solver_2m_sde': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, of='eps', sde=True),
@@ -161,6 +190,8 @@ SAMPLERS: dict[str, Entry] = {
     **{f'unipc_{p}': Entry(_EXPONENTIAL, f'{_UNIPC}, B(h) = e^h - 1',
                            partial(unipc.unipc, order=p), p + 1,
                            use='5 to 20 evaluations') for p in (1, 2, 3)},
+    'unipc_2_noise': Entry(_EXPONENTIAL, f'{_UNIPC}, noise prediction',
+                           partial(unipc.unipc, of='eps'), 3, use='unguided'),
     **{f'unipc_{p}_bh1': Entry(_EXPONENTIAL, f'{_UNIPC}, B(h) = h',
                                partial(unipc.unipc, order=p, variant='bh1'), p + 1,
                                use='5 to 10 evaluations, unguided') for p in (2, 3)},
@@ -184,9 +215,9 @@ SAMPLERS: dict[str, Entry] = {
                  evaluations=4, use='exact solutions'),
     'rho_rk4': Entry(_RK, _DEIS, partial(runge_kutta.rho_rk, tableau=runge_kutta.RK4), 4,
                      evaluations=4, use='exact solutions, in sigma / alpha'),
-    'adaptive_ode': Entry(_RK, f'{_SONG}, Dormand and Prince', _adaptive(_ode), evaluations=None,
+    'adaptive_ode': Entry(_RK, f'{_SONG}, Dormand and Prince', _ode(), evaluations=None,
                           use='exact solutions to a tolerance', times=_one_step,
-                          accuracy=1e-3),
+                          at_tolerance=_ode),
     'annealed_langevin': Entry(_SCORE, 'Song and Ermon (2019, 2020)',
                                partial(langevin.annealed_langevin, n_steps=5), evaluations=5,
                                use='NCSN; hundreds of levels', certify={'tolerance': 0.1}),
@@ -204,10 +235,15 @@ SAMPLERS: dict[str, Entry] = {
                     use='corrector with a fixed step'),
     'pc_mala': Entry(_SCORE, 'Roberts and Tweedie (1996)', _metropolis, evaluations=3,
                      needs='log_prob', use='an exact corrector'),
+    'denoising_mcmc': Entry(_SCORE, 'Kim and Ye (2023)', _denoising_mcmc,
+                            evaluations=_MOVES + 2 * _LEVELS,
+                            needs='log_prob', use='many samples of few modes', times=_one_step,
+                            certify={'steps': [1], 'curves': FINITE}),
     'plms': Entry(_SPLIT, 'Liu et al. (2022), PNDM', splitting.plms, 2, certify=_smooth,
                   use='the unguided part of split sampling; order 2 on smooth grids'),
     'split_lie': Entry(_SPLIT, f'{_SPLITTING}, LTSP', partial(_split, scheme='lie-trotter'), 1,
-                       needs='guidance', use='classifier guidance'),
+                       needs='guidance', use='classifier guidance',
+                       certify={'tolerance': 0.2}),
     'split_strang': Entry(_SPLIT, f'{_SPLITTING}, STSP', partial(_split, scheme='strang'), 1,
                           needs='guidance', use='classifier guidance of large scale'),
     'split_strang_heun': Entry(_SPLIT, f'{_SPLITTING}, with Heun for both parts',
@@ -232,7 +268,7 @@ GRIDS: dict[str, Callable] = {  # (process, n) -> times
         'ddim_linear': grids.ddim_linear, 'ddim_quadratic': grids.ddim_quadratic}.items()},
 }
 
-_MISSING = {
+MISSING = {
     'head': 'a network with a head for the variance (Estimate.extra)',
     'log_prob': 'the log-density of the noisy data, which a network for the score has not',
     'guidance': 'the gradient of a classifier of noisy data',
@@ -240,39 +276,46 @@ _MISSING = {
 
 
 def describe() -> str:
-  """All names by family, with paper and evaluations per step, for --help."""
+  """All names by family, with paper, evaluations and use, for --help."""
   lines = []
   for family in dict.fromkeys(entry.family for entry in SAMPLERS.values()):
-    lines += ['', f'{family}:']
+    lines += ['', f'{family.upper()}']
     for name, entry in SAMPLERS.items():
       if entry.family == family:
         calls = 'adaptive' if entry.evaluations is None else f'{entry.evaluations} a step'
-        lines.append(f'  {name}: {entry.paper}; {calls}')
-  return 'One of (paper; evaluations of the network)\n' + '\n'.join(lines) + '\n'
+        where = ' [from Python]' if entry.needs in MISSING else ''
+        lines.append(f'- {name}{where}: {entry.paper}; {calls}; {entry.use}')
+  return 'One of (paper; evaluations of the network; use)\n' + '\n'.join(lines) + '\n'
 
 
 def choose(name: str) -> Entry:
   """The entry of this name.  Raises InputError."""
   if name not in SAMPLERS:
-    raise InputError(f'--sampler={name}: choose {", ".join(SAMPLERS)}.')
+    near = difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
+    raise InputError(f'no sampler is called {name!r}'
+                     + (f'; did you mean {" or ".join(near)}?' if near else '.')
+                     + ' sample.py --help lists them.')
   return SAMPLERS[name]
 
 
-def method(name: str, steps: int, grid: str = '') -> runs.Method:
-  """The sampler of this name for a trained run.  Raises InputError."""
+def method(name: str, steps: int | None = None, grid: str = '') -> runs.Method:
+  """The sampler of this name for a trained run, by default in 250 steps.  Raises InputError."""
   entry = choose(name)
-  if entry.needs in _MISSING:
-    raise InputError(f'--sampler={name} needs {_MISSING[entry.needs]}: use it from Python.')
-  if steps < 1:
+  if entry.needs in MISSING:
+    raise InputError(f'--sampler={name} needs {MISSING[entry.needs]}: use it from Python.')
+  if steps is not None and steps < 1:
     raise InputError(f'--steps={steps}: it must be at least 1.')
-  if grid and entry.evaluations is None:
-    raise InputError(f'--grid={grid}: --sampler={name} chooses its own steps.')
+  if entry.evaluations is None and (grid or steps is not None):
+    given = f'--grid={grid}' if grid else f'--steps={steps}'
+    raise InputError(f'{given}: --sampler={name} chooses its own steps.')
   if not grid:
-    times = partial(entry.times, n=steps)
+    times = partial(entry.times, n=steps or 250)
   elif grid in GRIDS:
-    times = partial(GRIDS[grid], n=steps)
+    times = partial(GRIDS[grid], n=steps or 250)
   else:
     own = _read(grid)
+    if steps is not None:
+      raise InputError(f'--steps={steps}: --grid={grid} has its own number of steps.')
     times = lambda process: own
   return runs.Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances')
 
@@ -280,9 +323,13 @@ def method(name: str, steps: int, grid: str = '') -> runs.Method:
 def _read(grid: str) -> np.ndarray:
   """Times of the user's own, from a .npy file or separated by commas.  Raises InputError."""
   try:
+    if grid.startswith('iddpm:'):
+      return grids.on_table(grids.iddpm(grid.removeprefix('iddpm:'), 1000), 1000)
     times = np.load(grid) if Path(grid).suffix == '.npy' else np.array(
         [float(time) for time in grid.split(',')])
     return grids.array(times)
   except (OSError, ValueError) as error:
-    raise InputError(f'--grid={grid}: choose {", ".join(GRIDS)}, or times from 1 to 0, separated '
-                     f'by commas or in a .npy file ({error}).') from None
+    reason = f'{error}' if isinstance(error, InputError) else (
+        f'choose {", ".join(GRIDS)}, iddpm:SECTIONS, or times from 1 to 0, separated by commas or '
+        'in a .npy file.')
+    raise InputError(f'--grid={grid}: {reason}') from None

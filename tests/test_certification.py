@@ -10,7 +10,7 @@ from scipy import stats
 from vdm_jax import certification, random
 from vdm_jax.certification import certify
 from vdm_jax.processes import tau
-from vdm_jax.samplers import ancestral, ddim, heun
+from vdm_jax.samplers import ancestral, ddim, heun, sample
 from vdm_jax.samplers.first_order import transition
 from vdm_jax.samplers.multistep import Coefficients, multistep, steps_back
 from vdm_jax.typing import Sampler
@@ -149,7 +149,7 @@ def test_the_oracle_and_its_heads_are_those_of_a_numerical_integral():
   """E[x | z], E[eps | z], E[eps^2 | z] and q(z) over a fine grid of x."""
   data = certification.MODELS['mixture']
   with jax.enable_x64(True):
-    level = certification.PROCESSES['sub_vp'](jnp.asarray(0.6))
+    level = certification._process(jnp.asarray(3))(jnp.asarray(0.6))
     z = np.array([[-0.7, 0.1, 0.9]])
     got = certification.Oracle(data)(jnp.asarray(z), level)
     density = certification.Oracle(data).log_prob(jnp.asarray(z), level)
@@ -165,6 +165,60 @@ def test_the_oracle_and_its_heads_are_those_of_a_numerical_integral():
   np.testing.assert_allclose(got.extra['residual_sq'][0], mean(eps**2) - mean(eps)**2, atol=1e-9)
   np.testing.assert_allclose(density[0], np.log(np.sum(joint, axis=0) * (x[1] - x[0])).sum(),
                              atol=1e-9)
+
+
+def test_a_tolerance_that_has_no_effect_fails():
+  """One hundred steps of DDIM, whatever the tolerance."""
+  def make(tolerance):
+    def of(denoise, process):
+      inner = ddim(denoise, process)
+      step = lambda keys, z, t, s, _: sample(inner, keys, z, jnp.linspace(t, s, 101))
+      return Sampler(_same, step, _same, evaluations=None)
+    return of
+  rows = certification.certify_adaptive(make, curves=['vp'])
+  assert not any(row.passed for row in rows)
+  # With as many steps as the tolerance asks for, and no more of them needed than 1 / tolerance.
+  steps = {1e-1: 11, 1e-2: 101, 1e-3: 1001}
+
+  def right(tolerance):
+    def of(denoise, process):
+      inner = ddim(denoise, process)
+      step = lambda keys, z, t, s, _: sample(inner, keys, z, jnp.linspace(t, s, steps[tolerance]))
+      return Sampler(_same, step, _same, evaluations=None)
+    return of
+  rows = certification.certify_adaptive(right, curves=['vp'], tolerances=tuple(steps))
+  assert all(row.passed for row in rows)
+
+
+def test_what_an_oracle_supplies_is_exact():
+  """E Var(x | z_t) of a Gaussian in closed form, of the mixture by a grid over x and z."""
+  with jax.enable_x64(True):
+    level = certification._process(jnp.asarray(2))(jnp.array([0.2, 0.7]))
+    one, two = (certification.Oracle(data).mean_variance(level)
+                for data in certification.MODELS.values())
+  noise = np.asarray(level.sigma / level.alpha)
+  np.testing.assert_allclose(one, 0.49 * noise**2 / (0.49 + noise**2), rtol=1e-10)
+  x, u = np.linspace(-3.0, 3.0, 2001)[:, None], np.linspace(-12.0, 12.0, 3001)
+  prior = sum(w * stats.norm.pdf(x, m, s)
+              for w, m, s in zip(*certification.MODELS['mixture'], strict=True))
+  for c, got in zip(noise, two, strict=True):
+    joint = prior * stats.norm.pdf(u, x, c)
+    mass = joint.sum(axis=0)
+    variance = (x**2 * joint).sum(axis=0) / mass - ((x * joint).sum(axis=0) / mass)**2
+    np.testing.assert_allclose(got, np.sum(variance * mass) / mass.sum(), rtol=1e-6)
+
+
+def test_encoding_is_judged_by_the_flow_upwards():
+  rows = certify(ddim, 1, up=True, curves=certification.FINITE)
+  np.testing.assert_allclose([row.measured_order for row in rows], 1.0, atol=0.1)
+  assert all(row.passed for row in rows)
+  assert not any(row.passed for row in certify(ddim, 2, up=True, curves=['vp']))
+
+
+@pytest.mark.parametrize('options', [{'curves': ['vpp']}, {'models': ['gauss']}])
+def test_an_unknown_curve_or_model_is_named(options):
+  with pytest.raises(ValueError, match='choose of'):
+    certify(ddim, 1, **options)
 
 
 def test_a_slope_takes_four_numbers_of_steps():

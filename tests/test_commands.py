@@ -460,9 +460,10 @@ def test_the_way_of_the_first_images_is_drawn_beside_them(finished, tmp_path):
 def test_a_method_that_needs_the_variances_of_the_model_has_them_estimated(finished, tmp_path):
   given = []
 
-  def make(denoise, process, variances):
+  def make(denoise, process, variances, data_range):
     given.append(variances)
-    return analytic.analytic_dpm(denoise, process, variances)
+    assert data_range == (-1.0, 1.0)
+    return analytic.analytic_dpm(denoise, process, variances, data_range=data_range)
 
   runs.sample(finished, tmp_path / 'a.npz', method=by(5, 'analytic', make, variances=True), count=4)
   trained = workdir.load_trained(finished)
@@ -504,7 +505,7 @@ def test_the_evaluate_command_on_one_device_prints_the_ledger_of_four(evaluated,
 def test_a_flag_that_is_wrong_is_one_line_and_exit_code_2(finished, tmp_path):
   done = called('sample.py', f'--workdir={finished}', '--sampler=eule', f'--out={tmp_path}/a.png')
   assert (done.returncode, done.stdout) == (2, '')
-  assert done.stderr.startswith('error: --sampler=eule: choose ancestral, ')
+  assert done.stderr.startswith("error: no sampler is called 'eule'; did you mean euler")
   assert done.stderr.count('\n') == 1
 
 

@@ -272,7 +272,8 @@ def test_bad_input_is_named():
     fast_times(rectified_flow(), 9)
   z, times = jnp.zeros((8, 1)), np.array([1.0, 0.5, 0.0, 0.0])
   for make in (dpm_solver_fast, dpm_solver_multistep):
-    with pytest.raises(InputError, match='2 steps: order 3 needs at least 3'):
+    with pytest.raises(InputError, match=f'{make.__name__} of order 3, on a grid of 2 steps: '
+                                         'give --steps or times of at least 3'):
       sample(make(model, PROCESS, order=3), KEYS, z, times)
   with pytest.raises(InputError, match='order = 1'):
     dpm_solver_adaptive(model, PROCESS, z, order=1)
@@ -286,3 +287,7 @@ def test_an_adaptive_run_that_does_not_arrive_says_where_it_stopped():
                                          oracle(z, level))
   with pytest.raises(InputError, match='loosen atol and rtol, raise attempts'):
     dpm_solver_adaptive(broken, PROCESS, z)
+  solve = lambda denoise, attempts: jax.jit(lambda z: dpm_solver_adaptive(
+      denoise, PROCESS, z, attempts=attempts))(z)
+  for got in (solve(broken, 1000), solve(oracle, 1)):  # no error can be raised there
+    assert not got.reached and np.isnan(got.z).all()

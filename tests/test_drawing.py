@@ -1,4 +1,6 @@
 """Drawing: the right distribution, and an image that depends on its seed and its number alone."""
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,9 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.samplers import drawing
+from vdm_jax.samplers.dpm_solver_adaptive import dpm_solver_adaptive
 from vdm_jax.samplers.drawing import draw, draw_path
-from vdm_jax.typing import Estimate, Model
+from vdm_jax.typing import Estimate, Model, Sampler
 
 COUNTS = np.array([[5, 1, 0], [0, 4, 2], [3, 0, 1]])  # of 16: two pixels of three levels
 PAIRS = np.repeat(np.argwhere(COUNTS), COUNTS[COUNTS > 0], axis=0).astype(np.uint8)
@@ -31,7 +34,7 @@ def nothing(numbers):
 
 def drawn(model, start, stop, *, sampler=samplers.ancestral, seed=0, steps=16, batch_size=8,
           cond=nothing):
-  numbers, images = zip(*draw(
+  numbers, images, _ = zip(*draw(
       model, {}, sampler, times=np.linspace(1.0, 0.0, steps + 1), start=start, stop=stop, seed=seed,
       batch_size=batch_size, cond=cond), strict=True)
   np.testing.assert_array_equal(np.concatenate(numbers), np.arange(start, stop))
@@ -98,6 +101,40 @@ def test_a_datum_is_read_off_z_0_in_the_units_of_x():
   np.testing.assert_array_equal(images, np.full((3, 2), 31))
 
 
+@pytest.mark.parametrize('process', [
+    processes.RectifiedFlow(), GaussianProcess(schedules.Linear(6.0, -6.0), processes.flow)],
+    ids=['rectified flow', 'flow'])
+def test_a_grid_that_ends_inside_is_decoded_in_the_units_of_its_end(process):
+  """At t = 0.4 alpha is 0.6 and 0.65: not divided by it, level 31 would be 25 or less."""
+  def sure(z, level, cond=None):
+    return Estimate(jnp.full_like(z, 0.97), jnp.zeros_like(z))
+
+  pixels = Pixels(32)
+  model = lambda params: pairs_model(params)._replace(
+      denoise=sure, process=process, decode=pixels.decode)
+  [(_, images, _)] = draw(model, {}, samplers.ddim, times=np.linspace(1.0, 0.4, 5), start=0, stop=4,
+                       seed=0, batch_size=4, cond=nothing)
+  np.testing.assert_array_equal(images, np.full((4, 2), 31))
+
+
+def test_the_evaluations_of_the_network_are_counted_also_where_they_vary():
+  """Three calls in the first step and two in the second, as a state tells."""
+  class State(NamedTuple):
+    z: jax.Array
+    evaluations: jax.Array
+
+  def varying(denoise, process):
+    def step(keys, state, t, s, _):
+      return State(state.z, state.evaluations + jnp.where(t == 1.0, 3, 2))
+    return Sampler(lambda z: State(z, jnp.zeros((), int)), step, lambda state: state.z,
+                   evaluations=None)
+
+  for sampler, expected in ((varying, 5), (samplers.heun, 4)):
+    [batch] = draw(pairs_model, {}, sampler, times=np.linspace(1.0, 0.0, 3), start=0, stop=4,
+                   seed=0, batch_size=4, cond=nothing)
+    assert batch.evaluations == expected
+
+
 def test_the_way_of_an_image_begins_with_noise_and_ends_with_the_image():
   times = np.linspace(1.0, 0.0, 17)
   path = draw_path(pairs_model, {}, samplers.ancestral, times=times, count=10, seed=0, cond=nothing,
@@ -121,11 +158,24 @@ def test_a_network_that_gives_nan_is_named_with_its_level_and_the_remedy():
     drawn(model, 0, 4, sampler=samplers.ddim)
 
 
+def test_an_adaptive_sampler_of_a_network_that_gives_nan_draws_nothing():
+  def broken(z, level, cond=None):
+    return Estimate(z + jnp.where(level.t < 0.5, jnp.nan, 0.0), z)
+
+  def adaptive(denoise, process):
+    step = lambda keys, z, t, s, _: dpm_solver_adaptive(denoise, process, z, start=t, end=s).z
+    return Sampler(lambda z: z, step, lambda z: z, evaluations=1)
+
+  model = lambda params: pairs_model(params)._replace(denoise=broken)
+  with pytest.raises(InputError, match=r't = 1, .*checkpoint'):
+    drawn(model, 0, 4, sampler=adaptive, steps=1)
+
+
 def test_a_target_that_cannot_be_inverted_where_the_grid_begins_is_named_with_the_remedy():
   network = lambda z, logsnr, cond: 0.1 * z
   model = lambda params: pairs_model(params)._replace(
       denoise=predictions.denoiser(network, predictions.eps), process=processes.RectifiedFlow())
-  with pytest.raises(InputError, match=r'from t = 1, logsnr = -inf, .* alpha = 0 .*eps target'):
+  with pytest.raises(InputError, match=r'from t = 1, logsnr = -inf, .* alpha = 0 .*score target'):
     drawn(model, 0, 4, sampler=samplers.ddim)
 
 

@@ -8,6 +8,7 @@ import pytest
 from test_samplers import grids
 
 from vdm_jax import oracles, processes, random, schedules
+from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, ve, vp
 from vdm_jax.samplers import sample
 from vdm_jax.samplers.edm import edm
@@ -118,3 +119,8 @@ def test_draws_are_new_at_every_step_and_the_data_s_moments_come_out():
   got = jax.jit(lambda: sample(sampler, keys, z, jnp.linspace(1.0, 0.0, 81)))()
   np.testing.assert_allclose(np.mean(got), 0.7, atol=4 * 0.4 / n**0.5)
   np.testing.assert_allclose(np.std(got), 0.4, rtol=4 / (2 * n)**0.5 + 2e-3)
+
+
+def test_a_negative_churn_is_refused():
+  with pytest.raises(InputError, match='s_churn = -1'):
+    edm(ORACLE, rectified_flow(), s_churn=-1.0)

@@ -125,9 +125,9 @@ def test_annealed_dynamics_finds_the_weights_of_far_modes_where_plain_dynamics_d
   points = oracles.Mixture(jnp.array([0.8, 0.2]), jnp.array([[5.0, 5.0], [-5.0, -5.0]]),
                            jnp.zeros(2))
   z = np.random.default_rng(2).uniform(-8.0, 8.0, size=(n, 2))
-  level = GaussianProcess(schedules.GeometricSigma(1.0, 20.0), ve)
   # No moves are made at the first time of a grid: one more level above.
-  times = np.linspace(10 / 9, 0.0, 11)
+  level = GaussianProcess(schedules.GeometricSigma(1.0, 20.0**(10 / 9)), ve)
+  times = np.linspace(1.0, 0.0, 11)
 
   @jax.jit
   def plain():

@@ -1,4 +1,6 @@
 """Processes: curves, the SDE, Bayes' rule, and levels where alpha or sigma vanish."""
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm_jax import processes, schedules
+from vdm_jax import oracles, predictions, processes, schedules
 from vdm_jax.processes import (
     GaussianProcess,
     RectifiedFlow,
@@ -18,11 +20,20 @@ from vdm_jax.processes import (
     ve,
     vp,
 )
+from vdm_jax.samplers import ddim, deis, dpm_solver, edm, runge_kutta, sample, unipc
 from vdm_jax.typing import Level
 
 pytestmark = pytest.mark.usefixtures('x64')
 
 CURVES = [vp, ve, flow, sub_vp]
+# Samplers, and how near they come in 64 steps from alpha = 0, where methods in logsnr begin with a
+# step of first order, to sigma = 0.
+ENDS = {'ddim': (ddim, 0.03), 'heun': (runge_kutta.heun, 1e-3), 'edm': (edm.edm, 1e-3),
+        'rho_rk': (partial(runge_kutta.rho_rk, tableau=runge_kutta.RK3), 2e-3),
+        'dpm_solver': (partial(dpm_solver.dpm_solver, order=3), 2e-3),
+        'dpm_solver_fast': (dpm_solver.dpm_solver_fast, 1e-3),
+        'dpm_solver_multistep': (dpm_solver.dpm_solver_multistep, 4e-3),
+        'deis': (deis.deis, 2e-4), 'unipc': (unipc.unipc, 2e-3)}
 UNITS = {vp: lambda a, s: a**2 + s**2, ve: lambda a, s: a, flow: lambda a, s: a + s,
          sub_vp: lambda a, s: a**2 + s}
 evaluate = jax.jit(lambda process, t: process(t))
@@ -200,13 +211,20 @@ def test_a_truncated_process_visits_the_same_levels_from_one_logsnr_to_another()
 
 
 def test_a_limit_beyond_an_end_leaves_that_end():
-  process = Truncated.between(RectifiedFlow(), 2.0, -np.inf)
-  np.testing.assert_allclose(process(jnp.zeros(())).logsnr, 2.0, atol=1e-9)
-  assert process(jnp.ones(())).alpha == 0.0
+  for whole in (RectifiedFlow(), from_alpha_sigma(lambda t: 1.0 - t, lambda t: 80.0 * t)):
+    process = Truncated.between(whole, 2.0, -np.inf)
+    np.testing.assert_allclose(process(jnp.zeros(())).logsnr, 2.0, atol=1e-9)
+    assert process(jnp.ones(())).alpha == 0.0
   process = Truncated.between(RectifiedFlow(), np.inf, 2.0)
   assert process(jnp.zeros(())).sigma == 0.0
   inside = Truncated.between(GaussianProcess(schedules.Linear(5.0, -4.0)), 50.0, -50.0)
   np.testing.assert_array_equal([inside.first, inside.last], [0.0, 1.0])
+
+
+@pytest.mark.parametrize('limits', [(-1.0, 3.0), (2.0, 2.0), (np.nan, 0.0)])
+def test_a_truncated_process_from_the_smaller_logsnr_to_the_larger_is_refused(limits):
+  with pytest.raises(ValueError, match=f'logsnr_max = {limits[0]}, logsnr_min = {limits[1]}'):
+    Truncated.between(RectifiedFlow(), *limits)
 
 
 def test_processes_are_values_that_cross_jit():
@@ -321,13 +339,47 @@ def test_a_sigma_that_vanishes_with_its_slope_has_a_level():
   np.testing.assert_array_equal([level.sigma, level.dsigma], 0.0)
 
 
-def test_float32_rounding_below_zero_does_not_spoil_a_schedule_that_ends_without_signal():
-  with jax.enable_x64(False):
-    half_turn = 0.5 * jnp.pi
-    level = from_alpha_sigma(lambda t: jnp.cos(half_turn * t), lambda t: jnp.sin(half_turn * t))(
-        jnp.ones(1))
-    assert jnp.cos(jnp.float32(half_turn)) < 0.0
+def quarter_turn():
+  return from_alpha_sigma(lambda t: jnp.cos(0.5 * jnp.pi * t), lambda t: jnp.sin(0.5 * jnp.pi * t))
+
+
+@pytest.mark.parametrize('double', [True, False])
+def test_rounding_does_not_spoil_a_process_that_ends_without_signal(double):
+  """The cosine of pi / 2 is 6e-17 in float64, and below 0 in float32."""
+  with jax.enable_x64(double):
+    level = quarter_turn()(jnp.ones(1))
+    assert (jnp.cos(jnp.asarray(0.5 * jnp.pi)) > 0.0) == double
   assert level.logsnr == -np.inf and level.dlogsnr == -np.inf and level.alpha == 0.0
+  np.testing.assert_allclose([level.sigma, level.dalpha], [[1.0], [-0.5 * np.pi]], rtol=1e-6)
+
+
+def test_a_small_sigma_near_data_and_a_small_alpha_before_the_end_are_kept():
+  t = np.array([1e-9, 1.0 - 1e-9])
+  level = quarter_turn()(t)
+  np.testing.assert_allclose(level.sigma[0], 0.5e-9 * np.pi, rtol=1e-12)
+  np.testing.assert_allclose(level.alpha[1], 0.5e-9 * np.pi, rtol=1e-6)
+  cubic = from_alpha_sigma(jnp.ones_like, lambda t: 80.0 * t**3)(t)
+  np.testing.assert_allclose(cubic.sigma[0], 80e-27, rtol=1e-12)
+
+
+@pytest.mark.parametrize('name', ENDS)
+def test_samplers_go_from_a_cosine_of_no_signal_to_clean_data(name):
+  """Along the exact flow of N(m, s^2), (z - alpha m) / sqrt(alpha^2 s^2 + sigma^2) constant.
+
+  The network predicts v, which is finite at both ends.
+  """
+  data, process = oracles.Gaussian(0.3, 0.5), quarter_turn()
+
+  def denoise(z, level, cond=None):
+    estimate, wide = data(z, level), level.expand(z)
+    a, b = predictions.v(wide)
+    return predictions.solve(predictions.v, a * estimate.x + b * estimate.eps, z, level)
+
+  make, atol = ENDS[name]
+  z = np.linspace(-2.0, 2.0, 5)[:, None]
+  run = lambda: sample(make(denoise, process), jax.random.split(jax.random.key(0), 5), z,
+                       np.linspace(1.0, 0.0, 65))
+  np.testing.assert_allclose(jax.jit(run)(), 0.3 + 0.5 * z, atol=atol)
 
 
 def test_diffusion_adds_noise_at_the_level_of_each_example_or_each_pixel():

@@ -31,6 +31,16 @@ def test_draws_of_other_examples_and_other_names_are_uncorrelated_standard_norma
   np.testing.assert_allclose(second - np.diag(np.diag(second)), 0.0, atol=5 / n**0.5)
 
 
+def test_uniform_numbers_are_one_for_each_example_with_the_moments_of_their_law():
+  n = 20_000
+  got = np.asarray(random.uniform(jax.random.split(jax.random.key(4), n), jnp.zeros((n, 2, 3))))
+  assert got.shape == (n,) and 0.0 <= got.min() and got.max() <= 1.0
+  for power in (1, 2, 3):
+    # E u^p = 1 / (p + 1), and the variance of u^p is 1 / (2 p + 1) - 1 / (p + 1)^2.
+    error = ((1 / (2 * power + 1) - 1 / (power + 1)**2) / n)**0.5
+    np.testing.assert_allclose(np.mean(got**power), 1 / (power + 1), atol=4 * error)
+
+
 def test_noise_has_the_shape_and_the_precision_of_what_it_is_added_to():
   keys = jax.random.split(jax.random.key(2), 2)
   assert draw(keys, 'eps', (4, 5), jnp.bfloat16).shape == (2, 4, 5)

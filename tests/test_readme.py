@@ -38,6 +38,14 @@ def test_the_two_dimensional_example_draws_a_circle(tmp_path):
   assert counts.min() > 0.5 * len(points) / 8
 
 
+def test_the_sampler_in_the_readme_is_certified(tmp_path):
+  path = tmp_path / 'my_sampler.py'
+  path.write_text(program('# my_sampler.py'))
+  rows = runpy.run_path(str(path))['rows']
+  assert {row.curve for row in rows} == {'vp', 've', 'flow', 'sub_vp', 'ends'}
+  assert all(row.passed and row.evaluations_per_step == 2 for row in rows)
+
+
 @pytest.fixture(scope='module')
 def mine(tmp_path_factory):
   path = tmp_path_factory.mktemp('mine') / 'my_objective.py'

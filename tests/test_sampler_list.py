@@ -1,6 +1,8 @@
 """The dictionary of samplers behind the commands, and the command that certifies them."""
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
-from vdm_jax import oracles, samplers, schedules
+from vdm_jax import certification, oracles, samplers, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'scripts'))
+import certify as certify_script  # noqa: E402
 import sampler_list  # noqa: E402
 
 PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))
@@ -24,15 +28,16 @@ PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))
 def test_every_sampler_says_what_it_is_and_what_it_claims():
   for name, entry in sampler_list.SAMPLERS.items():
     assert entry.family and entry.paper and entry.use, name
-    adaptive = entry.evaluations is None
-    assert adaptive == (entry.accuracy is not None), name
+    assert (entry.evaluations is None) == (entry.at_tolerance is not None), name
   text = sampler_list.describe()
-  assert all(f'  {name}: ' in text for name in sampler_list.SAMPLERS)
+  assert all(f'- {name}: ' in text or f'- {name} [from Python]: ' in text
+             for name in sampler_list.SAMPLERS)
 
 
-@pytest.mark.parametrize('grid', ['', *sampler_list.GRIDS, '1,0.7,0.2,0.05,0'])
+@pytest.mark.parametrize('grid', ['', *sampler_list.GRIDS, '1,0.7,0.2,0.05,0', 'iddpm:4'])
 def test_every_grid_runs_from_noise_to_data(grid):
-  times = sampler_list.method('ddim', 4, grid).times(PROCESS)
+  own = ',' in grid or ':' in grid
+  times = sampler_list.method('ddim', None if own else 4, grid).times(PROCESS)
   assert times.shape == (5,) and times[-1] == 0.0
   # Published grids of a chain may begin below its last level.
   assert times[0] == 1.0 or grid in ('leading', 'ddim_linear', 'ddim_quadratic')
@@ -41,19 +46,22 @@ def test_every_grid_runs_from_noise_to_data(grid):
 
 def test_a_grid_may_be_a_file(tmp_path):
   np.save(tmp_path / 'own.npy', [1.0, 0.4, 0.0])
-  got = sampler_list.method('ddim', 4, str(tmp_path / 'own.npy')).times(PROCESS)
+  got = sampler_list.method('ddim', None, str(tmp_path / 'own.npy')).times(PROCESS)
   np.testing.assert_array_equal(got, [1.0, 0.4, 0.0])
 
 
 @pytest.mark.parametrize('arguments,message', [
-    (('eule', 5), '--sampler=eule: choose ancestral, '),
+    (('eule', 5), "no sampler is called 'eule'; did you mean euler"),
     (('ddim', 0), '--steps=0: it must be at least 1'),
     (('ddim', 5, 'cosine'), '--grid=cosine: choose uniform, quadratic, logsnr, karras'),
-    (('ddim', 5, '0,0.5,1'), 'the grid must decrease'),
-    (('ddim', 5, 'missing.npy'), '--grid=missing.npy'),
+    (('ddim', None, '0,0.5,1'), '--grid=0,0.5,1: '),
+    (('ddim', None, 'missing.npy'), '--grid=missing.npy: choose uniform'),
+    (('ddim', None, 'iddpm:10,x'), '--grid=iddpm:10,x: '),
     (('pc_mala', 5), '--sampler=pc_mala needs the log-density'),
     (('npr_ddpm', 5), '--sampler=npr_ddpm needs a network with a head'),
-    (('adaptive_ode', 5, 'uniform'), '--sampler=adaptive_ode chooses its own steps'),
+    (('adaptive_ode', None, 'uniform'), '--grid=uniform: --sampler=adaptive_ode chooses its own'),
+    (('adaptive_ode', 5), '--steps=5: --sampler=adaptive_ode chooses its own steps'),
+    (('ddim', 5, '1,0.5,0'), '--steps=5: --grid=1,0.5,0 has its own number of steps'),
 ])
 def test_what_cannot_be_made_is_refused_by_its_flag(arguments, message):
   with pytest.raises(InputError) as error:
@@ -91,12 +99,13 @@ def test_the_certificate_is_a_table_and_as_json_its_rows():
   done = certify('--samplers=ddim,heun', '--json')
   assert done.returncode == 0, done.stderr
   rows = json.loads(done.stdout)['rows']
-  assert {row['sampler'] for row in rows} == {'ddim', 'heun'}
+  assert {row['sampler'] for row in rows} == {'ddim', 'heun', 'ddim, encoding',
+                                              'heun, encoding'}
   assert {row['curve'] for row in rows} == {'vp', 've', 'flow', 'sub_vp', 'ends'}
   for row in rows:
     assert row['passed'] and row['kind'] == 'order'
     if row['curve'] != 'ends':
-      expected = {'ddim': 1, 'heun': 2}[row['sampler']]
+      expected = {'ddim': 1, 'heun': 2}[row['sampler'].removesuffix(', encoding')]
       assert row['claimed_order'] == row['evaluations_per_step'] == expected
       assert abs(row['measured_order'] - expected) < 0.1
 
@@ -104,13 +113,39 @@ def test_the_certificate_is_a_table_and_as_json_its_rows():
 def test_an_unknown_sampler_is_one_line_and_exit_code_2():
   done = certify('--samplers=ddim,nothing')
   assert (done.returncode, done.stdout) == (2, '')
-  assert done.stderr.startswith('error: --sampler') and done.stderr.count('\n') == 1
+  assert done.stderr.startswith("error: no sampler is called 'nothing'")
+  assert done.stderr.count('\n') == 1
+
+
+def test_the_table_shows_every_kind_of_row():
+  row = certification.Row('ddim', 'vp', 'mixture', 'order', 1, 0.99, 1, True, {})
+  moments = {'mean': {'deviation': 0.01}, 'std': {'deviation': -0.02}}
+  rows = [row, row._replace(model='gaussian', measured_order=None),
+          row._replace(sampler='a', kind='moments', claimed_order=None, detail=moments),
+          row._replace(sampler='b', kind='tolerance', claimed_order=None, passed=False,
+                       detail={'errors': [1e-2, 3e-4]}, evaluations_per_step=None),
+          row._replace(sampler='c', kind='equality', claimed_order=None,
+                       detail={'difference': 0.0})]
+  console = rich.console.Console(width=150, record=True, file=io.StringIO())
+  console.print(certify_script.table(rows))
+  text = console.export_text()
+  for shown in ('0.99', 'exact', '0.027', '3e-04 FAILS', '0e+00', 'adaptive'):
+    assert shown in text, text
 
 
 @pytest.mark.long
-def test_all_samplers_are_certified():
+def test_all_samplers_are_certified_and_the_readme_shows_what_was_measured():
   done = certify('--json')
   rows = json.loads(done.stdout)['rows']
   assert {row['sampler'] for row in rows} >= set(sampler_list.SAMPLERS)
   assert [row for row in rows if not row['passed']] == []
   assert done.returncode == 0
+  rows = [certification.Row(**row) for row in rows]
+  shown = (ROOT / 'README.md').read_text().splitlines()
+  for line in certify_script.markdown(rows).splitlines():
+    name = line.split('|')[1]
+    there = [other for other in shown if other.split('|')[1:2] == [name]]
+    assert len(there) == 1, name
+    if 'moments' not in line:  # whose draws differ between versions
+      numbers = [re.findall(r'\d+\.\d+', text.split('|')[5]) for text in (line, there[0])]
+      np.testing.assert_allclose(*(np.array(of, float) for of in numbers), atol=0.02)

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from vdm_jax import oracles, predictions, processes, random, schedules
+from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
-from vdm_jax.samplers import ancestral, ddim, heun, sample
+from vdm_jax.samplers import ancestral, ddim, encode, heun, sample
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -156,6 +157,46 @@ def test_samples_on_every_curve_are_the_same_in_its_own_units(make):
   assert np.std(got[0]) > 0.1
 
 
+ELSEWHERE = {'ve': GaussianProcess(schedules.Linear(6.0, -4.0), ve),
+             'flow': GaussianProcess(schedules.Linear(6.0, -4.0), flow),
+             'edm': from_alpha_sigma(jnp.ones_like, lambda t: 80.0 * t**3),  # to sigma = 0
+             'rectified flow': rectified_flow()}
+
+
+@pytest.mark.parametrize('name', ELSEWHERE)
+def test_a_network_of_one_curve_gives_the_same_samples_on_another(name):
+  oracle, elsewhere = oracles.Gaussian(0.7, 0.4), ELSEWHERE[name]
+
+  def on_vp_alone(z, level, cond=None):
+    known = jnp.abs(jnp.hypot(level.alpha, level.sigma) - 1.0) < 1e-9
+    return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), oracle(z, level))
+
+  def share(of):
+    def at(t):
+      level = elsewhere(t)
+      return getattr(level, of) / jnp.hypot(level.alpha, level.sigma)
+    return at
+
+  trained = from_alpha_sigma(share('alpha'), share('sigma'))  # the same logsnr on vp
+  keys = jax.random.split(jax.random.key(0), 4)
+  unit = jnp.linspace(-1.5, 1.5, 4)[:, None]
+
+  def draw(make, denoise, process):
+    z = sample(make(denoise, process), keys, processes.prior_std(process) * unit,
+               jnp.linspace(1.0, 0.0, 9))
+    return z / process(jnp.zeros(())).alpha
+
+  @jax.jit
+  def run():
+    moved = predictions.on_curve(on_vp_alone, vp)
+    return [(draw(make, moved, elsewhere), draw(make, on_vp_alone, trained))
+            for make in (ddim, ancestral)]
+
+  for got, expected in run():
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    assert np.std(got) > 0.1
+
+
 @pytest.mark.parametrize('make,order', [(ddim, 1), (heun, 2)])
 def test_rectified_flow_converges_from_pure_noise_to_pure_data(make, order):
   """alpha = 0 at the start and sigma = 0 at the end, where the exact map is z -> m + s z."""
@@ -270,3 +311,39 @@ def test_float32_stays_float32_and_near_float64(make):
     single = run()
   assert single.dtype == jnp.float32
   np.testing.assert_allclose(single, run(), atol=1e-5)
+
+
+@pytest.mark.parametrize('times,message', [
+    ([0.0, 0.5, 1.0], 'must decrease'),
+    ([1.0, 1.0, 1.0], 'all 1: a grid has at least one step'),
+    ([3.0, 1.0, -0.5], r'from 3 to -0\.5: they must lie in \[0, 1\]'),
+    ([1.0, np.nan], 'not finite'),
+    ([1.0], 'at least two'),
+])
+def test_what_is_no_grid_is_refused_with_the_reason(times, message):
+  keys, z = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 1))
+  with pytest.raises(InputError, match=message):
+    sample(ddim(HALF, OFFICIAL), keys, z, np.array(times))
+
+
+def test_keys_that_are_not_one_for_each_image_are_refused():
+  key = jax.random.key(0)
+  for keys in (key, jax.random.split(key, 3)):
+    with pytest.raises(InputError, match=r'keys \(.*z \(2, 1\): .* keys \[B\] and z \[B'):
+      sample(ddim(HALF, OFFICIAL), keys, jnp.ones((2, 1)), np.array([1.0, 0.0]))
+
+
+def test_an_eta_that_no_variance_allows_is_refused():
+  for eta in (-0.1, 2.0):
+    with pytest.raises(InputError, match=f'eta = {eta}'):
+      ddim(HALF, OFFICIAL, eta=eta)
+
+
+def test_what_is_not_finite_is_reported_with_its_causes():
+  keys, z, grid = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 1)), np.linspace(0.0, 1.0, 5)
+  broken = lambda z, level: jax.tree.map(lambda a: jnp.where(level.t < 0.6, jnp.nan, a),
+                                         HALF(z, level))
+  with pytest.raises(InputError, match=r'the sample .* from t = 0\.5 .*score where alpha = 0'):
+    sample(ddim(broken, OFFICIAL), keys, z, grid[::-1])
+  with pytest.raises(InputError, match=r'the encoding .* from t = 0 .*the sampler is stochastic'):
+    encode(ancestral(HALF, OFFICIAL), keys, z, grid)

@@ -9,7 +9,7 @@ steps of the grids alternate between short and long, at every N: on evenly space
 graded grids a multistep method that forgets the ratio of its steps keeps its order.  For orders
 above 2 the first step is shortened (`grids.warm_up`), since a multistep method begins with order 1.
 
-An *adaptive* sampler claims an accuracy: its distance to the exact flow, at its tolerance.
+An *adaptive* sampler claims that its distance to the exact flow follows its tolerance.
 
 A stochastic sampler claims the *moments* of the marginal at the end of its grid: mean, standard
 deviation, and the share of the upper half of the mixture, each within four standard errors and a
@@ -30,21 +30,15 @@ from scipy import special
 
 from vdm_jax import processes, random, samplers, schedules
 from vdm_jax.decoders import sum_over_data
+from vdm_jax.samplers import analytic
 from vdm_jax.samplers.grids import warm_up
 from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler, value
 
 Make = Callable[[Denoiser, Process], Sampler]
 
-LOGSNR_MAX, LOGSNR_MIN = 3.0, -2.5  # where neither curve nor data is nearly linear
-_ON = functools.partial(processes.GaussianProcess, schedules.Linear(LOGSNR_MAX, LOGSNR_MIN))
-# Four curves between two finite levels, and straight lines from alpha = 0 to sigma = 0.
-PROCESSES: dict[str, Process] = {
-    'vp': _ON(processes.vp), 've': _ON(processes.ve), 'flow': _ON(processes.flow),
-    'sub_vp': _ON(processes.sub_vp),
-    'ends': processes.from_alpha_sigma(lambda t: 1.0 - t, lambda t: t),
-}
-CURVES = tuple(PROCESSES)
-FINITE = CURVES[:-1]
+SCHEDULE = schedules.Linear(3.0, -2.5)  # where neither curves nor data are nearly linear
+FINITE = ('vp', 've', 'flow', 'sub_vp')
+CURVES = (*FINITE, 'ends')
 
 
 class Data(NamedTuple):
@@ -64,7 +58,7 @@ class Row(NamedTuple):
   sampler: str
   curve: str
   model: str
-  kind: str                        # 'order', 'accuracy', 'moments' or 'equality'
+  kind: str                        # 'order', 'tolerance', 'moments' or 'equality'
   claimed_order: float | None
   measured_order: float | None     # slope over the last four numbers of steps
   evaluations_per_step: int | None
@@ -140,13 +134,24 @@ class Oracle:
     mean = lambda u: jnp.sum(share * u, axis=-1)
     x, eps = m + level.alpha * s**2 * deviation / variance, level.sigma * deviation / variance
     square = mean(jnp.square(eps) + jnp.square(level.alpha * s) / variance)
+    x_variance = mean(jnp.square(x) + jnp.square(level.sigma * s) / variance) - jnp.square(mean(x))
     extra = {'eps_sq': square, 'residual_sq': square - jnp.square(mean(eps)),
-             'v': -jnp.ones_like(z)}
+             'x_variance': x_variance, 'v': -jnp.ones_like(z)}
     return Estimate(mean(x), mean(eps), extra)
 
   def log_prob(self, z: Array, level: Level) -> Array:
     """log q(z_t) in nats, [B]."""
     return sum_over_data(jax.nn.logsumexp(self._parts(z, level)[0], axis=-1))
+
+  def mean_variance(self, level: Level) -> Array:
+    """E Var(x | z_t) for one dimension, by Gauss-Hermite quadrature over z_t: the shape of t."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(96)
+    w, m, s = map(jnp.asarray, self.data)
+    wide = jax.tree.map(lambda u: u[..., None, None], level)  # [..., node, normal]
+    z = wide.alpha * m + jnp.hypot(wide.alpha * s, wide.sigma) * nodes[:, None]
+    share_of = jax.tree.map(lambda u: jnp.broadcast_to(u, z.shape).reshape(-1, 1), wide)
+    inside = self(z.reshape(-1, 1), share_of).extra['x_variance'].reshape(z.shape)
+    return jnp.sum(w * (weights / weights.sum())[:, None] * inside, axis=(-2, -1))
 
   def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
     """Data x of this shape."""
@@ -157,17 +162,22 @@ class Oracle:
 
 
 def _process(number: Array) -> Process:
-  """The process of this number in PROCESSES: a value, so that one program serves all."""
-  def process(t):
-    levels = [process(t) for process in PROCESSES.values()]
-    return jax.tree.map(lambda *fields: jnp.stack(fields)[number], *levels)
-  return process
+  """The process of this number in CURVES: a value, so that one program serves all."""
+  def curve(logsnr):
+    either = [getattr(processes, name)(logsnr) for name in FINITE]
+    return jax.tree.map(lambda *parts: jnp.stack(parts)[jnp.minimum(number, 3)], *either)
+
+  on_curve, ends = processes.GaussianProcess(SCHEDULE, curve), processes.RectifiedFlow()
+  return lambda t: jax.tree.map(lambda u, v: jnp.where(number < 4, u, v), on_curve(t), ends(t))
 
 
+@functools.cache
 def _ends(curve: str) -> tuple[tuple[float, float], tuple[float, float]]:
   """(alpha, sigma) at t = 1 and at t = 0."""
-  levels = [PROCESSES[curve](jnp.asarray(t)) for t in (1.0, 0.0)]
-  return tuple((float(level.alpha), float(level.sigma)) for level in levels)
+  with jax.enable_x64(True):
+    level = jax.jit(lambda t: _process(jnp.asarray(CURVES.index(curve)))(t))(jnp.array([1.0, 0.0]))
+    return tuple(zip(np.asarray(level.alpha).tolist(), np.asarray(level.sigma).tolist(),
+                     strict=True))
 
 
 def count_evaluations(make: Make, steps: int = 8) -> int:
@@ -217,6 +227,10 @@ def _evaluations(make: Make) -> tuple[int, bool]:
 
 
 def _cases(curves, models):
+  for given, known in ((curves, CURVES), (models, MODELS)):
+    unknown = set(given) - set(known)
+    if unknown:
+      raise ValueError(f'{", ".join(sorted(unknown))}: choose of {", ".join(known)}.')
   return [(curve, model) for model in models for curve in curves]
 
 
@@ -232,7 +246,8 @@ def _stack(cases):
 def certify(make: Make, order: float | None = None, *, name: str = '',
             curves: Sequence[str] = CURVES, models: Sequence[str] = tuple(MODELS),
             steps: Sequence[int] | None = None, tolerance: float | None = None,
-            grid: Callable[[int], np.ndarray] | None = None) -> list[Row]:
+            grid: Callable[[int], np.ndarray] | None = None, up: bool = False, draws: int = 64
+            ) -> list[Row]:
   """Certifies a sampler, `make(denoise, process)`: a Row for each curve and each model.
 
   order: the claimed order of a deterministic sampler (the slope must not fall short of it by more
@@ -240,6 +255,7 @@ def certify(make: Make, order: float | None = None, *, name: str = '',
   (each within four standard errors and `tolerance`, 0.02 of a standard deviation by default).
   steps: the numbers of steps, at least four for an order, one for moments.  grid: of an order
   that is claimed on some grids only, n -> times [n + 1]; short and long steps in turn by default.
+  up: judge the order of encoding, from data to noise.  draws: of 128 dimensions, for moments.
 
   The number of evaluations that the sampler states must be exact, or no row passes.
   """
@@ -247,24 +263,27 @@ def certify(make: Make, order: float | None = None, *, name: str = '',
   evaluations, exact_count = _evaluations(make)
   if order is None:
     judged = _judge_moments(make, curves, models, 100 if steps is None else steps[0],
-                            0.02 if tolerance is None else tolerance)
+                            0.02 if tolerance is None else tolerance, draws)
   else:
     judged = _judge_order(make, order, curves, models, steps or STEPS,
-                          0.15 if tolerance is None else tolerance, grid or alternating_grid)
+                          0.15 if tolerance is None else tolerance, grid or alternating_grid, up)
   kind = 'moments' if order is None else 'order'
   return [Row(name, curve, model, kind, claimed, slope, evaluations,
               bool(passed and exact_count), {**detail, 'evaluations_exact': exact_count})
           for curve, model, claimed, slope, passed, detail in judged]
 
 
-def _flow(make, curves, models, grids):
+def _flow(make, curves, models, grids, up=False):
   """Distances to the exact flow, root mean square over quantiles: [cases, grids], of each case."""
   probability = np.linspace(0.05, 0.95, 7)
   cases = _cases(curves, models)
-  with jax.enable_x64(True):
-    ends = [(MODELS[model], *_ends(curve)) for curve, model in cases]
+  ends = [(MODELS[model], *_ends(curve)) for curve, model in cases]
   start = np.array([quantiles(probability, data, *first) for data, first, _ in ends])
-  exact = np.array([quantiles(probability, data, *last) / last[0] for data, _, last in ends])
+  exact = np.array([quantiles(probability, data, *last) for data, _, last in ends])
+  if up:
+    start, exact = exact, start
+  unit = np.array([np.hypot(*(first if up else last)) for _, first, last in ends])
+  along = samplers.encode if up else samplers.sample
 
   @jax.jit
   @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
@@ -272,21 +291,21 @@ def _flow(make, curves, models, grids):
   def run(curve, data, z, times):
     process = _process(curve)
     keys = jax.random.split(jax.random.key(0), len(z))
-    z = samplers.sample(make(Oracle(data), process), keys, z[:, None], times)
-    return z[:, 0] / process(0.0).alpha
+    return along(make(Oracle(data), process), keys, z[:, None], times)[:, 0]
 
   with jax.enable_x64(True):
     got = np.asarray(run(*_stack(cases), jnp.asarray(start), jnp.asarray(grids)))
-  return cases, np.sqrt(np.mean((got - exact[:, None])**2, axis=-1))
+  return cases, np.sqrt(np.mean((got - exact[:, None])**2, axis=-1)) / unit[:, None]
 
 
-def _judge_order(make, order, curves, models, steps, tolerance, grid):
+def _judge_order(make, order, curves, models, steps, tolerance, grid, up):
   """(curve, model, claimed order, slope, passed, detail) of every case."""
   if len(steps) < 4:
     raise ValueError(f'steps {tuple(steps)}: a slope takes at least four numbers of steps.')
   with jax.enable_x64(True):
-    grids = [np.asarray(warm_up(np.pad(grid(n), (0, max(steps) - n)), int(order))) for n in steps]
-  cases, error = _flow(make, curves, models, np.stack(grids))
+    padded = [np.pad(grid(n), (0, max(steps) - n)) for n in steps]
+    grids = [1.0 - times if up else np.asarray(warm_up(times, int(order))) for times in padded]
+  cases, error = _flow(make, curves, models, np.stack(grids), up)
   out = []
   for (curve, model), errors in zip(cases, error, strict=True):
     claimed = min(order, 1) if curve == 'ends' else order
@@ -300,7 +319,7 @@ def _judge_order(make, order, curves, models, steps, tolerance, grid):
   return out
 
 
-def _judge_moments(make, curves, models, steps, tolerance, n=128, dims=128):
+def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
   """The same, of n draws of `dims` independent dimensions: some methods look at their norm."""
   cases = _cases(curves, models)
 
@@ -334,17 +353,68 @@ def _judge_moments(make, curves, models, steps, tolerance, n=128, dims=128):
   return out
 
 
-def accuracy(make: Make, error: float, *, name: str = '', curves: Sequence[str] = CURVES,
-             models: Sequence[str] = tuple(MODELS)) -> list[Row]:
-  """Certifies an adaptive sampler: within `error` of the exact flow, data being of size 1.
+def certify_adaptive(make: Callable[[float], Make], *, name: str = '', factor: float = 30.0,
+                     curves: Sequence[str] = CURVES, models: Sequence[str] = tuple(MODELS),
+                     tolerances: Sequence[float] = (1e-3, 1e-4, 1e-5)) -> list[Row]:
+  """Certifies an adaptive sampler: its error is less than `factor` times its tolerance, and falls.
 
-  `make` gives a Sampler that takes the one step from noise to data.
+  A tolerance is on the error of a step, and steps add up: hence a factor.
+  make(tolerance)(denoise, process) is a Sampler that takes the one step from noise to data.  The
+  data are of about unit size.
   """
   name = name or getattr(make, '__name__', 'sampler')
-  cases, errors = _flow(make, curves, models, np.array([[1.0, 0.0]]))
-  return [Row(name, curve, model, 'accuracy', None, None, None, bool(off[0] <= error),
-              {'error': float(off[0]), 'claimed': error})
-          for (curve, model), off in zip(cases, errors, strict=True)]
+  found = [_flow(make(tolerance), curves, models, np.array([[1.0, 0.0]]))
+           for tolerance in tolerances]
+  rows = []
+  for i, (curve, model) in enumerate(found[0][0]):
+    errors = np.array([error[i, 0] for _, error in found])
+    fine = (errors <= factor * np.array(tolerances)).all() and errors[-1] < errors[0]
+    rows.append(Row(name, curve, model, 'tolerance', None, None, None, bool(fine),
+                    {'tolerances': list(tolerances), 'errors': errors.tolist()}))
+  return rows
+
+
+# ------------------------------------------------- what an oracle can supply
+
+
+def with_log_prob(make: Callable) -> Make:
+  """A sampler that takes log q(z_t) as its third argument."""
+  return lambda denoise, process: make(denoise, process, denoise.log_prob)
+
+
+def with_variances(make: Callable) -> Make:
+  """A sampler that takes `analytic.Variances`: the exact ones, linear between 201 levels."""
+  def of(denoise, process):
+    level = process(jnp.linspace(0.0, 1.0, 201))
+    # A level where nothing is defined: Var(x) falls as sigma^2 / alpha^2 does.
+    noisy = level.sigma > 0.0
+    inside = jax.tree.map(lambda u: jnp.where(noisy, u, 1.0), level)
+    of_x = Oracle(denoise.data).mean_variance(inside)
+    of_v = jnp.where(noisy, of_x / jax.nn.sigmoid(-inside.logsnr), 1.0)
+    found = analytic.Variances(level.logsnr[::-1], of_v[::-1], jnp.zeros_like(of_v))
+    return make(denoise, process, found)
+  return of
+
+
+def with_guidance(make: Callable) -> Make:
+  """A sampler that takes a guidance: led from the standard normal to the data of the oracle.
+
+  With the gradient of log q_oracle - log q_normal the guided flow is the oracle's own.
+  """
+  def of(denoise, process):
+    oracle, normal = Oracle(denoise.data), Oracle(Data((0.5, 0.5), (0.0, 0.0), (1.0, 1.0)))
+
+    def unguided(z, level, cond=None):  # the evaluations that are counted are those of this one
+      return jax.tree.map(lambda own, other: own + 0.0 * other, normal(z, level),
+                          denoise(z, level))
+
+    def guidance(z, level):
+      return (normal(z, level).eps - oracle(z, level).eps) / level.expand(z).sigma
+    return make(unguided, process, guidance)
+  return of
+
+
+# ------------------------------------------------------------ and comparisons
 
 
 def largest_deviation(row: Row) -> float:

@@ -74,13 +74,18 @@ def from_alpha_sigma(alpha, sigma) -> Process:
 
   E.g. rectified flow, `from_alpha_sigma(lambda t: 1 - t, lambda t: t)`: through logsnr
   its end points would be infinite; alpha, sigma and their derivatives are not.
+
+  An alpha below the rounding of sigma, eps sigma, is 0: so is meant the cosine of pi / 2, which is
+  6e-17 in float64 and would give a logsnr of -75.
   """
   def process(t):
     t = jnp.asarray(t)
     one = jnp.ones_like(t)
     a, da = jax.jvp(alpha, (t,), (one,))
     s, ds = jax.jvp(sigma, (t,), (one,))
-    a, s = jnp.maximum(a, 0.0), jnp.maximum(s, 0.0)  # cos(pi / 2) < 0 in float32
+    s = jnp.maximum(s, 0.0)
+    # cos(pi / 2) is above 0 in float64 and below in float32.  A sigma as small may be meant (t^3).
+    a = jnp.where(a < jnp.finfo(a.dtype).eps * s, 0.0, jnp.maximum(a, 0.0))
     logsnr = 2.0 * (jnp.log(a) - jnp.log(s))
     dlogsnr = jnp.where((a > 0.0) & (s > 0.0), 2.0 * (da / a - ds / s), -jnp.inf)  # not 0 / 0
     return Level(t, logsnr, a, s, dlogsnr, da, ds)
@@ -130,7 +135,13 @@ class Truncated:
 
     A limit beyond an end of `process`, as an infinite one is, leaves that end.  The two times are
     found once, here, and carry no gradient.
+
+    Raises ValueError unless logsnr_max > logsnr_min, where neither is traced.
     """
+    traced = any(isinstance(u, jax.core.Tracer) for u in (logsnr_max, logsnr_min))
+    if not traced and not logsnr_max > logsnr_min:
+      raise ValueError(f'logsnr_max = {logsnr_max}, logsnr_min = {logsnr_min}: the first, that of '
+                       't = 0, is the larger; exchange them')
     limits = jnp.stack([jnp.asarray(u, float) for u in (logsnr_max, logsnr_min)])
     return cls(process, *jax.lax.stop_gradient(time_of(process, limits)))
 
@@ -166,7 +177,9 @@ def time_of(process: Process, logsnr: Array) -> Array:
   zeros = jnp.zeros_like(logsnr)
   # As many halvings as float64 can tell apart; in float32 the last ones change nothing.
   low, high = jax.lax.fori_loop(0, 53, halve, (zeros, zeros + 1.0))
-  return jnp.where(low == 0.0, 0.0, 0.5 * (low + high))  # exact at both ends
+  # Exact at both ends, also where the times next to one share its logsnr.
+  times = jnp.where(low == 0.0, 0.0, 0.5 * (low + high))
+  return jnp.where(logsnr <= process(zeros + 1.0).logsnr, 1.0, times)
 
 
 def sde(level: Level) -> tuple[Array, Array]:

@@ -23,6 +23,14 @@ def normal(keys: Array, like: Array) -> Array:
   return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
 
 
+def uniform(keys: Array, like: Array) -> Array:
+  """Uniform on [0, 1], one for each example: [B], of the precision of `like`, [B, ...].
+
+  The distribution function of a normal draw, so that normal draws are all a sampler uses.
+  """
+  return jax.scipy.special.ndtr(normal(keys, jnp.zeros(like.shape[:1], like.dtype)))
+
+
 def stratified(u: Array, i: Array, n: int) -> Array:
   """(u + i/n) mod 1: the times of examples `i` of `n`, each uniform, together evenly spread.
 

@@ -98,7 +98,7 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   count = 16 if len(spec.shape) == 3 else 2000
   parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64), start=0,
                stop=count, seed=seed, batch_size=count, cond=_conditions(spec.classes, None))
-  return pictures.samples(np.concatenate([images for _, images in parts]), spec.levels)
+  return pictures.samples(np.concatenate([part.data for part in parts]), spec.levels)
 
 
 def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,
@@ -220,12 +220,12 @@ def _conditions(classes: int, label: int | None):
 
 def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL, count: int = 64,
            seed: int = 0, label: int | None = None, average: str = '', step: int | str = 'latest',
-           batch_size: int = 64, trace: str | Path = '') -> int | None:
+           batch_size: int = 64, trace: str | Path = '') -> int:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
   trace: a .png of the first eight images on their way.  Image i of a seed is the same however many
-  are drawn.  Returns the evaluations of the network for each image, None if they vary (adaptive
-  methods).  Raises InputError.
+  are drawn.  Returns the evaluations of the network for each image (of an adaptive
+  method the most in a batch), 0 if all were there already.  Raises InputError.
   """
   out, trace = Path(out), Path(trace)
   if out.suffix not in ('.png', '.npz'):
@@ -247,15 +247,17 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   check_grid(times)
   make = _with_variances(method.make, trained, times, seed) if method.variances else method.make
   # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
-  sampler = make(model.denoise, model.process)
-  sampler.plan(jnp.asarray(times, jnp.float32))
+  make(model.denoise, model.process).plan(jnp.asarray(times, jnp.float32))
   out.parent.mkdir(parents=True, exist_ok=True)
 
   cond = _conditions(spec.classes, label)
+  counted = []
 
   def pieces(start):
-    return draw(trained.experiment.model, trained.params, make, times=times, start=start,
-                stop=count, seed=seed, batch_size=batch_size, cond=cond)
+    for piece in draw(trained.experiment.model, trained.params, make, times=times, start=start,
+                      stop=count, seed=seed, batch_size=batch_size, cond=cond):
+      counted.append(piece.evaluations)
+      yield piece
 
   if out.suffix == '.png':
     parts = list(_with_bar(pieces(0), 0, count))
@@ -275,7 +277,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
                      frames=frames.tolist())
     if jax.process_index() == 0:
       pictures.save_png(trace, pictures.strip(path, spec.levels))
-  return sampler.evaluations and sampler.evaluations * (len(times) - 1)
+  return max(counted, default=0)
 
 
 def _with_variances(make, trained: workdir.Trained, times: np.ndarray, seed: int):
@@ -303,7 +305,8 @@ def _with_variances(make, trained: workdir.Trained, times: np.ndarray, seed: int
                            disable=jax.process_index() != 0):
     local = devices.mine(rows)
     found.append(jax.device_get(estimate(given, devices.place((part.get(local), local)))))
-  return functools.partial(make, variances=analytic.pool(found))
+  # Images are coded in [-1, 1], which bounds their variance.
+  return functools.partial(make, variances=analytic.pool(found), data_range=(-1.0, 1.0))
 
 
 def _fingerprint(params: PyTree) -> str:
@@ -317,9 +320,9 @@ def _fingerprint(params: PyTree) -> str:
 def _with_bar(pieces, start: int, count: int):
   with tqdm.tqdm(total=count, initial=start, unit='image', desc='sampling', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
-    for numbers, images in pieces:
-      yield images
-      bar.update(len(numbers))
+    for piece in pieces:
+      yield piece.data
+      bar.update(len(piece.numbers))
 
 
 def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: dict) -> None:

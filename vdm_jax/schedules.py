@@ -288,10 +288,13 @@ class TableSchedule:
 
     Nichol and Dhariwal (2021), section 4, `strided` sampling.  To end in clean data keep index 0.
     Its steps are longer, so its betas are others; a network still reads `index` of this table.
+    Raises ValueError: fewer than two indices, or not increasing within 0 .. N.
     """
     indices = np.asarray(indices)
-    if (np.diff(indices) <= 0).any() or indices[0] < 0:
-      raise ValueError('the indices of a respaced table increase, from 0 or later')
+    if (indices.size < 2 or (np.diff(indices) <= 0).any() or indices[0] < 0
+        or indices[-1] > self.steps):
+      raise ValueError(f'indices {indices}: those of a respaced table are two or more, which '
+                       f'increase within 0 .. {self.steps}')
     return TableSchedule(self.logsnr[indices])
 
   def __call__(self, t: Array) -> Array:
@@ -375,10 +378,13 @@ def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
   within three standard deviations of that at the next larger one.  Song and Ermon (2020), section
   3.2; they ask for about 0.5, and the numbers of levels that they use are those of 0.567.
   sigma_max: `largest_distance` of the data; dim: the numbers in one example.  Returns [L],
-  decreasing.
+  decreasing.  The step size that belongs to them is `samplers.langevin.annealing_step_size`.
 
-  Raises ValueError: dim below 5, for which the equation has no root.
+  Raises ValueError: dim below 5, for which the equation has no root; not 0 < sigma_min < sigma_max.
   """
+  if not 0.0 < sigma_min < sigma_max:
+    raise ValueError(f'sigma_max = {sigma_max:.6g}, sigma_min = {sigma_min:.6g}: noise levels go '
+                     'from the larger to the smaller, which is above 0')
   if dim < 5:
     raise ValueError(f'dim {dim}: the ratio of noise levels is determined for 5 dimensions or more;'
                      ' choose GeometricSigma and a number of levels instead')
@@ -388,24 +394,6 @@ def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
   gamma = optimize.brentq(excess, 1.0, (c + 9.0) / (c - 3.0))
   ratios = np.log(sigma_max / sigma_min) / np.log(gamma)
   return np.geomspace(sigma_max, sigma_min, int(np.ceil(ratios)) + 1)
-
-
-def ncsnv2_step_size(sigmas: np.ndarray, steps: int) -> float:
-  """epsilon of annealed Langevin dynamics with `steps` steps of epsilon sigma_i^2 / sigma_L^2.
-
-  That with which the variance, in units of sigma_i^2, is nearest to 1 after the level:
-  (1 - r)^(2 steps) (gamma^2 - q) + q, r = epsilon / sigma_L^2, q = 2 r / (1 - (1 - r)^2).
-  Technique 4 of Song and Ermon (2020), section 3.4.  sigmas: [L], decreasing, in equal ratios.
-  """
-  gamma = sigmas[0] / sigmas[1]
-
-  def variance(r):  # above 1 for every r
-    q = 2.0 / (2.0 - r)
-    return (1.0 - r)**(2 * steps) * (gamma**2 - q) + q
-
-  found = optimize.minimize_scalar(variance, bounds=(0.0, 1.0), method='bounded',
-                                   options={'xatol': 1e-10})
-  return float(found.x * sigmas[-1]**2)
 
 
 # ---------------------------------------------------------------- learned

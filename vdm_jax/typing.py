@@ -103,7 +103,8 @@ class Sampler(NamedTuple):
   step: Callable[..., PyTree]          # keys [B], state, t, s, plan[i] -> state
   value: Callable[[PyTree], Array]     # state -> z
   plan: Callable[[Array], PyTree] = lambda times: None  # times [N+1] -> leaves [N, ...]
-  evaluations: int = 1                 # calls of the denoiser in one step
+  evaluations: int | None = 1          # calls of the denoiser in one step; None: in the
+                                       # state's field of that name, since it varies
 
 
 class Context(NamedTuple):

@@ -80,7 +80,7 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
             raise InputError(f'one step takes {each[name]} evaluations')
           batches = draw(model, params, entrant.make, times=entrant.times(m.process, steps),
                          start=0, stop=count, seed=seed, batch_size=batch_size, cond=cond)
-          images = np.concatenate([images for _, images in batches])
+          images = np.concatenate([batch.data for batch in batches])
           results[name][steps * each[name]] = quality(images)
         except InputError as error:  # fewer steps than the method needs, or too few to stay finite
           refused[name][asked] = str(error)

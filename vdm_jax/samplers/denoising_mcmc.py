@@ -14,7 +14,7 @@ import numpy as np
 from vdm_jax import random
 from vdm_jax.decoders import sum_over_data
 from vdm_jax.errors import InputError
-from vdm_jax.samplers.langevin import Corrector, ula, uniform
+from vdm_jax.samplers.langevin import Corrector, ula
 from vdm_jax.samplers.runge_kutta import heun
 from vdm_jax.samplers.sampling import check_grid, sample
 from vdm_jax.typing import Array, Denoiser, Level, Process, PyTree, Sampler
@@ -66,7 +66,7 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
     z = corrector(conditioned).step(at_i, chain.z, here, here)
     u = z / here.expand(z).alpha
     below = jnp.cumsum(jax.nn.softmax(level_logits(u), axis=-1), axis=-1)
-    draw = uniform(random.stream(at_i, 'level'), z)[:, None] * below[:, -1:]
+    draw = random.uniform(random.stream(at_i, 'level'), z)[:, None] * below[:, -1:]
     index = jnp.sum(below < draw, axis=-1, dtype=chain.index.dtype)
     return Chain(u * process(times[index]).expand(z).alpha, index)
 

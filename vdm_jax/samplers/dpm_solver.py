@@ -91,7 +91,7 @@ def dpm_solver_fast(denoise: Denoiser, process: Process, order: int = 3, of: str
   check_options(order, of, inner)
 
   def plan(times):
-    _check_steps(times, order)
+    _check_steps('dpm_solver_fast', times, order)
     _, finite = half_logsnr(process, times)
     n, i = real_steps(times), jnp.arange(times.shape[0] - 1)
     first = jnp.where(finite[0], 0, 1)
@@ -157,7 +157,7 @@ def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of
   check_options(order, of, solver_type)
 
   def plan(times):
-    _check_steps(times, order)
+    _check_steps('dpm_solver_multistep', times, order)
     lam, finite = half_logsnr(process, times)
     n, i = real_steps(times), jnp.arange(times.shape[0] - 1)
     h = lam[1:] - lam[:-1]
@@ -304,6 +304,7 @@ def half_logsnr(process, times):
 
 
 def check_options(order, of, solver_type):
+  """Raises InputError unless the methods of this file have these options."""
   if order not in (1, 2, 3):
     raise InputError(f'order = {order}: give 1, 2 or 3.')
   if of not in ('eps', 'x'):
@@ -313,11 +314,14 @@ def check_options(order, of, solver_type):
                      "calls 'midpoint' and 'heun').")
 
 
-def _check_steps(times, order):
-  """Of times that are traced by `jit` it sees the length alone, padding included."""
+def _check_steps(name, times, order):
+  """Raises InputError if there are fewer steps than `order`.
+
+  Of times that are traced by `jit` it sees the length alone, padding included.
+  """
   n = times.shape[0] - 1
   if not isinstance(times, jax.core.Tracer):
     n = np.count_nonzero(np.diff(np.asarray(times)))
   if n < order:
-    raise InputError(f'{n} steps: order {order} needs at least {order}; give more, or lower the '
-                     'order.')
+    raise InputError(f'{name} of order {order}, on a grid of {n} steps: give --steps or times of '
+                     f'at least {order} steps, or a sampler of lower order.')

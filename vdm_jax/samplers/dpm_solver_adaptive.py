@@ -16,7 +16,7 @@ from vdm_jax.typing import Array, Denoiser, Estimate, Process
 
 
 class Adaptive(NamedTuple):
-  z: Array            # [B, ...]  at `end`, if it was reached
+  z: Array            # [B, ...]  at `end`; NaN if it was not reached
   evaluations: Array  # []        calls of the denoiser, each of the whole batch
   accepted: Array     # []        steps
   rejected: Array     # []        steps that were tried again, shorter
@@ -50,7 +50,7 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
   of z; the defaults are the authors' for images in [-1, 1].
 
   Raises InputError: an unknown option; outside of `jit` also a logsnr that is infinite at an end,
-  and an `end` that was not reached, which `reached` tells inside.
+  and an `end` that was not reached.  Inside it z is then NaN.
   """
   check_options(order, of, solver_type)
   if order == 1:
@@ -107,5 +107,5 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
         f'no step of tolerated error at logsnr = {2.0 * float(done.lam):.6g} after '
         f'{int(done.accepted + done.rejected)} attempts: loosen atol and rtol, raise attempts, or '
         'see whether the network gives NaN there.')
-  return Adaptive(done.z, order * (done.accepted + done.rejected), done.accepted, done.rejected,
-                  reached)
+  return Adaptive(jnp.where(reached, done.z, jnp.nan), order * (done.accepted + done.rejected),
+                  done.accepted, done.rejected, reached)

@@ -5,6 +5,7 @@ through rounding only.
 """
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,20 @@ from vdm_jax.typing import Denoiser, Model, Process, PyTree, Sampler
 Make = Callable[[Denoiser, Process], Sampler]
 
 
+class Batch(NamedTuple):
+  numbers: np.ndarray  # [n]           of the images
+  data: np.ndarray     # int32 [n, ...]
+  evaluations: int     # of the network, for each of them
+
+
 def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, times: np.ndarray,
          start: int, stop: int, seed: int, batch_size: int, cond: Callable[[np.ndarray], PyTree]
-         ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """(numbers [n], data int32 [n, ...]) of images start .. stop - 1, a batch at a time.
+         ) -> Iterator[Batch]:
+  """Images start .. stop - 1, a batch at a time.
 
-  times: the grid [N + 1], from 1 down to 0.  cond: numbers of images [n] -> the batch that
-  `model.cond` reads, e.g. {'label': ...}.  The datum is the most probable one given z_0.
+  times: the grid [N + 1], usually from 1 down to 0.  cond: numbers of images [n] -> the batch that
+  `model.cond` reads, e.g. {'label': ...}.  The datum is the nearest one to z / alpha at the last
+  time: given z_0 the most probable one.
 
   Batches begin at multiples of batch_size and are whole even where fewer are asked for: a program
   of another size may round otherwise, and a chain of many steps makes a digit's rounding visible.
@@ -38,10 +46,10 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
   aligned = start - start % size if start < stop else stop
   for rows, mask in devices.padded_rows(aligned, stop, size):
     local = devices.mine(rows)
-    out, finite, _ = jax.device_get(batch(given, devices.place((local, cond(local)))))
+    out, finite, _, evaluations = jax.device_get(batch(given, devices.place((local, cond(local)))))
     check_finite(finite, times, model(params).process)
     wanted = mask & (rows >= start)
-    yield rows[wanted], out[wanted]
+    yield Batch(rows[wanted], out[wanted], int(evaluations))
 
 
 def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *,
@@ -50,14 +58,15 @@ def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *
   """The first `count` images on their way: data int32 [len(frames), count, ...].
 
   frames: which of the N + 1 times, 0 the noise.  z is shown in units of sqrt(alpha^2 + sigma^2),
-  which is alpha at the end.  Raises InputError as `draw`.
+  which is about alpha near the data.  These images are sampled anew, by a program of its own: one
+  that keeps all z would take too much memory for `draw`.  Raises InputError as `draw`.
   """
   check_grid(times)
   rows = np.arange(devices.whole_batch(count), dtype=np.int32)
   given = devices.replicate((params, jax.random.key(seed), np.asarray(times, np.float32)))
   local = devices.mine(rows)
   program = _program(model, sampler, frames=tuple(frames))
-  _, finite, path = jax.device_get(program(given, devices.place((local, cond(local)))))
+  _, finite, path, _ = jax.device_get(program(given, devices.place((local, cond(local)))))
   check_finite(finite, times, model(params).process)
   return path[:, :count]
 
@@ -74,12 +83,16 @@ def _program(model, sampler, frames: tuple[int, ...]):
 
     def look(state):
       z = way.value(state)
-      return jnp.all(jnp.isfinite(z)), z if frames else None
+      # An adaptive method counts in its state.
+      count = state.evaluations if way.evaluations is None else 0
+      return jnp.all(jnp.isfinite(z)), z if frames else None, count
 
     z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)), times[0])
-    z, (finite, seen) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
-    out = m.decode(z / m.process(jnp.zeros(())).alpha)
+    z, (finite, seen, counts) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
+    out = m.decode(z / m.process(times[-1]).alpha)
     path = [m.decode(seen[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
-    return out, finite[1:], jnp.stack(path) if path else None
+    steps = times.shape[0] - 1
+    count = counts[-1] if way.evaluations is None else steps * way.evaluations
+    return out, finite[1:], jnp.stack(path) if path else None, count
 
   return devices.over_rows(batch)

@@ -5,9 +5,11 @@ noise is added in the coordinate z / alpha, where the level is r, and the flow i
 """
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
+from vdm_jax.errors import InputError
 from vdm_jax.processes import time_of
 from vdm_jax.samplers.multistep import real_steps
 from vdm_jax.samplers.runge_kutta import HEUN, RhoPlan, Tableau, check, rho_plan, rho_step
@@ -33,9 +35,11 @@ def edm(denoise: Denoiser, process: Process, s_churn: float = 0.0, s_tmin: float
 
   A level above the process's largest is lowered to it, so that no network is asked for a level it
   was not trained on: from its very start, a process takes no noise.  Nor is there any to add where
-  r is infinite.
+  r is infinite.  Raises InputError: s_churn < 0.
   """
   check(tableau)
+  if not isinstance(s_churn, jax.core.Tracer) and s_churn < 0.0:
+    raise InputError(f's_churn = {s_churn}: give 0 (no noise is added) or more.')
 
   def plan(times):
     t, s = times[:-1], times[1:]

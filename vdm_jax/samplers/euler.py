@@ -15,14 +15,9 @@ import jax.numpy as jnp
 from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.processes import sde, tau
-from vdm_jax.typing import Array, Denoiser, Level, Process, Sampler
+from vdm_jax.typing import Array, Denoiser, Process, Sampler
 
 _same = lambda z: z
-
-
-def _holds_no_x(level: Level) -> Array:
-  """Whether alpha vanishes beside sigma, exactly or to rounding (as cos(pi / 2) does), [...]."""
-  return level.alpha < jnp.finfo(level.alpha.dtype).eps * level.sigma
 
 
 def euler(denoise: Denoiser, process: Process) -> Sampler:
@@ -52,7 +47,7 @@ def euler_maruyama(denoise: Denoiser, process: Process) -> Sampler:
     x, eps, _ = denoise(z, level)
     at_t, at_s = level.expand(z), process(s).expand(z)
     h, (f, g), new = t - s, sde(at_t), tau(at_t, at_s)
-    ancestral = _holds_no_x(at_t) | (at_s.sigma == 0.0)
+    ancestral = (at_t.alpha == 0.0) | (at_s.sigma == 0.0)
     # -g^2 score = 2 (dsigma - f sigma) eps_hat, and f z = dalpha x_hat + f sigma eps_hat.
     a = jnp.where(ancestral, at_s.alpha, at_t.alpha - h * at_t.dalpha)
     b = jnp.where(ancestral, at_s.sigma * jnp.sqrt(1.0 - new),
@@ -76,8 +71,8 @@ def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -
   Raises InputError: noise=False and a grid, known outside of `jit`, that starts at alpha = 0.
   """
   def plan(times: Array):
-    lost = _holds_no_x(process(times[:1]))
-    if not noise and not isinstance(lost, jax.core.Tracer) and bool(lost[0]):
+    lost = jnp.any(process(times[0]).alpha == 0.0)
+    if not noise and not isinstance(lost, jax.core.Tracer) and bool(lost):
       raise InputError(
           f'reverse_diffusion(noise=False) from t = {float(times[0]):.6g}, where alpha = 0: its '
           'error there does not vanish with more steps. Begin the grid inside, or take `ddim` or '

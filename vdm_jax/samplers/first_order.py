@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from vdm_jax import random
+from vdm_jax.errors import InputError
 from vdm_jax.processes import tau
 from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, Sampler
 
@@ -34,8 +35,11 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
 
   Song, Meng and Ermon (2021), eq. 12 and 16, on any process; tau = 1 - SNR(t)/SNR(s).  eta = 0
   is deterministic and of first order in the probability flow (so `encode` inverts it to that
-  order), eta = 1 is `ancestral`.
+  order), eta = 1 is `ancestral`.  Raises InputError: eta outside of [0, 1].
   """
+  if not 0.0 <= eta <= 1.0:
+    raise InputError(f'eta = {eta}: give one from 0 (no noise) to 1 (ancestral).')
+
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
     return transition(denoise(z, at_t), at_t, at_s, keys, eta)

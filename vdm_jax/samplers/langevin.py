@@ -89,18 +89,10 @@ def mala(denoise: Denoiser, log_prob: Callable[[Array, Level], Array] | None = N
     proposal = mean + jnp.sqrt(2.0 * h) * random.normal(random.stream(keys, 'langevin'), z)
     log_ratio = (log_prob(proposal, at_t) + log_kernel(z, drift(proposal))
                  - log_prob(z, at_t) - log_kernel(proposal, mean))
-    accepted = jnp.log(uniform(random.stream(keys, 'metropolis'), z)) < log_ratio
+    accepted = jnp.log(random.uniform(random.stream(keys, 'metropolis'), z)) < log_ratio
     return jnp.where(jnp.reshape(accepted, accepted.shape + (1,) * (z.ndim - 1)), proposal, z)
 
   return Corrector(step, evaluations=2)
-
-
-def uniform(keys: Array, like: Array) -> Array:
-  """Uniform on [0, 1], one for each example: [B].
-
-  The distribution function of a normal draw, so that normal draws are all a sampler uses.
-  """
-  return jax.scipy.special.ndtr(random.normal(keys, jnp.zeros(like.shape[:1], like.dtype)))
 
 
 def _score(denoise, z, level):
@@ -147,9 +139,7 @@ def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
   def plan(times):
     level = process(times)
     ratio = level.sigma / level.alpha
-    # alpha = 0 to rounding: as cos(pi / 2) is.
-    has_u = level.alpha > jnp.finfo(level.alpha.dtype).eps * level.sigma
-    usable = has_u & (level.sigma > 0.0)
+    usable = (level.alpha > 0.0) & (level.sigma > 0.0)
     first_order = ~(usable[:-1] & usable[1:])
     if epsilon is not None:
       smallest = jnp.min(jnp.where(usable, ratio, jnp.inf))

@@ -20,8 +20,9 @@ def sample(sampler: Sampler, keys: Array, z: Array, times: Array,
   trace: a function of the sampler's state, e.g. `sampler.value`.  The result is then (z at t_0,
   the function's values at all N + 1 times, stacked in front).
 
-  Raises InputError: a grid that does not decrease, fewer steps than the method needs; outside of
-  `jit`, where values are known, also a z that is not finite, with the time it first was not.
+  Raises InputError: keys that are not one for each image, a grid that does not decrease, fewer
+  steps than the method needs; outside of `jit`, where values are known, also a z that is not
+  finite, with the time it first was not.
   """
   check_grid(times)
   return _run(sampler, keys, z, times, trace)
@@ -32,7 +33,8 @@ def encode(sampler: Sampler, keys: Array, x: Array, times: Array,
   """Runs a deterministic sampler up `times` = [0 = t_0 < ... < t_N] from z_0 = `x`: -> z at t_N.
 
   The inversion of Song, Meng and Ermon (2021), section 4.3, with any method for the probability
-  flow.  The rest is as for `sample`.
+  flow.  A stochastic sampler has no meaning upwards: its noise has the variance of a step down, and
+  z is NaN or wrong.  The rest is as for `sample`.
   """
   check_grid(times, up=True)
   return _run(sampler, keys, x, times, trace)
@@ -41,7 +43,9 @@ def encode(sampler: Sampler, keys: Array, x: Array, times: Array,
 def check_grid(times: Array, up: bool = False) -> None:
   """Raises InputError unless `times` [N + 1] is a grid to sample along (`up`: to encode along).
 
-  Of times that are traced by `jit` it sees the shape alone; give a NumPy grid to have it checked.
+  That is one-dimensional, monotone, within [0, 1] and of at least one step.  A time may be
+  repeated: at the end this is padding, elsewhere a multistep method begins anew there.  Of times
+  that are traced by `jit` it sees the shape alone; give a NumPy grid to have it checked.
   """
   if np.ndim(times) != 1 or np.shape(times)[0] < 2:
     raise InputError(f'times {np.shape(times)}: a grid is one-dimensional, of at least two times.')
@@ -56,9 +60,16 @@ def check_grid(times: Array, up: bool = False) -> None:
     does, other = ('increase', 'sample') if up else ('decrease', 'encode')
     raise InputError(f'times[{i + 1}] = {times[i + 1]:.6g} after times[{i}] = {times[i]:.6g}: the '
                      f'grid must {does} (1 is noise, 0 is data); `{other}` runs the other way.')
+  if not 0.0 <= times.min() <= times.max() <= 1.0:
+    raise InputError(f'times from {times[0]:.6g} to {times[-1]:.6g}: they must lie in [0, 1].')
+  if times[0] == times[-1]:
+    raise InputError(f'times are all {times[0]:.6g}: a grid has at least one step.')
 
 
 def _run(sampler, keys, z, times, trace):
+  if not np.shape(keys) or np.shape(keys)[:1] != np.shape(z)[:1]:
+    raise InputError(f'keys {np.shape(keys)}, z {np.shape(z)}: give keys [B] and z [B, ...], a key '
+                     'for each image (jax.random.split(key, B)).')
   times = jnp.asarray(times)
   look = trace or (lambda state: None)
 
@@ -90,20 +101,23 @@ def check_finite(finite: Array, times: Array, process: Process | None = None) ->
     return
   i = int(np.flatnonzero(~np.asarray(finite))[0])
   t, s = (float(u) for u in np.asarray(times)[i:i + 2])
-  level, cause = '', (
+  what, level, cause = 'sample', '', (
       'the network gave NaN or infinity there (take another checkpoint or average), or its target '
-      'cannot be inverted at an end (eps where alpha = 0, score where sigma = 0): begin or end the '
-      'grid inside')
+      'cannot be inverted at an end (eps or score where alpha = 0, score where sigma = 0): begin '
+      'or end the grid inside')
+  if s > t:
+    what = 'encoding'
+    cause = f'the sampler is stochastic (encode with a deterministic one, e.g. ddim), {cause}'
   if process is not None:
     at_t, at_s = process(jnp.asarray(t)), process(jnp.asarray(s))
     level = f', logsnr = {float(at_t.logsnr):.6g},'
     if at_t.alpha == 0.0:
-      cause = ('alpha = 0 there, where an eps target says nothing of x: begin the grid below '
-               f't = {t:.6g}, or train for v, x or flow')
+      cause = ('alpha = 0 there, where an eps or score target says nothing of x: begin the '
+               f'grid below t = {t:.6g}, or train for v, x or flow')
     elif at_s.sigma > 0.0:
       cause = 'the network gave NaN or infinity there: take another checkpoint or average'
     else:
       cause = ('the network gave NaN or infinity there, or at sigma = 0, where a score target is '
                f'infinite: end the grid above t = {s:.6g}, or take another checkpoint')
-  raise InputError(f'the sample is not finite from t = {t:.6g}{level} on (step {i} of '
+  raise InputError(f'the {what} is not finite from t = {t:.6g}{level} on (step {i} of '
                    f'{len(finite)}, to t = {s:.6g}): {cause}.')

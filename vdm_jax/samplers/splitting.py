@@ -67,7 +67,10 @@ def splitting(denoise: Denoiser, process: Process, guidance: Callable[[Array, Le
 
   Wizadwongsa and Suwajanakorn (2023), with `plms` on the diffusion and Euler on the guidance, each
   half of it at the level where z is.  Of order 1 either way; with diffusion=heun and guide='heun'
-  Strang's is of order 2 (see above), but of 1 from alpha = 0, where rho is infinite.
+  Strang's is of order 2 (see above), but of 1 from alpha = 0, where rho is infinite.  From there
+  the error of Lie and Trotter's is log(N) / N: in v = alpha / sigma, where all is smooth, a step of
+  guidance is v_t / v_s as long as it should be, and (v_s - v_t)^2 / v_s sums to that.  So is, with
+  half the factor, what `plms` makes of the guidance between its estimates, by either scheme.
 
   guidance: (z [B, ...], level) -> grad_z log p(y | z_t) [B, ...], times its scale; diffusion: a
   deterministic sampler, whose state is z or has a field z; guide: 'euler', or 'heun' with twice
