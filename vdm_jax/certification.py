@@ -353,12 +353,13 @@ def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
   return out
 
 
-def certify_adaptive(make: Callable[[float], Make], *, name: str = '', factor: float = 30.0,
+def certify_adaptive(make: Callable[[float], Make], *, name: str = '', factor: float = 100.0,
                      curves: Sequence[str] = CURVES, models: Sequence[str] = tuple(MODELS),
                      tolerances: Sequence[float] = (1e-3, 1e-4, 1e-5)) -> list[Row]:
   """Certifies an adaptive sampler: its error is less than `factor` times its tolerance, and falls.
 
-  A tolerance is on the error of a step, and steps add up: hence a factor.
+  A tolerance is on the error of a step; steps add up, and the flow of the mixture drives apart what
+  is between its modes: hence a factor.
   make(tolerance)(denoise, process) is a Sampler that takes the one step from noise to data.  The
   data are of about unit size.
   """

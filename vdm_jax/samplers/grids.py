@@ -224,7 +224,7 @@ def warm_up(times: Array, order: int) -> Array:
   points before and after that error multiplies it by h h^(order-2) / (x_k^k x_(k+1) ...
   x_(order-2)); by the second term the product, too, falls like N^-order.  For order 1 and 2 the
   grid is as it was.  Rounding is multiplied alike, by N^4 for order 5 (where it shows in float64
-  from N = 80 or so) and by N^(2/3) for order 4.
+  from N = 40 or so) and by N^(2/3) for order 4.
   """
   distances = []
   for k in range(order - 2, 0, -1):
