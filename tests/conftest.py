@@ -4,7 +4,9 @@ from pathlib import Path
 
 # Before JAX is imported.  What the user has set comes last, and so wins.
 os.environ['XLA_FLAGS'] = ' '.join(
-    ['--xla_force_host_platform_device_count=4', os.environ.get('XLA_FLAGS', '')]).strip()
+    ['--xla_force_host_platform_device_count=4',
+     '--xla_backend_optimization_level=0',  # most tests compile for longer than they run
+     os.environ.get('XLA_FLAGS', '')]).strip()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
                       str(Path(__file__).parents[1] / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
