@@ -142,7 +142,7 @@ def test_all_samplers_are_certified_and_the_readme_shows_what_was_measured():
   assert done.returncode == 0
   rows = [certification.Row(**row) for row in rows]
   shown = (ROOT / 'README.md').read_text().splitlines()
-  for line in certify_script.markdown(rows).splitlines():
+  for line in certify_script.markdown(rows).splitlines()[2:]:
     name = line.split('|')[1]
     there = [other for other in shown if other.split('|')[1:2] == [name]]
     assert len(there) == 1, name
