@@ -149,8 +149,8 @@ class Oracle:
     w, m, s = map(jnp.asarray, self.data)
     wide = jax.tree.map(lambda u: u[..., None, None], level)  # [..., node, normal]
     z = wide.alpha * m + jnp.hypot(wide.alpha * s, wide.sigma) * nodes[:, None]
-    share_of = jax.tree.map(lambda u: jnp.broadcast_to(u, z.shape).reshape(-1, 1), wide)
-    inside = self(z.reshape(-1, 1), share_of).extra['x_variance'].reshape(z.shape)
+    at_nodes = jax.tree.map(lambda u: jnp.broadcast_to(u, z.shape).reshape(-1, 1), wide)
+    inside = self(z.reshape(-1, 1), at_nodes).extra['x_variance'].reshape(z.shape)
     return jnp.sum(w * (weights / weights.sum())[:, None] * inside, axis=(-2, -1))
 
   def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
