@@ -81,7 +81,7 @@ def jobs(names: list[str]) -> list[tuple[str, str]]:
   own = [('sampler', name) for name in names]
   own += [('one step', name) for name in names
           if sampler_list.SAMPLERS[name].needs == 'variances']
-  own += [('encoding', name) for name in {'ddim', 'heun'} & set(names)]
+  own += [('encoding', name) for name in names if name in ('ddim', 'heun')]
   if set(names) == set(sampler_list.SAMPLERS):
     own += [('equality', claim) for claim in equalities()]
   return own
