@@ -1,4 +1,4 @@
-"""One device, sharded jit and pmap make the same steps.
+"""One device, jit with the batch or the state sharded as well, and pmap make the same steps.
 
 With SGD: a gradient too large by the number of devices would hide behind Adam's normalisation.
 """
@@ -42,7 +42,8 @@ def trained(experiment, start, make, devices, together=1, loss=None):
     batch = batches[0] if together == 1 else jax.tree.map(lambda *u: np.stack(u), *batches)
     state, metrics = layout.step(state, layout.place(batch), jax.random.key(2))
     rows.append({name: np.ravel(value) for name, value in metrics.items()})
-  return layout.get(state), {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+  metrics = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+  return jax.device_get(layout.view(state)), metrics
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +62,15 @@ def assert_close(one, other):
 
 
 CASES = {'jit': (parallel.jit_layout, None, 1), 'pmap': (parallel.pmap_layout, None, 1),
-         'jit, five steps at once': (parallel.jit_layout, None, STEPS)}
+         'fsdp': (parallel.fsdp_layout, None, 1),
+         'jit, five steps at once': (parallel.jit_layout, None, STEPS),
+         'fsdp, five steps at once': (parallel.fsdp_layout, None, STEPS)}
+
+
+@pytest.fixture(autouse=True)
+def shard_everything(monkeypatch):
+  """The tensors of the tiny network too."""
+  monkeypatch.setattr(parallel, 'SMALLEST_SHARDED', 1)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -79,8 +88,10 @@ def test_the_reference_trains_with_dropout(experiment, start, reference):
   assert np.abs(kernel(reference[0]) - kernel(without[0])).max() > 0.01 * moved
 
 
-@pytest.mark.parametrize('make', [parallel.jit_layout, parallel.pmap_layout],
-                         ids=lambda make: make.__name__)
+MAKES = [parallel.jit_layout, parallel.fsdp_layout, parallel.pmap_layout]
+
+
+@pytest.mark.parametrize('make', MAKES, ids=lambda make: make.__name__)
 @pytest.mark.parametrize('devices', [ONE, None], ids=['one device', 'all'])
 def test_a_copy_taken_of_the_state_survives_the_steps_that_reuse_its_memory(make, devices):
   layout = make(lambda state, batch, key, axis: (jax.tree.map(lambda u: u + 1, state), {}), devices)
@@ -90,8 +101,49 @@ def test_a_copy_taken_of_the_state_survives_the_steps_that_reuse_its_memory(make
   copies = []
   for _ in range(4):
     state, _ = layout.step(state, batch, jax.random.key(0))
-    copies.append(layout.get(state))
+    copies.append(jax.device_get(layout.view(state)))
   for k, copy in enumerate(copies, 1):
     np.testing.assert_array_equal(copy['a'], whole['a'] + k)
     assert copy['step'] == k and copy['step'].shape == ()
     assert all(isinstance(u, np.ndarray) for u in copy.values())
+
+
+@pytest.mark.parametrize('make', MAKES[:2], ids=lambda make: make.__name__)
+def test_the_second_step_runs_the_program_of_the_first(experiment, start, make):
+  """Its state comes back placed as it went in."""
+  layout = make(step_lib.make_step(experiment.loss, experiment.tx, experiment.ema))
+  state = layout.put(start)
+  for i in range(3):
+    state, _ = layout.step(state, layout.place(experiment.data.batch(i)), jax.random.key(2))
+  assert layout.step._cache_size() == 1
+
+
+@pytest.mark.parametrize('shape,devices,want', [
+    ((3, 3, 128, 256), 8, (3, 8)), ((32, 3, 3, 128, 128), 512, (4, 128)), ((100, 300), 6, (1, 6)),
+    ((257, 129), 4, (1, 1)), ((96, 128), 12, (0, 12)), ((), 8, (0, 1))], ids=str)
+def test_a_tensor_is_sharded_along_the_dimension_that_most_devices_divide(shape, devices, want):
+  dimension, parts = parallel.shards(shape, devices)
+  assert parts == want[1]
+  assert parts == 1 or dimension == want[0]
+
+
+def test_norms_and_biases_stay_whole(monkeypatch):
+  monkeypatch.undo()
+  assert parallel.shards((32, 256), 8) == (0, 1)
+  assert parallel.shards((128, 128), 8) == (1, 8)
+
+
+@pytest.mark.parametrize('devices,parts', [(4, 4), (3, 3), (1, 1)])
+def test_each_device_keeps_its_share_of_parameters_averages_and_moments(devices, parts):
+  params = {'kernel': np.arange(12 * 20, dtype=np.float32).reshape(12, 20)}
+  state = jax.device_get(step_lib.init(params, optax.adam(1e-3)))
+  layout = parallel.fsdp_layout(None, jax.devices()[:devices])
+  placed = layout.put(state)
+  tensors = [u for u in jax.tree.leaves(placed) if u.ndim == 2]
+  assert len(tensors) == 4  # parameters, average, two moments
+  for u in tensors:
+    sizes = {shard.data.size for shard in u.addressable_shards}
+    assert sizes == {12 * 20 // parts} and len(u.addressable_shards) == devices
+    np.testing.assert_array_equal(np.concatenate(  # each number stands on one device alone
+        [np.ravel(shard.data) for shard in u.addressable_shards]).sum(), np.sum(u))
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), state)

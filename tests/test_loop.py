@@ -14,7 +14,7 @@ import tiny_config
 
 from vdm_jax import runs, workdir
 from vdm_jax.errors import InputError
-from vdm_jax.train import loop, metrics, validate
+from vdm_jax.train import loop, metrics, parallel, validate
 from vdm_jax.train.checkpoint import Checkpoints
 
 CONFIG = Path(tiny_config.__file__)
@@ -100,7 +100,8 @@ def test_the_averages_differ_as_their_rates_do(trained):
 def test_a_finished_run_started_again_compiles_and_changes_nothing(copy, trained, steps,
                                                                    monkeypatch, capsys):
   before = (copy / 'metrics.jsonl').read_text()
-  monkeypatch.setattr(loop.step_lib, 'make_step', lambda *_: pytest.fail('a step was made'))
+  monkeypatch.setattr(loop.step_lib, 'make_step',
+                      lambda *_, **__: lambda *_: pytest.fail('a step was traced'))
   assert runs.train(config(**{'train.steps': steps}), CONFIG, copy) == trained[1]
   assert (copy / 'metrics.jsonl').read_text() == before
   assert int(state_in(copy).step) == 40
@@ -116,13 +117,16 @@ def test_a_finished_run_is_extended_at_another_cadence(copy):
   jax.tree.map(np.testing.assert_array_equal, state_in(copy), state_in(copy.parent / 'straight'))
 
 
-def test_a_run_goes_on_under_another_layout_from_the_middle_of_a_chunk(trained, tmp_path):
-  """To step 7 with jit, one at a time; on to 40 with pmap, in fives: the same states.
+@pytest.mark.parametrize('layout', ['pmap', 'fsdp'])
+def test_a_run_goes_on_under_another_layout_from_the_middle_of_a_chunk(trained, tmp_path, layout,
+                                                                       monkeypatch):
+  """To step 7 with jit, one at a time; on to 40 with another, in fives: the same states.
 
   AdamW turns the rounding between the layouts into small differences of the parameters.
   """
   runs.train(config(**{'train.steps': 7}), CONFIG, tmp_path)
-  runs.train(config(**{'train.layout': 'pmap', 'train.steps_per_dispatch': 5}), CONFIG, tmp_path)
+  monkeypatch.setattr(parallel, 'SMALLEST_SHARDED', 1)
+  runs.train(config(**{'train.layout': layout, 'train.steps_per_dispatch': 5}), CONFIG, tmp_path)
   steps = [r['step'] for r in records(tmp_path, 'train')]
   assert steps == [5, 7, *range(10, 41, 5)]
   jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-3, atol=1e-4),
@@ -266,9 +270,11 @@ def test_the_window_reports_the_first_bad_step_also_within_a_dispatch():
 
 
 @pytest.mark.parametrize('fields,match', [
-    ({'train.layout': 'pjit'}, '--config.train.layout=pjit: choose one of jit, pmap'),
+    ({'train.layout': 'pjit'}, '--config.train.layout=pjit: choose one of jit, fsdp, pmap'),
     ({'data.batch_size': 6}, '--config.data.batch_size=6 cannot be divided over 4 devices'),
     ({'data.batch_size': 0}, '--config.data.batch_size=0'),
+    ({'train.accumulate': 3}, '--config.train.accumulate=3 must divide the 2 images'),
+    ({'train.accumulate': 0}, '--config.train.accumulate=0 must divide'),
     ({'train.steps': 0}, '--config.train.steps=0'),
     ({'train.keep': 0}, '--config.train.keep=0'),
     ({'train.pictures_every': -1}, '--config.train.pictures_every=-1'),

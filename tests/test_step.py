@@ -3,12 +3,15 @@
 A probe makes the step tell what it did: the loss w_i q_i of example i has the gradient q_i / B in
 w_i, so SGD with rate B leaves w_i = -q_i.
 """
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import scipy.stats
+import tiny_config
 
 from vdm_jax import random
 from vdm_jax.train import parallel
@@ -20,7 +23,7 @@ LAYOUTS = {'one': (parallel.jit_layout, ONE), 'jit': (parallel.jit_layout, None)
            'pmap': (parallel.pmap_layout, None)}
 
 
-def probe(quantity, layout='one', at_step=0, batch=B):
+def probe(quantity, layout='one', at_step=0, batch=B, accumulate=1):
   """quantity(context, n) -> [n], for each example of a global batch: [batch]."""
   make, devices = LAYOUTS[layout]
 
@@ -28,11 +31,11 @@ def probe(quantity, layout='one', at_step=0, batch=B):
     i = rows['row']
     return params[i] * quantity(context, len(i)), {}
 
-  layout = make(step_lib.make_step(loss, optax.sgd(batch), {}), devices)
+  layout = make(step_lib.make_step(loss, optax.sgd(batch), {}, accumulate=accumulate), devices)
   state = step_lib.init(jnp.zeros(batch), optax.sgd(batch), {}).replace(step=jnp.int32(at_step))
   placed = layout.place({'row': np.arange(batch)})
   state, _ = layout.step(layout.put(state), placed, jax.random.key(3))
-  return -layout.get(state).params
+  return -jax.device_get(layout.view(state)).params
 
 
 def times(context, n):
@@ -53,11 +56,12 @@ def test_times_are_stratified_over_the_global_batch(layout):
 
 
 @pytest.mark.parametrize('quantity', [times, noise], ids=lambda f: f.__name__)
-def test_what_an_example_draws_does_not_depend_on_the_split_of_the_batch(quantity):
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_what_an_example_draws_does_not_depend_on_the_split_of_the_batch(quantity, accumulate):
   one = probe(quantity, 'one', at_step=5)
   assert len(np.unique(one)) == B
-  for layout in ('jit', 'pmap'):
-    np.testing.assert_array_equal(probe(quantity, layout, at_step=5), one)
+  for layout in LAYOUTS:
+    np.testing.assert_array_equal(probe(quantity, layout, 5, accumulate=accumulate), one)
 
 
 def test_the_noise_of_an_example_does_not_depend_on_the_size_of_the_batch():
@@ -177,13 +181,14 @@ def two_parts(params, rows, context):
   return losses, {'quantity': rows['q']}
 
 
-def one_update(layout, remember=None, aux=None, own=None):
+def one_update(layout, remember=None, aux=None, own=None, accumulate=1):
   make, devices = LAYOUTS[layout]
   tx = optax.sgd(1.0)
-  layout = make(step_lib.make_step(two_parts, tx, {}, own=own, remember=remember), devices)
+  update = step_lib.make_step(two_parts, tx, {}, own=own, remember=remember, accumulate=accumulate)
+  layout = make(update, devices)
   state = step_lib.init(jax.tree.map(jnp.asarray, START), tx, {}, aux)
   state, metrics = layout.step(layout.put(state), layout.place({'q': Q, 'r': R}), jax.random.key(3))
-  state = layout.get(state)
+  state = jax.device_get(layout.view(state))
   return jax.tree.map(lambda before, after: before - after, START, state.params), state, metrics
 
 
@@ -201,9 +206,11 @@ def test_with_cotangents_of_one_the_gradient_is_that_of_the_mean(layout):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_cotangents_of_twice_the_loss_are_the_gradient_of_its_mean_square_for_their_part(layout):
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_cotangents_of_twice_the_loss_are_the_gradient_of_its_mean_square_for_their_part(
+    layout, accumulate):
   own = step_lib.OwnGradient(of_schedule, lambda losses, terms: 2.0 * losses)
-  moved, _, metrics = one_update(layout, own=own)
+  moved, _, metrics = one_update(layout, own=own, accumulate=accumulate)
   losses = 0.7 * Q - 1.5 * R
   np.testing.assert_allclose(moved['net']['a'], Q.mean(), rtol=1e-6)
   np.testing.assert_allclose(moved['schedule']['b'], np.mean(2.0 * losses * R), rtol=1e-5)
@@ -211,18 +218,146 @@ def test_cotangents_of_twice_the_loss_are_the_gradient_of_its_mean_square_for_th
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_what_is_remembered_is_of_the_global_batch_in_its_order(layout):
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_what_is_remembered_is_of_the_global_batch_in_its_order(layout, accumulate):
   def remember(aux, context, losses, terms):
     draws = random.normal(random.stream(context.keys, 'eps'), jnp.zeros((B,)))
     return {'t': context.t, 'eps': draws, 'losses': losses, 'seen': terms['quantity'],
-            'times': aux['times'] + 1}
+            'before': jnp.cumsum(losses), 'times': aux['times'] + 1}
 
   empty = {'t': jnp.zeros(B), 'eps': jnp.zeros(B), 'losses': jnp.zeros(B), 'seen': jnp.zeros(B),
-           'times': jnp.zeros((), jnp.int32)}
-  _, state, _ = one_update(layout, remember, empty)
+           'before': jnp.zeros(B), 'times': jnp.zeros((), jnp.int32)}
+  _, state, _ = one_update(layout, remember, empty, accumulate=accumulate)
   np.testing.assert_array_equal(state.aux['seen'], Q)
-  np.testing.assert_allclose(state.aux['losses'], 0.7 * Q - 1.5 * R, rtol=1e-5, atol=1e-6)
+  losses = 0.7 * Q - 1.5 * R
+  np.testing.assert_allclose(state.aux['losses'], losses, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(state.aux['before'], np.cumsum(losses), rtol=1e-5, atol=1e-5)
   # As the examples of a probe told themselves, one by one.
   np.testing.assert_allclose(state.aux['t'], probe(times), rtol=1e-6)
   np.testing.assert_array_equal(state.aux['eps'], probe(noise))
   assert state.aux['times'] == 1
+
+
+# ------------------------------------------------------ microbatches
+
+ROWS = 16
+EVERY = {**LAYOUTS, 'fsdp': (parallel.fsdp_layout, None)}
+
+
+@pytest.fixture(scope='module')
+def experiment():
+  """With dropout, and SGD: Adam would hide a gradient that is too large by a factor."""
+  config = tiny_config.get_config()
+  config.data.batch_size = ROWS
+  return tiny_config.build(config)._replace(tx=optax.sgd(0.02))
+
+
+@pytest.fixture(scope='module')
+def start(experiment):
+  """Away from the initial state, where dropout, before layers that are zero, changes nothing."""
+  leaves, tree = jax.tree.flatten(experiment.init(jax.random.key(0)))
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  leaves = [u + 0.1 * jax.random.normal(k, u.shape) for u, k in zip(leaves, keys, strict=True)]
+  params = jax.tree.unflatten(tree, leaves)
+  return jax.device_get(step_lib.init(params, experiment.tx, experiment.ema))
+
+
+def made(experiment, layout, accumulate):
+  make, devices = EVERY[layout]
+  return make(step_lib.make_step(experiment.loss, experiment.tx, experiment.ema,
+                                 accumulate=accumulate), devices)
+
+
+def trained(experiment, start, layout, accumulate, steps=3):
+  layout = made(experiment, layout, accumulate)
+  state, rows = layout.put(start), []
+  for k in range(steps):
+    state, metrics = layout.step(state, layout.place(experiment.data.batch(k)), jax.random.key(2))
+    rows.append(jax.device_get(metrics))
+  return jax.device_get(layout.view(state)), rows
+
+
+@pytest.fixture(scope='module')
+def reference(experiment, start):
+  return trained(experiment, start, 'one', 1)
+
+
+@pytest.mark.parametrize('layout, accumulate', [
+    ('one', ROWS), ('jit', 4), ('pmap', 2), ('fsdp', 2)])
+def test_steps_in_microbatches_are_those_of_the_whole_batch(experiment, start, reference, layout,
+                                                            accumulate, monkeypatch):
+  monkeypatch.setattr(parallel, 'SMALLEST_SHARDED', 1)
+  state, rows = trained(experiment, start, layout, accumulate)
+  state2, rows2 = reference
+  moved = jax.tree.map(lambda u, v: np.abs(u - v).max(), state2.params, start.params)
+  assert min(jax.tree.leaves(moved)) > 1e-4
+  jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=2e-5, atol=2e-6), state, state2)
+  for row, row2 in zip(rows, rows2, strict=True):
+    assert row.keys() == row2.keys()
+    for name, value in row.items():
+      np.testing.assert_allclose(value, row2[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def together(params, rows, context):
+  """A term that tells example i the set of those it is computed with: sum of 2^row."""
+  company = jnp.sum(2.0 ** rows['row'])
+  return params['w'] * jnp.ones_like(context.t), {'company': jnp.full_like(context.t, company)}
+
+
+@pytest.mark.parametrize('layout, groups', [
+    ('one', [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]),
+    ('jit', [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]),
+    ('pmap', [[i] for i in range(ROWS)])])
+def test_a_microbatch_has_rows_of_every_device(layout, groups):
+  make, devices = EVERY[layout]
+  tx = optax.sgd(1.0)
+  update = step_lib.make_step(together, tx, {}, accumulate=4,
+                              remember=lambda aux, context, losses, terms: terms['company'])
+  layout = make(update, devices)
+  state = layout.put(step_lib.init({'w': jnp.ones(())}, tx, {}, jnp.zeros(ROWS)))
+  state, _ = layout.step(state, layout.place({'row': np.arange(ROWS)}), jax.random.key(0))
+  expected = np.zeros(ROWS)
+  for group in groups:
+    expected[group] = sum(2.0**i for i in group)
+  np.testing.assert_array_equal(layout.view(state).aux, expected)
+
+
+COLLECTIVES = r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
+
+
+def test_no_row_of_a_batch_split_over_devices_moves(experiment, start):
+  def collectives(accumulate):
+    layout = made(experiment, 'jit', accumulate)
+    args = layout.put(start), layout.place(experiment.data.batch(0)), jax.random.key(2)
+    return set(re.findall(COLLECTIVES, layout.step.lower(*args).compile().as_text()))
+  assert collectives(4) == collectives(1) == {'all-reduce'}
+
+
+def test_four_microbatches_need_a_quarter_of_the_memory():
+  """tanh(x W), ten times: what is kept is ten numbers for each of x, far more than W has."""
+  n, features = 1024, 16
+
+  def loss(params, rows, context):
+    h = rows['x']
+    for _ in range(10):
+      h = jnp.tanh(h @ params['w'])
+    return jnp.sum(h**2, axis=-1), {}
+
+  def scratch(accumulate):
+    update = step_lib.make_step(loss, optax.sgd(1.0), {}, accumulate=accumulate)
+    layout = parallel.jit_layout(update, ONE)
+    args = (layout.put(step_lib.init({'w': jnp.eye(features)}, optax.sgd(1.0), {})),
+            layout.place({'x': np.ones((n, features), np.float32)}), jax.random.key(0))
+    return layout.step.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+  kept = 10 * n * features * 4
+  assert scratch(1) > kept
+  # Beside a quarter of it the rows themselves, put apart.
+  assert scratch(4) < kept / 4 + 3 * n * features * 4
+
+
+def test_microbatches_that_do_not_divide_the_rows_are_refused():
+  with pytest.raises(ValueError, match='accumulate = 3 does not divide the 8 rows'):
+    one_update('one', accumulate=3)
+  with pytest.raises(ValueError, match='accumulate = 4 does not divide the 2 rows'):
+    one_update('pmap', accumulate=4)

@@ -48,10 +48,22 @@ def place(batch: PyTree) -> PyTree:
 
 
 def replicate(tree: PyTree) -> PyTree:
-  return jax.device_put(tree, shardings()[0])
+  """Arrays of this process -> everywhere.  What stands on all devices already stays as it is."""
+  everywhere, _ = shardings()
+
+  def put(u):
+    there = isinstance(u, jax.Array) and len(u.sharding.device_set) == jax.device_count()
+    return u if there else jax.device_put(u, everywhere)
+  return jax.tree.map(put, tree)
 
 
 def over_rows(fn: Callable) -> Callable:
-  """jit of fn(params, batch): params everywhere, batch leaves split; the result everywhere."""
+  """jit of fn(params, batch): the batch's leaves split; the result everywhere.
+
+  The parameters may be sharded: they are gathered for the call.
+  """
   everywhere, split = shardings()
-  return jax.jit(fn, in_shardings=(everywhere, split), out_shardings=everywhere)
+
+  def whole(params, batch):
+    return fn(jax.lax.with_sharding_constraint(params, everywhere), batch)
+  return jax.jit(whole, in_shardings=(None, split), out_shardings=everywhere)

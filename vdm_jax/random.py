@@ -1,5 +1,6 @@
 """Randomness, per example: a draw depends on (example, name), never on batch layout."""
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,12 @@ def stream(keys: Array, name: str) -> Array:
   """One key per example for the quantity called `name`.  keys: [B]."""
   salt = zlib.crc32(name.encode())
   return jax.vmap(lambda key: jax.random.fold_in(key, salt))(keys)
+
+
+def streams(keys: Array, names: Sequence[str]) -> Array:
+  """`stream` for each of several names, as one operation.  keys: [B] -> [len(names), B]."""
+  salts = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+  return jax.vmap(lambda salt: jax.vmap(lambda key: jax.random.fold_in(key, salt))(keys))(salts)
 
 
 def normal(keys: Array, like: Array) -> Array:

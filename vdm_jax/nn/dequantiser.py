@@ -8,6 +8,7 @@ needed.
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax.nn.convolution import Conv
 from vdm_jax.nn.layers import zeros
 from vdm_jax.typing import Array
 
@@ -30,9 +31,9 @@ class Couplings(nn.Module):
     for i in range(self.couplings):
       moved = (colour == i % 2)[..., None].astype(eps.dtype)
       h = jnp.concatenate([x, v * (1.0 - moved), jnp.broadcast_to(moved, v.shape)], axis=-1)
-      h = nn.swish(nn.Conv(self.features, (3, 3), name=f'coupling_{i}_conv1')(h))
-      h = nn.swish(nn.Conv(self.features, (3, 3), name=f'coupling_{i}_conv2')(h))
-      h = nn.Conv(2 * channels, (3, 3), kernel_init=zeros, name=f'coupling_{i}_out')(h)
+      h = nn.swish(Conv(self.features, name=f'coupling_{i}_conv1')(h))
+      h = nn.swish(Conv(self.features, name=f'coupling_{i}_conv2')(h))
+      h = Conv(2 * channels, kernel_init=zeros, name=f'coupling_{i}_out')(h)
       log_scale, shift = jnp.split(h, 2, axis=-1)
       # Bounded: a step too far at first must not squash a pixel against the edge of its bin.
       log_scale = moved * 2.0 * jnp.tanh(0.5 * log_scale)

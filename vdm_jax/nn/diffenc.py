@@ -2,6 +2,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax.nn.convolution import Conv
 from vdm_jax.nn.layers import Embedding, zeros
 from vdm_jax.nn.vdm_unet import ResBlock
 from vdm_jax.typing import Array
@@ -22,8 +23,8 @@ class Encoder(nn.Module):
   def __call__(self, x: Array, logsnr: Array) -> Array:
     embedding = Embedding(self.features, 0, self.logsnr_max, self.logsnr_min,
                           name='embedding')(logsnr)
-    h = nn.Conv(self.features, (3, 3), name='conv_in')(x)
+    h = Conv(self.features, name='conv_in')(x)
     for i in range(self.blocks):
       h = ResBlock(self.features, self.groups, name=f'block_{i}')(h, embedding)
     h = nn.swish(nn.GroupNorm(self.groups, name='norm_out')(h.astype(jnp.float32)))
-    return x + nn.Conv(x.shape[-1], (3, 3), kernel_init=zeros, name='conv_out')(h)
+    return x + Conv(x.shape[-1], kernel_init=zeros, name='conv_out')(h)

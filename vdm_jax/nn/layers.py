@@ -20,10 +20,12 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vdm_jax import random
 from vdm_jax.typing import Array, PyTree
 
+MASK = 'dropout_mask'  # its name for the policies of `jax.checkpoint`
 zeros = nn.initializers.zeros_init()
 
 
@@ -103,8 +105,13 @@ class Dropout(nn.Module):
     if keys is None or self.rate == 0.0:
       return h
     own = random.stream(keys, '/'.join(self.path))
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, h.shape[1:]))(own)
-    return jnp.where(keep, h / (1.0 - self.rate), 0.0)
+    # Sixteen random bits a number: making them is what dropout costs.
+    size = math.prod(h.shape[1:])
+    words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),)))(own)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(h), -1)[:, :size]
+    kept = round((1.0 - self.rate) * 2**16)
+    keep = checkpoint_name((bits < kept).reshape(h.shape), MASK)
+    return jnp.where(keep, h * (2**16 / kept), 0.0)
 
 
 class AttentionBlock(nn.Module):

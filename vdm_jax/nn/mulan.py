@@ -9,6 +9,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax.nn.convolution import Conv
 from vdm_jax.nn.layers import AttentionBlock, Embedding, fourier_features, zeros
 from vdm_jax.nn.vdm_unet import ResBlock
 from vdm_jax.typing import Array
@@ -34,14 +35,14 @@ class Encoder(nn.Module):
     block = lambda name, h: ResBlock(self.features, self.groups, self.dropout, name=name)(
         h, embedding, keys)
     h = jnp.concatenate([x, fourier_features(x, self.fourier)], axis=-1)
-    h = nn.Conv(self.features, (3, 3), name='conv_in')(h)
+    h = Conv(self.features, name='conv_in')(h)
     for i in range(self.blocks):
       h = block(f'down_{i}', h)
     h = block('mid_0', h)
     h = AttentionBlock(self.groups, name='mid_attention')(h)
     h = block('mid_1', h)
     h = nn.swish(nn.GroupNorm(self.groups, name='norm_out')(h))
-    h = nn.Conv(1, (3, 3), kernel_init=zeros, name='conv_out')(h)
+    h = Conv(1, kernel_init=zeros, name='conv_out')(h)
     return nn.Dense(self.latent, name='dense_out')(nn.swish(h.reshape(x.shape[0], -1)))
 
 

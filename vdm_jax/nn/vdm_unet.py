@@ -10,11 +10,46 @@ reverse order.  The input is z with its Fourier features, which show the network
 digits of z, where the last bits of an image are decided.  The last convolution starts at zero
 and z is added to its output: as an estimate of the noise, y = z is right where all is noise.
 """
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax import random
+from vdm_jax.nn import stack
+from vdm_jax.nn.convolution import Conv, WeightGradient
 from vdm_jax.nn.layers import AttentionBlock, Dropout, Embedding, fourier_features, zeros
 from vdm_jax.typing import Array, PyTree
+
+_STACKS = {'down', 'down_attention', 'up', 'up_attention'}
+
+
+def unrolled(params: PyTree) -> PyTree:
+  """The parameters of a `UNet` by blocks: 'down' [L, ...] -> 'down_0', 'down_1', ...
+
+  As published checkpoints name them, and `stacked` takes them.
+  """
+  out = {}
+  for name, part in params.items():
+    if name in _STACKS:
+      out |= {f'{name}_{i}': block for i, block in enumerate(stack.apart(part))}
+    else:
+      out[name] = part
+  return out
+
+
+def stacked(params: PyTree) -> PyTree:
+  """The inverse of `unrolled`."""
+  out = {}
+  for name, part in params.items():
+    stem, _, number = name.rpartition('_')
+    if stem in _STACKS:
+      out.setdefault(stem, {})[int(number)] = part
+    else:
+      out[name] = part
+  for name in _STACKS & out.keys():
+    blocks = [out[name][i] for i in range(len(out[name]))]
+    out[name] = jax.tree.map(lambda *rows: jnp.stack(rows), *blocks)
+  return out
 
 
 class ResBlock(nn.Module):
@@ -27,16 +62,19 @@ class ResBlock(nn.Module):
   groups: int
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
+  weight_gradient: WeightGradient = 'auto'
 
   @nn.compact
   def __call__(self, h: Array, embedding: Array, keys: Array | None = None) -> Array:
     norm = lambda name: nn.GroupNorm(self.groups, dtype=self.dtype, name=name)
+    conv = lambda name, **kw: Conv(self.features, self.dtype, name=name,
+                                   weight_gradient=self.weight_gradient, **kw)
     x = nn.swish(norm('norm1')(h))
-    x = nn.Conv(self.features, (3, 3), dtype=self.dtype, name='conv1')(x)
+    x = conv('conv1')(x)
     x += nn.Dense(self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype,
                   name='embedding')(embedding)[:, None, None]
     x = Dropout(self.dropout, name='dropout')(nn.swish(norm('norm2')(x)), keys)
-    x = nn.Conv(self.features, (3, 3), kernel_init=zeros, dtype=self.dtype, name='conv2')(x)
+    x = conv('conv2', kernel_init=zeros)(x)
     if h.shape[-1] != self.features:
       h = nn.Dense(self.features, dtype=self.dtype, name='shortcut')(h)
     return h + x
@@ -57,6 +95,10 @@ class UNet(nn.Module):
   heads                  further outputs of the shape of z, after y on the last axis; 0 at first
   logsnr_max, logsnr_min the range that the embedding of logsnr maps to [0, 1000]
   dtype                  of the trunk: float32, or bfloat16
+  scan                   whether the blocks down and up are loops (see `stack`) or written out; the
+                         parameters are the same
+  remat                  what is kept of a block for the backward pass (see `stack`)
+  weight_gradient        how that of a convolution is computed (see `convolution.Conv`)
   """
   features: int = 128
   blocks: int = 32
@@ -69,6 +111,9 @@ class UNet(nn.Module):
   logsnr_max: float = 13.3
   logsnr_min: float = -5.0
   dtype: jnp.dtype = jnp.float32
+  scan: bool = True
+  remat: stack.Remat = 'dots'
+  weight_gradient: WeightGradient = 'auto'
 
   @nn.compact
   def __call__(self, z: Array, logsnr: Array, cond: PyTree = None,
@@ -83,35 +128,45 @@ class UNet(nn.Module):
     embedding = Embedding(self.features, self.classes, self.logsnr_max, self.logsnr_min,
                           name='embedding')(logsnr, cond)
 
-    def block(name, h):
-      return ResBlock(self.features, self.groups, self.dropout, self.dtype, name=name)(
-          h, embedding, keys)
+    block = ResBlock(self.features, self.groups, self.dropout, self.dtype, self.weight_gradient,
+                     parent=None)
+    attention = AttentionBlock(self.groups, self.dtype, parent=None)
 
-    def attention(name, h):
-      return AttentionBlock(self.groups, self.dtype, name=name)(h)
+    def blocks(name, depth, h, skips=None):
+      """`depth` blocks from h on, each with one of `skips` beside its input; see `stack.run`."""
+      h_in = h if skips is None else jnp.concatenate([h, skips[0]], axis=-1)
+      params = {'block': stack.parameters(self, name, block, depth, h_in, embedding)}
+      if self.attention_everywhere:
+        params['attention'] = stack.parameters(self, f'{name}_attention', attention, depth, h)
+      own_keys = None if keys is None else random.streams(
+          keys, [f'{name}_{i}' for i in range(depth)])
+
+      def apply(params, h, each):
+        h = h if skips is None else jnp.concatenate([h, each['skip']], axis=-1)
+        h = block.apply({'params': params['block']}, h, embedding, each['keys'])
+        if self.attention_everywhere:
+          h = attention.apply({'params': params['attention']}, h)
+        return h
+      return stack.run(apply, params, h, {'skip': skips, 'keys': own_keys},
+                       self.scan, self.remat)
 
     # The first and the last convolution are float32: they touch z itself, and cost little.
     h = jnp.concatenate([z, fourier_features(z, self.fourier)], axis=-1)
-    h = nn.Conv(self.features, (3, 3), name='conv_in')(h).astype(self.dtype)
-    skips = [h]
-    for i in range(self.blocks):
-      h = block(f'down_{i}', h)
-      if self.attention_everywhere:
-        h = attention(f'down_attention_{i}', h)
-      skips.append(h)
-
-    h = block('mid_0', h)
-    h = attention('mid_attention', h)
-    h = block('mid_1', h)
-
-    for i in range(self.blocks + 1):
-      h = block(f'up_{i}', jnp.concatenate([h, skips.pop()], axis=-1))
-      if self.attention_everywhere:
-        h = attention(f'up_attention_{i}', h)
+    first = Conv(self.features, name='conv_in', weight_gradient=self.weight_gradient)(h)
+    first = first.astype(self.dtype)
+    h, skips = first, first[None] if self.scan else [first]
+    if self.blocks:
+      h, outs = blocks('down', self.blocks, first)
+      skips = jnp.concatenate([skips, outs]) if self.scan else [first, *outs]
+    h = block.clone(name='mid_0', parent=self)(h, embedding, keys)
+    h = attention.clone(name='mid_attention', parent=self)(h)
+    h = block.clone(name='mid_1', parent=self)(h, embedding, keys)
+    h, _ = blocks('up', self.blocks + 1, h, skips[::-1])
 
     h = nn.swish(nn.GroupNorm(self.groups, name='norm_out')(h.astype(jnp.float32)))
     channels = z.shape[-1]
-    y = nn.Conv((1 + self.heads) * channels, (3, 3), kernel_init=zeros, name='conv_out')(h)
+    y = Conv((1 + self.heads) * channels, kernel_init=zeros, name='conv_out',
+             weight_gradient=self.weight_gradient)(h)
     if not self.heads:
       return z + y
     # Only the first output is an estimate that z is a good start of.

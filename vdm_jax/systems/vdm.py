@@ -7,6 +7,7 @@ time or with T steps.  A config chooses the network and the schedule in Python a
 """
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from vdm_jax import data, predictions, random
 from vdm_jax.decoders import Pixels, bits_per_dim
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood.bounds import one_draw
+from vdm_jax.nn import stack
+from vdm_jax.nn.convolution import WeightGradient
 from vdm_jax.nn.vdm_unet import UNet
 from vdm_jax.processes import GaussianProcess, vp
 from vdm_jax.schedules import Bound
@@ -38,6 +41,9 @@ def default_config() -> ml_collections.ConfigDict:
           'fourier': (-1, 0),    # octaves: sines of z with periods of 2 levels and of 1
           'class_conditional': False,
           'dtype': 'float32',    # of the network's trunk; or bfloat16
+          'scan': True,          # the blocks as loops: a program that does not grow with the depth
+          'remat': 'dots',       # kept for the backward pass: 'none' (all), 'dots' or 'block'
+          'weight_gradient': 'auto',  # of convolutions: 'xla', 'winograd', 'auto': fastest here
           'logsnr_max': 13.3,    # of the schedule at first, for 256 levels; see `end_points`
           'logsnr_min': -5.0,
           'timesteps': 0,        # T of the bound that is trained; 0: continuous time
@@ -65,10 +71,13 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
   log2(levels / 2): for 256 levels the exponents 6 and 7 of the published code, 7 and 8 of
   sin(2^n pi z) in Kingma et al. (2021), section 3.4.
 
-  Raises InputError: groups that do not divide the features.
+  Raises InputError: groups that do not divide the features; no such remat or weight gradient.
   """
   m = config.model
   require_groups(config)
+  for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient}.items():
+    choices = get_args(choices)
+    require(config, name, m[name] in choices, f'choose one of {", ".join(choices)}')
   logsnr_max, logsnr_min = end_points(config)
   spec = data.resolve(config.data)
   one_level = math.log2(spec.levels / 2)
@@ -76,7 +85,8 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
               groups=m.groups, dropout=m.dropout,
               fourier=tuple(octave + one_level for octave in m.fourier),
               classes=spec.classes if m.class_conditional else 0,
-              logsnr_max=logsnr_max, logsnr_min=logsnr_min, dtype=jnp.dtype(m.dtype))
+              logsnr_max=logsnr_max, logsnr_min=logsnr_min, dtype=jnp.dtype(m.dtype),
+              scan=m.scan, remat=m.remat, weight_gradient=m.weight_gradient)
 
 
 def bound_loss(model: Callable[..., Model], shape: tuple[int, ...], steps: int = 0) -> Loss:

@@ -88,8 +88,9 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, state: TrainState, validation: float = math.inf) -> None:
-    """Starts an asynchronous write of `state`, on the host or one device.
+    """Starts an asynchronous write of `state`: numpy, or arrays over the devices of all processes.
 
+    Each process writes what it has.  The state may be donated as soon as this returns.
     validation: the loss by which the best is kept; infinite if it was not measured at this step.
     One that is not finite is never the best.
     """
@@ -137,15 +138,17 @@ class Checkpoints:
       raise Corrupted(str(error).partition('\n')[0] or type(error).__name__) from error
 
   def restore(self, like: TrainState) -> Restored | None:
-    """The newest sound checkpoint as numpy arrays in the structure of `like`, or None.
+    """The newest sound checkpoint in the structure of `like`, or None.
 
-    like: arrays, or their shapes and dtypes.  A torn or corrupted checkpoint is reported and moved
+    like: arrays, or their shapes and dtypes, to have numpy; with shardings, to have arrays placed
+    so, whatever the layout and the number of devices that wrote them.  A torn or corrupted checkpoint is reported and moved
     to `workdir/corrupted`; the one before it serves.  Raises InputError where a sound one is that
     of another model or optimiser.
     """
-    zeros = jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), like)
-    items = {'params': zeros.params, 'ema': zeros.ema,
-             'rest': {'step': zeros.step, 'opt': zeros.opt, 'aux': zeros.aux}}
+    like = jax.tree.map(
+        lambda u: u if getattr(u, 'sharding', None) else np.zeros(u.shape, u.dtype), like)
+    items = {'params': like.params, 'ema': like.ema,
+             'rest': {'step': like.step, 'opt': like.opt, 'aux': like.aux}}
     items = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
     for step in reversed(self.steps()):
       try:
@@ -159,7 +162,7 @@ class Checkpoints:
         raise self._of_another(step) from error
       state = TrainState(out['rest']['step'], out['params'], out['ema'], out['rest']['opt'],
                          out['rest']['aux'])
-      if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, zeros):
+      if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, like):
         raise self._of_another(step)
       return Restored(step, state)
     return None
@@ -189,7 +192,10 @@ class Checkpoints:
     Raises Corrupted, and KeyError if it has no such average.
     """
     item = 'params' if average is None else 'ema'
-    out = self._read(step, {item: ocp.args.StandardRestore()})[item]
+    # As numpy, whatever devices wrote it.
+    shapes = self._manager.item_metadata(step)[item]
+    zeros = jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), shapes)
+    out = self._read(step, {item: ocp.args.StandardRestore(zeros)})[item]
     if average is not None and average not in out:
       raise KeyError(f'no average named {average!r}; there are {sorted(out)}')
     return jax.tree.map(np.asarray, out if average is None else out[average])

@@ -28,7 +28,7 @@ from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.validate import make_validate
 from vdm_jax.typing import Experiment, PyTree
 
-LAYOUTS = {'jit': parallel.jit_layout, 'pmap': parallel.pmap_layout}
+LAYOUTS = {'jit': parallel.jit_layout, 'fsdp': parallel.fsdp_layout, 'pmap': parallel.pmap_layout}
 SPLITS = ('validation', 'test')  # `train` names the records of training itself
 IN_FLIGHT = 3  # dispatches the host may run ahead of the devices
 
@@ -41,7 +41,8 @@ def default_config() -> ml_collections.ConfigDict:
   """config.train: how a run goes, not what it computes; all of it may change on resuming."""
   return ml_collections.ConfigDict({
       'steps': 10_000_000,
-      'layout': 'jit',          # 'jit' (sharded data parallel) or 'pmap' (replicated)
+      'layout': 'jit',          # 'jit' or 'pmap' (the batch split), 'fsdp' (the state too)
+      'accumulate': 1,          # microbatches a step, one after another: less memory, same step
       'steps_per_dispatch': 0,  # 0: one on the CPU, 100 elsewhere, as far as the cadences allow
       'log_every': 1000,
       'validate_every': 10_000,
@@ -61,6 +62,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   if batch < 1 or batch % jax.device_count():
     raise InputError(f'--config.data.batch_size={batch} cannot be divided over '
                      f'{jax.device_count()} devices: choose a multiple of {jax.device_count()}.')
+  if run.accumulate < 1 or batch // jax.device_count() % run.accumulate:
+    raise InputError(f'--config.train.accumulate={run.accumulate} must divide the '
+                     f'{batch // jax.device_count()} images of a batch that each device has.')
   for name in ('log_every', 'validate_every', 'checkpoint_every', 'steps', 'keep',
                'validation_repeats'):
     if run[name] < 1:
@@ -184,9 +188,13 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   checkpoints = Checkpoints(workdir, run.keep)
   stack.callback(checkpoints.close)
   fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
-  restored = checkpoints.restore(jax.eval_shape(lambda key: fresh(experiment.init(key)), key_init))
+  update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema,
+                                                   accumulate=run.accumulate)
+  layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
+  shapes = jax.eval_shape(lambda key: fresh(experiment.init(key)), key_init)
+  restored = checkpoints.restore(layouts[1].target(shapes))
   if restored is None:
-    params = experiment.init(key_init)
+    params = jax.jit(experiment.init)(key_init)
     metrics_lib.show(metrics_lib.parameter_table(params))
     state, start = fresh(initial(params) if initial is not None else params), 0
   else:
@@ -199,8 +207,6 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   writer = metrics_lib.Writer(workdir, start)
   stack.callback(writer.close)
 
-  update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema)
-  layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
   validate = {name: make_validate(experiment.loss, experiment.data.split(name), key_validation,
                                   config.data.batch_size, run.validation_repeats)
               for name in run.splits}
@@ -247,23 +253,23 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       writer.write(step, 'train', **values, steps_per_second=rate)
       name, value = _headline(values)
       bar.set_postfix_str(f'{name} {value:.4f}')
-    host, measured = None, math.inf
+    seen, measured = None, math.inf
     if due(run.validate_every) or due(run.checkpoint_every):
-      host = layouts[1].get(state)
+      seen = layouts[1].view(state)
       for name, evaluate in validate.items():
-        results[name] = evaluate(host.ema[average], host.step, host.ema, host.aux)
+        results[name] = evaluate(seen.ema[average], seen.step, seen.ema, seen.aux)
         writer.write(step, name, **results[name])
       measured = results['validation']['loss']
       label, value = _headline(results['validation'])
       if first:
         bar.write(f'step {step}: validation {label} {value:.4f}')
     if pictures is not None and run.pictures_every and due(run.pictures_every):
-      host = host or layouts[1].get(state)
-      writer.picture(step, 'samples', pictures(host.ema[average]))
+      seen = seen or layouts[1].view(state)
+      writer.picture(step, 'samples', pictures(seen.ema[average]))
     if saving:
-      checkpoints.save(host or layouts[1].get(state), measured)
+      checkpoints.save(seen or layouts[1].view(state), measured)
       saved = step
-    if host is not None:
+    if seen is not None:
       since = time.monotonic()  # the rate is that of training
       since_step = step
     if stopping:

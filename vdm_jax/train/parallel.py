@@ -1,10 +1,17 @@
-"""The same update on one device, under pmap, or under sharded jit.
+"""The same update on one device, under pmap, or under jit with the batch and the state sharded.
 
 An update is written once, for a batch shard, against an `Axis`.  `Axis(None)` makes every
 collective the identity: that is both the one-device and the sharded-jit reading, where the
 shard is the whole (global) batch.  A layout is the short adapter that places state and batch and
-wraps the update.  All layouts agree to rounding.
+wraps the update.  All layouts agree to rounding, over one process or several.
+
+  jit_layout    the batch split, the state everywhere; the gradients are summed
+  fsdp_layout   the batch split, and so the state: each device keeps its share of parameters,
+                averages and optimiser, gathers the parameters for the loss, and sums its share of
+                the gradients (Rajbhandari et al. 2020, ZeRO, section 5)
+  pmap_layout   as jit_layout, one program per device
 """
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,9 +25,14 @@ from vdm_jax.devices import shardings
 from vdm_jax.typing import Array, PyTree, Update
 
 
+def identity(tree: PyTree) -> PyTree:
+  return tree
+
+
 class Axis(NamedTuple):
   """The collectives an update may use."""
   name: str | None = None
+  whole: Callable[[PyTree], PyTree] = identity  # parameters -> as a loss reads them; see `_gather`
 
   def mean(self, tree: PyTree) -> PyTree:
     return tree if self.name is None else jax.lax.pmean(tree, self.name)
@@ -42,17 +54,17 @@ class Axis(NamedTuple):
 
 class Layout(NamedTuple):
   """Where the state and the batch live, and the update wrapped for it."""
-  put: Callable    # state on one device or the host -> placed state
-  place: Callable  # this process's rows of a batch, [B, ...] on the host -> placed batch
-  step: Callable   # placed state (donated), placed batch, key -> placed state, metrics
-  get: Callable    # placed state -> one copy
+  put: Callable     # state on one device or the host, or as `target` has it -> placed state
+  place: Callable   # this process's rows of a batch, [B, ...] on the host -> placed batch
+  step: Callable    # placed state (donated), placed batch, key -> placed state, metrics
+  view: Callable    # placed state -> arrays to validate and to save, good until the next step
+  target: Callable  # shapes of the state -> what a checkpoint is restored as
 
 
 def several(update: Update) -> Update:
   """An update of a whole sequence: batch leaves [steps, B, ...] -> metrics [steps].
 
-  One dispatch for many steps keeps an accelerator busy.  On the CPU it is slower, not faster: XLA's
-  weight gradient of a convolution is 25-100 times slower inside a loop there.
+  One dispatch for many steps keeps an accelerator busy.
   """
   def updates(state, batches, key, axis):
     return jax.lax.scan(lambda state, batch: update(state, batch, key, axis), state, batches)
@@ -60,20 +72,109 @@ def several(update: Update) -> Update:
 
 
 def jit_layout(update: Update, devices=None, steps: int = 1) -> Layout:
-  """Global view: parameters replicated, the batch split over a mesh.
+  """Global view: the state everywhere, the batch split over a mesh.
 
   With steps > 1 one call makes that many steps and takes batches [steps, B, ...].
   """
   everywhere, split = shardings(devices)
+  return _global_layout(update, steps, split, lambda shapes: jax.tree.map(
+      lambda _: everywhere, shapes), Axis())
+
+
+# Smaller tensors stay whole: norms and biases, of which gathering saves nothing.
+SMALLEST_SHARDED = 2**14
+
+
+def shards(shape: tuple[int, ...], devices: int) -> tuple[int, int]:
+  """(dimension, number of parts) of a tensor of the state under `fsdp_layout`.
+
+  The dimension that most of the devices divide, the last of several; of 128 channels on 512 devices
+  each part stands on four.
+  """
+  if not shape or math.prod(shape) < SMALLEST_SHARDED:
+    return 0, 1
+  parts, dimension = max((math.gcd(n, devices), i) for i, n in enumerate(shape))
+  return dimension, parts
+
+
+def fsdp_layout(update: Update, devices=None, steps: int = 1) -> Layout:
+  """Global view: the batch split over the devices, and each large tensor of the state too."""
+  devices = list(devices or jax.devices())
+  factors = _prime_factors(len(devices))
+  names = tuple(f'axis_{i}' for i in range(len(factors)))
+  mesh = Mesh(np.array(devices).reshape(factors), names)
+  everywhere = NamedSharding(mesh, P())
+
+  def sharding(leaf):
+    dimension, parts = shards(leaf.shape, len(devices))
+    if parts == 1:
+      return everywhere
+    own = []  # axes that make up `parts`
+    for name, factor in zip(names, factors, strict=True):
+      if parts % factor == 0:
+        own.append(name)
+        parts //= factor
+    return NamedSharding(mesh, P(*[None] * dimension, tuple(own)))
+
+  return _global_layout(update, steps, NamedSharding(mesh, P(names)),
+                        lambda shapes: jax.tree.map(sharding, shapes),
+                        Axis(whole=lambda params: _gather(params, sharding, everywhere)))
+
+
+def _gather(params: PyTree, sharding: Callable, everywhere: NamedSharding) -> PyTree:
+  """Sharded parameters, whole on every device; their cotangent is sharded as they are."""
+  @jax.custom_vjp
+  def gather(params):
+    return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda _: everywhere, params))
+
+  def backward(_, cotangent):
+    return jax.lax.with_sharding_constraint(cotangent, jax.tree.map(sharding, cotangent)),
+  gather.defvjp(lambda params: (gather(params), None), backward)
+  return gather(params)
+
+
+def _prime_factors(n: int) -> list[int]:
+  """12 -> [2, 2, 3]; 1 -> [1], since a mesh has an axis."""
+  factors, p = [], 2
+  while n > 1:
+    while n % p == 0:
+      factors.append(p)
+      n //= p
+    p += 1
+  return factors or [1]
+
+
+def _global_layout(update: Update, steps: int, split: NamedSharding,
+                   state_shardings: Callable[[PyTree], PyTree], axis: Axis) -> Layout:
+  """jit over the global batch.  state_shardings: shapes of the state -> its shardings."""
+  everywhere = NamedSharding(split.mesh, P())
   if steps > 1:
-    split = NamedSharding(split.mesh, P(None, 'batch'))
+    split = NamedSharding(split.mesh, P(None, *split.spec))
   run = update if steps == 1 else several(update)
-  step = jax.jit(lambda state, batch, key: run(state, batch, key, Axis()),
-                 in_shardings=(everywhere, split, everywhere),
-                 out_shardings=(everywhere, everywhere), donate_argnums=0)
-  place = lambda batch: jax.tree.map(
-      lambda u: jax.make_array_from_process_local_data(split, u), batch)
-  return Layout(lambda state: jax.device_put(state, everywhere), place, step, jax.device_get)
+
+  def whole_step(state, batch, key):
+    state, metrics = run(state, batch, key, axis)
+    # Placed as it came, so that the next call finds the program of this one.
+    return jax.lax.with_sharding_constraint(state, state_shardings(state)), metrics
+
+  step = jax.jit(whole_step, in_shardings=(None, split, everywhere),
+                 out_shardings=(None, everywhere), donate_argnums=0)
+
+  def place(batch):
+    return jax.tree.map(lambda u: jax.make_array_from_process_local_data(split, u), batch)
+
+  def put(state):
+    def on(u, sharding):
+      if isinstance(u, jax.Array) and u.sharding == sharding:
+        return u
+      u = np.asarray(u)  # which every process has
+      return jax.make_array_from_callback(u.shape, sharding, lambda index: u[index])
+    return jax.tree.map(on, state, state_shardings(state))
+
+  def target(shapes):
+    return jax.tree.map(lambda u, s: jax.ShapeDtypeStruct(u.shape, u.dtype, sharding=s),
+                        shapes, state_shardings(shapes))
+  return Layout(put, place, step, identity, target)
 
 
 def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
@@ -100,6 +201,8 @@ def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
   # From the host, where a broadcast costs nothing: no device ever holds more than its own copy.
   put = lambda state: jax.tree.map(
       lambda u: jax.device_put(np.broadcast_to(u, (n, *u.shape)), mapped), jax.device_get(state))
-  get = lambda state: jax.tree.map(  # of one device; [0, ...] keeps a scalar an array
-      lambda u: np.asarray(u.addressable_shards[0].data)[0, ...], state)
-  return Layout(put, place, fn, get)
+  # A copy of one device's; [0, ...] keeps a scalar an array.
+  view = lambda state: jax.tree.map(
+      lambda u: np.array(u.addressable_shards[0].data)[0, ...], state)
+  target = lambda shapes: jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), shapes)
+  return Layout(put, place, fn, view, target)

@@ -2,8 +2,8 @@
 
 Randomness belongs to the step: its key is fold_in(key, step), example i of the *global* batch has
 fold_in(that, i + 1), and the times are stratified over the global batch, t_i = (u + i/B) mod 1
-(`random.stratified`).  So the numbers do not depend on how many devices there are,
-and nothing random has to be saved.
+(`random.stratified`).  So the numbers do not depend on how many devices there are or on how
+many examples go together, and nothing random has to be saved.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -55,12 +55,27 @@ def average(ema: PyTree, params: PyTree, rate: float) -> PyTree:
 class OwnGradient(NamedTuple):
   """Parameters that follow another gradient than the mean loss's: 1/B sum_i c_i d loss_i."""
   of: Callable[[tuple[str, ...]], bool]       # the names on a parameter's path -> whether it is one
-  cotangent: Callable[[Array, dict], Array]   # losses [B], terms {name: [B]} -> c [B], a constant
+  # losses [B], terms {name: [B]} -> c [B], a constant.  These B are some of the batch, those of a
+  # device or of a microbatch: c_i is a function of example i alone.
+  cotangent: Callable[[Array, dict], Array]
+
+
+def _microbatches(rows: PyTree, k: int) -> PyTree:
+  """Leaves [n, ...] -> [k, n/k, ...]: microbatch m has the rows m, m + k, m + 2k, ...
+
+  Not n/k consecutive ones: where the batch is split over devices in consecutive rows, each
+  microbatch takes its share from every device, and no row moves.
+  """
+  n = jax.tree.leaves(rows)[0].shape[0]
+  if n % k:
+    raise ValueError(f'accumulate = {k} does not divide the {n} rows of a shard')
+  return jax.tree.map(lambda u: u.reshape(n // k, k, *u.shape[1:]).swapaxes(0, 1), rows)
 
 
 def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float], *,
               own: OwnGradient | None = None,
-              remember: Callable[[PyTree, Context, Array, dict], PyTree] | None = None) -> Update:
+              remember: Callable[[PyTree, Context, Array, dict], PyTree] | None = None,
+              accumulate: int = 1) -> Update:
   """An `Update` (state, batch, key, axis) -> (state, metrics): all that the trainer runs.
 
   The gradient is that of the mean of `loss` over the global batch; own: but for some parameters,
@@ -68,10 +83,15 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
   square.  ema: {name: rate}, see `average`.
   remember: (aux, context, losses, terms) -> aux, with all [B] of the global batch: a history that
   later steps read as context.aux.
+  accumulate: k microbatches, one after another, whose gradients are summed: the memory of B/k
+  examples.  Each has its time and key of the whole batch and the step is the same, to rounding;
+  `loss` and `own.cotangent` see one microbatch at a time, `remember` all [B] in their order.
+  Over devices the gradients are summed once under pmap, k times under jit.
   metrics: 'loss' and the loss's own terms, means over the global batch, and 'grad_norm', the
   global norm before any clipping.
 
-  The update raises ValueError where `own` is of no parameter, and where the losses are not [B].
+  The update raises ValueError where `own` is of no parameter, where the losses are not [B], and
+  where `accumulate` does not divide the rows of a shard.
   """
   def step(state: TrainState, batch, key, axis: Axis):
     n = jax.tree.leaves(batch)[0].shape[0]
@@ -81,19 +101,34 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
     keys = random.per_example(key, i + 1)
     context = Context(t, keys, state.step, jax.lax.stop_gradient(state.ema), state.aux)
 
-    losses, pull_back, terms = jax.vjp(lambda params: loss(params, batch, context), state.params,
-                                       has_aux=True)
-    if losses.shape != (n,):
-      raise ValueError(f'a loss returns [B] = {(n,)}, not {losses.shape}')
-    grads, = pull_back(jnp.full_like(losses, 1.0 / n))
-    if own is not None:
-      others, = pull_back(own.cotangent(losses, terms).astype(losses.dtype) / n)
-      chosen = jax.tree_util.tree_map_with_path(
-          lambda path, _: own.of(tuple(entry.key for entry in path)), grads)
-      if not any(jax.tree.leaves(chosen)):
-        raise ValueError('own: its `of` chooses none of the parameters '
-                         f'{jax.tree_util.tree_structure(grads)}')
-      grads = jax.tree.map(lambda other, g, its: its if other else g, chosen, grads, others)
+    def gradient(batch, t, keys):
+      """1/n sum of c_i d loss_i over these examples, of a shard's n; the losses and terms."""
+      seen = context._replace(t=t, keys=keys)
+      losses, pull_back, terms = jax.vjp(lambda params: loss(axis.whole(params), batch, seen),
+                                         state.params, has_aux=True)
+      if losses.shape != t.shape:
+        raise ValueError(f'a loss returns [B] = {t.shape}, not {losses.shape}')
+      grads, = pull_back(jnp.full_like(losses, 1.0 / n))
+      if own is not None:
+        others, = pull_back(own.cotangent(losses, terms).astype(losses.dtype) / n)
+        chosen = jax.tree_util.tree_map_with_path(
+            lambda path, _: own.of(tuple(entry.key for entry in path)), grads)
+        if not any(jax.tree.leaves(chosen)):
+          raise ValueError('own: its `of` chooses none of the parameters '
+                           f'{jax.tree_util.tree_structure(grads)}')
+        grads = jax.tree.map(lambda other, g, its: its if other else g, chosen, grads, others)
+      return grads, (losses, terms)
+
+    rows = (batch, t, keys)
+    if accumulate == 1:
+      grads, (losses, terms) = gradient(*rows)
+    else:
+      def add(total, rows):
+        grads, out = gradient(*rows)
+        return jax.tree.map(jnp.add, total, grads), out
+      zeros = jax.tree.map(jnp.zeros_like, state.params)
+      grads, out = jax.lax.scan(add, zeros, _microbatches(rows, accumulate))
+      losses, terms = jax.tree.map(lambda u: u.swapaxes(0, 1).reshape(n, *u.shape[2:]), out)
     means = jax.tree.map(jnp.mean, (losses, terms))
     (value, metrics), grads = axis.mean((means, grads))
     updates, opt = tx.update(grads, state.opt, state.params)

@@ -2,9 +2,10 @@
 
 The official tree, its names joined by `/`, has two parts: `score_model/...`, our `net` (a
 `nn.vdm_unet.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
-`schedules.Monotone`).  Kernels have the same layout, so only names change:
+`schedules.Monotone`).  Kernels have the same layout; the names change, and the blocks down and up
+are stacked (`vdm_unet.stacked`):
 
-    score_model/down.block_3/GroupNorm_0/scale      net/down_3/norm1/scale
+    score_model/down.block_3/GroupNorm_0/scale      net/down/norm1/scale [3]
     score_model/up.attn_0/proj_out/kernel           net/up_attention_0/out/kernel
     score_model/dense0/kernel                       net/embedding/dense0/kernel
     gamma/w                                         schedule/w
@@ -17,6 +18,7 @@ import ml_collections
 
 from vdm_jax import schedules
 from vdm_jax.errors import InputError
+from vdm_jax.nn import vdm_unet
 from vdm_jax.systems import vdm
 from vdm_jax.typing import Array, PyTree
 
@@ -72,16 +74,32 @@ def fit(flat: Mapping[str, Array], like: PyTree) -> PyTree:
   like: {'net': ..., 'schedule': ...}, arrays or shapes; a fixed schedule has no entry.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-  names = [official_name('/'.join(k.key for k in path)) for path, _ in leaves]
-  wrong = [f'missing: {name} {leaf.shape}' for name, (_, leaf) in zip(names, leaves, strict=True)
+  names, leaves, treedef = _named(jax.eval_shape(_unrolled, like))
+  wrong = [f'missing: {name} {leaf.shape}' for name, leaf in zip(names, leaves, strict=True)
            if name not in flat]
   wrong += [f'left over: {name} {flat[name].shape}' for name in flat if name not in names]
   wrong += [f'shape: {name} is {flat[name].shape}, should be {leaf.shape}'
-            for name, (_, leaf) in zip(names, leaves, strict=True)
+            for name, leaf in zip(names, leaves, strict=True)
             if name in flat and flat[name].shape != leaf.shape]
   if wrong:
     raise InputError('the official parameters do not fit this network and schedule '
                      '(compare features, blocks, attention_everywhere and the kind of schedule '
                      'in the config):\n  ' + '\n  '.join(wrong))
-  return jax.tree.unflatten(treedef, [flat[name] for name in names])
+  params = jax.tree.unflatten(treedef, [flat[name] for name in names])
+  return params | {'net': vdm_unet.stacked(params['net'])} if 'net' in params else params
+
+
+def to_flat(params: PyTree) -> dict[str, Array]:
+  """The inverse of `fit`: our parameters by their official names."""
+  names, leaves, _ = _named(_unrolled(params))
+  return dict(zip(names, leaves, strict=True))
+
+
+def _unrolled(params: PyTree) -> PyTree:
+  return params | {'net': vdm_unet.unrolled(params['net'])} if 'net' in params else params
+
+
+def _named(params: PyTree) -> tuple[list[str], list, jax.tree_util.PyTreeDef]:
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+  names = [official_name('/'.join(k.key for k in path)) for path, _ in leaves]
+  return names, [leaf for _, leaf in leaves], treedef
