@@ -37,6 +37,8 @@ ROOMS['weights'] = ['typing', 'errors', 'schedules', 'nn', 'systems']
 ROOMS['workdir'] = ['typing', 'errors', 'files', 'train']
 ROOMS['pictures'] = [*MATHEMATICS, 'files', 'likelihood']
 ROOMS['runs'] = [room for room in ROOMS if room not in ('nn', 'systems')]
+# What measures all of it, and what nothing uses.
+ROOMS['benchmark'] = [*ROOMS['runs'], 'runs']
 ROOMS[PACKAGE] = ['typing', 'workdir']
 OUTSIDE = {'configs', 'scripts', 'tests'}  # which use the package, and which it never imports
 _ACCELERATED = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'tensorflow', 'torch'}

@@ -12,7 +12,7 @@ from vdm_jax.nn.vdm_unet import UNet
 SMALL = {'features': 16, 'blocks': 0, 'groups': 4, 'fourier': (1, 2)}
 
 
-def randomised(net, z, logsnr):
+def randomised(net, *args, **kwargs):
   """Random parameters: the zeros among the initial ones would hide most of a network."""
   rng = np.random.default_rng(0)
 
@@ -25,7 +25,7 @@ def randomised(net, z, logsnr):
         return 1.0 + 0.1 * noise
       case 'bias':
         return 0.1 * noise
-  shapes = jax.eval_shape(net.init, jax.random.key(0), z, logsnr)['params']
+  shapes = jax.eval_shape(lambda key: net.init(key, *args, **kwargs), jax.random.key(0))['params']
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -103,6 +103,21 @@ def test_attention_with_equal_scores_adds_the_mean_value_of_all_positions():
   value = ((x - mean) / np.sqrt(var)).reshape(2, 15, 4).mean(1)
   got = block.apply({'params': params}, h) - h
   np.testing.assert_allclose(got, np.broadcast_to(value[:, None, None], h.shape), atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_flash_attention_agrees_with_xla_s_to_the_resolution_of_bfloat16():
+  h = jax.random.normal(jax.random.key(0), (2, 16, 16, 64), jnp.bfloat16)
+  blocks = [layers.AttentionBlock(8, jnp.bfloat16, how) for how in ('cudnn', 'xla')]
+  params = randomised(blocks[0], h, training=True)
+
+  def value_and_grad(block):
+    return jax.jit(jax.value_and_grad(lambda params: jnp.mean(jnp.square(
+        block.apply({'params': params}, h, True).astype(jnp.float32)))))(params)
+  got, want = map(value_and_grad, blocks)
+  norm = lambda tree: np.sqrt(sum(np.sum(np.square(u)) for u in jax.tree.leaves(tree)))
+  np.testing.assert_allclose(got[0], want[0], rtol=2.0**-7)
+  assert norm(jax.tree.map(np.subtract, got[1], want[1])) < 2.0**-6 * norm(want[1])
 
 
 # --------------------------------------------------------------- dropout

@@ -59,9 +59,9 @@ class Pixels:
     # The largest logit is known without looking, that of the nearest level, so each sum below is a
     # fused reduction, and without a gradient [B, ..., levels] never stands in memory.
     best = jax.lax.stop_gradient(logit(self.encode(self.decode(x))))
-    logits = logit(centres) - best
-    chosen = jnp.sum(jnp.where(jnp.arange(self.levels) == data[..., None], logits, 0.0), axis=-1)
-    return sum_over_data(chosen - jnp.log(jnp.sum(jnp.exp(logits), axis=-1)))
+    chosen = logit(self.encode(data)[..., None]) - best
+    total = jnp.sum(jnp.exp(logit(centres) - best), axis=-1)
+    return sum_over_data(chosen[..., 0] - jnp.log(total))
 
 
 def _log_interval(a: Array, b: Array) -> Array:

@@ -16,6 +16,7 @@ the embedding of logsnr, normalisation statistics, the attention's softmax and t
 stay float32: near the data the noise is below bfloat16's resolution.
 """
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -114,20 +115,35 @@ class Dropout(nn.Module):
     return jnp.where(keep, h * (2**16 / kept), 0.0)
 
 
+Attention = Literal['auto', 'xla', 'cudnn']
+
+
 class AttentionBlock(nn.Module):
   """h + W softmax(q k^T / sqrt(C)) v over all positions, one head: [B, ..., C] -> [B, ..., C].
 
   Starts as the identity.  The softmax is float32.
+
+  attention: 'cudnn' never has the [positions, positions] scores in memory, on a GPU in bfloat16;
+  it has no forward derivative, which the flow's likelihood needs.  'auto' takes it where it exists
+  and `training` is set.
   """
   groups: int
   dtype: jnp.dtype = jnp.float32
+  attention: Attention = 'auto'
 
   @nn.compact
-  def __call__(self, h: Array) -> Array:
+  def __call__(self, h: Array, training: bool = False) -> Array:
     features = h.shape[-1]
+    how = self.attention
+    if how == 'auto':
+      # Both directions on GPUs of compute capability 8.0 and later.
+      there = (training and jax.default_backend() == 'gpu' and self.dtype == jnp.bfloat16
+               and features <= 128 and features % 8 == 0)
+      how = 'cudnn' if there else 'xla'
     x = nn.GroupNorm(self.groups, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, 1, features)  # one head
     dense = lambda name: nn.Dense(features, dtype=self.dtype, name=name)(x)
-    x = jax.nn.dot_product_attention(dense('query'), dense('key'), dense('value'))
+    x = jax.nn.dot_product_attention(dense('query'), dense('key'), dense('value'),
+                                     implementation=how)
     x = nn.Dense(features, dtype=self.dtype, kernel_init=zeros, name='out')(x)
     return h + x.reshape(h.shape)

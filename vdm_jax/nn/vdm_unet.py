@@ -17,7 +17,14 @@ from flax import linen as nn
 from vdm_jax import random
 from vdm_jax.nn import stack
 from vdm_jax.nn.convolution import Conv, WeightGradient
-from vdm_jax.nn.layers import AttentionBlock, Dropout, Embedding, fourier_features, zeros
+from vdm_jax.nn.layers import (
+    Attention,
+    AttentionBlock,
+    Dropout,
+    Embedding,
+    fourier_features,
+    zeros,
+)
 from vdm_jax.typing import Array, PyTree
 
 _STACKS = {'down', 'down_attention', 'up', 'up_attention'}
@@ -99,6 +106,7 @@ class UNet(nn.Module):
                          parameters are the same
   remat                  what is kept of a block for the backward pass (see `stack`)
   weight_gradient        how that of a convolution is computed (see `convolution.Conv`)
+  attention              how it is computed (see `layers.AttentionBlock`)
   """
   features: int = 128
   blocks: int = 32
@@ -114,6 +122,7 @@ class UNet(nn.Module):
   scan: bool = True
   remat: stack.Remat = 'dots'
   weight_gradient: WeightGradient = 'auto'
+  attention: Attention = 'auto'
 
   @nn.compact
   def __call__(self, z: Array, logsnr: Array, cond: PyTree = None,
@@ -130,7 +139,8 @@ class UNet(nn.Module):
 
     block = ResBlock(self.features, self.groups, self.dropout, self.dtype, self.weight_gradient,
                      parent=None)
-    attention = AttentionBlock(self.groups, self.dtype, parent=None)
+    attention = AttentionBlock(self.groups, self.dtype, self.attention, parent=None)
+    training = keys is not None
 
     def blocks(name, depth, h, skips=None):
       """`depth` blocks from h on, each with one of `skips` beside its input; see `stack.run`."""
@@ -145,7 +155,7 @@ class UNet(nn.Module):
         h = h if skips is None else jnp.concatenate([h, each['skip']], axis=-1)
         h = block.apply({'params': params['block']}, h, embedding, each['keys'])
         if self.attention_everywhere:
-          h = attention.apply({'params': params['attention']}, h)
+          h = attention.apply({'params': params['attention']}, h, training)
         return h
       return stack.run(apply, params, h, {'skip': skips, 'keys': own_keys},
                        self.scan, self.remat)
@@ -159,7 +169,7 @@ class UNet(nn.Module):
       h, outs = blocks('down', self.blocks, first)
       skips = jnp.concatenate([skips, outs]) if self.scan else [first, *outs]
     h = block.clone(name='mid_0', parent=self)(h, embedding, keys)
-    h = attention.clone(name='mid_attention', parent=self)(h)
+    h = attention.clone(name='mid_attention', parent=self)(h, training)
     h = block.clone(name='mid_1', parent=self)(h, embedding, keys)
     h, _ = blocks('up', self.blocks + 1, h, skips[::-1])
 

@@ -20,6 +20,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.likelihood.bounds import one_draw
 from vdm_jax.nn import stack
 from vdm_jax.nn.convolution import WeightGradient
+from vdm_jax.nn.layers import Attention
 from vdm_jax.nn.vdm_unet import UNet
 from vdm_jax.processes import GaussianProcess, vp
 from vdm_jax.schedules import Bound
@@ -44,6 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
           'scan': True,          # the blocks as loops: a program that does not grow with the depth
           'remat': 'dots',       # kept for the backward pass: 'none' (all), 'dots' or 'block'
           'weight_gradient': 'auto',  # of convolutions: 'xla', 'winograd', 'auto': fastest here
+          'attention': 'auto',   # 'xla', 'cudnn' (GPU, bfloat16), 'auto': cudnn where it exists
           'logsnr_max': 13.3,    # of the schedule at first, for 256 levels; see `end_points`
           'logsnr_min': -5.0,
           'timesteps': 0,        # T of the bound that is trained; 0: continuous time
@@ -75,7 +77,8 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
   """
   m = config.model
   require_groups(config)
-  for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient}.items():
+  for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient,
+                        'attention': Attention}.items():
     choices = get_args(choices)
     require(config, name, m[name] in choices, f'choose one of {", ".join(choices)}')
   logsnr_max, logsnr_min = end_points(config)
@@ -86,7 +89,8 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
               fourier=tuple(octave + one_level for octave in m.fourier),
               classes=spec.classes if m.class_conditional else 0,
               logsnr_max=logsnr_max, logsnr_min=logsnr_min, dtype=jnp.dtype(m.dtype),
-              scan=m.scan, remat=m.remat, weight_gradient=m.weight_gradient)
+              scan=m.scan, remat=m.remat, weight_gradient=m.weight_gradient,
+              attention=m.attention)
 
 
 def bound_loss(model: Callable[..., Model], shape: tuple[int, ...], steps: int = 0) -> Loss:

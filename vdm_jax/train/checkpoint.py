@@ -141,9 +141,9 @@ class Checkpoints:
     """The newest sound checkpoint in the structure of `like`, or None.
 
     like: arrays, or their shapes and dtypes, to have numpy; with shardings, to have arrays placed
-    so, whatever the layout and the number of devices that wrote them.  A torn or corrupted checkpoint is reported and moved
-    to `workdir/corrupted`; the one before it serves.  Raises InputError where a sound one is that
-    of another model or optimiser.
+    so, whatever the layout and the number of devices that wrote them.  A torn or corrupted
+    checkpoint is reported and moved to `workdir/corrupted`; the one before it serves.  Raises
+    InputError where a sound one is that of another model or optimiser.
     """
     like = jax.tree.map(
         lambda u: u if getattr(u, 'sharding', None) else np.zeros(u.shape, u.dtype), like)

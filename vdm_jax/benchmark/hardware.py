@@ -1,0 +1,47 @@
+"""What the measurements were made on, and what it is said to be able to do."""
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+
+class Peak(NamedTuple):
+  """Dense bfloat16 floating-point operations per second of one device, as stated."""
+  flop_per_second: float
+  source: str
+
+
+# By `device_kind`; the longest name that it begins with counts.
+PEAKS = {
+    'NVIDIA H200': Peak(790e12, 'the figure that our tables use; the data sheet of the SXM module '
+                                'states 989e12'),
+    'TPU v4': Peak(275e12, 'Google Cloud, TPU v4'),
+    'TPU v5': Peak(459e12, 'Google Cloud, TPU v5p'),      # as JAX calls v5p
+    'TPU v5p': Peak(459e12, 'Google Cloud, TPU v5p'),
+    'TPU v5 lite': Peak(197e12, 'Google Cloud, TPU v5e'),
+    'TPU v5e': Peak(197e12, 'Google Cloud, TPU v5e'),
+}
+
+
+def peak(kind: str) -> Peak | None:
+  """The stated peak of a device of that kind; None: of a CPU, or not known here."""
+  names = [name for name in PEAKS if kind.startswith(name)]
+  return PEAKS[max(names, key=len)] if names else None
+
+
+def device_name() -> str:
+  """The kind of the first device; of a CPU the model, and how many cores this process may use."""
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    return device.device_kind
+  return f'{_cpu_model()}, {len(os.sched_getaffinity(0))} cores'
+
+
+def _cpu_model() -> str:
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    lines = []
+  return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')),
+              'CPU')

@@ -1,0 +1,88 @@
+"""The numbers of a measurement, for a reader and for a program."""
+import datetime
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import rich.box
+import rich.console
+import rich.table
+
+from vdm_jax.benchmark import hardware
+
+
+def about(config_file: str | Path, config: ml_collections.ConfigDict) -> dict:
+  """What a measurement is of, beside its numbers: config, devices, versions, date."""
+  return {'config': str(config_file), 'n_layer': config.model.blocks, 'embd': config.model.features,
+          'batch': config.data.batch_size, 'layout': config.train.layout,
+          'device': hardware.device_name(), 'devices': jax.device_count(),
+          'processes': jax.process_count(), 'jax': jax.__version__,
+          'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
+          'model': config.model.to_dict()}
+
+
+def as_json(result: dict) -> str:
+  return json.dumps(result, indent=2, allow_nan=False)
+
+
+def tables(title: str, result: dict) -> list[rich.table.Table]:
+  """One table of all single values, and one for each list of rows {column: value}.
+
+  Dictionaries are left to the JSON.
+  """
+  single = rich.table.Table(title=title, box=rich.box.SIMPLE, show_header=False)
+  out = [single]
+  for name, value in result.items():
+    if isinstance(value, list):
+      columns = [column for column, u in value[0].items() if not isinstance(u, dict)]
+      rows = rich.table.Table(*map(_words, columns), title=_words(name), box=rich.box.SIMPLE_HEAD)
+      for row in value:
+        rows.add_row(*(text(column, row[column]) for column in columns))
+      out.append(rows)
+    elif not isinstance(value, dict):
+      single.add_row(_words(name), text(name, value))
+  return out
+
+
+def show(title: str, result: dict, json_only: bool) -> None:
+  """Prints the result on process 0, as tables or as one JSON object."""
+  if jax.process_index() != 0:
+    return
+  if json_only:
+    print(as_json(result))
+    return
+  console = rich.console.Console()
+  for table in tables(title, result):
+    console.print(table)
+
+
+def text(name: str, value) -> str:
+  """A value as its name asks: seconds, bytes, FLOP, shares."""
+  if value is None:
+    return '-'
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, str):
+    return value
+  if name.endswith('bytes'):
+    return _scaled(value, 1024, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
+  if 'flop' in name:
+    unit = 'FLOP/s' if name.endswith('second') else 'FLOP'
+    return _scaled(value, 1000, (unit, f'k{unit}', f'M{unit}', f'G{unit}', f'T{unit}', f'P{unit}'))
+  if 'share' in name:
+    return f'{100 * value:.2f} %'
+  if 'seconds' in name or name.startswith('spread'):
+    return f'{value:.4g} s'
+  return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+  power = 0
+  while abs(value) >= base and power < len(units) - 1:
+    value, power = value / base, power + 1
+  return f'{value:.4g} {units[power]}'
+
+
+def _words(name: str) -> str:
+  return name.replace('_', ' ')

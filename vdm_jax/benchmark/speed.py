@@ -1,0 +1,427 @@
+"""The speed of training, of evaluating, of sampling, of reading data and of compiling.
+
+Training is measured on random images of the data's shape, since its speed does not depend on what
+they show; so is evaluation.  Work is counted as XLA counts it, on a version of the step that is
+written out and keeps all that the backward pass needs: a loop's body is counted once whatever its
+length, and what is computed a second time to save memory is no useful work.  XLA counts the
+products of a convolution that fall inside the image: for 3x3 at 32x32 that is 96 % of 9 H W C C'.
+"""
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxlib.mlir import ir
+
+from vdm_jax import data as data_lib
+from vdm_jax import devices, random, samplers, workdir
+from vdm_jax.benchmark import hardware, report, timing
+from vdm_jax.benchmark.timing import say
+from vdm_jax.errors import InputError
+from vdm_jax.likelihood import bounds
+from vdm_jax.samplers import grids
+from vdm_jax.samplers.drawing import draw
+from vdm_jax.train import loop, metrics, parallel
+from vdm_jax.train import step as step_lib
+from vdm_jax.typing import Experiment, PyTree, Update
+
+# Of `config.model`: the same numbers by a program in which XLA can count the work.
+_WRITTEN_OUT = {'scan': False, 'remat': 'none', 'weight_gradient': 'xla', 'attention': 'xla'}
+
+
+class Subject(NamedTuple):
+  """What is measured."""
+  experiment: Experiment
+  config: ml_collections.ConfigDict
+  file: Path                    # of the config
+  params: PyTree | None = None  # of a run; None: as initialised
+
+
+def of_config(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: int | None = None,
+              embd: int | None = None, batch: int | None = None) -> Subject:
+  """The experiment of a config, whose data need not be there.
+
+  n_layer, embd, batch: in the place of config.model.blocks, .features and config.data.batch_size.
+  Raises InputError.
+  """
+  config = config.copy_and_resolve_references()
+  for flag, value, group, field, least in [
+      ('n_layer', n_layer, config.model, 'blocks', 0),
+      ('embd', embd, config.model, 'features', 1),
+      ('batch', batch, config.data, 'batch_size', 1)]:
+    if value is not None:
+      _at_least(flag, value, least)
+      group[field] = value
+  size, count = config.data.batch_size, jax.device_count()
+  if size % count:
+    raise InputError(f'--batch={size} cannot be divided over {count} devices: choose a multiple of '
+                     f'{count}.')
+  loop.check(config)
+  spec = data_lib.resolve(config.data)
+  config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
+  try:
+    return Subject(workdir.import_config(file).build(config), config, Path(file))
+  except InputError as error:
+    raise InputError(f'--embd={embd}: {error}' if embd is not None else str(error)) from None
+
+
+def of_run(directory: str | Path, *, batch: int | None = None, data_dir: str = '') -> Subject:
+  """The averaged weights of the run in `directory`.  Raises InputError."""
+  trained = workdir.load_trained(directory, data_dir=data_dir)
+  if batch is not None:
+    _at_least('batch', batch, 1)
+    trained.config.data.batch_size = batch
+  return Subject(trained.experiment, trained.config, Path(directory) / 'config.py', trained.params)
+
+
+def _at_least(flag: str, value: int, least: int) -> None:
+  if value < least:
+    raise InputError(f'--{flag}={value}: it must be at least {least}.')
+
+
+def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
+  """A batch like those of training, of random images [size, ...]."""
+  spec, rng = subject.experiment.data.spec, np.random.default_rng(0)
+  batch = {'image': rng.integers(0, spec.levels, (size, *spec.shape)).astype(
+      np.uint8 if spec.levels <= 256 else np.int32)}
+  if spec.classes:
+    batch['label'] = rng.integers(0, spec.classes, size).astype(np.int32)
+  if subject.config.data.augment:
+    batch['augmented'] = np.zeros(size, np.float32)
+  return batch
+
+
+def initial_params(subject: Subject) -> PyTree:
+  if subject.params is not None:
+    return subject.params
+  return jax.jit(subject.experiment.init)(jax.random.key(subject.config.seed))
+
+
+def initial_state(subject: Subject) -> step_lib.TrainState:
+  e = subject.experiment
+  return step_lib.init(initial_params(subject), e.tx, e.ema, e.aux)
+
+
+def make_update(subject: Subject, accumulate: int = 1) -> Update:
+  e = subject.experiment
+  return e.update or step_lib.make_step(e.loss, e.tx, e.ema, accumulate=accumulate)
+
+
+# -------------------------------------------------------------------- work
+
+
+def _written_out(subject: Subject) -> Subject:
+  config = subject.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.model.update(_WRITTEN_OUT)
+  return Subject(workdir.import_config(subject.file).build(config), config, subject.file)
+
+
+def _flop(lowered: jax.stages.Lowered) -> float:
+  analysis = lowered.cost_analysis()
+  if not analysis or 'flops' not in analysis:
+    raise InputError('XLA counts no floating-point operations on this backend.')
+  return float(analysis['flops'])
+
+
+def lowered_step(subject: Subject) -> jax.stages.Lowered:
+  """The training step on the global batch as a program of one device; nothing is computed."""
+  update = make_update(subject)
+  return jax.jit(lambda *args: update(*args, parallel.Axis())).lower(
+      jax.eval_shape(lambda: initial_state(subject)),
+      random_batch(subject, subject.config.data.batch_size),
+      jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def step_flop(subject: Subject) -> float:
+  """Floating-point operations of a training step on the global batch."""
+  return _flop(lowered_step(_written_out(subject)))
+
+
+def evaluation_flop(subject: Subject, size: int) -> float:
+  """Floating-point operations of one evaluation of the network for `size` images."""
+  subject = _written_out(subject)
+
+  def evaluate(params, z, batch, key):
+    m = subject.experiment.model(params)
+    if m.latent is not None:
+      m = m.latent(random.per_example(key, jnp.arange(size)))
+    return m.denoise(z, m.process(jnp.full(size, 0.5)), m.cond(batch))
+
+  spec = subject.experiment.data.spec
+  return _flop(jax.jit(evaluate).lower(
+      jax.eval_shape(lambda: initial_params(subject)),
+      jax.ShapeDtypeStruct((size, *spec.shape), jnp.float32), random_batch(subject, size),
+      jax.eval_shape(lambda: jax.random.key(0))))
+
+
+def rates(flop: float, seconds: float, peak_tflops: float = 0.0) -> dict:
+  """Floating-point operations per second, and their share of what all devices could do.
+
+  peak_tflops: of one device, in the place of the stated one.
+  """
+  known = hardware.peak(jax.devices()[0].device_kind)
+  of_one = 1e12 * peak_tflops or (known.flop_per_second if known else None)
+  peak = of_one and of_one * jax.device_count()
+  return {'flop_per_second': flop / seconds, 'peak_flop_per_second': peak,
+          'share_of_peak': flop / seconds / peak if peak else None}
+
+
+# ------------------------------------------------------------------- train
+
+
+class Training:
+  """The step of `config.train.layout`, and the state that it moves along."""
+
+  def __init__(self, subject: Subject):
+    run = subject.config.train
+    # What `loop` makes of 0 depends on the cadences of a run; here it is one step at a time.
+    self.steps = run.steps_per_dispatch or 1
+    self.layout = loop.LAYOUTS[run.layout](
+        make_update(subject, run.get('accumulate', 1)), steps=self.steps)
+    rows = subject.config.data.batch_size // jax.process_count()
+    batch = random_batch(subject, rows)
+    if self.steps > 1:
+      batch = jax.tree.map(lambda u: np.stack([u] * self.steps), batch)
+    self.batch = self.layout.place(batch)
+    self.key = jax.random.key(subject.config.seed)
+    say('initialising')
+    self.state = self.layout.put(initial_state(subject))
+
+  def compiled(self) -> timing.Compiled:
+    say('compiling the step')
+    return timing.compiled(self.layout.step, self.state, self.batch, self.key)
+
+  def __call__(self, batch: PyTree = None) -> PyTree:
+    """Makes the step (or steps) with this batch, by default a random one; its metrics."""
+    self.state, out = self.layout.step(self.state, self.batch if batch is None else batch, self.key)
+    return out
+
+
+def train(subject: Subject, *, steps: int | None = None, warm_up: int = 1, cold: bool = False,
+          peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
+  """Seconds of a training step, what it does in them, and what its program costs to make.
+
+  steps: measured dispatches, None: what `budget` seconds hold; cold: compile without the
+  persistent cache.
+  """
+  with timing.no_cache(cold):
+    training = Training(subject)
+    with timing.events() as seen:
+      program = training.compiled()
+      timed = timing.measure(training, steps=steps, warm_up=warm_up, budget=budget,
+                             label='training steps')
+  peak = timing.peak_memory()  # before the work is counted, which takes memory of its own
+  timed = timed.per(training.steps)
+  say('counting the work')
+  flop = step_flop(subject)
+  return {**report.about(subject.file, subject.config), 'command': 'train',
+          'seconds_per_step': timed.median, 'spread': timed.spread, 'steps': timed.steps,
+          'images_per_second': subject.config.data.batch_size / timed.median,
+          'compile_seconds': program.seconds, 'compiled_from_cache': program.cached,
+          'compilations': timing.compilations(seen),
+          'flop_per_step': flop, **rates(flop, timed.median, peak_tflops),
+          'peak_memory_bytes': peak, 'program_memory': timing.program_memory(program.executable)}
+
+
+# ---------------------------------------------------------- eval and sample
+
+
+def evaluate(subject: Subject, *, times: int = 32, steps: int | None = None, warm_up: int = 1,
+             peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
+  """Images per second of the bound in continuous time, with `times` evaluations for each.
+
+  So many images go together that the evaluations are a batch.
+  """
+  _at_least('times', times, 1)
+  images = devices.whole_batch(max(1, subject.config.data.batch_size // times))
+  estimator, model = bounds.at_times(0, times), subject.experiment.model
+  key = jax.random.key(0)
+  program = devices.over_rows(lambda params, xs: estimator(
+      model(params), xs[0], random.per_example(key, xs[1])))
+  params = devices.replicate(initial_params(subject))
+  rows = devices.mine(np.arange(images, dtype=np.int32))
+  batch = random_batch(subject, len(rows))
+  say('compiling the bound')
+  made = timing.compiled(program, params, devices.place((batch, rows)))
+  timed = timing.measure(
+      lambda: jax.device_get(program(params, devices.place((batch, rows)))), steps=steps,
+      warm_up=warm_up, budget=budget, label='batches of the bound')
+  peak = timing.peak_memory()
+  flop = evaluation_flop(subject, images * times)
+  return {**report.about(subject.file, subject.config), 'command': 'eval',
+          'evaluations_per_image': times, 'images_per_batch': images,
+          'seconds_per_batch': timed.median, 'spread': timed.spread, 'steps': timed.steps,
+          'images_per_second': images / timed.median,
+          'evaluations_per_second': images * times / timed.median,
+          'compile_seconds': made.seconds, 'compiled_from_cache': made.cached,
+          'flop_per_evaluation': flop / (images * times), **rates(flop, timed.median, peak_tflops),
+          'peak_memory_bytes': peak}
+
+
+def sample(subject: Subject, *, sampler_steps: int = 250, steps: int | None = None,
+           warm_up: int = 1, peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
+  """Seconds of an evaluation of the network, and of an image, by the ancestral sampler."""
+  _at_least('sampler_steps', sampler_steps, 1)
+  size = devices.whole_batch(subject.config.data.batch_size)
+  told = lambda numbers: {name: u for name, u in random_batch(subject, len(numbers)).items()
+                          if name != 'image'}
+  batches = draw(subject.experiment.model, initial_params(subject), samplers.ancestral,
+                 times=grids.uniform(sampler_steps), start=0, stop=2**30, seed=0, batch_size=size,
+                 cond=told)
+  say('compiling the sampler, and the first batch')
+  start = time.perf_counter()
+  evaluations = next(batches).evaluations
+  first = time.perf_counter() - start
+  timed = timing.measure(lambda: next(batches).data, steps=steps, warm_up=max(warm_up - 1, 0),
+                         budget=budget, label='batches of samples')
+  peak = timing.peak_memory()
+  flop = evaluation_flop(subject, size) * evaluations
+  return {**report.about(subject.file, subject.config), 'command': 'sample',
+          'sampler': 'ancestral', 'evaluations_per_image': evaluations, 'images_per_batch': size,
+          'seconds_per_evaluation': timed.median / evaluations,
+          'seconds_per_image': timed.median / size, 'seconds_per_batch': timed.median,
+          'spread': timed.spread, 'steps': timed.steps, 'images_per_second': size / timed.median,
+          'compile_seconds': max(first - timed.median, 0.0),
+          'flop_per_evaluation': flop / (size * evaluations),
+          **rates(flop, timed.median, peak_tflops), 'peak_memory_bytes': peak}
+
+
+# -------------------------------------------------------------------- data
+
+
+def data(subject: Subject, *, steps: int | None = None, warm_up: int = 1,
+         budget: float = timing.BUDGET) -> dict:
+  """Images per second of the input, and of training; the shares of a step that input takes.
+
+  input_share_of_step: of its seconds alone, as if nothing overlapped.  waiting_share_of_step: an
+  upper bound on how long the devices are idle for it: the seconds of those batches that were not in
+  place when the step before them ended.  Batches come in bursts where processes read them, so means
+  count here, not medians.
+  """
+  size = subject.config.data.batch_size
+  if subject.config.train.steps_per_dispatch > 1:
+    raise InputError('--config.train.steps_per_dispatch: here it must be 0 or 1.')
+  say(subject.experiment.data.describe())
+  training = Training(subject)
+  place = training.layout.place
+  stream = lambda: subject.experiment.data.stream(0, jax.process_index(), jax.process_count())
+  batches = stream()
+  start = time.perf_counter()
+  jax.block_until_ready(place(next(batches)))
+  first = time.perf_counter() - start
+  read = timing.measure(lambda: place(next(batches)), steps=steps, warm_up=0, budget=budget / 4,
+                        label='batches of input')
+  batches.close()
+
+  program = training.compiled()
+  computed = timing.measure(training, steps=steps, warm_up=warm_up, budget=budget / 2,
+                            label='training steps')
+  batches, waited = stream(), []
+  ahead = place(next(batches))
+
+  def fed():
+    nonlocal ahead
+    out = training(ahead)
+    start = time.perf_counter()
+    ahead = jax.block_until_ready(place(next(batches)))
+    waited.append(time.perf_counter() - start if out['loss'].is_ready() else 0.0)
+    return out
+
+  both = timing.measure(fed, steps=steps, warm_up=warm_up, budget=budget / 2,
+                        label='training steps, with input')
+  batches.close()
+  per_batch = sum(read.seconds) / read.steps
+  return {**report.about(subject.file, subject.config), 'command': 'data',
+          'first_batch_seconds': first, 'input_seconds_per_batch': per_batch,
+          'input_images_per_second': size / per_batch,
+          'seconds_per_step': computed.median, 'spread': computed.spread,
+          'compute_images_per_second': size / computed.median,
+          'seconds_per_step_with_input': both.median, 'spread_with_input': both.spread,
+          'steps': both.steps, 'compile_seconds': program.seconds,
+          'input_share_of_step': per_batch / computed.median,
+          'waiting_share_of_step': sum(waited[-both.steps:]) / sum(both.seconds)}
+
+
+# ----------------------------------------------------------------- compile
+
+
+def program_size(lowered: jax.stages.Lowered) -> tuple[int, int]:
+  """(bytes of the StableHLO text, operations) of a program."""
+  operations = 0
+
+  def count(_):
+    nonlocal operations
+    operations += 1
+    return ir.WalkResult.ADVANCE
+
+  lowered.compiler_ir('stablehlo').operation.walk(count)
+  return len(lowered.as_text()), operations
+
+
+def compilation(subjects: Sequence[Subject], *, start: dict | None = None) -> dict:
+  """Size of the training step's program, and the seconds to make it, for several depths.
+
+  Without the persistent cache.  start: what `start_to_first_step` returned, to be reported with it.
+  """
+  rows = []
+  for subject in subjects:
+    say(f'n_layer {subject.config.model.blocks}')
+    with timing.no_cache():
+      program = Training(subject).compiled()
+    size, operations = program_size(program.lowered)
+    rows.append({'n_layer': subject.config.model.blocks, 'trace_seconds': program.trace_seconds,
+                 'lower_seconds': program.lower_seconds, 'xla_seconds': program.xla_seconds,
+                 'compile_seconds': program.seconds, 'hlo_bytes': size,
+                 'hlo_operations': operations,
+                 'program_memory': timing.program_memory(program.executable)})
+  last = subjects[-1]
+  return {**report.about(last.file, last.config), 'command': 'compile',
+          'compile_seconds': rows[-1]['compile_seconds'],
+          'peak_memory_bytes': timing.peak_memory(), **(start or {}), 'depths': rows}
+
+
+def start_to_first_step(command: Sequence[str], limit: float = 1800.0) -> dict:
+  """Seconds from starting a training to the end of its first step, first as the compilation cache
+  is, then with it warm.
+
+  command: that of scripts/train.py with its config; it runs in a directory of its own and is killed
+  after its first step.  To be called before this process takes the accelerator.  Raises InputError
+  with the last line it printed where it ends before, and after `limit` seconds.
+  """
+  first = _first_step(command, limit)
+  return {'start_to_first_step_seconds': first,
+          'start_to_first_step_warm_seconds': _first_step(command, limit)}
+
+
+def _first_step(command: Sequence[str], limit: float) -> float:
+  with tempfile.TemporaryDirectory() as folder, open(Path(folder) / 'said', 'w+') as said:
+    directory = Path(folder) / 'run'
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, f'--workdir={directory}', '--config.train.log_every=1',
+         '--config.train.steps_per_dispatch=0'], stdout=said, stderr=said, start_new_session=True)
+    try:
+      while not metrics.read(directory):
+        if process.poll() is not None:
+          said.seek(0)
+          last = ' '.join(said.read().strip().splitlines()[-1:]).removeprefix('error: ')
+          raise InputError(f'start to first step: {last}  Or leave it out: --nostart.')
+        if time.perf_counter() - start > limit:
+          raise InputError(f'start to first step: none within {limit:g} s.  Leave it out: '
+                           '--nostart.')
+        time.sleep(0.01)
+      return time.perf_counter() - start
+    finally:
+      if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)  # with the readers of its data
+      process.wait()
+

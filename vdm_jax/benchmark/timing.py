@@ -1,0 +1,180 @@
+"""Measuring a piece of work: its time, its memory, and what was compiled for it.
+
+The first calls are no guide to the later ones (caches, page faults, clocks that rise), so some are
+left out; of the rest the median is given, which no single interruption moves, and the interquartile
+range beside it, which says how far another median would be believed.
+"""
+import contextlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import tqdm
+from jax.experimental.compilation_cache import compilation_cache
+
+from vdm_jax.errors import InputError
+from vdm_jax.typing import PyTree
+
+BUDGET = 20.0  # seconds of measuring where no number of repetitions is given
+LEAST = 3      # repetitions within the budget or not
+
+
+class Timing(NamedTuple):
+  """Seconds of each repetition, in order."""
+  seconds: tuple[float, ...]
+
+  @property
+  def median(self) -> float:
+    return statistics.median(self.seconds)
+
+  @property
+  def spread(self) -> float:
+    """The interquartile range, in seconds: 0 of a single repetition."""
+    if len(self.seconds) < 2:
+      return 0.0
+    first, _, third = statistics.quantiles(self.seconds, n=4, method='inclusive')
+    return third - first
+
+  @property
+  def steps(self) -> int:
+    return len(self.seconds)
+
+  def per(self, n: int) -> 'Timing':
+    """Of one of the n equal parts that each repetition consists of."""
+    return Timing(tuple(u / n for u in self.seconds))
+
+
+def measure(work: Callable[[], PyTree], *, steps: int | None = None, label: str = 'measuring',
+            warm_up: int = 1, budget: float = BUDGET,
+            clock: Callable[[], float] = time.perf_counter) -> Timing:
+  """Times `work`, waiting for the arrays it returns, after `warm_up` calls that are not counted.
+
+  steps: repetitions; None: as many as end within `budget` seconds, at least `LEAST`.
+  """
+  for flag, value, least in [('steps', steps, 1), ('warm_up', warm_up, 0)]:
+    if value is not None and value < least:
+      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+  for _ in range(warm_up):
+    jax.block_until_ready(work())
+  seconds = []
+  with tqdm.tqdm(total=steps, desc=label, unit='step', dynamic_ncols=True, file=sys.stderr,
+                 disable=jax.process_index() != 0) as bar:
+    while not _enough(seconds, steps, budget):
+      start = clock()
+      jax.block_until_ready(work())
+      seconds.append(clock() - start)
+      bar.update()
+  return Timing(tuple(seconds))
+
+
+def _enough(seconds: list[float], steps: int | None, budget: float) -> bool:
+  done = len(seconds)
+  if steps is not None:
+    return done == steps
+  return done >= LEAST and sum(seconds) * (done + 1) / done > budget
+
+
+def say(text: str) -> None:
+  """A line on stderr about what takes a while: stdout is for the result."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -------------------------------------------------------------- compilation
+
+_TRACED = '/jax/core/compile/jaxpr_trace_duration'
+_COMPILED = '/jax/core/compile/backend_compile_duration'  # or read from the persistent cache
+_CACHED = '/jax/compilation_cache/cache_hits'
+
+
+class Compiled(NamedTuple):
+  """A program, and the seconds that each stage of making it took."""
+  lowered: jax.stages.Lowered
+  executable: jax.stages.Compiled
+  trace_seconds: float
+  lower_seconds: float
+  xla_seconds: float  # or of reading it, where it was cached
+  cached: bool        # found in the persistent cache
+
+  @property
+  def seconds(self) -> float:
+    return self.trace_seconds + self.lower_seconds + self.xla_seconds
+
+
+def compiled(jitted, *args, clock: Callable[[], float] = time.perf_counter) -> Compiled:
+  """Makes the program of `jitted` for `args`: calling it with such arguments compiles no more."""
+  with events() as seen:
+    start = clock()
+    lowered = jitted.lower(*args)
+    middle = clock()
+    executable = lowered.compile()
+    end = clock()
+  # The outermost trace contains those of the functions it calls.
+  trace = max(seconds for name, seconds in seen if name == _TRACED)
+  return Compiled(lowered, executable, trace, middle - start - trace, end - middle,
+                  any(name == _CACHED for name, _ in seen))
+
+
+@contextlib.contextmanager
+def events() -> Iterator[list[tuple[str, float]]]:
+  """(name, seconds or 0) of all that JAX reports of itself meanwhile, in order."""
+  seen = []
+  happened = lambda event, **_: seen.append((event, 0.0))
+  lasted = lambda event, seconds, **_: seen.append((event, seconds))
+  jax.monitoring.register_event_listener(happened)
+  jax.monitoring.register_event_duration_secs_listener(lasted)
+  try:
+    yield seen
+  finally:
+    jax.monitoring.unregister_event_listener(happened)
+    jax.monitoring.unregister_event_duration_listener(lasted)
+
+
+def compilations(seen: list[tuple[str, float]]) -> int:
+  """How many programs were compiled, or read from the persistent cache, among these `events`."""
+  return sum(name == _COMPILED for name, _ in seen)
+
+
+@contextlib.contextmanager
+def no_cache(cold: bool = True) -> Iterator[None]:
+  """Without the persistent compilation cache: what is compiled is neither read nor kept there."""
+  if not cold:
+    yield
+    return
+  before = jax.config.jax_enable_compilation_cache
+  _set_cache(False)
+  try:
+    yield
+  finally:
+    _set_cache(before)
+
+
+def _set_cache(enabled: bool) -> None:
+  jax.config.update('jax_enable_compilation_cache', enabled)
+  compilation_cache.reset_cache()  # else the first program's answer holds for all
+
+
+# ------------------------------------------------------------------- memory
+
+
+def peak_memory() -> int:
+  """Bytes at the worst moment so far: the fullest accelerator's, or this process's on the CPU."""
+  peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0)
+           for device in jax.local_devices()]
+  if any(peaks):
+    return max(peaks)
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def program_memory(executable: jax.stages.Compiled) -> dict[str, int]:
+  """Bytes that the program itself needs on each device, by the compiler's own account."""
+  stats = executable.memory_analysis()
+  if stats is None:  # a backend that keeps none
+    return {}
+  return {f'{name}_bytes': getattr(stats, f'{name}_size_in_bytes')
+          for name in ('argument', 'output', 'alias', 'temp')}
