@@ -188,6 +188,9 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   checkpoints = Checkpoints(workdir, run.keep)
   stack.callback(checkpoints.close)
   fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
+  if experiment.update and run.accumulate > 1:
+    raise InputError(f'--config.train.accumulate={run.accumulate}: this config makes its steps '
+                     'itself, and knows of no microbatches; leave it 1.')
   update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema,
                                                    accumulate=run.accumulate)
   layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
