@@ -143,7 +143,7 @@ def test_the_mean_over_past_global_batches_is_subtracted_in_every_layout(make, d
     losses = a * q + b * r
     a, b = a - 0.01 * q.mean(), b - 0.01 * np.mean(2.0 * (losses - usual) * r)
     usual += 0.25 * (losses.mean() - usual)
-  state = layout.get(state)
+  state = jax.device_get(layout.view(state))
   np.testing.assert_allclose([state.params['schedule']['logsnr_max'],
                               state.params['schedule']['log_density'], state.aux], [a, b, usual],
                              rtol=1e-5)

@@ -236,7 +236,7 @@ def run(layout, devices, steps, batch=B):
   state = made.put(state)
   for _ in range(steps):
     state, _ = made.step(state, made.place({'row': np.arange(batch)}), jax.random.key(3))
-  return made.get(state)
+  return jax.device_get(made.view(state))
 
 
 @pytest.mark.parametrize('layout', [parallel.jit_layout,
