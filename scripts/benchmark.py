@@ -1,4 +1,4 @@
-"""Measures a config: how fast it trains, evaluates and samples, reads its data, and compiles.
+"""Measures a config: its speed, what it costs to compile, its precision, its memory, its scaling.
 
   python scripts/benchmark.py train --config=configs/cifar10.py --n_layer=4 --embd=64 --batch=8
   python scripts/benchmark.py train --config=configs/cifar10.py --json > train.json
@@ -6,34 +6,49 @@
   python scripts/benchmark.py sample --config=configs/digits.py --sampler_steps=100
   python scripts/benchmark.py data --config=configs/cifar10.py --data_dir=DIR
   python scripts/benchmark.py compile --config=configs/digits.py --depths=1,2,4,8
+  python scripts/benchmark.py precision --workdir=runs/cifar10 --data_dir=DIR
+  python scripts/benchmark.py memory [--config=configs/cifar10.py] [--markdown]
+  python scripts/benchmark.py scaling --config=configs/cifar10.py
 
-Only `data`, and the start to the first step that `compile` measures, need the data themselves.
+Only `data`, `precision`, and the start to the first step that `compile` measures, need the data
+themselves.  `memory` (by default of all published configs) and `scaling` compile for the CPU, and
+run nothing.
 """
 import sys
+from pathlib import Path
 
 import cli
 from absl import flags
 from ml_collections import config_flags
 
-from vdm_jax.benchmark import report, speed
+from vdm_jax.benchmark import memory, precision, report, scaling, speed
 from vdm_jax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', '', 'eval, sample: a run, in the place of --config.')
+WORKDIR = flags.DEFINE_string('workdir', '', 'eval, sample, precision: a run, in the place of '
+                              '--config.')
 N_LAYER = flags.DEFINE_integer('n_layer', None, 'In the place of config.model.blocks.')
 EMBD = flags.DEFINE_integer('embd', None, 'In the place of config.model.features.')
 BATCH = flags.DEFINE_integer('batch', None, 'In the place of config.data.batch_size: images, or '
-                             'for eval evaluations of the network, at a time.')
+                             'for eval and precision evaluations of the network, at a time; '
+                             'scaling: images on each device.')
 STEPS = flags.DEFINE_integer('steps', None, 'Measured repetitions; default: what 20 s hold, at '
                              'least 3.')
 WARM_UP = flags.DEFINE_integer('warm_up', 1, 'Repetitions before, not measured.')
 COLD = flags.DEFINE_bool('cold', False, 'train: compile without the persistent cache.')
 PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'What one device can do; default: as stated of it, '
                           'in bfloat16, where that is known.')
-TIMES = flags.DEFINE_integer('times', 32, 'eval: evaluations of the network for each image.')
+TIMES = flags.DEFINE_integer('times', 32, 'eval, precision: evaluations of the network for each '
+                             'image.')
 SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: of the ancestral sampler.')
 DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: values of n_layer.')
 START = flags.DEFINE_bool('start', True, 'compile: also the time from start to first step.')
+SPLIT = flags.DEFINE_string('split', 'test', 'precision: train, validation or test.')
+EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: only the first so many images.')
+REPEATS = flags.DEFINE_integer('repeats', 1, 'precision: independent repetitions of all draws.')
+AVERAGE = flags.DEFINE_string('average', '', "precision: an EMA of the config, or 'raw'; ours: the "
+                              'longest.')
+MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the lists of rows as tables of Markdown.')
 DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are: config.data.data_dir.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else there.')
 
@@ -97,8 +112,35 @@ def compilation() -> dict:
   return speed.compilation([of_config(depth) for depth in depths], start=start)
 
 
+def compare_precisions() -> dict:
+  if not WORKDIR.value:
+    raise InputError('--workdir: name a run.')
+  if CONFIG.value is not None:
+    raise InputError('--workdir: a run has its config; leave out --config.')
+  return precision.compare(
+      WORKDIR.value, split=SPLIT.value, examples=EXAMPLES.value, repeats=REPEATS.value,
+      times=TIMES.value, average=AVERAGE.value, data_dir=DATA_DIR.value,
+      **({} if BATCH.value is None else {'batch_size': BATCH.value}))
+
+
+def account_for_memory() -> dict:
+  scaling.simulate(1)
+  if CONFIG.value is None:
+    return memory.memory(memory.published(cli.ROOT / 'configs'))
+  return memory.memory({Path(config_file()).stem: (config_file(), CONFIG.value)})
+
+
+def rehearse_scaling() -> dict:
+  if CONFIG.value is None:
+    raise InputError('--config: name a config file.')
+  scaling.simulate(max(scaling.DEVICES))
+  return scaling.scaling(config_file(), CONFIG.value, n_layer=N_LAYER.value, embd=EMBD.value,
+                         **({} if BATCH.value is None else {'batch': BATCH.value}))
+
+
 COMMANDS = {'train': train, 'eval': evaluate, 'sample': sample, 'data': data,
-            'compile': compilation}
+            'compile': compilation, 'precision': compare_precisions,
+            'memory': account_for_memory, 'scaling': rehearse_scaling}
 
 
 def main(arguments):
@@ -107,7 +149,11 @@ def main(arguments):
     raise InputError(f'{given}name one of {", ".join(COMMANDS)} (and further options as '
                      '--name=value).')
   command = arguments[0]
-  report.show(command, COMMANDS[command](), JSON.value)
+  result = COMMANDS[command]()
+  if MARKDOWN.value and not JSON.value:
+    print(report.markdown(result))
+  else:
+    report.show(command, result, JSON.value)
 
 
 if __name__ == '__main__':

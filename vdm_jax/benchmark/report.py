@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 
 from vdm_jax.benchmark import hardware
+from vdm_jax.likelihood import ledger
 
 
 def about(config_file: str | Path, config: ml_collections.ConfigDict) -> dict:
@@ -35,10 +36,11 @@ def tables(title: str, result: dict) -> list[rich.table.Table]:
   out = [single]
   for name, value in result.items():
     if isinstance(value, list):
-      columns = [column for column, u in value[0].items() if not isinstance(u, dict)]
-      rows = rich.table.Table(*map(_words, columns), title=_words(name), box=rich.box.SIMPLE_HEAD)
-      for row in value:
-        rows.add_row(*(text(column, row[column]) for column in columns))
+      header, *lines = _cells(value)
+      rows = rich.table.Table(*(rich.table.Column(u, overflow='fold') for u in header),
+                              title=_words(name), box=rich.box.SIMPLE_HEAD)
+      for line in lines:
+        rows.add_row(*line)
       out.append(rows)
     elif not isinstance(value, dict):
       single.add_row(_words(name), text(name, value))
@@ -57,6 +59,24 @@ def show(title: str, result: dict, json_only: bool) -> None:
     console.print(table)
 
 
+def markdown(result: dict) -> str:
+  """The lists of rows as tables of Markdown."""
+  return '\n\n'.join(ledger.markdown(_cells(rows)) for rows in result.values()
+                     if isinstance(rows, list))
+
+
+def _cells(rows: list[dict]) -> list[list[str]]:
+  """A header and a line for each row; `a_error` stands behind `a`, in its column."""
+  errors = {f'{name}_error' for name in rows[0]}
+  columns = [name for name, u in rows[0].items()
+             if name not in errors and not isinstance(u, dict)]
+
+  def cell(row, name):
+    error = row.get(f'{name}_error')
+    return text(name, row[name]) + ('' if error is None else f' ± {text(name, error)}')
+  return [list(map(_words, columns)), *[[cell(row, name) for name in columns] for row in rows]]
+
+
 def text(name: str, value) -> str:
   """A value as its name asks: seconds, bytes, FLOP, shares."""
   if value is None:
@@ -70,6 +90,8 @@ def text(name: str, value) -> str:
   if 'flop' in name:
     unit = 'FLOP/s' if name.endswith('second') else 'FLOP'
     return _scaled(value, 1000, (unit, f'k{unit}', f'M{unit}', f'G{unit}', f'T{unit}', f'P{unit}'))
+  if 'bits' in name:
+    return f'{value:.5f}'
   if 'share' in name:
     return f'{100 * value:.2f} %'
   if 'seconds' in name or name.startswith('spread'):

@@ -1,0 +1,127 @@
+"""Bytes on each device, and work, of a config that is neither trained nor initialised here.
+
+What is counted, for each layout and number of devices:
+
+    state         parameters, averages and optimiser: under fsdp each device's share of those that
+                  `parallel.shards` splits
+    gradients     of all parameters, whole: also under fsdp, until they are scattered
+    gathered      under fsdp the whole of each parameter that is split, as the loss reads it
+    activations   what the backward pass keeps of each image, and all other temporary arrays
+
+State and what is gathered follow from shapes.  The rest is the compiler's own account of the step
+of one device, compiled for two batches (nothing is run): temporary bytes = gradients + images x
+activations.  It is of the CPU's program, with XLA's own gradients of convolutions; other backends
+fuse more, and choose algorithms that need workspace.  Under fsdp the sum is an upper bound, since
+not all of what is gathered is needed at once.
+
+The work is XLA's count, see `speed`; the time is what it would take at a share of the stated peak.
+"""
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from vdm_jax import workdir
+from vdm_jax.benchmark import hardware, speed
+from vdm_jax.benchmark.timing import say
+from vdm_jax.train import parallel
+from vdm_jax.typing import PyTree
+
+PUBLISHED = ('cifar10', 'cifar10_aug', 'cifar10_aug:paper', 'imagenet32', 'imagenet64', 'mnist')
+DEVICES = (1, 8, 64, 512)
+KINDS = ('NVIDIA H200', 'TPU v4', 'TPU v5p')
+UTILISATION = 0.4  # share of the peak
+_BATCHES = 4, 8    # compiled; with fewer images gradients and activations share their memory
+
+
+def published(folder: Path) -> dict[str, tuple[Path, ml_collections.ConfigDict]]:
+  """{name: (file, config)} of the configs of published models in `folder`."""
+  found = {}
+  for name in PUBLISHED:
+    stem, _, variant = name.partition(':')
+    file = folder / f'{stem}.py'
+    found[name] = file, workdir.import_config(file).get_config(*[variant] if variant else [])
+  return found
+
+
+def bytes_of(tree: PyTree, devices: int = 1) -> int:
+  """Bytes of the arrays of `tree` on each device under fsdp; of one device, all of them."""
+  return sum(leaf.size * leaf.dtype.itemsize // parallel.shards(leaf.shape, devices)[1]
+             for leaf in jax.tree.leaves(tree))
+
+
+def gathered_bytes(params: PyTree, devices: int) -> int:
+  """Bytes of the parameters that are gathered whole under fsdp."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)
+             if parallel.shards(leaf.shape, devices)[1] > 1)
+
+
+def temporary(subject: speed.Subject, images: int) -> int:
+  """Bytes of all temporary arrays of a training step with that many images on one device."""
+  layout = parallel.jit_layout(speed.make_update(subject), jax.devices()[:1])
+  shape = lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype)
+  state = jax.eval_shape(lambda: speed.initial_state(subject))
+  lowered = layout.step.lower(
+      layout.target(state), jax.tree.map(shape, speed.random_batch(subject, images)),
+      jax.eval_shape(lambda: jax.random.key(0)))
+  # LLVM comes after memory has been assigned.
+  return lowered.compile(compiler_options={
+      'xla_backend_optimization_level': 0}).memory_analysis().temp_size_in_bytes
+
+
+def account(name: str, file: str | Path, config: ml_collections.ConfigDict,
+            devices: Sequence[int] = DEVICES) -> tuple[dict, list[dict]]:
+  """(a row about the config, a row for each number of devices).
+
+  The latter: bytes of everything on each device, replicated (jit, pmap) and under fsdp, and seconds
+  of a step, None where the devices do not divide the batch.
+  """
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    if config.model.get('weight_gradient') == 'auto':
+      config.model.weight_gradient = 'xla'
+  subject = speed.of_config(file, config)
+  say(f'{name}: compiling the step')
+  few, many = (temporary(subject, images) for images in _BATCHES)
+  activations = (many - few) // (_BATCHES[1] - _BATCHES[0])
+  constant = few - _BATCHES[0] * activations
+  say(f'{name}: counting the work')
+  flop = speed.step_flop(subject)
+
+  params = jax.eval_shape(lambda: speed.initial_params(subject))
+  state = jax.eval_shape(lambda: speed.initial_state(subject))
+  batch, microbatches = subject.config.data.batch_size, subject.config.train.get('accumulate', 1)
+  if microbatches > 1:  # the sum so far, beside the gradients of the next
+    constant += bytes_of(params)
+  about = {'config': name, 'parameters': sum(math.prod(u.shape) for u in jax.tree.leaves(params)),
+           'state_bytes': bytes_of(state), 'gradient_bytes': constant,
+           'activation_bytes': activations, 'batch': batch, 'flop_per_step': flop}
+  rows = []
+  for n in devices:
+    fits = batch % (n * microbatches) == 0
+    images = batch // (n * microbatches)
+    step = constant + images * activations
+    shared = bytes_of(state, n)
+    rows.append({
+        'config': name, 'devices': n, 'images_at_once': images if fits else None,
+        'fsdp_state_bytes': shared,
+        'replicated_bytes': bytes_of(state) + step if fits else None,
+        'fsdp_bytes': shared + gathered_bytes(params, n) + step if fits else None,
+        **{f'{kind.split()[-1]}_seconds':
+           flop / (n * UTILISATION * hardware.PEAKS[kind].flop_per_second) if fits else None
+           for kind in KINDS}})
+  return about, rows
+
+
+def memory(configs: Mapping[str, tuple[str | Path, ml_collections.ConfigDict]],
+           devices: Sequence[int] = DEVICES) -> dict:
+  """`account` of each of {name: (file, config)}: lists of rows, to be shown by `report`."""
+  found = [account(name, file, config, devices) for name, (file, config) in configs.items()]
+  return {'command': 'memory', 'share_of_peak_assumed': UTILISATION,
+          **{f'{kind.split()[-1]}_peak_flop_per_second': hardware.PEAKS[kind].flop_per_second
+             for kind in KINDS},
+          'compiled_for': jax.default_backend(), 'jax': jax.__version__,
+          'configs': [about for about, _ in found],
+          'on_each_device': [row for _, rows in found for row in rows]}

@@ -1,0 +1,207 @@
+"""What bfloat16 costs in bits, on one checkpoint.
+
+    float32               all in float32, and its products too on devices that round those
+    bfloat16 trunk        the network's blocks in bfloat16; z, its Fourier features, the first and
+                          the last convolution, z + y and the loss in float32: config.model.dtype
+    naive bfloat16        the same trunk, but z is rounded to bfloat16 before the network sees it,
+                          and so is the estimate of the noise
+    rounded z, x known    no network: E[eps | rounded z, x], the best estimate that is left when z
+                          has been rounded, for whoever knows the data
+
+At logsnr 13.3 the standard deviation of the noise is a third of the distance of two numbers of
+bfloat16 between 1/2 and 1.  The last row is what this costs whatever the network: its part of the
+bound near the data is a floor of the naive one's.
+
+All rows have the same times and the same noise, so that the difference of two is known far better
+than either.  The diffusion term, 1/2 int E|eps - eps_hat|^2 dlogsnr, is split where logsnr is 8:
+each part has as many times, evenly spread over it.
+"""
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import random, workdir
+from vdm_jax.decoders import bits_per_dim
+from vdm_jax.errors import InputError
+from vdm_jax.likelihood import bounds
+from vdm_jax.likelihood.estimates import level_axes
+from vdm_jax.likelihood.ledger import standard_errors
+from vdm_jax.likelihood.passes import Estimator, over_images
+from vdm_jax.objectives import vlb
+from vdm_jax.objectives.denoising import weighted_diffusion
+from vdm_jax.processes import time_of
+from vdm_jax.typing import Array, Denoiser, Estimate, Model, PyTree
+
+SPLIT_AT = 8.0  # logsnr
+FLOAT32, TRUNK, NAIVE = 'float32', 'bfloat16 trunk', 'naive bfloat16'
+FLOOR = 'rounded z, x known'
+
+
+def rounded(u: Array) -> Array:
+  """float32 -> the nearest bfloat16, as float32.
+
+  Not by two casts, of which XLA may make none.
+  """
+  return jax.lax.reduce_precision(u, exponent_bits=8, mantissa_bits=7)
+
+
+def naive(denoise: Denoiser) -> Denoiser:
+  """A network that is handed z in bfloat16 and returns its estimate of the noise in bfloat16."""
+  def handed_less(z, level, cond=None):
+    estimate = denoise(rounded(z), level, cond)
+    return estimate._replace(eps=rounded(estimate.eps))
+  return handed_less
+
+
+def exact(denoise: Denoiser) -> Denoiser:
+  """With products in float32: TPUs round their factors to bfloat16, GPUs to TF32, unless told."""
+  def told(z, level, cond=None):
+    with jax.default_matmul_precision('float32'):
+      return denoise(z, level, cond)
+  return told
+
+
+def knowing(x: Array) -> Denoiser:
+  """E[eps | rounded z, x]: what is left to know of the noise of z = alpha x + sigma eps.
+
+  The mean of a standard normal between the two ends of the cell that is rounded to z, by Gauss's
+  rule of 64 points, in float32 to 1e-5 for cells of up to 12 standard deviations.  x: [B, ...].
+  """
+  rule = jnp.asarray(np.stack(np.polynomial.legendre.leggauss(64), axis=1), jnp.float32)
+
+  def denoise(z, level, cond=None):
+    wide = level.expand(z)
+    z = rounded(z).astype(jnp.bfloat16)
+    below, above = (jnp.nextafter(z, jnp.asarray(u, z.dtype)).astype(jnp.float32)
+                    for u in (-jnp.inf, jnp.inf))
+    z = z.astype(jnp.float32)
+    # The cell ends half-way to each neighbour; they are as far away only within a binade.
+    middle = (0.5 * z + 0.25 * (below + above) - wide.alpha * x) / wide.sigma
+    half = 0.25 * (above - below) / wide.sigma
+    density = lambda offset: -offset * (middle + 0.5 * offset)
+    highest = density(jnp.clip(-middle, -half, half))
+
+    def add(sums, point):
+      node, weight = point
+      mass = weight * jnp.exp(density(half * node) - highest)
+      return (sums[0] + mass, sums[1] + mass * half * node), None
+
+    (mass, moment), _ = jax.lax.scan(add, (jnp.zeros_like(z), jnp.zeros_like(z)), rule)
+    return Estimate(x, middle + moment / mass)
+  return denoise
+
+
+def paired(times: int) -> Estimator:
+  """The bound of several models that differ in their denoiser alone, all with the same draws.
+
+  In place of a model, {name: Model}.  Returns, [n] each and in nats, 'ends' (the reconstruction
+  and the latent term) and '{name}/above', '{name}/below': the diffusion term where logsnr is above
+  and below SPLIT_AT, from `times` draws each; and '{FLOOR}/above', which is no model's.
+  """
+  def estimator(models: dict[str, Model], batch: PyTree, keys: Array) -> dict[str, Array]:
+    model = next(iter(models.values()))
+    cut = time_of(model.process, jnp.asarray(SPLIT_AT))
+    out = {}
+    for part, start, stop in (('above', 0.0, cut), ('below', cut, 1.0)):
+      own = random.stream(keys, part)
+      rows, t, each = bounds.spread(batch, own, times)
+      x, cond, t = model.encode(rows['image']), model.cond(rows), start + (stop - start) * t
+      denoisers = {name: m.denoise for name, m in models.items()}
+      if part == 'above':
+        ends = vlb.end_terms(model.process, x, x, t, each, rows['image'], model.decoder, None)
+        out['ends'] = sum(ends.values()).reshape(-1, times).mean(axis=1)
+        denoisers[FLOOR] = knowing(x)
+      for name, denoise in denoisers.items():
+        nats, _ = weighted_diffusion(denoise, model.process, x, t, each, cond)
+        out[f'{name}/{part}'] = (stop - start) * nats.reshape(-1, times).mean(axis=1)
+    return out
+  return estimator
+
+
+def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
+            shape: tuple[int, ...], *, times: int = 16, repeats: int = 1, batch_size: int = 512,
+            count: int | None = None, seed: int = 0, progress: bool = True) -> list[dict]:
+  """A row for each of `models`, compared with the first of them, and one for the floor: bits/dim.
+
+  models: {name: params -> Model}, see `paired`; split: `len`, and `get(rows)` -> batch; shape: of
+  one image.  Errors are standard errors over images, of a difference those of the differences image
+  by image.  Raises InputError: a bound that is not finite.
+  """
+  found = over_images(
+      paired(times), lambda params: {name: make(params) for name, make in models.items()}, params,
+      split, jax.random.key(seed), label='precisions', at_once=batch_size // times,
+      repeats=repeats, count=count, progress=progress)
+  found = {name: bits_per_dim(u, shape) for name, u in found.items()}
+  if not all(np.isfinite(u).all() for u in found.values()):
+    raise InputError('the bound of this run is not finite, and so cannot be compared: its log-SNR '
+                     'has no two finite ends, or its weights are not finite.')
+  above = {name: found[f'{name}/above'] for name in models}
+  total = {name: found['ends'] + above[name] + found[f'{name}/below'] for name in models}
+
+  def mean(name, values):
+    if values is None:
+      return {name: None, f'{name}_error': None}
+    return {name: float(values.mean()), f'{name}_error': standard_errors(values)[0]}
+
+  reference, *others = models
+  less = lambda name, of: of[name] - of[reference] if name in others else None
+  rows = [{'precision': name, **mean('bits', total[name]),
+           **mean('bits_difference', less(name, total)), **mean('bits_above', above[name]),
+           **mean('bits_above_difference', less(name, above))} for name in models]
+  return [*rows, {'precision': FLOOR, **mean('bits', None), **mean('bits_difference', None),
+                  **mean('bits_above', found[f'{FLOOR}/above']),
+                  **mean('bits_above_difference', None)}]
+
+
+def compare(directory: str | Path, *, split: str = 'test', examples: int | None = None,
+            repeats: int = 1, times: int = 32, batch_size: int = 512, seed: int = 0,
+            average: str = '', step: int | str = 'latest', data_dir: str = '') -> dict:
+  """The bound of the run in `directory` in float32, with a bfloat16 trunk, and in naive bfloat16.
+
+  times: evaluations of the network for an image, in each precision and repetition; half of them
+  above logsnr 8.  batch_size: evaluations at a time.  Other arguments as for `runs.evaluate`.
+  Raises InputError: no such run or images; a run whose bound is its own, or has a logsnr for each
+  pixel, or whose network has one precision.
+  """
+  for flag, value, least in [('repeats', repeats, 1), ('examples', examples, 1),
+                             ('batch', batch_size, 1), ('times', times, 2)]:
+    if value is not None and value < least:
+      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+  if times % 2:
+    raise InputError(f'--times={times}: it must be even; half of them are above logsnr 8.')
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
+  config = trained.config
+  if 'dtype' not in config.get('model', {}):
+    raise InputError(f'--workdir={directory}: its config has no config.model.dtype, the precision '
+                     'of a trunk; name a run whose network has one.')
+  module = workdir.import_config(Path(directory) / 'config.py')
+  builds = {}
+  for dtype in ('float32', 'bfloat16'):
+    config.model.dtype = dtype
+    builds[dtype] = module.build(config)
+
+  def changed(dtype, change):
+    def make(params):
+      model = builds[dtype].model(params)
+      return model._replace(denoise=change(model.denoise))
+    return make
+
+  model = builds['float32'].model(trained.params)
+  bounds.own_bound(model, 'precision')
+  if level_axes(model):
+    raise InputError(f'--workdir={directory}: its log-SNR differs from pixel to pixel, so that no '
+                     'time is that of log-SNR 8; name another run.')
+  part = trained.experiment.data.split(split)
+  if not len(part):
+    raise InputError(f'--split={split}: this run has no such images; choose another.')
+  count = min(len(part), examples or len(part))
+  rows = measure({FLOAT32: changed('float32', exact), TRUNK: builds['bfloat16'].model,
+                  NAIVE: changed('bfloat16', naive)},
+                 trained.params, part, model.shape, times=times // 2, repeats=repeats,
+                 batch_size=batch_size, count=count, seed=seed)
+  return {'command': 'precision', 'workdir': str(directory), 'checkpoint': trained.step,
+          'average': trained.average, 'split': split, 'examples': count, 'repeats': repeats,
+          'evaluations_per_image': times, 'above_is_logsnr_above': SPLIT_AT, 'precisions': rows}

@@ -1,0 +1,235 @@
+"""What the devices send each other in a training step: read off the compiled program, and foretold.
+
+Weak scaling: as many images on each device, however many devices there are.  Compute then takes as
+long on any number of them, and what grows is communication.  With P the bytes of the parameters,
+and S those of the ones that are sharded:
+
+    jit, pmap   the gradients are summed: an all-reduce of P
+    fsdp        the parameters are gathered for the loss: an all-gather of S; the gradients are
+                summed, and each device keeps its share: a reduce-scatter of S and an all-reduce of
+                the rest; or, where XLA has no such pass (the CPU), an all-reduce of P
+
+and a few numbers of the metrics.  In a ring of n devices each one sends 2 (n - 1)/n of what an
+all-reduce reduces, and (n - 1)/n of what is gathered or scattered (Patarasuk and Yuan 2009).  So
+what is sent tends to a constant: 2 P, or 3 S in all.
+
+The programs are those of simulated devices, n threads of a CPU: their partition is XLA's own, which
+is the same on all backends but for the fusion of collectives; nothing is run, and nothing is timed.
+"""
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from vdm_jax.benchmark import speed
+from vdm_jax.benchmark.timing import say
+from vdm_jax.train import loop, parallel
+from vdm_jax.typing import PyTree
+
+DEVICES = (1, 2, 4, 8)
+SCALAR = 4  # bytes: what is no larger belongs to the metrics, or is a parameter of the schedule
+
+# --------------------------------------------------------------- from the program
+
+_KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) .*\{$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z-]*)\((.*)$')
+_CALLED = re.compile(r'(?:body|condition|to_apply|calls|true_computation|false_computation)'
+                     r'=%?([\w.-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TENSOR = re.compile(r'\b(?:(pred)|[a-z]+(\d+)\w*)\[([\d,]*)\]')
+
+
+class Collective(NamedTuple):
+  """An operation between the devices."""
+  kind: str
+  sizes: tuple[int, ...]  # bytes of each of its tensors: the whole one, not a device's part
+  times: int              # it runs in a step
+
+
+def _sizes(types: str) -> tuple[int, ...]:
+  """Bytes of each tensor of an HLO type."""
+  return tuple(math.prod(int(d) for d in shape.split(',') if d) * int(bits or 8) // 8
+               for _, bits, shape in _TENSOR.findall(types))
+
+
+def collectives(hlo: str) -> list[Collective]:
+  """All of a compiled program, those in a loop as often as it runs.
+
+  Raises ValueError: one is in a loop of unknown length.
+  """
+  bodies: dict[str, list[tuple[str, str, str, str]]] = {}
+  entry = body = None
+  for line in hlo.splitlines():
+    if header := _COMPUTATION.match(line):
+      body = bodies[header[2]] = []
+      entry = header[2] if header[1] else entry
+    elif instruction := _INSTRUCTION.match(line):
+      body.append(instruction.groups())
+  return _within(bodies, entry, 1)
+
+
+def _within(bodies, name: str, times: int | None) -> list[Collective]:
+  out = []
+  types = {own: what for own, what, _, _ in bodies[name]}
+  for _, result, opcode, rest in bodies[name]:
+    kind = opcode.removesuffix('-done')  # of a pair that is run beside other work
+    if kind in _KINDS:
+      if times is None:
+        raise ValueError(f'{opcode} in a loop of unknown length: {name}')
+      if kind == 'reduce-scatter':
+        operands = re.findall(r'%?([\w.-]+)', rest.partition(')')[0])
+        result = ' '.join(types.get(operand, '') for operand in operands)
+      out.append(Collective(kind, _sizes(result), times))
+    inside = times
+    if opcode == 'while':
+      trips = _TRIPS.search(rest)
+      inside = times * int(trips[1]) if trips and times is not None else None
+    for one, several in _CALLED.findall(rest):
+      for called in [one] if one else re.findall(r'[\w.-]+', several):
+        out += _within(bodies, called, inside)
+  return out
+
+
+def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
+  """{kind: {'operations', 'bytes', 'scalars'}}: bytes of tensors, and how many single numbers."""
+  out = {}
+  for kind in _KINDS:
+    those = [c for c in found if c.kind == kind]
+    if those:
+      out[kind] = {
+          'operations': sum(c.times for c in those),
+          'bytes': sum(c.times * sum(s for s in c.sizes if s > SCALAR) for c in those),
+          'scalars': sum(c.times * sum(s <= SCALAR for s in c.sizes) for c in those)}
+  return out
+
+
+# ------------------------------------------------------------------ foretold
+
+
+def _bytes(leaf) -> int:
+  return leaf.size * leaf.dtype.itemsize
+
+
+def expected(layout: str, params: PyTree, devices: int, scatters: bool = False) -> dict[str, int]:
+  """{kind: bytes} of the tensors of a step, see above.
+
+  params: shapes; scatters: whether the backend sums and scatters in one operation.  Where `devices`
+  is no divisor of a parameter, fewer parts of it stand on several devices each (`parallel.shards`),
+  which then sum what they have got.
+  """
+  if devices == 1 and layout != 'pmap':  # whose program of one device reduces all the same
+    return {}
+  leaves = [leaf for leaf in jax.tree.leaves(params) if _bytes(leaf) > SCALAR]
+  if layout != 'fsdp':
+    return {'all-reduce': sum(map(_bytes, leaves))}
+  sharded = {i: parts for i, leaf in enumerate(leaves)
+             if (parts := parallel.shards(leaf.shape, devices)[1]) > 1}
+  gathered = sum(_bytes(leaves[i]) for i in sharded)
+  if not scatters:
+    return {'all-reduce': sum(map(_bytes, leaves)), 'all-gather': gathered}
+  whole = sum(_bytes(leaf) for i, leaf in enumerate(leaves) if i not in sharded)
+  partly = sum(_bytes(leaves[i]) // parts for i, parts in sharded.items() if parts < devices)
+  return {'all-reduce': whole + partly, 'all-gather': gathered, 'reduce-scatter': gathered}
+
+
+def sent(tensors: Mapping[str, int], devices: int) -> int:
+  """Bytes that each device of a ring sends; tensors: {kind: bytes}."""
+  share = {'all-reduce': 2 * (devices - 1) / devices, 'collective-permute': 1.0}
+  return round(sum(size * share.get(kind, (devices - 1) / devices)
+                   for kind, size in tensors.items()))
+
+
+# ------------------------------------------------------------------- rehearsed
+
+
+def simulate(devices: int) -> None:
+  """Makes the CPU that many devices of this process; to be called before JAX is used."""
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', devices)
+
+
+def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], batch: int) -> str:
+  """The compiled HLO of a training step of `batch` images on each of the devices."""
+  n = len(devices)
+  made = loop.LAYOUTS[layout](speed.make_update(subject), devices)
+  shape = lambda u, *first: jax.ShapeDtypeStruct((*first, *u.shape), u.dtype)
+  state = jax.eval_shape(lambda: speed.initial_state(subject))
+  rows = speed.random_batch(subject, n * batch)
+  if layout == 'pmap':  # each device's, one after another
+    state = jax.tree.map(lambda u: shape(u, n), state)
+    rows = {name: jax.ShapeDtypeStruct((n, batch, *u.shape[1:]), u.dtype)
+            for name, u in rows.items()}
+  else:
+    state, rows = made.target(state), jax.tree.map(shape, rows)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  # LLVM has nothing to do with what the devices send.
+  return made.step.lower(state, rows, key).compile(
+      compiler_options={'xla_backend_optimization_level': 0}).as_text()
+
+
+def rehearse(subject: speed.Subject, devices: Sequence[int] = DEVICES, batch: int = 2
+             ) -> list[dict]:
+  """A row for each layout and number of devices: what is sent in a step, and what was foretold.
+
+  batch: images on each device.  Bytes are of tensors; `scalars` counts the single numbers.
+  """
+  params = jax.eval_shape(lambda: speed.initial_params(subject))
+  rows = []
+  for layout in loop.LAYOUTS:
+    for n in devices:
+      say(f'compiling the step: {layout} on {n} simulated devices')
+      found = by_kind(collectives(program(subject, layout, jax.devices()[:n], batch)))
+      tensors = {kind: u['bytes'] for kind, u in found.items() if u['bytes']}
+      foretold = expected(layout, params, n, 'reduce-scatter' in tensors)
+      rows.append({'layout': layout, 'devices': n,
+                   'operations': sum(u['operations'] for u in found.values()),
+                   'scalars': sum(u['scalars'] for u in found.values()), **_columns(tensors),
+                   'foretold_bytes': sum(foretold.values()), 'as_foretold': tensors == foretold,
+                   'sent_by_each_bytes': sent(tensors, n)})
+  return rows
+
+
+def foretell(subject: speed.Subject, devices: Sequence[int]) -> list[dict]:
+  """A row for each layout and number of devices, of a backend that sums and scatters in one."""
+  params = jax.eval_shape(lambda: speed.initial_params(subject))
+  rows = []
+  for layout in loop.LAYOUTS:
+    for n in devices:
+      tensors = expected(layout, params, n, scatters=True)
+      rows.append({'layout': layout, 'devices': n, **_columns(tensors),
+                   'sent_by_each_bytes': sent(tensors, n)})
+  return rows
+
+
+def _columns(tensors: Mapping[str, int]) -> dict[str, int]:
+  named, others = _KINDS[:3], _KINDS[3:]
+  return {**{f'{kind.replace("-", "_")}_bytes': tensors.get(kind, 0) for kind in named},
+          'other_bytes': sum(tensors.get(kind, 0) for kind in others)}
+
+
+def scaling(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: int | None = None,
+            embd: int | None = None, batch: int = 2) -> dict:
+  """What a step sends on 1, 2, 4 and 8 devices (see `simulate`), and what it would on 512.
+
+  n_layer, embd: of the network that is compiled, by default 4 and 64, or the config's if less; that
+  of the config itself is foretold.  batch: images on each device.  Raises InputError.
+  """
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    # What accelerators have; `winograd` sums the transform of a gradient, 16 numbers for 9.
+    if config.model.get('weight_gradient') == 'auto':
+      config.model.weight_gradient = 'xla'
+  small = speed.of_config(
+      file, config, n_layer=min(config.model.blocks, 4) if n_layer is None else n_layer,
+      embd=min(config.model.features, 64) if embd is None else embd)
+  m = small.config.model
+  return {'command': 'scaling', 'config': str(file), 'n_layer': m.blocks, 'embd': m.features,
+          'images_on_each_device': batch, 'jax': jax.__version__,
+          'rehearsed': rehearse(small, batch=batch),
+          'foretold_of_the_same': foretell(small, [512]),
+          'foretold_of_the_config': foretell(speed.of_config(file, config), [8, 64, 512])}
