@@ -1,4 +1,7 @@
 """What all scripts share: the package is found from a checkout, and a user's error is one line."""
+import faulthandler
+import functools
+import logging as python_logging
 import os
 import re
 import sys
@@ -13,7 +16,15 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 from absl import app, flags, logging
 
+from vdm_jax import distributed
 from vdm_jax.errors import InputError
+
+PROCESSES = [
+    flags.DEFINE_string('coordinator', None, 'Of several processes: HOST:PORT of process 0.  A TPU '
+                        'slice, SLURM and Open MPI need none of these three.'),
+    flags.DEFINE_integer('num_processes', None, 'Of several processes: how many there are.  1 '
+                         'alone: this one, whatever the environment says.'),
+    flags.DEFINE_integer('process_id', None, 'Of several processes: which this is, from 0 on.')]
 
 
 def integers(flag: str, values: Sequence[str]) -> list[int]:
@@ -24,7 +35,21 @@ def integers(flag: str, values: Sequence[str]) -> list[int]:
     raise InputError(f'--{flag}={",".join(values)}: whole numbers, separated by commas.') from None
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _join(argv: list[str]) -> None:
+  """Starts with the other processes: before a config is read, which may touch a device."""
+  own = flags.FlagValues()
+  for flag in PROCESSES:
+    own[flag.name] = flags.FLAGS[flag.name]
+  try:
+    own(argv, known_only=True)
+    distributed.start(own.coordinator, own.num_processes, own.process_id)
+  except (flags.Error, InputError) as error:
+    _exit(error)
+
+
+def _parse(argv: list[str], alone: bool) -> list[str]:
+  if not alone:
+    _join(argv)
   for arg in argv:
     if arg.startswith('--config='):  # which may import a neighbour of its own
       sys.path.append(str(Path(arg.removeprefix('--config=')).absolute().parent))
@@ -52,22 +77,31 @@ def _exit(error) -> None:
   if 'Failed loading config file' in text:  # the last of its lines says why
     text = f'--config: {text.splitlines()[-1].strip()}'
   print(f'error: {text}', file=sys.stderr)
-  sys.exit(2)
+  distributed.leave(2)
 
 
-def run(main, required=(), arguments: bool = False) -> None:
+def run(main, required=(), arguments: bool = False, alone: bool = False) -> None:
   """absl's app.run with `required` flags; InputError and OSError are one line and exit code 2.
 
-  main: of no arguments, or of the list of what follows the flags where `arguments` is set.
+  main: of no arguments, or of the list of what follows the flags where `arguments` is set.  It runs
+  when the other processes are there, if there are any.  alone: it has no use for them.
   """
   def guarded(argv):
+    faulthandler.enable(2)  # absl has set it up; to where C++ writes, which `distributed` reads
     try:
       if argv[1:] and not arguments:
         raise InputError(f'{argv[1]!r} is no flag.')
       return main(argv[1:]) if arguments else main()
     except (InputError, OSError) as error:
       _exit(error)
+    except (Exception, KeyboardInterrupt) as error:
+      distributed.fail(error)
+      raise
 
   flags.mark_flags_as_required(list(required))
   logging.set_verbosity(logging.WARNING)  # libraries that report every file they touch
-  app.run(guarded, flags_parser=_parse)
+  # Orbax prints the tracebacks of its threads, and raises the same error where it is waited for.
+  logging.get_absl_logger().addFilter(
+      lambda record: 'orbax' not in record.pathname or record.levelno < python_logging.ERROR)
+  python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
+  app.run(guarded, flags_parser=functools.partial(_parse, alone=alone))

@@ -29,4 +29,4 @@ def main(directories):
 
 
 if __name__ == '__main__':
-  cli.run(main, arguments=True)
+  cli.run(main, arguments=True, alone=True)

@@ -23,4 +23,4 @@ def main(names):
 
 
 if __name__ == '__main__':
-  cli.run(main, arguments=True)
+  cli.run(main, arguments=True, alone=True)

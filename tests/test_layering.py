@@ -17,6 +17,7 @@ ROOMS = {
     'files': [],
     **{room: MATHEMATICS[:i] for i, room in enumerate(MATHEMATICS)},
     'devices': ['typing'],
+    'distributed': ['errors', 'devices'],
     # Siblings, but a likelihood evaluates the bounds of `objectives`, and the chains of `samplers`
     # with their variances.
     'objectives': [*MATHEMATICS, 'errors'],
@@ -28,7 +29,7 @@ ROOMS = {
     # Beside the mathematics, and apart from it.
     'nn': ['typing', 'random'],
     'data': ['errors', 'files'],
-    'train': ['typing', 'errors', 'files', 'random', 'devices'],
+    'train': ['typing', 'errors', 'files', 'random', 'devices', 'distributed'],
 }
 ROOMS['systems'] = list(ROOMS)
 # A published checkpoint becomes the parameters of a system.

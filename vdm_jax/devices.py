@@ -52,8 +52,12 @@ def replicate(tree: PyTree) -> PyTree:
   everywhere, _ = shardings()
 
   def put(u):
-    there = isinstance(u, jax.Array) and len(u.sharding.device_set) == jax.device_count()
-    return u if there else jax.device_put(u, everywhere)
+    if isinstance(u, jax.Array) and len(u.sharding.device_set) == jax.device_count():
+      return u
+    if jax.dtypes.issubdtype(u.dtype, jax.dtypes.prng_key):  # device_put: not to other processes
+      data = jax.device_put(jax.random.key_data(u), everywhere)
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(u))
+    return jax.device_put(u, everywhere)
   return jax.tree.map(put, tree)
 
 

@@ -17,6 +17,9 @@ def whole(path: str | Path) -> Iterator[Path]:
   try:
     yield partial
     os.replace(partial, path)
+  except OSError as error:
+    error.filename = error.filename or os.fspath(path)  # a full disk does not say of what
+    raise
   finally:
     partial.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import ml_collections
 from absl import logging
 
@@ -100,9 +101,10 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file:
     if code.read_text() != source.read_text():
       logging.warning('%s has changed since the run in %s began; its values agree.', source,
                       workdir)
-  files.write_text(code, source.read_text())
-  files.write_text(saved, json.dumps({'config': values, 'from': str(source.absolute().parent)},
-                                     indent=2))
+  if jax.process_index() == 0:
+    files.write_text(code, source.read_text())
+    files.write_text(saved, json.dumps({'config': values, 'from': str(source.absolute().parent)},
+                                       indent=2))
 
 
 def _tuples(value):

@@ -15,6 +15,8 @@ Where the data do not say which images are for testing, every sixth is, from ind
 import functools
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,19 +86,26 @@ def data_directory(data_dir: str) -> str:
 # Pixels.
 
 
-def _decode(file, mode: str, image_size: int) -> np.ndarray:
-  """An encoded image, as bytes or a path -> uint8 [H, W, C].
+def _decode(file, place: str, mode: str, image_size: int) -> np.ndarray:
+  """An encoded image, a path or a stream -> uint8 [H, W, C].  Raises InputError, naming `place`.
 
   With `image_size`, the largest centred square, resampled to that size (Lanczos).
   """
-  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-    ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation beside the pixels
-    if image.mode != mode:
-      image = image.convert(mode)
-    if image_size and image.size != (image_size, image_size):
-      image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
+  try:
+    with Image.open(file) as image:
+      ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation beside the pixels
+      if image.mode != mode:
+        image = image.convert(mode)
+      if image_size and image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+      pixels = np.asarray(image)
+  except Exception as error:  # of many types, most of which do not name the file
+    raise _unreadable(place, error) from error
   return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _unreadable(place, error) -> InputError:
+  return InputError(f'{place} cannot be read ({error}): it is damaged, or no such file; replace it')
 
 
 def _stack(images: list[np.ndarray], place: str) -> np.ndarray:
@@ -160,10 +169,30 @@ def _tfds_source(directory: str, split: str, image: str):
 
 
 def _read_tfds(directory, split, image, label, mode, image_size, rows):
-  records = _tfds_source(directory, split, image).__getitems__([int(i) for i in rows])
-  images = [_decode(record[image], mode, image_size) for record in records]
+  try:
+    records = _tfds_source(directory, split, image).__getitems__([int(i) for i in rows])
+  except RuntimeError as error:  # array_record's, which does not say of which file
+    raise _unreadable(_damaged_shard(directory, split), error) from error
+  images = [_decode(io.BytesIO(record[image]), f'image {i} of {directory} ({split})', mode,
+                    image_size) for i, record in zip(rows, records, strict=True)]
   labels = np.array([record[label] for record in records], np.int32) if label else None
   return _stack(images, f'{directory} ({split})'), labels
+
+
+def _damaged_shard(directory: str, split: str) -> str:
+  """The first file of the split that is not whole; the directory if all are."""
+  import tensorflow_datasets as tfds
+  from array_record.python import array_record_module
+  for path in tfds.builder_from_directory(directory).info.splits[split].filepaths:
+    try:
+      reader = array_record_module.ArrayRecordReader(os.fspath(path))
+      n = reader.num_records()
+      for first in range(0, n, 1024):
+        reader.read(first, min(first + 1024, n))
+      reader.close()
+    except RuntimeError:
+      return os.fspath(path)
+  return directory
 
 
 def _tfds(name: str, data_dir: str, image_size: int) -> Store:
@@ -223,10 +252,13 @@ def how_to_prepare(name: str, directory: str) -> str:
 @functools.lru_cache(maxsize=4)
 def _array(path: str, key: str) -> np.ndarray:
   """An array of a file.  npy: mapped.  npz: taken out once, as each indexing decompresses it."""
-  if path.endswith('.npy'):
-    return np.load(path, mmap_mode='r')
-  with np.load(path) as file:
-    return file[key]
+  try:
+    if path.endswith('.npy'):
+      return np.load(path, mmap_mode='r')
+    with open(path, 'rb') as opened, np.load(opened) as file:
+      return file[key]
+  except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+    raise _unreadable(path, error) from error
 
 
 def _read_array(path, key, label, subset, rows):
@@ -259,8 +291,11 @@ def _arrays(path: str) -> Store:
     raise FileNotFoundError(f'there is no file {path}: see --config.data.name')
   keys = ['']
   if path.endswith('.npz'):
-    with np.load(path) as file:
-      keys = list(file)
+    try:
+      with open(path, 'rb') as opened, np.load(opened) as file:
+        keys = list(file)
+    except (ValueError, zipfile.BadZipFile) as error:
+      raise _unreadable(path, error) from error
   if {'x_train', 'x_test'} <= set(keys):
     chosen = [('x_train', 'y_train'), ('x_test', 'y_test')]
   elif {'train', 'test'} <= set(keys):
@@ -303,7 +338,7 @@ def _arrays(path: str) -> Store:
 
 
 def _read_files(paths, labels, mode, image_size, rows):
-  images = [_decode(paths[i], mode, image_size) for i in rows]
+  images = [_decode(paths[i], paths[i], mode, image_size) for i in rows]
   place = os.path.dirname(paths[0])
   return _stack(images, place), None if labels is None else labels[rows]
 
@@ -318,9 +353,12 @@ def _list_images(root: str) -> list[str]:
 
 def _header(path: str) -> tuple[str, tuple[int, int]]:
   """Pillow's mode, and (height, width) as seen."""
-  with Image.open(path) as image:
-    turned = image.getexif().get(0x0112, 1) >= 5  # orientation: 5 to 8 swap the sides
-    return image.mode, image.size if turned else image.size[::-1]
+  try:
+    with Image.open(path) as image:
+      turned = image.getexif().get(0x0112, 1) >= 5  # orientation: 5 to 8 swap the sides
+      return image.mode, image.size if turned else image.size[::-1]
+  except Exception as error:
+    raise _unreadable(path, error) from error
 
 
 def _folder(root: str, image_size: int) -> Store:

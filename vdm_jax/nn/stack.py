@@ -5,7 +5,8 @@ one; the parameters, and so the checkpoints, are the same.  What the backward pa
 is a choice of its own, `remat`:
 
   'none'    all that it needs
-  'dots'    results of convolutions and matrix products; all else, which is cheap, is computed again
+  'dots'    results of convolutions and dense layers; all else, which is cheap or (the attention's
+            scores) large, is computed again
   'block'   the block's input alone, so that the whole block is computed again
 """
 from collections.abc import Callable
@@ -22,7 +23,8 @@ Remat = Literal['none', 'dots', 'block']
 
 _POLICIES = {
     'dots': jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_saveable,
+        # Not the attention's scores, [B, positions, positions].
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(convolution.NAME, layers.MASK)),
     'block': None}
 

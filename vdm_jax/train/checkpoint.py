@@ -8,6 +8,7 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,9 @@ class Checkpoints:
       self._check_losses()
     if not read_only:
       multihost_utils.sync_global_devices('losses checked')
-    self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+    self._manager = ocp.CheckpointManager(
+        self.directory, options=self._options,  # without handlers it could tell no shapes
+        item_handlers={item: ocp.StandardCheckpointHandler() for item in ('params', 'ema', 'rest')})
 
   def _check_losses(self) -> None:
     """Orbax reads the loss of every checkpoint when it opens, and fails if one is unreadable."""
@@ -124,14 +127,14 @@ class Checkpoints:
       self._seal()
     self._manager.close()
 
-  def _read(self, step: int, items: dict):
+  def _read(self, step: int, items: Callable[[], dict]):
     """Raises Corrupted; anything else went wrong with a checkpoint that is as it was written."""
     path = self._checksums / f'{step}.json'
     sealed = path.exists()  # a kill may come between the end of a write and its checksums
     if sealed and json.loads(path.read_text()) != _digest(self.directory / str(step)):
       raise Corrupted('its files do not match their checksums')
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
+      return self._manager.restore(step, args=ocp.args.Composite(**items()))
     except Exception as error:
       if sealed:
         raise
@@ -152,7 +155,7 @@ class Checkpoints:
     items = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
     for step in reversed(self.steps()):
       try:
-        out = self._read(step, items)
+        out = self._read(step, lambda: items)
       except Corrupted as error:
         self._set_aside(step, error)
         multihost_utils.sync_global_devices('checkpoint set aside')
@@ -192,10 +195,13 @@ class Checkpoints:
     Raises Corrupted, and KeyError if it has no such average.
     """
     item = 'params' if average is None else 'ema'
-    # As numpy, whatever devices wrote it.
-    shapes = self._manager.item_metadata(step)[item]
-    zeros = jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), shapes)
-    out = self._read(step, {item: ocp.args.StandardRestore(zeros)})[item]
+
+    def items():  # as numpy, whatever devices wrote it
+      shapes = self._manager.item_metadata(step)[item].tree
+      zeros = jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), shapes)
+      return {item: ocp.args.StandardRestore(zeros)}
+
+    out = self._read(step, items)[item]
     if average is not None and average not in out:
       raise KeyError(f'no average named {average!r}; there are {sorted(out)}')
     return jax.tree.map(np.asarray, out if average is None else out[average])

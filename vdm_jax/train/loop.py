@@ -8,7 +8,7 @@ import collections
 import contextlib
 import itertools
 import math
-import signal
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from vdm_jax import distributed
 from vdm_jax.errors import InputError
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train import parallel
@@ -151,17 +152,6 @@ def _headline(values: dict[str, float]) -> tuple[str, float]:
       'loss', values['loss'])
 
 
-@contextlib.contextmanager
-def _sigterm() -> Iterator[list[str]]:
-  """A list that is empty until SIGTERM comes."""
-  received = []
-  previous = signal.signal(signal.SIGTERM, lambda *_: received.append('SIGTERM'))
-  try:
-    yield received
-  finally:
-    signal.signal(signal.SIGTERM, previous)
-
-
 def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: str | Path, *,
           pictures: Callable[[PyTree], np.ndarray] | None = None,
           initial: Callable[[PyTree], PyTree] | None = None, profile: int = 0) -> dict[str, float]:
@@ -169,14 +159,29 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
 
   pictures: EMA parameters -> uint8 image [H, W, 3], for TensorBoard.  initial: freshly initialised
   parameters -> those to start from (ignored on resuming).  profile: so many steps are traced.
-  Returns the last validation's means.  SIGTERM saves and exits with code 0 (SystemExit).
-  Raises InputError, and Diverged leaving the last good checkpoint.
+  Returns the last validation's means.  SIGTERM, to any process, saves and exits with code 0
+  (SystemExit).  Raises InputError, and Diverged leaving the last good checkpoint.
   """
   check(config)
-  with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(_sigterm())
-    return _train(experiment, config, Path(workdir).absolute(), pictures, initial, profile, stop,
-                  stack)
+  workdir = Path(workdir).absolute()
+  try:
+    with contextlib.ExitStack() as stack:
+      stop = stack.enter_context(distributed.stopping())
+      return _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
+  except Exception as error:
+    if not _is_of_a_full_disk(error):
+      raise
+    steps = [path.name for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
+    raise InputError(f'{workdir}: no space is left on this disk.  The checkpoints of steps '
+                     f'{", ".join(sorted(steps, key=int)) or "(none)"} are whole; make room and '
+                     'start the same command again.') from error
+
+
+def _is_of_a_full_disk(error: BaseException | None) -> bool:
+  """Of several errors on the way out, any: each writer meets the full disk in its own way."""
+  return error is not None and (
+      bool(re.search('No space left on device|Disk quota exceeded', str(error)))
+      or _is_of_a_full_disk(error.__cause__) or _is_of_a_full_disk(error.__context__))
 
 
 def _train(experiment, config, workdir, pictures, initial, profile, stop, stack):
@@ -226,7 +231,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   tracing = False
   stack.callback(lambda: tracing and jax.profiler.stop_trace())
   for size, batch in _placed_batches(batches, _chunks(start, run, n), layouts):
-    if stop and step == start:  # it came while the run was set up
+    if step == start and stop():  # it came while the run was set up
       sys.exit(0)
     if profile and not tracing and step - start >= n + 1:
       jax.profiler.start_trace(str(workdir / 'profile'))  # past the step that compiles
@@ -240,7 +245,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       jax.profiler.stop_trace()
       tracing, profile = False, 0
 
-    stopping = bool(stop)  # looked at once: the signal may come anywhere below
+    stopping = stop()  # asked once: the signal may come anywhere below
     due = lambda every, step=step: bool(every) and step % every == 0 or step == run.steps
     saving = due(run.checkpoint_every) or stopping
     if due(run.log_every) or saving:
@@ -276,7 +281,8 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       since = time.monotonic()  # the rate is that of training
       since_step = step
     if stopping:
-      logging.warning('%s: saved step %d and stopped.', stop[0], saved)
+      if first:
+        logging.warning('SIGTERM: saved step %d and stopped.', saved)
       sys.exit(0)
   return results['validation']
 

@@ -179,9 +179,10 @@ def _global_layout(update: Update, steps: int, split: NamedSharding,
 
 def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
   """One program per device; the state stays replicated where it is.  `steps` as above."""
-  devices = list(devices or jax.local_devices())
-  n = len(devices)
-  mapped = NamedSharding(Mesh(np.array(devices), ('batch',)), P('batch'))
+  devices = list(devices or jax.devices())
+  here = [device for device in devices if device.process_index == jax.process_index()]
+  n = len(here)
+  mapped = NamedSharding(Mesh(np.array(here), ('batch',)), P('batch'))  # of this process alone
   run = update if steps == 1 else several(update)
   axis = 0 if steps == 1 else 1
   # The batch keeps its [B, ...] order, split in consecutive rows: [n, B/n, ...] on the mapped axis.

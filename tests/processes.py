@@ -1,0 +1,79 @@
+"""A command as several real processes on this machine, two simulated devices each."""
+import concurrent.futures
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+_readers = concurrent.futures.ThreadPoolExecutor(16)
+
+
+class Running(NamedTuple):
+  process: subprocess.Popen
+  output: concurrent.futures.Future  # (stdout, stderr), when nobody writes there any more
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+def start(*command, count=2, devices=2, **environment):
+  """`python *command` by `count` processes: a `Running` for each."""
+  environment = {**os.environ, **environment, 'PYTHONPATH': f'{ROOT}:{ROOT}/scripts',
+                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  port, running = free_port(), []
+  for i in range(count):
+    flags = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}']
+    process = subprocess.Popen([sys.executable, *map(str, command), *flags * (count > 1)], cwd=ROOT,
+                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    running.append(Running(process, _readers.submit(process.communicate)))
+  return running
+
+
+def finish(running, seconds=240):
+  """[(exit code, stdout, stderr)] of each process; none outlives this call."""
+  try:
+    texts = [each.output.result(seconds) for each in running]
+    return [(each.process.returncode, *text) for each, text in zip(running, texts, strict=True)]
+  finally:
+    for each in running:
+      if each.process.poll() is None:
+        each.process.kill()
+
+
+def succeed(*command, **options):
+  """Runs to the end; the output of process 0."""
+  done = finish(start(*command, **options))
+  assert all(code == 0 for code, _, _ in done), done
+  return done[0][1] + done[0][2]
+
+
+def newest(directory):
+  return max((int(p.name) for p in (directory / 'checkpoints').glob('*') if p.name.isdigit()),
+             default=0)
+
+
+def wait_for(found, running, seconds=240):
+  """Until found() is true, while all processes run."""
+  deadline = time.monotonic() + seconds
+  while not found():
+    dead = [each for each in running if each.process.poll() is not None]
+    if dead or time.monotonic() > deadline:
+      for each in running:
+        each.process.kill()
+      raise AssertionError(finish(running))
+    time.sleep(0.005)
+
+
+def interrupt(running, which, how=signal.SIGTERM):
+  """Sends a signal to one of them."""
+  assert running[which].process.poll() is None
+  running[which].process.send_signal(how)
