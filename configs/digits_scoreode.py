@@ -20,7 +20,7 @@ from vdm_jax.typing import Experiment
 
 def get_config() -> ml_collections.ConfigDict:
   config = digits_small.get_config()
-  config.model.update(second_order=1.0, third_order=0.0)
+  config.model.update(second_order=1.0, third_order=0.0, attention='xla')  # derivatives forwards
   config.optimizer.update(learning_rate=6e-4, decay_steps=300)
   config.ema = {'ema': 0.97}
   config.train.update(steps=300, validate_every=150, checkpoint_every=150)

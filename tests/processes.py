@@ -24,14 +24,24 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start(*command, count=2, devices=2, **environment):
-  """`python *command` by `count` processes: a `Running` for each."""
-  environment = {**os.environ, **environment, 'PYTHONPATH': f'{ROOT}:{ROOT}/scripts',
-                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+def start(*command, count=2, devices=2, slurm=False):
+  """`python *command` by `count` processes: a `Running` for each.
+
+  slurm: they are not told of each other by flags, but find themselves in variables as of SLURM.
+  """
   port, running = free_port(), []
   for i in range(count):
-    flags = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}']
-    process = subprocess.Popen([sys.executable, *map(str, command), *flags * (count > 1)], cwd=ROOT,
+    environment = {**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT}/scripts',
+                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    flags = []
+    if slurm:
+      environment |= {
+          'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': '127.0.0.1', 'SLURM_NTASKS': f'{count}',
+          'SLURM_STEP_NUM_TASKS': f'{count}', 'SLURM_PROCID': f'{i}', 'SLURM_LOCALID': f'{i}',
+          'JAX_COORDINATOR_PORT': f'{port}'}
+    elif count > 1:
+      flags = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}']
+    process = subprocess.Popen([sys.executable, *map(str, command), *flags], cwd=ROOT,
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True)
     running.append(Running(process, _readers.submit(process.communicate)))

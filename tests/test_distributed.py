@@ -81,7 +81,7 @@ def test_half_a_cluster_in_the_environment_is_an_error_that_says_what_to_do(
     distributed.start()
   initialize.error = ValueError('Number of processes must be defined.')
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'a:1')
-  with pytest.raises(InputError, match='JAX_COORDINATOR_ADDRESS.*--num_processes'):
+  with pytest.raises(InputError, match='must be defined.*--num_processes'):
     distributed.start()
 
 

@@ -203,7 +203,7 @@ def test_a_run_goes_on_from_one_device_to_four_to_two_processes_and_all_of_them_
   one = processes.start(*command(alone, end), count=1, devices=1)
   processes.succeed(*command(directory, 10, '--config.train.layout=pmap'), count=1, devices=1)
   for to, layout, options in ((20, 'fsdp', {'count': 1, 'devices': 4}), (30, 'pmap', {}),
-                              (end, 'fsdp', {})):
+                              (end, 'fsdp', {'slurm': True})):
     out = processes.succeed(*command(directory, to, f'--config.train.layout={layout}'), **options)
     assert f'Resuming at step {to - 10} of {to}' in out
   assert processes.finish(one)[0][0] == 0

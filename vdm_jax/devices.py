@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,6 +46,14 @@ def place(batch: PyTree) -> PyTree:
   """This process's rows -> global arrays, split over all devices."""
   _, split = shardings()
   return jax.tree.map(lambda u: jax.make_array_from_process_local_data(split, np.asarray(u)), batch)
+
+
+def said_by_first(find: Callable[[], int]) -> int:
+  """A whole number that process 0 finds out and tells the others, who might find another."""
+  if jax.process_count() == 1:
+    return find()
+  number = find() if jax.process_index() == 0 else 0
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def replicate(tree: PyTree) -> PyTree:

@@ -100,11 +100,12 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
     jax.distributed.initialize(
         coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT,
         cluster_detection_method=None if missing else 'deactivate')
-  except ValueError:
-    if missing and 'JAX_COORDINATOR_ADDRESS' not in os.environ:
+  except ValueError as error:
+    if missing and 'coordinator_address' in str(error):
       return  # nothing was found: one process
-    raise InputError('$JAX_COORDINATOR_ADDRESS is not enough: give --coordinator, --num_processes '
-                     'and --process_id.') from None
+    raise InputError(f'{error}  This was found in the environment; give --coordinator, '
+                     '--num_processes and --process_id, or --num_processes=1 for one process.'
+                     ) from None
   except RuntimeError as error:
     if missing:
       raise InputError(f'{str(error).partition(chr(10))[0]}  This was found in the environment; '
@@ -156,7 +157,7 @@ def fail(error: BaseException) -> None:
 def _is_of_a_peer(error: BaseException | None) -> bool:
   """Whether a collective failed, or a barrier, since another process was not there."""
   failed = isinstance(error, jax.errors.JaxRuntimeError) and re.search(
-      'Gloo|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|Connection (closed|reset)', str(error))
+      'Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|Connection (closed|reset)', str(error))
   return bool(failed) or error is not None and (
       _is_of_a_peer(error.__cause__) or _is_of_a_peer(error.__context__))
 

@@ -428,7 +428,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: d
   tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
   parts = out.with_name(f'{out.name}.{tag}.parts')
   parts.mkdir(exist_ok=True)
-  done = sum(map(len, _consecutive(parts)))
+  done = devices.said_by_first(lambda: sum(map(len, _consecutive(parts))))
   for images in _with_bar(pieces(min(done, count)), min(done, count), count):
     if jax.process_index() == 0:
       save_npz(parts / f'part_{done:09d}.npz', images=images.astype(dtype))

@@ -23,7 +23,8 @@ from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, Model, PyTree
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
-RUN_FIELDS = ('train.', 'data.data_dir', 'data.memory_gb', 'data.workers')
+RUN_FIELDS = ('train.', 'data.data_dir', 'data.memory_gb', 'data.workers', 'model.scan',
+              'model.remat', 'model.weight_gradient', 'model.attention')
 
 
 class Trained(NamedTuple):
@@ -85,7 +86,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file:
   workdir, source = Path(workdir), Path(config_file)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f'.probe.{os.getpid()}'
+    probe = workdir / f'.probe.{jax.process_index()}.{os.getpid()}'
     probe.touch()
     probe.unlink()
   except OSError as error:
@@ -98,7 +99,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file:
       raise InputError(f'--workdir={workdir} holds a run of another configuration:\n'
                        + '\n'.join(differences)
                        + '\nChoose another --workdir, or ask for the same.')
-    if code.read_text() != source.read_text():
+    if jax.process_index() == 0 and code.read_text() != source.read_text():
       logging.warning('%s has changed since the run in %s began; its values agree.', source,
                       workdir)
   if jax.process_index() == 0:

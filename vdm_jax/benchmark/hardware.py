@@ -35,7 +35,9 @@ def device_name() -> str:
   device = jax.devices()[0]
   if device.platform != 'cpu':
     return device.device_kind
-  return f'{_cpu_model()}, {len(os.sched_getaffinity(0))} cores'
+  # Not every system says which it lets a process use.
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return f'{_cpu_model()}, {cores} cores'
 
 
 def _cpu_model() -> str:

@@ -227,7 +227,7 @@ def train(subject: Subject, *, steps: int | None = None, warm_up: int = 1, cold:
           'seconds_per_step': timed.median, 'spread': timed.spread, 'steps': timed.steps,
           'images_per_second': subject.config.data.batch_size / timed.median,
           'compile_seconds': program.seconds, 'compiled_from_cache': program.cached,
-          'compilations': timing.compilations(seen),
+          'compilations': timing.compilations(seen), 'steps_per_dispatch': training.steps,
           'flop_per_step': flop, **rates(flop, timed.median, peak_tflops),
           'peak_memory_bytes': peak, 'program_memory': timing.program_memory(program.executable)}
 

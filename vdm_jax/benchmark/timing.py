@@ -114,7 +114,7 @@ def compiled(jitted, *args, clock: Callable[[], float] = time.perf_counter) -> C
     executable = lowered.compile()
     end = clock()
   # The outermost trace contains those of the functions it calls.
-  trace = max(seconds for name, seconds in seen if name == _TRACED)
+  trace = max((seconds for name, seconds in seen if name == _TRACED), default=0.0)
   return Compiled(lowered, executable, trace, middle - start - trace, end - middle,
                   any(name == _CACHED for name, _ in seen))
 

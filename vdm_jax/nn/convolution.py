@@ -90,7 +90,7 @@ class Conv(nn.Module):
   """3x3 convolution with zero padding and a bias: [B, H, W, C] -> [B, H, W, features].
 
   weight_gradient: how the gradient of the kernel is computed.  'auto' is what was measured to be
-  the fastest, see docs/performance.md: `winograd` on the CPU, XLA's own elsewhere.
+  the fastest, see docs/performance.md: `winograd` in float32 on the CPU, XLA's own elsewhere.
   """
   features: int
   dtype: jnp.dtype = jnp.float32
@@ -101,7 +101,8 @@ class Conv(nn.Module):
   def __call__(self, h: Array) -> Array:
     how = self.weight_gradient
     if how == 'auto':
-      how = 'winograd' if jax.default_backend() == 'cpu' else 'xla'
+      on_cpu = jax.default_backend() == 'cpu'
+      how = 'winograd' if on_cpu and self.dtype == jnp.float32 else 'xla'
     kernel = self.param('kernel', self.kernel_init, (3, 3, h.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     convolve = {'xla': _convolve, 'winograd': _convolve_winograd}[how]

@@ -98,7 +98,8 @@ class Embedding(nn.Module):
 class Dropout(nn.Module):
   """Zeroes each number with probability `rate` and divides the rest by 1 - rate; off without keys.
 
-  keys: [B]; the mask of example i depends on keys[i] and on the path of this layer alone.
+  The rate is rounded to a multiple of 2^-16.  keys: [B]; the mask of example i depends on keys[i]
+  and on the path of this layer alone.
   """
   rate: float
 
@@ -118,6 +119,13 @@ class Dropout(nn.Module):
 Attention = Literal['auto', 'xla', 'cudnn']
 
 
+def _flash_attention_exists() -> bool:
+  """cuDNN's, in both directions."""
+  device = jax.local_devices()[0]
+  return (device.platform == 'gpu' and 'cuda' in device.client.platform_version
+          and float(device.compute_capability) >= 8.0)
+
+
 class AttentionBlock(nn.Module):
   """h + W softmax(q k^T / sqrt(C)) v over all positions, one head: [B, ..., C] -> [B, ..., C].
 
@@ -125,7 +133,7 @@ class AttentionBlock(nn.Module):
 
   attention: 'cudnn' never has the [positions, positions] scores in memory, on a GPU in bfloat16;
   it has no forward derivative, which the flow's likelihood needs.  'auto' takes it where it exists
-  and `training` is set.
+  and `training` is set: a loss that takes derivatives forwards needs 'xla'.
   """
   groups: int
   dtype: jnp.dtype = jnp.float32
@@ -136,10 +144,8 @@ class AttentionBlock(nn.Module):
     features = h.shape[-1]
     how = self.attention
     if how == 'auto':
-      # Both directions on GPUs of compute capability 8.0 and later.
-      there = (training and jax.default_backend() == 'gpu' and self.dtype == jnp.bfloat16
-               and features <= 128 and features % 8 == 0)
-      how = 'cudnn' if there else 'xla'
+      fits = self.dtype == jnp.bfloat16 and features <= 128 and features % 8 == 0
+      how = 'cudnn' if training and fits and _flash_attention_exists() else 'xla'
     x = nn.GroupNorm(self.groups, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, 1, features)  # one head
     dense = lambda name: nn.Dense(features, dtype=self.dtype, name=name)(x)

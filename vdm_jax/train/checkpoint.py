@@ -19,10 +19,12 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vdm_jax import files
+from vdm_jax import devices, files
 from vdm_jax.errors import InputError
 from vdm_jax.train.step import TrainState
 from vdm_jax.typing import PyTree
+
+_SOUND, _DAMAGED, _UNSEALED = range(3)
 
 
 class Corrupted(Exception):
@@ -127,14 +129,25 @@ class Checkpoints:
       self._seal()
     self._manager.close()
 
+  def _judge(self, step: int) -> int:
+    """Of a finished checkpoint: _SOUND, _DAMAGED, or _UNSEALED where it has no checksums."""
+    path = self._checksums / f'{step}.json'
+    if not path.exists():  # a kill may come between the end of a write and its checksums
+      return _UNSEALED
+    same = json.loads(path.read_text()) == _digest(self.directory / str(step))
+    return _SOUND if same else _DAMAGED
+
   def _read(self, step: int, items: Callable[[], dict]):
     """Raises Corrupted; anything else went wrong with a checkpoint that is as it was written."""
-    path = self._checksums / f'{step}.json'
-    sealed = path.exists()  # a kill may come between the end of a write and its checksums
-    if sealed and json.loads(path.read_text()) != _digest(self.directory / str(step)):
+    # One process reads the files and all go by what it says.
+    verdict = devices.said_by_first(lambda: self._judge(step))
+    if verdict == _DAMAGED:
       raise Corrupted('its files do not match their checksums')
+    sealed = verdict == _SOUND
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items()))
+    except (MemoryError, jax.errors.JaxRuntimeError):  # ours, not the file's
+      raise
     except Exception as error:
       if sealed:
         raise

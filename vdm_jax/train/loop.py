@@ -172,7 +172,8 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
     if not _is_of_a_full_disk(error):
       raise
     steps = [path.name for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
-    raise InputError(f'{workdir}: no space is left on this disk.  The checkpoints of steps '
+    raise InputError(f'{workdir}: no space is left on this disk (or that of the compilation cache, '
+                     'or of temporary files).  The checkpoints of steps '
                      f'{", ".join(sorted(steps, key=int)) or "(none)"} are whole; make room and '
                      'start the same command again.') from error
 
@@ -233,7 +234,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   for size, batch in _placed_batches(batches, _chunks(start, run, n), layouts):
     if step == start and stop():  # it came while the run was set up
       sys.exit(0)
-    if profile and not tracing and step - start >= n + 1:
+    if first and profile and not tracing and step - start >= n + 1:
       jax.profiler.start_trace(str(workdir / 'profile'))  # past the step that compiles
       tracing, profile_until = True, step + profile
     state, out = layouts[size].step(state, batch, key_step)
