@@ -13,6 +13,9 @@ from vdm_jax.errors import InputError
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints, Corrupted
 
+# Of a failed read, tensorstore completes the other arrays when Orbax has closed its event loop.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
 
 def state_of(step, shape=(3, 2)):
   """A state whose numbers are known, of several dtypes, none equal to another's."""

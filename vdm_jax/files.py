@@ -18,7 +18,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     yield partial
     os.replace(partial, path)
   except OSError as error:
-    error.filename = error.filename or os.fspath(path)  # a full disk does not say of what
+    if error.errno and not error.filename:  # a full disk does not say of what
+      error.filename = os.fspath(path)
     raise
   finally:
     partial.unlink(missing_ok=True)
