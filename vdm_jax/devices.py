@@ -63,7 +63,8 @@ def replicate(tree: PyTree) -> PyTree:
   def put(u):
     if isinstance(u, jax.Array) and len(u.sharding.device_set) == jax.device_count():
       return u
-    if isinstance(u, jax.Array) and jax.dtypes.issubdtype(u.dtype, jax.dtypes.prng_key):  # device_put: not to other processes
+    if isinstance(u, jax.Array) and jax.dtypes.issubdtype(u.dtype, jax.dtypes.prng_key):
+      # Keys themselves device_put takes to no other process.
       data = jax.device_put(jax.random.key_data(u), everywhere)
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(u))
     return jax.device_put(u, everywhere)
