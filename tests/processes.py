@@ -9,6 +9,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
+from vdm_jax import workdir
+from vdm_jax.train import step as step_lib
+from vdm_jax.train.checkpoint import Checkpoints
+
 ROOT = Path(__file__).parents[1]
 _readers = concurrent.futures.ThreadPoolExecutor(16)
 
@@ -87,3 +93,14 @@ def interrupt(running, which, how=signal.SIGTERM):
   """Sends a signal to one of them."""
   assert running[which].process.poll() is None
   running[which].process.send_signal(how)
+
+
+def final_state(directory):
+  """The state of the newest checkpoint of a run, as numpy."""
+  experiment = workdir.load_trained(directory).experiment
+  like = jax.eval_shape(lambda key: step_lib.init(experiment.init(key), experiment.tx,
+                                                  experiment.ema), jax.random.key(0))
+  checkpoints = Checkpoints(directory, read_only=True)
+  restored = checkpoints.restore(like)
+  checkpoints.close()
+  return restored.state

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 
-from vdm_jax import workdir
 from vdm_jax.train import metrics
-from vdm_jax.train import step as step_lib
-from vdm_jax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY, LOG = 240, 20, 10
@@ -66,21 +64,11 @@ def interrupt(directory, how, rng):
   return code
 
 
-def final(directory):
-  experiment = workdir.load_trained(directory).experiment
-  like = jax.eval_shape(lambda key: step_lib.init(experiment.init(key), experiment.tx,
-                                                  experiment.ema), jax.random.key(0))
-  checkpoints = Checkpoints(directory, read_only=True)
-  restored = checkpoints.restore(like)
-  checkpoints.close()
-  return restored.state
-
-
 def assert_same(directory, whole):
   """Parameters, averages, optimiser and step, bit for bit."""
-  state = final(directory)
+  state = processes.final_state(directory)
   assert int(state.step) == STEPS
-  jax.tree.map(np.testing.assert_array_equal, state, final(whole))
+  jax.tree.map(np.testing.assert_array_equal, state, processes.final_state(whole))
 
 
 @pytest.fixture(scope='module')

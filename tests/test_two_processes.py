@@ -16,9 +16,8 @@ import processes
 import pytest
 import sgd_config
 
-from vdm_jax import runs, workdir
+from vdm_jax import runs
 from vdm_jax.train import loop, metrics
-from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
 
 CONFIG = processes.ROOT / 'tests' / 'sgd_config.py'
@@ -118,16 +117,6 @@ def train_here(directory, steps):
   runs.train(config, CONFIG, directory)
 
 
-def final(directory):
-  experiment = workdir.load_trained(directory).experiment
-  like = jax.eval_shape(lambda key: step_lib.init(experiment.init(key), experiment.tx,
-                                                  experiment.ema), jax.random.key(0))
-  checkpoints = Checkpoints(directory, read_only=True)
-  restored = checkpoints.restore(like)
-  checkpoints.close()
-  return restored.state
-
-
 def records(directory, *kinds):
   return [r for r in metrics.read(directory) if r['kind'] in kinds]
 
@@ -164,7 +153,7 @@ def test_sigterm_to_one_of_two_saves_on_both_and_the_loss_of_one_ends_the_other_
   train_here(directory, end)
   train_here(whole, end)
   assert f'Resuming at step {saved}' in capfd.readouterr().out
-  assert_close(final(directory), final(whole))
+  assert_close(processes.final_state(directory), processes.final_state(whole))
   # Nothing is missing, and nothing is there twice.
   assert [r['step'] for r in records(directory, 'train') if r['step'] != stopped] == [
       step for step in range(5, end + 1, 5) if step != stopped]
@@ -186,8 +175,8 @@ def test_sigterm_to_one_of_two_costs_no_bit(tmp_path):
     assert EVERY < stopped < end
     assert f'Resuming at step {stopped}' in processes.succeed(*command(directory, end, more))
     processes.succeed(*command(whole, end, more))
-    states.append(final(directory))
-    assert_same_bits(states[-1], final(whole))
+    states.append(processes.final_state(directory))
+    assert_same_bits(states[-1], processes.final_state(whole))
     values = lambda directory: [{k: v for k, v in r.items() if k != 'steps_per_second'}
                                 for r in records(directory, 'validation')]
     assert values(directory) == values(whole)
@@ -207,7 +196,7 @@ def test_a_run_goes_on_from_one_device_to_four_to_two_processes_and_all_of_them_
     out = processes.succeed(*command(directory, to, f'--config.train.layout={layout}'), **options)
     assert f'Resuming at step {to - 10} of {to}' in out
   assert processes.finish(one)[0][0] == 0
-  assert_close(final(directory), final(alone))
+  assert_close(processes.final_state(directory), processes.final_state(alone))
   assert (directory / 'config.json').exists()
   assert len(list((directory / 'tensorboard').iterdir())) == 4  # one a start, not one a process
 
