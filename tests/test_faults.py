@@ -16,7 +16,6 @@ import processes
 import pytest
 import tiny_config
 from PIL import Image
-from test_resume import final
 
 from vdm_jax import data, runs
 from vdm_jax.data import builders
@@ -87,7 +86,7 @@ def test_a_run_that_is_killed_inside_a_save_ends_bit_for_bit_as_one_that_was_not
   assert f'Resuming at step {expected} of {STEPS}.' in out
   assert not inside_a_save(directory) and not (directory / 'corrupted').exists()
   assert processes.finish(unharmed)[0][0] == 0
-  jax.tree.map(np.testing.assert_array_equal, final(directory), final(whole))
+  jax.tree.map(np.testing.assert_array_equal, processes.final_state(directory), processes.final_state(whole))
 
 
 # -------------------------------------------------------------------- a full disk
