@@ -86,7 +86,8 @@ def test_a_run_that_is_killed_inside_a_save_ends_bit_for_bit_as_one_that_was_not
   assert f'Resuming at step {expected} of {STEPS}.' in out
   assert not inside_a_save(directory) and not (directory / 'corrupted').exists()
   assert processes.finish(unharmed)[0][0] == 0
-  jax.tree.map(np.testing.assert_array_equal, processes.final_state(directory), processes.final_state(whole))
+  jax.tree.map(np.testing.assert_array_equal, processes.final_state(directory),
+               processes.final_state(whole))
 
 
 # -------------------------------------------------------------------- a full disk
