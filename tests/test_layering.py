@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = 'vdm_jax'
 
 # The mathematics, from the bottom up: each may use those before it.
-MATHEMATICS = ['typing', 'random', 'schedules', 'processes', 'predictions', 'weightings',
+MATHEMATICS = ['typing', 'random', 'schedules', 'processes', 'inputs', 'predictions', 'weightings',
                'decoders', 'dequantisers', 'guidance', 'oracles']
 ROOMS = {
     'errors': [],

@@ -21,6 +21,7 @@ logsnr (9e-5 at 13.3) and an `eps` target loses x at low logsnr, as 1/sigma and 
 """
 import jax.numpy as jnp
 
+from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.processes import time_of
 from vdm_jax.typing import Array, Curve, Denoiser, Estimate, Level, Process, Target
 
@@ -65,16 +66,10 @@ def solve(target: Target, y: Array, z: Array, level: Level) -> Estimate:
   return Estimate(x=(b * z - level.sigma * y) / det, eps=(level.alpha * y - a * z) / det)
 
 
-def by_logsnr(z: Array, level: Level) -> tuple[Array, Array]:
-  """The default view a network has of its input: z as it is, and logsnr [B]."""
-  return z, jnp.broadcast_to(level.logsnr, z.shape[:1])
-
-
-def denoiser(net, target: Target, inputs=by_logsnr, heads: tuple[str, ...] = ()) -> Denoiser:
+def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...] = ()) -> Denoiser:
   """net(*inputs(z, level), cond) -> y, as a Denoiser.
 
-  `inputs` is where a published network's own conventions live: EDM's c_in and c_noise,
-  the discrete time index of DDPM's descendants, a mean over a per-pixel level.
+  `inputs` is where a published network's own conventions live, see `vdm_jax.inputs`.
 
   heads: what further outputs are called.  The network's last axis is then 1 + len(heads) times as
   long as that of z, and Estimate.extra = {name: [B, ...]}: `v` is that of a learned variance.

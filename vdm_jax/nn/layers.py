@@ -2,10 +2,12 @@
 
 A network is called as
 
-    net(z, logsnr, cond=None, keys=None) -> y        z, y: [B, ...], float32;  logsnr: [B]
+    net(z, time, cond=None, keys=None) -> y        z, y: [B, ...], float32;  time: [B]
 
-and is a function of each example alone: what it returns for example i depends on z[i],
-logsnr[i], cond[i] and keys[i], whatever else is in the batch and wherever it is computed.
+and is a function of each example alone: what it returns for example i depends on z[i], time[i],
+cond[i] and keys[i], whatever else is in the batch and wherever it is computed.  `time` is the
+number that the network's paper calls so: logsnr for those of VDM, the step of a chain for DDPM and
+its descendants, a noise level for NCSN.  What it is of a `Level`, `vdm_jax.inputs` says.
 That holds for dropout too, so its randomness is an argument: `keys` has one PRNG key per
 example of the global batch, and every dropout layer draws from the stream named by its own
 path in the network.  (Linen's `rngs` take one key for the whole batch, whose masks would
@@ -40,15 +42,19 @@ def fourier_features(z: Array, exponents: tuple[float, ...]) -> Array:
   return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
 
 
-def sinusoidal_embedding(t: Array, features: int) -> Array:
+def sinusoidal_embedding(t: Array, features: int, *, endpoint: bool = True,
+                         cosine_first: bool = False) -> Array:
   """sin(w_k t), cos(w_k t); w_k = 10^(-4 k / (K - 1)), k < K: [B] -> [B, 2 K = features].
 
-  Ho et al. (2020); the positions of Vaswani et al. (2017), section 3.5.
+  Ho et al. (2020); the positions of Vaswani et al. (2017), section 3.5.  Networks differ in whether
+  the last frequency is 10^-4 (`endpoint`) or the next, w_k = 10^(-4 k / K), and in which of the two
+  halves comes first.
   """
   half = features // 2
-  frequencies = jnp.exp(-math.log(1e4) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
-  phases = t[:, None] * frequencies
-  return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+  spacing = math.log(1e4) / (half - 1 if endpoint else half)
+  phases = t[:, None] * jnp.exp(-spacing * jnp.arange(half, dtype=jnp.float32))
+  halves = [jnp.sin(phases), jnp.cos(phases)]
+  return jnp.concatenate(halves[::-1] if cosine_first else halves, axis=-1)
 
 
 class Embedding(nn.Module):
@@ -126,14 +132,25 @@ def _flash_attention_exists() -> bool:
           and float(device.compute_capability) >= 8.0)
 
 
-class AttentionBlock(nn.Module):
-  """h + W softmax(q k^T / sqrt(C)) v over all positions, one head: [B, ..., C] -> [B, ..., C].
-
-  Starts as the identity.  The softmax is float32.
+def attend(query: Array, key: Array, value: Array, attention: Attention = 'auto',
+           training: bool = False) -> Array:
+  """softmax(q k^T / sqrt(C)) v for each head, the softmax float32: [B, positions, heads, C] each.
 
   attention: 'cudnn' never has the [positions, positions] scores in memory, on a GPU in bfloat16;
   it has no forward derivative, which the flow's likelihood needs.  'auto' takes it where it exists
   and `training` is set: a loss that takes derivatives forwards needs 'xla'.
+  """
+  features = query.shape[-1]
+  if attention == 'auto':
+    fits = query.dtype == jnp.bfloat16 and features <= 128 and features % 8 == 0
+    attention = 'cudnn' if training and fits and _flash_attention_exists() else 'xla'
+  return jax.nn.dot_product_attention(query, key, value, implementation=attention)
+
+
+class AttentionBlock(nn.Module):
+  """h + W softmax(q k^T / sqrt(C)) v over all positions, one head: [B, ..., C] -> [B, ..., C].
+
+  Starts as the identity.  attention, training: see `attend`.
   """
   groups: int
   dtype: jnp.dtype = jnp.float32
@@ -142,14 +159,19 @@ class AttentionBlock(nn.Module):
   @nn.compact
   def __call__(self, h: Array, training: bool = False) -> Array:
     features = h.shape[-1]
-    how = self.attention
-    if how == 'auto':
-      fits = self.dtype == jnp.bfloat16 and features <= 128 and features % 8 == 0
-      how = 'cudnn' if training and fits and _flash_attention_exists() else 'xla'
     x = nn.GroupNorm(self.groups, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, 1, features)  # one head
     dense = lambda name: nn.Dense(features, dtype=self.dtype, name=name)(x)
-    x = jax.nn.dot_product_attention(dense('query'), dense('key'), dense('value'),
-                                     implementation=how)
+    x = attend(dense('query'), dense('key'), dense('value'), self.attention, training)
     x = nn.Dense(features, dtype=self.dtype, kernel_init=zeros, name='out')(x)
     return h + x.reshape(h.shape)
+
+
+def upsample(h: Array) -> Array:
+  """Every pixel becomes four of the same value: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+  return jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
+
+
+def downsample(h: Array) -> Array:
+  """The mean of every 2x2 pixels: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+  return nn.avg_pool(h, (2, 2), (2, 2))

@@ -63,6 +63,14 @@ def run(apply: Callable[[PyTree, Array, dict], Array], params: PyTree, h: Array,
   return h, outs
 
 
+def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
+  """A module class whose backward pass keeps of a call what `remat` says; same parameters.
+
+  For networks whose blocks differ, and so cannot be stacked.
+  """
+  return block if remat == 'none' else nn.remat(block, policy=_POLICIES[remat])
+
+
 def apart(params: PyTree) -> list[PyTree]:
   """Leaves [depth, ...] -> the parameters of each block.
 

@@ -17,10 +17,12 @@ import jax
 import ml_collections
 
 from vdm_jax import schedules
-from vdm_jax.errors import InputError
 from vdm_jax.nn import vdm_unet
 from vdm_jax.systems import vdm
 from vdm_jax.typing import Array, PyTree
+from vdm_jax.weights import fitting
+
+_HINT = ('compare features, blocks, attention_everywhere and the kind of schedule in the config')
 
 # Ours -> official, each applied to the whole name.
 _NAMES = tuple((re.compile(pattern), official) for pattern, official in (
@@ -74,32 +76,14 @@ def fit(flat: Mapping[str, Array], like: PyTree) -> PyTree:
   like: {'net': ..., 'schedule': ...}, arrays or shapes; a fixed schedule has no entry.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  names, leaves, treedef = _named(jax.eval_shape(_unrolled, like))
-  wrong = [f'missing: {name} {leaf.shape}' for name, leaf in zip(names, leaves, strict=True)
-           if name not in flat]
-  wrong += [f'left over: {name} {flat[name].shape}' for name in flat if name not in names]
-  wrong += [f'shape: {name} is {flat[name].shape}, should be {leaf.shape}'
-            for name, leaf in zip(names, leaves, strict=True)
-            if name in flat and flat[name].shape != leaf.shape]
-  if wrong:
-    raise InputError('the official parameters do not fit this network and schedule '
-                     '(compare features, blocks, attention_everywhere and the kind of schedule '
-                     'in the config):\n  ' + '\n  '.join(wrong))
-  params = jax.tree.unflatten(treedef, [flat[name] for name in names])
+  params = fitting.fit(flat, jax.eval_shape(_unrolled, like), official_name, hint=_HINT)
   return params | {'net': vdm_unet.stacked(params['net'])} if 'net' in params else params
 
 
 def to_flat(params: PyTree) -> dict[str, Array]:
   """The inverse of `fit`: our parameters by their official names."""
-  names, leaves, _ = _named(_unrolled(params))
-  return dict(zip(names, leaves, strict=True))
+  return fitting.flat(_unrolled(params), official_name)
 
 
 def _unrolled(params: PyTree) -> PyTree:
   return params | {'net': vdm_unet.unrolled(params['net'])} if 'net' in params else params
-
-
-def _named(params: PyTree) -> tuple[list[str], list, jax.tree_util.PyTreeDef]:
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-  names = [official_name('/'.join(k.key for k in path)) for path, _ in leaves]
-  return names, [leaf for _, leaf in leaves], treedef
