@@ -8,7 +8,7 @@ import sampler_list
 from absl import flags
 
 from vdm_jax import pictures, workdir
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import comparison
 from vdm_jax.train import metrics
 
@@ -37,8 +37,7 @@ def main():
   evaluations = cli.integers('evaluations', EVALUATIONS.value)
   for flag, least, value in [('evaluations', 1, min(evaluations, default=0)),
                              ('count', 2, COUNT.value), ('batch_size', 1, BATCH_SIZE.value)]:
-    if value < least:
-      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+    require_at_least(flag, value, least)
   out = OUT.value or f'{WORKDIR.value}/samplers.png'
   if not out.endswith('.png'):
     raise InputError(f'--out={out}: a file ending in .png.')

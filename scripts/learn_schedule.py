@@ -17,7 +17,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from vdm_jax import pictures, schedules, workdir
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import spread
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.systems import gaussian
@@ -124,8 +124,7 @@ def picture(lines: dict[str, Line]) -> Figure:
 def main():
   for flag, least, value in [('steps', 2, STEPS.value), ('batch_size', 1, BATCH_SIZE.value),
                              ('repeats', 2, REPEATS.value)]:
-    if value < least:
-      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+    require_at_least(flag, value, least)
   out = OUT.value or (f'{WORKDIR.value}/schedules.png' if WORKDIR.value
                       else str(cli.ROOT / 'docs' / 'schedules.png'))
   if not out.endswith('.png'):

@@ -14,7 +14,7 @@ import numpy as np
 
 from vdm_jax import processes, runs
 from vdm_jax.certification import FINITE
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.samplers import (
     adaptive,
     analytic,
@@ -303,8 +303,7 @@ def method(name: str, steps: int | None = None, grid: str = '') -> runs.Method:
   entry = choose(name)
   if entry.needs in MISSING:
     raise InputError(f'--sampler={name} needs {MISSING[entry.needs]}: use it from Python.')
-  if steps is not None and steps < 1:
-    raise InputError(f'--steps={steps}: it must be at least 1.')
+  require_at_least('steps', steps)
   if entry.evaluations is None and (grid or steps is not None):
     given = f'--grid={grid}' if grid else f'--steps={steps}'
     raise InputError(f'{given}: --sampler={name} chooses its own steps.')

@@ -18,7 +18,7 @@ import rich.table
 from absl import flags
 
 from vdm_jax import schedules, workdir
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import spread
 from vdm_jax.objectives import idode, times
 from vdm_jax.processes import GaussianProcess
@@ -95,8 +95,7 @@ def of_run():
 def main():
   for name, value, least in [('batch', BATCH.value, 1), ('batches', BATCHES.value, 2),
                              ('bins', BINS.value, 1)]:
-    if value < least:
-      raise InputError(f'--{name}={value}: it must be at least {least}.')
+    require_at_least(name, value, least)
   if SPLIT.value not in ('train', 'validation', 'test'):
     raise InputError(f'--split={SPLIT.value}: choose train, validation or test.')
   table = rich.table.Table(

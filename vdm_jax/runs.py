@@ -17,7 +17,7 @@ from absl import logging
 
 from vdm_jax import data, devices, files, likelihood, pictures, random, samplers, workdir
 from vdm_jax.decoders import bits_per_dim
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import closed_forms, density, gaussian, relations
 from vdm_jax.likelihood import estimates as naming
 from vdm_jax.likelihood import schedules as other_schedules
@@ -148,8 +148,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   if split not in ('train', 'validation', 'test'):
     raise InputError(f'--split={split}: choose train, validation or test.')
   for flag, value in {'repeats': repeats, 'batch_size': batch_size, 'examples': examples}.items():
-    if value is not None and value < 1:
-      raise InputError(f'--{flag}={value}: it must be at least 1.')
+    require_at_least(flag, value)
   options = naming.Options(times, importance, ode_tolerance, probes, probe, ode_start)
   naming.check_options(options)
   asked = naming.parse(estimates)
@@ -326,8 +325,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   if trace != Path() and trace.suffix != '.png':
     raise InputError(f'--trace={trace}: a file ending in .png.')
   for flag, value in {'count': count, 'batch_size': batch_size}.items():
-    if value < 1:
-      raise InputError(f'--{flag}={value}: it must be at least 1.')
+    require_at_least(flag, value)
   trained = workdir.load_trained(directory, average=average, step=step)
   spec = data.resolve(trained.config.data)
   conditional = trained.config.get('model', {}).get('class_conditional', False)

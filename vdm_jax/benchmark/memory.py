@@ -78,11 +78,7 @@ def account(name: str, file: str | Path, config: ml_collections.ConfigDict,
   The latter: bytes of everything on each device, replicated (jit, pmap) and under fsdp, and seconds
   of a step, None where the devices do not divide the batch.
   """
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    if config.model.get('weight_gradient') == 'auto':
-      config.model.weight_gradient = 'xla'
-  subject = speed.of_config(file, config)
+  subject = speed.of_config(file, speed.on_accelerators(config))
   say(f'{name}: compiling the step')
   few, many = (temporary(subject, images) for images in _BATCHES)
   activations = (many - few) // (_BATCHES[1] - _BATCHES[0])

@@ -25,7 +25,7 @@ import numpy as np
 
 from vdm_jax import random, workdir
 from vdm_jax.decoders import bits_per_dim
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
 from vdm_jax.likelihood.estimates import level_axes
 from vdm_jax.likelihood.ledger import standard_errors
@@ -168,8 +168,7 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
   """
   for flag, value, least in [('repeats', repeats, 1), ('examples', examples, 1),
                              ('batch', batch_size, 1), ('times', times, 2)]:
-    if value is not None and value < least:
-      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+    require_at_least(flag, value, least)
   if times % 2:
     raise InputError(f'--times={times}: it must be even; half of them are above logsnr 8.')
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)

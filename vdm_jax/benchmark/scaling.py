@@ -219,11 +219,8 @@ def scaling(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: int
   n_layer, embd: of the network that is compiled, by default 4 and 64, or the config's if less; that
   of the config itself is foretold.  batch: images on each device.  Raises InputError.
   """
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    # What accelerators have; `winograd` sums the transform of a gradient, 16 numbers for 9.
-    if config.model.get('weight_gradient') == 'auto':
-      config.model.weight_gradient = 'xla'
+  # `winograd` sums the transform of a gradient, 16 numbers for 9.
+  config = speed.on_accelerators(config)
   small = speed.of_config(
       file, config, n_layer=min(config.model.blocks, 4) if n_layer is None else n_layer,
       embd=min(config.model.features, 64) if embd is None else embd)

@@ -25,7 +25,7 @@ from vdm_jax import data as data_lib
 from vdm_jax import devices, random, samplers, workdir
 from vdm_jax.benchmark import hardware, report, timing
 from vdm_jax.benchmark.timing import say
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw
@@ -58,7 +58,7 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: i
       ('embd', embd, config.model, 'features', 1),
       ('batch', batch, config.data, 'batch_size', 1)]:
     if value is not None:
-      _at_least(flag, value, least)
+      require_at_least(flag, value, least)
       group[field] = value
   size, count = config.data.batch_size, jax.device_count()
   if size % count:
@@ -77,14 +77,18 @@ def of_run(directory: str | Path, *, batch: int | None = None, data_dir: str = '
   """The averaged weights of the run in `directory`.  Raises InputError."""
   trained = workdir.load_trained(directory, data_dir=data_dir)
   if batch is not None:
-    _at_least('batch', batch, 1)
+    require_at_least('batch', batch, 1)
     trained.config.data.batch_size = batch
   return Subject(trained.experiment, trained.config, Path(directory) / 'config.py', trained.params)
 
 
-def _at_least(flag: str, value: int, least: int) -> None:
-  if value < least:
-    raise InputError(f'--{flag}={value}: it must be at least {least}.')
+def on_accelerators(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A copy with the weight gradient that `auto` is there, which is that of XLA."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    if config.model.get('weight_gradient') == 'auto':
+      config.model.weight_gradient = 'xla'
+  return config
 
 
 def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
@@ -241,7 +245,7 @@ def evaluate(subject: Subject, *, times: int = 32, steps: int | None = None, war
 
   So many images go together that the evaluations are a batch.
   """
-  _at_least('times', times, 1)
+  require_at_least('times', times, 1)
   images = devices.whole_batch(max(1, subject.config.data.batch_size // times))
   estimator, model = bounds.at_times(0, times), subject.experiment.model
   key = jax.random.key(0)
@@ -270,7 +274,7 @@ def evaluate(subject: Subject, *, times: int = 32, steps: int | None = None, war
 def sample(subject: Subject, *, sampler_steps: int = 250, steps: int | None = None,
            warm_up: int = 1, peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
   """Seconds of an evaluation of the network, and of an image, by the ancestral sampler."""
-  _at_least('sampler_steps', sampler_steps, 1)
+  require_at_least('sampler_steps', sampler_steps, 1)
   size = devices.whole_batch(subject.config.data.batch_size)
   told = lambda numbers: {name: u for name, u in random_batch(subject, len(numbers)).items()
                           if name != 'image'}

@@ -16,7 +16,7 @@ import jax
 import tqdm
 from jax.experimental.compilation_cache import compilation_cache
 
-from vdm_jax.errors import InputError
+from vdm_jax.errors import require_at_least
 from vdm_jax.typing import PyTree
 
 BUDGET = 20.0  # seconds of measuring where no number of repetitions is given
@@ -56,8 +56,7 @@ def measure(work: Callable[[], PyTree], *, steps: int | None = None, label: str 
   steps: repetitions; None: as many as end within `budget` seconds, at least `LEAST`.
   """
   for flag, value, least in [('steps', steps, 1), ('warm_up', warm_up, 0)]:
-    if value is not None and value < least:
-      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+    require_at_least(flag, value, least)
   for _ in range(warm_up):
     jax.block_until_ready(work())
   seconds = []

@@ -34,7 +34,7 @@ import numpy as np
 
 from vdm_jax import dequantisers
 from vdm_jax.decoders import DiscretisedNormal, bits_per_dim
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds, immse, ledger, ode, paths
 from vdm_jax.likelihood.gaussian import Moments
 from vdm_jax.likelihood.passes import Estimator, over_images
@@ -107,8 +107,7 @@ def _parse(name: str) -> Estimate:
 def check_options(options: Options) -> None:
   """Raises InputError by the name of the flag."""
   for name in ('times', 'importance', 'probes'):
-    if getattr(options, name) < 1:
-      raise InputError(f'--{name}={getattr(options, name)}: it must be at least 1.')
+    require_at_least(name, getattr(options, name))
   if not 0.0 < options.tolerance < 1.0:
     raise InputError(f'--ode_tolerance={options.tolerance:g}: between 0 and 1, 1e-5 say.')
   if options.probe not in PROBES:

@@ -21,7 +21,7 @@ import tqdm
 from absl import logging
 
 from vdm_jax import distributed
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
@@ -68,8 +68,7 @@ def check(config: ml_collections.ConfigDict) -> None:
                      f'{batch // jax.device_count()} images of a batch that each device has.')
   for name in ('log_every', 'validate_every', 'checkpoint_every', 'steps', 'keep',
                'validation_repeats'):
-    if run[name] < 1:
-      raise InputError(f'--config.train.{name}={run[name]}: it must be at least 1.')
+    require_at_least(f'config.train.{name}', run[name])
   for name in ('pictures_every', 'steps_per_dispatch'):
     if run[name] < 0:
       raise InputError(f'--config.train.{name}={run[name]}: it must be 0 or more.')
