@@ -29,6 +29,7 @@ MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the table of README.')
 
 
 _SUPPLIED = {'': lambda make: make, 'head': lambda make: make,
+             'v': lambda make: make,
              'log_prob': certification.with_log_prob, 'variances': certification.with_variances,
              'guidance': certification.with_guidance}
 

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
   order: float | None = None  # of convergence to the probability flow; None: stochastic
   use: str = ''               # what it is for
   evaluations: int | None = 1  # of the network in a step; None: adaptive
-  needs: str = ''             # the third argument of `make`, if it takes one
+  needs: str = ''             # the third argument of `make`, or the head of the network
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
   certify: dict = {}          # options of `certification.certify`, where the usual ones do not suit
   at_tolerance: Callable | None = None  # of an adaptive method: tolerance -> make
@@ -129,7 +129,7 @@ SAMPLERS: dict[str, Entry] = {
                                partial(first_order.ancestral, v=0.5), use='in between'),
     'ancestral_learned': Entry(_FIRST, 'Nichol and Dhariwal (2021), learned variance',
                                partial(first_order.ancestral, v=processes.learned_share),
-                               use='networks with a variance head', needs='head'),
+                               use='networks with a variance head', needs='v'),
     'ddim': Entry(_FIRST, 'Song, Meng and Ermon (2021)', first_order.ddim, 1,
                   use='the plain deterministic sampler; also encodes'),
     'ddim_half': Entry(_FIRST, 'Song, Meng and Ermon (2021), eta = 1/2',
@@ -269,7 +269,7 @@ GRIDS: dict[str, Callable] = {  # (process, n) -> times
 }
 
 MISSING = {
-    'head': 'a network with a head for the variance (Estimate.extra)',
+    'head': 'a network with heads for the moments of eps (Estimate.extra)',
     'log_prob': 'the log-density of the noisy data, which a network for the score has not',
     'guidance': 'the gradient of a classifier of noisy data',
 }
@@ -316,7 +316,8 @@ def method(name: str, steps: int | None = None, grid: str = '') -> runs.Method:
     if steps is not None:
       raise InputError(f'--steps={steps}: --grid={grid} has its own number of steps.')
     times = lambda process: own
-  return runs.Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances')
+  return runs.Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
+                     entry.needs == 'v')
 
 
 def _read(grid: str) -> np.ndarray:

@@ -58,7 +58,7 @@ def test_a_grid_may_be_a_file(tmp_path):
     (('ddim', None, 'missing.npy'), '--grid=missing.npy: choose uniform'),
     (('ddim', None, 'iddpm:10,x'), '--grid=iddpm:10,x: '),
     (('pc_mala', 5), '--sampler=pc_mala needs the log-density'),
-    (('npr_ddpm', 5), '--sampler=npr_ddpm needs a network with a head'),
+    (('npr_ddpm', 5), '--sampler=npr_ddpm needs a network with heads'),
     (('adaptive_ode', None, 'uniform'), '--grid=uniform: --sampler=adaptive_ode chooses its own'),
     (('adaptive_ode', 5), '--steps=5: --sampler=adaptive_ode chooses its own steps'),
     (('ddim', 5, '1,0.5,0'), '--steps=5: --grid=1,0.5,0 has its own number of steps'),

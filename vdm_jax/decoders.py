@@ -45,6 +45,11 @@ class Pixels:
     """Integers [B, ...] -> the centres of their bins in [-1, 1], float32."""
     return 2.0 * (data.astype(jnp.float32) + 0.5) / self.levels - 1.0
 
+  @property
+  def to_ends(self) -> float:
+    """The factor from x to the coding with the outermost levels at -1 and 1, that of DDPM."""
+    return self.levels / (self.levels - 1)
+
   def decode(self, x: Array) -> Array:
     """[B, ...] -> the nearest level, int32.  Also the argmax of `log_prob` at x = z_0 / alpha."""
     level = jnp.round((x + 1.0) * (self.levels / 2) - 0.5)

@@ -10,8 +10,10 @@ curve by `predictions.on_curve`.
   scaled   z                1000 (max - logsnr) / (max - min)
   chain    z                the step of a chain, 0 the least noisy    Ho et al. (2020), and after
   sde      z                scale t, t the time of that process       Song et al. (2021), VP
-  sigma    z / alpha        sigma / alpha                             Song et al. (2021), VE
-  edm      c_in z / alpha   c_noise = log(sigma / alpha) / 4          Karras et al. (2022), table 1
+  sigma    z + offset       sigma                                     Song et al. (2021), VE
+  edm      c_in z           c_noise = log(sigma) / 4                  Karras et al. (2022), table 1
+
+The last two are of processes that add noise to the data as they are, `ve` or `Scaled(ve, ...)`.
 """
 from collections.abc import Callable
 
@@ -59,15 +61,18 @@ def sde(trained_on: Process, scale: float = 999.0) -> Inputs:
   return inputs
 
 
-def sigma(z: Array, level: Level) -> tuple[Array, Array]:
-  """alpha = 1, as on the curve `ve`, and the noise level there."""
-  return z / level.expand(z).alpha, _each(level.sigma / level.alpha, z)
+def sigma(offset: float = 0.0) -> Inputs:
+  """The noise level.  offset: 1/2 for networks of images in [0, 1], where x is about 0."""
+  def inputs(z, level):
+    return z + offset, _each(level.sigma, z)
+  return inputs
 
 
 def edm(sigma_data: float = 0.5) -> Inputs:
-  """c_in and c_noise of Karras et al. (2022), table 1, at any alpha; for `predictions.edm`."""
+  """c_in = 1 / sqrt(sigma^2 + sigma_data^2) and c_noise, of Karras et al. (2022), table 1.
+
+  sigma_data: of what the network was trained on, alpha x.
+  """
   def inputs(z, level):
-    own = level.expand(z)
-    z = z / jnp.hypot(own.sigma, own.alpha * sigma_data)
-    return z, _each(-0.125 * level.logsnr, z)
+    return z / jnp.hypot(level.expand(z).sigma, sigma_data), _each(0.25 * jnp.log(level.sigma), z)
   return inputs

@@ -5,6 +5,9 @@ A process is a *schedule* (how fast: t -> logsnr) on a *curve* (where: logsnr ->
 f = dalpha / alpha and g^2 = -sigma^2 dlogsnr, the posterior and the KL terms by Bayes' rule.
 The curve is a choice of units: bounds and exact samplers do not depend on it.
 """
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -39,6 +42,22 @@ def sub_vp(logsnr: Array) -> tuple[Array, Array]:
   c = jnp.exp(-0.5 * logsnr)
   alpha = 2.0 / (c + jnp.hypot(c, 2.0))
   return alpha, 2.0 / (1.0 + jnp.hypot(1.0, 2.0 / c))  # c alpha, also where c is infinite
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+  """`curve` for data that are multiplied by `scale` before noise comes in: alpha is so much larger.
+
+  Published networks code images in other units than `decoders.Pixels`, whose bins fill [-1, 1]:
+  with the outermost of K levels at -1 and 1 (`scale` = K / (K - 1)), or in [0, 1] (half of that).
+  Seen so, their processes are of our x, and all that is said of x holds: levels, bins, decoders.
+  """
+  curve: Curve
+  scale: float
+
+  def __call__(self, logsnr: Array) -> tuple[Array, Array]:
+    alpha, sigma = self.curve(logsnr - 2.0 * math.log(self.scale))
+    return self.scale * alpha, sigma
 
 
 # -------------------------------------------------------------- processes

@@ -37,6 +37,7 @@ class Method(NamedTuple):
   grid: str
   times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
   variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
+  head: bool = False       # the network has to have one for the variances of its steps, 'v'
 
 
 def _even(steps: int) -> Callable[[Process], np.ndarray]:
@@ -151,23 +152,28 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
     require_at_least(flag, value)
   options = naming.Options(times, importance, ode_tolerance, probes, probe, ode_start)
   naming.check_options(options)
-  asked = naming.parse(estimates)
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
   experiment, params = trained.experiment, trained.params
   spec = data.resolve(trained.config.data)
   model = experiment.model(params)
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
          **_conditions(spec.classes, None)(np.arange(1))}
-  naming.check_model(asked, options, model, one)
   # Of levels that differ from pixel to pixel, the mean.
   logsnr_at = jax.jit(lambda params, t: jnp.mean(
       experiment.model(params).process(t).logsnr.reshape(len(t), -1), axis=1))
   ends = [float(u) for u in logsnr_at(params, jnp.array([0.0, 1.0]))]
+  asked = naming.parse(estimates)
+  steps = trained.config.get('model', {}).get('timesteps', 0)
+  chain = bool(np.isposinf(ends[0]) and steps)  # which begins at the data themselves
+  if chain:
+    asked = naming.of_chain(asked, options, model, one, steps)
+    ends[0] = float(logsnr_at(params, jnp.array([1.0 / steps]))[0])
+  naming.check_model(asked, options, model, one)
   if np.isinf(ends).any():
     raise InputError(f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, where '
                      'the bound has no value: give its schedule two finite ends in the config '
                      '(BetaLinear: t_min=1e-5).')
-  if schedules and not other_schedules.movable(model):
+  if schedules and (chain or not other_schedules.movable(model)):
     raise InputError('--schedules: this model has a bound or a process of its own, and so no other '
                      'schedule, or one for each pixel; leave it out.')
   part = experiment.data.split(split)
@@ -180,7 +186,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
            'checkpoint': {'step': trained.step, 'average': trained.average}}
 
   # The bound is that of objectives.vlb, with one log-SNR for all pixels.
-  plain = model.bound is None and not naming.level_axes(model)
+  plain = model.bound is None and not naming.level_axes(model) and not chain
   found = naming.Found(
       _moments(experiment, model) if plain else None,
       _variances(trained, grids.uniform(50), seed)
@@ -334,6 +340,11 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   if label is not None and not 0 <= label < spec.classes:
     raise InputError(f'--label={label}: the classes are 0 .. {spec.classes - 1}.')
   model = trained.experiment.model(trained.params)
+  one = {'image': np.zeros((1, *spec.shape), np.uint8),
+         **_conditions(spec.classes, None)(np.arange(1))}
+  if method.head and 'v' not in naming.heads(model, one):
+    raise InputError(f"--sampler={method.name}: this model's network has no head for the variance; "
+                     'train one (configs/digits_iddpm_hybrid.py), or choose another sampler.')
   times = method.times(model.process)
   check_grid(times)
   make = method.make

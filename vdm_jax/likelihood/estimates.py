@@ -104,6 +104,22 @@ def _parse(name: str) -> Estimate:
   return Estimate(name, **fields)
 
 
+def of_chain(asked: Sequence[Estimate], options: Options, model: Model, batch: PyTree, steps: int
+             ) -> list[Estimate]:
+  """What is asked of a chain that begins at the data, where log-SNR is infinite: its bound first.
+
+  That takes the place of 'vlb', which has no value there: vlb@T/ddpm, or vlb@T/learned/ddpm where
+  the network has variances.  Raises InputError for what has no value there either.
+  """
+  own = _parse(f'vlb@{steps}' + ('/learned' if 'v' in heads(model, batch) else '') + '/ddpm')
+  rest = [estimate for estimate in asked if estimate.name != 'vlb']
+  for estimate in rest:
+    if not (estimate.ddpm or estimate.family == 'ode' and options.start is not None):
+      raise InputError(f'--estimates={estimate.name}: this model begins at the data themselves, '
+                       f'where that has no value; ask for {own.name}, or for ode with --ode_start.')
+  return list(dict.fromkeys([own, *rest]))
+
+
 def check_options(options: Options) -> None:
   """Raises InputError by the name of the flag."""
   for name in ('times', 'importance', 'probes'):
@@ -145,7 +161,7 @@ def check_model(asked: Sequence[Estimate], options: Options, model: Model, batch
     if estimate.dequantiser == 'variational' and model.dequantise is None:
       raise refuse('this model has no dequantiser of its own; train one with it '
                    '(configs/digits_dequantised.py), or ask for ode/uniform.')
-    if estimate.variance == 'learned' and 'v' not in _heads(model, batch):
+    if estimate.variance == 'learned' and 'v' not in heads(model, batch):
       raise refuse("this model's network has no head for the variance; train one "
                    '(configs/digits_iddpm_hybrid.py), or ask for another variance.')
 
@@ -155,7 +171,8 @@ def level_axes(model: Model) -> int:
   return jax.eval_shape(model.process, jnp.zeros(1)).logsnr.ndim - 1
 
 
-def _heads(model: Model, batch: PyTree) -> dict:
+def heads(model: Model, batch: PyTree) -> dict:
+  """The shapes of Estimate.extra by name, {} where there is none.  Nothing is computed."""
   def denoise(batch):
     x = model.encode(batch['image'])
     return model.denoise(x, model.process(jnp.full(len(x), 0.5)), model.cond(batch)).extra

@@ -23,14 +23,16 @@ from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree
 
 def hybrid(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            cond: PyTree = None, *, steps: int, data: Array, decoder: Decoder,
-           weight: float = 0.001, eps: Array | None = None, eps_0: Array | None = None
-           ) -> tuple[Array, dict[str, Array]]:
+           weight: float = 0.001, variance: vlb.Variance = vlb.learned,
+           last: vlb.LastStep | None = None, eps: Array | None = None,
+           eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|eps - eps_hat|^2 + weight L_vlb, L_vlb for T = `steps`: Nichol and Dhariwal (2021), eq. 16.
 
   Both are sums over the data here.  Their public code adds the mean square and 0.001 times
   bits per dimension, hence has `weight` 0.001 / ln 2 = 0.00144 in these units.
-  x: [B, ...]; t, keys: [B]; eps, eps_0 as in `vlb.discrete`.  Returns nats [B]; 'vlb', the bound of
-  the chain, its three terms, and 'eps_error', L_simple.
+  weight 0 is L_simple alone, Ho et al. (2020), eq. 14, beside a bound that is reported only.
+  x: [B, ...]; t, keys: [B]; variance, last, eps, eps_0 as in `vlb.discrete`.  Returns nats [B];
+  'vlb', the bound of the chain, its three terms, and 'eps_error', L_simple.
   """
   # The grid of vlb.discrete, whose estimate is made here once for both terms.
   at_t = process(jnp.maximum(jnp.ceil(t * steps), 1.0) / steps)
@@ -41,5 +43,5 @@ def hybrid(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
   mean = jax.lax.stop_gradient((estimate.x, estimate.eps))
   fixed = estimate._replace(x=mean[0], eps=mean[1])
   bound, terms = vlb.discrete(lambda *_: fixed, process, x, t, keys, steps=steps, data=data,
-                              decoder=decoder, variance=vlb.learned, eps=eps, eps_0=eps_0)
+                              decoder=decoder, variance=variance, last=last, eps=eps, eps_0=eps_0)
   return simple + weight * bound, {'vlb': bound, **terms, 'eps_error': simple}

@@ -17,6 +17,7 @@ from flax import linen as nn
 from vdm_jax import data, predictions, random
 from vdm_jax.decoders import Pixels, bits_per_dim
 from vdm_jax.errors import InputError
+from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.likelihood.bounds import one_draw
 from vdm_jax.nn import stack
 from vdm_jax.nn.convolution import WeightGradient
@@ -130,12 +131,14 @@ def require_groups(config: ml_collections.ConfigDict, of: str = '') -> None:
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: nn.Module | Schedule,
                target: Target = predictions.eps, objective: BatchObjective | None = None,
-               curve: Curve = vp, heads: tuple[str, ...] = ()) -> Experiment:
+               curve: Curve = vp, heads: tuple[str, ...] = (),
+               inputs: Inputs = logsnr) -> Experiment:
   """The experiment of `config` with this network, an estimate of `target`, and this schedule.
 
   schedule: a Linen module is learned, as params['schedule']; a value is fixed.  The network is
   params['net'].  objective: what is minimised if not the bound, see `BatchObjective`.  curve: that
-  of the process.  heads: what the network's further outputs are called, see `predictions.denoiser`.
+  of the process.  heads, inputs: what the network's further outputs are called, and what it reads,
+  see `predictions.denoiser`.
 
   The loss is divided by D ln 2: bits per dimension, as in the official code, so that the
   optimiser's epsilon and a clipping norm mean the same.  So are the terms of `IN_NATS`; all others
@@ -172,7 +175,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   def model(params, keys=None):
     at_time = Bound(params['schedule'], schedule) if learned else schedule
     return Model(denoise=predictions.denoiser(Bound(params['net'], net, keys), target,
-                                              heads=heads),
+                                              inputs, heads),
                  process=GaussianProcess(at_time, curve), decoder=pixels.log_prob,
                  encode=pixels.encode, decode=pixels.decode, cond=cond, shape=spec.shape)
 

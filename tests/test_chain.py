@@ -1,0 +1,110 @@
+"""A published chain of steps as an experiment like any other."""
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from vdm_jax.errors import InputError
+from vdm_jax.likelihood import estimates
+from vdm_jax.systems import chain
+from vdm_jax.typing import Context
+
+
+class Reader(nn.Module):
+  """Says what it was told: y = scale times the step, and zero for the variances."""
+  heads: int = 0
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, z, time, cond=None, keys=None):
+    self.param('unused', nn.initializers.zeros_init(), (1,))
+    y = self.scale * jnp.broadcast_to(time[:, None, None, None], z.shape)
+    return jnp.concatenate([y] + [jnp.zeros_like(z)] * self.heads, axis=-1)
+
+
+def config_of(levels=256, **model) -> ml_collections.ConfigDict:
+  config = chain.default_config()
+  config.data.update(name='made', shape=(2, 2, 1), levels=levels, classes=0)
+  config.model.update(**model)
+  return config
+
+
+def build(config, net=None):
+  experiment = chain.experiment(config, net=net or Reader(int(config.model.variances)))
+  params = jax.jit(experiment.init)(jax.random.key(0))
+  return experiment, experiment.model(params)
+
+
+@pytest.mark.parametrize('betas,alpha_bar', [
+    # Ho et al. (2020): betas in equal steps.  Nichol and Dhariwal (2021), eq. 17.
+    ('linear', lambda i: np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))[i - 1]),
+    ('cosine', lambda i: np.cos((i / 1000 + 0.008) / 1.008 * np.pi / 2)**2
+     / np.cos(0.008 / 1.008 * np.pi / 2)**2)])
+def test_a_step_has_the_published_signal_and_noise_for_images_between_minus_one_and_one(
+    betas, alpha_bar):
+  _, model = build(config_of(betas=betas))
+  images = jnp.arange(256).reshape(64, 2, 2, 1)
+  published = 2.0 * np.arange(256.0).reshape(64, 2, 2, 1) / 255.0 - 1.0
+  for i in (1, 2, 17, 500, 900, 990):
+    level = model.process(jnp.float32(i / 1000))
+    expected = np.sqrt(alpha_bar(i))
+    np.testing.assert_allclose(level.alpha * model.encode(images), expected * published,
+                               rtol=1e-5, atol=2e-6 * expected)
+    np.testing.assert_allclose(level.sigma, np.sqrt(1.0 - alpha_bar(i)), rtol=2e-5)
+
+
+def test_the_network_reads_the_number_of_the_step_from_zero_on():
+  _, model = build(config_of())
+  z = jnp.zeros((4, 2, 2, 1))
+  level = model.process(jnp.array([0.001, 0.002, 0.5, 1.0]))
+  steps = model.denoise(z, level).eps[:, 0, 0, 0]
+  np.testing.assert_allclose(steps, [0.0, 1.0, 499.0, 999.0], atol=2e-3)
+  # Beyond the least noisy step there is no other.
+  np.testing.assert_array_equal(model.denoise(z[:1], model.process(jnp.zeros(1))).eps, 0.0)
+
+
+def test_other_numbers_of_steps_end_at_about_the_same_level():
+  ends = [float(build(config_of(timesteps=steps))[1].process(jnp.float32(1.0)).logsnr)
+          for steps in (1000, 4000)]
+  np.testing.assert_allclose(ends, -10.1177 + 2.0 * np.log(256 / 255), rtol=2e-2)
+
+
+def test_the_loss_is_the_mean_square_error_of_the_noise_and_the_hybrid_adds_the_bound():
+  images = np.random.default_rng(0).integers(0, 17, (8, 2, 2, 1))
+  losses = {}
+  for variances in (False, True):
+    experiment, _ = build(config_of(17, variances=variances), Reader(int(variances), scale=0.0))
+    context = Context((jnp.arange(8) + 0.5) / 8, jax.random.split(jax.random.key(1), 8),
+                      jnp.int32(0))
+    params = jax.jit(experiment.init)(jax.random.key(0))
+    losses[variances] = jax.jit(lambda params, loss=experiment.loss, context=context: loss(
+        params, {'image': jnp.asarray(images)}, context))(params)
+  simple, terms = losses[False]
+  hybrid, more = losses[True]
+  # In units of bits/dim; the estimate is zero, so the error is the noise itself: same draws.
+  np.testing.assert_allclose(simple * np.log(2.0), terms['eps_error'], rtol=1e-5)
+  np.testing.assert_allclose(hybrid, simple + 0.001 / np.log(2.0) * more['bits_per_dim'],
+                             rtol=1e-5)
+
+
+def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
+  _, model = build(config_of(variances=True))
+  batch = {'image': np.zeros((1, 2, 2, 1), np.uint8)}
+  asked = estimates.parse(['vlb@100/ddpm'])
+  found = estimates.of_chain(asked, estimates.Options(), model, batch, 1000)
+  assert [e.name for e in found] == ['vlb@1000/learned/ddpm', 'vlb@100/ddpm']
+  for name in ('vlb@100', 'immse', 'ode', 'iw@2x10'):
+    with pytest.raises(InputError, match=f'--estimates={name}.*ask for vlb@1000/learned/ddpm'):
+      estimates.of_chain(estimates.parse([name]), estimates.Options(), model, batch, 1000)
+  found = estimates.of_chain(estimates.parse(['ode']), estimates.Options(start=1e-3), model, batch,
+                             1000)
+  assert [e.name for e in found] == ['vlb@1000/learned/ddpm', 'ode']
+
+
+@pytest.mark.parametrize('field,value,remedy', [('timesteps', 1, 'two steps or more'),
+                                                ('betas', 'square', 'linear or cosine')])
+def test_a_chain_that_cannot_be_is_refused(field, value, remedy):
+  with pytest.raises(InputError, match=f'--config.model.{field}={value}: .*{remedy}'):
+    build(config_of(**{field: value}))
