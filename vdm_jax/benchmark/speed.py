@@ -158,7 +158,7 @@ def evaluation_flop(subject: Subject, size: int) -> float:
     m = subject.experiment.model(params)
     if m.latent is not None:
       m = m.latent(random.per_example(key, jnp.arange(size)))
-    return m.denoise(z, m.process(jnp.full(size, 0.5)), m.cond(batch))
+    return m.denoise(z, m.process(jnp.float32(0.5)), m.cond(batch))
 
   spec = subject.experiment.data.spec
   return _flop(jax.jit(evaluate).lower(

@@ -153,9 +153,11 @@ class UNet(nn.Module):
 
       def apply(params, h, each):
         h = h if skips is None else jnp.concatenate([h, each['skip']], axis=-1)
-        h = block.apply({'params': params['block']}, h, embedding, each['keys'])
+        with jax.named_scope(name):
+          h = block.apply({'params': params['block']}, h, embedding, each['keys'])
         if self.attention_everywhere:
-          h = attention.apply({'params': params['attention']}, h, training)
+          with jax.named_scope(f'{name}_attention'):
+            h = attention.apply({'params': params['attention']}, h, training)
         return h
       return stack.run(apply, params, h, {'skip': skips, 'keys': own_keys},
                        self.scan, self.remat)

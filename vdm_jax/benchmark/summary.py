@@ -1,0 +1,117 @@
+"""What a config's network is made of: parameters, work and activations, block by block.
+
+Nothing is run: the work is read off the program of one evaluation of the denoiser, for one image.
+
+  parameters    numbers in `params`, by the names there
+  FLOP          of convolutions and matrix products, a multiplication and an addition being two;
+                products with the zeros around an image are counted as well
+  activations   bytes of their results: what training keeps of a block under `remat=dots`
+
+Papers that speak of GFLOP often mean half of this, multiplications with an addition each.
+"""
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.benchmark import speed
+from vdm_jax.typing import PyTree
+
+
+class Row(NamedTuple):
+  """One block: a child of the network, or another part of the parameters."""
+  block: str
+  parameters: int
+  flop: float          # of one evaluation for one image
+  activations: int     # bytes
+
+
+def summary(subject: speed.Subject) -> list[Row]:
+  """The blocks in the order of the program; those that the denoiser does not call come last."""
+  params = jax.eval_shape(lambda: speed.initial_params(subject))
+
+  def evaluate(params, z, batch, key):
+    m = subject.experiment.model(params)
+    if m.latent is not None:
+      m = m.latent(random.per_example(key, jnp.arange(1)))
+    return m.denoise(z, m.process(jnp.float32(0.5)), m.cond(batch))
+
+  shape = subject.experiment.data.spec.shape
+  program = jax.make_jaxpr(evaluate)(
+      params, jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+      speed.random_batch(subject, 1),
+      jax.eval_shape(lambda: jax.random.key(0)))
+  counts, found = _parameters(params), list(operations(program.jaxpr))
+  owners = _owners([scope for scope, _, _ in found], counts)
+  work = {}
+  for scope, flop, size in found:
+    block = next((name for name in (f'{owners[scope[0]]}/{"".join(scope[1:2])}',
+                                    owners[scope[0]]) if name in counts), 'other')
+    before = work.get(block, (0.0, 0))
+    work[block] = before[0] + flop, before[1] + size
+  order = [*work, *(name for name in counts if name not in work)]
+  return [Row(name, counts.get(name, 0), *work.get(name, (0.0, 0))) for name in order]
+
+
+def _parameters(params: PyTree) -> dict[str, int]:
+  """{'net/conv_in': ...}: numbers by the first two names, or by one where there is no second."""
+  out = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    names = [k.key for k in path]
+    block = '/'.join(names[:2] if len(names) > 2 else names[:1])
+    out[block] = out.get(block, 0) + math.prod(leaf.shape)
+  return out
+
+
+def _owners(scopes: list[tuple[str, ...]], counts: dict[str, int]) -> dict[str, str]:
+  """{'UNet': 'net', ...}: whose parameters a module, the first name of a scope, has.
+
+  A program knows a module by its class, and its children by their names: the part of the parameters
+  with the most of these is its own.
+  """
+  children = {}
+  for module, *rest in scopes:
+    children.setdefault(module, set()).update(rest[:1])
+  parts = {}
+  for name in counts:
+    part, _, child = name.partition('/')
+    parts.setdefault(part, set()).add(child)
+  return {module: max(parts, key=lambda part: len(parts[part] & names))
+          for module, names in children.items()}
+
+
+def operations(jaxpr, scope: tuple[str, ...] = (), times: int = 1
+               ) -> Iterator[tuple[tuple[str, ...], float, int]]:
+  """(names of its scope, FLOP, bytes of the result) of each product in a program, loops included.
+
+  One outside of all modules has the scope ('',).
+
+  The body of a loop counts as often as it runs; of a loop without a known end, once.
+  """
+  for eqn in jaxpr.eqns:
+    names = (*scope, *filter(None, str(eqn.source_info.name_stack).split('/')))
+    kind = eqn.primitive.name
+    if kind in ('dot_general', 'conv_general_dilated'):
+      result = eqn.outvars[0].aval
+      yield (names or ('',), 2.0 * times * result.size * _terms(eqn),
+             times * result.size * result.dtype.itemsize)
+      continue
+    inner = times * (eqn.params['length'] if kind == 'scan' else 1)
+    for value in eqn.params.values():
+      for part in value if isinstance(value, (tuple, list)) else (value,):
+        part = getattr(part, 'jaxpr', part)  # of a closed one
+        if hasattr(part, 'eqns'):
+          yield from operations(part, names, inner)
+
+
+def _terms(eqn) -> int:
+  """How many products make one number of the result."""
+  if eqn.primitive.name == 'dot_general':
+    (contracted, _), _ = eqn.params['dimension_numbers']
+    return math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+  kernel = eqn.invars[1].aval.shape
+  spec = eqn.params['dimension_numbers'].rhs_spec  # (out, in, *window)
+  return math.prod(kernel[axis] for axis in spec[1:])
