@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from vdm_jax.evaluation import kernel_distance, sliced_wasserstein
+from vdm_jax.evaluation import blocked_kernel_distance, kernel_distance, sliced_wasserstein
 from vdm_jax.evaluation.distances import energy, polynomial
 
 KEY = jax.random.key(0)
@@ -123,3 +123,20 @@ def test_the_energy_distance_of_points_by_hand():
   """2 E|a - b| - E|a - a'| - E|b - b'| with distinct points: 0, 2 and 3, 7."""
   got = kernel_distance(column(0, 2), column(3, 7), energy)
   assert got.value == pytest.approx(2 * (3 + 7 + 1 + 5) / 4 - 2 - 4)
+
+
+@pytest.mark.parametrize('shift', [0.5, 0.0])
+def test_the_kernel_distance_over_blocks_is_unbiased_and_knows_its_error(shift):
+  """With blocks of unequal sizes; where the two agree the error may be too large by sqrt(2)."""
+  got = [blocked_kernel_distance(a, b, polynomial, 25)
+         for a, b in draws(shift, 1, 1, 400, (90, 60))]
+  values, errors = np.array(got).T
+  spread = np.std(values, ddof=1)
+  assert np.mean(values) == pytest.approx(polynomial_distance(shift, 1, 1),
+                                          abs=4 * spread / 400**0.5)
+  assert 0.8 * spread < np.mean(errors**2)**0.5 < (1.2 if shift else 1.7) * spread
+
+
+def test_of_one_block_it_is_the_kernel_distance():
+  a, b = np.random.default_rng(0).normal(size=(2, 30, 4))
+  assert blocked_kernel_distance(a, b) == kernel_distance(a, b, polynomial)

@@ -23,7 +23,8 @@ from flax import linen as nn
 
 from vdm_jax import decoders, predictions, processes, random, samplers, schedules
 from vdm_jax.errors import InputError
-from vdm_jax.nn.vdm_unet import ResBlock, UNet, unrolled
+from vdm_jax.nn import stack
+from vdm_jax.nn.vdm_unet import STACKS, ResBlock, UNet
 from vdm_jax.objectives import vlb
 from vdm_jax.systems import vdm
 from vdm_jax.train import optimizer, parallel
@@ -164,7 +165,7 @@ def test_every_block_repeats_its_recorded_output(scalar):
   seen = apply(scalar.params['net'], r['net/z_t'], -r['net/g_t'], r['net/cond'])
   out = {name: u['__call__'][0] for name, u in seen.items() if name != '__call__'}
   # The stacked blocks, which leave no record, between those that do.
-  params = unrolled(scalar.params['net'])
+  params = stack.unrolled(scalar.params['net'], STACKS)
   block = lambda name, *h: ResBlock(net.features, net.groups).apply(
       {'params': params[name]}, jnp.concatenate(h, axis=-1), out['embedding'])
   out['down_0'] = block('down_0', out['conv_in'])

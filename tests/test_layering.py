@@ -32,12 +32,14 @@ ROOMS = {
     'train': ['typing', 'errors', 'files', 'random', 'devices', 'distributed'],
 }
 ROOMS['systems'] = list(ROOMS)
-# A published checkpoint becomes the parameters of a system.
-ROOMS['weights'] = ['typing', 'errors', 'schedules', 'nn', 'systems']
 # A run's directory, what is drawn of it, and what the commands do with it.
 ROOMS['workdir'] = ['typing', 'errors', 'files', 'train']
+# A published checkpoint becomes the parameters of a system, and ours a file for others.
+ROOMS['weights'] = ['typing', 'errors', 'files', 'schedules', 'nn', 'systems', 'train', 'workdir']
 ROOMS['pictures'] = [*MATHEMATICS, 'files', 'likelihood']
-ROOMS['runs'] = [room for room in ROOMS if room not in ('nn', 'systems')]
+ROOMS['runs'] = [room for room in ROOMS if room not in ('nn', 'systems', 'weights')]
+# Samples judged by the features of a network.
+ROOMS['scoring'] = [*ROOMS['runs'], 'runs', 'nn', 'weights']
 # What measures all of it, and what nothing uses.
 ROOMS['benchmark'] = [*ROOMS['runs'], 'runs']
 ROOMS[PACKAGE] = ['typing', 'workdir']

@@ -18,6 +18,7 @@ from absl import logging
 from vdm_jax import data, devices, files, likelihood, pictures, random, samplers, workdir
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.evaluation.features import checksum
 from vdm_jax.likelihood import closed_forms, density, gaussian, relations
 from vdm_jax.likelihood import estimates as naming
 from vdm_jax.likelihood import schedules as other_schedules
@@ -156,6 +157,10 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   experiment, params = trained.experiment, trained.params
   spec = data.resolve(trained.config.data)
   model = experiment.model(params)
+  _require_diffusion(model, directory)
+  if _of_latents(model):
+    raise InputError(f'--workdir={directory}: this model is one of latents, and has no likelihood '
+                     'of images; sample from it.')
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
          **_conditions(spec.classes, None)(np.arange(1))}
   # Of levels that differ from pixel to pixel, the mean.
@@ -335,11 +340,12 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   trained = workdir.load_trained(directory, average=average, step=step)
   spec = data.resolve(trained.config.data)
   conditional = trained.config.get('model', {}).get('class_conditional', False)
+  model = trained.experiment.model(trained.params)
+  _require_diffusion(model, directory)
   if label is not None and not conditional:
     raise InputError(f'--label={label}: this model is not conditioned on classes.')
   if label is not None and not 0 <= label < spec.classes:
     raise InputError(f'--label={label}: the classes are 0 .. {spec.classes - 1}.')
-  model = trained.experiment.model(trained.params)
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
          **_conditions(spec.classes, None)(np.arange(1))}
   if method.head and 'v' not in naming.heads(model, one):
@@ -353,6 +359,10 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
                              data_range=(-1.0, 1.0))
   # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
   make(model.denoise, model.process).plan(jnp.asarray(times, jnp.float32))
+  latents = _of_latents(model)
+  if latents and (out.suffix == '.png' or trace != Path()):
+    raise InputError(f'--out={out}: the samples of this model are latents, no images; choose an '
+                     '.npz, and leave out --trace.')
   out.parent.mkdir(parents=True, exist_ok=True)
 
   cond = _conditions(spec.classes, label)
@@ -372,9 +382,10 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
     about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
              'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed,
              'label': label, 'checkpoint': trained.step, 'average': trained.average,
-             'weights': _fingerprint(trained.params)}
+             'weights': checksum(trained.params)}
     labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
-    _draw_resumably(out, about, count, pieces, np.uint8 if spec.levels <= 256 else np.int32, labels)
+    dtype = np.float32 if latents else np.uint8 if spec.levels <= 256 else np.int32
+    _draw_resumably(out, about, count, pieces, dtype, labels)
   if trace != Path():
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(trained.experiment.model, trained.params, make, times=times,
@@ -383,6 +394,17 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
     if jax.process_index() == 0:
       pictures.save_png(trace, pictures.strip(path, spec.levels))
   return max(counted, default=0)
+
+
+def _require_diffusion(model, directory: str | Path) -> None:
+  if not hasattr(model, 'denoise'):
+    raise InputError(f'--workdir={directory}: this run is a classifier, and no diffusion model.')
+
+
+def _of_latents(model: Model) -> bool:
+  """Whether what is drawn are no images yet."""
+  x = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
+  return jnp.issubdtype(jax.eval_shape(model.decode, x).dtype, jnp.floating)
 
 
 def _variances(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:
@@ -411,14 +433,6 @@ def _variances(trained: workdir.Trained, times: np.ndarray, seed: int) -> analyt
     local = devices.mine(rows)
     found.append(jax.device_get(estimate(given, devices.place((part.get(local), local)))))
   return analytic.pool(found)
-
-
-def _fingerprint(params: PyTree) -> str:
-  """Tells weights apart, wherever they are kept."""
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(params):
-    digest.update(np.ascontiguousarray(leaf).data)
-  return digest.hexdigest()[:16]
 
 
 def _with_bar(pieces, start: int, count: int):

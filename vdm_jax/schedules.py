@@ -208,6 +208,20 @@ class Shifted:
     return self.schedule(t) + self.shift
 
 
+@value
+class SubVP:
+  """On the curve `sub_vp`, the alpha that `schedule` has on `vp`, at every time.
+
+  sigma = 1 - alpha^2, so logsnr = log alpha^2 - 2 log(1 - alpha^2): the sub-VP SDE of Song et al.
+  (2021), section 3.4, where `schedule` is that of the VP SDE, `BetaLinear`.
+  """
+  schedule: Schedule
+
+  def __call__(self, t: Array) -> Array:
+    logsnr = self.schedule(t)
+    return jax.nn.log_sigmoid(logsnr) - 2.0 * jax.nn.log_sigmoid(-logsnr)
+
+
 # ---------------------------------------------------------------- tables
 
 

@@ -1,5 +1,12 @@
-"""How good samples are: distances between sets of them, and samplers compared by these."""
+"""How good samples are: distances between sets of them, of themselves or of features."""
 from vdm_jax.evaluation.comparison import compare
-from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
+from vdm_jax.evaluation.distances import (
+  blocked_kernel_distance,
+  kernel_distance,
+  sliced_wasserstein,
+)
+from vdm_jax.evaluation.manifold import density_coverage, precision_recall
+from vdm_jax.evaluation.scores import score
 
-__all__ = ['compare', 'kernel_distance', 'sliced_wasserstein']
+__all__ = ['blocked_kernel_distance', 'compare', 'density_coverage', 'kernel_distance',
+           'precision_recall', 'score', 'sliced_wasserstein']

@@ -9,7 +9,7 @@ is a choice of its own, `remat`:
             scores) large, is computed again
   'block'   the block's input alone, so that the whole block is computed again
 """
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import jax
@@ -79,3 +79,28 @@ def apart(params: PyTree) -> list[PyTree]:
   leaves, treedef = jax.tree.flatten(params)
   split = [jnp.split(leaf, leaf.shape[0]) for leaf in leaves]
   return [jax.tree.unflatten(treedef, [u[0] for u in block]) for block in zip(*split, strict=True)]
+
+
+def unrolled(params: PyTree, stacks: Collection[str]) -> PyTree:
+  """Stacked blocks one by one, as published checkpoints name them: 'a' [depth, ...] -> 'a_0', ...
+
+  stacks: the names at the root of the tree that are stacks of blocks.
+  """
+  out = {name: part for name, part in params.items() if name not in stacks}
+  for name in params.keys() & set(stacks):
+    out |= {f'{name}_{i}': block for i, block in enumerate(apart(params[name]))}
+  return out
+
+
+def stacked(params: PyTree, stacks: Collection[str]) -> PyTree:
+  """The inverse of `unrolled`."""
+  out, blocks = {}, {}
+  for name, part in params.items():
+    stem, _, number = name.rpartition('_')
+    if stem in stacks:
+      blocks.setdefault(stem, {})[int(number)] = part
+    else:
+      out[name] = part
+  for stem, parts in blocks.items():
+    out[stem] = jax.tree.map(lambda *rows: jnp.stack(rows), *(parts[i] for i in range(len(parts))))
+  return out

@@ -27,36 +27,7 @@ from vdm_jax.nn.layers import (
 )
 from vdm_jax.typing import Array, PyTree
 
-_STACKS = {'down', 'down_attention', 'up', 'up_attention'}
-
-
-def unrolled(params: PyTree) -> PyTree:
-  """The parameters of a `UNet` by blocks: 'down' [L, ...] -> 'down_0', 'down_1', ...
-
-  As published checkpoints name them, and `stacked` takes them.
-  """
-  out = {}
-  for name, part in params.items():
-    if name in _STACKS:
-      out |= {f'{name}_{i}': block for i, block in enumerate(stack.apart(part))}
-    else:
-      out[name] = part
-  return out
-
-
-def stacked(params: PyTree) -> PyTree:
-  """The inverse of `unrolled`."""
-  out = {}
-  for name, part in params.items():
-    stem, _, number = name.rpartition('_')
-    if stem in _STACKS:
-      out.setdefault(stem, {})[int(number)] = part
-    else:
-      out[name] = part
-  for name in _STACKS & out.keys():
-    blocks = [out[name][i] for i in range(len(out[name]))]
-    out[name] = jax.tree.map(lambda *rows: jnp.stack(rows), *blocks)
-  return out
+STACKS = {'down', 'down_attention', 'up', 'up_attention'}  # of a `UNet`'s parameters
 
 
 class ResBlock(nn.Module):

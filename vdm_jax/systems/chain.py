@@ -14,7 +14,8 @@ import numpy as np
 from flax import linen as nn
 
 from vdm_jax import data, inputs
-from vdm_jax.decoders import DiscretisedNormal, Pixels
+from vdm_jax.decoders import DiscretisedNormal, Pixels, normal
+from vdm_jax.errors import InputError
 from vdm_jax.objectives import iddpm, vlb
 from vdm_jax.processes import Scaled
 from vdm_jax.processes import vp as curve_vp
@@ -30,18 +31,27 @@ def default_config() -> ml_collections.ConfigDict:
       'timesteps': 1000,
       'betas': 'linear',           # or 'cosine'
       'variances': False,          # whether those of the reverse steps are learned
+      **published_model(),
+  })
+  config.data.update(validation=1024, hold_out=False)  # published recipes train on all of it
+  config.optimizer.update(b2=0.999, warmup_steps=5000, weight_decay=0.0, clip_norm=1.0)
+  return config
+
+
+def published_model() -> dict:
+  """The fields of `config.model` that every published network has; see `vdm.configured`."""
+  return {
       'class_conditional': False,
       'dropout': 0.1,
       'dtype': 'float32',          # of the network's trunk; or bfloat16
       'remat': 'dots',             # kept for the backward pass: 'none' (all), 'dots' or 'block'
       'weight_gradient': 'auto',   # of convolutions: 'xla', 'winograd', 'auto': fastest here
       'attention': 'auto',         # 'xla', 'cudnn' (GPU, bfloat16), 'auto': cudnn where it exists
-  })
-  return config
+  }
 
 
-def table(config: ml_collections.ConfigDict) -> TableSchedule:
-  """The chain of `config.model`, as a schedule of our x.
+def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
+  """The chain of `config.model`, as a schedule of x; to_ends: see `decoders.Pixels.to_ends`.
 
   linear: from 1e-4 to 0.02 for 1,000 steps, and for others in proportion, so that the last level is
   about the same (Nichol and Dhariwal 2021, their public code).  Raises InputError.
@@ -52,18 +62,19 @@ def table(config: ml_collections.ConfigDict) -> TableSchedule:
   scale = 1000.0 / m.timesteps
   betas = (cosine_betas(m.timesteps) if m.betas == 'cosine' else
            linear_betas(m.timesteps, 1e-4 * scale, 0.02 * scale))
-  to_ends = Pixels(data.resolve(config.data).levels).to_ends
   return TableSchedule(TableSchedule.from_betas(betas).logsnr + 2.0 * np.log(to_ends))
 
 
-def experiment(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experiment:
-  """The experiment of `config` with this network of (z, step, label, keys).
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, scale: float = 1.0
+               ) -> Experiment:
+  """The experiment of `config` with this network of (z, scale * step, label, keys).
 
   The loss is L_simple, with learned variances L_hybrid, in which L_vlb counts 0.001 bits/dim to a
   mean square of 1, as in the public code.  Raises InputError as `vdm.experiment`.
   """
   m, levels = config.model, data.resolve(config.data).levels
-  schedule = table(config)
+  to_ends = Pixels(levels).to_ends
+  schedule = table(config, to_ends)
   last = DiscretisedNormal(levels).log_prob
   kernel = ({'weight': 0.001 / np.log(2.0), 'variance': vlb.learned} if m.variances else
             {'weight': 0.0, 'variance': vlb.fixed_large})
@@ -76,5 +87,30 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experime
     return nats, {'bits_per_dim': terms.pop('vlb'), **terms}
 
   return vdm.experiment(
-      config, net=net, schedule=schedule, curve=Scaled(curve_vp, Pixels(levels).to_ends),
-      objective=objective, heads=('v',) if m.variances else (), inputs=inputs.chain(schedule))
+      config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends),
+      objective=objective, heads=_heads(config),
+      inputs=inputs.chain(schedule, scale))
+
+
+def _heads(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  return ('v',) if config.model.variances else ()
+
+
+def of_latents(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experiment:
+  """The same of x that are the latents of an autoencoder, as the network sees them: for sampling.
+
+  There are no data that it could be trained or evaluated on: its loss raises InputError.
+  """
+  schedule = table(config, to_ends=1.0)
+  base = vdm.experiment(config, net=net, schedule=schedule, heads=_heads(config),
+                        inputs=inputs.chain(schedule))
+
+  def loss(params, batch, context):
+    raise InputError('this model is one of latents, which no data here are: sample from it '
+                     '(scripts/sample.py --out=latents.npz).')
+
+  def model(params, keys=None):
+    same = lambda x: x
+    return base.model(params, keys)._replace(encode=same, decode=same, decoder=normal)
+
+  return base._replace(loss=loss, model=model)

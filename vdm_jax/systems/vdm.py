@@ -5,6 +5,7 @@ data through the decoder of `decoders.Pixels`, and the variational bound as the 
 time or with T steps.  A config chooses the network and the schedule in Python and hands them to
 `experiment`.
 """
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import get_args
@@ -78,20 +79,30 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
   """
   m = config.model
   require_groups(config)
+  logsnr_max, logsnr_min = end_points(config)
+  spec = data.resolve(config.data)
+  one_level = math.log2(spec.levels / 2)
+  return configured(
+      UNet(features=m.features, blocks=m.blocks, attention_everywhere=m.attention_everywhere,
+           groups=m.groups, fourier=tuple(octave + one_level for octave in m.fourier),
+           classes=spec.classes if m.class_conditional else 0,
+           logsnr_max=logsnr_max, logsnr_min=logsnr_min, scan=m.scan), config)
+
+
+def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
+  """A published network with what `config.model` says of dropout, precision, memory and speed.
+
+  Raises InputError: no such remat, weight gradient or attention.
+  """
+  m = config.model
   for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient,
                         'attention': Attention}.items():
     choices = get_args(choices)
     require(config, name, m[name] in choices, f'choose one of {", ".join(choices)}')
-  logsnr_max, logsnr_min = end_points(config)
-  spec = data.resolve(config.data)
-  one_level = math.log2(spec.levels / 2)
-  return UNet(features=m.features, blocks=m.blocks, attention_everywhere=m.attention_everywhere,
-              groups=m.groups, dropout=m.dropout,
-              fourier=tuple(octave + one_level for octave in m.fourier),
-              classes=spec.classes if m.class_conditional else 0,
-              logsnr_max=logsnr_max, logsnr_min=logsnr_min, dtype=jnp.dtype(m.dtype),
-              scan=m.scan, remat=m.remat, weight_gradient=m.weight_gradient,
-              attention=m.attention)
+  given = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
+           'weight_gradient': m.weight_gradient, 'attention': m.attention}
+  has = {field.name for field in dataclasses.fields(net)}  # DiT has no convolutions, e.g.
+  return net.clone(**{name: value for name, value in given.items() if name in has})
 
 
 def bound_loss(model: Callable[..., Model], shape: tuple[int, ...], steps: int = 0) -> Loss:

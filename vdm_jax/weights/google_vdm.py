@@ -3,7 +3,7 @@
 The official tree, its names joined by `/`, has two parts: `score_model/...`, our `net` (a
 `nn.vdm_unet.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
 `schedules.Monotone`).  Kernels have the same layout; the names change, and the blocks down and up
-are stacked (`vdm_unet.stacked`):
+are stacked (`nn.stack`):
 
     score_model/down.block_3/GroupNorm_0/scale      net/down/norm1/scale [3]
     score_model/up.attn_0/proj_out/kernel           net/up_attention_0/out/kernel
@@ -17,7 +17,8 @@ import jax
 import ml_collections
 
 from vdm_jax import schedules
-from vdm_jax.nn import vdm_unet
+from vdm_jax.nn import stack
+from vdm_jax.nn.vdm_unet import STACKS
 from vdm_jax.systems import vdm
 from vdm_jax.typing import Array, PyTree
 from vdm_jax.weights import fitting
@@ -76,14 +77,16 @@ def fit(flat: Mapping[str, Array], like: PyTree) -> PyTree:
   like: {'net': ..., 'schedule': ...}, arrays or shapes; a fixed schedule has no entry.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  params = fitting.fit(flat, jax.eval_shape(_unrolled, like), official_name, hint=_HINT)
-  return params | {'net': vdm_unet.stacked(params['net'])} if 'net' in params else params
+  unrolled = jax.eval_shape(lambda u: _of_net(stack.unrolled, u), like)
+  params = fitting.fit(flat, unrolled, official_name, hint=_HINT)
+  return _of_net(stack.stacked, params)
 
 
 def to_flat(params: PyTree) -> dict[str, Array]:
   """The inverse of `fit`: our parameters by their official names."""
-  return fitting.flat(_unrolled(params), official_name)
+  return fitting.flat(_of_net(stack.unrolled, params), official_name)
 
 
-def _unrolled(params: PyTree) -> PyTree:
-  return params | {'net': vdm_unet.unrolled(params['net'])} if 'net' in params else params
+def _of_net(change, params: PyTree) -> PyTree:
+  """Parameters whose network's blocks are stacked, or unrolled."""
+  return {name: change(part, STACKS) if name == 'net' else part for name, part in params.items()}

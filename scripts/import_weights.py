@@ -1,0 +1,30 @@
+"""Makes a run of published weights, on which evaluate.py, sample.py and the rest work at once.
+
+  python scripts/import_weights.py --source=improved-diffusion --in=cifar10_uncond_50M_500K.pt \\
+    --out=runs/iddpm
+  python scripts/import_weights.py --source=score-sde --model=vp/cifar10_ddpmpp_continuous \\
+    --in=checkpoint_8.pth --out=runs/ddpmpp
+
+Files are read without executing anything in them: PyTorch's, NVIDIA's pickles, safetensors, .npz
+and Flax's msgpack.
+"""
+import cli
+from absl import flags
+
+from vdm_jax.weights import importing
+
+SOURCE = flags.DEFINE_enum('source', None, sorted(importing.SOURCES), 'Where the file is from.')
+IN = flags.DEFINE_string('in', None, 'The file of weights.')
+OUT = flags.DEFINE_string('out', None, 'The directory of the run to be made.')
+MODEL = flags.DEFINE_string('model', '', "Which of the source's models it is; default: as the file "
+                            'is called.')
+
+
+def main():
+  found = importing.import_weights(SOURCE.value, IN.value, OUT.value, cli.ROOT / 'configs',
+                                   MODEL.value)
+  print(f'{OUT.value}: {found.model}, {found.parameters:,} parameters, {found.config}')
+
+
+if __name__ == '__main__':
+  cli.run(main, required=['source', 'in', 'out'], alone=True)

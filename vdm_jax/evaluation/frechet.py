@@ -1,0 +1,69 @@
+"""The Fréchet distance of two sets of features, each taken for a Gaussian: on those of Inception
+it is the FID (Heusel et al. 2017).
+
+It is biased upwards by about 1 / n, and how much depends on the model that is judged (Chong and
+Forsyth 2020): compare at equal numbers of samples, or extrapolate to infinitely many.
+"""
+import numpy as np
+
+from vdm_jax.evaluation.features import Statistics, statistics
+
+LEAST = 4  # samples for each dimension from which an extrapolation starts to mean something
+POINTS = 15
+
+
+def root(covariance: np.ndarray) -> np.ndarray:
+  """R [D, r] with R R^T the covariance [D, D], of numerical rank r.
+
+  Eigenvalues that are rounding errors are left out: their roots would be some 1e8 times larger.
+  """
+  values, vectors = np.linalg.eigh(covariance)
+  real = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+  return vectors[:, real] * np.sqrt(values[real])
+
+
+def distance(a: Statistics, b: Statistics) -> float:
+  """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+
+  Dowson and Landau (1982), Heusel et al. (2017).  With C = R R^T the trace of the root is
+  the sum of the singular values of R_a^T R_b, a real number whatever the ranks.
+  """
+  return _distance(a, b, root(b.covariance))
+
+
+def _distance(a, b, root_b):
+  cross = root(a.covariance).T @ root_b
+  common = np.linalg.svd(cross, compute_uv=False).sum() if cross.size else 0.0
+  apart = a.mean - b.mean
+  squares = apart @ apart + np.trace(a.covariance) + np.trace(b.covariance)
+  return max(float(squares - 2.0 * common), 0.0)  # which is below 0 by rounding alone
+
+
+def extrapolated(features: np.ndarray, reference: Statistics) -> float | None:
+  """The distance of infinitely many samples: the intercept of a line in 1 / n.
+
+  FID_infinity of Chong and Forsyth (2020): a fit to the distances of random parts of the samples
+  [N, D], of 15 sizes from N / 10 (but no fewer than 2 D, where the line is one) to N.  The bias of
+  a finite reference stays.  None of fewer than 4 D samples.
+  """
+  count, dimensions = features.shape
+  if count < LEAST * dimensions:
+    return None
+  sizes = np.linspace(max(count / 10, 2 * dimensions), count, POINTS).astype(int)
+  rng = np.random.RandomState(0)
+  root_b = root(reference.covariance)
+  distances = [_distance(statistics(features[rng.permutation(count)[:n]]), reference, root_b)
+               for n in sizes]
+  return float(np.polyfit(count / sizes, distances, 1)[1])
+
+
+def warning(dimensions: int, **counts: int) -> str:
+  """What is doubtful about a distance in so many dimensions, '' if nothing is.
+
+  counts: how many there are of each set, by its name.
+  """
+  few = [f'{n:,} {name}' for name, n in counts.items() if 0 < n < dimensions]
+  if not few:
+    return ''
+  return (f'{" and ".join(few)} for {dimensions:,} dimensions: the covariance is singular and the '
+          'Fréchet distance far too large; take more.')

@@ -1,0 +1,94 @@
+"""What samples are compared with: the statistics of a data set's features, kept in a file.
+
+    mean, covariance     float64 [D], [D, D]
+    count                images they are of
+    features             float32 [n, D], of some of the images, in random order
+    about                JSON: the name of the data, the extractor and its checksum, shape, levels
+
+A file of other code that holds `mu` and `sigma` is read too.  It does not say what its features
+are, nor of how many images, and has none to compare neighbours with.
+"""
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vdm_jax import files
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.features import Extractor, Statistics
+
+
+class Reference(NamedTuple):
+  """A data set, as an extractor sees it."""
+  name: str
+  extractor: str          # its name, '' where it is not known
+  checksum: str           # of the extractor's weights
+  shape: tuple[int, ...]  # of the images, () where it is not known
+  levels: int             # of the images, 0 where it is not known
+  statistics: Statistics  # of all; count 0 where it is not known
+  features: np.ndarray    # float32 [n, D], of some, in random order
+
+
+def digest(reference: Reference) -> str:
+  """The first 16 digits of the SHA-256 of count, mean, covariance and features."""
+  out = hashlib.sha256()
+  for array in (np.int64(reference.statistics.count), *reference.statistics[1:],
+                reference.features):
+    out.update(np.ascontiguousarray(array).data)
+  return out.hexdigest()[:16]
+
+
+def save(path: str | Path, reference: Reference) -> None:
+  about = {name: getattr(reference, name)
+           for name in ('name', 'extractor', 'checksum', 'shape', 'levels')}
+  with files.whole(path) as partial:
+    np.savez_compressed(partial, **reference.statistics._asdict(), features=reference.features,
+                        about=json.dumps(about))
+
+
+def arrays(path: str | Path, flag: str) -> dict[str, np.ndarray]:
+  """All arrays of an .npz.  Raises InputError, naming the flag: no such file, or a damaged one."""
+  if not Path(path).is_file():
+    raise InputError(f'--{flag}={path}: there is no such file; give the path of an .npz.')
+  try:
+    with open(path, 'rb') as opened, np.load(opened, allow_pickle=False) as file:
+      return {name: file[name] for name in file}
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise InputError(f'--{flag}={path} cannot be read ({error}): it must be an .npz of arrays.'
+                     ) from None
+
+
+def from_arrays(found: Mapping[str, np.ndarray], path: str, extractor: Extractor
+                ) -> Reference | None:
+  """The reference that a file's arrays are; None where they are no statistics.
+
+  Raises InputError where they are of other features than the extractor's.
+  """
+  if {'mu', 'sigma'} <= found.keys():
+    mean, covariance = found['mu'], found['sigma']
+    out = Reference(Path(path).name, '', '', (), 0, Statistics(
+        0, np.asarray(mean, np.float64), np.asarray(covariance, np.float64)),
+                    np.empty((0, len(mean)), np.float32))
+  elif {*Statistics._fields, 'features', 'about'} <= found.keys():
+    about = json.loads(str(found['about']))
+    out = Reference(**{**about, 'shape': tuple(about['shape'])}, statistics=Statistics(
+        int(found['count']), found['mean'], found['covariance']), features=found['features'])
+    # Weights are the same wherever they are kept.
+    same = lambda name, checksum: (name.partition(':')[0], checksum)
+    if same(out.extractor, out.checksum) != same(*extractor[:2]):
+      raise InputError(
+          f'--reference={path} holds statistics of the features {out.extractor} '
+          f'({out.checksum or "no weights"}), but --features are {extractor.name} '
+          f'({extractor.checksum or "no weights"}): make them anew with --save_reference.')
+  else:
+    return None
+  shape = out.statistics.covariance.shape
+  if out.statistics.mean.ndim != 1 or shape != 2 * out.statistics.mean.shape:
+    raise InputError(f'--reference={path}: its mean is {out.statistics.mean.shape}, its covariance '
+                     f'{shape}; they must be [D] and [D, D].')
+  return out

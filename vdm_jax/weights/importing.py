@@ -1,0 +1,137 @@
+"""A published weight file as a run: what the commands for runs can use at once.
+
+  source               files of                        models, by file                  config
+  google-vdm           google-research/vdm             the config, cifar10_aug, ...     of that name
+  ddpm                 huggingface/diffusers           weights.ddpm.MODELS              ddpm
+  improved-diffusion   openai/improved-diffusion       weights.openai.MODELS            adm
+  guided-diffusion     openai/guided-diffusion         weights.openai.MODELS            adm
+  dit                  facebookresearch/DiT            weights.dit.MODELS               dit
+  score-sde            yang-song/score_sde_pytorch     weights.score_sde.MODELS         score_sde
+  edm                  NVlabs/edm                      weights.edm.MODELS               edm
+  ncsnv2               ermongroup/ncsn, ncsnv2         weights.ncsnv2.MODELS            ncsnv2
+
+Where a file has averaged parameters, those are taken, as the publications do.
+"""
+import hashlib
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from vdm_jax import files, workdir
+from vdm_jax.errors import InputError
+from vdm_jax.train import step as step_lib
+from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.typing import PyTree
+from vdm_jax.weights import ddpm, dit, edm, google_vdm, ncsnv2, openai, readers, score_sde
+
+Flat = Mapping[str, np.ndarray]
+
+
+class Source(NamedTuple):
+  """Where weights come from."""
+  models: Collection[str]
+  config: Callable[[str], tuple[str, tuple[str, ...]]]    # model -> config file, its variant
+  params: Callable[[Flat, PyTree, str], PyTree]           # file, params here, model -> params
+
+
+def _there(flat: Flat, *prefixes: str) -> Flat:
+  """What is under the first of these that there is, or all of it."""
+  for prefix in prefixes:
+    if any(name.startswith((f'{prefix}.', f'{prefix}/')) for name in flat):
+      return readers.subtree(flat, prefix)
+  return flat
+
+
+def _of_net(from_flat: Callable[[Flat, PyTree], PyTree]) -> Callable[[Flat, PyTree, str], PyTree]:
+  return lambda flat, like, model: {'net': from_flat(flat, like['net'])}
+
+
+def _google(flat: Flat, like: PyTree, model: str) -> PyTree:
+  return google_vdm.fit(_there(_there(flat, 'ema_params', 'params'), 'params'), like)
+
+
+def _score_sde(flat: Flat, like: PyTree) -> PyTree:
+  shadows = _there(flat, 'ema.shadow_params')
+  weights = _there(flat, 'model')
+  if shadows is not flat:
+    weights = score_sde.averaged(weights, [shadows[str(i)] for i in range(len(shadows))])
+  return score_sde.from_flat(weights, like)
+
+
+def _ncsnv2(flat: Flat, like: PyTree, model: str) -> PyTree:
+  return {'net': ncsnv2.from_flat(_there(flat, '4', '0'), like['net'], ncsnv2.MODELS[model])}
+
+
+def _by_variant(name: str) -> Callable[[str], tuple[str, tuple[str, ...]]]:
+  return lambda model: (name, (model,))
+
+
+_OPENAI = Source(openai.MODELS, _by_variant('adm'), _of_net(openai.from_flat))
+SOURCES = {
+    'google-vdm': Source(('cifar10', 'cifar10_aug', 'imagenet32', 'imagenet64'),
+                         lambda model: (model, ()), _google),
+    'ddpm': Source(('ddpm-cifar10-32',), lambda model: ('ddpm', ()), _of_net(ddpm.from_flat)),
+    'improved-diffusion': _OPENAI,
+    'guided-diffusion': _OPENAI,
+    'dit': Source(dit.MODELS, _by_variant('dit'), _of_net(
+        lambda flat, like: dit.from_flat(_there(flat, 'ema'), like))),
+    'score-sde': Source(score_sde.MODELS, _by_variant('score_sde'), _of_net(_score_sde)),
+    'edm': Source(edm.MODELS, _by_variant('edm'), _of_net(edm.from_flat)),
+    'ncsnv2': Source(ncsnv2.MODELS, _by_variant('ncsnv2'), _ncsnv2),
+}
+
+
+class Imported(NamedTuple):
+  model: str
+  config: str       # FILE.py, or FILE.py:VARIANT
+  parameters: int
+
+
+def import_weights(source: str, file: str | Path, out: str | Path, configs: str | Path,
+                   model: str = '') -> Imported:
+  """Makes `out` the run, at step 0, of the weights in `file`.
+
+  model: which of the source's models it is; '': what the file is called.  configs: the folder of
+  the config files.  Raises InputError, and then has written nothing: no such source or model, a
+  file that is none or has other parameters, an `out` with a run in it.
+  """
+  if source not in SOURCES:
+    raise InputError(f'--source={source}: choose one of {", ".join(SOURCES)}.')
+  of, file, out = SOURCES[source], Path(file), Path(out)
+  model = model or file.stem
+  if model not in of.models:
+    raise InputError(f'--model={model}: which of these is it? {", ".join(of.models)}.')
+  if any((out / 'checkpoints').glob('[0-9]*')):
+    raise InputError(f'--out={out} holds a run: choose another directory.')
+  name, variant = of.config(model)
+  config_file = Path(configs) / f'{name}.py'
+  module = workdir.import_config(config_file)
+  config = module.get_config(*variant)
+  experiment = module.build(config)
+  like = jax.eval_shape(experiment.init, jax.random.key(config.seed))
+
+  flat = readers.read(file)
+  try:
+    params = of.params(flat, like, model)
+  except InputError as error:
+    raise InputError(f'--in={file} as {model}: {error}') from None
+  params = jax.tree.map(lambda u: np.asarray(u, np.float32), params)
+  wrong = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
+           if not np.isfinite(u).all()]
+  if wrong:
+    raise InputError(f'--in={file}: {jax.tree_util.keystr(wrong[0])} is not finite.')
+
+  workdir.prepare(out, config, config_file)
+  checkpoints = Checkpoints(out)
+  checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
+  checkpoints.close()
+  files.write_text(out / 'imported.json', json.dumps({
+      'source': source, 'model': model, 'file': file.name,
+      'sha256': hashlib.sha256(file.read_bytes()).hexdigest()}, indent=2))
+  return Imported(model, ':'.join([str(config_file), *variant]),
+                  sum(math.prod(u.shape) for u in jax.tree.leaves(params)))
