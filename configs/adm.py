@@ -12,10 +12,9 @@ Dhariwal 2021, table 2), ImageNet 64x64 3.53.
 import ml_collections
 
 from vdm_jax.errors import InputError
-from vdm_jax.nn.adm import UNet
 from vdm_jax.systems import chain, vdm
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.openai import CHAINS, MODELS, SHAPES
+from vdm_jax.weights.openai import CHAINS, MODELS, SHAPES, is_diffusion
 
 # What each was trained on: the beginning of its name -> data set.
 _DATA = {'cifar10': 'cifar10', 'imagenet64_cond': 'imagenet_resized/64x64',
@@ -25,8 +24,7 @@ _DATA = {'cifar10': 'cifar10', 'imagenet64_cond': 'imagenet_resized/64x64',
 
 
 def get_config(model: str = 'cifar10_uncond_50M_500K') -> ml_collections.ConfigDict:
-  images = {name for name, net in MODELS.items()
-            if isinstance(net, UNet) and not net.super_resolution}
+  images = {name for name, net in MODELS.items() if is_diffusion(net)}
   if model not in images:
     also = (' is a classifier or an upsampler, which take more than an image and are used from '
             'Python (vdm_jax.weights.openai)' if model in MODELS else '')

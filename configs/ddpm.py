@@ -1,25 +1,38 @@
 """DDPM: Ho, Jain and Abbeel (2020), the network, the chain and L_simple.
 
-  python scripts/import_weights.py --source=ddpm --in=diffusion_pytorch_model.safetensors --out=RUN
+  python scripts/import_weights.py --source=ddpm --model=ddpm-cifar10-32 --out=RUN \\
+    --in=diffusion_pytorch_model.safetensors
   python scripts/train.py --config=configs/ddpm.py --workdir=RUN --data_dir=DIR
 
-The weights are those that huggingface/diffusers converted, google/ddpm-cifar10-32.
-Hardware and time: 8 TPU v3 cores, 10.6 hours (the paper's); not run here.
-To reach, as published: 3.70 bits/dim (test, `vlb@1000/ddpm`; table 2) and FID 3.17 (table 1).
+After the colon the name of a checkpoint that huggingface/diffusers converted.
+Hardware and time: 8 TPU v3 cores, 10.6 hours (the paper's, CIFAR-10); not run here.
+To reach, as published: 3.75 bits/dim (test, `vlb@1000/large/ddpm`) and FID 3.17 on CIFAR-10.
 """
 import ml_collections
 
+from vdm_jax.errors import InputError
 from vdm_jax.systems import chain, vdm
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.ddpm import MODELS
+from vdm_jax.weights.ddpm import MODELS, SHAPES
+
+_DATA = {'bedroom': 'lsun/bedroom', 'church': './lsun_church', 'cat': './lsun_cat',
+         'celebahq': './celebahq'}
 
 
-def get_config() -> ml_collections.ConfigDict:
-  config = chain.default_config()
-  config.data.update(name='cifar10', shape=(32, 32, 3), levels=256, classes=10)
+def get_config(model: str = 'ddpm-cifar10-32') -> ml_collections.ConfigDict:
+  if model not in MODELS:
+    raise InputError(f'--config=configs/ddpm.py:{model}; choose one of {", ".join(MODELS)}.')
+  config, cifar10 = chain.default_config(), model == 'ddpm-cifar10-32'
+  config.data.update(name='cifar10' if cifar10 else _DATA[model.split('-')[-2]],
+                     shape=SHAPES[model], levels=256, classes=10 if cifar10 else 0,
+                     batch_size=128 if cifar10 else 64, image_size=0 if cifar10 else 256)
+  config.model.checkpoint = model
+  config.model.dropout = MODELS[model].dropout
+  if not cifar10:
+    config.optimizer.learning_rate = 2e-5
   config.train.steps = 800_000
   return config
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  return chain.experiment(config, net=vdm.configured(MODELS['ddpm-cifar10-32'], config))
+  return chain.experiment(config, net=vdm.configured(MODELS[config.model.checkpoint], config))

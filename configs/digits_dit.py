@@ -15,7 +15,7 @@ from vdm_jax.typing import Experiment
 
 def get_config() -> ml_collections.ConfigDict:
   config = digits_ddpm.get_config()
-  config.model.update(features=128, blocks=6)
+  config.model.update(features=128, blocks=6, dropout=0.0)
   config.model.patch = 2
   config.optimizer.learning_rate = 2e-3  # 6e-3 is too much for it
   return config

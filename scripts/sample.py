@@ -20,6 +20,9 @@ TRACE = flags.DEFINE_string('trace', '', 'Also a .png of the first images on the
 COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
 LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
+GUIDANCE = flags.DEFINE_list(
+    'guidance', [], 'W: classifier-free, eps = (1 + W) eps(z, label) - W eps(z); W,LOW,HIGH: where '
+    'log-SNR is in [LOW, HIGH], else as it is.')
 AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
@@ -29,7 +32,8 @@ def main():
   evaluations = runs.sample(
       WORKDIR.value, OUT.value, method=sampler_list.method(SAMPLER.value, STEPS.value, GRID.value),
       count=COUNT.value, seed=SEED.value, label=LABEL.value, average=AVERAGE.value,
-      step=STEP.value, batch_size=BATCH_SIZE.value, trace=TRACE.value)
+      step=STEP.value, batch_size=BATCH_SIZE.value, trace=TRACE.value,
+      guided=sampler_list.guidance(GUIDANCE.value))
   print(f'{OUT.value}: ' + (f'{evaluations} evaluations of the network for each image'
                             if evaluations else 'all images were there already'))
   if TRACE.value:

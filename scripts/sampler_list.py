@@ -4,7 +4,7 @@ One dictionary, read by sample.py, compare_samplers.py and certify.py.  A sample
 no entry: in Python, `samplers.sample(mine(denoise, process), ...)` and `certify(mine, order=2)`.
 """
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -318,6 +318,18 @@ def method(name: str, steps: int | None = None, grid: str = '') -> runs.Method:
     times = lambda process: own
   return runs.Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
                      entry.needs == 'v')
+
+
+def guidance(given: Sequence[str]) -> runs.Guidance | None:
+  """Of --guidance=W or W,LOW,HIGH, split at the commas; None where it is empty.  Raises InputError.
+  """
+  try:
+    numbers = [float(number) for number in given]
+    if len(numbers) not in (0, 1, 3) or (len(numbers) == 3 and not numbers[1] < numbers[2]):
+      raise ValueError
+  except ValueError:
+    raise InputError(f'--guidance={",".join(given)}: W, or W,LOW,HIGH with LOW < HIGH.') from None
+  return runs.Guidance(*numbers) if numbers else None
 
 
 def _read(grid: str) -> np.ndarray:

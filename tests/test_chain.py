@@ -5,11 +5,19 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import linen as nn
+from scipy.stats import norm
 
+from vdm_jax import decoders, oracles
+from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import estimates
+from vdm_jax.objectives import vlb
+from vdm_jax.processes import GaussianProcess, ve
+from vdm_jax.samplers import ddim
+from vdm_jax.samplers.drawing import draw
+from vdm_jax.schedules import Linear
 from vdm_jax.systems import chain
-from vdm_jax.typing import Context
+from vdm_jax.typing import Context, Model
 
 
 class Reader(nn.Module):
@@ -56,7 +64,7 @@ def test_a_step_has_the_published_signal_and_noise_for_images_between_minus_one_
 
 
 def test_the_network_reads_the_number_of_the_step_from_zero_on():
-  _, model = build(config_of())
+  _, model = build(config_of(clip=False))
   z = jnp.zeros((4, 2, 2, 1))
   level = model.process(jnp.array([0.001, 0.002, 0.5, 1.0]))
   steps = model.denoise(z, level).eps[:, 0, 0, 0]
@@ -69,6 +77,54 @@ def test_other_numbers_of_steps_end_at_about_the_same_level():
   ends = [float(build(config_of(timesteps=steps))[1].process(jnp.float32(1.0)).logsnr)
           for steps in (1000, 4000)]
   np.testing.assert_allclose(ends, -10.1177 + 2.0 * np.log(256 / 255), rtol=2e-2)
+
+
+@pytest.mark.parametrize('levels', [17, 256])
+@pytest.mark.parametrize('learned', [False, True])
+def test_the_first_step_ends_in_the_published_discretised_normal(levels, learned):
+  """Ho et al. (2020), eq. 13, with images between -1 and 1: the mean is the clipped x_hat, and the
+  variance that of q(x_1 | x_2, x_0), by which their code replaces beta_1 and beta_tilde_1."""
+  _, model = build(config_of(levels, variances=learned), Reader(int(learned), scale=0.0))
+  data = np.random.default_rng(0).integers(0, levels, (levels, 2, 2, 1))
+  eps = 0.3 * np.random.default_rng(1).standard_normal(data.shape)
+  batch = {'image': jnp.asarray(data)}
+  _, terms = vlb.discrete(
+      model.denoise, model.process, model.encode(batch['image']), jnp.full(levels, 5e-4),
+      jax.random.split(jax.random.key(0), levels), steps=1000, data=batch['image'], decoder=None,
+      variance=vlb.learned if learned else vlb.fixed_large,
+      last=DiscretisedNormal(levels).log_prob, eps=jnp.asarray(eps, jnp.float32))
+  betas = np.linspace(1e-4, 0.02, 1000)
+  kept = np.cumprod(1.0 - betas)
+  variance = betas[1] * (1.0 - kept[0]) / (1.0 - kept[1])
+  # Half way to beta_1 where it is learned: the network says 0 (Nichol and Dhariwal 2021, eq. 15).
+  std = np.sqrt(np.sqrt(variance * betas[0]) if learned else variance)
+  image = 2.0 * data / (levels - 1) - 1.0
+  # The estimate of the noise is zero, so that of x_0 is z / sqrt(alpha bar).
+  mean = np.clip(image + np.sqrt((1.0 - kept[0]) / kept[0]) * eps, -1.0, 1.0)
+  half = 1.0 / (levels - 1)
+  upper = np.where(data == levels - 1, np.inf, (image + half - mean) / std)
+  lower = np.where(data == 0, -np.inf, (image - half - mean) / std)
+  exact = np.log(np.diff(norm.cdf([lower, upper]), axis=0)[0]).sum(axis=(1, 2, 3))
+  np.testing.assert_allclose(terms['reconstruction'] / 1000, -exact, rtol=1e-3, atol=2e-3)
+
+
+def test_samples_end_in_the_estimate_where_the_last_noise_is_visible():
+  """Data that are all at one level, noise of three levels at the end: its samples have none."""
+  pixels, at = decoders.Pixels(), 100
+  exact = oracles.Gaussian(float(pixels.encode(jnp.array(at))), 0.0)
+  model = Model(denoise=exact, process=GaussianProcess(Linear(8.0, -8.0), ve),
+                decoder=pixels.log_prob, encode=pixels.encode, decode=pixels.decode,
+                cond=lambda batch: None, shape=(4, 4, 1))
+
+  def drawn(model):
+    (batch,) = draw(lambda params: model, {}, ddim, times=np.linspace(1.0, 0.0, 5), start=0, stop=8,
+                    seed=0, batch_size=8, cond=lambda numbers: {'label': numbers})
+    return batch
+
+  plain, ends = drawn(model), drawn(model._replace(ends_denoised=True))
+  assert plain.data.std() > 1.0
+  np.testing.assert_array_equal(ends.data, at)
+  assert (plain.evaluations, ends.evaluations) == (4, 5)
 
 
 def test_the_loss_is_the_mean_square_error_of_the_noise_and_the_hybrid_adds_the_bound():

@@ -15,7 +15,10 @@ from vdm_jax.train import step as step_lib
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 VARIANTS = [(path, ()) for path in CONFIGS] + [
-    (path, ('paper',)) for path in CONFIGS if path.stem == 'cifar10_aug']
+    (path, ('paper',)) for path in CONFIGS if path.stem == 'cifar10_aug'] + [
+    (path, (system,)) for path in CONFIGS if path.stem == 'toy2d' for system in ('vp', 've', 'edm')
+] + [(path, (objective,)) for path in CONFIGS if path.stem == 'digits_weighted'
+     for objective in ('min_snr', 'edm', 'ddpm', 'iddpm')]
 
 # Kingma et al.'s networks: counted from the published code (without the schedule's parameters).
 PUBLISHED = {('cifar10', ()): 30_578_179, ('cifar10_aug', ()): 122_137_603,
@@ -59,15 +62,20 @@ def test_a_config_builds_and_its_update_traces(path, variant, tmp_path):
   alike = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
   assert all(jax.tree.leaves(alike))
   assert metrics['loss'].shape == ()
-  assert metrics.keys() >= ({'accuracy'} if path.stem == 'digits_classifier' else
-                            {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'})
+  expected = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
+  assert metrics.keys() >= {'digits_classifier': {'accuracy'},
+                            'digits_noisy_classifier': {'accuracy'},
+                            'digits_vae': expected - {'diffusion'},
+                            'digits_hvae': expected - {'diffusion'}}.get(path.stem, expected)
 
 
 @pytest.mark.parametrize('name,field,value', [
     *(('digits_' + name, 'timesteps', 10) for name in (
         'scoreflow', 'soft_truncation', 'resampled', 'idode_vp', 'idode_sp', 'scoreode',
         'learned_schedule')),
-    ('digits_small', 'timesteps', -1), ('digits_iddpm_hybrid', 'timesteps', 0),
+    ('ncsn_digits', 'timesteps', 1), ('ncsn_digits', 'sigma_min', 0.0),
+    ('ebm_swirl', 'timesteps', 10), ('ssm_swirl', 'timesteps', 10),
+    ('digits_dit', 'dropout', 0.1), ('digits_small', 'timesteps', -1), ('digits_iddpm_hybrid', 'timesteps', 0),
     ('digits_iddpm_vlb', 'timesteps', 0), ('digits_resampled', 'time_bins', 0),
     ('digits_resampled', 'losses_kept', 0), ('digits_dequantised', 'couplings', -1),
     ('digits_scoreflow', 't_min', 1.0), ('digits_soft_truncation', 'truncation_power', -1.0),

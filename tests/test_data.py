@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from vdm_jax import data
 from vdm_jax.data import pipeline, sources
@@ -118,6 +119,64 @@ def test_the_swirl_has_the_moments_of_its_formula():
   np.testing.assert_array_less(abs(x.var(0) - variance), 4 * error)
   assert 'label' not in d.batch(0)
   assert d.split('test').sha256() != make(name='swirl').split('train').sha256()
+
+
+def moments(*arcs):
+  """Mean and covariance of points [n, 2], each taken to be as probable as any other."""
+  points = np.concatenate(arcs)
+  return points.mean(0), np.cov(points.T, bias=True)
+
+
+def formula(name):
+  """Mean and covariance of a formula in levels, before the noise, and the noise's variance."""
+  u = (np.arange(20_000) + 0.5) / 20_000
+  circle = lambda angle: np.stack([np.cos(angle), np.sin(angle)], -1)
+  if name == 'swiss_roll':
+    angle = 1.5 * np.pi * (1 + 2 * u)
+    return *moments(8 * (angle[:, None] * circle(angle) + 16)), 1.6**2
+  if name == 'moons':
+    arc = circle(np.pi * u)
+    arcs = [60 * (a - [0.5, 0.25]) + 128 for a in (arc, [1, 0.5] - arc)]
+    return *moments(*arcs), (60 / 16)**2
+  if name == 'rings':
+    return np.full(2, 128.0), 26**2 * 7.5 / 2 * np.eye(2), (26 / 12)**2
+  return np.full(2, 128.0), 56**2 / 2 * np.eye(2), 7**2  # eight_gaussians
+
+
+@pytest.mark.parametrize('name', ['swiss_roll', 'moons', 'rings', 'eight_gaussians'])
+def test_points_in_the_plane_have_the_moments_of_their_formula(name):
+  d, n = make(name=name), 50_000
+  assert d.spec == data.Spec(name, (2,), 256, 0)
+  x = d.split('train').get(np.arange(n))['image'].astype(float)
+  mean, covariance, noise = formula(name)
+  # Rounding down takes half a level off the mean and adds the variance 1/12 of a uniform one.
+  np.testing.assert_array_less(abs(x.mean(0) - (mean - 0.5)), 4 * x.std(0) / n**0.5)
+  products = (x - x.mean(0))[:, :, None] * (x - x.mean(0))[:, None]
+  np.testing.assert_array_less(
+      abs(products.mean(0) - covariance - (noise + 1 / 12) * np.eye(2)),
+      4 * products.std(0) / n**0.5)
+  assert d.split('test').sha256() != make(name=name).split('train').sha256()
+
+
+def test_the_checkerboard_is_uniform_on_eight_squares():
+  d = make(name='checkerboard')
+  assert d.spec == data.Spec('checkerboard', (2,), 256, 0)
+  x = d.split('train').get(np.arange(50_000))['image'].astype(int)
+  square, inside = x // 64, x % 64
+  assert not (square.sum(1) % 2).any()
+  for cell in (square @ [4, 1], inside[:, 0], inside[:, 1]):
+    _, counts = np.unique(cell, return_counts=True)
+    assert len(counts) in (8, 64)
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_the_heartbeat_is_one_of_five_sequences():
+  d = make(name='heartbeat')
+  assert d.spec == data.Spec('heartbeat', (20,), 2, 0)
+  x = d.split('train').get(np.arange(50_000))['image']
+  found, counts = np.unique(x, axis=0, return_counts=True)
+  np.testing.assert_array_equal(found[::-1], np.tile(np.eye(5), 4))
+  assert stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_a_data_set_that_is_not_here_is_declared_by_tfds_so_that_a_config_builds(tmp_path):

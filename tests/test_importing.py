@@ -59,14 +59,13 @@ def test_the_run_that_comes_of_a_file_has_its_weights(published, tmp_path):
   same(trained.params, {'net': params})
   same(workdir.load_trained(out, average='raw').params, {'net': params})
   model = trained.experiment.model(trained.params)
-  # Ten noise levels of images in [0, 1], from 0.01 to 1 (Song and Ermon 2019, section 5), in our
-  # units: x is 2 / 255 a level's number, and so much larger than theirs, which is 1 / 255.
+  # Ten noise levels of images in [0, 1], from 0.01 to 1 (Song and Ermon 2019, section 5), which are
+  # half as wide as ours.
   level = model.process(jnp.array([0.0, 1.0]))
-  np.testing.assert_allclose(level.sigma / level.alpha, 2.0 * 255 / 256 * np.array([0.01, 1.0]),
-                             rtol=1e-5)
+  np.testing.assert_allclose(level.sigma / level.alpha, [0.02, 2.0], rtol=1e-5)
   # A second import does not overwrite what is there.
   again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-  assert again.returncode == 2 and '--out=' in again.stderr and 'holds a run' in again.stderr
+  assert again.returncode == 2 and '--out=' in again.stderr and 'is there already' in again.stderr
 
 
 def test_averages_are_taken_where_a_file_has_them():

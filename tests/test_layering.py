@@ -40,6 +40,8 @@ ROOMS['pictures'] = [*MATHEMATICS, 'files', 'likelihood']
 ROOMS['runs'] = [room for room in ROOMS if room not in ('nn', 'systems', 'weights')]
 # Samples judged by the features of a network.
 ROOMS['scoring'] = [*ROOMS['runs'], 'runs', 'nn', 'weights']
+# Systems of points in the plane, side by side.
+ROOMS['gallery'] = [*ROOMS['runs'], 'runs']
 # What measures all of it, and what nothing uses.
 ROOMS['benchmark'] = [*ROOMS['runs'], 'runs']
 ROOMS[PACKAGE] = ['typing', 'workdir']

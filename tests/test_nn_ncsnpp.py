@@ -8,6 +8,7 @@ import numpy as np
 import published
 import pytest
 
+from vdm_jax import inputs as views
 from vdm_jax import predictions, processes, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.nn import layers
@@ -150,7 +151,7 @@ def test_a_ve_network_of_data_in_0_1_denoises_data_in_minus_1_1(curve):
     time = time[:, None]
     return -(0.5 * (z + 1.0) - m) / (s**2 + time**2)
   denoise = predictions.on_curve(
-      predictions.denoiser(net, score_sde.ve_target, score_sde.ve_inputs), processes.ve)
+      predictions.denoiser(net, predictions.half_score, views.sigma()), processes.ve)
   process = processes.GaussianProcess(schedules.Linear(), curve)
   level = process(jnp.array([0.2, 0.5, 0.8]))
   z = jax.random.normal(jax.random.key(0), (3, 5)) * jnp.hypot(level.alpha, level.sigma)[:, None]

@@ -110,7 +110,8 @@ def bound_of_ddpm(v):
   for i in (1, 2, 3):
     beta = 1 - KEPT[i] / KEPT[i - 1]
     small = tilde(max(i, 2))  # that of the first step is that of the second, as in their code
-    variance = beta**v * small**(1 - v)
+    # A fixed variance has the same first step, whichever it is.
+    variance = small if v == 1 and i == 1 else beta**v * small**(1 - v)
     z = KEPT[i]**0.5 * centres[:, None] + (1 - KEPT[i])**0.5 * eps
     near = np.exp(-0.5 * (z[..., None] - KEPT[i]**0.5 * centres)**2 / (1 - KEPT[i]))
     x_hat = near @ centres / near.sum(axis=-1)

@@ -5,6 +5,7 @@ nest.  The two halves of an estimate always change together: z = alpha x + sigma
 wrapper wherever it held before, and `extra` is kept.
 
   where x_hat may be      `clip`, `dynamic_threshold`
+  what it is told         `told`
   what it is led to       `classifier`, `classifier_free`
   where that applies      `within` an interval of log-SNR
 """
@@ -60,6 +61,11 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
 # ------------------------------------------------------ what it is led to
 
 
+def told(denoise: Denoiser, change: Callable[[PyTree], PyTree]) -> Denoiser:
+  """`denoise` told change(cond) instead of cond; with `Model.null`, the model without condition."""
+  return lambda z, level, cond=None: denoise(z, level, change(cond))
+
+
 def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: Array) -> Denoiser:
   """eps = (1 + w) eps_c - w eps_u, and so x = (1 + w) x_c - w x_u.
 
@@ -90,6 +96,20 @@ def classifier(denoise: Denoiser, gradient: Callable[[Array, Level, PyTree], Arr
     ratio = jnp.where(some, wide.sigma / jnp.where(some, wide.alpha, 1.0), 0.0)
     return estimate._replace(x=estimate.x + ratio * push, eps=estimate.eps - push)
   return guided
+
+
+def label_gradient(logits: Callable[[Array, Level], Array]
+                   ) -> Callable[[Array, Level, Array], Array]:
+  """(z, level, label) -> grad_z log p(label | z_t), for `classifier`, of a noisy classifier.
+
+  logits: (z [B, ...], level) -> [B, classes], up to a constant log p(label | z_t).  label: [B].
+  """
+  def gradient(z, level, label):
+    def log_prob(z):
+      each = jax.nn.log_softmax(logits(z, level), axis=-1)
+      return jnp.sum(jnp.take_along_axis(each, label[:, None], axis=-1))
+    return jax.grad(log_prob)(z)
+  return gradient
 
 
 # ----------------------------------------------------- where that applies

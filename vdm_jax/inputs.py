@@ -10,7 +10,7 @@ curve by `predictions.on_curve`.
   scaled   z                1000 (max - logsnr) / (max - min)
   chain    z                the step of a chain, 0 the least noisy    Ho et al. (2020), and after
   sde      z                scale t, t the time of that process       Song et al. (2021), VP
-  sigma    scale z + shift  scale sigma                               Song and Ermon (2019)
+  sigma    scale z + shift  sigma / 2, or a multiple of it            Song and Ermon (2020)
   edm      c_in z           c_noise = log(sigma) / 4                  Karras et al. (2022), table 1
 
 The last two are of processes that add noise to the data as they are, `ve` or `Scaled(ve, ...)`.
@@ -61,10 +61,13 @@ def sde(trained_on: Process, scale: float = 999.0) -> Inputs:
   return inputs
 
 
-def sigma(scale: float = 1.0, shift: float = 0.0) -> Inputs:
-  """The noise level.  scale, shift: of z; both 1/2 for networks of images in [0, 1]."""
+def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inputs:
+  """The noise level times `of_sigma`: half of it is that of images in [0, 1].
+
+  scale, shift: of z; both 1/2 for a network that reads images in [0, 1] itself.
+  """
   def inputs(z, level):
-    return scale * z + shift, _each(scale * level.sigma, z)
+    return scale * z + shift, _each(of_sigma * level.sigma, z)
   return inputs
 
 

@@ -8,6 +8,7 @@ is a 2x2 system, so one solve serves them all; det = alpha b - sigma a.
   eps        0                    1
   v          -sigma               alpha              Salimans and Ho (2022)
   score      0                    -1 / sigma         the gradient of log q(z_t)
+  half_score 0                    -2 / sigma         the same of data of half the size, (x + 1) / 2
   flow       -1                   1                  Liu et al. (2022), our direction of time
   velocity   d alpha / dt         d sigma / dt       of the process trained on
   edm        see `edm`                               Karras et al. (2022), table 1
@@ -29,6 +30,7 @@ x: Target = lambda l: (jnp.ones_like(l.alpha), jnp.zeros_like(l.alpha))
 eps: Target = lambda l: (jnp.zeros_like(l.alpha), jnp.ones_like(l.alpha))
 v: Target = lambda l: (-l.sigma, l.alpha)
 score: Target = lambda l: (jnp.zeros_like(l.alpha), -1.0 / l.sigma)
+half_score: Target = lambda l: (jnp.zeros_like(l.alpha), -2.0 / l.sigma)
 flow: Target = lambda l: (-jnp.ones_like(l.alpha), jnp.ones_like(l.alpha))
 
 

@@ -15,7 +15,17 @@ import rich.table
 import tqdm
 from absl import logging
 
-from vdm_jax import data, devices, files, likelihood, pictures, random, samplers, workdir
+from vdm_jax import (
+    data,
+    devices,
+    files,
+    guidance,
+    likelihood,
+    pictures,
+    random,
+    samplers,
+    workdir,
+)
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation.features import checksum
@@ -29,6 +39,19 @@ from vdm_jax.train import loop
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.typing import Denoiser, Experiment, Model, Process, PyTree, Sampler
+
+
+class Guidance(NamedTuple):
+  """Classifier-free guidance of weight w where low <= logsnr <= high."""
+  weight: float
+  low: float = -np.inf
+  high: float = np.inf
+
+  def of(self, model: Model) -> Model:
+    """`model` so guided; it has `null`."""
+    unconditional = guidance.told(model.denoise, model.null)
+    guided = guidance.classifier_free(model.denoise, unconditional, self.weight)
+    return model._replace(denoise=guidance.within(model.denoise, guided, self.low, self.high))
 
 
 class Method(NamedTuple):
@@ -153,6 +176,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
     require_at_least(flag, value)
   options = naming.Options(times, importance, ode_tolerance, probes, probe, ode_start)
   naming.check_options(options)
+  asked = naming.parse(estimates)
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
   experiment, params = trained.experiment, trained.params
   spec = data.resolve(trained.config.data)
@@ -167,7 +191,6 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   logsnr_at = jax.jit(lambda params, t: jnp.mean(
       experiment.model(params).process(t).logsnr.reshape(len(t), -1), axis=1))
   ends = [float(u) for u in logsnr_at(params, jnp.array([0.0, 1.0]))]
-  asked = naming.parse(estimates)
   steps = trained.config.get('model', {}).get('timesteps', 0)
   chain = bool(np.isposinf(ends[0]) and steps)  # which begins at the data themselves
   if chain:
@@ -323,12 +346,13 @@ def _conditions(classes: int, label: int | None):
 
 def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL, count: int = 64,
            seed: int = 0, label: int | None = None, average: str = '', step: int | str = 'latest',
-           batch_size: int = 64, trace: str | Path = '') -> int:
+           batch_size: int = 64, trace: str | Path = '', guided: Guidance | None = None) -> int:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
   trace: a .png of the first eight images on their way.  Image i of a seed is the same however many
-  are drawn.  Returns the evaluations of the network for each image (of an adaptive
-  method the most in a batch), 0 if all were there already.  Raises InputError.
+  are drawn.  guided: of a model that has `null`.  Returns the evaluations of the network for each
+  image (of an adaptive method the most in a batch), 0 if all were there already.  Raises
+  InputError.
   """
   out, trace = Path(out), Path(trace)
   if out.suffix not in ('.png', '.npz'):
@@ -351,6 +375,12 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   if method.head and 'v' not in naming.heads(model, one):
     raise InputError(f"--sampler={method.name}: this model's network has no head for the variance; "
                      'train one (configs/digits_iddpm_hybrid.py), or choose another sampler.')
+  if guided and model.null is None:
+    raise InputError(f'--guidance={guided.weight:g}: this model has not learned to do without a '
+                     'label; train one that has (configs/digits_cfg.py).')
+  if guided and method.variances:
+    raise InputError(f'--guidance={guided.weight:g}: the variances of --sampler={method.name} are '
+                     'those of the model without it; choose another sampler.')
   times = method.times(model.process)
   check_grid(times)
   make = method.make
@@ -367,10 +397,12 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
 
   cond = _conditions(spec.classes, label)
   counted = []
+  at = trained.experiment.model
+  drawn = (lambda params: guided.of(at(params))) if guided else at
 
   def pieces(start):
-    for piece in draw(trained.experiment.model, trained.params, make, times=times, start=start,
-                      stop=count, seed=seed, batch_size=batch_size, cond=cond):
+    for piece in draw(drawn, trained.params, make, times=times, start=start, stop=count, seed=seed,
+                      batch_size=batch_size, cond=cond):
       counted.append(piece.evaluations)
       yield piece
 
@@ -382,23 +414,24 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
     about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
              'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed,
              'label': label, 'checkpoint': trained.step, 'average': trained.average,
-             'weights': checksum(trained.params)}
+             'weights': checksum(trained.params),
+             **({'guidance': list(guided)} if guided else {})}
     labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
     dtype = np.float32 if latents else np.uint8 if spec.levels <= 256 else np.int32
     _draw_resumably(out, about, count, pieces, dtype, labels)
   if trace != Path():
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
-    path = draw_path(trained.experiment.model, trained.params, make, times=times,
-                     count=min(count, 8) if len(spec.shape) == 3 else count, seed=seed, cond=cond,
+    path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
+                     count=min(count, 8) if len(spec.shape) == 3 else count,
                      frames=frames.tolist())
     if jax.process_index() == 0:
       pictures.save_png(trace, pictures.strip(path, spec.levels))
-  return max(counted, default=0)
+  return max(counted, default=0) * (2 if guided else 1)
 
 
 def _require_diffusion(model, directory: str | Path) -> None:
   if not hasattr(model, 'denoise'):
-    raise InputError(f'--workdir={directory}: this run is a classifier, and no diffusion model.')
+    raise InputError(f'--workdir={directory}: this run is no diffusion model.')
 
 
 def _of_latents(model: Model) -> bool:
@@ -473,4 +506,5 @@ def _consecutive(parts: Path) -> Iterator[np.ndarray]:
     yield images
 
 
-__all__ = ['ANCESTRAL', 'Method', 'evaluate', 'sample', 'train', 'train_seeds', 'transfer']
+__all__ = ['ANCESTRAL', 'Guidance', 'Method', 'evaluate', 'sample', 'train', 'train_seeds',
+           'transfer']

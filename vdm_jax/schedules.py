@@ -209,7 +209,7 @@ class Shifted:
 
 
 @value
-class SubVP:
+class SameAlpha:
   """On the curve `sub_vp`, the alpha that `schedule` has on `vp`, at every time.
 
   sigma = 1 - alpha^2, so logsnr = log alpha^2 - 2 log(1 - alpha^2): the sub-VP SDE of Song et al.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 
 from vdm_jax import data, devices, files, runs, workdir
 from vdm_jax.errors import InputError
@@ -20,8 +21,12 @@ from vdm_jax.evaluation import features, references, scores
 from vdm_jax.evaluation.features import Extractor
 from vdm_jax.evaluation.references import Reference
 from vdm_jax.evaluation.scores import Scores
+from vdm_jax.nn import inception
+from vdm_jax.weights import inception as published
+from vdm_jax.weights import readers
 
 SPLITS = ('train', 'validation', 'test')
+INCEPTION = '6726825d'  # how the SHA-256 of the usual weights begins, by their name
 FEATURES = 'pixels, classifier:RUN or inception:FILE'
 
 
@@ -63,10 +68,6 @@ def _classifier(directory: str) -> Extractor:
 
 def _inception(path: str) -> Extractor:
   """Inception's 2048 pooled features; grey images are shown to it as colour."""
-  from vdm_jax.nn import inception
-  from vdm_jax.weights import inception as published
-  from vdm_jax.weights import readers
-
   if not Path(path).is_file():
     raise InputError(f'--features=inception:{path}: there is no such file; the usual weights are '
                      "the pytorch-fid project's pt_inception-2015-12-05-6726825d.pth.")
@@ -77,6 +78,9 @@ def _inception(path: str) -> Extractor:
     raise InputError(f'--features=inception:{path}: {error}') from None
   with open(path, 'rb') as file:
     checksum = hashlib.file_digest(file, 'sha256').hexdigest()
+  if not checksum.startswith(INCEPTION):
+    logging.warning('%s is not the usual file, whose SHA-256 begins with %s: distances by other '
+                    'weights are other numbers.', path, INCEPTION)
 
   def apply(params, images):
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -105,7 +109,11 @@ def _from_arrays(found: dict[str, np.ndarray], path: str, flag: str) -> Images:
     raise InputError(f'--{flag}={path}: {key} has the value {images.min()}; they begin at 0.')
   name = Path(path).name
   if {'images', 'about'} <= found.keys():  # written by scripts/sample.py
-    about = json.loads(str(found['about']))
+    try:
+      about = dict(json.loads(str(found['about'])))
+    except ValueError:
+      raise InputError(f'--{flag}={path}: what it says of itself, `about`, is no JSON; leave it '
+                       'out.') from None
     name += ': ' + ', '.join(f'{field} {about[field]}' for field in (
         'sampler', 'steps', 'seed', 'checkpoint', 'average', 'weights') if field in about)
   return Images(name, len(images), lambda rows: images[rows], images.shape[1:],

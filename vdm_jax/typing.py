@@ -135,6 +135,10 @@ class Model(NamedTuple):
   latent: Callable | None = None       # keys [B] -> the Model given latents from their prior
   dequantise: Callable | None = None   # (data, keys) -> y, log q(y | data): see dequantisers; None:
                                        # the model has none of its own
+  null: Callable[[PyTree], PyTree] | None = None  # cond -> that of an image of which nothing is
+                                       # told; None: the model has not learned to do without
+  ends_denoised: bool = False          # samples are the estimate of x at the last level: its noise
+                                       # is larger than a level of the data
 
 
 class Experiment(NamedTuple):

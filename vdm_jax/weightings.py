@@ -3,6 +3,20 @@
 w = 1 is the variational bound.  In this form (Kingma and Gao 2023) the loss in expectation is
 1/2 int w |eps - eps_hat|^2 d logsnr: a weighting that is a function of logsnr alone does not
 care about the schedule; one that divides by `dlogsnr` belongs to the schedule it is used with.
+
+The squared errors of all targets are one: on every curve |eps - eps_hat|^2 = SNR |x - x_hat|^2, and
+on `vp` |v - v_hat|^2 = (SNR + 1) |x - x_hat|^2.  So a weighting does not ask what the network
+predicts, and the loss is, at uniform times,
+
+  name            |eps - eps_hat|^2 times      |x - x_hat|^2 times
+  vlb             -1/2 dlogsnr/dt              -1/2 dSNR/dt
+  simple          1                            SNR
+  truncated_snr   max(1, 1 / SNR)              max(SNR, 1)
+  snr_plus_one    1 + 1 / SNR                  SNR + 1
+  min_snr         min(1, gamma / SNR)          min(SNR, gamma)
+  p2              1 / (k + SNR)^gamma          SNR / (k + SNR)^gamma
+
+while `sigmoid` and `edm` are functions of logsnr times the first line.
 """
 import jax
 import jax.numpy as jnp
@@ -16,24 +30,54 @@ def vlb(level: Level) -> Array:
 
 
 def simple(level: Level) -> Array:
-  """-2 / dlogsnr: the loss is |eps - eps_hat|^2, L_simple of Ho et al. (2020), eq. 14."""
+  """-2 / dlogsnr: the loss is |eps - eps_hat|^2, L_simple of Ho et al. (2020), eq. 14.
+
+  SNR |x - x_hat|^2: the `SNR` weighting of Salimans and Ho (2022), section 4.
+  """
   return -2.0 / level.dlogsnr
 
 
+def truncated_snr(level: Level) -> Array:
+  """The loss is max(|x - x_hat|^2, |eps - eps_hat|^2) = max(SNR, 1) |x - x_hat|^2.
+
+  Salimans and Ho (2022), section 4: not 0 where there is no signal, as that of `simple` is.
+  """
+  return simple(level) * jnp.maximum(1.0, jnp.exp(-level.logsnr))
+
+
+def snr_plus_one(level: Level) -> Array:
+  """The loss is (SNR + 1) |x - x_hat|^2, on `vp` |v - v_hat|^2: Salimans and Ho (2022), section 4.
+  """
+  return simple(level) * (1.0 + jnp.exp(-level.logsnr))
+
+
 def min_snr(gamma: float = 5.0) -> Weighting:
-  """The loss is min(1, gamma / SNR) |eps - eps_hat|^2: Hang et al. (2023), min-SNR-gamma."""
+  """The loss is min(SNR, gamma) |x - x_hat|^2: Hang et al. (2023), min-SNR-gamma."""
   return lambda level: simple(level) * jnp.minimum(1.0, gamma * jnp.exp(-level.logsnr))
 
 
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
+  """The loss is |eps - eps_hat|^2 / (k + SNR)^gamma: Choi et al. (2022), perception prioritised.
+
+  They have k = 1 and gamma 1 or 0.5.
+  """
+  return lambda level: simple(level) * (k + jnp.exp(level.logsnr))**-gamma
+
+
 def sigmoid(bias: float = 0.0) -> Weighting:
-  """sigmoid(bias - logsnr): Kingma and Gao (2023); Hoogeboom et al. (2024)."""
+  """sigmoid(bias - logsnr): Kingma and Gao (2023), VDM++; Hoogeboom et al. (2024).
+
+  The latter state it for the error of x: SNR sigmoid(bias - logsnr) is exp(bias) sigmoid(logsnr -
+  bias).  It falls in logsnr, so that the loss is a mean of bounds on noisy data (the former).
+  """
   return lambda level: jax.nn.sigmoid(bias - level.logsnr)
 
 
 def edm(mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Weighting:
   """The loss of Karras et al. (2022), eq. 8 and table 1, with sigma / alpha log-normal.
 
-  w = 2 N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2) / sigma_data^2.
+  w = 2 N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2) / sigma_data^2, for even times;
+  `objectives.edm` draws the noise levels from that density.
   """
   def weight(level):
     u = (level.logsnr + 2.0 * mean) / (2.0 * std)

@@ -5,7 +5,7 @@ rows by number and is picklable, so that worker processes can read for us.
 
   name                         what it is
   `digits`                     scikit-learn's handwritten digits, prepared when first used
-  `swirl`                      points in the plane, 8 bits a coordinate
+  `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
   `./photos`, `/data/photos`   a folder of images (any name with a leading `.`, `/` or `~`)
   `x.npy`, `x.npz`             an array of images [N, H, W(, C)] or points [N, D]
   anything else                a TFDS name: `cifar10`, `mnist`, `downsampled_imagenet/32x32`
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from vdm_jax.data import random
+from vdm_jax.data import formulas
 from vdm_jax.errors import InputError
 
 IMAGE_FILES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
@@ -61,8 +61,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0) -> Store:
   cannot be used.
   """
   path = os.path.expanduser(name)
-  if name == 'swirl':
-    return _swirl()
+  if name in formulas.FORMULAS:
+    return _formula(name)
   if name.endswith(('.npy', '.npz')):
     return _arrays(path)
   if os.path.isabs(path) or name.startswith('.'):
@@ -131,7 +131,7 @@ def every_sixth(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tfds_builder(name: str, data_dir: str):
-  import tensorflow_datasets as tfds  # half a second that swirl and arrays need not pay
+  import tensorflow_datasets as tfds  # half a second that formulas and arrays need not pay
   data_dir = data_directory(data_dir)
   if name == 'digits':
     from vdm_jax.data import builders
@@ -404,26 +404,12 @@ def _folder(root: str, image_size: int) -> Store:
 # A formula.
 
 
-def _read_swirl(n, index, rows):
-  return swirl(n, index)[rows], None
+def _read_formula(name, n, index, rows):
+  return formulas.draw(name, n, index)[rows], None
 
 
-@functools.lru_cache(maxsize=2)
-def swirl(n: int, index: int) -> np.ndarray:
-  """The 2-D swirl in 8 bits, uint8 [n, 2]; `index` numbers independent sets.
-
-  theta = 3 pi sqrt(u),  x = floor(4 ((2 theta + pi) (cos theta, sin theta) + eps / 4 + 30)).
-  Source: the 2-D example of the official VDM repository (google-research/vdm).
-  """
-  u = random.uniform(0, index, random.POINTS, 3 * n).reshape(3, n)
-  theta = 3 * np.pi * np.sqrt(u[0])
-  # Box-Muller, so that nothing but raw bits is asked of NumPy; 1 - u is never 0.
-  radius, angle = np.sqrt(-2 * np.log1p(-u[1])), 2 * np.pi * u[2]
-  circle = lambda phi: np.stack([np.cos(phi), np.sin(phi)], -1)
-  points = (2 * theta + np.pi)[:, None] * circle(theta) + radius[:, None] * circle(angle) / 4
-  return np.floor(4 * (points + 30)).astype(np.uint8)
-
-
-def _swirl() -> Store:
-  source = lambda name, n, index: Source(name, n, functools.partial(_read_swirl, n, index))
-  return Store(source('train', 50_000, 0), source('test', 10_000, 1), (2,), 0, '')
+def _formula(name: str) -> Store:
+  source = lambda split, n, index: Source(split, n, functools.partial(
+      _read_formula, name, n, index))
+  return Store(source('train', 50_000, 0), source('test', 10_000, 1),
+               formulas.draw(name, 1, 0).shape[1:], 0, '')

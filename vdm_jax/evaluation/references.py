@@ -70,14 +70,17 @@ def from_arrays(found: Mapping[str, np.ndarray], path: str, extractor: Extractor
   Raises InputError where they are of other features than the extractor's.
   """
   if {'mu', 'sigma'} <= found.keys():
-    mean, covariance = found['mu'], found['sigma']
-    out = Reference(Path(path).name, '', '', (), 0, Statistics(
-        0, np.asarray(mean, np.float64), np.asarray(covariance, np.float64)),
-                    np.empty((0, len(mean)), np.float32))
+    mean, covariance = (np.asarray(found[name], np.float64) for name in ('mu', 'sigma'))
+    out = Reference(Path(path).name, '', '', (), 0, Statistics(0, mean, covariance),
+                    np.empty((0, mean.size), np.float32))
   elif {*Statistics._fields, 'features', 'about'} <= found.keys():
-    about = json.loads(str(found['about']))
-    out = Reference(**{**about, 'shape': tuple(about['shape'])}, statistics=Statistics(
-        int(found['count']), found['mean'], found['covariance']), features=found['features'])
+    try:
+      about = json.loads(str(found['about']))
+      out = Reference(**{**about, 'shape': tuple(about['shape'])}, statistics=Statistics(
+          int(found['count']), found['mean'], found['covariance']), features=found['features'])
+    except (ValueError, KeyError, TypeError):
+      raise InputError(f'--reference={path} says nothing of what its statistics are of: make them '
+                       'anew with --save_reference.') from None
     # Weights are the same wherever they are kept.
     same = lambda name, checksum: (name.partition(':')[0], checksum)
     if same(out.extractor, out.checksum) != same(*extractor[:2]):
@@ -91,4 +94,10 @@ def from_arrays(found: Mapping[str, np.ndarray], path: str, extractor: Extractor
   if out.statistics.mean.ndim != 1 or shape != 2 * out.statistics.mean.shape:
     raise InputError(f'--reference={path}: its mean is {out.statistics.mean.shape}, its covariance '
                      f'{shape}; they must be [D] and [D, D].')
+  if not all(np.isfinite(u).all() for u in out.statistics[1:]):
+    raise InputError(f'--reference={path}: its statistics are not finite.')
+  values = np.linalg.eigvalsh(out.statistics.covariance)
+  if values[0] < -1e-6 * max(values[-1], 0.0) or values[-1] < 0.0:
+    raise InputError(f'--reference={path}: its covariance is none, with the eigenvalue '
+                     f'{values[0]:.3g}.')
   return out

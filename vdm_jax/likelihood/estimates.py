@@ -108,10 +108,11 @@ def of_chain(asked: Sequence[Estimate], options: Options, model: Model, batch: P
              ) -> list[Estimate]:
   """What is asked of a chain that begins at the data, where log-SNR is infinite: its bound first.
 
-  That takes the place of 'vlb', which has no value there: vlb@T/ddpm, or vlb@T/learned/ddpm where
-  the network has variances.  Raises InputError for what has no value there either.
+  That takes the place of 'vlb', which has no value there: vlb@T/large/ddpm, as DDPM has it, or
+  vlb@T/learned/ddpm where the network has variances.  Raises InputError for what has no value
+  there either.
   """
-  own = _parse(f'vlb@{steps}' + ('/learned' if 'v' in heads(model, batch) else '') + '/ddpm')
+  own = _parse(f'vlb@{steps}/' + ('learned' if 'v' in heads(model, batch) else 'large') + '/ddpm')
   rest = [estimate for estimate in asked if estimate.name != 'vlb']
   for estimate in rest:
     if not (estimate.ddpm or estimate.family == 'ode' and options.start is not None):

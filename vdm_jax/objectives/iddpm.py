@@ -11,13 +11,7 @@ L_vlb is `vlb.discrete` with this variance.  The hybrid, their section 3.1 and e
 
 so that L_vlb trains the variances alone (and what they share with the estimate in the network).
 """
-import jax
-import jax.numpy as jnp
-
-from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
-from vdm_jax.objectives import vlb
-from vdm_jax.processes import diffuse
+from vdm_jax.objectives import ddpm, vlb
 from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree
 
 
@@ -30,18 +24,10 @@ def hybrid(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
 
   Both are sums over the data here.  Their public code adds the mean square and 0.001 times
   bits per dimension, hence has `weight` 0.001 / ln 2 = 0.00144 in these units.
-  weight 0 is L_simple alone, Ho et al. (2020), eq. 14, beside a bound that is reported only.
-  x: [B, ...]; t, keys: [B]; variance, last, eps, eps_0 as in `vlb.discrete`.  Returns nats [B];
-  'vlb', the bound of the chain, its three terms, and 'eps_error', L_simple.
+  x: [B, ...]; t, keys: [B]; variance, last, eps, eps_0 as in `vlb.discrete`.  Returns nats [B] and
+  the terms of `ddpm.objective`.
   """
-  # The grid of vlb.discrete, whose estimate is made here once for both terms.
-  at_t = process(jnp.maximum(jnp.ceil(t * steps), 1.0) / steps)
-  if eps is None:
-    eps = random.normal(random.stream(keys, 'eps'), x)
-  estimate = denoise(diffuse(x, eps, at_t), at_t, cond)
-  simple = sum_over_data(jnp.square(eps - estimate.eps))
-  mean = jax.lax.stop_gradient((estimate.x, estimate.eps))
-  fixed = estimate._replace(x=mean[0], eps=mean[1])
-  bound, terms = vlb.discrete(lambda *_: fixed, process, x, t, keys, steps=steps, data=data,
-                              decoder=decoder, variance=variance, last=last, eps=eps, eps_0=eps_0)
-  return simple + weight * bound, {'vlb': bound, **terms, 'eps_error': simple}
+  simple, terms = ddpm.objective(denoise, process, x, t, keys, cond, steps=steps, data=data,
+                                 decoder=decoder, variance=variance, last=last, eps=eps,
+                                 eps_0=eps_0)
+  return simple + weight * terms['vlb'], terms

@@ -13,6 +13,7 @@ logsnr.  For weight 1:
   1                            logsnr             |eps - eps_hat|^2   ScoreFlow: `by_logsnr`
   alpha^2 on the `vp` curve    `idode.vp_mass`    |v - v_hat|^2       i-DODE
   alpha^2 on the `flow` curve  `idode.sp_mass`    |w - w_hat|^2, w = eps - x
+  normal, -2 mean, (2 std)^2   `log_normal`       EDM: the noise levels of Karras et al. (2022)
   E[|eps - eps_hat|^4]^(1/2)   `tabulated`        anything; `LossHistory` learns it of t
 
 The second line is where i-DODE has a closed form: int alpha^2 dlogsnr = log(1 + SNR), so that this,
@@ -65,6 +66,14 @@ def by_logsnr(process: Process, first: float | Array = 0.0) -> Proposal:
   VP SDE, where SNR = 1 / expm1(int beta), it is beta / (1 - alpha^2).
   """
   return by_mass(process, lambda logsnr: logsnr, first)
+
+
+def log_normal(mean: float = -1.2, std: float = 1.2) -> Mass:
+  """log(sigma / alpha) ~ N(mean, std^2), cut where the process ends: Karras et al. (2022), table 1.
+
+  The mass is the probability of a lower logsnr, Phi((logsnr + 2 mean) / (2 std)).
+  """
+  return lambda logsnr: jax.scipy.special.ndtr((logsnr + 2.0 * mean) / (2.0 * std))
 
 
 def tabulated(density: Callable[[np.ndarray], np.ndarray], logsnr_max: float, logsnr_min: float,

@@ -74,9 +74,11 @@ def fixed_small(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
 def fixed_large(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
   """beta = sigma_t^2 tau, that of q(z_t | z_s).  Ho et al. (2020), section 3.2, on `vp`.
 
-  In the units of the curve: on another it is another variance, and the bound another number.
+  In the units of the curve: on another it is another variance, and the bound another number.  A
+  step that ends in the data (`step_levels`) has the smaller variance, as in their code.
   """
-  return jnp.square(at_t.sigma) * tau(at_t, at_s)
+  return jnp.where(jnp.isposinf(at_s.logsnr), fixed_small(estimate, at_t, at_s),
+                   jnp.square(at_t.sigma) * tau(at_t, at_s))
 
 
 def learned(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
@@ -90,9 +92,10 @@ def learned(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
 def step_levels(process: Process, grid: Array, steps: int, to_data: bool) -> tuple[Level, Level]:
   """The levels (t, s) of step `grid` = 1 ... T of a chain: t = grid / T, s = t - 1 / T.
 
-  grid: [B] or [].  to_data: the first step ends in the data themselves, alpha = 1 and infinite
-  logsnr.  There sigma_s = 0, and so is the variance of q(z_s | z_t, x); in its place stands that of
-  the second step, as in the code of Ho et al. (2020) and of Nichol and Dhariwal (2021).
+  grid: [B] or [].  to_data: the first step ends in the data themselves, where logsnr is infinite
+  and alpha = 1, or that of the process where it begins so.  There sigma_s = 0, and so is the
+  variance of q(z_s | z_t, x); in its place stands that of the second step, as in the code of Ho et
+  al. (2020) and of Nichol and Dhariwal (2021).
 
   Raises ValueError: to_data and less than two steps.
   """
@@ -102,7 +105,9 @@ def step_levels(process: Process, grid: Array, steps: int, to_data: bool) -> tup
   if steps < 2:
     raise ValueError(f'steps = {steps}: a chain that ends in the data has 2 or more.')
   one, two = process(jnp.full_like(grid, 1.0 / steps)), process(jnp.full_like(grid, 2.0 / steps))
-  data = at_s._replace(logsnr=jnp.full_like(one.logsnr, jnp.inf), alpha=jnp.ones_like(one.alpha),
+  start = process(jnp.zeros_like(grid))
+  data = at_s._replace(logsnr=jnp.full_like(one.logsnr, jnp.inf),
+                       alpha=jnp.where(jnp.isposinf(start.logsnr), start.alpha, 1.0),
                        sigma=one.sigma * jnp.sqrt(tau(two, one)))
   first = lambda u: jnp.reshape(grid == 1.0, grid.shape + (1,) * (u.ndim - grid.ndim))
   return at_t, Level(*(jnp.where(first(u), v, u) for v, u in zip(data, at_s, strict=True)))
@@ -165,5 +170,6 @@ def last_step(last: LastStep, data: Array, x: Array, estimate: Estimate, at_t: L
   There it is taken at the data's own mean, so that it is finite, and so is its gradient.
   """
   first = jnp.reshape(first, first.shape + (1,) * (x.ndim - first.ndim))
-  std = jnp.sqrt(variance(estimate, at_t.expand(x), at_s.expand(x)))
+  at_s = at_s.expand(x)
+  std = jnp.sqrt(variance(estimate, at_t.expand(x), at_s)) / at_s.alpha  # in units of x
   return last(data, jnp.where(first, estimate.x, x), std)

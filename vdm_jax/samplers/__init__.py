@@ -13,6 +13,7 @@ family a file:
   adaptive               steps as long as a tolerance allows, by diffrax
   langevin               annealed Langevin dynamics, correctors
   predictor_corrector    any of each; `denoising_mcmc`
+  multiplied             the posterior under a second density r(x): inpainting, denoising
   splitting              PLMS, and guided sampling in two parts
   grids                  the times to step along
 """

@@ -91,10 +91,13 @@ def _program(model, sampler, frames: tuple[int, ...]):
 
     z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)), times[0])
     z, (finite, seen, counts) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
-    out = m.decode(z / m.process(times[-1]).alpha)
+    last = m.process(times[-1])
+    x = denoise(z, last).x if m.ends_denoised else z / last.alpha
+    out = m.decode(x)
     path = [m.decode(seen[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
     steps = times.shape[0] - 1
     count = counts[-1] if way.evaluations is None else steps * way.evaluations
+    count += m.ends_denoised
     return out, finite[1:], jnp.stack(path) if path else None, count
 
   return devices.over_rows(batch)

@@ -9,14 +9,16 @@ L_vlb trains.  Images are coded with the outermost levels at -1 and 1, which our
 The chain begins at the data themselves, where log-SNR is infinite: the bound of continuous time has
 no value, and the published one is `vlb@T/ddpm`, of IDDPM and after `vlb@T/learned/ddpm`.
 """
+import functools
+
 import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from vdm_jax import data, inputs
+from vdm_jax import data, guidance, inputs
 from vdm_jax.decoders import DiscretisedNormal, Pixels, normal
 from vdm_jax.errors import InputError
-from vdm_jax.objectives import iddpm, vlb
+from vdm_jax.objectives import ddpm, iddpm
 from vdm_jax.processes import Scaled
 from vdm_jax.processes import vp as curve_vp
 from vdm_jax.schedules import TableSchedule, cosine_betas, linear_betas
@@ -31,6 +33,8 @@ def default_config() -> ml_collections.ConfigDict:
       'timesteps': 1000,
       'betas': 'linear',           # or 'cosine'
       'variances': False,          # whether those of the reverse steps are learned
+      'clip': True,                # whether x_hat stays between the outermost levels where the
+                                   # model is used; it is not where it is trained
       **published_model(),
   })
   config.data.update(validation=1024, hold_out=False)  # published recipes train on all of it
@@ -76,20 +80,27 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, scale: floa
   to_ends = Pixels(levels).to_ends
   schedule = table(config, to_ends)
   last = DiscretisedNormal(levels).log_prob
-  kernel = ({'weight': 0.001 / np.log(2.0), 'variance': vlb.learned} if m.variances else
-            {'weight': 0.0, 'variance': vlb.fixed_large})
+  chosen = (functools.partial(iddpm.hybrid, weight=0.001 / np.log(2.0)) if m.variances else
+            ddpm.objective)
 
   def objective(model, batch, context):
-    nats, terms = iddpm.hybrid(
+    nats, terms = chosen(
         model.denoise, model.process, model.encode(batch['image']), context.t, context.keys,
         model.cond(batch), steps=m.timesteps, data=batch['image'], decoder=model.decoder,
-        last=last, **kernel)
+        last=last)
     return nats, {'bits_per_dim': terms.pop('vlb'), **terms}
 
-  return vdm.experiment(
-      config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends),
-      objective=objective, heads=_heads(config),
-      inputs=inputs.chain(schedule, scale))
+  base = vdm.experiment(
+      config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends), objective=objective,
+      heads=_heads(config), inputs=inputs.chain(schedule, scale))
+  if not m.clip:
+    return base
+
+  def model(params, keys=None):
+    of = base.model(params, keys)
+    return of._replace(denoise=guidance.clip(of.denoise, -1.0 / to_ends, 1.0 / to_ends))
+
+  return base._replace(model=model)
 
 
 def _heads(config: ml_collections.ConfigDict) -> tuple[str, ...]:

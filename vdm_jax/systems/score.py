@@ -27,7 +27,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
                curve: Curve, target: Target, inputs: Inputs, weight: Weighting) -> Experiment:
   """The experiment of `config`; all but weight as for `vdm.experiment`.
 
-  The loss is `weighted_diffusion` with this weight, divided by D ln 2.  Raises InputError.
+  The loss is `weighted_diffusion` with this weight, divided by D ln 2.  Samples end denoised, as in
+  NCSNv2 (Song and Ermon 2020, section 4) and after: the least noise is visible.  Raises InputError.
   """
   vdm.require_continuous(config)
 
@@ -40,5 +41,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
              'diffusion': -0.5 * model.process(context.t).dlogsnr * terms['eps_error']}
     return loss, {'bits_per_dim': sum(bound.values()), **bound, **terms}
 
-  return vdm.experiment(config, net=net, schedule=schedule, curve=curve, target=target,
+  base = vdm.experiment(config, net=net, schedule=schedule, curve=curve, target=target,
                         inputs=inputs, objective=objective)
+  return base._replace(model=lambda params, keys=None: base.model(params, keys)._replace(
+      ends_denoised=True))

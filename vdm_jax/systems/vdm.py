@@ -92,16 +92,17 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
 def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
   """A published network with what `config.model` says of dropout, precision, memory and speed.
 
-  Raises InputError: no such remat, weight gradient or attention.
+  Raises InputError: no such remat, weight gradient or attention; dropout of one that has none.
   """
   m = config.model
+  has = {field.name for field in dataclasses.fields(net)}  # DiT has no convolutions, e.g.
+  require(config, 'dropout', 'dropout' in has or not m.dropout, 'this network has none; set it 0')
   for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient,
                         'attention': Attention}.items():
     choices = get_args(choices)
     require(config, name, m[name] in choices, f'choose one of {", ".join(choices)}')
   given = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
            'weight_gradient': m.weight_gradient, 'attention': m.attention}
-  has = {field.name for field in dataclasses.fields(net)}  # DiT has no convolutions, e.g.
   return net.clone(**{name: value for name, value in given.items() if name in has})
 
 

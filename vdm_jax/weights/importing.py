@@ -15,11 +15,13 @@ Where a file has averaged parameters, those are taken, as the publications do.
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import files, workdir
@@ -71,11 +73,13 @@ def _by_variant(name: str) -> Callable[[str], tuple[str, tuple[str, ...]]]:
   return lambda model: (name, (model,))
 
 
-_OPENAI = Source(openai.MODELS, _by_variant('adm'), _of_net(openai.from_flat))
+# Not the classifiers and upsamplers, which take more than an image.
+_OPENAI = Source([name for name, net in openai.MODELS.items() if openai.is_diffusion(net)],
+                 _by_variant('adm'), _of_net(openai.from_flat))
 SOURCES = {
     'google-vdm': Source(('cifar10', 'cifar10_aug', 'imagenet32', 'imagenet64'),
                          lambda model: (model, ()), _google),
-    'ddpm': Source(('ddpm-cifar10-32',), lambda model: ('ddpm', ()), _of_net(ddpm.from_flat)),
+    'ddpm': Source(ddpm.MODELS, _by_variant('ddpm'), _of_net(ddpm.from_flat)),
     'improved-diffusion': _OPENAI,
     'guided-diffusion': _OPENAI,
     'dit': Source(dit.MODELS, _by_variant('dit'), _of_net(
@@ -106,8 +110,8 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   model = model or file.stem
   if model not in of.models:
     raise InputError(f'--model={model}: which of these is it? {", ".join(of.models)}.')
-  if any((out / 'checkpoints').glob('[0-9]*')):
-    raise InputError(f'--out={out} holds a run: choose another directory.')
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise InputError(f'--out={out} is there already: choose another directory, or an empty one.')
   name, variant = of.config(model)
   config_file = Path(configs) / f'{name}.py'
   module = workdir.import_config(config_file)
@@ -120,18 +124,30 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     params = of.params(flat, like, model)
   except InputError as error:
     raise InputError(f'--in={file} as {model}: {error}') from None
+  whole = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
+           if not jnp.issubdtype(u.dtype, jnp.inexact)]
+  if whole:
+    raise InputError(f'--in={file}: {jax.tree_util.keystr(whole[0])} holds whole numbers.')
   params = jax.tree.map(lambda u: np.asarray(u, np.float32), params)
   wrong = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
            if not np.isfinite(u).all()]
   if wrong:
     raise InputError(f'--in={file}: {jax.tree_util.keystr(wrong[0])} is not finite.')
 
-  workdir.prepare(out, config, config_file)
-  checkpoints = Checkpoints(out)
-  checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
-  checkpoints.close()
-  files.write_text(out / 'imported.json', json.dumps({
-      'source': source, 'model': model, 'file': file.name,
-      'sha256': hashlib.sha256(file.read_bytes()).hexdigest()}, indent=2))
+  with file.open('rb') as opened:
+    digest = hashlib.file_digest(opened, 'sha256').hexdigest()
+  # Made beside it and renamed: a run is there whole, or not at all.
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as made:
+    made = Path(made) / 'run'
+    workdir.prepare(made, config, config_file)
+    checkpoints = Checkpoints(made)
+    checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
+    checkpoints.close()
+    files.write_text(made / 'imported.json', json.dumps(
+        {'source': source, 'model': model, 'file': file.name, 'sha256': digest}, indent=2))
+    if out.exists():
+      out.rmdir()
+    made.rename(out)
   return Imported(model, ':'.join([str(config_file), *variant]),
                   sum(math.prod(u.shape) for u in jax.tree.leaves(params)))

@@ -141,6 +141,11 @@ MODELS: dict[str, adm.UNet | adm.Classifier] = {
     '512x512_classifier': _classifier(512),
 }
 
+def is_diffusion(net: adm.UNet | adm.Classifier) -> bool:
+  """Whether it estimates noise from z and a label alone: no classifier, no upsampler."""
+  return isinstance(net, adm.UNet) and not net.super_resolution
+
+
 SHAPES = dict.fromkeys(MODELS, (256, 256, 3)) | {
     'cifar10_uncond_50M_500K': (32, 32, 3),
     'cifar10_uncond_vlb_50M_500K': (32, 32, 3),

@@ -12,18 +12,18 @@ Modules are numbered in the order of their calls, those without parameters too; 
 them.  `sigmas`, the noise levels of discrete training, is left out.
 
 The networks of the VE SDE were trained on data in [0, 1], and map what they read to [-1, 1].  For
-data in [-1, 1] they are a denoiser by `ve_inputs` and `ve_target`.  Those of the VP and sub-VP SDEs
-were trained on data in [-1, 1] and return eps, at time 999 t: `inputs.sde` and `predictions.eps`.
+data in [-1, 1] they are a denoiser by `inputs.sigma()` and `predictions.half_score`.  Those of the
+VP and sub-VP SDEs were trained on data in [-1, 1] and return eps, at time 999 t: `inputs.sde` and
+`predictions.eps`.
 """
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.nn.ncsnpp import NCSNpp
-from vdm_jax.typing import Array, Level, PyTree
+from vdm_jax.typing import Array, PyTree
 from vdm_jax.weights import fitting
 
 _HINT = ('compare features, multipliers, blocks, block, fir, embedding, progressive and '
@@ -44,16 +44,6 @@ MODELS = {
         multipliers=(1, 1, 2, 2, 2, 2, 2), blocks=2, dropout=0.0, progressive='output_skip',
         progressive_input='input_skip'),
 }
-
-
-def ve_inputs(z: Array, level: Level) -> tuple[Array, Array]:
-  """z, and half the noise level: that of data in [0, 1].  For `denoiser`, on `ve` or a multiple."""
-  return z, jnp.broadcast_to(0.5 * level.sigma, z.shape[:1])
-
-
-def ve_target(level: Level) -> tuple[Array, Array]:
-  """y = -eps / time: the score of data in [0, 1], at `ve_inputs`."""
-  return jnp.zeros_like(level.sigma), -2.0 / level.sigma
 
 
 _PARTS = tuple((re.compile(pattern), theirs) for pattern, theirs in (

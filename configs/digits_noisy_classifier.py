@@ -1,0 +1,42 @@
+"""A classifier of noisy digits, whose gradient guides the samples of another run.
+
+  python scripts/train.py --config=configs/digits_noisy_classifier.py \
+    --workdir=runs/digits_noisy_classifier
+
+Dhariwal and Nichol (2021), section 4: half of their U-Net, at the noise levels of the other digits.
+No diffusion model: what it learns is the label.  metrics.jsonl has its accuracy at all levels and
+by quarters of time, accuracy_1 nearest the data.  It guides, in Python, any model of these levels:
+
+  model, noisy = load('runs/digits_small'), load('runs/digits_noisy_classifier')
+  denoise = guidance.classifier(model.denoise, guidance.label_gradient(noisy.logits), scale=2.0)
+
+which is told labels as `cond` where `model` is not (`guidance.told`).
+Hardware and time: 2 CPU cores, to be measured.
+To reach: to be measured.
+"""
+import digits_small
+import ml_collections
+
+from vdm_jax import data, inputs, schedules
+from vdm_jax.nn.adm import Classifier
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.systems import noisy_classifier, vdm
+from vdm_jax.typing import Experiment
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = digits_small.get_config()
+  config.optimizer.update(learning_rate=2e-3, decay_steps=1000)
+  config.train.update(steps=1000, validate_every=250)
+  return config
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  m, ends = config.model, vdm.end_points(config)
+  vdm.require_continuous(config)
+  net = Classifier(features=m.features, multipliers=(1, 2), blocks=1, attention_resolutions=(4,),
+                   head_features=16, groups=m.groups,
+                   classes=data.resolve(config.data).classes)
+  return noisy_classifier.experiment(
+      config, net=vdm.configured(net, config), inputs=inputs.scaled(*ends),
+      process=GaussianProcess(schedules.Linear(*ends)))

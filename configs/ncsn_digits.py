@@ -1,0 +1,63 @@
+"""NCSN on the digits: denoising score matching on a ladder of noise levels.
+
+  python scripts/train.py --config=configs/ncsn_digits.py --workdir=runs/ncsn_digits
+  python scripts/sample.py --workdir=runs/ncsn_digits --sampler=annealed_langevin --steps=20 \
+    --out=ncsn_digits.png
+
+Song and Ermon (2019), eq. 6: levels in equal ratios, each equally often, lambda = sigma^2.  The
+ladder starts, as in NCSNv2 (Song and Ermon 2020), at the largest distance of two images.  The grid
+of the sampler is the ladder with as many steps as levels, and its last step the final denoising.
+The network is the U-Net of digits_small.py (ncsnv2.py has the RefineNets).
+The bound is that of the chain of these levels, whose first step is from the data themselves.
+Hardware and time: 2 CPU cores, to be measured.
+To reach: to be measured.
+"""
+import math
+
+import digits_small
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from vdm_jax import data, inputs, schedules
+from vdm_jax.decoders import DiscretisedNormal
+from vdm_jax.objectives import score_matching, vlb
+from vdm_jax.processes import ve
+from vdm_jax.systems import vdm
+from vdm_jax.typing import Experiment
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = digits_small.get_config()
+  config.model.timesteps = 20    # levels of noise
+  config.model.sigma_max = 9.0   # of x in [-1, 1]: the largest distance of two digits is 9.04
+  config.model.sigma_min = 0.05
+  return config
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  m = config.model
+  vdm.require(config, 'timesteps', m.timesteps >= 2, 'a ladder has two levels of noise or more')
+  vdm.require(config, 'sigma_min', 0.0 < m.sigma_min < m.sigma_max,
+              f'it lies between 0 and --config.model.sigma_max={m.sigma_max}')
+  ladder = schedules.TableSchedule.from_sigmas(
+      np.geomspace(m.sigma_max, m.sigma_min, m.timesteps))
+  ncsn = score_matching.on_ladder(score_matching.denoising, m.timesteps)
+  last = DiscretisedNormal(data.resolve(config.data).levels).log_prob
+
+  def objective(model, batch, context):
+    given = (model.denoise, model.process, model.encode(batch['image']), context.t, context.keys,
+             model.cond(batch))
+    loss, terms = ncsn(*given)
+    # On the same levels, with the same noise: the compiler evaluates the network once.
+    bound, of_bound = vlb.discrete(*given, steps=m.timesteps, data=batch['image'],
+                                   decoder=model.decoder, last=last)
+    return loss, {'bits_per_dim': bound, **of_bound, **terms}
+
+  def unit(z, level):  # its input as on `vp`: of about unit scale at every level
+    return inputs.logsnr(z / jnp.hypot(1.0, level.expand(z).sigma), level)
+
+  net = vdm.unet(config).clone(logsnr_max=-2.0 * math.log(m.sigma_min),
+                               logsnr_min=-2.0 * math.log(m.sigma_max))
+  return vdm.experiment(config, net=net, schedule=ladder, curve=ve, inputs=unit,
+                        objective=objective)

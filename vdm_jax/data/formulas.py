@@ -1,0 +1,121 @@
+"""Data that are a formula: points in the plane and binary sequences, drawn exactly.
+
+Every set is a pure function of (n, index), where `index` numbers independent sets: 0 is for
+training and 1 for testing.  Points have 8 bits a coordinate: coordinates in some unit, plus noise,
+are multiplied to fill 0 .. 255 and rounded down, so that no draw is outside and none is clipped.
+
+  name                what it is, before it is scaled                              shape  levels
+  `swirl`             a spiral that widens, of VDM                                    2    256
+  `swiss_roll`        (theta cos theta, theta sin theta)                              2    256
+  `moons`             two half circles, one in the other's opening                    2    256
+  `checkerboard`      uniform on 8 of 16 squares: 7.5 bits a coordinate               2    256
+  `rings`             circles of radius 1, 2, 3, 4, equally probable                  2    256
+  `eight_gaussians`   normals of std 1/2 around 8 points of a circle of radius 4      2    256
+  `heartbeat`         a one in every fifth place, at one of five phases               20     2
+"""
+import functools
+
+import numpy as np
+
+from vdm_jax.data import random
+
+
+def _uniform(n: int, index: int, k: int) -> np.ndarray:
+  return random.uniform(0, index, random.POINTS, k * n).reshape(k, n)
+
+
+def _circle(angle: np.ndarray) -> np.ndarray:
+  return np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+def _normal(u: np.ndarray) -> np.ndarray:
+  """Standard normal points [n, 2], of length 8.6 at most, from uniform u [2, n]."""
+  # Box-Muller, so that nothing but raw bits is asked of NumPy; 1 - u is never 0.
+  radius, angle = np.sqrt(-2 * np.log1p(-u[0])), 2 * np.pi * u[1]
+  return radius[:, None] * _circle(angle)
+
+
+def _levels(points: np.ndarray) -> np.ndarray:
+  return np.floor(points).astype(np.uint8)
+
+
+def swirl(n: int, index: int) -> np.ndarray:
+  """The 2-D swirl in 8 bits, uint8 [n, 2].
+
+  theta = 3 pi sqrt(u),  x = floor(4 ((2 theta + pi) (cos theta, sin theta) + eps / 4 + 30)).
+  Source: the 2-D example of the official VDM repository (google-research/vdm).
+  """
+  u = _uniform(n, index, 3)
+  theta = 3 * np.pi * np.sqrt(u[0])
+  points = (2 * theta + np.pi)[:, None] * _circle(theta) + _normal(u[1:]) / 4
+  return _levels(4 * (points + 30))
+
+
+def swiss_roll(n: int, index: int) -> np.ndarray:
+  """The roll of Sohl-Dickstein et al. (2015), section 3.1, in 8 bits: uint8 [n, 2].
+
+  theta = 3 pi / 2 (1 + 2 u),  x = floor(8 (theta (cos theta, sin theta) + eps / 5 + 16)): the angle
+  is that of scikit-learn's `make_swiss_roll`, the noise our choice.
+  """
+  u = _uniform(n, index, 3)
+  theta = 1.5 * np.pi * (1 + 2 * u[0])
+  return _levels(8 * (theta[:, None] * _circle(theta) + _normal(u[1:]) / 5 + 16))
+
+
+def moons(n: int, index: int) -> np.ndarray:
+  """Two half circles of radius 1: uint8 [n, 2].
+
+  (cos phi, sin phi) or (1 - cos phi, 1/2 - sin phi), phi = pi u, as scikit-learn's `make_moons`;
+  x = floor(60 (y - (1/2, 1/4) + eps / 16) + 128).
+  """
+  u = _uniform(n, index, 4)
+  arc = _circle(np.pi * u[0])
+  points = np.where(u[1, :, None] < 0.5, arc, np.array([1, 0.5]) - arc)
+  return _levels(60 * (points - np.array([0.5, 0.25]) + _normal(u[2:]) / 16) + 128)
+
+
+def checkerboard(n: int, index: int) -> np.ndarray:
+  """Uniform on the 8 squares of 64 levels whose column and row add up to an even number.
+
+  uint8 [n, 2]; the entropy is 15 bits.
+  """
+  u = _uniform(n, index, 3)
+  square = np.floor(8 * u[0])
+  column = square // 2
+  row = 2 * (square % 2) + column % 2
+  return _levels(64 * (np.stack([column, row], -1) + u[1:].T))
+
+
+def rings(n: int, index: int) -> np.ndarray:
+  """x = floor(26 (r (cos phi, sin phi) + eps / 12) + 128), r of 1, 2, 3, 4: uint8 [n, 2]."""
+  u = _uniform(n, index, 4)
+  radius = 1 + np.floor(4 * u[0])
+  points = radius[:, None] * _circle(2 * np.pi * u[1])
+  return _levels(26 * (points + _normal(u[2:]) / 12) + 128)
+
+
+def eight_gaussians(n: int, index: int) -> np.ndarray:
+  """x = floor(14 (4 (cos phi, sin phi) + eps / 2) + 128), phi = k pi / 4: uint8 [n, 2]."""
+  u = _uniform(n, index, 3)
+  return _levels(14 * (4 * _circle(np.pi / 4 * np.floor(8 * u[0])) + _normal(u[1:]) / 2) + 128)
+
+
+def heartbeat(n: int, index: int) -> np.ndarray:
+  """Binary sequences with a one in every fifth place, uint8 [n, 20]: log2 5 bits of entropy.
+
+  Sohl-Dickstein et al. (2015), section 3.1.
+  """
+  phase = np.floor(5 * _uniform(n, index, 1)[0])
+  return (np.arange(20) % 5 == phase[:, None]).astype(np.uint8)
+
+
+FORMULAS = {f.__name__: f for f in (swirl, swiss_roll, moons, checkerboard, rings,
+                                    eight_gaussians, heartbeat)}
+
+
+@functools.lru_cache(maxsize=4)
+def draw(name: str, n: int, index: int) -> np.ndarray:
+  """The set of this name, not to be written to: uint8 [n, ...]."""
+  made = FORMULAS[name](n, index)
+  made.flags.writeable = False
+  return made

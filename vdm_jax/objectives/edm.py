@@ -1,0 +1,30 @@
+"""The loss of EDM: noise levels drawn from a log-normal density, and the weight that goes with it.
+
+Karras, Aittala, Aila and Laine (2022), eq. 8, in units of s = sigma / alpha and of D = x_hat:
+
+    E_(ln s ~ N(mean, std^2))  lambda(s) |x - D|^2,   lambda(s) = (s^2 + sigma_d^2) / (s sigma_d)^2
+
+With their preconditioned output F this is E |F - F_hat|^2, `predictions.edm`: the weight that makes
+the loss of all levels alike at first.  In expectation it is `weightings.edm` at uniform times.
+"""
+from vdm_jax import weightings
+from vdm_jax.objectives import times
+from vdm_jax.objectives.denoising import weighted_diffusion
+from vdm_jax.typing import Array, Denoiser, Process, PyTree
+
+
+def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
+              cond: PyTree = None, *, mean: float = -1.2, std: float = 1.2,
+              sigma_data: float = 0.5, eps: Array | None = None
+              ) -> tuple[Array, dict[str, Array]]:
+  """|F - F_hat|^2 at log-normal noise levels, times the probability of those that `process` has.
+
+  x: [B, ...]; t: [B], uniform on [0, 1], from which the level is made; keys: [B].  Returns nats [B]
+  and {'diffusion', 'eps_error'}: the diffusion term of the bound, weighted for these times so that
+  it is unbiased, and |eps - eps_hat|^2.
+  """
+  t, share = times.by_mass(process, times.log_normal(mean, std))(t)
+  loss, terms = weighted_diffusion(denoise, process, x, t, keys, cond, eps=eps,
+                                   weight=weightings.edm(mean, std, sigma_data))
+  bound = -0.5 * process(t).dlogsnr * terms['eps_error']
+  return share * loss, {'diffusion': share * bound, **terms}

@@ -1,0 +1,228 @@
+"""The ancestors of the diffusion bound: the ELBO of a VAE, of layers of latents, of a Markov chain.
+
+One notation for all.  z_1 ... z_L are latents, z_1 next to the data and z_L the prior's; q infers
+them, p generates.  With z drawn from q,
+
+  -log p(data) <= E[-log p(data | z)]  +  E[log q(z | data) - log p(z)],
+
+and what is left is KL(q(z | data) || p(z | data)).  The second part is by layers
+
+  VAE          KL(q(z | x) || p(z))
+  from above   sum_l  E KL(q(z_l | z_{l+1..L}, x) || p(z_l | z_{l+1..L}))
+  Markovian    KL(q(z_L | x) || p(z_L)) + sum_l E KL(q(z_{l-1} | z_l, x) || p(z_{l-1} | z_l)),
+
+the last where the encoder is a chain q(z_1 | x) q(z_2 | z_1) ... that can be reversed, as one of
+Gaussians with linear means.  With the Gaussian process q(z_t | z_s) for an encoder and
+q(z_s | z_t, x_hat) for a generator it is the bound of T steps, `vlb.discrete`, term by term: a
+diffusion model is a Markovian hierarchical VAE with latents as large as the data, one network for
+all layers, and an encoder of which at most the noise schedule is learned.
+
+A distribution here is whatever has `sample` and `log_prob`; a conditional is a function that
+returns one.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014).
+"""
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+
+from vdm_jax import processes, random
+from vdm_jax.decoders import sum_over_data
+from vdm_jax.typing import Array, Denoiser, Process, PyTree, value
+
+
+class Distribution(Protocol):
+  """Of one variable for each example: an array [B, ...], or a pytree of such."""
+
+  def sample(self, keys: Array) -> PyTree:
+    """keys: [B]."""
+
+  def log_prob(self, z: PyTree) -> Array:
+    """nats, [B]."""
+
+
+Conditional = Callable[[PyTree], Distribution]         # what is given -> the distribution
+Decoder = Callable[[Array, PyTree], Array]             # data, z -> log p(data | z) in nats, [B]
+Divergence = Callable[[Distribution, Distribution, PyTree], Array]  # q, p, z ~ q -> nats [B]
+
+
+@value
+class Normal:
+  """N(mean, std^2), independent dimensions.  mean: [B, ...]; std: broadcastable to it."""
+  mean: Array
+  std: Array
+
+  def sample(self, keys: Array) -> Array:
+    return self.mean + self.std * random.normal(keys, self.mean)
+
+  def log_prob(self, z: Array) -> Array:
+    return sum_over_data(norm.logpdf(z, self.mean, self.std))
+
+
+class Joint(NamedTuple):
+  """A joint distribution of z_1 ... z_L as a product of conditionals, for any q(z_{1:L} | x).
+
+  conditionals: in the order of drawing, each given the tuple of all drawn before it, () the first.
+  upward: False draws z_L first, True z_1.  A value is the tuple (z_L, ..., z_1) either way.
+  """
+  conditionals: Sequence[Conditional]
+  upward: bool = False
+
+  def sample(self, keys: Array) -> tuple:
+    drawn = ()
+    for i, conditional in enumerate(self.conditionals):
+      layer = i + 1 if self.upward else len(self.conditionals) - i
+      drawn += (conditional(drawn).sample(random.stream(keys, f'z_{layer}')),)
+    return drawn[::-1] if self.upward else drawn
+
+  def log_prob(self, z: tuple) -> Array:
+    drawn = z[::-1] if self.upward else z
+    return sum(conditional(drawn[:i]).log_prob(drawn[i])
+               for i, conditional in enumerate(self.conditionals))
+
+
+# ------------------------------------------------------------- divergences
+
+
+def one_sample(q: Distribution, p: Distribution, z: PyTree) -> Array:
+  """log q(z) - log p(z) in nats, [B]: in expectation over z ~ q the divergence, of any two."""
+  return q.log_prob(z) - p.log_prob(z)
+
+
+def gaussian_kl(q: Normal, p: Normal, z: PyTree = None) -> Array:
+  """KL(q || p) = 1/2 sum (r - 1 - log r + (mean_q - mean_p)^2 / std_p^2), r = std_q^2 / std_p^2.
+
+  Nats, [B]; of two `Normal`, in closed form: z is not read.
+  """
+  r = jnp.square(q.std / p.std)
+  gap = (q.mean - p.mean) / p.std
+  return 0.5 * sum_over_data(r - 1.0 - jnp.log(r) + jnp.square(gap))
+
+
+# ------------------------------------------------------------------ bounds
+
+
+def elbo(data: Array, keys: Array, *, encoder: Distribution, decoder: Decoder, prior: Distribution,
+         divergence: Divergence = one_sample, beta: float = 1.0
+         ) -> tuple[Array, dict[str, Array]]:
+  """-ELBO, an unbiased estimate from one z ~ q: nats [B], {'reconstruction', 'latent'} [B].
+
+  Kingma and Welling (2014), eq. 6 with `one_sample` and eq. 7 with `gaussian_kl`.  data: [B, ...];
+  keys: [B]; encoder: q(z | x) of these examples; decoder: log p(data | z).  beta: reconstruction +
+  beta latent, Higgins et al. (2017); the bound is the sum of the terms whatever it is.
+  """
+  z = encoder.sample(random.stream(keys, 'z'))
+  terms = {'reconstruction': -decoder(data, z), 'latent': divergence(encoder, prior, z)}
+  return terms['reconstruction'] + beta * terms['latent'], terms
+
+
+def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional], decoder: Decoder,
+                 prior: Sequence[Conditional], divergence: Divergence = one_sample,
+                 beta: float = 1.0) -> tuple[Array, dict[str, Array]]:
+  """-ELBO of layers that are inferred from the top down: Sonderby et al. (2016).
+
+  encoder, prior: of z_L, ..., z_1, each a function of the tuple of latents above: () for z_L,
+  (z_L, ..., z_2) for z_1.  decoder: log p(data | (z_L, ..., z_1)).  Returns nats [B] and
+  {'reconstruction', 'latent', 'z_L', ..., 'z_1'} [B]; 'latent' is the sum of the divergences of the
+  layers, which are the rest.  The bound is reconstruction + latent, and is returned with beta = 1.
+  An encoder that infers in another order is a `Joint`, for `elbo`.
+  """
+  above, layers = (), {}
+  for i, (given_q, given_p) in enumerate(zip(encoder, prior, strict=True)):
+    name, q, p = f'z_{len(encoder) - i}', given_q(above), given_p(above)
+    z = q.sample(random.stream(keys, name))
+    above += (z,)
+    layers[name] = divergence(q, p, z)
+  terms = {'reconstruction': -decoder(data, above), 'latent': sum(layers.values())}
+  return terms['reconstruction'] + beta * terms['latent'], {**terms, **layers}
+
+
+class Chain(NamedTuple):
+  """A Markov chain q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), and the same from above."""
+  first: Distribution                  # q(z_1 | x)
+  up: Sequence[Conditional]            # z_{l-1} -> q(z_l | z_{l-1}),     l = 2 ... L
+  last: Distribution                   # q(z_L | x)
+  posterior: Sequence[Conditional]     # z_l -> q(z_{l-1} | z_l, x),      l = 2 ... L
+
+  def sample(self, keys: Array) -> list[Array]:
+    """[z_1, ..., z_L], upwards."""
+    path = [self.first.sample(random.stream(keys, 'z_1'))]
+    for l, up in enumerate(self.up, start=2):
+      path.append(up(path[-1]).sample(random.stream(keys, f'z_{l}')))
+    return path
+
+
+def gaussian_chain(first: Normal, scales: Sequence[Array], stds: Sequence[Array]) -> Chain:
+  """q(z_l | z_{l-1}) = N(scale z_{l-1}, std^2), l = 2 ... L, with its reverse by Bayes' rule.
+
+  With q(z_{l-1} | x) = N(m, v):  q(z_l | x) = N(scale m, scale^2 v + std^2), and q(z_{l-1} | z_l,
+  x) has variance w = v std^2 / (scale^2 v + std^2) and mean w (m / v + scale z_l / std^2).
+  scales, stds: L - 1 each, broadcastable against z.
+  """
+  up, posterior, q = [], [], first
+  for a, s in zip(scales, stds, strict=True):
+    total = jnp.hypot(a * q.std, s)
+    share = jnp.square(q.std / total)  # of z_l's variance: gain of z_l, times its scale
+    up.append(lambda z, a=a, s=s: Normal(a * z, s))
+    posterior.append(lambda z, a=a, s=s, q=q, total=total, share=share: Normal(
+        jnp.square(s / total) * q.mean + a * share * z, q.std * s / total))
+    q = Normal(a * q.mean, total)
+  return Chain(first, up, q, posterior)
+
+
+def markovian(data: Array, keys: Array, *, encoder: Chain, decoder: Decoder, prior: Distribution,
+              generator: Sequence[Conditional], divergence: Divergence = gaussian_kl
+              ) -> tuple[Array, dict[str, Array]]:
+  """-ELBO of a Markovian hierarchical VAE, at one path of latents drawn upwards by its encoder.
+
+  generator: z_l -> p(z_{l-1} | z_l), l = 2 ... L; prior: p(z_L); decoder: log p(data | z_1).
+  Returns nats [B]; {'reconstruction', 'latent', 'diffusion'} [B], whose sum it is: the divergence
+  at z_L, and the sum of those of the transitions; and each of these, 'z_1' ... 'z_{L-1}', named by
+  the variable of which it is.  Sohl-Dickstein et al. (2015), section 2.4; Ho et al. (2020), eq. 5.
+  """
+  path = encoder.sample(keys)
+  transitions = {
+      f'z_{l}': divergence(q(path[l]), p(path[l]), path[l - 1])
+      for l, (q, p) in enumerate(zip(encoder.posterior, generator, strict=True), start=1)}
+  terms = {'reconstruction': -decoder(data, path[0]),
+           'latent': divergence(encoder.last, prior, path[-1]),
+           'diffusion': sum(transitions.values(), jnp.zeros(len(data)))}
+  return sum(terms.values()), {**terms, **transitions}
+
+
+# ------------------------------------------------- the diffusion of `vlb`
+
+
+def process_chain(process: Process, x: Array, steps: int) -> Chain:
+  """The encoder of a diffusion model of T = `steps`: z_1 ... z_{T+1} at times 0, 1/T, ..., 1.
+
+  q(z_0 | x) = N(alpha_0 x, sigma_0^2) and q(z_t | z_s) = N(alpha_t / alpha_s z_s, sigma_t^2 tau),
+  Kingma et al. (2021), appendix A, on any curve.  x: [B, ...].  In float32 `vlb.discrete` keeps
+  more digits: here the divergences are differences of means that are nearly equal.
+  """
+  levels = _levels(process, x, steps)
+  first, *_ = levels
+  pairs = list(zip(levels[1:], levels[:-1], strict=True))
+  return gaussian_chain(Normal(first.alpha * x, first.sigma),
+                        [t.alpha / s.alpha for t, s in pairs],
+                        [t.sigma * jnp.sqrt(processes.tau(t, s)) for t, s in pairs])
+
+
+def denoising_generator(denoise: Denoiser, process: Process, x: Array, steps: int,
+                        cond: PyTree = None) -> list[Conditional]:
+  """p(z_s | z_t) = q(z_s | z_t, x_hat(z_t)) of the steps of `process_chain`.
+
+  x: [B, ...], for its shape and precision alone.  Kingma et al. (2021), appendix A.
+  """
+  def at(t):
+    return process(jnp.full(x.shape[:1], t, x.dtype))
+
+  def transition(i):
+    at_t, at_s = at(i / steps), at((i - 1) / steps)
+    return lambda z: Normal(
+        *processes.posterior(z, denoise(z, at_t, cond).x, at_t, at_s))
+  return [transition(i) for i in range(1, steps + 1)]
+
+
+def _levels(process, x, steps):
+  return [process(jnp.full(x.shape[:1], i / steps, x.dtype)).expand(x) for i in range(steps + 1)]

@@ -1,0 +1,71 @@
+"""Posteriors: a trained chain times a second distribution, p(z) r(z) up to a constant.
+
+Sohl-Dickstein et al. (2015), section 2.5: every reverse kernel is multiplied by r and normalised,
+p(z_s | z_t) r(z_s).  Where r varies little over a step, that moves the mean alone: `perturbed`.  A
+Gaussian r gives a Gaussian: `gaussian`, also for known coordinates, where its standard deviation is
+0.  To denoise an observation y with noise of standard deviation s is r = N(y, s^2).
+
+r may change along the chain.  The paper takes it constant, r(z_s) = r(x), which is simple but gives
+no exact posterior: p(z_t) r(z_t) are not the marginals of the new chain.  They are, for any number
+of steps, where r(z_s) is the mean of r(x) given z_s, which few data have in closed form.
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.processes import interpolated_std, posterior, prior_std
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, Sampler
+
+# (mean, variance of p(z_s | z_t), [B, ...] each, level of s) -> those of its product with r.
+Multiply = Callable[[Array, Array, Level], tuple[Array, Array]]
+
+
+def perturbed(log_r: Callable[[Array, Level], Array]) -> Multiply:
+  """mean + variance d log r / dz at the mean; the variance stays.  log_r: z [B, ...] -> [B].
+
+  Sohl-Dickstein et al. (2015), table App.1 and appendix C.
+  """
+  def multiply(mean, variance, level):
+    slope = jax.grad(lambda z: jnp.sum(log_r(z, level)))(mean)
+    return mean + variance * slope, variance
+  return multiply
+
+
+def gaussian(r: Callable[[Level], tuple[Array, Array]]) -> Multiply:
+  """The product with r = N(m, s^2), of (m, s) = r(level), to broadcast against z: exact.
+
+  s is 0 where z is known, which it then is in the sample, and infinite where r says nothing.
+  """
+  def multiply(mean, variance, level):
+    m, s = r(level)
+    share = jnp.where(s == 0.0, 1.0, variance / (variance + jnp.square(s)))
+    return share * m + (1.0 - share) * mean, (1.0 - share) * variance
+  return multiply
+
+
+def start(process: Process, multiply: Multiply, keys: Array, like: Array) -> Array:
+  """z_1 ~ p(z_1) r(z_1), of the shape of `like`: [B, ...]; in the place of `sample_prior`."""
+  one = jnp.ones(like.shape[:1], like.dtype)
+  mean, variance = multiply(jnp.zeros_like(like),
+                            jnp.full_like(like, jnp.square(prior_std(process))), process(one))
+  return mean + jnp.sqrt(variance) * random.normal(random.stream(keys, 'z_1'), like)
+
+
+def multiplied(denoise: Denoiser, process: Process, multiply: Multiply,
+               v: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
+  """z_s ~ p(z_s | z_t) r(z_s) up to a constant; p and v as of `ancestral`.
+
+  Begin at `start`.  Sohl-Dickstein et al. (2015), section 2.5.
+  """
+  def step(keys, z, t, s, _):
+    at_t, at_s = process(t), process(s)
+    estimate = denoise(z, at_t)
+    mean, _ = posterior(z, estimate.x, at_t, at_s)
+    share = v(estimate) if callable(v) else v
+    wide_t, wide_s = at_t.expand(z), at_s.expand(z)
+    std = jnp.where(wide_s.sigma > 0.0, interpolated_std(wide_t, wide_s, share), 0.0)
+    mean, variance = multiply(mean, jnp.broadcast_to(jnp.square(std), z.shape), at_s)
+    return mean + jnp.sqrt(variance) * random.normal(random.stream(keys, 'noise'), z)
+  return Sampler(lambda z: z, step, lambda state: state)

@@ -1,0 +1,35 @@
+"""Classifier-free training: one network with labels and, by forgetting some of them, without.
+
+Ho and Salimans (2022), algorithm 1: in training a label is dropped with a probability of 0.1 or
+0.2; what the network then says without a label is the other half of `guidance.classifier_free`.
+All the rest of an experiment, its network and its objective, stays what it is.
+"""
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.typing import Array, Experiment
+
+NO_LABEL = -1
+
+
+def drop(label: Array, keys: Array, probability: float) -> Array:
+  """Each label, or -1 with this probability, independently.  label: integers [B]; keys: [B]."""
+  u = random.uniform(random.stream(keys, 'label_dropping'), jnp.zeros(label.shape))
+  return jnp.where(u < probability, NO_LABEL, label)
+
+
+def experiment(base: Experiment, probability: float) -> Experiment:
+  """`base`, conditioned on labels, trained with this share of them dropped; validated with all.
+
+  Its model has `null`, so that it can be guided.
+  """
+  def loss(params, batch, context):
+    if context.train:
+      batch = batch | {'label': drop(batch['label'], context.keys, probability)}
+    return base.loss(params, batch, context)
+
+  def model(params, keys=None):
+    return base.model(params, keys)._replace(
+        null=lambda label: jnp.full_like(label, NO_LABEL))
+
+  return base._replace(loss=loss, model=model)
