@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vdm_jax import objectives as objectives_lib
-from vdm_jax import oracles, processes, runs, schedules
+from vdm_jax import oracles, processes, runs, schedules, weightings
 from vdm_jax.train import metrics
 
 ROOT = Path(__file__).parents[1]
@@ -53,17 +53,32 @@ def mine(tmp_path_factory):
   return path
 
 
-def test_the_objective_in_the_readme_becomes_the_published_one_in_its_limit(mine):
-  """delta^2 (sqrt(1 + |e/delta|^2) - 1) -> 1/2 |e|^2 for large delta: half of L_simple."""
-  module = runpy.run_path(str(mine))
+def of_the_library(*args):
+  return objectives_lib.weighted_diffusion(*args, weight=weightings.min_snr(5.0))
+
+
+@pytest.mark.parametrize('whose', ['of the README', 'of the library'])
+def test_min_snr_has_the_error_of_the_best_denoiser_on_gaussian_data(mine, whose):
+  """min(SNR, 5) E|x - x_hat|^2, with the variance of x given z: 1 / (1 / v + SNR) a dimension."""
+  objective = {'of the README': runpy.run_path(str(mine))['min_snr'],
+               'of the library': of_the_library}[whose]
+  process, std, n = processes.GaussianProcess(schedules.Linear(4.0, -4.0)), 0.5, 40_000
+  keys = jax.random.split(jax.random.key(0), n)
+  x = 0.3 + std * jax.random.normal(jax.random.key(1), (n, 3))
+  for t in (0.1, 0.5, 0.9):
+    losses = np.asarray(objective(oracles.Gaussian(0.3, std), process, x, jnp.full(n, t), keys)[0])
+    snr = np.exp(4.0 - 8.0 * t)
+    exact = min(snr, 5.0) * 3.0 / (1.0 / std**2 + snr)
+    assert abs(losses.mean() - exact) < 4.0 * losses.std() / np.sqrt(n)
+
+
+def test_the_objective_in_the_readme_is_that_of_the_library_draw_by_draw(mine):
   assert len(mine.read_text().splitlines()) <= 36
   process = processes.GaussianProcess(schedules.Linear(4.0, -4.0))
-  keys = jax.random.split(jax.random.key(0), 64)
-  x = jax.random.normal(jax.random.key(1), (64, 3))
-  args = oracles.Gaussian(0.3, 0.5), process, x, jnp.linspace(0.0, 1.0, 64), keys
-  losses, _ = module['pseudo_huber'](*args, delta=100.0)
-  _, terms = objectives_lib.weighted_diffusion(*args)
-  np.testing.assert_allclose(losses, terms['eps_error'] / 2, rtol=2e-3, atol=2e-3)
+  args = (oracles.Gaussian(0.3, 0.5), process, jax.random.normal(jax.random.key(1), (64, 3)),
+          jnp.linspace(0.0, 1.0, 64), jax.random.split(jax.random.key(0), 64))
+  mine = runpy.run_path(str(mine))['min_snr']
+  np.testing.assert_allclose(mine(*args)[0], of_the_library(*args)[0], rtol=2e-4, atol=1e-5)
 
 
 def test_the_objective_in_the_readme_trains_and_is_evaluated_by_the_usual_commands(mine, tmp_path):
