@@ -4,8 +4,7 @@
 
 Dhariwal and Nichol (2021): the embedding scales and shifts, residual blocks resample, attention in
 heads at both resolutions.
-Hardware and time: 2 CPU cores, see the table of networks in README.md.
-To reach: see there.
+Hardware, time and what it reaches: see the table of networks in README.md.
 """
 import digits_ddpm
 import ml_collections

@@ -4,8 +4,7 @@
 
 Ho, Jain and Abbeel (2020): two resolutions, 8x8 and 4x4, attention at the smaller.  `digits_adm`
 and `digits_dit` differ from it in the network alone.
-Hardware and time: 2 CPU cores, see the table of networks in README.md.
-To reach: see there.
+Hardware, time and what it reaches: see the table of networks in README.md.
 """
 import digits_small
 import ml_collections

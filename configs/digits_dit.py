@@ -3,8 +3,7 @@
   python scripts/train.py --config=configs/digits_dit.py --workdir=runs/digits_dit
 
 Peebles and Xie (2023): patches of 2x2 pixels, so 16 tokens; six blocks of 128 features.
-Hardware and time: 2 CPU cores, see the table of networks in README.md.
-To reach: see there.
+Hardware, time and what it reaches: see the table of networks in README.md.
 """
 import digits_ddpm
 import ml_collections

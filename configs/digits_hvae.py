@@ -4,8 +4,7 @@
 
 No diffusion model.  q(z_2 | x) q(z_1 | z_2, x) against p(z_2) p(z_1 | z_2) p(x | z_1, z_2), as in
 Sonderby et al. (2016).
-Hardware and time: 2 CPU cores, to be measured.
-To reach: to be measured.
+Hardware, time and what it reaches: see configs/README.md.
 """
 import digits_vae
 import ml_collections

@@ -4,8 +4,7 @@
 
 No diffusion model yet: q(z_l | z_{l-1}) = N(sqrt(1 - b) z_{l-1}, b) with learned b, and a network
 of its own for each p(z_{l-1} | z_l).  docs/unified_view.md goes on from here.
-Hardware and time: 2 CPU cores, to be measured.
-To reach: to be measured.
+Hardware, time and what it reaches: see configs/README.md.
 """
 import digits_vae
 import ml_collections

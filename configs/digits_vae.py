@@ -4,8 +4,7 @@
 
 No diffusion model: metrics.jsonl has its bound, which compares with those of diffusion models.  A
 beta-VAE is --config.model.beta=4; bits_per_dim remains the bound.  Kingma and Welling (2014).
-Hardware and time: 2 CPU cores, to be measured.
-To reach: to be measured.
+Hardware, time and what it reaches: see configs/README.md.
 """
 import ml_collections
 

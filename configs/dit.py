@@ -25,7 +25,7 @@ def get_config(model: str = 'DiT-XL-2-256x256') -> ml_collections.ConfigDict:
   config = chain.default_config()
   config.data.update(name='imagenet2012', shape=SHAPES.get(model, (32, 32, 4)), levels=256,
                      classes=1000, batch_size=256)
-  config.model.update(variances=True, class_conditional=True, dropout=0.0)
+  config.model.update(variances=True, class_conditional=True, dropout=0.0, clip=False)
   config.model.checkpoint = model
   config.optimizer.update(learning_rate=1e-4, warmup_steps=0)
   config.train.steps = 7_000_000

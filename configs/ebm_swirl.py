@@ -6,8 +6,8 @@
 E(z, t) = 1/2 |MLP|^2 (Salimans and Ho 2021), trained by denoising score matching with lambda =
 sigma^2 on all levels.  --config.data.name takes other points.  In Python, with the denoiser of
 `vdm_jax.load`, `systems.energy` samples by MALA, multiplies models and estimates normalisers.
-Hardware and time: 2 CPU cores, to be measured.
-To reach: to be measured; a free network has 5.57 bits/dim (toy2d.py), on another loss.
+Hardware, time and what it reaches: see configs/README.md.
+A free network has 5.57 bits/dim (toy2d.py), on another loss.
 """
 import ml_collections
 

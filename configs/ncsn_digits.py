@@ -9,8 +9,7 @@ ladder starts, as in NCSNv2 (Song and Ermon 2020), at the largest distance of tw
 of the sampler is the ladder with as many steps as levels, and its last step the final denoising.
 The network is the U-Net of digits_small.py (ncsnv2.py has the RefineNets).
 The bound is that of the chain of these levels, whose first step is from the data themselves.
-Hardware and time: 2 CPU cores, to be measured.
-To reach: to be measured.
+Hardware, time and what it reaches: see configs/README.md.
 """
 import math
 

@@ -3,8 +3,8 @@
   python scripts/import_weights.py --source=ncsnv2 --model=ncsnv2-cifar10 --in=FILE.pth --out=RUN
   python scripts/train.py --config=configs/ncsnv2.py:ncsnv2-cifar10 --workdir=RUN --data_dir=DIR
 
-After the colon the name of a published network.  The ladder is a table; the loss |eps - eps_hat|^2
-on its levels and between them.
+After the colon the name of a published network.  The ladder is a table, on whose levels it is
+trained, each as often; the loss is |eps - eps_hat|^2.
 Hardware and time: not run here; 300,000 steps as published for CIFAR-10.
 To reach, as published: CIFAR-10 FID 25.32 (NCSN), 10.87 (NCSNv2 with denoising).
 """
@@ -60,4 +60,5 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   return score.experiment(
       config, net=vdm.configured(MODELS[name], config), schedule=ladder, curve=Scaled(ve, to_ends),
       target=predictions.half_score, inputs=level_of if conditional else images,
-      weight=weightings.simple)
+      weight=weightings.simple,
+      trained_at=lambda t: jnp.floor(t * count).clip(0, count - 1) / (count - 1))

@@ -6,8 +6,8 @@
 Song, Garg, Shi and Ermon (2020), the variance-reduced form, of q(z_t) at all levels with lambda =
 sigma^2 as in NCSN: the noise is in the data, and the network is not told which it was.  The loss
 has another constant than denoising score matching, and may be negative; the bound is reported.
-Hardware and time: 2 CPU cores, to be measured.
-To reach: to be measured; ebm_swirl.py has the same levels, with a denoising target.
+Hardware, time and what it reaches: see configs/README.md.
+ebm_swirl.py has the same levels, with a denoising target.
 """
 import ebm_swirl
 import ml_collections

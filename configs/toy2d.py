@@ -23,6 +23,7 @@ from vdm_jax.processes import ve, vp
 from vdm_jax.systems import score, vdm
 from vdm_jax.typing import Experiment
 
+SIGMA_DATA = 0.36  # of the spiral
 SYSTEMS = ('vdm', 'vp', 've', 'edm')
 
 
@@ -61,5 +62,5 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   # What the network reads is c_noise, as far as its embedding is concerned another log-SNR.
   return score.experiment(
       config, net=net(logsnr_max, -9.0), schedule=schedules.KarrasSigma(), curve=ve,
-      target=predictions.edm(), weight=weightings.edm(),
-      inputs=lambda z, level: (inputs.edm()(z, level)[0], inputs.logsnr(z, level)[1]))
+      target=predictions.edm(SIGMA_DATA), weight=weightings.edm(sigma_data=SIGMA_DATA),
+      inputs=lambda z, level: (inputs.edm(SIGMA_DATA)(z, level)[0], inputs.logsnr(z, level)[1]))

@@ -11,22 +11,21 @@ import sampler_list
 from absl import flags
 
 from vdm_jax import gallery, pictures, runs, workdir
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 
-SYSTEMS = {  # name -> config, its variant, sampler, steps
-    'DPM 2015': ('dpm_swiss_roll', (), 'ancestral_learned', 39),
-    'VDM': ('toy2d', ('vdm',), 'ancestral', 250),
-    'VP score SDE': ('toy2d', ('vp',), 'euler_maruyama', 250),
-    'VE score SDE': ('toy2d', ('ve',), 'pc_reverse_diffusion', 250),
-    'EDM': ('toy2d', ('edm',), 'edm', 40),
-    'sliced score matching': ('ssm_swirl', (), 'ancestral', 250),
-    'energy': ('ebm_swirl', (), 'ancestral', 250),
+SYSTEMS = {  # name -> title, config, its variant, sampler, steps
+    'dpm': ('DPM 2015', 'dpm_swiss_roll', (), 'ancestral_learned', 39),
+    'vdm': ('VDM', 'toy2d', ('vdm',), 'ancestral', 250),
+    'vp': ('VP score SDE', 'toy2d', ('vp',), 'euler_maruyama', 250),
+    've': ('VE score SDE', 'toy2d', ('ve',), 'pc_reverse_diffusion', 250),
+    'edm': ('EDM', 'toy2d', ('edm',), 'edm', 40),
+    'sliced': ('sliced score matching', 'ssm_swirl', (), 'ancestral', 250),
+    'energy': ('energy', 'ebm_swirl', (), 'ancestral', 250),
 }
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A directory for the runs.')
 OUT = flags.DEFINE_string('out', None, 'The .png to write.')
 CHOSEN = flags.DEFINE_list('systems', list(SYSTEMS), f'Of {", ".join(SYSTEMS)}.')
-DATA = flags.DEFINE_string('data', '', "Points for all of them; default: each config's own.")
 STEPS = flags.DEFINE_integer('steps', None, "Of training; default: the configs'.")
 
 
@@ -36,20 +35,20 @@ def main():
     raise InputError(f'--systems={",".join(unknown)}: choose of {", ".join(SYSTEMS)}.')
   if not OUT.value.endswith('.png'):
     raise InputError(f'--out={OUT.value}: a file ending in .png.')
+  require_at_least('steps', STEPS.value)
   rows = []
   for name in CHOSEN.value:
-    file, variant, sampler, steps = SYSTEMS[name]
+    title, file, variant, sampler, steps = SYSTEMS[name]
     file = cli.ROOT / 'configs' / f'{file}.py'
     config = workdir.import_config(file).get_config(*variant)
-    if DATA.value:
-      config.data.name = DATA.value
     if STEPS.value is not None:
-      config.train.steps = STEPS.value
-    directory = Path(WORKDIR.value) / name.replace(' ', '_').lower()
-    print(f'{name}: {directory}')
+      config.train.steps = config.optimizer.decay_steps = STEPS.value
+      config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, STEPS.value // 2)
+    directory = Path(WORKDIR.value) / name
+    print(f'{title}: {directory}')
     runs.train(config, file, directory)
-    rows.append(gallery.row(name, directory, sampler_list.method(sampler, steps, '')))
-    print(f'{name}: distance {rows[-1].distance:.4f}, of training data {rows[-1].floor:.4f}; '
+    rows.append(gallery.row(title, directory, sampler_list.method(sampler, steps, '')))
+    print(f'{title}: distance {rows[-1].distance:.4f}, of training data {rows[-1].floor:.4f}; '
           'energy distance {:.5f} +- {:.5f}'.format(*rows[-1].energy))
   pictures.save_png(OUT.value, gallery.picture(rows))
   print(OUT.value)

@@ -11,6 +11,7 @@ from scipy.special import logit
 
 from vdm_jax import oracles, random, samplers, schedules, workdir
 from vdm_jax.data import formulas
+from vdm_jax.nn.rbf import RadialBasis
 from vdm_jax.objectives import dpm, dpm_binomial, vlb
 from vdm_jax.processes import GaussianProcess, posterior
 from vdm_jax.samplers import multiplied
@@ -387,3 +388,18 @@ def test_without_a_second_distribution_it_is_the_ancestral_sampler():
       multiplied.multiplied(ORACLE, PROCESS, nothing, v=0.5),
       samplers.ancestral(ORACLE, PROCESS, v=0.5)))
   np.testing.assert_allclose(ours, same, rtol=1e-5, atol=1e-6)
+
+
+def test_radial_functions_have_a_readout_for_each_step_and_are_linear_in_between():
+  rng = np.random.default_rng(0)
+  net = RadialBasis(steps=3, units=4, outputs=2)
+  z, step = rng.standard_normal((5, 2)), np.array([0.0, 0.25, 1.0, 1.5, 2.0])
+  shapes = jax.eval_shape(net.init, jax.random.key(0), z, step)['params']
+  params = jax.tree.map(lambda u: rng.standard_normal(u.shape), shapes)
+  distance = np.linalg.norm(z[:, None] - params['centres'], axis=-1)
+  h = np.exp(-0.5 * (distance / np.exp(params['log_widths']))**2)
+  h = np.concatenate([h, np.ones((5, 1))], axis=1)
+  each = np.stack([h @ readout for readout in params['readout']])  # [steps, B, outputs D]
+  exact = [np.stack([np.interp(s, [0, 1, 2], each[:, b, k]) for k in range(4)])
+           for b, s in enumerate(step)]
+  np.testing.assert_allclose(net.apply({'params': params}, z, step), exact, rtol=1e-5, atol=1e-6)

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vdm_jax import random, runs, workdir
+from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
 from vdm_jax.processes import diffuse, time_of
@@ -30,7 +31,7 @@ class Row(NamedTuple):
   grid: np.ndarray                 # [SIDE^2, 2]  where the arrows are
   field: np.ndarray                # [SIDE^2, 2]  minus dz/dt: the way that sampling goes
   samples: np.ndarray
-  distance: float                  # sliced Wasserstein, of samples and test data
+  distance: float                  # sliced Wasserstein, of samples and test data in [-1, 1]
   floor: float                     # of as many training data and test data
   energy: tuple[float, float]      # the energy distance, and its standard error
 
@@ -42,10 +43,9 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   m = model(params)
   if m.shape != (2,):
     raise InputError(f'--workdir={directory}: a run of points in the plane, not of {m.shape}.')
-  points = lambda split: np.asarray(m.encode(jnp.asarray(
-      split.get(np.arange(min(count, len(split))))['image'])))
-  data = points(trained.experiment.data.split('test'))
-  train = points(trained.experiment.data.split('train'))
+  points = lambda split: split.get(np.arange(min(count, len(split))))['image']
+  test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
+  data = np.asarray(m.encode(jnp.asarray(test)))
 
   eps = random.normal(random.per_example(jax.random.key(0), jnp.arange(len(data))), data)
   noisy = []
@@ -67,11 +67,15 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   drawn = [batch.data for batch in draw(
       model, params, method.make, times=method.times(m.process), start=0, stop=len(data), seed=0,
       batch_size=min(500, len(data)), cond=nothing)]
-  samples = np.asarray(m.encode(jnp.asarray(np.concatenate(drawn))))
+  integers = np.concatenate(drawn)
+  # Distances are in one coding for all systems, whatever units their x has.
+  truth, training, found = (np.asarray(Pixels(trained.experiment.data.spec.levels).encode(
+      jnp.asarray(u))) for u in (test, train, integers))
   key = jax.random.key(0)
+  samples = np.asarray(m.encode(jnp.asarray(integers)))
   return Row(name, data, noisy, grid, np.asarray(field), samples,
-             sliced_wasserstein(key, samples, data), sliced_wasserstein(key, train, data),
-             tuple(kernel_distance(samples, data)))
+             sliced_wasserstein(key, found, truth), sliced_wasserstein(key, training, truth),
+             tuple(kernel_distance(found, truth)))
 
 
 def extent(data: np.ndarray) -> float:

@@ -1,13 +1,16 @@
 """Denoiser -> Denoiser: what a sampler is made to believe instead of what the network says.
 
-A wrapper changes the estimate and nothing else, so every sampler takes every wrapper, and they
-nest.  The two halves of an estimate always change together: z = alpha x + sigma eps holds after a
-wrapper wherever it held before, and `extra` is kept.
+A wrapper changes the estimate and nothing else, so every sampler takes every wrapper.  The two
+halves of an estimate always change together: z = alpha x + sigma eps holds after a wrapper wherever
+it held before, and `extra` is kept.
 
   where x_hat may be      `clip`, `dynamic_threshold`
   what it is told         `told`
   what it is led to       `classifier`, `classifier_free`
   where that applies      `within` an interval of log-SNR
+
+They nest, and what comes last has the last word: guidance extrapolates, so clip what is guided
+(`clip(classifier_free(...))`), not what guides.
 """
 from collections.abc import Callable
 
@@ -102,12 +105,14 @@ def label_gradient(logits: Callable[[Array, Level], Array]
                    ) -> Callable[[Array, Level, Array], Array]:
   """(z, level, label) -> grad_z log p(label | z_t), for `classifier`, of a noisy classifier.
 
-  logits: (z [B, ...], level) -> [B, classes], up to a constant log p(label | z_t).  label: [B].
+  logits: (z [B, ...], level) -> [B, classes], up to a constant log p(label | z_t).  label: [B]; of
+  -1, no label, the gradient is 0.
   """
   def gradient(z, level, label):
     def log_prob(z):
       each = jax.nn.log_softmax(logits(z, level), axis=-1)
-      return jnp.sum(jnp.take_along_axis(each, label[:, None], axis=-1))
+      chosen = jnp.take_along_axis(each, jnp.maximum(label, 0)[:, None], axis=-1)
+      return jnp.sum(jnp.where(label[:, None] < 0, 0.0, chosen))
     return jax.grad(log_prob)(z)
   return gradient
 

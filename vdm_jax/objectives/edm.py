@@ -21,7 +21,8 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
 
   x: [B, ...]; t: [B], uniform on [0, 1], from which the level is made; keys: [B].  Returns nats [B]
   and {'diffusion', 'eps_error'}: the diffusion term of the bound, weighted for these times so that
-  it is unbiased, and |eps - eps_hat|^2.
+  it is unbiased (though with a heavy tail, where few of them are near the data), and |eps -
+  eps_hat|^2.
   """
   t, share = times.by_mass(process, times.log_normal(mean, std))(t)
   loss, terms = weighted_diffusion(denoise, process, x, t, keys, cond, eps=eps,

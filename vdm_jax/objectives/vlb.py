@@ -63,6 +63,16 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
   return sum(terms.values()), terms
 
 
+def beside(process: Process, x: Array, t: Array, keys: Array, data: Array, decoder: Decoder,
+           eps_error: Array) -> dict[str, Array]:
+  """The terms of `continuous` from |eps - eps_hat|^2 [B], as another loss has evaluated it at t.
+
+  For t ~ U[0, 1] their sum is an unbiased estimate of the bound, at no further evaluation.
+  """
+  return {**end_terms(process, x, x, t, keys, data, decoder, None),
+          'diffusion': -0.5 * process(t).dlogsnr * eps_error}
+
+
 # ----------------------------------------------------------- T steps
 
 

@@ -65,14 +65,19 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
 
   net: T -> a network of (z, step 0 ... T - 1), with two outputs for each coordinate: of a target v,
   so that 0 is the mean of the chain of standard normal data, and of the variance's share.
-  config.model: mean, std: of the data in levels, for x of unit second moments; first_beta.
+  config.model: mean, std: of the data in levels, for x of unit second moments, without which -K is
+  no bound (larger ones would gain by keeping signal); first_beta.
 
   The loss is -K in bits/dim, plus log2 std: as if of densities in levels.  K_bits is K itself, of a
   whole point x, in bits.  'bits_per_dim' and its terms are the bound of the integers.
-  Raises InputError: fewer than two steps.
+  Raises InputError: fewer than two steps, data of another shape than the mean.
   """
   m, spec = config.model, data.resolve(config.data)
   vdm.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
+  if spec.shape != (len(m.mean),):
+    raise InputError(f'--config.data.name={spec.name} has examples {spec.shape}, which '
+                     f'--config.model.mean={tuple(m.mean)} does not fit: this chain is of points, '
+                     'whose moments config.model.mean and std have to be.')
   rates, net = Rates(m.timesteps + 1, m.first_beta), net(m.timesteps + 1)
   mean = jnp.asarray(m.mean, jnp.float32)
   in_bins = DiscretisedNormal(spec.levels).log_prob

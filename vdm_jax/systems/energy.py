@@ -24,9 +24,8 @@ from flax import linen as nn
 
 from vdm_jax import predictions, processes, weightings
 from vdm_jax.decoders import sum_over_data
-from vdm_jax.objectives import vlb, weighted_diffusion
 from vdm_jax.samplers import langevin
-from vdm_jax.systems import vdm
+from vdm_jax.systems import score
 from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Level, Process, PyTree, Schedule
 
 # (z [B, ...], level, cond=None) -> nats [B], up to a number for each level
@@ -112,17 +111,6 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
   The loss is L_simple, lambda = 2 sigma^2, divided by D ln 2; the bound is reported beside it, of
   the same evaluation.  Model.denoise has the energy in Estimate.extra.  Raises InputError.
   """
-  vdm.require_continuous(config)
-  of_energy = lambda model: model._replace(denoise=denoiser(half_square(model.denoise)))
-
-  def objective(model, batch, context):
-    x = model.encode(batch['image'])
-    loss, terms = weighted_diffusion(of_energy(model).denoise, model.process, x, context.t,
-                                     context.keys, model.cond(batch), weight=weightings.simple)
-    bound = {**vlb.end_terms(model.process, x, x, context.t, context.keys, batch['image'],
-                             model.decoder, None),
-             'diffusion': -0.5 * model.process(context.t).dlogsnr * terms['eps_error']}
-    return loss, {'bits_per_dim': sum(bound.values()), **bound, **terms}
-
-  base = vdm.experiment(config, net=net, schedule=schedule, curve=curve, objective=objective)
-  return base._replace(model=lambda params, keys=None: of_energy(base.model(params, keys)))
+  return score.experiment(
+      config, net=net, schedule=schedule, curve=curve, weight=weightings.simple,
+      wrap=lambda denoise: denoiser(half_square(denoise)), ends_denoised=False)

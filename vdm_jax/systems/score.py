@@ -4,14 +4,17 @@ In continuous time, on the published process, with the published view of the inp
 weighting of the error: `experiment` puts them together, and reports the bound beside the loss, of
 the same evaluation of the network.
 """
+from collections.abc import Callable
+
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax.inputs import Inputs
+from vdm_jax import predictions
+from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.objectives import vlb, weighted_diffusion
 from vdm_jax.systems import vdm
 from vdm_jax.systems.chain import published_model
-from vdm_jax.typing import Curve, Experiment, Schedule, Target, Weighting
+from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Schedule, Target, Weighting
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -24,24 +27,30 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: Schedule,
-               curve: Curve, target: Target, inputs: Inputs, weight: Weighting) -> Experiment:
-  """The experiment of `config`; all but weight as for `vdm.experiment`.
+               curve: Curve, weight: Weighting, target: Target = predictions.eps,
+               inputs: Inputs = logsnr,
+               wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
+               trained_at: Callable[[Array], Array] = lambda t: t, ends_denoised: bool = True
+               ) -> Experiment:
+  """The experiment of `config`; schedule, curve, target, inputs as for `vdm.experiment`.
 
-  The loss is `weighted_diffusion` with this weight, divided by D ln 2.  Samples end denoised, as in
-  NCSNv2 (Song and Ermon 2020, section 4) and after: the least noise is visible.  Raises InputError.
+  The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
+  network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
+  e.g. those of a ladder.  ends_denoised: as in NCSNv2 (Song and Ermon 2020, section 4) and after,
+  since the least noise is visible.  Raises InputError.
   """
   vdm.require_continuous(config)
+  wrapped = lambda model: model._replace(denoise=wrap(model.denoise), ends_denoised=ends_denoised)
 
   def objective(model, batch, context):
-    x = model.encode(batch['image'])
-    loss, terms = weighted_diffusion(model.denoise, model.process, x, context.t, context.keys,
+    model, x = wrapped(model), model.encode(batch['image'])
+    t = trained_at(context.t) if context.train else context.t  # of which the bound is unbiased
+    loss, terms = weighted_diffusion(model.denoise, model.process, x, t, context.keys,
                                      model.cond(batch), weight=weight)
-    bound = {**vlb.end_terms(model.process, x, x, context.t, context.keys, batch['image'],
-                             model.decoder, None),
-             'diffusion': -0.5 * model.process(context.t).dlogsnr * terms['eps_error']}
+    bound = vlb.beside(model.process, x, t, context.keys, batch['image'], model.decoder,
+                       terms['eps_error'])
     return loss, {'bits_per_dim': sum(bound.values()), **bound, **terms}
 
   base = vdm.experiment(config, net=net, schedule=schedule, curve=curve, target=target,
                         inputs=inputs, objective=objective)
-  return base._replace(model=lambda params, keys=None: base.model(params, keys)._replace(
-      ends_denoised=True))
+  return base._replace(model=lambda params, keys=None: wrapped(base.model(params, keys)))
