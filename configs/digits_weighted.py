@@ -25,7 +25,7 @@ import ml_collections
 
 from vdm_jax import inputs, predictions, schedules, weightings
 from vdm_jax.errors import InputError
-from vdm_jax.objectives import edm, vlb, weighted_diffusion
+from vdm_jax.objectives import edm, times, vlb, weighted_diffusion
 from vdm_jax.processes import vp
 from vdm_jax.systems import chain, score, vdm
 from vdm_jax.typing import Experiment
@@ -78,7 +78,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
 
 def log_normal(model, batch, context):
-  """The loss of EDM at its own noise levels, beside the bound; validated at uniform times.
+  """The loss of EDM at its own noise levels, beside the bound; validated at even log-SNR.
 
   At log-normal times the bound's estimate would be unbiased too, but rarely near its mean: few of
   them are where the bits are.
@@ -90,7 +90,10 @@ def log_normal(model, batch, context):
     bound = {**vlb.end_terms(model.process, x, x, context.t, context.keys, batch['image'],
                              model.decoder, None), 'diffusion': terms['diffusion']}
   else:
-    loss, terms = weighted_diffusion(*given, weight=weightings.edm(sigma_data=SIGMA_DATA))
-    bound = vlb.beside(model.process, x, context.t, context.keys, batch['image'], model.decoder,
-                       terms['eps_error'])
+    t, share = times.by_logsnr(model.process)(context.t)
+    loss, terms = weighted_diffusion(*given[:3], t, *given[4:],
+                                     weight=weightings.edm(sigma_data=SIGMA_DATA))
+    loss = share * loss
+    bound = vlb.beside(model.process, x, t, context.keys, batch['image'], model.decoder,
+                       terms['eps_error'], share)
   return loss, {'bits_per_dim': sum(bound.values()), **terms, **bound}

@@ -11,11 +11,11 @@ from vdm_jax import decoders, oracles
 from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import estimates
-from vdm_jax.objectives import vlb
-from vdm_jax.processes import GaussianProcess, ve
+from vdm_jax.objectives import times, vlb
+from vdm_jax.processes import GaussianProcess, diffuse, ve
 from vdm_jax.samplers import ddim
 from vdm_jax.samplers.drawing import draw
-from vdm_jax.schedules import Linear
+from vdm_jax.schedules import BetaLinear, Linear
 from vdm_jax.systems import chain
 from vdm_jax.typing import Context, Model
 
@@ -164,3 +164,25 @@ def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
 def test_a_chain_that_cannot_be_is_refused(field, value, remedy):
   with pytest.raises(InputError, match=f'--config.model.{field}={value}: .*{remedy}'):
     build(config_of(**{field: value}))
+
+
+def test_a_bound_beside_another_loss_is_the_bound():
+  """At even log-SNR its estimate has little noise, also under the schedule of the VP SDE."""
+  process, std, n = GaussianProcess(BetaLinear(t_min=1e-4)), 0.5, 4000
+  exact, u = oracles.Gaussian(0.0, std), (jnp.arange(n) + 0.5) / n
+  x = std * jax.random.normal(jax.random.key(1), (n, 2))
+  eps = jax.random.normal(jax.random.key(2), x.shape)
+
+  def diffusion(t, share):
+    level = process(t)
+    error = jnp.sum(jnp.square(eps - exact(diffuse(x, eps, level), level).eps), axis=-1)
+    terms = vlb.beside(process, x, t, jax.random.split(jax.random.key(0), n), x,
+                       lambda data, z, level: jnp.zeros(len(z)), error, share)
+    return np.asarray(terms['diffusion'])
+
+  high, low = (float(process(jnp.float32(end)).logsnr) for end in (0.0, 1.0))
+  # 1/2 int E|eps - eps_hat|^2 dlogsnr, with E = snr v / (1 + snr v) for each of two dimensions.
+  expected = np.log1p(std**2 * np.exp(high)) - np.log1p(std**2 * np.exp(low))
+  even = diffusion(*times.by_logsnr(process)(u))
+  assert abs(even.mean() - expected) < 4.0 * even.std() / np.sqrt(n)
+  assert diffusion(u, 1.0).std() > 5.0 * even.std()

@@ -64,13 +64,14 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
 
 
 def beside(process: Process, x: Array, t: Array, keys: Array, data: Array, decoder: Decoder,
-           eps_error: Array) -> dict[str, Array]:
+           eps_error: Array, share: Array | float = 1.0) -> dict[str, Array]:
   """The terms of `continuous` from |eps - eps_hat|^2 [B], as another loss has evaluated it at t.
 
-  For t ~ U[0, 1] their sum is an unbiased estimate of the bound, at no further evaluation.
+  For t ~ U[0, 1], or of a density 1 / `share`, their sum is an unbiased estimate of the bound, at
+  no further evaluation.
   """
   return {**end_terms(process, x, x, t, keys, data, decoder, None),
-          'diffusion': -0.5 * process(t).dlogsnr * eps_error}
+          'diffusion': share * -0.5 * process(t).dlogsnr * eps_error}
 
 
 # ----------------------------------------------------------- T steps
