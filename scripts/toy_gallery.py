@@ -17,7 +17,7 @@ SYSTEMS = {  # name -> title, config, its variant, sampler, steps
     'dpm': ('DPM 2015', 'dpm_swiss_roll', (), 'ancestral_learned', 39),
     'vdm': ('VDM', 'toy2d', ('vdm',), 'ancestral', 250),
     'vp': ('VP score SDE', 'toy2d', ('vp',), 'euler_maruyama', 250),
-    've': ('VE score SDE', 'toy2d', ('ve',), 'pc_reverse_diffusion', 250),
+    've': ('VE score SDE', 'toy2d', ('ve',), 'ancestral', 250),
     'edm': ('EDM', 'toy2d', ('edm',), 'edm', 40),
     'sliced': ('sliced score matching', 'ssm_swirl', (), 'ancestral', 250),
     'energy': ('energy', 'ebm_swirl', (), 'ancestral', 250),
