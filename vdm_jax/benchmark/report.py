@@ -15,7 +15,8 @@ from vdm_jax.likelihood import ledger
 
 def about(config_file: str | Path, config: ml_collections.ConfigDict) -> dict:
   """What a measurement is of, beside its numbers: config, devices, versions, date."""
-  return {'config': str(config_file), 'n_layer': config.model.blocks, 'embd': config.model.features,
+  return {'config': str(config_file), 'n_layer': config.model.get('blocks'),
+          'embd': config.model.get('features'),
           'batch': config.data.batch_size, 'layout': config.train.layout,
           'device': hardware.device_name(), 'devices': jax.device_count(),
           'processes': jax.process_count(), 'jax': jax.__version__,

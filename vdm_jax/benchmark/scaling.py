@@ -27,6 +27,7 @@ import ml_collections
 
 from vdm_jax.benchmark import speed
 from vdm_jax.benchmark.timing import say
+from vdm_jax.errors import InputError
 from vdm_jax.train import loop, parallel
 from vdm_jax.typing import PyTree
 
@@ -221,6 +222,9 @@ def scaling(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: int
   """
   # `winograd` sums the transform of a gradient, 16 numbers for 9.
   config = speed.on_accelerators(config)
+  if 'blocks' not in config.model:
+    raise InputError(f'scaling: the network of {file} is a published one, which cannot be made '
+                     'smaller for the rehearsal; take a config of VDM.')
   small = speed.of_config(
       file, config, n_layer=min(config.model.blocks, 4) if n_layer is None else n_layer,
       embd=min(config.model.features, 64) if embd is None else embd)

@@ -59,6 +59,9 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: i
       ('batch', batch, config.data, 'batch_size', 1)]:
     if value is not None:
       require_at_least(flag, value, least)
+      if field not in group:
+        raise InputError(f'--{flag}={value}: the network of {file} is a published one, and has no '
+                         f'such setting in its config; leave it out.')
       group[field] = value
   size, count = config.data.batch_size, jax.device_count()
   if size % count:
