@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 from vdm_jax import workdir
-from vdm_jax.benchmark import hardware, report, speed, timing
+from vdm_jax.benchmark import hardware, report, scaling, speed, timing
 from vdm_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -272,3 +272,12 @@ def test_compilation_is_measured_by_depth_beside_the_start_to_the_first_step():
     assert row['compile_seconds'] == pytest.approx(parts)
   # A process cannot start and train in less than a program takes that is there already.
   assert out['start_to_first_step_warm_seconds'] > 0.5
+
+
+def test_the_depth_of_a_published_network_is_not_to_be_chosen():
+  file = ROOT / 'configs' / 'ddpm.py'
+  config = workdir.import_config(file).get_config()
+  with pytest.raises(InputError, match='--n_layer=3: the network of .* is a published one'):
+    speed.of_config(file, config, n_layer=3)
+  with pytest.raises(InputError, match='scaling: .* cannot be made smaller'):
+    scaling.scaling(file, config)
