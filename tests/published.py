@@ -2,8 +2,11 @@
 
 The public code was given the same arrays under the same names when its outputs were recorded.
 """
+import json
 import zlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -16,3 +19,17 @@ def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
   else:
     noise = 0.1 * noise + name.endswith('weight')
   return noise.astype(np.float32)
+
+
+def state_dict(recorded, name: str) -> dict[str, np.ndarray]:
+  """The weights of one recorded network, whose names and shapes are `name`/shapes, JSON."""
+  shapes = json.loads(str(recorded[f'{name}/shapes']))
+  return {k: array(k, tuple(shape)) for k, shape in shapes.items()}
+
+
+def value_and_gradients(net):
+  """Of the sum of output x cotangent: the output, and the gradients by the parameters and z."""
+  def loss(params, z, time, cond, cotangent):
+    y = net.apply({'params': params}, z, time, cond)
+    return jnp.sum(y * cotangent), y
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))

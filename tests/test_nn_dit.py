@@ -38,14 +38,6 @@ def random_parameters(net, shape):
                       shapes_of(net, shape))
 
 
-def value_and_gradients(net):
-  """Of the sum of output x cotangent: the output, and the gradients by the parameters and z."""
-  def loss(params, z, time, cond, cotangent):
-    y = net.apply({'params': params}, z, time, cond)
-    return jnp.sum(y * cotangent), y
-  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-
-
 def assert_close(u, v, tolerance, name=''):
   """To `tolerance` of the largest number."""
   np.testing.assert_allclose(u, v, rtol=0, atol=tolerance * np.abs(v).max(), err_msg=name)
@@ -63,7 +55,7 @@ def test_the_published_output_and_its_gradients_repeat(recorded):
   """Of each gradient its norm, and its inner product with a fixed direction."""
   r, params = recorded
   cotangent = to_nhwc(published.array('cotangent', r['out'].shape))
-  (_, y), (gradient, by_z) = value_and_gradients(SMALL)(
+  (_, y), (gradient, by_z) = published.value_and_gradients(SMALL)(
       params, to_nhwc(r['x']), r['t'], r['y'], cotangent)
   assert_close(y, to_nhwc(r['out']), 1e-5)
   assert_close(by_z, to_nhwc(r['grad_x']), 2e-5)
@@ -101,7 +93,7 @@ def test_full_recorded_gradients_repeat_for_every_parameter():
   flat = {name[6:]: u for name, u in r.items() if name.startswith('param/')}
   like = shapes_of(SMALL, (8, 8, 4))
   params = dit.from_flat(flat, like)  # with pos_embed
-  (_, y), (gradient, by_z) = value_and_gradients(SMALL)(
+  (_, y), (gradient, by_z) = published.value_and_gradients(SMALL)(
       params, to_nhwc(r['in/x']), r['in/t'], r['in/y'].astype(np.int32), to_nhwc(r['cotangent']))
   assert_close(y, to_nhwc(r['out']), 1e-5)
   assert_close(by_z, to_nhwc(r['grad_x']), 2e-5)
@@ -158,9 +150,9 @@ def test_a_loop_written_out_and_whatever_is_kept_are_one_function_with_one_gradi
   z = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
   args = (random_parameters(TINY, (4, 4, 1)), z, jnp.array([3.0, 700.0]), jnp.array([1, -1]),
           jax.random.normal(jax.random.key(1), (2, 4, 4, 2)))
-  expected = value_and_gradients(TINY)(*args)
+  expected = published.value_and_gradients(TINY)(*args)
   for settings in ({'remat': 'dots'}, {'scan': False, 'remat': 'block'}):
-    got = value_and_gradients(TINY.clone(**settings))(*args)
+    got = published.value_and_gradients(TINY.clone(**settings))(*args)
     jax.tree.map(lambda u, v: assert_close(u, v, 1e-6), got, expected)
 
 

@@ -1,5 +1,4 @@
 """EDM's networks: the public code's outputs and counts, and what the settings promise."""
-import json
 from pathlib import Path
 
 import jax
@@ -50,11 +49,6 @@ def shapes_of(net, size=8):
   return jax.eval_shape(net.init, jax.random.key(0), z, jnp.ones(1))['params']
 
 
-def state_dict(recorded, name):
-  shapes = json.loads(str(recorded[f'{name}/shapes']))
-  return {k: published.array(k, tuple(shape)) for k, shape in shapes.items()}
-
-
 def parameters(net, size=4):
   """Away from the initial values, which nearly mute every branch."""
   rng = np.random.default_rng(0)
@@ -82,7 +76,7 @@ def test_preconditioned_it_denoises_as_the_public_code_did(recorded, name):
   the curve `vp`.
   """
   net = CASES[name]
-  params = edm.from_flat(state_dict(recorded, name), shapes_of(net))
+  params = edm.from_flat(published.state_dict(recorded, name), shapes_of(net))
   noisy, sigma, d, f = (recorded[f'{name}/{u}'] for u in ('x', 'sigma', 'D', 'F'))
   cond = recorded.get(f'{name}/labels')
   apply = jax.jit(lambda *args: net.apply({'params': params}, *args))
@@ -103,7 +97,7 @@ def test_preconditioned_it_denoises_as_the_public_code_did(recorded, name):
 
 @pytest.mark.parametrize('name', CASES)
 def test_written_out_again_the_published_parameters_are_the_same(recorded, name):
-  flat = state_dict(recorded, name)
+  flat = published.state_dict(recorded, name)
   again = edm.to_flat(edm.from_flat(flat, shapes_of(CASES[name])), size=8)
   assert again.keys() == {k for k in flat if not k.endswith('resample_filter')}
   for k, value in again.items():
@@ -111,7 +105,7 @@ def test_written_out_again_the_published_parameters_are_the_same(recorded, name)
 
 
 def test_missing_and_left_over_parameters_are_named(recorded):
-  flat = state_dict(recorded, 'ncsnpp')
+  flat = published.state_dict(recorded, 'ncsnpp')
   with pytest.raises(InputError) as error:
     edm.from_flat(flat, shapes_of(song(**NCSNPP, classes=5)))
   assert 'missing: map_label.weight (here label/kernel (5, 16))' in str(error.value)

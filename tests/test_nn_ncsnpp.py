@@ -50,11 +50,6 @@ def shapes_of(net, size=8, channels=3):
   return jax.eval_shape(net.init, jax.random.key(0), z, jnp.ones(1))['params']
 
 
-def state_dict(recorded, name):
-  shapes = json.loads(str(recorded[f'{name}/shapes']))
-  return {k: published.array(k, tuple(shape)) for k, shape in shapes.items()}
-
-
 def parameters(net, size=4):
   """Away from the initial values, which nearly mute every branch."""
   rng = np.random.default_rng(0)
@@ -77,14 +72,14 @@ def relative(value, expected):
 @pytest.mark.parametrize('name', CASES)
 def test_with_the_same_parameters_it_returns_what_the_public_code_returned(recorded, name):
   net = network(**CASES[name])
-  params = score_sde.from_flat(state_dict(recorded, name), shapes_of(net))
+  params = score_sde.from_flat(published.state_dict(recorded, name), shapes_of(net))
   y = jax.jit(net.apply)({'params': params}, recorded[f'{name}/z'], recorded[f'{name}/time'])
   assert relative(y, recorded[f'{name}/y']) < 1e-5
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_written_out_again_the_published_parameters_are_the_same(recorded, name):
-  flat = state_dict(recorded, name)
+  flat = published.state_dict(recorded, name)
   params = score_sde.from_flat({f'module.{k}': v for k, v in flat.items()},
                                shapes_of(network(**CASES[name])))
   again = score_sde.to_flat(params)
@@ -94,7 +89,7 @@ def test_written_out_again_the_published_parameters_are_the_same(recorded, name)
 
 
 def test_missing_left_over_and_misshapen_parameters_are_named(recorded):
-  flat = state_dict(recorded, 've')
+  flat = published.state_dict(recorded, 've')
   flat['all_modules.99.weight'] = flat.pop('all_modules.3.weight')
   flat['all_modules.1.bias'] = np.zeros(3)
   with pytest.raises(InputError) as error:
@@ -107,7 +102,7 @@ def test_missing_left_over_and_misshapen_parameters_are_named(recorded):
 
 @pytest.mark.parametrize('name', CASES)
 def test_averages_go_to_the_trained_parameters_in_their_order(recorded, name):
-  flat = state_dict(recorded, name)
+  flat = published.state_dict(recorded, name)
   trained = json.loads(str(recorded[f'{name}/trained']))
   averages = [np.full_like(flat[k], i) for i, k in enumerate(trained)]
   found = score_sde.averaged(flat, averages)

@@ -32,14 +32,6 @@ def shapes_of(net, shape):
   return jax.eval_shape(init, jax.random.key(0))
 
 
-def value_and_gradients(net):
-  """Of the sum of output x cotangent: the output, and the gradients by the parameters and z."""
-  def loss(params, z, time, cond, cotangent):
-    y = net.apply({'params': params}, z, time, cond)
-    return jnp.sum(y * cotangent), y
-  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-
-
 def assert_close(u, v, tolerance, name=''):
   """To `tolerance` of the largest number."""
   np.testing.assert_allclose(u, v, rtol=0, atol=tolerance * np.abs(v).max(), err_msg=name)
@@ -66,7 +58,7 @@ def test_the_published_output_and_its_gradients_repeat(name):
     np.testing.assert_array_equal(u, flat[path], err_msg=path)
 
   cotangent = to_nhwc(published.array('cotangent', r['out'].shape))
-  (_, y), (gradient, by_z) = value_and_gradients(net)(
+  (_, y), (gradient, by_z) = published.value_and_gradients(net)(
       params, to_nhwc(r['x']), r['t'], r.get('y'), cotangent)
   assert_close(y, to_nhwc(r['out']), 1e-5)
   assert_close(by_z, to_nhwc(r['grad_x']), 2e-5)
@@ -96,9 +88,9 @@ def test_every_published_network_has_its_number_of_parameters():
 
 def test_a_loop_written_out_and_whatever_is_kept_are_one_function_with_one_gradient():
   args = tiny_arguments()
-  expected = value_and_gradients(TINY)(*args)
+  expected = published.value_and_gradients(TINY)(*args)
   for settings in ({'remat': 'dots'}, {'scan': False, 'remat': 'block'}):
-    got = value_and_gradients(TINY.clone(**settings))(*args)
+    got = published.value_and_gradients(TINY.clone(**settings))(*args)
     jax.tree.map(lambda u, v: assert_close(u, v, 2e-6), got, expected)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from vdm_jax import data, devices, files, runs, workdir
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import features, references, scores
 from vdm_jax.evaluation.features import Extractor
 from vdm_jax.evaluation.references import Reference
@@ -189,8 +189,7 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
     raise InputError('--samples or --workdir: say which images are to be scored.')
   for flag, value, least in (('count', count, scores.K_COVERAGE + 1),
                              ('batch_size', batch_size, 1)):
-    if value < least:
-      raise InputError(f'--{flag}={value}: it must be at least {least}.')
+    require_at_least(flag, value, least)
   for flag, path, ending in (('out', out, '.json'), ('save_reference', save_reference, '.npz')):
     if path and not path.endswith(ending):
       raise InputError(f'--{flag}={path}: a file ending in {ending}.')
