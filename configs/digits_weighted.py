@@ -20,10 +20,13 @@ their own: log-SNR 9.2 to -10.1 and after clean data.  bits_per_dim is the bound
 their chain.
 Hardware, time and what it reaches: see configs/README.md.
 """
+import math
+
 import digits_small
 import ml_collections
 
-from vdm_jax import inputs, predictions, schedules, weightings
+from vdm_jax import data, inputs, predictions, schedules, weightings
+from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import edm, times, vlb, weighted_diffusion
 from vdm_jax.processes import vp
@@ -63,10 +66,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   variant, net = config.model.objective, vdm.unet(config)
   vdm.require(config, 'objective', variant in VARIANTS, f'choose one of {", ".join(VARIANTS)}')
   if variant in CHAINS:
-    # The network reads the number of the step where the others read logsnr.
-    last = config.model.timesteps - 1.0
+    # The network reads the number of the step where the others read logsnr, and z on another scale.
+    octaves = math.log2(Pixels(data.resolve(config.data).levels).to_ends)
     return chain.experiment(config, net=net.clone(
-        logsnr_max=0.0, logsnr_min=last, heads=int(config.model.variances)))
+        logsnr_max=0.0, logsnr_min=config.model.timesteps - 1.0,
+        fourier=tuple(n - octaves for n in net.fourier), heads=int(config.model.variances)))
   schedule = schedules.Cosine(*vdm.end_points(config))
   if variant == 'edm':
     vdm.require_continuous(config)
