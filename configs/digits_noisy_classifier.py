@@ -8,9 +8,10 @@ No diffusion model: what it learns is the label.  metrics.jsonl has its accuracy
 by quarters of time, accuracy_1 nearest the data.  It guides, in Python, any model of these levels:
 
   model, noisy = load('runs/digits_small'), load('runs/digits_noisy_classifier')
-  denoise = guidance.classifier(model.denoise, guidance.label_gradient(noisy.logits), scale=2.0)
+  unlabelled = guidance.told(model.denoise, lambda label: None)
+  denoise = guidance.classifier(unlabelled, guidance.label_gradient(noisy.logits), scale=2.0)
 
-which is told labels as `cond` where `model` is not (`guidance.told`).
+whose `cond` are labels [B].
 Hardware, time and what it reaches: see configs/README.md.
 """
 import digits_small
@@ -27,14 +28,15 @@ def get_config() -> ml_collections.ConfigDict:
   config = digits_small.get_config()
   config.optimizer.update(learning_rate=2e-3, decay_steps=1000)
   config.train.update(steps=1000, validate_every=250)
+  config.model.blocks = 1  # at each resolution
   return config
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
   m, ends = config.model, vdm.end_points(config)
   vdm.require_continuous(config)
-  net = Classifier(features=m.features, multipliers=(1, 2), blocks=1, attention_resolutions=(4,),
-                   head_features=16, groups=m.groups,
+  net = Classifier(features=m.features, multipliers=(1, 2), blocks=m.blocks,
+                   attention_resolutions=(4,), head_features=16, groups=m.groups,
                    classes=data.resolve(config.data).classes)
   return noisy_classifier.experiment(
       config, net=vdm.configured(net, config), inputs=inputs.scaled(*ends),

@@ -15,9 +15,9 @@ After the colon:
   ddpm            L_simple, 1,000 steps, linear betas          Ho et al. (2020)
   iddpm           L_hybrid, 1,000 steps, cosine betas          Nichol and Dhariwal (2021)
 
-The schedule is the cosine between the end points of the other digits, of which the last two have
-their own: log-SNR 9.2 to -10.1 and after clean data.  bits_per_dim is the bound, for them that of
-their chain.
+The schedule is the cosine between the end points of the other digits.  The last two have their
+published levels after clean data, coded with the ends at -1 and 1: log-SNR 9.2 to -10.1 (linear)
+and 10.1 to -19.8 (cosine).  bits_per_dim is the bound, for them that of their chain.
 Hardware, time and what it reaches: see configs/README.md.
 """
 import math
@@ -66,6 +66,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   variant, net = config.model.objective, vdm.unet(config)
   vdm.require(config, 'objective', variant in VARIANTS, f'choose one of {", ".join(VARIANTS)}')
   if variant in CHAINS:
+    vdm.require(config, 'objective', 'betas' in config.model,
+                f'choose it as --config=configs/digits_weighted.py:{variant}')
     # The network reads the number of the step where the others read logsnr, and z on another scale.
     octaves = math.log2(Pixels(data.resolve(config.data).levels).to_ends)
     return chain.experiment(config, net=net.clone(
@@ -74,11 +76,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   schedule = schedules.Cosine(*vdm.end_points(config))
   if variant == 'edm':
     vdm.require_continuous(config)
-    return vdm.experiment(config, net=net, schedule=schedule, target=predictions.edm(SIGMA_DATA),
-                          objective=log_normal)
+    return vdm.experiment(config, net=net.clone(adds_z=False), schedule=schedule,
+                          target=predictions.edm(SIGMA_DATA), objective=log_normal)
   target, weight = WEIGHTED[variant]
-  return score.experiment(config, net=net, schedule=schedule, curve=vp, target=target,
-                          inputs=inputs.logsnr, weight=weight)
+  return score.experiment(
+      config, net=net.clone(adds_z=target is predictions.eps), schedule=schedule, curve=vp,
+      target=target, inputs=inputs.logsnr, weight=weight, ends_denoised=False)
 
 
 def log_normal(model, batch, context):
@@ -100,4 +103,4 @@ def log_normal(model, batch, context):
     loss = share * loss
     bound = vlb.beside(model.process, x, t, context.keys, batch['image'], model.decoder,
                        terms['eps_error'], share)
-  return loss, {'bits_per_dim': sum(bound.values()), **terms, **bound}
+  return loss, {'bits_per_dim': sum(bound.values()), **bound}

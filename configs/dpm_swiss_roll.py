@@ -1,9 +1,12 @@
 """The swiss roll of the first diffusion paper: 40 levels, learned rates, 64 radial basis functions.
 
   python scripts/train.py --config=configs/dpm_swiss_roll.py --workdir=runs/dpm_swiss_roll
+  python scripts/sample.py --workdir=runs/dpm_swiss_roll --sampler=ancestral_learned --steps=39 \
+    --out=roll.png
 
-Sohl-Dickstein et al. (2015), section 3.1, where 16 functions are used.  The roll is in 8 bits and
-its noise ours, see `data.formulas`; so their K of 2.35 bits is of other units.
+Sohl-Dickstein et al. (2015), section 3.1 and appendix D.1.1, with 16 functions.  Their K of 2.35
+bits is of a roll with less noise, scaled to variance 1: to be set beside K_bits, of which -0.65 is
+the most that this roll allows (`data.formulas`), and not beside bits/dim.
 Hardware, time and what it reaches: see configs/README.md.
 Its bound, in bits/dim, is that of the chain; the entropy of the data is 6.09.
 """

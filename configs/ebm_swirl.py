@@ -3,9 +3,10 @@
   python scripts/train.py --config=configs/ebm_swirl.py --workdir=runs/ebm_swirl
   python scripts/sample.py --workdir=runs/ebm_swirl --sampler=ancestral --out=ebm_swirl.png
 
-E(z, t) = 1/2 |MLP|^2 (Salimans and Ho 2021), trained by denoising score matching with lambda =
-sigma^2 on all levels.  --config.data.name takes other points.  In Python, with the denoiser of
-`vdm_jax.load`, `systems.energy` samples by MALA, multiplies models and estimates normalisers.
+E(z, t) = 1/2 |z + network|^2, as Salimans and Ho (2021), trained by denoising score matching with
+lambda = 2 sigma^2 on all levels.  --config.data.name takes other points.  In Python, with the
+denoiser of `vdm_jax.load`, `systems.energy` samples by MALA, multiplies models and estimates
+normalisers.
 Hardware, time and what it reaches: see configs/README.md.
 A free network has 5.57 bits/dim (toy2d.py), on another loss.
 """

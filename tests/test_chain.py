@@ -145,6 +145,28 @@ def test_the_loss_is_the_mean_square_error_of_the_noise_and_the_hybrid_adds_the_
                              rtol=1e-5)
 
 
+def test_it_is_trained_as_it_is_and_measured_as_it_is_used():
+  """An estimate of x far outside the data costs the bound in training, and where it is clipped as
+  in the published evaluation (Ho et al. 2020) no more than the data are wide."""
+  images = jnp.asarray(np.random.default_rng(0).integers(0, 17, (8, 2, 2, 1)))
+  experiment, model = build(config_of(17), Reader(scale=0.3))
+  t, keys = (jnp.arange(8) + 0.5) / 8, jax.random.split(jax.random.key(1), 8)
+  params = jax.jit(experiment.init)(jax.random.key(0))
+
+  @jax.jit
+  def bounds():
+    loss = lambda train: experiment.loss(params, {'image': images}, Context(
+        t, keys, jnp.int32(0), train=train))[1]['bits_per_dim']
+    used, _ = vlb.discrete(model.denoise, model.process, model.encode(images), t, keys, steps=1000,
+                           data=images, decoder=model.decoder, variance=vlb.fixed_large,
+                           last=DiscretisedNormal(17).log_prob)
+    return loss(False), used / (4 * jnp.log(2.0)), loss(True)
+
+  validated, used, trained = bounds()
+  np.testing.assert_allclose(validated, used, rtol=1e-5)
+  assert np.all(trained > 10.0 * validated)
+
+
 def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
   _, model = build(config_of(variances=True))
   batch = {'image': np.zeros((1, 2, 2, 1), np.uint8)}
@@ -160,6 +182,7 @@ def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
 
 
 @pytest.mark.parametrize('field,value,remedy', [('timesteps', 1, 'two steps or more'),
+                                                ('timesteps', 20, '--config.model.betas=cosine'),
                                                 ('betas', 'square', 'linear or cosine')])
 def test_a_chain_that_cannot_be_is_refused(field, value, remedy):
   with pytest.raises(InputError, match=f'--config.model.{field}={value}: .*{remedy}'):

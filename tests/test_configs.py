@@ -16,9 +16,12 @@ from vdm_jax.train import step as step_lib
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 VARIANTS = [(path, ()) for path in CONFIGS] + [
     (path, ('paper',)) for path in CONFIGS if path.stem == 'cifar10_aug'] + [
-    (path, (system,)) for path in CONFIGS if path.stem == 'toy2d' for system in ('vp', 've', 'edm')
-] + [(path, (objective,)) for path in CONFIGS if path.stem == 'digits_weighted'
-     for objective in ('min_snr', 'edm', 'ddpm', 'iddpm')]
+    (path, (system,)) for path in CONFIGS if path.stem == 'toy2d'
+    for system in ('vp', 'subvp', 've', 'edm')] + [
+    (path, (objective,)) for path in CONFIGS if path.stem == 'digits_weighted'
+    for objective in workdir.import_config(path).VARIANTS[1:]] + [
+    (path, (variant,)) for path in CONFIGS for stem, variant in (
+        ('ncsn_digits', 'v2'), ('ssm_swirl', 'implicit')) if path.stem == stem]
 
 # Kingma et al.'s networks: counted from the published code (without the schedule's parameters).
 PUBLISHED = {('cifar10', ()): 30_578_179, ('cifar10_aug', ()): 122_137_603,
@@ -75,6 +78,8 @@ def test_a_config_builds_and_its_update_traces(path, variant, tmp_path):
         'learned_schedule')),
     ('ncsn_digits', 'timesteps', 1), ('ncsn_digits', 'sigma_min', 0.0),
     ('ebm_swirl', 'timesteps', 10), ('ssm_swirl', 'timesteps', 10),
+    ('toy2d', 'system', 'edm2'), ('ssm_swirl', 'matching', 'none'),
+    ('digits_weighted', 'objective', 'iddpm'), ('dpm_heartbeat', 'activity', 1.0),
     ('digits_dit', 'dropout', 0.1), ('digits_small', 'timesteps', -1),
     ('digits_iddpm_hybrid', 'timesteps', 0),
     ('digits_iddpm_vlb', 'timesteps', 0), ('digits_resampled', 'time_bins', 0),

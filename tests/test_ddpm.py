@@ -140,6 +140,21 @@ def test_a_linear_network_that_minimises_l_simple_is_the_best_denoiser(steps, ta
   np.testing.assert_allclose(*minimum(), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize('steps', [None, STEPS], ids=['continuous', 'discrete'])
+def test_l_simple_of_a_target_is_the_squared_error_of_that_target(steps, x64):
+  """|eps - eps_hat|^2 = SNR |x - x_hat|^2, and on vp |v - v_hat|^2 = (SNR + 1) |x - x_hat|^2."""
+  i, wrong = np.array([1, 10, 25, 50]), oracles.Gaussian(0.1, 0.8)
+  x, t, eps = four_points(jnp.asarray(i / STEPS))
+  of = lambda target: ddpm.simple(wrong, PROCESS, x, t, None, steps=steps, target=target,
+                                  eps=eps)[0]
+  bars = np.tile(alpha_bars()[i - 1], 4)
+  z = np.sqrt(bars)[:, None] * x + np.sqrt(1.0 - bars)[:, None] * eps
+  of_x = np.sum((x - wrong(z, PROCESS(t)).x)**2, axis=1)
+  snr = bars / (1.0 - bars)
+  for target, factor in ((predictions.x, 1.0), (predictions.eps, snr), (predictions.v, snr + 1.0)):
+    np.testing.assert_allclose(of(target), factor * of_x, rtol=1e-7)
+
+
 # ------------------------------------------------- one evaluation for both
 
 

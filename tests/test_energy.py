@@ -4,14 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import oracles, predictions, schedules
+from vdm_jax import oracles, predictions, random, schedules
 from vdm_jax.decoders import log_mean_exp
 from vdm_jax.nn.mlp import MLP
 from vdm_jax.objectives.score_matching import denoising
-from vdm_jax.processes import GaussianProcess, ve, vp
+from vdm_jax.processes import GaussianProcess, diffuse, ve, vp
 from vdm_jax.samplers.langevin import mala
 from vdm_jax.schedules import Bound
 from vdm_jax.systems import energy, vdm
+from vdm_jax.typing import Context
 
 PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))
 
@@ -163,3 +164,17 @@ def test_an_untrained_energy_is_the_standard_normal():
   got, expected = estimates()
   np.testing.assert_allclose(got.eps, expected.eps, rtol=1e-5)
   np.testing.assert_allclose(got.extra['energy'], 0.5 * np.sum(z**2, axis=1), rtol=1e-5)
+
+  @jax.jit
+  def losses():
+    """The system's, and the error of eps_hat = sigma z at its own noise."""
+    images, keys, t = 20 * jnp.arange(12).reshape(6, 2), split(6), (jnp.arange(6) + 0.5) / 6
+    params = experiment.init(jax.random.key(0))
+    model = experiment.model(params)
+    x, level = model.encode(images), model.process(t)
+    eps = random.normal(random.stream(keys, 'eps'), x)
+    error = eps - level.sigma[:, None] * diffuse(x, eps, level)
+    return (experiment.loss(params, {'image': images}, Context(t, keys, jnp.int32(0)))[0],
+            jnp.mean(jnp.square(error), axis=1) / jnp.log(2.0))
+
+  np.testing.assert_allclose(*losses(), rtol=1e-4)

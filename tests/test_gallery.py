@@ -7,7 +7,7 @@ from vdm_jax import gallery, oracles, runs, schedules, workdir
 from vdm_jax.data import Spec
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
-from vdm_jax.processes import GaussianProcess
+from vdm_jax.processes import GaussianProcess, ve
 from vdm_jax.samplers import ddim, grids
 from vdm_jax.typing import Experiment, Model
 
@@ -61,7 +61,7 @@ def test_samples_of_an_exact_network_are_as_far_from_the_truth_as_the_data(run):
 
 
 def test_the_field_points_the_way_that_sampling_goes(run):
-  row = gallery.row('exact', 'anywhere', run, count=50)
+  row = gallery.row('exact', 'anywhere', run, count=1000)
   # On `vp` at log-SNR 2.5; in time, dlogsnr = -14: the flow of a Gaussian is known.
   alpha2 = 1.0 / (1.0 + np.exp(-2.5))
   sigma2 = 1.0 - alpha2
@@ -72,9 +72,41 @@ def test_the_field_points_the_way_that_sampling_goes(run):
   np.testing.assert_allclose(row.field, -velocity, rtol=2e-3, atol=2e-3)
   # Noise is shown at the same log-SNR for all systems.
   for logsnr, cloud in zip(gallery.NOISY, row.noisy, strict=True):
-    spread = np.sqrt(np.mean(np.var(cloud, axis=0)))
     alpha2 = 1.0 / (1.0 + np.exp(-logsnr))
-    assert abs(spread - np.sqrt(alpha2 * STD**2 + 1.0 - alpha2)) < 0.2 * spread
+    assert_variance(cloud, alpha2 * STD**2 + 1.0 - alpha2)
+
+
+def changed(monkeypatch, **parts):
+  trained = workdir.load_trained('anywhere')
+  experiment = trained.experiment._replace(
+      model=lambda params, keys=None: trained.experiment.model(params)._replace(**parts))
+  monkeypatch.setattr(workdir, 'load_trained',
+                      lambda directory: trained._replace(experiment=experiment))
+
+
+def assert_variance(cloud, exact):
+  """Of n independent normal numbers the variance has the relative error sqrt(2 / n)."""
+  assert abs(np.mean(np.var(cloud, axis=0)) / exact - 1.0) < 4.0 * np.sqrt(2.0 / cloud.size)
+
+
+def test_a_network_that_is_off_is_as_far_as_its_mean_is(run, monkeypatch):
+  """The sliced distance of a shift by d is |d| / sqrt(2): directions in the plane are even."""
+  changed(monkeypatch, denoise=oracles.Gaussian(jnp.asarray(MEAN + [0.3, 0.0], jnp.float32), STD))
+  row = gallery.row('off', 'anywhere', run, count=1000)
+  assert abs(row.distance - 0.3 / 2**0.5) < 4.0 * STD * (2 / 1000)**0.5
+  assert row.energy[0] > 4.0 * row.energy[1]
+
+
+def test_on_ve_the_arrows_stand_where_the_noisy_data_are(run, monkeypatch):
+  changed(monkeypatch, process=GaussianProcess(schedules.Linear(8.0, -6.0), ve))
+  row = gallery.row('ve', 'anywhere', run, count=1000)
+  variance = np.exp(-gallery.FIELD)
+  z = (1.0 + variance)**0.5 * row.grid
+  # dsigma / dt = 7 sigma, eps_hat = sigma (z - mean) / (s^2 + sigma^2)
+  np.testing.assert_allclose(row.field, -7.0 * variance * (z - MEAN) / (STD**2 + variance),
+                             rtol=2e-3, atol=2e-3)
+  for logsnr, cloud in zip(gallery.NOISY, row.noisy, strict=True):
+    assert_variance(cloud, (STD**2 + np.exp(-logsnr)) / (1.0 + np.exp(-logsnr)))
 
 
 def test_what_is_no_plane_is_refused(run, monkeypatch):

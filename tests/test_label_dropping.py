@@ -107,6 +107,18 @@ def test_a_model_so_trained_says_what_it_believes_without_a_label():
   np.testing.assert_allclose(got.eps, 0.4 * z + factor * vector, rtol=1e-5, atol=1e-6)
 
 
+def test_without_labels_there_are_none_to_drop():
+  _, plain = base()
+  untold = plain._replace(
+      model=lambda params, keys=None: plain.model(params, keys)._replace(cond=lambda batch: None))
+  dropping = label_dropping.experiment(untold, 0.1)
+  batch = {'image': jnp.zeros((2, 2, 2, 1), jnp.uint8), 'label': jnp.zeros(2, jnp.int32)}
+  context = Context(jnp.full(2, 0.5), jax.random.split(jax.random.key(0), 2), jnp.int32(0),
+                    train=True)
+  with pytest.raises(InputError, match='--config.model.class_conditional=False'):
+    jax.eval_shape(lambda: dropping.loss(plain.init(jax.random.key(1)), batch, context))
+
+
 CONFIG = '''
 import sys
 sys.path.append({folder!r})

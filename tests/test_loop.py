@@ -369,6 +369,17 @@ def test_the_times_of_validation_are_evenly_spread_over_examples_and_repeats():
   assert len(by_key) == 4
 
 
+def test_no_two_times_of_validation_are_one_where_repeats_and_examples_share_a_factor():
+  """53 examples 53 times are 2,809 times, on whose grid the moment of order 53 is 0."""
+  def loss(params, batch, context):
+    return context.t, {'cos': jnp.cos(2 * jnp.pi * jnp.mod(53 * context.t, 1.0)),
+                       'first': jnp.where(batch['image'][:, 0] == POINTS[0, 0], context.t, 0.0)}
+  values = measure(loss, 64, repeats=53)
+  assert abs(values['cos']) < 1e-4
+  count = np.sum(POINTS[:, 0] == POINTS[0, 0])
+  assert abs(53 * values['first'] / count - 0.5) < 1 / 53  # of one example
+
+
 def test_the_noise_of_validation_is_new_for_each_repeat_and_the_same_at_each_call():
   """The mean of n R independent standard normals has variance 1 / (n R)."""
   draw = lambda keys: jax.vmap(jax.random.normal)(keys)

@@ -244,6 +244,23 @@ def test_a_bfloat16_trunk_leaves_z_and_the_output_in_float32():
   np.testing.assert_array_equal(apply(narrow)(muted, z, logsnr), z)
 
 
+@pytest.mark.parametrize('net,shape', [(UNet(**SMALL), (2, 4, 4, 3)),
+                                       (UNet(**SMALL, heads=1), (2, 4, 4, 3)),
+                                       (MLP(features=16), (2, 3))], ids=['unet', 'heads', 'mlp'])
+def test_at_first_the_output_is_z_or_zero_as_suits_the_target(net, shape):
+  z = jax.random.normal(jax.random.key(0), shape)
+
+  @jax.jit
+  def outputs():
+    params = net.init(jax.random.key(1), z, jnp.zeros(2))
+    return [net.clone(adds_z=adds_z).apply(params, z, jnp.zeros(2)) for adds_z in (True, False)]
+
+  added, zero = outputs()
+  np.testing.assert_array_equal(added[..., :3], z)
+  np.testing.assert_array_equal(added[..., 3:], 0.0)
+  np.testing.assert_array_equal(zero, 0.0)
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -251,7 +268,9 @@ def test_a_bfloat16_trunk_leaves_z_and_the_output_in_float32():
     (UNet(**SMALL | {'groups': 5}), None, 'groups = 5 does not divide features = 16'),
     (MLP(features=15), None, 'features = 15'),
     (MLP(features=16), jnp.zeros((2, 1)), r'cond has shape \(2, 1\)'),
-    (MLP(features=16, classes=3), jnp.zeros(2), 'integer labels')], ids=str)
+    (MLP(features=16, classes=3), jnp.zeros(2), 'integer labels'),
+    (MLP(features=16), jnp.zeros(2, jnp.int32), 'as labels are: a network with classes = 0')],
+    ids=str)
 def test_what_does_not_fit_is_refused_by_name(net, cond, message):
   z = jnp.zeros((2, 4, 4, 3)) if isinstance(net, UNet) else jnp.zeros((2, 2))
   with pytest.raises(ValueError, match=message):

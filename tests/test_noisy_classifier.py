@@ -58,6 +58,22 @@ def test_a_linear_classifier_learns_the_log_odds_of_two_gaussians(curve, x64):
         - alpha**2 * (MEANS[1]**2 - MEANS[0]**2) / (2 * variance), rtol=1e-4)
 
 
+def test_its_own_noise_leaves_the_error_and_the_entropy_of_bayes_rule():
+  process, n, t = process_on(vp), 40_000, 0.45
+  rng = np.random.default_rng(0)
+  label = (rng.random(n) < PRIOR[1]).astype(np.int32)
+  x = jnp.asarray(MEANS[label] + STD * rng.standard_normal(n), jnp.float32)[:, None]
+  nats, terms = jax.jit(lambda: noisy_classifier.cross_entropy(
+      exact, process, x, jnp.full(n, t), jax.random.split(jax.random.key(0), n), label))()
+  snr = np.exp(8.0 - 16.0 * t)
+  alpha, variance = np.sqrt(snr / (1 + snr)), (snr * STD**2 + 1) / (1 + snr)
+  z = np.linspace(-6.0, 6.0, 20_001)
+  joint = PRIOR * stats.norm.pdf(z[:, None], alpha * MEANS, variance**0.5)
+  entropy = -np.sum(joint * np.log(joint / joint.sum(axis=1, keepdims=True)), axis=1)
+  for draws, density in ((nats, entropy), (terms['accuracy'], joint.max(axis=1))):
+    assert abs(np.mean(draws) - integrate.trapezoid(density, z)) < 4 * np.std(draws) / n**0.5
+
+
 @pytest.mark.parametrize('curve', [vp, ve, flow])
 def test_scale_one_with_the_exact_classifier_draws_from_the_class(curve, x64):
   """Guided, the probability flow takes quantiles of the prior to quantiles of each class."""

@@ -186,6 +186,19 @@ def test_sliced_is_implicit_in_expectation(reduced, probes):
 # ----------------------------------------------------------------- levels
 
 
+def test_the_probes_and_the_noise_of_a_level_are_independent():
+  process, t, n = PROCESSES['vp'], 0.25, 60_000
+  at = lambda form, x, **more: at_level(form)(MIXTURE, process, x, jnp.full(len(x), t),
+                                              split(len(x)), **more)[0]
+  x, eps, weights = mixture_points(80)
+  exact = weights @ jax.jit(lambda: at(implicit, x, eps=eps))()
+  rng = np.random.default_rng(0)
+  noise, right = rng.normal(size=n), rng.random(n) < 0.7
+  data = jnp.array(np.where(right, 0.5 + 0.3 * noise, -0.6 + 0.2 * noise))[:, None]
+  draws = jax.jit(lambda: at(lambda *args: sliced(*args, probes=normal), data))()
+  assert abs(np.mean(draws) - exact) < 4 * np.std(draws) / n**0.5
+
+
 @pytest.mark.parametrize('name', PROCESSES)
 def test_on_every_process_it_is_the_weighted_error_of_the_score(name):
   """1/2 lambda |score_hat - grad log q(z | x)|^2 by the densities; lambda = g^2 is the bound."""

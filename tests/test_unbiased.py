@@ -10,7 +10,18 @@ from scipy import integrate
 from scipy.special import expit, log_expit
 
 from vdm_jax import oracles, schedules
-from vdm_jax.objectives import diffenc, iddpm, score_flow, soft_truncation, times, vlb
+from vdm_jax.objectives import (
+    ddpm,
+    diffenc,
+    dpm,
+    edm,
+    iddpm,
+    score_flow,
+    soft_truncation,
+    times,
+    vlb,
+)
+from vdm_jax.objectives.score_matching import at_level, denoising, on_ladder, sliced
 from vdm_jax.processes import GaussianProcess
 
 N, STD, HIGH, LOW = 60_000, 0.5, 5.0, -4.0
@@ -127,3 +138,22 @@ def test_the_mean_over_the_library_s_own_draws_is_the_integral(loss, mean):
   error = each.std() / N**0.5
   assert abs(each.mean() - mean()) < 4 * error
   assert error < 0.03
+
+
+@pytest.mark.parametrize('objective', [
+    lambda *a: ddpm.simple(*a, steps=STEPS),
+    lambda *a: ddpm.bound(*a, steps=STEPS, data=a[2],
+                          last=lambda data, mean, std: jnp.zeros(len(data))),
+    lambda *a: dpm.bound(*a, steps=STEPS, variance=vlb.fixed_large), edm.objective, denoising,
+    at_level(sliced), on_ladder(denoising, STEPS), score_flow.density_bound],
+    ids=['simple', 'bound', 'dpm', 'edm', 'denoising', 'sliced', 'ladder', 'scoreflow'])
+def test_the_network_is_told_its_condition(objective):
+  told = []
+
+  def denoise(z, level, cond=None):
+    told.append(cond)
+    return ORACLE(z, level)
+
+  objective(denoise, PROCESS, jnp.ones((4, 1)), (jnp.arange(4) + 0.5) / 4,
+            jax.random.split(jax.random.key(0), 4), 'a label')
+  assert told and set(told) == {'a label'}

@@ -13,6 +13,7 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import variational, vlb
 from vdm_jax.objectives.variational import Normal
+from vdm_jax.systems import vae
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -193,6 +194,21 @@ def test_two_layers_with_the_true_posterior_give_the_evidence_in_either_order():
                               decoder=decoder, prior=variational.Joint(prior))
     np.testing.assert_allclose(-one, expected, atol=1e-10)
   np.testing.assert_allclose(terms['z_1'] + terms['z_2'], terms['latent'], rtol=1e-12)
+  four, _ = variational.hierarchical(y, keys, encoder=down, decoder=decoder, prior=prior, beta=4.0)
+  np.testing.assert_allclose(four - losses, 3.0 * terms['latent'], rtol=1e-9)
+
+
+def test_the_layers_draw_noise_of_their_own():
+  """Layers without divergence, and z_1 z_2 for the reconstruction: 0 in the mean, 1 if shared."""
+  n = 20_000
+  standard = [lambda _: Normal(jnp.zeros((n, 1)), 1.0)] * 2
+  decoder = lambda data, z: -(z[0] * z[1])[:, 0]
+  data = jnp.zeros((n, 1))
+  for losses, _ in (
+      variational.hierarchical(data, keys_of(n), encoder=standard, prior=standard, decoder=decoder),
+      variational.elbo(data, keys_of(n), encoder=variational.Joint(standard), decoder=decoder,
+                       prior=variational.Joint(standard))):
+    assert abs(losses.mean()) < 4 * losses.std(ddof=1) / n**0.5
 
 
 def test_the_divergences_of_the_layers_sum_to_that_of_all_latents():
@@ -361,6 +377,32 @@ def test_an_autoencoder_of_the_configs_has_latents_images_and_a_bound(name, laye
     np.testing.assert_allclose(nats, sum(parts), rtol=1e-6)
     # An image depends on its own key alone.
     np.testing.assert_array_equal(run(params, keys_of(5)[::-1])[0], images[::-1])
+
+
+def test_a_markov_chain_of_latents_is_generated_from_the_top_down():
+  """Each network says its own layer, whatever it is told: the image is of what p_z_1 says."""
+  with jax.enable_x64(False):
+    config = workdir.import_config(CONFIGS / 'digits_mhvae.py').get_config()
+    config.model.update(features=8, latents=(3,) * 3)
+    experiment = vae.markovian(config)
+
+    @jax.jit
+    def images(keys):
+      params = experiment.init(jax.random.key(0))
+      for l in (1, 2):  # means of 5 and -5, of the least width
+        heads = params['net'][f'p_z_{l}']['heads']
+        bias = jnp.concatenate([jnp.full(3, 5.0 if l == 1 else -5.0), jnp.full(3, -20.0)])
+        params['net'][f'p_z_{l}']['heads'] = {'kernel': 0.0 * heads['kernel'], 'bias': bias}
+      heads = params['net']['p_x']['heads']
+      dims = heads['bias'].size // 2
+      params['net']['p_x']['heads'] = heads | {'bias': heads['bias'].at[dims:].set(-20.0)}
+      model = experiment.model(params)
+      top = jnp.full((4, 3), 5.0)
+      return model.sample(keys), model.decode((0.0 * top, -top, top)), model.decode((-top,) * 3)
+
+    sampled, expected, other = (np.asarray(u, int) for u in images(keys_of(4)))
+    assert np.abs(sampled - expected).max() <= 1
+    assert np.abs(expected - other).max() > 3
 
 
 @pytest.mark.parametrize('name,field,value', [

@@ -174,17 +174,20 @@ def test_log_normal_times_are_those_of_sigma_over_alpha():
                              atol=1e-4)
 
 
-def test_edm_at_its_own_noise_levels_is_the_plain_squared_error_of_f():
+@pytest.mark.parametrize('mean,std,sigma_data', [(-1.2, 1.2, 0.5), (-0.4, 0.9, 0.7)])
+def test_edm_at_its_own_noise_levels_is_the_plain_squared_error_of_f(mean, std, sigma_data):
   """lambda c_out^2 = 1; times the probability of the levels that the process has."""
   process = GaussianProcess(Linear(6.0, -4.0), flow)
   n = 7
   x, eps = jax.random.normal(jax.random.key(0), (2, n, 3))
   u = (jnp.arange(n) + 0.5) / n
-  loss, t = jax.jit(lambda: (edm.objective(crude, process, x, u, None, eps=eps)[0],
-                             times.by_mass(process, times.log_normal())(u)[0]))()
-  share = np.diff(stats.norm(2.4, 2.4).cdf([-4.0, 6.0]))[0]
+  loss, t = jax.jit(lambda: (
+      edm.objective(crude, process, x, u, None, mean=mean, std=std, sigma_data=sigma_data,
+                    eps=eps)[0], times.by_mass(process, times.log_normal(mean, std))(u)[0]))()
+  share = np.diff(stats.norm(-2.0 * mean, 2.0 * std).cdf([-4.0, 6.0]))[0]
   level = process(t)
-  error = squared(predictions.edm(), level, x, eps, crude(diffuse(x, eps, level), level))
+  error = squared(predictions.edm(sigma_data), level, x, eps,
+                  crude(diffuse(x, eps, level), level))
   np.testing.assert_allclose(loss, share * error, rtol=1e-9)
 
 

@@ -20,6 +20,7 @@ class MLP(nn.Module):
   dropout: float = 0.0
   fourier: tuple[float, ...] = ()
   classes: int = 0
+  adds_z: bool = True
   logsnr_max: float = 13.3
   logsnr_min: float = -5.0
 
@@ -38,4 +39,5 @@ class MLP(nn.Module):
       x = Dropout(self.dropout, name=f'block_{i}_dropout')(nn.swish(x), keys)
       h += nn.Dense(self.features, kernel_init=zeros, name=f'block_{i}_dense2')(x)
     h = nn.swish(nn.LayerNorm(name='norm_out')(h))
-    return z + nn.Dense(z.shape[-1], kernel_init=zeros, name='dense_out')(h)
+    y = nn.Dense(z.shape[-1], kernel_init=zeros, name='dense_out')(h)
+    return z + y if self.adds_z else y

@@ -1,7 +1,7 @@
 """Radial basis functions, with a readout of its own for each step of a chain.
 
-The network of the swiss roll of Sohl-Dickstein et al. (2015): one hidden layer, of 16 units there,
-which all steps share.
+The network of the swiss roll of Sohl-Dickstein et al. (2015), appendix D.1.1: one hidden layer,
+which all steps share; of 16 units and normalised there.
 """
 import jax.numpy as jnp
 from flax import linen as nn

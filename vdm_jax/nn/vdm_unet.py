@@ -71,6 +71,8 @@ class UNet(nn.Module):
                          (6, 7) suit 256 levels in [-1, 1]
   classes                number of class labels; 0: `cond` is an optional scalar (see `Embedding`)
   heads                  further outputs of the shape of z, after y on the last axis; 0 at first
+  adds_z                 whether y is z at first and not 0: where y is an estimate of eps, which z
+                         is at the noisiest levels
   logsnr_max, logsnr_min the range that the embedding of logsnr maps to [0, 1000]
   dtype                  of the trunk: float32, or bfloat16
   scan                   whether the blocks down and up are loops (see `stack`) or written out; the
@@ -87,6 +89,7 @@ class UNet(nn.Module):
   fourier: tuple[float, ...] = (6, 7)
   classes: int = 0
   heads: int = 0
+  adds_z: bool = True
   logsnr_max: float = 13.3
   logsnr_min: float = -5.0
   dtype: jnp.dtype = jnp.float32
@@ -150,7 +153,8 @@ class UNet(nn.Module):
     channels = z.shape[-1]
     y = Conv((1 + self.heads) * channels, kernel_init=zeros, name='conv_out',
              weight_gradient=self.weight_gradient)(h)
+    if not self.adds_z:
+      return y
     if not self.heads:
       return z + y
-    # Only the first output is an estimate that z is a good start of.
     return jnp.concatenate([z + y[..., :channels], y[..., channels:]], axis=-1)

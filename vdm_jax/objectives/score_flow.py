@@ -5,8 +5,9 @@ For an SDE dz = f z dt + g dw, denoising score matching with lambda(t) is
     1/2 int_0^1 lambda E|score_hat - score|^2 dt,    score = -eps / sigma.
 
 As g^2 = -sigma^2 dlogsnr/dt on every curve, it is `weighted_diffusion` with w = lambda / g^2: the
-likelihood weighting lambda = g^2 is w = 1, and lambda = sigma^2 of Song et al. (2021a) is w =
--1 / dlogsnr, half of `weightings.simple`.  With likelihood weighting and p(z_1) = pi,
+likelihood weighting lambda = g^2 is w = 1, and lambda = sigma^2 of the score SDEs (Song,
+Sohl-Dickstein et al. 2021) is w = -1 / dlogsnr, half of `weightings.simple`.  With likelihood
+weighting and p(z_1) = pi,
 
     E[-log p(z_0)] <= E[-log pi(z_1)]
                       + 1/2 int_0^1 E[g^2 |score_hat - score|^2 - g^2 |score|^2 - 2 div(f z)] dt,
@@ -19,7 +20,7 @@ what the entropy of q(z_t | x) gains from 0 to 1, and it becomes
 the bound of `vlb` without E[-log p(data | z_0)] and for z_0 instead of the data.  At the true score
 it exceeds E[-log q(z_0)] by KL(q(z_1) || pi), and by nothing else.
 
-Song, Durkan, Murray and Ermon (2021b), `Maximum Likelihood Training of Score-Based Diffusion
+Song, Durkan, Murray and Ermon (2021), `Maximum Likelihood Training of Score-Based Diffusion
 Models`.  They draw the times by `times.by_logsnr`.
 """
 from collections.abc import Callable

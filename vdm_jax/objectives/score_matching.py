@@ -78,8 +78,8 @@ def denoising(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """1/2 lambda |score_hat + eps / sigma|^2 at z = alpha x + sigma eps: nats [B], {'eps_error'}.
 
-  Vincent (2011), eq. 9, at one level; Song et al. (2021), eq. 7 (without the half) at t ~ U[0, 1],
-  on every process whose dlogsnr is finite at t.
+  Vincent (2011), section 4, at one level; Song et al. (2021), eq. 7 (without the half) at t ~ U[0,
+  1], on every process whose dlogsnr is finite at t.
   """
   return weighted_diffusion(denoise, process, x, t, keys, cond, weight=matching(scale), eps=eps)
 

@@ -64,9 +64,9 @@ def errors(denoise: Denoiser, z: Array, eps: Array, level: Level, probes: Array,
            cond: PyTree = None, *, third: bool = True) -> tuple[Estimate, dict[str, Array]]:
   """The estimate at z = alpha x + sigma eps, and {'matrix', 'trace', 'third'}: [B] each; see above.
 
-  Lu et al. (2022), section 5.  z, eps: [B, ...]; probes: [P, B, ...].  The trace of one random
-  probe is its square v^T (I - J - l l^T) v, whose expectation has more than the trace in it, but
-  is least at the same J.  third: False leaves it out, and with it a second derivative.
+  Lu et al. (2022), as in their public code.  z, eps: [B, ...]; probes: [P, B, ...].  The trace of
+  one random probe is its square v^T (I - J - l l^T) v, whose expectation has more than the trace in
+  it, but is least at the same J.  third: False leaves it out, and with it a second derivative.
   """
   def square(z):  # v^T J v summed over all examples, each of which has its own z
     estimate, moved = along(denoise, z, level, probes, cond)
@@ -101,8 +101,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   The terms of `errors` in d dimensions, each so divided as to grow like |l|^2 does.  With
   second = third = 1 it is, up to a constant factor of the diffusion part, what the public code of
   Lu et al. (2022) minimises for images with likelihood weighting and importance-sampled times,
-  which are uniform in logsnr; 0.5 and 0.1 are the weights of its toy problems.  Their runs start
-  from trained weights.
+  which are uniform in logsnr.  Their runs start from trained weights.
 
   Returns nats [B]; 'vlb', the bound alone, its three terms, and those that are added.
   """

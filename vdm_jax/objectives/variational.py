@@ -18,7 +18,8 @@ diffusion model is a Markovian hierarchical VAE with latents as large as the dat
 all layers, and an encoder of which at most the noise schedule is learned.
 
 A distribution here is whatever has `sample` and `log_prob`; a conditional is a function that
-returns one.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014).
+returns one.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014); the last line as in
+Luo (2022), `Understanding Diffusion Models: A Unified Perspective`.
 """
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol

@@ -23,7 +23,7 @@ from vdm_jax.processes import Scaled
 from vdm_jax.processes import vp as curve_vp
 from vdm_jax.schedules import TableSchedule, cosine_betas, linear_betas
 from vdm_jax.systems import vdm
-from vdm_jax.typing import Experiment
+from vdm_jax.typing import Denoiser, Experiment
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -34,7 +34,7 @@ def default_config() -> ml_collections.ConfigDict:
       'betas': 'linear',           # or 'cosine'
       'variances': False,          # whether those of the reverse steps are learned
       'clip': True,                # whether x_hat stays between the outermost levels where the
-                                   # model is used; it is not where it is trained
+                                   # model is used or measured; it is not where it is trained
       **published_model(),
   })
   config.data.update(validation=1024, hold_out=False)  # published recipes train on all of it
@@ -63,6 +63,8 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
   m = config.model
   vdm.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
   vdm.require(config, 'betas', m.betas in ('linear', 'cosine'), 'choose linear or cosine')
+  vdm.require(config, 'timesteps', m.betas == 'cosine' or m.timesteps > 20,
+              'linear betas are 1 at 20 steps; take more, or --config.model.betas=cosine')
   scale = 1000.0 / m.timesteps
   betas = (cosine_betas(m.timesteps) if m.betas == 'cosine' else
            linear_betas(m.timesteps, 1e-4 * scale, 0.02 * scale))
@@ -83,22 +85,25 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, scale: floa
   chosen = (functools.partial(iddpm.hybrid, weight=0.001 / np.log(2.0)) if m.variances else
             ddpm.objective)
 
+  def clipped(denoise: Denoiser) -> Denoiser:
+    return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends) if m.clip else denoise
+
   def objective(model, batch, context):
+    # Trained as it is, measured as it is used: the step from pure noise weighs an error of x_hat
+    # that no image could have by a thousand.
     nats, terms = chosen(
-        model.denoise, model.process, model.encode(batch['image']), context.t, context.keys,
-        model.cond(batch), steps=m.timesteps, data=batch['image'], decoder=model.decoder,
-        last=last)
+        model.denoise if context.train else clipped(model.denoise), model.process,
+        model.encode(batch['image']), context.t, context.keys, model.cond(batch),
+        steps=m.timesteps, data=batch['image'], decoder=model.decoder, last=last)
     return nats, {'bits_per_dim': terms.pop('vlb'), **terms}
 
   base = vdm.experiment(
       config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends), objective=objective,
       heads=_heads(config), inputs=inputs.chain(schedule, scale))
-  if not m.clip:
-    return base
 
   def model(params, keys=None):
     of = base.model(params, keys)
-    return of._replace(denoise=guidance.clip(of.denoise, -1.0 / to_ends, 1.0 / to_ends))
+    return of._replace(denoise=clipped(of.denoise))
 
   return base._replace(model=model)
 

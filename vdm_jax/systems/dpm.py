@@ -133,19 +133,22 @@ def binomial(config: ml_collections.ConfigDict,
              *, net: Callable[[float], nn.Module]) -> Experiment:
   """The chain of bits of config.model.timesteps = T steps that erases 1 / T of them in each.
 
-  net: the largest time -> a network of (spins, time), time l(a_t) of `dpm_binomial`, which is 0 at
-  t = T.  Its output adds to the log odds with which the forward kernel keeps a bit.
+  net: the largest time -> a network of (spins, time), time the `signal` of `dpm_binomial`, which is
+  0 at t = T.  Its output adds to the log odds of the forward kernel reversed.
+  config.model.activity: the share of ones in the data, at which the chain ends; of others -K is no
+  bound.
 
   The loss is -K in bits/dim, and K_bits is K itself.  `Experiment.model` gives a `Binomial`.
-  Raises InputError: data that are no bits, fewer than two steps.
+  Raises InputError: data that are no bits, fewer than two steps, a share of ones beyond 0 and 1.
   """
   m, spec = config.model, data.resolve(config.data)
   vdm.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
   if spec.levels != 2:
     raise InputError(f'--config.data.name={spec.name} has {spec.levels} levels; the binomial '
                          'chain is of bits (heartbeat).')
-  chain = dpm_binomial.BinomialChain.erasing(m.timesteps)
-  net = net(float(chain.since[1]))
+  vdm.require(config, 'activity', 0.0 < m.activity < 1.0, 'a share of ones, between 0 and 1')
+  chain = dpm_binomial.BinomialChain.erasing(m.timesteps, m.activity)
+  net = net(float(chain.signal[1]))
   encode = lambda bits: 2.0 * bits.astype(jnp.float32) - 1.0
 
   def init(key):
@@ -153,8 +156,8 @@ def binomial(config: ml_collections.ConfigDict,
 
   def reverse_of(params):
     def reverse(z: Array, t: Array, cond: PyTree = None) -> Array:
-      at = lambda table: jnp.broadcast_to(jnp.asarray(table, z.dtype)[t], z.shape[:1])
-      return z * at(chain.step)[:, None] + net.apply({'params': params['net']}, z, at(chain.since))
+      time = jnp.broadcast_to(jnp.asarray(chain.signal, z.dtype)[t], z.shape[:1])
+      return chain.kernel(z, t) + net.apply({'params': params['net']}, z, time)
     return reverse
 
   def loss(params, batch, context):

@@ -7,6 +7,7 @@ All the rest of an experiment, its network and its objective, stays what it is.
 import jax.numpy as jnp
 
 from vdm_jax import random
+from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, Experiment
 
 NO_LABEL = -1
@@ -21,9 +22,13 @@ def drop(label: Array, keys: Array, probability: float) -> Array:
 def experiment(base: Experiment, probability: float) -> Experiment:
   """`base`, conditioned on labels, trained with this share of them dropped; validated with all.
 
-  Its model has `null`, so that it can be guided.
+  Its model has `null`, so that it can be guided.  The loss raises InputError where `base` is
+  told no labels.
   """
   def loss(params, batch, context):
+    if base.model(params).cond(batch) is None:
+      raise InputError('--config.model.class_conditional=False: a model that is told no labels has '
+                       'none to drop; set it True.')
     if context.train:
       batch = batch | {'label': drop(batch['label'], context.keys, probability)}
     return base.loss(params, batch, context)

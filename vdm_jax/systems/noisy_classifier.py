@@ -8,6 +8,8 @@ whose minimum is the true conditional probability, not 0: noise hides the label.
 any diffusion model of the same data and curve:
 
     denoise = guidance.classifier(model.denoise, guidance.label_gradient(noisy.logits), scale)
+
+A model that is told no labels itself takes guidance.told(model.denoise, lambda label: None) here.
 """
 from collections.abc import Callable
 from typing import NamedTuple

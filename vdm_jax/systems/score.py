@@ -36,8 +36,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
 
   The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
   network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
-  e.g. those of a ladder.  ends_denoised: as in NCSNv2 (Song and Ermon 2020, section 4) and after,
-  since the least noise is visible.  Raises InputError.
+  e.g. those of a ladder.  ends_denoised: samples end in x_hat, as in NCSNv2 (Song and Ermon 2020,
+  algorithm 1) and after, where the least noise is visible.  Raises InputError.
   """
   vdm.require_continuous(config)
   wrapped = lambda model: model._replace(denoise=wrap(model.denoise), ends_denoised=ends_denoised)
@@ -52,7 +52,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
                                      model.cond(batch), weight=weight)
     bound = vlb.beside(model.process, x, t, context.keys, batch['image'], model.decoder,
                        terms['eps_error'], share)
-    return share * loss, {'bits_per_dim': sum(bound.values()), **bound, **terms}
+    return share * loss, {'bits_per_dim': sum(bound.values()), **bound,
+                          'eps_error': share * terms['eps_error']}
 
   base = vdm.experiment(config, net=net, schedule=schedule, curve=curve, target=target,
                         inputs=inputs, objective=objective)

@@ -16,8 +16,8 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
   The context is that of training at this step, without dropout.
 
   Example i has its own keys and times, the same at every call: two calls compare parameters,
-  not draws.  The times of an example are evenly spread over its `repeats`, and those of one
-  repetition over the examples.
+  not draws.  The times of an example are evenly spread over its `repeats`, to 1 / n, and those
+  of all evenly.
   """
   n = len(split)
 
@@ -25,7 +25,10 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
     params, key, step, ema, aux = given  # the key too, so that several seeds share the program
     batch, i, mask, r = xs
     r = r[0]
-    t = random.stratified(jax.random.uniform(key) + r / repeats, i, n)
+    # All n * repeats times make one even grid, whatever factors n and repeats share: each
+    # repetition begins elsewhere within the strata, and shifts its examples by whole ones.
+    t = random.stratified(jax.random.uniform(key) + r / (repeats * n),
+                          i + jnp.round(r * (n / repeats)), n)
     keys = random.per_example(jax.random.fold_in(key, r), i)
     context = Context(t, keys, step, ema, aux, train=False)
     losses, terms = loss(params, batch, context)
