@@ -16,7 +16,7 @@ from vdm_jax.typing import Experiment
 
 def get_config() -> ml_collections.ConfigDict:
   config = digits_ddpm.get_config()
-  config.optimizer.decay_steps = config.train.steps = 750  # three minutes
+  config.optimizer.decay_steps = config.train.steps = 550  # three minutes
   config.model.label_dropping = 0.1
   return config
 

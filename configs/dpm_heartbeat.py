@@ -1,6 +1,7 @@
 """Diffusion of bits: sequences of 20 with a one in every fifth place, in 2,000 steps.
 
   python scripts/train.py --config=configs/dpm_heartbeat.py --workdir=runs/dpm_heartbeat
+  python scripts/sample.py --workdir=runs/dpm_heartbeat --out=beats.png
 
 Sohl-Dickstein et al. (2015), section 3.1 and appendix D.1.2: the binomial chain, which ends at the
 data's share of ones.  Published, with another network, is K = -2.414 bits a sequence (table 1); the

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vdm_jax import data, inputs, schedules
+from vdm_jax import data, inputs, random, schedules
 from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import score_matching, vlb
-from vdm_jax.processes import ve
+from vdm_jax.processes import diffuse, ve
 from vdm_jax.systems import vdm
 from vdm_jax.typing import Experiment
 
@@ -55,12 +55,14 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   last = DiscretisedNormal(data.resolve(config.data).levels).log_prob
 
   def objective(model, batch, context):
-    given = (model.denoise, model.process, model.encode(batch['image']), context.t, context.keys,
-             model.cond(batch))
-    loss, terms = ncsn(*given)
-    # On the same levels, with the same noise.
-    bound, of_bound = vlb.discrete(*given, steps=m.timesteps, data=batch['image'],
-                                   decoder=model.decoder, last=last)
+    x, t, keys = model.encode(batch['image']), context.t, context.keys
+    level = model.process(vlb.step_number(t, m.timesteps) / m.timesteps)
+    eps = random.normal(random.stream(keys, 'eps'), x)
+    estimate = model.denoise(diffuse(x, eps, level), level, model.cond(batch))
+    once = lambda *_: estimate  # one evaluation for the loss and for the bound beside it
+    loss, terms = ncsn(once, model.process, x, t, keys, eps=eps)
+    bound, of_bound = vlb.discrete(once, model.process, x, t, keys, steps=m.timesteps,
+                                   data=batch['image'], decoder=model.decoder, last=last, eps=eps)
     return loss, {'bits_per_dim': bound, **of_bound, **terms}
 
   def told(z, level):  # its input as on `vp`: of about unit scale at every level
@@ -72,5 +74,4 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   net = vdm.unet(config).clone(logsnr_max=-2.0 * math.log(m.sigma_min),
                                logsnr_min=-2.0 * math.log(m.sigma_max), adds_z=m.told)
   return vdm.experiment(config, net=net, schedule=ladder, curve=ve,
-                        inputs=told if m.told else untold,
-                        objective=objective)
+                        inputs=told if m.told else untold, objective=objective)

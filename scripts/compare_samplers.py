@@ -3,6 +3,7 @@
   python scripts/compare_samplers.py --workdir=runs/digits --samplers=ddim,heun --out=compared.png
 """
 import cli
+import jax
 import numpy as np
 import sampler_list
 from absl import flags
@@ -60,8 +61,9 @@ def main():
       evaluations=evaluations, count=COUNT.value, test=evenly(test), train=evenly(train),
       cond=cond, seed=SEED.value, batch_size=BATCH_SIZE.value)
   metrics.show(comparison.table(found))
-  pictures.save_png(out, comparison.picture(found))
-  print(out)
+  if jax.process_index() == 0:
+    pictures.save_png(out, comparison.picture(found))
+    print(out)
 
 
 if __name__ == '__main__':

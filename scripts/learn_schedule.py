@@ -129,8 +129,10 @@ def main():
                       else str(cli.ROOT / 'docs' / 'schedules.png'))
   if not out.endswith('.png'):
     raise InputError(f'--out={out}: a file ending in .png.')
-  pictures.save_png(out, picture(of_run() if WORKDIR.value else on_gaussian_data()))
-  print(out)
+  figure = picture(of_run() if WORKDIR.value else on_gaussian_data())
+  if jax.process_index() == 0:
+    pictures.save_png(out, figure)
+    print(out)
 
 
 if __name__ == '__main__':

@@ -29,13 +29,15 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
 
 
 def main():
+  # A run that draws its own samples is to be asked for none by name.
+  method = (sampler_list.method(SAMPLER.value, STEPS.value, GRID.value)
+            if any(flag.present for flag in (SAMPLER, STEPS, GRID)) else None)
   evaluations = runs.sample(
-      WORKDIR.value, OUT.value, method=sampler_list.method(SAMPLER.value, STEPS.value, GRID.value),
-      count=COUNT.value, seed=SEED.value, label=LABEL.value, average=AVERAGE.value,
-      step=STEP.value, batch_size=BATCH_SIZE.value, trace=TRACE.value,
-      guided=sampler_list.guidance(GUIDANCE.value))
-  print(f'{OUT.value}: ' + (f'{evaluations} evaluations of the network for each image'
-                            if evaluations else 'all images were there already'))
+      WORKDIR.value, OUT.value, method=method, count=COUNT.value, seed=SEED.value,
+      label=LABEL.value, average=AVERAGE.value, step=STEP.value, batch_size=BATCH_SIZE.value,
+      trace=TRACE.value, guided=sampler_list.guidance(GUIDANCE.value))
+  print(OUT.value + {None: '', 0: ': all images were there already'}.get(
+      evaluations, f': {evaluations} evaluations of the network for each image'))
   if TRACE.value:
     print(TRACE.value)
 

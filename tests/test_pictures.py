@@ -64,6 +64,12 @@ def test_points_of_one_or_more_coordinates_can_be_drawn():
     assert np.any(np.ptp(picture.astype(int), axis=-1) > 50)
 
 
+def test_sequences_are_the_rows_of_one_picture():
+  data = np.random.default_rng(0).integers(0, 2, (7, 20))
+  np.testing.assert_array_equal(tiles(pictures.samples(data, 2), 1, 7, 20)[0, ..., 0],
+                                255 * data)
+
+
 def test_a_png_has_the_pixels_it_was_given_and_nothing_is_left_beside_it(tmp_path):
   picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
   pictures.save_png(tmp_path / 'new' / 'a.png', picture)

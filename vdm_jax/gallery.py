@@ -18,7 +18,7 @@ from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
 from vdm_jax.processes import diffuse, time_of
 from vdm_jax.samplers.drawing import draw
 
-NOISY = (4.0, 1.0)   # log-SNR at which the data are shown with noise: the same for all systems
+NOISY = (4.0, 1.0)   # log-SNR at which the data are shown with noise; of x in each system's units
 FIELD = 2.5          # log-SNR of the field
 SIDE = 17            # arrows a side
 

@@ -24,8 +24,11 @@ def samples(data: np.ndarray, levels: int) -> np.ndarray:
   """uint8 [H, W, 3]: images side by side, enlarged if they are small; points as a scatter plot.
 
   data: integers below `levels`, [n, h, w, c] or points [n, D].  Of more than three channels the
-  first three are shown, of two the first, of a point its first and last coordinates.
+  first three are shown, of two the first, of a point its first and last coordinates.  More than
+  three coordinates are a sequence, and each a row of one image.
   """
+  if data.ndim == 2 and data.shape[1] > 3:
+    return _sheet(data[None, :, :, None], levels, across=1, width=480)
   if data.ndim == 2:
     return _scatter(data[None], levels)
   return _sheet(data, levels, across=math.ceil(math.sqrt(len(data))), width=480)

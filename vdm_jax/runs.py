@@ -33,7 +33,7 @@ from vdm_jax.likelihood import closed_forms, density, gaussian, relations
 from vdm_jax.likelihood import estimates as naming
 from vdm_jax.likelihood import schedules as other_schedules
 from vdm_jax.samplers import analytic, grids
-from vdm_jax.samplers.drawing import draw, draw_path
+from vdm_jax.samplers.drawing import draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import loop
 from vdm_jax.train import metrics as metrics_lib
@@ -181,7 +181,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   experiment, params = trained.experiment, trained.params
   spec = data.resolve(trained.config.data)
   model = experiment.model(params)
-  _require_diffusion(model, directory)
+  _require_denoiser(model, directory)
   if _of_latents(model):
     raise InputError(f'--workdir={directory}: this model is one of latents, and has no likelihood '
                      'of images; sample from it.')
@@ -344,15 +344,18 @@ def _conditions(classes: int, label: int | None):
   return batch
 
 
-def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL, count: int = 64,
-           seed: int = 0, label: int | None = None, average: str = '', step: int | str = 'latest',
-           batch_size: int = 64, trace: str | Path = '', guided: Guidance | None = None) -> int:
+def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
+           count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
+           step: int | str = 'latest', batch_size: int = 64, trace: str | Path = '',
+           guided: Guidance | None = None) -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
-  trace: a .png of the first eight images on their way.  Image i of a seed is the same however many
-  are drawn.  guided: of a model that has `null`.  Returns the evaluations of the network for each
-  image (of an adaptive method the most in a batch), 0 if all were there already.  Raises
-  InputError.
+  method: `ANCESTRAL` if not given.  A run without a denoiser draws its own samples, if it can (an
+  autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
+  their way.  Image i of a seed is the same however many are drawn.  guided: of a model that has
+  `null`.  Returns the evaluations of the network for each image (of an adaptive method the most in
+  a batch), 0 if all were there already, None where they
+  are not counted.  Raises InputError.
   """
   out, trace = Path(out), Path(trace)
   if out.suffix not in ('.png', '.npz'):
@@ -365,7 +368,17 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   spec = data.resolve(trained.config.data)
   conditional = trained.config.get('model', {}).get('class_conditional', False)
   model = trained.experiment.model(trained.params)
-  _require_diffusion(model, directory)
+  if not hasattr(model, 'denoise') and hasattr(model, 'sample'):
+    if method or trace != Path() or label is not None or guided:
+      raise InputError(f'--workdir={directory}: this run has no denoiser and draws its own '
+                       'samples; leave out --sampler, --steps, --grid, --trace, --label and '
+                       '--guidance.')
+    own = functools.partial(draw_own, trained.experiment.model, trained.params, stop=count,
+                            seed=seed, batch_size=batch_size)
+    _write(out, own, count, spec.levels, _about(trained, seed))
+    return None
+  _require_denoiser(model, directory)
+  method = method or ANCESTRAL
   if label is not None and not conditional:
     raise InputError(f'--label={label}: this model is not conditioned on classes.')
   if label is not None and not 0 <= label < spec.classes:
@@ -396,7 +409,6 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   if latents and (out.suffix == '.png' or trace != Path()):
     raise InputError(f'--out={out}: the samples of this model are latents, no images; choose an '
                      '.npz, and leave out --trace.')
-  out.parent.mkdir(parents=True, exist_ok=True)
 
   cond = _conditions(spec.classes, label)
   counted = []
@@ -409,19 +421,11 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
       counted.append(piece.evaluations)
       yield piece
 
-  if out.suffix == '.png':
-    parts = list(_with_bar(pieces(0), 0, count))
-    if jax.process_index() == 0:
-      pictures.save_png(out, pictures.samples(np.concatenate(parts), spec.levels))
-  else:
-    about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
-             'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed,
-             'label': label, 'checkpoint': trained.step, 'average': trained.average,
-             'weights': checksum(trained.params),
-             **({'guidance': list(guided)} if guided else {})}
-    labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
-    dtype = np.float32 if latents else np.uint8 if spec.levels <= 256 else np.int32
-    _draw_resumably(out, about, count, pieces, dtype, labels)
+  about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
+           'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'label': label,
+           **_about(trained, seed), **({'guidance': list(guided)} if guided else {})}
+  labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
+  _write(out, pieces, count, 0 if latents else spec.levels, about, labels)
   if trace != Path():
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
@@ -432,9 +436,29 @@ def sample(directory: str | Path, out: str | Path, *, method: Method = ANCESTRAL
   return max(counted, default=0) * (2 if guided else 1)
 
 
-def _require_diffusion(model, directory: str | Path) -> None:
+def _about(trained: workdir.Trained, seed: int) -> dict:
+  """What all samples of a run depend on."""
+  return {'seed': seed, 'checkpoint': trained.step, 'average': trained.average,
+          'weights': checksum(trained.params)}
+
+
+def _write(out: Path, pieces, count: int, levels: int, about: dict, labels: dict | None = None
+           ) -> None:
+  """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: 0 for latents."""
+  out.parent.mkdir(parents=True, exist_ok=True)
+  if out.suffix == '.png':
+    parts = list(_with_bar(pieces(start=0), 0, count))
+    if jax.process_index() == 0:
+      pictures.save_png(out, pictures.samples(np.concatenate(parts), levels))
+  else:
+    dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
+    _draw_resumably(out, about, count, pieces, dtype, labels or {})
+
+
+def _require_denoiser(model, directory: str | Path) -> None:
   if not hasattr(model, 'denoise'):
-    raise InputError(f'--workdir={directory}: this run is no diffusion model.')
+    raise InputError(f'--workdir={directory}: this run has no denoiser to evaluate or to sample '
+                     'by; vdm_jax.load gives what it made.')
 
 
 def _of_latents(model: Model) -> bool:
@@ -488,7 +512,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: d
   parts = out.with_name(f'{out.name}.{tag}.parts')
   parts.mkdir(exist_ok=True)
   done = devices.said_by_first(lambda: sum(map(len, _consecutive(parts))))
-  for images in _with_bar(pieces(min(done, count)), min(done, count), count):
+  for images in _with_bar(pieces(start=min(done, count)), min(done, count), count):
     if jax.process_index() == 0:
       save_npz(parts / f'part_{done:09d}.npz', images=images.astype(dtype))
     done += len(images)

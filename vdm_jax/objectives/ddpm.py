@@ -20,11 +20,6 @@ from vdm_jax.processes import diffuse
 from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree, Target
 
 
-def _on_grid(t: Array, steps: int) -> Array:
-  """t rounded up to the grid 1 / T ... 1, as in `vlb.discrete`."""
-  return jnp.maximum(jnp.ceil(t * steps), 1.0) / steps
-
-
 def simple(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            cond: PyTree = None, *, steps: int | None = None, target: Target = predictions.eps,
            eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
@@ -33,7 +28,7 @@ def simple(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
   x: [B, ...]; t, keys: [B].  steps: T, or None for continuous time.  target: y, see `predictions`.
   Returns [B] and {'eps_error'}, |eps - eps_hat|^2.
   """
-  level = process(t if steps is None else _on_grid(t, steps))
+  level = process(t if steps is None else vlb.step_number(t, steps) / steps)
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)
   estimate = denoise(diffuse(x, eps, level), level, cond)
@@ -67,7 +62,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   x: [B, ...]; t, keys: [B]; variance, last, eps, eps_0 as in `vlb.discrete`.  Returns [B]; 'vlb',
   the bound of the chain in nats, its three terms, and 'eps_error', L_simple.
   """
-  at_t = process(_on_grid(t, steps))
+  at_t = process(vlb.step_number(t, steps) / steps)
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)
   estimate = denoise(diffuse(x, eps, at_t), at_t, cond)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from vdm_jax import random
 from vdm_jax.decoders import sum_over_data
+from vdm_jax.objectives import vlb
 from vdm_jax.objectives.denoising import weighted_diffusion
 from vdm_jax.objectives.score_flow import matching
 from vdm_jax.objectives.score_ode import Probes, basis, rademacher
@@ -108,6 +109,6 @@ def on_ladder(objective: Objective, levels: int) -> Objective:
   `TableSchedule.from_sigmas`; they are those of the steps of `vlb.discrete`.
   """
   def rung(denoise, process, x, t, keys, cond=None, **options):
-    t = jnp.maximum(jnp.ceil(t * levels), 1.0) / levels
+    t = vlb.step_number(t, levels) / levels
     return objective(denoise, process, x, t, keys, cond, **options)
   return rung

@@ -100,6 +100,11 @@ def learned(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
   return jnp.square(interpolated_std(at_t, at_s, learned_share(estimate)))
 
 
+def step_number(t: Array, steps: int) -> Array:
+  """Which of the steps 1 ... T a time in [0, 1] belongs to: step i ends at i / T.  t: [B] or []."""
+  return jnp.maximum(jnp.ceil(t * steps), 1.0)
+
+
 def step_levels(process: Process, grid: Array, steps: int, to_data: bool) -> tuple[Level, Level]:
   """The levels (t, s) of step `grid` = 1 ... T of a chain: t = grid / T, s = t - 1 / T.
 
@@ -154,7 +159,7 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
 
   Arguments and results as in `continuous`.
   """
-  grid = jnp.maximum(jnp.ceil(t * steps), 1.0)
+  grid = step_number(t, steps)
   at_t, at_s = step_levels(process, grid, steps, last is not None)
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)

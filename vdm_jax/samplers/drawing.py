@@ -5,7 +5,7 @@ through rounding only.
 """
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,20 @@ import numpy as np
 from vdm_jax import devices, random
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, sample
-from vdm_jax.typing import Denoiser, Model, Process, PyTree, Sampler
+from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler
 
 Make = Callable[[Denoiser, Process], Sampler]
+
+
+class OwnSamples(Protocol):
+  def sample(self, keys: Array) -> Array:
+    """Data, [B, ...]; example i uses keys[i] alone.  keys: [B]."""
 
 
 class Batch(NamedTuple):
   numbers: np.ndarray  # [n]           of the images
   data: np.ndarray     # int32 [n, ...]
-  evaluations: int     # of the network, for each of them
+  evaluations: int     # of the network, for each of them; 0: not counted
 
 
 def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, times: np.ndarray,
@@ -50,6 +55,27 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
     check_finite(finite, times, model(params).process)
     wanted = mask & (rows >= start)
     yield Batch(rows[wanted], out[wanted], int(evaluations))
+
+
+def draw_own(model: Callable[[PyTree], OwnSamples], params: PyTree, *, start: int, stop: int,
+             seed: int, batch_size: int) -> Iterator[Batch]:
+  """Images start .. stop - 1 of a model that draws its own, e.g. an autoencoder; as `draw`."""
+  batch = _own(model)
+  given = devices.replicate((params, jax.random.key(seed)))
+  size = devices.whole_batch(batch_size)
+  aligned = start - start % size if start < stop else stop
+  for rows, mask in devices.padded_rows(aligned, stop, size):
+    out = jax.device_get(batch(given, devices.place(devices.mine(rows))))
+    wanted = mask & (rows >= start)
+    yield Batch(rows[wanted], out[wanted], 0)
+
+
+@functools.lru_cache(maxsize=1)
+def _own(model):
+  def batch(given, numbers):
+    params, key = given
+    return model(params).sample(random.per_example(key, numbers))
+  return devices.over_rows(batch)
 
 
 def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *,

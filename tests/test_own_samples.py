@@ -1,0 +1,50 @@
+"""Runs without a denoiser that draw their own samples: an autoencoder, a chain of bits."""
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax import load, random, runs, workdir
+from vdm_jax.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+@pytest.fixture(scope='module', params=['digits_vae', 'dpm_heartbeat'])
+def run(request, tmp_path_factory):
+  file = CONFIGS / f'{request.param}.py'
+  config = workdir.import_config(file).get_config()
+  config.model.features = 8
+  if request.param == 'dpm_heartbeat':
+    config.model.update(timesteps=5, blocks=1)
+  config.data.update(validation=16, batch_size=16)
+  config.optimizer.update(decay_steps=0, warmup_steps=0)
+  config.train.update(steps=2, log_every=2, validate_every=2, checkpoint_every=2)
+  directory = tmp_path_factory.mktemp('own') / 'run'
+  runs.train(config, file, directory)
+  return directory
+
+
+def test_samples_are_those_of_the_model_and_depend_on_seed_and_number_alone(run, tmp_path):
+  assert runs.sample(run, tmp_path / 'a.npz', count=9, seed=3, batch_size=4) is None
+  with np.load(tmp_path / 'a.npz') as drawn:
+    images, about = drawn['images'], json.loads(str(drawn['about']))
+  keys = random.per_example(jax.random.key(3), jnp.arange(9))
+  np.testing.assert_array_equal(images, jax.jit(load(run).sample)(keys))
+  assert (about['seed'], about['checkpoint'], about['count']) == (3, 2, 9)
+  runs.sample(run, tmp_path / 'a.png', count=9, seed=3)
+  with Image.open(tmp_path / 'a.png') as picture:
+    assert picture.size[0] > 20
+
+
+def test_what_needs_a_denoiser_is_refused(run, tmp_path):
+  for more in ({'method': runs.ANCESTRAL}, {'label': 1}, {'trace': 'a.png'},
+               {'guided': runs.Guidance(1.0)}):
+    with pytest.raises(InputError, match='draws its own samples; leave out --sampler'):
+      runs.sample(run, tmp_path / 'a.npz', **more)
+  with pytest.raises(InputError, match='no denoiser to evaluate .* vdm_jax.load'):
+    runs.evaluate(run)
