@@ -17,6 +17,7 @@ from vdm_jax.typing import Experiment
 def get_config() -> ml_collections.ConfigDict:
   config = digits_ddpm.get_config()
   config.optimizer.decay_steps = config.train.steps = 550  # three minutes
+  config.ema = {'ema': 0.985}
   config.model.label_dropping = 0.1
   return config
 

@@ -87,9 +87,6 @@ class Embedding(nn.Module):
       if labelled and not jnp.issubdtype(cond.dtype, jnp.integer):
         raise ValueError(f'cond is {cond.dtype}: a network with classes = {self.classes} takes '
                          'integer labels')
-      if not labelled and jnp.issubdtype(cond.dtype, jnp.integer):
-        raise ValueError(f'cond is {cond.dtype}, as labels are: a network with classes = 0 takes '
-                         'none (see guidance.told)')
     nothing = jnp.zeros_like(logsnr)
     scalar = nothing if labelled or cond is None else cond.astype(jnp.float32)
     t = (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
