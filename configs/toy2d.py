@@ -52,9 +52,10 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     ends = vdm.end_points(config)
     return vdm.experiment(config, net=net(*ends), schedule=schedules.LearnedLinear(*ends))
 
-  first = schedules.BetaLinear(t_min=1e-5)
   schedule, curve, scale = {
-      'vp': (first, vp, None), 'subvp': (schedules.SameAlpha(first), sub_vp, None),
+      'vp': (schedules.BetaLinear(t_min=1e-5), vp, None),
+      # From where it has the first noise of `vp`: at t = 1e-5 log-SNR would be 27.
+      'subvp': (schedules.SameAlpha(schedules.BetaLinear(t_min=6.2e-3)), sub_vp, None),
       # The network sees z as on `vp`, as if the data had this standard deviation.
       've': (schedules.GeometricSigma(0.002, 20.0), ve, 1.0),
       'edm': (schedules.KarrasSigma(), ve, SIGMA_DATA)}[system]
@@ -63,7 +64,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   def read(z, level):
     return inputs.logsnr(z if scale is None else inputs.edm(scale)(z, level)[0], level)
 
-  shared = {'schedule': schedule, 'curve': curve, 'inputs': read, 'ends_denoised': False}
+  shared = {'schedule': schedule, 'curve': curve, 'inputs': read}
   if system == 'edm':
     return score.experiment(
         config, net=net.clone(adds_z=False), target=predictions.edm(SIGMA_DATA),

@@ -2,7 +2,7 @@
 
   python scripts/toy_gallery.py --workdir=runs/toys --out=toys.png [--systems=vdm,edm]
 
-A run that is there already is not trained again.  2 CPU cores: TIME.
+A run that is there already is not trained again.  2 CPU cores: ten minutes.
 """
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from vdm_jax.errors import InputError, require_at_least
 SYSTEMS = {  # name -> title, config, its variant, sampler, steps
     'dpm': ('DPM 2015', 'dpm_swiss_roll', (), 'ancestral_learned', 39),
     'vdm': ('VDM', 'toy2d', ('vdm',), 'ancestral', 250),
-    'vp': ('VP score SDE', 'toy2d', ('vp',), 'euler_maruyama', 250),
-    'subvp': ('sub-VP score SDE', 'toy2d', ('subvp',), 'euler_maruyama', 250),
+    'vp': ('VP score SDE', 'toy2d', ('vp',), 'euler_maruyama', 1000),
+    'subvp': ('sub-VP score SDE', 'toy2d', ('subvp',), 'euler_maruyama', 1000),
     've': ('VE score SDE', 'toy2d', ('ve',), 'ancestral', 250),
     'edm': ('EDM', 'toy2d', ('edm',), 'edm', 40),
     'sliced': ('sliced score matching', 'ssm_swirl', (), 'ancestral', 250),

@@ -37,7 +37,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
   The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
   network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
   e.g. those of a ladder.  ends_denoised: samples end in x_hat, as in NCSNv2 (Song and Ermon 2020,
-  algorithm 1) and after, where the least noise is visible.  Raises InputError.
+  algorithm 1) and after, where the noise of the last step is visible.  Raises InputError.
   """
   vdm.require_continuous(config)
   wrapped = lambda model: model._replace(denoise=wrap(model.denoise), ends_denoised=ends_denoised)
