@@ -354,8 +354,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
   their way.  Image i of a seed is the same however many are drawn.  guided: of a model that has
   `null`.  Returns the evaluations of the network for each image (of an adaptive method the most in
-  a batch), 0 if all were there already, None where they
-  are not counted.  Raises InputError.
+  a batch), 0 if all were there already, None where they are not counted.  Raises InputError.
   """
   out, trace = Path(out), Path(trace)
   if out.suffix not in ('.png', '.npz'):
@@ -375,7 +374,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
                        '--guidance.')
     own = functools.partial(draw_own, trained.experiment.model, trained.params, stop=count,
                             seed=seed, batch_size=batch_size)
-    _write(out, own, count, spec.levels, _about(trained, seed))
+    _write(out, own, count, spec.levels, trained, {'seed': seed})
     return None
   _require_denoiser(model, directory)
   method = method or ANCESTRAL
@@ -422,10 +421,10 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
       yield piece
 
   about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
-           'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'label': label,
-           **_about(trained, seed), **({'guidance': list(guided)} if guided else {})}
+           'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
+           **({'guidance': list(guided)} if guided else {})}
   labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
-  _write(out, pieces, count, 0 if latents else spec.levels, about, labels)
+  _write(out, pieces, count, 0 if latents else spec.levels, trained, about, labels)
   if trace != Path():
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
@@ -436,15 +435,12 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   return max(counted, default=0) * (2 if guided else 1)
 
 
-def _about(trained: workdir.Trained, seed: int) -> dict:
-  """What all samples of a run depend on."""
-  return {'seed': seed, 'checkpoint': trained.step, 'average': trained.average,
-          'weights': checksum(trained.params)}
+def _write(out: Path, pieces, count: int, levels: int, trained: workdir.Trained, about: dict,
+           labels: dict | None = None) -> None:
+  """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: 0 for latents.
 
-
-def _write(out: Path, pieces, count: int, levels: int, about: dict, labels: dict | None = None
-           ) -> None:
-  """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: 0 for latents."""
+  about: what the samples depend on beside the weights.
+  """
   out.parent.mkdir(parents=True, exist_ok=True)
   if out.suffix == '.png':
     parts = list(_with_bar(pieces(start=0), 0, count))
@@ -452,6 +448,8 @@ def _write(out: Path, pieces, count: int, levels: int, about: dict, labels: dict
       pictures.save_png(out, pictures.samples(np.concatenate(parts), levels))
   else:
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
+    about = {**about, 'checkpoint': trained.step, 'average': trained.average,
+             'weights': checksum(trained.params)}
     _draw_resumably(out, about, count, pieces, dtype, labels or {})
 
 

@@ -30,6 +30,18 @@ class Batch(NamedTuple):
   evaluations: int     # of the network, for each of them; 0: not counted
 
 
+def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Numbers of images [size], and which of them are in start .. stop - 1.
+
+  Batches begin at multiples of batch_size and are whole even where fewer are asked for: a program
+  of another size may round otherwise, and a chain of many steps makes a digit's rounding visible.
+  """
+  size = devices.whole_batch(batch_size)
+  aligned = start - start % size if start < stop else stop
+  for rows, mask in devices.padded_rows(aligned, stop, size):
+    yield rows, mask & (rows >= start)
+
+
 def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, times: np.ndarray,
          start: int, stop: int, seed: int, batch_size: int, cond: Callable[[np.ndarray], PyTree]
          ) -> Iterator[Batch]:
@@ -39,21 +51,15 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
   `model.cond` reads, e.g. {'label': ...}.  The datum is the nearest one to z / alpha at the last
   time: given z_0 the most probable one.
 
-  Batches begin at multiples of batch_size and are whole even where fewer are asked for: a program
-  of another size may round otherwise, and a chain of many steps makes a digit's rounding visible.
-
   Raises InputError: a grid that does not decrease; a z that is not finite, naming the level.
   """
   check_grid(times)
   batch = _program(model, sampler, frames=())
   given = devices.replicate((params, jax.random.key(seed), np.asarray(times, np.float32)))
-  size = devices.whole_batch(batch_size)
-  aligned = start - start % size if start < stop else stop
-  for rows, mask in devices.padded_rows(aligned, stop, size):
+  for rows, wanted in _batches(start, stop, batch_size):
     local = devices.mine(rows)
     out, finite, _, evaluations = jax.device_get(batch(given, devices.place((local, cond(local)))))
     check_finite(finite, times, model(params).process)
-    wanted = mask & (rows >= start)
     yield Batch(rows[wanted], out[wanted], int(evaluations))
 
 
@@ -62,11 +68,8 @@ def draw_own(model: Callable[[PyTree], OwnSamples], params: PyTree, *, start: in
   """Images start .. stop - 1 of a model that draws its own, e.g. an autoencoder; as `draw`."""
   batch = _own(model)
   given = devices.replicate((params, jax.random.key(seed)))
-  size = devices.whole_batch(batch_size)
-  aligned = start - start % size if start < stop else stop
-  for rows, mask in devices.padded_rows(aligned, stop, size):
+  for rows, wanted in _batches(start, stop, batch_size):
     out = jax.device_get(batch(given, devices.place(devices.mine(rows))))
-    wanted = mask & (rows >= start)
     yield Batch(rows[wanted], out[wanted], 0)
 
 
