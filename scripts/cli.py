@@ -73,7 +73,7 @@ def _parse(argv: list[str], alone: bool) -> list[str]:
 
 
 def _exit(error) -> None:
-  text = str(error)
+  text = error.as_flag() if isinstance(error, InputError) else str(error)
   if 'Failed loading config file' in text:  # the last of its lines says why
     text = f'--config: {text.splitlines()[-1].strip()}'
   print(f'error: {text}', file=sys.stderr)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax import pictures, runs, samplers, schedules, workdir
+from vdm_jax import files, pictures, runs, samplers, schedules, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.runs import evaluating, sampling
 from vdm_jax.samplers import analytic, grids
 
 ROOT = Path(__file__).parents[1]
@@ -174,8 +175,8 @@ def test_another_seed_is_another_estimate_of_the_same(run):
 
 
 def test_other_schedules_have_rows_of_their_own_that_agree_with_the_bound(run, monkeypatch):
-  known = runs.other_schedules.SCHEDULES
-  monkeypatch.setattr(runs.other_schedules, 'SCHEDULES', {'cosine': known['cosine']})
+  known = evaluating.other_schedules.SCHEDULES
+  monkeypatch.setattr(evaluating.other_schedules, 'SCHEDULES', {'cosine': known['cosine']})
   ledger = runs.evaluate(run, schedules=True, times=8, batch_size=104)
   assert [row['estimate'] for row in ledger.rows] == ['vlb', 'vlb (cosine)']
   own, cosine = ledger.rows
@@ -319,19 +320,19 @@ def test_weights_that_give_no_finite_bound_are_refused_and_nothing_is_written(ru
   def broken(*args, **options):
     trained = whole(*args, **options)
     return trained._replace(params=jax.tree.map(lambda u: np.full_like(u, np.nan), trained.params))
-  monkeypatch.setattr(runs.workdir, 'load_trained', broken)
+  monkeypatch.setattr(workdir, 'load_trained', broken)
   with pytest.raises(InputError, match='not finite on 13 images'):
     runs.evaluate(run, **ONCE)
   assert not (run / 'ledger.json').exists() and not (run / 'bits.npz').exists()
 
 
 def test_a_row_that_is_not_finite_is_refused_and_the_others_are_kept(run, monkeypatch):
-  whole = runs.naming.measure
+  whole = evaluating.naming.measure
   def measure(estimate, *args, **options):
     if estimate.steps == 20:
       raise InputError('--estimates: vlb@20 is not finite on 1 images')
     return whole(estimate, *args, **options)
-  monkeypatch.setattr(runs.naming, 'measure', measure)
+  monkeypatch.setattr(evaluating.naming, 'measure', measure)
   with pytest.raises(InputError, match='vlb@20 is not finite on 1 .* other rows are in .*ledger.j'):
     runs.evaluate(run, estimates=['vlb@20', 'vlb@10'], **ONCE)
   assert [row['estimate'] for row in runs.report(run).rows] == ['vlb', 'vlb@10']
@@ -342,7 +343,7 @@ def test_a_ledger_vouches_for_what_lies_beside_it(run, monkeypatch):
   def full(*_):
     raise OSError('no space left on device')
   with monkeypatch.context() as patch:
-    patch.setattr(runs.pictures, 'curves', full)
+    patch.setattr(evaluating.pictures, 'curves', full)
     with pytest.raises(OSError, match='no space'):
       runs.evaluate(run, step=2, **ONCE)
   assert not (run / 'ledger.json').exists()  # the bits are those of step 2 by now
@@ -361,8 +362,8 @@ def test_a_log_snr_without_end_is_refused_before_anything_is_measured(run, monke
     model = lambda params: trained.experiment.model(params)._replace(
         process=GaussianProcess(schedules.BetaLinear(t_min=0.0)))
     return trained._replace(experiment=trained.experiment._replace(model=model))
-  monkeypatch.setattr(runs.workdir, 'load_trained', endless)
-  monkeypatch.setattr(runs.naming, 'measure', None)
+  monkeypatch.setattr(workdir, 'load_trained', endless)
+  monkeypatch.setattr(evaluating.naming, 'measure', None)
   with pytest.raises(InputError, match=r'log-SNR .* from inf to -10\S*, .*two finite ends'):
     runs.evaluate(run, **ONCE)
 
@@ -405,14 +406,14 @@ class Interrupted(Exception):
 
 def sample_interrupted(monkeypatch, writes, *args, **options):
   """runs.sample, stopped when so many files are on the disk."""
-  save, left = runs.save_npz, [writes]
+  save, left = files.save_npz, [writes]
   def failing(path, **arrays):
     if not left[0]:
       raise Interrupted
     left[0] -= 1
     save(path, **arrays)
   with monkeypatch.context() as patch, pytest.raises(Interrupted):
-    patch.setattr(runs, 'save_npz', failing)
+    patch.setattr(files, 'save_npz', failing)
     runs.sample(*args, **options)
 
 
@@ -425,8 +426,8 @@ def test_an_interrupted_file_is_resumed_to_what_it_would_have_been(finished, tmp
   assert len(parts) == 3 and not (tmp_path / 'a.npz').exists()
 
   drawn = []
-  draw = runs.draw
-  monkeypatch.setattr(runs, 'draw', lambda *args, **kw: drawn.append(kw['start']) or draw(
+  draw = sampling.draw
+  monkeypatch.setattr(sampling, 'draw', lambda *args, **kw: drawn.append(kw['start']) or draw(
       *args, **kw))
   runs.sample(finished, tmp_path / 'a.npz', **{**options, 'batch_size': 8})
   assert drawn == [12]
@@ -460,8 +461,8 @@ def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
 def test_parts_of_other_settings_are_not_mixed_in(finished, tmp_path, monkeypatch, change):
   options = {'method': by(5), 'count': 12, 'batch_size': 4}
   sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
-  starts, draw = [], runs.draw
-  monkeypatch.setattr(runs, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
+  starts, draw = [], sampling.draw
+  monkeypatch.setattr(sampling, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
       *args, **kw))
   runs.sample(finished, tmp_path / 'a.npz', **{**options, **change})
   assert starts == [0]
@@ -475,7 +476,7 @@ def test_parts_of_other_weights_are_not_mixed_in(finished, run, tmp_path, monkey
     return out._replace(params=jax.tree.map(lambda u: u * np.float32(0.9), out.params))
   options = {'method': by(5), 'count': 12, 'batch_size': 4}
   sample_interrupted(monkeypatch, 2, finished, tmp_path / 'a.npz', **options)
-  monkeypatch.setattr(runs.workdir, 'load_trained', others)
+  monkeypatch.setattr(workdir, 'load_trained', others)
   runs.sample(run, tmp_path / 'a.npz', **options)
   runs.sample(run, tmp_path / 'b.npz', **options)
   np.testing.assert_array_equal(*(samples_of(tmp_path / f'{name}.npz')[0] for name in 'ab'))

@@ -1,11 +1,48 @@
 """The one kind of error that is the user's to mend."""
+from typing import Any
 
 
 class InputError(ValueError):
-  """Bad input: the message names the flag or field and the remedy; scripts print it as one line."""
+  """Bad input, as a value: which field, what it was, what is wrong with it, what to do.
+
+  Python shows the argument, `steps=0: it must be at least 1.`; the command line shows the flag,
+  `--steps=0: ...`, by `as_flag`.
+
+  Args:
+    field: the name of the argument and flag, or of a config's field, 'config.model.groups'.  None:
+      the problem stands alone.
+    value: what was given; None is not shown.
+    problem: what is wrong, a clause without a full stop.
+    remedy: what to do, an imperative without a full stop.
+  """
+
+  def __init__(self, field: str | None = None, value: Any = None, problem: str = '',
+               remedy: str = ''):
+    if field is not None and not problem:  # a sentence alone
+      field, problem = None, field
+    super().__init__(field, value, problem, remedy)  # pickled by these
+    self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+
+  def __str__(self) -> str:
+    return self._text('', repr)
+
+  def as_flag(self) -> str:
+    """The message with the field as a flag of the command line."""
+    return self._text('--', _as_typed)
+
+  def _text(self, prefix: str, show) -> str:
+    what = f'{self.problem}; {self.remedy}' if self.remedy else self.problem
+    if self.field is None:
+      return what
+    given = '' if self.value is None else f'={show(self.value)}'
+    return f'{prefix}{self.field}{given}: {what.rstrip(".")}.'
 
 
-def require_at_least(flag: str, value: int | None, least: int = 1) -> None:
-  """Raises InputError unless the value of `flag` is none, or at least this."""
+def _as_typed(value: Any) -> str:
+  return ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def require_at_least(field: str, value: float | None, least: float = 1) -> None:
+  """Raises InputError unless the value of `field` is None, or at least this."""
   if value is not None and value < least:
-    raise InputError(f'--{flag}={value}: it must be at least {least}.')
+    raise InputError(f'--{field}={value}: it must be at least {least}.')

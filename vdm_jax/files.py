@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
@@ -28,3 +30,9 @@ def whole(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
   with whole(path) as partial:
     partial.write_text(text)
+
+
+def save_npz(path: str | Path, **arrays) -> None:
+  """np.savez_compressed, whole or not at all."""
+  with whole(path) as partial:
+    np.savez_compressed(partial, **arrays)

@@ -1,0 +1,228 @@
+"""Draws samples from a run."""
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from vdm_jax import data, devices, files, guidance, pictures, random, samplers, workdir
+from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.evaluation.features import checksum
+from vdm_jax.likelihood import estimates as naming
+from vdm_jax.runs.needs import conditions, is_of_latents, require_denoiser
+from vdm_jax.samplers import analytic, grids
+from vdm_jax.samplers.drawing import draw, draw_own, draw_path
+from vdm_jax.samplers.sampling import check_grid
+from vdm_jax.typing import Denoiser, Model, Process, Sampler
+
+
+class Guidance(NamedTuple):
+  """Classifier-free guidance of weight w where low <= logsnr <= high."""
+  weight: float
+  low: float = -np.inf
+  high: float = np.inf
+
+  def of(self, model: Model) -> Model:
+    """`model` so guided; it has `null`."""
+    unconditional = guidance.told(model.denoise, model.null)
+    guided = guidance.classifier_free(model.denoise, unconditional, self.weight)
+    return model._replace(denoise=guidance.within(model.denoise, guided, self.low, self.high))
+
+
+class Method(NamedTuple):
+  """A sampler and its grid, and the names that files and messages give them."""
+  name: str
+  make: Callable[[Denoiser, Process], Sampler]
+  grid: str
+  times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
+  variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
+  head: bool = False       # the network has to have one for the variances of its steps, 'v'
+
+
+def _even(steps: int) -> Callable[[Process], np.ndarray]:
+  return lambda process: grids.uniform(steps)
+
+
+ANCESTRAL = Method('ancestral', samplers.ancestral, 'uniform', _even(250))
+
+
+def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
+           count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
+           step: int | str = 'latest', batch_size: int = 64, trace: str | Path = '',
+           guided: Guidance | None = None) -> int | None:
+  """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
+
+  method: `ANCESTRAL` if not given.  A run without a denoiser draws its own samples, if it can (an
+  autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
+  their way.  Image i of a seed is the same however many are drawn.  guided: of a model that has
+  `null`.  Returns the evaluations of the network for each image (of an adaptive method the most in
+  a batch), 0 if all were there already, None where they are not counted.  Raises InputError.
+  """
+  out, trace = Path(out), Path(trace)
+  if out.suffix not in ('.png', '.npz'):
+    raise InputError(f'--out={out}: a file ending in .png or .npz.')
+  if trace != Path() and trace.suffix != '.png':
+    raise InputError(f'--trace={trace}: a file ending in .png.')
+  for flag, value in {'count': count, 'batch_size': batch_size}.items():
+    require_at_least(flag, value)
+  trained = workdir.load_trained(directory, average=average, step=step)
+  spec = data.resolve(trained.config.data)
+  conditional = trained.config.get('model', {}).get('class_conditional', False)
+  model = trained.experiment.model(trained.params)
+  if not hasattr(model, 'denoise') and hasattr(model, 'sample'):
+    if method or trace != Path() or label is not None or guided:
+      raise InputError(f'--workdir={directory}: this run has no denoiser and draws its own '
+                       'samples; leave out --sampler, --steps, --grid, --trace, --label and '
+                       '--guidance.')
+    own = functools.partial(draw_own, trained.experiment.model, trained.params, stop=count,
+                            seed=seed, batch_size=batch_size)
+    _write(out, own, count, spec.levels, trained, {'seed': seed})
+    return None
+  require_denoiser(model, directory)
+  method = method or ANCESTRAL
+  if label is not None and not conditional:
+    raise InputError(f'--label={label}: this model is not conditioned on classes.')
+  if label is not None and not 0 <= label < spec.classes:
+    raise InputError(f'--label={label}: the classes are 0 .. {spec.classes - 1}.')
+  one = {'image': np.zeros((1, *spec.shape), np.uint8),
+         **conditions(spec.classes, None)(np.arange(1))}
+  if method.head and 'v' not in naming.heads(model, one):
+    raise InputError(f"--sampler={method.name}: this model's network has no head for the variance; "
+                     'train one (configs/digits_iddpm_hybrid.py), or choose another sampler.')
+  if guided and trained.config.get('model', {}).get('clip', False):
+    raise InputError('--guidance: this run clips its estimates (config.model.clip) before they '
+                     'could be guided; guide from Python, and clip last: vdm_jax.guidance.')
+  if guided and model.null is None:
+    raise InputError(f'--guidance={guided.weight:g}: this model has not learned to do without a '
+                     'label; train one that has (configs/digits_cfg.py).')
+  if guided and method.variances:
+    raise InputError(f'--guidance={guided.weight:g}: the variances of --sampler={method.name} are '
+                     'those of the model without it; choose another sampler.')
+  times = method.times(model.process)
+  check_grid(times)
+  make = method.make
+  if method.variances:  # images are coded in [-1, 1], which bounds their variance
+    make = functools.partial(make, variances=variances_of(trained, times, seed),
+                             data_range=(-1.0, 1.0))
+  # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
+  make(model.denoise, model.process).plan(jnp.asarray(times, jnp.float32))
+  latents = is_of_latents(model)
+  if latents and (out.suffix == '.png' or trace != Path()):
+    raise InputError(f'--out={out}: the samples of this model are latents, no images; choose an '
+                     '.npz, and leave out --trace.')
+
+  cond = conditions(spec.classes, label)
+  counted = []
+  at = trained.experiment.model
+  drawn = (lambda params: guided.of(at(params))) if guided else at
+
+  def pieces(start):
+    for piece in draw(drawn, trained.params, make, times=times, start=start, stop=count, seed=seed,
+                      batch_size=batch_size, cond=cond):
+      counted.append(piece.evaluations)
+      yield piece
+
+  about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
+           'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
+           **({'guidance': list(guided)} if guided else {})}
+  labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
+  _write(out, pieces, count, 0 if latents else spec.levels, trained, about, labels)
+  if trace != Path():
+    frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
+    path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
+                     count=min(count, 8) if len(spec.shape) == 3 else count,
+                     frames=frames.tolist())
+    if jax.process_index() == 0:
+      pictures.save_png(trace, pictures.strip(path, spec.levels))
+  return max(counted, default=0) * (2 if guided else 1)
+
+
+def _write(out: Path, pieces, count: int, levels: int, trained: workdir.Trained, about: dict,
+           labels: dict | None = None) -> None:
+  """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: 0 for latents.
+
+  about: what the samples depend on beside the weights.
+  """
+  out.parent.mkdir(parents=True, exist_ok=True)
+  if out.suffix == '.png':
+    parts = list(_with_bar(pieces(start=0), 0, count))
+    if jax.process_index() == 0:
+      pictures.save_png(out, pictures.samples(np.concatenate(parts), levels))
+  else:
+    dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
+    about = {**about, 'checkpoint': trained.step, 'average': trained.average,
+             'weights': checksum(trained.params)}
+    _draw_resumably(out, about, count, pieces, dtype, labels or {})
+
+
+def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:
+  """The variances that Analytic-DPM needs, estimated on images of the training split.
+
+  At the times of the grid, or 50 of them; elsewhere they are interpolated.
+  """
+  part = trained.experiment.data.split('train')
+  levels = times[np.unique(np.linspace(0, len(times) - 1, 50).round().astype(int))]
+  size = devices.whole_batch(min(64, len(part)))
+
+  def estimate(given, xs):
+    (params, key), (batch, rows) = given, xs
+    m = trained.experiment.model(params)
+    condition = m.cond(batch)
+    return analytic.estimate_variances(
+        lambda z, level, _=None: m.denoise(z, level, condition), m.process,
+        m.encode(batch['image']), jnp.asarray(levels, jnp.float32), random.per_example(key, rows))
+
+  estimate = devices.over_rows(estimate)
+  given = devices.replicate((trained.params, jax.random.key(seed)))
+  found = []
+  batches = list(devices.padded_rows(0, min(512, len(part) // size * size), size))
+  for rows, _ in tqdm.tqdm(batches, desc='variances of the model', unit='batch',
+                           disable=jax.process_index() != 0):
+    local = devices.mine(rows)
+    found.append(jax.device_get(estimate(given, devices.place((part.get(local), local)))))
+  return analytic.pool(found)
+
+
+def _with_bar(pieces, start: int, count: int):
+  with tqdm.tqdm(total=count, initial=start, unit='image', desc='sampling', dynamic_ncols=True,
+                 disable=jax.process_index() != 0) as bar:
+    for piece in pieces:
+      yield piece.data
+      bar.update(len(piece.numbers))
+
+
+def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: dict) -> None:
+  """Images in parts beside `out`, put together at the end; what is there is not drawn again.
+
+  Parts belong to all that the images depend on, `about`; each is named after its first image.
+  """
+  tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+  parts = out.with_name(f'{out.name}.{tag}.parts')
+  parts.mkdir(exist_ok=True)
+  done = devices.said_by_first(lambda: sum(map(len, _consecutive(parts))))
+  for images in _with_bar(pieces(start=min(done, count)), min(done, count), count):
+    if jax.process_index() == 0:
+      files.save_npz(parts / f'part_{done:09d}.npz', images=images.astype(dtype))
+    done += len(images)
+  if jax.process_index() != 0:
+    return
+  files.save_npz(out, images=np.concatenate(list(_consecutive(parts)))[:count], **labels,
+           about=json.dumps({**about, 'count': count}))
+  shutil.rmtree(parts)
+
+
+def _consecutive(parts: Path) -> Iterator[np.ndarray]:
+  """The images of the parts from number 0 on, up to the first that is missing."""
+  done = 0
+  while (file := parts / f'part_{done:09d}.npz').exists():
+    with np.load(file) as part:
+      images = part['images']
+    done += len(images)
+    yield images

@@ -1,0 +1,93 @@
+"""Trains a config in a run's directory."""
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import rich.table
+from absl import logging
+
+from vdm_jax import data, pictures, samplers, workdir
+from vdm_jax.errors import InputError
+from vdm_jax.runs.needs import conditions
+from vdm_jax.samplers import grids
+from vdm_jax.samplers.drawing import draw
+from vdm_jax.train import loop
+from vdm_jax.train import metrics as metrics_lib
+from vdm_jax.typing import Experiment, PyTree
+
+
+def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
+          init_from: str = '', profile: int = 0) -> dict[str, float]:
+  """Trains `config` in `directory`, or goes on with the run there.  The last validation's means.
+
+  init_from: a workdir whose averaged weights a new run starts from.  Raises InputError.
+  """
+  loop.check(config)
+  spec = data.resolve(config.data)
+  # What was read from the data becomes part of the run: later commands need no data for it.
+  config = config.copy_and_resolve_references()
+  config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
+  experiment = workdir.import_config(config_file).build(config)
+  found = experiment.data.describe()
+  workdir.prepare(directory, config, config_file)
+  if jax.process_index() == 0:
+    print(found)
+    if 0 < config.optimizer.get('decay_steps', 0) < config.train.steps:
+      print(f'The learning rate is 0 from step {config.optimizer.decay_steps:,} on '
+            '(--config.optimizer.decay_steps): later steps move the averages alone.')
+  initial = None
+  if init_from:  # read when a run begins: one that goes on needs it no more
+    initial = lambda params: transfer(params, workdir.load_trained(init_from).params)
+  return loop.train(experiment, config, directory, initial=initial, profile=profile,
+                    pictures=lambda params: _preview(experiment, spec, params, config.seed))
+
+
+def transfer(params: PyTree, other: PyTree) -> PyTree:
+  """`params` with the values of `other` wherever name and shape agree; the rest is reported."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+  name = lambda path: '/'.join(entry.key for entry in path)
+  found = {name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(other)[0]}
+  out, missing = [], []
+  for path, leaf in leaves:
+    value = found.pop(name(path), None)
+    fits = value is not None and value.shape == leaf.shape
+    out.append(jnp.asarray(value, leaf.dtype) if fits else leaf)
+    if not fits:
+      missing.append(name(path))
+  if len(missing) == len(out):
+    raise InputError('--init_from: none of its parameters has a name and shape of this model.')
+  for what, names in (('missing there or of another shape, initialised afresh', missing),
+                      ('left over', list(found))):
+    if names:
+      logging.warning('--init_from: %s: %s', what, ', '.join(names))
+  return jax.tree.unflatten(treedef, out)
+
+
+def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray:
+  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere."""
+  count = 16 if len(spec.shape) == 3 else 2000
+  parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64), start=0,
+               stop=count, seed=seed, batch_size=count, cond=conditions(spec.classes, None))
+  return pictures.samples(np.concatenate([part.data for part in parts]), spec.levels)
+
+
+def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,
+                seeds: Sequence[int], **options) -> None:
+  """One run for each seed, in `directory/seed_N`, and a table of their last validations."""
+  results = {}
+  for seed in seeds:
+    config.seed = seed
+    results[seed] = train(config, config_file, Path(directory) / f'seed_{seed}', **options)
+  names = list(results[seeds[0]])
+  table = rich.table.Table('seed', *names, title='validation')
+  for seed, values in results.items():
+    table.add_row(str(seed), *(f'{values[name]:.4f}' for name in names))
+  table.add_section()
+  columns = [[results[seed][name] for seed in seeds] for name in names]
+  table.add_row('mean', *(f'{np.mean(column):.4f}' for column in columns))
+  if len(seeds) > 1:
+    table.add_row('std', *(f'{np.std(column, ddof=1):.4f}' for column in columns))
+  metrics_lib.show(table)
