@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from vdm_jax import oracles, schedules
-from vdm_jax.processes import GaussianProcess, flow, sde, ve, vp
+from vdm_jax.errors import InputError
+from vdm_jax.processes import GaussianProcess, RectifiedFlow, SubVP, flow, sde, ve, vp
 from vdm_jax.samplers import ddim, sample
 from vdm_jax.schedules import TableSchedule
 
@@ -49,6 +50,35 @@ def test_a_learned_schedule_decreases_whatever_its_parameters(module):
   assert curves.shape == (32, 101)
   assert np.std(curves[:, 50]) > 0.5  # they are 32 different schedules
   assert (np.diff(curves, axis=1) < 0).all()
+
+
+@pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
+def test_every_schedule_and_process_of_the_library_passes_the_check_of_its_users(single):
+  with jax.enable_x64(not single):
+    infinite = [schedules.Cosine(np.inf, -np.inf), schedules.Sigmoid(0.0, 2.0, np.inf, -np.inf),
+                schedules.BetaLinear(t_min=0.0), schedules.KarrasSigma(0.0, 80.0),
+                TableSchedule(np.array([np.inf, 1.0, -np.inf]))]
+    learned = [schedules.Bound(scrambled(module, jax.random.key(1)), module) for module in LEARNED]
+    per_pixel = lambda t: schedules.Linear()(t) + jnp.zeros((2, 3))
+    for each in [*FIXED, *infinite, *learned, per_pixel, RectifiedFlow(), SubVP(),
+                 GaussianProcess(schedules.Cosine(), flow)]:
+      schedules.check_decreasing(each)
+
+
+@pytest.mark.parametrize(('schedule', 'says'), [
+    (lambda t: -5.0 + 12.0 * t**1.5,
+     r'rises from -5 at t = [\d.e-]+ to 7 at t = 1, and at \d+ of the \d+ steps'),
+    (lambda t: jnp.abs(8.0 * t - 5.0), 'rises from 0 at t = 0.625 to 3 at t = 1'),
+    (lambda t: 2.0 - t + jnp.where(t > 0.4995, 3e-3, 0.0), 'at t = 0.499 to 1.503 at t = 0.5'),
+    (lambda t: jnp.stack([-t, t]), 'rises from 0 at t = 0 to 1 at t = 1'),
+    (lambda t: jnp.log(0.5 - t), 'is NaN at t = 0.501'),
+    (lambda t: 3.0 + 0.0 * t, 'is 3 at t = 0 and at t = 1'),
+    (GaussianProcess(schedules.Linear(-5.0, 13.3)), 'rises from -5 at t = 0 to 13.3 at t = 1')])
+def test_a_schedule_that_rises_is_refused_with_its_times_and_values(schedule, says):
+  for single in (True, False):
+    with jax.enable_x64(not single), pytest.raises(InputError, match=says) as error:
+      schedules.check_decreasing(schedule)
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('schedule', [

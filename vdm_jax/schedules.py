@@ -23,7 +23,8 @@ from flax import struct
 from scipy import optimize
 from scipy.special import ndtr
 
-from vdm_jax.typing import Array, PyTree, Schedule, value
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, Level, Process, PyTree, Schedule, value
 
 
 @value
@@ -42,6 +43,50 @@ class Bound:
   def __call__(self, *args):
     random = {} if self.keys is None else {'keys': self.keys}
     return self.module.apply({'params': self.params}, *args, **random)
+
+
+def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
+  """Raises InputError, with the times and values, where logsnr rises in t, is NaN, or never falls.
+
+  It is looked at at `points` even times of [0, 1] and at some closer to both ends.  It may stand
+  still for a while, and rise by rounding.  Of levels with data axes each is checked.  Does nothing
+  where the values are unknown, under `jit`.
+  """
+  near = np.geomspace(1e-6, 0.5 / points, 20)
+  times = np.unique(np.concatenate([np.linspace(0.0, 1.0, points), near, 1.0 - near]))
+
+  def at(t):
+    found = schedule(t)
+    return found.logsnr if isinstance(found, Level) else jnp.asarray(found, float)
+
+  found = jax.lax.map(at, jnp.asarray(times, float))
+  if isinstance(found, jax.core.Tracer):
+    return
+  found = np.asarray(found, np.float64).reshape(len(times), -1)
+
+  def refuse(what):
+    raise InputError(None, None, f'the noise schedule: {what}',
+                     'a schedule maps t, 0 = data and 1 = noise, to a logsnr that falls; of one '
+                     'that rises take the negative, or run it in 1 - t')
+
+  undefined = np.argwhere(np.isnan(found))
+  if undefined.size:
+    refuse(f'logsnr is NaN at t = {times[undefined[0, 0]]:.6g}')
+  # Rounding: of logsnr itself, and of whatever it is a difference of.
+  finite = np.where(np.isfinite(found), found, 0.0)
+  slack = 1e-5 * (1.0 + np.maximum(np.abs(finite[:-1]), np.abs(finite[1:])))
+  rises = found[1:] > found[:-1] + slack
+  if rises.any():
+    step, of = np.argwhere(rises)[0]
+    falls = np.flatnonzero(~(found[1:, of] > found[:-1, of]))
+    i = np.max(falls[falls < step], initial=-1) + 1  # where it begins to rise
+    j = np.min(falls[falls > step], initial=len(times) - 1)
+    refuse(f'logsnr rises from {found[i, of]:.6g} at t = {times[i]:.6g} to {found[j, of]:.6g} at '
+           f't = {times[j]:.6g}, and at {rises.any(axis=1).sum()} of the {len(times) - 1} steps '
+           'that were looked at')
+  flat = np.flatnonzero(found[0] == found[-1])
+  if flat.size:
+    refuse(f'logsnr is {found[0, flat[0]]:.6g} at t = 0 and at t = 1')
 
 
 # ------------------------------------------------------------------ fixed
