@@ -9,13 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = 'vdm_jax'
 
-# The mathematics, from the bottom up: each may use those before it.
+# The mathematics, from the bottom up: each may use those before it, and `errors`.
 MATHEMATICS = ['typing', 'random', 'schedules', 'processes', 'inputs', 'predictions', 'weightings',
                'decoders', 'dequantisers', 'guidance', 'oracles']
 ROOMS = {
     'errors': [],
     'files': [],
-    **{room: MATHEMATICS[:i] for i, room in enumerate(MATHEMATICS)},
+    **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},
     'devices': ['typing'],
     'distributed': ['errors', 'devices'],
     # Siblings, but a likelihood evaluates the bounds of `objectives`, and the chains of `samplers`
