@@ -35,7 +35,8 @@ ROOMS['systems'] = list(ROOMS)
 # A run's directory, what is drawn of it, and what the commands do with it.
 ROOMS['workdir'] = ['typing', 'errors', 'files', 'train']
 # A published checkpoint becomes the parameters of a system, and ours a file for others.
-ROOMS['weights'] = ['typing', 'errors', 'files', 'schedules', 'nn', 'systems', 'train', 'workdir']
+ROOMS['weights'] = ['typing', 'errors', 'files', 'random', 'schedules', 'nn', 'systems', 'train',
+                    'workdir']
 ROOMS['pictures'] = [*MATHEMATICS, 'files', 'likelihood']
 ROOMS['runs'] = [room for room in ROOMS if room not in ('nn', 'systems', 'weights')]
 # Samples judged by the features of a network.

@@ -283,6 +283,7 @@ def test_the_window_reports_the_first_bad_step_also_within_a_dispatch():
     ({'train.splits': ('validation', 'tset')}, '--config.train.splits.*tset'),
     ({'train.splits': ('validation', 'train')}, '--config.train.splits.*train'),
     ({'data.validation': 0}, '--config.data.validation=0'),
+    ({'seed': -1}, 'config.seed=-1: .*from 0 to'),
     ({'data.name': 'cifar10'}, 'scripts/prepare_data.py cifar10'),
     ({'optimizer.decay_steps': 3}, '--config.optimizer.decay_steps=3')], ids=str)
 def test_what_could_not_run_is_refused_before_the_directory_is_touched(tmp_path, fields, match):

@@ -1,9 +1,15 @@
 """A draw belongs to an example and a name."""
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import vdm_jax
 from vdm_jax import random
+from vdm_jax.errors import InputError
 
 
 def draw(keys, name, shape=(3,), dtype=jnp.float32):
@@ -71,3 +77,33 @@ def test_each_stratified_time_is_uniform():
   t = random.stratified(u[:, None], jnp.arange(7), 7)
   np.testing.assert_allclose(t.mean(0), 0.5, atol=1e-3)
   np.testing.assert_allclose(t.var(0), 1 / 12, atol=1e-3)
+
+
+@pytest.mark.parametrize('preferred', ['rbg', 'unsafe_rbg'])
+def test_a_draw_knows_no_batch_whatever_generator_the_environment_prefers(preferred):
+  """The default of JAX itself gives the bits; that of the environment would mix the examples."""
+  numbers = jnp.arange(8)
+  expected = jax.random.key_data(random.per_example(jax.random.key(5), numbers))
+  with jax.default_prng_impl(preferred):
+    keys = random.per_example(random.key(5), numbers)
+    np.testing.assert_array_equal(jax.random.key_data(keys), expected)
+    bits = lambda keys: jax.vmap(lambda key: jax.random.bits(key, (6,)))(random.stream(keys, 'x'))
+    np.testing.assert_array_equal(bits(keys[2:5]), bits(keys)[2:5])
+
+
+def test_a_seed_out_of_range_is_refused_by_the_name_it_was_given():
+  """JAX would cut 2^32 to 0, and take -1 for 2^32 - 1."""
+  for seed in (0, 2**32 - 1, np.int64(7)):
+    expected = [0, int(seed)]  # the two words of Threefry's key: high, low
+    np.testing.assert_array_equal(jax.random.key_data(random.key(seed)), expected)
+  for seed in (-1, 2**32, 1.5):
+    with pytest.raises(InputError, match=rf'^config\.seed={seed}: .*from 0') as refused:
+      random.key(seed, 'config.seed')
+    assert str(refused.value).count('\n') == 0
+
+
+def test_every_key_of_the_library_comes_from_one_place():
+  package = Path(vdm_jax.__file__).parent
+  made = [str(path.relative_to(package)) for path in package.rglob('*.py')
+          if re.search(r'jax\.random\.(key|PRNGKey)\(|default_prng_impl', path.read_text())]
+  assert made == ['random.py']

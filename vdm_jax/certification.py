@@ -192,7 +192,7 @@ def count_evaluations(make: Make, steps: int = 8) -> int:
 
   def run(z, times):
     sampler = make(Counted(MODELS['gaussian']), _process(jnp.asarray(0)))
-    return samplers.sample(sampler, jax.random.split(jax.random.key(0), len(z)), z, times)
+    return samplers.sample(sampler, jax.random.split(random.key(0), len(z)), z, times)
 
   def calls(jaxpr):
     total = 0
@@ -290,7 +290,7 @@ def _flow(make, curves, models, grids, up=False):
   @functools.partial(jax.vmap, in_axes=(None, None, None, 0))
   def run(curve, data, z, times):
     process = _process(curve)
-    keys = jax.random.split(jax.random.key(0), len(z))
+    keys = jax.random.split(random.key(0), len(z))
     return along(make(Oracle(data), process), keys, z[:, None], times)[:, 0]
 
   with jax.enable_x64(True):
@@ -334,7 +334,7 @@ def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
     return z / process(0.0).alpha
 
   with jax.enable_x64(False):
-    keys = jax.random.split(jax.random.key(0), len(cases))
+    keys = jax.random.split(random.key(0), len(cases))
     drawn = np.asarray(jax.jit(lambda xs: jax.lax.map(run, xs))((*_stack(cases), keys)), float)
   out = []
   for (curve, model), u in zip(cases, drawn, strict=True):
@@ -439,7 +439,7 @@ def equality(name: str, makes: Sequence[Make], *, tolerance: float = 1e-12,
     def run(curve, data):
       process = _process(curve)
       z = jnp.linspace(-2.0, 2.0, 8)[:, None] * process(1.0).sigma
-      keys = jax.random.split(jax.random.key(0), len(z))
+      keys = jax.random.split(random.key(0), len(z))
       out = [samplers.sample(make(Oracle(data), process), keys, z, times) for make in makes]
       return jnp.stack(out) / process(0.0).alpha
 

@@ -47,7 +47,7 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
   data = np.asarray(m.encode(jnp.asarray(test)))
 
-  eps = random.normal(random.per_example(jax.random.key(0), jnp.arange(len(data))), data)
+  eps = random.normal(random.per_example(random.key(0), jnp.arange(len(data))), data)
   noisy = []
   at = lambda process, logsnr: process(time_of(process, jnp.float32(logsnr)))
   for logsnr in NOISY:
@@ -71,7 +71,7 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   # Distances are in one coding for all systems, whatever units their x has.
   truth, training, found = (np.asarray(Pixels(trained.experiment.data.spec.levels).encode(
       jnp.asarray(u))) for u in (test, train, integers))
-  key = jax.random.key(0)
+  key = random.key(0)
   samples = np.asarray(m.encode(jnp.asarray(integers)))
   return Row(name, data, noisy, grid, np.asarray(field), samples,
              sliced_wasserstein(key, found, truth), sliced_wasserstein(key, training, truth),

@@ -1,11 +1,29 @@
 """Randomness, per example: a draw depends on (example, name), never on batch layout."""
 import zlib
 from collections.abc import Sequence
+from operator import index
 
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.errors import InputError
 from vdm_jax.typing import Array
+
+
+def key(seed: int, field: str = 'seed') -> Array:
+  """The key of a seed, 0 .. 2^32 - 1, whatever implementation the environment prefers.
+
+  Threefry: of what JAX offers, the one whose draws for an example do not depend on how many
+  examples are drawn together (under vmap).  field: the name that an error gives the seed.
+  Raises InputError.
+  """
+  try:
+    seed = index(seed)
+  except TypeError:
+    raise InputError(field, seed, 'a seed is one whole number', 'give one from 0 on') from None
+  if not 0 <= seed < 2**32:  # a larger one would be cut to 32 bits, unless JAX has 64
+    raise InputError(field, seed, 'it is out of range', f'choose one from 0 to {2**32 - 1}')
+  return jax.random.key(seed, impl='threefry2x32')
 
 
 def per_example(key: Array, i: Array) -> Array:

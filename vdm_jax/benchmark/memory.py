@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from vdm_jax import workdir
+from vdm_jax import random, workdir
 from vdm_jax.benchmark import hardware, speed
 from vdm_jax.benchmark.timing import say
 from vdm_jax.train import parallel
@@ -65,7 +65,7 @@ def temporary(subject: speed.Subject, images: int) -> int:
   state = jax.eval_shape(lambda: speed.initial_state(subject))
   lowered = layout.step.lower(
       layout.target(state), jax.tree.map(shape, speed.random_batch(subject, images)),
-      jax.eval_shape(lambda: jax.random.key(0)))
+      jax.eval_shape(lambda: random.key(0)))
   # LLVM comes after memory has been assigned.
   return lowered.compile(compiler_options={
       'xla_backend_optimization_level': 0}).memory_analysis().temp_size_in_bytes

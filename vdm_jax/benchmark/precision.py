@@ -132,7 +132,7 @@ def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
   """
   found = over_images(
       paired(times), lambda params: {name: make(params) for name, make in models.items()}, params,
-      split, jax.random.key(seed), label='precisions', at_once=batch_size // times,
+      split, random.key(seed), label='precisions', at_once=batch_size // times,
       repeats=repeats, count=count, progress=progress)
   found = {name: bits_per_dim(u, shape) for name, u in found.items()}
   if not all(np.isfinite(u).all() for u in found.values()):

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
+from vdm_jax import random
 from vdm_jax.benchmark import speed
 from vdm_jax.benchmark.timing import say
 from vdm_jax.errors import InputError
@@ -167,7 +168,7 @@ def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], 
             for name, u in rows.items()}
   else:
     state, rows = made.target(state), jax.tree.map(shape, rows)
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.eval_shape(lambda: random.key(0))
   # LLVM has nothing to do with what the devices send.
   return made.step.lower(state, rows, key).compile(
       compiler_options={'xla_backend_optimization_level': 0}).as_text()

@@ -109,7 +109,7 @@ def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
 def initial_params(subject: Subject) -> PyTree:
   if subject.params is not None:
     return subject.params
-  return jax.jit(subject.experiment.init)(jax.random.key(subject.config.seed))
+  return jax.jit(subject.experiment.init)(random.key(subject.config.seed))
 
 
 def initial_state(subject: Subject) -> step_lib.TrainState:
@@ -145,7 +145,7 @@ def lowered_step(subject: Subject) -> jax.stages.Lowered:
   return jax.jit(lambda *args: update(*args, parallel.Axis())).lower(
       jax.eval_shape(lambda: initial_state(subject)),
       random_batch(subject, subject.config.data.batch_size),
-      jax.eval_shape(lambda: jax.random.key(0)))
+      jax.eval_shape(lambda: random.key(0)))
 
 
 def step_flop(subject: Subject) -> float:
@@ -167,7 +167,7 @@ def evaluation_flop(subject: Subject, size: int) -> float:
   return _flop(jax.jit(evaluate).lower(
       jax.eval_shape(lambda: initial_params(subject)),
       jax.ShapeDtypeStruct((size, *spec.shape), jnp.float32), random_batch(subject, size),
-      jax.eval_shape(lambda: jax.random.key(0))))
+      jax.eval_shape(lambda: random.key(0))))
 
 
 def rates(flop: float, seconds: float, peak_tflops: float = 0.0) -> dict:
@@ -199,7 +199,7 @@ class Training:
     if self.steps > 1:
       batch = jax.tree.map(lambda u: np.stack([u] * self.steps), batch)
     self.batch = self.layout.place(batch)
-    self.key = jax.random.key(subject.config.seed)
+    self.key = random.key(subject.config.seed)
     say('initialising')
     self.state = self.layout.put(initial_state(subject))
 
@@ -251,7 +251,7 @@ def evaluate(subject: Subject, *, times: int = 32, steps: int | None = None, war
   require_at_least('times', times, 1)
   images = devices.whole_batch(max(1, subject.config.data.batch_size // times))
   estimator, model = bounds.at_times(0, times), subject.experiment.model
-  key = jax.random.key(0)
+  key = random.key(0)
   program = devices.over_rows(lambda params, xs: estimator(
       model(params), xs[0], random.per_example(key, xs[1])))
   params = devices.replicate(initial_params(subject))

@@ -43,7 +43,7 @@ def summary(subject: speed.Subject) -> list[Row]:
   program = jax.make_jaxpr(evaluate)(
       params, jax.ShapeDtypeStruct((1, *shape), jnp.float32),
       speed.random_batch(subject, 1),
-      jax.eval_shape(lambda: jax.random.key(0)))
+      jax.eval_shape(lambda: random.key(0)))
   counts, found = _parameters(params), list(operations(program.jaxpr))
   owners = _owners([scope for scope, _, _ in found], counts)
   work = {}

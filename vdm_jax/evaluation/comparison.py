@@ -14,6 +14,7 @@ import rich.table
 import tqdm
 from matplotlib.figure import Figure
 
+from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import Estimated, kernel_distance, sliced_wasserstein
 from vdm_jax.samplers import grids
@@ -60,7 +61,7 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
 
   def quality(images):
     x = features(images)
-    return Quality(sliced_wasserstein(jax.random.key(0), x, reference),
+    return Quality(sliced_wasserstein(random.key(0), x, reference),
                    kernel_distance(x, reference))
 
   results, refused = {name: {} for name in entrants}, {name: {} for name in entrants}

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import dequantisers
+from vdm_jax import dequantisers, random
 from vdm_jax.decoders import DiscretisedNormal, bits_per_dim
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds, immse, ledger, ode, paths
@@ -279,7 +279,7 @@ def _key(estimate: Estimate, seed: int) -> jax.Array:
   their differences have less noise.  Others are independent, so that one checks the other.
   """
   family = 0 if estimate.family == 'vlb' else zlib.crc32(estimate.family.encode())
-  key = jax.random.key(seed)
+  key = random.key(seed)
   key = jax.random.fold_in(key, family) if family else key
   return jax.random.fold_in(key, 0 if estimate.family == 'ode' else estimate.steps or 0)
 

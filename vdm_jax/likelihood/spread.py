@@ -113,7 +113,7 @@ def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
     return t, weight * term(params, images, t, keys)
 
   evaluate = devices.over_rows(evaluate)
-  given = devices.replicate((params, jax.random.key(seed)))
+  given = devices.replicate((params, random.key(seed)))
   v = (np.arange(batches) + rng.random(batches)) / batches
   offsets, share = v**3 * (10.0 - 15.0 * v + 6.0 * v**2), np.square(v * (1.0 - v))
   out = []
@@ -147,7 +147,7 @@ def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
 
   see = devices.over_rows(see)
   params, key, past = devices.replicate(
-      (params, jax.random.key(seed), times.LossHistory.empty(bins)))
+      (params, random.key(seed), times.LossHistory.empty(bins)))
   for r in range(batches):
     i = devices.mine(np.arange(batch))
     past = see((params, key, past), devices.place((_images(split, rng, batch), i,

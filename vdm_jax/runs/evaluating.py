@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import data, files, likelihood, pictures, workdir
+from vdm_jax import data, files, likelihood, pictures, random, workdir
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import closed_forms, density, gaussian, relations
@@ -128,7 +128,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
     pictures.save_png(directory / f'bits_by_noise{ending}.png', pictures.bits_by_noise(
         bound, each, part.get(shown)['image'], each[shown], spec.levels, ledger.rows[0]))
     t = np.linspace(0.0, 1.0, 201)
-    key_init, *_ = jax.random.split(jax.random.key(trained.config.seed), 3)
+    key_init, *_ = jax.random.split(random.key(trained.config.seed), 3)
     initial = jax.jit(lambda key: logsnr_at(experiment.init(key), t))
     pictures.save_png(directory / f'curves{ending}.png', pictures.curves(
         metrics_lib.read(directory), t, np.asarray(initial(key_init)),

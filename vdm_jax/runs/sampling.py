@@ -180,7 +180,7 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
         m.encode(batch['image']), jnp.asarray(levels, jnp.float32), random.per_example(key, rows))
 
   estimate = devices.over_rows(estimate)
-  given = devices.replicate((trained.params, jax.random.key(seed)))
+  given = devices.replicate((trained.params, random.key(seed)))
   found = []
   batches = list(devices.padded_rows(0, min(512, len(part) // size * size), size))
   for rows, _ in tqdm.tqdm(batches, desc='variances of the model', unit='batch',

@@ -55,7 +55,7 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
   """
   check_grid(times)
   batch = _program(model, sampler, frames=())
-  given = devices.replicate((params, jax.random.key(seed), np.asarray(times, np.float32)))
+  given = devices.replicate((params, random.key(seed), np.asarray(times, np.float32)))
   for rows, wanted in _batches(start, stop, batch_size):
     local = devices.mine(rows)
     out, finite, _, evaluations = jax.device_get(batch(given, devices.place((local, cond(local)))))
@@ -67,7 +67,7 @@ def draw_own(model: Callable[[PyTree], OwnSamples], params: PyTree, *, start: in
              seed: int, batch_size: int) -> Iterator[Batch]:
   """Images start .. stop - 1 of a model that draws its own, e.g. an autoencoder; as `draw`."""
   batch = _own(model)
-  given = devices.replicate((params, jax.random.key(seed)))
+  given = devices.replicate((params, random.key(seed)))
   for rows, wanted in _batches(start, stop, batch_size):
     out = jax.device_get(batch(given, devices.place(devices.mine(rows))))
     yield Batch(rows[wanted], out[wanted], 0)
@@ -92,7 +92,7 @@ def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *
   """
   check_grid(times)
   rows = np.arange(devices.whole_batch(count), dtype=np.int32)
-  given = devices.replicate((params, jax.random.key(seed), np.asarray(times, np.float32)))
+  given = devices.replicate((params, random.key(seed), np.asarray(times, np.float32)))
   local = devices.mine(rows)
   program = _program(model, sampler, frames=tuple(frames))
   _, finite, path, _ = jax.device_get(program(given, devices.place((local, cond(local)))))

@@ -69,7 +69,7 @@ def learn(schedule: nn.Module, steps: int = 1000, *, batch: int = 64, dim: int =
     one = lambda state, _: made.update(state, jnp.zeros(batch), key, parallel.Axis())
     return jax.lax.scan(one, state, length=steps)[0].params
 
-  return GaussianProcess(Bound(run(jax.random.key(seed))['schedule'], schedule))
+  return GaussianProcess(Bound(run(random.key(seed))['schedule'], schedule))
 
 
 def error_of_eps(logsnr: Array, std: float = STD) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from vdm_jax import distributed
+from vdm_jax import distributed, random
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train import parallel
@@ -81,6 +81,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise InputError(f'--config.data.validation={config.data.validation}: hold out at least one '
                      'image of train to validate on.')
   _steps_per_dispatch(run)
+  random.key(config.seed, 'config.seed')  # its range
 
 
 def _cadences(run) -> list[int]:
@@ -188,7 +189,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   run = config.train
   n = _steps_per_dispatch(run)
   first = jax.process_index() == 0
-  key_init, key_step, key_validation = jax.random.split(jax.random.key(config.seed), 3)
+  key_init, key_step, key_validation = jax.random.split(random.key(config.seed, 'config.seed'), 3)
 
   checkpoints = Checkpoints(workdir, run.keep)
   stack.callback(checkpoints.close)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import jax
 import ml_collections
 
-from vdm_jax import schedules
+from vdm_jax import random, schedules
 from vdm_jax.nn import stack
 from vdm_jax.nn.vdm_unet import STACKS
 from vdm_jax.systems import vdm
@@ -68,7 +68,7 @@ def from_flat(flat: Mapping[str, Array], config: ml_collections.ConfigDict) -> P
   else:
     schedule = schedules.Linear()
   experiment = vdm.experiment(config, net=vdm.unet(config), schedule=schedule)
-  return fit(flat, jax.eval_shape(experiment.init, jax.random.key(0)))
+  return fit(flat, jax.eval_shape(experiment.init, random.key(0)))
 
 
 def fit(flat: Mapping[str, Array], like: PyTree) -> PyTree:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import files, workdir
+from vdm_jax import files, random, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
@@ -117,7 +117,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   module = workdir.import_config(config_file)
   config = module.get_config(*variant)
   experiment = module.build(config)
-  like = jax.eval_shape(experiment.init, jax.random.key(config.seed))
+  like = jax.eval_shape(experiment.init, random.key(config.seed))
 
   flat = readers.read(file)
   try:

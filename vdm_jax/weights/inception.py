@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.nn.inception import Inception
 from vdm_jax.typing import PyTree
@@ -46,6 +47,6 @@ def from_flat(flat: Mapping[str, np.ndarray]) -> PyTree:
     scale = gain / np.sqrt(variance + 1e-3)
     folded[f'{layer}.weight'] = (weight * scale[:, None, None, None]).astype(np.float32)
     folded[f'{layer}.bias'] = (bias - mean * scale).astype(np.float32)
-  like = jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+  like = jax.eval_shape(Inception().init, random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
   return fitting.fit(folded, like, fitting.torch_leaf, layout=fitting.from_torch,
                      hint='it is not the Inception v3 of the FID')
