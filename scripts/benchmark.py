@@ -19,12 +19,11 @@ from pathlib import Path
 
 import cli
 from absl import flags
-from ml_collections import config_flags
 
 from vdm_jax.benchmark import memory, precision, report, scaling, speed
 from vdm_jax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
+CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', '', 'eval, sample, precision: a run, in the place of '
                               '--config.')
 N_LAYER = flags.DEFINE_integer('n_layer', None, 'In the place of config.model.blocks.')
@@ -53,17 +52,13 @@ DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are: config
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else there.')
 
 
-def config_file() -> str:
-  return config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
-
-
 def of_config(n_layer: int | None = None) -> speed.Subject:
   if CONFIG.value is None:
     raise InputError('--config: name a config file' + (
         '; this command takes no --workdir.' if WORKDIR.value else '.'))
   if DATA_DIR.value:
     CONFIG.value.data.data_dir = DATA_DIR.value
-  return speed.of_config(config_file(), CONFIG.value, embd=EMBD.value, batch=BATCH.value,
+  return speed.of_config(cli.config_file(), CONFIG.value, embd=EMBD.value, batch=BATCH.value,
                          n_layer=N_LAYER.value if n_layer is None else n_layer)
 
 
@@ -127,14 +122,14 @@ def account_for_memory() -> dict:
   scaling.simulate(1)
   if CONFIG.value is None:
     return memory.memory(memory.published(cli.ROOT / 'configs'))
-  return memory.memory({Path(config_file()).stem: (config_file(), CONFIG.value)})
+  return memory.memory({Path(cli.config_file()).stem: (cli.config_file(), CONFIG.value)})
 
 
 def rehearse_scaling() -> dict:
   if CONFIG.value is None:
     raise InputError('--config: name a config file.')
   scaling.simulate(max(scaling.DEVICES))
-  return scaling.scaling(config_file(), CONFIG.value, n_layer=N_LAYER.value, embd=EMBD.value,
+  return scaling.scaling(cli.config_file(), CONFIG.value, n_layer=N_LAYER.value, embd=EMBD.value,
                          **({} if BATCH.value is None else {'batch': BATCH.value}))
 
 

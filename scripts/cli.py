@@ -15,6 +15,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from vdm_jax import distributed
 from vdm_jax.errors import InputError
@@ -25,6 +26,32 @@ PROCESSES = [
     flags.DEFINE_integer('num_processes', None, 'Of several processes: how many there are.  1 '
                          'alone: this one, whatever the environment says.'),
     flags.DEFINE_integer('process_id', None, 'Of several processes: which this is, from 0 on.')]
+
+
+class _ConfigFile(flags.ArgumentParser):
+  """FILE.py or FILE.py:VARIANT -> its config, locked: a flag cannot add a field."""
+
+  def parse(self, argument):
+    from vdm_jax import workdir  # two seconds, which a script without --config need not pay
+    try:
+      return workdir.open_config(argument).lock()
+    except (TypeError, ValueError) as error:
+      if isinstance(error, InputError):
+        raise
+      raise RuntimeError(f'--config={argument}') from error  # absl would hide where it was raised
+
+
+def config_flag() -> flags.FlagHolder:
+  """--config, and --config.FIELD for all of its fields."""
+  found = config_flags.DEFINE_config_file('config', None, 'The config file, FILE.py or '
+                                          'FILE.py:VARIANT.')
+  flags.FLAGS['config'].parser = _ConfigFile()
+  return found
+
+
+def config_file() -> str:
+  """The path that --config names, without a variant."""
+  return flags.FLAGS['config'].config_filename.partition(':')[0]
 
 
 def integers(flag: str, values: Sequence[str]) -> list[int]:
@@ -50,17 +77,14 @@ def _join(argv: list[str]) -> None:
 def _parse(argv: list[str], alone: bool) -> list[str]:
   if not alone:
     _join(argv)
-  for arg in argv:
-    if arg.startswith('--config='):  # which may import a neighbour of its own
-      sys.path.append(str(Path(arg.removeprefix('--config=')).absolute().parent))
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    lines = str(error).rstrip().splitlines()
-    if 'Traceback' not in str(error):
-      _exit(lines[0])
-    # Raised by get_config: what it says of the input, or else all that helps to find its mistake.
-    _exit(lines[-1].partition('InputError: ')[2] or error)
+    # absl wraps what the config file has to say of its input.
+    cause = error.__context__
+    _exit(cause if isinstance(cause, InputError) else str(error).rstrip().splitlines()[0])
+  except OSError as error:  # of the config file's
+    _exit(error)
   except (AttributeError, KeyError) as error:  # config_flags, of a field that is not there
     given = [arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('--config.')]
     name = re.search(r"'(\w+)\\?'", str(error))
@@ -74,8 +98,6 @@ def _parse(argv: list[str], alone: bool) -> list[str]:
 
 def _exit(error) -> None:
   text = error.as_flag() if isinstance(error, InputError) else str(error)
-  if 'Failed loading config file' in text:  # the last of its lines says why
-    text = f'--config: {text.splitlines()[-1].strip()}'
   print(f'error: {text}', file=sys.stderr)
   distributed.leave(2)
 

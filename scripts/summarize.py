@@ -11,17 +11,16 @@ import rich.box
 import rich.console
 import rich.table
 from absl import flags
-from ml_collections import config_flags
 
 from vdm_jax.benchmark import speed, summary
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
+CONFIG = cli.config_flag()
 DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are: config.data.data_dir.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 
 
 def main():
-  config, file = CONFIG.value, config_flags.get_config_filename(flags.FLAGS['config'])
+  config, file = CONFIG.value, flags.FLAGS['config'].config_filename
   if DATA_DIR.value:
     config.data.data_dir = DATA_DIR.value
   rows = summary.summary(speed.of_config(file.split(':')[0], config))

@@ -7,12 +7,11 @@ import sys
 import cli
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from vdm_jax import runs
 from vdm_jax.train import loop
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
+CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept; made, or resumed.')
 DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are: config.data.data_dir.')
 SEEDS = flags.DEFINE_list('seeds', [], 'One run for each of these, in WORKDIR/seed_N.')
@@ -26,14 +25,13 @@ def main():
   config = CONFIG.value
   if DATA_DIR.value:
     config.data.data_dir = DATA_DIR.value
-  config_file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
   options = {'init_from': INIT_FROM.value, 'profile': PROFILE.value}
   try:
     if SEEDS.value:
       seeds = cli.integers('seeds', SEEDS.value)
-      runs.train_seeds(config, config_file, WORKDIR.value, seeds, **options)
+      runs.train_seeds(config, cli.config_file(), WORKDIR.value, seeds, **options)
     else:
-      runs.train(config, config_file, WORKDIR.value, **options)
+      runs.train(config, cli.config_file(), WORKDIR.value, **options)
   except loop.Diverged as error:
     print(f'error: {error}', file=sys.stderr)
     return 1

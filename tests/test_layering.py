@@ -14,7 +14,8 @@ MATHEMATICS = ['typing', 'random', 'schedules', 'processes', 'inputs', 'predicti
                'decoders', 'dequantisers', 'guidance', 'oracles']
 ROOMS = {
     'errors': [],
-    'files': [],
+    'files': ['errors'],
+    'config_files': ['errors'],
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},
     'devices': ['typing'],
     'distributed': ['errors', 'devices'],
@@ -33,7 +34,7 @@ ROOMS = {
 }
 ROOMS['systems'] = list(ROOMS)
 # A run's directory, what is drawn of it, and what the commands do with it.
-ROOMS['workdir'] = ['typing', 'errors', 'files', 'train']
+ROOMS['workdir'] = ['typing', 'errors', 'files', 'config_files', 'train']
 # A published checkpoint becomes the parameters of a system, and ours a file for others.
 ROOMS['weights'] = ['typing', 'errors', 'files', 'random', 'schedules', 'nn', 'systems', 'train',
                     'workdir']
@@ -48,7 +49,8 @@ ROOMS['benchmark'] = [*ROOMS['runs'], 'runs']
 ROOMS[PACKAGE] = ['typing', 'workdir']
 OUTSIDE = {'configs', 'scripts', 'tests'}  # which use the package, and which it never imports
 _ACCELERATED = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'tensorflow', 'torch'}
-NEVER = {'data': _ACCELERATED, 'errors': _ACCELERATED, 'files': _ACCELERATED}
+NEVER = {'data': _ACCELERATED, 'errors': _ACCELERATED, 'files': _ACCELERATED,
+         'config_files': _ACCELERATED}
 
 
 def imported(source: str, module: str, is_package: bool) -> set[str]:

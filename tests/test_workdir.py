@@ -1,5 +1,6 @@
 """A run's directory: whose it is, and what a notebook gets out of it."""
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -187,3 +188,104 @@ def test_transfer_takes_what_fits_and_names_the_rest(caplog):
 
 def test_config_json_says_where_the_config_came_from(made):
   assert json.loads((made[0] / 'config.json').read_text())['from'] == str(CONFIG.parent)
+
+
+# ------------------------------------------------------- neighbours of the config
+
+
+def checkout(folder, name):
+  """A folder with a config file that takes a value from a neighbour, which another one has too."""
+  folder.mkdir(parents=True)
+  (folder / 'leaf.py').write_text("""
+import parts
+import tiny_config
+
+get_config = tiny_config.get_config
+
+
+def build(config):
+  return tiny_config.build(config)._replace(model=lambda params: (parts.NAME, params))
+""")
+  (folder / 'parts.py').write_text('from deeper import NAME\n')
+  (folder / 'deeper.py').write_text(f'NAME = {name!r}\n')
+  return folder / 'leaf.py'
+
+
+def begun(directory, file):
+  """A run of that config file with a checkpoint."""
+  workdir.prepare(directory, config(), file)
+  checkpoints = Checkpoints(directory)
+  checkpoints.save(state_of(tiny_config.build(config()), 1))
+  checkpoints.close()
+  return directory
+
+
+@pytest.fixture
+def two(tmp_path):
+  """Runs of two checkouts, which are gone."""
+  runs_of = {name: begun(tmp_path / f'run_{name}', checkout(tmp_path / name, name))
+             for name in 'ab'}
+  for name in 'ab':
+    (tmp_path / name).rename(tmp_path / f'moved_{name}')
+  return runs_of
+
+
+def test_runs_of_two_checkouts_load_side_by_side_from_their_directories_alone(two):
+  assert ''.join(vdm_jax.load(two[name])[0] for name in 'abba') == 'abba'
+  assert (two['a'] / 'config' / 'deeper.py').read_text() == "NAME = 'a'\n"
+  assert sorted(file.name for file in (two['a'] / 'config').iterdir()) == ['deeper.py', 'parts.py']
+
+
+def test_a_run_that_lost_a_neighbour_names_it(two):
+  (two['a'] / 'config' / 'deeper.py').unlink()
+  with pytest.raises(InputError, match='config/deeper.py is missing.*copy it back.*came from'):
+    vdm_jax.load(two['a'])
+
+
+def older(directory):
+  """As the version before wrote it: without neighbours."""
+  record = json.loads((directory / 'config.json').read_text())
+  (directory / 'config.json').write_text(json.dumps({k: record[k] for k in ('config', 'from')}))
+  shutil.rmtree(directory / 'config', ignore_errors=True)
+
+
+def test_a_run_of_an_older_version_finds_its_neighbours_where_it_began(two, tmp_path):
+  older(two['a'])
+  with pytest.raises(InputError, match=r"imports 'parts', which is neither installed nor in "
+                     r".*run_a/config \(.*/a, where the run began, is gone\); put parts.py into"):
+    vdm_jax.load(two['a'])
+  (tmp_path / 'moved_a').rename(tmp_path / 'a')
+  assert vdm_jax.load(two['a'])[0] == 'a'
+  shutil.copytree(tmp_path / 'a', two['a'] / 'config')  # the remedy
+  (tmp_path / 'a').rename(tmp_path / 'gone')
+  assert vdm_jax.load(two['a'])[0] == 'a'
+
+
+def test_neighbours_that_changed_are_named_on_resuming_and_kept_from_then_on(two, tmp_path, caplog):
+  file = tmp_path / 'moved_a' / 'leaf.py'
+  workdir.prepare(two['a'], config(), file)
+  assert not caplog.records
+  file.with_name('deeper.py').write_text("NAME = 'new'\n")
+  workdir.prepare(two['a'], config(), file)
+  assert [str(file.with_name('deeper.py')) in record.getMessage() and 'leaf.py' not in
+          record.getMessage() for record in caplog.records] == [True]
+  assert vdm_jax.load(two['a'])[0] == 'new'
+  file.with_name('parts.py').write_text("NAME = 'short'\n")
+  workdir.prepare(two['a'], config(), file)
+  assert not (two['a'] / 'config' / 'deeper.py').exists()  # nobody imports it any more
+  assert vdm_jax.load(two['a'])[0] == 'short'
+
+
+def test_what_is_kept_is_what_was_imported_and_not_what_the_file_has_become(tmp_path):
+  file = checkout(tmp_path / 'a', 'first')
+  read = workdir.source(file)
+  file.with_name('deeper.py').write_text("NAME = 'edited'\n")
+  assert vdm_jax.load(begun(tmp_path / 'run', read))[0] == 'first'
+
+
+@pytest.mark.parametrize('text', ['{"config": {"seed"', '[]', '{"from": "."}', '\udcff'])
+def test_a_damaged_config_json_is_one_line_with_the_remedy(two, text):
+  (two['a'] / 'config.json').write_text(text, errors='surrogateescape')
+  with pytest.raises(InputError, match=r'config.json is damaged \(.*\); restore it, or') as error:
+    vdm_jax.load(two['a'])
+  assert '\n' not in str(error.value)

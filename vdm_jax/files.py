@@ -1,10 +1,13 @@
 """Files that are written whole or not at all."""
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from vdm_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -36,3 +39,16 @@ def save_npz(path: str | Path, **arrays) -> None:
   """np.savez_compressed, whole or not at all."""
   with whole(path) as partial:
     np.savez_compressed(partial, **arrays)
+
+
+def read_json(path: str | Path, of: Sequence[str], remedy: str) -> dict:
+  """The object in a file of JSON, which has the fields `of`.  Raises InputError, with the remedy,
+  where the file is damaged."""
+  try:
+    found = json.loads(Path(path).read_text())
+  except ValueError as error:  # of the text, or of its encoding
+    raise InputError(None, None, f'{path} is damaged ({error})', f'{remedy}.') from None
+  missing = [name for name in of if not isinstance(found, dict) or name not in found]
+  if missing:
+    raise InputError(None, None, f'{path} is damaged (it has no {missing[0]!r})', f'{remedy}.')
+  return found

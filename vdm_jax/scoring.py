@@ -137,7 +137,7 @@ def find_reference(text: str, of: Extractor, data_dir: str = '') -> Images | Ref
       # What no image reaches may still be allowed.
       return images._replace(levels=256 if images.levels > 128 else 128)
   if name.endswith('.py'):
-    config = workdir.import_config(name).get_config().data
+    config = workdir.open_config(name).data
   else:
     config = data.default_config()
     config.name = name

@@ -1,22 +1,24 @@
 """A run's directory: the config it was made with, and the model that came of it.
 
-    config.py         the config file, as it was when the run began
-    config.json       its values, with what was read from the data filled in
+    config.py         the config file, as it was when the run was last started
+    config/           the modules beside it that it imports, if any: see `config_files`
+    config.json       its values, with what was read from the data filled in; the modules' names
     checkpoints/      see train/checkpoint.py
     metrics.jsonl, tensorboard/, ...
+
+What `load` needs is all here.
 """
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import ml_collections
 from absl import logging
 
-from vdm_jax import files
+from vdm_jax import config_files, files
 from vdm_jax.errors import InputError
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
@@ -36,26 +38,43 @@ class Trained(NamedTuple):
   average: str
 
 
-def _importable(folder: str | Path) -> None:
-  """A user's config may import a neighbour of its own."""
-  if str(folder) not in sys.path:
-    sys.path.append(str(folder))
+def source(path: str | Path) -> config_files.Source:
+  """The config file at `path` with its neighbours: those beside it, or kept in the run it is of.
 
-
-def import_config(path: str | Path):
-  """The module of a config file, with its `get_config` and `build`."""
+  Raises InputError, see `config_files.read`.
+  """
   path = Path(path)
-  if not path.is_file():
-    raise InputError(f'{path}: no such config file.')
-  _importable(path.absolute().parent)
-  spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  for name in ('get_config', 'build'):
-    if not hasattr(module, name):
-      raise InputError(f'{path} has no `{name}`: a config file defines get_config() and '
-                       'build(config).')
-  return module
+  if path.name != 'config.py' or not (path.parent / 'config.json').is_file():
+    return config_files.read(path)
+  record, kept = _record(path.parent), path.absolute().parent / 'config'
+  if 'neighbours' in record:
+    return config_files.Source(path, path.read_text(), kept, {
+        name: _kept(kept / name, record['from']) for name in record['neighbours']})
+  began = Path(record['from'])  # an older version kept no neighbours
+  return config_files.read(path, began) if began.is_dir() else config_files.read(
+      path, kept, lost=str(began))
+
+
+def _kept(path: Path, began: str) -> str:
+  try:
+    return path.read_text()
+  except FileNotFoundError:
+    raise InputError('workdir', str(path.parent.parent), f'its {path.parent.name}/{path.name} is '
+                     f'missing, which its config imports', f'copy it back; it came from {began}'
+                     ) from None
+
+
+def import_config(path: str | Path) -> ModuleType:
+  """The module of a config file, with its `get_config` and `build`; of a run's, as it was kept."""
+  return source(path).module()
+
+
+def open_config(name: str) -> ml_collections.ConfigDict:
+  """The config that 'FILE.py' or 'FILE.py:VARIANT' names.
+
+  Raises InputError where there is no such file or variant, or it sets a field that does not exist.
+  """
+  return config_files.get_config(import_config(name.partition(':')[0]), name)
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:
@@ -75,15 +94,16 @@ def _differences(old: dict, new: dict) -> list[str]:
           if old.get(name) != new.get(name) and not name.startswith(RUN_FIELDS)]
 
 
-def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file: str | Path
-            ) -> None:
+def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
+            config_file: str | Path | config_files.Source) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
+  config_file: its path, or what was read of it when it was imported, which is what is kept.
   Raises InputError where it cannot be written, or has checkpoints of a run of another model, data
   or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
   and a corrected config takes the place of the first one.
   """
-  workdir, source = Path(workdir), Path(config_file)
+  workdir = Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f'.probe.{jax.process_index()}.{os.getpid()}'
@@ -92,20 +112,38 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict, config_file:
   except OSError as error:
     raise InputError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another '
                      'directory.') from None
-  values, saved, code = config.to_dict(), workdir / 'config.json', workdir / 'config.py'
-  if saved.exists() and any((workdir / 'checkpoints').glob('[0-9]*')):
-    differences = _differences(json.loads(saved.read_text())['config'], values)
+  code = config_file if isinstance(config_file, config_files.Source) else source(config_file)
+  values, old = config.to_dict(), {}
+  if (workdir / 'config.json').exists() and any((workdir / 'checkpoints').glob('[0-9]*')):
+    old = _record(workdir)
+    differences = _differences(old['config'], values)
     if differences:
       raise InputError(f'--workdir={workdir} holds a run of another configuration:\n'
                        + '\n'.join(differences)
                        + '\nChoose another --workdir, or ask for the same.')
-    if jax.process_index() == 0 and code.read_text() != source.read_text():
-      logging.warning('%s has changed since the run in %s began; its values agree.', source,
-                      workdir)
+    changed = _changed(source(workdir / 'config.py'), code)
+    if jax.process_index() == 0 and changed:
+      logging.warning('%s changed since the run in %s began; the values of its config agree.',
+                      ' and '.join(changed) + (' have' if len(changed) > 1 else ' has'), workdir)
   if jax.process_index() == 0:
-    files.write_text(code, source.read_text())
-    files.write_text(saved, json.dumps({'config': values, 'from': str(source.absolute().parent)},
-                                       indent=2))
+    began = str(code.path.absolute().parent)
+    if code.path.absolute().parent == workdir.absolute():  # of the run itself
+      began = old.get('from', began)
+    for name, text in code.neighbours.items():
+      files.write_text(workdir / 'config' / name, text)
+    files.write_text(workdir / 'config.py', code.text)
+    files.write_text(workdir / 'config.json', json.dumps({
+        'config': values, 'from': began, 'neighbours': list(code.neighbours)}, indent=2))
+    for file in (workdir / 'config').rglob('*.py'):  # of another start
+      if str(file.relative_to(workdir / 'config')) not in code.neighbours:
+        file.unlink()
+
+
+def _changed(old: config_files.Source, new: config_files.Source) -> list[str]:
+  """Paths of the files of `new` that are not as in `old`, and names of those that are gone."""
+  return [str(new.path)] * (old.text != new.text) + [
+      str(new.folder / name) for name in sorted(old.neighbours.keys() | new.neighbours.keys())
+      if old.neighbours.get(name) != new.neighbours.get(name)]
 
 
 def _tuples(value):
@@ -115,10 +153,17 @@ def _tuples(value):
 
 
 def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
+  """The values of the run's config.  Raises InputError where there is no run."""
+  return ml_collections.ConfigDict(_tuples(_record(workdir)['config']))
+
+
+def _record(workdir: str | Path) -> dict:
+  """What config.json holds."""
   path = Path(workdir) / 'config.json'
   if not path.exists():
     raise InputError(f'--workdir={workdir} holds no run: it has no config.json.')
-  return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())['config']))
+  return files.read_json(path, of=('config', 'from'), remedy='restore it, or remove it '
+                         'and start the same training again, which writes it anew')
 
 
 def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'latest',
@@ -133,8 +178,6 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   config = read_config(workdir)
   if data_dir:
     config.data.data_dir = data_dir
-  origin = json.loads((workdir / 'config.json').read_text())['from']
-  _importable(origin)
   experiment = import_config(workdir / 'config.py').build(config)
   average = average or default_average(experiment.ema)
   if average != 'raw' and average not in experiment.ema:

@@ -40,9 +40,9 @@ def published(folder: Path) -> dict[str, tuple[Path, ml_collections.ConfigDict]]
   """{name: (file, config)} of the configs of published models in `folder`."""
   found = {}
   for name in PUBLISHED:
-    stem, _, variant = name.partition(':')
+    stem, colon, variant = name.partition(':')
     file = folder / f'{stem}.py'
-    found[name] = file, workdir.import_config(file).get_config(*[variant] if variant else [])
+    found[name] = file, workdir.open_config(f'{file}{colon}{variant}')
   return found
 
 

@@ -30,9 +30,10 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   # What was read from the data becomes part of the run: later commands need no data for it.
   config = config.copy_and_resolve_references()
   config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
-  experiment = workdir.import_config(config_file).build(config)
+  code = workdir.source(config_file)
+  experiment = code.module().build(config)
   found = experiment.data.describe()
-  workdir.prepare(directory, config, config_file)
+  workdir.prepare(directory, config, code)
   if jax.process_index() == 0:
     print(found)
     if 0 < config.optimizer.get('decay_steps', 0) < config.train.steps:

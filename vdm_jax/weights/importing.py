@@ -114,7 +114,8 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     raise InputError(f'--out={out} is there already: choose another directory, or an empty one.')
   name, variant = of.config(model)
   config_file = Path(configs) / f'{name}.py'
-  module = workdir.import_config(config_file)
+  code = workdir.source(config_file)
+  module = code.module()
   config = module.get_config(*variant)
   experiment = module.build(config)
   like = jax.eval_shape(experiment.init, random.key(config.seed))
@@ -140,7 +141,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as made:
     made = Path(made) / 'run'
-    workdir.prepare(made, config, config_file)
+    workdir.prepare(made, config, code)
     checkpoints = Checkpoints(made)
     checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
     checkpoints.close()
