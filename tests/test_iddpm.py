@@ -49,7 +49,7 @@ def test_a_denoiser_hands_on_the_further_outputs_by_name():
   assert estimate.extra.keys() == {'v', 'w'}
   np.testing.assert_array_equal(estimate.extra['v'], 2.0 * z)
   np.testing.assert_array_equal(estimate.extra['w'], 3.0 * z)
-  with pytest.raises(ValueError, match=r"heads = \('v',\).* returns 9 channels, not 2 times the 3"):
+  with pytest.raises(ValueError, match=r"returns \[2, 2, 9\] .* heads = \('v',\), .*\[2, 2, 6\]"):
     predictions.denoiser(net, predictions.eps, heads=('v',))(z, level)
 
 

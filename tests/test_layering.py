@@ -28,7 +28,7 @@ ROOMS = {
     'evaluation': [*MATHEMATICS, 'devices', 'errors', 'files', 'samplers'],
     'codec': [*MATHEMATICS, 'devices'],
     # Beside the mathematics, and apart from it.
-    'nn': ['typing', 'random'],
+    'nn': ['typing', 'errors', 'random'],
     'data': ['errors', 'files'],
     'train': ['typing', 'errors', 'files', 'random', 'devices', 'distributed'],
 }

@@ -277,7 +277,7 @@ def test_the_window_reports_the_first_bad_step_also_within_a_dispatch():
     ({'train.accumulate': 0}, '--config.train.accumulate=0 must divide'),
     ({'train.steps': 0}, '--config.train.steps=0'),
     ({'train.keep': 0}, '--config.train.keep=0'),
-    ({'train.pictures_every': -1}, '--config.train.pictures_every=-1'),
+    ({'train.pictures_every': -1}, '^config.train.pictures_every=-1'),
     ({'train.steps_per_dispatch': 3}, '--config.train.steps_per_dispatch=3 must divide'),
     ({'train.splits': ('test',)}, "--config.train.splits.*must contain 'validation'"),
     ({'train.splits': ('validation', 'tset')}, '--config.train.splits.*tset'),

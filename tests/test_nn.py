@@ -265,8 +265,8 @@ def test_at_first_the_output_is_z_or_zero_as_suits_the_target(net, shape):
 
 
 @pytest.mark.parametrize('net,cond,message', [
-    (UNet(**SMALL | {'groups': 5}), None, 'groups = 5 does not divide features = 16'),
-    (MLP(features=15), None, 'features = 15'),
+    (UNet(**SMALL | {'groups': 5}), None, 'groups=5: it does not divide 16 features'),
+    (MLP(features=15), None, 'features=15'),
     (MLP(features=16), jnp.zeros((2, 1)), r'cond has shape \(2, 1\)'),
     (MLP(features=16, classes=3), jnp.zeros(2), 'integer labels')], ids=str)
 def test_what_does_not_fit_is_refused_by_name(net, cond, message):

@@ -233,17 +233,17 @@ def test_what_does_not_fit_is_an_error_that_names_the_remedy():
   def attempt(net, cond=None, z=z):
     return jax.eval_shape(net.init, jax.random.key(0), z, time, cond)
   for net, cond, message in (
-      (adm.UNet(**{**TINY, 'groups': 3}), None, 'groups = 3 .*choose a divisor'),
-      (adm.UNet(**{**TINY, 'attention_heads': 3}), None, 'attention_heads = 3 .*choose a divisor'),
-      (adm.UNet(**TINY, head_features=3), None, 'head_features = 3 .*choose a divisor'),
-      (adm.UNet(**{**TINY, 'features': 7, 'groups': 1}), None, 'features = 7: .* even'),
-      (adm.UNet(**{**TINY, 'multipliers': (1, 1, 1, 1)}), None, '4x4 cannot be halved 3 times'),
+      (adm.UNet(**{**TINY, 'groups': 3}), None, 'groups=3: .*choose a divisor'),
+      (adm.UNet(**{**TINY, 'attention_heads': 3}), None, 'attention_heads=3: .*choose a divisor'),
+      (adm.UNet(**TINY, head_features=3), None, 'head_features=3: .*choose a divisor'),
+      (adm.UNet(**{**TINY, 'features': 7, 'groups': 1}), None, 'features=7: .* even'),
+      (adm.UNet(**{**TINY, 'multipliers': (1, 1, 1, 1)}), None, '4 x 4 .*cannot be halved 3 times'),
       (adm.UNet(**TINY), label, 'set `classes`'),
       (adm.UNet(**TINY, classes=3), label.astype(jnp.float32), 'one integer per example'),
       (adm.UNet(**TINY, classes=3), label[:1], 'one integer per example'),
       (adm.UNet(**TINY, super_resolution=True), label[:0], 'low_res'),
       (adm.UNet(**TINY, super_resolution=True), None, 'low_res'),
-      (adm.Classifier(**SHARED, head_features=0), None, 'head_features = 0'),
+      (adm.Classifier(**SHARED, head_features=0), None, 'head_features=0'),
   ):
     with pytest.raises(ValueError, match=message):
       attempt(net, cond)

@@ -143,9 +143,9 @@ def test_an_untrained_network_is_zero():
 
 
 @pytest.mark.parametrize('settings, cond, message', [
-    ({'groups': 3}, None, 'groups = 3 .*choose a divisor'),
-    ({'features': 7, 'groups': 1}, None, 'features = 7: .* even'),
-    ({'multipliers': (1, 1, 1, 1)}, None, '4x4 cannot be halved 3 times'),
+    ({'groups': 3}, None, 'groups=3: .*choose a divisor'),
+    ({'features': 7, 'groups': 1}, None, 'features=7: .* even'),
+    ({'multipliers': (1, 1, 1, 1)}, None, '4 x 4 pixels cannot be halved 3 times'),
     ({}, np.zeros(2, np.int32), 'set `classes`'),
     ({'classes': 3}, np.zeros(2, np.float32), 'one integer per example'),
 ])

@@ -231,9 +231,9 @@ def test_positions_that_are_not_the_fixed_ones_are_refused(recorded):
 
 
 @pytest.mark.parametrize('settings, cond, message', [
-    ({'patch': 3}, None, 'patch = 3 does not divide the image of 4 x 4'),
-    ({'features': 18}, None, 'features = 18'),
-    ({'attention_heads': 3}, None, 'attention_heads = 3 does not divide features = 16'),
+    ({'patch': 3}, None, 'patch=3: images of 4 x 4 pixels cannot be cut'),
+    ({'features': 18}, None, 'features=18'),
+    ({'attention_heads': 3}, None, 'attention_heads=3: it does not divide the 16 features'),
     ({'classes': 0}, jnp.zeros(2, int), 'set classes'),
     ({'label_dropout': 0.0}, None, 'give cond'),
     ({}, jnp.zeros(2), 'takes integer labels'),

@@ -184,11 +184,11 @@ def test_dropout_of_an_example_does_not_depend_on_its_batch():
 
 
 @pytest.mark.parametrize('net, remedy', [
-    (song(encoder='none'), "encoder = 'none': choose one of standard"),
-    (song(decoder='residual'), "decoder = 'residual': choose one of standard, skip"),
-    (song(embedding='sigma'), "embedding = 'sigma': choose one of positional"),
-    (song(multipliers=(1,) * 5), r'\(8, 8\) must be multiples of 16'),
-    (adm(features=32, multipliers=(1, 3)), 'heads of 64 channels does not divide 96'),
+    (song(encoder='none'), "encoder='none': there is no such one; choose one of standard"),
+    (song(decoder='residual'), "decoder='residual': .*choose one of standard, skip"),
+    (song(embedding='sigma'), "embedding='sigma': there is no such one; choose one of positional"),
+    (song(multipliers=(1,) * 5), '8 x 8 pixels cannot be halved 4 times; .* multiples of 16'),
+    (adm(features=32, multipliers=(1, 3)), 'head_features=64: it does not divide the 96 features'),
 ])
 def test_settings_that_do_not_fit_are_named_with_the_remedy(net, remedy):
   with pytest.raises(ValueError, match=remedy):

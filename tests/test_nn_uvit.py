@@ -137,9 +137,9 @@ def test_forgotten_labels_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize('settings, cond, message', [
-    ({'patch': 3}, None, 'patch = 3 does not divide the image of 4 x 4'),
+    ({'patch': 3}, None, 'patch=3: images of 4 x 4 pixels cannot be cut'),
     ({'depth': 3}, None, 'choose an even number'),
-    ({'attention_heads': 3}, None, 'attention_heads = 3 does not divide features = 16'),
+    ({'attention_heads': 3}, None, 'attention_heads=3: it does not divide the 16 features'),
     ({'classes': 0}, jnp.zeros(2, int), 'set classes'),
     ({'label_dropout': 0.0}, None, 'give cond'),
 ])

@@ -42,6 +42,12 @@ def _as_typed(value: Any) -> str:
   return ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+def require(holds: bool, field: str | None, value: Any, problem: str, remedy: str = '') -> None:
+  """Raises InputError of these unless `holds`; a comparison with NaN does not."""
+  if not holds:
+    raise InputError(field, value, problem, remedy)
+
+
 def require_at_least(field: str, value: float | None, least: float = 1) -> None:
   """Raises InputError unless the value of `field` is None, or at least this."""
   if value is not None and value < least:

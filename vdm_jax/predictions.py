@@ -22,6 +22,7 @@ logsnr (9e-5 at 13.3) and an `eps` target loses x at low logsnr, as 1/sigma and 
 """
 import jax.numpy as jnp
 
+from vdm_jax.errors import require
 from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.processes import time_of
 from vdm_jax.typing import Array, Curve, Denoiser, Estimate, Level, Process, Target
@@ -75,15 +76,16 @@ def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...
 
   heads: what further outputs are called.  The network's last axis is then 1 + len(heads) times as
   long as that of z, and Estimate.extra = {name: [B, ...]}: `v` is that of a learned variance.
-  Raises ValueError: the network's output has another length.
+  Raises InputError: the network's output has another shape, which might broadcast.
   """
   def denoise(z, level, cond=None):
     y = net(*inputs(z, level), cond)
+    wanted = (*z.shape[:-1], (1 + len(heads)) * z.shape[-1])
+    require(jnp.shape(y) == wanted, None, None, f'the network returns {list(jnp.shape(y))} for '
+            f'an input of {list(z.shape)} and heads = {heads}, where {list(wanted)} is wanted',
+            'let it return as many channels as it reads, and as many again for each head')
     if not heads:
       return solve(target, y, z, level)
-    if y.shape[-1] != (1 + len(heads)) * z.shape[-1]:
-      raise ValueError(f'heads = {heads}: the network returns {y.shape[-1]} channels, not '
-                       f'{1 + len(heads)} times the {z.shape[-1]} of z; give it as many heads')
     y, *rest = jnp.split(y, 1 + len(heads), axis=-1)
     return solve(target, y, z, level)._replace(extra=dict(zip(heads, rest, strict=True)))
   return denoise

@@ -151,3 +151,5 @@ class Experiment(NamedTuple):
   ema: dict[str, float]                # name -> rate; the longest is evaluated by default
   aux: PyTree = None                   # the state's `aux` at first: a teacher, an empty history
   update: Update | None = None         # the optimiser's step, if not that of loss, tx and ema
+  needs_start: str = ''                # why a new run must start from another's weights, a clause;
+                                       # '': it need not

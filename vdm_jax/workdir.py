@@ -94,6 +94,11 @@ def _differences(old: dict, new: dict) -> list[str]:
           if old.get(name) != new.get(name) and not name.startswith(RUN_FIELDS)]
 
 
+def begun(workdir: str | Path) -> bool:
+  """Whether there is a checkpoint to go on from."""
+  return any((Path(workdir) / 'checkpoints').glob('[0-9]*'))
+
+
 def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
             config_file: str | Path | config_files.Source) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
@@ -114,7 +119,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
                      'directory.') from None
   code = config_file if isinstance(config_file, config_files.Source) else source(config_file)
   values, old = config.to_dict(), {}
-  if (workdir / 'config.json').exists() and any((workdir / 'checkpoints').glob('[0-9]*')):
+  if (workdir / 'config.json').exists() and begun(workdir):
     old = _record(workdir)
     differences = _differences(old['config'], values)
     if differences:

@@ -29,7 +29,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw
-from vdm_jax.train import loop, metrics, parallel
+from vdm_jax.train import check, loop, metrics, parallel
 from vdm_jax.train import step as step_lib
 from vdm_jax.typing import Experiment, PyTree, Update
 
@@ -69,11 +69,17 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: i
                      f'{count}.')
   loop.check(config)
   spec = data_lib.resolve(config.data)
+  check.held('batch' if batch is not None else 'config.data.batch_size', size, spec.shape, count)
   config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
   try:
-    return Subject(workdir.import_config(file).build(config), config, Path(file))
+    subject = Subject(workdir.import_config(file).build(config), config, Path(file))
+    check.experiment(subject.experiment, lambda rows: random_batch(subject, len(rows)), config,
+                     trained=False)
+    return subject
   except InputError as error:
-    raise InputError(f'--embd={embd}: {error}' if embd is not None else str(error)) from None
+    if embd is None:
+      raise
+    raise InputError(f'--embd={embd}: {error.as_flag()}') from None
 
 
 def of_run(directory: str | Path, *, batch: int | None = None, data_dir: str = '') -> Subject:

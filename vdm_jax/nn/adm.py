@@ -16,7 +16,7 @@ attention at 32x32 too, and residual blocks that resample, as those of BigGAN (B
 guidance (ADM, section 4).  The super-resolution network sees a small image, brought to the size of
 z, as further channels of its input.
 """
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,11 @@ from vdm_jax.nn.layers import (
     Dropout,
     attend,
     downsample,
+    require_choices,
+    require_groups,
+    require_halvable,
+    require_heads,
+    require_sizes,
     sinusoidal_embedding,
     upsample,
     zeros,
@@ -54,8 +59,6 @@ class StepEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, time: Array, label: Array | None = None) -> Array:
-    if self.features < 4 or self.features % 2:
-      raise ValueError(f'features = {self.features}: the embedding needs an even number >= 4')
     if label is not None:
       if not self.classes:
         raise ValueError('labels are given to a network without: set `classes`, or cond = None')
@@ -129,7 +132,7 @@ class AttentionBlock(nn.Module):
   """h + W softmax(q k^T / sqrt(C)) v in each head, over all positions: [B, H, W, C'], as h.
 
   attention_heads, head_features, qkv_order: see `UNet`.  attention, training: see `layers.attend`.
-  Starts as the identity.  Raises ValueError where the heads do not divide C'.
+  Starts as the identity.  Raises InputError where the heads do not divide C'.
   """
   attention_heads: int = 1
   head_features: int = 0
@@ -142,10 +145,8 @@ class AttentionBlock(nn.Module):
   @nn.compact
   def __call__(self, h: Array) -> Array:
     features = h.shape[-1]
-    if features % (self.head_features or self.attention_heads):
-      name = 'head_features' if self.head_features else 'attention_heads'
-      raise ValueError(f'{name} = {getattr(self, name)} does not divide the {features} features '
-                       'that attend: choose a divisor')
+    name = 'head_features' if self.head_features else 'attention_heads'
+    require_heads(name, getattr(self, name), features)
     heads = features // self.head_features if self.head_features else self.attention_heads
     x = nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, features)
@@ -168,9 +169,7 @@ class AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, h: Array) -> Array:
     batch, *_, features = h.shape
-    if features % self.head_features:
-      raise ValueError(f'head_features = {self.head_features} does not divide the {features} '
-                       'features that attend: choose a divisor')
+    require_heads('head_features', self.head_features, features)
     h = h.reshape(batch, -1, features)
     h = jnp.concatenate([jnp.mean(h, axis=1, keepdims=True), h], axis=1)
     h += self.param('positional_embedding', nn.initializers.normal(features**-0.5),
@@ -204,14 +203,10 @@ class _Network(nn.Module):
     return int(self.multipliers[level] * self.features)
 
   def _check(self, z: Array):
-    levels = len(self.multipliers)
-    if any(size % 2**(levels - 1) for size in z.shape[1:3]):
-      raise ValueError(f'images of {z.shape[1]}x{z.shape[2]} cannot be halved {levels - 1} times: '
-                       'give multipliers fewer entries, or pad the images')
-    widths = [self._width(level) for level in range(levels)]
-    if any(width % self.groups for width in widths):
-      raise ValueError(f'groups = {self.groups} does not divide all of {widths} features: choose '
-                       'a divisor')
+    require_halvable(z, len(self.multipliers) - 1)
+    require_sizes(self, features=1, blocks=0, head_features=0)
+    require_choices(qkv_order=(self.qkv_order, get_args(QKVOrder)))
+    require_groups(self.groups, *map(self._width, range(len(self.multipliers))))
 
   def _block(self, h: Array, embedding: Array, keys: Array | None, width: int, name: str,
              resample: str = 'none') -> Array:
@@ -292,7 +287,7 @@ class UNet(_Network):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    Raises ValueError for settings, images or a cond that do not fit together.
+    Raises InputError: settings that do not fit each other or the images; ValueError: the cond.
     """
     self._check(z)
     h, label = z, cond
@@ -338,9 +333,7 @@ class Classifier(_Network):
                keys: Array | None = None) -> Array:
     """Logits: [B, classes], float32.  z: [B, H, W, C]; time, keys: [B]; cond is not used."""
     self._check(z)
-    if not (self.classes and self.head_features):
-      raise ValueError(f'classes = {self.classes}, head_features = {self.head_features}: a '
-                       'classifier needs both')
+    require_sizes(self, classes=1, head_features=1)
     embedding = StepEmbedding(self.features, name='embedding')(time)
     h, _ = self._encode(z, embedding, keys)
     h = nn.GroupNorm(self.groups, epsilon=1e-5, name='norm_out')(h.astype(jnp.float32))

@@ -2,7 +2,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.layers import Dropout
+from vdm_jax.nn.layers import Dropout, require_images, require_sizes
 from vdm_jax.typing import Array
 
 
@@ -19,7 +19,12 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, keys: Array | None = None) -> tuple[Array, Array]:
-    """x: [B, H, W, C]; keys: [B] -> logits [B, classes], features [B, `features`]."""
+    """x: [B, H, W, C]; keys: [B] -> logits [B, classes], features [B, `features`].
+
+    Raises InputError: data that are no images; no features.
+    """
+    require_images(x)
+    require_sizes(self, features=1)
     h = x
     for i, channels in enumerate(self.channels):
       for name, stride in ((f'conv{i}', 1), (f'down{i}', 2)):

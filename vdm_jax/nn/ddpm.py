@@ -18,7 +18,16 @@ from flax import linen as nn
 from vdm_jax.nn import stack
 from vdm_jax.nn.adm import ResBlock, StepEmbedding
 from vdm_jax.nn.convolution import Conv, WeightGradient
-from vdm_jax.nn.layers import Attention, AttentionBlock, upsample, zeros
+from vdm_jax.nn.layers import (
+    Attention,
+    AttentionBlock,
+    require_choices,
+    require_groups,
+    require_halvable,
+    require_sizes,
+    upsample,
+    zeros,
+)
 from vdm_jax.typing import Array
 
 _init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
@@ -83,16 +92,14 @@ class UNet(nn.Module):
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
     cond: labels, integers [B], -1 for none; or None.
-    Raises ValueError for settings, images or a cond that do not fit together.
+    Raises InputError: settings that do not fit each other or the images; ValueError: the cond.
     """
     levels = len(self.multipliers)
-    if any(size % 2**(levels - 1) for size in z.shape[1:3]):
-      raise ValueError(f'images of {z.shape[1]}x{z.shape[2]} cannot be halved {levels - 1} times: '
-                       'give multipliers fewer entries, or pad the images')
+    require_halvable(z, levels - 1)
+    require_sizes(self, features=1, blocks=0, heads=0)
+    require_choices(attention_up=(self.attention_up, ('every', 'last')))
     widths = [mult * self.features for mult in self.multipliers]
-    if any(width % self.groups for width in widths):
-      raise ValueError(f'groups = {self.groups} does not divide all of {widths} features: choose '
-                       'a divisor')
+    require_groups(self.groups, *widths)
     embedding = StepEmbedding(self.features, self.classes, endpoint=True, cosine_first=False,
                               kernel_init=_init, name='embedding')(time, cond)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.nn.convolution import Conv
-from vdm_jax.nn.layers import zeros
+from vdm_jax.nn.layers import require_images, require_sizes, zeros
 from vdm_jax.typing import Array
 
 
@@ -25,6 +25,8 @@ class Couplings(nn.Module):
 
   @nn.compact
   def __call__(self, eps: Array, x: Array) -> tuple[Array, Array]:
+    require_images(eps)
+    require_sizes(self, features=1, couplings=0)
     batch, height, width, channels = eps.shape
     colour = (jnp.arange(height)[:, None] + jnp.arange(width)) % 2
     v, log_det = eps, jnp.zeros(batch, eps.dtype)

@@ -3,7 +3,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.nn.convolution import Conv
-from vdm_jax.nn.layers import Embedding, zeros
+from vdm_jax.nn.layers import (
+    Embedding,
+    require_groups,
+    require_images,
+    require_sizes,
+    zeros,
+)
 from vdm_jax.nn.vdm_unet import ResBlock
 from vdm_jax.typing import Array
 
@@ -21,6 +27,9 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, logsnr: Array) -> Array:
+    require_images(x)
+    require_sizes(self, features=1, blocks=0)
+    require_groups(self.groups, self.features)
     embedding = Embedding(self.features, 0, self.logsnr_max, self.logsnr_min,
                           name='embedding')(logsnr)
     h = Conv(self.features, name='conv_in')(x)

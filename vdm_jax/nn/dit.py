@@ -15,8 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from vdm_jax.errors import require
 from vdm_jax.nn import stack
-from vdm_jax.nn.layers import Attention, sinusoidal_embedding, zeros
+from vdm_jax.nn.layers import (
+    Attention,
+    require_patches,
+    require_sizes,
+    sinusoidal_embedding,
+    zeros,
+)
 from vdm_jax.nn.transformer import MLP, Labels, Patches, SelfAttention, unpatchify
 from vdm_jax.typing import Array
 
@@ -30,8 +37,7 @@ def positions(rows: int, columns: int, features: int) -> np.ndarray:
   sin(w_k u), then cos(w_k u), with w_k = 10^(-4 k / K) and K = features / 4 each: Vaswani et al.
   (2017), section 3.5, in two dimensions.
   """
-  if features % 4:
-    raise ValueError(f'features = {features}: the positions of tokens need a multiple of 4')
+  require(features % 4 == 0, 'features', features, 'the positions of tokens need a multiple of 4')
   frequencies = 1e4 ** -(np.arange(features // 4) / (features // 4))
   row, column = np.divmod(np.arange(rows * columns), columns)
   waves = [wave(u[:, None] * frequencies) for u in (column, row) for wave in (np.sin, np.cos)]
@@ -98,8 +104,10 @@ class DiT(nn.Module):
     """y: [B, H, W, (1 + heads) C], float32, 0 at first.  z: [B, H, W, C]; time, keys: [B].
 
     time: the step of a chain of 1000 in the published networks.  cond: integers [B], -1 for no
-    label.
+    label.  Raises InputError: settings that do not fit each other or the images.
     """
+    require_patches(z, self.patch)
+    require_sizes(self, features=4, depth=1, heads=0)
     _, height, width, channels = z.shape
     if cond is not None and not self.classes:
       raise ValueError('classes = 0: a network without labels takes no cond; set classes')

@@ -19,7 +19,12 @@ from flax import linen as nn
 
 from vdm_jax.nn import stack
 from vdm_jax.nn.convolution import WeightGradient
-from vdm_jax.nn.layers import Attention, sinusoidal_embedding
+from vdm_jax.nn.layers import (
+    Attention,
+    require_choices,
+    require_sizes,
+    sinusoidal_embedding,
+)
 from vdm_jax.nn.ncsnpp import FourierEmbedding, Initial, Trunk, initial
 from vdm_jax.typing import Array
 
@@ -83,13 +88,12 @@ class SongUNet(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, cond, keys: [B].
 
-    Raises ValueError: settings that do not fit each other, z or `cond`.
+    Raises InputError: settings that do not fit each other or z; ValueError: a wrong `cond`.
     """
-    for field, value, choices in (('embedding', self.embedding, ('positional', 'fourier')),
-                                  ('encoder', self.encoder, ('standard', 'skip', 'residual')),
-                                  ('decoder', self.decoder, ('standard', 'skip'))):
-      if value not in choices:
-        raise ValueError(f'{field} = {value!r}: choose one of {", ".join(choices)}')
+    require_choices(embedding=(self.embedding, ('positional', 'fourier')),
+                    encoder=(self.encoder, ('standard', 'skip', 'residual')),
+                    decoder=(self.decoder, ('standard', 'skip')))
+    require_sizes(self, features=1, classes=0, augment=0, heads=0)
     _check_labels(cond, self.classes)
     if self.embedding == 'fourier':
       e = FourierEmbedding(self.features, name='fourier')(time)
@@ -137,8 +141,9 @@ class DhariwalUNet(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, cond, keys: [B].
 
-    Raises ValueError: settings that do not fit each other, z or `cond`.
+    Raises InputError: settings that do not fit each other or z; ValueError: a wrong `cond`.
     """
+    require_sizes(self, features=1, classes=0, augment=0, head_features=0, heads=0)
     _check_labels(cond, self.classes)
     e = sinusoidal_embedding(time, self.features, endpoint=False, cosine_first=True)
     if self.augment:

@@ -26,10 +26,83 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from vdm_jax import random
+from vdm_jax.errors import require
 from vdm_jax.typing import Array, PyTree
 
 MASK = 'dropout_mask'  # its name for the policies of `jax.checkpoint`
 zeros = nn.initializers.zeros_init()
+
+
+# ------------------------------------------------- what a network asks of its settings and its data
+
+
+def require_images(z: Array) -> None:
+  """Raises InputError unless z is [B, H, W, C]."""
+  _require_rank(z, 4, 'images [H, W, C]', 'points such as nn.mlp.MLP')
+
+
+def require_points(z: Array) -> None:
+  """Raises InputError unless z is [B, D]."""
+  _require_rank(z, 2, 'points [D]', 'images such as nn.vdm_unet.UNet')
+
+
+def _require_rank(z, rank, of, other):
+  require(z.ndim == rank, None, None, f'this network is one of {of}, and an example of the data is '
+          f'{list(z.shape[1:])}', f'choose other data (config.data.name), or a network of {other}')
+
+
+def require_sizes(net: nn.Module, **least: int) -> None:
+  """Raises InputError where a field of `net` is below the least number it may be: blocks=0, ..."""
+  for field, number in least.items():
+    value = getattr(net, field)
+    require(value >= number, field, value, f'it must be at least {number}')
+
+
+def require_choices(**chosen: tuple[str, tuple[str, ...]]) -> None:
+  """Raises InputError unless each field's value is one of its choices: field=(value, choices)."""
+  for field, (value, choices) in chosen.items():
+    require(value in choices, field, value, 'there is no such one',
+            f'choose one of {", ".join(choices)}')
+
+
+def require_groups(groups: int, *features: int) -> None:
+  """Raises InputError unless the groups of the normalisations divide all these features."""
+  require(groups >= 1 and not any(width % groups for width in features), 'groups', groups,
+          f'it does not divide {" and ".join(map(str, dict.fromkeys(features)))} features',
+          'choose a divisor')
+
+
+def require_heads(field: str, number: int, features: int) -> None:
+  """Raises InputError unless `number`, of heads or of the features of each, divides `features`."""
+  require(number >= 1 and features % number == 0, field, number,
+          f'it does not divide the {features} features that attend', 'choose a divisor')
+
+
+def require_halvable(z: Array, times: int) -> None:
+  """Raises InputError unless z is images whose sides can be halved so often."""
+  require_images(z)
+  _require_multiples(z, 2**times, None, None, f'cannot be halved {times} times',
+                     'fewer resolutions of the network')
+
+
+def require_patches(z: Array, patch: int) -> None:
+  """Raises InputError unless z is images that can be cut into squares of patch x patch pixels."""
+  require_images(z)
+  require(patch >= 1, 'patch', patch, 'it must be at least 1')
+  _require_multiples(z, patch, 'patch', patch, f'cannot be cut into patches of {patch} x {patch}',
+                     'a patch that divides both sides')
+
+
+def _require_multiples(z, factor, field, value, problem, otherwise):
+  height, width = z.shape[1:3]
+  near = factor * max(1, round(min(height, width) / factor))
+  require(not (height % factor or width % factor), field, value,
+          f'images of {height} x {width} pixels {problem}',
+          f'take images whose sides are multiples of {factor} (config.data.image_size={near} crops '
+          f'and resizes them to {near} x {near}), or {otherwise}')
+
+
+# ----------------------------------------------------------------------------------------- layers
 
 
 def fourier_features(z: Array, exponents: tuple[float, ...]) -> Array:
@@ -48,8 +121,10 @@ def sinusoidal_embedding(t: Array, features: int, *, endpoint: bool = True,
 
   Ho et al. (2020); the positions of Vaswani et al. (2017), section 3.5.  Networks differ in whether
   the last frequency is 10^-4 (`endpoint`) or the next, w_k = 10^(-4 k / K), and in which of the two
-  halves comes first.
+  halves comes first.  Raises InputError: an odd number of features, or fewer than 4.
   """
+  require(features >= 4 and features % 2 == 0, 'features', features,
+          'the embedding of time needs an even number, 4 or more')
   half = features // 2
   spacing = math.log(1e4) / (half - 1 if endpoint else half)
   phases = t[:, None] * jnp.exp(-spacing * jnp.arange(half, dtype=jnp.float32))
@@ -76,8 +151,6 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, logsnr: Array, cond: PyTree = None) -> Array:
-    if self.features < 4 or self.features % 2:
-      raise ValueError(f'features = {self.features}: the embedding needs an even number >= 4')
     labelled = self.classes > 0
     several = labelled and cond is not None and cond.shape == (*logsnr.shape, self.classes)
     if cond is not None and not several:
@@ -105,11 +178,13 @@ class Dropout(nn.Module):
   """Zeroes each number with probability `rate` and divides the rest by 1 - rate; off without keys.
 
   The rate is rounded to a multiple of 2^-16.  keys: [B]; the mask of example i depends on keys[i]
-  and on the path of this layer alone.
+  and on the path of this layer alone.  Raises InputError: a rate outside of [0, 1).
   """
   rate: float
 
   def __call__(self, h: Array, keys: Array | None) -> Array:
+    kept = round((1.0 - self.rate) * 2**16) if 0.0 <= self.rate < 1.0 else 0
+    require(kept > 0, 'dropout', self.rate, 'a probability from 0 to below 1')
     if keys is None or self.rate == 0.0:
       return h
     own = random.stream(keys, '/'.join(self.path))
@@ -117,7 +192,6 @@ class Dropout(nn.Module):
     size = math.prod(h.shape[1:])
     words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),)))(own)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(h), -1)[:, :size]
-    kept = round((1.0 - self.rate) * 2**16)
     keep = checkpoint_name((bits < kept).reshape(h.shape), MASK)
     return jnp.where(keep, h * (2**16 / kept), 0.0)
 

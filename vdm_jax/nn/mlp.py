@@ -6,7 +6,14 @@ z is added to an output which starts at zero.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.layers import Dropout, Embedding, fourier_features, zeros
+from vdm_jax.nn.layers import (
+    Dropout,
+    Embedding,
+    fourier_features,
+    require_points,
+    require_sizes,
+    zeros,
+)
 from vdm_jax.typing import Array, PyTree
 
 
@@ -27,7 +34,12 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, z: Array, logsnr: Array, cond: PyTree = None,
                keys: Array | None = None) -> Array:
-    """y: [B, D].  z: [B, D]; logsnr, keys: [B]; cond: see `layers.Embedding`."""
+    """y: [B, D].  z: [B, D]; logsnr, keys: [B]; cond: see `layers.Embedding`.
+
+    Raises InputError: other data, features or blocks that cannot be.
+    """
+    require_points(z)
+    require_sizes(self, features=1, blocks=0)
     embedding = Embedding(self.features, self.classes, self.logsnr_max, self.logsnr_min,
                           name='embedding')(logsnr, cond)
     h = jnp.concatenate([z, fourier_features(z, self.fourier)], axis=-1)

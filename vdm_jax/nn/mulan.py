@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.nn.convolution import Conv
-from vdm_jax.nn.layers import AttentionBlock, Embedding, fourier_features, zeros
+from vdm_jax.nn.layers import (
+    AttentionBlock,
+    Embedding,
+    fourier_features,
+    require_groups,
+    require_images,
+    require_sizes,
+    zeros,
+)
 from vdm_jax.nn.vdm_unet import ResBlock
 from vdm_jax.typing import Array
 
@@ -30,6 +38,9 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, keys: Array | None = None) -> Array:
+    require_images(x)
+    require_sizes(self, latent=1, features=1, blocks=0)
+    require_groups(self.groups, self.features)
     constant = jnp.zeros(x.shape[0])
     embedding = Embedding(self.features, 0, 0.0, -1.0, name='embedding')(constant)
     block = lambda name, h: ResBlock(self.features, self.groups, self.dropout, name=name)(
@@ -57,6 +68,7 @@ class Coefficients(nn.Module):
 
   @nn.compact
   def __call__(self, latent: Array) -> tuple[Array, Array, Array]:
+    require_sizes(self, features=1)
     h = nn.swish(nn.Dense(self.features, name='dense0')(latent))
     h = nn.swish(nn.Dense(self.features, name='dense1')(h))
     size = math.prod(self.shape)

@@ -19,15 +19,25 @@ SDE the output is divided by sigma: it is then a score.  EDM's networks (nn/edm.
 trunk.
 """
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from vdm_jax.errors import require
 from vdm_jax.nn import stack
 from vdm_jax.nn.convolution import Conv, WeightGradient
-from vdm_jax.nn.layers import Attention, Dropout, attend, sinusoidal_embedding
+from vdm_jax.nn.layers import (
+    Attention,
+    Dropout,
+    attend,
+    require_choices,
+    require_halvable,
+    require_heads,
+    require_sizes,
+    sinusoidal_embedding,
+)
 from vdm_jax.typing import Array, PyTree
 
 Resample = Literal['none', 'down', 'up']
@@ -158,9 +168,9 @@ def norm(h: Array, name: str, dtype: jnp.dtype, epsilon: float = 1e-6) -> Array:
   """Group normalisation in min(32, C / 4) groups."""
   channels = h.shape[-1]
   groups = min(32, channels // 4)
-  if not groups or channels % groups:
-    raise ValueError(f'{channels} channels are not min(32, C / 4) equal groups: choose features and'
-                     ' multipliers whose products are multiples of 4, beyond 128 of 32')
+  require(groups > 0 and channels % groups == 0, None, None,
+          f'{channels} channels are not min(32, C / 4) equal groups', 'choose features and '
+          'multipliers whose products are multiples of 4, beyond 128 of 32')
   return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, name=name)(h)
 
 
@@ -227,9 +237,7 @@ class SelfAttention(nn.Module):
   def __call__(self, h: Array, keys: Array | None = None) -> Array:
     features = h.shape[-1]
     size = self.head_features or features
-    if features % size:
-      raise ValueError(f'attention in heads of {size} channels does not divide {features}: choose '
-                       'features or attention_resolutions so that it does')
+    require_heads('head_features', size, features)
     dense = lambda n, name, init: nn.Dense(n, dtype=self.dtype, kernel_init=init, name=name)
     x = norm(h, 'norm', self.dtype, self.epsilon).reshape(h.shape[0], -1, features)
     heads = (*x.shape[:2], features // size, size)
@@ -281,16 +289,12 @@ class Trunk(nn.Module):
   @nn.compact
   def __call__(self, z: Array, embedding: Array, keys: Array | None = None) -> Array:
     levels = len(self.multipliers)
-    for field, value, choices in (
-        ('block', self.block, ('biggan', 'ddpm')),
-        ('progressive', self.progressive, ('none', 'output_skip', 'residual')),
-        ('progressive_input', self.progressive_input, ('none', 'input_skip', 'residual')),
-        ('combine', self.combine, ('sum', 'cat'))):
-      if value not in choices:
-        raise ValueError(f'{field} = {value!r}: choose one of {", ".join(choices)}')
-    if any(side % 2**(levels - 1) for side in z.shape[1:3]):
-      raise ValueError(f'multipliers = {self.multipliers} halve the size {levels - 1} times: '
-                       f'{z.shape[1:3]} must be multiples of {2**(levels - 1)}')
+    require_choices(
+        block=(self.block, ('biggan', 'ddpm')), combine=(self.combine, ('sum', 'cat')),
+        progressive=(self.progressive, get_args(Progressive)),
+        progressive_input=(self.progressive_input, get_args(ProgressiveInput)))
+    require_halvable(z, levels - 1)
+    require_sizes(self, features=1, blocks=0)
     fir = self.fir or (1, 1)
     ddpm = self.block == 'ddpm'
     block_type = stack.rematerialised(ResBlock, self.remat)
@@ -428,13 +432,13 @@ class NCSNpp(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    Raises ValueError: settings that do not fit each other or z, or a `cond`, of which it knows
-    none.
+    Raises InputError: settings that do not fit each other or z; ValueError: a `cond`, of which it
+    knows none.
     """
-    if self.embedding not in ('fourier', 'positional'):
-      raise ValueError(f'embedding = {self.embedding!r}: choose one of fourier, positional')
-    if self.scale_by_sigma and self.embedding != 'fourier':
-      raise ValueError("scale_by_sigma needs embedding = 'fourier', whose time is sigma")
+    require_choices(embedding=(self.embedding, ('fourier', 'positional')))
+    require_sizes(self, features=1, heads=0)
+    require(not self.scale_by_sigma or self.embedding == 'fourier', 'scale_by_sigma', True,
+            "it needs embedding = 'fourier', whose time is sigma")
     if cond is not None:
       raise ValueError('NCSN++ takes no labels: give cond = None')
     if self.embedding == 'fourier':

@@ -6,7 +6,7 @@ which all steps share; of 16 units and normalised there.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.layers import zeros
+from vdm_jax.nn.layers import require_points, require_sizes, zeros
 from vdm_jax.typing import Array, PyTree
 
 
@@ -22,7 +22,9 @@ class RadialBasis(nn.Module):
   @nn.compact
   def __call__(self, z: Array, step: Array, cond: PyTree = None,
                keys: Array | None = None) -> Array:
-    """z: [B, D]; step: [B]; cond, keys: not used."""
+    """z: [B, D]; step: [B]; cond, keys: not used.  Raises InputError: other data; no units."""
+    require_points(z)
+    require_sizes(self, steps=2, units=1, outputs=1)
     size = self.outputs * z.shape[-1]
     centres = self.param('centres', nn.initializers.normal(1.0), (self.units, z.shape[-1]))
     log_widths = self.param('log_widths', zeros, (self.units,))

@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from vdm_jax.errors import require
 from vdm_jax.nn import convolution, layers, stack
 from vdm_jax.nn.convolution import WeightGradient
 from vdm_jax.typing import Array, PyTree
@@ -178,17 +179,14 @@ class RefineNet(nn.Module):
     """The score of images in [0, 1]: [B, H, W, C] -> [B, H, W, C], float32.  time: [B].
 
     There is no dropout, so `keys` change nothing.  Raises ValueError: labels, which it has no
-    place for; sizes that cannot be halved so often.
+    place for; InputError: settings that do not fit each other or the images.
     """
     if cond is not None:
       raise ValueError('NCSN and NCSNv2 take no labels: leave class_conditional out')
-    if len(self.multipliers) != len(self.dilations):
-      raise ValueError(f'multipliers = {self.multipliers} and dilations = {self.dilations}: give '
-                       'one of each for every stage')
-    factor = 2 ** self.dilations[1:].count(1)
-    if z.shape[1] % factor or z.shape[2] % factor:
-      raise ValueError(f'images of {z.shape[1]} x {z.shape[2]} pixels cannot be halved '
-                       f'{self.dilations[1:].count(1)} times: dilate more of the stages')
+    require(len(self.multipliers) == len(self.dilations), 'dilations', self.dilations,
+            f'there are {len(self.multipliers)} multipliers', 'give one of each for every stage')
+    layers.require_sizes(self, features=1, levels=0)
+    layers.require_halvable(z, self.dilations[1:].count(1))  # a dilated stage keeps its size
     level = None
     if self.levels:
       level = jnp.clip(jnp.round(time), 0, self.levels - 1).astype(jnp.int32)

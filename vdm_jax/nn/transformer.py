@@ -7,19 +7,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import random
-from vdm_jax.nn.layers import Attention, attend
+from vdm_jax.nn.layers import Attention, attend, require_heads, require_patches
 from vdm_jax.typing import Array
 
 
 def patchify(z: Array, patch: int) -> Array:
   """[B, H, W, C] -> [B, (H / p) (W / p), p p C], p = `patch`, both orders row by row.
 
-  Raises ValueError: a side is no multiple of p.
+  Raises InputError: a side is no multiple of p.
   """
+  require_patches(z, patch)
   batch, height, width, channels = z.shape
-  if height % patch or width % patch:
-    raise ValueError(f'patch = {patch} does not divide the image of {height} x {width}: choose a '
-                     'divisor of both sides')
   h = z.reshape(batch, height // patch, patch, width // patch, patch, channels)
   return h.swapaxes(2, 3).reshape(batch, -1, patch * patch * channels)
 
@@ -94,9 +92,7 @@ class SelfAttention(nn.Module):
   @nn.compact
   def __call__(self, h: Array, training: bool = False) -> Array:
     batch, tokens, features = h.shape
-    if features % self.heads:
-      raise ValueError(f'attention_heads = {self.heads} does not divide features = {features}: '
-                       'choose a divisor')
+    require_heads('attention_heads', self.heads, features)
     dense = lambda features, name, **kw: nn.Dense(
         features, dtype=self.dtype, kernel_init=self.kernel_init, name=name, **kw)
     qkv = dense(3 * features, 'qkv', use_bias=self.bias)(h)

@@ -15,9 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax.errors import require
 from vdm_jax.nn import stack
 from vdm_jax.nn.convolution import Conv, WeightGradient
-from vdm_jax.nn.layers import Attention, sinusoidal_embedding
+from vdm_jax.nn.layers import (
+    Attention,
+    require_patches,
+    require_sizes,
+    sinusoidal_embedding,
+)
 from vdm_jax.nn.transformer import MLP, Labels, Patches, SelfAttention, unpatchify
 from vdm_jax.typing import Array
 
@@ -81,11 +87,13 @@ class UViT(nn.Module):
 
     time: in the published networks 999 times that of the VP SDE (pixels), or the step of a chain of
     1000, counted from 1 (latents).  cond: integers [B], -1 for no label.
+    Raises InputError: settings that do not fit each other or the images.
     """
+    require_patches(z, self.patch)
+    require_sizes(self, features=4, depth=0, heads=0)
+    require(self.depth % 2 == 0, 'depth', self.depth, 'half of the blocks are before the middle '
+            'one and half after it', 'choose an even number')
     batch, height, width, channels = z.shape
-    if self.depth % 2:
-      raise ValueError(f'depth = {self.depth}: half of the blocks are before the middle one and '
-                       'half after it; choose an even number')
     if cond is not None and not self.classes:
       raise ValueError('classes = 0: a network without labels takes no cond; set classes')
 

@@ -23,6 +23,9 @@ from vdm_jax.nn.layers import (
     Dropout,
     Embedding,
     fourier_features,
+    require_groups,
+    require_images,
+    require_sizes,
     zeros,
 )
 from vdm_jax.typing import Array, PyTree
@@ -103,11 +106,11 @@ class UNet(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; logsnr, keys: [B].
 
-    cond: see `Embedding`.
+    cond: see `Embedding`.  Raises InputError: data that are no images; sizes that cannot be.
     """
-    if self.features % self.groups:
-      raise ValueError(f'groups = {self.groups} does not divide features = {self.features}: '
-                       'choose a divisor, with several features to a group')
+    require_images(z)
+    require_sizes(self, features=1, blocks=0, heads=0)
+    require_groups(self.groups, self.features)
     embedding = Embedding(self.features, self.classes, self.logsnr_max, self.logsnr_min,
                           name='embedding')(logsnr, cond)
 

@@ -10,11 +10,11 @@ import rich.table
 from absl import logging
 
 from vdm_jax import data, pictures, samplers, workdir
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw
-from vdm_jax.train import loop
+from vdm_jax.train import check, loop
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.typing import Experiment, PyTree
 
@@ -23,16 +23,23 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
           init_from: str = '', profile: int = 0) -> dict[str, float]:
   """Trains `config` in `directory`, or goes on with the run there.  The last validation's means.
 
-  init_from: a workdir whose averaged weights a new run starts from.  Raises InputError.
+  init_from: a workdir whose averaged weights a new run starts from.  Raises InputError, before
+  anything is compiled or written, where the config's parts do not fit each other or the data.
   """
+  require(profile >= 0, 'profile', profile, 'a number of steps, or 0 for none')
   loop.check(config)
   spec = data.resolve(config.data)
+  check.held('config.data.batch_size', config.data.batch_size, spec.shape, jax.device_count())
   # What was read from the data becomes part of the run: later commands need no data for it.
   config = config.copy_and_resolve_references()
   config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
   code = workdir.source(config_file)
   experiment = code.module().build(config)
   found = experiment.data.describe()
+  check.experiment(experiment, experiment.data.split('train').get, config)
+  if experiment.needs_start and not (init_from or workdir.begun(directory)):
+    raise InputError('init_from', None, experiment.needs_start,
+                     'name the workdir of the run that it starts from')
   workdir.prepare(directory, config, code)
   if jax.process_index() == 0:
     print(found)

@@ -21,7 +21,7 @@ import tqdm
 from absl import logging
 
 from vdm_jax import distributed, random
-from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
@@ -69,14 +69,17 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in ('log_every', 'validate_every', 'checkpoint_every', 'steps', 'keep',
                'validation_repeats'):
     require_at_least(f'config.train.{name}', run[name])
-  for name in ('pictures_every', 'steps_per_dispatch'):
-    if run[name] < 0:
-      raise InputError(f'--config.train.{name}={run[name]}: it must be 0 or more.')
+  for room, names in (('train', ('pictures_every', 'steps_per_dispatch')),
+                      ('data', ('workers', 'memory_gb', 'image_size'))):
+    for name in names:
+      value = config[room].get(name, 0)  # a run's config may be older than a field
+      require(value >= 0, f'config.{room}.{name}', value, 'it must be 0 or more')
   if 'validation' not in run.splits or not set(run.splits) <= set(SPLITS):
     raise InputError(f"--config.train.splits={run.splits}: it must contain 'validation', which "
                      "chooses the checkpoint kept as the best, and may contain 'test'.")
   if not config.ema:
     raise InputError('config.ema is empty: name at least one average, e.g. {"ema": 0.9999}.')
+  step_lib.check_averages(config.ema.to_dict(), 'config.ema')
   if config.data.validation < 1:
     raise InputError(f'--config.data.validation={config.data.validation}: hold out at least one '
                      'image of train to validate on.')

@@ -10,13 +10,14 @@ AdamW keeps two moments of each parameter's gradient; `moments` says how:
               bytes (see `scale_by_factored_moments`)
 """
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.typing import PyTree
 
 
@@ -98,14 +99,26 @@ MOMENTS = {
     'factored': scale_by_factored_moments}
 
 
+def _check(config) -> None:
+  """Raises InputError for a number that no step could be made with."""
+  for name in ('learning_rate', 'schedule_learning_rate', 'warmup_steps', 'decay_steps', 'eps',
+               'weight_decay', 'clip_norm', 'b1', 'b2'):
+    value = config.get(name, 0.0)  # a run's config may be older than a field
+    below = 1.0 if name in ('b1', 'b2') else math.inf
+    require(0.0 <= value < below, f'config.optimizer.{name}', value,
+            'it must be in [0, 1)' if below == 1.0 else 'it must be 0 or more, and finite')
+
+
 def adamw(config) -> optax.GradientTransformation:
   """config.optimizer -> AdamW (Loshchilov and Hutter 2019); fields as in `default_config`.
 
   With a `schedule_learning_rate` the network and the schedule each have an AdamW of their own, and
   each gradient is clipped by its own norm: that of the schedule may be of another quantity.
 
-  Raises InputError: no such `moments`; a decay that ends before the warm-up.
+  Raises InputError: a number outside of its range; no such `moments`; a decay that ends before the
+  warm-up.
   """
+  _check(config)
   # A run's config may be older than a field.
   moments = config.get('moments', 'float32')
   if moments not in MOMENTS:

@@ -14,6 +14,7 @@ import optax
 from flax import struct
 
 from vdm_jax import random
+from vdm_jax.errors import require
 from vdm_jax.train.parallel import Axis
 from vdm_jax.typing import Array, Context, Loss, PyTree, Update
 
@@ -42,6 +43,12 @@ def init(params: PyTree, tx: optax.GradientTransformation, ema=('ema',), aux=Non
 def default_average(ema: dict[str, float]) -> str:
   """The average that is validated, and evaluated unless another is named: the longest one."""
   return max(ema, key=ema.get)
+
+
+def check_averages(ema: dict[str, float], field: str = 'ema') -> None:
+  """Raises InputError for a rate outside of [0, 1), of an average that would never move or grow."""
+  for name, rate in ema.items():
+    require(0.0 <= rate < 1.0, f'{field}.{name}', rate, 'the rate of an average must be in [0, 1)')
 
 
 def average(ema: PyTree, params: PyTree, rate: float) -> PyTree:
@@ -90,9 +97,12 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
   metrics: 'loss' and the loss's own terms, means over the global batch, and 'grad_norm', the
   global norm before any clipping.
 
+  Raises InputError: a rate outside of [0, 1).
   The update raises ValueError where `own` is of no parameter, where the losses are not [B], and
   where `accumulate` does not divide the rows of a shard.
   """
+  check_averages(ema)
+
   def step(state: TrainState, batch, key, axis: Axis):
     n = jax.tree.leaves(batch)[0].shape[0]
     i = axis.example_index(n)

@@ -1,0 +1,122 @@
+"""Whether the parts of an experiment fit each other, found by their shapes alone.
+
+JAX broadcasts: a network of 3 channels on images of 1 trains, and its bound is three times too
+large.  So each part is called once, abstractly, on a batch of the data before a run begins: nothing
+is compiled and nothing computed.
+"""
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from vdm_jax import random
+from vdm_jax.errors import InputError, require
+from vdm_jax.typing import Array, Context, Experiment, Model, PyTree
+
+MOST_NUMBERS = 2**28  # of a batch on one device: a gibibyte of float32, before any network sees it
+
+Rows = Callable[[np.ndarray], PyTree]  # numbers of examples [n] -> a batch of them
+
+
+def held(field: str, count: int, shape: tuple[int, ...], devices: int) -> None:
+  """Raises InputError where `count` examples of this shape at a time are more than can be held.
+
+  The bound is `MOST_NUMBERS` on each device, of the input alone: the network's memory is many times
+  that of its input.
+  """
+  most = MOST_NUMBERS * devices // math.prod(shape)
+  require(count <= most, field, count, f'so many examples of {math.prod(shape):,} numbers are '
+          f'{4 * count * math.prod(shape) / 2**30:,.1f} GiB before any network sees them',
+          f'take {most:,} at most, and as a rule far fewer')
+
+
+def experiment(made: Experiment, rows: Rows, config: ml_collections.ConfigDict, *,
+               trained: bool = True) -> None:
+  """Raises InputError where a part of an experiment returns another shape than what reads it wants.
+
+  Held against the data are what the model encodes, its process, its denoiser and its decoder;
+  against the batch, where it is to be `trained`, the loss and all its terms, in training and in
+  validation.  An error about a field of a network names that of `config.model`.
+
+  rows: numbers of examples [n] -> a batch of the data.
+  """
+  try:
+    _check(made, rows, trained)
+  except InputError as error:
+    field = _field(config.get('model', {}), error.field, error.value)
+    if field is None:
+      raise
+    raise InputError(f'config.model.{field}', error.value, error.problem, error.remedy) from None
+
+
+def _field(model, name: str | None, value) -> str | None:
+  """The field of config.model that a network's field was given by: its name, or encoder_name."""
+  return next((field for field in sorted(model, key=len) if name is not None
+               and (field == name or field.endswith(f'_{name}')) and model[field] == value), None)
+
+
+def _check(made, rows, trained):
+  params = jax.eval_shape(lambda: made.init(random.key(0)))
+  # A number of examples that no axis of the data has: one could be taken for the other.
+  one = rows(np.zeros(1, np.int64))
+  sizes = {size for leaf in jax.tree.leaves(one) for size in leaf.shape[1:]}
+  n = next(n for n in itertools.count(2) if n not in sizes)
+  batch = rows(np.zeros(n, np.int64))
+
+  def parts(params, batch):
+    keys = jax.random.split(random.key(0), n)
+    model = made.model(params)
+    if hasattr(model, 'denoise'):  # what autoencoders and classifiers make are no `Model`s
+      _model(model if model.latent is None else model.latent(keys), batch, n,
+             one_time=model.latent is not None)
+    for train in (True, False) if trained else ():
+      _loss(made, params, batch, keys, train)
+
+  jax.eval_shape(parts, params, batch)
+
+
+def _model(model: Model, batch: PyTree, n: int, one_time: bool) -> None:
+  """Raises InputError.  one_time: its process takes one time for all examples, not one for each."""
+  images, shape = batch['image'], (n, *model.shape)
+  x = 1.0 * model.encode(images)  # latents are encoded as they are, whatever their type
+  _require('what the model encodes the data as', x, shape, 'Model.shape and the number of examples')
+  _require('what the model decodes from that', model.decode(x), jnp.shape(images), 'as the data')
+  for t in (0.5,) if one_time else (0.5, jnp.full(n, 0.5)):
+    level = model.process(jnp.asarray(t, x.dtype))
+    for name, u in level._asdict().items():
+      fits = jnp.ndim(u) <= len(shape) and all(
+          a in (1, b) for a, b in zip(jnp.shape(u), shape, strict=False))
+      require(fits, None, None, f'the {name} of the process at times {list(jnp.shape(t))} is '
+              f'{list(jnp.shape(u))}, which does not fit data of {list(shape)}',
+              'let the schedule return one number for each time, or numbers [B, ...] that '
+              'broadcast against the data')
+  estimate = model.denoise(x, level, model.cond(batch))
+  for name in ('x', 'eps'):
+    _require(f'the {name} of the denoiser', getattr(estimate, name), shape, 'as its input: let the '
+             'network return what it is to estimate, and name in `heads` what it returns beside it')
+  log_prob = model.decoder(images, x, model.process(jnp.zeros((), x.dtype)))
+  _require('the log-probability of the decoder', log_prob, (n,), _EACH)
+
+
+def _loss(made, params, batch, keys, train: bool) -> None:
+  n = len(keys)
+  # The averages are shaped as the parameters, and the start of a run has its aux.
+  context = Context(jnp.full(n, 0.5), keys, jnp.zeros((), jnp.int32),
+                    dict.fromkeys(made.ema, params), made.aux, train)
+  losses, terms = made.loss(params, batch, context)
+  when = '' if train else ' in validation'
+  _require(f'the loss{when}', losses, (n,), _EACH)
+  for name, u in terms.items():
+    _require(f'the term {name!r} of the loss{when}', u, (n,), _EACH)
+
+
+_EACH = 'one number for each example: sum, or take the mean, over the axes of the data'
+
+
+def _require(what: str, found: Array, wanted: tuple[int, ...], why: str) -> None:
+  require(jnp.shape(found) == wanted, None, None,
+          f'{what} is {list(jnp.shape(found))} where {list(wanted)} is wanted, {why}')
