@@ -50,7 +50,6 @@ class Entry(NamedTuple):
 
 
 _one_step = lambda process, n: np.array([1.0, 0.0])
-_same = lambda z: z
 _finite = {'curves': FINITE}  # not where logsnr is infinite
 _smooth = {'grid': grids.uniform}  # its coefficients are those of equal steps
 
@@ -66,7 +65,7 @@ def _adaptive(solve):
     def step(keys, state, t, s, plan):
       found = solve(denoise, process, state.z, t, s)
       return _Solved(found.z, state.evaluations + jnp.asarray(found.evaluations, int))
-    return Sampler(lambda z: _Solved(z, jnp.zeros((), int)), step, lambda state: state.z,
+    return Sampler(step, lambda z: _Solved(z, jnp.zeros((), int)), lambda state: state.z,
                    evaluations=None)
   return make
 
@@ -102,7 +101,7 @@ def _denoising_mcmc(denoise, process, log_prob):
     chain = denoising_mcmc.Chain(z, jnp.zeros(len(z), int))
     return denoising_mcmc.denoising_mcmc(denoise, process, keys, chain, times, logits,
                                          _MOVES).z
-  return Sampler(_same, step, _same, evaluations=_MOVES + 2 * _LEVELS)
+  return Sampler(step, evaluations=_MOVES + 2 * _LEVELS)
 
 
 _SONG = 'Song et al. (2021), score SDE'

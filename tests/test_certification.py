@@ -15,8 +15,6 @@ from vdm_jax.samplers.first_order import transition
 from vdm_jax.samplers.multistep import Coefficients, multistep, steps_back
 from vdm_jax.typing import Sampler
 
-_same = lambda z: z
-
 
 def passed(rows):
   return {(row.curve, row.model): row.passed for row in rows}
@@ -56,7 +54,7 @@ def test_ddim_with_the_alpha_of_the_step_before_fails():
     def step(keys, z, t, s, _):
       at_t, at_s = process(t), process(s)
       return transition(denoise(z, at_t), at_t, at_s._replace(alpha=at_t.alpha))
-    return Sampler(_same, step, _same)
+    return Sampler(step)
   rows = certify(wrong, order=1)
   # Where alpha never changes there is nothing to be wrong.
   assert not any(ok for (curve, _), ok in passed(rows).items() if curve != 've')
@@ -78,7 +76,7 @@ def test_ancestral_sampling_is_certified_by_its_moments_and_half_its_noise_is_no
       share = tau(at_t, at_s)
       noise = 0.5 * random.normal(random.stream(keys, 'noise'), z)
       return at_s.alpha * x + at_s.sigma * (jnp.sqrt(1.0 - share) * eps + jnp.sqrt(share) * noise)
-    return Sampler(_same, step, _same)
+    return Sampler(step)
   assert not any(passed(certify(half, **some)).values())
 
 
@@ -94,7 +92,7 @@ def langevin(noise):
         z += size * score + noise * jnp.sqrt(2.0 * size) * random.normal(
             random.stream(keys, f'noise_{i}'), z)
       return z
-    return Sampler(_same, step, _same, evaluations=12)
+    return Sampler(step, evaluations=12)
   return make
 
 
@@ -117,7 +115,7 @@ def test_a_network_that_is_used_at_sigma_zero_fails_at_the_ends():
       first = transition(denoise(z, at_t), at_t, at_s)
       x, eps, _ = denoise(first, at_s)
       return first + 0.0 * x
-    return Sampler(_same, step, _same, evaluations=2)
+    return Sampler(step, evaluations=2)
   got = passed(certify(midpoint_of_both_ends, 1, models=['gaussian']))
   assert not got.pop(('ends', 'gaussian'))
   assert all(got.values())
@@ -173,7 +171,7 @@ def test_a_tolerance_that_has_no_effect_fails():
     def of(denoise, process):
       inner = ddim(denoise, process)
       step = lambda keys, z, t, s, _: sample(inner, keys, z, jnp.linspace(t, s, 101))
-      return Sampler(_same, step, _same, evaluations=None)
+      return Sampler(step, evaluations=None)
     return of
   rows = certification.certify_adaptive(make, curves=['vp'])
   assert not any(row.passed for row in rows)
@@ -184,7 +182,7 @@ def test_a_tolerance_that_has_no_effect_fails():
     def of(denoise, process):
       inner = ddim(denoise, process)
       step = lambda keys, z, t, s, _: sample(inner, keys, z, jnp.linspace(t, s, steps[tolerance]))
-      return Sampler(_same, step, _same, evaluations=None)
+      return Sampler(step, evaluations=None)
     return of
   rows = certification.certify_adaptive(right, curves=['vp'], tolerances=tuple(steps))
   assert all(row.passed for row in rows)

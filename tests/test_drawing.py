@@ -126,7 +126,7 @@ def test_the_evaluations_of_the_network_are_counted_also_where_they_vary():
   def varying(denoise, process):
     def step(keys, state, t, s, _):
       return State(state.z, state.evaluations + jnp.where(t == 1.0, 3, 2))
-    return Sampler(lambda z: State(z, jnp.zeros((), int)), step, lambda state: state.z,
+    return Sampler(step, lambda z: State(z, jnp.zeros((), int)), lambda state: state.z,
                    evaluations=None)
 
   for sampler, expected in ((varying, 5), (samplers.heun, 4)):
@@ -164,7 +164,7 @@ def test_an_adaptive_sampler_of_a_network_that_gives_nan_draws_nothing():
 
   def adaptive(denoise, process):
     step = lambda keys, z, t, s, _: dpm_solver_adaptive(denoise, process, z, start=t, end=s).z
-    return Sampler(lambda z: z, step, lambda z: z, evaluations=1)
+    return Sampler(step)
 
   model = lambda params: pairs_model(params)._replace(denoise=broken)
   with pytest.raises(InputError, match=r't = 1, .*checkpoint'):

@@ -27,13 +27,12 @@ pytestmark = pytest.mark.usefixtures('x64')
 
 FILE = 'score_sde_gaussian'
 BETA_MIN, BETA_MAX, SIGMA_MIN, SIGMA_MAX = 0.1, 20.0, 0.01, 50.0  # the defaults of the code
-_same = lambda z: z
 PREDICTORS = {
     'euler_maruyama': lambda curve: euler_maruyama,
     'reverse_diffusion': lambda curve: reverse_diffusion,
     'ancestral_sampling': lambda curve: functools.partial(ancestral, v=float(curve == 'vp')),
     'none': lambda curve: lambda denoise, process: Sampler(
-        _same, lambda keys, z, t, s, _: z, _same, evaluations=0)}
+        lambda keys, z, t, s, _: z, evaluations=0)}
 CORRECTORS = {'langevin': functools.partial(langevin_corrector, over_batch=True),
               'ald': annealed_corrector}
 

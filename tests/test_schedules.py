@@ -1,4 +1,6 @@
 """Schedules: end points, monotonicity, published definitions, and how they cross jit."""
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -506,7 +508,7 @@ def test_values_of_two_classes_never_have_the_same_structure():
   structures = [jax.tree.structure(u) for u in values]
   for i, one in enumerate(structures):
     assert [j for j, other in enumerate(structures) if one == other] == [i]
-  assert FIXED[0].replace(logsnr_max=1.0) == schedules.Linear(1.0)
+  assert dataclasses.replace(FIXED[0], logsnr_max=1.0) == schedules.Linear(1.0)
 
 
 def test_a_module_built_and_bound_anew_is_not_traced_again():

@@ -3,6 +3,8 @@
 Losses of a linear score are of second order in the data and the noise, so that a few points with
 the right mean and covariance average them exactly.
 """
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,7 +144,7 @@ def test_two_models_differ_by_the_same_in_every_form(name, scale):
   """
   process, t = PROCESSES[name], 0.5
   x, eps, weights = mixture_points(80)
-  models = [oracles.Gaussian(0.2, 0.7), MIXTURE.replace(weights=jnp.array([0.5, 0.5]))]
+  models = [oracles.Gaussian(0.2, 0.7), dataclasses.replace(MIXTURE, weights=jnp.array([0.5, 0.5]))]
   level = jax.jit(process)(t)
 
   @jax.jit

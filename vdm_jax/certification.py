@@ -34,6 +34,10 @@ from vdm_jax.samplers import analytic
 from vdm_jax.samplers.grids import warm_up
 from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler, value
 
+__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'Oracle', 'Row', 'SCHEDULE', 'STEPS',
+           'alternating_grid', 'certify', 'certify_adaptive', 'count_evaluations', 'equality',
+           'largest_deviation', 'quantiles', 'with_guidance', 'with_log_prob', 'with_variances']
+
 Make = Callable[[Denoiser, Process], Sampler]
 
 SCHEDULE = schedules.Linear(3.0, -2.5)  # where neither curves nor data are nearly linear

@@ -32,6 +32,8 @@ import ml_collections
 
 from vdm_jax.errors import InputError
 
+__all__ = ['MissingModule', 'Source', 'get_config', 'read']
+
 
 class Source(NamedTuple):
   """What a config file consists of."""

@@ -5,20 +5,30 @@ Data are integers 0 .. levels - 1 (pixels, or quantised coordinates); x are the 
 gives each level the probability q(z_0 | its x), normalised over the levels: the exact
 posterior under a flat prior.
 """
+import functools
 import math
+import operator
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
-from vdm_jax.typing import Array, Level, value
+from vdm_jax.typing import Array, Level, static, value
+
+__all__ = ['DiscretisedNormal', 'Pixels', 'bits_per_dim', 'log_mean_exp', 'normal', 'sum_of_terms',
+           'sum_over_data']
 
 
 def sum_over_data(u: Array) -> Array:
   """[B, ...] -> [B]."""
   return jnp.sum(u.reshape(u.shape[0], -1), axis=-1)
+
+
+def sum_of_terms(terms: Mapping[str, Array]) -> Array:
+  """The nats of a bound [B], from its terms {name: [B]}, one or more."""
+  return functools.reduce(operator.add, terms.values())
 
 
 def log_mean_exp(log_weights: Array, axis: int = 0) -> Array:
@@ -39,7 +49,7 @@ def bits_per_dim(nats, shape: tuple[int, ...]):
 @value
 class Pixels:
   """Integer data of `levels` values per dimension."""
-  levels: int = struct.field(pytree_node=False, default=256)
+  levels: int = static(default=256)
 
   def encode(self, data: Array) -> Array:
     """Integers [B, ...] -> the centres of their bins in [-1, 1], float32."""
@@ -108,8 +118,8 @@ class DiscretisedNormal:
   outermost: the centre of the last bin.  None is ours, `Pixels`: the centres of `levels` equal
   bins of [-1, 1].  1.0 is DDPM's coding, level k at 2 k / (levels - 1) - 1, bins that wide too.
   """
-  levels: int = struct.field(pytree_node=False, default=256)
-  outermost: float | None = struct.field(pytree_node=False, default=None)
+  levels: int = static(default=256)
+  outermost: float | None = static(default=None)
 
   def log_prob(self, data: Array, mean: Array, std: Array) -> Array:
     """log p(data) in nats, [B].  data: integers [B, ...]; mean: [B, ...]; std: broadcastable."""

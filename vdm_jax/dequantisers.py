@@ -29,6 +29,8 @@ from vdm_jax import random
 from vdm_jax.decoders import Pixels, sum_over_data
 from vdm_jax.typing import Array, Level
 
+__all__ = ['Dequantiser', 'truncated_normal', 'uniform', 'variational']
+
 Dequantiser = Callable[[Array, Array], tuple[Array, Array]]
 
 

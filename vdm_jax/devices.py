@@ -13,6 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax.typing import PyTree
 
+__all__ = ['mine', 'over_rows', 'padded_rows', 'place', 'replicate', 'said_by_first', 'shardings',
+           'whole_batch']
+
 
 def shardings(devices=None) -> tuple[NamedSharding, NamedSharding]:
   """(everywhere, split by rows) over a one-dimensional mesh of `devices`, all by default."""

@@ -25,6 +25,8 @@ import numpy as np
 from vdm_jax import devices
 from vdm_jax.errors import InputError
 
+__all__ = ['AHEAD', 'HEARTBEAT', 'fail', 'leave', 'start', 'stopping']
+
 HEARTBEAT = 30  # seconds without one after which a process is lost
 AHEAD = 2  # calls of `stopping` that wait for no answer yet
 _listener = None  # runs _INTERPRETER

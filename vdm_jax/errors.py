@@ -1,6 +1,8 @@
 """The one kind of error that is the user's to mend."""
 from typing import Any
 
+__all__ = ['InputError', 'require_at_least']
+
 
 class InputError(ValueError):
   """Bad input, as a value: which field, what it was, what is wrong with it, what to do.

@@ -9,6 +9,8 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 
+__all__ = ['read_json', 'save_npz', 'whole', 'write_text']
+
 
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:

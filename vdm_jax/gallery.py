@@ -18,6 +18,8 @@ from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
 from vdm_jax.processes import diffuse, time_of
 from vdm_jax.samplers.drawing import draw
 
+__all__ = ['FIELD', 'NOISY', 'Row', 'SIDE', 'extent', 'picture', 'row']
+
 NOISY = (4.0, 1.0)   # log-SNR at which the data are shown with noise; of x in each system's units
 FIELD = 2.5          # log-SNR of the field
 SIDE = 17            # arrows a side

@@ -17,7 +17,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.typing import Array, Denoiser, Estimate, Level, PyTree
+from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, PyTree
+
+__all__ = ['classifier', 'classifier_free', 'clip', 'dynamic_threshold', 'label_gradient', 'revise',
+           'told', 'within']
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
@@ -69,7 +72,7 @@ def told(denoise: Denoiser, change: Callable[[PyTree], PyTree]) -> Denoiser:
   return lambda z, level, cond=None: denoise(z, level, change(cond))
 
 
-def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: Array) -> Denoiser:
+def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: ArrayLike) -> Denoiser:
   """eps = (1 + w) eps_c - w eps_u, and so x = (1 + w) x_c - w x_u.
 
   Ho and Salimans (2022), eq. 6; w = 0 is `conditional`.  (Others call 1 + w the guidance scale.)

@@ -23,6 +23,8 @@ from vdm_jax.processes import time_of
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.typing import Array, Level, Process
 
+__all__ = ['Inputs', 'chain', 'edm', 'logsnr', 'scaled', 'sde', 'sigma']
+
 Inputs = Callable[[Array, Level], tuple[Array, Array]]
 
 

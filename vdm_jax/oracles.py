@@ -7,16 +7,19 @@ the mixture are (the empirical measure has no density there).
 """
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vdm_jax.decoders import sum_over_data
-from vdm_jax.typing import Array, Estimate, Level, PyTree, value
+from vdm_jax.typing import Array, ArrayLike, Estimate, Level, PyTree, value
+
+__all__ = ['Empirical', 'Gaussian', 'Mixture']
 
 
 @value
 class Gaussian:
   """x ~ N(mean, std^2), independent dimensions.  mean, std: scalars, or the shape of one x."""
-  mean: Array = 0.0
-  std: Array = 1.0
+  mean: ArrayLike = 0.0
+  std: ArrayLike = 1.0
 
   def _moments(self, z, level):
     level = level.expand(z)
@@ -25,8 +28,8 @@ class Gaussian:
 
   def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
     level, deviation, variance = self._moments(z, level)
-    return Estimate(x=self.mean + level.alpha * jnp.square(self.std) * deviation / variance,
-                    eps=level.sigma * deviation / variance)
+    x = self.mean + level.alpha * jnp.square(self.std) * deviation / variance
+    return Estimate(x=jnp.asarray(x), eps=level.sigma * deviation / variance)
 
   def log_prob(self, z: Array, level: Level) -> Array:
     """log q(z_t) in nats, [B]."""
@@ -47,9 +50,9 @@ class Mixture:
 
   stds: [K], the same in all dimensions, or the shape of `means`.
   """
-  weights: Array
-  means: Array
-  stds: Array
+  weights: ArrayLike
+  means: ArrayLike
+  stds: ArrayLike
 
   def _components(self, z, level):
     """log(weight_k N(z; ..)) [B, K]; deviations [B, K, ...]; variances, expanded like them."""
@@ -79,7 +82,7 @@ class Mixture:
 @value
 class Empirical:
   """x uniform over `data` [N, ...]: what a network of unlimited capacity would learn."""
-  data: Array
+  data: Array | np.ndarray
 
   def _distances(self, z, level):
     wide = level.expand(z[:, None])

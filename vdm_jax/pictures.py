@@ -10,6 +10,8 @@ from PIL import Image
 from vdm_jax import files
 from vdm_jax.likelihood.density import Density
 
+__all__ = ['bits_by_noise', 'curves', 'extremes', 'samples', 'save_png', 'strip']
+
 
 def save_png(path: str | Path, picture: np.ndarray | Figure) -> None:
   """Writes a PNG whole or not at all.  picture: uint8 [H, W, 3], or a figure."""

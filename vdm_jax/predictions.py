@@ -27,6 +27,9 @@ from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.processes import time_of
 from vdm_jax.typing import Array, Curve, Denoiser, Estimate, Level, Process, Target
 
+__all__ = ['denoiser', 'edm', 'eps', 'flow', 'half_score', 'on_curve', 'score', 'solve', 'v',
+           'velocity', 'x']
+
 x: Target = lambda l: (jnp.ones_like(l.alpha), jnp.zeros_like(l.alpha))
 eps: Target = lambda l: (jnp.zeros_like(l.alpha), jnp.ones_like(l.alpha))
 v: Target = lambda l: (-l.sigma, l.alpha)

@@ -7,39 +7,58 @@ The curve is a choice of units: bounds and exact samplers do not depend on it.
 """
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jax.core import Tracer
 
 from vdm_jax import random
-from vdm_jax.typing import Array, Curve, Estimate, Level, Process, Schedule, value
+from vdm_jax.typing import (
+  Array,
+  ArrayLike,
+  Curve,
+  Estimate,
+  Level,
+  Process,
+  Scalar,
+  Schedule,
+  static,
+  value,
+)
+
+__all__ = ['GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated', 'diffuse', 'flow',
+           'from_alpha_sigma', 'interpolated_std', 'learned_share', 'posterior', 'prior_kl',
+           'prior_std', 'sample_prior', 'sde', 'sub_vp', 'tau', 'time_of', 've', 'vp']
 
 # ----------------------------------------------------------------- curves
 
 
-def vp(logsnr: Array) -> tuple[Array, Array]:
+def vp(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha^2 + sigma^2 = 1: variance preserving."""
+  logsnr = jnp.asarray(logsnr)
   return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
-def ve(logsnr: Array) -> tuple[Array, Array]:
+def ve(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha = 1: variance exploding."""
+  logsnr = jnp.asarray(logsnr)
   return jnp.ones_like(logsnr), jnp.exp(-0.5 * logsnr)
 
 
-def flow(logsnr: Array) -> tuple[Array, Array]:
+def flow(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha + sigma = 1: the straight lines of rectified flow."""
+  logsnr = jnp.asarray(logsnr)
   return jax.nn.sigmoid(0.5 * logsnr), jax.nn.sigmoid(-0.5 * logsnr)
 
 
-def sub_vp(logsnr: Array) -> tuple[Array, Array]:
+def sub_vp(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha^2 + sigma = 1: the curve of the sub-VP SDE (Song et al. 2021, section 3.4).
 
   Theirs has the alpha of the VP SDE, hence another logsnr at the same time: it is
   `from_alpha_sigma(alpha, lambda t: 1 - alpha(t)**2)`.
   """
-  c = jnp.exp(-0.5 * logsnr)
+  c = jnp.exp(-0.5 * jnp.asarray(logsnr))
   alpha = 2.0 / (c + jnp.hypot(c, 2.0))
   return alpha, 2.0 / (1.0 + jnp.hypot(1.0, 2.0 / c))  # c alpha, also where c is infinite
 
@@ -71,9 +90,9 @@ class GaussianProcess:
   would be infinite) dalpha and dsigma are those at a distance of 1e-6 in t, and dlogsnr is -inf.
   """
   schedule: Schedule
-  curve: Curve = struct.field(pytree_node=False, default=vp)
+  curve: Curve = static(default=vp)
 
-  def __call__(self, t: Array) -> Level:
+  def __call__(self, t: ArrayLike) -> Level:
     def at(t):
       logsnr = self.schedule(t)
       return logsnr, *self.curve(logsnr)
@@ -88,7 +107,7 @@ class GaussianProcess:
     return Level(t, logsnr, alpha, sigma, dlogsnr, dalpha, dsigma)
 
 
-def from_alpha_sigma(alpha, sigma) -> Process:
+def from_alpha_sigma(alpha: Callable[[Array], Array], sigma: Callable[[Array], Array]) -> Process:
   """The process of two functions of time, finite where alpha or sigma vanish.
 
   E.g. rectified flow, `from_alpha_sigma(lambda t: 1 - t, lambda t: t)`: through logsnr
@@ -118,9 +137,9 @@ class RectifiedFlow:
   Liu et al. (2023) without sigma_min; Lipman et al. (2023), eq. 20, with it (the path of optimal
   transport; their time is 1 - t).  logsnr from infinity, or -2 log sigma_min, to -infinity.
   """
-  sigma_min: float = 0.0
+  sigma_min: Scalar = 0.0
 
-  def __call__(self, t: Array) -> Level:
+  def __call__(self, t: ArrayLike) -> Level:
     return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t + self.sigma_min * (1.0 - t))(t)
 
 
@@ -132,10 +151,10 @@ class SubVP:
   (`schedules.BetaLinear`) and nowhere more variance.  Clean data at t = 0; logsnr -10.05 at t = 1.
   They sample from t = 1 to 1e-3.
   """
-  beta_min: float = 0.1
-  beta_max: float = 20.0
+  beta_min: Scalar = 0.1
+  beta_max: Scalar = 20.0
 
-  def __call__(self, t: Array) -> Level:
+  def __call__(self, t: ArrayLike) -> Level:
     integral = lambda t: t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
     return from_alpha_sigma(lambda t: jnp.exp(-0.5 * integral(t)),
                             lambda t: -jnp.expm1(-integral(t)))(t)
@@ -145,11 +164,11 @@ class SubVP:
 class Truncated:
   """`process` between two of its times, over which t in [0, 1] now runs.  Made by `between`."""
   process: Process
-  first: Array
-  last: Array
+  first: Scalar
+  last: Scalar
 
   @classmethod
-  def between(cls, process: Process, logsnr_max: Array, logsnr_min: Array) -> 'Truncated':
+  def between(cls, process: Process, logsnr_max: Scalar, logsnr_min: Scalar) -> 'Truncated':
     """From logsnr_max at t = 0 to logsnr_min at t = 1, on the levels of `process`.
 
     A limit beyond an end of `process`, as an infinite one is, leaves that end.  The two times are
@@ -157,14 +176,14 @@ class Truncated:
 
     Raises ValueError unless logsnr_max > logsnr_min, where neither is traced.
     """
-    traced = any(isinstance(u, jax.core.Tracer) for u in (logsnr_max, logsnr_min))
+    traced = any(isinstance(u, Tracer) for u in (logsnr_max, logsnr_min))
     if not traced and not logsnr_max > logsnr_min:
       raise ValueError(f'logsnr_max = {logsnr_max}, logsnr_min = {logsnr_min}: the first, that of '
                        't = 0, is the larger; exchange them')
     limits = jnp.stack([jnp.asarray(u, float) for u in (logsnr_max, logsnr_min)])
     return cls(process, *jax.lax.stop_gradient(time_of(process, limits)))
 
-  def __call__(self, t: Array) -> Level:
+  def __call__(self, t: ArrayLike) -> Level:
     t = jnp.asarray(t)
     first, last = (jnp.asarray(u, t.dtype) for u in (self.first, self.last))
     span = last - first
@@ -183,7 +202,7 @@ def diffuse(x: Array, eps: Array, level: Level) -> Array:
   return level.alpha * x + level.sigma * eps
 
 
-def time_of(process: Process, logsnr: Array) -> Array:
+def time_of(process: Process, logsnr: ArrayLike) -> Array:
   """The t in [0, 1] at which `process` has this logsnr, by bisection: logsnr decreases in t.
 
   Any shape; a logsnr beyond the end points, or infinite, is at the nearer end.
@@ -232,7 +251,7 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
   return mean, at_s.sigma * jnp.sqrt(share)
 
 
-def interpolated_std(at_t: Level, at_s: Level, v: float | Array) -> Array:
+def interpolated_std(at_t: Level, at_s: Level, v: ArrayLike) -> Array:
   """sqrt(beta^v beta_tilde^(1 - v)): of p(z_s | z_t), between those of two kernels of the process.
 
   beta_tilde = sigma_s^2 tau is the variance of q(z_s | z_t, x), beta = sigma_t^2 tau that of
@@ -250,7 +269,7 @@ def learned_share(estimate: Estimate) -> Array:
   return 0.5 * (estimate.extra['v'] + 1.0)
 
 
-def prior_std(process: Process, t: Array = 1.0) -> Array:
+def prior_std(process: Process, t: ArrayLike = 1.0) -> Array:
   """Standard deviation of p(z_1) = N(0, alpha_1^2 + sigma_1^2), what data of unit variance gives.
 
   1 on the `vp` curve; on the others the same prior in the units of the curve.  t < 1: where a grid
@@ -260,7 +279,7 @@ def prior_std(process: Process, t: Array = 1.0) -> Array:
   return jnp.hypot(level.alpha, level.sigma)
 
 
-def sample_prior(process: Process, keys: Array, like: Array, t: Array = 1.0) -> Array:
+def sample_prior(process: Process, keys: Array, like: Array, t: ArrayLike = 1.0) -> Array:
   """z_1 ~ p(z_1), of the shape of `like`: [B, ...]; example i uses keys[i] alone."""
   return prior_std(process, t) * random.normal(random.stream(keys, 'z_1'), like)
 

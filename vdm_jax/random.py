@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array
 
+__all__ = ['key', 'normal', 'per_example', 'stratified', 'stream', 'streams', 'uniform']
+
 
 def key(seed: int, field: str = 'seed') -> Array:
   """The key of a seed, 0 .. 2^32 - 1, whatever implementation the environment prefers.

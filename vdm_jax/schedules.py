@@ -15,16 +15,35 @@ end points.  `processes.GaussianProcess` is finite there in all but logsnr.
 The official VDM code speaks of gamma = -logsnr.  The learned schedules below keep their
 parameters in that convention, so that an imported checkpoint's numbers are its own.
 """
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
+from jax.core import Tracer
 from scipy import optimize
 from scipy.special import ndtr
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Level, Process, PyTree, Schedule, value
+from vdm_jax.typing import (
+  Array,
+  ArrayLike,
+  Level,
+  Process,
+  PyTree,
+  Scalar,
+  Schedule,
+  static,
+  value,
+)
+
+__all__ = ['BetaLinear', 'Bound', 'Cosine', 'GeometricSigma', 'KarrasSigma', 'KnotSchedule',
+           'Laplace', 'LearnedLinear', 'Linear', 'Monotone', 'PinnedMonotone', 'SameAlpha',
+           'Shifted', 'Sigmoid', 'TableSchedule', 'check_decreasing', 'cosine_betas',
+           'largest_distance', 'linear_betas', 'ncsnv2_sigmas', 'shifted_cosine',
+           'zero_terminal_snr']
 
 
 @value
@@ -37,11 +56,11 @@ class Bound:
   keys: one PRNG key per example [B] for a network's dropout, or None for none.
   """
   params: PyTree
-  module: nn.Module = struct.field(pytree_node=False)
+  module: nn.Module = static()
   keys: Array | None = None
 
   def __call__(self, *args):
-    random = {} if self.keys is None else {'keys': self.keys}
+    random: dict[str, Any] = {} if self.keys is None else {'keys': self.keys}
     return self.module.apply({'params': self.params}, *args, **random)
 
 
@@ -60,7 +79,7 @@ def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
     return found.logsnr if isinstance(found, Level) else jnp.asarray(found, float)
 
   found = jax.lax.map(at, jnp.asarray(times, float))
-  if isinstance(found, jax.core.Tracer):
+  if isinstance(found, Tracer):
     return
   found = np.asarray(found, np.float64).reshape(len(times), -1)
 
@@ -95,10 +114,11 @@ def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
 @value
 class Linear:
   """logsnr(t) = max + (min - max) t.  The `fixed` schedule of Kingma et al. (2021)."""
-  logsnr_max: float = 13.3
-  logsnr_min: float = -5.0
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
 
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
+    t = jnp.asarray(t)
     return self.logsnr_max + (self.logsnr_min - self.logsnr_max) * t
 
 
@@ -110,10 +130,10 @@ class Cosine:
   of Salimans and Ho (2022): on the `vp` curve alpha(t) is the cosine of an angle linear in t.
   The chain itself, with its clipped last steps, is `cosine_betas`.
   """
-  logsnr_max: float = 13.3
-  logsnr_min: float = -5.0
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
 
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     t = jnp.asarray(t)
     # The angle and its complement: neither loses digits where it is small.
     angle = lambda at_0, at_1: (jnp.arctan(jnp.exp(at_0)) * (1.0 - t)
@@ -143,12 +163,12 @@ class BetaLinear:
   call the VP SDE.  At u = 0 logsnr is infinite; `t_min` is where the process starts (Song et
   al. use 1e-3 for samples and 1e-5 for likelihoods).
   """
-  beta_min: float = 0.1
-  beta_max: float = 20.0
-  t_min: float = 1e-3
+  beta_min: Scalar = 0.1
+  beta_max: Scalar = 20.0
+  t_min: Scalar = 1e-3
 
-  def __call__(self, t: Array) -> Array:
-    u = self.t_min + (1.0 - self.t_min) * t
+  def __call__(self, t: ArrayLike) -> Array:
+    u = self.t_min + (1.0 - self.t_min) * jnp.asarray(t)
     return -jnp.log(jnp.expm1(u * self.beta_min + 0.5 * u * u * (self.beta_max - self.beta_min)))
 
 
@@ -160,10 +180,11 @@ class GeometricSigma:
   0.01 and 50, of data in [0, 1].  The L noise levels of Song and Ermon (2019), 1 to 0.01 with
   L = 10, are GeometricSigma(0.01, 1.0) at the times np.linspace(1, 0, L), in [0, 1] again.
   """
-  sigma_min: float = 0.02
-  sigma_max: float = 100.0
+  sigma_min: Scalar = 0.02
+  sigma_max: Scalar = 100.0
 
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
+    t = jnp.asarray(t)
     low, high = jnp.log(self.sigma_min), jnp.log(self.sigma_max)
     return -2.0 * (low + (high - low) * t)
 
@@ -176,11 +197,12 @@ class KarrasSigma:
   sigma = 0.  With sigma_min = 0 the process itself ends in clean data, with all lower levels on the
   way; with rho = 1 too, sigma = sigma_max t, the time of their ODE.
   """
-  sigma_min: float = 0.002
-  sigma_max: float = 80.0
-  rho: float = 7.0
+  sigma_min: Scalar = 0.002
+  sigma_max: Scalar = 80.0
+  rho: Scalar = 7.0
 
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
+    t = jnp.asarray(t)
     low, high = (jnp.power(u, 1.0 / self.rho) for u in (self.sigma_min, self.sigma_max))
     # Not through sigma, which underflows long before its logarithm does.
     return -2.0 * self.rho * jnp.log(low + (high - low) * t)
@@ -196,12 +218,12 @@ class Laplace:
   logsnr(t) = mean - scale sgn(1/2 - t) log(1 - 2 |t - 1/2|) if it is not cut.  Hang et al. (2024),
   `Improved Noise Schedule for Diffusion Training`, with the values they recommend.
   """
-  mean: float = 0.0
-  scale: float = 0.5
-  logsnr_max: float = 13.3
-  logsnr_min: float = -5.0
+  mean: Scalar = 0.0
+  scale: Scalar = 0.5
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
 
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     def tail(u):  # P(logsnr > mean + scale u)
       half = 0.5 * jnp.exp(-jnp.abs(u))
       return jnp.where(u > 0.0, half, 1.0 - half)
@@ -219,12 +241,12 @@ class Sigmoid:
   points and mean 0, scale 1 on the `vp` curve is alpha^2 = 1 - t, and scale 2 on the `flow` curve
   rectified flow, alpha = 1 - t.
   """
-  mean: float = 0.0
-  scale: float = 1.0
-  logsnr_max: float = 13.3
-  logsnr_min: float = -5.0
+  mean: Scalar = 0.0
+  scale: Scalar = 1.0
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
 
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     above, below = _tails(self, lambda u: jax.nn.sigmoid(-u), t)
     return self.mean + self.scale * (jnp.log(below) - jnp.log(above))
 
@@ -247,10 +269,10 @@ class Shifted:
   Hoogeboom et al. (2023), section 3.1; Chen (2023) scales the data instead, by exp(shift / 2).
   """
   schedule: Schedule
-  shift: float
+  shift: Scalar
 
-  def __call__(self, t: Array) -> Array:
-    return self.schedule(t) + self.shift
+  def __call__(self, t: ArrayLike) -> Array:
+    return self.schedule(jnp.asarray(t)) + self.shift
 
 
 @value
@@ -262,8 +284,8 @@ class SameAlpha:
   """
   schedule: Schedule
 
-  def __call__(self, t: Array) -> Array:
-    logsnr = self.schedule(t)
+  def __call__(self, t: ArrayLike) -> Array:
+    logsnr = self.schedule(jnp.asarray(t))
     return jax.nn.log_sigmoid(logsnr) - 2.0 * jax.nn.log_sigmoid(-logsnr)
 
 
@@ -282,7 +304,7 @@ class TableSchedule:
   al. (2020), z_0 being data and z_1, ..., z_N the noisy ones; the zero-based `timestep` of public
   code is the index less one.
   """
-  logsnr: Array
+  logsnr: Array | np.ndarray
 
   @classmethod
   def from_alphas(cls, alphas: np.ndarray, clean: bool = True) -> 'TableSchedule':
@@ -342,7 +364,7 @@ class TableSchedule:
          -jnp.expm1(0.5 * (logsnr - a))],
         (a - logsnr) / (a - b))
 
-  def respaced(self, indices: Array) -> 'TableSchedule':
+  def respaced(self, indices: Array | np.ndarray | Sequence[int]) -> 'TableSchedule':
     """The chain of these entries alone, with exactly their alphas: [n + 1] increasing indices.
 
     Nichol and Dhariwal (2021), section 4, `strided` sampling.  To end in clean data keep index 0.
@@ -356,7 +378,7 @@ class TableSchedule:
                        f'increase within 0 .. {self.steps}')
     return TableSchedule(self.logsnr[indices])
 
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     t = jnp.asarray(t)
     table = jnp.asarray(self.logsnr, jnp.result_type(t, 0.0))
     u = t * self.steps
@@ -450,7 +472,7 @@ def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
   c = np.sqrt(2.0 * dim)
   excess = lambda gamma: (ndtr(c * (gamma - 1.0) + 3.0 * gamma)
                           - ndtr(c * (gamma - 1.0) - 3.0 * gamma) - overlap)
-  gamma = optimize.brentq(excess, 1.0, (c + 9.0) / (c - 3.0))
+  gamma = optimize.root_scalar(excess, bracket=(1.0, (c + 9.0) / (c - 3.0)), method='brentq').root
   ratios = np.log(sigma_max / sigma_min) / np.log(gamma)
   return np.geomspace(sigma_max, sigma_min, int(np.ceil(ratios)) + 1)
 
@@ -464,9 +486,10 @@ class LearnedLinear(nn.Module):
   logsnr_min: float = -5.0
 
   @nn.compact
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     w = self.param('w', nn.initializers.constant(self.logsnr_max - self.logsnr_min), (1,))
     b = self.param('b', nn.initializers.constant(-self.logsnr_max), (1,))
+    t = jnp.asarray(t)
     return -(b[0] + jnp.abs(w[0]) * t)
 
 
@@ -496,7 +519,7 @@ class Monotone(nn.Module):
   logsnr_min: float = -5.0
 
   @nn.compact
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     constant = nn.initializers.constant
     u = jnp.asarray(t)[..., None]
     line = _PositiveDense(1, constant(self.logsnr_max - self.logsnr_min),
@@ -524,7 +547,7 @@ class PinnedMonotone(nn.Module):
   logsnr_min: float = -5.0
 
   @nn.compact
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     high = self.param('logsnr_max', nn.initializers.constant(self.logsnr_max), ())
     low = self.param('logsnr_min', nn.initializers.constant(self.logsnr_min), ())
     normal = nn.initializers.normal(1.0)
@@ -559,7 +582,7 @@ class KnotSchedule(nn.Module):
   logsnr_min: float = -5.0
 
   @nn.compact
-  def __call__(self, t: Array) -> Array:
+  def __call__(self, t: ArrayLike) -> Array:
     high = self.param('logsnr_max', nn.initializers.constant(self.logsnr_max), ())
     low = self.param('logsnr_min', nn.initializers.constant(self.logsnr_min), ())
     log_density = self.param('log_density', nn.initializers.zeros, (self.knots,))

@@ -25,6 +25,8 @@ from vdm_jax.nn import inception
 from vdm_jax.weights import inception as published
 from vdm_jax.weights import readers
 
+__all__ = ['FEATURES', 'INCEPTION', 'Images', 'SPLITS', 'extractor', 'find_reference', 'score']
+
 SPLITS = ('train', 'validation', 'test')
 INCEPTION = '6726825d'  # how the SHA-256 of the usual weights begins, by their name
 FEATURES = 'pixels, classifier:RUN or inception:FILE'

@@ -5,41 +5,55 @@ Objectives and bounds are nats per example; bits per dimension appear at the edg
 """
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
+from jax.typing import ArrayLike
+
+__all__ = ['Array', 'ArrayLike', 'Context', 'Curve', 'Decoder', 'Denoiser', 'Estimate',
+           'Experiment', 'Level', 'Loss', 'Model', 'Objective', 'Process', 'PyTree', 'Sampler',
+           'Scalar', 'Schedule', 'Target', 'Update', 'Weighting', 'static', 'value']
 
 Array = jax.Array
 PyTree = Any
+Scalar = float | Array  # a number, Python's or one that may be traced: the leaves of values
+_T = TypeVar('_T')
 
 Schedule = Callable[[Array], Array]             # t -> logsnr, decreasing
 Curve = Callable[[Array], tuple[Array, Array]]  # logsnr -> (alpha, sigma)
 
 
-def value(cls: type) -> type:
-  """Makes `cls` a frozen dataclass that is a pytree; a field may be static (`pytree_node=False`).
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+  """A field of a `value` that is structure: compared and hashed under `jit`, never traced."""
+  return dataclasses.field(default=default, metadata={'pytree_node': False})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
+def value(cls: type[_T]) -> type[_T]:
+  """Makes `cls` a frozen dataclass that is a pytree: its fields are leaves, but those of `static`.
 
   As flax.struct.dataclass, except that two such classes never have equal tree structures.  There
   they may (JAX 0.10.2: classes with equally many fields, none static), and a function under `jit`
   that meets both now and then runs the one's program on the other.
+
+  `dataclasses.replace(value, field=...)` is the value with another field.
   """
-  cls = dataclasses.dataclass(frozen=True)(cls)
-  fields = dataclasses.fields(cls)
+  made: Any = dataclasses.dataclass(frozen=True)(cls)
+  fields = dataclasses.fields(made)
   leaves = [f.name for f in fields if f.metadata.get('pytree_node', True)]
-  static = [f.name for f in fields if f.name not in leaves]
+  others = [f.name for f in fields if f.name not in leaves]
 
   def flatten(self):
     return ([(GetAttrKey(name), getattr(self, name)) for name in leaves],
-            tuple(getattr(self, name) for name in static))
+            tuple(getattr(self, name) for name in others))
 
   def unflatten(aux, children):
-    return cls(**dict(zip(leaves, children, strict=True)), **dict(zip(static, aux, strict=True)))
+    return made(**dict(zip(leaves, children, strict=True)), **dict(zip(others, aux, strict=True)))
 
-  jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-  cls.replace = dataclasses.replace
-  return cls
+  jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
+  return made
 
 
 class Level(NamedTuple):
@@ -63,7 +77,7 @@ class Level(NamedTuple):
     return Level(*map(pad, self))
 
 
-Process = Callable[[Array], Level]                 # t -> level
+Process = Callable[[ArrayLike], Level]             # t, an array or a number -> level
 Target = Callable[[Level], tuple[Array, Array]]    # y = a x + b eps -> (a, b)
 Weighting = Callable[[Level], Array]               # level -> w >= 0; 1 is the bound
 
@@ -77,31 +91,43 @@ class Estimate(NamedTuple):
 
 class Denoiser(Protocol):
 
-  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+  def __call__(self, z: Array, level: Level, cond: PyTree = None, /) -> Estimate:
     """z: [B, ...]; level fields: [B] or []; cond: leaves [B, ...] or None."""
+    ...
 
 
 class Decoder(Protocol):
 
-  def __call__(self, data: Array, z: Array, level: Level) -> Array:
+  def __call__(self, data: Array, z: Array, level: Level, /) -> Array:
     """log p(data | z_0) in nats, [B].  data, z: [B, ...]; level: that of t = 0."""
+    ...
 
 
 class Objective(Protocol):
 
-  def __call__(self, denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
-               cond: PyTree = None) -> tuple[Array, dict[str, Array]]:
+  def __call__(self, denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array, /,
+               *args: Any, **kwargs: Any) -> tuple[Array, dict[str, Array]]:
     """Nats per example [B], and its terms {name: [B]}.  x: [B, ...]; t, keys: [B].
 
-    Further keywords are an objective's own.  No mean is taken inside.
+    The next argument is `cond`, leaves [B, ...] or None.  What follows is an objective's own:
+    keywords, which it may require (`data` and `decoder` of a bound, the `steps` of a chain).  To a
+    type checker `*args, **kwargs: Any` says so.  No mean is taken inside.
     """
+    ...
+
+
+def _same(z: Array) -> Array:
+  return z
 
 
 class Sampler(NamedTuple):
-  """A reverse-time transition kernel: pure functions, and a plan of per-step numbers."""
-  init: Callable[[Array], PyTree]      # z_1 -> state
-  step: Callable[..., PyTree]          # keys [B], state, t, s, plan[i] -> state
-  value: Callable[[PyTree], Array]     # state -> z
+  """A reverse-time transition kernel: pure functions, and a plan of per-step numbers.
+
+  A sampler without a memory is `Sampler(step)`: its state is z.
+  """
+  step: Callable[..., PyTree]              # keys [B], state, t, s, plan[i] -> state
+  init: Callable[[Array], PyTree] = _same  # z_1 -> state
+  value: Callable[[PyTree], Array] = _same  # state -> z
   plan: Callable[[Array], PyTree] = lambda times: None  # times [N+1] -> leaves [N, ...]
   evaluations: int | None = 1          # calls of the denoiser in one step; None: in the
                                        # state's field of that name, since it varies

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 
 from vdm_jax.typing import Array, Level, Weighting
 
+__all__ = ['edm', 'min_snr', 'p2', 'sigmoid', 'simple', 'snr_plus_one', 'truncated_snr', 'vlb']
+
 
 def vlb(level: Level) -> Array:
   """1: the continuous-time variational bound."""

@@ -4,6 +4,7 @@ Each image has `times` draws of (t, eps, eps_0), its times evenly spread over [0
 offset of its own; a repetition is an independent set of all draws.  Draws belong to
 (repetition, image, number), so the result depends neither on the batch size nor on the devices.
 """
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class BoundSamples(NamedTuple):
   @property
   def total(self) -> np.ndarray:
     """The bound on -log p of each image: [R, N]."""
-    return sum(self.terms.values())
+    return functools.reduce(np.add, self.terms.values())
 
 
 def own_bound(model: Model, what: str) -> None:

@@ -26,7 +26,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ from vdm_jax.objectives import vlb
 from vdm_jax.samplers.analytic import Variances
 from vdm_jax.typing import Model, PyTree
 
+_T = TypeVar('_T')
 MOST_EXACT = 256  # dimensions of which the exact trace is affordable
 PROBES = ('rademacher', 'gaussian', 'exact')
 _VARIANCES, _DEQUANTISERS = 'large|learned|analytic', 'uniform|truncated_normal|variational'
@@ -93,15 +94,14 @@ def _parse(name: str) -> Estimate:
   if found is None:
     raise InputError(f'--estimates: {name!r} is none of {ACCEPTED}.')
   fields = found.groupdict()
-  for field in ('steps', 'paths'):
-    if fields.get(field) is not None:
-      fields[field] = int(fields[field])
-      if fields[field] < 1:
-        raise InputError(f'--estimates: {name!r} has a number below 1; accepted are {ACCEPTED}.')
-  fields['ddpm'] = bool(fields.get('ddpm'))
-  if fields['ddpm'] and fields['steps'] < 2:
+  number = lambda field: int(fields[field]) if fields.get(field) is not None else None
+  estimate = Estimate(name, fields['family'], number('steps'), number('paths'),
+                      fields.get('variance'), fields.get('dequantiser'), bool(fields.get('ddpm')))
+  if any(n is not None and n < 1 for n in (estimate.steps, estimate.paths)):
+    raise InputError(f'--estimates: {name!r} has a number below 1; accepted are {ACCEPTED}.')
+  if estimate.ddpm and estimate.steps == 1:
     raise InputError(f'--estimates: {name!r}: a chain that ends in the data has 2 steps or more.')
-  return Estimate(name, **fields)
+  return estimate
 
 
 def of_chain(asked: Sequence[Estimate], options: Options, model: Model, batch: PyTree, steps: int
@@ -187,7 +187,7 @@ def width(estimate: Estimate, options: Options, shape: tuple[int, ...], batch_si
   """How many examples of the network an image makes at a time."""
   if estimate.family == 'ode':
     return options.importance * (math.prod(shape) if options.probe == 'exact' else options.probes)
-  if estimate.family == 'iw':  # a divisor of the number of paths
+  if estimate.paths is not None:  # a divisor of it
     return max(k for k in range(1, min(batch_size, estimate.paths) + 1) if not estimate.paths % k)
   return options.times
 
@@ -196,28 +196,33 @@ def estimator(estimate: Estimate, options: Options, shape: tuple[int, ...], leve
               batch_size: int, found: Found) -> Estimator:
   """The estimator of this name."""
   if estimate.family == 'ode':
-    method = {'rtol': options.tolerance, 'atol': options.tolerance, 'probes': options.probes,
-              'probe': options.probe, 'steps': estimate.steps or 0,
-              'importance': options.importance, 'start': options.start}
-
     def of_flow(model, batch, keys):
-      dequantise = _dequantiser(estimate.dequantiser, model, levels)
-      return ode.estimator(dequantise, **method)(model, batch, keys)
+      flow = ode.estimator(
+          _dequantiser(estimate.dequantiser, model, levels), rtol=options.tolerance,
+          atol=options.tolerance, probes=options.probes, probe=options.probe,
+          steps=estimate.steps or 0, importance=options.importance, start=options.start)
+      return flow(model, batch, keys)
 
     return of_flow
   if estimate.family == 'immse':
-    return immse.estimator(found.moments, options.times)
-  kernel = {}
+    return immse.estimator(_read(found.moments), options.times)
+  kernel: dict[str, Any] = {}
   if estimate.variance:
     kernel['variance'] = (vlb.fixed_large if estimate.variance == 'large' else
                           vlb.learned if estimate.variance == 'learned' else
-                          bounds.analytic_variance(found.variances))
+                          bounds.analytic_variance(_read(found.variances)))
   if estimate.ddpm:
     kernel['last'] = DiscretisedNormal(levels).log_prob
-  if estimate.family == 'iw':
+  if estimate.paths is not None and estimate.steps is not None:  # iw
     return paths.importance_weighted(estimate.paths, estimate.steps, **kernel,
                                      at_once=width(estimate, options, shape, batch_size))
   return bounds.at_times(estimate.steps or 0, options.times, **kernel)
+
+
+def _read(found: _T | None) -> _T:
+  if found is None:
+    raise ValueError('what this estimate needs of the training split was not read')
+  return found
 
 
 def _dequantiser(name: str | None, model: Model, levels: int) -> dequantisers.Dequantiser | None:

@@ -13,18 +13,20 @@ and for one x, with c_i the coordinates of x - mean,
 which is 2 d/dlogsnr of KL(q(z_t | x) || G_t), G_t the Gaussian's marginal: the I-MMSE relation of
 Guo, Shamai and Verdu (2005), pointwise as in Kong, Brekelmans and Ver Steeg (2023).
 """
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.typing import Array, Estimate, Level, PyTree, value
+from vdm_jax.typing import Array, ArrayLike, Estimate, Level, PyTree, value
 
 FULL = 4096  # dimensions up to which the whole covariance is kept
 
 
-def _times(u: Array, matrix: Array, axis: int = 0) -> Array:
+def _times(u: Array | np.ndarray, matrix: Array | np.ndarray, axis: int = 0) -> Array:
   """u [B, D] summed over that axis of the matrix, of which no transposed copy is made.
 
   In float32 also where products are taken in less by default: closed forms are compared.
@@ -38,12 +40,12 @@ class Moments:
 
   Levels are the same for all pixels: the eigenvectors mix them.
   """
-  mean: Array                 # [D]
-  eigenvalues: Array          # [D]     of the covariance; variances where there are no eigenvectors
-  eigenvectors: Array | None  # [D, D]  in columns; None: the covariance is taken as diagonal
+  mean: Array | np.ndarray         # [D]
+  eigenvalues: Array | np.ndarray  # [D]  of the covariance; variances if there are no eigenvectors
+  eigenvectors: Array | np.ndarray | None  # [D, D]  in columns; None: a diagonal covariance
 
-  def _rotated(self, u: Array) -> Array:
-    u = u.reshape(len(u), -1)
+  def _rotated(self, u: Array | np.ndarray) -> Array:
+    u = jnp.reshape(u, (len(u), -1))
     return u if self.eigenvectors is None else _times(u, self.eigenvectors)
 
   def _back(self, u: Array, like: Array) -> Array:
@@ -60,7 +62,7 @@ class Moments:
   def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
     """The best linear estimate from z: [B, ...]."""
     at, deviation, variance = self._at(z, level)
-    x = self.mean.reshape(z.shape[1:]) + self._back(
+    x = jnp.reshape(self.mean, z.shape[1:]) + self._back(
         at.alpha * self.eigenvalues * deviation / variance, z)
     return Estimate(x=x, eps=self._back(at.sigma * deviation / variance, z))
 
@@ -69,14 +71,14 @@ class Moments:
     _, deviation, variance = self._at(z, level)
     return -0.5 * jnp.sum(jnp.square(deviation) / variance + jnp.log(2.0 * jnp.pi * variance), -1)
 
-  def eps_error(self, logsnr: Array) -> Array:
+  def eps_error(self, logsnr: ArrayLike) -> Array:
     """E |eps - eps_hat|^2 of a whole image, data and noise averaged; any shape of `logsnr`.
 
     An upper bound on that of the optimal denoiser of any data with these moments.
     """
     return jnp.sum(jax.nn.sigmoid(self._log_snr(jnp.asarray(logsnr))), axis=-1)
 
-  def eps_error_between(self, low: Array, high: Array) -> Array:
+  def eps_error_between(self, low: ArrayLike, high: ArrayLike) -> Array:
     """The mean of `eps_error` over logsnr from `low` to `high`, of one shape.
 
     (softplus(high + log l_i) - softplus(low + log l_i)) / (high - low) summed over i, as logarithms
@@ -86,7 +88,7 @@ class Moments:
     ratio = jax.nn.sigmoid(self._log_snr(low)) * jnp.expm1(width)[..., None]
     return jnp.sum(jnp.log1p(ratio), axis=-1) / width
 
-  def divergence(self, x: Array, logsnr: Array) -> Array:
+  def divergence(self, x: Array, logsnr: ArrayLike) -> Array:
     """KL(q(z_t | x) || G_t) in nats, [B], G_t the density of z_t here; the same on all curves.
 
     x: [B, ...]; logsnr: [B] or [].
@@ -121,9 +123,10 @@ def fit(split, encode: Callable[[Array], Array], levels: int, *, limit: int | No
   read = lambda first: np.asarray(encode(split.get(
       np.arange(first, min(first + batch_size, n)))['image']), np.float64)
   batches = lambda: (u.reshape(len(u), -1) for u in map(read, range(0, n, batch_size)))
-  mean = sum(u.sum(axis=0) for u in batches()) / n
+  total = lambda of: functools.reduce(operator.add, map(of, batches()))
+  mean = total(lambda u: u.sum(axis=0)) / n
   if len(mean) > FULL:
-    values, vectors = sum(np.square(u - mean).sum(axis=0) for u in batches()) / n, None
+    values, vectors = total(lambda u: np.square(u - mean).sum(axis=0)) / n, None
   else:
-    values, vectors = np.linalg.eigh(sum((u - mean).T @ (u - mean) for u in batches()) / n)
+    values, vectors = np.linalg.eigh(total(lambda u: (u - mean).T @ (u - mean)) / n)
   return Moments(mean, np.maximum(values, 1.0 / (3.0 * levels**2)), vectors)

@@ -33,7 +33,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.likelihood.bounds import repeated
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.processes import diffuse, time_of
-from vdm_jax.typing import Array, Denoiser, Process, PyTree
+from vdm_jax.typing import Array, ArrayLike, Denoiser, Process, PyTree
 
 # Beyond this |logsnr| u stands still: all that is left there of the data in the noise, or of the
 # noise in the data, is 3e-7 of it, and no network is asked where alpha or sigma is 0.
@@ -57,7 +57,7 @@ class Solution(NamedTuple):
 
 
 def log_prob(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: PyTree = None, *,
-             t0: Array = 0.0, t1: Array = 1.0, **method) -> Solution:
+             t0: ArrayLike = 0.0, t1: ArrayLike = 1.0, **method) -> Solution:
   """log p(z at t0): the prior N(0, prior_std^2) at t1, carried to t0 by the probability flow.
 
   z: [B, ...] at t0; keys: [B]; cond: leaves [B, ...] or None; method: the fields of `Method`.  The
@@ -81,7 +81,7 @@ def log_prob(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: P
 
 
 def decode(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: PyTree = None, *,
-           t0: Array = 0.0, t1: Array = 1.0, **method) -> Solution:
+           t0: ArrayLike = 0.0, t1: ArrayLike = 1.0, **method) -> Solution:
   """From z at t1 to z at t0, with its log density there: the way back of `log_prob`.
 
   Samples whose density is known, if z is from the prior.  Arguments and errors as there.
@@ -193,13 +193,13 @@ def _log_prior(u: Array) -> Array:
   return sum_over_data(-0.5 * (jnp.square(u) + jnp.log(2.0 * jnp.pi)))
 
 
-def _c(process: Process, like: Array, t: Array) -> Array:
+def _c(process: Process, like: Array, t: ArrayLike) -> Array:
   # Of one time for each example, so that the levels of a per-pixel schedule are [B, ...].
   level = process(jnp.full(like.shape[:1], t, like.dtype)).expand(like)
   return jnp.hypot(level.alpha, level.sigma)
 
 
-def _in_units_of_c(process: Process, z: Array, t: Array) -> tuple[Array, Array]:
+def _in_units_of_c(process: Process, z: Array, t: ArrayLike) -> tuple[Array, Array]:
   c = _c(process, z, t)
   return z / c, _log_volume(c, z)
 
@@ -213,7 +213,7 @@ def _of_whole(process: Process) -> Process:
   return whole
 
 
-def _times(process: Process, dtype, t0: Array, t1: Array) -> tuple[Array, Array]:
+def _times(process: Process, dtype, t0: ArrayLike, t1: ArrayLike) -> tuple[Array, Array]:
   """The part of [t0, t1] within LIMIT."""
   first, last = time_of(_of_whole(process), jnp.asarray([LIMIT, -LIMIT], dtype))
   return jax.lax.stop_gradient((jnp.maximum(jnp.asarray(t0, dtype), first),

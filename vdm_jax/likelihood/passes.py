@@ -7,6 +7,7 @@ that image depends neither on the batch it is computed in nor on the devices.  B
 for it.
 """
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -16,16 +17,19 @@ from vdm_jax import devices, random
 from vdm_jax.typing import Array, Model, PyTree
 
 Estimator = Callable[[Model, PyTree, Array], dict[str, Array]]
+_Of = TypeVar('_Of')
 
 
-def over_images(estimator: Estimator, model: Callable[[PyTree], Model], params: PyTree, split,
+def over_images(estimator: Callable[[_Of, PyTree, Array], dict[str, Array]],
+                model: Callable[[PyTree], _Of], params: PyTree, split,
                 key: Array, *, label: str, at_once: int, repeats: int = 1,
                 count: int | None = None, progress: bool = True) -> dict[str, np.ndarray]:
   """{name: [R, N, ...]}: `estimator` on each of the first `count` (default: all) images of `split`,
   once in each of R = `repeats` repetitions, whose draws are independent.
 
-  model: params -> Model; split: `len`, and `get(rows)` -> batch; at_once: images at a time, rounded
-  up to whole images on whole devices; label: of the progress bar.  One program serves all batches.
+  model: params -> Model, or what the estimator takes in its place; split: `len`, and `get(rows)` ->
+  batch; at_once: images at a time, rounded up to whole images on whole devices; label: of the
+  progress bar.  One program serves all batches.
   """
   n = len(split) if count is None else min(count, len(split))
   images = devices.whole_batch(min(n, max(1, at_once)))

@@ -154,7 +154,7 @@ def _rare_events(mean: float, error: float) -> float:
   if not (mean > 0.0 and error > 0.0):
     return 0.0
   expected = (mean / error)**2
-  return error**2 / mean * (stats.poisson.isf(RARE, expected) + 1.0 - expected)
+  return error**2 / mean * (float(stats.poisson.isf(RARE, expected)) + 1.0 - expected)
 
 
 def _standard_error(difference: np.ndarray) -> tuple[float | None, float]:

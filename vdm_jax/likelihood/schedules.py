@@ -7,14 +7,15 @@ another network under another schedule, and so is found out.
 """
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from vdm_jax import schedules
-from vdm_jax.typing import Model, PyTree, Schedule
+from vdm_jax.typing import Model, PyTree, Scalar, Schedule
 
 # With the range of logsnr for their scale, lest an end become too rare to be drawn.
-SCHEDULES: dict[str, Callable[[float, float], Schedule]] = {
+SCHEDULES: dict[str, Callable[[Scalar, Scalar], Schedule]] = {
     'linear': schedules.Linear,
     'cosine': schedules.Cosine,
     'laplace': lambda high, low: schedules.Laplace(0.5 * (high + low), (high - low) / 4, high, low),
@@ -26,9 +27,9 @@ def under(model: Callable[[PyTree], Model], name: str) -> Callable[[PyTree], Mod
   """`model` with the schedule of this name between the ends of its own."""
   def moved(params):
     own = model(params)
+    process: Any = own.process  # a dataclass with a field `schedule`: see `movable`
     high, low = (own.process(jnp.float32(t)).logsnr for t in (0.0, 1.0))
-    return own._replace(process=dataclasses.replace(own.process,
-                                                    schedule=SCHEDULES[name](high, low)))
+    return own._replace(process=dataclasses.replace(process, schedule=SCHEDULES[name](high, low)))
   return moved
 
 

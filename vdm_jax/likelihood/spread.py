@@ -10,7 +10,7 @@ batch counts with the share do/dv = 30 v^2 (1 - v)^2.  v is evenly spread over t
 """
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,8 @@ def published(own: Process) -> dict[str, Process]:
   missing where it does not get as low.
   """
   high, low = (float(u) for u in own(jnp.array([0.0, 1.0])).logsnr)
-  with_schedule = lambda schedule: dataclasses.replace(own, schedule=schedule)
+  dataclass: Any = own
+  with_schedule = lambda schedule: dataclasses.replace(dataclass, schedule=schedule)
   out = {LINEAR: with_schedule(schedules.Linear(high, low)),
          'alpha-cosine': with_schedule(schedules.Cosine(high, low))}
   beta_linear = with_schedule(schedules.BetaLinear(t_min=0.0))

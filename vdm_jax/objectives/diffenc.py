@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
+from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import diffuse, tau
 from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree
@@ -80,7 +80,7 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
   error = eps - wide.alpha / wide.sigma * change - estimate.eps
   diffusion = sum_over_data(-0.5 * wide.dlogsnr * jnp.square(error))
   terms = {**_end_terms(encoder, process, x, t, keys, data, decoder, eps_0), 'diffusion': diffusion}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms
 
 
 def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
@@ -105,7 +105,7 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
   ratio = jnp.expm1(to.logsnr - wide.logsnr)  # SNR(s) / SNR(t) - 1
   diffusion = sum_over_data(0.5 * steps * ratio * jnp.square(error))
   terms = {**_end_terms(encoder, process, x, t, keys, data, decoder, eps_0), 'diffusion': diffusion}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms
 
 
 __all__ = ['Encoder', 'blend', 'continuous', 'counter_term', 'discrete']

@@ -31,7 +31,7 @@ import math
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
-from vdm_jax.decoders import sum_over_data
+from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.objectives import vlb
 from vdm_jax.typing import Array, Denoiser, Level, Process, PyTree
 
@@ -62,4 +62,4 @@ def bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
   over_data = lambda u: sum_over_data(jnp.broadcast_to(u, x.shape))
   terms = {'reconstruction': over_data(jnp.log(first.sigma) + 0.5 * math.log(2 * math.pi * math.e)),
            'latent': over_data(-jnp.log(last.sigma)), 'diffusion': terms['diffusion']}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms

@@ -31,8 +31,8 @@ import numpy as np
 from jax.nn import log_sigmoid
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
-from vdm_jax.typing import Array, PyTree, value
+from vdm_jax.decoders import sum_of_terms, sum_over_data
+from vdm_jax.typing import Array, ArrayLike, PyTree, Scalar, value
 
 # (x^(t) [B, ...] as +-1, t [B] or [], cond) -> the log odds of f_b, [B, ...]; t = 2 .. T.
 Reverse = Callable[[Array, Array, PyTree], Array]
@@ -44,9 +44,9 @@ class BinomialChain:
 
   Entry 0 of `step` is no step, and entry 0 of `since` the data themselves; both are infinite.
   """
-  step: Array   # given x^(t-1)
-  since: Array  # given x^(0)
-  rest: Array   # of p(x^(T)), []
+  step: Array | np.ndarray   # given x^(t-1)
+  since: Array | np.ndarray  # given x^(0)
+  rest: Scalar               # of p(x^(T)), []
 
   @classmethod
   def from_betas(cls, betas: np.ndarray, activity: float = 0.5) -> 'BinomialChain':
@@ -85,7 +85,7 @@ class BinomialChain:
     return len(self.step) - 1
 
   @property
-  def signal(self) -> Array:
+  def signal(self) -> Array | np.ndarray:
     """How far x^(0) moves the log odds of x^(t) from their middle, [T + 1]: infinite ... 0."""
     return 0.5 * (self.since[:, 1] - self.since[:, 0])
 
@@ -102,7 +102,7 @@ class BinomialChain:
     return _given(self.since, t, x)
 
 
-def _given(table: Array, t: Array, x: Array) -> Array:
+def _given(table: Array | np.ndarray, t: Array, x: Array) -> Array:
   """Entries [t, x > 0] of a table [T + 1, 2]: [B, ...]."""
   u = jnp.asarray(table, x.dtype)[t]
   of = lambda i: u[..., i].reshape(u.shape[:-1] + (1,) * (x.ndim - u.ndim + 1))
@@ -142,11 +142,11 @@ def bound(reverse: Reverse, chain: BinomialChain, x: Array, t: Array, keys: Arra
   left = lambda t: sum_over_data(entropy(chain.marginal(x, jnp.asarray(t))))
   most = x[0].size * entropy(jnp.asarray(chain.rest, x.dtype))
   terms = {'reconstruction': left(1), 'latent': most - left(last), 'diffusion': (last - 1) * gap}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms
 
 
 def sample(reverse: Reverse, chain: BinomialChain, keys: Array, shape: tuple[int, ...],
-           cond: PyTree = None, log_ratio: Array = 0.0) -> Array:
+           cond: PyTree = None, log_ratio: ArrayLike = 0.0) -> Array:
   """x^(0) ~ p as +-1, [B, *shape]; the last step is the forward kernel.  keys: [B].
 
   log_ratio: log r(x_i = 1) - log r(x_i = -1) of a second distribution of independent bits, to

@@ -41,7 +41,8 @@ vp_target: Target = predictions.v
 
 def sp_target(level: Level) -> tuple[Array, Array]:
   """(eps - x) / sqrt(2), which on the `flow` curve is (eps - z) / (sqrt(2) alpha)."""
-  return tuple(math.sqrt(0.5) * u for u in predictions.flow(level))
+  a, b = predictions.flow(level)
+  return math.sqrt(0.5) * a, math.sqrt(0.5) * b
 
 
 def vp_mass(logsnr: Array) -> Array:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from vdm_jax.decoders import sum_over_data
+from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.objectives.denoising import weighted_diffusion
 from vdm_jax.processes import prior_kl, sde
 from vdm_jax.typing import Array, Denoiser, Level, Process, PyTree, Weighting
@@ -51,4 +51,4 @@ def density_bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys:
   entropy = 0.5 * (1.0 + jnp.log(2.0 * jnp.pi)) + jnp.log(first.sigma)
   terms = {'entropy': sum_over_data(jnp.broadcast_to(entropy, x.shape)),
            'latent': sum_over_data(prior_kl(x, last)), 'diffusion': diffusion}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
+from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.objectives import vlb
 from vdm_jax.objectives.denoising import weighted_diffusion
 from vdm_jax.objectives.score_flow import matching
@@ -50,7 +50,7 @@ def sliced(score: Score, x: Array, keys: Array, *, probes: Probes = rademacher,
   along = lambda u: jax.vmap(sum_over_data)(v * u)  # [P, B]
   square = sum_over_data(jnp.square(at)) if reduced else jnp.mean(jnp.square(along(at)), axis=0)
   terms = {'divergence': jnp.mean(along(moved), axis=0), 'norm': 0.5 * square}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms
 
 
 def implicit(score: Score, x: Array, keys: Array) -> tuple[Array, dict[str, Array]]:

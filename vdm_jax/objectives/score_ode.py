@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
+from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.objectives import times, vlb
 from vdm_jax.processes import diffuse
 from vdm_jax.typing import Array, Decoder, Denoiser, Estimate, Level, Process, PyTree
@@ -130,5 +130,5 @@ def with_bound(estimate: Estimate, process: Process, x: Array, t: Array, keys: A
   _, terms = vlb.continuous(lambda *_: estimate, process, x, t, keys, data=data, decoder=decoder,
                             eps=eps, eps_0=eps_0)
   terms['diffusion'] = weight * terms['diffusion']
-  bound = sum(terms.values())
-  return bound + sum(added.values()), {'vlb': bound, **terms, **added}
+  bound = sum_of_terms(terms)
+  return bound + sum_of_terms(added), {'vlb': bound, **terms, **added}

@@ -16,10 +16,9 @@ Their bits/dim of discrete data first left out the entropy of q(z_0 | x), and we
 """
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from vdm_jax import random
-from vdm_jax.typing import Array, Weighting, value
+from vdm_jax.typing import Array, Scalar, Weighting, static, value
 
 
 @value
@@ -30,8 +29,8 @@ class Reciprocal:
   t_min; theirs is 1e-5): tau = first + (1 - first) t.  k = 0 is uniform, a large k hardly ever
   truncates.
   """
-  first: float = 1e-5
-  k: float = struct.field(pytree_node=False, default=1.0)
+  first: Scalar = 1e-5
+  k: float = static(default=1.0)
 
   def _integral(self, tau):
     """Of (tau / first)^-k dlog(tau / first) tau / first, from `first` on."""

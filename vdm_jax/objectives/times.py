@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.decoders import sum_of_terms
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import time_of
 from vdm_jax.typing import Array, Context, Model, Objective, Process, PyTree, value
@@ -162,7 +163,7 @@ def importance(objective: Objective, propose: Proposal) -> Objective:
     t, weight = propose(t)
     _, terms = objective(denoise, process, x, t, keys, cond, **more)
     terms = {**terms, 'diffusion': weight * terms['diffusion']}
-    return sum(terms.values()), terms
+    return sum_of_terms(terms), terms
   return at_proposed
 
 

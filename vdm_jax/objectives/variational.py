@@ -21,14 +21,16 @@ A distribution here is whatever has `sample` and `log_prob`; a conditional is a 
 returns one.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014); the last line as in
 Luo (2022), `Understanding Diffusion Models: A Unified Perspective`.
 """
+import functools
+import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from vdm_jax import processes, random
-from vdm_jax.decoders import sum_over_data
+from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.typing import Array, Denoiser, Process, PyTree, value
 
 
@@ -37,14 +39,17 @@ class Distribution(Protocol):
 
   def sample(self, keys: Array) -> PyTree:
     """keys: [B]."""
+    ...
 
   def log_prob(self, z: PyTree) -> Array:
     """nats, [B]."""
+    ...
 
 
 Conditional = Callable[[PyTree], Distribution]         # what is given -> the distribution
 Decoder = Callable[[Array, PyTree], Array]             # data, z -> log p(data | z) in nats, [B]
-Divergence = Callable[[Distribution, Distribution, PyTree], Array]  # q, p, z ~ q -> nats [B]
+Divergence = Callable[[Any, Any, PyTree], Array]       # q, p, z ~ q -> nats [B]; of two
+                                                       # distributions, or of one family alone
 
 
 @value
@@ -78,8 +83,9 @@ class Joint(NamedTuple):
 
   def log_prob(self, z: tuple) -> Array:
     drawn = z[::-1] if self.upward else z
-    return sum(conditional(drawn[:i]).log_prob(drawn[i])
-               for i, conditional in enumerate(self.conditionals))
+    return functools.reduce(operator.add, (
+        conditional(drawn[:i]).log_prob(drawn[i])
+        for i, conditional in enumerate(self.conditionals)))
 
 
 # ------------------------------------------------------------- divergences
@@ -134,7 +140,7 @@ def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional], de
     z = q.sample(random.stream(keys, name))
     above += (z,)
     layers[name] = divergence(q, p, z)
-  terms = {'reconstruction': -decoder(data, above), 'latent': sum(layers.values())}
+  terms = {'reconstruction': -decoder(data, above), 'latent': sum_of_terms(layers)}
   return terms['reconstruction'] + beta * terms['latent'], {**terms, **layers}
 
 
@@ -188,7 +194,7 @@ def markovian(data: Array, keys: Array, *, encoder: Chain, decoder: Decoder, pri
   terms = {'reconstruction': -decoder(data, path[0]),
            'latent': divergence(encoder.last, prior, path[-1]),
            'diffusion': sum(transitions.values(), jnp.zeros(len(data)))}
-  return sum(terms.values()), {**terms, **transitions}
+  return sum_of_terms(terms), {**terms, **transitions}
 
 
 # ------------------------------------------------- the diffusion of `vlb`

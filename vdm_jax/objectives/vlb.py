@@ -22,7 +22,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
+from vdm_jax.decoders import sum_of_terms, sum_over_data
+from vdm_jax.errors import InputError
 from vdm_jax.objectives.denoising import weighted_diffusion
 from vdm_jax.processes import diffuse, interpolated_std, learned_share, prior_kl, tau
 from vdm_jax.typing import Array, Decoder, Denoiser, Estimate, Level, Process, PyTree
@@ -60,7 +61,7 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
   """
   diffusion, _ = weighted_diffusion(denoise, process, x, t, keys, cond, eps=eps)
   terms = {**end_terms(process, x, x, t, keys, data, decoder, eps_0), 'diffusion': diffusion}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms
 
 
 def beside(process: Process, x: Array, t: Array, keys: Array, data: Array, decoder: Decoder,
@@ -143,7 +144,7 @@ def compare_kernels(x: Array, eps: Array, estimate: Estimate, at_t: Level, at_s:
 
 
 def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
-             cond: PyTree = None, *, steps: int, data: Array, decoder: Decoder,
+             cond: PyTree = None, *, steps: int, data: Array, decoder: Decoder | None,
              variance: Variance = fixed_small, last: LastStep | None = None,
              eps: Array | None = None, eps_0: Array | None = None
              ) -> tuple[Array, dict[str, Array]]:
@@ -155,9 +156,9 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
   last: for chains whose t = 0 are the data (Ho et al. 2020): the first step is then no divergence
   but -log p(data | z_{1/T}), eq. 13 there, e.g. `DiscretisedNormal(levels).log_prob`, at the mean
   x_hat and the standard deviation of that step; see `step_levels`.  It is the term
-  'reconstruction', drawn as one of T like the others; `decoder` is not used.
+  'reconstruction', drawn as one of T like the others; `decoder` is not used, and may be None.
 
-  Arguments and results as in `continuous`.
+  Arguments and results as in `continuous`.  Raises InputError: neither `last` nor a decoder.
   """
   grid = step_number(t, steps)
   at_t, at_s = step_levels(process, grid, steps, last is not None)
@@ -168,15 +169,17 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
   divergence = 0.5 * sum_over_data(jnp.log1p(excess)
                                    + (jnp.square(gap) - excess) / (1.0 + excess))
   if last is None:
+    if decoder is None:
+      raise InputError('decoder', None, 'a chain without `last` ends in z_0', 'give a decoder')
     terms = {**end_terms(process, x, x, t, keys, data, decoder, eps_0),
              'diffusion': steps * divergence}
-    return sum(terms.values()), terms
+    return sum_of_terms(terms), terms
   first = grid == 1.0
   log_prob = last_step(last, data, x, estimate, at_t, at_s, variance, first)
   terms = {'reconstruction': jnp.where(first, -steps * log_prob, 0.0),
            'latent': sum_over_data(prior_kl(x, process(jnp.ones_like(t)))),
            'diffusion': jnp.where(first, 0.0, steps * divergence)}
-  return sum(terms.values()), terms
+  return sum_of_terms(terms), terms
 
 
 def last_step(last: LastStep, data: Array, x: Array, estimate: Estimate, at_t: Level, at_s: Level,

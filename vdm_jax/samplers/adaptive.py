@@ -4,18 +4,19 @@ The steps depend on the sample, so there is no grid and no plan, and the number 
 result.  Every example has its own steps: an image does not depend on those drawn with it.  Yet the
 denoiser is called once for all of them, each at its own level, until the slowest has arrived.
 """
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vdm_jax.errors import InputError
 from vdm_jax.processes import time_of
 from vdm_jax.samplers.first_order import transition
-from vdm_jax.typing import Array, Denoiser, Process
+from vdm_jax.typing import Array, ArrayLike, Denoiser, Process
 
 
 class Solution(NamedTuple):
@@ -23,8 +24,8 @@ class Solution(NamedTuple):
   evaluations: Array  # []  calls of the denoiser, each for the whole batch
 
 
-def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: Array = 1.0, t1: Array = 0.0,
-                 *, rtol: float = 1e-5, atol: float = 1e-5,
+def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 1.0,
+                 t1: ArrayLike = 0.0, *, rtol: float = 1e-5, atol: float = 1e-5,
                  solver: diffrax.AbstractERK | None = None, max_steps: int = 1000) -> Solution:
   """Integrates dz/dt = dalpha x_hat + dsigma eps_hat from t0 to t1: down samples, up encodes.
 
@@ -41,7 +42,8 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: Array = 1.0,
   did not suffice.  Inside it z is then NaN.
   """
   solver = diffrax.Dopri5() if solver is None else solver
-  if not isinstance(solver, diffrax.AbstractERK):
+  tableau = getattr(solver, 'tableau', None)
+  if not (isinstance(solver, diffrax.AbstractERK) and isinstance(tableau, diffrax.ButcherTableau)):
     raise InputError(f'solver = {type(solver).__name__}: an explicit Runge-Kutta method is needed, '
                      'e.g. diffrax.Dopri5(); an implicit one takes the Jacobian of the network.')
   t0, t1 = jnp.asarray(t0, z.dtype), jnp.asarray(t1, z.dtype)
@@ -64,19 +66,19 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: Array = 1.0,
         throw=False)
 
   z = jnp.where(begin == t0, 1.0, process(begin).alpha / process(t0).alpha) * z
-  solution = jax.vmap(solve)(z)
+  solution: Any = jax.vmap(solve)(z)
   arrived = solution.result == diffrax.RESULTS.successful
   z = jnp.where(jnp.reshape(arrived, (-1,) + (1,) * (z.ndim - 1)), solution.ys[:, 0], jnp.nan)
   z = jax.lax.cond(
       end == t1, lambda z: z,
       lambda z: transition(denoise(z, process(end)), process(end), process(t1)), z)
-  if not isinstance(arrived, jax.core.Tracer) and not np.all(arrived):
+  if not isinstance(arrived, Tracer) and not np.all(arrived):
     raise InputError(f'{np.sum(~np.asarray(arrived))} of {len(z)} examples did not arrive within '
                      f'max_steps = {max_steps}: raise it or the tolerances, or see whether the '
                      'network is finite between t0 and t1.')
   # A method whose last stage is the next step's first evaluates that one once.
-  reused = int(solver.tableau.fsal)
-  per_step = solver.tableau.num_stages - reused
+  reused = int(tableau.fsal)
+  per_step = tableau.num_stages - reused
   steps = jnp.max(solution.stats['num_steps'])
   return Solution(z, reused + per_step * steps + (end != t1))
 

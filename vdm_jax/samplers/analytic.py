@@ -36,8 +36,6 @@ from vdm_jax.samplers.multistep import real_steps
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, Sampler
 
-_same = lambda z: z
-
 
 class Variances(NamedTuple):
   """E Var(v | z_t), a mean over z_t and dimensions, at K noise levels.
@@ -81,8 +79,8 @@ def estimate_variances(denoise: Denoiser, process: Process, x: Array, times: Arr
 def pool(estimates: Sequence[Variances]) -> Variances:
   """The mean of estimates from batches of equal size, at the same levels."""
   n = len(estimates)
-  variance = sum(e.variance for e in estimates) / n
-  error = sum(jnp.square(e.standard_error) for e in estimates)**0.5 / n
+  variance = jnp.asarray(sum(e.variance for e in estimates)) / n
+  error = jnp.asarray(sum(jnp.square(e.standard_error) for e in estimates))**0.5 / n
   return Variances(estimates[0].logsnr, variance, error)
 
 
@@ -143,7 +141,7 @@ def analytic_dpm(denoise: Denoiser, process: Process, variances: Variances, eta:
     noise = random.normal(random.stream(keys, 'noise'), z)
     return _mean(denoise(z, process(t)), at_t, at_s, eta) + std * noise
 
-  return Sampler(_same, step, _same, plan)
+  return Sampler(step, plan=plan)
 
 
 def sn_ddpm(denoise: Denoiser, process: Process, eta: float = 1.0,
@@ -182,7 +180,7 @@ def _diagonal(denoise, process, eta, data_range, of_eps: Callable[[Estimate], Ar
     std = jnp.where(at_s.sigma > 0.0, jnp.sqrt(reverse_variance(at_t, at_s, of_x, eta)), 0.0)
     noise = random.normal(random.stream(keys, 'noise'), z)
     return _mean(estimate, at_t, at_s, eta) + std * noise
-  return Sampler(_same, step, _same)
+  return Sampler(step)
 
 
 def optimal_trajectory(variances: Variances, process: Process, times: Array, steps: int) -> Array:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vdm_jax import random
 from vdm_jax.decoders import sum_over_data
@@ -54,10 +55,14 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   check_grid(times)
   times = jnp.asarray(times)
   alpha = process(times).alpha
-  if not isinstance(alpha, jax.core.Tracer) and np.any(np.asarray(alpha) == 0.0):
+  if not isinstance(alpha, Tracer) and np.any(np.asarray(alpha) == 0.0):
     raise InputError('times: alpha = 0 at t = '
                      f'{np.asarray(times)[np.asarray(alpha == 0.0).argmax()]:.6g}, where z says '
                      'nothing of z / alpha. Begin the grid of the chain later.')
+  calls = sampler(denoise, process).evaluations
+  if calls is None:
+    raise InputError('sampler', None, 'its calls of the denoiser vary from step to step',
+                     'take one whose number is known, e.g. heun')
 
   def move(i, chain):
     at_i = jax.vmap(lambda key: jax.random.fold_in(key, i))(random.stream(keys, 'chain'))
@@ -81,7 +86,7 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   z = jax.vmap(descend)(random.stream(keys, 'descent'), chain.z, grids, cond)
   spent = (moves * corrector(denoise).evaluations
            + jnp.sum(grids[:, 1:] != grids[:, :-1], axis=1)
-           * sampler(denoise, process).evaluations)
+           * calls)
   return Draw(z, chain, spent)
 
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vdm_jax import random
 from vdm_jax.errors import InputError
@@ -124,7 +125,7 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
     sizes = [order] * whole
   ends = jnp.asarray([start, end], float)
   lam, finite = half_logsnr(process, ends)
-  if not isinstance(finite, jax.core.Tracer) and not finite.all():
+  if not isinstance(finite, Tracer) and not finite.all():
     raise InputError(f'start = {start}, end = {end}: logsnr is infinite there, and steps of equal '
                      'length in it need both finite; begin and end inside.')
   fraction = jnp.asarray([(i + j / size) / len(sizes) for i, size in enumerate(sizes)
@@ -222,7 +223,8 @@ def phi(h: Array) -> tuple[Array, Array, Array]:
   phi_2 = (phi_1 - 1.0) / far
   closed = phi_1, phi_2, (phi_2 - 0.5) / far
   expanded = 1.0 + u * (0.5 + u * series), 0.5 + u * series, series
-  return tuple(jnp.where(near, a, b) for a, b in zip(expanded, closed, strict=True))
+  one, two, three = (jnp.where(near, a, b) for a, b in zip(expanded, closed, strict=True))
+  return one, two, three
 
 
 def _factors(at_s, h, of, sde=False):
@@ -269,7 +271,7 @@ def stage_by_stage(denoise, process, of):
          + now.latest * (e - origin) + now.previous * (state.e - origin))
     return _State(z, x, eps, e)
 
-  return Sampler(init, step, lambda state: state.z)
+  return Sampler(step, init, lambda state: state.z)
 
 
 def stages_plan(process, times, position, size, of, solver_type, inner):
@@ -320,7 +322,7 @@ def _check_steps(name, times, order):
   Of times that are traced by `jit` it sees the length alone, padding included.
   """
   n = times.shape[0] - 1
-  if not isinstance(times, jax.core.Tracer):
+  if not isinstance(times, Tracer):
     n = np.count_nonzero(np.diff(np.asarray(times)))
   if n < order:
     raise InputError(f'{name} of order {order}, on a grid of {n} steps: give --steps or times of '

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from vdm_jax.errors import InputError
 from vdm_jax.processes import time_of
@@ -56,7 +57,7 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
   if order == 1:
     raise InputError('order = 1: step sizes come from two orders; give 2 or 3.')
   (first, last), finite = half_logsnr(process, jnp.asarray([start, end], z.dtype))
-  known = not isinstance(finite, jax.core.Tracer)
+  known = not isinstance(finite, Tracer)
   if known and not finite.all():
     raise InputError(f'start = {start}, end = {end}: logsnr is infinite there, and step sizes in '
                      'it need both finite; begin and end inside.')
@@ -102,7 +103,7 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
   done = jax.lax.while_loop(unfinished, body,
                             _State(z, z, first, jnp.asarray(h, z.dtype), count, count))
   reached = done.lam == last
-  if not isinstance(reached, jax.core.Tracer) and not reached:
+  if not isinstance(reached, Tracer) and not reached:
     raise InputError(
         f'no step of tolerated error at logsnr = {2.0 * float(done.lam):.6g} after '
         f'{int(done.accepted + done.rejected)} attempts: loosen atol and rtol, raise attempts, or '

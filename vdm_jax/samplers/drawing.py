@@ -22,6 +22,7 @@ Make = Callable[[Denoiser, Process], Sampler]
 class OwnSamples(Protocol):
   def sample(self, keys: Array) -> Array:
     """Data, [B, ...]; example i uses keys[i] alone.  keys: [B]."""
+    ...
 
 
 class Batch(NamedTuple):

@@ -5,8 +5,8 @@ noise is added in the coordinate z / alpha, where the level is r, and the flow i
 """
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from vdm_jax import random
 from vdm_jax.errors import InputError
@@ -14,8 +14,6 @@ from vdm_jax.processes import time_of
 from vdm_jax.samplers.multistep import real_steps
 from vdm_jax.samplers.runge_kutta import HEUN, RhoPlan, Tableau, check, rho_plan, rho_step
 from vdm_jax.typing import Array, Denoiser, Process, Sampler
-
-_same = lambda z: z
 
 
 class _Plan(NamedTuple):
@@ -38,7 +36,7 @@ def edm(denoise: Denoiser, process: Process, s_churn: float = 0.0, s_tmin: float
   r is infinite.  Raises InputError: s_churn < 0.
   """
   check(tableau)
-  if not isinstance(s_churn, jax.core.Tracer) and s_churn < 0.0:
+  if not isinstance(s_churn, Tracer) and s_churn < 0.0:
     raise InputError(f's_churn = {s_churn}: give 0 (no noise is added) or more.')
 
   def plan(times):
@@ -60,4 +58,4 @@ def edm(denoise: Denoiser, process: Process, s_churn: float = 0.0, s_tmin: float
     noise = random.normal(random.stream(keys, 'noise'), z)
     return rho_step(denoise, process, tableau, plan.keep * z + plan.fresh * noise, s, plan.flow)
 
-  return Sampler(_same, step, _same, plan, evaluations=len(tableau.c))
+  return Sampler(step, plan=plan, evaluations=len(tableau.c))

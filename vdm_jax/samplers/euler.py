@@ -9,15 +9,13 @@ The last form is finite on every process.  f and g are not where alpha = 0, sinc
 tells anything of x; what each sampler does about that is said below.  The exponential methods of
 `first_order` and above solve the linear part exactly, and need fewer steps.
 """
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.processes import sde, tau
 from vdm_jax.typing import Array, Denoiser, Process, Sampler
-
-_same = lambda z: z
 
 
 def euler(denoise: Denoiser, process: Process) -> Sampler:
@@ -33,7 +31,7 @@ def euler(denoise: Denoiser, process: Process) -> Sampler:
     x, eps, _ = denoise(z, level)
     level = level.expand(z)
     return z + (s - t) * (level.dalpha * x + level.dsigma * eps)
-  return Sampler(_same, step, _same)
+  return Sampler(step)
 
 
 def euler_maruyama(denoise: Denoiser, process: Process) -> Sampler:
@@ -54,7 +52,7 @@ def euler_maruyama(denoise: Denoiser, process: Process) -> Sampler:
                   at_t.sigma - h * (2.0 * at_t.dsigma - f * at_t.sigma))
     c = jnp.where(ancestral, at_s.sigma * jnp.sqrt(new), g * jnp.sqrt(h))
     return a * x + b * eps + c * random.normal(random.stream(keys, 'noise'), z)
-  return Sampler(_same, step, _same)
+  return Sampler(step)
 
 
 def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -> Sampler:
@@ -72,7 +70,7 @@ def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -
   """
   def plan(times: Array):
     lost = jnp.any(process(times[0]).alpha == 0.0)
-    if not noise and not isinstance(lost, jax.core.Tracer) and bool(lost):
+    if not noise and not isinstance(lost, Tracer) and bool(lost):
       raise InputError(
           f'reverse_diffusion(noise=False) from t = {float(times[0]):.6g}, where alpha = 0: its '
           'error there does not vanish with more steps. Begin the grid inside, or take `ddim` or '
@@ -88,4 +86,4 @@ def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -
       return mean(0.5)
     std = jnp.where(at_s.sigma > 0.0, at_t.sigma * jnp.sqrt(new), 0.0)
     return mean(1.0) + std * random.normal(random.stream(keys, 'noise'), z)
-  return Sampler(_same, step, _same, plan)
+  return Sampler(step, plan=plan)

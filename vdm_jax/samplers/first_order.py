@@ -12,8 +12,6 @@ from vdm_jax.errors import InputError
 from vdm_jax.processes import interpolated_std, tau
 from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, Sampler
 
-_same = lambda z: z
-
 
 def transition(estimate: Estimate, at_t: Level, at_s: Level, keys: Array | None = None,
                eta: float = 0.0) -> Array:
@@ -24,6 +22,8 @@ def transition(estimate: Estimate, at_t: Level, at_s: Level, keys: Array | None 
   x, eps, _ = estimate
   at_t, at_s = at_t.expand(x), at_s.expand(x)
   if eta != 0.0:
+    if keys is None:
+      raise InputError('keys', None, f'eta = {eta} draws noise', 'give a key for each example, [B]')
     share = tau(at_t, at_s)
     noise = random.normal(random.stream(keys, 'noise'), x)
     eps = jnp.sqrt(1.0 - eta**2 * share) * eps + eta * jnp.sqrt(share) * noise
@@ -43,7 +43,7 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
     return transition(denoise(z, at_t), at_t, at_s, keys, eta)
-  return Sampler(_same, step, _same)
+  return Sampler(step)
 
 
 def ancestral(denoise: Denoiser, process: Process,
@@ -70,4 +70,4 @@ def ancestral(denoise: Denoiser, process: Process,
     kept = jnp.sqrt(1.0 - tau(at_t, at_s))
     mean = at_s.alpha * estimate.x + at_s.sigma * kept * estimate.eps
     return mean + std * random.normal(random.stream(keys, 'noise'), z)
-  return Sampler(_same, step, _same)
+  return Sampler(step)

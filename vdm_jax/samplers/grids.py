@@ -62,8 +62,8 @@ def array(times) -> np.ndarray:
 
 def _between(process: Process, levels: np.ndarray) -> np.ndarray:
   """1, the times of these log-SNRs, 0."""
-  levels = jnp.asarray([-np.inf, *levels, np.inf], float)
-  times = np.array(time_of(process, levels), np.float64)
+  wanted = jnp.asarray([-np.inf, *levels, np.inf], float)
+  times = np.array(time_of(process, wanted), np.float64)
   times[[0, -1]] = 1.0, 0.0
   return times
 
@@ -102,17 +102,15 @@ def karras(process: Process, n: int, rho: float = 7.0, sigma_min: float | None =
   """
   first, last = _ends(process)
   own_max, own_min = np.exp(-0.5 * first), np.exp(-0.5 * last)
-  if sigma_max is None:
-    sigma_max = own_max if first >= -FINITE else 80.0
-  if sigma_min is None:
-    sigma_min = own_min if last <= FINITE else 0.002
+  highest = (own_max if first >= -FINITE else 80.0) if sigma_max is None else sigma_max
+  lowest = (own_min if last <= FINITE else 0.002) if sigma_min is None else sigma_min
   near = 1e-5  # the end points are known to rounding
-  if not own_min * (1 - near) <= sigma_min < sigma_max <= own_max * (1 + near):
-    raise InputError(f'sigma_min = {sigma_min:.6g}, sigma_max = {sigma_max:.6g}: the process has '
+  if not own_min * (1 - near) <= lowest < highest <= own_max * (1 + near):
+    raise InputError(f'sigma_min = {lowest:.6g}, sigma_max = {highest:.6g}: the process has '
                      f'sigma / alpha from {own_min:.6g} to {own_max:.6g}; choose within.')
-  beyond = int(sigma_max < own_max * (1 - near)), int(sigma_min > own_min * (1 + near))
+  beyond = int(highest < own_max * (1 - near)), int(lowest > own_min * (1 + near))
   _check(n, 1 + sum(beyond))
-  u = np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n + 1 - sum(beyond))**rho
+  u = np.linspace(highest**(1 / rho), lowest**(1 / rho), n + 1 - sum(beyond))**rho
   return _between(process, -2.0 * np.log(u[1 - beyond[0]:len(u) - 1 + beyond[1]]))
 
 

@@ -22,8 +22,6 @@ from vdm_jax.errors import InputError
 from vdm_jax.samplers.first_order import transition
 from vdm_jax.typing import Array, Denoiser, Level, Process, Sampler
 
-_same = lambda z: z
-
 # ----------------------------------------------------------------- correctors
 
 
@@ -166,7 +164,7 @@ def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
 
     return jax.lax.fori_loop(0, n_steps, move, z)
 
-  return Sampler(_same, step, _same, plan, evaluations=n_steps)
+  return Sampler(step, plan=plan, evaluations=n_steps)
 
 
 def annealing_step_size(growth: Array, n_steps: int) -> Array:

@@ -68,4 +68,4 @@ def multiplied(denoise: Denoiser, process: Process, multiply: Multiply,
     std = jnp.where(wide_s.sigma > 0.0, interpolated_std(wide_t, wide_s, share), 0.0)
     mean, variance = multiply(mean, jnp.broadcast_to(jnp.square(std), z.shape), at_s)
     return mean + jnp.sqrt(variance) * random.normal(random.stream(keys, 'noise'), z)
-  return Sampler(lambda z: z, step, lambda state: state)
+  return Sampler(step)

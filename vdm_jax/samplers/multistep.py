@@ -71,7 +71,7 @@ def multistep(denoise: Denoiser, process: Process, plan: Callable[[Array], Coeff
     z = first + combine(now.predict, state.history, e)
     return _State(z, first, jnp.concatenate([e[None], state.history[:-1]]))
 
-  return Sampler(init, step, lambda state: state.z, plan)
+  return Sampler(step, init, lambda state: state.z, plan)
 
 
 def steps_back(values: Array, j: int) -> Array:

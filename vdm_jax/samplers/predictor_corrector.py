@@ -31,7 +31,8 @@ def predictor_corrector(denoise: Denoiser, process: Process,
   """
   forward, correct = predictor(denoise, process), corrector(denoise)
   probe = jnp.zeros((1, 1))
-  if forward.init(probe) is not probe:
+  calls = forward.evaluations
+  if calls is None or forward.init(probe) is not probe:
     raise InputError('predictor: its state holds more than z (a multistep history), which a '
                      'corrector would make stale; take a one-step method, e.g. ddim or heun.')
 
@@ -42,4 +43,4 @@ def predictor_corrector(denoise: Denoiser, process: Process,
     return forward.step(keys, z, t, s, plan)
 
   return forward._replace(
-      step=step, evaluations=forward.evaluations + n_corrections * correct.evaluations)
+      step=step, evaluations=calls + n_corrections * correct.evaluations)

@@ -19,8 +19,6 @@ from vdm_jax.processes import time_of
 from vdm_jax.samplers.first_order import transition
 from vdm_jax.typing import Array, Denoiser, Process, Sampler
 
-_same = lambda z: z
-
 
 class Tableau(NamedTuple):
   """Butcher's array of an explicit method of S stages: z_i = z + h sum_j a_ij slope_j.
@@ -75,7 +73,7 @@ def runge_kutta(denoise: Denoiser, process: Process, tableau: Tableau) -> Sample
 
     return move(at_s, _bend(denoise, process, tableau, first, at_t, times, slope, move))
 
-  return Sampler(_same, step, _same, evaluations=len(tableau.c))
+  return Sampler(step, evaluations=len(tableau.c))
 
 
 def heun(denoise: Denoiser, process: Process) -> Sampler:
@@ -100,7 +98,7 @@ def rho_rk(denoise: Denoiser, process: Process, tableau: Tableau) -> Sampler:
     return rho_step(denoise, process, tableau, z, s, plan)
 
   plan = lambda times: rho_plan(process, tableau, times[:-1], times[1:])
-  return Sampler(_same, step, _same, plan, evaluations=len(tableau.c))
+  return Sampler(step, plan=plan, evaluations=len(tableau.c))
 
 
 # ------------------------------------------------- a step in rho, from any time

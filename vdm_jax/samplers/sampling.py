@@ -1,15 +1,23 @@
 """Running a sampler down a grid of times, or a deterministic one up it."""
 from collections.abc import Callable
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Process, PyTree, Sampler
+from vdm_jax.typing import Array, ArrayLike, Process, PyTree, Sampler
 
 
-def sample(sampler: Sampler, keys: Array, z: Array, times: Array,
+@overload
+def sample(sampler: Sampler, keys: Array, z: Array, times: ArrayLike, trace: None = None
+           ) -> Array: ...
+@overload
+def sample(sampler: Sampler, keys: Array, z: Array, times: ArrayLike,
+           trace: Callable[[PyTree], PyTree]) -> tuple[Array, PyTree]: ...
+def sample(sampler: Sampler, keys: Array, z: Array, times: ArrayLike,
            trace: Callable[[PyTree], PyTree] | None = None) -> Array | tuple[Array, PyTree]:
   """Runs `sampler` down `times` = [1 = t_N > ... > t_0] from z_1 = `z`: [B, ...] -> z at t_0.
 
@@ -28,7 +36,13 @@ def sample(sampler: Sampler, keys: Array, z: Array, times: Array,
   return _run(sampler, keys, z, times, trace)
 
 
-def encode(sampler: Sampler, keys: Array, x: Array, times: Array,
+@overload
+def encode(sampler: Sampler, keys: Array, x: Array, times: ArrayLike, trace: None = None
+           ) -> Array: ...
+@overload
+def encode(sampler: Sampler, keys: Array, x: Array, times: ArrayLike,
+           trace: Callable[[PyTree], PyTree]) -> tuple[Array, PyTree]: ...
+def encode(sampler: Sampler, keys: Array, x: Array, times: ArrayLike,
            trace: Callable[[PyTree], PyTree] | None = None) -> Array | tuple[Array, PyTree]:
   """Runs a deterministic sampler up `times` = [0 = t_0 < ... < t_N] from z_0 = `x`: -> z at t_N.
 
@@ -40,7 +54,7 @@ def encode(sampler: Sampler, keys: Array, x: Array, times: Array,
   return _run(sampler, keys, x, times, trace)
 
 
-def check_grid(times: Array, up: bool = False) -> None:
+def check_grid(times: ArrayLike, up: bool = False) -> None:
   """Raises InputError unless `times` [N + 1] is a grid to sample along (`up`: to encode along).
 
   That is one-dimensional, monotone, within [0, 1] and of at least one step.  A time may be
@@ -49,7 +63,7 @@ def check_grid(times: Array, up: bool = False) -> None:
   """
   if np.ndim(times) != 1 or np.shape(times)[0] < 2:
     raise InputError(f'times {np.shape(times)}: a grid is one-dimensional, of at least two times.')
-  if isinstance(times, jax.core.Tracer):
+  if isinstance(times, Tracer):
     return
   times = np.asarray(times)
   if not np.isfinite(times).all():
@@ -92,12 +106,12 @@ def _run(sampler, keys, z, times, trace):
   return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, seen)
 
 
-def check_finite(finite: Array, times: Array, process: Process | None = None) -> None:
+def check_finite(finite: ArrayLike, times: ArrayLike, process: Process | None = None) -> None:
   """Raises InputError naming the first step whose result is not finite.  finite: [N] bool.
 
   Does nothing under `jit`, where values are unknown.
   """
-  if isinstance(finite, jax.core.Tracer) or isinstance(times, jax.core.Tracer) or np.all(finite):
+  if isinstance(finite, Tracer) or isinstance(times, Tracer) or np.all(finite):
     return
   i = int(np.flatnonzero(~np.asarray(finite))[0])
   t, s = (float(u) for u in np.asarray(times)[i:i + 2])
@@ -120,4 +134,4 @@ def check_finite(finite: Array, times: Array, process: Process | None = None) ->
       cause = ('the network gave NaN or infinity there, or at sigma = 0, where a score target is '
                f'infinite: end the grid above t = {s:.6g}, or take another checkpoint')
   raise InputError(f'the {what} is not finite from t = {t:.6g}{level} on (step {i} of '
-                   f'{len(finite)}, to t = {s:.6g}): {cause}.')
+                   f'{np.size(finite)}, to t = {s:.6g}): {cause}.')

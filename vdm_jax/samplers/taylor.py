@@ -23,8 +23,6 @@ from vdm_jax import random
 from vdm_jax.processes import sde, tau
 from vdm_jax.typing import Array, Denoiser, Process, Sampler
 
-_same = lambda z: z
-
 
 class _Plan(NamedTuple):
   """z_s = x x_hat + eps eps_hat + noise * a normal draw: all [N]."""
@@ -54,7 +52,7 @@ def quasi_taylor(denoise: Denoiser, process: Process) -> Sampler:
     x, eps, _ = denoise(z, process(t))
     return plan.x * x + plan.eps * eps
 
-  return Sampler(_same, step, _same, plan)
+  return Sampler(step, plan=plan)
 
 
 def quasi_ito_taylor(denoise: Denoiser, process: Process) -> Sampler:
@@ -93,7 +91,7 @@ def quasi_ito_taylor(denoise: Denoiser, process: Process) -> Sampler:
     x, eps, _ = denoise(z, process(t))
     return plan.x * x + plan.eps * eps + plan.noise * random.normal(random.stream(keys, 'noise'), z)
 
-  return Sampler(_same, step, _same, plan)
+  return Sampler(step, plan=plan)
 
 
 def _where_finite(at_t, at_s, plan, eta):
