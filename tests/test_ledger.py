@@ -1,6 +1,7 @@
 """The ledger: what a row says of its numbers, and that it can be read by people and by programs."""
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -234,3 +235,14 @@ def test_ledgers_of_other_images_are_not_put_into_one_table(data):
   message = str(error.value)
   assert 'one' in message and 'other' in message and 'same images' in message
   assert '\n' not in message
+
+
+def test_a_ledger_is_shown_as_its_table():
+  """In Python as text, in a notebook as HTML with colours; the words are the same."""
+  shown = ledger([row([[1.0, 2.0]])], [check(passed=False)])
+  text, html = repr(shown), shown._repr_html_()
+  assert 'digits 1.0.0, test: 300 images' in text and '1.5000' in text and 'VIOLATED' in text
+  assert '\x1b' not in text and not text.startswith('Ledger(')
+  assert html.startswith('<pre>') and 'VIOLATED' in html and 'color' in html
+  words = re.sub(r'<[^>]*>', '', html)
+  assert words.split() == text.split()

@@ -72,6 +72,12 @@ def test_load_gives_the_model_of_the_averaged_weights(made):
   assert model.shape == (2,)
 
 
+def test_a_model_says_its_shape_and_what_it_can_and_not_its_weights(made):
+  model = vdm_jax.load(made[0])
+  assert repr(model) == 'Model(shape=(2,): denoise, process, decoder, encode, decode, cond)'
+  assert repr(model._replace(null=lambda cond: cond)) == repr(model)[:-1] + ', null)'
+
+
 @pytest.mark.parametrize('options,step,average', [
     ({}, 3, 'slow'), ({'average': 'fast'}, 3, 'fast'), ({'average': 'raw'}, 3, 'raw'),
     ({'step': 'best'}, 1, 'slow'), ({'step': '2', 'average': 'fast'}, 2, 'fast'),

@@ -166,6 +166,11 @@ class Model(NamedTuple):
   ends_denoised: bool = False          # samples are the estimate of x at the last level: its noise
                                        # is larger than a level of the data
 
+  def __repr__(self) -> str:
+    """What x is, and which of the functions the model has."""
+    has = ', '.join(name for name, part in zip(self._fields, self, strict=True) if callable(part))
+    return f'Model(shape={self.shape}: {has})'
+
 
 class Experiment(NamedTuple):
   """What a config's `build` returns.  Training, evaluation and sampling use nothing else."""

@@ -4,6 +4,7 @@
 one it is, and of which model; the ledger says for which weights, which images and which
 configuration, and whether what must hold between its rows does (`relations`).
 """
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,14 @@ class Ledger(NamedTuple):
   def to_json(self) -> str:
     return json.dumps(self._asdict(), indent=2, allow_nan=False)
 
+  def __repr__(self) -> str:
+    """Its `table`, as text."""
+    return _printed(self).export_text().strip()
+
+  def _repr_html_(self) -> str:
+    """Its `table`, as a notebook shows it."""
+    return _printed(self).export_html(inline_styles=True, code_format='<pre>{code}</pre>')
+
 
 def standard_errors(values: np.ndarray) -> tuple[float | None, float | None]:
   """(over images, over repetitions of the draws) of the mean of `values` [R, N]; None where R or N
@@ -39,7 +48,7 @@ def standard_errors(values: np.ndarray) -> tuple[float | None, float | None]:
   two repetitions suffice.  They are kept apart: the first includes the second.
   """
   r, n = values.shape
-  over_images = np.std(values.mean(axis=0), ddof=1) / math.sqrt(n) if n > 1 else None
+  over_images = float(np.std(values.mean(axis=0), ddof=1)) / math.sqrt(n) if n > 1 else None
   over_draws = math.sqrt(np.sum(np.var(values, axis=0, ddof=1)) / r) / n if r > 1 else None
   return over_images, over_draws
 
@@ -99,6 +108,12 @@ def table(ledger: Ledger) -> rich.console.Group:
   if ledger.checks:
     parts += ['', _checks(ledger.checks)]
   return rich.console.Group(*parts)
+
+
+def _printed(ledger):
+  console = rich.console.Console(width=100, record=True, file=io.StringIO(), force_jupyter=False)
+  console.print(table(ledger))
+  return console
 
 
 def _number(u, digits=4):
