@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from vdm_jax.typing import Model
 
+__all__ = ['__version__', 'load']
+__version__ = '0.1.0'
+
 
 def load(workdir: str, **options) -> 'Model':
   """The trained Model of a run: see `vdm_jax.workdir.load`.
