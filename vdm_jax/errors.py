@@ -1,7 +1,7 @@
 """The one kind of error that is the user's to mend."""
 from typing import Any
 
-__all__ = ['InputError', 'require_at_least']
+__all__ = ['InputError', 'require', 'require_at_least']
 
 
 class InputError(ValueError):
