@@ -290,6 +290,17 @@ def test_data_that_have_moved_are_missed_by_name_and_not_by_sampling(run, tmp_pa
   assert np.load(tmp_path / 'a.npz')['images'].shape == (1, *SHAPE)
 
 
+def test_evaluating_other_data_than_those_of_the_run_says_what_is_new(run, caplog):
+  saved = json.loads((run / 'config.json').read_text())
+  runs.evaluate(run, **ONCE)
+  assert 'the data have changed' not in caplog.text
+  saved['fingerprint']['sha256'] = 'of other data'
+  saved['fingerprint']['parts']['x_test'] = 'another checksum'
+  (run / 'config.json').write_text(json.dumps(saved))
+  runs.evaluate(run, **ONCE)
+  assert 'the data have changed since this run began: 1 changed (x_test)' in caplog.text
+
+
 def spoil(run, step):
   """Overwrites the largest file of a checkpoint, in place."""
   files = [path for path in (run / 'checkpoints' / str(step)).rglob('*') if path.is_file()]

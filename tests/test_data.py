@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from PIL import Image
 from scipy import stats
 
 from vdm_jax import data
-from vdm_jax.data import pipeline, sources
+from vdm_jax.data import arrays, fingerprints, pipeline, stores
+from vdm_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TFDS = ROOT.parent / 'shared' / 'tfds'
@@ -214,7 +217,7 @@ def test_the_two_downsampled_imagenets_are_told_apart_by_their_validation_count(
     tmp_path, count, word):
   declare(tmp_path, 'downsampled_imagenet/32x32', '2.0.0',
           [('train', 1_281_149), ('validation', count)], 'array_record')
-  store = sources.open_store('downsampled_imagenet/32x32', str(tmp_path), image_size=32)
+  store = stores.open_store('downsampled_imagenet/32x32', str(tmp_path), image_size=32)
   assert store.version == f'2.0.0, {word} ({count:,} validation images)'
   assert (store.test.name, store.test.length, store.shape) == ('validation', count, (32, 32, 3))
 
@@ -331,21 +334,32 @@ def test_arrays_that_are_no_images_are_refused_with_the_reason(tmp_path, array, 
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'shape': (8, 8, 3)}, '--config.data.shape'),
-    ({'shape': (4, 4, 3), 'levels': 9}, '--config.data.levels=9'),
-    ({'classes': 3}, '--config.data.classes=3'),
-    ({'validation': 23}, '--config.data.validation=23'),
-    ({'batch_size': 0}, '--config.data.batch_size=0'),
+    ({'shape': (8, 8, 3)}, r'config.data.shape=\(8, 8, 3\): .*\(4, 4, 3\).*leave it empty'),
+    ({'shape': (4, 4, 3), 'levels': 9}, 'config.data.levels=9: .*the value 22; set 23 or more'),
+    ({'classes': 3}, 'config.data.classes=3: .*23 classes'),
+    ({'validation': 23}, 'config.data.validation=23: .*23 images.*choose 22 at most'),
+    ({'image_size': 8}, 'config.data.image_size=8: .*resize the arrays'),
+    ({'batch_size': 0}, 'config.data.batch_size=0: it must be 1 or more'),
+    ({'batch_size': -8}, 'config.data.batch_size=-8: it must be 1 or more'),
+    ({'workers': -1}, 'config.data.workers=-1: it must be 0 or more'),
+    ({'image_size': -4}, 'config.data.image_size=-4: it must be 0 or more'),
+    ({'validation': -1}, 'config.data.validation=-1: it must be 0 or more'),
+    ({'classes': -1}, 'config.data.classes=-1: it must be 0 or more'),
+    ({'memory_gb': -0.5}, 'config.data.memory_gb=-0.5: it must be 0 or more'),
+    ({'memory_gb': float('nan')}, 'config.data.memory_gb=nan: it must be 0 or more'),
+    ({'levels': 1}, 'config.data.levels=1: values have 2 to 256 levels'),
+    ({'levels': -1}, 'config.data.levels=-1: values have 2 to 256 levels'),
+    ({'shape': (4, 0, 3)}, r'config.data.shape=\(4, 0, 3\): every axis'),
 ])
 def test_a_config_that_does_not_fit_the_data_is_refused_by_field(tmp_path, fields, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(InputError, match=message):
     make(name=numbered(tmp_path / 'x.npz'), **fields).batch(0)
 
 
 def test_names_that_are_nothing_are_refused_with_a_hint(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'photos').mkdir()
-  with pytest.raises(FileNotFoundError, match='no TFDS data set.*write ./photos'):
+  with pytest.raises(InputError, match='no data set of TFDS.*write ./photos for the folder'):
     make(name='photos', data_dir=str(tmp_path)).batch(0)
   with pytest.raises(FileNotFoundError, match='no folder /no/such'):
     make(name='/no/such').batch(0)
@@ -353,12 +367,419 @@ def test_names_that_are_nothing_are_refused_with_a_hint(tmp_path, monkeypatch):
     make(name='x.npy').batch(0)
   with pytest.raises(ValueError, match='too few images'):
     make(name='./photos').batch(0)
+  (tmp_path / 'photos.zip').write_bytes(b'PK')
+  with pytest.raises(InputError, match="name='./photos.zip': it is a file"):
+    make(name='./photos.zip').batch(0)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('my-photos', 'write ./my-photos for a folder'), ('a b', 'write ./a b for a folder'),
+    ('', 'no data set of TFDS'), ('photos.zip', 'unpack it'), ('photos.tar.gz', 'unpack it'),
+    ('cifar-10', 'write cifar10, or ./cifar-10 for a folder'), ('CIFAR10', 'write cifar10, or'),
+    ('digit', 'write digits, or'), ('swirls', 'write swirl, or'),
+    ('cifar10/nope', 'BuilderConfig nope not found.*configurations and versions of cifar10'),
+    ('cifar10:9.9.9', 'cannot be loaded at version 9.9.9, only: 3.0.2'),
+    ('cifar10/a=b', "unexpected keyword argument 'a'"), ('cifar10/', 'Parsing builder name'),
+])
+def test_a_name_that_no_data_set_can_have_is_refused_in_one_line_with_what_was_meant(
+    tmp_path, name, message):
+  with pytest.raises(InputError, match=message) as error:
+    make(name=name, data_dir=str(tmp_path)).batch(0)
+  assert '\n' not in str(error.value) and f'config.data.name={name!r}: ' in str(error.value)
 
 
 def test_a_data_dir_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match='--data_dir'):
     make(data_dir=str(tmp_path / 'file' / 'below')).batch(0)
+
+
+# Pictures of every kind.
+
+
+GREY = np.random.default_rng(1).integers(0, 256, (4, 5)).astype(np.uint8)
+COLOUR = np.random.default_rng(2).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+
+
+def palette_of(grey):
+  """The same picture, whose palette holds the grey levels in another order."""
+  order = np.random.default_rng(3).permutation(256).astype(np.uint8)
+  image = Image.fromarray(np.argsort(order).astype(np.uint8)[grey])
+  image.putpalette(np.repeat(order, 3).tobytes())
+  assert image.mode == 'P'
+  return image
+
+
+def with_alpha(pixels, alpha):
+  image = Image.fromarray(pixels)
+  image.putalpha(Image.fromarray(alpha))
+  return image
+
+
+def png(bits, kind, width, height, content):
+  """A PNG that Pillow does not write: of 16 bits a channel."""
+  chunk = lambda name, body: (struct.pack('>I', len(body)) + name + body
+                              + struct.pack('>I', zlib.crc32(name + body)))
+  rows = np.frombuffer(content, np.uint8).reshape(height, -1)
+  return b''.join([
+      b'\x89PNG\r\n\x1a\n',
+      chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0)),
+      chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows))),
+      chunk(b'IEND', b'')])
+
+
+def read_both(tmp_path, name, image, **options):
+  """The test image of a folder of two of these pictures, and its `describe()`."""
+  for folder in ('a', 'b'):
+    (tmp_path / folder).mkdir()
+    if isinstance(image, bytes):
+      (tmp_path / folder / name).write_bytes(image)
+    else:
+      image.save(tmp_path / folder / name, **options)
+  d = make(name=str(tmp_path), levels=256)
+  return d.split('test').get([0])['image'][0], d.describe()
+
+
+OPAQUE = np.full((4, 5), 255, np.uint8)
+
+
+@pytest.mark.parametrize('name, image', [
+    ('x.png', Image.fromarray(GREY)), ('x.tif', Image.fromarray(GREY)),
+    ('x.pgm', Image.fromarray(GREY)), ('x.gif', Image.fromarray(GREY)),
+    ('x.png', with_alpha(GREY, OPAQUE)), ('x.tif', with_alpha(GREY, OPAQUE)),
+    *((f'x.{ending}', palette_of(GREY)) for ending in ('png', 'gif', 'tif', 'bmp')),
+    ('x.tif', palette_of(GREY).convert('PA'))],
+    ids=lambda v: v if isinstance(v, str) else v.mode)
+def test_grey_pictures_of_every_mode_have_one_channel_and_their_own_levels(tmp_path, name, image):
+  pixels, described = read_both(tmp_path, name, image)
+  np.testing.assert_array_equal(pixels[..., 0], GREY)
+  assert pixels.shape == (4, 5, 1) and '4 x 5 x 1' in described
+
+
+def test_a_bilevel_picture_has_one_channel_of_0_and_255(tmp_path):
+  pixels, _ = read_both(tmp_path, 'x.png', Image.fromarray(GREY > 127))
+  np.testing.assert_array_equal(pixels[..., 0], np.where(GREY > 127, 255, 0))
+
+
+@pytest.mark.parametrize('name, image', [
+    ('x.png', Image.fromarray(COLOUR)), ('x.ppm', Image.fromarray(COLOUR)),
+    ('x.png', with_alpha(COLOUR, OPAQUE)), ('x.tif', with_alpha(COLOUR, OPAQUE)),
+    *((f'x.{ending}', Image.fromarray(COLOUR).quantize(20)) for ending in ('png', 'gif')),
+    ('x.tif', Image.fromarray(COLOUR).convert('CMYK'))],
+    ids=lambda v: v if isinstance(v, str) else v.mode)
+def test_colour_pictures_of_every_mode_have_three_channels(tmp_path, name, image):
+  pixels, described = read_both(tmp_path, name, image)
+  np.testing.assert_array_equal(pixels, np.asarray(image.convert('RGB')))
+  if image.mode != 'P':
+    np.testing.assert_array_equal(pixels, COLOUR)
+  assert '4 x 5 x 3' in described
+
+
+@pytest.mark.parametrize('pixels', [GREY, COLOUR], ids=['grey', 'colour'])
+def test_alpha_is_laid_on_white_and_what_it_hides_is_not_seen(tmp_path, pixels):
+  alpha = np.random.default_rng(4).integers(1, 255, (4, 5)).astype(np.uint8)
+  alpha[0], alpha[1] = 0, 255
+  read, described = read_both(tmp_path, 'x.png', with_alpha(pixels, alpha))
+  a = alpha[..., None] / 255.0
+  expected = a * pixels.reshape(4, 5, -1) + (1 - a) * 255
+  assert abs(read - expected).max() <= 0.5 + 1e-9
+  np.testing.assert_array_equal(read[0], np.full_like(read[0], 255))
+  np.testing.assert_array_equal(read[1], pixels.reshape(4, 5, -1)[1])
+  assert '2 images with alpha laid on white' in described
+
+
+@pytest.mark.parametrize('image, hidden, grey', [
+    (Image.fromarray(GREY), int(GREY[0, 0]), True),
+    (Image.fromarray(COLOUR), tuple(map(int, COLOUR[0, 0])), False),
+    (palette_of(GREY), int(np.asarray(palette_of(GREY))[0, 0]), True)],
+    ids=['L', 'RGB', 'P'])
+def test_a_transparent_colour_is_alpha_too(tmp_path, image, hidden, grey):
+  read, _ = read_both(tmp_path, 'x.png', image, transparency=hidden)
+  expected = (GREY[..., None] if grey else COLOUR).copy()
+  expected[(expected == expected[0, 0]).all(-1)] = 255
+  np.testing.assert_array_equal(read, expected)
+
+
+def test_images_are_resized_after_alpha_is_gone(tmp_path):
+  """Else a hidden colour would shine through the edges."""
+  hidden = np.zeros((8, 8, 3), np.uint8)
+  hidden[:, 4:] = 255
+  read_both(tmp_path, 'x.png', with_alpha(hidden, np.where(hidden[..., 0] > 0, 255, 0).astype(
+      np.uint8)))
+  d = make(name=str(tmp_path), image_size=4, levels=256)
+  assert (d.split('test').get([0])['image'] == 255).all()
+
+
+SIXTEEN = np.arange(20, dtype='>u2').tobytes()
+
+
+@pytest.mark.parametrize('name, image', [
+    ('x.png', Image.fromarray(256 * GREY.astype(np.uint16))),
+    ('x.tif', Image.fromarray(GREY.astype(np.int32))),
+    ('x.tif', Image.fromarray(GREY.astype(np.float32))),
+    ('x.png', png(16, 2, 5, 4, 3 * SIXTEEN)), ('x.png', png(16, 4, 5, 4, 2 * SIXTEEN)),
+    ('x.png', png(16, 6, 5, 4, 4 * SIXTEEN)),
+    ('x.ppm', b'P6 5 4 65535\n' + 3 * SIXTEEN), ('x.ppm', b'P6 5 4 1023\n' + 3 * SIXTEEN),
+    ('x.pgm', b'P5 5 4 1023\n' + SIXTEEN)], ids=[
+        'I;16', 'I', 'F', 'RGB of 16 bits', 'LA of 16 bits', 'RGBA of 16 bits', 'PPM of 16 bits',
+        'PPM of 10 bits', 'PGM of 10 bits'])
+def test_more_than_8_bits_a_channel_are_refused_in_colour_as_in_grey(tmp_path, name, image):
+  with pytest.raises(InputError, match=f'/{name} has more than 8 bits.*save it with 8 bits'):
+    read_both(tmp_path, name, image)
+
+
+def test_a_picture_of_another_colour_space_is_refused_as_what_it_is(tmp_path):
+  with pytest.raises(InputError, match='is stored as LAB, which is neither grey nor RGB'):
+    read_both(tmp_path, 'x.tif', Image.fromarray(COLOUR).convert('LAB'))
+
+
+def test_a_picture_larger_than_pillow_opens_is_not_called_damaged(tmp_path, monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 9)
+  with pytest.raises(InputError, match='larger than the 18 pixels that Pillow opens; scale it'):
+    read_both(tmp_path, 'x.png', Image.fromarray(GREY))
+
+
+@pytest.mark.parametrize('names', [('a.png', 'b.png'), ('b.png', 'a.png')])
+def test_grey_pictures_among_colour_have_three_equal_channels_whichever_comes_first(
+    tmp_path, names):
+  for name, pixels in zip(names, (GREY, COLOUR), strict=True):
+    Image.fromarray(pixels).save(tmp_path / name)
+  d = make(name=str(tmp_path), levels=256)
+  both = {name: d.split(split).get([0])['image'][0]
+          for name, split in (('a.png', 'test'), ('b.png', 'train'))}
+  np.testing.assert_array_equal(both[names[0]], np.stack(3 * [GREY], -1))
+  np.testing.assert_array_equal(both[names[1]], COLOUR)
+  assert '1 grey image read as three equal channels' in d.describe()
+
+
+# What lies in a folder.
+
+
+def test_hidden_files_and_other_kinds_are_left_out_and_counted(tmp_path):
+  names = [f'{c}/{i}.png' for c in ('cat', 'dog') for i in range(4)]
+  pictures = save_images(tmp_path, names)
+  save_images(tmp_path, ['.ipynb_checkpoints/0-checkpoint.png', 'cat/.ipynb_checkpoints/0.png'])
+  (tmp_path / 'cat' / '._0.png').write_bytes(b'resource fork')
+  (tmp_path / '.DS_Store').write_bytes(b'')
+  for name in ('Thumbs.db', 'dog/notes.TXT', 'README'):
+    (tmp_path / name).write_bytes(b'')
+  d = make(name=str(tmp_path))
+  assert d.spec.classes == 2 and len(d.split('train')) + len(d.split('test')) == 8
+  np.testing.assert_array_equal(d.split('test').get([0])['image'][0], pictures['cat/0.png'])
+  assert ('left out: 4 hidden files, 3 files of other kinds (.db, .txt, no ending)'
+          in d.describe())
+
+
+def test_a_hidden_folder_that_is_named_is_read(tmp_path):
+  save_images(tmp_path / '.photos', ['a.png', 'b.png'])
+  assert len(make(name=str(tmp_path / '.photos')).split('train')) == 1
+
+
+@pytest.mark.parametrize('train, test', [('Train', 'Test'), ('TRAIN', 'Val'), ('train', 'Valid')])
+def test_splits_are_found_in_any_case_and_what_lies_beside_them_is_said(tmp_path, train, test):
+  save_images(tmp_path, [f'{train}/cat/a.png', f'{train}/dog/b.png', f'{test}/cat/c.png',
+                         'extra/d.png'])
+  d = make(name=str(tmp_path))
+  assert (len(d.split('train')), len(d.split('test')), d.spec.classes) == (2, 1, 2)
+  assert f'left out: 1 image outside of {train} and {test}' in d.describe()
+
+
+def test_two_spellings_of_one_split_are_refused(tmp_path):
+  save_images(tmp_path, ['train/a.png', 'Train/b.png', 'test/c.png'])
+  with pytest.raises(InputError, match='it holds Train and train; merge them'):
+    make(name=str(tmp_path)).batch(0)
+
+
+def test_two_pictures_are_enough_and_one_is_too_few(tmp_path):
+  pictures = save_images(tmp_path, ['a.png', 'b.png'])
+  d = make(name=str(tmp_path), batch_size=4)
+  np.testing.assert_array_equal(d.batch(3)['image'], [pictures['b.png']] * 4)
+  np.testing.assert_array_equal(d.split('test').get([0])['image'], [pictures['a.png']])
+  with pytest.raises(InputError, match='config.data.validation=1: .*has 1 images.*; add images'):
+    make(name=str(tmp_path), validation=1).batch(0)
+  (tmp_path / 'b.png').unlink()
+  with pytest.raises(InputError, match='too few images: 0 for training, 1 for test'):
+    d = make(name=str(tmp_path)).batch(0)
+
+
+def test_a_class_that_no_image_is_left_of_to_train_on_is_named(tmp_path):
+  save_images(tmp_path, ['ant/a.png', *(f'bee/{i}.png' for i in range(4)), 'cat/z.png'])
+  d = make(name=str(tmp_path))  # ant/a.png is the first, and so for testing
+  assert d.spec.classes == 3
+  assert 'without an image to train on: class 0' in d.describe()
+  assert 'without an image to train on: class 0, 2' in make(
+      name=str(tmp_path), validation=1).describe()
+  assert 'without an image' not in make(name=numbered(tmp_path / 'x.npz')).describe()
+
+
+@pytest.mark.parametrize('largest, warns', [(62, True), (127, True), (128, False)])
+def test_dark_pictures_say_how_to_keep_256_levels(tmp_path, monkeypatch, largest, warns):
+  for name in ('a.png', 'b.png'):
+    Image.fromarray(np.full((4, 4), largest, np.uint8)).save(tmp_path / name)
+  said = []
+  monkeypatch.setattr(pipeline.logging, 'warning', lambda text, *args: said.append(text % args))
+  assert make(name=str(tmp_path)).spec.levels == (largest + 1 if warns else 256)
+  assert [f'taken to have {largest + 1} levels; --config.data.levels=256' in line
+          for line in said] == [True] * warns
+  make(name=str(tmp_path), levels=256).batch(0)
+  assert len(said) == warns
+
+
+# Array files that are not as they should be.
+
+
+IMAGES = np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2)
+
+
+@pytest.mark.parametrize('arrays, message', [
+    ({'x_train': IMAGES, 'y_train': np.arange(6), 'x_test': IMAGES},
+     'it holds y_train and no y_test; add y_test, or leave out y_train'),
+    ({'x_train': IMAGES, 'x_test': IMAGES, 'y_test': np.arange(6)},
+     'it holds y_test and no y_train; add y_train'),
+    ({'images': IMAGES, 'labels': np.arange(6) + 1},
+     'its labels are 1 to 6, and class 0 has no image; number them from 0.*classes=7'),
+    ({'images': IMAGES, 'labels': np.array([0, 1, 3, 0, 1, 3])}, 'class 2 has no image'),
+    ({'images': IMAGES, 'labels': np.arange(6) + 2**40}, f'from {2**40} to .*one class 0, 1'),
+    ({'images': IMAGES, 'labels': np.arange(6) - 1}, 'from -1 to 4; needed is one class'),
+    ({'images': IMAGES, 'labels': np.arange(6.0)}, 'float64.*needed is one class 0, 1'),
+    ({'images': IMAGES, 'labels': np.eye(6, dtype=int)}, r'\(6, 6\); needed is one class'),
+    ({'images': IMAGES[:0], 'labels': np.arange(0)}, r'shape \(0, 2, 2\) and so holds nothing'),
+    ({'x_train': IMAGES, 'x_test': IMAGES[:0]}, r'x_test\] has shape \(0, 2, 2\)'),
+    ({'images': IMAGES[:, :0]}, r'shape \(6, 0, 2\) and so holds nothing: no axis may be 0'),
+    ({'images': IMAGES[:1]}, 'it has 0 images for training and 1 for test'),
+    ({'images': 0 * IMAGES}, 'all its values are 0'),
+    ({'images': np.array([IMAGES, None], object)}, 'holds Python objects'),
+])
+def test_an_array_file_with_a_fault_is_refused_in_one_line(tmp_path, arrays, message):
+  np.savez(tmp_path / 'x.npz', **arrays)
+  with pytest.raises(InputError, match=message) as error:
+    make(name=str(tmp_path / 'x.npz')).batch(0)
+  assert '\n' not in str(error.value)
+
+
+def test_an_npy_without_images_is_refused_as_what_it_is(tmp_path):
+  np.save(tmp_path / 'x.npy', IMAGES[:0])
+  with pytest.raises(InputError, match=r'shape \(0, 2, 2\) and so holds nothing'):
+    make(name=str(tmp_path / 'x.npy')).batch(0)
+
+
+def test_classes_that_are_asked_for_may_have_no_images(tmp_path):
+  np.savez(tmp_path / 'x.npz', images=IMAGES, labels=np.arange(6) + 1)
+  d = make(name=str(tmp_path / 'x.npz'), classes=8)
+  assert d.spec.classes == 8
+  np.testing.assert_array_equal(d.split('train').get(np.arange(5))['label'], np.arange(5) + 2)
+  assert 'without an image to train on: class 0, 1, 7' in d.describe()
+
+
+def test_a_file_that_is_something_else_is_said_to_be_that(tmp_path):
+  path = tmp_path / 'x.npy'
+  path.write_text('1,2,3\n4,5,6\n')
+  with pytest.raises(InputError, match=r"holds text \('1,2,3'\), not an array; write .*numpy.save"):
+    make(name=str(path)).batch(0)
+  path.write_bytes(bytes(range(200, 256)))
+  with pytest.raises(InputError, match='it is no file of NumPy'):
+    make(name=str(path)).batch(0)
+  np.savez(tmp_path / 'y.npz', images=IMAGES)
+  path.write_bytes((tmp_path / 'y.npz').read_bytes())
+  with pytest.raises(InputError, match='a .npz file by what it holds; rename it'):
+    make(name=str(path)).batch(0)
+  path.write_bytes(b'')
+  with pytest.raises(InputError, match='x.npy cannot be read.*damaged'):
+    make(name=str(path)).batch(0)
+
+
+# The fingerprint.
+
+
+def test_a_fingerprint_names_the_files_that_are_new_gone_or_of_another_size(tmp_path):
+  save_images(tmp_path, [f'{i:02d}.png' for i in range(9)])
+  Image.fromarray(COLOUR).save(tmp_path / '.hidden.png')
+  before = make(name=str(tmp_path)).fingerprint()
+  assert before == json.loads(json.dumps(before))
+  assert data.changes(before, make(name=str(tmp_path), batch_size=3).fingerprint()) == ''
+  save_images(tmp_path, ['new/a.png'])
+  (tmp_path / '03.png').unlink()
+  with (tmp_path / '04.png').open('ab') as file:
+    file.write(b'more')
+  after = make(name=str(tmp_path)).fingerprint()
+  assert data.changes(before, after) == (
+      '1 added (new/a.png), 1 removed (03.png), 1 changed (04.png)')
+  save_images(tmp_path, ['b.png', 'c.png', 'd.png'])
+  assert data.changes(before, make(name=str(tmp_path)).fingerprint()).startswith(
+      '4 added (b.png, c.png, d.png, ...), ')
+
+
+def test_a_fingerprint_of_many_parts_lists_none_and_still_tells_them_apart(monkeypatch):
+  monkeypatch.setattr(fingerprints, 'LISTED', 2)
+  parts = {'a': 1, 'b': 2, 'c': 3}
+  one, same, other = map(fingerprints.of, (parts, dict(reversed(parts.items())), {**parts, 'c': 4}))
+  assert 'parts' not in one and data.changes(one, same) == ''
+  assert data.changes(one, other) == '3 parts then and 3 now, not all the same'
+
+
+@pytest.mark.parametrize('ending', ['npz', 'npy'])
+def test_a_fingerprint_sees_one_pixel_of_an_array_file(tmp_path, ending):
+  prints = []
+  for i, value in enumerate((0, 0, 1)):
+    changed = IMAGES.copy()
+    changed[3, 1, 1] = value
+    path = tmp_path / f'{i}.{ending}'
+    if ending == 'npy':
+      np.save(path, changed)
+    else:
+      np.savez(path, x_train=IMAGES, x_test=changed)
+    prints.append(make(name=str(path)).fingerprint())
+  assert data.changes(prints[0], prints[1]) == ''
+  expected = 'x_test' if ending == 'npz' else 'the array'
+  assert data.changes(prints[0], prints[2]) == f'1 changed ({expected})'
+
+
+def test_a_large_array_file_is_known_by_its_size_its_ends_and_blocks_between(tmp_path):
+  path = tmp_path / 'x'
+  content = bytearray(1000)
+  path.write_bytes(content)
+  marks = {arrays._digest(path, 10, 7)}
+  for place in (0, 5, 500, 999):
+    content[place] = 1
+    path.write_bytes(content)
+    marks.add(arrays._digest(path, 10, 7))
+  path.write_bytes(bytes(1001))
+  assert len(marks | {arrays._digest(path, 10, 7)}) == 6
+
+
+def test_prepared_data_and_formulas_are_known_by_version_and_counts(data_dir):
+  assert make(data_dir=str(data_dir)).fingerprint()['parts'] == {
+      'digits/1.0.0 train': 1497, 'digits/1.0.0 test': 300}
+  assert make(name='swirl').fingerprint()['parts'] == {'swirl train': 50_000, 'swirl test': 10_000}
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
+  import tiny_config
+
+  from vdm_jax import workdir
+  photos, run = tmp_path / 'photos', tmp_path / 'run'
+  save_images(photos, [f'{i}.png' for i in range(8)])
+  config = tiny_config.get_config()
+  config.data.name = str(photos)
+  prepare = lambda: workdir.prepare(run, config, tiny_config.__file__,
+                                    data.Data(config.data).fingerprint())
+  prepare()
+  (run / 'checkpoints' / '10').mkdir(parents=True)
+  prepare()
+  kept = (run / 'config.json').read_text()
+  save_images(photos, ['more/9.png'])
+  with pytest.raises(InputError, match=r'not those of its run: 1 added \(more/9.png\); restore'):
+    prepare()
+  config.seed += 1
+  with pytest.raises(InputError, match=r'seed: .*\n  the data: 1 added \(more/9.png\)'):
+    prepare()
+  config.seed -= 1
+  assert (run / 'config.json').read_text() == kept
+  older = json.loads(kept)
+  del older['fingerprint']  # as runs were kept before
+  (run / 'config.json').write_text(json.dumps(older))
+  prepare()
+  assert workdir.changed_data(run, data.Data(config.data).fingerprint()) == ''
 
 
 # Splits.
@@ -422,7 +843,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tmp_path, a
     parts = [d.batch(5, i, count) for i in range(count)]
     for key, value in whole.items():
       np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
-  with pytest.raises(ValueError, match='--config.data.batch_size=12'):
+  with pytest.raises(ValueError, match='config.data.batch_size=12: it is no multiple of the 5'):
     d.batch(0, 0, 5)
 
 
@@ -477,5 +898,5 @@ def test_training_augments_and_evaluation_does_not(tmp_path):
   test = d.split('test').get([3])
   np.testing.assert_array_equal(test['image'], plain.split('test').get([3])['image'])
   np.testing.assert_array_equal(test['augmented'], np.zeros(1, np.float32))
-  with pytest.raises(ValueError, match='--config.data.augment turns images'):
+  with pytest.raises(ValueError, match='config.data.augment=True: it turns images'):
     make(name='swirl', augment=True).batch(0)

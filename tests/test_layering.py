@@ -34,7 +34,7 @@ ROOMS = {
 }
 ROOMS['systems'] = list(ROOMS)
 # A run's directory, what is drawn of it, and what the commands do with it.
-ROOMS['workdir'] = ['typing', 'errors', 'files', 'config_files', 'train']
+ROOMS['workdir'] = ['typing', 'errors', 'files', 'config_files', 'data', 'train']
 # A published checkpoint becomes the parameters of a system, and ours a file for others.
 ROOMS['weights'] = ['typing', 'errors', 'files', 'random', 'schedules', 'nn', 'systems', 'train',
                     'workdir']

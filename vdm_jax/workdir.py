@@ -2,7 +2,8 @@
 
     config.py         the config file, as it was when the run was last started
     config/           the modules beside it that it imports, if any: see `config_files`
-    config.json       its values, with what was read from the data filled in; the modules' names
+    config.json       its values, with what was read from the data filled in; the modules' names;
+                      the data's fingerprint
     checkpoints/      see train/checkpoint.py
     metrics.jsonl, tensorboard/, ...
 
@@ -18,7 +19,7 @@ import jax
 import ml_collections
 from absl import logging
 
-from vdm_jax import config_files, files
+from vdm_jax import config_files, data, files
 from vdm_jax.errors import InputError
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
@@ -103,10 +104,12 @@ def begun(workdir: str | Path) -> bool:
 
 
 def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
-            config_file: str | Path | config_files.Source) -> None:
+            config_file: str | Path | config_files.Source,
+            fingerprint: dict | None = None) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
   config_file: its path, or what was read of it when it was imported, which is what is kept.
+  fingerprint: of the data, `Data.fingerprint()`; a run goes on with its own alone.
   Raises InputError where it cannot be written, or has checkpoints of a run of another model, data
   or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
   and a corrected config takes the place of the first one.
@@ -125,7 +128,12 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
   if (workdir / 'config.json').exists() and begun(workdir):
     old = _record(workdir)
     differences = _differences(old['config'], values)
+    changed = changed_data(workdir, fingerprint) if fingerprint else ''
+    if changed and not differences:
+      raise InputError('workdir', str(workdir), f'the data are not those of its run: {changed}',
+                       'restore them, or choose another directory')
     if differences:
+      differences += [f'  the data: {changed}'] * bool(changed)
       raise InputError(f'--workdir={workdir} holds a run of another configuration:\n'
                        + '\n'.join(differences)
                        + '\nChoose another --workdir, or ask for the same.')
@@ -141,10 +149,20 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
       files.write_text(workdir / 'config' / name, text)
     files.write_text(workdir / 'config.py', code.text)
     files.write_text(workdir / 'config.json', json.dumps({
-        'config': values, 'from': began, 'neighbours': list(code.neighbours)}, indent=2))
+        'config': values, 'from': began, 'neighbours': list(code.neighbours),
+        'fingerprint': fingerprint or old.get('fingerprint')}, indent=2))
     for file in (workdir / 'config').rglob('*.py'):  # of another start
       if str(file.relative_to(workdir / 'config')) not in code.neighbours:
         file.unlink()
+
+
+def changed_data(workdir: str | Path, fingerprint: dict) -> str:
+  """What is new in the data since the run in `workdir` began, in a clause; '' if nothing is.
+
+  Of a run that keeps no fingerprint nothing is known: ''.
+  """
+  kept = _record(Path(workdir)).get('fingerprint')
+  return data.changes(kept, fingerprint) if kept else ''
 
 
 def _changed(old: config_files.Source, new: config_files.Source) -> list[str]:

@@ -3,6 +3,7 @@
 A batch is a pure function of (seed, step), so there is no iterator to save: resuming at step k
 reads batch k, on any number of processes.  Everything here is NumPy; no JAX.
 """
+from vdm_jax.data.fingerprints import changes
 from vdm_jax.data.pipeline import Data, Spec, Split, default_config, resolve
 
-__all__ = ['Data', 'Spec', 'Split', 'default_config', 'resolve']
+__all__ = ['Data', 'Spec', 'Split', 'changes', 'default_config', 'resolve']

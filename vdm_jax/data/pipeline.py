@@ -17,13 +17,13 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from vdm_jax.data import random, sources
+from vdm_jax.data import fingerprints, random, records, sources, stores
 from vdm_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ CHUNK = 1024  # images in memory at a time where a whole split is passed over
 def default_config() -> ml_collections.ConfigDict:
   """The fields of `config.data`.  shape, levels, classes: empty or 0 is read from the data."""
   return ml_collections.ConfigDict({
-      'name': 'digits',    # see vdm_jax/data/sources.py for what a name may be
+      'name': 'digits',    # see vdm_jax/data/stores.py for what a name may be
       'data_dir': '',      # of TFDS; empty: $TFDS_DATA_DIR, ~/tensorflow_datasets
       'shape': (),         # of one image [H, W, C], or of a point [D]
       'levels': 0,         # values are 0 .. levels - 1
@@ -48,6 +48,23 @@ def default_config() -> ml_collections.ConfigDict:
       'memory_gb': 1.0,    # splits up to this size live in RAM
       'workers': 4,        # processes that read the larger ones
   })
+
+
+_LEAST = {'classes': 0, 'image_size': 0, 'validation': 0, 'batch_size': 1, 'memory_gb': 0,
+          'workers': 0}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for a number of `config.data` that no data set could have."""
+  for name, least in _LEAST.items():
+    if not config[name] >= least:  # NaN is neither
+      raise InputError(f'config.data.{name}', config[name], f'it must be {least} or more')
+  if config.levels and not 2 <= config.levels <= 256:
+    raise InputError('config.data.levels', config.levels, 'values have 2 to 256 levels',
+                     'correct it, or set 0 to read it from the data')
+  if any(size < 1 for size in config.shape):
+    raise InputError('config.data.shape', tuple(config.shape), 'every axis must be 1 or more',
+                     'correct it, or leave it empty to read it from the data')
 
 
 class Spec(NamedTuple):
@@ -104,20 +121,22 @@ class Split:
 
   def _check(self, images: np.ndarray) -> None:
     if images.shape[1:] != self.spec.shape:
-      raise InputError(f'{self.spec.name} holds an image of {images.shape[1:]}, not '
-                       f'--config.data.shape={self.spec.shape}')
+      raise InputError('config.data.shape', self.spec.shape, f'{self.spec.name} holds an example '
+                       f'of {images.shape[1:]}', 'correct it, or leave it empty')
     if images.size and images.max() >= self.spec.levels:
-      raise InputError(f'{self.spec.name} holds the value {images.max()}, too large for '
-                       f'--config.data.levels={self.spec.levels}')
+      raise InputError('config.data.levels', self.spec.levels, f'{self.spec.name} holds the value '
+                       f'{images.max()}', f'set {images.max() + 1} or more, or 0 to find it')
 
 
 class Data:
   """The data of an experiment.  Nothing is read until it is asked for.
 
-  config: `config.data`, the fields of `default_config`.
+  config: `config.data`, the fields of `default_config`.  Raises InputError for a number that no
+  data set could have.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
+    check(config)
     self.config = config
     self._in_memory = {}  # split name -> its source in RAM
 
@@ -137,7 +156,7 @@ class Data:
       shape, classes = self._store.shape, self._store.classes
       prepared = True
     except sources.NotPrepared:
-      shape, classes = sources.declared(c.name, c.data_dir, c.image_size)
+      shape, classes = records.declared(c.name, c.data_dir, c.image_size)
       prepared = False
       if not (given.shape or shape):
         raise
@@ -151,6 +170,13 @@ class Data:
         largest = max(largest, int(source.read(rows)[0].max()))
         if largest > 127:
           return spec
+    if not largest:
+      raise InputError('config.data.name', c.name, 'all its values are 0, and so there is nothing '
+                       'to learn', 'name other data, or set config.data.levels')
+    if self._store.levels > largest + 1:
+      logging.warning('%s: no value exceeds %d, so it is taken to have %d levels; '
+                      '--config.data.levels=%d keeps all of its format.', c.name, largest,
+                      largest + 1, self._store.levels)
     return spec._replace(levels=largest + 1)
 
   def split(self, name: str) -> Split:
@@ -189,18 +215,40 @@ class Data:
             f'{" x ".join(map(str, spec.shape))}, {spec.levels} levels, {spec.classes} classes; '
             f'{len(self.split("train")):,} to train on, {self._validation:,} for validation '
             f'({"not" if c.hold_out else "also"} trained on), {store.test.length:,} for test '
-            f'({store.test.name})')
+            f'({store.test.name}){"".join(f"; {note}" for note in self._notes())}')
+
+  def fingerprint(self) -> dict[str, Any]:
+    """What the data are made of, for `fingerprints.changes`.  No image is decoded."""
+    return fingerprints.of(self._store.parts())
+
+  def _notes(self) -> tuple[str, ...]:
+    """What was left out or changed, and classes that cannot be learned."""
+    store, length = self._store, len(self.split('train'))
+    if store.train.labels is None:
+      return store.notes
+    seen = np.bincount(store.train.labels[:length], minlength=self.spec.classes) > 0
+    absent = np.flatnonzero(~seen)
+    if not absent.size:
+      return store.notes
+    few = ', '.join(map(str, absent[:5])) + ', ...' * (absent.size > 5)
+    return (*store.notes, f'without an image to train on: class {few}')
 
   @functools.cached_property
   def _store(self) -> sources.Store:
     c = self.config
-    store = sources.open_store(c.name, c.data_dir, c.image_size)
+    store = stores.open_store(c.name, c.data_dir, c.image_size)
+    if c.image_size and store.shape[:2] != (c.image_size, c.image_size):
+      raise InputError('config.data.image_size', c.image_size, f'{c.name} has examples of '
+                       f'{store.shape}, and only pictures of a folder or of TFDS are resized',
+                       'resize the arrays, and leave it 0')
     if c.shape and tuple(c.shape) != store.shape:
-      raise InputError(f'{c.name} holds images of {store.shape}, but --config.data.shape='
-                       f'{tuple(c.shape)}: correct it, or leave it empty')
+      raise InputError('config.data.shape', tuple(c.shape), f'{c.name} has examples of '
+                       f'{store.shape}', 'correct it, or leave it empty')
     if 0 < c.classes < store.classes:
-      raise InputError(f'{c.name} has {store.classes} classes, but --config.data.classes='
-                       f'{c.classes}: correct it, or leave it 0')
+      raise InputError('config.data.classes', c.classes, f'{c.name} has {store.classes} classes',
+                       'correct it, or leave it 0')
+    if not c.classes:
+      _check_numbering(c.name, store)
     logging.info('%s: %s, %d classes, %d images for training, %d for test (%s)', c.name,
                  ' x '.join(map(str, store.shape)), store.classes, store.train.length,
                  store.test.length, store.test.name)
@@ -210,7 +258,9 @@ class Data:
   def _validation(self) -> int:
     n, total = self.config.validation, self._store.train.length
     if not 0 <= n < total:
-      raise InputError(f'--config.data.validation={n} of the {total} images of train')
+      raise InputError('config.data.validation', n, f'{self.config.name} has {total} images for '
+                       'training, of which one at least must be left',
+                       f'choose {total - 1} at most' if total > 1 else 'add images')
     return n
 
   def _small(self, split: str) -> bool:
@@ -227,14 +277,27 @@ class Data:
 
   def _batches(self, process_index: int, process_count: int):
     c, split = self.config, self.split('train')
-    if c.batch_size < 1 or c.batch_size % process_count:
-      raise InputError(f'--config.data.batch_size={c.batch_size} is not a positive multiple of the '
-                       f'{process_count} processes')
+    if c.batch_size % process_count:
+      raise InputError('config.data.batch_size', c.batch_size, f'it is no multiple of the '
+                       f'{process_count} processes', 'choose one')
     if c.augment and (len(split.spec.shape) != 3 or split.spec.shape[0] != split.spec.shape[1]):
-      raise InputError(f'--config.data.augment turns images, which must be square; these are '
-                       f'{split.spec.shape}')
+      raise InputError('config.data.augment', True, 'it turns images, which must be square; these '
+                       f'are {split.spec.shape}', 'set it to False, or config.data.image_size')
     rows = np.arange(c.batch_size).reshape(process_count, -1)[process_index]
     return functools.partial(make_batch, split, c.seed, c.batch_size, c.augment, rows)
+
+
+def _check_numbering(name: str, store: sources.Store) -> None:
+  """Raises InputError where a class below the largest has no image at all."""
+  labels = [source.labels for source in (store.train, store.test) if source.labels is not None]
+  if not labels:
+    return
+  found = np.unique(np.concatenate(labels))
+  if len(found) < store.classes:
+    absent = int(np.flatnonzero(found != np.arange(len(found)))[0])
+    raise InputError('config.data.name', name, f'its labels are {found[0]} to {found[-1]}, and '
+                     f'class {absent} has no image', 'number them from 0 without a gap, or set '
+                     f'config.data.classes={store.classes}')
 
 
 def make_batch(split: Split, seed: int, batch_size: int, augmented: bool, rows: np.ndarray,

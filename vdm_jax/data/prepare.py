@@ -20,7 +20,7 @@ from absl import logging
 from tqdm import tqdm
 
 from vdm_jax import files
-from vdm_jax.data import sources
+from vdm_jax.data import records, stores
 from vdm_jax.errors import InputError
 
 
@@ -54,16 +54,16 @@ def prepare(name: str, data_dir: str = '', given: Sequence[str] = (),
   another format, FileNotFoundError where archives are missing and cannot be downloaded, OSError
   where data_dir cannot be written.
   """
-  if name not in sources.PREPARED_BY_US:
-    raise InputError(f'{name} is none of {", ".join(sources.PREPARED_BY_US)}: '
-                     f'{sources.how_to_prepare(name, sources.data_directory(data_dir))}')
+  if name not in records.PREPARED_BY_US:
+    raise InputError(f'{name} is none of {", ".join(records.PREPARED_BY_US)}: '
+                     f'{records.how_to_prepare(name, records.data_directory(data_dir))}')
   from vdm_jax.data import builders
-  builder = sources.tfds_builder(name, data_dir)
+  builder = records.tfds_builder(name, data_dir)
   if builder.info.splits:
-    sources.open_store(name, data_dir)  # raises where it is in a format that we cannot read
+    stores.open_store(name, data_dir)  # raises where it is in a format that we cannot read
     return f'{name} is already prepared in {builder.data_path}'
   if name != 'digits':
-    folder = os.path.join(sources.data_directory(data_dir), 'downloads')
+    folder = os.path.join(records.data_directory(data_dir), 'downloads')
     paths = _obtain(name, official_archives(name) if archives is None else archives, given, folder)
     read = {'cifar10': _cifar10, 'mnist': _mnist}[name]
     # The builder keeps everything but its reading: what it writes is what TFDS writes.

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from vdm_jax import data, files, likelihood, pictures, random, workdir
 from vdm_jax.decoders import bits_per_dim
@@ -78,6 +79,10 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   part = experiment.data.split(split)
   if not len(part):
     raise InputError(f'--split={split}: this run has no such images; choose another.')
+  changed = workdir.changed_data(directory, experiment.data.fingerprint())
+  if changed:
+    logging.warning('--workdir=%s: the data have changed since this run began: %s.  The %s split '
+                    'may hold images that it was trained on.', directory, changed, split)
   count = min(len(part), examples or len(part))
   about = {'dataset': {'name': part.spec.name, 'version': part.version, 'split': split,
                        'source_split': part.source_split, 'examples': count, 'of': len(part),

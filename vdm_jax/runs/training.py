@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
-  workdir.prepare(directory, config, code)
+  workdir.prepare(directory, config, code, experiment.data.fingerprint())
   if jax.process_index() == 0:
     print(found)
     if 0 < config.optimizer.get('decay_steps', 0) < config.train.steps:

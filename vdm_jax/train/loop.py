@@ -60,7 +60,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   run, batch = config.train, config.data.batch_size
   if run.layout not in LAYOUTS:
     raise InputError(f'--config.train.layout={run.layout}: choose one of {", ".join(LAYOUTS)}.')
-  if batch < 1 or batch % jax.device_count():
+  if batch % jax.device_count():  # `data` refuses what is no size at all
     raise InputError(f'--config.data.batch_size={batch} cannot be divided over '
                      f'{jax.device_count()} devices: choose a multiple of {jax.device_count()}.')
   if run.accumulate < 1 or batch // jax.device_count() % run.accumulate:
