@@ -61,8 +61,11 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     estimate = model.denoise(diffuse(x, eps, level), level, model.cond(batch))
     once = lambda *_: estimate  # one evaluation for the loss and for the bound beside it
     loss, terms = ncsn(once, model.process, x, t, keys, eps=eps)
-    bound, of_bound = vlb.discrete(once, model.process, x, t, keys, steps=m.timesteps,
-                                   data=batch['image'], decoder=model.decoder, last=last, eps=eps)
+    chain = {'steps': m.timesteps, 'data': batch['image'], 'last': last}
+    first = None if context.train else vlb.first_step(model.denoise, model.process, x, keys,
+                                                      model.cond(batch), **chain)
+    bound, of_bound = vlb.discrete(once, model.process, x, t, keys, decoder=model.decoder,
+                                   first=first, eps=eps, **chain)
     return loss, {'bits_per_dim': bound, **of_bound, **terms}
 
   def told(z, level):  # its input as on `vp`: of about unit scale at every level

@@ -167,6 +167,29 @@ def test_it_is_trained_as_it_is_and_measured_as_it_is_used():
   assert np.all(trained > 10.0 * validated)
 
 
+@pytest.mark.parametrize('variances', [False, True])
+def test_validation_evaluates_the_first_step_of_every_example(variances):
+  """In training it is one of T steps, drawn: what is missed by 999 of 1,000 examples."""
+  n, images = 4000, jnp.full((4000, 2, 2, 1), 3)
+  experiment, _ = build(config_of(17, variances=variances, clip=False),
+                        Reader(int(variances), scale=0.0))
+  params = jax.jit(experiment.init)(jax.random.key(0))
+
+  @jax.jit
+  def reconstruction(t, key):
+    context = lambda train: Context(jnp.full(n, t), jax.random.split(key, n), jnp.int32(0),
+                                    train=train)
+    terms = [experiment.loss(params, {'image': images}, context(which))[1] for which in (
+        False, True)]
+    return [of['reconstruction'] for of in terms]
+
+  apart, drawn = reconstruction(0.7, jax.random.key(1))
+  assert np.all(apart > 0.0) and np.all(drawn == 0.0)
+  _, drawn = reconstruction(5e-4, jax.random.key(2))  # a time of the first of 1,000 steps
+  difference = apart - drawn / 1000
+  assert abs(difference.mean()) < 4 * difference.std() / n**0.5 < 0.1 * apart.mean()
+
+
 def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
   _, model = build(config_of(variances=True))
   batch = {'image': np.zeros((1, 2, 2, 1), np.uint8)}

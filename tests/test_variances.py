@@ -199,6 +199,36 @@ def test_a_pass_over_images_draws_the_bound_of_the_variance_that_is_asked_for():
     assert abs(got.mean() - expected) < 4 * got.std(ddof=1) / 20
 
 
+@pytest.mark.parametrize('times', [1, 2, 5])
+def test_the_first_step_of_every_image_and_some_of_the_others_are_the_sum_of_all(times):
+  """One draw of the three steps would have no first step in two images of three."""
+  denoise, process, _ = ddpm()
+  model = Model(denoise=denoise, process=process, decoder=None, encode=Pixels(LEVELS).encode,
+                decode=None, cond=lambda batch: None, shape=(1,))
+  images = np.repeat(np.arange(LEVELS), 400).astype(np.uint8)[:, None]
+  found = evaluate_bound(lambda params: model, {}, Split(images), jax.random.key(0), steps=3,
+                         times=times, batch_size=1 << 14, progress=False,
+                         last=DiscretisedNormal(LEVELS).log_prob)
+  reconstruction, diffusion = bound_of_ddpm(0.0)
+  expected = {'reconstruction': reconstruction, 'diffusion': diffusion}
+  for name, u in expected.items():
+    got = found.terms[name].reshape(LEVELS, 400)
+    error = got.std(axis=1, ddof=1) / 20
+    assert np.all(np.abs(got.mean(axis=1) - u) < 4 * error) and np.all(error < 0.1 * u.mean())
+  assert np.all(found.terms['reconstruction'] > 0.0)
+  # The draws of the divergences, of which a density over log-SNR is made, are those of their sum.
+  np.testing.assert_allclose(found.diffusion.mean(axis=-1), found.terms['diffusion'], rtol=1e-6)
+  assert found.diffusion.shape == found.logsnr.shape == (1, len(images), times)
+
+
+def test_as_many_draws_as_later_steps_draw_each_of_them_once():
+  batch, keys = {'image': jnp.zeros((50, 1))}, jax.random.split(jax.random.key(0), 50)
+  found = at_times(5, 4, None, DiscretisedNormal(LEVELS).log_prob)(GAUSSIAN, batch, keys)
+  steps = np.ceil(5 * (13.3 - np.asarray(found['logsnr'])) / 18.3)  # log-SNR is linear in time
+  np.testing.assert_array_equal(np.sort(steps, axis=1), np.tile([2, 3, 4, 5], (50, 1)))
+  np.testing.assert_array_equal(found['evaluations'], 5)
+
+
 @pytest.mark.parametrize('own,steps,message', [
     (True, 5, r'variance, last: this model has a bound of its own; model._replace\(bound=None\)'),
     (False, 0, 'variance, last: of a chain; give steps'),

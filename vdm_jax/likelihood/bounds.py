@@ -86,24 +86,45 @@ def spread(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, Array
   return batch, t, each
 
 
+def _with_first(batch: PyTree, keys: Array, times: int, steps: int) -> tuple[PyTree, Array, Array]:
+  """`spread` over the steps 2 ... T of a chain, and one draw more an image, in its first step."""
+  _, t, _ = spread(batch, keys, times)
+  later = vlb.in_step(1.0 + vlb.step_number(t, steps - 1), steps).reshape(-1, times)
+  first = jnp.full_like(later[:, :1], vlb.in_step(1, steps))
+  batch, each = repeated(batch, keys, jnp.arange(times + 1))
+  return batch, jnp.concatenate([later, first], axis=1).reshape(-1), each
+
+
 def at_times(steps: int, times: int, variance: vlb.Variance | None = None,
              last: vlb.LastStep | None = None) -> Estimator:
   """The bound from `times` = K draws an image: {'nats', terms, 'evaluations': [n]; 'draws',
   'logsnr': [n, K]}.
 
   variance, last: as for `one_draw`.  With K = T each step of a chain is drawn once.
+
+  last: the first step of the chain is no divergence like the others, and much larger than each.  It
+  is a stratum of its own: one evaluation more an image, while the K draws are of the other T - 1
+  steps.  With f(t) the estimate of all T by one of them, at t, their sum is in expectation
+  f(first) / T + (1 - 1 / T) mean f(later).
   """
   def estimator(model, batch, keys):
-    batch, t, each = spread(batch, keys, times)
+    batch, t, each = (spread(batch, keys, times) if last is None else
+                      _with_first(batch, keys, times, steps))
     nats, terms = one_draw(model, batch, t, each, steps, variance, last)
-    by_image = lambda u: u.reshape(-1, times)
+    by_image = lambda u: u.reshape(len(keys), -1)
+    later = 1.0 if last is None else 1.0 - 1.0 / steps
+
+    def mean(u):
+      drawn = later * by_image(u)[:, :times].mean(axis=1)
+      return drawn if last is None else drawn + by_image(u)[:, times] / steps
+
     logsnr = model.process(t).logsnr
     # Of levels that differ from pixel to pixel, the mean.
     logsnr = jnp.mean(logsnr.reshape(len(t), -1), axis=1)
-    return {'nats': by_image(nats).mean(axis=1),
-            **{name: by_image(u).mean(axis=1) for name, u in terms.items()},
-            'evaluations': jnp.full(len(keys), times),
-            'logsnr': by_image(logsnr), 'draws': by_image(terms['diffusion'])}
+    return {'nats': mean(nats), **{name: mean(u) for name, u in terms.items()},
+            'evaluations': jnp.full(len(keys), len(t) // len(keys)),
+            'logsnr': by_image(logsnr)[:, :times],
+            'draws': later * by_image(terms['diffusion'])[:, :times]}
   return estimator
 
 

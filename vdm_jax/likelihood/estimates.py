@@ -189,7 +189,7 @@ def width(estimate: Estimate, options: Options, shape: tuple[int, ...], batch_si
     return options.importance * (math.prod(shape) if options.probe == 'exact' else options.probes)
   if estimate.paths is not None:  # a divisor of it
     return max(k for k in range(1, min(batch_size, estimate.paths) + 1) if not estimate.paths % k)
-  return options.times
+  return options.times + estimate.ddpm  # the first step of such a chain beside them
 
 
 def estimator(estimate: Estimate, options: Options, shape: tuple[int, ...], levels: int,

@@ -54,13 +54,13 @@ def bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
 def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
               cond: PyTree = None, *, steps: int, data: Array, decoder: Decoder,
               variance: vlb.Variance = vlb.fixed_large, last: vlb.LastStep | None = None,
-              eps: Array | None = None, eps_0: Array | None = None
+              first: Array | None = None, eps: Array | None = None, eps_0: Array | None = None
               ) -> tuple[Array, dict[str, Array]]:
   """L_simple for T = `steps`, beside the bound of the same evaluation of the network.
 
   No gradient of the bound reaches the estimate of x or eps; a learned variance has one.
-  x: [B, ...]; t, keys: [B]; variance, last, eps, eps_0 as in `vlb.discrete`.  Returns [B]; 'vlb',
-  the bound of the chain in nats, its three terms, and 'eps_error', L_simple.
+  x: [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns [B];
+  'vlb', the bound of the chain in nats, its three terms, and 'eps_error', L_simple.
   """
   at_t = process(vlb.step_number(t, steps) / steps)
   if eps is None:
@@ -70,5 +70,6 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   mean = jax.lax.stop_gradient((estimate.x, estimate.eps))
   fixed = estimate._replace(x=mean[0], eps=mean[1])
   nats, parts = vlb.discrete(lambda *_: fixed, process, x, t, keys, steps=steps, data=data,
-                             decoder=decoder, variance=variance, last=last, eps=eps, eps_0=eps_0)
+                             decoder=decoder, variance=variance, last=last, first=first, eps=eps,
+                             eps_0=eps_0)
   return loss, {'vlb': nats, **parts, **terms}

@@ -18,16 +18,16 @@ from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree
 def hybrid(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            cond: PyTree = None, *, steps: int, data: Array, decoder: Decoder,
            weight: float = 0.001, variance: vlb.Variance = vlb.learned,
-           last: vlb.LastStep | None = None, eps: Array | None = None,
-           eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
+           last: vlb.LastStep | None = None, first: Array | None = None,
+           eps: Array | None = None, eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|eps - eps_hat|^2 + weight L_vlb, L_vlb for T = `steps`: Nichol and Dhariwal (2021), eq. 16.
 
   Both are sums over the data here.  Their public code adds the mean square and 0.001 times
   bits per dimension, hence has `weight` 0.001 / ln 2 = 0.00144 in these units.
-  x: [B, ...]; t, keys: [B]; variance, last, eps, eps_0 as in `vlb.discrete`.  Returns nats [B] and
-  the terms of `ddpm.objective`.
+  x: [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns nats
+  [B] and the terms of `ddpm.objective`.
   """
   simple, terms = ddpm.objective(denoise, process, x, t, keys, cond, steps=steps, data=data,
-                                 decoder=decoder, variance=variance, last=last, eps=eps,
-                                 eps_0=eps_0)
+                                 decoder=decoder, variance=variance, last=last, first=first,
+                                 eps=eps, eps_0=eps_0)
   return simple + weight * terms['vlb'], terms

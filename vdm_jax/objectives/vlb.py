@@ -146,7 +146,7 @@ def compare_kernels(x: Array, eps: Array, estimate: Estimate, at_t: Level, at_s:
 def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
              cond: PyTree = None, *, steps: int, data: Array, decoder: Decoder | None,
              variance: Variance = fixed_small, last: LastStep | None = None,
-             eps: Array | None = None, eps_0: Array | None = None
+             first: Array | None = None, eps: Array | None = None, eps_0: Array | None = None
              ) -> tuple[Array, dict[str, Array]]:
   """One-sample estimate of the bound of the chain with `steps` = T equal steps of time.
 
@@ -157,6 +157,8 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
   but -log p(data | z_{1/T}), eq. 13 there, e.g. `DiscretisedNormal(levels).log_prob`, at the mean
   x_hat and the standard deviation of that step; see `step_levels`.  It is the term
   'reconstruction', drawn as one of T like the others; `decoder` is not used, and may be None.
+  first: that term in nats [B] where it has been evaluated apart, by `first_step`.  It is unlike the
+  divergences, much larger than each, so that drawing it is most of the variance of an estimate.
 
   Arguments and results as in `continuous`.  Raises InputError: neither `last` nor a decoder.
   """
@@ -174,12 +176,34 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
     terms = {**end_terms(process, x, x, t, keys, data, decoder, eps_0),
              'diffusion': steps * divergence}
     return sum_of_terms(terms), terms
-  first = grid == 1.0
-  log_prob = last_step(last, data, x, estimate, at_t, at_s, variance, first)
-  terms = {'reconstruction': jnp.where(first, -steps * log_prob, 0.0),
+  at_first = grid == 1.0
+  if first is None:
+    log_prob = last_step(last, data, x, estimate, at_t, at_s, variance, at_first)
+    first = jnp.where(at_first, -steps * log_prob, 0.0)
+  terms = {'reconstruction': first,
            'latent': sum_over_data(prior_kl(x, process(jnp.ones_like(t)))),
-           'diffusion': jnp.where(first, 0.0, steps * divergence)}
+           'diffusion': jnp.where(at_first, 0.0, steps * divergence)}
   return sum_of_terms(terms), terms
+
+
+def in_step(number: Array | int, steps: int) -> Array:
+  """A time of step 1 ... T = `steps`: its middle, so that `step_number` reads it back exactly."""
+  return (jnp.asarray(number) - 0.5) / steps
+
+
+def first_step(denoise: Denoiser, process: Process, x: Array, keys: Array, cond: PyTree = None, *,
+               steps: int, data: Array, last: LastStep, variance: Variance = fixed_small,
+               eps: Array | None = None) -> Array:
+  """One-sample estimate of -E log p(data | z_{1/T}), the first step of such a chain: nats [B].
+
+  At one evaluation of the network, with noise of its own.  Arguments as for `discrete`.
+  """
+  if eps is None:
+    eps = random.normal(random.stream(keys, 'eps_1'), x)
+  t = jnp.broadcast_to(in_step(1, steps), x.shape[:1]).astype(x.dtype)
+  _, terms = discrete(denoise, process, x, t, keys, cond, steps=steps, data=data, decoder=None,
+                      variance=variance, last=last, eps=eps)
+  return terms['reconstruction'] / steps
 
 
 def last_step(last: LastStep, data: Array, x: Array, estimate: Estimate, at_t: Level, at_s: Level,

@@ -18,7 +18,7 @@ from flax import linen as nn
 from vdm_jax import data, guidance, inputs
 from vdm_jax.decoders import DiscretisedNormal, Pixels, normal
 from vdm_jax.errors import InputError
-from vdm_jax.objectives import ddpm, iddpm
+from vdm_jax.objectives import ddpm, iddpm, vlb
 from vdm_jax.processes import Scaled
 from vdm_jax.processes import vp as curve_vp
 from vdm_jax.schedules import TableSchedule, cosine_betas, linear_betas
@@ -84,17 +84,21 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, scale: floa
   last = DiscretisedNormal(levels).log_prob
   chosen = (functools.partial(iddpm.hybrid, weight=0.001 / np.log(2.0)) if m.variances else
             ddpm.objective)
+  variance = vlb.learned if m.variances else vlb.fixed_large
 
   def clipped(denoise: Denoiser) -> Denoiser:
     return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends) if m.clip else denoise
 
   def objective(model, batch, context):
     # Trained as it is, measured as it is used: the step from pure noise weighs an error of x_hat
-    # that no image could have by a thousand.
-    nats, terms = chosen(
-        model.denoise if context.train else clipped(model.denoise), model.process,
-        model.encode(batch['image']), context.t, context.keys, model.cond(batch),
-        steps=m.timesteps, data=batch['image'], decoder=model.decoder, last=last)
+    # that no image could have by a thousand.  So is the first step, by an evaluation of its own.
+    denoise = model.denoise if context.train else clipped(model.denoise)
+    x, cond = model.encode(batch['image']), model.cond(batch)
+    kernel = {'steps': m.timesteps, 'data': batch['image'], 'last': last, 'variance': variance}
+    first = None if context.train else vlb.first_step(denoise, model.process, x, context.keys, cond,
+                                                      **kernel)
+    nats, terms = chosen(denoise, model.process, x, context.t, context.keys, cond, **kernel,
+                         decoder=model.decoder, first=first)
     return nats, {'bits_per_dim': terms.pop('vlb'), **terms}
 
   base = vdm.experiment(
