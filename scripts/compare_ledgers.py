@@ -1,6 +1,8 @@
 """Compares the ledgers of several runs: a row each, the best of each column marked.
 
   python scripts/compare_ledgers.py runs/digits runs/digits_small [--markdown]
+
+Of a run its main evaluation, ledger.json; another by its file, runs/digits/ledger_raw.json.
 """
 import cli
 import rich.table

@@ -1,7 +1,11 @@
 """Evaluates a run's likelihood: the ledger on screen, ledger.json, bits.npz and two pictures.
 
+Of a directory of runs seed_N, each of them, with a table of their means and spreads.
+
   python scripts/evaluate.py --workdir=runs/digits --estimates=vlb,vlb@1000,ode,iw@20x100,immse
 """
+from pathlib import Path
+
 import cli
 from absl import flags
 
@@ -29,18 +33,35 @@ STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or 
 SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 512, 'Evaluations of the network at a time.')
 EXAMPLES = flags.DEFINE_integer('examples', None, 'Only the first so many images.')
-REPORT = flags.DEFINE_bool('report', False, 'Only print the ledger of the last evaluation.')
+REPORT = flags.DEFINE_bool('report', False, 'Only print the ledger of the main evaluation.')
+OUT = flags.DEFINE_string('out', '', 'The directory for the files, if not that of the run.')
+OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Also a ledger of the same images and weights '
+                              'with more rows or draws.')
 DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are, if not where they were.')
 
 
-def main():
-  ledger = runs.report(WORKDIR.value) if REPORT.value else runs.evaluate(
-      WORKDIR.value, split=SPLIT.value, estimates=ESTIMATES.value, schedules=SCHEDULES.value,
+def evaluated(run: Path, out: str | Path) -> likelihood.Ledger:
+  show = lambda ledger: metrics.show(likelihood.table(ledger))
+  if REPORT.value:
+    show(ledger := runs.report(run))
+    return ledger
+  return runs.evaluate(
+      run, split=SPLIT.value, estimates=ESTIMATES.value, schedules=SCHEDULES.value,
       repeats=REPEATS.value, times=TIMES.value, importance=IMPORTANCE.value,
       ode_tolerance=TOLERANCE.value, ode_start=START.value, probes=PROBES.value, probe=PROBE.value,
       average=AVERAGE.value, step=STEP.value, seed=SEED.value, batch_size=BATCH_SIZE.value,
-      examples=EXAMPLES.value, data_dir=DATA_DIR.value)
-  metrics.show(likelihood.table(ledger))
+      examples=EXAMPLES.value, data_dir=DATA_DIR.value, out=out, overwrite=OVERWRITE.value,
+      show=show)
+
+
+def main():
+  ledgers = {}
+  for run in runs.seeds(WORKDIR.value):
+    ledgers[run.name] = evaluated(run, Path(OUT.value) / run.name if OUT.value else '')
+  if ledgers:
+    metrics.show(likelihood.over_seeds(ledgers))
+  else:
+    evaluated(Path(WORKDIR.value), OUT.value)
 
 
 if __name__ == '__main__':

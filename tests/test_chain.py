@@ -171,7 +171,7 @@ def test_it_is_trained_as_it_is_and_measured_as_it_is_used():
 def test_validation_evaluates_the_first_step_of_every_example(variances):
   """In training it is one of T steps, drawn: what is missed by 999 of 1,000 examples."""
   n, images = 4000, jnp.full((4000, 2, 2, 1), 3)
-  experiment, _ = build(config_of(17, variances=variances, clip=False),
+  experiment, _ = build(config_of(256, variances=variances, clip=False),
                         Reader(int(variances), scale=0.0))
   params = jax.jit(experiment.init)(jax.random.key(0))
 

@@ -118,7 +118,7 @@ def test_the_ledger_has_every_field_that_it_promises(evaluated):
       'split': 'test', 'examples': 13, 'of': 13, 'levels': 5}
   assert ledger['dataset']['name'].endswith('images.npz')
   assert ledger['dataset']['sha256'] == hashlib.sha256(images_of(run, 'test').tobytes()).hexdigest()
-  assert ledger['checkpoint'] == {'step': 4, 'average': 'ema'}
+  assert ledger['checkpoint'] == {'step': 4, 'average': 'ema', 'first_weights': 0.5**4}
   assert ledger['config'] == json.loads(json.dumps(workdir.read_config(run).to_dict()))
   assert [row['estimate'] for row in ledger['rows']] == ['vlb', 'vlb@1000']
   for row in ledger['rows']:
@@ -141,6 +141,8 @@ def test_the_ledger_has_every_field_that_it_promises(evaluated):
 def test_what_must_hold_of_a_run_is_in_its_ledger_and_holds(evaluated):
   _, ledger = evaluated
   assert {check['name']: check['passed'] for check in ledger.checks if check['serious']} == {
+      '0 <= vlb <= 9.5': True, 'terms of vlb >= 0': True,
+      '0 <= vlb@1000 <= 9.5': True, 'terms of vlb@1000 >= 0': True,
       'reconstruction term of vlb = its closed form': True,
       'latent term of vlb = its closed form': True}
   assert {check['name'] for check in ledger.checks if not check['serious']} == {
@@ -223,7 +225,8 @@ def test_averages_and_steps_are_chosen_and_named(run):
   assert scale() == slow
   assert 0.2 < scale(average='raw', step='2') < raw
   ledger = runs.evaluate(run, average='fast', step=2, **ONCE)
-  assert ledger.checkpoint == {'step': 2, 'average': 'fast'}
+  assert ledger.checkpoint == {'step': 2, 'average': 'fast',
+                               'first_weights': pytest.approx(0.1**2)}
 
 
 def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
@@ -231,7 +234,9 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
     runs.report(run)
   ledger = runs.evaluate(run, **ONCE)
   assert runs.report(run) == ledger._replace(config=json.loads(json.dumps(ledger.config)))
-  runs.evaluate(run, step=2, **ONCE)
+  fields = json.loads((run / 'ledger.json').read_text())
+  fields['checkpoint']['step'] = 2
+  (run / 'ledger.json').write_text(json.dumps(fields))
   with pytest.raises(InputError, match='step 2, the newest checkpoint of step 4'):
     runs.report(run)
   (run / 'ledger.json').write_text(json.dumps({'rows': [], 'dataset': {}}))
@@ -326,13 +331,14 @@ def test_a_directory_without_a_run_or_a_checkpoint_is_refused(run, tmp_path):
     runs.evaluate(run)
 
 
-def test_weights_that_give_no_finite_bound_are_refused_and_nothing_is_written(run, monkeypatch):
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(run, monkeypatch):
   whole = workdir.load_trained
   def broken(*args, **options):
     trained = whole(*args, **options)
     return trained._replace(params=jax.tree.map(lambda u: np.full_like(u, np.nan), trained.params))
   monkeypatch.setattr(workdir, 'load_trained', broken)
-  with pytest.raises(InputError, match='not finite on 13 images'):
+  monkeypatch.setattr(evaluating.naming, 'measure', None)  # before anything is computed
+  with pytest.raises(InputError, match=r'step=4: these weights \(ema\) are not finite'):
     runs.evaluate(run, **ONCE)
   assert not (run / 'ledger.json').exists() and not (run / 'bits.npz').exists()
 
@@ -349,15 +355,126 @@ def test_a_row_that_is_not_finite_is_refused_and_the_others_are_kept(run, monkey
   assert [row['estimate'] for row in runs.report(run).rows] == ['vlb', 'vlb@10']
 
 
-def test_a_ledger_vouches_for_what_lies_beside_it(run, monkeypatch):
+def names_of(run, *stems):
+  return sorted(path.name for path in run.iterdir() if path.stem.startswith(
+      stems or ('ledger', 'bits', 'curves')))
+
+
+MAIN = ['bits.npz', 'bits_by_noise.png', 'curves.png', 'ledger.json']
+
+
+@pytest.mark.parametrize('options,ending', [
+    ({'examples': 5}, '_5_images'), ({'average': 'raw'}, '_raw'), ({'step': 2}, '_step2'),
+    ({'split': 'validation', 'step': 2, 'average': 'fast', 'examples': 3},
+     '_validation_step2_fast_3_images')])
+def test_an_evaluation_of_less_or_other_has_names_of_its_own_and_the_main_one_stays(
+    run, options, ending):
   runs.evaluate(run, **ONCE)
-  def full(*_):
-    raise OSError('no space left on device')
+  before = {name: (run / name).read_bytes() for name in MAIN}
+  assert names_of(run) == MAIN
+  ledger = runs.evaluate(run, **ONCE, **options)
+  assert {name: (run / name).read_bytes() for name in MAIN} == before
+  own = [name.replace('.', f'{ending}.') for name in MAIN]
+  assert names_of(run) == sorted([*MAIN, *own])
+  saved, = runs.evaluated([run / f'ledger{ending}.json']).values()
+  assert saved.ledger.rows == ledger.rows
+  assert len(saved.bits['vlb']) == ledger.dataset['examples']
+  assert runs.report(run).checkpoint['average'] == 'ema'
+
+
+def test_what_is_asked_for_by_its_own_name_is_the_main_evaluation(run):
+  runs.evaluate(run, average='ema', step=4, examples=13, **ONCE)
+  assert names_of(run) == MAIN
+
+
+def test_a_ledger_with_more_rows_or_draws_is_overwritten_only_when_it_is_asked(run, monkeypatch):
+  more = ONCE | {'estimates': ['vlb@10'], 'repeats': 2}
+  runs.evaluate(run, **more)
+  kept = (run / 'ledger.json').read_bytes()
   with monkeypatch.context() as patch:
-    patch.setattr(evaluating.pictures, 'curves', full)
-    with pytest.raises(OSError, match='no space'):
-      runs.evaluate(run, step=2, **ONCE)
-  assert not (run / 'ledger.json').exists()  # the bits are those of step 2 by now
+    patch.setattr(evaluating.naming, 'measure', None)  # refused before anything is computed
+    for less in ({'repeats': 1}, {'estimates': []}):
+      with pytest.raises(InputError) as error:
+        runs.evaluate(run, **more | less)
+      message = error.value.as_flag()
+      assert message.startswith('--overwrite=False: ') and 'vlb@10' in message
+      assert '--out' in message and '\n' not in message
+  assert (run / 'ledger.json').read_bytes() == kept
+  runs.evaluate(run, **ONCE, out=run / 'other')
+  assert names_of(run / 'other') == MAIN and (run / 'ledger.json').read_bytes() == kept
+  assert runs.evaluate(run, **ONCE, overwrite=True).rows == runs.report(run).rows
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_computed(run, monkeypatch):
+  monkeypatch.setattr(evaluating.naming, 'measure', None)
+  (run / 'file').touch()
+  with pytest.raises(InputError, match='out=.*file/a.: it cannot be written .*another directory'):
+    runs.evaluate(run, **ONCE, out=run / 'file' / 'a')
+  def full(path, size):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(files, 'probe', full)
+  with pytest.raises(InputError, match='workdir=.*No space left on device'):
+    runs.evaluate(run, **ONCE)
+
+
+def test_the_ledger_is_shown_whatever_becomes_of_the_files(run, monkeypatch):
+  def full(path, text):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(files, 'write_text', full)
+  shown = []
+  with pytest.raises(OSError, match='No space left'):
+    runs.evaluate(run, **ONCE, show=shown.append)
+  assert [row['estimate'] for row in shown[0].rows] == ['vlb']
+  assert names_of(run) == ['bits.npz']
+
+
+def test_a_picture_that_fails_is_a_warning_and_the_rest_is_written(run, monkeypatch):
+  warned = []
+  monkeypatch.setattr(evaluating.logging, 'warning', lambda text, *of: warned.append(text % of))
+  def broken(*_):
+    raise ValueError('Axis limits cannot be NaN')
+  monkeypatch.setattr(evaluating.pictures, 'bits_by_noise', broken)
+  ledger = runs.evaluate(run, **ONCE)
+  assert runs.report(run).rows == ledger.rows
+  assert names_of(run) == ['bits.npz', 'curves.png', 'ledger.json']
+  assert len(warned) == 1 and 'bits_by_noise.png was not drawn' in warned[0]
+
+
+def test_one_image_drawn_once_has_a_ledger_and_pictures(run):
+  ledger = runs.evaluate(run, examples=1, times=1, batch_size=4)
+  assert ledger.rows[0]['standard_error'] is None
+  assert names_of(run) == [name.replace('.', '_1_images.') for name in MAIN]
+
+
+def test_a_learned_schedule_that_rises_is_refused_when_it_is_evaluated(run, monkeypatch):
+  whole = workdir.load_trained
+  def rising(*args, **options):
+    trained = whole(*args, **options)
+    def model(params):
+      own = trained.experiment.model(params)
+      return own._replace(process=lambda t: own.process(1.0 - t))
+    return trained._replace(experiment=trained.experiment._replace(model=model))
+  monkeypatch.setattr(workdir, 'load_trained', rising)
+  monkeypatch.setattr(evaluating.naming, 'measure', None)
+  with pytest.raises(InputError, match='the noise schedule: .*rises'):
+    runs.evaluate(run, **ONCE)
+
+
+def test_a_seed_that_is_given_twice_is_refused(tmp_path):
+  with pytest.raises(InputError, match='seeds=.*: 3 is there twice.*give each seed once'):
+    runs.train_seeds(None, tmp_path / 'config.py', tmp_path, [3, 1, 3])
+
+
+def test_all_seeds_of_a_directory_are_found_by_their_number(tmp_path):
+  for name in ('seed_10', 'seed_2', 'seed_x', 'other'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').touch()
+  (tmp_path / 'seed_3').mkdir()  # without a run
+  assert [path.name for path in runs.seeds(tmp_path)] == ['seed_2', 'seed_10']
+  assert runs.seeds(tmp_path / 'seed_2') == []
+
+
+def test_a_ledger_vouches_for_the_bits_beside_it(run):
   runs.evaluate(run, **ONCE)
   with np.load(run / 'bits.npz') as file:
     bits = dict(file)
@@ -610,6 +727,7 @@ def test_the_evaluate_command_on_one_device_prints_the_ledger_of_four(evaluated,
 def test_the_ledgers_of_several_runs_are_one_table_of_markdown(evaluated, run):
   other, ledger = evaluated
   runs.evaluate(run, average='raw', estimates=['vlb@1000'], times=32, batch_size=128)
+  run = run / 'ledger_raw.json'
   done = called('compare_ledgers.py', str(other), str(run), '--markdown', devices=1)
   assert done.returncode == 0, done.stderr
   header, rule, first, second = (line.strip('| ').split(' | ')
@@ -617,7 +735,7 @@ def test_the_ledgers_of_several_runs_are_one_table_of_markdown(evaluated, run):
   assert header == ['run', 'vlb', 'vlb@1000'] and (first[0], second[0]) == (str(other), str(run))
   assert f'{ledger.rows[0]["bits_per_dim"]:.4f} ± ' in first[1]
   with pytest.raises(InputError, match='has no ledger.json: evaluate it first'):
-    runs.evaluated([other, run.parent])
+    runs.evaluated([other, run.parent.parent])
 
 
 def test_a_flag_that_is_wrong_is_one_line_and_exit_code_2(finished, tmp_path):

@@ -59,6 +59,17 @@ def test_a_name_that_is_none_is_refused_in_one_line_that_says_what_is_accepted(n
     assert estimates.ACCEPTED in message
 
 
+@pytest.mark.parametrize('variance', ['large', 'learned'])
+def test_paths_of_few_wide_steps_are_refused_and_of_more_say_that_their_weights_have_heavy_tails(
+    variance):
+  with pytest.raises(InputError, match='heavy tails .*take 10 steps or more, or iw@4x9'):
+    estimates.parse([f'iw@4x9/{variance}'])
+  estimates.parse([f'iw@4x9/{same}' for same in ('analytic',)] + ['iw@4x9', f'vlb@9/{variance}'])
+  said = lambda name: estimates.about(estimates.parse([name])[-1], Options())['error_beside']
+  assert 'heavy-tailed' in said(f'iw@4x10/{variance}')
+  assert said('iw@4x10') is said(f'vlb@10/{variance}') is None
+
+
 @pytest.mark.parametrize('options,flag', [
     ({'times': 0}, '--times=0'), ({'importance': 0}, '--importance=0'),
     ({'probes': -1}, '--probes=-1'), ({'probe': 'normal'}, '--probe=normal'),

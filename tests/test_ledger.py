@@ -9,7 +9,7 @@ import rich.console
 
 from vdm_jax import files
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood import Evaluated, Ledger, estimates, table
+from vdm_jax.likelihood import Evaluated, Ledger, estimates, over_seeds, table
 from vdm_jax.likelihood import ledger as ledger_lib
 
 DATA = {'name': 'digits', 'version': '1.0.0', 'split': 'test', 'examples': 300, 'of': 300,
@@ -163,6 +163,16 @@ def test_a_violation_is_red_and_says_what_it_means(found, style, word):
   assert ('two formulae' in console.export_text()) == (not found['passed'])
 
 
+@pytest.mark.parametrize('share,said', [(0.97, True), (0.11, True), (0.09, False)])
+def test_an_average_that_still_holds_the_first_weights_says_so(share, said):
+  of = ledger([row([[1.0, 2.0]])])
+  console = rich.console.Console(width=80, record=True, file=open('/dev/null', 'w'))
+  with console.file:
+    console.print(table(of._replace(checkpoint=of.checkpoint | {'first_weights': share})))
+  text = ' '.join(console.export_text().split())
+  assert (f'{100 * share:.0f} % of the average ema are still the first weights' in text) == said
+
+
 # ------------------------------------------------------------- kinds of number
 
 
@@ -209,6 +219,36 @@ def test_runs_are_compared_image_by_image_and_the_best_are_marked():
   value = runs['worse'].ledger.rows[0]
   assert lines[2][:2] == ['worse', f'{value["bits_per_dim"]:.4f} ± {value["standard_error"]:.4f}']
   assert lines[0][1].startswith('**') and lines[1][2] == '-'
+
+
+def test_a_run_that_fails_what_must_hold_is_never_best_and_others_are_not_measured_against_it():
+  """A bound below 0, of a schedule that rises, is no better one."""
+  own = np.random.default_rng(0).uniform(1, 3, 50)
+  wrong = evaluated({'vlb': own - 1e4})
+  wrong = wrong._replace(ledger=wrong.ledger._replace(checks=[check(False)]))
+  unusual = evaluated({'vlb': own})
+  unusual = unusual._replace(ledger=unusual.ledger._replace(checks=[check(False, serious=False)]))
+  runs = {'wrong': wrong, 'right': unusual}
+  found = ledger_lib.comparison(runs)['vlb']
+  assert {name: best for name, (_, _, best) in found.items()} == {'wrong': False, 'right': True}
+  _, *lines = ledger_lib.comparison_cells(runs)
+  assert lines[0][0] == 'wrong (failed checks)' and '**' not in lines[0][1]
+  assert lines[1][0] == 'right' and lines[1][1].startswith('**')
+  # Alone, it is not best either.
+  assert not ledger_lib.comparison({'wrong': wrong})['vlb']['wrong'][2]
+
+
+def test_several_seeds_have_a_mean_and_a_standard_deviation():
+  runs = {'seed_1': ledger([row([[1.0, 2.0]]), row([[4.0]], 'ode')]),
+          'seed_2': ledger([row([[2.0, 3.0]])])}
+  console = rich.console.Console(width=80, record=True, file=open('/dev/null', 'w'))
+  with console.file:
+    console.print(over_seeds(runs))
+  lines = console.export_text().replace('│', ' ').replace('┃', ' ').splitlines()
+  cells = {line.split()[0]: line.split()[1:] for line in lines if line.split()}
+  assert cells['estimate'] == ['seed_1', 'seed_2', 'mean', 'std']
+  assert cells['vlb'] == ['1.5000', '2.5000', '2.0000', '0.7071']
+  assert cells['ode'] == ['4.0000', '-', '4.0000', '-']
 
 
 def test_numbers_of_other_draws_of_the_dequantiser_have_columns_of_their_own():

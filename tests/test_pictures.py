@@ -4,6 +4,8 @@ import pytest
 from PIL import Image
 
 from vdm_jax import pictures
+from vdm_jax.likelihood import density
+from vdm_jax.likelihood.bounds import BoundSamples
 from vdm_jax.likelihood.density import Density
 
 GAP = 128  # the grey between images
@@ -131,6 +133,27 @@ def test_a_run_without_records_has_its_other_panel(tmp_path):
     assert image.size == (990, 418)
 
 
+@pytest.mark.parametrize('values', [[0.0], [2.0, 2.0], [-3.0], [np.nan], [2.0, np.nan, 3.0]])
+def test_the_curves_of_one_record_of_equal_ones_and_of_nan_are_drawn(values, tmp_path):
+  rows = [{'step': step, 'kind': 'train', 'bits_per_dim': u} for step, u in enumerate(values)]
+  t = np.linspace(0, 1, 11)
+  for logsnr in (8 - 13 * t, np.full(11, np.nan), np.zeros(11)):
+    figure = pictures.curves(rows, t, 8 - 13 * t, logsnr, values[-1], 'test')
+    bottom, top = figure.axes[0].get_ylim()
+    shown = [u for u in values if np.isfinite(u)]
+    assert bottom < top and all(bottom <= u <= top for u in shown)
+    pictures.save_png(tmp_path / 'a.png', figure)
+
+
+@pytest.mark.parametrize('data', [np.zeros((1, 3, 3, 1), int), np.zeros((1, 2), int),
+                                  np.zeros((1, 9), int), np.full((2, 3, 3, 1), np.nan),
+                                  np.full((2, 2), np.nan)])
+@pytest.mark.parametrize('levels', [1, 5])
+def test_samples_that_are_one_or_equal_or_nan_or_of_one_level_are_drawn(data, levels):
+  for picture in (pictures.samples(data, levels), pictures.strip(data[None], levels)):
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+
+
 # ---------------------------------------------------------- where the bits are
 
 EDGES = np.linspace(-5.0, 8.0, 27)
@@ -211,3 +234,32 @@ def test_extreme_points_are_drawn_in_the_colour_of_their_bits():
   shown = by_noise(np.array([[0, 1], [4, 3]]), np.array([1.0, 1.5])).axes[3]
   np.testing.assert_allclose(shown.collections[0].get_offsets(), [[0, 1], [4, 3]])
   np.testing.assert_allclose(shown.collections[0].get_array(), [1.0, 1.5])
+
+
+@pytest.mark.parametrize('points', [False, True])
+@pytest.mark.parametrize('each', [[1.5], [2.0, 2.0], [0.0, 0.0], [1.0, 1.0 + 1e-15], [np.nan] * 3,
+                                  [1.0, np.nan, 2.0]])
+@pytest.mark.parametrize('mean', [0.0, 1.0, np.nan])
+def test_where_the_bits_are_is_drawn_of_one_image_of_equal_ones_and_of_nan(each, mean, points,
+                                                                           tmp_path):
+  each = np.array(each)
+  flat, edges = np.full(26, mean), np.full(27, mean)
+  found = Density(EDGES, flat, 0.0 * flat, edges, 0.0 * edges, flat, np.zeros(26, bool))
+  row = {'parts': {'diffusion': mean}, 'dataset': {'name': 'digits', 'split': 'test'}}
+  chosen = pictures.extremes(each)
+  images = np.zeros((len(each), 2) if points else (len(each), 4, 4, 1), int)
+  figure = pictures.bits_by_noise(found, each, images, each[chosen], 5, row)
+  pictures.save_png(tmp_path / 'a.png', figure)
+  finite = np.isfinite(each).sum()
+  histogram = figure.axes[2]
+  assert sum(patch.get_height() for patch in histogram.patches) == finite
+  assert figure.axes[0].get_xlim() == (8.0, -5.0)
+
+
+def test_a_density_of_one_draw_is_one_interval_around_it():
+  draws = BoundSamples({'diffusion': np.array([[2.0]]), 'latent': np.array([[0.5]])},
+                       np.array([[[1.0]]]), np.array([[[2.0]]]), 0)
+  found = density.density(draws, (1,))
+  assert found.edges[0] < 1.0 < found.edges[-1]
+  assert np.sum(found.mean * np.diff(found.edges)) == pytest.approx(2.0 / np.log(2))
+  assert found.running[0] == pytest.approx(2.5 / np.log(2))

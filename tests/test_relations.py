@@ -185,3 +185,38 @@ def test_a_check_says_what_its_failure_means():
                             row('vlb (linear)', draws(2) + 1, schedule='linear')])
   assert set(check) == {'name', 'difference', 'standard_error', 'passed', 'serious', 'meaning'}
   assert 'told t' in check['meaning'] and check['serious']
+
+
+# ------------------------------------------------------------------- ranges
+
+
+def in_range(bits, levels=4, **parts):
+  of = row('vlb', bits, **parts)
+  of.row.update(logsnr_max=2.0, logsnr_min=-2.0)
+  return [check['passed'] for check in relations.ranges([of], levels)]
+
+
+def test_bits_of_discrete_data_are_between_0_and_what_a_network_of_zeros_reaches():
+  limit = 2.0 + 0.5 * 4.0 / np.log(2)  # equal odds of 4 levels, and half a nat at each log-SNR
+  for value, holds in ((-14_253.0, False), (-0.05, False), (0.0, True), (1.9, True),
+                       (limit - 0.1, True), (limit + 0.1, False), (26.8, False)):
+    assert in_range(draws(1, mean=value)) == [holds] or value == 0.0
+    assert in_range(np.full((1, 1), value)) == [holds]  # also of a single draw
+  # Noise alone is no failure: the mean of these is 0.
+  assert in_range(draws(1) - draws(1).mean()) == [True]
+
+
+@pytest.mark.parametrize('name', ['reconstruction', 'latent', 'diffusion'])
+def test_a_term_that_is_negative_on_one_image_fails_however_the_others_scatter(name):
+  values = np.abs(np.random.default_rng(0).normal(0.0, 100.0, (R, N)))
+  assert in_range(np.ones((R, N)), **{name: values}) == [True, True]
+  values[0, 3] = -0.1
+  assert in_range(np.ones((R, N)), **{name: values}) == [True, False]
+  assert in_range(np.ones((R, N)), **{name: values, 'reference': -values}) == [True, False]
+
+
+def test_the_density_of_what_is_continuous_and_the_parts_of_a_difference_may_be_negative():
+  of = row('vlb', np.ones((R, N)), reconstruction=np.full((R, N), -1.0), latent=np.ones((R, N)))
+  of.row.update(logsnr_max=2.0, logsnr_min=-2.0, decoder='normal, of the dequantised')
+  assert all(check['passed'] for check in relations.ranges([of], 4))
+  assert in_range(np.ones((R, N)), reference=np.full((R, N), -1.0)) == [True]

@@ -32,6 +32,21 @@ def whole(path: str | Path) -> Iterator[Path]:
     partial.unlink(missing_ok=True)
 
 
+def probe(directory: str | Path, size: int = 1 << 20) -> None:
+  """Raises OSError unless files of so many bytes can be written into `directory`, made if need be.
+
+  Nothing stays there.
+  """
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  path = directory / f'.probe.{os.uname().nodename}.{os.getpid()}'
+  try:
+    path.write_bytes(bytes(size))
+  finally:
+    with contextlib.suppress(OSError):
+      path.unlink()
+
+
 def write_text(path: str | Path, text: str) -> None:
   with whole(path) as partial:
     partial.write_text(text)

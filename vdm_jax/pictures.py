@@ -1,4 +1,8 @@
-"""Pictures of samples and of runs."""
+"""Pictures of samples and of runs.
+
+Each is drawn of whatever there is: of one point, of values that are all equal, and of NaN, which it
+leaves out.
+"""
 import io
 import math
 from pathlib import Path
@@ -20,6 +24,17 @@ def save_png(path: str | Path, picture: np.ndarray | Figure) -> None:
       picture.savefig(partial, format='png', dpi=110)
     else:
       Image.fromarray(picture).save(partial, format='png')
+
+
+def _limit(set_limits, low: float, high: float) -> None:
+  """Limits of an axis, where they are two numbers; else those that it finds itself."""
+  if np.isfinite([low, high]).all() and low != high:
+    set_limits(low, high)
+
+
+def _finite(values) -> np.ndarray:
+  values = np.asarray(values, np.float64)
+  return values[np.isfinite(values)]
 
 
 def samples(data: np.ndarray, levels: int) -> np.ndarray:
@@ -50,7 +65,7 @@ def strip(path: np.ndarray, levels: int) -> np.ndarray:
 def _sheet(data: np.ndarray, levels: int, across: int, width: int) -> np.ndarray:
   """`across` images a row, enlarged by a whole number up to about `width` pixels."""
   n, h, w, c = data.shape
-  pixels = np.round(data * (255.0 / (levels - 1))).astype(np.uint8)
+  pixels = np.round(np.nan_to_num(data) * (255.0 / max(levels - 1, 1))).astype(np.uint8)
   pixels = pixels[..., :3] if c >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
   down, gap = math.ceil(n / across), 1
   sheet = np.full((down * (h + gap) + gap, across * (w + gap) + gap, 3), 128, np.uint8)
@@ -61,12 +76,17 @@ def _sheet(data: np.ndarray, levels: int, across: int, width: int) -> np.ndarray
   return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
+def _of_levels(axes, levels: int) -> None:
+  top = max(levels - 1, 1)
+  axes.set(xlim=(0, top), ylim=(0, top), aspect='equal')
+
+
 def _scatter(clouds: np.ndarray, levels: int) -> np.ndarray:
   """clouds: [k, n, D], side by side."""
   size = 4 if len(clouds) == 1 else 2
   figure = Figure(figsize=(size * len(clouds), size), layout='constrained')
   for axes, points in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
-    axes.set(xlim=(0, levels - 1), ylim=(0, levels - 1), aspect='equal')
+    _of_levels(axes, levels)
     axes.scatter(points[:, 0], points[:, -1], s=1)
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=110)
@@ -92,8 +112,9 @@ def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.
   left.set(xlabel='step', ylabel='bits/dim' if in_bits else 'loss',
            title=f'variational bound: {final:.3f} bits/dim on {split}')
   if in_bits:  # the first steps would flatten the rest
-    left.set_ylim(0.95 * min(value for line in lines.values() for _, value in line),
-                  1.35 * max(line[-1][1] for line in lines.values()))
+    low = min(_finite([value for line in lines.values() for _, value in line]), default=np.nan)
+    high = max(_finite([line[-1][1] for line in lines.values()]), default=np.nan)
+    _limit(left.set_ylim, low - 0.05 * abs(low), high + 0.35 * abs(high))
   if lines:
     left.legend()
 
@@ -136,15 +157,17 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
                  label='this model, ± 2 standard errors')
   density.stairs(found.mean + 2 * found.error, found.edges, fill=True, color='C0', alpha=0.3, lw=0,
                  baseline=found.mean - 2 * found.error)
-  top = 1.15 * np.max(found.mean + 2 * found.error)
+  top = 1.15 * max(_finite(found.mean + 2 * found.error), default=np.nan)
   if found.gaussian is not None:
     density.stairs(found.gaussian, found.edges, baseline=None, color='grey', ls='--',
                    label='best linear denoiser: Gaussian of the training data')
     if found.above.any():
       density.plot(centre[found.above], found.mean[found.above], 'v', color='C3',
                    label='above it: not trained there, or a bug')
-    top = min(max(top, 1.05 * np.max(found.gaussian)), 2.0 * top)
-  density.set(ylim=(0.0, top), xlabel='log-SNR', ylabel='bits/dim per unit of log-SNR',
+    limit = max(_finite(found.gaussian), default=np.nan)
+    top = min(max(top, 1.05 * limit), 2.0 * top)
+  _limit(density.set_ylim, 0.0, top)
+  density.set(xlabel='log-SNR', ylabel='bits/dim per unit of log-SNR',
               title='where the bits of the diffusion term are')
   density.legend()
 
@@ -159,9 +182,14 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   running.text(0.97, 0.06, terms.strip('\n'), transform=running.transAxes, ha='right', va='bottom',
                family='monospace', fontsize=9)
   for axes in (density, running):
-    axes.set_xlim(found.edges[-1], found.edges[0])  # as time runs
+    _limit(axes.set_xlim, found.edges[-1], found.edges[0])  # as time runs
 
-  histogram.hist(each, bins=min(40, max(5, len(each) // 5)), color='C0', alpha=0.7)
+  if len(bits_each := _finite(each)):
+    low, high = bits_each.min(), bits_each.max()
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # too close for any bins between them
+      low, high = low - 0.5, high + 0.5
+    histogram.hist(bits_each, bins=min(40, max(5, len(each) // 5)), range=(low, high), color='C0',
+                   alpha=0.7)
   histogram.axvline(total, color='grey', ls=':', lw=1)
   histogram.locator_params(axis='y', integer=True)
   histogram.set(xlabel='bits/dim of an image', ylabel='images', title=name)
@@ -171,8 +199,8 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
     shown.set_axis_on()
     points = shown.scatter(extremes[:, 0], extremes[:, -1], c=bits, s=12)
     figure.colorbar(points, ax=shown, label='bits/dim')
-    shown.set(xlim=(0, levels - 1), ylim=(0, levels - 1), aspect='equal',
-              title='the most and the least likely points')
+    _of_levels(shown, levels)
+    shown.set_title('the most and the least likely points')
     return figure
   half = -(-len(bits) // 2)
   shown.imshow(_sheet(extremes, levels, across=min(half, 8), width=960))

@@ -48,7 +48,10 @@ def density(samples: BoundSamples, shape: tuple[int, ...], moments: Moments | No
             ) -> Density:
   """That of the images in `samples`; moments: of the training data, where levels are of z alone."""
   bins = int(np.clip(samples.logsnr.size // 200, 8, 60))
-  edges = np.linspace(samples.logsnr.min(), samples.logsnr.max(), bins + 1, dtype=np.float64)
+  low, high = samples.logsnr.min(), samples.logsnr.max()
+  if low == high:  # of a single draw
+    low, high = low - 0.5, high + 0.5
+  edges = np.linspace(low, high, bins + 1, dtype=np.float64)
   each = bits_per_dim(by_image(samples, edges), shape)
   terms = {name: bits_per_dim(u.mean(axis=0), shape) for name, u in samples.terms.items()}
   at_data = sum(u for name, u in terms.items() if name not in ('diffusion', 'latent'))

@@ -20,6 +20,12 @@ an estimate.  No row is the likelihood itself: discrete data reach continuous la
 a divergence, by any decoder and any dequantiser, which more draws (--importance, in the name of the
 row) reduce.  But log-densities with Hutchinson's noise in them bound nothing inside of a logarithm
 of a mean: with --importance above 1 they are only an estimate.  So is immse.
+
+iw with /large or /learned has heavy-tailed weights.  Where the variance of p(z_s | z_t) is r times
+that of q(z_s | z_t, x), E_q (p / q)^2 is the integral of p^2 / q, infinite for r >= 2: steps are so
+long near the data, or where there are few of them.  A bound it stays, in expectation; but no number
+of paths that one can draw comes near that expectation, and the standard error does not show it.  So
+fewer than 10 steps are refused, and the rows of more say it.
 """
 import math
 import re
@@ -43,6 +49,7 @@ from vdm_jax.objectives import vlb
 from vdm_jax.samplers.analytic import Variances
 from vdm_jax.typing import Model, PyTree
 
+FEWEST_WIDE = 10  # steps of paths whose variances are larger than those of q
 _T = TypeVar('_T')
 MOST_EXACT = 256  # dimensions of which the exact trace is affordable
 PROBES = ('rademacher', 'gaussian', 'exact')
@@ -101,6 +108,11 @@ def _parse(name: str) -> Estimate:
     raise InputError(f'--estimates: {name!r} has a number below 1; accepted are {ACCEPTED}.')
   if estimate.ddpm and estimate.steps == 1:
     raise InputError(f'--estimates: {name!r}: a chain that ends in the data has 2 steps or more.')
+  if (estimate.family == 'iw' and estimate.variance in ('large', 'learned')
+      and (estimate.steps or 0) < FEWEST_WIDE):
+    raise InputError('estimates', name, 'the weights of paths of so few steps have heavy tails '
+                     'under this variance, and no useful mean', f'take {FEWEST_WIDE} steps or '
+                     f'more, or iw@{estimate.paths}x{estimate.steps}')
   return estimate
 
 
@@ -266,6 +278,8 @@ def about(estimate: Estimate, options: Options, dequantised: bool = False) -> di
       'start': options.start if flow else None,
       'tolerance': options.tolerance if flow and not estimate.steps else None,
       'error_beside': (  # what the standard errors do not show
+          'that of heavy-tailed weights, where a step at least doubles the variance of q'
+          if estimate.family == 'iw' and estimate.variance in ('large', 'learned') else
           None if not flow else f'that of {estimate.steps} fixed steps, not controlled' if
           estimate.steps else f'that of the adaptive steps, tolerance {options.tolerance:g}'),
       'probe': options.probe if flow else None,

@@ -21,7 +21,7 @@ from vdm_jax.errors import InputError
 
 class Ledger(NamedTuple):
   dataset: dict       # name, split, version, examples, sha256 of the decoded images
-  checkpoint: dict    # step, average
+  checkpoint: dict    # step, average, and first_weights: the share of those in the average
   rows: list[dict]
   config: dict
   checks: list[dict]  # what `relations.check` found
@@ -99,7 +99,12 @@ def table(ledger: Ledger) -> rich.console.Group:
   parts = [f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
            f'{data["sha256"][:12]}',
            f'step {weights["step"]:,} ({weights["average"]}); log-SNR {first["logsnr_max"]:.3f} to '
-           f'{first["logsnr_min"]:.3f}', '', _rows(ledger.rows), _EXPLAINED]
+           f'{first["logsnr_min"]:.3f}']
+  if (share := weights.get('first_weights', 0.0)) > 0.1:
+    parts.append(rich.text.Text(
+        f'{100 * share:.0f} % of the average {weights["average"]} are still the first weights, '
+        'before any training: train longer, or evaluate --average=raw.', 'yellow'))
+  parts += ['', _rows(ledger.rows), _EXPLAINED]
   if any(row['model'] == 'probability flow' for row in ledger.rows):
     parts.append(_FLOW)
   parts += [f'{row["estimate"]}: beside these errors {row["error_beside"]}.' for row in ledger.rows
@@ -175,12 +180,18 @@ class Evaluated(NamedTuple):
   bits: Mapping[str, np.ndarray]
 
 
+def failed(ledger: Ledger) -> list[str]:
+  """The names of what must hold of a ledger, and does not."""
+  return [check['name'] for check in ledger.checks if check['serious'] and not check['passed']]
+
+
 def comparison(runs: Mapping[str, Evaluated]) -> dict[str, dict[str, tuple[float, float | None,
                                                                            bool]]]:
   """{estimate: {run: (bits/dim, standard error over images, whether it is among the best)}}.
 
   Among the best is what exceeds the lowest by less than two standard errors of the difference,
-  image by image.  Raises InputError where ledgers are not of the same images.
+  image by image.  A run whose ledger has `failed` is compared with none.
+  Raises InputError where ledgers are not of the same images.
   """
   of = {name: run.ledger.dataset for name, run in runs.items()}
   first, *others = of
@@ -198,9 +209,12 @@ def comparison(runs: Mapping[str, Evaluated]) -> dict[str, dict[str, tuple[float
 def _column(estimate, runs):
   rows = {name: row for name, run in runs.items() for row in run.ledger.rows
           if row['estimate'] == estimate}
-  lowest = min(rows, key=lambda name: rows[name]['bits_per_dim'])
+  sound = [name for name in rows if not failed(runs[name].ledger)]
+  lowest = min(sound, key=lambda name: rows[name]['bits_per_dim'], default=None)
 
   def among_the_best(name):
+    if name not in sound:
+      return False
     excess = runs[name].bits[estimate] - runs[lowest].bits[estimate]
     if name == lowest or len(excess) < 2:
       return name == lowest
@@ -211,17 +225,38 @@ def _column(estimate, runs):
 
 
 def comparison_cells(runs: Mapping[str, Evaluated]) -> list[list[str]]:
-  """A header, and a line for each run; the best of each column in **, as in Markdown."""
+  """A header, and a line for each run; the best of each column in **, as in Markdown.
+
+  A run whose ledger has `failed` is marked, and is not best.
+  """
   columns = comparison(runs)
   lines = [['run', *columns]]
   for name in runs:
-    line = [name]
+    line = [f'{name} (failed checks)' if failed(runs[name].ledger) else name]
     for column in columns.values():
       value, error, best = column.get(name, (None, None, False))
       text = '-' if value is None else f'{value:.4f}' + ('' if error is None else f' ± {error:.4f}')
       line.append(f'**{text}**' if best else text)
     lines.append(line)
   return lines
+
+
+def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:
+  """bits/dim by estimate of runs that differ in their seed: of each, their mean and their spread.
+
+  The standard deviation is that of a single run, with n - 1; absent where there is but one.
+  """
+  out = rich.table.Table('estimate', *ledgers, 'mean', 'std', title='bits/dim')
+  for column in out.columns[1:]:
+    column.justify = 'right'
+  found = [{row['estimate']: row['bits_per_dim'] for row in ledger.rows}
+           for ledger in ledgers.values()]
+  for name in dict.fromkeys(name for rows in found for name in rows):
+    values = [rows.get(name) for rows in found]
+    there = [value for value in values if value is not None]
+    std = float(np.std(there, ddof=1)) if len(there) > 1 else None
+    out.add_row(name, *map(_number, [*values, float(np.mean(there)), std]))
+  return out
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ differences has a standard error of its own, much smaller than that of either ro
   immse = vlb                                  the same integral, by another formula and other draws
   vlb under any schedule of the same ends = vlb
   reconstruction and latent terms = their closed forms
+  0 <= bits/dim <= what no network at all reaches, and terms >= 0         (`ranges`)
   vlb@nT <= vlb@T, vlb <= vlb@T                usual, but no theorem of a network: a warning
 
 The probability flow and the reverse SDE are the same model only where the score is exact (Song et
@@ -91,6 +92,46 @@ def check(measured: Sequence[Measured],
     found.append(_compare(fine, '<=', coarse, 'more steps loosen the bound: the network is not '
                           'trained well at some noise level', serious=False))
   return [one for one in found if one is not None]
+
+
+def ranges(measured: Sequence[Measured], levels: int) -> list[dict]:
+  """That every row, and each of its terms that no model can have below 0, is in its range.
+
+  As those of `check`.  bits/dim of discrete data are at least 0.  At most they are log2(levels),
+  what equal odds of all levels cost, and the diffusion term of a network that returns zeros,
+  1/2 E|eps|^2 = 1/2 at each log-SNR: above that it does worse than none.
+  """
+  found = []
+  for m in measured:
+    limit = math.log2(levels) + (m.row['logsnr_max'] - m.row['logsnr_min']) / (2.0 * math.log(2.0))
+    below, above = -m.bits['total'], m.bits['total'] - limit
+    outside = max(below, above, key=np.mean)
+    found.append(_at_most_0(
+        f'0 <= {m.row["estimate"]} <= {limit:.1f}', outside,
+        'data of so many levels have no probability above 1, and a network that returns zeros '
+        'costs no more than the upper limit: a formula is wrong, or data, decoder and network do '
+        'not belong together'))
+    # The density of what is continuous may be above 1.
+    of_numbers = m.row['decoder'] != 'normal, of the dequantised'
+    terms = [name for name in ('reconstruction', 'latent', 'diffusion')
+             if name in m.bits and (of_numbers or name != 'reconstruction')]
+    if terms:
+      worst = min(terms, key=lambda name: np.min(m.bits[name]))
+      found.append(_at_most_0(
+          f'terms of {m.row["estimate"]} >= 0', -m.bits[worst], f'the {worst} term is negative on '
+          'some images, but a divergence or a cost of coding on each: a schedule rises in t, or '
+          'the decoder is none')
+          | {'passed': bool(np.min(m.bits[worst]) >= -1e-3)})  # rounding, times T
+  return found
+
+
+def _at_most_0(name, values, meaning):
+  """`_judged` that has a verdict on a single draw too."""
+  if values.size > 1:
+    return _judged(name, '<=', values, meaning, True)
+  mean = float(np.mean(values))
+  return {'name': name, 'difference': mean, 'standard_error': None, 'passed': mean <= ROUNDING,
+          'serious': True, 'meaning': meaning}
 
 
 def _same(a: Measured, b: Measured, *names: str) -> bool:

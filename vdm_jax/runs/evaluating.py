@@ -1,8 +1,13 @@
-"""Evaluates the likelihood of a run: its ledger, the bits of every image, two pictures."""
+"""Evaluates the likelihood of a run: its ledger, the bits of every image, two pictures.
+
+The main evaluation is that of all test images by the newest weights of the default average.  It is
+called ledger.json, bits.npz, ...; another says in its names what is other: see `Files`.
+"""
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +23,60 @@ from vdm_jax.likelihood import schedules as other_schedules
 from vdm_jax.runs.needs import conditions, is_of_latents, require_denoiser
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers import grids
+from vdm_jax.schedules import check_decreasing
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, Model
+
+
+class Files(NamedTuple):
+  """What one evaluation writes; all names have one ending."""
+  ledger: Path
+  bits: Path
+  bits_by_noise: Path
+  curves: Path
+
+  @classmethod
+  def of(cls, directory: str | Path, ending: str = '') -> 'Files':
+    name = lambda stem, suffix: Path(directory) / f'{stem}{ending}{suffix}'
+    return cls(name('ledger', '.json'), name('bits', '.npz'), name('bits_by_noise', '.png'),
+               name('curves', '.png'))
+
+  @classmethod
+  def beside(cls, ledger: str | Path) -> 'Files':
+    """Those of an evaluation whose ledger is known.  Raises InputError for another name."""
+    ledger = Path(ledger)
+    if not (ledger.name.startswith('ledger') and ledger.suffix == '.json'):
+      raise InputError(None, None, f'{ledger} is no ledger',
+                       'name a run, or a ledger*.json that an evaluation wrote')
+    return cls.of(ledger.parent, ledger.stem.removeprefix('ledger'))
+
+
+def _ending(split: str, step: int | None, average: str | None, examples: int | None) -> str:
+  """What the names of an evaluation end in; None: as in the main one."""
+  other = [None if split == 'test' else split, None if step is None else f'step{step}', average,
+           None if examples is None else f'{examples}_images']
+  return ''.join(f'_{part}' for part in other if part is not None)
+
+
+def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: int,
+                     times: int) -> None:
+  """Raises InputError if the ledger in `path` has more of the same weights and images."""
+  try:
+    old = json.loads(path.read_text())
+    weights = lambda of: [of['checkpoint'][name] for name in ('step', 'average')]
+    same = old['dataset'] == about['dataset'] and weights(old) == weights(about)
+    lost = [row['estimate'] for row in old['rows'] if row['estimate'] not in rows
+            or row['repeats'] > repeats or (row['times_per_image'] or 0) > times]
+  except FileNotFoundError:
+    return
+  except (ValueError, KeyError, TypeError):  # of an older version, or damaged
+    return
+  if same and lost:
+    raise InputError('overwrite', False, f'{path} has {", ".join(lost)} by more draws, or where '
+                     'this evaluation has no such row', 'ask for at least as much '
+                     '(--estimates, --repeats, --times), write elsewhere (--out), or overwrite it')
 
 
 def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[str] = (),
@@ -28,18 +84,27 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
              ode_tolerance: float = 1e-5, ode_start: float | None = None, probes: int = 1,
              probe: str = 'rademacher', average: str = '', step: int | str = 'latest',
              seed: int = 0, batch_size: int = 512,
-             examples: int | None = None, data_dir: str = '') -> likelihood.Ledger:
+             examples: int | None = None, data_dir: str = '', out: str | Path = '',
+             overwrite: bool = False,
+             show: Callable[[likelihood.Ledger], None] = lambda ledger: None
+             ) -> likelihood.Ledger:
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
   estimates: names of `likelihood.estimates`; the continuous-time bound, 'vlb', is always there.
   schedules: that bound also under other schedules of the same ends.  times, importance,
   ode_tolerance, ode_start, probes, probe: see `likelihood.estimates.Options`.  batch_size:
   evaluations of the network at a time.  examples: only the first so many images.  A row is the same
-  whatever else is asked for.  Writes ledger.json, bits.npz, bits_by_noise.png and curves.png into
-  `directory`; for another split than test their names end in _train or _validation.
+  whatever else is asked for.  show: is given the ledger when all is computed, whatever becomes of
+  the files.
+
+  Writes ledger.json, bits.npz, bits_by_noise.png and curves.png into `out`, or into `directory`.
+  For another split than test, a checkpoint before the newest, another average than the default and
+  fewer images than all, their names end in what is other: ledger_validation_raw_20_images.json.
+  overwrite: also a ledger of the same name, weights and images, with more rows or draws.
 
   Raises InputError: before anything is computed, where flags, names or the kind of model are at
-  fault; at the end, when all else is written, for an estimate that is not finite.
+  fault, or where files could not be written; at the end, when all else is written, for an estimate
+  that is not finite.
   """
   directory = Path(directory)
   if split not in ('train', 'validation', 'test'):
@@ -52,8 +117,12 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
   experiment, params = trained.experiment, trained.params
   spec = data.resolve(trained.config.data)
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+    raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '
+                     'training had diverged', 'choose another --step or --average')
   model = experiment.model(params)
   require_denoiser(model, directory)
+  check_decreasing(model.process)  # a learned schedule may be anything by now
   if is_of_latents(model):
     raise InputError(f'--workdir={directory}: this model is one of latents, and has no likelihood '
                      'of images; sample from it.')
@@ -87,7 +156,25 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   about = {'dataset': {'name': part.spec.name, 'version': part.version, 'split': split,
                        'source_split': part.source_split, 'examples': count, 'of': len(part),
                        'sha256': part.sha256(), 'levels': part.spec.levels},
-           'checkpoint': {'step': trained.step, 'average': trained.average}}
+           'checkpoint': {'step': trained.step, 'average': trained.average,
+                          # The share of the first weights in it.
+                          'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step}}
+
+  names = ([naming.about(estimate, options)['estimate'] for estimate in asked]
+           + [f'vlb ({name})' for name in other_schedules.SCHEDULES if schedules])
+  newest, default = _newest(directory), default_average(experiment.ema)
+  written = Files.of(out or directory, _ending(
+      split, None if trained.step == newest else trained.step,
+      None if trained.average == default else trained.average,
+      None if count == len(part) else count))
+  try:
+    files.probe(written.ledger.parent, (1 << 20) + 64 * count * repeats * len(names))
+  except OSError as error:
+    raise InputError('out' if out else 'workdir', str(out or directory),
+                     f'it cannot be written ({error.strerror})',
+                     'give another directory (--out), or free some space') from None
+  if not overwrite:
+    _require_no_less(written.ledger, about, names, repeats, times)
 
   # The bound is that of objectives.vlb, with one log-SNR for all pixels.
   plain = model.bound is None and not naming.level_axes(model) and not chain
@@ -114,35 +201,51 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
         raise
       failed.append(str(error))
   bound = density.density(measured[0].draws, spec.shape, found.moments)
-  checks = relations.check(measured, _closed_forms(part, count, times * repeats, *ends) if plain
-                           else None)
+  checks = relations.ranges(measured, part.spec.levels) + relations.check(
+      measured, _closed_forms(part, count, times * repeats, *ends) if plain else None)
   if plain:
     checks.append(density.check(bound))
 
   ledger = likelihood.Ledger(**about, rows=[m.row for m in measured],
                              config=trained.config.to_dict(), checks=checks)
-  ending = '' if split == 'test' else f'_{split}'
-  written = directory / f'ledger{ending}.json'
-  if jax.process_index() == 0:
-    written.unlink(missing_ok=True)  # until the rest is of one evaluation again
-    files.save_npz(directory / f'bits{ending}.npz', times_per_image=times, split=split,
-             step=trained.step, **{f'{m.row["estimate"]}/{name}': u for m in measured
-                                   for name, u in m.bits.items()})
-    each = measured[0].bits['total'].mean(axis=0)
-    shown = pictures.extremes(each)
-    pictures.save_png(directory / f'bits_by_noise{ending}.png', pictures.bits_by_noise(
-        bound, each, part.get(shown)['image'], each[shown], spec.levels, ledger.rows[0]))
-    t = np.linspace(0.0, 1.0, 201)
-    key_init, *_ = jax.random.split(random.key(trained.config.seed), 3)
-    initial = jax.jit(lambda key: logsnr_at(experiment.init(key), t))
-    pictures.save_png(directory / f'curves{ending}.png', pictures.curves(
-        metrics_lib.read(directory), t, np.asarray(initial(key_init)),
-        np.asarray(logsnr_at(params, t)), ledger.rows[0]['bits_per_dim'], split))
-    # Last: where there is a ledger, the rest is there too.
-    files.write_text(written, ledger.to_json())
+  try:
+    if jax.process_index() == 0:
+      for path in written:
+        path.unlink(missing_ok=True)  # until the rest is of one evaluation again
+      files.save_npz(written.bits, times_per_image=times, split=split, step=trained.step,
+                     **{f'{m.row["estimate"]}/{name}': u for m in measured
+                        for name, u in m.bits.items()})
+      files.write_text(written.ledger, ledger.to_json())
+      each = measured[0].bits['total'].mean(axis=0)
+      _draw(written.bits_by_noise, lambda: _bits_by_noise(bound, each, part, ledger.rows[0]))
+      _draw(written.curves, lambda: _curves(directory, trained, logsnr_at, ledger.rows[0], split))
+  finally:
+    show(ledger)
   if failed:
-    raise InputError(f'{" ".join(failed)}  All other rows are in {written}.')
+    raise InputError(f'{" ".join(failed)}  All other rows are in {written.ledger}.')
   return ledger
+
+
+def _draw(path: Path, picture: Callable) -> None:
+  """Writes a picture.  What was computed is worth more: one that fails is a warning."""
+  try:
+    pictures.save_png(path, picture())
+  except Exception as error:
+    logging.warning('%s was not drawn (%s: %s).', path, type(error).__name__, error)
+
+
+def _bits_by_noise(bound: density.Density, each: np.ndarray, part, row: dict):
+  shown = pictures.extremes(each)
+  return pictures.bits_by_noise(bound, each, part.get(shown)['image'], each[shown],
+                                part.spec.levels, row)
+
+
+def _curves(directory: Path, trained: workdir.Trained, logsnr_at: Callable, row: dict, split: str):
+  t = np.linspace(0.0, 1.0, 201)
+  key_init, *_ = jax.random.split(random.key(trained.config.seed), 3)
+  initial = jax.jit(lambda key: logsnr_at(trained.experiment.init(key), t))
+  return pictures.curves(metrics_lib.read(directory), t, np.asarray(initial(key_init)),
+                         np.asarray(logsnr_at(trained.params, t)), row['bits_per_dim'], split)
 
 
 def _moments(experiment: Experiment, model: Model) -> gaussian.Moments:
@@ -166,38 +269,61 @@ def _closed_forms(part, count: int, draws: int, logsnr_max: float, logsnr_min: f
           for name, error in errors.items()}
 
 
-def report(directory: str | Path) -> likelihood.Ledger:
-  """The ledger of the last evaluation.  Raises InputError if it is not of the newest checkpoint."""
-  path, ledger = _read_ledger(directory)
+def _newest(directory: str | Path) -> int | None:
   checkpoints = Checkpoints(directory, read_only=True)
-  newest = max(checkpoints.steps(), default=None)
-  checkpoints.close()
+  try:
+    return max(checkpoints.steps(), default=None)
+  finally:
+    checkpoints.close()
+
+
+def seeds(directory: str | Path) -> list[Path]:
+  """The runs `seed_N` in a directory that is none itself, by their number; [] where it is one."""
+  directory = Path(directory)
+  if (directory / 'config.json').exists():
+    return []
+  names = {path.parent.name for path in directory.glob('seed_*/config.json')}
+  numbers = [name.removeprefix('seed_') for name in names]
+  return [directory / f'seed_{n}' for n in sorted(filter(str.isdecimal, numbers), key=int)]
+
+
+def report(directory: str | Path) -> likelihood.Ledger:
+  """The main ledger of a run.  Raises InputError if it is not of the newest checkpoint."""
+  written, ledger = _read_ledger(directory)
+  newest = _newest(directory)
   if ledger.checkpoint['step'] != newest:
-    raise InputError(f'{path} is of step {ledger.checkpoint["step"]}, the newest checkpoint of '
-                     f'step {newest}: evaluate it again.')
+    raise InputError(f'{written.ledger} is of step {ledger.checkpoint["step"]}, the newest '
+                     f'checkpoint of step {newest}: evaluate it again.')
   return ledger
 
 
-def _read_ledger(directory: str | Path) -> tuple[Path, likelihood.Ledger]:
-  path = Path(directory) / 'ledger.json'
-  if not path.exists():
-    raise InputError(f'{directory} has no ledger.json: evaluate it first (scripts/evaluate.py '
+def _read_ledger(where: str | Path) -> tuple[Files, likelihood.Ledger]:
+  """Of the main evaluation in a directory, or of the one with this ledger."""
+  where = Path(where)
+  written = Files.beside(where) if where.suffix == '.json' else Files.of(where)
+  if not written.ledger.exists():
+    directory, name = written.ledger.parent, written.ledger.name
+    raise InputError(f'{directory} has no {name}: evaluate it first (scripts/evaluate.py '
                      f'--workdir={directory}).')
-  fields = json.loads(path.read_text())
+  fields = files.read_json(written.ledger, of=('rows', 'dataset'), remedy='evaluate it again')
   if 'checks' not in fields:
-    raise InputError(f'{path} was written by an older version: evaluate it again.')
-  return path, likelihood.Ledger(**fields)
+    raise InputError(f'{written.ledger} was written by an older version: evaluate it again.')
+  return written, likelihood.Ledger(**fields)
 
 
-def evaluated(directories: Sequence[str | Path]) -> dict[str, likelihood.Evaluated]:
-  """What `evaluate` left in each directory, under its name.  Raises InputError."""
+def evaluated(where: Sequence[str | Path]) -> dict[str, likelihood.Evaluated]:
+  """What `evaluate` left, by name: the main evaluation of a directory, or that of a ledger's file.
+
+  Raises InputError.
+  """
   out = {}
-  for directory in directories:
-    path, ledger = _read_ledger(directory)
-    with np.load(path.with_name('bits.npz')) as bits:
+  for name in where:
+    written, ledger = _read_ledger(name)
+    with np.load(written.bits) as bits:
       if bits['step'] != ledger.checkpoint['step']:
-        raise InputError(f'{directory}: bits.npz is of step {bits["step"]}, ledger.json of step '
-                         f'{ledger.checkpoint["step"]}: evaluate it again.')
-      out[str(directory).rstrip('/')] = likelihood.Evaluated(ledger, {
+        raise InputError(f'{written.ledger.parent}: {written.bits.name} is of step {bits["step"]}, '
+                         f'{written.ledger.name} of step {ledger.checkpoint["step"]}: evaluate it '
+                         'again.')
+      out[str(name).rstrip('/')] = likelihood.Evaluated(ledger, {
           row['estimate']: bits[f'{row["estimate"]}/total'].mean(axis=0) for row in ledger.rows})
   return out

@@ -84,7 +84,14 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
 
 def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,
                 seeds: Sequence[int], **options) -> None:
-  """One run for each seed, in `directory/seed_N`, and a table of their last validations."""
+  """One run for each seed, in `directory/seed_N`, and a table of their last validations.
+
+  Raises InputError, also for a seed that is given twice: it would be the same run again.
+  """
+  if len(set(seeds)) < len(seeds):
+    twice = next(seed for seed in seeds if list(seeds).count(seed) > 1)
+    raise InputError('seeds', list(seeds), f'{twice} is there twice, and would be the same run '
+                     'again', 'give each seed once')
   results = {}
   for seed in seeds:
     config.seed = seed
