@@ -1,14 +1,14 @@
 """Measures a config: its speed, what it costs to compile, its precision, its memory, its scaling.
 
-  python scripts/benchmark.py train --config=configs/cifar10.py --n_layer=4 --embd=64 --batch=8
-  python scripts/benchmark.py train --config=configs/cifar10.py --json > train.json
+  python scripts/benchmark.py train --config=configs/cifar10/vdm.py --n_layer=4 --embd=64 --batch=8
+  python scripts/benchmark.py train --config=configs/cifar10/vdm.py --json > train.json
   python scripts/benchmark.py eval --workdir=runs/digits
-  python scripts/benchmark.py sample --config=configs/digits.py --sampler_steps=100
-  python scripts/benchmark.py data --config=configs/cifar10.py --data_dir=DIR
-  python scripts/benchmark.py compile --config=configs/digits.py --depths=1,2,4,8
+  python scripts/benchmark.py sample --config=configs/digits/vdm.py --sampler_steps=100
+  python scripts/benchmark.py data --config=configs/cifar10/vdm.py --data_dir=DIR
+  python scripts/benchmark.py compile --config=configs/digits/vdm.py --depths=1,2,4,8
   python scripts/benchmark.py precision --workdir=runs/cifar10 --data_dir=DIR
-  python scripts/benchmark.py memory [--config=configs/cifar10.py] [--markdown]
-  python scripts/benchmark.py scaling --config=configs/cifar10.py
+  python scripts/benchmark.py memory [--config=configs/cifar10/vdm.py] [--markdown]
+  python scripts/benchmark.py scaling --config=configs/cifar10/vdm.py
 
 Only `data`, `precision`, and the start to the first step that `compile` measures, need the data
 themselves.  `memory` (by default of all published configs) and `scaling` compile for the CPU, and

@@ -1,6 +1,6 @@
 """What a config's network is made of: parameters, FLOP an image and activations, by block.
 
-  python scripts/summarize.py --config=configs/cifar10.py [--json]
+  python scripts/summarize.py --config=configs/cifar10/vdm.py [--json]
 
 Needs neither data nor much time: nothing is run.
 """

@@ -22,7 +22,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import spread
 from vdm_jax.objectives import idode, times
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.systems import gaussian
+from vdm_jax.systems.variational import gaussian
 from vdm_jax.train import metrics
 
 WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of a run; none: Gaussian data.')

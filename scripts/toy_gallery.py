@@ -15,13 +15,13 @@ from vdm_jax.errors import InputError, require_at_least
 
 SYSTEMS = {  # name -> title, config, its variant, sampler, steps
     'dpm': ('DPM 2015', 'dpm_swiss_roll', (), 'ancestral_learned', 39),
-    'vdm': ('VDM', 'toy2d', ('vdm',), 'ancestral', 250),
-    'vp': ('VP score SDE', 'toy2d', ('vp',), 'euler_maruyama', 1000),
-    'subvp': ('sub-VP score SDE', 'toy2d', ('subvp',), 'euler_maruyama', 1000),
-    've': ('VE score SDE', 'toy2d', ('ve',), 'ancestral', 250),
-    'edm': ('EDM', 'toy2d', ('edm',), 'edm', 40),
-    'sliced': ('sliced score matching', 'ssm_swirl', (), 'ancestral', 250),
-    'energy': ('energy', 'ebm_swirl', (), 'ancestral', 250),
+    'vdm': ('VDM', 'plane/spiral', ('vdm',), 'ancestral', 250),
+    'vp': ('VP score SDE', 'plane/spiral', ('vp',), 'euler_maruyama', 1000),
+    'subvp': ('sub-VP score SDE', 'plane/spiral', ('subvp',), 'euler_maruyama', 1000),
+    've': ('VE score SDE', 'plane/spiral', ('ve',), 'ancestral', 250),
+    'edm': ('EDM', 'plane/spiral', ('edm',), 'edm', 40),
+    'sliced': ('sliced score matching', 'plane/matching', (), 'ancestral', 250),
+    'energy': ('energy', 'plane/energy', (), 'ancestral', 250),
 }
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A directory for the runs.')

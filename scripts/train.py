@@ -1,6 +1,6 @@
 """Trains a config, or goes on with a run: the same command does both.
 
-  python scripts/train.py --config=configs/cifar10.py --workdir=runs/cifar10 --data_dir=DIR
+  python scripts/train.py --config=configs/cifar10/vdm.py --workdir=runs/cifar10 --data_dir=DIR
 """
 import sys
 

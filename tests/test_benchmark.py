@@ -15,7 +15,7 @@ from vdm_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'tiny_config.py'
-CIFAR10 = ROOT / 'configs' / 'cifar10.py'
+CIFAR10 = ROOT / 'configs' / 'cifar10' / 'vdm.py'
 
 
 class Clock:
@@ -136,7 +136,7 @@ def test_one_evaluation_is_a_third_of_a_step(tmp_path):
 
 def test_the_program_grows_with_the_depth_only_where_it_is_written_out(tmp_path):
   def size(blocks, scan):
-    config = ROOT / 'configs' / 'digits_small.py'
+    config = ROOT / 'configs' / 'systems.py'
     return speed.program_size(speed.lowered_step(
         subject(config, tmp_path, n_layer=blocks, scan=scan, features=8, groups=2,
                 weight_gradient='xla')))
@@ -253,7 +253,7 @@ def test_the_command_prints_json_and_nothing_else_on_stdout():
     (['train'], '--config: name a config file'),
     (['train', '--workdir=runs/a'], 'this command takes no --workdir'),
     (['compile', '--config=tests/tiny_config.py', '--depths=1,b', '--nostart'], '--depths=1,b'),
-    (['compile', '--config=configs/digits.py', '--embd=50'], '--config.model.groups=12')])
+    (['compile', '--config=configs/digits/vdm.py', '--embd=50'], '--config.model.groups=12')])
 def test_a_mistake_is_one_line_and_code_2(arguments, expected):
   done = command(*arguments)
   assert done.returncode == 2
@@ -275,7 +275,7 @@ def test_compilation_is_measured_by_depth_beside_the_start_to_the_first_step():
 
 
 def test_the_depth_of_a_published_network_is_not_to_be_chosen():
-  file = ROOT / 'configs' / 'ddpm.py'
+  file = ROOT / 'configs' / 'published' / 'ddpm.py'
   config = workdir.import_config(file).get_config()
   with pytest.raises(InputError, match='--n_layer=3: the network of .* is a published one'):
     speed.of_config(file, config, n_layer=3)

@@ -16,7 +16,7 @@ from vdm_jax.processes import GaussianProcess, diffuse, ve
 from vdm_jax.samplers import ddim
 from vdm_jax.samplers.drawing import draw
 from vdm_jax.schedules import BetaLinear, Linear
-from vdm_jax.systems import chain
+from vdm_jax.systems.chains import ddpm as chain
 from vdm_jax.typing import Context, Model
 
 

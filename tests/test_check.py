@@ -14,7 +14,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn import ddpm, dit, layers, mlp, ncsnpp, refinenet, uvit, vdm_unet
 from vdm_jax.nn.layers import Dropout
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 from vdm_jax.train import check, optimizer
 from vdm_jax.train import step as step_lib
 

@@ -23,7 +23,7 @@ CONFIG = '''
 from flax import linen as nn
 
 from vdm_jax import schedules
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 
 
 class Net(nn.Module):
@@ -94,7 +94,7 @@ def test_the_recipe_made_small_trains_resumes_and_is_evaluated_by_the_scripts(tm
     assert done.returncode == 0, done.stderr
     return done.stdout
 
-  train = ['--config=' + str(ROOT / 'configs' / 'cifar10.py'), f'--data_dir={DATA}'] + [
+  train = ['--config=' + str(ROOT / 'configs' / 'cifar10' / 'vdm.py'), f'--data_dir={DATA}'] + [
       f'--config.{name}={value}' for name, value in {
           'model.features': 8, 'model.groups': 4, 'model.blocks': 1, 'data.batch_size': 8,
           'data.validation': 8, 'data.memory_gb': 0.0, 'data.workers': 0, 'train.log_every': 1,

@@ -1,115 +1,142 @@
 """Every config builds, and its update traces: eval_shape computes no number."""
+import ast
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import workdir
+from tests.support import configs
+from vdm_jax import random, recipes
 from vdm_jax.errors import InputError
-from vdm_jax.systems import vdm
+from vdm_jax.systems import compose
+from vdm_jax.systems.scores import scoreflow
 from vdm_jax.train import loop, parallel
 from vdm_jax.train import step as step_lib
-
-CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
-VARIANTS = [(path, ()) for path in CONFIGS] + [
-    (path, ('paper',)) for path in CONFIGS if path.stem == 'cifar10_aug'] + [
-    (path, (system,)) for path in CONFIGS if path.stem == 'toy2d'
-    for system in ('vp', 'subvp', 've', 'edm')] + [
-    (path, (objective,)) for path in CONFIGS if path.stem == 'digits_weighted'
-    for objective in workdir.import_config(path).VARIANTS[1:]] + [
-    (path, (variant,)) for path in CONFIGS for stem, variant in (
-        ('ncsn_digits', 'v2'), ('ssm_swirl', 'implicit')) if path.stem == stem]
+from vdm_jax.typing import Context
 
 # Kingma et al.'s networks: counted from the published code (without the schedule's parameters).
-PUBLISHED = {('cifar10', ()): 30_578_179, ('cifar10_aug', ()): 122_137_603,
-             ('cifar10_aug', ('paper',)): 139_276_803, ('imagenet32', ()): 122_137_603,
-             ('imagenet64', ()): 237_603_843,
+PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
+             'cifar10/augmented:paper': 139_276_803, 'imagenet/vdm:32': 122_137_603,
+             'imagenet/vdm:64': 237_603_843,
              # Counted from the public code of each, with its published settings.
-             ('ddpm', ()): 35_746_307, ('adm', ()): 52_546_438, ('edm', ()): 55_733_891,
-             ('score_sde', ()): 61_804_419, ('ncsnv2', ()): 29_694_083, ('dit', ()): 674_834_720}
+             'published/ddpm': 35_746_307, 'published/adm': 52_546_438,
+             'published/edm': 55_733_891, 'published/score_sde': 61_804_419,
+             'published/ncsnv2': 29_694_083, 'published/dit': 674_834_720}
+BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
+REPORTED = {'digits/classifier': {'accuracy'}, 'digits/noisy_classifier': {'accuracy'},
+            'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
 
 
-@pytest.mark.parametrize('path,variant', VARIANTS, ids=lambda u: u.stem if isinstance(u, Path)
-                         else '-'.join(u))
-def test_a_config_builds_and_its_update_traces(path, variant, tmp_path):
-  module = workdir.import_config(path)
-  config = module.get_config(*variant)
+def built(name, tmp_path, **model):
+  """(config, experiment, shapes of its parameters, of a batch of two) of a config by name."""
+  module, config = configs.read(name)
+  config.model.update({field: u for field, u in model.items() if field in config.model})
   config.data.data_dir = str(tmp_path)  # without the data, but for those that make themselves
   config.data.batch_size = 2
   experiment = module.build(config)
-  spec = experiment.data.spec
+  batch = {'image': jax.ShapeDtypeStruct((2, *experiment.data.spec.shape), jnp.uint8),
+           'label': jax.ShapeDtypeStruct((2,), jnp.int32)}
+  if config.data.augment:
+    batch['augmented'] = jax.ShapeDtypeStruct((2,), jnp.float32)
+  return config, experiment, jax.eval_shape(experiment.init, random.key(0)), batch
 
-  params = jax.eval_shape(experiment.init, jax.random.key(0))
+
+@pytest.mark.parametrize('name', configs.names())
+def test_a_config_builds_and_its_update_traces(name, tmp_path):
+  config, experiment, params, batch = built(name, tmp_path)
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params['net']))
-  assert count == PUBLISHED.get((path.stem, variant), count)
-
-  state = jax.eval_shape(lambda p: step_lib.init(p, experiment.tx, experiment.ema, experiment.aux),
-                         params)
-  assert state.ema.keys() == dict(config.ema).keys()
-
-  batch = {'image': jax.ShapeDtypeStruct((2, *spec.shape), jnp.uint8),
-           'label': jax.ShapeDtypeStruct((2,), jnp.int32),
-           'augmented': jax.ShapeDtypeStruct((2,), jnp.float32)}
-  if not config.data.augment:
-    del batch['augmented']
-  if path.stem == 'dit':  # of latents, of which there are no data
+  assert count == PUBLISHED.get(name, count)
+  if name == 'published/dit':  # of latents, of which there are no data
     with pytest.raises(InputError, match='latents'):
       experiment.loss(params, batch, None)
     return
+  state = jax.eval_shape(lambda p: step_lib.init(p, experiment.tx, experiment.ema, experiment.aux),
+                         params)
+  assert state.ema.keys() == dict(config.ema).keys()
   update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema)
   after, metrics = jax.eval_shape(lambda *args: update(*args, parallel.Axis()), state, batch,
-                                  jax.eval_shape(lambda: jax.random.key(0)))
+                                  jax.eval_shape(lambda: random.key(0)))
   alike = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
   assert all(jax.tree.leaves(alike))
   assert metrics['loss'].shape == ()
-  expected = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
-  assert metrics.keys() >= {'digits_classifier': {'accuracy'},
-                            'digits_noisy_classifier': {'accuracy'},
-                            'digits_vae': expected - {'diffusion'},
-                            'digits_hvae': expected - {'diffusion'}}.get(path.stem, expected)
+  assert metrics.keys() >= REPORTED.get(name, BOUND)
+
+
+@pytest.mark.parametrize('data', ['mnist', 'cifar10'])
+@pytest.mark.parametrize('system', configs.read('systems')[0].SYSTEMS)
+def test_every_system_has_a_loss_of_every_data_set_of_images(system, data, tmp_path):
+  _, experiment, params, batch = built(f'systems:{system},{data}', tmp_path, blocks=1, features=8,
+                                       groups=4, encoder_blocks=1)
+  assert batch['image'].shape[1:] == {'mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}[data]
+  context = Context(jnp.array([0.2, 0.7]), random.per_example(random.key(0), jnp.arange(2)),
+                    jnp.int32(0), aux=experiment.aux)
+  losses, terms = jax.eval_shape(lambda p, b: experiment.loss(p, b, context), params, batch)
+  assert losses.shape == (2,) and all(u.shape == (2,) for u in terms.values())
+  assert terms.keys() >= REPORTED.get(f'systems:{system}', BOUND)
+
+
+def test_configs_import_the_package_and_no_neighbour():
+  files = list(configs.FOLDER.rglob('*.py'))
+  apart = {path.stem for path in files} | {'configs', 'scripts', 'tests'}
+  for path in files:
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
+               [node.module] if isinstance(node, ast.ImportFrom) else [])
+      assert not {name.split('.')[0] for name in names} & apart, path
 
 
 @pytest.mark.parametrize('name,field,value', [
-    *(('digits_' + name, 'timesteps', 10) for name in (
+    *(('systems:' + name, 'timesteps', 10) for name in (
         'scoreflow', 'soft_truncation', 'resampled', 'idode_vp', 'idode_sp', 'scoreode',
-        'learned_schedule')),
-    ('ncsn_digits', 'timesteps', 1), ('ncsn_digits', 'sigma_min', 0.0),
-    ('ebm_swirl', 'timesteps', 10), ('ssm_swirl', 'timesteps', 10),
-    ('toy2d', 'system', 'edm2'), ('ssm_swirl', 'matching', 'none'),
-    ('digits_weighted', 'objective', 'iddpm'), ('dpm_heartbeat', 'activity', 1.0),
-    ('digits_dit', 'dropout', 0.1), ('digits_small', 'timesteps', -1),
-    ('digits_iddpm_hybrid', 'timesteps', 0),
-    ('digits_iddpm_vlb', 'timesteps', 0), ('digits_resampled', 'time_bins', 0),
-    ('digits_resampled', 'losses_kept', 0), ('digits_dequantised', 'couplings', -1),
-    ('digits_scoreflow', 't_min', 1.0), ('digits_soft_truncation', 'truncation_power', -1.0),
-    ('digits_small', 'groups', 5), ('digits_diffenc', 'encoder_groups', 5),
-    ('digits_mulan', 'encoder_groups', 0), ('cifar10_diffenc', 'encoder_groups', 7)])
+        'learned_schedule', 'edm', 'simple')),
+    ('systems:ncsn', 'timesteps', 1), ('systems:ncsn', 'sigma_min', 0.0),
+    ('plane/energy', 'timesteps', 10), ('plane/matching', 'timesteps', 10),
+    ('plane/matching', 'matching', 'none'),
+    ('systems:p2', 'objective', 'iddpm'), ('sequences/dpm2015', 'activity', 1.0),
+    ('digits/networks:dit', 'dropout', 0.1), ('systems:vdm', 'timesteps', -1),
+    ('systems:iddpm_hybrid', 'timesteps', 0),
+    ('systems:iddpm_vlb', 'timesteps', 0), ('systems:resampled', 'time_bins', 0),
+    ('systems:resampled', 'losses_kept', 0), ('systems:dequantised', 'couplings', -1),
+    ('systems:scoreflow', 't_min', 1.0), ('systems:soft_truncation', 'truncation_power', -1.0),
+    ('systems:vdm', 'groups', 5), ('systems:diffenc', 'encoder_groups', 5),
+    ('systems:mulan', 'encoder_groups', 0), ('cifar10/diffenc', 'encoder_groups', 7)])
 def test_a_value_that_a_config_cannot_use_is_refused_by_its_name(name, field, value):
-  module = workdir.import_config(CONFIGS[0].with_name(f'{name}.py'))
-  config = module.get_config()
+  module, config = configs.read(name)
   config.model[field] = value
-  with pytest.raises(InputError, match=f'--config.model.{field}={value}: '):
+  with pytest.raises(InputError, match=f'config.model.{field}={value}: '):
     module.build(config)
 
 
-def test_the_sde_of_scoreflow_starts_at_the_log_snr_of_the_data_s_levels():
-  module = workdir.import_config(CONFIGS[0].with_name('digits_scoreflow.py'))
-  for name in ('digits', 'swirl'):  # of 17 levels and of 256
-    config = module.get_config()
-    config.data.name = name
-    np.testing.assert_allclose(module.vp_sde(config)(jnp.zeros(())), vdm.end_points(config)[0],
-                               rtol=1e-4)
+@pytest.mark.parametrize('name', ['systems:idode', 'systems:vdm,cifar', 'plane/spiral:edm2',
+                                  'imagenet/vdm:128', 'published/ddpm:cifar10'])
+def test_a_choice_that_a_config_does_not_offer_is_refused_with_those_it_has(name):
+  with pytest.raises(InputError, match='choose one of'):
+    configs.read(name)
+
+
+def test_an_objective_that_asks_for_what_nobody_has_is_refused_when_it_is_built():
+  module, config = configs.read('systems:vdm')
+  def objective(denoise, process, x, t, keys, cond=None, *, teacher):
+    raise AssertionError
+  with pytest.raises(InputError, match="requires the keyword 'teacher'"):
+    compose.experiment(config, net=None, schedule=None, objective=objective)
+
+
+@pytest.mark.parametrize('data', ['digits', 'swirl'])  # of 17 levels and of 256
+def test_the_sde_of_scoreflow_starts_at_the_log_snr_of_the_data_s_levels(data):
+  config = recipes.digits(scoreflow.default_config())
+  config.data.name = data
+  np.testing.assert_allclose(scoreflow.vp_sde(config)(jnp.zeros(())),
+                             compose.end_points(config)[0], rtol=1e-4)
   config.model.t_min = 0.25
-  assert module.vp_sde(config).t_min == 0.25
+  assert scoreflow.vp_sde(config).t_min == 0.25
 
 
-@pytest.mark.parametrize('path,variant', VARIANTS, ids=lambda u: u.stem if isinstance(u, Path)
-                         else '-'.join(u))
-def test_a_configs_schedule_of_work_is_consistent(path, variant):
-  config = workdir.import_config(path).get_config(*variant)
+@pytest.mark.parametrize('name', configs.names())
+def test_a_configs_schedule_of_work_is_consistent(name):
+  _, config = configs.read(name)
   loop.check(config)
   run, rates = config.train, dict(config.ema)
   # What the longest average still holds of the initial weights after the whole run.

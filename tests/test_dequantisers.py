@@ -18,7 +18,7 @@ from vdm_jax import dequantisers, oracles, random, schedules
 from vdm_jax.decoders import Pixels, bits_per_dim, log_mean_exp
 from vdm_jax.nn.dequantiser import Couplings
 from vdm_jax.processes import GaussianProcess, RectifiedFlow
-from vdm_jax.systems import dequantised, vdm
+from vdm_jax.systems.variational import dequantised, vdm
 from vdm_jax.typing import Context
 
 

@@ -10,14 +10,15 @@ from flax import linen as nn
 from scipy import stats
 from scipy.special import binom, logit, xlogy
 
-from vdm_jax import oracles, random, samplers, schedules, workdir
+from tests.support import configs
+from vdm_jax import oracles, random, samplers, schedules
 from vdm_jax.data import formulas
 from vdm_jax.nn.rbf import RadialBasis
 from vdm_jax.objectives import dpm, dpm_binomial, vlb
 from vdm_jax.processes import GaussianProcess, posterior
 from vdm_jax.samplers import multiplied
-from vdm_jax.systems import dpm as system
-from vdm_jax.systems.dpm import Rates
+from vdm_jax.systems.chains import dpm2015 as system
+from vdm_jax.systems.chains.dpm2015 import Rates
 from vdm_jax.typing import Context
 
 ROOT = Path(__file__).parents[1]
@@ -131,8 +132,7 @@ def test_the_first_rates_leave_one_part_in_t_of_the_signal(x64):
 
 
 def test_the_untrained_roll_has_the_reverse_chain_of_normal_data_and_decodes_every_integer():
-  module = workdir.import_config(ROOT / 'configs' / 'dpm_swiss_roll.py')
-  config = module.get_config()
+  module, config = configs.read('plane/dpm2015')
   experiment = module.build(config)
   z = jnp.array([[0.3, -1.1], [2.0, 0.0]])
   image = jnp.stack([jnp.full(256, 130), jnp.arange(256)], axis=-1)
@@ -347,7 +347,7 @@ class Silent(nn.Module):
 
 def test_a_network_that_says_nothing_leaves_the_published_bound_of_independent_bits():
   """Divergences from a chain at rest telescope.  Table 1: K - L_null = 12.024 with K = -2.414."""
-  config = workdir.import_config(ROOT / 'configs' / 'dpm_heartbeat.py').get_config()
+  _, config = configs.read('sequences/dpm2015')
   config.model.timesteps = 20
   experiment, n = system.binomial(config, net=lambda largest: Silent()), 20_000
   context = Context((jnp.arange(n) + 0.5) / n, jax.random.split(jax.random.key(0), n),

@@ -11,7 +11,8 @@ from vdm_jax.objectives.score_matching import denoising
 from vdm_jax.processes import GaussianProcess, diffuse, ve, vp
 from vdm_jax.samplers.langevin import mala
 from vdm_jax.schedules import Bound
-from vdm_jax.systems import energy, vdm
+from vdm_jax.systems.scores import energy
+from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Context
 
 PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))

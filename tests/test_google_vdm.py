@@ -26,7 +26,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn import stack
 from vdm_jax.nn.vdm_unet import STACKS, ResBlock, UNet
 from vdm_jax.objectives import vlb
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 from vdm_jax.train import optimizer, parallel
 from vdm_jax.train import step as step_lib
 from vdm_jax.weights import google_vdm

@@ -11,7 +11,8 @@ from flax import linen as nn
 from vdm_jax import guidance, runs, samplers, schedules, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.samplers import grids
-from vdm_jax.systems import label_dropping, vdm
+from vdm_jax.systems.guided import label_dropping
+from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Context
 
 sys.path.append(str(Path(__file__).parents[1] / 'scripts'))
@@ -124,7 +125,8 @@ import sys
 sys.path.append({folder!r})
 from test_label_dropping import Net
 from vdm_jax import schedules
-from vdm_jax.systems import label_dropping, vdm
+from vdm_jax.systems.guided import label_dropping
+from vdm_jax.systems.variational import vdm
 
 def get_config():
   config = vdm.default_config()

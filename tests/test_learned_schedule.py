@@ -15,7 +15,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.likelihood import spread
 from vdm_jax.objectives import times
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.systems import gaussian, learned_schedule
+from vdm_jax.systems.variational import gaussian, learned_schedule
 from vdm_jax.train import optimizer, parallel
 from vdm_jax.train import step as step_lib
 from vdm_jax.typing import Experiment

@@ -12,15 +12,16 @@ from vdm_jax.benchmark import hardware, memory, report, speed
 
 ROOT = Path(__file__).parents[1]
 # Counted from the published code, with the schedule's.
-PARAMETERS = {'cifar10': 30_578_181, 'cifar10_aug': 122_140_677, 'cifar10_aug:paper': 139_279_877,
-              'imagenet32': 122_137_605, 'imagenet64': 237_603_845}
+PARAMETERS = {'cifar10/vdm': 30_578_181, 'cifar10/augmented': 122_140_677,
+              'cifar10/augmented:paper': 139_279_877, 'imagenet/vdm:32': 122_137_605,
+              'imagenet/vdm:64': 237_603_845}
 
 CONFIG = '''
 import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import schedules
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 
 
 class Net(nn.Module):

@@ -22,8 +22,8 @@ from vdm_jax.nn.mulan import Coefficients, Encoder
 from vdm_jax.objectives import vlb, weighted_diffusion
 from vdm_jax.processes import GaussianProcess, flow, vp
 from vdm_jax.samplers import dpm_solver, drawing
-from vdm_jax.systems import mulan
-from vdm_jax.systems.mulan import PolynomialSchedule
+from vdm_jax.systems.variational import mulan
+from vdm_jax.systems.variational.mulan import PolynomialSchedule
 from vdm_jax.typing import Estimate
 
 COVARIANCE = np.array([[0.5, 0.3], [0.3, 0.25]])

@@ -10,7 +10,7 @@ from scipy import integrate, stats
 from vdm_jax import guidance, inputs, oracles, schedules
 from vdm_jax.processes import GaussianProcess, flow, ve, vp
 from vdm_jax.samplers import ddim, sample
-from vdm_jax.systems import classifier, noisy_classifier
+from vdm_jax.systems.guided import classifier, noisy_classifier
 from vdm_jax.typing import Context
 
 # Two classes of one width: their log odds are linear in z.

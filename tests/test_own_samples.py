@@ -1,6 +1,5 @@
 """Runs without a denoiser that draw their own samples: an autoencoder, a chain of bits."""
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax import load, random, runs, workdir
+from tests.support import configs
+from vdm_jax import load, random, runs
 from vdm_jax.errors import InputError
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
 
-
-@pytest.fixture(scope='module', params=['digits_vae', 'dpm_heartbeat'])
+@pytest.fixture(scope='module', params=['systems:vae', 'sequences/dpm2015'])
 def run(request, tmp_path_factory):
-  file = CONFIGS / f'{request.param}.py'
-  config = workdir.import_config(file).get_config()
+  file, (_, config) = configs.file(request.param), configs.read(request.param)
   config.model.features = 8
-  if request.param == 'dpm_heartbeat':
+  if request.param == 'sequences/dpm2015':
     config.model.update(timesteps=5, blocks=1)
   config.data.update(validation=16, batch_size=16)
   config.optimizer.update(decay_steps=0, warmup_steps=0)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import schedules
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 
 
 class Net(nn.Module):

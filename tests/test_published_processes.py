@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from vdm_jax import schedules, workdir
 from vdm_jax.processes import GaussianProcess, SubVP, sub_vp
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 MEAN, STD = 0.2, 0.4      # of images as the public code has them, between -1 and 1
@@ -94,7 +94,7 @@ def test_a_published_config_reads_its_network_as_it_was_trained(name, monkeypatc
       self.param('unused', nn.initializers.zeros_init(), (1,))
       return network(z, time[:, None, None, None])
 
-  module = workdir.import_config(CONFIGS / f'{file}.py')
+  module = workdir.import_config(CONFIGS / 'published' / f'{file}.py')
   config = module.get_config(*variant)
   if 'clip' in config.model:
     config.model.clip = False  # the Gaussian is not
@@ -115,7 +115,7 @@ def test_a_published_config_reads_its_network_as_it_was_trained(name, monkeypatc
 
 
 def test_the_images_of_the_public_code_are_a_multiple_of_ours():
-  module = workdir.import_config(CONFIGS / 'ddpm.py')
+  module = workdir.import_config(CONFIGS / 'published' / 'ddpm.py')
   model = module.build(module.get_config()).model({'net': {}})
   levels = jnp.arange(256).reshape(1, 16, 16, 1)
   np.testing.assert_allclose(K * model.encode(levels), levels / 127.5 - 1.0, atol=1e-6)

@@ -73,7 +73,7 @@ def test_min_snr_has_the_error_of_the_best_denoiser_on_gaussian_data(mine, whose
 
 
 def test_the_objective_in_the_readme_is_that_of_the_library_draw_by_draw(mine):
-  assert len(mine.read_text().splitlines()) <= 36
+  assert len(mine.read_text().splitlines()) <= 24
   process = processes.GaussianProcess(schedules.Linear(4.0, -4.0))
   args = (oracles.Gaussian(0.3, 0.5), process, jax.random.normal(jax.random.key(1), (64, 3)),
           jnp.linspace(0.0, 1.0, 64), jax.random.split(jax.random.key(0), 64))

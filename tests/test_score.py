@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from vdm_jax import weightings
 from vdm_jax.processes import vp
-from vdm_jax.systems import score
+from vdm_jax.systems.scores import score_sde as score
 from vdm_jax.typing import Context
 
 

@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def classifier(folder):
-  file = ROOT / 'configs' / 'digits_classifier.py'
+  file = ROOT / 'configs' / 'digits' / 'classifier.py'
   config = workdir.import_config(file).get_config()
   config.data.update(name=str(folder / 'set.npz'), validation=40, batch_size=16)
   config.model.update(channels=(16,), features=6)
@@ -108,7 +108,7 @@ def test_a_data_set_is_a_reference_by_its_splits_or_through_a_config(folder, tmp
   assert score(folder, reference=f'{data}:train').reference_count == 200
   config = tmp_path / 'mine.py'
   config.write_text(f'''
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 
 def get_config():
   config = vdm.default_config()

@@ -1,22 +1,19 @@
 """What `scripts/summarize.py` says of a network, against published counts and closed forms."""
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import workdir
+from tests.support import configs
 from vdm_jax.benchmark import speed, summary
 from vdm_jax.weights.dit import MODELS
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
 
-
-def of(name: str, *variant: str, **model) -> list[summary.Row]:
-  config = workdir.import_config(CONFIGS / f'{name}.py').get_config(*variant)
+def of(name: str, **model) -> list[summary.Row]:
+  _, config = configs.read(name)
   config.model.update(model)
-  return summary.summary(speed.of_config(CONFIGS / f'{name}.py', config))
+  return summary.summary(speed.of_config(configs.file(name), config))
 
 
 @pytest.mark.parametrize('size,gflop', [
@@ -33,7 +30,7 @@ def test_a_dit_takes_the_published_gflops(size, gflop):
 
 
 def test_the_blocks_of_a_network_add_up_to_the_published_count():
-  rows = of('cifar10_aug', 'paper')
+  rows = of('cifar10/augmented:paper')
   assert sum(row.parameters for row in rows) == 139_279_877  # its schedule of 3,074 included
   named = {row.block: row for row in rows}
   down, each = named['net/down'], 3 * 3 * 256 * 256  # weights of a convolution
@@ -46,12 +43,13 @@ def test_the_blocks_of_a_network_add_up_to_the_published_count():
 
 
 def test_loops_count_as_often_as_they_run():
-  scanned, written_out = (of('cifar10', scan=scan, blocks=3, features=32) for scan in (True, False))
+  scanned, written_out = (of('cifar10/vdm', scan=scan, blocks=3, features=32)
+                          for scan in (True, False))
   assert scanned == written_out
 
 
 def test_parts_are_told_apart_by_their_modules():
-  named = {row.block: row for row in of('digits_mulan')}
+  named = {row.block: row for row in of('systems:mulan')}
   assert named['net/conv_in'].flop and named['schedule/dense0'].flop
   # The encoder is of the bound alone, though its children have the names of the network's.
   assert named['encoder/conv_in'].flop == 0.0 and named['encoder/conv_in'].parameters == 736

@@ -5,6 +5,7 @@ path, and x = +-s, eps = +-1 give the mean error of the optimal denoiser exactly
 the squared mean of a draw is then (1 + 2 / d) times its square, chi-squared as it is.
 """
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from vdm_jax import oracles, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.objectives import idode, times, vlb, weighted_diffusion
 from vdm_jax.processes import GaussianProcess, Truncated, flow
+from vdm_jax.systems import compose
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
 from vdm_jax.typing import Context, Model
@@ -289,7 +291,9 @@ def test_validation_takes_uniform_times_whatever_is_proposed():
   batch = {'image': jnp.arange(8).reshape(4, 2)}
   context = Context(jnp.linspace(0.1, 0.9, 4), jax.random.split(jax.random.key(0), 4), 0)
   skewed = times.Histogram(jnp.array([1.0, 9.0]))
-  by = lambda propose, train: times.bound(model, batch, context._replace(train=train), propose)[1]
+  by = lambda propose, train: compose.apply_objective(
+      functools.partial(times.bound, propose=propose), model, batch,
+      context._replace(train=train))[1]
   validated, plain, trained = jax.jit(lambda: (by(skewed, False), by(times.uniform, True),
                                                by(skewed, True)))()
   jax.tree.map(np.testing.assert_array_equal, validated, plain)

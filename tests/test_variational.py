@@ -1,5 +1,4 @@
 """ELBOs of linear models, whose evidence is known; and the diffusion bound as one of them."""
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
-from vdm_jax import oracles, processes, schedules, workdir
+from tests.support import configs
+from vdm_jax import oracles, processes, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import variational, vlb
 from vdm_jax.objectives.variational import Normal
-from vdm_jax.systems import vae
+from vdm_jax.systems.variational import autoencoders
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -348,15 +348,10 @@ def test_the_bound_of_t_steps_falls_to_that_of_continuous_time_as_one_over_t():
 # ------------------------------------------------------------------ systems
 
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
-
-
-@pytest.mark.parametrize('name,layers', [('digits_vae', 1), ('digits_hvae', 2),
-                                         ('digits_mhvae', 4)])
+@pytest.mark.parametrize('name,layers', [('vae', 1), ('hvae', 2), ('mhvae', 4)])
 def test_an_autoencoder_of_the_configs_has_latents_images_and_a_bound(name, layers, tmp_path):
   with jax.enable_x64(False):
-    module = workdir.import_config(CONFIGS / f'{name}.py')
-    config = module.get_config()
+    module, config = configs.read(f'systems:{name}')
     config.data.data_dir = str(tmp_path)
     config.model.update(features=8, latents=(3,) * layers)
     experiment = module.build(config)
@@ -382,9 +377,9 @@ def test_an_autoencoder_of_the_configs_has_latents_images_and_a_bound(name, laye
 def test_a_markov_chain_of_latents_is_generated_from_the_top_down():
   """Each network says its own layer, whatever it is told: the image is of what p_z_1 says."""
   with jax.enable_x64(False):
-    config = workdir.import_config(CONFIGS / 'digits_mhvae.py').get_config()
+    _, config = configs.read('systems:mhvae')
     config.model.update(features=8, latents=(3,) * 3)
-    experiment = vae.markovian(config)
+    experiment = autoencoders.markovian(config)
 
     @jax.jit
     def images(keys):
@@ -406,11 +401,10 @@ def test_a_markov_chain_of_latents_is_generated_from_the_top_down():
 
 
 @pytest.mark.parametrize('name,field,value', [
-    ('digits_vae', 'latents', ()), ('digits_vae', 'latents', (0,)), ('digits_vae', 'beta', -1.0),
-    ('digits_mhvae', 'latents', (8, 16)), ('digits_mhvae', 'beta', 2.0)])
+    ('vae', 'latents', ()), ('vae', 'latents', (0,)), ('vae', 'beta', -1.0),
+    ('mhvae', 'latents', (8, 16)), ('mhvae', 'beta', 2.0)])
 def test_a_value_that_an_autoencoder_cannot_use_is_refused_by_its_name(name, field, value):
-  module = workdir.import_config(CONFIGS / f'{name}.py')
-  config = module.get_config()
+  module, config = configs.read(f'systems:{name}')
   config.model[field] = value
   with pytest.raises(InputError, match=f'--config.model.{field}='):
     module.build(config)

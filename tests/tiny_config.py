@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from vdm_jax import schedules
 from vdm_jax.nn.layers import Dropout
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment
 
 
@@ -22,10 +22,9 @@ class Net(nn.Module):
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = vdm.default_config()
+  config = vdm.default_config(explode_at=-1)  # the step whose loss is infinite
   config.data.update(name='swirl', validation=50, batch_size=8)
   config.model.update(features=8, dropout=0.2, logsnr_max=8.0)
-  config.model.explode_at = -1  # the step whose loss is infinite
   config.optimizer.update(learning_rate=1e-2, warmup_steps=5, decay_steps=0)
   config.ema = {'fast': 0.9, 'slow': 0.99}
   config.train.update(steps=40, log_every=5, validate_every=10, checkpoint_every=10,

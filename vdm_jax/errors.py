@@ -1,4 +1,5 @@
 """The one kind of error that is the user's to mend."""
+import difflib
 from typing import Any
 
 __all__ = ['InputError', 'require', 'require_at_least']
@@ -54,3 +55,12 @@ def require_at_least(field: str, value: float | None, least: float = 1) -> None:
   """Raises InputError unless the value of `field` is None, or at least this."""
   if value is not None and value < least:
     raise InputError(f'--{field}={value}: it must be at least {least}.')
+
+
+def require_choice(field: str, value: Any, choices) -> None:
+  """Raises InputError, with the nearest of `choices`, unless `value` is one of them."""
+  if value in choices:
+    return
+  near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+  raise InputError(field, value, f'did you mean {near[0]}' if near else 'there is no such choice',
+                   f'choose one of {", ".join(map(str, choices))}')

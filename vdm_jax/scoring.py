@@ -61,7 +61,7 @@ def _classifier(directory: str) -> Extractor:
   found = trained.experiment.model(trained.params)
   if not hasattr(found, 'features'):
     raise InputError(f'--features=classifier:{directory}: this run is no classifier; train one, '
-                     'configs/digits_classifier.py for example.')
+                     'configs/digits/classifier.py for example.')
   return features.of_network(
       f'classifier:{directory}', features.checksum(trained.params),
       lambda params, images: trained.experiment.model(params).features(images), trained.params,

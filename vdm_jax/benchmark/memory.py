@@ -29,7 +29,8 @@ from vdm_jax.benchmark.timing import say
 from vdm_jax.train import parallel
 from vdm_jax.typing import PyTree
 
-PUBLISHED = ('cifar10', 'cifar10_aug', 'cifar10_aug:paper', 'imagenet32', 'imagenet64', 'mnist')
+PUBLISHED = ('cifar10/vdm', 'cifar10/augmented', 'cifar10/augmented:paper', 'imagenet/vdm:32',
+             'imagenet/vdm:64', 'mnist/vdm')
 DEVICES = (1, 8, 64, 512)
 KINDS = ('NVIDIA H200', 'TPU v4', 'TPU v5p')
 UTILISATION = 0.4  # share of the peak

@@ -173,10 +173,10 @@ def check_model(asked: Sequence[Estimate], options: Options, model: Model, batch
       raise refuse('this model has a log-SNR of its own for every pixel; ask for vlb or vlb@T.')
     if estimate.dequantiser == 'variational' and model.dequantise is None:
       raise refuse('this model has no dequantiser of its own; train one with it '
-                   '(configs/digits_dequantised.py), or ask for ode/uniform.')
+                   '(configs/systems.py:dequantised), or ask for ode/uniform.')
     if estimate.variance == 'learned' and 'v' not in heads(model, batch):
       raise refuse("this model's network has no head for the variance; train one "
-                   '(configs/digits_iddpm_hybrid.py), or ask for another variance.')
+                   '(configs/systems.py:iddpm_hybrid), or ask for another variance.')
 
 
 def level_axes(model: Model) -> int:

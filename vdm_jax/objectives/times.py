@@ -29,7 +29,16 @@ import numpy as np
 from vdm_jax.decoders import sum_of_terms
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import time_of
-from vdm_jax.typing import Array, Context, Model, Objective, Process, PyTree, value
+from vdm_jax.typing import (
+    Array,
+    Context,
+    Decoder,
+    Denoiser,
+    Objective,
+    Process,
+    PyTree,
+    value,
+)
 
 Proposal = Callable[[Array], tuple[Array, Array]]  # u [B] -> t [B], 1 / density of t [B]
 Mass = Callable[[Array], Array]                    # logsnr -> integral of a density, increasing
@@ -167,14 +176,13 @@ def importance(objective: Objective, propose: Proposal) -> Objective:
   return at_proposed
 
 
-def bound(model: Model, batch: PyTree, context: Context, propose: Proposal
-          ) -> tuple[Array, dict[str, Array]]:
-  """`vlb.continuous` of a model at proposed times, nats [B] and terms: for `vdm.experiment`.
+def bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
+          cond: PyTree = None, *, data: Array, decoder: Decoder, context: Context,
+          propose: Proposal) -> tuple[Array, dict[str, Array]]:
+  """`vlb.continuous` at proposed times, nats [B], and its terms with their sum 'vlb'.
 
   Validation takes uniform times, whatever `propose` is: it depends on the parameters alone.
   """
   objective = importance(vlb.continuous, propose if context.train else uniform)
-  nats, terms = objective(model.denoise, model.process, model.encode(batch['image']), context.t,
-                          context.keys, model.cond(batch), data=batch['image'],
-                          decoder=model.decoder)
-  return nats, {'bits_per_dim': nats, **terms}
+  nats, terms = objective(denoise, process, x, t, keys, cond, data=data, decoder=decoder)
+  return nats, {'vlb': nats, **terms}

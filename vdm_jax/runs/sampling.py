@@ -95,13 +95,13 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
          **conditions(spec.classes, None)(np.arange(1))}
   if method.head and 'v' not in naming.heads(model, one):
     raise InputError(f"--sampler={method.name}: this model's network has no head for the variance; "
-                     'train one (configs/digits_iddpm_hybrid.py), or choose another sampler.')
+                     'train one (configs/systems.py:iddpm_hybrid), or choose another sampler.')
   if guided and trained.config.get('model', {}).get('clip', False):
     raise InputError('--guidance: this run clips its estimates (config.model.clip) before they '
                      'could be guided; guide from Python, and clip last: vdm_jax.guidance.')
   if guided and model.null is None:
     raise InputError(f'--guidance={guided.weight:g}: this model has not learned to do without a '
-                     'label; train one that has (configs/digits_cfg.py).')
+                     'label; train one that has (configs/digits/networks.py:cfg).')
   if guided and method.variances:
     raise InputError(f'--guidance={guided.weight:g}: the variances of --sampler={method.name} are '
                      'those of the model without it; choose another sampler.')

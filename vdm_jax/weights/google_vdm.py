@@ -19,7 +19,7 @@ import ml_collections
 from vdm_jax import random, schedules
 from vdm_jax.nn import stack
 from vdm_jax.nn.vdm_unet import STACKS
-from vdm_jax.systems import vdm
+from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Array, PyTree
 from vdm_jax.weights import fitting
 
@@ -67,7 +67,7 @@ def from_flat(flat: Mapping[str, Array], config: ml_collections.ConfigDict) -> P
     schedule = schedules.Monotone(features=flat['gamma/l2/kernel'].shape[-1])
   else:
     schedule = schedules.Linear()
-  experiment = vdm.experiment(config, net=vdm.unet(config), schedule=schedule)
+  experiment = vdm.experiment(config, schedule=schedule)
   return fit(flat, jax.eval_shape(experiment.init, random.key(0)))
 
 

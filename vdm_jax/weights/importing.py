@@ -70,15 +70,16 @@ def _ncsnv2(flat: Flat, like: PyTree, model: str) -> PyTree:
 
 
 def _by_variant(name: str) -> Callable[[str], tuple[str, tuple[str, ...]]]:
-  return lambda model: (name, (model,))
+  return lambda model: (f'published/{name}', (model,))
 
 
 # Not the classifiers and upsamplers, which take more than an image.
 _OPENAI = Source([name for name, net in openai.MODELS.items() if openai.is_diffusion(net)],
                  _by_variant('adm'), _of_net(openai.from_flat))
+_GOOGLE = {'cifar10': ('cifar10/vdm', ()), 'cifar10_aug': ('cifar10/augmented', ()),
+           'imagenet32': ('imagenet/vdm', ('32',)), 'imagenet64': ('imagenet/vdm', ('64',))}
 SOURCES = {
-    'google-vdm': Source(('cifar10', 'cifar10_aug', 'imagenet32', 'imagenet64'),
-                         lambda model: (model, ()), _google),
+    'google-vdm': Source(_GOOGLE, _GOOGLE.get, _google),
     'ddpm': Source(ddpm.MODELS, _by_variant('ddpm'), _of_net(ddpm.from_flat)),
     'improved-diffusion': _OPENAI,
     'guided-diffusion': _OPENAI,

@@ -1,0 +1,26 @@
+"""A classifier of the digits, whose features scripts/score_samples.py judges samples by.
+
+  python scripts/train.py --config=configs/digits/classifier.py --workdir=runs/digits_classifier
+
+No diffusion model: what it learns is the label.  metrics.jsonl has the accuracy on the images held
+out and on the test images.
+Hardware and time: 2 CPU cores, half a minute.
+To reach: 98.3 % of the 300 test images, measured here.
+"""
+import ml_collections
+
+from vdm_jax import recipes
+from vdm_jax.systems.guided import classifier
+from vdm_jax.typing import Experiment
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = recipes.digits(classifier.default_config(), steps=500)
+  config.optimizer.update(learning_rate=3e-3, warmup_steps=50)
+  config.ema = {'ema': 0.98}
+  config.train.update(validate_every=250, checkpoint_every=250, validation_repeats=1)
+  return config
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  return classifier.experiment(config)

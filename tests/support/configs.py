@@ -1,0 +1,29 @@
+"""The project's configs by name: 'digits/vdm', 'systems:mulan,cifar10'."""
+from pathlib import Path
+
+from vdm_jax import workdir
+
+FOLDER = Path(__file__).parents[2] / 'configs'
+
+
+def file(name: str) -> Path:
+  return FOLDER / f'{name.partition(":")[0]}.py'
+
+
+def read(name: str):
+  """(module, config) of a name."""
+  _, _, variant = name.partition(':')
+  module = workdir.import_config(file(name))
+  return module, module.get_config(*[variant] if variant else [])
+
+
+def names() -> list[str]:
+  """Every config, and every choice that one offers: those of systems.py on the digits."""
+  files = [str(path.relative_to(FOLDER).with_suffix('')) for path in sorted(FOLDER.rglob('*.py'))]
+  offered = {
+      'systems': [f':{name}' for name in workdir.import_config(file('systems')).SYSTEMS],
+      'digits/networks': [':ddpm', ':adm', ':dit', ':cfg'],
+      'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
+      'plane/matching': [':sliced', ':implicit'],
+      'cifar10/augmented': [':open', ':paper'], 'imagenet/vdm': [':32', ':64']}
+  return [name + variant for name in files for variant in offered.get(name, [''])]

@@ -1,0 +1,1 @@
+"""Systems whose process is a published chain of T steps."""

@@ -1,0 +1,135 @@
+"""Diffusion by a published chain of T steps: DDPM, IDDPM, ADM, DiT.
+
+Ho, Jain and Abbeel (2020): the process is a table of T noise levels between the data and the prior,
+on the curve `vp`; the network reads the number of the step and estimates the noise; the loss is
+L_simple.  Nichol and Dhariwal (2021): a second output is the variance of the reverse step, which
+L_vlb trains.  Images are coded with the outermost levels at -1 and 1, which our x is a multiple of
+(`processes.Scaled`), so that the ledger, the samplers and the codings see the model like any other.
+
+The chain begins at the data themselves, where log-SNR is infinite: the bound of continuous time has
+no value, and the published one is `vlb@T/ddpm`, of IDDPM and after `vlb@T/learned/ddpm`.
+"""
+import functools
+import math
+
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from vdm_jax import data, guidance, inputs
+from vdm_jax.decoders import DiscretisedNormal, Pixels, normal
+from vdm_jax.errors import InputError
+from vdm_jax.objectives import ddpm, iddpm, vlb
+from vdm_jax.processes import Scaled
+from vdm_jax.processes import vp as curve_vp
+from vdm_jax.schedules import TableSchedule, cosine_betas, linear_betas
+from vdm_jax.systems import compose, networks
+from vdm_jax.systems.variational import vdm
+from vdm_jax.typing import Denoiser, Experiment
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  """The fields of a published chain."""
+  return compose.default_config(**{
+      'timesteps': 1000,
+      'betas': 'linear',   # or 'cosine'
+      'variances': False,  # whether those of the reverse steps are learned
+      'clip': True,        # whether x_hat stays between the outermost levels where the model is
+                           # used or measured; it is not where it is trained
+      **networks.published_fields(),
+  } | model)
+
+
+def unet_config(**model) -> ml_collections.ConfigDict:
+  """The fields of a chain with VDM's network, `networks.unet`, for small images."""
+  return vdm.default_config(**{
+      'timesteps': 1000, 'betas': 'linear', 'variances': False, 'clip': True} | model)
+
+
+def unet(config: ml_collections.ConfigDict) -> nn.Module:
+  """VDM's network, reading the number of the step instead of log-SNR, and z on a chain's scale."""
+  net = networks.unet(config)
+  octaves = math.log2(Pixels(data.resolve(config.data).levels).to_ends)
+  return net.clone(logsnr_max=0.0, logsnr_min=config.model.timesteps - 1.0,
+                   fourier=tuple(n - octaves for n in net.fourier),
+                   heads=int(config.model.variances))
+
+
+def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
+  """The chain of `config.model`, as a schedule of x; to_ends: see `decoders.Pixels.to_ends`.
+
+  linear: from 1e-4 to 0.02 for 1,000 steps, and for others in proportion, so that the last level is
+  about the same (Nichol and Dhariwal 2021, their public code).  Raises InputError.
+  """
+  m = config.model
+  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
+  compose.require(config, 'betas', m.betas in ('linear', 'cosine'), 'choose linear or cosine')
+  compose.require(config, 'timesteps', m.betas == 'cosine' or m.timesteps > 20,
+                  'linear betas are 1 at 20 steps; take more, or --config.model.betas=cosine')
+  scale = 1000.0 / m.timesteps
+  betas = (cosine_betas(m.timesteps) if m.betas == 'cosine' else
+           linear_betas(m.timesteps, 1e-4 * scale, 0.02 * scale))
+  return TableSchedule(TableSchedule.from_betas(betas).logsnr + 2.0 * np.log(to_ends))
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
+               scale: float = 1.0) -> Experiment:
+  """The experiment of `config` with this network of (z, scale * step, label, keys).
+
+  net: by default `unet`, for a config of `unet_config`.
+
+  The loss is L_simple, with learned variances L_hybrid, in which L_vlb counts 0.001 bits/dim to a
+  mean square of 1, as in the public code.  Raises InputError as `compose.experiment`.
+  """
+  m, levels, net = config.model, data.resolve(config.data).levels, net or unet(config)
+  to_ends = Pixels(levels).to_ends
+  schedule = table(config, to_ends)
+  last = DiscretisedNormal(levels).log_prob
+  chosen = (functools.partial(iddpm.hybrid, weight=0.001 / np.log(2.0)) if m.variances else
+            ddpm.objective)
+  variance = vlb.learned if m.variances else vlb.fixed_large
+
+  def clipped(denoise: Denoiser) -> Denoiser:
+    return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends) if m.clip else denoise
+
+  def objective(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
+    # Trained as it is, measured as it is used: the step from pure noise weighs an error of x_hat
+    # that no image could have by a thousand.  So is the first step, by an evaluation of its own.
+    denoise = denoise if context.train else clipped(denoise)
+    kernel = {'steps': m.timesteps, 'data': data, 'last': last, 'variance': variance}
+    first = None if context.train else vlb.first_step(denoise, process, x, keys, cond, **kernel)
+    return chosen(denoise, process, x, t, keys, cond, **kernel, decoder=decoder, first=first)
+
+  base = compose.experiment(
+      config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends), objective=objective,
+      heads=_heads(config), inputs=inputs.chain(schedule, scale))
+
+  def model(params, keys=None):
+    of = base.model(params, keys)
+    return of._replace(denoise=clipped(of.denoise))
+
+  return base._replace(model=model)
+
+
+def _heads(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  return ('v',) if config.model.variances else ()
+
+
+def of_latents(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experiment:
+  """The same of x that are the latents of an autoencoder, as the network sees them: for sampling.
+
+  There are no data that it could be trained or evaluated on: its loss raises InputError.
+  """
+  schedule = table(config, to_ends=1.0)
+  base = compose.experiment(config, net=net, schedule=schedule, heads=_heads(config),
+                            inputs=inputs.chain(schedule))
+
+  def loss(params, batch, context):
+    raise InputError('this model is one of latents, which no data here are: sample from it '
+                     '(scripts/sample.py --out=latents.npz).')
+
+  def model(params, keys=None):
+    same = lambda x: x
+    return base.model(params, keys)._replace(encode=same, decode=same, decoder=normal)
+
+  return base._replace(loss=loss, model=model)

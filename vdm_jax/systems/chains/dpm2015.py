@@ -1,0 +1,171 @@
+"""Diffusion probabilistic models (Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli 2015).
+
+The Gaussian chain is a `Model`: its process a table of levels that are learned with the network,
+its decoder the forward kernel of the first step, put into bins.  Trained is the paper's bound, of
+data as real numbers; that of the integers is reported beside it, at the same evaluation of the
+network, and is `Model.bound`.  The chain of bits is a type of its own, and what comes of it is a
+`Binomial`, which draws its own samples.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from vdm_jax import data, predictions
+from vdm_jax.decoders import DiscretisedNormal, bits_per_dim
+from vdm_jax.errors import InputError
+from vdm_jax.objectives import dpm, dpm_binomial, vlb
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.schedules import TableSchedule
+from vdm_jax.systems import compose
+from vdm_jax.typing import Array, Experiment, Model, PyTree
+
+
+class Rates(nn.Module):
+  """beta_1 = `first`, fixed, and learned beta_2, ..., beta_T: the log-SNR of x^(1), ..., x^(T).
+
+  At first beta_t = 1 / (T - t + 2): 1 / T of the signal's variance is left at the end.
+  """
+  steps: int             # T
+  first: float = 0.001
+
+  @nn.compact
+  def __call__(self) -> Array:
+    """[T], decreasing."""
+    at_first = -np.log(np.arange(self.steps - 1.0, 0.0, -1.0))  # log odds of 1 / (T - t + 2)
+    log_odds = at_first + self.param('log_odds', nn.initializers.zeros, (self.steps - 1,))
+    kept = jnp.concatenate([jnp.log1p(-jnp.full(1, self.first)), jax.nn.log_sigmoid(-log_odds)])
+    log_alpha2 = jnp.cumsum(kept)
+    return log_alpha2 - jnp.log(-jnp.expm1(log_alpha2))
+
+
+class Binomial(NamedTuple):
+  """A trained chain of bits."""
+  reverse: dpm_binomial.Reverse
+  chain: dpm_binomial.BinomialChain
+  sample: Callable[..., Array]  # keys [B], log_ratio=0 -> data, integers 0 and 1, [B, ...]
+  shape: tuple[int, ...]        # of one example
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  return compose.default_config(**{'timesteps': 40} | model)
+
+
+def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Module]) -> Experiment:
+  """The Gaussian chain of config.model.timesteps = T - 1 steps and their learned rates.
+
+  net: T -> a network of (z, step 0 ... T - 1), with two outputs for each coordinate: of a target v,
+  so that 0 is the mean of the chain of standard normal data, and of the variance's share.
+  config.model: mean, std: of the data in levels, for x of unit second moments, without which -K is
+  no bound (larger ones would gain by keeping signal); first_beta.
+
+  The loss is -K in bits/dim, plus log2 std: as if of densities in levels.  K_bits is K itself, of a
+  whole point x, in bits.  'bits_per_dim' and its terms are the bound of the integers.
+  Raises InputError: fewer than two steps, data of another shape than the mean.
+  """
+  m, spec = config.model, data.resolve(config.data)
+  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
+  if spec.shape != (len(m.mean),):
+    raise InputError(f'--config.data.name={spec.name} has examples {spec.shape}, which '
+                     f'--config.model.mean={tuple(m.mean)} does not fit: this chain is of points, '
+                     'whose moments config.model.mean and std have to be.')
+  rates, net = Rates(m.timesteps + 1, m.first_beta), net(m.timesteps + 1)
+  mean = jnp.asarray(m.mean, jnp.float32)
+  in_bins = DiscretisedNormal(spec.levels).log_prob
+
+  def encode(images):
+    return (images.astype(jnp.float32) - mean) / m.std
+
+  def decoder(images, z, level):
+    """log p(data | x^(1)): the forward kernel, integrated over the bin of each integer."""
+    level = level.expand(z)
+    centre = 2.0 * (level.alpha * z * m.std + mean + 0.5) / spec.levels - 1.0
+    return in_bins(images, centre, 2.0 * level.sigma * m.std / spec.levels)
+
+  def init(key):
+    key_net, key_rates = jax.random.split(key)
+    return {'net': net.init(key_net, jnp.zeros((1, *spec.shape)), jnp.zeros(1))['params'],
+            'schedule': rates.init(key_rates)['params']}
+
+  def model(params, keys=None):
+    table = TableSchedule(rates.apply({'params': params['schedule']}))
+    read = lambda z, level: (z, jnp.broadcast_to(table.index(level.logsnr), z.shape[:1]))
+    apply = lambda z, step, cond: net.apply({'params': params['net']}, z, step, cond)
+    denoise = predictions.denoiser(apply, predictions.v, read, heads=('v',))
+    process = GaussianProcess(table)
+
+    def bound(batch, t, keys, steps):
+      """That of the chain, which has its own number of steps."""
+      return vlb.discrete(denoise, process, encode(batch['image']), t, keys, steps=m.timesteps,
+                          data=batch['image'], decoder=decoder, variance=vlb.learned)
+
+    return Model(
+        denoise=denoise, process=process, decoder=decoder, encode=encode, bound=bound,
+        decode=lambda x: jnp.clip(jnp.round(x * m.std + mean), 0, spec.levels - 1).astype(
+            jnp.int32),
+        cond=lambda batch: None, shape=spec.shape)
+
+  def loss(params, batch, context):
+    made = model(params)
+    x = made.encode(batch['image'])
+    nats, terms = dpm.bound(made.denoise, made.process, x, context.t, context.keys,
+                            steps=m.timesteps)
+    ends = vlb.end_terms(made.process, x, x, context.t, context.keys, batch['image'], decoder, None)
+    terms = {**ends, 'diffusion': terms['diffusion']}
+    bits = jax.tree.map(lambda u: bits_per_dim(u, spec.shape),
+                        {'bits_per_dim': sum(terms.values()), **terms})
+    return bits_per_dim(nats, spec.shape) + np.log2(m.std), {**bits, 'K_bits': -nats / np.log(2.0)}
+
+  return compose.assemble(config, init=init, loss=loss, model=model)
+
+
+def binomial(config: ml_collections.ConfigDict,
+             *, net: Callable[[float], nn.Module]) -> Experiment:
+  """The chain of bits of config.model.timesteps = T steps that erases 1 / T of them in each.
+
+  net: the largest time -> a network of (spins, time), time the `signal` of `dpm_binomial`, which is
+  0 at t = T.  Its output adds to the log odds of the forward kernel reversed.
+  config.model.activity: the share of ones in the data, at which the chain ends; of others -K is no
+  bound.
+
+  The loss is -K in bits/dim, and K_bits is K itself.  `Experiment.model` gives a `Binomial`.
+  Raises InputError: data that are no bits, fewer than two steps, a share of ones beyond 0 and 1.
+  """
+  m, spec = config.model, data.resolve(config.data)
+  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
+  if spec.levels != 2:
+    raise InputError(f'--config.data.name={spec.name} has {spec.levels} levels; the binomial '
+                         'chain is of bits (heartbeat).')
+  compose.require(config, 'activity', 0.0 < m.activity < 1.0, 'a share of ones, between 0 and 1')
+  chain = dpm_binomial.BinomialChain.erasing(m.timesteps, m.activity)
+  net = net(float(chain.signal[1]))
+  encode = lambda bits: 2.0 * bits.astype(jnp.float32) - 1.0
+
+  def init(key):
+    return {'net': net.init(key, jnp.zeros((1, *spec.shape)), jnp.zeros(1))['params']}
+
+  def reverse_of(params):
+    def reverse(z: Array, t: Array, cond: PyTree = None) -> Array:
+      time = jnp.broadcast_to(jnp.asarray(chain.signal, z.dtype)[t], z.shape[:1])
+      return chain.kernel(z, t) + net.apply({'params': params['net']}, z, time)
+    return reverse
+
+  def loss(params, batch, context):
+    nats, terms = dpm_binomial.bound(reverse_of(params), chain, encode(batch['image']), context.t,
+                                     context.keys)
+    bits = jax.tree.map(lambda u: bits_per_dim(u, spec.shape), {'bits_per_dim': nats, **terms})
+    return bits['bits_per_dim'], {**bits, 'K_bits': -nats / np.log(2.0)}
+
+  def model(params, keys=None):
+    reverse = reverse_of(params)
+
+    def sample(keys, log_ratio=0.0):
+      x = dpm_binomial.sample(reverse, chain, keys, spec.shape, log_ratio=log_ratio)
+      return (x > 0.0).astype(jnp.int32)
+    return Binomial(reverse, chain, sample, spec.shape)
+
+  return compose.assemble(config, init=init, loss=loss, model=model)

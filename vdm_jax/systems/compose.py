@@ -1,0 +1,229 @@
+"""How parts become an experiment: a network, a schedule, a target and an objective.
+
+Every system is built here.  The adapter between a batch and an objective, the conditions of a
+network, the units of what is reported and the optimiser are written once.
+"""
+import functools
+import inspect
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import data, predictions, random
+from vdm_jax.decoders import Pixels, bits_per_dim
+from vdm_jax.errors import InputError
+from vdm_jax.inputs import Inputs, logsnr
+from vdm_jax.likelihood.bounds import one_draw
+from vdm_jax.processes import GaussianProcess, vp
+from vdm_jax.schedules import Bound
+from vdm_jax.train import loop, optimizer
+from vdm_jax.typing import (
+    Array,
+    Context,
+    Curve,
+    Experiment,
+    Loss,
+    Model,
+    Objective,
+    PyTree,
+    Schedule,
+    Target,
+)
+
+# Terms that are parts of a bound: reported in bits/dim.  All others are means over the data.
+IN_NATS = ('vlb', 'reconstruction', 'latent', 'diffusion')
+# What an objective may ask for by name, beside the arguments that all objectives have.
+OFFERED = ('data', 'decoder', 'context')
+_POSITIONAL = 6  # denoise, process, x, t, keys, cond
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  """The fields of every experiment, with those of `model` as `config.model`.
+
+  It is locked: a name that is not there is an error, and no field of its own.  Each system's
+  `default_config` takes further fields of `config.model` in the same way.
+  """
+  return ml_collections.ConfigDict({
+      'seed': 1,
+      'data': data.default_config(),
+      'model': model,
+      'optimizer': optimizer.default_config(),
+      'ema': {'ema': 0.9999},    # name: rate; the longest is evaluated by default
+      'train': loop.default_config(),
+  }).lock()
+
+
+def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:
+  """(logsnr_max, logsnr_min) of `config.model` for the data's number of levels.
+
+  The configured maximum is for 256 levels: with fewer, wider ones sigma_0 is the same share of a
+  level at 2 log(256 / levels) less.
+  """
+  levels = data.resolve(config.data).levels
+  return config.model.logsnr_max + 2.0 * math.log(levels / 256), config.model.logsnr_min
+
+
+# ------------------------------------------------------------------ checks
+
+
+def require(config: ml_collections.ConfigDict, name: str, holds: bool, remedy: str) -> None:
+  """Raises InputError, with the value of `config.model`'s field and the remedy, unless it holds."""
+  if not holds:
+    raise InputError(f'--config.model.{name}={config.model[name]}: {remedy}.')
+
+
+def require_continuous(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError where a number of steps is given to an objective of continuous time."""
+  require(config, 'timesteps', not config.model.timesteps,
+          'this objective is of continuous time, and has no steps; leave it 0')
+
+
+# -------------------------------------------------------------- objectives
+
+
+def asked_for(objective: Objective) -> tuple[str, ...]:
+  """Which of `OFFERED` an objective takes by keyword.
+
+  Raises InputError: it requires a keyword that cannot be given.
+  """
+  bound = {}
+  function = objective
+  while isinstance(function, functools.partial):
+    bound = {**function.keywords, **bound}
+    function = function.func
+  wanted = []
+  for i, (name, parameter) in enumerate(inspect.signature(objective).parameters.items()):
+    positional = i < _POSITIONAL and parameter.kind is not parameter.KEYWORD_ONLY
+    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    if positional or variadic or name in bound:
+      continue
+    if name in OFFERED:
+      wanted.append(name)
+    elif parameter.default is parameter.empty:
+      raise InputError('objective', None, f'it requires the keyword {name!r}',
+                       f'bind it by functools.partial; {", ".join(OFFERED)} are given by name')
+  return tuple(wanted)
+
+
+def apply_objective(objective: Objective, model: Model, batch: PyTree, context: Context
+                    ) -> tuple[Array, dict[str, Array]]:
+  """`objective` of this model at a batch: nats [B] and its terms {name: [B]}."""
+  images = batch['image']
+  offered = {'data': images, 'decoder': model.decoder, 'context': context}
+  return objective(model.denoise, model.process, model.encode(images), context.t, context.keys,
+                   model.cond(batch), **{name: offered[name] for name in asked_for(objective)})
+
+
+def dropout_keys(context: Context) -> Array | None:
+  """A key for each example in training, [B]; None where nothing is dropped."""
+  return random.stream(context.keys, 'dropout') if context.train else None
+
+
+def loss_of(objective: Objective, model: Callable[..., Model], shape: tuple[int, ...]) -> Loss:
+  """What a config trains: an objective at the batch, divided by D ln 2.
+
+  It is in bits per dimension, as in the official code: the optimiser's epsilon and a clipping
+  norm mean the same.  The terms `IN_NATS` are divided alike, and 'vlb' is reported as
+  'bits_per_dim'; all others, e.g. squared errors, are divided by D: means over the dimensions.
+  """
+  asked_for(objective)  # refused now, not at the first step
+  size = math.prod(shape)
+
+  def loss(params, batch, context):
+    nats, terms = apply_objective(objective, model(params, dropout_keys(context)), batch, context)
+    return bits_per_dim(nats, shape), {
+        'bits_per_dim' if name == 'vlb' else name:
+            bits_per_dim(u, shape) if name in IN_NATS else u / size
+        for name, u in terms.items()}
+
+  return loss
+
+
+def bound_loss(model: Callable[..., Model], shape: tuple[int, ...], steps: int = 0) -> Loss:
+  """The model's own bound as a loss, in bits per dimension; steps: T, 0 for continuous time."""
+  def loss(params, batch, context):
+    m = model(params, dropout_keys(context))
+    nats, terms = one_draw(m, batch, context.t, context.keys, steps)
+    bits = jax.tree.map(lambda u: bits_per_dim(u, shape), {'bits_per_dim': nats, **terms})
+    return bits['bits_per_dim'], bits
+  return loss
+
+
+def as_bound(objective: Objective) -> Objective:
+  """An objective that is a bound itself, which it reports as its term 'vlb'."""
+  @functools.wraps(objective)
+  def reported(*args, **options):
+    nats, terms = objective(*args, **options)
+    return nats, {'vlb': nats, **terms}
+  return reported
+
+
+# ------------------------------------------------------------- experiments
+
+
+def assemble(config: ml_collections.ConfigDict, *, init: Callable[[Array], PyTree], loss: Loss,
+             model: Callable[..., object], **more) -> Experiment:
+  """The Experiment of these functions, with the data, optimiser and averages of `config`."""
+  return Experiment(init=init, loss=loss, model=model, data=data.Data(config.data),
+                    tx=optimizer.adamw(config.optimizer), ema=dict(config.ema), **more)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: nn.Module | Schedule,
+               target: Target = predictions.eps, objective: Objective | None = None,
+               curve: Curve = vp, heads: tuple[str, ...] = (), inputs: Inputs = logsnr
+               ) -> Experiment:
+  """The experiment of `config` with this network, an estimate of `target`, and this schedule.
+
+  Args:
+    net: (z, what `inputs` reads, condition, dropout keys) -> output; its parameters are
+      params['net'].
+    schedule: a Linen module is learned, as params['schedule']; a value is fixed.
+    objective: what is minimised if not the bound.  It may take the keywords `OFFERED`.
+    curve: that of the process.
+    heads: what the network's further outputs are called, see `predictions.denoiser`.
+
+  The loss is in bits per dimension, see `loss_of`.
+
+  Raises InputError: timesteps below 0; classes of data that have none, or with `augment`; an
+  objective that requires other keywords.
+  """
+  require(config, 'timesteps', config.model.timesteps >= 0,
+          'the number of steps of a chain, or 0 for continuous time')
+  spec = data.resolve(config.data)
+  if config.model.class_conditional and not spec.classes:
+    raise InputError(f'--config.model.class_conditional=True, but {spec.name} has no labels.')
+  if config.model.class_conditional and config.data.augment:
+    raise InputError('--config.model.class_conditional and --config.data.augment exclude each '
+                     'other: the network is told one thing, a label or whether x was augmented.')
+  learned = isinstance(schedule, nn.Module)
+  pixels = Pixels(spec.levels)
+
+  def cond(batch: PyTree) -> PyTree:
+    """What the network is told beside z and logsnr: a label, whether x is augmented, nothing."""
+    if config.model.class_conditional:
+      return batch['label']
+    return batch['augmented'] if config.data.augment else None
+
+  def init(key):
+    key_net, key_schedule = jax.random.split(key)
+    z = jnp.zeros((1, *spec.shape))
+    batch = {'label': jnp.zeros(1, jnp.int32), 'augmented': jnp.zeros(1)}
+    params = {'net': net.init(key_net, z, jnp.zeros(1), cond(batch))['params']}
+    if learned:
+      params['schedule'] = schedule.init(key_schedule, jnp.zeros(1))['params']
+    return params
+
+  def model(params, keys=None):
+    at_time = Bound(params['schedule'], schedule) if learned else schedule
+    return Model(denoise=predictions.denoiser(Bound(params['net'], net, keys), target,
+                                              inputs, heads),
+                 process=GaussianProcess(at_time, curve), decoder=pixels.log_prob,
+                 encode=pixels.encode, decode=pixels.decode, cond=cond, shape=spec.shape)
+
+  loss = (bound_loss(model, spec.shape, config.model.timesteps) if objective is None else
+          loss_of(objective, model, spec.shape))
+  return assemble(config, init=init, loss=loss, model=model)

@@ -1,0 +1,63 @@
+"""A classifier as an experiment: its features are what samples may be judged by.
+
+It is trained by the commands that train a diffusion model, and its run kept in the same way; but
+what comes of it is a `Classifier` and no `Model`: nothing can be drawn from it.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from vdm_jax import data
+from vdm_jax.decoders import Pixels
+from vdm_jax.errors import InputError
+from vdm_jax.nn.classifier import Classifier as Net
+from vdm_jax.systems import compose
+from vdm_jax.typing import Array, Experiment
+
+
+class Classifier(NamedTuple):
+  """A trained classifier of images."""
+  logits: Callable[[Array], Array]    # data, integers [B, ...] -> [B, classes]
+  features: Callable[[Array], Array]  # the same -> [B, D], the penultimate layer
+  shape: tuple[int, ...]              # of one image
+  levels: int
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  return compose.default_config(
+      **{'channels': (32, 64), 'features': 64, 'dropout': 0.2} | model)
+
+
+def experiment(config: ml_collections.ConfigDict) -> Experiment:
+  """Cross-entropy -log p(label | image) in nats, and 'accuracy' beside it.
+
+  `Experiment.model` gives a `Classifier`.  Raises InputError: data without labels.
+  """
+  spec, m = data.resolve(config.data), config.model
+  if not spec.classes:
+    raise InputError(f'--config.data.name={spec.name} has no labels to train a classifier on.')
+  if any(channels % 8 for channels in m.channels):
+    raise InputError(f'--config.model.channels={m.channels}: multiples of 8, for the group norms.')
+  net = Net(spec.classes, tuple(m.channels), m.features, m.dropout)
+  encode = Pixels(spec.levels).encode
+
+  def apply(params, images, keys=None):
+    return net.apply({'params': params['net']}, encode(images), keys)
+
+  def init(key):
+    return {'net': net.init(key, jnp.zeros((1, *spec.shape)))['params']}
+
+  def loss(params, batch, context):
+    logits, _ = apply(params, batch['image'], compose.dropout_keys(context))
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    right = jnp.argmax(logits, axis=-1) == batch['label']
+    return nats, {'accuracy': right.astype(jnp.float32)}
+
+  def model(params, keys=None):
+    return Classifier(lambda images: apply(params, images, keys)[0],
+                      lambda images: apply(params, images)[1], spec.shape, spec.levels)
+
+  return compose.assemble(config, init=init, loss=loss, model=model)

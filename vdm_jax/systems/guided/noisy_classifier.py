@@ -1,0 +1,87 @@
+"""A classifier of noisy images, p(label | z_t, t): what classifier guidance takes its gradient of.
+
+Dhariwal and Nichol (2021), section 4.  It is trained on z_t at all noise levels, by
+
+    -log p(label | z_t),   z_t = alpha x + sigma eps,  t uniform,
+
+whose minimum is the true conditional probability, not 0: noise hides the label.  Trained, it guides
+any diffusion model of the same data and curve:
+
+    denoise = guidance.classifier(model.denoise, guidance.label_gradient(noisy.logits), scale)
+
+A model that is told no labels itself takes guidance.told(model.denoise, lambda label: None) here.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import linen as nn
+
+from vdm_jax import data, random
+from vdm_jax.decoders import Pixels
+from vdm_jax.errors import InputError
+from vdm_jax.inputs import Inputs
+from vdm_jax.processes import diffuse
+from vdm_jax.schedules import Bound
+from vdm_jax.systems import compose
+from vdm_jax.typing import Array, Experiment, Level, Process
+
+Logits = Callable[[Array, Level], Array]  # z [B, ...], level -> [B, classes]
+QUARTERS = 4                              # of time, for which the accuracy is told apart
+
+
+class NoisyClassifier(NamedTuple):
+  """A trained classifier of noisy images."""
+  logits: Logits
+  process: Process                  # the levels and the curve it was trained on
+  encode: Callable[[Array], Array]  # data, integers [B, ...] -> x [B, ...]
+  shape: tuple[int, ...]            # of x, without the batch
+
+
+def cross_entropy(logits: Logits, process: Process, x: Array, t: Array, keys: Array,
+                  label: Array, *, eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
+  """-log p(label | z_t) in nats [B], and how often the likeliest label is right.
+
+  x: [B, ...]; t, keys, label: [B].  'accuracy' is 0 or 1; 'accuracy_1' ... 'accuracy_4' are that of
+  a quarter of time, the first nearest the data: means over uniform t, as 0 outside and 4 times as
+  much inside.
+  """
+  level = process(t)
+  if eps is None:
+    eps = random.normal(random.stream(keys, 'eps'), x)
+  found = logits(diffuse(x, eps, level), level)
+  nats = optax.softmax_cross_entropy_with_integer_labels(found, label)
+  right = (jnp.argmax(found, axis=-1) == label).astype(x.dtype)
+  quarter = jnp.minimum(jnp.floor(QUARTERS * t), QUARTERS - 1.0)
+  return nats, {'accuracy': right, **{
+      f'accuracy_{i + 1}': jnp.where(quarter == i, QUARTERS * right, 0.0)
+      for i in range(QUARTERS)}}
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Process,
+               inputs: Inputs) -> Experiment:
+  """The cross-entropy of a network (z, time, cond = None, keys) -> logits on noisy images.
+
+  inputs: what the network reads, as in `predictions.denoiser`.  `Experiment.model` gives a
+  `NoisyClassifier`.  Raises InputError: data without labels.
+  """
+  spec = data.resolve(config.data)
+  if not spec.classes:
+    raise InputError(f'--config.data.name={spec.name} has no labels to train a classifier on.')
+  encode = Pixels(spec.levels).encode
+
+  def init(key):
+    return {'net': net.init(key, jnp.zeros((1, *spec.shape)), jnp.zeros(1))['params']}
+
+  def model(params, keys=None):
+    bound = Bound(params['net'], net, keys)
+    return NoisyClassifier(lambda z, level: bound(*inputs(z, level)), process, encode, spec.shape)
+
+  def loss(params, batch, context):
+    m = model(params, compose.dropout_keys(context))
+    return cross_entropy(m.logits, process, encode(batch['image']), context.t, context.keys,
+                         batch['label'])
+
+  return compose.assemble(config, init=init, loss=loss, model=model)

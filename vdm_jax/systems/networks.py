@@ -1,0 +1,87 @@
+"""Networks as `config.model` describes them: the U-Net of VDM, and a perceptron for points.
+
+A system takes any network; these are the ones that configs build from numbers.
+"""
+import dataclasses
+import math
+from typing import get_args
+
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import data
+from vdm_jax.nn import stack
+from vdm_jax.nn.convolution import WeightGradient
+from vdm_jax.nn.layers import Attention
+from vdm_jax.nn.mlp import MLP
+from vdm_jax.nn.vdm_unet import UNet
+from vdm_jax.systems.compose import end_points, require
+
+
+def how_computed() -> dict:
+  """The fields of `config.model` that say how a network is computed; see `configured`."""
+  return {
+      'dtype': 'float32',         # of the network's trunk; or bfloat16
+      'remat': 'dots',            # kept for the backward pass: 'none' (all), 'dots' or 'block'
+      'weight_gradient': 'auto',  # of convolutions: 'xla', 'winograd', 'auto': the fastest here
+      'attention': 'auto',        # 'xla', 'cudnn' (GPU, bfloat16), 'auto': cudnn where it exists
+  }
+
+
+def published_fields() -> dict:
+  """The fields of `config.model` that every published network has."""
+  return {'class_conditional': False, 'dropout': 0.1, **how_computed()}
+
+
+def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
+  """`net` with what `config.model` says of dropout, precision, memory and speed.
+
+  Raises InputError: no such remat, weight gradient or attention; dropout of one that has none.
+  """
+  m = config.model
+  has = {field.name for field in dataclasses.fields(net)}  # DiT has no convolutions, e.g.
+  require(config, 'dropout', 'dropout' in has or not m.dropout, 'this network has none; set it 0')
+  for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient,
+                        'attention': Attention}.items():
+    choices = get_args(choices)
+    require(config, name, m[name] in choices, f'choose one of {", ".join(choices)}')
+  given = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
+           'weight_gradient': m.weight_gradient, 'attention': m.attention}
+  return net.clone(**{name: value for name, value in given.items() if name in has})
+
+
+def require_groups(config: ml_collections.ConfigDict, of: str = '') -> None:
+  """Raises InputError unless the groups of a network divide its features; of: e.g. 'encoder_'."""
+  features, groups = config.model[f'{of}features'], config.model[f'{of}groups']
+  require(config, f'{of}groups', groups > 0 and features % groups == 0,
+          f'it must divide --config.model.{of}features={features}')
+
+
+def unet(config: ml_collections.ConfigDict) -> UNet:
+  """The U-Net of VDM at one resolution, as `config.model` describes it.
+
+  Its Fourier features have periods of 2^-octave levels: sin(2^n 2 pi z) with n = octave +
+  log2(levels / 2): for 256 levels the exponents 6 and 7 of the published code, 7 and 8 of
+  sin(2^n pi z) in Kingma et al. (2021), section 3.4.
+
+  Raises InputError: groups that do not divide the features; no such remat or weight gradient.
+  """
+  m = config.model
+  require_groups(config)
+  logsnr_max, logsnr_min = end_points(config)
+  spec = data.resolve(config.data)
+  one_level = math.log2(spec.levels / 2)
+  return configured(
+      UNet(features=m.features, blocks=m.blocks, attention_everywhere=m.attention_everywhere,
+           groups=m.groups, fourier=tuple(octave + one_level for octave in m.fourier),
+           classes=spec.classes if m.class_conditional else 0,
+           logsnr_max=logsnr_max, logsnr_min=logsnr_min, scan=m.scan), config)
+
+
+def mlp(config: ml_collections.ConfigDict, ends: tuple[float, float] | None = None) -> MLP:
+  """The residual perceptron of points, between two log-SNRs, by default the data's."""
+  m = config.model
+  logsnr_max, logsnr_min = ends or end_points(config)
+  return MLP(features=m.features, blocks=m.blocks, dropout=m.dropout, logsnr_max=logsnr_max,
+             logsnr_min=logsnr_min)

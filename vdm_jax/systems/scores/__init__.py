@@ -1,0 +1,1 @@
+"""Systems that learn the score of noisy data by a weighted or matched objective."""

@@ -1,0 +1,116 @@
+"""Energy-based models of noisy data: q(z_t) ~ exp(-E(z, t)), the score as a gradient.
+
+A network of the score is a vector field, which need not be the gradient of anything.  Here a
+network gives a number, the energy, and its gradient is the score,
+
+    eps_hat = sigma dE/dz,
+
+so that the field has no curl, whatever the weights.  It is a `Denoiser` like any other, trained by
+denoising score matching, which does not need the normaliser Z_t = int exp(-E) dz; samplers,
+objectives and bounds take it as it is.  What an energy has beyond a score: differences of
+log-density, hence an exact Metropolis test (`samplers.langevin.mala`), products of models whose
+samples are those of the product, and Z_0 by annealed importance sampling.
+
+The sum of two energies at level t is not the energy of the noisy product of the data, which it is
+at sigma = 0 alone: reverse steps of the sum do not draw from the product, Markov chains do (Du et
+al. 2023, `Reduce, Reuse, Recycle`).
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import predictions, processes, weightings
+from vdm_jax.decoders import sum_over_data
+from vdm_jax.samplers import langevin
+from vdm_jax.systems.scores import score_sde
+from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Level, Process, PyTree, Schedule
+
+# (z [B, ...], level, cond=None) -> nats [B], up to a number for each level
+Energy = Callable[..., Array]
+
+
+def half_square(denoise: Denoiser) -> Energy:
+  """E = 1/2 |eps_hat|^2 = |z - alpha x_hat|^2 / (2 sigma^2): any denoiser's network as an energy.
+
+  Its gradient is not eps_hat, and only it is trained.  Salimans and Ho (2021), `Should EBMs model
+  the energy or the score?`, have the square of z less a network.  Where eps_hat is z, as that of
+  an untrained network here, it is the energy of the standard normal.
+  """
+  return lambda z, level, cond=None: 0.5 * sum_over_data(
+      jnp.square(denoise(z, level, cond).eps))
+
+
+def denoiser(energy: Energy) -> Denoiser:
+  """score = -dE/dz, as a Denoiser.  Estimate.extra = {'energy': [B]}."""
+  def denoise(z, level, cond=None):
+    def total(z):
+      each = energy(z, level, cond)
+      return jnp.sum(each), each
+    slope, each = jax.grad(total, has_aux=True)(z)
+    return predictions.solve(predictions.score, -slope, z, level)._replace(extra={'energy': each})
+  return denoise
+
+
+def log_prob(denoise: Denoiser, cond: PyTree = None) -> Callable[[Array, Level], Array]:
+  """-E(z, level) [B], log q(z_t) up to a number per level, of what `denoiser` made: for `mala`."""
+  return lambda z, level: -denoise(z, level, cond).extra['energy']
+
+
+def product(*denoisers: Denoiser) -> Denoiser:
+  """The denoiser of the sum of the energies, whose density is in proportion to the product.
+
+  Du et al. (2023).  To be sampled by Markov chains, see above.
+  """
+  def denoise(z, level, cond=None):
+    each = [one(z, level, cond) for one in denoisers]
+    eps = sum(one.eps for one in each)
+    return predictions.solve(predictions.eps, eps, z, level)._replace(
+        extra={'energy': sum(one.extra['energy'] for one in each)})
+  return denoise
+
+
+def log_weights(denoise: Denoiser, process: Process, keys: Array, like: Array, times: Array, *,
+                moves: int = 1, step_size: float = 0.5, cond: PyTree = None
+                ) -> tuple[Array, Array]:
+  """log w and z_0, [B] and [B, ...], with E[w] = Z_0 = int exp(-E(z, 0)) dz: Neal (2001).
+
+  Annealed importance sampling along the diffusion: from the normal prior, z ~ p(z_1), down the
+  `times` [N + 1], 1 to 0, with `moves` of `mala` (h = step_size sigma_t^2) at all levels but the
+  last.  log w is -E(z, 1) - log p(z), and at each step E(z, t) - E(z, s) is added after the moves.
+  `decoders.log_mean_exp` of it estimates log Z_0, from below; with weights w, the z_0 are draws of
+  exp(-E(z, 0)) / Z_0.  like: [B, ...]; keys: [B].
+  """
+  log_density = log_prob(denoise, cond)
+  move = langevin.mala(lambda z, level: denoise(z, level, cond), log_density, step_size).step
+  std = processes.prior_std(process)
+  prior = processes.sample_prior(process, keys, like)
+  log_prior = -0.5 * sum_over_data(jnp.square(prior / std) + jnp.log(2.0 * jnp.pi * std**2))
+  levels = process(jnp.asarray(times))
+  at = lambda part: jax.tree.map(lambda u: u[part], levels)
+
+  def step(state, now):
+    i, at_t, at_s = now
+    z, log_w = state
+    for j in range(moves):
+      own = jax.vmap(jax.random.fold_in, (0, None))(keys, moves * i + j)
+      z = move(own, z, at_t, at_s)
+    return (z, log_w + log_density(z, at_s) - log_density(z, at_t)), None
+
+  steps = jnp.arange(len(times) - 1), at(slice(-1)), at(slice(1, None))
+  (z, log_w), _ = jax.lax.scan(step, (prior, log_density(prior, at(0)) - log_prior), steps)
+  return log_w, z
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: Schedule,
+               curve: Curve = processes.vp) -> Experiment:
+  """The energy `half_square` of this network, by denoising score matching on all levels.
+
+  The loss is L_simple, lambda = 2 sigma^2, divided by D ln 2; the bound is reported beside it, of
+  the same evaluation.  Model.denoise has the energy in Estimate.extra.  Raises InputError.
+  """
+  return score_sde.experiment(
+      config, net=net, schedule=schedule, curve=curve, weight=weightings.simple,
+      wrap=lambda denoise: denoiser(half_square(denoise)), ends_denoised=False)

@@ -1,0 +1,54 @@
+"""Networks of the score: NCSN, the score SDEs, EDM.
+
+In continuous time, on the published process, with the published view of the input and the published
+weighting of the error: `experiment` puts them together, and reports the bound beside the loss, of
+the same evaluation of the network.
+"""
+from collections.abc import Callable
+
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import predictions
+from vdm_jax.inputs import Inputs, logsnr
+from vdm_jax.objectives import times, vlb, weighted_diffusion
+from vdm_jax.systems import compose, networks
+from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Schedule, Target, Weighting
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  """The fields of a published network of the score."""
+  return compose.default_config(**{'timesteps': 0, **networks.published_fields()} | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: Schedule,
+               curve: Curve, weight: Weighting, target: Target = predictions.eps,
+               inputs: Inputs = logsnr,
+               wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
+               trained_at: Callable[[Array], Array] = lambda t: t, ends_denoised: bool = True
+               ) -> Experiment:
+  """The experiment of `config`; schedule, curve, target, inputs as for `compose.experiment`.
+
+  The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
+  network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
+  e.g. those of a ladder.  ends_denoised: samples end in x_hat, as in NCSNv2 (Song and Ermon 2020,
+  algorithm 1) and after, where the noise of the last step is visible.  Raises InputError.
+  """
+  compose.require_continuous(config)
+
+  def objective(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
+    # Where it is only measured, times are even in log-SNR: under some of these schedules the
+    # bound's estimate at even times is rarely near its mean.
+    t, share = ((trained_at(t), 1.0) if context.train else times.by_logsnr(process)(t))
+    loss, terms = weighted_diffusion(wrap(denoise), process, x, t, keys, cond, weight=weight)
+    bound = vlb.beside(process, x, t, keys, data, decoder, terms['eps_error'], share)
+    return share * loss, {'vlb': sum(bound.values()), **bound,
+                          'eps_error': share * terms['eps_error']}
+
+  base = compose.experiment(config, net=net, schedule=schedule, curve=curve, target=target,
+                        inputs=inputs, objective=objective)
+  def model(params, keys=None):
+    m = base.model(params, keys)
+    return m._replace(denoise=wrap(m.denoise), ends_denoised=ends_denoised)
+
+  return base._replace(model=model)

@@ -1,0 +1,35 @@
+"""Soft Truncation: every step leaves out the times before a random one.
+
+Kim et al. (2022): `scoreflow`, but the smallest time of each step has a density in proportion to
+1 / tau.  In training, bits_per_dim is that of the times which are left; in validation it is the
+whole bound, which is another quantity than the one that is minimised.
+"""
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax.objectives import soft_truncation, times
+from vdm_jax.systems import compose, networks
+from vdm_jax.systems.scores import scoreflow
+from vdm_jax.typing import Experiment
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  """The fields of ScoreFlow, and `truncation_power`, that of 1 / tau."""
+  return scoreflow.default_config(**{'truncation_power': 1.0} | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
+  """The bound of the times that are left.  Raises InputError: steps; a negative power."""
+  power = config.model.truncation_power
+  compose.require_continuous(config)
+  compose.require(config, 'truncation_power', power >= 0.0, 'it must be 0 (uniform) or more')
+  sde = scoreflow.vp_sde(config)
+  prior = soft_truncation.Reciprocal(sde.t_min, power)
+
+  def objective(denoise, process, *args, data, decoder, context):
+    first = soft_truncation.truncation(prior, config.seed, context.step)
+    return times.bound(denoise, process, *args, data=data, decoder=decoder, context=context,
+                       propose=times.by_logsnr(process, first))
+
+  return compose.experiment(config, net=net or networks.unet(config), objective=objective,
+                            schedule=sde)

@@ -1,0 +1,75 @@
+"""The denoising error under the field's weightings, in continuous time.
+
+Each of `OBJECTIVES` is a target for the network and a weighting of its error; the schedule is the
+cosine between the end points of the data.  EDM draws its own noise levels: see `log_normal`.
+"""
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import inputs, predictions, schedules, weightings
+from vdm_jax.objectives import edm, times, vlb, weighted_diffusion
+from vdm_jax.processes import vp
+from vdm_jax.systems import compose, networks
+from vdm_jax.systems.scores import score_sde
+from vdm_jax.systems.variational import vdm
+from vdm_jax.typing import Experiment, Objective
+
+WEIGHTED = {
+    'simple': (predictions.eps, weightings.simple),              # Ho et al. (2020)
+    'p2': (predictions.eps, weightings.p2()),                    # Choi et al. (2022)
+    'min_snr': (predictions.v, weightings.min_snr()),            # Hang et al. (2023)
+    'sigmoid': (predictions.v, weightings.sigmoid(2.0)),         # Kingma and Gao (2023)
+    'snr': (predictions.v, weightings.simple),                   # Salimans and Ho (2022), and below
+    'truncated_snr': (predictions.v, weightings.truncated_snr),
+    'snr_plus_one': (predictions.v, weightings.snr_plus_one),
+}
+OBJECTIVES = (*WEIGHTED, 'edm')                                  # Karras et al. (2022)
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  return vdm.default_config(**{
+      'objective': 'simple',  # one of OBJECTIVES
+      'sigma_data': 0.7,      # edm: the standard deviation of x
+  } | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
+  """The objective of `config.model.objective`, and the bound beside it.
+
+  net: by default `networks.unet`.  z is added to its output where that estimates eps alone.
+  Raises InputError: another objective; a number of steps.
+  """
+  name, net = config.model.objective, net or networks.unet(config)
+  compose.require(config, 'objective', name in OBJECTIVES,
+                  f'choose one of {", ".join(OBJECTIVES)}')
+  compose.require_continuous(config)
+  schedule = schedules.Cosine(*compose.end_points(config))
+  if name == 'edm':
+    sigma_data = config.model.sigma_data
+    return compose.experiment(config, net=net.clone(adds_z=False), schedule=schedule,
+                              target=predictions.edm(sigma_data), objective=log_normal(sigma_data))
+  target, weight = WEIGHTED[name]
+  return score_sde.experiment(
+      config, net=net.clone(adds_z=target is predictions.eps), schedule=schedule, curve=vp,
+      target=target, inputs=inputs.logsnr, weight=weight, ends_denoised=False)
+
+
+def log_normal(sigma_data: float) -> Objective:
+  """The loss of EDM at its own noise levels, beside the bound; validated at even log-SNR.
+
+  At log-normal times the bound's estimate would be unbiased too, but rarely near its mean: few of
+  them are where the bits are.
+  """
+  def objective(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
+    if context.train:
+      loss, terms = edm.objective(denoise, process, x, t, keys, cond, sigma_data=sigma_data)
+      bound = {**vlb.end_terms(process, x, x, t, keys, data, decoder, None),
+               'diffusion': terms['diffusion']}
+    else:
+      t, share = times.by_logsnr(process)(t)
+      loss, terms = weighted_diffusion(denoise, process, x, t, keys, cond,
+                                       weight=weightings.edm(sigma_data=sigma_data))
+      loss = share * loss
+      bound = vlb.beside(process, x, t, keys, data, decoder, terms['eps_error'], share)
+    return loss, {'vlb': sum(bound.values()), **bound}
+  return objective

@@ -1,0 +1,1 @@
+"""Systems trained by a variational bound on the likelihood."""

@@ -1,0 +1,65 @@
+"""DiffEnc (Nielsen et al. 2024): a VDM whose inference model encodes the data, at every depth anew.
+
+The encoder is a network y = x + h(x, logsnr) with h zero at first, so that a run begins as a VDM
+does but for the counter-term.  The generative model has no part of it: it is a VDM's, for the
+ancestral sampler and those of the reverse SDE.  Deterministic samplers see half of the encoder's
+drift, and there is no ode row; see `objectives.diffenc`.
+"""
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import data, predictions, schedules
+from vdm_jax.nn.diffenc import Encoder
+from vdm_jax.objectives import diffenc
+from vdm_jax.schedules import Bound
+from vdm_jax.systems import compose, networks
+from vdm_jax.systems.variational import vdm
+from vdm_jax.typing import Experiment, Schedule, Target
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  return vdm.default_config(**{
+      'encoder_features': 64, 'encoder_blocks': 4, 'encoder_groups': 16} | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
+               encoder: nn.Module | None = None, schedule: nn.Module | Schedule | None = None,
+               target: Target = predictions.v) -> Experiment:
+  """As `compose.experiment`, with the network y = encoder(x, logsnr) as params['encoder'].
+
+  By default the network and the encoder are those of `config.model`, and the schedule is linear
+  between fixed end points, as in the paper.  The objective is the bound, that of continuous time or
+  of `config.model.timesteps` steps.
+  """
+  shape, m = data.resolve(config.data).shape, config.model
+  ends = compose.end_points(config)
+  net = net or networks.unet(config)
+  if encoder is None:
+    networks.require_groups(config, 'encoder_')
+    encoder = Encoder(m.encoder_features, m.encoder_blocks, m.encoder_groups, *ends)
+  schedule = schedule or schedules.Linear(*ends)
+  base = compose.experiment(config, net=net, schedule=schedule, target=target)
+
+  def init(key):
+    key, key_encoder = jax.random.split(key)
+    x = jnp.zeros((1, *shape))
+    return {**base.init(key), 'encoder': encoder.init(key_encoder, x, jnp.zeros(1))['params']}
+
+  def model(params, keys=None):
+    m = base.model(params, keys)
+    denoise = diffenc.counter_term(m.denoise)
+    encode = diffenc.blend(Bound(params['encoder'], encoder))
+
+    def bound(batch, t, keys, steps=0):
+      given = {'encoder': encode, 'data': batch['image'], 'decoder': m.decoder}
+      args = denoise, m.process, m.encode(batch['image']), t, keys, m.cond(batch)
+      if steps:
+        return diffenc.discrete(*args, steps=steps, **given)
+      return diffenc.continuous(*args, **given)
+
+    return m._replace(denoise=denoise, bound=bound)
+
+  return base._replace(init=init, model=model,
+                       loss=compose.bound_loss(model, shape, config.model.timesteps))

@@ -1,0 +1,280 @@
+"""Learned adaptive noise (MuLAN): every number of every image has a noise schedule of its own.
+
+A latent h, a k-hot vector, is inferred from the image, q(h | x), and told to all parts of the
+model: to the schedules logsnr_i(t; h), one for each number x_i, and to the denoiser.  With a prior
+p(h) that is uniform over the k-hot vectors,
+
+-log p(x) <= E_q(h|x)[bound of a VDM that is given h]  +  KL(q(h | x) || p(h)).
+             reconstruction + latent + diffusion          auxiliary
+
+Source: Sahoo, Gokaslan, De Sa and Kuleshov (2024), Diffusion Models With Learned Adaptive Noise.
+
+What such schedules can gain.  The diffusion term is a line integral over the vector of SNRs,
+
+1/2 int sum_i (-dlogsnr_i/dt) E(eps_i - eps_hat_i)^2 dt = 1/2 int sum_i (-dSNR_i/dt) mmse_i dt.
+
+For the posterior mean given h at each vector of levels mmse_i is twice the derivative of a mutual
+information by SNR_i (Guo, Shamai and Verdu 2005; Palomar and Verdu 2006): a gradient field, whose
+integral depends on the ends of the path alone.  The path matters for every other denoiser, as one
+that is told the mean of the levels and cannot know which of them are high.  And a schedule may
+depend on x through h alone: a level that says more of x to the denoiser than KL(q(h | x) || p(h))
+pays for makes the sum no bound.
+
+q(h | x) ~ exp(logits . h) over all k-hot h (the conditional Bernoulli distribution: Chen, Dempster
+and Liu 1994) is drawn exactly and has an exact KL.  The gradient passes the draw through its
+marginals (SIMPLE: Ahmed, Zeng, Niepert and Van den Broeck 2023); it is a biased one, of an unbiased
+bound.  The public code of MuLAN takes the k largest of perturbed logits instead, passes the
+gradient through the normalised logits, and counts the KL of one softmax choice: at most log n,
+where a k-hot vector may tell log C(n, k).
+"""
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import data, predictions, random, schedules
+from vdm_jax.errors import InputError
+from vdm_jax.nn.mulan import Coefficients, Encoder
+from vdm_jax.objectives import vlb
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.schedules import Bound
+from vdm_jax.systems import compose, networks
+from vdm_jax.systems.variational import vdm
+from vdm_jax.typing import (
+    Array,
+    Decoder,
+    Denoiser,
+    Experiment,
+    Level,
+    Process,
+    PyTree,
+    Target,
+    value,
+)
+
+_LOG_0 = -1e9  # finite, so that no difference of two of them is undefined
+
+
+# -------------------------------------------------------------- schedules
+
+
+@value
+class PolynomialSchedule:
+  """logsnr(t) = max + (min - max) F(t) / F(1),  F(t) = int_0^t (a s^2 + b s + c)^2 ds.
+
+  a, b, c: [B, ...], a schedule for each number of each of B examples, with the same ends; t: [B] or
+  [] -> [B, ...] (with B = 1, t: [N] -> [N, ...]).  It decreases whatever the coefficients.  Sahoo
+  et al. (2024).  Raises ValueError: times that are not one for each example.
+  """
+  a: Array
+  b: Array
+  c: Array
+  logsnr_max: float = 13.3
+  logsnr_min: float = -5.0
+
+  def __call__(self, t: Array) -> Array:
+    t = jnp.asarray(t)
+    shape = jnp.shape(self.a)
+    if t.ndim > 1 or t.ndim and shape[:1] not in ((), (1,), t.shape):
+      raise ValueError(f't {t.shape}: give one time, or one for each of the {shape[0]} examples')
+    t = t.reshape(t.shape + (1,) * (len(shape) - t.ndim))
+    before = _area(t, self.a, self.b, self.c)
+    # The rest, as the same polynomial in 1 - t: each vanishes at its end, so both ends are exact.
+    after = _area(1.0 - t, self.a, -(2.0 * self.a + self.b), self.a + self.b + self.c)
+    u = before / (before + after)
+    return self.logsnr_max * (1.0 - u) + self.logsnr_min * u
+
+
+def _area(t, a, b, c):
+  """int_0^t (a s^2 + b s + c)^2 ds."""
+  return t * (c * c + t * (b * c + t * ((b * b + 2.0 * a * c) / 3.0
+                                        + t * (a * b / 2.0 + t * a * a / 5.0))))
+
+
+def by_mean_logsnr(z: Array, level: Level) -> tuple[Array, Array]:
+  """A view of the input for `predictions.denoiser`: z, and the mean over the data of logsnr [B]."""
+  logsnr = jnp.broadcast_to(level.expand(z).logsnr, z.shape)
+  return z, jnp.mean(logsnr.reshape(z.shape[0], -1), axis=1)
+
+
+# ----------------------------------------------------------- k-hot vectors
+
+
+def _sums(logits, hot):
+  """log e_j of the first m weights exp(logits), for m = 0 .. n - 1 [n, hot + 1], and for m = n.
+
+  e_j, the elementary symmetric polynomial: the sum over all j-subsets of the product of weights.
+  """
+  def add(row, logit):
+    with_it = logit + jnp.append(_LOG_0, row[:-1])
+    # Not jnp.logaddexp: in a scan its second derivative is wrong where both are equal (JAX 0.10.2),
+    # as all logits are when training begins.
+    most = jax.lax.stop_gradient(jnp.maximum(row, with_it))
+    return most + jnp.log(jnp.exp(row - most) + jnp.exp(with_it - most)), row
+  nothing = jnp.where(jnp.arange(hot + 1) == 0, 0.0, _LOG_0).astype(logits.dtype)
+  last, before = jax.lax.scan(add, nothing, logits)
+  return before, last
+
+
+def log_normaliser(logits: Array, hot: int) -> Array:
+  """log sum_h exp(logits . h) over all h in {0, 1}^n with `hot` ones.  logits: [B, n] -> [B]."""
+  return jax.vmap(lambda u: _sums(u, hot)[1][hot])(logits)
+
+
+def marginals(logits: Array, hot: int) -> Array:
+  """E[h] under q(h) ~ exp(logits . h), the gradient of `log_normaliser`: [B, n] -> [B, n]."""
+  return jax.grad(lambda u: jnp.sum(log_normaliser(u, hot)))(logits)
+
+
+def kl_to_uniform(logits: Array, hot: int) -> Array:
+  """KL(q(h) || uniform over the k-hot vectors) = logits . E[h] - log Z + log C(n, k): nats [B].
+
+  0 where the logits are equal, at most log C(n, k).
+  """
+  mean = jnp.sum(logits * marginals(logits, hot), axis=-1)
+  return mean - log_normaliser(logits, hot) + math.log(math.comb(logits.shape[-1], hot))
+
+
+def draw(keys: Array, logits: Array, hot: int) -> Array:
+  """h ~ q(h) ~ exp(logits . h), exactly: zeros and `hot` ones [B, n].  Logits 0: the prior.
+
+  From the last entry to the first, each with its probability given how many ones are left.
+  """
+  def one(key, logits):
+    before, _ = _sums(logits, hot)
+    def choose(left, xs):
+      logit, row, u = xs
+      with_it = logit + jnp.where(left > 0, row[jnp.maximum(left - 1, 0)], _LOG_0)
+      taken = u < jax.nn.sigmoid(with_it - row[left])
+      return left - taken, taken.astype(logits.dtype)
+    u = jax.random.uniform(key, logits.shape, logits.dtype)
+    return jax.lax.scan(choose, jnp.asarray(hot), (logits, before, u), reverse=True)[1]
+  return jax.vmap(one)(keys, logits)
+
+
+def draw_straight_through(keys: Array, logits: Array, hot: int) -> Array:
+  """`draw`, with the gradient of the marginals."""
+  mean = marginals(logits, hot)
+  return jax.lax.stop_gradient(draw(keys, logits, hot) - mean) + mean
+
+
+# ------------------------------------------------------------------ bound
+
+Given = Callable[[Array], tuple[Denoiser, Process]]  # latents [B, n] -> what depends on them
+
+
+def bound(given: Given, logits: Array, hot: int, x: Array, t: Array, keys: Array, *,
+          steps: int = 0, data: Array, decoder: Decoder) -> tuple[Array, dict[str, Array]]:
+  """One-draw estimate of the bound above: nats [B], and its terms.
+
+  logits: [B, n], of q(h | x); steps: T, 0 for continuous time; the rest is as for
+  `vlb.continuous`, whose terms 'auxiliary' joins.
+  """
+  denoise, process = given(draw_straight_through(random.stream(keys, 'latent'), logits, hot))
+  args = denoise, process, x, t, keys
+  nats, terms = (vlb.discrete(*args, steps=steps, data=data, decoder=decoder) if steps
+                 else vlb.continuous(*args, data=data, decoder=decoder))
+  auxiliary = kl_to_uniform(logits, hot)
+  return nats + auxiliary, {**terms, 'auxiliary': auxiliary}
+
+
+# ------------------------------------------------------------- experiment
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  """The fields of MuLAN, as in the public configuration for CIFAR-10."""
+  return vdm.default_config(**{
+      'latent': 50, 'latent_hot': 15, 'schedule_features': 3072, 'encoder_features': 128,
+      'encoder_blocks': 4, 'encoder_groups': 32} | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
+               encoder: nn.Module | None = None, schedule: nn.Module | None = None,
+               target: Target = predictions.eps) -> Experiment:
+  """A VDM with k-hot latents of `config.model.latent` numbers, `latent_hot` of them ones.
+
+  net: takes latents [B, n] as its `cond` (`classes = n`), and the mean over the data of logsnr;
+  encoder: x -> logits [B, n]; schedule: latents -> (a, b, c) of `PolynomialSchedule`, whose ends
+  are those of the config.  By default those of `config.model`.  Parameters: 'net', 'encoder',
+  'schedule'.
+
+  Its `Model` without latents has no denoiser, and as its process, for grids and pictures, that
+  of the mean over the pixels of logsnr, at the prior's mean.
+  """
+  m = config.model
+  if m.class_conditional or config.data.augment:
+    raise InputError('--config.model.class_conditional and --config.data.augment must be False: '
+                     'this network is told its latent and nothing else.')
+  if not 0 < m.latent_hot < m.latent:
+    raise InputError(f'--config.model.latent_hot={m.latent_hot}: it must be in 1 .. '
+                     f'{m.latent - 1}, below --config.model.latent.')
+  n, hot = m.latent, m.latent_hot
+  shape = data.resolve(config.data).shape
+  ends = compose.end_points(config)
+  net = net or networks.unet(config).clone(classes=n)  # the latent is several labels at once
+  if encoder is None:
+    networks.require_groups(config, 'encoder_')
+    encoder = Encoder(n, m.encoder_features, m.encoder_blocks, m.encoder_groups, m.dropout,
+                      networks.unet(config).fourier)
+  schedule = schedule or Coefficients(shape, m.schedule_features)
+  base = compose.experiment(config, net=net, schedule=schedules.Linear(*ends), target=target)
+
+  def init(key):
+    key_base, key_encoder, key_schedule = jax.random.split(key, 3)
+    return {**base.init(key_base),
+            'encoder': encoder.init(key_encoder, jnp.zeros((1, *shape)))['params'],
+            'schedule': schedule.init(key_schedule, jnp.zeros((1, n)))['params']}
+
+  def model(params, keys=None):
+    told = predictions.denoiser(Bound(params['net'], net, keys), target, by_mean_logsnr)
+    keys = None if keys is None else random.stream(keys, 'encoder')
+    infer = Bound(params['encoder'], encoder, keys)
+    coefficients = Bound(params['schedule'], schedule)
+    at = lambda latent: PolynomialSchedule(*coefficients(latent), *ends)
+    plain = base.model(params)
+
+    def given(latent):
+      denoise = lambda z, level, cond=None: told(z, level, latent)
+      return denoise, GaussianProcess(at(latent))
+
+    def own_bound(batch, t, keys, steps=0):
+      x = plain.encode(batch['image'])
+      return bound(given, infer(x), hot, x, t, keys, steps=steps, data=batch['image'],
+                   decoder=plain.decoder)
+
+    def latent(keys):
+      denoise, process = given(draw(keys, jnp.zeros((keys.shape[0], n)), hot))
+      return plain._replace(denoise=denoise, process=_one_time(process))
+
+    def mean_logsnr(t):
+      t = jnp.asarray(t)
+      logsnr = at(jnp.full((1, n), hot / n))(t.reshape(-1))
+      return jnp.mean(logsnr.reshape(t.size, -1), axis=1).reshape(t.shape)
+
+    return plain._replace(denoise=_without_latent, process=GaussianProcess(mean_logsnr),
+                          bound=own_bound, latent=latent)
+
+  return base._replace(init=init, model=model,
+                       loss=compose.bound_loss(model, shape, config.model.timesteps))
+
+
+def _without_latent(z: Array, level: Level, cond: PyTree = None):
+  raise InputError('this denoiser needs a latent for each image: use `model.bound`, or '
+                   '`model.latent(keys)`, the model that is given latents of the prior.')
+
+
+def _one_time(process):
+  """`process` for samplers: of one time for all images, so that a plan is not taken for images."""
+  def at(t):
+    if jnp.ndim(t):
+      raise InputError('this sampler plans its steps from one noise level for all pixels, and here '
+                       'every pixel has its own: choose one without a plan, e.g. ancestral, ddim.')
+    return process(t)
+  return at
+
+
+__all__ = ['Given', 'PolynomialSchedule', 'bound', 'by_mean_logsnr', 'default_config', 'draw',
+           'draw_straight_through', 'experiment', 'kl_to_uniform', 'log_normaliser', 'marginals']

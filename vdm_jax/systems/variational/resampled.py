@@ -1,0 +1,40 @@
+"""IDDPM's resampled times: in proportion to the root mean square of recent losses.
+
+Nichol and Dhariwal (2021), section 3.3, for the bound of continuous time: the latest losses in each
+of some equal bins of time, kept in the training state.
+"""
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import schedules
+from vdm_jax.objectives import times
+from vdm_jax.systems import compose, networks
+from vdm_jax.systems.variational import vdm
+from vdm_jax.train import step
+from vdm_jax.typing import Experiment, Schedule
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  return vdm.default_config(**{'time_bins': 32, 'losses_kept': 10} | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
+               schedule: Schedule | None = None) -> Experiment:
+  """The bound at resampled times; schedule: by default linear between fixed end points.
+
+  Raises InputError: a number of steps; no bins, or no losses kept.
+  """
+  m = config.model
+  compose.require_continuous(config)
+  for name in ('time_bins', 'losses_kept'):
+    compose.require(config, name, m[name] >= 1, 'it must be at least 1')
+
+  def objective(*args, data, decoder, context):
+    return times.bound(*args, data=data, decoder=decoder, context=context,
+                       propose=context.aux.proposal())
+
+  base = compose.experiment(config, net=net or networks.unet(config), objective=objective,
+                            schedule=schedule or schedules.Linear(*compose.end_points(config)))
+  return base._replace(
+      aux=times.LossHistory.empty(m.time_bins, m.losses_kept),
+      update=step.make_step(base.loss, base.tx, base.ema, remember=times.remember))
