@@ -1,5 +1,4 @@
 """What does not fit is refused in one line, before a run's directory is touched."""
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +7,17 @@ import pytest
 import tiny_config
 from flax import linen as nn
 
+from tests.support import configs
 from vdm_jax import runs, schedules, workdir
 from vdm_jax.benchmark import speed, timing
 from vdm_jax.errors import InputError
 from vdm_jax.nn import ddpm, dit, layers, mlp, ncsnpp, refinenet, uvit, vdm_unet
 from vdm_jax.nn.layers import Dropout
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.systems import compose
 from vdm_jax.systems.variational import vdm
 from vdm_jax.train import check, optimizer
 from vdm_jax.train import step as step_lib
-
-CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 def config(**fields):
@@ -42,7 +41,7 @@ def changed(change):
   """The tiny experiment with `change(model)` as its model, whose bound is the loss."""
   made = tiny_config.build(config())
   model = lambda params, keys=None: change(made.model(params, keys))
-  return made._replace(model=model, loss=vdm.bound_loss(model, (2,)))
+  return made._replace(model=model, loss=compose.bound_loss(model, (2,)))
 
 
 def with_model(**parts):
@@ -129,11 +128,10 @@ def test_what_fits_passes_and_nothing_is_compiled():
 
 
 @pytest.mark.parametrize('name,trained', [
-    ('digits_mulan', False), ('digits_vae', True), ('digits_classifier', True),
-    ('dpm_heartbeat', True), ('dit', False)])
+    ('systems:mulan', False), ('systems:vae', True), ('digits/classifier', True),
+    ('sequences/dpm2015', True), ('published/dit', False)])
 def test_levels_for_each_pixel_latents_and_systems_without_a_denoiser_pass(name, trained):
-  module = workdir.import_config(CONFIGS / f'{name}.py')
-  c = module.get_config()
+  module, c = configs.read(name)
   made = module.build(c)
 
   def given(numbers):
@@ -148,7 +146,7 @@ def test_a_wrong_network_is_refused_before_the_directory_is_touched(tmp_path):
   file = tmp_path / 'wide.py'
   file.write_text(
       'import tiny_config\nfrom test_check import Wide\nfrom vdm_jax import schedules\n'
-      'from vdm_jax.systems import vdm\nget_config = tiny_config.get_config\n'
+      'from vdm_jax.systems.variational import vdm\nget_config = tiny_config.get_config\n'
       'def build(config):\n'
       '  return vdm.experiment(config, net=Wide(1), schedule=schedules.LearnedLinear())\n')
   with pytest.raises(InputError, match=r'the network returns \[3, 1\]'):
@@ -254,18 +252,17 @@ def test_the_size_that_is_proposed_can_be_halved(side, times, near):
 
 
 @pytest.mark.parametrize('name,fields,said', [
-    ('digits', {'data.name': 'swirl', 'data.augment': False}, 'one of images'),
-    ('toy2d', {'data.name': 'digits', 'data.validation': 97}, 'one of points'),
-    ('digits', {'model.blocks': -1}, 'config.model.blocks=-1: it must be at least 0'),
-    ('toy2d', {'model.blocks': -1}, 'config.model.blocks=-1: it must be at least 0'),
-    ('digits_dit', {'model.patch': 3}, 'config.model.patch=3: images of 8 x 8 pixels cannot'),
-    ('digits_mulan', {'model.encoder_blocks': -1}, 'config.model.encoder_blocks=-1: '),
-    ('digits_mulan', {'model.schedule_features': 0}, 'config.model.schedule_features=0: '),
-    ('digits_vae', {'model.dropout': 1.5}, 'config.model.dropout=1.5: a probability'),
+    ('digits/vdm', {'data.name': 'swirl', 'data.augment': False}, 'one of images'),
+    ('plane/spiral', {'data.name': 'digits', 'data.validation': 97}, 'one of points'),
+    ('digits/vdm', {'model.blocks': -1}, 'config.model.blocks=-1: it must be at least 0'),
+    ('plane/spiral', {'model.blocks': -1}, 'config.model.blocks=-1: it must be at least 0'),
+    ('digits/networks:dit', {'model.patch': 3}, 'config.model.patch=3: images of 8 x 8 pixels'),
+    ('systems:mulan', {'model.encoder_blocks': -1}, 'config.model.encoder_blocks=-1: '),
+    ('systems:mulan', {'model.schedule_features': 0}, 'config.model.schedule_features=0: '),
+    ('systems:vae', {'model.dropout': 1.5}, 'config.model.dropout=1.5: a probability'),
 ], ids=str)
 def test_a_config_names_its_field_before_anything_is_compiled(name, fields, said, tmp_path):
-  file = CONFIGS / f'{name}.py'
-  c = workdir.import_config(file).get_config()
+  file, (_, c) = configs.file(name), configs.read(name)
   c.update_from_flattened_dict(fields)
   with timing.events() as seen, pytest.raises(InputError, match=said):
     runs.train(c, file, tmp_path / 'run')

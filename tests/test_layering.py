@@ -33,6 +33,7 @@ ROOMS = {
     'train': ['typing', 'errors', 'files', 'random', 'devices', 'distributed'],
 }
 ROOMS['systems'] = list(ROOMS)
+ROOMS['recipes'] = []
 # A run's directory, what is drawn of it, and what the commands do with it.
 ROOMS['workdir'] = ['typing', 'errors', 'files', 'config_files', 'data', 'train']
 # A published checkpoint becomes the parameters of a system, and ours a file for others.

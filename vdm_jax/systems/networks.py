@@ -46,6 +46,7 @@ def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
                         'attention': Attention}.items():
     choices = get_args(choices)
     require(config, name, m[name] in choices, f'choose one of {", ".join(choices)}')
+  require(config, 'dtype', m.dtype in ('float32', 'bfloat16'), 'choose float32 or bfloat16')
   given = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
            'weight_gradient': m.weight_gradient, 'attention': m.attention}
   return net.clone(**{name: value for name, value in given.items() if name in has})
