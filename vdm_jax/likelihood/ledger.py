@@ -96,10 +96,11 @@ def table(ledger: Ledger) -> rich.console.Group:
   if data['examples'] < data['of']:  # the checksum is that of all
     count += f' of {data["of"]:,}'
   first = ledger.rows[0]
-  parts = [f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
-           f'{data["sha256"][:12]}',
-           f'step {weights["step"]:,} ({weights["average"]}); log-SNR {first["logsnr_max"]:.3f} to '
-           f'{first["logsnr_min"]:.3f}']
+  parts: list[rich.console.RenderableType] = [
+      f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
+      f'{data["sha256"][:12]}',
+      f'step {weights["step"]:,} ({weights["average"]}); log-SNR {first["logsnr_max"]:.3f} to '
+      f'{first["logsnr_min"]:.3f}']
   if (share := weights.get('first_weights', 0.0)) > 0.1:
     parts.append(rich.text.Text(
         f'{100 * share:.0f} % of the average {weights["average"]} are still the first weights, '

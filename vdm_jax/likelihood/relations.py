@@ -127,8 +127,9 @@ def ranges(measured: Sequence[Measured], levels: int) -> list[dict]:
 
 def _at_most_0(name, values, meaning):
   """`_judged` that has a verdict on a single draw too."""
-  if values.size > 1:
-    return _judged(name, '<=', values, meaning, True)
+  judged = _judged(name, '<=', values, meaning, True)
+  if judged is not None:
+    return judged
   mean = float(np.mean(values))
   return {'name': name, 'difference': mean, 'standard_error': None, 'passed': mean <= ROUNDING,
           'serious': True, 'meaning': meaning}
