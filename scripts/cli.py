@@ -17,7 +17,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vdm_jax import distributed
+from vdm_jax import distributed, signals
 from vdm_jax.errors import InputError
 
 PROCESSES = [
@@ -102,21 +102,25 @@ def _exit(error) -> None:
   distributed.leave(2)
 
 
-def run(main, required=(), arguments: bool = False, alone: bool = False) -> None:
+def run(main, required=(), arguments: bool = False, alone: bool = False,
+        kept: str = 'Nothing of this command is kept.') -> None:
   """absl's app.run with `required` flags; InputError and OSError are one line and exit code 2.
 
   main: of no arguments, or of the list of what follows the flags where `arguments` is set.  It runs
   when the other processes are there, if there are any.  alone: it has no use for them.
+  Ctrl-C, SIGTERM and SIGHUP end it with one line, in which `kept` says what is left of its work; a
+  reader of its output that is gone does not.
   """
   def guarded(argv):
     faulthandler.enable(2)  # absl has set it up; to where C++ writes, which `distributed` reads
     try:
       if argv[1:] and not arguments:
         raise InputError(f'{argv[1]!r} is no flag.')
-      return main(argv[1:]) if arguments else main()
+      with signals.lasting_output():
+        return main(argv[1:]) if arguments else main()
     except (InputError, OSError) as error:
       _exit(error)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
       distributed.fail(error)
       raise
 
@@ -126,4 +130,5 @@ def run(main, required=(), arguments: bool = False, alone: bool = False) -> None
   logging.get_absl_logger().addFilter(
       lambda record: 'orbax' not in record.pathname or record.levelno < python_logging.ERROR)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
-  app.run(guarded, flags_parser=functools.partial(_parse, alone=alone))
+  with signals.ending(kept):
+    app.run(guarded, flags_parser=functools.partial(_parse, alone=alone))

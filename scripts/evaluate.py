@@ -65,4 +65,5 @@ def main():
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['workdir'])
+  cli.run(main, required=['workdir'],
+          kept='Nothing of this evaluation is kept, and what an earlier one wrote stays.')

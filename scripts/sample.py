@@ -43,4 +43,6 @@ def main():
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['workdir', 'out'])
+  cli.run(main, required=['workdir', 'out'],
+          kept='Of an .npz whole batches are kept, and the same command goes on from there; of a '
+               '.png nothing is.')

@@ -38,4 +38,5 @@ def main():
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['config', 'workdir'])
+  cli.run(main, required=['config', 'workdir'],
+          kept='Its checkpoints are kept, and the same command goes on from the last.')

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import jax
@@ -133,6 +134,19 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(s
   assert processes.newest(directory) == saved[-1] + EVERY
   assert [r['step'] for r in metrics.read(directory) if r['kind'] == 'train'] == [
       *range(5, saved[-1] + EVERY + 1, 5)]
+
+
+# ------------------------------------------------------------- nobody reads any more
+
+
+def test_a_training_whose_output_nobody_reads_makes_its_steps(tmp_path):
+  reading, writing = os.pipe()
+  os.close(reading)
+  process = subprocess.Popen([sys.executable, *command(tmp_path / 'run', 2 * EVERY)],
+                             cwd=processes.ROOT, stdout=writing, stderr=writing)
+  os.close(writing)
+  assert process.wait(240) == 0
+  assert processes.newest(tmp_path / 'run') == 2 * EVERY
 
 
 # ------------------------------------------------------------- one of two is lost

@@ -18,7 +18,8 @@ ROOMS = {
     'config_files': ['errors'],
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},
     'devices': ['typing'],
-    'distributed': ['errors', 'devices'],
+    'signals': [],
+    'distributed': ['errors', 'devices', 'signals'],
     # Siblings, but a likelihood evaluates the bounds of `objectives`, and the chains of `samplers`
     # with their variances.
     'objectives': [*MATHEMATICS, 'errors'],
@@ -30,7 +31,8 @@ ROOMS = {
     # Beside the mathematics, and apart from it.
     'nn': ['typing', 'errors', 'random'],
     'data': ['errors', 'files'],
-    'train': ['typing', 'errors', 'files', 'random', 'devices', 'distributed'],
+    'train': ['typing', 'errors', 'files', 'random', 'devices', 'distributed',
+              'signals'],
 }
 ROOMS['systems'] = list(ROOMS)
 ROOMS['recipes'] = []

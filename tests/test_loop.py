@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_config
+from PIL import Image
 
 from vdm_jax import runs, workdir
 from vdm_jax.errors import InputError
@@ -182,23 +183,48 @@ def spied(tmp_path, pictures, **fields):
   return loop.train(tiny_config.build(c), c, tmp_path, pictures=pictures)
 
 
-def terminate(params):
-  os.kill(os.getpid(), signal.SIGTERM)
-  return np.zeros((2, 2, 3), np.uint8)
+def send(number):
+  """A callback for pictures that sends this signal to the process itself."""
+  def draw(params):
+    os.kill(os.getpid(), number)
+    return np.zeros((2, 2, 3), np.uint8)
+  return draw
 
 
-def test_sigterm_saves_the_step_it_is_at_and_the_run_goes_on_from_there(trained, tmp_path):
+STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.fixture
+def heeded():
+  """The signals as a terminal's programs have them, however these tests were started."""
+  before = {number: signal.getsignal(number) for number in STOPPING}
+  for number in STOPPING:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('number', STOPPING, ids=lambda number: number.name)
+def test_a_signal_saves_the_step_it_is_at_and_the_run_goes_on_from_there(trained, tmp_path, heeded,
+                                                                         number, capsys):
   """It comes after step 3, so step 4 is the last; bits are those of a run that was never stopped.
 
   That checkpoint was not validated, so it cannot be the best.
   """
+  before = signal.getsignal(number)
   with pytest.raises(SystemExit) as stopped:
-    spied(tmp_path, terminate, **{'train.pictures_every': 3})
-  assert stopped.value.code == 0
-  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    spied(tmp_path, send(number), **{'train.pictures_every': 3})
+  assert stopped.value.code == 128 + number  # the shell's convention
+  assert signal.getsignal(number) == before
+  said = capsys.readouterr().err.splitlines()[-1]
+  name = 'Ctrl-C' if number == signal.SIGINT else number.name
+  assert said == f'{name}: saved step 4 and stopped; the same command goes on from there.'
   checkpoints = Checkpoints(tmp_path, read_only=True)
   assert checkpoints.steps() == [4] and checkpoints.best_step() is None
   checkpoints.close()
+  if number != signal.SIGTERM:
+    return
   runs.train(config(), CONFIG, tmp_path)
   straight = state_in(trained[0])
   jax.tree.map(np.testing.assert_array_equal, state_in(tmp_path), straight)
@@ -207,32 +233,105 @@ def test_sigterm_saves_the_step_it_is_at_and_the_run_goes_on_from_there(trained,
   checkpoints.close()
 
 
-def test_sigterm_before_the_first_step_leaves_nothing_to_clean_up(tmp_path):
+def test_a_signal_before_the_first_step_leaves_nothing_to_clean_up(tmp_path, heeded, capsys):
   c = config(**{'data.shape': (2,), 'data.levels': 256})
   initial = lambda params: (os.kill(os.getpid(), signal.SIGTERM), params)[1]
   with pytest.raises(SystemExit) as stopped:
     loop.train(tiny_config.build(c), c, tmp_path, initial=initial)
-  assert stopped.value.code == 0
+  assert stopped.value.code == 143
+  assert 'SIGTERM: stopped before the first step' in capsys.readouterr().err
   assert Checkpoints(tmp_path, read_only=True).steps() == []
 
 
+@pytest.mark.parametrize('steps', [20, 10], ids=['on the way', 'at the end'])
+def test_a_validation_that_a_signal_cuts_off_is_made_when_the_run_goes_on(
+    trained, tmp_path, heeded, monkeypatch, capsys, steps):
+  """The signal comes in its first batch, at step 10: saved, and measured later as if at once."""
+  make = loop.make_validate
+
+  def interrupted(*arguments):
+    validate = make(*arguments)
+    return lambda *given: (os.kill(os.getpid(), signal.SIGTERM), validate(*given))[1]
+
+  c = config(**{'train.steps': steps})
+  monkeypatch.setattr(loop, 'make_validate', interrupted)
+  with pytest.raises(SystemExit):
+    runs.train(c, CONFIG, tmp_path / 'run')
+  monkeypatch.undo()
+  assert int(state_in(tmp_path / 'run').step) == 10 and not records(tmp_path / 'run', 'validation')
+  result = runs.train(c, CONFIG, tmp_path / 'run')
+  assert ('its last validation' in capsys.readouterr().out) == (steps == 10)
+  expected = [r for r in records(trained[0], 'validation') if r['step'] <= steps]
+  assert records(tmp_path / 'run', 'validation') == expected
+  assert result.items() <= expected[-1].items()
+  jax.tree.map(np.testing.assert_array_equal, state_in(tmp_path / 'run', steps).params,
+               state_in(tmp_path / 'run').params)
+
+
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_the_checkpoint_under_way_whole(tmp_path, error):
+def test_an_error_leaves_the_checkpoint_under_way_whole(tmp_path, error, monkeypatch):
   """Raised two steps after the save of step 10 began."""
-  calls = []
+  before = signal.getsignal(signal.SIGTERM)
+  write = metrics.Writer.write
 
-  def fail(params):
-    calls.append(1)
-    if len(calls) == 3:
+  def fail(self, step, kind, **values):
+    if step == 12:
       raise error
-    return np.zeros((2, 2, 3), np.uint8)
+    write(self, step, kind, **values)
 
+  monkeypatch.setattr(metrics.Writer, 'write', fail)
   with pytest.raises(error):
-    spied(tmp_path, fail, **{'train.pictures_every': 4, 'train.keep': 1})
-  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    spied(tmp_path, None, **{'train.log_every': 4, 'train.keep': 1})
+  assert signal.getsignal(signal.SIGTERM) == before
   assert int(state_in(tmp_path).step) == 10
   assert (tmp_path / 'checksums' / '10.json').exists()
   assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
+
+
+# ----------------------------------------------------------------- pictures
+
+
+def test_a_checkpoint_is_saved_before_a_picture_is_drawn(tmp_path, monkeypatch):
+  """A kill in a long picture, the last one too, loses no step."""
+  done, save = [], Checkpoints.save
+
+  def saved(self, state, *rest):
+    save(self, state, *rest)
+    done.append(('save', int(state.step)))
+
+  monkeypatch.setattr(loop.Checkpoints, 'save', saved)
+  spied(tmp_path, lambda params: done.append('picture'),
+        **{'train.steps': 15, 'train.pictures_every': 10})
+  assert done == [('save', 10), 'picture', ('save', 15)]  # it drew nothing: no more is asked
+
+
+def test_a_picture_that_fails_is_a_warning_and_costs_the_run_nothing(trained, tmp_path,
+                                                                    monkeypatch):
+  warnings = []
+  monkeypatch.setattr(loop.logging, 'warning', lambda text, *more: warnings.append(text % more))
+
+  def fail(params):
+    raise ValueError('no ink\nand more')
+
+  spied(tmp_path, fail, **{'train.pictures_every': 20})
+  assert warnings == [f'No picture of step {step}: ValueError: no ink' for step in (20, 40)]
+  jax.tree.map(np.testing.assert_array_equal, state_in(tmp_path), state_in(trained[0]))
+
+
+def test_pictures_are_files_of_the_run_as_well(tmp_path):
+  drawn = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+  spied(tmp_path, lambda params: drawn, **{'train.steps': 4, 'train.pictures_every': 2})
+  for step in (2, 4):
+    with Image.open(tmp_path / 'samples' / f'step_{step}.png') as picture:
+      np.testing.assert_array_equal(picture, drawn)
+
+
+@pytest.mark.parametrize('x64', [False, pytest.param(True, marks=pytest.mark.long)],
+                         ids=['float32', 'x64'])
+def test_previews_are_drawn_in_either_precision(tmp_path, x64):
+  with jax.enable_x64(x64):
+    runs.train(config(**{'train.steps': 2, 'train.pictures_every': 2}), CONFIG, tmp_path / 'run')
+  assert (tmp_path / 'run' / 'samples' / 'step_2.png').exists()
 
 
 def test_an_infinite_loss_stops_with_its_step_and_terms_and_spares_the_checkpoint(tmp_path):
@@ -241,20 +340,21 @@ def test_an_infinite_loss_stops_with_its_step_and_terms_and_spares_the_checkpoin
   with pytest.raises(loop.Diverged) as stopped:
     runs.train(config(**fields), CONFIG, tmp_path / 'run')
   text = str(stopped.value)
-  for part in ('step 19', 'loss inf', 'reconstruction', 'latent', 'diffusion', 'that of step 10'):
+  for part in ('step 19', 'loss inf', 'reconstruction', 'latent', 'diffusion', 'that of step 10',
+               '--debug_nans', '--config.optimizer.learning_rate (it is 0.01)'):
     assert part in text
   state = state_in(tmp_path / 'run')
   assert int(state.step) == 10
   assert all(np.isfinite(u).all() for u in jax.tree.leaves(state))
   assert max(r['step'] for r in metrics.read(tmp_path / 'run')) == 10
   fields['train.checkpoint_every'] = 20
-  with pytest.raises(loop.Diverged, match='at step 19.*There is no checkpoint'):
+  with pytest.raises(loop.Diverged, match='at step 19.*There is no checkpoint.*--debug_nans'):
     runs.train(config(**fields), CONFIG, tmp_path / 'none')
 
 
 def test_the_window_reports_the_first_bad_step_also_within_a_dispatch():
   """Steps 0, then 1 to 3 at once; the mean of a good window is that of its steps."""
-  window = loop._Window()
+  window = loop._Window(in_flight=3)
   window.add(0, {'loss': jnp.float32(1.0), 'grad_norm': jnp.float32(2.0)})
   window.add(1, {'loss': jnp.array([2.0, 3.0, 6.0]), 'grad_norm': jnp.array([2.0, 2.0, 6.0])})
   assert window.take() == {'loss': 3.0, 'grad_norm': 3.0}

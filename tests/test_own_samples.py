@@ -1,5 +1,6 @@
 """Runs without a denoiser that draw their own samples: an autoencoder, a chain of bits."""
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.support import configs
-from vdm_jax import load, random, runs
+from vdm_jax import data, load, random, runs
 from vdm_jax.errors import InputError
+from vdm_jax.runs import training
 
 
 @pytest.fixture(scope='module', params=['systems:vae', 'sequences/dpm2015'])
@@ -20,7 +22,8 @@ def run(request, tmp_path_factory):
     config.model.update(timesteps=5, blocks=1)
   config.data.update(validation=16, batch_size=16)
   config.optimizer.update(decay_steps=0, warmup_steps=0)
-  config.train.update(steps=2, log_every=2, validate_every=2, checkpoint_every=2)
+  config.train.update(steps=2, log_every=2, validate_every=2, checkpoint_every=2,
+                      pictures_every=2)
   directory = tmp_path_factory.mktemp('own') / 'run'
   runs.train(config, file, directory)
   return directory
@@ -36,6 +39,16 @@ def test_samples_are_those_of_the_model_and_depend_on_seed_and_number_alone(run,
   runs.sample(run, tmp_path / 'a.png', count=9, seed=3)
   with Image.open(tmp_path / 'a.png') as picture:
     assert picture.size[0] > 20
+
+
+def test_its_samples_are_the_pictures_of_its_training(run):
+  with Image.open(run / 'samples' / 'step_2.png') as picture:
+    assert len(picture.getcolors()) > 1
+
+
+def test_a_model_that_draws_nothing_has_no_pictures():
+  experiment = types.SimpleNamespace(model=lambda params: types.SimpleNamespace(logits=None))
+  assert training._preview(experiment, data.Spec('', (8, 8, 1), 17, 10), {}, seed=0) is None
 
 
 def test_what_needs_a_denoiser_is_refused(run, tmp_path):

@@ -86,20 +86,20 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
     (KILL, TERM), pytest.param((KILL, KILL, TERM, KILL, TERM, KILL), marks=pytest.mark.long)],
     ids=['once each', 'many times'])
 def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(whole, tmp_path, signals):
-  """SIGKILL loses what came after a checkpoint; SIGTERM saves the step it is at and exits 0."""
+  """SIGKILL loses what came after a checkpoint; SIGTERM saves the step it is at."""
   seed = int(os.environ.get('KILL_SEED', time.time_ns() % 10**6))
   print(f'KILL_SEED={seed}')  # the moments of the signals; set it to repeat them
   rng, directory, interruptions, saved = random.Random(seed), tmp_path / 'run', 0, set()
   for how in signals:
     if newest(directory) + 4 * EVERY < STEPS:
       interruptions += 1
-      assert interrupt(directory, how, rng) == (0 if how == TERM else -KILL)
+      assert interrupt(directory, how, rng) == (128 + TERM if how == TERM else -KILL)
       if how == TERM:
         saved.add(newest(directory))
   text = finish(directory)
   assert text.count('Resuming at step') == interruptions >= 2
   for step in saved:
-    assert f'SIGTERM: saved step {step} and stopped.' in text
+    assert f'SIGTERM: saved step {step} and stopped;' in text
     assert f'Resuming at step {step} of {STEPS}.' in text
   assert_same(directory, whole)
 

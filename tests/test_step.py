@@ -361,3 +361,15 @@ def test_microbatches_that_do_not_divide_the_rows_are_refused():
     one_update('one', accumulate=3)
   with pytest.raises(ValueError, match='accumulate = 4 does not divide the 2 rows'):
     one_update('pmap', accumulate=4)
+
+
+def test_an_average_of_a_longer_memory_than_its_run_is_named_with_what_it_holds_of_the_start():
+  """Weights that are 1 at the start and 0 after it leave their share in the average itself."""
+  share = jnp.float32(1.0)
+  for _ in range(200):
+    share = step_lib.average(share, jnp.float32(0.0), 0.99)  # 0.134
+  text = step_lib.caution('slow', 0.99, 200)
+  assert text.startswith(f"The average 'slow' of rate 0.99 still holds {float(share):.0%} of the")
+  assert '\n' not in text and "'raw'" in text
+  assert step_lib.caution('slow', 0.99, 230) == ''  # 0.0991
+  assert step_lib.caution('slow', 0.99, 0) == ''    # which are the weights, as imported ones

@@ -9,25 +9,25 @@ Process 0 alone speaks.  The others say only what ends them.
 """
 import collections
 import contextlib
-import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
 import jax
 import numpy as np
 
-from vdm_jax import devices
+from vdm_jax import devices, signals
 from vdm_jax.errors import InputError
+from vdm_jax.signals import leave
 
 __all__ = ['AHEAD', 'HEARTBEAT', 'fail', 'leave', 'start', 'stopping']
 
 HEARTBEAT = 30  # seconds without one after which a process is lost
+QUIET = 5  # seconds of waiting for the others after which a process says so
 AHEAD = 2  # calls of `stopping` that wait for no answer yet
 _listener = None  # runs _INTERPRETER
 _ADVICE = ('start all processes again with the same command; a training goes on from its last '
@@ -97,6 +97,12 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
                        f'processes are numbered from 0 to {num_processes - 1}.')
     _interpret(coordinator, first=process_id == 0)
   jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
+  waiting = threading.Timer(QUIET, signals.say, [
+      f'Waiting for the other processes ({coordinator or "found in the environment"}), up to 5 '
+      'minutes.'])
+  waiting.daemon = True
+  if not process_id:
+    waiting.start()
   try:
     # What no flag says is asked of the environment, but not which devices are whose.
     jax.distributed.initialize(
@@ -114,6 +120,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
                        'for one process say --num_processes=1.') from None
     raise InputError(f'--coordinator={coordinator}: process 0 cannot listen there; is the port '
                      'taken?  Choose another.') from None
+  finally:
+    waiting.cancel()
   if missing and jax.process_count() > 1:
     _interpret('the coordinator', first=jax.process_index() == 0)
   if jax.process_index() > 0:
@@ -164,41 +172,29 @@ def _is_of_a_peer(error: BaseException | None) -> bool:
       _is_of_a_peer(error.__cause__) or _is_of_a_peer(error.__context__))
 
 
-def leave(code: int) -> NoReturn:
-  """Ends the process at once: what is done at exit would wait for processes that wait for this one,
-  or try again to write to a full disk."""
-  for each in multiprocessing.active_children():
-    each.kill()
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
-
-
 @contextlib.contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-  """Whether SIGTERM has come, to any process: a function that all processes call equally often.
+def stopping() -> Iterator[Callable[[], int]]:
+  """The number of a signal that has come to any process and asks to stop, 0 until there is one.
 
-  It turns true for all of them at the same call, of several processes two calls late.
+  A function that all processes call equally often.  It changes for all of them at the same call, of
+  several processes two calls late.  Ctrl-C, SIGTERM and SIGHUP count; see `signals.caught`.
   """
-  received = []
-  previous = signal.signal(signal.SIGTERM, lambda *_: received.append('SIGTERM'))
-  try:
-    yield (lambda: bool(received)) if jax.process_count() == 1 else _to_any(received)
-  finally:
-    signal.signal(signal.SIGTERM, previous)
+  reply = 'stops when what is under way is done, and saves; Ctrl-C (again) ends it at once.'
+  with signals.caught(reply if jax.process_index() == 0 else '') as asked:
+    yield asked if jax.process_count() == 1 else _of_any(asked)
 
 
-def _to_any(received: list) -> Callable[[], bool]:
-  """Agrees by a sum over all devices, queued behind the step and read when there has been time.
+def _of_any(asked: Callable[[], int]) -> Callable[[], int]:
+  """Agrees by a maximum over all devices, queued behind the step and read when there has been time.
 
   JAX's own protocol (`reached_preemption_sync_point`) goes by the largest step that any process has
   named, and Orbax's writer names old ones: a process can be past the step that comes of it.
   """
-  total = devices.over_rows(lambda _, flags: flags.sum())
+  largest = devices.over_rows(lambda _, numbers: numbers.max())
   pending = collections.deque()
 
-  def asked():
-    flags = np.full(jax.local_device_count(), bool(received), np.int32)
-    pending.append(total(None, devices.place(flags)))
-    return len(pending) > AHEAD and int(pending.popleft()) > 0
-  return asked
+  def agreed():
+    numbers = np.full(jax.local_device_count(), asked(), np.int32)
+    pending.append(largest(None, devices.place(numbers)))
+    return int(pending.popleft()) if len(pending) > AHEAD else 0
+  return agreed

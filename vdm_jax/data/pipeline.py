@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import math
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -363,6 +364,12 @@ def _threaded(batches, start_step: int, ahead: int = 2) -> Iterator[Batch]:
       waiting.append(pool.submit(batches, next(steps)))
 
 
+def _leave_to_parent(*_) -> None:
+  """A worker outlives a Ctrl-C, which its terminal sends to all: the training ends it."""
+  for each in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(each, signal.SIG_IGN)
+
+
 def _workers(batches, start_step: int, workers: int) -> Iterator[Batch]:
   import grain  # only the large data sets need it
 
@@ -372,7 +379,7 @@ def _workers(batches, start_step: int, workers: int) -> Iterator[Batch]:
   steps = grain.MapDataset.range(start_step, 2**62).map(batches)
   running = [iter(
       steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-      .mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))]
+      .mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _leave_to_parent))]
 
   def stop():
     while running:

@@ -26,7 +26,7 @@ from vdm_jax.samplers import grids
 from vdm_jax.schedules import check_decreasing
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train.checkpoint import Checkpoints
-from vdm_jax.train.step import default_average
+from vdm_jax.train.step import caution, default_average
 from vdm_jax.typing import Experiment, Model
 
 
@@ -116,6 +116,8 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   asked = naming.parse(estimates)
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
   experiment, params = trained.experiment, trained.params
+  if held := caution(trained.average, experiment.ema.get(trained.average, 0.0), trained.step):
+    logging.warning(held)
   spec = data.resolve(trained.config.data)
   if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
     raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '

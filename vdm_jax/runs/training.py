@@ -11,10 +11,10 @@ from absl import logging
 
 from vdm_jax import data, pictures, samplers, workdir
 from vdm_jax.errors import InputError, require
-from vdm_jax.runs.needs import conditions
+from vdm_jax.runs.needs import conditions, is_of_latents
 from vdm_jax.samplers import grids
-from vdm_jax.samplers.drawing import draw
-from vdm_jax.train import check, loop
+from vdm_jax.samplers.drawing import draw, draw_own
+from vdm_jax.train import check, lock, loop
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.typing import Experiment, PyTree
 
@@ -40,7 +40,12 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
-  workdir.prepare(directory, config, code, experiment.data.fingerprint())
+  with lock.held(directory):
+    workdir.prepare(directory, config, code, experiment.data.fingerprint())
+    return _train(experiment, spec, found, config, directory, init_from, profile)
+
+
+def _train(experiment, spec, found, config, directory, init_from, profile) -> dict[str, float]:
   if jax.process_index() == 0:
     print(found)
     if 0 < config.optimizer.get('decay_steps', 0) < config.train.steps:
@@ -74,11 +79,20 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
   return jax.tree.unflatten(treedef, out)
 
 
-def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray:
-  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere."""
+def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray | None:
+  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere.
+
+  None where the model draws nothing, or latents.
+  """
+  model = experiment.model(params)
   count = 16 if len(spec.shape) == 3 else 2000
-  parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64), start=0,
-               stop=count, seed=seed, batch_size=count, cond=conditions(spec.classes, None))
+  if not hasattr(model, 'denoise') and hasattr(model, 'sample'):
+    parts = draw_own(experiment.model, params, start=0, stop=count, seed=seed, batch_size=count)
+  elif not hasattr(model, 'denoise') or is_of_latents(model):
+    return None
+  else:
+    parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64), start=0,
+                 stop=count, seed=seed, batch_size=count, cond=conditions(spec.classes, None))
   return pictures.samples(np.concatenate([part.data for part in parts]), spec.levels)
 
 

@@ -56,7 +56,7 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
   """
   check_grid(times)
   batch = _program(model, sampler, frames=())
-  given = devices.replicate((params, random.key(seed), np.asarray(times, np.float32)))
+  given = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
   for rows, wanted in _batches(start, stop, batch_size):
     local = devices.mine(rows)
     out, finite, _, evaluations = jax.device_get(batch(given, devices.place((local, cond(local)))))
@@ -93,7 +93,7 @@ def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *
   """
   check_grid(times)
   rows = np.arange(devices.whole_batch(count), dtype=np.int32)
-  given = devices.replicate((params, random.key(seed), np.asarray(times, np.float32)))
+  given = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
   local = devices.mine(rows)
   program = _program(model, sampler, frames=tuple(frames))
   _, finite, path, _ = jax.device_get(program(given, devices.place((local, cond(local)))))

@@ -99,7 +99,7 @@ class Checkpoints:
     validation: the loss by which the best is kept; infinite if it was not measured at this step.
     One that is not finite is never the best.
     """
-    self._seal()
+    self.seal()
     step = int(state.step)
     if step in self.steps():
       return
@@ -109,7 +109,7 @@ class Checkpoints:
         step, args=ocp.args.Composite(**{k: ocp.args.StandardSave(v) for k, v in items.items()}),
         metrics={'validation': validation if math.isfinite(validation) else math.inf})
 
-  def _seal(self) -> None:
+  def seal(self) -> None:
     """Waits for the write under way and records the checksums of what is finished."""
     self._manager.wait_until_finished()
     if jax.process_index() != 0:
@@ -126,7 +126,7 @@ class Checkpoints:
 
   def close(self) -> None:
     if not self._read_only:
-      self._seal()
+      self.seal()
     self._manager.close()
 
   def _judge(self, step: int) -> int:

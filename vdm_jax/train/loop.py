@@ -6,6 +6,7 @@ is a checkpoint away at any moment: the batch and the randomness of step k are f
 """
 import collections
 import contextlib
+import functools
 import itertools
 import math
 import re
@@ -20,7 +21,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from vdm_jax import distributed, random
+from vdm_jax import devices, distributed, random, signals
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train import parallel
@@ -31,7 +32,11 @@ from vdm_jax.typing import Experiment, PyTree
 
 LAYOUTS = {'jit': parallel.jit_layout, 'fsdp': parallel.fsdp_layout, 'pmap': parallel.pmap_layout}
 SPLITS = ('validation', 'test')  # `train` names the records of training itself
-IN_FLIGHT = 3  # dispatches the host may run ahead of the devices
+IN_FLIGHT = 3  # single steps the host may run ahead of the devices, or one dispatch of several
+
+
+class _Stopped(Exception):
+  """A signal has asked to stop; its number is the argument."""
 
 
 class Diverged(RuntimeError):
@@ -48,7 +53,7 @@ def default_config() -> ml_collections.ConfigDict:
       'log_every': 1000,
       'validate_every': 10_000,
       'checkpoint_every': 10_000,
-      'pictures_every': 10_000,  # samples for TensorBoard; 0: none
+      'pictures_every': 10_000,  # samples, for TensorBoard and in samples/; 0: none
       'keep': 5,                # newest checkpoints; the best by validation is kept as well
       'splits': ('validation',),   # evaluated on the way; only 'validation' ever chooses anything
       'validation_repeats': 1,  # times per example
@@ -128,13 +133,13 @@ def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], layouts) -
 class _Window:
   """The metrics of the steps since the last look, left on the devices until somebody looks."""
 
-  def __init__(self):
-    self._parts = []
+  def __init__(self, in_flight: int):
+    self._parts, self._in_flight = [], in_flight
 
   def add(self, first: int, metrics: PyTree) -> None:
     self._parts.append((first, metrics))
-    if len(self._parts) > IN_FLIGHT:  # else the host would queue batches without end
-      jax.block_until_ready(self._parts[-1 - IN_FLIGHT])
+    if len(self._parts) > self._in_flight:  # else the host would queue batches without end
+      jax.block_until_ready(self._parts[-1 - self._in_flight])
 
   def take(self) -> dict[str, float]:
     """Their means; raises Diverged with the first step whose loss is not finite."""
@@ -156,14 +161,17 @@ def _headline(values: dict[str, float]) -> tuple[str, float]:
 
 
 def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: str | Path, *,
-          pictures: Callable[[PyTree], np.ndarray] | None = None,
+          pictures: Callable[[PyTree], np.ndarray | None] | None = None,
           initial: Callable[[PyTree], PyTree] | None = None, profile: int = 0) -> dict[str, float]:
   """Trains to config.train.steps, from the newest sound checkpoint in `workdir` if there is one.
 
-  pictures: EMA parameters -> uint8 image [H, W, 3], for TensorBoard.  initial: freshly initialised
-  parameters -> those to start from (ignored on resuming).  profile: so many steps are traced.
-  Returns the last validation's means.  SIGTERM, to any process, saves and exits with code 0
-  (SystemExit).  Raises InputError, and Diverged leaving the last good checkpoint.
+  pictures: EMA parameters -> uint8 image [H, W, 3], or None if there is nothing to draw; one that
+  fails is a warning.  initial: freshly initialised parameters -> those to start from (ignored on
+  resuming).  profile: so many steps are traced.
+
+  Returns the last validation's means.  Ctrl-C, SIGTERM or SIGHUP, to any process, saves and raises
+  SystemExit with the code 128 + the signal's number.  Raises InputError, and Diverged leaving the
+  last good checkpoint.
   """
   check(config)
   workdir = Path(workdir).absolute()
@@ -192,7 +200,8 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   run = config.train
   n = _steps_per_dispatch(run)
   first = jax.process_index() == 0
-  key_init, key_step, key_validation = jax.random.split(random.key(config.seed, 'config.seed'), 3)
+  key_init, key_step, key_validation = jax.random.split(
+      random.key(config.seed, 'config.seed'), 3)
 
   checkpoints = Checkpoints(workdir, run.keep)
   stack.callback(checkpoints.close)
@@ -205,16 +214,20 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
   shapes = jax.eval_shape(lambda key: fresh(experiment.init(key)), key_init)
   restored = checkpoints.restore(layouts[1].target(shapes))
+  owed = []
   if restored is None:
     params = jax.jit(experiment.init)(key_init)
     metrics_lib.show(metrics_lib.parameter_table(params))
     state, start = fresh(initial(params) if initial is not None else params), 0
   else:
     state, start = restored.state, restored.step
+    owed = _owed(workdir, run, start)
     if first:
       print(f'Resuming at step {start:,} of {run.steps:,}.' if start < run.steps else
-            f'The run has made {start:,} of {run.steps:,} steps: nothing to do.')
-  if start >= run.steps:
+            f'The run has made {start:,} of {run.steps:,} steps: '
+            + ('its last validation was interrupted, and is made now.' if owed else
+               'nothing to do.'))
+  if start >= run.steps and not owed:
     return _last(workdir, 'validation')
   writer = metrics_lib.Writer(workdir, start)
   stack.callback(writer.close)
@@ -223,6 +236,11 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
                                   config.data.batch_size, run.validation_repeats)
               for name in run.splits}
   average = step_lib.default_average(experiment.ema)
+  if first:
+    for line in (step_lib.caution(average, experiment.ema[average], run.steps),
+                 _long_validation(config, len(experiment.data.split('validation')))):
+      if line:
+        print(line)
   state = layouts[1].put(state)
   restored = params = None  # the first step takes the state's memory; keep no other copy
 
@@ -230,13 +248,43 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   stack.callback(batches.close)
   bar = stack.enter_context(tqdm.tqdm(total=run.steps, initial=start, unit='step', mininterval=0.5,
                                       dynamic_ncols=True, disable=not first))
-  window, step, saved, results = _Window(), start, start, {}
+  results = {}
+
+  def look():
+    if number := stop():
+      raise _Stopped(number)
+
+  def measure(seen, names):
+    """Validates on the splits of these names.  Raises _Stopped."""
+    for name in names:
+      results[name] = validate[name](seen.ema[average], seen.step, seen.ema, seen.aux, look)
+      writer.write(int(seen.step), name, **results[name])
+      if first and name == 'validation':
+        label, value = _headline(results[name])
+        bar.write(f'step {int(seen.step)}: validation {label} {value:.4f}')
+
+  def leave(number, saved):
+    """Ends a run that a signal has stopped."""
+    if first:
+      kept = (f'saved step {saved} and stopped; the same command goes on from there.' if saved else
+              'stopped before the first step; the same command begins again.')
+      bar.close()
+      signals.say(f'{signals.name(number)}: {kept}')
+    sys.exit(signals.exit_code(number))
+
+  try:
+    look()  # it came while the run was set up
+    measure(layouts[1].view(state) if owed else None, owed)
+  except _Stopped as stopped:
+    leave(*stopped.args, start)
+  if start >= run.steps:
+    return results.get('validation') or _last(workdir, 'validation')
+
+  window, step, saved = _Window(IN_FLIGHT if n == 1 else 1), start, start
   since, since_step = time.monotonic(), start
   tracing = False
   stack.callback(lambda: tracing and jax.profiler.stop_trace())
   for size, batch in _placed_batches(batches, _chunks(start, run, n), layouts):
-    if step == start and stop():  # it came while the run was set up
-      sys.exit(0)
     if first and profile and not tracing and step - start >= n + 1:
       jax.profiler.start_trace(str(workdir / 'profile'))  # past the step that compiles
       tracing, profile_until = True, step + profile
@@ -249,16 +297,15 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       jax.profiler.stop_trace()
       tracing, profile = False, 0
 
-    stopping = stop()  # asked once: the signal may come anywhere below
-    due = lambda every, step=step: bool(every) and step % every == 0 or step == run.steps
-    saving = due(run.checkpoint_every) or stopping
-    if due(run.log_every) or saving:
+    number = stop()
+    due = functools.partial(_due, run, step)
+    if due(run.log_every) or due(run.checkpoint_every) or number:
       try:
         values = window.take()
       except Diverged as error:
         raise Diverged(f'{error}  ' + (f'The last good checkpoint is that of step {saved}, in '
-                                       f'{workdir}.' if saved else 'There is no checkpoint.')
-                       ) from None
+                                       f'{workdir}.  ' if saved else 'There is no checkpoint.  ')
+                       + _against_divergence(config)) from None
       now = time.monotonic()
       rate = (step - since_step) / max(now - since, 1e-9)
       since, since_step = now, step
@@ -266,29 +313,83 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       name, value = _headline(values)
       bar.set_postfix_str(f'{name} {value:.4f}')
     seen, measured = None, math.inf
-    if due(run.validate_every) or due(run.checkpoint_every):
+    if (due(run.validate_every) or due(run.checkpoint_every)) and not number:
       seen = layouts[1].view(state)
-      for name, evaluate in validate.items():
-        results[name] = evaluate(seen.ema[average], seen.step, seen.ema, seen.aux)
-        writer.write(step, name, **results[name])
-      measured = results['validation']['loss']
-      label, value = _headline(results['validation'])
-      if first:
-        bar.write(f'step {step}: validation {label} {value:.4f}')
-    if pictures is not None and run.pictures_every and due(run.pictures_every):
-      seen = seen or layouts[1].view(state)
-      writer.picture(step, 'samples', pictures(seen.ema[average]))
-    if saving:
+      try:
+        measure(seen, run.splits)
+        measured = results['validation']['loss']
+      except _Stopped as stopped:
+        number, = stopped.args
+    if due(run.checkpoint_every) or number:
       checkpoints.save(seen or layouts[1].view(state), measured)
       saved = step
+    if number:
+      checkpoints.seal()
+      leave(number, saved)
+    if pictures is not None and run.pictures_every and due(run.pictures_every):
+      seen = seen or layouts[1].view(state)
+      bar.set_postfix_str('drawing samples')
+      if not _picture(writer, step, pictures, seen.ema[average]):
+        pictures = None
+        if first:
+          bar.write('This model has nothing to draw: no pictures are made.')
     if seen is not None:
       since = time.monotonic()  # the rate is that of training
       since_step = step
-    if stopping:
-      if first:
-        logging.warning('SIGTERM: saved step %d and stopped.', saved)
-      sys.exit(0)
   return results['validation']
+
+
+def _due(run, step: int, every: int) -> bool:
+  return bool(every) and step % every == 0 or step == run.steps
+
+
+def _owed(workdir: Path, run, step: int) -> list[str]:
+  """The splits whose validation at `step` a signal has cut off."""
+  def cut_off() -> int:
+    records = metrics_lib.read(workdir)
+    made = {record['kind'] for record in records if record['step'] == step}
+    return sum(1 << i for i, name in enumerate(SPLITS) if records and name not in made)
+
+  if not step or not (_due(run, step, run.validate_every) or _due(run, step, run.checkpoint_every)):
+    return []
+  mask = devices.said_by_first(cut_off)
+  return [name for i, name in enumerate(SPLITS) if mask >> i & 1 and name in run.splits]
+
+
+def _long_validation(config, examples: int) -> str:
+  """A line where more examples are evaluated at a validation than trained on before it, else ''."""
+  run = config.train
+  between = config.data.batch_size * min(run.validate_every, run.checkpoint_every)
+  if examples * run.validation_repeats <= between:
+    return ''
+  return (f'Each validation evaluates {examples:,} examples {run.validation_repeats} times, after '
+          f'training on {between:,}.  Fewer: --config.data.validation, '
+          '--config.train.validation_repeats; less often: --config.train.validate_every and '
+          '--config.train.checkpoint_every.')
+
+
+def _against_divergence(config) -> str:
+  rate = config.get('optimizer', {}).get('learning_rate')
+  smaller = '' if rate is None else (
+      f'Choose a smaller --config.optimizer.learning_rate (it is {rate:g}), or find ')
+  return (smaller or 'Find ') + 'the operation with --debug_nans.'
+
+
+def _picture(writer, step: int, draw: Callable, params: PyTree) -> bool:
+  """Writes what `draw` draws; False if it has nothing to draw.  A picture may fail, the run not."""
+  try:
+    image = draw(params)
+    if image is not None:
+      writer.picture(step, 'samples', image)
+    return image is not None
+  except Exception as error:
+    # Of several processes that are not all here any more, none can go on.
+    lost = jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+    if lost or _is_of_a_full_disk(error):
+      raise
+    reason = next(iter(str(error).splitlines()), '')
+    logging.warning('No picture of step %d: %s: %s', step, type(error).__name__, reason)
+    return True
 
 
 def _last(workdir: Path, kind: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where a run writes what it measures: `metrics.jsonl`, TensorBoard events, the screen.
+"""Where a run writes what it measures: `metrics.jsonl`, TensorBoard, PNGs of samples, the screen.
 
 One JSON object a line: {"step", "kind", name: number, ...}; kind is 'train' or the name of the
 split that was evaluated.  Process 0 writes, the others do nothing.
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import rich.console
 import rich.table
+from PIL import Image
 from tensorboardX import SummaryWriter
 
 from vdm_jax import files
@@ -29,11 +30,12 @@ class Writer:
     self._on = jax.process_index() == 0
     if not self._on:
       return
-    path = Path(workdir) / 'metrics.jsonl'
+    self._workdir = Path(workdir)
+    path = self._workdir / 'metrics.jsonl'
     kept = [record for record in _sound_lines(path) if record['step'] <= step]
     files.write_text(path, ''.join(json.dumps(record) + '\n' for record in kept))
     self._file = path.open('a', buffering=1)
-    self._board = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=step + 1)
+    self._board = SummaryWriter(str(self._workdir / 'tensorboard'), purge_step=step + 1)
 
   def write(self, step: int, kind: str, **values: float) -> None:
     if not self._on:
@@ -43,9 +45,11 @@ class Writer:
       self._board.add_scalar(f'{kind}/{name}', value, step)
 
   def picture(self, step: int, name: str, image: np.ndarray) -> None:
-    """image: uint8 [H, W, 3]."""
+    """`workdir/NAME/step_N.png`, and TensorBoard's.  image: uint8 [H, W, 3]."""
     if self._on:
       self._board.add_image(name, image, step, dataformats='HWC')
+      with files.whole(self._workdir / name / f'step_{step}.png') as partial:
+        Image.fromarray(image).save(partial, format='png')
 
   def close(self) -> None:
     if self._on:

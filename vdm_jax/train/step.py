@@ -51,6 +51,18 @@ def check_averages(ema: dict[str, float], field: str = 'ema') -> None:
     require(0.0 <= rate < 1.0, f'{field}.{name}', rate, 'the rate of an average must be in [0, 1)')
 
 
+def caution(name: str, rate: float, steps: int) -> str:
+  """A warning where an average still holds a tenth of the weights at the start or more, else ''.
+
+  After so many steps their share of it is rate^steps.
+  """
+  share = rate**steps
+  if steps < 1 or share <= 0.1:
+    return ''
+  return (f'The average {name!r} of rate {rate:g} still holds {share:.0%} of the weights at the '
+          f"start after {steps:,} steps: train longer, name a shorter average, or 'raw'.")
+
+
 def average(ema: PyTree, params: PyTree, rate: float) -> PyTree:
   """rate * ema + (1 - rate) * params, written so that an average of constants is that constant.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import tqdm
 
 from vdm_jax import devices, random
 from vdm_jax.typing import Array, Context, Loss
@@ -12,6 +13,8 @@ from vdm_jax.typing import Array, Context, Loss
 def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
                   ) -> Callable[..., dict[str, float]]:
   """validate(params, step, ema, aux) -> {'loss' and the loss's own terms: means over `split`}.
+
+  Its last argument, look: called after each batch; what it raises ends the validation.
 
   The context is that of training at this step, without dropout.
 
@@ -36,16 +39,21 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
 
   sums = devices.over_rows(sums)
 
-  def validate(params, step=0, ema=None, aux=None):
+  def validate(params, step=0, ema=None, aux=None, look=lambda: None):
     given = devices.replicate((params, key, jnp.asarray(step, jnp.int32), ema, aux))
     parts: dict[str, list[float]] = {}
-    for rows, mask in devices.padded_rows(0, n, devices.whole_batch(batch_size)):
+    size = devices.whole_batch(batch_size)
+    batches = tqdm.tqdm(devices.padded_rows(0, n, size), total=-(-n // size), desc='validation',
+                        unit='batch', leave=False, delay=2.0, dynamic_ncols=True,
+                        disable=jax.process_index() != 0)
+    for rows, mask in batches:
       rows, mask = devices.mine(rows), devices.mine(mask)
       batch = split.get(rows)
       for r in range(repeats):
         xs = devices.place((batch, rows, mask, jnp.full(len(rows), r)))
         for name, value in jax.device_get(sums(given, xs)).items():
           parts.setdefault(name, []).append(float(value))
+        look()
     return {name: math.fsum(values) / (n * repeats) for name, values in parts.items()}
 
   return validate

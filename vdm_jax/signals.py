@@ -1,0 +1,179 @@
+"""What ends a command from outside: a signal, or a terminal that is gone.
+
+Python runs a signal's handler between two of its own instructions, so a program that compiles or
+computes in C++ may not hear it for minutes.  A thread that reads the numbers which the interpreter
+writes into a pipe at once (`signal.set_wakeup_fd`) hears it there too.
+"""
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+# Ctrl-C; the notice that a cluster gives; a terminal that closes.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 1.0  # seconds for Python's own way out
+
+
+class _Interrupted(KeyboardInterrupt):
+  """A stopping signal; its number is the argument."""
+
+
+def name(number: int) -> str:
+  return 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
+
+
+def exit_code(number: int) -> int:
+  """That of a process which a signal ended, by the convention of shells."""
+  return 128 + number
+
+
+def leave(code: int) -> NoReturn:
+  """Ends the process at once: what is done at exit would wait for processes that wait for this one,
+  or try again to write to a full disk."""
+  for each in multiprocessing.active_children():
+    each.kill()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):  # nobody is there to read it
+      stream.flush()
+  os._exit(code)
+
+
+def say(text: str) -> None:
+  """A line on stderr; nothing where stderr is gone."""
+  with contextlib.suppress(OSError, ValueError):
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _heard(handler: Callable, react: Callable[[int], None]) -> Iterator[None]:
+  """Stopping signals are told to `handler`, by Python, and to `react`, at once, in a thread.
+
+  A signal that this process was started to ignore, as by nohup, stays ignored.  Python gives
+  signals to the main thread alone: elsewhere none is heard here.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  found = {number: signal.getsignal(number) for number in STOPPING}
+  heeded = [number for number, before in found.items() if before != signal.SIG_IGN]
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+
+  def listen():
+    while (number := os.read(reading, 1)[0]) != 0:
+      if number in heeded:
+        react(number)
+
+  listener = threading.Thread(target=listen, daemon=True)
+  listener.start()
+  before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+  for number in heeded:
+    signal.signal(number, handler)
+  try:
+    yield
+  finally:
+    for number in heeded:
+      signal.signal(number, found[number] or signal.SIG_DFL)
+    signal.set_wakeup_fd(before)
+    os.write(writing, b'\0')
+    listener.join()
+    os.close(reading)
+    os.close(writing)
+
+
+@contextlib.contextmanager
+def caught(reply: str = '') -> Iterator[Callable[[], int]]:
+  """The number of the stopping signal that has come, 0 so long as there is none.
+
+  reply: said when it comes.  A second Ctrl-C ends the process at once.
+  """
+  received, seen = [], []
+
+  def react(number):
+    if seen and number == signal.SIGINT:
+      say(f'\n{name(number)} again: ended at once.')  # below a progress bar
+      leave(exit_code(number))
+    if not seen and reply:
+      say(f'\n{name(number)}: {reply}')
+    seen.append(number)
+
+  with _heard(lambda number, _: received.append(number), react):
+    yield lambda: received[0] if received else 0
+
+
+@contextlib.contextmanager
+def ending(kept: str) -> Iterator[None]:
+  """A stopping signal ends the process: one line, with `kept`, and the code 128 + its number.
+
+  Within `GRACE`, wherever it is; a second one at once.
+  """
+  over, speaking, seen = threading.Event(), threading.Lock(), []
+
+  def end(number, above=''):
+    if speaking.acquire(blocking=False):
+      say(f'{above}{name(number)}: stopped.  {kept}')
+      leave(exit_code(number))
+    threading.Event().wait()  # the other one ends the process
+
+  def react(number):
+    seen.append(number)
+    if len(seen) == 1:
+      threading.Thread(target=lambda: over.wait(GRACE) or end(number, '\n'), daemon=True).start()
+    else:
+      end(number, '\n')
+
+  def interrupt(number, _):
+    raise _Interrupted(number)
+
+  try:
+    with _heard(interrupt, react):
+      yield
+  except _Interrupted as error:
+    end(error.args[0])
+  finally:
+    over.set()
+
+
+class _Lasting:
+  """A stream that its reader may leave: from then on what is written goes nowhere."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def __getattr__(self, attribute):
+    return getattr(self._stream, attribute)
+
+  def write(self, text: str) -> int:
+    self._do(lambda: self._stream.write(text))
+    return len(text)
+
+  def flush(self) -> None:
+    self._do(self._stream.flush)
+
+  def _do(self, act) -> None:
+    try:
+      act()
+    except OSError as error:
+      if error.errno not in (errno.EPIPE, errno.EIO):
+        raise
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self._stream.fileno())
+      os.close(nowhere)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+  """What is inside does not end because nobody reads any more what it prints."""
+  streams = sys.stdout, sys.stderr
+  sys.stdout, sys.stderr = map(_Lasting, streams)
+  try:
+    yield
+  finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.stdout, sys.stderr = streams

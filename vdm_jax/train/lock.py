@@ -1,0 +1,83 @@
+"""One run of a directory at a time."""
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from vdm_jax import devices
+from vdm_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def held(workdir: str | Path) -> Iterator[None]:
+  """`workdir` is this run's alone while this lasts, the run of one process or of several.
+
+  The file `lock` there names the host and the number of process 0, and is empty afterwards.  A
+  process that ended without a word has lost it.  Raises InputError where another run has it; one
+  of another host does until the file is removed, as nobody here can know whether it still runs.
+  """
+  workdir = Path(workdir).absolute()
+  refused = None
+  with contextlib.ExitStack() as stack:
+
+    def take() -> int:
+      nonlocal refused
+      try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        number = os.open(workdir / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
+      except OSError:  # `workdir.prepare` says that nothing can be written there
+        return 0
+      file = stack.enter_context(open(number, 'r+'))
+      refused = _refusal(workdir, file)
+      if refused is None:
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(_here()))
+        file.flush()
+        stack.callback(file.truncate, 0)
+      return int(refused is not None)
+
+    if devices.said_by_first(take):
+      raise refused or InputError('workdir', str(workdir), 'another run has this directory')
+    yield
+
+
+def _here() -> dict:
+  return {'host': socket.gethostname(), 'pid': os.getpid()}
+
+
+def _refusal(workdir: Path, file) -> InputError | None:
+  """Why the run may not start, if another has the lock; else it has it now."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    free = True
+  except OSError:  # another has it, or this file system knows no locks
+    free = False
+  try:
+    holder = json.loads(file.read())
+    host, pid = holder['host'], int(holder['pid'])
+  except (ValueError, KeyError, TypeError):
+    return None if free else InputError(
+        'workdir', str(workdir), 'another run has just begun in this directory',
+        'choose another directory')
+  if host != _here()['host']:
+    return InputError(
+        'workdir', str(workdir), f'process {pid} on {host} trains in this directory',
+        f'choose another, or, if that process is gone, remove {workdir / "lock"}')
+  if free or not _runs(pid):
+    return None
+  return InputError('workdir', str(workdir), f'process {pid} trains in this directory',
+                    f'wait for it, end it (kill {pid}), or choose another directory')
+
+
+def _runs(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:  # somebody else's
+    pass
+  return True
