@@ -73,6 +73,24 @@ def test_the_network_reads_the_number_of_the_step_from_zero_on():
   np.testing.assert_array_equal(model.denoise(z[:1], model.process(jnp.zeros(1))).eps, 0.0)
 
 
+@pytest.mark.parametrize('clip', [False, True])
+def test_a_model_says_whether_its_estimates_are_clipped_and_the_steps_of_its_chain(clip):
+  _, model = build(config_of(clip=clip, timesteps=400))
+  estimate = model.denoise(1e3 * jnp.ones((1, 2, 2, 1)), model.process(jnp.float32(0.5)))
+  within = bool((jnp.abs(estimate.x) <= 1.0 + 1e-6).all())
+  assert (model.clips, model.steps, model.told_labels) == (within, 400, False) == (clip, 400, False)
+
+
+def test_data_that_the_model_decodes_to_numbers_with_fractions_are_latents():
+  config = config_of()
+  net = Reader()
+  for made, fractions in ((chain.of_latents(config, net=net), True),
+                          (chain.experiment(config, net=net), False)):
+    model = made.model(jax.jit(made.init)(jax.random.key(0)))
+    decoded = model.decode(jnp.zeros((1, 2, 2, 1)))
+    assert model.of_latents == jnp.issubdtype(decoded.dtype, jnp.floating) == fractions
+
+
 def test_other_numbers_of_steps_end_at_about_the_same_level():
   ends = [float(build(config_of(timesteps=steps))[1].process(jnp.float32(1.0)).logsnr)
           for steps in (1000, 4000)]

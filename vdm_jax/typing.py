@@ -165,6 +165,10 @@ class Model(NamedTuple):
                                        # told; None: the model has not learned to do without
   ends_denoised: bool = False          # samples are the estimate of x at the last level: its noise
                                        # is larger than a level of the data
+  steps: int = 0                       # T of the chain that it is; 0: a model of continuous time
+  told_labels: bool = False            # whether `cond` is the label of each example
+  clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
+  of_latents: bool = False             # whether the data are latents, and no images yet
 
   def __repr__(self) -> str:
     """What x is, and which of the functions the model has."""

@@ -20,7 +20,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import closed_forms, density, gaussian, relations
 from vdm_jax.likelihood import estimates as naming
 from vdm_jax.likelihood import schedules as other_schedules
-from vdm_jax.runs.needs import conditions, is_of_latents, require_denoiser
+from vdm_jax.runs.needs import conditions, require_denoiser
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers import grids
 from vdm_jax.schedules import check_decreasing
@@ -125,7 +125,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   model = experiment.model(params)
   require_denoiser(model, directory)
   check_decreasing(model.process)  # a learned schedule may be anything by now
-  if is_of_latents(model):
+  if model.of_latents:
     raise InputError(f'--workdir={directory}: this model is one of latents, and has no likelihood '
                      'of images; sample from it.')
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
@@ -134,11 +134,10 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   logsnr_at = jax.jit(lambda params, t: jnp.mean(
       experiment.model(params).process(t).logsnr.reshape(len(t), -1), axis=1))
   ends = [float(u) for u in logsnr_at(params, jnp.array([0.0, 1.0]))]
-  steps = trained.config.get('model', {}).get('timesteps', 0)
-  chain = bool(np.isposinf(ends[0]) and steps)  # which begins at the data themselves
+  chain = bool(np.isposinf(ends[0]) and model.steps)  # which begins at the data themselves
   if chain:
-    asked = naming.of_chain(asked, options, model, one, steps)
-    ends[0] = float(logsnr_at(params, jnp.array([1.0 / steps]))[0])
+    asked = naming.of_chain(asked, options, model, one, model.steps)
+    ends[0] = float(logsnr_at(params, jnp.array([1.0 / model.steps]))[0])
   naming.check_model(asked, options, model, one)
   if np.isinf(ends).any():
     raise InputError(f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, where '

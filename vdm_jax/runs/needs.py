@@ -1,12 +1,9 @@
 """What a command needs of a run's model, and the conditions it is sampled under."""
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Model
 
 
 def conditions(classes: int, label: int | None):
@@ -21,9 +18,3 @@ def require_denoiser(model, directory: str | Path) -> None:
   if not hasattr(model, 'denoise'):
     raise InputError(f'--workdir={directory}: this run has no denoiser to evaluate or to sample '
                      'by; vdm_jax.load gives what it made.')
-
-
-def is_of_latents(model: Model) -> bool:
-  """Whether what is drawn are no images yet."""
-  x = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
-  return jnp.issubdtype(jax.eval_shape(model.decode, x).dtype, jnp.floating)

@@ -16,7 +16,7 @@ from vdm_jax import data, devices, files, guidance, pictures, random, samplers, 
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.likelihood import estimates as naming
-from vdm_jax.runs.needs import conditions, is_of_latents, require_denoiser
+from vdm_jax.runs.needs import conditions, require_denoiser
 from vdm_jax.samplers import analytic, grids
 from vdm_jax.samplers.drawing import draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
@@ -74,7 +74,6 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     require_at_least(flag, value)
   trained = workdir.load_trained(directory, average=average, step=step)
   spec = data.resolve(trained.config.data)
-  conditional = trained.config.get('model', {}).get('class_conditional', False)
   model = trained.experiment.model(trained.params)
   if not hasattr(model, 'denoise') and hasattr(model, 'sample'):
     if method or trace != Path() or label is not None or guided:
@@ -87,7 +86,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     return None
   require_denoiser(model, directory)
   method = method or ANCESTRAL
-  if label is not None and not conditional:
+  if label is not None and not model.told_labels:
     raise InputError(f'--label={label}: this model is not conditioned on classes.')
   if label is not None and not 0 <= label < spec.classes:
     raise InputError(f'--label={label}: the classes are 0 .. {spec.classes - 1}.')
@@ -96,7 +95,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   if method.head and 'v' not in naming.heads(model, one):
     raise InputError(f"--sampler={method.name}: this model's network has no head for the variance; "
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler.')
-  if guided and trained.config.get('model', {}).get('clip', False):
+  if guided and model.clips:
     raise InputError('--guidance: this run clips its estimates (config.model.clip) before they '
                      'could be guided; guide from Python, and clip last: vdm_jax.guidance.')
   if guided and model.null is None:
@@ -113,8 +112,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
                              data_range=(-1.0, 1.0))
   # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
   make(model.denoise, model.process).plan(jnp.asarray(times, jnp.float32))
-  latents = is_of_latents(model)
-  if latents and (out.suffix == '.png' or trace != Path()):
+  if model.of_latents and (out.suffix == '.png' or trace != Path()):
     raise InputError(f'--out={out}: the samples of this model are latents, no images; choose an '
                      '.npz, and leave out --trace.')
 
@@ -132,8 +130,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
            **({'guidance': list(guided)} if guided else {})}
-  labels = {'labels': cond(np.arange(count))['label']} if conditional else {}
-  _write(out, pieces, count, 0 if latents else spec.levels, trained, about, labels)
+  labels = {'labels': cond(np.arange(count))['label']} if model.told_labels else {}
+  _write(out, pieces, count, 0 if model.of_latents else spec.levels, trained, about, labels)
   if trace != Path():
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,

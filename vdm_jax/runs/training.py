@@ -11,7 +11,7 @@ from absl import logging
 
 from vdm_jax import data, pictures, samplers, workdir
 from vdm_jax.errors import InputError, require
-from vdm_jax.runs.needs import conditions, is_of_latents
+from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.train import check, lock, loop
@@ -88,7 +88,7 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   count = 16 if len(spec.shape) == 3 else 2000
   if not hasattr(model, 'denoise') and hasattr(model, 'sample'):
     parts = draw_own(experiment.model, params, start=0, stop=count, seed=seed, batch_size=count)
-  elif not hasattr(model, 'denoise') or is_of_latents(model):
+  elif not hasattr(model, 'denoise') or model.of_latents:
     return None
   else:
     parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64), start=0,

@@ -222,7 +222,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     return Model(denoise=predictions.denoiser(Bound(params['net'], net, keys), target,
                                               inputs, heads),
                  process=GaussianProcess(at_time, curve), decoder=pixels.log_prob,
-                 encode=pixels.encode, decode=pixels.decode, cond=cond, shape=spec.shape)
+                 encode=pixels.encode, decode=pixels.decode, cond=cond, shape=spec.shape,
+                 steps=config.model.timesteps, told_labels=config.model.class_conditional)
 
   loss = (bound_loss(model, spec.shape, config.model.timesteps) if objective is None else
           loss_of(objective, model, spec.shape))

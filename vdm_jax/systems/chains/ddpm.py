@@ -106,7 +106,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   def model(params, keys=None):
     of = base.model(params, keys)
-    return of._replace(denoise=clipped(of.denoise))
+    return of._replace(denoise=clipped(of.denoise), clips=m.clip)
 
   return base._replace(model=model)
 
@@ -130,6 +130,7 @@ def of_latents(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experime
 
   def model(params, keys=None):
     same = lambda x: x
-    return base.model(params, keys)._replace(encode=same, decode=same, decoder=normal)
+    return base.model(params, keys)._replace(encode=same, decode=same, decoder=normal,
+                                             of_latents=True)
 
   return base._replace(loss=loss, model=model)

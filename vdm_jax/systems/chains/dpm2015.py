@@ -107,7 +107,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
         denoise=denoise, process=process, decoder=decoder, encode=encode, bound=bound,
         decode=lambda x: jnp.clip(jnp.round(x * m.std + mean), 0, spec.levels - 1).astype(
             jnp.int32),
-        cond=lambda batch: None, shape=spec.shape)
+        cond=lambda batch: None, shape=spec.shape, steps=m.timesteps)
 
   def loss(params, batch, context):
     made = model(params)
