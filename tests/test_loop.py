@@ -354,7 +354,7 @@ def test_an_infinite_loss_stops_with_its_step_and_terms_and_spares_the_checkpoin
 
 def test_the_window_reports_the_first_bad_step_also_within_a_dispatch():
   """Steps 0, then 1 to 3 at once; the mean of a good window is that of its steps."""
-  window = loop._Window(in_flight=3)
+  window = loop.Window(in_flight=3)
   window.add(0, {'loss': jnp.float32(1.0), 'grad_norm': jnp.float32(2.0)})
   window.add(1, {'loss': jnp.array([2.0, 3.0, 6.0]), 'grad_norm': jnp.array([2.0, 2.0, 6.0])})
   assert window.take() == {'loss': 3.0, 'grad_norm': 3.0}

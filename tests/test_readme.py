@@ -26,7 +26,7 @@ def program(first_line: str) -> str:
 def test_the_two_dimensional_example_draws_a_circle(tmp_path):
   path = tmp_path / 'circle.py'
   path.write_text(program('# circle.py'))
-  assert len(path.read_text().splitlines()) <= 36
+  assert len(path.read_text().splitlines()) <= 32
   out = runpy.run_path(str(path))
   points = np.asarray(out['points'])
   radius = np.linalg.norm(points, axis=-1)

@@ -28,19 +28,15 @@ from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.validate import make_validate
+from vdm_jax.train.window import IN_FLIGHT, Diverged, Window, headline
 from vdm_jax.typing import Experiment, PyTree
 
 LAYOUTS = {'jit': parallel.jit_layout, 'fsdp': parallel.fsdp_layout, 'pmap': parallel.pmap_layout}
 SPLITS = ('validation', 'test')  # `train` names the records of training itself
-IN_FLIGHT = 3  # single steps the host may run ahead of the devices, or one dispatch of several
 
 
 class _Stopped(Exception):
   """A signal has asked to stop; its number is the argument."""
-
-
-class Diverged(RuntimeError):
-  """A loss or gradient that is not finite: the message has the step and the terms."""
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -128,36 +124,6 @@ def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], layouts) -
     if len(queue) > 1:
       yield queue.popleft()
   yield from queue
-
-
-class _Window:
-  """The metrics of the steps since the last look, left on the devices until somebody looks."""
-
-  def __init__(self, in_flight: int):
-    self._parts, self._in_flight = [], in_flight
-
-  def add(self, first: int, metrics: PyTree) -> None:
-    self._parts.append((first, metrics))
-    if len(self._parts) > self._in_flight:  # else the host would queue batches without end
-      jax.block_until_ready(self._parts[-1 - self._in_flight])
-
-  def take(self) -> dict[str, float]:
-    """Their means; raises Diverged with the first step whose loss is not finite."""
-    parts, self._parts = jax.device_get(self._parts), []
-    rows = [(first + k, {name: float(np.ravel(u)[k]) for name, u in metrics.items()})
-            for first, metrics in parts for k in range(np.size(metrics['loss']))]
-    for step, row in rows:
-      # A gradient that is not finite, of a loss that is, has spoiled the parameters already.
-      for what, name in (('loss', 'loss'), ('gradient', 'grad_norm')):
-        if not math.isfinite(row[name]):
-          terms = ', '.join(f'{name} {value:.6g}' for name, value in row.items())
-          raise Diverged(f'The {what} is not finite at step {step}: {terms}.')
-    return {name: math.fsum(row[name] for _, row in rows) / len(rows) for name in rows[0][1]}
-
-
-def _headline(values: dict[str, float]) -> tuple[str, float]:
-  return ('bits/dim', values['bits_per_dim']) if 'bits_per_dim' in values else (
-      'loss', values['loss'])
 
 
 def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: str | Path, *,
@@ -260,7 +226,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       results[name] = validate[name](seen.ema[average], seen.step, seen.ema, seen.aux, look)
       writer.write(int(seen.step), name, **results[name])
       if first and name == 'validation':
-        label, value = _headline(results[name])
+        label, value = headline(results[name])
         bar.write(f'step {int(seen.step)}: validation {label} {value:.4f}')
 
   def leave(number, saved):
@@ -280,7 +246,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   if start >= run.steps:
     return results.get('validation') or _last(workdir, 'validation')
 
-  window, step, saved = _Window(IN_FLIGHT if n == 1 else 1), start, start
+  window, step, saved = Window(IN_FLIGHT if n == 1 else 1), start, start
   since, since_step = time.monotonic(), start
   tracing = False
   stack.callback(lambda: tracing and jax.profiler.stop_trace())
@@ -310,7 +276,7 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       rate = (step - since_step) / max(now - since, 1e-9)
       since, since_step = now, step
       writer.write(step, 'train', **values, steps_per_second=rate)
-      name, value = _headline(values)
+      name, value = headline(values)
       bar.set_postfix_str(f'{name} {value:.4f}')
     seen, measured = None, math.inf
     if (due(run.validate_every) or due(run.checkpoint_every)) and not number:
