@@ -14,7 +14,7 @@ from vdm_jax.benchmark import hardware, report, scaling, speed, timing
 from vdm_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / 'tests' / 'tiny_config.py'
+TINY = ROOT / 'tests' / 'support' / 'tiny_config.py'
 CIFAR10 = ROOT / 'configs' / 'cifar10' / 'vdm.py'
 
 
@@ -241,8 +241,8 @@ def command(*arguments):
 
 
 def test_the_command_prints_json_and_nothing_else_on_stdout():
-  done = command('train', '--config=tests/tiny_config.py', '--json', '--steps=2', '--batch=8')
-  assert json.loads(done.stdout)['config'] == 'tests/tiny_config.py', done.stderr
+  done = command('train', f'--config={TINY}', '--json', '--steps=2', '--batch=8')
+  assert json.loads(done.stdout)['config'] == str(TINY), done.stderr
   assert 'training steps' in done.stderr
 
 
@@ -252,7 +252,7 @@ def test_the_command_prints_json_and_nothing_else_on_stdout():
     ([], 'name one of train, eval, sample, data, compile'),
     (['train'], '--config: name a config file'),
     (['train', '--workdir=runs/a'], 'this command takes no --workdir'),
-    (['compile', '--config=tests/tiny_config.py', '--depths=1,b', '--nostart'], '--depths=1,b'),
+    (['compile', f'--config={TINY}', '--depths=1,b', '--nostart'], '--depths=1,b'),
     (['compile', '--config=configs/digits/vdm.py', '--embd=50'], '--config.model.groups=12')])
 def test_a_mistake_is_one_line_and_code_2(arguments, expected):
   done = command(*arguments)
@@ -264,7 +264,7 @@ def test_a_mistake_is_one_line_and_code_2(arguments, expected):
 
 @pytest.mark.long
 def test_compilation_is_measured_by_depth_beside_the_start_to_the_first_step():
-  done = command('compile', '--config=tests/tiny_config.py', '--depths=1,2', '--json')
+  done = command('compile', '--config=tests/support/tiny_config.py', '--depths=1,2', '--json')
   out = json.loads(done.stdout)
   assert [row['n_layer'] for row in out['depths']] == [1, 2]
   for row in out['depths']:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from tests.support.images import Split
 from vdm_jax import devices, oracles, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.likelihood import evaluate_bound, ledger
@@ -18,19 +19,6 @@ from vdm_jax.typing import Model
 
 HIGH, LOW = 3.0, -2.0  # log-SNR at t = 0 and 1 of most tests here: every term matters
 STD = 0.5
-
-
-class Split:
-  """Images in memory, read by row as the splits of a data set are."""
-
-  def __init__(self, images):
-    self.images = np.asarray(images)
-
-  def __len__(self):
-    return len(self.images)
-
-  def get(self, rows):
-    return {'image': self.images[rows]}
 
 
 def oracle_model(denoise, shape, levels=0, high=HIGH, low=LOW):

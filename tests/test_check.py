@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_config
 from flax import linen as nn
 
-from tests.support import configs
+from tests.support import configs, tiny_config
 from vdm_jax import runs, schedules, workdir
 from vdm_jax.benchmark import speed, timing
 from vdm_jax.errors import InputError
@@ -145,7 +144,8 @@ def test_levels_for_each_pixel_latents_and_systems_without_a_denoiser_pass(name,
 def test_a_wrong_network_is_refused_before_the_directory_is_touched(tmp_path):
   file = tmp_path / 'wide.py'
   file.write_text(
-      'import tiny_config\nfrom test_check import Wide\nfrom vdm_jax import schedules\n'
+      'from tests.support import tiny_config\nfrom test_check import Wide\n'
+      'from vdm_jax import schedules\n'
       'from vdm_jax.systems.variational import vdm\nget_config = tiny_config.get_config\n'
       'def build(config):\n'
       '  return vdm.experiment(config, net=Wide(1), schedule=schedules.LearnedLinear())\n')
@@ -273,7 +273,7 @@ def test_a_config_names_its_field_before_anything_is_compiled(name, fields, said
 
 
 START = """
-import tiny_config
+from tests.support import tiny_config
 get_config = tiny_config.get_config
 def build(config):
   return tiny_config.build(config)._replace(needs_start='what it matches has to be learned first')

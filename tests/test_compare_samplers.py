@@ -6,9 +6,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_config
 from PIL import Image
 
+from tests.support import tiny_config
 from vdm_jax import oracles, runs, samplers, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError

@@ -754,8 +754,7 @@ def test_prepared_data_and_formulas_are_known_by_version_and_counts(data_dir):
 
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
-  import tiny_config
-
+  from tests.support import tiny_config
   from vdm_jax import workdir
   photos, run = tmp_path / 'photos', tmp_path / 'run'
   save_images(photos, [f'{i}.png' for i in range(8)])

@@ -5,60 +5,27 @@ import numpy as np
 import pytest
 from scipy import integrate, interpolate
 
-from vdm_jax import certification, oracles, schedules
+from tests.support.sampling import (
+  BEND,
+  CURVED,
+  LINEAR,
+  ODD,
+  UNEVEN,
+  Z,
+  mixture,
+  program,
+  rectified_flow,
+  slopes,
+  undefined_at_data,
+)
+from vdm_jax import oracles, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, prior_std, sub_vp, ve, vp
-from vdm_jax.samplers import ddim, encode, sample
+from vdm_jax.samplers import ddim, encode
 from vdm_jax.samplers.deis import deis
 from vdm_jax.samplers.grids import warm_up
 
 pytestmark = pytest.mark.usefixtures('x64')
-
-ODD = oracles.Gaussian(0.7, 0.4)
-BEND = GaussianProcess(schedules.Linear(3.0, -2.5))  # where nothing is nearly linear
-CURVED = GaussianProcess(schedules.Cosine(3.0, -2.5), flow)
-LINEAR = (13.3, -5.0)
-UNEVEN = np.array([1.0, 0.9, 0.65, 0.5, 0.3, 0.1, 0.0])
-Z = np.linspace(-2.0, 2.0, 5)[:, None]
-
-
-def rectified_flow():
-  return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
-
-
-def mixture():
-  weights, means, stds = map(jnp.array, certification.MODELS['mixture'])
-  return oracles.Mixture(weights, means[:, None], stds)
-
-
-def undefined_at_data(z, level, cond=None):
-  """ODD, but NaN where sigma = 0, as a network may be."""
-  defined = jnp.where(level.sigma > 0.0, 1.0, jnp.nan)
-  return jax.tree.map(lambda a: defined * a, ODD(z, level))
-
-
-def program(sampler, along=sample):
-  """(z, times) -> z at the end, compiled once for all grids of a length."""
-  run = lambda z, times: along(sampler, jax.random.split(jax.random.key(0), len(z)), z, times)
-  return jax.jit(run)
-
-
-def slopes(sampler, process, order=0, lengths=(80, 160, 320), model='mixture'):
-  """Slopes of log2 error against log2 of the number of steps, short and long in turn.
-
-  order: what the grids are warmed up for, 0 for as they are; model: of `certification`.
-  """
-  data = certification.MODELS[model]
-  (alpha_t, sigma_t), (alpha_s, sigma_s) = (
-      (float(level.alpha), float(level.sigma)) for level in map(process, (1.0, 0.0)))
-  share = np.linspace(0.05, 0.95, 7)
-  z = certification.quantiles(share, data, alpha_t, sigma_t)[:, None]
-  exact = certification.quantiles(share, data, alpha_s, sigma_s)[:, None]
-  times = [np.pad(certification.alternating_grid(n), (0, max(lengths) - n)) for n in lengths]
-  times = np.stack([np.asarray(warm_up(t, order)) if order else t for t in times])
-  got = jax.jit(jax.vmap(program(sampler), in_axes=(None, 0)))(z, times)
-  error = np.sqrt(np.mean((got - exact)**2, axis=(1, 2)))
-  return np.log2(error[:-1] / error[1:])
 
 
 def test_degree_zero_is_ddim():

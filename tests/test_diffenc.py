@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import integrate
 from scipy.special import expit
-from test_samplers import spread
 
+from tests.support.sampling import spread
 from vdm_jax import oracles, predictions, random, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.nn.diffenc import Encoder

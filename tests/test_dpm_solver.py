@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recordings
 from scipy import integrate
-from test_samplers import CURVES, MIXTURE, grids, on_grids, quantile_map, rectified_flow
 
+from tests.support import recordings
+from tests.support.sampling import CURVES, MIXTURE, grids, on_grids, quantile_map, rectified_flow
 from vdm_jax import oracles, processes, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess

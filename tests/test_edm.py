@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_samplers import grids
 
+from tests.support.sampling import grids, rectified_flow
 from vdm_jax import oracles, processes, random, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, ve, vp
@@ -19,10 +19,6 @@ pytestmark = pytest.mark.usefixtures('x64')
 
 LINEAR = schedules.Linear(6.0, -4.0)
 ORACLE = oracles.Gaussian(0.0, 0.4)
-
-
-def rectified_flow():
-  return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
 
 
 def kernels(sampler, times):

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors
-import tiny_config
 
+from tests.support import tiny_config
 from vdm_jax import data, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.train import step as step_lib

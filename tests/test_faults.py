@@ -13,18 +13,17 @@ import time
 
 import jax
 import numpy as np
-import processes
 import pytest
-import tiny_config
 from PIL import Image
 
+from tests.support import commands, tiny_config
 from vdm_jax import data, runs
 from vdm_jax.data import builders
 from vdm_jax.errors import InputError
 from vdm_jax.train import metrics
 from vdm_jax.train.checkpoint import Checkpoints
 
-CONFIG = processes.ROOT / 'tests' / 'tiny_config.py'
+CONFIG = commands.ROOT / 'tests' / 'support' / 'tiny_config.py'
 EVERY = 10
 
 
@@ -57,14 +56,14 @@ def inside_a_save(directory):
 
 def saved_by(running, directory, rng):
   """Kills all of them while they write a checkpoint: the newest that was whole before that."""
-  begin = processes.newest(directory)
-  processes.wait_for(lambda: processes.newest(directory) > begin, running)
-  processes.wait_for(lambda: inside_a_save(directory), running)
+  begin = commands.newest(directory)
+  commands.wait_for(lambda: commands.newest(directory) > begin, running)
+  commands.wait_for(lambda: inside_a_save(directory), running)
   time.sleep(rng.uniform(0.0, 0.2))
-  newest = processes.newest(directory)
+  newest = commands.newest(directory)
   for each in running:
     each.process.kill()
-  processes.finish(running)
+  commands.finish(running)
   return newest
 
 
@@ -73,22 +72,22 @@ def test_a_run_that_is_killed_inside_a_save_ends_bit_for_bit_as_one_that_was_not
     tmp_path, rng, times):
   """And goes on from the newest checkpoint that was whole."""
   directory, whole = tmp_path / 'run', tmp_path / 'whole'
-  unharmed = processes.start(*command(whole, STEPS, LARGE), count=1, devices=1)
+  unharmed = commands.start(*command(whole, STEPS, LARGE), count=1, devices=1)
   kills, torn = 0, 0
-  while kills < times and processes.newest(directory) + 3 * EVERY < STEPS:
-    newest = saved_by(processes.start(*command(directory, STEPS, LARGE), count=1, devices=1),
+  while kills < times and commands.newest(directory) + 3 * EVERY < STEPS:
+    newest = saved_by(commands.start(*command(directory, STEPS, LARGE), count=1, devices=1),
                       directory, rng)
     kills += 1
     torn += inside_a_save(directory)
-    assert processes.newest(directory) >= newest > 0
+    assert commands.newest(directory) >= newest > 0
   print(f'{torn} of {kills} kills left half a checkpoint')
-  expected = processes.newest(directory)
-  out = processes.succeed(*command(directory, STEPS, LARGE), count=1, devices=1)
+  expected = commands.newest(directory)
+  out = commands.succeed(*command(directory, STEPS, LARGE), count=1, devices=1)
   assert f'Resuming at step {expected} of {STEPS}.' in out
   assert not inside_a_save(directory) and not (directory / 'corrupted').exists()
-  assert processes.finish(unharmed)[0][0] == 0
-  jax.tree.map(np.testing.assert_array_equal, processes.final_state(directory),
-               processes.final_state(whole))
+  assert commands.finish(unharmed)[0][0] == 0
+  jax.tree.map(np.testing.assert_array_equal, commands.final_state(directory),
+               commands.final_state(whole))
 
 
 # -------------------------------------------------------------------- a full disk
@@ -110,7 +109,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(s
   place, enlarge = small_disk
   directory, steps = place / 'run', 200
   more = ['--config.model.features=8192', '--config.train.keep=50']
-  (code, _, err), = processes.finish(processes.start(*command(directory, steps, *more), count=1,
+  (code, _, err), = commands.finish(commands.start(*command(directory, steps, *more), count=1,
                                                      devices=1))
   assert code == 2
   saved = sorted(int(p.name) for p in (directory / 'checkpoints').glob('*') if p.name.isdigit())
@@ -131,7 +130,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(s
   config.train.update(steps=saved[-1] + EVERY, checkpoint_every=EVERY, validate_every=1000, keep=50)
   runs.train(config, CONFIG, directory)
   assert f'Resuming at step {saved[-1]} of' in capfd.readouterr().out
-  assert processes.newest(directory) == saved[-1] + EVERY
+  assert commands.newest(directory) == saved[-1] + EVERY
   assert [r['step'] for r in metrics.read(directory) if r['kind'] == 'train'] == [
       *range(5, saved[-1] + EVERY + 1, 5)]
 
@@ -157,23 +156,23 @@ def test_a_training_whose_output_nobody_reads_makes_its_steps(tmp_path):
 def test_one_of_two_processes_that_is_lost_inside_a_save_ends_the_other_with_one_line(
     tmp_path, rng, which):
   directory = tmp_path / 'run'
-  running = processes.start(*command(directory, STEPS * 100, LARGE, '--config.train.layout=fsdp'))
-  processes.wait_for(lambda: processes.newest(directory) > 0, running)
-  processes.wait_for(lambda: inside_a_save(directory), running)
+  running = commands.start(*command(directory, STEPS * 100, LARGE, '--config.train.layout=fsdp'))
+  commands.wait_for(lambda: commands.newest(directory) > 0, running)
+  commands.wait_for(lambda: inside_a_save(directory), running)
   time.sleep(rng.uniform(0.0, 0.2))
-  newest = processes.newest(directory)
-  processes.interrupt(running, which, signal.SIGKILL)
+  newest = commands.newest(directory)
+  commands.interrupt(running, which, signal.SIGKILL)
   begin = time.monotonic()
-  done = processes.finish(running)
+  done = commands.finish(running)
   assert time.monotonic() - begin < 60
   code, _, err = done[1 - which]
   assert code != 0 and 'Traceback' not in err and 'stack trace' not in err
   assert last_line(err).startswith('error: '), done
   assert 'of this run was lost' in last_line(err) and 'same command' in last_line(err)
-  reached = processes.newest(directory)
+  reached = commands.newest(directory)
   assert reached >= newest
   more = ['--config.train.layout=fsdp', LARGE]
-  out = processes.succeed(*command(directory, reached + EVERY, *more))
+  out = commands.succeed(*command(directory, reached + EVERY, *more))
   assert f'Resuming at step {reached} of' in out and not (directory / 'corrupted').exists()
 
 
@@ -250,7 +249,7 @@ def test_a_training_on_damaged_data_ends_with_one_line(tmp_path):
   folder = pictures(tmp_path / 'pictures')
   bad = folder / '31.png'
   bad.write_bytes(cut(bad.read_bytes()))
-  (code, _, err), = processes.finish(processes.start(
+  (code, _, err), = commands.finish(commands.start(
       *command(tmp_path / 'run', 20, f'--config.data.name={folder}', '--config.data.memory_gb=0.0'),
       count=1))
   assert code == 2 and err.count('\n') == 1

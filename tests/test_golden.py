@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from test_samplers import on_grids, quantile_map, spread
-from test_variances import true_variances
 
+from tests.support.gaussian import true_variances
+from tests.support.sampling import on_grids, quantile_map, spread
 from vdm_jax import dequantisers, oracles, random, schedules
 from vdm_jax.decoders import Pixels, bits_per_dim
 from vdm_jax.likelihood.bounds import analytic_variance

@@ -3,8 +3,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recordings
 
+from tests.support import recordings
 from vdm_jax import oracles, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, ve, vp

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate
-from test_score_ode import COVARIANCE, at_rest, hermite, linear, signs
 
+from tests.support.correlated import COVARIANCE, at_rest, hermite, linear, signs
 from vdm_jax import oracles, predictions, schedules
 from vdm_jax.objectives import idode, times
 from vdm_jax.processes import GaussianProcess, diffuse, flow, vp

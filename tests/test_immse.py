@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
-from test_bounds import Split
 
+from tests.support.images import Split
 from vdm_jax import oracles, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError

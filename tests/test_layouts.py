@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny_config
 
+from tests.support import tiny_config
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
 

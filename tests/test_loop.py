@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_config
 from PIL import Image
 
+from tests.support import tiny_config
 from vdm_jax import runs, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.train import loop, metrics, parallel, validate

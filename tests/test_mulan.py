@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_config
 from flax import linen as nn
 from scipy import stats
 
+from tests.support import tiny_config
 from vdm_jax import oracles, random, samplers
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError

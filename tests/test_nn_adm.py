@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import published
+from tests.support import published
 from vdm_jax.errors import InputError
 from vdm_jax.nn import adm
 from vdm_jax.weights import openai

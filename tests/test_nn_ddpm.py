@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import published
+from tests.support import published
 from vdm_jax.errors import InputError
 from vdm_jax.nn.ddpm import UNet
 from vdm_jax.weights import ddpm

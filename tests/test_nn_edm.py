@@ -4,9 +4,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import published
 import pytest
 
+from tests.support import published
 from vdm_jax import inputs, predictions, processes
 from vdm_jax.errors import InputError
 from vdm_jax.nn.edm import DhariwalUNet, SongUNet

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.gaussian import STD, exact_decoder
 from vdm_jax import oracles, schedules
 from vdm_jax.objectives import vlb, weighted_diffusion
 from vdm_jax.processes import GaussianProcess, flow, sub_vp, ve, vp
@@ -16,7 +17,6 @@ from vdm_jax.processes import GaussianProcess, flow, sub_vp, ve, vp
 pytestmark = pytest.mark.usefixtures('x64')
 
 CURVES = [vp, ve, flow, sub_vp]
-STD = 0.5
 CONTINUOUS = 5.956014634  # 1/2 log (1 + s^2 e^13.3) / (1 + s^2 e^-5), s = 1/2: nats
 GAP = 6.3204e-6           # KL(q(z_1) || N(0, 1)) for the same data: nats
 
@@ -126,14 +126,6 @@ def test_a_single_step_is_accurate_in_float32():
     got = discrete_term(1, GaussianProcess(schedules.Linear()))
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, 0.5 * np.expm1(18.3) * error_of_eps(-5.0), rtol=1e-5)
-
-
-def exact_decoder(data, z, level):
-  """log q(x | z_0) for the Gaussian data: with it nothing is lost at t = 0."""
-  level = level.expand(z)
-  mean = oracles.Gaussian(0.0, STD)(z, level).x
-  variance = STD**2 * level.sigma**2 / (level.alpha**2 * STD**2 + level.sigma**2)
-  return jnp.sum(-0.5 * ((data - mean)**2 / variance + jnp.log(2 * jnp.pi * variance)), axis=-1)
 
 
 def test_with_an_optimal_denoiser_and_decoder_the_gap_is_the_divergence_at_the_end():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import recordings
+from tests.support import recordings
 from vdm_jax.samplers import sample
 from vdm_jax.samplers.deis import deis
 from vdm_jax.samplers.unipc import unipc

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recordings
 
+from tests.support import recordings
 from vdm_jax.processes import GaussianProcess, from_alpha_sigma
 from vdm_jax.samplers import ddim, sample
 from vdm_jax.samplers.dpm_solver import dpm_solver_fast, dpm_solver_multistep, fast_times

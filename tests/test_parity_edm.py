@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recordings
 
+from tests.support import recordings
 from vdm_jax import predictions
 from vdm_jax.processes import from_alpha_sigma
 from vdm_jax.samplers.edm import edm

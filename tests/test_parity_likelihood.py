@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recordings
 from scipy import stats
 
+from tests.support import recordings
 from vdm_jax import schedules
 from vdm_jax.likelihood import ode
 from vdm_jax.processes import GaussianProcess, from_alpha_sigma, prior_std, vp

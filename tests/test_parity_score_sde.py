@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recordings
 
+from tests.support import recordings
 from vdm_jax.processes import from_alpha_sigma
 from vdm_jax.samplers.euler import euler_maruyama, reverse_diffusion
 from vdm_jax.samplers.first_order import ancestral

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import processes
 import pytest
 
+from tests.support import commands
 from vdm_jax.train import metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY, LOG = 240, 20, 10
-COMMAND = [sys.executable, 'scripts/train.py', '--config=tests/tiny_config.py',
+COMMAND = [sys.executable, 'scripts/train.py', '--config=tests/support/tiny_config.py',
            f'--config.train.steps={STEPS}', f'--config.train.checkpoint_every={EVERY}',
            f'--config.train.log_every={LOG}', '--config.train.validate_every=40']
 
@@ -66,9 +66,9 @@ def interrupt(directory, how, rng):
 
 def assert_same(directory, whole):
   """Parameters, averages, optimiser and step, bit for bit."""
-  state = processes.final_state(directory)
+  state = commands.final_state(directory)
   assert int(state.step) == STEPS
-  jax.tree.map(np.testing.assert_array_equal, state, processes.final_state(whole))
+  jax.tree.map(np.testing.assert_array_equal, state, commands.final_state(whole))
 
 
 @pytest.fixture(scope='module')

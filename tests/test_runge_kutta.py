@@ -3,8 +3,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_samplers import MIXTURE, grids, on_grids, quantile_map
 
+from tests.support.sampling import MIXTURE, grids, on_grids, quantile_map, rectified_flow
 from vdm_jax import oracles, processes, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, ve, vp
@@ -27,10 +27,6 @@ pytestmark = pytest.mark.usefixtures('x64')
 
 ORACLE = oracles.Gaussian(0.7, 0.4)
 LINEAR = schedules.Linear(3.0, -2.5)
-
-
-def rectified_flow():
-  return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
 
 
 def mixture():

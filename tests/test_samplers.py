@@ -8,8 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
+from tests.support.sampling import (
+  CURVES,
+  MIXTURE,
+  on_grids,
+  quantile_map,
+  rectified_flow,
+  spread,
+  transition,
+)
 from vdm_jax import oracles, predictions, processes, random, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
@@ -17,44 +25,9 @@ from vdm_jax.samplers import ancestral, ddim, encode, heun, sample
 
 pytestmark = pytest.mark.usefixtures('x64')
 
-CURVES = [vp, ve, flow, sub_vp]
 SAMPLERS = [ddim, ancestral, heun]
 OFFICIAL = GaussianProcess(schedules.Linear(13.3, -5.0))
 HALF = oracles.Gaussian(0.0, 0.5)
-
-
-def rectified_flow():
-  return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
-
-
-def grids(lengths):
-  """Uniform grids from 1 to 0 of these numbers of steps, all as long as the longest."""
-  longest = max(lengths)
-  return jnp.stack([jnp.pad(jnp.linspace(1.0, 0.0, n + 1), (0, longest - n)) for n in lengths])
-
-
-def on_grids(sampler, z, lengths, seed=0):
-  keys = jax.random.split(jax.random.key(seed), len(z))
-  return jax.jit(jax.vmap(lambda times: sample(sampler, keys, z, times)))(grids(lengths))
-
-
-def transition(sampler, t, s):
-  """(gain, std) of the affine kernel z_t -> z_s of `sampler`, one for each pair of times."""
-  def at(z, noise):
-    with mock.patch.object(random, 'normal', lambda keys, like: jnp.full_like(like, noise)):
-      step = lambda t, s: sampler.step(jax.random.split(jax.random.key(0), 1), z, t, s, None)
-      return jax.jit(jax.vmap(step))(t, s)[:, 0, 0]
-  start = at(jnp.zeros((1, 1)), 0.0)
-  return at(jnp.ones((1, 1)), 0.0) - start, at(jnp.zeros((1, 1)), 1.0) - start
-
-
-def spread(sampler, steps):
-  """Standard deviation at t = 0 from 1 at t = 1, by var_s = gain^2 var_t + std^2."""
-  times, variance = jnp.linspace(1.0, 0.0, steps + 1), 1.0
-  kernels = map(np.asarray, transition(sampler, times[:-1], times[1:]))
-  for gain, std in zip(*kernels, strict=True):
-    variance = gain**2 * variance + std**2
-  return variance**0.5
 
 
 def test_ancestral_noise_is_new_at_every_step_and_of_unit_variance():
@@ -88,23 +61,6 @@ def test_eta_moves_between_the_flow_and_the_ancestral_step():
     at_t, at_s = OFFICIAL(t), OFFICIAL(s)
     np.testing.assert_allclose(std, eta * full, rtol=1e-9)
     np.testing.assert_allclose(gain**2 * at_t.sigma**2 + std**2, at_s.sigma**2, rtol=1e-9)
-
-
-MIXTURE = [0.4, 0.6], [-0.8, 0.6], [0.15, 0.3]  # weights, means, standard deviations
-
-
-def quantile_map(z, at_t, at_s):
-  """The exact flow of a mixture in one dimension: it keeps order, so it keeps quantiles."""
-  def cdf(z, level):
-    a, s = float(level.alpha), float(level.sigma)
-    return sum(w * stats.norm.cdf(z, a * m, np.hypot(a * d, s))
-               for w, m, d in zip(*MIXTURE, strict=True))
-  low, high = np.full_like(z, -20.0), np.full_like(z, 20.0)
-  for _ in range(80):
-    middle = 0.5 * (low + high)
-    below = cdf(middle, at_s) < cdf(z, at_t)
-    low, high = np.where(below, middle, low), np.where(below, high, middle)
-  return low
 
 
 @pytest.mark.parametrize('make,order', [(ddim, 1), (heun, 2)])

@@ -3,13 +3,13 @@
 Expectations over data and noise are Gauss-Hermite sums, exact for the polynomials of a Gaussian;
 those over random signs are means over all of them.
 """
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.correlated import COVARIANCE, at_rest, hermite, linear, signs
 from vdm_jax import oracles, schedules
 from vdm_jax.objectives import score_ode, vlb
 from vdm_jax.processes import GaussianProcess, diffuse
@@ -17,41 +17,11 @@ from vdm_jax.processes import GaussianProcess, diffuse
 pytestmark = pytest.mark.usefixtures('x64')
 
 PROCESS = GaussianProcess(schedules.Linear(4.0, -4.0))
-COVARIANCE = np.array([[1.0, 0.6], [0.6, 0.5]])
 TERMS = ('matrix', 'trace', 'third')
-
-
-def hermite(n, dims):
-  """Nodes [n^dims, dims] and weights of the standard normal in `dims` dimensions."""
-  nodes, weights = np.polynomial.hermite_e.hermegauss(n)
-  grid = np.array(list(itertools.product(nodes, repeat=dims)))
-  each = np.array(list(itertools.product(weights / np.sqrt(2 * np.pi), repeat=dims)))
-  return jnp.asarray(grid), jnp.asarray(each.prod(axis=1))
 
 
 def level_at(t, n):
   return PROCESS(jnp.full(n, t))
-
-
-def signs(d):
-  """All 2^d vectors of signs, [2^d, d]."""
-  return np.array(list(itertools.product([1.0, -1.0], repeat=d)))
-
-
-def at_rest(**moved):
-  return {'A': jnp.zeros((2, 2)), 'b': jnp.zeros(2), 'c': jnp.zeros(2)} | moved
-
-
-def linear(covariance, params):
-  """eps_hat of zero-mean Gaussian data, moved by b, A z and a square of z."""
-  def denoise(z, level, cond=None):
-    level = level.expand(z)
-    alpha, sigma = level.alpha[0, 0], level.sigma[0, 0]
-    spread = alpha**2 * covariance + sigma**2 * jnp.eye(2)
-    eps = (sigma * z @ jnp.linalg.inv(spread) + z @ params['A'].T + params['b']
-           + params['c'] * z[:, :1]**2)
-    return oracles.Estimate(x=(z - level.sigma * eps) / level.alpha, eps=eps)
-  return denoise
 
 
 @jax.jit

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import test_commands
 
+from tests.support.images_run import by, make_run
 from vdm_jax import runs, scoring, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features as features_lib
@@ -155,8 +155,8 @@ def test_the_features_are_the_penultimate_layer_whatever_the_batch(classifier, f
 
 def test_samples_are_judged_by_a_classifier_and_drawn_of_a_run(classifier, folder):
   (folder / 'drawn').mkdir()
-  run = test_commands.make_run(folder / 'drawn', folder / 'set.npz', conditional=True)
-  found = scoring.score(directory=str(run), method=test_commands.by(2), count=12, batch_size=8,
+  run = make_run(folder / 'drawn', folder / 'set.npz', conditional=True)
+  found = scoring.score(directory=str(run), method=by(2), count=12, batch_size=8,
                         reference=f'{folder}/set.npz:train', by=f'classifier:{classifier}')
   assert (found.count, found.dimensions, found.reference_count) == (12, 6, 200)
   assert found.checksum == features_lib.checksum(workdir.load_trained(classifier).params)

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-import tiny_config
 
+from tests.support import tiny_config
 from vdm_jax import random
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib

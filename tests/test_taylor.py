@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_samplers import MIXTURE, grids, on_grids, quantile_map
 
+from tests.support.sampling import MIXTURE, grids, on_grids, quantile_map, rectified_flow
 from vdm_jax import oracles, processes, random, schedules
-from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
+from vdm_jax.processes import GaussianProcess, flow, sub_vp, ve, vp
 from vdm_jax.samplers import ancestral, ddim, sample
 from vdm_jax.samplers.taylor import quasi_ito_taylor, quasi_taylor
 
@@ -16,10 +16,6 @@ pytestmark = pytest.mark.usefixtures('x64')
 
 POINT = oracles.Gaussian(0.7, 0.0)
 PROCESS = GaussianProcess(schedules.Linear(3.0, -2.5))
-
-
-def rectified_flow():
-  return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
 
 
 def kernels(sampler, times):

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 from scipy import integrate
-from test_objectives import exact_decoder
 
+from tests.support.gaussian import exact_decoder
 from vdm_jax import oracles, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.objectives import idode, times, vlb, weighted_diffusion

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 def command(*arguments):
   environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
   return subprocess.Popen(
-      [sys.executable, 'scripts/train.py', '--config=tests/tiny_config.py', *arguments], cwd=ROOT,
-      env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      [sys.executable, 'scripts/train.py', '--config=tests/support/tiny_config.py', *arguments],
+      cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 MISTAKES = {

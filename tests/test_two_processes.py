@@ -9,18 +9,16 @@ import shutil
 import signal
 import time
 
-import five_steps
 import jax
 import numpy as np
-import processes
 import pytest
-import sgd_config
 
+from tests.support import commands, five_steps, sgd_config
 from vdm_jax import runs
 from vdm_jax.train import loop, metrics
 from vdm_jax.train.checkpoint import Checkpoints
 
-CONFIG = processes.ROOT / 'tests' / 'sgd_config.py'
+CONFIG = commands.ROOT / 'tests' / 'support' / 'sgd_config.py'
 LAYOUTS = list(loop.LAYOUTS)
 
 
@@ -60,7 +58,7 @@ def by_two(experiment, start, tmp_path_factory):
   checkpoints = Checkpoints(directory / 'run')
   checkpoints.save(jax.device_put(start.replace(step=np.int32(7)), jax.devices()[0]))
   checkpoints.close()
-  processes.succeed('tests/five_steps.py', directory)
+  commands.succeed('tests/support/five_steps.py', directory)
   return directory
 
 
@@ -126,34 +124,34 @@ def test_sigterm_to_one_of_two_saves_on_both_and_the_loss_of_one_ends_the_other_
   """And each time the run goes on, at last on four devices of one process."""
   directory, whole = tmp_path / 'run', tmp_path / 'whole'
   endless = command(directory, 10_000, '--config.train.layout=fsdp')
-  running = processes.start(*endless)
-  processes.wait_for(lambda: processes.newest(directory) >= EVERY, running)
-  processes.interrupt(running, 1, signal.SIGTERM)
-  (code, out, err), (code_1, out_1, err_1) = processes.finish(running)
+  running = commands.start(*endless)
+  commands.wait_for(lambda: commands.newest(directory) >= EVERY, running)
+  commands.interrupt(running, 1, signal.SIGTERM)
+  (code, out, err), (code_1, out_1, err_1) = commands.finish(running)
   assert (code, code_1) == (143, 143), (err, err_1)
-  stopped = processes.newest(directory)
+  stopped = commands.newest(directory)
   assert f'SIGTERM: saved step {stopped} and stopped;' in err
   assert not out_1 and not err_1.strip()  # process 0 alone speaks
   assert 'Gloo' not in out
 
-  running = processes.start(*endless)
+  running = commands.start(*endless)
   goal = (stopped // EVERY + 2) * EVERY
-  processes.wait_for(lambda: processes.newest(directory) >= goal, running)
-  processes.interrupt(running, 0, signal.SIGKILL)
+  commands.wait_for(lambda: commands.newest(directory) >= goal, running)
+  commands.interrupt(running, 0, signal.SIGKILL)
   begin = time.monotonic()
-  (code, out, _), (code_1, out_1, err_1) = processes.finish(running)
+  (code, out, _), (code_1, out_1, err_1) = commands.finish(running)
   assert time.monotonic() - begin < 60
   assert f'Resuming at step {stopped}' in out
   assert code == -signal.SIGKILL and code_1 != 0 and not out_1
   assert err_1.strip().count('\n') == 0, err_1
   assert 'process 0 of this run was lost' in err_1 and 'same command' in err_1
 
-  saved = processes.newest(directory)
+  saved = commands.newest(directory)
   end = saved + 2 * EVERY
   train_here(directory, end)
   train_here(whole, end)
   assert f'Resuming at step {saved}' in capfd.readouterr().out
-  assert_close(processes.final_state(directory), processes.final_state(whole))
+  assert_close(commands.final_state(directory), commands.final_state(whole))
   # Nothing is missing, and nothing is there twice.
   assert [r['step'] for r in records(directory, 'train') if r['step'] != stopped] == [
       step for step in range(5, end + 1, 5) if step != stopped]
@@ -167,16 +165,16 @@ def test_sigterm_to_one_of_two_costs_no_bit(tmp_path):
   for layout in LAYOUTS:
     directory, whole = tmp_path / layout, tmp_path / f'{layout}_whole'
     more = f'--config.train.layout={layout}'
-    running = processes.start(*command(directory, end, more))
-    processes.wait_for(lambda at=directory: processes.newest(at) >= EVERY, running)
-    processes.interrupt(running, 0 if layout == 'jit' else 1, signal.SIGTERM)
-    assert [code for code, _, _ in processes.finish(running)] == [143, 143]
-    stopped = processes.newest(directory)
+    running = commands.start(*command(directory, end, more))
+    commands.wait_for(lambda at=directory: commands.newest(at) >= EVERY, running)
+    commands.interrupt(running, 0 if layout == 'jit' else 1, signal.SIGTERM)
+    assert [code for code, _, _ in commands.finish(running)] == [143, 143]
+    stopped = commands.newest(directory)
     assert EVERY < stopped < end
-    assert f'Resuming at step {stopped}' in processes.succeed(*command(directory, end, more))
-    processes.succeed(*command(whole, end, more))
-    states.append(processes.final_state(directory))
-    assert_same_bits(states[-1], processes.final_state(whole))
+    assert f'Resuming at step {stopped}' in commands.succeed(*command(directory, end, more))
+    commands.succeed(*command(whole, end, more))
+    states.append(commands.final_state(directory))
+    assert_same_bits(states[-1], commands.final_state(whole))
     values = lambda directory: [{k: v for k, v in r.items() if k != 'steps_per_second'}
                                 for r in records(directory, 'validation')]
     assert values(directory) == values(whole)
@@ -189,14 +187,14 @@ def test_a_run_goes_on_from_one_device_to_four_to_two_processes_and_all_of_them_
     tmp_path):
   """Any layout takes up what any other has left; to rounding, the run of one device alone."""
   directory, alone, end = tmp_path / 'run', tmp_path / 'alone', 40
-  one = processes.start(*command(alone, end), count=1, devices=1)
-  processes.succeed(*command(directory, 10, '--config.train.layout=pmap'), count=1, devices=1)
+  one = commands.start(*command(alone, end), count=1, devices=1)
+  commands.succeed(*command(directory, 10, '--config.train.layout=pmap'), count=1, devices=1)
   for to, layout, options in ((20, 'fsdp', {'count': 1, 'devices': 4}), (30, 'pmap', {}),
                               (end, 'fsdp', {'slurm': True})):
-    out = processes.succeed(*command(directory, to, f'--config.train.layout={layout}'), **options)
+    out = commands.succeed(*command(directory, to, f'--config.train.layout={layout}'), **options)
     assert f'Resuming at step {to - 10} of {to}' in out
-  assert processes.finish(one)[0][0] == 0
-  assert_close(processes.final_state(directory), processes.final_state(alone))
+  assert commands.finish(one)[0][0] == 0
+  assert_close(commands.final_state(directory), commands.final_state(alone))
   assert (directory / 'config.json').exists()
   assert len(list((directory / 'tensorboard').iterdir())) == 4  # one a start, not one a process
 
@@ -205,10 +203,10 @@ def test_a_run_goes_on_from_one_device_to_four_to_two_processes_and_all_of_them_
   found = {}
   for name, count in (('run', 1), ('by_two', 2)):
     place = tmp_path / name
-    out = processes.succeed('scripts/evaluate.py', f'--workdir={place}', '--examples=100',
+    out = commands.succeed('scripts/evaluate.py', f'--workdir={place}', '--examples=100',
                             '--times=4', '--repeats=2', count=count)
     assert out.count('bits/dim') == 1  # printed once
-    processes.succeed('scripts/sample.py', f'--workdir={place}', f'--out={place}/samples.npz',
+    commands.succeed('scripts/sample.py', f'--workdir={place}', f'--out={place}/samples.npz',
                       '--count=11', '--steps=5', '--batch_size=4', f'--trace={place}/trace.png',
                       count=count)
     with np.load(place / 'samples.npz') as samples, np.load(place / 'bits.npz') as bits:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import integrate, interpolate
 
-from tests.test_deis import (
+from tests.support.sampling import (
   BEND,
   CURVED,
   LINEAR,

@@ -4,15 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
-from test_bounds import Split
 
+from tests.support.gaussian import true_variances
+from tests.support.images import Split
 from vdm_jax import oracles, schedules
 from vdm_jax.decoders import DiscretisedNormal, Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood.bounds import analytic_variance, at_times, evaluate_bound
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.samplers.analytic import Variances
 from vdm_jax.typing import Model
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -34,13 +34,6 @@ def with_head(u, denoise=None):
   def headed(z, level, cond=None):
     return denoise(z, level)._replace(extra={'v': jnp.full_like(z, u)})
   return headed
-
-
-def true_variances(steps):
-  """Var(v | z_t) of the Gaussian at a chain's levels: Var(x | z_t) / sigmoid(-logsnr)."""
-  logsnr = np.linspace(-5.0, 13.3, steps + 1)
-  of_x = 1.0 / (1.0 / STD**2 + np.exp(logsnr))
-  return Variances(jnp.asarray(logsnr), jnp.asarray(of_x * (1.0 + np.exp(logsnr))), 0.0)
 
 
 def diffusion(steps, variance, denoise=None):

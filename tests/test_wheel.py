@@ -74,8 +74,7 @@ def test_an_unpacked_wheel_runs_the_first_program_of_the_readme(unpacked, tmp_pa
 @pytest.mark.long
 def test_an_installed_wheel_loads_a_run(wheel, tmp_path):
   """Made by `pip install` in a folder of its own; the run was trained by the checkout."""
-  import tiny_config
-
+  from tests.support import tiny_config
   from vdm_jax import runs
   packages, run = tmp_path / 'packages', tmp_path / 'run'
   subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index',

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_config
 
 import vdm_jax
+from tests.support import tiny_config
 from vdm_jax import runs, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.train import step as step_lib
@@ -204,7 +204,7 @@ def checkout(folder, name):
   folder.mkdir(parents=True)
   (folder / 'leaf.py').write_text("""
 import parts
-import tiny_config
+from tests.support import tiny_config
 
 get_config = tiny_config.get_config
 

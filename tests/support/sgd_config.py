@@ -4,7 +4,8 @@ Adam divides a gradient by its size: one that is too large by the number of devi
 unseen, and one that is zero but for rounding would not.
 """
 import optax
-import tiny_config
+
+from . import tiny_config
 
 
 def get_config():

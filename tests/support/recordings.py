@@ -17,7 +17,7 @@ from vdm_jax import oracles, random
 from vdm_jax.processes import from_alpha_sigma
 from vdm_jax.typing import Array, Denoiser, Process, Sampler
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # Names and values both contain underscores, so the names have to be known.

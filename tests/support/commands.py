@@ -15,7 +15,7 @@ from vdm_jax import workdir
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _readers = concurrent.futures.ThreadPoolExecutor(16)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import sgd_config
 from jax.experimental import multihost_utils
 
+from tests.support import sgd_config
 from vdm_jax.train import loop
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
