@@ -220,7 +220,7 @@ def test_weights_that_are_not_there_or_not_inception_s_are_refused(tmp_path):
 @pytest.mark.parametrize('options,message', [
     ({'samples': 'nowhere.npz'}, '--samples=nowhere.npz: there is no such file'),
     ({'reference': 'nowhere.npz'}, '--reference=nowhere.npz: there is no such file'),
-    ({'reference': 'nonsense'}, '--reference=nonsense: .* is no TFDS data set'),
+    ({'reference': 'nonsense'}, '--reference=nonsense: .* is no data set of TFDS'),
     ({'samples': ''}, '--samples or --workdir'),
     ({'directory': 'run'}, '--samples and --workdir are both given'),
     ({'by': 'nonsense'}, '--features=nonsense: choose pixels'),

@@ -131,4 +131,4 @@ def with_bound(estimate: Estimate, process: Process, x: Array, t: Array, keys: A
                             eps=eps, eps_0=eps_0)
   terms['diffusion'] = weight * terms['diffusion']
   bound = sum_of_terms(terms)
-  return bound + sum_of_terms(added), {'vlb': bound, **terms, **added}
+  return sum_of_terms({'vlb': bound, **added}), {'vlb': bound, **terms, **added}
