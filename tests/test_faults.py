@@ -142,10 +142,10 @@ def test_a_training_whose_output_nobody_reads_makes_its_steps(tmp_path):
   reading, writing = os.pipe()
   os.close(reading)
   process = subprocess.Popen([sys.executable, *command(tmp_path / 'run', 2 * EVERY)],
-                             cwd=processes.ROOT, stdout=writing, stderr=writing)
+                             cwd=commands.ROOT, stdout=writing, stderr=writing)
   os.close(writing)
   assert process.wait(240) == 0
-  assert processes.newest(tmp_path / 'run') == 2 * EVERY
+  assert commands.newest(tmp_path / 'run') == 2 * EVERY
 
 
 # ------------------------------------------------------------- one of two is lost
