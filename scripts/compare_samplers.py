@@ -11,6 +11,7 @@ from absl import flags
 from vdm_jax import pictures, workdir
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import comparison
+from vdm_jax.runs import needs
 from vdm_jax.train import metrics
 
 # Those that need the network alone, and whose evaluations can be counted beforehand.
@@ -44,6 +45,7 @@ def main():
     raise InputError(f'--out={out}: a file ending in .png.')
   trained = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
                                  data_dir=DATA_DIR.value)
+  needs.require(trained.experiment.model(trained.params), 'compare_samplers', WORKDIR.value)
   test, train = (trained.experiment.data.split(name) for name in ('test', 'train'))
 
   def evenly(split):  # some data sets are sorted by class

@@ -20,6 +20,7 @@ from vdm_jax import pictures, schedules, workdir
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import spread
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.runs import needs
 from vdm_jax.systems.variational import gaussian
 from vdm_jax.train import metrics
 
@@ -74,6 +75,7 @@ def of_run() -> dict[str, Line]:
   trained = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
                                  data_dir=DATA_DIR.value)
   model, params = trained.experiment.model, trained.params
+  needs.require(model(params), 'learn_schedule', WORKDIR.value)
   models = {OWN: model, **spread.under_published(model, params)}
   split = trained.experiment.data.split('test')
   t, edges = np.linspace(0.0, 1.0, 401), np.linspace(0.0, 1.0, 41)

@@ -15,6 +15,7 @@ import numpy as np
 from vdm_jax import processes, runs
 from vdm_jax.certification import FINITE
 from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.guidance import Guidance
 from vdm_jax.samplers import (
     adaptive,
     analytic,
@@ -319,7 +320,7 @@ def method(name: str, steps: int | None = None, grid: str = '') -> runs.Method:
                      entry.needs == 'v')
 
 
-def guidance(given: Sequence[str]) -> runs.Guidance | None:
+def guidance(given: Sequence[str]) -> Guidance | None:
   """Of --guidance=W or W,LOW,HIGH, split at the commas; None where it is empty.  Raises InputError.
   """
   try:
@@ -328,7 +329,7 @@ def guidance(given: Sequence[str]) -> runs.Guidance | None:
       raise ValueError
   except ValueError:
     raise InputError(f'--guidance={",".join(given)}: W, or W,LOW,HIGH with LOW < HIGH.') from None
-  return runs.Guidance(*numbers) if numbers else None
+  return Guidance(*numbers) if numbers else None
 
 
 def _read(grid: str) -> np.ndarray:

@@ -22,6 +22,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import spread
 from vdm_jax.objectives import idode, times
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.runs import needs
 from vdm_jax.systems.variational import gaussian
 from vdm_jax.train import metrics
 
@@ -77,6 +78,7 @@ def of_run():
   run = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
                              data_dir=DATA_DIR.value)
   model, params = run.experiment.model, run.params
+  needs.require(model(params), 'time_sampling', WORKDIR.value)
   spread.check_proposable(model(params))
   split = run.experiment.data.split(SPLIT.value)
   if not len(split):

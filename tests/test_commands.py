@@ -572,11 +572,11 @@ def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished,
 
 @pytest.mark.parametrize('options,message', [
     ({'method': by(0)}, '0 steps'),
-    ({'trace': 'a.jpg'}, '--trace=a.jpg'),
+    ({'trace': 'a.jpg'}, "trace='a.jpg'"),
     ({'count': 0}, '--count=0'),
     ({'batch_size': 0}, '--batch_size=0'),
-    ({'label': 3}, '--label=3: the classes are 0 .. 2'),
-    ({'label': -1}, '--label=-1: the classes are 0 .. 2'),
+    ({'label': 3}, 'label=3: the classes are 0 .. 2'),
+    ({'label': -1}, 'label=-1: the classes are 0 .. 2'),
     ({'step': 9}, '--step=9'),
 ])
 def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_flag(finished, tmp_path, options,
@@ -609,7 +609,7 @@ def test_points_in_the_plane_are_drawn_as_a_scatter_plot(tmp_path):
   with Image.open(tmp_path / 'a.png') as picture:
     assert picture.size == (440, 440)
   assert runs.evaluate(run, **ONCE).dataset['examples'] == 10
-  with pytest.raises(InputError, match='--label=1: this model is not conditioned'):
+  with pytest.raises(InputError, match='label=1: this model is not conditioned'):
     runs.sample(run, tmp_path / 'b.png', label=1)
 
 

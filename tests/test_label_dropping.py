@@ -100,10 +100,10 @@ def test_a_model_so_trained_says_what_it_believes_without_a_label():
   np.testing.assert_allclose(without.eps, 0.4 * z, rtol=1e-5)
   vector = jnp.concatenate([params['net']['vectors'], jnp.zeros(1)])[:, None, None, None]
   for w in (0.0, 1.5):
-    got = runs.Guidance(w).of(model).denoise(z, level, label)
+    got = guidance.Guidance(w).of(model).denoise(z, level, label)
     np.testing.assert_allclose(got.eps, 0.4 * z + (1.0 + w) * vector, rtol=1e-5, atol=1e-6)
   # log-SNR is 4, 2, 0, -2: only the middle two are guided.
-  got = runs.Guidance(1.5, -1.0, 3.0).of(model).denoise(z, level, label)
+  got = guidance.Guidance(1.5, -1.0, 3.0).of(model).denoise(z, level, label)
   factor = jnp.array([1.0, 2.5, 2.5, 1.0])[:, None, None, None]
   np.testing.assert_allclose(got.eps, 0.4 * z + factor * vector, rtol=1e-5, atol=1e-6)
 
@@ -168,20 +168,20 @@ def test_a_run_is_sampled_with_guidance_and_weight_zero_is_none(finished, tmp_pa
   draw = lambda name, guided: (
       runs.sample(finished, tmp_path / f'{name}.npz', method=by(4), count=6, guided=guided),
       np.load(tmp_path / f'{name}.npz')['images'])
-  plain, zero, strong = draw('plain', None), draw('zero', runs.Guidance(0.0)), draw(
-      'strong', runs.Guidance(6.0))
+  plain, zero, strong = draw('plain', None), draw('zero', guidance.Guidance(0.0)), draw(
+      'strong', guidance.Guidance(6.0))
   assert (plain[0], zero[0], strong[0]) == (4, 8, 8)
   np.testing.assert_array_equal(plain[1], zero[1])
   assert (plain[1] != strong[1]).any()
 
 
 def test_guidance_is_refused_where_it_means_nothing(finished, tmp_path):
-  with pytest.raises(InputError, match='--guidance=2: the variances of --sampler=ddim are those'):
+  with pytest.raises(InputError, match='guidance=2.0: the variances of --sampler=ddim are those'):
     runs.sample(finished, tmp_path / 'a.npz', method=by(4, variances=True),
-                guided=runs.Guidance(2.0))
+                guided=guidance.Guidance(2.0))
   run = make_run(tmp_path, False)
-  with pytest.raises(InputError, match=r'--guidance=2: .* without a label; .*digits_cfg.py'):
-    runs.sample(run, tmp_path / 'a.npz', method=by(4), guided=runs.Guidance(2.0))
+  with pytest.raises(InputError, match=r'guidance=2.0: .* without a label; .*networks.py:cfg'):
+    runs.sample(run, tmp_path / 'a.npz', method=by(4), guided=guidance.Guidance(2.0))
 
 
 @pytest.mark.parametrize('given,expected', [

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.support import configs
-from vdm_jax import data, load, random, runs
+from vdm_jax import data, guidance, load, random, runs
 from vdm_jax.errors import InputError
 from vdm_jax.runs import training
 
@@ -53,8 +53,8 @@ def test_a_model_that_draws_nothing_has_no_pictures():
 
 def test_what_needs_a_denoiser_is_refused(run, tmp_path):
   for more in ({'method': runs.ANCESTRAL}, {'label': 1}, {'trace': 'a.png'},
-               {'guided': runs.Guidance(1.0)}):
+               {'guided': guidance.Guidance(1.0)}):
     with pytest.raises(InputError, match='draws its own samples; leave out --sampler'):
       runs.sample(run, tmp_path / 'a.npz', **more)
-  with pytest.raises(InputError, match='no denoiser to evaluate .* vdm_jax.load'):
+  with pytest.raises(InputError, match='which samples.*; to evaluate it takes .* denoises'):
     runs.evaluate(run)

@@ -107,3 +107,21 @@ def test_every_key_of_the_library_comes_from_one_place():
   made = [str(path.relative_to(package)) for path in package.rglob('*.py')
           if re.search(r'jax\.random\.(key|PRNGKey)\(|default_prng_impl', path.read_text())]
   assert made == ['random.py']
+
+
+def test_one_key_and_a_number_are_the_keys_of_the_first_examples_and_keys_are_themselves():
+  key = jax.random.key(4)
+  keys = random.each(key, 3)
+  for i in range(3):
+    assert keys[i] == jax.random.fold_in(key, i)
+  assert random.each(keys) is keys and random.each(keys, 3) is keys
+
+
+@pytest.mark.parametrize('key,n,message', [
+    (jax.random.key(0), None, 'n: it does not go with keys'),
+    (jax.random.key(0), 0, 'n=0: it does not go'),
+    (jax.random.split(jax.random.key(0), 3), 4, r'n=4: it does not go with keys \(3,\)'),
+    (jax.random.PRNGKey(0), 2, 'key: .* old kind; use jax.random.key'), (7, 2, 'key: ')])
+def test_keys_that_are_not_one_for_each_example_are_refused(key, n, message):
+  with pytest.raises(InputError, match=message):
+    random.each(key, n)

@@ -165,7 +165,7 @@ def test_samples_are_judged_by_a_classifier_and_drawn_of_a_run(classifier, folde
   by_file = scoring.score(samples=str(run / 'scored_ancestral.npz'), batch_size=8,
                           reference=f'{folder}/set.npz:train', by=f'classifier:{classifier}')
   assert by_file == found
-  with pytest.raises(InputError, match='this run is no classifier'):
+  with pytest.raises(InputError, match='this run made a Model, which .* has features'):
     scoring.extractor(f'classifier:{run}')
 
 

@@ -16,6 +16,7 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
 from vdm_jax.processes import diffuse, time_of
+from vdm_jax.runs import needs
 from vdm_jax.samplers.drawing import draw
 
 __all__ = ['FIELD', 'NOISY', 'Row', 'SIDE', 'extent', 'picture', 'row']
@@ -42,9 +43,10 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   """What there is to see of the run in `directory`.  Raises InputError: it is of no plane."""
   trained = workdir.load_trained(directory)
   model, params = trained.experiment.model, trained.params
-  m = model(params)
+  m = needs.require(model(params), 'gallery', directory)
   if m.shape != (2,):
-    raise InputError(f'--workdir={directory}: a run of points in the plane, not of {m.shape}.')
+    raise InputError('workdir', str(directory), f'its data are of {m.shape}, not points in the '
+                     'plane', needs.NEEDS['gallery'].remedy)
   points = lambda split: split.get(np.arange(min(count, len(split))))['image']
   test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
   data = np.asarray(m.encode(jnp.asarray(test)))

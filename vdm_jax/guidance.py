@@ -12,15 +12,18 @@ it held before, and `extra` is kept.
 They nest, and what comes last has the last word: guidance extrapolates, so clip what is guided
 (`clip(classifier_free(...))`), not what guides.
 """
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, PyTree
+from vdm_jax.errors import require
+from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, Model, PyTree
 
-__all__ = ['classifier', 'classifier_free', 'clip', 'dynamic_threshold', 'label_gradient', 'revise',
-           'told', 'within']
+__all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'dynamic_threshold',
+           'label_gradient', 'revise', 'told', 'within']
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
@@ -136,3 +139,27 @@ def within(plain: Denoiser, other: Denoiser, low: float, high: float) -> Denoise
       return jnp.where((low <= logsnr) & (logsnr <= high), there, here)
     return jax.tree.map(choose, other(z, level, cond), plain(z, level, cond))
   return chosen
+
+
+# ---------------------------------------------------------- of a whole model
+
+
+class Guidance(NamedTuple):
+  """Classifier-free guidance of weight w where low <= logsnr <= high."""
+  weight: float
+  low: float = -math.inf
+  high: float = math.inf
+
+  def of(self, model: Model) -> Model:
+    """`model` so guided.
+
+    Raises InputError: it has not learned to do without a label, or clips its estimates first.
+    """
+    require(not model.clips, 'guidance', self.weight, 'this model clips its estimates '
+            '(config.model.clip) before they could be guided', 'guide its denoiser from Python, '
+            'and clip last: vdm_jax.guidance')
+    require(model.null is not None, 'guidance', self.weight, 'this model has not learned to do '
+            'without a label', 'train one that has (configs/digits/networks.py:cfg)')
+    unconditional = told(model.denoise, model.null)
+    guided = classifier_free(model.denoise, unconditional, self.weight)
+    return model._replace(denoise=within(model.denoise, guided, self.low, self.high))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array
 
-__all__ = ['key', 'normal', 'per_example', 'stratified', 'stream', 'streams', 'uniform']
+__all__ = ['each', 'key', 'normal', 'per_example', 'stratified', 'stream', 'streams', 'uniform']
 
 
 def key(seed: int, field: str = 'seed') -> Array:
@@ -31,6 +31,21 @@ def key(seed: int, field: str = 'seed') -> Array:
 def per_example(key: Array, i: Array) -> Array:
   """One key per example, by its index in the global batch or the data set.  i: [B] -> [B]."""
   return jax.vmap(lambda j: jax.random.fold_in(key, j))(i)
+
+
+def each(key: Array, n: int | None = None) -> Array:
+  """A key for each of n examples, [n]: those of `per_example`, or `key` if it is as many already.
+
+  Raises InputError.
+  """
+  if not jax.dtypes.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
+    raise InputError('key', None, 'this is none, or one of the old kind', 'use jax.random.key(0)')
+  if key.ndim and n in (None, *key.shape):
+    return key
+  if key.ndim or n is None or n < 1:
+    raise InputError('n', n, f'it does not go with keys {key.shape}', 'give one key and a number '
+                     'of examples from 1 on, or as many keys as examples')
+  return per_example(key, jnp.arange(n))
 
 
 def stream(keys: Array, name: str) -> Array:

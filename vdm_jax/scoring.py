@@ -22,6 +22,7 @@ from vdm_jax.evaluation.features import Extractor
 from vdm_jax.evaluation.references import Reference
 from vdm_jax.evaluation.scores import Scores
 from vdm_jax.nn import inception
+from vdm_jax.runs import needs
 from vdm_jax.weights import inception as published
 from vdm_jax.weights import readers
 
@@ -58,10 +59,8 @@ def extractor(name: str) -> Extractor:
 
 def _classifier(directory: str) -> Extractor:
   trained = workdir.load_trained(directory)
-  found = trained.experiment.model(trained.params)
-  if not hasattr(found, 'features'):
-    raise InputError(f'--features=classifier:{directory}: this run is no classifier; train one, '
-                     'configs/digits/classifier.py for example.')
+  found = needs.require(trained.experiment.model(trained.params), 'features',
+                        f'classifier:{directory}', 'features')
   return features.of_network(
       f'classifier:{directory}', features.checksum(trained.params),
       lambda params, images: trained.experiment.model(params).features(images), trained.params,

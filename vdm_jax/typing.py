@@ -5,16 +5,17 @@ Objectives and bounds are nats per example; bits per dimension appear at the edg
 """
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
-__all__ = ['Array', 'ArrayLike', 'Context', 'Curve', 'Decoder', 'Denoiser', 'Estimate',
-           'Experiment', 'Level', 'Loss', 'Model', 'Objective', 'Process', 'PyTree', 'Sampler',
-           'Scalar', 'Schedule', 'Target', 'Update', 'Weighting', 'static', 'value']
+__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Context', 'Curve', 'Decoder',
+           'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
+           'Objective', 'Process', 'PyTree', 'Sampler', 'Samples', 'Scalar', 'Schedule', 'Target',
+           'Update', 'Weighting', 'brief', 'static', 'value']
 
 Array = jax.Array
 PyTree = Any
@@ -147,8 +148,61 @@ Loss = Callable[[PyTree, PyTree, Context], tuple[Array, dict[str, Array]]]  # ->
 Update = Callable[..., tuple[PyTree, dict[str, Array]]]  # state, batch, key, axis -> state, metrics
 
 
+@runtime_checkable
+class Denoises(Protocol):
+  """What can be evaluated, and sampled by any sampler: a `Model`."""
+
+  @property
+  def denoise(self) -> Denoiser: ...
+
+  @property
+  def process(self) -> Process: ...
+
+
+@runtime_checkable
+class Samples(Protocol):
+  """What draws its own data."""
+
+  @property
+  def sample(self) -> Callable[..., Array]:
+    """(keys) or (key, n) -> data [n, ...]; example i uses keys[i] alone, see `random.each`."""
+    ...
+
+
+@runtime_checkable
+class Bounds(Protocol):
+  """What bounds the likelihood of data."""
+
+  @property
+  def nats(self) -> Callable[..., Array]:
+    """(batch, key=...) -> a bound on -log p of each example, nats [B]."""
+    ...
+
+
+@runtime_checkable
+class Features(Protocol):
+  """What sees features in data, by which samples may be judged."""
+
+  @property
+  def features(self) -> Callable[[Array], Array]:
+    """Data, integers [B, ...] -> [B, D]."""
+    ...
+
+
+CAPABILITIES = (Denoises, Samples, Bounds, Features)
+
+
+def brief(parts: Any) -> str:
+  """'VAE(shape=(8, 8, 1), levels=17: sample, bound)', of a NamedTuple: numbers and functions."""
+  plain = {name: part for name, part in parts._asdict().items()
+           if isinstance(part, (bool, int, str, tuple)) and parts._field_defaults.get(name) != part}
+  has = [name for name, part in parts._asdict().items() if callable(part)]
+  numbers = ', '.join(f'{name}={part!r}' for name, part in plain.items())
+  return f'{type(parts).__name__}({numbers}: {", ".join(has)})'
+
+
 class Model(NamedTuple):
-  """A trained thing, ready to be used."""
+  """A denoiser and all that goes with it: a trained diffusion model, ready to be used."""
   denoise: Denoiser
   process: Process
   decoder: Decoder                     # log p(data | z_0)
@@ -171,16 +225,15 @@ class Model(NamedTuple):
   of_latents: bool = False             # whether the data are latents, and no images yet
 
   def __repr__(self) -> str:
-    """What x is, and which of the functions the model has."""
-    has = ', '.join(name for name, part in zip(self._fields, self, strict=True) if callable(part))
-    return f'Model(shape={self.shape}: {has})'
+    return brief(self)
 
 
 class Experiment(NamedTuple):
   """What a config's `build` returns.  Training, evaluation and sampling use nothing else."""
   init: Callable[[Array], PyTree]      # key -> params
   loss: Loss
-  model: Callable[..., Model]          # params (, dropout keys [B]) -> Model
+  model: Callable[..., Any]            # params (, dropout keys [B]) -> a `Model`, or what else it
+                                       # makes: see `CAPABILITIES`
   data: Any                            # data.Data: the splits, read when they are asked for
   tx: Any                              # optax.GradientTransformation
   ema: dict[str, float]                # name -> rate; the longest is evaluated by default

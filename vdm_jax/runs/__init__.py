@@ -1,7 +1,7 @@
 """What the commands do with a run's directory: train it, evaluate it, sample from it."""
 from vdm_jax.runs.evaluating import evaluate, evaluated, report, seeds
-from vdm_jax.runs.sampling import ANCESTRAL, Guidance, Method, sample
+from vdm_jax.runs.sampling import ANCESTRAL, Method, sample
 from vdm_jax.runs.training import train, train_seeds, transfer
 
-__all__ = ['ANCESTRAL', 'Guidance', 'Method', 'evaluate', 'evaluated', 'report', 'sample',
+__all__ = ['ANCESTRAL', 'Method', 'evaluate', 'evaluated', 'report', 'sample',
            'seeds', 'train', 'train_seeds', 'transfer']

@@ -20,7 +20,8 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import closed_forms, density, gaussian, relations
 from vdm_jax.likelihood import estimates as naming
 from vdm_jax.likelihood import schedules as other_schedules
-from vdm_jax.runs.needs import conditions, require_denoiser
+from vdm_jax.runs import needs
+from vdm_jax.runs.needs import conditions
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers import grids
 from vdm_jax.schedules import check_decreasing
@@ -122,12 +123,11 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
   if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
     raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '
                      'training had diverged', 'choose another --step or --average')
-  model = experiment.model(params)
-  require_denoiser(model, directory)
+  model = needs.require(experiment.model(params), 'evaluate', directory)
   check_decreasing(model.process)  # a learned schedule may be anything by now
   if model.of_latents:
-    raise InputError(f'--workdir={directory}: this model is one of latents, and has no likelihood '
-                     'of images; sample from it.')
+    raise InputError('workdir', str(directory), 'this model is one of latents, and has no '
+                     'likelihood of images', 'sample from it')
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
          **conditions(spec.classes, None)(np.arange(1))}
   # Of levels that differ from pixel to pixel, the mean.

@@ -1,9 +1,47 @@
 """What a command needs of a run's model, and the conditions it is sampled under."""
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vdm_jax.errors import InputError
+from vdm_jax.typing import CAPABILITIES, Bounds, Denoises, Features, Samples
+
+
+class Need(NamedTuple):
+  """One of several capabilities."""
+  any_of: tuple[type, ...]
+  to: str      # what for, after "to": 'evaluate it'
+  remedy: str
+
+
+_DIFFUSION = 'name a run of a diffusion model (configs/digits/vdm.py); vdm_jax.load gives this one'
+NEEDS = {
+    'evaluate': Need((Denoises,), 'evaluate it', _DIFFUSION),
+    'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
+    'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
+    'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
+    'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
+    'gallery': Need((Denoises,), 'show its field', 'name a run of configs/plane/spiral.py'),
+    'features': Need((Features,), 'score samples by it',
+                     'train a classifier (configs/digits/classifier.py)'),
+}
+_DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihood',
+         Features: 'has features'}
+
+
+def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:
+  """`model`, if it can do what the command needs.  value: what names its run, in `field`.
+
+  Raises InputError: which run, what it is, what it can, what would do.
+  """
+  need = NEEDS[command]
+  if isinstance(model, need.any_of):
+    return model
+  does = [_DOES[one] for one in CAPABILITIES if isinstance(model, one)]
+  wanted = ' or '.join(_DOES[one] for one in need.any_of)
+  raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
+                   f'{" and ".join(does) or "does nothing that commands need"}; to {need.to} takes '
+                   f'a model that {wanted}', need.remedy)
 
 
 def conditions(classes: int, label: int | None):
@@ -12,9 +50,3 @@ def conditions(classes: int, label: int | None):
     labels = numbers % max(classes, 1) if label is None else np.full_like(numbers, label)
     return {'label': labels.astype(np.int32), 'augmented': np.zeros(len(numbers), np.float32)}
   return batch
-
-
-def require_denoiser(model, directory: str | Path) -> None:
-  if not hasattr(model, 'denoise'):
-    raise InputError(f'--workdir={directory}: this run has no denoiser to evaluate or to sample '
-                     'by; vdm_jax.load gives what it made.')

@@ -12,28 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from vdm_jax import data, devices, files, guidance, pictures, random, samplers, workdir
-from vdm_jax.errors import InputError, require_at_least
+from vdm_jax import data, devices, files, pictures, random, samplers, workdir
+from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
+from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood import estimates as naming
-from vdm_jax.runs.needs import conditions, require_denoiser
+from vdm_jax.runs import needs
+from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import analytic, grids
-from vdm_jax.samplers.drawing import draw, draw_own, draw_path
+from vdm_jax.samplers.drawing import Make, draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
-from vdm_jax.typing import Denoiser, Model, Process, Sampler
-
-
-class Guidance(NamedTuple):
-  """Classifier-free guidance of weight w where low <= logsnr <= high."""
-  weight: float
-  low: float = -np.inf
-  high: float = np.inf
-
-  def of(self, model: Model) -> Model:
-    """`model` so guided; it has `null`."""
-    unconditional = guidance.told(model.denoise, model.null)
-    guided = guidance.classifier_free(model.denoise, unconditional, self.weight)
-    return model._replace(denoise=guidance.within(model.denoise, guided, self.low, self.high))
+from vdm_jax.typing import Denoiser, Denoises, Model, Process, Sampler
 
 
 class Method(NamedTuple):
@@ -66,64 +55,30 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   a batch), 0 if all were there already, None where they are not counted.  Raises InputError.
   """
   out, trace = Path(out), Path(trace)
-  if out.suffix not in ('.png', '.npz'):
-    raise InputError(f'--out={out}: a file ending in .png or .npz.')
-  if trace != Path() and trace.suffix != '.png':
-    raise InputError(f'--trace={trace}: a file ending in .png.')
-  for flag, value in {'count': count, 'batch_size': batch_size}.items():
-    require_at_least(flag, value)
+  _check_files(out, trace, count, batch_size)
   trained = workdir.load_trained(directory, average=average, step=step)
-  spec = data.resolve(trained.config.data)
-  model = trained.experiment.model(trained.params)
-  if not hasattr(model, 'denoise') and hasattr(model, 'sample'):
-    if method or trace != Path() or label is not None or guided:
-      raise InputError(f'--workdir={directory}: this run has no denoiser and draws its own '
-                       'samples; leave out --sampler, --steps, --grid, --trace, --label and '
-                       '--guidance.')
-    own = functools.partial(draw_own, trained.experiment.model, trained.params, stop=count,
-                            seed=seed, batch_size=batch_size)
+  spec, at = data.resolve(trained.config.data), trained.experiment.model
+  model = needs.require(at(trained.params), 'sample', directory)
+  draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
+  if not isinstance(model, Denoises):
+    _check_own(directory, method, trace, label, guided)
+    own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed})
     return None
-  require_denoiser(model, directory)
   method = method or ANCESTRAL
-  if label is not None and not model.told_labels:
-    raise InputError(f'--label={label}: this model is not conditioned on classes.')
-  if label is not None and not 0 <= label < spec.classes:
-    raise InputError(f'--label={label}: the classes are 0 .. {spec.classes - 1}.')
-  one = {'image': np.zeros((1, *spec.shape), np.uint8),
-         **conditions(spec.classes, None)(np.arange(1))}
-  if method.head and 'v' not in naming.heads(model, one):
-    raise InputError(f"--sampler={method.name}: this model's network has no head for the variance; "
-                     'train one (configs/systems.py:iddpm_hybrid), or choose another sampler.')
-  if guided and model.clips:
-    raise InputError('--guidance: this run clips its estimates (config.model.clip) before they '
-                     'could be guided; guide from Python, and clip last: vdm_jax.guidance.')
-  if guided and model.null is None:
-    raise InputError(f'--guidance={guided.weight:g}: this model has not learned to do without a '
-                     'label; train one that has (configs/digits/networks.py:cfg).')
-  if guided and method.variances:
-    raise InputError(f'--guidance={guided.weight:g}: the variances of --sampler={method.name} are '
-                     'those of the model without it; choose another sampler.')
+  _check(model, spec, method, label, guided)
   times = method.times(model.process)
-  check_grid(times)
-  make = method.make
-  if method.variances:  # images are coded in [-1, 1], which bounds their variance
-    make = functools.partial(make, variances=variances_of(trained, times, seed),
-                             data_range=(-1.0, 1.0))
-  # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
-  make(model.denoise, model.process).plan(jnp.asarray(times, jnp.float32))
+  make = _maker(method, model, times, trained, seed)
   if model.of_latents and (out.suffix == '.png' or trace != Path()):
-    raise InputError(f'--out={out}: the samples of this model are latents, no images; choose an '
-                     '.npz, and leave out --trace.')
+    raise InputError('out', str(out), 'the samples of this model are latents, no images',
+                     'choose an .npz, and leave out --trace')
 
   cond = conditions(spec.classes, label)
-  counted = []
-  at = trained.experiment.model
   drawn = (lambda params: guided.of(at(params))) if guided else at
+  counted = []
 
   def pieces(start):
-    for piece in draw(drawn, trained.params, make, times=times, start=start, stop=count, seed=seed,
-                      batch_size=batch_size, cond=cond):
+    for piece in draw(drawn, trained.params, make, times=times, start=start, cond=cond, **draws):
       counted.append(piece.evaluations)
       yield piece
 
@@ -140,6 +95,59 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     if jax.process_index() == 0:
       pictures.save_png(trace, pictures.strip(path, spec.levels))
   return max(counted, default=0) * (2 if guided else 1)
+
+
+# ------------------------------------------------------------------ checks
+
+
+def _check_files(out: Path, trace: Path, count: int, batch_size: int) -> None:
+  if out.suffix not in ('.png', '.npz'):
+    raise InputError('out', str(out), 'it is no file ending in .png or .npz', 'name one')
+  if trace != Path() and trace.suffix != '.png':
+    raise InputError('trace', str(trace), 'it is no file ending in .png', 'name one')
+  for flag, value in {'count': count, 'batch_size': batch_size}.items():
+    require_at_least(flag, value)
+
+
+def _check_own(directory, method, trace: Path, label, guided) -> None:
+  """Raises InputError for what only a denoiser is asked for."""
+  if method or trace != Path() or label is not None or guided:
+    raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
+                     'samples', 'leave out --sampler, --steps, --grid, --trace, --label and '
+                     '--guidance')
+
+
+def _check(model: Model, spec: data.Spec, method: Method, label: int | None,
+           guided: Guidance | None) -> None:
+  """Raises InputError for what this model cannot be asked for."""
+  if label is not None:
+    require(model.told_labels, 'label', label, 'this model is not conditioned on classes')
+    require(0 <= label < spec.classes, 'label', label, f'the classes are 0 .. {spec.classes - 1}')
+  one = {'image': np.zeros((1, *spec.shape), np.uint8),
+         **conditions(spec.classes, None)(np.arange(1))}
+  if method.head and 'v' not in naming.heads(model, one):
+    raise InputError('sampler', method.name, "this model's network has no head for the variance",
+                     'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
+  if guided:
+    guided.of(model)
+    require(not method.variances, 'guidance', guided.weight, 'the variances of --sampler='
+            f'{method.name} are those of the model without it', 'choose another sampler')
+
+
+def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Trained, seed: int
+           ) -> Make:
+  """How the sampler is made of the model's denoiser and process.  Raises InputError."""
+  check_grid(times)
+  make = method.make
+  if method.variances:  # images are coded in [-1, 1], which bounds their variance
+    make = functools.partial(make, variances=variances_of(trained, times, seed),
+                             data_range=(-1.0, 1.0))
+  # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
+  make(model.denoise, model.process).plan(jnp.asarray(times, jnp.float32))
+  return make
+
+
+# ------------------------------------------------------------------- files
 
 
 def _write(out: Path, pieces, count: int, levels: int, trained: workdir.Trained, about: dict,

@@ -16,7 +16,7 @@ from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.train import check, lock, loop
 from vdm_jax.train import metrics as metrics_lib
-from vdm_jax.typing import Experiment, PyTree
+from vdm_jax.typing import Denoises, Experiment, PyTree, Samples
 
 
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
@@ -86,13 +86,14 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   """
   model = experiment.model(params)
   count = 16 if len(spec.shape) == 3 else 2000
-  if not hasattr(model, 'denoise') and hasattr(model, 'sample'):
-    parts = draw_own(experiment.model, params, start=0, stop=count, seed=seed, batch_size=count)
-  elif not hasattr(model, 'denoise') or model.of_latents:
-    return None
+  given = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': count}
+  if isinstance(model, Denoises) and not model.of_latents:
+    parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
+                 cond=conditions(spec.classes, None), **given)
+  elif isinstance(model, Samples) and not isinstance(model, Denoises):
+    parts = draw_own(experiment.model, params, **given)
   else:
-    parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64), start=0,
-                 stop=count, seed=seed, batch_size=count, cond=conditions(spec.classes, None))
+    return None
   return pictures.samples(np.concatenate([part.data for part in parts]), spec.levels)
 
 

@@ -5,7 +5,7 @@ through rounding only.
 """
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,9 @@ import numpy as np
 from vdm_jax import devices, random
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, sample
-from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler
+from vdm_jax.typing import Denoiser, Model, Process, PyTree, Sampler, Samples
 
 Make = Callable[[Denoiser, Process], Sampler]
-
-
-class OwnSamples(Protocol):
-  def sample(self, keys: Array) -> Array:
-    """Data, [B, ...]; example i uses keys[i] alone.  keys: [B]."""
-    ...
 
 
 class Batch(NamedTuple):
@@ -64,7 +58,7 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
     yield Batch(rows[wanted], out[wanted], int(evaluations))
 
 
-def draw_own(model: Callable[[PyTree], OwnSamples], params: PyTree, *, start: int, stop: int,
+def draw_own(model: Callable[[PyTree], Samples], params: PyTree, *, start: int, stop: int,
              seed: int, batch_size: int) -> Iterator[Batch]:
   """Images start .. stop - 1 of a model that draws its own, e.g. an autoencoder; as `draw`."""
   batch = _own(model)

@@ -15,14 +15,14 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from vdm_jax import data, predictions
+from vdm_jax import data, predictions, random
 from vdm_jax.decoders import DiscretisedNormal, bits_per_dim
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import dpm, dpm_binomial, vlb
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.systems import compose
-from vdm_jax.typing import Array, Experiment, Model, PyTree
+from vdm_jax.typing import Array, Experiment, Model, PyTree, brief
 
 
 class Rates(nn.Module):
@@ -44,11 +44,14 @@ class Rates(nn.Module):
 
 
 class Binomial(NamedTuple):
-  """A trained chain of bits."""
+  """A trained chain of bits, which samples."""
   reverse: dpm_binomial.Reverse
   chain: dpm_binomial.BinomialChain
-  sample: Callable[..., Array]  # keys [B], log_ratio=0 -> data, integers 0 and 1, [B, ...]
+  sample: Callable[..., Array]  # keys [B], or key, n; log_ratio=0 -> integers 0 and 1, [B, ...]
   shape: tuple[int, ...]        # of one example
+
+  def __repr__(self) -> str:
+    return brief(self)
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
@@ -163,8 +166,8 @@ def binomial(config: ml_collections.ConfigDict,
   def model(params, keys=None):
     reverse = reverse_of(params)
 
-    def sample(keys, log_ratio=0.0):
-      x = dpm_binomial.sample(reverse, chain, keys, spec.shape, log_ratio=log_ratio)
+    def sample(key, n=None, log_ratio=0.0):
+      x = dpm_binomial.sample(reverse, chain, random.each(key, n), spec.shape, log_ratio=log_ratio)
       return (x > 0.0).astype(jnp.int32)
     return Binomial(reverse, chain, sample, spec.shape)
 

@@ -15,15 +15,18 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.nn.classifier import Classifier as Net
 from vdm_jax.systems import compose
-from vdm_jax.typing import Array, Experiment
+from vdm_jax.typing import Array, Experiment, brief
 
 
 class Classifier(NamedTuple):
-  """A trained classifier of images."""
+  """A trained classifier of images, whose features samples may be judged by."""
   logits: Callable[[Array], Array]    # data, integers [B, ...] -> [B, classes]
   features: Callable[[Array], Array]  # the same -> [B, D], the penultimate layer
   shape: tuple[int, ...]              # of one image
   levels: int
+
+  def __repr__(self) -> str:
+    return brief(self)
 
 
 def default_config(**model) -> ml_collections.ConfigDict:

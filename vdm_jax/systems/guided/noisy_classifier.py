@@ -26,18 +26,21 @@ from vdm_jax.inputs import Inputs
 from vdm_jax.processes import diffuse
 from vdm_jax.schedules import Bound
 from vdm_jax.systems import compose
-from vdm_jax.typing import Array, Experiment, Level, Process
+from vdm_jax.typing import Array, Experiment, Level, Process, brief
 
 Logits = Callable[[Array, Level], Array]  # z [B, ...], level -> [B, classes]
 QUARTERS = 4                              # of time, for which the accuracy is told apart
 
 
 class NoisyClassifier(NamedTuple):
-  """A trained classifier of noisy images."""
+  """A trained classifier of noisy images, which may guide a denoiser."""
   logits: Logits
   process: Process                  # the levels and the curve it was trained on
   encode: Callable[[Array], Array]  # data, integers [B, ...] -> x [B, ...]
   shape: tuple[int, ...]            # of x, without the batch
+
+  def __repr__(self) -> str:
+    return brief(self)
 
 
 def cross_entropy(logits: Logits, process: Process, x: Array, t: Array, keys: Array,

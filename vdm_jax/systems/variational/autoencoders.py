@@ -20,17 +20,28 @@ from vdm_jax.objectives import variational
 from vdm_jax.objectives.variational import Joint, Normal
 from vdm_jax.systems import compose
 from vdm_jax.systems.compose import IN_NATS, require
-from vdm_jax.typing import Array, Experiment
+from vdm_jax.typing import Array, Experiment, PyTree, brief
 
 
 class VAE(NamedTuple):
-  """A trained autoencoder.  Latents are a tuple (z_L, ..., z_1), [B, n] each; data integers."""
+  """A trained autoencoder, which samples and bounds.
+
+  Latents are a tuple (z_L, ..., z_1), [B, n] each; data integers.
+  """
   encode: Callable[[Array, Array], tuple]  # data [B, ...], keys [B] -> latents, a draw of q
   decode: Callable[[tuple], Array]         # latents -> the data nearest to the mean, [B, ...]
-  sample: Callable[[Array], Array]         # keys [B] -> data [B, ...]
+  sample: Callable[..., Array]             # keys [B], or key, n -> data [B, ...]
   bound: Callable[[Array, Array], tuple[Array, dict]]  # data, keys -> nats [B], {term: [B]}
   shape: tuple[int, ...]                   # of one image
   levels: int
+
+  def nats(self, batch: PyTree, *, key: Array) -> Array:
+    """One draw of the bound on -log p of each image: nats [B]."""
+    images = batch['image']
+    return self.bound(images, random.each(key, len(images)))[0]
+
+  def __repr__(self) -> str:
+    return brief(self)
 
 
 class Heads(nn.Module):
@@ -187,7 +198,8 @@ def _experiment(config, shapes, parts, more=None):
   def model(params, keys=None):
     nets = bound_nets(params, keys)
 
-    def sample(keys):
+    def sample(key, n=None):
+      keys = random.each(key, n)
       x = parts.decode(nets, parts.generate(nets, keys))
       return pixels.decode(image(x.sample(random.stream(keys, 'x'))))
 
