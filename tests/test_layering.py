@@ -28,6 +28,8 @@ ROOMS = {
     'certification': [*MATHEMATICS, 'samplers'],
     'evaluation': [*MATHEMATICS, 'devices', 'errors', 'files', 'samplers'],
     'codec': [*MATHEMATICS, 'devices'],
+    # The nouns together: a model that draws, and bounds the likelihood of data.
+    'model': [*MATHEMATICS, 'devices', 'errors', 'samplers', 'likelihood'],
     # Beside the mathematics, and apart from it.
     'nn': ['typing', 'errors', 'random'],
     'data': ['errors', 'files'],

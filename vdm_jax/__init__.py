@@ -1,15 +1,12 @@
 """Continuous-time diffusion models as plain functions."""
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-  from vdm_jax.typing import Model
+from typing import Any
 
 __all__ = ['__version__', 'load']
 __version__ = '0.1.0'
 
 
-def load(workdir: str, **options) -> 'Model':
-  """The trained Model of a run: see `vdm_jax.workdir.load`.
+def load(workdir: str, **options) -> Any:
+  """What a run made, a `Model` of a diffusion model: see `vdm_jax.workdir.load`.
 
   Imported here at the call, so that the data readers' processes need no JAX.
   """

@@ -13,7 +13,7 @@ import json
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -23,7 +23,7 @@ from vdm_jax import config_files, data, files
 from vdm_jax.errors import InputError
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
-from vdm_jax.typing import Experiment, Model, PyTree
+from vdm_jax.typing import Experiment, PyTree
 
 __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'import_config', 'load', 'load_trained', 'open_config',
            'prepare', 'read_config', 'source']
@@ -244,8 +244,11 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
   return params
 
 
-def load(workdir: str | Path, *, average: str = '', step: int | str = 'latest') -> Model:
-  """The Model of the run in `workdir`, with its averaged weights; arguments of `load_trained`.
+def load(workdir: str | Path, *, average: str = '', step: int | str = 'latest') -> Any:
+  """What the run in `workdir` made, with its averaged weights; arguments of `load_trained`.
+
+  A `Model` of a diffusion model, with `sample` and `nats`; or an autoencoder, a classifier: it
+  says what it has when it is shown.
 
   Inside `jit` the weights become constants of the program.  For large networks jit a function
   of the parameters instead: `trained = load_trained(workdir); trained.experiment.model(params)`.

@@ -14,7 +14,7 @@ import numpy as np
 from vdm_jax import devices, random
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, sample
-from vdm_jax.typing import Denoiser, Model, Process, PyTree, Sampler, Samples
+from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler, Samples
 
 Make = Callable[[Denoiser, Process], Sampler]
 
@@ -99,29 +99,36 @@ def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *
 def _program(model, sampler, frames: tuple[int, ...]):
   def batch(given, xs):
     (params, key, times), (numbers, told) = given, xs
-    m = model(params)
-    keys = random.per_example(key, numbers)
-    if m.latent is not None:
-      m = m.latent(random.stream(keys, 'latent'))
-    conditioned = m.cond(told)
-    denoise = lambda z, level, _=None: m.denoise(z, level, conditioned)
-    way = sampler(denoise, m.process)
-
-    def look(state):
-      z = way.value(state)
-      # An adaptive method counts in its state.
-      count = state.evaluations if way.evaluations is None else 0
-      return jnp.all(jnp.isfinite(z)), z if frames else None, count
-
-    z = sample_prior(m.process, keys, jnp.zeros((len(numbers), *m.shape)), times[0])
-    z, (finite, seen, counts) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
-    last = m.process(times[-1])
-    x = denoise(z, last).x if m.ends_denoised else z / last.alpha
-    out = m.decode(x)
-    path = [m.decode(seen[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
-    steps = times.shape[0] - 1
-    count = counts[-1] if way.evaluations is None else steps * way.evaluations
-    count += m.ends_denoised
-    return out, finite[1:], jnp.stack(path) if path else None, count
+    return from_keys(model(params), sampler, random.per_example(key, numbers), times, told, frames)
 
   return devices.over_rows(batch)
+
+
+def from_keys(m: Model, sampler: Make, keys: Array, times: Array, told: PyTree,
+              frames: tuple[int, ...] = ()) -> tuple[Array, Array, Array | None, Array]:
+  """Data [n, ...] of these keys [n]; which steps were finite [N]; the path; the evaluations.
+
+  told: a batch for `m.cond`.  frames: as for `draw_path`; the path is None without.
+  """
+  if m.latent is not None:
+    m = m.latent(random.stream(keys, 'latent'))
+  conditioned = m.cond(told)
+  denoise = lambda z, level, _=None: m.denoise(z, level, conditioned)
+  way = sampler(denoise, m.process)
+
+  def look(state):
+    z = way.value(state)
+    # An adaptive method counts in its state.
+    count = state.evaluations if way.evaluations is None else 0
+    return jnp.all(jnp.isfinite(z)), z if frames else None, count
+
+  z = sample_prior(m.process, keys, jnp.zeros((keys.shape[0], *m.shape)), times[0])
+  z, (finite, seen, counts) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
+  last = m.process(times[-1])
+  x = denoise(z, last).x if m.ends_denoised else z / last.alpha
+  out = m.decode(x)
+  path = [m.decode(seen[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
+  steps = times.shape[0] - 1
+  count = counts[-1] if way.evaluations is None else steps * way.evaluations
+  count += m.ends_denoised
+  return out, finite[1:], jnp.stack(path) if path else None, count

@@ -18,6 +18,7 @@ from vdm_jax.decoders import Pixels, bits_per_dim
 from vdm_jax.errors import InputError
 from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.likelihood.bounds import one_draw
+from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess, vp
 from vdm_jax.schedules import Bound
 from vdm_jax.train import loop, optimizer
@@ -27,7 +28,6 @@ from vdm_jax.typing import (
     Curve,
     Experiment,
     Loss,
-    Model,
     Objective,
     PyTree,
     Schedule,

@@ -18,11 +18,12 @@ from flax import linen as nn
 from vdm_jax import data, predictions, random
 from vdm_jax.decoders import DiscretisedNormal, bits_per_dim
 from vdm_jax.errors import InputError
+from vdm_jax.model import Model
 from vdm_jax.objectives import dpm, dpm_binomial, vlb
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.systems import compose
-from vdm_jax.typing import Array, Experiment, Model, PyTree, brief
+from vdm_jax.typing import Array, Experiment, PyTree, brief
 
 
 class Rates(nn.Module):

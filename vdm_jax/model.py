@@ -1,0 +1,141 @@
+"""A trained model in a notebook: draw from it, and bound the likelihood of data, in one line.
+
+  model = vdm_jax.load('runs/digits')
+  images = model.sample(jax.random.key(0), 16, steps=20)
+  nats = model.nats({'image': images}, key=jax.random.key(1))
+
+Everything below takes the record `typing.Model`; what systems make is this one.
+"""
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import random, typing
+from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.guidance import Guidance
+from vdm_jax.likelihood.bounds import at_times
+from vdm_jax.likelihood.passes import over_images
+from vdm_jax.samplers import grids
+from vdm_jax.samplers.dpm_solver import dpm_solver_multistep
+from vdm_jax.samplers.drawing import Make, from_keys
+from vdm_jax.samplers.sampling import check_finite, check_grid
+from vdm_jax.typing import Array, ArrayLike, Process, PyTree
+
+__all__ = ['Model']
+
+Grid = ArrayLike | Callable[[Process, int], ArrayLike]  # times, or (process, steps) -> times
+
+
+class Model(typing.Model):
+  """The record `typing.Model`, which can `sample` and bound: `nats`."""
+  __slots__ = ()
+
+  def sample(self, key: Array, n: int | None = None, *, sampler: Make = dpm_solver_multistep,
+             steps: int = 20, grid: Grid | None = None, label: ArrayLike | None = None,
+             guidance: float | Guidance | None = None) -> Array:
+    """n data, integers [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
+
+    All are drawn together, by a program that is kept for the next call.
+
+    Args:
+      key: one, with n; or keys [n].
+      sampler: (denoise, process) -> Sampler.
+      steps: of the grid.
+      grid: (process, steps) -> times [N + 1], default even in time; or the times, 1 to 0.
+      label: for a model that is told labels: a number, or [n].
+      guidance: its weight, or `Guidance` with an interval; of a model that has `null`.
+
+    Raises InputError: also where a step is not finite, naming it.
+    """
+    keys = random.each(key, n)
+    if guidance is not None and not isinstance(guidance, Guidance):
+      guidance = Guidance(guidance)
+    if guidance is not None:
+      guidance.of(self)  # refused now
+    label = self._labels(label, keys.shape[0])
+    require_at_least('steps', steps)
+    times = np.asarray(grids.uniform(steps) if grid is None else
+                       grid(self.process, steps) if callable(grid) else grid)
+    check_grid(times)
+    data, finite = _drawing(_Same(self), sampler, guidance)(keys, label, times)
+    check_finite(finite, times, self.process)
+    return data
+
+  def nats(self, batch: PyTree, *, key: Array, draws: int = 32, steps: int = 0,
+           batch_size: int = 512) -> np.ndarray:
+    """The bound on -log p of each example of a batch: nats [n], the mean of so many draws.
+
+    Their times are evenly spread, as in a ledger.  bits/dim: `decoders.bits_per_dim(nats, shape)`.
+
+    Args:
+      batch: as of the data, {'image': [n, ...], ...}.
+      draws: of time and noise for each example.
+      steps: T of a chain's bound; 0: that of continuous time.
+      batch_size: evaluations of the network at a time.
+
+    Raises InputError: log-SNR is infinite at an end, where the bound has no value.
+    """
+    require_at_least('draws', draws)
+    if self.bound is None:
+      ends = np.asarray(self.process(jnp.array([0.0, 1.0])).logsnr)
+      require(bool(np.isfinite(ends).all()), None, None, 'log-SNR is infinite at an end of this '
+              'model, where its bound has no value', 'evaluate its run, whose ledger has that of '
+              'its chain')
+    require(not self.told_labels or 'label' in batch, 'batch', None, 'this model is told labels, '
+            'and it has none', "add 'label', [n]")
+    batch = jax.tree.map(np.asarray, dict(batch))
+    batch.setdefault('augmented', np.zeros(len(batch['image']), np.float32))
+    found = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,
+                        label='bound', at_once=batch_size // draws, progress=False)
+    return found['nats'][0]
+
+  def _labels(self, label: ArrayLike | None, n: int) -> Array:
+    if self.told_labels:
+      require(label is not None, 'label', None, 'this model is told labels', 'give one, or [n]')
+    else:
+      require(label is None, 'label', label, 'this model is not conditioned on classes')
+    try:
+      return jnp.broadcast_to(jnp.asarray(0 if label is None else label, jnp.int32), (n,))
+    except ValueError:
+      raise InputError('label', np.shape(label), f'{n} examples are drawn', 'give one number, or '
+                       'one for each') from None
+
+
+class _Same:
+  """A model as an argument of a cache: equal to itself alone, since what it closes over has no ==.
+  """
+
+  def __init__(self, model: Model):
+    self.model = model
+
+  def __eq__(self, other) -> bool:
+    return self.model is other.model
+
+  def __hash__(self) -> int:
+    return id(self.model)
+
+
+@functools.lru_cache(maxsize=4)
+def _drawing(same: _Same, sampler: Make, guidance: Guidance | None) -> Callable:
+  model = same.model if guidance is None else guidance.of(same.model)
+
+  def run(keys, label, times):
+    told = {'label': label, 'augmented': jnp.zeros(label.shape)}
+    return from_keys(model, sampler, keys, times, told)[:2]
+  return jax.jit(run)
+
+
+class _Rows:
+  """A batch as a split."""
+
+  def __init__(self, batch: PyTree):
+    self.batch = batch
+
+  def __len__(self) -> int:
+    return len(self.batch['image'])
+
+  def get(self, rows: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[rows], self.batch)
