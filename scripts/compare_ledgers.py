@@ -10,7 +10,7 @@ from absl import flags
 
 from vdm_jax import runs
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood import ledger
+from vdm_jax.ledger import comparison
 from vdm_jax.train import metrics
 
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'As a table of Markdown.')
@@ -19,9 +19,9 @@ MARKDOWN = flags.DEFINE_bool('markdown', False, 'As a table of Markdown.')
 def main(directories):
   if not directories:
     raise InputError('name the directories of one or more runs that were evaluated.')
-  header, *lines = ledger.comparison_cells(runs.evaluated(directories))
+  header, *lines = comparison.comparison_cells(runs.evaluated(directories))
   if MARKDOWN.value:
-    print(ledger.markdown([header, *lines]))
+    print(comparison.markdown([header, *lines]))
     return
   table = rich.table.Table(*header, caption='bits/dim ± standard error over images; in **: no run '
                            'is better by two standard errors of the difference')

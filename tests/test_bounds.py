@@ -12,7 +12,8 @@ from scipy import integrate, stats
 from tests.support.images import Split
 from vdm_jax import devices, oracles, schedules
 from vdm_jax.decoders import Pixels
-from vdm_jax.likelihood import evaluate_bound, ledger
+from vdm_jax.ledger import rows
+from vdm_jax.likelihood import evaluate_bound
 from vdm_jax.likelihood.density import by_image
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.typing import Model
@@ -265,7 +266,7 @@ def test_the_times_of_an_image_are_evenly_spread_from_an_offset_of_its_own():
 
 def rows_of(samples, groups, axis):
   """A row of the ledger for each of `groups` consecutive parts along repetitions or images."""
-  return [ledger.row({}, {'total': part / np.log(2)}, np.ones_like(part))
+  return [rows.row({}, {'total': part / np.log(2)}, np.ones_like(part))
           for part in np.split(samples.total, groups, axis)]
 
 

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from vdm_jax import decoders, oracles
 from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood import estimates
+from vdm_jax.ledger import Options, families
 from vdm_jax.objectives import times, vlb
 from vdm_jax.processes import GaussianProcess, diffuse, ve
 from vdm_jax.samplers import ddim
@@ -211,14 +211,13 @@ def test_validation_evaluates_the_first_step_of_every_example(variances):
 def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
   _, model = build(config_of(variances=True))
   batch = {'image': np.zeros((1, 2, 2, 1), np.uint8)}
-  asked = estimates.parse(['vlb@100/ddpm'])
-  found = estimates.of_chain(asked, estimates.Options(), model, batch, 1000)
+  asked = families.parse(['vlb@100/ddpm'])
+  found = families.of_chain(asked, Options(), model, batch)
   assert [e.name for e in found] == ['vlb@1000/learned/ddpm', 'vlb@100/ddpm']
   for name in ('vlb@100', 'immse', 'ode', 'iw@2x10'):
-    with pytest.raises(InputError, match=f'--estimates={name}.*ask for vlb@1000/learned/ddpm'):
-      estimates.of_chain(estimates.parse([name]), estimates.Options(), model, batch, 1000)
-  found = estimates.of_chain(estimates.parse(['ode']), estimates.Options(start=1e-3), model, batch,
-                             1000)
+    with pytest.raises(InputError, match=f'estimates={name!r}.*ask for vlb@1000/learned/ddpm'):
+      families.of_chain(families.parse([name]), Options(), model, batch)
+  found = families.of_chain(families.parse(['ode']), Options(ode_start=1e-3), model, batch)
   assert [e.name for e in found] == ['vlb@1000/learned/ddpm', 'ode']
 
 

@@ -197,9 +197,9 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
     ({'split': 'tests'}, '--split=tests: choose train, validation or test'),
     ({'repeats': 0}, '--repeats=0'),
     ({'times': 0}, '--times=0'),
-    ({'estimates': ['vlb@10', 'vlb@0']}, "--estimates: 'vlb@0'"),
-    ({'estimates': ['vlb@10/learned']}, '--estimates=vlb@10/learned: '),
-    ({'estimates': ['ode/variational']}, '--estimates=ode/variational: '),
+    ({'estimates': ['vlb@10', 'vlb@0']}, "estimates='vlb@0': "),
+    ({'estimates': ['vlb@10/learned']}, "estimates='vlb@10/learned': "),
+    ({'estimates': ['ode/variational']}, "estimates='ode/variational': "),
     ({'ode_tolerance': 0.0}, '--ode_tolerance=0'),
     ({'importance': 0}, '--importance=0'),
     ({'ode_start': 1.0}, '--ode_start=1: a time between 0 and 1'),
@@ -222,7 +222,7 @@ def test_wrong_names_are_refused_before_any_data_are_read(run):
   saved['config']['data']['name'] = str(run / 'gone.npz')
   (run / 'config.json').write_text(json.dumps(saved))
   for options in ({'estimates': ['elbo']}, {'estimates': ['ode/variational']}):
-    with pytest.raises(InputError, match='--estimates'):
+    with pytest.raises(InputError, match='estimates='):
       runs.evaluate(run, **options)
 
 
@@ -286,20 +286,20 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(run, mon
     trained = whole(*args, **options)
     return trained._replace(params=jax.tree.map(lambda u: np.full_like(u, np.nan), trained.params))
   monkeypatch.setattr(workdir, 'load_trained', broken)
-  monkeypatch.setattr(evaluating.naming, 'measure', None)  # before anything is computed
+  monkeypatch.setattr(evaluating.measuring, 'measure', None)  # before anything is computed
   with pytest.raises(InputError, match=r'step=4: these weights \(ema\) are not finite'):
     runs.evaluate(run, **ONCE)
   assert not (run / 'ledger.json').exists() and not (run / 'bits.npz').exists()
 
 
 def test_a_row_that_is_not_finite_is_refused_and_the_others_are_kept(run, monkeypatch):
-  whole = evaluating.naming.measure
+  whole = evaluating.measuring.measure
   def measure(estimate, *args, **options):
-    if estimate.steps == 20:
-      raise InputError('--estimates: vlb@20 is not finite on 1 images')
+    if estimate.name == 'vlb@20':
+      raise InputError('estimates', 'vlb@20', 'it is not finite on 1 images', 'choose another')
     return whole(estimate, *args, **options)
-  monkeypatch.setattr(evaluating.naming, 'measure', measure)
-  with pytest.raises(InputError, match='vlb@20 is not finite on 1 .* other rows are in .*ledger.j'):
+  monkeypatch.setattr(evaluating.measuring, 'measure', measure)
+  with pytest.raises(InputError, match='vlb@20.*not finite on 1 .* other rows are in .*ledger.j'):
     runs.evaluate(run, estimates=['vlb@20', 'vlb@10'], **ONCE)
   assert [row['estimate'] for row in runs.report(run).rows] == ['vlb', 'vlb@10']
 
@@ -341,7 +341,7 @@ def test_a_ledger_with_more_rows_or_draws_is_overwritten_only_when_it_is_asked(r
   runs.evaluate(run, **more)
   kept = (run / 'ledger.json').read_bytes()
   with monkeypatch.context() as patch:
-    patch.setattr(evaluating.naming, 'measure', None)  # refused before anything is computed
+    patch.setattr(evaluating.measuring, 'measure', None)  # refused before anything is computed
     for less in ({'repeats': 1}, {'estimates': []}):
       with pytest.raises(InputError) as error:
         runs.evaluate(run, **more | less)
@@ -355,7 +355,7 @@ def test_a_ledger_with_more_rows_or_draws_is_overwritten_only_when_it_is_asked(r
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is_computed(run, monkeypatch):
-  monkeypatch.setattr(evaluating.naming, 'measure', None)
+  monkeypatch.setattr(evaluating.measuring, 'measure', None)
   (run / 'file').touch()
   with pytest.raises(InputError, match='out=.*file/a.: it cannot be written .*another directory'):
     runs.evaluate(run, **ONCE, out=run / 'file' / 'a')
@@ -404,7 +404,7 @@ def test_a_learned_schedule_that_rises_is_refused_when_it_is_evaluated(run, monk
       return own._replace(process=lambda t: own.process(1.0 - t))
     return trained._replace(experiment=trained.experiment._replace(model=model))
   monkeypatch.setattr(workdir, 'load_trained', rising)
-  monkeypatch.setattr(evaluating.naming, 'measure', None)
+  monkeypatch.setattr(evaluating.measuring, 'measure', None)
   with pytest.raises(InputError, match='the noise schedule: .*rises'):
     runs.evaluate(run, **ONCE)
 
@@ -440,7 +440,7 @@ def test_a_log_snr_without_end_is_refused_before_anything_is_measured(run, monke
         process=GaussianProcess(schedules.BetaLinear(t_min=0.0)))
     return trained._replace(experiment=trained.experiment._replace(model=model))
   monkeypatch.setattr(workdir, 'load_trained', endless)
-  monkeypatch.setattr(evaluating.naming, 'measure', None)
+  monkeypatch.setattr(evaluating.measuring, 'measure', None)
   with pytest.raises(InputError, match=r'log-SNR .* from inf to -10\S*, .*two finite ends'):
     runs.evaluate(run, **ONCE)
 

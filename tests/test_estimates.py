@@ -13,35 +13,38 @@ import pytest
 from vdm_jax import dequantisers, oracles, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood import closed_forms, estimates, gaussian, relations
+from vdm_jax.ledger import families, family, measuring, relations
+from vdm_jax.ledger.families import Chain, Flow
+from vdm_jax.ledger.family import Options, Statistics
+from vdm_jax.likelihood import closed_forms, gaussian
 from vdm_jax.likelihood import schedules as other_schedules
-from vdm_jax.likelihood.estimates import Estimate, Options
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.typing import Model
 
 # --------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize('name,expected', [
-    ('vlb', {'family': 'vlb'}),
-    ('vlb@1000', {'family': 'vlb', 'steps': 1000}),
-    ('vlb@10/large', {'family': 'vlb', 'steps': 10, 'variance': 'large'}),
-    ('vlb@10/learned/ddpm', {'family': 'vlb', 'steps': 10, 'variance': 'learned', 'ddpm': True}),
-    ('vlb@2/ddpm', {'family': 'vlb', 'steps': 2, 'ddpm': True}),
-    ('iw@20x100', {'family': 'iw', 'paths': 20, 'steps': 100}),
-    ('iw@5x10/analytic', {'family': 'iw', 'paths': 5, 'steps': 10, 'variance': 'analytic'}),
-    ('ode', {'family': 'ode'}),
-    ('ode@50', {'family': 'ode', 'steps': 50}),
-    ('ode/truncated_normal', {'family': 'ode', 'dequantiser': 'truncated_normal'}),
-    ('ode@50/variational', {'family': 'ode', 'steps': 50, 'dequantiser': 'variational'}),
-    ('immse', {'family': 'immse'}),
+@pytest.mark.parametrize('name,of,settings', [
+    ('vlb', 'vlb', Chain()),
+    ('vlb@1000', 'vlb', Chain(1000)),
+    ('vlb@10/large', 'vlb', Chain(10, 'large')),
+    ('vlb@10/learned/ddpm', 'vlb', Chain(10, 'learned', ddpm=True)),
+    ('vlb@2/ddpm', 'vlb', Chain(2, ddpm=True)),
+    ('iw@20x100', 'iw', Chain(100, paths=20)),
+    ('iw@5x10/analytic', 'iw', Chain(10, 'analytic', paths=5)),
+    ('ode', 'ode', Flow()),
+    ('ode@50', 'ode', Flow(50)),
+    ('ode/truncated_normal', 'ode', Flow(dequantiser='truncated_normal')),
+    ('ode@50/variational', 'ode', Flow(50, 'variational')),
+    ('immse', 'immse', ()),
 ])
-def test_a_name_says_what_is_estimated(name, expected):
-  assert estimates.parse([name])[-1] == Estimate(name, **expected)
+def test_a_name_says_what_is_estimated(name, of, settings):
+  asked = families.parse([name])[-1]
+  assert (asked.name, asked.family.name, asked.settings) == (name, of, settings)
 
 
 def test_names_are_taken_once_in_order_after_the_bound_that_is_always_there():
-  names = [estimate.name for estimate in estimates.parse(['ode', 'vlb@10', 'ode', 'vlb'])]
+  names = [estimate.name for estimate in families.parse(['ode', 'vlb@10', 'ode', 'vlb'])]
   assert names == ['vlb', 'ode', 'vlb@10']
 
 
@@ -52,20 +55,20 @@ def test_names_are_taken_once_in_order_after_the_bound_that_is_always_there():
     'vlb (cosine)', 'vlb@１０'])
 def test_a_name_that_is_none_is_refused_in_one_line_that_says_what_is_accepted(name):
   with pytest.raises(InputError) as error:
-    estimates.parse(['vlb', name])
+    families.parse(['vlb', name])
   message = str(error.value)
-  assert message.startswith('--estimates: ') and repr(name) in message and '\n' not in message
+  assert message.startswith(f'estimates={name!r}: ') and '\n' not in message
   if name != 'vlb@1/ddpm':
-    assert estimates.ACCEPTED in message
+    assert families.ACCEPTED in message
 
 
 @pytest.mark.parametrize('variance', ['large', 'learned'])
 def test_paths_of_few_wide_steps_are_refused_and_of_more_say_that_their_weights_have_heavy_tails(
     variance):
   with pytest.raises(InputError, match='heavy tails .*take 10 steps or more, or iw@4x9'):
-    estimates.parse([f'iw@4x9/{variance}'])
-  estimates.parse([f'iw@4x9/{same}' for same in ('analytic',)] + ['iw@4x9', f'vlb@9/{variance}'])
-  said = lambda name: estimates.about(estimates.parse([name])[-1], Options())['error_beside']
+    families.parse([f'iw@4x9/{variance}'])
+  families.parse([f'iw@4x9/{same}' for same in ('analytic',)] + ['iw@4x9', f'vlb@9/{variance}'])
+  said = lambda name: family.about(families.parse([name])[-1], Options())['error_beside']
   assert 'heavy-tailed' in said(f'iw@4x10/{variance}')
   assert said('iw@4x10') is said(f'vlb@10/{variance}') is None
 
@@ -73,18 +76,18 @@ def test_paths_of_few_wide_steps_are_refused_and_of_more_say_that_their_weights_
 @pytest.mark.parametrize('options,flag', [
     ({'times': 0}, '--times=0'), ({'importance': 0}, '--importance=0'),
     ({'probes': -1}, '--probes=-1'), ({'probe': 'normal'}, '--probe=normal'),
-    ({'tolerance': 0.0}, '--ode_tolerance=0'), ({'tolerance': 2.0}, '--ode_tolerance=2'),
-    ({'tolerance': float('nan')}, '--ode_tolerance=nan'), ({'start': 0.0}, '--ode_start=0'),
-    ({'start': 1.0}, '--ode_start=1')])
+    ({'ode_tolerance': 0.0}, '--ode_tolerance=0'), ({'ode_tolerance': 2.0}, '--ode_tolerance=2'),
+    ({'ode_tolerance': float('nan')}, '--ode_tolerance=nan'), ({'ode_start': 0.0}, '--ode_start=0'),
+    ({'ode_start': 1.0}, '--ode_start=1')])
 def test_a_number_out_of_range_is_refused_by_its_flag(options, flag):
   with pytest.raises(InputError, match=flag):
-    estimates.check_options(Options(**options))
-  estimates.check_options(Options())
+    family.check_options(Options(**options))
+  family.check_options(Options())
 
 
 def test_what_a_row_says_of_its_estimate():
-  about = lambda name, **options: estimates.about(estimates.parse([name])[-1], Options(**options))
-  said = about('ode/uniform', tolerance=1e-4, probes=3)
+  about = lambda name, **options: family.about(families.parse([name])[-1], Options(**options))
+  said = about('ode/uniform', ode_tolerance=1e-4, probes=3)
   assert (said['model'], said['dequantiser'], said['tolerance'], said['probes']) == (
       'probability flow', 'uniform', 1e-4, 3)
   assert about('ode@10')['tolerance'] is about('ode', probe='exact')['probes'] is None
@@ -97,11 +100,11 @@ def test_what_a_row_says_of_its_estimate():
   assert (about('iw@4x10')['paths'], about('iw@4x10')['times_per_image']) == (4, None)
   # What makes it another number is in its name, where tables of several runs look for it.
   assert about('ode', importance=20)['estimate'] == 'ode x20'
-  started = about('ode/uniform', importance=2, start=1e-3)
+  started = about('ode/uniform', importance=2, ode_start=1e-3)
   assert started['estimate'] == 'ode/uniform x2 from 0.001' and started['start'] == 1e-3
   assert started['decoder'] == 'normal, of the dequantised'
   assert about('ode/uniform')['start'] is about('ode/uniform')['decoder'] is None
-  assert about('vlb', importance=20, start=1e-3)['estimate'] == 'vlb'
+  assert about('vlb', importance=20, ode_start=1e-3)['estimate'] == 'vlb'
   fields = [set(about(name)) for name in ('vlb', 'vlb@10', 'iw@4x10', 'ode', 'immse')]
   assert all(names == fields[0] for names in fields)
 
@@ -140,10 +143,11 @@ def moments():
 
 def measured(name, of, times=64, repeats=8, **given):
   about = {'dataset': {'sha256': '', 'examples': len(PAIRS)}, 'checkpoint': {}, **given}
-  return estimates.measure(
-      estimates.parse([name])[-1], Options(times=times, probe='exact', tolerance=1e-3),
-      lambda params: of, {}, Split(), shape=(2,), levels=LEVELS, found=estimates.Found(moments()),
-      repeats=repeats, batch_size=1 << 14, given=about, progress=False)
+  return measuring.measure(
+      families.parse([name])[-1], Options(
+          times=times, probe='exact', ode_tolerance=1e-3, repeats=repeats, batch_size=1 << 14),
+      lambda params: of, {}, Split(), shape=(2,), levels=LEVELS, found=Statistics(moments()),
+      given=about, progress=False)
 
 
 def end_terms(draws=64 * 8):
@@ -199,13 +203,13 @@ def test_the_bound_of_a_model_with_a_dequantiser_says_so():
 
 def test_what_was_read_from_the_data_is_an_argument_of_the_program(monkeypatch):
   """75 MB of eigenvectors, of data of 3072 dimensions: as a constant they would be compiled."""
-  constants, whole = [], estimates.over_images
+  constants, whole = [], measuring.over_images
   def watched(run, of, params, split, key, **options):
     batch, keys = split.get(np.arange(3)), jax.random.split(key, 3)
     found = jax.make_jaxpr(lambda params: run(of(params), batch, keys))(params)
     constants.extend(np.shape(u) for u in found.consts)
     return whole(run, of, params, split, key, **options)
-  monkeypatch.setattr(estimates, 'over_images', watched)
+  monkeypatch.setattr(measuring, 'over_images', watched)
   measured('immse', model(oracles.Gaussian(0.0, 0.5)), times=2, repeats=1)
   assert moments().eigenvectors.shape == (2, 2) not in constants
 
@@ -295,9 +299,9 @@ per_pixel = GaussianProcess(of_pixels)
 ])
 def test_what_a_model_cannot_have_is_refused_with_a_remedy(names, of, remedy):
   with pytest.raises(InputError) as error:
-    estimates.check_model(estimates.parse(names), Options(), of, Split().get(np.arange(1)))
+    families.needs(families.parse(names), Options(), of, Split().get(np.arange(1)))
   message = str(error.value)
-  assert message.startswith(f'--estimates={names[0]}: ') and remedy in message
+  assert message.startswith(f'estimates={names[0]!r}: ') and remedy in message
   assert '\n' not in message
 
 
@@ -309,14 +313,14 @@ def test_what_a_model_cannot_have_is_refused_with_a_remedy(names, of, remedy):
     (['vlb@10/large', 'ode', 'ode/uniform'], model(process=per_pixel)),
 ])
 def test_what_a_model_can_have_is_not_refused(names, of):
-  estimates.check_model(estimates.parse(names), Options(), of, Split().get(np.arange(1)))
+  families.needs(families.parse(names), Options(), of, Split().get(np.arange(1)))
 
 
 def test_the_exact_trace_of_many_dimensions_is_refused():
   large = model()._replace(shape=(32, 32, 3))
-  of = lambda names: estimates.check_model(estimates.parse(names), Options(probe='exact'), large,
+  of = lambda names: families.needs(families.parse(names), Options(probe='exact'), large,
                                            Split().get(np.arange(1)))
-  with pytest.raises(InputError, match='--probe=exact: .* 3072 products .* choose rademacher'):
+  with pytest.raises(InputError, match="probe='exact': .* 3072 products .* choose rademacher"):
     of(['ode'])
   of(['immse'])  # which has no trace
 
@@ -324,5 +328,5 @@ def test_the_exact_trace_of_many_dimensions_is_refused():
 def test_a_result_that_is_not_a_number_is_refused_with_the_image():
   def decoder(data, z, level):
     return jnp.where(jnp.arange(len(z)) == 3, jnp.nan, 0.0)
-  with pytest.raises(InputError, match='vlb is not finite on 1 images, the first .* number 0'):
+  with pytest.raises(InputError, match="'vlb': .* not finite on 1 images, .* number 0; choose"):
     measured('vlb', model(decoder=decoder), times=4, repeats=1)

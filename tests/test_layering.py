@@ -38,6 +38,8 @@ ROOMS = {
 }
 ROOMS['systems'] = list(ROOMS)
 ROOMS['recipes'] = []
+# What the estimates of `likelihood` say of a run, and what must hold between them.
+ROOMS['ledger'] = [*MATHEMATICS, 'config_files', 'errors', 'likelihood', 'objectives', 'samplers']
 # A run's directory, what is drawn of it, and what the commands do with it.
 ROOMS['workdir'] = ['typing', 'errors', 'files', 'config_files', 'data', 'train']
 # A published checkpoint becomes the parameters of a system, and ours a file for others.

@@ -9,8 +9,9 @@ import rich.console
 
 from vdm_jax import files
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood import Evaluated, Ledger, estimates, over_seeds, table
-from vdm_jax.likelihood import ledger as ledger_lib
+from vdm_jax.ledger import Evaluated, Ledger, Options, comparison, families, over_seeds, table
+from vdm_jax.ledger import family as family_lib
+from vdm_jax.ledger import rows as rows_lib
 
 DATA = {'name': 'digits', 'version': '1.0.0', 'split': 'test', 'examples': 300, 'of': 300,
         'sha256': '0123456789abcdef' * 4}
@@ -19,12 +20,11 @@ DATA = {'name': 'digits', 'version': '1.0.0', 'split': 'test', 'examples': 300, 
 def row(total, name='vlb', evaluations=32, speed=12.5, options=None):
   """A row with this total [R, N] in bits/dim, of which 1 % is reconstruction and 2 % is latent."""
   total = np.asarray(total, float)
-  estimate = estimates.parse([name])[-1]
-  about = estimates.about(estimate, options or estimates.Options())
+  about = family_lib.about(families.parse([name])[-1], options or Options())
   bits = {'total': total, 'reconstruction': 0.01 * total, 'latent': 0.02 * total,
           'diffusion': 0.97 * total}
   calls = np.broadcast_to(np.asarray(evaluations), total.shape)
-  return ledger_lib.row(about, bits, calls) | {
+  return rows_lib.row(about, bits, calls) | {
       'logsnr_max': 13.3, 'logsnr_min': -5.0, 'seconds': 30.0, 'images_per_second': speed}
 
 
@@ -183,7 +183,7 @@ def test_an_average_that_still_holds_the_first_weights_says_so(share, said):
     ('ode/uniform', {'importance': 20, 'probe': 'exact'}, 'upper bound'),
     ('ode@50', {'probe': 'exact'}, 'estimate')])
 def test_what_noise_in_logarithms_or_fixed_steps_may_lower_is_called_no_bound(name, options, kind):
-  assert row([[1.0]], name, options=estimates.Options(**options))['kind'] == kind
+  assert row([[1.0]], name, options=Options(**options))['kind'] == kind
 
 
 def test_noise_in_the_logarithms_does_push_such_a_mean_below_the_truth():
@@ -209,12 +209,12 @@ def test_runs_are_compared_image_by_image_and_the_best_are_marked():
   runs = {'good': evaluated({'vlb': own + noise(1), 'ode': own}),
           'as good': evaluated({'vlb': own + noise(2)}),
           'worse': evaluated({'vlb': own + noise(3) + 2e-3, 'ode': own + 1.0})}
-  found = ledger_lib.comparison(runs)
+  found = comparison.comparison(runs)
   assert {name: best for name, (_, _, best) in found['vlb'].items()} == {
       'good': True, 'as good': True, 'worse': False}
   assert {name: best for name, (_, _, best) in found['ode'].items()} == {
       'good': True, 'worse': False}
-  header, *lines = ledger_lib.comparison_cells(runs)
+  header, *lines = comparison.comparison_cells(runs)
   assert header == ['run', 'vlb', 'ode']
   value = runs['worse'].ledger.rows[0]
   assert lines[2][:2] == ['worse', f'{value["bits_per_dim"]:.4f} ± {value["standard_error"]:.4f}']
@@ -229,13 +229,13 @@ def test_a_run_that_fails_what_must_hold_is_never_best_and_others_are_not_measur
   unusual = evaluated({'vlb': own})
   unusual = unusual._replace(ledger=unusual.ledger._replace(checks=[check(False, serious=False)]))
   runs = {'wrong': wrong, 'right': unusual}
-  found = ledger_lib.comparison(runs)['vlb']
+  found = comparison.comparison(runs)['vlb']
   assert {name: best for name, (_, _, best) in found.items()} == {'wrong': False, 'right': True}
-  _, *lines = ledger_lib.comparison_cells(runs)
+  _, *lines = comparison.comparison_cells(runs)
   assert lines[0][0] == 'wrong (failed checks)' and '**' not in lines[0][1]
   assert lines[1][0] == 'right' and lines[1][1].startswith('**')
   # Alone, it is not best either.
-  assert not ledger_lib.comparison({'wrong': wrong})['vlb']['wrong'][2]
+  assert not comparison.comparison({'wrong': wrong})['vlb']['wrong'][2]
 
 
 def test_several_seeds_have_a_mean_and_a_standard_deviation():
@@ -253,15 +253,15 @@ def test_several_seeds_have_a_mean_and_a_standard_deviation():
 
 def test_numbers_of_other_draws_of_the_dequantiser_have_columns_of_their_own():
   def run(importance):
-    of = row([np.arange(4.0)], 'ode/uniform', options=estimates.Options(importance=importance))
+    of = row([np.arange(4.0)], 'ode/uniform', options=Options(importance=importance))
     return Evaluated(ledger([of]), {of['estimate']: np.arange(4.0)})
-  header, *_ = ledger_lib.comparison_cells({'one': run(1), 'many': run(20)})
+  header, *_ = comparison.comparison_cells({'one': run(1), 'many': run(20)})
   assert header == ['run', 'ode/uniform', 'ode/uniform x20']
 
 
 def test_markdown_has_a_header_a_rule_and_a_line_for_each_run():
   runs = {name: evaluated({'vlb': np.arange(4.0)}) for name in 'ab'}
-  text = ledger_lib.markdown(ledger_lib.comparison_cells(runs))
+  text = comparison.markdown(comparison.comparison_cells(runs))
   assert text.splitlines() == ['| run | vlb |', '|---|---|',
                                *(f'| {name} | **1.5000 ± 0.6455** |' for name in 'ab')]
 
@@ -271,7 +271,7 @@ def test_ledgers_of_other_images_are_not_put_into_one_table(data):
   runs = {'one': evaluated({'vlb': np.arange(4.0)}),
           'other': evaluated({'vlb': np.arange(4.0)}, **data)}
   with pytest.raises(InputError) as error:
-    ledger_lib.comparison(runs)
+    comparison.comparison(runs)
   message = str(error.value)
   assert 'one' in message and 'other' in message and 'same images' in message
   assert '\n' not in message

@@ -4,8 +4,8 @@ rows say nothing of each other.
 import numpy as np
 import pytest
 
-from vdm_jax.likelihood import relations
-from vdm_jax.likelihood.relations import Measured
+from vdm_jax.ledger import relations
+from vdm_jax.ledger.rows import Measured
 
 R, N = 2, 200
 DATA = {'sha256': 'a' * 64, 'examples': N}

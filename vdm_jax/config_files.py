@@ -23,7 +23,7 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -43,15 +43,15 @@ class Source(NamedTuple):
   neighbours: Mapping[str, str]  # texts, by the path in `folder`: 'parts/noise.py'
   lost: str = ''                 # where they lay when a run began, if that is gone
 
-  def module(self) -> ModuleType:
-    """The config file's module, made afresh, with its `get_config` and `build`.
+  def module(self, required: Sequence[str] = ('get_config', 'build')) -> ModuleType:
+    """The file's module, made afresh, with what a config file defines or other `required` names.
 
     Raises InputError where it lacks one of them, or imports what is not there.
     """
     package = f'config_{next(_NUMBERS)}'
     _SOURCES[package] = self
     module = importlib.import_module(f'{package}.{_LEAF}')
-    for name in ('get_config', 'build'):
+    for name in required:
       if not hasattr(module, name):
         raise InputError(f'{self.path} has no `{name}`: a config file defines get_config() and '
                          'build(config).')

@@ -27,9 +27,9 @@ from vdm_jax import random, workdir
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
-from vdm_jax.likelihood.estimates import level_axes
-from vdm_jax.likelihood.ledger import standard_errors
+from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator, over_images
+from vdm_jax.likelihood.statistics import standard_errors
 from vdm_jax.objectives import vlb
 from vdm_jax.objectives.denoising import weighted_diffusion
 from vdm_jax.processes import time_of

@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 
 from vdm_jax.benchmark import hardware
-from vdm_jax.likelihood import ledger
+from vdm_jax.ledger import comparison
 
 
 def about(config_file: str | Path, config: ml_collections.ConfigDict) -> dict:
@@ -62,7 +62,7 @@ def show(title: str, result: dict, json_only: bool) -> None:
 
 def markdown(result: dict) -> str:
   """The lists of rows as tables of Markdown."""
-  return '\n\n'.join(ledger.markdown(_cells(rows)) for rows in result.values()
+  return '\n\n'.join(comparison.markdown(_cells(rows)) for rows in result.values()
                      if isinstance(rows, list))
 
 

@@ -1,7 +1,5 @@
-"""Likelihoods: an exact pass over a split, and the ledger that says what each number is."""
+"""Likelihoods: estimates of -log p(data), each for every image, and an exact pass over a split."""
 from vdm_jax.likelihood.bounds import BoundSamples, evaluate_bound
-from vdm_jax.likelihood.ledger import Evaluated, Ledger, over_seeds, table
 from vdm_jax.likelihood.passes import Estimator, over_images
 
-__all__ = ['BoundSamples', 'Estimator', 'Evaluated', 'Ledger', 'evaluate_bound', 'over_images',
-           'over_seeds', 'table']
+__all__ = ['BoundSamples', 'Estimator', 'evaluate_bound', 'over_images']

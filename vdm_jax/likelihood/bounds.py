@@ -40,6 +40,19 @@ def own_bound(model: Model, what: str) -> None:
                      'that of objectives.vlb.')
 
 
+def level_axes(model: Model) -> int:
+  """How many axes of the data the log-SNR at one time has: 0 if it is that of all pixels."""
+  return jax.eval_shape(model.process, jnp.zeros(1)).logsnr.ndim - 1
+
+
+def heads(model: Model, batch: PyTree) -> dict:
+  """The shapes of Estimate.extra by name, {} where there is none.  Nothing is computed."""
+  def denoise(batch):
+    x = model.encode(batch['image'])
+    return model.denoise(x, model.process(jnp.full(len(x), 0.5)), model.cond(batch)).extra
+  return jax.eval_shape(denoise, batch) or {}
+
+
 def analytic_variance(variances: Variances) -> vlb.Variance:
   """beta_tilde + coefficient^2 E Var(x | z_t): the best number for each step, `reverse_variance`.
 

@@ -16,7 +16,7 @@ from scipy import stats
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.likelihood.bounds import BoundSamples
 from vdm_jax.likelihood.gaussian import Moments
-from vdm_jax.likelihood.relations import RARE, ROUNDING
+from vdm_jax.likelihood.statistics import RARE, ROUNDING
 
 
 class Density(NamedTuple):
@@ -75,7 +75,7 @@ def _over_images(values):
 
 
 def check(found: Density) -> dict:
-  """As those of `relations.check`, of the interval where it is most in doubt."""
+  """As those of `ledger.relations.check`, of the interval where it is most in doubt."""
   excess = found.mean - found.gaussian
   worst = int(np.argmax(np.where(found.above, excess, -np.inf) if found.above.any() else excess))
   low, high = found.edges[worst], found.edges[worst + 1]

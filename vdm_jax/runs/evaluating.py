@@ -3,23 +3,29 @@
 The main evaluation is that of all test images by the newest weights of the default average.  It is
 called ledger.json, bits.npz, ...; another says in its names what is other: see `Files`.
 """
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from vdm_jax import data, files, likelihood, pictures, random, workdir
+from vdm_jax import data, files, pictures, random, workdir
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError, require_at_least
-from vdm_jax.likelihood import closed_forms, density, gaussian, relations
-from vdm_jax.likelihood import estimates as naming
+from vdm_jax.ledger import families, measuring, relations
+from vdm_jax.ledger import family as family_lib
+from vdm_jax.ledger.comparison import Evaluated
+from vdm_jax.ledger.family import Asked, Family, Options, Statistics, check_options
+from vdm_jax.ledger.rows import Measured
+from vdm_jax.ledger.tables import Ledger
+from vdm_jax.likelihood import closed_forms, density, gaussian
 from vdm_jax.likelihood import schedules as other_schedules
+from vdm_jax.likelihood.bounds import level_axes
+from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.runs import needs
 from vdm_jax.runs.needs import conditions
 from vdm_jax.runs.sampling import variances_of
@@ -80,65 +86,89 @@ def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: i
                      '(--estimates, --repeats, --times), write elsewhere (--out), or overwrite it')
 
 
-def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[str] = (),
-             schedules: bool = False, repeats: int = 1, times: int = 32, importance: int = 1,
-             ode_tolerance: float = 1e-5, ode_start: float | None = None, probes: int = 1,
-             probe: str = 'rademacher', average: str = '', step: int | str = 'latest',
-             seed: int = 0, batch_size: int = 512,
-             examples: int | None = None, data_dir: str = '', out: str | Path = '',
-             overwrite: bool = False,
-             show: Callable[[likelihood.Ledger], None] = lambda ledger: None
-             ) -> likelihood.Ledger:
+def evaluate(directory: str | Path, *, split: str = 'test',
+             estimates: Sequence[str | Family | Asked | Estimator] = (), schedules: bool = False,
+             average: str = '', step: int | str = 'latest', examples: int | None = None,
+             data_dir: str = '', out: str | Path = '', overwrite: bool = False,
+             show: Callable[[Ledger], None] = lambda ledger: None, **options) -> Ledger:
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
-  estimates: names of `likelihood.estimates`; the continuous-time bound, 'vlb', is always there.
-  schedules: that bound also under other schedules of the same ends.  times, importance,
-  ode_tolerance, ode_start, probes, probe: see `likelihood.estimates.Options`.  batch_size:
-  evaluations of the network at a time.  examples: only the first so many images.  A row is the same
-  whatever else is asked for.  show: is given the ledger when all is computed, whatever becomes of
-  the files.
+  A row is the same whatever else is asked for.  Writes ledger.json, bits.npz, bits_by_noise.png and
+  curves.png.  For another split than test, a checkpoint before the newest, another average than the
+  default and fewer images than all, their names end in what is other:
+  ledger_validation_raw_20_images.json.
 
-  Writes ledger.json, bits.npz, bits_by_noise.png and curves.png into `out`, or into `directory`.
-  For another split than test, a checkpoint before the newest, another average than the default and
-  fewer images than all, their names end in what is other: ledger_validation_raw_20_images.json.
-  overwrite: also a ledger of the same name, weights and images, with more rows or draws.
+  Args:
+    estimates: as `ledger.families.parse` takes them: names, and estimates of your own.  The
+      continuous-time bound, 'vlb', is always there.
+    schedules: that bound also under other schedules of the same ends.
+    examples: only the first so many images.
+    out: the directory to write into, if not that of the run.
+    overwrite: also a ledger of the same name, weights and images, with more rows or draws.
+    show: is given the ledger when all is computed, whatever becomes of the files.
+    options: the fields of `ledger.Options`: times, repeats, batch_size, seed, ...
 
-  Raises InputError: before anything is computed, where flags, names or the kind of model are at
+  Raises InputError: before anything is computed, where arguments, names or the kind of model are at
   fault, or where files could not be written; at the end, when all else is written, for an estimate
-  that is not finite.
+  that is not finite.  TypeError for a field that Options do not have.
   """
-  directory = Path(directory)
+  question = _ask(Path(directory), split, estimates, schedules, Options(**options), average, step,
+                  examples, data_dir)
+  written = _files(question, out, overwrite)
+  found, measured, failed = _measure(question)
+  bound, checks = _check(question, found, measured)
+  ledger = Ledger(**question.about, rows=[m.row for _, m in measured],
+                  config=question.trained.config.to_dict(), checks=checks)
+  try:
+    _write(written, question, ledger, [m for _, m in measured], bound)
+  finally:
+    show(ledger)
+  if failed:
+    raise InputError('estimates', [error.value for error in failed],
+                     '; '.join(dict.fromkeys(error.problem for error in failed)),
+                     '; '.join(dict.fromkeys(error.remedy for error in failed))
+                     + f'; all other rows are in {written.ledger}')
+  return ledger
+
+
+class _Question(NamedTuple):
+  """What is asked of a run, when all is known that can be known before anything is computed."""
+  directory: Path
+  trained: workdir.Trained
+  model: Model
+  asked: list[Asked]
+  options: Options
+  schedules: list[str]         # other ones, for the bound
+  read: set[str]               # of the training split, see `Family.needs`
+  part: Any                    # the split
+  count: int                   # of images
+  ends: tuple[float, float]    # log-SNR at t = 0, of a chain after its first step, and at t = 1
+  plain: bool                  # the bound is that of objectives.vlb, of one log-SNR for all pixels
+  logsnr_at: Callable          # (params, t [n]) -> [n]
+  about: dict                  # dataset and checkpoint
+
+
+def _ask(directory, split, estimates, schedules, options, average, step, examples, data_dir
+         ) -> _Question:
+  """Arguments as of `evaluate`; refuses what it can of them.  Weights are read, and no image."""
   if split not in ('train', 'validation', 'test'):
     raise InputError(f'--split={split}: choose train, validation or test.')
-  for flag, value in {'repeats': repeats, 'batch_size': batch_size, 'examples': examples}.items():
-    require_at_least(flag, value)
-  options = naming.Options(times, importance, ode_tolerance, probes, probe, ode_start)
-  naming.check_options(options)
-  asked = naming.parse(estimates)
-  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
-  experiment, params = trained.experiment, trained.params
-  if held := caution(trained.average, experiment.ema.get(trained.average, 0.0), trained.step):
-    logging.warning(held)
-  spec = data.resolve(trained.config.data)
-  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-    raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '
-                     'training had diverged', 'choose another --step or --average')
-  model = needs.require(experiment.model(params), 'evaluate', directory)
-  check_decreasing(model.process)  # a learned schedule may be anything by now
-  if model.of_latents:
-    raise InputError('workdir', str(directory), 'this model is one of latents, and has no '
-                     'likelihood of images', 'sample from it')
+  require_at_least('examples', examples)
+  check_options(options)
+  asked = families.parse(estimates)
+  trained, model = _weights(directory, average, step, data_dir)
+  experiment, spec = trained.experiment, data.resolve(trained.config.data)
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
          **conditions(spec.classes, None)(np.arange(1))}
   # Of levels that differ from pixel to pixel, the mean.
   logsnr_at = jax.jit(lambda params, t: jnp.mean(
       experiment.model(params).process(t).logsnr.reshape(len(t), -1), axis=1))
-  ends = [float(u) for u in logsnr_at(params, jnp.array([0.0, 1.0]))]
+  ends = [float(u) for u in logsnr_at(trained.params, jnp.array([0.0, 1.0]))]
   chain = bool(np.isposinf(ends[0]) and model.steps)  # which begins at the data themselves
   if chain:
-    asked = naming.of_chain(asked, options, model, one, model.steps)
-    ends[0] = float(logsnr_at(params, jnp.array([1.0 / model.steps]))[0])
-  naming.check_model(asked, options, model, one)
+    asked = families.of_chain(asked, options, model, one)
+    ends[0] = float(logsnr_at(trained.params, jnp.array([1.0 / model.steps]))[0])
+  read = families.needs(asked, options, model, one)
   if np.isinf(ends).any():
     raise InputError(f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, where '
                      'the bound has no value: give its schedule two finite ends in the config '
@@ -160,71 +190,106 @@ def evaluate(directory: str | Path, *, split: str = 'test', estimates: Sequence[
            'checkpoint': {'step': trained.step, 'average': trained.average,
                           # The share of the first weights in it.
                           'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step}}
+  return _Question(directory, trained, model, asked, options,
+                   list(other_schedules.SCHEDULES) if schedules else [], read, part, count,
+                   (ends[0], ends[1]), model.bound is None and not level_axes(model) and not chain,
+                   logsnr_at, about)
 
-  names = ([naming.about(estimate, options)['estimate'] for estimate in asked]
-           + [f'vlb ({name})' for name in other_schedules.SCHEDULES if schedules])
-  newest, default = _newest(directory), default_average(experiment.ema)
-  written = Files.of(out or directory, _ending(
-      split, None if trained.step == newest else trained.step,
+
+def _weights(directory: Path, average: str, step: int | str, data_dir: str
+             ) -> tuple[workdir.Trained, Model]:
+  """A run's weights, and the model that they make, which has a likelihood."""
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
+  rate = trained.experiment.ema.get(trained.average, 0.0)
+  if held := caution(trained.average, rate, trained.step):
+    logging.warning(held)
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)):
+    raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '
+                     'training had diverged', 'choose another --step or --average')
+  model = needs.require(trained.experiment.model(trained.params), 'evaluate', directory)
+  check_decreasing(model.process)  # a learned schedule may be anything by now
+  if model.of_latents:
+    raise InputError('workdir', str(directory), 'this model is one of latents, and has no '
+                     'likelihood of images', 'sample from it')
+  return trained, model
+
+
+def _files(question: _Question, out: str | Path, overwrite: bool) -> Files:
+  """What will be written.  Raises InputError where they cannot be, or would lose more."""
+  trained, options, count = question.trained, question.options, question.count
+  rows = ([family_lib.about(one, options)['estimate'] for one in question.asked]
+          + [f'vlb ({name})' for name in question.schedules])
+  newest, default = _newest(question.directory), default_average(trained.experiment.ema)
+  written = Files.of(out or question.directory, _ending(
+      question.about['dataset']['split'], None if trained.step == newest else trained.step,
       None if trained.average == default else trained.average,
-      None if count == len(part) else count))
+      None if count == len(question.part) else count))
   try:
-    files.probe(written.ledger.parent, (1 << 20) + 64 * count * repeats * len(names))
+    files.probe(written.ledger.parent, (1 << 20) + 64 * count * options.repeats * len(rows))
   except OSError as error:
-    raise InputError('out' if out else 'workdir', str(out or directory),
+    raise InputError('out' if out else 'workdir', str(out or question.directory),
                      f'it cannot be written ({error.strerror})',
                      'give another directory (--out), or free some space') from None
   if not overwrite:
-    _require_no_less(written.ledger, about, names, repeats, times)
+    _require_no_less(written.ledger, question.about, rows, options.repeats, options.times)
+  return written
 
-  # The bound is that of objectives.vlb, with one log-SNR for all pixels.
-  plain = model.bound is None and not naming.level_axes(model) and not chain
-  found = naming.Found(
-      _moments(experiment, model) if plain else None,
-      variances_of(trained, grids.uniform(50), seed)
-      if any(estimate.variance == 'analytic' for estimate in asked) else None)
-  measure = functools.partial(
-      naming.measure, options=options, params=params, split=part, shape=spec.shape,
-      levels=spec.levels, seed=seed, repeats=repeats, batch_size=batch_size, count=count,
-      found=found)
-  given = {'logsnr_max': ends[0], 'logsnr_min': ends[1], **about}
-  wanted = [(estimate, experiment.model, given) for estimate in asked]
-  if schedules:
-    wanted += [(asked[0], other_schedules.under(experiment.model, name),
-                given | {'estimate': f'vlb ({name})', 'schedule': name})
-               for name in other_schedules.SCHEDULES]
+
+def _measure(question: _Question
+             ) -> tuple[Statistics, list[tuple[Asked, Measured]], list[InputError]]:
+  """(what was read from the training split, the rows, the errors of those that are not finite)."""
+  trained, options = question.trained, question.options
+  experiment, spec = trained.experiment, data.resolve(trained.config.data)
+  found = Statistics(
+      _moments(experiment, question.model) if question.plain else None,
+      variances_of(trained, grids.uniform(50), options.seed) if 'variances' in question.read
+      else None)
+  given = {'logsnr_max': question.ends[0], 'logsnr_min': question.ends[1], **question.about}
+  wanted = [(one, experiment.model, given) for one in question.asked]
+  wanted += [(question.asked[0], other_schedules.under(experiment.model, name),
+              given | {'estimate': f'vlb ({name})', 'schedule': name})
+             for name in question.schedules]
   measured, failed = [], []
-  for estimate, of, more in wanted:
+  for one, model, more in wanted:
     try:
-      measured.append(measure(estimate, model=of, given=more))
+      measured.append((one, measuring.measure(
+          one, options, model, trained.params, question.part, shape=spec.shape,
+          levels=spec.levels, found=found, count=question.count, given=more)))
     except InputError as error:  # what was measured before it is not lost
       if not measured:
         raise
-      failed.append(str(error))
-  bound = density.density(measured[0].draws, spec.shape, found.moments)
-  checks = relations.ranges(measured, part.spec.levels) + relations.check(
-      measured, _closed_forms(part, count, times * repeats, *ends) if plain else None)
-  if plain:
-    checks.append(density.check(bound))
+      failed.append(error)
+  return found, measured, failed
 
-  ledger = likelihood.Ledger(**about, rows=[m.row for m in measured],
-                             config=trained.config.to_dict(), checks=checks)
-  try:
-    if jax.process_index() == 0:
-      for path in written:
-        path.unlink(missing_ok=True)  # until the rest is of one evaluation again
-      files.save_npz(written.bits, times_per_image=times, split=split, step=trained.step,
-                     **{f'{m.row["estimate"]}/{name}': u for m in measured
-                        for name, u in m.bits.items()})
-      files.write_text(written.ledger, ledger.to_json())
-      each = measured[0].bits['total'].mean(axis=0)
-      _draw(written.bits_by_noise, lambda: _bits_by_noise(bound, each, part, ledger.rows[0]))
-      _draw(written.curves, lambda: _curves(directory, trained, logsnr_at, ledger.rows[0], split))
-  finally:
-    show(ledger)
-  if failed:
-    raise InputError(f'{" ".join(failed)}  All other rows are in {written.ledger}.')
-  return ledger
+
+def _check(question: _Question, found: Statistics, measured: Sequence[tuple[Asked, Measured]]
+           ) -> tuple[density.Density, list[dict]]:
+  """(where the bits of the bound are, what must hold of the rows)."""
+  part, rows = question.part, [m for _, m in measured]
+  bound = density.density(rows[0].draws, part.spec.shape, found.moments)
+  draws = question.options.times * question.options.repeats
+  checks = relations.ranges(rows, part.spec.levels) + relations.check(
+      rows, _closed_forms(part, question.count, draws, *question.ends) if question.plain else None)
+  checks += [one for asked, m in measured for one in asked.family.relations(m, rows) if one]
+  return bound, checks + ([density.check(bound)] if question.plain else [])
+
+
+def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequence[Measured],
+           bound: density.Density) -> None:
+  """By the first process alone; the pictures last."""
+  if jax.process_index() != 0:
+    return
+  trained, split, row = question.trained, ledger.dataset['split'], ledger.rows[0]
+  for path in written:
+    path.unlink(missing_ok=True)  # until the rest is of one evaluation again
+  files.save_npz(written.bits, times_per_image=question.options.times, split=split,
+                 step=trained.step, **{f'{m.row["estimate"]}/{name}': u for m in measured
+                                       for name, u in m.bits.items()})
+  files.write_text(written.ledger, ledger.to_json())
+  each = measured[0].bits['total'].mean(axis=0)
+  _draw(written.bits_by_noise, lambda: _bits_by_noise(bound, each, question.part, row))
+  _draw(written.curves, lambda: _curves(question.directory, trained, question.logsnr_at, row,
+                                       split))
 
 
 def _draw(path: Path, picture: Callable) -> None:
@@ -288,9 +353,13 @@ def seeds(directory: str | Path) -> list[Path]:
   return [directory / f'seed_{n}' for n in sorted(filter(str.isdecimal, numbers), key=int)]
 
 
-def report(directory: str | Path) -> likelihood.Ledger:
-  """The main ledger of a run.  Raises InputError if it is not of the newest checkpoint."""
-  written, ledger = _read_ledger(directory)
+def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> Ledger:
+  """The ledger of a run's main evaluation of a split, which may be in another directory, `out`.
+
+  Raises InputError where there is none, or it is not of the newest checkpoint.
+  """
+  named = Files.of(out or directory, _ending(split, None, None, None))
+  written, ledger = _read_ledger(named.ledger)
   newest = _newest(directory)
   if ledger.checkpoint['step'] != newest:
     raise InputError(f'{written.ledger} is of step {ledger.checkpoint["step"]}, the newest '
@@ -298,7 +367,7 @@ def report(directory: str | Path) -> likelihood.Ledger:
   return ledger
 
 
-def _read_ledger(where: str | Path) -> tuple[Files, likelihood.Ledger]:
+def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
   """Of the main evaluation in a directory, or of the one with this ledger."""
   where = Path(where)
   written = Files.beside(where) if where.suffix == '.json' else Files.of(where)
@@ -309,10 +378,10 @@ def _read_ledger(where: str | Path) -> tuple[Files, likelihood.Ledger]:
   fields = files.read_json(written.ledger, of=('rows', 'dataset'), remedy='evaluate it again')
   if 'checks' not in fields:
     raise InputError(f'{written.ledger} was written by an older version: evaluate it again.')
-  return written, likelihood.Ledger(**fields)
+  return written, Ledger(**fields)
 
 
-def evaluated(where: Sequence[str | Path]) -> dict[str, likelihood.Evaluated]:
+def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:
   """What `evaluate` left, by name: the main evaluation of a directory, or that of a ledger's file.
 
   Raises InputError.
@@ -325,6 +394,6 @@ def evaluated(where: Sequence[str | Path]) -> dict[str, likelihood.Evaluated]:
         raise InputError(f'{written.ledger.parent}: {written.bits.name} is of step {bits["step"]}, '
                          f'{written.ledger.name} of step {ledger.checkpoint["step"]}: evaluate it '
                          'again.')
-      out[str(name).rstrip('/')] = likelihood.Evaluated(ledger, {
+      out[str(name).rstrip('/')] = Evaluated(ledger, {
           row['estimate']: bits[f'{row["estimate"]}/total'].mean(axis=0) for row in ledger.rows})
   return out

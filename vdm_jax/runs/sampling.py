@@ -16,7 +16,7 @@ from vdm_jax import data, devices, files, pictures, random, samplers, workdir
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
-from vdm_jax.likelihood import estimates as naming
+from vdm_jax.likelihood.bounds import heads
 from vdm_jax.runs import needs
 from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import analytic, grids
@@ -125,7 +125,7 @@ def _check(model: Model, spec: data.Spec, method: Method, label: int | None,
     require(0 <= label < spec.classes, 'label', label, f'the classes are 0 .. {spec.classes - 1}')
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
          **conditions(spec.classes, None)(np.arange(1))}
-  if method.head and 'v' not in naming.heads(model, one):
+  if method.head and 'v' not in heads(model, one):
     raise InputError('sampler', method.name, "this model's network has no head for the variance",
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
   if guided:

@@ -19,24 +19,14 @@ the other.  Nor are rows of other images, or of other weights.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from vdm_jax.likelihood.bounds import BoundSamples
+from vdm_jax.ledger.rows import Measured
+from vdm_jax.likelihood.statistics import RARE, ROUNDING
 
-# The tail probability of four standard deviations, on one side.
-RARE = float(stats.norm.sf(4.0))
-# Of float32 in bits/dim, without which nothing exact would pass.
-ROUNDING = 5e-5
-
-
-class Measured(NamedTuple):
-  """A row of the ledger, and the bits/dim of every image that it is the mean of."""
-  row: dict
-  bits: dict[str, np.ndarray]         # 'total' and parts of it, [R, N]
-  draws: BoundSamples | None = None   # of a bound from single times
+__all__ = ['check', 'compare', 'ranges']
 
 
 def check(measured: Sequence[Measured],
@@ -65,22 +55,22 @@ def check(measured: Sequence[Measured],
                         'divided by their number, a -log K is missing'))
   for few, many in itertools.permutations(iw, 2):
     if _same(few, many, *kernel) and few.row['paths'] < many.row['paths']:
-      found.append(_compare(many, '<=', few, 'more paths loosen the bound: p(data) is not the mean '
-                            'of their weights'))
+      found.append(compare(many, '<=', few, 'more paths loosen the bound: p(data) is not the mean '
+                           'of their weights'))
   for m, chain in itertools.product(iw, chains):
     if _same(m, chain, *kernel):
-      found.append(_compare(m, '=', chain, 'whole paths and single times disagree on one bound: a '
-                            'transition has another density in the one than in the other',
-                            part='single', name=f'{m.row["estimate"]}, its paths one by one'))
+      found.append(compare(m, '=', chain, 'whole paths and single times disagree on one bound: a '
+                           'transition has another density in the one than in the other',
+                           part='single', name=f'{m.row["estimate"]}, its paths one by one'))
   for m, vlb in itertools.product(by(family='immse'), continuous):
-    found.append(_compare(m, '=', vlb, 'two formulae of one integral, each with draws of its own, '
-                          'disagree: the slope of the schedule does not lead from one of its ends '
-                          'to the other, or one of the two is not drawn as it is weighted'))
+    found.append(compare(m, '=', vlb, 'two formulae of one integral, each with draws of its own, '
+                         'disagree: the slope of the schedule does not lead from one of its ends '
+                         'to the other, or one of the two is not drawn as it is weighted'))
   for m, vlb in itertools.product(by(family='vlb', steps=None), continuous):
     if m.row['schedule']:
-      found.append(_compare(m, '=', vlb, 'the bound depends on more than the ends of the schedule: '
-                            'the network is told t and not the log-SNR, or the derivative of a '
-                            'schedule is wrong'))
+      found.append(compare(m, '=', vlb, 'the bound depends on more than the ends of the schedule: '
+                           'the network is told t and not the log-SNR, or the derivative of a '
+                           'schedule is wrong'))
   for m, (name, value) in itertools.product(continuous, (closed_forms or {}).items()):
     found.append(_against(m, name, value))
   multiple = lambda n, of: n > of and n % of == 0  # its grid has all times of the other
@@ -89,9 +79,27 @@ def check(measured: Sequence[Measured],
   limits = [(vlb, chain) for vlb, chain in itertools.product(continuous, chains)
             if chain.row['variance'] == 'small' and _same(vlb, chain, 'decoder')]
   for fine, coarse in [*finer, *limits]:
-    found.append(_compare(fine, '<=', coarse, 'more steps loosen the bound: the network is not '
-                          'trained well at some noise level', serious=False))
+    found.append(compare(fine, '<=', coarse, 'more steps loosen the bound: the network is not '
+                         'trained well at some noise level', serious=False))
   return [one for one in found if one is not None]
+
+
+def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: str = 'total',
+            name: str = '', serious: bool = True) -> dict | None:
+  """One of `check`: that left = right, or left <= right, in expectation; for rows of your own.
+
+  None where the two are not of the same images and weights, or are of a single draw.
+
+  Args:
+    sign: '=' or '<='.
+    meaning: of a failure.
+    part: of the left row.
+    name: of the left side; by default that of its row.
+  """
+  if not _comparable(left, right):
+    return None
+  return _judged(f'{name or left.row["estimate"]} {sign} {right.row["estimate"]}', sign,
+                 left.bits[part] - right.bits['total'], meaning, serious)
 
 
 def ranges(measured: Sequence[Measured], levels: int) -> list[dict]:
@@ -143,13 +151,6 @@ def _comparable(a: Measured, b: Measured) -> bool:
   """Of the same images, by their checksum, and of the same weights."""
   images = lambda m: tuple(m.row['dataset'][name] for name in ('sha256', 'examples'))
   return images(a) == images(b) and _same(a, b, 'checkpoint')
-
-
-def _compare(left, sign, right, meaning, *, part='total', name='', serious=True):
-  if not _comparable(left, right):
-    return None
-  return _judged(f'{name or left.row["estimate"]} {sign} {right.row["estimate"]}', sign,
-                 left.bits[part] - right.bits['total'], meaning, serious)
 
 
 def _against(measured, name, expected):

@@ -1,0 +1,7 @@
+"""The ledger of a run's likelihood: what each number is, with its error, and what must hold."""
+from vdm_jax.ledger.comparison import Evaluated, over_seeds
+from vdm_jax.ledger.families import own
+from vdm_jax.ledger.family import Family, Options
+from vdm_jax.ledger.tables import Ledger, table
+
+__all__ = ['Evaluated', 'Family', 'Ledger', 'Options', 'over_seeds', 'own', 'table']

@@ -1,0 +1,102 @@
+"""Several runs side by side: their ledgers, which of them is best, and how seeds scatter."""
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import rich.table
+
+from vdm_jax.errors import InputError
+from vdm_jax.ledger.tables import Ledger, number
+
+__all__ = ['Evaluated', 'comparison', 'comparison_cells', 'failed', 'markdown', 'over_seeds']
+
+
+class Evaluated(NamedTuple):
+  """A run's ledger, and the bits/dim of every image [N] by estimate."""
+  ledger: Ledger
+  bits: Mapping[str, np.ndarray]
+
+
+def failed(ledger: Ledger) -> list[str]:
+  """The names of what must hold of a ledger, and does not."""
+  return [check['name'] for check in ledger.checks if check['serious'] and not check['passed']]
+
+
+def comparison(runs: Mapping[str, Evaluated]) -> dict[str, dict[str, tuple[float, float | None,
+                                                                           bool]]]:
+  """{estimate: {run: (bits/dim, standard error over images, whether it is among the best)}}.
+
+  Among the best is what exceeds the lowest by less than two standard errors of the difference,
+  image by image.  A run whose ledger has `failed` is compared with none.
+  Raises InputError where ledgers are not of the same images.
+  """
+  of = {name: run.ledger.dataset for name, run in runs.items()}
+  first, *others = of
+  for other in others:
+    if any(of[first][key] != of[other][key] for key in ('sha256', 'examples')):
+      what = lambda name: (f'{name} ({of[name]["name"]} {of[name]["version"]}, '
+                           f'{of[name]["split"]}, {of[name]["examples"]} images, sha256 '
+                           f'{of[name]["sha256"][:12]})')
+      raise InputError(f'{what(first)} and {what(other)} are not of the same images: evaluate them '
+                       'on one data set, --split and --examples.')
+  columns = dict.fromkeys(row['estimate'] for run in runs.values() for row in run.ledger.rows)
+  return {column: _column(column, runs) for column in columns}
+
+
+def _column(estimate, runs):
+  rows = {name: row for name, run in runs.items() for row in run.ledger.rows
+          if row['estimate'] == estimate}
+  sound = [name for name in rows if not failed(runs[name].ledger)]
+  lowest = min(sound, key=lambda name: rows[name]['bits_per_dim'], default=None)
+
+  def among_the_best(name):
+    if name not in sound:
+      return False
+    excess = runs[name].bits[estimate] - runs[lowest].bits[estimate]
+    if name == lowest or len(excess) < 2:
+      return name == lowest
+    return bool(excess.mean() <= 2.0 * np.std(excess, ddof=1) / math.sqrt(len(excess)))
+
+  return {name: (row['bits_per_dim'], row['standard_error'], among_the_best(name))
+          for name, row in rows.items()}
+
+
+def comparison_cells(runs: Mapping[str, Evaluated]) -> list[list[str]]:
+  """A header, and a line for each run; the best of each column in **, as in Markdown.
+
+  A run whose ledger has `failed` is marked, and is not best.
+  """
+  columns = comparison(runs)
+  lines = [['run', *columns]]
+  for name in runs:
+    line = [f'{name} (failed checks)' if failed(runs[name].ledger) else name]
+    for column in columns.values():
+      value, error, best = column.get(name, (None, None, False))
+      text = '-' if value is None else f'{value:.4f}' + ('' if error is None else f' ± {error:.4f}')
+      line.append(f'**{text}**' if best else text)
+    lines.append(line)
+  return lines
+
+
+def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:
+  """bits/dim by estimate of runs that differ in their seed: of each, their mean and their spread.
+
+  The standard deviation is that of a single run, with n - 1; absent where there is but one.
+  """
+  out = rich.table.Table('estimate', *ledgers, 'mean', 'std', title='bits/dim')
+  for column in out.columns[1:]:
+    column.justify = 'right'
+  found = [{row['estimate']: row['bits_per_dim'] for row in ledger.rows}
+           for ledger in ledgers.values()]
+  for name in dict.fromkeys(name for rows in found for name in rows):
+    values = [rows.get(name) for rows in found]
+    there = [value for value in values if value is not None]
+    std = float(np.std(there, ddof=1)) if len(there) > 1 else None
+    out.add_row(name, *map(number, [*values, float(np.mean(there)), std]))
+  return out
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+  header, *lines = (f'| {" | ".join(line)} |' for line in cells)
+  return '\n'.join([header, '|---' * len(cells[0]) + '|', *lines])

@@ -1,0 +1,125 @@
+"""What the ledger knows of an estimate: a `Family` reads its names, and says the rest of each.
+
+The ledger asks nothing else, so a family of your own is measured, checked and written as those of
+`families` are.
+"""
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.ledger.rows import Measured
+from vdm_jax.likelihood.gaussian import Moments
+from vdm_jax.likelihood.passes import Estimator
+from vdm_jax.samplers.analytic import Variances
+from vdm_jax.typing import Array, Model, PyTree
+
+__all__ = ['ABOUT', 'PROBES', 'Asked', 'Family', 'Options', 'Statistics', 'about', 'check_options']
+
+PROBES = ('rademacher', 'gaussian', 'exact')
+
+
+class Options(NamedTuple):
+  """What the flags say of all estimates."""
+  times: int = 32            # draws of the time, for an image
+  importance: int = 1        # draws of a dequantiser
+  ode_tolerance: float = 1e-5  # of the adaptive method, absolute and relative
+  probes: int = 1
+  probe: str = 'rademacher'
+  ode_start: float | None = None  # where the flow ends and one Gaussian step around the denoised
+                             # data begins; None: at t = 0
+  repeats: int = 1           # independent repetitions of all draws
+  batch_size: int = 512      # evaluations of the network at a time
+  seed: int = 0              # of the draws
+
+
+class Statistics(NamedTuple):
+  """What was read from the training split for some of the estimates."""
+  moments: Moments | None = None      # for immse
+  variances: Variances | None = None  # for /analytic
+
+  def only(self, names: Sequence[str]) -> 'Statistics':
+    """Those of these names.  Raises ValueError for one that was not read."""
+    missing = [name for name in names if getattr(self, name) is None]
+    if missing:
+      raise ValueError(f'{", ".join(missing)}: not read from the training split')
+    return Statistics(**{name: getattr(self, name) for name in names})
+
+
+class Asked(NamedTuple):
+  """An estimate that is asked for: a name, and what its family reads in it."""
+  name: str
+  family: 'Family'
+  settings: Any
+
+
+class Family(NamedTuple):
+  """A kind of estimate, by the names that it has in `--estimates` and in the rows of the ledger.
+
+  The functions after the first two are given the name and its settings together, as an `Asked`.
+  """
+  name: str
+  # A name -> its settings, any value but None; None: this is no name of the family.
+  parse: Callable[[str], Any]
+  # (asked, options, levels of the data, what `needs` named) -> the estimator.
+  estimator: Callable[[Asked, Options, int, Statistics], Estimator]
+  # (asked, options, model, a batch of any size) -> the fields of `Statistics` that it is to be
+  # given.  Raises InputError, with the remedy, for what this model cannot have.  Computes nothing.
+  needs: Callable[[Asked, Options, Model, PyTree], Sequence[str]] = lambda *_: ()
+  # (asked, options, whether the model has a dequantiser, which its bound includes) -> what its row
+  # says beside its numbers, of the fields in ABOUT.
+  describe: Callable[[Asked, Options, bool], dict] = lambda *_: {}
+  # (asked, options, shape of the data) -> how many examples of the network an image makes at a
+  # time.
+  width: Callable[[Asked, Options, tuple[int, ...]], int] = lambda *_: 1
+  # (asked, key of the seed) -> the key of its draws.  Estimates of one key have the same draws, so
+  # that their differences have less noise; of others they are independent, so that one checks the
+  # other.
+  key: Callable[[Asked, Array], Array] = lambda asked, key: asked.family.draws(key)
+  # (asked, options) -> whether it has a value for a model whose log-SNR begins at infinity.
+  at_data: Callable[[Asked, Options], bool] = lambda *_: True
+  # (its row, all rows) -> what must hold of it: see `relations.compare`.
+  relations: Callable[[Measured, Sequence[Measured]], list[dict]] = lambda *_: []
+  remedy: str = 'choose another --step or --average'  # where a result is not finite
+  accepts: str = ''  # the forms of its names, for people
+
+  def ask(self, name: str = '') -> Asked:
+    """The estimate of this name; by default, of the family's own.  Raises InputError."""
+    settings = self.parse(name or self.name)
+    if settings is None:
+      raise InputError('estimates', name or self.name, f'{self.name} has no such settings',
+                       f'choose {self.accepts or self.name}')
+    return Asked(name or self.name, self, settings)
+
+  def draws(self, key: Array, number: int = 0) -> Array:
+    """A key that no other family has.  number: of several."""
+    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(self.name.encode())), number)
+
+
+ABOUT = ('estimate', 'family', 'kind', 'model', 'steps', 'paths', 'variance', 'schedule',
+          'decoder', 'dequantiser', 'importance', 'start', 'tolerance', 'error_beside', 'probe',
+          'probes', 'times_per_image')
+
+
+def about(asked: Asked, options: Options, dequantised: bool = False) -> dict:
+  """What a row of the ledger says of its estimate beside its numbers; None: it does not apply.
+
+  dequantised: the model has a dequantiser of its own, which its bound includes.
+  """
+  return (dict.fromkeys(ABOUT)
+          | {'estimate': asked.name, 'family': asked.family.name, 'kind': 'estimate'}
+          | asked.family.describe(asked, options, dequantised))
+
+
+def check_options(options: Options) -> None:
+  """Raises InputError by the name of the flag."""
+  for name in ('times', 'importance', 'probes', 'repeats', 'batch_size'):
+    require_at_least(name, getattr(options, name))
+  if not 0.0 < options.ode_tolerance < 1.0:
+    raise InputError(f'--ode_tolerance={options.ode_tolerance:g}: between 0 and 1, 1e-5 say.')
+  if options.probe not in PROBES:
+    raise InputError(f'--probe={options.probe}: choose {", ".join(PROBES)}.')
+  if options.ode_start is not None and not 0.0 < options.ode_start < 1.0:
+    raise InputError(f'--ode_start={options.ode_start:g}: a time between 0 and 1, 1e-3 say.')

@@ -1,0 +1,79 @@
+"""Measures an estimate on every image of a split: its row, and the bits behind it."""
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from vdm_jax import random
+from vdm_jax.decoders import bits_per_dim
+from vdm_jax.errors import InputError
+from vdm_jax.ledger import rows
+from vdm_jax.ledger.family import Asked, Options, Statistics, about
+from vdm_jax.ledger.rows import Measured
+from vdm_jax.likelihood.bounds import BoundSamples
+from vdm_jax.likelihood.passes import over_images
+from vdm_jax.typing import Model, PyTree
+
+__all__ = ['measure']
+
+_TERMS = ('dequantisation', 'auxiliary', 'reconstruction', 'latent', 'diffusion', 'reference')
+
+
+class _Clock:
+  """A split that remembers when it was read: a pass reads once for each of its batches."""
+
+  def __init__(self, split):
+    self.split, self.reads = split, []
+
+  def __len__(self):
+    return len(self.split)
+
+  def get(self, rows):
+    self.reads.append((time.perf_counter(), len(np.unique(rows))))
+    return self.split.get(rows)
+
+  def read(self) -> dict:
+    """Speed is that after the first batch, which compiles; None where there is no other."""
+    end, (start, _), later = time.perf_counter(), self.reads[0], self.reads[1:]
+    speed = sum(n for _, n in later) * jax.process_count() / (end - later[0][0]) if later else None
+    return {'seconds': end - start, 'images_per_second': speed}
+
+
+def measure(asked: Asked, options: Options, model: Callable[[PyTree], Model], params: PyTree,
+            split, *, shape: tuple[int, ...], levels: int, found: Statistics,
+            count: int | None = None, given: dict | None = None, progress: bool = True) -> Measured:
+  """The estimate on each of the first `count` (default: all) images of `split`.
+
+  model: params -> Model; split: `len`, and `get(rows)` -> batch; shape, levels: of the data; given:
+  more of the row, or other.  Draws belong to (seed, repetition, image), whatever else is asked.
+  Raises InputError where a result is not finite, or the model cannot have this estimate.
+  """
+  family, of = asked.family, model(params)
+  row = about(asked, options, of.dequantise is not None) | (given or {})
+  # What was read from data is an argument of the program, as parameters are, and no constant in it.
+  needed = found.only(family.needs(asked, options, of, split.get(np.arange(1))))
+
+  def run(of, batch, keys):
+    of, needed = of
+    return family.estimator(asked, options, levels, needed)(of, batch, keys)
+
+  clock = _Clock(split)
+  out = over_images(run, lambda both: (model(both[0]), both[1]), (params, needed), clock,
+                    family.key(asked, random.key(options.seed)), label=row['estimate'],
+                    repeats=options.repeats, count=count, progress=progress,
+                    at_once=options.batch_size // family.width(asked, options, shape))
+  bad = np.flatnonzero(~np.isfinite(out['nats']).all(axis=0))
+  if len(bad):
+    raise InputError('estimates', row['estimate'], f'it is not finite on {len(bad)} images, the '
+                     f'first of them number {bad[0]}', family.remedy)
+  last = len(_TERMS)  # `jit` has sorted the names
+  nats = {name: out[name] for name in sorted(
+      out, key=lambda name: _TERMS.index(name) if name in _TERMS else last)
+      if out[name].ndim == 2 and name != 'evaluations'}
+  bits = {'total': bits_per_dim(nats.pop('nats'), shape),
+          **{name: bits_per_dim(u, shape) for name, u in nats.items()}}
+  draws = None
+  if 'draws' in out:
+    draws = BoundSamples(nats, out['logsnr'], out['draws'], row['steps'] or 0)
+  return Measured(rows.row(row | clock.read(), bits, out.get('evaluations')), bits, draws)

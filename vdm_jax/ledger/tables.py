@@ -1,0 +1,139 @@
+"""The ledger: what was measured, on what, with which error, at what cost.
+
+"bits/dim" is the name of at least six different quantities in the literature.  A row says which
+one it is, and of which model; the ledger says for which weights, which images and which
+configuration, and whether what must hold between its rows does (`relations`).
+"""
+import io
+import json
+import math
+from typing import NamedTuple
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+__all__ = ['Ledger', 'number', 'table']
+
+
+class Ledger(NamedTuple):
+  dataset: dict       # name, split, version, examples, sha256 of the decoded images
+  checkpoint: dict    # step, average, and first_weights: the share of those in the average
+  rows: list[dict]
+  config: dict
+  checks: list[dict]  # what `relations.check` found
+
+  def to_json(self) -> str:
+    return json.dumps(self._asdict(), indent=2, allow_nan=False)
+
+  def __repr__(self) -> str:
+    """Its `table`, as text."""
+    return _printed(self).export_text().strip()
+
+  def _repr_html_(self) -> str:
+    """Its `table`, as a notebook shows it."""
+    return _printed(self).export_html(inline_styles=True, code_format='<pre>{code}</pre>')
+
+
+# -------------------------------------------------------------------- on screen
+
+_SHORT = {'reverse SDE': 'SDE', 'probability flow': 'ODE', 'chain': 'chain',
+          'upper bound': 'bound', 'estimate': 'estimate',
+          'reconstruction': 'recon.', 'diffusion': 'diff.'}
+_UNBROKEN = '\N{NO-BREAK SPACE}'
+_EXPLAINED = ('bound: from above, on the negative log-likelihood of its own model.  +-: standard '
+              'error over images (over draws).  calls: of the network, per image; a product of '
+              'its Jacobian is one more.')
+_FLOW = ('ODE and SDE are different models unless the score is exact: their rows may lie either '
+         'way.')
+_PLAIN = {'box': rich.box.SIMPLE_HEAD, 'show_edge': False, 'pad_edge': False,
+          'padding': 0}
+
+
+def table(ledger: Ledger) -> rich.console.Group:
+  """The ledger for the screen, in bits/dim: the rows, what they consist of, what must hold."""
+  data, weights = ledger.dataset, ledger.checkpoint
+  count = f'{data["examples"]:,}'
+  if data['examples'] < data['of']:  # the checksum is that of all
+    count += f' of {data["of"]:,}'
+  first = ledger.rows[0]
+  parts: list[rich.console.RenderableType] = [
+      f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
+      f'{data["sha256"][:12]}',
+      f'step {weights["step"]:,} ({weights["average"]}); log-SNR {first["logsnr_max"]:.3f} to '
+      f'{first["logsnr_min"]:.3f}']
+  if (share := weights.get('first_weights', 0.0)) > 0.1:
+    parts.append(rich.text.Text(
+        f'{100 * share:.0f} % of the average {weights["average"]} are still the first weights, '
+        'before any training: train longer, or evaluate --average=raw.', 'yellow'))
+  parts += ['', _rows(ledger.rows), _EXPLAINED]
+  if any(row['model'] == 'probability flow' for row in ledger.rows):
+    parts.append(_FLOW)
+  parts += [f'{row["estimate"]}: beside these errors {row["error_beside"]}.' for row in ledger.rows
+            if row['error_beside']]
+  parts += ['', _sums(ledger.rows)]
+  if ledger.checks:
+    parts += ['', _checks(ledger.checks)]
+  return rich.console.Group(*parts)
+
+
+def _printed(ledger):
+  console = rich.console.Console(width=100, record=True, file=io.StringIO(), force_jupyter=False)
+  console.print(table(ledger))
+  return console
+
+
+def number(u: float | None, digits: int = 4) -> str:
+  """For a table; '-' for what is not known."""
+  return '-' if u is None else f'{u:.{digits}f}'
+
+
+def _rows(rows):
+  # No divider and no margin: usual rows fit into 80 columns, and a longer one is folded.
+  out = rich.table.Table(**_PLAIN)
+  for name in ('estimate', 'kind', 'of', 'bits/dim', '+-', 'calls', 'images/s'):
+    out.add_column(name, justify='left' if name in ('estimate', 'kind', 'of') else 'right',
+                   overflow='fold')
+  for row in rows:
+    calls = '-'
+    if row['evaluations_per_image'] is not None:
+      calls = f'{row["evaluations_per_image"]:.0f}'
+      if row['evaluations_max'] > row['evaluations_per_image']:
+        calls += f' (max {row["evaluations_max"]})'
+    speed = row['images_per_second']
+    out.add_row(row['estimate'], _SHORT.get(row['kind'], row['kind']),
+                _SHORT.get(row['model'], row['model'] or '-'),
+                number(row['bits_per_dim']),
+                f'{number(row["standard_error"])} ({number(row["standard_error_draws"])})',
+                calls, '-' if speed is None else f'{speed:.3g}')
+  return out
+
+
+def _sums(rows):
+  """The rows that are sums, and their terms."""
+  out = rich.table.Table(show_header=False, **_PLAIN)
+  out.add_column(overflow='fold')
+  out.add_column(overflow='fold')
+  for row in rows:
+    parts = row['parts'].values()
+    if parts and math.isclose(sum(parts), row['bits_per_dim'], rel_tol=1e-4, abs_tol=1e-4):
+      shown = (f'{u:+.5f} {_SHORT.get(name, name)}' for name, u in row['parts'].items())
+      text = ' '.join(f'{u[0]} {u[1:]}'.replace(' ', _UNBROKEN) for u in shown)
+      out.add_row(row['estimate'], text.removeprefix('+' + _UNBROKEN))
+  return out
+
+
+def _checks(checks):
+  out, failures = rich.table.Table(**_PLAIN), []
+  for name in ('what must hold', 'difference', '+-', ''):
+    out.add_column(name, justify='left' if name in ('what must hold', '') else 'right',
+                   overflow='fold')
+  for check in checks:
+    style, verdict = (('', 'holds') if check['passed'] else
+                      ('bold red', 'VIOLATED') if check['serious'] else ('yellow', 'unusual'))
+    out.add_row(check['name'], number(check['difference'], 5),
+                number(check['standard_error'], 5), verdict, style=style)
+    if not check['passed']:
+      failures.append(rich.text.Text(f'{check["name"]}: {check["meaning"]}.', style))
+  return rich.console.Group(out, *failures)
