@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 BASELINE = ROOT / '.ci' / 'pyright_baseline.json'
 WITHOUT_ERRORS = ('typing', 'random', 'schedules', 'processes', 'inputs', 'predictions',
                   'weightings', 'decoders', 'dequantisers', 'guidance', 'oracles', 'errors',
-                  'samplers/', 'objectives/', 'likelihood/')
+                  'samplers/', 'objectives/', 'likelihood/', 'ledger/')
 
 
 def errors() -> dict[str, list[str]]:
