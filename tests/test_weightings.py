@@ -6,9 +6,21 @@ import pytest
 from scipy import stats
 
 from vdm_jax import oracles, predictions, weightings
-from vdm_jax.objectives import edm, times, weighted_diffusion
-from vdm_jax.processes import GaussianProcess, diffuse, flow, sub_vp, ve, vp
-from vdm_jax.schedules import Cosine, Linear
+from vdm_jax.errors import InputError
+from vdm_jax.objectives import check_limits, edm, times, weighted_diffusion
+from vdm_jax.processes import (
+    GaussianProcess,
+    RectifiedFlow,
+    SubVP,
+    Truncated,
+    diffuse,
+    flow,
+    from_alpha_sigma,
+    sub_vp,
+    ve,
+    vp,
+)
+from vdm_jax.schedules import BetaLinear, Cosine, KarrasSigma, Linear, Sigmoid, TableSchedule
 from vdm_jax.typing import Estimate
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -209,3 +221,96 @@ def test_edm_at_its_own_noise_levels_is_its_weighting_at_uniform_times_in_expect
   drawn, even, bound, expected = means()
   np.testing.assert_allclose(drawn, even, rtol=1e-5)
   np.testing.assert_allclose(bound, expected, rtol=1e-5)
+
+
+# ------------------------------------------------------- at the ends of time
+
+# Processes, and the limits at t = 0 and t = 1 of -1/2 dlogsnr/dt sigmoid(logsnr) w for w = 1 and for
+# w = sigmoid(1 - logsnr), of which the second is that of exp(1 - logsnr) where logsnr -> infinity.
+_LOGISTIC = np.exp(1.0) / 2
+ENDS = {
+    'flow': (RectifiedFlow(), (np.inf, 0), (0, 0)),
+    'sub_vp': (SubVP(), (np.inf, None), (0, None)),
+    'vp_sde': (GaussianProcess(BetaLinear(t_min=0.0)), (np.inf, None), (np.exp(1) / 20, None)),
+    'cosine': (GaussianProcess(Cosine(np.inf, -np.inf)), (np.inf, 0), (0, 0)),
+    'cosine_on_flow': (GaussianProcess(Cosine(np.inf, -np.inf), flow), (np.inf, 0), (0, 0)),
+    'logistic': (GaussianProcess(Sigmoid(0.0, 1.0, np.inf, -np.inf), sub_vp), (np.inf, 0.5),
+                 (_LOGISTIC, 0.5)),
+    'edm': (GaussianProcess(KarrasSigma(0.0, 80.0, 1.0), ve), (np.inf, None), (0, None)),
+    'table': (GaussianProcess(TableSchedule(np.array([np.inf, 1.0, -np.inf]))), (np.inf, 0), (0, 0)),
+    'no_signal': (Truncated.between(RectifiedFlow(), 5.0, -np.inf), (None, 0), (None, 0)),
+    'trigonometric': (from_alpha_sigma(lambda t: jnp.cos(0.5 * jnp.pi * t),
+                                       lambda t: jnp.sin(0.5 * jnp.pi * t)), (np.inf, 0), (0, 0)),
+    'finite': (PROCESSES[0], (None, None), (None, None))}
+# Of the other weightings they depend on logsnr alone: at infinity, and at minus infinity.
+LIMITS = {'simple': (1, 0), 'truncated_snr': (1, 1), 'snr_plus_one': (1, 1), 'min_snr': (0, 0),
+          'p2': (0, 0), 'edm': (0, 0), 'sigmoid': None, 'vlb': None}
+WEIGHTS = {'simple': weightings.simple, 'truncated_snr': weightings.truncated_snr,
+           'snr_plus_one': weightings.snr_plus_one, 'min_snr': weightings.min_snr(),
+           'p2': weightings.p2(), 'edm': weightings.edm(), 'sigmoid': weightings.sigmoid(1.0),
+           'vlb': weightings.vlb}
+
+
+def limit(name, process, end):
+  """Of the loss by |v - v_hat|^2 / (alpha^2 + sigma^2)."""
+  own, of_vlb, of_sigmoid = ENDS[process]
+  level = own(jnp.asarray(float(end)))
+  if np.isfinite(level.logsnr):
+    return -0.5 * WEIGHTS[name](level) * level.dlogsnr * jax.nn.sigmoid(level.logsnr)
+  return {'vlb': of_vlb, 'sigmoid': of_sigmoid}.get(name, LIMITS[name])[end]
+
+
+@pytest.mark.parametrize(('process', 'single'), [
+    *((process, False) for process in ENDS), ('flow', True), ('sub_vp', True), ('cosine', True)])
+def test_the_loss_and_its_gradient_at_the_ends_of_time_are_their_limits(process, single):
+  """Of an estimate theta tanh(z) of v, which is finite everywhere: the error of v is a closed form.
+  """
+  own = ENDS[process][0]
+
+  def found(theta, x, eps, t):
+    estimate = lambda z, level, _: predictions.solve(predictions.v, theta * jnp.tanh(z), z, level)
+    loss = lambda weight: jnp.sum(weighted_diffusion(estimate, own, x, t, None, eps=eps,
+                                                     weight=weight)[0])
+    losses = jnp.stack([loss(weight) for weight in WEIGHTS.values()])
+    return losses, losses
+
+  def error(theta, x, eps, t):
+    level = own(t).expand(x)
+    v = level.alpha * eps - level.sigma * x
+    of_v = jnp.square(v - theta * jnp.tanh(diffuse(x, eps, level)))
+    return jnp.sum(of_v / (level.alpha**2 + level.sigma**2))
+
+  given = np.random.default_rng(0).normal(size=(2, 1, 3))
+  for end in (0, 1):
+    expected = jax.value_and_grad(error)(0.3, *given, jnp.full(1, float(end)))
+    with jax.enable_x64(not single):
+      at = jnp.float32(0.3) if single else 0.3, *map(jnp.asarray, given), jnp.full(1, float(end))
+      slopes, values = jax.jit(jax.jacrev(found, has_aux=True))(*at)
+    for name, value, slope in zip(WEIGHTS, values, slopes, strict=True):
+      coefficient = limit(name, process, end)
+      if coefficient == np.inf:
+        assert value > 100
+        known = type(own).__name__.replace('function', 'from_alpha_sigma')
+        with pytest.raises(InputError, match=f'{name} on the process {known}.* t = {end}'):
+          check_limits(own, WEIGHTS[name])
+      else:
+        # As sigma ~ sqrt(t) at the data of some, half of half of the digits.  The density of `edm`
+        # falls in the logarithm of the time alone.
+        atol = 0.02 if single else 5e-3 if name == 'edm' else 1e-4
+        np.testing.assert_allclose([value, slope], np.multiply(coefficient, expected),
+                                   rtol=0.05 if single else 1e-3, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize('name', [name for name in WEIGHTS if name != 'vlb'])
+def test_every_weighting_but_that_of_the_bound_has_limits_on_every_process(name):
+  for process, _, _ in ENDS.values():
+    check_limits(process, WEIGHTS[name])
+
+
+def test_the_bound_has_limits_where_the_data_have_noise():
+  check_limits(ENDS['finite'][0])
+  check_limits(ENDS['no_signal'][0])
+  with pytest.raises(InputError) as error:
+    check_limits(ENDS['vp_sde'][0])
+  assert 'the weighting vlb on the process GaussianProcess(BetaLinear)' in str(error.value)
+  assert '\n' not in str(error.value)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from vdm_jax import random
+from vdm_jax.schedules import as_float
 from vdm_jax.typing import (
   Array,
   ArrayLike,
@@ -28,30 +29,74 @@ from vdm_jax.typing import (
 )
 
 __all__ = ['GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated', 'diffuse', 'flow',
-           'from_alpha_sigma', 'interpolated_std', 'learned_share', 'posterior', 'prior_kl',
-           'prior_std', 'sample_prior', 'sde', 'sub_vp', 'tau', 'time_of', 've', 'vp']
+           'from_alpha_sigma', 'inside', 'interpolated_std', 'learned_share', 'posterior', 'prior_kl',
+           'prior_std', 'sample_prior', 'sde', 'slopes', 'sub_vp', 'tau', 'time_of', 've', 'vp']
 
 # ----------------------------------------------------------------- curves
 
 
+def _with_slopes(slopes: Curve) -> Callable[[Curve], Curve]:
+  """Gives a curve its derivatives by logsnr, `curve.slopes`, in closed forms."""
+  def give(curve):
+    setattr(curve, 'slopes', slopes)  # noqa: B010
+    return curve
+  return give
+
+
+def slopes(curve: Curve) -> Curve:
+  """logsnr -> the derivatives of (alpha, sigma) by logsnr: `curve.slopes`, or else by one jvp.
+
+  Automatic differentiation of `vp` or `flow` has 1 - alpha^2 in float32, nothing at logsnr 20.
+  """
+  own = getattr(curve, 'slopes', None)
+  if own is not None:
+    return own
+  return lambda logsnr: jax.jvp(curve, (logsnr,), (jnp.ones_like(logsnr),))[1]
+
+
+def _vp_slopes(logsnr):
+  alpha, sigma = vp(logsnr)
+  return 0.5 * alpha * jax.nn.sigmoid(-logsnr), -0.5 * sigma * jax.nn.sigmoid(logsnr)
+
+
+@_with_slopes(_vp_slopes)
 def vp(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha^2 + sigma^2 = 1: variance preserving."""
   logsnr = jnp.asarray(logsnr)
   return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
+def _ve_slopes(logsnr):
+  alpha, sigma = ve(logsnr)
+  return jnp.zeros_like(alpha), -0.5 * sigma
+
+
+@_with_slopes(_ve_slopes)
 def ve(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha = 1: variance exploding."""
   logsnr = jnp.asarray(logsnr)
   return jnp.ones_like(logsnr), jnp.exp(-0.5 * logsnr)
 
 
+def _flow_slopes(logsnr):
+  alpha, sigma = flow(logsnr)
+  return 0.5 * alpha * sigma, -0.5 * alpha * sigma
+
+
+@_with_slopes(_flow_slopes)
 def flow(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha + sigma = 1: the straight lines of rectified flow."""
   logsnr = jnp.asarray(logsnr)
   return jax.nn.sigmoid(0.5 * logsnr), jax.nn.sigmoid(-0.5 * logsnr)
 
 
+def _sub_vp_slopes(logsnr):
+  alpha, sigma = sub_vp(logsnr)
+  ratio = 2.0 * alpha * jnp.exp(0.5 * logsnr)  # 2 alpha^2 / sigma
+  return 0.5 * alpha / (1.0 + ratio), -0.5 * sigma / (1.0 + 1.0 / ratio)
+
+
+@_with_slopes(_sub_vp_slopes)
 def sub_vp(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha^2 + sigma = 1: the curve of the sub-VP SDE (Song et al. 2021, section 3.4).
 
@@ -78,6 +123,10 @@ class Scaled:
     alpha, sigma = self.curve(logsnr - 2.0 * math.log(self.scale))
     return self.scale * alpha, sigma
 
+  def slopes(self, logsnr: Array) -> tuple[Array, Array]:
+    dalpha, dsigma = slopes(self.curve)(logsnr - 2.0 * math.log(self.scale))
+    return self.scale * dalpha, dsigma
+
 
 # -------------------------------------------------------------- processes
 
@@ -93,18 +142,32 @@ class GaussianProcess:
   curve: Curve = static(default=vp)
 
   def __call__(self, t: ArrayLike) -> Level:
-    def at(t):
-      logsnr = self.schedule(t)
-      return logsnr, *self.curve(logsnr)
-    t = jnp.asarray(t)
-    logsnr, alpha, sigma = at(t)
+    t = as_float(t)
+    logsnr = self.schedule(t)
+    alpha, sigma = self.curve(logsnr)
     # At an end alpha and sigma have their limits, but the chain rule makes 0 * inf of their slopes.
-    infinite = jnp.isinf(logsnr)
-    end = jnp.sum(jnp.where(infinite, jnp.sign(logsnr), 0.0), axis=range(t.ndim, logsnr.ndim))
-    inside = t + 1e-6 * jnp.sign(end)
-    _, (dlogsnr, dalpha, dsigma) = jax.jvp(at, (inside,), (jnp.ones_like(t),))
-    dlogsnr = jnp.where(infinite, -jnp.inf, dlogsnr)
+    here = _inwards(t, logsnr, 1e-6)
+    at, dlogsnr = jax.jvp(self.schedule, (here,), (jnp.ones_like(t),))
+    dalpha, dsigma = (dlogsnr * slope for slope in slopes(self.curve)(at))
+    dlogsnr = jnp.where(jnp.isinf(logsnr), -jnp.inf, dlogsnr)
     return Level(t, logsnr, alpha, sigma, dlogsnr, dalpha, dsigma)
+
+
+def _inwards(t, logsnr, distance):
+  """t, moved by `distance` off an end where its logsnr is infinite (at one pixel, of many)."""
+  logsnr = jax.lax.stop_gradient(logsnr)
+  end = jnp.where(jnp.isinf(logsnr), jnp.sign(logsnr), 0.0)
+  return t + distance * jnp.sign(jnp.sum(end, axis=range(t.ndim, logsnr.ndim)))
+
+
+def inside(process: Process, t: ArrayLike) -> Array:
+  """t, except where logsnr is infinite there: then a time next to it, by half of t's digits.
+
+  So a loss at an end of a process that begins at clean data, or ends without signal, is its limit:
+  the error of that distance is as small as the rounding of 1 / alpha or 1 / sigma there.
+  """
+  t = as_float(t)
+  return _inwards(t, process(t).logsnr, math.sqrt(jnp.finfo(t.dtype).eps))
 
 
 def from_alpha_sigma(alpha: Callable[[Array], Array], sigma: Callable[[Array], Array]) -> Process:
@@ -117,7 +180,7 @@ def from_alpha_sigma(alpha: Callable[[Array], Array], sigma: Callable[[Array], A
   6e-17 in float64 and would give a logsnr of -75.
   """
   def process(t):
-    t = jnp.asarray(t)
+    t = as_float(t)
     one = jnp.ones_like(t)
     a, da = jax.jvp(alpha, (t,), (one,))
     s, ds = jax.jvp(sigma, (t,), (one,))
@@ -184,7 +247,7 @@ class Truncated:
     return cls(process, *jax.lax.stop_gradient(time_of(process, limits)))
 
   def __call__(self, t: ArrayLike) -> Level:
-    t = jnp.asarray(t)
+    t = as_float(t)
     first, last = (jnp.asarray(u, t.dtype) for u in (self.first, self.last))
     span = last - first
     # Not first + span t, which need not be `last` at t = 1.
@@ -212,6 +275,7 @@ def time_of(process: Process, logsnr: ArrayLike) -> Array:
     middle = 0.5 * (low + high)
     early = process(middle).logsnr > logsnr
     return jnp.where(early, middle, low), jnp.where(early, high, middle)
+  logsnr = as_float(logsnr)
   zeros = jnp.zeros_like(logsnr)
   # As many halvings as float64 can tell apart; in float32 the last ones change nothing.
   low, high = jax.lax.fori_loop(0, 53, halve, (zeros, zeros + 1.0))

@@ -64,6 +64,12 @@ class Bound:
     return self.module.apply({'params': self.params}, *args, **random)
 
 
+def as_float(u: ArrayLike) -> Array:
+  """u, as floating numbers if it is integers: those, as times 0 and 1, have no derivative."""
+  u = jnp.asarray(u)
+  return u if jnp.issubdtype(u.dtype, jnp.floating) else u.astype(float)
+
+
 def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
   """Raises InputError, with the times and values, where logsnr rises in t, is NaN, or never falls.
 
@@ -134,7 +140,7 @@ class Cosine:
   logsnr_min: Scalar = -5.0
 
   def __call__(self, t: ArrayLike) -> Array:
-    t = jnp.asarray(t)
+    t = as_float(t)
     # The angle and its complement: neither loses digits where it is small.
     angle = lambda at_0, at_1: (jnp.arctan(jnp.exp(at_0)) * (1.0 - t)
                                 + jnp.arctan(jnp.exp(at_1)) * t)
@@ -255,7 +261,7 @@ def _tails(density, tail, t):
   """Probabilities above and below logsnr(t), of a symmetric density that is cut at both ends."""
   high = (density.logsnr_max - density.mean) / density.scale
   low = (density.logsnr_min - density.mean) / density.scale
-  t = jnp.asarray(t)
+  t = as_float(t)
   return tail(high) * (1.0 - t) + tail(low) * t, tail(-high) * (1.0 - t) + tail(-low) * t
 
 
@@ -379,7 +385,7 @@ class TableSchedule:
     return TableSchedule(self.logsnr[indices])
 
   def __call__(self, t: ArrayLike) -> Array:
-    t = jnp.asarray(t)
+    t = as_float(t)
     table = jnp.asarray(self.logsnr, jnp.result_type(t, 0.0))
     u = t * self.steps
     entry = jnp.round(u)
@@ -521,7 +527,7 @@ class Monotone(nn.Module):
   @nn.compact
   def __call__(self, t: ArrayLike) -> Array:
     constant = nn.initializers.constant
-    u = jnp.asarray(t)[..., None]
+    u = as_float(t)[..., None]
     line = _PositiveDense(1, constant(self.logsnr_max - self.logsnr_min),
                           constant(-self.logsnr_max), name='l1')(u)
     h = _PositiveDense(self.features, name='l2')(2.0 * (u - 0.5))
@@ -560,7 +566,7 @@ class PinnedMonotone(nn.Module):
       return u + jnp.mean(height * h, axis=-1)
 
     first, last = raw(jnp.zeros(())), raw(jnp.ones(()))
-    t = jnp.asarray(t)
+    t = as_float(t)
     u = (raw(t) - first) / (last - first)
     # Sums over features may round differently at t = 1 and in `last`; the ends are exact.
     u += jax.lax.stop_gradient(jnp.where((t == 0.0) | (t == 1.0), t - u, 0.0))
@@ -586,7 +592,7 @@ class KnotSchedule(nn.Module):
     high = self.param('logsnr_max', nn.initializers.constant(self.logsnr_max), ())
     low = self.param('logsnr_min', nn.initializers.constant(self.logsnr_min), ())
     log_density = self.param('log_density', nn.initializers.zeros, (self.knots,))
-    t = jnp.asarray(t)
+    t = as_float(t)
     # Each half from its own end: sums of small shares of time keep their digits, ends are exact.
     r, rest = _quantile(t, log_density), _quantile(1.0 - t, log_density[::-1])
     return jnp.where(t < 0.5, high + (low - high) * r, low + (high - low) * rest)
