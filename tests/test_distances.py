@@ -31,6 +31,11 @@ def test_in_one_dimension_quantiles_are_coupled_whatever_the_sizes(a, b, square)
     assert sliced_wasserstein(KEY, one, other) == pytest.approx(square**0.5, abs=1e-12)
 
 
+def test_the_distance_of_a_shift_is_measured_in_float64_too(x64):
+  """Of one dimension, where it is the shift itself."""
+  np.testing.assert_allclose(sliced_wasserstein(KEY, column(0, 1), column(2, 3), 4), 2.0)
+
+
 def test_a_shift_is_seen_by_the_cosine_with_each_direction():
   """Of unit directions in d dimensions the squared coordinates are 1/d on average."""
   a = np.random.default_rng(0).normal(size=(50, 4))

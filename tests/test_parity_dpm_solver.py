@@ -39,11 +39,13 @@ def process(schedule):
   if schedule == 'linear':
     return GaussianProcess(BetaLinear(0.1, 20.0, t_min=0.0))
   if schedule == 'discrete':  # log alpha is linear between entries, where our tables have logsnr
-    logs = jnp.asarray(0.5 * np.cumsum(np.log1p(-linear_betas())))
+    # Before the first entry, at t = 1 / 1000, theirs goes on to an alpha above 1; here t = 0 is
+    # clean data.
+    logs = jnp.asarray(np.append(0.0, 0.5 * np.cumsum(np.log1p(-linear_betas()))))
 
     def log_alpha(t):
-      i = jnp.clip(jnp.floor(1000.0 * t).astype(int) - 1, 0, 998)
-      return logs[i] + (1000.0 * t - 1.0 - i) * (logs[i + 1] - logs[i])
+      i = jnp.clip(jnp.floor(1000.0 * t).astype(int), 0, 999)
+      return logs[i] + (1000.0 * t - i) * (logs[i + 1] - logs[i])
     return from_alpha_sigma(lambda t: jnp.exp(log_alpha(t)),
                             lambda t: jnp.sqrt(-jnp.expm1(2.0 * log_alpha(t))))
   s = 0.008

@@ -390,3 +390,71 @@ def test_diffusion_adds_noise_at_the_level_of_each_example_or_each_pixel():
   per_pixel = level._replace(alpha=jnp.array([[1.0, 0.5, 0.0]] * 2), sigma=jnp.ones((2, 3)))
   np.testing.assert_array_equal(processes.diffuse(x, eps, per_pixel),
                                 [[2.0, 2.5, 3.0], [0.0, 0.5, 1.0]])
+
+
+@pytest.mark.parametrize('curve', [*CURVES, processes.Scaled(vp, 256 / 255),
+                                   processes.Scaled(ve, 0.5)])
+def test_float32_slopes_of_every_curve_are_right_to_3e_6_from_one_end_to_the_other(curve):
+  logsnr = np.linspace(-20.0, 20.0, 81, dtype=np.float32)
+  exact = jax.jit(lambda u: jax.jvp(curve, (u,), (jnp.ones_like(u),)))(logsnr.astype(np.float64))[1]
+  with jax.enable_x64(False):
+    single = jax.jit(processes.slopes(curve))(logsnr)
+    level = GaussianProcess(lambda t: 40.0 * t - 20.0, curve)(jnp.asarray((logsnr + 20.0) / 40.0))
+  assert single[0].dtype == level.dalpha.dtype == jnp.float32
+  # In float64 autodiff itself loses 2e-8 of alpha's slope at logsnr 20.
+  np.testing.assert_allclose(single, exact, rtol=3e-6)
+  np.testing.assert_allclose([level.dalpha, level.dsigma], 40.0 * np.array(exact), rtol=1e-5)
+
+
+def test_a_curve_of_a_users_own_has_its_slopes_by_differentiation():
+  own = lambda logsnr: vp(logsnr)
+  t = jnp.linspace(0.0, 1.0, 9)
+  for a, b in zip(GaussianProcess(schedules.Linear(6.0, -4.0), own)(t),
+                  GaussianProcess(schedules.Linear(6.0, -4.0))(t), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def every_process():
+  module = schedules.KnotSchedule(knots=4)
+  knots = schedules.Bound(module.init(jax.random.key(0), jnp.zeros(1))['params'], module)
+  family = [*all_schedules(), knots, schedules.TableSchedule(np.array([9.0, 2.0, -1.0]))]
+  return [*map(GaussianProcess, family), RectifiedFlow(), SubVP(),
+          Truncated(RectifiedFlow(), 0.1, 0.9),
+          from_alpha_sigma(lambda t: jnp.cos(1.4 * t), lambda t: jnp.sin(1.4 * t)),
+          GaussianProcess(schedules.Linear(), processes.Scaled(ve, 2.0)),
+          Truncated.between(GaussianProcess(schedules.Linear(9.0, -7.0)), 8.0, -6.0)]
+
+
+def test_integer_times_are_the_times_they_say():
+  for process in every_process():
+    for times in (np.array([0, 1]), jnp.array([1, 0]), 0, 1):
+      for got, expected in zip(process(times), process(np.asarray(times, float)), strict=True):
+        assert jnp.issubdtype(got.dtype, jnp.floating)
+        np.testing.assert_array_equal(got, expected)
+    schedule = getattr(process, 'schedule', None)
+    if schedule is not None:
+      np.testing.assert_array_equal(schedule(np.array([0, 1])), schedule(np.array([0.0, 1.0])))
+  assert processes.time_of(RectifiedFlow(), 0) == 0.5
+
+
+@pytest.mark.parametrize('precision', [jnp.float32, jnp.float64])
+def test_a_process_takes_times_and_parameters_of_either_precision(precision):
+  for process in every_process():
+    process = jax.tree.map(lambda u: jnp.asarray(u, precision), process) if isinstance(
+        process, GaussianProcess) else process
+    for times in (np.array([0.0, 0.3, 1.0], np.float32), np.array([0.0, 0.3, 1.0])):
+      for got, expected in zip(process(times), process(times.astype(np.float64)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_process_may_be_compiled_by_itself():
+  """As any function: `jax.jit(process)` asks whether it has met the same one before."""
+  tables = [np.array([9.0, 2.0, -1.0]), np.array([9.0, 3.0, -1.0])]
+  family = [*every_process(), *(GaussianProcess(schedules.TableSchedule(u)) for u in tables)]
+  for process in family:
+    for got, expected in zip(jax.jit(process)(0.25), process(0.25), strict=True):
+      np.testing.assert_allclose(got, expected, rtol=1e-9)
+    assert process == process and hash(process) == hash(process)
+  assert schedules.Linear(6.0, -4.0) == schedules.Linear(6.0, -4.0) != schedules.Linear(6.0, -5.0)
+  assert hash(schedules.Linear(6.0, -4.0)) == hash(schedules.Linear(6.0, -4.0))
+  assert schedules.TableSchedule(tables[0]) != schedules.TableSchedule(tables[0].copy())

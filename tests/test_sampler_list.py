@@ -149,3 +149,28 @@ def test_all_samplers_are_certified_and_the_readme_shows_what_was_measured():
     if 'moments' not in line:  # whose draws differ between versions
       numbers = [re.findall(r'\d+\.\d+', text.split('|')[5]) for text in (line, there[0])]
       np.testing.assert_allclose(*(np.array(of, float) for of in numbers), atol=0.02)
+
+
+@pytest.mark.parametrize('x64', [False, True], ids=['float32', 'float64'])
+def test_every_sampler_takes_a_z_in_any_precision_at_times_in_any_and_keeps_float32(x64):
+  """No network mends what rounding z to bfloat16 loses."""
+  with jax.enable_x64(x64):
+    keys = jax.random.split(jax.random.key(0), 2)
+    for name, entry in sampler_list.SAMPLERS.items():
+      if not entry.needs:
+        make = entry.make(oracles.Gaussian(0.3, 0.5), PROCESS)
+        times = entry.times(PROCESS, 6)
+        for dtype in (jnp.bfloat16, jnp.float32):
+          run = lambda z, make=make, times=times: samplers.sample(make, keys, z, times)
+          z = jax.eval_shape(run, jax.ShapeDtypeStruct((2, 3), dtype))
+          assert z.dtype == jnp.float32, name
+
+
+@pytest.mark.parametrize('times', [np.array([1, 0]), [1, 0]])
+def test_integer_times_are_a_grid(times):
+  oracle, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(0), 2)
+  for make in (samplers.ddim, samplers.ancestral):
+    run = lambda times, z, make=make: samplers.sample(make(oracle, PROCESS), keys, z, times)
+    z = run(np.array(times), jnp.ones((2, 3), jnp.int32))
+    np.testing.assert_array_equal(z, run(np.array([1.0, 0.0]), jnp.ones((2, 3))))
+    assert np.abs(z - 1.0).min() > 0.1

@@ -521,3 +521,26 @@ def test_a_module_built_and_bound_anew_is_not_traced_again():
     module = schedules.LearnedLinear(logsnr_max=13.3, logsnr_min=-5.0)
     params = {'b': jnp.array([-1.0]), 'w': jnp.array([1.0 - low])}
     np.testing.assert_allclose(end(schedules.Bound(params, module)), low, rtol=1e-6)
+
+
+@pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
+@pytest.mark.parametrize('step', [89.0, -89.0, 20.0, -20.0, 400.0])
+def test_knots_may_differ_by_more_than_float32_can_raise_e_to(step, single):
+  """One segment: t = expm1(step r) / expm1(step), so r = log(1 + t expm1(step)) / step."""
+  with jax.enable_x64(not single):
+    module = schedules.KnotSchedule(knots=2, logsnr_max=1.0, logsnr_min=0.0)
+    params = {'logsnr_max': jnp.ones(()), 'logsnr_min': jnp.zeros(()),
+              'log_density': jnp.array([0.0, step])}
+    t = jnp.array([0.0, 1e-6, 0.1, 0.5, 0.9, 1.0])
+    at = lambda params: schedules.Bound(params, module)(t)
+    logsnr, slopes = jax.jit(at)(params), jax.jit(jax.jacrev(at))(params)
+  u = np.asarray(t, np.float64)
+  if step > 0:
+    r = 1.0 + np.log(np.maximum(u + (1.0 - u) * np.exp(-step), 1e-300)) / step
+  else:
+    r = np.log(1.0 - u + u * np.exp(step)) / step
+  inside = slice(1, -1)
+  np.testing.assert_allclose(logsnr[inside], 1.0 - r[inside], rtol=2e-6, atol=2e-6)
+  np.testing.assert_array_equal(logsnr[np.array([0, -1])], [1.0, 0.0])
+  np.testing.assert_allclose(slopes['logsnr_max'], logsnr, atol=1e-6)
+  np.testing.assert_allclose(slopes['logsnr_min'], 1.0 - logsnr, atol=1e-6)

@@ -139,6 +139,15 @@ def test_a_tabulated_density_of_the_error_is_optimal_and_unbiased(x64):
   np.testing.assert_allclose(variance, 0.0481 + added, rtol=0.01)
 
 
+@pytest.mark.parametrize('ends', [(14.0, -6.0), (14.0, -4.0), (12.0, -6.0)])
+def test_a_process_that_goes_beyond_the_table_of_a_density_has_its_own_bound(x64, ends):
+  process = GaussianProcess(schedules.Linear(*ends))
+  mass = times.tabulated(error_of_eps, HIGH, LOW, cells=60)
+  high, low = (np.log1p(STD**2 * np.exp(end)) for end in ends)
+  mean, _ = moments(process, times.by_mass(process, mass), pieces=2000)
+  np.testing.assert_allclose(mean, 0.5 * (high - low) / np.log(2), rtol=1e-4)
+
+
 def test_times_from_a_later_one_on_give_the_integral_from_there(x64):
   for first in (0.0, 0.3):
     mean, _ = moments(LINEAR, times.by_logsnr(LINEAR, first))

@@ -225,8 +225,8 @@ def test_edm_at_its_own_noise_levels_is_its_weighting_at_uniform_times_in_expect
 
 # ------------------------------------------------------- at the ends of time
 
-# Processes, and the limits at t = 0 and t = 1 of -1/2 dlogsnr/dt sigmoid(logsnr) w for w = 1 and for
-# w = sigmoid(1 - logsnr), of which the second is that of exp(1 - logsnr) where logsnr -> infinity.
+# Processes, and the limits at t = 0 and t = 1 of -1/2 dlogsnr/dt sigmoid(logsnr) w for w = 1, and
+# for w = sigmoid(1 - logsnr), which is exp(1 - logsnr) where logsnr -> infinity.
 _LOGISTIC = np.exp(1.0) / 2
 ENDS = {
     'flow': (RectifiedFlow(), (np.inf, 0), (0, 0)),
@@ -237,7 +237,8 @@ ENDS = {
     'logistic': (GaussianProcess(Sigmoid(0.0, 1.0, np.inf, -np.inf), sub_vp), (np.inf, 0.5),
                  (_LOGISTIC, 0.5)),
     'edm': (GaussianProcess(KarrasSigma(0.0, 80.0, 1.0), ve), (np.inf, None), (0, None)),
-    'table': (GaussianProcess(TableSchedule(np.array([np.inf, 1.0, -np.inf]))), (np.inf, 0), (0, 0)),
+    'table': (GaussianProcess(TableSchedule(np.array([np.inf, 1.0, -np.inf]))), (np.inf, 0),
+              (0, 0)),
     'no_signal': (Truncated.between(RectifiedFlow(), 5.0, -np.inf), (None, 0), (None, 0)),
     'trigonometric': (from_alpha_sigma(lambda t: jnp.cos(0.5 * jnp.pi * t),
                                        lambda t: jnp.sin(0.5 * jnp.pi * t)), (np.inf, 0), (0, 0)),

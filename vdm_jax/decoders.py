@@ -52,8 +52,8 @@ class Pixels:
   levels: int = static(default=256)
 
   def encode(self, data: Array) -> Array:
-    """Integers [B, ...] -> the centres of their bins in [-1, 1], float32."""
-    return 2.0 * (data.astype(jnp.float32) + 0.5) / self.levels - 1.0
+    """Integers [B, ...] -> the centres of their bins in [-1, 1], in the default precision."""
+    return 2.0 * (data.astype(jnp.result_type(float)) + 0.5) / self.levels - 1.0
 
   @property
   def to_ends(self) -> float:

@@ -157,7 +157,8 @@ def _inwards(t, logsnr, distance):
   """t, moved by `distance` off an end where its logsnr is infinite (at one pixel, of many)."""
   logsnr = jax.lax.stop_gradient(logsnr)
   end = jnp.where(jnp.isinf(logsnr), jnp.sign(logsnr), 0.0)
-  return t + distance * jnp.sign(jnp.sum(end, axis=range(t.ndim, logsnr.ndim)))
+  sign = jnp.sign(jnp.sum(end, axis=range(t.ndim, logsnr.ndim)))
+  return t + distance * sign.astype(t.dtype)
 
 
 def inside(process: Process, t: ArrayLike) -> Array:

@@ -565,8 +565,8 @@ class PinnedMonotone(nn.Module):
       h = nn.sigmoid((2.0 * u[..., None] - 1.0 - centre) * steepness)
       return u + jnp.mean(height * h, axis=-1)
 
-    first, last = raw(jnp.zeros(())), raw(jnp.ones(()))
     t = as_float(t)
+    first, last = raw(jnp.zeros((), t.dtype)), raw(jnp.ones((), t.dtype))
     u = (raw(t) - first) / (last - first)
     # Sums over features may round differently at t = 1 and in `last`; the ends are exact.
     u += jax.lax.stop_gradient(jnp.where((t == 0.0) | (t == 1.0), t - u, 0.0))
@@ -609,12 +609,20 @@ def _quantile(t, log_density):
   share = jax.nn.softmax(first + excess)
   edges = jnp.concatenate([jnp.zeros(1, share.dtype), jnp.cumsum(share)])
   i = jnp.sum(t[..., None] >= edges[1:-1], axis=-1)
-  s = (t - edges[i]) / share[i]
+  s = (t - edges[i]) / jnp.where(share[i] > 0.0, share[i], 1.0)  # one share is nearly all
   s += jax.lax.stop_gradient(jnp.clip(s, 0.0, 1.0) - s)  # of rounding; the slope stays
   # log(1 + s expm1(slope)) / slope: its series are the cumulants of a Bernoulli variable.
   slope, small = slope[i], small[i]
   p = s * (1.0 - s)
   series = s + p * slope * (0.5 + slope * ((1.0 - 2.0 * s) / 6.0 + slope * (1.0 - 6.0 * p) / 24.0))
-  away = jnp.where(small, 1.0, slope)
-  u = jnp.where(small, series, jnp.log1p(s * jnp.expm1(away)) / away)
+  # Where it falls steeply from the other end, where 1 - s keeps its digits.
+  falls = slope < -15.0
+  away = jnp.where(small, 1.0, jnp.where(falls, -slope, slope))
+  s = jnp.where(falls, 1.0 - s, s)
+  # Beyond 80 as away + log(s + (1 - s) exp(-away)): exp(away) itself overflows in float32.
+  steep, some = away > 80.0, jnp.where(s > 0.0, s, 1.0)
+  far = jnp.where(s > 0.0, 1.0 + jnp.log(some + (1.0 - some) * jnp.exp(-away)) / away, 0.0)
+  near = jnp.where(steep, 1.0, away)
+  u = jnp.where(steep, far, jnp.log1p(s * jnp.expm1(near)) / near)
+  u = jnp.where(small, series, jnp.where(falls, 1.0 - u, u))
   return (i + u) / len(share)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runt
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
@@ -41,7 +42,7 @@ def value(cls: type[_T]) -> type[_T]:
 
   `dataclasses.replace(value, field=...)` is the value with another field.
   """
-  made: Any = dataclasses.dataclass(frozen=True)(cls)
+  made: Any = dataclasses.dataclass(frozen=True, eq=False)(cls)
   fields = dataclasses.fields(made)
   leaves = [f.name for f in fields if f.metadata.get('pytree_node', True)]
   others = [f.name for f in fields if f.name not in leaves]
@@ -54,7 +55,27 @@ def value(cls: type[_T]) -> type[_T]:
     return made(**dict(zip(leaves, children, strict=True)), **dict(zip(others, aux, strict=True)))
 
   jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
+  made.__eq__, made.__hash__ = _equal, _hash
   return made
+
+
+def _is_array(leaf: Any) -> bool:
+  return isinstance(leaf, (jax.Array, np.ndarray))
+
+
+def _equal(a: Any, b: Any) -> Any:
+  """Of two values: numbers are compared, arrays are equal to themselves alone."""
+  if type(a) is not type(b):
+    return NotImplemented
+  (leaves, tree), (others, other_tree) = map(jax.tree.flatten, (a, b))
+  return tree == other_tree and all(
+      u is v or not (_is_array(u) or _is_array(v)) and type(u) is type(v) and u == v
+      for u, v in zip(leaves, others, strict=True))
+
+
+def _hash(a: Any) -> int:
+  leaves, tree = jax.tree.flatten(a)
+  return hash((tree, *(id(u) if _is_array(u) else hash(u) for u in leaves)))
 
 
 class Level(NamedTuple):

@@ -40,7 +40,7 @@ def check_limits(process: Process, weight: Weighting = weightings.vlb) -> None:
   Call it where an experiment is built; under `jit`, where values are unknown, it does nothing.
   """
   def coefficient(t):
-    # Of |v - v_hat|^2 on `vp`, which is of the order of 1 at both ends: |eps - eps_hat|^2 / alpha^2.
+    # Of |v - v_hat|^2 = |eps - eps_hat|^2 / alpha^2 on `vp`, which is of the order of 1 everywhere.
     level = process(t)
     return -0.5 * weight(level) * level.dlogsnr * jax.nn.sigmoid(level.logsnr)
 

@@ -92,11 +92,20 @@ def tabulated(density: Callable[[np.ndarray], np.ndarray], logsnr_max: float, lo
 
   density: [cells] -> [cells], above 0, of any sum; its values at the cells' middles are taken.  As
   the weights are those of the density in use, the number of cells is a matter of variance alone.
+  Beyond the table the density is that of its nearer end, so that a process which goes further, or a
+  learned one whose ends move, has all of its times drawn.
   """
   edges = np.linspace(logsnr_min, logsnr_max, cells + 1)
   shares = np.asarray(density(0.5 * (edges[1:] + edges[:-1])), np.float64)
   masses = np.concatenate([[0.0], np.cumsum(shares / shares.sum())])
-  return lambda logsnr: jnp.interp(logsnr, edges.astype(logsnr.dtype), masses.astype(logsnr.dtype))
+  low, high = np.diff(masses)[[0, -1]] / np.diff(edges)[[0, -1]]
+
+  def mass(logsnr):
+    table = jnp.interp(logsnr, edges.astype(logsnr.dtype), masses.astype(logsnr.dtype))
+    above, below = logsnr > edges[-1], logsnr < edges[0]
+    return (table + jnp.where(above, (logsnr - edges[-1]) * high, 0.0)
+            + jnp.where(below, (logsnr - edges[0]) * low, 0.0))
+  return mass
 
 
 @value
@@ -105,7 +114,7 @@ class Histogram:
   shares: Array
 
   def __call__(self, u: Array) -> tuple[Array, Array]:
-    edges = jnp.concatenate([jnp.zeros(1), jnp.cumsum(self.shares)])
+    edges = jnp.concatenate([jnp.zeros(1, self.shares.dtype), jnp.cumsum(self.shares)])
     edges /= edges[-1]
     bins = len(self.shares)
     i = jnp.clip(jnp.searchsorted(edges, u, side='right') - 1, 0, bins - 1)

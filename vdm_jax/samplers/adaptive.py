@@ -16,6 +16,7 @@ from jax.core import Tracer
 from vdm_jax.errors import InputError
 from vdm_jax.processes import time_of
 from vdm_jax.samplers.first_order import transition
+from vdm_jax.samplers.sampling import as_latent
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Process
 
 
@@ -46,6 +47,7 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 
   if not (isinstance(solver, diffrax.AbstractERK) and isinstance(tableau, diffrax.ButcherTableau)):
     raise InputError(f'solver = {type(solver).__name__}: an explicit Runge-Kutta method is needed, '
                      'e.g. diffrax.Dopri5(); an implicit one takes the Jacobian of the network.')
+  z = as_latent(z)
   t0, t1 = jnp.asarray(t0, z.dtype), jnp.asarray(t1, z.dtype)
   near_data = time_of(process, jnp.full_like(t0, -2.0 * jnp.log(0.1 * jnp.sqrt(atol))))
   inside = lambda t: jnp.where(process(t).sigma > 0.0, t, near_data)

@@ -80,11 +80,18 @@ def check_grid(times: ArrayLike, up: bool = False) -> None:
     raise InputError(f'times are all {times[0]:.6g}: a grid has at least one step.')
 
 
+def as_latent(z: Array) -> Array:
+  """z in float32, or float64 if it is: rounding z to bfloat16 is noise that no network removes."""
+  z = jnp.asarray(z)
+  return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+
+
 def _run(sampler, keys, z, times, trace):
   if not np.shape(keys) or np.shape(keys)[:1] != np.shape(z)[:1]:
     raise InputError(f'keys {np.shape(keys)}, z {np.shape(z)}: give keys [B] and z [B, ...], a key '
                      'for each image (jax.random.split(key, B)).')
-  times = jnp.asarray(times)
+  z = as_latent(z)
+  times = jnp.asarray(times, z.dtype)  # also integers, and float64 of a NumPy grid
   look = trace or (lambda state: None)
 
   def body(state, xs):
