@@ -29,8 +29,9 @@ from vdm_jax.typing import (
 )
 
 __all__ = ['GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated', 'diffuse', 'flow',
-           'from_alpha_sigma', 'inside', 'interpolated_std', 'learned_share', 'posterior', 'prior_kl',
-           'prior_std', 'sample_prior', 'sde', 'slopes', 'sub_vp', 'tau', 'time_of', 've', 'vp']
+           'from_alpha_sigma', 'inside', 'interpolated_std', 'learned_share', 'posterior',
+           'prior_kl', 'prior_std', 'sample_prior', 'sde', 'slopes', 'sub_vp', 'tau', 'time_of',
+           've', 'vp']
 
 # ----------------------------------------------------------------- curves
 

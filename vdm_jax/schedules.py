@@ -41,7 +41,7 @@ from vdm_jax.typing import (
 
 __all__ = ['BetaLinear', 'Bound', 'Cosine', 'GeometricSigma', 'KarrasSigma', 'KnotSchedule',
            'Laplace', 'LearnedLinear', 'Linear', 'Monotone', 'PinnedMonotone', 'SameAlpha',
-           'Shifted', 'Sigmoid', 'TableSchedule', 'check_decreasing', 'cosine_betas',
+           'Shifted', 'Sigmoid', 'TableSchedule', 'as_float', 'check_decreasing', 'cosine_betas',
            'largest_distance', 'linear_betas', 'ncsnv2_sigmas', 'shifted_cosine',
            'zero_terminal_snr']
 
