@@ -29,8 +29,8 @@ def errors() -> dict[str, list[str]]:
   for one in found:
     if one['severity'] == 'error':
       file = Path(one['file']).relative_to(ROOT).as_posix()
-      line = one['range']['start']['line'] + 1
-      out[file].append(f'{file}:{line}: {one["message"]} ({one.get("rule", "syntax")})')
+      line, message = one['range']['start']['line'] + 1, one['message'].splitlines()[0]
+      out[file].append(f'{file}:{line}: {message} ({one.get("rule", "syntax")})')
   return out
 
 

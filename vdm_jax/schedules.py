@@ -59,7 +59,7 @@ class Bound:
   module: nn.Module = static()
   keys: Array | None = None
 
-  def __call__(self, *args):
+  def __call__(self, *args: Any) -> Any:
     random: dict[str, Any] = {} if self.keys is None else {'keys': self.keys}
     return self.module.apply({'params': self.params}, *args, **random)
 
