@@ -24,7 +24,7 @@ from vdm_jax import devices, signals
 from vdm_jax.errors import InputError
 from vdm_jax.signals import leave
 
-__all__ = ['AHEAD', 'HEARTBEAT', 'fail', 'leave', 'start', 'stopping']
+__all__ = ['AHEAD', 'HEARTBEAT', 'QUIET', 'fail', 'start', 'stopping']
 
 HEARTBEAT = 30  # seconds without one after which a process is lost
 QUIET = 5  # seconds of waiting for the others after which a process says so

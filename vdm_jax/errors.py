@@ -2,7 +2,7 @@
 import difflib
 from typing import Any
 
-__all__ = ['InputError', 'require', 'require_at_least']
+__all__ = ['InputError', 'require', 'require_at_least', 'require_choice']
 
 
 class InputError(ValueError):

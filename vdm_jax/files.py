@@ -9,7 +9,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 
-__all__ = ['read_json', 'save_npz', 'whole', 'write_text']
+__all__ = ['probe', 'read_json', 'save_npz', 'whole', 'write_text']
 
 
 @contextlib.contextmanager

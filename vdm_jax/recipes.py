@@ -6,6 +6,9 @@ CIFAR-10.
 """
 import ml_collections
 
+__all__ = ['Config', 'IMAGES', 'cifar10', 'digits', 'fine_tuning', 'imagenet', 'mnist', 'plane',
+           'published']
+
 Config = ml_collections.ConfigDict
 
 

@@ -14,6 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+__all__ = ['GRACE', 'STOPPING', 'caught', 'ending', 'exit_code', 'lasting_output', 'leave', 'name',
+           'say']
+
 # Ctrl-C; the notice that a cluster gives; a terminal that closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 1.0  # seconds for Python's own way out

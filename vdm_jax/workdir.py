@@ -25,8 +25,8 @@ from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
 
-__all__ = ['RUN_FIELDS', 'Trained', 'begun', 'import_config', 'load', 'load_trained', 'open_config',
-           'prepare', 'read_config', 'source']
+__all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'import_config', 'load',
+           'load_trained', 'open_config', 'prepare', 'read_config', 'source']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.memory_gb', 'data.workers', 'model.scan',
