@@ -1,6 +1,6 @@
 """Measures a config: its speed, what it costs to compile, its precision, its memory, its scaling.
 
-  python scripts/benchmark.py train --config=configs/cifar10/vdm.py --n_layer=4 --embd=64 --batch=8
+  python scripts/benchmark.py train --config=configs/cifar10/vdm.py --blocks=4 --features=64
   python scripts/benchmark.py train --config=configs/cifar10/vdm.py --json > train.json
   python scripts/benchmark.py eval --workdir=runs/digits
   python scripts/benchmark.py sample --config=configs/digits/vdm.py --sampler_steps=100
@@ -24,15 +24,14 @@ from vdm_jax.benchmark import memory, precision, report, scaling, speed
 from vdm_jax.errors import InputError
 
 CONFIG = cli.config_flag()
-WORKDIR = flags.DEFINE_string('workdir', '', 'eval, sample, precision: a run, in the place of '
-                              '--config.')
-N_LAYER = flags.DEFINE_integer('n_layer', None, 'In the place of config.model.blocks.')
-EMBD = flags.DEFINE_integer('embd', None, 'In the place of config.model.features.')
-BATCH = flags.DEFINE_integer('batch', None, 'In the place of config.data.batch_size: images, or '
-                             'for eval and precision evaluations of the network, at a time; '
-                             'scaling: images on each device.')
-STEPS = flags.DEFINE_integer('steps', None, 'Measured repetitions; default: what 20 s hold, at '
-                             'least 3.')
+WORKDIR = cli.run_directory('eval, sample, precision: a run, in the place of --config.')
+BLOCKS = flags.DEFINE_integer('blocks', None, 'In the place of config.model.blocks.')
+FEATURES = flags.DEFINE_integer('features', None, 'In the place of config.model.features.')
+BATCH_SIZE = flags.DEFINE_integer(
+    'batch_size', None, 'In the place of config.data.batch_size: images, or for eval and precision '
+    'evaluations of the network, at a time; scaling: images on each device.')
+REPETITIONS = flags.DEFINE_integer('repetitions', None, 'Measured ones; default: what 20 s hold, '
+                                   'at least 3.')
 WARM_UP = flags.DEFINE_integer('warm_up', 1, 'Repetitions before, not measured.')
 COLD = flags.DEFINE_bool('cold', False, 'train: compile without the persistent cache.')
 PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'What one device can do; default: as stated of it, '
@@ -40,7 +39,7 @@ PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'What one device can do; default: 
 TIMES = flags.DEFINE_integer('times', 32, 'eval, precision: evaluations of the network for each '
                              'image.')
 SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: of the ancestral sampler.')
-DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: values of n_layer.')
+DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: values of --blocks.')
 START = flags.DEFINE_bool('start', True, 'compile: also the time from start to first step.')
 SPLIT = flags.DEFINE_string('split', 'test', 'precision: train, validation or test.')
 EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: only the first so many images.')
@@ -48,30 +47,33 @@ REPEATS = flags.DEFINE_integer('repeats', 1, 'precision: independent repetitions
 AVERAGE = flags.DEFINE_string('average', '', "precision: an EMA of the config, or 'raw'; ours: the "
                               'longest.')
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the lists of rows as tables of Markdown.')
-DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are: config.data.data_dir.')
+DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are: config.data.data_dir.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else there.')
 
 
-def of_config(n_layer: int | None = None) -> speed.Subject:
+def of_config(blocks: int | None = None) -> speed.Subject:
   if CONFIG.value is None:
     raise InputError('--config: name a config file' + (
         '; this command takes no --workdir.' if WORKDIR.value else '.'))
   if DATA_DIR.value:
     CONFIG.value.data.data_dir = DATA_DIR.value
-  return speed.of_config(cli.config_file(), CONFIG.value, embd=EMBD.value, batch=BATCH.value,
-                         n_layer=N_LAYER.value if n_layer is None else n_layer)
+  return speed.of_config(cli.config_file(), CONFIG.value, features=FEATURES.value,
+                         batch_size=BATCH_SIZE.value,
+                         blocks=BLOCKS.value if blocks is None else blocks)
 
 
 def of_run_or_config() -> speed.Subject:
   if not WORKDIR.value:
     return of_config()
-  if CONFIG.value is not None or N_LAYER.value is not None or EMBD.value is not None:
-    raise InputError('--workdir: a run has its config; leave out --config, --n_layer and --embd.')
-  return speed.of_run(WORKDIR.value, batch=BATCH.value, data_dir=DATA_DIR.value)
+  if CONFIG.value is not None or BLOCKS.value is not None or FEATURES.value is not None:
+    raise InputError('--workdir: a run has its config; leave out --config, --blocks and '
+                     '--features.')
+  return speed.of_run(WORKDIR.value, batch_size=BATCH_SIZE.value,
+                      data_dir=DATA_DIR.value or '')
 
 
 def repetitions() -> dict:
-  return {'steps': STEPS.value, 'warm_up': WARM_UP.value}
+  return {'repetitions': REPETITIONS.value, 'warm_up': WARM_UP.value}
 
 
 def train() -> dict:
@@ -100,8 +102,8 @@ def compilation() -> dict:
   if START.value and CONFIG.value is not None:  # before this process takes the accelerator
     given = [arg for arg in sys.argv[1:] if arg.startswith(('--config', '--data_dir='))]
     given += [f'--config.{field}={value}' for field, value in [
-        ('model.blocks', N_LAYER.value), ('model.features', EMBD.value),
-        ('data.batch_size', BATCH.value)] if value is not None]
+        ('model.blocks', BLOCKS.value), ('model.features', FEATURES.value),
+        ('data.batch_size', BATCH_SIZE.value)] if value is not None]
     start = speed.start_to_first_step(
         [sys.executable, str(cli.ROOT / 'scripts' / 'train.py'), *given])
   return speed.compilation([of_config(depth) for depth in depths], start=start)
@@ -114,8 +116,8 @@ def compare_precisions() -> dict:
     raise InputError('--workdir: a run has its config; leave out --config.')
   return precision.compare(
       WORKDIR.value, split=SPLIT.value, examples=EXAMPLES.value, repeats=REPEATS.value,
-      times=TIMES.value, average=AVERAGE.value, data_dir=DATA_DIR.value,
-      **({} if BATCH.value is None else {'batch_size': BATCH.value}))
+      times=TIMES.value, average=AVERAGE.value, data_dir=DATA_DIR.value or '',
+      **({} if BATCH_SIZE.value is None else {'batch_size': BATCH_SIZE.value}))
 
 
 def account_for_memory() -> dict:
@@ -129,8 +131,9 @@ def rehearse_scaling() -> dict:
   if CONFIG.value is None:
     raise InputError('--config: name a config file.')
   scaling.simulate(max(scaling.DEVICES))
-  return scaling.scaling(cli.config_file(), CONFIG.value, n_layer=N_LAYER.value, embd=EMBD.value,
-                         **({} if BATCH.value is None else {'batch': BATCH.value}))
+  return scaling.scaling(cli.config_file(), CONFIG.value, blocks=BLOCKS.value,
+                         features=FEATURES.value,
+                         **({} if BATCH_SIZE.value is None else {'batch_size': BATCH_SIZE.value}))
 
 
 COMMANDS = {'train': train, 'eval': evaluate, 'sample': sample, 'data': data,

@@ -63,7 +63,7 @@ def certify(job: tuple[str, str]) -> list[Row]:
   kind, name = job
   if kind == 'equality':
     return certification.equality(name, equalities()[name])
-  entry = sampler_list.choose(name)
+  entry = sampler_list.SAMPLERS[name]
   if kind == 'one step':  # the best variance is exact for a Gaussian whatever the steps
     return certification.certify(bind(entry), name=f'{name}, one step', models=['gaussian'],
                                  curves=certification.FINITE, steps=[1], tolerance=0.0, draws=4096)
@@ -77,8 +77,6 @@ def certify(job: tuple[str, str]) -> list[Row]:
 
 def jobs(names: list[str]) -> list[tuple[str, str]]:
   """Of these samplers; of all of them also what they are equal to."""
-  for name in names:
-    sampler_list.choose(name)
   own = [('sampler', name) for name in names]
   own += [('one step', name) for name in names
           if sampler_list.SAMPLERS[name].needs == 'variances']
@@ -167,7 +165,8 @@ def main():
   # float64 is needed, and a process for each core: not a thing for an accelerator.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
-  rows = certify_all(jobs(SAMPLERS.value or list(sampler_list.SAMPLERS)))
+  names = [sampler_list.called(name) for name in SAMPLERS.value]
+  rows = certify_all(jobs(names or list(sampler_list.SAMPLERS)))
   if JSON.value:
     print(json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False))
   elif MARKDOWN.value:

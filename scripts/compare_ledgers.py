@@ -8,7 +8,7 @@ import cli
 import rich.table
 from absl import flags
 
-from vdm_jax import runs
+from vdm_jax import files, runs
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import comparison
 from vdm_jax.train import metrics
@@ -19,7 +19,8 @@ MARKDOWN = flags.DEFINE_bool('markdown', False, 'As a table of Markdown.')
 def main(directories):
   if not directories:
     raise InputError('name the directories of one or more runs that were evaluated.')
-  header, *lines = comparison.comparison_cells(runs.evaluated(directories))
+  header, *lines = comparison.comparison_cells(runs.evaluated(
+      [files.run_directory('workdir', directory) for directory in directories]))
   if MARKDOWN.value:
     print(comparison.markdown([header, *lines]))
     return

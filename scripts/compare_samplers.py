@@ -8,7 +8,7 @@ import numpy as np
 import sampler_list
 from absl import flags
 
-from vdm_jax import pictures, workdir
+from vdm_jax import files, pictures, workdir
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import comparison
 from vdm_jax.runs import needs
@@ -19,8 +19,9 @@ SAMPLERS = {name: entry for name, entry in sampler_list.SAMPLERS.items()
             if not entry.needs and entry.evaluations}
 USUAL = ['ancestral', 'ddim', 'heun', 'edm', 'dpmpp_2m', 'dpmpp_2m_sde', 'deis_t2', 'unipc_2']
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
-OUT = flags.DEFINE_string('out', '', 'A .png; default: samplers.png in the workdir.')
+WORKDIR = cli.run_directory()
+OUT = cli.path('out', 'A .png; default: samplers.png in the workdir.')
+OVERWRITE = cli.overwrite()
 CHOSEN = flags.DEFINE_list('samplers', USUAL, f'Of {", ".join(SAMPLERS)}.')
 EVALUATIONS = flags.DEFINE_list('evaluations', ['5', '10', '20', '50'],
                                 'Of the network, for one image.')
@@ -29,22 +30,22 @@ SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
 AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.')
-DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are, if not where they were.')
+DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
 
 
 def main():
-  unknown = [name for name in CHOSEN.value if name not in SAMPLERS]
+  chosen = [sampler_list.called(name) for name in CHOSEN.value]
+  unknown = [name for name in chosen if name not in SAMPLERS]
   if unknown:
     raise InputError(f'--samplers={",".join(unknown)}: choose of {", ".join(SAMPLERS)}.')
   evaluations = cli.integers('evaluations', EVALUATIONS.value)
   for flag, least, value in [('evaluations', 1, min(evaluations, default=0)),
                              ('count', 2, COUNT.value), ('batch_size', 1, BATCH_SIZE.value)]:
     require_at_least(flag, value, least)
-  out = OUT.value or f'{WORKDIR.value}/samplers.png'
-  if not out.endswith('.png'):
-    raise InputError(f'--out={out}: a file ending in .png.')
+  out = files.output('out', OUT.value or f'{WORKDIR.value}/samplers.png', '.png',
+                     overwrite=OVERWRITE.value)
   trained = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
-                                 data_dir=DATA_DIR.value)
+                                 data_dir=DATA_DIR.value or '')
   needs.require(trained.experiment.model(trained.params), 'compare_samplers', WORKDIR.value)
   test, train = (trained.experiment.data.split(name) for name in ('test', 'train'))
 
@@ -59,14 +60,14 @@ def main():
   found = comparison.compare(
       trained.experiment.model, trained.params,
       {name: comparison.Entrant(SAMPLERS[name].make, SAMPLERS[name].times)
-       for name in CHOSEN.value},
+       for name in chosen},
       evaluations=evaluations, count=COUNT.value, test=evenly(test), train=evenly(train),
       cond=cond, seed=SEED.value, batch_size=BATCH_SIZE.value)
   metrics.show(comparison.table(found))
   if jax.process_index() == 0:
     pictures.save_png(out, comparison.picture(found))
-    print(out)
+  cli.wrote(out)
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['workdir'])
+  cli.run(main, required={'workdir': 'runs/digits'})

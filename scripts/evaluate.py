@@ -15,7 +15,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.ledger import families, family
 from vdm_jax.train import metrics
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
+WORKDIR = cli.run_directory()
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
 ESTIMATES = flags.DEFINE_list('estimates', ['vlb'], f'Of {families.ACCEPTED}; vlb is always '
                               'there.')
@@ -37,10 +37,10 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 512, 'Evaluations of the network
 EXAMPLES = flags.DEFINE_integer('examples', None, 'Only the first so many images.')
 REPORT = flags.DEFINE_bool('report', False, 'Only print the ledger of the main evaluation of '
                            '--split.')
-OUT = flags.DEFINE_string('out', '', 'The directory for the files, if not that of the run.')
+OUT = cli.path('out', 'The directory for the files, if not that of the run.')
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Also a ledger of the same images and weights '
                               'with more rows or draws.')
-DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are, if not where they were.')
+DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
 
 
 OPTIONS = (REPEATS, TIMES, IMPORTANCE, TOLERANCE, START, PROBES, PROBE, SEED, BATCH_SIZE)
@@ -53,7 +53,7 @@ def evaluated(run: Path, out: str | Path) -> ledger.Ledger:
     return found
   return runs.evaluate(
       run, split=SPLIT.value, estimates=ESTIMATES.value, schedules=SCHEDULES.value,
-      average=AVERAGE.value, step=STEP.value, examples=EXAMPLES.value, data_dir=DATA_DIR.value,
+      average=AVERAGE.value, step=STEP.value, examples=EXAMPLES.value, data_dir=DATA_DIR.value or '',
       out=out, overwrite=OVERWRITE.value, show=show, **{of.name: of.value for of in OPTIONS})
 
 
@@ -69,9 +69,9 @@ def main():
   if ledgers:
     metrics.show(ledger.over_seeds(ledgers))
   else:
-    evaluated(Path(WORKDIR.value), OUT.value)
+    evaluated(Path(WORKDIR.value), OUT.value or '')
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['workdir'],
+  cli.run(main, required={'workdir': 'runs/digits'},
           kept='Nothing of this evaluation is kept, and what an earlier one wrote stays.')

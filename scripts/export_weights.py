@@ -5,21 +5,26 @@
 Writes digits.safetensors, whose names are those of the parameters here joined by '/', and
 digits.json, the config, the step and the average.
 """
+from pathlib import Path
+
 import cli
 from absl import flags
 
 from vdm_jax.weights import exporting
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
-OUT = flags.DEFINE_string('out', None, 'The .safetensors to write.')
+WORKDIR = cli.run_directory()
+OUT = cli.path('out', 'The .safetensors to write.')
+OVERWRITE = cli.overwrite()
 AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 
 
 def main():
-  trained = exporting.export(WORKDIR.value, OUT.value, average=AVERAGE.value, step=STEP.value)
-  print(f'{OUT.value}: step {trained.step}, average {trained.average}')
+  trained = exporting.export(WORKDIR.value, OUT.value, average=AVERAGE.value, step=STEP.value,
+                             overwrite=OVERWRITE.value)
+  print(f'step {trained.step}, average {trained.average}')
+  cli.wrote(OUT.value, Path(OUT.value).with_suffix('.json'))
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['workdir', 'out'], alone=True)
+  cli.run(main, required={'workdir': 'runs/digits', 'out': 'digits.safetensors'}, alone=True)

@@ -14,8 +14,8 @@ from absl import flags
 from vdm_jax.weights import importing
 
 SOURCE = flags.DEFINE_enum('source', None, sorted(importing.SOURCES), 'Where the file is from.')
-IN = flags.DEFINE_string('in', None, 'The file of weights.')
-OUT = flags.DEFINE_string('out', None, 'The directory of the run to be made.')
+IN = cli.path('in', 'The file of weights.')
+OUT = cli.run_directory('The directory of the run to be made.', 'out')
 MODEL = flags.DEFINE_string('model', '', "Which of the source's models it is; default: as the file "
                             'is called.')
 
@@ -23,8 +23,10 @@ MODEL = flags.DEFINE_string('model', '', "Which of the source's models it is; de
 def main():
   found = importing.import_weights(SOURCE.value, IN.value, OUT.value, cli.ROOT / 'configs',
                                    MODEL.value)
-  print(f'{OUT.value}: {found.model}, {found.parameters:,} parameters, {found.config}')
+  print(f'{found.model}, {found.parameters:,} parameters, {found.config}')
+  cli.wrote(OUT.value, then=cli.command('sample.py', workdir=OUT.value, out='samples.png'))
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['source', 'in', 'out'], alone=True)
+  cli.run(main, required={
+      'source': 'score-sde', 'in': 'checkpoint_8.pth', 'out': 'runs/ddpmpp'}, alone=True)

@@ -1,12 +1,13 @@
 """Learns schedules by the variance of the bound's estimate on Gaussian data, or measures a run's.
 
-  python scripts/learn_schedule.py                         # a minute; docs/schedules.png
+  python scripts/learn_schedule.py --out=schedules.png     # a minute
   python scripts/learn_schedule.py --workdir=runs/digits_schedule
 
 The first has exact numbers, and compares what was learned with the best there is.  The second
 evaluates a trained network, on random images of its test split, under its own schedule and under
 others between the same ends.  Both are about the diffusion term alone.
 """
+from pathlib import Path
 from typing import NamedTuple
 
 import cli
@@ -16,23 +17,24 @@ import rich.table
 from absl import flags
 from matplotlib.figure import Figure
 
-from vdm_jax import pictures, schedules, workdir
-from vdm_jax.errors import InputError, require_at_least
+from vdm_jax import files, pictures, schedules, workdir
+from vdm_jax.errors import require_at_least
 from vdm_jax.likelihood import spread
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import needs
 from vdm_jax.systems.variational import gaussian
 from vdm_jax.train import metrics
 
-WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of a run to measure; none: learn.')
-OUT = flags.DEFINE_string('out', '', 'A .png; default: schedules.png, in docs or in the workdir.')
-STEPS = flags.DEFINE_integer('steps', 1000, 'Of learning.')
+WORKDIR = cli.run_directory('The directory of a run to measure; none: learn.')
+OUT = cli.path('out', 'A .png; default: schedules.png, here or in the workdir.')
+OVERWRITE = cli.overwrite()
+TRAIN_STEPS = flags.DEFINE_integer('train_steps', 1000, 'Of learning.')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'B of the estimates whose variance is shown.')
 REPEATS = flags.DEFINE_integer('repeats', 100, 'Batches for each schedule of a run.')
 AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 SEED = flags.DEFINE_integer('seed', 0, 'Of all draws.')
-DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are, if not where they were.')
+DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
 
 OWN = "the run's own"
 LEARNED = {'learned, pinned monotone': schedules.PinnedMonotone(),
@@ -51,7 +53,7 @@ class Line(NamedTuple):
 def on_gaussian_data() -> dict[str, Line]:
   with jax.enable_x64(True):
     processes = spread.published(GaussianProcess(schedules.Linear()))
-  processes.update({name: gaussian.learn(schedule, STEPS.value, seed=SEED.value)
+  processes.update({name: gaussian.learn(schedule, TRAIN_STEPS.value, seed=SEED.value)
                     for name, schedule in LEARNED.items()})
   t = np.linspace(0.0, 1.0, 2001)
   table = rich.table.Table('schedule', 'mean', 'variance, i.i.d. t',
@@ -73,7 +75,7 @@ def on_gaussian_data() -> dict[str, Line]:
 
 def of_run() -> dict[str, Line]:
   trained = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
-                                 data_dir=DATA_DIR.value)
+                                 data_dir=DATA_DIR.value or '')
   model, params = trained.experiment.model, trained.params
   needs.require(model(params), 'learn_schedule', WORKDIR.value)
   models = {OWN: model, **spread.under_published(model, params)}
@@ -124,17 +126,15 @@ def picture(lines: dict[str, Line]) -> Figure:
 
 
 def main():
-  for flag, least, value in [('steps', 2, STEPS.value), ('batch_size', 1, BATCH_SIZE.value),
-                             ('repeats', 2, REPEATS.value)]:
+  for flag, least, value in [('train_steps', 2, TRAIN_STEPS.value),
+                             ('batch_size', 1, BATCH_SIZE.value), ('repeats', 2, REPEATS.value)]:
     require_at_least(flag, value, least)
-  out = OUT.value or (f'{WORKDIR.value}/schedules.png' if WORKDIR.value
-                      else str(cli.ROOT / 'docs' / 'schedules.png'))
-  if not out.endswith('.png'):
-    raise InputError(f'--out={out}: a file ending in .png.')
+  out = files.output('out', OUT.value or Path(WORKDIR.value or '.', 'schedules.png'), '.png',
+                     overwrite=OVERWRITE.value)
   figure = picture(of_run() if WORKDIR.value else on_gaussian_data())
   if jax.process_index() == 0:
     pictures.save_png(out, figure)
-    print(out)
+  cli.wrote(out)
 
 
 if __name__ == '__main__':

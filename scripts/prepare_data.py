@@ -6,20 +6,23 @@
 The archives are downloaded, or read from where they are already.  It can be run again.
 """
 import cli
-from absl import app, flags
+from absl import flags
 
+from vdm_jax import files
 from vdm_jax.data import prepare
+from vdm_jax.errors import InputError
 
-DATA_DIR = flags.DEFINE_string(
-    'data_dir', '', 'Where data sets live.  Empty: $TFDS_DATA_DIR, ~/tensorflow_datasets.')
+DATA_DIR = cli.path(
+    'data_dir', 'Where data sets live; default: $TFDS_DATA_DIR, ~/tensorflow_datasets.')
 FROM = flags.DEFINE_list(
     'from', [], 'The official archives, or folders that hold them, separated by commas.')
 
 
 def main(names):
   if len(names) != 1:
-    raise app.UsageError('name one data set: cifar10, mnist or digits')
-  print(prepare.prepare(names[0], DATA_DIR.value, FROM.value))
+    raise InputError('name one data set: cifar10, mnist or digits')
+  print(prepare.prepare(names[0], DATA_DIR.value or '',
+                        [str(files.given('from', each)) for each in FROM.value]))
 
 
 if __name__ == '__main__':

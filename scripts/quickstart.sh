@@ -9,7 +9,8 @@ run=runs/digits
 "$python" scripts/train.py --config=configs/digits/vdm.py --workdir="$run" --data_dir=data
 if ! "$python" scripts/evaluate.py --workdir="$run" --report 2>/dev/null; then
   rm -f "$run/ledger.json"  # of other weights; it comes last, so it vouches for the pictures
-  "$python" scripts/sample.py --workdir="$run" --steps=250 --count=64 --out="$run/samples.png"
+  "$python" scripts/sample.py --workdir="$run" --steps=250 --count=64 --out="$run/samples.png" \
+    --overwrite
   "$python" scripts/evaluate.py --workdir="$run" --split=test --repeats=3
 fi
 echo "Pictures: $run/samples.png, $run/curves.png, $run/bits_by_noise.png."

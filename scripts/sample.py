@@ -3,20 +3,23 @@
   python scripts/sample.py --workdir=runs/digits --sampler=ddim --steps=50 --out=samples.png
 """
 import cli
+import jax
 import sampler_list
 from absl import flags
 
 from vdm_jax import runs
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
-OUT = flags.DEFINE_string('out', None, 'A .png to look at, or an .npz, resumed where it was left.')
+WORKDIR = cli.run_directory()
+OUT = cli.path('out', 'A .png to look at, or an .npz, resumed where it was left.')
+OVERWRITE = cli.overwrite()
 SAMPLER = flags.DEFINE_string('sampler', 'ancestral', sampler_list.describe())
 STEPS = flags.DEFINE_integer('steps', None, 'Steps of the grid; default: 250.')
 GRID = flags.DEFINE_string(
     'grid', '', f'{", ".join(sampler_list.GRIDS)}; the last five and '
     "iddpm:10,10,5 select from a chain of 1000; or times of your own, 1,0.7,0.3,0 or a .npy file.  "
     "Default: the sampler's own, for most uniform.")
-TRACE = flags.DEFINE_string('trace', '', 'Also a .png of the first images on their way.')
+ETA = flags.DEFINE_float('eta', None, 'Of ddim: its noise, from 0 (none) to 1 (that of ancestral).')
+TRACE = cli.path('trace', 'Also a .png of the first images on their way.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
 LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
@@ -30,19 +33,26 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
 
 def main():
   # A run that draws its own samples is to be asked for none by name.
-  method = (sampler_list.method(SAMPLER.value, STEPS.value, GRID.value)
-            if any(flag.present for flag in (SAMPLER, STEPS, GRID)) else None)
+  method = (sampler_list.method(SAMPLER.value, STEPS.value, GRID.value, ETA.value)
+            if any(flag.present for flag in (SAMPLER, STEPS, GRID, ETA)) else None)
   evaluations = runs.sample(
       WORKDIR.value, OUT.value, method=method, count=COUNT.value, seed=SEED.value,
       label=LABEL.value, average=AVERAGE.value, step=STEP.value, batch_size=BATCH_SIZE.value,
-      trace=TRACE.value, guided=sampler_list.guidance(GUIDANCE.value))
-  print(OUT.value + {None: '', 0: ': all images were there already'}.get(
-      evaluations, f': {evaluations} evaluations of the network for each image'))
-  if TRACE.value:
-    print(TRACE.value)
+      trace=TRACE.value, guided=sampler_list.guidance(GUIDANCE.value),
+      overwrite=OVERWRITE.value)
+  if jax.process_index() == 0 and evaluations:
+    print(f'{evaluations} evaluations of the network for each image')
+  then = cli.command('score_samples.py', samples=OUT.value, reference='digits',
+                     features='pixels') if OUT.value.endswith('.npz') else ''
+  if evaluations == 0:
+    print(f'{OUT.value}: all images were there already')
+    if TRACE.value:
+      cli.wrote(TRACE.value)
+  else:
+    cli.wrote(*filter(None, (OUT.value, TRACE.value)), then=then)
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['workdir', 'out'],
+  cli.run(main, required={'workdir': 'runs/digits', 'out': 'samples.png'},
           kept='Of an .npz whole batches are kept, and the same command goes on from there; of a '
                '.png nothing is.')

@@ -4,15 +4,18 @@ One dictionary, read by sample.py, compare_samplers.py and certify.py.  A sample
 no entry: in Python, `samplers.sample(mine(denoise, process), ...)` and `certify(mine, order=2)`.
 """
 import difflib
+import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import processes, runs
+from vdm_jax import files, processes, runs
 from vdm_jax.certification import FINITE
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.guidance import Guidance
@@ -288,19 +291,56 @@ def describe() -> str:
   return 'One of (paper; evaluations of the network; use)\n' + '\n'.join(lines) + '\n'
 
 
-def choose(name: str) -> Entry:
-  """The entry of this name.  Raises InputError."""
-  if name not in SAMPLERS:
-    near = difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
+# What the same method is called elsewhere: without its signs, and with pp for ++.
+ALIASES = {
+    'ddpm': 'ancestral', 'ddpmlarge': 'ancestral_large', 'iddpm': 'ancestral_learned',
+    'eulera': 'ancestral', 'eulerancestral': 'ancestral', 'keuler': 'ddim', 'eulerdiscrete': 'ddim',
+    'dpmsolver1': 'ddim', 'eulersde': 'euler_maruyama', 'analyticddpm': 'analytic_dpm',
+    'dpmsolverpp': 'dpmpp_2m', 'dpmsolverpp2m': 'dpmpp_2m', 'dpmsolverpp3m': 'dpmpp_3m',
+    'dpmsolverpp2s': 'dpmpp_2s', 'dpmsolverpp3s': 'dpmpp_3s', 'sdedpmsolverpp2m': 'dpmpp_2m_sde',
+    'unipc': 'unipc_2', 'tab1': 'deis_t1', 'tab2': 'deis_t2', 'tab3': 'deis_t3',
+    'deistab1': 'deis_t1', 'deistab2': 'deis_t2', 'deistab3': 'deis_t3',
+    'rhoab1': 'deis_rho1', 'rhoab2': 'deis_rho2', 'rhoab3': 'deis_rho3',
+    'rk45': 'adaptive_ode', 'dopri5': 'adaptive_ode', 'kheun': 'edm', 'heundiscrete': 'edm',
+}
+
+
+def _letters(name: str) -> str:
+  return re.sub('[^a-z0-9]', '', name.lower().replace('++', 'pp'))
+
+
+def called(name: str) -> str:
+  """The name here of a sampler, which is said where it is another one.  Raises InputError."""
+  if name in SAMPLERS:
+    return name
+  own = {_letters(known): known for known in SAMPLERS}
+  known = own.get(_letters(name)) or ALIASES.get(_letters(name))
+  if known is None:
+    cited = [known for known, entry in SAMPLERS.items()
+             if re.search(rf'\b{re.escape(name)}\b', entry.paper, re.IGNORECASE)]
+    near = cited[:3] or difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
     raise InputError(f'no sampler is called {name!r}'
                      + (f'; did you mean {" or ".join(near)}?' if near else '.')
                      + ' sample.py --help lists them.')
-  return SAMPLERS[name]
+  if jax.process_index() == 0:
+    print(f'{name} is called {known} here ({SAMPLERS[known].paper}).', file=sys.stderr)
+  return known
 
 
-def method(name: str, steps: int | None = None, grid: str = '') -> runs.Method:
-  """The sampler of this name for a trained run, by default in 250 steps.  Raises InputError."""
-  entry = choose(name)
+def method(name: str, steps: int | None = None, grid: str = '', eta: float | None = None
+           ) -> runs.Method:
+  """The sampler of this name for a trained run, by default in 250 steps.
+
+  eta: of ddim, its noise.  Raises InputError.
+  """
+  name = called(name)
+  entry = SAMPLERS[name]
+  if eta is not None:
+    if name != 'ddim':
+      raise InputError('eta', eta, f'--sampler={name} has no eta', 'leave it out, or choose ddim')
+    if not 0.0 <= eta <= 1.0:
+      raise InputError('eta', eta, 'it is from 0 (no noise) to 1 (ancestral)', 'give one of these')
+    name, entry = f'ddim_eta_{eta:g}', entry._replace(make=partial(entry.make, eta=eta))
   if entry.needs in MISSING:
     raise InputError(f'--sampler={name} needs {MISSING[entry.needs]}: use it from Python.')
   require_at_least('steps', steps)
@@ -337,9 +377,13 @@ def _read(grid: str) -> np.ndarray:
   try:
     if grid.startswith('iddpm:'):
       return grids.on_table(grids.iddpm(grid.removeprefix('iddpm:'), 1000), 1000)
-    times = np.load(grid) if Path(grid).suffix == '.npy' else np.array(
-        [float(time) for time in grid.split(',')])
-    return grids.array(times)
+    if Path(grid).suffix != '.npy':
+      return grids.array(np.array([float(time) for time in grid.split(',')]))
+    file = files.given('grid', grid)
+    if file.is_file() and not file.read_bytes().startswith(b'\x93NUMPY'):
+      raise InputError('it is no file of NumPy; write it by numpy.save, or give the times '
+                       'themselves, separated by commas.')
+    return grids.array(np.load(file))
   except (OSError, ValueError) as error:
     reason = f'{error}' if isinstance(error, InputError) else (
         f'choose {", ".join(GRIDS)}, iddpm:SECTIONS, or times from 1 to 0, separated by commas or '

@@ -15,7 +15,7 @@ from absl import flags
 from vdm_jax.benchmark import speed, summary
 
 CONFIG = cli.config_flag()
-DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are: config.data.data_dir.')
+DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are: config.data.data_dir.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 
 
@@ -45,4 +45,4 @@ def _cells(row: summary.Row) -> list[str]:
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['config'], alone=True)
+  cli.run(main, required={'config': 'configs/digits/vdm.py'}, alone=True)

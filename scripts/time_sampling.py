@@ -1,14 +1,13 @@
 """Compares ways to draw t: the variance of the diffusion term's estimates, in one table.
 
   python scripts/time_sampling.py                      (Gaussian data, the optimal denoiser)
-  python scripts/time_sampling.py --workdir=runs/digits_small --json=times.json
+  python scripts/time_sampling.py --workdir=runs/digits_small --out=times.json
 
 Without a run: 3,072 dimensions of variance 0.25, log-SNR from 13.3 to -5 by three schedules; exact
 but for the histories, which are drawn.  With one: its network, its schedule and random images of
 --split.
 """
 import json
-from pathlib import Path
 
 import cli
 import jax
@@ -17,7 +16,7 @@ import rich.box
 import rich.table
 from absl import flags
 
-from vdm_jax import schedules, workdir
+from vdm_jax import files, schedules, workdir
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import spread
 from vdm_jax.objectives import idode, times
@@ -26,16 +25,17 @@ from vdm_jax.runs import needs
 from vdm_jax.systems.variational import gaussian
 from vdm_jax.train import metrics
 
-WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of a run; none: Gaussian data.')
+WORKDIR = cli.run_directory('The directory of a run; none: Gaussian data.')
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
-BATCH = flags.DEFINE_integer('batch', 128, 'Draws whose times are spread together.')
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 128, 'Draws whose times are spread together.')
 BATCHES = flags.DEFINE_integer('batches', 128, 'How many batches.')
 BINS = flags.DEFINE_integer('bins', 64, 'Of the history of losses.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
-JSON = flags.DEFINE_string('json', '', 'A file for the table.')
+OUT = cli.path('out', 'A .json for the table.')
+OVERWRITE = cli.overwrite()
 AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
-DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where TFDS data sets are, if not where they were.')
+DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
 
 MASSES = {'uniform log-SNR (ScoreFlow)': lambda logsnr: logsnr,
           'alpha^2 on VP (i-DODE)': idode.vp_mass, 'alpha^2 on SP (i-DODE)': idode.sp_mass}
@@ -43,7 +43,7 @@ MASSES = {'uniform log-SNR (ScoreFlow)': lambda logsnr: logsnr,
 
 def with_history(term, params=None, split=None):
   """The spread at the times that a history of losses proposes, with its errors."""
-  given = {'batch': BATCH.value, 'seed': SEED.value}
+  given = {'batch': BATCH_SIZE.value, 'seed': SEED.value}
   histogram = spread.history(term, params, split, bins=BINS.value, **given).proposal()
   return spread.measured(spread.draws(term, params, split, propose=lambda params: histogram,
                                       batches=BATCHES.value, **given))
@@ -56,7 +56,7 @@ def on_gaussian_data():
   def exact(process, propose):
     with jax.enable_x64(True):
       mean, variance = gaussian.estimate(process, propose)
-      stratified = gaussian.estimate(process, propose, batch=BATCH.value)[1]
+      stratified = gaussian.estimate(process, propose, batch=BATCH_SIZE.value)[1]
     return spread.Spread(mean, variance, stratified), spread.Spread(0.0, 0.0, 0.0)
 
   with jax.enable_x64(True):
@@ -76,7 +76,7 @@ def on_gaussian_data():
 
 def of_run():
   run = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
-                             data_dir=DATA_DIR.value)
+                             data_dir=DATA_DIR.value or '')
   model, params = run.experiment.model, run.params
   needs.require(model(params), 'time_sampling', WORKDIR.value)
   spread.check_proposable(model(params))
@@ -88,23 +88,25 @@ def of_run():
                for name, mass in MASSES.items()}
   for name, propose in {**proposals, 'uniform t': lambda params: times.uniform}.items():
     yield 'of the run', name, spread.measured(spread.draws(
-        term, params, split, propose=propose, batch=BATCH.value, batches=BATCHES.value,
+        term, params, split, propose=propose, batch=BATCH_SIZE.value, batches=BATCHES.value,
         seed=SEED.value))
   yield ('of the run', f'history of losses, {BINS.value} bins (IDDPM)',
          with_history(term, params, split))
 
 
 def main():
-  for name, value, least in [('batch', BATCH.value, 1), ('batches', BATCHES.value, 2),
+  for name, value, least in [('batch_size', BATCH_SIZE.value, 1), ('batches', BATCHES.value, 2),
                              ('bins', BINS.value, 1)]:
     require_at_least(name, value, least)
+  if OUT.value:
+    files.output('out', OUT.value, '.json', overwrite=OVERWRITE.value)
   if SPLIT.value not in ('train', 'validation', 'test'):
     raise InputError(f'--split={SPLIT.value}: choose train, validation or test.')
   table = rich.table.Table(
       title='diffusion term in bits/dim, one draw an estimate',
-      caption=f'stratified: {BATCH.value} times the variance of the mean of {BATCH.value} draws at '
-              'evenly spread u; ± by a bootstrap over batches, of this one history where there is '
-              'one; without it exact',
+      caption=f'stratified: {BATCH_SIZE.value} times the variance of the mean of '
+              f'{BATCH_SIZE.value} draws at evenly spread u; ± by a bootstrap over batches, of '
+              'this one history where there is one; without it exact',
       box=rich.box.SIMPLE_HEAD)
   for name in ('schedule', 'times', 'mean', 'variance', 'stratified'):
     table.add_column(name, justify='left' if name in ('schedule', 'times') else 'right')
@@ -116,8 +118,10 @@ def main():
         f'{value:.4g} ± {error:.2g}' if error else f'{value:.4g}'
         for value, error in zip(values, errors, strict=True)))
   metrics.show(table)
-  if JSON.value:
-    Path(JSON.value).write_text(json.dumps(rows, indent=2))
+  if OUT.value:
+    if jax.process_index() == 0:
+      files.write_text(OUT.value, json.dumps(rows, indent=2))
+    cli.wrote(OUT.value)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import cli
 import sampler_list
 from absl import flags
 
-from vdm_jax import gallery, pictures, runs, workdir
+from vdm_jax import files, gallery, pictures, runs, workdir
 from vdm_jax.errors import InputError, require_at_least
 
 SYSTEMS = {  # name -> title, config, its variant, sampler, steps
@@ -24,27 +24,28 @@ SYSTEMS = {  # name -> title, config, its variant, sampler, steps
     'energy': ('energy', 'plane/energy', (), 'ancestral', 250),
 }
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'A directory for the runs.')
-OUT = flags.DEFINE_string('out', None, 'The .png to write.')
+WORKDIR = cli.run_directory('A directory for the runs.')
+OUT = cli.path('out', 'The .png to write.')
+OVERWRITE = cli.overwrite()
 CHOSEN = flags.DEFINE_list('systems', list(SYSTEMS), f'Of {", ".join(SYSTEMS)}.')
-STEPS = flags.DEFINE_integer('steps', None, "Of training; default: the configs'.")
+TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, "Of training; default: the configs'.")
 
 
 def main():
   unknown = [name for name in CHOSEN.value if name not in SYSTEMS]
   if unknown:
     raise InputError(f'--systems={",".join(unknown)}: choose of {", ".join(SYSTEMS)}.')
-  if not OUT.value.endswith('.png'):
-    raise InputError(f'--out={OUT.value}: a file ending in .png.')
-  require_at_least('steps', STEPS.value)
+  files.output('out', OUT.value, '.png', overwrite=OVERWRITE.value)
+  require_at_least('train_steps', TRAIN_STEPS.value)
   rows = []
   for name in CHOSEN.value:
     title, file, variant, sampler, steps = SYSTEMS[name]
     file = cli.ROOT / 'configs' / f'{file}.py'
     config = workdir.import_config(file).get_config(*variant)
-    if STEPS.value is not None:
-      config.train.steps = config.optimizer.decay_steps = STEPS.value
-      config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, STEPS.value // 2)
+    if TRAIN_STEPS.value is not None:
+      config.train.steps = config.optimizer.decay_steps = TRAIN_STEPS.value
+      config.optimizer.warmup_steps = min(config.optimizer.warmup_steps,
+                                          TRAIN_STEPS.value // 2)
     directory = Path(WORKDIR.value) / name
     print(f'{title}: {directory}')
     runs.train(config, file, directory)
@@ -52,7 +53,7 @@ def main():
     print(f'{title}: distance {rows[-1].distance:.4f}, of training data {rows[-1].floor:.4f}; '
           'energy distance {:.5f} +- {:.5f}'.format(*rows[-1].energy))
   pictures.save_png(OUT.value, gallery.picture(rows))
-  print(OUT.value)
+  cli.wrote(OUT.value, *(Path(WORKDIR.value, name) for name in CHOSEN.value))
 
 
 if __name__ == '__main__':

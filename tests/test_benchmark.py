@@ -35,7 +35,8 @@ class Clock:
 def subject(file, data_dir='', **overrides):
   config = workdir.import_config(file).get_config()
   config.data.data_dir = str(data_dir)
-  fields = {name: overrides.pop(name) for name in list(overrides) if name in config.model}
+  fields = {name: overrides.pop(name) for name in list(overrides)
+            if name in config.model and name not in ('blocks', 'features')}
   config.model.update(fields)
   return speed.of_config(file, config, **overrides)
 
@@ -45,7 +46,7 @@ def subject(file, data_dir='', **overrides):
 
 def test_the_median_and_the_quartiles_leave_the_warm_up_and_one_interruption_out():
   clock = Clock(50.0, 70.0, 3.0, 1.0, 90.0, 2.0, 4.0)
-  timed = timing.measure(clock.work, steps=5, warm_up=2, clock=clock)
+  timed = timing.measure(clock.work, repetitions=5, warm_up=2, clock=clock)
   assert timed.seconds == (3.0, 1.0, 90.0, 2.0, 4.0)
   assert timed.median == 3.0
   assert timed.spread == 4.0 - 2.0  # between the second and the fourth of five
@@ -60,7 +61,7 @@ def test_a_step_of_several_is_its_share_of_a_dispatch():
 def test_repetitions_fill_the_budget_and_are_three_at_least(seconds, repetitions):
   clock = Clock(*[seconds] * 50)
   timed = timing.measure(clock.work, warm_up=1, budget=20.0, clock=clock)
-  assert timed.steps == repetitions
+  assert timed.repetitions == repetitions
   assert clock.calls == 1 + repetitions
 
 
@@ -119,7 +120,8 @@ INSIDE = ((3 * 32 - 2) / (3 * 32)) ** 2  # at the border a third of the kernel's
 @pytest.mark.parametrize('blocks,features,batch', [
     (2, 256, 4), pytest.param(32, 128, 128, marks=pytest.mark.long)])
 def test_the_work_of_a_step_is_that_of_its_matrix_products(blocks, features, batch, tmp_path):
-  counted = speed.step_flop(subject(CIFAR10, tmp_path, n_layer=blocks, embd=features, batch=batch))
+  counted = speed.step_flop(subject(CIFAR10, tmp_path, blocks=blocks, features=features,
+                                    batch_size=batch))
   by_hand = step_flop_by_hand(blocks, features, batch, INSIDE)
   assert by_hand < counted < 1.015 * by_hand  # the rest is elementwise
 
@@ -129,7 +131,7 @@ def test_the_recipe_of_cifar10_takes_what_its_config_says():
 
 
 def test_one_evaluation_is_a_third_of_a_step(tmp_path):
-  one = subject(CIFAR10, tmp_path, n_layer=1, embd=256, batch=4)
+  one = subject(CIFAR10, tmp_path, blocks=1, features=256, batch_size=4)
   by_hand = step_flop_by_hand(1, 256, 4, INSIDE) / 3
   assert by_hand < speed.evaluation_flop(one, 4) < 1.015 * by_hand
 
@@ -138,7 +140,7 @@ def test_the_program_grows_with_the_depth_only_where_it_is_written_out(tmp_path)
   def size(blocks, scan):
     config = ROOT / 'configs' / 'systems.py'
     return speed.program_size(speed.lowered_step(
-        subject(config, tmp_path, n_layer=blocks, scan=scan, features=8, groups=2,
+        subject(config, tmp_path, blocks=blocks, scan=scan, features=8, groups=2,
                 weight_gradient='xla')))
 
   (text, operations), (text_6, operations_6) = size(2, True), size(6, True)
@@ -165,19 +167,20 @@ def test_a_peak_is_of_all_devices_and_of_nobody_where_none_is_stated():
 
 # ------------------------------------------------------------ measurements
 
-COMMON = {'command', 'config', 'n_layer', 'embd', 'batch', 'layout', 'device', 'devices', 'jax',
-          'date', 'peak_memory_bytes', 'compile_seconds'}
+COMMON = {'command', 'config', 'blocks', 'features', 'batch_size', 'layout', 'device', 'devices',
+          'jax', 'date', 'peak_memory_bytes', 'compile_seconds'}
 
 
 @pytest.mark.parametrize('layout,together', [('jit', 1), ('fsdp', 1), ('pmap', 1), ('jit', 5)])
 def test_a_training_is_measured_with_one_compilation_of_its_step(layout, together):
   config = workdir.import_config(TINY).get_config()
   config.train.update(layout=layout, steps_per_dispatch=together)
-  out = speed.train(speed.of_config(TINY, config, batch=16), steps=4)
-  assert out.keys() >= COMMON | {'seconds_per_step', 'spread', 'steps', 'images_per_second',
+  out = speed.train(speed.of_config(TINY, config, batch_size=16), repetitions=4)
+  assert out.keys() >= COMMON | {'seconds_per_step', 'spread', 'repetitions', 'images_per_second',
                                  'flop_per_step', 'flop_per_second', 'share_of_peak'}
   assert out['compilations'] == 1
-  assert (out['batch'], out['steps'], out['devices'], out['layout']) == (16, 4, 4, layout)
+  assert (out['batch_size'], out['repetitions']) == (16, 4)
+  assert (out['devices'], out['layout']) == (4, layout)
   assert out['images_per_second'] * out['seconds_per_step'] == pytest.approx(16)
   assert out['flop_per_second'] * out['seconds_per_step'] == pytest.approx(out['flop_per_step'])
   # Two matrices, [3, 8] and [8, 2], are its least; the rest of so small a step is elementwise.
@@ -185,19 +188,19 @@ def test_a_training_is_measured_with_one_compilation_of_its_step(layout, togethe
 
 
 def test_the_bound_and_samples_are_measured_by_their_evaluations():
-  of = subject(TINY, batch=16)
-  out = speed.evaluate(of, times=4, steps=3)
+  of = subject(TINY, batch_size=16)
+  out = speed.evaluate(of, times=4, repetitions=3)
   assert out.keys() >= COMMON
   assert (out['images_per_batch'], out['evaluations_per_image']) == (4, 4)
   assert out['images_per_second'] * out['seconds_per_batch'] == pytest.approx(4)
-  out = speed.sample(of, sampler_steps=5, steps=3)
+  out = speed.sample(of, sampler_steps=5, repetitions=3)
   assert out.keys() >= COMMON
   assert (out['images_per_batch'], out['evaluations_per_image']) == (16, 5)
   assert out['seconds_per_evaluation'] == pytest.approx(out['seconds_per_image'] * 16 / 5)
 
 
 def test_input_is_compared_with_training():
-  out = speed.data(subject(TINY), steps=3)
+  out = speed.data(subject(TINY), repetitions=3)
   assert out['input_images_per_second'] * out['input_seconds_per_batch'] == pytest.approx(8)
   assert out['input_share_of_step'] == pytest.approx(
       out['input_seconds_per_batch'] / out['seconds_per_step'])
@@ -207,7 +210,7 @@ def test_input_is_compared_with_training():
 def test_a_report_gives_units_by_name_and_valid_json():
   result = {'command': 'compile', 'peak_memory_bytes': 3 * 2**30, 'flop_per_second': 3.16e14,
             'share_of_peak': 0.4, 'seconds_per_step': 0.065, 'peak_flop_per_second': None,
-            'model': {'fourier': (-1, 0)}, 'depths': [{'n_layer': 2, 'hlo_bytes': 2048}]}
+            'model': {'fourier': (-1, 0)}, 'depths': [{'blocks': 2, 'hlo_bytes': 2048}]}
   console = rich.console.Console(width=80)
   with console.capture() as capture:
     for table in report.tables('train', result):
@@ -218,21 +221,37 @@ def test_a_report_gives_units_by_name_and_valid_json():
   assert json.loads(report.as_json(result))['model'] == {'fourier': [-1, 0]}
 
 
+def test_every_value_of_a_wide_table_can_be_read_in_80_columns():
+  rows = [{'config': f'configs/a_long_name_{i}.py', **{f'some_long_name_{j}_bytes': 2.0**30 * i + j
+          for j in range(8)}} for i in range(1, 6)]
+  console = rich.console.Console(width=80)
+  with console.capture() as capture:
+    for table in report.tables('memory', {'rows': rows}, 80):
+      console.print(table)
+  lines = capture.get().splitlines()
+  assert max(map(len, lines)) <= 80
+  words = ' '.join(lines)
+  for i in range(1, 6):
+    assert f'configs/a_long_name_{i}.py' in words and words.count(f'{i} GiB') == 8
+  narrow = report.tables('memory', {'rows': [{'a': 1, 'b': 2}]}, 80)[1]
+  assert [column.header for column in narrow.columns] == ['a', 'b']
+
+
 # ----------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize('given,expected', [
-    ({'embd': 40}, r'--embd=40: --config\.model\.groups=32: it must divide'),
-    ({'batch': 6}, r'--batch=6 cannot be divided over 4 devices'),
-    ({'n_layer': -1}, r'--n_layer=-1: it must be at least 0')])
+    ({'features': 40}, r'--features=40: --config\.model\.groups=32: it must divide'),
+    ({'batch_size': 6}, r'--batch_size=6 cannot be divided over 4 devices'),
+    ({'blocks': -1}, r'--blocks=-1: it must be at least 0')])
 def test_a_flag_that_cannot_be_is_refused_by_its_name(given, expected, tmp_path):
   with pytest.raises(InputError, match=expected):
     subject(CIFAR10, tmp_path, **given)
 
 
 def test_no_repetitions_are_refused():
-  with pytest.raises(InputError, match='--steps=0'):
-    timing.measure(lambda: None, steps=0)
+  with pytest.raises(InputError, match='--repetitions=0'):
+    timing.measure(lambda: None, repetitions=0)
 
 
 def command(*arguments):
@@ -241,7 +260,7 @@ def command(*arguments):
 
 
 def test_the_command_prints_json_and_nothing_else_on_stdout():
-  done = command('train', f'--config={TINY}', '--json', '--steps=2', '--batch=8')
+  done = command('train', f'--config={TINY}', '--json', '--repetitions=2', '--batch_size=8')
   assert json.loads(done.stdout)['config'] == str(TINY), done.stderr
   assert 'training steps' in done.stderr
 
@@ -253,7 +272,7 @@ def test_the_command_prints_json_and_nothing_else_on_stdout():
     (['train'], '--config: name a config file'),
     (['train', '--workdir=runs/a'], 'this command takes no --workdir'),
     (['compile', f'--config={TINY}', '--depths=1,b', '--nostart'], '--depths=1,b'),
-    (['compile', '--config=configs/digits/vdm.py', '--embd=50'], '--config.model.groups=12')])
+    (['compile', '--config=configs/digits/vdm.py', '--features=50'], '--config.model.groups=12')])
 def test_a_mistake_is_one_line_and_code_2(arguments, expected):
   done = command(*arguments)
   assert done.returncode == 2
@@ -266,7 +285,7 @@ def test_a_mistake_is_one_line_and_code_2(arguments, expected):
 def test_compilation_is_measured_by_depth_beside_the_start_to_the_first_step():
   done = command('compile', '--config=tests/support/tiny_config.py', '--depths=1,2', '--json')
   out = json.loads(done.stdout)
-  assert [row['n_layer'] for row in out['depths']] == [1, 2]
+  assert [row['blocks'] for row in out['depths']] == [1, 2]
   for row in out['depths']:
     parts = row['trace_seconds'] + row['lower_seconds'] + row['xla_seconds']
     assert row['compile_seconds'] == pytest.approx(parts)
@@ -277,7 +296,7 @@ def test_compilation_is_measured_by_depth_beside_the_start_to_the_first_step():
 def test_the_depth_of_a_published_network_is_not_to_be_chosen():
   file = ROOT / 'configs' / 'published' / 'ddpm.py'
   config = workdir.import_config(file).get_config()
-  with pytest.raises(InputError, match='--n_layer=3: the network of .* is a published one'):
-    speed.of_config(file, config, n_layer=3)
+  with pytest.raises(InputError, match='--blocks=3: the network of .* is a published one'):
+    speed.of_config(file, config, blocks=3)
   with pytest.raises(InputError, match='scaling: .* cannot be made smaller'):
     scaling.scaling(file, config)

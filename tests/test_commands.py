@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support.images_run import ONCE, SHAPE, by, make_run
-from vdm_jax import files, pictures, runs, samplers, schedules, workdir
+from vdm_jax import devices, files, pictures, runs, samplers, schedules, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import evaluating, sampling
@@ -572,7 +572,8 @@ def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished,
 
 @pytest.mark.parametrize('options,message', [
     ({'method': by(0)}, '0 steps'),
-    ({'trace': 'a.jpg'}, "trace='a.jpg'"),
+    ({'trace': 'a.jpg'}, "trace='a.jpg': it is to be a file ending in .png"),
+    ({'count': 10**12}, 'count=1000000000000: images have numbers below 2^30'),
     ({'count': 0}, '--count=0'),
     ({'batch_size': 0}, '--batch_size=0'),
     ({'label': 3}, 'label=3: the classes are 0 .. 2'),
@@ -587,6 +588,17 @@ def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_flag(finished, tmp_p
   assert not list(tmp_path.iterdir())
 
 
+def test_more_images_than_the_memory_holds_are_refused_before_they_are_drawn(finished, tmp_path,
+                                                                            monkeypatch):
+  monkeypatch.setattr(devices.os, 'sysconf', lambda name: 1000)  # a million bytes
+  with pytest.raises(InputError, match='count=62501: it takes 0 GiB at least, and this mach'):
+    runs.sample(finished, tmp_path / 'a.npz', method=by(5), count=62_501)  # of 16 pixels
+  monkeypatch.setattr(sampling.check, 'MOST_NUMBERS', 16_000)  # on each of four devices
+  with pytest.raises(InputError, match='batch_size=4001: so many examples of 16 numbers'):
+    runs.sample(finished, tmp_path / 'a.npz', method=by(5), count=4001, batch_size=10**8)
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('out', ['a.jpg', 'a', 'a.PNG'])
 def test_a_file_of_another_kind_is_refused(finished, tmp_path, out):
   with pytest.raises(InputError, match='ending in .png or .npz'):
@@ -596,9 +608,54 @@ def test_a_file_of_another_kind_is_refused(finished, tmp_path, out):
 def test_a_png_shows_the_images_of_the_npz(finished, tmp_path):
   runs.sample(finished, tmp_path / 'new' / 'a.png', method=by(5), count=5)
   runs.sample(finished, tmp_path / 'a.npz', method=by(5), count=5)
+  shown = pictures.samples(samples_of(tmp_path / 'a.npz')[0], 5)
   with Image.open(tmp_path / 'new' / 'a.png') as picture:
-    np.testing.assert_array_equal(np.asarray(picture),
-                                  pictures.samples(samples_of(tmp_path / 'a.npz')[0], 5))
+    np.testing.assert_array_equal(np.asarray(picture)[:len(shown)], shown)  # and a caption
+
+
+def test_a_png_says_what_it_shows(finished, tmp_path):
+  runs.sample(finished, tmp_path / 'a.png', method=by(5), count=2, seed=3, label=1, average='fast',
+              trace=tmp_path / 'way.png')
+  for name in ('a', 'way'):
+    with Image.open(tmp_path / f'{name}.png') as picture:
+      assert {'sampler': 'ancestral', 'steps': '5', 'seed': '3', 'label': '1', 'grid': 'uniform',
+              'checkpoint': '4', 'average': 'fast'}.items() <= picture.text.items()
+
+
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(finished, tmp_path):
+  options = {'method': by(5), 'count': 4, 'batch_size': 4}
+  for name in ('a.png', 'a.npz', 'way.png'):
+    (tmp_path / name).write_text('mine')
+  for out, trace in [('a.png', None), ('a.npz', None), ('b.png', 'way.png')]:
+    with pytest.raises(InputError, match='it is there already.*ask for `overwrite`'):
+      runs.sample(finished, tmp_path / out, trace=trace and tmp_path / trace, **options)
+  assert all(file.read_text() == 'mine' for file in tmp_path.iterdir())
+  with pytest.raises(InputError, match='it is the file of --out'):
+    runs.sample(finished, tmp_path / 'b.png', trace=tmp_path / 'b.png', **options)
+  for out in ('a.png', 'a.npz'):
+    assert runs.sample(finished, tmp_path / out, overwrite=True, **options) == 5
+  assert samples_of(tmp_path / 'a.npz')[0].shape == (4, *SHAPE)
+
+
+def test_an_npz_of_the_same_settings_is_complete_or_drawn_on(finished, tmp_path, monkeypatch):
+  options = {'method': by(5), 'batch_size': 4}
+  runs.sample(finished, tmp_path / 'whole.npz', count=12, **options)
+  assert runs.sample(finished, tmp_path / 'a.npz', count=8, **options) == 5
+  written = (tmp_path / 'a.npz').read_bytes()
+  assert runs.sample(finished, tmp_path / 'a.npz', count=8, **options) == 0
+  assert (tmp_path / 'a.npz').read_bytes() == written
+  for other in ({'seed': 1}, {'average': 'raw'}, {'method': by(6)}, {'step': 2}):
+    with pytest.raises(InputError, match='it is there already, of another '):
+      runs.sample(finished, tmp_path / 'a.npz', **{**options, 'count': 8, **other})
+  with pytest.raises(InputError, match='it is there already, with 8 images'):
+    runs.sample(finished, tmp_path / 'a.npz', count=3, **options)
+  starts, draw = [], sampling.draw
+  monkeypatch.setattr(sampling, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
+      *args, **kw))
+  runs.sample(finished, tmp_path / 'a.npz', count=12, **options)
+  assert starts == [8]
+  np.testing.assert_array_equal(*(samples_of(tmp_path / name)[0] for name in ('a.npz',
+                                                                             'whole.npz')))
 
 
 def test_points_in_the_plane_are_drawn_as_a_scatter_plot(tmp_path):
@@ -607,7 +664,7 @@ def test_points_in_the_plane_are_drawn_as_a_scatter_plot(tmp_path):
   run = make_run(tmp_path, tmp_path / 'points.npy', conditional=False)
   runs.sample(run, tmp_path / 'a.png', method=by(5), count=20)
   with Image.open(tmp_path / 'a.png') as picture:
-    assert picture.size == (440, 440)
+    assert picture.size[0] == 440 and 440 <= picture.size[1] < 480  # with a caption
   assert runs.evaluate(run, **ONCE).dataset['examples'] == 10
   with pytest.raises(InputError, match='label=1: this model is not conditioned'):
     runs.sample(run, tmp_path / 'b.png', label=1)
@@ -697,7 +754,7 @@ def test_a_flag_that_is_wrong_is_one_line_and_exit_code_2(finished, tmp_path):
 @pytest.mark.long
 def test_the_schedules_of_gaussian_data_are_learned_by_command(tmp_path):
   """Two steps leave them where they start; the published variances of one draw are exact."""
-  done = called('learn_schedule.py', '--steps=2', '--batch_size=2', f'--out={tmp_path}/a.png',
+  done = called('learn_schedule.py', '--train_steps=2', '--batch_size=2', f'--out={tmp_path}/a.png',
                 devices=1)
   assert done.returncode == 0, done.stderr
   with Image.open(tmp_path / 'a.png') as image:
@@ -707,8 +764,8 @@ def test_the_schedules_of_gaussian_data_are_learned_by_command(tmp_path):
 
 
 def test_ways_to_draw_times_are_compared_on_a_run_by_command(finished, tmp_path):
-  done = called('time_sampling.py', f'--workdir={finished}', '--batch=4', '--batches=20',
-                '--bins=2', f'--json={tmp_path}/a.json', devices=1)
+  done = called('time_sampling.py', f'--workdir={finished}', '--batch_size=4', '--batches=20',
+                '--bins=2', f'--out={tmp_path}/a.json', devices=1)
   assert done.returncode == 0, done.stderr
   rows = json.loads((tmp_path / 'a.json').read_text())
   assert [row['schedule'] for row in rows] == 5 * ['of the run'] and 'history' in rows[-1]['times']

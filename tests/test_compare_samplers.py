@@ -147,7 +147,8 @@ def command(*flags):
 
 
 @pytest.mark.parametrize('flag,message', [
-    ('--samplers=ddim,nonsense', '--samplers=nonsense: choose of'),
+    ('--samplers=ddim,pc_mala', '--samplers=pc_mala: choose of'),
+    ('--samplers=ddim,nonsense', "no sampler is called 'nonsense'"),
     ('--count=1', '--count=1: it must be at least 2'),
     ('--seed=0', 'holds no run'),
 ])

@@ -65,6 +65,21 @@ def test_image_i_of_a_seed_is_the_same_for_any_count_batch_and_start():
   assert np.any(drawn(pairs_model, 0, 10, seed=1) != ten)
 
 
+@pytest.mark.parametrize('start,stop,batch_size,computed', [
+    (0, 1, 64, [4]),  # on four devices
+    (0, 5, 64, [8]), (0, 64, 64, [64]), (0, 65, 64, [64, 64]), (0, 10, 6, [8, 8]),
+    (7, 8, 64, [8])])
+def test_hardly_more_images_are_computed_than_are_asked_for(start, stop, batch_size, computed):
+  sizes = []
+
+  def cond(numbers):
+    sizes.append(len(numbers))
+    return {}
+
+  drawn(pairs_model, start, stop, batch_size=batch_size, steps=2, cond=cond)
+  assert sizes == computed
+
+
 def test_one_device_and_four_draw_the_same_images(monkeypatch):
   four = drawn(pairs_model, 0, 10)
   one_device = jax.devices()[:1]

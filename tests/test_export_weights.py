@@ -66,7 +66,7 @@ def test_the_weights_come_back_bit_for_bit(run, tmp_path, average, step):
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(run, tmp_path):
   for directory, out, options, message in (
-      (run, 'w.npz', {}, r'--out=.*ends in \.safetensors'),
+      (run, 'w.npz', {}, r'out=.*a file ending in \.safetensors'),
       (tmp_path / 'none', 'w.safetensors', {}, 'holds no run'),
       (run, 'w.safetensors', {'average': 'none'}, '--average=none'),
       (run, 'w.safetensors', {'step': 3}, '--step=3')):
@@ -84,3 +84,8 @@ def test_the_command_writes_both_files(run, tmp_path):
   assert 'step 10, average slow' in done.stdout
   fitted(readers.read(tmp_path / 'w.safetensors'), workdir.load_trained(run).params)
   assert (tmp_path / 'w.json').exists()
+  for name in ('w.safetensors', 'w.json'):
+    assert f'{tmp_path / name}' in done.stdout
+    with pytest.raises(InputError, match=f'{name}.*: it is there already'):
+      exporting.export(run, tmp_path / 'w.safetensors')
+    (tmp_path / 'w.safetensors').unlink(missing_ok=True)

@@ -136,11 +136,12 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(published, tmp_pa
   half = tmp_path / 'half.safetensors'
   half.write_bytes(path.read_bytes()[:-1000])
   nan = tmp_path / 'nan.npz'
+  (tmp_path / 'other.pt').touch()
   np.savez(nan, **{name: np.full_like(u, np.nan) for name, u in readers.read(path).items()})
   for arguments, message in [
       (('ncsn', path), '--source=ncsn: choose one of google-vdm, '),
       (('ncsnv2', tmp_path / 'other.pt'), '--model=other: which of these is it? ncsn-mnist, '),
-      (('ncsnv2', tmp_path / 'ncsn-mnist.pt'), 'ncsn-mnist.pt'),
+      (('ncsnv2', tmp_path / 'gone.pt'), "gone.pt': there is no such file"),
       (('ncsnv2', half, 'ncsn-mnist'), 'half.safetensors'),
       (('ncsnv2', nan, 'ncsn-mnist'), 'is not finite'),
       (('ncsnv2', path, 'ncsn-cifar10'), f'--in={path} as ncsn-cifar10: '),

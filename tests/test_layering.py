@@ -17,7 +17,7 @@ ROOMS = {
     'files': ['errors'],
     'config_files': ['errors'],
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},
-    'devices': ['typing'],
+    'devices': ['typing', 'errors'],
     'signals': [],
     'distributed': ['errors', 'devices', 'signals'],
     # Siblings, but a likelihood evaluates the bounds of `objectives`, and the chains of `samplers`

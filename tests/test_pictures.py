@@ -1,6 +1,7 @@
 """Pictures, read back: the right pixels in the right places, and curves that can be read."""
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vdm_jax import pictures
@@ -36,10 +37,40 @@ def test_colours_keep_their_order_and_256_levels_their_values():
   np.testing.assert_array_equal(tiles(pictures.samples(data, 256), 4, 8, 8), data)
 
 
-@pytest.mark.parametrize('channels,shown', [(2, [0, 0, 0]), (4, [0, 1, 2])])
-def test_of_other_numbers_of_channels_some_are_shown(channels, shown):
-  data = np.random.default_rng(0).integers(0, 256, (1, 4, 4, channels))
-  np.testing.assert_array_equal(tiles(pictures.samples(data, 256), 1, 4, 4), data[..., shown])
+def test_of_more_than_three_channels_three_are_shown():
+  data = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 4))
+  np.testing.assert_array_equal(tiles(pictures.samples(data, 256), 1, 4, 4), data[..., :3])
+
+
+def test_two_channels_are_two_grey_pictures_side_by_side():
+  data = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 2))
+  sheet = pictures.samples(data, 256)  # two images a row, of two pictures each
+  scale = sheet.shape[1] // (4 * 41 + 1)
+  small = sheet[::scale, ::scale]
+  assert small.shape == (2 * 41 + 1, 4 * 41 + 1, 3)
+  for image in range(3):
+    for channel in range(2):
+      y, x = 1 + image // 2 * 41, 1 + (2 * (image % 2) + channel) * 41
+      for colour in range(3):
+        np.testing.assert_array_equal(small[y:y + 40, x:x + 40, colour], data[image, ..., channel])
+
+
+def test_a_caption_is_below_the_picture_and_left_out_where_it_does_not_fit():
+  picture = np.full((50, 200, 3), 7, np.uint8)
+  got = pictures.captioned(picture, 'sampler ddim')
+  np.testing.assert_array_equal(got[:50], picture)
+  line = got[50:].astype(int)
+  assert 8 < len(line) < 30 and (line[0] == 255).all() and line.min() < 64  # black on white
+  np.testing.assert_array_equal(pictures.captioned(picture[:, :20], 'sampler ddim'),
+                                picture[:, :20])
+
+
+def test_the_text_of_a_png_is_kept_with_pictures_and_figures(tmp_path):
+  about = {'sampler': 'ddim', 'steps': 50, 'workdir': 'läufe/日本'}
+  for picture in (np.zeros((4, 4, 3), np.uint8), Figure(figsize=(1, 1))):
+    pictures.save_png(tmp_path / 'a.png', picture, about)
+    with Image.open(tmp_path / 'a.png') as image:
+      assert {name: image.text[name] for name in about} == {**about, 'steps': '50'}
 
 
 def test_large_images_are_not_enlarged():

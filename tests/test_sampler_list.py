@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from vdm_jax import certification, oracles, samplers, schedules
+from vdm_jax import certification, oracles, random, samplers, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
 
@@ -61,12 +61,66 @@ def test_a_grid_may_be_a_file(tmp_path):
     (('npr_ddpm', 5), '--sampler=npr_ddpm needs a network with heads'),
     (('adaptive_ode', None, 'uniform'), '--grid=uniform: --sampler=adaptive_ode chooses its own'),
     (('adaptive_ode', 5), '--steps=5: --sampler=adaptive_ode chooses its own steps'),
+    (('pndm', 5), "no sampler is called 'pndm'; did you mean plms"),
+    (('ddim', 5, '', 1.5), 'eta=1.5: it is from 0 (no noise) to 1'),
+    (('heun', 5, '', 0.5), 'eta=0.5: --sampler=heun has no eta'),
     (('ddim', 5, '1,0.5,0'), '--steps=5: --grid=1,0.5,0 has its own number of steps'),
 ])
 def test_what_cannot_be_made_is_refused_by_its_flag(arguments, message):
   with pytest.raises(InputError) as error:
     sampler_list.method(*arguments)
   assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_grid_of_text_is_not_called_damaged(tmp_path):
+  np.savetxt(tmp_path / 'own.npy', [1.0, 0.4, 0.0])
+  with pytest.raises(InputError, match='it is no file of NumPy; write it by numpy.save'):
+    sampler_list.method('ddim', None, str(tmp_path / 'own.npy'))
+
+
+@pytest.mark.parametrize('name,here', [
+    ('ddpm', 'ancestral'), ('Euler_a', 'ancestral'), ('dpm++2m', 'dpmpp_2m'),
+    ('DPM++ 2M SDE', 'dpmpp_2m_sde'), ('dpm-solver++', 'dpmpp_2m'), ('dpmpp2m', 'dpmpp_2m'),
+    ('deis-tab3', 'deis_t3'), ('UniPC', 'unipc_2'), ('k-heun', 'edm'), ('ddim', 'ddim')])
+def test_a_sampler_goes_by_the_names_it_has_elsewhere_which_is_said(name, here, capsys):
+  assert sampler_list.method(name, 5).name == here
+  said = f'{name} is called {here} here' if name != here else ''
+  assert capsys.readouterr().err.startswith(said) and bool(said) == (here != name)
+
+
+def test_every_name_from_elsewhere_is_one_sampler_here():
+  own = {sampler_list._letters(name) for name in sampler_list.SAMPLERS}
+  assert len(own) == len(sampler_list.SAMPLERS)  # which spelling does not confuse
+  assert not own & sampler_list.ALIASES.keys()
+  assert set(sampler_list.ALIASES.values()) <= sampler_list.SAMPLERS.keys()
+
+
+@pytest.mark.parametrize('name,share', [('euler_a', 1.0), ('k_euler', 0.0)])
+def test_the_steps_of_k_diffusion_are_those_of_their_namesakes(name, share):
+  """In y = z / alpha: y + (y - x) / sigma (sigma_down - sigma), and noise of sigma_up."""
+  oracle, t, s = oracles.Gaussian(0.3, 0.5), jnp.float32(0.7), jnp.float32(0.4)
+  keys = jax.random.split(jax.random.key(0), 100)
+  z = jax.random.normal(jax.random.key(1), (100, 3))
+  sampler = sampler_list.method(name, 1).make(oracle, PROCESS)
+  got = sampler.value(sampler.step(keys, sampler.init(z), t, s, None))
+  at_t, at_s = PROCESS(t), PROCESS(s)
+  x, y = oracle(z, at_t).x, z / at_t.alpha
+  sigma, to = at_t.sigma / at_t.alpha, at_s.sigma / at_s.alpha
+  up = share * to * jnp.sqrt(1 - to**2 / sigma**2)
+  noise = random.normal(random.stream(keys, 'noise'), z)
+  expected = y + (y - x) / sigma * (jnp.sqrt(to**2 - up**2) - sigma) + up * noise
+  np.testing.assert_allclose(got, at_s.alpha * expected, atol=1e-5)
+
+
+def test_ddim_with_eta_one_is_the_ancestral_sampler_and_says_so_in_its_name():
+  oracle, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(0), 8)
+  z, times = jnp.ones((8, 3)), jnp.linspace(1.0, 0.0, 6)
+  of = lambda method: samplers.sample(method.make(oracle, PROCESS), keys, z, times)
+  whole = sampler_list.method('ddim', 5, '', 1.0)
+  np.testing.assert_allclose(of(whole), of(sampler_list.method('ancestral', 5)), atol=1e-5)
+  assert whole.name == 'ddim_eta_1'  # whose samples are not taken for those of ddim
+  np.testing.assert_array_equal(of(sampler_list.method('ddim', 5, '', 0.0)),
+                                of(sampler_list.method('ddim', 5)))
 
 
 def equations(jaxpr):

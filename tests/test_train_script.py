@@ -44,6 +44,21 @@ def test_a_mistake_is_one_line_and_code_2(name, tmp_path):
 
 
 @pytest.mark.long
+def test_a_training_says_where_it_is_its_trace_and_what_is_next(tmp_path):
+  process = command(f'--workdir={tmp_path}/a run', '--config.train.steps=8', '--profile=2')
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  kept, then, trace = out.splitlines()[-3:]
+  assert kept == f'kept in {tmp_path}/a run'
+  run = f"'--workdir={tmp_path}/a run'"
+  assert then == (f'next: python scripts/evaluate.py {run}, python scripts/sample.py {run} '
+                  '--out=samples.png')
+  file = Path(trace.removeprefix('trace: ').partition('; ')[0])
+  assert file.is_file() and file.is_relative_to(tmp_path / 'a run' / 'profile')
+  assert 'ui.perfetto.dev' in trace
+
+
+@pytest.mark.long
 def test_a_directory_below_a_file_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   process = command(f'--workdir={tmp_path}/file/run')

@@ -3,6 +3,7 @@
 The training step has its layouts in `train.parallel`; what only reads parameters needs no more
 than this: parameters everywhere, rows split, the last batch padded and masked.
 """
+import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -11,10 +12,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vdm_jax.errors import InputError
 from vdm_jax.typing import PyTree
 
-__all__ = ['mine', 'over_rows', 'padded_rows', 'place', 'replicate', 'said_by_first', 'shardings',
-           'whole_batch']
+__all__ = ['mine', 'over_rows', 'padded_rows', 'place', 'replicate', 'require_memory',
+           'said_by_first', 'shardings', 'whole_batch']
 
 
 def shardings(devices=None) -> tuple[NamedSharding, NamedSharding]:
@@ -27,6 +29,14 @@ def whole_batch(size: int) -> int:
   """The smallest multiple of the number of devices that is at least `size`."""
   n = jax.device_count()
   return -(-size // n) * n
+
+
+def require_memory(field: str, value: int, needed: float) -> None:
+  """Raises InputError where `needed` bytes are more than this machine's memory."""
+  there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if needed > there:
+    raise InputError(field, value, f'it takes {needed / 2**30:,.0f} GiB at least, and this '
+                     f'machine has {there / 2**30:,.0f} GiB', 'ask for less')
 
 
 def padded_rows(start: int, stop: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -148,7 +148,8 @@ def _interpret(address: str, first: bool) -> None:
     stream = getattr(sys, name)
     stream.flush()
     number = stream.fileno()
-    setattr(sys, name, open(os.dup(number), 'w', buffering=1, encoding=stream.encoding))
+    setattr(sys, name, open(os.dup(number), 'w', buffering=1, encoding=stream.encoding,
+                            errors=stream.errors))
     os.dup2(_listener.stdin.fileno(), number)
   _listener.stdin.close()
 

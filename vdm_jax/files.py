@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Paths that a user gives, and files that are written whole or not at all."""
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,62 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 
-__all__ = ['probe', 'read_json', 'save_npz', 'whole', 'write_text']
+__all__ = ['given', 'output', 'probe', 'read_json', 'run_directory', 'save_npz', 'whole',
+           'write_text']
+
+# The checkpoint library takes these for a pattern, or for a bucket, wherever they are in a path.
+_NO_RUN = re.compile(r'[*?\[\\]|/(?:gs|s3):(?:/|$)')
+
+
+def given(field: str, path: str | Path) -> Path:
+  """The path that a user gave as `field`, a leading ~ being the home directory.
+
+  Raises InputError: an empty path, or one that no file can have.
+  """
+  text = os.fspath(path)
+  if not text:
+    raise InputError(field, text, 'it is empty', 'give a path (is a shell variable unset?)')
+  if '\0' in text:
+    raise InputError(field, text, 'no path has a zero byte', 'give another')
+  try:
+    return Path(text).expanduser()
+  except RuntimeError:
+    raise InputError(field, text, 'there is no such home directory',
+                     'write it out, or ./~NAME for a file of that name') from None
+
+
+def run_directory(field: str, path: str | Path) -> Path:
+  """As `given`, of a directory that holds, or will hold, a run with its checkpoints.
+
+  Raises InputError also where checkpoints could be written, and not read any more.
+  """
+  directory = given(field, path)
+  if found := _NO_RUN.search(f'{directory.absolute()}'):
+    raise InputError(field, f'{directory}', f'no checkpoint can be kept below {found[0]!r}, which '
+                     'their library takes for a pattern or an address',
+                     'choose or rename a directory without it')
+  return directory
+
+
+def output(field: str, path: str | Path, *endings: str, overwrite: bool = False) -> Path:
+  """As `given`, of a file to be written: of one of these endings, and not there yet.
+
+  Raises InputError also where it is there and is not to be overwritten, or could not be written.
+  """
+  path = given(field, path)
+  if path.suffix not in endings:
+    raise InputError(field, f'{path}', f'it is to be a file ending in {" or ".join(endings)}',
+                     'choose such a name')
+  if path.is_dir():
+    raise InputError(field, f'{path}', 'it is a directory', 'choose the name of a file')
+  if path.exists() and not overwrite:
+    raise InputError(field, f'{path}', 'it is there already',
+                     'choose another name, or ask for `overwrite`')
+  folder = next(parent for parent in path.absolute().parents if parent.exists())
+  if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    raise InputError(field, f'{path}', f'nothing can be written into {folder}',
+                     'choose another place')
+  return path
 
 
 @contextlib.contextmanager

@@ -5,25 +5,45 @@ leaves out.
 """
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vdm_jax import files
 from vdm_jax.likelihood.density import Density
 
-__all__ = ['bits_by_noise', 'curves', 'extremes', 'samples', 'save_png', 'strip']
+__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'samples', 'save_png', 'strip']
 
 
-def save_png(path: str | Path, picture: np.ndarray | Figure) -> None:
-  """Writes a PNG whole or not at all.  picture: uint8 [H, W, 3], or a figure."""
+def save_png(path: str | Path, picture: np.ndarray | Figure,
+             about: Mapping[str, object] | None = None) -> None:
+  """Writes a PNG whole or not at all.  picture: uint8 [H, W, 3], or a figure.
+
+  about: {keyword: value}, kept as the text of the PNG.
+  """
+  text = {name: str(value) for name, value in (about or {}).items()}
   with files.whole(path) as partial:
     if isinstance(picture, Figure):
-      picture.savefig(partial, format='png', dpi=110)
+      picture.savefig(partial, format='png', dpi=110, metadata=text)
     else:
-      Image.fromarray(picture).save(partial, format='png')
+      chunks = PngImagePlugin.PngInfo()
+      for name, value in text.items():
+        chunks.add_text(name, value)
+      Image.fromarray(picture).save(partial, format='png', pnginfo=chunks)
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+  """uint8 [H + h, W, 3]: `picture` [H, W, 3] with a line below it; as it is where none fits."""
+  font = ImageFont.load_default()
+  _, _, right, bottom = font.getbbox(text)
+  if right + 8 > picture.shape[1]:
+    return picture
+  line = Image.new('RGB', (picture.shape[1], int(bottom) + 6), 'white')
+  ImageDraw.Draw(line).text((4, 2), text, 'black', font)
+  return np.concatenate([picture, np.asarray(line)])
 
 
 def _limit(set_limits, low: float, high: float) -> None:
@@ -40,9 +60,9 @@ def _finite(values) -> np.ndarray:
 def samples(data: np.ndarray, levels: int) -> np.ndarray:
   """uint8 [H, W, 3]: images side by side, enlarged if they are small; points as a scatter plot.
 
-  data: integers below `levels`, [n, h, w, c] or points [n, D].  Of more than three channels the
-  first three are shown, of two the first, of a point its first and last coordinates.  More than
-  three coordinates are a sequence, and each a row of one image.
+  data: integers below `levels`, [n, h, w, c] or points [n, D].  Two channels are two grey pictures
+  side by side; of more than three the first three are shown, of a point its first and last
+  coordinates.  More than three coordinates are a sequence, and each a row of one image.
   """
   if data.ndim == 2 and data.shape[1] > 3:
     return _sheet(data[None, :, :, None], levels, across=1, width=480)
@@ -64,6 +84,8 @@ def strip(path: np.ndarray, levels: int) -> np.ndarray:
 
 def _sheet(data: np.ndarray, levels: int, across: int, width: int) -> np.ndarray:
   """`across` images a row, enlarged by a whole number up to about `width` pixels."""
+  if data.shape[-1] == 2:
+    data, across = np.moveaxis(data, -1, 1).reshape(-1, *data.shape[1:3], 1), 2 * across
   n, h, w, c = data.shape
   pixels = np.round(np.nan_to_num(data) * (255.0 / max(levels - 1, 1))).astype(np.uint8)
   pixels = pixels[..., :3] if c >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)

@@ -69,7 +69,8 @@ def _classifier(directory: str) -> Extractor:
 
 def _inception(path: str) -> Extractor:
   """Inception's 2048 pooled features; grey images are shown to it as colour."""
-  if not Path(path).is_file():
+  path = files.given('features', path)
+  if not path.is_file():
     raise InputError(f'--features=inception:{path}: there is no such file; the usual weights are '
                      "the pytorch-fid project's pt_inception-2015-12-05-6726825d.pth.")
   flat = readers.read(path)
@@ -89,7 +90,7 @@ def _inception(path: str) -> Extractor:
                        f'{list(images.shape[1:])}; choose other features.')
     colour = jnp.broadcast_to(images, (*images.shape[:-1], 3)).astype(jnp.float32)
     return inception.Inception().apply({'params': params}, colour)
-  return features.of_network(f'inception:{Path(path).name}', checksum, apply, params, levels=256)
+  return features.of_network(f'inception:{path.name}', checksum, apply, params, levels=256)
 
 
 # ----------------------------------------------------- samples, references
@@ -138,7 +139,7 @@ def find_reference(text: str, of: Extractor, data_dir: str = '') -> Images | Ref
       # What no image reaches may still be allowed.
       return images._replace(levels=256 if images.levels > 128 else 128)
   if name.endswith('.py'):
-    config = workdir.open_config(name).data
+    config = workdir.open_config(str(files.given('reference', name))).data
   else:
     config = data.default_config()
     config.name = name
@@ -173,7 +174,7 @@ def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape:
 def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.ANCESTRAL,
           count: int = 1000, seed: int = 0, average: str = '', step: int | str = 'latest',
           reference: str, by: str, out: str = '', save_reference: str = '', batch_size: int = 100,
-          data_dir: str = '') -> Scores | None:
+          data_dir: str = '', overwrite: bool = False) -> Scores | None:
   """Scores the images of the file `samples`, or `count` that are drawn of the run in `directory`.
 
   reference: a data set, NAME or NAME:SPLIT (train by default); a config FILE.py or FILE.py:SPLIT,
@@ -182,7 +183,8 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   JSON `out`, in `directory` as scores.json by default.  Of neither samples nor a run, only the
   statistics are written, and None returned.
 
-  Raises InputError: flags, files, a data set that is not there, or not of the samples' shape.
+  Raises InputError: flags, files, a data set that is not there, or not of the samples' shape; `out`
+  and `save_reference` where they are there, unless `overwrite`.
   """
   if samples and directory:
     raise InputError('--samples and --workdir are both given: choose one.')
@@ -191,9 +193,13 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   for flag, value, least in (('count', count, scores.K_COVERAGE + 1),
                              ('batch_size', batch_size, 1)):
     require_at_least(flag, value, least)
-  for flag, path, ending in (('out', out, '.json'), ('save_reference', save_reference, '.npz')):
-    if path and not path.endswith(ending):
-      raise InputError(f'--{flag}={path}: a file ending in {ending}.')
+  if directory:
+    directory = files.run_directory('workdir', directory)
+    out = out or directory / 'scores.json'
+  if out:
+    out = files.output('out', out, '.json', overwrite=overwrite)
+  if save_reference:
+    save_reference = files.output('save_reference', save_reference, '.npz', overwrite=overwrite)
   of = extractor(by)
   against = find_reference(reference, of, data_dir)
   if isinstance(against, Images):
@@ -207,11 +213,10 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   if directory:
     spec = data.resolve(workdir.read_config(directory).data)
     check('workdir', spec.shape, spec.levels)
-    samples = str(Path(directory) / f'scored_{method.name}.npz')
+    samples = str(directory / f'scored_{method.name}.npz')
     runs.sample(directory, samples, method=method, count=count, seed=seed, average=average,
-                step=step, batch_size=batch_size)
+                step=step, batch_size=batch_size, overwrite=True)
     devices.said_by_first(lambda: 0)  # process 0 has written the file
-    out = out or str(Path(directory) / 'scores.json')
   if samples:
     images = _from_arrays(references.arrays(samples, 'samples'), samples, 'samples')
     if not directory:

@@ -47,7 +47,7 @@ def source(path: str | Path) -> config_files.Source:
 
   Raises InputError, see `config_files.read`.
   """
-  path = Path(path)
+  path = files.given('config', path)
   if path.name != 'config.py' or not (path.parent / 'config.json').is_file():
     return config_files.read(path)
   record, kept = _record(path.parent), path.absolute().parent / 'config'
@@ -114,7 +114,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
   or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
   and a corrected config takes the place of the first one.
   """
-  workdir = Path(workdir)
+  workdir = files.run_directory('workdir', workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f'.probe.{jax.process_index()}.{os.getpid()}'
@@ -185,7 +185,7 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
 
 def _record(workdir: str | Path) -> dict:
   """What config.json holds."""
-  path = Path(workdir) / 'config.json'
+  path = files.run_directory('workdir', workdir) / 'config.json'
   if not path.exists():
     raise InputError(f'--workdir={workdir} holds no run: it has no config.json.')
   return files.read_json(path, of=('config', 'from'), remedy='restore it, or remove it '
@@ -200,7 +200,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   step: 'latest', 'best' (by validation), or a number.  data_dir: where the data are now.
   Raises InputError where there is no such run, step or average.
   """
-  workdir = Path(workdir)
+  workdir = files.run_directory('workdir', workdir)
   config = read_config(workdir)
   if data_dir:
     config.data.data_dir = data_dir

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import random, workdir
+from vdm_jax import files, random, workdir
 from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
@@ -167,7 +167,7 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
   pixel, or whose network has one precision.
   """
   for flag, value, least in [('repeats', repeats, 1), ('examples', examples, 1),
-                             ('batch', batch_size, 1), ('times', times, 2)]:
+                             ('batch_size', batch_size, 1), ('times', times, 2)]:
     require_at_least(flag, value, least)
   if times % 2:
     raise InputError(f'--times={times}: it must be even; half of them are above logsnr 8.')
@@ -176,7 +176,8 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
   if 'dtype' not in config.get('model', {}):
     raise InputError(f'--workdir={directory}: its config has no config.model.dtype, the precision '
                      'of a trunk; name a run whose network has one.')
-  module = workdir.import_config(Path(directory) / 'config.py')
+  module = workdir.import_config(
+      files.run_directory('workdir', directory) / 'config.py')
   builds = {}
   for dtype in ('float32', 'bfloat16'):
     config.model.dtype = dtype

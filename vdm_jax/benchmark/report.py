@@ -15,9 +15,9 @@ from vdm_jax.ledger import comparison
 
 def about(config_file: str | Path, config: ml_collections.ConfigDict) -> dict:
   """What a measurement is of, beside its numbers: config, devices, versions, date."""
-  return {'config': str(config_file), 'n_layer': config.model.get('blocks'),
-          'embd': config.model.get('features'),
-          'batch': config.data.batch_size, 'layout': config.train.layout,
+  return {'config': str(config_file), 'blocks': config.model.get('blocks'),
+          'features': config.model.get('features'),
+          'batch_size': config.data.batch_size, 'layout': config.train.layout,
           'device': hardware.device_name(), 'devices': jax.device_count(),
           'processes': jax.process_count(), 'jax': jax.__version__,
           'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
@@ -28,23 +28,45 @@ def as_json(result: dict) -> str:
   return json.dumps(result, indent=2, allow_nan=False)
 
 
-def tables(title: str, result: dict) -> list[rich.table.Table]:
+def tables(title: str, result: dict, width: int = 80) -> list[rich.table.Table]:
   """One table of all single values, and one for each list of rows {column: value}.
 
+  Where its rows do not fit into `width`, they are columns, as many as fit beside one another.
   Dictionaries are left to the JSON.
   """
   single = rich.table.Table(title=title, box=rich.box.SIMPLE, show_header=False)
   out = [single]
   for name, value in result.items():
     if isinstance(value, list):
-      header, *lines = _cells(value)
-      rows = rich.table.Table(*(rich.table.Column(u, overflow='fold') for u in header),
-                              title=_words(name), box=rich.box.SIMPLE_HEAD)
-      for line in lines:
-        rows.add_row(*line)
-      out.append(rows)
+      cells = _cells(value)
+      if _width(cells) <= width:
+        out.append(_table(_words(name), cells))
+        continue
+      names, *columns = cells
+      while columns:
+        fitting = max((n for n in range(1, len(columns) + 1)
+                       if _width(_turned([names, *columns[:n]])) <= width), default=1)
+        out.append(_table(_words(name), _turned([names, *columns[:fitting]])))
+        columns = columns[fitting:]
     elif not isinstance(value, dict):
       single.add_row(_words(name), text(name, value))
+  return out
+
+
+_turned = lambda cells: list(map(list, zip(*cells, strict=True)))
+
+
+def _width(cells: list[list[str]]) -> int:
+  """Of the table of these rows, none of them folded: two spaces between columns and at the ends."""
+  return sum(max(map(len, column)) + 2 for column in _turned(cells)) + 2
+
+
+def _table(title: str, cells: list[list[str]]) -> rich.table.Table:
+  header, *lines = cells
+  out = rich.table.Table(*(rich.table.Column(u, overflow='fold') for u in header), title=title,
+                         box=rich.box.SIMPLE_HEAD)
+  for line in lines:
+    out.add_row(*line)
   return out
 
 
@@ -56,7 +78,7 @@ def show(title: str, result: dict, json_only: bool) -> None:
     print(as_json(result))
     return
   console = rich.console.Console()
-  for table in tables(title, result):
+  for table in tables(title, result, console.width):
     console.print(table)
 
 

@@ -214,12 +214,12 @@ def _columns(tensors: Mapping[str, int]) -> dict[str, int]:
           'other_bytes': sum(tensors.get(kind, 0) for kind in others)}
 
 
-def scaling(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: int | None = None,
-            embd: int | None = None, batch: int = 2) -> dict:
+def scaling(file: str | Path, config: ml_collections.ConfigDict, *, blocks: int | None = None,
+            features: int | None = None, batch_size: int = 2) -> dict:
   """What a step sends on 1, 2, 4 and 8 devices (see `simulate`), and what it would on 512.
 
-  n_layer, embd: of the network that is compiled, by default 4 and 64, or the config's if less; that
-  of the config itself is foretold.  batch: images on each device.  Raises InputError.
+  blocks, features: of the network that is compiled, by default 4 and 64, or the config's if less;
+  that of the config itself is foretold.  batch_size: images on each device.  Raises InputError.
   """
   # `winograd` sums the transform of a gradient, 16 numbers for 9.
   config = speed.on_accelerators(config)
@@ -227,11 +227,11 @@ def scaling(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: int
     raise InputError(f'scaling: the network of {file} is a published one, which cannot be made '
                      'smaller for the rehearsal; take a config of VDM.')
   small = speed.of_config(
-      file, config, n_layer=min(config.model.blocks, 4) if n_layer is None else n_layer,
-      embd=min(config.model.features, 64) if embd is None else embd)
+      file, config, blocks=min(config.model.blocks, 4) if blocks is None else blocks,
+      features=min(config.model.features, 64) if features is None else features)
   m = small.config.model
-  return {'command': 'scaling', 'config': str(file), 'n_layer': m.blocks, 'embd': m.features,
-          'images_on_each_device': batch, 'jax': jax.__version__,
-          'rehearsed': rehearse(small, batch=batch),
+  return {'command': 'scaling', 'config': str(file), 'blocks': m.blocks, 'features': m.features,
+          'images_on_each_device': batch_size, 'jax': jax.__version__,
+          'rehearsed': rehearse(small, batch=batch_size),
           'foretold_of_the_same': foretell(small, [512]),
           'foretold_of_the_config': foretell(speed.of_config(file, config), [8, 64, 512])}

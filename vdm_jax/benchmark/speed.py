@@ -22,7 +22,7 @@ import numpy as np
 from jaxlib.mlir import ir
 
 from vdm_jax import data as data_lib
-from vdm_jax import devices, random, samplers, workdir
+from vdm_jax import devices, files, random, samplers, workdir
 from vdm_jax.benchmark import hardware, report, timing
 from vdm_jax.benchmark.timing import say
 from vdm_jax.errors import InputError, require_at_least
@@ -45,18 +45,18 @@ class Subject(NamedTuple):
   params: PyTree | None = None  # of a run; None: as initialised
 
 
-def of_config(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: int | None = None,
-              embd: int | None = None, batch: int | None = None) -> Subject:
+def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: int | None = None,
+              features: int | None = None, batch_size: int | None = None) -> Subject:
   """The experiment of a config, whose data need not be there.
 
-  n_layer, embd, batch: in the place of config.model.blocks, .features and config.data.batch_size.
-  Raises InputError.
+  blocks, features, batch_size: in the place of config.model.blocks, .features and
+  config.data.batch_size.  Raises InputError.
   """
   config = config.copy_and_resolve_references()
   for flag, value, group, field, least in [
-      ('n_layer', n_layer, config.model, 'blocks', 0),
-      ('embd', embd, config.model, 'features', 1),
-      ('batch', batch, config.data, 'batch_size', 1)]:
+      ('blocks', blocks, config.model, 'blocks', 0),
+      ('features', features, config.model, 'features', 1),
+      ('batch_size', batch_size, config.data, 'batch_size', 1)]:
     if value is not None:
       require_at_least(flag, value, least)
       if field not in group:
@@ -65,11 +65,12 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: i
       group[field] = value
   size, count = config.data.batch_size, jax.device_count()
   if size % count:
-    raise InputError(f'--batch={size} cannot be divided over {count} devices: choose a multiple of '
-                     f'{count}.')
+    raise InputError(f'--batch_size={size} cannot be divided over {count} devices: choose a '
+                     f'multiple of {count}.')
   loop.check(config)
   spec = data_lib.resolve(config.data)
-  check.held('batch' if batch is not None else 'config.data.batch_size', size, spec.shape, count)
+  check.held('config.data.batch_size' if batch_size is None else 'batch_size', size, spec.shape,
+             count)
   config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
   try:
     subject = Subject(workdir.import_config(file).build(config), config, Path(file))
@@ -77,18 +78,19 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, n_layer: i
                      trained=False)
     return subject
   except InputError as error:
-    if embd is None:
+    if features is None:
       raise
-    raise InputError(f'--embd={embd}: {error.as_flag()}') from None
+    raise InputError(f'--features={features}: {error.as_flag()}') from None
 
 
-def of_run(directory: str | Path, *, batch: int | None = None, data_dir: str = '') -> Subject:
+def of_run(directory: str | Path, *, batch_size: int | None = None, data_dir: str = '') -> Subject:
   """The averaged weights of the run in `directory`.  Raises InputError."""
+  directory = files.run_directory('workdir', directory)
   trained = workdir.load_trained(directory, data_dir=data_dir)
-  if batch is not None:
-    require_at_least('batch', batch, 1)
-    trained.config.data.batch_size = batch
-  return Subject(trained.experiment, trained.config, Path(directory) / 'config.py', trained.params)
+  if batch_size is not None:
+    require_at_least('batch_size', batch_size, 1)
+    trained.config.data.batch_size = batch_size
+  return Subject(trained.experiment, trained.config, directory / 'config.py', trained.params)
 
 
 def on_accelerators(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -219,25 +221,26 @@ class Training:
     return out
 
 
-def train(subject: Subject, *, steps: int | None = None, warm_up: int = 1, cold: bool = False,
+def train(subject: Subject, *, repetitions: int | None = None, warm_up: int = 1, cold: bool = False,
           peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
   """Seconds of a training step, what it does in them, and what its program costs to make.
 
-  steps: measured dispatches, None: what `budget` seconds hold; cold: compile without the
+  repetitions: measured dispatches, None: what `budget` seconds hold; cold: compile without the
   persistent cache.
   """
   with timing.no_cache(cold):
     training = Training(subject)
     with timing.events() as seen:
       program = training.compiled()
-      timed = timing.measure(training, steps=steps, warm_up=warm_up, budget=budget,
+      timed = timing.measure(training, repetitions=repetitions, warm_up=warm_up, budget=budget,
                              label='training steps')
   peak = timing.peak_memory()  # before the work is counted, which takes memory of its own
   timed = timed.per(training.steps)
   say('counting the work')
   flop = step_flop(subject)
   return {**report.about(subject.file, subject.config), 'command': 'train',
-          'seconds_per_step': timed.median, 'spread': timed.spread, 'steps': timed.steps,
+          'seconds_per_step': timed.median, 'spread': timed.spread,
+          'repetitions': timed.repetitions,
           'images_per_second': subject.config.data.batch_size / timed.median,
           'compile_seconds': program.seconds, 'compiled_from_cache': program.cached,
           'compilations': timing.compilations(seen), 'steps_per_dispatch': training.steps,
@@ -248,7 +251,7 @@ def train(subject: Subject, *, steps: int | None = None, warm_up: int = 1, cold:
 # ---------------------------------------------------------- eval and sample
 
 
-def evaluate(subject: Subject, *, times: int = 32, steps: int | None = None, warm_up: int = 1,
+def evaluate(subject: Subject, *, times: int = 32, repetitions: int | None = None, warm_up: int = 1,
              peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
   """Images per second of the bound in continuous time, with `times` evaluations for each.
 
@@ -266,13 +269,14 @@ def evaluate(subject: Subject, *, times: int = 32, steps: int | None = None, war
   say('compiling the bound')
   made = timing.compiled(program, params, devices.place((batch, rows)))
   timed = timing.measure(
-      lambda: jax.device_get(program(params, devices.place((batch, rows)))), steps=steps,
-      warm_up=warm_up, budget=budget, label='batches of the bound')
+      lambda: jax.device_get(program(params, devices.place((batch, rows)))),
+      repetitions=repetitions, warm_up=warm_up, budget=budget, label='batches of the bound')
   peak = timing.peak_memory()
   flop = evaluation_flop(subject, images * times)
   return {**report.about(subject.file, subject.config), 'command': 'eval',
           'evaluations_per_image': times, 'images_per_batch': images,
-          'seconds_per_batch': timed.median, 'spread': timed.spread, 'steps': timed.steps,
+          'seconds_per_batch': timed.median, 'spread': timed.spread,
+          'repetitions': timed.repetitions,
           'images_per_second': images / timed.median,
           'evaluations_per_second': images * times / timed.median,
           'compile_seconds': made.seconds, 'compiled_from_cache': made.cached,
@@ -280,7 +284,7 @@ def evaluate(subject: Subject, *, times: int = 32, steps: int | None = None, war
           'peak_memory_bytes': peak}
 
 
-def sample(subject: Subject, *, sampler_steps: int = 250, steps: int | None = None,
+def sample(subject: Subject, *, sampler_steps: int = 250, repetitions: int | None = None,
            warm_up: int = 1, peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
   """Seconds of an evaluation of the network, and of an image, by the ancestral sampler."""
   require_at_least('sampler_steps', sampler_steps, 1)
@@ -294,15 +298,16 @@ def sample(subject: Subject, *, sampler_steps: int = 250, steps: int | None = No
   start = time.perf_counter()
   evaluations = next(batches).evaluations
   first = time.perf_counter() - start
-  timed = timing.measure(lambda: next(batches).data, steps=steps, warm_up=max(warm_up - 1, 0),
-                         budget=budget, label='batches of samples')
+  timed = timing.measure(lambda: next(batches).data, repetitions=repetitions,
+                         warm_up=max(warm_up - 1, 0), budget=budget, label='batches of samples')
   peak = timing.peak_memory()
   flop = evaluation_flop(subject, size) * evaluations
   return {**report.about(subject.file, subject.config), 'command': 'sample',
           'sampler': 'ancestral', 'evaluations_per_image': evaluations, 'images_per_batch': size,
           'seconds_per_evaluation': timed.median / evaluations,
           'seconds_per_image': timed.median / size, 'seconds_per_batch': timed.median,
-          'spread': timed.spread, 'steps': timed.steps, 'images_per_second': size / timed.median,
+          'spread': timed.spread, 'repetitions': timed.repetitions,
+          'images_per_second': size / timed.median,
           'compile_seconds': max(first - timed.median, 0.0),
           'flop_per_evaluation': flop / (size * evaluations),
           **rates(flop, timed.median, peak_tflops), 'peak_memory_bytes': peak}
@@ -311,7 +316,7 @@ def sample(subject: Subject, *, sampler_steps: int = 250, steps: int | None = No
 # -------------------------------------------------------------------- data
 
 
-def data(subject: Subject, *, steps: int | None = None, warm_up: int = 1,
+def data(subject: Subject, *, repetitions: int | None = None, warm_up: int = 1,
          budget: float = timing.BUDGET) -> dict:
   """Images per second of the input, and of training; the shares of a step that input takes.
 
@@ -331,12 +336,12 @@ def data(subject: Subject, *, steps: int | None = None, warm_up: int = 1,
   start = time.perf_counter()
   jax.block_until_ready(place(next(batches)))
   first = time.perf_counter() - start
-  read = timing.measure(lambda: place(next(batches)), steps=steps, warm_up=0, budget=budget / 4,
-                        label='batches of input')
+  read = timing.measure(lambda: place(next(batches)), repetitions=repetitions, warm_up=0,
+                        budget=budget / 4, label='batches of input')
   batches.close()
 
   program = training.compiled()
-  computed = timing.measure(training, steps=steps, warm_up=warm_up, budget=budget / 2,
+  computed = timing.measure(training, repetitions=repetitions, warm_up=warm_up, budget=budget / 2,
                             label='training steps')
   batches, waited = stream(), []
   ahead = place(next(batches))
@@ -349,19 +354,19 @@ def data(subject: Subject, *, steps: int | None = None, warm_up: int = 1,
     waited.append(time.perf_counter() - start if out['loss'].is_ready() else 0.0)
     return out
 
-  both = timing.measure(fed, steps=steps, warm_up=warm_up, budget=budget / 2,
+  both = timing.measure(fed, repetitions=repetitions, warm_up=warm_up, budget=budget / 2,
                         label='training steps, with input')
   batches.close()
-  per_batch = sum(read.seconds) / read.steps
+  per_batch = sum(read.seconds) / read.repetitions
   return {**report.about(subject.file, subject.config), 'command': 'data',
           'first_batch_seconds': first, 'input_seconds_per_batch': per_batch,
           'input_images_per_second': size / per_batch,
           'seconds_per_step': computed.median, 'spread': computed.spread,
           'compute_images_per_second': size / computed.median,
           'seconds_per_step_with_input': both.median, 'spread_with_input': both.spread,
-          'steps': both.steps, 'compile_seconds': program.seconds,
+          'repetitions': both.repetitions, 'compile_seconds': program.seconds,
           'input_share_of_step': per_batch / computed.median,
-          'waiting_share_of_step': sum(waited[-both.steps:]) / sum(both.seconds)}
+          'waiting_share_of_step': sum(waited[-both.repetitions:]) / sum(both.seconds)}
 
 
 # ----------------------------------------------------------------- compile
@@ -387,11 +392,11 @@ def compilation(subjects: Sequence[Subject], *, start: dict | None = None) -> di
   """
   rows = []
   for subject in subjects:
-    say(f'n_layer {subject.config.model.blocks}')
+    say(f'blocks {subject.config.model.blocks}')
     with timing.no_cache():
       program = Training(subject).compiled()
     size, operations = program_size(program.lowered)
-    rows.append({'n_layer': subject.config.model.blocks, 'trace_seconds': program.trace_seconds,
+    rows.append({'blocks': subject.config.model.blocks, 'trace_seconds': program.trace_seconds,
                  'lower_seconds': program.lower_seconds, 'xla_seconds': program.xla_seconds,
                  'compile_seconds': program.seconds, 'hlo_bytes': size,
                  'hlo_operations': operations,

@@ -40,7 +40,7 @@ class Timing(NamedTuple):
     return third - first
 
   @property
-  def steps(self) -> int:
+  def repetitions(self) -> int:
     return len(self.seconds)
 
   def per(self, n: int) -> 'Timing':
@@ -48,21 +48,21 @@ class Timing(NamedTuple):
     return Timing(tuple(u / n for u in self.seconds))
 
 
-def measure(work: Callable[[], PyTree], *, steps: int | None = None, label: str = 'measuring',
-            warm_up: int = 1, budget: float = BUDGET,
+def measure(work: Callable[[], PyTree], *, repetitions: int | None = None,
+            label: str = 'measuring', warm_up: int = 1, budget: float = BUDGET,
             clock: Callable[[], float] = time.perf_counter) -> Timing:
   """Times `work`, waiting for the arrays it returns, after `warm_up` calls that are not counted.
 
-  steps: repetitions; None: as many as end within `budget` seconds, at least `LEAST`.
+  repetitions: None for as many as end within `budget` seconds, at least `LEAST`.
   """
-  for flag, value, least in [('steps', steps, 1), ('warm_up', warm_up, 0)]:
+  for flag, value, least in [('repetitions', repetitions, 1), ('warm_up', warm_up, 0)]:
     require_at_least(flag, value, least)
   for _ in range(warm_up):
     jax.block_until_ready(work())
   seconds = []
-  with tqdm.tqdm(total=steps, desc=label, unit='step', dynamic_ncols=True, file=sys.stderr,
+  with tqdm.tqdm(total=repetitions, desc=label, unit='step', dynamic_ncols=True, file=sys.stderr,
                  disable=jax.process_index() != 0) as bar:
-    while not _enough(seconds, steps, budget):
+    while not _enough(seconds, repetitions, budget):
       start = clock()
       jax.block_until_ready(work())
       seconds.append(clock() - start)
@@ -70,10 +70,10 @@ def measure(work: Callable[[], PyTree], *, steps: int | None = None, label: str 
   return Timing(tuple(seconds))
 
 
-def _enough(seconds: list[float], steps: int | None, budget: float) -> bool:
+def _enough(seconds: list[float], repetitions: int | None, budget: float) -> bool:
   done = len(seconds)
-  if steps is not None:
-    return done == steps
+  if repetitions is not None:
+    return done == repetitions
   return done >= LEAST and sum(seconds) * (done + 1) / done > budget
 
 

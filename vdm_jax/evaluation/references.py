@@ -53,7 +53,8 @@ def save(path: str | Path, reference: Reference) -> None:
 
 def arrays(path: str | Path, flag: str) -> dict[str, np.ndarray]:
   """All arrays of an .npz.  Raises InputError, naming the flag: no such file, or a damaged one."""
-  if not Path(path).is_file():
+  path = files.given(flag, path)
+  if not path.is_file():
     raise InputError(f'--{flag}={path}: there is no such file; give the path of an .npz.')
   try:
     with open(path, 'rb') as opened, np.load(opened, allow_pickle=False) as file:

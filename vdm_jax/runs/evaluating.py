@@ -112,7 +112,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   fault, or where files could not be written; at the end, when all else is written, for an estimate
   that is not finite.  TypeError for a field that Options do not have.
   """
-  question = _ask(Path(directory), split, estimates, schedules, Options(**options), average, step,
+  question = _ask(files.run_directory('workdir', directory), split, estimates, schedules, Options(**options), average, step,
                   examples, data_dir)
   written = _files(question, out, overwrite)
   found, measured, failed = _measure(question)
@@ -369,7 +369,7 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
 
 def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
   """Of the main evaluation in a directory, or of the one with this ledger."""
-  where = Path(where)
+  where = files.given('workdir', where)
   written = Files.beside(where) if where.suffix == '.json' else Files.of(where)
   if not written.ledger.exists():
     directory, name = written.ledger.parent, written.ledger.name

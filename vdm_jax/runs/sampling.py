@@ -2,7 +2,9 @@
 import functools
 import hashlib
 import json
+import math
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import analytic, grids
 from vdm_jax.samplers.drawing import Make, draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
+from vdm_jax.train import check
 from vdm_jax.typing import Denoiser, Denoises, Model, Process, Sampler
 
 
@@ -44,32 +47,37 @@ ANCESTRAL = Method('ancestral', samplers.ancestral, 'uniform', _even(250))
 
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
            count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
-           step: int | str = 'latest', batch_size: int = 64, trace: str | Path = '',
-           guided: Guidance | None = None) -> int | None:
+           step: int | str = 'latest', batch_size: int = 64, trace: str | Path | None = None,
+           guided: Guidance | None = None, overwrite: bool = False) -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
+
+  An .npz of the same settings and weights is complete, or drawn on to `count`; any other file that
+  is there is refused, unless `overwrite`.  A .png says in its text what it shows.
 
   method: `ANCESTRAL` if not given.  A run without a denoiser draws its own samples, if it can (an
   autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
-  their way.  Image i of a seed is the same however many are drawn.  guided: of a model that has
-  `null`.  Returns the evaluations of the network for each image (of an adaptive method the most in
-  a batch), 0 if all were there already, None where they are not counted.  Raises InputError.
+  their way.  Image i of a seed is the same to rounding however many are drawn, and at a time
+  (`samplers.drawing`).  guided: of a model that has `null`.  Returns the evaluations of the network
+  for each image (of an adaptive method the most in a batch), 0 if all were there already, None
+  where they are not counted.  Raises InputError.
   """
-  out, trace = Path(out), Path(trace)
-  _check_files(out, trace, count, batch_size)
+  directory = files.run_directory('workdir', directory)
+  out, trace = _check_files(out, trace, count, batch_size, overwrite)
   trained = workdir.load_trained(directory, average=average, step=step)
   spec, at = data.resolve(trained.config.data), trained.experiment.model
   model = needs.require(at(trained.params), 'sample', directory)
+  _check_sizes(count, batch_size, spec)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not isinstance(model, Denoises):
     _check_own(directory, method, trace, label, guided)
     own = functools.partial(draw_own, at, trained.params, **draws)
-    _write(out, own, count, spec.levels, trained, {'seed': seed})
+    _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
   method = method or ANCESTRAL
   _check(model, spec, method, label, guided)
   times = method.times(model.process)
   make = _maker(method, model, times, trained, seed)
-  if model.of_latents and (out.suffix == '.png' or trace != Path()):
+  if model.of_latents and (out.suffix == '.png' or trace):
     raise InputError('out', str(out), 'the samples of this model are latents, no images',
                      'choose an .npz, and leave out --trace')
 
@@ -86,32 +94,46 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
            **({'guidance': list(guided)} if guided else {})}
   labels = {'labels': cond(np.arange(count))['label']} if model.told_labels else {}
-  _write(out, pieces, count, 0 if model.of_latents else spec.levels, trained, about, labels)
-  if trace != Path():
+  levels = 0 if model.of_latents else spec.levels
+  _write(out, pieces, count, levels, trained, about, overwrite, labels)
+  if trace:
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
                      count=min(count, 8) if len(spec.shape) == 3 else count,
                      frames=frames.tolist())
     if jax.process_index() == 0:
-      pictures.save_png(trace, pictures.strip(path, spec.levels))
+      pictures.save_png(trace, pictures.strip(path, spec.levels), _said(about, trained))
   return max(counted, default=0) * (2 if guided else 1)
 
 
 # ------------------------------------------------------------------ checks
 
 
-def _check_files(out: Path, trace: Path, count: int, batch_size: int) -> None:
-  if out.suffix not in ('.png', '.npz'):
-    raise InputError('out', str(out), 'it is no file ending in .png or .npz', 'name one')
-  if trace != Path() and trace.suffix != '.png':
-    raise InputError('trace', str(trace), 'it is no file ending in .png', 'name one')
+def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_size: int,
+                 overwrite: bool) -> tuple[Path, Path | None]:
+  """The paths of both files.  Raises InputError for what cannot be written, or is there."""
+  resumed = not overwrite and Path(out).suffix == '.npz'  # `_draw_resumably` looks into it
+  out = files.output('out', out, '.png', '.npz', overwrite=overwrite or resumed)
+  if trace:
+    trace = files.output('trace', trace, '.png', overwrite=overwrite)
+    require(trace.absolute() != out.absolute(), 'trace', f'{trace}', 'it is the file of --out',
+            'choose another name')
   for flag, value in {'count': count, 'batch_size': batch_size}.items():
     require_at_least(flag, value)
+  return out, trace or None
 
 
-def _check_own(directory, method, trace: Path, label, guided) -> None:
+def _check_sizes(count: int, batch_size: int, spec: data.Spec) -> None:
+  """Raises InputError for more images than could be numbered, kept or computed at a time."""
+  require(count <= 2**30, 'count', count, 'images have numbers below 2^30', 'ask for fewer')
+  devices.require_memory(  # for the images as they are kept
+      'count', count, count * math.prod(spec.shape) * (1 if spec.levels <= 256 else 4))
+  check.held('batch_size', min(batch_size, count), spec.shape, jax.device_count())
+
+
+def _check_own(directory, method, trace: Path | None, label, guided) -> None:
   """Raises InputError for what only a denoiser is asked for."""
-  if method or trace != Path() or label is not None or guided:
+  if method or trace or label is not None or guided:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
                      'samples', 'leave out --sampler, --steps, --grid, --trace, --label and '
                      '--guidance')
@@ -150,8 +172,13 @@ def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Tra
 # ------------------------------------------------------------------- files
 
 
+def _said(about: dict, trained: workdir.Trained) -> dict:
+  """What samples depend on, beside the weights themselves."""
+  return {**about, 'checkpoint': trained.step, 'average': trained.average}
+
+
 def _write(out: Path, pieces, count: int, levels: int, trained: workdir.Trained, about: dict,
-           labels: dict | None = None) -> None:
+           overwrite: bool, labels: dict | None = None) -> None:
   """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: 0 for latents.
 
   about: what the samples depend on beside the weights.
@@ -160,12 +187,15 @@ def _write(out: Path, pieces, count: int, levels: int, trained: workdir.Trained,
   if out.suffix == '.png':
     parts = list(_with_bar(pieces(start=0), 0, count))
     if jax.process_index() == 0:
-      pictures.save_png(out, pictures.samples(np.concatenate(parts), levels))
+      said = _said(about, trained)
+      shown = ('sampler', 'steps', 'seed', 'checkpoint', 'average')
+      caption = ', '.join(f'{name} {said[name]}' for name in shown if name in said)
+      pictures.save_png(out, pictures.captioned(
+          pictures.samples(np.concatenate(parts), levels), caption), said)
   else:
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
-    about = {**about, 'checkpoint': trained.step, 'average': trained.average,
-             'weights': checksum(trained.params)}
-    _draw_resumably(out, about, count, pieces, dtype, labels or {})
+    about = {**_said(about, trained), 'weights': checksum(trained.params)}
+    _draw_resumably(out, about, count, pieces, dtype, labels or {}, overwrite)
 
 
 def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:
@@ -204,18 +234,41 @@ def _with_bar(pieces, start: int, count: int):
       bar.update(len(piece.numbers))
 
 
-def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: dict) -> None:
+def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: dict,
+                    overwrite: bool) -> None:
   """Images in parts beside `out`, put together at the end; what is there is not drawn again.
 
   Parts belong to all that the images depend on, `about`; each is named after its first image.
+  Raises InputError where `out` is there, of other settings, and not to be overwritten.
   """
+  there = _about(out) if out.exists() else None
+  other = sorted(name for name in {*there, *about} - {'count'}
+                 if there.get(name) != about.get(name)) if there else []
+  fits = bool(there) and not other and there['count'] <= count
+  # All go by what process 0 finds.
+  if devices.said_by_first(lambda: fits and there['count'] == count):
+    return
+  if devices.said_by_first(lambda: not (there is None or fits or overwrite)):
+    raise InputError('out', f'{out}', 'it is there already' + (
+        f', of another {", ".join(other)}' if other else
+        f', with {there["count"]:,} images' if there else ', and no file of sample.py'),
+                     'choose another name, or ask for `overwrite`')
   tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
   parts = out.with_name(f'{out.name}.{tag}.parts')
   parts.mkdir(exist_ok=True)
-  done = devices.said_by_first(lambda: sum(map(len, _consecutive(parts))))
+
+  def begun():
+    done = sum(map(len, _consecutive(parts)))
+    if fits and done < there['count']:
+      with np.load(out) as kept:
+        files.save_npz(_part(parts, 0), images=kept['images'])
+      done = sum(map(len, _consecutive(parts)))
+    return done
+
+  done = devices.said_by_first(begun)
   for images in _with_bar(pieces(start=min(done, count)), min(done, count), count):
     if jax.process_index() == 0:
-      files.save_npz(parts / f'part_{done:09d}.npz', images=images.astype(dtype))
+      files.save_npz(_part(parts, done), images=images.astype(dtype))
     done += len(images)
   if jax.process_index() != 0:
     return
@@ -224,10 +277,24 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: d
   shutil.rmtree(parts)
 
 
+def _about(out: Path) -> dict:
+  """What the images of an .npz depend on, and their count; {} of a file of another kind."""
+  try:
+    with np.load(out) as there:
+      about = json.loads(str(there['about']))
+    return about if {'count', 'weights'} <= about.keys() else {}
+  except (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
+    return {}
+
+
+def _part(parts: Path, first: int) -> Path:
+  return parts / f'part_{first:09d}.npz'
+
+
 def _consecutive(parts: Path) -> Iterator[np.ndarray]:
   """The images of the parts from number 0 on, up to the first that is missing."""
   done = 0
-  while (file := parts / f'part_{done:09d}.npz').exists():
+  while (file := _part(parts, done)).exists():
     with np.load(file) as part:
       images = part['images']
     done += len(images)

@@ -9,7 +9,7 @@ import numpy as np
 import rich.table
 from absl import logging
 
-from vdm_jax import data, pictures, samplers, workdir
+from vdm_jax import data, files, pictures, samplers, workdir
 from vdm_jax.errors import InputError, require
 from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import grids
@@ -27,6 +27,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   anything is compiled or written, where the config's parts do not fit each other or the data.
   """
   require(profile >= 0, 'profile', profile, 'a number of steps, or 0 for none')
+  directory = files.run_directory('workdir', directory)
   loop.check(config)
   spec = data.resolve(config.data)
   check.held('config.data.batch_size', config.data.batch_size, spec.shape, jax.device_count())
@@ -107,10 +108,10 @@ def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, dire
     twice = next(seed for seed in seeds if list(seeds).count(seed) > 1)
     raise InputError('seeds', list(seeds), f'{twice} is there twice, and would be the same run '
                      'again', 'give each seed once')
-  results = {}
+  directory, results = files.run_directory('workdir', directory), {}
   for seed in seeds:
     config.seed = seed
-    results[seed] = train(config, config_file, Path(directory) / f'seed_{seed}', **options)
+    results[seed] = train(config, config_file, directory / f'seed_{seed}', **options)
   names = list(results[seeds[0]])
   table = rich.table.Table('seed', *names, title='validation')
   for seed, values in results.items():

@@ -1,7 +1,8 @@
 """Drawing images from a trained model.
 
-Image i of a seed depends on (seed, i) alone, however many are drawn; on the size of the batches
-through rounding only.
+Image i of a seed depends on (seed, i) alone, however many are drawn.  The size of the batches
+changes it by rounding only, which a chain of many steps can make a visible level of a pixel.  The
+size is `batch_size`, or where fewer are asked for the power of two that holds them.
 """
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +29,11 @@ class Batch(NamedTuple):
 def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Numbers of images [size], and which of them are in start .. stop - 1.
 
-  Batches begin at multiples of batch_size and are whole even where fewer are asked for: a program
-  of another size may round otherwise, and a chain of many steps makes a digit's rounding visible.
+  Batches begin at multiples of their size and the last is whole too: a program of another size may
+  round otherwise.  Where fewer than batch_size are drawn at all, the next power of two is a batch:
+  few sizes, and less than twice the work asked for.
   """
-  size = devices.whole_batch(batch_size)
+  size = devices.whole_batch(min(batch_size, 1 << max(stop - 1, 0).bit_length()))
   aligned = start - start % size if start < stop else stop
   for rows, mask in devices.padded_rows(aligned, stop, size):
     yield rows, mask & (rows >= start)

@@ -56,7 +56,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
-    workdir = Path(workdir).absolute()
+    workdir = files.run_directory('workdir', workdir).absolute()
     self.directory = workdir / 'checkpoints'
     self._checksums = workdir / 'checksums'
     self._aside = workdir / 'corrupted'

@@ -107,7 +107,10 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   """
   if source not in SOURCES:
     raise InputError(f'--source={source}: choose one of {", ".join(SOURCES)}.')
-  of, file, out = SOURCES[source], Path(file), Path(out)
+  of = SOURCES[source]
+  file, out = files.given('in', file), files.run_directory('out', out)
+  if not file.is_file():
+    raise InputError('in', f'{file}', 'there is no such file', 'name the file of weights')
   model = model or file.stem
   if model not in of.models:
     raise InputError(f'--model={model}: which of these is it? {", ".join(of.models)}.')
