@@ -57,4 +57,4 @@ def main():
 
 
 if __name__ == '__main__':
-  cli.run(main, required=['workdir', 'out'], alone=True)
+  cli.run(main, required={'workdir': 'runs/toys', 'out': 'toys.png'}, alone=True)
