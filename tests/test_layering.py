@@ -16,6 +16,7 @@ ROOMS = {
     'errors': [],
     'files': ['errors'],
     'config_files': ['errors'],
+    'provenance': [PACKAGE],
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},
     'devices': ['typing', 'errors'],
     'signals': [],
@@ -41,7 +42,7 @@ ROOMS['recipes'] = []
 # What the estimates of `likelihood` say of a run, and what must hold between them.
 ROOMS['ledger'] = [*MATHEMATICS, 'config_files', 'errors', 'likelihood', 'objectives', 'samplers']
 # A run's directory, what is drawn of it, and what the commands do with it.
-ROOMS['workdir'] = ['typing', 'errors', 'files', 'config_files', 'data', 'train']
+ROOMS['workdir'] = ['typing', 'errors', 'files', 'config_files', 'data', 'provenance', 'train']
 # A published checkpoint becomes the parameters of a system, and ours a file for others.
 ROOMS['weights'] = ['typing', 'errors', 'files', 'random', 'schedules', 'nn', 'systems', 'train',
                     'workdir']

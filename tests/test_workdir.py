@@ -10,7 +10,7 @@ import pytest
 
 import vdm_jax
 from tests.support import tiny_config
-from vdm_jax import runs, workdir
+from vdm_jax import provenance, runs, workdir
 from vdm_jax.errors import InputError
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
@@ -295,3 +295,20 @@ def test_a_damaged_config_json_is_one_line_with_the_remedy(two, text):
   with pytest.raises(InputError, match=r'config.json is damaged \(.*\); restore it, or') as error:
     vdm_jax.load(two['a'])
   assert '\n' not in str(error.value)
+
+
+def test_every_start_of_a_run_says_what_made_it(two, monkeypatch, caplog):
+  made = {'vdm_jax': '9', 'commit': 'abc', 'jax': '1', 'date': 'then', 'command': 'train.py'}
+  file = two['a'].parent / 'moved_a' / 'leaf.py'
+  starts = lambda: json.loads((two['a'] / 'config.json').read_text())['starts']
+  assert [start['commit'] for start in starts()] == [provenance.provenance()['commit']]
+  monkeypatch.setattr(workdir, 'provenance', lambda: made)
+  workdir.prepare(two['a'], config(), file)
+  assert 'commit abc now' in caplog.records[-1].getMessage()
+  said = len(caplog.records)
+  workdir.prepare(two['a'], config(), file)
+  assert len(caplog.records) == said  # the same library again
+  assert starts()[1:] == [made, made]
+  older(two['a'])
+  workdir.prepare(two['a'], config(), file)  # which says nothing of what made it
+  assert starts() == [made] and len(caplog.records) == said + 1  # of the neighbours alone

@@ -3,7 +3,8 @@
     config.py         the config file, as it was when the run was last started
     config/           the modules beside it that it imports, if any: see `config_files`
     config.json       its values, with what was read from the data filled in; the modules' names;
-                      the data's fingerprint
+                      the data's fingerprint; every start of the run, with versions, commit,
+                      date and command
     checkpoints/      see train/checkpoint.py
     metrics.jsonl, tensorboard/, ...
 
@@ -21,6 +22,7 @@ from absl import logging
 
 from vdm_jax import config_files, data, files
 from vdm_jax.errors import InputError
+from vdm_jax.provenance import changed, provenance
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
@@ -137,10 +139,11 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
       raise InputError(f'--workdir={workdir} holds a run of another configuration:\n'
                        + '\n'.join(differences)
                        + '\nChoose another --workdir, or ask for the same.')
-    changed = _changed(source(workdir / 'config.py'), code)
-    if jax.process_index() == 0 and changed:
+    edited = _edited(source(workdir / 'config.py'), code)
+    if jax.process_index() == 0 and edited:
       logging.warning('%s changed since the run in %s began; the values of its config agree.',
-                      ' and '.join(changed) + (' have' if len(changed) > 1 else ' has'), workdir)
+                      ' and '.join(edited) + (' have' if len(edited) > 1 else ' has'), workdir)
+    say_what_changed(workdir)
   if jax.process_index() == 0:
     began = str(code.path.absolute().parent)
     if code.path.absolute().parent == workdir.absolute():  # of the run itself
@@ -150,7 +153,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
     files.write_text(workdir / 'config.py', code.text)
     files.write_text(workdir / 'config.json', json.dumps({
         'config': values, 'from': began, 'neighbours': list(code.neighbours),
-        'fingerprint': fingerprint or old.get('fingerprint')}, indent=2))
+        'fingerprint': fingerprint or old.get('fingerprint'),
+        'starts': [*old.get('starts', ()), provenance()]}, indent=2))
     for file in (workdir / 'config').rglob('*.py'):  # of another start
       if str(file.relative_to(workdir / 'config')) not in code.neighbours:
         file.unlink()
@@ -165,11 +169,19 @@ def changed_data(workdir: str | Path, fingerprint: dict) -> str:
   return data.changes(kept, fingerprint) if kept else ''
 
 
-def _changed(old: config_files.Source, new: config_files.Source) -> list[str]:
+def _edited(old: config_files.Source, new: config_files.Source) -> list[str]:
   """Paths of the files of `new` that are not as in `old`, and names of those that are gone."""
   return [str(new.path)] * (old.text != new.text) + [
       str(new.folder / name) for name in sorted(old.neighbours.keys() | new.neighbours.keys())
       if old.neighbours.get(name) != new.neighbours.get(name)]
+
+
+def say_what_changed(workdir: str | Path) -> None:
+  """Warns in one line where the run in `workdir` was last started with another vdm_jax."""
+  started = _record(workdir).get('starts', [{}])[-1]
+  difference = changed(started, provenance())
+  if difference and jax.process_index() == 0:
+    logging.warning('The run in %s was started with another library: %s.', workdir, difference)
 
 
 def _tuples(value):

@@ -23,6 +23,7 @@ class Ledger(NamedTuple):
   rows: list[dict]
   config: dict
   checks: list[dict]  # what `relations.check` found
+  provenance: dict = {}  # versions, commit, date, command; empty of an older version
 
   def to_json(self) -> str:
     return json.dumps(self._asdict(), indent=2, allow_nan=False)

@@ -26,6 +26,7 @@ from vdm_jax.likelihood import closed_forms, density, gaussian
 from vdm_jax.likelihood import schedules as other_schedules
 from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator
+from vdm_jax.provenance import provenance
 from vdm_jax.runs import needs
 from vdm_jax.runs.needs import conditions
 from vdm_jax.runs.sampling import variances_of
@@ -112,13 +113,15 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   fault, or where files could not be written; at the end, when all else is written, for an estimate
   that is not finite.  TypeError for a field that Options do not have.
   """
-  question = _ask(files.run_directory('workdir', directory), split, estimates, schedules, Options(**options), average, step,
+  directory = files.run_directory('workdir', directory)
+  question = _ask(directory, split, estimates, schedules, Options(**options), average, step,
                   examples, data_dir)
   written = _files(question, out, overwrite)
   found, measured, failed = _measure(question)
   bound, checks = _check(question, found, measured)
   ledger = Ledger(**question.about, rows=[m.row for _, m in measured],
-                  config=question.trained.config.to_dict(), checks=checks)
+                  config=question.trained.config.to_dict(), checks=checks,
+                  provenance=provenance())
   try:
     _write(written, question, ledger, [m for _, m in measured], bound)
   finally:
@@ -157,6 +160,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   check_options(options)
   asked = families.parse(estimates)
   trained, model = _weights(directory, average, step, data_dir)
+  workdir.say_what_changed(directory)
   experiment, spec = trained.experiment, data.resolve(trained.config.data)
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
          **conditions(spec.classes, None)(np.arange(1))}
@@ -375,7 +379,8 @@ def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
     directory, name = written.ledger.parent, written.ledger.name
     raise InputError(f'{directory} has no {name}: evaluate it first (scripts/evaluate.py '
                      f'--workdir={directory}).')
-  fields = files.read_json(written.ledger, of=('rows', 'dataset'), remedy='evaluate it again')
+  fields = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
+                           remedy='evaluate it again')
   if 'checks' not in fields:
     raise InputError(f'{written.ledger} was written by an older version: evaluate it again.')
   return written, Ledger(**fields)
