@@ -141,3 +141,29 @@ def test_reading_a_config_file_needs_no_accelerator_library():
   code = ('import sys\nfrom vdm_jax import config_files\n'
           "assert 'jax' not in sys.modules and 'flax' not in sys.modules")
   subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize('line,name,nearest', [
+    ('config.train.update(stepss=60)', 'stepss', 'steps'),
+    ('config.optimizer.warmup_step = 5', 'warmup_step', 'warmup_steps'),
+    ('config.data.update(batchsize=6)', 'batchsize', 'batch_size'),
+    ('config.model.feature = 3', 'feature', 'features'),
+    ('config.model.update(dropuot=0.5)', 'dropuot', 'dropout'),
+    ('config.sede = 3', 'sede', 'seed')])
+def test_a_misspelt_field_of_a_config_file_is_refused_with_the_nearest_name(tmp_path, line, name,
+                                                                            nearest):
+  with pytest.raises(InputError, match=f"line 6 of leaf.py sets the field '{name}'.*{nearest}"):
+    opened(tmp_path, line)
+
+
+def test_fields_of_a_config_s_own_are_named_when_it_is_made(tmp_path):
+  found = opened(tmp_path, 'config.ema.update(longer=0.99999); config.model.weight = 2', 'weight=1')
+  assert found.model.weight == 2 and found.ema.longer == 0.99999
+
+
+def opened(tmp_path, line, own=''):
+  file = folder(tmp_path, leaf='')
+  file.write_text('from vdm_jax.systems.variational import vdm\n\n\ndef get_config():\n'
+                  f'  config = vdm.default_config({own})\n  {line}\n  return config\n\n\n'
+                  'def build(config):\n  pass\n')
+  return config_files.get_config(config_files.read(file).module(), str(file))

@@ -128,8 +128,8 @@ def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
     nearest = re.search(r'Did you mean "(.+?)"', str(error))
     raise InputError(
         'config', name, f'{_line(module, error)} sets the field {unknown[1]!r}, which does not '
-        'exist', f'perhaps {nearest[1]!r} is meant' if nearest else 'fields of its own go into '
-        'config.model, or are added under `with config.unlocked():`') from None
+        'exist', f'perhaps {nearest[1]!r} is meant' if nearest else 'give fields of its own '
+        'to default_config: vdm.default_config(weight=0.1)') from None
 
 
 def _line(module: ModuleType, error: BaseException) -> str:

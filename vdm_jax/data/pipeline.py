@@ -48,7 +48,7 @@ def default_config() -> ml_collections.ConfigDict:
       'augment': False,    # flips and quarter turns, and a bit that says so
       'memory_gb': 1.0,    # splits up to this size live in RAM
       'workers': 4,        # processes that read the larger ones
-  })
+  }).lock()
 
 
 _LEAST = {'classes': 0, 'image_size': 0, 'validation': 0, 'batch_size': 1, 'memory_gb': 0,

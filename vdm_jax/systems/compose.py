@@ -47,7 +47,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
   It is locked: a name that is not there is an error, and no field of its own.  Each system's
   `default_config` takes further fields of `config.model` in the same way.
   """
-  return ml_collections.ConfigDict({
+  config = ml_collections.ConfigDict({
       'seed': 1,
       'data': data.default_config(),
       'model': model,
@@ -55,6 +55,8 @@ def default_config(**model) -> ml_collections.ConfigDict:
       'ema': {'ema': 0.9999},    # name: rate; the longest is evaluated by default
       'train': loop.default_config(),
   }).lock()
+  config.ema.unlock()  # averages have names of the config's own
+  return config
 
 
 def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:

@@ -53,7 +53,7 @@ def default_config() -> ml_collections.ConfigDict:
       'keep': 5,                # newest checkpoints; the best by validation is kept as well
       'splits': ('validation',),   # evaluated on the way; only 'validation' ever chooses anything
       'validation_repeats': 1,  # times per example
-  })
+  }).lock()
 
 
 def check(config: ml_collections.ConfigDict) -> None:

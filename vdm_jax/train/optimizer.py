@@ -51,7 +51,7 @@ def default_config() -> ml_collections.ConfigDict:
       'weight_decay': 0.01,  # decoupled
       'clip_norm': 0.0,      # of the global gradient; 0: none
       'official_decay_mask': False,  # see `decay_mask`
-  })
+  }).lock()
 
 
 def learning_rate(config, rate: float | None = None) -> optax.Schedule:
