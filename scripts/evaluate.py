@@ -54,7 +54,8 @@ def evaluated(run: Path, out: str | Path) -> ledger.Ledger:
   return runs.evaluate(
       run, split=SPLIT.value, estimates=ESTIMATES.value, schedules=SCHEDULES.value,
       average=AVERAGE.value, step=STEP.value, examples=EXAMPLES.value,
-      data_dir=DATA_DIR.value or '', out=out, overwrite=OVERWRITE.value, show=show, **{of.name: of.value for of in OPTIONS})
+      data_dir=DATA_DIR.value or '', out=out, overwrite=OVERWRITE.value, show=show,
+      **{of.name: of.value for of in OPTIONS})
 
 
 def main():

@@ -24,7 +24,7 @@ from vdm_jax.samplers.drawing import Make, from_keys
 from vdm_jax.samplers.sampling import check_finite, check_grid
 from vdm_jax.typing import Array, ArrayLike, Process, PyTree
 
-__all__ = ['Model']
+__all__ = ['Grid', 'Model']
 
 Grid = ArrayLike | Callable[[Process, int], ArrayLike]  # times, or (process, steps) -> times
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import vdm_jax
 
+__all__ = ['changed', 'provenance']
+
 
 def provenance() -> dict[str, str]:
   """The versions of vdm_jax and JAX, the commit ('' outside of a checkout; '-dirty' where files

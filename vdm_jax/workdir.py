@@ -28,7 +28,7 @@ from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
 
 __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'import_config', 'load',
-           'load_trained', 'open_config', 'prepare', 'read_config', 'source']
+           'load_trained', 'open_config', 'prepare', 'read_config', 'say_what_changed', 'source']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.memory_gb', 'data.workers', 'model.scan',
