@@ -33,11 +33,13 @@ def test_a_directory_is_one_runs_and_the_next_ones_when_it_is_over(tmp_path):
     pass
 
 
-@pytest.mark.parametrize('left', ['', 'half a li', json.dumps({'host': HERE, 'pid': gone()}),
-                                  json.dumps({'host': HERE, 'pid': os.getpid()})])
+@pytest.mark.parametrize('left', [  # made of ids in the test: all workers collect the same
+    lambda: '', lambda: 'half a li', lambda: json.dumps({'host': HERE, 'pid': gone()}),
+    lambda: json.dumps({'host': HERE, 'pid': os.getpid()})],
+    ids=['empty', 'half', 'of the dead', 'of this process'])
 def test_what_a_dead_process_of_this_host_has_left_is_taken_over(tmp_path, left):
   """Its number may be another process's by now, this one's say: the kernel knows better."""
-  (tmp_path / 'lock').write_text(left)
+  (tmp_path / 'lock').write_text(left())
   with lock.held(tmp_path):
     assert json.loads((tmp_path / 'lock').read_text())['pid'] == os.getpid()
 
