@@ -33,6 +33,7 @@ from vdm_jax.likelihood.statistics import standard_errors
 from vdm_jax.objectives import vlb
 from vdm_jax.objectives.denoising import weighted_diffusion
 from vdm_jax.processes import time_of
+from vdm_jax.runs import needs
 from vdm_jax.typing import Array, Denoiser, Estimate, Model, PyTree
 
 SPLIT_AT = 8.0  # logsnr
@@ -189,7 +190,7 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
       return model._replace(denoise=change(model.denoise))
     return make
 
-  model = builds['float32'].model(trained.params)
+  model = needs.require(builds['float32'].model(trained.params), 'benchmark', directory)
   bounds.own_bound(model, 'precision')
   if level_axes(model):
     raise InputError(f'--workdir={directory}: its log-SNR differs from pixel to pixel, so that no '

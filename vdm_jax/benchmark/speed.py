@@ -6,6 +6,7 @@ written out and keeps all that the backward pass needs: a loop's body is counted
 length, and what is computed a second time to save memory is no useful work.  XLA counts the
 products of a convolution that fall inside the image: for 3x3 at 32x32 that is 96 % of 9 H W C C'.
 """
+import functools
 import os
 import signal
 import subprocess
@@ -27,11 +28,12 @@ from vdm_jax.benchmark import hardware, report, timing
 from vdm_jax.benchmark.timing import say
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
+from vdm_jax.runs import needs
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw
 from vdm_jax.train import check, loop, metrics, parallel
 from vdm_jax.train import step as step_lib
-from vdm_jax.typing import Experiment, PyTree, Update
+from vdm_jax.typing import Experiment, Model, PyTree, Update
 
 # Of `config.model`: the same numbers by a program in which XLA can count the work.
 _WRITTEN_OUT = {'scan': False, 'remat': 'none', 'weight_gradient': 'xla', 'attention': 'xla'}
@@ -102,6 +104,11 @@ def on_accelerators(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
   return config
 
 
+def denoising(subject: Subject, params) -> Model:
+  """The subject's model at these parameters.  Raises InputError: it does not denoise."""
+  return needs.require(subject.experiment.model(params), 'benchmark', subject.file, 'config')
+
+
 def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
   """A batch like those of training, of random images [size, ...]."""
   spec, rng = subject.experiment.data.spec, np.random.default_rng(0)
@@ -166,7 +173,7 @@ def evaluation_flop(subject: Subject, size: int) -> float:
   subject = _written_out(subject)
 
   def evaluate(params, z, batch, key):
-    m = subject.experiment.model(params)
+    m = denoising(subject, params)
     if m.latent is not None:
       m = m.latent(random.per_example(key, jnp.arange(size)))
     return m.denoise(z, m.process(jnp.float32(0.5)), m.cond(batch))
@@ -259,7 +266,7 @@ def evaluate(subject: Subject, *, times: int = 32, repetitions: int | None = Non
   """
   require_at_least('times', times, 1)
   images = devices.whole_batch(max(1, subject.config.data.batch_size // times))
-  estimator, model = bounds.at_times(0, times), subject.experiment.model
+  estimator, model = bounds.at_times(0, times), functools.partial(denoising, subject)
   key = random.key(0)
   program = devices.over_rows(lambda params, xs: estimator(
       model(params), xs[0], random.per_example(key, xs[1])))
@@ -291,7 +298,7 @@ def sample(subject: Subject, *, sampler_steps: int = 250, repetitions: int | Non
   size = devices.whole_batch(subject.config.data.batch_size)
   told = lambda numbers: {name: u for name, u in random_batch(subject, len(numbers)).items()
                           if name != 'image'}
-  batches = draw(subject.experiment.model, initial_params(subject), samplers.ancestral,
+  batches = draw(functools.partial(denoising, subject), initial_params(subject), samplers.ancestral,
                  times=grids.uniform(sampler_steps), start=0, stop=2**30, seed=0, batch_size=size,
                  cond=told)
   say('compiling the sampler, and the first batch')

@@ -34,7 +34,7 @@ def summary(subject: speed.Subject) -> list[Row]:
   params = jax.eval_shape(lambda: speed.initial_params(subject))
 
   def evaluate(params, z, batch, key):
-    m = subject.experiment.model(params)
+    m = speed.denoising(subject, params)
     if m.latent is not None:
       m = m.latent(random.per_example(key, jnp.arange(1)))
     return m.denoise(z, m.process(jnp.float32(0.5)), m.cond(batch))

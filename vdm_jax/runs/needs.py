@@ -21,6 +21,8 @@ NEEDS = {
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
     'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
+    'benchmark': Need((Denoises,), 'measure its evaluations',
+                      'name a config or run of a diffusion model (configs/digits/vdm.py)'),
     'gallery': Need((Denoises,), 'show its field', 'name a run of configs/plane/spiral.py'),
     'features': Need((Features,), 'score samples by it',
                      'train a classifier (configs/digits/classifier.py)'),
