@@ -15,13 +15,13 @@ import cli
 import jax
 import rich.console
 import rich.table
-import sampler_list
 import tqdm
 from absl import flags
 
 from vdm_jax import certification
 from vdm_jax.certification import Row
 from vdm_jax.errors import InputError
+from vdm_jax.samplers import catalogue, runge_kutta
 
 SAMPLERS = flags.DEFINE_list('samplers', [], 'Only these; default: all.')
 JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
@@ -34,14 +34,14 @@ _SUPPLIED = {'': lambda make: make, 'head': lambda make: make,
              'guidance': certification.with_guidance}
 
 
-def bind(entry: sampler_list.Entry):
+def bind(entry: catalogue.Entry):
   """The sampler as the certifier makes it: the oracle has whatever the sampler needs."""
   return _SUPPLIED[entry.needs](entry.make)
 
 
 def equalities() -> dict[str, list]:
   """What is the same by theory: claim -> samplers."""
-  of = lambda name, **options: functools.partial(sampler_list.SAMPLERS[name].make, **options)
+  of = lambda name, **options: functools.partial(catalogue.SAMPLERS[name].make, **options)
   return {
       'ddim = dpm_solver_1 = deis_0 = unip_1': [
           of('ddim'), of('dpm_solver_2', order=1), of('dpm_solver_2m', order=1),
@@ -50,11 +50,11 @@ def equalities() -> dict[str, list]:
           of('ancestral'), of('ddim', eta=1.0), of('dpmpp_2m_sde', order=1)],
       'ancestral_learned with v = -1 = ancestral': [of('ancestral_learned'), of('ancestral')],
       'unip_2 with B(h) = e^h - 1 = dpmpp_2m': [of('unip_2'), of('dpmpp_2m')],
-      'edm with Euler = ddim': [of('edm', tableau=sampler_list.runge_kutta.EULER), of('ddim')],
+      'edm with Euler = ddim': [of('edm', tableau=runge_kutta.EULER), of('ddim')],
       'pc_ancestral with no correction = ancestral': [
           of('pc_ancestral', n_corrections=0), of('ancestral')],
       'edm without churn = Heun in sigma / alpha': [
-          of('edm'), of('rho_rk4', tableau=sampler_list.runge_kutta.HEUN)],
+          of('edm'), of('rho_rk4', tableau=runge_kutta.HEUN)],
   }
 
 
@@ -63,25 +63,26 @@ def certify(job: tuple[str, str]) -> list[Row]:
   kind, name = job
   if kind == 'equality':
     return certification.equality(name, equalities()[name])
-  entry = sampler_list.SAMPLERS[name]
+  entry = catalogue.SAMPLERS[name]
   if kind == 'one step':  # the best variance is exact for a Gaussian whatever the steps
     return certification.certify(bind(entry), name=f'{name}, one step', models=['gaussian'],
                                  curves=certification.FINITE, steps=[1], tolerance=0.0, draws=4096)
   if kind == 'encoding':
     return certification.certify(entry.make, entry.order, name=f'{name}, encoding', up=True,
                                  curves=certification.FINITE)
+  options = certification.OPTIONS.get(name, {})
   if entry.at_tolerance is not None:
-    return certification.certify_adaptive(entry.at_tolerance, name=name, **entry.certify)
-  return certification.certify(bind(entry), entry.order, name=name, **entry.certify)
+    return certification.certify_adaptive(entry.at_tolerance, name=name, **options)
+  return certification.certify(bind(entry), entry.order, name=name, **options)
 
 
 def jobs(names: list[str]) -> list[tuple[str, str]]:
   """Of these samplers; of all of them also what they are equal to."""
   own = [('sampler', name) for name in names]
   own += [('one step', name) for name in names
-          if sampler_list.SAMPLERS[name].needs == 'variances']
+          if catalogue.SAMPLERS[name].needs == 'variances']
   own += [('encoding', name) for name in names if name in ('ddim', 'heun')]
-  if set(names) == set(sampler_list.SAMPLERS):
+  if set(names) == set(catalogue.SAMPLERS):
     own += [('equality', claim) for claim in equalities()]
   return own
 
@@ -133,7 +134,7 @@ def markdown(rows: list[Row]) -> str:
   lines = ['| `--sampler=` | paper | order | calls a step | certified | what it is for |',
            '|---|---|---|---|---|---|']
   family = None
-  for name, entry in sampler_list.SAMPLERS.items():
+  for name, entry in catalogue.SAMPLERS.items():
     of = [row for row in rows if row.sampler == name and row.curve != 'ends']
     if entry.family != family:
       family = entry.family
@@ -146,7 +147,7 @@ def markdown(rows: list[Row]) -> str:
       found = f'moments to {max(map(certification.largest_deviation, of)):.3f}'
     else:
       order, found = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
-    mark = ' \\*' if entry.needs in sampler_list.MISSING else ''
+    mark = ' \\*' if entry.needs in catalogue.MISSING else ''
     lines.append(f'| `{name}`{mark} | {entry.paper} | {order} | {entry.evaluations or "varies"} | '
                  f'{found} | {entry.use} |')
   return '\n'.join(lines)
@@ -165,8 +166,8 @@ def main():
   # float64 is needed, and a process for each core: not a thing for an accelerator.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
-  names = [sampler_list.called(name) for name in SAMPLERS.value]
-  rows = certify_all(jobs(names or list(sampler_list.SAMPLERS)))
+  names = [catalogue.called(name) for name in SAMPLERS.value]
+  rows = certify_all(jobs(names or list(catalogue.SAMPLERS)))
   if JSON.value:
     print(json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False))
   elif MARKDOWN.value:

@@ -5,17 +5,17 @@
 import cli
 import jax
 import numpy as np
-import sampler_list
 from absl import flags
 
 from vdm_jax import files, pictures, workdir
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import comparison
 from vdm_jax.runs import needs
+from vdm_jax.samplers import catalogue
 from vdm_jax.train import metrics
 
 # Those that need the network alone, and whose evaluations can be counted beforehand.
-SAMPLERS = {name: entry for name, entry in sampler_list.SAMPLERS.items()
+SAMPLERS = {name: entry for name, entry in catalogue.SAMPLERS.items()
             if not entry.needs and entry.evaluations}
 USUAL = ['ancestral', 'ddim', 'heun', 'edm', 'dpmpp_2m', 'dpmpp_2m_sde', 'deis_t2', 'unipc_2']
 
@@ -34,7 +34,7 @@ DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they wer
 
 
 def main():
-  chosen = [sampler_list.called(name) for name in CHOSEN.value]
+  chosen = [catalogue.called(name) for name in CHOSEN.value]
   unknown = [name for name in chosen if name not in SAMPLERS]
   if unknown:
     raise InputError(f'--samplers={",".join(unknown)}: choose of {", ".join(SAMPLERS)}.')

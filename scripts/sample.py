@@ -4,18 +4,18 @@
 """
 import cli
 import jax
-import sampler_list
 from absl import flags
 
-from vdm_jax import runs
+from vdm_jax import guidance, runs
+from vdm_jax.samplers import catalogue
 
 WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'A .png to look at, or an .npz, resumed where it was left.')
 OVERWRITE = cli.overwrite()
-SAMPLER = flags.DEFINE_string('sampler', 'ancestral', sampler_list.describe())
+SAMPLER = flags.DEFINE_string('sampler', 'ancestral', catalogue.describe())
 STEPS = flags.DEFINE_integer('steps', None, 'Steps of the grid; default: 250.')
 GRID = flags.DEFINE_string(
-    'grid', '', f'{", ".join(sampler_list.GRIDS)}; the last five and '
+    'grid', '', f'{", ".join(catalogue.GRIDS)}; the last five and '
     "iddpm:10,10,5 select from a chain of 1000; or times of your own, 1,0.7,0.3,0 or a .npy file.  "
     "Default: the sampler's own, for most uniform.")
 ETA = flags.DEFINE_float('eta', None, 'Of ddim: its noise, from 0 (none) to 1 (that of ancestral).')
@@ -33,12 +33,12 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
 
 def main():
   # A run that draws its own samples is to be asked for none by name.
-  method = (sampler_list.method(SAMPLER.value, STEPS.value, GRID.value, ETA.value)
+  method = (catalogue.method(SAMPLER.value, STEPS.value, GRID.value, ETA.value)
             if any(flag.present for flag in (SAMPLER, STEPS, GRID, ETA)) else None)
   evaluations = runs.sample(
       WORKDIR.value, OUT.value, method=method, count=COUNT.value, seed=SEED.value,
       label=LABEL.value, average=AVERAGE.value, step=STEP.value, batch_size=BATCH_SIZE.value,
-      trace=TRACE.value, guided=sampler_list.guidance(GUIDANCE.value),
+      trace=TRACE.value, guided=guidance.parse(GUIDANCE.value),
       overwrite=OVERWRITE.value)
   if jax.process_index() == 0 and evaluations:
     print(f'{evaluations} evaluations of the network for each image')

@@ -8,11 +8,11 @@
 from pathlib import Path
 
 import cli
-import sampler_list
 from absl import flags
 
 from vdm_jax import scoring
 from vdm_jax.evaluation import scores
+from vdm_jax.samplers import catalogue
 from vdm_jax.train import metrics
 
 SAMPLES = cli.path('samples', 'An .npz of images, of scripts/sample.py for example.')
@@ -43,7 +43,7 @@ def main():
   out = OUT.value or (str(Path(WORKDIR.value, 'scores.json')) if WORKDIR.value else '')
   found = scoring.score(
       samples=SAMPLES.value or '', directory=WORKDIR.value or '', overwrite=OVERWRITE.value,
-      method=sampler_list.method(SAMPLER.value, STEPS.value, GRID.value, ETA.value),
+      method=catalogue.method(SAMPLER.value, STEPS.value, GRID.value, ETA.value),
       count=COUNT.value, seed=SEED.value, average=AVERAGE.value, step=STEP.value,
       reference=REFERENCE.value, by=FEATURES.value, out=out,
       save_reference=SAVE_REFERENCE.value or '',

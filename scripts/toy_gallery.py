@@ -7,11 +7,11 @@ A run that is there already is not trained again.  2 CPU cores: ten minutes.
 from pathlib import Path
 
 import cli
-import sampler_list
 from absl import flags
 
 from vdm_jax import files, gallery, pictures, runs, workdir
 from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.samplers import catalogue
 
 SYSTEMS = {  # name -> title, config, its variant, sampler, steps
     'dpm': ('DPM 2015', 'dpm_swiss_roll', (), 'ancestral_learned', 39),
@@ -49,7 +49,7 @@ def main():
     directory = Path(WORKDIR.value) / name
     print(f'{title}: {directory}')
     runs.train(config, file, directory)
-    rows.append(gallery.row(title, directory, sampler_list.method(sampler, steps, '')))
+    rows.append(gallery.row(title, directory, catalogue.method(sampler, steps, '')))
     print(f'{title}: distance {rows[-1].distance:.4f}, of training data {rows[-1].floor:.4f}; '
           'energy distance {:.5f} +- {:.5f}'.format(*rows[-1].energy))
   pictures.save_png(OUT.value, gallery.picture(rows))

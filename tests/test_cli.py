@@ -62,7 +62,7 @@ def test_what_is_wrong_with_a_flag_is_one_line_with_its_remedy(line, message, tm
 def test_a_python_without_jax_is_told_where_the_environment_is():
   isolated = (sys.executable, '-I', '-S')  # as the system's: the standard library alone
   for script in sorted((ROOT / 'scripts').glob('*.py')):
-    if script.name in ('cli.py', 'sampler_list.py'):
+    if script.name == 'cli.py':
       continue
     # -I leaves out the script's own folder, where `cli` is.
     code = (f'import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); '

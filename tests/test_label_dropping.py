@@ -1,5 +1,4 @@
 """Labels that are dropped: how often, for whom, and what becomes of an experiment by it."""
-import sys
 from pathlib import Path
 
 import jax
@@ -14,10 +13,6 @@ from vdm_jax.samplers import grids
 from vdm_jax.systems.guided import label_dropping
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Context
-
-sys.path.append(str(Path(__file__).parents[1] / 'scripts'))
-
-import sampler_list  # of scripts/, where only tests look
 
 CLASSES = 3
 
@@ -187,10 +182,10 @@ def test_guidance_is_refused_where_it_means_nothing(finished, tmp_path):
 @pytest.mark.parametrize('given,expected', [
     ([], None), (['1.5'], (1.5, -np.inf, np.inf)), (['2', '-3', '5'], (2.0, -3.0, 5.0))])
 def test_the_flag_is_a_weight_and_perhaps_an_interval(given, expected):
-  assert sampler_list.guidance(given) == expected
+  assert guidance.parse(given) == expected
 
 
 @pytest.mark.parametrize('given', [['much'], ['1', '2'], ['1', '5', '-3']])
 def test_a_flag_that_says_something_else_is_refused(given):
   with pytest.raises(InputError, match=f'--guidance={",".join(given)}: W, or W,LOW,HIGH'):
-    sampler_list.guidance(given)
+    guidance.parse(given)

@@ -24,7 +24,7 @@ ROOMS = {
     # Siblings, but a likelihood evaluates the bounds of `objectives`, and the chains of `samplers`
     # with their variances.
     'objectives': [*MATHEMATICS, 'errors'],
-    'samplers': [*MATHEMATICS, 'devices', 'errors'],
+    'samplers': [*MATHEMATICS, 'config_files', 'devices', 'errors', 'files'],
     'likelihood': [*MATHEMATICS, 'devices', 'errors', 'objectives', 'samplers'],
     'certification': [*MATHEMATICS, 'samplers'],
     'evaluation': [*MATHEMATICS, 'devices', 'errors', 'files', 'samplers'],

@@ -10,7 +10,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.guidance import Guidance
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.samplers import grids
+from vdm_jax.samplers import edm, grids
+from vdm_jax.samplers.dpm_solver import dpm_solver_multistep
 from vdm_jax.samplers.drawing import draw
 from vdm_jax.schedules import Cosine, Linear
 from vdm_jax.typing import Estimate
@@ -73,6 +74,17 @@ def test_labels_are_those_of_the_examples_and_guidance_moves_them_on():
   np.testing.assert_allclose(one[1], plain[1], atol=1e-5)
 
 
+def test_a_sampler_and_a_grid_go_by_their_names_in_the_catalogue():
+  draw = lambda **options: np.asarray(GAUSSIAN.sample(jax.random.key(2), 4, **options))
+  np.testing.assert_array_equal(draw(), draw(sampler=dpm_solver_multistep, steps=20))
+  np.testing.assert_array_equal(draw(sampler='edm', steps=6),
+                                draw(sampler=edm.edm, grid=grids.karras, steps=6))
+  np.testing.assert_array_equal(draw(sampler='ddim', steps=6, grid='logsnr'),
+                                draw(sampler=samplers.ddim, grid=grids.logsnr(GAUSSIAN.process, 6)))
+  np.testing.assert_array_equal(draw(sampler=samplers.ddim, steps=6, grid='logsnr'),
+                                draw(sampler='k_euler', steps=6, grid='logsnr'))
+
+
 def test_the_same_call_again_compiles_nothing():
   traced = []
 
@@ -115,6 +127,10 @@ def test_what_changes_a_model_keeps_what_it_can():
      'guidance=2.0: .* not learned to do without a label'),
     (lambda: LABELLED._replace(clips=True).sample(jax.random.key(0), 2, label=0, guidance=2.0),
      'guidance=2.0: this model clips'),
+    (lambda: GAUSSIAN.sample(jax.random.key(0), 2, sampler='eule'), 'did you mean euler'),
+    (lambda: GAUSSIAN.sample(jax.random.key(0), 2, sampler='analytic_dpm'), 'variances that are'),
+    (lambda: GAUSSIAN.sample(jax.random.key(0), 2, sampler='ancestral_learned'), 'has no head'),
+    (lambda: GAUSSIAN.sample(jax.random.key(0), 2, sampler='rk45', steps=3), 'its own steps'),
     (lambda: GAUSSIAN.sample(jax.random.key(0), 2, grid=[0.0, 1.0]), 'grid must decrease'),
     (lambda: GAUSSIAN.nats({'image': jnp.zeros((1, 2))}, key=jax.random.key(0), draws=0),
      'draws=0'),

@@ -31,12 +31,13 @@ from scipy import special
 from vdm_jax import processes, random, samplers, schedules
 from vdm_jax.decoders import sum_over_data
 from vdm_jax.samplers import analytic
-from vdm_jax.samplers.grids import warm_up
+from vdm_jax.samplers.grids import uniform, warm_up
 from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler, value
 
-__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'Oracle', 'Row', 'SCHEDULE', 'STEPS',
-           'alternating_grid', 'certify', 'certify_adaptive', 'count_evaluations', 'equality',
-           'largest_deviation', 'quantiles', 'with_guidance', 'with_log_prob', 'with_variances']
+__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'OPTIONS', 'Oracle', 'Row', 'SCHEDULE',
+           'STEPS', 'alternating_grid', 'certify', 'certify_adaptive', 'count_evaluations',
+           'equality', 'largest_deviation', 'quantiles', 'with_guidance', 'with_log_prob',
+           'with_variances']
 
 Make = Callable[[Denoiser, Process], Sampler]
 
@@ -55,6 +56,17 @@ class Data(NamedTuple):
 MODELS = {'gaussian': Data((0.5, 0.5), (0.3, 0.3), (0.7, 0.7)),
           'mixture': Data((0.4, 0.6), (-0.8, 0.6), (0.15, 0.3))}
 STEPS = (40, 80, 160, 320, 640)
+
+# Of samplers of the catalogue that the usual options of `certify` do not suit.
+OPTIONS: dict[str, dict] = {
+    **{name: {'curves': FINITE}  # not where logsnr is infinite
+       for name in ('reverse_diffusion_flow', 'dpm_solver_12', 'dpm_solver_23')},
+    'dpm_solver_fast': {'steps': (48, 96, 192, 384, 768)},  # steps of three
+    'annealed_langevin': {'tolerance': 0.1},
+    'denoising_mcmc': {'steps': [1], 'curves': FINITE},
+    'plms': {'grid': uniform},  # its coefficients are those of equal steps
+    'split_lie': {'tolerance': 0.2},
+}
 
 
 class Row(NamedTuple):

@@ -13,17 +13,17 @@ They nest, and what comes last has the last word: guidance extrapolates, so clip
 (`clip(classifier_free(...))`), not what guides.
 """
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.errors import require
+from vdm_jax.errors import InputError, require
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, Model, PyTree
 
 __all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'dynamic_threshold',
-           'label_gradient', 'revise', 'told', 'within']
+           'label_gradient', 'parse', 'revise', 'told', 'within']
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
@@ -163,3 +163,15 @@ class Guidance(NamedTuple):
     unconditional = told(model.denoise, model.null)
     guided = classifier_free(model.denoise, unconditional, self.weight)
     return model._replace(denoise=within(model.denoise, guided, self.low, self.high))
+
+
+def parse(given: Sequence[str]) -> Guidance | None:
+  """Of --guidance=W or W,LOW,HIGH, split at the commas; None where it is empty.  Raises InputError.
+  """
+  try:
+    numbers = [float(number) for number in given]
+    if len(numbers) not in (0, 1, 3) or (len(numbers) == 3 and not numbers[1] < numbers[2]):
+      raise ValueError
+  except ValueError:
+    raise InputError(f'--guidance={",".join(given)}: W, or W,LOW,HIGH with LOW < HIGH.') from None
+  return Guidance(*numbers) if numbers else None

@@ -18,23 +18,22 @@ from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import at_times
 from vdm_jax.likelihood.passes import over_images
-from vdm_jax.samplers import grids
-from vdm_jax.samplers.dpm_solver import dpm_solver_multistep
 from vdm_jax.samplers.drawing import Make, from_keys
 from vdm_jax.samplers.sampling import check_finite, check_grid
 from vdm_jax.typing import Array, ArrayLike, Process, PyTree
 
 __all__ = ['Grid', 'Model']
 
-Grid = ArrayLike | Callable[[Process, int], ArrayLike]  # times, or (process, steps) -> times
+# Times, (process, steps) -> times, or a name of `samplers.catalogue`.
+Grid = ArrayLike | Callable[[Process, int], ArrayLike] | str
 
 
 class Model(typing.Model):
   """The record `typing.Model`, which can `sample` and bound: `nats`."""
   __slots__ = ()
 
-  def sample(self, key: Array, n: int | None = None, *, sampler: Make = dpm_solver_multistep,
-             steps: int = 20, grid: Grid | None = None, label: ArrayLike | None = None,
+  def sample(self, key: Array, n: int | None = None, *, sampler: str | Make = 'dpmpp_2m',
+             steps: int | None = None, grid: Grid | None = None, label: ArrayLike | None = None,
              guidance: float | Guidance | None = None) -> Array:
     """n data, integers [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
 
@@ -42,9 +41,10 @@ class Model(typing.Model):
 
     Args:
       key: one, with n; or keys [n].
-      sampler: (denoise, process) -> Sampler.
-      steps: of the grid.
-      grid: (process, steps) -> times [N + 1], default even in time; or the times, 1 to 0.
+      sampler: a name of `samplers.catalogue`, or (denoise, process) -> Sampler.
+      steps: of the grid, by default 20.
+      grid: (process, steps) -> times [N + 1]; or the times, 1 to 0; or a name of the catalogue.
+        Default: what the catalogue has for the sampler, for most even in time.
       label: for a model that is told labels: a number, or [n].
       guidance: its weight, or `Guidance` with an interval; of a model that has `null`.
 
@@ -56,11 +56,9 @@ class Model(typing.Model):
     if guidance is not None:
       guidance.of(self)  # refused now
     label = self._labels(label, keys.shape[0])
-    require_at_least('steps', steps)
-    times = np.asarray(grids.uniform(steps) if grid is None else
-                       grid(self.process, steps) if callable(grid) else grid)
+    make, times = self._method(sampler, steps, grid)
     check_grid(times)
-    data, finite = _drawing(_Same(self), sampler, guidance)(keys, label, times)
+    data, finite = _drawing(_Same(self), make, guidance)(keys, label, times)
     check_finite(finite, times, self.process)
     return data
 
@@ -91,6 +89,32 @@ class Model(typing.Model):
     found = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,
                         label='bound', at_once=batch_size // draws, progress=False)
     return found['nats'][0]
+
+  def _method(self, sampler: str | Make, steps: int | None, grid: Grid | None
+              ) -> tuple[Make, np.ndarray]:
+    """What makes the sampler, and its times."""
+    from vdm_jax.samplers import catalogue  # a second, for what a loaded model may never do
+    require_at_least('steps', steps)
+    named = grid if isinstance(grid, str) else ''
+    if isinstance(sampler, str):
+      method = catalogue.method(sampler, steps, named, usual=20)
+      require(not method.variances, 'sampler', sampler, 'it takes variances that are estimated on '
+              'images', 'draw from the run, by vdm_jax.runs.sample')
+      require(not method.head or 'v' in self._extra(), 'sampler', sampler, "this model's network "
+              'has no head for the variance', 'choose another sampler')
+      make, times = method.make, method.times
+    else:
+      make, times = sampler, catalogue.on_grid(named or 'uniform', steps, usual=20)
+    if grid is None or named:
+      return make, np.asarray(times(self.process))
+    return make, np.asarray(grid(self.process, steps or 20) if callable(grid) else grid)
+
+  def _extra(self) -> PyTree:
+    """The shapes of `Estimate.extra` by name.  Nothing is computed."""
+    def denoise(z):
+      told = {'label': jnp.zeros(1, jnp.int32), 'augmented': jnp.zeros(1)}
+      return self.denoise(z, self.process(jnp.ones(1)), self.cond(told)).extra
+    return jax.eval_shape(denoise, jnp.zeros((1, *self.shape))) or {}
 
   def _labels(self, label: ArrayLike | None, n: int) -> Array:
     if self.told_labels:

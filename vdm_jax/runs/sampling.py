@@ -5,44 +5,27 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from vdm_jax import data, devices, files, pictures, random, samplers, workdir
+from vdm_jax import data, devices, files, pictures, random, workdir
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
 from vdm_jax.runs import needs
 from vdm_jax.runs.needs import conditions
-from vdm_jax.samplers import analytic, grids
+from vdm_jax.samplers import analytic
+from vdm_jax.samplers.catalogue import ANCESTRAL, Method
 from vdm_jax.samplers.drawing import Make, draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import check
-from vdm_jax.typing import Denoiser, Denoises, Model, Process, Sampler
-
-
-class Method(NamedTuple):
-  """A sampler and its grid, and the names that files and messages give them."""
-  name: str
-  make: Callable[[Denoiser, Process], Sampler]
-  grid: str
-  times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
-  variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
-  head: bool = False       # the network has to have one for the variances of its steps, 'v'
-
-
-def _even(steps: int) -> Callable[[Process], np.ndarray]:
-  return lambda process: grids.uniform(steps)
-
-
-ANCESTRAL = Method('ancestral', samplers.ancestral, 'uniform', _even(250))
+from vdm_jax.typing import Denoises, Model
 
 
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,

@@ -1,4 +1,4 @@
-"""The dictionary of samplers behind the commands, and the command that certifies them."""
+"""The catalogue of samplers, and the command that certifies them."""
 import io
 import json
 import os
@@ -16,28 +16,28 @@ import rich.console
 from vdm_jax import certification, oracles, random, samplers, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.samplers import catalogue
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'scripts'))
 import certify as certify_script  # noqa: E402
-import sampler_list  # noqa: E402
 
 PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))
 
 
 def test_every_sampler_says_what_it_is_and_what_it_claims():
-  for name, entry in sampler_list.SAMPLERS.items():
+  for name, entry in catalogue.SAMPLERS.items():
     assert entry.family and entry.paper and entry.use, name
     assert (entry.evaluations is None) == (entry.at_tolerance is not None), name
-  text = sampler_list.describe()
+  text = catalogue.describe()
   assert all(f'- {name}: ' in text or f'- {name} [from Python]: ' in text
-             for name in sampler_list.SAMPLERS)
+             for name in catalogue.SAMPLERS)
 
 
-@pytest.mark.parametrize('grid', ['', *sampler_list.GRIDS, '1,0.7,0.2,0.05,0', 'iddpm:4'])
+@pytest.mark.parametrize('grid', ['', *catalogue.GRIDS, '1,0.7,0.2,0.05,0', 'iddpm:4'])
 def test_every_grid_runs_from_noise_to_data(grid):
   own = ',' in grid or ':' in grid
-  times = sampler_list.method('ddim', None if own else 4, grid).times(PROCESS)
+  times = catalogue.method('ddim', None if own else 4, grid).times(PROCESS)
   assert times.shape == (5,) and times[-1] == 0.0
   # Published grids of a chain may begin below its last level.
   assert times[0] == 1.0 or grid in ('leading', 'ddim_linear', 'ddim_quadratic')
@@ -46,7 +46,7 @@ def test_every_grid_runs_from_noise_to_data(grid):
 
 def test_a_grid_may_be_a_file(tmp_path):
   np.save(tmp_path / 'own.npy', [1.0, 0.4, 0.0])
-  got = sampler_list.method('ddim', None, str(tmp_path / 'own.npy')).times(PROCESS)
+  got = catalogue.method('ddim', None, str(tmp_path / 'own.npy')).times(PROCESS)
   np.testing.assert_array_equal(got, [1.0, 0.4, 0.0])
 
 
@@ -68,14 +68,14 @@ def test_a_grid_may_be_a_file(tmp_path):
 ])
 def test_what_cannot_be_made_is_refused_by_its_flag(arguments, message):
   with pytest.raises(InputError) as error:
-    sampler_list.method(*arguments)
+    catalogue.method(*arguments)
   assert message in str(error.value) and '\n' not in str(error.value)
 
 
 def test_a_grid_of_text_is_not_called_damaged(tmp_path):
   np.savetxt(tmp_path / 'own.npy', [1.0, 0.4, 0.0])
   with pytest.raises(InputError, match='it is no file of NumPy; write it by numpy.save'):
-    sampler_list.method('ddim', None, str(tmp_path / 'own.npy'))
+    catalogue.method('ddim', None, str(tmp_path / 'own.npy'))
 
 
 @pytest.mark.parametrize('name,here', [
@@ -83,16 +83,16 @@ def test_a_grid_of_text_is_not_called_damaged(tmp_path):
     ('DPM++ 2M SDE', 'dpmpp_2m_sde'), ('dpm-solver++', 'dpmpp_2m'), ('dpmpp2m', 'dpmpp_2m'),
     ('deis-tab3', 'deis_t3'), ('UniPC', 'unipc_2'), ('k-heun', 'edm'), ('ddim', 'ddim')])
 def test_a_sampler_goes_by_the_names_it_has_elsewhere_which_is_said(name, here, capsys):
-  assert sampler_list.method(name, 5).name == here
+  assert catalogue.method(name, 5).name == here
   said = f'{name} is called {here} here' if name != here else ''
   assert capsys.readouterr().err.startswith(said) and bool(said) == (here != name)
 
 
 def test_every_name_from_elsewhere_is_one_sampler_here():
-  own = {sampler_list._letters(name) for name in sampler_list.SAMPLERS}
-  assert len(own) == len(sampler_list.SAMPLERS)  # which spelling does not confuse
-  assert not own & sampler_list.ALIASES.keys()
-  assert set(sampler_list.ALIASES.values()) <= sampler_list.SAMPLERS.keys()
+  own = {catalogue._letters(name) for name in catalogue.SAMPLERS}
+  assert len(own) == len(catalogue.SAMPLERS)  # which spelling does not confuse
+  assert not own & catalogue.ALIASES.keys()
+  assert set(catalogue.ALIASES.values()) <= catalogue.SAMPLERS.keys()
 
 
 @pytest.mark.parametrize('name,share', [('euler_a', 1.0), ('k_euler', 0.0)])
@@ -101,7 +101,7 @@ def test_the_steps_of_k_diffusion_are_those_of_their_namesakes(name, share):
   oracle, t, s = oracles.Gaussian(0.3, 0.5), jnp.float32(0.7), jnp.float32(0.4)
   keys = jax.random.split(jax.random.key(0), 100)
   z = jax.random.normal(jax.random.key(1), (100, 3))
-  sampler = sampler_list.method(name, 1).make(oracle, PROCESS)
+  sampler = catalogue.method(name, 1).make(oracle, PROCESS)
   got = sampler.value(sampler.step(keys, sampler.init(z), t, s, None))
   at_t, at_s = PROCESS(t), PROCESS(s)
   x, y = oracle(z, at_t).x, z / at_t.alpha
@@ -116,11 +116,11 @@ def test_ddim_with_eta_one_is_the_ancestral_sampler_and_says_so_in_its_name():
   oracle, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(0), 8)
   z, times = jnp.ones((8, 3)), jnp.linspace(1.0, 0.0, 6)
   of = lambda method: samplers.sample(method.make(oracle, PROCESS), keys, z, times)
-  whole = sampler_list.method('ddim', 5, '', 1.0)
-  np.testing.assert_allclose(of(whole), of(sampler_list.method('ancestral', 5)), atol=1e-5)
+  whole = catalogue.method('ddim', 5, '', 1.0)
+  np.testing.assert_allclose(of(whole), of(catalogue.method('ancestral', 5)), atol=1e-5)
   assert whole.name == 'ddim_eta_1'  # whose samples are not taken for those of ddim
-  np.testing.assert_array_equal(of(sampler_list.method('ddim', 5, '', 0.0)),
-                                of(sampler_list.method('ddim', 5)))
+  np.testing.assert_array_equal(of(catalogue.method('ddim', 5, '', 0.0)),
+                                of(catalogue.method('ddim', 5)))
 
 
 def equations(jaxpr):
@@ -139,7 +139,7 @@ def test_the_program_of_a_sampler_does_not_grow_with_its_steps():
       return samplers.sample(make(oracle, PROCESS), keys, z, times)
     return equations(jax.make_jaxpr(run)(jnp.ones((2, 3)), jnp.zeros(steps + 1)).jaxpr)
 
-  for name, entry in sampler_list.SAMPLERS.items():
+  for name, entry in catalogue.SAMPLERS.items():
     if not entry.needs and entry.evaluations is not None:
       assert size(entry.make, 12) == size(entry.make, 200), name
 
@@ -191,7 +191,7 @@ def test_the_table_shows_every_kind_of_row():
 def test_all_samplers_are_certified_and_the_readme_shows_what_was_measured():
   done = certify('--json')
   rows = json.loads(done.stdout)['rows']
-  assert {row['sampler'] for row in rows} >= set(sampler_list.SAMPLERS)
+  assert {row['sampler'] for row in rows} >= set(catalogue.SAMPLERS)
   assert [row for row in rows if not row['passed']] == []
   assert done.returncode == 0
   rows = [certification.Row(**row) for row in rows]
@@ -210,7 +210,7 @@ def test_every_sampler_takes_a_z_in_any_precision_at_times_in_any_and_keeps_floa
   """No network mends what rounding z to bfloat16 loses."""
   with jax.enable_x64(x64):
     keys = jax.random.split(jax.random.key(0), 2)
-    for name, entry in sampler_list.SAMPLERS.items():
+    for name, entry in catalogue.SAMPLERS.items():
       if not entry.needs:
         make = entry.make(oracles.Gaussian(0.3, 0.5), PROCESS)
         times = entry.times(PROCESS, 6)

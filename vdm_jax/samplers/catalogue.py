@@ -1,12 +1,16 @@
-"""The samplers that the commands know: what each is, what it claims, and how it is made.
+"""The samplers by name: what each is, what it claims, and how it is made.
 
-One dictionary, read by sample.py, compare_samplers.py and certify.py.  A sampler of your own needs
-no entry: in Python, `samplers.sample(mine(denoise, process), ...)` and `certify(mine, order=2)`.
+  method('dpmpp_2m', steps=20)       a sampler with its grid, for `runs.sample`
+  SAMPLERS['ddim'].make              (denoise, process) -> Sampler
+  GRIDS['logsnr'](process, 20)       times of a named grid
+
+The names that other codebases have for the same methods are known too.  A sampler of your own
+needs no entry: in Python give the function itself, to a command FILE.py:NAME.
 """
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import files, processes, runs
-from vdm_jax.certification import FINITE
+from vdm_jax import files, processes
 from vdm_jax.errors import InputError, require_at_least
-from vdm_jax.guidance import Guidance
 from vdm_jax.samplers import (
     adaptive,
     analytic,
@@ -37,7 +39,23 @@ from vdm_jax.samplers import (
     taylor,
     unipc,
 )
-from vdm_jax.typing import Array, Sampler
+from vdm_jax.typing import Array, Process, Sampler
+
+__all__ = ['ALIASES', 'ANCESTRAL', 'Entry', 'GRIDS', 'MISSING', 'Method', 'SAMPLERS', 'called',
+           'describe', 'method', 'on_grid']
+
+
+class Method(NamedTuple):
+  """A sampler and its grid, and the names that files and messages give them."""
+  name: str
+  make: Callable[..., Sampler]            # (denoise, process), with `variances` a third argument
+  grid: str
+  times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
+  variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
+  head: bool = False       # the network has to have one for the variances of its steps, 'v'
+
+
+ANCESTRAL = Method('ancestral', first_order.ancestral, 'uniform', lambda _: grids.uniform(250))
 
 
 class Entry(NamedTuple):
@@ -49,13 +67,10 @@ class Entry(NamedTuple):
   evaluations: int | None = 1  # of the network in a step; None: adaptive
   needs: str = ''             # the third argument of `make`, or the head of the network
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
-  certify: dict = {}          # options of `certification.certify`, where the usual ones do not suit
   at_tolerance: Callable | None = None  # of an adaptive method: tolerance -> make
 
 
 _one_step = lambda process, n: np.array([1.0, 0.0])
-_finite = {'curves': FINITE}  # not where logsnr is infinite
-_smooth = {'grid': grids.uniform}  # its coefficients are those of equal steps
 
 
 class _Solved(NamedTuple):
@@ -143,8 +158,7 @@ SAMPLERS: dict[str, Entry] = {
                                use='a predictor'),
     'reverse_diffusion_flow': Entry(_FIRST, _SONG + ', appendix E',
                                     partial(euler.reverse_diffusion, noise=False), 1,
-                                    use='the same without noise; not from alpha = 0',
-                                    certify=_finite),
+                                    use='the same without noise; not from alpha = 0'),
     'analytic_dpm': Entry(_OPTIMAL, _BAO, analytic.analytic_dpm, needs='variances',
                           use='few steps of the ancestral chain'),
     'analytic_ddim': Entry(_OPTIMAL, _BAO, partial(analytic.analytic_dpm, eta=0.0),
@@ -160,13 +174,12 @@ SAMPLERS: dict[str, Entry] = {
     'dpm_solver_fast': Entry(_EXPONENTIAL, _LU, dpm_solver.dpm_solver_fast, 2,
                              use='the same for any number of evaluations',
                              times=lambda process, n: np.asarray(
-                                 dpm_solver.fast_times(process, n)),
-                             certify={'steps': (48, 96, 192, 384, 768)}),  # steps of three
+                                 dpm_solver.fast_times(process, n))),
     'dpm_solver_12': Entry(_EXPONENTIAL, _LU, _dpm_adaptive(2), evaluations=None,
-                           use='steps chosen by their error', times=_one_step, certify=_finite,
+                           use='steps chosen by their error', times=_one_step,
                            at_tolerance=lambda u: _dpm_adaptive(2, atol=u, rtol=u)),
     'dpm_solver_23': Entry(_EXPONENTIAL, _LU, _dpm_adaptive(3), evaluations=None,
-                           use='steps chosen by their error', times=_one_step, certify=_finite,
+                           use='steps chosen by their error', times=_one_step,
                            at_tolerance=lambda u: _dpm_adaptive(3, atol=u, rtol=u)),
     'dpm_solver_2m': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, of='eps'), 2,
                            use='noise prediction, for comparison'),
@@ -223,7 +236,7 @@ SAMPLERS: dict[str, Entry] = {
                           at_tolerance=_ode),
     'annealed_langevin': Entry(_SCORE, 'Song and Ermon (2019, 2020)',
                                partial(langevin.annealed_langevin, n_steps=5), evaluations=5,
-                               use='NCSN; hundreds of levels', certify={'tolerance': 0.1}),
+                               use='NCSN; hundreds of levels'),
     'pc_ancestral': Entry(_SCORE, _SONG, _corrected(first_order.ancestral,
                                                     langevin.langevin_corrector), evaluations=2,
                           use='predictor-corrector, hundreds of steps'),
@@ -240,13 +253,11 @@ SAMPLERS: dict[str, Entry] = {
                      needs='log_prob', use='an exact corrector'),
     'denoising_mcmc': Entry(_SCORE, 'Kim and Ye (2023)', _denoising_mcmc,
                             evaluations=_MOVES + 2 * _LEVELS,
-                            needs='log_prob', use='many samples of few modes', times=_one_step,
-                            certify={'steps': [1], 'curves': FINITE}),
-    'plms': Entry(_SPLIT, 'Liu et al. (2022), PNDM', splitting.plms, 2, certify=_smooth,
+                            needs='log_prob', use='many samples of few modes', times=_one_step),
+    'plms': Entry(_SPLIT, 'Liu et al. (2022), PNDM', splitting.plms, 2,
                   use='the unguided part of split sampling; order 2 on smooth grids'),
     'split_lie': Entry(_SPLIT, f'{_SPLITTING}, LTSP', partial(_split, scheme='lie-trotter'), 1,
-                       needs='guidance', use='classifier guidance',
-                       certify={'tolerance': 0.2}),
+                       needs='guidance', use='classifier guidance'),
     'split_strang': Entry(_SPLIT, f'{_SPLITTING}, STSP', partial(_split, scheme='strang'), 1,
                           needs='guidance', use='classifier guidance of large scale'),
     'split_strang_heun': Entry(_SPLIT, f'{_SPLITTING}, with Heun for both parts',
@@ -327,11 +338,19 @@ def called(name: str) -> str:
   return known
 
 
-def method(name: str, steps: int | None = None, grid: str = '', eta: float | None = None
-           ) -> runs.Method:
-  """The sampler of this name for a trained run, by default in 250 steps.
+def method(name: str, steps: int | None = None, grid: str = '', eta: float | None = None, *,
+           usual: int = 250) -> Method:
+  """The sampler of this name, with a grid.
 
-  eta: of ddim, its noise.  Raises InputError.
+  Args:
+    name: of `SAMPLERS`, or that which it has elsewhere.
+    steps: of the grid.
+    grid: a name in `GRIDS`, 'iddpm:SECTIONS', or times of the user's own: see `on_grid`.  Default:
+      the sampler's own.
+    eta: of ddim, its noise.
+    usual: the steps where none are given.
+
+  Raises InputError: there is no such sampler or grid, or they do not take these settings.
   """
   name = called(name)
   entry = SAMPLERS[name]
@@ -347,29 +366,24 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   if entry.evaluations is None and (grid or steps is not None):
     given = f'--grid={grid}' if grid else f'--steps={steps}'
     raise InputError(f'{given}: --sampler={name} chooses its own steps.')
-  if not grid:
-    times = partial(entry.times, n=steps or 250)
-  elif grid in GRIDS:
-    times = partial(GRIDS[grid], n=steps or 250)
-  else:
-    own = _read(grid)
-    if steps is not None:
-      raise InputError(f'--steps={steps}: --grid={grid} has its own number of steps.')
-    times = lambda process: own
-  return runs.Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
-                     entry.needs == 'v')
+  times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
+  return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
+                entry.needs == 'v')
 
 
-def guidance(given: Sequence[str]) -> Guidance | None:
-  """Of --guidance=W or W,LOW,HIGH, split at the commas; None where it is empty.  Raises InputError.
+def on_grid(grid: str, steps: int | None = None, *, usual: int = 250
+            ) -> Callable[[Process], np.ndarray]:
+  """process -> times [N + 1] of a grid: a name in `GRIDS`; times that are its own number of steps,
+  separated by commas or in a .npy file; or 'iddpm:SECTIONS' of a chain of 1000.
+
+  usual: the steps of a named grid where none are given.  Raises InputError.
   """
-  try:
-    numbers = [float(number) for number in given]
-    if len(numbers) not in (0, 1, 3) or (len(numbers) == 3 and not numbers[1] < numbers[2]):
-      raise ValueError
-  except ValueError:
-    raise InputError(f'--guidance={",".join(given)}: W, or W,LOW,HIGH with LOW < HIGH.') from None
-  return Guidance(*numbers) if numbers else None
+  if grid in GRIDS:
+    return partial(GRIDS[grid], n=steps or usual)
+  own = _read(grid)
+  if steps is not None:
+    raise InputError(f'--steps={steps}: --grid={grid} has its own number of steps.')
+  return lambda process: own
 
 
 def _read(grid: str) -> np.ndarray:
