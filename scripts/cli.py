@@ -69,6 +69,11 @@ def run_directory(help_text: str = 'The directory of the run.', name: str = 'wor
   return flags.DEFINE(_Path(name, files.run_directory), name, None, help_text)
 
 
+def moved_data() -> flags.FlagHolder[str | None]:
+  """--data_name, of data that are not where the run found them."""
+  return path('data_name', "Where the run's data are, if not where they were: ./photos, x.npz.")
+
+
 class _ConfigFile(flags.ArgumentParser):
   """FILE.py or FILE.py:VARIANT -> its config, locked: a flag cannot add a field."""
 

@@ -31,6 +31,7 @@ AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ou
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.')
 DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
+DATA_NAME = cli.moved_data()
 
 
 def main():
@@ -45,7 +46,7 @@ def main():
   out = files.output('out', OUT.value or f'{WORKDIR.value}/samplers.png', '.png',
                      overwrite=OVERWRITE.value)
   trained = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
-                                 data_dir=DATA_DIR.value or '')
+                                 data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   needs.require(trained.experiment.model(trained.params), 'compare_samplers', WORKDIR.value)
   test, train = (trained.experiment.data.split(name) for name in ('test', 'train'))
 

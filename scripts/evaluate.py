@@ -41,6 +41,7 @@ OUT = cli.path('out', 'The directory for the files, if not that of the run.')
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Also a ledger of the same images and weights '
                               'with more rows or draws.')
 DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
+DATA_NAME = cli.moved_data()
 
 
 OPTIONS = (REPEATS, TIMES, IMPORTANCE, TOLERANCE, START, PROBES, PROBE, SEED, BATCH_SIZE)
@@ -54,8 +55,8 @@ def evaluated(run: Path, out: str | Path) -> ledger.Ledger:
   return runs.evaluate(
       run, split=SPLIT.value, estimates=ESTIMATES.value, schedules=SCHEDULES.value,
       average=AVERAGE.value, step=STEP.value, examples=EXAMPLES.value,
-      data_dir=DATA_DIR.value or '', out=out, overwrite=OVERWRITE.value, show=show,
-      **{of.name: of.value for of in OPTIONS})
+      data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '', out=out,
+      overwrite=OVERWRITE.value, show=show, **{of.name: of.value for of in OPTIONS})
 
 
 def main():

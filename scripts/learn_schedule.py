@@ -35,6 +35,7 @@ AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ou
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 SEED = flags.DEFINE_integer('seed', 0, 'Of all draws.')
 DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
+DATA_NAME = cli.moved_data()
 
 OWN = "the run's own"
 LEARNED = {'learned, pinned monotone': schedules.PinnedMonotone(),
@@ -75,7 +76,7 @@ def on_gaussian_data() -> dict[str, Line]:
 
 def of_run() -> dict[str, Line]:
   trained = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
-                                 data_dir=DATA_DIR.value or '')
+                                 data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   model, params = trained.experiment.model, trained.params
   needs.require(model(params), 'learn_schedule', WORKDIR.value)
   models = {OWN: model, **spread.under_published(model, params)}

@@ -29,6 +29,8 @@ GUIDANCE = flags.DEFINE_list(
 AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
+DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
+DATA_NAME = cli.moved_data()
 
 
 def main():
@@ -39,7 +41,7 @@ def main():
       WORKDIR.value, OUT.value, method=method, count=COUNT.value, seed=SEED.value,
       label=LABEL.value, average=AVERAGE.value, step=STEP.value, batch_size=BATCH_SIZE.value,
       trace=TRACE.value, guided=guidance.parse(GUIDANCE.value),
-      overwrite=OVERWRITE.value)
+      overwrite=OVERWRITE.value, data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   if jax.process_index() == 0 and evaluations:
     print(f'{evaluations} evaluations of the network for each image')
   then = cli.command('score_samples.py', samples=OUT.value, reference='digits',

@@ -37,6 +37,7 @@ AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ou
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.')
 DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
+DATA_NAME = cli.moved_data()
 
 
 def main():
@@ -47,7 +48,7 @@ def main():
       count=COUNT.value, seed=SEED.value, average=AVERAGE.value, step=STEP.value,
       reference=REFERENCE.value, by=FEATURES.value, out=out,
       save_reference=SAVE_REFERENCE.value or '',
-      batch_size=BATCH_SIZE.value, data_dir=DATA_DIR.value or '')
+      batch_size=BATCH_SIZE.value, data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   if found is not None:
     metrics.show(scores.table(found))
   if written := [file for file in (found and out, SAVE_REFERENCE.value) if file]:

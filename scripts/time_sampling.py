@@ -36,6 +36,7 @@ OVERWRITE = cli.overwrite()
 AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
 STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
 DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they were.')
+DATA_NAME = cli.moved_data()
 
 MASSES = {'uniform log-SNR (ScoreFlow)': lambda logsnr: logsnr,
           'alpha^2 on VP (i-DODE)': idode.vp_mass, 'alpha^2 on SP (i-DODE)': idode.sp_mass}
@@ -76,7 +77,7 @@ def on_gaussian_data():
 
 def of_run():
   run = workdir.load_trained(WORKDIR.value, average=AVERAGE.value, step=STEP.value,
-                             data_dir=DATA_DIR.value or '')
+                             data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   model, params = run.experiment.model, run.params
   needs.require(model(params), 'time_sampling', WORKDIR.value)
   spread.check_proposable(model(params))

@@ -16,6 +16,7 @@ from vdm_jax.train import loop
 CONFIG = cli.config_flag()
 WORKDIR = cli.run_directory('Where the run is kept; made, or resumed.')
 DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are: config.data.data_dir.')
+DATA_NAME = cli.moved_data()
 SEEDS = flags.DEFINE_list('seeds', [], 'One run for each of these, in WORKDIR/seed_N.')
 INIT_FROM = cli.run_directory("Start from the weights of this workdir's run.", 'init_from')
 PROFILE = flags.DEFINE_integer('profile', 0, 'Trace so many steps, into WORKDIR/profile.')
@@ -27,6 +28,8 @@ def main():
   config = CONFIG.value
   if DATA_DIR.value:
     config.data.data_dir = DATA_DIR.value
+  if DATA_NAME.value:
+    config.data.name = DATA_NAME.value
   options = {'init_from': INIT_FROM.value or '', 'profile': PROFILE.value}
   try:
     if SEEDS.value:

@@ -238,10 +238,35 @@ def test_data_that_have_moved_are_missed_by_name_and_not_by_sampling(run, tmp_pa
   saved = json.loads((run / 'config.json').read_text())
   saved['config']['data']['name'] = str(tmp_path / 'gone.npz')
   (run / 'config.json').write_text(json.dumps(saved))
-  with pytest.raises(FileNotFoundError, match='gone.npz'):
+  with pytest.raises(InputError, match='data_name=.*gone.npz.: the data of this run are not there'):
     runs.evaluate(run)
   runs.sample(run, tmp_path / 'a.npz', method=by(2), count=1)
   assert np.load(tmp_path / 'a.npz')['images'].shape == (1, *SHAPE)
+
+
+def test_data_are_found_from_another_directory_and_under_another_name(run, tmp_path, monkeypatch,
+                                                                      caplog):
+  """The same data give the same ledger, wherever they are and the command is given."""
+  began, there = tmp_path / 'began', tmp_path / 'there'
+  for folder in (began, there):
+    folder.mkdir()
+  saved = json.loads((run / 'config.json').read_text())
+  shutil.copy(saved['config']['data']['name'], began / 'images.npz')
+  saved['config']['data']['name'], saved['cwd'] = './images.npz', str(began)
+  (run / 'config.json').write_text(json.dumps(saved))
+  monkeypatch.chdir(there)
+  found = runs.evaluate(run, **ONCE)
+  assert found.dataset['sha256'] == hashlib.sha256(images_of(run, 'test').tobytes()).hexdigest()
+  moved = (began / 'images.npz').rename(there / 'moved.npz')
+  with pytest.raises(InputError, match='data_name=.*images.npz'):
+    runs.evaluate(run)
+  again = runs.evaluate(run, data_name=str(moved), **ONCE)
+  assert again.rows[0]['bits_per_dim'] == found.rows[0]['bits_per_dim']
+  assert 'the data have changed' not in caplog.text
+  with np.load(moved) as arrays:
+    np.savez(moved, **{**arrays, 'x_test': arrays['x_train'], 'y_test': arrays['y_train']})
+  runs.evaluate(run, data_name='moved.npz', **ONCE)
+  assert 'the data have changed since this run began: 2 changed (x_test, y_test)' in caplog.text
 
 
 def test_evaluating_other_data_than_those_of_the_run_says_what_is_new(run, caplog):

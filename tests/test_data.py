@@ -781,6 +781,37 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
   assert workdir.changed_data(run, data.Data(config.data).fingerprint()) == ''
 
 
+def test_a_run_goes_on_with_its_data_under_another_name_and_from_another_directory(tmp_path,
+                                                                                   monkeypatch):
+  from tests.support import tiny_config
+  from vdm_jax import workdir
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+  run, photos = tmp_path / 'run', tmp_path / 'a' / 'photos'
+  save_images(photos, [f'{i}.png' for i in range(8)])
+  config = tiny_config.get_config()
+  config.data.name = './photos'
+  prepare = lambda config: workdir.prepare(run, config, tiny_config.__file__,
+                                           data.Data(config.data).fingerprint())
+  monkeypatch.chdir(photos.parent)
+  prepare(config)
+  (run / 'checkpoints' / '10').mkdir(parents=True)
+  assert workdir.read_config(run).data.name == './photos'
+  monkeypatch.chdir(tmp_path / 'b')
+  found = workdir.read_config(run)
+  assert found.data.name == str(photos)
+  prepare(found)
+  photos.rename(tmp_path / 'b' / 'moved')
+  config.data.name = './moved'
+  prepare(config)
+  monkeypatch.chdir(tmp_path / 'a')
+  assert workdir.read_config(run).data.name == str(tmp_path / 'b' / 'moved')
+  save_images(tmp_path / 'a' / 'others', ['9.png', '8.png'])
+  config.data.name = './others'
+  with pytest.raises(InputError, match=r'data.name: .*\n  the data: 2 added'):
+    prepare(config)
+
+
 # Splits.
 
 

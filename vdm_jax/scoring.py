@@ -122,10 +122,11 @@ def _from_arrays(found: dict[str, np.ndarray], path: str, flag: str) -> Images:
                 int(images.max()) + 1)
 
 
-def find_reference(text: str, of: Extractor, data_dir: str = '') -> Images | Reference:
+def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str = ''
+                   ) -> Images | Reference:
   """What --reference names: images that are yet to be looked at, or statistics.
 
-  Raises InputError.
+  data_dir, data_name: where the data of a config file are now.  Raises InputError.
   """
   name, _, split = text.rpartition(':')
   if split not in SPLITS:
@@ -139,11 +140,12 @@ def find_reference(text: str, of: Extractor, data_dir: str = '') -> Images | Ref
       # What no image reaches may still be allowed.
       return images._replace(levels=256 if images.levels > 128 else 128)
   if name.endswith('.py'):
-    config = workdir.open_config(str(files.given('reference', name))).data
+    config = ml_collections.ConfigDict(
+        workdir.open_config(str(files.given('reference', name))).data)
+    config.name = data_name or config.name
   else:
     config = data.default_config()
     config.name = name
-  config = ml_collections.ConfigDict(config)
   if data_dir:
     config.data_dir = data_dir
   try:
@@ -174,13 +176,14 @@ def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape:
 def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.ANCESTRAL,
           count: int = 1000, seed: int = 0, average: str = '', step: int | str = 'latest',
           reference: str, by: str, out: str = '', save_reference: str = '', batch_size: int = 100,
-          data_dir: str = '', overwrite: bool = False) -> Scores | None:
+          data_dir: str = '', data_name: str = '', overwrite: bool = False) -> Scores | None:
   """Scores the images of the file `samples`, or `count` that are drawn of the run in `directory`.
 
   reference: a data set, NAME or NAME:SPLIT (train by default); a config FILE.py or FILE.py:SPLIT,
   for the data set it names; an .npz of images, or of statistics, which `save_reference` writes.
   by: the features, see `FEATURES`.  The images that are drawn are kept in `directory`.  Writes the
-  JSON `out`, in `directory` as scores.json by default.  Of neither samples nor a run, only the
+  JSON `out`, in `directory` as scores.json by default.  data_dir, data_name: where the data of the
+  run, and of a config file, are now.  Of neither samples nor a run, only the
   statistics are written, and None returned.
 
   Raises InputError: flags, files, a data set that is not there, or not of the samples' shape; `out`
@@ -201,7 +204,7 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   if save_reference:
     save_reference = files.output('save_reference', save_reference, '.npz', overwrite=overwrite)
   of = extractor(by)
-  against = find_reference(reference, of, data_dir)
+  against = find_reference(reference, of, data_dir, data_name)
   if isinstance(against, Images):
     _check('reference', against.shape, against.levels, '--features', of.shape, of.levels)
 
@@ -215,7 +218,8 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
     check('workdir', spec.shape, spec.levels)
     samples = str(directory / f'scored_{method.name}.npz')
     runs.sample(directory, samples, method=method, count=count, seed=seed, average=average,
-                step=step, batch_size=batch_size, overwrite=True)
+                step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
+                data_name=data_name)
     devices.said_by_first(lambda: 0)  # process 0 has written the file
   if samples:
     images = _from_arrays(references.arrays(samples, 'samples'), samples, 'samples')

@@ -3,15 +3,19 @@
     config.py         the config file, as it was when the run was last started
     config/           the modules beside it that it imports, if any: see `config_files`
     config.json       its values, with what was read from the data filled in; the modules' names;
-                      the data's fingerprint; every start of the run, with versions, commit,
-                      date and command
+                      the working directory, to which paths of the data are relative; the data's
+                      fingerprint; every start of the run, with versions, commit, date and command
     checkpoints/      see train/checkpoint.py
     metrics.jsonl, tensorboard/, ...
 
-What `load` needs is all here.
+What `load` needs is all here.  So is what a run needs to go on, but for its data: the config file
+may be named as RUN/config.json.
+
+Data that have moved are the same data where their fingerprint is the same, under any name.
 """
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,7 +25,7 @@ import ml_collections
 from absl import logging
 
 from vdm_jax import config_files, data, files
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.provenance import changed, provenance
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
@@ -47,9 +51,12 @@ class Trained(NamedTuple):
 def source(path: str | Path) -> config_files.Source:
   """The config file at `path` with its neighbours: those beside it, or kept in the run it is of.
 
-  Raises InputError, see `config_files.read`.
+  A run's config.json stands for the config.py beside it.  Raises InputError, see
+  `config_files.read`.
   """
   path = files.given('config', path)
+  if path.name == 'config.json':
+    path = path.with_name('config.py')
   if path.name != 'config.py' or not (path.parent / 'config.json').is_file():
     return config_files.read(path)
   record, kept = _record(path.parent), path.absolute().parent / 'config'
@@ -76,11 +83,16 @@ def import_config(path: str | Path) -> ModuleType:
 
 
 def open_config(name: str) -> ml_collections.ConfigDict:
-  """The config that 'FILE.py' or 'FILE.py:VARIANT' names.
+  """The config that 'FILE.py' or 'FILE.py:VARIANT' names, or that of a run, 'RUN/config.json'.
 
   Raises InputError where there is no such file or variant, or it sets a field that does not exist.
   """
-  return config_files.get_config(import_config(name.partition(':')[0]), name)
+  file, _, variant = name.partition(':')
+  if Path(file).name == 'config.json':
+    require(not variant, 'config', name, 'the config of a run has no variants',
+            f'leave out :{variant}')
+    return read_config(Path(file).parent)
+  return config_files.get_config(import_config(file), name)
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:
@@ -93,11 +105,13 @@ def _flat(tree: dict, prefix: str = '') -> dict:
   return out
 
 
-def _differences(old: dict, new: dict) -> list[str]:
+def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
+  """A line for each field that differs, but for RUN_FIELDS and those that are `free`."""
   old, new = _flat(old), _flat(new)
   return [f'  {name}: {old.get(name, "(absent)")} there, {new.get(name, "(absent)")} asked for'
           for name in sorted(old.keys() | new.keys())
-          if old.get(name) != new.get(name) and not name.startswith(RUN_FIELDS)]
+          if old.get(name) != new.get(name) and not name.startswith(RUN_FIELDS)
+          and name not in free]
 
 
 def begun(workdir: str | Path) -> bool:
@@ -111,7 +125,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
   """Makes `workdir` the directory of this run, or checks that it is.
 
   config_file: its path, or what was read of it when it was imported, which is what is kept.
-  fingerprint: of the data, `Data.fingerprint()`; a run goes on with its own alone.
+  fingerprint: of the data, `Data.fingerprint()`; a run goes on with its own alone, wherever they
+  are.
   Raises InputError where it cannot be written, or has checkpoints of a run of another model, data
   or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
   and a corrected config takes the place of the first one.
@@ -129,8 +144,9 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
   values, old = config.to_dict(), {}
   if (workdir / 'config.json').exists() and begun(workdir):
     old = _record(workdir)
-    differences = _differences(old['config'], values)
     changed = changed_data(workdir, fingerprint) if fingerprint else ''
+    same_data = fingerprint and old.get('fingerprint') and not changed
+    differences = _differences(old['config'], values, ('data.name',) if same_data else ())
     if changed and not differences:
       raise InputError('workdir', str(workdir), f'the data are not those of its run: {changed}',
                        'restore them, or choose another directory')
@@ -152,7 +168,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
       files.write_text(workdir / 'config' / name, text)
     files.write_text(workdir / 'config.py', code.text)
     files.write_text(workdir / 'config.json', json.dumps({
-        'config': values, 'from': began, 'neighbours': list(code.neighbours),
+        'config': values, 'from': began, 'neighbours': list(code.neighbours), 'cwd': os.getcwd(),
         'fingerprint': fingerprint or old.get('fingerprint'),
         'starts': [*old.get('starts', ()), provenance()]}, indent=2))
     for file in (workdir / 'config').rglob('*.py'):  # of another start
@@ -191,8 +207,20 @@ def _tuples(value):
 
 
 def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
-  """The values of the run's config.  Raises InputError where there is no run."""
-  return ml_collections.ConfigDict(_tuples(_record(workdir)['config']))
+  """The values of the run's config.  Raises InputError where there is no run.
+
+  Relative paths of its data are those of the directory that the run was started in, if they are
+  there; else they are as they were given, and so of today's.
+  """
+  record = _record(workdir)
+  config = ml_collections.ConfigDict(_tuples(record['config']))
+  if (began := record.get('cwd', os.getcwd())) != os.getcwd() and 'data' in config:
+    for field in ('name', 'data_dir'):
+      path = config.data.get(field, '')
+      if path and (field == 'data_dir' or data.is_path(path)):
+        there = Path(began, Path(path).expanduser())
+        config.data[field] = str(there) if there.exists() else path
+  return config
 
 
 def _record(workdir: str | Path) -> dict:
@@ -205,17 +233,20 @@ def _record(workdir: str | Path) -> dict:
 
 
 def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'latest',
-                 data_dir: str = '') -> Trained:
+                 data_dir: str = '', data_name: str = '') -> Trained:
   """The weights of the run in `workdir`.
 
   average: name of an EMA of the config, 'raw' for the parameters themselves, '' for the longest.
-  step: 'latest', 'best' (by validation), or a number.  data_dir: where the data are now.
+  step: 'latest', 'best' (by validation), or a number.  data_dir, data_name: where the data are now,
+  as fields of config.data.
   Raises InputError where there is no such run, step or average.
   """
   workdir = files.run_directory('workdir', workdir)
   config = read_config(workdir)
   if data_dir:
     config.data.data_dir = data_dir
+  if data_name:
+    config.data.name = data_name
   experiment = import_config(workdir / 'config.py').build(config)
   average = average or default_average(experiment.ema)
   if average != 'raw' and average not in experiment.ema:

@@ -5,5 +5,6 @@ reads batch k, on any number of processes.  Everything here is NumPy; no JAX.
 """
 from vdm_jax.data.fingerprints import changes
 from vdm_jax.data.pipeline import Data, Spec, Split, default_config, resolve
+from vdm_jax.data.stores import is_path
 
-__all__ = ['Data', 'Spec', 'Split', 'changes', 'default_config', 'resolve']
+__all__ = ['Data', 'Spec', 'Split', 'changes', 'default_config', 'is_path', 'resolve']

@@ -29,9 +29,15 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0) -> Store:
     return _formula(name)
   if name.endswith(('.npy', '.npz')):
     return arrays.open_arrays(path)
-  if os.path.isabs(path) or name.startswith('.'):
+  if is_path(name):
     return folders.open_folder(path, image_size)
   return records.open_records(name, data_dir, image_size)
+
+
+def is_path(name: str) -> bool:
+  """Whether `name` is that of a file or a folder."""
+  return (name.endswith(('.npy', '.npz')) or name.startswith('.')
+          or os.path.isabs(os.path.expanduser(name)))
 
 
 def _read_formula(name, n, index, rows):

@@ -74,7 +74,8 @@ def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: i
   try:
     old = json.loads(path.read_text())
     weights = lambda of: [of['checkpoint'][name] for name in ('step', 'average')]
-    same = old['dataset'] == about['dataset'] and weights(old) == weights(about)
+    images = lambda of: of['dataset']['sha256']  # wherever they are by now
+    same = images(old) == images(about) and weights(old) == weights(about)
     lost = [row['estimate'] for row in old['rows'] if row['estimate'] not in rows
             or row['repeats'] > repeats or (row['times_per_image'] or 0) > times]
   except FileNotFoundError:
@@ -90,7 +91,8 @@ def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: i
 def evaluate(directory: str | Path, *, split: str = 'test',
              estimates: Sequence[str | Family | Asked | Estimator] = (), schedules: bool = False,
              average: str = '', step: int | str = 'latest', examples: int | None = None,
-             data_dir: str = '', out: str | Path = '', overwrite: bool = False,
+             data_dir: str = '', data_name: str = '', out: str | Path = '',
+             overwrite: bool = False,
              show: Callable[[Ledger], None] = lambda ledger: None, **options) -> Ledger:
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
@@ -104,6 +106,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
       continuous-time bound, 'vlb', is always there.
     schedules: that bound also under other schedules of the same ends.
     examples: only the first so many images.
+    data_dir, data_name: where the data are now, as fields of config.data.
     out: the directory to write into, if not that of the run.
     overwrite: also a ledger of the same name, weights and images, with more rows or draws.
     show: is given the ledger when all is computed, whatever becomes of the files.
@@ -115,7 +118,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   """
   directory = files.run_directory('workdir', directory)
   question = _ask(directory, split, estimates, schedules, Options(**options), average, step,
-                  examples, data_dir)
+                  examples, {'data_dir': data_dir, 'data_name': data_name})
   written = _files(question, out, overwrite)
   found, measured, failed = _measure(question)
   bound, checks = _check(question, found, measured)
@@ -151,15 +154,18 @@ class _Question(NamedTuple):
   about: dict                  # dataset and checkpoint
 
 
-def _ask(directory, split, estimates, schedules, options, average, step, examples, data_dir
+def _ask(directory, split, estimates, schedules, options, average, step, examples, where
          ) -> _Question:
-  """Arguments as of `evaluate`; refuses what it can of them.  Weights are read, and no image."""
+  """Arguments as of `evaluate`; refuses what it can of them.  Weights are read, and no image.
+
+  where: the data are now, as keywords of `workdir.load_trained`.
+  """
   if split not in ('train', 'validation', 'test'):
     raise InputError(f'--split={split}: choose train, validation or test.')
   require_at_least('examples', examples)
   check_options(options)
   asked = families.parse(estimates)
-  trained, model = _weights(directory, average, step, data_dir)
+  trained, model = _weights(directory, average, step, where)
   workdir.say_what_changed(directory)
   experiment, spec = trained.experiment, data.resolve(trained.config.data)
   one = {'image': np.zeros((1, *spec.shape), np.uint8),
@@ -180,7 +186,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   if schedules and (chain or not other_schedules.movable(model)):
     raise InputError('--schedules: this model has a bound or a process of its own, and so no other '
                      'schedule, or one for each pixel; leave it out.')
-  part = experiment.data.split(split)
+  part = needs.split(trained, split)
   if not len(part):
     raise InputError(f'--split={split}: this run has no such images; choose another.')
   changed = workdir.changed_data(directory, experiment.data.fingerprint())
@@ -200,10 +206,10 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
                    logsnr_at, about)
 
 
-def _weights(directory: Path, average: str, step: int | str, data_dir: str
+def _weights(directory: Path, average: str, step: int | str, where: dict
              ) -> tuple[workdir.Trained, Model]:
   """A run's weights, and the model that they make, which has a likelihood."""
-  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
+  trained = workdir.load_trained(directory, average=average, step=step, **where)
   rate = trained.experiment.ema.get(trained.average, 0.0)
   if held := caution(trained.average, rate, trained.step):
     logging.warning(held)

@@ -3,8 +3,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdm_jax.data import Split, is_path
 from vdm_jax.errors import InputError
 from vdm_jax.typing import CAPABILITIES, Bounds, Denoises, Features, Samples
+from vdm_jax.workdir import Trained
 
 
 class Need(NamedTuple):
@@ -44,6 +46,18 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
                    f'{" and ".join(does) or "does nothing that commands need"}; to {need.to} takes '
                    f'a model that {wanted}', need.remedy)
+
+
+def split(trained: Trained, name: str) -> Split:
+  """A split of a run's data.  Raises InputError where they are not where the run found them."""
+  try:
+    return trained.experiment.data.split(name)
+  except FileNotFoundError:
+    place = trained.config.data.name
+    if not is_path(place):
+      raise  # which says how to prepare them
+    raise InputError('data_name', place, 'the data of this run are not there',
+                     'say where they are now') from None
 
 
 def conditions(classes: int, label: int | None):

@@ -31,7 +31,8 @@ from vdm_jax.typing import Denoises, Model
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
            count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
            step: int | str = 'latest', batch_size: int = 64, trace: str | Path | None = None,
-           guided: Guidance | None = None, overwrite: bool = False) -> int | None:
+           guided: Guidance | None = None, overwrite: bool = False, data_dir: str = '',
+           data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
   An .npz of the same settings and weights is complete, or drawn on to `count`; any other file that
@@ -40,13 +41,16 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   method: `ANCESTRAL` if not given.  A run without a denoiser draws its own samples, if it can (an
   autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
   their way.  Image i of a seed is the same to rounding however many are drawn, and at a time
-  (`samplers.drawing`).  guided: of a model that has `null`.  Returns the evaluations of the network
-  for each image (of an adaptive method the most in a batch), 0 if all were there already, None
-  where they are not counted.  Raises InputError.
+  (`samplers.drawing`).  guided: of a model that has `null`.  data_dir, data_name: where
+  the data are now, which a method with the model's variances reads.
+
+  Returns the evaluations of the network for each image (of an adaptive method the most in a batch),
+  0 if all were there already, None where they are not counted.  Raises InputError.
   """
   directory = files.run_directory('workdir', directory)
   out, trace = _check_files(out, trace, count, batch_size, overwrite)
-  trained = workdir.load_trained(directory, average=average, step=step)
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
+                                 data_name=data_name)
   spec, at = data.resolve(trained.config.data), trained.experiment.model
   model = needs.require(at(trained.params), 'sample', directory)
   _check_sizes(count, batch_size, spec)
@@ -186,7 +190,7 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
 
   At the times of the grid, or 50 of them; elsewhere they are interpolated.
   """
-  part = trained.experiment.data.split('train')
+  part = needs.split(trained, 'train')
   levels = times[np.unique(np.linspace(0, len(times) - 1, 50).round().astype(int))]
   size = devices.whole_batch(min(64, len(part)))
 
