@@ -86,8 +86,8 @@ class Checkpoints:
         if not self._read_only:
           self._set_aside(int(directory.name), 'its validation loss cannot be read')
         elif not isinstance(error, FileNotFoundError):  # which a run may be deleting
-          raise InputError(f'{directory} is corrupted: its validation loss cannot be read.  '
-                           'Training sets it aside; or remove it.') from None
+          raise InputError(problem=f'{directory} is corrupted: its validation loss cannot be read',
+                           remedy='remove it, or train on, which sets it aside') from None
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -184,9 +184,9 @@ class Checkpoints:
     return None
 
   def _of_another(self, step: int) -> InputError:
-    return InputError(f'{self.directory / str(step)} holds the parameters of another model or '
-                      'optimiser: has its code changed?  Choose another --workdir, or go back to '
-                      'that code.')
+    return InputError(problem=f'{self.directory / str(step)} holds the parameters of another model '
+                      'or optimiser: has its code changed?',
+                      remedy='choose another directory, or go back to that code')
 
   def _set_aside(self, step: int, reason) -> None:
     logging.error('Checkpoint %d is corrupted (%s); using the one before it.', step, reason)

@@ -60,13 +60,16 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Refuses what could not run, before anything is compiled.  Raises InputError."""
   run, batch = config.train, config.data.batch_size
   if run.layout not in LAYOUTS:
-    raise InputError(f'--config.train.layout={run.layout}: choose one of {", ".join(LAYOUTS)}.')
+    raise InputError('config.train.layout', run.layout, 'there is no such choice',
+                     f'choose one of {", ".join(LAYOUTS)}')
   if batch % jax.device_count():  # `data` refuses what is no size at all
-    raise InputError(f'--config.data.batch_size={batch} cannot be divided over '
-                     f'{jax.device_count()} devices: choose a multiple of {jax.device_count()}.')
+    raise InputError('config.data.batch_size', batch,
+                     f'it cannot be divided over {jax.device_count()} devices',
+                     f'choose a multiple of {jax.device_count()}')
   if run.accumulate < 1 or batch // jax.device_count() % run.accumulate:
-    raise InputError(f'--config.train.accumulate={run.accumulate} must divide the '
-                     f'{batch // jax.device_count()} images of a batch that each device has.')
+    raise InputError('config.train.accumulate', run.accumulate, 'it does not divide the '
+                     f'{batch // jax.device_count()} images of a batch that each device has',
+                     'choose one that does')
   for name in ('log_every', 'validate_every', 'checkpoint_every', 'steps', 'keep',
                'validation_repeats'):
     require_at_least(f'config.train.{name}', run[name])
@@ -76,14 +79,16 @@ def check(config: ml_collections.ConfigDict) -> None:
       value = config[room].get(name, 0)  # a run's config may be older than a field
       require(value >= 0, f'config.{room}.{name}', value, 'it must be 0 or more')
   if 'validation' not in run.splits or not set(run.splits) <= set(SPLITS):
-    raise InputError(f"--config.train.splits={run.splits}: it must contain 'validation', which "
-                     "chooses the checkpoint kept as the best, and may contain 'test'.")
+    raise InputError('config.train.splits', run.splits,
+                     "it must contain 'validation', which chooses the checkpoint kept as the best",
+                     "give this, and 'test' if it is wanted")
   if not config.ema:
-    raise InputError('config.ema is empty: name at least one average, e.g. {"ema": 0.9999}.')
+    raise InputError('config.ema', config.ema.to_dict(), 'it names no average',
+                     'name at least one, e.g. {"ema": 0.9999}')
   step_lib.check_averages(config.ema.to_dict(), 'config.ema')
   if config.data.validation < 1:
-    raise InputError(f'--config.data.validation={config.data.validation}: hold out at least one '
-                     'image of train to validate on.')
+    raise InputError('config.data.validation', config.data.validation,
+                     'there is no image to validate on', 'hold out at least one of train')
   _steps_per_dispatch(run)
   random.key(config.seed, 'config.seed')  # its range
 
@@ -97,8 +102,9 @@ def _steps_per_dispatch(run) -> int:
   cadence = math.gcd(*_cadences(run), run.steps)
   if run.steps_per_dispatch:
     if cadence % run.steps_per_dispatch:
-      raise InputError(f'--config.train.steps_per_dispatch={run.steps_per_dispatch} must divide '
-                       f'the steps and all cadences: {cadence} or a divisor of it.')
+      raise InputError('config.train.steps_per_dispatch', run.steps_per_dispatch,
+                       'it does not divide the steps and all cadences',
+                       f'choose {cadence} or a divisor of it')
     return run.steps_per_dispatch
   return 1 if jax.default_backend() == 'cpu' else math.gcd(cadence, 100)
 
@@ -149,10 +155,10 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
     if not _is_of_a_full_disk(error):
       raise
     steps = [path.name for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
-    raise InputError(f'{workdir}: no space is left on this disk (or that of the compilation cache, '
-                     'or of temporary files).  The checkpoints of steps '
-                     f'{", ".join(sorted(steps, key=int)) or "(none)"} are whole; make room and '
-                     'start the same command again.') from error
+    raise InputError(problem=f'{workdir}: no space is left on this disk (or that of the '
+                     'compilation cache, or of temporary files).  The checkpoints of steps '
+                     f'{", ".join(sorted(steps, key=int)) or "(none)"} are whole',
+                     remedy='make room and start the same command again') from error
 
 
 def _is_of_a_full_disk(error: BaseException | None) -> bool:
@@ -173,8 +179,9 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
   stack.callback(checkpoints.close)
   fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
   if experiment.update and run.accumulate > 1:
-    raise InputError(f'--config.train.accumulate={run.accumulate}: this config makes its steps '
-                     'itself, and knows of no microbatches; leave it 1.')
+    raise InputError('config.train.accumulate', run.accumulate,
+                     'this config makes its steps itself, and knows of no microbatches',
+                     'leave it 1')
   update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema,
                                                    accumulate=run.accumulate)
   layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}

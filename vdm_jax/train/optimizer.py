@@ -63,8 +63,8 @@ def learning_rate(config, rate: float | None = None) -> optax.Schedule:
   rate = config.learning_rate if rate is None else rate
   warmup, end = config.warmup_steps, config.decay_steps
   if end and end <= warmup:
-    raise InputError(f'--config.optimizer.decay_steps={end}: it must be 0, or more than '
-                     f'warmup_steps={warmup}.')
+    raise InputError('config.optimizer.decay_steps', end,
+                     f'it must be 0, or more than warmup_steps={warmup}', 'give one of these')
   after = optax.cosine_decay_schedule(rate, end - warmup) if end else optax.constant_schedule(rate)
   if not warmup:  # optax takes a linear schedule of no steps to be its first value for ever
     return after
@@ -122,7 +122,8 @@ def adamw(config) -> optax.GradientTransformation:
   # A run's config may be older than a field.
   moments = config.get('moments', 'float32')
   if moments not in MOMENTS:
-    raise InputError(f'--config.optimizer.moments={moments}: choose one of {", ".join(MOMENTS)}.')
+    raise InputError('config.optimizer.moments', moments, 'there is no such choice',
+                     f'choose one of {", ".join(MOMENTS)}')
 
   def of(rate):
     tx = optax.chain(
