@@ -310,7 +310,7 @@ def test_a_folder_with_train_and_test_keeps_them_and_grey_images_have_one_channe
 def test_images_of_several_sizes_ask_for_image_size_and_with_it_are_cropped_at_the_centre(tmp_path):
   save_images(tmp_path, ['a.png', 'b.png'])
   save_images(tmp_path, ['c.png'], size=(4, 4))
-  with pytest.raises(ValueError, match=r'4 x 4 and 4 x 5.*--config.data.image_size'):
+  with pytest.raises(ValueError, match=r'4 x 4 and 4 x 5.*; set config.data.image_size'):
     make(name=str(tmp_path)).batch(0)
   wide = np.zeros((4, 12, 3), np.uint8)
   wide[:, 4:8] = 200  # all that the central square shows
@@ -321,7 +321,7 @@ def test_images_of_several_sizes_ask_for_image_size_and_with_it_are_cropped_at_t
 
 
 @pytest.mark.parametrize('array, message', [
-    (np.zeros((9, 4, 4)), 'float64; needed are integers'),
+    (np.zeros((9, 4, 4)), 'float64; store integers'),
     (np.full((9, 4, 4), -1), 'values from -1 to -1'),
     (np.full((9, 4, 4), 300), 'values from 300 to 300'),
     (np.zeros(9, int), r'shape \(9,\)'),
@@ -645,7 +645,7 @@ IMAGES = np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2)
     ({'images': IMAGES, 'labels': np.eye(6, dtype=int)}, r'\(6, 6\); needed is one class'),
     ({'images': IMAGES[:0], 'labels': np.arange(0)}, r'shape \(0, 2, 2\) and so holds nothing'),
     ({'x_train': IMAGES, 'x_test': IMAGES[:0]}, r'x_test\] has shape \(0, 2, 2\)'),
-    ({'images': IMAGES[:, :0]}, r'shape \(6, 0, 2\) and so holds nothing: no axis may be 0'),
+    ({'images': IMAGES[:, :0]}, r'shape \(6, 0, 2\) and so holds nothing; give every axis'),
     ({'images': IMAGES[:1]}, 'it has 0 images for training and 1 for test'),
     ({'images': 0 * IMAGES}, 'all its values are 0'),
     ({'images': np.array([IMAGES, None], object)}, 'holds Python objects'),

@@ -30,7 +30,8 @@ def open_arrays(path: str) -> Store:
   labels = [_labels(path, key, label) for key, label in chosen]
   shapes = [_images(_array(path, key)[:1]).shape[1:] for key, _ in chosen]
   if shapes[0] != shapes[-1]:
-    raise InputError(f'{path} holds images of {shapes[0]} for training and {shapes[-1]} for test')
+    raise InputError(problem=f'{path} holds images of {shapes[0]} for training and {shapes[-1]} '
+                     'for test', remedy='bring them to one shape')
   if len(chosen) == 2:
     rows = [slice(None)] * 2
     names = [key for key, _ in chosen]
@@ -95,8 +96,9 @@ def _chosen(path: str, keys: list[str]) -> list[tuple[str, str]]:
   elif len(keys) == 1:
     chosen = [(keys[0], '')]
   else:
-    raise InputError(f'{path} holds {sorted(keys)}; needed are x_train and x_test (with y_train '
-                     'and y_test), train and test, images (with labels), or one array alone')
+    raise InputError(problem=f'{path} holds {sorted(keys)}', remedy='store x_train and x_test '
+                     '(with y_train and y_test), train and test, images (with labels), or one '
+                     'array alone')
   labelled = [label for _, label in chosen if label in keys and label]
   if labelled and len(labelled) < len(chosen):
     [absent] = {'y_train', 'y_test'} - set(labelled)
@@ -115,8 +117,8 @@ def _array(path: str, key: str) -> np.ndarray:
       return file[key]
   except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     if 'Python objects' in str(error) or 'Object arrays' in str(error):
-      raise InputError(f'{_place(path, key)} holds Python objects: make it one array of integers '
-                       'with numpy.stack') from error
+      raise InputError(problem=f'{_place(path, key)} holds Python objects',
+                       remedy='make it one array of integers with numpy.stack') from error
     raise images.unreadable(path, error) from error
 
 
@@ -127,17 +129,20 @@ def _images(array: np.ndarray) -> np.ndarray:
 
 def _check_images(place: str, array: np.ndarray) -> None:
   if array.ndim not in (2, 3, 4):
-    raise InputError(f'{place} has shape {array.shape}; needed is [N, H, W, C], [N, H, W] or '
-                     '[N, D]')
+    raise InputError(problem=f'{place} has shape {array.shape}',
+                     remedy='store [N, H, W, C], [N, H, W] or [N, D]')
   if not array.size:
-    raise InputError(f'{place} has shape {array.shape} and so holds nothing: no axis may be 0')
+    raise InputError(problem=f'{place} has shape {array.shape} and so holds nothing',
+                     remedy='give every axis a length')
   if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] > 4:
-    raise InputError(f'{place} has shape {array.shape}: channels come last here, [N, H, W, C]')
+    raise InputError(problem=f'{place} has shape {array.shape}: channels come last here',
+                     remedy='store [N, H, W, C]')
   if array.dtype.kind not in 'uib':
-    raise InputError(f'{place} holds {array.dtype}; needed are integers, the grey levels 0 .. 255')
+    raise InputError(problem=f'{place} holds {array.dtype}',
+                     remedy='store integers, the grey levels 0 .. 255')
   if array.dtype not in (np.uint8, np.bool_) and (array.min() < 0 or array.max() > 255):
-    raise InputError(f'{place} holds values from {array.min()} to {array.max()}; needed are the '
-                     'grey levels 0 .. 255')
+    raise InputError(problem=f'{place} holds values from {array.min()} to {array.max()}',
+                     remedy='store the grey levels 0 .. 255')
 
 
 def _labels(path: str, key: str, label: str) -> np.ndarray | None:
@@ -148,9 +153,9 @@ def _labels(path: str, key: str, label: str) -> np.ndarray | None:
   what = f'{_place(path, label)} is {labels.dtype} {labels.shape}'
   needed = f'needed is one class 0, 1, ... for each of {count} images'
   if labels.size != count or labels.dtype.kind not in 'ui':
-    raise InputError(f'{what}; {needed}')
+    raise InputError(problem=what, remedy=needed)
   if not 0 <= labels.min() <= labels.max() < 2**31:
-    raise InputError(f'{what} from {labels.min()} to {labels.max()}; {needed}')
+    raise InputError(problem=f'{what} from {labels.min()} to {labels.max()}', remedy=needed)
   return labels.reshape(count).astype(np.int32)
 
 

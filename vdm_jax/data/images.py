@@ -62,14 +62,15 @@ def decode(file, place: str, channels: int, image_size: int) -> np.ndarray:
 
 def unreadable(place: str, error: Exception) -> InputError:
   """The error of a file that is not whole."""
-  return InputError(f'{place} cannot be read ({error}): it is damaged, or no such file; replace it')
+  return InputError(problem=f'{place} cannot be read ({error}): it is damaged, or no such file',
+                    remedy='replace it')
 
 
 def sizes_differ(place: str, one: tuple[int, ...], other: tuple[int, ...]) -> InputError:
   """The error of images [H, W, ...] that make no batch."""
   by = lambda size: ' x '.join(map(str, size[:2]))
-  return InputError(f'the images of {place} differ in size ({by(one)} and {by(other)}): '
-                    'set --config.data.image_size to resize and crop them all')
+  return InputError(problem=f'the images of {place} differ in size ({by(one)} and {by(other)})',
+                    remedy='set config.data.image_size to resize and crop them all')
 
 
 def stack(images: list[np.ndarray], place: str) -> np.ndarray:

@@ -55,8 +55,8 @@ def prepare(name: str, data_dir: str = '', given: Sequence[str] = (),
   where data_dir cannot be written.
   """
   if name not in records.PREPARED_BY_US:
-    raise InputError(f'{name} is none of {", ".join(records.PREPARED_BY_US)}: '
-                     f'{records.how_to_prepare(name, records.data_directory(data_dir))}')
+    raise InputError(problem=f'{name} is none of {", ".join(records.PREPARED_BY_US)}',
+                     remedy=records.how_to_prepare(name, records.data_directory(data_dir)))
   from vdm_jax.data import builders
   builder = records.tfds_builder(name, data_dir)
   if builder.info.splits:
@@ -87,8 +87,9 @@ def _obtain(name: str, archives: Sequence[Archive], given: Sequence[str],
       paths[archive.name] = right[0]
     elif digests:
       file, digest = next(iter(digests.items()))
-      raise InputError(f'{file} is not the official {archive.name}: its sha256 is {digest}, '
-                       f'expected {archive.sha256}; delete it and get it from {archive.url}')
+      raise InputError(problem=f'{file} is not the official {archive.name}: its sha256 is '
+                       f'{digest}, expected {archive.sha256}',
+                       remedy=f'delete it and get it from {archive.url}')
   missing = [archive for archive in archives if archive.name not in paths]
   try:
     if missing and given:

@@ -28,18 +28,19 @@ def open_records(name: str, data_dir: str, image_size: int) -> Store:
     raise NotPrepared(f'{name} is not in {data_directory(data_dir)}: '
                       f'{how_to_prepare(name, data_directory(data_dir))}')
   if builder.info.file_format.value != 'array_record':
-    raise InputError(
-        f'{builder.data_path} is {builder.info.file_format.value}, not array_record, and has no '
-        f'random access; for another directory, {how_to_prepare(name, "DIR")}')
+    raise InputError(problem=f'{builder.data_path} is {builder.info.file_format.value}, not '
+                     'array_record, and has no random access',
+                     remedy=f'for another directory, {how_to_prepare(name, "DIR")}')
   splits = builder.info.splits
   test = next((split for split in HELD_OUT if split in splits), None)
   if 'train' not in splits or test is None:
-    raise InputError(f'--config.data.name={name!r} has the splits {sorted(splits)}; needed are '
-                     f'train and one of {", ".join(HELD_OUT)}')
+    raise InputError('config.data.name', name, f'it has the splits {sorted(splits)}',
+                     f'choose one with train and one of {", ".join(HELD_OUT)}')
   check_lengths(name, splits['train'].num_examples, splits[test].num_examples)
   image, channels, size, label, classes = _features(builder)
   if channels not in images.MODES:
-    raise InputError(f'--config.data.name={name!r} has {channels} channels; 1, 3 or 4 are read')
+    raise InputError('config.data.name', name, f'its images have {channels} channels',
+                     'choose one of 1, 3 or 4')
   source = lambda split: Source(split, splits[split].num_examples, functools.partial(
       _read, os.fspath(builder.data_path), split, image, label, channels, image_size))
   if image_size:
@@ -110,8 +111,9 @@ def _features(builder):
   names = [k for k, v in features.items() if isinstance(v, tfds.features.Image)]
   image = 'image' if 'image' in names else names[0] if len(names) == 1 else None
   if image is None or features[image].np_dtype != np.uint8:
-    raise InputError(f'--config.data.name={builder.name!r} has no single image of 8 bits among '
-                     f'its features: {sorted(features)}')
+    raise InputError('config.data.name', builder.name,
+                     f'it has no single image of 8 bits among its features, {sorted(features)}',
+                     'choose another data set')
   height, width, channels = features[image].shape
   label = features.get('label')
   classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
