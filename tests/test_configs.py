@@ -113,7 +113,7 @@ def test_configs_import_the_package_and_no_neighbour():
 def test_a_value_that_a_config_cannot_use_is_refused_by_its_name(name, field, value):
   module, config = configs.read(name)
   config.model[field] = value
-  with pytest.raises(InputError, match=f'config.model.{field}={value}: '):
+  with pytest.raises(InputError, match=f'config.model.{field}={value!r}: '):
     module.build(config)
 
 

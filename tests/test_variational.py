@@ -406,5 +406,5 @@ def test_a_markov_chain_of_latents_is_generated_from_the_top_down():
 def test_a_value_that_an_autoencoder_cannot_use_is_refused_by_its_name(name, field, value):
   module, config = configs.read(f'systems:{name}')
   config.model[field] = value
-  with pytest.raises(InputError, match=f'--config.model.{field}='):
+  with pytest.raises(InputError, match=f'^config.model.{field}='):
     module.build(config)

@@ -72,16 +72,17 @@ def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:
 # ------------------------------------------------------------------ checks
 
 
-def require(config: ml_collections.ConfigDict, name: str, holds: bool, remedy: str) -> None:
-  """Raises InputError, with the value of `config.model`'s field and the remedy, unless it holds."""
+def require(config: ml_collections.ConfigDict, name: str, holds: bool, problem: str,
+            remedy: str = '') -> None:
+  """Raises InputError, with the value of `config.model`'s field, unless it holds."""
   if not holds:
-    raise InputError(f'--config.model.{name}={config.model[name]}: {remedy}.')
+    raise InputError(f'config.model.{name}', config.model[name], problem, remedy)
 
 
 def require_continuous(config: ml_collections.ConfigDict) -> None:
   """Raises InputError where a number of steps is given to an objective of continuous time."""
   require(config, 'timesteps', not config.model.timesteps,
-          'this objective is of continuous time, and has no steps; leave it 0')
+          'this objective is of continuous time, and has no steps', 'leave it 0')
 
 
 # -------------------------------------------------------------- objectives
@@ -194,13 +195,16 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   objective that requires other keywords.
   """
   require(config, 'timesteps', config.model.timesteps >= 0,
-          'the number of steps of a chain, or 0 for continuous time')
+          'it is negative',
+          'give the number of steps of a chain, or 0 for continuous time')
   spec = data.resolve(config.data)
   if config.model.class_conditional and not spec.classes:
-    raise InputError(f'--config.model.class_conditional=True, but {spec.name} has no labels.')
+    raise InputError('config.model.class_conditional', True, f'{spec.name} has no labels',
+                     'set it False, or choose data that have some')
   if config.model.class_conditional and config.data.augment:
-    raise InputError('--config.model.class_conditional and --config.data.augment exclude each '
-                     'other: the network is told one thing, a label or whether x was augmented.')
+    raise InputError('config.model.class_conditional', True,
+                     'the network is told one thing, a label or whether x was augmented',
+                     'set config.data.augment=False, or this')
   learned = isinstance(schedule, nn.Module)
   pixels = Pixels(spec.levels)
 

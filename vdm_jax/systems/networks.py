@@ -41,12 +41,15 @@ def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
   """
   m = config.model
   has = {field.name for field in dataclasses.fields(net)}  # DiT has no convolutions, e.g.
-  require(config, 'dropout', 'dropout' in has or not m.dropout, 'this network has none; set it 0')
+  require(config, 'dropout', 'dropout' in has or not m.dropout, 'this network has none',
+          'set it 0')
   for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient,
                         'attention': Attention}.items():
     choices = get_args(choices)
-    require(config, name, m[name] in choices, f'choose one of {", ".join(choices)}')
-  require(config, 'dtype', m.dtype in ('float32', 'bfloat16'), 'choose float32 or bfloat16')
+    require(config, name, m[name] in choices, 'there is no such choice',
+            f'choose one of {", ".join(choices)}')
+  require(config, 'dtype', m.dtype in ('float32', 'bfloat16'), 'there is no such choice',
+          'choose float32 or bfloat16')
   given = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
            'weight_gradient': m.weight_gradient, 'attention': m.attention}
   return net.clone(**{name: value for name, value in given.items() if name in has})
@@ -56,7 +59,7 @@ def require_groups(config: ml_collections.ConfigDict, of: str = '') -> None:
   """Raises InputError unless the groups of a network divide its features; of: e.g. 'encoder_'."""
   features, groups = config.model[f'{of}features'], config.model[f'{of}groups']
   require(config, f'{of}groups', groups > 0 and features % groups == 0,
-          f'it must divide --config.model.{of}features={features}')
+          f'it does not divide config.model.{of}features={features}', 'choose one that does')
 
 
 def unet(config: ml_collections.ConfigDict) -> UNet:

@@ -62,10 +62,12 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
   about the same (Nichol and Dhariwal 2021, their public code).  Raises InputError.
   """
   m = config.model
-  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
-  compose.require(config, 'betas', m.betas in ('linear', 'cosine'), 'choose linear or cosine')
+  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',
+                  'give more')
+  compose.require(config, 'betas', m.betas in ('linear', 'cosine'), 'there is no such choice',
+                  'choose linear or cosine')
   compose.require(config, 'timesteps', m.betas == 'cosine' or m.timesteps > 20,
-                  'linear betas are 1 at 20 steps; take more, or --config.model.betas=cosine')
+                  'linear betas are 1 at 20 steps', 'take more, or config.model.betas=cosine')
   scale = 1000.0 / m.timesteps
   betas = (cosine_betas(m.timesteps) if m.betas == 'cosine' else
            linear_betas(m.timesteps, 1e-4 * scale, 0.02 * scale))
@@ -125,8 +127,8 @@ def of_latents(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experime
                             inputs=inputs.chain(schedule))
 
   def loss(params, batch, context):
-    raise InputError('this model is one of latents, which no data here are: sample from it '
-                     '(scripts/sample.py --out=latents.npz).')
+    raise InputError(problem='this model is one of latents, which no data here are',
+                     remedy='sample from it (scripts/sample.py --out=latents.npz)')
 
   def model(params, keys=None):
     same = lambda x: x

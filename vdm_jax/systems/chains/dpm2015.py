@@ -72,11 +72,12 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
   Raises InputError: fewer than two steps, data of another shape than the mean.
   """
   m, spec = config.model, data.resolve(config.data)
-  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
+  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',
+                  'give more')
   if spec.shape != (len(m.mean),):
-    raise InputError(f'--config.data.name={spec.name} has examples {spec.shape}, which '
-                     f'--config.model.mean={tuple(m.mean)} does not fit: this chain is of points, '
-                     'whose moments config.model.mean and std have to be.')
+    raise InputError('config.data.name', spec.name, f'its examples are {spec.shape}, which '
+                     f'config.model.mean={tuple(m.mean)} does not fit',
+                     'choose points, and give their moments as config.model.mean and std')
   rates, net = Rates(m.timesteps + 1, m.first_beta), net(m.timesteps + 1)
   mean = jnp.asarray(m.mean, jnp.float32)
   in_bins = DiscretisedNormal(spec.levels).log_prob
@@ -140,11 +141,14 @@ def binomial(config: ml_collections.ConfigDict,
   Raises InputError: data that are no bits, fewer than two steps, a share of ones beyond 0 and 1.
   """
   m, spec = config.model, data.resolve(config.data)
-  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more')
+  compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',
+                  'give more')
   if spec.levels != 2:
-    raise InputError(f'--config.data.name={spec.name} has {spec.levels} levels; the binomial '
-                         'chain is of bits (heartbeat).')
-  compose.require(config, 'activity', 0.0 < m.activity < 1.0, 'a share of ones, between 0 and 1')
+    raise InputError('config.data.name', spec.name,
+                     f'it has {spec.levels} levels, and the binomial chain is of bits',
+                     'choose heartbeat')
+  compose.require(config, 'activity', 0.0 < m.activity < 1.0, 'it is a share of ones',
+                  'give one between 0 and 1')
   chain = dpm_binomial.BinomialChain.erasing(m.timesteps, m.activity)
   net = net(float(chain.signal[1]))
   encode = lambda bits: 2.0 * bits.astype(jnp.float32) - 1.0

@@ -41,9 +41,11 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   """
   spec, m = data.resolve(config.data), config.model
   if not spec.classes:
-    raise InputError(f'--config.data.name={spec.name} has no labels to train a classifier on.')
+    raise InputError('config.data.name', spec.name, 'it has no labels to train a classifier on',
+                     'choose data that have some')
   if any(channels % 8 for channels in m.channels):
-    raise InputError(f'--config.model.channels={m.channels}: multiples of 8, for the group norms.')
+    raise InputError('config.model.channels', m.channels, 'the group norms need multiples of 8',
+                     'give these')
   net = Net(spec.classes, tuple(m.channels), m.features, m.dropout)
   encode = Pixels(spec.levels).encode
 

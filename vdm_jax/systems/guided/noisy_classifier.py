@@ -72,7 +72,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
   """
   spec = data.resolve(config.data)
   if not spec.classes:
-    raise InputError(f'--config.data.name={spec.name} has no labels to train a classifier on.')
+    raise InputError('config.data.name', spec.name, 'it has no labels to train a classifier on',
+                     'choose data that have some')
   encode = Pixels(spec.levels).encode
 
   def init(key):

@@ -26,7 +26,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experime
   """Score matching of q(z_t) at all levels.  Raises InputError: another kind; a number of steps."""
   compose.require_continuous(config)
   compose.require(config, 'matching', config.model.matching in MATCHING,
-                  'choose sliced or implicit')
+                  'there is no such choice', 'choose sliced or implicit')
   matched = score_matching.at_level(MATCHING[config.model.matching])
 
   def objective(denoise, process, x, t, keys, cond=None, *, data, decoder):

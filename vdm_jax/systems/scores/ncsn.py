@@ -45,9 +45,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   is not between 0 and the largest.
   """
   m = config.model
-  compose.require(config, 'timesteps', m.timesteps >= 2, 'a ladder has two levels of noise or more')
+  compose.require(config, 'timesteps', m.timesteps >= 2, 'a ladder has two levels of noise or more',
+                  'give more')
   compose.require(config, 'sigma_min', 0.0 < m.sigma_min < m.sigma_max,
-                  f'it lies between 0 and --config.model.sigma_max={m.sigma_max}')
+                  f'it lies between 0 and config.model.sigma_max={m.sigma_max}', 'choose within')
   ladder = schedules.TableSchedule.from_sigmas(
       np.geomspace(m.sigma_max, m.sigma_min, m.timesteps))
   matched = score_matching.on_ladder(score_matching.denoising, m.timesteps)

@@ -34,7 +34,8 @@ def vp_sde(config: ml_collections.ConfigDict) -> schedules.BetaLinear:
   Raises InputError: a time outside of [0, 1).
   """
   compose.require(config, 't_min', 0.0 <= config.model.t_min < 1.0,
-                  'a time of the SDE, in (0, 1), or 0 for that of --config.model.logsnr_max')
+                  'it is no time of the SDE',
+                  'give one in (0, 1), or 0 for that of config.model.logsnr_max')
   sde = schedules.BetaLinear()
   integral = math.log1p(math.exp(-compose.end_points(config)[0]))
   slope = sde.beta_max - sde.beta_min

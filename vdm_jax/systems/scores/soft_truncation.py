@@ -22,7 +22,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """The bound of the times that are left.  Raises InputError: steps; a negative power."""
   power = config.model.truncation_power
   compose.require_continuous(config)
-  compose.require(config, 'truncation_power', power >= 0.0, 'it must be 0 (uniform) or more')
+  compose.require(config, 'truncation_power', power >= 0.0, 'it is negative',
+                  'give 0 (uniform) or more')
   sde = scoreflow.vp_sde(config)
   prior = soft_truncation.Reciprocal(sde.t_min, power)
 

@@ -41,7 +41,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """
   name, net = config.model.objective, net or networks.unet(config)
   compose.require(config, 'objective', name in OBJECTIVES,
-                  f'choose one of {", ".join(OBJECTIVES)}')
+                  'there is no such choice', f'choose one of {", ".join(OBJECTIVES)}')
   compose.require_continuous(config)
   schedule = schedules.Cosine(*compose.end_points(config))
   if name == 'edm':

@@ -118,8 +118,10 @@ def markovian(config: ml_collections.ConfigDict) -> Experiment:
   Raises InputError: latents of different sizes; beta, which this bound does not have.
   """
   sizes = tuple(config.model.latents)
-  require(config, 'latents', len(set(sizes)) == 1, 'of a Markov chain all have one size')
-  require(config, 'beta', config.model.beta == 1.0, 'the Markovian bound is trained as it is; 1.0')
+  require(config, 'latents', len(set(sizes)) == 1, 'of a Markov chain all have one size',
+          'give these')
+  require(config, 'beta', config.model.beta == 1.0, 'the Markovian bound is trained as it is',
+          'set it 1.0')
   steps = range(2, len(sizes) + 1)
 
   def chain(nets, params, x):
@@ -161,8 +163,8 @@ def _experiment(config, shapes, parts, more=None):
   """
   spec, m = data.resolve(config.data), config.model
   require(config, 'latents', len(m.latents) > 0 and min(m.latents) > 0,
-          'the dimensions of z_L, ..., z_1, one or more of them, and each positive')
-  require(config, 'beta', m.beta >= 0.0, 'a weight, 0 or more')
+          'it is the dimensions of z_L, ..., z_1', 'give one or more, each positive')
+  require(config, 'beta', m.beta >= 0.0, 'it is negative', 'give 0 or more')
   modules = {name: Heads(m.features, size, m.dropout) for name, (_, size) in shapes.items()}
   pixels, decoder = Pixels(spec.levels), DiscretisedNormal(spec.levels)
   flat = lambda images: pixels.encode(images).reshape(len(images), -1)

@@ -48,7 +48,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """
   couplings = config.model.get('couplings', 0)
   if dequantiser is None:
-    compose.require(config, 'couplings', couplings >= 0, 'it must be 0 (uniform noise) or more')
+    compose.require(config, 'couplings', couplings >= 0, 'it is negative',
+                    'give 0 (uniform noise) or more')
     dequantiser = (Couplings(couplings=couplings) if couplings else
                    dequantisers.uniform(data.resolve(config.data).levels))
   net = net or networks.unet(config)

@@ -206,11 +206,13 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """
   m = config.model
   if m.class_conditional or config.data.augment:
-    raise InputError('--config.model.class_conditional and --config.data.augment must be False: '
-                     'this network is told its latent and nothing else.')
+    field = 'config.model.class_conditional' if m.class_conditional else 'config.data.augment'
+    raise InputError(field, True, 'this network is told its latent and nothing else',
+                     'set it False')
   if not 0 < m.latent_hot < m.latent:
-    raise InputError(f'--config.model.latent_hot={m.latent_hot}: it must be in 1 .. '
-                     f'{m.latent - 1}, below --config.model.latent.')
+    raise InputError('config.model.latent_hot', m.latent_hot,
+                     f'it is in 1 .. {m.latent - 1}, below config.model.latent',
+                     'give one of these')
   n, hot = m.latent, m.latent_hot
   shape = data.resolve(config.data).shape
   ends = compose.end_points(config)
@@ -262,16 +264,18 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
 
 def _without_latent(z: Array, level: Level, cond: PyTree = None):
-  raise InputError('this denoiser needs a latent for each image: use `model.bound`, or '
-                   '`model.latent(keys)`, the model that is given latents of the prior.')
+  raise InputError(problem='this denoiser needs a latent for each image',
+                   remedy='use `model.bound`, or `model.latent(keys)`, the model that is given '
+                   'latents of the prior')
 
 
 def _one_time(process):
   """`process` for samplers: of one time for all images, so that a plan is not taken for images."""
   def at(t):
     if jnp.ndim(t):
-      raise InputError('this sampler plans its steps from one noise level for all pixels, and here '
-                       'every pixel has its own: choose one without a plan, e.g. ancestral, ddim.')
+      raise InputError(problem='this sampler plans its steps from one noise level for all pixels, '
+                       'and here every pixel has its own',
+                       remedy='choose one without a plan, e.g. ancestral, ddim')
     return process(t)
   return at
 
