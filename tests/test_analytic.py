@@ -337,7 +337,7 @@ def test_the_optimal_trajectory_reaches_from_pure_noise_to_pure_data():
 
 def test_a_trajectory_of_more_steps_than_there_are_is_refused():
   times = np.linspace(1.0, 0.0, 4)
-  with pytest.raises(InputError, match='steps = 4.*fewer steps'):
+  with pytest.raises(InputError, match='steps=4: .*fewer steps'):
     optimal_trajectory(exact(OFFICIAL, times), OFFICIAL, times, 4)
   with pytest.raises(InputError, match='decrease'):
     optimal_trajectory(exact(OFFICIAL, times), OFFICIAL, times[::-1], 2)

@@ -166,7 +166,7 @@ def test_a_warm_up_adds_times_to_the_first_step_alone():
 
 
 def test_what_cannot_be_meant_is_refused():
-  with pytest.raises(InputError, match="variable = 'lambda'"):
+  with pytest.raises(InputError, match="variable='lambda'"):
     deis(ODD, BEND, variable='lambda')
-  with pytest.raises(InputError, match='degree = -1'):
+  with pytest.raises(InputError, match='degree=-1'):
     deis(ODD, BEND, degree=-1)

@@ -118,5 +118,5 @@ def test_draws_are_new_at_every_step_and_the_data_s_moments_come_out():
 
 
 def test_a_negative_churn_is_refused():
-  with pytest.raises(InputError, match='s_churn = -1'):
+  with pytest.raises(InputError, match='s_churn=-1'):
     edm(ORACLE, rectified_flow(), s_churn=-1.0)

@@ -224,18 +224,18 @@ def test_an_array_that_is_no_grid_is_refused_with_the_reason(times, message):
 
 
 @pytest.mark.parametrize('call,message', [
-    (lambda: grids.uniform(0), '0 steps'),
+    (lambda: grids.uniform(0), '^steps=0: '),
     (lambda: grids.logsnr(rectified_flow(), 2), 'at least 3'),
     (lambda: grids.logsnr(PROCESSES['vdm'], 5, low=20.0), 'overlap'),
     (lambda: grids.karras(edm(), 1), 'at least 2'),
     (lambda: grids.karras(edm(), 10, sigma_max=100.0), 'choose within'),
     (lambda: grids.karras(edm(), 10, sigma_min=81.0), 'choose within'),
-    (lambda: grids.leading(11, 10), 'the chain has 10'),
+    (lambda: grids.leading(11, 10), '^steps=11: the chain has 10'),
     (lambda: grids.ddim_quadratic(1, 10), 'at least 2'),
     (lambda: grids.iddpm('ten', 100), 'numbers of steps'),
     (lambda: grids.iddpm('ddim600', 1000), 'no stride'),
-    (lambda: grids.iddpm('60,10', 100), '60 of a section of 50'),
-    (lambda: grids.iddpm('0', 100), '0 of a section'),
+    (lambda: grids.iddpm('60,10', 100), '60 is not in 1 .. 50'),
+    (lambda: grids.iddpm('0', 100), '0 is not in 1 .. 100'),
     (lambda: grids.on_table(np.array([3, 2]), 10), 'increase'),
     (lambda: grids.on_table(np.array([3, 10]), 10), 'within 0 .. 9'),
 ])

@@ -217,7 +217,7 @@ def test_a_level_costs_as_many_evaluations_as_declared():
 
 
 def test_annealed_dynamics_without_moves_is_refused():
-  with pytest.raises(InputError, match='n_steps = 0'):
+  with pytest.raises(InputError, match='n_steps=0: '):
     annealed_langevin(HALF, GEOMETRIC, 0)
 
 

@@ -170,9 +170,9 @@ def test_float32_stays_float32_and_near_float64(make):
 
 @pytest.mark.parametrize('tableau,message', [
     (Tableau(((0.0,), (1.0, 0.0)), (0.5, 0.5), (0.0, 1.0)), 'S rows'),
-    (Tableau(((), (1.0,)), (0.5, 0.6), (0.0, 1.0)), 'b must sum to 1'),
-    (Tableau(((), (0.5,)), (0.5, 0.5), (0.0, 1.0)), 'every row of a'),
-    (second_order(1.5), 'within the step')])
+    (Tableau(((), (1.0,)), (0.5, 0.6), (0.0, 1.0)), 'b that sums to 1'),
+    (Tableau(((), (0.5,)), (0.5, 0.5), (0.0, 1.0)), 'rows of a that sum'),
+    (second_order(1.5), 'outside of the step')])
 def test_a_tableau_that_is_none_is_refused(tableau, message):
   for make in (runge_kutta, rho_rk):
     with pytest.raises(InputError, match=message):

@@ -256,8 +256,8 @@ def test_float32_stays_float32_and_near_float64(make):
 
 @pytest.mark.parametrize('times,message', [
     ([0.0, 0.5, 1.0], 'must decrease'),
-    ([1.0, 1.0, 1.0], 'all 1: a grid has at least one step'),
-    ([3.0, 1.0, -0.5], r'from 3 to -0\.5: they must lie in \[0, 1\]'),
+    ([1.0, 1.0, 1.0], 'all 1; give a grid of at least one step'),
+    ([3.0, 1.0, -0.5], r'from 3 to -0\.5; give times in \[0, 1\]'),
     ([1.0, np.nan], 'not finite'),
     ([1.0], 'at least two'),
 ])
@@ -270,13 +270,13 @@ def test_what_is_no_grid_is_refused_with_the_reason(times, message):
 def test_keys_that_are_not_one_for_each_image_are_refused():
   key = jax.random.key(0)
   for keys in (key, jax.random.split(key, 3)):
-    with pytest.raises(InputError, match=r'keys \(.*z \(2, 1\): .* keys \[B\] and z \[B'):
+    with pytest.raises(InputError, match=r'^keys: .*z \(2, 1\); .*keys \[B\] and z \[B'):
       sample(ddim(HALF, OFFICIAL), keys, jnp.ones((2, 1)), np.array([1.0, 0.0]))
 
 
 def test_an_eta_that_no_variance_allows_is_refused():
   for eta in (-0.1, 2.0):
-    with pytest.raises(InputError, match=f'eta = {eta}'):
+    with pytest.raises(InputError, match=f'eta={eta}: '):
       ddim(HALF, OFFICIAL, eta=eta)
 
 

@@ -179,7 +179,7 @@ def test_float32_stays_float32_and_near_float64(of, process):
 
 
 def test_what_cannot_be_meant_is_refused():
-  for options, message in [({'variant': 'bh3'}, "variant = 'bh3'"), ({'of': 'v'}, "of = 'v'"),
-                           ({'order': 0}, 'order = 0')]:
+  for options, message in [({'variant': 'bh3'}, "variant='bh3'"), ({'of': 'v'}, "of='v'"),
+                           ({'order': 0}, 'order=0')]:
     with pytest.raises(InputError, match=message):
       unipc(ODD, BEND, **options)

@@ -45,8 +45,9 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 
   solver = diffrax.Dopri5() if solver is None else solver
   tableau = getattr(solver, 'tableau', None)
   if not (isinstance(solver, diffrax.AbstractERK) and isinstance(tableau, diffrax.ButcherTableau)):
-    raise InputError(f'solver = {type(solver).__name__}: an explicit Runge-Kutta method is needed, '
-                     'e.g. diffrax.Dopri5(); an implicit one takes the Jacobian of the network.')
+    raise InputError('solver', type(solver).__name__, 'an explicit Runge-Kutta method is needed, '
+                     'as an implicit one takes the Jacobian of the network',
+                     'give one, diffrax.Dopri5() say')
   z = as_latent(z)
   t0, t1 = jnp.asarray(t0, z.dtype), jnp.asarray(t1, z.dtype)
   near_data = time_of(process, jnp.full_like(t0, -2.0 * jnp.log(0.1 * jnp.sqrt(atol))))
@@ -75,9 +76,9 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 
       end == t1, lambda z: z,
       lambda z: transition(denoise(z, process(end)), process(end), process(t1)), z)
   if not isinstance(arrived, Tracer) and not np.all(arrived):
-    raise InputError(f'{np.sum(~np.asarray(arrived))} of {len(z)} examples did not arrive within '
-                     f'max_steps = {max_steps}: raise it or the tolerances, or see whether the '
-                     'network is finite between t0 and t1.')
+    raise InputError('max_steps', max_steps, f'within them {np.sum(~np.asarray(arrived))} of '
+                     f'{len(z)} examples did not arrive', 'raise it or the tolerances, or see '
+                     'whether the network is finite between t0 and t1')
   # A method whose last stage is the next step's first evaluates that one once.
   reused = int(tableau.fsal)
   per_step = tableau.num_stages - reused

@@ -197,8 +197,9 @@ def optimal_trajectory(variances: Variances, process: Process, times: Array, ste
   times = jnp.asarray(times)
   nodes = times.shape[0]
   if not 1 <= steps < nodes:
-    raise InputError(f'steps = {steps}: a trajectory through {nodes} times has 1 to {nodes - 1} '
-                     'steps; give more times or fewer steps.')
+    raise InputError('steps', steps,
+                     f'a trajectory through {nodes} times has 1 to {nodes - 1} steps',
+                     'give more times or fewer steps')
   level = process(times)
   at_t, at_s = jax.tree.map(lambda u: u[:, None], level), jax.tree.map(lambda u: u[None], level)
   noise, signal = jax.nn.sigmoid(-level.logsnr), jax.nn.sigmoid(level.logsnr)

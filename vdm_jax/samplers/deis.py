@@ -46,9 +46,9 @@ def deis(denoise: Denoiser, process: Process, degree: int = 3, variable: str = '
   Raises InputError: an unknown variable, a negative degree.
   """
   if variable not in ('t', 'rho', 'logsnr'):
-    raise InputError(f"variable = {variable!r}: give 't', 'rho' or 'logsnr'.")
+    raise InputError('variable', variable, 'there is no such choice', "give 't', 'rho' or 'logsnr'")
   if degree < 0:
-    raise InputError(f'degree = {degree}: give 0 (first order) or more.')
+    raise InputError('degree', degree, 'it is negative', 'give 0 (first order) or more')
 
   def plan(times):
     level = process(times)

@@ -56,9 +56,9 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   times = jnp.asarray(times)
   alpha = process(times).alpha
   if not isinstance(alpha, Tracer) and np.any(np.asarray(alpha) == 0.0):
-    raise InputError('times: alpha = 0 at t = '
+    raise InputError('times', None, 'alpha = 0 at t = '
                      f'{np.asarray(times)[np.asarray(alpha == 0.0).argmax()]:.6g}, where z says '
-                     'nothing of z / alpha. Begin the grid of the chain later.')
+                     'nothing of z / alpha', 'begin the grid of the chain later')
   calls = sampler(denoise, process).evaluations
   if calls is None:
     raise InputError('sampler', None, 'its calls of the denoiser vary from step to step',

@@ -114,8 +114,8 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
   """
   check_options(order, 'eps', 'taylor')
   if evaluations < order:
-    raise InputError(f'evaluations = {evaluations}: a step of order {order} needs {order}; give '
-                     'more, or a lower order.')
+    raise InputError('evaluations', evaluations, f'a step of order {order} needs {order}',
+                     'give more, or a lower order')
   whole, rest = divmod(evaluations, order)
   if rest:
     sizes = [order] * whole + [rest]
@@ -126,8 +126,8 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
   ends = jnp.asarray([start, end], float)
   lam, finite = half_logsnr(process, ends)
   if not isinstance(finite, Tracer) and not finite.all():
-    raise InputError(f'start = {start}, end = {end}: logsnr is infinite there, and steps of equal '
-                     'length in it need both finite; begin and end inside.')
+    raise InputError('start', start, f'logsnr is infinite there or at end={end}, and steps of '
+                     'equal length in it need both finite', 'begin and end inside')
   fraction = jnp.asarray([(i + j / size) / len(sizes) for i, size in enumerate(sizes)
                           for j in range(size)])[1:]
   between = time_of(process, 2.0 * (lam[0] + fraction * (lam[1] - lam[0])))
@@ -308,12 +308,13 @@ def half_logsnr(process, times):
 def check_options(order, of, solver_type):
   """Raises InputError unless the methods of this file have these options."""
   if order not in (1, 2, 3):
-    raise InputError(f'order = {order}: give 1, 2 or 3.')
+    raise InputError('order', order, 'there is no such choice', 'give 1, 2 or 3')
   if of not in ('eps', 'x'):
-    raise InputError(f"of = {of!r}: give 'eps' (DPM-Solver) or 'x' (DPM-Solver++).")
+    raise InputError('of', of, 'there is no such choice',
+                     "give 'eps' (DPM-Solver) or 'x' (DPM-Solver++)")
   if solver_type not in ('dpmsolver', 'taylor'):
-    raise InputError(f"solver_type = {solver_type!r}: give 'dpmsolver' or 'taylor' (what diffusers "
-                     "calls 'midpoint' and 'heun').")
+    raise InputError('solver_type', solver_type, 'there is no such choice',
+                     "give 'dpmsolver' or 'taylor' (what diffusers calls 'midpoint' and 'heun')")
 
 
 def _check_steps(name, times, order):
@@ -325,5 +326,5 @@ def _check_steps(name, times, order):
   if not isinstance(times, Tracer):
     n = np.count_nonzero(np.diff(np.asarray(times)))
   if n < order:
-    raise InputError(f'{name} of order {order}, on a grid of {n} steps: give --steps or times of '
-                     f'at least {order} steps, or a sampler of lower order.')
+    raise InputError('steps', int(n), f'{name} of order {order} needs at least {order}',
+                     'give more steps or times, or choose a sampler of lower order')

@@ -55,12 +55,12 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
   """
   check_options(order, of, solver_type)
   if order == 1:
-    raise InputError('order = 1: step sizes come from two orders; give 2 or 3.')
+    raise InputError('order', 1, 'step sizes come from two orders', 'give 2 or 3')
   (first, last), finite = half_logsnr(process, jnp.asarray([start, end], z.dtype))
   known = not isinstance(finite, Tracer)
   if known and not finite.all():
-    raise InputError(f'start = {start}, end = {end}: logsnr is infinite there, and step sizes in '
-                     'it need both finite; begin and end inside.')
+    raise InputError('start', start, f'logsnr is infinite there or at end={end}, and step sizes in '
+                     'it need both finite', 'begin and end inside')
   fine = stage_by_stage(denoise, process, of)
 
   def attempt(z, lam, to):
@@ -104,9 +104,9 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
                             _State(z, z, first, jnp.asarray(h, z.dtype), count, count))
   reached = done.lam == last
   if not isinstance(reached, Tracer) and not reached:
-    raise InputError(
-        f'no step of tolerated error at logsnr = {2.0 * float(done.lam):.6g} after '
-        f'{int(done.accepted + done.rejected)} attempts: loosen atol and rtol, raise attempts, or '
-        'see whether the network gives NaN there.')
+    raise InputError(problem=f'no step of tolerated error at logsnr = {2.0 * float(done.lam):.6g} '
+                     f'after {int(done.accepted + done.rejected)} attempts',
+                     remedy='loosen atol and rtol, raise attempts, or see whether the network '
+                     'gives NaN there')
   return Adaptive(jnp.where(reached, done.z, jnp.nan), order * (done.accepted + done.rejected),
                   done.accepted, done.rejected, reached)

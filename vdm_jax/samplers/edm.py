@@ -37,7 +37,7 @@ def edm(denoise: Denoiser, process: Process, s_churn: float = 0.0, s_tmin: float
   """
   check(tableau)
   if not isinstance(s_churn, Tracer) and s_churn < 0.0:
-    raise InputError(f's_churn = {s_churn}: give 0 (no noise is added) or more.')
+    raise InputError('s_churn', s_churn, 'it is negative', 'give 0 (no noise is added) or more')
 
   def plan(times):
     t, s = times[:-1], times[1:]

@@ -71,10 +71,9 @@ def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -
   def plan(times: Array):
     lost = jnp.any(process(times[0]).alpha == 0.0)
     if not noise and not isinstance(lost, Tracer) and bool(lost):
-      raise InputError(
-          f'reverse_diffusion(noise=False) from t = {float(times[0]):.6g}, where alpha = 0: its '
-          'error there does not vanish with more steps. Begin the grid inside, or take `ddim` or '
-          '`euler`.')
+      raise InputError('noise', False, f'reverse_diffusion begins at t = {float(times[0]):.6g}, '
+                       'where alpha = 0, and its error there does not vanish with more steps',
+                       'begin the grid inside, or take `ddim` or `euler`')
 
   def step(keys, z, t, s, _):
     level = process(t)

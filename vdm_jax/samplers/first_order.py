@@ -38,7 +38,7 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
   order), eta = 1 is `ancestral`.  Raises InputError: eta outside of [0, 1].
   """
   if not 0.0 <= eta <= 1.0:
-    raise InputError(f'eta = {eta}: give one from 0 (no noise) to 1 (ancestral).')
+    raise InputError('eta', eta, 'it is from 0 (no noise) to 1 (ancestral)', 'give one of these')
 
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)

@@ -30,7 +30,7 @@ FINITE = 15.0
 
 def _check(n: int, least: int = 1) -> None:
   if n < least:
-    raise InputError(f'{n} steps: this grid needs at least {least}.')
+    raise InputError('steps', n, f'this grid needs at least {least}', 'give more')
 
 
 # ---------------------------------------------------------------- in time
@@ -83,8 +83,8 @@ def logsnr(process: Process, n: int, low: float = -FINITE, high: float = FINITE)
   first, last = _ends(process)
   start, stop = max(first, low), min(last, high)
   if not start < stop:
-    raise InputError(f'low = {low:.6g}, high = {high:.6g}: the process has the log-SNRs '
-                     f'{first:.6g} to {last:.6g}; give bounds that overlap them.')
+    raise InputError('low', low, f'with high={high:.6g} it leaves nothing of the log-SNRs of the '
+                     f'process, {first:.6g} to {last:.6g}', 'give bounds that overlap them')
   beyond = int(start > first), int(stop < last)
   _check(n, 1 + sum(beyond))
   levels = np.linspace(start, stop, n + 1 - sum(beyond))
@@ -106,8 +106,9 @@ def karras(process: Process, n: int, rho: float = 7.0, sigma_min: float | None =
   lowest = (own_min if last <= FINITE else 0.002) if sigma_min is None else sigma_min
   near = 1e-5  # the end points are known to rounding
   if not own_min * (1 - near) <= lowest < highest <= own_max * (1 + near):
-    raise InputError(f'sigma_min = {lowest:.6g}, sigma_max = {highest:.6g}: the process has '
-                     f'sigma / alpha from {own_min:.6g} to {own_max:.6g}; choose within.')
+    raise InputError('sigma_min', float(lowest), f'with sigma_max={highest:.6g} it is not within '
+                     f'the process, whose sigma / alpha is from {own_min:.6g} to {own_max:.6g}',
+                     'choose within')
   beyond = int(highest < own_max * (1 - near)), int(lowest > own_min * (1 + near))
   _check(n, 1 + sum(beyond))
   u = np.linspace(highest**(1 / rho), lowest**(1 / rho), n + 1 - sum(beyond))**rho
@@ -125,14 +126,15 @@ def on_table(indices: np.ndarray, table: int) -> np.ndarray:
   indices = np.asarray(indices)
   if not (indices.ndim == 1 and indices.size and indices[0] >= 0 and indices[-1] < table
           and np.all(np.diff(indices) > 0)):
-    raise InputError(f'indices {indices}: they must increase within 0 .. {table - 1}.')
+    raise InputError('indices', indices.tolist(), f'they must increase within 0 .. {table - 1}',
+                     'give such')
   return np.append((indices[::-1] + 1) / table, 0.0)
 
 
 def _check_table(n: int, table: int) -> None:
   _check(n)
   if n > table:
-    raise InputError(f'{n} steps: the chain has {table}; choose no more than these.')
+    raise InputError('steps', n, f'the chain has {table}', 'choose no more than these')
 
 
 def ddim_linear(n: int, table: int) -> np.ndarray:
@@ -187,16 +189,18 @@ def iddpm(sections: str | Sequence[int], table: int) -> np.ndarray:
   try:
     counts = [int(part) for part in text.removeprefix('ddim').split(',')]
   except ValueError:
-    raise InputError(f'sections {text!r}: numbers of steps such as 10,10,5, or ddim25.') from None
+    raise InputError('sections', text, 'they are no numbers of steps',
+                     'give such as 10,10,5, or ddim25') from None
   if text.startswith('ddim'):
     for stride in range(1, table + 1):
       if [len(range(0, table, stride))] == counts:
         return np.arange(0, table, stride)
-    raise InputError(f'sections {text!r}: no stride keeps so many of {table}; choose another.')
+    raise InputError('sections', text, f'no stride keeps so many of {table}', 'choose another')
   sizes = [table // len(counts) + (i < table % len(counts)) for i in range(len(counts))]
   for count, size in zip(counts, sizes, strict=True):
     if not 1 <= count <= size:
-      raise InputError(f'sections {text!r}: {count} of a section of {size} steps.')
+      raise InputError('sections', text, f'{count} is not in 1 .. {size}, the steps of its section',
+                       'choose another')
   kept = []
   for start, size, count in zip(np.cumsum([0, *sizes[:-1]]), sizes, counts, strict=True):
     stride = (size - 1) / max(count - 1, 1)

@@ -75,8 +75,8 @@ def mala(denoise: Denoiser, log_prob: Callable[[Array, Level], Array] | None = N
   oracle's `log_prob`.  Raises InputError without it: a denoiser does not determine it.
   """
   if log_prob is None:
-    raise InputError('mala: log_prob(z, level) is missing. The Metropolis test compares densities, '
-                     'which a denoiser does not give; pass log_prob=, or take `ula`.')
+    raise InputError('log_prob', None, 'mala compares densities in its Metropolis test, which a '
+                     'denoiser does not give', 'pass log_prob(z, level), or take `ula`')
 
   def step(keys, z, at_t, at_s):
     del at_s
@@ -131,8 +131,8 @@ def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
   the n_steps evaluations.  Raises InputError if n_steps < 1.
   """
   if n_steps < 1:
-    raise InputError(f'n_steps = {n_steps}: annealed Langevin dynamics needs one move or more at a '
-                     'level.')
+    raise InputError('n_steps', n_steps, 'annealed Langevin dynamics moves at every level',
+                     'give 1 or more')
 
   def plan(times):
     level = process(times)

@@ -33,8 +33,8 @@ def predictor_corrector(denoise: Denoiser, process: Process,
   probe = jnp.zeros((1, 1))
   calls = forward.evaluations
   if calls is None or forward.init(probe) is not probe:
-    raise InputError('predictor: its state holds more than z (a multistep history), which a '
-                     'corrector would make stale; take a one-step method, e.g. ddim or heun.')
+    raise InputError('predictor', None, 'its state holds more than z (a multistep history), which '
+                     'a corrector would make stale', 'take a one-step method, e.g. ddim or heun')
 
   def step(keys, z, t, s, plan):
     at_t, at_s = process(t), process(s)

@@ -166,10 +166,12 @@ def check(tableau: Tableau) -> None:
   """Raises InputError unless the tableau is an explicit, consistent one within the step."""
   a, b, c = tableau
   if [len(row) for row in a] != list(range(len(c))) or len(b) != len(c):
-    raise InputError('tableau: with S stages b and c have S entries, and a has S rows of 0, 1, '
-                     '..., S - 1 entries.')
+    raise InputError('tableau', None, 'its parts do not fit each other',
+                     'give S entries of b and c, and S rows of 0, 1, ..., S - 1 entries of a')
   sums = [sum(b) - 1.0, *(sum(row) - place for row, place in zip(a, c, strict=True))]
   if max(map(abs, sums)) > 1e-12:
-    raise InputError('tableau: b must sum to 1, and every row of a to its entry of c.')
+    raise InputError('tableau', None, 'it is not consistent',
+                     'give b that sums to 1, and rows of a that sum to the entries of c')
   if min(c) < 0.0 or max(c) > 1.0:
-    raise InputError(f'tableau: c = {c}: every stage must be within the step, in [0, 1].')
+    raise InputError('tableau', None, f'c = {c} has a stage outside of the step',
+                     'give stages in [0, 1]')

@@ -62,22 +62,28 @@ def check_grid(times: ArrayLike, up: bool = False) -> None:
   that are traced by `jit` it sees the shape alone; give a NumPy grid to have it checked.
   """
   if np.ndim(times) != 1 or np.shape(times)[0] < 2:
-    raise InputError(f'times {np.shape(times)}: a grid is one-dimensional, of at least two times.')
+    raise InputError('times', None, f'their shape is {np.shape(times)}',
+                     'give a grid of one dimension and at least two times')
   if isinstance(times, Tracer):
     return
   times = np.asarray(times)
   if not np.isfinite(times).all():
-    raise InputError(f'times[{np.flatnonzero(~np.isfinite(times))[0]}] is not finite.')
+    raise InputError('times', None,
+                     f'times[{np.flatnonzero(~np.isfinite(times))[0]}] is not finite',
+                     'give finite ones')
   wrong = np.flatnonzero(np.diff(times) < 0 if up else np.diff(times) > 0)
   if wrong.size:
     i = wrong[0]
     does, other = ('increase', 'sample') if up else ('decrease', 'encode')
-    raise InputError(f'times[{i + 1}] = {times[i + 1]:.6g} after times[{i}] = {times[i]:.6g}: the '
-                     f'grid must {does} (1 is noise, 0 is data); `{other}` runs the other way.')
+    raise InputError('times', None, f'times[{i + 1}] = {times[i + 1]:.6g} after times[{i}] = '
+                     f'{times[i]:.6g}, where the grid must {does} (1 is noise, 0 is data)',
+                     f'take `{other}` for the other way')
   if not 0.0 <= times.min() <= times.max() <= 1.0:
-    raise InputError(f'times from {times[0]:.6g} to {times[-1]:.6g}: they must lie in [0, 1].')
+    raise InputError('times', None, f'they are from {times[0]:.6g} to {times[-1]:.6g}',
+                     'give times in [0, 1]')
   if times[0] == times[-1]:
-    raise InputError(f'times are all {times[0]:.6g}: a grid has at least one step.')
+    raise InputError('times', None, f'they are all {times[0]:.6g}',
+                     'give a grid of at least one step')
 
 
 def as_latent(z: Array) -> Array:
@@ -88,8 +94,9 @@ def as_latent(z: Array) -> Array:
 
 def _run(sampler, keys, z, times, trace):
   if not np.shape(keys) or np.shape(keys)[:1] != np.shape(z)[:1]:
-    raise InputError(f'keys {np.shape(keys)}, z {np.shape(z)}: give keys [B] and z [B, ...], a key '
-                     'for each image (jax.random.split(key, B)).')
+    raise InputError('keys', None, f'they are {np.shape(keys)}, and z {np.shape(z)}',
+                     'give keys [B] and z [B, ...], a key for each image (jax.random.split(key, '
+                     'B))')
   z = as_latent(z)
   times = jnp.asarray(times, z.dtype)  # also integers, and float64 of a NumPy grid
   look = trace or (lambda state: None)
@@ -140,5 +147,5 @@ def check_finite(finite: ArrayLike, times: ArrayLike, process: Process | None = 
     else:
       cause = ('the network gave NaN or infinity there, or at sigma = 0, where a score target is '
                f'infinite: end the grid above t = {s:.6g}, or take another checkpoint')
-  raise InputError(f'the {what} is not finite from t = {t:.6g}{level} on (step {i} of '
-                   f'{np.size(finite)}, to t = {s:.6g}): {cause}.')
+  raise InputError(problem=f'the {what} is not finite from t = {t:.6g}{level} on (step {i} of '
+                   f'{np.size(finite)}, to t = {s:.6g}): {cause}')

@@ -45,7 +45,7 @@ def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
   are those of equal steps of rho, whatever the grid, and its first step is DDIM's.
   """
   if order not in (1, 2, 3, 4):
-    raise InputError(f'order = {order}: PLMS has 1, 2, 3 and 4.')
+    raise InputError('order', order, 'there is no such choice', 'give 1, 2, 3 or 4, those of PLMS')
 
   def plan(times):
     level = process(times)
@@ -78,9 +78,9 @@ def splitting(denoise: Denoiser, process: Process, guidance: Callable[[Array, Le
   step at its end.
   """
   if scheme not in ('lie-trotter', 'strang'):
-    raise InputError(f"scheme = {scheme!r}: 'lie-trotter' or 'strang'.")
+    raise InputError('scheme', scheme, 'there is no such choice', "give 'lie-trotter' or 'strang'")
   if guide not in ('euler', 'heun'):
-    raise InputError(f"guide = {guide!r}: 'euler' or 'heun'.")
+    raise InputError('guide', guide, 'there is no such choice', "give 'euler' or 'heun'")
   inner = diffusion(denoise, process)
 
   def push(z, level, length):

@@ -40,11 +40,11 @@ def unipc(denoise: Denoiser, process: Process, order: int = 2, variant: str = 'b
   Raises InputError: an unknown variant or prediction, an order below 1.
   """
   if variant not in ('bh1', 'bh2'):
-    raise InputError(f"variant = {variant!r}: give 'bh1' or 'bh2'.")
+    raise InputError('variant', variant, 'there is no such choice', "give 'bh1' or 'bh2'")
   if of not in ('x', 'eps'):
-    raise InputError(f"of = {of!r}: give 'x' or 'eps'.")
+    raise InputError('of', of, 'there is no such choice', "give 'x' or 'eps'")
   if order < 1:
-    raise InputError(f'order = {order}: give 1 or more.')
+    raise InputError('order', order, 'it is below 1', 'give 1 or more')
   sign = 1.0 if of == 'x' else -1.0
 
   def plan(times):
