@@ -83,7 +83,7 @@ def test_what_a_sampler_refuses_is_a_gap_with_its_reason():
   def picky(denoise, process):
     def plan(times):
       if len(times) < 4:
-        raise InputError('three steps at least')
+        raise InputError(problem='three steps at least')
     return samplers.ddim(denoise, process)._replace(plan=plan)
 
   def broken(denoise, process):
@@ -147,8 +147,8 @@ def command(*flags):
 
 
 @pytest.mark.parametrize('flag,message', [
-    ('--samplers=ddim,pc_mala', '--samplers=pc_mala: choose of'),
-    ('--samplers=ddim,nonsense', "no sampler is called 'nonsense'"),
+    ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose of'),
+    ('--samplers=ddim,nonsense', '--sampler=nonsense: '),
     ('--count=1', '--count=1: it must be at least 2'),
     ('--seed=0', 'holds no run'),
 ])

@@ -139,12 +139,12 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(published, tmp_pa
   (tmp_path / 'other.pt').touch()
   np.savez(nan, **{name: np.full_like(u, np.nan) for name, u in readers.read(path).items()})
   for arguments, message in [
-      (('ncsn', path), '--source=ncsn: choose one of google-vdm, '),
-      (('ncsnv2', tmp_path / 'other.pt'), '--model=other: which of these is it? ncsn-mnist, '),
+      (('ncsn', path), "source='ncsn': there is no such choice; choose one of google-vdm, "),
+      (('ncsnv2', tmp_path / 'other.pt'), "model='other': it is none of this source; "),
       (('ncsnv2', tmp_path / 'gone.pt'), "gone.pt': there is no such file"),
       (('ncsnv2', half, 'ncsn-mnist'), 'half.safetensors'),
       (('ncsnv2', nan, 'ncsn-mnist'), 'is not finite'),
-      (('ncsnv2', path, 'ncsn-cifar10'), f'--in={path} as ncsn-cifar10: '),
+      (('ncsnv2', path, 'ncsn-cifar10'), f"in='{path}': as ncsn-cifar10, "),
       (('dit', path, 'DiT-S/8'), 'missing: ')]:
     source, file, *model = arguments
     with pytest.raises(InputError) as error:

@@ -82,7 +82,7 @@ def test_npz_and_flax_come_back_and_a_part_of_them_can_be_picked(tmp_path):
   assert average['net/half'].dtype == jnp.bfloat16
   np.testing.assert_array_equal(average['net/half'], half)
   np.testing.assert_array_equal(readers.subtree(flat, 'params/net')['w'], -weight)
-  with pytest.raises(InputError, match="nothing under 'ema'; there are .*ema_params"):
+  with pytest.raises(InputError, match="nothing under 'ema'; choose of .*ema_params"):
     readers.subtree(flat, 'ema')
 
 

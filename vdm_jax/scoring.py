@@ -54,7 +54,7 @@ def extractor(name: str) -> Extractor:
     return _classifier(path)
   if kind == 'inception' and path:
     return _inception(path)
-  raise InputError(f'--features={name}: choose {FEATURES}.')
+  raise InputError('features', name, 'there are none of this name', f'choose {FEATURES}')
 
 
 def _classifier(directory: str) -> Extractor:
@@ -71,13 +71,14 @@ def _inception(path: str) -> Extractor:
   """Inception's 2048 pooled features; grey images are shown to it as colour."""
   path = files.given('features', path)
   if not path.is_file():
-    raise InputError(f'--features=inception:{path}: there is no such file; the usual weights are '
-                     "the pytorch-fid project's pt_inception-2015-12-05-6726825d.pth.")
+    raise InputError('features', f'inception:{path}', 'there is no such file',
+                     "give the usual weights, the pytorch-fid project's "
+                     'pt_inception-2015-12-05-6726825d.pth')
   flat = readers.read(path)
   try:
     params = published.from_flat(flat)
   except InputError as error:
-    raise InputError(f'--features=inception:{path}: {error}') from None
+    raise InputError('features', f'inception:{path}', f'{error}') from None
   with open(path, 'rb') as file:
     checksum = hashlib.file_digest(file, 'sha256').hexdigest()
   if not checksum.startswith(INCEPTION):
@@ -86,8 +87,9 @@ def _inception(path: str) -> Extractor:
 
   def apply(params, images):
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-      raise InputError(f'--features=inception looks at images [H, W, 1 or 3], not '
-                       f'{list(images.shape[1:])}; choose other features.')
+      raise InputError('features', 'inception',
+                       f'it looks at images [H, W, 1 or 3], not {list(images.shape[1:])}',
+                       'choose other features')
     colour = jnp.broadcast_to(images, (*images.shape[:-1], 3)).astype(jnp.float32)
     return inception.Inception().apply({'params': params}, colour)
   return features.of_network(f'inception:{path.name}', checksum, apply, params, levels=256)
@@ -100,22 +102,23 @@ def _from_arrays(found: dict[str, np.ndarray], path: str, flag: str) -> Images:
   """The images of a file's arrays.  Raises InputError where there are none."""
   key = next((key for key in ('images', 'arr_0', *found) if key in found), None)
   if key is None or (key not in ('images', 'arr_0') and len(found) > 1):
-    raise InputError(f'--{flag}={path} holds the arrays {", ".join(found) or "(none)"}; needed is '
-                     '`images` or `arr_0`' + (', or statistics' if flag == 'reference' else '')
-                     + '.')
+    raise InputError(flag, f'{path}', f'it holds the arrays {", ".join(found) or "(none)"}',
+                     'give `images` or `arr_0`'
+                     + (', or statistics' if flag == 'reference' else ''))
   images = found[key]
   if images.ndim < 2 or not len(images) or not np.issubdtype(images.dtype, np.integer):
-    raise InputError(f'--{flag}={path}: {key} is {images.dtype} {list(images.shape)}; images are '
-                     'integers [N, H, W, C], values from 0 on.')
+    raise InputError(flag, f'{path}', f'{key} is {images.dtype} {list(images.shape)}',
+                     'give integers [N, H, W, C], values from 0 on')
   if images.min() < 0:
-    raise InputError(f'--{flag}={path}: {key} has the value {images.min()}; they begin at 0.')
+    raise InputError(flag, f'{path}', f'{key} has the value {images.min()}',
+                     'give values from 0 on')
   name = Path(path).name
   if {'images', 'about'} <= found.keys():  # written by scripts/sample.py
     try:
       about = dict(json.loads(str(found['about'])))
     except ValueError:
-      raise InputError(f'--{flag}={path}: what it says of itself, `about`, is no JSON; leave it '
-                       'out.') from None
+      raise InputError(flag, f'{path}', 'what it says of itself, `about`, is no JSON',
+                       'leave it out') from None
     name += ': ' + ', '.join(f'{field} {about[field]}' for field in (
         'sampler', 'steps', 'seed', 'checkpoint', 'average', 'weights') if field in about)
   return Images(name, len(images), lambda rows: images[rows], images.shape[1:],
@@ -151,10 +154,10 @@ def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str 
   try:
     part = data.Data(config).split(split)
   except (InputError, FileNotFoundError) as error:
-    raise InputError(f'--reference={text}: {error}') from None
+    raise InputError('reference', text, f'{error}') from None
   if not len(part):
-    raise InputError(f'--reference={text}: {config.name} has no {split} images here; choose '
-                     'another split.')
+    raise InputError('reference', text, f'{config.name} has no {split} images here',
+                     'choose another split')
   return Images(f'{config.name}:{split}', len(part), lambda rows: part.get(rows)['image'],
                 part.spec.shape, part.spec.levels)
 
@@ -163,11 +166,12 @@ def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape:
            other_levels: int) -> None:
   """Raises InputError where images cannot be of the shape and levels of others (() and 0: any)."""
   if other_shape and tuple(shape) != tuple(other_shape):
-    raise InputError(f'--{flag}: its images are {list(shape)}, those of {of} '
-                     f'{list(other_shape)}; both must be of one size.')
+    raise InputError(flag, None, f'its images are {list(shape)}, those of {of} {list(other_shape)}',
+                     'bring both to one size')
   if other_levels and (levels > other_levels or levels <= 128 < other_levels):
-    raise InputError(f'--{flag}: its values are below {levels}, those of {of} below '
-                     f'{other_levels}; bring both to one scale.')
+    raise InputError(flag, None,
+                     f'its values are below {levels}, those of {of} below {other_levels}',
+                     'bring both to one scale')
 
 
 # ------------------------------------------------------------------- score
@@ -190,9 +194,9 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   and `save_reference` where they are there, unless `overwrite`.
   """
   if samples and directory:
-    raise InputError('--samples and --workdir are both given: choose one.')
+    raise InputError('samples', f'{samples}', 'workdir is given too', 'choose one of them')
   if not (samples or directory or save_reference):
-    raise InputError('--samples or --workdir: say which images are to be scored.')
+    raise InputError('samples', None, 'no images are to be scored', 'give samples or workdir')
   for flag, value, least in (('count', count, scores.K_COVERAGE + 1),
                              ('batch_size', batch_size, 1)):
     require_at_least(flag, value, least)
@@ -206,11 +210,11 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   of = extractor(by)
   against = find_reference(reference, of, data_dir, data_name)
   if isinstance(against, Images):
-    _check('reference', against.shape, against.levels, '--features', of.shape, of.levels)
+    _check('reference', against.shape, against.levels, 'the features', of.shape, of.levels)
 
   def check(flag, shape, levels):
-    _check(flag, shape, levels, '--features', of.shape, of.levels)
-    _check(flag, shape, levels, '--reference', against.shape, against.levels)
+    _check(flag, shape, levels, 'the features', of.shape, of.levels)
+    _check(flag, shape, levels, 'the reference', against.shape, against.levels)
 
   images = None
   if directory:

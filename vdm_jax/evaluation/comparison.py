@@ -69,7 +69,7 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
           for name, entrant in entrants.items()}
   for name, per_step in each.items():
     if not per_step:
-      raise InputError(f'--samplers: {name} chooses its evaluations itself; leave it out.')
+      raise InputError('samplers', name, 'it chooses its evaluations itself', 'leave it out')
   with tqdm.tqdm(total=len(entrants) * sum(evaluations), unit='evaluation', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for name, entrant in entrants.items():
@@ -78,7 +78,7 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
         steps = asked // each[name]
         try:
           if not steps:
-            raise InputError(f'one step takes {each[name]} evaluations')
+            raise InputError(problem=f'one step takes {each[name]} evaluations')
           batches = draw(model, params, entrant.make, times=entrant.times(m.process, steps),
                          start=0, stop=count, seed=seed, batch_size=batch_size, cond=cond)
           images = np.concatenate([batch.data for batch in batches])

@@ -55,13 +55,13 @@ def arrays(path: str | Path, flag: str) -> dict[str, np.ndarray]:
   """All arrays of an .npz.  Raises InputError, naming the flag: no such file, or a damaged one."""
   path = files.given(flag, path)
   if not path.is_file():
-    raise InputError(f'--{flag}={path}: there is no such file; give the path of an .npz.')
+    raise InputError(flag, f'{path}', 'there is no such file', 'give the path of an .npz')
   try:
     with open(path, 'rb') as opened, np.load(opened, allow_pickle=False) as file:
       return {name: file[name] for name in file}
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    raise InputError(f'--{flag}={path} cannot be read ({error}): it must be an .npz of arrays.'
-                     ) from None
+    raise InputError(flag, f'{path}', f'it cannot be read ({error})',
+                     'give an .npz of arrays') from None
 
 
 def from_arrays(found: Mapping[str, np.ndarray], path: str, extractor: Extractor
@@ -80,25 +80,26 @@ def from_arrays(found: Mapping[str, np.ndarray], path: str, extractor: Extractor
       out = Reference(**{**about, 'shape': tuple(about['shape'])}, statistics=Statistics(
           int(found['count']), found['mean'], found['covariance']), features=found['features'])
     except (ValueError, KeyError, TypeError):
-      raise InputError(f'--reference={path} says nothing of what its statistics are of: make them '
-                       'anew with --save_reference.') from None
+      raise InputError('reference', f'{path}', 'it says nothing of what its statistics are of',
+                       'make them anew with save_reference') from None
     # Weights are the same wherever they are kept.
     same = lambda name, checksum: (name.partition(':')[0], checksum)
     if same(out.extractor, out.checksum) != same(*extractor[:2]):
-      raise InputError(
-          f'--reference={path} holds statistics of the features {out.extractor} '
-          f'({out.checksum or "no weights"}), but --features are {extractor.name} '
-          f'({extractor.checksum or "no weights"}): make them anew with --save_reference.')
+      raise InputError('reference', f'{path}', 'it holds statistics of the features '
+                       f'{out.extractor} ({out.checksum or "no weights"}), but the features asked '
+                       f'for are {extractor.name} ({extractor.checksum or "no weights"})',
+                       'make them anew with save_reference')
   else:
     return None
   shape = out.statistics.covariance.shape
   if out.statistics.mean.ndim != 1 or shape != 2 * out.statistics.mean.shape:
-    raise InputError(f'--reference={path}: its mean is {out.statistics.mean.shape}, its covariance '
-                     f'{shape}; they must be [D] and [D, D].')
+    raise InputError('reference', f'{path}',
+                     f'its mean is {out.statistics.mean.shape}, its covariance {shape}',
+                     'give [D] and [D, D]')
   if not all(np.isfinite(u).all() for u in out.statistics[1:]):
-    raise InputError(f'--reference={path}: its statistics are not finite.')
+    raise InputError('reference', f'{path}', 'its statistics are not finite', 'make them anew')
   values = np.linalg.eigvalsh(out.statistics.covariance)
   if values[0] < -1e-6 * max(values[-1], 0.0) or values[-1] < 0.0:
-    raise InputError(f'--reference={path}: its covariance is none, with the eigenvalue '
-                     f'{values[0]:.3g}.')
+    raise InputError('reference', f'{path}',
+                     f'its covariance is none, with the eigenvalue {values[0]:.3g}', 'make it anew')
   return out

@@ -75,8 +75,9 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
     # A moving average of the table, as published, drifts by rounding.
     if side**2 != table.shape[-2] or table.shape[-1] % 4 or np.abs(
         table - positions(side, side, table.shape[-1])).max() > 1e-4:
-      raise InputError(f'pos_embed {table.shape} is not the fixed table of sines and cosines that '
-                       'nn.dit.DiT computes: a network with learned positions does not fit it')
+      raise InputError(problem=f'pos_embed {table.shape} is not the fixed table of sines and '
+                       'cosines that nn.dit.DiT computes',
+                       remedy='give weights of it: a network with learned positions does not fit')
   params = fitting.fit(flat, jax.eval_shape(lambda u: stack.unrolled(u, _STACKS), like),
                        published, layout=fitting.from_torch, hint=_HINT)
   return stack.stacked(params, _STACKS)

@@ -64,7 +64,7 @@ def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str],
       wrong.append(f'shape: {name} is {np.shape(flat[name])}, which does not fit {mine} '
                    f'{leaf.shape}')
   if wrong:
-    raise InputError('the parameters do not fit this network'
+    raise InputError(problem='the parameters do not fit this network'
                      + (f' ({hint})' if hint else '') + ':\n  ' + '\n  '.join(wrong))
   return jax.tree.unflatten(treedef, [found[mine] for mine in ours])
 

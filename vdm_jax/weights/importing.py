@@ -106,16 +106,19 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   file that is none or has other parameters, an `out` with a run in it.
   """
   if source not in SOURCES:
-    raise InputError(f'--source={source}: choose one of {", ".join(SOURCES)}.')
+    raise InputError('source', source, 'there is no such choice',
+                     f'choose one of {", ".join(SOURCES)}')
   of = SOURCES[source]
   file, out = files.given('in', file), files.run_directory('out', out)
   if not file.is_file():
     raise InputError('in', f'{file}', 'there is no such file', 'name the file of weights')
   model = model or file.stem
   if model not in of.models:
-    raise InputError(f'--model={model}: which of these is it? {", ".join(of.models)}.')
+    raise InputError('model', model, 'it is none of this source',
+                     f'choose one of {", ".join(of.models)}')
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise InputError(f'--out={out} is there already: choose another directory, or an empty one.')
+    raise InputError('out', f'{out}', 'it is there already',
+                     'choose another directory, or an empty one')
   name, variant = of.config(model)
   config_file = Path(configs) / f'{name}.py'
   code = workdir.source(config_file)
@@ -128,16 +131,18 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   try:
     params = of.params(flat, like, model)
   except InputError as error:
-    raise InputError(f'--in={file} as {model}: {error}') from None
+    raise InputError('in', f'{file}', f'as {model}, {error}') from None
   whole = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
            if not jnp.issubdtype(u.dtype, jnp.inexact)]
   if whole:
-    raise InputError(f'--in={file}: {jax.tree_util.keystr(whole[0])} holds whole numbers.')
+    raise InputError('in', f'{file}', f'{jax.tree_util.keystr(whole[0])} holds whole numbers',
+                     'give weights')
   params = jax.tree.map(lambda u: np.asarray(u, np.float32), params)
   wrong = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
            if not np.isfinite(u).all()]
   if wrong:
-    raise InputError(f'--in={file}: {jax.tree_util.keystr(wrong[0])} is not finite.')
+    raise InputError('in', f'{file}', f'{jax.tree_util.keystr(wrong[0])} is not finite',
+                     'give other weights')
 
   with file.open('rb') as opened:
     digest = hashlib.file_digest(opened, 'sha256').hexdigest()

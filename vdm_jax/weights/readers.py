@@ -59,19 +59,20 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
   """
   path = Path(path)
   if not path.is_file():
-    raise InputError(f'{path}: no such file' + (', but a directory.' if path.is_dir() else '.'))
+    what = 'it is a directory' if path.is_dir() else 'there is no such file'
+    raise InputError(problem=f'{path}: {what}', remedy='name a file of weights')
   with path.open('rb') as file:
     reader = _format(file.read(9))
   if reader is None:
-    raise InputError(f'{path} is no weight file, or a truncated one ({_FORMATS}); convert any '
-                     f'other kind to safetensors: {_CONVERT}.')
+    raise InputError(problem=f'{path} is no weight file, or a truncated one ({_FORMATS})',
+                     remedy=f'convert any other kind to safetensors: {_CONVERT}')
   try:
     return reader(path)
   except InputError as error:
-    raise InputError(f'{path}: {error}') from None
+    raise InputError(problem=f'{path}: {error}') from None
   except Exception as error:  # of a damaged file, any: the parsers have no common class of errors
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    raise InputError(f'{path} is truncated or damaged: {reason}') from None
+    raise InputError(problem=f'{path} is truncated or damaged: {reason}') from None
 
 
 def subtree(flat: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -83,8 +84,8 @@ def subtree(flat: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
          if name.startswith((f'{prefix}/', f'{prefix}.'))}
   if not out:
     there = list(dict.fromkeys(re.split(r'[/.]', name)[0] for name in flat))
-    raise InputError(f'the file has nothing under {prefix!r}; there are {", ".join(there[:20])}'
-                     + (', ...' if there[20:] else ''))
+    raise InputError(problem=f'the file has nothing under {prefix!r}',
+                     remedy=f'choose of {", ".join(there[:20])}' + (', ...' if there[20:] else ''))
   return out
 
 
@@ -116,7 +117,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
   out = {}
   for name, view in safetensors.deserialize(path.read_bytes()):  # which checks every bound
     if view['dtype'] not in names:
-      raise InputError(f'{name} is of {view["dtype"]}; what is read: {", ".join(names)}.')
+      raise InputError(problem=f'{name} is of {view["dtype"]}', remedy=f'store {", ".join(names)}')
     out[name] = np.frombuffer(view['data'], _DTYPES[names[view['dtype']]]).reshape(view['shape'])
   return out
 
@@ -134,13 +135,13 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
       return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     roots = [name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl')]
     if len(roots) != 1:
-      raise InputError(f'a zip archive of no weights ({_FORMATS}).')
+      raise InputError(problem=f'it is a zip archive of no weights ({_FORMATS})')
     root, = roots
 
     def part(name):
       entry = archive.getinfo(name)
       if entry.compress_type != zipfile.ZIP_STORED:
-        raise InputError(f'{name} is compressed, which PyTorch never does.')
+        raise InputError(problem=f'{name} is compressed, which PyTorch never does')
       if entry.file_size > path.stat().st_size:
         raise ValueError(f'{name} should be larger than the file')
       return archive.read(name)  # and checks its CRC
@@ -153,7 +154,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
     def load(pid):
       kind, marker, key, _, count = pid
       if kind != 'storage':
-        raise InputError(f"it refers to a {kind!r}, not to a tensor's storage.")
+        raise InputError(problem=f"it refers to a {kind!r}, not to a tensor's storage")
       if key not in storages:
         storages[key] = _Storage(marker.dtype.newbyteorder(order), part(f'{root}data/{key}'))
         storages[key].check(count)
@@ -179,14 +180,14 @@ def _legacy(stream: io.BytesIO) -> Any:
   load = lambda: _Unpickler(stream, _no_storage).load()
   version, machine = load(), load()
   if version != 1001 or not machine['little_endian']:
-    raise InputError(f'version {version} of the format, or its byte order, is not read: '
-                     f'{_CONVERT}.')
+    raise InputError(problem=f'version {version} of the format, or its byte order, is not read',
+                     remedy=_CONVERT)
   storages, counts = {}, {}
 
   def placeholder(pid):
     kind, marker, key, _, count, view = pid
     if kind != 'storage' or view is not None:
-      raise InputError('it shares storages in a way that is not read: ' + _CONVERT + '.')
+      raise InputError(problem='it shares storages in a way that is not read', remedy=_CONVERT)
     counts[key] = count
     return storages.setdefault(key, _Storage(marker.dtype, b''))
   out = _Unpickler(stream, placeholder).load()
@@ -203,7 +204,7 @@ def _legacy(stream: io.BytesIO) -> Any:
 
 
 def _no_storage(pid):
-  raise InputError("it refers to what is outside of it, which only PyTorch's own files may.")
+  raise InputError(problem="it refers to what is outside of it, which only PyTorch's own files may")
 
 
 # ------------------------------------------------------- what pickles may name
@@ -295,7 +296,7 @@ class _NumPy:
 
   def dtype(self) -> np.dtype:
     if not isinstance(self.spec, str) or not re.fullmatch('[fiub][1248]', self.spec):
-      raise InputError(f'it holds NumPy data of {self.spec!r}, which is no plain number.')
+      raise InputError(problem=f'it holds NumPy data of {self.spec!r}, which is no plain number')
     order = self.state[1] if self.state else '='
     return np.dtype(self.spec).newbyteorder({'<': '<', '>': '>', '|': '|', '=': '='}[order])
 
@@ -316,7 +317,7 @@ def _typed_tensor(storage, offset, shape, strides, requires_grad, hooks, marker,
 
 def _encoded(text, encoding):
   if encoding != 'latin1':
-    raise InputError(f'it asks for the encoding {encoding!r}.')
+    raise InputError(problem=f'it asks for the encoding {encoding!r}')
   return text.encode('latin1')
 
 
@@ -384,8 +385,8 @@ class _Unpickler(pickle._Unpickler):
       return _NAMES[asked]
     if _CLASSES.fullmatch(asked):
       return self._instance
-    raise InputError(f'the pickle asks for {asked!r}, which is no tensor: nothing was executed.  '
-                     f'To take its tensors alone, {_CONVERT}.')
+    raise InputError(problem=f'the pickle asks for {asked!r}, which is no tensor: nothing was '
+                     'executed', remedy=f'to take its tensors alone, {_CONVERT}')
 
 
 def _arrays(tree: Any, joint: str) -> dict[str, np.ndarray]:

@@ -139,8 +139,8 @@ def averaged(model: Mapping[str, np.ndarray],
   fixed = re.compile(r'(module\.)?(sigmas|all_modules\.0\.W)')
   trained = [name for name in model if not fixed.fullmatch(name)]
   if len(trained) != len(shadow_params):
-    raise InputError(f'{len(shadow_params)} averages for {len(trained)} trained parameters: '
-                     'take model and ema from the same checkpoint')
+    raise InputError(problem=f'there are {len(shadow_params)} averages for {len(trained)} trained '
+                     'parameters', remedy='take model and ema from the same checkpoint')
   return {**model, **dict(zip(trained, shadow_params, strict=True))}
 
 
