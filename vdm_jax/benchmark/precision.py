@@ -137,8 +137,9 @@ def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
       repeats=repeats, count=count, progress=progress)
   found = {name: bits_per_dim(u, shape) for name, u in found.items()}
   if not all(np.isfinite(u).all() for u in found.values()):
-    raise InputError('the bound of this run is not finite, and so cannot be compared: its log-SNR '
-                     'has no two finite ends, or its weights are not finite.')
+    raise InputError(problem='the bound of this run is not finite, and so cannot be compared: its '
+                     'log-SNR has no two finite ends, or its weights are not finite',
+                     remedy='name another run')
   above = {name: found[f'{name}/above'] for name in models}
   total = {name: found['ends'] + above[name] + found[f'{name}/below'] for name in models}
 
@@ -171,12 +172,13 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
                              ('batch_size', batch_size, 1), ('times', times, 2)]:
     require_at_least(flag, value, least)
   if times % 2:
-    raise InputError(f'--times={times}: it must be even; half of them are above logsnr 8.')
+    raise InputError('times', times, 'half of them are above logsnr 8', 'give an even number')
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
   config = trained.config
   if 'dtype' not in config.get('model', {}):
-    raise InputError(f'--workdir={directory}: its config has no config.model.dtype, the precision '
-                     'of a trunk; name a run whose network has one.')
+    raise InputError('workdir', f'{directory}',
+                     'its config has no config.model.dtype, the precision of a trunk',
+                     'name a run whose network has one')
   module = workdir.import_config(
       files.run_directory('workdir', directory) / 'config.py')
   builds = {}
@@ -193,11 +195,11 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
   model = needs.require(builds['float32'].model(trained.params), 'benchmark', directory)
   bounds.own_bound(model, 'precision')
   if level_axes(model):
-    raise InputError(f'--workdir={directory}: its log-SNR differs from pixel to pixel, so that no '
-                     'time is that of log-SNR 8; name another run.')
+    raise InputError('workdir', f'{directory}', 'its log-SNR differs from pixel to pixel, so that '
+                     'no time is that of log-SNR 8', 'name another run')
   part = trained.experiment.data.split(split)
   if not len(part):
-    raise InputError(f'--split={split}: this run has no such images; choose another.')
+    raise InputError('split', split, 'this run has no such images', 'choose another')
   count = min(len(part), examples or len(part))
   rows = measure({FLOAT32: changed('float32', exact), TRUNK: builds['bfloat16'].model,
                   NAIVE: changed('bfloat16', naive)},

@@ -224,8 +224,8 @@ def scaling(file: str | Path, config: ml_collections.ConfigDict, *, blocks: int 
   # `winograd` sums the transform of a gradient, 16 numbers for 9.
   config = speed.on_accelerators(config)
   if 'blocks' not in config.model:
-    raise InputError(f'scaling: the network of {file} is a published one, which cannot be made '
-                     'smaller for the rehearsal; take a config of VDM.')
+    raise InputError('config', f'{file}', 'its network is a published one, which cannot be made '
+                     'smaller for the rehearsal', 'take a config of VDM')
   small = speed.of_config(
       file, config, blocks=min(config.model.blocks, 4) if blocks is None else blocks,
       features=min(config.model.features, 64) if features is None else features)

@@ -62,13 +62,13 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: in
     if value is not None:
       require_at_least(flag, value, least)
       if field not in group:
-        raise InputError(f'--{flag}={value}: the network of {file} is a published one, and has no '
-                         f'such setting in its config; leave it out.')
+        raise InputError(flag, value, f'the network of {file} is a published one, and has no such '
+                         'setting in its config', 'leave it out')
       group[field] = value
   size, count = config.data.batch_size, jax.device_count()
   if size % count:
-    raise InputError(f'--batch_size={size} cannot be divided over {count} devices: choose a '
-                     f'multiple of {count}.')
+    raise InputError('batch_size', size, f'it cannot be divided over {count} devices',
+                     f'choose a multiple of {count}')
   loop.check(config)
   spec = data_lib.resolve(config.data)
   check.held('config.data.batch_size' if batch_size is None else 'batch_size', size, spec.shape,
@@ -82,7 +82,7 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: in
   except InputError as error:
     if features is None:
       raise
-    raise InputError(f'--features={features}: {error.as_flag()}') from None
+    raise InputError('features', features, f'{error}') from None
 
 
 def of_run(directory: str | Path, *, batch_size: int | None = None, data_dir: str = '') -> Subject:
@@ -150,7 +150,7 @@ def _written_out(subject: Subject) -> Subject:
 def _flop(lowered: jax.stages.Lowered) -> float:
   analysis = lowered.cost_analysis()
   if not analysis or 'flops' not in analysis:
-    raise InputError('XLA counts no floating-point operations on this backend.')
+    raise InputError(problem='XLA counts no floating-point operations on this backend')
   return float(analysis['flops'])
 
 
@@ -334,7 +334,8 @@ def data(subject: Subject, *, repetitions: int | None = None, warm_up: int = 1,
   """
   size = subject.config.data.batch_size
   if subject.config.train.steps_per_dispatch > 1:
-    raise InputError('--config.train.steps_per_dispatch: here it must be 0 or 1.')
+    raise InputError('config.train.steps_per_dispatch', subject.config.train.steps_per_dispatch,
+                     'every step is a dispatch here', 'set it 0 or 1')
   say(subject.experiment.data.describe())
   training = Training(subject)
   place = training.layout.place
@@ -439,10 +440,11 @@ def _first_step(command: Sequence[str], limit: float) -> float:
         if process.poll() is not None:
           said.seek(0)
           last = ' '.join(said.read().strip().splitlines()[-1:]).removeprefix('error: ')
-          raise InputError(f'start to first step: {last}  Or leave it out: --nostart.')
+          raise InputError(problem=f'start to first step: {last.rstrip(".")}',
+                           remedy='or leave it out by --nostart')
         if time.perf_counter() - start > limit:
-          raise InputError(f'start to first step: none within {limit:g} s.  Leave it out: '
-                           '--nostart.')
+          raise InputError(problem=f'start to first step: there is none within {limit:g} s',
+                           remedy='leave it out by --nostart')
         time.sleep(0.01)
       return time.perf_counter() - start
     finally:
