@@ -189,26 +189,26 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
   with pytest.raises(InputError, match='step 2, the newest checkpoint of step 4'):
     runs.report(run)
   (run / 'ledger.json').write_text(json.dumps({'rows': [], 'dataset': {}}))
-  with pytest.raises(InputError, match='written by an older version: evaluate it again'):
+  with pytest.raises(InputError, match='written by an older version; evaluate it again'):
     runs.report(run)
 
 
 @pytest.mark.parametrize('options,message', [
-    ({'split': 'tests'}, '--split=tests: choose train, validation or test'),
-    ({'repeats': 0}, '--repeats=0'),
-    ({'times': 0}, '--times=0'),
+    ({'split': 'tests'}, "split='tests': there is no such choice; choose train, "),
+    ({'repeats': 0}, 'repeats=0: '),
+    ({'times': 0}, 'times=0: '),
     ({'estimates': ['vlb@10', 'vlb@0']}, "estimates='vlb@0': "),
     ({'estimates': ['vlb@10/learned']}, "estimates='vlb@10/learned': "),
     ({'estimates': ['ode/variational']}, "estimates='ode/variational': "),
-    ({'ode_tolerance': 0.0}, '--ode_tolerance=0'),
-    ({'importance': 0}, '--importance=0'),
-    ({'ode_start': 1.0}, '--ode_start=1: a time between 0 and 1'),
-    ({'probe': 'normal'}, '--probe=normal: choose rademacher, gaussian, exact'),
-    ({'examples': 0}, '--examples=0'),
-    ({'batch_size': -1}, '--batch_size=-1'),
-    ({'average': 'slow'}, '--average=slow: this run has ema, fast and raw'),
-    ({'step': 3}, '--step=3: there are checkpoints of 2, 4'),
-    ({'step': 'newest'}, '--step=newest: there are checkpoints of 2, 4; or say latest or best'),
+    ({'ode_tolerance': 0.0}, 'ode_tolerance=0.0: '),
+    ({'importance': 0}, 'importance=0: '),
+    ({'ode_start': 1.0}, 'ode_start=1.0: it is a time between 0 and 1'),
+    ({'probe': 'normal'}, "probe='normal': there is no such choice; choose one of rad"),
+    ({'examples': 0}, 'examples=0: '),
+    ({'batch_size': -1}, 'batch_size=-1: '),
+    ({'average': 'slow'}, "average='slow': there is none in this run; choose one of ema, "),
+    ({'step': 3}, 'step=3: there is no such checkpoint; choose one of 2, 4'),
+    ({'step': 'newest'}, "step='newest': there is no such checkpoint; choose one of 2, 4, l"),
 ])
 def test_what_cannot_be_evaluated_is_refused_by_the_name_of_its_flag(finished, options, message):
   with pytest.raises(InputError) as error:
@@ -230,7 +230,7 @@ def test_a_split_without_images_is_refused(run):
   saved = json.loads((run / 'config.json').read_text())
   saved['config']['data']['validation'] = 0
   (run / 'config.json').write_text(json.dumps(saved))
-  with pytest.raises(InputError, match='--split=validation'):
+  with pytest.raises(InputError, match="split='validation': "):
     runs.evaluate(run, split='validation')
 
 
@@ -289,11 +289,11 @@ def spoil(run, step):
 
 def test_a_corrupted_checkpoint_is_refused_with_the_steps_that_are_sound(run):
   spoil(run, 4)
-  with pytest.raises(InputError, match='step 4 is corrupted .*: choose --step=2'):
+  with pytest.raises(InputError, match='step=4: its checkpoint is corrupted .*; choose 2'):
     runs.evaluate(run)
   assert runs.evaluate(run, step=2, **ONCE).checkpoint['step'] == 2
   spoil(run, 2)
-  with pytest.raises(InputError, match='step 4 is corrupted .* no other is sound'):
+  with pytest.raises(InputError, match='step=4: its checkpoint is corrupted .* no other is sound'):
     runs.evaluate(run)
 
 
@@ -453,7 +453,7 @@ def test_a_ledger_vouches_for_the_bits_beside_it(run):
   with np.load(run / 'bits.npz') as file:
     bits = dict(file)
   np.savez(run / 'bits.npz', **bits | {'step': 2})
-  with pytest.raises(InputError, match='bits.npz is of step 2, ledger.json of step 4: evaluate it'):
+  with pytest.raises(InputError, match='bits.npz is of step 2, ledger.json of step 4; evaluate it'):
     runs.evaluated([run])
 
 
@@ -596,14 +596,14 @@ def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished,
 
 
 @pytest.mark.parametrize('options,message', [
-    ({'method': by(0)}, '0 steps'),
+    ({'method': by(0)}, 'steps=0: this grid needs at least 1'),
     ({'trace': 'a.jpg'}, "trace='a.jpg': it is to be a file ending in .png"),
     ({'count': 10**12}, 'count=1000000000000: images have numbers below 2^30'),
-    ({'count': 0}, '--count=0'),
-    ({'batch_size': 0}, '--batch_size=0'),
+    ({'count': 0}, 'count=0: '),
+    ({'batch_size': 0}, 'batch_size=0: '),
     ({'label': 3}, 'label=3: the classes are 0 .. 2'),
     ({'label': -1}, 'label=-1: the classes are 0 .. 2'),
-    ({'step': 9}, '--step=9'),
+    ({'step': 9}, 'step=9: '),
 ])
 def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_flag(finished, tmp_path, options,
                                                                  message):
@@ -765,14 +765,14 @@ def test_the_ledgers_of_several_runs_are_one_table_of_markdown(evaluated, run):
                                  for line in done.stdout.splitlines())
   assert header == ['run', 'vlb', 'vlb@1000'] and (first[0], second[0]) == (str(other), str(run))
   assert f'{ledger.rows[0]["bits_per_dim"]:.4f} ± ' in first[1]
-  with pytest.raises(InputError, match='has no ledger.json: evaluate it first'):
+  with pytest.raises(InputError, match='has no ledger.json; evaluate it first'):
     runs.evaluated([other, run.parent.parent])
 
 
 def test_a_flag_that_is_wrong_is_one_line_and_exit_code_2(finished, tmp_path):
   done = called('sample.py', f'--workdir={finished}', '--sampler=eule', f'--out={tmp_path}/a.png')
   assert (done.returncode, done.stdout) == (2, '')
-  assert done.stderr.startswith("error: no sampler is called 'eule'; did you mean euler")
+  assert done.stderr.startswith('error: --sampler=eule: did you mean euler')
   assert done.stderr.count('\n') == 1
 
 
@@ -802,7 +802,8 @@ def test_ways_to_draw_times_are_compared_on_a_run_by_command(finished, tmp_path)
 def test_a_split_that_does_not_exist_is_one_line(finished):
   done = called('time_sampling.py', f'--workdir={finished}', '--split=tset', devices=1)
   assert (done.returncode, done.stdout) == (2, '')
-  assert done.stderr == 'error: --split=tset: choose train, validation or test.\n'
+  assert done.stderr == ('error: --split=tset: there is no such choice; choose train, '
+                         'validation or test.\n')
 
 
 @pytest.mark.long

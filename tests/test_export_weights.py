@@ -68,8 +68,8 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(run, tmp_path):
   for directory, out, options, message in (
       (run, 'w.npz', {}, r'out=.*a file ending in \.safetensors'),
       (tmp_path / 'none', 'w.safetensors', {}, 'holds no run'),
-      (run, 'w.safetensors', {'average': 'none'}, '--average=none'),
-      (run, 'w.safetensors', {'step': 3}, '--step=3')):
+      (run, 'w.safetensors', {'average': 'none'}, "average='none': "),
+      (run, 'w.safetensors', {'step': 3}, 'step=3: ')):
     with pytest.raises(InputError, match=message):
       exporting.export(directory, tmp_path / out, **options)
   assert not os.listdir(tmp_path)

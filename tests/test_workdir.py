@@ -92,10 +92,10 @@ def test_weights_are_chosen_by_average_and_step(made, options, step, average):
 
 def test_what_is_not_there_is_named_with_what_is(made, tmp_path):
   directory, _ = made
-  with pytest.raises(InputError, match='--average=none.*fast, slow and raw'):
+  with pytest.raises(InputError, match="^average='none': .*fast, slow and raw"):
     workdir.load_trained(directory, average='none')
   for step in ('7', 'first', -1):
-    with pytest.raises(InputError, match=f'--step={step}.*1, 2, 3'):
+    with pytest.raises(InputError, match=f'^step={step!r}: .*1, 2, 3'):
       workdir.load_trained(directory, step=step)
   with pytest.raises(InputError, match='holds no run'):
     workdir.load_trained(tmp_path)
@@ -109,7 +109,7 @@ def test_the_best_of_none_that_was_validated_is_refused(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(state_of(tiny_config.build(config()), 4))
   checkpoints.close()
-  with pytest.raises(InputError, match='--step=best.*validated.*latest'):
+  with pytest.raises(InputError, match="^step='best': .*validated.*latest"):
     workdir.load_trained(tmp_path, step='best')
   assert workdir.load_trained(tmp_path).step == 4
 
@@ -162,7 +162,7 @@ def test_a_config_may_be_corrected_while_there_is_no_checkpoint(tmp_path):
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(InputError, match='--workdir=.*cannot be written'):
+  with pytest.raises(InputError, match='^workdir=.*cannot be written'):
     workdir.prepare(tmp_path / 'file' / 'run', config(), CONFIG)
 
 

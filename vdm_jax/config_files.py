@@ -53,8 +53,8 @@ class Source(NamedTuple):
     module = importlib.import_module(f'{package}.{_LEAF}')
     for name in required:
       if not hasattr(module, name):
-        raise InputError(f'{self.path} has no `{name}`: a config file defines get_config() and '
-                         'build(config).')
+        raise InputError(problem=f'{self.path} has no `{name}`',
+                         remedy='define get_config() and build(config), as a config file does')
     return module
 
   def find(self, name: str) -> tuple[Path, str, bool] | None:

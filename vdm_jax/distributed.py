@@ -81,20 +81,22 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
   Kubernetes); num_processes = 1 alone: nobody, whatever the environment says.  Raises InputError.
   """
   given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
-  missing = [f'--{name}' for name, value in given.items() if value is None]
-  if missing == ['--coordinator', '--process_id'] and num_processes == 1:
+  missing = [name for name, value in given.items() if value is None]
+  if missing == ['coordinator', 'process_id'] and num_processes == 1:
     return
   if 0 < len(missing) < 3:
-    raise InputError(f'{" and ".join(missing)} missing: several processes are told --coordinator, '
-                     '--num_processes and --process_id, all three.')
+    raise InputError(missing[0], None, 'it is missing',
+                     'give several processes coordinator, num_processes and process_id, all three')
   if missing and _one_task_of_slurm():
     return
   if not missing:
     if not re.fullmatch(r'\S+:\d+', coordinator):
-      raise InputError(f'--coordinator={coordinator}: HOST:PORT of process 0.')
+      raise InputError('coordinator', coordinator, 'it is no address',
+                       'give HOST:PORT of process 0')
     if not 0 <= process_id < num_processes:
-      raise InputError(f'--process_id={process_id} of --num_processes={num_processes}: the '
-                       f'processes are numbered from 0 to {num_processes - 1}.')
+      raise InputError('process_id', process_id,
+                       f'of num_processes={num_processes} the numbers are 0 .. {num_processes - 1}',
+                       'give one of these')
     _interpret(coordinator, first=process_id == 0)
   jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
   waiting = threading.Timer(QUIET, signals.say, [
@@ -111,15 +113,16 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
   except ValueError as error:
     if missing and 'coordinator_address' in str(error):
       return  # nothing was found: one process
-    raise InputError(f'{error}  This was found in the environment; give --coordinator, '
-                     '--num_processes and --process_id, or --num_processes=1 for one process.'
-                     ) from None
+    raise InputError(problem=f'{error}  This was found in the environment',
+                     remedy='give coordinator, num_processes and process_id, or num_processes=1 '
+                     'for one process') from None
   except RuntimeError as error:
     if missing:
-      raise InputError(f'{str(error).partition(chr(10))[0]}  This was found in the environment; '
-                       'for one process say --num_processes=1.') from None
-    raise InputError(f'--coordinator={coordinator}: process 0 cannot listen there; is the port '
-                     'taken?  Choose another.') from None
+      raise InputError(problem=f'{str(error).partition(chr(10))[0]}  This was found in the '
+                       'environment', remedy='for one process give num_processes=1') from None
+    raise InputError('coordinator', coordinator,
+                     'process 0 cannot listen there: is the port taken?',
+                     'choose another') from None
   finally:
     waiting.cancel()
   if missing and jax.process_count() > 1:

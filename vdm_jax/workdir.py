@@ -138,8 +138,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
     probe.touch()
     probe.unlink()
   except OSError as error:
-    raise InputError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another '
-                     'directory.') from None
+    raise InputError('workdir', f'{workdir}', f'it cannot be written ({error.strerror})',
+                     'choose another directory') from None
   code = config_file if isinstance(config_file, config_files.Source) else source(config_file)
   values, old = config.to_dict(), {}
   if (workdir / 'config.json').exists() and begun(workdir):
@@ -152,9 +152,9 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
                        'restore them, or choose another directory')
     if differences:
       differences += [f'  the data: {changed}'] * bool(changed)
-      raise InputError(f'--workdir={workdir} holds a run of another configuration:\n'
-                       + '\n'.join(differences)
-                       + '\nChoose another --workdir, or ask for the same.')
+      raise InputError('workdir', f'{workdir}',
+                       'it holds a run of another configuration:\n' + '\n'.join(differences)
+                       + '\nChoose another directory, or ask for the same')
     edited = _edited(source(workdir / 'config.py'), code)
     if jax.process_index() == 0 and edited:
       logging.warning('%s changed since the run in %s began; the values of its config agree.',
@@ -227,7 +227,8 @@ def _record(workdir: str | Path) -> dict:
   """What config.json holds."""
   path = files.run_directory('workdir', workdir) / 'config.json'
   if not path.exists():
-    raise InputError(f'--workdir={workdir} holds no run: it has no config.json.')
+    raise InputError('workdir', f'{workdir}', 'it holds no run, as it has no config.json',
+                     'name the directory of a run')
   return files.read_json(path, of=('config', 'from'), remedy='restore it, or remove it '
                          'and start the same training again, which writes it anew')
 
@@ -250,21 +251,23 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   experiment = import_config(workdir / 'config.py').build(config)
   average = average or default_average(experiment.ema)
   if average != 'raw' and average not in experiment.ema:
-    raise InputError(f'--average={average}: this run has {", ".join(experiment.ema)} and raw.')
+    raise InputError('average', average, 'there is none in this run',
+                     f'choose one of {", ".join(experiment.ema)} and raw')
   checkpoints = Checkpoints(workdir, read_only=True)
   try:
     steps = checkpoints.steps()
     if not steps:
-      raise InputError(f'--workdir={workdir} holds no checkpoint yet.')
+      raise InputError('workdir', f'{workdir}', 'it holds no checkpoint yet',
+                       'wait for the first, or train on')
     if step in ('latest', 'best'):
       chosen = steps[-1] if step == 'latest' else checkpoints.best_step()
       if chosen is None:
-        raise InputError('--step=best: no checkpoint has been validated yet; say latest.')
+        raise InputError('step', 'best', 'no checkpoint has been validated yet', 'give latest')
     else:
       chosen = next((number for number in steps if str(number) == str(step)), None)
       if chosen is None:
-        raise InputError(f'--step={step}: there are checkpoints of {", ".join(map(str, steps))}; '
-                         'or say latest or best.')
+        raise InputError('step', step, 'there is no such checkpoint',
+                         f'choose one of {", ".join(map(str, steps))}, latest or best')
     params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
   finally:
     checkpoints.close()
@@ -282,8 +285,9 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
   params, reason = read(chosen)
   if reason:
     sound = [str(step) for step in steps if step != chosen and not read(step)[1]]
-    raise InputError(f'The checkpoint of step {chosen} is corrupted ({reason}): ' + (
-        f'choose --step={" or ".join(sound)}.' if sound else 'and no other is sound.'))
+    raise InputError('step', chosen, f'its checkpoint is corrupted ({reason})',
+                     f'choose {" or ".join(sound)}' if sound else
+                     'train anew, as no other is sound')
   return params
 
 

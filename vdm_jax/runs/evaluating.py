@@ -161,7 +161,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   where: the data are now, as keywords of `workdir.load_trained`.
   """
   if split not in ('train', 'validation', 'test'):
-    raise InputError(f'--split={split}: choose train, validation or test.')
+    raise InputError('split', split, 'there is no such choice', 'choose train, validation or test')
   require_at_least('examples', examples)
   check_options(options)
   asked = families.parse(estimates)
@@ -180,15 +180,15 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
     ends[0] = float(logsnr_at(trained.params, jnp.array([1.0 / model.steps]))[0])
   read = families.needs(asked, options, model, one)
   if np.isinf(ends).any():
-    raise InputError(f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, where '
-                     'the bound has no value: give its schedule two finite ends in the config '
-                     '(BetaLinear: t_min=1e-5).')
+    raise InputError(problem=f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, '
+                     'where the bound has no value', remedy='give its schedule two finite ends in '
+                     'the config (BetaLinear: t_min=1e-5)')
   if schedules and (chain or not other_schedules.movable(model)):
-    raise InputError('--schedules: this model has a bound or a process of its own, and so no other '
-                     'schedule, or one for each pixel; leave it out.')
+    raise InputError('schedules', None, 'this model has a bound or a process of its own, and so no '
+                     'other schedule, or one for each pixel', 'leave it out')
   part = needs.split(trained, split)
   if not len(part):
-    raise InputError(f'--split={split}: this run has no such images; choose another.')
+    raise InputError('split', split, 'this run has no such images', 'choose another')
   changed = workdir.changed_data(directory, experiment.data.fingerprint())
   if changed:
     logging.warning('--workdir=%s: the data have changed since this run began: %s.  The %s split '
@@ -372,8 +372,8 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
   written, ledger = _read_ledger(named.ledger)
   newest = _newest(directory)
   if ledger.checkpoint['step'] != newest:
-    raise InputError(f'{written.ledger} is of step {ledger.checkpoint["step"]}, the newest '
-                     f'checkpoint of step {newest}: evaluate it again.')
+    raise InputError(problem=f'{written.ledger} is of step {ledger.checkpoint["step"]}, the newest '
+                     f'checkpoint of step {newest}', remedy='evaluate it again')
   return ledger
 
 
@@ -383,12 +383,13 @@ def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
   written = Files.beside(where) if where.suffix == '.json' else Files.of(where)
   if not written.ledger.exists():
     directory, name = written.ledger.parent, written.ledger.name
-    raise InputError(f'{directory} has no {name}: evaluate it first (scripts/evaluate.py '
-                     f'--workdir={directory}).')
+    raise InputError(problem=f'{directory} has no {name}',
+                     remedy=f'evaluate it first (scripts/evaluate.py --workdir={directory})')
   fields = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
                            remedy='evaluate it again')
   if 'checks' not in fields:
-    raise InputError(f'{written.ledger} was written by an older version: evaluate it again.')
+    raise InputError(problem=f'{written.ledger} was written by an older version',
+                     remedy='evaluate it again')
   return written, Ledger(**fields)
 
 
@@ -402,9 +403,9 @@ def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:
     written, ledger = _read_ledger(name)
     with np.load(written.bits) as bits:
       if bits['step'] != ledger.checkpoint['step']:
-        raise InputError(f'{written.ledger.parent}: {written.bits.name} is of step {bits["step"]}, '
-                         f'{written.ledger.name} of step {ledger.checkpoint["step"]}: evaluate it '
-                         'again.')
+        raise InputError(problem=f'{written.ledger.parent}: {written.bits.name} is of step '
+                         f'{bits["step"]}, {written.ledger.name} of step '
+                         f'{ledger.checkpoint["step"]}', remedy='evaluate it again')
       out[str(name).rstrip('/')] = Evaluated(ledger, {
           row['estimate']: bits[f'{row["estimate"]}/total'].mean(axis=0) for row in ledger.rows})
   return out

@@ -72,7 +72,8 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
     if not fits:
       missing.append(name(path))
   if len(missing) == len(out):
-    raise InputError('--init_from: none of its parameters has a name and shape of this model.')
+    raise InputError('init_from', None, 'none of its parameters has a name and shape of this model',
+                     'choose another run')
   for what, names in (('missing there or of another shape, initialised afresh', missing),
                       ('left over', list(found))):
     if names:
