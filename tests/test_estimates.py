@@ -74,11 +74,13 @@ def test_paths_of_few_wide_steps_are_refused_and_of_more_say_that_their_weights_
 
 
 @pytest.mark.parametrize('options,flag', [
-    ({'times': 0}, '--times=0'), ({'importance': 0}, '--importance=0'),
-    ({'probes': -1}, '--probes=-1'), ({'probe': 'normal'}, '--probe=normal'),
-    ({'ode_tolerance': 0.0}, '--ode_tolerance=0'), ({'ode_tolerance': 2.0}, '--ode_tolerance=2'),
-    ({'ode_tolerance': float('nan')}, '--ode_tolerance=nan'), ({'ode_start': 0.0}, '--ode_start=0'),
-    ({'ode_start': 1.0}, '--ode_start=1')])
+    ({'times': 0}, '^times=0: '), ({'importance': 0}, '^importance=0: '),
+    ({'probes': -1}, '^probes=-1: '), ({'probe': 'normal'}, "^probe='normal': "),
+    ({'ode_tolerance': 0.0}, '^ode_tolerance=0.0: '),
+    ({'ode_tolerance': 2.0}, '^ode_tolerance=2.0: '),
+    ({'ode_tolerance': float('nan')}, '^ode_tolerance=nan: '),
+    ({'ode_start': 0.0}, '^ode_start=0.0: '),
+    ({'ode_start': 1.0}, '^ode_start=1.0: ')])
 def test_a_number_out_of_range_is_refused_by_its_flag(options, flag):
   with pytest.raises(InputError, match=flag):
     family.check_options(Options(**options))

@@ -196,7 +196,7 @@ def test_the_bound_of_many_paths_is_between_the_best_and_the_mean_of_theirs_imag
 
 
 def test_what_paths_cannot_do_is_said():
-  with pytest.raises(InputError, match='at_once = 4: give a divisor of the number of paths, 6'):
+  with pytest.raises(InputError, match='at_once=4: it does not divide the number of paths, 6'):
     importance_weighted(6, 10, at_once=4)
   own = gaussian()._replace(bound=lambda *args: None)
   with pytest.raises(InputError, match='importance-weighted paths: this model has a bound of its'):

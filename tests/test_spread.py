@@ -119,9 +119,9 @@ def test_models_of_another_bound_or_process_are_refused():
   own = oracle(linear, bound=lambda batch, t, keys, steps: None)
   straight = oracle(from_alpha_sigma(lambda t: 1.0 - t, lambda t: t))
   for model in (own, straight):
-    with pytest.raises(InputError, match='--workdir'):
+    with pytest.raises(InputError, match='^workdir: '):
       spread.under_published(lambda params, model=model: model, None)
-    with pytest.raises(InputError, match='--workdir'):
+    with pytest.raises(InputError, match='^workdir: '):
       spread.check_proposable(model)
   spread.check_proposable(oracle(linear))
   assert len(spread.under_published(oracle, linear)) == 3

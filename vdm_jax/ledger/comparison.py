@@ -38,8 +38,8 @@ def comparison(runs: Mapping[str, Evaluated]) -> dict[str, dict[str, tuple[float
       what = lambda name: (f'{name} ({of[name]["name"]} {of[name]["version"]}, '
                            f'{of[name]["split"]}, {of[name]["examples"]} images, sha256 '
                            f'{of[name]["sha256"][:12]})')
-      raise InputError(f'{what(first)} and {what(other)} are not of the same images: evaluate them '
-                       'on one data set, --split and --examples.')
+      raise InputError(problem=f'{what(first)} and {what(other)} are not of the same images',
+                       remedy='evaluate them on one data set, split and examples')
   columns = dict.fromkeys(row['estimate'] for run in runs.values() for row in run.ledger.rows)
   return {column: _column(column, runs) for column in columns}
 

@@ -36,8 +36,8 @@ class BoundSamples(NamedTuple):
 def own_bound(model: Model, what: str) -> None:
   """Raises InputError if the model brings a bound of its own, of which `what` is no part."""
   if model.bound is not None:
-    raise InputError(f'{what}: this model has a bound of its own; model._replace(bound=None) has '
-                     'that of objectives.vlb.')
+    raise InputError(problem=f'{what}: this model has a bound of its own',
+                     remedy='take that of objectives.vlb: model._replace(bound=None)')
 
 
 def level_axes(model: Model) -> int:
@@ -75,7 +75,8 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
   if kernel:
     own_bound(model, ', '.join(kernel))
     if not steps:
-      raise InputError(f'{", ".join(kernel)}: of a chain; give steps, or leave it out.')
+      raise InputError(problem=f'{", ".join(kernel)}: of a chain',
+                       remedy='give steps, or leave it out')
   if model.bound is not None:
     return model.bound(batch, t, keys, steps)
   x = model.encode(batch['image'])

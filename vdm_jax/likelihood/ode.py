@@ -131,9 +131,9 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
   """
   _checked(Method(**method))
   if importance < 1:
-    raise InputError(f'importance = {importance}: at least one sample is needed')
+    raise InputError('importance', importance, 'at least one sample is needed', 'give 1 or more')
   if start is not None and not 0.0 < start < 1.0:
-    raise InputError(f'start = {start}: a time between 0 and 1, or None')
+    raise InputError('start', start, 'it is a time between 0 and 1', 'give one, or None')
   noisy = dequantise is None or start is not None
   t0 = 0.0 if start is None else start
 
@@ -176,10 +176,11 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
 
 def _checked(method: Method) -> Method:
   if method.probe not in ('rademacher', 'gaussian', 'exact'):
-    raise InputError(f"probe = {method.probe!r}: choose 'rademacher', 'gaussian' or 'exact'")
+    raise InputError('probe', method.probe, 'there is no such choice',
+                     "choose 'rademacher', 'gaussian' or 'exact'")
   for name, least in (('probes', 1), ('steps', 0), ('max_steps', 1)):
     if getattr(method, name) < least:
-      raise InputError(f'{name} = {getattr(method, name)}: it must be at least {least}')
+      raise InputError(name, getattr(method, name), f'it must be at least {least}')
   return method
 
 

@@ -81,7 +81,8 @@ def importance_weighted(paths: int, steps: int, variance: vlb.Variance = vlb.fix
   """
   at_once = at_once or paths
   if paths % at_once:
-    raise InputError(f'at_once = {at_once}: give a divisor of the number of paths, {paths}.')
+    raise InputError('at_once', at_once, f'it does not divide the number of paths, {paths}',
+                     'give a divisor')
 
   def estimator(model, batch, keys):
     own_bound(model, 'importance-weighted paths')

@@ -77,8 +77,8 @@ def under_published(model: Callable[[PyTree], Model], params: PyTree) -> dict[st
   """
   own = model(params)
   if not movable(own):
-    raise InputError('--workdir: this model has a bound of its own, or a process without one '
-                     'schedule for all pixels that is finite at both ends; choose another run.')
+    raise InputError('workdir', None, 'this model has a bound of its own, or a process without one '
+                     'schedule for all pixels that is finite at both ends', 'choose another run')
 
   def under(process):
     return lambda params: model(params)._replace(process=process)
@@ -88,12 +88,13 @@ def under_published(model: Callable[[PyTree], Model], params: PyTree) -> dict[st
 def check_proposable(model: Model) -> None:
   """Raises InputError unless proposals of `objectives.times` apply to the model's bound."""
   if model.bound is not None:
-    raise InputError('--workdir: this model has a bound of its own, whose diffusion term is '
-                     'another; choose a run under that of objectives.vlb.')
+    raise InputError('workdir', None,
+                     'this model has a bound of its own, whose diffusion term is another',
+                     'choose a run under that of objectives.vlb')
   ends = model.process(jnp.array([0.0, 1.0])).logsnr
   if ends.shape != (2,) or not bool(jnp.all(jnp.isfinite(ends))):
-    raise InputError('--workdir: the log-SNR of this model is not one for all pixels, finite at '
-                     'both ends, and so has no density to draw times from; choose another run.')
+    raise InputError('workdir', None, 'the log-SNR of this model is not one for all pixels, finite '
+                     'at both ends, and so has no density to draw times from', 'choose another run')
 
 
 def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
