@@ -53,8 +53,8 @@ JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and no
 
 def of_config(blocks: int | None = None) -> speed.Subject:
   if CONFIG.value is None:
-    raise InputError('--config: name a config file' + (
-        '; this command takes no --workdir.' if WORKDIR.value else '.'))
+    raise InputError('config', None, 'it is missing', 'name a config file' + (
+        ', as this command takes no workdir' if WORKDIR.value else ''))
   if DATA_DIR.value:
     CONFIG.value.data.data_dir = DATA_DIR.value
   return speed.of_config(cli.config_file(), CONFIG.value, features=FEATURES.value,
@@ -66,8 +66,8 @@ def of_run_or_config() -> speed.Subject:
   if not WORKDIR.value:
     return of_config()
   if CONFIG.value is not None or BLOCKS.value is not None or FEATURES.value is not None:
-    raise InputError('--workdir: a run has its config; leave out --config, --blocks and '
-                     '--features.')
+    raise InputError('workdir', WORKDIR.value, 'a run has its config',
+                     'leave out config, blocks and features')
   return speed.of_run(WORKDIR.value, batch_size=BATCH_SIZE.value,
                       data_dir=DATA_DIR.value or '')
 
@@ -97,7 +97,7 @@ def data() -> dict:
 def compilation() -> dict:
   depths = cli.integers('depths', DEPTHS.value)
   if not depths:
-    raise InputError('--depths: name one or more.')
+    raise InputError('depths', None, 'it is empty', 'name one or more')
   start = {}
   if START.value and CONFIG.value is not None:  # before this process takes the accelerator
     given = [arg for arg in sys.argv[1:] if arg.startswith(('--config', '--data_dir='))]
@@ -111,9 +111,9 @@ def compilation() -> dict:
 
 def compare_precisions() -> dict:
   if not WORKDIR.value:
-    raise InputError('--workdir: name a run.')
+    raise InputError('workdir', None, 'it is missing', 'name a run')
   if CONFIG.value is not None:
-    raise InputError('--workdir: a run has its config; leave out --config.')
+    raise InputError('workdir', WORKDIR.value, 'a run has its config', 'leave out config')
   return precision.compare(
       WORKDIR.value, split=SPLIT.value, examples=EXAMPLES.value, repeats=REPEATS.value,
       times=TIMES.value, average=AVERAGE.value, data_dir=DATA_DIR.value or '',
@@ -129,7 +129,7 @@ def account_for_memory() -> dict:
 
 def rehearse_scaling() -> dict:
   if CONFIG.value is None:
-    raise InputError('--config: name a config file.')
+    raise InputError('config', None, 'it is missing', 'name a config file')
   scaling.simulate(max(scaling.DEVICES))
   return scaling.scaling(cli.config_file(), CONFIG.value, blocks=BLOCKS.value,
                          features=FEATURES.value,
@@ -143,9 +143,9 @@ COMMANDS = {'train': train, 'eval': evaluate, 'sample': sample, 'data': data,
 
 def main(arguments):
   if len(arguments) != 1 or arguments[0] not in COMMANDS:
-    given = f'{" ".join(arguments)!r}: ' if arguments else ''
-    raise InputError(f'{given}name one of {", ".join(COMMANDS)} (and further options as '
-                     '--name=value).')
+    what = f'{" ".join(arguments)!r} is no measurement' if arguments else 'no measurement is named'
+    raise InputError(problem=what, remedy=f'name one of {", ".join(COMMANDS)} (and further '
+                     'options as --name=value)')
   command = arguments[0]
   result = COMMANDS[command]()
   if MARKDOWN.value and not JSON.value:

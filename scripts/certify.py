@@ -176,7 +176,7 @@ def main():
     rich.console.Console(width=150).print(table(rows))
   failed = sorted({row.sampler for row in rows if not row.passed})
   if failed:
-    raise InputError(f'not certified: {", ".join(failed)}.')
+    raise InputError(problem=f'not certified: {", ".join(failed)}')
   print(f'{len(rows)} rows, all certified.', file=sys.stderr)
 
 

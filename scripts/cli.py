@@ -110,7 +110,8 @@ def integers(flag: str, values: Sequence[str]) -> list[int]:
   try:
     return [int(value) for value in values]
   except ValueError:
-    raise InputError(f'--{flag}={",".join(values)}: whole numbers, separated by commas.') from None
+    raise InputError(flag, values, 'these are no whole numbers',
+                     'give such, separated by commas') from None
 
 
 # ------------------------------------------------------------- what is said
@@ -297,7 +298,7 @@ def run(main, required: Mapping[str, str] | None = None, arguments: bool = False
     faulthandler.enable(2)  # absl has set it up; to where C++ writes, which `distributed` reads
     try:
       if argv[1:] and not arguments:
-        raise InputError(f'{argv[1]!r} is no flag.')
+        raise InputError(problem=f'{argv[1]!r} is no flag', remedy="begin one with '--'")
       with signals.lasting_output():
         return main(argv[1:]) if arguments else main()
     except (InputError, OSError) as error:

@@ -18,7 +18,8 @@ MARKDOWN = flags.DEFINE_bool('markdown', False, 'As a table of Markdown.')
 
 def main(directories):
   if not directories:
-    raise InputError('name the directories of one or more runs that were evaluated.')
+    raise InputError(problem='no run is named',
+                     remedy='name the directories of one or more runs that were evaluated')
   header, *lines = comparison.comparison_cells(runs.evaluated(
       [files.run_directory('workdir', directory) for directory in directories]))
   if MARKDOWN.value:

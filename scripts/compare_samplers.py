@@ -38,7 +38,8 @@ def main():
   chosen = [catalogue.called(name) for name in CHOSEN.value]
   unknown = [name for name in chosen if name not in SAMPLERS]
   if unknown:
-    raise InputError(f'--samplers={",".join(unknown)}: choose of {", ".join(SAMPLERS)}.')
+    raise InputError('samplers', unknown, 'there is no such choice',
+                     f'choose of {", ".join(SAMPLERS)}')
   evaluations = cli.integers('evaluations', EVALUATIONS.value)
   for flag, least, value in [('evaluations', 1, min(evaluations, default=0)),
                              ('count', 2, COUNT.value), ('batch_size', 1, BATCH_SIZE.value)]:

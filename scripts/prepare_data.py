@@ -20,7 +20,8 @@ FROM = flags.DEFINE_list(
 
 def main(names):
   if len(names) != 1:
-    raise InputError('name one data set: cifar10, mnist or digits')
+    raise InputError(problem='one data set is prepared at a time',
+                     remedy='name cifar10, mnist or digits')
   print(prepare.prepare(names[0], DATA_DIR.value or '',
                         [str(files.given('from', each)) for each in FROM.value]))
 

@@ -83,7 +83,7 @@ def of_run():
   spread.check_proposable(model(params))
   split = run.experiment.data.split(SPLIT.value)
   if not len(split):
-    raise InputError(f'--split={SPLIT.value}: this run has no such images; choose another.')
+    raise InputError('split', SPLIT.value, 'this run has no such images', 'choose another')
   term = spread.of_model(model)
   proposals = {name: lambda params, mass=mass: times.by_mass(model(params).process, mass)
                for name, mass in MASSES.items()}
@@ -102,7 +102,8 @@ def main():
   if OUT.value:
     files.output('out', OUT.value, '.json', overwrite=OVERWRITE.value)
   if SPLIT.value not in ('train', 'validation', 'test'):
-    raise InputError(f'--split={SPLIT.value}: choose train, validation or test.')
+    raise InputError('split', SPLIT.value, 'there is no such choice',
+                     'choose train, validation or test')
   table = rich.table.Table(
       title='diffusion term in bits/dim, one draw an estimate',
       caption=f'stratified: {BATCH_SIZE.value} times the variance of the mean of '

@@ -34,7 +34,8 @@ TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, "Of training; default: t
 def main():
   unknown = [name for name in CHOSEN.value if name not in SYSTEMS]
   if unknown:
-    raise InputError(f'--systems={",".join(unknown)}: choose of {", ".join(SYSTEMS)}.')
+    raise InputError('systems', unknown, 'there is no such choice',
+                     f'choose of {", ".join(SYSTEMS)}')
   files.output('out', OUT.value, '.png', overwrite=OVERWRITE.value)
   require_at_least('train_steps', TRAIN_STEPS.value)
   rows = []

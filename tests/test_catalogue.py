@@ -51,20 +51,20 @@ def test_a_grid_may_be_a_file(tmp_path):
 
 
 @pytest.mark.parametrize('arguments,message', [
-    (('eule', 5), "no sampler is called 'eule'; did you mean euler"),
-    (('ddim', 0), '--steps=0: it must be at least 1'),
-    (('ddim', 5, 'cosine'), '--grid=cosine: choose uniform, quadratic, logsnr, karras'),
-    (('ddim', None, '0,0.5,1'), '--grid=0,0.5,1: '),
-    (('ddim', None, 'missing.npy'), '--grid=missing.npy: choose uniform'),
-    (('ddim', None, 'iddpm:10,x'), '--grid=iddpm:10,x: '),
-    (('pc_mala', 5), '--sampler=pc_mala needs the log-density'),
-    (('npr_ddpm', 5), '--sampler=npr_ddpm needs a network with heads'),
-    (('adaptive_ode', None, 'uniform'), '--grid=uniform: --sampler=adaptive_ode chooses its own'),
-    (('adaptive_ode', 5), '--steps=5: --sampler=adaptive_ode chooses its own steps'),
-    (('pndm', 5), "no sampler is called 'pndm'; did you mean plms"),
+    (('eule', 5), "sampler='eule': did you mean euler"),
+    (('ddim', 0), 'steps=0: it must be at least 1'),
+    (('ddim', 5, 'cosine'), "grid='cosine': there is no such choice; choose uniform, quadratic, "),
+    (('ddim', None, '0,0.5,1'), "grid='0,0.5,1': times: "),
+    (('ddim', None, 'missing.npy'), "grid='missing.npy': there is no such choice; choose uniform"),
+    (('ddim', None, 'iddpm:10,x'), "grid='iddpm:10,x': "),
+    (('pc_mala', 5), "sampler='pc_mala': it needs the log-density"),
+    (('npr_ddpm', 5), "sampler='npr_ddpm': it needs a network with heads"),
+    (('adaptive_ode', None, 'uniform'), "grid='uniform': the sampler adaptive_ode chooses its own"),
+    (('adaptive_ode', 5), 'steps=5: the sampler adaptive_ode chooses its own steps'),
+    (('pndm', 5), "sampler='pndm': did you mean plms"),
     (('ddim', 5, '', 1.5), 'eta=1.5: it is from 0 (no noise) to 1'),
-    (('heun', 5, '', 0.5), 'eta=0.5: --sampler=heun has no eta'),
-    (('ddim', 5, '1,0.5,0'), '--steps=5: --grid=1,0.5,0 has its own number of steps'),
+    (('heun', 5, '', 0.5), 'eta=0.5: the sampler heun has none'),
+    (('ddim', 5, '1,0.5,0'), 'steps=5: grid=1,0.5,0 has its own number of steps'),
 ])
 def test_what_cannot_be_made_is_refused_by_its_flag(arguments, message):
   with pytest.raises(InputError) as error:
@@ -167,7 +167,7 @@ def test_the_certificate_is_a_table_and_as_json_its_rows():
 def test_an_unknown_sampler_is_one_line_and_exit_code_2():
   done = certify('--samplers=ddim,nothing')
   assert (done.returncode, done.stdout) == (2, '')
-  assert done.stderr.startswith("error: no sampler is called 'nothing'")
+  assert done.stderr.startswith('error: --sampler=nothing: ')
   assert done.stderr.count('\n') == 1
 
 

@@ -50,7 +50,7 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
     (['sample.py', '--workdir=a[0', '--out=a.png'], "error: --workdir=a[0: no checkpoint can be "
      "kept below '['"),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--eta=0.5'],
-     'error: --eta=0.5: --sampler=ancestral has no eta; leave it out, or choose ddim.\n'),
+     'error: --eta=0.5: the sampler ancestral has none; leave it out, or choose ddim.\n'),
 ])
 def test_what_is_wrong_with_a_flag_is_one_line_with_its_remedy(line, message, tmp_path):
   done = called(*line, cwd=ROOT if 'summarize.py' in line else tmp_path)

@@ -173,5 +173,6 @@ def parse(given: Sequence[str]) -> Guidance | None:
     if len(numbers) not in (0, 1, 3) or (len(numbers) == 3 and not numbers[1] < numbers[2]):
       raise ValueError
   except ValueError:
-    raise InputError(f'--guidance={",".join(given)}: W, or W,LOW,HIGH with LOW < HIGH.') from None
+    raise InputError('guidance', given, 'it is W, or W,LOW,HIGH with LOW < HIGH',
+                     'give one number or three') from None
   return Guidance(*numbers) if numbers else None

@@ -30,8 +30,9 @@ def get_config(model: str = 'cifar10_uncond_50M_500K') -> ml_collections.ConfigD
   if model not in images:
     also = (' is a classifier or an upsampler, which take more than an image and are used from '
             'Python (vdm_jax.weights.openai)' if model in MODELS else '')
-    raise InputError(f'--config=configs/published/adm.py:{model}{also}; choose one of '
-                     f'{", ".join(sorted(images))}.')
+    raise InputError('config', f'configs/published/adm.py:{model}',
+                     f'it{also or " is no model of the paper"}',
+                     f'choose one of {", ".join(sorted(images))}')
   net, published = MODELS[model], CHAINS[model]
   size = SHAPES[model][0]
   config = recipes.published(chain.default_config(checkpoint=model))

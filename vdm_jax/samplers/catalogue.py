@@ -330,9 +330,9 @@ def called(name: str) -> str:
     cited = [known for known, entry in SAMPLERS.items()
              if re.search(rf'\b{re.escape(name)}\b', entry.paper, re.IGNORECASE)]
     near = cited[:3] or difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
-    raise InputError(f'no sampler is called {name!r}'
-                     + (f'; did you mean {" or ".join(near)}?' if near else '.')
-                     + ' sample.py --help lists them.')
+    raise InputError('sampler', name,
+                     f'did you mean {" or ".join(near)}?' if near else 'there is no such choice',
+                     'choose one that `sample.py --help` lists')
   if jax.process_index() == 0:
     print(f'{name} is called {known} here ({SAMPLERS[known].paper}).', file=sys.stderr)
   return known
@@ -356,16 +356,16 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   entry = SAMPLERS[name]
   if eta is not None:
     if name != 'ddim':
-      raise InputError('eta', eta, f'--sampler={name} has no eta', 'leave it out, or choose ddim')
+      raise InputError('eta', eta, f'the sampler {name} has none', 'leave it out, or choose ddim')
     if not 0.0 <= eta <= 1.0:
       raise InputError('eta', eta, 'it is from 0 (no noise) to 1 (ancestral)', 'give one of these')
     name, entry = f'ddim_eta_{eta:g}', entry._replace(make=partial(entry.make, eta=eta))
   if entry.needs in MISSING:
-    raise InputError(f'--sampler={name} needs {MISSING[entry.needs]}: use it from Python.')
+    raise InputError('sampler', name, f'it needs {MISSING[entry.needs]}', 'use it from Python')
   require_at_least('steps', steps)
   if entry.evaluations is None and (grid or steps is not None):
-    given = f'--grid={grid}' if grid else f'--steps={steps}'
-    raise InputError(f'{given}: --sampler={name} chooses its own steps.')
+    raise InputError(*(('grid', grid) if grid else ('steps', steps)),
+                     f'the sampler {name} chooses its own steps', 'leave it out')
   times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
   return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
                 entry.needs == 'v')
@@ -382,7 +382,8 @@ def on_grid(grid: str, steps: int | None = None, *, usual: int = 250
     return partial(GRIDS[grid], n=steps or usual)
   own = _read(grid)
   if steps is not None:
-    raise InputError(f'--steps={steps}: --grid={grid} has its own number of steps.')
+    raise InputError('steps', steps, f'grid={grid} has its own number of steps',
+                     'leave one of them out')
   return lambda process: own
 
 
@@ -395,11 +396,12 @@ def _read(grid: str) -> np.ndarray:
       return grids.array(np.array([float(time) for time in grid.split(',')]))
     file = files.given('grid', grid)
     if file.is_file() and not file.read_bytes().startswith(b'\x93NUMPY'):
-      raise InputError('it is no file of NumPy; write it by numpy.save, or give the times '
-                       'themselves, separated by commas.')
+      raise InputError(problem='it is no file of NumPy', remedy='write it by numpy.save, or give '
+                       'the times themselves, separated by commas')
     return grids.array(np.load(file))
   except (OSError, ValueError) as error:
-    reason = f'{error}' if isinstance(error, InputError) else (
-        f'choose {", ".join(GRIDS)}, iddpm:SECTIONS, or times from 1 to 0, separated by commas or '
-        'in a .npy file.')
-    raise InputError(f'--grid={grid}: {reason}') from None
+    if isinstance(error, InputError):
+      raise InputError('grid', grid, f'{error}') from None
+    raise InputError('grid', grid, 'there is no such choice',
+                     f'choose {", ".join(GRIDS)}, iddpm:SECTIONS, or times from 1 to 0, separated '
+                     'by commas or in a .npy file') from None
