@@ -21,8 +21,6 @@ class InputError(ValueError):
 
   def __init__(self, field: str | None = None, value: Any = None, problem: str = '',
                remedy: str = ''):
-    if field is not None and not problem:  # a sentence alone
-      field, problem = None, field
     super().__init__(field, value, problem, remedy)  # pickled by these
     self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
 
@@ -54,7 +52,7 @@ def require(holds: bool, field: str | None, value: Any, problem: str, remedy: st
 def require_at_least(field: str, value: float | None, least: float = 1) -> None:
   """Raises InputError unless the value of `field` is None, or at least this."""
   if value is not None and value < least:
-    raise InputError(f'--{field}={value}: it must be at least {least}.')
+    raise InputError(field, value, f'it must be at least {least}')
 
 
 def require_choice(field: str, value: Any, choices) -> None:
