@@ -301,7 +301,8 @@ class Logits(nn.Module):
 def swirl():
   """(config, experiment, parameters): points in the plane, with schedules that are not straight."""
   config = tiny_config.get_config()
-  config.model.update(latent=4, latent_hot=2)
+  with config.unlocked():  # fields of this system's own
+    config.model.update(latent=4, latent_hot=2)
   experiment = mulan.experiment(config, net=Net(), encoder=Logits(),
                                 schedule=Coefficients((2,), features=8))
   params = jax.jit(experiment.init)(jax.random.key(0))
