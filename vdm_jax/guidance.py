@@ -158,8 +158,9 @@ class Guidance(NamedTuple):
     require(not model.clips, 'guidance', self.weight, 'this model clips its estimates '
             '(config.model.clip) before they could be guided', 'guide its denoiser from Python, '
             'and clip last: vdm_jax.guidance')
-    require(model.null is not None, 'guidance', self.weight, 'this model has not learned to do '
-            'without a label', 'train one that has (configs/digits/networks.py:cfg)')
+    if model.null is None:
+      raise InputError('guidance', self.weight, 'this model has not learned to do without a label',
+                       'train one that has (configs/digits/networks.py:cfg)')
     unconditional = told(model.denoise, model.null)
     guided = classifier_free(model.denoise, unconditional, self.weight)
     return model._replace(denoise=within(model.denoise, guided, self.low, self.high))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random, typing
-from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.errors import require, require_at_least
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import at_times
 from vdm_jax.likelihood.passes import over_images
@@ -121,11 +121,10 @@ class Model(typing.Model):
       require(label is not None, 'label', None, 'this model is told labels', 'give one, or [n]')
     else:
       require(label is None, 'label', label, 'this model is not conditioned on classes')
-    try:
-      return jnp.broadcast_to(jnp.asarray(0 if label is None else label, jnp.int32), (n,))
-    except ValueError:
-      raise InputError('label', np.shape(label), f'{n} examples are drawn', 'give one number, or '
-                       'one for each') from None
+    given = jnp.asarray(0 if label is None else label, jnp.int32)
+    require(given.shape in ((), (n,)), 'label', given.shape, f'{n} examples are drawn',
+            'give one number, or one for each')
+    return jnp.broadcast_to(given, (n,))
 
 
 class _Same:

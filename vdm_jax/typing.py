@@ -5,7 +5,15 @@ Objectives and bounds are nats per example; bits per dimension appear at the edg
 """
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import (
+    Any,
+    NamedTuple,
+    Protocol,
+    TypeGuard,
+    TypeVar,
+    dataclass_transform,
+    runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +24,7 @@ from jax.typing import ArrayLike
 __all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Context', 'Curve', 'Decoder',
            'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
            'Objective', 'Process', 'PyTree', 'Sampler', 'Samples', 'Scalar', 'Schedule', 'Target',
-           'Update', 'Weighting', 'brief', 'static', 'value']
+           'Update', 'Weighting', 'brief', 'denoises', 'static', 'value']
 
 Array = jax.Array
 PyTree = Any
@@ -247,6 +255,11 @@ class Model(NamedTuple):
 
   def __repr__(self) -> str:
     return brief(self)
+
+
+def denoises(made: Any) -> TypeGuard[Model]:
+  """Whether what comes of a run can be used as a `Model`."""
+  return isinstance(made, Denoises)
 
 
 class Experiment(NamedTuple):

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -25,7 +25,7 @@ from vdm_jax.samplers.catalogue import ANCESTRAL, Method
 from vdm_jax.samplers.drawing import Make, draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import check
-from vdm_jax.typing import Denoises, Model
+from vdm_jax.typing import Model, denoises
 
 
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
@@ -55,7 +55,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   model = needs.require(at(trained.params), 'sample', directory)
   _check_sizes(count, batch_size, spec)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
-  if not isinstance(model, Denoises):
+  if not denoises(model):
     _check_own(directory, method, trace, label, guided)
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
@@ -147,7 +147,7 @@ def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Tra
            ) -> Make:
   """How the sampler is made of the model's denoiser and process.  Raises InputError."""
   check_grid(times)
-  make = method.make
+  make: Callable = method.make
   if method.variances:  # images are coded in [-1, 1], which bounds their variance
     make = functools.partial(make, variances=variances_of(trained, times, seed),
                              data_range=(-1.0, 1.0))

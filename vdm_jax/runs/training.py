@@ -16,7 +16,7 @@ from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.train import check, lock, loop
 from vdm_jax.train import metrics as metrics_lib
-from vdm_jax.typing import Denoises, Experiment, PyTree, Samples
+from vdm_jax.typing import Experiment, PyTree, Samples, denoises
 
 
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
@@ -89,10 +89,10 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   model = experiment.model(params)
   count = 16 if len(spec.shape) == 3 else 2000
   given = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': count}
-  if isinstance(model, Denoises) and not model.of_latents:
+  if denoises(model) and not model.of_latents:
     parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
                  cond=conditions(spec.classes, None), **given)
-  elif isinstance(model, Samples) and not isinstance(model, Denoises):
+  elif isinstance(model, Samples) and not denoises(model):
     parts = draw_own(experiment.model, params, **given)
   else:
     return None

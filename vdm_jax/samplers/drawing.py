@@ -15,7 +15,7 @@ import numpy as np
 from vdm_jax import devices, random
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, sample
-from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler, Samples
+from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler, Samples, Scalar
 
 Make = Callable[[Denoiser, Process], Sampler]
 
@@ -107,7 +107,7 @@ def _program(model, sampler, frames: tuple[int, ...]):
 
 
 def from_keys(m: Model, sampler: Make, keys: Array, times: Array, told: PyTree,
-              frames: tuple[int, ...] = ()) -> tuple[Array, Array, Array | None, Array]:
+              frames: tuple[int, ...] = ()) -> tuple[Array, Array, Array | None, Scalar]:
   """Data [n, ...] of these keys [n]; which steps were finite [N]; the path; the evaluations.
 
   told: a batch for `m.cond`.  frames: as for `draw_path`; the path is None without.

@@ -15,7 +15,7 @@ import numpy as np
 
 from vdm_jax import random
 from vdm_jax.errors import InputError, require
-from vdm_jax.typing import Array, Context, Denoises, Experiment, Model, PyTree
+from vdm_jax.typing import Array, Context, Experiment, Model, PyTree, denoises
 
 MOST_NUMBERS = 2**28  # of a batch on one device: a gibibyte of float32, before any network sees it
 
@@ -70,7 +70,7 @@ def _check(made, rows, trained):
   def parts(params, batch):
     keys = jax.random.split(random.key(0), n)
     model = made.model(params)
-    if isinstance(model, Denoises):
+    if denoises(model):
       _model(model if model.latent is None else model.latent(keys), batch, n,
              one_time=model.latent is not None)
     for train in (True, False) if trained else ():
