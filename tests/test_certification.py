@@ -87,11 +87,12 @@ def langevin(noise):
       at_s = process(s)
       z = z * (at_s.alpha / process(t).alpha)
       size = 0.05 * at_s.sigma**2
-      for i in range(12):
+
+      def move(z, i):
         score = -denoise(z, at_s).eps / at_s.sigma
-        z += size * score + noise * jnp.sqrt(2.0 * size) * random.normal(
-            random.stream(keys, f'noise_{i}'), z)
-      return z
+        fresh = random.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), z)
+        return z + size * score + noise * jnp.sqrt(2.0 * size) * fresh, None
+      return jax.lax.scan(move, z, jnp.arange(12))[0]
     return Sampler(step, evaluations=12)
   return make
 
@@ -147,10 +148,14 @@ def test_the_oracle_and_its_heads_are_those_of_a_numerical_integral():
   """E[x | z], E[eps | z], E[eps^2 | z] and q(z) over a fine grid of x."""
   data = certification.MODELS['mixture']
   with jax.enable_x64(True):
-    level = certification._process(jnp.asarray(3))(jnp.asarray(0.6))
     z = np.array([[-0.7, 0.1, 0.9]])
-    got = certification.Oracle(data)(jnp.asarray(z), level)
-    density = certification.Oracle(data).log_prob(jnp.asarray(z), level)
+
+    @jax.jit
+    def look():
+      level = certification._process(jnp.asarray(3))(jnp.asarray(0.6))
+      oracle = certification.Oracle(data)
+      return level, oracle(jnp.asarray(z), level), oracle.log_prob(jnp.asarray(z), level)
+    level, got, density = look()
   x = np.linspace(-4.0, 4.0, 20_001)[:, None]
   alpha, sigma = float(level.alpha), float(level.sigma)
   joint = sum(w * stats.norm.pdf(x, m, s) for w, m, s in zip(*data, strict=True))
@@ -191,9 +196,12 @@ def test_a_tolerance_that_has_no_effect_fails():
 def test_what_an_oracle_supplies_is_exact():
   """E Var(x | z_t) of a Gaussian in closed form, of the mixture by a grid over x and z."""
   with jax.enable_x64(True):
-    level = certification._process(jnp.asarray(2))(jnp.array([0.2, 0.7]))
-    one, two = (certification.Oracle(data).mean_variance(level)
-                for data in certification.MODELS.values())
+    @jax.jit
+    def look():
+      level = certification._process(jnp.asarray(2))(jnp.array([0.2, 0.7]))
+      return level, [certification.Oracle(data).mean_variance(level)
+                     for data in certification.MODELS.values()]
+    level, (one, two) = look()
   noise = np.asarray(level.sigma / level.alpha)
   np.testing.assert_allclose(one, 0.49 * noise**2 / (0.49 + noise**2), rtol=1e-10)
   x, u = np.linspace(-3.0, 3.0, 2001)[:, None], np.linspace(-12.0, 12.0, 3001)

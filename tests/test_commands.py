@@ -788,6 +788,7 @@ def test_the_schedules_of_gaussian_data_are_learned_by_command(tmp_path):
     assert row in ' '.join(done.stdout.replace('│', ' ').split())
 
 
+@pytest.mark.long
 def test_ways_to_draw_times_are_compared_on_a_run_by_command(finished, tmp_path):
   done = called('time_sampling.py', f'--workdir={finished}', '--batch_size=4', '--batches=20',
                 '--bins=2', f'--out={tmp_path}/a.json', devices=1)

@@ -147,10 +147,11 @@ def command(*flags):
 
 
 @pytest.mark.parametrize('flag,message', [
-    ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose of'),
     ('--samplers=ddim,nonsense', '--sampler=nonsense: '),
-    ('--count=1', '--count=1: it must be at least 2'),
-    ('--seed=0', 'holds no run'),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose of'),
+        ('--count=1', '--count=1: it must be at least 2'),
+        ('--seed=0', 'holds no run'))),
 ])
 def test_the_command_refuses_bad_input_in_one_line(tmp_path, flag, message):
   done = command(f'--workdir={tmp_path}', flag)

@@ -76,7 +76,7 @@ def test_a_config_builds_and_its_update_traces(name, tmp_path):
   assert metrics.keys() >= REPORTED.get(name, BOUND)
 
 
-@pytest.mark.parametrize('data', ['mnist', 'cifar10'])
+@pytest.mark.parametrize('data', ['cifar10', pytest.param('mnist', marks=pytest.mark.long)])
 @pytest.mark.parametrize('system', configs.read('systems')[0].SYSTEMS)
 def test_every_system_has_a_loss_of_every_data_set_of_images(system, data, tmp_path):
   _, experiment, params, batch = built(f'systems:{system},{data}', tmp_path, blocks=1, features=8,

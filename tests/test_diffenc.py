@@ -47,12 +47,15 @@ def test_an_encoder_that_leaves_the_data_alone_gives_the_bound_of_the_vdm(curve,
   args = denoise, process, x, t, keys
   given = {'data': data, 'decoder': PIXELS.log_prob}
   identity = diffenc.blend(lambda x, logsnr: x)
-  if steps:
-    theirs = vlb.discrete(*args, steps=steps, **given)
-    ours = diffenc.discrete(*args, steps=steps, encoder=identity, **given)
-  else:
-    theirs = vlb.continuous(*args, **given)
-    ours = diffenc.continuous(*args, encoder=identity, **given)
+
+  @jax.jit
+  def both():
+    if steps:
+      return (vlb.discrete(*args, steps=steps, **given),
+              diffenc.discrete(*args, steps=steps, encoder=identity, **given))
+    return vlb.continuous(*args, **given), diffenc.continuous(*args, encoder=identity, **given)
+
+  theirs, ours = both()
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, theirs)
 
 
@@ -99,10 +102,14 @@ def mean_over_times(function, n):
   t = (jnp.arange(n) + 0.5) / n
   inner = lambda x, logsnr: jnp.sin(2.0 * x + 0.3 * logsnr[:, None])
   denoise = diffenc.counter_term(oracles.Gaussian(0.1, 0.6))
-  _, terms = function(denoise, PROCESS, repeat(x), t, None, encoder=diffenc.blend(inner),
-                      data=repeat(x), decoder=lambda data, z, level: jnp.zeros(len(z)),
-                      eps=repeat(eps), eps_0=repeat(eps))
-  return jnp.mean(terms['diffusion'])
+
+  @jax.jit
+  def mean():
+    _, terms = function(denoise, PROCESS, repeat(x), t, None, encoder=diffenc.blend(inner),
+                        data=repeat(x), decoder=lambda data, z, level: jnp.zeros(len(z)),
+                        eps=repeat(eps), eps_0=repeat(eps))
+    return jnp.mean(terms['diffusion'])
+  return mean()
 
 
 def test_a_chain_of_many_steps_has_the_bound_of_continuous_time_at_the_rate_of_its_steps():
@@ -219,9 +226,10 @@ def test_the_ancestral_sampler_ends_in_the_data_and_a_deterministic_one_misses_h
 def test_the_encoder_of_the_digits_starts_as_the_identity_and_learns_the_level():
   net = Encoder(features=8, blocks=1, groups=2)
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1), jnp.float32)
-  params = net.init(jax.random.key(1), x, jnp.zeros(2))['params']
-  np.testing.assert_array_equal(net.apply({'params': params}, x, jnp.array([5.0, -3.0])), x)
+  params = jax.jit(net.init)(jax.random.key(1), x, jnp.zeros(2))['params']
+  apply = jax.jit(lambda params, logsnr: net.apply({'params': params}, x, logsnr))
+  np.testing.assert_array_equal(apply(params, jnp.array([5.0, -3.0])), x)
   rng = np.random.default_rng(0)  # one number for a whole layer would leave with its norm
   moved = jax.tree.map(lambda u: u + 0.3 * rng.normal(size=u.shape).astype(np.float32), params)
-  at = [net.apply({'params': moved}, x, jnp.full(2, logsnr)) for logsnr in (5.0, -3.0)]
+  at = [apply(moved, jnp.full(2, logsnr)) for logsnr in (5.0, -3.0)]
   assert np.abs(at[0] - at[1]).max() > 1e-3

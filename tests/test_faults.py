@@ -67,7 +67,8 @@ def saved_by(running, directory, rng):
   return newest
 
 
-@pytest.mark.parametrize('times', [1, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('times', [1, 5])
 def test_a_run_that_is_killed_inside_a_save_ends_bit_for_bit_as_one_that_was_not(
     tmp_path, rng, times):
   """And goes on from the newest checkpoint that was whole."""
@@ -105,6 +106,7 @@ def small_disk(tmp_path):
   subprocess.run(['umount', str(place)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(small_disk, capfd):
   place, enlarge = small_disk
   directory, steps = place / 'run', 200

@@ -166,8 +166,9 @@ def test_every_block_repeats_its_recorded_output(scalar):
   out = {name: u['__call__'][0] for name, u in seen.items() if name != '__call__'}
   # The stacked blocks, which leave no record, between those that do.
   params = stack.unrolled(scalar.params['net'], STACKS)
-  block = lambda name, *h: ResBlock(net.features, net.groups).apply(
-      {'params': params[name]}, jnp.concatenate(h, axis=-1), out['embedding'])
+  apply = jax.jit(ResBlock(net.features, net.groups).apply)
+  block = lambda name, *h: apply({'params': params[name]}, jnp.concatenate(h, axis=-1),
+                                 out['embedding'])
   out['down_0'] = block('down_0', out['conv_in'])
   out['up_0'] = block('up_0', out['mid_1'], out['down_0'])
   out['up_1'] = block('up_1', out['up_0'], out['conv_in'])
@@ -191,7 +192,7 @@ def test_learned_schedules_repeat_their_values_and_derivatives(file, schedule):
                         jax.random.key(0))
   params = google_vdm.fit(
       {k: v for k, v in under(recorded, 'params/').items() if k.startswith('gamma/')}, like)
-  process = processes.GaussianProcess(schedules.Bound(params['schedule'], schedule))
+  process = jax.jit(processes.GaussianProcess(schedules.Bound(params['schedule'], schedule)))
   np.testing.assert_allclose(-process(recorded['gamma/t_grid']).logsnr, recorded['gamma/grid'],
                              rtol=2e-7, atol=1e-6)
   level = process(recorded['t'])

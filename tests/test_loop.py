@@ -118,7 +118,7 @@ def test_a_finished_run_is_extended_at_another_cadence(copy):
   jax.tree.map(np.testing.assert_array_equal, state_in(copy), state_in(copy.parent / 'straight'))
 
 
-@pytest.mark.parametrize('layout', ['pmap', 'fsdp'])
+@pytest.mark.parametrize('layout', [pytest.param('pmap', marks=pytest.mark.long), 'fsdp'])
 def test_a_run_goes_on_under_another_layout_from_the_middle_of_a_chunk(trained, tmp_path, layout,
                                                                        monkeypatch):
   """To step 7 with jit, one at a time; on to 40 with another, in fives: the same states.
