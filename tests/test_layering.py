@@ -126,6 +126,17 @@ def test_imports_point_down_only():
   assert not wrong, '\n'.join(wrong)
 
 
+def test_what_tests_share_is_imported_from_tests_support():
+  files = list((ROOT / 'tests').rglob('*.py'))
+  for path in files:
+    module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for name in imported(path.read_text(), module, False):
+      first, *rest = name.split('.')
+      by_itself = first in {file.stem for file in files} and first != 'conftest'
+      fine = rest[:1] == ['support'] if first == 'tests' else not by_itself
+      assert fine, f'{path} imports {name}'
+
+
 def test_the_readers_of_data_load_no_jax():
   """They run in processes of their own, where JAX would cost seconds and take the accelerator."""
   code = 'import sys, vdm_jax.data; print({"jax", "flax", "tensorflow"} & set(sys.modules))'

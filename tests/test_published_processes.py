@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from vdm_jax import schedules, workdir
 from vdm_jax.processes import GaussianProcess, SubVP, sub_vp
-from vdm_jax.systems.variational import vdm
+from vdm_jax.systems import networks
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 MEAN, STD = 0.2, 0.4      # of images as the public code has them, between -1 and 1
@@ -98,7 +98,7 @@ def test_a_published_config_reads_its_network_as_it_was_trained(name, monkeypatc
   config = module.get_config(*variant)
   if 'clip' in config.model:
     config.model.clip = False  # the Gaussian is not
-  monkeypatch.setattr(vdm, 'configured', lambda net, config: Exact())
+  monkeypatch.setattr(networks, 'configured', lambda net, config: Exact())
   model = module.build(config).model({'net': {'unused': jnp.zeros(1)}})
   level = model.process(jnp.array(times, jnp.float32))
   wide = level.expand(jnp.zeros((1, 1, 1, 1)))
