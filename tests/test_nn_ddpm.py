@@ -84,64 +84,6 @@ def test_published_networks_have_their_published_sizes():
 # ------------------------------------------------------- settings
 
 
-def tiny(**settings):
-  net = UNet(**{**TINY, **settings})
-  rng = np.random.default_rng(0)
-  args = (rng.normal(size=(2, 4, 4, 1)).astype(np.float32), np.array([2.0, 500.0], np.float32))
-  shapes = shapes_of(net, *args)
-  return net, jax.tree.map(
-      lambda u: (0.3 * rng.normal(size=u.shape)).astype(np.float32), shapes), args
-
-
-def test_what_is_computed_again_has_the_same_gradient():
-  net, params, args = tiny(dropout=0.2, multipliers=(1,), attention_resolutions=(4,))
-  keys = jax.random.split(jax.random.key(0), 2)
-
-  def gradient(remat):
-    apply = net.clone(remat=remat).apply
-    return jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(
-        apply({'params': params}, *args, None, keys)))))(params)
-  kept = gradient('none')
-  for remat in ('dots', 'block'):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(
-        u, v, rtol=0, atol=3e-6 * max(1.0, np.abs(v).max())), gradient(remat), kept)
-
-
-def test_a_bfloat16_trunk_is_near_float32_and_keeps_its_parameters_and_output_float32():
-  net, params, args = tiny()
-  half = net.clone(dtype=jnp.bfloat16)
-  initial = jax.eval_shape(half.init, jax.random.key(0), *args)
-  assert {u.dtype for u in jax.tree.leaves(initial)} == {jnp.dtype('float32')}
-  y, near = (jax.jit(n.apply)({'params': params}, *args) for n in (net, half))
-  assert near.dtype == jnp.float32
-  assert 1e-5 < np.abs(y - near).max() / np.abs(y).max() < 0.05
-
-
-def test_dropout_of_an_example_does_not_depend_on_the_batch():
-  net, params, (z, time) = tiny(dropout=0.3)
-  apply = jax.jit(lambda *args: net.apply({'params': params}, *args))
-  keys = jax.random.split(jax.random.key(1), 2)
-  there = apply(z, time, None, keys)
-  assert_close(apply(z[::-1], time[::-1], None, keys[::-1])[::-1], there)
-  other = apply(z, time, None, keys[::-1])
-  assert all(np.abs(u - v).max() > 0.01 * np.abs(u).max()
-             for u, v in zip(there, other, strict=True))
-
-
-def test_labels_and_further_outputs_are_choices():
-  net, params, (z, time) = tiny(classes=3, heads=1)
-  apply = jax.jit(lambda label: net.apply({'params': params}, z, time, label))
-  none, labelled = apply(None), apply(jnp.array([-1, 2]))
-  assert none.shape == (2, 4, 4, 2)
-  assert_close(labelled[0], none[0], 1e-6)
-  assert np.abs(labelled[1] - none[1]).max() > 1e-2 * np.abs(none[1]).max()
-
-
-def test_an_untrained_network_is_zero():
-  net, _, args = tiny(multipliers=(1,))
-  np.testing.assert_array_equal(jax.jit(net.init_with_output)(jax.random.key(0), *args)[0], 0.0)
-
-
 @pytest.mark.parametrize('settings, cond, message', [
     ({'groups': 3}, None, 'groups=3: .*choose a divisor'),
     ({'features': 7, 'groups': 1}, None, 'features=7: .* even'),

@@ -130,12 +130,9 @@ def test_an_image_cut_into_patches_and_put_together_is_the_image():
   np.testing.assert_array_equal(transformer.unpatchify(h, 2, 6, 4), z)
 
 
-def test_at_first_every_block_is_the_identity_and_the_output_zero():
+def test_at_first_every_block_is_the_identity():
   z = jax.random.normal(jax.random.key(0), (2, 4, 6, 1))
   params = jax.jit(TINY.init)(jax.random.key(1), z, jnp.ones(2))['params']
-  y = TINY.apply({'params': params}, z, jnp.ones(2), jnp.array([0, -1]))
-  assert y.shape == (2, 4, 6, 2)
-  np.testing.assert_array_equal(y, 0.0)
   h, c = jax.random.normal(jax.random.key(2), (2, 6, 16)), jnp.ones((2, 16))
   for i in range(2):
     block = jax.tree.map(lambda u, i=i: u[i], params['blocks'])
@@ -144,26 +141,6 @@ def test_at_first_every_block_is_the_identity_and_the_output_zero():
   for kernel, bound in ((params['blocks']['attention']['qkv']['kernel'], np.sqrt(6 / 64)),
                         (params['patches']['kernel'], np.sqrt(6 / 20))):
     assert 0.8 * bound < np.abs(kernel).max() <= bound
-
-
-def test_a_loop_written_out_and_whatever_is_kept_are_one_function_with_one_gradient():
-  z = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
-  args = (random_parameters(TINY, (4, 4, 1)), z, jnp.array([3.0, 700.0]), jnp.array([1, -1]),
-          jax.random.normal(jax.random.key(1), (2, 4, 4, 2)))
-  expected = published.value_and_gradients(TINY)(*args)
-  for settings in ({'remat': 'dots'}, {'scan': False, 'remat': 'block'}):
-    got = published.value_and_gradients(TINY.clone(**settings))(*args)
-    jax.tree.map(lambda u, v: assert_close(u, v, 1e-6), got, expected)
-
-
-def test_a_trunk_in_bfloat16_is_close():
-  z = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
-  params = jax.tree.map(lambda u: 0.5 * u, random_parameters(TINY, (4, 4, 1)))
-  y, low = (jax.jit(net.apply)({'params': params}, z, jnp.array([3.0, 700.0]))
-            for net in (TINY, TINY.clone(dtype=jnp.bfloat16)))
-  assert low.dtype == jnp.float32
-  error = np.abs(low - y).max() / np.abs(y).max()
-  assert 1e-5 < error < 0.03  # its resolution is 4e-3
 
 
 def test_the_positions_of_an_image_tell_its_columns_then_its_rows():

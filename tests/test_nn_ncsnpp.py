@@ -116,20 +116,22 @@ def test_averages_go_to_the_trained_parameters_in_their_order(recorded, name):
 
 
 NCSNPP_VP = NCSNpp(embedding='positional', scale_by_sigma=False)
+# Counted by instantiating the public code, with the configs of these names.
+COUNTS = {'ve/cifar10_ncsnpp_continuous': 62_758_915,
+          've/cifar10_ncsnpp_deep_continuous': 107_587_075,
+          'vp/cifar10_ddpmpp_continuous': 61_804_419,
+          'vp/cifar10_ddpmpp_deep_continuous': 106_632_579,
+          've/ffhq_256_ncsnpp_continuous': 65_574_549,
+          'vp/cifar10_ncsnpp_continuous': 62_693_251,
+          'vp/cifar10_ncsnpp_deep_continuous': 107_521_411}
 
 
-@pytest.mark.parametrize('net, size, count', [
-    # Counted by instantiating the public code, with the configs of these names.
-    *((score_sde.MODELS[name], size, count) for name, size, count in (
-        ('ve/cifar10_ncsnpp_continuous', 32, 62_758_915),
-        ('ve/cifar10_ncsnpp_deep_continuous', 32, 107_587_075),
-        ('vp/cifar10_ddpmpp_continuous', 32, 61_804_419),
-        ('vp/cifar10_ddpmpp_deep_continuous', 32, 106_632_579),
-        ('ve/ffhq_256_ncsnpp_continuous', 256, 65_574_549))),
-    (NCSNPP_VP, 32, 62_693_251),
-    (NCSNPP_VP.clone(blocks=8), 32, 107_521_411)])
-def test_a_published_network_has_its_number_of_parameters(net, size, count):
-  assert sum(u.size for u in jax.tree.leaves(shapes_of(net, size))) == count
+@pytest.mark.parametrize('name', published.some(
+    COUNTS, 've/cifar10_ncsnpp_continuous', 've/ffhq_256_ncsnpp_continuous'))
+def test_a_published_network_has_its_number_of_parameters(name):
+  net = score_sde.MODELS.get(name) or NCSNPP_VP.clone(blocks=8 if 'deep' in name else 4)
+  shapes = shapes_of(net, 256 if '256' in name else 32)
+  assert sum(u.size for u in jax.tree.leaves(shapes)) == COUNTS[name]
 
 
 def test_sub_vp_networks_are_those_of_vp():
@@ -178,69 +180,14 @@ def test_the_filter_1_3_3_1_keeps_slopes():
                                rtol=1e-5, atol=1e-5)
 
 
-def test_at_first_a_block_keeps_its_input_over_sqrt_2_and_y_is_nearly_zero():
-  z, time, _ = inputs()
+def test_at_first_a_block_keeps_its_input_over_sqrt_2():
   h = jax.random.normal(jax.random.key(3), (2, 4, 4, 8))
   block = ResBlock(8)
   params = block.init(jax.random.key(0), h, jnp.ones((2, 32)))
   np.testing.assert_allclose(block.apply(params, h, jnp.ones((2, 32))), h / np.sqrt(2), atol=1e-3)
-  net = network(scale_by_sigma=False)
-  params = jax.jit(net.init)(jax.random.key(0), z, time)
-  assert np.abs(jax.jit(net.apply)(params, z, time)).max() < 1e-3
 
 
 # ----------------------------------------------------------------- the settings
-
-
-DEEP = {'dropout': 0.3, 'multipliers': (1, 1), 'attention_resolutions': ()}
-
-
-@pytest.fixture(scope='module')
-def kept():
-  net = network(**DEEP)
-  params = parameters(net)
-  return params, gradients(net)(params)
-
-
-def gradients(net):
-  z, time, keys = inputs()
-  def loss(params):
-    return jnp.sum(jnp.sin(net.apply({'params': params}, z, time, None, keys)))
-  return jax.jit(jax.value_and_grad(loss))
-
-
-def test_frequencies_are_parameters_that_are_not_trained(kept):
-  _, (_, gradient) = kept
-  assert not np.any(gradient['fourier']['frequencies'])
-  assert np.any(gradient['dense0']['kernel'])
-
-
-@pytest.mark.parametrize('remat', ['dots', 'block'])
-def test_what_is_computed_again_has_the_same_gradient(kept, remat):
-  params, expected = kept
-  net = network(**DEEP, remat=remat)
-  jax.tree.map(lambda u, v: np.testing.assert_allclose(
-      u, v, rtol=0, atol=1e-5 * max(1.0, np.abs(v).max())), gradients(net)(params), expected)
-
-
-def test_a_bfloat16_trunk_is_close_and_returns_float32():
-  net = network(scale_by_sigma=False)
-  params, (z, time, _) = parameters(net), inputs()
-  expected, y = (jax.jit(u.apply)({'params': params}, z, time)
-                 for u in (net, net.clone(dtype=jnp.bfloat16)))
-  assert y.dtype == jnp.float32
-  assert 1e-5 < relative(y, expected) < 0.05
-
-
-def test_dropout_of_an_example_does_not_depend_on_its_batch():
-  net = network(**SMALL, dropout=0.5)
-  params, (z, time, keys) = {'params': parameters(net)}, inputs(3)
-  apply = jax.jit(net.apply)
-  together = apply(params, z, time, None, keys)
-  alone = apply(params, z[2:], time[2:], None, keys[2:])
-  assert relative(alone, together[2:]) < 1e-5
-  other = apply(params, z[2:], time[2:], None, keys[:1])
-  assert relative(alone, other) > 1e-2
 
 
 def test_heads_are_further_outputs_of_which_the_first_is_divided_by_sigma():
@@ -266,9 +213,3 @@ def test_heads_are_further_outputs_of_which_the_first_is_divided_by_sigma():
 def test_settings_that_do_not_fit_are_named_with_the_remedy(settings, remedy):
   with pytest.raises(ValueError, match=remedy):
     shapes_of(network(**settings))
-
-
-def test_labels_are_refused():
-  z, time, _ = inputs()
-  with pytest.raises(ValueError, match='give cond = None'):
-    jax.eval_shape(network().init, jax.random.key(0), z, time, jnp.zeros(2, jnp.int32))

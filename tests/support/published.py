@@ -8,6 +8,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -25,6 +26,17 @@ def state_dict(recorded, name: str) -> dict[str, np.ndarray]:
   """The weights of one recorded network, whose names and shapes are `name`/shapes, JSON."""
   shapes = json.loads(str(recorded[f'{name}/shapes']))
   return {k: array(k, tuple(shape)) for k, shape in shapes.items()}
+
+
+def some(cases, *usual):
+  """Cases for `parametrize`: those of the names `usual`, and the others in the long tests.
+
+  cases: names, or tuples that begin with one.  To trace a network of full size takes seconds.
+  """
+  cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+  assert set(usual) <= {case[0] for case in cases}
+  return [pytest.param(*case, marks=() if case[0] in usual else pytest.mark.long, id=case[0])
+          for case in cases]
 
 
 def value_and_gradients(net):
