@@ -62,7 +62,7 @@ def test_the_ledger_has_every_field_that_it_promises(evaluated):
   def refuse(name):
     raise AssertionError(f'{name} is not JSON')
   ledger = json.loads((run / 'ledger.json').read_text(), parse_constant=refuse)
-  assert set(ledger) == {'dataset', 'checkpoint', 'rows', 'config', 'checks'}
+  assert set(ledger) == {'dataset', 'checkpoint', 'rows', 'config', 'checks', 'provenance'}
   assert {k: ledger['dataset'][k] for k in ('split', 'examples', 'of', 'levels')} == {
       'split': 'test', 'examples': 13, 'of': 13, 'levels': 5}
   assert ledger['dataset']['name'].endswith('images.npz')
@@ -188,7 +188,7 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
   (run / 'ledger.json').write_text(json.dumps(fields))
   with pytest.raises(InputError, match='step 2, the newest checkpoint of step 4'):
     runs.report(run)
-  (run / 'ledger.json').write_text(json.dumps({'rows': [], 'dataset': {}}))
+  (run / 'ledger.json').write_text(json.dumps({'rows': [], 'dataset': {}, 'checkpoint': {}}))
   with pytest.raises(InputError, match='written by an older version; evaluate it again'):
     runs.report(run)
 
