@@ -98,7 +98,7 @@ def test_what_a_sampler_refuses_is_a_gap_with_its_reason():
 
 def test_a_sampler_without_a_number_of_evaluations_cannot_be_placed():
   adaptive = lambda denoise, process: Sampler(None, evaluations=None)
-  with pytest.raises(InputError, match='adaptive chooses its evaluations itself'):
+  with pytest.raises(InputError, match="^samplers='adaptive': it chooses its evaluations itself"):
     compare({'adaptive': Entrant(adaptive)}, [4])
 
 
