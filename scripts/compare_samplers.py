@@ -50,14 +50,15 @@ def main():
                                  data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   needs.require(trained.experiment.model(trained.params), 'compare_samplers', WORKDIR.value)
   test, train = (trained.experiment.data.split(name) for name in ('test', 'train'))
+  field = trained.experiment.model(trained.params).field
 
   def evenly(split):  # some data sets are sorted by class
     n = min(COUNT.value, len(split))
-    return split.get(np.arange(n) * len(split) // n)['image']
+    return split.get(np.arange(n) * len(split) // n)[field]
 
   def cond(numbers):  # what the test images have, in turn
     batch = test.get(numbers % len(test))
-    return {name: value for name, value in batch.items() if name != 'image'}
+    return {name: value for name, value in batch.items() if name != field}
 
   found = comparison.compare(
       trained.experiment.model, trained.params,

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from vdm_jax import data
-from vdm_jax.data import arrays, fingerprints, pipeline, stores
+from vdm_jax.data import arrays, augmentation, fields, fingerprints, pipeline, stores
 from vdm_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_the_digits_are_scikit_learns_split_at_every_sixth(data_dir):
   from sklearn.datasets import load_digits
   digits = load_digits()
   d = make(data_dir=str(data_dir))
-  assert d.spec == data.Spec('digits', (8, 8, 1), 17, 10)
+  assert d.spec == fields.of_images('digits', (8, 8, 1), 17, 10)
   train, test = (d.split(s).get(np.arange(n)) for s, n in (('train', 1497), ('test', 300)))
   assert len(d.split('train')) == 1497 and len(d.split('test')) == 300
   np.testing.assert_array_equal(test['image'][..., 0], digits.images[::6])
@@ -86,7 +86,7 @@ def test_a_histogram_of_each_pixel_codes_the_digits_at_the_known_2_422_bits(data
 @needs_tfds
 def test_cifar10_has_its_published_counts_and_second_moment():
   d = make(name='cifar10', data_dir=str(TFDS))
-  assert d.spec == data.Spec('cifar10', (32, 32, 3), 256, 10)
+  assert d.spec == fields.of_images('cifar10', (32, 32, 3), 256, 10)
   assert (len(d.split('train')), len(d.split('test'))) == (50_000, 10_000)
   assert d.split('test').version == '3.0.2'
   square = [((2 * (b['image'] + 0.5) / 256 - 1)**2).mean() for b in d.split('test').chunks()]
@@ -99,7 +99,7 @@ def test_cifar10_has_its_published_counts_and_second_moment():
 @needs_tfds
 def test_mnist_has_its_published_counts_by_class():
   d = make(name='mnist', data_dir=str(TFDS), memory_gb=0.01)
-  assert d.spec == data.Spec('mnist', (28, 28, 1), 256, 10)
+  assert d.spec == fields.of_images('mnist', (28, 28, 1), 256, 10)
   assert (len(d.split('train')), len(d.split('test'))) == (60_000, 10_000)
   np.testing.assert_array_equal(
       np.bincount(d.split('test').get(np.arange(10_000))['label']),
@@ -108,7 +108,7 @@ def test_mnist_has_its_published_counts_by_class():
 
 def test_the_swirl_has_the_moments_of_its_formula():
   d = make(name='swirl')
-  assert d.spec == data.Spec('swirl', (2,), 256, 0)
+  assert d.spec == fields.of_images('swirl', (2,), 256, 0)
   x = d.split('train').get(np.arange(50_000))['image'].astype(float)
   # E over theta, whose density is 2 theta / (3 pi)^2; floor takes half a level off the mean and
   # adds the variance 1/12 of a uniform rounding.
@@ -149,7 +149,7 @@ def formula(name):
 @pytest.mark.parametrize('name', ['swiss_roll', 'moons', 'rings', 'eight_gaussians'])
 def test_points_in_the_plane_have_the_moments_of_their_formula(name):
   d, n = make(name=name), 50_000
-  assert d.spec == data.Spec(name, (2,), 256, 0)
+  assert d.spec == fields.of_images(name, (2,), 256, 0)
   x = d.split('train').get(np.arange(n))['image'].astype(float)
   mean, covariance, noise = formula(name)
   # Rounding down takes half a level off the mean and adds the variance 1/12 of a uniform one.
@@ -163,7 +163,7 @@ def test_points_in_the_plane_have_the_moments_of_their_formula(name):
 
 def test_the_checkerboard_is_uniform_on_eight_squares():
   d = make(name='checkerboard')
-  assert d.spec == data.Spec('checkerboard', (2,), 256, 0)
+  assert d.spec == fields.of_images('checkerboard', (2,), 256, 0)
   x = d.split('train').get(np.arange(50_000))['image'].astype(int)
   square, inside = x // 64, x % 64
   assert not (square.sum(1) % 2).any()
@@ -175,7 +175,7 @@ def test_the_checkerboard_is_uniform_on_eight_squares():
 
 def test_the_heartbeat_is_one_of_five_sequences():
   d = make(name='heartbeat')
-  assert d.spec == data.Spec('heartbeat', (20,), 2, 0)
+  assert d.spec == fields.of_images('heartbeat', (20,), 2, 0)
   x = d.split('train').get(np.arange(50_000))['image']
   found, counts = np.unique(x, axis=0, return_counts=True)
   np.testing.assert_array_equal(found[::-1], np.tile(np.eye(5), 4))
@@ -184,7 +184,7 @@ def test_the_heartbeat_is_one_of_five_sequences():
 
 def test_a_data_set_that_is_not_here_is_declared_by_tfds_so_that_a_config_builds(tmp_path):
   d = make(name='cifar10', data_dir=str(tmp_path))
-  assert d.spec == data.Spec('cifar10', (32, 32, 3), 256, 10)
+  assert d.spec == fields.of_images('cifar10', (32, 32, 3), 256, 10)
   with pytest.raises(FileNotFoundError, match='python scripts/prepare_data.py cifar10 --data_dir='
                                               f'{tmp_path}'):
     d.batch(0)
@@ -194,7 +194,7 @@ def test_a_data_set_that_is_not_here_is_declared_by_tfds_so_that_a_config_builds
 
 def test_a_configured_spec_needs_no_data():
   d = make(name='downsampled_imagenet/64x64', data_dir='/nowhere', shape=(64, 64, 3), levels=256)
-  assert d.spec == data.Spec('downsampled_imagenet/64x64', (64, 64, 3), 256, 0)
+  assert d.spec == fields.of_images('downsampled_imagenet/64x64', (64, 64, 3), 256, 0)
 
 
 def declare(data_dir, name, version, splits, file_format):
@@ -219,7 +219,8 @@ def test_the_two_downsampled_imagenets_are_told_apart_by_their_validation_count(
           [('train', 1_281_149), ('validation', count)], 'array_record')
   store = stores.open_store('downsampled_imagenet/32x32', str(tmp_path), image_size=32)
   assert store.version == f'2.0.0, {word} ({count:,} validation images)'
-  assert (store.test.name, store.test.length, store.shape) == ('validation', count, (32, 32, 3))
+  assert (store.test.name, store.test.length) == ('validation', count)
+  assert store.fields[0].shape == (32, 32, 3)
 
 
 def test_records_without_random_access_are_refused_with_the_remedy(tmp_path):
@@ -241,7 +242,7 @@ def test_an_array_file_is_read_as_it_is_and_every_sixth_is_for_test(
     tmp_path, array, shape, levels):
   np.save(tmp_path / 'x.npy', array)
   d = make(name=str(tmp_path / 'x.npy'))
-  assert d.spec == data.Spec(str(tmp_path / 'x.npy'), shape, levels, 0)
+  assert d.spec == fields.of_images(str(tmp_path / 'x.npy'), shape, levels, 0)
   flat = lambda split: d.split(split).get(np.arange(len(d.split(split))))['image'].reshape(-1)
   np.testing.assert_array_equal(flat('test'), array[[0, 6]].reshape(-1))
   np.testing.assert_array_equal(
@@ -267,7 +268,8 @@ def test_an_npz_file_is_read_by_its_keys(tmp_path, keys, classes):
   batch = d.split('train').get([0, 1])
   assert ('label' in batch) == bool(classes)
   first = 0 if len(d.split('train')) == 5 else 1
-  np.testing.assert_array_equal(batch['image'], images[first:first + 2])
+  x = 'whatever' if 'whatever' in keys else 'image'
+  np.testing.assert_array_equal(batch[x], images[first:first + 2])
   if classes:
     np.testing.assert_array_equal(batch['label'], labels[first:first + 2, 0])
 
@@ -288,7 +290,7 @@ def test_a_folder_is_split_at_every_sixth_in_order_and_its_subfolders_are_classe
   names = [f'{c}/{i}.png' for c in ('cat', 'dog') for i in range(4)]
   pictures = save_images(tmp_path, names)
   d = make(name=str(tmp_path))
-  assert d.spec == data.Spec(str(tmp_path), (4, 5, 3), 256, 2)
+  assert d.spec == fields.of_images(str(tmp_path), (4, 5, 3), 256, 2)
   test = d.split('test').get([0, 1])
   np.testing.assert_array_equal(test['image'], [pictures['cat/0.png'], pictures['dog/2.png']])
   np.testing.assert_array_equal(test['label'], [0, 1])
@@ -321,7 +323,7 @@ def test_images_of_several_sizes_ask_for_image_size_and_with_it_are_cropped_at_t
 
 
 @pytest.mark.parametrize('array, message', [
-    (np.zeros((9, 4, 4)), 'float64; store integers'),
+    (np.full((9, 4, 4), np.nan), 'not finite'), (np.full((9, 4), 'a'), 'it holds <U1'),
     (np.full((9, 4, 4), -1), 'values from -1 to -1'),
     (np.full((9, 4, 4), 300), 'values from 300 to 300'),
     (np.zeros(9, int), r'shape \(9,\)'),
@@ -347,8 +349,8 @@ def test_arrays_that_are_no_images_are_refused_with_the_reason(tmp_path, array, 
     ({'classes': -1}, 'config.data.classes=-1: it must be 0 or more'),
     ({'memory_gb': -0.5}, 'config.data.memory_gb=-0.5: it must be 0 or more'),
     ({'memory_gb': float('nan')}, 'config.data.memory_gb=nan: it must be 0 or more'),
-    ({'levels': 1}, 'config.data.levels=1: values have 2 to 256 levels'),
-    ({'levels': -1}, 'config.data.levels=-1: values have 2 to 256 levels'),
+    ({'levels': 1}, 'config.data.levels=1: values have 2 levels or more'),
+    ({'levels': -1}, 'config.data.levels=-1: values have 2 levels or more'),
     ({'shape': (4, 0, 3)}, r'config.data.shape=\(4, 0, 3\): every axis'),
 ])
 def test_a_config_that_does_not_fit_the_data_is_refused_by_field(tmp_path, fields, message):
@@ -908,7 +910,10 @@ def test_augmentation_draws_the_eight_symmetries_at_their_rates():
   n = 6000
   image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
   u = np.random.default_rng(0).uniform(size=(3, n))
-  out, augmented = pipeline.augment(np.broadcast_to(image, (n, 3, 3, 1)), *u)
+  changed = augmentation.flips_and_turns(
+      {'image': np.broadcast_to(image, (n, 3, 3, 1)), 'label': np.arange(n)}, u, 'image')
+  out, augmented = changed['image'], changed['augmented']
+  np.testing.assert_array_equal(changed['label'], np.arange(n))
   symmetries = [np.rot90(base, k).tobytes() for base in (image, image[:, ::-1]) for k in range(4)]
   counts = np.array([sum(x.tobytes() == s for x in out) for s in symmetries])
   p = np.array([1 / 4, 1 / 12, 1 / 12, 1 / 12] * 2)  # flip: 1/2; no turn: 1/2, else 1/3 each

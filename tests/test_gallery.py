@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdm_jax import gallery, oracles, runs, schedules, workdir
-from vdm_jax.data import Spec
+from vdm_jax.data import fields
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, ve
@@ -29,7 +29,7 @@ class Points:
 
 
 class Data:
-  spec = Spec('made', (2,), 256, 0)
+  spec = fields.of_images('made', (2,), 256)
 
   def split(self, name):
     return Points({'train': 0, 'test': 1}[name])

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from vdm_jax import oracles, samplers
+from vdm_jax.data import Spec, conditions
+from vdm_jax.data.fields import label
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.guidance import Guidance
@@ -48,28 +50,29 @@ def test_they_are_the_samples_of_the_command_number_by_number(sampler, grid):
   np.testing.assert_array_equal(found, np.concatenate([batch.data for batch in batches]))
 
 
-def belief(z, level, label):
+def belief(z, level, which):
   """Data are N(label, STD^2); without a label, N(0, STD^2): what guidance moves is the mean."""
-  return Estimate(*oracles.Gaussian(jnp.maximum(label, 0).astype(z.dtype)[:, None], STD)(z, level))
+  return Estimate(*oracles.Gaussian(jnp.maximum(which, 0).astype(z.dtype)[:, None], STD)(z, level))
 
 
-LABELLED = GAUSSIAN._replace(denoise=belief, cond=lambda batch: batch['label'], told_labels=True,
-                             null=lambda label: jnp.full_like(label, -1))
+LABELLED = GAUSSIAN._replace(denoise=belief, cond=lambda batch: batch['label'],
+                             conditions=conditions.of(Spec('', (label(4),)), ['label']),
+                             null=lambda which: jnp.full_like(which, -1))
 
 
 def test_labels_are_those_of_the_examples_and_guidance_moves_them_on():
   """Of equal widths the guided flow is that of the mean (1 + w) label: both scores are linear."""
   n, w = 4000, 1.5
-  label = np.arange(n) % 3
-  plain = LABELLED.sample(jax.random.key(0), n, label=label, steps=50)
-  guided = LABELLED.sample(jax.random.key(0), n, label=label, steps=50, guidance=w)
-  never = LABELLED.sample(jax.random.key(0), n, label=label, steps=50,
+  which = np.arange(n) % 3
+  plain = LABELLED.sample(jax.random.key(0), n, label=which, steps=50)
+  guided = LABELLED.sample(jax.random.key(0), n, label=which, steps=50, guidance=w)
+  never = LABELLED.sample(jax.random.key(0), n, label=which, steps=50,
                           guidance=Guidance(w, 90.0, 91.0))
   np.testing.assert_allclose(never, plain, atol=1e-5)
   for k in range(3):
     error = STD / np.sqrt(n / 3)
-    assert (np.abs(plain[label == k].mean(axis=0) - k) < 4.0 * error).all()
-    assert (np.abs(guided[label == k].mean(axis=0) - (1.0 + w) * k) < 4.0 * error).all()
+    assert (np.abs(plain[which == k].mean(axis=0) - k) < 4.0 * error).all()
+    assert (np.abs(guided[which == k].mean(axis=0) - (1.0 + w) * k) < 4.0 * error).all()
   one = LABELLED.sample(jax.random.key(0), 5, label=1, steps=50)
   np.testing.assert_allclose(one[1], plain[1], atol=1e-5)
 

@@ -30,7 +30,8 @@ MADE = {
     'noisy': NoisyClassifier(NOTHING, PROCESS, NOTHING, (8, 8, 1)),
 }
 SHOWN = {
-    'model': 'Model(shape=(8, 8, 1): denoise, process, decoder, encode, decode, cond)',
+    'model': 'Model(shape=(8, 8, 1): denoise, process, decoder, encode, decode, cond, '
+             'conditions)',
     'vae': 'VAE(shape=(8, 8, 1), levels=17: encode, decode, sample, bound)',
     'bits': 'Binomial(shape=(20,): reverse, sample)',
     'classifier': 'Classifier(shape=(8, 8, 1), levels=17: logits, features)',

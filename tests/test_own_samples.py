@@ -48,7 +48,8 @@ def test_its_samples_are_the_pictures_of_its_training(run):
 
 def test_a_model_that_draws_nothing_has_no_pictures():
   experiment = types.SimpleNamespace(model=lambda params: types.SimpleNamespace(logits=None))
-  assert training._preview(experiment, data.Spec('', (8, 8, 1), 17, 10), {}, seed=0) is None
+  spec = data.fields.of_images('', (8, 8, 1), 17, 10)
+  assert training._preview(experiment, spec, {}, seed=0) is None
 
 
 def test_what_needs_a_denoiser_is_refused(run, tmp_path):

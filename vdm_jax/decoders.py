@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
-from vdm_jax.typing import Array, Level, static, value
+from vdm_jax.typing import Array, Level, Scalar, static, value
 
-__all__ = ['DiscretisedNormal', 'Pixels', 'bits_per_dim', 'log_mean_exp', 'normal', 'sum_of_terms',
-           'sum_over_data']
+__all__ = ['DiscretisedNormal', 'Pixels', 'Reals', 'bits_per_dim', 'log_mean_exp', 'normal',
+           'sum_of_terms', 'sum_over_data']
 
 
 def sum_over_data(u: Array) -> Array:
@@ -77,6 +77,26 @@ class Pixels:
     chosen = logit(self.encode(data)[..., None]) - best
     total = jnp.sum(jnp.exp(logit(centres) - best), axis=-1)
     return sum_over_data(chosen[..., 0] - jnp.log(total))
+
+
+@value
+class Reals:
+  """Real data, standardised: x = (data - mean) / std."""
+  mean: Scalar = 0.0
+  std: Scalar = 1.0
+
+  def encode(self, data: Array) -> Array:
+    """Data [B, ...] -> x, float32."""
+    return (data.astype(jnp.float32) - self.mean) / self.std
+
+  def decode(self, x: Array) -> Array:
+    """x [B, ...] -> data, float32."""
+    return x * self.std + self.mean
+
+  def log_prob(self, data: Array, z: Array, level: Level) -> Array:
+    """log of the density of the data in nats, [B]: `normal` of x, and -log std a dimension."""
+    x = self.encode(data)
+    return normal(x, z, level) - sum_over_data(jnp.broadcast_to(jnp.log(self.std), x.shape))
 
 
 def _log_interval(a: Array, b: Array) -> Array:

@@ -47,7 +47,7 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   if m.shape != (2,):
     raise InputError('workdir', str(directory), f'its data are of {m.shape}, not points in the '
                      'plane', needs.NEEDS['gallery'].remedy)
-  points = lambda split: split.get(np.arange(min(count, len(split))))['image']
+  points = lambda split: split.get(np.arange(min(count, len(split))))[m.field]
   test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
   data = np.asarray(m.encode(jnp.asarray(test)))
 
@@ -66,11 +66,9 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
       params, scale * grid)
   field = -(level.dalpha * estimate.x + level.dsigma * estimate.eps)
 
-  nothing = lambda numbers: {'label': np.zeros(len(numbers), np.int32),
-                             'augmented': np.zeros(len(numbers), np.float32)}
   drawn = [batch.data for batch in draw(
       model, params, method.make, times=method.times(m.process), start=0, stop=len(data), seed=0,
-      batch_size=min(500, len(data)), cond=nothing)]
+      batch_size=min(500, len(data)), cond=m.conditions)]
   integers = np.concatenate(drawn)
   # Distances are in one coding for all systems, whatever units their x has.
   truth, training, found = (np.asarray(Pixels(trained.experiment.data.spec.levels).encode(

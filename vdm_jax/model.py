@@ -7,14 +7,15 @@
 Everything below takes the record `typing.Model`; what systems make is this one.
 """
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random, typing
-from vdm_jax.errors import require, require_at_least
+from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import at_times
 from vdm_jax.likelihood.passes import over_images
@@ -34,8 +35,9 @@ class Model(typing.Model):
 
   def sample(self, key: Array, n: int | None = None, *, sampler: str | Make = 'dpmpp_2m',
              steps: int | None = None, grid: Grid | None = None, label: ArrayLike | None = None,
+             told: Mapping[str, Any] | None = None,
              guidance: float | Guidance | None = None) -> Array:
-    """n data, integers [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
+    """n data [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
 
     All are drawn together, by a program that is kept for the next call.
 
@@ -46,6 +48,7 @@ class Model(typing.Model):
       grid: (process, steps) -> times [N + 1]; or the times, 1 to 0; or a name of the catalogue.
         Default: what the catalogue has for the sampler, for most even in time.
       label: for a model that is told labels: a number, or [n].
+      told: values of other fields that it is told, by name: see `data.conditions`.
       guidance: its weight, or `Guidance` with an interval; of a model that has `null`.
 
     Raises InputError: also where a step is not finite, naming it.
@@ -55,10 +58,10 @@ class Model(typing.Model):
       guidance = Guidance(guidance)
     if guidance is not None:
       guidance.of(self)  # refused now
-    label = self._labels(label, keys.shape[0])
+    conditions = self._conditions(keys.shape[0], {'label': label, **(told or {})})
     make, times = self._method(sampler, steps, grid)
     check_grid(times)
-    data, finite = _drawing(_Same(self), make, guidance)(keys, label, times)
+    data, finite = _drawing(_Same(self), make, guidance)(keys, conditions, times)
     check_finite(finite, times, self.process)
     return data
 
@@ -69,7 +72,7 @@ class Model(typing.Model):
     Their times are evenly spread, as in a ledger.  bits/dim: `decoders.bits_per_dim(nats, shape)`.
 
     Args:
-      batch: as of the data, {'image': [n, ...], ...}.
+      batch: as of the data, {'image': [n, ...], ...}, with the fields that the model is told.
       draws: of time and noise for each example.
       steps: T of a chain's bound; 0: that of continuous time.
       batch_size: evaluations of the network at a time.
@@ -82,10 +85,12 @@ class Model(typing.Model):
       require(bool(np.isfinite(ends).all()), None, None, 'log-SNR is infinite at an end of this '
               'model, where its bound has no value', 'evaluate its run, whose ledger has that of '
               'its chain')
-    require(not self.told_labels or 'label' in batch, 'batch', None, 'this model is told labels, '
-            'and it has none', "add 'label', [n]")
     batch = jax.tree.map(np.asarray, dict(batch))
-    batch.setdefault('augmented', np.zeros(len(batch['image']), np.float32))
+    told = self.conditions(np.arange(len(batch[self.field])))
+    for name in told.keys() - batch.keys() - {'augmented'}:
+      raise InputError('batch', None, f'this model is told {_plural(name)}, and it has none',
+                       f'add {name!r}, [n, ...]')
+    batch = told | batch  # nothing is augmented
     found = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,
                         label='bound', at_once=batch_size // draws, progress=False)
     return found['nats'][0]
@@ -112,19 +117,23 @@ class Model(typing.Model):
   def _extra(self) -> PyTree:
     """The shapes of `Estimate.extra` by name.  Nothing is computed."""
     def denoise(z):
-      told = {'label': jnp.zeros(1, jnp.int32), 'augmented': jnp.zeros(1)}
-      return self.denoise(z, self.process(jnp.ones(1)), self.cond(told)).extra
+      told = self.cond(self.conditions(np.arange(1)))
+      return self.denoise(z, self.process(jnp.ones(1)), told).extra
     return jax.eval_shape(denoise, jnp.zeros((1, *self.shape))) or {}
 
-  def _labels(self, label: ArrayLike | None, n: int) -> Array:
-    if self.told_labels:
+  def _conditions(self, n: int, given: dict[str, Any]) -> PyTree:
+    """The batch of what n examples are told.  Raises InputError."""
+    found = self.conditions(np.arange(n), **given)
+    label = given['label']
+    if 'label' in found:
       require(label is not None, 'label', None, 'this model is told labels', 'give one, or [n]')
-    else:
-      require(label is None, 'label', label, 'this model is not conditioned on classes')
-    given = jnp.asarray(0 if label is None else label, jnp.int32)
-    require(given.shape in ((), (n,)), 'label', given.shape, f'{n} examples are drawn',
-            'give one number, or one for each')
-    return jnp.broadcast_to(given, (n,))
+      require(np.shape(label) in ((), (n,)), 'label', np.shape(label), f'{n} examples are drawn',
+              'give one number, or one for each')
+    return found
+
+
+def _plural(field: str) -> str:
+  return 'labels' if field == 'label' else field
 
 
 class _Same:
@@ -145,8 +154,7 @@ class _Same:
 def _drawing(same: _Same, sampler: Make, guidance: Guidance | None) -> Callable:
   model = same.model if guidance is None else guidance.of(same.model)
 
-  def run(keys, label, times):
-    told = {'label': label, 'augmented': jnp.zeros(label.shape)}
+  def run(keys, told, times):
     return from_keys(model, sampler, keys, times, told)[:2]
   return jax.jit(run)
 
@@ -158,7 +166,7 @@ class _Rows:
     self.batch = batch
 
   def __len__(self) -> int:
-    return len(self.batch['image'])
+    return len(next(iter(self.batch.values())))
 
   def get(self, rows: np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows], self.batch)

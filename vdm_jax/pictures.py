@@ -57,13 +57,21 @@ def _finite(values) -> np.ndarray:
   return values[np.isfinite(values)]
 
 
-def samples(data: np.ndarray, levels: int) -> np.ndarray:
+def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
   """uint8 [H, W, 3]: images side by side, enlarged if they are small; points as a scatter plot.
 
-  data: integers below `levels`, [n, h, w, c] or points [n, D].  Two channels are two grey pictures
-  side by side; of more than three the first three are shown, of a point its first and last
-  coordinates.  More than three coordinates are a sequence, and each a row of one image.
+  data: integers below `levels`, [n, h, w, c] or points [n, D].  levels None: real numbers, images
+  between their least and largest value, points, or sequences [n, T(, C)] as curves.  Two channels
+  are two grey pictures side by side; of more than three the first three are shown, of a point its
+  first and last coordinates.  More than three coordinates are a sequence, and each a row of one
+  image.
   """
+  if levels is None and data.ndim == 4:
+    data, levels = _stretched(data), 256
+  if levels is None and (data.ndim == 3 or data.shape[1] > 3):
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    _sequences(figure.subplots(), data[:16])
+    return _pixels(figure)
   if data.ndim == 2 and data.shape[1] > 3:
     return _sheet(data[None, :, :, None], levels, across=1, width=480)
   if data.ndim == 2:
@@ -71,11 +79,37 @@ def samples(data: np.ndarray, levels: int) -> np.ndarray:
   return _sheet(data, levels, across=math.ceil(math.sqrt(len(data))), width=480)
 
 
-def strip(path: np.ndarray, levels: int) -> np.ndarray:
+def _stretched(data: np.ndarray) -> np.ndarray:
+  """Real numbers as 0 .. 255, the least and the largest of them."""
+  low, high = (f(_finite(data), initial=0.0) for f in (np.min, np.max))
+  return (data - low) * (255.0 / ((high - low) or 1.0))
+
+
+def _sequences(axes, data: np.ndarray) -> None:
+  """Curves of [n, T] or [n, T, C], each sequence in a colour."""
+  for i, one in enumerate(data):
+    axes.plot(one, color=f'C{i % 10}', lw=1)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+  """uint8 [H, W, 3]."""
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=110)
+  return np.asarray(Image.open(file).convert('RGB'))
+
+
+def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
   """uint8 [H, W, 3]: samples on their way, one image a row, from noise on the left to data.
 
   path: integers below `levels`, [frames, n, h, w, c] or points [frames, n, D], as for `samples`.
   """
+  if levels is None and path.ndim == 5:
+    path, levels = _stretched(path), 256
+  if levels is None and (path.ndim == 4 or path.shape[2] > 3):
+    figure = Figure(figsize=(2 * len(path), 2), layout='constrained')
+    for axes, frame in zip(figure.subplots(1, len(path), squeeze=False)[0], path, strict=True):
+      _sequences(axes, frame[:8])
+    return _pixels(figure)
   if path.ndim == 3:
     return _scatter(path, levels)
   frames = path.shape[0]
@@ -98,21 +132,21 @@ def _sheet(data: np.ndarray, levels: int, across: int, width: int) -> np.ndarray
   return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _of_levels(axes, levels: int) -> None:
+def _of_levels(axes, levels: int | None) -> None:
+  if levels is None:
+    return
   top = max(levels - 1, 1)
   axes.set(xlim=(0, top), ylim=(0, top), aspect='equal')
 
 
-def _scatter(clouds: np.ndarray, levels: int) -> np.ndarray:
+def _scatter(clouds: np.ndarray, levels: int | None) -> np.ndarray:
   """clouds: [k, n, D], side by side."""
   size = 4 if len(clouds) == 1 else 2
   figure = Figure(figsize=(size * len(clouds), size), layout='constrained')
   for axes, points in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
     _of_levels(axes, levels)
     axes.scatter(points[:, 0], points[:, -1], s=1)
-  file = io.BytesIO()
-  figure.savefig(file, format='png', dpi=110)
-  return np.asarray(Image.open(file).convert('RGB'))
+  return _pixels(figure)
 
 
 def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.ndarray,
@@ -163,12 +197,11 @@ def extremes(bits: np.ndarray) -> np.ndarray:
 
 
 def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: np.ndarray,
-                  levels: int, row: dict) -> Figure:
+                  levels: int | None, row: dict) -> Figure:
   """Where the bits of the bound are, by noise level and by image.
 
   each: bits/dim of every image [N]; extremes: the most likely images, then the least likely, with
-  their `bits` [n] increasing: integers below `levels`, [n, h, w, c] or points [n, D]; row: of the
-  ledger.
+  their `bits` [n] increasing, as for `samples`; row: of the ledger.
   """
   figure = Figure(figsize=(13, 8), layout='constrained')
   (density, running), (histogram, shown) = figure.subplots(2, 2)
@@ -216,6 +249,12 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   histogram.locator_params(axis='y', integer=True)
   histogram.set(xlabel='bits/dim of an image', ylabel='images', title=name)
 
+  if levels is None and (extremes.ndim == 3 or extremes.ndim == 2 and extremes.shape[1] > 3):
+    _sequences(shown, np.concatenate([extremes[:1], extremes[-1:]]))
+    shown.set_title('the most likely sequence (first colour) and the least likely')
+    return figure
+  if levels is None and extremes.ndim == 4:
+    extremes, levels = _stretched(extremes), 256
   shown.set_axis_off()
   if extremes.ndim == 2:
     shown.set_axis_on()

@@ -158,7 +158,7 @@ def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str 
   if not len(part):
     raise InputError('reference', text, f'{config.name} has no {split} images here',
                      'choose another split')
-  return Images(f'{config.name}:{split}', len(part), lambda rows: part.get(rows)['image'],
+  return Images(f'{config.name}:{split}', len(part), lambda rows: part.get(rows)[part.spec.x.name],
                 part.spec.shape, part.spec.levels)
 
 

@@ -21,6 +21,8 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
+from vdm_jax.errors import InputError
+
 __all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Context', 'Curve', 'Decoder',
            'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
            'Objective', 'Process', 'PyTree', 'Sampler', 'Samples', 'Scalar', 'Schedule', 'Target',
@@ -230,6 +232,15 @@ def brief(parts: Any) -> str:
   return f'{type(parts).__name__}({numbers}: {", ".join(has)})'
 
 
+def _untold(numbers: Any, **given: Any) -> PyTree:
+  """The conditions of a model that is told nothing: {}.  Raises InputError of any value."""
+  for name, value in given.items():
+    if value is not None:
+      what = 'classes' if name == 'label' else 'anything'
+      raise InputError(name, value, f'this model is not conditioned on {what}', 'leave it out')
+  return {}
+
+
 class Model(NamedTuple):
   """A denoiser and all that goes with it: a trained diffusion model, ready to be used."""
   denoise: Denoiser
@@ -249,9 +260,11 @@ class Model(NamedTuple):
   ends_denoised: bool = False          # samples are the estimate of x at the last level: its noise
                                        # is larger than a level of the data
   steps: int = 0                       # T of the chain that it is; 0: a model of continuous time
-  told_labels: bool = False            # whether `cond` is the label of each example
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
   of_latents: bool = False             # whether the data are latents, and no images yet
+  field: str = 'image'                 # which field of a batch is the data
+  conditions: Callable = _untold       # (numbers of samples [n], values by field) -> the batch that
+                                       # `cond` reads, without x: see data.conditions
 
   def __repr__(self) -> str:
     return brief(self)

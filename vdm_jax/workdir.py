@@ -35,8 +35,8 @@ __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'import_config', 'l
            'load_trained', 'open_config', 'prepare', 'read_config', 'say_what_changed', 'source']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
-RUN_FIELDS = ('train.', 'data.data_dir', 'data.memory_gb', 'data.workers', 'model.scan',
-              'model.remat', 'model.weight_gradient', 'model.attention')
+RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
+              'model.scan', 'model.remat', 'model.weight_gradient', 'model.attention')
 
 
 class Trained(NamedTuple):
@@ -108,6 +108,8 @@ def _flat(tree: dict, prefix: str = '') -> dict:
 def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
   """A line for each field that differs, but for RUN_FIELDS and those that are `free`."""
   old, new = _flat(old), _flat(new)
+  later = _flat({'data': data.default_config().to_dict()})  # fields of `data` that old runs lack
+  old = {name: later[name] for name in new.keys() & later.keys()} | old
   return [f'  {name}: {old.get(name, "(absent)")} there, {new.get(name, "(absent)")} asked for'
           for name in sorted(old.keys() | new.keys())
           if old.get(name) != new.get(name) and not name.startswith(RUN_FIELDS)

@@ -109,10 +109,10 @@ def paired(times: int) -> Estimator:
     for part, start, stop in (('above', 0.0, cut), ('below', cut, 1.0)):
       own = random.stream(keys, part)
       rows, t, each = bounds.spread(batch, own, times)
-      x, cond, t = model.encode(rows['image']), model.cond(rows), start + (stop - start) * t
+      x, cond, t = model.encode(rows[model.field]), model.cond(rows), start + (stop - start) * t
       denoisers = {name: m.denoise for name, m in models.items()}
       if part == 'above':
-        ends = vlb.end_terms(model.process, x, x, t, each, rows['image'], model.decoder, None)
+        ends = vlb.end_terms(model.process, x, x, t, each, rows[model.field], model.decoder, None)
         out['ends'] = sum(ends.values()).reshape(-1, times).mean(axis=1)
         denoisers[FLOOR] = knowing(x)
       for name, denoise in denoisers.items():

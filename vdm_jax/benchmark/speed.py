@@ -73,7 +73,7 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: in
   spec = data_lib.resolve(config.data)
   check.held('config.data.batch_size' if batch_size is None else 'batch_size', size, spec.shape,
              count)
-  config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
+  config.data.update(spec.to_config())
   try:
     subject = Subject(workdir.import_config(file).build(config), config, Path(file))
     check.experiment(subject.experiment, lambda rows: random_batch(subject, len(rows)), config,
@@ -110,15 +110,8 @@ def denoising(subject: Subject, params) -> Model:
 
 
 def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
-  """A batch like those of training, of random images [size, ...]."""
-  spec, rng = subject.experiment.data.spec, np.random.default_rng(0)
-  batch = {'image': rng.integers(0, spec.levels, (size, *spec.shape)).astype(
-      np.uint8 if spec.levels <= 256 else np.int32)}
-  if spec.classes:
-    batch['label'] = rng.integers(0, spec.classes, size).astype(np.int32)
-  if subject.config.data.augment:
-    batch['augmented'] = np.zeros(size, np.float32)
-  return batch
+  """A batch like those of training, of random numbers [size, ...]."""
+  return subject.experiment.data.spec.random(size)
 
 
 def initial_params(subject: Subject) -> PyTree:
@@ -296,11 +289,10 @@ def sample(subject: Subject, *, sampler_steps: int = 250, repetitions: int | Non
   """Seconds of an evaluation of the network, and of an image, by the ancestral sampler."""
   require_at_least('sampler_steps', sampler_steps, 1)
   size = devices.whole_batch(subject.config.data.batch_size)
-  told = lambda numbers: {name: u for name, u in random_batch(subject, len(numbers)).items()
-                          if name != 'image'}
-  batches = draw(functools.partial(denoising, subject), initial_params(subject), samplers.ancestral,
+  params = initial_params(subject)
+  batches = draw(functools.partial(denoising, subject), params, samplers.ancestral,
                  times=grids.uniform(sampler_steps), start=0, stop=2**30, seed=0, batch_size=size,
-                 cond=told)
+                 cond=denoising(subject, params).conditions)
   say('compiling the sampler, and the first batch')
   start = time.perf_counter()
   evaluations = next(batches).evaluations

@@ -1,52 +1,98 @@
-"""An array file as a data set.
+"""An array file as a data set: each array is a field.
 
-A .npz holds x_train and x_test (with y_train and y_test), train and test, images (with labels), or
-one array alone; a .npy is one array.  Images are integers 0 .. 255, [N, H, W, C], [N, H, W] or
-[N, D]; labels are the classes 0, 1, ..., one for each image.
+A .npy is one array.  A .npz holds arrays of one length, or the splits of each: x_train and x_test
+(with y_train and y_test, caption_train and caption_test, ...), or train and test.
+
+  array                          field
+  images, x_train, train         `image`
+  labels, y_train                `label`: the classes 0, 1, ..., one for each example
+  arr_0, x, one that has no name `image` if it holds integers, `x` if it holds real numbers
+  any other                      its own name
+
+x, the first field, is the first of image, images, arr_0 and x, or else the first array.  Integers
+[N, H, W(, C)] are images, of grey levels 0 .. 255; integers of other shapes have as many levels as
+their largest says.  Floats are real numbers, kept as they are.  Strings [N] are texts: see `text`.
 """
 import functools
 import hashlib
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from vdm_jax.data import images
+from vdm_jax.data import fields, images, text
+from vdm_jax.data.fields import IMAGE, LABEL, Field
 from vdm_jax.data.sources import Source, Store, check_lengths, every_sixth
 from vdm_jax.errors import InputError
 
 _BEGINS = {'.npy': b'\x93NUMPY', '.npz': b'PK'}
 
 
-def open_arrays(path: str) -> Store:
+def open_arrays(path: str, text_length: int = 0) -> Store:
   """The arrays of a file, of which no image is read.  Raises FileNotFoundError or InputError."""
   if not os.path.exists(path):
     raise FileNotFoundError(f'there is no file {path}: see --config.data.name')
   _check_begins(path)
-  chosen = _chosen(path, _keys(path))
-  for key, _ in chosen:
-    _check_images(_place(path, key), _array(path, key))
-  labels = [_labels(path, key, label) for key, label in chosen]
-  shapes = [_images(_array(path, key)[:1]).shape[1:] for key, _ in chosen]
-  if shapes[0] != shapes[-1]:
-    raise InputError(problem=f'{path} holds images of {shapes[0]} for training and {shapes[-1]} '
-                     'for test', remedy='bring them to one shape')
-  if len(chosen) == 2:
-    rows = [slice(None)] * 2
-    names = [key for key, _ in chosen]
+  places, splits = _chosen(path, _keys(path))
+  found = [_field(path, name, keys, text_length) for name, keys in places.items()]
+  counts = [len(_array(path, key)) for key in next(iter(places.values()))]
+  for keys in places.values():
+    for key, count in zip(keys, counts, strict=True):
+      if len(_array(path, key)) != count:
+        raise InputError('config.data.name', path, f'{key} has {len(_array(path, key))} rows where '
+                         f'{next(iter(places))} has {count}', 'give each example one of each')
+  if splits:
+    rows = [None, None]
   else:
-    rows = every_sixth(len(_array(path, chosen[0][0])))
+    rows = every_sixth(counts[0])
     check_lengths(path, *map(len, rows))
-    names, chosen, labels = ('not every sixth', 'every sixth'), chosen * 2, labels * 2
+    splits = 'not every sixth', 'every sixth'
   sources = []
-  for name, (key, _), label, part in zip(names, chosen, labels, rows, strict=True):
-    subset = None if isinstance(part, slice) else part
-    length = len(_array(path, key)) if subset is None else len(subset)
-    label = None if label is None else label[part]
-    sources.append(Source(name, length, functools.partial(_read, path, key, label, subset), label))
-  classes = 0 if labels[0] is None else 1 + max(int(label.max()) for label in labels)
-  return Store(*sources, shapes[0], classes, '', functools.partial(_marks, path))
+  for i, (name, part) in enumerate(zip(splits, rows, strict=True)):
+    keys = [each[min(i, len(each) - 1)] for each in places.values()]
+    labels = next((_labels(path, key, len(_array(path, key)))
+                   for key, field in zip(keys, found, strict=True) if field.name == LABEL), None)
+    if part is not None:
+      labels = None if labels is None else labels[part]
+    length = counts[i] if part is None else len(part)
+    sources.append(Source(name, length, functools.partial(_read, path, keys, found, part), labels))
+  return Store(*sources, tuple(found), '', functools.partial(_marks, path))
+
+
+def _field(path: str, name: str, keys: Sequence[str], text_length: int) -> Field:
+  """The field that these arrays are, one for each split.  Raises InputError."""
+  found = [(_place(path, key), _array(path, key)) for key in keys]
+  if name == LABEL:
+    return fields.label(1 + max(int(_labels(path, key, len(_array(path, key))).max())
+                                for key in keys))
+  if all(array.dtype.kind in 'US' and array.ndim == 1 for _, array in found):
+    return text.field(name, text_length or max(text.longest(_strings(u)) for _, u in found))
+  each = []
+  for place, array in found:
+    if array.dtype.kind in 'uib' and (array.ndim in (3, 4) or name == IMAGE):
+      _check_images(place, array)
+      shape = array.shape[1:] + (1,) * (array.ndim == 3)
+      each.append(Field(name, shape, 'uint8', 0))
+    else:
+      if name in (IMAGE, 'x'):
+        _check_axes(place, array)
+      each.append(fields.of_array(name, array, place))
+  first, last = each[0], each[-1]
+  if first.shape != last.shape:
+    raise InputError('config.data.name', path, f'it holds {name} of {first.shape} for training and '
+                     f'{last.shape} for test', 'bring them to one shape')
+  if (first.levels is None) != (last.levels is None):
+    raise InputError('config.data.name', path, f'{keys[0]} and {keys[-1]} are not both integers',
+                     'save them alike')
+  if not first.levels:
+    return first
+  return fields.integers(name, first.shape, max(f.levels for f in each))
+
+
+def _strings(array: np.ndarray) -> list[str]:
+  return [one.decode() if isinstance(one, bytes) else str(one) for one in array]
 
 
 def _place(path: str, key: str) -> str:
@@ -85,29 +131,50 @@ def _keys(path: str) -> list[str]:
     raise images.unreadable(path, error) from error
 
 
-def _chosen(path: str, keys: list[str]) -> list[tuple[str, str]]:
-  """The names of images and labels ('' where there are none), by split or of all."""
-  if {'x_train', 'x_test'} <= set(keys):
-    chosen = [('x_train', 'y_train'), ('x_test', 'y_test')]
-  elif {'train', 'test'} <= set(keys):
-    chosen = [('train', ''), ('test', '')]
-  elif 'images' in keys:
-    chosen = [('images', 'labels')]
-  elif len(keys) == 1:
-    chosen = [(keys[0], '')]
-  else:
-    raise InputError(problem=f'{path} holds {sorted(keys)}', remedy='store x_train and x_test '
-                     '(with y_train and y_test), train and test, images (with labels), or one '
-                     'array alone')
-  labelled = [label for _, label in chosen if label in keys and label]
-  if labelled and len(labelled) < len(chosen):
-    [absent] = {'y_train', 'y_test'} - set(labelled)
-    raise InputError('config.data.name', path, f'it holds {labelled[0]} and no {absent}',
-                     f'add {absent}, or leave out {labelled[0]}')
-  return [(key, label if labelled else '') for key, label in chosen]
+def _chosen(path: str, keys: list[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+  """Which arrays each field is, x first, and the splits: {name: one key, or two}, (train, test).
+
+  Without splits of its own a file has one key for each field, and ().
+  """
+  def ordered(names):
+    x = next(name for name in (IMAGE, 'x', *names) if name in names and name != LABEL)
+    return sorted(names, key=lambda name: name != x)  # which keeps the order of the others
+
+  ends = {key[:-len('_train')] for key in keys if key.endswith('_train')} | {
+      key[:-len('_test')] for key in keys if key.endswith('_test')}
+  for stem in sorted(ends):
+    pair = f'{stem}_train', f'{stem}_test'
+    for key, other in (pair, pair[::-1]):
+      if key in keys and other not in keys:
+        raise InputError('config.data.name', path, f'it holds {key} and no {other}',
+                         f'add {other}, or leave out {key}')
+  if ends:
+    names = {_named(path, {'y': 'labels'}.get(stem, stem), f'{stem}_train'):
+             (f'{stem}_train', f'{stem}_test') for stem in sorted(ends, key=_position(keys))}
+    return {name: names[name] for name in ordered(names)}, names[ordered(names)[0]]
+  if {'train', 'test'} <= set(keys):
+    return {_named(path, 'x', 'train'): ('train', 'test')}, ('train', 'test')
+  kept = [key for key in keys if _array(path, key).ndim]  # a file may say something of itself
+  if not set(kept) - {'labels', LABEL}:
+    raise InputError('config.data.name', path, f'it holds {sorted(keys)} and no array of examples',
+                     'save x_train and x_test, or arrays of one length')
+  names = {_named(path, key, key): (key,) for key in kept}
+  return {name: names[name] for name in ordered(names)}, ()
 
 
-@functools.lru_cache(maxsize=4)
+def _position(keys: Sequence[str]):
+  """The order of these stems in a file."""
+  return lambda stem: min(keys.index(key) for key in (f'{stem}_train', f'{stem}_test'))
+
+
+def _named(path: str, name: str, key: str) -> str:
+  """What the field of an array is called."""
+  if name in ('', 'x', 'arr_0'):
+    return 'x' if _array(path, key).dtype.kind == 'f' else IMAGE
+  return {'images': IMAGE, 'labels': LABEL}.get(name, name)
+
+
+@functools.lru_cache(maxsize=16)
 def _array(path: str, key: str) -> np.ndarray:
   """An array of a file.  npy: mapped.  npz: taken out once, as each indexing decompresses it."""
   try:
@@ -118,40 +185,35 @@ def _array(path: str, key: str) -> np.ndarray:
   except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     if 'Python objects' in str(error) or 'Object arrays' in str(error):
       raise InputError(problem=f'{_place(path, key)} holds Python objects',
-                       remedy='make it one array of integers with numpy.stack') from error
+                       remedy='make it one array of numbers with numpy.stack, or of strings with '
+                       'numpy.array') from error
     raise images.unreadable(path, error) from error
 
 
-def _images(array: np.ndarray) -> np.ndarray:
-  """[n, H, W] -> [n, H, W, 1]; others as they are.  uint8."""
-  return (array[..., None] if array.ndim == 3 else array).astype(np.uint8)
-
-
-def _check_images(place: str, array: np.ndarray) -> None:
+def _check_axes(place: str, array: np.ndarray) -> None:
   if array.ndim not in (2, 3, 4):
     raise InputError(problem=f'{place} has shape {array.shape}',
                      remedy='store [N, H, W, C], [N, H, W] or [N, D]')
+
+
+def _check_images(place: str, array: np.ndarray) -> None:
+  _check_axes(place, array)
   if not array.size:
     raise InputError(problem=f'{place} has shape {array.shape} and so holds nothing',
                      remedy='give every axis a length')
   if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] > 4:
     raise InputError(problem=f'{place} has shape {array.shape}: channels come last here',
                      remedy='store [N, H, W, C]')
-  if array.dtype.kind not in 'uib':
-    raise InputError(problem=f'{place} holds {array.dtype}',
-                     remedy='store integers, the grey levels 0 .. 255')
   if array.dtype not in (np.uint8, np.bool_) and (array.min() < 0 or array.max() > 255):
     raise InputError(problem=f'{place} holds values from {array.min()} to {array.max()}',
-                     remedy='store the grey levels 0 .. 255')
+                     remedy='store the grey levels 0 .. 255, or real numbers as floats')
 
 
-def _labels(path: str, key: str, label: str) -> np.ndarray | None:
-  """int32 [N], one for each image of `key`; None where there are none."""
-  if not label:
-    return None
-  count, labels = len(_array(path, key)), _array(path, label)
-  what = f'{_place(path, label)} is {labels.dtype} {labels.shape}'
-  needed = f'needed is one class 0, 1, ... for each of {count} images'
+def _labels(path: str, key: str, count: int) -> np.ndarray:
+  """int32 [N], one for each of `count` examples."""
+  labels = _array(path, key)
+  what = f'{_place(path, key)} is {labels.dtype} {labels.shape}'
+  needed = f'needed is one class 0, 1, ... for each of {count} examples'
   if labels.size != count or labels.dtype.kind not in 'ui':
     raise InputError(problem=what, remedy=needed)
   if not 0 <= labels.min() <= labels.max() < 2**31:
@@ -159,9 +221,17 @@ def _labels(path: str, key: str, label: str) -> np.ndarray | None:
   return labels.reshape(count).astype(np.int32)
 
 
-def _read(path, key, labels, subset, rows):
-  pictures = _images(_array(path, key)[rows if subset is None else subset[rows]])
-  return pictures, None if labels is None else labels[rows]
+def _read(path, keys, found, subset, rows):
+  rows = rows if subset is None else subset[rows]
+  return {field.name: _values(_array(path, key)[rows], field)
+          for key, field in zip(keys, found, strict=True)}
+
+
+def _values(array: np.ndarray, field: Field) -> np.ndarray:
+  """Rows of an array as the field has them."""
+  if array.dtype.kind in 'US':
+    return text.encode(_strings(array), field.shape[0])
+  return array.reshape(len(array), *field.shape).astype(field.dtype)
 
 
 def _marks(path: str) -> dict[str, int | str]:

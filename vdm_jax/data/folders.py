@@ -4,19 +4,31 @@ Folders `train` and `test` (or validation, valid, val; in any case) are the spli
 every sixth picture is for testing.  If every picture lies in a folder of its split, those folders
 are the classes.  What begins with a dot is left out.  The pictures have one channel if all are
 grey, else three: see `images`.
+
+Beside the pictures, in the folder or in that of a split, may lie what is said of them:
+
+  captions.txt     `file<TAB>caption` a line; `caption` is a field of text
+  metadata.jsonl   {"file_name": "a.png", "caption": "a cat", "age": 3, ...} a line: texts, numbers
+                   and lists of numbers, each a field.  Numbers that are all 0, 1, 2, ... are
+                   integers, else they are real
+
+Files are named by their path from there, and every picture has all fields.
 """
 import collections
 import functools
+import json
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax.data import images
+from vdm_jax.data import fields, images, text
+from vdm_jax.data.fields import IMAGE, LABEL, Batch, Field
 from vdm_jax.data.sources import HELD_OUT, Source, Store, every_sixth
 from vdm_jax.errors import InputError
 
+CAPTIONS, METADATA = 'captions.txt', 'metadata.jsonl'
 IMAGE_FILES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 
 
@@ -24,13 +36,13 @@ class Listing(NamedTuple):
   """The files below a folder."""
   pictures: list[str]         # relative paths, in order
   hidden: int                 # files that begin with a dot, or lie in a folder that does
-  others: collections.Counter  # the endings of all other files
+  others: collections.Counter  # the endings of all other files, but `CAPTIONS` and `METADATA`
 
 
-def open_folder(root: str, image_size: int) -> Store:
+def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
   """The pictures below `root`, of which the headers are read.
 
-  Raises FileNotFoundError or InputError.
+  text_length: bytes of a text, 0 for those of the longest.  Raises FileNotFoundError or InputError.
   """
   if os.path.isfile(root):
     raise InputError('config.data.name', root, 'it is a file, and neither .npy nor .npz',
@@ -57,10 +69,102 @@ def open_folder(root: str, image_size: int) -> Store:
            for name, part in zip(within, parts, strict=True)]
   headers = [images.header(path) for part in paths for path in part]
   channels = 1 if all(header.grey for header in headers) else 3
-  sources = [Source(name, len(part), functools.partial(_read, part, label, channels, image_size),
-                    label) for name, part, label in zip(names, paths, labels, strict=True)]
-  return Store(*sources, (*_size(root, headers, image_size), channels), len(classes), '',
-               functools.partial(_sizes, root, paths), left_out + _changed(headers), 256)
+  more, told = _described(root, within, parts, text_length)
+  if classes:
+    if LABEL in more:
+      raise InputError('config.data.name', root, f'{METADATA} has a label, and the folders are '
+                       'classes too', 'leave out the one or the other')
+    more = {LABEL: fields.label(len(classes))} | more
+    told = [{LABEL: label} | each for label, each in zip(labels, told, strict=True)]
+  known = lambda each: each[LABEL] if LABEL in more and more[LABEL].levels else None
+  sources = [Source(name, len(part), functools.partial(_read, part, each, channels, image_size),
+                    known(each)) for name, part, each in zip(names, paths, told, strict=True)]
+  image = Field(IMAGE, (*_size(root, headers, image_size), channels), 'uint8', 0)
+  return Store(*sources, (image, *more.values()), '',
+               functools.partial(_sizes, root, paths + [_said_in(root, within)]),
+               left_out + _changed(headers), 256)
+
+
+def _said_in(root: str, within: Sequence[str]) -> list[str]:
+  """The files there are that say something of the pictures."""
+  folders = dict.fromkeys([root, *(os.path.join(root, name) if name else root for name in within)])
+  return [path for folder in folders for name in (CAPTIONS, METADATA)
+          if os.path.isfile(path := os.path.join(folder, name))]
+
+
+def _described(root: str, within: Sequence[str], parts: list[list[str]], text_length: int
+               ) -> tuple[dict[str, Field], list[Batch]]:
+  """The fields that `CAPTIONS` and `METADATA` give the pictures, and their values by split."""
+  said = collections.defaultdict(dict)  # path from root -> {name: value}
+  files = _said_in(root, within)
+  for path in files:
+    for number, (file, values) in enumerate(_lines(path), 1):
+      at = os.path.normpath(os.path.relpath(os.path.join(os.path.dirname(path), file), root))
+      if set(values) & {IMAGE, fields.AUGMENTED}:
+        raise InputError('config.data.name', f'{path}, line {number}', 'its fields may not be '
+                         f'called {IMAGE} or {fields.AUGMENTED}', 'rename them')
+      said[at].update(values)
+  pictures = [[os.path.normpath(os.path.join(name, file)) for file in part]
+              for name, part in zip(within, parts, strict=True)]
+  names = list(dict.fromkeys(name for part in pictures for file in part for name in said[file]))
+  for file in (file for part in pictures for file in part):
+    absent = [name for name in names if name not in said[file]]
+    if absent:
+      raise InputError('config.data.name', root, f'{" and ".join(map(os.path.basename, files))} '
+                       f'has no {absent[0]} of {file}', 'add it, or take the picture away')
+  found, told = {}, [{} for _ in pictures]
+  for name in names:
+    values = [[said[file][name] for file in part] for part in pictures]
+    found[name], columns = _column(root, name, values, text_length)
+    for each, column in zip(told, columns, strict=True):
+      each[name] = column
+  return found, told
+
+
+def _lines(path: str) -> list[tuple[str, dict]]:
+  """What a file says, line by line: the picture's name, and its fields."""
+  remedy = ('write file<TAB>caption' if path.endswith(CAPTIONS) else
+            'write {"file_name": "a.png", ...}')
+  out = []
+  with open(path, encoding='utf-8') as file:
+    for number, line in enumerate(file, 1):
+      if not line.strip():
+        continue
+      try:
+        if path.endswith(CAPTIONS):
+          name, caption = line.rstrip('\n').split('\t', 1)
+          out.append((name, {'caption': caption}))
+        else:
+          values = json.loads(line)
+          out.append((values.pop('file_name'), values))
+      except (ValueError, KeyError, AttributeError) as error:
+        raise InputError('config.data.name', f'{path}, line {number}', 'it is not of that form',
+                         remedy) from error
+  return out
+
+
+def _column(root: str, name: str, values: list[list], text_length: int
+            ) -> tuple[Field, list[np.ndarray]]:
+  """A field of these values by split, and its arrays.  Raises InputError."""
+  every = [value for part in values for value in part]
+  if all(isinstance(value, str) for value in every):
+    length = text_length or text.longest(every)
+    return text.field(name, length), [text.encode(part, length) for part in values]
+  try:
+    array = np.array(every)
+    if array.dtype.kind not in 'uibf':
+      raise ValueError(array.dtype)
+  except ValueError as error:
+    raise InputError('config.data.name', root, f'the values of {name} in {METADATA} are not all '
+                     'texts, all numbers or all lists of as many numbers', 'make them so'
+                     ) from error
+  if array.dtype.kind in 'ib' and array.min() < 0:
+    array = array.astype(np.float32)
+  field = fields.of_array(name, array, f'{root}, {METADATA}: {name}')
+  if name == LABEL and field.levels:
+    field = fields.label(int(array.max()) + 1)
+  array, sizes = array.astype(field.dtype), np.cumsum([len(part) for part in values])
+  return field, np.split(array, sizes[:-1])
 
 
 def _split_folders(root: str) -> tuple[str, str] | None:
@@ -91,7 +195,7 @@ def _listing(root: str, skip: Sequence[str] = ()) -> Listing:
         hidden += 1
       elif path.lower().endswith(IMAGE_FILES):
         pictures.append(path)
-      else:
+      elif folder != root or file not in (CAPTIONS, METADATA):
         others[os.path.splitext(path)[1].lower() or 'no ending'] += 1
   return Listing(sorted(pictures), hidden, others)
 
@@ -150,7 +254,7 @@ def _sizes(root: str, paths: list[list[str]]) -> dict[str, int | str]:
   return {os.path.relpath(path, root): os.path.getsize(path) for part in paths for path in part}
 
 
-def _read(paths, labels, channels, image_size, rows):
+def _read(paths, told, channels, image_size, rows):
   pictures = [images.decode(paths[i], paths[i], channels, image_size) for i in rows]
-  place = os.path.dirname(paths[0])
-  return images.stack(pictures, place), None if labels is None else labels[rows]
+  return {IMAGE: images.stack(pictures, os.path.dirname(paths[0])),
+          **{name: values[rows] for name, values in told.items()}}

@@ -1,10 +1,10 @@
-"""From stored images to the batch of a step.
+"""From stored examples to the batch of a step.
 
-Stream index j = k B + i (example i of the global batch of step k) is image
+Stream index j = k B + i (example i of the global batch of step k) is example
 
   perm(seed, j // N)[j mod N]
 
-of the N training images, so every image is seen once an epoch, no remainder is dropped, and the
+of the N for training, so every one is seen once an epoch, no remainder is dropped, and the
 batch depends on neither the past nor the number of processes.  Small data sets live in RAM and are
 indexed; larger ones are read by grain's worker processes, which compute the same function.
 """
@@ -15,65 +15,62 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 import signal
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from vdm_jax.data import fingerprints, random, records, sources, stores
+from vdm_jax.data import augmentation, fields, fingerprints, random, records, sources, stores
+from vdm_jax.data.fields import Batch, Spec
 from vdm_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
-
-CHUNK = 1024  # images in memory at a time where a whole split is passed over
+CHUNK = 1024  # examples in memory at a time where a whole split is passed over
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """The fields of `config.data`.  shape, levels, classes: empty or 0 is read from the data."""
+  """The fields of `config.data`.  shape, levels, classes: empty or 0 is read from the data.
+
+  shape and levels are those of x; `found` is the whole Spec, and is never given by hand.
+  """
   return ml_collections.ConfigDict({
       'name': 'digits',    # see vdm_jax/data/stores.py for what a name may be
       'data_dir': '',      # of TFDS; empty: $TFDS_DATA_DIR, ~/tensorflow_datasets
       'shape': (),         # of one image [H, W, C], or of a point [D]
       'levels': 0,         # values are 0 .. levels - 1
-      'classes': 0,
+      'classes': 0,        # of the field 'label'
+      'fields': (),        # which fields, x first; empty: all (of TFDS image and label)
+      'found': (),         # the fields that were found, kept with the run
+      'text_length': 0,    # bytes that are kept of a text; 0: of the longest
       'image_size': 0,     # crop and resize images to this square; 0: as they are
       'validation': 0,     # the last so many images of train
       'hold_out': True,    # False: they are trained on as well, as published recipes do
       'batch_size': 128,   # of all processes together
       'seed': 0,           # of the order and the augmentation
-      'augment': False,    # flips and quarter turns, and a bit that says so
+      'augment': False,    # changes of x, and the field 'augmented' that says so
+      'augmentation': 'flips_and_turns',  # which ones: see vdm_jax/data/augmentation.py
       'memory_gb': 1.0,    # splits up to this size live in RAM
       'workers': 4,        # processes that read the larger ones
   }).lock()
 
 
-_LEAST = {'classes': 0, 'image_size': 0, 'validation': 0, 'batch_size': 1, 'memory_gb': 0,
-          'workers': 0}
+_LEAST = {'classes': 0, 'image_size': 0, 'text_length': 0, 'validation': 0, 'batch_size': 1,
+          'memory_gb': 0, 'workers': 0}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises InputError for a number of `config.data` that no data set could have."""
   for name, least in _LEAST.items():
-    if not config[name] >= least:  # NaN is neither
+    if not config.get(name, least) >= least:  # NaN is neither
       raise InputError(f'config.data.{name}', config[name], f'it must be {least} or more')
-  if config.levels and not 2 <= config.levels <= 256:
-    raise InputError('config.data.levels', config.levels, 'values have 2 to 256 levels',
+  if config.levels and not 2 <= config.levels < 2**31:
+    raise InputError('config.data.levels', config.levels, 'values have 2 levels or more',
                      'correct it, or set 0 to read it from the data')
   if any(size < 1 for size in config.shape):
     raise InputError('config.data.shape', tuple(config.shape), 'every axis must be 1 or more',
                      'correct it, or leave it empty to read it from the data')
-
-
-class Spec(NamedTuple):
-  """What one example is."""
-  name: str
-  shape: tuple[int, ...]  # [H, W, C] of an image, [D] of a point
-  levels: int             # values are the integers 0 .. levels - 1
-  classes: int            # 0: without labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,47 +83,38 @@ class Split:
   length: int
   source: sources.Source
   spec: Spec
-  augmented: bool          # whether batches carry the augmentation bit
 
   def __len__(self) -> int:
     return self.length
 
   def get(self, indices) -> Batch:
-    """Images as they are, in a batch like those of training.
+    """Examples as they are, in a batch like those of training: {field: array [n, ...]}.
 
-    'image' uint8 [n, ...]; 'label' int32 [n] if there are labels; 'augmented' float32 [n], all 0,
-    if training augments.  Raises IndexError for an index outside of the split.
+    'augmented', if training augments, is all 0.  Raises IndexError for an index outside of the
+    split, InputError for an example that is not as the Spec says.
     """
     indices = np.asarray(indices, np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < self.length:
       raise IndexError(f'the {self.name} split has {self.length} images')
-    images, labels = self.source.read(self.start + indices)
-    self._check(images)
-    batch = {'image': images}
-    if labels is not None:
-      batch['label'] = labels
-    if self.augmented:
-      batch['augmented'] = np.zeros(len(images), np.float32)
-    return batch
+    found = self.source.read(self.start + indices)
+    fields.check(self.spec, found)
+    if fields.AUGMENTED in self.spec:
+      found = found | {fields.AUGMENTED: np.zeros(len(indices), np.float32)}
+    return {name: found[name] for name in self.spec.names}
 
   def chunks(self) -> Iterator[Batch]:
     """The whole split in order, a piece at a time."""
     return map(self.get, _chunks(self.length))
 
-  def sha256(self) -> str:
-    """Of the decoded images: uint8, row-major [length, ...], in order, nothing between them."""
+  def sha256(self, field: str = '') -> str:
+    """Of the values of a field, x by default: row-major [length, ...], in order, nothing between.
+
+    They are hashed as they are stored in a batch: images as uint8.
+    """
     digest = hashlib.sha256()
     for batch in self.chunks():
-      digest.update(np.ascontiguousarray(batch['image']).data)
+      digest.update(np.ascontiguousarray(batch[field or self.spec.x.name]).data)
     return digest.hexdigest()
-
-  def _check(self, images: np.ndarray) -> None:
-    if images.shape[1:] != self.spec.shape:
-      raise InputError('config.data.shape', self.spec.shape, f'{self.spec.name} holds an example '
-                       f'of {images.shape[1:]}', 'correct it, or leave it empty')
-    if images.size and images.max() >= self.spec.levels:
-      raise InputError('config.data.levels', self.spec.levels, f'{self.spec.name} holds the value '
-                       f'{images.max()}', f'set {images.max() + 1} or more, or 0 to find it')
 
 
 class Data:
@@ -145,40 +133,78 @@ class Data:
   def spec(self) -> Spec:
     """What one example is: as configured, else as found.
 
-    With shape and levels configured nothing is read.  Levels found: 256 if any value exceeds 127,
-    else the largest value plus one, over all splits.  A known TFDS data set that is not prepared
-    is taken at its declaration, with 256 levels.
+    With shape and levels configured nothing is read: it is one of images, and of labels where
+    there are classes.  Levels found: 256 of pixels if any exceeds 127, else the largest value plus
+    one, over all splits.  A known TFDS data set that is not prepared is taken at its declaration,
+    with 256 levels.
     """
     c = self.config
-    given = Spec(c.name, tuple(c.shape), c.levels, c.classes)
-    if given.shape and given.levels:
-      return given
+    if c.get('found', ()):
+      spec = fields.from_config(c.name, c.found)
+    elif c.shape and c.levels:
+      spec = fields.of_images(c.name, c.shape, c.levels, c.classes, x=self._name_given)
+    else:
+      spec = Spec(c.name, tuple(self._found()))
+    if c.augment:
+      spec = Spec(c.name, (*spec.fields, augmentation.FIELD))
+    return spec
+
+  @property
+  def _name_given(self) -> str:
+    """What x is called where nothing is read of the data."""
+    return next(iter(self.config.get('fields', ())), fields.IMAGE)
+
+  def _found(self) -> list[fields.Field]:
+    """The fields as they are in the data, with what is configured of x and of the labels."""
+    c = self.config
     try:
-      shape, classes = self._store.shape, self._store.classes
+      found = list(self._store.fields)
       prepared = True
     except sources.NotPrepared:
-      shape, classes = records.declared(c.name, c.data_dir, c.image_size)
+      found = list(records.declared(c.name, c.data_dir, c.image_size, c.get('fields', ()),
+                                    c.get('text_length', 0)))
       prepared = False
-      if not (given.shape or shape):
+      if not (c.shape or found[0].shape):
         raise
-    spec = Spec(c.name, given.shape or shape, given.levels or 256, given.classes or classes)
-    if given.levels or not prepared:
-      return spec
-    largest = 0
-    for split in ('test', 'train'):  # the smaller one first: it usually tells
+    x = found[0]
+    if c.levels and x.levels is None:
+      raise InputError('config.data.levels', c.levels, f'{x.name} of {c.name} holds real numbers',
+                       'leave it 0, or round and count the values')
+    found[0] = x._replace(shape=tuple(c.shape) or x.shape,
+                          levels=c.levels or x.levels)
+    if c.classes:
+      found = [fields.label(c.classes) if f.name == fields.LABEL else f for f in found]
+    unknown = {f.name: 0 for f in found if f.levels == 0}
+    if prepared:
+      self._find_levels(unknown)
+    else:
+      unknown = dict.fromkeys(unknown, 256)
+    return [f._replace(levels=unknown.get(f.name, f.levels)) for f in found]
+
+  def _find_levels(self, unknown: dict[str, int]) -> None:
+    """Puts the levels of these fields: 256 of pixels if any exceeds 127, else the largest + 1."""
+    images = [f.name for f in self._store.fields if f.dtype == 'uint8']
+    largest = dict.fromkeys(unknown, 0)
+    for split in ('test', 'train') if unknown else ():  # the smaller one first: it usually tells
       source = self._source(split)
       for rows in _chunks(source.length):
-        largest = max(largest, int(source.read(rows)[0].max()))
-        if largest > 127:
-          return spec
-    if not largest:
-      raise InputError('config.data.name', c.name, 'all its values are 0, and so there is nothing '
-                       'to learn', 'name other data, or set config.data.levels')
-    if self._store.levels > largest + 1:
-      logging.warning('%s: no value exceeds %d, so it is taken to have %d levels; '
-                      '--config.data.levels=%d keeps all of its format.', c.name, largest,
-                      largest + 1, self._store.levels)
-    return spec._replace(levels=largest + 1)
+        batch = source.read(rows)
+        for name in largest:
+          largest[name] = max(largest[name], int(batch[name].max()))
+        if all(name in images and u > 127 for name, u in largest.items()):
+          break
+      else:
+        continue
+      break
+    for name, u in largest.items():
+      if not u:
+        raise InputError('config.data.name', self.config.name, 'all its values are 0, and so there '
+                         'is nothing to learn', 'name other data, or set config.data.levels')
+      unknown[name] = 256 if name in images and u > 127 else u + 1
+      if name in images and self._store.levels > unknown[name]:
+        logging.warning('%s: no value exceeds %d, so it is taken to have %d levels; '
+                        '--config.data.levels=%d keeps all of its format.', self.config.name, u,
+                        u + 1, self._store.levels)
 
   def split(self, name: str) -> Split:
     """'train', 'validation' (the last images of train) or 'test'."""
@@ -191,13 +217,13 @@ class Data:
       length = {'validation': held_out,
                 'train': store.train.length - (held_out if c.hold_out else 0)}[name]
     source = self._source('test' if name == 'test' else 'train')
-    return Split(name, source.name, store.version, start, length, source, spec, c.augment)
+    return Split(name, source.name, store.version, start, length, source, spec)
 
   def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
     """This process's rows of the global batch of `step`; a pure function.
 
-    'image' uint8 [B / process_count, ...]; 'label' int32 if there are labels; 'augmented' float32
-    if the config says `augment`.  Raises InputError where the processes do not divide the batch.
+    {field: array [B / process_count, ...]}, the fields those of `spec`.  Raises InputError where
+    the processes do not divide the batch.
     """
     return self._batches(process_index, process_count)(step)
 
@@ -212,8 +238,11 @@ class Data:
   def describe(self) -> str:
     """One line: what was found."""
     c, spec, store = self.config, self.spec, self._store
+    of_x = 'real numbers' if spec.x.levels is None else f'{spec.levels} levels'
+    beside = ''.join(f'; {field}' for field in spec.fields[1:]
+                     if field.name not in (fields.LABEL, fields.AUGMENTED))
     return (f'{c.name}{" " * bool(store.version)}{store.version}: '
-            f'{" x ".join(map(str, spec.shape))}, {spec.levels} levels, {spec.classes} classes; '
+            f'{" x ".join(map(str, spec.shape))}, {of_x}, {spec.classes} classes{beside}; '
             f'{len(self.split("train")):,} to train on, {self._validation:,} for validation '
             f'({"not" if c.hold_out else "also"} trained on), {store.test.length:,} for test '
             f'({store.test.name}){"".join(f"; {note}" for note in self._notes())}')
@@ -225,7 +254,7 @@ class Data:
   def _notes(self) -> tuple[str, ...]:
     """What was left out or changed, and classes that cannot be learned."""
     store, length = self._store, len(self.split('train'))
-    if store.train.labels is None:
+    if store.train.labels is None or not self.spec.classes:
       return store.notes
     seen = np.bincount(store.train.labels[:length], minlength=self.spec.classes) > 0
     absent = np.flatnonzero(~seen)
@@ -237,23 +266,50 @@ class Data:
   @functools.cached_property
   def _store(self) -> sources.Store:
     c = self.config
-    store = stores.open_store(c.name, c.data_dir, c.image_size)
-    if c.image_size and store.shape[:2] != (c.image_size, c.image_size):
+    store = self._chosen(stores.open_store(
+        c.name, c.data_dir, c.image_size, c.get('fields', ()), c.get('text_length', 0)))
+    shape = store.fields[0].shape
+    if not shape:
+      raise InputError('config.data.name', c.name, f'its first field, {store.fields[0].name}, is '
+                       'one number an example', 'name the field that is x first in '
+                       'config.data.fields, or give it an axis')
+    if c.image_size and shape[:2] != (c.image_size, c.image_size):
       raise InputError('config.data.image_size', c.image_size, f'{c.name} has examples of '
-                       f'{store.shape}, and only pictures of a folder or of TFDS are resized',
+                       f'{shape}, and only pictures of a folder or of TFDS are resized',
                        'resize the arrays, and leave it 0')
-    if c.shape and tuple(c.shape) != store.shape:
+    if c.shape and tuple(c.shape) != shape:
       raise InputError('config.data.shape', tuple(c.shape), f'{c.name} has examples of '
-                       f'{store.shape}', 'correct it, or leave it empty')
+                       f'{shape}', 'correct it, or leave it empty')
     if 0 < c.classes < store.classes:
       raise InputError('config.data.classes', c.classes, f'{c.name} has {store.classes} classes',
                        'correct it, or leave it 0')
     if not c.classes:
       _check_numbering(c.name, store)
     logging.info('%s: %s, %d classes, %d images for training, %d for test (%s)', c.name,
-                 ' x '.join(map(str, store.shape)), store.classes, store.train.length,
+                 ' x '.join(map(str, shape)), store.classes, store.train.length,
                  store.test.length, store.test.name)
     return store
+
+  def _chosen(self, store: sources.Store) -> sources.Store:
+    """The store with the fields of the config, in their order."""
+    c, there = self.config, {field.name: field for field in store.fields}
+    wanted = c.get('fields', ())
+    absent = [name for name in wanted if name not in there]
+    if absent:
+      raise InputError('config.data.fields', tuple(wanted), f'{c.name} has no field {absent[0]!r}',
+                       f'choose of {", ".join(there)}')
+    if wanted:
+      return store._replace(fields=tuple(there[name] for name in wanted))
+    x = store.fields[0]
+    kept = [name for name, *_ in c.get('found', ())] or (
+        [self._name_given] if c.shape and c.levels else [x.name])
+    if kept[0] in there:
+      return store
+    # In runs of before the fields had names, and where nothing was read, x is the image.
+    renamed = lambda source: source._replace(read=functools.partial(
+        _renamed, source.read, x.name, kept[0]))
+    return store._replace(fields=(x._replace(name=kept[0]), *store.fields[1:]),
+                          train=renamed(store.train), test=renamed(store.test))
 
   @property
   def _validation(self) -> int:
@@ -265,7 +321,7 @@ class Data:
     return n
 
   def _small(self, split: str) -> bool:
-    size = getattr(self._store, split).length * math.prod(self._store.shape)
+    size = getattr(self._store, split).length * fields.bytes_of(self._store.fields)
     return size <= self.config.memory_gb * 1e9
 
   def _source(self, split: str) -> sources.Source:
@@ -281,11 +337,10 @@ class Data:
     if c.batch_size % process_count:
       raise InputError('config.data.batch_size', c.batch_size, f'it is no multiple of the '
                        f'{process_count} processes', 'choose one')
-    if c.augment and (len(split.spec.shape) != 3 or split.spec.shape[0] != split.spec.shape[1]):
-      raise InputError('config.data.augment', True, 'it turns images, which must be square; these '
-                       f'are {split.spec.shape}', 'set it to False, or config.data.image_size')
+    change = augmentation.named(c.get('augmentation', 'flips_and_turns'), split.spec
+                                ) if c.augment else None
     rows = np.arange(c.batch_size).reshape(process_count, -1)[process_index]
-    return functools.partial(make_batch, split, c.seed, c.batch_size, c.augment, rows)
+    return functools.partial(make_batch, split, c.seed, c.batch_size, change, rows)
 
 
 def _check_numbering(name: str, store: sources.Store) -> None:
@@ -301,8 +356,13 @@ def _check_numbering(name: str, store: sources.Store) -> None:
                      f'config.data.classes={store.classes}')
 
 
-def make_batch(split: Split, seed: int, batch_size: int, augmented: bool, rows: np.ndarray,
-               step: int) -> Batch:
+def _renamed(read, old: str, new: str, rows: np.ndarray) -> Batch:
+  found = read(rows)
+  return {new if name == old else name: values for name, values in found.items()}
+
+
+def make_batch(split: Split, seed: int, batch_size: int,
+               augment: augmentation.Augmentation | None, rows: np.ndarray, step: int) -> Batch:
   """Rows [n] of the global batch of `step`; the module's equation."""
   epochs, offsets = np.divmod(step * batch_size + rows, len(split))
   indices = np.empty_like(rows)
@@ -310,27 +370,11 @@ def make_batch(split: Split, seed: int, batch_size: int, augmented: bool, rows: 
     here = epochs == epoch
     indices[here] = random.permutation(seed, int(epoch), len(split))[offsets[here]]
   batch = split.get(indices)
-  if augmented:
+  if augment is not None:
     # Drawn for the whole batch: what row i gets does not depend on who asks for it.
-    u = random.uniform(seed, step, random.AUGMENT, 3 * batch_size).reshape(3, batch_size)
-    batch['image'], batch['augmented'] = augment(batch['image'], *u[:, rows])
+    u = random.uniform(seed, step, random.AUGMENT, augment.draws * batch_size)
+    batch = augment.apply(batch, u.reshape(augment.draws, batch_size)[:, rows], split.spec.x.name)
   return batch
-
-
-def augment(images: np.ndarray, flip: np.ndarray, turn: np.ndarray,
-            angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Flips left-right with probability 1/2; by 90, 180 or 270 degrees with probability 1/2.
-
-  images: [n, H, H, C].  flip, turn, angle: [n], uniform on [0, 1).  Returns the images and
-  float32 [n], 1 where anything was done.  Source: the augmented CIFAR-10 of the official VDM
-  repository (google-research/vdm, `dataset.py`).
-  """
-  flipped = flip < 0.5
-  quarters = np.where(turn < 0.5, 1 + np.floor(3 * angle), 0).astype(int)
-  out = np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
-  for k in (1, 2, 3):
-    out[quarters == k] = np.rot90(out[quarters == k], k, axes=(1, 2))
-  return out, (flipped | (quarters > 0)).astype(np.float32)
 
 
 def _kept(source: sources.Source) -> sources.Source:
@@ -338,14 +382,12 @@ def _kept(source: sources.Source) -> sources.Source:
 
   @functools.cache
   def arrays():
-    logging.info('reading %d images (%s) into memory', source.length, source.name)
+    logging.info('reading %d examples (%s) into memory', source.length, source.name)
     chunks = [source.read(rows) for rows in _chunks(source.length)]
-    images, labels = zip(*chunks, strict=True)
-    return np.concatenate(images), None if labels[0] is None else np.concatenate(labels)
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
   def read(rows):
-    images, labels = arrays()
-    return images[rows], None if labels is None else labels[rows]
+    return {name: values[rows] for name, values in arrays().items()}
 
   return source._replace(read=read)
 

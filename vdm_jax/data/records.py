@@ -1,12 +1,19 @@
-"""A data set of TFDS: records with random access, which hold encoded images."""
+"""A data set of TFDS: records with random access, which hold encoded images and other features.
+
+Its image and its label are read, or the features that config.data.fields names: numbers and
+arrays of them, classes, and texts, which become tokens (see `text`) of config.data.text_length.
+"""
 import difflib
 import functools
 import io
 import os
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax.data import formulas, images
+from vdm_jax.data import fields, formulas, images, text
+from vdm_jax.data.fields import IMAGE, LABEL, Field
 from vdm_jax.data.sources import HELD_OUT, NotPrepared, Source, Store, check_lengths
 from vdm_jax.errors import InputError
 
@@ -14,9 +21,18 @@ PREPARED_BY_US = ('cifar10', 'digits', 'mnist')  # by scripts/prepare_data.py
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 
 
-def open_records(name: str, data_dir: str, image_size: int) -> Store:
+class _Feature(NamedTuple):
+  """A feature of TFDS and the field that it becomes."""
+  key: str
+  field: Field    # of an image: its shape is () where the images differ in size
+  channels: int   # of an image, 0 of others
+
+
+def open_records(name: str, data_dir: str, image_size: int, asked: Sequence[str] = (),
+                 text_length: int = 0) -> Store:
   """The data set as TFDS prepared it; the digits are prepared here.
 
+  asked: the names of its features, 'image' for its single image; empty: image and label.
   Raises NotPrepared where it is not in `data_dir`, InputError where it cannot be used.
   """
   builder = tfds_builder(name, data_dir)
@@ -37,29 +53,26 @@ def open_records(name: str, data_dir: str, image_size: int) -> Store:
     raise InputError('config.data.name', name, f'it has the splits {sorted(splits)}',
                      f'choose one with train and one of {", ".join(HELD_OUT)}')
   check_lengths(name, splits['train'].num_examples, splits[test].num_examples)
-  image, channels, size, label, classes = _features(builder)
-  if channels not in images.MODES:
-    raise InputError('config.data.name', name, f'its images have {channels} channels',
-                     'choose one of 1, 3 or 4')
+  features = _features(builder, image_size, asked, text_length)
   source = lambda split: Source(split, splits[split].num_examples, functools.partial(
-      _read, os.fspath(builder.data_path), split, image, label, channels, image_size))
-  if image_size:
-    size = (image_size, image_size)
-  elif size is None:
-    size = source(test).read(np.arange(1))[0].shape[1:3]
+      _read, os.fspath(builder.data_path), split, features, image_size))
+  found = [feature.field for feature in features]
+  for i, (field, feature) in enumerate(zip(found, features, strict=True)):
+    if feature.channels and not field.shape:
+      found[i] = field._replace(shape=source(test).read(np.arange(1))[field.name].shape[1:])
   version = str(builder.version)
   if builder.name == 'downsampled_imagenet':
     version += f', {imagenet_version(splits[test].num_examples)}'
   parts = {f'{builder.info.full_name} {split}': splits[split].num_examples
            for split in ('train', test)}
-  return Store(source('train'), source(test), (*size, channels), classes, version, lambda: parts)
+  return Store(source('train'), source(test), tuple(found), version, lambda: parts)
 
 
-def declared(name: str, data_dir: str, image_size: int) -> tuple[tuple[int, ...], int]:
-  """Shape (empty where images differ) and classes, as TFDS declares them without the data."""
-  _, channels, size, _, classes = _features(tfds_builder(name, data_dir))
-  size = (image_size, image_size) if image_size else size
-  return (*size, channels) if size else (), classes
+def declared(name: str, data_dir: str, image_size: int, asked: Sequence[str] = (),
+             text_length: int = 0) -> tuple[Field, ...]:
+  """The fields, as TFDS declares them without the data; images that differ have shape ()."""
+  return tuple(feature.field for feature in _features(
+      tfds_builder(name, data_dir), image_size, asked, text_length))
 
 
 def data_directory(data_dir: str) -> str:
@@ -104,39 +117,80 @@ def _no_such_name(name: str, error: Exception) -> InputError:
                     'and no path of a folder', remedy)
 
 
-def _features(builder):
-  """The image feature's name, channels, size (None where images differ), label's name, classes."""
+def _features(builder, image_size: int, asked: Sequence[str], text_length: int) -> list[_Feature]:
+  """The features that are read.  Raises InputError."""
   import tensorflow_datasets as tfds
   features = dict(builder.info.features.items())
   names = [k for k, v in features.items() if isinstance(v, tfds.features.Image)]
-  image = 'image' if 'image' in names else names[0] if len(names) == 1 else None
-  if image is None or features[image].np_dtype != np.uint8:
+  image = IMAGE if IMAGE in names else names[0] if len(names) == 1 else None
+  if not asked and (image is None or features[image].np_dtype != np.uint8):
     raise InputError('config.data.name', builder.name,
                      f'it has no single image of 8 bits among its features, {sorted(features)}',
-                     'choose another data set')
-  height, width, channels = features[image].shape
-  label = features.get('label')
-  classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
-  size = (height, width) if height and width else None
-  return image, channels or 3, size, 'label' if classes else '', classes or 0
+                     'choose another data set, or name its fields in config.data.fields')
+  classes = isinstance(features.get(LABEL), tfds.features.ClassLabel)
+  asked = asked or (IMAGE, *[LABEL] * bool(classes and features[LABEL].num_classes))
+  return [_feature(builder.name, features, image if name == IMAGE and image else name, name,
+                   image_size, text_length) for name in asked]
+
+
+def _feature(data_set: str, features: dict, key: str, name: str, image_size: int,
+             text_length: int) -> _Feature:
+  import tensorflow_datasets as tfds
+  kind = features.get(key)
+  if isinstance(kind, tfds.features.Image) and kind.np_dtype == np.uint8:
+    height, width, channels = kind.shape
+    channels = channels or 3
+    if channels not in images.MODES:
+      raise InputError('config.data.name', data_set, f'its images have {channels} channels',
+                       'choose one of 1, 3 or 4')
+    size = (image_size, image_size) if image_size else (height, width)
+    return _Feature(key, Field(name, (*size, channels) if all(size) else (), 'uint8', 0), channels)
+  if isinstance(kind, tfds.features.ClassLabel) and kind.num_classes:
+    return _Feature(key, fields.label(kind.num_classes)._replace(name=name), 0)
+  if isinstance(kind, tfds.features.Text):
+    if not text_length:
+      raise InputError('config.data.text_length', 0, f'{key!r} of {data_set} is text of any length',
+                       'say how many bytes of it are kept')
+    return _Feature(key, text.field(name, text_length), 0)
+  if isinstance(kind, tfds.features.Tensor) and None not in kind.shape:
+    if np.issubdtype(kind.np_dtype, np.floating):
+      return _Feature(key, fields.reals(name, kind.shape), 0)
+    if np.issubdtype(kind.np_dtype, np.integer):
+      return _Feature(key, Field(name, tuple(kind.shape), 'int32', 0), 0)
+  raise InputError('config.data.fields', name, f'it is no image, class, text or array of numbers '
+                   f'of one shape among the features of {data_set}',
+                   f'choose of {", ".join(sorted(features))}')
 
 
 @functools.lru_cache(maxsize=8)
-def _tfds_source(directory: str, split: str, image: str):
+def _tfds_source(directory: str, split: str, encoded: tuple[str, ...]):
   import tensorflow_datasets as tfds
   builder = tfds.builder_from_directory(directory)
-  return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+  return builder.as_data_source(
+      split, decoders=dict.fromkeys(encoded, tfds.decode.SkipDecoding()))
 
 
-def _read(directory, split, image, label, channels, image_size, rows):
+def _read(directory, split, features, image_size, rows):
   try:
-    records = _tfds_source(directory, split, image).__getitems__([int(i) for i in rows])
+    records = _tfds_source(directory, split, tuple(
+        feature.key for feature in features if feature.channels)).__getitems__(
+            [int(i) for i in rows])
   except RuntimeError as error:  # array_record's, which does not say of which file
     raise images.unreadable(_damaged_shard(directory, split), error) from error
-  pictures = [images.decode(io.BytesIO(record[image]), f'image {i} of {directory} ({split})',
-                            channels, image_size) for i, record in zip(rows, records, strict=True)]
-  labels = np.array([record[label] for record in records], np.int32) if label else None
-  return images.stack(pictures, f'{directory} ({split})'), labels
+  place = f'{directory} ({split})'
+  return {feature.field.name: _values(feature, [record[feature.key] for record in records], rows,
+                                      place, image_size) for feature in features}
+
+
+def _values(feature: _Feature, values: list, rows, place: str, image_size: int) -> np.ndarray:
+  if feature.channels:
+    return images.stack([images.decode(io.BytesIO(u), f'image {i} of {place}', feature.channels,
+                                       image_size) for i, u in zip(rows, values, strict=True)],
+                        place)
+  if text.is_text(feature.field) and isinstance(values[0], (bytes, str)):
+    return text.encode([u if isinstance(u, str) else u.decode(errors='replace') for u in values],
+                       feature.field.shape[0])
+  return np.array(values, feature.field.dtype)
 
 
 def _damaged_shard(directory: str, split: str) -> str:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vdm_jax.data.fields import LABEL, Batch, Field
 from vdm_jax.errors import InputError
 
 HELD_OUT = ('test', 'validation', 'valid', 'val')  # which split is our test, by preference
 
-Read = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+Read = Callable[[np.ndarray], Batch]
 
 
 class NotPrepared(FileNotFoundError):
@@ -22,20 +23,24 @@ class Source(NamedTuple):
   """One split as it is stored."""
   name: str     # the split's name where it came from
   length: int
-  read: Read    # rows [n] -> images uint8 [n, ...], labels int32 [n] or None
-  labels: np.ndarray | None = None  # of all rows, where they are known without reading images
+  read: Read    # rows [n] -> {field: array [n, ...]}
+  labels: np.ndarray | None = None  # of all rows, where they are known without reading x
 
 
 class Store(NamedTuple):
   """A data set as found."""
   train: Source
   test: Source
-  shape: tuple[int, ...]  # of one image
-  classes: int            # 0 where there are no labels
+  fields: tuple[Field, ...]  # x first; levels 0: to be found from the values
   version: str            # '' where there is none
   parts: Callable[[], dict[str, int | str]]  # what it is made of: name -> size or checksum
   notes: tuple[str, ...] = ()  # what was left out or changed when it was read
-  levels: int = 0         # that its format has; 0 where the format does not say
+  levels: int = 0         # of x in its format; 0 where the format does not say
+
+  @property
+  def classes(self) -> int:
+    """Those of the field 'label'; 0 without."""
+    return next((field.levels for field in self.fields if field.name == LABEL), 0) or 0
 
 
 def every_sixth(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +50,7 @@ def every_sixth(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_lengths(name: str, train: int, test: int) -> None:
-  """Raises InputError where a split has no image."""
+  """Raises InputError where a split has no example."""
   if not train or not test:
     raise InputError('config.data.name', name, f'it has {train} images for training and {test} '
                      'for test', 'give each of them one at least')

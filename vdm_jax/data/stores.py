@@ -5,7 +5,7 @@
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
   `./photos`, `/data/photos`   a folder of images (any name with a leading `.`, `/` or `~`):
                                see `folders`
-  `x.npy`, `x.npz`             an array of images [N, H, W(, C)] or points [N, D]: see `arrays`
+  `x.npy`, `x.npz`             arrays: images, points, sequences, labels, texts: see `arrays`
   anything else                a TFDS name: `cifar10`, `mnist`, `downsampled_imagenet/32x32`: see
                                `records`
 
@@ -13,13 +13,19 @@ Where the data do not say which images are for testing, every sixth is, from ind
 """
 import functools
 import os
+from collections.abc import Sequence
 
 from vdm_jax.data import arrays, folders, formulas, records
+from vdm_jax.data.fields import IMAGE, Field
 from vdm_jax.data.sources import Source, Store
 
 
-def open_store(name: str, data_dir: str = '', image_size: int = 0) -> Store:
+def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Sequence[str] = (),
+               text_length: int = 0) -> Store:
   """Finds the data set `name` and reads its headers, not its images (see the module's table).
+
+  fields: which ones are asked for, x first; empty: all, of TFDS image and label.  text_length:
+  bytes of a text, 0 for those of the longest.
 
   Raises NotPrepared or FileNotFoundError where it is not there, InputError where it is there and
   cannot be used, or where no data set can have that name.
@@ -28,10 +34,10 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0) -> Store:
   if name in formulas.FORMULAS:
     return _formula(name)
   if name.endswith(('.npy', '.npz')):
-    return arrays.open_arrays(path)
+    return arrays.open_arrays(path, text_length)
   if is_path(name):
-    return folders.open_folder(path, image_size)
-  return records.open_records(name, data_dir, image_size)
+    return folders.open_folder(path, image_size, text_length)
+  return records.open_records(name, data_dir, image_size, fields, text_length)
 
 
 def is_path(name: str) -> bool:
@@ -41,12 +47,14 @@ def is_path(name: str) -> bool:
 
 
 def _read_formula(name, n, index, rows):
-  return formulas.draw(name, n, index)[rows], None
+  return {IMAGE: formulas.draw(name, n, index)[rows]}
 
 
 def _formula(name: str) -> Store:
   sizes = {'train': 50_000, 'test': 10_000}
   train, test = (Source(split, n, functools.partial(_read_formula, name, n, index))
                  for index, (split, n) in enumerate(sizes.items()))
-  return Store(train, test, formulas.draw(name, 1, 0).shape[1:], 0, '',
+  one = formulas.draw(name, 1, 0)
+  field = Field(IMAGE, one.shape[1:], 'uint8', 0)
+  return Store(train, test, (field,), '',
                lambda: {f'{name} {split}': n for split, n in sizes.items()})

@@ -114,6 +114,8 @@ def _need_of_chain(asked, options, model, batch):
   if model.bound is not None and (chain.paths or chain.variance or chain.ddpm):
     raise _refused(asked, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
                    'has one of T steps')
+  if chain.ddpm:
+    _require_levels(asked, model, batch)
   if chain.paths or chain.variance == 'analytic':
     _require_one_level(asked, model)
   if chain.variance == 'learned' and 'v' not in heads(model, batch):
@@ -122,13 +124,19 @@ def _need_of_chain(asked, options, model, batch):
   return ('variances',) if chain.variance == 'analytic' else ()
 
 
+def _require_levels(asked: Asked, model: Model, batch: PyTree) -> None:
+  if jnp.issubdtype(batch[model.field].dtype, jnp.floating):
+    raise _refused(asked, 'the data are real numbers, which have no levels to be dequantised or to '
+                   'end in', 'ask for vlb, vlb@T or ode')
+
+
 def _require_one_level(asked: Asked, model: Model) -> None:
   if level_axes(model):
     raise _refused(asked, 'this model has a log-SNR of its own for every pixel',
                    'ask for vlb or vlb@T')
 
 
-def _kernel(chain: Chain, levels: int, found: Statistics) -> dict[str, Any]:
+def _kernel(chain: Chain, levels: int | None, found: Statistics) -> dict[str, Any]:
   """What `vlb.discrete` is to be told of the steps."""
   kernel: dict[str, Any] = {}
   if chain.variance:
@@ -215,13 +223,16 @@ def _need_of_flow(asked, options, model, batch):
     # DiffEnc's, e.g.: the drift of its encoder would enter the flow by half.
     raise _refused(asked, 'this model has a bound of its own, of which its denoiser alone is no '
                    'probability flow', 'ask for vlb')
+  if asked.settings.dequantiser:
+    _require_levels(asked, model, batch)
   if asked.settings.dequantiser == 'variational' and model.dequantise is None:
     raise _refused(asked, 'this model has no dequantiser of its own', 'train one with it '
                    '(configs/systems.py:dequantised), or ask for ode/uniform')
   return ()
 
 
-def _dequantiser(name: str | None, model: Model, levels: int) -> dequantisers.Dequantiser | None:
+def _dequantiser(name: str | None, model: Model, levels: int | None
+                 ) -> dequantisers.Dequantiser | None:
   if name == 'uniform':
     return dequantisers.uniform(levels)
   if name == 'truncated_normal':
@@ -304,7 +315,7 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
   """The family of one function: (model, batch, keys) -> {'nats': [n], ...}, and of one name.
 
     def mine(model, batch, keys):
-      x = model.encode(batch['image'])
+      x = model.encode(batch[model.field])
       ends = model.process(jnp.array([0.0, 1.0])).logsnr
       return {'nats': ...}
 

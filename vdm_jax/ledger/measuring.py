@@ -41,12 +41,13 @@ class _Clock:
 
 
 def measure(asked: Asked, options: Options, model: Callable[[PyTree], Model], params: PyTree,
-            split, *, shape: tuple[int, ...], levels: int, found: Statistics,
+            split, *, shape: tuple[int, ...], levels: int | None, found: Statistics,
             count: int | None = None, given: dict | None = None, progress: bool = True) -> Measured:
   """The estimate on each of the first `count` (default: all) images of `split`.
 
-  model: params -> Model; split: `len`, and `get(rows)` -> batch; shape, levels: of the data; given:
-  more of the row, or other.  Draws belong to (seed, repetition, image), whatever else is asked.
+  model: params -> Model; split: `len`, and `get(rows)` -> batch; shape, levels: of the data, None
+  of real numbers; given: more of the row, or other.  Draws belong to (seed, repetition, image),
+  whatever else is asked.
   Raises InputError where a result is not finite, or the model cannot have this estimate.
   """
   family, of = asked.family, model(params)

@@ -102,25 +102,28 @@ def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: s
                  left.bits[part] - right.bits['total'], meaning, serious)
 
 
-def ranges(measured: Sequence[Measured], levels: int) -> list[dict]:
+def ranges(measured: Sequence[Measured], levels: int | None) -> list[dict]:
   """That every row, and each of its terms that no model can have below 0, is in its range.
 
   As those of `check`.  bits/dim of discrete data are at least 0.  At most they are log2(levels),
   what equal odds of all levels cost, and the diffusion term of a network that returns zeros,
-  1/2 E|eps|^2 = 1/2 at each log-SNR: above that it does worse than none.
+  1/2 E|eps|^2 = 1/2 at each log-SNR: above that it does worse than none.  levels None: of real
+  numbers, whose density, and with it the reconstruction, has no such range.
   """
   found = []
   for m in measured:
-    limit = math.log2(levels) + (m.row['logsnr_max'] - m.row['logsnr_min']) / (2.0 * math.log(2.0))
-    below, above = -m.bits['total'], m.bits['total'] - limit
-    outside = max(below, above, key=np.mean)
-    found.append(_at_most_0(
-        f'0 <= {m.row["estimate"]} <= {limit:.1f}', outside,
-        'data of so many levels have no probability above 1, and a network that returns zeros '
-        'costs no more than the upper limit: a formula is wrong, or data, decoder and network do '
-        'not belong together'))
+    if levels is not None:
+      range_ = m.row['logsnr_max'] - m.row['logsnr_min']
+      limit = math.log2(levels) + range_ / (2.0 * math.log(2.0))
+      below, above = -m.bits['total'], m.bits['total'] - limit
+      outside = max(below, above, key=np.mean)
+      found.append(_at_most_0(
+          f'0 <= {m.row["estimate"]} <= {limit:.1f}', outside,
+          'data of so many levels have no probability above 1, and a network that returns zeros '
+          'costs no more than the upper limit: a formula is wrong, or data, decoder and network do '
+          'not belong together'))
     # The density of what is continuous may be above 1.
-    of_numbers = m.row['decoder'] != 'normal, of the dequantised'
+    of_numbers = levels is not None and m.row['decoder'] != 'normal, of the dequantised'
     terms = [name for name in ('reconstruction', 'latent', 'diffusion')
              if name in m.bits and (of_numbers or name != 'reconstruction')]
     if terms:

@@ -48,7 +48,7 @@ def level_axes(model: Model) -> int:
 def heads(model: Model, batch: PyTree) -> dict:
   """The shapes of Estimate.extra by name, {} where there is none.  Nothing is computed."""
   def denoise(batch):
-    x = model.encode(batch['image'])
+    x = model.encode(batch[model.field])
     return model.denoise(x, model.process(jnp.full(len(x), 0.5)), model.cond(batch)).extra
   return jax.eval_shape(denoise, batch) or {}
 
@@ -79,9 +79,9 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
                        remedy='give steps, or leave it out')
   if model.bound is not None:
     return model.bound(batch, t, keys, steps)
-  x = model.encode(batch['image'])
+  x = model.encode(batch[model.field])
   args = model.denoise, model.process, x, t, keys, model.cond(batch)
-  given = {'data': batch['image'], 'decoder': model.decoder, **kernel}
+  given = {'data': batch[model.field], 'decoder': model.decoder, **kernel}
   return (vlb.discrete(*args, steps=steps, **given) if steps else vlb.continuous(*args, **given))
 
 

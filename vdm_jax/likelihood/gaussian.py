@@ -107,21 +107,23 @@ class Moments:
     return logsnr[..., None] + jnp.log(self.eigenvalues)
 
 
-def fit(split, encode: Callable[[Array], Array], levels: int, *, limit: int | None = None,
-        batch_size: int = 1024) -> Moments:
+def fit(split, encode: Callable[[Array], Array], levels: int | None, *, limit: int | None = None,
+        batch_size: int = 1024, field: str = 'image') -> Moments:
   """The moments of the first `limit` (default: all) images of `split`, in float64 on the host.
 
-  split: `len`, and `get(rows)` -> batch; encode: of the Model.  Of D <= 4096 dimensions the whole
-  covariance, of more the variances alone: an upper bound on the error still, a looser one.
+  split: `len`, and `get(rows)` -> batch; encode, field: of the Model.  Of D <= 4096 dimensions
+  the whole covariance, of more the variances alone: an upper bound on the error still, a looser
+  one.
 
-  levels: of the data; no eigenvalue is below 1 / (3 levels^2), the variance within one of as many
-  bins of [-1, 1].  Where a pixel never varies in these images it would be 0, and the nats of one
-  that does in another without limit; so they are 6 k^2 at most of one that is k levels off.  The
-  error, which grows with each eigenvalue, stays a bound.
+  levels: of the data, None of real numbers; no eigenvalue is below 1 / (3 levels^2), the variance
+  within one of as many bins of [-1, 1].  Where a pixel never varies in these images it would be 0,
+  and the nats of one that does in another without limit; so they are 6 k^2 at most of one that is k
+  levels off.  The error, which grows with each eigenvalue, stays a bound.  Of real numbers, whose x
+  should be standardised, none is below 1e-6.
   """
   n = len(split) if limit is None else min(limit, len(split))
   read = lambda first: np.asarray(encode(split.get(
-      np.arange(first, min(first + batch_size, n)))['image']), np.float64)
+      np.arange(first, min(first + batch_size, n)))[field]), np.float64)
   batches = lambda: (u.reshape(len(u), -1) for u in map(read, range(0, n, batch_size)))
   total = lambda of: functools.reduce(operator.add, map(of, batches()))
   mean = total(lambda u: u.sum(axis=0)) / n
@@ -129,4 +131,4 @@ def fit(split, encode: Callable[[Array], Array], levels: int, *, limit: int | No
     values, vectors = total(lambda u: np.square(u - mean).sum(axis=0)) / n, None
   else:
     values, vectors = np.linalg.eigh(total(lambda u: (u - mean).T @ (u - mean)) / n)
-  return Moments(mean, np.maximum(values, 1.0 / (3.0 * levels**2)), vectors)
+  return Moments(mean, np.maximum(values, 1.0 / (3.0 * levels**2) if levels else 1e-6), vectors)

@@ -31,13 +31,13 @@ def estimator(moments: Moments, times: int) -> Estimator:
   """
   def estimate(model, batch, keys):
     own_bound(model, 'I-MMSE')
-    x = model.encode(batch['image'])
+    x = model.encode(batch[model.field])
     ends = model.process(jnp.array([0.0, 1.0])).logsnr
     reference = moments.divergence(x, ends[0]) - moments.divergence(x, ends[1])
     batch, t, each = spread(batch, keys, times)
-    x = model.encode(batch['image'])
+    x = model.encode(batch[model.field])
     _, terms = vlb.continuous(model.denoise, model.process, x, t, each, model.cond(batch),
-                              data=batch['image'], decoder=model.decoder)
+                              data=batch[model.field], decoder=model.decoder)
     linear, _ = weighted_diffusion(moments, model.process, x, t, each)  # the same noise
     by_image = lambda u: u.reshape(-1, times).mean(axis=1)
     terms = {'reconstruction': by_image(terms['reconstruction']),

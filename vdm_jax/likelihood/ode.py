@@ -139,7 +139,7 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
 
   def estimate(model, batch, keys):
     batch, each = repeated(batch, keys, jnp.arange(importance))
-    data, cond = batch['image'], model.cond(batch)
+    data, cond = batch[model.field], model.cond(batch)
     if dequantise is None:
       y, log_q = model.encode(data), 0.0
     else:

@@ -35,7 +35,7 @@ def log_weights(model: Model, batch: PyTree, keys: Array, steps: int,
 
   variance, last: of `vlb.discrete`, whose bound is the mean of -log w.
   """
-  data, cond = batch['image'], model.cond(batch)
+  data, cond = batch[model.field], model.cond(batch)
   x = model.encode(data)
 
   # The path is kept as the noise in z: along q(z_s | z_t, x) it is mixed with new noise, eps_s =

@@ -64,7 +64,7 @@ def of_model(model: Callable[[PyTree], Model]) -> Term:
   """The diffusion term of the bound of `objectives.vlb`.  model: params -> Model."""
   def term(params, batch, t, keys):
     m = model(params)
-    nats, _ = weighted_diffusion(m.denoise, m.process, m.encode(batch['image']), t, keys,
+    nats, _ = weighted_diffusion(m.denoise, m.process, m.encode(batch[m.field]), t, keys,
                                  m.cond(batch))
     return bits_per_dim(nats, m.shape)
   return term

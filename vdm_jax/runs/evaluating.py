@@ -28,7 +28,6 @@ from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.provenance import provenance
 from vdm_jax.runs import needs
-from vdm_jax.runs.needs import conditions
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers import grids
 from vdm_jax.schedules import check_decreasing
@@ -153,6 +152,10 @@ class _Question(NamedTuple):
   logsnr_at: Callable          # (params, t [n]) -> [n]
   about: dict                  # dataset and checkpoint
 
+  @property
+  def x(self) -> data.Field:
+    return self.part.spec[self.model.field]
+
 
 def _ask(directory, split, estimates, schedules, options, average, step, examples, where
          ) -> _Question:
@@ -168,8 +171,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   trained, model = _weights(directory, average, step, where)
   workdir.say_what_changed(directory)
   experiment, spec = trained.experiment, data.resolve(trained.config.data)
-  one = {'image': np.zeros((1, *spec.shape), np.uint8),
-         **conditions(spec.classes, None)(np.arange(1))}
+  one = spec.zeros(1)
   # Of levels that differ from pixel to pixel, the mean.
   logsnr_at = jax.jit(lambda params, t: jnp.mean(
       experiment.model(params).process(t).logsnr.reshape(len(t), -1), axis=1))
@@ -196,7 +198,8 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   count = min(len(part), examples or len(part))
   about = {'dataset': {'name': part.spec.name, 'version': part.version, 'split': split,
                        'source_split': part.source_split, 'examples': count, 'of': len(part),
-                       'sha256': part.sha256(), 'levels': part.spec.levels},
+                       'sha256': part.sha256(model.field),
+                       'levels': part.spec[model.field].levels},
            'checkpoint': {'step': trained.step, 'average': trained.average,
                           # The share of the first weights in it.
                           'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step}}
@@ -249,9 +252,9 @@ def _measure(question: _Question
              ) -> tuple[Statistics, list[tuple[Asked, Measured]], list[InputError]]:
   """(what was read from the training split, the rows, the errors of those that are not finite)."""
   trained, options = question.trained, question.options
-  experiment, spec = trained.experiment, data.resolve(trained.config.data)
+  experiment, x = trained.experiment, question.x
   found = Statistics(
-      _moments(experiment, question.model) if question.plain else None,
+      _moments(experiment, question.model, x.levels) if question.plain else None,
       variances_of(trained, grids.uniform(50), options.seed) if 'variances' in question.read
       else None)
   given = {'logsnr_max': question.ends[0], 'logsnr_min': question.ends[1], **question.about}
@@ -263,8 +266,8 @@ def _measure(question: _Question
   for one, model, more in wanted:
     try:
       measured.append((one, measuring.measure(
-          one, options, model, trained.params, question.part, shape=spec.shape,
-          levels=spec.levels, found=found, count=question.count, given=more)))
+          one, options, model, trained.params, question.part, shape=x.shape,
+          levels=x.levels, found=found, count=question.count, given=more)))
     except InputError as error:  # what was measured before it is not lost
       if not measured:
         raise
@@ -275,11 +278,12 @@ def _measure(question: _Question
 def _check(question: _Question, found: Statistics, measured: Sequence[tuple[Asked, Measured]]
            ) -> tuple[density.Density, list[dict]]:
   """(where the bits of the bound are, what must hold of the rows)."""
-  part, rows = question.part, [m for _, m in measured]
-  bound = density.density(rows[0].draws, part.spec.shape, found.moments)
+  x, rows = question.x, [m for _, m in measured]
+  bound = density.density(rows[0].draws, x.shape, found.moments)
   draws = question.options.times * question.options.repeats
-  checks = relations.ranges(rows, part.spec.levels) + relations.check(
-      rows, _closed_forms(part, question.count, draws, *question.ends) if question.plain else None)
+  checks = relations.ranges(rows, x.levels) + relations.check(
+      rows, _closed_forms(question.part, x, question.count, draws, *question.ends)
+      if question.plain and x.levels else None)
   checks += [one for asked, m in measured for one in asked.family.relations(m, rows) if one]
   return bound, checks + ([density.check(bound)] if question.plain else [])
 
@@ -297,7 +301,8 @@ def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequen
                                        for name, u in m.bits.items()})
   files.write_text(written.ledger, ledger.to_json())
   each = measured[0].bits['total'].mean(axis=0)
-  _draw(written.bits_by_noise, lambda: _bits_by_noise(bound, each, question.part, row))
+  _draw(written.bits_by_noise, lambda: _bits_by_noise(
+      bound, each, question.part, question.x, row))
   _draw(written.curves, lambda: _curves(question.directory, trained, question.logsnr_at, row,
                                        split))
 
@@ -310,10 +315,10 @@ def _draw(path: Path, picture: Callable) -> None:
     logging.warning('%s was not drawn (%s: %s).', path, type(error).__name__, error)
 
 
-def _bits_by_noise(bound: density.Density, each: np.ndarray, part, row: dict):
+def _bits_by_noise(bound: density.Density, each: np.ndarray, part, x: data.Field, row: dict):
   shown = pictures.extremes(each)
-  return pictures.bits_by_noise(bound, each, part.get(shown)['image'], each[shown],
-                                part.spec.levels, row)
+  return pictures.bits_by_noise(bound, each, part.get(shown)[x.name], each[shown],
+                                x.levels, row)
 
 
 def _curves(directory: Path, trained: workdir.Trained, logsnr_at: Callable, row: dict, split: str):
@@ -324,24 +329,23 @@ def _curves(directory: Path, trained: workdir.Trained, logsnr_at: Callable, row:
                          np.asarray(logsnr_at(trained.params, t)), row['bits_per_dim'], split)
 
 
-def _moments(experiment: Experiment, model: Model) -> gaussian.Moments:
+def _moments(experiment: Experiment, model: Model, levels: int | None) -> gaussian.Moments:
   """Mean and covariance of the training images, of 20,000 at most."""
   part = experiment.data.split('train')
-  return gaussian.fit(part, model.encode, part.spec.levels, limit=20_000)
+  return gaussian.fit(part, model.encode, levels, limit=20_000, field=model.field)
 
 
-def _closed_forms(part, count: int, draws: int, logsnr_max: float, logsnr_min: float
-                  ) -> dict[str, tuple[np.ndarray, float]]:
+def _closed_forms(part, x: data.Field, count: int, draws: int, logsnr_max: float,
+                  logsnr_min: float) -> dict[str, tuple[np.ndarray, float]]:
   """The end terms of each image, in bits/dim [N], and the error of a mean over so many draws."""
-  shape = part.spec.shape
-  table, variance = closed_forms.reconstruction(part.spec.levels, logsnr_max)
+  table, variance = closed_forms.reconstruction(x.levels, logsnr_max)
   pieces, of_all = [], 0.0
   for first in range(0, count, 1000):
-    images = part.get(np.arange(first, min(first + 1000, count)))['image']
+    images = part.get(np.arange(first, min(first + 1000, count)))[x.name]
     pieces.append(closed_forms.end_terms(images, table, logsnr_min))
     of_all += variance[images].sum()
-  errors = {'reconstruction': bits_per_dim(np.sqrt(of_all / draws) / count, shape), 'latent': 0.0}
-  return {name: (bits_per_dim(np.concatenate([piece[name] for piece in pieces]), shape), error)
+  errors = {'reconstruction': bits_per_dim(np.sqrt(of_all / draws) / count, x.shape), 'latent': 0.0}
+  return {name: (bits_per_dim(np.concatenate([piece[name] for piece in pieces]), x.shape), error)
           for name, error in errors.items()}
 
 

@@ -1,7 +1,5 @@
-"""What a command needs of a run's model, and the conditions it is sampled under."""
+"""What a command needs of a run's model."""
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from vdm_jax.data import Split, is_path
 from vdm_jax.errors import InputError
@@ -58,11 +56,3 @@ def split(trained: Trained, name: str) -> Split:
       raise  # which says how to prepare them
     raise InputError('data_name', place, 'the data of this run are not there',
                      'say where they are now') from None
-
-
-def conditions(classes: int, label: int | None):
-  """Image numbers -> what the model may be conditioned on: labels in turn, nothing augmented."""
-  def batch(numbers):
-    labels = numbers % max(classes, 1) if label is None else np.full_like(numbers, label)
-    return {'label': labels.astype(np.int32), 'augmented': np.zeros(len(numbers), np.float32)}
-  return batch

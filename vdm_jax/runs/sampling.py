@@ -5,8 +5,9 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,12 @@ import numpy as np
 import tqdm
 
 from vdm_jax import data, devices, files, pictures, random, workdir
+from vdm_jax.data.fields import AUGMENTED, LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
 from vdm_jax.runs import needs
-from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import analytic
 from vdm_jax.samplers.catalogue import ANCESTRAL, Method
 from vdm_jax.samplers.drawing import Make, draw, draw_own, draw_path
@@ -31,8 +32,8 @@ from vdm_jax.typing import Model, denoises
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
            count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
            step: int | str = 'latest', batch_size: int = 64, trace: str | Path | None = None,
-           guided: Guidance | None = None, overwrite: bool = False, data_dir: str = '',
-           data_name: str = '') -> int | None:
+           guided: Guidance | None = None, told: Mapping[str, Any] | None = None,
+           overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
   An .npz of the same settings and weights is complete, or drawn on to `count`; any other file that
@@ -41,7 +42,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   method: `ANCESTRAL` if not given.  A run without a denoiser draws its own samples, if it can (an
   autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
   their way.  Image i of a seed is the same to rounding however many are drawn, and at a time
-  (`samplers.drawing`).  guided: of a model that has `null`.  data_dir, data_name: where
+  (`samplers.drawing`).  guided: of a model that has `null`.  label, told: values of the fields that
+  the model is conditioned on, `told` by name, see `data.conditions`.  data_dir, data_name: where
   the data are now, which a method with the model's variances reads.
 
   Returns the evaluations of the network for each image (of an adaptive method the most in a batch),
@@ -53,22 +55,24 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
                                  data_name=data_name)
   spec, at = data.resolve(trained.config.data), trained.experiment.model
   model = needs.require(at(trained.params), 'sample', directory)
-  _check_sizes(count, batch_size, spec)
+  x = spec[model.field] if denoises(model) else spec.x
+  _check_sizes(count, batch_size, x)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
-    _check_own(directory, method, trace, label, guided)
+    _check_own(directory, method, trace, label, guided, told)
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
   method = method or ANCESTRAL
-  _check(model, spec, method, label, guided)
+  cond = functools.partial(model.conditions, label=label, **told or {})
+  under = cond(np.arange(count))
+  _check(model, spec, method, guided)
   times = method.times(model.process)
-  make = _maker(method, model, times, trained, seed)
+  make = _maker(method, model, times, trained, seed, (-1.0, 1.0) if x.levels else None)
   if model.of_latents and (out.suffix == '.png' or trace):
     raise InputError('out', str(out), 'the samples of this model are latents, no images',
                      'choose an .npz, and leave out --trace')
 
-  cond = conditions(spec.classes, label)
   drawn = (lambda params: guided.of(at(params))) if guided else at
   counted = []
 
@@ -80,16 +84,20 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
            **({'guidance': list(guided)} if guided else {})}
-  labels = {'labels': cond(np.arange(count))['label']} if model.told_labels else {}
-  levels = 0 if model.of_latents else spec.levels
-  _write(out, pieces, count, levels, trained, about, overwrite, labels)
+  if told:
+    values = b''.join(u.tobytes() for u in under.values())
+    about['told'] = hashlib.sha256(values).hexdigest()[:16]
+  levels = 0 if model.of_latents else x.levels
+  _write(out, pieces, count, levels, trained, about, overwrite, {
+      'labels' if name == LABEL else name: values
+      for name, values in under.items() if name != AUGMENTED})
   if trace:
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
-                     count=min(count, 8) if len(spec.shape) == 3 else count,
+                     count=count if len(x.shape) == 1 else min(count, 8),
                      frames=frames.tolist())
     if jax.process_index() == 0:
-      pictures.save_png(trace, pictures.strip(path, spec.levels), _said(about, trained))
+      pictures.save_png(trace, pictures.strip(path, x.levels), _said(about, trained))
   return max(counted, default=0) * (2 if guided else 1)
 
 
@@ -110,31 +118,25 @@ def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_si
   return out, trace or None
 
 
-def _check_sizes(count: int, batch_size: int, spec: data.Spec) -> None:
+def _check_sizes(count: int, batch_size: int, x: data.Field) -> None:
   """Raises InputError for more images than could be numbered, kept or computed at a time."""
   require(count <= 2**30, 'count', count, 'images have numbers below 2^30', 'ask for fewer')
   devices.require_memory(  # for the images as they are kept
-      'count', count, count * math.prod(spec.shape) * (1 if spec.levels <= 256 else 4))
-  check.held('batch_size', min(batch_size, count), spec.shape, jax.device_count())
+      'count', count, count * math.prod(x.shape) * np.dtype(x.dtype).itemsize)
+  check.held('batch_size', min(batch_size, count), x.shape, jax.device_count())
 
 
-def _check_own(directory, method, trace: Path | None, label, guided) -> None:
+def _check_own(directory, method, trace: Path | None, label, guided, told) -> None:
   """Raises InputError for what only a denoiser is asked for."""
-  if method or trace or label is not None or guided:
+  if method or trace or label is not None or guided or told:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
                      'samples', 'leave out --sampler, --steps, --grid, --trace, --label and '
                      '--guidance')
 
 
-def _check(model: Model, spec: data.Spec, method: Method, label: int | None,
-           guided: Guidance | None) -> None:
+def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:
   """Raises InputError for what this model cannot be asked for."""
-  if label is not None:
-    require(model.told_labels, 'label', label, 'this model is not conditioned on classes')
-    require(0 <= label < spec.classes, 'label', label, f'the classes are 0 .. {spec.classes - 1}')
-  one = {'image': np.zeros((1, *spec.shape), np.uint8),
-         **conditions(spec.classes, None)(np.arange(1))}
-  if method.head and 'v' not in heads(model, one):
+  if method.head and 'v' not in heads(model, spec.zeros(1)):
     raise InputError('sampler', method.name, "this model's network has no head for the variance",
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
   if guided:
@@ -143,14 +145,17 @@ def _check(model: Model, spec: data.Spec, method: Method, label: int | None,
             f'{method.name} are those of the model without it', 'choose another sampler')
 
 
-def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Trained, seed: int
-           ) -> Make:
-  """How the sampler is made of the model's denoiser and process.  Raises InputError."""
+def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Trained, seed: int,
+           data_range: tuple[float, float] | None) -> Make:
+  """How the sampler is made of the model's denoiser and process.  Raises InputError.
+
+  data_range: what x is bound to, and with it its variance; None: nothing.
+  """
   check_grid(times)
   make: Callable = method.make
-  if method.variances:  # images are coded in [-1, 1], which bounds their variance
+  if method.variances:
     make = functools.partial(make, variances=variances_of(trained, times, seed),
-                             data_range=(-1.0, 1.0))
+                             data_range=data_range)
   # The plan looks at the grid before anything is compiled: a method may ask for more steps, say.
   make(model.denoise, model.process).plan(jnp.asarray(times, jnp.float32))
   return make
@@ -164,11 +169,12 @@ def _said(about: dict, trained: workdir.Trained) -> dict:
   return {**about, 'checkpoint': trained.step, 'average': trained.average}
 
 
-def _write(out: Path, pieces, count: int, levels: int, trained: workdir.Trained, about: dict,
-           overwrite: bool, labels: dict | None = None) -> None:
-  """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: 0 for latents.
+def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.Trained,
+           about: dict, overwrite: bool, under: dict | None = None) -> None:
+  """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: None of real numbers, 0 of
+  latents.
 
-  about: what the samples depend on beside the weights.
+  about: what the samples depend on beside the weights; under: their conditions, kept beside them.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
   if out.suffix == '.png':
@@ -182,7 +188,7 @@ def _write(out: Path, pieces, count: int, levels: int, trained: workdir.Trained,
   else:
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
     about = {**_said(about, trained), 'weights': checksum(trained.params)}
-    _draw_resumably(out, about, count, pieces, dtype, labels or {}, overwrite)
+    _draw_resumably(out, about, count, pieces, dtype, under or {}, overwrite)
 
 
 def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:
@@ -200,7 +206,7 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
     condition = m.cond(batch)
     return analytic.estimate_variances(
         lambda z, level, _=None: m.denoise(z, level, condition), m.process,
-        m.encode(batch['image']), jnp.asarray(levels, jnp.float32), random.per_example(key, rows))
+        m.encode(batch[m.field]), jnp.asarray(levels, jnp.float32), random.per_example(key, rows))
 
   estimate = devices.over_rows(estimate)
   given = devices.replicate((trained.params, random.key(seed)))
@@ -221,7 +227,7 @@ def _with_bar(pieces, start: int, count: int):
       bar.update(len(piece.numbers))
 
 
-def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: dict,
+def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, under: dict,
                     overwrite: bool) -> None:
   """Images in parts beside `out`, put together at the end; what is there is not drawn again.
 
@@ -259,7 +265,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, labels: d
     done += len(images)
   if jax.process_index() != 0:
     return
-  files.save_npz(out, images=np.concatenate(list(_consecutive(parts)))[:count], **labels,
+  files.save_npz(out, images=np.concatenate(list(_consecutive(parts)))[:count], **under,
            about=json.dumps({**about, 'count': count}))
   shutil.rmtree(parts)
 

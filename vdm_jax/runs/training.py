@@ -11,7 +11,6 @@ from absl import logging
 
 from vdm_jax import data, files, pictures, samplers, workdir
 from vdm_jax.errors import InputError, require
-from vdm_jax.runs.needs import conditions
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.train import check, lock, loop
@@ -33,7 +32,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   check.held('config.data.batch_size', config.data.batch_size, spec.shape, jax.device_count())
   # What was read from the data becomes part of the run: later commands need no data for it.
   config = config.copy_and_resolve_references()
-  config.data.update(shape=spec.shape, levels=spec.levels, classes=spec.classes)
+  config.data.update(spec.to_config())
   code = workdir.source(config_file)
   experiment = code.module().build(config)
   found = experiment.data.describe()
@@ -87,16 +86,17 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   None where the model draws nothing, or latents.
   """
   model = experiment.model(params)
-  count = 16 if len(spec.shape) == 3 else 2000
+  count = 2000 if len(spec.shape) == 1 else 16
   given = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': count}
   if denoises(model) and not model.of_latents:
     parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
-                 cond=conditions(spec.classes, None), **given)
+                 cond=model.conditions, **given)
   elif isinstance(model, Samples) and not denoises(model):
     parts = draw_own(experiment.model, params, **given)
   else:
     return None
-  return pictures.samples(np.concatenate([part.data for part in parts]), spec.levels)
+  field = spec[model.field] if denoises(model) else spec.x
+  return pictures.samples(np.concatenate([part.data for part in parts]), field.levels)
 
 
 def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,

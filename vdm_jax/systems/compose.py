@@ -14,7 +14,9 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import data, predictions, random
-from vdm_jax.decoders import Pixels, bits_per_dim
+from vdm_jax.data import conditions
+from vdm_jax.data.fields import AUGMENTED, LABEL
+from vdm_jax.decoders import Pixels, Reals, bits_per_dim
 from vdm_jax.errors import InputError
 from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.likelihood.bounds import one_draw
@@ -30,6 +32,7 @@ from vdm_jax.typing import (
     Loss,
     Objective,
     PyTree,
+    Scalar,
     Schedule,
     Target,
 )
@@ -63,10 +66,11 @@ def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:
   """(logsnr_max, logsnr_min) of `config.model` for the data's number of levels.
 
   The configured maximum is for 256 levels: with fewer, wider ones sigma_0 is the same share of a
-  level at 2 log(256 / levels) less.
+  level at 2 log(256 / levels) less.  For real numbers it is the maximum itself.
   """
-  levels = data.resolve(config.data).levels
-  return config.model.logsnr_max + 2.0 * math.log(levels / 256), config.model.logsnr_min
+  levels = data.resolve(config.data).x.levels
+  wider = 2.0 * math.log(levels / 256) if levels else 0.0
+  return config.model.logsnr_max + wider, config.model.logsnr_min
 
 
 # ------------------------------------------------------------------ checks
@@ -115,7 +119,7 @@ def asked_for(objective: Objective) -> tuple[str, ...]:
 def apply_objective(objective: Objective, model: Model, batch: PyTree, context: Context
                     ) -> tuple[Array, dict[str, Array]]:
   """`objective` of this model at a batch: nats [B] and its terms {name: [B]}."""
-  images = batch['image']
+  images = batch[model.field]
   offered = {'data': images, 'decoder': model.decoder, 'context': context}
   return objective(model.denoise, model.process, model.encode(images), context.t, context.keys,
                    model.cond(batch), **{name: offered[name] for name in asked_for(objective)})
@@ -175,9 +179,24 @@ def assemble(config: ml_collections.ConfigDict, *, init: Callable[[Array], PyTre
                     tx=optimizer.adamw(config.optimizer), ema=dict(config.ema), **more)
 
 
+def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:
+  """The field that the config says the network is told, '' for none."""
+  if config.model.class_conditional and not spec.classes:
+    raise InputError('config.model.class_conditional', True, f'{spec.name} has no labels',
+                     'set it False, or choose data that have some')
+  if config.model.class_conditional and config.data.augment:
+    raise InputError('config.model.class_conditional', True,
+                     'the network is told one thing, a label or whether x was augmented',
+                     'set config.data.augment=False, or this')
+  if config.model.class_conditional:
+    return LABEL
+  return AUGMENTED if config.data.augment else ''
+
+
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: nn.Module | Schedule,
                target: Target = predictions.eps, objective: Objective | None = None,
-               curve: Curve = vp, heads: tuple[str, ...] = (), inputs: Inputs = logsnr
+               curve: Curve = vp, heads: tuple[str, ...] = (), inputs: Inputs = logsnr,
+               field: str = '', condition: str = '', scale: tuple[Scalar, Scalar] | None = None
                ) -> Experiment:
   """The experiment of `config` with this network, an estimate of `target`, and this schedule.
 
@@ -188,37 +207,40 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     objective: what is minimised if not the bound.  It may take the keywords `OFFERED`.
     curve: that of the process.
     heads: what the network's further outputs are called, see `predictions.denoiser`.
+    field: which field of the data is x; '': the first.
+    condition: which field the network is told; '': the label if config.model.class_conditional,
+      'augmented' if config.data.augment, else none.
+    scale: mean and standard deviation of real data, numbers or arrays that broadcast against an
+      example: x is standardised by them.  Integers are coded by `Pixels`.
 
-  The loss is in bits per dimension, see `loss_of`.
+  The loss is in bits per dimension, see `loss_of`; of real data it is that of a density, which may
+  be negative.
 
-  Raises InputError: timesteps below 0; classes of data that have none, or with `augment`; an
-  objective that requires other keywords.
+  Raises InputError: timesteps below 0; classes of data that have none, or with `augment`; a field
+  that the data do not have; a scale of integers; an objective that requires other keywords.
   """
   require(config, 'timesteps', config.model.timesteps >= 0,
           'it is negative',
           'give the number of steps of a chain, or 0 for continuous time')
   spec = data.resolve(config.data)
-  if config.model.class_conditional and not spec.classes:
-    raise InputError('config.model.class_conditional', True, f'{spec.name} has no labels',
-                     'set it False, or choose data that have some')
-  if config.model.class_conditional and config.data.augment:
-    raise InputError('config.model.class_conditional', True,
-                     'the network is told one thing, a label or whether x was augmented',
-                     'set config.data.augment=False, or this')
+  x, condition = spec[field] if field else spec.x, condition or _condition(config, spec)
+  if condition == x.name:
+    raise InputError('condition', condition, 'it is x itself', 'name another field of the data')
+  told = [spec[condition].name] if condition else []
+  if x.levels and scale is not None:
+    raise InputError('scale', scale, f'the field {x.name!r} holds integers, which are coded in '
+                     '[-1, 1]', 'leave it out')
   learned = isinstance(schedule, nn.Module)
-  pixels = Pixels(spec.levels)
+  coding = Pixels(x.levels) if x.levels else Reals(*(scale or (0.0, 1.0)))
 
   def cond(batch: PyTree) -> PyTree:
-    """What the network is told beside z and logsnr: a label, whether x is augmented, nothing."""
-    if config.model.class_conditional:
-      return batch['label']
-    return batch['augmented'] if config.data.augment else None
+    """What the network is told beside z and logsnr."""
+    return batch[condition] if condition else None
 
   def init(key):
     key_net, key_schedule = jax.random.split(key)
-    z = jnp.zeros((1, *spec.shape))
-    batch = {'label': jnp.zeros(1, jnp.int32), 'augmented': jnp.zeros(1)}
-    params = {'net': net.init(key_net, z, jnp.zeros(1), cond(batch))['params']}
+    z = jnp.zeros((1, *x.shape))
+    params = {'net': net.init(key_net, z, jnp.zeros(1), cond(spec.zeros(1)))['params']}
     if learned:
       params['schedule'] = schedule.init(key_schedule, jnp.zeros(1))['params']
     return params
@@ -227,10 +249,11 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     at_time = Bound(params['schedule'], schedule) if learned else schedule
     return Model(denoise=predictions.denoiser(Bound(params['net'], net, keys), target,
                                               inputs, heads),
-                 process=GaussianProcess(at_time, curve), decoder=pixels.log_prob,
-                 encode=pixels.encode, decode=pixels.decode, cond=cond, shape=spec.shape,
-                 steps=config.model.timesteps, told_labels=config.model.class_conditional)
+                 process=GaussianProcess(at_time, curve), decoder=coding.log_prob,
+                 encode=coding.encode, decode=coding.decode, cond=cond, shape=x.shape,
+                 field=x.name, conditions=conditions.of(spec, told),
+                 steps=config.model.timesteps)
 
-  loss = (bound_loss(model, spec.shape, config.model.timesteps) if objective is None else
-          loss_of(objective, model, spec.shape))
+  loss = (bound_loss(model, x.shape, config.model.timesteps) if objective is None else
+          loss_of(objective, model, x.shape))
   return assemble(config, init=init, loss=loss, model=model)

@@ -81,7 +81,7 @@ def _check(made, rows, trained):
 
 def _model(model: Model, batch: PyTree, n: int, one_time: bool) -> None:
   """Raises InputError.  one_time: its process takes one time for all examples, not one for each."""
-  images, shape = batch['image'], (n, *model.shape)
+  images, shape = batch[model.field], (n, *model.shape)
   x = 1.0 * model.encode(images)  # latents are encoded as they are, whatever their type
   _require('what the model encodes the data as', x, shape, 'Model.shape and the number of examples')
   _require('what the model decodes from that', model.decode(x), jnp.shape(images), 'as the data')

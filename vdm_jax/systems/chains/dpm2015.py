@@ -105,21 +105,22 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
 
     def bound(batch, t, keys, steps):
       """That of the chain, which has its own number of steps."""
-      return vlb.discrete(denoise, process, encode(batch['image']), t, keys, steps=m.timesteps,
-                          data=batch['image'], decoder=decoder, variance=vlb.learned)
+      return vlb.discrete(denoise, process, encode(batch[spec.x.name]), t, keys, steps=m.timesteps,
+                          data=batch[spec.x.name], decoder=decoder, variance=vlb.learned)
 
     return Model(
         denoise=denoise, process=process, decoder=decoder, encode=encode, bound=bound,
         decode=lambda x: jnp.clip(jnp.round(x * m.std + mean), 0, spec.levels - 1).astype(
             jnp.int32),
-        cond=lambda batch: None, shape=spec.shape, steps=m.timesteps)
+        cond=lambda batch: None, shape=spec.shape, steps=m.timesteps, field=spec.x.name)
 
   def loss(params, batch, context):
     made = model(params)
-    x = made.encode(batch['image'])
+    x = made.encode(batch[made.field])
     nats, terms = dpm.bound(made.denoise, made.process, x, context.t, context.keys,
                             steps=m.timesteps)
-    ends = vlb.end_terms(made.process, x, x, context.t, context.keys, batch['image'], decoder, None)
+    ends = vlb.end_terms(made.process, x, x, context.t, context.keys, batch[made.field], decoder,
+                         None)
     terms = {**ends, 'diffusion': terms['diffusion']}
     bits = jax.tree.map(lambda u: bits_per_dim(u, spec.shape),
                         {'bits_per_dim': sum(terms.values()), **terms})
@@ -163,8 +164,8 @@ def binomial(config: ml_collections.ConfigDict,
     return reverse
 
   def loss(params, batch, context):
-    nats, terms = dpm_binomial.bound(reverse_of(params), chain, encode(batch['image']), context.t,
-                                     context.keys)
+    x = encode(batch[spec.x.name])
+    nats, terms = dpm_binomial.bound(reverse_of(params), chain, x, context.t, context.keys)
     bits = jax.tree.map(lambda u: bits_per_dim(u, spec.shape), {'bits_per_dim': nats, **terms})
     return bits['bits_per_dim'], {**bits, 'K_bits': -nats / np.log(2.0)}
 

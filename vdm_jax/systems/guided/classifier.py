@@ -56,7 +56,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     return {'net': net.init(key, jnp.zeros((1, *spec.shape)))['params']}
 
   def loss(params, batch, context):
-    logits, _ = apply(params, batch['image'], compose.dropout_keys(context))
+    logits, _ = apply(params, batch[spec.x.name], compose.dropout_keys(context))
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     right = jnp.argmax(logits, axis=-1) == batch['label']
     return nats, {'accuracy': right.astype(jnp.float32)}

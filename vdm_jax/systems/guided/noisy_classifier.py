@@ -85,7 +85,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
 
   def loss(params, batch, context):
     m = model(params, compose.dropout_keys(context))
-    return cross_entropy(m.logits, process, encode(batch['image']), context.t, context.keys,
+    return cross_entropy(m.logits, process, encode(batch[spec.x.name]), context.t, context.keys,
                          batch['label'])
 
   return compose.assemble(config, init=init, loss=loss, model=model)

@@ -34,10 +34,11 @@ class VAE(NamedTuple):
   bound: Callable[[Array, Array], tuple[Array, dict]]  # data, keys -> nats [B], {term: [B]}
   shape: tuple[int, ...]                   # of one image
   levels: int
+  field: str = 'image'                     # which field of a batch is the data
 
   def nats(self, batch: PyTree, *, key: Array) -> Array:
     """One draw of the bound on -log p of each image: nats [B]."""
-    images = batch['image']
+    images = batch[self.field]
     return self.bound(images, random.each(key, len(images)))[0]
 
   def __repr__(self) -> str:
@@ -192,7 +193,7 @@ def _experiment(config, shapes, parts, more=None):
     return nats, bound, terms
 
   def loss(params, batch, context):
-    nats, bound, terms = objective(params, batch['image'], context.keys,
+    nats, bound, terms = objective(params, batch[spec.x.name], context.keys,
                                    bound_nets(params, compose.dropout_keys(context)))
     bits = lambda u: bits_per_dim(u, spec.shape)
     return bits(nats), jax.tree.map(bits, {'bits_per_dim': bound, **terms})
@@ -209,6 +210,6 @@ def _experiment(config, shapes, parts, more=None):
         encode=lambda images, keys: parts.encode(nets, params['net'], flat(images), keys),
         decode=lambda latents: pixels.decode(image(parts.decode(nets, latents).mean)),
         sample=sample, bound=lambda images, keys: objective(params, images, keys, nets)[1:],
-        shape=spec.shape, levels=spec.levels)
+        shape=spec.shape, levels=spec.levels, field=spec.x.name)
 
   return compose.assemble(config, init=init, loss=loss, model=model)

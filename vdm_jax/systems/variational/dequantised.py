@@ -73,7 +73,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
       dequantise = dequantisers.variational(transport, spec.levels)
 
     def bound(batch, t, keys, steps=0):
-      y, log_q = dequantise(batch['image'], keys)
+      y, log_q = dequantise(batch[m.field], keys)
       args = m.denoise, m.process, y, t, keys, m.cond(batch)
       # The reconstruction depends on the noise's square alone, whose mean is 1.
       given = {'data': y, 'decoder': decoders.normal, 'eps_0': jnp.ones_like(y)}

@@ -243,8 +243,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
       return denoise, GaussianProcess(at(latent))
 
     def own_bound(batch, t, keys, steps=0):
-      x = plain.encode(batch['image'])
-      return bound(given, infer(x), hot, x, t, keys, steps=steps, data=batch['image'],
+      x = plain.encode(batch[plain.field])
+      return bound(given, infer(x), hot, x, t, keys, steps=steps, data=batch[plain.field],
                    decoder=plain.decoder)
 
     def latent(keys):

@@ -1,0 +1,70 @@
+"""Changes of the examples that are trained on: pure functions of a batch and uniform numbers.
+
+An augmentation names the field that it changes, so that the fields beside it stay as they are.
+What was changed is said by the field 'augmented', float32 [n], 1 or 0, on which a network may be
+conditioned; evaluation and sampling give it 0.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from vdm_jax.data.fields import AUGMENTED, Batch, Field, Spec
+from vdm_jax.errors import InputError
+
+FIELD = Field(AUGMENTED, (), 'float32', None)
+
+
+class Augmentation(NamedTuple):
+  """apply: (batch, u [draws, n], field) -> batch; u is uniform on [0, 1)."""
+  apply: Callable[[Batch, np.ndarray, str], Batch]
+  draws: int                        # uniform numbers for each example
+  check: Callable[[Field], str]     # what is wrong with this field, '' if nothing is
+
+
+def flips_and_turns(batch: Batch, u: np.ndarray, field: str) -> Batch:
+  """Flips left-right with probability 1/2; by 90, 180 or 270 degrees with probability 1/2.
+
+  The field is [n, H, H, C]; u [3, n] are the flip, whether to turn, and the angle.  Source: the
+  augmented CIFAR-10 of the official VDM repository (google-research/vdm, `dataset.py`).
+  """
+  flip, turn, angle = u
+  images, flipped = batch[field], flip < 0.5
+  quarters = np.where(turn < 0.5, 1 + np.floor(3 * angle), 0).astype(int)
+  out = np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+  for k in (1, 2, 3):
+    out[quarters == k] = np.rot90(out[quarters == k], k, axes=(1, 2))
+  return batch | {field: out, AUGMENTED: (flipped | (quarters > 0)).astype(np.float32)}
+
+
+def flips(batch: Batch, u: np.ndarray, field: str) -> Batch:
+  """Flips left-right with probability 1/2.  The field is [n, H, W, C]; u: [1, n]."""
+  flipped = u[0] < 0.5
+  out = np.where(flipped[:, None, None, None], batch[field][:, :, ::-1], batch[field])
+  return batch | {field: out, AUGMENTED: flipped.astype(np.float32)}
+
+
+def _images(square: bool) -> Callable[[Field], str]:
+  def problem(field: Field) -> str:
+    if len(field.shape) == 3 and (field.shape[0] == field.shape[1] or not square):
+      return ''
+    return ('it turns images, which must be square; these are '
+            if square else 'it flips images; these are ') + str(field.shape)
+  return problem
+
+
+# By the name that config.data.augmentation gives.
+NAMED = {'flips_and_turns': Augmentation(flips_and_turns, 3, _images(square=True)),
+         'flips': Augmentation(flips, 1, _images(square=False))}
+
+
+def named(name: str, spec: Spec) -> Augmentation:
+  """The augmentation of this name, for the data's x.  Raises InputError."""
+  if name not in NAMED:
+    raise InputError('config.data.augmentation', name, 'there is no such augmentation',
+                     f'choose one of {", ".join(NAMED)}')
+  problem = NAMED[name].check(spec.x)
+  if problem:
+    raise InputError('config.data.augment', True, problem,
+                     'set it to False, or config.data.image_size')
+  return NAMED[name]

@@ -1,0 +1,79 @@
+"""What samples are drawn under: values for the fields that a model is told."""
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vdm_jax.data import text
+from vdm_jax.data.fields import LABEL, Batch, Field, Spec
+from vdm_jax.errors import InputError
+
+Conditions = Callable[..., Batch]  # numbers [n] of samples, and values by field -> a batch
+
+
+def of(spec: Spec, names: Sequence[str]) -> Conditions:
+  """The conditions of a model that is told these fields: (numbers [n], **given) -> batch.
+
+  A value of `given` is one of the field, for all samples; or several, an axis more, which sample i
+  takes in turn, value i mod their number: rows of a file, or of the data.  Of a field of text it is
+  a string, or several.  What is not given are the labels 0, 1, ... in turn, and zeros of any other
+  field: no augmentation, the empty text.
+
+  It raises InputError for a field that the model is not told, and for values that do not fit.
+  """
+  told = tuple(spec[name] for name in names)
+  return lambda numbers, **given: _told(told, numbers, given)
+
+
+def _told(told: Sequence[Field], numbers: np.ndarray, given: Mapping[str, Any]) -> Batch:
+  given = {name: value for name, value in given.items() if value is not None}
+  names = [field.name for field in told]
+  for name, value in given.items():
+    if name not in names:
+      what = 'classes' if name == LABEL else repr(name)
+      raise InputError(name, value, f'this model is not conditioned on {what}',
+                       f'leave it out{", or give " * bool(names)}{", ".join(names)}')
+  numbers = np.asarray(numbers)
+  return {field.name: _in_turn(_values(field, given[field.name]), numbers)
+          if field.name in given else _default(field, numbers) for field in told}
+
+
+def _in_turn(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+  return values[numbers % len(values)]
+
+
+def _default(field: Field, numbers: np.ndarray) -> np.ndarray:
+  if field.name == LABEL and field.levels:
+    return (numbers % field.levels).astype(field.dtype)
+  return np.zeros((len(numbers), *field.shape), field.dtype)
+
+
+def _values(field: Field, value: Any) -> np.ndarray:
+  """[K, ...]: the values of a field that are taken in turn.  Raises InputError."""
+  if text.is_text(field) and (isinstance(value, str) or all(isinstance(u, str) for u in value)):
+    texts = [value] if isinstance(value, str) else value
+    long = next((u for u in texts if len(u.encode()) > field.shape[0]), None)
+    if long is not None:
+      raise InputError(field.name, long, f'the texts of the data have {field.shape[0]} bytes at '
+                       'most', 'shorten it')
+    return text.encode(texts, field.shape[0])
+  try:
+    values = np.asarray(value, np.float32 if field.levels is None else None)
+  except ValueError:
+    raise InputError(field.name, value, 'these are no numbers', 'give numbers') from None
+  values = values[None] if values.shape == field.shape else values
+  if values.shape[1:] != field.shape or not len(values):
+    raise InputError(field.name, np.shape(value), f'a value of it is {field.shape}',
+                     'give one, or several with an axis before it')
+  if field.levels is not None:
+    if values.dtype.kind not in 'uib':
+      raise InputError(field.name, value, f'it is an integer, 0 .. {field.levels - 1}',
+                       'give one of these')
+    if values.min() < 0 or values.max() >= field.levels:
+      what = 'classes' if field.name == LABEL else 'values'
+      raise InputError(field.name, value, f'the {what} are 0 .. {field.levels - 1}',
+                       'choose of these')
+  elif not np.isfinite(values).all():
+    raise InputError(field.name, value, 'it is not finite', 'give numbers')
+  return values.astype(field.dtype)
+

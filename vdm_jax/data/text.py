@@ -1,0 +1,38 @@
+"""Text as tokens: the bytes of UTF-8, so that any language has 257 levels and no vocabulary."""
+from collections.abc import Sequence
+
+import numpy as np
+
+from vdm_jax.data.fields import Field
+
+LEVELS = 257  # of a token: 0 pads, b + 1 is the byte b
+
+
+def field(name: str, length: int) -> Field:
+  """The field of texts of at most so many bytes."""
+  return Field(name, (length,), 'int32', LEVELS)
+
+
+def is_text(field: Field) -> bool:
+  """Whether the values of a field are such tokens."""
+  return len(field.shape) == 1 and field.levels == LEVELS
+
+
+def longest(texts: Sequence[str]) -> int:
+  """The bytes of the longest text, 1 at least."""
+  return max((len(text.encode()) for text in texts), default=0) or 1
+
+
+def encode(texts: Sequence[str], length: int) -> np.ndarray:
+  """int32 [n, length]: byte + 1, then zeros.  What is longer is cut."""
+  tokens = np.zeros((len(texts), length), np.int32)
+  for row, one in zip(tokens, texts, strict=True):
+    found = np.frombuffer(one.encode()[:length], np.uint8)
+    row[:len(found)] = found.astype(np.int32) + 1
+  return tokens
+
+
+def decode(tokens: np.ndarray) -> list[str]:
+  """The texts of tokens [n, length].  A character that was cut in two is left out."""
+  return [bytes((row[row > 0] - 1).astype(np.uint8)).decode(errors='ignore')
+          for row in np.asarray(tokens)]
