@@ -84,18 +84,23 @@ def test_targets_are_what_their_papers_call_them():
   process = GaussianProcess(schedules.Cosine(5.0, -5.0), sub_vp)
   t = jnp.linspace(0.1, 0.9, 5)
   x, eps = draws(5)[..., 0]
-  level = process(t)
-  z = diffuse(x, eps, level)
-  y = {}
-  for name, target in {**TARGETS, 'velocity': predictions.velocity(process)}.items():
-    a, b = target(level)
-    y[name] = a * x + b * eps
+
+  @jax.jit
+  def targets():
+    level = process(t)
+    log_q = lambda z: jnp.sum(-0.5 * ((z - level.alpha * x) / level.sigma)**2)
+    out = {'level': level, 'gradient': jax.grad(log_q)(diffuse(x, eps, level)), 'derivative':
+           jax.jvp(lambda t: diffuse(x, eps, process(t)), (t,), (jnp.ones(5),))[1]}
+    for name, target in {**TARGETS, 'velocity': predictions.velocity(process)}.items():
+      a, b = target(level)
+      out[name] = a * x + b * eps
+    return out
+  y = targets()
+  level = y['level']
   np.testing.assert_allclose(y['v'], level.alpha * eps - level.sigma * x)
   np.testing.assert_allclose(y['flow'], eps - x)
-  log_q = lambda z: jnp.sum(-0.5 * ((z - level.alpha * x) / level.sigma)**2)
-  np.testing.assert_allclose(y['score'], jax.grad(log_q)(z), rtol=1e-9)
-  _, moving = jax.jvp(lambda t: diffuse(x, eps, process(t)), (t,), (jnp.ones(5),))
-  np.testing.assert_allclose(y['velocity'], moving, rtol=1e-9)
+  np.testing.assert_allclose(y['score'], y['gradient'], rtol=1e-9)
+  np.testing.assert_allclose(y['velocity'], y['derivative'], rtol=1e-9)
   # Karras et al. (2022), table 1: D(y; s) = c_skip y + c_out F of y = x + s n is x.
   s, data = np.asarray(level.sigma / level.alpha), 0.5
   skip, out = data**2 / (s**2 + data**2), s * data / np.sqrt(s**2 + data**2)

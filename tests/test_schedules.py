@@ -1,5 +1,6 @@
 """Schedules: end points, monotonicity, published definitions, and how they cross jit."""
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -29,6 +30,7 @@ def times(n=101):
   return jnp.linspace(0.0, 1.0, n)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def scrambled(module, key):
   """Normal parameters for `module`, of either sign; its scalars, which are ends, stay in order."""
   params = module.init(key, jnp.zeros(1))['params']
@@ -163,9 +165,10 @@ def test_learned_schedules_start_as_the_straight_line():
   # The network of Monotone adds a mean of products of weights of 0.01 each.
   for module, off in ((schedules.LearnedLinear(), 1e-5), (schedules.Monotone(), 1e-3),
                       (schedules.KnotSchedule(), 1e-5)):
-    params = module.init(jax.random.key(1), t)['params']
-    np.testing.assert_allclose(evaluate(schedules.Bound(params, module), t), 13.3 - 18.3 * t,
-                               atol=off, err_msg=name(module))
+    @jax.jit
+    def initial(t, module=module):
+      return schedules.Bound(module.init(jax.random.key(1), t)['params'], module)(t)
+    np.testing.assert_allclose(initial(t), 13.3 - 18.3 * t, atol=off, err_msg=name(module))
 
 
 def test_alpha_of_the_cosine_schedule_is_the_cosine_of_an_angle_linear_in_time():
