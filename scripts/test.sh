@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests; `scripts/test.sh --all` the long ones too.  Further arguments are
-# pytest's.
+# Sets up and runs the tests; `scripts/test.sh --all` the long ones too, `scripts/test.sh -m quick`
+# the mathematics alone.  Further arguments are pytest's, of which a later -m replaces an earlier.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"

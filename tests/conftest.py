@@ -19,6 +19,23 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()
 
 
+# What `-m quick` runs: the mathematics alone.  Files of other tests are not even imported then.
+QUICK = {'processes', 'schedules', 'predictions', 'weightings', 'decoders', 'oracles', 'random',
+         'layering'}
+
+
+def pytest_ignore_collect(collection_path, config):
+  if config.option.markexpr == 'quick' and collection_path.suffix == '.py':
+    return collection_path.stem.removeprefix('test_') not in QUICK or None
+  return None
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if item.path.stem.removeprefix('test_') in QUICK and not item.get_closest_marker('long'):
+      item.add_marker('quick')
+
+
 @pytest.fixture
 def x64():
   """float64, which the closed forms deserve.  Not the default: users train in float32."""
