@@ -1,4 +1,4 @@
-"""Data that are a formula: points in the plane and binary sequences, drawn exactly.
+"""Data that are a formula: points in the plane and sequences, drawn exactly.
 
 Every set is a pure function of (n, index), where `index` numbers independent sets: 0 is for
 training and 1 for testing.  Points have 8 bits a coordinate: coordinates in some unit, plus noise,
@@ -12,6 +12,7 @@ are multiplied to fill 0 .. 255 and rounded down, so that no draw is outside and
   `rings`             circles of radius 1, 2, 3, 4, equally probable                  2    256
   `eight_gaussians`   normals of std 1/2 around 8 points of a circle of radius 4      2    256
   `heartbeat`         a one in every fifth place, at one of five phases               20     2
+  `oscillations`      damped sinusoids, real numbers                                  32    none
 """
 import functools
 
@@ -109,13 +110,24 @@ def heartbeat(n: int, index: int) -> np.ndarray:
   return (np.arange(20) % 5 == phase[:, None]).astype(np.uint8)
 
 
+def oscillations(n: int, index: int) -> np.ndarray:
+  """exp(-d k / 32) cos(2 pi f k / 32 + phi), k < 32: float32 [n, 32].
+
+  d is uniform on [0, 3), the frequency f on [1, 4), the phase phi on [0, 2 pi).
+  """
+  u = _uniform(n, index, 3)[:, :, None]
+  k = np.arange(32) / 32
+  wave = np.exp(-3 * u[0] * k) * np.cos(2 * np.pi * ((1 + 3 * u[1]) * k + u[2]))
+  return wave.astype(np.float32)
+
+
 FORMULAS = {f.__name__: f for f in (swirl, swiss_roll, moons, checkerboard, rings,
-                                    eight_gaussians, heartbeat)}
+                                    eight_gaussians, heartbeat, oscillations)}
 
 
 @functools.lru_cache(maxsize=4)
 def draw(name: str, n: int, index: int) -> np.ndarray:
-  """The set of this name, not to be written to: uint8 [n, ...]."""
+  """The set of this name, not to be written to: uint8 [n, ...], of oscillations float32."""
   made = FORMULAS[name](n, index)
   made.flags.writeable = False
   return made

@@ -55,6 +55,6 @@ def _formula(name: str) -> Store:
   train, test = (Source(split, n, functools.partial(_read_formula, name, n, index))
                  for index, (split, n) in enumerate(sizes.items()))
   one = formulas.draw(name, 1, 0)
-  field = Field(IMAGE, one.shape[1:], 'uint8', 0)
+  field = Field(IMAGE, one.shape[1:], one.dtype.name, None if one.dtype.kind == 'f' else 0)
   return Store(train, test, (field,), '',
                lambda: {f'{name} {split}': n for split, n in sizes.items()})
