@@ -1,5 +1,6 @@
 """What all scripts share: the package is found from a checkout, and a user's error is one line."""
 import codecs
+import contextlib
 import difflib
 import faulthandler
 import functools
@@ -207,6 +208,19 @@ def _with_config_found(argv: list[str]) -> list[str]:
   return out
 
 
+def _with_config_of_run(argv: list[str]) -> list[str]:
+  """argv, with the config of the run in --workdir, if there is one, where none is named."""
+  own = flags.FlagValues()
+  own['workdir'] = flags.FLAGS['workdir']
+  if any(re.match('--?config(=|$)', arg) for arg in argv):
+    return argv
+  with contextlib.suppress(flags.Error):  # which is said when all are read
+    own(argv, known_only=True)
+    if own.workdir and (kept := Path(own.workdir, 'config.json')).is_file():
+      return [argv[0], f'--config={kept}', *argv[1:]]
+  return argv
+
+
 def _fields(values: ConfigDict, prefix: str = '--config') -> Iterator[str]:
   """The fields of a config, as the flags that would set them."""
   for name, value in values.items():
@@ -235,10 +249,12 @@ def _help(argv: list[str], alone: bool) -> None:
     print('\n'.join(f'  {file}: {line}' for file, line in _configs().items()))
 
 
-def _read(argv: list[str], required: Mapping[str, str], alone: bool) -> list[str]:
+def _read(argv: list[str], required: Mapping[str, str], alone: bool, resumes: bool) -> list[str]:
   """What follows the flags, which are then set.  Ends here where only help is asked for."""
   try:
     argv = [argv[0], *_with_config_found(argv[1:])]
+    if resumes:
+      argv = _with_config_of_run(argv)
     if {'-h', '--help', '-help', '-?'} & set(argv[1:]):
       _help([arg for arg in argv if arg not in ('-h', '--help', '-help', '-?')], alone)
       sys.exit(0)
@@ -246,7 +262,9 @@ def _read(argv: list[str], required: Mapping[str, str], alone: bool) -> list[str
     printing = 'print_config' in flags.FLAGS and flags.FLAGS.print_config
     for name, example in required.items():
       if flags.FLAGS[name].value is None and (not printing or name == 'config'):
-        raise InputError(name, None, 'it is missing', f'give it, as in --{name}={example}')
+        none = (f', and {flags.FLAGS.workdir} holds no run to go on with'
+                if resumes and name == 'config' and flags.FLAGS.workdir else '')
+        raise InputError(name, None, f'it is missing{none}', f'give it, as in --{name}={example}')
     if printing:
       print('\n'.join(_fields(flags.FLAGS.config)))
       sys.exit(0)
@@ -285,12 +303,14 @@ def _exit(error) -> None:
 
 
 def run(main, required: Mapping[str, str] | None = None, arguments: bool = False,
-        alone: bool = False, kept: str = 'Nothing of this command is kept.') -> None:
+        alone: bool = False, resumes: bool = False,
+        kept: str = 'Nothing of this command is kept.') -> None:
   """absl's app.run; InputError and OSError are one line and exit code 2.
 
   required: flags that have to be given, each with an example.  main: of no arguments, or of
   the list of what follows the flags where `arguments` is set.  It runs when the other processes are
-  there, if there are any.  alone: it has no use for them.
+  there, if there are any.  alone: it has no use for them.  resumes: without --config it takes that
+  of the run in --workdir.
   Ctrl-C, SIGTERM and SIGHUP end it with one line, in which `kept` says what is left of its work; a
   reader of its output that is gone does not.
   """
@@ -315,4 +335,5 @@ def run(main, required: Mapping[str, str] | None = None, arguments: bool = False
       lambda record: 'orbax' not in record.pathname or record.levelno < python_logging.ERROR)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
   with signals.ending(kept):
-    app.run(guarded, flags_parser=functools.partial(_read, required=required or {}, alone=alone))
+    app.run(guarded, flags_parser=functools.partial(_read, required=required or {}, alone=alone,
+                                                 resumes=resumes))

@@ -1,6 +1,7 @@
-"""Trains a config, or goes on with a run: the same command does both.
+"""Trains a config, or goes on with a run: by the same command, or by its directory alone.
 
   python scripts/train.py --config=configs/cifar10/vdm.py --workdir=runs/cifar10 --data_dir=DIR
+  python scripts/train.py --workdir=runs/cifar10
 """
 import shlex
 import sys
@@ -19,6 +20,8 @@ DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are: config.data.data_dir.
 DATA_NAME = cli.moved_data()
 SEEDS = flags.DEFINE_list('seeds', [], 'One run for each of these, in WORKDIR/seed_N.')
 INIT_FROM = cli.run_directory("Start from the weights of this workdir's run.", 'init_from')
+EXTEND = flags.DEFINE_bool('extend', False, 'Let the learning rate of a run fall to 0 later, at a '
+                           'larger --config.optimizer.decay_steps.')
 PROFILE = flags.DEFINE_integer('profile', 0, 'Trace so many steps, into WORKDIR/profile.')
 DEBUG_NANS = flags.DEFINE_bool('debug_nans', False, 'Stop at the operation that makes a NaN.')
 
@@ -30,7 +33,8 @@ def main():
     config.data.data_dir = DATA_DIR.value
   if DATA_NAME.value:
     config.data.name = DATA_NAME.value
-  options = {'init_from': INIT_FROM.value or '', 'profile': PROFILE.value}
+  options = {'init_from': INIT_FROM.value or '', 'profile': PROFILE.value,
+             'extend': EXTEND.value}
   try:
     if SEEDS.value:
       seeds = cli.integers('seeds', SEEDS.value)
@@ -54,4 +58,5 @@ def main():
 
 if __name__ == '__main__':
   cli.run(main, required={'config': 'configs/digits/vdm.py', 'workdir': 'runs/digits'},
+          resumes=True,
           kept='Its checkpoints are kept, and the same command goes on from the last.')

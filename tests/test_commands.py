@@ -240,6 +240,8 @@ def test_data_that_have_moved_are_missed_by_name_and_not_by_sampling(run, tmp_pa
   (run / 'config.json').write_text(json.dumps(saved))
   with pytest.raises(InputError, match='data_name=.*gone.npz.: the data of this run are not there'):
     runs.evaluate(run)
+  with pytest.raises(InputError, match='data_name=.*gone.npz'):  # whose variances are of the data
+    runs.sample(run, tmp_path / 'a.npz', method=by(2, 'analytic', variances=True), count=1)
   runs.sample(run, tmp_path / 'a.npz', method=by(2), count=1)
   assert np.load(tmp_path / 'a.npz')['images'].shape == (1, *SHAPE)
 

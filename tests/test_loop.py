@@ -97,6 +97,47 @@ def test_the_averages_differ_as_their_rates_do(trained):
 # ------------------------------------------------------------ going on with it
 
 
+@pytest.fixture(scope='module')
+def decayed(tmp_path_factory):
+  """A run of a config file that is gone; its learning rate has fallen to 0 at its last step."""
+  file = shutil.copy(CONFIG, tmp_path_factory.mktemp('configs') / 'mine.py')
+  directory = tmp_path_factory.mktemp('decayed') / 'run'
+  runs.train(config(**{'train.steps': 10, 'optimizer.decay_steps': 10}), file, directory)
+  Path(file).unlink()
+  return directory
+
+
+def go_on(directory, extend=False, **fields):
+  """As `train.py --workdir=DIRECTORY` does: by what the directory holds."""
+  c = workdir.open_config(f'{directory}/config.json').lock()
+  c.update_from_flattened_dict(fields)
+  runs.train(c, f'{directory}/config.json', directory, extend=extend)
+  return state_in(directory)
+
+
+def test_a_run_goes_on_by_its_directory_alone_as_one_that_never_stopped(trained, tmp_path,
+                                                                        monkeypatch):
+  runs.train(config(**{'train.steps': 10}), CONFIG, tmp_path / 'run')
+  monkeypatch.chdir(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, go_on('run', **{'train.steps': 40}),
+               state_in(trained[0]))
+
+
+def test_a_run_whose_learning_rate_is_0_moves_on_when_it_is_extended(decayed, tmp_path, capsys):
+  copies = [shutil.copytree(decayed, tmp_path / name) for name in ('still', 'extended')]
+  ended = state_in(decayed)
+  still = go_on(copies[0], **{'train.steps': 20})
+  jax.tree.map(np.testing.assert_array_equal, still.params, ended.params)
+  assert 'unless --extend' in capsys.readouterr().out
+  longer = {'train.steps': 20, 'optimizer.decay_steps': 20}
+  with pytest.raises(InputError, match='ask for `extend`'):
+    go_on(copies[1], **longer)
+  moved = go_on(copies[1], extend=True, **longer)
+  assert int(moved.step) == 20
+  for u, v in zip(*map(jax.tree.leaves, (moved.params, ended.params)), strict=True):
+    assert np.any(u != v)
+
+
 @pytest.mark.parametrize('steps', [40, 20], ids=['as many steps', 'fewer steps'])
 def test_a_finished_run_started_again_compiles_and_changes_nothing(copy, trained, steps,
                                                                    monkeypatch, capsys):

@@ -121,6 +121,24 @@ build = None
   assert score(folder, reference=f'{config}:validation').reference_count == 40
 
 
+def test_the_data_of_a_config_that_have_moved_are_found_by_their_new_name(folder, tmp_path):
+  config = tmp_path / 'moved.py'
+  config.write_text(f'''
+from tests.support import tiny_config
+build = tiny_config.build
+
+
+def get_config():
+  config = tiny_config.get_config()
+  config.data.update(name='{tmp_path}/gone.npz', validation=40)
+  return config
+''')
+  with pytest.raises(InputError, match='gone.npz'):
+    score(folder, reference=str(config))
+  there = score(folder, reference=str(config), data_name=f'{folder}/set.npz')
+  assert there.reference_count == 160  # of 200, 40 are held out
+
+
 def test_too_few_samples_for_the_dimensions_are_warned_of(folder, tmp_path):
   np.savez(tmp_path / 'few.npz', images(10, 3))
   found = score(folder, samples=str(tmp_path / 'few.npz'))

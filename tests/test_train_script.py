@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import tiny_config
+from vdm_jax import workdir
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -41,6 +44,28 @@ def test_a_mistake_is_one_line_and_code_2(name, tmp_path):
   assert expected in err
   assert err.startswith('error: ') and err.count('\n') == 1
   assert not (tmp_path / 'run').exists()
+
+
+def alone(*arguments):
+  return subprocess.run([sys.executable, 'scripts/train.py', *arguments], cwd=ROOT, text=True,
+                        capture_output=True)
+
+
+def test_a_run_is_gone_on_with_by_its_directory_alone(tmp_path):
+  config = tiny_config.get_config()
+  config.model.features = 11
+  workdir.prepare(tmp_path, config, tiny_config.__file__)
+  done = alone(f'--workdir={tmp_path}', '--config.train.steps=77', '--print_config')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert {'--config.model.features=11', '--config.train.steps=77',
+          '--config.data.name=swirl'} < set(done.stdout.splitlines())
+
+
+def test_a_directory_without_a_run_needs_a_config(tmp_path):
+  done = alone(f'--workdir={tmp_path}/none')
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == (f'error: --config: it is missing, and {tmp_path}/none holds no run to go '
+                         'on with; give it, as in --config=configs/digits/vdm.py.\n')
 
 
 @pytest.mark.long

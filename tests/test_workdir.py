@@ -155,6 +155,45 @@ def test_how_a_run_goes_may_change(made):
   workdir.prepare(directory, config(), CONFIG)
 
 
+def test_a_learning_rate_falls_to_0_later_where_that_is_asked_for(tmp_path, capsys):
+  """A cosine after 5 steps of warm-up, of 0.01: at 15 of 20 steps, then of 40."""
+  asked = lambda end, **fields: config(
+      **{'train.steps': 60, 'optimizer.decay_steps': end, **fields})
+  workdir.prepare(tmp_path, asked(20), CONFIG)
+  (tmp_path / 'checkpoints' / '15').mkdir(parents=True)
+  with pytest.raises(InputError, match='decay_steps=40: the run in .* began with 20; ask for `ext'):
+    workdir.prepare(tmp_path, asked(40), CONFIG)
+  for refused in (asked(10), asked(0), asked(40, **{'optimizer.learning_rate': 0.02}),
+                  asked(40, seed=2)):
+    with pytest.raises(InputError, match='optimizer.decay_steps: 20 there, '):
+      workdir.prepare(tmp_path, refused, CONFIG, extend=True)
+  with pytest.raises(InputError, match='train.steps=15: the run has made 15 steps; set more'):
+    workdir.prepare(tmp_path, asked(40, **{'train.steps': 15}), CONFIG, extend=True)
+  assert not capsys.readouterr().out
+  workdir.prepare(tmp_path, asked(40), CONFIG, extend=True)
+  said, = capsys.readouterr().out.splitlines()
+  assert 'at step 15, where the run goes on, it is 0.00812 instead of 0.0025.' in said
+  starts = lambda: json.loads((tmp_path / 'config.json').read_text())['starts']
+  found = starts()[-1]['extended']
+  assert (found['step'], found['decay_steps']) == (15, [20, 40])
+  cosine = lambda share: 0.005 * (1 + np.cos(np.pi * share))
+  np.testing.assert_allclose(found['learning_rate'], [cosine(10 / 15), cosine(10 / 35)], rtol=1e-5)
+  workdir.prepare(tmp_path, asked(40), CONFIG, extend=True)  # the same command goes on
+  assert 'extended' not in starts()[-1] and not capsys.readouterr().out
+
+
+def test_a_run_s_own_config_json_stands_for_its_config_file(made, two):
+  """With the modules that are kept beside it."""
+  opened = workdir.open_config(f'{made[0]}/config.json')
+  assert opened.to_dict() == config().to_dict()
+  with pytest.raises(InputError, match='the config of a run has no variants; leave out :a'):
+    workdir.open_config(f'{made[0]}/config.json:a')
+  kept = workdir.source(two['b'] / 'config.json')
+  assert kept.module().build(config()).model(None)[0] == 'b'
+  workdir.prepare(two['b'], config(), kept)
+  assert vdm_jax.load(two['b'])[0] == 'b'
+
+
 def test_a_config_may_be_corrected_while_there_is_no_checkpoint(tmp_path):
   """A first try that failed to start must not reserve its directory for its mistake."""
   workdir.prepare(tmp_path, config(**{'model.features': 7}), CONFIG)

@@ -12,6 +12,10 @@ What `load` needs is all here.  So is what a run needs to go on, but for its dat
 may be named as RUN/config.json.
 
 Data that have moved are the same data where their fingerprint is the same, under any name.
+
+What a run computes may not change between its starts, with one exception: a run whose learning rate
+falls to 0 at `optimizer.decay_steps` may be told to fall to 0 later (`extend`).  From the step that
+it has made on the rate follows the longer curve.  `starts` says from which step on.
 """
 import json
 import os
@@ -28,6 +32,7 @@ from vdm_jax import config_files, data, files
 from vdm_jax.errors import InputError, require
 from vdm_jax.provenance import changed, provenance
 from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.optimizer import learning_rate
 from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
 
@@ -123,17 +128,18 @@ def begun(workdir: str | Path) -> bool:
 
 def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
             config_file: str | Path | config_files.Source,
-            fingerprint: dict | None = None) -> None:
+            fingerprint: dict | None = None, extend: bool = False) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
   config_file: its path, or what was read of it when it was imported, which is what is kept.
   fingerprint: of the data, `Data.fingerprint()`; a run goes on with its own alone, wherever they
   are.
+  extend: let the learning rate fall to 0 later than the run began with; see the module.
   Raises InputError where it cannot be written, or has checkpoints of a run of another model, data
   or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
   and a corrected config takes the place of the first one.
   """
-  workdir = files.run_directory('workdir', workdir)
+  workdir, extended = files.run_directory('workdir', workdir), {}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f'.probe.{jax.process_index()}.{os.getpid()}'
@@ -148,7 +154,14 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
     old = _record(workdir)
     changed = changed_data(workdir, fingerprint) if fingerprint else ''
     same_data = fingerprint and old.get('fingerprint') and not changed
-    differences = _differences(old['config'], values, ('data.name',) if same_data else ())
+    differences = _differences(old['config'], values, ('data.name',) * bool(same_data))
+    if _later_decay(old['config'], values) and not changed and len(differences) == 1:
+      if not extend:
+        raise InputError(
+            'config.optimizer.decay_steps', config.optimizer.decay_steps, f'the run in {workdir} '
+            f'began with {old["config"]["optimizer"]["decay_steps"]}', 'ask for `extend`, and its '
+            'learning rate follows the longer curve from now on; or choose another directory')
+      extended, differences = _extended(workdir, old['config'], config), []
     if changed and not differences:
       raise InputError('workdir', str(workdir), f'the data are not those of its run: {changed}',
                        'restore them, or choose another directory')
@@ -172,10 +185,34 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
     files.write_text(workdir / 'config.json', json.dumps({
         'config': values, 'from': began, 'neighbours': list(code.neighbours), 'cwd': os.getcwd(),
         'fingerprint': fingerprint or old.get('fingerprint'),
-        'starts': [*old.get('starts', ()), provenance()]}, indent=2))
+        'starts': [*old.get('starts', ()), provenance() | extended]}, indent=2))
     for file in (workdir / 'config').rglob('*.py'):  # of another start
       if str(file.relative_to(workdir / 'config')) not in code.neighbours:
         file.unlink()
+
+
+def _later_decay(old: dict, new: dict) -> bool:
+  """Whether a learning rate that falls to 0 does so at a later step in `new`."""
+  there, asked = (of.get('optimizer', {}).get('decay_steps', 0) for of in (old, new))
+  return 0 < there < asked
+
+
+def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> dict:
+  """What `starts` says of a longer curve of the learning rate, which is printed.
+
+  Raises InputError where nothing is left to train.
+  """
+  made = max(int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')
+             if path.name.isdigit())
+  require(config.train.steps > made, 'config.train.steps', config.train.steps,
+          f'the run has made {made} steps', 'set more to extend it')
+  before = ml_collections.ConfigDict(old['optimizer'])
+  rates = [float(learning_rate(of)(made)) for of in (before, config.optimizer)]
+  ends = [before.decay_steps, config.optimizer.decay_steps]
+  if jax.process_index() == 0:
+    print(f'The learning rate falls to 0 at step {ends[1]:,}, no longer at {ends[0]:,}: at step '
+          f'{made:,}, where the run goes on, it is {rates[1]:.3g} instead of {rates[0]:.3g}.')
+  return {'extended': {'step': made, 'decay_steps': ends, 'learning_rate': rates}}
 
 
 def changed_data(workdir: str | Path, fingerprint: dict) -> str:

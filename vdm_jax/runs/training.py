@@ -19,11 +19,14 @@ from vdm_jax.typing import Experiment, PyTree, Samples, denoises
 
 
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
-          init_from: str = '', profile: int = 0) -> dict[str, float]:
+          init_from: str = '', profile: int = 0, extend: bool = False) -> dict[str, float]:
   """Trains `config` in `directory`, or goes on with the run there.  The last validation's means.
 
-  init_from: a workdir whose averaged weights a new run starts from.  Raises InputError, before
-  anything is compiled or written, where the config's parts do not fit each other or the data.
+  init_from: a workdir whose averaged weights a new run starts from.  extend: a run whose learning
+  rate falls to 0 may do so later, at a larger config.optimizer.decay_steps.
+
+  Raises InputError, before anything is compiled or written, where the config's parts do not fit
+  each other or the data, or the run in `directory`.
   """
   require(profile >= 0, 'profile', profile, 'a number of steps, or 0 for none')
   directory = files.run_directory('workdir', directory)
@@ -41,7 +44,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
   with lock.held(directory):
-    workdir.prepare(directory, config, code, experiment.data.fingerprint())
+    workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
     return _train(experiment, spec, found, config, directory, init_from, profile)
 
 
@@ -50,7 +53,8 @@ def _train(experiment, spec, found, config, directory, init_from, profile) -> di
     print(found)
     if 0 < config.optimizer.get('decay_steps', 0) < config.train.steps:
       print(f'The learning rate is 0 from step {config.optimizer.decay_steps:,} on '
-            '(--config.optimizer.decay_steps): later steps move the averages alone.')
+            '(--config.optimizer.decay_steps): later steps move the averages alone, unless '
+            '--extend lets it fall later.')
   initial = None
   if init_from:  # read when a run begins: one that goes on needs it no more
     initial = lambda params: transfer(params, workdir.load_trained(init_from).params)
