@@ -69,7 +69,7 @@ def test_load_gives_the_model_of_the_averaged_weights(made):
                              atol=1e-4)
   images = jnp.array([[0, 255], [17, 100]])
   np.testing.assert_array_equal(model.decode(model.encode(images)), images)
-  assert model.shape == (2,)
+  assert model.sample(jax.random.key(0), 3, steps=4).shape == (3, *model.shape) == (3, 2)
 
 
 def test_a_model_says_its_shape_and_what_it_can_and_not_its_weights(made):
