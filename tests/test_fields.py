@@ -1,13 +1,19 @@
 """Named fields: the oracles are the arrays and texts that were written."""
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
-from vdm_jax import data
+from vdm_jax import data, predictions
 from vdm_jax.data import augmentation, conditions, fields, pipeline, text
 from vdm_jax.errors import InputError
+from vdm_jax.schedules import Linear
+from vdm_jax.systems import compose
+from vdm_jax.systems.variational import vdm
 
 RNG = np.random.default_rng(0)
 MOTION = RNG.standard_normal((12, 5, 2))
@@ -252,3 +258,30 @@ def test_pieces_in_memory_are_joined_for_every_field(several, monkeypatch):
   monkeypatch.setattr(pipeline, 'CHUNK', 3)
   d = make(name=several)
   np.testing.assert_array_equal(every(d, 'train')['tokens'], TOKENS[np.arange(12) % 6 != 0])
+
+
+class OfCaption(nn.Module):
+  """x_hat of each caption: 1 for a text that begins with 'w', -1 for all others."""
+
+  @nn.compact
+  def __call__(self, z, logsnr, cond=None, keys=None):
+    scale = self.param('scale', nn.initializers.ones, ())
+    white = jnp.where(cond[:, 0] == ord('w') + 1, 1.0, -1.0)
+    return jnp.broadcast_to(scale * white[:, None, None, None], z.shape)
+
+
+def test_a_model_that_is_told_captions_draws_what_each_says(tmp_path):
+  np.savez(tmp_path / 'x.npz', images=np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2),
+           caption=np.array(['white', 'dark'] * 6))
+  config = vdm.default_config()
+  config.data.name = str(tmp_path / 'x.npz')
+  given = {'net': OfCaption(), 'schedule': Linear(8.0, -6.0), 'target': predictions.x}
+  made = compose.experiment(config, condition='caption', **given)
+  params = made.init(jax.random.key(0))
+  model = made.model(params)
+  found = model.sample(jax.random.key(1), 4, steps=3, told={'caption': ['dark', 'white']})
+  np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 47, 0, 47])
+  with pytest.raises(InputError, match='batch: this model is told caption'):
+    model.nats({'image': np.zeros((1, 2, 2, 1))}, key=jax.random.key(2))
+  with pytest.raises(InputError, match="no field 'sound'; name one of its fields: image, caption"):
+    compose.experiment(config, condition='sound', **given)
