@@ -14,13 +14,13 @@ import pytest
 import rich.console
 
 from vdm_jax import certification, oracles, random, samplers, schedules
+from vdm_jax.certification import catalogue as certified
+from vdm_jax.certification import report
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.samplers import catalogue
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'scripts'))
-import certify as certify_script  # noqa: E402
 
 PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))
 
@@ -123,6 +123,71 @@ def test_ddim_with_eta_one_is_the_ancestral_sampler_and_says_so_in_its_name():
                                 of(catalogue.method('ddim', 5)))
 
 
+OWN = '''
+import numpy as np
+from vdm_jax.samplers import ddim, heun
+from vdm_jax.typing import Sampler
+
+SIZE = 3
+def number(denoise, process):
+  return SIZE
+def alone(denoise):
+  return ddim(denoise, None)
+def finds_its_steps(denoise, process):
+  return Sampler(None, evaluations=None)
+'''
+
+
+def own(folder, name):
+  file = folder / 'my.py'
+  file.write_text(OWN)
+  return f'{file}:{name}'
+
+
+def test_a_sampler_of_ones_own_is_a_function_in_a_file(tmp_path):
+  method = catalogue.method(own(tmp_path, 'heun'), 6)
+  oracle, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(0), 8)
+  of = lambda make: samplers.sample(make(oracle, PROCESS), keys, jnp.ones((8, 3)),
+                                    method.times(PROCESS))
+  np.testing.assert_array_equal(of(method.make), of(samplers.heun))
+  np.testing.assert_array_equal(method.times(PROCESS), np.linspace(1.0, 0.0, 7))
+  # Samples of the file as it was are not taken for those of the file as it is.
+  (tmp_path / 'my.py').write_text(OWN + 'more = 1')
+  assert catalogue.method(f'{tmp_path}/my.py:heun', 6).name != method.name
+
+
+@pytest.mark.parametrize('name,message', [
+    ('heum', "my.py has no 'heum'; perhaps 'heun' is meant."),
+    ('', "my.py has no ''; name what it defines, as FILE.py:NAME."),
+    ('SIZE', 'it does not take a denoiser and a process; give a function (denoise, process) ->'),
+    ('alone', 'it does not take a denoiser and a process; give a function (denoise, process) ->'),
+    ('number', 'what it makes is no Sampler (but of the type int); give a function'),
+])
+def test_what_is_no_sampler_in_a_file_of_ones_own_is_one_line(tmp_path, name, message):
+  with pytest.raises(InputError) as error:
+    catalogue.method(own(tmp_path, name), 6)
+  assert message in str(error.value) and '\n' not in str(error.value)
+  assert error.value.field == 'sampler' and error.value.as_flag().startswith('--sampler=')
+
+
+def test_a_file_of_ones_own_that_is_missing_or_no_python_is_one_line(tmp_path):
+  with pytest.raises(InputError, match='samplers=.*: there is no file nowhere.py; give one of'):
+    catalogue.find('nowhere.py:mine', 'samplers')
+  (tmp_path / 'my.py').write_text('def mine(:')
+  with pytest.raises(InputError, match='sampler=.*: line 1 is no Python'):
+    catalogue.find(f'{tmp_path}/my.py:mine')
+
+
+def test_a_sampler_of_ones_own_is_certified_by_the_order_it_claims(tmp_path):
+  for order, passes in ((2, True), (3, False)):
+    [job] = certified.jobs([own(tmp_path, 'heun')], order)
+    rows = certified.certify_job(job)
+    assert {row.claimed_order for row in rows if row.curve != 'ends'} == {order}
+    assert {row.passed for row in rows if row.curve == 'vp'} == {passes}
+  with pytest.raises(InputError, match='it is adaptive, and its tolerance is unknown here'):
+    certified.jobs([own(tmp_path, 'finds_its_steps')])
+
+
 def equations(jaxpr):
   """The size of a program, with all that is inside of it."""
   inner = [getattr(u, 'jaxpr', u) for e in jaxpr.eqns for value in e.params.values()
@@ -167,7 +232,7 @@ def test_the_certificate_is_a_table_and_as_json_its_rows():
 def test_an_unknown_sampler_is_one_line_and_exit_code_2():
   done = certify('--samplers=ddim,nothing')
   assert (done.returncode, done.stdout) == (2, '')
-  assert done.stderr.startswith('error: --sampler=nothing: ')
+  assert done.stderr.startswith('error: --samplers=nothing: ')
   assert done.stderr.count('\n') == 1
 
 
@@ -181,7 +246,7 @@ def test_the_table_shows_every_kind_of_row():
           row._replace(sampler='c', kind='equality', claimed_order=None,
                        detail={'difference': 0.0})]
   console = rich.console.Console(width=150, record=True, file=io.StringIO())
-  console.print(certify_script.table(rows))
+  console.print(report.table(rows))
   text = console.export_text()
   for shown in ('0.99', 'exact', '0.027', '3e-04 FAILS', '0e+00', 'adaptive'):
     assert shown in text, text
@@ -196,7 +261,7 @@ def test_all_samplers_are_certified_and_the_readme_shows_what_was_measured():
   assert done.returncode == 0
   rows = [certification.Row(**row) for row in rows]
   shown = (ROOT / 'README.md').read_text().splitlines()
-  for line in certify_script.markdown(rows).splitlines()[2:]:
+  for line in report.markdown(rows).splitlines()[2:]:
     name = line.split('|')[1]
     there = [other for other in shown if other.split('|')[1:2] == [name]]
     assert len(there) == 1, name

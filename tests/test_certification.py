@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from vdm_jax import certification, random
-from vdm_jax.certification import certify
+from vdm_jax.certification import certify, exact
 from vdm_jax.processes import tau
 from vdm_jax.samplers import ancestral, ddim, heun, sample
 from vdm_jax.samplers.first_order import transition
@@ -132,13 +132,13 @@ def test_the_exact_quantiles_and_moments_are_those_of_the_marginal():
   alpha, sigma = 0.6, 0.8
   p = np.array([0.1, 0.5, 0.9])
   one = certification.MODELS['gaussian']
-  exact = stats.norm.ppf(p, alpha * 0.3, np.hypot(alpha * 0.7, sigma))
-  np.testing.assert_allclose(certification.quantiles(p, one, alpha, sigma), exact, rtol=1e-10)
+  expected = stats.norm.ppf(p, alpha * 0.3, np.hypot(alpha * 0.7, sigma))
+  np.testing.assert_allclose(certification.quantiles(p, one, alpha, sigma), expected, rtol=1e-10)
   rng = np.random.default_rng(0)
   two = certification.MODELS['mixture']
   pick = rng.random(400_000) < two.weights[0]
   u = rng.normal(np.where(pick, *two.means), np.hypot(np.where(pick, *two.stds), 0.5))
-  mean, std, share = certification._moments(two, 0.5)
+  mean, std, share = exact.moments(two, 0.5)
   assert abs(u.mean() - mean) < 4 * std / len(u)**0.5
   assert abs(u.std() - std) < 4 * std / (2 * len(u))**0.5
   assert abs((u > 0).mean() - share) < 4 * 0.5 / len(u)**0.5
@@ -152,7 +152,7 @@ def test_the_oracle_and_its_heads_are_those_of_a_numerical_integral():
 
     @jax.jit
     def look():
-      level = certification._process(jnp.asarray(3))(jnp.asarray(0.6))
+      level = exact.process_of(jnp.asarray(3))(jnp.asarray(0.6))
       oracle = certification.Oracle(data)
       return level, oracle(jnp.asarray(z), level), oracle.log_prob(jnp.asarray(z), level)
     level, got, density = look()
@@ -198,7 +198,7 @@ def test_what_an_oracle_supplies_is_exact():
   with jax.enable_x64(True):
     @jax.jit
     def look():
-      level = certification._process(jnp.asarray(2))(jnp.array([0.2, 0.7]))
+      level = exact.process_of(jnp.asarray(2))(jnp.array([0.2, 0.7]))
       return level, [certification.Oracle(data).mean_variance(level)
                      for data in certification.MODELS.values()]
     level, (one, two) = look()

@@ -147,7 +147,8 @@ def command(*flags):
 
 
 @pytest.mark.parametrize('flag,message', [
-    ('--samplers=ddim,nonsense', '--sampler=nonsense: '),
+    ('--samplers=ddim,nonsense', '--samplers=nonsense: '),
+    ('--samplers=my.py:mine', '--samplers=my.py:mine: there is no file my.py'),
     *(pytest.param(*case, marks=pytest.mark.long) for case in (
         ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose of'),
         ('--count=1', '--count=1: it must be at least 2'),

@@ -15,7 +15,7 @@ MATHEMATICS = ['typing', 'random', 'schedules', 'processes', 'inputs', 'predicti
 ROOMS = {
     'errors': [],
     'files': ['errors'],
-    'config_files': ['errors'],
+    'config_files': ['errors', 'files'],
     'provenance': [PACKAGE],
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},
     'devices': ['typing', 'errors'],
@@ -26,7 +26,7 @@ ROOMS = {
     'objectives': [*MATHEMATICS, 'errors'],
     'samplers': [*MATHEMATICS, 'config_files', 'devices', 'errors', 'files'],
     'likelihood': [*MATHEMATICS, 'devices', 'errors', 'objectives', 'samplers'],
-    'certification': [*MATHEMATICS, 'samplers'],
+    'certification': [*MATHEMATICS, 'errors', 'samplers'],
     'evaluation': [*MATHEMATICS, 'devices', 'errors', 'files', 'samplers'],
     'codec': [*MATHEMATICS, 'devices'],
     # The nouns together: a model that draws, and bounds the likelihood of data.

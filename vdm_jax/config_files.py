@@ -14,7 +14,9 @@ the config file.  Another file there of such a name is refused: it could be mean
 """
 import ast
 import builtins
+import difflib
 import functools
+import hashlib
 import importlib
 import importlib.abc
 import importlib.metadata
@@ -26,13 +28,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
+from vdm_jax import files
 from vdm_jax.errors import InputError
 
-__all__ = ['MissingModule', 'Source', 'get_config', 'read']
+__all__ = ['MissingModule', 'Source', 'get_config', 'own', 'read']
 
 
 class Source(NamedTuple):
@@ -56,6 +59,12 @@ class Source(NamedTuple):
         raise InputError(problem=f'{self.path} has no `{name}`',
                          remedy='define get_config() and build(config), as a config file does')
     return module
+
+  @property
+  def digest(self) -> str:
+    """Of all texts: eight hexadecimal digits."""
+    return hashlib.sha256(repr((self.text, sorted(self.neighbours.items()))).encode()
+                          ).hexdigest()[:8]
 
   def find(self, name: str) -> tuple[Path, str, bool] | None:
     """(path, text, whether it is a package) of the module `name` of this source."""
@@ -99,6 +108,30 @@ def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> 
         waiting += [(folder / file, found) for found in _imports(
             folder / file, neighbours[file], Path(file).parent.parts)]
   return Source(path, text, folder, dict(sorted(neighbours.items())), lost)
+
+
+def own(field: str, given: str, file: str, name: str) -> tuple[Any, Source]:
+  """What a Python file of the user's defines as `name`, and the file's source.
+
+  The file may import its neighbours, as a config file may.  field, given: where it was asked for,
+  FILE.py:NAME.  Raises InputError: there is no such file or name, or the file is no Python.
+  """
+  path = files.given(field, file)
+  if not path.is_file():
+    raise InputError(field, given, f'there is no file {file}',
+                     'give one of your own, as FILE.py:NAME')
+  try:
+    source = read(path)
+    module = source.module(())
+  except InputError as error:
+    raise InputError(field, given, error.problem, error.remedy) from None
+  if not name or not hasattr(module, name):
+    names = [known for known, value in vars(module).items()
+             if not known.startswith('_') and not inspect.ismodule(value)]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise InputError(field, given, f'{file} has no {name!r}', f'perhaps {near[0]!r} is meant'
+                     if near else 'name what it defines, as FILE.py:NAME')
+  return getattr(module, name), source
 
 
 def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:

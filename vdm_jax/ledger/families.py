@@ -32,7 +32,6 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -419,17 +418,8 @@ def _family(estimate: Any, name: str = '', given: Any = None) -> Family:
 
 def _of_file(estimate: str, file: str, name: str) -> Asked:
   variable = re.match(r'\w*', name)[0]
-  if not Path(file).is_file():
-    raise InputError('estimates', estimate, f'there is no file {file}',
-                     'give one of your own, as FILE.py:NAME')
-  try:
-    module = config_files.read(file).module(())
-  except InputError as error:
-    raise InputError('estimates', estimate, error.problem, error.remedy) from None
-  if not hasattr(module, variable):
-    raise InputError('estimates', estimate, f'{file} has no {variable!r}',
-                     'name a Family or a function in it')
-  family = _family(getattr(module, variable), variable, estimate)
+  value, _ = config_files.own('estimates', estimate, file, variable)
+  family = _family(value, variable, estimate)
   return family.ask(family.name + name.removeprefix(variable))
 
 

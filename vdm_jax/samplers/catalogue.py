@@ -8,6 +8,7 @@ The names that other codebases have for the same methods are known too.  A sampl
 needs no entry: in Python give the function itself, to a command FILE.py:NAME.
 """
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import files, processes
+from vdm_jax import config_files, files, oracles, processes, schedules
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.samplers import (
     adaptive,
@@ -41,8 +42,8 @@ from vdm_jax.samplers import (
 )
 from vdm_jax.typing import Array, Process, Sampler
 
-__all__ = ['ALIASES', 'ANCESTRAL', 'Entry', 'GRIDS', 'MISSING', 'Method', 'SAMPLERS', 'called',
-           'describe', 'method', 'on_grid']
+__all__ = ['ALIASES', 'ANCESTRAL', 'Entry', 'GRIDS', 'MISSING', 'Method', 'SAMPLERS', 'describe',
+           'find', 'method', 'on_grid']
 
 
 class Method(NamedTuple):
@@ -68,6 +69,7 @@ class Entry(NamedTuple):
   needs: str = ''             # the third argument of `make`, or the head of the network
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
   at_tolerance: Callable | None = None  # of an adaptive method: tolerance -> make
+  version: str = ''           # of a file of the user's own, by its text
 
 
 _one_step = lambda process, n: np.array([1.0, 0.0])
@@ -299,7 +301,8 @@ def describe() -> str:
         calls = 'adaptive' if entry.evaluations is None else f'{entry.evaluations} a step'
         where = ' [from Python]' if entry.needs in MISSING else ''
         lines.append(f'- {name}{where}: {entry.paper}; {calls}; {entry.use}')
-  return 'One of (paper; evaluations of the network; use)\n' + '\n'.join(lines) + '\n'
+  return ('One of (paper; evaluations of the network; use), or FILE.py:NAME, a function '
+          '(denoise, process) -> Sampler of your own\n' + '\n'.join(lines) + '\n')
 
 
 # What the same method is called elsewhere: without its signs, and with pp for ++.
@@ -320,8 +323,36 @@ def _letters(name: str) -> str:
   return re.sub('[^a-z0-9]', '', name.lower().replace('++', 'pp'))
 
 
-def called(name: str) -> str:
-  """The name here of a sampler, which is said where it is another one.  Raises InputError."""
+def find(name: str, field: str = 'sampler') -> tuple[str, Entry]:
+  """The name here of a sampler, and its entry; another name of it is said.
+
+  FILE.py:NAME is a function (denoise, process) -> Sampler of the user's own.  field: where it was
+  asked for.  Raises InputError.
+  """
+  file, colon, function = name.rpartition(':')
+  if colon:
+    return name, _own(field, name, file, function)
+  name = _called(name, field)
+  return name, SAMPLERS[name]
+
+
+def _own(field: str, given: str, file: str, name: str) -> Entry:
+  make, source = config_files.own(field, given, file, name)
+  remedy = 'give a function (denoise, process) -> Sampler'
+  try:
+    inspect.signature(make).bind(None, None)
+  except (TypeError, ValueError):
+    raise InputError(field, given, 'it does not take a denoiser and a process', remedy) from None
+  made = make(oracles.Gaussian(0.0, 1.0), processes.GaussianProcess(schedules.Linear()))
+  if not isinstance(made, Sampler):
+    raise InputError(field, given, 'what it makes is no Sampler (but of the type '
+                     f'{type(made).__name__})', remedy)
+  entry = Entry('of your own', file, make, evaluations=made.evaluations, version=source.digest)
+  return entry if made.evaluations else entry._replace(times=_one_step)
+
+
+def _called(name: str, field: str) -> str:
+  """The name here of a sampler, which is said where it is another one."""
   if name in SAMPLERS:
     return name
   own = {_letters(known): known for known in SAMPLERS}
@@ -330,7 +361,7 @@ def called(name: str) -> str:
     cited = [known for known, entry in SAMPLERS.items()
              if re.search(rf'\b{re.escape(name)}\b', entry.paper, re.IGNORECASE)]
     near = cited[:3] or difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
-    raise InputError('sampler', name,
+    raise InputError(field, name,
                      f'did you mean {" or ".join(near)}?' if near else 'there is no such choice',
                      'choose one that `sample.py --help` lists')
   if jax.process_index() == 0:
@@ -343,7 +374,7 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   """The sampler of this name, with a grid.
 
   Args:
-    name: of `SAMPLERS`, or that which it has elsewhere.
+    name: of `SAMPLERS`, or that which it has elsewhere; or FILE.py:NAME, see `find`.
     steps: of the grid.
     grid: a name in `GRIDS`, 'iddpm:SECTIONS', or times of the user's own: see `on_grid`.  Default:
       the sampler's own.
@@ -352,8 +383,7 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
 
   Raises InputError: there is no such sampler or grid, or they do not take these settings.
   """
-  name = called(name)
-  entry = SAMPLERS[name]
+  name, entry = find(name)
   if eta is not None:
     if name != 'ddim':
       raise InputError('eta', eta, f'the sampler {name} has none', 'leave it out, or choose ddim')
@@ -366,6 +396,8 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   if entry.evaluations is None and (grid or steps is not None):
     raise InputError(*(('grid', grid) if grid else ('steps', steps)),
                      f'the sampler {name} chooses its own steps', 'leave it out')
+  if entry.version:  # samples of one version are not taken for those of another
+    name = f'{name} {entry.version}'
   times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
   return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
                 entry.needs == 'v')

@@ -18,7 +18,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.samplers.langevin import Corrector, ula
 from vdm_jax.samplers.runge_kutta import heun
 from vdm_jax.samplers.sampling import check_grid, sample
-from vdm_jax.typing import Array, Denoiser, Level, Process, PyTree, Sampler
+from vdm_jax.typing import Array, ArrayLike, Denoiser, Level, Process, PyTree, Sampler
 
 
 class Chain(NamedTuple):
@@ -33,7 +33,7 @@ class Draw(NamedTuple):
   evaluations: Array  # [B]       calls of the denoiser that this draw of the chain needed
 
 
-def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chain, times: Array,
+def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chain, times: ArrayLike,
                    level_logits: Callable[[Array], Array], moves: int, *,
                    corrector: Callable[[Denoiser], Corrector] = ula,
                    sampler: Callable[[Denoiser, Process], Sampler] = heun,
@@ -90,7 +90,7 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   return Draw(z, chain, spent)
 
 
-def level_posterior(log_prob: Callable[[Array, Level], Array], process: Process, times: Array
+def level_posterior(log_prob: Callable[[Array, Level], Array], process: Process, times: ArrayLike
                     ) -> Callable[[Array], Array]:
   """u [B, ...] -> log p(t | u) [B, N + 1] up to a constant, for t uniform over `times`.
 
@@ -104,5 +104,5 @@ def level_posterior(log_prob: Callable[[Array, Level], Array], process: Process,
       volume = sum_over_data(jnp.broadcast_to(jnp.log(wide.alpha), u.shape))
       known = (level.alpha > 0.0) & (level.sigma > 0.0)
       return jnp.where(known, log_prob(wide.alpha * u, level) + volume, -jnp.inf)
-    return jax.vmap(at, out_axes=1)(times)
+    return jax.vmap(at, out_axes=1)(jnp.asarray(times))
   return logits

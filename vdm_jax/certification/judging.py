@@ -1,24 +1,4 @@
-"""Does a sampler do what it claims?  Judged against closed forms, on every curve.
-
-The data are one-dimensional: N(m, s^2), and a mixture of two normals.  There the probability flow
-keeps quantiles, so its exact map is known for both; and so are all marginals.
-
-A deterministic sampler claims an *order*: on grids of N steps its distance to the exact flow is
-C N^-order.  The slope of log error against log N is measured over several N in float64.  The
-steps of the grids alternate between short and long, at every N: on evenly spaced or smoothly
-graded grids a multistep method that forgets the ratio of its steps keeps its order.  For orders
-above 2 the first step is shortened (`grids.warm_up`), since a multistep method begins with order 1.
-
-An *adaptive* sampler claims that its distance to the exact flow follows its tolerance.
-
-A stochastic sampler claims the *moments* of the marginal at the end of its grid: mean, standard
-deviation, and the share of the upper half of the mixture, each within four standard errors and a
-stated tolerance for the steps being finite.  It starts from the exact marginal.
-
-The process called `ends` runs from pure noise (alpha = 0) to pure data (sigma = 0), where logsnr
-is infinite.  Methods in logsnr step over the two ends by their first-order formula, so what they
-claim there is first order; the network is never to be used at sigma = 0, and gives NaN there.
-"""
+"""Judges a sampler by what it claims: see `certification`."""
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,47 +6,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
-from vdm_jax import processes, random, samplers, schedules
-from vdm_jax.decoders import sum_over_data
-from vdm_jax.samplers import analytic
-from vdm_jax.samplers.grids import uniform, warm_up
-from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler, value
+from vdm_jax import processes, random, samplers
+from vdm_jax.certification.exact import (
+    CURVES,
+    MODELS,
+    Data,
+    Make,
+    Oracle,
+    ends_of,
+    moments,
+    process_of,
+    quantiles,
+)
+from vdm_jax.samplers.grids import warm_up
 
-__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'OPTIONS', 'Oracle', 'Row', 'SCHEDULE',
-           'STEPS', 'alternating_grid', 'certify', 'certify_adaptive', 'count_evaluations',
-           'equality', 'largest_deviation', 'quantiles', 'with_guidance', 'with_log_prob',
-           'with_variances']
+__all__ = ['Row', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive', 'count_evaluations',
+           'equality', 'largest_deviation']
 
-Make = Callable[[Denoiser, Process], Sampler]
-
-SCHEDULE = schedules.Linear(3.0, -2.5)  # where neither curves nor data are nearly linear
-FINITE = ('vp', 've', 'flow', 'sub_vp')
-CURVES = (*FINITE, 'ends')
-
-
-class Data(NamedTuple):
-  """Two normals on the line.  Equal ones are a single normal: one program serves both models."""
-  weights: tuple[float, float]
-  means: tuple[float, float]
-  stds: tuple[float, float]
-
-
-MODELS = {'gaussian': Data((0.5, 0.5), (0.3, 0.3), (0.7, 0.7)),
-          'mixture': Data((0.4, 0.6), (-0.8, 0.6), (0.15, 0.3))}
 STEPS = (40, 80, 160, 320, 640)
-
-# Of samplers of the catalogue that the usual options of `certify` do not suit.
-OPTIONS: dict[str, dict] = {
-    **{name: {'curves': FINITE}  # not where logsnr is infinite
-       for name in ('reverse_diffusion_flow', 'dpm_solver_12', 'dpm_solver_23')},
-    'dpm_solver_fast': {'steps': (48, 96, 192, 384, 768)},  # steps of three
-    'annealed_langevin': {'tolerance': 0.1},
-    'denoising_mcmc': {'steps': [1], 'curves': FINITE},
-    'plms': {'grid': uniform},  # its coefficients are those of equal steps
-    'split_lie': {'tolerance': 0.2},
-}
 
 
 class Row(NamedTuple):
@@ -82,118 +40,12 @@ class Row(NamedTuple):
   detail: dict                     # errors by number of steps; deviations and standard errors
 
 
-# ------------------------------------------------------------------ exact
-
-
-def _cdf(u, data: Data, c: float):
-  """P(z_t / alpha_t <= u) where sigma_t / alpha_t = c."""
-  return sum(w * special.ndtr((u - m) / np.hypot(s, c))
-             for w, m, s in zip(*data, strict=True))
-
-
-def quantiles(probability: np.ndarray, data: Data, alpha: float, sigma: float) -> np.ndarray:
-  """Of the marginal of z where z = alpha x + sigma eps, by bisection.  probability: [B]."""
-  if alpha == 0.0:
-    return sigma * special.ndtri(probability)
-  c = sigma / alpha
-  low, high = np.full_like(probability, -40.0), np.full_like(probability, 40.0)
-  for _ in range(100):
-    middle = 0.5 * (low + high)
-    below = _cdf(middle, data, c) < probability
-    low, high = np.where(below, middle, low), np.where(below, high, middle)
-  return alpha * low
-
-
-def _moments(data: Data, c: float) -> tuple[float, float, float]:
-  """(mean, std, share above 0) of z_t / alpha_t."""
-  w, m, s = map(np.asarray, data)
-  mean = np.sum(w * m)
-  return mean, np.sqrt(np.sum(w * (s**2 + m**2)) - mean**2 + c**2), 1.0 - _cdf(0.0, data, c)
-
-
-# ------------------------------------------------------------------ grids
-
-
 def alternating_grid(steps: int) -> np.ndarray:
   """Times [steps + 1] from 1 to 0 whose steps are short and long in turn, 1 : 2."""
   widths = np.where(np.arange(steps) % 2 == 0, 1.0, 2.0)
   times = 1.0 - np.concatenate([[0.0], np.cumsum(widths) / np.sum(widths)])
   times[-1] = 0.0
   return times
-
-
-# ---------------------------------------------------------------- running
-
-
-@value
-class Oracle:
-  """The exact denoiser of data whose dimensions are independent, each of this distribution.
-
-  With all that a method may ask for beside: the heads of learned variances in `extra`, log q(z_t),
-  and data.  NaN at sigma = 0.
-  """
-  data: Data
-
-  def _parts(self, z, level):
-    """Of the two normals, on a last axis: shares of z, deviation from the mean, variance of z."""
-    level = jax.tree.map(lambda u: u[..., None], level.expand(z))
-    w, m, s = map(jnp.asarray, self.data)
-    deviation = z[..., None] - level.alpha * m
-    variance = jnp.square(level.alpha * s) + jnp.square(level.sigma)
-    log_joint = jnp.log(w) - 0.5 * (jnp.square(deviation) / variance
-                                    + jnp.log(2.0 * jnp.pi * variance))
-    return log_joint, deviation, variance, level, m, s
-
-  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
-    log_joint, deviation, variance, level, m, s = self._parts(z, level)
-    share = jnp.where(level.sigma > 0.0, jax.nn.softmax(log_joint, axis=-1), jnp.nan)
-    mean = lambda u: jnp.sum(share * u, axis=-1)
-    x, eps = m + level.alpha * s**2 * deviation / variance, level.sigma * deviation / variance
-    square = mean(jnp.square(eps) + jnp.square(level.alpha * s) / variance)
-    x_variance = mean(jnp.square(x) + jnp.square(level.sigma * s) / variance) - jnp.square(mean(x))
-    extra = {'eps_sq': square, 'residual_sq': square - jnp.square(mean(eps)),
-             'x_variance': x_variance, 'v': -jnp.ones_like(z)}
-    return Estimate(mean(x), mean(eps), extra)
-
-  def log_prob(self, z: Array, level: Level) -> Array:
-    """log q(z_t) in nats, [B]."""
-    return sum_over_data(jax.nn.logsumexp(self._parts(z, level)[0], axis=-1))
-
-  def mean_variance(self, level: Level) -> Array:
-    """E Var(x | z_t) for one dimension, by Gauss-Hermite quadrature over z_t: the shape of t."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(96)
-    w, m, s = map(jnp.asarray, self.data)
-    wide = jax.tree.map(lambda u: u[..., None, None], level)  # [..., node, normal]
-    z = wide.alpha * m + jnp.hypot(wide.alpha * s, wide.sigma) * nodes[:, None]
-    at_nodes = jax.tree.map(lambda u: jnp.broadcast_to(u, z.shape).reshape(-1, 1), wide)
-    inside = self(z.reshape(-1, 1), at_nodes).extra['x_variance'].reshape(z.shape)
-    return jnp.sum(w * (weights / weights.sum())[:, None] * inside, axis=(-2, -1))
-
-  def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
-    """Data x of this shape."""
-    which, normal = jax.random.split(key)
-    first = jax.random.uniform(which, shape) < self.data.weights[0]
-    either = lambda pair: jnp.where(first, pair[0], pair[1])
-    return either(self.data.means) + either(self.data.stds) * jax.random.normal(normal, shape)
-
-
-def _process(number: Array) -> Process:
-  """The process of this number in CURVES: a value, so that one program serves all."""
-  def curve(logsnr):
-    either = [getattr(processes, name)(logsnr) for name in FINITE]
-    return jax.tree.map(lambda *parts: jnp.stack(parts)[jnp.minimum(number, 3)], *either)
-
-  on_curve, ends = processes.GaussianProcess(SCHEDULE, curve), processes.RectifiedFlow()
-  return lambda t: jax.tree.map(lambda u, v: jnp.where(number < 4, u, v), on_curve(t), ends(t))
-
-
-@functools.cache
-def _ends(curve: str) -> tuple[tuple[float, float], tuple[float, float]]:
-  """(alpha, sigma) at t = 1 and at t = 0."""
-  with jax.enable_x64(True):
-    level = jax.jit(lambda t: _process(jnp.asarray(CURVES.index(curve)))(t))(jnp.array([1.0, 0.0]))
-    return tuple(zip(np.asarray(level.alpha).tolist(), np.asarray(level.sigma).tolist(),
-                     strict=True))
 
 
 def count_evaluations(make: Make, steps: int = 8) -> int:
@@ -207,7 +59,7 @@ def count_evaluations(make: Make, steps: int = 8) -> int:
       return counted_denoiser(z, level)
 
   def run(z, times):
-    sampler = make(Counted(MODELS['gaussian']), _process(jnp.asarray(0)))
+    sampler = make(Counted(MODELS['gaussian']), process_of(jnp.asarray(0)))
     return samplers.sample(sampler, jax.random.split(random.key(0), len(z)), z, times)
 
   def calls(jaxpr):
@@ -278,7 +130,7 @@ def certify(make: Make, order: float | None = None, *, name: str = '',
   name = name or getattr(make, '__name__', 'sampler')
   evaluations, exact_count = _evaluations(make)
   if order is None:
-    judged = _judge_moments(make, curves, models, 100 if steps is None else steps[0],
+    judged = _judgemoments(make, curves, models, 100 if steps is None else steps[0],
                             0.02 if tolerance is None else tolerance, draws)
   else:
     judged = _judge_order(make, order, curves, models, steps or STEPS,
@@ -293,7 +145,7 @@ def _flow(make, curves, models, grids, up=False):
   """Distances to the exact flow, root mean square over quantiles: [cases, grids], of each case."""
   probability = np.linspace(0.05, 0.95, 7)
   cases = _cases(curves, models)
-  ends = [(MODELS[model], *_ends(curve)) for curve, model in cases]
+  ends = [(MODELS[model], *ends_of(curve)) for curve, model in cases]
   start = np.array([quantiles(probability, data, *first) for data, first, _ in ends])
   exact = np.array([quantiles(probability, data, *last) for data, _, last in ends])
   if up:
@@ -305,7 +157,7 @@ def _flow(make, curves, models, grids, up=False):
   @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
   @functools.partial(jax.vmap, in_axes=(None, None, None, 0))
   def run(curve, data, z, times):
-    process = _process(curve)
+    process = process_of(curve)
     keys = jax.random.split(random.key(0), len(z))
     return along(make(Oracle(data), process), keys, z[:, None], times)[:, 0]
 
@@ -335,13 +187,13 @@ def _judge_order(make, order, curves, models, steps, tolerance, grid, up):
   return out
 
 
-def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
+def _judgemoments(make, curves, models, steps, tolerance, n, dims=128):
   """The same, of n draws of `dims` independent dimensions: some methods look at their norm."""
   cases = _cases(curves, models)
 
   def run(case):
     curve, data, key = case
-    process = _process(curve)
+    process = process_of(curve)
     keys = random.per_example(key, jnp.arange(n))
     level = process(1.0)
     x = Oracle(data).draw(jax.random.fold_in(key, n), (n, dims))
@@ -354,8 +206,8 @@ def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
     drawn = np.asarray(jax.jit(lambda xs: jax.lax.map(run, xs))((*_stack(cases), keys)), float)
   out = []
   for (curve, model), u in zip(cases, drawn, strict=True):
-    alpha, sigma = _ends(curve)[1]
-    exact = np.array(_moments(MODELS[model], sigma / alpha))
+    alpha, sigma = ends_of(curve)[1]
+    exact = np.array(moments(MODELS[model], sigma / alpha))
     mean, std = np.mean(u), np.std(u)
     kurtosis = np.mean((u - mean)**4) / std**4
     errors = np.array([std, 0.5 * std * np.sqrt(kurtosis - 1.0),
@@ -391,52 +243,12 @@ def certify_adaptive(make: Callable[[float], Make], *, name: str = '', factor: f
   return rows
 
 
-# ------------------------------------------------- what an oracle can supply
-
-
-def with_log_prob(make: Callable) -> Make:
-  """A sampler that takes log q(z_t) as its third argument."""
-  return lambda denoise, process: make(denoise, process, denoise.log_prob)
-
-
-def with_variances(make: Callable) -> Make:
-  """A sampler that takes `analytic.Variances`: the exact ones, linear between 201 levels."""
-  def of(denoise, process):
-    level = process(jnp.linspace(0.0, 1.0, 201))
-    # A level where nothing is defined: Var(x) falls as sigma^2 / alpha^2 does.
-    noisy = level.sigma > 0.0
-    inside = jax.tree.map(lambda u: jnp.where(noisy, u, 1.0), level)
-    of_x = Oracle(denoise.data).mean_variance(inside)
-    of_v = jnp.where(noisy, of_x / jax.nn.sigmoid(-inside.logsnr), 1.0)
-    found = analytic.Variances(level.logsnr[::-1], of_v[::-1], jnp.zeros_like(of_v))
-    return make(denoise, process, found)
-  return of
-
-
-def with_guidance(make: Callable) -> Make:
-  """A sampler that takes a guidance: led from the standard normal to the data of the oracle.
-
-  With the gradient of log q_oracle - log q_normal the guided flow is the oracle's own.
-  """
-  def of(denoise, process):
-    oracle, normal = Oracle(denoise.data), Oracle(Data((0.5, 0.5), (0.0, 0.0), (1.0, 1.0)))
-
-    def unguided(z, level, cond=None):  # the evaluations that are counted are those of this one
-      return jax.tree.map(lambda own, other: own + 0.0 * other, normal(z, level),
-                          denoise(z, level))
-
-    def guidance(z, level):
-      return (normal(z, level).eps - oracle(z, level).eps) / level.expand(z).sigma
-    return make(unguided, process, guidance)
-  return of
-
-
 # ------------------------------------------------------------ and comparisons
 
 
 def largest_deviation(row: Row) -> float:
   """Of a row of moments: that of mean or standard deviation, in standard deviations."""
-  std = _moments(MODELS[row.model], 0.0)[1]
+  std = moments(MODELS[row.model], 0.0)[1]
   return max(abs(row.detail[moment]['deviation']) for moment in ('mean', 'std')) / std
 
 
@@ -453,7 +265,7 @@ def equality(name: str, makes: Sequence[Make], *, tolerance: float = 1e-12,
     @jax.jit
     @jax.vmap
     def run(curve, data):
-      process = _process(curve)
+      process = process_of(curve)
       z = jnp.linspace(-2.0, 2.0, 8)[:, None] * process(1.0).sigma
       keys = jax.random.split(random.key(0), len(z))
       out = [samplers.sample(make(Oracle(data), process), keys, z, times) for make in makes]

@@ -1,0 +1,126 @@
+"""The samplers of the catalogue certified: each by what it claims, and what is equal by theory.
+
+  rows = certify_all(jobs(['ddim', 'heun']))
+"""
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tqdm
+
+from vdm_jax.certification.exact import (
+    FINITE,
+    Make,
+    with_guidance,
+    with_log_prob,
+    with_variances,
+)
+from vdm_jax.certification.judging import Row, certify, certify_adaptive, equality
+from vdm_jax.errors import require
+from vdm_jax.samplers import catalogue, grids, runge_kutta
+
+__all__ = ['Job', 'OPTIONS', 'bind', 'certify_all', 'certify_job', 'equalities', 'jobs']
+
+# Of samplers of the catalogue that the usual options of `certify` do not suit.
+OPTIONS: dict[str, dict] = {
+    **{name: {'curves': FINITE}  # not where logsnr is infinite
+       for name in ('reverse_diffusion_flow', 'dpm_solver_12', 'dpm_solver_23')},
+    'dpm_solver_fast': {'steps': (48, 96, 192, 384, 768)},  # steps of three
+    'annealed_langevin': {'tolerance': 0.1},
+    'denoising_mcmc': {'steps': [1], 'curves': FINITE},
+    'plms': {'grid': grids.uniform},  # its coefficients are those of equal steps
+    'split_lie': {'tolerance': 0.2},
+}
+
+_SUPPLIED: dict[str, Callable[[Callable], Make]] = {
+    '': lambda make: make, 'head': lambda make: make, 'v': lambda make: make,
+    'log_prob': with_log_prob, 'variances': with_variances, 'guidance': with_guidance}
+
+
+class Job(NamedTuple):
+  """What one process certifies at a time."""
+  kind: str  # 'sampler', 'one step', 'encoding' or 'equality'
+  name: str  # of the sampler, or the claim
+  order: float | None = None  # claimed of a sampler of the user's own
+
+
+def bind(entry: catalogue.Entry) -> Make:
+  """The sampler as the certifier makes it: the oracle has whatever the sampler needs."""
+  return _SUPPLIED[entry.needs](entry.make)
+
+
+def equalities() -> dict[str, list[Make]]:
+  """What is the same by theory: claim -> samplers."""
+  of = lambda name, **options: functools.partial(catalogue.SAMPLERS[name].make, **options)
+  return {
+      'ddim = dpm_solver_1 = deis_0 = unip_1': [
+          of('ddim'), of('dpm_solver_2', order=1), of('dpm_solver_2m', order=1),
+          of('deis_t1', degree=0), of('unip_2', order=1)],
+      'ancestral = ddim with eta 1 = dpmpp_1_sde': [
+          of('ancestral'), of('ddim', eta=1.0), of('dpmpp_2m_sde', order=1)],
+      'ancestral_learned with v = -1 = ancestral': [of('ancestral_learned'), of('ancestral')],
+      'unip_2 with B(h) = e^h - 1 = dpmpp_2m': [of('unip_2'), of('dpmpp_2m')],
+      'edm with Euler = ddim': [of('edm', tableau=runge_kutta.EULER), of('ddim')],
+      'pc_ancestral with no correction = ancestral': [
+          of('pc_ancestral', n_corrections=0), of('ancestral')],
+      'edm without churn = Heun in sigma / alpha': [
+          of('edm'), of('rho_rk4', tableau=runge_kutta.HEUN)],
+  }
+
+
+def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
+  """Of these samplers; by default of all of the catalogue, with what they are equal to.
+
+  order: what those of FILE.py:NAME among them claim; None: they are stochastic.  Raises InputError.
+  """
+  names = [_certifiable(name) for name in names] or list(catalogue.SAMPLERS)
+  out = [Job('sampler', name, order if ':' in name else None) for name in names]
+  out += [Job('one step', name) for name in names
+          if ':' not in name and catalogue.SAMPLERS[name].needs == 'variances']
+  out += [Job('encoding', name) for name in names if name in ('ddim', 'heun')]
+  if set(names) == set(catalogue.SAMPLERS):
+    out += [Job('equality', claim) for claim in equalities()]
+  return out
+
+
+def _certifiable(name: str) -> str:
+  name, entry = catalogue.find(name, 'samplers')
+  require(entry.evaluations is not None or entry.at_tolerance is not None, 'samplers', name,
+          'it is adaptive, and its tolerance is unknown here',
+          'certify it from Python, by certification.certify_adaptive')
+  return name
+
+
+def certify_job(job: Job) -> list[Row]:
+  """The rows of one job."""
+  if job.kind == 'equality':
+    return equality(job.name, equalities()[job.name])
+  name, entry = catalogue.find(job.name, 'samplers')
+  if job.kind == 'one step':  # the best variance is exact for a Gaussian whatever the steps
+    return certify(bind(entry), name=f'{name}, one step', models=['gaussian'],
+                   curves=FINITE, steps=[1], tolerance=0.0, draws=4096)
+  if job.kind == 'encoding':
+    return certify(entry.make, entry.order, name=f'{name}, encoding', up=True, curves=FINITE)
+  options = OPTIONS.get(name, {})
+  if entry.at_tolerance is not None:
+    return certify_adaptive(entry.at_tolerance, name=name, **options)
+  return certify(bind(entry), entry.order if job.order is None else job.order, name=name,
+                 **options)
+
+
+def certify_all(work: Sequence[Job]) -> list[Row]:
+  """The rows of all jobs.  Most of the work is tracing and compiling, which takes a process for
+  each core to share.
+  """
+  workers = min(os.cpu_count() or 1, len(work))
+  if workers < 2 or len(work) < 8:
+    return [row for job in tqdm.tqdm(work, unit='sampler', file=sys.stderr)
+            for row in certify_job(job)]
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(min(workers, 8), context) as pool:
+    done = tqdm.tqdm(pool.map(certify_job, work), total=len(work), unit='sampler', file=sys.stderr)
+    return [row for rows in done for row in rows]

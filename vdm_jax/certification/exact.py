@@ -1,0 +1,172 @@
+"""What is exact: two normals on the line, their marginals, flow and denoiser, on every curve."""
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from vdm_jax import processes, schedules
+from vdm_jax.decoders import sum_over_data
+from vdm_jax.samplers import analytic
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler, value
+
+__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'Oracle', 'SCHEDULE', 'ends_of', 'moments',
+           'process_of', 'quantiles', 'with_guidance', 'with_log_prob', 'with_variances']
+
+Make = Callable[[Denoiser, Process], Sampler]
+
+SCHEDULE = schedules.Linear(3.0, -2.5)  # where neither curves nor data are nearly linear
+FINITE = ('vp', 've', 'flow', 'sub_vp')
+CURVES = (*FINITE, 'ends')
+
+
+class Data(NamedTuple):
+  """Two normals on the line.  Equal ones are a single normal: one program serves both models."""
+  weights: tuple[float, float]
+  means: tuple[float, float]
+  stds: tuple[float, float]
+
+
+MODELS = {'gaussian': Data((0.5, 0.5), (0.3, 0.3), (0.7, 0.7)),
+          'mixture': Data((0.4, 0.6), (-0.8, 0.6), (0.15, 0.3))}
+
+
+def _cdf(u, data: Data, c: float):
+  """P(z_t / alpha_t <= u) where sigma_t / alpha_t = c."""
+  return sum(w * special.ndtr((u - m) / np.hypot(s, c))
+             for w, m, s in zip(*data, strict=True))
+
+
+def quantiles(probability: np.ndarray, data: Data, alpha: float, sigma: float) -> np.ndarray:
+  """Of the marginal of z where z = alpha x + sigma eps, by bisection.  probability: [B]."""
+  if alpha == 0.0:
+    return sigma * special.ndtri(probability)
+  c = sigma / alpha
+  low, high = np.full_like(probability, -40.0), np.full_like(probability, 40.0)
+  for _ in range(100):
+    middle = 0.5 * (low + high)
+    below = _cdf(middle, data, c) < probability
+    low, high = np.where(below, middle, low), np.where(below, high, middle)
+  return alpha * low
+
+
+def moments(data: Data, c: float) -> tuple[float, float, float]:
+  """(mean, std, share above 0) of z_t / alpha_t."""
+  w, m, s = map(np.asarray, data)
+  mean = np.sum(w * m)
+  return mean, np.sqrt(np.sum(w * (s**2 + m**2)) - mean**2 + c**2), 1.0 - _cdf(0.0, data, c)
+
+
+@value
+class Oracle:
+  """The exact denoiser of data whose dimensions are independent, each of this distribution.
+
+  With all that a method may ask for beside: the heads of learned variances in `extra`, log q(z_t),
+  and data.  NaN at sigma = 0.
+  """
+  data: Data
+
+  def _parts(self, z, level):
+    """Of the two normals, on a last axis: shares of z, deviation from the mean, variance of z."""
+    level = jax.tree.map(lambda u: u[..., None], level.expand(z))
+    w, m, s = map(jnp.asarray, self.data)
+    deviation = z[..., None] - level.alpha * m
+    variance = jnp.square(level.alpha * s) + jnp.square(level.sigma)
+    log_joint = jnp.log(w) - 0.5 * (jnp.square(deviation) / variance
+                                    + jnp.log(2.0 * jnp.pi * variance))
+    return log_joint, deviation, variance, level, m, s
+
+  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+    log_joint, deviation, variance, level, m, s = self._parts(z, level)
+    share = jnp.where(level.sigma > 0.0, jax.nn.softmax(log_joint, axis=-1), jnp.nan)
+    mean = lambda u: jnp.sum(share * u, axis=-1)
+    x, eps = m + level.alpha * s**2 * deviation / variance, level.sigma * deviation / variance
+    square = mean(jnp.square(eps) + jnp.square(level.alpha * s) / variance)
+    x_variance = mean(jnp.square(x) + jnp.square(level.sigma * s) / variance) - jnp.square(mean(x))
+    extra = {'eps_sq': square, 'residual_sq': square - jnp.square(mean(eps)),
+             'x_variance': x_variance, 'v': -jnp.ones_like(z)}
+    return Estimate(mean(x), mean(eps), extra)
+
+  def log_prob(self, z: Array, level: Level) -> Array:
+    """log q(z_t) in nats, [B]."""
+    return sum_over_data(jax.nn.logsumexp(self._parts(z, level)[0], axis=-1))
+
+  def mean_variance(self, level: Level) -> Array:
+    """E Var(x | z_t) for one dimension, by Gauss-Hermite quadrature over z_t: the shape of t."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(96)
+    w, m, s = map(jnp.asarray, self.data)
+    wide = jax.tree.map(lambda u: u[..., None, None], level)  # [..., node, normal]
+    z = wide.alpha * m + jnp.hypot(wide.alpha * s, wide.sigma) * nodes[:, None]
+    at_nodes = jax.tree.map(lambda u: jnp.broadcast_to(u, z.shape).reshape(-1, 1), wide)
+    inside = self(z.reshape(-1, 1), at_nodes).extra['x_variance'].reshape(z.shape)
+    return jnp.sum(w * (weights / weights.sum())[:, None] * inside, axis=(-2, -1))
+
+  def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
+    """Data x of this shape."""
+    which, normal = jax.random.split(key)
+    first = jax.random.uniform(which, shape) < self.data.weights[0]
+    either = lambda pair: jnp.where(first, pair[0], pair[1])
+    return either(self.data.means) + either(self.data.stds) * jax.random.normal(normal, shape)
+
+
+def process_of(number: Array) -> Process:
+  """The process of this number in CURVES: a value, so that one program serves all."""
+  def curve(logsnr):
+    either = [getattr(processes, name)(logsnr) for name in FINITE]
+    return jax.tree.map(lambda *parts: jnp.stack(parts)[jnp.minimum(number, 3)], *either)
+
+  on_curve, ends = processes.GaussianProcess(SCHEDULE, curve), processes.RectifiedFlow()
+  return lambda t: jax.tree.map(lambda u, v: jnp.where(number < 4, u, v), on_curve(t), ends(t))
+
+
+@functools.cache
+def ends_of(curve: str) -> tuple[tuple[float, float], tuple[float, float]]:
+  """(alpha, sigma) at t = 1 and at t = 0."""
+  with jax.enable_x64(True):
+    number = jnp.asarray(CURVES.index(curve))
+    level = jax.jit(lambda t: process_of(number)(t))(jnp.array([1.0, 0.0]))
+    return tuple(zip(np.asarray(level.alpha).tolist(), np.asarray(level.sigma).tolist(),
+                     strict=True))
+
+
+# ------------------------------------------------- what an oracle can supply
+
+
+def with_log_prob(make: Callable) -> Make:
+  """A sampler that takes log q(z_t) as its third argument."""
+  return lambda denoise, process: make(denoise, process, denoise.log_prob)
+
+
+def with_variances(make: Callable) -> Make:
+  """A sampler that takes `analytic.Variances`: the exact ones, linear between 201 levels."""
+  def of(denoise, process):
+    level = process(jnp.linspace(0.0, 1.0, 201))
+    # A level where nothing is defined: Var(x) falls as sigma^2 / alpha^2 does.
+    noisy = level.sigma > 0.0
+    inside = jax.tree.map(lambda u: jnp.where(noisy, u, 1.0), level)
+    of_x = Oracle(denoise.data).mean_variance(inside)
+    of_v = jnp.where(noisy, of_x / jax.nn.sigmoid(-inside.logsnr), 1.0)
+    found = analytic.Variances(level.logsnr[::-1], of_v[::-1], jnp.zeros_like(of_v))
+    return make(denoise, process, found)
+  return of
+
+
+def with_guidance(make: Callable) -> Make:
+  """A sampler that takes a guidance: led from the standard normal to the data of the oracle.
+
+  With the gradient of log q_oracle - log q_normal the guided flow is the oracle's own.
+  """
+  def of(denoise, process):
+    oracle, normal = Oracle(denoise.data), Oracle(Data((0.5, 0.5), (0.0, 0.0), (1.0, 1.0)))
+
+    def unguided(z, level, cond=None):  # the evaluations that are counted are those of this one
+      return jax.tree.map(lambda own, other: own + 0.0 * other, normal(z, level),
+                          denoise(z, level))
+
+    def guidance(z, level):
+      return (normal(z, level).eps - oracle(z, level).eps) / level.expand(z).sigma
+    return make(unguided, process, guidance)
+  return of

@@ -1,0 +1,85 @@
+"""The certificate as a table, as the table of README, and as JSON."""
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import rich.table
+
+from vdm_jax.certification.exact import CURVES
+from vdm_jax.certification.judging import Row, largest_deviation
+from vdm_jax.samplers import catalogue
+
+__all__ = ['as_json', 'failed', 'markdown', 'table']
+
+
+def table(rows: Sequence[Row]) -> rich.table.Table:
+  """One line a sampler or claim, one column a curve: the slope, or the largest deviation."""
+  columns = ['sampler', 'model', 'claims', 'calls', *CURVES]
+  out = rich.table.Table(*columns, title='slopes of log error against log steps; deviations of '
+                         'moments in standard deviations of the data; errors at a tolerance of '
+                         '1e-5; differences of equals')
+  lines = {}
+  for row in rows:
+    lines.setdefault((row.sampler, row.model), []).append(row)
+  for (name, model), of in lines.items():
+    orders = [row.claimed_order for row in of if row.claimed_order is not None]
+    claims = f'order {max(orders):g}' if orders else of[0].kind
+    cells = {row.curve: _cell(row) for row in of}
+    calls = '' if of[0].kind == 'equality' else str(of[0].evaluations_per_step or 'adaptive')
+    out.add_row(name, model, claims, calls, *(cells.get(c, '-') for c in CURVES))
+  return out
+
+
+def _cell(row: Row) -> str:
+  if row.kind == 'order':
+    text = 'exact' if row.measured_order is None else f'{row.measured_order:.2f}'
+  elif row.kind == 'moments':
+    text = f'{largest_deviation(row):.3f}'
+  elif row.kind == 'tolerance':
+    text = f'{row.detail["errors"][-1]:.0e}'
+  else:
+    text = f'{row.detail["difference"]:.0e}'
+  return text if row.passed else f'[bold red]{text} FAILS[/]'
+
+
+def markdown(rows: Sequence[Row]) -> str:
+  """The table of README: of each sampler the least and the largest of what was measured."""
+  lines = ['| `--sampler=` | paper | order | calls a step | certified | what it is for |',
+           '|---|---|---|---|---|---|']
+  family = None
+  for name, entry in catalogue.SAMPLERS.items():
+    of = [row for row in rows if row.sampler == name and row.curve != 'ends']
+    if entry.family != family:
+      family = entry.family
+      lines.append(f'| **{family}** | | | | | |')
+    slopes = [row.measured_order for row in of if row.measured_order is not None]
+    if entry.at_tolerance is not None:
+      order, found = 'adaptive', f'{max(row.detail["errors"][-1] for row in of):.0e} at 1e-5'
+    elif entry.order is None:
+      order = 'stochastic'
+      found = f'moments to {max(map(largest_deviation, of)):.3f}'
+    else:
+      order, found = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
+    mark = ' \\*' if entry.needs in catalogue.MISSING else ''
+    lines.append(f'| `{name}`{mark} | {entry.paper} | {order} | {entry.evaluations or "varies"} | '
+                 f'{found} | {entry.use} |')
+  return '\n'.join(lines)
+
+
+def as_json(rows: Sequence[Row]) -> str:
+  """The rows with all that they rest on.  What is not finite is null: JSON has no word for it."""
+  return json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _plain(inner) for key, inner in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(inner) for inner in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def failed(rows: Sequence[Row]) -> list[str]:
+  """The samplers and claims of which a row did not pass."""
+  return sorted({row.sampler for row in rows if not row.passed})
