@@ -31,8 +31,9 @@ OF_THEIR_CURVE = {'ancestral_large', 'ancestral_between', 'euler', 'euler_maruya
                   *(name for name in CATALOGUE if name.startswith('pc_'))}
 # These do not claim to start where alpha = 0.
 FINITE = {name for name, options in certification.OPTIONS.items() if 'curves' in options}
-POLYNOMIAL = {name for name in CATALOGUE if name.startswith('deis')} | {
-    'plms', 'reverse_diffusion'}
+POLYNOMIAL = {name for name in CATALOGUE if name.startswith('deis')} | {'reverse_diffusion'}
+# Their last step is by an estimate of another z than theirs: in seven steps they land beside.
+BESIDE = {'plms', 'unipc_2_noise', 'pc_reverse_diffusion'}
 # One of each kind; the others differ from one of these in an option.
 KINDS = {'ancestral', 'ddim', 'heun', 'dpm_solver_3', 'dpm_solver_fast', 'dpmpp_3m',
          'dpm_solver_2m_sde', 'deis_t3', 'unipc_3', 'quasi_ito_taylor', 'edm_churn'}
@@ -92,7 +93,7 @@ def test_in_its_own_units_every_curve_has_the_same_samples(name):
   assert np.std(got[0]) > 0.1
 
 
-@kinds(set(CATALOGUE) - FINITE)
+@kinds(set(CATALOGUE) - FINITE - BESIDE)
 def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
   """logsnr is infinite at both ends, and the data have no density at sigma = 0.
 
@@ -108,4 +109,5 @@ def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
 def test_a_padded_grid_gives_what_the_plain_one_does(name):
   plain = jax.jit(program(name))
   for k in (0,) if name in FINITE else (0, ENDS):
+    assert np.isfinite(padded(name)[k]).all()
     np.testing.assert_allclose(padded(name)[k], plain(k, UNEVEN), rtol=1e-12, atol=1e-13)
