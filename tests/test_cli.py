@@ -25,14 +25,14 @@ def test_help_lists_the_flags_and_the_configs_there_are():
 
 def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
   """What is printed, put back on the command line, prints the same."""
-  given = ['summarize.py', '--config=tests/tiny_config.py', '--config.model.features=24']
+  given = ['summarize.py', '--config=tests/support/tiny_config.py', '--config.model.features=24']
   shown = called(*given, '--print_config')
   assert (shown.returncode, shown.stderr) == (0, '')
   assert '--config.model.features=24' in shown.stdout.splitlines()
   words = [arg for arg in subprocess.run(
       ['bash', '-c', 'printf "%s\\n" ' + ' '.join(shown.stdout.splitlines())], text=True,
       capture_output=True).stdout.splitlines() if not arg.endswith(('=', '.shape=()'))]
-  again = called('summarize.py', '--config=tests/tiny_config.py', *words, '--print_config')
+  again = called('summarize.py', '--config=tests/support/tiny_config.py', *words, '--print_config')
   assert again.stdout == shown.stdout, again.stderr
   help_text = called(*given, '--help').stdout
   assert all(f'  {line}' in help_text.splitlines() for line in shown.stdout.splitlines())
