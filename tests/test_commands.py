@@ -138,6 +138,21 @@ def test_other_schedules_have_rows_of_their_own_that_agree_with_the_bound(run, m
     assert bits['vlb (cosine)/total'].shape == (1, 13)
 
 
+def test_an_estimate_of_ones_own_has_a_row_beside_the_bound(run, tmp_path):
+  """Equal odds of the five levels cost log2(5) bits."""
+  (tmp_path / 'my.py').write_text(
+      'import jax.numpy as jnp\ndef even(model, batch, keys):\n'
+      "  return {'nats': jnp.full(len(keys), 16 * jnp.log(5.0))}\n")
+  ledger = runs.evaluate(run, estimates=[f'{tmp_path}/my.py:even'], **ONCE)
+  assert [row['estimate'] for row in ledger.rows] == ['vlb', 'even']
+  assert ledger.rows[1]['bits_per_dim'] == pytest.approx(np.log2(5), rel=1e-6)
+  assert {check['name'] for check in ledger.checks if 'even' in check['name']} == {
+      '0 <= even <= 9.5'}
+  saved, = runs.evaluated([run]).values()
+  np.testing.assert_allclose(saved.bits['even'], np.log2(5), rtol=1e-6)
+  assert saved.ledger.rows == ledger.rows and 'even' in repr(saved.ledger)
+
+
 def test_the_pictures_are_whole(evaluated):
   run, _ = evaluated
   for name, size in {'curves': (990, 418), 'bits_by_noise': (1430, 880)}.items():
@@ -151,6 +166,7 @@ def test_each_split_is_evaluated_on_its_own_images(run):
     images = images_of(run, split)
     assert ledger.dataset['examples'] == len(images) == count
     assert ledger.dataset['sha256'] == hashlib.sha256(images.tobytes()).hexdigest()
+    assert runs.report(run, split).rows == ledger.rows
     # The latent term needs no draw, and tells the splits apart.
     x = (2 * images.astype(float) - 4) / 5
     logsnr = ledger.rows[0]['logsnr_min']
@@ -755,6 +771,13 @@ def test_the_evaluate_command_on_one_device_prints_the_ledger_of_four(evaluated,
       assert row[name] == pytest.approx(expected[name], rel=1e-4)
     assert row['estimate'] in done.stdout and f'{row["bits_per_dim"]:.4f}' in done.stdout
   assert '…' not in done.stdout
+
+
+def test_a_report_of_other_weights_than_those_of_the_main_evaluation_is_refused(run):
+  done = called('evaluate.py', f'--workdir={run}', '--report', '--average=raw')
+  assert done.returncode == 2 and done.stderr.count('\n') == 1
+  assert done.stderr.startswith('error: --report=True: it shows the main evaluation of a split')
+  assert 'leave out --average' in done.stderr
 
 
 def test_the_ledgers_of_several_runs_are_one_table_of_markdown(evaluated, run):

@@ -16,7 +16,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.ledger import families, family, measuring, relations
 from vdm_jax.ledger.families import Chain, Flow
 from vdm_jax.ledger.family import Options, Statistics
-from vdm_jax.likelihood import closed_forms, gaussian
+from vdm_jax.likelihood import bounds, closed_forms, gaussian
 from vdm_jax.likelihood import schedules as other_schedules
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.typing import Model
@@ -195,6 +195,14 @@ def test_the_flow_of_an_oracle_is_above_the_entropy_and_says_what_it_cost():
   assert of.row['evaluations_per_image'] == of.row['evaluations_max'] == 4 * 8 * 4 * 3
 
 
+def test_where_jax_has_64_bits_the_times_of_the_bound_are_those_of_32():
+  """In float64 a key draws other numbers."""
+  times = lambda: np.asarray(bounds.spread({}, jax.random.split(jax.random.key(0), 5), 4)[1])
+  expected = times()
+  with jax.enable_x64(True):
+    np.testing.assert_array_equal(times(), expected)
+
+
 def test_the_bound_of_a_model_with_a_dequantiser_says_so():
   bound = lambda batch, t, keys, steps: (jnp.ones(len(t)), {'diffusion': jnp.ones(len(t))})
   said = measured('vlb', model(bound=bound, dequantise=dequantisers.uniform(LEVELS)), 2, 1).row
@@ -332,3 +340,119 @@ def test_a_result_that_is_not_a_number_is_refused_with_the_image():
     return jnp.where(jnp.arange(len(z)) == 3, jnp.nan, 0.0)
   with pytest.raises(InputError, match="'vlb': .* not finite on 1 images, .* number 0; choose"):
     measured('vlb', model(decoder=decoder), times=4, repeats=1)
+
+
+# ------------------------------------------------------------- of one's own
+
+
+def exact(of, batch, keys):
+  """-log of the known probability of each image, the least that any bound can be."""
+  pair = batch['image'].astype(int)
+  return {'nats': -jnp.log(jnp.asarray(COUNTS)[pair[:, 0], pair[:, 1]] / COUNTS.sum()),
+          'first': jnp.ones(len(pair)), 'second': -jnp.ones(len(pair))}
+
+
+exact_bound = families.own(exact, says={'kind': 'upper bound'})._replace(
+    relations=lambda mine, rows: [relations.compare(mine, '<=', row, 'no bound is below it')
+                                  for row in rows if row.row['family'] == 'vlb'])
+
+
+def test_a_function_of_ones_own_is_a_row_with_its_parts():
+  of = measured(exact, model(), times=1, repeats=1)
+  assert of.row['bits_per_dim'] == pytest.approx(entropy(), rel=1e-6)
+  assert (of.row['estimate'], of.row['family'], of.row['kind']) == ('exact', 'exact', 'estimate')
+  assert of.row['parts'] == pytest.approx({'first': 0.5 / np.log(2), 'second': -0.5 / np.log(2)})
+  assert of.row['evaluations_per_image'] is None
+  assert set(of.row) == set(measured('vlb', model(), times=1, repeats=1).row)
+
+
+def test_a_row_of_ones_own_is_held_to_its_range_and_to_what_it_claims_alone():
+  ends = {'logsnr_max': HIGH, 'logsnr_min': LOW}
+  def failed(mine):
+    rows = [measured(one, model(), **ends) for one in ('vlb', mine)]
+    rows[1].row.update(family='mine')
+    found = relations.ranges(rows, LEVELS) + relations.check(rows)
+    claimed = mine.relations(rows[1], rows)
+    names = [check['name'] for check in found]
+    assert names == ['0 <= vlb <= 6.3', 'terms of vlb >= 0', '0 <= exact <= 6.3']
+    return [check['name'] for check in found + claimed if not check['passed']], len(claimed)
+  of = lambda shift: families.own(
+      lambda *args: {'nats': exact(*args)['nats'] + shift}, 'exact')
+  assert failed(exact_bound) == ([], 1)
+  assert failed(of(-3.0)) == (['0 <= exact <= 6.3'], 0)
+  above = of(3.0)._replace(relations=exact_bound.relations)
+  assert failed(above) == (['exact <= vlb'], 1)
+
+
+def test_draws_of_ones_own_are_independent_of_the_others_and_belong_to_the_image():
+  normal = lambda of, batch, keys: {'nats': jax.vmap(jax.random.normal)(keys)}
+  one, again, other = (measured(families.own(normal, name), model(), 1, 1).bits['total']
+                       for name in ('one', 'one', 'other'))
+  np.testing.assert_array_equal(one, again)
+  assert abs(np.corrcoef(one, other)[0, 1]) < 0.6 and np.unique(one).size == one.size
+
+
+FILE = '''
+import jax.numpy as jnp
+mine = lambda model, batch, keys: {'nats': jnp.full(len(keys), jnp.log(4.0))}
+number, plain = 3, lambda batch: None
+'''
+
+
+def test_an_estimate_is_read_from_a_file_of_three_lines(tmp_path):
+  file = tmp_path / 'my.py'
+  file.write_text(FILE)
+  asked = families.parse([f'{file}:mine', 'vlb@10'])
+  assert [one.name for one in asked] == ['vlb', 'mine', 'vlb@10']
+  assert measured(f'{file}:mine', model(), 1, 1).row['bits_per_dim'] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize('name,problem,remedy', [
+    ('gone.py:mine', 'there is no file', 'give one of your own'),
+    ('my.py:yours', "has no 'yours'", 'name what it defines'),
+    ('my.py:number', 'it is no estimate', 'give a Family, or a function'),
+    ('my.py:plain', 'cannot be called with .model, batch, keys.', 'define it so'),
+    ('my.py:mine@10', 'mine has no such settings', 'choose mine'),
+    ('broken.py:mine', 'line 1 is no Python', ''),
+    ('my.py:', "has no ''", 'name what it defines')])
+def test_a_file_without_the_estimate_is_refused_in_one_line(tmp_path, name, problem, remedy):
+  (tmp_path / 'my.py').write_text(FILE)
+  (tmp_path / 'broken.py').write_text('def')
+  with pytest.raises(InputError, match=f'{problem}.*{remedy}') as error:
+    families.parse([f'{tmp_path}/{name}'])
+  message = error.value.as_flag()
+  assert message.startswith('--estimates=') and name.partition(':')[2] in message
+  assert '\n' not in message
+
+
+@pytest.mark.parametrize('value,message', [
+    (7, 'estimates=7: it is no estimate'),
+    (lambda model, batch, keys: None, 'this function has no name'),
+    (families.own(exact, 'vlb'), "estimates='vlb': vlb is a family of the library"),
+    (families.own(exact, 'iw'), 'iw is a family of the library')])
+def test_a_value_that_is_no_estimate_is_refused(value, message):
+  with pytest.raises(InputError, match=message):
+    families.parse([value])
+
+
+def test_two_estimates_of_one_name_are_refused():
+  with pytest.raises(InputError, match="estimates='exact': there are two estimates of this name"):
+    families.parse([exact, families.own(lambda *_: {}, 'exact')])
+
+
+@pytest.mark.parametrize('out,problem', [
+    (lambda keys: jnp.ones(len(keys)), "no dictionary with 'nats'"),
+    (lambda keys: {'bits': jnp.ones(len(keys))}, "no dictionary with 'nats'"),
+    (lambda keys: {'nats': jnp.ones(())}, "'nats' of the shape ()"),
+    (lambda keys: {'nats': jnp.ones(len(keys)), 'part': jnp.ones((len(keys), 2))},
+     "'part' of the shape (5, 2)")])
+def test_an_estimate_that_returns_no_number_for_each_image_is_refused_before_it_runs(out, problem):
+  asked = families.parse([families.own(lambda model, batch, keys: out(keys), 'mine')])
+  with pytest.raises(InputError) as error:
+    families.needs(asked, Options(), model(), Split().get(np.arange(1)))
+  assert problem in str(error.value) and 'a number for each image' in str(error.value)
+
+
+def test_a_field_that_no_row_has_is_refused():
+  with pytest.raises(InputError, match="says=.'kinds'.: a row has no such fields; .*kind, model"):
+    families.own(exact, says={'kinds': 'upper bound'})

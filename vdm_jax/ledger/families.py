@@ -41,7 +41,7 @@ import numpy as np
 from vdm_jax import config_files, dequantisers, random
 from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
-from vdm_jax.ledger.family import ABOUT, Asked, Family, Options, Statistics
+from vdm_jax.ledger.family import ABOUT, Asked, Family, Options
 from vdm_jax.likelihood import bounds, immse, ode, paths
 from vdm_jax.likelihood.bounds import heads, level_axes
 from vdm_jax.likelihood.passes import Estimator
@@ -96,7 +96,7 @@ def _chain(form: str) -> Callable[[str], Chain | None]:
     if chain.ddpm and chain.steps == 1:
       raise InputError('estimates', name, 'a chain that ends in the data has 2 steps or more',
                        'take more')
-    if chain.paths and _is_wide(chain) and chain.steps < FEWEST_WIDE:
+    if chain.paths and _is_wide(chain) and (chain.steps or 0) < FEWEST_WIDE:
       raise InputError('estimates', name, 'the weights of paths of so few steps have heavy tails '
                        'under this variance, and no useful mean', f'take {FEWEST_WIDE} steps or '
                        f'more, or iw@{chain.paths}x{chain.steps}')
@@ -135,7 +135,7 @@ def _require_one_level(asked: Asked, model: Model) -> None:
                    'ask for vlb or vlb@T')
 
 
-def _kernel(chain: Chain, levels: int | None, found: Statistics) -> dict[str, Any]:
+def _kernel(chain: Chain, levels: int | None, found) -> dict[str, Any]:
   """What `vlb.discrete` is to be told of the steps."""
   kernel: dict[str, Any] = {}
   if chain.variance:
@@ -311,16 +311,16 @@ ACCEPTED = (f'{", ".join(family.accepts for family in FAMILIES)} (whole numbers 
 
 def own(estimator: Estimator, name: str = '', *, width: int = 1,
         says: Mapping[str, Any] | None = None) -> Family:
-  """The family of one function: (model, batch, keys) -> {'nats': [n], ...}, and of one name.
+  """The family of one function and of one name: (model, batch, keys) -> {'nats': [n], ...}.
 
-    def mine(model, batch, keys):
-      x = model.encode(batch[model.field])
-      ends = model.process(jnp.array([0.0, 1.0])).logsnr
-      return {'nats': ...}
+    def mine(model, batch, keys):  # the bound from one draw of the time for each image
+      t = jax.vmap(jax.random.uniform)(keys)
+      nats, terms = bounds.one_draw(model, batch, t, keys)
+      return {'nats': nats, **terms}
 
-  'nats' is the estimate of -log p(image); other entries, [n] each, are parts that its row shows,
-  but for 'evaluations', how often the network was called for the image.  An image's numbers may
-  depend on its own key alone: see `likelihood.passes`.
+  'nats' is the estimate of -log p(image).  Other entries, [n] each, are parts that the row shows;
+  'evaluations' counts the calls of the network for an image.  The function runs under `jax.jit`.
+  An image's numbers depend on its own key alone, as in `likelihood.passes`.
 
   Its row is in the table, in ledger.json and in comparisons of runs, and is held to the range of
   bits/dim.  No other relation is claimed of it: build a `Family` with `relations` to claim one.
@@ -347,7 +347,7 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
 
   def check(asked, options, model, batch):
     batch = jax.tree.map(lambda u: np.repeat(u[:1], 5, axis=0), batch)
-    keys = random.per_example(random.key(0), np.arange(5))
+    keys = random.per_example(random.key(0), jnp.arange(5))
     _check_output(asked, jax.eval_shape(lambda batch, keys: estimator(model, batch, keys),
                                         batch, keys), 5)
     return ()
@@ -413,11 +413,12 @@ def _family(estimate: Any, name: str = '', given: Any = None) -> Family:
   if not callable(estimate):
     raise InputError('estimates', estimate if given is None else given, 'it is no estimate',
                      'give a Family, or a function of (model, batch, keys)')
-  return own(estimate, name)
+  function: Any = estimate
+  return own(function, name)
 
 
 def _of_file(estimate: str, file: str, name: str) -> Asked:
-  variable = re.match(r'\w*', name)[0]
+  variable = re.split(r'\W', name, maxsplit=1)[0]
   value, _ = config_files.own('estimates', estimate, file, variable)
   family = _family(value, variable, estimate)
   return family.ask(family.name + name.removeprefix(variable))

@@ -92,10 +92,13 @@ def repeated(batch: PyTree, keys: Array, numbers: Array) -> tuple[PyTree, Array]
 
 
 def spread(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, Array]:
-  """Each image at K = `times` evenly spread times: (batch, t, keys), flat, [n K, ...]."""
-  offset = jax.vmap(jax.random.uniform)(keys)
+  """Each image at K = `times` evenly spread times: (batch, t, keys), flat, [n K, ...].
+
+  Of float32 also where JAX has 64 bits, in which a key draws other numbers.
+  """
+  offset = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
   k = jnp.arange(times)
-  t = random.stratified(offset[:, None], k, times).reshape(-1)
+  t = random.stratified(offset[:, None], k.astype(jnp.float32), times).reshape(-1)
   batch, each = repeated(batch, keys, k)
   return batch, t, each
 

@@ -110,7 +110,7 @@ def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
   def evaluate(given, xs):
     params, key = given
     images, i, r, offset = xs
-    t, weight = propose(params)((offset + i) / batch)
+    t, weight = propose(params)((offset + i.astype(jnp.float32)) / batch)
     keys = random.per_example(jax.random.fold_in(key, r[0]), i)
     return t, weight * term(params, images, t, keys)
 
@@ -144,7 +144,8 @@ def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
     params, key, past = given
     images, i, r = xs
     key = jax.random.fold_in(key, r[0])
-    t, _ = past.proposal()(random.stratified(jax.random.uniform(key), i, batch))
+    offset = jax.random.uniform(key, (), jnp.float32)
+    t, _ = past.proposal()(random.stratified(offset, i.astype(jnp.float32), batch))
     return past.add(t, term(params, images, t, random.per_example(key, i + 1)))
 
   see = devices.over_rows(see)

@@ -90,7 +90,7 @@ def parameter_table(params: PyTree) -> rich.table.Table:
   return table
 
 
-def show(table: rich.table.Table) -> None:
-  """Prints a table on process 0."""
+def show(table: rich.console.RenderableType) -> None:
+  """Prints a table, or what consists of some, on process 0."""
   if jax.process_index() == 0:
     rich.console.Console(width=None).print(table)
