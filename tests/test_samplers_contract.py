@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.support.sampling import CURVES, UNEVEN
-from vdm_jax import certification, oracles, schedules
+from vdm_jax import oracles, schedules
+from vdm_jax.certification import catalogue as certified
 from vdm_jax.processes import from_alpha_sigma
 from vdm_jax.samplers import catalogue, sample
 
@@ -30,7 +31,7 @@ OF_THEIR_CURVE = {'ancestral_large', 'ancestral_between', 'euler', 'euler_maruya
                   'quasi_taylor', 'quasi_ito_taylor', 'annealed_langevin',
                   *(name for name in CATALOGUE if name.startswith('pc_'))}
 # These do not claim to start where alpha = 0.
-FINITE = {name for name, options in certification.OPTIONS.items() if 'curves' in options}
+FINITE = {name for name, options in certified.OPTIONS.items() if 'curves' in options}
 POLYNOMIAL = {name for name in CATALOGUE if name.startswith('deis')} | {'reverse_diffusion'}
 # Their last step is by an estimate of another z than theirs: in seven steps they land beside.
 BESIDE = {'plms', 'unipc_2_noise', 'pc_reverse_diffusion'}
