@@ -12,8 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BASELINE = ROOT / '.ci' / 'pyright_baseline.json'
-WITHOUT_ERRORS = ('typing', 'random', 'schedules', 'processes', 'inputs', 'predictions',
-                  'weightings', 'decoders', 'dequantisers', 'guidance', 'oracles', 'errors',
+WITHOUT_ERRORS = ('typing', 'values', 'random', 'units', 'schedules', 'processes', 'targets',
+                  'inputs', 'denoisers', 'weightings', 'decoders', 'dequantisers', 'guidance',
+                  'oracles', 'errors',
                   'samplers/', 'objectives/', 'likelihood/', 'ledger/')
 
 

@@ -31,8 +31,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vdm_jax import distributed, files, signals
 from vdm_jax.errors import InputError
+from vdm_jax.machine import distributed, files, signals
 
 flags.disclaim_key_flags()  # what is defined here belongs to the script, for its --help
 PROCESSES = [
@@ -79,7 +79,7 @@ class _ConfigFile(flags.ArgumentParser):
   """FILE.py or FILE.py:VARIANT -> its config, locked: a flag cannot add a field."""
 
   def parse(self, argument):
-    from vdm_jax import workdir  # two seconds, which a script without --config need not pay
+    from vdm_jax.runs import workdir
     try:
       return workdir.open_config(argument).lock()
     except (TypeError, ValueError) as error:

@@ -8,9 +8,10 @@ import cli
 import rich.table
 from absl import flags
 
-from vdm_jax import files, runs
+from vdm_jax import runs
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import comparison
+from vdm_jax.machine import files
 from vdm_jax.train import metrics
 
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'As a table of Markdown.')

@@ -10,7 +10,7 @@ from pathlib import Path
 import cli
 from absl import flags
 
-from vdm_jax.weights import exporting
+from vdm_jax.runs import exporting
 
 WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'The .safetensors to write.')

@@ -11,7 +11,7 @@ and Flax's msgpack.
 import cli
 from absl import flags
 
-from vdm_jax.weights import importing
+from vdm_jax.runs import importing
 
 SOURCE = flags.DEFINE_enum('source', None, sorted(importing.SOURCES), 'Where the file is from.')
 IN = cli.path('in', 'The file of weights.')

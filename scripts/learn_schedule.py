@@ -17,11 +17,12 @@ import rich.table
 from absl import flags
 from matplotlib.figure import Figure
 
-from vdm_jax import files, pictures, schedules, workdir
+from vdm_jax import schedules
 from vdm_jax.errors import require_at_least
 from vdm_jax.likelihood import spread
+from vdm_jax.machine import files
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import needs
+from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.systems.variational import gaussian
 from vdm_jax.train import metrics
 

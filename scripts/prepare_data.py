@@ -8,9 +8,9 @@ The archives are downloaded, or read from where they are already.  It can be run
 import cli
 from absl import flags
 
-from vdm_jax import files
 from vdm_jax.data import prepare
 from vdm_jax.errors import InputError
+from vdm_jax.machine import files
 
 DATA_DIR = cli.path(
     'data_dir', 'Where data sets live; default: $TFDS_DATA_DIR, ~/tensorflow_datasets.')

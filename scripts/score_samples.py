@@ -10,8 +10,8 @@ from pathlib import Path
 import cli
 from absl import flags
 
-from vdm_jax import scoring
 from vdm_jax.evaluation import scores
+from vdm_jax.runs import scoring
 from vdm_jax.samplers import catalogue
 from vdm_jax.train import metrics
 

@@ -1,7 +1,7 @@
 """Compares ways to draw t: the variance of the diffusion term's estimates, in one table.
 
   python scripts/time_sampling.py                      (Gaussian data, the optimal denoiser)
-  python scripts/time_sampling.py --workdir=runs/digits_small --out=times.json
+  python scripts/time_sampling.py --workdir=runs/digits_small --out=proposals.json
 
 Without a run: 3,072 dimensions of variance 0.25, log-SNR from 13.3 to -5 by three schedules; exact
 but for the histories, which are drawn.  With one: its network, its schedule and random images of
@@ -16,12 +16,13 @@ import rich.box
 import rich.table
 from absl import flags
 
-from vdm_jax import files, schedules, workdir
+from vdm_jax import schedules
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import spread
-from vdm_jax.objectives import idode, times
+from vdm_jax.machine import files
+from vdm_jax.objectives import idode, proposals
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import needs
+from vdm_jax.runs import needs, workdir
 from vdm_jax.systems.variational import gaussian
 from vdm_jax.train import metrics
 
@@ -65,12 +66,12 @@ def on_gaussian_data():
   linear = processes[spread.LINEAR]
   ends = [float(u) for u in linear(np.array([0.0, 1.0])).logsnr]
   with jax.enable_x64(True):
-    best = times.tabulated(gaussian.error_of_eps, *ends)
+    best = proposals.tabulated(gaussian.error_of_eps, *ends)
   # Densities of log-SNR are the same under every schedule.
   for name, mass in {**MASSES, 'optimal density, tabulated': best}.items():
-    yield 'any', name, exact(linear, times.by_mass(linear, mass))
+    yield 'any', name, exact(linear, proposals.by_mass(linear, mass))
   for name, process in processes.items():
-    yield name, 'uniform t', exact(process, times.uniform)
+    yield name, 'uniform t', exact(process, proposals.uniform)
     term = lambda params, batch, t, keys, process=process: gaussian.one_draw(process, t, keys)
     yield name, history, with_history(term)
 
@@ -85,9 +86,9 @@ def of_run():
   if not len(split):
     raise InputError('split', SPLIT.value, 'this run has no such images', 'choose another')
   term = spread.of_model(model)
-  proposals = {name: lambda params, mass=mass: times.by_mass(model(params).process, mass)
+  proposals = {name: lambda params, mass=mass: proposals.by_mass(model(params).process, mass)
                for name, mass in MASSES.items()}
-  for name, propose in {**proposals, 'uniform t': lambda params: times.uniform}.items():
+  for name, propose in {**proposals, 'uniform t': lambda params: proposals.uniform}.items():
     yield 'of the run', name, spread.measured(spread.draws(
         term, params, split, propose=propose, batch=BATCH_SIZE.value, batches=BATCHES.value,
         seed=SEED.value))

@@ -9,8 +9,10 @@ from pathlib import Path
 import cli
 from absl import flags
 
-from vdm_jax import files, gallery, pictures, runs, workdir
+from vdm_jax import runs
 from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.machine import files
+from vdm_jax.runs import gallery, pictures, workdir
 from vdm_jax.samplers import catalogue
 
 SYSTEMS = {  # name -> title, config, its variant, sampler, steps

@@ -20,7 +20,7 @@ flags.FLAGS.mark_as_parsed()
 
 
 # What `-m quick` runs: the mathematics alone.  Files of other tests are not even imported then.
-QUICK = {'processes', 'schedules', 'predictions', 'weightings', 'decoders', 'oracles', 'random',
+QUICK = {'processes', 'schedules', 'targets', 'weightings', 'decoders', 'oracles', 'random',
          'layering'}
 
 

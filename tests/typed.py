@@ -9,18 +9,18 @@ from typing import assert_type
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import guidance, oracles, predictions, samplers, schedules, typing, weightings
+from vdm_jax import denoisers, guidance, oracles, samplers, schedules, targets, typing, weightings
 from vdm_jax.objectives import (
   ddpm,
   diffenc,
-  dpm,
+  dpm2015,
   edm,
   iddpm,
   idode,
+  proposals,
   score_flow,
   score_matching,
   score_ode,
-  times,
   vlb,
   weighted_diffusion,
 )
@@ -52,14 +52,14 @@ assert_type(prior_std(made, 0.5), Array)
 denoise: Denoiser = oracles.Gaussian(0.0, 1.0)
 mixture: Denoiser = oracles.Mixture(jnp.ones(2) / 2, jnp.zeros((2, 3)), jnp.ones(2))
 guided: Denoiser = guidance.classifier_free(denoise, mixture, 2.0)
-networks: Denoiser = predictions.denoiser(lambda z, time, cond: z, predictions.eps)
+networks: Denoiser = denoisers.denoiser(lambda z, time, cond: z, targets.eps)
 
 # Every objective of the library is an Objective, and may require keywords of its own.
 fixed: list[Objective] = [weighted_diffusion, vlb.continuous, vlb.discrete, ddpm.simple, ddpm.bound,
-                          ddpm.objective, diffenc.continuous, diffenc.discrete, dpm.bound,
+                          ddpm.objective, diffenc.continuous, diffenc.discrete, dpm2015.bound,
                           edm.objective, iddpm.hybrid, idode.objective, score_flow.density_bound,
                           score_matching.denoising, score_ode.objective]
-proposed: Objective = times.importance(vlb.continuous, times.uniform)
+proposed: Objective = proposals.importance(vlb.continuous, proposals.uniform)
 matched: Objective = score_matching.at_level(score_matching.implicit)
 
 

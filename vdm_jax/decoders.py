@@ -5,45 +5,17 @@ Data are integers 0 .. levels - 1 (pixels, or quantised coordinates); x are the 
 gives each level the probability q(z_0 | its x), normalised over the levels: the exact
 posterior under a flat prior.
 """
-import functools
-import math
-import operator
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
-from vdm_jax.typing import Array, Level, Scalar, static, value
+from vdm_jax.typing import Array, Level, Scalar
+from vdm_jax.units import sum_over_data
+from vdm_jax.values import static, value
 
-__all__ = ['DiscretisedNormal', 'Pixels', 'Reals', 'bits_per_dim', 'log_mean_exp', 'normal',
-           'sum_of_terms', 'sum_over_data']
-
-
-def sum_over_data(u: Array) -> Array:
-  """[B, ...] -> [B]."""
-  return jnp.sum(u.reshape(u.shape[0], -1), axis=-1)
-
-
-def sum_of_terms(terms: Mapping[str, Array]) -> Array:
-  """The nats of a bound [B], from its terms {name: [B]}, one or more."""
-  return functools.reduce(operator.add, terms.values())
-
-
-def log_mean_exp(log_weights: Array, axis: int = 0) -> Array:
-  """log (1/K sum_k exp log_weights_k) over `axis` of length K, here [K, B] -> [B].
-
-  The importance-weighted estimate (Burda et al. 2016, section 3): with weights whose mean is
-  p(data) it is at most log p(data) in expectation, and grows with K.  Without its -log K it is no
-  bound.
-  """
-  return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])
-
-
-def bits_per_dim(nats, shape: tuple[int, ...]):
-  """nats / (D ln 2), D the number of dimensions of one example of `shape`."""
-  return nats / (math.prod(shape) * math.log(2.0))
+__all__ = ['DiscretisedNormal', 'Pixels', 'Reals', 'normal']
 
 
 @value

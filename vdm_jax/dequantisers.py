@@ -26,8 +26,9 @@ from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 
 from vdm_jax import random
-from vdm_jax.decoders import Pixels, sum_over_data
+from vdm_jax.decoders import Pixels
 from vdm_jax.typing import Array, Level
+from vdm_jax.units import sum_over_data
 
 __all__ = ['Dequantiser', 'truncated_normal', 'uniform', 'variational']
 

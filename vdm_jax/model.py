@@ -98,7 +98,7 @@ class Model(typing.Model):
   def _method(self, sampler: str | Make, steps: int | None, grid: Grid | None
               ) -> tuple[Make, np.ndarray]:
     """What makes the sampler, and its times."""
-    from vdm_jax.samplers import catalogue  # a second, for what a loaded model may never do
+    from vdm_jax.samplers import catalogue
     require_at_least('steps', steps)
     named = grid if isinstance(grid, str) else ''
     if isinstance(sampler, str):

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.decoders import sum_over_data
-from vdm_jax.typing import Array, ArrayLike, Estimate, Level, PyTree, value
+from vdm_jax.typing import Array, ArrayLike, Estimate, Level, PyTree
+from vdm_jax.units import sum_over_data
+from vdm_jax.values import value
 
 __all__ = ['Empirical', 'Gaussian', 'Mixture']
 

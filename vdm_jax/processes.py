@@ -15,18 +15,8 @@ from jax.core import Tracer
 
 from vdm_jax import random
 from vdm_jax.schedules import as_float
-from vdm_jax.typing import (
-  Array,
-  ArrayLike,
-  Curve,
-  Estimate,
-  Level,
-  Process,
-  Scalar,
-  Schedule,
-  static,
-  value,
-)
+from vdm_jax.typing import Array, ArrayLike, Curve, Estimate, Level, Process, Scalar, Schedule
+from vdm_jax.values import static, value
 
 __all__ = ['GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated', 'diffuse', 'flow',
            'from_alpha_sigma', 'inside', 'interpolated_std', 'learned_share', 'posterior',

@@ -3,22 +3,17 @@
 Shapes: `B` batch, `...` data.  Times `t`: `[B]` or `[]`; 0 = data, 1 = noise.
 Objectives and bounds are nats per example; bits per dimension appear at the edge only.
 """
-import dataclasses
 from collections.abc import Callable
 from typing import (
     Any,
     NamedTuple,
     Protocol,
     TypeGuard,
-    TypeVar,
-    dataclass_transform,
     runtime_checkable,
 )
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
 from vdm_jax.errors import InputError
@@ -26,66 +21,14 @@ from vdm_jax.errors import InputError
 __all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Context', 'Curve', 'Decoder',
            'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
            'Objective', 'Process', 'PyTree', 'Sampler', 'Samples', 'Scalar', 'Schedule', 'Target',
-           'Update', 'Weighting', 'brief', 'denoises', 'static', 'value']
+           'Update', 'Weighting', 'brief', 'denoises']
 
 Array = jax.Array
 PyTree = Any
 Scalar = float | Array  # a number, Python's or one that may be traced: the leaves of values
-_T = TypeVar('_T')
 
 Schedule = Callable[[Array], Array]             # t -> logsnr, decreasing
 Curve = Callable[[Array], tuple[Array, Array]]  # logsnr -> (alpha, sigma)
-
-
-def static(*, default: Any = dataclasses.MISSING) -> Any:
-  """A field of a `value` that is structure: compared and hashed under `jit`, never traced."""
-  return dataclasses.field(default=default, metadata={'pytree_node': False})
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
-def value(cls: type[_T]) -> type[_T]:
-  """Makes `cls` a frozen dataclass that is a pytree: its fields are leaves, but those of `static`.
-
-  As flax.struct.dataclass, except that two such classes never have equal tree structures.  There
-  they may (JAX 0.10.2: classes with equally many fields, none static), and a function under `jit`
-  that meets both now and then runs the one's program on the other.
-
-  `dataclasses.replace(value, field=...)` is the value with another field.
-  """
-  made: Any = dataclasses.dataclass(frozen=True, eq=False)(cls)
-  fields = dataclasses.fields(made)
-  leaves = [f.name for f in fields if f.metadata.get('pytree_node', True)]
-  others = [f.name for f in fields if f.name not in leaves]
-
-  def flatten(self):
-    return ([(GetAttrKey(name), getattr(self, name)) for name in leaves],
-            tuple(getattr(self, name) for name in others))
-
-  def unflatten(aux, children):
-    return made(**dict(zip(leaves, children, strict=True)), **dict(zip(others, aux, strict=True)))
-
-  jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
-  made.__eq__, made.__hash__ = _equal, _hash
-  return made
-
-
-def _is_array(leaf: Any) -> bool:
-  return isinstance(leaf, (jax.Array, np.ndarray))
-
-
-def _equal(a: Any, b: Any) -> Any:
-  """Of two values: numbers are compared, arrays are equal to themselves alone."""
-  if type(a) is not type(b):
-    return NotImplemented
-  (leaves, tree), (others, other_tree) = map(jax.tree.flatten, (a, b))
-  return tree == other_tree and all(
-      u is v or not (_is_array(u) or _is_array(v)) and type(u) is type(v) and u == v
-      for u, v in zip(leaves, others, strict=True))
-
-
-def _hash(a: Any) -> int:
-  leaves, tree = jax.tree.flatten(a)
-  return hash((tree, *(id(u) if _is_array(u) else hash(u) for u in leaves)))
 
 
 class Level(NamedTuple):

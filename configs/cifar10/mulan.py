@@ -11,7 +11,7 @@ bits/dim; see `systems.variational.mulan`.
 """
 import ml_collections
 
-from vdm_jax import predictions, recipes
+from vdm_jax import recipes, targets
 from vdm_jax.systems.variational import mulan
 from vdm_jax.typing import Experiment
 
@@ -21,4 +21,4 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  return mulan.experiment(config, target=predictions.v)  # as the public configuration
+  return mulan.experiment(config, target=targets.v)  # as the public configuration

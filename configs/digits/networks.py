@@ -18,7 +18,8 @@ from flax import linen as nn
 
 from vdm_jax import data, inputs, recipes, schedules
 from vdm_jax.errors import require_choice
-from vdm_jax.nn import adm, ddpm, dit
+from vdm_jax.nn.transformers import dit
+from vdm_jax.nn.unets import adm, ddpm
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.guided import label_dropping
 from vdm_jax.systems.variational import vdm

@@ -17,7 +17,7 @@ Hardware, time and what it reaches: see configs/README.md.
 import ml_collections
 
 from vdm_jax import data, inputs, recipes, schedules
-from vdm_jax.nn.adm import Classifier
+from vdm_jax.nn.unets.adm import Classifier
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.guided import noisy_classifier

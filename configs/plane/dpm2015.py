@@ -13,7 +13,7 @@ Its bound, in bits/dim, is that of the chain; the entropy of the data is 6.09.
 import ml_collections
 
 from vdm_jax import recipes
-from vdm_jax.nn.rbf import RadialBasis
+from vdm_jax.nn.blocks.rbf import RadialBasis
 from vdm_jax.systems.chains import dpm2015
 from vdm_jax.typing import Experiment
 

@@ -16,7 +16,7 @@ Hardware, time and what it reaches: see configs/README.md; the entropy of the da
 import jax.numpy as jnp
 import ml_collections
 
-from vdm_jax import inputs, predictions, recipes, schedules, weightings
+from vdm_jax import inputs, recipes, schedules, targets, weightings
 from vdm_jax.errors import require_choice
 from vdm_jax.processes import sub_vp, ve, vp
 from vdm_jax.systems import networks
@@ -53,7 +53,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   shared = {'schedule': schedule, 'curve': curve, 'inputs': read}
   if system == 'edm':
     return score_sde.experiment(
-        config, net=net.clone(adds_z=False), target=predictions.edm(SIGMA_DATA),
+        config, net=net.clone(adds_z=False), target=targets.edm(SIGMA_DATA),
         weight=weightings.edm(sigma_data=SIGMA_DATA), **shared)
-  return score_sde.experiment(config, net=net, target=predictions.eps, weight=weightings.simple,
+  return score_sde.experiment(config, net=net, target=targets.eps, weight=weightings.simple,
                           **shared)

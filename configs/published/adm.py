@@ -13,10 +13,10 @@ import ml_collections
 
 from vdm_jax import recipes
 from vdm_jax.errors import InputError
+from vdm_jax.published.openai import CHAINS, MODELS, SHAPES, is_diffusion
 from vdm_jax.systems import networks
 from vdm_jax.systems.chains import ddpm as chain
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.openai import CHAINS, MODELS, SHAPES, is_diffusion
 
 # What each was trained on: the beginning of its name -> data set.
 _DATA = {'cifar10': 'cifar10', 'imagenet64_cond': 'imagenet_resized/64x64',
@@ -29,7 +29,7 @@ def get_config(model: str = 'cifar10_uncond_50M_500K') -> ml_collections.ConfigD
   images = {name for name, net in MODELS.items() if is_diffusion(net)}
   if model not in images:
     also = (' is a classifier or an upsampler, which take more than an image and are used from '
-            'Python (vdm_jax.weights.openai)' if model in MODELS else '')
+            'Python (vdm_jax.published.openai)' if model in MODELS else '')
     raise InputError('config', f'configs/published/adm.py:{model}',
                      f'it{also or " is no model of the paper"}',
                      f'choose one of {", ".join(sorted(images))}')

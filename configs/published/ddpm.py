@@ -12,10 +12,10 @@ import ml_collections
 
 from vdm_jax import recipes
 from vdm_jax.errors import require_choice
+from vdm_jax.published.ddpm import MODELS, SHAPES
 from vdm_jax.systems import networks
 from vdm_jax.systems.chains import ddpm as chain
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.ddpm import MODELS, SHAPES
 
 _DATA = {'bedroom': 'lsun/bedroom', 'church': './lsun_church', 'cat': './lsun_cat',
          'celebahq': './celebahq'}

@@ -15,10 +15,10 @@ import ml_collections
 
 from vdm_jax import recipes
 from vdm_jax.errors import require_choice
+from vdm_jax.published.dit import MODELS, SHAPES
 from vdm_jax.systems import networks
 from vdm_jax.systems.chains import ddpm as chain
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.dit import MODELS, SHAPES
 
 
 def get_config(model: str = 'DiT-XL-2-256x256') -> ml_collections.ConfigDict:

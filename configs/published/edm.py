@@ -13,14 +13,14 @@ To reach, as published (table 2, 35 evaluations): CIFAR-10 FID 1.79 conditional,
 import ml_collections
 import numpy as np
 
-from vdm_jax import inputs, predictions, recipes, schedules, weightings
+from vdm_jax import inputs, recipes, schedules, targets, weightings
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import require_choice
 from vdm_jax.processes import Scaled, ve
+from vdm_jax.published.edm import MODELS
 from vdm_jax.systems import networks
 from vdm_jax.systems.scores import score_sde as score
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.edm import MODELS
 
 SIGMA_DATA = 0.5
 _DATA = {'cifar10': 'cifar10', 'ffhq': './ffhq', 'afhqv2': './afhqv2',
@@ -46,6 +46,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   return score.experiment(
       config, net=networks.configured(MODELS[config.model.checkpoint], config),
       schedule=schedules.Shifted(schedules.KarrasSigma(), 2.0 * np.log(to_ends)),
-      curve=Scaled(ve, to_ends), target=predictions.edm(SIGMA_DATA / to_ends),
+      curve=Scaled(ve, to_ends), target=targets.edm(SIGMA_DATA / to_ends),
       inputs=inputs.edm(SIGMA_DATA), weight=weightings.edm(
           mean=-1.2 - np.log(to_ends), sigma_data=SIGMA_DATA / to_ends))  # of sigma / alpha

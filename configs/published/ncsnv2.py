@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vdm_jax import inputs, predictions, recipes, schedules, weightings
+from vdm_jax import inputs, recipes, schedules, targets, weightings
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import require_choice
 from vdm_jax.processes import Scaled, ve
+from vdm_jax.published.ncsnv2 import LEVELS, MODELS, SHAPES
 from vdm_jax.systems import networks
 from vdm_jax.systems.scores import score_sde as score
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.ncsnv2 import LEVELS, MODELS, SHAPES
 
 _DATA = {'mnist': ('mnist', 10), 'cifar10': ('cifar10', 10)}
 
@@ -59,6 +59,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
   return score.experiment(
       config, net=networks.configured(MODELS[name], config), schedule=ladder,
-      curve=Scaled(ve, to_ends), target=predictions.half_score, weight=weightings.simple,
+      curve=Scaled(ve, to_ends), target=targets.half_score, weight=weightings.simple,
       inputs=level_of if conditional else images,
       trained_at=lambda t: jnp.floor(t * count).clip(0, count - 1) / (count - 1))

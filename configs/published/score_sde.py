@@ -14,14 +14,14 @@ To reach, as published: NCSN++ deep, VE, FID 2.20; DDPM++ deep, sub-VP, 2.99 bit
 import ml_collections
 import numpy as np
 
-from vdm_jax import inputs, predictions, recipes, schedules, weightings
+from vdm_jax import inputs, recipes, schedules, targets, weightings
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import require_choice
 from vdm_jax.processes import GaussianProcess, Scaled, sub_vp, ve, vp
+from vdm_jax.published.score_sde import MODELS
 from vdm_jax.systems import networks
 from vdm_jax.systems.scores import score_sde as score
 from vdm_jax.typing import Experiment
-from vdm_jax.weights.score_sde import MODELS
 
 FIRST = 1e-5  # the time at which they start
 
@@ -48,12 +48,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     schedule = schedules.GeometricSigma(0.02, 2.0 * (348.0 if 'ffhq' in name else 50.0))
     return score.experiment(
         config, net=net, schedule=ours(schedule), curve=Scaled(ve, to_ends),
-        target=predictions.half_score, inputs=inputs.sigma(), weight=weightings.simple)
+        target=targets.half_score, inputs=inputs.sigma(), weight=weightings.simple)
   sde = lambda first: schedules.BetaLinear(t_min=first)
   curve = vp
   if name.startswith('subvp/'):
     curve, sde = sub_vp, lambda first: schedules.SameAlpha(schedules.BetaLinear(t_min=first))
   return score.experiment(
       config, net=net, schedule=ours(sde(FIRST)), curve=Scaled(curve, to_ends),
-      target=predictions.eps, inputs=inputs.sde(GaussianProcess(ours(sde(0.0)))),
+      target=targets.eps, inputs=inputs.sde(GaussianProcess(ours(sde(0.0)))),
       weight=weightings.simple)

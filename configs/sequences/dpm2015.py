@@ -11,7 +11,7 @@ Hardware, time and what it reaches: see configs/README.md.
 import ml_collections
 
 from vdm_jax import recipes
-from vdm_jax.nn.mlp import MLP
+from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.systems.chains import dpm2015
 from vdm_jax.typing import Experiment
 

@@ -10,7 +10,7 @@ density, and may be negative.  Sequences [N, T, C] take a network of [B, T, C] i
 import ml_collections
 
 from vdm_jax import recipes
-from vdm_jax.nn.mlp import MLP
+from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.systems import compose
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 
-from vdm_jax import workdir
+from vdm_jax.runs import workdir
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
 

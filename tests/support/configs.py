@@ -1,7 +1,7 @@
 """The project's configs by name: 'digits/vdm', 'systems:mulan,cifar10'."""
 from pathlib import Path
 
-from vdm_jax import workdir
+from vdm_jax.runs import workdir
 
 FOLDER = Path(__file__).parents[2] / 'configs'
 

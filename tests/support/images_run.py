@@ -1,5 +1,6 @@
 """A run of seconds for the tests of commands: images of 4 x 4 pixels, a network of one number."""
-from vdm_jax import runs, samplers, workdir
+from vdm_jax import runs, samplers
+from vdm_jax.runs import workdir
 from vdm_jax.samplers import grids
 
 SHAPE = (4, 4, 1)

@@ -4,7 +4,7 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import schedules
-from vdm_jax.nn.layers import Dropout
+from vdm_jax.nn.blocks.layers import Dropout
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment
 

@@ -23,9 +23,10 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from vdm_jax import random, workdir
+from vdm_jax import random
 from vdm_jax.benchmark import hardware, speed
 from vdm_jax.benchmark.timing import say
+from vdm_jax.runs import workdir
 from vdm_jax.train import parallel
 from vdm_jax.typing import PyTree
 

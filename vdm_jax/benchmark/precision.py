@@ -23,18 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import files, random, workdir
-from vdm_jax.decoders import bits_per_dim
+from vdm_jax import random
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
 from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator, over_images
 from vdm_jax.likelihood.statistics import standard_errors
+from vdm_jax.machine import files
 from vdm_jax.objectives import vlb
-from vdm_jax.objectives.denoising import weighted_diffusion
+from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.processes import time_of
-from vdm_jax.runs import needs
+from vdm_jax.runs import needs, workdir
 from vdm_jax.typing import Array, Denoiser, Estimate, Model, PyTree
+from vdm_jax.units import bits_per_dim
 
 SPLIT_AT = 8.0  # logsnr
 FLOAT32, TRUNK, NAIVE = 'float32', 'bfloat16 trunk', 'naive bfloat16'

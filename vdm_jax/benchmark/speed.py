@@ -23,12 +23,13 @@ import numpy as np
 from jaxlib.mlir import ir
 
 from vdm_jax import data as data_lib
-from vdm_jax import devices, files, random, samplers, workdir
+from vdm_jax import random, samplers
 from vdm_jax.benchmark import hardware, report, timing
 from vdm_jax.benchmark.timing import say
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood import bounds
-from vdm_jax.runs import needs
+from vdm_jax.machine import devices, files
+from vdm_jax.runs import needs, workdir
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw
 from vdm_jax.train import check, loop, metrics, parallel

@@ -12,13 +12,7 @@ from typing import NamedTuple
 
 import tqdm
 
-from vdm_jax.certification.exact import (
-    FINITE,
-    Make,
-    with_guidance,
-    with_log_prob,
-    with_variances,
-)
+from vdm_jax.certification.exact import FINITE, Make, with_guidance, with_log_prob, with_variances
 from vdm_jax.certification.judging import Row, certify, certify_adaptive, equality
 from vdm_jax.errors import require
 from vdm_jax.samplers import catalogue, grids, runge_kutta

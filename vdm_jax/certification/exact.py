@@ -9,12 +9,14 @@ import numpy as np
 from scipy import special
 
 from vdm_jax import processes, schedules
-from vdm_jax.decoders import sum_over_data
 from vdm_jax.samplers import analytic
-from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler, value
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler
+from vdm_jax.units import sum_over_data
+from vdm_jax.values import value
 
-__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'Oracle', 'SCHEDULE', 'ends_of', 'moments',
-           'process_of', 'quantiles', 'with_guidance', 'with_log_prob', 'with_variances']
+__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'Oracle', 'SCHEDULE', 'ends_of',
+           'moments', 'process_of', 'quantiles', 'with_guidance', 'with_log_prob',
+           'with_variances']
 
 Make = Callable[[Denoiser, Process], Sampler]
 

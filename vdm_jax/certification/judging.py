@@ -9,15 +9,15 @@ import numpy as np
 
 from vdm_jax import processes, random, samplers
 from vdm_jax.certification.exact import (
-    CURVES,
-    MODELS,
-    Data,
-    Make,
-    Oracle,
-    ends_of,
-    moments,
-    process_of,
-    quantiles,
+  CURVES,
+  MODELS,
+  Data,
+  Make,
+  Oracle,
+  ends_of,
+  moments,
+  process_of,
+  quantiles,
 )
 from vdm_jax.samplers.grids import warm_up
 

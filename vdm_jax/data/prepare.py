@@ -19,9 +19,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from vdm_jax import files
 from vdm_jax.data import records, stores
 from vdm_jax.errors import InputError
+from vdm_jax.machine import files
 
 
 class Archive(NamedTuple):

@@ -1,9 +1,9 @@
 """How good samples are: distances between sets of them, of themselves or of features."""
 from vdm_jax.evaluation.comparison import compare
 from vdm_jax.evaluation.distances import (
-  blocked_kernel_distance,
-  kernel_distance,
-  sliced_wasserstein,
+    blocked_kernel_distance,
+    kernel_distance,
+    sliced_wasserstein,
 )
 from vdm_jax.evaluation.manifold import density_coverage, precision_recall
 from vdm_jax.evaluation.scores import score

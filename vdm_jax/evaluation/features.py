@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from vdm_jax import devices
+from vdm_jax.machine import devices
 from vdm_jax.typing import Array, PyTree
 
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax import files
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.features import Extractor, Statistics
+from vdm_jax.machine import files
 
 
 class Reference(NamedTuple):

@@ -38,13 +38,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import config_files, dequantisers, random
+from vdm_jax import dequantisers, random
 from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
 from vdm_jax.ledger.family import ABOUT, Asked, Family, Options
 from vdm_jax.likelihood import bounds, immse, ode, paths
 from vdm_jax.likelihood.bounds import heads, level_axes
 from vdm_jax.likelihood.passes import Estimator
+from vdm_jax.machine import config_files
 from vdm_jax.objectives import vlb
 from vdm_jax.typing import Model, PyTree
 

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from vdm_jax import random
-from vdm_jax.decoders import bits_per_dim
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import rows
 from vdm_jax.ledger.family import Asked, Options, Statistics, about
@@ -14,6 +13,7 @@ from vdm_jax.ledger.rows import Measured
 from vdm_jax.likelihood.bounds import BoundSamples
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.typing import Model, PyTree
+from vdm_jax.units import bits_per_dim
 
 __all__ = ['measure']
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from vdm_jax.decoders import bits_per_dim
 from vdm_jax.likelihood.bounds import BoundSamples
 from vdm_jax.likelihood.gaussian import Moments
 from vdm_jax.likelihood.statistics import RARE, ROUNDING
+from vdm_jax.units import bits_per_dim
 
 
 class Density(NamedTuple):

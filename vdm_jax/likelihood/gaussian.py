@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.typing import Array, ArrayLike, Estimate, Level, PyTree, value
+from vdm_jax.typing import Array, ArrayLike, Estimate, Level, PyTree
+from vdm_jax.values import value
 
 FULL = 4096  # dimensions up to which the whole covariance is kept
 

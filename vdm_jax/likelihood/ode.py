@@ -27,13 +27,13 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import decoders, random
-from vdm_jax.decoders import log_mean_exp, sum_over_data
 from vdm_jax.dequantisers import Dequantiser
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood.bounds import repeated
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.processes import diffuse, time_of
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Process, PyTree
+from vdm_jax.units import log_mean_exp, sum_over_data
 
 # Beyond this |logsnr| u stands still: all that is left there of the data in the noise, or of the
 # noise in the data, is 3e-7 of it, and no network is asked where alpha or sigma is 0.

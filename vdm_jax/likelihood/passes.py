@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import tqdm
 
-from vdm_jax import devices, random
+from vdm_jax import random
+from vdm_jax.machine import devices
 from vdm_jax.typing import Array, Model, PyTree
 
 Estimator = Callable[[Model, PyTree, Array], dict[str, Array]]

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import log_mean_exp, sum_over_data
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood.bounds import own_bound, repeated
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import diffuse, prior_std, tau
 from vdm_jax.typing import Array, Model, PyTree
+from vdm_jax.units import log_mean_exp, sum_over_data
 
 
 def log_weights(model: Model, batch: PyTree, keys: Array, steps: int,

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import devices, random, schedules
-from vdm_jax.decoders import bits_per_dim
+from vdm_jax import random, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood.schedules import movable
-from vdm_jax.objectives import times, weighted_diffusion
+from vdm_jax.machine import devices
+from vdm_jax.objectives import proposals, weighted_diffusion
 from vdm_jax.processes import Truncated
 from vdm_jax.typing import Array, Model, Process, PyTree
+from vdm_jax.units import bits_per_dim
 
 # (params, batch, t [B], keys [B]) -> one-draw estimates of the diffusion term, bits/dim [B].
 Term = Callable[[PyTree, PyTree, Array, Array], Array]
@@ -98,7 +99,7 @@ def check_proposable(model: Model) -> None:
 
 
 def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
-          propose: Callable[[PyTree], times.Proposal] = lambda params: times.uniform,
+          propose: Callable[[PyTree], proposals.Proposal] = lambda params: proposals.uniform,
           seed: int = 0) -> Draws:
   """R = `batches` batches of B = `batch` estimates, rounded up to whole ones on whole devices.
 
@@ -133,7 +134,7 @@ def _images(split, rng: np.random.Generator, batch: int) -> PyTree:
 
 
 def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20, bins: int = 64,
-            seed: int = 0) -> times.LossHistory:
+            seed: int = 0) -> proposals.LossHistory:
   """What a history of losses has seen after so many batches, whose times it proposed itself.
 
   Arguments as for `draws`; the times are stratified as in training.
@@ -150,7 +151,7 @@ def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
 
   see = devices.over_rows(see)
   params, key, past = devices.replicate(
-      (params, random.key(seed), times.LossHistory.empty(bins)))
+      (params, random.key(seed), proposals.LossHistory.empty(bins)))
   for r in range(batches):
     i = devices.mine(np.arange(batch))
     past = see((params, key, past), devices.place((_images(split, rng, batch), i,

@@ -3,6 +3,6 @@
 An objective is any function (denoise, process, x, t, keys, cond, ...) -> ([B] nats, {name: [B]}).
 """
 from vdm_jax.objectives import vlb
-from vdm_jax.objectives.denoising import check_limits, weighted_diffusion
+from vdm_jax.objectives.weighted import check_limits, weighted_diffusion
 
 __all__ = ['check_limits', 'vlb', 'weighted_diffusion']

@@ -13,15 +13,15 @@ with each step weighed anew, and in continuous time `weightings.simple`.  Of ano
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import predictions, random
-from vdm_jax.decoders import sum_over_data
+from vdm_jax import random, targets
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import diffuse
 from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree, Target
+from vdm_jax.units import sum_over_data
 
 
 def simple(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
-           cond: PyTree = None, *, steps: int | None = None, target: Target = predictions.eps,
+           cond: PyTree = None, *, steps: int | None = None, target: Target = targets.eps,
            eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|y - y_hat|^2, a sum over the data: L_simple of Ho et al. (2020), eq. 14, where y is eps.
 

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import diffuse, tau
 from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree
+from vdm_jax.units import sum_of_terms, sum_over_data
 
 Encoder = Callable[[Array, Array], Array]  # x [B, ...], logsnr [B] -> x_t [B, ...]
 

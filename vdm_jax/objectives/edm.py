@@ -8,8 +8,8 @@ With their preconditioned output F this is E |F - F_hat|^2, `predictions.edm`: t
 the loss of all levels alike at first.  In expectation it is `weightings.edm` at uniform times.
 """
 from vdm_jax import weightings
-from vdm_jax.objectives import times
-from vdm_jax.objectives.denoising import weighted_diffusion
+from vdm_jax.objectives import proposals
+from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.typing import Array, Denoiser, Process, PyTree
 
 
@@ -24,7 +24,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   it is unbiased (though with a heavy tail, where few of them are near the data), and |eps -
   eps_hat|^2.
   """
-  t, share = times.by_mass(process, times.log_normal(mean, std))(t)
+  t, share = proposals.by_mass(process, proposals.log_normal(mean, std))(t)
   loss, terms = weighted_diffusion(denoise, process, x, t, keys, cond, eps=eps,
                                    weight=weightings.edm(mean, std, sigma_data))
   bound = -0.5 * process(t).dlogsnr * terms['eps_error']

@@ -29,19 +29,20 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import predictions, random
-from vdm_jax.decoders import sum_over_data
-from vdm_jax.objectives.score_ode import Probes, along, rademacher, with_bound
-from vdm_jax.objectives.times import Proposal
+from vdm_jax import random, targets
+from vdm_jax.objectives.probes import Probes, along, rademacher
+from vdm_jax.objectives.proposals import Proposal
+from vdm_jax.objectives.score_ode import with_bound
 from vdm_jax.processes import diffuse
 from vdm_jax.typing import Array, Decoder, Denoiser, Level, Process, PyTree, Target
+from vdm_jax.units import sum_over_data
 
-vp_target: Target = predictions.v
+vp_target: Target = targets.v
 
 
 def sp_target(level: Level) -> tuple[Array, Array]:
   """(eps - x) / sqrt(2), which on the `flow` curve is (eps - z) / (sqrt(2) alpha)."""
-  a, b = predictions.flow(level)
+  a, b = targets.flow(level)
   return math.sqrt(0.5) * a, math.sqrt(0.5) * b
 
 

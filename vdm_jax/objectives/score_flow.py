@@ -27,10 +27,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from vdm_jax.decoders import sum_of_terms, sum_over_data
-from vdm_jax.objectives.denoising import weighted_diffusion
+from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.processes import prior_kl, sde
 from vdm_jax.typing import Array, Denoiser, Level, Process, PyTree, Weighting
+from vdm_jax.units import sum_of_terms, sum_over_data
 
 
 def matching(scale: Callable[[Level], Array]) -> Weighting:

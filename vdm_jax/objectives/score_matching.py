@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.objectives import vlb
-from vdm_jax.objectives.denoising import weighted_diffusion
+from vdm_jax.objectives.probes import Probes, basis, rademacher
 from vdm_jax.objectives.score_flow import matching
-from vdm_jax.objectives.score_ode import Probes, basis, rademacher
+from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.processes import diffuse, sde
 from vdm_jax.typing import Array, Denoiser, Level, Objective, Process, PyTree
+from vdm_jax.units import sum_of_terms, sum_over_data
 
 Score = Callable[[Array], Array]  # x [B, ...] -> [B, ...], example by example
 # (score, x [B, ...], keys [B]) -> nats [B], {term: [B]}

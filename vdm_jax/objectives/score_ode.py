@@ -17,42 +17,16 @@ are, at a true s, least in expectation where J and d tr(J)/dz are true as well. 
 estimates from random probes, are as in the public code of the paper; only averages of v v^T for
 probes v with E[v v^T] = I enter, so that sqrt(d) times the basis gives the exact terms.
 """
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_of_terms, sum_over_data
-from vdm_jax.objectives import times, vlb
+from vdm_jax.objectives import proposals, vlb
+from vdm_jax.objectives.probes import Probes, along, rademacher
 from vdm_jax.processes import diffuse
 from vdm_jax.typing import Array, Decoder, Denoiser, Estimate, Level, Process, PyTree
-
-Probes = Callable[[Array, Array], Array]  # keys [B], like [B, ...] -> v [P, B, ...]
-
-
-def rademacher(keys: Array, like: Array) -> Array:
-  """One probe of random signs for each example: [1, B, ...]."""
-  return jax.vmap(lambda k: jax.random.rademacher(k, like.shape[1:], like.dtype))(keys)[None]
-
-
-def basis(keys: Array, like: Array) -> Array:
-  """sqrt(d) times the basis, with which every term is exact, by d products: [d, B, ...]."""
-  shape = like.shape[1:]
-  d = like[0].size
-  vectors = jnp.sqrt(float(d)) * jnp.eye(d, dtype=like.dtype).reshape(d, 1, *shape)
-  return jnp.broadcast_to(vectors, (d, *like.shape))
-
-
-def along(denoise: Denoiser, z: Array, level: Level, probes: Array,
-          cond: PyTree = None) -> tuple[Estimate, Array]:
-  """The estimate at z [B, ...], and sigma (d eps_hat / dz) v for each of the `probes` [P, B, ...].
-
-  One evaluation of the network, and one product with its Jacobian a probe.
-  """
-  at = lambda z: denoise(z, level, cond)
-  estimate, tangents = jax.vmap(lambda v: jax.jvp(at, (z,), (v,)), out_axes=(None, 0))(probes)
-  return estimate, level.expand(z).sigma * tangents.eps
+from vdm_jax.units import sum_of_terms, sum_over_data
 
 
 def _dot(u, v):
@@ -94,7 +68,7 @@ def errors(denoise: Denoiser, z: Array, eps: Array, level: Level, probes: Array,
 def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
               cond: PyTree = None, *, data: Array, decoder: Decoder, second: float = 1.0,
               third: float = 0.0, probes: Probes = rademacher,
-              propose: times.Proposal = times.uniform, eps: Array | None = None,
+              propose: proposals.Proposal = proposals.uniform, eps: Array | None = None,
               eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """`vlb.continuous` with |l|^2 + second (matrix + trace) / d + third (third) / d^2 for |l|^2.
 

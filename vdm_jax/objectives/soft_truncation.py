@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.typing import Array, Scalar, Weighting, static, value
+from vdm_jax.typing import Array, Scalar, Weighting
+from vdm_jax.values import static, value
 
 
 @value

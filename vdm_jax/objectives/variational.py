@@ -30,8 +30,9 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from vdm_jax import processes, random
-from vdm_jax.decoders import sum_of_terms, sum_over_data
-from vdm_jax.typing import Array, Denoiser, Process, PyTree, value
+from vdm_jax.typing import Array, Denoiser, Process, PyTree
+from vdm_jax.units import sum_of_terms, sum_over_data
+from vdm_jax.values import value
 
 
 class Distribution(Protocol):

@@ -22,11 +22,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_of_terms, sum_over_data
 from vdm_jax.errors import InputError
-from vdm_jax.objectives.denoising import weighted_diffusion
+from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.processes import diffuse, interpolated_std, learned_share, prior_kl, tau
 from vdm_jax.typing import Array, Decoder, Denoiser, Estimate, Level, Process, PyTree
+from vdm_jax.units import sum_of_terms, sum_over_data
 
 # (estimate, level of t, level of s) -> variance of p(z_s | z_t), to broadcast against z; the levels
 # broadcast against z already.

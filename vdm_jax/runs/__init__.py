@@ -4,5 +4,5 @@ from vdm_jax.runs.sampling import sample
 from vdm_jax.runs.training import train, train_seeds, transfer
 from vdm_jax.samplers.catalogue import ANCESTRAL, Method
 
-__all__ = ['ANCESTRAL', 'Method', 'evaluate', 'evaluated', 'report', 'sample',
-           'seeds', 'train', 'train_seeds', 'transfer']
+__all__ = ['ANCESTRAL', 'Method', 'evaluate', 'evaluated', 'report', 'sample', 'seeds', 'train',
+           'train_seeds', 'transfer']

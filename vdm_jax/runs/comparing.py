@@ -5,10 +5,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vdm_jax import files, pictures, workdir
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import comparison
-from vdm_jax.runs import needs
+from vdm_jax.machine import files
+from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.samplers import catalogue
 
 __all__ = ['COMPARABLE', 'USUAL', 'compare_samplers']

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from vdm_jax import data, files, pictures, random, workdir
-from vdm_jax.decoders import bits_per_dim
+from vdm_jax import data, random
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger import families, measuring, relations
 from vdm_jax.ledger import family as family_lib
@@ -26,8 +25,9 @@ from vdm_jax.likelihood import closed_forms, density, gaussian
 from vdm_jax.likelihood import schedules as other_schedules
 from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator
-from vdm_jax.provenance import provenance
-from vdm_jax.runs import needs
+from vdm_jax.machine import files
+from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs.provenance import provenance
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers import grids
 from vdm_jax.schedules import check_decreasing
@@ -35,6 +35,7 @@ from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import caution, default_average
 from vdm_jax.typing import Experiment, Model
+from vdm_jax.units import bits_per_dim
 
 
 class Files(NamedTuple):

@@ -3,8 +3,8 @@ from typing import Any, NamedTuple
 
 from vdm_jax.data import Split, is_path
 from vdm_jax.errors import InputError
+from vdm_jax.runs.workdir import Trained
 from vdm_jax.typing import CAPABILITIES, Bounds, Denoises, Features, Samples
-from vdm_jax.workdir import Trained
 
 
 class Need(NamedTuple):

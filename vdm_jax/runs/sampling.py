@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from vdm_jax import data, devices, files, pictures, random, workdir
+from vdm_jax import data, random
 from vdm_jax.data.fields import AUGMENTED, LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
-from vdm_jax.runs import needs
+from vdm_jax.machine import devices, files
+from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.samplers import analytic
 from vdm_jax.samplers.catalogue import ANCESTRAL, Method
 from vdm_jax.samplers.drawing import Make, draw, draw_own, draw_path

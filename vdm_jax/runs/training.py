@@ -9,8 +9,10 @@ import numpy as np
 import rich.table
 from absl import logging
 
-from vdm_jax import data, files, pictures, samplers, workdir
+from vdm_jax import data, samplers
 from vdm_jax.errors import InputError, require
+from vdm_jax.machine import files
+from vdm_jax.runs import pictures, workdir
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.train import check, lock, loop

@@ -20,25 +20,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import config_files, files, oracles, processes, schedules
+from vdm_jax import oracles, processes, schedules
 from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.machine import config_files, files
 from vdm_jax.samplers import (
-    adaptive,
-    analytic,
-    deis,
-    denoising_mcmc,
-    dpm_solver,
-    dpm_solver_adaptive,
-    edm,
-    euler,
-    first_order,
-    grids,
-    langevin,
-    predictor_corrector,
-    runge_kutta,
-    splitting,
-    taylor,
-    unipc,
+  adaptive,
+  analytic,
+  deis,
+  denoising_mcmc,
+  dpm_solver,
+  dpm_solver_adaptive,
+  edm,
+  euler,
+  first_order,
+  grids,
+  langevin,
+  predictor_corrector,
+  runge_kutta,
+  splitting,
+  taylor,
+  unipc,
 )
 from vdm_jax.typing import Array, Process, Sampler
 

@@ -13,12 +13,12 @@ import numpy as np
 from jax.core import Tracer
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
 from vdm_jax.errors import InputError
 from vdm_jax.samplers.langevin import Corrector, ula
 from vdm_jax.samplers.runge_kutta import heun
 from vdm_jax.samplers.sampling import check_grid, sample
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Level, Process, PyTree, Sampler
+from vdm_jax.units import sum_over_data
 
 
 class Chain(NamedTuple):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import devices, random
+from vdm_jax import random
+from vdm_jax.machine import devices
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, sample
 from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler, Samples, Scalar

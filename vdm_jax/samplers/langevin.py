@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
-from vdm_jax.decoders import sum_over_data
 from vdm_jax.errors import InputError
 from vdm_jax.samplers.first_order import transition
 from vdm_jax.typing import Array, Denoiser, Level, Process, Sampler
+from vdm_jax.units import sum_over_data
 
 # ----------------------------------------------------------------- correctors
 

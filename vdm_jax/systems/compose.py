@@ -13,29 +13,30 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import data, predictions, random
+from vdm_jax import data, denoisers, random, targets
 from vdm_jax.data import conditions
 from vdm_jax.data.fields import AUGMENTED, LABEL
-from vdm_jax.decoders import Pixels, Reals, bits_per_dim
+from vdm_jax.decoders import Pixels, Reals
 from vdm_jax.errors import InputError
 from vdm_jax.inputs import Inputs, logsnr
 from vdm_jax.likelihood.bounds import one_draw
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess, vp
-from vdm_jax.schedules import Bound
 from vdm_jax.train import loop, optimizer
 from vdm_jax.typing import (
-    Array,
-    Context,
-    Curve,
-    Experiment,
-    Loss,
-    Objective,
-    PyTree,
-    Scalar,
-    Schedule,
-    Target,
+  Array,
+  Context,
+  Curve,
+  Experiment,
+  Loss,
+  Objective,
+  PyTree,
+  Scalar,
+  Schedule,
+  Target,
 )
+from vdm_jax.units import bits_per_dim
+from vdm_jax.values import Bound
 
 # Terms that are parts of a bound: reported in bits/dim.  All others are means over the data.
 IN_NATS = ('vlb', 'reconstruction', 'latent', 'diffusion')
@@ -194,7 +195,7 @@ def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: nn.Module | Schedule,
-               target: Target = predictions.eps, objective: Objective | None = None,
+               target: Target = targets.eps, objective: Objective | None = None,
                curve: Curve = vp, heads: tuple[str, ...] = (), inputs: Inputs = logsnr,
                field: str = '', condition: str = '', scale: tuple[Scalar, Scalar] | None = None
                ) -> Experiment:
@@ -206,7 +207,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     schedule: a Linen module is learned, as params['schedule']; a value is fixed.
     objective: what is minimised if not the bound.  It may take the keywords `OFFERED`.
     curve: that of the process.
-    heads: what the network's further outputs are called, see `predictions.denoiser`.
+    heads: what the network's further outputs are called, see `denoisers.denoiser`.
     field: which field of the data is x; '': the first.
     condition: which field the network is told; '': the label if config.model.class_conditional,
       'augmented' if config.data.augment, else none.
@@ -247,7 +248,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
 
   def model(params, keys=None):
     at_time = Bound(params['schedule'], schedule) if learned else schedule
-    return Model(denoise=predictions.denoiser(Bound(params['net'], net, keys), target,
+    return Model(denoise=denoisers.denoiser(Bound(params['net'], net, keys), target,
                                               inputs, heads),
                  process=GaussianProcess(at_time, curve), decoder=coding.log_prob,
                  encode=coding.encode, decode=coding.decode, cond=cond, shape=x.shape,

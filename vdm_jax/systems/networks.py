@@ -11,11 +11,11 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import data
-from vdm_jax.nn import stack
-from vdm_jax.nn.convolution import WeightGradient
-from vdm_jax.nn.layers import Attention
-from vdm_jax.nn.mlp import MLP
-from vdm_jax.nn.vdm_unet import UNet
+from vdm_jax.nn.blocks import stack
+from vdm_jax.nn.blocks.convolution import WeightGradient
+from vdm_jax.nn.blocks.layers import Attention
+from vdm_jax.nn.small.mlp import MLP
+from vdm_jax.nn.unets.vdm import UNet
 from vdm_jax.systems.compose import end_points, require
 
 

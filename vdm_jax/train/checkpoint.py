@@ -19,8 +19,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vdm_jax import devices, files
 from vdm_jax.errors import InputError
+from vdm_jax.machine import devices, files
 from vdm_jax.train.step import TrainState
 from vdm_jax.typing import PyTree
 

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from vdm_jax import devices
 from vdm_jax.errors import InputError
+from vdm_jax.machine import devices
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from vdm_jax import devices, distributed, random, signals
+from vdm_jax import random
 from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.machine import devices, distributed, signals
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib

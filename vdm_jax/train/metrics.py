@@ -14,7 +14,7 @@ import rich.table
 from PIL import Image
 from tensorboardX import SummaryWriter
 
-from vdm_jax import files
+from vdm_jax.machine import files
 from vdm_jax.typing import PyTree
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.devices import shardings
+from vdm_jax.machine.devices import shardings
 from vdm_jax.typing import Array, PyTree, Update
 
 

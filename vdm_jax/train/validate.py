@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from vdm_jax import devices, random
+from vdm_jax import random
+from vdm_jax.machine import devices
 from vdm_jax.typing import Array, Context, Loss
 
 

@@ -15,15 +15,16 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from vdm_jax import data, predictions, random
-from vdm_jax.decoders import DiscretisedNormal, bits_per_dim
+from vdm_jax import data, denoisers, random, targets
+from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
-from vdm_jax.objectives import dpm, dpm_binomial, vlb
+from vdm_jax.objectives import dpm2015, dpm2015_bits, vlb
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.systems import compose
 from vdm_jax.typing import Array, Experiment, PyTree, brief
+from vdm_jax.units import bits_per_dim
 
 
 class Rates(nn.Module):
@@ -46,8 +47,8 @@ class Rates(nn.Module):
 
 class Binomial(NamedTuple):
   """A trained chain of bits, which samples."""
-  reverse: dpm_binomial.Reverse
-  chain: dpm_binomial.BinomialChain
+  reverse: dpm2015_bits.Reverse
+  chain: dpm2015_bits.BinomialChain
   sample: Callable[..., Array]  # keys [B], or key, n; log_ratio=0 -> integers 0 and 1, [B, ...]
   shape: tuple[int, ...]        # of one example
 
@@ -100,7 +101,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
     table = TableSchedule(rates.apply({'params': params['schedule']}))
     read = lambda z, level: (z, jnp.broadcast_to(table.index(level.logsnr), z.shape[:1]))
     apply = lambda z, step, cond: net.apply({'params': params['net']}, z, step, cond)
-    denoise = predictions.denoiser(apply, predictions.v, read, heads=('v',))
+    denoise = denoisers.denoiser(apply, targets.v, read, heads=('v',))
     process = GaussianProcess(table)
 
     def bound(batch, t, keys, steps):
@@ -117,7 +118,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
   def loss(params, batch, context):
     made = model(params)
     x = made.encode(batch[made.field])
-    nats, terms = dpm.bound(made.denoise, made.process, x, context.t, context.keys,
+    nats, terms = dpm2015.bound(made.denoise, made.process, x, context.t, context.keys,
                             steps=m.timesteps)
     ends = vlb.end_terms(made.process, x, x, context.t, context.keys, batch[made.field], decoder,
                          None)
@@ -150,7 +151,7 @@ def binomial(config: ml_collections.ConfigDict,
                      'choose heartbeat')
   compose.require(config, 'activity', 0.0 < m.activity < 1.0, 'it is a share of ones',
                   'give one between 0 and 1')
-  chain = dpm_binomial.BinomialChain.erasing(m.timesteps, m.activity)
+  chain = dpm2015_bits.BinomialChain.erasing(m.timesteps, m.activity)
   net = net(float(chain.signal[1]))
   encode = lambda bits: 2.0 * bits.astype(jnp.float32) - 1.0
 
@@ -165,7 +166,7 @@ def binomial(config: ml_collections.ConfigDict,
 
   def loss(params, batch, context):
     x = encode(batch[spec.x.name])
-    nats, terms = dpm_binomial.bound(reverse_of(params), chain, x, context.t, context.keys)
+    nats, terms = dpm2015_bits.bound(reverse_of(params), chain, x, context.t, context.keys)
     bits = jax.tree.map(lambda u: bits_per_dim(u, spec.shape), {'bits_per_dim': nats, **terms})
     return bits['bits_per_dim'], {**bits, 'K_bits': -nats / np.log(2.0)}
 
@@ -173,7 +174,7 @@ def binomial(config: ml_collections.ConfigDict,
     reverse = reverse_of(params)
 
     def sample(key, n=None, log_ratio=0.0):
-      x = dpm_binomial.sample(reverse, chain, random.each(key, n), spec.shape, log_ratio=log_ratio)
+      x = dpm2015_bits.sample(reverse, chain, random.each(key, n), spec.shape, log_ratio=log_ratio)
       return (x > 0.0).astype(jnp.int32)
     return Binomial(reverse, chain, sample, spec.shape)
 

@@ -13,7 +13,7 @@ import optax
 from vdm_jax import data
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
-from vdm_jax.nn.classifier import Classifier as Net
+from vdm_jax.nn.small.classifier import Classifier as Net
 from vdm_jax.systems import compose
 from vdm_jax.typing import Array, Experiment, brief
 

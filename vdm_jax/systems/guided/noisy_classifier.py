@@ -24,9 +24,9 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.inputs import Inputs
 from vdm_jax.processes import diffuse
-from vdm_jax.schedules import Bound
 from vdm_jax.systems import compose
 from vdm_jax.typing import Array, Experiment, Level, Process, brief
+from vdm_jax.values import Bound
 
 Logits = Callable[[Array, Level], Array]  # z [B, ...], level -> [B, classes]
 QUARTERS = 4                              # of time, for which the accuracy is told apart

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import predictions, processes, weightings
-from vdm_jax.decoders import sum_over_data
+from vdm_jax import processes, targets, weightings
 from vdm_jax.samplers import langevin
 from vdm_jax.systems.scores import score_sde
 from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Level, Process, PyTree, Schedule
+from vdm_jax.units import sum_over_data
 
 # (z [B, ...], level, cond=None) -> nats [B], up to a number for each level
 Energy = Callable[..., Array]
@@ -50,7 +50,7 @@ def denoiser(energy: Energy) -> Denoiser:
       each = energy(z, level, cond)
       return jnp.sum(each), each
     slope, each = jax.grad(total, has_aux=True)(z)
-    return predictions.solve(predictions.score, -slope, z, level)._replace(extra={'energy': each})
+    return targets.solve(targets.score, -slope, z, level)._replace(extra={'energy': each})
   return denoise
 
 
@@ -67,7 +67,7 @@ def product(*denoisers: Denoiser) -> Denoiser:
   def denoise(z, level, cond=None):
     each = [one(z, level, cond) for one in denoisers]
     eps = sum(one.eps for one in each)
-    return predictions.solve(predictions.eps, eps, z, level)._replace(
+    return targets.solve(targets.eps, eps, z, level)._replace(
         extra={'energy': sum(one.extra['energy'] for one in each)})
   return denoise
 

@@ -7,7 +7,7 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import processes, schedules
-from vdm_jax.objectives import idode, times
+from vdm_jax.objectives import idode, proposals
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Curve, Experiment, Target
@@ -29,13 +29,13 @@ def sp(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Ex
 
 
 def _experiment(config: ml_collections.ConfigDict, net: nn.Module | None, curve: Curve,
-                target: Target, mass: times.Mass) -> Experiment:
+                target: Target, mass: proposals.Mass) -> Experiment:
   compose.require_continuous(config)
   second = config.model.second_order
 
   def objective(denoise, process, *args, data, decoder, context):
     # Validation takes uniform times, as for the other systems.
-    propose = times.by_mass(process, mass) if context.train else times.uniform
+    propose = proposals.by_mass(process, mass) if context.train else proposals.uniform
     return idode.objective(denoise, process, *args, propose=propose, data=data, decoder=decoder,
                            second=second)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import predictions
+from vdm_jax import targets
 from vdm_jax.inputs import Inputs, logsnr
-from vdm_jax.objectives import times, vlb, weighted_diffusion
+from vdm_jax.objectives import proposals, vlb, weighted_diffusion
 from vdm_jax.systems import compose, networks
 from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Schedule, Target, Weighting
 
@@ -22,7 +22,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: Schedule,
-               curve: Curve, weight: Weighting, target: Target = predictions.eps,
+               curve: Curve, weight: Weighting, target: Target = targets.eps,
                inputs: Inputs = logsnr,
                wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
                trained_at: Callable[[Array], Array] = lambda t: t, ends_denoised: bool = True
@@ -39,7 +39,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
   def objective(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
     # Where it is only measured, times are even in log-SNR: under some of these schedules the
     # bound's estimate at even times is rarely near its mean.
-    t, share = ((trained_at(t), 1.0) if context.train else times.by_logsnr(process)(t))
+    t, share = ((trained_at(t), 1.0) if context.train else proposals.by_logsnr(process)(t))
     loss, terms = weighted_diffusion(wrap(denoise), process, x, t, keys, cond, weight=weight)
     bound = vlb.beside(process, x, t, keys, data, decoder, terms['eps_error'], share)
     return share * loss, {'vlb': sum(bound.values()), **bound,

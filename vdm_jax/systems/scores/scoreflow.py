@@ -14,7 +14,7 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import schedules
-from vdm_jax.objectives import times
+from vdm_jax.objectives import proposals
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment
@@ -48,8 +48,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   compose.require_continuous(config)
 
   def objective(denoise, process, *args, data, decoder, context):
-    return times.bound(denoise, process, *args, data=data, decoder=decoder, context=context,
-                       propose=times.by_logsnr(process))
+    return proposals.bound(denoise, process, *args, data=data, decoder=decoder, context=context,
+                       propose=proposals.by_logsnr(process))
 
   return compose.experiment(config, net=net or networks.unet(config), objective=objective,
                             schedule=vp_sde(config))

@@ -7,7 +7,7 @@ whole bound, which is another quantity than the one that is minimised.
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax.objectives import soft_truncation, times
+from vdm_jax.objectives import proposals, soft_truncation
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.scores import scoreflow
 from vdm_jax.typing import Experiment
@@ -29,8 +29,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   def objective(denoise, process, *args, data, decoder, context):
     first = soft_truncation.truncation(prior, config.seed, context.step)
-    return times.bound(denoise, process, *args, data=data, decoder=decoder, context=context,
-                       propose=times.by_logsnr(process, first))
+    return proposals.bound(denoise, process, *args, data=data, decoder=decoder, context=context,
+                       propose=proposals.by_logsnr(process, first))
 
   return compose.experiment(config, net=net or networks.unet(config), objective=objective,
                             schedule=sde)

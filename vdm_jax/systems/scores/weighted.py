@@ -6,8 +6,8 @@ cosine between the end points of the data.  EDM draws its own noise levels: see 
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import inputs, predictions, schedules, weightings
-from vdm_jax.objectives import edm, times, vlb, weighted_diffusion
+from vdm_jax import inputs, schedules, targets, weightings
+from vdm_jax.objectives import edm, proposals, vlb, weighted_diffusion
 from vdm_jax.processes import vp
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.scores import score_sde
@@ -15,13 +15,13 @@ from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment, Objective
 
 WEIGHTED = {
-    'simple': (predictions.eps, weightings.simple),              # Ho et al. (2020)
-    'p2': (predictions.eps, weightings.p2()),                    # Choi et al. (2022)
-    'min_snr': (predictions.v, weightings.min_snr()),            # Hang et al. (2023)
-    'sigmoid': (predictions.v, weightings.sigmoid(2.0)),         # Kingma and Gao (2023)
-    'snr': (predictions.v, weightings.simple),                   # Salimans and Ho (2022), and below
-    'truncated_snr': (predictions.v, weightings.truncated_snr),
-    'snr_plus_one': (predictions.v, weightings.snr_plus_one),
+    'simple': (targets.eps, weightings.simple),              # Ho et al. (2020)
+    'p2': (targets.eps, weightings.p2()),                    # Choi et al. (2022)
+    'min_snr': (targets.v, weightings.min_snr()),            # Hang et al. (2023)
+    'sigmoid': (targets.v, weightings.sigmoid(2.0)),         # Kingma and Gao (2023)
+    'snr': (targets.v, weightings.simple),                   # Salimans and Ho (2022), and below
+    'truncated_snr': (targets.v, weightings.truncated_snr),
+    'snr_plus_one': (targets.v, weightings.snr_plus_one),
 }
 OBJECTIVES = (*WEIGHTED, 'edm')                                  # Karras et al. (2022)
 
@@ -47,10 +47,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   if name == 'edm':
     sigma_data = config.model.sigma_data
     return compose.experiment(config, net=net.clone(adds_z=False), schedule=schedule,
-                              target=predictions.edm(sigma_data), objective=log_normal(sigma_data))
+                              target=targets.edm(sigma_data), objective=log_normal(sigma_data))
   target, weight = WEIGHTED[name]
   return score_sde.experiment(
-      config, net=net.clone(adds_z=target is predictions.eps), schedule=schedule, curve=vp,
+      config, net=net.clone(adds_z=target is targets.eps), schedule=schedule, curve=vp,
       target=target, inputs=inputs.logsnr, weight=weight, ends_denoised=False)
 
 
@@ -66,7 +66,7 @@ def log_normal(sigma_data: float) -> Objective:
       bound = {**vlb.end_terms(process, x, x, t, keys, data, decoder, None),
                'diffusion': terms['diffusion']}
     else:
-      t, share = times.by_logsnr(process)(t)
+      t, share = proposals.by_logsnr(process)(t)
       loss, terms = weighted_diffusion(denoise, process, x, t, keys, cond,
                                        weight=weightings.edm(sigma_data=sigma_data))
       loss = share * loss

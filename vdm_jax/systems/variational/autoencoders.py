@@ -14,13 +14,14 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import data, random
-from vdm_jax.decoders import DiscretisedNormal, Pixels, bits_per_dim
-from vdm_jax.nn.layers import Dropout
+from vdm_jax.decoders import DiscretisedNormal, Pixels
+from vdm_jax.nn.blocks.layers import Dropout
 from vdm_jax.objectives import variational
 from vdm_jax.objectives.variational import Joint, Normal
 from vdm_jax.systems import compose
 from vdm_jax.systems.compose import IN_NATS, require
 from vdm_jax.typing import Array, Experiment, PyTree, brief
+from vdm_jax.units import bits_per_dim
 
 
 class VAE(NamedTuple):

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import data, decoders, dequantisers, predictions, schedules
-from vdm_jax.nn.dequantiser import Couplings
+from vdm_jax import data, decoders, dequantisers, schedules, targets
+from vdm_jax.nn.small.dequantiser import Couplings
 from vdm_jax.objectives import vlb
-from vdm_jax.schedules import Bound
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment, Schedule, Target
+from vdm_jax.values import Bound
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
@@ -39,7 +39,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                schedule: nn.Module | Schedule | None = None,
                dequantiser: nn.Module | dequantisers.Dequantiser | None = None,
-               target: Target = predictions.eps) -> Experiment:
+               target: Target = targets.eps) -> Experiment:
   """`compose.experiment` on dequantised data, with the bound above as the loss and as Model.bound.
 
   dequantiser: a Linen module, the `transport` of `dequantisers.variational`, is learned, as

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import data, predictions, schedules
-from vdm_jax.nn.diffenc import Encoder
+from vdm_jax import data, schedules, targets
+from vdm_jax.nn.small.diffenc import Encoder
 from vdm_jax.objectives import diffenc
-from vdm_jax.schedules import Bound
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment, Schedule, Target
+from vdm_jax.values import Bound
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
@@ -26,7 +26,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                encoder: nn.Module | None = None, schedule: nn.Module | Schedule | None = None,
-               target: Target = predictions.v) -> Experiment:
+               target: Target = targets.v) -> Experiment:
   """As `compose.experiment`, with the network y = encoder(x, logsnr) as params['encoder'].
 
   By default the network and the encoder are those of `config.model`, and the schedule is linear

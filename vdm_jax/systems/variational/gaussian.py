@@ -15,13 +15,13 @@ import optax
 from flax import linen as nn
 
 from vdm_jax import oracles, random
-from vdm_jax.decoders import bits_per_dim
-from vdm_jax.objectives import times, weighted_diffusion
+from vdm_jax.objectives import proposals, weighted_diffusion
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.schedules import Bound
 from vdm_jax.systems.variational.learned_schedule import by_variance, is_interior
 from vdm_jax.train import parallel, step
 from vdm_jax.typing import Array, Experiment, Process
+from vdm_jax.units import bits_per_dim
+from vdm_jax.values import Bound
 
 DIM, STD = 3072, 0.5
 
@@ -83,7 +83,7 @@ def integrand(process: Process, t: Array, std: float = STD) -> Array:
   return -0.5 * level.dlogsnr * error_of_eps(level.logsnr, std) / jnp.log(2.0)
 
 
-def estimate(process: Process, propose: times.Proposal = times.uniform, *, batch: int = 1,
+def estimate(process: Process, propose: proposals.Proposal = proposals.uniform, *, batch: int = 1,
              dim: int = DIM, std: float = STD) -> tuple[float, float]:
   """Mean, and `batch` times the variance, of the estimate from a batch with stratified times.
 

@@ -35,25 +35,15 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import data, predictions, random, schedules
+from vdm_jax import data, denoisers, random, schedules, targets
 from vdm_jax.errors import InputError
-from vdm_jax.nn.mulan import Coefficients, Encoder
+from vdm_jax.nn.small.mulan import Coefficients, Encoder
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.schedules import Bound
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
-from vdm_jax.typing import (
-    Array,
-    Decoder,
-    Denoiser,
-    Experiment,
-    Level,
-    Process,
-    PyTree,
-    Target,
-    value,
-)
+from vdm_jax.typing import Array, Decoder, Denoiser, Experiment, Level, Process, PyTree, Target
+from vdm_jax.values import Bound, value
 
 _LOG_0 = -1e9  # finite, so that no difference of two of them is undefined
 
@@ -95,7 +85,7 @@ def _area(t, a, b, c):
 
 
 def by_mean_logsnr(z: Array, level: Level) -> tuple[Array, Array]:
-  """A view of the input for `predictions.denoiser`: z, and the mean over the data of logsnr [B]."""
+  """A view of the input for `denoisers.denoiser`: z, and the mean over the data of logsnr [B]."""
   logsnr = jnp.broadcast_to(level.expand(z).logsnr, z.shape)
   return z, jnp.mean(logsnr.reshape(z.shape[0], -1), axis=1)
 
@@ -193,7 +183,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                encoder: nn.Module | None = None, schedule: nn.Module | None = None,
-               target: Target = predictions.eps) -> Experiment:
+               target: Target = targets.eps) -> Experiment:
   """A VDM with k-hot latents of `config.model.latent` numbers, `latent_hot` of them ones.
 
   net: takes latents [B, n] as its `cond` (`classes = n`), and the mean over the data of logsnr;
@@ -231,7 +221,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
             'schedule': schedule.init(key_schedule, jnp.zeros((1, n)))['params']}
 
   def model(params, keys=None):
-    told = predictions.denoiser(Bound(params['net'], net, keys), target, by_mean_logsnr)
+    told = denoisers.denoiser(Bound(params['net'], net, keys), target, by_mean_logsnr)
     keys = None if keys is None else random.stream(keys, 'encoder')
     infer = Bound(params['encoder'], encoder, keys)
     coefficients = Bound(params['schedule'], schedule)

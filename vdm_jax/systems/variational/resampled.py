@@ -7,7 +7,7 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import schedules
-from vdm_jax.objectives import times
+from vdm_jax.objectives import proposals
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
 from vdm_jax.train import step
@@ -30,11 +30,11 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
     compose.require(config, name, m[name] >= 1, 'it must be at least 1')
 
   def objective(*args, data, decoder, context):
-    return times.bound(*args, data=data, decoder=decoder, context=context,
+    return proposals.bound(*args, data=data, decoder=decoder, context=context,
                        propose=context.aux.proposal())
 
   base = compose.experiment(config, net=net or networks.unet(config), objective=objective,
                             schedule=schedule or schedules.Linear(*compose.end_points(config)))
   return base._replace(
-      aux=times.LossHistory.empty(m.time_bins, m.losses_kept),
-      update=step.make_step(base.loss, base.tx, base.ema, remember=times.remember))
+      aux=proposals.LossHistory.empty(m.time_bins, m.losses_kept),
+      update=step.make_step(base.loss, base.tx, base.ema, remember=proposals.remember))

@@ -7,7 +7,7 @@ T = `config.model.timesteps` steps.
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import predictions, schedules
+from vdm_jax import schedules, targets
 from vdm_jax.systems import compose, networks
 from vdm_jax.typing import Experiment, Schedule, Target
 
@@ -31,7 +31,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
-               schedule: nn.Module | Schedule | None = None, target: Target = predictions.eps
+               schedule: nn.Module | Schedule | None = None, target: Target = targets.eps
                ) -> Experiment:
   """The bound of `config` with this network, by default `networks.unet`, and schedule.
 

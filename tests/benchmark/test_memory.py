@@ -1,0 +1,126 @@
+"""Bytes counted by hand, and the compiler's account of a step whose activations are known."""
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.benchmark import hardware, memory, report, speed
+from vdm_jax.runs import workdir
+
+ROOT = Path(__file__).parents[2]
+# Counted from the published code, with the schedule's.
+PARAMETERS = {'cifar10/vdm': 30_578_181, 'cifar10/augmented': 122_140_677,
+              'cifar10/augmented:paper': 139_279_877, 'imagenet/vdm:32': 122_137_605,
+              'imagenet/vdm:64': 237_603_845}
+
+CONFIG = '''
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax import schedules
+from vdm_jax.systems.variational import vdm
+
+
+class Net(nn.Module):
+  """One layer wide enough to be sharded: 2 x 32,768 and 32,768 x 2."""
+
+  @nn.compact
+  def __call__(self, z, logsnr, cond=None, keys=None):
+    h = nn.Dense(2**15, use_bias=False)(z)
+    return z + nn.Dense(2, use_bias=False)(nn.tanh(h))
+
+
+def get_config():
+  config = vdm.default_config()
+  config.data.update(name='swirl', shape=(2,), levels=256, validation=8, batch_size=64)
+  return config
+
+
+def build(config):
+  return vdm.experiment(config, net=Net(), schedule=schedules.Linear(8.0, -5.0))
+'''
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+  path = tmp_path_factory.mktemp('config') / 'config.py'
+  path.write_text(CONFIG)
+  return path
+
+
+@pytest.fixture(scope='module')
+def wide(file):
+  return memory.account('wide', file, workdir.import_config(file).get_config(), (1, 4, 64, 128))
+
+
+def test_the_state_is_the_parameters_four_times(wide):
+  """Parameters, one average, two moments; 4 bytes each; and a few counters of the optimiser."""
+  about, rows = wide
+  assert about['parameters'] == 2**17
+  assert 0 < about['state_bytes'] - 16 * 2**17 <= 64
+  for row in rows:
+    parts = row['devices']
+    assert 0 < row['fsdp_state_bytes'] - 16 * 2**17 // parts <= 64
+
+
+def test_temporary_arrays_grow_in_proportion_to_the_images(file, wide):
+  """At least tanh(h) is kept of each, 2^17 bytes; what is counted at 4 and 8 holds at 32."""
+  about, _ = wide
+  assert 2**17 <= about['activation_bytes'] <= 4 * 2**17
+  found = memory.temporary(speed.of_config(file, workdir.import_config(file).get_config()), 32)
+  np.testing.assert_allclose(about['gradient_bytes'] + 32 * about['activation_bytes'], found,
+                             rtol=0.01)
+
+
+def test_a_device_holds_the_state_the_gradients_and_its_images(wide):
+  about, rows = wide
+  for row in rows[:3]:
+    images = 64 // row['devices']
+    assert row['images_at_once'] == images
+    step = about['gradient_bytes'] + images * about['activation_bytes']
+    assert row['replicated_bytes'] == about['state_bytes'] + step
+    gathered = 0 if row['devices'] == 1 else 2**19
+    assert row['fsdp_bytes'] == row['fsdp_state_bytes'] + gathered + step
+
+
+def test_a_batch_that_the_devices_do_not_divide_has_no_numbers(wide):
+  *_, last = wide[1]
+  assert last['devices'] == 128 and last['fsdp_state_bytes'] > 0
+  assert [last[name] for name in ('images_at_once', 'replicated_bytes', 'fsdp_bytes',
+                                  'H200_seconds')] == [None] * 4
+
+
+def test_the_time_is_that_of_the_work_at_the_assumed_share_of_the_peak(wide):
+  about, rows = wide
+  # Two products of 2 x 32,768 an image, forward, and twice that backward, but for that by z.
+  least = 64 * 2 * 2 * 2**15 * (2 + 3)
+  assert least <= about['flop_per_step'] <= 2 * least
+  assert math.isclose(rows[1]['v4_seconds'] * 4 * 0.4 * 275e12, about['flop_per_step'])
+  assert hardware.PEAKS['TPU v5p'].flop_per_second == 459e12
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameters_of_the_published_configs(name):
+  file, config = memory.published(ROOT / 'configs')[name]
+  subject = speed.of_config(file, config)
+  params = jax.eval_shape(lambda: speed.initial_params(subject))
+  assert sum(math.prod(u.shape) for u in jax.tree.leaves(params)) == PARAMETERS[name]
+
+
+def test_the_rows_are_tables_of_markdown():
+  result = {'command': 'memory', 'configs': [{'config': 'a', 'state_bytes': 2048}],
+            'rows': [{'devices': 8, 'fsdp_bytes': None}]}
+  assert report.markdown(result) == (
+      '| config | state bytes |\n|---|---|\n| a | 2 KiB |\n\n'
+      '| devices | fsdp bytes |\n|---|---|\n| 8 | - |')
+
+
+def test_only_what_is_split_is_gathered():
+  params = {'kernel': jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32),
+            'bias': jax.ShapeDtypeStruct((64,), jnp.float32)}
+  assert memory.gathered_bytes(params, 8) == 4 * 9 * 64 * 64
+  assert memory.bytes_of(params, 8) == 4 * 9 * 64 * 8 + 4 * 64
+  assert memory.bytes_of(params) == 4 * (9 * 64 * 64 + 64)

@@ -1,0 +1,91 @@
+"""A command states what it needs of a run, and says in one line what this one is instead."""
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vdm_jax import data, oracles, random, runs
+from vdm_jax.benchmark import speed
+from vdm_jax.decoders import Pixels
+from vdm_jax.errors import InputError
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.runs import gallery, needs, scoring, workdir
+from vdm_jax.schedules import Linear
+from vdm_jax.systems.chains.dpm2015 import Binomial
+from vdm_jax.systems.guided.classifier import Classifier
+from vdm_jax.systems.guided.noisy_classifier import NoisyClassifier
+from vdm_jax.systems.variational.autoencoders import VAE
+from vdm_jax.typing import Model
+
+PIXELS, PROCESS = Pixels(17), GaussianProcess(Linear())
+NOTHING = lambda *args, **options: None
+MADE = {
+    'model': Model(oracles.Gaussian(0.0, 1.0), PROCESS, PIXELS.log_prob, PIXELS.encode,
+                   PIXELS.decode, NOTHING, (8, 8, 1)),
+    'vae': VAE(NOTHING, NOTHING, NOTHING, NOTHING, (8, 8, 1), 17),
+    'bits': Binomial(NOTHING, None, NOTHING, (20,)),
+    'classifier': Classifier(NOTHING, NOTHING, (8, 8, 1), 17),
+    'noisy': NoisyClassifier(NOTHING, PROCESS, NOTHING, (8, 8, 1)),
+}
+SHOWN = {
+    'model': 'Model(shape=(8, 8, 1): denoise, process, decoder, encode, decode, cond, '
+             'conditions)',
+    'vae': 'VAE(shape=(8, 8, 1), levels=17: encode, decode, sample, bound)',
+    'bits': 'Binomial(shape=(20,): reverse, sample)',
+    'classifier': 'Classifier(shape=(8, 8, 1), levels=17: logits, features)',
+    'noisy': 'NoisyClassifier(shape=(8, 8, 1): logits, process, encode)',
+}
+DOES = {'model': 'denoises', 'vae': 'samples and bounds the likelihood', 'bits': 'samples',
+        'classifier': 'has features', 'noisy': 'does nothing that commands need'}
+COMMANDS = {
+    'evaluate': (lambda: runs.evaluate('run'), {'model'}),
+    'sample': (lambda: runs.sample('run', 'a.npz'), {'model', 'vae', 'bits'}),
+    'features': (lambda: scoring.extractor('classifier:run'), {'classifier'}),
+    'benchmark': (lambda: speed.denoising(speed.of_run('run'), {}), {'model'}),
+    'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model'}),
+}
+WITHOUT = [(command, made) for command, (_, able) in COMMANDS.items()
+           for made in MADE if made not in able]
+
+
+@pytest.mark.parametrize('made', MADE)
+def test_what_comes_of_a_run_says_what_it_is_and_has(made):
+  assert repr(MADE[made]) == SHOWN[made]
+
+
+@pytest.mark.parametrize('command,made', WITHOUT)
+def test_a_command_names_the_run_what_it_is_and_can_and_what_it_takes(command, made, monkeypatch):
+  config = types.SimpleNamespace(data=data.default_config())
+  trained = workdir.Trained(
+      types.SimpleNamespace(model=lambda params: MADE[made], ema={}), config, {}, 1, 'raw')
+  monkeypatch.setattr(workdir, 'load_trained', lambda *args, **options: trained)
+  call, able = COMMANDS[command]
+  with pytest.raises(InputError) as error:
+    call()
+  told = str(error.value)
+  assert re.match(r"\w+='(classifier:)?run('|/config.py')", told) and '\n' not in told
+  assert f'this run made a {type(MADE[made]).__name__}, which {DOES[made]}; to ' in told
+  assert all(needs._DOES[kind] in told for kind in needs.NEEDS[command].any_of)
+  assert needs.NEEDS[command].remedy in told
+
+
+@pytest.mark.parametrize('command', needs.NEEDS)
+def test_every_need_is_met_by_some_run_and_not_by_all(command):
+  met = []
+  for made in MADE.values():
+    try:
+      assert needs.require(made, command, 'run') is made
+      met.append(made)
+    except InputError:
+      pass
+  assert 0 < len(met) < len(MADE)
+
+
+def test_the_nats_of_an_autoencoder_are_its_bound_with_a_key_for_each_image():
+  vae = MADE['vae']._replace(bound=lambda images, keys: (
+      images + random.normal(keys, images), {}))
+  images, key = jnp.arange(3.0), jax.random.key(5)
+  noise = [jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)]
+  assert jnp.allclose(vae.nats({'image': images}, key=key), images + jnp.stack(noise))

@@ -1,0 +1,288 @@
+"""A config file and the neighbours that it imports, read as one and imported under its own names.
+
+A neighbour is a module or a package beside the config file that the file imports, by itself or
+through another neighbour, at any place: `import parts`, `from parts.noise import curve`, `from .
+import parts`.  They are found by reading the import statements; a name that a program computes
+(`importlib.import_module`) is not found, nor are files that are no Python.
+
+Every import of a config file makes modules afresh, of the texts that were read, in a package of
+that import's own: two files may each have a neighbour `parts`, in one process and in any order.
+`sys.path` is not touched, and `parts` never becomes a module of that name for others.
+
+The standard library, vdm_jax and installed packages are no neighbours, even where they lie beside
+the config file.  Another file there of such a name is refused: it could be meant, or not.
+"""
+import ast
+import builtins
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.abc
+import importlib.metadata
+import importlib.util
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from vdm_jax.errors import InputError
+from vdm_jax.machine import files
+
+__all__ = ['MissingModule', 'Source', 'get_config', 'own', 'read']
+
+
+class Source(NamedTuple):
+  """What a config file consists of."""
+  path: Path                     # of the file
+  text: str
+  folder: Path                   # where its neighbours lie
+  neighbours: Mapping[str, str]  # texts, by the path in `folder`: 'parts/noise.py'
+  lost: str = ''                 # where they lay when a run began, if that is gone
+
+  def module(self, required: Sequence[str] = ('get_config', 'build')) -> ModuleType:
+    """The file's module, made afresh, with what a config file defines or other `required` names.
+
+    Raises InputError where it lacks one of them, or imports what is not there.
+    """
+    package = f'config_{next(_NUMBERS)}'
+    _SOURCES[package] = self
+    module = importlib.import_module(f'{package}.{_LEAF}')
+    for name in required:
+      if not hasattr(module, name):
+        raise InputError(problem=f'{self.path} has no `{name}`',
+                         remedy='define get_config() and build(config), as a config file does')
+    return module
+
+  @property
+  def digest(self) -> str:
+    """Of all texts: eight hexadecimal digits."""
+    return hashlib.sha256(repr((self.text, sorted(self.neighbours.items()))).encode()
+                          ).hexdigest()[:8]
+
+  def find(self, name: str) -> tuple[Path, str, bool] | None:
+    """(path, text, whether it is a package) of the module `name` of this source."""
+    if not name:
+      return self.folder, '', True
+    if name == _LEAF:
+      return self.path, self.text, False
+    stem = name.replace('.', '/')
+    for file, is_package in ((f'{stem}/__init__.py', True), (f'{stem}.py', False)):
+      if file in self.neighbours:
+        return self.folder / file, self.neighbours[file], is_package
+    if any(file.startswith(f'{stem}/') for file in self.neighbours):
+      return self.folder / stem, '', True
+    return None
+
+
+class MissingModule(InputError, ModuleNotFoundError):
+  """What a config file imports and is not there; a config may still try it and do without."""
+
+
+def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> Source:
+  """The config file at `path`, and its neighbours in `folder`: by default, where the file is.
+
+  Raises InputError where there is no such file, or it is no Python, or a neighbour has the name of
+  an installed package.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise InputError('config', str(path), 'no such config file')
+  folder, text = Path(folder or path.absolute().parent), path.read_text()
+  neighbours: dict[str, str] = {}
+  waiting = [(path, found) for found in _imports(path, text, ())]
+  while waiting:
+    place, (name, relative) = waiting.pop()
+    files = list(_files(folder, name))
+    if files and not relative and _is_installed(place, name[0], folder / files[0]):
+      continue
+    for file in files:
+      if file not in neighbours:
+        neighbours[file] = (folder / file).read_text()
+        waiting += [(folder / file, found) for found in _imports(
+            folder / file, neighbours[file], Path(file).parent.parts)]
+  return Source(path, text, folder, dict(sorted(neighbours.items())), lost)
+
+
+def own(field: str, given: str, file: str, name: str) -> tuple[Any, Source]:
+  """What a Python file of the user's defines as `name`, and the file's source.
+
+  The file may import its neighbours, as a config file may.  field, given: where it was asked for,
+  FILE.py:NAME.  Raises InputError: there is no such file or name, or the file is no Python.
+  """
+  path = files.given(field, file)
+  if not path.is_file():
+    raise InputError(field, given, f'there is no file {file}',
+                     'give one of your own, as FILE.py:NAME')
+  try:
+    source = read(path)
+    module = source.module(())
+  except InputError as error:
+    raise InputError(field, given, error.problem, error.remedy) from None
+  if not name or not hasattr(module, name):
+    names = [known for known, value in vars(module).items()
+             if not known.startswith('_') and not inspect.ismodule(value)]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise InputError(field, given, f'{file} has no {name!r}', f'perhaps {near[0]!r} is meant'
+                     if near else 'name what it defines, as FILE.py:NAME')
+  return getattr(module, name), source
+
+
+def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
+  """The config of a config file's module; name: as it was asked for, 'FILE.py' or
+  'FILE.py:VARIANT'.
+
+  Raises InputError where the file knows no such variant, or sets a field that does not exist.
+  """
+  file, colon, variant = name.partition(':')
+  variants = getattr(module, 'VARIANTS', ())
+  choose = f'choose one of {", ".join(variants)}' if variants else f'see {file}'
+  parameters = inspect.signature(module.get_config).parameters.values()
+  if colon and not parameters:
+    raise InputError('config', name, 'this config has no variants', f'leave out :{variant}')
+  if not colon and any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+                       for p in parameters):
+    raise InputError('config', name, 'this config needs a variant',
+                     f'say {file}:VARIANT; {choose}')
+  try:
+    return module.get_config(*[variant] if colon else [])
+  except (AttributeError, KeyError) as error:
+    if colon and error.args == (variant,):
+      raise InputError('config', name, 'it has no such variant', choose) from None
+    unknown = re.search(r'Key "(.+?)" does not exist and cannot be added', str(error))
+    if not unknown:
+      raise
+    nearest = re.search(r'Did you mean "(.+?)"', str(error))
+    raise InputError(
+        'config', name, f'{_line(module, error)} sets the field {unknown[1]!r}, which does not '
+        'exist', f'perhaps {nearest[1]!r} is meant' if nearest else 'give fields of its own '
+        'to default_config: vdm.default_config(weight=0.1)') from None
+
+
+def _line(module: ModuleType, error: BaseException) -> str:
+  """Where in the config file, or in a neighbour, an error was raised."""
+  package, frame, found = module.__name__.partition('.')[0], error.__traceback__, 'it'
+  while frame:
+    if frame.tb_frame.f_globals.get('__name__', '').startswith(f'{package}.'):
+      found = f'line {frame.tb_lineno} of {Path(frame.tb_frame.f_code.co_filename).name}'
+    frame = frame.tb_next
+  return found
+
+
+def _imports(place: Path, text: str, package: tuple[str, ...]
+             ) -> Iterator[tuple[tuple[str, ...], bool]]:
+  """(dotted name, whether it was relative) of all that a module of `package` may import."""
+  try:
+    tree = ast.parse(text)
+  except SyntaxError as error:
+    raise InputError('config', str(place), f'line {error.lineno} is no Python, {error.msg}'
+                     ) from None
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield tuple(alias.name.split('.')), False
+    elif isinstance(node, ast.ImportFrom):
+      base = package[:len(package) - node.level + 1] if node.level else ()
+      base += tuple(node.module.split('.')) if node.module else ()
+      for alias in node.names:
+        yield (*base, alias.name), bool(node.level)
+
+
+def _files(folder: Path, name: tuple[str, ...]) -> Iterator[str]:
+  """The files in `folder` that an import of `name` runs; the last part may be no module."""
+  at = Path()
+  for part in name:
+    if part == '*':
+      yield from sorted(str(file.relative_to(folder)) for file in (folder / at).glob('*.py'))
+    elif (folder / at / part / '__init__.py').is_file():
+      yield str(at / part / '__init__.py')
+    elif (folder / at / f'{part}.py').is_file():
+      yield str(at / f'{part}.py')
+      return
+    elif not (folder / at / part).is_dir():
+      return
+    at /= part
+
+
+def _is_installed(place: Path, name: str, file: Path) -> bool:
+  """Whether `name` is of a package that is there for all.  Raises InputError for another file."""
+  if not _is_of_all(name):
+    return False
+  found = importlib.util.find_spec(name)
+  if found.origin and Path(found.origin).exists() and file.samefile(found.origin):
+    return True
+  raise InputError(
+      'config', str(place), f'it imports {name!r}, which is both {file} and an installed package '
+      f'({found.origin})', 'rename that file, or move the config file elsewhere')
+
+
+def _is_of_all(name: str) -> bool:
+  if name in sys.stdlib_module_names or name == 'vdm_jax':
+    return True
+  return importlib.util.find_spec(name) is not None and name in _distributions()
+
+
+_distributions = functools.cache(importlib.metadata.packages_distributions)  # half a second
+
+
+# ------------------------------------------------------------------- importing
+
+_LEAF = '__config__'                # the config file's own module, in the package of its import
+_SOURCES: dict[str, Source] = {}    # by package
+_NUMBERS = itertools.count()
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+  """Finds and makes the modules of the packages in `_SOURCES`, and no others."""
+
+  @staticmethod
+  def _found(name: str):
+    package, _, inner = name.partition('.')
+    return _SOURCES[package].find(inner) if package in _SOURCES else None
+
+  def find_spec(self, fullname, path=None, target=None):
+    if not (found := self._found(fullname)):
+      return None
+    file, _, is_package = found
+    spec = importlib.util.spec_from_loader(fullname, self, origin=str(file), is_package=is_package)
+    spec.has_location = True  # so that the module has a __file__
+    return spec
+
+  def exec_module(self, module):
+    file, text, _ = self._found(module.__name__)
+    package = module.__name__.partition('.')[0]
+    module.__builtins__ = {**vars(builtins), '__import__': functools.partial(_import, package)}
+    exec(compile(text, file, 'exec', dont_inherit=True), vars(module))
+
+
+sys.meta_path.append(_Finder())
+
+
+def _import(package: str, name: str, globals=None, locals=None, fromlist=(), level=0):
+  """`__import__` as the modules of `package` see it: a neighbour's name is a module of theirs."""
+  source, top = _SOURCES[package], name.partition('.')[0]
+  own = (level == 0 and top not in sys.stdlib_module_names and top != 'vdm_jax'
+         and source.find(top) is not None)
+  try:
+    if not own:
+      return builtins.__import__(name, globals, locals, fromlist, level)
+    found = builtins.__import__(f'{package}.{name}', globals, locals, fromlist)
+    return found if fromlist else sys.modules[f'{package}.{top}']
+  except ModuleNotFoundError as error:
+    missing = (error.name or '').removeprefix(f'{package}.')
+    if isinstance(error, MissingModule) or not level and missing.partition('.')[0] != top:
+      raise
+    lost = f' ({source.lost}, where the run began, is gone)' if source.lost else ''
+    file = f'{missing.replace(".", "/")}.py'
+    raised = MissingModule(
+        'config', str((globals or {}).get('__file__', source.path)),
+        f'it imports {missing!r}, which is neither installed nor in {source.folder}{lost}',
+        f'put {file} into {source.folder}, or install it')
+    raised.name = missing
+    raise raised from None

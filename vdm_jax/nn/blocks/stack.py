@@ -1,0 +1,106 @@
+"""Blocks of one kind, one after another: their parameters are stacked, [depth, ...] each.
+
+They run as one loop (`lax.scan`), whose program does not grow with the depth, or written out one by
+one; the parameters, and so the checkpoints, are the same.  What the backward pass keeps of a block
+is a choice of its own, `remat`:
+
+  'none'    all that it needs
+  'dots'    results of convolutions and dense layers; all else, which is cheap or (the attention's
+            scores) large, is computed again
+  'block'   the block's input alone, so that the whole block is computed again
+"""
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax.nn.blocks import convolution, layers
+from vdm_jax.typing import Array, PyTree
+
+Remat = Literal['none', 'dots', 'block']
+
+_POLICIES = {
+    'dots': jax.checkpoint_policies.save_from_both_policies(
+        # Not the attention's scores, [B, positions, positions].
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(convolution.NAME, layers.MASK)),
+    'block': None}
+
+
+def parameters(owner: nn.Module, name: str, block: nn.Module, depth: int, *args) -> PyTree:
+  """The parameters, owner's `name`, of `depth` copies of a block that is called as block(*args).
+
+  Each copy has its own initial values.
+  """
+  def init(key):
+    return jax.vmap(lambda key: block.init(key, *args)['params'])(jax.random.split(key, depth))
+  if not owner.is_initializing():  # which would trace `init` once more to compare the shapes
+    return owner.get_variable('params', name)
+  return owner.param(name, init)
+
+
+def run(apply: Callable[[PyTree, Array, dict], Array], params: PyTree, h: Array, each: dict,
+        scan: bool, remat: Remat) -> tuple[Array, Array | list[Array]]:
+  """h <- apply(params_i, h, each_i) for i = 0, 1, ...: the last h, and all of them.
+
+  params: leaves [depth, ...].  each: {name: [depth, ...], or a list of arrays where nothing is
+  scanned, or None}.  The h of all blocks come as an array [depth, ...] from a loop, as a list
+  otherwise: no program has to take apart what it has just put together.
+  """
+  if remat != 'none':
+    apply = jax.checkpoint(apply, policy=_POLICIES[remat], prevent_cse=not scan)
+  if scan:
+    def body(h, xs):
+      h = apply(xs[0], h, xs[1])
+      return h, h
+    return jax.lax.scan(body, h, (params, each))
+  outs = []
+  for i, mine in enumerate(apart(params)):
+    h = apply(mine, h, {name: None if u is None else u[i] for name, u in each.items()})
+    outs.append(h)
+  return h, outs
+
+
+def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
+  """A module class whose backward pass keeps of a call what `remat` says; same parameters.
+
+  For networks whose blocks differ, and so cannot be stacked.
+  """
+  return block if remat == 'none' else nn.remat(block, policy=_POLICIES[remat])
+
+
+def apart(params: PyTree) -> list[PyTree]:
+  """Leaves [depth, ...] -> the parameters of each block.
+
+  By a split: the gradient of it is one concatenation, that of indexing a sum of `depth` arrays.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  split = [jnp.split(leaf, leaf.shape[0]) for leaf in leaves]
+  return [jax.tree.unflatten(treedef, [u[0] for u in block]) for block in zip(*split, strict=True)]
+
+
+def unrolled(params: PyTree, stacks: Collection[str]) -> PyTree:
+  """Stacked blocks one by one, as published checkpoints name them: 'a' [depth, ...] -> 'a_0', ...
+
+  stacks: the names at the root of the tree that are stacks of blocks.
+  """
+  out = {name: part for name, part in params.items() if name not in stacks}
+  for name in params.keys() & set(stacks):
+    out |= {f'{name}_{i}': block for i, block in enumerate(apart(params[name]))}
+  return out
+
+
+def stacked(params: PyTree, stacks: Collection[str]) -> PyTree:
+  """The inverse of `unrolled`."""
+  out, blocks = {}, {}
+  for name, part in params.items():
+    stem, _, number = name.rpartition('_')
+    if stem in stacks:
+      blocks.setdefault(stem, {})[int(number)] = part
+    else:
+      out[name] = part
+  for stem, parts in blocks.items():
+    out[stem] = jax.tree.map(lambda *rows: jnp.stack(rows), *(parts[i] for i in range(len(parts))))
+  return out

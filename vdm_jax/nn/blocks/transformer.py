@@ -1,0 +1,115 @@
+"""What networks on patches of an image share: tokens, their attention and their labels.
+
+An image [B, H, W, C] is cut into patches of p x p pixels, row by row; each becomes a token by a
+linear map, and in the end each token becomes a patch again (Dosovitskiy et al. 2021, section 3.1).
+"""
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax import random
+from vdm_jax.nn.blocks.layers import Attention, attend, require_heads, require_patches
+from vdm_jax.typing import Array
+
+
+def patchify(z: Array, patch: int) -> Array:
+  """[B, H, W, C] -> [B, (H / p) (W / p), p p C], p = `patch`, both orders row by row.
+
+  Raises InputError: a side is no multiple of p.
+  """
+  require_patches(z, patch)
+  batch, height, width, channels = z.shape
+  h = z.reshape(batch, height // patch, patch, width // patch, patch, channels)
+  return h.swapaxes(2, 3).reshape(batch, -1, patch * patch * channels)
+
+
+def unpatchify(h: Array, patch: int, height: int, width: int) -> Array:
+  """The inverse of `patchify` for an image of height x width."""
+  h = h.reshape(h.shape[0], height // patch, width // patch, patch, patch, -1)
+  return h.swapaxes(2, 3).reshape(h.shape[0], height, width, -1)
+
+
+class Patches(nn.Module):
+  """The linear map of each patch: [B, H, W, C] -> [B, (H / p) (W / p), features], float32."""
+  patch: int
+  features: int
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()  # of [p p C, features]
+
+  @nn.compact
+  def __call__(self, z: Array) -> Array:
+    h = patchify(z, self.patch)
+    shape = (self.patch, self.patch, z.shape[-1], self.features)
+    # Kept as the kernel of a convolution with stride p, which it is too.
+    kernel = self.param('kernel', lambda key: self.kernel_init(
+        key, (h.shape[-1], self.features)).reshape(shape))
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    return h @ kernel.reshape(-1, self.features) + bias
+
+
+class Labels(nn.Module):
+  """A vector for each class, the last one for no label: [B] -> [B, features], float32.
+
+  dropout: the probability, where keys are given, that a label is not told, which trains one network
+  with and without labels (Ho and Salimans 2022, section 3.2).  At 0 there is no vector for no
+  label: without `cond` that raises ValueError, and -1 gives nan.
+  """
+  classes: int
+  features: int
+  dropout: float
+  std: float = 0.02  # of the vectors at first
+
+  @nn.compact
+  def __call__(self, cond: Array | None, like: Array, keys: Array | None = None) -> Array:
+    """cond: integers [B], -1 for no label; None is -1 for all.  like, keys: [B]."""
+    null = self.dropout > 0.0
+    if cond is None:
+      if not null:
+        raise ValueError('label_dropout = 0: a network without a vector for no label needs labels; '
+                         'give cond, or a positive label_dropout')
+      cond = jnp.full(like.shape, -1)
+    if cond.shape != like.shape or not jnp.issubdtype(cond.dtype, jnp.integer):
+      raise ValueError(f'cond is {cond.dtype} {cond.shape}: a network with classes = '
+                       f'{self.classes} takes integer labels {like.shape}')
+    table = self.param('embedding', nn.initializers.normal(self.std),
+                       (self.classes + null, self.features))
+    if null and keys is not None:
+      own = random.stream(keys, '/'.join(self.path))
+      cond = jnp.where(random.uniform(own, like) < self.dropout, -1, cond)
+    return jnp.take(table, jnp.where(cond < 0, self.classes, cond), axis=0, mode='fill')
+
+
+class SelfAttention(nn.Module):
+  """W softmax(q k^T / sqrt(C / heads)) v of all tokens: [B, tokens, C] -> the same.
+
+  q, k, v of all heads come from one linear map, in this order.  attention, training: see
+  `layers.attend`.
+  """
+  heads: int
+  bias: bool = True  # of that one map
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  dtype: jnp.dtype = jnp.float32
+  attention: Attention = 'auto'
+
+  @nn.compact
+  def __call__(self, h: Array, training: bool = False) -> Array:
+    batch, tokens, features = h.shape
+    require_heads('attention_heads', self.heads, features)
+    dense = lambda features, name, **kw: nn.Dense(
+        features, dtype=self.dtype, kernel_init=self.kernel_init, name=name, **kw)
+    qkv = dense(3 * features, 'qkv', use_bias=self.bias)(h)
+    qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
+    x = attend(*(qkv[:, :, i] for i in range(3)), self.attention, training)
+    return dense(features, 'out')(x.reshape(h.shape))
+
+
+class MLP(nn.Module):
+  """W2 gelu(W1 h) with 4 C numbers between: [..., C] -> [..., C]."""
+  tanh: bool  # gelu's approximation by it
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, h: Array) -> Array:
+    dense = lambda features, name: nn.Dense(
+        features, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+    x = nn.gelu(dense(4 * h.shape[-1], 'dense0')(h), approximate=self.tanh)
+    return dense(h.shape[-1], 'dense1')(x)

@@ -1,0 +1,1 @@
+"""Small networks: of points, encoders, dequantisers, classifiers."""

@@ -1,0 +1,1 @@
+"""Transformers of patches: one published architecture a file."""

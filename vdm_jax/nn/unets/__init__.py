@@ -1,0 +1,1 @@
+"""U-Nets and RefineNets: one published architecture a file."""

@@ -1,0 +1,340 @@
+"""The U-Nets of Nichol and Dhariwal (2021) and Dhariwal and Nichol (2021, ADM); its classifier.
+
+Both are one family, which begins at the U-Net of Ho et al. (2020).  With L resolutions, each half
+of the one before, and C = `features`:
+
+    conv_in  ->  N blocks at each resolution  ->  block, attention, block
+             ->  N + 1 blocks at each resolution  ->  conv_out
+
+A block up reads, beside its input, the output of a block down, of a resampling or of conv_in, last
+in first out.  Nichol and Dhariwal (2021, section 3 and appendix A) added learned variances, several
+attention heads, attention at 16x16 and 8x8, and the embedding as a scale and a shift of a
+normalisation, (1 + w) norm(h) + b, instead of h + b.  ADM (section 3) chose heads of 64 channels,
+attention at 32x32 too, and residual blocks that resample, as those of BigGAN (Brock et al. 2019).
+
+`Classifier` is the way down alone, with attention over the pixels that are left: p(label | z), for
+guidance (ADM, section 4).  The super-resolution network sees a small image, brought to the size of
+z, as further channels of its input.
+"""
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax.nn.blocks import stack
+from vdm_jax.nn.blocks.convolution import Conv, WeightGradient
+from vdm_jax.nn.blocks.layers import (
+    Attention,
+    Dropout,
+    attend,
+    downsample,
+    require_choices,
+    require_groups,
+    require_halvable,
+    require_heads,
+    require_sizes,
+    sinusoidal_embedding,
+    upsample,
+    zeros,
+)
+from vdm_jax.typing import Array, PyTree
+
+QKVOrder = Literal['legacy', 'new']
+# Of the public code, which keeps PyTorch's: uniform with variance 1 / (3 inputs).
+_init = nn.initializers.variance_scaling(1.0 / 3.0, 'fan_in', 'uniform')
+
+
+class StepEmbedding(nn.Module):
+  """An MLP of the sinusoids of `time`, plus a vector for each label: [B] -> [B, 4 features].
+
+  Labels are integers [B]; -1 and None are no label, to which nothing is added.  endpoint,
+  cosine_first: see `layers.sinusoidal_embedding`.
+  """
+  features: int
+  classes: int = 0
+  endpoint: bool = False
+  cosine_first: bool = True
+  kernel_init: nn.initializers.Initializer = _init
+
+  @nn.compact
+  def __call__(self, time: Array, label: Array | None = None) -> Array:
+    if label is not None:
+      if not self.classes:
+        raise ValueError('labels are given to a network without: set `classes`, or cond = None')
+      if label.shape != time.shape or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f'the labels are {label.dtype} {label.shape}: give one integer per '
+                         f'example, {time.shape}')
+    dense = lambda name: nn.Dense(4 * self.features, kernel_init=self.kernel_init, name=name)
+    h = sinusoidal_embedding(time, self.features, endpoint=self.endpoint,
+                             cosine_first=self.cosine_first)
+    h = dense('dense1')(nn.swish(dense('dense0')(h)))
+    if self.classes:
+      label = jnp.full(time.shape, -1) if label is None else label
+      vectors = nn.Embed(self.classes, 4 * self.features, name='label',
+                         embedding_init=nn.initializers.normal(1.0))(jnp.maximum(label, 0))
+      h += jnp.where(label[:, None] >= 0, vectors, 0.0)
+    return h
+
+
+class ResBlock(nn.Module):
+  """Two convolutions around the conditioning: [B, H, W, C'] -> [B, H, W, features].
+
+  h + conv(dropout(swish(norm(conv(swish(norm(h))) + W swish(embedding))))); h passes a linear map
+  where C' differs from `features`.
+
+  scale_shift   (1 + w) norm(.) + b, where W swish(embedding) is (w, b), instead
+  resample      'down' or 'up': halves or doubles H and W of h and of the first convolution's input
+  epsilon       of the normalisations
+  """
+  features: int
+  groups: int = 32
+  dropout: float = 0.0
+  scale_shift: bool = False
+  resample: Literal['none', 'down', 'up'] = 'none'
+  epsilon: float = 1e-5
+  kernel_init: nn.initializers.Initializer = _init
+  dtype: jnp.dtype = jnp.float32
+  weight_gradient: WeightGradient = 'auto'
+
+  @nn.compact
+  def __call__(self, h: Array, embedding: Array, keys: Array | None = None) -> Array:
+    norm = lambda name: nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name=name)
+    conv = lambda name, init: Conv(self.features, self.dtype, kernel_init=init, name=name,
+                                   weight_gradient=self.weight_gradient)
+    resample = {'none': lambda u: u, 'down': downsample, 'up': upsample}[self.resample]
+    x = conv('conv1', self.kernel_init)(resample(nn.swish(norm('norm1')(h))))
+    h = resample(h)
+    shift = nn.Dense((1 + self.scale_shift) * self.features, kernel_init=self.kernel_init,
+                     dtype=self.dtype, name='embedding')(nn.swish(embedding))[:, None, None]
+    if self.scale_shift:
+      scale, shift = jnp.split(shift, 2, axis=-1)
+      x = norm('norm2')(x) * (1.0 + scale) + shift
+    else:
+      x = norm('norm2')(x + shift)
+    x = conv('conv2', zeros)(Dropout(self.dropout, name='dropout')(nn.swish(x), keys))
+    if h.shape[-1] != self.features:
+      h = nn.Conv(self.features, (1, 1), kernel_init=self.kernel_init, dtype=self.dtype,
+                  name='shortcut')(h)
+    return h + x
+
+
+def _apart(qkv: Array, heads: int, order: QKVOrder) -> tuple[Array, Array, Array]:
+  """Queries, keys and values, [B, positions, heads, C / heads] each: from [B, positions, 3 C]."""
+  if order == 'legacy':
+    x = qkv.reshape(*qkv.shape[:2], heads, 3, -1)
+    return x[:, :, :, 0], x[:, :, :, 1], x[:, :, :, 2]
+  x = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
+  return x[:, :, 0], x[:, :, 1], x[:, :, 2]
+
+
+class AttentionBlock(nn.Module):
+  """h + W softmax(q k^T / sqrt(C)) v in each head, over all positions: [B, H, W, C'], as h.
+
+  attention_heads, head_features, qkv_order: see `UNet`.  attention, training: see `layers.attend`.
+  Starts as the identity.  Raises InputError where the heads do not divide C'.
+  """
+  attention_heads: int = 1
+  head_features: int = 0
+  qkv_order: QKVOrder = 'legacy'
+  groups: int = 32
+  dtype: jnp.dtype = jnp.float32
+  attention: Attention = 'auto'
+  training: bool = False
+
+  @nn.compact
+  def __call__(self, h: Array) -> Array:
+    features = h.shape[-1]
+    name = 'head_features' if self.head_features else 'attention_heads'
+    require_heads(name, getattr(self, name), features)
+    heads = features // self.head_features if self.head_features else self.attention_heads
+    x = nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name='norm')(h)
+    x = x.reshape(h.shape[0], -1, features)
+    qkv = nn.Dense(3 * features, kernel_init=_init, dtype=self.dtype, name='qkv')(x)
+    x = attend(*_apart(qkv, heads, self.qkv_order), self.attention, self.training)
+    x = nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name='out')(x.reshape(
+        h.shape[0], -1, features))
+    return h + x.reshape(h.shape)
+
+
+class AttentionPool(nn.Module):
+  """What the mean over the positions finds when it attends to them: [B, H, W, C] -> [B, outputs].
+
+  The mean is one more position; every position has a learned vector, [C, 1 + H W].  As the pooling
+  of CLIP's image encoder (Radford et al. 2021, section 2.4).
+  """
+  outputs: int
+  head_features: int = 64
+
+  @nn.compact
+  def __call__(self, h: Array) -> Array:
+    batch, *_, features = h.shape
+    require_heads('head_features', self.head_features, features)
+    h = h.reshape(batch, -1, features)
+    h = jnp.concatenate([jnp.mean(h, axis=1, keepdims=True), h], axis=1)
+    h += self.param('positional_embedding', nn.initializers.normal(features**-0.5),
+                    (features, h.shape[1])).T
+    qkv = nn.Dense(3 * features, kernel_init=_init, name='qkv')(h)
+    query, key, value = _apart(qkv, features // self.head_features, 'new')
+    x = attend(query[:, :1], key, value, 'xla')
+    return nn.Dense(self.outputs, kernel_init=_init, name='out')(x.reshape(batch, features))
+
+
+class _Network(nn.Module):
+  """What the two networks share: the fields, and the way down with the blocks in the middle."""
+  features: int = 128
+  multipliers: tuple[float, ...] = (1, 2, 3, 4)
+  blocks: int = 3
+  attention_resolutions: tuple[int, ...] = (32, 16, 8)
+  attention_heads: int = 1
+  head_features: int = 0
+  qkv_order: QKVOrder = 'legacy'
+  scale_shift: bool = True
+  resblock_updown: bool = False
+  classes: int = 0
+  groups: int = 32
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  remat: stack.Remat = 'dots'
+  weight_gradient: WeightGradient = 'auto'
+  attention: Attention = 'auto'
+
+  def _width(self, level: int) -> int:
+    return int(self.multipliers[level] * self.features)
+
+  def _check(self, z: Array):
+    require_halvable(z, len(self.multipliers) - 1)
+    require_sizes(self, features=1, blocks=0, head_features=0)
+    require_choices(qkv_order=(self.qkv_order, get_args(QKVOrder)))
+    require_groups(self.groups, *map(self._width, range(len(self.multipliers))))
+
+  def _block(self, h: Array, embedding: Array, keys: Array | None, width: int, name: str,
+             resample: str = 'none') -> Array:
+    block = stack.rematerialised(ResBlock, self.remat)
+    return block(width, self.groups, self.dropout, self.scale_shift, resample, dtype=self.dtype,
+                 weight_gradient=self.weight_gradient, name=name)(h, embedding, keys)
+
+  def _attention(self, h: Array, keys: Array | None, name: str) -> Array:
+    block = stack.rematerialised(AttentionBlock, self.remat)
+    return block(self.attention_heads, self.head_features, self.qkv_order, self.groups, self.dtype,
+                 self.attention, keys is not None, name=name)(h)
+
+  def _attended_block(self, h: Array, embedding: Array, keys: Array | None, width: int,
+                      name: str) -> Array:
+    h = self._block(h, embedding, keys, width, name)
+    if h.shape[1] in self.attention_resolutions:
+      h = self._attention(h, keys, f'{name}_attention')
+    return h
+
+  def _encode(self, z: Array, embedding: Array,
+              keys: Array | None) -> tuple[Array, list[Array]]:
+    """The middle's output, and what the blocks up read."""
+    # The first convolution is float32: it touches z itself, and costs little.
+    h = Conv(self._width(0), kernel_init=_init, name='conv_in',
+             weight_gradient=self.weight_gradient)(z).astype(self.dtype)
+    outs = [h]
+    for level in range(len(self.multipliers)):
+      for _ in range(self.blocks):
+        h = self._attended_block(h, embedding, keys, self._width(level), f'down_{len(outs)}')
+        outs.append(h)
+      if level < len(self.multipliers) - 1:
+        name = f'downsample_{len(outs)}'
+        if self.resblock_updown:
+          h = self._block(h, embedding, keys, self._width(level), name, 'down')
+        else:
+          # A zero on either side, of which a stride of 2 leaves out the last.
+          h = nn.Conv(self._width(level), (3, 3), 2, padding=1, kernel_init=_init,
+                      dtype=self.dtype, name=name)(h)
+        outs.append(h)
+    h = self._block(h, embedding, keys, self._width(-1), 'mid_0')
+    h = self._attention(h, keys, 'mid_attention')
+    return self._block(h, embedding, keys, self._width(-1), 'mid_1'), outs
+
+
+class UNet(_Network):
+  """The networks of Nichol and Dhariwal (2021) and ADM; `time` is the step of the chain.
+
+  features                C above
+  multipliers             the features at each resolution, in multiples of C
+  blocks                  N above
+  attention_resolutions   heights of the images at which attention follows each block
+  attention_heads         their number, where `head_features` is 0
+  head_features           of each head, so that their number grows with the features
+  qkv_order               of the 3 C outputs of the map to queries, keys and values: 'legacy'
+                          [heads, 3, channels], 'new' [3, heads, channels]
+  scale_shift             see `ResBlock`; 'adaptive group normalisation' in ADM
+  resblock_updown         residual blocks resample; otherwise a convolution of stride 2, and one
+                          after doubling
+  classes                 number of class labels; 0 for none
+  groups                  of the normalisations; divides the features at every resolution
+  dropout                 rate; per example, on where keys are given
+  dtype                   of the trunk: float32, or bfloat16
+  remat                   what is kept of a block for the backward pass (see `stack`)
+  weight_gradient         how that of a convolution is computed (see `convolution.Conv`)
+  attention               how it is computed (see `layers.attend`)
+  heads                   further outputs of the shape of z, after y on the last axis; published
+                          networks have one, the variance's v (Nichol and Dhariwal 2021, eq. 15)
+  super_resolution        conditioned on a small image, too
+
+  cond is the label, integers [B], -1 for none; or None.  With `super_resolution` it is a dict:
+  {'low_res': [B, h, w, C], 'label': [B]}, the label left out where there is none.
+  """
+  heads: int = 0
+  super_resolution: bool = False
+
+  @nn.compact
+  def __call__(self, z: Array, time: Array, cond: PyTree = None,
+               keys: Array | None = None) -> Array:
+    """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
+
+    Raises InputError: settings that do not fit each other or the images; ValueError: the cond.
+    """
+    self._check(z)
+    h, label = z, cond
+    if self.super_resolution:
+      if not isinstance(cond, dict) or 'low_res' not in cond:
+        raise ValueError("super_resolution needs cond = {'low_res': images, 'label': labels}")
+      label = cond.get('label')
+      h = jnp.concatenate([z, jax.image.resize(cond['low_res'], z.shape, 'bilinear')], axis=-1)
+    embedding = StepEmbedding(self.features, self.classes, name='embedding')(time, label)
+    h, outs = self._encode(h, embedding, keys)
+
+    n = 0
+    for level in reversed(range(len(self.multipliers))):
+      width = self._width(level)
+      for _ in range(self.blocks + 1):
+        h = jnp.concatenate([h, outs.pop()], axis=-1)
+        h = self._attended_block(h, embedding, keys, width, f'up_{n}')
+        n += 1
+      if level:
+        name = f'upsample_{n - 1}'
+        if self.resblock_updown:
+          h = self._block(h, embedding, keys, width, name, 'up')
+        else:
+          h = Conv(width, self.dtype, kernel_init=_init, name=name,
+                   weight_gradient=self.weight_gradient)(upsample(h))
+
+    h = nn.GroupNorm(self.groups, epsilon=1e-5, name='norm_out')(h.astype(jnp.float32))
+    return Conv((1 + self.heads) * z.shape[-1], kernel_init=zeros, name='conv_out',
+                weight_gradient=self.weight_gradient)(nn.swish(h))
+
+
+class Classifier(_Network):
+  """Logits of the label of noisy images; ADM, section 4.  The fields are those of `UNet`.
+
+  classes: of the labels it tells apart.  head_features: of the pooling too, so not 0.  The
+  parameters fit images of one size.
+  """
+  classes: int = 1000
+  head_features: int = 64
+
+  @nn.compact
+  def __call__(self, z: Array, time: Array, cond: None = None,
+               keys: Array | None = None) -> Array:
+    """Logits: [B, classes], float32.  z: [B, H, W, C]; time, keys: [B]; cond is not used."""
+    self._check(z)
+    require_sizes(self, classes=1, head_features=1)
+    embedding = StepEmbedding(self.features, name='embedding')(time)
+    h, _ = self._encode(z, embedding, keys)
+    h = nn.GroupNorm(self.groups, epsilon=1e-5, name='norm_out')(h.astype(jnp.float32))
+    return AttentionPool(self.classes, self.head_features, name='pool')(nn.swish(h))

@@ -1,0 +1,65 @@
+"""The bound of diffusion probabilistic models: the Gaussian chain of Sohl-Dickstein et al. (2015).
+
+The chain of T steps x^(1), ..., x^(T) from data x^(0) has the kernels
+
+    q(x^(t) | x^(t-1)) = N(sqrt(1 - beta_t) x^(t-1), beta_t),
+    p(x^(t-1) | x^(t)) = N(f_mu, f_Sigma),    p(x^(T)) = N(0, 1),
+
+their table App.1, and the log-likelihood is at least, their eq. 14,
+
+    K = - sum_{t=2}^T E KL(q(x^(t-1) | x^(t), x^(0)) || p(x^(t-1) | x^(t)))
+        + H_q(X^(T) | X^(0)) - H_q(X^(1) | X^(0)) - H_p(X^(T)).
+
+It is our chain on the curve `vp` with x^(1) at t = 0 and x^(T) at t = 1, hence of T - 1 steps: the
+divergences are those of `vlb.discrete`, with f_mu the mean of q(z_s | z_t, x_hat) and f_Sigma a
+`vlb.Variance`, as `vlb.learned`.  The entropies replace the other two terms.  They come from the
+first step, where p(x^(0) | x^(1)) is the forward kernel itself, `first_step`, and from
+E |x^(0)|^2 = E |x^(T)|^2 = d.  Without this the bound is `vlb.discrete` with that decoder, of which
+-K is more, for each x, by
+
+    1/2 (d - |x|^2) (beta_1 + alpha_1^2),    alpha_1 that of t = 1:
+
+nothing in the mean over data of unit second moments, to which data are therefore scaled.
+
+Learned rates: beta_2, ..., beta_T are parameters of the process, and K is differentiated with the
+noise held fixed (their section 2.4.1), as every gradient is here, where noise is a function of the
+keys.  beta_1 stays a small constant, since a density of finitely many data has no bound without it.
+The binomial chain is `dpm_binomial`; the product with a second distribution, `samplers.multiplied`.
+"""
+import math
+
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+
+from vdm_jax.objectives import vlb
+from vdm_jax.typing import Array, Denoiser, Level, Process, PyTree
+from vdm_jax.units import sum_of_terms, sum_over_data
+
+
+def first_step(x: Array, z: Array, level: Level) -> Array:
+  """log p(x^(0) | x^(1)) = log N(x; alpha z, sigma^2) in nats, [B]: the forward kernel, reversed.
+
+  Sohl-Dickstein et al. (2015), appendix B.  A `Decoder` of continuous data.  x, z: [B, ...]; level:
+  that of t = 0, on `vp`.
+  """
+  level = level.expand(z)
+  return sum_over_data(norm.logpdf(x, level.alpha * z, level.sigma))
+
+
+def bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
+          cond: PyTree = None, *, steps: int, variance: vlb.Variance = vlb.learned,
+          eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
+  """One-sample estimate of -K, Sohl-Dickstein et al. (2015), eq. 14, for T - 1 = `steps`.
+
+  One of the divergences is drawn, by t.  x: [B, ...], of unit second moments; process: on `vp`,
+  fixed or learned; variance, eps and the rest as for `vlb.discrete`.  Returns nats [B], and the
+  terms they are the sum of: 'reconstruction', H_q(X^(1) | X^(0)); 'latent', H_p(X^(T)) less
+  H_q(X^(T) | X^(0)); 'diffusion', the divergences.
+  """
+  _, terms = vlb.discrete(denoise, process, x, t, keys, cond, steps=steps, data=x,
+                          decoder=first_step, variance=variance, eps=eps)
+  first, last = (process(u).expand(x) for u in (jnp.zeros_like(t), jnp.ones_like(t)))
+  over_data = lambda u: sum_over_data(jnp.broadcast_to(u, x.shape))
+  terms = {'reconstruction': over_data(jnp.log(first.sigma) + 0.5 * math.log(2 * math.pi * math.e)),
+           'latent': over_data(-jnp.log(last.sigma)), 'diffusion': terms['diffusion']}
+  return sum_of_terms(terms), terms

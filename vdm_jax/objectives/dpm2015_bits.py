@@ -1,0 +1,167 @@
+"""The binomial chain of Sohl-Dickstein et al. (2015): diffusion of bits.
+
+A bit keeps its value with probability 1 - beta_t, and is drawn anew with beta_t, as 1 with
+probability pi, its `activity`:
+
+    q(x^(t) | x^(t-1)) = B(x^(t-1) (1 - beta_t) + pi beta_t),    p(x^(T)) = B(pi),
+    p(x^(t-1) | x^(t)) = B(f_b(x^(t), t)),
+
+each bit by itself.  Their table App.1 has pi = 1/2; their heartbeat (appendix D.1.2) has the share
+of ones in the data.  All of it is sums of log odds.  With l_t(x) those of x^(t) = 1 given x^(t-1) =
+x, L_t(x) given x^(0) = x, and l those of pi, which the kernel leaves as they are and under which it
+is its own reversal,
+
+    l_t(z) + L_{t-1}(x) - l    are those of x^(t-1) = 1 given x^(t) = z, x^(0) = x.
+
+The bound K is that of `dpm`, eq. 14, whose entropies come from p(x^(0) | x^(1)), the forward kernel
+reversed.  -K is less than the bound of three terms, for each x, by
+
+    l sum_i (pi - x_i) (beta_1 + a_T),    a_T = prod_t (1 - beta_t),  x_i = 0 or 1:
+
+nothing for pi = 1/2, and in the mean over data of which pi are ones.
+
+Noise that jumps cannot be held fixed while beta moves, so the rates are not learned (their section
+2.4.1): `erasing` takes the same share of the signal in each step.
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import log_sigmoid
+
+from vdm_jax import random
+from vdm_jax.typing import Array, ArrayLike, PyTree, Scalar
+from vdm_jax.units import sum_of_terms, sum_over_data
+from vdm_jax.values import value
+
+# (x^(t) [B, ...] as +-1, t [B] or [], cond) -> the log odds of f_b, [B, ...]; t = 2 .. T.
+Reverse = Callable[[Array, Array, PyTree], Array]
+
+
+@value
+class BinomialChain:
+  """The log odds of 1 in the forward chain, [T + 1, 2] by t and by what the bit was, 0 or 1.
+
+  Entry 0 of `step` is no step, and entry 0 of `since` the data themselves; both are infinite.
+  """
+  step: Array | np.ndarray   # given x^(t-1)
+  since: Array | np.ndarray  # given x^(0)
+  rest: Scalar               # of p(x^(T)), []
+
+  @classmethod
+  def from_betas(cls, betas: np.ndarray, activity: float = 0.5) -> 'BinomialChain':
+    """betas: beta_1, ..., beta_T in (0, 1], [T]; activity: pi.
+
+    Raises ValueError: rates outside, or fewer than two; an activity that is not between 0 and 1.
+    """
+    betas = np.asarray(betas, np.float64)
+    if len(betas) < 2 or not ((betas > 0.0) & (betas <= 1.0)).all():
+      raise ValueError('the rates of a binomial chain are two or more, above 0 and at most 1')
+    if not 0.0 < activity < 1.0:
+      raise ValueError(f'activity = {activity}: a share of ones, between 0 and 1')
+    rest = np.log(activity) - np.log1p(-activity)
+
+    def log_odds(log_kept):  # [T] -> [T + 1, 2]; given 1, and by symmetry given 0
+      given = lambda pi: (np.log(pi + np.exp(log_kept) * (1.0 - pi)) - np.log1p(-pi)
+                          - np.log(-np.expm1(log_kept)))
+      each = np.stack([-given(1.0 - activity), given(activity)], axis=-1)
+      return np.concatenate([[[-np.inf, np.inf]], each])
+
+    with np.errstate(divide='ignore'):
+      log_kept = np.log1p(-betas)  # -inf from a beta of 1 on
+    return cls(log_odds(log_kept), log_odds(np.cumsum(log_kept)), rest)
+
+  @classmethod
+  def erasing(cls, steps: int, activity: float = 0.5) -> 'BinomialChain':
+    """beta_t = 1 / (T - t + 1): 1 / T of the signal goes in each step, and none is left.
+
+    Sohl-Dickstein et al. (2015), section 2.4.1.
+    """
+    return cls.from_betas(1.0 / np.arange(steps, 0, -1), activity)
+
+  @property
+  def steps(self) -> int:
+    """T."""
+    return len(self.step) - 1
+
+  @property
+  def signal(self) -> Array | np.ndarray:
+    """How far x^(0) moves the log odds of x^(t) from their middle, [T + 1]: infinite ... 0."""
+    return 0.5 * (self.since[:, 1] - self.since[:, 0])
+
+  def kernel(self, z: Array, t: Array) -> Array:
+    """The log odds of q(x^(t) | x^(t-1) = z), and of its reversal.  z: [B, ...]; t: [B] or []."""
+    return _given(self.step, t, z)
+
+  def posterior(self, z: Array, x: Array, t: Array) -> Array:
+    """The log odds of q(x^(t-1) | x^(t) = z, x^(0) = x), t = 2 .. T.  z, x: [B, ...]."""
+    return self.kernel(z, t) + _given(self.since, t - 1, x) - self.rest
+
+  def marginal(self, x: Array, t: Array) -> Array:
+    """The log odds of q(x^(t) | x^(0) = x), [B, ...].  x: [B, ...]; t: [B] or []."""
+    return _given(self.since, t, x)
+
+
+def _given(table: Array | np.ndarray, t: Array, x: Array) -> Array:
+  """Entries [t, x > 0] of a table [T + 1, 2]: [B, ...]."""
+  u = jnp.asarray(table, x.dtype)[t]
+  of = lambda i: u[..., i].reshape(u.shape[:-1] + (1,) * (x.ndim - u.ndim + 1))
+  return jnp.where(x > 0.0, of(1), of(0))
+
+
+def spins(keys: Array, log_odds: Array) -> Array:
+  """+-1 with these log odds of +1, [B, ...]; example i uses keys[i] alone.  keys: [B]."""
+  up = jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(log_odds))
+  return jnp.where(up, 1.0, -1.0).astype(log_odds.dtype)
+
+
+def divergence(q: Array, p: Array) -> Array:
+  """KL(B(sigmoid q) || B(sigmoid p)) in nats, element by element, of two log odds."""
+  part = lambda q, p: jax.nn.sigmoid(q) * (log_sigmoid(q) - log_sigmoid(p))
+  return part(q, p) + part(-q, -p)
+
+
+def entropy(q: Array) -> Array:
+  """The entropy of B(sigmoid q) in nats, element by element, of finite log odds."""
+  return -jax.nn.sigmoid(q) * log_sigmoid(q) - jax.nn.sigmoid(-q) * log_sigmoid(-q)
+
+
+def bound(reverse: Reverse, chain: BinomialChain, x: Array, t: Array, keys: Array,
+          cond: PyTree = None) -> tuple[Array, dict[str, Array]]:
+  """One-sample estimate of -K, Sohl-Dickstein et al. (2015), eq. 14.
+
+  In the mean over data of as many ones as `chain` expects, a bound on -log p(x).  x: [B, ...] of
+  +-1; t: [B] in [0, 1], which draws one of the T - 1 divergences; keys: [B].
+  Returns nats [B], and 'reconstruction', H_q(X^(1) | X^(0)); 'latent', H_p(X^(T)) less
+  H_q(X^(T) | X^(0)); 'diffusion', the divergences, whose sum it is.
+  """
+  last = chain.steps
+  index = jnp.clip(2 + jnp.floor(t * (last - 1)).astype(jnp.int32), 2, last)
+  z = spins(random.stream(keys, 'z'), chain.marginal(x, index))
+  gap = sum_over_data(divergence(chain.posterior(z, x, index), reverse(z, index, cond)))
+  left = lambda t: sum_over_data(entropy(chain.marginal(x, jnp.asarray(t))))
+  most = x[0].size * entropy(jnp.asarray(chain.rest, x.dtype))
+  terms = {'reconstruction': left(1), 'latent': most - left(last), 'diffusion': (last - 1) * gap}
+  return sum_of_terms(terms), terms
+
+
+def sample(reverse: Reverse, chain: BinomialChain, keys: Array, shape: tuple[int, ...],
+           cond: PyTree = None, log_ratio: ArrayLike = 0.0) -> Array:
+  """x^(0) ~ p as +-1, [B, *shape]; the last step is the forward kernel.  keys: [B].
+
+  log_ratio: log r(x_i = 1) - log r(x_i = -1) of a second distribution of independent bits, to
+  broadcast against x.  Every kernel, and the start, is multiplied by r, which adds to the log odds:
+  c d / (c d + (1 - c) (1 - d)) with c = f_b.  Infinite where a bit is known, which it then is in
+  the sample.  Sohl-Dickstein et al. (2015), section 2.5 and table App.1, with r constant in t: as
+  for `samplers.multiplied`, no exact posterior.
+  """
+  at = lambda t: jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
+  zeros = jnp.zeros((len(keys), *shape))
+
+  def step(z, t):
+    return spins(at(t - 1), reverse(z, t, cond) + log_ratio), None
+
+  z = spins(at(chain.steps), zeros + chain.rest + log_ratio)
+  z, _ = jax.lax.scan(step, z, jnp.arange(chain.steps, 1, -1))
+  return spins(at(0), chain.kernel(z, jnp.asarray(1)) + log_ratio)

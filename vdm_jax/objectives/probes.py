@@ -1,0 +1,36 @@
+"""Random directions for products with a Jacobian, whose mean outer product is the identity."""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.typing import Array, Denoiser, Estimate, Level, PyTree
+
+__all__ = ['Probes', 'along', 'basis', 'rademacher']
+
+
+Probes = Callable[[Array, Array], Array]  # keys [B], like [B, ...] -> v [P, B, ...]
+
+
+def rademacher(keys: Array, like: Array) -> Array:
+  """One probe of random signs for each example: [1, B, ...]."""
+  return jax.vmap(lambda k: jax.random.rademacher(k, like.shape[1:], like.dtype))(keys)[None]
+
+
+def basis(keys: Array, like: Array) -> Array:
+  """sqrt(d) times the basis, with which every term is exact, by d products: [d, B, ...]."""
+  shape = like.shape[1:]
+  d = like[0].size
+  vectors = jnp.sqrt(float(d)) * jnp.eye(d, dtype=like.dtype).reshape(d, 1, *shape)
+  return jnp.broadcast_to(vectors, (d, *like.shape))
+
+
+def along(denoise: Denoiser, z: Array, level: Level, probes: Array,
+          cond: PyTree = None) -> tuple[Estimate, Array]:
+  """The estimate at z [B, ...], and sigma (d eps_hat / dz) v for each of the `probes` [P, B, ...].
+
+  One evaluation of the network, and one product with its Jacobian a probe.
+  """
+  at = lambda z: denoise(z, level, cond)
+  estimate, tangents = jax.vmap(lambda v: jax.jvp(at, (z,), (v,)), out_axes=(None, 0))(probes)
+  return estimate, level.expand(z).sigma * tangents.eps

@@ -1,0 +1,29 @@
+"""The weights of a run as a file that needs nothing of ours to be read."""
+import json
+from pathlib import Path
+
+from vdm_jax.machine import files
+from vdm_jax.published import fitting, readers
+from vdm_jax.runs import workdir
+from vdm_jax.runs.workdir import Trained
+
+
+def export(directory: str | Path, out: str | Path, *, average: str = '',
+           step: int | str = 'latest', overwrite: bool = False) -> Trained:
+  """Writes the weights of the run in `directory` to `out`, safetensors; returns what they were.
+
+  Their names are ours joined by '/'; the text beside them in the file is `step` and `average`.  The
+  config, with these two, goes beside the file, with the ending .json.  average, step: see
+  `workdir.load_trained`.  Raises InputError, also of a file that is there, unless `overwrite`.
+  """
+  directory = files.run_directory('workdir', directory)
+  out = files.output('out', out, '.safetensors', overwrite=overwrite)
+  files.output('out', out.with_suffix('.json'), '.json', overwrite=overwrite)
+  trained = workdir.load_trained(directory, average=average, step=step)
+  names, leaves, _ = fitting.named(trained.params)
+  readers.write_safetensors(out, dict(zip(names, leaves, strict=True)),
+                            {'step': str(trained.step), 'average': trained.average})
+  about = json.loads((directory / 'config.json').read_text())['config']
+  files.write_text(out.with_suffix('.json'), json.dumps(
+      {'config': about, 'step': trained.step, 'average': trained.average}, indent=2))
+  return trained

@@ -1,0 +1,108 @@
+"""Systems of points in the plane, side by side: everything about them fits into a picture.
+
+Of a run: its data, what noise makes of them, the flow that its network has learned, samples, and
+how far these are from the truth.
+"""
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from vdm_jax import random, runs
+from vdm_jax.decoders import Pixels
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
+from vdm_jax.processes import diffuse, time_of
+from vdm_jax.runs import needs, workdir
+from vdm_jax.samplers.drawing import draw
+
+__all__ = ['FIELD', 'NOISY', 'Row', 'SIDE', 'extent', 'picture', 'row']
+
+NOISY = (4.0, 1.0)   # log-SNR at which the data are shown with noise; of x in each system's units
+FIELD = 2.5          # log-SNR of the field
+SIDE = 17            # arrows a side
+
+
+class Row(NamedTuple):
+  """One system.  Points are x, [N, 2]."""
+  name: str
+  data: np.ndarray                 # test data
+  noisy: list[np.ndarray]          # z / sqrt(alpha^2 + sigma^2) at `NOISY`
+  grid: np.ndarray                 # [SIDE^2, 2]  where the arrows are
+  field: np.ndarray                # [SIDE^2, 2]  minus dz/dt: the way that sampling goes
+  samples: np.ndarray
+  distance: float                  # sliced Wasserstein, of samples and test data in [-1, 1]
+  floor: float                     # of as many training data and test data
+  energy: tuple[float, float]      # the energy distance, and its standard error
+
+
+def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> Row:
+  """What there is to see of the run in `directory`.  Raises InputError: it is of no plane."""
+  trained = workdir.load_trained(directory)
+  model, params = trained.experiment.model, trained.params
+  m = needs.require(model(params), 'gallery', directory)
+  if m.shape != (2,):
+    raise InputError('workdir', str(directory), f'its data are of {m.shape}, not points in the '
+                     'plane', needs.NEEDS['gallery'].remedy)
+  points = lambda split: split.get(np.arange(min(count, len(split))))[m.field]
+  test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
+  data = np.asarray(m.encode(jnp.asarray(test)))
+
+  eps = random.normal(random.per_example(random.key(0), jnp.arange(len(data))), data)
+  noisy = []
+  at = lambda process, logsnr: process(time_of(process, jnp.float32(logsnr)))
+  for logsnr in NOISY:
+    level = at(m.process, logsnr)
+    noisy.append(np.asarray(diffuse(data, eps, level) / jnp.hypot(level.alpha, level.sigma)))
+
+  level = at(m.process, FIELD)
+  scale = jnp.hypot(level.alpha, level.sigma)
+  axis = extent(data) * np.linspace(-0.95, 0.95, SIDE, dtype=np.float32)
+  grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+  estimate = jax.jit(lambda params, z: model(params).denoise(z, at(model(params).process, FIELD)))(
+      params, scale * grid)
+  field = -(level.dalpha * estimate.x + level.dsigma * estimate.eps)
+
+  drawn = [batch.data for batch in draw(
+      model, params, method.make, times=method.times(m.process), start=0, stop=len(data), seed=0,
+      batch_size=min(500, len(data)), cond=m.conditions)]
+  integers = np.concatenate(drawn)
+  # Distances are in one coding for all systems, whatever units their x has.
+  truth, training, found = (np.asarray(Pixels(trained.experiment.data.spec.levels).encode(
+      jnp.asarray(u))) for u in (test, train, integers))
+  key = random.key(0)
+  samples = np.asarray(m.encode(jnp.asarray(integers)))
+  return Row(name, data, noisy, grid, np.asarray(field), samples,
+             sliced_wasserstein(key, found, truth), sliced_wasserstein(key, training, truth),
+             tuple(kernel_distance(found, truth)))
+
+
+def extent(data: np.ndarray) -> float:
+  """How far a picture of these points reaches."""
+  return 1.6 * float(np.abs(data).max())
+
+
+def picture(rows: list[Row]) -> Figure:
+  """A row for each system; columns: data, two of noise, the field, samples with their distance."""
+  titles = ['data', *(f'log-SNR {u:g}' for u in NOISY), f'learned flow, log-SNR {FIELD:g}',
+            'samples']
+  figure = Figure(figsize=(2.4 * len(titles), 2.55 * len(rows) + 0.3), layout='constrained')
+  axes = figure.subplots(len(rows), len(titles), squeeze=False)
+  for one, line in zip(rows, axes, strict=True):
+    clouds = [one.data, *one.noisy, None, one.samples]
+    reach = extent(one.data)
+    for place, cloud in zip(line, clouds, strict=True):
+      place.set(xticks=[], yticks=[], xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal')
+      if cloud is not None:
+        place.scatter(cloud[:, 0], cloud[:, 1], s=1, lw=0, color='C0')
+    arrows = one.field / np.maximum(np.linalg.norm(one.field, axis=1, keepdims=True), 1e-9)
+    line[3].quiver(*one.grid.T, *arrows.T, np.linalg.norm(one.field, axis=1), scale=26, width=0.006,
+                   cmap='viridis')
+    line[0].set_ylabel(one.name)
+    line[-1].set_xlabel(f'distance {one.distance:.3f} (data {one.floor:.3f})', fontsize=8)
+  for place, title in zip(axes[0], titles, strict=True):
+    place.set_title(title, fontsize='medium')
+  return figure

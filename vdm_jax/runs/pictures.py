@@ -1,0 +1,272 @@
+"""Pictures of samples and of runs.
+
+Each is drawn of whatever there is: of one point, of values that are all equal, and of NaN, which it
+leaves out.
+"""
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from vdm_jax.likelihood.density import Density
+from vdm_jax.machine import files
+
+__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'samples', 'save_png', 'strip']
+
+
+def save_png(path: str | Path, picture: np.ndarray | Figure,
+             about: Mapping[str, object] | None = None) -> None:
+  """Writes a PNG whole or not at all.  picture: uint8 [H, W, 3], or a figure.
+
+  about: {keyword: value}, kept as the text of the PNG.
+  """
+  text = {name: str(value) for name, value in (about or {}).items()}
+  with files.whole(path) as partial:
+    if isinstance(picture, Figure):
+      picture.savefig(partial, format='png', dpi=110, metadata=text)
+    else:
+      chunks = PngImagePlugin.PngInfo()
+      for name, value in text.items():
+        chunks.add_text(name, value)
+      Image.fromarray(picture).save(partial, format='png', pnginfo=chunks)
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+  """uint8 [H + h, W, 3]: `picture` [H, W, 3] with a line below it; as it is where none fits."""
+  font = ImageFont.load_default()
+  _, _, right, bottom = font.getbbox(text)
+  if right + 8 > picture.shape[1]:
+    return picture
+  line = Image.new('RGB', (picture.shape[1], int(bottom) + 6), 'white')
+  ImageDraw.Draw(line).text((4, 2), text, 'black', font)
+  return np.concatenate([picture, np.asarray(line)])
+
+
+def _limit(set_limits, low: float, high: float) -> None:
+  """Limits of an axis, where they are two numbers; else those that it finds itself."""
+  if np.isfinite([low, high]).all() and low != high:
+    set_limits(low, high)
+
+
+def _finite(values) -> np.ndarray:
+  values = np.asarray(values, np.float64)
+  return values[np.isfinite(values)]
+
+
+def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
+  """uint8 [H, W, 3]: images side by side, enlarged if they are small; points as a scatter plot.
+
+  data: integers below `levels`, [n, h, w, c] or points [n, D].  levels None: real numbers, images
+  between their least and largest value, points, or sequences [n, T(, C)] as curves.  Two channels
+  are two grey pictures side by side; of more than three the first three are shown, of a point its
+  first and last coordinates.  More than three coordinates are a sequence, and each a row of one
+  image.
+  """
+  if levels is None and data.ndim == 4:
+    data, levels = _stretched(data), 256
+  if levels is None and (data.ndim == 3 or data.shape[1] > 3):
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    _sequences(figure.subplots(), data[:16])
+    return _pixels(figure)
+  if data.ndim == 2 and data.shape[1] > 3:
+    return _sheet(data[None, :, :, None], levels, across=1, width=480)
+  if data.ndim == 2:
+    return _scatter(data[None], levels)
+  return _sheet(data, levels, across=math.ceil(math.sqrt(len(data))), width=480)
+
+
+def _stretched(data: np.ndarray) -> np.ndarray:
+  """Real numbers as 0 .. 255, the least and the largest of them."""
+  low, high = (f(_finite(data), initial=0.0) for f in (np.min, np.max))
+  return (data - low) * (255.0 / ((high - low) or 1.0))
+
+
+def _sequences(axes, data: np.ndarray) -> None:
+  """Curves of [n, T] or [n, T, C], each sequence in a colour."""
+  for i, one in enumerate(data):
+    axes.plot(one, color=f'C{i % 10}', lw=1)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+  """uint8 [H, W, 3]."""
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=110)
+  return np.asarray(Image.open(file).convert('RGB'))
+
+
+def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
+  """uint8 [H, W, 3]: samples on their way, one image a row, from noise on the left to data.
+
+  path: integers below `levels`, [frames, n, h, w, c] or points [frames, n, D], as for `samples`.
+  """
+  if levels is None and path.ndim == 5:
+    path, levels = _stretched(path), 256
+  if levels is None and (path.ndim == 4 or path.shape[2] > 3):
+    figure = Figure(figsize=(2 * len(path), 2), layout='constrained')
+    for axes, frame in zip(figure.subplots(1, len(path), squeeze=False)[0], path, strict=True):
+      _sequences(axes, frame[:8])
+    return _pixels(figure)
+  if path.ndim == 3:
+    return _scatter(path, levels)
+  frames = path.shape[0]
+  return _sheet(np.swapaxes(path, 0, 1).reshape(-1, *path.shape[2:]), levels, frames, width=960)
+
+
+def _sheet(data: np.ndarray, levels: int, across: int, width: int) -> np.ndarray:
+  """`across` images a row, enlarged by a whole number up to about `width` pixels."""
+  if data.shape[-1] == 2:
+    data, across = np.moveaxis(data, -1, 1).reshape(-1, *data.shape[1:3], 1), 2 * across
+  n, h, w, c = data.shape
+  pixels = np.round(np.nan_to_num(data) * (255.0 / max(levels - 1, 1))).astype(np.uint8)
+  pixels = pixels[..., :3] if c >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+  down, gap = math.ceil(n / across), 1
+  sheet = np.full((down * (h + gap) + gap, across * (w + gap) + gap, 3), 128, np.uint8)
+  for i, image in enumerate(pixels):
+    y, x = gap + i // across * (h + gap), gap + i % across * (w + gap)
+    sheet[y:y + h, x:x + w] = image
+  scale = max(1, width // max(sheet.shape[:2]))
+  return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _of_levels(axes, levels: int | None) -> None:
+  if levels is None:
+    return
+  top = max(levels - 1, 1)
+  axes.set(xlim=(0, top), ylim=(0, top), aspect='equal')
+
+
+def _scatter(clouds: np.ndarray, levels: int | None) -> np.ndarray:
+  """clouds: [k, n, D], side by side."""
+  size = 4 if len(clouds) == 1 else 2
+  figure = Figure(figsize=(size * len(clouds), size), layout='constrained')
+  for axes, points in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
+    _of_levels(axes, levels)
+    axes.scatter(points[:, 0], points[:, -1], s=1)
+  return _pixels(figure)
+
+
+def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.ndarray,
+           final: float, split: str) -> Figure:
+  """A run at a glance: bits/dim against steps, and the schedule before and after.
+
+  records: of metrics.jsonl, whose loss is drawn where it has no bits/dim; initial, learned: logsnr
+  at times `t`; final: bits/dim, evaluated on `split`.
+  """
+  figure = Figure(figsize=(9, 3.8), layout='constrained')
+  left, right = figure.subplots(1, 2)
+
+  in_bits = any('bits_per_dim' in r for r in records)
+  drawn = 'bits_per_dim' if in_bits else 'loss'
+  lines = {kind: [(r['step'], r[drawn]) for r in records if r['kind'] == kind and drawn in r]
+           for kind in dict.fromkeys(r['kind'] for r in records)}
+  for kind, line in lines.items():
+    left.plot(*zip(*line, strict=True), label=kind, marker='.' if len(line) < 40 else None)
+  left.set(xlabel='step', ylabel='bits/dim' if in_bits else 'loss',
+           title=f'variational bound: {final:.3f} bits/dim on {split}')
+  if in_bits:  # the first steps would flatten the rest
+    low = min(_finite([value for line in lines.values() for _, value in line]), default=np.nan)
+    high = max(_finite([line[-1][1] for line in lines.values()]), default=np.nan)
+    _limit(left.set_ylim, low - 0.05 * abs(low), high + 0.35 * abs(high))
+  if lines:
+    left.legend()
+
+  # The ends are given in figures: what they learn is often less than a line's width.
+  ends = lambda name, logsnr: f'{name}: {logsnr[0]:.2f} to {logsnr[-1]:.2f}'
+  if np.array_equal(initial, learned):
+    right.plot(t, learned, label=ends('fixed', learned))
+  else:
+    right.plot(t, learned, label=ends('learned', learned))
+    right.plot(t, initial, '--', color='grey', label=ends('initial', initial))
+  right.set(xlabel='t', ylabel='log-SNR', title='noise schedule')
+  right.legend()
+  return figure
+
+
+def extremes(bits: np.ndarray) -> np.ndarray:
+  """Rows of the most likely images, then of the least likely: 32, 16, or all where they are fewer.
+
+  Each half fills whole rows of the grid.  bits: of every image, [N].
+  """
+  order = np.argsort(bits)
+  half = 16 if len(bits) >= 32 else 8
+  return order if len(bits) <= 16 else np.concatenate([order[:half], order[-half:]])
+
+
+def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: np.ndarray,
+                  levels: int | None, row: dict) -> Figure:
+  """Where the bits of the bound are, by noise level and by image.
+
+  each: bits/dim of every image [N]; extremes: the most likely images, then the least likely, with
+  their `bits` [n] increasing, as for `samples`; row: of the ledger.
+  """
+  figure = Figure(figsize=(13, 8), layout='constrained')
+  (density, running), (histogram, shown) = figure.subplots(2, 2)
+  name = f'{row["dataset"]["name"]}, {row["dataset"]["split"]}: {len(each):,} images'
+  centre = 0.5 * (found.edges[1:] + found.edges[:-1])
+
+  density.stairs(found.mean, found.edges, baseline=None, color='C0',
+                 label='this model, ± 2 standard errors')
+  density.stairs(found.mean + 2 * found.error, found.edges, fill=True, color='C0', alpha=0.3, lw=0,
+                 baseline=found.mean - 2 * found.error)
+  top = 1.15 * max(_finite(found.mean + 2 * found.error), default=np.nan)
+  if found.gaussian is not None:
+    density.stairs(found.gaussian, found.edges, baseline=None, color='grey', ls='--',
+                   label='best linear denoiser: Gaussian of the training data')
+    if found.above.any():
+      density.plot(centre[found.above], found.mean[found.above], 'v', color='C3',
+                   label='above it: not trained there, or a bug')
+    limit = max(_finite(found.gaussian), default=np.nan)
+    top = min(max(top, 1.05 * limit), 2.0 * top)
+  _limit(density.set_ylim, 0.0, top)
+  density.set(xlabel='log-SNR', ylabel='bits/dim per unit of log-SNR',
+              title='where the bits of the diffusion term are')
+  density.legend()
+
+  total = float(each.mean())
+  running.plot(found.edges, found.running, color='C0')
+  running.fill_between(found.edges, found.running - 2 * found.running_error,
+                       found.running + 2 * found.running_error, color='C0', alpha=0.3, lw=0)
+  running.axhline(total, color='grey', ls=':', lw=1)
+  running.set(xlabel='log-SNR', ylabel='bits/dim',
+              title=f'running sum from the data to the noise: {total:.3f} bits/dim')
+  terms = ''.join(f'\n{value:9.4f} {name}' for name, value in row['parts'].items())
+  running.text(0.97, 0.06, terms.strip('\n'), transform=running.transAxes, ha='right', va='bottom',
+               family='monospace', fontsize=9)
+  for axes in (density, running):
+    _limit(axes.set_xlim, found.edges[-1], found.edges[0])  # as time runs
+
+  if len(bits_each := _finite(each)):
+    low, high = bits_each.min(), bits_each.max()
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # too close for any bins between them
+      low, high = low - 0.5, high + 0.5
+    histogram.hist(bits_each, bins=min(40, max(5, len(each) // 5)), range=(low, high), color='C0',
+                   alpha=0.7)
+  histogram.axvline(total, color='grey', ls=':', lw=1)
+  histogram.locator_params(axis='y', integer=True)
+  histogram.set(xlabel='bits/dim of an image', ylabel='images', title=name)
+
+  if levels is None and (extremes.ndim == 3 or extremes.ndim == 2 and extremes.shape[1] > 3):
+    _sequences(shown, np.concatenate([extremes[:1], extremes[-1:]]))
+    shown.set_title('the most likely sequence (first colour) and the least likely')
+    return figure
+  if levels is None and extremes.ndim == 4:
+    extremes, levels = _stretched(extremes), 256
+  shown.set_axis_off()
+  if extremes.ndim == 2:
+    shown.set_axis_on()
+    points = shown.scatter(extremes[:, 0], extremes[:, -1], c=bits, s=12)
+    figure.colorbar(points, ax=shown, label='bits/dim')
+    _of_levels(shown, levels)
+    shown.set_title('the most and the least likely points')
+    return figure
+  half = -(-len(bits) // 2)
+  shown.imshow(_sheet(extremes, levels, across=min(half, 8), width=960))
+  of = lambda part: f'{part[0]:.2f} to {part[-1]:.2f}'
+  shown.set_title(f'above, the most likely images: {of(bits[:half])} bits/dim\n'
+                  f'below, the least likely: {of(bits[half:] if len(bits) > 1 else bits)} bits/dim',
+                  fontsize='medium')
+  return figure

@@ -1,0 +1,248 @@
+"""What scripts/score_samples.py does: finds samples, their reference and the features, and scores.
+
+Everything is read in batches; only the features of the samples, and of some of the reference's
+images, are in memory at once.
+"""
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from vdm_jax import data, runs
+from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.evaluation import features, references, scores
+from vdm_jax.evaluation.features import Extractor
+from vdm_jax.evaluation.references import Reference
+from vdm_jax.evaluation.scores import Scores
+from vdm_jax.machine import devices, files
+from vdm_jax.nn import inception
+from vdm_jax.published import inception as published
+from vdm_jax.published import readers
+from vdm_jax.runs import needs, workdir
+
+__all__ = ['FEATURES', 'INCEPTION', 'Images', 'SPLITS', 'extractor', 'find_reference', 'score']
+
+SPLITS = ('train', 'validation', 'test')
+INCEPTION = '6726825d'  # how the SHA-256 of the usual weights begins, by their name
+FEATURES = 'pixels, classifier:RUN or inception:FILE'
+
+
+class Images(NamedTuple):
+  """Images that have been found, and not yet looked at."""
+  name: str
+  count: int
+  read: Callable[[np.ndarray], np.ndarray]  # numbers [n] -> integers [n, ...]
+  shape: tuple[int, ...]                    # of one
+  levels: int                               # values are 0 .. levels - 1
+
+
+# -------------------------------------------------------------- extractors
+
+
+def extractor(name: str) -> Extractor:
+  """The extractor that --features names.  Raises InputError."""
+  kind, _, path = name.partition(':')
+  if name == 'pixels':
+    return features.pixels()
+  if kind == 'classifier' and path:
+    return _classifier(path)
+  if kind == 'inception' and path:
+    return _inception(path)
+  raise InputError('features', name, 'there are none of this name', f'choose {FEATURES}')
+
+
+def _classifier(directory: str) -> Extractor:
+  trained = workdir.load_trained(directory)
+  found = needs.require(trained.experiment.model(trained.params), 'features',
+                        f'classifier:{directory}', 'features')
+  return features.of_network(
+      f'classifier:{directory}', features.checksum(trained.params),
+      lambda params, images: trained.experiment.model(params).features(images), trained.params,
+      found.shape, found.levels)
+
+
+def _inception(path: str) -> Extractor:
+  """Inception's 2048 pooled features; grey images are shown to it as colour."""
+  path = files.given('features', path)
+  if not path.is_file():
+    raise InputError('features', f'inception:{path}', 'there is no such file',
+                     "give the usual weights, the pytorch-fid project's "
+                     'pt_inception-2015-12-05-6726825d.pth')
+  flat = readers.read(path)
+  try:
+    params = published.from_flat(flat)
+  except InputError as error:
+    raise InputError('features', f'inception:{path}', f'{error}') from None
+  with open(path, 'rb') as file:
+    checksum = hashlib.file_digest(file, 'sha256').hexdigest()
+  if not checksum.startswith(INCEPTION):
+    logging.warning('%s is not the usual file, whose SHA-256 begins with %s: distances by other '
+                    'weights are other numbers.', path, INCEPTION)
+
+  def apply(params, images):
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+      raise InputError('features', 'inception',
+                       f'it looks at images [H, W, 1 or 3], not {list(images.shape[1:])}',
+                       'choose other features')
+    colour = jnp.broadcast_to(images, (*images.shape[:-1], 3)).astype(jnp.float32)
+    return inception.Inception().apply({'params': params}, colour)
+  return features.of_network(f'inception:{path.name}', checksum, apply, params, levels=256)
+
+
+# ----------------------------------------------------- samples, references
+
+
+def _from_arrays(found: dict[str, np.ndarray], path: str, flag: str) -> Images:
+  """The images of a file's arrays.  Raises InputError where there are none."""
+  key = next((key for key in ('images', 'arr_0', *found) if key in found), None)
+  if key is None or (key not in ('images', 'arr_0') and len(found) > 1):
+    raise InputError(flag, f'{path}', f'it holds the arrays {", ".join(found) or "(none)"}',
+                     'give `images` or `arr_0`'
+                     + (', or statistics' if flag == 'reference' else ''))
+  images = found[key]
+  if images.ndim < 2 or not len(images) or not np.issubdtype(images.dtype, np.integer):
+    raise InputError(flag, f'{path}', f'{key} is {images.dtype} {list(images.shape)}',
+                     'give integers [N, H, W, C], values from 0 on')
+  if images.min() < 0:
+    raise InputError(flag, f'{path}', f'{key} has the value {images.min()}',
+                     'give values from 0 on')
+  name = Path(path).name
+  if {'images', 'about'} <= found.keys():  # written by scripts/sample.py
+    try:
+      about = dict(json.loads(str(found['about'])))
+    except ValueError:
+      raise InputError(flag, f'{path}', 'what it says of itself, `about`, is no JSON',
+                       'leave it out') from None
+    name += ': ' + ', '.join(f'{field} {about[field]}' for field in (
+        'sampler', 'steps', 'seed', 'checkpoint', 'average', 'weights') if field in about)
+  return Images(name, len(images), lambda rows: images[rows], images.shape[1:],
+                int(images.max()) + 1)
+
+
+def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str = ''
+                   ) -> Images | Reference:
+  """What --reference names: images that are yet to be looked at, or statistics.
+
+  data_dir, data_name: where the data of a config file are now.  Raises InputError.
+  """
+  name, _, split = text.rpartition(':')
+  if split not in SPLITS:
+    name, split = text, 'train'
+    if text.endswith('.npz'):
+      arrays = references.arrays(text, 'reference')
+      statistics = references.from_arrays(arrays, text, of)
+      if statistics is not None:
+        return statistics
+      images = _from_arrays(arrays, text, 'reference')
+      # What no image reaches may still be allowed.
+      return images._replace(levels=256 if images.levels > 128 else 128)
+  if name.endswith('.py'):
+    config = ml_collections.ConfigDict(
+        workdir.open_config(str(files.given('reference', name))).data)
+    config.name = data_name or config.name
+  else:
+    config = data.default_config()
+    config.name = name
+  if data_dir:
+    config.data_dir = data_dir
+  try:
+    part = data.Data(config).split(split)
+  except (InputError, FileNotFoundError) as error:
+    raise InputError('reference', text, f'{error}') from None
+  if not len(part):
+    raise InputError('reference', text, f'{config.name} has no {split} images here',
+                     'choose another split')
+  return Images(f'{config.name}:{split}', len(part), lambda rows: part.get(rows)[part.spec.x.name],
+                part.spec.shape, part.spec.levels)
+
+
+def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape: tuple[int, ...],
+           other_levels: int) -> None:
+  """Raises InputError where images cannot be of the shape and levels of others (() and 0: any)."""
+  if other_shape and tuple(shape) != tuple(other_shape):
+    raise InputError(flag, None, f'its images are {list(shape)}, those of {of} {list(other_shape)}',
+                     'bring both to one size')
+  if other_levels and (levels > other_levels or levels <= 128 < other_levels):
+    raise InputError(flag, None,
+                     f'its values are below {levels}, those of {of} below {other_levels}',
+                     'bring both to one scale')
+
+
+# ------------------------------------------------------------------- score
+
+
+def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.ANCESTRAL,
+          count: int = 1000, seed: int = 0, average: str = '', step: int | str = 'latest',
+          reference: str, by: str, out: str = '', save_reference: str = '', batch_size: int = 100,
+          data_dir: str = '', data_name: str = '', overwrite: bool = False) -> Scores | None:
+  """Scores the images of the file `samples`, or `count` that are drawn of the run in `directory`.
+
+  reference: a data set, NAME or NAME:SPLIT (train by default); a config FILE.py or FILE.py:SPLIT,
+  for the data set it names; an .npz of images, or of statistics, which `save_reference` writes.
+  by: the features, see `FEATURES`.  The images that are drawn are kept in `directory`.  Writes the
+  JSON `out`, in `directory` as scores.json by default.  data_dir, data_name: where the data of the
+  run, and of a config file, are now.  Of neither samples nor a run, only the
+  statistics are written, and None returned.
+
+  Raises InputError: flags, files, a data set that is not there, or not of the samples' shape; `out`
+  and `save_reference` where they are there, unless `overwrite`.
+  """
+  if samples and directory:
+    raise InputError('samples', f'{samples}', 'workdir is given too', 'choose one of them')
+  if not (samples or directory or save_reference):
+    raise InputError('samples', None, 'no images are to be scored', 'give samples or workdir')
+  for flag, value, least in (('count', count, scores.K_COVERAGE + 1),
+                             ('batch_size', batch_size, 1)):
+    require_at_least(flag, value, least)
+  if directory:
+    directory = files.run_directory('workdir', directory)
+    out = out or directory / 'scores.json'
+  if out:
+    out = files.output('out', out, '.json', overwrite=overwrite)
+  if save_reference:
+    save_reference = files.output('save_reference', save_reference, '.npz', overwrite=overwrite)
+  of = extractor(by)
+  against = find_reference(reference, of, data_dir, data_name)
+  if isinstance(against, Images):
+    _check('reference', against.shape, against.levels, 'the features', of.shape, of.levels)
+
+  def check(flag, shape, levels):
+    _check(flag, shape, levels, 'the features', of.shape, of.levels)
+    _check(flag, shape, levels, 'the reference', against.shape, against.levels)
+
+  images = None
+  if directory:
+    spec = data.resolve(workdir.read_config(directory).data)
+    check('workdir', spec.shape, spec.levels)
+    samples = str(directory / f'scored_{method.name}.npz')
+    runs.sample(directory, samples, method=method, count=count, seed=seed, average=average,
+                step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
+                data_name=data_name)
+    devices.said_by_first(lambda: 0)  # process 0 has written the file
+  if samples:
+    images = _from_arrays(references.arrays(samples, 'samples'), samples, 'samples')
+    if not directory:
+      check('samples', images.shape, images.levels)
+
+  if isinstance(against, Images):
+    seen = features.summarise(features.extract(of, against.read, against.count,
+                                               batch_size=batch_size, what='reference'),
+                              against.count, scores.KEPT)
+    against = Reference(against.name, of.name, of.checksum, against.shape, against.levels, *seen)
+  if save_reference and jax.process_index() == 0:
+    references.save(save_reference, against)
+  if images is None:
+    return None
+  drawn = np.concatenate(list(features.extract(of, images.read, images.count,
+                                               batch_size=batch_size, what='samples')))
+  found = scores.score(drawn, against, of, images.name)
+  if out and jax.process_index() == 0:
+    files.write_text(out, scores.to_json(found))
+  return found

@@ -1,0 +1,344 @@
+"""A run's directory: the config it was made with, and the model that came of it.
+
+    config.py         the config file, as it was when the run was last started
+    config/           the modules beside it that it imports, if any: see `config_files`
+    config.json       its values, with what was read from the data filled in; the modules' names;
+                      the working directory, to which paths of the data are relative; the data's
+                      fingerprint; every start of the run, with versions, commit, date and command
+    checkpoints/      see train/checkpoint.py
+    metrics.jsonl, tensorboard/, ...
+
+What `load` needs is all here.  So is what a run needs to go on, but for its data: the config file
+may be named as RUN/config.json.
+
+Data that have moved are the same data where their fingerprint is the same, under any name.
+
+What a run computes may not change between its starts, with one exception: a run whose learning rate
+falls to 0 at `optimizer.decay_steps` may be told to fall to 0 later (`extend`).  From the step that
+it has made on the rate follows the longer curve.  `starts` says from which step on.
+"""
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from absl import logging
+
+from vdm_jax import data
+from vdm_jax.errors import InputError, require
+from vdm_jax.machine import config_files, files
+from vdm_jax.runs.provenance import changed, provenance
+from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.optimizer import learning_rate
+from vdm_jax.train.step import default_average
+from vdm_jax.typing import Experiment, PyTree
+
+__all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'import_config', 'load',
+           'load_trained', 'open_config', 'prepare', 'read_config', 'say_what_changed', 'source']
+
+# What may differ from one start of a run to the next: how it goes, not what it computes.
+RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
+              'model.scan', 'model.remat', 'model.weight_gradient', 'model.attention')
+
+
+class Trained(NamedTuple):
+  """Weights of a run, and what they belong to."""
+  experiment: Experiment
+  config: ml_collections.ConfigDict
+  params: PyTree
+  step: int
+  average: str
+
+
+def source(path: str | Path) -> config_files.Source:
+  """The config file at `path` with its neighbours: those beside it, or kept in the run it is of.
+
+  A run's config.json stands for the config.py beside it.  Raises InputError, see
+  `config_files.read`.
+  """
+  path = files.given('config', path)
+  if path.name == 'config.json':
+    path = path.with_name('config.py')
+  if path.name != 'config.py' or not (path.parent / 'config.json').is_file():
+    return config_files.read(path)
+  record, kept = _record(path.parent), path.absolute().parent / 'config'
+  if 'neighbours' in record:
+    return config_files.Source(path, path.read_text(), kept, {
+        name: _kept(kept / name, record['from']) for name in record['neighbours']})
+  began = Path(record['from'])  # an older version kept no neighbours
+  return config_files.read(path, began) if began.is_dir() else config_files.read(
+      path, kept, lost=str(began))
+
+
+def _kept(path: Path, began: str) -> str:
+  try:
+    return path.read_text()
+  except FileNotFoundError:
+    raise InputError('workdir', str(path.parent.parent), f'its {path.parent.name}/{path.name} is '
+                     f'missing, which its config imports', f'copy it back; it came from {began}'
+                     ) from None
+
+
+def import_config(path: str | Path) -> ModuleType:
+  """The module of a config file, with its `get_config` and `build`; of a run's, as it was kept."""
+  return source(path).module()
+
+
+def open_config(name: str) -> ml_collections.ConfigDict:
+  """The config that 'FILE.py' or 'FILE.py:VARIANT' names, or that of a run, 'RUN/config.json'.
+
+  Raises InputError where there is no such file or variant, or it sets a field that does not exist.
+  """
+  file, _, variant = name.partition(':')
+  if Path(file).name == 'config.json':
+    require(not variant, 'config', name, 'the config of a run has no variants',
+            f'leave out :{variant}')
+    return read_config(Path(file).parent)
+  return config_files.get_config(import_config(file), name)
+
+
+def _flat(tree: dict, prefix: str = '') -> dict:
+  out = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      out.update(_flat(value, f'{prefix}{name}.'))
+    else:
+      out[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return out
+
+
+def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
+  """A line for each field that differs, but for RUN_FIELDS and those that are `free`."""
+  old, new = _flat(old), _flat(new)
+  later = _flat({'data': data.default_config().to_dict()})  # fields of `data` that old runs lack
+  old = {name: later[name] for name in new.keys() & later.keys()} | old
+  return [f'  {name}: {old.get(name, "(absent)")} there, {new.get(name, "(absent)")} asked for'
+          for name in sorted(old.keys() | new.keys())
+          if old.get(name) != new.get(name) and not name.startswith(RUN_FIELDS)
+          and name not in free]
+
+
+def begun(workdir: str | Path) -> bool:
+  """Whether there is a checkpoint to go on from."""
+  return any((Path(workdir) / 'checkpoints').glob('[0-9]*'))
+
+
+def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
+            config_file: str | Path | config_files.Source,
+            fingerprint: dict | None = None, extend: bool = False) -> None:
+  """Makes `workdir` the directory of this run, or checks that it is.
+
+  config_file: its path, or what was read of it when it was imported, which is what is kept.
+  fingerprint: of the data, `Data.fingerprint()`; a run goes on with its own alone, wherever they
+  are.
+  extend: let the learning rate fall to 0 later than the run began with; see the module.
+  Raises InputError where it cannot be written, or has checkpoints of a run of another model, data
+  or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
+  and a corrected config takes the place of the first one.
+  """
+  workdir, extended = files.run_directory('workdir', workdir), {}
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f'.probe.{jax.process_index()}.{os.getpid()}'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise InputError('workdir', f'{workdir}', f'it cannot be written ({error.strerror})',
+                     'choose another directory') from None
+  code = config_file if isinstance(config_file, config_files.Source) else source(config_file)
+  values, old = config.to_dict(), {}
+  if (workdir / 'config.json').exists() and begun(workdir):
+    old = _record(workdir)
+    changed = changed_data(workdir, fingerprint) if fingerprint else ''
+    same_data = fingerprint and old.get('fingerprint') and not changed
+    differences = _differences(old['config'], values, ('data.name',) * bool(same_data))
+    if _later_decay(old['config'], values) and not changed and len(differences) == 1:
+      if not extend:
+        raise InputError(
+            'config.optimizer.decay_steps', config.optimizer.decay_steps, f'the run in {workdir} '
+            f'began with {old["config"]["optimizer"]["decay_steps"]}', 'ask for `extend`, and its '
+            'learning rate follows the longer curve from now on; or choose another directory')
+      extended, differences = _extended(workdir, old['config'], config), []
+    if changed and not differences:
+      raise InputError('workdir', str(workdir), f'the data are not those of its run: {changed}',
+                       'restore them, or choose another directory')
+    if differences:
+      differences += [f'  the data: {changed}'] * bool(changed)
+      raise InputError('workdir', f'{workdir}',
+                       'it holds a run of another configuration:\n' + '\n'.join(differences)
+                       + '\nChoose another directory, or ask for the same')
+    edited = _edited(source(workdir / 'config.py'), code)
+    if jax.process_index() == 0 and edited:
+      logging.warning('%s changed since the run in %s began; the values of its config agree.',
+                      ' and '.join(edited) + (' have' if len(edited) > 1 else ' has'), workdir)
+    say_what_changed(workdir)
+  if jax.process_index() == 0:
+    began = str(code.path.absolute().parent)
+    if code.path.absolute().parent == workdir.absolute():  # of the run itself
+      began = old.get('from', began)
+    for name, text in code.neighbours.items():
+      files.write_text(workdir / 'config' / name, text)
+    files.write_text(workdir / 'config.py', code.text)
+    files.write_text(workdir / 'config.json', json.dumps({
+        'config': values, 'from': began, 'neighbours': list(code.neighbours), 'cwd': os.getcwd(),
+        'fingerprint': fingerprint or old.get('fingerprint'),
+        'starts': [*old.get('starts', ()), provenance() | extended]}, indent=2))
+    for file in (workdir / 'config').rglob('*.py'):  # of another start
+      if str(file.relative_to(workdir / 'config')) not in code.neighbours:
+        file.unlink()
+
+
+def _later_decay(old: dict, new: dict) -> bool:
+  """Whether a learning rate that falls to 0 does so at a later step in `new`."""
+  there, asked = (of.get('optimizer', {}).get('decay_steps', 0) for of in (old, new))
+  return 0 < there < asked
+
+
+def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> dict:
+  """What `starts` says of a longer curve of the learning rate, which is printed.
+
+  Raises InputError where nothing is left to train.
+  """
+  made = max(int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')
+             if path.name.isdigit())
+  require(config.train.steps > made, 'config.train.steps', config.train.steps,
+          f'the run has made {made} steps', 'set more to extend it')
+  before = ml_collections.ConfigDict(old['optimizer'])
+  rates = [float(learning_rate(of)(made)) for of in (before, config.optimizer)]
+  ends = [before.decay_steps, config.optimizer.decay_steps]
+  if jax.process_index() == 0:
+    print(f'The learning rate falls to 0 at step {ends[1]:,}, no longer at {ends[0]:,}: at step '
+          f'{made:,}, where the run goes on, it is {rates[1]:.3g} instead of {rates[0]:.3g}.')
+  return {'extended': {'step': made, 'decay_steps': ends, 'learning_rate': rates}}
+
+
+def changed_data(workdir: str | Path, fingerprint: dict) -> str:
+  """What is new in the data since the run in `workdir` began, in a clause; '' if nothing is.
+
+  Of a run that keeps no fingerprint nothing is known: ''.
+  """
+  kept = _record(Path(workdir)).get('fingerprint')
+  return data.changes(kept, fingerprint) if kept else ''
+
+
+def _edited(old: config_files.Source, new: config_files.Source) -> list[str]:
+  """Paths of the files of `new` that are not as in `old`, and names of those that are gone."""
+  return [str(new.path)] * (old.text != new.text) + [
+      str(new.folder / name) for name in sorted(old.neighbours.keys() | new.neighbours.keys())
+      if old.neighbours.get(name) != new.neighbours.get(name)]
+
+
+def say_what_changed(workdir: str | Path) -> None:
+  """Warns in one line where the run in `workdir` was last started with another vdm_jax."""
+  started = _record(workdir).get('starts', [{}])[-1]
+  difference = changed(started, provenance())
+  if difference and jax.process_index() == 0:
+    logging.warning('The run in %s was started with another library: %s.', workdir, difference)
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
+  """The values of the run's config.  Raises InputError where there is no run.
+
+  Relative paths of its data are those of the directory that the run was started in, if they are
+  there; else they are as they were given, and so of today's.
+  """
+  record = _record(workdir)
+  config = ml_collections.ConfigDict(_tuples(record['config']))
+  if (began := record.get('cwd', os.getcwd())) != os.getcwd() and 'data' in config:
+    for field in ('name', 'data_dir'):
+      path = config.data.get(field, '')
+      if path and (field == 'data_dir' or data.is_path(path)):
+        there = Path(began, Path(path).expanduser())
+        config.data[field] = str(there) if there.exists() else path
+  return config
+
+
+def _record(workdir: str | Path) -> dict:
+  """What config.json holds."""
+  path = files.run_directory('workdir', workdir) / 'config.json'
+  if not path.exists():
+    raise InputError('workdir', f'{workdir}', 'it holds no run, as it has no config.json',
+                     'name the directory of a run')
+  return files.read_json(path, of=('config', 'from'), remedy='restore it, or remove it '
+                         'and start the same training again, which writes it anew')
+
+
+def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'latest',
+                 data_dir: str = '', data_name: str = '') -> Trained:
+  """The weights of the run in `workdir`.
+
+  average: name of an EMA of the config, 'raw' for the parameters themselves, '' for the longest.
+  step: 'latest', 'best' (by validation), or a number.  data_dir, data_name: where the data are now,
+  as fields of config.data.
+  Raises InputError where there is no such run, step or average.
+  """
+  workdir = files.run_directory('workdir', workdir)
+  config = read_config(workdir)
+  if data_dir:
+    config.data.data_dir = data_dir
+  if data_name:
+    config.data.name = data_name
+  experiment = import_config(workdir / 'config.py').build(config)
+  average = average or default_average(experiment.ema)
+  if average != 'raw' and average not in experiment.ema:
+    raise InputError('average', average, 'there is none in this run',
+                     f'choose one of {", ".join(experiment.ema)} and raw')
+  checkpoints = Checkpoints(workdir, read_only=True)
+  try:
+    steps = checkpoints.steps()
+    if not steps:
+      raise InputError('workdir', f'{workdir}', 'it holds no checkpoint yet',
+                       'wait for the first, or train on')
+    if step in ('latest', 'best'):
+      chosen = steps[-1] if step == 'latest' else checkpoints.best_step()
+      if chosen is None:
+        raise InputError('step', 'best', 'no checkpoint has been validated yet', 'give latest')
+    else:
+      chosen = next((number for number in steps if str(number) == str(step)), None)
+      if chosen is None:
+        raise InputError('step', step, 'there is no such checkpoint',
+                         f'choose one of {", ".join(map(str, steps))}, latest or best')
+    params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
+  finally:
+    checkpoints.close()
+  return Trained(experiment, config, params, chosen, average)
+
+
+def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: str | None
+             ) -> PyTree:
+  """The weights at step `chosen`; InputError names the sound ones of `steps` if it is not."""
+  def read(step):
+    try:
+      return checkpoints.restore_weights(step, average), ''
+    except Exception as error:  # whatever the disk did to it
+      return None, next(iter(str(error).splitlines()), type(error).__name__)
+  params, reason = read(chosen)
+  if reason:
+    sound = [str(step) for step in steps if step != chosen and not read(step)[1]]
+    raise InputError('step', chosen, f'its checkpoint is corrupted ({reason})',
+                     f'choose {" or ".join(sound)}' if sound else
+                     'train anew, as no other is sound')
+  return params
+
+
+def load(workdir: str | Path, *, average: str = '', step: int | str = 'latest') -> Any:
+  """What the run in `workdir` made, with its averaged weights; arguments of `load_trained`.
+
+  A `Model` of a diffusion model, with `sample` and `nats`; or an autoencoder, a classifier: it
+  says what it has when it is shown.
+
+  Inside `jit` the weights become constants of the program.  For large networks jit a function
+  of the parameters instead: `trained = load_trained(workdir); trained.experiment.model(params)`.
+  """
+  trained = load_trained(workdir, average=average, step=step)
+  return trained.experiment.model(trained.params)

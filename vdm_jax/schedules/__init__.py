@@ -1,0 +1,30 @@
+"""Noise schedules: t -> logsnr, decreasing.  Fixed, from tables, and learned."""
+from vdm_jax.schedules.fixed import (
+           BetaLinear,
+           Cosine,
+           GeometricSigma,
+           KarrasSigma,
+           Laplace,
+           Linear,
+           SameAlpha,
+           Shifted,
+           Sigmoid,
+           as_float,
+           check_decreasing,
+           shifted_cosine,
+)
+from vdm_jax.schedules.learned import KnotSchedule, LearnedLinear, Monotone, PinnedMonotone
+from vdm_jax.schedules.tables import (
+           TableSchedule,
+           cosine_betas,
+           largest_distance,
+           linear_betas,
+           ncsnv2_sigmas,
+           zero_terminal_snr,
+)
+
+__all__ = ['BetaLinear', 'Cosine', 'GeometricSigma', 'KarrasSigma', 'KnotSchedule', 'Laplace',
+           'LearnedLinear', 'Linear', 'Monotone', 'PinnedMonotone', 'SameAlpha', 'Shifted',
+           'Sigmoid', 'TableSchedule', 'as_float', 'check_decreasing', 'cosine_betas',
+           'largest_distance', 'linear_betas', 'ncsnv2_sigmas', 'shifted_cosine',
+           'zero_terminal_snr']

@@ -1,0 +1,271 @@
+"""Noise schedules t -> logsnr(t), decreasing in t on [0, 1].
+
+A schedule says *how fast* noise comes in; the curve of `processes` says *where* in
+(alpha, sigma) the process is at that logsnr.  A fixed schedule is a value: its numbers are
+pytree leaves, so changing them never recompiles.  A learned schedule is a Linen module;
+`Bound` turns it, at a point in parameter space, into the same kind of thing: a pure function.
+A published chain of discrete steps is a `TableSchedule`, exact at the times of its entries.
+
+With t uniform a schedule is a density of noise levels, and t is its upper tail probability:
+`Laplace` and `Sigmoid` are given as such.
+
+A schedule may be infinite at its ends (clean data at t = 0, no signal at t = 1): give infinite
+end points.  `processes.GaussianProcess` is finite there in all but logsnr.
+
+The official VDM code speaks of gamma = -logsnr.  The learned schedules below keep their
+parameters in that convention, so that an imported checkpoint's numbers are its own.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from vdm_jax.errors import InputError
+from vdm_jax.typing import Array, ArrayLike, Level, Process, Scalar, Schedule
+from vdm_jax.values import value
+
+__all__ = ['BetaLinear', 'Cosine', 'GeometricSigma', 'KarrasSigma', 'Laplace', 'Linear',
+           'SameAlpha', 'Shifted', 'Sigmoid', 'as_float', 'check_decreasing', 'shifted_cosine']
+
+
+def as_float(u: ArrayLike) -> Array:
+  """u, as floating numbers if it is integers: those, as times 0 and 1, have no derivative."""
+  u = jnp.asarray(u)
+  return u if jnp.issubdtype(u.dtype, jnp.floating) else u.astype(float)
+
+
+def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
+  """Raises InputError, with the times and values, where logsnr rises in t, is NaN, or never falls.
+
+  It is looked at at `points` even times of [0, 1] and at some closer to both ends.  It may stand
+  still for a while, and rise by rounding.  Of levels with data axes each is checked.  Does nothing
+  where the values are unknown, under `jit`.
+  """
+  near = np.geomspace(1e-6, 0.5 / points, 20)
+  times = np.unique(np.concatenate([np.linspace(0.0, 1.0, points), near, 1.0 - near]))
+
+  def at(t):
+    found = schedule(t)
+    return found.logsnr if isinstance(found, Level) else jnp.asarray(found, float)
+
+  found = jax.lax.map(at, jnp.asarray(times, float))
+  if isinstance(found, Tracer):
+    return
+  found = np.asarray(found, np.float64).reshape(len(times), -1)
+
+  def refuse(what):
+    raise InputError(None, None, f'the noise schedule: {what}',
+                     'a schedule maps t, 0 = data and 1 = noise, to a logsnr that falls; of one '
+                     'that rises take the negative, or run it in 1 - t')
+
+  undefined = np.argwhere(np.isnan(found))
+  if undefined.size:
+    refuse(f'logsnr is NaN at t = {times[undefined[0, 0]]:.6g}')
+  # Rounding: of logsnr itself, and of whatever it is a difference of.
+  finite = np.where(np.isfinite(found), found, 0.0)
+  slack = 1e-5 * (1.0 + np.maximum(np.abs(finite[:-1]), np.abs(finite[1:])))
+  rises = found[1:] > found[:-1] + slack
+  if rises.any():
+    step, of = np.argwhere(rises)[0]
+    falls = np.flatnonzero(~(found[1:, of] > found[:-1, of]))
+    i = np.max(falls[falls < step], initial=-1) + 1  # where it begins to rise
+    j = np.min(falls[falls > step], initial=len(times) - 1)
+    refuse(f'logsnr rises from {found[i, of]:.6g} at t = {times[i]:.6g} to {found[j, of]:.6g} at '
+           f't = {times[j]:.6g}, and at {rises.any(axis=1).sum()} of the {len(times) - 1} steps '
+           'that were looked at')
+  flat = np.flatnonzero(found[0] == found[-1])
+  if flat.size:
+    refuse(f'logsnr is {found[0, flat[0]]:.6g} at t = 0 and at t = 1')
+
+
+# ------------------------------------------------------------------ fixed
+
+
+@value
+class Linear:
+  """logsnr(t) = max + (min - max) t.  The `fixed` schedule of Kingma et al. (2021)."""
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
+
+  def __call__(self, t: ArrayLike) -> Array:
+    t = jnp.asarray(t)
+    return self.logsnr_max + (self.logsnr_min - self.logsnr_max) * t
+
+
+@value
+class Cosine:
+  """logsnr(t) = -2 log tan(a + (b - a) t), with a, b such that the end points are as given.
+
+  The alpha-cosine schedule of Nichol and Dhariwal (2021), section 3.2, in the continuous form
+  of Salimans and Ho (2022): on the `vp` curve alpha(t) is the cosine of an angle linear in t.
+  The chain itself, with its clipped last steps, is `cosine_betas`.
+  """
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
+
+  def __call__(self, t: ArrayLike) -> Array:
+    t = as_float(t)
+    # The angle and its complement: neither loses digits where it is small.
+    angle = lambda at_0, at_1: (jnp.arctan(jnp.exp(at_0)) * (1.0 - t)
+                                + jnp.arctan(jnp.exp(at_1)) * t)
+    here = angle(-0.5 * self.logsnr_max, -0.5 * self.logsnr_min)
+    rest = angle(0.5 * self.logsnr_max, 0.5 * self.logsnr_min)
+    return 2.0 * (jnp.log(jnp.sin(rest)) - jnp.log(jnp.sin(here)))
+
+
+def shifted_cosine(size: int, base: int = 64, logsnr_max: float = 15.0,
+                   logsnr_min: float = -15.0) -> 'Shifted':
+  """logsnr(t) = cosine(t) + 2 log(base / size): the cosine schedule of images of `base` pixels a
+  side, for images of `size` a side.
+
+  Means over (size / base)^2 pixels then have the noise of the base resolution.  Hoogeboom, Heek
+  and Salimans (2023), section 3.1; the end points are those of the cosine, before the shift.
+  """
+  return Shifted(Cosine(logsnr_max, logsnr_min), 2.0 * float(np.log(base / size)))
+
+
+@value
+class BetaLinear:
+  """On the `vp` curve, the SDE with beta(u) = beta_min + (beta_max - beta_min) u.
+
+  logsnr = -log(expm1(int_0^u beta)), u = t_min + (1 - t_min) t.  This is the continuous limit
+  of the linear betas of DDPM (Ho et al. 2020, section 4) that Song et al. (2021), appendix C,
+  call the VP SDE.  At u = 0 logsnr is infinite; `t_min` is where the process starts (Song et
+  al. use 1e-3 for samples and 1e-5 for likelihoods).
+  """
+  beta_min: Scalar = 0.1
+  beta_max: Scalar = 20.0
+  t_min: Scalar = 1e-3
+
+  def __call__(self, t: ArrayLike) -> Array:
+    u = self.t_min + (1.0 - self.t_min) * jnp.asarray(t)
+    return -jnp.log(jnp.expm1(u * self.beta_min + 0.5 * u * u * (self.beta_max - self.beta_min)))
+
+
+@value
+class GeometricSigma:
+  """On the `ve` curve, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
+
+  The VE SDE of Song et al. (2021), appendix C, for data in [-1, 1]: their values for CIFAR-10 are
+  0.01 and 50, of data in [0, 1].  The L noise levels of Song and Ermon (2019), 1 to 0.01 with
+  L = 10, are GeometricSigma(0.01, 1.0) at the times np.linspace(1, 0, L), in [0, 1] again.
+  """
+  sigma_min: Scalar = 0.02
+  sigma_max: Scalar = 100.0
+
+  def __call__(self, t: ArrayLike) -> Array:
+    t = jnp.asarray(t)
+    low, high = jnp.log(self.sigma_min), jnp.log(self.sigma_max)
+    return -2.0 * (low + (high - low) * t)
+
+
+@value
+class KarrasSigma:
+  """On the `ve` curve, sigma(t)^(1/rho) is linear in t, from sigma_min to sigma_max.
+
+  Karras et al. (2022), eq. 5 and table 1, whose grid of N steps is np.linspace(1, 0, N), and then
+  sigma = 0.  With sigma_min = 0 the process itself ends in clean data, with all lower levels on the
+  way; with rho = 1 too, sigma = sigma_max t, the time of their ODE.
+  """
+  sigma_min: Scalar = 0.002
+  sigma_max: Scalar = 80.0
+  rho: Scalar = 7.0
+
+  def __call__(self, t: ArrayLike) -> Array:
+    t = jnp.asarray(t)
+    low, high = (jnp.power(u, 1.0 / self.rho) for u in (self.sigma_min, self.sigma_max))
+    # Not through sigma, which underflows long before its logarithm does.
+    return -2.0 * self.rho * jnp.log(low + (high - low) * t)
+
+
+# ------------------------------------------------- densities of logsnr
+
+
+@value
+class Laplace:
+  """logsnr has the Laplace density exp(-|logsnr - mean| / scale) / (2 scale), cut at both ends.
+
+  logsnr(t) = mean - scale sgn(1/2 - t) log(1 - 2 |t - 1/2|) if it is not cut.  Hang et al. (2024),
+  `Improved Noise Schedule for Diffusion Training`, with the values they recommend.
+  """
+  mean: Scalar = 0.0
+  scale: Scalar = 0.5
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
+
+  def __call__(self, t: ArrayLike) -> Array:
+    def tail(u):  # P(logsnr > mean + scale u)
+      half = 0.5 * jnp.exp(-jnp.abs(u))
+      return jnp.where(u > 0.0, half, 1.0 - half)
+    above, below = _tails(self, tail, t)
+    early = above < below
+    distance = -self.scale * jnp.log(2.0 * jnp.where(early, above, below))  # from the lesser tail
+    return self.mean + jnp.where(early, distance, -distance)
+
+
+@value
+class Sigmoid:
+  """logsnr has the logistic density, whose distribution is sigmoid((logsnr - mean) / scale), cut.
+
+  logsnr(t) = mean + scale log((1 - t) / t) if it is not cut at the two ends.  With infinite end
+  points and mean 0, scale 1 on the `vp` curve is alpha^2 = 1 - t, and scale 2 on the `flow` curve
+  rectified flow, alpha = 1 - t.
+  """
+  mean: Scalar = 0.0
+  scale: Scalar = 1.0
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -5.0
+
+  def __call__(self, t: ArrayLike) -> Array:
+    above, below = _tails(self, lambda u: jax.nn.sigmoid(-u), t)
+    return self.mean + self.scale * (jnp.log(below) - jnp.log(above))
+
+
+def _tails(density, tail, t):
+  """Probabilities above and below logsnr(t), of a symmetric density that is cut at both ends."""
+  high = (density.logsnr_max - density.mean) / density.scale
+  low = (density.logsnr_min - density.mean) / density.scale
+  t = as_float(t)
+  return tail(high) * (1.0 - t) + tail(low) * t, tail(-high) * (1.0 - t) + tail(-low) * t
+
+
+# ---------------------------------------------------------------- wrappers
+
+
+@value
+class Shifted:
+  """logsnr(t) = schedule(t) + shift: the same schedule at another noise level throughout.
+
+  Hoogeboom et al. (2023), section 3.1; Chen (2023) scales the data instead, by exp(shift / 2).
+  """
+  schedule: Schedule
+  shift: Scalar
+
+  def __call__(self, t: ArrayLike) -> Array:
+    return self.schedule(jnp.asarray(t)) + self.shift
+
+
+@value
+class SameAlpha:
+  """On the curve `sub_vp`, the alpha that `schedule` has on `vp`, at every time.
+
+  sigma = 1 - alpha^2, so logsnr = log alpha^2 - 2 log(1 - alpha^2): the sub-VP SDE of Song et al.
+  (2021), section 3.4, where `schedule` is that of the VP SDE, `BetaLinear`.
+  """
+  schedule: Schedule
+
+  def __call__(self, t: ArrayLike) -> Array:
+    logsnr = self.schedule(jnp.asarray(t))
+    return jax.nn.log_sigmoid(logsnr) - 2.0 * jax.nn.log_sigmoid(-logsnr)
+
+
+# ---------------------------------------------------------------- tables
+
+
+# ------------------------------------------------ the noise levels of NCSNv2
+
+
+# ---------------------------------------------------------------- learned
+
+

@@ -1,0 +1,71 @@
+"""What a network predicts, and the denoiser that it thereby is.
+
+Every target in use is linear in (x, eps):  y = a x + b eps.  With z = alpha x + sigma eps that
+is a 2x2 system, so one solve serves them all; det = alpha b - sigma a.
+
+  name       a                    b
+  x          1                    0
+  eps        0                    1
+  v          -sigma               alpha              Salimans and Ho (2022)
+  score      0                    -1 / sigma         the gradient of log q(z_t)
+  half_score 0                    -2 / sigma         the same of data of half the size, (x + 1) / 2
+  flow       -1                   1                  Liu et al. (2022), our direction of time
+  velocity   d alpha / dt         d sigma / dt       of the process trained on
+  edm        see `edm`                               Karras et al. (2022), table 1
+
+A target belongs to the network: it may use the level's alpha, sigma and logsnr, but not
+how fast time passes, or the same network would mean something else under another
+schedule.  So `velocity` is told the process it was trained on, and finds its time in it.
+
+In float32 a `v` target is solved to 5e-7 for |logsnr| <= 20; an `x` target loses eps at high
+logsnr (9e-5 at 13.3) and an `eps` target loses x at low logsnr, as 1/sigma and 1/alpha grow.
+"""
+import jax.numpy as jnp
+
+from vdm_jax.processes import time_of
+from vdm_jax.typing import Array, Estimate, Level, Process, Target
+
+__all__ = ['edm', 'eps', 'flow', 'half_score', 'score', 'solve', 'v', 'velocity', 'x']
+
+x: Target = lambda l: (jnp.ones_like(l.alpha), jnp.zeros_like(l.alpha))
+eps: Target = lambda l: (jnp.zeros_like(l.alpha), jnp.ones_like(l.alpha))
+v: Target = lambda l: (-l.sigma, l.alpha)
+score: Target = lambda l: (jnp.zeros_like(l.alpha), -1.0 / l.sigma)
+half_score: Target = lambda l: (jnp.zeros_like(l.alpha), -2.0 / l.sigma)
+flow: Target = lambda l: (-jnp.ones_like(l.alpha), jnp.ones_like(l.alpha))
+
+
+def velocity(trained_on: Process) -> Target:
+  """dz/dt of the conditional path, dalpha x + dsigma eps, in the time of `trained_on`.
+
+  Another schedule has this logsnr at another t, so the time is that of `trained_on`.
+  """
+  def target(level):
+    own = trained_on(time_of(trained_on, level.logsnr))
+    return own.dalpha, own.dsigma
+  return target
+
+
+def edm(sigma_data: float = 0.5) -> Target:
+  """The preconditioned output F of Karras et al. (2022), table 1 and eq. 7, at any alpha.
+
+  x = c_skip z / alpha + c_out F with s = sigma / alpha, hence F = ((1 - c_skip) x - c_skip s eps)
+  / c_out = (sigma x / sigma_data - alpha sigma_data eps) / sqrt(sigma^2 + alpha^2 sigma_data^2):
+  `v` in units of sigma_data, up to the sign, and as well conditioned where alpha or sigma vanish.
+  c_in and c_noise belong to the `inputs` of `denoiser`.
+  """
+  def target(level):
+    signal = level.alpha * sigma_data
+    std = jnp.hypot(level.sigma, signal)
+    return level.sigma / (sigma_data * std), -signal / std
+  return target
+
+
+def solve(target: Target, y: Array, z: Array, level: Level) -> Estimate:
+  """(y, z) -> (x, eps).  y, z: [B, ...]."""
+  level = level.expand(z)
+  a, b = target(level)
+  det = level.alpha * b - level.sigma * a
+  return Estimate(x=(b * z - level.sigma * y) / det, eps=(level.alpha * y - a * z) / det)
+
+
