@@ -36,10 +36,8 @@ def built(name, tmp_path, **model):
   config.data.data_dir = str(tmp_path)  # without the data, but for those that make themselves
   config.data.batch_size = 2
   experiment = module.build(config)
-  batch = {'image': jax.ShapeDtypeStruct((2, *experiment.data.spec.shape), jnp.uint8),
-           'label': jax.ShapeDtypeStruct((2,), jnp.int32)}
-  if config.data.augment:
-    batch['augmented'] = jax.ShapeDtypeStruct((2,), jnp.float32)
+  batch = {name: jax.ShapeDtypeStruct(u.shape, u.dtype)
+           for name, u in experiment.data.spec.zeros(2).items()}
   return config, experiment, jax.eval_shape(experiment.init, random.key(0)), batch
 
 

@@ -98,7 +98,7 @@ def tfds_builder(name: str, data_dir: str):
 def _no_such_name(name: str, error: Exception) -> InputError:
   """The error of a name that TFDS cannot use, with the name that was perhaps meant."""
   import tensorflow_datasets as tfds
-  ours = ['digits', *formulas.FORMULAS]
+  ours = ['digits', 'captioned_digits', *formulas.FORMULAS]
   theirs = tfds.list_builders(with_community_datasets=False)
   base = name.split('/')[0].split(':')[0]
   if base in theirs:

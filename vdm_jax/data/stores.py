@@ -2,6 +2,7 @@
 
   name                         what it is
   `digits`                     scikit-learn's handwritten digits, prepared when first used
+  `captioned_digits`           the same with the field `caption`, 'zero' .. 'nine': see `captions`
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
   `./photos`, `/data/photos`   a folder of images (any name with a leading `.`, `/` or `~`):
                                see `folders`
@@ -15,7 +16,7 @@ import functools
 import os
 from collections.abc import Sequence
 
-from vdm_jax.data import arrays, folders, formulas, records
+from vdm_jax.data import arrays, captions, folders, formulas, records
 from vdm_jax.data.fields import IMAGE, Field
 from vdm_jax.data.sources import Source, Store
 
@@ -33,6 +34,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
   path = os.path.expanduser(name)
   if name in formulas.FORMULAS:
     return _formula(name)
+  if name == 'captioned_digits':
+    return captions.open_digits(data_dir, image_size, text_length)
   if name.endswith(('.npy', '.npz')):
     return arrays.open_arrays(path, text_length)
   if is_path(name):

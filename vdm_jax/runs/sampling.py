@@ -65,7 +65,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
   method = method or ANCESTRAL
-  cond = functools.partial(model.conditions, label=label, **told or {})
+  cond = functools.partial(model.conditions, **{'label': label, **(told or {})})
   under = cond(np.arange(count))
   _check(model, spec, method, guided)
   times = method.times(model.process)
@@ -131,8 +131,8 @@ def _check_own(directory, method, trace: Path | None, label, guided, told) -> No
   """Raises InputError for what only a denoiser is asked for."""
   if method or trace or label is not None or guided or told:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
-                     'samples', 'leave out --sampler, --steps, --grid, --trace, --label and '
-                     '--guidance')
+                     'samples', 'leave out --sampler, --steps, --grid, --trace, --label, --told '
+                     'and --guidance')
 
 
 def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:
