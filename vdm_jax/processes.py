@@ -45,7 +45,7 @@ def slopes(curve: Curve) -> Curve:
   return lambda logsnr: jax.jvp(curve, (logsnr,), (jnp.ones_like(logsnr),))[1]
 
 
-def _vp_slopes(logsnr):
+def _vp_slopes(logsnr: Array) -> tuple[Array, Array]:
   alpha, sigma = vp(logsnr)
   return 0.5 * alpha * jax.nn.sigmoid(-logsnr), -0.5 * sigma * jax.nn.sigmoid(logsnr)
 
@@ -57,7 +57,7 @@ def vp(logsnr: ArrayLike) -> tuple[Array, Array]:
   return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
-def _ve_slopes(logsnr):
+def _ve_slopes(logsnr: Array) -> tuple[Array, Array]:
   alpha, sigma = ve(logsnr)
   return jnp.zeros_like(alpha), -0.5 * sigma
 
@@ -69,7 +69,7 @@ def ve(logsnr: ArrayLike) -> tuple[Array, Array]:
   return jnp.ones_like(logsnr), jnp.exp(-0.5 * logsnr)
 
 
-def _flow_slopes(logsnr):
+def _flow_slopes(logsnr: Array) -> tuple[Array, Array]:
   alpha, sigma = flow(logsnr)
   return 0.5 * alpha * sigma, -0.5 * alpha * sigma
 
@@ -81,7 +81,7 @@ def flow(logsnr: ArrayLike) -> tuple[Array, Array]:
   return jax.nn.sigmoid(0.5 * logsnr), jax.nn.sigmoid(-0.5 * logsnr)
 
 
-def _sub_vp_slopes(logsnr):
+def _sub_vp_slopes(logsnr: Array) -> tuple[Array, Array]:
   alpha, sigma = sub_vp(logsnr)
   ratio = 2.0 * alpha * jnp.exp(0.5 * logsnr)  # 2 alpha^2 / sigma
   return 0.5 * alpha / (1.0 + ratio), -0.5 * sigma / (1.0 + 1.0 / ratio)

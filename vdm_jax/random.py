@@ -38,7 +38,7 @@ def each(key: Array, n: int | None = None) -> Array:
 
   Raises InputError.
   """
-  if not jax.dtypes.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key):
+  if not (hasattr(key, 'dtype') and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
     raise InputError('key', None, 'this is none, or one of the old kind', 'use jax.random.key(0)')
   if key.ndim and n in (None, *key.shape):
     return key

@@ -203,7 +203,7 @@ def _listing(root: str, skip: Sequence[str] = ()) -> Listing:
 def _left_out(listings: list[Listing], rest: Listing | None,
               folders: tuple[str, str] | None) -> tuple[str, ...]:
   """One note on the files that are no part of the data, or none."""
-  everything = listings + [rest] * bool(folders)
+  everything = [*listings, rest] if rest else listings
   hidden = sum(listing.hidden for listing in everything)
   others = sum((listing.others for listing in everything), collections.Counter())
   said = []
@@ -211,7 +211,7 @@ def _left_out(listings: list[Listing], rest: Listing | None,
     said.append(f'{_count(hidden, "hidden file")}')
   if others:
     said.append(f'{_count(others.total(), "file")} of other kinds ({", ".join(sorted(others))})')
-  if folders and rest.pictures:
+  if folders and rest and rest.pictures:
     said.append(f'{_count(len(rest.pictures), "image")} outside of {" and ".join(folders)}')
   return (f'left out: {", ".join(said)}',) if said else ()
 

@@ -38,8 +38,9 @@ def header(path: str) -> Header:
   """Of a picture file, without decoding its pixels (but of GIFs).  Raises InputError."""
   with _opened(path, path) as image:
     turned = image.getexif().get(0x0112, 1) >= 5  # orientation: 5 to 8 swap the sides
+    width, height = image.size
     return Header(_is_grey(image), image.has_transparency_data,
-                  image.size if turned else image.size[::-1])
+                  (width, height) if turned else (height, width))
 
 
 def decode(file, place: str, channels: int, image_size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import urllib.request
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ def _files(places: Sequence[str]) -> list[str]:
   return found
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: str | Path) -> str:
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 

@@ -43,8 +43,9 @@ def open_records(name: str, data_dir: str, image_size: int, asked: Sequence[str]
   if not builder.info.splits:
     raise NotPrepared(f'{name} is not in {data_directory(data_dir)}: '
                       f'{how_to_prepare(name, data_directory(data_dir))}')
-  if builder.info.file_format.value != 'array_record':
-    raise InputError(problem=f'{builder.data_path} is {builder.info.file_format.value}, not '
+  file_format = builder.info.file_format
+  if file_format is None or file_format.value != 'array_record':
+    raise InputError(problem=f'{builder.data_path} is {file_format and file_format.value}, not '
                      'array_record, and has no random access',
                      remedy=f'for another directory, {how_to_prepare(name, "DIR")}')
   splits = builder.info.splits
@@ -63,8 +64,9 @@ def open_records(name: str, data_dir: str, image_size: int, asked: Sequence[str]
   version = str(builder.version)
   if builder.name == 'downsampled_imagenet':
     version += f', {imagenet_version(splits[test].num_examples)}'
-  parts = {f'{builder.info.full_name} {split}': splits[split].num_examples
-           for split in ('train', test)}
+  parts: dict[str, int | str] = {
+      f'{builder.info.full_name} {split}': splits[split].num_examples
+      for split in ('train', test)}
   return Store(source('train'), source(test), tuple(found), version, lambda: parts)
 
 
@@ -133,12 +135,17 @@ def _features(builder, image_size: int, asked: Sequence[str], text_length: int) 
                    image_size, text_length) for name in asked]
 
 
+def _array(feature) -> tuple[tuple, np.dtype]:
+  """(shape, with None for any length, dtype) of a feature of TFDS that is one array."""
+  return tuple(feature.shape), np.dtype(feature.np_dtype)
+
+
 def _feature(data_set: str, features: dict, key: str, name: str, image_size: int,
              text_length: int) -> _Feature:
   import tensorflow_datasets as tfds
   kind = features.get(key)
   if isinstance(kind, tfds.features.Image) and kind.np_dtype == np.uint8:
-    height, width, channels = kind.shape
+    (height, width, channels), _ = _array(kind)
     channels = channels or 3
     if channels not in images.MODES:
       raise InputError('config.data.name', data_set, f'its images have {channels} channels',
@@ -152,11 +159,12 @@ def _feature(data_set: str, features: dict, key: str, name: str, image_size: int
       raise InputError('config.data.text_length', 0, f'{key!r} of {data_set} is text of any length',
                        'say how many bytes of it are kept')
     return _Feature(key, text.field(name, text_length), 0)
-  if isinstance(kind, tfds.features.Tensor) and None not in kind.shape:
-    if np.issubdtype(kind.np_dtype, np.floating):
-      return _Feature(key, fields.reals(name, kind.shape), 0)
-    if np.issubdtype(kind.np_dtype, np.integer):
-      return _Feature(key, Field(name, tuple(kind.shape), 'int32', 0), 0)
+  if isinstance(kind, tfds.features.Tensor):
+    shape, dtype = _array(kind)
+    if None not in shape and np.issubdtype(dtype, np.floating):
+      return _Feature(key, fields.reals(name, shape), 0)
+    if None not in shape and np.issubdtype(dtype, np.integer):
+      return _Feature(key, Field(name, shape, 'int32', 0), 0)
   raise InputError('config.data.fields', name, f'it is no image, class, text or array of numbers '
                    f'of one shape among the features of {data_set}',
                    f'choose of {", ".join(sorted(features))}')

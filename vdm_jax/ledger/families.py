@@ -126,8 +126,19 @@ def _need_of_chain(asked, options, model, batch):
 
 def _require_levels(asked: Asked, model: Model, batch: PyTree) -> None:
   if jnp.issubdtype(batch[model.field].dtype, jnp.floating):
-    raise _refused(asked, 'the data are real numbers, which have no levels to be dequantised or to '
-                   'end in', 'ask for vlb, vlb@T or ode')
+    raise _without_levels(asked)
+
+
+def _levels(asked: Asked, levels: int | None) -> int:
+  """Those of the data.  Raises InputError of real numbers."""
+  if levels is None:
+    raise _without_levels(asked)
+  return levels
+
+
+def _without_levels(asked: Asked) -> InputError:
+  return _refused(asked, 'the data are real numbers, which have no levels to be dequantised or to '
+                  'end in', 'ask for vlb, vlb@T or ode')
 
 
 def _require_one_level(asked: Asked, model: Model) -> None:
@@ -136,26 +147,27 @@ def _require_one_level(asked: Asked, model: Model) -> None:
                    'ask for vlb or vlb@T')
 
 
-def _kernel(chain: Chain, levels: int | None, found) -> dict[str, Any]:
+def _kernel(asked: Asked, levels: int | None, found) -> dict[str, Any]:
   """What `vlb.discrete` is to be told of the steps."""
+  chain: Chain = asked.settings
   kernel: dict[str, Any] = {}
   if chain.variance:
     kernel['variance'] = (vlb.fixed_large if chain.variance == 'large' else
                           vlb.learned if chain.variance == 'learned' else
                           bounds.analytic_variance(found.variances))
   if chain.ddpm:
-    kernel['last'] = DiscretisedNormal(levels).log_prob
+    kernel['last'] = DiscretisedNormal(_levels(asked, levels)).log_prob
   return kernel
 
 
 def _bound(asked, options, levels, found):
-  chain = asked.settings
-  return bounds.at_times(chain.steps or 0, options.times, **_kernel(chain, levels, found))
+  return bounds.at_times(asked.settings.steps or 0, options.times,
+                         **_kernel(asked, levels, found))
 
 
 def _whole_paths(asked, options, levels, found):
   chain = asked.settings
-  return paths.importance_weighted(chain.paths, chain.steps, **_kernel(chain, levels, found),
+  return paths.importance_weighted(chain.paths, chain.steps, **_kernel(asked, levels, found),
                                    at_once=_paths_at_once(asked, options))
 
 
@@ -231,19 +243,20 @@ def _need_of_flow(asked, options, model, batch):
   return ()
 
 
-def _dequantiser(name: str | None, model: Model, levels: int | None
+def _dequantiser(asked: Asked, model: Model, levels: int | None
                  ) -> dequantisers.Dequantiser | None:
+  name = asked.settings.dequantiser
   if name == 'uniform':
-    return dequantisers.uniform(levels)
+    return dequantisers.uniform(_levels(asked, levels))
   if name == 'truncated_normal':
-    return dequantisers.truncated_normal(levels, model.process(jnp.zeros(())))
+    return dequantisers.truncated_normal(_levels(asked, levels), model.process(jnp.zeros(())))
   return model.dequantise if name else None
 
 
 def _likelihood_of_flow(asked, options, levels, found):
   def estimate(model, batch, keys):
     estimator = ode.estimator(
-        _dequantiser(asked.settings.dequantiser, model, levels), rtol=options.ode_tolerance,
+        _dequantiser(asked, model, levels), rtol=options.ode_tolerance,
         atol=options.ode_tolerance, probes=options.probes, probe=options.probe,
         steps=asked.settings.steps or 0, importance=options.importance, start=options.ode_start)
     return estimator(model, batch, keys)

@@ -63,8 +63,9 @@ class Family(NamedTuple):
   name: str
   # A name -> its settings, any value but None; None: this is no name of the family.
   parse: Callable[[str], Any]
-  # (asked, options, levels of the data, what `needs` named) -> the estimator.
-  estimator: Callable[[Asked, Options, int, Statistics], Estimator]
+  # (asked, options, levels of the data, what `needs` named) -> the estimator.  Levels are None of
+  # real numbers.
+  estimator: Callable[[Asked, Options, int | None, Statistics], Estimator]
   # (asked, options, model, a batch of any size) -> the fields of `Statistics` that it is to be
   # given.  Raises InputError, with the remedy, for what this model cannot have.  Computes nothing.
   needs: Callable[[Asked, Options, Model, PyTree], Sequence[str]] = lambda *_: ()

@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vdm_jax import random, weightings
 from vdm_jax.errors import InputError
@@ -48,7 +49,7 @@ def check_limits(process: Process, weight: Weighting = weightings.vlb) -> None:
     for end in (0.0, 1.0):
       inwards = 1.0 - 2.0 * end
       ends = process(jnp.asarray(end)).logsnr
-      if isinstance(ends, jax.core.Tracer):
+      if isinstance(ends, Tracer):
         return
       if not np.isinf(ends).any():
         continue

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from vdm_jax import data, random
+from vdm_jax.data import fields
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger import families, measuring, relations
 from vdm_jax.ledger import family as family_lib
@@ -280,7 +281,8 @@ def _check(question: _Question, found: Statistics, measured: Sequence[tuple[Aske
            ) -> tuple[density.Density, list[dict]]:
   """(where the bits of the bound are, what must hold of the rows)."""
   x, rows = question.x, [m for _, m in measured]
-  bound = density.density(rows[0].draws, x.shape, found.moments)
+  of_times = next(row.draws for row in rows if row.draws is not None)  # the first's, of 'vlb'
+  bound = density.density(of_times, x.shape, found.moments)
   draws = question.options.times * question.options.repeats
   checks = relations.ranges(rows, x.levels) + relations.check(
       rows, _closed_forms(question.part, x, question.count, draws, *question.ends)
@@ -339,7 +341,7 @@ def _moments(experiment: Experiment, model: Model, levels: int | None) -> gaussi
 def _closed_forms(part, x: data.Field, count: int, draws: int, logsnr_max: float,
                   logsnr_min: float) -> dict[str, tuple[np.ndarray, float]]:
   """The end terms of each image, in bits/dim [N], and the error of a mean over so many draws."""
-  table, variance = closed_forms.reconstruction(x.levels, logsnr_max)
+  table, variance = closed_forms.reconstruction(fields.levels(part.spec, x), logsnr_max)
   pieces, of_all = [], 0.0
   for first in range(0, count, 1000):
     images = part.get(np.arange(first, min(first + 1000, count)))[x.name]
@@ -390,12 +392,12 @@ def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
     directory, name = written.ledger.parent, written.ledger.name
     raise InputError(problem=f'{directory} has no {name}',
                      remedy=f'evaluate it first (scripts/evaluate.py --workdir={directory})')
-  fields = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
-                           remedy='evaluate it again')
-  if 'checks' not in fields:
+  kept = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
+                         remedy='evaluate it again')
+  if 'checks' not in kept:
     raise InputError(problem=f'{written.ledger} was written by an older version',
                      remedy='evaluate it again')
-  return written, Ledger(**fields)
+  return written, Ledger(**kept)
 
 
 def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:

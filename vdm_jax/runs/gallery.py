@@ -49,14 +49,15 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
                      'plane', needs.NEEDS['gallery'].remedy)
   points = lambda split: split.get(np.arange(min(count, len(split))))[m.field]
   test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
-  data = np.asarray(m.encode(jnp.asarray(test)))
+  x = m.encode(jnp.asarray(test))
+  data = np.asarray(x)
 
-  eps = random.normal(random.per_example(random.key(0), jnp.arange(len(data))), data)
+  eps = random.normal(random.per_example(random.key(0), jnp.arange(len(data))), x)
   noisy = []
   at = lambda process, logsnr: process(time_of(process, jnp.float32(logsnr)))
   for logsnr in NOISY:
     level = at(m.process, logsnr)
-    noisy.append(np.asarray(diffuse(data, eps, level) / jnp.hypot(level.alpha, level.sigma)))
+    noisy.append(np.asarray(diffuse(x, eps, level) / jnp.hypot(level.alpha, level.sigma)))
 
   level = at(m.process, FIELD)
   scale = jnp.hypot(level.alpha, level.sigma)

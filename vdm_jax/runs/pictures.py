@@ -66,9 +66,7 @@ def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
   first and last coordinates.  More than three coordinates are a sequence, and each a row of one
   image.
   """
-  if levels is None and data.ndim == 4:
-    data, levels = _stretched(data), 256
-  if levels is None and (data.ndim == 3 or data.shape[1] > 3):
+  if levels is None and _are_sequences(data.shape[1:]):
     figure = Figure(figsize=(6, 4), layout='constrained')
     _sequences(figure.subplots(), data[:16])
     return _pixels(figure)
@@ -77,6 +75,11 @@ def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
   if data.ndim == 2:
     return _scatter(data[None], levels)
   return _sheet(data, levels, across=math.ceil(math.sqrt(len(data))), width=480)
+
+
+def _are_sequences(shape: tuple[int, ...]) -> bool:
+  """Whether real numbers are drawn as curves.  shape: of one example."""
+  return len(shape) == 2 or len(shape) == 1 and shape[0] > 3
 
 
 def _stretched(data: np.ndarray) -> np.ndarray:
@@ -103,9 +106,7 @@ def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
 
   path: integers below `levels`, [frames, n, h, w, c] or points [frames, n, D], as for `samples`.
   """
-  if levels is None and path.ndim == 5:
-    path, levels = _stretched(path), 256
-  if levels is None and (path.ndim == 4 or path.shape[2] > 3):
+  if levels is None and _are_sequences(path.shape[2:]):
     figure = Figure(figsize=(2 * len(path), 2), layout='constrained')
     for axes, frame in zip(figure.subplots(1, len(path), squeeze=False)[0], path, strict=True):
       _sequences(axes, frame[:8])
@@ -116,8 +117,10 @@ def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
   return _sheet(np.swapaxes(path, 0, 1).reshape(-1, *path.shape[2:]), levels, frames, width=960)
 
 
-def _sheet(data: np.ndarray, levels: int, across: int, width: int) -> np.ndarray:
+def _sheet(data: np.ndarray, levels: int | None, across: int, width: int) -> np.ndarray:
   """`across` images a row, enlarged by a whole number up to about `width` pixels."""
+  if levels is None:
+    data, levels = _stretched(data), 256
   if data.shape[-1] == 2:
     data, across = np.moveaxis(data, -1, 1).reshape(-1, *data.shape[1:3], 1), 2 * across
   n, h, w, c = data.shape
@@ -249,12 +252,10 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   histogram.locator_params(axis='y', integer=True)
   histogram.set(xlabel='bits/dim of an image', ylabel='images', title=name)
 
-  if levels is None and (extremes.ndim == 3 or extremes.ndim == 2 and extremes.shape[1] > 3):
+  if levels is None and _are_sequences(extremes.shape[1:]):
     _sequences(shown, np.concatenate([extremes[:1], extremes[-1:]]))
     shown.set_title('the most likely sequence (first colour) and the least likely')
     return figure
-  if levels is None and extremes.ndim == 4:
-    extremes, levels = _stretched(extremes), 256
   shown.set_axis_off()
   if extremes.ndim == 2:
     shown.set_axis_on()

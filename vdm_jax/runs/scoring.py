@@ -26,6 +26,7 @@ from vdm_jax.nn import inception
 from vdm_jax.published import inception as published
 from vdm_jax.published import readers
 from vdm_jax.runs import needs, workdir
+from vdm_jax.values import Bound
 
 __all__ = ['FEATURES', 'INCEPTION', 'Images', 'SPLITS', 'extractor', 'find_reference', 'score']
 
@@ -70,21 +71,21 @@ def _classifier(directory: str) -> Extractor:
 
 def _inception(path: str) -> Extractor:
   """Inception's 2048 pooled features; grey images are shown to it as colour."""
-  path = files.given('features', path)
-  if not path.is_file():
-    raise InputError('features', f'inception:{path}', 'there is no such file',
+  weights = files.given('features', path)
+  if not weights.is_file():
+    raise InputError('features', f'inception:{weights}', 'there is no such file',
                      "give the usual weights, the pytorch-fid project's "
                      'pt_inception-2015-12-05-6726825d.pth')
-  flat = readers.read(path)
+  flat = readers.read(weights)
   try:
     params = published.from_flat(flat)
   except InputError as error:
-    raise InputError('features', f'inception:{path}', f'{error}') from None
-  with open(path, 'rb') as file:
+    raise InputError('features', f'inception:{weights}', f'{error}') from None
+  with open(weights, 'rb') as file:
     checksum = hashlib.file_digest(file, 'sha256').hexdigest()
   if not checksum.startswith(INCEPTION):
     logging.warning('%s is not the usual file, whose SHA-256 begins with %s: distances by other '
-                    'weights are other numbers.', path, INCEPTION)
+                    'weights are other numbers.', weights, INCEPTION)
 
   def apply(params, images):
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -92,8 +93,8 @@ def _inception(path: str) -> Extractor:
                        f'it looks at images [H, W, 1 or 3], not {list(images.shape[1:])}',
                        'choose other features')
     colour = jnp.broadcast_to(images, (*images.shape[:-1], 3)).astype(jnp.float32)
-    return inception.Inception().apply({'params': params}, colour)
-  return features.of_network(f'inception:{path.name}', checksum, apply, params, levels=256)
+    return Bound(params, inception.Inception())(colour)
+  return features.of_network(f'inception:{weights.name}', checksum, apply, params, levels=256)
 
 
 # ----------------------------------------------------- samples, references
@@ -201,13 +202,11 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   for flag, value, least in (('count', count, scores.K_COVERAGE + 1),
                              ('batch_size', batch_size, 1)):
     require_at_least(flag, value, least)
-  if directory:
-    directory = files.run_directory('workdir', directory)
-    out = out or directory / 'scores.json'
-  if out:
-    out = files.output('out', out, '.json', overwrite=overwrite)
-  if save_reference:
-    save_reference = files.output('save_reference', save_reference, '.npz', overwrite=overwrite)
+  run = files.run_directory('workdir', directory) if directory else None
+  to = out or (run / 'scores.json' if run else '')
+  written = files.output('out', to, '.json', overwrite=overwrite) if to else None
+  kept = (files.output('save_reference', save_reference, '.npz', overwrite=overwrite)
+          if save_reference else None)
   of = extractor(by)
   against = find_reference(reference, of, data_dir, data_name)
   if isinstance(against, Images):
@@ -218,17 +217,17 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
     _check(flag, shape, levels, 'the reference', against.shape, against.levels)
 
   images = None
-  if directory:
-    spec = data.resolve(workdir.read_config(directory).data)
+  if run:
+    spec = data.resolve(workdir.read_config(run).data)
     check('workdir', spec.shape, spec.levels)
-    samples = str(directory / f'scored_{method.name}.npz')
-    runs.sample(directory, samples, method=method, count=count, seed=seed, average=average,
+    samples = str(run / f'scored_{method.name}.npz')
+    runs.sample(run, samples, method=method, count=count, seed=seed, average=average,
                 step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
                 data_name=data_name)
     devices.said_by_first(lambda: 0)  # process 0 has written the file
   if samples:
     images = _from_arrays(references.arrays(samples, 'samples'), samples, 'samples')
-    if not directory:
+    if not run:
       check('samples', images.shape, images.levels)
 
   if isinstance(against, Images):
@@ -236,13 +235,13 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
                                                batch_size=batch_size, what='reference'),
                               against.count, scores.KEPT)
     against = Reference(against.name, of.name, of.checksum, against.shape, against.levels, *seen)
-  if save_reference and jax.process_index() == 0:
-    references.save(save_reference, against)
+  if kept and jax.process_index() == 0:
+    references.save(kept, against)
   if images is None:
     return None
   drawn = np.concatenate(list(features.extract(of, images.read, images.count,
                                                batch_size=batch_size, what='samples')))
   found = scores.score(drawn, against, of, images.name)
-  if out and jax.process_index() == 0:
-    files.write_text(out, scores.to_json(found))
+  if written and jax.process_index() == 0:
+    files.write_text(written, scores.to_json(found))
   return found

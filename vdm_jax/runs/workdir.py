@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 
 from vdm_jax import data
@@ -208,7 +209,7 @@ def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> di
   require(config.train.steps > made, 'config.train.steps', config.train.steps,
           f'the run has made {made} steps', 'set more to extend it')
   before = ml_collections.ConfigDict(old['optimizer'])
-  rates = [float(learning_rate(of)(made)) for of in (before, config.optimizer)]
+  rates = [float(np.asarray(learning_rate(of)(made))) for of in (before, config.optimizer)]
   ends = [before.decay_steps, config.optimizer.decay_steps]
   if jax.process_index() == 0:
     print(f'The learning rate falls to 0 at step {ends[1]:,}, no longer at {ends[0]:,}: at step '
