@@ -1,8 +1,8 @@
 """A trained model in a notebook: draw from it, and bound the likelihood of data, in one line.
 
   model = vdm_jax.load('runs/digits')
-  images = model.sample(jax.random.key(0), 16, steps=20)
-  nats = model.nats({'image': images}, key=jax.random.key(1))
+  images = model.sample(random.key(0), 16, steps=20)
+  nats = model.nats({'image': images}, key=random.key(1))
 
 Everything below takes the record `typing.Model`; what systems make is this one.
 """

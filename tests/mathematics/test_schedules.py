@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm_jax import oracles, schedules, values
+from vdm_jax import oracles, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, RectifiedFlow, SubVP, flow, sde, ve, vp
 from vdm_jax.samplers import ddim, sample
 from vdm_jax.schedules import TableSchedule
+from vdm_jax.values import Bound
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -49,7 +50,7 @@ def test_a_fixed_schedule_decreases(schedule):
 @pytest.mark.parametrize('module', LEARNED, ids=name)
 def test_a_learned_schedule_decreases_whatever_its_parameters(module):
   curves = jax.jit(jax.vmap(
-      lambda key: values.Bound(scrambled(module, key), module)(times())))(
+      lambda key: Bound(scrambled(module, key), module)(times())))(
           jax.random.split(jax.random.key(0), 32))
   assert curves.shape == (32, 101)
   assert np.std(curves[:, 50]) > 0.5  # they are 32 different schedules
@@ -62,7 +63,7 @@ def test_every_schedule_and_process_of_the_library_passes_the_check_of_its_users
     infinite = [schedules.Cosine(np.inf, -np.inf), schedules.Sigmoid(0.0, 2.0, np.inf, -np.inf),
                 schedules.BetaLinear(t_min=0.0), schedules.KarrasSigma(0.0, 80.0),
                 TableSchedule(np.array([np.inf, 1.0, -np.inf]))]
-    learned = [values.Bound(scrambled(module, jax.random.key(1)), module) for module in LEARNED]
+    learned = [Bound(scrambled(module, jax.random.key(1)), module) for module in LEARNED]
     per_pixel = lambda t: schedules.Linear()(t) + jnp.zeros((2, 3))
     for each in [*FIXED, *infinite, *learned, per_pixel, RectifiedFlow(), SubVP(),
                  GaussianProcess(schedules.Cosine(), flow)]:
@@ -99,7 +100,7 @@ def test_end_points_are_the_ones_asked_for(schedule):
 def test_end_points_of_a_pinned_schedule_are_exactly_its_parameters(module, single):
   with jax.enable_x64(not single):
     params = scrambled(module, jax.random.key(3))
-    ends = evaluate(values.Bound(params, module), jnp.array([0.0, 1.0]))
+    ends = evaluate(Bound(params, module), jnp.array([0.0, 1.0]))
     assert ends.dtype == (jnp.float32 if single else jnp.float64)
   np.testing.assert_array_equal(ends, [params['logsnr_max'], params['logsnr_min']])
 
@@ -124,7 +125,7 @@ def times_by_integration(params, logsnr):
 
 def test_the_knots_of_a_schedule_are_the_logarithm_of_its_density():
   module, params = schedules.KnotSchedule(knots=8), log_densities(8)
-  level = evaluate(GaussianProcess(values.Bound(params, module)), times(1001))
+  level = evaluate(GaussianProcess(Bound(params, module)), times(1001))
   t, slope = times_by_integration(params, np.asarray(level.logsnr))
   np.testing.assert_allclose(t, times(1001), atol=1e-9)
   np.testing.assert_allclose(-14.0 / level.dlogsnr, slope, rtol=1e-5)
@@ -136,9 +137,9 @@ def test_knots_keep_their_digits_in_float32_at_either_end():
   mirrored = {'logsnr_max': 5.0, 'logsnr_min': -9.0, 'log_density': params['log_density'][::-1]}
   t = np.concatenate([[0.0], np.geomspace(1e-9, 0.5, 200)]).astype(np.float32)
   for given in params, mirrored:
-    exact = evaluate(GaussianProcess(values.Bound(given, module)), t.astype(np.float64))
+    exact = evaluate(GaussianProcess(Bound(given, module)), t.astype(np.float64))
     with jax.enable_x64(False):
-      single = evaluate(GaussianProcess(values.Bound(
+      single = evaluate(GaussianProcess(Bound(
           jax.tree.map(jnp.float32, given), module)), t)
     np.testing.assert_allclose(single.logsnr, exact.logsnr, atol=5e-6)
     np.testing.assert_allclose(single.dlogsnr, exact.dlogsnr, rtol=1e-5)
@@ -150,7 +151,7 @@ def test_the_gradient_of_the_knots_is_that_of_finite_differences():
 
   @jax.jit
   def values(log_density):
-    level = GaussianProcess(values.Bound({**params, 'log_density': log_density}, module))(t)
+    level = GaussianProcess(Bound({**params, 'log_density': log_density}, module))(t)
     return jnp.stack([level.logsnr, jnp.log(-level.dlogsnr)])
 
   got = jax.jacfwd(values)(params['log_density'])
@@ -167,7 +168,7 @@ def test_learned_schedules_start_as_the_straight_line():
                       (schedules.KnotSchedule(), 1e-5)):
     @jax.jit
     def initial(t, module=module):
-      return values.Bound(module.init(jax.random.key(1), t)['params'], module)(t)
+      return Bound(module.init(jax.random.key(1), t)['params'], module)(t)
     np.testing.assert_allclose(initial(t), 13.3 - 18.3 * t, atol=off, err_msg=name(module))
 
 
@@ -523,7 +524,7 @@ def test_a_module_built_and_bound_anew_is_not_traced_again():
   for low in (-1.0, -2.0, -3.0):
     module = schedules.LearnedLinear(logsnr_max=13.3, logsnr_min=-5.0)
     params = {'b': jnp.array([-1.0]), 'w': jnp.array([1.0 - low])}
-    np.testing.assert_allclose(end(values.Bound(params, module)), low, rtol=1e-6)
+    np.testing.assert_allclose(end(Bound(params, module)), low, rtol=1e-6)
 
 
 @pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
@@ -535,7 +536,7 @@ def test_knots_may_differ_by_more_than_float32_can_raise_e_to(step, single):
     params = {'logsnr_max': jnp.ones(()), 'logsnr_min': jnp.zeros(()),
               'log_density': jnp.array([0.0, step])}
     t = jnp.array([0.0, 1e-6, 0.1, 0.5, 0.9, 1.0])
-    at = lambda params: values.Bound(params, module)(t)
+    at = lambda params: Bound(params, module)(t)
     logsnr, slopes = jax.jit(at)(params), jax.jit(jax.jacrev(at))(params)
   u = np.asarray(t, np.float64)
   if step > 0:

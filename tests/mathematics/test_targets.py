@@ -86,7 +86,7 @@ def test_targets_are_what_their_papers_call_them():
   x, eps = draws(5)[..., 0]
 
   @jax.jit
-  def targets():
+  def formed():
     level = process(t)
     log_q = lambda z: jnp.sum(-0.5 * ((z - level.alpha * x) / level.sigma)**2)
     out = {'level': level, 'gradient': jax.grad(log_q)(diffuse(x, eps, level)), 'derivative':
@@ -95,7 +95,7 @@ def test_targets_are_what_their_papers_call_them():
       a, b = target(level)
       out[name] = a * x + b * eps
     return out
-  y = targets()
+  y = formed()
   level = y['level']
   np.testing.assert_allclose(y['v'], level.alpha * eps - level.sigma * x)
   np.testing.assert_allclose(y['flow'], eps - x)
