@@ -219,12 +219,12 @@ def test_times_are_uniform_until_all_bins_are_full_and_then_follow_the_root_mean
   u = np.linspace(0.0, 1.0, 10_001, dtype=np.float32)
 
   @jax.jit
-  def proposals():
+  def proposed():
     nine = proposals.LossHistory.empty(4, 10).add(np.repeat(middle, 9), np.repeat(size, 9))
     # Of the other sign and 9 times the size: of 9 + 81 over 10 the root is 3, times the size.
     return nine.proposal()(u), nine.add(middle, -9.0 * size).proposal()(u)
 
-  (early, weight), (t, _) = proposals()
+  (early, weight), (t, _) = proposed()
   np.testing.assert_allclose(early, u, atol=1e-6)
   np.testing.assert_allclose(weight, 1.0, rtol=1e-5)
   shares = np.diff(np.interp(np.arange(5) / 4, t, u))  # u is the distribution function of t
