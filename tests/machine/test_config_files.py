@@ -167,3 +167,13 @@ def opened(tmp_path, line, own=''):
                   f'  config = vdm.default_config({own})\n  {line}\n  return config\n\n\n'
                   'def build(config):\n  pass\n')
   return config_files.get_config(config_files.read(file).module(), str(file))
+
+
+@pytest.mark.parametrize('line', ['from vdm_jax.systems import vdm', 'import vdm_jax.weights.edm',
+                                  'from vdm_jax.workdir import load'])
+def test_a_config_of_another_version_says_so_and_what_to_do(tmp_path, line):
+  file = tmp_path / 'leaf.py'
+  file.write_text(f'{line}\n{CONFIG}')
+  with pytest.raises(InputError, match='another version of vdm_jax .*put the config of this') as no:
+    config_files.read(file).module()
+  assert '\n' not in str(no.value)

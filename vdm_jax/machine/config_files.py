@@ -258,10 +258,21 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     file, text, _ = self._found(module.__name__)
     package = module.__name__.partition('.')[0]
     module.__builtins__ = {**vars(builtins), '__import__': functools.partial(_import, package)}
-    exec(compile(text, file, 'exec', dont_inherit=True), vars(module))
+    try:
+      exec(compile(text, file, 'exec', dont_inherit=True), vars(module))
+    except ImportError as error:
+      if isinstance(error, InputError) or (error.name or '').partition('.')[0] != 'vdm_jax':
+        raise
+      raise _of_another_version(file, error) from None
 
 
 sys.meta_path.append(_Finder())
+
+
+def _of_another_version(file: str, error: ImportError) -> 'MissingModule':
+  return MissingModule(
+      'config', file, f'it was written for another version of vdm_jax ({error.msg})',
+      'put the config of this version in its place, or use the version that it was written for')
 
 
 def _import(package: str, name: str, globals=None, locals=None, fromlist=(), level=0):
@@ -275,6 +286,8 @@ def _import(package: str, name: str, globals=None, locals=None, fromlist=(), lev
     found = builtins.__import__(f'{package}.{name}', globals, locals, fromlist)
     return found if fromlist else sys.modules[f'{package}.{top}']
   except ModuleNotFoundError as error:
+    if (error.name or '').partition('.')[0] == 'vdm_jax':
+      raise _of_another_version(str((globals or {}).get('__file__', source.path)), error) from None
     missing = (error.name or '').removeprefix(f'{package}.')
     if isinstance(error, MissingModule) or not level and missing.partition('.')[0] != top:
       raise
