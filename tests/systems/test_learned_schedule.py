@@ -244,5 +244,6 @@ def test_without_a_rate_of_its_own_the_optimiser_is_that_of_older_configs():
   plain = optax.adamw(optimizer.learning_rate(config), b1=0.9, b2=0.99, weight_decay=0.01,
                       mask=optimizer.decay_mask).init(PARAMS)
   assert jax.tree.structure(state) == jax.tree.structure(plain)
-  del config.schedule_learning_rate
+  with config.unlocked():
+    del config.schedule_learning_rate
   assert jax.tree.structure(optimizer.adamw(config).init(PARAMS)) == jax.tree.structure(plain)
