@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.support import configs
-from vdm_jax import random, recipes
+from vdm_jax import random, recipes, schedules, weightings
 from vdm_jax.errors import InputError
+from vdm_jax.processes import vp
 from vdm_jax.systems import compose
-from vdm_jax.systems.scores import scoreflow
+from vdm_jax.systems.scores import score_sde, scoreflow
 from vdm_jax.train import loop, parallel
 from vdm_jax.train import step as step_lib
 from vdm_jax.typing import Context
@@ -122,12 +123,19 @@ def test_a_choice_that_a_config_does_not_offer_is_refused_with_those_it_has(name
     configs.read(name)
 
 
+def test_a_weighting_without_a_limit_at_the_data_is_refused_when_it_is_built():
+  _, config = configs.read('systems:simple')
+  with pytest.raises(InputError, match='grows without bound towards t = 0'):
+    score_sde.experiment(config, net=None, schedule=schedules.BetaLinear(t_min=0.0), curve=vp,
+                         weight=weightings.vlb)
+
+
 def test_an_objective_that_asks_for_what_nobody_has_is_refused_when_it_is_built():
   module, config = configs.read('systems:vdm')
   def objective(denoise, process, x, t, keys, cond=None, *, teacher):
     raise AssertionError
   with pytest.raises(InputError, match="requires the keyword 'teacher'"):
-    compose.experiment(config, net=None, schedule=None, objective=objective)
+    compose.experiment(config, net=None, schedule=schedules.Linear(), objective=objective)
 
 
 @pytest.mark.parametrize('data', ['digits', 'swirl'])  # of 17 levels and of 256

@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from vdm_jax import targets
 from vdm_jax.inputs import Inputs, logsnr
-from vdm_jax.objectives import proposals, vlb, weighted_diffusion
+from vdm_jax.objectives import check_limits, proposals, vlb, weighted_diffusion
+from vdm_jax.processes import GaussianProcess
 from vdm_jax.systems import compose, networks
 from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Schedule, Target, Weighting
 
@@ -32,9 +33,12 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
   The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
   network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
   e.g. those of a ladder.  ends_denoised: samples end in x_hat, as in NCSNv2 (Song and Ermon 2020,
-  algorithm 1) and after, where the noise of the last step is visible.  Raises InputError.
+  algorithm 1) and after, where the noise of the last step is visible.
+
+  Raises InputError, also where the weighted loss has no limit at an end of the process.
   """
   compose.require_continuous(config)
+  check_limits(GaussianProcess(schedule, curve), weight)
 
   def objective(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
     # Where it is only measured, times are even in log-SNR: under some of these schedules the
