@@ -7,7 +7,7 @@ With y ~ q(y | data) drawn inside of the bin,
 
 with equality where q is the posterior p(y | data), p restricted to the bin.  `uniform` noise leaves
 a gap (Theis et al. 2016); noise that a network has learned closes some of it (Ho et al. 2019,
-Flow++), and so do K draws: `decoders.log_mean_exp` of the log-weights log p(y) - log q(y | data).
+Flow++), and so do K draws: `units.log_mean_exp` of the log-weights log p(y) - log q(y | data).
 
 A dequantiser is a function
 
@@ -94,7 +94,7 @@ def variational(transport: Callable[[Array, Array], tuple[Array, Array]], levels
   makes the identity transport the uniform dequantiser: training starts from its bound.
 
   transport: invertible in eps for each centre, both [B, ...] -> ([B, ...], [B]); a network such as
-  `nn.dequantiser.Couplings` in a `schedules.Bound`.  Gradients reach it through y and log q.
+  `nn.small.dequantiser.Couplings` in a `values.Bound`.  Gradients reach it through y and log q.
   """
   def dequantise(data, keys):
     x = Pixels(levels).encode(data)

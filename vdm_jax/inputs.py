@@ -3,7 +3,7 @@
 A denoiser is told z and a `Level`.  A network was trained on one process and reads what its paper
 fed it: the step of a chain, the time of an SDE, a noise level, a rescaled z.  All of these are
 functions of logsnr and of z, so a network serves every schedule on its own curve, and any other
-curve by `predictions.on_curve`.
+curve by `denoisers.on_curve`.
 
   name     z                time
   logsnr   z                logsnr

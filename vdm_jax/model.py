@@ -69,7 +69,7 @@ class Model(typing.Model):
            batch_size: int = 512) -> np.ndarray:
     """The bound on -log p of each example of a batch: nats [n], the mean of so many draws.
 
-    Their times are evenly spread, as in a ledger.  bits/dim: `decoders.bits_per_dim(nats, shape)`.
+    Their times are evenly spread, as in a ledger.  bits/dim: `units.bits_per_dim(nats, shape)`.
 
     Args:
       batch: as of the data, {'image': [n, ...], ...}, with the fields that the model is told.

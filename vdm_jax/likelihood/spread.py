@@ -1,8 +1,8 @@
 """How far the one-draw estimates of the diffusion term scatter: measured, for any way to draw t.
 
 The bound of continuous time is a mean over t, which no change of the schedule between its ends and
-no proposal (`objectives.times`) moves.  The variance of its estimate they do move, and what counts
-for training is that of a batch: t_i = (o + i) / B for i = 0 .. B - 1, with one offset o ~ U[0, 1].
+no proposal (`objectives.proposals`) moves.  The variance of its estimate they do move, and what
+counts for training is that of a batch: t_i = (o + i) / B for i = 0 .. B - 1, with one offset o ~ U[0, 1].
 A few offsets near 0 or 1 may hold most of it: beta-linear has nearly all in the first thousandth.
 
 So the offsets here are o = v^3 (10 - 15 v + 6 v^2) with v ~ U[0, 1], dense near both ends, and a
@@ -87,7 +87,7 @@ def under_published(model: Callable[[PyTree], Model], params: PyTree) -> dict[st
 
 
 def check_proposable(model: Model) -> None:
-  """Raises InputError unless proposals of `objectives.times` apply to the model's bound."""
+  """Raises InputError unless proposals of `objectives.proposals` apply to the model's bound."""
   if model.bound is not None:
     raise InputError('workdir', None,
                      'this model has a bound of its own, whose diffusion term is another',

@@ -25,7 +25,7 @@ def simple(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|y - y_hat|^2, a sum over the data: L_simple of Ho et al. (2020), eq. 14, where y is eps.
 
-  x: [B, ...]; t, keys: [B].  steps: T, or None for continuous time.  target: y, see `predictions`.
+  x: [B, ...]; t, keys: [B].  steps: T, or None for continuous time.  target: y, see `targets`.
   Returns [B] and {'eps_error'}, |eps - eps_hat|^2.
   """
   level = process(t if steps is None else vlb.step_number(t, steps) / steps)

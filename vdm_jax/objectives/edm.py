@@ -4,7 +4,7 @@ Karras, Aittala, Aila and Laine (2022), eq. 8, in units of s = sigma / alpha and
 
     E_(ln s ~ N(mean, std^2))  lambda(s) |x - D|^2,   lambda(s) = (s^2 + sigma_d^2) / (s sigma_d)^2
 
-With their preconditioned output F this is E |F - F_hat|^2, `predictions.edm`: the weight that makes
+With their preconditioned output F this is E |F - F_hat|^2, `targets.edm`: the weight that makes
 the loss of all levels alike at first.  In expectation it is `weightings.edm` at uniform times.
 """
 from vdm_jax import weightings

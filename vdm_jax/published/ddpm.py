@@ -1,4 +1,4 @@
-"""Checkpoints of DDPM (Ho et al. 2020) in the format of huggingface/diffusers, for `nn.ddpm.UNet`.
+"""Checkpoints of DDPM (Ho et al. 2020) as huggingface/diffusers has them, for `nn.unets.ddpm`.
 
 The files are the state dicts of its `UNet2DModel`, to which the original ones were converted:
 

@@ -1,12 +1,12 @@
-"""Parameters of DiT (facebookresearch/DiT) as those of `nn.dit.DiT`.
+"""Parameters of DiT (facebookresearch/DiT) as those of `nn.transformers.dit.DiT`.
 
-Blocks are stacked here (`nn.stack`), and the table of positions is computed, not kept:
+Blocks are stacked here (`nn.blocks.stack`), and the table of positions is computed, not kept:
 
     x_embedder.proj.weight             patches/kernel
     y_embedder.embedding_table.weight  label/embedding           the last row is no label
     blocks.3.adaLN_modulation.1.bias   blocks/modulation/bias [3]
     final_layer.linear.weight          out/kernel
-    pos_embed                          nn.dit.positions
+    pos_embed                          nn.transformers.dit.positions
 """
 import math
 import re
@@ -76,7 +76,7 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
     if side**2 != table.shape[-2] or table.shape[-1] % 4 or np.abs(
         table - positions(side, side, table.shape[-1])).max() > 1e-4:
       raise InputError(problem=f'pos_embed {table.shape} is not the fixed table of sines and '
-                       'cosines that nn.dit.DiT computes',
+                       'cosines that nn.transformers.dit.DiT computes',
                        remedy='give weights of it: a network with learned positions does not fit')
   params = fitting.fit(flat, jax.eval_shape(lambda u: stack.unrolled(u, _STACKS), like),
                        published, layout=fitting.from_torch, hint=_HINT)

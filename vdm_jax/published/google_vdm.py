@@ -1,9 +1,9 @@
 """Parameters of the official VDM code (google-research/vdm) as ours.
 
 The official tree, its names joined by `/`, has two parts: `score_model/...`, our `net` (a
-`nn.vdm_unet.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
+`nn.unets.vdm.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
 `schedules.Monotone`).  Kernels have the same layout; the names change, and the blocks down and up
-are stacked (`nn.stack`):
+are stacked (`nn.blocks.stack`):
 
     score_model/down.block_3/GroupNorm_0/scale      net/down/norm1/scale [3]
     score_model/up.attn_0/proj_out/kernel           net/up_attention_0/out/kernel

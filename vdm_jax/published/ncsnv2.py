@@ -1,4 +1,4 @@
-"""Parameters of NCSN and NCSNv2 (ermongroup/ncsn, ermongroup/ncsnv2) as those of `nn.refinenet`.
+"""Parameters of NCSN and NCSNv2 (ermongroup/ncsn, ncsnv2) as those of `nn.unets.refinenet`.
 
 The published files are lists, [parameters, optimiser, epoch, step, averages], of which NCSN has the
 first two.  A flat view of such a list names each by its place, `0.module.begin_conv.weight`; the

@@ -1,4 +1,4 @@
-"""Checkpoints of openai/improved-diffusion and openai/guided-diffusion as parameters of `nn.adm`.
+"""Checkpoints of openai/improved-diffusion and guided-diffusion as parameters of `nn.unets.adm`.
 
 Their files are PyTorch state dicts of one naming.  The blocks are numbered as ours, the parts of a
 block by their place in a list:

@@ -1,6 +1,6 @@
-"""Parameters of U-ViT (baofff/U-ViT) as those of `nn.uvit.UViT`.
+"""Parameters of U-ViT (baofff/U-ViT) as those of `nn.transformers.uvit.UViT`.
 
-Blocks are stacked here (`nn.stack`):
+Blocks are stacked here (`nn.blocks.stack`):
 
     patch_embed.proj.weight      patches/kernel
     label_emb.weight             label/embedding

@@ -38,12 +38,12 @@ zeros = nn.initializers.zeros_init()
 
 def require_images(z: Array) -> None:
   """Raises InputError unless z is [B, H, W, C]."""
-  _require_rank(z, 4, 'images [H, W, C]', 'points such as nn.mlp.MLP')
+  _require_rank(z, 4, 'images [H, W, C]', 'points such as nn.small.mlp.MLP')
 
 
 def require_points(z: Array) -> None:
   """Raises InputError unless z is [B, D]."""
-  _require_rank(z, 2, 'points [D]', 'images such as nn.vdm_unet.UNet')
+  _require_rank(z, 2, 'points [D]', 'images such as nn.unets.vdm.UNet')
 
 
 def _require_rank(z, rank, of, other):

@@ -11,7 +11,7 @@ from vdm_jax.typing import Array
 class Encoder(nn.Module):
   """`blocks` residual blocks between two convolutions: [B, H, W, C] -> [B, H, W, C], float32.
 
-  Fields as in `vdm_unet.UNet`, whose blocks these are.
+  Fields as in `unets.vdm.UNet`, whose blocks these are.
   """
   features: int = 16
   blocks: int = 1

@@ -20,7 +20,7 @@ from vdm_jax.typing import Array, PyTree
 class MLP(nn.Module):
   """`blocks` residual blocks of `features` on z and its Fourier features: [B, D] -> [B, D].
 
-  h + dense(dropout(swish(dense(norm(h)) + W cond))).  Fields as in `vdm_unet.UNet`.
+  h + dense(dropout(swish(dense(norm(h)) + W cond))).  Fields as in `unets.vdm.UNet`.
   """
   features: int = 128
   blocks: int = 4

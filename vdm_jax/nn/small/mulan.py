@@ -26,7 +26,7 @@ from vdm_jax.typing import Array
 class Encoder(nn.Module):
   """x [B, H, W, C] -> the logits of a k-hot latent [B, latent], all 0 at first.
 
-  The half of `vdm_unet.UNet` that leads down to its middle, at a constant noise level; then one
+  The half of `unets.vdm.UNet` that leads down to its middle, at a constant noise level; then one
   channel and a dense layer.  Fields as there.
   """
   latent: int = 50
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
 
 
 class Coefficients(nn.Module):
-  """latent [B, n] -> (a, b, c) of `systems.mulan.PolynomialSchedule`, each [B, *shape].
+  """latent [B, n] -> (a, b, c) of `systems.variational.mulan.PolynomialSchedule`, each [B, *shape].
 
   Two dense layers of `features`, and one for each coefficient.  a and b are 0 at first, so that
   every schedule is the straight line, and c >= 1e-3, so that none stands still at both ends.

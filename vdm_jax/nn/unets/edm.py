@@ -1,7 +1,7 @@
 """The networks of EDM (Karras et al. 2022): DDPM++, NCSN++ and ADM in one notation.
 
 They are F(c_in z, c_noise) of the preconditioned denoiser, eq. 7, whose other half is
-`inputs.edm(sigma_data)` and `predictions.edm(sigma_data)`: time is c_noise = log(sigma) / 4.
+`inputs.edm(sigma_data)` and `targets.edm(sigma_data)`: time is c_noise = log(sigma) / 4.
 `SongUNet` is the trunk of Song et al. (2021), nn/ncsnpp.py; `DhariwalUNet`, of Dhariwal and Nichol
 (2021), is the same trunk with blocks that scale and shift, several heads, and attention after every
 block of a size.
@@ -58,7 +58,7 @@ class SongUNet(nn.Module):
   decoder             the pyramid of outputs: 'standard', none (both), or 'skip'
   heads               further outputs of the shape of z, after y on the last axis
 
-  features to dropout as of `ncsnpp.NCSNpp`; dtype to attention as of `vdm_unet.UNet`.
+  features to dropout as of `ncsnpp.NCSNpp`; dtype to attention as of `unets.vdm.UNet`.
   With the defaults, unconditional DDPM++ on CIFAR-10 (configuration F, VP).
   """
   features: int = 128

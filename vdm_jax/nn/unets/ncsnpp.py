@@ -402,7 +402,7 @@ class NCSNpp(nn.Module):
   combine                 how 'input_skip' joins the features: 'sum' or 'cat'
   scale_by_sigma          y is divided by sigma
   heads                   further outputs of the shape of z, after y on the last axis
-  dtype, remat, weight_gradient, attention   as of `vdm_unet.UNet`
+  dtype, remat, weight_gradient, attention   as of `unets.vdm.UNet`
 
   With the defaults, NCSN++ (cont., VE) on CIFAR-10.
   """

@@ -67,7 +67,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
                inputs: Inputs) -> Experiment:
   """The cross-entropy of a network (z, time, cond = None, keys) -> logits on noisy images.
 
-  inputs: what the network reads, as in `predictions.denoiser`.  `Experiment.model` gives a
+  inputs: what the network reads, as in `denoisers.denoiser`.  `Experiment.model` gives a
   `NoisyClassifier`.  Raises InputError: data without labels.
   """
   spec = data.resolve(config.data)

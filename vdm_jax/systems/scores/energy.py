@@ -80,7 +80,7 @@ def log_weights(denoise: Denoiser, process: Process, keys: Array, like: Array, t
   Annealed importance sampling along the diffusion: from the normal prior, z ~ p(z_1), down the
   `times` [N + 1], 1 to 0, with `moves` of `mala` (h = step_size sigma_t^2) at all levels but the
   last.  log w is -E(z, 1) - log p(z), and at each step E(z, t) - E(z, s) is added after the moves.
-  `decoders.log_mean_exp` of it estimates log Z_0, from below; with weights w, the z_0 are draws of
+  `units.log_mean_exp` of it estimates log Z_0, from below; with weights w, the z_0 are draws of
   exp(-E(z, 0)) / Z_0.  like: [B, ...]; keys: [B].
   """
   log_density = log_prob(denoise, cond)
