@@ -3,7 +3,8 @@
 The bound of continuous time is a mean over t, which no change of the schedule between its ends and
 no proposal (`objectives.proposals`) moves.  The variance of its estimate they do move, and what
 counts for training is that of a batch: t_i = (o + i) / B for i = 0 .. B - 1, with one offset
-o ~ U[0, 1].  A few offsets near 0 or 1 may hold most of it: beta-linear has nearly all in the first thousandth.
+o ~ U[0, 1].  A few offsets near 0 or 1 may hold most of it: beta-linear has nearly all in the first
+thousandth.
 
 So the offsets here are o = v^3 (10 - 15 v + 6 v^2) with v ~ U[0, 1], dense near both ends, and a
 batch counts with the share do/dv = 30 v^2 (1 - v)^2.  v is evenly spread over the batches.

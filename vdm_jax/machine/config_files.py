@@ -263,7 +263,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     except ImportError as error:
       if isinstance(error, InputError) or (error.name or '').partition('.')[0] != 'vdm_jax':
         raise
-      raise _of_another_version(file, error) from None
+      raise _of_another_version(str(file), error) from None
 
 
 sys.meta_path.append(_Finder())
