@@ -1,4 +1,5 @@
 """The loop: what it measures, when it stops, what it leaves behind."""
+import json
 import math
 import os
 import shutil
@@ -122,6 +123,15 @@ def test_a_run_goes_on_by_its_directory_alone_as_one_that_never_stopped(trained,
   monkeypatch.chdir(tmp_path)
   jax.tree.map(np.testing.assert_array_equal, go_on('run', **{'train.steps': 40}),
                state_in(trained[0]))
+
+
+def test_a_run_of_before_the_fields_of_data_goes_on_by_its_directory_alone(trained, tmp_path):
+  copy = shutil.copytree(trained[0], tmp_path / 'run')
+  kept = json.loads((copy / 'config.json').read_text())
+  for name in ('found', 'fields', 'text_length', 'augmentation'):
+    kept['config']['data'].pop(name, None)
+  (copy / 'config.json').write_text(json.dumps(kept))
+  assert int(go_on(copy, **{'train.steps': 45}).step) == 45
 
 
 def test_a_run_whose_learning_rate_is_0_moves_on_when_it_is_extended(decayed, tmp_path, capsys):

@@ -37,7 +37,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   check.held('config.data.batch_size', config.data.batch_size, spec.shape, jax.device_count())
   # What was read from the data becomes part of the run: later commands need no data for it.
   config = config.copy_and_resolve_references()
-  config.data.update(spec.to_config())
+  with config.unlocked():  # that of a run which began before a field existed has it not
+    config.data.update(spec.to_config())
   code = workdir.source(config_file)
   experiment = code.module().build(config)
   found = experiment.data.describe()
