@@ -8,7 +8,7 @@ cd "$root"
 run=runs/digits
 "$python" scripts/train.py --config=configs/digits/vdm.py --workdir="$run" --data_dir=data
 if ! "$python" scripts/evaluate.py --workdir="$run" --report 2>/dev/null; then
-  rm -f "$run/ledger.json"  # of other weights; it comes last, so it vouches for the pictures
+  rm -f "$run/ledger.json"  # of other weights
   "$python" scripts/sample.py --workdir="$run" --steps=250 --count=64 --out="$run/samples.png" \
     --overwrite
   "$python" scripts/evaluate.py --workdir="$run" --split=test --repeats=3

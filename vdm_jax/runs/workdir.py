@@ -143,10 +143,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
   """
   workdir, extended = files.run_directory('workdir', workdir), {}
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f'.probe.{jax.process_index()}.{os.getpid()}'
-    probe.touch()
-    probe.unlink()
+    files.probe(workdir, 0)
   except OSError as error:
     raise InputError('workdir', f'{workdir}', f'it cannot be written ({error.strerror})',
                      'choose another directory') from None
