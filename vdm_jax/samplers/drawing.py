@@ -15,7 +15,7 @@ import numpy as np
 from vdm_jax import random
 from vdm_jax.machine import devices
 from vdm_jax.processes import sample_prior
-from vdm_jax.samplers.sampling import check_finite, check_grid, sample
+from vdm_jax.samplers.sampling import check_finite, check_grid, one_time, sample
 from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler, Samples, Scalar
 
 Make = Callable[[Denoiser, Process], Sampler]
@@ -117,7 +117,7 @@ def from_keys(m: Model, sampler: Make, keys: Array, times: Array, told: PyTree,
     m = m.latent(random.stream(keys, 'latent'))
   conditioned = m.cond(told)
   denoise = lambda z, level, _=None: m.denoise(z, level, conditioned)
-  way = sampler(denoise, m.process)
+  way = sampler(denoise, one_time(m.process))
 
   def look(state):
     z = way.value(state)

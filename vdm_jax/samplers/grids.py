@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.processes import time_of
 from vdm_jax.samplers.multistep import real_steps
 from vdm_jax.samplers.sampling import check_grid
@@ -69,8 +69,11 @@ def _between(process: Process, levels: np.ndarray) -> np.ndarray:
 
 
 def _ends(process: Process) -> tuple[float, float]:
-  """The log-SNR at t = 1 and t = 0."""
-  return float(process(jnp.ones(())).logsnr), float(process(jnp.zeros(())).logsnr)
+  """The log-SNR at t = 1 and t = 0.  Raises InputError where every pixel has its own."""
+  high = process(jnp.zeros(())).logsnr
+  require(not jnp.ndim(high), 'grid', None, 'it is made of noise levels, and here every pixel has '
+          'its own', 'choose one of times, e.g. uniform')
+  return float(process(jnp.ones(())).logsnr), float(high)
 
 
 def logsnr(process: Process, n: int, low: float = -FINITE, high: float = FINITE) -> np.ndarray:

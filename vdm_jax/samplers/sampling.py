@@ -120,6 +120,29 @@ def _run(sampler, keys, z, times, trace):
   return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, seen)
 
 
+def data_axes(process: Process) -> int:
+  """How many axes the levels of one time have: 0 where all numbers of an example share theirs."""
+  return jax.eval_shape(lambda t: process(t), jnp.zeros(())).logsnr.ndim
+
+
+def one_time(process: Process) -> Process:
+  """`process` for a sampler, which asks for one time at once where the levels have axes of data.
+
+  A plan is made from the levels of all times.  Their axis would be taken for that of the examples.
+  The process returned raises InputError instead.
+  """
+  if not data_axes(process):
+    return process
+
+  def at(t):
+    if jnp.ndim(t):
+      raise InputError('sampler', None, 'it plans its steps from one noise level for all pixels, '
+                       'and here every pixel has its own',
+                       'choose one without a plan, e.g. ancestral, ddim')
+    return process(t)
+  return at
+
+
 def check_finite(finite: ArrayLike, times: ArrayLike, process: Process | None = None) -> None:
   """Raises InputError naming the first step whose result is not finite.  finite: [N] bool.
 
@@ -136,7 +159,7 @@ def check_finite(finite: ArrayLike, times: ArrayLike, process: Process | None = 
   if s > t:
     what = 'encoding'
     cause = f'the sampler is stochastic (encode with a deterministic one, e.g. ddim), {cause}'
-  if process is not None:
+  if process is not None and not data_axes(process):
     at_t, at_s = process(jnp.asarray(t)), process(jnp.asarray(s))
     level = f', logsnr = {float(at_t.logsnr):.6g},'
     if at_t.alpha == 0.0:

@@ -71,21 +71,20 @@ def _check(made, rows, trained):
     keys = jax.random.split(random.key(0), n)
     model = made.model(params)
     if denoises(model):
-      _model(model if model.latent is None else model.latent(keys), batch, n,
-             one_time=model.latent is not None)
+      _model(model if model.latent is None else model.latent(keys), batch, n)
     for train in (True, False) if trained else ():
       _loss(made, params, batch, keys, train)
 
   jax.eval_shape(parts, params, batch)
 
 
-def _model(model: Model, batch: PyTree, n: int, one_time: bool) -> None:
-  """Raises InputError.  one_time: its process takes one time for all examples, not one for each."""
+def _model(model: Model, batch: PyTree, n: int) -> None:
+  """Raises InputError."""
   images, shape = batch[model.field], (n, *model.shape)
   x = 1.0 * model.encode(images)  # latents are encoded as they are, whatever their type
   _require('what the model encodes the data as', x, shape, 'Model.shape and the number of examples')
   _require('what the model decodes from that', model.decode(x), jnp.shape(images), 'as the data')
-  for t in (0.5,) if one_time else (0.5, jnp.full(n, 0.5)):
+  for t in (0.5, jnp.full(n, 0.5)):
     level = model.process(jnp.asarray(t, x.dtype))
     for name, u in level._asdict().items():
       fits = jnp.ndim(u) <= len(shape) and all(

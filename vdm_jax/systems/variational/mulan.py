@@ -239,7 +239,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
     def latent(keys):
       denoise, process = given(draw(keys, jnp.zeros((keys.shape[0], n)), hot))
-      return plain._replace(denoise=denoise, process=_one_time(process))
+      return plain._replace(denoise=denoise, process=process)
 
     def mean_logsnr(t):
       t = jnp.asarray(t)
@@ -257,17 +257,6 @@ def _without_latent(z: Array, level: Level, cond: PyTree = None):
   raise InputError(problem='this denoiser needs a latent for each image',
                    remedy='use `model.bound`, or `model.latent(keys)`, the model that is given '
                    'latents of the prior')
-
-
-def _one_time(process):
-  """`process` for samplers: of one time for all images, so that a plan is not taken for images."""
-  def at(t):
-    if jnp.ndim(t):
-      raise InputError(problem='this sampler plans its steps from one noise level for all pixels, '
-                       'and here every pixel has its own',
-                       remedy='choose one without a plan, e.g. ancestral, ddim')
-    return process(t)
-  return at
 
 
 __all__ = ['Given', 'PolynomialSchedule', 'bound', 'by_mean_logsnr', 'default_config', 'draw',
