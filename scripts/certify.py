@@ -11,6 +11,7 @@ import jax
 import rich.console
 from absl import flags
 
+from vdm_jax import measured
 from vdm_jax.certification import catalogue, report
 from vdm_jax.errors import InputError
 
@@ -18,7 +19,7 @@ SAMPLERS = flags.DEFINE_list('samplers', [], 'Only these, FILE.py:NAME of your o
 ORDER = flags.DEFINE_float('order', None, 'What those of your own claim; default: they are '
                            'stochastic, and judged by their moments.')
 JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
-MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the table of README.')
+MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the table of the samplers as Markdown.')
 
 
 def main():
@@ -27,7 +28,7 @@ def main():
   jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
   rows = catalogue.certify_all(catalogue.jobs(SAMPLERS.value, ORDER.value))
   if JSON.value or MARKDOWN.value:
-    print(report.as_json(rows) if JSON.value else report.markdown(rows))
+    print(report.as_json(rows) if JSON.value else measured.markdown(report.cells(rows)))
   else:
     rich.console.Console(width=150).print(report.table(rows))
   if failed := report.failed(rows):

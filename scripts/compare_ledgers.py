@@ -8,7 +8,7 @@ import cli
 import rich.table
 from absl import flags
 
-from vdm_jax import runs
+from vdm_jax import measured, runs
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import comparison
 from vdm_jax.machine import files
@@ -24,7 +24,7 @@ def main(directories):
   header, *lines = comparison.comparison_cells(runs.evaluated(
       [files.run_directory('workdir', directory) for directory in directories]))
   if MARKDOWN.value:
-    print(comparison.markdown([header, *lines]))
+    print(measured.markdown([header, *lines]))
     return
   table = rich.table.Table(*header, caption='bits/dim ± standard error over images; in **: no run '
                            'is better by two standard errors of the difference')

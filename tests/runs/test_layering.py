@@ -17,6 +17,8 @@ ROOMS = {
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},
     # Devices, processes that work together, files.
     'machine': ['typing', 'errors'],
+    # Tables of the docs.
+    'measured': ['errors', 'machine'],
     # Siblings, but a likelihood evaluates the bounds of `objectives`, and the chains of `samplers`
     # with their variances.
     'objectives': [*MATHEMATICS, 'errors'],

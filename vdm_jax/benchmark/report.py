@@ -9,8 +9,8 @@ import rich.box
 import rich.console
 import rich.table
 
+from vdm_jax import measured
 from vdm_jax.benchmark import hardware
-from vdm_jax.ledger import comparison
 
 
 def about(config_file: str | Path, config: ml_collections.ConfigDict) -> dict:
@@ -84,7 +84,7 @@ def show(title: str, result: dict, json_only: bool) -> None:
 
 def markdown(result: dict) -> str:
   """The lists of rows as tables of Markdown."""
-  return '\n\n'.join(comparison.markdown(_cells(rows)) for rows in result.values()
+  return '\n\n'.join(measured.markdown(_cells(rows)) for rows in result.values()
                      if isinstance(rows, list))
 
 

@@ -1,4 +1,4 @@
-"""The certificate as a table, as the table of README, and as JSON."""
+"""The certificate as a table, as the table of the samplers, and as JSON."""
 import json
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from vdm_jax.certification.exact import CURVES
 from vdm_jax.certification.judging import Row, largest_deviation
 from vdm_jax.samplers import catalogue
 
-__all__ = ['as_json', 'failed', 'markdown', 'table']
+__all__ = ['as_json', 'cells', 'failed', 'table']
 
 
 def table(rows: Sequence[Row]) -> rich.table.Table:
@@ -43,16 +43,15 @@ def _cell(row: Row) -> str:
   return text if row.passed else f'[bold red]{text} FAILS[/]'
 
 
-def markdown(rows: Sequence[Row]) -> str:
-  """The table of README: of each sampler the least and the largest of what was measured."""
-  lines = ['| `--sampler=` | paper | order | calls a step | certified | what it is for |',
-           '|---|---|---|---|---|---|']
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+  """A header and a line for each sampler: the least and the largest of what was measured."""
+  lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'what it is for']]
   family = None
   for name, entry in catalogue.SAMPLERS.items():
     of = [row for row in rows if row.sampler == name and row.curve != 'ends']
     if entry.family != family:
       family = entry.family
-      lines.append(f'| **{family}** | | | | | |')
+      lines.append([f'**{family}**', '', '', '', '', ''])
     slopes = [row.measured_order for row in of if row.measured_order is not None]
     if entry.at_tolerance is not None:
       order, found = 'adaptive', f'{max(row.detail["errors"][-1] for row in of):.0e} at 1e-5'
@@ -62,9 +61,9 @@ def markdown(rows: Sequence[Row]) -> str:
     else:
       order, found = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
     mark = ' \\*' if entry.needs in catalogue.MISSING else ''
-    lines.append(f'| `{name}`{mark} | {entry.paper} | {order} | {entry.evaluations or "varies"} | '
-                 f'{found} | {entry.use} |')
-  return '\n'.join(lines)
+    lines.append([f'`{name}`{mark}', entry.paper, order, str(entry.evaluations or 'varies'), found,
+                  entry.use])
+  return lines
 
 
 def as_json(rows: Sequence[Row]) -> str:

@@ -1,6 +1,6 @@
 """Several runs side by side: their ledgers, which of them is best, and how seeds scatter."""
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import rich.table
 from vdm_jax.errors import InputError
 from vdm_jax.ledger.tables import Ledger, number
 
-__all__ = ['Evaluated', 'comparison', 'comparison_cells', 'failed', 'markdown', 'over_seeds']
+__all__ = ['Evaluated', 'comparison', 'comparison_cells', 'failed', 'over_seeds']
 
 
 class Evaluated(NamedTuple):
@@ -95,8 +95,3 @@ def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:
     std = float(np.std(there, ddof=1)) if len(there) > 1 else None
     out.add_row(name, *map(number, [*values, float(np.mean(there)), std]))
   return out
-
-
-def markdown(cells: Sequence[Sequence[str]]) -> str:
-  header, *lines = (f'| {" | ".join(line)} |' for line in cells)
-  return '\n'.join([header, '|---' * len(cells[0]) + '|', *lines])

@@ -1,0 +1,77 @@
+"""Measured tables: what a command writes is what a page shows."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+import rich.table
+
+from vdm_jax import measured
+from vdm_jax.errors import InputError
+from vdm_jax.samplers import catalogue
+
+ROOT = Path(__file__).parents[2]
+TABLES = sorted((ROOT / 'docs' / 'measured').glob('*.json'))
+ONE = measured.Measurement('A title', 'python scripts/a.py', '2026-11-21', '2 CPU cores',
+                           {'jax': '0.10.2'}, ['name', 'value'], [['`a`', '1.0'], ['b', '']])
+RENDERED = '| name | value |\n|---|---|\n| `a` | 1.0 |\n| b | |'
+
+
+def test_a_measurement_is_read_as_it_was_written_and_a_row_is_a_line(tmp_path):
+  path = tmp_path / 'a.json'
+  measured.write(path, ONE)
+  assert measured.read(path) == ONE
+  assert json.loads(path.read_text())['rows'] == ONE.rows
+  assert '    ["`a`", "1.0"],' in path.read_text().splitlines()
+
+
+def test_a_row_that_is_too_short_is_refused(tmp_path):
+  path = tmp_path / 'a.json'
+  measured.write(path, ONE._replace(rows=[['a']]))
+  with pytest.raises(InputError, match='2 columns and a row of 1 cells'):
+    measured.read(path)
+
+
+def test_what_stands_between_the_marks_is_the_table_with_the_indentation_of_its_mark():
+  page = 'a\n<!-- measured: one -->\nold\n<!-- /measured -->\nb\n'
+  rendered = f'<!-- measured: one -->\n{RENDERED}\n<!-- /measured -->'
+  assert measured.fill(page, {'one': ONE}) == f'a\n{rendered}\nb\n'
+  indented = '   <!-- measured: one -->\n   <!-- /measured -->\n'
+  expected = ''.join(f'   {line}\n' for line in rendered.splitlines())
+  assert measured.fill(indented, {'one': ONE}) == expected
+  assert list(measured.named(page)) == ['one']
+
+
+@pytest.mark.parametrize('page,message', [
+    ('<!-- measured: one -->\n', '1 marks open'),
+    ('<!-- measured: one -->\n<!-- measured: one -->\n<!-- /measured -->', '2 marks open'),
+    ('<!-- measured: two -->\n<!-- /measured -->', "no table 'two' is measured")])
+def test_a_mark_without_its_end_or_without_its_table_is_refused(page, message):
+  with pytest.raises(InputError, match=message):
+    measured.fill(page, {'one': ONE})
+
+
+def test_the_cells_of_a_table_of_the_screen_are_its_words():
+  table = rich.table.Table('name', rich.table.Column('value', justify='right'))
+  table.add_row('a', '[bold red]1.0 FAILS[/]')
+  table.add_section()
+  table.add_row('b', rich.text.Text('2', 'yellow'))
+  assert measured.cells(table) == [['name', 'value'], ['a', '1.0 FAILS'], ['b', '2']]
+
+
+@pytest.mark.parametrize('path', TABLES, ids=lambda path: path.stem)
+def test_a_measurement_says_when_on_what_and_by_which_command(path):
+  found = measured.read(path)
+  assert found.title and found.command and found.machine and 'jax' in found.versions
+  assert re.fullmatch(r'\d{4}-\d\d-\d\d', found.date)
+  scripts = re.findall(r'scripts/\w+\.\w+', found.command)
+  assert all((ROOT / script).is_file() for script in scripts)
+  assert all(isinstance(cell, str) and '\n' not in cell for row in found.rows for cell in row)
+
+
+def test_the_table_of_the_samplers_is_of_the_catalogue():
+  rows = measured.read(ROOT / 'docs' / 'measured' / 'samplers.json').rows
+  there = {row[0].split('`')[1]: row for row in rows if row[0].startswith('`')}
+  assert list(there) == list(catalogue.SAMPLERS)
+  for name, entry in catalogue.SAMPLERS.items():
+    assert (there[name][1], there[name][5]) == (entry.paper, entry.use)

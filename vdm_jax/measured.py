@@ -1,0 +1,127 @@
+"""Measured tables: the JSON that a command writes, and the Markdown that a page shows of it.
+
+A page names a table between two marks, each alone on its line:
+
+    <!-- measured: samplers -->
+    ...
+    <!-- /measured -->
+
+What stands between them is rendered from docs/measured/samplers.json by scripts/render_docs.py, so
+a page never says another number than the file.
+"""
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import rich.table
+import rich.text
+
+from vdm_jax.errors import InputError
+from vdm_jax.machine import files
+
+__all__ = ['Measurement', 'cells', 'fill', 'markdown', 'named', 'pages', 'read', 'read_all',
+           'render', 'write']
+
+_MARKED = re.compile(
+    r'^(?P<indent> *)<!-- measured: (?P<name>\S+) -->\n(?P<table>.*?)^ *<!-- /measured -->$',
+    re.DOTALL | re.MULTILINE)
+
+
+class Measurement(NamedTuple):
+  """A table, and how it was measured.  Cells are text, whose digits say the precision."""
+  title: str
+  command: str               # what measured it
+  date: str                  # YYYY-MM-DD
+  machine: str
+  versions: dict[str, str]   # {package: version}
+  columns: list[str]
+  rows: list[list[str]]      # a cell for each column, as Markdown
+
+
+def read(path: str | Path) -> Measurement:
+  """The measurement in a file.  Raises InputError where it is damaged."""
+  found = files.read_json(path, Measurement._fields, 'measure it again')
+  measurement = Measurement(**{name: found[name] for name in Measurement._fields})
+  wrong = [row for row in measurement.rows if len(row) != len(measurement.columns)]
+  if wrong:
+    raise InputError(problem=f'{path} has {len(measurement.columns)} columns and a row of '
+                     f'{len(wrong[0])} cells, {wrong[0]}', remedy='measure it again')
+  return measurement
+
+
+def write(path: str | Path, measurement: Measurement) -> None:
+  """Writes a measurement as JSON, a line for each row, so that a change of one is a line."""
+  *head, (name, rows) = measurement._asdict().items()
+  text = json.dumps(dict(head), indent=2, ensure_ascii=False).removesuffix('\n}')
+  lines = ',\n'.join(f'    {json.dumps(row, ensure_ascii=False)}' for row in rows)
+  files.write_text(path, f'{text},\n  "{name}": [\n{lines}\n  ]\n}}\n')
+
+
+def cells(table: rich.table.Table) -> list[list[str]]:
+  """The header and the rows of a table of the screen, without colours."""
+  plain = lambda u: u.plain if isinstance(u, rich.text.Text) else (
+      rich.text.Text.from_markup(str(u)).plain)
+  header = [plain(column.header) for column in table.columns]
+  rows = zip(*(column.cells for column in table.columns), strict=True)
+  return [header, *[list(map(plain, row)) for row in rows]]
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+  """A header and rows of cells as a table of Markdown."""
+  header, *rows = (f'|{"|".join(f" {cell} " if cell else " " for cell in line)}|'
+                   for line in lines)
+  return '\n'.join([header, '|---' * len(lines[0]) + '|', *rows])
+
+
+def named(page: str) -> Iterator[str]:
+  """The names of the tables that a page marks."""
+  return (match['name'] for match in _MARKED.finditer(page))
+
+
+def fill(page: str, measurements: Mapping[str, Measurement]) -> str:
+  """The text of a page, with every marked table rendered.
+
+  Raises InputError: a mark that is not closed, or one of a table that is not in `measurements`.
+  """
+  def rendered(match: re.Match) -> str:
+    name, indent = match['name'], match['indent']
+    if name not in measurements:
+      raise InputError(problem=f'no table {name!r} is measured',
+                       remedy=f'name one of {", ".join(sorted(measurements))}')
+    table = markdown([measurements[name].columns, *measurements[name].rows])
+    lines = [f'<!-- measured: {name} -->', *table.splitlines(), '<!-- /measured -->']
+    return '\n'.join(indent + line for line in lines)
+
+  found = list(_MARKED.finditer(page))
+  opened = re.findall(r'^ *<!-- measured: .*$', page, re.MULTILINE)
+  closed = re.findall(r'^ *<!-- /measured -->$', page, re.MULTILINE)
+  if not len(found) == len(opened) == len(closed):
+    raise InputError(problem=f'{len(opened)} marks open a table and {len(closed)} close one, '
+                     f'{len(found)} of them in pairs',
+                     remedy='close each by <!-- /measured --> before the next is opened')
+  return _MARKED.sub(rendered, page)
+
+
+def read_all(root: Path) -> dict[str, Measurement]:
+  """{name: measurement} of docs/measured of the checkout at `root`."""
+  return {path.stem: read(path) for path in sorted((root / 'docs' / 'measured').glob('*.json'))}
+
+
+def pages(root: Path) -> list[Path]:
+  """The pages of the checkout at `root` for its users."""
+  found = [root / 'README.md', root / 'CONTRIBUTING.md', *sorted((root / 'docs').rglob('*.md')),
+           *sorted((root / 'configs').rglob('README.md'))]
+  return [path for path in found if path.exists()]
+
+
+def render(root: Path) -> list[Path]:
+  """Renders the marked tables of all pages; returns the pages that have changed."""
+  measurements, changed = read_all(root), []
+  for path in pages(root):
+    text = path.read_text()
+    if (filled := fill(text, measurements)) != text:
+      files.write_text(path, filled)
+      changed.append(path)
+  return changed
