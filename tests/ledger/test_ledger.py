@@ -75,7 +75,7 @@ def test_the_file_is_strict_json_and_comes_back_as_it_was():
     raise AssertionError(f'{name} is not JSON')
   assert Ledger(**json.loads(text, parse_constant=refuse)) == ledger(rows, [check(True)])
   assert list(json.loads(text)) == ['dataset', 'checkpoint', 'rows', 'config', 'checks',
-                                    'provenance']
+                                    'provenance', 'format']
 
 
 def test_what_is_not_a_number_is_not_written():

@@ -63,7 +63,8 @@ def test_the_ledger_has_every_field_that_it_promises(evaluated):
   def refuse(name):
     raise AssertionError(f'{name} is not JSON')
   ledger = json.loads((run / 'ledger.json').read_text(), parse_constant=refuse)
-  assert set(ledger) == {'dataset', 'checkpoint', 'rows', 'config', 'checks', 'provenance'}
+  assert set(ledger) == {'dataset', 'checkpoint', 'rows', 'config', 'checks', 'provenance',
+                         'format'}
   assert {k: ledger['dataset'][k] for k in ('split', 'examples', 'of', 'levels')} == {
       'split': 'test', 'examples': 13, 'of': 13, 'levels': 5}
   assert ledger['dataset']['name'].endswith('images.npz')
@@ -201,6 +202,9 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
   ledger = runs.evaluate(run, **ONCE)
   assert runs.report(run) == ledger._replace(config=json.loads(json.dumps(ledger.config)))
   fields = json.loads((run / 'ledger.json').read_text())
+  (run / 'ledger.json').write_text(json.dumps(fields | {'format': fields['format'] + 1}))
+  with pytest.raises(InputError, match='ledger.json has format 2, .* update vdm_jax'):
+    runs.report(run)
   fields['checkpoint']['step'] = 2
   (run / 'ledger.json').write_text(json.dumps(fields))
   with pytest.raises(InputError, match='step 2, the newest checkpoint of step 4'):

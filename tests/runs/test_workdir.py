@@ -339,6 +339,18 @@ def test_a_damaged_config_json_is_one_line_with_the_remedy(two, text):
   assert '\n' not in str(error.value)
 
 
+def test_a_run_of_a_newer_format_is_refused_and_one_of_none_is_read(two):
+  path = two['a'] / 'config.json'
+  record = json.loads(path.read_text())
+  assert record['format'] == provenance.FORMAT
+  path.write_text(json.dumps(record | {'format': provenance.FORMAT + 1}))
+  with pytest.raises(InputError, match='config.json has format 2, .* up to 1; update vdm_jax'):
+    vdm_jax.load(two['a'])
+  del record['format']
+  path.write_text(json.dumps(record))
+  assert vdm_jax.load(two['a'])[0] == 'a'
+
+
 def test_every_start_of_a_run_says_what_made_it(two, monkeypatch, caplog):
   made = {'vdm_jax': '9', 'commit': 'abc', 'jax': '1', 'date': 'then', 'command': 'train.py'}
   file = two['a'].parent / 'moved_a' / 'leaf.py'

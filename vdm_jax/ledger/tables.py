@@ -24,6 +24,7 @@ class Ledger(NamedTuple):
   config: dict
   checks: list[dict]  # what `relations.check` found
   provenance: dict = {}  # versions, commit, date, command; empty of an older version
+  format: int = 0        # of the file; 0 of an older version
 
   def to_json(self) -> str:
     return json.dumps(self._asdict(), indent=2, allow_nan=False)

@@ -114,9 +114,12 @@ def save_npz(path: str | Path, **arrays) -> None:
     np.savez_compressed(partial, **arrays)
 
 
-def read_json(path: str | Path, of: Sequence[str], remedy: str) -> dict:
-  """The object in a file of JSON, which has the fields `of`.  Raises InputError, with the remedy,
-  where the file is damaged."""
+def read_json(path: str | Path, of: Sequence[str], remedy: str, newest: int = 0) -> dict:
+  """The object in a file of JSON, which has the fields `of`.
+
+  newest: the largest `format` of the file that its reader knows.
+  Raises InputError, with the remedy, where the file is damaged, or of a newer format.
+  """
   try:
     found = json.loads(Path(path).read_text())
   except ValueError as error:  # of the text, or of its encoding
@@ -124,4 +127,7 @@ def read_json(path: str | Path, of: Sequence[str], remedy: str) -> dict:
   missing = [name for name in of if not isinstance(found, dict) or name not in found]
   if missing:
     raise InputError(None, None, f'{path} is damaged (it has no {missing[0]!r})', f'{remedy}.')
+  if (version := found.get('format', 0)) > newest:
+    raise InputError(problem=f'{path} has format {version}, and this version of vdm_jax reads up '
+                     f'to {newest}', remedy='update vdm_jax')
   return found

@@ -28,7 +28,7 @@ from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.machine import files
 from vdm_jax.runs import needs, pictures, workdir
-from vdm_jax.runs.provenance import provenance
+from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers import grids
 from vdm_jax.schedules import check_decreasing
@@ -125,7 +125,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   bound, checks = _check(question, found, measured)
   ledger = Ledger(**question.about, rows=[m.row for _, m in measured],
                   config=question.trained.config.to_dict(), checks=checks,
-                  provenance=provenance())
+                  provenance=provenance(), format=FORMAT)
   try:
     _write(written, question, ledger, [m for _, m in measured], bound)
   finally:
@@ -393,7 +393,7 @@ def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
     raise InputError(problem=f'{directory} has no {name}',
                      remedy=f'evaluate it first (scripts/evaluate.py --workdir={directory})')
   kept = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
-                         remedy='evaluate it again')
+                         remedy='evaluate it again', newest=FORMAT)
   if 'checks' not in kept:
     raise InputError(problem=f'{written.ledger} was written by an older version',
                      remedy='evaluate it again')

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import vdm_jax
 
-__all__ = ['changed', 'provenance']
+__all__ = ['FORMAT', 'changed', 'provenance']
+
+# `format` in a run's config.json and ledger.json.  It grows when an older version would misread
+# what a newer one writes.  Files of before it was written have none.
+FORMAT = 1
 
 
 def provenance() -> dict[str, str]:

@@ -4,7 +4,8 @@
     config/           the modules beside it that it imports, if any: see `config_files`
     config.json       its values, with what was read from the data filled in; the modules' names;
                       the working directory, to which paths of the data are relative; the data's
-                      fingerprint; every start of the run, with versions, commit, date and command
+                      fingerprint; every start of the run, with versions, commit, date and command;
+                      the format of these files
     checkpoints/      see train/checkpoint.py
     metrics.jsonl, tensorboard/, ...
 
@@ -32,7 +33,7 @@ from absl import logging
 from vdm_jax import data
 from vdm_jax.errors import InputError, require
 from vdm_jax.machine import config_files, files
-from vdm_jax.runs.provenance import changed, provenance
+from vdm_jax.runs.provenance import FORMAT, changed, provenance
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.optimizer import learning_rate
 from vdm_jax.train.step import default_average
@@ -182,7 +183,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
       files.write_text(workdir / 'config' / name, text)
     files.write_text(workdir / 'config.py', code.text)
     files.write_text(workdir / 'config.json', json.dumps({
-        'config': values, 'from': began, 'neighbours': list(code.neighbours), 'cwd': os.getcwd(),
+        'format': FORMAT, 'config': values, 'from': began, 'neighbours': list(code.neighbours),
+        'cwd': os.getcwd(),
         'fingerprint': fingerprint or old.get('fingerprint'),
         'starts': [*old.get('starts', ()), provenance() | extended]}, indent=2))
     for file in (workdir / 'config').rglob('*.py'):  # of another start
@@ -268,7 +270,7 @@ def _record(workdir: str | Path) -> dict:
     raise InputError('workdir', f'{workdir}', 'it holds no run, as it has no config.json',
                      'name the directory of a run')
   return files.read_json(path, of=('config', 'from'), remedy='restore it, or remove it '
-                         'and start the same training again, which writes it anew')
+                         'and start the same training again, which writes it anew', newest=FORMAT)
 
 
 def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'latest',
