@@ -5,7 +5,7 @@
 No diffusion model: what it learns is the label.  metrics.jsonl has the accuracy on the images held
 out and on the test images.
 Hardware and time: 2 CPU cores, half a minute.
-To reach: 98.3 % of the 300 test images, measured here.
+To reach: accuracy 0.983 on the 300 test images, measured here.
 """
 import ml_collections
 

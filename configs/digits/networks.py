@@ -11,7 +11,7 @@ After the colon:
   cfg   ddpm, trained to do without a tenth of the labels, for guidance (Ho and Salimans 2022):
         sample.py --guidance=W draws by eps = (1 + W) eps(z, label) - W eps(z)
 
-Hardware, time and what they reach: see configs/README.md.
+Hardware, time and what they reach: see configs/digits/README.md.
 """
 import ml_collections
 from flax import linen as nn

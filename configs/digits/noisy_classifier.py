@@ -12,7 +12,7 @@ by quarters of time, accuracy_1 nearest the data.  It guides, in Python, any mod
   denoise = guidance.classifier(unlabelled, guidance.label_gradient(noisy.logits), scale=2.0)
 
 whose `cond` are labels [B].
-Hardware, time and what it reaches: see configs/README.md.
+Hardware, time and what it reaches: see configs/digits/README.md.
 """
 import ml_collections
 

@@ -7,7 +7,7 @@ E(z, t) = 1/2 |z + network|^2, as Salimans and Ho (2021), trained by denoising s
 lambda = 2 sigma^2 on all levels.  --config.data.name takes other points.  In Python, with the
 denoiser of `vdm_jax.load`, `systems.scores.energy` samples by MALA, multiplies models and estimates
 normalisers.
-Hardware, time and what it reaches: see configs/README.md.
+Hardware, time and what it reaches: see configs/plane/README.md.
 A free network has 5.57 bits/dim (spiral.py), on another loss.
 """
 import ml_collections

@@ -8,7 +8,7 @@ After the colon `implicit` for the exact trace, one product for each of the two 
 Both of q(z_t) at all levels with lambda = sigma^2 as in NCSN: the noise is in the data, and the
 network is not told which it was.  The loss has another constant than denoising score matching, and
 may be negative; the bound is reported.
-Hardware, time and what it reaches: see configs/README.md.
+Hardware, time and what it reaches: see configs/plane/README.md.
 energy.py has the same levels, with a denoising target.
 """
 import ml_collections

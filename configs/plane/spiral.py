@@ -11,7 +11,8 @@ The network is an MLP, the rest is the system of the images.  After the colon th
   ve    their VE SDE, geometric sigma
   edm   Karras et al. (2022): their preconditioning and weight, on their process
 
-Hardware, time and what it reaches: see configs/README.md; the entropy of the data is 5.49 bits/dim.
+Hardware, time and what it reaches: see configs/plane/README.md; the entropy of the data is 5.49
+bits/dim.
 """
 import jax.numpy as jnp
 import ml_collections

@@ -6,7 +6,7 @@
 Sohl-Dickstein et al. (2015), section 3.1 and appendix D.1.2: the binomial chain, which ends at the
 data's share of ones.  Published, with another network, is K = -2.414 bits a sequence (table 1); the
 data have -log2 5 = -2.322.
-Hardware, time and what it reaches: see configs/README.md.
+Hardware, time and what it reaches: see configs/sequences/README.md.
 """
 import ml_collections
 

@@ -1,4 +1,5 @@
 """Measured tables: what a command writes is what a page shows."""
+import ast
 import json
 import re
 from pathlib import Path
@@ -75,3 +76,39 @@ def test_the_table_of_the_samplers_is_of_the_catalogue():
   assert list(there) == list(catalogue.SAMPLERS)
   for name, entry in catalogue.SAMPLERS.items():
     assert (there[name][1], there[name][5]) == (entry.paper, entry.use)
+
+
+# ---------------------------------------------------------------------- configs
+
+
+def claims(path: Path) -> str:
+  """What a config's header says is to be reached."""
+  header = ast.get_docstring(ast.parse(path.read_text())) or ''
+  return header.partition('\nTo reach')[2].partition('\n\n')[0]
+
+
+CONFIGS = [path for path in sorted((ROOT / 'configs').rglob('*.py')) if claims(path)]
+number = re.compile(r'\b\d+\.\d+\b')
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_what_a_config_is_to_reach_stands_in_the_table_of_its_folder(path):
+  """What was measured here in the table that was measured, what was published in the README."""
+  text = claims(path)
+  if 'no table is published' in text:
+    return
+  if 'measured here' in text:
+    rows = measured.read(ROOT / 'docs' / 'measured' / f'{path.parent.name}.json').rows
+    text = text.partition('measured here')[0]
+  else:
+    lines = (path.parent / 'README.md').read_text().splitlines()
+    rows = [line.split('|')[1:] for line in lines if line.startswith('|')]
+  row = ' '.join(cell for row in rows if f'`{path.name}' in row[0] for cell in row)
+  assert set(number.findall(text)[:1]) <= set(number.findall(row)), (text, row)
+  assert number.findall(text)
+
+
+def test_a_header_that_sends_to_a_table_sends_to_one_with_its_name():
+  for path in sorted((ROOT / 'configs').rglob('*.py')):
+    for page in re.findall(r'see (\S+/README\.md)', path.read_text()):
+      assert f'`{path.name}' in (ROOT / page).read_text() or path.name == 'systems.py', path
