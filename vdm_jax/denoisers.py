@@ -15,7 +15,7 @@ def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...
   `inputs` is where a published network's own conventions live, see `vdm_jax.inputs`.
 
   heads: what further outputs are called.  The network's last axis is then 1 + len(heads) times as
-  long as that of z, and Estimate.extra = {name: [B, ...]}: `v` is that of a learned variance.
+  long as that of z, and Estimate.extra = {name: [B, ...]}: 'variance' is the head of IDDPM.
   Raises InputError: the network's output has another shape, which might broadcast.
   """
   def denoise(z, level, cond=None):

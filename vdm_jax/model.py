@@ -105,8 +105,8 @@ class Model(typing.Model):
       method = catalogue.method(sampler, steps, named, usual=20)
       require(not method.variances, 'sampler', sampler, 'it takes variances that are estimated on '
               'images', 'draw from the run, by vdm_jax.runs.sample')
-      require(not method.head or 'v' in self._extra(), 'sampler', sampler, "this model's network "
-              'has no head for the variance', 'choose another sampler')
+      require(not method.head or 'variance' in self._extra(), 'sampler', sampler,
+              "this model's network has no head for the variance", 'choose another sampler')
       make, times = method.make, method.times
     else:
       make, times = sampler, catalogue.on_grid(named or 'uniform', steps, usual=20)

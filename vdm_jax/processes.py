@@ -307,22 +307,23 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
   return mean, at_s.sigma * jnp.sqrt(share)
 
 
-def interpolated_std(at_t: Level, at_s: Level, v: ArrayLike) -> Array:
-  """sqrt(beta^v beta_tilde^(1 - v)): of p(z_s | z_t), between those of two kernels of the process.
+def interpolated_std(at_t: Level, at_s: Level, share: ArrayLike) -> Array:
+  """sqrt(beta^v beta_tilde^(1 - v)), v = `share`: of p(z_s | z_t), between two kernels' own.
 
   beta_tilde = sigma_s^2 tau is the variance of q(z_s | z_t, x), beta = sigma_t^2 tau that of
-  q(z_t | z_s) on `vp`.  Nichol and Dhariwal (2021), eq. 15.  The levels broadcast against v.
+  q(z_t | z_s) on `vp`.  Nichol and Dhariwal (2021), eq. 15.  The levels broadcast against
+  `share`.
   """
-  return jnp.sqrt(tau(at_t, at_s)) * at_s.sigma**(1.0 - v) * at_t.sigma**v
+  return jnp.sqrt(tau(at_t, at_s)) * at_s.sigma**(1.0 - share) * at_t.sigma**share
 
 
 def learned_share(estimate: Estimate) -> Array:
-  """v = (u + 1) / 2 of a variance head u = estimate.extra['v']: [B, ...], for `interpolated_std`.
+  """(u + 1) / 2 of a variance head u = estimate.extra['variance']: the share in `interpolated_std`.
 
   Nichol and Dhariwal (2021), section 3.1; u is what the network gives, in the range [-1, 1] of
   their public code, and is mapped to [0, 1] here alone.  It is not clipped.
   """
-  return 0.5 * (estimate.extra['v'] + 1.0)
+  return 0.5 * (estimate.extra['variance'] + 1.0)
 
 
 def prior_std(process: Process, t: ArrayLike = 1.0) -> Array:

@@ -279,7 +279,7 @@ def test_other_schedules_have_the_ends_of_the_models_own_and_decrease():
 
 
 def heads(z, level, cond=None):
-  return ORACLE(z, level)._replace(extra={'v': z})
+  return ORACLE(z, level)._replace(extra={'variance': z})
 
 
 own_bound = {'bound': lambda batch, t, keys, steps: None}

@@ -110,14 +110,14 @@ def test_classifier_free_guidance_repeats_the_published_one(recorded, channels):
   r, params = recorded
   net = lambda *args: SMALL.apply({'params': params}, *args)
   told = denoisers.denoiser(net, targets.eps, lambda z, level: (z, jnp.full(1, 100.0)),
-                              heads=('v',))
+                              heads=('variance',))
   untold = lambda z, level, cond: told(z, level, None)
   w = jnp.where(jnp.arange(4) < channels, 3.0, 0.0)
   level = processes.GaussianProcess(schedules.Linear())(jnp.full(1, 0.4))
   guided = jax.jit(lambda z: guidance.classifier_free(told, untold, w)(z, level, jnp.array([3])))(
       to_nhwc(r['cfg_x']))
   want = to_nhwc(r[f'cfg_out_{channels}'])
-  got = jnp.concatenate([guided.eps, guided.extra['v']], axis=-1)
+  got = jnp.concatenate([guided.eps, guided.extra['variance']], axis=-1)
   assert_close(got, want, 2e-5)
 
 

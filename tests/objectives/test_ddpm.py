@@ -196,7 +196,7 @@ def test_the_hybrid_of_weight_zero_is_l_simple(x64):
   given, chain = arguments()
 
   def denoise(z, level, cond=None):
-    return ORACLE(z, level)._replace(extra={'v': 0.3 * jnp.sin(z)})
+    return ORACLE(z, level)._replace(extra={'variance': 0.3 * jnp.sin(z)})
 
   @jax.jit
   def values():

@@ -397,7 +397,7 @@ def test_of_one_bit_the_best_chain_is_exact_in_any_number_of_steps(activity, x64
 def test_the_variance_is_learned_where_no_other_is_named(x64):
   oracle = oracles.Gaussian(0.2, 0.7)
   headed = lambda z, level, cond=None: oracle(z, level)._replace(
-      extra={'v': jnp.full_like(z, 0.4)})
+      extra={'variance': jnp.full_like(z, 0.4)})
   x = jnp.linspace(-1.0, 1.0, 6)[:, None]
   of = jax.jit(lambda variance=None: dpm2015.bound(
       headed, chain(), x, (jnp.arange(6) + 0.5) / 6, jax.random.split(jax.random.key(0), 6),
@@ -440,7 +440,7 @@ def posterior_draws(multiply, steps, shape=(1,)):
   def run(key):
     keys = jax.random.split(key, N)
     z = multiplied.start(PROCESS, multiply, keys, jnp.zeros((N, *shape)))
-    sampler = multiplied.multiplied(ORACLE, PROCESS, multiply, v=1.0)
+    sampler = multiplied.multiplied(ORACLE, PROCESS, multiply, share=1.0)
     return samplers.sample(sampler, keys, z, jnp.linspace(1.0, 0.0, steps + 1))
   return np.asarray(run(jax.random.key(0)), np.float64)
 
@@ -499,8 +499,8 @@ def test_without_a_second_distribution_it_is_the_ancestral_sampler():
   z = jax.random.normal(jax.random.key(1), (5, 3))
   times = jnp.linspace(1.0, 0.0, 5)
   ours, same = (samplers.sample(sampler, keys, z, times) for sampler in (
-      multiplied.multiplied(ORACLE, PROCESS, nothing, v=0.5),
-      samplers.ancestral(ORACLE, PROCESS, v=0.5)))
+      multiplied.multiplied(ORACLE, PROCESS, nothing, share=0.5),
+      samplers.ancestral(ORACLE, PROCESS, share=0.5)))
   np.testing.assert_allclose(ours, same, rtol=1e-5, atol=1e-6)
 
 

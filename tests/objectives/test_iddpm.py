@@ -44,13 +44,14 @@ def test_a_denoiser_hands_on_the_further_outputs_by_name():
   z = jnp.arange(12.0).reshape(2, 2, 3)
   net = lambda z, logsnr, cond=None: jnp.concatenate([0.1 * z, 2.0 * z, 3.0 * z], axis=-1)
   level = PROCESS(jnp.array([0.3, 0.7]))
-  estimate = denoisers.denoiser(net, targets.eps, heads=('v', 'w'))(z, level)
+  estimate = denoisers.denoiser(net, targets.eps, heads=('variance', 'w'))(z, level)
   np.testing.assert_allclose(estimate.eps, 0.1 * z, rtol=1e-6)
-  assert estimate.extra.keys() == {'v', 'w'}
-  np.testing.assert_array_equal(estimate.extra['v'], 2.0 * z)
+  assert estimate.extra.keys() == {'variance', 'w'}
+  np.testing.assert_array_equal(estimate.extra['variance'], 2.0 * z)
   np.testing.assert_array_equal(estimate.extra['w'], 3.0 * z)
-  with pytest.raises(ValueError, match=r"returns \[2, 2, 9\] .* heads = \('v',\), .*\[2, 2, 6\]"):
-    denoisers.denoiser(net, targets.eps, heads=('v',))(z, level)
+  message = r"returns \[2, 2, 9\] .* heads = \('variance',\), .*\[2, 2, 6\]"
+  with pytest.raises(ValueError, match=message):
+    denoisers.denoiser(net, targets.eps, heads=('variance',))(z, level)
 
 
 # ------------------------------------------------------------ variances
@@ -63,8 +64,8 @@ def test_v_of_0_and_1_are_the_variances_of_the_posterior_and_of_the_forward_step
   @jax.jit
   def values():
     at_t, at_s = PROCESS(t), PROCESS(t - 0.1)
-    variance = lambda u: vlb.learned(Estimate(z, z, {'v': jnp.full_like(z, u)}), at_t.expand(z),
-                                     at_s.expand(z))
+    variance = lambda u: vlb.learned(Estimate(z, z, {'variance': jnp.full_like(z, u)}),
+                                     at_t.expand(z), at_s.expand(z))
     return at_t, at_s, posterior(z, z, at_t, at_s)[1], variance(-1.0), variance(1.0)
 
   at_t, at_s, std, lowest, highest = values()
@@ -97,7 +98,7 @@ def test_the_best_v_on_gaussian_data_is_that_of_the_true_variance(steps, x64):
   def mean(moved):
     def denoise(z, level, cond=None):
       u = 2.0 * best(level)[:, None] - 1.0 + moved
-      return oracles.Gaussian(0.0, STD)(z, level)._replace(extra={'v': u})
+      return oracles.Gaussian(0.0, STD)(z, level)._replace(extra={'variance': u})
     _, terms = vlb.discrete(denoise, PROCESS, x, t, None, steps=steps, data=x, decoder=nothing,
                             variance=vlb.learned, eps=eps, eps_0=eps)
     return jnp.mean(terms['diffusion'])
@@ -123,7 +124,7 @@ def denoiser(params):
   def net(z, logsnr, cond=None):
     share = jax.nn.sigmoid(logsnr)[:, None]
     return jnp.concatenate([z * (1.0 - params['mean'] * share), params['head'] * jnp.tanh(z)], -1)
-  return denoisers.denoiser(net, targets.eps, heads=('v',))
+  return denoisers.denoiser(net, targets.eps, heads=('variance',))
 
 
 def test_the_bound_in_the_hybrid_trains_the_variance_alone():

@@ -80,7 +80,7 @@ STEPS, U = 5, 0.4
 
 def hybrid_bound(x, t, keys):
   denoise = lambda z, level, cond=None: ORACLE(z, level)._replace(
-      extra={'v': jnp.full_like(z, U)})
+      extra={'variance': jnp.full_like(z, U)})
   _, terms = iddpm.hybrid(denoise, PROCESS, x, t, keys, steps=STEPS, data=x,
                           decoder=normal_decoder(1.0)[0])
   return terms['vlb']

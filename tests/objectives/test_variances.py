@@ -32,7 +32,7 @@ def with_head(u, denoise=None):
   """The Gaussian's own denoiser, or another one, with a head for the variance: `u` everywhere."""
   denoise = denoise or oracles.Gaussian(0.0, STD)
   def headed(z, level, cond=None):
-    return denoise(z, level)._replace(extra={'v': jnp.full_like(z, u)})
+    return denoise(z, level)._replace(extra={'variance': jnp.full_like(z, u)})
   return headed
 
 

@@ -20,8 +20,8 @@ from vdm_jax.typing import Estimate
 
 pytestmark = pytest.mark.usefixtures('x64')
 
-fixed_large = functools.partial(ancestral, v=1.0)
-between = functools.partial(ancestral, v=0.4)
+fixed_large = functools.partial(ancestral, share=1.0)
+between = functools.partial(ancestral, share=0.4)
 reverse_flow = functools.partial(reverse_diffusion, noise=False)
 
 STOCHASTIC = {'fixed_small': ancestral, 'between': between, 'fixed_large': fixed_large,
@@ -197,10 +197,10 @@ def test_with_the_best_learned_variance_the_chain_of_gaussian_data_is_exact():
       low, high = jnp.log(at_s.sigma**2 * new), jnp.log(level.sigma**2 * new)
       best = 2.0 * jnp.log(exact_kernel(HALF, OFFICIAL, level.t, s)[2])
       head = 2.0 * (best - low) / (high - low) - 1.0
-      return HALF(z, level)._replace(extra={'v': jnp.full_like(z, head)})
+      return HALF(z, level)._replace(extra={'variance': jnp.full_like(z, head)})
     return denoise
 
-  got = bounds(functools.partial(ancestral, v=learned_share), [1, 2, 5], denoiser)
+  got = bounds(functools.partial(ancestral, share=learned_share), [1, 2, 5], denoiser)
   np.testing.assert_allclose(got, 5.956014634, atol=1e-8)
 
 
@@ -290,7 +290,7 @@ def test_float32_stays_float32_and_near_float64_with_one_evaluation_a_step(make)
 
 def test_a_variance_may_differ_from_element_to_element():
   head = jnp.array([[-1.0, 1.0]])
-  blind = lambda z, level: Estimate(0.0 * z, 0.0 * z, {'v': head})
+  blind = lambda z, level: Estimate(0.0 * z, 0.0 * z, {'variance': head})
   keys = jax.random.split(jax.random.key(0), 1)
 
   @jax.jit

@@ -89,7 +89,8 @@ def test_ancestral_is_the_ddpm_of_diffusers_but_for_its_noise_at_the_end():
     large = run.options['variance_type'].startswith('fixed_large')
     ratio = run.arrays['ve_sigma_eval']
     times = recordings.angle_time(np.append(ratio, 0.0))
-    got = program(run, large, lambda oracle, process: ancestral(oracle, process, v=float(large)),  # noqa: B023
+    share = float(large)
+    got = program(run, large, lambda oracle, process: ancestral(oracle, process, share=share),  # noqa: B023
                   recordings.angle('vp'), times[:-1], times[1:])
     if large and run.arrays['n_noise'] == run.count:
       noise = recordings.recording(DIFFUSERS)[f'noise/{recordings.data_set(run.path)}']
@@ -228,7 +229,7 @@ def test_the_predictors_of_score_sde_are_ours_on_its_chain_with_its_score(predic
     if predictor == 'reverse_diffusion':
       sampler = reverse_diffusion(denoise, chain(curve, n), noise=not flow)
     else:
-      sampler = ancestral(denoise, chain(curve, n), v=1.0 if curve == 'vp' else 0.0)
+      sampler = ancestral(denoise, chain(curve, n), share=1.0 if curve == 'vp' else 0.0)
     grid = np.arange(n, -1, -1) / n
     check(run, song_replay(sampler, data, curve, grid[:-1], grid[1:]))
     seen += 1

@@ -30,7 +30,7 @@ BETA_MIN, BETA_MAX, SIGMA_MIN, SIGMA_MAX = 0.1, 20.0, 0.01, 50.0  # the defaults
 PREDICTORS = {
     'euler_maruyama': lambda curve: euler_maruyama,
     'reverse_diffusion': lambda curve: reverse_diffusion,
-    'ancestral_sampling': lambda curve: functools.partial(ancestral, v=float(curve == 'vp')),
+    'ancestral_sampling': lambda curve: functools.partial(ancestral, share=float(curve == 'vp')),
     'none': lambda curve: lambda denoise, process: Sampler(
         lambda keys, z, t, s, _: z, evaluations=0)}
 CORRECTORS = {'langevin': functools.partial(langevin_corrector, over_batch=True),

@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict] = {
 }
 
 _SUPPLIED: dict[str, Callable[[Callable], Make]] = {
-    '': lambda make: make, 'head': lambda make: make, 'v': lambda make: make,
+    '': lambda make: make, 'head': lambda make: make, 'variance_head': lambda make: make,
     'log_prob': with_log_prob, 'variances': with_variances, 'guidance': with_guidance}
 
 
@@ -56,7 +56,7 @@ def equalities() -> dict[str, list[Make]]:
           of('deis_t1', degree=0), of('unip_2', order=1)],
       'ancestral = ddim with eta 1 = dpmpp_1_sde': [
           of('ancestral'), of('ddim', eta=1.0), of('dpmpp_2m_sde', order=1)],
-      'ancestral_learned with v = -1 = ancestral': [of('ancestral_learned'), of('ancestral')],
+      'ancestral_learned with a head of -1 = ancestral': [of('ancestral_learned'), of('ancestral')],
       'unip_2 with B(h) = e^h - 1 = dpmpp_2m': [of('unip_2'), of('dpmpp_2m')],
       'edm with Euler = ddim': [of('edm', tableau=runge_kutta.EULER), of('ddim')],
       'pc_ancestral with no correction = ancestral': [

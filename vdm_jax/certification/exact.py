@@ -89,7 +89,7 @@ class Oracle:
     square = mean(jnp.square(eps) + jnp.square(level.alpha * s) / variance)
     x_variance = mean(jnp.square(x) + jnp.square(level.sigma * s) / variance) - jnp.square(mean(x))
     extra = {'eps_sq': square, 'residual_sq': square - jnp.square(mean(eps)),
-             'x_variance': x_variance, 'v': -jnp.ones_like(z)}
+             'x_variance': x_variance, 'variance': -jnp.ones_like(z)}
     return Estimate(mean(x), mean(eps), extra)
 
   def log_prob(self, z: Array, level: Level) -> Array:

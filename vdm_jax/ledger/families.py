@@ -118,7 +118,7 @@ def _need_of_chain(asked, options, model, batch):
     _require_levels(asked, model, batch)
   if chain.paths or chain.variance == 'analytic':
     _require_one_level(asked, model)
-  if chain.variance == 'learned' and 'v' not in heads(model, batch):
+  if chain.variance == 'learned' and 'variance' not in heads(model, batch):
     raise _refused(asked, "this model's network has no head for the variance", 'train one '
                    '(configs/systems.py:iddpm_hybrid), or ask for another variance')
   return ('variances',) if chain.variance == 'analytic' else ()
@@ -458,8 +458,8 @@ def of_chain(asked: Sequence[Asked], options: Options, model: Model, batch: PyTr
   vlb@T/learned/ddpm where the network has variances.  Raises InputError for what has no value
   there either.
   """
-  bound = VLB.ask(f'vlb@{model.steps}/' + ('learned' if 'v' in heads(model, batch) else 'large')
-                  + '/ddpm')
+  variance = 'learned' if 'variance' in heads(model, batch) else 'large'
+  bound = VLB.ask(f'vlb@{model.steps}/{variance}/ddpm')
   rest = [one for one in asked if one.name not in ('vlb', bound.name)]
   for one in rest:
     if not one.family.at_data(one, options):

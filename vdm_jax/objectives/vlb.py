@@ -94,7 +94,8 @@ def fixed_large(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
 
 
 def learned(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
-  """beta^v beta_tilde^(1 - v) with v = (u + 1) / 2 of the head u = estimate.extra['v'], [B, ...].
+  """beta^v beta_tilde^(1 - v) with v = (u + 1) / 2 of the head u =
+  estimate.extra['variance'], [B, ...].
 
   Nichol and Dhariwal (2021), eq. 15; as `ancestral` with `processes.learned_share`.
   """

@@ -137,7 +137,7 @@ def _check_own(directory, method, trace: Path | None, label, guided, told) -> No
 
 def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:
   """Raises InputError for what this model cannot be asked for."""
-  if method.head and 'v' not in heads(model, spec.zeros(1)):
+  if method.head and 'variance' not in heads(model, spec.zeros(1)):
     raise InputError('sampler', method.name, "this model's network has no head for the variance",
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
   if guided:

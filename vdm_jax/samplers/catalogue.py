@@ -54,7 +54,7 @@ class Method(NamedTuple):
   grid: str
   times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
   variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
-  head: bool = False       # the network has to have one for the variances of its steps, 'v'
+  head: bool = False       # the network has to have the head 'variance'
 
 
 ANCESTRAL = Method('ancestral', first_order.ancestral, 'uniform', lambda _: grids.uniform(250))
@@ -144,13 +144,13 @@ SAMPLERS: dict[str, Entry] = {
     'ancestral': Entry(_FIRST, 'Ho et al. (2020), smaller variance', first_order.ancestral,
                        use='the chain that the bound is of; best with hundreds of steps'),
     'ancestral_large': Entry(_FIRST, 'Ho et al. (2020), larger variance',
-                             partial(first_order.ancestral, v=1.0),
+                             partial(first_order.ancestral, share=1.0),
                              use='few hundred steps, data of about unit variance'),
     'ancestral_between': Entry(_FIRST, 'Nichol and Dhariwal (2021), eq. 15, v = 1/2',
-                               partial(first_order.ancestral, v=0.5), use='in between'),
+                               partial(first_order.ancestral, share=0.5), use='in between'),
     'ancestral_learned': Entry(_FIRST, 'Nichol and Dhariwal (2021), learned variance',
-                               partial(first_order.ancestral, v=processes.learned_share),
-                               use='networks with a variance head', needs='v'),
+                               partial(first_order.ancestral, share=processes.learned_share),
+                               use='networks with a variance head', needs='variance_head'),
     'ddim': Entry(_FIRST, 'Song, Meng and Ermon (2021)', first_order.ddim, 1,
                   use='the plain deterministic sampler; also encodes'),
     'ddim_half': Entry(_FIRST, 'Song, Meng and Ermon (2021), eta = 1/2',
@@ -401,7 +401,7 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
     name = f'{name} {entry.version}'
   times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
   return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
-                entry.needs == 'v')
+                entry.needs == 'variance_head')
 
 
 def on_grid(grid: str, steps: int | None = None, *, usual: int = 250

@@ -1,7 +1,8 @@
 """One evaluation a step, from the estimate at its start alone: z_s = a x_hat + b eps_hat + c noise.
 
 `ddim` chooses how much of the noise in z_s is drawn anew, keeping its variance; `ancestral` draws
-from the posterior at x_hat, with its own variance or a larger one.  They meet at eta = 1, v = 0.
+from the posterior at x_hat, with its own variance or a larger one.  They meet at eta = 1 and
+share = 0.
 """
 from collections.abc import Callable
 
@@ -47,15 +48,15 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
 
 
 def ancestral(denoise: Denoiser, process: Process,
-              v: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
-  """z_s ~ N(mean of q(z_s | z_t, x = x_hat), beta^v beta_tilde^(1 - v)).
+              share: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
+  """z_s ~ N(mean of q(z_s | z_t, x = x_hat), beta^v beta_tilde^(1 - v)) with v = `share`.
 
   beta_tilde = sigma_s^2 tau is the posterior's own variance, beta = sigma_t^2 tau that of
   q(z_t | z_s).  Ho et al. (2020), algorithm 2 and section 3.2: v = 0 ("fixed small") is best for a
   single datum, v = 1 ("fixed large") for data of unit variance.  Between them, Nichol and Dhariwal
-  (2021), eq. 15; v may be a function of the estimate, `processes.learned_share`.  v = 0 is also
-  Kingma et al. (2021), eq. 9 and appendix A.4.  Of the ancestral samplers of Song et al. (2021),
-  that for `vp` is v = 1 and that for `ve` is v = 0.
+  (2021), eq. 15; `share` may be a function of the estimate, `processes.learned_share`.  v = 0 is
+  also Kingma et al. (2021), eq. 9 and appendix A.4.  Of the ancestral samplers of Song et al.
+  (2021), the one for `vp` has v = 1 and the one for `ve` has v = 0.
 
   A step to sigma_s = 0 draws no noise, whatever v, as the last one in the algorithm.  beta is in
   the units of the curve: only v = 0 gives the same samples on all curves.
@@ -63,11 +64,11 @@ def ancestral(denoise: Denoiser, process: Process,
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
     estimate = denoise(z, at_t)
-    share_of_beta = v(estimate) if callable(v) else v
+    v = share(estimate) if callable(share) else share
     at_t, at_s = at_t.expand(z), at_s.expand(z)
-    std = interpolated_std(at_t, at_s, share_of_beta)
+    std = interpolated_std(at_t, at_s, v)
     std = jnp.where(at_s.sigma > 0.0, std, 0.0)
-    kept = jnp.sqrt(1.0 - tau(at_t, at_s))
-    mean = at_s.alpha * estimate.x + at_s.sigma * kept * estimate.eps
+    eps_scale = jnp.sqrt(1.0 - tau(at_t, at_s))
+    mean = at_s.alpha * estimate.x + at_s.sigma * eps_scale * estimate.eps
     return mean + std * random.normal(random.stream(keys, 'noise'), z)
   return Sampler(step)

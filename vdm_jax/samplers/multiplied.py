@@ -54,8 +54,8 @@ def start(process: Process, multiply: Multiply, keys: Array, like: Array) -> Arr
 
 
 def multiplied(denoise: Denoiser, process: Process, multiply: Multiply,
-               v: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
-  """z_s ~ p(z_s | z_t) r(z_s) up to a constant; p and v as of `ancestral`.
+               share: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
+  """z_s ~ p(z_s | z_t) r(z_s) up to a constant; p and `share` as of `ancestral`.
 
   Begin at `start`.  Sohl-Dickstein et al. (2015), section 2.5.
   """
@@ -63,9 +63,9 @@ def multiplied(denoise: Denoiser, process: Process, multiply: Multiply,
     at_t, at_s = process(t), process(s)
     estimate = denoise(z, at_t)
     mean, _ = posterior(z, estimate.x, at_t, at_s)
-    share = v(estimate) if callable(v) else v
+    v = share(estimate) if callable(share) else share
     wide_t, wide_s = at_t.expand(z), at_s.expand(z)
-    std = jnp.where(wide_s.sigma > 0.0, interpolated_std(wide_t, wide_s, share), 0.0)
+    std = jnp.where(wide_s.sigma > 0.0, interpolated_std(wide_t, wide_s, v), 0.0)
     mean, variance = multiply(mean, jnp.broadcast_to(jnp.square(std), z.shape), at_s)
     return mean + jnp.sqrt(variance) * random.normal(random.stream(keys, 'noise'), z)
   return Sampler(step)

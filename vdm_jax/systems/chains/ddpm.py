@@ -114,7 +114,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
 
 def _heads(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  return ('v',) if config.model.variances else ()
+  return ('variance',) if config.model.variances else ()
 
 
 def of_latents(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experiment:

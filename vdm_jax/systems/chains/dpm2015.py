@@ -101,7 +101,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
     table = TableSchedule(rates.apply({'params': params['schedule']}))
     read = lambda z, level: (z, jnp.broadcast_to(table.index(level.logsnr), z.shape[:1]))
     apply = lambda z, step, cond: net.apply({'params': params['net']}, z, step, cond)
-    denoise = denoisers.denoiser(apply, targets.v, read, heads=('v',))
+    denoise = denoisers.denoiser(apply, targets.v, read, heads=('variance',))
     process = GaussianProcess(table)
 
     def bound(batch, t, keys, steps):

@@ -39,5 +39,5 @@ def _experiment(config: ml_collections.ConfigDict, net: nn.Module | None, object
   compose.require(config, 'timesteps', config.model.timesteps >= 1,
                   'learned variances are those of a chain', 'give its number of steps')
   return compose.experiment(
-      config, net=net or networks.unet(config).clone(heads=1), heads=('v',), objective=objective,
-      schedule=schedules.Cosine(*compose.end_points(config)))
+      config, net=net or networks.unet(config).clone(heads=1), heads=('variance',),
+      objective=objective, schedule=schedules.Cosine(*compose.end_points(config)))
