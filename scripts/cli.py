@@ -47,7 +47,7 @@ PROCESSES = [
 
 
 class _Path(flags.ArgumentParser):
-  """A path, by `files.given` or another function of (field, path)."""
+  """A path, by `files.user_path` or another function of (field, path)."""
 
   def __init__(self, name: str, check):
     self._name, self._check = name, check
@@ -61,7 +61,7 @@ class _Path(flags.ArgumentParser):
 
 def path(name: str, help_text: str) -> flags.FlagHolder[str | None]:
   """A flag of one path, with ~ expanded; None where it is not given."""
-  return flags.DEFINE(_Path(name, files.given), name, None, help_text)
+  return flags.DEFINE(_Path(name, files.user_path), name, None, help_text)
 
 
 def run_directory(help_text: str = 'The directory of the run.', name: str = 'workdir'
@@ -197,7 +197,7 @@ def _with_config_found(argv: list[str]) -> list[str]:
     else:
       continue
     name, colon, variant = text.partition(':')
-    file = files.given('config', name)
+    file = files.user_path('config', name)
     if not file.is_file():
       known = {*_configs(), *map(str, file.parent.glob('*.py'))}
       near = difflib.get_close_matches(str(file), known, n=3)

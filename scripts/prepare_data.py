@@ -23,7 +23,7 @@ def main(names):
     raise InputError(problem='one data set is prepared at a time',
                      remedy='name cifar10, mnist or digits')
   print(prepare.prepare(names[0], DATA_DIR.value or '',
-                        [str(files.given('from', each)) for each in FROM.value]))
+                        [str(files.user_path('from', each)) for each in FROM.value]))
 
 
 if __name__ == '__main__':

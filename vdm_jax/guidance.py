@@ -4,10 +4,10 @@ A wrapper changes the estimate and nothing else, so every sampler takes every wr
 halves of an estimate always change together: z = alpha x + sigma eps holds after a wrapper wherever
 it held before, and `extra` is kept.
 
-  where x_hat may be      `clip`, `dynamic_threshold`
-  what it is told         `told`
-  what it is led to       `classifier`, `classifier_free`
-  where that applies      `within` an interval of log-SNR
+  where x_hat may be          `clip`, `dynamic_threshold`
+  what it is conditioned on   `conditioned_on`
+  what it is led to           `classifier`, `classifier_free`
+  where that applies          `guided_between` two values of log-SNR
 
 They nest, and what comes last has the last word: guidance extrapolates, so clip what is guided
 (`clip(classifier_free(...))`), not what guides.
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from vdm_jax.errors import InputError, require
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, Model, PyTree
 
-__all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'dynamic_threshold',
-           'label_gradient', 'parse', 'revise', 'told', 'within']
+__all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'conditioned_on',
+           'dynamic_threshold', 'guided_between', 'label_gradient', 'parse', 'revise']
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
@@ -60,8 +60,8 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
   """
   def thresholded(z, level, cond=None):
     estimate = denoise(z, level, cond)
-    within_image = tuple(range(1, z.ndim))
-    s = jnp.percentile(jnp.abs(estimate.x), percentile, axis=within_image, keepdims=True)
+    data_axes = tuple(range(1, z.ndim))
+    s = jnp.percentile(jnp.abs(estimate.x), percentile, axis=data_axes, keepdims=True)
     s = jnp.maximum(s, 1.0)
     return revise(estimate, jnp.clip(estimate.x, -s, s) / s, level)
   return thresholded
@@ -70,8 +70,8 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
 # ------------------------------------------------------ what it is led to
 
 
-def told(denoise: Denoiser, change: Callable[[PyTree], PyTree]) -> Denoiser:
-  """`denoise` told change(cond) instead of cond; with `Model.null`, the model without condition."""
+def conditioned_on(denoise: Denoiser, change: Callable[[PyTree], PyTree]) -> Denoiser:
+  """`denoise` given change(cond) instead of cond; with `Model.null`, without a condition."""
   return lambda z, level, cond=None: denoise(z, level, change(cond))
 
 
@@ -83,9 +83,9 @@ def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: ArrayLike
   evaluations; both denoisers are given the same `cond`.
   """
   def guided(z, level, cond=None):
-    told, untold = conditional(z, level, cond), unconditional(z, level, cond)
-    return told._replace(x=told.x + w * (told.x - untold.x),
-                         eps=told.eps + w * (told.eps - untold.eps))
+    with_label, without = conditional(z, level, cond), unconditional(z, level, cond)
+    return with_label._replace(x=with_label.x + w * (with_label.x - without.x),
+                               eps=with_label.eps + w * (with_label.eps - without.eps))
   return guided
 
 
@@ -126,8 +126,8 @@ def label_gradient(logits: Callable[[Array, Level], Array]
 # ----------------------------------------------------- where that applies
 
 
-def within(plain: Denoiser, other: Denoiser, low: float, high: float) -> Denoiser:
-  """`other` where low <= logsnr <= high, and `plain` elsewhere; their `extra` must agree in kind.
+def guided_between(plain: Denoiser, guided: Denoiser, low: float, high: float) -> Denoiser:
+  """`guided` where low <= logsnr <= high, and `plain` elsewhere; their `extra` must agree in kind.
 
   Kynkäänniemi et al. (2024) so restrict guidance to the middle noise levels; their interval of
   sigma at alpha = 1 is that of logsnr = -2 log sigma.  Both are evaluated at every level: which
@@ -137,7 +137,7 @@ def within(plain: Denoiser, other: Denoiser, low: float, high: float) -> Denoise
     def choose(there, here):
       logsnr = level.expand(there).logsnr
       return jnp.where((low <= logsnr) & (logsnr <= high), there, here)
-    return jax.tree.map(choose, other(z, level, cond), plain(z, level, cond))
+    return jax.tree.map(choose, guided(z, level, cond), plain(z, level, cond))
   return chosen
 
 
@@ -161,19 +161,19 @@ class Guidance(NamedTuple):
     if model.null is None:
       raise InputError('guidance', self.weight, 'this model has not learned to do without a label',
                        'train one that has (configs/digits/networks.py:cfg)')
-    unconditional = told(model.denoise, model.null)
+    unconditional = conditioned_on(model.denoise, model.null)
     guided = classifier_free(model.denoise, unconditional, self.weight)
-    return model._replace(denoise=within(model.denoise, guided, self.low, self.high))
+    return model._replace(denoise=guided_between(model.denoise, guided, self.low, self.high))
 
 
-def parse(given: Sequence[str]) -> Guidance | None:
+def parse(texts: Sequence[str]) -> Guidance | None:
   """Of --guidance=W or W,LOW,HIGH, split at the commas; None where it is empty.  Raises InputError.
   """
   try:
-    numbers = [float(number) for number in given]
+    numbers = [float(number) for number in texts]
     if len(numbers) not in (0, 1, 3) or (len(numbers) == 3 and not numbers[1] < numbers[2]):
       raise ValueError
   except ValueError:
-    raise InputError('guidance', given, 'it is W, or W,LOW,HIGH with LOW < HIGH',
+    raise InputError('guidance', texts, 'it is W, or W,LOW,HIGH with LOW < HIGH',
                      'give one number or three') from None
   return Guidance(*numbers) if numbers else None

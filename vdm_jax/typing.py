@@ -204,7 +204,7 @@ class Model(NamedTuple):
                                        # is larger than a level of the data
   steps: int = 0                       # T of the chain that it is; 0: a model of continuous time
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
-  of_latents: bool = False             # whether the data are latents, and no images yet
+  is_latent: bool = False              # whether the data are latents, and no images yet
   field: str = 'image'                 # which field of a batch is the data
   conditions: Callable = _untold       # (numbers of samples [n], values by field) -> the batch that
                                        # `cond` reads, without x: see data.conditions

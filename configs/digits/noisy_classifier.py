@@ -8,7 +8,7 @@ No diffusion model: what it learns is the label.  metrics.jsonl has its accuracy
 by quarters of time, accuracy_1 nearest the data.  It guides, in Python, any model of these levels:
 
   model, noisy = load('runs/vdm'), load('runs/digits_noisy_classifier')
-  unlabelled = guidance.told(model.denoise, lambda label: None)
+  unlabelled = guidance.conditioned_on(model.denoise, lambda label: None)
   denoise = guidance.classifier(unlabelled, guidance.label_gradient(noisy.logits), scale=2.0)
 
 whose `cond` are labels [B].

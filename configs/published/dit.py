@@ -33,7 +33,8 @@ def get_config(model: str = 'DiT-XL-2-256x256') -> ml_collections.ConfigDict:
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  base = chain.of_latents(config, net=networks.configured(MODELS[config.model.checkpoint], config))
+  net = networks.configured(MODELS[config.model.checkpoint], config)
+  base = chain.latent_experiment(config, net=net)
 
   def model(params, keys=None):  # trained with labels left out now and then
     return base.model(params, keys)._replace(null=lambda label: jnp.full_like(label, -1))

@@ -53,21 +53,21 @@ def test_a_relative_directory_is_judged_by_where_it_is(tmp_path, monkeypatch):
 def test_a_tilde_is_the_home_directory_wherever_a_path_is_given(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))
   monkeypatch.chdir(tmp_path)
-  for of in (files.given, files.run_directory):
+  for of in (files.user_path, files.run_directory):
     assert of('workdir', '~/runs/a') == tmp_path / 'home' / 'runs' / 'a'
     assert of('workdir', Path('a', '~')) == Path('a', '~')
   assert files.output('out', '~/a.png', '.png') == tmp_path / 'home' / 'a.png'
   checkpointed('~/run')
   assert (tmp_path / 'home' / 'run' / 'checkpoints').is_dir() and not (tmp_path / '~').exists()
   with pytest.raises(InputError, match=r"workdir='~nobody-here/a': there is no such home"):
-    files.given('workdir', '~nobody-here/a')
+    files.user_path('workdir', '~nobody-here/a')
 
 
 @pytest.mark.parametrize('path,message', [
     ('', '--workdir=: it is empty; give a path (is a shell variable unset?).'),
     ('a\0b', '--workdir=a\0b: no path has a zero byte; give another.')])
 def test_what_can_be_no_path_is_refused(path, message):
-  for of in (files.given, files.run_directory):
+  for of in (files.user_path, files.run_directory):
     with pytest.raises(InputError) as error:
       of('workdir', path)
     assert error.value.as_flag() == message

@@ -19,7 +19,7 @@ WRAPPERS = {
     'classifier_free': lambda d: guidance.classifier_free(d, oracles.Gaussian(0.0, 2.0), 3.0),
     'classifier': lambda d: guidance.classifier(
         d, lambda z, level, cond: level.expand(z).alpha * jnp.sin(z), 2.0),
-    'within': lambda d: guidance.within(d, guidance.clip(d), -2.0, 2.0),
+    'guided_between': lambda d: guidance.guided_between(d, guidance.clip(d), -2.0, 2.0),
 }
 
 
@@ -179,7 +179,7 @@ def test_what_a_wrapper_is_conditioned_on_reaches_what_it_wraps():
   for wrapped, calls in [(guidance.clip(denoise), 1), (guidance.dynamic_threshold(denoise), 1),
                          (guidance.classifier_free(denoise, denoise, 1.0), 2),
                          (guidance.classifier(denoise, gradient), 2),
-                         (guidance.within(denoise, denoise, 0.0, 1.0), 2)]:
+                         (guidance.guided_between(denoise, denoise, 0.0, 1.0), 2)]:
     seen.clear()
     wrapped(z, level, 'label')
     assert seen == ['label'] * calls
@@ -193,17 +193,17 @@ def test_within_an_interval_of_log_snr_the_other_denoiser_is_used(curve):
   other = oracles.Gaussian(-1.0, 0.3)
   process = process_on(curve)  # log-SNR 8 - 16 t
   z, level = at(process, times=(0.0, 0.3, 0.5, 0.7, 1.0))  # 8, 3.2, 0, -3.2, -8
-  got = guidance.within(WIDE, other, -3.3, 3.1)(z, level)
+  got = guidance.guided_between(WIDE, other, -3.3, 3.1)(z, level)
   for i, expected in enumerate([WIDE, WIDE, other, other, WIDE]):
     np.testing.assert_array_equal(got.x[i], expected(z, level).x[i])
     np.testing.assert_array_equal(got.eps[i], expected(z, level).eps[i])
   single = process(jnp.asarray(0.5))  # one level for the whole batch
-  np.testing.assert_array_equal(guidance.within(WIDE, other, -1.0, 1.0)(z, single).x,
+  np.testing.assert_array_equal(guidance.guided_between(WIDE, other, -1.0, 1.0)(z, single).x,
                                 other(z, single).x)
 
 
 def test_what_is_not_used_may_be_anything():
   nowhere = lambda z, level, cond=None: Estimate(z * jnp.nan, z * jnp.inf)
   z, level = at(process_on(vp))
-  got = guidance.within(WIDE, nowhere, 20.0, 30.0)(z, level)
+  got = guidance.guided_between(WIDE, nowhere, 20.0, 30.0)(z, level)
   np.testing.assert_array_equal(got.eps, WIDE(z, level).eps)

@@ -84,11 +84,11 @@ def test_a_model_says_whether_its_estimates_are_clipped_and_the_steps_of_its_cha
 def test_data_that_the_model_decodes_to_numbers_with_fractions_are_latents():
   config = config_of()
   net = Reader()
-  for made, fractions in ((chain.of_latents(config, net=net), True),
+  for made, fractions in ((chain.latent_experiment(config, net=net), True),
                           (chain.experiment(config, net=net), False)):
     model = made.model(jax.jit(made.init)(jax.random.key(0)))
     decoded = model.decode(jnp.zeros((1, 2, 2, 1)))
-    assert model.of_latents == jnp.issubdtype(decoded.dtype, jnp.floating) == fractions
+    assert model.is_latent == jnp.issubdtype(decoded.dtype, jnp.floating) == fractions
 
 
 def test_other_numbers_of_steps_end_at_about_the_same_level():
@@ -215,12 +215,12 @@ def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
   _, model = build(config_of(variances=True))
   batch = {'image': np.zeros((1, 2, 2, 1), np.uint8)}
   asked = families.parse(['vlb@100/ddpm'])
-  found = families.of_chain(asked, Options(), model, batch)
+  found = families.chain_estimates(asked, Options(), model, batch)
   assert [e.name for e in found] == ['vlb@1000/learned/ddpm', 'vlb@100/ddpm']
   for name in ('vlb@100', 'immse', 'ode', 'iw@2x10'):
     with pytest.raises(InputError, match=f'estimates={name!r}.*ask for vlb@1000/learned/ddpm'):
-      families.of_chain(families.parse([name]), Options(), model, batch)
-  found = families.of_chain(families.parse(['ode']), Options(ode_start=1e-3), model, batch)
+      families.chain_estimates(families.parse([name]), Options(), model, batch)
+  found = families.chain_estimates(families.parse(['ode']), Options(ode_start=1e-3), model, batch)
   assert [e.name for e in found] == ['vlb@1000/learned/ddpm', 'ode']
 
 
@@ -243,8 +243,8 @@ def test_a_bound_beside_another_loss_is_the_bound():
   def diffusion(t, share):
     level = process(t)
     error = jnp.sum(jnp.square(eps - exact(diffuse(x, eps, level), level).eps), axis=-1)
-    terms = vlb.beside(process, x, t, jax.random.split(jax.random.key(0), n), x,
-                       lambda data, z, level: jnp.zeros(len(z)), error, share)
+    terms = vlb.bound_terms(process, x, t, jax.random.split(jax.random.key(0), n), x,
+                            lambda data, z, level: jnp.zeros(len(z)), error, share)
     return terms['diffusion']
 
   high, low = (float(process(jnp.float32(end)).logsnr) for end in (0.0, 1.0))

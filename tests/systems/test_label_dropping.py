@@ -92,7 +92,7 @@ def test_a_model_so_trained_says_what_it_believes_without_a_label():
   model = label_dropping.experiment(plain, 0.1).model(params)
   z, label = jax.random.normal(jax.random.key(2), (4, 2, 2, 1)), jnp.array([0, 1, 2, -1])
   level = model.process(jnp.array([0.2, 0.4, 0.6, 0.8]))
-  without = guidance.told(model.denoise, model.null)(z, level, label)
+  without = guidance.conditioned_on(model.denoise, model.null)(z, level, label)
   np.testing.assert_allclose(without.eps, 0.4 * z, rtol=1e-5)
   vector = jnp.concatenate([params['net']['vectors'], jnp.zeros(1)])[:, None, None, None]
   for w in (0.0, 1.5):

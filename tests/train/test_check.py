@@ -199,9 +199,9 @@ def test_a_negative_number_of_traced_steps_is_refused(tmp_path):
 def test_a_batch_is_refused_from_a_gibibyte_on_each_device_on(devices):
   """2^28 numbers of float32 are 2^30 bytes."""
   most = devices * 2**28 // 64
-  check.held('batch', most, (8, 8, 1), devices)
+  check.require_fits('batch', most, (8, 8, 1), devices)
   with pytest.raises(InputError, match=f'^batch={most + 1}: .* 64 numbers .*{most:,} at most'):
-    check.held('batch', most + 1, (8, 8, 1), devices)
+    check.require_fits('batch', most + 1, (8, 8, 1), devices)
 
 
 @pytest.mark.parametrize('start', [

@@ -72,8 +72,8 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: in
                      f'choose a multiple of {count}')
   loop.check(config)
   spec = data_lib.resolve(config.data)
-  check.held('config.data.batch_size' if batch_size is None else 'batch_size', size, spec.shape,
-             count)
+  check.require_fits('config.data.batch_size' if batch_size is None else 'batch_size', size,
+                     spec.shape, count)
   config.data.update(spec.to_config())
   try:
     subject = Subject(workdir.import_config(file).build(config), config, Path(file))
@@ -259,13 +259,13 @@ def evaluate(subject: Subject, *, times: int = 32, repetitions: int | None = Non
   So many images go together that the evaluations are a batch.
   """
   require_at_least('times', times, 1)
-  images = devices.whole_batch(max(1, subject.config.data.batch_size // times))
+  images = devices.global_batch_size(max(1, subject.config.data.batch_size // times))
   estimator, model = bounds.at_times(0, times), functools.partial(denoising, subject)
   key = random.key(0)
   program = devices.over_rows(lambda params, xs: estimator(
       model(params), xs[0], random.per_example(key, xs[1])))
   params = devices.replicate(initial_params(subject))
-  rows = devices.mine(np.arange(images, dtype=np.int32))
+  rows = devices.local_rows(np.arange(images, dtype=np.int32))
   batch = random_batch(subject, len(rows))
   say('compiling the bound')
   made = timing.compiled(program, params, devices.place((batch, rows)))
@@ -289,7 +289,7 @@ def sample(subject: Subject, *, sampler_steps: int = 250, repetitions: int | Non
            warm_up: int = 1, peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
   """Seconds of an evaluation of the network, and of an image, by the ancestral sampler."""
   require_at_least('sampler_steps', sampler_steps, 1)
-  size = devices.whole_batch(subject.config.data.batch_size)
+  size = devices.global_batch_size(subject.config.data.batch_size)
   params = initial_params(subject)
   batches = draw(functools.partial(denoising, subject), params, samplers.ancestral,
                  times=grids.uniform(sampler_steps), start=0, stop=2**30, seed=0, batch_size=size,

@@ -123,7 +123,7 @@ def _download(archive: Archive, folder: str) -> str:
   """Downloads into `folder`, under the final name only when the checksum holds."""
   path = os.path.join(folder, archive.name)
   logging.info('downloading %s', archive.url)
-  with files.whole(path) as part:
+  with files.atomic_write(path) as part:
     with urllib.request.urlopen(archive.url, timeout=30) as reply, open(part, 'wb') as file, \
         tqdm.wrapattr(reply, 'read', total=archive.size, desc=archive.name) as stream:
       shutil.copyfileobj(stream, file)

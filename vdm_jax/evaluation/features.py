@@ -45,11 +45,11 @@ def pixels() -> Extractor:
 
 def of_network(name: str, checksum: str, apply: Callable[[PyTree, Array], Array], params: PyTree,
                shape: tuple[int, ...] = (), levels: int = 0) -> Extractor:
-  """apply(params, images) on all devices; it takes batches of `devices.whole_batch` alone."""
+  """apply(params, images) on all devices; it takes batches of `devices.global_batch_size` alone."""
   given, program = devices.replicate(params), devices.over_rows(apply)
 
   def features(images):
-    out = program(given, devices.place(devices.mine(images)))
+    out = program(given, devices.place(devices.local_rows(images)))
     return np.asarray(jax.device_get(out), np.float32)
   return Extractor(name, checksum, features, shape, levels)
 
@@ -70,7 +70,7 @@ def extract(extractor: Extractor, read: Callable[[np.ndarray], np.ndarray], coun
   """
   with tqdm.tqdm(total=count, desc=f'{extractor.name}: {what}', unit='image', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
-    for rows, mask in devices.padded_rows(0, count, devices.whole_batch(batch_size)):
+    for rows, mask in devices.padded_rows(0, count, devices.global_batch_size(batch_size)):
       yield extractor.features(read(rows))[mask]
       bar.update(int(mask.sum()))
 

@@ -46,14 +46,14 @@ def digest(reference: Reference) -> str:
 def save(path: str | Path, reference: Reference) -> None:
   about = {name: getattr(reference, name)
            for name in ('name', 'extractor', 'checksum', 'shape', 'levels')}
-  with files.whole(path) as partial:
+  with files.atomic_write(path) as partial:
     np.savez_compressed(partial, **reference.statistics._asdict(), features=reference.features,
                         about=json.dumps(about))
 
 
 def arrays(path: str | Path, flag: str) -> dict[str, np.ndarray]:
   """All arrays of an .npz.  Raises InputError, naming the flag: no such file, or a damaged one."""
-  path = files.given(flag, path)
+  path = files.user_path(flag, path)
   if not path.is_file():
     raise InputError(flag, f'{path}', 'there is no such file', 'give the path of an .npz')
   try:

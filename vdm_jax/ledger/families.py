@@ -49,8 +49,8 @@ from vdm_jax.machine import config_files
 from vdm_jax.objectives import vlb
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['ACCEPTED', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'Chain', 'Flow', 'needs',
-           'of_chain', 'own', 'parse']
+__all__ = ['ACCEPTED', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'Chain', 'Flow',
+           'chain_estimates', 'needs', 'own', 'parse']
 
 FEWEST_WIDE = 10  # steps of paths whose variances are larger than those of q
 MOST_EXACT = 256  # dimensions of which the exact trace is affordable
@@ -450,8 +450,8 @@ def needs(asked: Sequence[Asked], options: Options, model: Model, batch: PyTree)
   return {name for one in asked for name in one.family.needs(one, options, model, batch)}
 
 
-def of_chain(asked: Sequence[Asked], options: Options, model: Model, batch: PyTree
-             ) -> list[Asked]:
+def chain_estimates(asked: Sequence[Asked], options: Options, model: Model, batch: PyTree
+                    ) -> list[Asked]:
   """What is asked of a chain that begins at the data, where log-SNR is infinite: its bound first.
 
   That takes the place of 'vlb', which has no value there: vlb@T/large/ddpm, as DDPM has it, or

@@ -33,7 +33,7 @@ def over_images(estimator: Callable[[_Of, PyTree, Array], dict[str, Array]],
   progress bar.  One program serves all batches.
   """
   n = len(split) if count is None else min(count, len(split))
-  images = devices.whole_batch(min(n, max(1, at_once)))
+  images = devices.global_batch_size(min(n, max(1, at_once)))
 
   def evaluate(params, xs):
     batch, rows, r = xs
@@ -47,7 +47,7 @@ def over_images(estimator: Callable[[_Of, PyTree, Array], dict[str, Array]],
                  disable=not progress or jax.process_index() != 0) as bar:
     for r in range(repeats):
       for rows, mask in devices.padded_rows(0, n, images):
-        local = devices.mine(rows)
+        local = devices.local_rows(rows)
         xs = devices.place((split.get(local), local, np.full(len(local), r)))
         for name, values in jax.device_get(evaluate(params, xs)).items():
           if name not in out:

@@ -107,7 +107,7 @@ def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
   split: each batch has images of it at random; None: `term` draws its own data and is given None.
   propose: params -> Proposal.
   """
-  batch, rng = devices.whole_batch(batch), np.random.default_rng(seed)
+  batch, rng = devices.global_batch_size(batch), np.random.default_rng(seed)
 
   def evaluate(given, xs):
     params, key = given
@@ -122,7 +122,7 @@ def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
   offsets, share = v**3 * (10.0 - 15.0 * v + 6.0 * v**2), np.square(v * (1.0 - v))
   out = []
   for r, offset in enumerate(offsets):
-    i = devices.mine(np.arange(batch))
+    i = devices.local_rows(np.arange(batch))
     xs = (_images(split, rng, batch), i, np.full(len(i), r), np.full(len(i), offset, np.float32))
     out.append(jax.device_get(evaluate(given, devices.place(xs))))
   t, bits = (np.asarray(u, np.float64) for u in zip(*out, strict=True))
@@ -131,7 +131,8 @@ def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
 
 def _images(split, rng: np.random.Generator, batch: int) -> PyTree:
   """This process's rows of so many images at random."""
-  return None if split is None else split.get(devices.mine(rng.integers(len(split), size=batch)))
+  rows = rng.integers(len(split), size=batch) if split is not None else None
+  return None if rows is None else split.get(devices.local_rows(rows))
 
 
 def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20, bins: int = 64,
@@ -140,7 +141,7 @@ def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
 
   Arguments as for `draws`; the times are stratified as in training.
   """
-  batch, rng = devices.whole_batch(batch), np.random.default_rng(seed)
+  batch, rng = devices.global_batch_size(batch), np.random.default_rng(seed)
 
   def see(given, xs):
     params, key, past = given
@@ -154,7 +155,7 @@ def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
   params, key, past = devices.replicate(
       (params, random.key(seed), proposals.LossHistory.empty(bins)))
   for r in range(batches):
-    i = devices.mine(np.arange(batch))
+    i = devices.local_rows(np.arange(batch))
     past = see((params, key, past), devices.place((_images(split, rng, batch), i,
                                                    np.full(len(i), r))))
   return jax.device_get(past)

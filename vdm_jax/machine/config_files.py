@@ -116,7 +116,7 @@ def own(field: str, given: str, file: str, name: str) -> tuple[Any, Source]:
   The file may import its neighbours, as a config file may.  field, given: where it was asked for,
   FILE.py:NAME.  Raises InputError: there is no such file or name, or the file is no Python.
   """
-  path = files.given(field, file)
+  path = files.user_path(field, file)
   if not path.is_file():
     raise InputError(field, given, f'there is no file {file}',
                      'give one of your own, as FILE.py:NAME')

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax.errors import InputError
 from vdm_jax.typing import PyTree
 
-__all__ = ['mine', 'over_rows', 'padded_rows', 'place', 'replicate', 'require_memory',
-           'said_by_first', 'shardings', 'whole_batch']
+__all__ = ['broadcast_from_first', 'global_batch_size', 'local_rows', 'over_rows', 'padded_rows',
+           'place', 'replicate', 'require_memory', 'shardings']
 
 
 def shardings(devices=None) -> tuple[NamedSharding, NamedSharding]:
@@ -25,7 +25,7 @@ def shardings(devices=None) -> tuple[NamedSharding, NamedSharding]:
   return NamedSharding(mesh, P()), NamedSharding(mesh, P('batch'))
 
 
-def whole_batch(size: int) -> int:
+def global_batch_size(size: int) -> int:
   """The smallest multiple of the number of devices that is at least `size`."""
   n = jax.device_count()
   return -(-size // n) * n
@@ -49,7 +49,7 @@ def padded_rows(start: int, stop: int, batch: int) -> Iterator[tuple[np.ndarray,
     yield np.minimum(rows, stop - 1), rows < stop
 
 
-def mine(rows: np.ndarray) -> np.ndarray:
+def local_rows(rows: np.ndarray) -> np.ndarray:
   """This process's consecutive share of the rows of a global batch."""
   n = len(rows) // jax.process_count()
   return rows[jax.process_index() * n:(jax.process_index() + 1) * n]
@@ -61,8 +61,8 @@ def place(batch: PyTree) -> PyTree:
   return jax.tree.map(lambda u: jax.make_array_from_process_local_data(split, np.asarray(u)), batch)
 
 
-def said_by_first(find: Callable[[], int]) -> int:
-  """A whole number that process 0 finds out and tells the others, who might find another."""
+def broadcast_from_first(find: Callable[[], int]) -> int:
+  """The integer `find()` of process 0, on all processes: they might disagree otherwise."""
   if jax.process_count() == 1:
     return find()
   number = find() if jax.process_index() == 0 else 0
@@ -91,6 +91,6 @@ def over_rows(fn: Callable) -> Callable:
   """
   everywhere, split = shardings()
 
-  def whole(params, batch):
+  def with_gathered(params, batch):
     return fn(jax.lax.with_sharding_constraint(params, everywhere), batch)
-  return jax.jit(whole, in_shardings=(None, split), out_shardings=everywhere)
+  return jax.jit(with_gathered, in_shardings=(None, split), out_shardings=everywhere)

@@ -10,14 +10,14 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 
-__all__ = ['given', 'output', 'probe', 'read_json', 'run_directory', 'save_npz', 'whole',
+__all__ = ['atomic_write', 'output', 'probe', 'read_json', 'run_directory', 'save_npz', 'user_path',
            'write_text']
 
 # The checkpoint library takes these for a pattern, or for a bucket, wherever they are in a path.
 _NO_RUN = re.compile(r'[*?\[\\]|/(?:gs|s3):(?:/|$)')
 
 
-def given(field: str, path: str | Path) -> Path:
+def user_path(field: str, path: str | Path) -> Path:
   """The path that a user gave as `field`, a leading ~ being the home directory.
 
   Raises InputError: an empty path, or one that no file can have.
@@ -35,24 +35,24 @@ def given(field: str, path: str | Path) -> Path:
 
 
 def run_directory(field: str, path: str | Path) -> Path:
-  """As `given`, of a directory that holds, or will hold, a run with its checkpoints.
+  """As `user_path`, of a directory that holds, or will hold, a run with its checkpoints.
 
   Raises InputError also where checkpoints could be written, and not read any more.
   """
-  directory = given(field, path)
-  if found := _NO_RUN.search(f'{directory.absolute()}'):
-    raise InputError(field, f'{directory}', f'no checkpoint can be kept below {found[0]!r}, which '
-                     'their library takes for a pattern or an address',
+  directory = user_path(field, path)
+  if unreadable := _NO_RUN.search(f'{directory.absolute()}'):
+    raise InputError(field, f'{directory}', f'no checkpoint can be kept below '
+                     f'{unreadable[0]!r}, which their library takes for a pattern or an address',
                      'choose or rename a directory without it')
   return directory
 
 
 def output(field: str, path: str | Path, *endings: str, overwrite: bool = False) -> Path:
-  """As `given`, of a file to be written: of one of these endings, and not there yet.
+  """As `user_path`, of a file to be written: of one of these endings, and not there yet.
 
   Raises InputError also where it is there and is not to be overwritten, or could not be written.
   """
-  path = given(field, path)
+  path = user_path(field, path)
   if path.suffix not in endings:
     raise InputError(field, f'{path}', f'it is to be a file ending in {" or ".join(endings)}',
                      'choose such a name')
@@ -69,7 +69,7 @@ def output(field: str, path: str | Path, *endings: str, overwrite: bool = False)
 
 
 @contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
   """A path to write to, of the same ending, that takes the place of `path` when all is written.
 
   No reader ever sees half a file, and what was there stays where the writing fails.
@@ -104,13 +104,13 @@ def probe(directory: str | Path, size: int = 1 << 20) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-  with whole(path) as partial:
+  with atomic_write(path) as partial:
     partial.write_text(text)
 
 
 def save_npz(path: str | Path, **arrays) -> None:
   """np.savez_compressed, whole or not at all."""
-  with whole(path) as partial:
+  with atomic_write(path) as partial:
     np.savez_compressed(partial, **arrays)
 
 
@@ -121,13 +121,13 @@ def read_json(path: str | Path, of: Sequence[str], remedy: str, newest: int = 0)
   Raises InputError, with the remedy, where the file is damaged, or of a newer format.
   """
   try:
-    found = json.loads(Path(path).read_text())
+    value = json.loads(Path(path).read_text())
   except ValueError as error:  # of the text, or of its encoding
     raise InputError(None, None, f'{path} is damaged ({error})', f'{remedy}.') from None
-  missing = [name for name in of if not isinstance(found, dict) or name not in found]
+  missing = [name for name in of if not isinstance(value, dict) or name not in value]
   if missing:
     raise InputError(None, None, f'{path} is damaged (it has no {missing[0]!r})', f'{remedy}.')
-  if (version := found.get('format', 0)) > newest:
+  if (version := value.get('format', 0)) > newest:
     raise InputError(problem=f'{path} has format {version}, and this version of vdm_jax reads up '
                      f'to {newest}', remedy='update vdm_jax')
-  return found
+  return value

@@ -64,8 +64,8 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
   return sum_of_terms(terms), terms
 
 
-def beside(process: Process, x: Array, t: Array, keys: Array, data: Array, decoder: Decoder,
-           eps_error: Array, share: Array | float = 1.0) -> dict[str, Array]:
+def bound_terms(process: Process, x: Array, t: Array, keys: Array, data: Array, decoder: Decoder,
+                eps_error: Array, share: Array | float = 1.0) -> dict[str, Array]:
   """The terms of `continuous` from |eps - eps_hat|^2 [B], as another loss has evaluated it at t.
 
   For t ~ U[0, 1], or of a density 1 / `share`, their sum is an unbiased estimate of the bound, at

@@ -93,7 +93,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray],
                       metadata: Mapping[str, str]) -> None:
   """Writes {name: array} and some text as safetensors, whole or not at all."""
   arrays = {name: np.array(array, order='C') for name, array in arrays.items()}
-  with files.whole(path) as partial:
+  with files.atomic_write(path) as partial:
     safetensors.numpy.save_file(arrays, partial, metadata=dict(metadata))
 
 

@@ -180,7 +180,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   ends = [float(u) for u in logsnr_at(trained.params, jnp.array([0.0, 1.0]))]
   chain = bool(np.isposinf(ends[0]) and model.steps)  # which begins at the data themselves
   if chain:
-    asked = families.of_chain(asked, options, model, one)
+    asked = families.chain_estimates(asked, options, model, one)
     ends[0] = float(logsnr_at(trained.params, jnp.array([1.0 / model.steps]))[0])
   read = families.needs(asked, options, model, one)
   if np.isinf(ends).any():
@@ -223,7 +223,7 @@ def _weights(directory: Path, average: str, step: int | str, where: dict
                      'training had diverged', 'choose another --step or --average')
   model = needs.require(trained.experiment.model(trained.params), 'evaluate', directory)
   check_decreasing(model.process)  # a learned schedule may be anything by now
-  if model.of_latents:
+  if model.is_latent:
     raise InputError('workdir', str(directory), 'this model is one of latents, and has no '
                      'likelihood of images', 'sample from it')
   return trained, model
@@ -386,7 +386,7 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
 
 def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
   """Of the main evaluation in a directory, or of the one with this ledger."""
-  where = files.given('workdir', where)
+  where = files.user_path('workdir', where)
   written = Files.beside(where) if where.suffix == '.json' else Files.of(where)
   if not written.ledger.exists():
     directory, name = written.ledger.parent, written.ledger.name

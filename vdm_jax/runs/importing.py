@@ -111,7 +111,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     raise InputError('source', source, 'there is no such choice',
                      f'choose one of {", ".join(SOURCES)}')
   of = SOURCES[source]
-  file, out = files.given('in', file), files.run_directory('out', out)
+  file, out = files.user_path('in', file), files.run_directory('out', out)
   if not file.is_file():
     raise InputError('in', f'{file}', 'there is no such file', 'name the file of weights')
   model = model or file.stem

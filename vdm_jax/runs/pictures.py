@@ -25,7 +25,7 @@ def save_png(path: str | Path, picture: np.ndarray | Figure,
   about: {keyword: value}, kept as the text of the PNG.
   """
   text = {name: str(value) for name, value in (about or {}).items()}
-  with files.whole(path) as partial:
+  with files.atomic_write(path) as partial:
     if isinstance(picture, Figure):
       picture.savefig(partial, format='png', dpi=110, metadata=text)
     else:

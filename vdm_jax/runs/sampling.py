@@ -70,7 +70,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   _check(model, spec, method, guided)
   times = method.times(model.process)
   make = _maker(method, model, times, trained, seed, (-1.0, 1.0) if x.levels else None)
-  if model.of_latents and (out.suffix == '.png' or trace):
+  if model.is_latent and (out.suffix == '.png' or trace):
     raise InputError('out', str(out), 'the samples of this model are latents, no images',
                      'choose an .npz, and leave out --trace')
 
@@ -88,7 +88,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   if told:
     values = b''.join(u.tobytes() for u in under.values())
     about['told'] = hashlib.sha256(values).hexdigest()[:16]
-  levels = 0 if model.of_latents else x.levels
+  levels = 0 if model.is_latent else x.levels
   _write(out, pieces, count, levels, trained, about, overwrite, {
       'labels' if name == LABEL else name: values
       for name, values in under.items() if name != AUGMENTED})
@@ -124,7 +124,7 @@ def _check_sizes(count: int, batch_size: int, x: data.Field) -> None:
   require(count <= 2**30, 'count', count, 'images have numbers below 2^30', 'ask for fewer')
   devices.require_memory(  # for the images as they are kept
       'count', count, count * math.prod(x.shape) * np.dtype(x.dtype).itemsize)
-  check.held('batch_size', min(batch_size, count), x.shape, jax.device_count())
+  check.require_fits('batch_size', min(batch_size, count), x.shape, jax.device_count())
 
 
 def _check_own(directory, method, trace: Path | None, label, guided, told) -> None:
@@ -199,7 +199,7 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
   """
   part = needs.split(trained, 'train')
   levels = times[np.unique(np.linspace(0, len(times) - 1, 50).round().astype(int))]
-  size = devices.whole_batch(min(64, len(part)))
+  size = devices.global_batch_size(min(64, len(part)))
 
   def estimate(given, xs):
     (params, key), (batch, rows) = given, xs
@@ -215,7 +215,7 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
   batches = list(devices.padded_rows(0, min(512, len(part) // size * size), size))
   for rows, _ in tqdm.tqdm(batches, desc='variances of the model', unit='batch',
                            disable=jax.process_index() != 0):
-    local = devices.mine(rows)
+    local = devices.local_rows(rows)
     found.append(jax.device_get(estimate(given, devices.place((part.get(local), local)))))
   return analytic.pool(found)
 
@@ -240,9 +240,9 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, under: di
                  if there.get(name) != about.get(name)) if there else []
   fits = bool(there) and not other and there['count'] <= count
   # All go by what process 0 finds.
-  if devices.said_by_first(lambda: fits and there['count'] == count):
+  if devices.broadcast_from_first(lambda: fits and there['count'] == count):
     return
-  if devices.said_by_first(lambda: not (there is None or fits or overwrite)):
+  if devices.broadcast_from_first(lambda: not (there is None or fits or overwrite)):
     raise InputError('out', f'{out}', 'it is there already' + (
         f', of another {", ".join(other)}' if other else
         f', with {there["count"]:,} images' if there else ', and no file of sample.py'),
@@ -259,7 +259,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, under: di
       done = sum(map(len, _consecutive(parts)))
     return done
 
-  done = devices.said_by_first(begun)
+  done = devices.broadcast_from_first(begun)
   for images in _with_bar(pieces(start=min(done, count)), min(done, count), count):
     if jax.process_index() == 0:
       files.save_npz(_part(parts, done), images=images.astype(dtype))

@@ -71,7 +71,7 @@ def _classifier(directory: str) -> Extractor:
 
 def _inception(path: str) -> Extractor:
   """Inception's 2048 pooled features; grey images are shown to it as colour."""
-  weights = files.given('features', path)
+  weights = files.user_path('features', path)
   if not weights.is_file():
     raise InputError('features', f'inception:{weights}', 'there is no such file',
                      "give the usual weights, the pytorch-fid project's "
@@ -146,7 +146,7 @@ def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str 
       return images._replace(levels=256 if images.levels > 128 else 128)
   if name.endswith('.py'):
     config = ml_collections.ConfigDict(
-        workdir.open_config(str(files.given('reference', name))).data)
+        workdir.open_config(str(files.user_path('reference', name))).data)
     config.name = data_name or config.name
   else:
     config = data.default_config()
@@ -224,7 +224,7 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
     runs.sample(run, samples, method=method, count=count, seed=seed, average=average,
                 step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
                 data_name=data_name)
-    devices.said_by_first(lambda: 0)  # process 0 has written the file
+    devices.broadcast_from_first(lambda: 0)  # process 0 has written the file
   if samples:
     images = _from_arrays(references.arrays(samples, 'samples'), samples, 'samples')
     if not run:

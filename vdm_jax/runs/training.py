@@ -34,7 +34,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   directory = files.run_directory('workdir', directory)
   loop.check(config)
   spec = data.resolve(config.data)
-  check.held('config.data.batch_size', config.data.batch_size, spec.shape, jax.device_count())
+  check.require_fits('config.data.batch_size', config.data.batch_size, spec.shape,
+                     jax.device_count())
   # What was read from the data becomes part of the run: later commands need no data for it.
   config = config.copy_and_resolve_references()
   with config.unlocked():  # that of a run which began before a field existed has it not
@@ -46,7 +47,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
-  with lock.held(directory):
+  with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
     return _train(experiment, spec, found, config, directory, init_from, profile)
 
@@ -95,7 +96,7 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   model = experiment.model(params)
   count = 2000 if len(spec.shape) == 1 else 16
   given = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': count}
-  if denoises(model) and not model.of_latents:
+  if denoises(model) and not model.is_latent:
     parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
                  cond=model.conditions, **given)
   elif isinstance(model, Samples) and not denoises(model):

@@ -62,7 +62,7 @@ def source(path: str | Path) -> config_files.Source:
   A run's config.json stands for the config.py beside it.  Raises InputError, see
   `config_files.read`.
   """
-  path = files.given('config', path)
+  path = files.user_path('config', path)
   if path.name == 'config.json':
     path = path.with_name('config.py')
   if path.name != 'config.py' or not (path.parent / 'config.json').is_file():

@@ -427,7 +427,7 @@ def _read(grid: str) -> np.ndarray:
       return grids.on_table(grids.iddpm(grid.removeprefix('iddpm:'), 1000), 1000)
     if Path(grid).suffix != '.npy':
       return grids.array(np.array([float(time) for time in grid.split(',')]))
-    file = files.given('grid', grid)
+    file = files.user_path('grid', grid)
     if file.is_file() and not file.read_bytes().startswith(b'\x93NUMPY'):
       raise InputError(problem='it is no file of NumPy', remedy='write it by numpy.save, or give '
                        'the times themselves, separated by commas')

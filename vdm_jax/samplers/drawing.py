@@ -34,7 +34,7 @@ def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarra
   round otherwise.  Where fewer than batch_size are drawn at all, the next power of two is a batch:
   few sizes, and less than twice the work asked for.
   """
-  size = devices.whole_batch(min(batch_size, 1 << max(stop - 1, 0).bit_length()))
+  size = devices.global_batch_size(min(batch_size, 1 << max(stop - 1, 0).bit_length()))
   aligned = start - start % size if start < stop else stop
   for rows, mask in devices.padded_rows(aligned, stop, size):
     yield rows, mask & (rows >= start)
@@ -55,7 +55,7 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
   batch = _program(model, sampler, frames=())
   given = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
   for rows, wanted in _batches(start, stop, batch_size):
-    local = devices.mine(rows)
+    local = devices.local_rows(rows)
     out, finite, _, evaluations = jax.device_get(batch(given, devices.place((local, cond(local)))))
     check_finite(finite, times, model(params).process)
     yield Batch(rows[wanted], out[wanted], int(evaluations))
@@ -67,7 +67,7 @@ def draw_own(model: Callable[[PyTree], Samples], params: PyTree, *, start: int, 
   batch = _own(model)
   given = devices.replicate((params, random.key(seed)))
   for rows, wanted in _batches(start, stop, batch_size):
-    out = jax.device_get(batch(given, devices.place(devices.mine(rows))))
+    out = jax.device_get(batch(given, devices.place(devices.local_rows(rows))))
     yield Batch(rows[wanted], out[wanted], 0)
 
 
@@ -89,9 +89,9 @@ def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *
   that keeps all z would take too much memory for `draw`.  Raises InputError as `draw`.
   """
   check_grid(times)
-  rows = np.arange(devices.whole_batch(count), dtype=np.int32)
+  rows = np.arange(devices.global_batch_size(count), dtype=np.int32)
   given = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
-  local = devices.mine(rows)
+  local = devices.local_rows(rows)
   program = _program(model, sampler, frames=tuple(frames))
   _, finite, path, _ = jax.device_get(program(given, devices.place((local, cond(local)))))
   check_finite(finite, times, model(params).process)

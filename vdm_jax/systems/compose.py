@@ -93,7 +93,7 @@ def require_continuous(config: ml_collections.ConfigDict) -> None:
 # -------------------------------------------------------------- objectives
 
 
-def asked_for(objective: Objective) -> tuple[str, ...]:
+def accepted_keywords(objective: Objective) -> tuple[str, ...]:
   """Which of `OFFERED` an objective takes by keyword.
 
   Raises InputError: it requires a keyword that cannot be given.
@@ -103,18 +103,18 @@ def asked_for(objective: Objective) -> tuple[str, ...]:
   while isinstance(function, functools.partial):
     bound = {**function.keywords, **bound}
     function = function.func
-  wanted = []
+  names = []
   for i, (name, parameter) in enumerate(inspect.signature(objective).parameters.items()):
     positional = i < _POSITIONAL and parameter.kind is not parameter.KEYWORD_ONLY
     variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     if positional or variadic or name in bound:
       continue
     if name in OFFERED:
-      wanted.append(name)
+      names.append(name)
     elif parameter.default is parameter.empty:
       raise InputError('objective', None, f'it requires the keyword {name!r}',
                        f'bind it by functools.partial; {", ".join(OFFERED)} are given by name')
-  return tuple(wanted)
+  return tuple(names)
 
 
 def apply_objective(objective: Objective, model: Model, batch: PyTree, context: Context
@@ -122,8 +122,9 @@ def apply_objective(objective: Objective, model: Model, batch: PyTree, context: 
   """`objective` of this model at a batch: nats [B] and its terms {name: [B]}."""
   images = batch[model.field]
   offered = {'data': images, 'decoder': model.decoder, 'context': context}
+  keywords = {name: offered[name] for name in accepted_keywords(objective)}
   return objective(model.denoise, model.process, model.encode(images), context.t, context.keys,
-                   model.cond(batch), **{name: offered[name] for name in asked_for(objective)})
+                   model.cond(batch), **keywords)
 
 
 def dropout_keys(context: Context) -> Array | None:
@@ -138,7 +139,7 @@ def loss_of(objective: Objective, model: Callable[..., Model], shape: tuple[int,
   norm mean the same.  The terms `IN_NATS` are divided alike, and 'vlb' is reported as
   'bits_per_dim'; all others, e.g. squared errors, are divided by D: means over the dimensions.
   """
-  asked_for(objective)  # refused now, not at the first step
+  accepted_keywords(objective)  # refused now, not at the first step
   size = math.prod(shape)
 
   def loss(params, batch, context):

@@ -22,7 +22,7 @@ MOST_NUMBERS = 2**28  # of a batch on one device: a gibibyte of float32, before 
 Rows = Callable[[np.ndarray], PyTree]  # numbers of examples [n] -> a batch of them
 
 
-def held(field: str, count: int, shape: tuple[int, ...], devices: int) -> None:
+def require_fits(field: str, count: int, shape: tuple[int, ...], devices: int) -> None:
   """Raises InputError where `count` examples of this shape at a time are more than can be held.
 
   The bound is `MOST_NUMBERS` on each device, of the input alone: the network's memory is many times

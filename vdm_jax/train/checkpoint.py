@@ -140,7 +140,7 @@ class Checkpoints:
   def _read(self, step: int, items: Callable[[], dict]):
     """Raises Corrupted; anything else went wrong with a checkpoint that is as it was written."""
     # One process reads the files and all go by what it says.
-    verdict = devices.said_by_first(lambda: self._judge(step))
+    verdict = devices.broadcast_from_first(lambda: self._judge(step))
     if verdict == _DAMAGED:
       raise Corrupted('its files do not match their checksums')
     sealed = verdict == _SOUND

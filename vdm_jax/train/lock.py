@@ -12,7 +12,7 @@ from vdm_jax.machine import devices
 
 
 @contextlib.contextmanager
-def held(workdir: str | Path) -> Iterator[None]:
+def exclusive(workdir: str | Path) -> Iterator[None]:
   """`workdir` is this run's alone while this lasts, the run of one process or of several.
 
   The file `lock` there names the host and the number of process 0, and is empty afterwards.  A
@@ -40,7 +40,7 @@ def held(workdir: str | Path) -> Iterator[None]:
         stack.callback(file.truncate, 0)
       return int(refused is not None)
 
-    if devices.said_by_first(take):
+    if devices.broadcast_from_first(take):
       raise refused or InputError('workdir', str(workdir), 'another run has this directory')
     yield
 

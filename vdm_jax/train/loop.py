@@ -326,7 +326,7 @@ def _owed(workdir: Path, run, step: int) -> list[str]:
 
   if not step or not (_due(run, step, run.validate_every) or _due(run, step, run.checkpoint_every)):
     return []
-  mask = devices.said_by_first(cut_off)
+  mask = devices.broadcast_from_first(cut_off)
   return [name for i, name in enumerate(SPLITS) if mask >> i & 1 and name in run.splits]
 
 

@@ -48,7 +48,7 @@ class Writer:
     """`workdir/NAME/step_N.png`, and TensorBoard's.  image: uint8 [H, W, 3]."""
     if self._on:
       self._board.add_image(name, image, step, dataformats='HWC')
-      with files.whole(self._workdir / name / f'step_{step}.png') as partial:
+      with files.atomic_write(self._workdir / name / f'step_{step}.png') as partial:
         Image.fromarray(image).save(partial, format='png')
 
   def close(self) -> None:

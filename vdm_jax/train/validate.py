@@ -43,12 +43,12 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
   def validate(params, step=0, ema=None, aux=None, look=lambda: None):
     given = devices.replicate((params, key, jnp.asarray(step, jnp.int32), ema, aux))
     parts: dict[str, list[float]] = {}
-    size = devices.whole_batch(batch_size)
+    size = devices.global_batch_size(batch_size)
     batches = tqdm.tqdm(devices.padded_rows(0, n, size), total=-(-n // size), desc='validation',
                         unit='batch', leave=False, delay=2.0, dynamic_ncols=True,
                         disable=jax.process_index() != 0)
     for rows, mask in batches:
-      rows, mask = devices.mine(rows), devices.mine(mask)
+      rows, mask = devices.local_rows(rows), devices.local_rows(mask)
       batch = split.get(rows)
       for r in range(repeats):
         xs = devices.place((batch, rows, mask, jnp.full(len(rows), r)))

@@ -117,7 +117,7 @@ def _heads(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   return ('variance',) if config.model.variances else ()
 
 
-def of_latents(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experiment:
+def latent_experiment(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experiment:
   """The same of x that are the latents of an autoencoder, as the network sees them: for sampling.
 
   There are no data that it could be trained or evaluated on: its loss raises InputError.
@@ -133,6 +133,6 @@ def of_latents(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experime
   def model(params, keys=None):
     same = lambda x: x
     return base.model(params, keys)._replace(encode=same, decode=same, decoder=normal,
-                                             of_latents=True)
+                                             is_latent=True)
 
   return base._replace(loss=loss, model=model)

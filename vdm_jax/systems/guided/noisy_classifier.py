@@ -9,7 +9,7 @@ any diffusion model of the same data and curve:
 
     denoise = guidance.classifier(model.denoise, guidance.label_gradient(noisy.logits), scale)
 
-A model that is told no labels itself takes guidance.told(model.denoise, lambda label: None) here.
+For a model without labels, guide guidance.conditioned_on(model.denoise, lambda label: None).
 """
 from collections.abc import Callable
 from typing import NamedTuple

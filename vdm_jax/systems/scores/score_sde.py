@@ -45,7 +45,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
     # bound's estimate at even times is rarely near its mean.
     t, share = ((trained_at(t), 1.0) if context.train else proposals.by_logsnr(process)(t))
     loss, terms = weighted_diffusion(wrap(denoise), process, x, t, keys, cond, weight=weight)
-    bound = vlb.beside(process, x, t, keys, data, decoder, terms['eps_error'], share)
+    bound = vlb.bound_terms(process, x, t, keys, data, decoder, terms['eps_error'], share)
     return share * loss, {'vlb': sum(bound.values()), **bound,
                           'eps_error': share * terms['eps_error']}
 

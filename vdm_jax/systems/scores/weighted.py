@@ -70,6 +70,6 @@ def log_normal(sigma_data: float) -> Objective:
       loss, terms = weighted_diffusion(denoise, process, x, t, keys, cond,
                                        weight=weightings.edm(sigma_data=sigma_data))
       loss = share * loss
-      bound = vlb.beside(process, x, t, keys, data, decoder, terms['eps_error'], share)
+      bound = vlb.bound_terms(process, x, t, keys, data, decoder, terms['eps_error'], share)
     return loss, {'vlb': sum(bound.values()), **bound}
   return objective
