@@ -19,9 +19,9 @@ from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import at_times
 from vdm_jax.likelihood.passes import over_images
-from vdm_jax.samplers.drawing import Make, from_keys
+from vdm_jax.samplers.drawing import from_keys
 from vdm_jax.samplers.sampling import check_finite, check_grid
-from vdm_jax.typing import Array, ArrayLike, Process, PyTree
+from vdm_jax.typing import Array, ArrayLike, Process, PyTree, SamplerMaker
 
 __all__ = ['Grid', 'Model']
 
@@ -33,7 +33,7 @@ class Model(typing.Model):
   """The record `typing.Model`, which can `sample` and bound: `nats`."""
   __slots__ = ()
 
-  def sample(self, key: Array, n: int | None = None, *, sampler: str | Make = 'dpmpp_2m',
+  def sample(self, key: Array, n: int | None = None, *, sampler: str | SamplerMaker = 'dpmpp_2m',
              steps: int | None = None, grid: Grid | None = None, label: ArrayLike | None = None,
              told: Mapping[str, Any] | None = None,
              guidance: float | Guidance | None = None) -> Array:
@@ -95,8 +95,8 @@ class Model(typing.Model):
                         label='bound', at_once=batch_size // draws, progress=False)
     return found['nats'][0]
 
-  def _method(self, sampler: str | Make, steps: int | None, grid: Grid | None
-              ) -> tuple[Make, np.ndarray]:
+  def _method(self, sampler: str | SamplerMaker, steps: int | None, grid: Grid | None
+              ) -> tuple[SamplerMaker, np.ndarray]:
     """What makes the sampler, and its times."""
     from vdm_jax.samplers import catalogue
     require_at_least('steps', steps)
@@ -151,7 +151,7 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=4)
-def _drawing(same: _Same, sampler: Make, guidance: Guidance | None) -> Callable:
+def _drawing(same: _Same, sampler: SamplerMaker, guidance: Guidance | None) -> Callable:
   model = same.model if guidance is None else guidance.of(same.model)
 
   def run(keys, told, times):

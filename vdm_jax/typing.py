@@ -20,8 +20,8 @@ from vdm_jax.errors import InputError
 
 __all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Context', 'Curve', 'Decoder',
            'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
-           'Objective', 'Process', 'PyTree', 'Sampler', 'Samples', 'Scalar', 'Schedule', 'Target',
-           'Update', 'Weighting', 'brief', 'denoises']
+           'Objective', 'Process', 'PyTree', 'Sampler', 'SamplerMaker', 'Samples', 'Scalar',
+           'Schedule', 'Target', 'Update', 'Weighting', 'brief', 'denoises']
 
 Array = jax.Array
 PyTree = Any
@@ -106,6 +106,9 @@ class Sampler(NamedTuple):
   plan: Callable[[Array], PyTree] = lambda times: None  # times [N+1] -> leaves [N, ...]
   evaluations: int | None = 1          # calls of the denoiser in one step; None: in the
                                        # state's field of that name, since it varies
+
+
+SamplerMaker = Callable[[Denoiser, Process], Sampler]
 
 
 class Context(NamedTuple):

@@ -17,7 +17,7 @@ Hardware, time and what it reaches: see configs/digits/README.md.
 import ml_collections
 
 from vdm_jax import data, inputs, recipes, schedules
-from vdm_jax.nn.unets.adm import Classifier
+from vdm_jax.nn.unets.adm import UNetClassifier
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.guided import noisy_classifier
@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
 def build(config: ml_collections.ConfigDict) -> Experiment:
   m, ends = config.model, compose.end_points(config)
   compose.require_continuous(config)
-  net = Classifier(features=m.features, multipliers=(1, 2), blocks=m.blocks,
+  net = UNetClassifier(features=m.features, multipliers=(1, 2), blocks=m.blocks,
                    attention_resolutions=(4,), head_features=16, groups=m.groups,
                    classes=data.resolve(config.data).classes)
   return noisy_classifier.experiment(

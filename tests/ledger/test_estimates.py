@@ -14,8 +14,8 @@ from vdm_jax import dequantisers, oracles, schedules
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import families, family, measuring, relations
-from vdm_jax.ledger.families import Chain, Flow
-from vdm_jax.ledger.family import Options, Statistics
+from vdm_jax.ledger.families import BoundSettings, FlowSettings
+from vdm_jax.ledger.family import Options, TrainingStatistics
 from vdm_jax.likelihood import bounds, closed_forms, gaussian
 from vdm_jax.likelihood import schedules as other_schedules
 from vdm_jax.processes import GaussianProcess
@@ -25,17 +25,17 @@ from vdm_jax.typing import Model
 
 
 @pytest.mark.parametrize('name,of,settings', [
-    ('vlb', 'vlb', Chain()),
-    ('vlb@1000', 'vlb', Chain(1000)),
-    ('vlb@10/large', 'vlb', Chain(10, 'large')),
-    ('vlb@10/learned/ddpm', 'vlb', Chain(10, 'learned', ddpm=True)),
-    ('vlb@2/ddpm', 'vlb', Chain(2, ddpm=True)),
-    ('iw@20x100', 'iw', Chain(100, paths=20)),
-    ('iw@5x10/analytic', 'iw', Chain(10, 'analytic', paths=5)),
-    ('ode', 'ode', Flow()),
-    ('ode@50', 'ode', Flow(50)),
-    ('ode/truncated_normal', 'ode', Flow(dequantiser='truncated_normal')),
-    ('ode@50/variational', 'ode', Flow(50, 'variational')),
+    ('vlb', 'vlb', BoundSettings()),
+    ('vlb@1000', 'vlb', BoundSettings(1000)),
+    ('vlb@10/large', 'vlb', BoundSettings(10, 'large')),
+    ('vlb@10/learned/ddpm', 'vlb', BoundSettings(10, 'learned', ddpm=True)),
+    ('vlb@2/ddpm', 'vlb', BoundSettings(2, ddpm=True)),
+    ('iw@20x100', 'iw', BoundSettings(100, paths=20)),
+    ('iw@5x10/analytic', 'iw', BoundSettings(10, 'analytic', paths=5)),
+    ('ode', 'ode', FlowSettings()),
+    ('ode@50', 'ode', FlowSettings(50)),
+    ('ode/truncated_normal', 'ode', FlowSettings(dequantiser='truncated_normal')),
+    ('ode@50/variational', 'ode', FlowSettings(50, 'variational')),
     ('immse', 'immse', ()),
 ])
 def test_a_name_says_what_is_estimated(name, of, settings):
@@ -148,8 +148,8 @@ def measured(name, of, times=64, repeats=8, **given):
   return measuring.measure(
       families.parse([name])[-1], Options(
           times=times, probe='exact', ode_tolerance=1e-3, repeats=repeats, batch_size=1 << 14),
-      lambda params: of, {}, Split(), shape=(2,), levels=LEVELS, found=Statistics(moments()),
-      given=about, progress=False)
+      lambda params: of, {}, Split(), shape=(2,), levels=LEVELS,
+      statistics=TrainingStatistics(moments()), fields=about, progress=False)
 
 
 def end_terms(draws=64 * 8):

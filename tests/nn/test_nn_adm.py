@@ -28,7 +28,7 @@ CASES = {
                         'attention_resolutions': (8,)}, scale_shift=False, heads=1),
     'upsampler': adm.UNet(**SHARED, classes=5, attention_heads=4, resblock_updown=True, heads=1,
                           super_resolution=True),
-    'classifier': adm.Classifier(**SHARED, classes=7, head_features=16, resblock_updown=True),
+    'classifier': adm.UNetClassifier(**SHARED, classes=7, head_features=16, resblock_updown=True),
 }
 # On the way down a resampling alone.
 TINY = {'features': 8, 'multipliers': (1, 2), 'blocks': 0, 'attention_resolutions': (2,),
@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_an_error_that_names_the_remedy():
       (adm.UNet(**TINY, classes=3), label[:1], 'one integer per example'),
       (adm.UNet(**TINY, super_resolution=True), label[:0], 'low_res'),
       (adm.UNet(**TINY, super_resolution=True), None, 'low_res'),
-      (adm.Classifier(**SHARED, head_features=0), None, 'head_features=0'),
+      (adm.UNetClassifier(**SHARED, head_features=0), None, 'head_features=0'),
   ):
     with pytest.raises(ValueError, match=message):
       attempt(net, cond)

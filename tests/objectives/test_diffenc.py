@@ -9,7 +9,7 @@ from scipy.special import expit
 from tests.support.sampling import spread
 from vdm_jax import denoisers, oracles, random, schedules, targets
 from vdm_jax.decoders import Pixels
-from vdm_jax.nn.small.diffenc import Encoder
+from vdm_jax.nn.small.diffenc import NoiseLevelEncoder
 from vdm_jax.objectives import diffenc, vlb
 from vdm_jax.processes import GaussianProcess, flow, vp
 from vdm_jax.samplers import ancestral, ddim
@@ -224,7 +224,7 @@ def test_the_ancestral_sampler_ends_in_the_data_and_a_deterministic_one_misses_h
 
 
 def test_the_encoder_of_the_digits_starts_as_the_identity_and_learns_the_level():
-  net = Encoder(features=8, blocks=1, groups=2)
+  net = NoiseLevelEncoder(features=8, blocks=1, groups=2)
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1), jnp.float32)
   params = jax.jit(net.init)(jax.random.key(1), x, jnp.zeros(2))['params']
   apply = jax.jit(lambda params, logsnr: net.apply({'params': params}, x, logsnr))

@@ -237,7 +237,7 @@ def test_an_unknown_sampler_is_one_line_and_exit_code_2():
 
 
 def test_the_table_shows_every_kind_of_row():
-  row = certification.Row('ddim', 'vp', 'mixture', 'order', 1, 0.99, 1, True, {})
+  row = certification.CertificateRow('ddim', 'vp', 'mixture', 'order', 1, 0.99, 1, True, {})
   moments = {'mean': {'deviation': 0.01}, 'std': {'deviation': -0.02}}
   rows = [row, row._replace(model='gaussian', measured_order=None),
           row._replace(sampler='a', kind='moments', claimed_order=None, detail=moments),
@@ -259,7 +259,7 @@ def test_all_samplers_are_certified_and_the_docs_show_what_was_measured():
   assert {row['sampler'] for row in rows} >= set(catalogue.SAMPLERS)
   assert [row for row in rows if not row['passed']] == []
   assert done.returncode == 0
-  rows = [certification.Row(**row) for row in rows]
+  rows = [certification.CertificateRow(**row) for row in rows]
   kept = measured.read(ROOT / 'docs' / 'measured' / 'samplers.json')
   header, *now = report.cells(rows)
   assert header == kept.columns

@@ -153,7 +153,7 @@ def test_the_oracle_and_its_heads_are_those_of_a_numerical_integral():
     @jax.jit
     def look():
       level = exact.process_of(jnp.asarray(3))(jnp.asarray(0.6))
-      oracle = certification.Oracle(data)
+      oracle = certification.ExactDenoiser(data)
       return level, oracle(jnp.asarray(z), level), oracle.log_prob(jnp.asarray(z), level)
     level, got, density = look()
   x = np.linspace(-4.0, 4.0, 20_001)[:, None]
@@ -199,7 +199,7 @@ def test_what_an_oracle_supplies_is_exact():
     @jax.jit
     def look():
       level = exact.process_of(jnp.asarray(2))(jnp.array([0.2, 0.7]))
-      return level, [certification.Oracle(data).mean_variance(level)
+      return level, [certification.ExactDenoiser(data).mean_variance(level)
                      for data in certification.MODELS.values()]
     level, (one, two) = look()
   noise = np.asarray(level.sigma / level.alpha)

@@ -10,7 +10,7 @@ from vdm_jax import oracles, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, from_alpha_sigma, sub_vp, ve, vp
 from vdm_jax.samplers import ddim, heun, sample
-from vdm_jax.samplers.denoising_mcmc import Chain, denoising_mcmc, level_posterior
+from vdm_jax.samplers.denoising_mcmc import ChainState, denoising_mcmc, level_posterior
 from vdm_jax.samplers.langevin import mala
 from vdm_jax.samplers.multistep import Coefficients, multistep
 from vdm_jax.typing import Estimate
@@ -30,7 +30,7 @@ def split(n):
 def from_one_mode(process, times, n):
   """All chains at the first level, in the lesser mode."""
   z = process(times[0]).alpha * jnp.array([-1.0, -0.5]) + jnp.zeros((n, 2))
-  return Chain(z, jnp.zeros(n, int))
+  return ChainState(z, jnp.zeros(n, int))
 
 
 @functools.cache
@@ -105,7 +105,8 @@ def test_a_multistep_method_starts_anew_at_the_level_of_its_chain():
     return multistep(denoise, process, plan, depth=2, of='x')
 
   process, times = GaussianProcess(schedules.Linear(7.0, -4.0), vp), np.linspace(1.0, 0.0, 9)
-  chain = Chain(jnp.asarray(np.random.default_rng(2).normal(size=(3, 2))), jnp.array([0, 3, 6]))
+  chain = ChainState(jnp.asarray(np.random.default_rng(2).normal(size=(3, 2))),
+                     jnp.array([0, 3, 6]))
   draw = jax.jit(lambda: denoising_mcmc(
       MIXTURE, process, split(3), chain, times, lambda u: u, 0, sampler=second_order))()
   for i, index in enumerate([0, 3, 6]):
@@ -123,7 +124,7 @@ def test_each_chain_is_denoised_with_its_own_condition():
       cond, (z - level.expand(z).alpha * cond) / level.expand(z).sigma)
   cond = jnp.asarray(np.random.default_rng(3).normal(size=(4, 2)))
   logits = lambda u: jnp.array([0.0, 0.0, 0.0, 0.0, -jnp.inf]) + jnp.zeros((4, 1))
-  chain = Chain(jnp.ones((4, 2)), jnp.zeros(4, int))
+  chain = ChainState(jnp.ones((4, 2)), jnp.zeros(4, int))
   draw = jax.jit(lambda: denoising_mcmc(told, process, split(4), chain, times, logits, 6,
                                         sampler=ddim, cond=cond))()
   np.testing.assert_allclose(draw.z, cond, rtol=1e-12)
@@ -133,5 +134,5 @@ def test_each_chain_is_denoised_with_its_own_condition():
 def test_a_grid_where_alpha_vanishes_is_refused():
   process = from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
   with pytest.raises(InputError, match='alpha = 0 at t = 1'):
-    denoising_mcmc(MIXTURE, process, split(2), Chain(jnp.ones((2, 2)), jnp.zeros(2, int)),
+    denoising_mcmc(MIXTURE, process, split(2), ChainState(jnp.ones((2, 2)), jnp.zeros(2, int)),
                    jnp.linspace(1.0, 0.0, 5), lambda u: u, 1)

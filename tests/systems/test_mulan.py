@@ -18,7 +18,7 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import evaluate_bound
 from vdm_jax.nn.blocks.layers import Embedding
-from vdm_jax.nn.small.mulan import Coefficients, Encoder
+from vdm_jax.nn.small.mulan import Coefficients, LatentEncoder
 from vdm_jax.objectives import vlb, weighted_diffusion
 from vdm_jax.processes import GaussianProcess, flow, vp
 from vdm_jax.samplers import dpm_solver, drawing
@@ -315,7 +315,7 @@ def swirl():
 def test_the_networks_start_as_a_latent_that_tells_nothing_and_straight_lines_whatever_it_tells():
   """And they leave it: the gradient reaches the layer whose zeros make the logits vanish."""
   shape = (4, 4, 1)
-  encoder = Encoder(6, features=4, blocks=0, groups=2, fourier=(1,))
+  encoder = LatentEncoder(6, features=4, blocks=0, groups=2, fourier=(1,))
   coefficients = Coefficients(shape, features=8)
 
   @jax.jit

@@ -24,9 +24,8 @@ from vdm_jax.certification.exact import (
     FINITE,
     MODELS,
     SCHEDULE,
-    Data,
-    Make,
-    Oracle,
+    ExactDenoiser,
+    MixtureData,
     quantiles,
     with_guidance,
     with_log_prob,
@@ -34,7 +33,7 @@ from vdm_jax.certification.exact import (
 )
 from vdm_jax.certification.judging import (
     STEPS,
-    Row,
+    CertificateRow,
     alternating_grid,
     certify,
     certify_adaptive,
@@ -43,6 +42,7 @@ from vdm_jax.certification.judging import (
     largest_deviation,
 )
 
-__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'Oracle', 'Row', 'SCHEDULE', 'STEPS',
-           'alternating_grid', 'certify', 'certify_adaptive', 'count_evaluations', 'equality',
-           'largest_deviation', 'quantiles', 'with_guidance', 'with_log_prob', 'with_variances']
+__all__ = ['CURVES', 'CertificateRow', 'ExactDenoiser', 'FINITE', 'MODELS', 'MixtureData',
+           'SCHEDULE', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive',
+           'count_evaluations', 'equality', 'largest_deviation', 'quantiles', 'with_guidance',
+           'with_log_prob', 'with_variances']

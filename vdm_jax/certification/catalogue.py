@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import tqdm
 
-from vdm_jax.certification.exact import FINITE, Make, with_guidance, with_log_prob, with_variances
-from vdm_jax.certification.judging import Row, certify, certify_adaptive, equality
+from vdm_jax.certification.exact import FINITE, with_guidance, with_log_prob, with_variances
+from vdm_jax.certification.judging import CertificateRow, certify, certify_adaptive, equality
 from vdm_jax.errors import require
 from vdm_jax.samplers import catalogue, grids, runge_kutta
+from vdm_jax.typing import SamplerMaker
 
 __all__ = ['Job', 'OPTIONS', 'bind', 'certify_all', 'certify_job', 'equalities', 'jobs']
 
@@ -30,7 +31,7 @@ OPTIONS: dict[str, dict] = {
     'split_lie': {'tolerance': 0.2},
 }
 
-_SUPPLIED: dict[str, Callable[[Callable], Make]] = {
+_SUPPLIED: dict[str, Callable[[Callable], SamplerMaker]] = {
     '': lambda make: make, 'head': lambda make: make, 'variance_head': lambda make: make,
     'log_prob': with_log_prob, 'variances': with_variances, 'guidance': with_guidance}
 
@@ -42,12 +43,12 @@ class Job(NamedTuple):
   order: float | None = None  # claimed of a sampler of the user's own
 
 
-def bind(entry: catalogue.Entry) -> Make:
+def bind(entry: catalogue.Entry) -> SamplerMaker:
   """The sampler as the certifier makes it: the oracle has whatever the sampler needs."""
   return _SUPPLIED[entry.needs](entry.make)
 
 
-def equalities() -> dict[str, list[Make]]:
+def equalities() -> dict[str, list[SamplerMaker]]:
   """What is the same by theory: claim -> samplers."""
   of = lambda name, **options: functools.partial(catalogue.SAMPLERS[name].make, **options)
   return {
@@ -89,7 +90,7 @@ def _certifiable(name: str) -> str:
   return name
 
 
-def certify_job(job: Job) -> list[Row]:
+def certify_job(job: Job) -> list[CertificateRow]:
   """The rows of one job."""
   if job.kind == 'equality':
     return equality(job.name, equalities()[job.name])
@@ -106,7 +107,7 @@ def certify_job(job: Job) -> list[Row]:
                  **options)
 
 
-def certify_all(work: Sequence[Job]) -> list[Row]:
+def certify_all(work: Sequence[Job]) -> list[CertificateRow]:
   """The rows of all jobs.  Most of the work is tracing and compiling, which takes a process for
   each core to share.
   """

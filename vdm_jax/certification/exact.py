@@ -10,39 +10,38 @@ from scipy import special
 
 from vdm_jax import processes, schedules
 from vdm_jax.samplers import analytic
-from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, PyTree, Sampler
+from vdm_jax.typing import Array, Estimate, Level, Process, PyTree, SamplerMaker
 from vdm_jax.units import sum_over_data
 from vdm_jax.values import value
 
-__all__ = ['CURVES', 'Data', 'FINITE', 'MODELS', 'Make', 'Oracle', 'SCHEDULE', 'ends_of',
+__all__ = ['CURVES', 'ExactDenoiser', 'FINITE', 'MODELS', 'MixtureData', 'SCHEDULE', 'ends_of',
            'moments', 'process_of', 'quantiles', 'with_guidance', 'with_log_prob',
            'with_variances']
 
-Make = Callable[[Denoiser, Process], Sampler]
 
 SCHEDULE = schedules.Linear(3.0, -2.5)  # where neither curves nor data are nearly linear
 FINITE = ('vp', 've', 'flow', 'sub_vp')
 CURVES = (*FINITE, 'ends')
 
 
-class Data(NamedTuple):
+class MixtureData(NamedTuple):
   """Two normals on the line.  Equal ones are a single normal: one program serves both models."""
   weights: tuple[float, float]
   means: tuple[float, float]
   stds: tuple[float, float]
 
 
-MODELS = {'gaussian': Data((0.5, 0.5), (0.3, 0.3), (0.7, 0.7)),
-          'mixture': Data((0.4, 0.6), (-0.8, 0.6), (0.15, 0.3))}
+MODELS = {'gaussian': MixtureData((0.5, 0.5), (0.3, 0.3), (0.7, 0.7)),
+          'mixture': MixtureData((0.4, 0.6), (-0.8, 0.6), (0.15, 0.3))}
 
 
-def _cdf(u, data: Data, c: float):
+def _cdf(u, data: MixtureData, c: float):
   """P(z_t / alpha_t <= u) where sigma_t / alpha_t = c."""
   return sum(w * special.ndtr((u - m) / np.hypot(s, c))
              for w, m, s in zip(*data, strict=True))
 
 
-def quantiles(probability: np.ndarray, data: Data, alpha: float, sigma: float) -> np.ndarray:
+def quantiles(probability: np.ndarray, data: MixtureData, alpha: float, sigma: float) -> np.ndarray:
   """Of the marginal of z where z = alpha x + sigma eps, by bisection.  probability: [B]."""
   if alpha == 0.0:
     return sigma * special.ndtri(probability)
@@ -55,7 +54,7 @@ def quantiles(probability: np.ndarray, data: Data, alpha: float, sigma: float) -
   return alpha * low
 
 
-def moments(data: Data, c: float) -> tuple[float, float, float]:
+def moments(data: MixtureData, c: float) -> tuple[float, float, float]:
   """(mean, std, share above 0) of z_t / alpha_t."""
   w, m, s = map(np.asarray, data)
   mean = np.sum(w * m)
@@ -63,13 +62,13 @@ def moments(data: Data, c: float) -> tuple[float, float, float]:
 
 
 @value
-class Oracle:
+class ExactDenoiser:
   """The exact denoiser of data whose dimensions are independent, each of this distribution.
 
   With all that a method may ask for beside: the heads of learned variances in `extra`, log q(z_t),
   and data.  NaN at sigma = 0.
   """
-  data: Data
+  data: MixtureData
 
   def _parts(self, z, level):
     """Of the two normals, on a last axis: shares of z, deviation from the mean, variance of z."""
@@ -107,7 +106,7 @@ class Oracle:
     return jnp.sum(w * (weights / weights.sum())[:, None] * inside, axis=(-2, -1))
 
   def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
-    """Data x of this shape."""
+    """MixtureData x of this shape."""
     which, normal = jax.random.split(key)
     first = jax.random.uniform(which, shape) < self.data.weights[0]
     either = lambda pair: jnp.where(first, pair[0], pair[1])
@@ -137,32 +136,33 @@ def ends_of(curve: str) -> tuple[tuple[float, float], tuple[float, float]]:
 # ------------------------------------------------- what an oracle can supply
 
 
-def with_log_prob(make: Callable) -> Make:
+def with_log_prob(make: Callable) -> SamplerMaker:
   """A sampler that takes log q(z_t) as its third argument."""
   return lambda denoise, process: make(denoise, process, denoise.log_prob)
 
 
-def with_variances(make: Callable) -> Make:
+def with_variances(make: Callable) -> SamplerMaker:
   """A sampler that takes `analytic.Variances`: the exact ones, linear between 201 levels."""
   def of(denoise, process):
     level = process(jnp.linspace(0.0, 1.0, 201))
     # A level where nothing is defined: Var(x) falls as sigma^2 / alpha^2 does.
     noisy = level.sigma > 0.0
     inside = jax.tree.map(lambda u: jnp.where(noisy, u, 1.0), level)
-    of_x = Oracle(denoise.data).mean_variance(inside)
+    of_x = ExactDenoiser(denoise.data).mean_variance(inside)
     of_v = jnp.where(noisy, of_x / jax.nn.sigmoid(-inside.logsnr), 1.0)
-    found = analytic.Variances(level.logsnr[::-1], of_v[::-1], jnp.zeros_like(of_v))
-    return make(denoise, process, found)
+    variances = analytic.Variances(level.logsnr[::-1], of_v[::-1], jnp.zeros_like(of_v))
+    return make(denoise, process, variances)
   return of
 
 
-def with_guidance(make: Callable) -> Make:
+def with_guidance(make: Callable) -> SamplerMaker:
   """A sampler that takes a guidance: led from the standard normal to the data of the oracle.
 
   With the gradient of log q_oracle - log q_normal the guided flow is the oracle's own.
   """
   def of(denoise, process):
-    oracle, normal = Oracle(denoise.data), Oracle(Data((0.5, 0.5), (0.0, 0.0), (1.0, 1.0)))
+    oracle = ExactDenoiser(denoise.data)
+    normal = ExactDenoiser(MixtureData((0.5, 0.5), (0.0, 0.0), (1.0, 1.0)))
 
     def unguided(z, level, cond=None):  # the evaluations that are counted are those of this one
       return jax.tree.map(lambda own, other: own + 0.0 * other, normal(z, level),

@@ -11,23 +11,23 @@ from vdm_jax import processes, random, samplers
 from vdm_jax.certification.exact import (
   CURVES,
   MODELS,
-  Data,
-  Make,
-  Oracle,
+  ExactDenoiser,
+  MixtureData,
   ends_of,
   moments,
   process_of,
   quantiles,
 )
 from vdm_jax.samplers.grids import warm_up
+from vdm_jax.typing import SamplerMaker
 
-__all__ = ['Row', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive', 'count_evaluations',
-           'equality', 'largest_deviation']
+__all__ = ['CertificateRow', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive',
+           'count_evaluations', 'equality', 'largest_deviation']
 
 STEPS = (40, 80, 160, 320, 640)
 
 
-class Row(NamedTuple):
+class CertificateRow(NamedTuple):
   """One line of the certificate."""
   sampler: str
   curve: str
@@ -48,13 +48,13 @@ def alternating_grid(steps: int) -> np.ndarray:
   return times
 
 
-def count_evaluations(make: Make, steps: int = 8) -> int:
+def count_evaluations(make: SamplerMaker, steps: int = 8) -> int:
   """How often a run of so many steps calls the denoiser, read off the traced program."""
   @jax.jit
   def counted_denoiser(z, level):
-    return Oracle(MODELS['gaussian'])(z, level)
+    return ExactDenoiser(MODELS['gaussian'])(z, level)
 
-  class Counted(Oracle):
+  class Counted(ExactDenoiser):
     def __call__(self, z, level, cond=None):
       return counted_denoiser(z, level)
 
@@ -80,7 +80,7 @@ def count_evaluations(make: Make, steps: int = 8) -> int:
   return calls(jax.make_jaxpr(run)(jnp.ones((2, 4)), times).jaxpr)
 
 
-def _evaluations(make: Make) -> tuple[int, bool]:
+def _evaluations(make: SamplerMaker) -> tuple[int, bool]:
   """(what the sampler states for a step, whether that is what it does)."""
   stated = []
 
@@ -103,20 +103,21 @@ def _cases(curves, models):
 
 
 def _stack(cases):
-  """(number of the curve [cases], Data of arrays [cases, 2])."""
+  """(number of the curve [cases], MixtureData of arrays [cases, 2])."""
   numbers = jnp.array([CURVES.index(curve) for curve, _ in cases])
-  return numbers, Data(*map(jnp.array, zip(*(MODELS[model] for _, model in cases), strict=True)))
+  columns = zip(*(MODELS[model] for _, model in cases), strict=True)
+  return numbers, MixtureData(*map(jnp.array, columns))
 
 
 # ------------------------------------------------------------- what it judges
 
 
-def certify(make: Make, order: float | None = None, *, name: str = '',
+def certify(make: SamplerMaker, order: float | None = None, *, name: str = '',
             curves: Sequence[str] = CURVES, models: Sequence[str] = tuple(MODELS),
             steps: Sequence[int] | None = None, tolerance: float | None = None,
             grid: Callable[[int], np.ndarray] | None = None, up: bool = False, draws: int = 64
-            ) -> list[Row]:
-  """Certifies a sampler, `make(denoise, process)`: a Row for each curve and each model.
+            ) -> list[CertificateRow]:
+  """Certifies a sampler, `make(denoise, process)`: a CertificateRow for each curve and each model.
 
   order: the claimed order of a deterministic sampler (the slope must not fall short of it by more
   than `tolerance`, 0.15 by default); None for a stochastic one, which is judged by its moments
@@ -136,7 +137,7 @@ def certify(make: Make, order: float | None = None, *, name: str = '',
     judged = _judge_order(make, order, curves, models, steps or STEPS,
                           0.15 if tolerance is None else tolerance, grid or alternating_grid, up)
   kind = 'moments' if order is None else 'order'
-  return [Row(name, curve, model, kind, claimed, slope, evaluations,
+  return [CertificateRow(name, curve, model, kind, claimed, slope, evaluations,
               bool(passed and exact_count), {**detail, 'evaluations_exact': exact_count})
           for curve, model, claimed, slope, passed, detail in judged]
 
@@ -159,7 +160,7 @@ def _flow(make, curves, models, grids, up=False):
   def run(curve, data, z, times):
     process = process_of(curve)
     keys = jax.random.split(random.key(0), len(z))
-    return along(make(Oracle(data), process), keys, z[:, None], times)[:, 0]
+    return along(make(ExactDenoiser(data), process), keys, z[:, None], times)[:, 0]
 
   with jax.enable_x64(True):
     got = np.asarray(run(*_stack(cases), jnp.asarray(start), jnp.asarray(grids)))
@@ -196,9 +197,10 @@ def _judgemoments(make, curves, models, steps, tolerance, n, dims=128):
     process = process_of(curve)
     keys = random.per_example(key, jnp.arange(n))
     level = process(1.0)
-    x = Oracle(data).draw(jax.random.fold_in(key, n), (n, dims))
+    x = ExactDenoiser(data).draw(jax.random.fold_in(key, n), (n, dims))
     z = processes.diffuse(x, random.normal(random.stream(keys, 'z_1'), x), level)
-    z = samplers.sample(make(Oracle(data), process), keys, z, jnp.linspace(1.0, 0.0, steps + 1))
+    times = jnp.linspace(1.0, 0.0, steps + 1)
+    z = samplers.sample(make(ExactDenoiser(data), process), keys, z, times)
     return z / process(0.0).alpha
 
   with jax.enable_x64(False):
@@ -221,9 +223,10 @@ def _judgemoments(make, curves, models, steps, tolerance, n, dims=128):
   return out
 
 
-def certify_adaptive(make: Callable[[float], Make], *, name: str = '', factor: float = 100.0,
-                     curves: Sequence[str] = CURVES, models: Sequence[str] = tuple(MODELS),
-                     tolerances: Sequence[float] = (1e-3, 1e-4, 1e-5)) -> list[Row]:
+def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
+                     factor: float = 100.0, curves: Sequence[str] = CURVES,
+                     models: Sequence[str] = tuple(MODELS),
+                     tolerances: Sequence[float] = (1e-3, 1e-4, 1e-5)) -> list[CertificateRow]:
   """Certifies an adaptive sampler: its error is less than `factor` times its tolerance, and falls.
 
   A tolerance is on the error of a step; steps add up, and the flow of the mixture drives apart what
@@ -238,7 +241,7 @@ def certify_adaptive(make: Callable[[float], Make], *, name: str = '', factor: f
   for i, (curve, model) in enumerate(found[0][0]):
     errors = np.array([error[i, 0] for _, error in found])
     fine = (errors <= factor * np.array(tolerances)).all() and errors[-1] < errors[0]
-    rows.append(Row(name, curve, model, 'tolerance', None, None, None, bool(fine),
+    rows.append(CertificateRow(name, curve, model, 'tolerance', None, None, None, bool(fine),
                     {'tolerances': list(tolerances), 'errors': errors.tolist()}))
   return rows
 
@@ -246,14 +249,14 @@ def certify_adaptive(make: Callable[[float], Make], *, name: str = '', factor: f
 # ------------------------------------------------------------ and comparisons
 
 
-def largest_deviation(row: Row) -> float:
+def largest_deviation(row: CertificateRow) -> float:
   """Of a row of moments: that of mean or standard deviation, in standard deviations."""
   std = moments(MODELS[row.model], 0.0)[1]
   return max(abs(row.detail[moment]['deviation']) for moment in ('mean', 'std')) / std
 
 
-def equality(name: str, makes: Sequence[Make], *, tolerance: float = 1e-12,
-             curves: Sequence[str] = CURVES, steps: int = 12) -> list[Row]:
+def equality(name: str, makes: Sequence[SamplerMaker], *, tolerance: float = 1e-12,
+             curves: Sequence[str] = CURVES, steps: int = 12) -> list[CertificateRow]:
   """Samplers that are the same by theory: on the same z, keys and grid, the same sample.
 
   The largest difference, over z of unit size, must not exceed `tolerance`.
@@ -268,13 +271,13 @@ def equality(name: str, makes: Sequence[Make], *, tolerance: float = 1e-12,
       process = process_of(curve)
       z = jnp.linspace(-2.0, 2.0, 8)[:, None] * process(1.0).sigma
       keys = jax.random.split(random.key(0), len(z))
-      out = [samplers.sample(make(Oracle(data), process), keys, z, times) for make in makes]
+      out = [samplers.sample(make(ExactDenoiser(data), process), keys, z, times) for make in makes]
       return jnp.stack(out) / process(0.0).alpha
 
     out = np.asarray(run(*_stack(cases)))
   rows = []
   for (curve, model), got in zip(cases, out, strict=True):
     difference = float(np.abs(got - got[:1]).max())
-    rows.append(Row(name, curve, model, 'equality', None, None, None,
+    rows.append(CertificateRow(name, curve, model, 'equality', None, None, None,
                     difference <= tolerance, {'difference': difference}))
   return rows

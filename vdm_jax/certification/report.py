@@ -7,13 +7,13 @@ from typing import Any
 import rich.table
 
 from vdm_jax.certification.exact import CURVES
-from vdm_jax.certification.judging import Row, largest_deviation
+from vdm_jax.certification.judging import CertificateRow, largest_deviation
 from vdm_jax.samplers import catalogue
 
 __all__ = ['as_json', 'cells', 'failed', 'table']
 
 
-def table(rows: Sequence[Row]) -> rich.table.Table:
+def table(rows: Sequence[CertificateRow]) -> rich.table.Table:
   """One line a sampler or claim, one column a curve: the slope, or the largest deviation."""
   columns = ['sampler', 'model', 'claims', 'calls', *CURVES]
   out = rich.table.Table(*columns, title='slopes of log error against log steps; deviations of '
@@ -31,7 +31,7 @@ def table(rows: Sequence[Row]) -> rich.table.Table:
   return out
 
 
-def _cell(row: Row) -> str:
+def _cell(row: CertificateRow) -> str:
   if row.kind == 'order':
     text = 'exact' if row.measured_order is None else f'{row.measured_order:.2f}'
   elif row.kind == 'moments':
@@ -43,7 +43,7 @@ def _cell(row: Row) -> str:
   return text if row.passed else f'[bold red]{text} FAILS[/]'
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
+def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
   """A header and a line for each sampler: the least and the largest of what was measured."""
   lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'what it is for']]
   family = None
@@ -66,7 +66,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
   return lines
 
 
-def as_json(rows: Sequence[Row]) -> str:
+def as_json(rows: Sequence[CertificateRow]) -> str:
   """The rows with all that they rest on.  What is not finite is null: JSON has no word for it."""
   return json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False)
 
@@ -79,6 +79,6 @@ def _plain(value: Any) -> Any:
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def failed(rows: Sequence[Row]) -> list[str]:
+def failed(rows: Sequence[CertificateRow]) -> list[str]:
   """The samplers and claims of which a row did not pass."""
   return sorted({row.sampler for row in rows if not row.passed})

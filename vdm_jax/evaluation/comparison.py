@@ -18,13 +18,13 @@ from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import Estimated, kernel_distance, sliced_wasserstein
 from vdm_jax.samplers import grids
-from vdm_jax.samplers.drawing import Make, draw
-from vdm_jax.typing import Model, Process, PyTree
+from vdm_jax.samplers.drawing import draw
+from vdm_jax.typing import Model, Process, PyTree, SamplerMaker
 
 
 class Entrant(NamedTuple):
   """A sampler, and the grid [N + 1] on which it is judged with N steps."""
-  make: Make
+  make: SamplerMaker
   times: Callable[[Process, int], np.ndarray] = lambda process, steps: grids.uniform(steps)
 
 

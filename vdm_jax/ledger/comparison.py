@@ -87,10 +87,10 @@ def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:
   out = rich.table.Table('estimate', *ledgers, 'mean', 'std', title='bits/dim')
   for column in out.columns[1:]:
     column.justify = 'right'
-  found = [{row['estimate']: row['bits_per_dim'] for row in ledger.rows}
+  bits = [{row['estimate']: row['bits_per_dim'] for row in ledger.rows}
            for ledger in ledgers.values()]
-  for name in dict.fromkeys(name for rows in found for name in rows):
-    values = [rows.get(name) for rows in found]
+  for name in dict.fromkeys(name for rows in bits for name in rows):
+    values = [rows.get(name) for rows in bits]
     there = [value for value in values if value is not None]
     std = float(np.std(there, ddof=1)) if len(there) > 1 else None
     out.add_row(name, *map(number, [*values, float(np.mean(there)), std]))

@@ -41,7 +41,7 @@ import numpy as np
 from vdm_jax import dequantisers, random
 from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
-from vdm_jax.ledger.family import ABOUT, Asked, Family, Options
+from vdm_jax.ledger.family import ABOUT, Family, Options, Request
 from vdm_jax.likelihood import bounds, immse, ode, paths
 from vdm_jax.likelihood.bounds import heads, level_axes
 from vdm_jax.likelihood.passes import Estimator
@@ -49,7 +49,7 @@ from vdm_jax.machine import config_files
 from vdm_jax.objectives import vlb
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['ACCEPTED', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'Chain', 'Flow',
+__all__ = ['ACCEPTED', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'BoundSettings', 'FlowSettings',
            'chain_estimates', 'needs', 'own', 'parse']
 
 FEWEST_WIDE = 10  # steps of paths whose variances are larger than those of q
@@ -63,24 +63,24 @@ def _read(form: str, name: str) -> dict[str, Any] | None:
 
   Raises InputError for a number below 1.
   """
-  found = re.fullmatch(form, name, re.ASCII)
-  if found is None:
+  match = re.fullmatch(form, name, re.ASCII)
+  if match is None:
     return None
   fields = {field: int(text) if text and text.isdecimal() else text
-            for field, text in found.groupdict().items()}
+            for field, text in match.groupdict().items()}
   if any(isinstance(value, int) and value < 1 for value in fields.values()):
     raise InputError('estimates', name, 'it has a number below 1', f'choose {ACCEPTED}')
   return fields
 
 
-def _refused(asked: Asked, problem: str, remedy: str) -> InputError:
-  return InputError('estimates', asked.name, problem, remedy)
+def _refused(request: Request, problem: str, remedy: str) -> InputError:
+  return InputError('estimates', request.name, problem, remedy)
 
 
 # ------------------------------------------------------------ bounds of chains
 
 
-class Chain(NamedTuple):
+class BoundSettings(NamedTuple):
   """Of which chain the bound is."""
   steps: int | None = None     # T; None: continuous time
   variance: str | None = None  # None: small
@@ -88,12 +88,13 @@ class Chain(NamedTuple):
   paths: int | None = None     # of an importance-weighted bound
 
 
-def _chain(form: str) -> Callable[[str], Chain | None]:
+def _chain(form: str) -> Callable[[str], BoundSettings | None]:
   def parse(name):
     fields = _read(form, name)
     if fields is None:
       return None
-    chain = Chain(fields['steps'], fields['variance'], bool(fields['ddpm']), fields.get('paths'))
+    chain = BoundSettings(fields['steps'], fields['variance'], bool(fields['ddpm']),
+                          fields.get('paths'))
     if chain.ddpm and chain.steps == 1:
       raise InputError('estimates', name, 'a chain that ends in the data has 2 steps or more',
                        'take more')
@@ -105,114 +106,114 @@ def _chain(form: str) -> Callable[[str], Chain | None]:
   return parse
 
 
-def _is_wide(chain: Chain) -> bool:
+def _is_wide(chain: BoundSettings) -> bool:
   return chain.variance in ('large', 'learned')
 
 
-def _need_of_chain(asked, options, model, batch):
-  chain = asked.settings
+def _needs_of_chain(request, options, model, batch):
+  chain = request.settings
   if model.bound is not None and (chain.paths or chain.variance or chain.ddpm):
-    raise _refused(asked, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
+    raise _refused(request, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
                    'has one of T steps')
   if chain.ddpm:
-    _require_levels(asked, model, batch)
+    _require_levels(request, model, batch)
   if chain.paths or chain.variance == 'analytic':
-    _require_one_level(asked, model)
+    _require_one_level(request, model)
   if chain.variance == 'learned' and 'variance' not in heads(model, batch):
-    raise _refused(asked, "this model's network has no head for the variance", 'train one '
+    raise _refused(request, "this model's network has no head for the variance", 'train one '
                    '(configs/systems.py:iddpm_hybrid), or ask for another variance')
   return ('variances',) if chain.variance == 'analytic' else ()
 
 
-def _require_levels(asked: Asked, model: Model, batch: PyTree) -> None:
+def _require_levels(request: Request, model: Model, batch: PyTree) -> None:
   if jnp.issubdtype(batch[model.field].dtype, jnp.floating):
-    raise _without_levels(asked)
+    raise _without_levels(request)
 
 
-def _levels(asked: Asked, levels: int | None) -> int:
+def _levels(request: Request, levels: int | None) -> int:
   """Those of the data.  Raises InputError of real numbers."""
   if levels is None:
-    raise _without_levels(asked)
+    raise _without_levels(request)
   return levels
 
 
-def _without_levels(asked: Asked) -> InputError:
-  return _refused(asked, 'the data are real numbers, which have no levels to be dequantised or to '
-                  'end in', 'ask for vlb, vlb@T or ode')
+def _without_levels(request: Request) -> InputError:
+  return _refused(request, 'the data are real numbers, which have no levels to be dequantised or '
+                  'to end in', 'ask for vlb, vlb@T or ode')
 
 
-def _require_one_level(asked: Asked, model: Model) -> None:
+def _require_one_level(request: Request, model: Model) -> None:
   if level_axes(model):
-    raise _refused(asked, 'this model has a log-SNR of its own for every pixel',
+    raise _refused(request, 'this model has a log-SNR of its own for every pixel',
                    'ask for vlb or vlb@T')
 
 
-def _kernel(asked: Asked, levels: int | None, found) -> dict[str, Any]:
+def _kernel(request: Request, levels: int | None, statistics) -> dict[str, Any]:
   """What `vlb.discrete` is to be told of the steps."""
-  chain: Chain = asked.settings
+  chain: BoundSettings = request.settings
   kernel: dict[str, Any] = {}
   if chain.variance:
     kernel['variance'] = (vlb.fixed_large if chain.variance == 'large' else
                           vlb.learned if chain.variance == 'learned' else
-                          bounds.analytic_variance(found.variances))
+                          bounds.analytic_variance(statistics.variances))
   if chain.ddpm:
-    kernel['last'] = DiscretisedNormal(_levels(asked, levels)).log_prob
+    kernel['last'] = DiscretisedNormal(_levels(request, levels)).log_prob
   return kernel
 
 
-def _bound(asked, options, levels, found):
-  return bounds.at_times(asked.settings.steps or 0, options.times,
-                         **_kernel(asked, levels, found))
+def _bound(request, options, levels, statistics):
+  return bounds.at_times(request.settings.steps or 0, options.times,
+                         **_kernel(request, levels, statistics))
 
 
-def _whole_paths(asked, options, levels, found):
-  chain = asked.settings
-  return paths.importance_weighted(chain.paths, chain.steps, **_kernel(asked, levels, found),
-                                   at_once=_paths_at_once(asked, options))
+def _importance_weighted(request, options, levels, statistics):
+  chain = request.settings
+  return paths.importance_weighted(chain.paths, chain.steps, **_kernel(request, levels, statistics),
+                                   at_once=_paths_at_once(request, options))
 
 
-def _paths_at_once(asked, options, shape=()):
+def _paths_at_once(request, options, shape=()):
   """The largest number that the batch has room for and that divides them."""
-  number = asked.settings.paths
+  number = request.settings.paths
   return max(k for k in range(1, min(options.batch_size, number) + 1) if not number % k)
 
 
-def _about_chain(asked, options, dequantised):
-  chain = asked.settings
-  said = {'kind': 'upper bound', 'model': 'chain' if chain.steps else 'reverse SDE',
+def _about_chain(request, options, dequantised):
+  chain = request.settings
+  row = {'kind': 'upper bound', 'model': 'chain' if chain.steps else 'reverse SDE',
           'steps': chain.steps, 'paths': chain.paths,
           'variance': (chain.variance or 'small') if chain.steps else None,
           'decoder': 'discretised normal' if chain.ddpm else 'of the model'}
   if chain.paths:
     heavy = 'that of heavy-tailed weights, where a step at least doubles the variance of q'
-    return said | {'error_beside': heavy if _is_wide(chain) else None}
+    return row | {'error_beside': heavy if _is_wide(chain) else None}
   if dequantised:
-    said['dequantiser'] = 'of the model'
+    row['dequantiser'] = 'of the model'
     if not chain.ddpm:
-      said['decoder'] = 'normal, of the dequantised'
-  return said | {'times_per_image': options.times}
+      row['decoder'] = 'normal, of the dequantised'
+  return row | {'times_per_image': options.times}
 
 
 VLB = Family(
-    'vlb', _chain(rf'vlb(@(?P<steps>\d+){_CHAIN})?'), _bound, _need_of_chain, _about_chain,
+    'vlb', _chain(rf'vlb(@(?P<steps>\d+){_CHAIN})?'), _bound, _needs_of_chain, _about_chain,
     # The first step of such a chain beside them.
-    width=lambda asked, options, shape: options.times + asked.settings.ddpm,
-    key=lambda asked, key: jax.random.fold_in(key, asked.settings.steps or 0),
-    at_data=lambda asked, options: asked.settings.ddpm,
+    width=lambda request, options, shape: options.times + request.settings.ddpm,
+    key=lambda request, key: jax.random.fold_in(key, request.settings.steps or 0),
+    at_data=lambda request, options: request.settings.ddpm,
     accepts=f'vlb, vlb@T[/{_VARIANCES}][/ddpm]')
 
 IW = Family(
-    'iw', _chain(rf'iw@(?P<paths>\d+)x(?P<steps>\d+){_CHAIN}'), _whole_paths, _need_of_chain,
-    _about_chain, width=_paths_at_once,
-    key=lambda asked, key: asked.family.draws(key, asked.settings.steps),
-    at_data=lambda asked, options: asked.settings.ddpm,
+    'iw', _chain(rf'iw@(?P<paths>\d+)x(?P<steps>\d+){_CHAIN}'), _importance_weighted,
+    _needs_of_chain, _about_chain, width=_paths_at_once,
+    key=lambda request, key: request.family.draws(key, request.settings.steps),
+    at_data=lambda request, options: request.settings.ddpm,
     accepts=f'iw@KxT[/{_VARIANCES}][/ddpm]')
 
 
 # ---------------------------------------------------------- the probability flow
 
 
-class Flow(NamedTuple):
+class FlowSettings(NamedTuple):
   """How the flow is integrated, and how data enter it."""
   steps: int | None = None        # None: adaptive
   dequantiser: str | None = None  # None: the model's decoder
@@ -220,54 +221,54 @@ class Flow(NamedTuple):
 
 def _flow(name):
   fields = _read(rf'ode(@(?P<steps>\d+))?(/(?P<dequantiser>{_DEQUANTISERS}))?', name)
-  return None if fields is None else Flow(**fields)
+  return None if fields is None else FlowSettings(**fields)
 
 
-def _need_of_flow(asked, options, model, batch):
+def _needs_of_flow(request, options, model, batch):
   dimensions = math.prod(model.shape)
   if options.probe == 'exact' and dimensions > MOST_EXACT:
     raise InputError('probe', 'exact', f'every evaluation would take {dimensions} products of the '
                      f'Jacobian, above {MOST_EXACT}', 'choose rademacher')
   if model.latent is not None:
-    raise _refused(asked, 'this model has latents of its own, and so no density of one flow',
+    raise _refused(request, 'this model has latents of its own, and so no density of one flow',
                    'ask for vlb')
   if model.bound is not None and model.dequantise is None:
     # DiffEnc's, e.g.: the drift of its encoder would enter the flow by half.
-    raise _refused(asked, 'this model has a bound of its own, of which its denoiser alone is no '
+    raise _refused(request, 'this model has a bound of its own, of which its denoiser alone is no '
                    'probability flow', 'ask for vlb')
-  if asked.settings.dequantiser:
-    _require_levels(asked, model, batch)
-  if asked.settings.dequantiser == 'variational' and model.dequantise is None:
-    raise _refused(asked, 'this model has no dequantiser of its own', 'train one with it '
+  if request.settings.dequantiser:
+    _require_levels(request, model, batch)
+  if request.settings.dequantiser == 'variational' and model.dequantise is None:
+    raise _refused(request, 'this model has no dequantiser of its own', 'train one with it '
                    '(configs/systems.py:dequantised), or ask for ode/uniform')
   return ()
 
 
-def _dequantiser(asked: Asked, model: Model, levels: int | None
+def _dequantiser(request: Request, model: Model, levels: int | None
                  ) -> dequantisers.Dequantiser | None:
-  name = asked.settings.dequantiser
+  name = request.settings.dequantiser
   if name == 'uniform':
-    return dequantisers.uniform(_levels(asked, levels))
+    return dequantisers.uniform(_levels(request, levels))
   if name == 'truncated_normal':
-    return dequantisers.truncated_normal(_levels(asked, levels), model.process(jnp.zeros(())))
+    return dequantisers.truncated_normal(_levels(request, levels), model.process(jnp.zeros(())))
   return model.dequantise if name else None
 
 
-def _likelihood_of_flow(asked, options, levels, found):
+def _likelihood_of_flow(request, options, levels, statistics):
   def estimate(model, batch, keys):
     estimator = ode.estimator(
-        _dequantiser(asked, model, levels), rtol=options.ode_tolerance,
+        _dequantiser(request, model, levels), rtol=options.ode_tolerance,
         atol=options.ode_tolerance, probes=options.probes, probe=options.probe,
-        steps=asked.settings.steps or 0, importance=options.importance, start=options.ode_start)
+        steps=request.settings.steps or 0, importance=options.importance, start=options.ode_start)
     return estimator(model, batch, keys)
   return estimate
 
 
-def _about_flow(asked, options, dequantised):
-  steps, dequantiser = asked.settings
+def _about_flow(request, options, dequantised):
+  steps, dequantiser = request.settings
   noisy = options.probe != 'exact'
   # Settings that are another number stand in its name, so that no two are put into one column.
-  name = asked.name + (f' x{options.importance}' if options.importance > 1 else '') + (
+  name = request.name + (f' x{options.importance}' if options.importance > 1 else '') + (
       '' if options.ode_start is None else f' from {options.ode_start:g}')
   return {'estimate': name,
           'kind': 'estimate' if steps or noisy and options.importance > 1 else 'upper bound',
@@ -282,13 +283,13 @@ def _about_flow(asked, options, dequantised):
           'probe': options.probe, 'probes': options.probes if noisy else None}
 
 
-def _flows_at_once(asked, options, shape):
+def _flows_at_once(request, options, shape):
   return options.importance * (math.prod(shape) if options.probe == 'exact' else options.probes)
 
 
 ODE = Family(
-    'ode', _flow, _likelihood_of_flow, _need_of_flow, _about_flow, _flows_at_once,
-    at_data=lambda asked, options: options.ode_start is not None,
+    'ode', _flow, _likelihood_of_flow, _needs_of_flow, _about_flow, _flows_at_once,
+    at_data=lambda request, options: options.ode_start is not None,
     remedy='choose another --ode_tolerance, or a number of steps, ode@100',
     accepts=f'ode[@N][/{_DEQUANTISERS}]')
 
@@ -296,24 +297,24 @@ ODE = Family(
 # -------------------------------------------------------------------- I-MMSE
 
 
-def _need_of_immse(asked, options, model, batch):
+def _needs_of_immse(request, options, model, batch):
   if model.bound is not None:
-    raise _refused(asked, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
+    raise _refused(request, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
                    'has one of T steps')
-  _require_one_level(asked, model)
+  _require_one_level(request, model)
   return ('moments',)
 
 
-def _immse(asked, options, levels, found):
-  return immse.estimator(found.moments, options.times)
+def _immse(request, options, levels, statistics):
+  return immse.estimator(statistics.moments, options.times)
 
 
 IMMSE = Family(
-    'immse', lambda name: () if name == 'immse' else None, _immse, _need_of_immse,
-    lambda asked, options, dequantised: {
+    'immse', lambda name: () if name == 'immse' else None, _immse, _needs_of_immse,
+    lambda request, options, dequantised: {
         'model': 'reverse SDE', 'decoder': 'of the model', 'times_per_image': options.times},
-    width=lambda asked, options, shape: options.times,
-    at_data=lambda asked, options: False, accepts='immse')
+    width=lambda request, options, shape: options.times,
+    at_data=lambda request, options: False, accepts='immse')
 
 FAMILIES = VLB, IW, ODE, IMMSE
 ACCEPTED = (f'{", ".join(family.accepts for family in FAMILIES)} (whole numbers T, K, N from 1), '
@@ -359,110 +360,111 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
     raise InputError('says', sorted(unknown), 'a row has no such fields',
                      f'choose of {", ".join(ABOUT)}')
 
-  def check(asked, options, model, batch):
+  def check(request, options, model, batch):
     batch = jax.tree.map(lambda u: np.repeat(u[:1], 5, axis=0), batch)
     keys = random.per_example(random.key(0), jnp.arange(5))
-    _check_output(asked, jax.eval_shape(lambda batch, keys: estimator(model, batch, keys),
+    _check_output(request, jax.eval_shape(lambda batch, keys: estimator(model, batch, keys),
                                         batch, keys), 5)
     return ()
 
-  return Family(name, lambda given: () if given == name else None,
-                lambda asked, options, levels, found: estimator, check,
-                lambda asked, options, dequantised: dict(says or {}),
-                lambda asked, options, shape: width)
+  return Family(name, lambda text: () if text == name else None,
+                lambda request, options, levels, statistics: estimator, check,
+                lambda request, options, dequantised: dict(says or {}),
+                lambda request, options, shape: width)
 
 
-def _check_output(asked: Asked, out: Any, n: int) -> None:
+def _check_output(request: Request, out: Any, n: int) -> None:
   """Raises InputError unless these are the shapes of what an estimator returns of n images."""
   remedy = "return {'nats': [n], ...}, a number for each image"
   if not isinstance(out, Mapping) or 'nats' not in out:
-    raise _refused(asked, "it returns no dictionary with 'nats'", remedy)
+    raise _refused(request, "it returns no dictionary with 'nats'", remedy)
   for name, value in out.items():
     if getattr(value, 'shape', None) != (n,):
-      raise _refused(asked, f'of {n} images it returns {name!r} of the shape '
+      raise _refused(request, f'of {n} images it returns {name!r} of the shape '
                      f'{getattr(value, "shape", None)}', remedy)
 
 
-def parse(estimates: Sequence[Any]) -> list[Asked]:
+def parse(estimates: Sequence[Any]) -> list[Request]:
   """Each estimate once, in order; 'vlb', of which the pictures are, first.
 
   Args:
     estimates: names; 'FILE.py:NAME', where NAME is a `Family` or a function as for `own`, and may
       be followed by what the family reads in its names, 'FILE.py:mine@10'; or from Python such a
-      value itself, or the `Asked` that it makes of a name.
+      value itself, or the `Request` that it makes of a name.
 
   Raises InputError, for a name that is none, a file that has none, and two of one name.
   """
-  found: dict[str, Asked] = {}
-  for asked in map(_asked, ('vlb', *estimates)):
-    if asked.family not in FAMILIES and asked.family.name in [of.name for of in FAMILIES]:
-      raise _refused(asked, f'{asked.family.name} is a family of the library',
+  requests: dict[str, Request] = {}
+  for request in map(_request, ('vlb', *estimates)):
+    if request.family not in FAMILIES and request.family.name in [of.name for of in FAMILIES]:
+      raise _refused(request, f'{request.family.name} is a family of the library',
                      'give yours another name')
-    if found.setdefault(asked.name, asked).family is not asked.family:
-      raise InputError('estimates', asked.name, 'there are two estimates of this name',
+    if requests.setdefault(request.name, request).family is not request.family:
+      raise InputError('estimates', request.name, 'there are two estimates of this name',
                        'give one of them another')
-  return list(found.values())
+  return list(requests.values())
 
 
-def _asked(estimate: Any) -> Asked:
+def _request(estimate: Any) -> Request:
   if isinstance(estimate, str):
     file, colon, name = estimate.rpartition(':')
     return _of_file(estimate, file, name) if colon else _named(estimate)
-  if isinstance(estimate, Asked):
+  if isinstance(estimate, Request):
     return estimate
-  return _family(estimate).ask()
+  return _family(estimate).request()
 
 
-def _named(name: str) -> Asked:
+def _named(name: str) -> Request:
   for family in FAMILIES:
     if (settings := family.parse(name)) is not None:
-      return Asked(name, family, settings)
+      return Request(name, family, settings)
   raise InputError('estimates', name, 'there is no such estimate', f'choose {ACCEPTED}')
 
 
-def _family(estimate: Any, name: str = '', given: Any = None) -> Family:
+def _family(estimate: Any, name: str = '', argument: Any = None) -> Family:
   """A family, or that of a function.  given: what the user said, if not the value itself."""
   if isinstance(estimate, Family):
     return estimate
   if not callable(estimate):
-    raise InputError('estimates', estimate if given is None else given, 'it is no estimate',
+    raise InputError('estimates', estimate if argument is None else argument, 'it is no estimate',
                      'give a Family, or a function of (model, batch, keys)')
   function: Any = estimate
   return own(function, name)
 
 
-def _of_file(estimate: str, file: str, name: str) -> Asked:
+def _of_file(estimate: str, file: str, name: str) -> Request:
   variable = re.split(r'\W', name, maxsplit=1)[0]
   value, _ = config_files.own('estimates', estimate, file, variable)
   family = _family(value, variable, estimate)
-  return family.ask(family.name + name.removeprefix(variable))
+  return family.request(family.name + name.removeprefix(variable))
 
 
 # ------------------------------------------------------------- of which models
 
 
-def needs(asked: Sequence[Asked], options: Options, model: Model, batch: PyTree) -> set[str]:
-  """The names of the `Statistics` that are to be read for these.  Nothing is computed.
+def needs(requests: Sequence[Request], options: Options, model: Model, batch: PyTree) -> set[str]:
+  """The names of the `TrainingStatistics` that are to be read for these.  Nothing is computed.
 
   batch: of any size, as of its data.  Raises InputError, with the remedy, for what this model
   cannot have.
   """
-  return {name for one in asked for name in one.family.needs(one, options, model, batch)}
+  return {name for one in requests
+          for name in one.family.needs(one, options, model, batch)}
 
 
-def chain_estimates(asked: Sequence[Asked], options: Options, model: Model, batch: PyTree
-                    ) -> list[Asked]:
-  """What is asked of a chain that begins at the data, where log-SNR is infinite: its bound first.
+def chain_estimates(requests: Sequence[Request], options: Options, model: Model, batch: PyTree
+                    ) -> list[Request]:
+  """The estimates of a chain that begins at the data, where log-SNR is infinite: its bound first.
 
   That takes the place of 'vlb', which has no value there: vlb@T/large/ddpm, as DDPM has it, or
   vlb@T/learned/ddpm where the network has variances.  Raises InputError for what has no value
   there either.
   """
   variance = 'learned' if 'variance' in heads(model, batch) else 'large'
-  bound = VLB.ask(f'vlb@{model.steps}/{variance}/ddpm')
-  rest = [one for one in asked if one.name not in ('vlb', bound.name)]
-  for one in rest:
+  bound = VLB.request(f'vlb@{model.steps}/{variance}/ddpm')
+  others = [one for one in requests if one.name not in ('vlb', bound.name)]
+  for one in others:
     if not one.family.at_data(one, options):
       raise _refused(one, 'this model begins at the data themselves, where that has no value',
                      f'ask for {bound.name}, or for ode with --ode_start')
-  return [bound, *rest]
+  return [bound, *others]

@@ -16,7 +16,8 @@ from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.samplers.analytic import Variances
 from vdm_jax.typing import Array, Model, PyTree
 
-__all__ = ['ABOUT', 'PROBES', 'Asked', 'Family', 'Options', 'Statistics', 'about', 'check_options']
+__all__ = ['ABOUT', 'PROBES', 'Request', 'Family', 'Options', 'TrainingStatistics', 'about',
+           'check_options']
 
 PROBES = ('rademacher', 'gaussian', 'exact')
 
@@ -35,20 +36,20 @@ class Options(NamedTuple):
   seed: int = 0              # of the draws
 
 
-class Statistics(NamedTuple):
+class TrainingStatistics(NamedTuple):
   """What was read from the training split for some of the estimates."""
   moments: Moments | None = None      # for immse
   variances: Variances | None = None  # for /analytic
 
-  def only(self, names: Sequence[str]) -> 'Statistics':
+  def only(self, names: Sequence[str]) -> 'TrainingStatistics':
     """Those of these names.  Raises ValueError for one that was not read."""
     missing = [name for name in names if getattr(self, name) is None]
     if missing:
       raise ValueError(f'{", ".join(missing)}: not read from the training split')
-    return Statistics(**{name: getattr(self, name) for name in names})
+    return TrainingStatistics(**{name: getattr(self, name) for name in names})
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
   """An estimate that is asked for: a name, and what its family reads in it."""
   name: str
   family: 'Family'
@@ -58,41 +59,41 @@ class Asked(NamedTuple):
 class Family(NamedTuple):
   """A kind of estimate, by the names that it has in `--estimates` and in the rows of the ledger.
 
-  The functions after the first two are given the name and its settings together, as an `Asked`.
+  The functions after the first two are given the name and its settings together, as a `Request`.
   """
   name: str
   # A name -> its settings, any value but None; None: this is no name of the family.
   parse: Callable[[str], Any]
-  # (asked, options, levels of the data, what `needs` named) -> the estimator.  Levels are None of
+  # (request, options, levels of the data, what `needs` named) -> the estimator.  Levels are None of
   # real numbers.
-  estimator: Callable[[Asked, Options, int | None, Statistics], Estimator]
-  # (asked, options, model, a batch of any size) -> the fields of `Statistics` that it is to be
-  # given.  Raises InputError, with the remedy, for what this model cannot have.  Computes nothing.
-  needs: Callable[[Asked, Options, Model, PyTree], Sequence[str]] = lambda *_: ()
-  # (asked, options, whether the model has a dequantiser, which its bound includes) -> what its row
-  # says beside its numbers, of the fields in ABOUT.
-  describe: Callable[[Asked, Options, bool], dict] = lambda *_: {}
-  # (asked, options, shape of the data) -> how many examples of the network an image makes at a
-  # time.
-  width: Callable[[Asked, Options, tuple[int, ...]], int] = lambda *_: 1
-  # (asked, key of the seed) -> the key of its draws.  Estimates of one key have the same draws, so
-  # that their differences have less noise; of others they are independent, so that one checks the
-  # other.
-  key: Callable[[Asked, Array], Array] = lambda asked, key: asked.family.draws(key)
-  # (asked, options) -> whether it has a value for a model whose log-SNR begins at infinity.
-  at_data: Callable[[Asked, Options], bool] = lambda *_: True
+  estimator: Callable[[Request, Options, int | None, TrainingStatistics], Estimator]
+  # (request, options, model, a batch of any size) -> which `TrainingStatistics` it needs.
+  # Raises InputError, with the remedy, for what this model cannot have.  Computes nothing.
+  needs: Callable[[Request, Options, Model, PyTree], Sequence[str]] = lambda *_: ()
+  # (request, options, whether the model has a dequantiser, which its bound includes) -> what its
+  # row says beside its numbers, of the fields in ABOUT.
+  describe: Callable[[Request, Options, bool], dict] = lambda *_: {}
+  # (request, options, shape of the data) -> how many examples of the network an image makes at
+  # a time.
+  width: Callable[[Request, Options, tuple[int, ...]], int] = lambda *_: 1
+  # (request, key of the seed) -> the key of its draws.  Estimates of one key have the same draws,
+  # so that their differences have less noise; of others they are independent, so that one checks
+  # the other.
+  key: Callable[[Request, Array], Array] = lambda request, key: request.family.draws(key)
+  # (request, options) -> whether it has a value for a model whose log-SNR begins at infinity.
+  at_data: Callable[[Request, Options], bool] = lambda *_: True
   # (its row, all rows) -> what must hold of it: see `relations.compare`.
   relations: Callable[[Measured, Sequence[Measured]], list[dict]] = lambda *_: []
   remedy: str = 'choose another --step or --average'  # where a result is not finite
   accepts: str = ''  # the forms of its names, for people
 
-  def ask(self, name: str = '') -> Asked:
+  def request(self, name: str = '') -> Request:
     """The estimate of this name; by default, of the family's own.  Raises InputError."""
     settings = self.parse(name or self.name)
     if settings is None:
       raise InputError('estimates', name or self.name, f'{self.name} has no such settings',
                        f'choose {self.accepts or self.name}')
-    return Asked(name or self.name, self, settings)
+    return Request(name or self.name, self, settings)
 
   def draws(self, key: Array, number: int = 0) -> Array:
     """A key that no other family has.  number: of several."""
@@ -104,14 +105,14 @@ ABOUT = ('estimate', 'family', 'kind', 'model', 'steps', 'paths', 'variance', 's
           'probes', 'times_per_image')
 
 
-def about(asked: Asked, options: Options, dequantised: bool = False) -> dict:
+def about(request: Request, options: Options, dequantised: bool = False) -> dict:
   """What a row of the ledger says of its estimate beside its numbers; None: it does not apply.
 
   dequantised: the model has a dequantiser of its own, which its bound includes.
   """
   return (dict.fromkeys(ABOUT)
-          | {'estimate': asked.name, 'family': asked.family.name, 'kind': 'estimate'}
-          | asked.family.describe(asked, options, dequantised))
+          | {'estimate': request.name, 'family': request.family.name, 'kind': 'estimate'}
+          | request.family.describe(request, options, dequantised))
 
 
 def check_options(options: Options) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import rows
-from vdm_jax.ledger.family import Asked, Options, Statistics, about
+from vdm_jax.ledger.family import Options, Request, TrainingStatistics, about
 from vdm_jax.ledger.rows import Measured
 from vdm_jax.likelihood.bounds import BoundSamples
 from vdm_jax.likelihood.passes import over_images
@@ -40,30 +40,31 @@ class _Clock:
     return {'seconds': end - start, 'images_per_second': speed}
 
 
-def measure(asked: Asked, options: Options, model: Callable[[PyTree], Model], params: PyTree,
-            split, *, shape: tuple[int, ...], levels: int | None, found: Statistics,
-            count: int | None = None, given: dict | None = None, progress: bool = True) -> Measured:
+def measure(request: Request, options: Options, model: Callable[[PyTree], Model], params: PyTree,
+            split, *, shape: tuple[int, ...], levels: int | None, statistics: TrainingStatistics,
+            count: int | None = None, fields: dict | None = None, progress: bool = True
+            ) -> Measured:
   """The estimate on each of the first `count` (default: all) images of `split`.
 
   model: params -> Model; split: `len`, and `get(rows)` -> batch; shape, levels: of the data, None
-  of real numbers; given: more of the row, or other.  Draws belong to (seed, repetition, image),
-  whatever else is asked.
+  of real numbers; fields: of the row, in addition or instead.
+  Draws belong to (seed, repetition, image), whatever other estimates there are.
   Raises InputError where a result is not finite, or the model cannot have this estimate.
   """
-  family, of = asked.family, model(params)
-  row = about(asked, options, of.dequantise is not None) | (given or {})
+  family, of = request.family, model(params)
+  row = about(request, options, of.dequantise is not None) | (fields or {})
   # What was read from data is an argument of the program, as parameters are, and no constant in it.
-  needed = found.only(family.needs(asked, options, of, split.get(np.arange(1))))
+  needed = statistics.only(family.needs(request, options, of, split.get(np.arange(1))))
 
   def run(of, batch, keys):
     of, needed = of
-    return family.estimator(asked, options, levels, needed)(of, batch, keys)
+    return family.estimator(request, options, levels, needed)(of, batch, keys)
 
   clock = _Clock(split)
   out = over_images(run, lambda both: (model(both[0]), both[1]), (params, needed), clock,
-                    family.key(asked, random.key(options.seed)), label=row['estimate'],
+                    family.key(request, random.key(options.seed)), label=row['estimate'],
                     repeats=options.repeats, count=count, progress=progress,
-                    at_once=options.batch_size // family.width(asked, options, shape))
+                    at_once=options.batch_size // family.width(request, options, shape))
   bad = np.flatnonzero(~np.isfinite(out['nats']).all(axis=0))
   if len(bad):
     raise InputError('estimates', row['estimate'], f'it is not finite on {len(bad)} images, the '

@@ -38,50 +38,50 @@ def check(measured: Sequence[Measured],
   closed_forms: of terms of the bound, by name: bits/dim of each image [N], and the standard error
   that the mean of so many draws has around them.
   """
-  by = lambda **wanted: [m for m in measured
-                         if all(m.row[name] == value for name, value in wanted.items())]
+  by = lambda **values: [m for m in measured
+                         if all(m.row[name] == value for name, value in values.items())]
   kernel = 'steps', 'variance', 'decoder'
   iw, chains = by(family='iw'), [m for m in by(family='vlb') if m.row['steps']]
   continuous = by(family='vlb', steps=None, schedule=None)
-  found = []
+  checks = []
 
   for m in iw:
-    found.append(_exact(f'{m.row["estimate"]} <= its paths one by one',
+    checks.append(_exact(f'{m.row["estimate"]} <= its paths one by one',
                         m.bits['total'] - m.bits['single'],
                         'the logarithm of a mean is no less than the mean of the logarithms'))
-    found.append(_exact(f'the best path of {m.row["estimate"]} <= it',
+    checks.append(_exact(f'the best path of {m.row["estimate"]} <= it',
                         m.bits['best'] - m.bits['total'],
                         'a mean is no more than the largest: the weights were added and not '
                         'divided by their number, a -log K is missing'))
   for few, many in itertools.permutations(iw, 2):
     if _same(few, many, *kernel) and few.row['paths'] < many.row['paths']:
-      found.append(compare(many, '<=', few, 'more paths loosen the bound: p(data) is not the mean '
+      checks.append(compare(many, '<=', few, 'more paths loosen the bound: p(data) is not the mean '
                            'of their weights'))
   for m, chain in itertools.product(iw, chains):
     if _same(m, chain, *kernel):
-      found.append(compare(m, '=', chain, 'whole paths and single times disagree on one bound: a '
+      checks.append(compare(m, '=', chain, 'whole paths and single times disagree on one bound: a '
                            'transition has another density in the one than in the other',
                            part='single', name=f'{m.row["estimate"]}, its paths one by one'))
   for m, vlb in itertools.product(by(family='immse'), continuous):
-    found.append(compare(m, '=', vlb, 'two formulae of one integral, each with draws of its own, '
+    checks.append(compare(m, '=', vlb, 'two formulae of one integral, each with draws of its own, '
                          'disagree: the slope of the schedule does not lead from one of its ends '
                          'to the other, or one of the two is not drawn as it is weighted'))
   for m, vlb in itertools.product(by(family='vlb', steps=None), continuous):
     if m.row['schedule']:
-      found.append(compare(m, '=', vlb, 'the bound depends on more than the ends of the schedule: '
+      checks.append(compare(m, '=', vlb, 'the bound depends on more than the ends of the schedule: '
                            'the network is told t and not the log-SNR, or the derivative of a '
                            'schedule is wrong'))
   for m, (name, value) in itertools.product(continuous, (closed_forms or {}).items()):
-    found.append(_against(m, name, value))
+    checks.append(_against(m, name, value))
   multiple = lambda n, of: n > of and n % of == 0  # its grid has all times of the other
   finer = [(fine, coarse) for fine, coarse in itertools.permutations(chains, 2)
            if _same(fine, coarse, *kernel[1:]) and multiple(fine.row['steps'], coarse.row['steps'])]
   limits = [(vlb, chain) for vlb, chain in itertools.product(continuous, chains)
             if chain.row['variance'] == 'small' and _same(vlb, chain, 'decoder')]
   for fine, coarse in [*finer, *limits]:
-    found.append(compare(fine, '<=', coarse, 'more steps loosen the bound: the network is not '
+    checks.append(compare(fine, '<=', coarse, 'more steps loosen the bound: the network is not '
                          'trained well at some noise level', serious=False))
-  return [one for one in found if one is not None]
+  return [one for one in checks if one is not None]
 
 
 def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: str = 'total',
@@ -110,14 +110,14 @@ def ranges(measured: Sequence[Measured], levels: int | None) -> list[dict]:
   1/2 E|eps|^2 = 1/2 at each log-SNR: above that it does worse than none.  levels None: of real
   numbers, whose density, and with it the reconstruction, has no such range.
   """
-  found = []
+  checks = []
   for m in measured:
     if levels is not None:
       range_ = m.row['logsnr_max'] - m.row['logsnr_min']
       limit = math.log2(levels) + range_ / (2.0 * math.log(2.0))
       below, above = -m.bits['total'], m.bits['total'] - limit
       outside = max(below, above, key=np.mean)
-      found.append(_at_most_0(
+      checks.append(_at_most_0(
           f'0 <= {m.row["estimate"]} <= {limit:.1f}', outside,
           'data of so many levels have no probability above 1, and a network that returns zeros '
           'costs no more than the upper limit: a formula is wrong, or data, decoder and network do '
@@ -128,12 +128,12 @@ def ranges(measured: Sequence[Measured], levels: int | None) -> list[dict]:
              if name in m.bits and (of_numbers or name != 'reconstruction')]
     if terms:
       worst = min(terms, key=lambda name: np.min(m.bits[name]))
-      found.append(_at_most_0(
+      checks.append(_at_most_0(
           f'terms of {m.row["estimate"]} >= 0', -m.bits[worst], f'the {worst} term is negative on '
           'some images, but a divergence or a cost of coding on each: a schedule rises in t, or '
           'the decoder is none')
           | {'passed': bool(np.min(m.bits[worst]) >= -1e-3)})  # rounding, times T
-  return found
+  return checks
 
 
 def _at_most_0(name, values, meaning):

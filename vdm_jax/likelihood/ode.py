@@ -40,7 +40,7 @@ from vdm_jax.units import log_mean_exp, sum_over_data
 LIMIT = 30.0
 
 
-class Method(NamedTuple):
+class FlowMethod(NamedTuple):
   """How the flow is integrated, and its divergence estimated."""
   steps: int = 0             # of the classical Runge-Kutta method; 0: adaptive, Dormand-Prince
   rtol: float = 1e-5         # adaptive: the error of a step is kept below atol + rtol |value|, that
@@ -50,18 +50,18 @@ class Method(NamedTuple):
   max_steps: int = 1000      # adaptive: an example that needs more has the log density NaN
 
 
-class Solution(NamedTuple):
+class FlowSolution(NamedTuple):
   log_prob: Array     # [B]       log density of z at t0, in nats
   z: Array            # [B, ...]  at the other end
   evaluations: Array  # [B]       calls of the network, and products of its Jacobian
 
 
 def log_prob(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: PyTree = None, *,
-             t0: ArrayLike = 0.0, t1: ArrayLike = 1.0, **method) -> Solution:
+             t0: ArrayLike = 0.0, t1: ArrayLike = 1.0, **method) -> FlowSolution:
   """log p(z at t0): the prior N(0, prior_std^2) at t1, carried to t0 by the probability flow.
 
-  z: [B, ...] at t0; keys: [B]; cond: leaves [B, ...] or None; method: the fields of `Method`.  The
-  fixed steps are even in log-SNR, with four evaluations each.
+  z: [B, ...] at t0; keys: [B]; cond: leaves [B, ...] or None; method: the fields of `FlowMethod`.
+  The fixed steps are even in log-SNR, with four evaluations each.
 
   An example depends on no other: its steps are its own, and `denoise` is called for one example at
   a time under `vmap`, so that nothing that it closes over may have a batch axis.  Differentiable in
@@ -73,26 +73,26 @@ def log_prob(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: P
 
   Raises InputError for a method that is none; TypeError for a field that it does not have.
   """
-  method = _checked(Method(**method))
+  method = _checked(FlowMethod(**method))
   begin, end = _times(process, z.dtype, t0, t1)
   u, log_c = _in_units_of_c(process, z, t0)
   volume, u, evaluations = _transport(method, denoise, process, u, keys, cond, begin, end)
-  return Solution(_log_prior(u) + volume - log_c, u * _c(process, u, t1), evaluations)
+  return FlowSolution(_log_prior(u) + volume - log_c, u * _c(process, u, t1), evaluations)
 
 
 def decode(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: PyTree = None, *,
-           t0: ArrayLike = 0.0, t1: ArrayLike = 1.0, **method) -> Solution:
+           t0: ArrayLike = 0.0, t1: ArrayLike = 1.0, **method) -> FlowSolution:
   """From z at t1 to z at t0, with its log density there: the way back of `log_prob`.
 
   Samples whose density is known, if z is from the prior.  Arguments and errors as there.
   """
-  method = _checked(Method(**method))
+  method = _checked(FlowMethod(**method))
   begin, end = _times(process, z.dtype, t0, t1)
   start, _ = _in_units_of_c(process, z, t1)
   volume, u, evaluations = _transport(method, denoise, process, start, keys, cond, end, begin)
   z = u * _c(process, u, t0)
   _, log_c = _in_units_of_c(process, z, t0)
-  return Solution(_log_prior(start) - volume - log_c, z, evaluations)
+  return FlowSolution(_log_prior(start) - volume - log_c, z, evaluations)
 
 
 # -------------------------------------------------- estimates of -log p(data)
@@ -125,11 +125,11 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
   Song, Durkan, Murray and Ermon (2021), of whose released code the variance is; there it corrects
   the bound alone, while the ODE takes y for z_start, whose scale and noise are not accounted for.
 
-  method: the fields of `Method`.  Returns {'nats', and the means over K of 'log_p', 'log_q' (of all
-  that was drawn), 'log_decoder', and 'evaluations' for all K: [n]}.  Raises InputError; also for a
-  start that is not between 0 and 1.
+  method: the fields of `FlowMethod`.  Returns {'nats', and the means over K of 'log_p', 'log_q' (of
+  all that was drawn), 'log_decoder', and 'evaluations' for all K: [n]}.  Raises InputError; also
+  for a start that is not between 0 and 1.
   """
-  _checked(Method(**method))
+  _checked(FlowMethod(**method))
   if importance < 1:
     raise InputError('importance', importance, 'at least one sample is needed', 'give 1 or more')
   if start is not None and not 0.0 < start < 1.0:
@@ -174,7 +174,7 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
 # ------------------------------------------------------------------ the flow
 
 
-def _checked(method: Method) -> Method:
+def _checked(method: FlowMethod) -> FlowMethod:
   if method.probe not in ('rademacher', 'gaussian', 'exact'):
     raise InputError('probe', method.probe, 'there is no such choice',
                      "choose 'rademacher', 'gaussian' or 'exact'")
@@ -221,7 +221,7 @@ def _times(process: Process, dtype, t0: ArrayLike, t1: ArrayLike) -> tuple[Array
                                 jnp.minimum(jnp.asarray(t1, dtype), last)))
 
 
-def _transport(method: Method, denoise: Denoiser, process: Process, u: Array, keys: Array,
+def _transport(method: FlowMethod, denoise: Denoiser, process: Process, u: Array, keys: Array,
                cond: PyTree, begin: Array, end: Array) -> tuple[Array, Array, Array]:
   """The integral of the divergence [B]; u at `end` [B, ...]; evaluations [B]."""
   size = u[0].size

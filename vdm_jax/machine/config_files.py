@@ -35,10 +35,10 @@ import ml_collections
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
-__all__ = ['MissingModule', 'Source', 'get_config', 'own', 'read']
+__all__ = ['MissingModule', 'ConfigCode', 'get_config', 'own', 'read']
 
 
-class Source(NamedTuple):
+class ConfigCode(NamedTuple):
   """What a config file consists of."""
   path: Path                     # of the file
   text: str
@@ -85,7 +85,7 @@ class MissingModule(InputError, ModuleNotFoundError):
   """What a config file imports and is not there; a config may still try it and do without."""
 
 
-def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> Source:
+def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> ConfigCode:
   """The config file at `path`, and its neighbours in `folder`: by default, where the file is.
 
   Raises InputError where there is no such file, or it is no Python, or a neighbour has the name of
@@ -107,10 +107,10 @@ def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> 
         neighbours[file] = (folder / file).read_text()
         waiting += [(folder / file, found) for found in _imports(
             folder / file, neighbours[file], Path(file).parent.parts)]
-  return Source(path, text, folder, dict(sorted(neighbours.items())), lost)
+  return ConfigCode(path, text, folder, dict(sorted(neighbours.items())), lost)
 
 
-def own(field: str, given: str, file: str, name: str) -> tuple[Any, Source]:
+def own(field: str, given: str, file: str, name: str) -> tuple[Any, ConfigCode]:
   """What a Python file of the user's defines as `name`, and the file's source.
 
   The file may import its neighbours, as a config file may.  field, given: where it was asked for,
@@ -234,7 +234,7 @@ _distributions = functools.cache(importlib.metadata.packages_distributions)  # h
 # ------------------------------------------------------------------- importing
 
 _LEAF = '__config__'                # the config file's own module, in the package of its import
-_SOURCES: dict[str, Source] = {}    # by package
+_SOURCES: dict[str, ConfigCode] = {}    # by package
 _NUMBERS = itertools.count()
 
 

@@ -48,7 +48,7 @@ class Distribution(Protocol):
 
 
 Conditional = Callable[[PyTree], Distribution]         # what is given -> the distribution
-Decoder = Callable[[Array, PyTree], Array]             # data, z -> log p(data | z) in nats, [B]
+LatentDecoder = Callable[[Array, PyTree], Array]       # data, z -> log p(data | z) in nats, [B]
 Divergence = Callable[[Any, Any, PyTree], Array]       # q, p, z ~ q -> nats [B]; of two
                                                        # distributions, or of one family alone
 
@@ -110,8 +110,8 @@ def gaussian_kl(q: Normal, p: Normal, z: PyTree = None) -> Array:
 # ------------------------------------------------------------------ bounds
 
 
-def elbo(data: Array, keys: Array, *, encoder: Distribution, decoder: Decoder, prior: Distribution,
-         divergence: Divergence = one_sample, beta: float = 1.0
+def elbo(data: Array, keys: Array, *, encoder: Distribution, decoder: LatentDecoder,
+         prior: Distribution, divergence: Divergence = one_sample, beta: float = 1.0
          ) -> tuple[Array, dict[str, Array]]:
   """-ELBO, an unbiased estimate from one z ~ q: nats [B], {'reconstruction', 'latent'} [B].
 
@@ -124,8 +124,9 @@ def elbo(data: Array, keys: Array, *, encoder: Distribution, decoder: Decoder, p
   return terms['reconstruction'] + beta * terms['latent'], terms
 
 
-def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional], decoder: Decoder,
-                 prior: Sequence[Conditional], divergence: Divergence = one_sample,
+def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional],
+                 decoder: LatentDecoder, prior: Sequence[Conditional],
+                 divergence: Divergence = one_sample,
                  beta: float = 1.0) -> tuple[Array, dict[str, Array]]:
   """-ELBO of layers that are inferred from the top down: Sonderby et al. (2016).
 
@@ -145,7 +146,7 @@ def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional], de
   return terms['reconstruction'] + beta * terms['latent'], {**terms, **layers}
 
 
-class Chain(NamedTuple):
+class LatentChain(NamedTuple):
   """A Markov chain q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), and the same from above."""
   first: Distribution                  # q(z_1 | x)
   up: Sequence[Conditional]            # z_{l-1} -> q(z_l | z_{l-1}),     l = 2 ... L
@@ -160,7 +161,7 @@ class Chain(NamedTuple):
     return path
 
 
-def gaussian_chain(first: Normal, scales: Sequence[Array], stds: Sequence[Array]) -> Chain:
+def gaussian_chain(first: Normal, scales: Sequence[Array], stds: Sequence[Array]) -> LatentChain:
   """q(z_l | z_{l-1}) = N(scale z_{l-1}, std^2), l = 2 ... L, with its reverse by Bayes' rule.
 
   With q(z_{l-1} | x) = N(m, v):  q(z_l | x) = N(scale m, scale^2 v + std^2), and q(z_{l-1} | z_l,
@@ -175,11 +176,12 @@ def gaussian_chain(first: Normal, scales: Sequence[Array], stds: Sequence[Array]
     posterior.append(lambda z, a=a, s=s, q=q, total=total, share=share: Normal(
         jnp.square(s / total) * q.mean + a * share * z, q.std * s / total))
     q = Normal(a * q.mean, total)
-  return Chain(first, up, q, posterior)
+  return LatentChain(first, up, q, posterior)
 
 
-def markovian(data: Array, keys: Array, *, encoder: Chain, decoder: Decoder, prior: Distribution,
-              generator: Sequence[Conditional], divergence: Divergence = gaussian_kl
+def markovian(data: Array, keys: Array, *, encoder: LatentChain, decoder: LatentDecoder,
+              prior: Distribution, generator: Sequence[Conditional],
+              divergence: Divergence = gaussian_kl
               ) -> tuple[Array, dict[str, Array]]:
   """-ELBO of a Markovian hierarchical VAE, at one path of latents drawn upwards by its encoder.
 
@@ -201,7 +203,7 @@ def markovian(data: Array, keys: Array, *, encoder: Chain, decoder: Decoder, pri
 # ------------------------------------------------- the diffusion of `vlb`
 
 
-def process_chain(process: Process, x: Array, steps: int) -> Chain:
+def process_chain(process: Process, x: Array, steps: int) -> LatentChain:
   """The encoder of a diffusion model of T = `steps`: z_1 ... z_{T+1} at times 0, 1/T, ..., 1.
 
   q(z_0 | x) = N(alpha_0 x, sigma_0^2) and q(z_t | z_s) = N(alpha_t / alpha_s z_s, sigma_t^2 tau),

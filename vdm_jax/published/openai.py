@@ -54,7 +54,7 @@ _NAMES = tuple((re.compile(pattern), theirs) for pattern, theirs in (
 def published(params: PyTree) -> Callable[[str], str]:
   """Our name -> theirs, for parameters such as these: 'mid_0/norm1/scale' -> 'middle_block.0...'.
 
-  params: a tree like those of `adm.UNet` or `adm.Classifier`.
+  params: a tree like those of `adm.UNet` or `adm.UNetClassifier`.
   """
   def theirs(ours):
     for pattern, name in _NAMES:
@@ -101,8 +101,8 @@ def _adm(size: int, **settings) -> adm.UNet:
                      'head_features': 64, 'resblock_updown': True, **settings})
 
 
-def _classifier(size: int, blocks: int = 2) -> adm.Classifier:
-  return adm.Classifier(multipliers=_MULTIPLIERS[size], blocks=blocks, resblock_updown=True)
+def _classifier(size: int, blocks: int = 2) -> adm.UNetClassifier:
+  return adm.UNetClassifier(multipliers=_MULTIPLIERS[size], blocks=blocks, resblock_updown=True)
 
 
 _cifar10 = _iddpm(32, dropout=0.3)
@@ -111,7 +111,7 @@ _lsun = _adm(256, dropout=0.1)
 
 # By the file's name without `.pt`.  The settings are the flags that the README of each repository
 # gives to sample from the file, or else its defaults.
-MODELS: dict[str, adm.UNet | adm.Classifier] = {
+MODELS: dict[str, adm.UNet | adm.UNetClassifier] = {
     # openai/improved-diffusion
     'cifar10_uncond_50M_500K': _cifar10,
     'cifar10_uncond_vlb_50M_500K': _cifar10,
@@ -141,7 +141,7 @@ MODELS: dict[str, adm.UNet | adm.Classifier] = {
     '512x512_classifier': _classifier(512),
 }
 
-def is_diffusion(net: adm.UNet | adm.Classifier) -> bool:
+def is_diffusion(net: adm.UNet | adm.UNetClassifier) -> bool:
   """Whether it estimates noise from z and a label alone: no classifier, no upsampler."""
   return isinstance(net, adm.UNet) and not net.super_resolution
 
@@ -162,21 +162,21 @@ SHAPES = dict.fromkeys(MODELS, (256, 256, 3)) | {
 }
 
 
-class Chain(NamedTuple):
+class TrainedChain(NamedTuple):
   """What a network was trained on: the steps, their schedule, and the `scale` of `inputs.chain`."""
   steps: int = 1000
   schedule: Literal['linear', 'cosine'] = 'linear'
   scale: float = 1.0
 
 
-_cosine = Chain(4000, 'cosine', 0.25)
-CHAINS = {name: Chain() for name in MODELS} | {
+_cosine = TrainedChain(4000, 'cosine', 0.25)
+CHAINS = {name: TrainedChain() for name in MODELS} | {
     'cifar10_uncond_50M_500K': _cosine,
     'cifar10_uncond_vlb_50M_500K': _cosine,
     'imagenet64_uncond_100M_1500K': _cosine,
     'imagenet64_uncond_vlb_100M_1500K': _cosine,
-    'imagenet64_cond_270M_250K': Chain(4000, 'cosine'),
-    'upsample_cond_500K': Chain(4000),
-    '64x64_diffusion': Chain(1000, 'cosine'),
-    '64x64_classifier': Chain(1000, 'cosine'),
+    'imagenet64_cond_270M_250K': TrainedChain(4000, 'cosine'),
+    'upsample_cond_500K': TrainedChain(4000),
+    '64x64_diffusion': TrainedChain(1000, 'cosine'),
+    '64x64_classifier': TrainedChain(1000, 'cosine'),
 }

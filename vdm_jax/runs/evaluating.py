@@ -19,7 +19,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger import families, measuring, relations
 from vdm_jax.ledger import family as family_lib
 from vdm_jax.ledger.comparison import Evaluated
-from vdm_jax.ledger.family import Asked, Family, Options, Statistics, check_options
+from vdm_jax.ledger.family import Family, Options, Request, TrainingStatistics, check_options
 from vdm_jax.ledger.rows import Measured
 from vdm_jax.ledger.tables import Ledger
 from vdm_jax.likelihood import closed_forms, density, gaussian
@@ -53,7 +53,7 @@ class Files(NamedTuple):
                name('curves', '.png'))
 
   @classmethod
-  def beside(cls, ledger: str | Path) -> 'Files':
+  def of_ledger(cls, ledger: str | Path) -> 'Files':
     """Those of an evaluation whose ledger is known.  Raises InputError for another name."""
     ledger = Path(ledger)
     if not (ledger.name.startswith('ledger') and ledger.suffix == '.json'):
@@ -90,7 +90,7 @@ def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: i
 
 
 def evaluate(directory: str | Path, *, split: str = 'test',
-             estimates: Sequence[str | Family | Asked | Estimator] = (), schedules: bool = False,
+             estimates: Sequence[str | Family | Request | Estimator] = (), schedules: bool = False,
              average: str = '', step: int | str = 'latest', examples: int | None = None,
              data_dir: str = '', data_name: str = '', out: str | Path = '',
              overwrite: bool = False,
@@ -121,8 +121,8 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   question = _ask(directory, split, estimates, schedules, Options(**options), average, step,
                   examples, {'data_dir': data_dir, 'data_name': data_name})
   written = _files(question, out, overwrite)
-  found, measured, failed = _measure(question)
-  bound, checks = _check(question, found, measured)
+  statistics, measured, failed = _measure(question)
+  bound, checks = _check(question, statistics, measured)
   ledger = Ledger(**question.about, rows=[m.row for _, m in measured],
                   config=question.trained.config.to_dict(), checks=checks,
                   provenance=provenance(), format=FORMAT)
@@ -139,11 +139,11 @@ def evaluate(directory: str | Path, *, split: str = 'test',
 
 
 class _Question(NamedTuple):
-  """What is asked of a run, when all is known that can be known before anything is computed."""
+  """An evaluation of a run, when all is known that can be known before anything is computed."""
   directory: Path
   trained: workdir.Trained
   model: Model
-  asked: list[Asked]
+  requests: list[Request]
   options: Options
   schedules: list[str]         # other ones, for the bound
   read: set[str]               # of the training split, see `Family.needs`
@@ -169,7 +169,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
     raise InputError('split', split, 'there is no such choice', 'choose train, validation or test')
   require_at_least('examples', examples)
   check_options(options)
-  asked = families.parse(estimates)
+  requests = families.parse(estimates)
   trained, model = _weights(directory, average, step, where)
   workdir.say_what_changed(directory)
   experiment, spec = trained.experiment, data.resolve(trained.config.data)
@@ -180,9 +180,9 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   ends = [float(u) for u in logsnr_at(trained.params, jnp.array([0.0, 1.0]))]
   chain = bool(np.isposinf(ends[0]) and model.steps)  # which begins at the data themselves
   if chain:
-    asked = families.chain_estimates(asked, options, model, one)
+    requests = families.chain_estimates(requests, options, model, one)
     ends[0] = float(logsnr_at(trained.params, jnp.array([1.0 / model.steps]))[0])
-  read = families.needs(asked, options, model, one)
+  read = families.needs(requests, options, model, one)
   if np.isinf(ends).any():
     raise InputError(problem=f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, '
                      'where the bound has no value', remedy='give its schedule two finite ends in '
@@ -205,7 +205,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
            'checkpoint': {'step': trained.step, 'average': trained.average,
                           # The share of the first weights in it.
                           'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step}}
-  return _Question(directory, trained, model, asked, options,
+  return _Question(directory, trained, model, requests, options,
                    list(other_schedules.SCHEDULES) if schedules else [], read, part, count,
                    (ends[0], ends[1]), model.bound is None and not level_axes(model) and not chain,
                    logsnr_at, about)
@@ -216,8 +216,8 @@ def _weights(directory: Path, average: str, step: int | str, where: dict
   """A run's weights, and the model that they make, which has a likelihood."""
   trained = workdir.load_trained(directory, average=average, step=step, **where)
   rate = trained.experiment.ema.get(trained.average, 0.0)
-  if held := caution(trained.average, rate, trained.step):
-    logging.warning(held)
+  if warning := caution(trained.average, rate, trained.step):
+    logging.warning(warning)
   if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)):
     raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '
                      'training had diverged', 'choose another --step or --average')
@@ -232,7 +232,7 @@ def _weights(directory: Path, average: str, step: int | str, where: dict
 def _files(question: _Question, out: str | Path, overwrite: bool) -> Files:
   """What will be written.  Raises InputError where they cannot be, or would lose more."""
   trained, options, count = question.trained, question.options, question.count
-  rows = ([family_lib.about(one, options)['estimate'] for one in question.asked]
+  rows = ([family_lib.about(one, options)['estimate'] for one in question.requests]
           + [f'vlb ({name})' for name in question.schedules])
   newest, default = _newest(question.directory), default_average(trained.experiment.ema)
   written = Files.of(out or question.directory, _ending(
@@ -251,43 +251,44 @@ def _files(question: _Question, out: str | Path, overwrite: bool) -> Files:
 
 
 def _measure(question: _Question
-             ) -> tuple[Statistics, list[tuple[Asked, Measured]], list[InputError]]:
+             ) -> tuple[TrainingStatistics, list[tuple[Request, Measured]], list[InputError]]:
   """(what was read from the training split, the rows, the errors of those that are not finite)."""
   trained, options = question.trained, question.options
   experiment, x = trained.experiment, question.x
-  found = Statistics(
+  statistics = TrainingStatistics(
       _moments(experiment, question.model, x.levels) if question.plain else None,
       variances_of(trained, grids.uniform(50), options.seed) if 'variances' in question.read
       else None)
-  given = {'logsnr_max': question.ends[0], 'logsnr_min': question.ends[1], **question.about}
-  wanted = [(one, experiment.model, given) for one in question.asked]
-  wanted += [(question.asked[0], other_schedules.under(experiment.model, name),
-              given | {'estimate': f'vlb ({name})', 'schedule': name})
-             for name in question.schedules]
+  common = {'logsnr_max': question.ends[0], 'logsnr_min': question.ends[1], **question.about}
+  jobs = [(one, experiment.model, common) for one in question.requests]
+  jobs += [(question.requests[0], other_schedules.under(experiment.model, name),
+            common | {'estimate': f'vlb ({name})', 'schedule': name})
+           for name in question.schedules]
   measured, failed = [], []
-  for one, model, more in wanted:
+  for request, model, row in jobs:
     try:
-      measured.append((one, measuring.measure(
-          one, options, model, trained.params, question.part, shape=x.shape,
-          levels=x.levels, found=found, count=question.count, given=more)))
+      measured.append((request, measuring.measure(
+          request, options, model, trained.params, question.part, shape=x.shape,
+          levels=x.levels, statistics=statistics, count=question.count, fields=row)))
     except InputError as error:  # what was measured before it is not lost
       if not measured:
         raise
       failed.append(error)
-  return found, measured, failed
+  return statistics, measured, failed
 
 
-def _check(question: _Question, found: Statistics, measured: Sequence[tuple[Asked, Measured]]
+def _check(question: _Question, statistics: TrainingStatistics,
+           measured: Sequence[tuple[Request, Measured]]
            ) -> tuple[density.Density, list[dict]]:
   """(where the bits of the bound are, what must hold of the rows)."""
   x, rows = question.x, [m for _, m in measured]
   of_times = next(row.draws for row in rows if row.draws is not None)  # the first's, of 'vlb'
-  bound = density.density(of_times, x.shape, found.moments)
+  bound = density.density(of_times, x.shape, statistics.moments)
   draws = question.options.times * question.options.repeats
   checks = relations.ranges(rows, x.levels) + relations.check(
       rows, _closed_forms(question.part, x, question.count, draws, *question.ends)
       if question.plain and x.levels else None)
-  checks += [one for asked, m in measured for one in asked.family.relations(m, rows) if one]
+  checks += [one for request, m in measured for one in request.family.relations(m, rows) if one]
   return bound, checks + ([density.check(bound)] if question.plain else [])
 
 
@@ -387,17 +388,17 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
 def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
   """Of the main evaluation in a directory, or of the one with this ledger."""
   where = files.user_path('workdir', where)
-  written = Files.beside(where) if where.suffix == '.json' else Files.of(where)
+  written = Files.of_ledger(where) if where.suffix == '.json' else Files.of(where)
   if not written.ledger.exists():
     directory, name = written.ledger.parent, written.ledger.name
     raise InputError(problem=f'{directory} has no {name}',
                      remedy=f'evaluate it first (scripts/evaluate.py --workdir={directory})')
-  kept = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
+  record = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
                          remedy='evaluate it again', newest=FORMAT)
-  if 'checks' not in kept:
+  if 'checks' not in record:
     raise InputError(problem=f'{written.ledger} was written by an older version',
                      remedy='evaluate it again')
-  return written, Ledger(**kept)
+  return written, Ledger(**record)
 
 
 def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:

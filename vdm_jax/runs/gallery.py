@@ -19,14 +19,14 @@ from vdm_jax.processes import diffuse, time_of
 from vdm_jax.runs import needs, workdir
 from vdm_jax.samplers.drawing import draw
 
-__all__ = ['FIELD', 'NOISY', 'Row', 'SIDE', 'extent', 'picture', 'row']
+__all__ = ['FIELD', 'NOISY', 'GalleryRow', 'SIDE', 'extent', 'picture', 'row']
 
 NOISY = (4.0, 1.0)   # log-SNR at which the data are shown with noise; of x in each system's units
 FIELD = 2.5          # log-SNR of the field
 SIDE = 17            # arrows a side
 
 
-class Row(NamedTuple):
+class GalleryRow(NamedTuple):
   """One system.  Points are x, [N, 2]."""
   name: str
   data: np.ndarray                 # test data
@@ -39,7 +39,7 @@ class Row(NamedTuple):
   energy: tuple[float, float]      # the energy distance, and its standard error
 
 
-def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> Row:
+def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> GalleryRow:
   """What there is to see of the run in `directory`.  Raises InputError: it is of no plane."""
   trained = workdir.load_trained(directory)
   model, params = trained.experiment.model, trained.params
@@ -76,7 +76,7 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
       jnp.asarray(u))) for u in (test, train, integers))
   key = random.key(0)
   samples = np.asarray(m.encode(jnp.asarray(integers)))
-  return Row(name, data, noisy, grid, np.asarray(field), samples,
+  return GalleryRow(name, data, noisy, grid, np.asarray(field), samples,
              sliced_wasserstein(key, found, truth), sliced_wasserstein(key, training, truth),
              tuple(kernel_distance(found, truth)))
 
@@ -86,7 +86,7 @@ def extent(data: np.ndarray) -> float:
   return 1.6 * float(np.abs(data).max())
 
 
-def picture(rows: list[Row]) -> Figure:
+def picture(rows: list[GalleryRow]) -> Figure:
   """A row for each system; columns: data, two of noise, the field, samples with their distance."""
   titles = ['data', *(f'log-SNR {u:g}' for u in NOISY), f'learned flow, log-SNR {FIELD:g}',
             'samples']

@@ -36,7 +36,7 @@ from vdm_jax.typing import PyTree
 Flat = Mapping[str, np.ndarray]
 
 
-class Source(NamedTuple):
+class Codebase(NamedTuple):
   """Where weights come from."""
   models: Collection[str]
   config: Callable[[str], tuple[str, tuple[str, ...]]]    # model -> config file, its variant
@@ -76,20 +76,20 @@ def _by_variant(name: str) -> Callable[[str], tuple[str, tuple[str, ...]]]:
 
 
 # Not the classifiers and upsamplers, which take more than an image.
-_OPENAI = Source([name for name, net in openai.MODELS.items() if openai.is_diffusion(net)],
+_OPENAI = Codebase([name for name, net in openai.MODELS.items() if openai.is_diffusion(net)],
                  _by_variant('adm'), _of_net(openai.from_flat))
 _GOOGLE = {'cifar10': ('cifar10/vdm', ()), 'cifar10_aug': ('cifar10/augmented', ()),
            'imagenet32': ('imagenet/vdm', ('32',)), 'imagenet64': ('imagenet/vdm', ('64',))}
 SOURCES = {
-    'google-vdm': Source(_GOOGLE, _GOOGLE.get, _google),
-    'ddpm': Source(ddpm.MODELS, _by_variant('ddpm'), _of_net(ddpm.from_flat)),
+    'google-vdm': Codebase(_GOOGLE, _GOOGLE.get, _google),
+    'ddpm': Codebase(ddpm.MODELS, _by_variant('ddpm'), _of_net(ddpm.from_flat)),
     'improved-diffusion': _OPENAI,
     'guided-diffusion': _OPENAI,
-    'dit': Source(dit.MODELS, _by_variant('dit'), _of_net(
+    'dit': Codebase(dit.MODELS, _by_variant('dit'), _of_net(
         lambda flat, like: dit.from_flat(_there(flat, 'ema'), like))),
-    'score-sde': Source(score_sde.MODELS, _by_variant('score_sde'), _of_net(_score_sde)),
-    'edm': Source(edm.MODELS, _by_variant('edm'), _of_net(edm.from_flat)),
-    'ncsnv2': Source(ncsnv2.MODELS, _by_variant('ncsnv2'), _ncsnv2),
+    'score-sde': Codebase(score_sde.MODELS, _by_variant('score_sde'), _of_net(_score_sde)),
+    'edm': Codebase(edm.MODELS, _by_variant('edm'), _of_net(edm.from_flat)),
+    'ncsnv2': Codebase(ncsnv2.MODELS, _by_variant('ncsnv2'), _ncsnv2),
 }
 
 

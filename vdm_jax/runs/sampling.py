@@ -24,10 +24,10 @@ from vdm_jax.machine import devices, files
 from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.samplers import analytic
 from vdm_jax.samplers.catalogue import ANCESTRAL, Method
-from vdm_jax.samplers.drawing import Make, draw, draw_own, draw_path
+from vdm_jax.samplers.drawing import draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import check
-from vdm_jax.typing import Model, denoises
+from vdm_jax.typing import Model, SamplerMaker, denoises
 
 
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
@@ -147,7 +147,7 @@ def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | Non
 
 
 def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Trained, seed: int,
-           data_range: tuple[float, float] | None) -> Make:
+           data_range: tuple[float, float] | None) -> SamplerMaker:
   """How the sampler is made of the model's denoiser and process.  Raises InputError.
 
   data_range: what x is bound to, and with it its variance; None: nothing.
@@ -172,8 +172,8 @@ def _said(about: dict, trained: workdir.Trained) -> dict:
 
 def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.Trained,
            about: dict, overwrite: bool, under: dict | None = None) -> None:
-  """Draws and writes `out`.  pieces: first number -> `Batch`es; levels: None of real numbers, 0 of
-  latents.
+  """Draws and writes `out`.  pieces: first number -> `DrawnBatch`es; levels: None of real
+  numbers, 0 of latents.
 
   about: what the samples depend on beside the weights; under: their conditions, kept beside them.
   """

@@ -56,7 +56,7 @@ class Trained(NamedTuple):
   average: str
 
 
-def source(path: str | Path) -> config_files.Source:
+def source(path: str | Path) -> config_files.ConfigCode:
   """The config file at `path` with its neighbours: those beside it, or kept in the run it is of.
 
   A run's config.json stands for the config.py beside it.  Raises InputError, see
@@ -69,7 +69,7 @@ def source(path: str | Path) -> config_files.Source:
     return config_files.read(path)
   record, kept = _record(path.parent), path.absolute().parent / 'config'
   if 'neighbours' in record:
-    return config_files.Source(path, path.read_text(), kept, {
+    return config_files.ConfigCode(path, path.read_text(), kept, {
         name: _kept(kept / name, record['from']) for name in record['neighbours']})
   began = Path(record['from'])  # an older version kept no neighbours
   return config_files.read(path, began) if began.is_dir() else config_files.read(
@@ -130,7 +130,7 @@ def begun(workdir: str | Path) -> bool:
 
 
 def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
-            config_file: str | Path | config_files.Source,
+            config_file: str | Path | config_files.ConfigCode,
             fingerprint: dict | None = None, extend: bool = False) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
@@ -148,7 +148,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
   except OSError as error:
     raise InputError('workdir', f'{workdir}', f'it cannot be written ({error.strerror})',
                      'choose another directory') from None
-  code = config_file if isinstance(config_file, config_files.Source) else source(config_file)
+  code = config_file if isinstance(config_file, config_files.ConfigCode) else source(config_file)
   values, old = config.to_dict(), {}
   if (workdir / 'config.json').exists() and begun(workdir):
     old = _record(workdir)
@@ -225,7 +225,7 @@ def changed_data(workdir: str | Path, fingerprint: dict) -> str:
   return data.changes(kept, fingerprint) if kept else ''
 
 
-def _edited(old: config_files.Source, new: config_files.Source) -> list[str]:
+def _edited(old: config_files.ConfigCode, new: config_files.ConfigCode) -> list[str]:
   """Paths of the files of `new` that are not as in `old`, and names of those that are gone."""
   return [str(new.path)] * (old.text != new.text) + [
       str(new.folder / name) for name in sorted(old.neighbours.keys() | new.neighbours.keys())

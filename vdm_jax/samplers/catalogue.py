@@ -120,7 +120,7 @@ def _denoising_mcmc(denoise, process, log_prob):
   logits = denoising_mcmc.level_posterior(log_prob, process, times)
 
   def step(keys, z, t, s, _):
-    chain = denoising_mcmc.Chain(z, jnp.zeros(len(z), int))
+    chain = denoising_mcmc.ChainState(z, jnp.zeros(len(z), int))
     return denoising_mcmc.denoising_mcmc(denoise, process, keys, chain, times, logits,
                                          _MOVES).z
   return Sampler(step, evaluations=_MOVES + 2 * _LEVELS)

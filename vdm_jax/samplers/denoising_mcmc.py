@@ -21,20 +21,20 @@ from vdm_jax.typing import Array, ArrayLike, Denoiser, Level, Process, PyTree, S
 from vdm_jax.units import sum_over_data
 
 
-class Chain(NamedTuple):
-  """Where B chains are.  E.g. at first `Chain(sample_prior(...), jnp.zeros(B, int))`."""
+class ChainState(NamedTuple):
+  """Where B chains are.  E.g. at first `ChainState(sample_prior(...), jnp.zeros(B, int))`."""
   z: Array      # [B, ...]  at the level of times[index]
   index: Array  # [B]       integers, into the grid of times
 
 
 class Draw(NamedTuple):
   z: Array            # [B, ...]  denoised, at the last time of the grid
-  chain: Chain        # where the chains stopped, to go on from
+  chain: ChainState        # where the chains stopped, to go on from
   evaluations: Array  # [B]       calls of the denoiser that this draw of the chain needed
 
 
-def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chain, times: ArrayLike,
-                   level_logits: Callable[[Array], Array], moves: int, *,
+def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: ChainState,
+                   times: ArrayLike, level_logits: Callable[[Array], Array], moves: int, *,
                    corrector: Callable[[Denoiser], Corrector] = ula,
                    sampler: Callable[[Denoiser, Process], Sampler] = heun,
                    cond: PyTree = None) -> Draw:
@@ -73,7 +73,7 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
     below = jnp.cumsum(jax.nn.softmax(level_logits(u), axis=-1), axis=-1)
     draw = random.uniform(random.stream(at_i, 'level'), z)[:, None] * below[:, -1:]
     index = jnp.sum(below < draw, axis=-1, dtype=chain.index.dtype)
-    return Chain(u * process(times[index]).expand(z).alpha, index)
+    return ChainState(u * process(times[index]).expand(z).alpha, index)
 
   def descend(key, z, grid, cond):
     one = jax.tree.map(lambda leaf: leaf[None], cond)

@@ -16,12 +16,10 @@ from vdm_jax import random
 from vdm_jax.machine import devices
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, one_time, sample
-from vdm_jax.typing import Array, Denoiser, Model, Process, PyTree, Sampler, Samples, Scalar
-
-Make = Callable[[Denoiser, Process], Sampler]
+from vdm_jax.typing import Array, Model, PyTree, SamplerMaker, Samples, Scalar
 
 
-class Batch(NamedTuple):
+class DrawnBatch(NamedTuple):
   numbers: np.ndarray  # [n]           of the images
   data: np.ndarray     # int32 [n, ...]
   evaluations: int     # of the network, for each of them; 0: not counted
@@ -40,9 +38,10 @@ def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarra
     yield rows, mask & (rows >= start)
 
 
-def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, times: np.ndarray,
-         start: int, stop: int, seed: int, batch_size: int, cond: Callable[[np.ndarray], PyTree]
-         ) -> Iterator[Batch]:
+def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
+         times: np.ndarray, start: int, stop: int, seed: int, batch_size: int,
+         cond: Callable[[np.ndarray], PyTree]
+         ) -> Iterator[DrawnBatch]:
   """Images start .. stop - 1, a batch at a time.
 
   times: the grid [N + 1], usually from 1 down to 0.  cond: numbers of images [n] -> the batch that
@@ -58,17 +57,17 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *, tim
     local = devices.local_rows(rows)
     out, finite, _, evaluations = jax.device_get(batch(given, devices.place((local, cond(local)))))
     check_finite(finite, times, model(params).process)
-    yield Batch(rows[wanted], out[wanted], int(evaluations))
+    yield DrawnBatch(rows[wanted], out[wanted], int(evaluations))
 
 
 def draw_own(model: Callable[[PyTree], Samples], params: PyTree, *, start: int, stop: int,
-             seed: int, batch_size: int) -> Iterator[Batch]:
+             seed: int, batch_size: int) -> Iterator[DrawnBatch]:
   """Images start .. stop - 1 of a model that draws its own, e.g. an autoencoder; as `draw`."""
   batch = _own(model)
   given = devices.replicate((params, random.key(seed)))
   for rows, wanted in _batches(start, stop, batch_size):
     out = jax.device_get(batch(given, devices.place(devices.local_rows(rows))))
-    yield Batch(rows[wanted], out[wanted], 0)
+    yield DrawnBatch(rows[wanted], out[wanted], 0)
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,7 +78,7 @@ def _own(model):
   return devices.over_rows(batch)
 
 
-def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Make, *,
+def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
               times: np.ndarray, count: int, seed: int, cond: Callable[[np.ndarray], PyTree],
               frames: Sequence[int]) -> np.ndarray:
   """The first `count` images on their way: data int32 [len(frames), count, ...].
@@ -107,7 +106,7 @@ def _program(model, sampler, frames: tuple[int, ...]):
   return devices.over_rows(batch)
 
 
-def from_keys(m: Model, sampler: Make, keys: Array, times: Array, told: PyTree,
+def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, told: PyTree,
               frames: tuple[int, ...] = ()) -> tuple[Array, Array, Array | None, Scalar]:
   """Data [n, ...] of these keys [n]; which steps were finite [N]; the path; the evaluations.
 

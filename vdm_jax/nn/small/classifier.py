@@ -6,7 +6,7 @@ from vdm_jax.nn.blocks.layers import Dropout, require_images, require_sizes
 from vdm_jax.typing import Array
 
 
-class Classifier(nn.Module):
+class ConvClassifier(nn.Module):
   """Convolutions that halve the image, the mean over positions, a hidden layer, logits.
 
   Of each of `channels`: a 3x3 convolution, GroupNorm of eights and relu, and so again at stride 2.

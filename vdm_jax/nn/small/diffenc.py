@@ -8,7 +8,7 @@ from vdm_jax.nn.unets.vdm import ResBlock
 from vdm_jax.typing import Array
 
 
-class Encoder(nn.Module):
+class NoiseLevelEncoder(nn.Module):
   """`blocks` residual blocks between two convolutions: [B, H, W, C] -> [B, H, W, C], float32.
 
   Fields as in `unets.vdm.UNet`, whose blocks these are.

@@ -23,7 +23,7 @@ from vdm_jax.nn.unets.vdm import ResBlock
 from vdm_jax.typing import Array
 
 
-class Encoder(nn.Module):
+class LatentEncoder(nn.Module):
   """x [B, H, W, C] -> the logits of a k-hot latent [B, latent], all 0 at first.
 
   The half of `unets.vdm.UNet` that leads down to its middle, at a constant noise level; then one

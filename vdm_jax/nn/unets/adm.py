@@ -12,9 +12,9 @@ attention heads, attention at 16x16 and 8x8, and the embedding as a scale and a 
 normalisation, (1 + w) norm(h) + b, instead of h + b.  ADM (section 3) chose heads of 64 channels,
 attention at 32x32 too, and residual blocks that resample, as those of BigGAN (Brock et al. 2019).
 
-`Classifier` is the way down alone, with attention over the pixels that are left: p(label | z), for
-guidance (ADM, section 4).  The super-resolution network sees a small image, brought to the size of
-z, as further channels of its input.
+`UNetClassifier` is the way down alone, with attention over the pixels that are left: p(label | z),
+for guidance (ADM, section 4).  The super-resolution network sees a small image, brought to the size
+of z, as further channels of its input.
 """
 from typing import Literal, get_args
 
@@ -319,7 +319,7 @@ class UNet(_Network):
                 weight_gradient=self.weight_gradient)(nn.swish(h))
 
 
-class Classifier(_Network):
+class UNetClassifier(_Network):
   """Logits of the label of noisy images; ADM, section 4.  The fields are those of `UNet`.
 
   classes: of the labels it tells apart.  head_features: of the pooling too, so not 0.  The

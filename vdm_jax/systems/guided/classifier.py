@@ -13,7 +13,7 @@ import optax
 from vdm_jax import data
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
-from vdm_jax.nn.small.classifier import Classifier as Net
+from vdm_jax.nn.small.classifier import ConvClassifier
 from vdm_jax.systems import compose
 from vdm_jax.typing import Array, Experiment, brief
 
@@ -46,7 +46,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   if any(channels % 8 for channels in m.channels):
     raise InputError('config.model.channels', m.channels, 'the group norms need multiples of 8',
                      'give these')
-  net = Net(spec.classes, tuple(m.channels), m.features, m.dropout)
+  net = ConvClassifier(spec.classes, tuple(m.channels), m.features, m.dropout)
   encode = Pixels(spec.levels).encode
 
   def apply(params, images, keys=None):

@@ -11,7 +11,7 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import data, schedules, targets
-from vdm_jax.nn.small.diffenc import Encoder
+from vdm_jax.nn.small.diffenc import NoiseLevelEncoder
 from vdm_jax.objectives import diffenc
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
@@ -38,7 +38,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   net = net or networks.unet(config)
   if encoder is None:
     networks.require_groups(config, 'encoder_')
-    encoder = Encoder(m.encoder_features, m.encoder_blocks, m.encoder_groups, *ends)
+    encoder = NoiseLevelEncoder(m.encoder_features, m.encoder_blocks, m.encoder_groups, *ends)
   schedule = schedule or schedules.Linear(*ends)
   base = compose.experiment(config, net=net, schedule=schedule, target=target)
 

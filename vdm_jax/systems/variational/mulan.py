@@ -37,7 +37,7 @@ from flax import linen as nn
 
 from vdm_jax import data, denoisers, random, schedules, targets
 from vdm_jax.errors import InputError
-from vdm_jax.nn.small.mulan import Coefficients, Encoder
+from vdm_jax.nn.small.mulan import Coefficients, LatentEncoder
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.systems import compose, networks
@@ -209,7 +209,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   net = net or networks.unet(config).clone(classes=n)  # the latent is several labels at once
   if encoder is None:
     networks.require_groups(config, 'encoder_')
-    encoder = Encoder(n, m.encoder_features, m.encoder_blocks, m.encoder_groups, m.dropout,
+    encoder = LatentEncoder(n, m.encoder_features, m.encoder_blocks, m.encoder_groups, m.dropout,
                       networks.unet(config).fourier)
   schedule = schedule or Coefficients(shape, m.schedule_features)
   base = compose.experiment(config, net=net, schedule=schedules.Linear(*ends), target=target)
