@@ -19,8 +19,8 @@ from vdm_jax.typing import Array, PyTree
 
 _HINT = 'compare features, multipliers, blocks and attention_resolutions'
 
-# Ours -> theirs, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), theirs) for pattern, theirs in (
+# Names here -> published names, each applied to the whole name.
+_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^embedding/dense0/', r'time_embedding/linear_1/'),
     (r'^embedding/dense1/', r'time_embedding/linear_2/'),
     (r'^norm_out/', r'conv_norm_out/'),
@@ -40,11 +40,11 @@ _NAMES = tuple((re.compile(pattern), theirs) for pattern, theirs in (
 _OLDER = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
-def published(ours: str) -> str:
+def published(name: str) -> str:
   """'down_0_1/residual/norm1/scale' -> 'down_blocks.0.resnets.1.norm1.weight'."""
-  for pattern, theirs in _NAMES:
-    ours = pattern.sub(theirs, ours)
-  return fitting.torch_leaf(ours)
+  for pattern, replacement in _NAMES:
+    name = pattern.sub(replacement, name)
+  return fitting.torch_leaf(name)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
@@ -52,13 +52,13 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  newer = {re.sub(rf'\.({"|".join(_OLDER)})\.', lambda found: f'.{_OLDER[found[1]]}.', name): u
+  newer = {re.sub(rf'\.({"|".join(_OLDER)})\.', lambda match: f'.{_OLDER[match[1]]}.', name): u
            for name, u in flat.items()}
   return fitting.fit(newer, like, published, layout=fitting.from_torch, hint=_HINT)
 
 
 def to_flat(params: PyTree) -> dict[str, Array]:
-  """The inverse of `from_flat`: our parameters by their published names."""
+  """The inverse of `from_flat`: the parameters by their published names."""
   return fitting.flat(params, published, layout=fitting.to_torch)
 
 

@@ -38,8 +38,8 @@ MODELS = _sizes()
 MODELS |= {'DiT-XL-2-256x256': MODELS['DiT-XL/2'], 'DiT-XL-2-512x512': MODELS['DiT-XL/2']}
 SHAPES = {'DiT-XL-2-256x256': (32, 32, 4), 'DiT-XL-2-512x512': (64, 64, 4)}  # of z
 
-# Ours -> published, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), published) for pattern, published in (
+# Names here -> published names, each applied to the whole name.
+_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^patches/', r'x_embedder/proj/'),
     (r'^time/dense0/', r't_embedder/mlp/0/'),
     (r'^time/dense1/', r't_embedder/mlp/2/'),
@@ -55,11 +55,11 @@ _NAMES = tuple((re.compile(pattern), published) for pattern, published in (
 ))
 
 
-def published(ours: str) -> str:
+def published(name: str) -> str:
   """'blocks_0/attention/qkv/kernel' -> 'blocks.0.attn.qkv.weight'."""
-  for pattern, name in _NAMES:
-    ours = pattern.sub(name, ours)
-  return fitting.torch_leaf(ours)
+  for pattern, replacement in _NAMES:
+    name = pattern.sub(replacement, name)
+  return fitting.torch_leaf(name)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:

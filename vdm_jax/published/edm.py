@@ -1,4 +1,4 @@
-"""Parameters of NVlabs/edm's networks as ours (Karras et al. 2022).
+"""Parameters of NVlabs/edm's networks as parameters here (Karras et al. 2022).
 
 The state dict is that of a preconditioned network, which holds the network itself as `model`:
 
@@ -40,7 +40,7 @@ MODELS = {
     'edm-imagenet-64x64-cond-adm': DhariwalUNet(classes=1000),
 }
 
-_PARTS = tuple((re.compile(pattern), theirs) for pattern, theirs in (
+_PARTS = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'/norm1/', '/norm0/'),
     (r'/norm2/', '/norm1/'),
     (r'_attention/norm/', '/norm2/'),
@@ -58,13 +58,13 @@ _MAPPING = {'fourier': 'map_noise', 'label': 'map_label', 'augment': 'map_augmen
 
 
 def published(params: PyTree, size: int) -> Callable[[str], str]:
-  """A tree of ours and the height of its images -> (our name -> theirs, without `model.`)."""
+  """Parameters and the height of the images -> (name here -> published name, without `model.`)."""
   trunk = params['trunk']
   last = max(int(m[1]) for m in (re.fullmatch(r'down_(\d+)_0', name) for name in trunk) if m)
   adm = 'scale_shift' in trunk['mid_0']
   side = lambda level: f'{size >> int(level)}x{size >> int(level)}'
   below = lambda level: side(int(level) + 1)
-  modules = tuple((re.compile(f'^{pattern}$'), theirs) for pattern, theirs in (
+  modules = tuple((re.compile(f'^{pattern}$'), replacement) for pattern, replacement in (
       (r'conv_in', lambda m: f'enc.{side(0)}_conv'),
       (r'down_(\d+)_resample', lambda m: f'enc.{below(m[1])}_down'),
       (r'down_(\d+)_(\d+)', lambda m: f'enc.{side(m[1])}_block{m[2]}'),
@@ -77,31 +77,31 @@ def published(params: PyTree, size: int) -> Callable[[str], str]:
       (r'(norm|conv)_out', lambda m: f'out_{m[1]}' if adm else f'dec.{side(0)}_aux_{m[1]}'),
   ))
 
-  def theirs(ours: str) -> str:
-    module, _, rest = ours.partition('/')
+  def published_name(name: str) -> str:
+    module, _, rest = name.partition('/')
     if module in _MAPPING:
       return f'{_MAPPING[module]}.{"freqs" if module == "fourier" else fitting.torch_leaf(rest)}'
-    for pattern, name in _PARTS:
-      rest = pattern.sub(name, rest)
+    for pattern, replacement in _PARTS:
+      rest = pattern.sub(replacement, rest)
     module, _, rest = rest.partition('/')
-    for pattern, name in modules:
-      module = pattern.sub(name, module)
+    for pattern, replacement in modules:
+      module = pattern.sub(replacement, module)
     return f'{module}.{fitting.torch_leaf(rest)}'
-  return theirs
+  return published_name
 
 
-def _from(ours: str, array: np.ndarray) -> np.ndarray:
-  return array[:, :, 0, 0].T if _CONV1.search(ours) else fitting.from_torch(ours, array)
+def _from(name: str, array: np.ndarray) -> np.ndarray:
+  return array[:, :, 0, 0].T if _CONV1.search(name) else fitting.from_torch(name, array)
 
 
-def _to(ours: str, array: np.ndarray) -> np.ndarray:
-  return array.T[:, :, None, None] if _CONV1.search(ours) else fitting.to_torch(ours, array)
+def _to(name: str, array: np.ndarray) -> np.ndarray:
+  return array.T[:, :, None, None] if _CONV1.search(name) else fitting.to_torch(name, array)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
   """The state dict `flat` as parameters of a `SongUNet` or `DhariwalUNet`.
 
-  like: those of ours, arrays or shapes.
+  like: its parameters here, arrays or shapes.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
   flat = {name.removeprefix('model.'): array for name, array in flat.items()
@@ -116,5 +116,5 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
 def to_flat(params: PyTree, size: int) -> dict[str, Array]:
   """The inverse of `from_flat`, with the prefix `model.`.  size: the height of the images."""
-  theirs = published(params, size)
-  return fitting.flat(params, lambda ours: f'model.{theirs(ours)}', layout=_to)
+  published_name = published(params, size)
+  return fitting.flat(params, lambda name: f'model.{published_name(name)}', layout=_to)

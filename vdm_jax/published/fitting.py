@@ -1,7 +1,7 @@
-"""Published parameters, {name: array}, put into a tree of ours, and back.
+"""Published parameters, {name: array}, put into a tree of parameters here, and back.
 
-A published name is a function of ours, written in the module of its source.  PyTorch's layouts
-differ from Flax's:
+A published name is a function of the name here, written in the module of its source.  PyTorch's
+layouts differ from Flax's:
 
     convolution   [out, in, height, width]     kernel  [height, width, in, out]
     linear map    [out, in] or [out, in, 1]    kernel  [in, out]
@@ -15,65 +15,66 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, PyTree
 
-Layout = Callable[[str, np.ndarray], np.ndarray]  # our name, their array -> our array
+Layout = Callable[[str, np.ndarray], np.ndarray]  # name here, published array -> array here
 
 
-def from_torch(ours: str, array: np.ndarray) -> np.ndarray:
-  """A PyTorch array in Flax's layout.  ours: its name here, which ends in kernel, scale, ..."""
-  if not ours.endswith('kernel'):
+def from_torch(name: str, array: np.ndarray) -> np.ndarray:
+  """A PyTorch array in Flax's layout.  name: its name here, which ends in kernel, scale, ..."""
+  if not name.endswith('kernel'):
     return array
   if array.ndim == 3 and array.shape[2] == 1:
     array = array[:, :, 0]
   return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def to_torch(ours: str, array: np.ndarray) -> np.ndarray:
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
   """The inverse of `from_torch`; a linear map is [out, in]."""
-  if not ours.endswith('kernel'):
+  if not name.endswith('kernel'):
     return array
   return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def torch_leaf(ours: str) -> str:
+def torch_leaf(name: str) -> str:
   """'a/b/kernel' -> 'a.b.weight': PyTorch's names of what a layer holds."""
-  *path, leaf = ours.split('/')
+  *path, leaf = name.split('/')
   return '.'.join([*path, {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}.get(
       leaf, leaf)])
 
 
 def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str], str], *,
-        layout: Layout = lambda ours, array: array, hint: str = '') -> PyTree:
+        layout: Layout = lambda name, array: array, hint: str = '') -> PyTree:
   """The published parameters `flat` as a tree like `like`, nested dicts of arrays or shapes.
 
-  published: our name, joined by '/', -> theirs.  layout: e.g. `from_torch`.  hint: what to compare
-  where they do not fit.
+  published: name here, joined by '/', -> published name.  layout: e.g. `from_torch`.
+  hint: what to compare where they do not fit.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  ours, leaves, treedef = named(like)
-  theirs = [published(name) for name in ours]
-  known = set(theirs)
-  wrong = [f'missing: {name} (here {mine} {leaf.shape})'
-           for mine, name, leaf in zip(ours, theirs, leaves, strict=True) if name not in flat]
+  names, leaves, treedef = named(like)
+  published_names = [published(name) for name in names]
+  known = set(published_names)
+  rows = list(zip(names, published_names, leaves, strict=True))
+  wrong = [f'missing: {source} (here {name} {leaf.shape})'
+           for name, source, leaf in rows if source not in flat]
   wrong += [f'left over: {name} {np.shape(flat[name])}' for name in flat if name not in known]
-  found = {}
-  for mine, name, leaf in zip(ours, theirs, leaves, strict=True):
-    if name not in flat:
+  arrays = {}
+  for name, source, leaf in rows:
+    if source not in flat:
       continue
-    found[mine] = layout(mine, flat[name])
-    if found[mine].shape != leaf.shape:
-      wrong.append(f'shape: {name} is {np.shape(flat[name])}, which does not fit {mine} '
+    arrays[name] = layout(name, flat[source])
+    if arrays[name].shape != leaf.shape:
+      wrong.append(f'shape: {source} is {np.shape(flat[source])}, which does not fit {name} '
                    f'{leaf.shape}')
   if wrong:
     raise InputError(problem='the parameters do not fit this network'
                      + (f' ({hint})' if hint else '') + ':\n  ' + '\n  '.join(wrong))
-  return jax.tree.unflatten(treedef, [found[mine] for mine in ours])
+  return jax.tree.unflatten(treedef, [arrays[name] for name in names])
 
 
 def flat(params: PyTree, published: Callable[[str], str], *,
-         layout: Layout = lambda ours, array: array) -> dict[str, Array]:
+         layout: Layout = lambda name, array: array) -> dict[str, Array]:
   """The inverse of `fit`, with the inverse layout, e.g. `to_torch`."""
-  ours, leaves, _ = named(params)
-  return {published(name): layout(name, leaf) for name, leaf in zip(ours, leaves, strict=True)}
+  names, leaves, _ = named(params)
+  return {published(name): layout(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
 
 
 def named(params: PyTree) -> tuple[list[str], list, jax.tree_util.PyTreeDef]:

@@ -1,4 +1,4 @@
-"""Parameters of the official VDM code (google-research/vdm) as ours.
+"""Parameters of the official VDM code (google-research/vdm) as parameters here.
 
 The official tree, its names joined by `/`, has two parts: `score_model/...`, our `net` (a
 `nn.unets.vdm.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
@@ -26,7 +26,7 @@ from vdm_jax.typing import Array, PyTree
 _HINT = ('compare features, blocks, attention_everywhere and the kind of schedule in the config')
 
 # Ours -> official, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), official) for pattern, official in (
+_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^schedule/', r'gamma/'),
     (r'^net/', r'score_model/'),
     (r'/embedding/(dense\d)/', r'/\1/'),
@@ -48,11 +48,11 @@ _NAMES = tuple((re.compile(pattern), official) for pattern, official in (
 ))
 
 
-def official_name(ours: str) -> str:
+def official_name(name: str) -> str:
   """'net/down_0/norm1/scale' -> 'score_model/down.block_0/GroupNorm_0/scale'."""
-  for pattern, official in _NAMES:
-    ours = pattern.sub(official, ours)
-  return ours
+  for pattern, replacement in _NAMES:
+    name = pattern.sub(replacement, name)
+  return name
 
 
 def from_flat(flat: Mapping[str, Array], config: ml_collections.ConfigDict) -> PyTree:

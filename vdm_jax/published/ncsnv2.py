@@ -70,7 +70,7 @@ def _stage_names(stages: int) -> list[str]:
 
 
 def published(net: RefineNet) -> Callable[[str], str]:
-  """Our name -> theirs: 'stage_1_0/norm1/alpha' -> 'res2.0.normalize1.alpha'."""
+  """Name here -> published name: 'stage_1_0/norm1/alpha' -> 'res2.0.normalize1.alpha'."""
   stages = len(net.dilations)
   names = _stage_names(stages)
   # The deepest has its `refine31` before `refine3`.
@@ -94,11 +94,11 @@ def published(net: RefineNet) -> Callable[[str], str]:
       (r'/embedding$', r'/embed/embedding'),
   )
 
-  def name(ours: str) -> str:
-    for pattern, theirs in rules:
-      ours = re.sub(pattern, theirs, ours)
-    return fitting.torch_leaf(ours)
-  return name
+  def published_name(name: str) -> str:
+    for pattern, replacement in rules:
+      name = re.sub(pattern, replacement, name)
+    return fitting.torch_leaf(name)
+  return published_name
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree, net: RefineNet) -> PyTree:

@@ -1,6 +1,6 @@
 """Checkpoints of openai/improved-diffusion and guided-diffusion as parameters of `nn.unets.adm`.
 
-Their files are PyTorch state dicts of one naming.  The blocks are numbered as ours, the parts of a
+Their files are PyTorch state dicts of one naming.  The blocks are numbered as here, the parts of a
 block by their place in a list:
 
     input_blocks.4.1.qkv.weight           down_4_attention/qkv/kernel
@@ -21,8 +21,8 @@ from vdm_jax.typing import Array, PyTree
 _HINT = ('compare features, multipliers, blocks, attention_resolutions, scale_shift, '
          'resblock_updown, classes, heads and super_resolution')
 
-# Ours -> theirs, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), theirs) for pattern, theirs in (
+# Names here -> published names, each applied to the whole name.
+_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^embedding/dense0/', r'time_embed/0/'),
     (r'^embedding/dense1/', r'time_embed/2/'),
     (r'^embedding/label/', r'label_emb/'),
@@ -52,20 +52,20 @@ _NAMES = tuple((re.compile(pattern), theirs) for pattern, theirs in (
 
 
 def published(params: PyTree) -> Callable[[str], str]:
-  """Our name -> theirs, for parameters such as these: 'mid_0/norm1/scale' -> 'middle_block.0...'.
+  """Name here -> published name, for such parameters: 'mid_0/norm1/scale' -> 'middle_block.0...'.
 
   params: a tree like those of `adm.UNet` or `adm.UNetClassifier`.
   """
-  def theirs(ours):
-    for pattern, name in _NAMES:
-      ours = pattern.sub(name, ours)
-    upsample = re.match(r'upsample_(\d+)', ours)
+  def published_name(name):
+    for pattern, replacement in _NAMES:
+      name = pattern.sub(replacement, name)
+    upsample = re.match(r'upsample_(\d+)', name)
     if upsample:
       n = upsample[1]
       place = 2 if f'up_{n}_attention' in params else 1
-      ours = ours.replace(upsample[0], f'output_blocks/{n}/{place}', 1)
-    return fitting.torch_leaf(ours)
-  return theirs
+      name = name.replace(upsample[0], f'output_blocks/{n}/{place}', 1)
+    return fitting.torch_leaf(name)
+  return published_name
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
@@ -77,14 +77,14 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
 
 def to_flat(params: PyTree) -> dict[str, Array]:
-  """The inverse of `from_flat`: our parameters by their published names."""
+  """The inverse of `from_flat`: the parameters by their published names."""
   return fitting.flat(params, published(params), layout=_to_torch)
 
 
-def _to_torch(ours, array):
-  array = fitting.to_torch(ours, array)
+def _to_torch(name, array):
+  array = fitting.to_torch(name, array)
   # The maps of the attention are convolutions over the positions.
-  return array[..., None] if re.search(r'/(qkv|out)/kernel$', ours) else array
+  return array[..., None] if re.search(r'/(qkv|out)/kernel$', name) else array
 
 
 _MULTIPLIERS = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4),

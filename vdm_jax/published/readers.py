@@ -9,8 +9,8 @@ What a file is, its first bytes say:
   Flax         msgpack, as `flax.serialization` and `flax.training.checkpoints` write it
 
 A pickle is a program: it names functions and has them called.  Here the only names that mean
-anything are those of a short list, each of which stands for something inert of ours; at any other
-the file is refused, by that name.  Tensors are bytes with a shape, strides and an offset, all of
+anything are those of a short list, each of which stands for something inert here; at any other the
+file is refused, by that name.  Tensors are bytes with a shape, strides and an offset, all of
 which are checked against the bytes that are there.
 
 Names of nested parts are joined as the source does, by '.', or by '/' for Flax.  Lists number their
@@ -131,8 +131,8 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
     entries = archive.namelist()
     if any(name.endswith('.npy') for name in entries):
       with np.load(path, allow_pickle=False) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
-      return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
+        members = {name: arrays[name] for name in arrays.files}
+      return {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
     roots = [name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl')]
     if len(roots) != 1:
       raise InputError(problem=f'it is a zip archive of no weights ({_FORMATS})')
@@ -255,7 +255,7 @@ class _Marker(NamedTuple):
 
 
 class _Call:
-  """A function of ours that goes by a public name, and that nothing can be set on."""
+  """A function of this module that goes by a public name, and that nothing can be set on."""
   __slots__ = ('_run',)
 
   def __init__(self, run):
@@ -270,18 +270,18 @@ class _Call:
 
 class _Instance(dict):
   """An object of a class that is not here: what it holds, and nothing that it does."""
-  __slots__ = ('held',)
+  __slots__ = ('state',)
 
   def __new__(cls, *args):
     out = dict.__new__(cls)
-    out.held = {}
+    out.state = {}
     return out
 
   def __init__(self, *args):
     pass
 
   def __setstate__(self, state):
-    self.held = state if isinstance(state, dict) else {}
+    self.state = state if isinstance(state, dict) else {}
 
 
 class _NumPy:
@@ -380,12 +380,12 @@ class _Unpickler(pickle._Unpickler):
     self._instance = type('_Other', (_Instance,), {'__slots__': ()})  # none outlives the file
 
   def find_class(self, module: str, name: str) -> Any:
-    asked = f'{module}.{name}'
-    if asked in _NAMES:
-      return _NAMES[asked]
-    if _CLASSES.fullmatch(asked):
+    path = f'{module}.{name}'
+    if path in _NAMES:
+      return _NAMES[path]
+    if _CLASSES.fullmatch(path):
       return self._instance
-    raise InputError(problem=f'the pickle asks for {asked!r}, which is no tensor: nothing was '
+    raise InputError(problem=f'the pickle asks for {path!r}, which is no tensor: nothing was '
                      'executed', remedy=f'to take its tensors alone, {_CONVERT}')
 
 
@@ -396,8 +396,8 @@ def _arrays(tree: Any, joint: str) -> dict[str, np.ndarray]:
   def visit(part, name):
     if next(visits) > 10**6:  # a few lists that hold each other twice
       raise ValueError('it has more than a million parts')
-    if isinstance(part, _Instance) and '_modules' in part.held:
-      part = _state_dict(part.held)
+    if isinstance(part, _Instance) and '_modules' in part.state:
+      part = _state_dict(part.state)
     if isinstance(part, _Tensor | _NumPy):
       out[name] = part.array()
     elif isinstance(part, np.ndarray | np.generic | bool | int | float):

@@ -1,4 +1,4 @@
-"""Parameters of yang-song/score_sde_pytorch's NCSN++ and DDPM++ as ours (Song et al. 2021).
+"""Parameters of NCSN++ and DDPM++ of yang-song/score_sde_pytorch (Song et al. 2021), read here.
 
 A checkpoint there is a dict: `model`, the state dict of the network, and `ema`, whose
 `shadow_params` are the averages, a list in the order of the trained parameters of `model`.
@@ -46,7 +46,7 @@ MODELS = {
 }
 
 
-_PARTS = tuple((re.compile(pattern), theirs) for pattern, theirs in (
+_PARTS = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^(norm1|norm)$', 'GroupNorm_0'),
     (r'^norm2$', 'GroupNorm_1'),
     (r'^conv1$', 'Conv_0'),
@@ -64,7 +64,7 @@ _CONV1 = re.compile(r'/(shortcut|combine_\d+)/kernel')
 
 
 def _modules(have: set[str]) -> Iterable[str | None]:
-  """Names of our modules in the order of `all_modules`; None for one without parameters."""
+  """Names of the modules here in the order of `all_modules`; None for one without parameters."""
   def if_there(*names):
     return [name for name in names if name in have]
 
@@ -95,39 +95,39 @@ def _modules(have: set[str]) -> Iterable[str | None]:
 
 
 def published(params: PyTree) -> Callable[[str], str]:
-  """A tree of ours, arrays or shapes -> (our name -> theirs, without `module.`)."""
+  """Parameters, arrays or shapes -> (name here -> published name, without `module.`)."""
   modules = {'fourier', 'dense0', 'dense1'} & params.keys() | params['trunk'].keys()
   number = {name: i for i, name in enumerate(_modules(modules)) if name}
 
-  def theirs(ours: str) -> str:
-    module, *parts = ours.removeprefix('trunk/').split('/')
+  def published_name(name: str) -> str:
+    module, *parts = name.removeprefix('trunk/').split('/')
     leaf = parts.pop()
     if module == 'fourier':
       leaf = 'W'
-    elif _NIN.search(ours):
+    elif _NIN.search(name):
       leaf = {'kernel': 'W', 'bias': 'b'}[leaf]
     else:
       leaf = fitting.torch_leaf(leaf)
-    for pattern, name in _PARTS:
-      parts = [pattern.sub(name, part) for part in parts]
+    for pattern, replacement in _PARTS:
+      parts = [pattern.sub(replacement, part) for part in parts]
     if module.startswith('combine_'):
       parts = ['Conv']
     elif re.fullmatch(r'(down_\d+_resample|up_\d+_resample|input_\d+|output_\d+)', module):
       parts = parts or ['Conv2d_0']
     return '.'.join(['all_modules', str(number[module]), *parts, leaf])
-  return theirs
+  return published_name
 
 
-def _from(ours: str, array: np.ndarray) -> np.ndarray:
-  if _NIN.search(ours):  # written [in, out] there
+def _from(name: str, array: np.ndarray) -> np.ndarray:
+  if _NIN.search(name):  # written [in, out] there
     return array
-  return array[:, :, 0, 0].T if _CONV1.search(ours) else fitting.from_torch(ours, array)
+  return array[:, :, 0, 0].T if _CONV1.search(name) else fitting.from_torch(name, array)
 
 
-def _to(ours: str, array: np.ndarray) -> np.ndarray:
-  if _NIN.search(ours):
+def _to(name: str, array: np.ndarray) -> np.ndarray:
+  if _NIN.search(name):
     return array
-  return array.T[:, :, None, None] if _CONV1.search(ours) else fitting.to_torch(ours, array)
+  return array.T[:, :, None, None] if _CONV1.search(name) else fitting.to_torch(name, array)
 
 
 def averaged(model: Mapping[str, np.ndarray],
@@ -145,7 +145,9 @@ def averaged(model: Mapping[str, np.ndarray],
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
-  """The state dict `flat` as parameters of an `NCSNpp`.  like: those of ours, arrays or shapes.
+  """The state dict `flat` as parameters of an `NCSNpp`.
+
+  like: its parameters here, arrays or shapes.
 
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
@@ -156,5 +158,5 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
 def to_flat(params: PyTree) -> dict[str, Array]:
   """The inverse of `from_flat`, with the prefix `module.`, without `sigmas`."""
-  theirs = published(params)
-  return fitting.flat(params, lambda ours: f'module.{theirs(ours)}', layout=_to)
+  published_name = published(params)
+  return fitting.flat(params, lambda name: f'module.{published_name(name)}', layout=_to)

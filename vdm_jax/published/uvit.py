@@ -49,8 +49,8 @@ SHAPES = {  # of z
     'imagenet512_uvit_huge': (64, 64, 4),
 }
 
-# Ours -> published, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), published) for pattern, published in (
+# Names here -> published names, each applied to the whole name.
+_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^patches/', r'patch_embed/proj/'),
     (r'^label/', r'label_emb/'),
     (r'^positions$', r'pos_embed'),
@@ -68,11 +68,11 @@ _NAMES = tuple((re.compile(pattern), published) for pattern, published in (
 ))
 
 
-def published(ours: str) -> str:
+def published(name: str) -> str:
   """'deep_0/attention/qkv/kernel' -> 'out_blocks.0.attn.qkv.weight'."""
-  for pattern, name in _NAMES:
-    ours = pattern.sub(name, ours)
-  return fitting.torch_leaf(ours)
+  for pattern, replacement in _NAMES:
+    name = pattern.sub(replacement, name)
+  return fitting.torch_leaf(name)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
