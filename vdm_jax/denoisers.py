@@ -20,9 +20,9 @@ def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...
   """
   def denoise(z, level, cond=None):
     y = net(*inputs(z, level), cond)
-    wanted = (*z.shape[:-1], (1 + len(heads)) * z.shape[-1])
-    require(jnp.shape(y) == wanted, None, None, f'the network returns {list(jnp.shape(y))} for '
-            f'an input of {list(z.shape)} and heads = {heads}, where {list(wanted)} is wanted',
+    expected = (*z.shape[:-1], (1 + len(heads)) * z.shape[-1])
+    require(jnp.shape(y) == expected, None, None, f'the network returns {list(jnp.shape(y))} for '
+            f'an input of {list(z.shape)} and heads = {heads}, where {list(expected)} is wanted',
             'let it return as many channels as it reads, and as many again for each head')
     if not heads:
       return solve(target, y, z, level)

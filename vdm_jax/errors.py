@@ -35,8 +35,8 @@ class InputError(ValueError):
     what = f'{self.problem}; {self.remedy}' if self.remedy else self.problem
     if self.field is None:
       return what
-    given = '' if self.value is None else f'={show(self.value)}'
-    return f'{prefix}{self.field}{given}: {what.rstrip(".")}.'
+    shown = '' if self.value is None else f'={show(self.value)}'
+    return f'{prefix}{self.field}{shown}: {what.rstrip(".")}.'
 
 
 def _as_typed(value: Any) -> str:

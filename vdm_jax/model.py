@@ -35,7 +35,7 @@ class Model(typing.Model):
 
   def sample(self, key: Array, n: int | None = None, *, sampler: str | SamplerMaker = 'dpmpp_2m',
              steps: int | None = None, grid: Grid | None = None, label: ArrayLike | None = None,
-             told: Mapping[str, Any] | None = None,
+             condition: Mapping[str, Any] | None = None,
              guidance: float | Guidance | None = None) -> Array:
     """n data [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
 
@@ -47,8 +47,8 @@ class Model(typing.Model):
       steps: of the grid, by default 20.
       grid: (process, steps) -> times [N + 1]; or the times, 1 to 0; or a name of the catalogue.
         Default: what the catalogue has for the sampler, for most even in time.
-      label: for a model that is told labels: a number, or [n].
-      told: values of other fields that it is told, by name: see `data.conditions`.
+      label: for a model with labels: a number, or [n].
+      condition: values of other fields that condition it, by name: see `data.conditions`.
       guidance: its weight, or `Guidance` with an interval; of a model that has `null`.
 
     Raises InputError: also where a step is not finite, naming it.
@@ -58,7 +58,7 @@ class Model(typing.Model):
       guidance = Guidance(guidance)
     if guidance is not None:
       guidance.of(self)  # refused now
-    conditions = self._conditions(keys.shape[0], {'label': label, **(told or {})})
+    conditions = self._conditions(keys.shape[0], {'label': label, **(condition or {})})
     make, times = self._method(sampler, steps, grid)
     check_grid(times)
     data, finite = _drawing(_Same(self), make, guidance)(keys, conditions, times)
@@ -72,7 +72,7 @@ class Model(typing.Model):
     Their times are evenly spread, as in a ledger.  bits/dim: `units.bits_per_dim(nats, shape)`.
 
     Args:
-      batch: as of the data, {'image': [n, ...], ...}, with the fields that the model is told.
+      batch: as of the data, {'image': [n, ...], ...}, with the fields that condition the model.
       draws: of time and noise for each example.
       steps: T of a chain's bound; 0: that of continuous time.
       batch_size: evaluations of the network at a time.
@@ -86,14 +86,15 @@ class Model(typing.Model):
               'model, where its bound has no value', 'evaluate its run, whose ledger has that of '
               'its chain')
     batch = jax.tree.map(np.asarray, dict(batch))
-    told = self.conditions(np.arange(len(batch[self.field])))
-    for name in told.keys() - batch.keys() - {'augmented'}:
-      raise InputError('batch', None, f'this model is told {_plural(name)}, and it has none',
+    conditions = self.conditions(np.arange(len(batch[self.field])))
+    for name in conditions.keys() - batch.keys() - {'augmented'}:
+      raise InputError('batch', None, f'this model is conditioned on {_plural(name)}, and it has '
+                       'none',
                        f'add {name!r}, [n, ...]')
-    batch = told | batch  # nothing is augmented
-    found = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,
+    batch = conditions | batch  # nothing is augmented
+    terms = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,
                         label='bound', at_once=batch_size // draws, progress=False)
-    return found['nats'][0]
+    return terms['nats'][0]
 
   def _method(self, sampler: str | SamplerMaker, steps: int | None, grid: Grid | None
               ) -> tuple[SamplerMaker, np.ndarray]:
@@ -117,19 +118,20 @@ class Model(typing.Model):
   def _extra(self) -> PyTree:
     """The shapes of `Estimate.extra` by name.  Nothing is computed."""
     def denoise(z):
-      told = self.cond(self.conditions(np.arange(1)))
-      return self.denoise(z, self.process(jnp.ones(1)), told).extra
+      cond = self.cond(self.conditions(np.arange(1)))
+      return self.denoise(z, self.process(jnp.ones(1)), cond).extra
     return jax.eval_shape(denoise, jnp.zeros((1, *self.shape))) or {}
 
-  def _conditions(self, n: int, given: dict[str, Any]) -> PyTree:
-    """The batch of what n examples are told.  Raises InputError."""
-    found = self.conditions(np.arange(n), **given)
-    label = given['label']
-    if 'label' in found:
-      require(label is not None, 'label', None, 'this model is told labels', 'give one, or [n]')
+  def _conditions(self, n: int, values: dict[str, Any]) -> PyTree:
+    """The batch of the conditions of n examples.  Raises InputError."""
+    batch = self.conditions(np.arange(n), **values)
+    label = values['label']
+    if 'label' in batch:
+      require(label is not None, 'label', None, 'this model is conditioned on labels',
+              'give one, or [n]')
       require(np.shape(label) in ((), (n,)), 'label', np.shape(label), f'{n} examples are drawn',
               'give one number, or one for each')
-    return found
+    return batch
 
 
 def _plural(field: str) -> str:
@@ -154,8 +156,8 @@ class _Same:
 def _drawing(same: _Same, sampler: SamplerMaker, guidance: Guidance | None) -> Callable:
   model = same.model if guidance is None else guidance.of(same.model)
 
-  def run(keys, told, times):
-    return from_keys(model, sampler, keys, times, told)[:2]
+  def run(keys, conditions, times):
+    return from_keys(model, sampler, keys, times, conditions)[:2]
   return jax.jit(run)
 
 

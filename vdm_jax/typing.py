@@ -178,9 +178,9 @@ def brief(parts: Any) -> str:
   return f'{type(parts).__name__}({numbers}: {", ".join(has)})'
 
 
-def _untold(numbers: Any, **given: Any) -> PyTree:
-  """The conditions of a model that is told nothing: {}.  Raises InputError of any value."""
-  for name, value in given.items():
+def _no_conditions(numbers: Any, **values: Any) -> PyTree:
+  """The conditions of an unconditional model: {}.  Raises InputError of any value."""
+  for name, value in values.items():
     if value is not None:
       what = 'classes' if name == 'label' else 'anything'
       raise InputError(name, value, f'this model is not conditioned on {what}', 'leave it out')
@@ -209,16 +209,16 @@ class Model(NamedTuple):
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
   is_latent: bool = False              # whether the data are latents, and no images yet
   field: str = 'image'                 # which field of a batch is the data
-  conditions: Callable = _untold       # (numbers of samples [n], values by field) -> the batch that
-                                       # `cond` reads, without x: see data.conditions
+  conditions: Callable = _no_conditions  # (numbers of samples [n], values by field) -> the batch
+                                       # that `cond` reads, without x: see data.conditions
 
   def __repr__(self) -> str:
     return brief(self)
 
 
-def denoises(made: Any) -> TypeGuard[Model]:
+def denoises(model: Any) -> TypeGuard[Model]:
   """Whether what comes of a run can be used as a `Model`."""
-  return isinstance(made, Denoises)
+  return isinstance(model, Denoises)
 
 
 class Experiment(NamedTuple):

@@ -34,8 +34,8 @@ def value(cls: type[_T]) -> type[_T]:
 
   `dataclasses.replace(value, field=...)` is the value with another field.
   """
-  made: Any = dataclasses.dataclass(frozen=True, eq=False)(cls)
-  fields = dataclasses.fields(made)
+  frozen: Any = dataclasses.dataclass(frozen=True, eq=False)(cls)
+  fields = dataclasses.fields(frozen)
   leaves = [f.name for f in fields if f.metadata.get('pytree_node', True)]
   others = [f.name for f in fields if f.name not in leaves]
 
@@ -44,11 +44,11 @@ def value(cls: type[_T]) -> type[_T]:
             tuple(getattr(self, name) for name in others))
 
   def unflatten(aux, children):
-    return made(**dict(zip(leaves, children, strict=True)), **dict(zip(others, aux, strict=True)))
+    return frozen(**dict(zip(leaves, children, strict=True)), **dict(zip(others, aux, strict=True)))
 
-  jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
-  made.__eq__, made.__hash__ = _equal, _hash
-  return made
+  jax.tree_util.register_pytree_with_keys(frozen, flatten, unflatten)
+  frozen.__eq__, frozen.__hash__ = _equal, _hash
+  return frozen
 
 
 def _is_array(leaf: Any) -> bool:

@@ -220,7 +220,7 @@ def test_the_chain_s_kernels_are_those_of_all_states_by_bayes_rule(activity, x64
     joint = rest[:, None] * step
     np.testing.assert_allclose(sigmoid(made.kernel(jnp.asarray(states), jnp.asarray(t)))[:, 0],
                                joint[1] / joint.sum(axis=0), rtol=1e-12)
-  np.testing.assert_allclose(sigmoid(made.rest), activity, rtol=1e-12)
+  np.testing.assert_allclose(sigmoid(made.final), activity, rtol=1e-12)
   erasing = dpm2015_bits.BinomialChain.erasing(5, activity)
   kept = np.diff(sigmoid(erasing.since), axis=1)[:, 0]
   np.testing.assert_allclose(kept, [1, 0.8, 0.6, 0.4, 0.2, 0], rtol=1e-12, atol=1e-15)

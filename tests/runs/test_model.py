@@ -124,7 +124,8 @@ def test_what_changes_a_model_keeps_what_it_can():
     (lambda: GAUSSIAN.sample(jax.random.key(0)), 'n: it does not go with keys'),
     (lambda: GAUSSIAN.sample(jax.random.key(0), 2, steps=0), 'steps=0'),
     (lambda: GAUSSIAN.sample(jax.random.key(0), 2, label=1), 'label=1: .* not conditioned'),
-    (lambda: LABELLED.sample(jax.random.key(0), 2), 'label: this model is told labels; give one'),
+    (lambda: LABELLED.sample(jax.random.key(0), 2),
+     'label: this model is conditioned on labels; give one'),
     (lambda: LABELLED.sample(jax.random.key(0), 2, label=[1, 2, 3]), 'label=.3,.: 2 examples'),
     (lambda: LABELLED._replace(null=None).sample(jax.random.key(0), 2, label=0, guidance=2.0),
      'guidance=2.0: .* not learned to do without a label'),
@@ -138,7 +139,7 @@ def test_what_changes_a_model_keeps_what_it_can():
     (lambda: GAUSSIAN.nats({'image': jnp.zeros((1, 2))}, key=jax.random.key(0), draws=0),
      'draws=0'),
     (lambda: LABELLED.nats({'image': jnp.zeros((1, 2))}, key=jax.random.key(0)),
-     "batch: this model is told labels, and it has none; add 'label'")])
+     "batch: this model is conditioned on labels, and it has none; add 'label'")])
 def test_what_cannot_be_drawn_or_bounded_is_refused_in_one_line(call, message):
   with pytest.raises(InputError, match=message) as error:
     call()

@@ -109,7 +109,7 @@ def paired(times: int) -> Estimator:
     out = {}
     for part, start, stop in (('above', 0.0, cut), ('below', cut, 1.0)):
       own = random.stream(keys, part)
-      rows, t, each = bounds.spread(batch, own, times)
+      rows, t, each = bounds.draw_times(batch, own, times)
       x, cond, t = model.encode(rows[model.field]), model.cond(rows), start + (stop - start) * t
       denoisers = {name: m.denoise for name, m in models.items()}
       if part == 'above':
@@ -194,7 +194,7 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
     return make
 
   model = needs.require(builds['float32'].model(trained.params), 'benchmark', directory)
-  bounds.own_bound(model, 'precision')
+  bounds.require_default_bound(model, 'precision')
   if level_axes(model):
     raise InputError('workdir', f'{directory}', 'its log-SNR differs from pixel to pixel, so that '
                      'no time is that of log-SNR 8', 'name another run')

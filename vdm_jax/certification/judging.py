@@ -95,8 +95,8 @@ def _evaluations(make: SamplerMaker) -> tuple[int, bool]:
 
 
 def _cases(curves, models):
-  for given, known in ((curves, CURVES), (models, MODELS)):
-    unknown = set(given) - set(known)
+  for chosen, known in ((curves, CURVES), (models, MODELS)):
+    unknown = set(chosen) - set(known)
     if unknown:
       raise ValueError(f'{", ".join(sorted(unknown))}: choose of {", ".join(known)}.')
   return [(curve, model) for model in models for curve in curves]
@@ -235,11 +235,11 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
   data are of about unit size.
   """
   name = name or getattr(make, '__name__', 'sampler')
-  found = [_flow(make(tolerance), curves, models, np.array([[1.0, 0.0]]))
+  flows = [_flow(make(tolerance), curves, models, np.array([[1.0, 0.0]]))
            for tolerance in tolerances]
   rows = []
-  for i, (curve, model) in enumerate(found[0][0]):
-    errors = np.array([error[i, 0] for _, error in found])
+  for i, (curve, model) in enumerate(flows[0][0]):
+    errors = np.array([error[i, 0] for _, error in flows])
     fine = (errors <= factor * np.array(tolerances)).all() and errors[-1] < errors[0]
     rows.append(CertificateRow(name, curve, model, 'tolerance', None, None, None, bool(fine),
                     {'tolerances': list(tolerances), 'errors': errors.tolist()}))

@@ -54,14 +54,14 @@ def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
       lines.append([f'**{family}**', '', '', '', '', ''])
     slopes = [row.measured_order for row in of if row.measured_order is not None]
     if entry.at_tolerance is not None:
-      order, found = 'adaptive', f'{max(row.detail["errors"][-1] for row in of):.0e} at 1e-5'
+      order, result = 'adaptive', f'{max(row.detail["errors"][-1] for row in of):.0e} at 1e-5'
     elif entry.order is None:
       order = 'stochastic'
-      found = f'moments to {max(map(largest_deviation, of)):.3f}'
+      result = f'moments to {max(map(largest_deviation, of)):.3f}'
     else:
-      order, found = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
+      order, result = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
     mark = ' \\*' if entry.needs in catalogue.MISSING else ''
-    lines.append([f'`{name}`{mark}', entry.paper, order, str(entry.evaluations or 'varies'), found,
+    lines.append([f'`{name}`{mark}', entry.paper, order, str(entry.evaluations or 'varies'), result,
                   entry.use])
   return lines
 

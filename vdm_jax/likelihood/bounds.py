@@ -33,7 +33,7 @@ class BoundSamples(NamedTuple):
     return functools.reduce(np.add, self.terms.values())
 
 
-def own_bound(model: Model, what: str) -> None:
+def require_default_bound(model: Model, what: str) -> None:
   """Raises InputError if the model brings a bound of its own, of which `what` is no part."""
   if model.bound is not None:
     raise InputError(problem=f'{what}: this model has a bound of its own',
@@ -73,7 +73,7 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
   """
   kernel = {name: u for name, u in (('variance', variance), ('last', last)) if u is not None}
   if kernel:
-    own_bound(model, ', '.join(kernel))
+    require_default_bound(model, ', '.join(kernel))
     if not steps:
       raise InputError(problem=f'{", ".join(kernel)}: of a chain',
                        remedy='give steps, or leave it out')
@@ -81,8 +81,10 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
     return model.bound(batch, t, keys, steps)
   x = model.encode(batch[model.field])
   args = model.denoise, model.process, x, t, keys, model.cond(batch)
-  given = {'data': batch[model.field], 'decoder': model.decoder, **kernel}
-  return (vlb.discrete(*args, steps=steps, **given) if steps else vlb.continuous(*args, **given))
+  keywords = {'data': batch[model.field], 'decoder': model.decoder, **kernel}
+  if steps:
+    return vlb.discrete(*args, steps=steps, **keywords)
+  return vlb.continuous(*args, **keywords)
 
 
 def repeated(batch: PyTree, keys: Array, numbers: Array) -> tuple[PyTree, Array]:
@@ -91,7 +93,7 @@ def repeated(batch: PyTree, keys: Array, numbers: Array) -> tuple[PyTree, Array]
   return jax.tree.map(lambda u: jnp.repeat(u, len(numbers), axis=0), batch), each
 
 
-def spread(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, Array]:
+def draw_times(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, Array]:
   """Each image at K = `times` evenly spread times: (batch, t, keys), flat, [n K, ...].
 
   Of float32 also where JAX has 64 bits, in which a key draws other numbers.
@@ -104,8 +106,8 @@ def spread(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, Array
 
 
 def _with_first(batch: PyTree, keys: Array, times: int, steps: int) -> tuple[PyTree, Array, Array]:
-  """`spread` over the steps 2 ... T of a chain, and one draw more an image, in its first step."""
-  _, t, _ = spread(batch, keys, times)
+  """`draw_times` over the steps 2 ... T of a chain, and one more draw an image, in step 1."""
+  _, t, _ = draw_times(batch, keys, times)
   later = vlb.in_step(1.0 + vlb.step_number(t, steps - 1), steps).reshape(-1, times)
   first = jnp.full_like(later[:, :1], vlb.in_step(1, steps))
   batch, each = repeated(batch, keys, jnp.arange(times + 1))
@@ -125,7 +127,7 @@ def at_times(steps: int, times: int, variance: vlb.Variance | None = None,
   f(first) / T + (1 - 1 / T) mean f(later).
   """
   def estimator(model, batch, keys):
-    batch, t, each = (spread(batch, keys, times) if last is None else
+    batch, t, each = (draw_times(batch, keys, times) if last is None else
                       _with_first(batch, keys, times, steps))
     nats, terms = one_draw(model, batch, t, each, steps, variance, last)
     by_image = lambda u: u.reshape(len(keys), -1)

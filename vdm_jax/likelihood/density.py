@@ -74,14 +74,14 @@ def _over_images(values):
   return values.mean(axis=0), error
 
 
-def check(found: Density) -> dict:
+def check(bound: Density) -> dict:
   """As those of `ledger.relations.check`, of the interval where it is most in doubt."""
-  excess = found.mean - found.gaussian
-  worst = int(np.argmax(np.where(found.above, excess, -np.inf) if found.above.any() else excess))
-  low, high = found.edges[worst], found.edges[worst + 1]
+  excess = bound.mean - bound.gaussian
+  worst = int(np.argmax(np.where(bound.above, excess, -np.inf) if bound.above.any() else excess))
+  low, high = bound.edges[worst], bound.edges[worst + 1]
   return {'name': 'density of vlb <= that of the best linear denoiser',
-          'difference': float(excess[worst]), 'standard_error': float(found.error[worst]),
-          'passed': not found.above.any(), 'serious': False,
+          'difference': float(excess[worst]), 'standard_error': float(bound.error[worst]),
+          'passed': not bound.above.any(), 'serious': False,
           'meaning': f'a linear denoiser does better, most of all at log-SNR {low:.1f} to '
                      f'{high:.1f}: the network is not trained there, or is not given what it was '
                      'trained on'}

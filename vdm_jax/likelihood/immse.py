@@ -15,7 +15,7 @@ two.)  Where the data are nearly Gaussian the variance is much smaller, and else
 """
 import jax.numpy as jnp
 
-from vdm_jax.likelihood.bounds import own_bound, spread
+from vdm_jax.likelihood.bounds import draw_times, require_default_bound
 from vdm_jax.likelihood.gaussian import Moments
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.objectives import vlb, weighted_diffusion
@@ -30,11 +30,11 @@ def estimator(moments: Moments, times: int) -> Estimator:
   Raises InputError: the model brings a bound of its own.
   """
   def estimate(model, batch, keys):
-    own_bound(model, 'I-MMSE')
+    require_default_bound(model, 'I-MMSE')
     x = model.encode(batch[model.field])
     ends = model.process(jnp.array([0.0, 1.0])).logsnr
     reference = moments.divergence(x, ends[0]) - moments.divergence(x, ends[1])
-    batch, t, each = spread(batch, keys, times)
+    batch, t, each = draw_times(batch, keys, times)
     x = model.encode(batch[model.field])
     _, terms = vlb.continuous(model.denoise, model.process, x, t, each, model.cond(batch),
                               data=batch[model.field], decoder=model.decoder)

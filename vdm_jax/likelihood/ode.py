@@ -205,18 +205,18 @@ def _in_units_of_c(process: Process, z: Array, t: ArrayLike) -> tuple[Array, Arr
   return z / c, _log_volume(c, z)
 
 
-def _of_whole(process: Process) -> Process:
+def _with_mean_logsnr(process: Process) -> Process:
   """With one logsnr at a time, also where it differs from pixel to pixel: their mean."""
-  def whole(t):
+  def averaged(t):
     level = process(t.reshape(-1))
     logsnr = jnp.mean(level.logsnr.reshape(t.size, -1), axis=1)
     return level._replace(logsnr=logsnr.reshape(t.shape))
-  return whole
+  return averaged
 
 
 def _times(process: Process, dtype, t0: ArrayLike, t1: ArrayLike) -> tuple[Array, Array]:
   """The part of [t0, t1] within LIMIT."""
-  first, last = time_of(_of_whole(process), jnp.asarray([LIMIT, -LIMIT], dtype))
+  first, last = time_of(_with_mean_logsnr(process), jnp.asarray([LIMIT, -LIMIT], dtype))
   return jax.lax.stop_gradient((jnp.maximum(jnp.asarray(t0, dtype), first),
                                 jnp.minimum(jnp.asarray(t1, dtype), last)))
 
@@ -266,7 +266,7 @@ def _transport(method: FlowMethod, denoise: Denoiser, process: Process, u: Array
 
 def _even_in_logsnr(process: Process, begin: Array, end: Array, steps: int) -> Array:
   """begin ... end: [steps + 1].  Without a gradient, which the integral does not need."""
-  process = _of_whole(process)
+  process = _with_mean_logsnr(process)
   first, last = process(begin).logsnr, process(end).logsnr
   # All of them, since `time_of` takes no empty array, which the inside of one step is.
   inner = time_of(process, jnp.linspace(first, last, steps + 1))[1:-1]

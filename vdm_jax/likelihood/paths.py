@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from vdm_jax import random
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood.bounds import own_bound, repeated
+from vdm_jax.likelihood.bounds import repeated, require_default_bound
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import diffuse, prior_std, tau
@@ -50,8 +50,8 @@ def log_weights(model: Model, batch: PyTree, keys: Array, steps: int,
     square = 2.0 * new * gap + jnp.square(gap) - excess * jnp.square(new)
     ratio = -0.5 * sum_over_data(jnp.log1p(excess) + square / (1.0 + excess))
     if last is not None:
-      given = vlb.last_step(last, data, x, estimate, at_t, at_s, variance, i == 1)
-      ratio = jnp.where(i == 1, given, ratio)
+      last_ratio = vlb.last_step(last, data, x, estimate, at_t, at_s, variance, i == 1)
+      ratio = jnp.where(i == 1, last_ratio, ratio)
     share = tau(at_t.expand(x), at_s.expand(x))
     return (jnp.sqrt(1.0 - share) * eps + jnp.sqrt(share) * new, log_w + ratio), None
 
@@ -85,7 +85,7 @@ def importance_weighted(paths: int, steps: int, variance: vlb.Variance = vlb.fix
                      'give a divisor')
 
   def estimator(model, batch, keys):
-    own_bound(model, 'importance-weighted paths')
+    require_default_bound(model, 'importance-weighted paths')
 
     def some(numbers):
       many, each = repeated(batch, keys, numbers)

@@ -56,9 +56,9 @@ def counter_term(denoise: Denoiser) -> Denoiser:
   return countered
 
 
-def _end_terms(encoder, process, x, t, *given):
+def _end_terms(encoder, process, x, t, *args):
   at = lambda time: encoder(x, process(time).logsnr)
-  return vlb.end_terms(process, at(jnp.zeros_like(t)), at(jnp.ones_like(t)), t, *given)
+  return vlb.end_terms(process, at(jnp.zeros_like(t)), at(jnp.ones_like(t)), t, *args)
 
 
 def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,

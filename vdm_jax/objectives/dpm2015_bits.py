@@ -47,7 +47,7 @@ class BinomialChain:
   """
   step: Array | np.ndarray   # given x^(t-1)
   since: Array | np.ndarray  # given x^(0)
-  rest: Scalar               # of p(x^(T)), []
+  final: Scalar              # of p(x^(T)), []
 
   @classmethod
   def from_betas(cls, betas: np.ndarray, activity: float = 0.5) -> 'BinomialChain':
@@ -60,17 +60,17 @@ class BinomialChain:
       raise ValueError('the rates of a binomial chain are two or more, above 0 and at most 1')
     if not 0.0 < activity < 1.0:
       raise ValueError(f'activity = {activity}: a share of ones, between 0 and 1')
-    rest = np.log(activity) - np.log1p(-activity)
+    final = np.log(activity) - np.log1p(-activity)
 
-    def log_odds(log_kept):  # [T] -> [T + 1, 2]; given 1, and by symmetry given 0
-      given = lambda pi: (np.log(pi + np.exp(log_kept) * (1.0 - pi)) - np.log1p(-pi)
-                          - np.log(-np.expm1(log_kept)))
-      each = np.stack([-given(1.0 - activity), given(activity)], axis=-1)
+    def log_odds(log_unchanged):  # [T] -> [T + 1, 2]; given 1, and by symmetry given 0
+      log_odds_of = lambda pi: (np.log(pi + np.exp(log_unchanged) * (1.0 - pi))
+                                - np.log1p(-pi) - np.log(-np.expm1(log_unchanged)))
+      each = np.stack([-log_odds_of(1.0 - activity), log_odds_of(activity)], axis=-1)
       return np.concatenate([[[-np.inf, np.inf]], each])
 
     with np.errstate(divide='ignore'):
-      log_kept = np.log1p(-betas)  # -inf from a beta of 1 on
-    return cls(log_odds(log_kept), log_odds(np.cumsum(log_kept)), rest)
+      log_unchanged = np.log1p(-betas)  # -inf from a beta of 1 on
+    return cls(log_odds(log_unchanged), log_odds(np.cumsum(log_unchanged)), final)
 
   @classmethod
   def erasing(cls, steps: int, activity: float = 0.5) -> 'BinomialChain':
@@ -92,18 +92,18 @@ class BinomialChain:
 
   def kernel(self, z: Array, t: Array) -> Array:
     """The log odds of q(x^(t) | x^(t-1) = z), and of its reversal.  z: [B, ...]; t: [B] or []."""
-    return _given(self.step, t, z)
+    return _select(self.step, t, z)
 
   def posterior(self, z: Array, x: Array, t: Array) -> Array:
     """The log odds of q(x^(t-1) | x^(t) = z, x^(0) = x), t = 2 .. T.  z, x: [B, ...]."""
-    return self.kernel(z, t) + _given(self.since, t - 1, x) - self.rest
+    return self.kernel(z, t) + _select(self.since, t - 1, x) - self.final
 
   def marginal(self, x: Array, t: Array) -> Array:
     """The log odds of q(x^(t) | x^(0) = x), [B, ...].  x: [B, ...]; t: [B] or []."""
-    return _given(self.since, t, x)
+    return _select(self.since, t, x)
 
 
-def _given(table: Array | np.ndarray, t: Array, x: Array) -> Array:
+def _select(table: Array | np.ndarray, t: Array, x: Array) -> Array:
   """Entries [t, x > 0] of a table [T + 1, 2]: [B, ...]."""
   u = jnp.asarray(table, x.dtype)[t]
   of = lambda i: u[..., i].reshape(u.shape[:-1] + (1,) * (x.ndim - u.ndim + 1))
@@ -141,7 +141,7 @@ def bound(reverse: Reverse, chain: BinomialChain, x: Array, t: Array, keys: Arra
   z = spins(random.stream(keys, 'z'), chain.marginal(x, index))
   gap = sum_over_data(divergence(chain.posterior(z, x, index), reverse(z, index, cond)))
   left = lambda t: sum_over_data(entropy(chain.marginal(x, jnp.asarray(t))))
-  most = x[0].size * entropy(jnp.asarray(chain.rest, x.dtype))
+  most = x[0].size * entropy(jnp.asarray(chain.final, x.dtype))
   terms = {'reconstruction': left(1), 'latent': most - left(last), 'diffusion': (last - 1) * gap}
   return sum_of_terms(terms), terms
 
@@ -162,6 +162,6 @@ def sample(reverse: Reverse, chain: BinomialChain, keys: Array, shape: tuple[int
   def step(z, t):
     return spins(at(t - 1), reverse(z, t, cond) + log_ratio), None
 
-  z = spins(at(chain.steps), zeros + chain.rest + log_ratio)
+  z = spins(at(chain.steps), zeros + chain.final + log_ratio)
   z, _ = jax.lax.scan(step, z, jnp.arange(chain.steps, 1, -1))
   return spins(at(0), chain.kernel(z, jnp.asarray(1)) + log_ratio)

@@ -131,19 +131,19 @@ class LossHistory:
   count: Array   # [K]  how many there have been
 
   @classmethod
-  def empty(cls, bins: int = 32, kept: int = 10) -> 'LossHistory':
-    return cls(jnp.zeros((bins, kept)), jnp.zeros(bins, jnp.int32))
+  def empty(cls, bins: int = 32, per_bin: int = 10) -> 'LossHistory':
+    return cls(jnp.zeros((bins, per_bin)), jnp.zeros(bins, jnp.int32))
 
   def add(self, t: Array, losses: Array) -> 'LossHistory':
     """With the losses [B] at the times t [B], in the order of the batch."""
-    bins, kept = self.losses.shape
+    bins, per_bin = self.losses.shape
     i = jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)
     here = jax.nn.one_hot(i, bins, dtype=jnp.int32)
     number = jnp.take_along_axis(jnp.cumsum(here, axis=0), i[:, None], axis=1)[:, 0]  # 1, 2, ...
     new = jnp.sum(here, axis=0)
     # Of more than H in one bin the last H, so that no two have the same place.
-    late = number > new[i] - kept
-    place = jnp.where(late, (self.count[i] + number) % kept, kept)
+    late = number > new[i] - per_bin
+    place = jnp.where(late, (self.count[i] + number) % per_bin, per_bin)
     return LossHistory(self.losses.at[i, place].set(losses, mode='drop'), self.count + new)
 
   def proposal(self, uniform_share: float = 1e-3) -> Histogram:

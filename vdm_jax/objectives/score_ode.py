@@ -54,13 +54,14 @@ def errors(denoise: Denoiser, z: Array, eps: Array, level: Level, probes: Array,
   miss = eps - fixed(estimate.eps)
   wide = lambda u: u.reshape(*u.shape, *(1,) * (z.ndim - 1))  # [P, B] -> [P, B, 1 ...]
   share = _dot(probes, miss)
-  rest = probes - moved - wide(share) * miss
-  terms = {'matrix': jnp.mean(_dot(rest, rest), axis=0),
-           'trace': jnp.square(jnp.mean(_dot(probes, rest), axis=0))}
+  residual = probes - moved - wide(share) * miss
+  terms = {'matrix': jnp.mean(_dot(residual, residual), axis=0),
+           'trace': jnp.square(jnp.mean(_dot(probes, residual), axis=0))}
   if third:
-    kept = fixed(probes - moved)  # (I - J) v
-    wanted = wide(jnp.square(share) - _dot(probes, kept)) * miss - 2.0 * wide(share) * kept
-    off = jnp.mean(wanted, axis=0) - level.expand(z).sigma * slope
+    unexplained = fixed(probes - moved)  # (I - J) v
+    target = (wide(jnp.square(share) - _dot(probes, unexplained)) * miss
+              - 2.0 * wide(share) * unexplained)
+    off = jnp.mean(target, axis=0) - level.expand(z).sigma * slope
     terms['third'] = sum_over_data(jnp.square(off))
   return estimate, terms
 

@@ -137,8 +137,8 @@ def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional],
   An encoder that infers in another order is a `Joint`, for `elbo`.
   """
   above, layers = (), {}
-  for i, (given_q, given_p) in enumerate(zip(encoder, prior, strict=True)):
-    name, q, p = f'z_{len(encoder) - i}', given_q(above), given_p(above)
+  for i, (conditional_q, conditional_p) in enumerate(zip(encoder, prior, strict=True)):
+    name, q, p = f'z_{len(encoder) - i}', conditional_q(above), conditional_p(above)
     z = q.sample(random.stream(keys, name))
     above += (z,)
     layers[name] = divergence(q, p, z)

@@ -103,8 +103,8 @@ def _of_one_example(function, *batch):
 
   @one.def_vmap
   def _(size, batched, closed, *examples):
-    spread = lambda is_batched, a: a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
-    examples = map(spread, batched[1:], examples)
+    broadcast = lambda is_batched, a: a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+    examples = map(broadcast, batched[1:], examples)
     return equinox.combine(closed, static)(*examples), True
 
   return lambda *example: one(closed, *example)

@@ -71,9 +71,9 @@ def estimate_variances(denoise: Denoiser, process: Process, x: Array, times: Arr
     return level.logsnr, jnp.mean(each), jnp.std(each, ddof=1) / len(x)**0.5
 
   times = jnp.asarray(times)
-  found = jax.lax.map(lambda xs: at(*xs), (jnp.arange(len(times)), times))
-  order = jnp.argsort(found[0])
-  return Variances(*(u[order] for u in found))
+  estimates = jax.lax.map(lambda xs: at(*xs), (jnp.arange(len(times)), times))
+  order = jnp.argsort(estimates[0])
+  return Variances(*(u[order] for u in estimates))
 
 
 def pool(estimates: Sequence[Variances]) -> Variances:

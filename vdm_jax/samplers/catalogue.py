@@ -85,8 +85,8 @@ def _adaptive(solve):
   """An adaptive method as a sampler whose grid is the one step from noise to data."""
   def make(denoise, process):
     def step(keys, state, t, s, plan):
-      found = solve(denoise, process, state.z, t, s)
-      return _Solved(found.z, state.evaluations + jnp.asarray(found.evaluations, int))
+      solution = solve(denoise, process, state.z, t, s)
+      return _Solved(solution.z, state.evaluations + jnp.asarray(solution.evaluations, int))
     return Sampler(step, lambda z: _Solved(z, jnp.zeros((), int)), lambda state: state.z,
                    evaluations=None)
   return make
@@ -337,19 +337,19 @@ def find(name: str, field: str = 'sampler') -> tuple[str, Entry]:
   return name, SAMPLERS[name]
 
 
-def _own(field: str, given: str, file: str, name: str) -> Entry:
-  make, source = config_files.own(field, given, file, name)
+def _own(field: str, value: str, file: str, name: str) -> Entry:
+  make, source = config_files.own(field, value, file, name)
   remedy = 'give a function (denoise, process) -> Sampler'
   try:
     inspect.signature(make).bind(None, None)
   except (TypeError, ValueError):
-    raise InputError(field, given, 'it does not take a denoiser and a process', remedy) from None
-  made = make(oracles.Gaussian(0.0, 1.0), processes.GaussianProcess(schedules.Linear()))
-  if not isinstance(made, Sampler):
-    raise InputError(field, given, 'what it makes is no Sampler (but of the type '
-                     f'{type(made).__name__})', remedy)
-  entry = Entry('of your own', file, make, evaluations=made.evaluations, version=source.digest)
-  return entry if made.evaluations else entry._replace(times=_one_step)
+    raise InputError(field, value, 'it does not take a denoiser and a process', remedy) from None
+  sampler = make(oracles.Gaussian(0.0, 1.0), processes.GaussianProcess(schedules.Linear()))
+  if not isinstance(sampler, Sampler):
+    raise InputError(field, value, 'what it makes is no Sampler (but of the type '
+                     f'{type(sampler).__name__})', remedy)
+  entry = Entry('of your own', file, make, evaluations=sampler.evaluations, version=source.digest)
+  return entry if sampler.evaluations else entry._replace(times=_one_step)
 
 
 def _called(name: str, field: str) -> str:

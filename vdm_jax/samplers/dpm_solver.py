@@ -48,8 +48,8 @@ def dpm_solver(denoise: Denoiser, process: Process, order: int = 3, of: str = 'e
 
   def plan(times):
     lam, finite = half_logsnr(process, times)
-    whole = (finite[:-1] & finite[1:])[:, None]
-    position = jnp.where(whole, jnp.arange(order), 0)
+    regular = (finite[:-1] & finite[1:])[:, None]
+    position = jnp.where(regular, jnp.arange(order), 0)
     inner = lam[:-1, None] + (lam[1:] - lam[:-1])[:, None] * position / order
     stages = jnp.where(position > 0, time_of(process, 2.0 * inner), times[:-1, None])
     numbers = stages_plan(process, jnp.append(stages.ravel(), times[-1]), position.ravel(),
@@ -116,13 +116,13 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
   if evaluations < order:
     raise InputError('evaluations', evaluations, f'a step of order {order} needs {order}',
                      'give more, or a lower order')
-  whole, rest = divmod(evaluations, order)
-  if rest:
-    sizes = [order] * whole + [rest]
+  full, remainder = divmod(evaluations, order)
+  if remainder:
+    sizes = [order] * full + [remainder]
   elif lower_order_final and order > 1:
-    sizes = [order] * (whole - 1) + [order - 1, 1]
+    sizes = [order] * (full - 1) + [order - 1, 1]
   else:
-    sizes = [order] * whole
+    sizes = [order] * full
   ends = jnp.asarray([start, end], float)
   lam, finite = half_logsnr(process, ends)
   if not isinstance(finite, Tracer) and not finite.all():
@@ -162,16 +162,16 @@ def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of
     lam, finite = half_logsnr(process, times)
     n, i = real_steps(times), jnp.arange(times.shape[0] - 1)
     h = lam[1:] - lam[:-1]
-    whole = finite[:-1] & finite[1:] & (h != 0.0)
+    regular = finite[:-1] & finite[1:] & (h != 0.0)
     highest = jnp.where(n < lower_order_below, n - i, order)
     highest = jnp.where(euler_at_final & (i == n - 1), 1, highest)
     # Two nodes in one place are no history: before the grid began, after a time that is repeated,
     # and at an infinite lambda, which is moved to where it does not count.
     nodes = lam[:-1].at[0].set(jnp.where(finite[0], lam[0], lam[1]))
     one, two = steps_back(nodes, 1) - nodes, steps_back(nodes, 2) - nodes
-    reach = jnp.where(whole & (one != 0.0), jnp.where(two != one, 3, 2), 1)
+    reach = jnp.where(regular & (one != 0.0), jnp.where(two != one, 3, 2), 1)
     now = jnp.minimum(jnp.minimum(reach, highest), order)
-    h = jnp.where(whole, h, 1.0)
+    h = jnp.where(regular, h, 1.0)
     one, two = jnp.where(now > 1, one / h, -1.0), jnp.where(now > 2, two / h, 2.0)
     level = process(times[1:])
     weight, phi_1, phi_2, phi_3 = _factors(level, h, of, sde)
@@ -194,11 +194,11 @@ def _hold_noise(flow: Sampler, process: Process) -> Sampler:
   """
   def plan(times):
     level, (lam, finite) = process(times), half_logsnr(process, times)
-    whole = finite[:-1] & finite[1:]
-    h = jnp.where(whole, lam[1:] - lam[:-1], 0.0)
+    regular = finite[:-1] & finite[1:]
+    h = jnp.where(regular, lam[1:] - lam[:-1], 0.0)
     sigma = level.sigma[1:]
-    eps = sigma * jnp.where(whole, -jnp.expm1(h), -1.0)
-    noise = sigma * jnp.where(whole, jnp.sqrt(jnp.maximum(jnp.expm1(2.0 * h), 0.0)), 1.0)
+    eps = sigma * jnp.where(regular, -jnp.expm1(h), -1.0)
+    noise = sigma * jnp.where(regular, jnp.sqrt(jnp.maximum(jnp.expm1(2.0 * h), 0.0)), 1.0)
     return Coefficients(2.0 * flow.plan(times).predict), eps, noise
 
   def step(keys, state, t, s, now):

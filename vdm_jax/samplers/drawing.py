@@ -52,28 +52,29 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker
   """
   check_grid(times)
   batch = _program(model, sampler, frames=())
-  given = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
-  for rows, wanted in _batches(start, stop, batch_size):
+  shared = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
+  for rows, requested in _batches(start, stop, batch_size):
     local = devices.local_rows(rows)
-    out, finite, _, evaluations = jax.device_get(batch(given, devices.place((local, cond(local)))))
+    xs = devices.place((local, cond(local)))
+    out, finite, _, evaluations = jax.device_get(batch(shared, xs))
     check_finite(finite, times, model(params).process)
-    yield DrawnBatch(rows[wanted], out[wanted], int(evaluations))
+    yield DrawnBatch(rows[requested], out[requested], int(evaluations))
 
 
 def draw_own(model: Callable[[PyTree], Samples], params: PyTree, *, start: int, stop: int,
              seed: int, batch_size: int) -> Iterator[DrawnBatch]:
   """Images start .. stop - 1 of a model that draws its own, e.g. an autoencoder; as `draw`."""
   batch = _own(model)
-  given = devices.replicate((params, random.key(seed)))
-  for rows, wanted in _batches(start, stop, batch_size):
-    out = jax.device_get(batch(given, devices.place(devices.local_rows(rows))))
-    yield DrawnBatch(rows[wanted], out[wanted], 0)
+  shared = devices.replicate((params, random.key(seed)))
+  for rows, requested in _batches(start, stop, batch_size):
+    out = jax.device_get(batch(shared, devices.place(devices.local_rows(rows))))
+    yield DrawnBatch(rows[requested], out[requested], 0)
 
 
 @functools.lru_cache(maxsize=1)
 def _own(model):
-  def batch(given, numbers):
-    params, key = given
+  def batch(shared, numbers):
+    params, key = shared
     return model(params).sample(random.per_example(key, numbers))
   return devices.over_rows(batch)
 
@@ -89,48 +90,49 @@ def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Sampler
   """
   check_grid(times)
   rows = np.arange(devices.global_batch_size(count), dtype=np.int32)
-  given = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
+  shared = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
   local = devices.local_rows(rows)
   program = _program(model, sampler, frames=tuple(frames))
-  _, finite, path, _ = jax.device_get(program(given, devices.place((local, cond(local)))))
+  _, finite, path, _ = jax.device_get(program(shared, devices.place((local, cond(local)))))
   check_finite(finite, times, model(params).process)
   return path[:, :count]
 
 
 @functools.lru_cache(maxsize=8)  # the pictures of a training are drawn by one program
 def _program(model, sampler, frames: tuple[int, ...]):
-  def batch(given, xs):
-    (params, key, times), (numbers, told) = given, xs
-    return from_keys(model(params), sampler, random.per_example(key, numbers), times, told, frames)
+  def batch(shared, xs):
+    (params, key, times), (numbers, conditions) = shared, xs
+    keys = random.per_example(key, numbers)
+    return from_keys(model(params), sampler, keys, times, conditions, frames)
 
   return devices.over_rows(batch)
 
 
-def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, told: PyTree,
+def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, conditions: PyTree,
               frames: tuple[int, ...] = ()) -> tuple[Array, Array, Array | None, Scalar]:
   """Data [n, ...] of these keys [n]; which steps were finite [N]; the path; the evaluations.
 
-  told: a batch for `m.cond`.  frames: as for `draw_path`; the path is None without.
+  conditions: a batch for `m.cond`.  frames: as for `draw_path`; the path is None without.
   """
   if m.latent is not None:
     m = m.latent(random.stream(keys, 'latent'))
-  conditioned = m.cond(told)
+  conditioned = m.cond(conditions)
   denoise = lambda z, level, _=None: m.denoise(z, level, conditioned)
-  way = sampler(denoise, one_time(m.process))
+  bound = sampler(denoise, one_time(m.process))
 
   def look(state):
-    z = way.value(state)
+    z = bound.value(state)
     # An adaptive method counts in its state.
-    count = state.evaluations if way.evaluations is None else 0
+    count = state.evaluations if bound.evaluations is None else 0
     return jnp.all(jnp.isfinite(z)), z if frames else None, count
 
   z = sample_prior(m.process, keys, jnp.zeros((keys.shape[0], *m.shape)), times[0])
-  z, (finite, seen, counts) = sample(way, random.stream(keys, 'sampler'), z, times, trace=look)
+  z, (finite, states, counts) = sample(bound, random.stream(keys, 'sampler'), z, times, trace=look)
   last = m.process(times[-1])
   x = denoise(z, last).x if m.ends_denoised else z / last.alpha
   out = m.decode(x)
-  path = [m.decode(seen[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
+  path = [m.decode(states[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
   steps = times.shape[0] - 1
-  count = counts[-1] if way.evaluations is None else steps * way.evaluations
+  count = counts[-1] if bound.evaluations is None else steps * bound.evaluations
   count += m.ends_denoised
   return out, finite[1:], jnp.stack(path) if path else None, count

@@ -62,8 +62,8 @@ def array(times) -> np.ndarray:
 
 def _between(process: Process, levels: np.ndarray) -> np.ndarray:
   """1, the times of these log-SNRs, 0."""
-  wanted = jnp.asarray([-np.inf, *levels, np.inf], float)
-  times = np.array(time_of(process, wanted), np.float64)
+  logsnr = jnp.asarray([-np.inf, *levels, np.inf], float)
+  times = np.array(time_of(process, logsnr), np.float64)
   times[[0, -1]] = 1.0, 0.0
   return times
 
@@ -204,12 +204,12 @@ def iddpm(sections: str | Sequence[int], table: int) -> np.ndarray:
     if not 1 <= count <= size:
       raise InputError('sections', text, f'{count} is not in 1 .. {size}, the steps of its section',
                        'choose another')
-  kept = []
+  indices = []
   for start, size, count in zip(np.cumsum([0, *sizes[:-1]]), sizes, counts, strict=True):
     stride = (size - 1) / max(count - 1, 1)
     # Added up one by one, as there: where a half is rounded, the last place decides.
-    kept.append(start + np.round(np.cumsum([0.0, *[stride] * (count - 1)])).astype(int))
-  return np.concatenate(kept)
+    indices.append(start + np.round(np.cumsum([0.0, *[stride] * (count - 1)])).astype(int))
+  return np.concatenate(indices)
 
 
 # ---------------------------------------------------- for multistep methods

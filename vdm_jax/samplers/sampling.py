@@ -112,12 +112,12 @@ def _run(sampler, keys, z, times, trace):
   xs = steps, times[:-1], times[1:], sampler.plan(times)
   state = sampler.init(z)
   first = look(state)
-  state, (seen, finite) = jax.lax.scan(body, state, xs)
+  state, (traced, finite) = jax.lax.scan(body, state, xs)
   check_finite(finite, times)
   z = sampler.value(state)
   if trace is None:
     return z
-  return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, seen)
+  return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, traced)
 
 
 def data_axes(process: Process) -> int:
