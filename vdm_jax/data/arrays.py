@@ -36,7 +36,7 @@ def open_arrays(path: str, text_length: int = 0) -> Store:
     raise FileNotFoundError(f'there is no file {path}: see --config.data.name')
   _check_begins(path)
   places, splits = _chosen(path, _keys(path))
-  found = [_field(path, name, keys, text_length) for name, keys in places.items()]
+  declared = [_field(path, name, keys, text_length) for name, keys in places.items()]
   counts = [len(_array(path, key)) for key in next(iter(places.values()))]
   for keys in places.values():
     for key, count in zip(keys, counts, strict=True):
@@ -53,24 +53,25 @@ def open_arrays(path: str, text_length: int = 0) -> Store:
   for i, (name, part) in enumerate(zip(splits, rows, strict=True)):
     keys = [each[min(i, len(each) - 1)] for each in places.values()]
     labels = next((_labels(path, key, len(_array(path, key)))
-                   for key, field in zip(keys, found, strict=True) if field.name == LABEL), None)
+                   for key, field in zip(keys, declared, strict=True) if field.name == LABEL), None)
     if part is not None:
       labels = None if labels is None else labels[part]
     length = counts[i] if part is None else len(part)
-    sources.append(Source(name, length, functools.partial(_read, path, keys, found, part), labels))
-  return Store(*sources, tuple(found), '', functools.partial(_marks, path))
+    read = functools.partial(_read, path, keys, declared, part)
+    sources.append(Source(name, length, read, labels))
+  return Store(*sources, tuple(declared), '', functools.partial(_marks, path))
 
 
 def _field(path: str, name: str, keys: Sequence[str], text_length: int) -> Field:
   """The field that these arrays are, one for each split.  Raises InputError."""
-  found = [(_place(path, key), _array(path, key)) for key in keys]
+  arrays = [(_place(path, key), _array(path, key)) for key in keys]
   if name == LABEL:
     return fields.label(1 + max(int(_labels(path, key, len(_array(path, key))).max())
                                 for key in keys))
-  if all(array.dtype.kind in 'US' and array.ndim == 1 for _, array in found):
-    return text.field(name, text_length or max(text.longest(_strings(u)) for _, u in found))
+  if all(array.dtype.kind in 'US' and array.ndim == 1 for _, array in arrays):
+    return text.field(name, text_length or max(text.longest(_strings(u)) for _, u in arrays))
   each = []
-  for place, array in found:
+  for place, array in arrays:
     if array.dtype.kind in 'uib' and (array.ndim in (3, 4) or name == IMAGE):
       _check_images(place, array)
       shape = array.shape[1:] + (1,) * (array.ndim == 3)
@@ -154,11 +155,11 @@ def _chosen(path: str, keys: list[str]) -> tuple[dict[str, tuple[str, ...]], tup
     return {name: names[name] for name in ordered(names)}, names[ordered(names)[0]]
   if {'train', 'test'} <= set(keys):
     return {_named(path, 'x', 'train'): ('train', 'test')}, ('train', 'test')
-  kept = [key for key in keys if _array(path, key).ndim]  # a file may say something of itself
-  if not set(kept) - {'labels', LABEL}:
+  examples = [key for key in keys if _array(path, key).ndim]  # a file may say something of itself
+  if not set(examples) - {'labels', LABEL}:
     raise InputError('config.data.name', path, f'it holds {sorted(keys)} and no array of examples',
                      'save x_train and x_test, or arrays of one length')
-  names = {_named(path, key, key): (key,) for key in kept}
+  names = {_named(path, key, key): (key,) for key in examples}
   return {name: names[name] for name in ordered(names)}, ()
 
 
@@ -221,10 +222,10 @@ def _labels(path: str, key: str, count: int) -> np.ndarray:
   return labels.reshape(count).astype(np.int32)
 
 
-def _read(path, keys, found, subset, rows):
+def _read(path, keys, declared, subset, rows):
   rows = rows if subset is None else subset[rows]
   return {field.name: _values(_array(path, key)[rows], field)
-          for key, field in zip(keys, found, strict=True)}
+          for key, field in zip(keys, declared, strict=True)}
 
 
 def _values(array: np.ndarray, field: Field) -> np.ndarray:
@@ -247,8 +248,8 @@ def _digest(path: str, block: int = 2**20, blocks: int = 256) -> str:
   """SHA-256 of a file's size and of so many blocks that lie evenly: of all of it if it is small."""
   size = os.path.getsize(path)
   digest = hashlib.sha256(f'{size}\n'.encode())
-  whole = range(0, size, block)
-  starts = whole if len(whole) <= blocks else np.linspace(0, size - block, blocks).astype(int)
+  offsets = range(0, size, block)
+  starts = offsets if len(offsets) <= blocks else np.linspace(0, size - block, blocks).astype(int)
   with open(path, 'rb') as file:
     for start in starts:
       file.seek(int(start))

@@ -15,9 +15,9 @@ def open_digits(data_dir: str, image_size: int = 0, text_length: int = 0) -> Sto
   """The store of `digits`, and of each image the word for its label as tokens: see `text`."""
   store = records.open_records('digits', data_dir, image_size)
   caption = text.field(CAPTION, text_length or text.longest(WORDS))
-  told = lambda source: source._replace(
+  captioned = lambda source: source._replace(
       read=functools.partial(_read, source.read, caption.shape[0]))
-  return store._replace(train=told(store.train), test=told(store.test),
+  return store._replace(train=captioned(store.train), test=captioned(store.test),
                         fields=(*store.fields, caption))
 
 

@@ -1,4 +1,4 @@
-"""What samples are drawn under: values for the fields that a model is told."""
+"""The conditions of samples: values for the fields that condition a model."""
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,30 +12,30 @@ Conditions = Callable[..., Batch]  # numbers [n] of samples, and values by field
 
 
 def of(spec: Spec, names: Sequence[str]) -> Conditions:
-  """The conditions of a model that is told these fields: (numbers [n], **given) -> batch.
+  """The conditions of a model that reads these fields: (numbers [n], **values) -> batch.
 
-  A value of `given` is one of the field, for all samples; or several, an axis more, which sample i
-  takes in turn, value i mod their number: rows of a file, or of the data.  Of a field of text it is
-  a string, or several.  What is not given are the labels 0, 1, ... in turn, and zeros of any other
-  field: no augmentation, the empty text.
+  A value is one of the field, for all samples; or several, an axis more, which sample i takes in
+  turn, value i mod their number: rows of a file, or of the data.  Of a field of text it is a
+  string, or several.  By default labels are 0, 1, ... in turn, and other fields are zero: no
+  augmentation, the empty text.
 
-  It raises InputError for a field that the model is not told, and for values that do not fit.
+  It raises InputError for a field that does not condition the model, and for bad values.
   """
-  told = tuple(spec[name] for name in names)
-  return lambda numbers, **given: _told(told, numbers, given)
+  fields = tuple(spec[name] for name in names)
+  return lambda numbers, **values: _batch(fields, numbers, values)
 
 
-def _told(told: Sequence[Field], numbers: np.ndarray, given: Mapping[str, Any]) -> Batch:
-  given = {name: value for name, value in given.items() if value is not None}
-  names = [field.name for field in told]
-  for name, value in given.items():
+def _batch(fields: Sequence[Field], numbers: np.ndarray, values: Mapping[str, Any]) -> Batch:
+  values = {name: value for name, value in values.items() if value is not None}
+  names = [field.name for field in fields]
+  for name, value in values.items():
     if name not in names:
       what = 'classes' if name == LABEL else repr(name)
       raise InputError(name, value, f'this model is not conditioned on {what}',
                        f'leave it out{", or give " * bool(names)}{", ".join(names)}')
   numbers = np.asarray(numbers)
-  return {field.name: _in_turn(_values(field, given[field.name]), numbers)
-          if field.name in given else _default(field, numbers) for field in told}
+  return {field.name: _in_turn(_values(field, values[field.name]), numbers)
+          if field.name in values else _default(field, numbers) for field in fields}
 
 
 def _in_turn(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:

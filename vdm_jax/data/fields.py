@@ -100,10 +100,10 @@ class Spec:
             'found': tuple(tuple(f) for f in self.fields if f.name != AUGMENTED)}
 
 
-def from_config(name: str, found: Sequence) -> Spec:
+def from_config(name: str, rows: Sequence) -> Spec:
   """The Spec that `Spec.to_config` kept as config.data.found."""
   return Spec(name, tuple(Field(field, tuple(shape), dtype, count)
-                          for field, shape, dtype, count in found))
+                          for field, shape, dtype, count in rows))
 
 
 def of_images(name: str, shape: Sequence[int], count: int, classes: int = 0, *, x: str = IMAGE

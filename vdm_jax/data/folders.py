@@ -51,14 +51,14 @@ def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
     raise FileNotFoundError(f'there is no folder {root}: see --config.data.name')
   folders = _split_folders(root)
   if folders:
-    names, rest = folders, _listing(root, skip=folders)
+    names, outside = folders, _listing(root, skip=folders)
     listings = [_listing(os.path.join(root, name)) for name in names]
-    parts, within = [listing.pictures for listing in listings], names
+    parts, subfolders = [listing.pictures for listing in listings], names
   else:
-    names, rest, listings = ('not every sixth', 'every sixth'), None, [_listing(root)]
+    names, outside, listings = ('not every sixth', 'every sixth'), None, [_listing(root)]
     files = listings[0].pictures
-    parts, within = [[files[i] for i in rows] for rows in every_sixth(len(files))], ('', '')
-  left_out = _left_out(listings, rest, folders)
+    parts, subfolders = [[files[i] for i in rows] for rows in every_sixth(len(files))], ('', '')
+  left_out = _left_out(listings, outside, folders)
   if not all(parts):
     raise InputError(
         'config.data.name', root, f'it holds too few images: {len(parts[0])} for training, '
@@ -66,59 +66,61 @@ def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
         f'add files that end in {", ".join(IMAGE_FILES)}')
   classes, labels = _classes(parts)
   paths = [[os.path.join(root, name, file) for file in part]
-           for name, part in zip(within, parts, strict=True)]
+           for name, part in zip(subfolders, parts, strict=True)]
   headers = [images.header(path) for part in paths for path in part]
   channels = 1 if all(header.grey for header in headers) else 3
-  more, told = _described(root, within, parts, text_length)
+  extra, columns = _described(root, subfolders, parts, text_length)
   if classes:
-    if LABEL in more:
+    if LABEL in extra:
       raise InputError('config.data.name', root, f'{METADATA} has a label, and the folders are '
                        'classes too', 'leave out the one or the other')
-    more = {LABEL: fields.label(len(classes))} | more
-    told = [{LABEL: label} | each for label, each in zip(labels, told, strict=True)]
-  known = lambda each: each[LABEL] if LABEL in more and more[LABEL].levels else None
+    extra = {LABEL: fields.label(len(classes))} | extra
+    columns = [{LABEL: label} | each for label, each in zip(labels, columns, strict=True)]
+  known = lambda each: each[LABEL] if LABEL in extra and extra[LABEL].levels else None
   sources = [Source(name, len(part), functools.partial(_read, part, each, channels, image_size),
-                    known(each)) for name, part, each in zip(names, paths, told, strict=True)]
+                    known(each)) for name, part, each in zip(names, paths, columns, strict=True)]
   image = Field(IMAGE, (*_size(root, headers, image_size), channels), 'uint8', 0)
-  return Store(*sources, (image, *more.values()), '',
-               functools.partial(_sizes, root, paths + [_said_in(root, within)]),
+  return Store(*sources, (image, *extra.values()), '',
+               functools.partial(_sizes, root, paths + [_descriptions(root, subfolders)]),
                left_out + _changed(headers), 256)
 
 
-def _said_in(root: str, within: Sequence[str]) -> list[str]:
+def _descriptions(root: str, subfolders: Sequence[str]) -> list[str]:
   """The files there are that say something of the pictures."""
-  folders = dict.fromkeys([root, *(os.path.join(root, name) if name else root for name in within)])
+  folders = dict.fromkeys([root, *(os.path.join(root, name) if name else root
+                                   for name in subfolders)])
   return [path for folder in folders for name in (CAPTIONS, METADATA)
           if os.path.isfile(path := os.path.join(folder, name))]
 
 
-def _described(root: str, within: Sequence[str], parts: list[list[str]], text_length: int
+def _described(root: str, subfolders: Sequence[str], parts: list[list[str]], text_length: int
                ) -> tuple[dict[str, Field], list[Batch]]:
   """The fields that `CAPTIONS` and `METADATA` give the pictures, and their values by split."""
-  said = collections.defaultdict(dict)  # path from root -> {name: value}
-  files = _said_in(root, within)
+  described = collections.defaultdict(dict)  # path from root -> {name: value}
+  files = _descriptions(root, subfolders)
   for path in files:
     for number, (file, values) in enumerate(_lines(path), 1):
       at = os.path.normpath(os.path.relpath(os.path.join(os.path.dirname(path), file), root))
       if set(values) & {IMAGE, fields.AUGMENTED}:
         raise InputError('config.data.name', f'{path}, line {number}', 'its fields may not be '
                          f'called {IMAGE} or {fields.AUGMENTED}', 'rename them')
-      said[at].update(values)
+      described[at].update(values)
   pictures = [[os.path.normpath(os.path.join(name, file)) for file in part]
-              for name, part in zip(within, parts, strict=True)]
-  names = list(dict.fromkeys(name for part in pictures for file in part for name in said[file]))
+              for name, part in zip(subfolders, parts, strict=True)]
+  names = list(dict.fromkeys(name for part in pictures for file in part
+                             for name in described[file]))
   for file in (file for part in pictures for file in part):
-    absent = [name for name in names if name not in said[file]]
+    absent = [name for name in names if name not in described[file]]
     if absent:
       raise InputError('config.data.name', root, f'{" and ".join(map(os.path.basename, files))} '
                        f'has no {absent[0]} of {file}', 'add it, or take the picture away')
-  found, told = {}, [{} for _ in pictures]
+  declared, by_split = {}, [{} for _ in pictures]
   for name in names:
-    values = [[said[file][name] for file in part] for part in pictures]
-    found[name], columns = _column(root, name, values, text_length)
-    for each, column in zip(told, columns, strict=True):
+    values = [[described[file][name] for file in part] for part in pictures]
+    declared[name], columns = _column(root, name, values, text_length)
+    for each, column in zip(by_split, columns, strict=True):
       each[name] = column
-  return found, told
+  return declared, by_split
 
 
 def _lines(path: str) -> list[tuple[str, dict]]:
@@ -200,20 +202,20 @@ def _listing(root: str, skip: Sequence[str] = ()) -> Listing:
   return Listing(sorted(pictures), hidden, others)
 
 
-def _left_out(listings: list[Listing], rest: Listing | None,
+def _left_out(listings: list[Listing], outside: Listing | None,
               folders: tuple[str, str] | None) -> tuple[str, ...]:
   """One note on the files that are no part of the data, or none."""
-  everything = [*listings, rest] if rest else listings
+  everything = [*listings, outside] if outside else listings
   hidden = sum(listing.hidden for listing in everything)
   others = sum((listing.others for listing in everything), collections.Counter())
-  said = []
+  notes = []
   if hidden:
-    said.append(f'{_count(hidden, "hidden file")}')
+    notes.append(f'{_count(hidden, "hidden file")}')
   if others:
-    said.append(f'{_count(others.total(), "file")} of other kinds ({", ".join(sorted(others))})')
-  if folders and rest and rest.pictures:
-    said.append(f'{_count(len(rest.pictures), "image")} outside of {" and ".join(folders)}')
-  return (f'left out: {", ".join(said)}',) if said else ()
+    notes.append(f'{_count(others.total(), "file")} of other kinds ({", ".join(sorted(others))})')
+  if folders and outside and outside.pictures:
+    notes.append(f'{_count(len(outside.pictures), "image")} outside of {" and ".join(folders)}')
+  return (f'left out: {", ".join(notes)}',) if notes else ()
 
 
 def _count(n: int, what: str) -> str:
@@ -254,7 +256,7 @@ def _sizes(root: str, paths: list[list[str]]) -> dict[str, int | str]:
   return {os.path.relpath(path, root): os.path.getsize(path) for part in paths for path in part}
 
 
-def _read(paths, told, channels, image_size, rows):
+def _read(paths, columns, channels, image_size, rows):
   pictures = [images.decode(paths[i], paths[i], channels, image_size) for i in rows]
   return {IMAGE: images.stack(pictures, os.path.dirname(paths[0])),
-          **{name: values[rows] for name, values in told.items()}}
+          **{name: values[rows] for name, values in columns.items()}}

@@ -128,6 +128,6 @@ FORMULAS = {f.__name__: f for f in (swirl, swiss_roll, moons, checkerboard, ring
 @functools.lru_cache(maxsize=4)
 def draw(name: str, n: int, index: int) -> np.ndarray:
   """The set of this name, not to be written to: uint8 [n, ...], of oscillations float32."""
-  made = FORMULAS[name](n, index)
-  made.flags.writeable = False
-  return made
+  points = FORMULAS[name](n, index)
+  points.flags.writeable = False
+  return points

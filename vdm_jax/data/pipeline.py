@@ -96,11 +96,11 @@ class Split:
     indices = np.asarray(indices, np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < self.length:
       raise IndexError(f'the {self.name} split has {self.length} images')
-    found = self.source.read(self.start + indices)
-    fields.check(self.spec, found)
+    batch = self.source.read(self.start + indices)
+    fields.check(self.spec, batch)
     if fields.AUGMENTED in self.spec:
-      found = found | {fields.AUGMENTED: np.zeros(len(indices), np.float32)}
-    return {name: found[name] for name in self.spec.names}
+      batch = batch | {fields.AUGMENTED: np.zeros(len(indices), np.float32)}
+    return {name: batch[name] for name in self.spec.names}
 
   def chunks(self) -> Iterator[Batch]:
     """The whole split in order, a piece at a time."""
@@ -142,44 +142,44 @@ class Data:
     if c.get('found', ()):
       spec = fields.from_config(c.name, c.found)
     elif c.shape and c.levels:
-      spec = fields.of_images(c.name, c.shape, c.levels, c.classes, x=self._name_given)
+      spec = fields.of_images(c.name, c.shape, c.levels, c.classes, x=self._x_name)
     else:
-      spec = Spec(c.name, tuple(self._found()))
+      spec = Spec(c.name, tuple(self._declared()))
     if c.augment:
       spec = Spec(c.name, (*spec.fields, augmentation.FIELD))
     return spec
 
   @property
-  def _name_given(self) -> str:
+  def _x_name(self) -> str:
     """What x is called where nothing is read of the data."""
     return next(iter(self.config.get('fields', ())), fields.IMAGE)
 
-  def _found(self) -> list[fields.Field]:
+  def _declared(self) -> list[fields.Field]:
     """The fields as they are in the data, with what is configured of x and of the labels."""
     c = self.config
     try:
-      found = list(self._store.fields)
+      declared = list(self._store.fields)
       prepared = True
     except sources.NotPrepared:
-      found = list(records.declared(c.name, c.data_dir, c.image_size, c.get('fields', ()),
-                                    c.get('text_length', 0)))
+      declared = list(records.declared(c.name, c.data_dir, c.image_size, c.get('fields', ()),
+                                       c.get('text_length', 0)))
       prepared = False
-      if not (c.shape or found[0].shape):
+      if not (c.shape or declared[0].shape):
         raise
-    x = found[0]
+    x = declared[0]
     if c.levels and x.levels is None:
       raise InputError('config.data.levels', c.levels, f'{x.name} of {c.name} holds real numbers',
                        'leave it 0, or round and count the values')
-    found[0] = x._replace(shape=tuple(c.shape) or x.shape,
-                          levels=c.levels or x.levels)
+    declared[0] = x._replace(shape=tuple(c.shape) or x.shape,
+                             levels=c.levels or x.levels)
     if c.classes:
-      found = [fields.label(c.classes) if f.name == fields.LABEL else f for f in found]
-    unknown = {f.name: 0 for f in found if f.levels == 0}
+      declared = [fields.label(c.classes) if f.name == fields.LABEL else f for f in declared]
+    unknown = {f.name: 0 for f in declared if f.levels == 0}
     if prepared:
       self._find_levels(unknown)
     else:
       unknown = dict.fromkeys(unknown, 256)
-    return [f._replace(levels=unknown.get(f.name, f.levels)) for f in found]
+    return [f._replace(levels=unknown.get(f.name, f.levels)) for f in declared]
 
   def _find_levels(self, unknown: dict[str, int]) -> None:
     """Puts the levels of these fields: 256 of pixels if any exceeds 127, else the largest + 1."""
@@ -239,10 +239,10 @@ class Data:
     """One line: what was found."""
     c, spec, store = self.config, self.spec, self._store
     of_x = 'real numbers' if spec.x.levels is None else f'{spec.levels} levels'
-    beside = ''.join(f'; {field}' for field in spec.fields[1:]
+    others = ''.join(f'; {field}' for field in spec.fields[1:]
                      if field.name not in (fields.LABEL, fields.AUGMENTED))
     return (f'{c.name}{" " * bool(store.version)}{store.version}: '
-            f'{" x ".join(map(str, spec.shape))}, {of_x}, {spec.classes} classes{beside}; '
+            f'{" x ".join(map(str, spec.shape))}, {of_x}, {spec.classes} classes{others}; '
             f'{len(self.split("train")):,} to train on, {self._validation:,} for validation '
             f'({"not" if c.hold_out else "also"} trained on), {store.test.length:,} for test '
             f'({store.test.name}){"".join(f"; {note}" for note in self._notes())}')
@@ -256,8 +256,8 @@ class Data:
     store, length = self._store, len(self.split('train'))
     if store.train.labels is None or not self.spec.classes:
       return store.notes
-    seen = np.bincount(store.train.labels[:length], minlength=self.spec.classes) > 0
-    absent = np.flatnonzero(~seen)
+    present = np.bincount(store.train.labels[:length], minlength=self.spec.classes) > 0
+    absent = np.flatnonzero(~present)
     if not absent.size:
       return store.notes
     few = ', '.join(map(str, absent[:5])) + ', ...' * (absent.size > 5)
@@ -292,23 +292,23 @@ class Data:
 
   def _chosen(self, store: sources.Store) -> sources.Store:
     """The store with the fields of the config, in their order."""
-    c, there = self.config, {field.name: field for field in store.fields}
-    wanted = c.get('fields', ())
-    absent = [name for name in wanted if name not in there]
+    c, stored = self.config, {field.name: field for field in store.fields}
+    requested = c.get('fields', ())
+    absent = [name for name in requested if name not in stored]
     if absent:
-      raise InputError('config.data.fields', tuple(wanted), f'{c.name} has no field {absent[0]!r}',
-                       f'choose of {", ".join(there)}')
-    if wanted:
-      return store._replace(fields=tuple(there[name] for name in wanted))
+      raise InputError('config.data.fields', tuple(requested),
+                       f'{c.name} has no field {absent[0]!r}', f'choose of {", ".join(stored)}')
+    if requested:
+      return store._replace(fields=tuple(stored[name] for name in requested))
     x = store.fields[0]
-    kept = [name for name, *_ in c.get('found', ())] or (
-        [self._name_given] if c.shape and c.levels else [x.name])
-    if kept[0] in there:
+    names = [name for name, *_ in c.get('found', ())] or (
+        [self._x_name] if c.shape and c.levels else [x.name])
+    if names[0] in stored:
       return store
     # In runs of before the fields had names, and where nothing was read, x is the image.
     renamed = lambda source: source._replace(read=functools.partial(
-        _renamed, source.read, x.name, kept[0]))
-    return store._replace(fields=(x._replace(name=kept[0]), *store.fields[1:]),
+        _renamed, source.read, x.name, names[0]))
+    return store._replace(fields=(x._replace(name=names[0]), *store.fields[1:]),
                           train=renamed(store.train), test=renamed(store.test))
 
   @property
@@ -329,7 +329,7 @@ class Data:
     if not self._small(split):
       return getattr(self._store, split)
     if split not in self._in_memory:
-      self._in_memory[split] = _kept(getattr(self._store, split))
+      self._in_memory[split] = _in_ram(getattr(self._store, split))
     return self._in_memory[split]
 
   def _batches(self, process_index: int, process_count: int):
@@ -348,17 +348,17 @@ def _check_numbering(name: str, store: sources.Store) -> None:
   labels = [source.labels for source in (store.train, store.test) if source.labels is not None]
   if not labels:
     return
-  found = np.unique(np.concatenate(labels))
-  if len(found) < store.classes:
-    absent = int(np.flatnonzero(found != np.arange(len(found)))[0])
-    raise InputError('config.data.name', name, f'its labels are {found[0]} to {found[-1]}, and '
+  values = np.unique(np.concatenate(labels))
+  if len(values) < store.classes:
+    absent = int(np.flatnonzero(values != np.arange(len(values)))[0])
+    raise InputError('config.data.name', name, f'its labels are {values[0]} to {values[-1]}, and '
                      f'class {absent} has no image', 'number them from 0 without a gap, or set '
                      f'config.data.classes={store.classes}')
 
 
 def _renamed(read, old: str, new: str, rows: np.ndarray) -> Batch:
-  found = read(rows)
-  return {new if name == old else name: values for name, values in found.items()}
+  batch = read(rows)
+  return {new if name == old else name: values for name, values in batch.items()}
 
 
 def make_batch(split: Split, seed: int, batch_size: int,
@@ -377,7 +377,7 @@ def make_batch(split: Split, seed: int, batch_size: int,
   return batch
 
 
-def _kept(source: sources.Source) -> sources.Source:
+def _in_ram(source: sources.Source) -> sources.Source:
   """The same source, read as a whole at the first reading and kept."""
 
   @functools.cache

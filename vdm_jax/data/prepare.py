@@ -44,11 +44,11 @@ def official_archives(name: str) -> tuple[Archive, ...]:
   return tuple(Archive(url, int(size), digest) for url, size, digest, *_ in rows)
 
 
-def prepare(name: str, data_dir: str = '', given: Sequence[str] = (),
+def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
             archives: Sequence[Archive] | None = None) -> str:
   """Writes the data set `name` below `data_dir` and returns one line that says where it is.
 
-  Archives are looked for in `given` (files and folders), else where TFDS keeps its downloads
+  Archives are looked for in `places` (files and folders), else where TFDS keeps its downloads
   (data_dir/downloads), else downloaded there.  Nothing is written before every checksum holds.
 
   Raises InputError for another name, a file that is not the official one or a data set there in
@@ -65,17 +65,17 @@ def prepare(name: str, data_dir: str = '', given: Sequence[str] = (),
     return f'{name} is already prepared in {builder.data_path}'
   if name != 'digits':
     folder = os.path.join(records.data_directory(data_dir), 'downloads')
-    paths = _obtain(name, official_archives(name) if archives is None else archives, given, folder)
+    paths = _obtain(name, official_archives(name) if archives is None else archives, places, folder)
     read = {'cifar10': _cifar10, 'mnist': _mnist}[name]
     # The builder keeps everything but its reading: what it writes is what TFDS writes.
     builder._split_generators = lambda dl_manager: read(paths, builder.info.features)
   return f'{name} is prepared in {builders.generate(builder)}'
 
 
-def _obtain(name: str, archives: Sequence[Archive], given: Sequence[str],
+def _obtain(name: str, archives: Sequence[Archive], places: Sequence[str],
             folder: str) -> dict[str, str]:
   """Paths of the archives by official name, every one with the official checksum."""
-  files = _files(given or [folder])
+  files = _files(places or [folder])
   paths = {}
   for archive in archives:
     # TFDS renames what it downloads, so its files are known by their size.
@@ -93,25 +93,25 @@ def _obtain(name: str, archives: Sequence[Archive], given: Sequence[str],
                        remedy=f'delete it and get it from {archive.url}')
   missing = [archive for archive in archives if archive.name not in paths]
   try:
-    if missing and given:
-      raise OSError(f'not found in {" ".join(given)}')
+    if missing and places:
+      raise OSError(f'not found in {" ".join(places)}')
     for archive in missing:
       paths[archive.name] = _download(archive, folder)
   except OSError as error:
-    wanted = '; '.join(f'{a.url} ({a.size:,} bytes, sha256 {a.sha256})' for a in missing)
+    downloads = '; '.join(f'{a.url} ({a.size:,} bytes, sha256 {a.sha256})' for a in missing)
     raise FileNotFoundError(
-        f'{name} needs files that are not here ({error}). Get {wanted}; then run `python '
+        f'{name} needs files that are not here ({error}). Get {downloads}; then run `python '
         f'scripts/prepare_data.py {name} --data_dir={os.path.dirname(folder)} '
         f'--from=THEIR_FOLDER`') from error
   return paths
 
 
 def _files(places: Sequence[str]) -> list[str]:
-  found = []
+  paths = []
   for place in map(os.path.expanduser, places):
-    found += [place] if os.path.isfile(place) else sorted(
+    paths += [place] if os.path.isfile(place) else sorted(
         os.path.join(folder, file) for folder, _, files in os.walk(place) for file in files)
-  return found
+  return paths
 
 
 def _sha256(path: str | Path) -> str:

@@ -28,7 +28,7 @@ class _Feature(NamedTuple):
   channels: int   # of an image, 0 of others
 
 
-def open_records(name: str, data_dir: str, image_size: int, asked: Sequence[str] = (),
+def open_records(name: str, data_dir: str, image_size: int, requested: Sequence[str] = (),
                  text_length: int = 0) -> Store:
   """The data set as TFDS prepared it; the digits are prepared here.
 
@@ -54,27 +54,27 @@ def open_records(name: str, data_dir: str, image_size: int, asked: Sequence[str]
     raise InputError('config.data.name', name, f'it has the splits {sorted(splits)}',
                      f'choose one with train and one of {", ".join(HELD_OUT)}')
   check_lengths(name, splits['train'].num_examples, splits[test].num_examples)
-  features = _features(builder, image_size, asked, text_length)
+  features = _features(builder, image_size, requested, text_length)
   source = lambda split: Source(split, splits[split].num_examples, functools.partial(
       _read, os.fspath(builder.data_path), split, features, image_size))
-  found = [feature.field for feature in features]
-  for i, (field, feature) in enumerate(zip(found, features, strict=True)):
+  declared = [feature.field for feature in features]
+  for i, (field, feature) in enumerate(zip(declared, features, strict=True)):
     if feature.channels and not field.shape:
-      found[i] = field._replace(shape=source(test).read(np.arange(1))[field.name].shape[1:])
+      declared[i] = field._replace(shape=source(test).read(np.arange(1))[field.name].shape[1:])
   version = str(builder.version)
   if builder.name == 'downsampled_imagenet':
     version += f', {imagenet_version(splits[test].num_examples)}'
   parts: dict[str, int | str] = {
       f'{builder.info.full_name} {split}': splits[split].num_examples
       for split in ('train', test)}
-  return Store(source('train'), source(test), tuple(found), version, lambda: parts)
+  return Store(source('train'), source(test), tuple(declared), version, lambda: parts)
 
 
-def declared(name: str, data_dir: str, image_size: int, asked: Sequence[str] = (),
+def declared(name: str, data_dir: str, image_size: int, requested: Sequence[str] = (),
              text_length: int = 0) -> tuple[Field, ...]:
   """The fields, as TFDS declares them without the data; images that differ have shape ()."""
   return tuple(feature.field for feature in _features(
-      tfds_builder(name, data_dir), image_size, asked, text_length))
+      tfds_builder(name, data_dir), image_size, requested, text_length))
 
 
 def data_directory(data_dir: str) -> str:
@@ -100,15 +100,15 @@ def tfds_builder(name: str, data_dir: str):
 def _no_such_name(name: str, error: Exception) -> InputError:
   """The error of a name that TFDS cannot use, with the name that was perhaps meant."""
   import tensorflow_datasets as tfds
-  ours = ['digits', 'captioned_digits', *formulas.FORMULAS]
-  theirs = tfds.list_builders(with_community_datasets=False)
+  own = ['digits', 'captioned_digits', *formulas.FORMULAS]
+  known = tfds.list_builders(with_community_datasets=False)
   base = name.split('/')[0].split(':')[0]
-  if base in theirs:
+  if base in known:
     # What TFDS says after the arguments, which it repeats.
-    said = str(error).split('}": ')[-1].split('\n')[0].split('. Here are')[0].strip()
-    return InputError('config.data.name', name, f'TFDS cannot use this name ({said})',
+    reason = str(error).split('}": ')[-1].split('\n')[0].split('. Here are')[0].strip()
+    return InputError('config.data.name', name, f'TFDS cannot use this name ({reason})',
                       f'see the configurations and versions of {base} in its catalogue')
-  near = difflib.get_close_matches(base.lower().replace('-', '_'), ours + theirs, 1)
+  near = difflib.get_close_matches(base.lower().replace('-', '_'), own + known, 1)
   if os.path.isdir(name):
     remedy = f'write ./{name} for the folder of that name'
   elif name.endswith(ARCHIVES):
@@ -119,20 +119,21 @@ def _no_such_name(name: str, error: Exception) -> InputError:
                     'and no path of a folder', remedy)
 
 
-def _features(builder, image_size: int, asked: Sequence[str], text_length: int) -> list[_Feature]:
+def _features(builder, image_size: int, requested: Sequence[str], text_length: int
+              ) -> list[_Feature]:
   """The features that are read.  Raises InputError."""
   import tensorflow_datasets as tfds
   features = dict(builder.info.features.items())
   names = [k for k, v in features.items() if isinstance(v, tfds.features.Image)]
   image = IMAGE if IMAGE in names else names[0] if len(names) == 1 else None
-  if not asked and (image is None or features[image].np_dtype != np.uint8):
+  if not requested and (image is None or features[image].np_dtype != np.uint8):
     raise InputError('config.data.name', builder.name,
                      f'it has no single image of 8 bits among its features, {sorted(features)}',
                      'choose another data set, or name its fields in config.data.fields')
   classes = isinstance(features.get(LABEL), tfds.features.ClassLabel)
-  asked = asked or (IMAGE, *[LABEL] * bool(classes and features[LABEL].num_classes))
+  requested = requested or (IMAGE, *[LABEL] * bool(classes and features[LABEL].num_classes))
   return [_feature(builder.name, features, image if name == IMAGE and image else name, name,
-                   image_size, text_length) for name in asked]
+                   image_size, text_length) for name in requested]
 
 
 def _array(feature) -> tuple[tuple, np.dtype]:

@@ -27,8 +27,8 @@ def encode(texts: Sequence[str], length: int) -> np.ndarray:
   """int32 [n, length]: byte + 1, then zeros.  What is longer is cut."""
   tokens = np.zeros((len(texts), length), np.int32)
   for row, one in zip(tokens, texts, strict=True):
-    found = np.frombuffer(one.encode()[:length], np.uint8)
-    row[:len(found)] = found.astype(np.int32) + 1
+    codes = np.frombuffer(one.encode()[:length], np.uint8)
+    row[:len(codes)] = codes.astype(np.int32) + 1
   return tokens
 
 

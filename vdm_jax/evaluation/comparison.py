@@ -73,9 +73,9 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
   with tqdm.tqdm(total=len(entrants) * sum(evaluations), unit='evaluation', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for name, entrant in entrants.items():
-      for asked in evaluations:
-        bar.set_description(f'{name}, {asked}')
-        steps = asked // each[name]
+      for budget in evaluations:
+        bar.set_description(f'{name}, {budget}')
+        steps = budget // each[name]
         try:
           if not steps:
             raise InputError(problem=f'one step takes {each[name]} evaluations')
@@ -84,8 +84,8 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
           images = np.concatenate([batch.data for batch in batches])
           results[name][steps * each[name]] = quality(images)
         except InputError as error:  # fewer steps than the method needs, or too few to stay finite
-          refused[name][asked] = str(error)
-        bar.update(asked)
+          refused[name][budget] = str(error)
+        bar.update(budget)
   return Comparison(results, refused, quality(train[:count]), tuple(evaluations), count)
 
 
@@ -96,15 +96,15 @@ def table(comparison: Comparison) -> rich.table.Table:
   for column in out.columns[1:]:
     column.justify = 'right'
   shown = lambda q: (f'{q.sliced:.4f}', f'{q.kernel.value:.5f} ± {q.kernel.error:.5f}')
-  for name, found in comparison.results.items():
+  for name, qualities in comparison.results.items():
     rows = {**dict.fromkeys(comparison.refused[name], ('-', '-')),
-            **{evaluations: shown(q) for evaluations, q in found.items()}}
+            **{evaluations: shown(q) for evaluations, q in qualities.items()}}
     for evaluations, cells in sorted(rows.items()):
       out.add_row(name, str(evaluations), *cells)
     out.add_section()
   out.add_row('training images', '', *shown(comparison.floor))
-  reasons = [f'{name}, {asked}: {why}' for name, of in comparison.refused.items()
-             for asked, why in of.items()]
+  reasons = [f'{name}, {budget}: {why}' for name, of in comparison.refused.items()
+             for budget, why in of.items()]
   out.caption = '\n'.join(reasons) or None
   return out
 
@@ -117,14 +117,14 @@ def picture(comparison: Comparison) -> Figure:
   """
   figure = Figure(figsize=(12, 5), layout='constrained')
   left, right = figure.subplots(1, 2)
-  drawn = {name: found for name, found in comparison.results.items() if found}
-  for i, (name, found) in enumerate(drawn.items()):
-    x = sorted(found)
+  drawn = {name: qualities for name, qualities in comparison.results.items() if qualities}
+  for i, (name, qualities) in enumerate(drawn.items()):
+    x = sorted(qualities)
     style = {'label': name, 'marker': 'osv^Dx+*'[i // 10 % 8], 'color': f'C{i % 10}', 'ms': 5,
              'lw': 1}
-    left.plot(x, [found[n].sliced for n in x], **style)
-    right.errorbar(x, [found[n].kernel.value for n in x],
-                   yerr=[found[n].kernel.error for n in x], **style)
+    left.plot(x, [qualities[n].sliced for n in x], **style)
+    right.errorbar(x, [qualities[n].kernel.value for n in x],
+                   yerr=[qualities[n].kernel.error for n in x], **style)
   figure.legend(*left.get_legend_handles_labels(), loc='outside right upper')
 
   sliced, (value, error) = comparison.floor

@@ -46,10 +46,10 @@ def pixels() -> Extractor:
 def of_network(name: str, checksum: str, apply: Callable[[PyTree, Array], Array], params: PyTree,
                shape: tuple[int, ...] = (), levels: int = 0) -> Extractor:
   """apply(params, images) on all devices; it takes batches of `devices.global_batch_size` alone."""
-  given, program = devices.replicate(params), devices.over_rows(apply)
+  replicated, program = devices.replicate(params), devices.over_rows(apply)
 
   def features(images):
-    out = program(given, devices.place(devices.local_rows(images)))
+    out = program(replicated, devices.place(devices.local_rows(images)))
     return np.asarray(jax.device_get(out), np.float32)
   return Extractor(name, checksum, features, shape, levels)
 
@@ -105,10 +105,10 @@ def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]
     waiting.append(batch)
     n += len(batch)
     if n >= size:
-      whole = np.concatenate(waiting)
+      joined = np.concatenate(waiting)
       for start in range(0, n - n % size, size):
-        yield whole[start:start + size]
-      waiting, n = [whole[n - n % size:]], n % size
+        yield joined[start:start + size]
+      waiting, n = [joined[n - n % size:]], n % size
   if n:
     yield np.concatenate(waiting)
 
@@ -121,15 +121,15 @@ def summarise(batches: Iterable[np.ndarray], count: int, keep: int) -> Summary:
   chosen = some(count, keep)
   of_chosen = np.full(count, -1)
   of_chosen[chosen] = np.arange(len(chosen))
-  kept, start = None, 0
+  sample, start = None, 0
 
-  def see(batch):
-    nonlocal kept, start
-    if kept is None:
-      kept = np.empty((len(chosen), batch.shape[1]), np.float32)
+  def take(batch):
+    nonlocal sample, start
+    if sample is None:
+      sample = np.empty((len(chosen), batch.shape[1]), np.float32)
     to = of_chosen[start:start + len(batch)]
-    kept[to[to >= 0]] = batch[to >= 0]
+    sample[to[to >= 0]] = batch[to >= 0]
     start += len(batch)
     return statistics(batch)
 
-  return Summary(functools.reduce(merge, map(see, _regrouped(batches, 1000))), kept)
+  return Summary(functools.reduce(merge, map(take, _regrouped(batches, 1000))), sample)

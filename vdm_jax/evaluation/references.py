@@ -64,21 +64,21 @@ def arrays(path: str | Path, flag: str) -> dict[str, np.ndarray]:
                      'give an .npz of arrays') from None
 
 
-def from_arrays(found: Mapping[str, np.ndarray], path: str, extractor: Extractor
+def from_arrays(arrays: Mapping[str, np.ndarray], path: str, extractor: Extractor
                 ) -> Reference | None:
   """The reference that a file's arrays are; None where they are no statistics.
 
   Raises InputError where they are of other features than the extractor's.
   """
-  if {'mu', 'sigma'} <= found.keys():
-    mean, covariance = (np.asarray(found[name], np.float64) for name in ('mu', 'sigma'))
+  if {'mu', 'sigma'} <= arrays.keys():
+    mean, covariance = (np.asarray(arrays[name], np.float64) for name in ('mu', 'sigma'))
     out = Reference(Path(path).name, '', '', (), 0, Statistics(0, mean, covariance),
                     np.empty((0, mean.size), np.float32))
-  elif {*Statistics._fields, 'features', 'about'} <= found.keys():
+  elif {*Statistics._fields, 'features', 'about'} <= arrays.keys():
     try:
-      about = json.loads(str(found['about']))
+      about = json.loads(str(arrays['about']))
       out = Reference(**{**about, 'shape': tuple(about['shape'])}, statistics=Statistics(
-          int(found['count']), found['mean'], found['covariance']), features=found['features'])
+          int(arrays['count']), arrays['mean'], arrays['covariance']), features=arrays['features'])
     except (ValueError, KeyError, TypeError):
       raise InputError('reference', f'{path}', 'it says nothing of what its statistics are of',
                        'make them anew with save_reference') from None

@@ -17,7 +17,7 @@ from vdm_jax.evaluation.distances import blocked_kernel_distance
 from vdm_jax.evaluation.features import Extractor
 from vdm_jax.evaluation.references import Reference, digest
 
-KEPT = 10_000  # of each set at most, for the scores that compare pairs
+MOST_COMPARED = 10_000  # of each set at most, for the scores that compare pairs
 K_RECALL, K_COVERAGE = 3, 5  # neighbours, as published
 
 
@@ -62,7 +62,7 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
       raise InputError(flag, None, f'{n} images are too few, as the {K_COVERAGE} nearest others of '
                        'each are looked for', f'take at least {K_COVERAGE + 1}, better thousands')
   moments = features_lib.statistics(samples)
-  compared = min(count, len(reference.features), KEPT)
+  compared = min(count, len(reference.features), MOST_COMPARED)
   kernel, near, cover = (None,) * 2, (None,) * 2, (None,) * 2
   if compared:
     data = reference.features[:compared]  # in random order already

@@ -233,7 +233,7 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   if isinstance(against, Images):
     seen = features.summarise(features.extract(of, against.read, against.count,
                                                batch_size=batch_size, what='reference'),
-                              against.count, scores.KEPT)
+                              against.count, scores.MOST_COMPARED)
     against = Reference(against.name, of.name, of.checksum, against.shape, against.levels, *seen)
   if kept and jax.process_index() == 0:
     references.save(kept, against)

@@ -34,7 +34,7 @@ def require_fits(field: str, count: int, shape: tuple[int, ...], devices: int) -
           f'take {most:,} at most, and as a rule far fewer')
 
 
-def experiment(made: Experiment, rows: Rows, config: ml_collections.ConfigDict, *,
+def experiment(built: Experiment, rows: Rows, config: ml_collections.ConfigDict, *,
                trained: bool = True) -> None:
   """Raises InputError where a part of an experiment returns another shape than what reads it wants.
 
@@ -45,7 +45,7 @@ def experiment(made: Experiment, rows: Rows, config: ml_collections.ConfigDict, 
   rows: numbers of examples [n] -> a batch of the data.
   """
   try:
-    _check(made, rows, trained)
+    _check(built, rows, trained)
   except InputError as error:
     field = _field(config.get('model', {}), error.field, error.value)
     if field is None:
@@ -59,8 +59,8 @@ def _field(model, name: str | None, value) -> str | None:
                and (field == name or field.endswith(f'_{name}')) and model[field] == value), None)
 
 
-def _check(made, rows, trained):
-  params = jax.eval_shape(lambda: made.init(random.key(0)))
+def _check(built, rows, trained):
+  params = jax.eval_shape(lambda: built.init(random.key(0)))
   # A number of examples that no axis of the data has: one could be taken for the other.
   one = rows(np.zeros(1, np.int64))
   sizes = {size for leaf in jax.tree.leaves(one) for size in leaf.shape[1:]}
@@ -69,11 +69,11 @@ def _check(made, rows, trained):
 
   def parts(params, batch):
     keys = jax.random.split(random.key(0), n)
-    model = made.model(params)
+    model = built.model(params)
     if denoises(model):
       _model(model if model.latent is None else model.latent(keys), batch, n)
     for train in (True, False) if trained else ():
-      _loss(made, params, batch, keys, train)
+      _loss(built, params, batch, keys, train)
 
   jax.eval_shape(parts, params, batch)
 
@@ -101,12 +101,12 @@ def _model(model: Model, batch: PyTree, n: int) -> None:
   _require('the log-probability of the decoder', log_prob, (n,), _EACH)
 
 
-def _loss(made, params, batch, keys, train: bool) -> None:
+def _loss(built, params, batch, keys, train: bool) -> None:
   n = len(keys)
   # The averages are shaped as the parameters, and the start of a run has its aux.
   context = Context(jnp.full(n, 0.5), keys, jnp.zeros((), jnp.int32),
-                    dict.fromkeys(made.ema, params), made.aux, train)
-  losses, terms = made.loss(params, batch, context)
+                    dict.fromkeys(built.ema, params), built.aux, train)
+  losses, terms = built.loss(params, batch, context)
   when = '' if train else ' in validation'
   _require(f'the loss{when}', losses, (n,), _EACH)
   for name, u in terms.items():
@@ -116,6 +116,6 @@ def _loss(made, params, batch, keys, train: bool) -> None:
 _EACH = 'one number for each example: sum, or take the mean, over the axes of the data'
 
 
-def _require(what: str, found: Array, wanted: tuple[int, ...], why: str) -> None:
-  require(jnp.shape(found) == wanted, None, None,
-          f'{what} is {list(jnp.shape(found))} where {list(wanted)} is wanted, {why}')
+def _require(what: str, array: Array, expected: tuple[int, ...], why: str) -> None:
+  require(jnp.shape(array) == expected, None, None,
+          f'{what} is {list(jnp.shape(array))} where {list(expected)} is wanted, {why}')

@@ -50,7 +50,7 @@ def fit(loss: Loss, params: PyTree, tx: optax.GradientTransformation, batches: I
   with tqdm.tqdm(batches, unit='step', dynamic_ncols=True,
                  disable=not progress or jax.process_index() != 0) as bar:
     for batch in bar:
-      _require_whole(batch)
+      _require_divisible(batch)
       state, metrics = layout.step(state, layout.place(batch), key)
       window.add(done, metrics)
       done += 1
@@ -61,13 +61,13 @@ def fit(loss: Loss, params: PyTree, tx: optax.GradientTransformation, batches: I
   require(done > 0, 'batches', None, 'there is none', 'give a list, or a fresh iterator: one that '
           'has been gone through is empty')
   window.take()  # which finds that the last steps diverged
-  if held := step_lib.caution('ema', ema, done):
-    logging.warning(held)
+  if warning := step_lib.caution('ema', ema, done):
+    logging.warning(warning)
   state = layout.view(state)
   return (state.ema['ema'], state.params) if raw else state.ema['ema']
 
 
-def _require_whole(batch: PyTree) -> None:
+def _require_divisible(batch: PyTree) -> None:
   rows = {len(leaf) for leaf in jax.tree.leaves(batch)}
   devices = jax.local_device_count()
   require(len(rows) == 1 and max(rows) % devices == 0, 'batches', None,

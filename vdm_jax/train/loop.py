@@ -228,22 +228,22 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
     if number := stop():
       raise _Stopped(number)
 
-  def measure(seen, names):
+  def measure(view, names):
     """Validates on the splits of these names.  Raises _Stopped."""
     for name in names:
-      results[name] = validate[name](seen.ema[average], seen.step, seen.ema, seen.aux, look)
-      writer.write(int(seen.step), name, **results[name])
+      results[name] = validate[name](view.ema[average], view.step, view.ema, view.aux, look)
+      writer.write(int(view.step), name, **results[name])
       if first and name == 'validation':
         label, value = headline(results[name])
-        bar.write(f'step {int(seen.step)}: validation {label} {value:.4f}')
+        bar.write(f'step {int(view.step)}: validation {label} {value:.4f}')
 
   def leave(number, saved):
     """Ends a run that a signal has stopped."""
     if first:
-      kept = (f'saved step {saved} and stopped; the same command goes on from there.' if saved else
-              'stopped before the first step; the same command begins again.')
+      outcome = (f'saved step {saved} and stopped; the same command goes on from there.'
+                 if saved else 'stopped before the first step; the same command begins again.')
       bar.close()
-      signals.say(f'{signals.name(number)}: {kept}')
+      signals.say(f'{signals.name(number)}: {outcome}')
     sys.exit(signals.exit_code(number))
 
   try:
@@ -286,28 +286,28 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
       writer.write(step, 'train', **values, steps_per_second=rate)
       name, value = headline(values)
       bar.set_postfix_str(f'{name} {value:.4f}')
-    seen, measured = None, math.inf
+    view, measured = None, math.inf
     if (due(run.validate_every) or due(run.checkpoint_every)) and not number:
-      seen = layouts[1].view(state)
+      view = layouts[1].view(state)
       try:
-        measure(seen, run.splits)
+        measure(view, run.splits)
         measured = results['validation']['loss']
       except _Stopped as stopped:
         number, = stopped.args
     if due(run.checkpoint_every) or number:
-      checkpoints.save(seen or layouts[1].view(state), measured)
+      checkpoints.save(view or layouts[1].view(state), measured)
       saved = step
     if number:
       checkpoints.seal()
       leave(number, saved)
     if pictures is not None and run.pictures_every and due(run.pictures_every):
-      seen = seen or layouts[1].view(state)
+      view = view or layouts[1].view(state)
       bar.set_postfix_str('drawing samples')
-      if not _picture(writer, step, pictures, seen.ema[average]):
+      if not _picture(writer, step, pictures, view.ema[average]):
         pictures = None
         if first:
           bar.write('This model has nothing to draw: no pictures are made.')
-    if seen is not None:
+    if view is not None:
       since = time.monotonic()  # the rate is that of training
       since_step = step
   return results['validation']
@@ -321,8 +321,8 @@ def _owed(workdir: Path, run, step: int) -> list[str]:
   """The splits whose validation at `step` a signal has cut off."""
   def cut_off() -> int:
     records = metrics_lib.read(workdir)
-    made = {record['kind'] for record in records if record['step'] == step}
-    return sum(1 << i for i, name in enumerate(SPLITS) if records and name not in made)
+    recorded = {record['kind'] for record in records if record['step'] == step}
+    return sum(1 << i for i, name in enumerate(SPLITS) if records and name not in recorded)
 
   if not step or not (_due(run, step, run.validate_every) or _due(run, step, run.checkpoint_every)):
     return []

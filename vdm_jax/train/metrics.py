@@ -32,8 +32,8 @@ class Writer:
       return
     self._workdir = Path(workdir)
     path = self._workdir / 'metrics.jsonl'
-    kept = [record for record in _sound_lines(path) if record['step'] <= step]
-    files.write_text(path, ''.join(json.dumps(record) + '\n' for record in kept))
+    records = [record for record in _sound_lines(path) if record['step'] <= step]
+    files.write_text(path, ''.join(json.dumps(record) + '\n' for record in records))
     self._file = path.open('a', buffering=1)
     self._board = SummaryWriter(str(self._workdir / 'tensorboard'), purge_step=step + 1)
 

@@ -32,7 +32,8 @@ def identity(tree: PyTree) -> PyTree:
 class Axis(NamedTuple):
   """The collectives an update may use."""
   name: str | None = None
-  whole: Callable[[PyTree], PyTree] = identity  # parameters -> as a loss reads them; see `_gather`
+  # Parameters -> as a loss reads them; see `_gather`.
+  gather_params: Callable[[PyTree], PyTree] = identity
 
   def mean(self, tree: PyTree) -> PyTree:
     return tree if self.name is None else jax.lax.pmean(tree, self.name)
@@ -118,7 +119,7 @@ def fsdp_layout(update: Update, devices=None, steps: int = 1) -> Layout:
 
   return _global_layout(update, steps, NamedSharding(mesh, P(names)),
                         lambda shapes: jax.tree.map(sharding, shapes),
-                        Axis(whole=lambda params: _gather(params, sharding, everywhere)))
+                        Axis(gather_params=lambda params: _gather(params, sharding, everywhere)))
 
 
 def _gather(params: PyTree, sharding: Callable, everywhere: NamedSharding) -> PyTree:
@@ -152,12 +153,12 @@ def _global_layout(update: Update, steps: int, split: NamedSharding,
     split = NamedSharding(split.mesh, P(None, *split.spec))
   run = update if steps == 1 else several(update)
 
-  def whole_step(state, batch, key):
+  def placed_step(state, batch, key):
     state, metrics = run(state, batch, key, axis)
     # Placed as it came, so that the next call finds the program of this one.
     return jax.lax.with_sharding_constraint(state, state_shardings(state)), metrics
 
-  step = jax.jit(whole_step, in_shardings=(None, split, everywhere),
+  step = jax.jit(placed_step, in_shardings=(None, split, everywhere),
                  out_shardings=(None, everywhere), donate_argnums=0)
 
   def place(batch):

@@ -125,9 +125,9 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
 
     def gradient(batch, t, keys):
       """1/n sum of c_i d loss_i over these examples, of a shard's n; the losses and terms."""
-      seen = context._replace(t=t, keys=keys)
-      losses, pull_back, terms = jax.vjp(lambda params: loss(axis.whole(params), batch, seen),
-                                         state.params, has_aux=True)
+      part = context._replace(t=t, keys=keys)
+      losses, pull_back, terms = jax.vjp(
+          lambda params: loss(axis.gather_params(params), batch, part), state.params, has_aux=True)
       if losses.shape != t.shape:
         raise ValueError(f'a loss returns [B] = {t.shape}, not {losses.shape}')
       grads, = pull_back(jnp.full_like(losses, 1.0 / n))
@@ -158,8 +158,8 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
     averaged = {name: average(state.ema[name], params, rate) for name, rate in ema.items()}
     aux = state.aux
     if remember is not None:
-      seen = context._replace(t=axis.gather(t), keys=axis.gather(keys))
-      aux = remember(aux, seen, *axis.gather((losses, terms)))
+      everything = context._replace(t=axis.gather(t), keys=axis.gather(keys))
+      aux = remember(aux, everything, *axis.gather((losses, terms)))
     return (state.replace(step=state.step + 1, params=params, ema=averaged, opt=opt, aux=aux),
             {'loss': value, **metrics, 'grad_norm': optax.tree.norm(grads)})
 

@@ -25,8 +25,8 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
   """
   n = len(split)
 
-  def sums(given, xs):
-    params, key, step, ema, aux = given  # the key too, so that several seeds share the program
+  def sums(shared, xs):
+    params, key, step, ema, aux = shared  # the key too, so that several seeds share the program
     batch, i, mask, r = xs
     r = r[0]
     # All n * repeats times make one even grid, whatever factors n and repeats share: each
@@ -41,7 +41,7 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
   sums = devices.over_rows(sums)
 
   def validate(params, step=0, ema=None, aux=None, look=lambda: None):
-    given = devices.replicate((params, key, jnp.asarray(step, jnp.int32), ema, aux))
+    shared = devices.replicate((params, key, jnp.asarray(step, jnp.int32), ema, aux))
     parts: dict[str, list[float]] = {}
     size = devices.global_batch_size(batch_size)
     batches = tqdm.tqdm(devices.padded_rows(0, n, size), total=-(-n // size), desc='validation',
@@ -52,7 +52,7 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
       batch = split.get(rows)
       for r in range(repeats):
         xs = devices.place((batch, rows, mask, jnp.full(len(rows), r)))
-        for name, value in jax.device_get(sums(given, xs)).items():
+        for name, value in jax.device_get(sums(shared, xs)).items():
           parts.setdefault(name, []).append(float(value))
         look()
     return {name: math.fsum(values) / (n * repeats) for name, values in parts.items()}

@@ -183,8 +183,8 @@ class Dropout(nn.Module):
   rate: float
 
   def __call__(self, h: Array, keys: Array | None) -> Array:
-    kept = round((1.0 - self.rate) * 2**16) if 0.0 <= self.rate < 1.0 else 0
-    require(kept > 0, 'dropout', self.rate, 'a probability from 0 to below 1')
+    threshold = round((1.0 - self.rate) * 2**16) if 0.0 <= self.rate < 1.0 else 0
+    require(threshold > 0, 'dropout', self.rate, 'a probability from 0 to below 1')
     if keys is None or self.rate == 0.0:
       return h
     own = random.stream(keys, '/'.join(self.path))
@@ -192,8 +192,8 @@ class Dropout(nn.Module):
     size = math.prod(h.shape[1:])
     words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),)))(own)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(h), -1)[:, :size]
-    keep = checkpoint_name((bits < kept).reshape(h.shape), MASK)
-    return jnp.where(keep, h * (2**16 / kept), 0.0)
+    keep = checkpoint_name((bits < threshold).reshape(h.shape), MASK)
+    return jnp.where(keep, h * (2**16 / threshold), 0.0)
 
 
 Attention = Literal['auto', 'xla', 'cudnn']

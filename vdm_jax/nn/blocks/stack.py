@@ -57,8 +57,8 @@ def run(apply: Callable[[PyTree, Array, dict], Array], params: PyTree, h: Array,
       return h, h
     return jax.lax.scan(body, h, (params, each))
   outs = []
-  for i, mine in enumerate(apart(params)):
-    h = apply(mine, h, {name: None if u is None else u[i] for name, u in each.items()})
+  for i, layer in enumerate(apart(params)):
+    h = apply(layer, h, {name: None if u is None else u[i] for name, u in each.items()})
     outs.append(h)
   return h, outs
 

@@ -62,16 +62,16 @@ initial = Initial()
 # --------------------------------------------------------------- changing the size
 
 
-def _filter(h: Array, taps: tuple[float, ...], pad: tuple[int, int], spread: int = 1,
+def _filter(h: Array, taps: tuple[float, ...], pad: tuple[int, int], up: int = 1,
             stride: int = 1) -> Array:
-  """Zeros between pixels (`spread` - 1) and around, then `taps` along both sides, every `stride`.
+  """Zeros between pixels (`up` - 1) and around, then `taps` along both sides, every `stride`.
 
   `taps`, symmetric, are normalised so that a constant image stays the same inside.
   """
-  weights = [spread * tap / sum(taps) for tap in taps]
+  weights = [up * tap / sum(taps) for tap in taps]
   for axis in (1, 2):
     padding = [(0, 0, 0)] * h.ndim
-    padding[axis] = (*pad, spread - 1)
+    padding[axis] = (*pad, up - 1)
     h = lax.pad(h, jnp.zeros((), h.dtype), padding)
     size = h.shape[axis] - len(taps) + 1
     h = sum(w * lax.slice_in_dim(h, i, i + size, stride, axis) for i, w in enumerate(weights))
@@ -84,7 +84,7 @@ def upsample(h: Array, fir: tuple[float, ...] = (1, 1)) -> Array:
   Karras et al. (2020), StyleGAN2; Song et al. (2021), appendix H, after Zhang (2019).
   """
   p = len(fir) - 2
-  return _filter(h, fir, ((p + 1) // 2 + 1, p // 2 + 1), spread=2)
+  return _filter(h, fir, ((p + 1) // 2 + 1, p // 2 + 1), up=2)
 
 
 def downsample(h: Array, fir: tuple[float, ...] = (1, 1)) -> Array:
@@ -119,7 +119,7 @@ class FIRConv(nn.Module):
     if self.resample == 'down':
       h = _filter(h, self.fir, ((n + 1) // 2, n // 2))
     else:
-      h = _filter(h, self.fir, ((n - 3) // 2 + 3, (n - 4) // 2 + 3), spread=2)
+      h = _filter(h, self.fir, ((n - 3) // 2 + 3, (n - 4) // 2 + 3), up=2)
     stride = 2 if self.resample == 'down' else 1
     return lax.conv_general_dilated(h, kernel, (stride, stride), 'VALID',
                                     dimension_numbers=('NHWC', 'HWIO', 'NHWC')) + bias
@@ -307,8 +307,8 @@ class Trunk(nn.Module):
           self.epsilon, self.initial, self.dtype, self.weight_gradient, name=name)(
               h, embedding, keys)
 
-    def attend_if(wanted, name, h):
-      if not wanted:
+    def attend_if(attends, name, h):
+      if not attends:
         return h
       return attention_type(self.head_features, self.fused, self.rescale, self.epsilon,
                             self.initial, self.dtype, self.attention, name=name)(h, keys)
@@ -366,8 +366,8 @@ class Trunk(nn.Module):
       for i in range(self.blocks + 1):
         h = block(f'up_{l}_{i}', jnp.concatenate([h, skips.pop()], axis=-1),
                   self.features * multiplier)
-        wanted = here(h) and (self.attention_up == 'every' or i == self.blocks)
-        h = attend_if(wanted, f'up_{l}_{i}_attention', h)
+        attends = here(h) and (self.attention_up == 'every' or i == self.blocks)
+        h = attend_if(attends, f'up_{l}_{i}_attention', h)
       if self.progressive == 'output_skip':
         y = out(f'output_{l}_{{}}', h, self.channels, last)
         pyramid = y if pyramid is None else upsample(pyramid, fir) + y
