@@ -54,7 +54,7 @@ SYSTEMS = {  # name: (its fields, those that differ, config -> Experiment)
     'idode_sp': (idode.default_config, {}, idode.sp),
     'scoreode': (scoreode.default_config, {}, scoreode.experiment),
     'ncsn': (ncsn.default_config, {}, ncsn.experiment),
-    'ncsnv2': (ncsn.default_config, {'told': False}, ncsn.experiment),
+    'ncsnv2': (ncsn.default_config, {'level_conditional': False}, ncsn.experiment),
     **{name: (weighted.default_config, {'objective': name}, weighted.experiment)
        for name in weighted.OBJECTIVES},
 }

@@ -24,8 +24,9 @@ TRACE = cli.path('trace', 'Also a .png of the first images on their way.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.')
 LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
-TOLD = flags.DEFINE_multi_string(
-    'told', [], 'FIELD=TEXT: what is told in a field of text; given again, the texts in turn.')
+CONDITION = flags.DEFINE_multi_string(
+    'condition', [], 'FIELD=TEXT: the value of a field of text that conditions the model; '
+    'repeated, the texts in turn.')
 GUIDANCE = flags.DEFINE_list(
     'guidance', [], 'W: classifier-free, eps = (1 + W) eps(z, label) - W eps(z); W,LOW,HIGH: where '
     'log-SNR is in [LOW, HIGH], else as it is.')
@@ -36,31 +37,32 @@ DATA_DIR = cli.path('data_dir', 'Where TFDS data sets are, if not where they wer
 DATA_NAME = cli.moved_data()
 
 
-def told() -> dict[str, list[str]]:
-  """The texts of --told by field.  Raises InputError."""
-  given = {}
-  for one in TOLD.value:
+def condition() -> dict[str, list[str]]:
+  """The texts of --condition by field.  Raises InputError."""
+  values = {}
+  for one in CONDITION.value:
     field, equals, text = one.partition('=')
-    require(field and equals, 'told', one, 'it is no FIELD=TEXT', 'write --told=caption=three')
-    given.setdefault(field, []).append(text)
-  return given
+    require(field and equals, 'condition', one, 'it is no FIELD=TEXT',
+            'write --condition=caption=three')
+    values.setdefault(field, []).append(text)
+  return values
 
 
 def main():
   # A run that draws its own samples is to be asked for none by name.
   method = (catalogue.method(SAMPLER.value, STEPS.value, GRID.value, ETA.value)
             if any(flag.present for flag in (SAMPLER, STEPS, GRID, ETA)) else None)
-  given = told()
+  texts = condition()
   try:
     evaluations = runs.sample(
         WORKDIR.value, OUT.value, method=method, count=COUNT.value, seed=SEED.value,
         label=LABEL.value, average=AVERAGE.value, step=STEP.value, batch_size=BATCH_SIZE.value,
-        trace=TRACE.value, guided=guidance.parse(GUIDANCE.value), told=given,
+        trace=TRACE.value, guided=guidance.parse(GUIDANCE.value), condition=texts,
         overwrite=OVERWRITE.value, data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   except InputError as error:
-    if error.field not in given:
+    if error.field not in texts:
       raise
-    raise InputError(f'told={error.field}', error.value, error.problem, error.remedy) from None
+    raise InputError(f'condition={error.field}', error.value, error.problem, error.remedy) from None
   if jax.process_index() == 0 and evaluations:
     print(f'{evaluations} evaluations of the network for each image')
   then = cli.command('score_samples.py', samples=OUT.value, reference='digits',

@@ -1,10 +1,11 @@
-"""The digits told their names as text, 'zero' .. 'nine': data are named fields.
+"""The digits conditioned on their names as text, 'zero' .. 'nine': data are named fields.
 
   python scripts/train.py --config=configs/digits/captioned.py --workdir=runs/digits_captioned
-  python scripts/sample.py --workdir=runs/digits_captioned --told=caption=three --out=three.png
+  python scripts/sample.py --workdir=runs/digits_captioned --condition=caption=three --out=three.png
 
-x is the field `image`; the network is told the field `caption`, tokens [B, 5].  Any data with a
-field of that name do as well: pictures with a captions.txt, or an .npz with strings `caption`.
+x is the field `image`; the network is conditioned on the field `caption`, tokens [B, 5].  Any
+data with a field of that name do as well: pictures with a captions.txt, or an .npz with strings
+`caption`.
 Hardware and time: not measured.
 """
 import ml_collections

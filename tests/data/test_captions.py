@@ -76,19 +76,20 @@ def test_a_run_that_is_told_captions_is_evaluated_and_sampled(run, tmp_path):
   assert ledger.dataset['name'] == 'captioned_digits'
   assert all(check['passed'] for check in ledger.checks)
   runs.sample(run, tmp_path / 'a.npz', method=FEW, count=3, batch_size=4,
-              told={'caption': ['three', 'seven']})
+              condition={'caption': ['three', 'seven']})
   with np.load(tmp_path / 'a.npz') as drawn:
     assert drawn['images'].shape == (3, 8, 8, 1) and drawn['images'].dtype == np.uint8
     assert text.decode(drawn['caption']) == ['three', 'seven', 'three']
-  for told, message in ({'caption': 'eleven'}, 'have 5 bytes at most'), (
+  for condition, message in ({'caption': 'eleven'}, 'have 5 bytes at most'), (
       {'label': 3}, "not conditioned on classes; leave it out, or give caption"):
     with pytest.raises(InputError, match=message):
-      runs.sample(run, tmp_path / 'b.npz', method=FEW, count=2, told=told)
+      runs.sample(run, tmp_path / 'b.npz', method=FEW, count=2, condition=condition)
 
 
 def test_a_text_that_does_not_fit_is_refused_by_the_flag_that_gave_it(run, tmp_path):
   [(code, out, err)] = commands.finish(commands.start(
-      'scripts/sample.py', f'--workdir={run}', '--told=caption=three', '--told=caption=eleven',
-      f'--out={tmp_path}/a.png', count=1))
-  assert (code, out, err) == (2, '', 'error: --told=caption=eleven: the texts of the data have 5 '
-                              'bytes at most; shorten it.\n')
+      'scripts/sample.py', f'--workdir={run}', '--condition=caption=three',
+      '--condition=caption=eleven', f'--out={tmp_path}/a.png', count=1))
+  assert (code, out, err) == (
+      2, '', 'error: --condition=caption=eleven: the texts of the data have 5 bytes at most; '
+      'shorten it.\n')

@@ -279,7 +279,7 @@ def test_a_model_that_is_told_captions_draws_what_each_says(tmp_path):
   made = compose.experiment(config, condition='caption', **given)
   params = made.init(jax.random.key(0))
   model = made.model(params)
-  found = model.sample(jax.random.key(1), 4, steps=3, told={'caption': ['dark', 'white']})
+  found = model.sample(jax.random.key(1), 4, steps=3, condition={'caption': ['dark', 'white']})
   np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 47, 0, 47])
   with pytest.raises(InputError, match='batch: this model is conditioned on caption'):
     model.nats({'image': np.zeros((1, 2, 2, 1))}, key=jax.random.key(2))

@@ -96,7 +96,7 @@ def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> 
     raise InputError('config', str(path), 'no such config file')
   folder, text = Path(folder or path.absolute().parent), path.read_text()
   neighbours: dict[str, str] = {}
-  waiting = [(path, found) for found in _imports(path, text, ())]
+  waiting = [(path, name) for name in _imports(path, text, ())]
   while waiting:
     place, (name, relative) = waiting.pop()
     files = list(_files(folder, name))
@@ -105,31 +105,31 @@ def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> 
     for file in files:
       if file not in neighbours:
         neighbours[file] = (folder / file).read_text()
-        waiting += [(folder / file, found) for found in _imports(
+        waiting += [(folder / file, name) for name in _imports(
             folder / file, neighbours[file], Path(file).parent.parts)]
   return ConfigCode(path, text, folder, dict(sorted(neighbours.items())), lost)
 
 
-def own(field: str, given: str, file: str, name: str) -> tuple[Any, ConfigCode]:
+def own(field: str, value: str, file: str, name: str) -> tuple[Any, ConfigCode]:
   """What a Python file of the user's defines as `name`, and the file's source.
 
-  The file may import its neighbours, as a config file may.  field, given: where it was asked for,
+  The file may import its neighbours, as a config file may.  field, value: where it was asked for,
   FILE.py:NAME.  Raises InputError: there is no such file or name, or the file is no Python.
   """
   path = files.user_path(field, file)
   if not path.is_file():
-    raise InputError(field, given, f'there is no file {file}',
+    raise InputError(field, value, f'there is no file {file}',
                      'give one of your own, as FILE.py:NAME')
   try:
     source = read(path)
     module = source.module(())
   except InputError as error:
-    raise InputError(field, given, error.problem, error.remedy) from None
+    raise InputError(field, value, error.problem, error.remedy) from None
   if not name or not hasattr(module, name):
     names = [known for known, value in vars(module).items()
              if not known.startswith('_') and not inspect.ismodule(value)]
     near = difflib.get_close_matches(name, names, n=1)
-    raise InputError(field, given, f'{file} has no {name!r}', f'perhaps {near[0]!r} is meant'
+    raise InputError(field, value, f'{file} has no {name!r}', f'perhaps {near[0]!r} is meant'
                      if near else 'name what it defines, as FILE.py:NAME')
   return getattr(module, name), source
 
@@ -167,12 +167,12 @@ def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
 
 def _line(module: ModuleType, error: BaseException) -> str:
   """Where in the config file, or in a neighbour, an error was raised."""
-  package, frame, found = module.__name__.partition('.')[0], error.__traceback__, 'it'
+  package, frame, place = module.__name__.partition('.')[0], error.__traceback__, 'it'
   while frame:
     if frame.tb_frame.f_globals.get('__name__', '').startswith(f'{package}.'):
-      found = f'line {frame.tb_lineno} of {Path(frame.tb_frame.f_code.co_filename).name}'
+      place = f'line {frame.tb_lineno} of {Path(frame.tb_frame.f_code.co_filename).name}'
     frame = frame.tb_next
-  return found
+  return place
 
 
 def _imports(place: Path, text: str, package: tuple[str, ...]
@@ -214,12 +214,12 @@ def _is_installed(place: Path, name: str, file: Path) -> bool:
   """Whether `name` is of a package that is there for all.  Raises InputError for another file."""
   if not _is_of_all(name):
     return False
-  found = importlib.util.find_spec(name)
-  if found.origin and Path(found.origin).exists() and file.samefile(found.origin):
+  module = importlib.util.find_spec(name)
+  if module.origin and Path(module.origin).exists() and file.samefile(module.origin):
     return True
   raise InputError(
       'config', str(place), f'it imports {name!r}, which is both {file} and an installed package '
-      f'({found.origin})', 'rename that file, or move the config file elsewhere')
+      f'({module.origin})', 'rename that file, or move the config file elsewhere')
 
 
 def _is_of_all(name: str) -> bool:
@@ -234,7 +234,7 @@ _distributions = functools.cache(importlib.metadata.packages_distributions)  # h
 # ------------------------------------------------------------------- importing
 
 _LEAF = '__config__'                # the config file's own module, in the package of its import
-_SOURCES: dict[str, ConfigCode] = {}    # by package
+_SOURCES: dict[str, ConfigCode] = {}  # by package
 _NUMBERS = itertools.count()
 
 
@@ -242,20 +242,20 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
   """Finds and makes the modules of the packages in `_SOURCES`, and no others."""
 
   @staticmethod
-  def _found(name: str):
+  def _source_of(name: str):
     package, _, inner = name.partition('.')
     return _SOURCES[package].find(inner) if package in _SOURCES else None
 
   def find_spec(self, fullname, path=None, target=None):
-    if not (found := self._found(fullname)):
+    if not (source := self._source_of(fullname)):
       return None
-    file, _, is_package = found
+    file, _, is_package = source
     spec = importlib.util.spec_from_loader(fullname, self, origin=str(file), is_package=is_package)
     spec.has_location = True  # so that the module has a __file__
     return spec
 
   def exec_module(self, module):
-    file, text, _ = self._found(module.__name__)
+    file, text, _ = self._source_of(module.__name__)
     package = module.__name__.partition('.')[0]
     module.__builtins__ = {**vars(builtins), '__import__': functools.partial(_import, package)}
     try:
@@ -283,8 +283,8 @@ def _import(package: str, name: str, globals=None, locals=None, fromlist=(), lev
   try:
     if not own:
       return builtins.__import__(name, globals, locals, fromlist, level)
-    found = builtins.__import__(f'{package}.{name}', globals, locals, fromlist)
-    return found if fromlist else sys.modules[f'{package}.{top}']
+    module = builtins.__import__(f'{package}.{name}', globals, locals, fromlist)
+    return module if fromlist else sys.modules[f'{package}.{top}']
   except ModuleNotFoundError as error:
     if (error.name or '').partition('.')[0] == 'vdm_jax':
       raise _of_another_version(str((globals or {}).get('__file__', source.path)), error) from None

@@ -80,8 +80,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
   environment says who else there is, where JAX knows it (a TPU slice, SLURM, Open MPI,
   Kubernetes); num_processes = 1 alone: nobody, whatever the environment says.  Raises InputError.
   """
-  given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
-  missing = [name for name, value in given.items() if value is None]
+  arguments = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+  missing = [name for name, value in arguments.items() if value is None]
   if missing == ['coordinator', 'process_id'] and num_processes == 1:
     return
   if 0 < len(missing) < 3:
@@ -184,11 +184,11 @@ def stopping() -> Iterator[Callable[[], int]]:
   several processes two calls late.  Ctrl-C, SIGTERM and SIGHUP count; see `signals.caught`.
   """
   reply = 'stops when what is under way is done, and saves; Ctrl-C (again) ends it at once.'
-  with signals.caught(reply if jax.process_index() == 0 else '') as asked:
-    yield asked if jax.process_count() == 1 else _of_any(asked)
+  with signals.caught(reply if jax.process_index() == 0 else '') as received:
+    yield received if jax.process_count() == 1 else _of_any(received)
 
 
-def _of_any(asked: Callable[[], int]) -> Callable[[], int]:
+def _of_any(received: Callable[[], int]) -> Callable[[], int]:
   """Agrees by a maximum over all devices, queued behind the step and read when there has been time.
 
   JAX's own protocol (`reached_preemption_sync_point`) goes by the largest step that any process has
@@ -198,7 +198,7 @@ def _of_any(asked: Callable[[], int]) -> Callable[[], int]:
   pending = collections.deque()
 
   def agreed():
-    numbers = np.full(jax.local_device_count(), asked(), np.int32)
+    numbers = np.full(jax.local_device_count(), received(), np.int32)
     pending.append(largest(None, devices.place(numbers)))
     return int(pending.popleft()) if len(pending) > AHEAD else 0
   return agreed

@@ -62,8 +62,8 @@ def _heard(handler: Callable, react: Callable[[int], None]) -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  found = {number: signal.getsignal(number) for number in STOPPING}
-  heeded = [number for number, before in found.items() if before != signal.SIG_IGN]
+  handlers = {number: signal.getsignal(number) for number in STOPPING}
+  heeded = [number for number, before in handlers.items() if before != signal.SIG_IGN]
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
 
@@ -81,7 +81,7 @@ def _heard(handler: Callable, react: Callable[[int], None]) -> Iterator[None]:
     yield
   finally:
     for number in heeded:
-      signal.signal(number, found[number] or signal.SIG_DFL)
+      signal.signal(number, handlers[number] or signal.SIG_DFL)
     signal.set_wakeup_fd(before)
     os.write(writing, b'\0')
     listener.join()
@@ -95,15 +95,15 @@ def caught(reply: str = '') -> Iterator[Callable[[], int]]:
 
   reply: said when it comes.  A second Ctrl-C ends the process at once.
   """
-  received, seen = [], []
+  received, announced = [], []
 
   def react(number):
-    if seen and number == signal.SIGINT:
+    if announced and number == signal.SIGINT:
       say(f'\n{name(number)} again: ended at once.')  # below a progress bar
       leave(exit_code(number))
-    if not seen and reply:
+    if not announced and reply:
       say(f'\n{name(number)}: {reply}')
-    seen.append(number)
+    announced.append(number)
 
   with _heard(lambda number, _: received.append(number), react):
     yield lambda: received[0] if received else 0
@@ -115,7 +115,7 @@ def ending(kept: str) -> Iterator[None]:
 
   Within `GRACE`, wherever it is; a second one at once.
   """
-  over, speaking, seen = threading.Event(), threading.Lock(), []
+  over, speaking, announced = threading.Event(), threading.Lock(), []
 
   def end(number, above=''):
     if speaking.acquire(blocking=False):
@@ -124,8 +124,8 @@ def ending(kept: str) -> Iterator[None]:
     threading.Event().wait()  # the other one ends the process
 
   def react(number):
-    seen.append(number)
-    if len(seen) == 1:
+    announced.append(number)
+    if len(announced) == 1:
       threading.Thread(target=lambda: over.wait(GRACE) or end(number, '\n'), daemon=True).start()
     else:
       end(number, '\n')

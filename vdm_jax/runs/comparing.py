@@ -55,12 +55,12 @@ def compare_samplers(directory: str | Path, out: str | Path = '', *,
     batch = test.get(numbers % len(test))
     return {name: value for name, value in batch.items() if name != field}
 
-  found = comparison.compare(
+  result = comparison.compare(
       trained.experiment.model, trained.params, entrants, evaluations=evaluations, count=count,
       test=evenly(test), train=evenly(train), cond=cond, seed=seed, batch_size=batch_size)
   if jax.process_index() == 0:
-    pictures.save_png(out, comparison.picture(found))
-  return found, out
+    pictures.save_png(out, comparison.picture(result))
+  return result, out
 
 
 def _entrants(samplers: Sequence[str]) -> dict[str, comparison.Entrant]:

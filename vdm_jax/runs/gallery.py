@@ -67,18 +67,19 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
       params, scale * grid)
   field = -(level.dalpha * estimate.x + level.dsigma * estimate.eps)
 
-  drawn = [batch.data for batch in draw(
+  batches = [batch.data for batch in draw(
       model, params, method.make, times=method.times(m.process), start=0, stop=len(data), seed=0,
       batch_size=min(500, len(data)), cond=m.conditions)]
-  integers = np.concatenate(drawn)
+  integers = np.concatenate(batches)
   # Distances are in one coding for all systems, whatever units their x has.
-  truth, training, found = (np.asarray(Pixels(trained.experiment.data.spec.levels).encode(
+  truth, training, generated = (np.asarray(Pixels(trained.experiment.data.spec.levels).encode(
       jnp.asarray(u))) for u in (test, train, integers))
   key = random.key(0)
   samples = np.asarray(m.encode(jnp.asarray(integers)))
   return GalleryRow(name, data, noisy, grid, np.asarray(field), samples,
-             sliced_wasserstein(key, found, truth), sliced_wasserstein(key, training, truth),
-             tuple(kernel_distance(found, truth)))
+                    sliced_wasserstein(key, generated, truth),
+                    sliced_wasserstein(key, training, truth),
+                    tuple(kernel_distance(generated, truth)))
 
 
 def extent(data: np.ndarray) -> float:

@@ -134,10 +134,10 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     params = of.params(flat, like, model)
   except InputError as error:
     raise InputError('in', f'{file}', f'as {model}, {error}') from None
-  whole = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
+  integers = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
            if not jnp.issubdtype(u.dtype, jnp.inexact)]
-  if whole:
-    raise InputError('in', f'{file}', f'{jax.tree_util.keystr(whole[0])} holds whole numbers',
+  if integers:
+    raise InputError('in', f'{file}', f'{jax.tree_util.keystr(integers[0])} holds whole numbers',
                      'give weights')
   params = jax.tree.map(lambda u: np.asarray(u, np.float32), params)
   wrong = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
@@ -150,16 +150,16 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     digest = hashlib.file_digest(opened, 'sha256').hexdigest()
   # Made beside it and renamed: a run is there whole, or not at all.
   out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as made:
-    made = Path(made) / 'run'
-    workdir.prepare(made, config, code)
-    checkpoints = Checkpoints(made)
+  with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
+    folder = Path(folder) / 'run'
+    workdir.prepare(folder, config, code)
+    checkpoints = Checkpoints(folder)
     checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
     checkpoints.close()
-    files.write_text(made / 'imported.json', json.dumps(
+    files.write_text(folder / 'imported.json', json.dumps(
         {'source': source, 'model': model, 'file': file.name, 'sha256': digest}, indent=2))
     if out.exists():
       out.rmdir()
-    made.rename(out)
+    folder.rename(out)
   return Imported(model, ':'.join([str(config_file), *variant]),
                   sum(math.prod(u.shape) for u in jax.tree.leaves(params)))

@@ -40,10 +40,10 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   if isinstance(model, need.any_of):
     return model
   does = [_DOES[one] for one in CAPABILITIES if isinstance(model, one)]
-  wanted = ' or '.join(_DOES[one] for one in need.any_of)
+  able = ' or '.join(_DOES[one] for one in need.any_of)
   raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
                    f'{" and ".join(does) or "does nothing that commands need"}; to {need.to} takes '
-                   f'a model that {wanted}', need.remedy)
+                   f'a model that {able}', need.remedy)
 
 
 def split(trained: Trained, name: str) -> Split:

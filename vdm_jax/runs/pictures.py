@@ -199,7 +199,7 @@ def extremes(bits: np.ndarray) -> np.ndarray:
   return order if len(bits) <= 16 else np.concatenate([order[:half], order[-half:]])
 
 
-def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: np.ndarray,
+def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: np.ndarray,
                   levels: int | None, row: dict) -> Figure:
   """Where the bits of the bound are, by noise level and by image.
 
@@ -209,20 +209,20 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   figure = Figure(figsize=(13, 8), layout='constrained')
   (density, running), (histogram, shown) = figure.subplots(2, 2)
   name = f'{row["dataset"]["name"]}, {row["dataset"]["split"]}: {len(each):,} images'
-  centre = 0.5 * (found.edges[1:] + found.edges[:-1])
+  centre = 0.5 * (bound.edges[1:] + bound.edges[:-1])
 
-  density.stairs(found.mean, found.edges, baseline=None, color='C0',
+  density.stairs(bound.mean, bound.edges, baseline=None, color='C0',
                  label='this model, ± 2 standard errors')
-  density.stairs(found.mean + 2 * found.error, found.edges, fill=True, color='C0', alpha=0.3, lw=0,
-                 baseline=found.mean - 2 * found.error)
-  top = 1.15 * max(_finite(found.mean + 2 * found.error), default=np.nan)
-  if found.gaussian is not None:
-    density.stairs(found.gaussian, found.edges, baseline=None, color='grey', ls='--',
+  density.stairs(bound.mean + 2 * bound.error, bound.edges, fill=True, color='C0', alpha=0.3, lw=0,
+                 baseline=bound.mean - 2 * bound.error)
+  top = 1.15 * max(_finite(bound.mean + 2 * bound.error), default=np.nan)
+  if bound.gaussian is not None:
+    density.stairs(bound.gaussian, bound.edges, baseline=None, color='grey', ls='--',
                    label='best linear denoiser: Gaussian of the training data')
-    if found.above.any():
-      density.plot(centre[found.above], found.mean[found.above], 'v', color='C3',
+    if bound.above.any():
+      density.plot(centre[bound.above], bound.mean[bound.above], 'v', color='C3',
                    label='above it: not trained there, or a bug')
-    limit = max(_finite(found.gaussian), default=np.nan)
+    limit = max(_finite(bound.gaussian), default=np.nan)
     top = min(max(top, 1.05 * limit), 2.0 * top)
   _limit(density.set_ylim, 0.0, top)
   density.set(xlabel='log-SNR', ylabel='bits/dim per unit of log-SNR',
@@ -230,9 +230,9 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   density.legend()
 
   total = float(each.mean())
-  running.plot(found.edges, found.running, color='C0')
-  running.fill_between(found.edges, found.running - 2 * found.running_error,
-                       found.running + 2 * found.running_error, color='C0', alpha=0.3, lw=0)
+  running.plot(bound.edges, bound.running, color='C0')
+  running.fill_between(bound.edges, bound.running - 2 * bound.running_error,
+                       bound.running + 2 * bound.running_error, color='C0', alpha=0.3, lw=0)
   running.axhline(total, color='grey', ls=':', lw=1)
   running.set(xlabel='log-SNR', ylabel='bits/dim',
               title=f'running sum from the data to the noise: {total:.3f} bits/dim')
@@ -240,7 +240,7 @@ def bits_by_noise(found: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   running.text(0.97, 0.06, terms.strip('\n'), transform=running.transAxes, ha='right', va='bottom',
                family='monospace', fontsize=9)
   for axes in (density, running):
-    _limit(axes.set_xlim, found.edges[-1], found.edges[0])  # as time runs
+    _limit(axes.set_xlim, bound.edges[-1], bound.edges[0])  # as time runs
 
   if len(bits_each := _finite(each)):
     low, high = bits_each.min(), bits_each.max()

@@ -33,7 +33,7 @@ from vdm_jax.typing import Model, SamplerMaker, denoises
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
            count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
            step: int | str = 'latest', batch_size: int = 64, trace: str | Path | None = None,
-           guided: Guidance | None = None, told: Mapping[str, Any] | None = None,
+           guided: Guidance | None = None, condition: Mapping[str, Any] | None = None,
            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
@@ -43,9 +43,9 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   method: `ANCESTRAL` if not given.  A run without a denoiser draws its own samples, if it can (an
   autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
   their way.  Image i of a seed is the same to rounding however many are drawn, and at a time
-  (`samplers.drawing`).  guided: of a model that has `null`.  label, told: values of the fields that
-  the model is conditioned on, `told` by name, see `data.conditions`.  data_dir, data_name: where
-  the data are now, which a method with the model's variances reads.
+  (`samplers.drawing`).  guided: of a model that has `null`.  label, condition: values of the fields
+  that the model is conditioned on, `condition` by name, see `data.conditions`.  data_dir,
+  data_name: where the data are now, which a method with the model's variances reads.
 
   Returns the evaluations of the network for each image (of an adaptive method the most in a batch),
   0 if all were there already, None where they are not counted.  Raises InputError.
@@ -60,13 +60,13 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   _check_sizes(count, batch_size, x)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
-    _check_own(directory, method, trace, label, guided, told)
+    _check_own(directory, method, trace, label, guided, condition)
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
   method = method or ANCESTRAL
-  cond = functools.partial(model.conditions, **{'label': label, **(told or {})})
-  under = cond(np.arange(count))
+  cond = functools.partial(model.conditions, **{'label': label, **(condition or {})})
+  conditions = cond(np.arange(count))
   _check(model, spec, method, guided)
   times = method.times(model.process)
   make = _maker(method, model, times, trained, seed, (-1.0, 1.0) if x.levels else None)
@@ -85,20 +85,20 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
            **({'guidance': list(guided)} if guided else {})}
-  if told:
-    values = b''.join(u.tobytes() for u in under.values())
-    about['told'] = hashlib.sha256(values).hexdigest()[:16]
+  if condition:
+    values = b''.join(u.tobytes() for u in conditions.values())
+    about['condition'] = hashlib.sha256(values).hexdigest()[:16]
   levels = 0 if model.is_latent else x.levels
   _write(out, pieces, count, levels, trained, about, overwrite, {
       'labels' if name == LABEL else name: values
-      for name, values in under.items() if name != AUGMENTED})
+      for name, values in conditions.items() if name != AUGMENTED})
   if trace:
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
                      count=count if len(x.shape) == 1 else min(count, 8),
                      frames=frames.tolist())
     if jax.process_index() == 0:
-      pictures.save_png(trace, pictures.strip(path, x.levels), _said(about, trained))
+      pictures.save_png(trace, pictures.strip(path, x.levels), _provenance(about, trained))
   return max(counted, default=0) * (2 if guided else 1)
 
 
@@ -127,12 +127,12 @@ def _check_sizes(count: int, batch_size: int, x: data.Field) -> None:
   check.require_fits('batch_size', min(batch_size, count), x.shape, jax.device_count())
 
 
-def _check_own(directory, method, trace: Path | None, label, guided, told) -> None:
+def _check_own(directory, method, trace: Path | None, label, guided, condition) -> None:
   """Raises InputError for what only a denoiser is asked for."""
-  if method or trace or label is not None or guided or told:
+  if method or trace or label is not None or guided or condition:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
-                     'samples', 'leave out --sampler, --steps, --grid, --trace, --label, --told '
-                     'and --guidance')
+                     'samples', 'leave out --sampler, --steps, --grid, --trace, --label, '
+                     '--condition and --guidance')
 
 
 def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:
@@ -165,31 +165,32 @@ def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Tra
 # ------------------------------------------------------------------- files
 
 
-def _said(about: dict, trained: workdir.Trained) -> dict:
+def _provenance(about: dict, trained: workdir.Trained) -> dict:
   """What samples depend on, beside the weights themselves."""
   return {**about, 'checkpoint': trained.step, 'average': trained.average}
 
 
 def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.Trained,
-           about: dict, overwrite: bool, under: dict | None = None) -> None:
+           about: dict, overwrite: bool, conditions: dict | None = None) -> None:
   """Draws and writes `out`.  pieces: first number -> `DrawnBatch`es; levels: None of real
   numbers, 0 of latents.
 
-  about: what the samples depend on beside the weights; under: their conditions, kept beside them.
+  about: what the samples depend on beside the weights; conditions: of the samples, saved
+  with them.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
   if out.suffix == '.png':
     parts = list(_with_bar(pieces(start=0), 0, count))
     if jax.process_index() == 0:
-      said = _said(about, trained)
+      provenance = _provenance(about, trained)
       shown = ('sampler', 'steps', 'seed', 'checkpoint', 'average')
-      caption = ', '.join(f'{name} {said[name]}' for name in shown if name in said)
+      caption = ', '.join(f'{name} {provenance[name]}' for name in shown if name in provenance)
       pictures.save_png(out, pictures.captioned(
-          pictures.samples(np.concatenate(parts), levels), caption), said)
+          pictures.samples(np.concatenate(parts), levels), caption), provenance)
   else:
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
-    about = {**_said(about, trained), 'weights': checksum(trained.params)}
-    _draw_resumably(out, about, count, pieces, dtype, under or {}, overwrite)
+    about = {**_provenance(about, trained), 'weights': checksum(trained.params)}
+    _draw_resumably(out, about, count, pieces, dtype, conditions or {}, overwrite)
 
 
 def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:
@@ -201,8 +202,8 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
   levels = times[np.unique(np.linspace(0, len(times) - 1, 50).round().astype(int))]
   size = devices.global_batch_size(min(64, len(part)))
 
-  def estimate(given, xs):
-    (params, key), (batch, rows) = given, xs
+  def estimate(shared, xs):
+    (params, key), (batch, rows) = shared, xs
     m = trained.experiment.model(params)
     condition = m.cond(batch)
     return analytic.estimate_variances(
@@ -210,14 +211,14 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
         m.encode(batch[m.field]), jnp.asarray(levels, jnp.float32), random.per_example(key, rows))
 
   estimate = devices.over_rows(estimate)
-  given = devices.replicate((trained.params, random.key(seed)))
-  found = []
+  shared = devices.replicate((trained.params, random.key(seed)))
+  estimates = []
   batches = list(devices.padded_rows(0, min(512, len(part) // size * size), size))
   for rows, _ in tqdm.tqdm(batches, desc='variances of the model', unit='batch',
                            disable=jax.process_index() != 0):
     local = devices.local_rows(rows)
-    found.append(jax.device_get(estimate(given, devices.place((part.get(local), local)))))
-  return analytic.pool(found)
+    estimates.append(jax.device_get(estimate(shared, devices.place((part.get(local), local)))))
+  return analytic.pool(estimates)
 
 
 def _with_bar(pieces, start: int, count: int):
@@ -228,7 +229,7 @@ def _with_bar(pieces, start: int, count: int):
       bar.update(len(piece.numbers))
 
 
-def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, under: dict,
+def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, conditions: dict,
                     overwrite: bool) -> None:
   """Images in parts beside `out`, put together at the end; what is there is not drawn again.
 
@@ -254,8 +255,8 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, under: di
   def begun():
     done = sum(map(len, _consecutive(parts)))
     if fits and done < there['count']:
-      with np.load(out) as kept:
-        files.save_npz(_part(parts, 0), images=kept['images'])
+      with np.load(out) as saved:
+        files.save_npz(_part(parts, 0), images=saved['images'])
       done = sum(map(len, _consecutive(parts)))
     return done
 
@@ -266,7 +267,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, under: di
     done += len(images)
   if jax.process_index() != 0:
     return
-  files.save_npz(out, images=np.concatenate(list(_consecutive(parts)))[:count], **under,
+  files.save_npz(out, images=np.concatenate(list(_consecutive(parts)))[:count], **conditions,
            about=json.dumps({**about, 'count': count}))
   shutil.rmtree(parts)
 

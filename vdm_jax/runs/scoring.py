@@ -61,12 +61,12 @@ def extractor(name: str) -> Extractor:
 
 def _classifier(directory: str) -> Extractor:
   trained = workdir.load_trained(directory)
-  found = needs.require(trained.experiment.model(trained.params), 'features',
+  model = needs.require(trained.experiment.model(trained.params), 'features',
                         f'classifier:{directory}', 'features')
   return features.of_network(
       f'classifier:{directory}', features.checksum(trained.params),
       lambda params, images: trained.experiment.model(params).features(images), trained.params,
-      found.shape, found.levels)
+      model.shape, model.levels)
 
 
 def _inception(path: str) -> Extractor:
@@ -100,14 +100,14 @@ def _inception(path: str) -> Extractor:
 # ----------------------------------------------------- samples, references
 
 
-def _from_arrays(found: dict[str, np.ndarray], path: str, flag: str) -> Images:
+def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
   """The images of a file's arrays.  Raises InputError where there are none."""
-  key = next((key for key in ('images', 'arr_0', *found) if key in found), None)
-  if key is None or (key not in ('images', 'arr_0') and len(found) > 1):
-    raise InputError(flag, f'{path}', f'it holds the arrays {", ".join(found) or "(none)"}',
+  key = next((key for key in ('images', 'arr_0', *arrays) if key in arrays), None)
+  if key is None or (key not in ('images', 'arr_0') and len(arrays) > 1):
+    raise InputError(flag, f'{path}', f'it holds the arrays {", ".join(arrays) or "(none)"}',
                      'give `images` or `arr_0`'
                      + (', or statistics' if flag == 'reference' else ''))
-  images = found[key]
+  images = arrays[key]
   if images.ndim < 2 or not len(images) or not np.issubdtype(images.dtype, np.integer):
     raise InputError(flag, f'{path}', f'{key} is {images.dtype} {list(images.shape)}',
                      'give integers [N, H, W, C], values from 0 on')
@@ -115,9 +115,9 @@ def _from_arrays(found: dict[str, np.ndarray], path: str, flag: str) -> Images:
     raise InputError(flag, f'{path}', f'{key} has the value {images.min()}',
                      'give values from 0 on')
   name = Path(path).name
-  if {'images', 'about'} <= found.keys():  # written by scripts/sample.py
+  if {'images', 'about'} <= arrays.keys():  # written by scripts/sample.py
     try:
-      about = dict(json.loads(str(found['about'])))
+      about = dict(json.loads(str(arrays['about'])))
     except ValueError:
       raise InputError(flag, f'{path}', 'what it says of itself, `about`, is no JSON',
                        'leave it out') from None
@@ -205,7 +205,7 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
   run = files.run_directory('workdir', directory) if directory else None
   to = out or (run / 'scores.json' if run else '')
   written = files.output('out', to, '.json', overwrite=overwrite) if to else None
-  kept = (files.output('save_reference', save_reference, '.npz', overwrite=overwrite)
+  statistics_file = (files.output('save_reference', save_reference, '.npz', overwrite=overwrite)
           if save_reference else None)
   of = extractor(by)
   against = find_reference(reference, of, data_dir, data_name)
@@ -231,17 +231,17 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
       check('samples', images.shape, images.levels)
 
   if isinstance(against, Images):
-    seen = features.summarise(features.extract(of, against.read, against.count,
+    summary = features.summarise(features.extract(of, against.read, against.count,
                                                batch_size=batch_size, what='reference'),
                               against.count, scores.MOST_COMPARED)
-    against = Reference(against.name, of.name, of.checksum, against.shape, against.levels, *seen)
-  if kept and jax.process_index() == 0:
-    references.save(kept, against)
+    against = Reference(against.name, of.name, of.checksum, against.shape, against.levels, *summary)
+  if statistics_file and jax.process_index() == 0:
+    references.save(statistics_file, against)
   if images is None:
     return None
   drawn = np.concatenate(list(features.extract(of, images.read, images.count,
                                                batch_size=batch_size, what='samples')))
-  found = scores.score(drawn, against, of, images.name)
+  result = scores.score(drawn, against, of, images.name)
   if written and jax.process_index() == 0:
-    files.write_text(written, scores.to_json(found))
-  return found
+    files.write_text(written, scores.to_json(result))
+  return result

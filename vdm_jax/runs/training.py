@@ -42,19 +42,20 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     config.data.update(spec.to_config())
   code = workdir.source(config_file)
   experiment = code.module().build(config)
-  found = experiment.data.describe()
+  description = experiment.data.describe()
   check.experiment(experiment, experiment.data.split('train').get, config)
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
   with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
-    return _train(experiment, spec, found, config, directory, init_from, profile)
+    return _train(experiment, spec, description, config, directory, init_from, profile)
 
 
-def _train(experiment, spec, found, config, directory, init_from, profile) -> dict[str, float]:
+def _train(experiment, spec, description, config, directory, init_from, profile
+           ) -> dict[str, float]:
   if jax.process_index() == 0:
-    print(found)
+    print(description)
     if 0 < config.optimizer.get('decay_steps', 0) < config.train.steps:
       print(f'The learning rate is 0 from step {config.optimizer.decay_steps:,} on '
             '(--config.optimizer.decay_steps): later steps move the averages alone, unless '
@@ -70,10 +71,10 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
   """`params` with the values of `other` wherever name and shape agree; the rest is reported."""
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   name = lambda path: '/'.join(entry.key for entry in path)
-  found = {name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(other)[0]}
+  values = {name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(other)[0]}
   out, missing = [], []
   for path, leaf in leaves:
-    value = found.pop(name(path), None)
+    value = values.pop(name(path), None)
     fits = value is not None and value.shape == leaf.shape
     out.append(jnp.asarray(value, leaf.dtype) if fits else leaf)
     if not fits:
@@ -82,7 +83,7 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
     raise InputError('init_from', None, 'none of its parameters has a name and shape of this model',
                      'choose another run')
   for what, names in (('missing there or of another shape, initialised afresh', missing),
-                      ('left over', list(found))):
+                      ('left over', list(values))):
     if names:
       logging.warning('--init_from: %s: %s', what, ', '.join(names))
   return jax.tree.unflatten(treedef, out)
@@ -95,12 +96,12 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   """
   model = experiment.model(params)
   count = 2000 if len(spec.shape) == 1 else 16
-  given = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': count}
+  options = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': count}
   if denoises(model) and not model.is_latent:
     parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
-                 cond=model.conditions, **given)
+                 cond=model.conditions, **options)
   elif isinstance(model, Samples) and not denoises(model):
-    parts = draw_own(experiment.model, params, **given)
+    parts = draw_own(experiment.model, params, **options)
   else:
     return None
   field = spec[model.field] if denoises(model) else spec.x

@@ -67,13 +67,13 @@ def source(path: str | Path) -> config_files.ConfigCode:
     path = path.with_name('config.py')
   if path.name != 'config.py' or not (path.parent / 'config.json').is_file():
     return config_files.read(path)
-  record, kept = _record(path.parent), path.absolute().parent / 'config'
+  record, folder = _record(path.parent), path.absolute().parent / 'config'
   if 'neighbours' in record:
-    return config_files.ConfigCode(path, path.read_text(), kept, {
-        name: _kept(kept / name, record['from']) for name in record['neighbours']})
+    return config_files.ConfigCode(path, path.read_text(), folder, {
+        name: _kept(folder / name, record['from']) for name in record['neighbours']})
   began = Path(record['from'])  # an older version kept no neighbours
   return config_files.read(path, began) if began.is_dir() else config_files.read(
-      path, kept, lost=str(began))
+      path, folder, lost=str(began))
 
 
 def _kept(path: Path, began: str) -> str:
@@ -194,8 +194,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
 
 def _later_decay(old: dict, new: dict) -> bool:
   """Whether a learning rate that falls to 0 does so at a later step in `new`."""
-  there, asked = (of.get('optimizer', {}).get('decay_steps', 0) for of in (old, new))
-  return 0 < there < asked
+  before, after = (of.get('optimizer', {}).get('decay_steps', 0) for of in (old, new))
+  return 0 < before < after
 
 
 def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> dict:
@@ -203,17 +203,17 @@ def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> di
 
   Raises InputError where nothing is left to train.
   """
-  made = max(int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')
+  done = max(int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')
              if path.name.isdigit())
-  require(config.train.steps > made, 'config.train.steps', config.train.steps,
-          f'the run has made {made} steps', 'set more to extend it')
+  require(config.train.steps > done, 'config.train.steps', config.train.steps,
+          f'the run has made {done} steps', 'set more to extend it')
   before = ml_collections.ConfigDict(old['optimizer'])
-  rates = [float(np.asarray(learning_rate(of)(made))) for of in (before, config.optimizer)]
+  rates = [float(np.asarray(learning_rate(of)(done))) for of in (before, config.optimizer)]
   ends = [before.decay_steps, config.optimizer.decay_steps]
   if jax.process_index() == 0:
     print(f'The learning rate falls to 0 at step {ends[1]:,}, no longer at {ends[0]:,}: at step '
-          f'{made:,}, where the run goes on, it is {rates[1]:.3g} instead of {rates[0]:.3g}.')
-  return {'extended': {'step': made, 'decay_steps': ends, 'learning_rate': rates}}
+          f'{done:,}, where the run goes on, it is {rates[1]:.3g} instead of {rates[0]:.3g}.')
+  return {'extended': {'step': done, 'decay_steps': ends, 'learning_rate': rates}}
 
 
 def changed_data(workdir: str | Path, fingerprint: dict) -> str:
@@ -221,8 +221,8 @@ def changed_data(workdir: str | Path, fingerprint: dict) -> str:
 
   Of a run that keeps no fingerprint nothing is known: ''.
   """
-  kept = _record(Path(workdir)).get('fingerprint')
-  return data.changes(kept, fingerprint) if kept else ''
+  before = _record(Path(workdir)).get('fingerprint')
+  return data.changes(before, fingerprint) if before else ''
 
 
 def _edited(old: config_files.ConfigCode, new: config_files.ConfigCode) -> list[str]:

@@ -228,7 +228,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   x, condition = spec[field] if field else spec.x, condition or _condition(config, spec)
   if condition == x.name:
     raise InputError('condition', condition, 'it is x itself', 'name another field of the data')
-  told = [spec[condition].name] if condition else []
+  conditioning = [spec[condition].name] if condition else []
   if x.levels and scale is not None:
     raise InputError('scale', scale, f'the field {x.name!r} holds integers, which are coded in '
                      '[-1, 1]', 'leave it out')
@@ -253,7 +253,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
                                               inputs, heads),
                  process=GaussianProcess(at_time, curve), decoder=coding.log_prob,
                  encode=coding.encode, decode=coding.decode, cond=cond, shape=x.shape,
-                 field=x.name, conditions=conditions.of(spec, told),
+                 field=x.name, conditions=conditions.of(spec, conditioning),
                  steps=config.model.timesteps)
 
   loss = (bound_loss(model, x.shape, config.model.timesteps) if objective is None else

@@ -50,9 +50,9 @@ def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
             f'choose one of {", ".join(choices)}')
   require(config, 'dtype', m.dtype in ('float32', 'bfloat16'), 'there is no such choice',
           'choose float32 or bfloat16')
-  given = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
+  settings = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
            'weight_gradient': m.weight_gradient, 'attention': m.attention}
-  return net.clone(**{name: value for name, value in given.items() if name in has})
+  return net.clone(**{name: value for name, value in settings.items() if name in has})
 
 
 def require_groups(config: ml_collections.ConfigDict, of: str = '') -> None:

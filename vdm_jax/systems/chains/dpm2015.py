@@ -40,8 +40,9 @@ class Rates(nn.Module):
     """[T], decreasing."""
     at_first = -np.log(np.arange(self.steps - 1.0, 0.0, -1.0))  # log odds of 1 / (T - t + 2)
     log_odds = at_first + self.param('log_odds', nn.initializers.zeros, (self.steps - 1,))
-    kept = jnp.concatenate([jnp.log1p(-jnp.full(1, self.first)), jax.nn.log_sigmoid(-log_odds)])
-    log_alpha2 = jnp.cumsum(kept)
+    log_unchanged = jnp.concatenate([jnp.log1p(-jnp.full(1, self.first)),
+                                     jax.nn.log_sigmoid(-log_odds)])
+    log_alpha2 = jnp.cumsum(log_unchanged)
     return log_alpha2 - jnp.log(-jnp.expm1(log_alpha2))
 
 
@@ -116,11 +117,11 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
         cond=lambda batch: None, shape=spec.shape, steps=m.timesteps, field=spec.x.name)
 
   def loss(params, batch, context):
-    made = model(params)
-    x = made.encode(batch[made.field])
-    nats, terms = dpm2015.bound(made.denoise, made.process, x, context.t, context.keys,
+    chain = model(params)
+    x = chain.encode(batch[chain.field])
+    nats, terms = dpm2015.bound(chain.denoise, chain.process, x, context.t, context.keys,
                             steps=m.timesteps)
-    ends = vlb.end_terms(made.process, x, x, context.t, context.keys, batch[made.field], decoder,
+    ends = vlb.end_terms(chain.process, x, x, context.t, context.keys, batch[chain.field], decoder,
                          None)
     terms = {**ends, 'diffusion': terms['diffusion']}
     bits = jax.tree.map(lambda u: bits_per_dim(u, spec.shape),

@@ -54,9 +54,9 @@ def cross_entropy(logits: Logits, process: Process, x: Array, t: Array, keys: Ar
   level = process(t)
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)
-  found = logits(diffuse(x, eps, level), level)
-  nats = optax.softmax_cross_entropy_with_integer_labels(found, label)
-  right = (jnp.argmax(found, axis=-1) == label).astype(x.dtype)
+  each = logits(diffuse(x, eps, level), level)
+  nats = optax.softmax_cross_entropy_with_integer_labels(each, label)
+  right = (jnp.argmax(each, axis=-1) == label).astype(x.dtype)
   quarter = jnp.minimum(jnp.floor(QUARTERS * t), QUARTERS - 1.0)
   return nats, {'accuracy': right, **{
       f'accuracy_{i + 1}': jnp.where(quarter == i, QUARTERS * right, 0.0)

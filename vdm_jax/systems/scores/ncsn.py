@@ -22,11 +22,11 @@ from vdm_jax.typing import Experiment
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """NCSN: the network is told the level."""
+  """NCSN: the network is conditioned on the noise level."""
   return vdm.default_config(**{
       'sigma_max': 9.0,  # of x in [-1, 1]: about the largest distance of two images
       'sigma_min': 0.05,
-      'told': True,      # whether the network is told the level
+      'level_conditional': True,  # whether the network is conditioned on the noise level
       'timesteps': 20,   # levels
   } | model)
 
@@ -66,14 +66,15 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                                    eps=eps, **chain)
     return loss, {'vlb': bound, **of_bound, **terms}
 
-  def told(z, level):  # its input as on `vp`: of about unit scale at every level
+  def with_level(z, level):  # its input as on `vp`: of about unit scale at every level
     return inputs.logsnr(z / jnp.hypot(1.0, level.expand(z).sigma), level)
 
-  def untold(z, level):  # sigma times the score is a function of z alone
+  def without_level(z, level):  # sigma times the score is a function of z alone
     return z, jnp.zeros(len(z))
 
   net = (net or networks.unet(config)).clone(
       logsnr_max=-2.0 * math.log(m.sigma_min), logsnr_min=-2.0 * math.log(m.sigma_max),
-      adds_z=m.told)
+      adds_z=m.level_conditional)
   return compose.experiment(config, net=net, schedule=ladder, curve=ve,
-                            inputs=told if m.told else untold, objective=objective)
+                            inputs=with_level if m.level_conditional else without_level,
+                            objective=objective)

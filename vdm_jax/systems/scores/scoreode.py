@@ -27,9 +27,9 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """The bound and the errors of the derivatives.  Raises InputError: a number of steps."""
   compose.require_continuous(config)
   m = config.model
-  made = compose.experiment(
+  base = compose.experiment(
       config, net=net or networks.unet(config),
       objective=functools.partial(score_ode.objective, second=m.second_order, third=m.third_order),
       schedule=schedules.Linear(*compose.end_points(config)))
-  return made._replace(
+  return base._replace(
       needs_start='ScoreODE fine-tunes a trained VDM of the same network and data')

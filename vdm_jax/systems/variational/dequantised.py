@@ -76,9 +76,9 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
       y, log_q = dequantise(batch[m.field], keys)
       args = m.denoise, m.process, y, t, keys, m.cond(batch)
       # The reconstruction depends on the noise's square alone, whose mean is 1.
-      given = {'data': y, 'decoder': decoders.normal, 'eps_0': jnp.ones_like(y)}
-      nats, terms = (vlb.discrete(*args, steps=steps, **given) if steps
-                     else vlb.continuous(*args, **given))
+      keywords = {'data': y, 'decoder': decoders.normal, 'eps_0': jnp.ones_like(y)}
+      nats, terms = (vlb.discrete(*args, steps=steps, **keywords) if steps
+                     else vlb.continuous(*args, **keywords))
       return nats + log_q, {'dequantisation': log_q, **terms}
 
     return m._replace(bound=bound, dequantise=dequantise)

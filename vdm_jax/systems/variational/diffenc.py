@@ -53,11 +53,11 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
     encode = diffenc.blend(Bound(params['encoder'], encoder))
 
     def bound(batch, t, keys, steps=0):
-      given = {'encoder': encode, 'data': batch[m.field], 'decoder': m.decoder}
+      keywords = {'encoder': encode, 'data': batch[m.field], 'decoder': m.decoder}
       args = denoise, m.process, m.encode(batch[m.field]), t, keys, m.cond(batch)
       if steps:
-        return diffenc.discrete(*args, steps=steps, **given)
-      return diffenc.continuous(*args, **given)
+        return diffenc.discrete(*args, steps=steps, **keywords)
+      return diffenc.continuous(*args, **keywords)
 
     return m._replace(denoise=denoise, bound=bound)
 

@@ -153,17 +153,19 @@ def draw_straight_through(keys: Array, logits: Array, hot: int) -> Array:
 
 # ------------------------------------------------------------------ bound
 
-Given = Callable[[Array], tuple[Denoiser, Process]]  # latents [B, n] -> what depends on them
+# Latents [B, n] -> what depends on them.
+ConditionalDiffusion = Callable[[Array], tuple[Denoiser, Process]]
 
 
-def bound(given: Given, logits: Array, hot: int, x: Array, t: Array, keys: Array, *,
-          steps: int = 0, data: Array, decoder: Decoder) -> tuple[Array, dict[str, Array]]:
+def bound(conditional: ConditionalDiffusion, logits: Array, hot: int, x: Array, t: Array,
+          keys: Array, *, steps: int = 0, data: Array, decoder: Decoder
+          ) -> tuple[Array, dict[str, Array]]:
   """One-draw estimate of the bound above: nats [B], and its terms.
 
   logits: [B, n], of q(h | x); steps: T, 0 for continuous time; the rest is as for
   `vlb.continuous`, whose terms 'auxiliary' joins.
   """
-  denoise, process = given(draw_straight_through(random.stream(keys, 'latent'), logits, hot))
+  denoise, process = conditional(draw_straight_through(random.stream(keys, 'latent'), logits, hot))
   args = denoise, process, x, t, keys
   nats, terms = (vlb.discrete(*args, steps=steps, data=data, decoder=decoder) if steps
                  else vlb.continuous(*args, data=data, decoder=decoder))
@@ -210,7 +212,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   if encoder is None:
     networks.require_groups(config, 'encoder_')
     encoder = LatentEncoder(n, m.encoder_features, m.encoder_blocks, m.encoder_groups, m.dropout,
-                      networks.unet(config).fourier)
+                            networks.unet(config).fourier)
   schedule = schedule or Coefficients(shape, m.schedule_features)
   base = compose.experiment(config, net=net, schedule=schedules.Linear(*ends), target=target)
 
@@ -221,24 +223,24 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
             'schedule': schedule.init(key_schedule, jnp.zeros((1, n)))['params']}
 
   def model(params, keys=None):
-    told = denoisers.denoiser(Bound(params['net'], net, keys), target, by_mean_logsnr)
+    on_latent = denoisers.denoiser(Bound(params['net'], net, keys), target, by_mean_logsnr)
     keys = None if keys is None else random.stream(keys, 'encoder')
     infer = Bound(params['encoder'], encoder, keys)
     coefficients = Bound(params['schedule'], schedule)
     at = lambda latent: PolynomialSchedule(*coefficients(latent), *ends)
     plain = base.model(params)
 
-    def given(latent):
-      denoise = lambda z, level, cond=None: told(z, level, latent)
+    def conditional(latent):
+      denoise = lambda z, level, cond=None: on_latent(z, level, latent)
       return denoise, GaussianProcess(at(latent))
 
     def own_bound(batch, t, keys, steps=0):
       x = plain.encode(batch[plain.field])
-      return bound(given, infer(x), hot, x, t, keys, steps=steps, data=batch[plain.field],
+      return bound(conditional, infer(x), hot, x, t, keys, steps=steps, data=batch[plain.field],
                    decoder=plain.decoder)
 
     def latent(keys):
-      denoise, process = given(draw(keys, jnp.zeros((keys.shape[0], n)), hot))
+      denoise, process = conditional(draw(keys, jnp.zeros((keys.shape[0], n)), hot))
       return plain._replace(denoise=denoise, process=process)
 
     def mean_logsnr(t):
@@ -259,5 +261,6 @@ def _without_latent(z: Array, level: Level, cond: PyTree = None):
                    'latents of the prior')
 
 
-__all__ = ['Given', 'PolynomialSchedule', 'bound', 'by_mean_logsnr', 'default_config', 'draw',
-           'draw_straight_through', 'experiment', 'kl_to_uniform', 'log_normaliser', 'marginals']
+__all__ = ['ConditionalDiffusion', 'PolynomialSchedule', 'bound', 'by_mean_logsnr',
+           'default_config', 'draw', 'draw_straight_through', 'experiment', 'kl_to_uniform',
+           'log_normaliser', 'marginals']
