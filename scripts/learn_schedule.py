@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from vdm_jax import schedules
 from vdm_jax.errors import require_at_least
-from vdm_jax.likelihood import spread
+from vdm_jax.likelihood import time_variances
 from vdm_jax.machine import files
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import needs, pictures, workdir
@@ -54,7 +54,7 @@ class Line(NamedTuple):
 
 def on_gaussian_data() -> dict[str, Line]:
   with jax.enable_x64(True):
-    processes = spread.published(GaussianProcess(schedules.Linear()))
+    processes = time_variances.published_schedules(GaussianProcess(schedules.Linear()))
   processes.update({name: gaussian.learn(schedule, TRAIN_STEPS.value, seed=SEED.value)
                     for name, schedule in LEARNED.items()})
   t = np.linspace(0.0, 1.0, 2001)
@@ -80,19 +80,21 @@ def of_run() -> dict[str, Line]:
                                  data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   model, params = trained.experiment.model, trained.params
   needs.require(model(params), 'learn_schedule', WORKDIR.value)
-  models = {OWN: model, **spread.under_published(model, params)}
+  models = {OWN: model, **time_variances.with_published_schedules(model, params)}
   split = trained.experiment.data.split('test')
   t, edges = np.linspace(0.0, 1.0, 401), np.linspace(0.0, 1.0, 41)
   lines, found, rows = {}, {}, []
-  for name, under in models.items():
-    logsnr = under(params).process(t).logsnr
-    draws = spread.draws(spread.of_model(under), params, split, batch=BATCH_SIZE.value,
-                         batches=REPEATS.value, seed=SEED.value)
-    values, errors = spread.measured(draws)
+  for name, replaced in models.items():
+    logsnr = replaced(params).process(t).logsnr
+    draws = time_variances.draw(
+        time_variances.diffusion_term(replaced), params, split, batch=BATCH_SIZE.value,
+        batches=REPEATS.value, seed=SEED.value)
+    values, errors = time_variances.variances(draws)
     rows.append([name, *(f'{value:.4g} ± {error:.2g}' for value, error in zip(values, errors,
                                                                              strict=True))])
     found[name] = values.variance, values.stratified
-    lines[name] = Line(t, logsnr, (edges[1:] + edges[:-1]) / 2, spread.over_time(draws, edges),
+    lines[name] = Line(t, logsnr, (edges[1:] + edges[:-1]) / 2,
+                       time_variances.mean_by_time(draws, edges),
                        values.variance**0.5)
   table = rich.table.Table(
       'schedule', 'mean', 'variance, i.i.d. t', f'stratified, B = {draws.t.shape[1]}',
@@ -107,9 +109,10 @@ def of_run() -> dict[str, Line]:
 
 def say_what_remains(variances: dict, learned: str) -> None:
   """variances: {schedule: (with independent, with stratified times)}."""
-  independent, stratified = (a / b for a, b in zip(variances[spread.LINEAR], variances[learned],
+  linear = time_variances.LINEAR
+  independent, stratified = (a / b for a, b in zip(variances[linear], variances[learned],
                                                    strict=True))
-  print(f'{spread.LINEAR} has {independent:.4g} times the variance of {learned!r} with i.i.d. t, '
+  print(f'{linear} has {independent:.4g} times the variance of {learned!r} with i.i.d. t, '
         f'{stratified:.3g} times with stratified t.')
 
 

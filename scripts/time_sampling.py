@@ -18,7 +18,7 @@ from absl import flags
 
 from vdm_jax import schedules
 from vdm_jax.errors import InputError, require_at_least
-from vdm_jax.likelihood import spread
+from vdm_jax.likelihood import time_variances
 from vdm_jax.machine import files
 from vdm_jax.objectives import idode, proposals
 from vdm_jax.processes import GaussianProcess
@@ -44,11 +44,12 @@ MASSES = {'uniform log-SNR (ScoreFlow)': lambda logsnr: logsnr,
 
 
 def with_history(term, params=None, split=None):
-  """The spread at the times that a history of losses proposes, with its errors."""
-  given = {'batch': BATCH_SIZE.value, 'seed': SEED.value}
-  histogram = spread.history(term, params, split, bins=BINS.value, **given).proposal()
-  return spread.measured(spread.draws(term, params, split, propose=lambda params: histogram,
-                                      batches=BATCHES.value, **given))
+  """The variances at the times that a history of losses proposes, with its errors."""
+  options = {'batch': BATCH_SIZE.value, 'seed': SEED.value}
+  history = time_variances.loss_history(term, params, split, bins=BINS.value, **options)
+  histogram = history.proposal()
+  return time_variances.variances(time_variances.draw(
+      term, params, split, propose=lambda params: histogram, batches=BATCHES.value, **options))
 
 
 def on_gaussian_data():
@@ -59,11 +60,12 @@ def on_gaussian_data():
     with jax.enable_x64(True):
       mean, variance = gaussian.estimate(process, propose)
       stratified = gaussian.estimate(process, propose, batch=BATCH_SIZE.value)[1]
-    return spread.Spread(mean, variance, stratified), spread.Spread(0.0, 0.0, 0.0)
+    return (time_variances.TimeVariance(mean, variance, stratified),
+            time_variances.TimeVariance(0.0, 0.0, 0.0))
 
   with jax.enable_x64(True):
-    processes = spread.published(GaussianProcess(schedules.Linear()))
-  linear = processes[spread.LINEAR]
+    processes = time_variances.published_schedules(GaussianProcess(schedules.Linear()))
+  linear = processes[time_variances.LINEAR]
   ends = [float(u) for u in linear(np.array([0.0, 1.0])).logsnr]
   with jax.enable_x64(True):
     best = proposals.tabulated(gaussian.error_of_eps, *ends)
@@ -81,15 +83,15 @@ def of_run():
                              data_dir=DATA_DIR.value or '', data_name=DATA_NAME.value or '')
   model, params = run.experiment.model, run.params
   needs.require(model(params), 'time_sampling', WORKDIR.value)
-  spread.check_proposable(model(params))
+  time_variances.require_proposable(model(params))
   split = run.experiment.data.split(SPLIT.value)
   if not len(split):
     raise InputError('split', SPLIT.value, 'this run has no such images', 'choose another')
-  term = spread.of_model(model)
+  term = time_variances.diffusion_term(model)
   proposals = {name: lambda params, mass=mass: proposals.by_mass(model(params).process, mass)
                for name, mass in MASSES.items()}
   for name, propose in {**proposals, 'uniform t': lambda params: proposals.uniform}.items():
-    yield 'of the run', name, spread.measured(spread.draws(
+    yield 'of the run', name, time_variances.variances(time_variances.draw(
         term, params, split, propose=propose, batch=BATCH_SIZE.value, batches=BATCHES.value,
         seed=SEED.value))
   yield ('of the run', f'history of losses, {BINS.value} bins (IDDPM)',

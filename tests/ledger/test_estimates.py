@@ -16,8 +16,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.ledger import families, family, measuring, relations
 from vdm_jax.ledger.families import BoundSettings, FlowSettings
 from vdm_jax.ledger.family import Options, TrainingStatistics
-from vdm_jax.likelihood import bounds, closed_forms, gaussian
-from vdm_jax.likelihood import schedules as other_schedules
+from vdm_jax.likelihood import bounds, closed_forms, gaussian, replaced_schedules
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.typing import Model
 
@@ -250,7 +249,7 @@ def test_a_derivative_of_the_schedule_that_is_off_is_found_by_the_other_formula(
 def test_a_network_told_the_log_snr_has_one_bound_under_all_schedules_and_one_told_t_has_not():
   told_t = lambda z, level, cond=None: ORACLE(z, PROCESS(level.t))  # the same under its own
   def under_two(of):
-    moved = other_schedules.under(lambda params: of, 'sigmoid')({})
+    moved = replaced_schedules.with_schedule(lambda params: of, 'sigmoid')({})
     return [measured('vlb', of, times=512), measured(
         'vlb', moved, times=512, estimate='vlb (sigmoid)', schedule='sigmoid')]
   assert violated(under_two(model())) == []
@@ -258,17 +257,17 @@ def test_a_network_told_the_log_snr_has_one_bound_under_all_schedules_and_one_to
 
 
 def test_only_a_schedule_of_all_pixels_with_finite_ends_is_exchanged_for_others():
-  assert other_schedules.movable(model())
+  assert replaced_schedules.has_replaceable_schedule(model())
   for schedule in (schedules.BetaLinear(t_min=0.0), of_pixels):
-    assert not other_schedules.movable(model(process=GaussianProcess(schedule)))
-  assert not other_schedules.movable(model(bound=lambda *_: None))
+    assert not replaced_schedules.has_replaceable_schedule(model(process=GaussianProcess(schedule)))
+  assert not replaced_schedules.has_replaceable_schedule(model(bound=lambda *_: None))
 
 
 def test_other_schedules_have_the_ends_of_the_models_own_and_decrease():
   @jax.jit
   def logsnr():
-    return [other_schedules.under(lambda params: model(), name)({}).process(
-        jnp.linspace(0.0, 1.0, 11)).logsnr for name in other_schedules.SCHEDULES]
+    return [replaced_schedules.with_schedule(lambda params: model(), name)({}).process(
+        jnp.linspace(0.0, 1.0, 11)).logsnr for name in replaced_schedules.SCHEDULES]
   found = np.array(logsnr())
   np.testing.assert_allclose(found[:, [0, -1]], [[HIGH, LOW]] * len(found), atol=1e-5)
   assert np.all(np.diff(found) < 0)

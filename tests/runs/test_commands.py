@@ -128,8 +128,8 @@ def test_another_seed_is_another_estimate_of_the_same(run):
 
 
 def test_other_schedules_have_rows_of_their_own_that_agree_with_the_bound(run, monkeypatch):
-  known = evaluating.other_schedules.SCHEDULES
-  monkeypatch.setattr(evaluating.other_schedules, 'SCHEDULES', {'cosine': known['cosine']})
+  known = evaluating.replaced_schedules.SCHEDULES
+  monkeypatch.setattr(evaluating.replaced_schedules, 'SCHEDULES', {'cosine': known['cosine']})
   ledger = runs.evaluate(run, schedules=True, times=8, batch_size=104)
   assert [row['estimate'] for row in ledger.rows] == ['vlb', 'vlb (cosine)']
   own, cosine = ledger.rows

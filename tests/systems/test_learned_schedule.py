@@ -12,7 +12,7 @@ from scipy import stats
 
 from vdm_jax import schedules, values
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood import spread
+from vdm_jax.likelihood import time_variances
 from vdm_jax.objectives import proposals
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.systems.variational import gaussian, learned_schedule
@@ -26,7 +26,7 @@ MEAN = 8.592713  # bits/dim, of every schedule from 13.3 to -5
 @pytest.fixture(scope='module')
 def published():
   with jax.enable_x64(True):
-    return spread.published(GaussianProcess(schedules.Linear(13.3, -5.0)))
+    return time_variances.published_schedules(GaussianProcess(schedules.Linear(13.3, -5.0)))
 
 
 @pytest.mark.parametrize('name,variance,digits', [

@@ -2,8 +2,8 @@
 
 The diffusion term is an integral over log-SNR, 1/2 int E|eps - eps_hat|^2 dlogsnr, so it depends on
 the end points of the schedule and on nothing between them (Kingma et al. 2021, section 5.1).  What
-changes is the spread of its one-draw estimates.  A network that is told t instead of the log-SNR is
-another network under another schedule, and so is found out.
+changes is the variance of its one-draw estimates.  A network that reads t instead of the log-SNR is
+another network under another schedule, so its bound changes.
 """
 import dataclasses
 from collections.abc import Callable
@@ -23,19 +23,19 @@ SCHEDULES: dict[str, Callable[[Scalar, Scalar], Schedule]] = {
 }
 
 
-def under(model: Callable[[PyTree], Model], name: str) -> Callable[[PyTree], Model]:
+def with_schedule(model: Callable[[PyTree], Model], name: str) -> Callable[[PyTree], Model]:
   """`model` with the schedule of this name between the ends of its own."""
-  def moved(params):
+  def replaced(params):
     own = model(params)
-    process: Any = own.process  # a dataclass with a field `schedule`: see `movable`
+    process: Any = own.process  # a dataclass with a field `schedule`
     high, low = (own.process(jnp.float32(t)).logsnr for t in (0.0, 1.0))
     return own._replace(process=dataclasses.replace(process, schedule=SCHEDULES[name](high, low)))
-  return moved
+  return replaced
 
 
-def movable(model: Model) -> bool:
-  """Whether `under` applies: the bound is that of objectives.vlb, and the process has a schedule,
-  one for all pixels, with finite ends."""
+def has_replaceable_schedule(model: Model) -> bool:
+  """Whether `with_schedule` applies: the bound is that of objectives.vlb, and the process has a
+  schedule, one for all pixels, with finite ends."""
   if model.bound is not None or not hasattr(model.process, 'schedule'):
     return False
   ends = model.process(jnp.array([0.0, 1.0])).logsnr

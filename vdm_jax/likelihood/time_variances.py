@@ -1,4 +1,4 @@
-"""How far the one-draw estimates of the diffusion term scatter: measured, for any way to draw t.
+"""The variance of one-draw estimates of the diffusion term, for any way to draw the time t.
 
 The bound of continuous time is a mean over t, which no change of the schedule between its ends and
 no proposal (`objectives.proposals`) moves.  The variance of its estimate they do move, and what
@@ -19,7 +19,7 @@ import numpy as np
 
 from vdm_jax import random, schedules
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood.schedules import movable
+from vdm_jax.likelihood.replaced_schedules import has_replaceable_schedule
 from vdm_jax.machine import devices
 from vdm_jax.objectives import proposals, weighted_diffusion
 from vdm_jax.processes import Truncated
@@ -31,21 +31,21 @@ Term = Callable[[PyTree, PyTree, Array, Array], Array]
 LINEAR = 'log-SNR-linear'
 
 
-class Draws(NamedTuple):
+class TimeDraws(NamedTuple):
   """R batches of B estimates of the same integral over time, in bits/dim."""
   t: np.ndarray      # [R, B]
   bits: np.ndarray   # [R, B]
   share: np.ndarray  # [R]  of each batch in a mean; their sum is 1
 
 
-class Spread(NamedTuple):
+class TimeVariance(NamedTuple):
   """Of estimates in bits/dim; variances in their square."""
   mean: float
   variance: float    # of one draw, u independent
   stratified: float  # B times the variance of the mean of B draws, u evenly spread
 
 
-def published(own: Process) -> dict[str, Process]:
+def published_schedules(own: Process) -> dict[str, Process]:
   """Published schedules between the ends of `own` and on its curve, by name.
 
   own: with a field `schedule`, and one logsnr for all pixels, finite at both ends.  beta-linear is
@@ -62,7 +62,7 @@ def published(own: Process) -> dict[str, Process]:
   return out
 
 
-def of_model(model: Callable[[PyTree], Model]) -> Term:
+def diffusion_term(model: Callable[[PyTree], Model]) -> Term:
   """The diffusion term of the bound of `objectives.vlb`.  model: params -> Model."""
   def term(params, batch, t, keys):
     m = model(params)
@@ -72,22 +72,23 @@ def of_model(model: Callable[[PyTree], Model]) -> Term:
   return term
 
 
-def under_published(model: Callable[[PyTree], Model], params: PyTree) -> dict[str, Callable]:
-  """`model` under each of the `published` schedules in the place of its own, by name.
+def with_published_schedules(model: Callable[[PyTree], Model], params: PyTree
+                             ) -> dict[str, Callable]:
+  """`model` under each of the `published_schedules` in the place of its own, by name.
 
   Raises InputError where that would be another bound, or another process.
   """
   own = model(params)
-  if not movable(own):
+  if not has_replaceable_schedule(own):
     raise InputError('workdir', None, 'this model has a bound of its own, or a process without one '
                      'schedule for all pixels that is finite at both ends', 'choose another run')
 
-  def under(process):
+  def with_process(process):
     return lambda params: model(params)._replace(process=process)
-  return {name: under(process) for name, process in published(own.process).items()}
+  return {name: with_process(process) for name, process in published_schedules(own.process).items()}
 
 
-def check_proposable(model: Model) -> None:
+def require_proposable(model: Model) -> None:
   """Raises InputError unless proposals of `objectives.proposals` apply to the model's bound."""
   if model.bound is not None:
     raise InputError('workdir', None,
@@ -99,9 +100,9 @@ def check_proposable(model: Model) -> None:
                      'at both ends, and so has no density to draw times from', 'choose another run')
 
 
-def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
-          propose: Callable[[PyTree], proposals.Proposal] = lambda params: proposals.uniform,
-          seed: int = 0) -> Draws:
+def draw(term: Term, params: PyTree, split, *, batch: int, batches: int,
+         propose: Callable[[PyTree], proposals.Proposal] = lambda params: proposals.uniform,
+         seed: int = 0) -> TimeDraws:
   """R = `batches` batches of B = `batch` estimates, rounded up to whole ones on whole devices.
 
   split: each batch has images of it at random; None: `term` draws its own data and is given None.
@@ -109,24 +110,24 @@ def draws(term: Term, params: PyTree, split, *, batch: int, batches: int,
   """
   batch, rng = devices.global_batch_size(batch), np.random.default_rng(seed)
 
-  def evaluate(given, xs):
-    params, key = given
+  def evaluate(shared, xs):
+    params, key = shared
     images, i, r, offset = xs
     t, weight = propose(params)((offset + i.astype(jnp.float32)) / batch)
     keys = random.per_example(jax.random.fold_in(key, r[0]), i)
     return t, weight * term(params, images, t, keys)
 
   evaluate = devices.over_rows(evaluate)
-  given = devices.replicate((params, random.key(seed)))
+  shared = devices.replicate((params, random.key(seed)))
   v = (np.arange(batches) + rng.random(batches)) / batches
   offsets, share = v**3 * (10.0 - 15.0 * v + 6.0 * v**2), np.square(v * (1.0 - v))
   out = []
   for r, offset in enumerate(offsets):
     i = devices.local_rows(np.arange(batch))
     xs = (_images(split, rng, batch), i, np.full(len(i), r), np.full(len(i), offset, np.float32))
-    out.append(jax.device_get(evaluate(given, devices.place(xs))))
+    out.append(jax.device_get(evaluate(shared, devices.place(xs))))
   t, bits = (np.asarray(u, np.float64) for u in zip(*out, strict=True))
-  return Draws(t, bits, share / share.sum())
+  return TimeDraws(t, bits, share / share.sum())
 
 
 def _images(split, rng: np.random.Generator, batch: int) -> PyTree:
@@ -135,43 +136,44 @@ def _images(split, rng: np.random.Generator, batch: int) -> PyTree:
   return None if rows is None else split.get(devices.local_rows(rows))
 
 
-def history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20, bins: int = 64,
-            seed: int = 0) -> proposals.LossHistory:
-  """What a history of losses has seen after so many batches, whose times it proposed itself.
+def loss_history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
+                 bins: int = 64, seed: int = 0) -> proposals.LossHistory:
+  """A history of losses after so many batches, whose times it proposed itself.
 
-  Arguments as for `draws`; the times are stratified as in training.
+  Arguments as for `draw`; the times are stratified as in training.
   """
   batch, rng = devices.global_batch_size(batch), np.random.default_rng(seed)
 
-  def see(given, xs):
-    params, key, past = given
+  def add(shared, xs):
+    params, key, past = shared
     images, i, r = xs
     key = jax.random.fold_in(key, r[0])
     offset = jax.random.uniform(key, (), jnp.float32)
     t, _ = past.proposal()(random.stratified(offset, i.astype(jnp.float32), batch))
     return past.add(t, term(params, images, t, random.per_example(key, i + 1)))
 
-  see = devices.over_rows(see)
+  add = devices.over_rows(add)
   params, key, past = devices.replicate(
       (params, random.key(seed), proposals.LossHistory.empty(bins)))
   for r in range(batches):
     i = devices.local_rows(np.arange(batch))
-    past = see((params, key, past), devices.place((_images(split, rng, batch), i,
+    past = add((params, key, past), devices.place((_images(split, rng, batch), i,
                                                    np.full(len(i), r))))
   return jax.device_get(past)
 
 
-def measured(found: Draws, resamples: int = 1000, seed: int = 0) -> tuple[Spread, Spread]:
+def variances(draws: TimeDraws, resamples: int = 1000, seed: int = 0
+              ) -> tuple[TimeVariance, TimeVariance]:
   """(values, their standard errors); in the variances are the differences between images too.
 
   The means of batches of stratified times are far from normal, so that no formula of normal ones
   gives the errors: they are those of a bootstrap over the batches.  As v is evenly spread, they are
   rather too large; of few batches, too uncertain to count on.
   """
-  repeats, batch = found.bits.shape
-  centre = found.share @ found.bits.mean(axis=1)
-  means = found.bits.mean(axis=1) - centre
-  squares = np.square(found.bits - centre).mean(axis=1)
+  repeats, batch = draws.bits.shape
+  centre = draws.share @ draws.bits.mean(axis=1)
+  means = draws.bits.mean(axis=1) - centre
+  squares = np.square(draws.bits - centre).mean(axis=1)
 
   def moments(share):  # [..., R]
     mean = share @ means
@@ -179,16 +181,17 @@ def measured(found: Draws, resamples: int = 1000, seed: int = 0) -> tuple[Spread
                      batch * (share @ means**2 - mean**2)])
 
   chosen = np.random.default_rng(seed).multinomial(repeats, np.full(repeats, 1 / repeats),
-                                                   resamples) * found.share
+                                                   resamples) * draws.share
   errors = moments(chosen / chosen.sum(axis=1, keepdims=True)).std(axis=1, ddof=1)
-  mean, variance, stratified = moments(found.share)
+  mean, variance, stratified = moments(draws.share)
   # The mean was fitted to the same batches.
-  return (Spread(mean, variance, stratified / (1.0 - np.sum(found.share**2))), Spread(*errors))
+  return (TimeVariance(mean, variance, stratified / (1.0 - np.sum(draws.share**2))),
+          TimeVariance(*errors))
 
 
-def over_time(found: Draws, edges: np.ndarray) -> np.ndarray:
+def mean_by_time(draws: TimeDraws, edges: np.ndarray) -> np.ndarray:
   """Mean estimates between consecutive times `edges` [K + 1]: [K], NaN where none was drawn."""
-  share = np.broadcast_to(found.share[:, None], found.t.shape)
-  total, count = (np.histogram(found.t, edges, weights=w)[0]
-                  for w in (share * found.bits, share))
+  share = np.broadcast_to(draws.share[:, None], draws.t.shape)
+  total, count = (np.histogram(draws.t, edges, weights=w)[0]
+                  for w in (share * draws.bits, share))
   return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)

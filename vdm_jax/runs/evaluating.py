@@ -22,8 +22,7 @@ from vdm_jax.ledger.comparison import Evaluated
 from vdm_jax.ledger.family import Family, Options, Request, TrainingStatistics, check_options
 from vdm_jax.ledger.rows import Measured
 from vdm_jax.ledger.tables import Ledger
-from vdm_jax.likelihood import closed_forms, density, gaussian
-from vdm_jax.likelihood import schedules as other_schedules
+from vdm_jax.likelihood import closed_forms, density, gaussian, replaced_schedules
 from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.machine import files
@@ -187,7 +186,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
     raise InputError(problem=f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, '
                      'where the bound has no value', remedy='give its schedule two finite ends in '
                      'the config (BetaLinear: t_min=1e-5)')
-  if schedules and (chain or not other_schedules.movable(model)):
+  if schedules and (chain or not replaced_schedules.has_replaceable_schedule(model)):
     raise InputError('schedules', None, 'this model has a bound or a process of its own, and so no '
                      'other schedule, or one for each pixel', 'leave it out')
   part = needs.split(trained, split)
@@ -206,7 +205,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
                           # The share of the first weights in it.
                           'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step}}
   return _Question(directory, trained, model, requests, options,
-                   list(other_schedules.SCHEDULES) if schedules else [], read, part, count,
+                   list(replaced_schedules.SCHEDULES) if schedules else [], read, part, count,
                    (ends[0], ends[1]), model.bound is None and not level_axes(model) and not chain,
                    logsnr_at, about)
 
@@ -261,7 +260,7 @@ def _measure(question: _Question
       else None)
   common = {'logsnr_max': question.ends[0], 'logsnr_min': question.ends[1], **question.about}
   jobs = [(one, experiment.model, common) for one in question.requests]
-  jobs += [(question.requests[0], other_schedules.under(experiment.model, name),
+  jobs += [(question.requests[0], replaced_schedules.with_schedule(experiment.model, name),
             common | {'estimate': f'vlb ({name})', 'schedule': name})
            for name in question.schedules]
   measured, failed = [], []
