@@ -42,18 +42,18 @@ def get_config(model: str = 'vp/cifar10_ddpmpp_continuous') -> ml_collections.Co
 def build(config: ml_collections.ConfigDict) -> Experiment:
   name = config.model.checkpoint
   net, to_ends = networks.configured(MODELS[name], config), Pixels(config.data.levels).to_ends
-  ours = lambda schedule: schedules.Shifted(schedule, 2.0 * np.log(to_ends))
+  shifted = lambda schedule: schedules.Shifted(schedule, 2.0 * np.log(to_ends))
   if name.startswith('ve/'):
-    # Their noise levels are of images in [0, 1]; the network is told those, half of ours.
+    # Noise levels in that code are of images in [0, 1], half of those here; the network reads them.
     schedule = schedules.GeometricSigma(0.02, 2.0 * (348.0 if 'ffhq' in name else 50.0))
     return score.experiment(
-        config, net=net, schedule=ours(schedule), curve=Scaled(ve, to_ends),
+        config, net=net, schedule=shifted(schedule), curve=Scaled(ve, to_ends),
         target=targets.half_score, inputs=inputs.sigma(), weight=weightings.simple)
   sde = lambda first: schedules.BetaLinear(t_min=first)
   curve = vp
   if name.startswith('subvp/'):
     curve, sde = sub_vp, lambda first: schedules.SameAlpha(schedules.BetaLinear(t_min=first))
   return score.experiment(
-      config, net=net, schedule=ours(sde(FIRST)), curve=Scaled(curve, to_ends),
-      target=targets.eps, inputs=inputs.sde(GaussianProcess(ours(sde(0.0)))),
+      config, net=net, schedule=shifted(sde(FIRST)), curve=Scaled(curve, to_ends),
+      target=targets.eps, inputs=inputs.sde(GaussianProcess(shifted(sde(0.0)))),
       weight=weightings.simple)

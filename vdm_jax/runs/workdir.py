@@ -70,13 +70,13 @@ def source(path: str | Path) -> config_files.ConfigCode:
   record, folder = _record(path.parent), path.absolute().parent / 'config'
   if 'neighbours' in record:
     return config_files.ConfigCode(path, path.read_text(), folder, {
-        name: _kept(folder / name, record['from']) for name in record['neighbours']})
+        name: _read_neighbour(folder / name, record['from']) for name in record['neighbours']})
   began = Path(record['from'])  # an older version kept no neighbours
   return config_files.read(path, began) if began.is_dir() else config_files.read(
       path, folder, lost=str(began))
 
 
-def _kept(path: Path, began: str) -> str:
+def _read_neighbour(path: Path, began: str) -> str:
   try:
     return path.read_text()
   except FileNotFoundError:

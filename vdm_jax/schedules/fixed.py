@@ -46,37 +46,37 @@ def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
   times = np.unique(np.concatenate([np.linspace(0.0, 1.0, points), near, 1.0 - near]))
 
   def at(t):
-    found = schedule(t)
-    return found.logsnr if isinstance(found, Level) else jnp.asarray(found, float)
+    value = schedule(t)
+    return value.logsnr if isinstance(value, Level) else jnp.asarray(value, float)
 
-  found = jax.lax.map(at, jnp.asarray(times, float))
-  if isinstance(found, Tracer):
+  logsnr = jax.lax.map(at, jnp.asarray(times, float))
+  if isinstance(logsnr, Tracer):
     return
-  found = np.asarray(found, np.float64).reshape(len(times), -1)
+  logsnr = np.asarray(logsnr, np.float64).reshape(len(times), -1)
 
   def refuse(what):
     raise InputError(None, None, f'the noise schedule: {what}',
                      'a schedule maps t, 0 = data and 1 = noise, to a logsnr that falls; of one '
                      'that rises take the negative, or run it in 1 - t')
 
-  undefined = np.argwhere(np.isnan(found))
+  undefined = np.argwhere(np.isnan(logsnr))
   if undefined.size:
     refuse(f'logsnr is NaN at t = {times[undefined[0, 0]]:.6g}')
   # Rounding: of logsnr itself, and of whatever it is a difference of.
-  finite = np.where(np.isfinite(found), found, 0.0)
+  finite = np.where(np.isfinite(logsnr), logsnr, 0.0)
   slack = 1e-5 * (1.0 + np.maximum(np.abs(finite[:-1]), np.abs(finite[1:])))
-  rises = found[1:] > found[:-1] + slack
+  rises = logsnr[1:] > logsnr[:-1] + slack
   if rises.any():
     step, of = np.argwhere(rises)[0]
-    falls = np.flatnonzero(~(found[1:, of] > found[:-1, of]))
+    falls = np.flatnonzero(~(logsnr[1:, of] > logsnr[:-1, of]))
     i = np.max(falls[falls < step], initial=-1) + 1  # where it begins to rise
     j = np.min(falls[falls > step], initial=len(times) - 1)
-    refuse(f'logsnr rises from {found[i, of]:.6g} at t = {times[i]:.6g} to {found[j, of]:.6g} at '
+    refuse(f'logsnr rises from {logsnr[i, of]:.6g} at t = {times[i]:.6g} to {logsnr[j, of]:.6g} at '
            f't = {times[j]:.6g}, and at {rises.any(axis=1).sum()} of the {len(times) - 1} steps '
            'that were looked at')
-  flat = np.flatnonzero(found[0] == found[-1])
+  flat = np.flatnonzero(logsnr[0] == logsnr[-1])
   if flat.size:
-    refuse(f'logsnr is {found[0, flat[0]]:.6g} at t = 0 and at t = 1')
+    refuse(f'logsnr is {logsnr[0, flat[0]]:.6g} at t = 0 and at t = 1')
 
 
 # ------------------------------------------------------------------ fixed
@@ -109,9 +109,9 @@ class Cosine:
     # The angle and its complement: neither loses digits where it is small.
     angle = lambda at_0, at_1: (jnp.arctan(jnp.exp(at_0)) * (1.0 - t)
                                 + jnp.arctan(jnp.exp(at_1)) * t)
-    here = angle(-0.5 * self.logsnr_max, -0.5 * self.logsnr_min)
-    rest = angle(0.5 * self.logsnr_max, 0.5 * self.logsnr_min)
-    return 2.0 * (jnp.log(jnp.sin(rest)) - jnp.log(jnp.sin(here)))
+    angle_at_t = angle(-0.5 * self.logsnr_max, -0.5 * self.logsnr_min)
+    complement = angle(0.5 * self.logsnr_max, 0.5 * self.logsnr_min)
+    return 2.0 * (jnp.log(jnp.sin(complement)) - jnp.log(jnp.sin(angle_at_t)))
 
 
 def shifted_cosine(size: int, base: int = 64, logsnr_max: float = 15.0,

@@ -117,8 +117,9 @@ class KnotSchedule(nn.Module):
     log_density = self.param('log_density', nn.initializers.zeros, (self.knots,))
     t = as_float(t)
     # Each half from its own end: sums of small shares of time keep their digits, ends are exact.
-    r, rest = _quantile(t, log_density), _quantile(1.0 - t, log_density[::-1])
-    return jnp.where(t < 0.5, high + (low - high) * r, low + (high - low) * rest)
+    r = _quantile(t, log_density)
+    from_noise = _quantile(1.0 - t, log_density[::-1])  # 1 - r
+    return jnp.where(t < 0.5, high + (low - high) * r, low + (high - low) * from_noise)
 
 
 def _quantile(t, log_density):

@@ -140,8 +140,8 @@ def cosine_betas(steps: int = 1000, offset: float = 0.008, highest: float = 0.99
   eq. 17 and the text below; float64.
   """
   angle = 0.5 * np.pi * (np.arange(steps + 1) / steps + offset) / (1.0 + offset)
-  kept = np.square(np.cos(angle))
-  return np.minimum(1.0 - kept[1:] / kept[:-1], highest)
+  alpha_bar = np.square(np.cos(angle))
+  return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], highest)
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
@@ -150,8 +150,8 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
   All alphas (not squared) go through one affine map.  Lin et al. (2024), algorithm 1.
   """
   alpha = np.sqrt(np.cumprod(1.0 - np.asarray(betas, np.float64)))
-  kept = np.square((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1])))
-  return 1.0 - kept / np.concatenate([[1.0], kept[:-1]])
+  alpha_bar = np.square((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1])))
+  return 1.0 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
 
 
 def largest_distance(data: np.ndarray, block: int = 1000) -> float:
