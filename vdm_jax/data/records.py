@@ -32,7 +32,7 @@ def open_records(name: str, data_dir: str, image_size: int, requested: Sequence[
                  text_length: int = 0) -> Store:
   """The data set as TFDS prepared it; the digits are prepared here.
 
-  asked: the names of its features, 'image' for its single image; empty: image and label.
+  requested: the names of its features, 'image' for its single image; empty: image and label.
   Raises NotPrepared where it is not in `data_dir`, InputError where it cannot be used.
   """
   builder = tfds_builder(name, data_dir)

@@ -422,7 +422,7 @@ def _named(name: str) -> Request:
 
 
 def _family(estimate: Any, name: str = '', argument: Any = None) -> Family:
-  """A family, or that of a function.  given: what the user said, if not the value itself."""
+  """A family, or that of a function.  argument: as the user gave it, if not the value itself."""
   if isinstance(estimate, Family):
     return estimate
   if not callable(estimate):

@@ -110,8 +110,8 @@ def caught(reply: str = '') -> Iterator[Callable[[], int]]:
 
 
 @contextlib.contextmanager
-def ending(kept: str) -> Iterator[None]:
-  """A stopping signal ends the process: one line, with `kept`, and the code 128 + its number.
+def ending(outcome: str) -> Iterator[None]:
+  """A stopping signal ends the process: one line, with `outcome`, and the code 128 + its number.
 
   Within `GRACE`, wherever it is; a second one at once.
   """
@@ -119,7 +119,7 @@ def ending(kept: str) -> Iterator[None]:
 
   def end(number, above=''):
     if speaking.acquire(blocking=False):
-      say(f'{above}{name(number)}: stopped.  {kept}')
+      say(f'{above}{name(number)}: stopped.  {outcome}')
       leave(exit_code(number))
     threading.Event().wait()  # the other one ends the process
 
