@@ -132,8 +132,9 @@ def draw(term: Term, params: PyTree, split, *, batch: int, batches: int,
 
 def _images(split, rng: np.random.Generator, batch: int) -> PyTree:
   """This process's rows of so many images at random."""
-  rows = rng.integers(len(split), size=batch) if split is not None else None
-  return None if rows is None else split.get(devices.local_rows(rows))
+  if split is None:
+    return None
+  return split.get(devices.local_rows(rng.integers(len(split), size=batch)))
 
 
 def loss_history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
