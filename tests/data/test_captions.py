@@ -71,7 +71,7 @@ def test_the_estimate_of_a_trained_run_s_network_depends_on_the_caption_and_not_
   np.testing.assert_allclose(believed(9), eps, rtol=0, atol=1e-5)
 
 
-def test_a_run_that_is_told_captions_is_evaluated_and_sampled(run, tmp_path):
+def test_a_run_conditioned_on_captions_is_evaluated_and_sampled(run, tmp_path):
   ledger = runs.evaluate(run, examples=8, times=2, repeats=1, batch_size=16)
   assert ledger.dataset['name'] == 'captioned_digits'
   assert all(check['passed'] for check in ledger.checks)

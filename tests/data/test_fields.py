@@ -227,16 +227,16 @@ SPEC = data.Spec('made', (
 
 
 def test_conditions_are_labels_in_turn_zeros_and_what_is_given_in_turn():
-  told = conditions.of(SPEC, ['label', 'caption', 'place', 'augmented'])
+  conditioning = conditions.of(SPEC, ['label', 'caption', 'place', 'augmented'])
   numbers = np.array([4, 5, 6])
-  batch = told(numbers)
+  batch = conditioning(numbers)
   np.testing.assert_array_equal(batch['label'], [1, 2, 0])
   assert not any(batch[name].any() for name in ('caption', 'place', 'augmented'))
-  batch = told(numbers, label=2, caption=['one', 'two'], place=[0.5, 1.0])
+  batch = conditioning(numbers, label=2, caption=['one', 'two'], place=[0.5, 1.0])
   np.testing.assert_array_equal(batch['label'], [2, 2, 2])
   assert text.decode(batch['caption']) == ['one', 'two', 'one']
   np.testing.assert_array_equal(batch['place'], 3 * [[0.5, 1.0]])
-  rows = told(numbers, place=np.arange(8).reshape(4, 2))['place']
+  rows = conditioning(numbers, place=np.arange(8).reshape(4, 2))['place']
   np.testing.assert_array_equal(rows, [[0, 1], [2, 3], [4, 5]])
   assert {name: u.dtype.name for name, u in batch.items()} == {
       name: SPEC[name].dtype for name in batch}
@@ -270,7 +270,7 @@ class OfCaption(nn.Module):
     return jnp.broadcast_to(scale * white[:, None, None, None], z.shape)
 
 
-def test_a_model_that_is_told_captions_draws_what_each_says(tmp_path):
+def test_a_model_conditioned_on_captions_draws_what_each_says(tmp_path):
   np.savez(tmp_path / 'x.npz', images=np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2),
            caption=np.array(['white', 'dark'] * 6))
   config = vdm.default_config()

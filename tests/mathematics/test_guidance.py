@@ -132,21 +132,21 @@ def test_dynamic_thresholding_divides_each_image_by_its_own_percentile():
 @pytest.mark.parametrize('w', [0.0, 2.5, -1.0])
 def test_guidance_between_gaussians_of_one_width_is_a_gaussian_further_on(curve, w):
   """Their scores are linear in the mean: means 0.6 and -0.2 lead to 0.6 + w 0.8."""
-  told, untold = oracles.Gaussian(0.6, 0.5), oracles.Gaussian(-0.2, 0.5)
+  with_label, without = oracles.Gaussian(0.6, 0.5), oracles.Gaussian(-0.2, 0.5)
   z, level = at(process_on(curve))
-  got = guidance.classifier_free(told, untold, w)(z, level)
+  got = guidance.classifier_free(with_label, without, w)(z, level)
   expected = oracles.Gaussian(0.6 + 0.8 * w, 0.5)(z, level)
   np.testing.assert_allclose(got.x, expected.x, rtol=1e-9, atol=1e-12)
   np.testing.assert_allclose(got.eps, expected.eps, rtol=1e-9, atol=1e-12)
 
 
 def test_each_image_may_have_a_weight_of_its_own():
-  told, untold = oracles.Gaussian(0.6, 0.5), oracles.Gaussian(-0.2, 1.0)
+  with_label, without = oracles.Gaussian(0.6, 0.5), oracles.Gaussian(-0.2, 1.0)
   z, level = at(process_on(vp), shape=(4,))
   each = jnp.arange(5.0)
-  got = guidance.classifier_free(told, untold, each[:, None])(z, level)
+  got = guidance.classifier_free(with_label, without, each[:, None])(z, level)
   for i, w in enumerate(each):
-    alone = guidance.classifier_free(told, untold, w)(z, level)
+    alone = guidance.classifier_free(with_label, without, w)(z, level)
     np.testing.assert_allclose(got.eps[i], alone.eps[i], rtol=1e-12)
 
 
