@@ -42,8 +42,8 @@ class Measurement(NamedTuple):
 
 def read(path: str | Path) -> Measurement:
   """The measurement in a file.  Raises InputError where it is damaged."""
-  found = files.read_json(path, Measurement._fields, 'measure it again')
-  measurement = Measurement(**{name: found[name] for name in Measurement._fields})
+  record = files.read_json(path, Measurement._fields, 'measure it again')
+  measurement = Measurement(**{name: record[name] for name in Measurement._fields})
   wrong = [row for row in measurement.rows if len(row) != len(measurement.columns)]
   if wrong:
     raise InputError(problem=f'{path} has {len(measurement.columns)} columns and a row of '
@@ -94,12 +94,12 @@ def fill(page: str, measurements: Mapping[str, Measurement]) -> str:
     lines = [f'<!-- measured: {name} -->', *table.splitlines(), '<!-- /measured -->']
     return '\n'.join(indent + line for line in lines)
 
-  found = list(_MARKED.finditer(page))
+  tables = list(_MARKED.finditer(page))
   opened = re.findall(r'^ *<!-- measured: .*$', page, re.MULTILINE)
   closed = re.findall(r'^ *<!-- /measured -->$', page, re.MULTILINE)
-  if not len(found) == len(opened) == len(closed):
+  if not len(tables) == len(opened) == len(closed):
     raise InputError(problem=f'{len(opened)} marks open a table and {len(closed)} close one, '
-                     f'{len(found)} of them in pairs',
+                     f'{len(tables)} of them in pairs',
                      remedy='close each by <!-- /measured --> before the next is opened')
   return _MARKED.sub(rendered, page)
 
@@ -111,9 +111,9 @@ def read_all(root: Path) -> dict[str, Measurement]:
 
 def pages(root: Path) -> list[Path]:
   """The pages of the checkout at `root` for its users."""
-  found = [root / 'README.md', root / 'CONTRIBUTING.md', *sorted((root / 'docs').rglob('*.md')),
+  pages = [root / 'README.md', root / 'CONTRIBUTING.md', *sorted((root / 'docs').rglob('*.md')),
            *sorted((root / 'configs').rglob('README.md'))]
-  return [path for path in found if path.exists()]
+  return [path for path in pages if path.exists()]
 
 
 def render(root: Path) -> list[Path]:
