@@ -17,6 +17,7 @@ from tests.support import tiny_config
 from vdm_jax import runs
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
+from vdm_jax.samplers import grids
 from vdm_jax.train import loop, metrics, parallel, validate
 from vdm_jax.train.checkpoint import Checkpoints
 
@@ -376,6 +377,35 @@ def test_pictures_are_files_of_the_run_as_well(tmp_path):
   for step in (2, 4):
     with Image.open(tmp_path / 'samples' / f'step_{step}.png') as picture:
       np.testing.assert_array_equal(picture, drawn)
+
+
+def test_a_run_records_how_far_its_samples_are_from_the_training_images(tmp_path):
+  """The distance is the one of the samples that sample.py draws from the same checkpoint."""
+  fields = {'train.steps': 4, 'train.pictures_every': 2, 'train.checkpoint_every': 2}
+  runs.train(config(**fields), CONFIG, tmp_path / 'run', frechet='pixels', frechet_samples=50)
+  measured = records(tmp_path / 'run', 'samples')
+  assert [record['step'] for record in measured] == [2, 4]
+  trained = workdir.load_trained(tmp_path / 'run')
+  runs.sample(tmp_path / 'run', tmp_path / 'drawn.npz', count=50, seed=trained.config.seed,
+              batch_size=50, method=runs.ANCESTRAL._replace(times=lambda _: grids.uniform(64)))
+  drawn = np.load(tmp_path / 'drawn.npz')['images'].astype(float)
+  part = trained.experiment.data.split('train')
+  images = part.get(np.arange(len(part)))[part.spec.x.name].astype(float)
+  a, b = np.cov(drawn.T), np.cov(images.T)
+  expected = (np.square(drawn.mean(0) - images.mean(0)).sum() + np.trace(a) + np.trace(b)
+              - 2.0 * np.sqrt(np.linalg.eigvals(a @ b)).real.sum())
+  np.testing.assert_allclose(measured[-1]['frechet'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('options, fields, message', [
+    ({'frechet': 'colours'}, {'train.pictures_every': 2}, '^features=.*choose pixels'),
+    ({'frechet': 'pixels'}, {}, '^frechet=.*pictures_every is 0; set it'),
+    ({'frechet': 'pixels', 'frechet_samples': 1}, {'train.pictures_every': 2},
+     '^frechet_samples=1: it must be at least 2')])
+def test_a_distance_that_cannot_be_measured_is_refused_before_training(tmp_path, options, fields,
+                                                                       message):
+  with pytest.raises(InputError, match=message):
+    runs.train(config(**fields), CONFIG, tmp_path / 'run', **options)
 
 
 @pytest.mark.parametrize('x64', [False, pytest.param(True, marks=pytest.mark.long)],

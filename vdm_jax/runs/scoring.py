@@ -15,9 +15,10 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from vdm_jax import data, runs
+from vdm_jax import data
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import features, references, scores
+from vdm_jax.evaluation import frechet as frechet_distance
 from vdm_jax.evaluation.features import Extractor
 from vdm_jax.evaluation.references import Reference
 from vdm_jax.evaluation.scores import Scores
@@ -25,7 +26,8 @@ from vdm_jax.machine import devices, files
 from vdm_jax.nn import inception
 from vdm_jax.published import inception as published
 from vdm_jax.published import readers
-from vdm_jax.runs import needs, workdir
+from vdm_jax.runs import needs, sampling, workdir
+from vdm_jax.samplers.catalogue import ANCESTRAL, Method
 from vdm_jax.values import Bound
 
 __all__ = ['FEATURES', 'INCEPTION', 'Images', 'SPLITS', 'extractor', 'find_reference', 'score']
@@ -179,7 +181,28 @@ def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape:
 # ------------------------------------------------------------------- score
 
 
-def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.ANCESTRAL,
+def frechet(by: str, reference: Images, *, batch_size: int = 100
+            ) -> Callable[[np.ndarray], float]:
+  """The Fréchet distance of samples [n, ...] to the images of `reference`, in the features `by`.
+
+  The statistics of the reference are computed here, once.  Raises InputError for features that
+  cannot be computed from such images.
+  """
+  of = extractor(by)
+  _check('features', reference.shape, reference.levels, 'the features', of.shape, of.levels)
+  target = features.summarise(
+      features.extract(of, reference.read, reference.count, batch_size=batch_size,
+                       what='reference'), reference.count, 0).statistics
+
+  def distance(samples: np.ndarray) -> float:
+    values = features.extract(of, lambda rows: samples[np.minimum(rows, len(samples) - 1)],
+                              len(samples), batch_size=batch_size, what='samples')
+    return frechet_distance.distance(features.statistics(np.concatenate(list(values))), target)
+
+  return distance
+
+
+def score(*, samples: str = '', directory: str = '', method: Method = ANCESTRAL,
           count: int = 1000, seed: int = 0, average: str = '', step: int | str = 'latest',
           reference: str, by: str, out: str = '', save_reference: str = '', batch_size: int = 100,
           data_dir: str = '', data_name: str = '', overwrite: bool = False) -> Scores | None:
@@ -221,7 +244,7 @@ def score(*, samples: str = '', directory: str = '', method: runs.Method = runs.
     spec = data.resolve(workdir.read_config(run).data)
     check('workdir', spec.shape, spec.levels)
     samples = str(run / f'scored_{method.name}.npz')
-    runs.sample(run, samples, method=method, count=count, seed=seed, average=average,
+    sampling.sample(run, samples, method=method, count=count, seed=seed, average=average,
                 step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
                 data_name=data_name)
     devices.broadcast_from_first(lambda: 0)  # process 0 has written the file

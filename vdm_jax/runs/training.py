@@ -1,5 +1,5 @@
 """Trains a config in a run's directory."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -10,9 +10,9 @@ import rich.table
 from absl import logging
 
 from vdm_jax import data, samplers
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import files
-from vdm_jax.runs import pictures, workdir
+from vdm_jax.runs import pictures, scoring, workdir
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.train import check, lock, loop
@@ -21,16 +21,23 @@ from vdm_jax.typing import Experiment, PyTree, Samples, denoises
 
 
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
-          init_from: str = '', profile: int = 0, extend: bool = False) -> dict[str, float]:
+          init_from: str = '', profile: int = 0, extend: bool = False, frechet: str = '',
+          frechet_samples: int = 1000) -> dict[str, float]:
   """Trains `config` in `directory`, or goes on with the run there.  The last validation's means.
 
   init_from: a workdir whose averaged weights a new run starts from.  extend: a run whose learning
-  rate falls to 0 may do so later, at a larger config.optimizer.decay_steps.
+  rate falls to 0 may do so later, at a larger config.optimizer.decay_steps.  frechet: features
+  (`scoring.FEATURES`) in which the Fréchet distance between `frechet_samples` samples and the
+  training split is recorded with each picture; '' records none.
 
   Raises InputError, before anything is compiled or written, where the config's parts do not fit
   each other or the data, or the run in `directory`.
   """
   require(profile >= 0, 'profile', profile, 'a number of steps, or 0 for none')
+  if frechet:
+    require_at_least('frechet_samples', frechet_samples, 2)
+    require(config.train.pictures_every > 0, 'frechet', frechet, 'config.train.pictures_every is 0',
+            'set it to the number of steps between two distances')
   directory = files.run_directory('workdir', directory)
   loop.check(config)
   spec = data.resolve(config.data)
@@ -49,10 +56,12 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
                      'name the workdir of the run that it starts from')
   with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
-    return _train(experiment, spec, description, config, directory, init_from, profile)
+    measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
+                if frechet else None)
+    return _train(experiment, spec, description, config, directory, init_from, profile, measures)
 
 
-def _train(experiment, spec, description, config, directory, init_from, profile
+def _train(experiment, spec, description, config, directory, init_from, profile, measures
            ) -> dict[str, float]:
   if jax.process_index() == 0:
     print(description)
@@ -64,6 +73,7 @@ def _train(experiment, spec, description, config, directory, init_from, profile
   if init_from:  # read when a run begins: one that goes on needs it no more
     initial = lambda params: transfer(params, workdir.load_trained(init_from).params)
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
+                    measures=measures,
                     pictures=lambda params: _preview(experiment, spec, params, config.seed))
 
 
@@ -89,14 +99,14 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
   return jax.tree.unflatten(treedef, out)
 
 
-def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray | None:
-  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere.
+def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batch_size: int
+             ) -> np.ndarray | None:
+  """`count` samples of 64 ancestral steps, integers [count, ...]; None of a model without them.
 
-  None where the model draws nothing, or latents.
+  A model of latents has none: its samples are no data.
   """
   model = experiment.model(params)
-  count = 2000 if len(spec.shape) == 1 else 16
-  options = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': count}
+  options = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': batch_size}
   if denoises(model) and not model.is_latent:
     parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
                  cond=model.conditions, **options)
@@ -104,8 +114,40 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
     parts = draw_own(experiment.model, params, **options)
   else:
     return None
+  return np.concatenate([part.data for part in parts])
+
+
+def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray | None:
+  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere."""
+  count = 2000 if len(spec.shape) == 1 else 16
+  drawn = _samples(experiment, params, count, seed, count)
+  if drawn is None:
+    return None
+  model = experiment.model(params)
   field = spec[model.field] if denoises(model) else spec.x
-  return pictures.samples(np.concatenate([part.data for part in parts]), field.levels)
+  return pictures.samples(drawn, field.levels)
+
+
+def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
+              ) -> Callable[[PyTree], dict[str, float]]:
+  """The Fréchet distance between `count` samples of given parameters and the training split.
+
+  Raises InputError for a model without samples, and for features of other images.
+  """
+  model = jax.eval_shape(experiment.init, jax.random.key(0))
+  model = experiment.model(model)
+  if not (denoises(model) and not model.is_latent or
+          isinstance(model, Samples) and not denoises(model)):
+    raise InputError('frechet', by, 'this model draws no data', 'leave it out')
+  x = spec[model.field] if denoises(model) else spec.x
+  if not x.levels:
+    raise InputError('frechet', by, f'{x.name} has real numbers, and features are computed from '
+                     'integers', 'leave it out')
+  part = experiment.data.split('train')
+  distance = scoring.frechet(by, scoring.Images(
+      'train', len(part), lambda rows: part.get(rows)[x.name], x.shape, x.levels))
+  return lambda params: {
+      'frechet': distance(_samples(experiment, params, count, seed, min(count, 100)))}
 
 
 def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,

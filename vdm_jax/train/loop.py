@@ -135,11 +135,13 @@ def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], layouts) -
 
 def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: str | Path, *,
           pictures: Callable[[PyTree], np.ndarray | None] | None = None,
+          measures: Callable[[PyTree], dict[str, float]] | None = None,
           initial: Callable[[PyTree], PyTree] | None = None, profile: int = 0) -> dict[str, float]:
   """Trains to config.train.steps, from the newest sound checkpoint in `workdir` if there is one.
 
   pictures: EMA parameters -> uint8 image [H, W, 3], or None if there is nothing to draw; one that
-  fails is a warning.  initial: freshly initialised parameters -> those to start from (ignored on
+  fails is a warning.  measures: EMA parameters -> numbers of their samples by name, recorded with
+  the pictures.  initial: freshly initialised parameters -> the parameters to start from (ignored on
   resuming).  profile: so many steps are traced.
 
   Returns the last validation's means.  Ctrl-C, SIGTERM or SIGHUP, to any process, saves and raises
@@ -151,7 +153,7 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
   try:
     with contextlib.ExitStack() as stack:
       stop = stack.enter_context(distributed.stopping())
-      return _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
+      return _train(experiment, config, workdir, pictures, measures, initial, profile, stop, stack)
   except Exception as error:
     if not _is_of_a_full_disk(error):
       raise
@@ -169,7 +171,7 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
       or _is_of_a_full_disk(error.__cause__) or _is_of_a_full_disk(error.__context__))
 
 
-def _train(experiment, config, workdir, pictures, initial, profile, stop, stack):
+def _train(experiment, config, workdir, pictures, measures, initial, profile, stop, stack):
   run = config.train
   n = _steps_per_dispatch(run)
   first = jax.process_index() == 0
@@ -307,6 +309,14 @@ def _train(experiment, config, workdir, pictures, initial, profile, stop, stack)
         pictures = None
         if first:
           bar.write('This model has nothing to draw: no pictures are made.')
+    if measures is not None and run.pictures_every and due(run.pictures_every):
+      view = view or layouts[1].view(state)
+      bar.set_postfix_str('measuring samples')
+      values = measures(view.ema[average])
+      writer.write(step, 'samples', **values)
+      if first:
+        bar.write(f'step {step}: ' + ', '.join(f'{name} {value:.4g}'
+                                               for name, value in values.items()))
     if view is not None:
       since = time.monotonic()  # the rate is that of training
       since_step = step
