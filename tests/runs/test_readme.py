@@ -6,26 +6,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from vdm_jax import objectives as objectives_lib
-from vdm_jax import oracles, processes, runs, schedules, weightings
-from vdm_jax.train import metrics
+from vdm_jax import certification, objectives, oracles, processes, schedules, weightings
 
-ROOT = Path(__file__).parents[2]
-
-
-def program(first_line: str) -> str:
-  """The Python block of the README that begins with this comment."""
-  blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
-  found = [block for block in blocks if block.startswith(first_line)]
-  assert len(found) == 1, f'README.md should have one Python block that begins {first_line!r}'
-  return found[0]
+TEXT = (Path(__file__).parents[2] / 'README.md').read_text()
+CIRCLE, OBJECTIVE, SAMPLER = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
 
 
 def test_the_two_dimensional_example_draws_a_circle(tmp_path):
   path = tmp_path / 'circle.py'
-  path.write_text(program('# circle.py'))
+  path.write_text(CIRCLE)
   assert len(path.read_text().splitlines()) <= 32
   out = runpy.run_path(str(path))
   points = np.asarray(out['points'])
@@ -38,60 +28,22 @@ def test_the_two_dimensional_example_draws_a_circle(tmp_path):
   assert counts.min() > 0.5 * len(points) / 8
 
 
-def test_the_sampler_in_the_readme_is_certified(tmp_path):
-  path = tmp_path / 'my_sampler.py'
-  path.write_text(program('# my_sampler.py'))
-  rows = runpy.run_path(str(path))['rows']
-  assert {row.curve for row in rows} == {'vp', 've', 'flow', 'sub_vp', 'ends'}
-  assert all(row.passed and row.evaluations_per_step == 2 for row in rows)
+def defined(block: str, name: str):
+  names = {}
+  exec(compile(block, 'README.md', 'exec'), names)
+  return names[name]
 
 
-@pytest.fixture(scope='module')
-def mine(tmp_path_factory):
-  path = tmp_path_factory.mktemp('mine') / 'my_objective.py'
-  path.write_text(program('# my_objective.py'))
-  return path
-
-
-def of_the_library(*args):
-  return objectives_lib.weighted_diffusion(*args, weight=weightings.min_snr(5.0))
-
-
-@pytest.mark.parametrize('whose', ['of the README', 'of the library'])
-def test_min_snr_has_the_error_of_the_best_denoiser_on_gaussian_data(mine, whose):
-  """min(SNR, 5) E|x - x_hat|^2, with the variance of x given z: 1 / (1 / v + SNR) a dimension."""
-  objective = {'of the README': runpy.run_path(str(mine))['min_snr'],
-               'of the library': of_the_library}[whose]
-  process, std, n = processes.GaussianProcess(schedules.Linear(4.0, -4.0)), 0.5, 40_000
-  keys = jax.random.split(jax.random.key(0), n)
-  x = 0.3 + std * jax.random.normal(jax.random.key(1), (n, 3))
-  for t in (0.1, 0.5, 0.9):
-    losses = np.asarray(objective(oracles.Gaussian(0.3, std), process, x, jnp.full(n, t), keys)[0])
-    snr = np.exp(4.0 - 8.0 * t)
-    exact = min(snr, 5.0) * 3.0 / (1.0 / std**2 + snr)
-    assert abs(losses.mean() - exact) < 4.0 * losses.std() / np.sqrt(n)
-
-
-def test_the_objective_in_the_readme_is_that_of_the_library_draw_by_draw(mine):
-  assert len(mine.read_text().splitlines()) <= 24
+def test_the_objective_is_a_weighted_bound_draw_by_draw():
   process = processes.GaussianProcess(schedules.Linear(4.0, -4.0))
   args = (oracles.Gaussian(0.3, 0.5), process, jax.random.normal(jax.random.key(1), (64, 3)),
           jnp.linspace(0.0, 1.0, 64), jax.random.split(jax.random.key(0), 64))
-  mine = runpy.run_path(str(mine))['min_snr']
-  np.testing.assert_allclose(mine(*args)[0], of_the_library(*args)[0], rtol=2e-4, atol=1e-5)
+  nats, _ = defined(OBJECTIVE, 'objective')(*args)
+  bound, _ = objectives.weighted_diffusion(*args, weight=weightings.vlb)
+  alpha = np.sqrt(1.0 / (1.0 + np.exp(-np.linspace(4.0, -4.0, 64))))  # of the vp curve
+  np.testing.assert_allclose(nats, alpha * bound, rtol=1e-5)
 
 
-def test_the_objective_in_the_readme_trains_and_is_evaluated_by_the_usual_commands(mine, tmp_path):
-  module = runpy.run_path(str(mine))
-  config = module['get_config']()
-  config.data.update(batch_size=16, data_dir=str(tmp_path / 'data'))
-  config.model.update(features=8, blocks=1, groups=2)
-  config.train.update(steps=60, log_every=20, validate_every=60, checkpoint_every=60,
-                      pictures_every=0)
-  config.optimizer.update(learning_rate=5e-3, warmup_steps=5, decay_steps=60)
-  runs.train(config, mine, tmp_path / 'run')
-  losses = [r['loss'] for r in metrics.read(tmp_path / 'run') if r['kind'] == 'train']
-  assert losses[-1] < 0.9 * losses[0]
-  ledger = runs.evaluate(tmp_path / 'run', times=4, examples=16, batch_size=64)
-  # An upper bound on an entropy of at least 0: it exceeds what a trained model reaches.
-  assert ledger.rows[0]['bits_per_dim'] > 1.8
+def test_the_sampler_has_first_order():
+  rows = certification.certify(defined(SAMPLER, 'sampler'), order=1)
+  assert all(row.passed and row.evaluations_per_step == 1 for row in rows)
