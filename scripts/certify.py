@@ -6,12 +6,12 @@
 import os
 import sys
 
-import cli
+import bootstrap
 import jax
 import rich.console
 from absl import flags
 
-from vdm_jax import measured
+from vdm_jax import cli, measured
 from vdm_jax.certification import catalogue, report
 from vdm_jax.errors import InputError
 
@@ -37,4 +37,4 @@ def main():
 
 
 if __name__ == '__main__':
-  cli.run(main, alone=True)
+  cli.run(main, bootstrap.ROOT, alone=True)

@@ -4,11 +4,11 @@
 
 Of a run its main evaluation, ledger.json; another by its file, runs/digits/ledger_raw.json.
 """
-import cli
+import bootstrap
 import rich.table
 from absl import flags
 
-from vdm_jax import measured, runs
+from vdm_jax import cli, measured, runs
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import comparison
 from vdm_jax.machine import files
@@ -34,4 +34,4 @@ def main(directories):
 
 
 if __name__ == '__main__':
-  cli.run(main, arguments=True, alone=True)
+  cli.run(main, bootstrap.ROOT, arguments=True, alone=True)

@@ -7,24 +7,23 @@ digits.json, the config, the step and the average.
 """
 from pathlib import Path
 
-import cli
-from absl import flags
+import bootstrap
 
+from vdm_jax import cli
 from vdm_jax.runs import exporting
 
 WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'The .safetensors to write.')
 OVERWRITE = cli.overwrite()
-AVERAGE = flags.DEFINE_string('average', '', "An EMA of the config, or 'raw'; ours: the longest.")
-STEP = flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
+AVERAGE, STEP = cli.average(), cli.step()
 
 
 def main():
-  trained = exporting.export(WORKDIR.value, OUT.value, average=AVERAGE.value, step=STEP.value,
-                             overwrite=OVERWRITE.value)
+  trained = exporting.export(WORKDIR.value, OUT.value, **cli.values(OVERWRITE, AVERAGE, STEP))
   print(f'step {trained.step}, average {trained.average}')
   cli.wrote(OUT.value, Path(OUT.value).with_suffix('.json'))
 
 
 if __name__ == '__main__':
-  cli.run(main, required={'workdir': 'runs/digits', 'out': 'digits.safetensors'}, alone=True)
+  cli.run(main, bootstrap.ROOT, required={'workdir': 'runs/digits', 'out': 'digits.safetensors'},
+          alone=True)

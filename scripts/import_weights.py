@@ -8,9 +8,10 @@
 Files are read without executing anything in them: PyTorch's, NVIDIA's pickles, safetensors, .npz
 and Flax's msgpack.
 """
-import cli
+import bootstrap
 from absl import flags
 
+from vdm_jax import cli
 from vdm_jax.runs import importing
 
 SOURCE = flags.DEFINE_enum('source', None, sorted(importing.SOURCES), 'Where the file is from.')
@@ -21,12 +22,12 @@ MODEL = flags.DEFINE_string('model', '', "Which of the source's models it is; de
 
 
 def main():
-  found = importing.import_weights(SOURCE.value, IN.value, OUT.value, cli.ROOT / 'configs',
-                                   MODEL.value)
-  print(f'{found.model}, {found.parameters:,} parameters, {found.config}')
+  imported = importing.import_weights(SOURCE.value, IN.value, OUT.value,
+                                      bootstrap.ROOT / 'configs', MODEL.value)
+  print(f'{imported.model}, {imported.parameters:,} parameters, {imported.config}')
   cli.wrote(OUT.value, then=cli.command('sample.py', workdir=OUT.value, out='samples.png'))
 
 
 if __name__ == '__main__':
-  cli.run(main, required={
+  cli.run(main, bootstrap.ROOT, required={
       'source': 'score-sde', 'in': 'checkpoint_8.pth', 'out': 'runs/ddpmpp'}, alone=True)

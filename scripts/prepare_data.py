@@ -5,9 +5,10 @@
 
 The archives are downloaded, or read from where they are already.  It can be run again.
 """
-import cli
+import bootstrap
 from absl import flags
 
+from vdm_jax import cli
 from vdm_jax.data import prepare
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
@@ -27,4 +28,4 @@ def main(names):
 
 
 if __name__ == '__main__':
-  cli.run(main, arguments=True, alone=True)
+  cli.run(main, bootstrap.ROOT, arguments=True, alone=True)

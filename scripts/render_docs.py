@@ -2,15 +2,15 @@
 
   python scripts/render_docs.py
 """
-import cli
+import bootstrap
 
-from vdm_jax import measured
+from vdm_jax import cli, measured
 
 
 def main():
-  for path in measured.render(cli.ROOT):
+  for path in measured.render(bootstrap.ROOT):
     cli.wrote(path)
 
 
 if __name__ == '__main__':
-  cli.run(main, alone=True)
+  cli.run(main, bootstrap.ROOT, alone=True)

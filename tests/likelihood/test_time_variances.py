@@ -9,7 +9,7 @@ from vdm_jax import oracles, random, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import time_variances
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, vp
-from vdm_jax.systems.variational import gaussian
+from vdm_jax.studies import gaussian
 from vdm_jax.typing import Model
 
 Split = namedtuple('Split', 'images')

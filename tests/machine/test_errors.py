@@ -1,20 +1,17 @@
 """Errors of a user's input are values: a field, what it was, what is wrong, what to do."""
 import ast
 import inspect
-import sys
 from pathlib import Path
 
 import ml_collections
 import pytest
 
 from vdm_jax import errors
+from vdm_jax.cli import messages
 from vdm_jax.errors import InputError
 from vdm_jax.systems import compose
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'scripts'))
-import cli  # noqa: E402
-
 PARAMETERS = {name: tuple(inspect.signature(call).parameters) for name, call in [
     ('InputError', InputError), ('require', errors.require),
     ('require_at_least', errors.require_at_least), ('require_choice', errors.require_choice)]}
@@ -73,6 +70,6 @@ def test_the_command_line_shows_the_flag_where_python_shows_the_argument(
     call()
   assert str(error.value) == python
   ended = []
-  monkeypatch.setattr(cli.distributed, 'leave', ended.append)
-  cli._exit(error.value)
+  monkeypatch.setattr(messages.distributed, 'leave', ended.append)
+  messages.fail(error.value)
   assert capsys.readouterr().err == f'error: {command}\n' and ended == [2]

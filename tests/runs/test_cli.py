@@ -64,9 +64,9 @@ def test_what_is_wrong_with_a_flag_is_one_line_with_its_remedy(line, message, tm
 def test_a_python_without_jax_is_told_where_the_environment_is():
   isolated = (sys.executable, '-I', '-S')  # as the system's: the standard library alone
   for script in sorted((ROOT / 'scripts').glob('*.py')):
-    if script.name == 'cli.py':
+    if script.name == 'bootstrap.py':
       continue
-    # -I leaves out the script's own folder, where `cli` is.
+    # -I leaves out the script's own folder, where `bootstrap` is.
     code = (f'import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); '
             f'sys.argv = [{str(script)!r}, "--workdir=a b"]; '
             f'runpy.run_path({str(script)!r}, run_name="__main__")')
@@ -79,8 +79,7 @@ def test_a_python_without_jax_is_told_where_the_environment_is():
 
 SHOWING = '''
 import sys
-sys.path.insert(0, 'scripts')
-import cli
+from vdm_jax import cli
 
 def main():
   import rich.table
@@ -110,5 +109,5 @@ def test_a_reader_that_leaves_ends_nothing(tmp_path):
   (tmp_path / 'showing.py').write_text(SHOWING)
   done = subprocess.run(
       ['bash', '-c', f'{sys.executable} {tmp_path}/showing.py | head -1; exit ${{PIPESTATUS[0]}}'],
-      cwd=ROOT, capture_output=True, text=True)
+      cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
   assert (done.returncode, done.stderr) == (0, 'the end\n')

@@ -42,8 +42,10 @@ ROOMS['ledger'] = [*MATHEMATICS, 'errors', 'machine', 'likelihood', 'objectives'
 ROOMS['published'] = ['typing', 'errors', 'random', 'schedules', 'machine', 'nn', 'systems']
 # A run's directory, and what the commands do with it.
 ROOMS['runs'] = [*ROOMS, PACKAGE]
-# What measures all of it, and what nothing uses.
-ROOMS['benchmark'] = [*ROOMS['runs'], 'runs']
+# What measures all of it, and programs that show one idea.
+ROOMS['benchmark'] = ROOMS['studies'] = [*ROOMS['runs'], 'runs']
+# The command line, which nothing uses.
+ROOMS['cli'] = [*ROOMS]
 ROOMS[PACKAGE] = ['typing', 'model', 'runs']
 OUTSIDE = {'configs', 'scripts', 'tests'}  # which use the package, and which it never imports
 _ACCELERATED = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'tensorflow', 'torch'}
@@ -115,6 +117,15 @@ def test_imports_point_down_only():
       if not fine:
         wrong.append(f'{module} imports {name}; `{room}` may use {ROOMS.get(room)}')
   assert not wrong, '\n'.join(wrong)
+
+
+def test_a_script_is_a_thin_main():
+  for path in sorted((ROOT / 'scripts').glob('*.py')):
+    text = path.read_text()
+    defined = {node.name for node in ast.walk(ast.parse(text))
+               if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    assert len(text.splitlines()) <= 40, f'{path}: its logic belongs into the package'
+    assert defined <= {'main'}, f'{path} defines {defined}'
 
 
 def test_what_tests_share_is_imported_from_tests_support():

@@ -28,7 +28,7 @@ MISTAKES = {
     'no config file': (['--config=nothing.py'], "nothing.py"),
     'a batch that is not divided': (['--config.data.batch_size=6'], 'choose a multiple of 4'),
     'no data set': (['--config.data.name=cifar10'], 'python scripts/prepare_data.py cifar10'),
-    'no such layout': (['--config.train.layout=fsdp'], 'choose one of jit, pmap'),
+    'no such layout': (['--config.train.layout=pjit'], 'choose one of jit, fsdp, pmap'),
     'seeds that are no numbers': (['--seeds=1,b'], '--seeds=1,b'),
 }
 

@@ -37,7 +37,7 @@ def start(*command, count=2, devices=2, slurm=False):
   """
   port, running = free_port(), []
   for i in range(count):
-    environment = {**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT}/scripts',
+    environment = {**os.environ, 'PYTHONPATH': f'{ROOT}',
                    # Quick to compile: a process that waits half a minute for another gives it up.
                    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
                                 '--xla_backend_optimization_level=0'}

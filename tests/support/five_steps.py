@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tests.support import sgd_config
+from vdm_jax import cli
 from vdm_jax.train import loop
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
@@ -74,5 +75,4 @@ def main(arguments):
 
 
 if __name__ == '__main__':
-  import cli  # of scripts/, where only this process looks
   cli.run(main, arguments=True)

@@ -15,7 +15,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.likelihood import time_variances
 from vdm_jax.objectives import proposals
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.systems.variational import gaussian, learned_schedule
+from vdm_jax.studies import gaussian
+from vdm_jax.systems.variational import learned_schedule
 from vdm_jax.train import optimizer, parallel
 from vdm_jax.train import step as step_lib
 from vdm_jax.typing import Experiment

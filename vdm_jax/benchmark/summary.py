@@ -9,12 +9,15 @@ Nothing is run: the work is read off the program of one evaluation of the denois
 
 Papers that speak of GFLOP often mean half of this, multiplications with an addition each.
 """
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import rich.box
+import rich.table
 
 from vdm_jax import random
 from vdm_jax.benchmark import speed
@@ -44,16 +47,44 @@ def summary(subject: speed.Subject) -> list[Row]:
       params, jax.ShapeDtypeStruct((1, *shape), jnp.float32),
       speed.random_batch(subject, 1),
       jax.eval_shape(lambda: random.key(0)))
-  counts, found = _parameters(params), list(operations(program.jaxpr))
-  owners = _owners([scope for scope, _, _ in found], counts)
+  counts, products = _parameters(params), list(operations(program.jaxpr))
+  owners = _owners([scope for scope, _, _ in products], counts)
   work = {}
-  for scope, flop, size in found:
+  for scope, flop, size in products:
     block = next((name for name in (f'{owners[scope[0]]}/{"".join(scope[1:2])}',
                                     owners[scope[0]]) if name in counts), 'other')
     before = work.get(block, (0.0, 0))
     work[block] = before[0] + flop, before[1] + size
   order = [*work, *(name for name in counts if name not in work)]
   return [Row(name, counts.get(name, 0), *work.get(name, (0.0, 0))) for name in order]
+
+
+def together(rows: Sequence[Row]) -> Row:
+  """Their sum."""
+  return Row('together', *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
+
+
+def table(title: str, rows: Sequence[Row]) -> rich.table.Table:
+  """A line for each block, and one for all of them together."""
+  out = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
+  for name in ('block', 'parameters', 'GFLOP an image', 'activations, MiB an image'):
+    out.add_column(name, justify='left' if name == 'block' else 'right')
+  for row in rows:
+    out.add_row(*_cells(row), end_section=row is rows[-1])
+  out.add_row(*_cells(together(rows)))
+  return out
+
+
+def _cells(row: Row) -> list[str]:
+  """A block that the denoiser does not call has parameters alone."""
+  work = [f'{row.flop / 1e9:.4g}', f'{row.activations / 2**20:.3g}'] if row.flop else ['-', '-']
+  return [row.block, f'{row.parameters:,}', *work]
+
+
+def as_json(title: str, rows: Sequence[Row]) -> str:
+  """One object, with a list of the blocks."""
+  return json.dumps({'config': title, 'blocks': [row._asdict() for row in rows],
+                     'together': together(rows)._asdict()}, indent=2)
 
 
 def _parameters(params: PyTree) -> dict[str, int]:

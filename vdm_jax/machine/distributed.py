@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.machine import devices, signals
+from vdm_jax.machine import devices, output, signals
 from vdm_jax.machine.signals import leave
 
 __all__ = ['AHEAD', 'HEARTBEAT', 'QUIET', 'fail', 'start', 'stopping']
@@ -151,8 +151,9 @@ def _interpret(address: str, first: bool) -> None:
     stream = getattr(sys, name)
     stream.flush()
     number = stream.fileno()
-    setattr(sys, name, open(os.dup(number), 'w', buffering=1, encoding=stream.encoding,
-                            errors=stream.errors))
+    again = output.lasting(stream, os.dup(number))
+    again.reconfigure(line_buffering=True)
+    setattr(sys, name, again)
     os.dup2(_listener.stdin.fileno(), number)
   _listener.stdin.close()
 

@@ -5,7 +5,6 @@ computes in C++ may not hear it for minutes.  A thread that reads the numbers wh
 writes into a pipe at once (`signal.set_wakeup_fd`) hears it there too.
 """
 import contextlib
-import errno
 import multiprocessing
 import os
 import signal
@@ -14,8 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-__all__ = ['GRACE', 'STOPPING', 'caught', 'ending', 'exit_code', 'lasting_output', 'leave', 'name',
-           'say']
+__all__ = ['GRACE', 'STOPPING', 'caught', 'ending', 'exit_code', 'leave', 'name', 'say']
 
 # Ctrl-C; the notice that a cluster gives; a terminal that closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -140,43 +138,3 @@ def ending(outcome: str) -> Iterator[None]:
     end(error.args[0])
   finally:
     over.set()
-
-
-class _Lasting:
-  """A stream that its reader may leave: from then on what is written goes nowhere."""
-
-  def __init__(self, stream):
-    self._stream = stream
-
-  def __getattr__(self, attribute):
-    return getattr(self._stream, attribute)
-
-  def write(self, text: str) -> int:
-    self._do(lambda: self._stream.write(text))
-    return len(text)
-
-  def flush(self) -> None:
-    self._do(self._stream.flush)
-
-  def _do(self, act) -> None:
-    try:
-      act()
-    except OSError as error:
-      if error.errno not in (errno.EPIPE, errno.EIO):
-        raise
-      nowhere = os.open(os.devnull, os.O_WRONLY)
-      os.dup2(nowhere, self._stream.fileno())
-      os.close(nowhere)
-
-
-@contextlib.contextmanager
-def lasting_output() -> Iterator[None]:
-  """What is inside does not end because nobody reads any more what it prints."""
-  streams = sys.stdout, sys.stderr
-  sys.stdout, sys.stderr = map(_Lasting, streams)
-  try:
-    yield
-  finally:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.stdout, sys.stderr = streams

@@ -60,13 +60,13 @@ def learn(schedule: nn.Module, steps: int = 1000, *, batch: int = 64, dim: int =
           seed: int = 0) -> Process:
   """`schedule` after so many steps of least variance, at a rate of 0.1 that falls as a cosine."""
   rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, min(20, steps // 2), steps)
-  made = by_variance(experiment(schedule, rate, dim=dim))
+  learned = by_variance(experiment(schedule, rate, dim=dim))
 
   @jax.jit
   def run(key):
     key_init, key = jax.random.split(key)
-    state = step.init(made.init(key_init), made.tx, (), made.aux)
-    one = lambda state, _: made.update(state, jnp.zeros(batch), key, parallel.Axis())
+    state = step.init(learned.init(key_init), learned.tx, (), learned.aux)
+    one = lambda state, _: learned.update(state, jnp.zeros(batch), key, parallel.Axis())
     return jax.lax.scan(one, state, length=steps)[0].params
 
   return GaussianProcess(Bound(run(random.key(seed))['schedule'], schedule))

@@ -1,0 +1,129 @@
+"""The measurements by the names that the command has for them."""
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ml_collections
+
+from vdm_jax.benchmark import memory, precision, scaling, speed
+from vdm_jax.errors import InputError, require
+
+__all__ = ['MEASUREMENTS', 'Settings', 'measure']
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is measured, and how.  Each measurement reads some of these."""
+  config_file: str = ''
+  config: ml_collections.ConfigDict | None = None
+  workdir: str = ''                   # of a run, in the place of a config
+  data_dir: str = ''
+  blocks: int | None = None           # in the place of the config's
+  features: int | None = None
+  batch_size: int | None = None
+  repetitions: int | None = None      # None: what some seconds hold
+  warm_up: int = 1
+  cold: bool = False
+  peak_tflops: float = 0.0
+  times: int = 32
+  sampler_steps: int = 250
+  depths: Sequence[int] = (1, 2, 4, 8)
+  training: Sequence[str] = ()        # the command of a training whose start is timed; (): none
+  split: str = 'test'
+  examples: int | None = None
+  repeats: int = 1
+  average: str = ''
+  published: Path | None = None       # the folder of the configs of published models
+
+
+def measure(name: str, settings: Settings) -> dict:
+  """The numbers of the measurement of this name, of `MEASUREMENTS`.  Raises InputError."""
+  return MEASUREMENTS[name](settings)
+
+
+def _of_config(settings: Settings, blocks: int | None = None) -> speed.Subject:
+  if settings.config is None:
+    raise InputError('config', None, 'it is missing', 'name a config file' + (
+        ', as this command takes no workdir' if settings.workdir else ''))
+  return speed.of_config(settings.config_file, settings.config, features=settings.features,
+                         batch_size=settings.batch_size,
+                         blocks=settings.blocks if blocks is None else blocks)
+
+
+def _of_run_or_config(settings: Settings) -> speed.Subject:
+  if not settings.workdir:
+    return _of_config(settings)
+  require(settings.config is None and settings.blocks is None and settings.features is None,
+          'workdir', settings.workdir, 'a run has its config',
+          'leave out config, blocks and features')
+  return speed.of_run(settings.workdir, batch_size=settings.batch_size,
+                      data_dir=settings.data_dir)
+
+
+def _repetitions(settings: Settings) -> dict:
+  return {'repetitions': settings.repetitions, 'warm_up': settings.warm_up}
+
+
+def _batch_size(settings: Settings) -> dict:
+  return {} if settings.batch_size is None else {'batch_size': settings.batch_size}
+
+
+def _train(settings: Settings) -> dict:
+  return speed.train(_of_config(settings), cold=settings.cold, peak_tflops=settings.peak_tflops,
+                     **_repetitions(settings))
+
+
+def _evaluate(settings: Settings) -> dict:
+  return speed.evaluate(_of_run_or_config(settings), times=settings.times,
+                        peak_tflops=settings.peak_tflops, **_repetitions(settings))
+
+
+def _sample(settings: Settings) -> dict:
+  return speed.sample(_of_run_or_config(settings), sampler_steps=settings.sampler_steps,
+                      peak_tflops=settings.peak_tflops, **_repetitions(settings))
+
+
+def _data(settings: Settings) -> dict:
+  return speed.data(_of_config(settings), **_repetitions(settings))
+
+
+def _compile(settings: Settings) -> dict:
+  require(bool(settings.depths), 'depths', None, 'it is empty', 'name one or more')
+  start = {}
+  if settings.training and settings.config is not None:
+    # Before this process takes the accelerator.
+    start = speed.start_to_first_step(settings.training)
+  return speed.compilation([_of_config(settings, depth) for depth in settings.depths], start=start)
+
+
+def _precision(settings: Settings) -> dict:
+  require(bool(settings.workdir), 'workdir', None, 'it is missing', 'name a run')
+  require(settings.config is None, 'workdir', settings.workdir, 'a run has its config',
+          'leave out config')
+  return precision.compare(
+      settings.workdir, split=settings.split, examples=settings.examples, repeats=settings.repeats,
+      times=settings.times, average=settings.average, data_dir=settings.data_dir,
+      **_batch_size(settings))
+
+
+def _memory(settings: Settings) -> dict:
+  scaling.simulate(1)
+  if settings.config is not None:
+    name = Path(settings.config_file).stem
+    return memory.memory({name: (settings.config_file, settings.config)})
+  if settings.published is None:
+    raise InputError('config', None, 'it is missing', 'name a config file')
+  return memory.memory(memory.published(settings.published))
+
+
+def _scaling(settings: Settings) -> dict:
+  if settings.config is None:
+    raise InputError('config', None, 'it is missing', 'name a config file')
+  scaling.simulate(max(scaling.DEVICES))
+  return scaling.scaling(settings.config_file, settings.config, blocks=settings.blocks,
+                         features=settings.features, **_batch_size(settings))
+
+
+MEASUREMENTS: dict[str, Callable[[Settings], dict]] = {
+    'train': _train, 'eval': _evaluate, 'sample': _sample, 'data': _data, 'compile': _compile,
+    'precision': _precision, 'memory': _memory, 'scaling': _scaling}

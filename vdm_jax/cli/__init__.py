@@ -1,0 +1,27 @@
+"""What the commands share: their flags, a user's error in one line, and how they start and end.
+
+A command is a script of its flags and a `main`, which `run` starts.  A command of many flags has
+both in a module of `commands`.
+"""
+from vdm_jax.cli.configs import config, config_file, config_flag, config_name
+from vdm_jax.cli.flags import (
+    average,
+    batch_size,
+    config_data_dir,
+    data_dir,
+    integers,
+    moved_data,
+    of_run,
+    overwrite,
+    path,
+    run_directory,
+    seed,
+    step,
+    values,
+)
+from vdm_jax.cli.messages import command, script, wrote
+from vdm_jax.cli.running import run
+
+__all__ = ['average', 'batch_size', 'command', 'config', 'config_data_dir', 'config_file',
+           'config_flag', 'config_name', 'data_dir', 'integers', 'moved_data', 'of_run',
+           'overwrite', 'path', 'run', 'run_directory', 'script', 'seed', 'step', 'values', 'wrote']

@@ -1,0 +1,69 @@
+"""The flags of scripts/benchmark.py, and what it does with them."""
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import cli
+from vdm_jax.benchmark import measurements, report
+from vdm_jax.errors import InputError
+
+CONFIG = cli.config_flag()
+WORKDIR = cli.run_directory('eval, sample, precision: a run, in the place of --config.')
+BLOCKS = flags.DEFINE_integer('blocks', None, 'In the place of config.model.blocks.')
+FEATURES = flags.DEFINE_integer('features', None, 'In the place of config.model.features.')
+BATCH_SIZE = flags.DEFINE_integer(
+    'batch_size', None, 'In the place of config.data.batch_size: images, or for eval and precision '
+    'evaluations of the network, at a time; scaling: images on each device.')
+REPETITIONS = flags.DEFINE_integer('repetitions', None, 'Measured ones; default: what 20 s hold, '
+                                   'at least 3.')
+WARM_UP = flags.DEFINE_integer('warm_up', 1, 'Repetitions before, not measured.')
+COLD = flags.DEFINE_bool('cold', False, 'train: compile without the persistent cache.')
+PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'What one device can do; default: as stated of it, '
+                          'in bfloat16, where that is known.')
+TIMES = flags.DEFINE_integer('times', 32, 'eval, precision: evaluations of the network for each '
+                             'image.')
+SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: of the ancestral sampler.')
+DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: values of --blocks.')
+START = flags.DEFINE_bool('start', True, 'compile: also the time from start to first step.')
+SPLIT = flags.DEFINE_string('split', 'test', 'precision: train, validation or test.')
+EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: only the first so many images.')
+REPEATS = flags.DEFINE_integer('repeats', 1, 'precision: independent repetitions of all draws.')
+AVERAGE = cli.average("precision: an EMA of the config, or 'raw'; ours: the longest.")
+MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the lists of rows as tables of Markdown.')
+DATA_DIR = cli.config_data_dir()
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else there.')
+
+
+def main(configs: Path, arguments: Sequence[str]):
+  """configs: the folder of the published ones; arguments: the name of one measurement."""
+  names = measurements.MEASUREMENTS
+  if len(arguments) != 1 or arguments[0] not in names:
+    what = f'{" ".join(arguments)!r} is no measurement' if arguments else 'no measurement is named'
+    raise InputError(problem=what, remedy=f'name one of {", ".join(names)} (and further '
+                     'options as --name=value)')
+  result = measurements.measure(arguments[0], _settings(configs))
+  if MARKDOWN.value and not JSON.value:
+    print(report.markdown(result))
+  else:
+    report.show(arguments[0], result, JSON.value)
+
+
+def _settings(configs: Path) -> measurements.Settings:
+  config = {} if CONFIG.value is None else {'config_file': cli.config_file(),
+                                            'config': cli.config()}
+  return measurements.Settings(
+      **config, depths=cli.integers('depths', DEPTHS.value), published=configs,
+      training=_training() if START.value else (), **cli.values(
+          WORKDIR, DATA_DIR, BLOCKS, FEATURES, BATCH_SIZE, REPETITIONS, WARM_UP, COLD, PEAK, TIMES,
+          SAMPLER_STEPS, SPLIT, EXAMPLES, REPEATS, AVERAGE))
+
+
+def _training() -> list[str]:
+  """The command that trains what is measured."""
+  words = [word for word in sys.argv[1:] if word.startswith(('--config', '--data_dir='))]
+  words += [f'--config.{field}={flag.value}' for field, flag in [
+      ('model.blocks', BLOCKS), ('model.features', FEATURES), ('data.batch_size', BATCH_SIZE)]
+            if flag.value is not None]
+  return [sys.executable, str(cli.script('train.py').resolve()), *words]

@@ -1,0 +1,59 @@
+"""The flags of scripts/evaluate.py, and what it does with them."""
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import cli, ledger, runs
+from vdm_jax.errors import InputError
+from vdm_jax.ledger import families, family
+from vdm_jax.train import metrics
+
+WORKDIR = cli.run_directory()
+SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
+ESTIMATES = flags.DEFINE_list('estimates', ['vlb'], f'Of {families.ACCEPTED}; vlb is always '
+                              'there.')
+SCHEDULES = flags.DEFINE_bool('schedules', False, 'vlb also under other schedules of equal ends.')
+REPEATS = flags.DEFINE_integer('repeats', 1, 'Independent repetitions of all draws.')
+TIMES = flags.DEFINE_integer('times', 32, 'vlb, immse: times per image and repetition, evenly '
+                             'spread.')
+IMPORTANCE = flags.DEFINE_integer('importance', 1, 'ode: draws of the dequantiser, for an image.')
+TOLERANCE = flags.DEFINE_float('ode_tolerance', 1e-5, 'ode: absolute and relative, of its steps.')
+START = flags.DEFINE_float('ode_start', None, 'ode: the time, 1e-3 say, where the flow ends and '
+                           'one Gaussian step around the denoised data begins; left out: 0.')
+PROBES = flags.DEFINE_integer('probes', 1, 'ode: of the divergence, for an image.')
+PROBE = flags.DEFINE_string('probe', 'rademacher', f'ode: {", ".join(family.PROBES)}; exact is '
+                            'for data of few dimensions.')
+AVERAGE, STEP = cli.average(), cli.step()
+SEED = cli.seed('the draws')
+BATCH_SIZE = cli.batch_size(512, 'Evaluations of the network at a time.')
+EXAMPLES = flags.DEFINE_integer('examples', None, 'Only the first so many images.')
+REPORT = flags.DEFINE_bool('report', False, 'Only print the ledger of the main evaluation of '
+                           '--split.')
+OUT = cli.path('out', 'The directory for the files, if not that of the run.')
+OVERWRITE = cli.overwrite('Also a ledger of the same images and weights with more rows or draws.')
+DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
+
+
+def main():
+  of_main = AVERAGE, STEP, EXAMPLES
+  if REPORT.value and (other := [flag.name for flag in of_main if flag.value != flag.default]):
+    raise InputError('report', True, 'it shows the main evaluation of a split, of all images by '
+                     'the newest weights of the default average', f'leave out --{other[0]}, or '
+                     'show another ledger by scripts/compare_ledgers.py RUN/ledger_....json')
+  ledgers = {run.name: _evaluated(run, Path(OUT.value) / run.name if OUT.value else '')
+             for run in runs.seeds(WORKDIR.value)}
+  if ledgers:
+    metrics.show(ledger.over_seeds(ledgers))
+  else:
+    _evaluated(Path(WORKDIR.value), OUT.value or '')
+
+
+def _evaluated(run: Path, out: str | Path) -> ledger.Ledger:
+  show = lambda shown: metrics.show(ledger.table(shown))
+  if REPORT.value:
+    reported = runs.report(run, SPLIT.value, out)
+    show(reported)
+    return reported
+  return runs.evaluate(run, out=out, show=show, **cli.values(
+      SPLIT, ESTIMATES, SCHEDULES, REPEATS, TIMES, IMPORTANCE, TOLERANCE, START, PROBES, PROBE,
+      AVERAGE, STEP, SEED, BATCH_SIZE, EXAMPLES, OVERWRITE, DATA_DIR, DATA_NAME))

@@ -1,0 +1,63 @@
+"""The flags of scripts/sample.py, and what it does with them."""
+import jax
+from absl import flags
+
+from vdm_jax import cli, guidance, runs
+from vdm_jax.cli import drawing
+from vdm_jax.errors import InputError, require
+from vdm_jax.samplers import catalogue
+
+WORKDIR = cli.run_directory()
+OUT = cli.path('out', 'A .png to look at, or an .npz, resumed where it was left.')
+OVERWRITE = cli.overwrite()
+SAMPLER = drawing.sampler(
+    catalogue.describe(), f'{", ".join(catalogue.GRIDS)}; the last five and '
+    "iddpm:10,10,5 select from a chain of 1000; or times of your own, 1,0.7,0.3,0 or a .npy file.  "
+    "Default: the sampler's own, for most uniform.",
+    'Of ddim: its noise, from 0 (none) to 1 (that of ancestral).')
+TRACE = cli.path('trace', 'Also a .png of the first images on their way.')
+COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
+SEED = cli.seed('the samples')
+LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
+TOLD = flags.DEFINE_multi_string(
+    'told', [], 'FIELD=TEXT: what is told in a field of text; given again, the texts in turn.')
+GUIDANCE = flags.DEFINE_list(
+    'guidance', [], 'W: classifier-free, eps = (1 + W) eps(z, label) - W eps(z); W,LOW,HIGH: where '
+    'log-SNR is in [LOW, HIGH], else as it is.')
+BATCH_SIZE = cli.batch_size(64)
+OF_RUN = cli.of_run()
+
+
+def main():
+  # A run that draws its own samples is to be asked for none by name.
+  method = SAMPLER.method() if SAMPLER.chosen() else None
+  texts = _texts(TOLD.value)
+  try:
+    evaluations = runs.sample(
+        WORKDIR.value, OUT.value, method=method, guided=guidance.parse(GUIDANCE.value), told=texts,
+        **cli.values(OVERWRITE, TRACE, COUNT, SEED, LABEL, BATCH_SIZE, *OF_RUN))
+  except InputError as error:
+    if error.field not in texts:
+      raise
+    raise InputError(f'told={error.field}', error.value, error.problem, error.remedy) from None
+  if jax.process_index() == 0 and evaluations:
+    print(f'{evaluations} evaluations of the network for each image')
+  if evaluations == 0:
+    print(f'{OUT.value}: all images were there already')
+    if TRACE.value:
+      cli.wrote(TRACE.value)
+    return
+  then = (cli.command('score_samples.py', samples=OUT.value, reference='digits', features='pixels')
+          if OUT.value.endswith('.npz') else '')
+  cli.wrote(*filter(None, (OUT.value, TRACE.value)), then=then)
+
+
+def _texts(words: list[str]) -> dict[str, list[str]]:
+  """The texts of --told by field.  Raises InputError."""
+  texts = {}
+  for word in words:
+    field, equals, text = word.partition('=')
+    require(bool(field and equals), 'told', word, 'it is no FIELD=TEXT',
+            'write --told=caption=three')
+    texts.setdefault(field, []).append(text)
+  return texts

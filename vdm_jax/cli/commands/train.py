@@ -1,0 +1,43 @@
+"""The flags of scripts/train.py, and what it does with them."""
+import shlex
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from vdm_jax import cli, runs
+
+CONFIG = cli.config_flag()
+WORKDIR = cli.run_directory('Where the run is kept; made, or resumed.')
+DATA_DIR, DATA_NAME = cli.config_data_dir(), cli.moved_data()
+SEEDS = flags.DEFINE_list('seeds', [], 'One run for each of these, in WORKDIR/seed_N.')
+INIT_FROM = cli.run_directory("Start from the weights of this workdir's run.", 'init_from')
+EXTEND = flags.DEFINE_bool('extend', False, 'Let the learning rate of a run fall to 0 later, at a '
+                           'larger --config.optimizer.decay_steps.')
+PROFILE = flags.DEFINE_integer('profile', 0, 'Trace so many steps, into WORKDIR/profile.')
+DEBUG_NANS = flags.DEFINE_bool('debug_nans', False, 'Stop at the operation that makes a NaN.')
+
+
+def main():
+  jax.config.update('jax_debug_nans', DEBUG_NANS.value)
+  config, options = cli.config(), cli.values(INIT_FROM, EXTEND, PROFILE)
+  if SEEDS.value:
+    seeds = cli.integers('seeds', SEEDS.value)
+    runs.train_seeds(config, cli.config_file(), WORKDIR.value, seeds, **options)
+    directories = [Path(WORKDIR.value, f'seed_{seed}') for seed in seeds]
+  else:
+    runs.train(config, cli.config_file(), WORKDIR.value, **options)
+    directories = [WORKDIR.value]
+  then = [cli.command('evaluate.py', workdir=directories[0]),
+          cli.command('sample.py', workdir=directories[0], out='samples.png')]
+  cli.wrote(*directories, verb='kept in', then=', '.join(then))
+  if PROFILE.value and jax.process_index() == 0:
+    print(_of_trace(Path(directories[-1], 'profile')))
+
+
+def _of_trace(profile: Path) -> str:
+  """Where the trace of --profile is, and what shows it."""
+  if traces := sorted(profile.rglob('*.trace.json.gz')):
+    return (f'trace: {traces[-1]}; open it in https://ui.perfetto.dev, or `pip install xprof` and '
+            f'`xprof --logdir={shlex.quote(str(profile))}`')
+  return 'trace: none, since the run had too few steps left'

@@ -1,0 +1,93 @@
+"""Flags that several commands have, with one meaning and one default each."""
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from vdm_jax.errors import InputError
+from vdm_jax.machine import files
+
+flags.disclaim_key_flags()  # what is defined here belongs to the command, for its --help
+
+
+class _Path(flags.ArgumentParser):
+  """A path, by `files.given` or another function of (field, path)."""
+
+  def __init__(self, name: str, check: Callable[[str, str], Path]):
+    self._name, self._check = name, check
+
+  def parse(self, argument: str) -> str:
+    return str(self._check(self._name, argument))
+
+  def flag_type(self) -> str:
+    return 'path'
+
+
+def path(name: str, help_text: str) -> flags.FlagHolder:
+  """A flag of one path, with ~ expanded; None where it is not given."""
+  return flags.DEFINE(_Path(name, files.given), name, None, help_text)
+
+
+def run_directory(help_text: str = 'The directory of the run.', name: str = 'workdir'
+                  ) -> flags.FlagHolder:
+  """As `path`, of a directory that holds a run."""
+  return flags.DEFINE(_Path(name, files.run_directory), name, None, help_text)
+
+
+def config_data_dir() -> flags.FlagHolder:
+  """--data_dir, of a config."""
+  return path('data_dir', 'Where TFDS data sets are: config.data.data_dir.')
+
+
+def data_dir() -> flags.FlagHolder:
+  """--data_dir, of data sets that are not where the run found them."""
+  return path('data_dir', 'Where TFDS data sets are, if not where they were.')
+
+
+def moved_data() -> flags.FlagHolder:
+  """--data_name, of data that are not where the run found them."""
+  return path('data_name', "Where the run's data are, if not where they were: ./photos, x.npz.")
+
+
+def average(help_text: str = "An EMA of the config, or 'raw'; ours: the longest."
+            ) -> flags.FlagHolder:
+  """--average, of a run's weights."""
+  return flags.DEFINE_string('average', '', help_text)
+
+
+def step() -> flags.FlagHolder:
+  """--step, of a run's weights."""
+  return flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
+
+
+def of_run() -> tuple[flags.FlagHolder, ...]:
+  """--average, --step, --data_dir and --data_name: what is loaded of a run."""
+  return average(), step(), data_dir(), moved_data()
+
+
+def seed(of: str) -> flags.FlagHolder:
+  """--seed.  of: what is drawn by it, 'the samples'."""
+  return flags.DEFINE_integer('seed', 0, f'Of {of}.')
+
+
+def batch_size(default: int, help_text: str = 'Images at a time.') -> flags.FlagHolder:
+  return flags.DEFINE_integer('batch_size', default, help_text)
+
+
+def overwrite(help_text: str = 'Replace files that are there already.') -> flags.FlagHolder:
+  return flags.DEFINE_bool('overwrite', False, help_text)
+
+
+def values(*holders: flags.FlagHolder) -> dict[str, Any]:
+  """{name: value} of these flags, without those that have none."""
+  return {holder.name: holder.value for holder in holders if holder.value is not None}
+
+
+def integers(name: str, words: Sequence[str]) -> list[int]:
+  """The numbers of a list flag.  Raises InputError."""
+  try:
+    return [int(word) for word in words]
+  except ValueError:
+    raise InputError(name, words, 'these are no whole numbers',
+                     'give such, separated by commas') from None

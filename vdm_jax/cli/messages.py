@@ -1,0 +1,36 @@
+"""What a command says: an error, what it wrote, and which command is next."""
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+
+from vdm_jax.errors import InputError
+from vdm_jax.machine import distributed
+
+
+def script(name: str) -> Path:
+  """The script of this name, beside the one that was started."""
+  return Path(sys.argv[0]).with_name(name)
+
+
+def command(name: str, **options: str | Path) -> str:
+  """How another script is called from here."""
+  words = [str(script(name)), *(f'--{option}={value}' for option, value in options.items())]
+  return ' '.join(['python', *map(shlex.quote, words)])
+
+
+def wrote(*paths: str | Path, then: str = '', verb: str = 'wrote') -> None:
+  """Says, on process 0, which files were written, and which command is next."""
+  if jax.process_index() == 0:
+    print(f'{verb} {", ".join(map(str, paths))}')
+    if then:
+      print(f'next: {then}')
+
+
+def fail(error: Exception | str) -> NoReturn:
+  """Says in one line what was wrong with the command, and ends with code 2."""
+  text = error.as_flag() if isinstance(error, InputError) else str(error)
+  print(f'error: {text}', file=sys.stderr)
+  distributed.leave(2)

@@ -1,0 +1,70 @@
+"""The systems of points in the plane, trained and drawn side by side in one picture."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vdm_jax import runs
+from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.machine import files
+from vdm_jax.runs import gallery, pictures, workdir
+from vdm_jax.samplers import catalogue
+
+__all__ = ['SYSTEMS', 'Toy', 'study']
+
+
+class Toy(NamedTuple):
+  """A system of points: where its config is, and what draws from it."""
+  title: str
+  config: str                # in the folder of configs, without .py
+  variant: tuple[str, ...]   # of the config; (): it has none
+  sampler: str
+  steps: int
+
+
+SYSTEMS = {
+    'dpm': Toy('DPM 2015', 'plane/dpm2015', (), 'ancestral_learned', 39),
+    'vdm': Toy('VDM', 'plane/spiral', ('vdm',), 'ancestral', 250),
+    'vp': Toy('VP score SDE', 'plane/spiral', ('vp',), 'euler_maruyama', 1000),
+    'subvp': Toy('sub-VP score SDE', 'plane/spiral', ('subvp',), 'euler_maruyama', 1000),
+    've': Toy('VE score SDE', 'plane/spiral', ('ve',), 'ancestral', 250),
+    'edm': Toy('EDM', 'plane/spiral', ('edm',), 'edm', 40),
+    'sliced': Toy('sliced score matching', 'plane/matching', (), 'ancestral', 250),
+    'energy': Toy('energy', 'plane/energy', (), 'ancestral', 250),
+}
+
+
+def study(directory: str | Path, out: str | Path, configs: Path, *,
+          systems: Sequence[str] = tuple(SYSTEMS), train_steps: int | None = None,
+          overwrite: bool = False) -> list[Path]:
+  """Trains each system that is not there yet, and draws all of them.  Their directories.
+
+  Args:
+    directory: of the runs, DIRECTORY/SYSTEM.
+    out: a .png.
+    configs: the folder of configs.
+    systems: of `SYSTEMS`.
+    train_steps: in the place of the configs'.
+
+  Raises InputError: there is no such system, or the file is there, unless `overwrite`.
+  """
+  if unknown := [name for name in systems if name not in SYSTEMS]:
+    raise InputError('systems', unknown, 'there is no such choice',
+                     f'choose of {", ".join(SYSTEMS)}')
+  files.output('out', out, '.png', overwrite=overwrite)
+  require_at_least('train_steps', train_steps)
+  rows, places = [], [Path(directory, name) for name in systems]
+  for name, place in zip(systems, places, strict=True):
+    toy = SYSTEMS[name]
+    file = configs / f'{toy.config}.py'
+    config = workdir.import_config(file).get_config(*toy.variant)
+    if train_steps is not None:
+      config.train.steps = config.optimizer.decay_steps = train_steps
+      config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train_steps // 2)
+    print(f'{toy.title}: {place}')
+    runs.train(config, file, place)
+    row = gallery.row(toy.title, place, catalogue.method(toy.sampler, toy.steps, ''))
+    print(f'{toy.title}: distance {row.distance:.4f}, of training data {row.floor:.4f}; '
+          'energy distance {:.5f} +- {:.5f}'.format(*row.energy))
+    rows.append(row)
+  pictures.save_png(out, gallery.picture(rows))
+  return places
