@@ -40,12 +40,12 @@ _BATCHES = 4, 8    # compiled; with fewer images gradients and activations share
 
 def published(folder: Path) -> dict[str, tuple[Path, ml_collections.ConfigDict]]:
   """{name: (file, config)} of the configs of published models in `folder`."""
-  found = {}
+  configs = {}
   for name in PUBLISHED:
     stem, colon, variant = name.partition(':')
     file = folder / f'{stem}.py'
-    found[name] = file, workdir.open_config(f'{file}{colon}{variant}')
-  return found
+    configs[name] = file, workdir.open_config(f'{file}{colon}{variant}')
+  return configs
 
 
 def bytes_of(tree: PyTree, devices: int = 1) -> int:
@@ -116,10 +116,10 @@ def account(name: str, file: str | Path, config: ml_collections.ConfigDict,
 def memory(configs: Mapping[str, tuple[str | Path, ml_collections.ConfigDict]],
            devices: Sequence[int] = DEVICES) -> dict:
   """`account` of each of {name: (file, config)}: lists of rows, to be shown by `report`."""
-  found = [account(name, file, config, devices) for name, (file, config) in configs.items()]
+  accounts = [account(name, file, config, devices) for name, (file, config) in configs.items()]
   return {'command': 'memory', 'share_of_peak_assumed': UTILISATION,
           **{f'{kind.split()[-1]}_peak_flop_per_second': hardware.PEAKS[kind].flop_per_second
              for kind in KINDS},
           'compiled_for': jax.default_backend(), 'jax': jax.__version__,
-          'configs': [about for about, _ in found],
-          'on_each_device': [row for _, rows in found for row in rows]}
+          'configs': [about for about, _ in accounts],
+          'on_each_device': [row for _, rows in accounts for row in rows]}

@@ -60,10 +60,10 @@ def naive(denoise: Denoiser) -> Denoiser:
 
 def exact(denoise: Denoiser) -> Denoiser:
   """With products in float32: TPUs round their factors to bfloat16, GPUs to TF32, unless told."""
-  def told(z, level, cond=None):
+  def precise(z, level, cond=None):
     with jax.default_matmul_precision('float32'):
       return denoise(z, level, cond)
-  return told
+  return precise
 
 
 def knowing(x: Array) -> Denoiser:
@@ -132,17 +132,17 @@ def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
   one image.  Errors are standard errors over images, of a difference those of the differences image
   by image.  Raises InputError: a bound that is not finite.
   """
-  found = over_images(
+  bits = over_images(
       paired(times), lambda params: {name: make(params) for name, make in models.items()}, params,
       split, random.key(seed), label='precisions', at_once=batch_size // times,
       repeats=repeats, count=count, progress=progress)
-  found = {name: bits_per_dim(u, shape) for name, u in found.items()}
-  if not all(np.isfinite(u).all() for u in found.values()):
+  bits = {name: bits_per_dim(u, shape) for name, u in bits.items()}
+  if not all(np.isfinite(u).all() for u in bits.values()):
     raise InputError(problem='the bound of this run is not finite, and so cannot be compared: its '
                      'log-SNR has no two finite ends, or its weights are not finite',
                      remedy='name another run')
-  above = {name: found[f'{name}/above'] for name in models}
-  total = {name: found['ends'] + above[name] + found[f'{name}/below'] for name in models}
+  above = {name: bits[f'{name}/above'] for name in models}
+  total = {name: bits['ends'] + above[name] + bits[f'{name}/below'] for name in models}
 
   def mean(name, values):
     if values is None:
@@ -155,7 +155,7 @@ def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
            **mean('bits_difference', less(name, total)), **mean('bits_above', above[name]),
            **mean('bits_above_difference', less(name, above))} for name in models]
   return [*rows, {'precision': FLOOR, **mean('bits', None), **mean('bits_difference', None),
-                  **mean('bits_above', found[f'{FLOOR}/above']),
+                  **mean('bits_above', bits[f'{FLOOR}/above']),
                   **mean('bits_above_difference', None)}]
 
 

@@ -97,11 +97,11 @@ def _within(bodies, name: str, times: int | None) -> list[Collective]:
   return out
 
 
-def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
+def by_kind(seen: Sequence[Collective]) -> dict[str, dict[str, int]]:
   """{kind: {'operations', 'bytes', 'scalars'}}: bytes of tensors, and how many single numbers."""
   out = {}
   for kind in _KINDS:
-    those = [c for c in found if c.kind == kind]
+    those = [c for c in seen if c.kind == kind]
     if those:
       out[kind] = {
           'operations': sum(c.times for c in those),
@@ -158,7 +158,7 @@ def simulate(devices: int) -> None:
 def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], batch: int) -> str:
   """The compiled HLO of a training step of `batch` images on each of the devices."""
   n = len(devices)
-  made = loop.LAYOUTS[layout](speed.make_update(subject), devices)
+  chosen = loop.LAYOUTS[layout](speed.make_update(subject), devices)
   shape = lambda u, *first: jax.ShapeDtypeStruct((*first, *u.shape), u.dtype)
   state = jax.eval_shape(lambda: speed.initial_state(subject))
   rows = speed.random_batch(subject, n * batch)
@@ -167,10 +167,10 @@ def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], 
     rows = {name: jax.ShapeDtypeStruct((n, batch, *u.shape[1:]), u.dtype)
             for name, u in rows.items()}
   else:
-    state, rows = made.target(state), jax.tree.map(shape, rows)
+    state, rows = chosen.target(state), jax.tree.map(shape, rows)
   key = jax.eval_shape(lambda: random.key(0))
   # LLVM has nothing to do with what the devices send.
-  return made.step.lower(state, rows, key).compile(
+  return chosen.step.lower(state, rows, key).compile(
       compiler_options={'xla_backend_optimization_level': 0}).as_text()
 
 
@@ -185,12 +185,12 @@ def rehearse(subject: speed.Subject, devices: Sequence[int] = DEVICES, batch: in
   for layout in loop.LAYOUTS:
     for n in devices:
       say(f'compiling the step: {layout} on {n} simulated devices')
-      found = by_kind(collectives(program(subject, layout, jax.devices()[:n], batch)))
-      tensors = {kind: u['bytes'] for kind, u in found.items() if u['bytes']}
+      kinds = by_kind(collectives(program(subject, layout, jax.devices()[:n], batch)))
+      tensors = {kind: u['bytes'] for kind, u in kinds.items() if u['bytes']}
       foretold = expected(layout, params, n, 'reduce-scatter' in tensors)
       rows.append({'layout': layout, 'devices': n,
-                   'operations': sum(u['operations'] for u in found.values()),
-                   'scalars': sum(u['scalars'] for u in found.values()), **_columns(tensors),
+                   'operations': sum(u['operations'] for u in kinds.values()),
+                   'scalars': sum(u['scalars'] for u in kinds.values()), **_columns(tensors),
                    'foretold_bytes': sum(foretold.values()), 'as_foretold': tensors == foretold,
                    'sent_by_each_bytes': sent(tensors, n)})
   return rows

@@ -268,7 +268,7 @@ def evaluate(subject: Subject, *, times: int = 32, repetitions: int | None = Non
   rows = devices.local_rows(np.arange(images, dtype=np.int32))
   batch = random_batch(subject, len(rows))
   say('compiling the bound')
-  made = timing.compiled(program, params, devices.place((batch, rows)))
+  compiled = timing.compiled(program, params, devices.place((batch, rows)))
   timed = timing.measure(
       lambda: jax.device_get(program(params, devices.place((batch, rows)))),
       repetitions=repetitions, warm_up=warm_up, budget=budget, label='batches of the bound')
@@ -280,7 +280,7 @@ def evaluate(subject: Subject, *, times: int = 32, repetitions: int | None = Non
           'repetitions': timed.repetitions,
           'images_per_second': images / timed.median,
           'evaluations_per_second': images * times / timed.median,
-          'compile_seconds': made.seconds, 'compiled_from_cache': made.cached,
+          'compile_seconds': compiled.seconds, 'compiled_from_cache': compiled.cached,
           'flop_per_evaluation': flop / (images * times), **rates(flop, timed.median, peak_tflops),
           'peak_memory_bytes': peak}
 
