@@ -88,7 +88,7 @@ def expanded(argv: list[str], folder: Path | None) -> list[str]:
     else:
       continue
     name, colon, variant = text.partition(':')
-    file = files.given('config', name)
+    file = files.user_path('config', name)
     if not file.is_file():
       known = listed(folder)
       near = difflib.get_close_matches(

@@ -12,7 +12,7 @@ flags.disclaim_key_flags()  # what is defined here belongs to the command, for i
 
 
 class _Path(flags.ArgumentParser):
-  """A path, by `files.given` or another function of (field, path)."""
+  """A path, by `files.user_path` or another function of (field, path)."""
 
   def __init__(self, name: str, check: Callable[[str, str], Path]):
     self._name, self._check = name, check
@@ -26,7 +26,7 @@ class _Path(flags.ArgumentParser):
 
 def path(name: str, help_text: str) -> flags.FlagHolder:
   """A flag of one path, with ~ expanded; None where it is not given."""
-  return flags.DEFINE(_Path(name, files.given), name, None, help_text)
+  return flags.DEFINE(_Path(name, files.user_path), name, None, help_text)
 
 
 def run_directory(help_text: str = 'The directory of the run.', name: str = 'workdir'

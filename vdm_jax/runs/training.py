@@ -146,8 +146,13 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
   part = experiment.data.split('train')
   distance = scoring.frechet(by, scoring.Images(
       'train', len(part), lambda rows: part.get(rows)[x.name], x.shape, x.levels))
-  return lambda params: {
-      'frechet': distance(_samples(experiment, params, count, seed, min(count, 100)))}
+
+  def measure(params):
+    drawn = _samples(experiment, params, count, seed, min(count, 100))
+    assert drawn is not None  # as the check above has it
+    return {'frechet': distance(drawn)}
+
+  return measure
 
 
 def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,

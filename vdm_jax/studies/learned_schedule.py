@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from vdm_jax import schedules
 from vdm_jax.errors import require_at_least
-from vdm_jax.likelihood import spread
+from vdm_jax.likelihood import time_variances
 from vdm_jax.machine import files
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import needs, pictures, workdir
@@ -69,7 +69,7 @@ def study(directory: str = '', out: str = '', *, train_steps: int = 1000, batch_
 def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int) -> dict[str, Line]:
   """Learns each of `LEARNED`, and shows their exact variances beside those of published ones."""
   with jax.enable_x64(True):
-    processes = spread.published(GaussianProcess(schedules.Linear()))
+    processes = time_variances.published_schedules(GaussianProcess(schedules.Linear()))
   processes.update({name: gaussian.learn(schedule, train_steps, seed=seed)
                     for name, schedule in LEARNED.items()})
   t = np.linspace(0.0, 1.0, 2001)
@@ -101,20 +101,20 @@ def of_run(directory: str, *, batch_size: int, repeats: int, seed: int, **loadin
   trained = workdir.load_trained(directory, **loading)
   model, params = trained.experiment.model, trained.params
   needs.require(model(params), 'learn_schedule', directory)
-  models = {OWN: model, **spread.under_published(model, params)}
+  models = {OWN: model, **time_variances.with_published_schedules(model, params)}
   split = trained.experiment.data.split('test')
   t, edges = np.linspace(0.0, 1.0, 401), np.linspace(0.0, 1.0, 41)
   lines, variances, rows = {}, {}, []
-  for name, under in models.items():
-    logsnr = under(params).process(t).logsnr
-    draws = spread.draws(spread.of_model(under), params, split, batch=batch_size, batches=repeats,
-                         seed=seed)
-    values, errors = spread.measured(draws)
+  for name, replaced in models.items():
+    logsnr = replaced(params).process(t).logsnr
+    draws = time_variances.draw(time_variances.diffusion_term(replaced), params, split,
+                                batch=batch_size, batches=repeats, seed=seed)
+    values, errors = time_variances.variances(draws)
     rows.append([name, *(f'{value:.4g} ± {error:.2g}'
                          for value, error in zip(values, errors, strict=True))])
     variances[name] = values.variance, values.stratified
-    lines[name] = Line(t, logsnr, (edges[1:] + edges[:-1]) / 2, spread.over_time(draws, edges),
-                       values.variance**0.5)
+    lines[name] = Line(t, logsnr, (edges[1:] + edges[:-1]) / 2,
+                       time_variances.mean_by_time(draws, edges), values.variance**0.5)
   table = rich.table.Table(
       'schedule', 'mean', 'variance, i.i.d. t', f'stratified, B = {draws.t.shape[1]}',
       title=f'diffusion term, bits/dim, logsnr {logsnr[0]:.2f} to {logsnr[-1]:.2f}',
@@ -129,9 +129,9 @@ def of_run(directory: str, *, batch_size: int, repeats: int, seed: int, **loadin
 def _say_what_remains(variances: Mapping[str, tuple[float, float]], learned: str) -> None:
   """variances: {schedule: (with independent, with stratified times)}."""
   independent, stratified = (linear / own for linear, own in zip(
-      variances[spread.LINEAR], variances[learned], strict=True))
-  print(f'{spread.LINEAR} has {independent:.4g} times the variance of {learned!r} with i.i.d. t, '
-        f'{stratified:.3g} times with stratified t.')
+      variances[time_variances.LINEAR], variances[learned], strict=True))
+  print(f'{time_variances.LINEAR} has {independent:.4g} times the variance of {learned!r} with '
+        f'i.i.d. t, {stratified:.3g} times with stratified t.')
 
 
 def picture(lines: Mapping[str, Line]) -> Figure:

@@ -15,7 +15,7 @@ import rich.table
 
 from vdm_jax import schedules
 from vdm_jax.errors import InputError, require, require_at_least
-from vdm_jax.likelihood import spread
+from vdm_jax.likelihood import time_variances
 from vdm_jax.machine import files
 from vdm_jax.objectives import idode, proposals
 from vdm_jax.processes import GaussianProcess
@@ -28,7 +28,7 @@ __all__ = ['Row', 'Settings', 'as_json', 'of_gaussian_data', 'of_run', 'study', 
 
 MASSES = {'uniform log-SNR (ScoreFlow)': lambda logsnr: logsnr,
           'alpha^2 on VP (i-DODE)': idode.vp_mass, 'alpha^2 on SP (i-DODE)': idode.sp_mass}
-EXACT = spread.Spread(0.0, 0.0, 0.0)
+EXACT = time_variances.TimeVariance(0.0, 0.0, 0.0)
 
 
 class Settings(NamedTuple):
@@ -43,8 +43,8 @@ class Row(NamedTuple):
   """One way to draw times under one schedule."""
   schedule: str
   times: str
-  values: spread.Spread
-  errors: spread.Spread  # standard errors; 0 of what is exact
+  values: time_variances.TimeVariance
+  errors: time_variances.TimeVariance  # standard errors; 0 of what is exact
 
 
 def study(directory: str = '', *, split: str = 'test', batch_size: int = 128, batches: int = 128,
@@ -82,11 +82,11 @@ def of_gaussian_data(settings: Settings) -> Iterator[Row]:
     with jax.enable_x64(True):
       mean, variance = gaussian.estimate(process, propose)
       stratified = gaussian.estimate(process, propose, batch=settings.batch_size)[1]
-    return spread.Spread(mean, variance, stratified), EXACT
+    return time_variances.TimeVariance(mean, variance, stratified), EXACT
 
   with jax.enable_x64(True):
-    processes = spread.published(GaussianProcess(schedules.Linear()))
-  linear = processes[spread.LINEAR]
+    processes = time_variances.published_schedules(GaussianProcess(schedules.Linear()))
+  linear = processes[time_variances.LINEAR]
   high, low = (float(u) for u in linear(jnp.array([0.0, 1.0])).logsnr)
   with jax.enable_x64(True):
     best = proposals.tabulated(
@@ -105,15 +105,15 @@ def of_run(directory: str, settings: Settings, split: str = 'test', **loading) -
   trained = workdir.load_trained(directory, **loading)
   model, params = trained.experiment.model, trained.params
   needs.require(model(params), 'time_sampling', directory)
-  spread.check_proposable(model(params))
+  time_variances.require_proposable(model(params))
   images = trained.experiment.data.split(split)
   if not len(images):
     raise InputError('split', split, 'this run has no such images', 'choose another')
-  term = spread.of_model(model)
+  term = time_variances.diffusion_term(model)
   ways = {name: lambda params, mass=mass: proposals.by_mass(model(params).process, mass)
           for name, mass in MASSES.items()}
   for name, propose in {**ways, 'uniform t': lambda params: proposals.uniform}.items():
-    yield Row('of the run', name, *spread.measured(spread.draws(
+    yield Row('of the run', name, *time_variances.variances(time_variances.draw(
         term, params, images, propose=propose, batch=settings.batch_size,
         batches=settings.batches, seed=settings.seed)))
   yield Row('of the run', _history(settings), *_with_history(term, settings, params, images))
@@ -123,14 +123,15 @@ def _history(settings: Settings) -> str:
   return f'history of losses, {settings.bins} bins (IDDPM)'
 
 
-def _with_history(term: spread.Term, settings: Settings, params: PyTree = None, images=None
-                  ) -> tuple[spread.Spread, spread.Spread]:
-  """The spread at the times that a history of losses proposes, with its errors."""
+def _with_history(term: time_variances.Term, settings: Settings, params: PyTree = None, images=None
+                  ) -> tuple[time_variances.TimeVariance, time_variances.TimeVariance]:
+  """The variances at the times that a history of losses proposes, with its errors."""
   batch, seed = settings.batch_size, settings.seed
-  histogram = spread.history(term, params, images, bins=settings.bins, batch=batch,
-                             seed=seed).proposal()
-  return spread.measured(spread.draws(term, params, images, propose=lambda params: histogram,
-                                      batches=settings.batches, batch=batch, seed=seed))
+  histogram = time_variances.loss_history(term, params, images, bins=settings.bins,
+                                          batch=batch, seed=seed).proposal()
+  return time_variances.variances(time_variances.draw(
+      term, params, images, propose=lambda params: histogram, batches=settings.batches, batch=batch,
+      seed=seed))
 
 
 def table(rows: Sequence[Row], batch_size: int) -> rich.table.Table:

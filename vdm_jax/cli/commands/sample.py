@@ -19,8 +19,9 @@ TRACE = cli.path('trace', 'Also a .png of the first images on their way.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
 SEED = cli.seed('the samples')
 LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
-TOLD = flags.DEFINE_multi_string(
-    'told', [], 'FIELD=TEXT: what is told in a field of text; given again, the texts in turn.')
+CONDITION = flags.DEFINE_multi_string(
+    'condition', [], 'FIELD=TEXT: the value of a field of text that conditions the model; '
+    'repeated, the texts in turn.')
 GUIDANCE = flags.DEFINE_list(
     'guidance', [], 'W: classifier-free, eps = (1 + W) eps(z, label) - W eps(z); W,LOW,HIGH: where '
     'log-SNR is in [LOW, HIGH], else as it is.')
@@ -31,15 +32,16 @@ OF_RUN = cli.of_run()
 def main():
   # A run that draws its own samples is to be asked for none by name.
   method = SAMPLER.method() if SAMPLER.chosen() else None
-  texts = _texts(TOLD.value)
+  texts = _texts(CONDITION.value)
   try:
     evaluations = runs.sample(
-        WORKDIR.value, OUT.value, method=method, guided=guidance.parse(GUIDANCE.value), told=texts,
+        WORKDIR.value, OUT.value, method=method, guided=guidance.parse(GUIDANCE.value),
+        condition=texts,
         **cli.values(OVERWRITE, TRACE, COUNT, SEED, LABEL, BATCH_SIZE, *OF_RUN))
   except InputError as error:
     if error.field not in texts:
       raise
-    raise InputError(f'told={error.field}', error.value, error.problem, error.remedy) from None
+    raise InputError(f'condition={error.field}', error.value, error.problem, error.remedy) from None
   if jax.process_index() == 0 and evaluations:
     print(f'{evaluations} evaluations of the network for each image')
   if evaluations == 0:
@@ -53,11 +55,11 @@ def main():
 
 
 def _texts(words: list[str]) -> dict[str, list[str]]:
-  """The texts of --told by field.  Raises InputError."""
+  """The texts of --condition by field.  Raises InputError."""
   texts = {}
   for word in words:
     field, equals, text = word.partition('=')
-    require(bool(field and equals), 'told', word, 'it is no FIELD=TEXT',
-            'write --told=caption=three')
+    require(bool(field and equals), 'condition', word, 'it is no FIELD=TEXT',
+            'write --condition=caption=three')
     texts.setdefault(field, []).append(text)
   return texts

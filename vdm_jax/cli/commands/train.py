@@ -15,12 +15,17 @@ INIT_FROM = cli.run_directory("Start from the weights of this workdir's run.", '
 EXTEND = flags.DEFINE_bool('extend', False, 'Let the learning rate of a run fall to 0 later, at a '
                            'larger --config.optimizer.decay_steps.')
 PROFILE = flags.DEFINE_integer('profile', 0, 'Trace so many steps, into WORKDIR/profile.')
+FRECHET = flags.DEFINE_string('frechet', '', 'Record the Fréchet distance between samples and the '
+                              'training images with each picture, in these features: pixels, '
+                              'classifier:RUN or inception:FILE.')
+FRECHET_SAMPLES = flags.DEFINE_integer('frechet_samples', 1000, 'Samples for --frechet.')
 DEBUG_NANS = flags.DEFINE_bool('debug_nans', False, 'Stop at the operation that makes a NaN.')
 
 
 def main():
   jax.config.update('jax_debug_nans', DEBUG_NANS.value)
-  config, options = cli.config(), cli.values(INIT_FROM, EXTEND, PROFILE)
+  config, options = cli.config(), cli.values(
+      INIT_FROM, EXTEND, PROFILE, FRECHET, FRECHET_SAMPLES)
   if SEEDS.value:
     seeds = cli.integers('seeds', SEEDS.value)
     runs.train_seeds(config, cli.config_file(), WORKDIR.value, seeds, **options)
