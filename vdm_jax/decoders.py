@@ -8,6 +8,7 @@ posterior under a flat prior.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
@@ -40,13 +41,15 @@ class Pixels:
   def log_prob(self, data: Array, z: Array, level: Level) -> Array:
     """log p(data | z_0) in nats, [B].  data: integers [B, ...]; z: [B, ...]; level: of t = 0."""
     level = level.expand(z)
-    centres = self.encode(jnp.arange(self.levels))
+    # Numbers, so that compilation rounds a centre everywhere alike: `logit` multiplies its rounding
+    # by SNR, and each level is in both sums below.
+    centres = jnp.asarray((2.0 * np.arange(self.levels) + 1.0) / self.levels - 1.0, z.dtype)
     x = (z / level.alpha)[..., None]
     logit = lambda centres: -0.5 * jnp.square(x - centres) * jnp.exp(level.logsnr)[..., None]
     # The largest logit is known without looking, that of the nearest level, so each sum below is a
     # fused reduction, and without a gradient [B, ..., levels] never stands in memory.
-    best = jax.lax.stop_gradient(logit(self.encode(self.decode(x))))
-    chosen = logit(self.encode(data)[..., None]) - best
+    best = jax.lax.stop_gradient(logit(centres[self.decode(x)]))
+    chosen = logit(centres[data][..., None]) - best
     total = jnp.sum(jnp.exp(logit(centres) - best), axis=-1)
     return sum_over_data(chosen[..., 0] - jnp.log(total))
 

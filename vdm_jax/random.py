@@ -1,4 +1,9 @@
-"""Randomness, per example: a draw depends on (example, name), never on batch layout."""
+"""Randomness, per example: a draw depends on (example, name), never on batch layout.
+
+Draws are float32, also where JAX has 64 bits and what they are for is float64: a key draws other
+numbers in another precision.  So a run has the same noise, and to rounding the same numbers, in
+both modes.
+"""
 import zlib
 from collections.abc import Sequence
 from operator import index
@@ -9,7 +14,8 @@ import jax.numpy as jnp
 from vdm_jax.errors import InputError
 from vdm_jax.typing import Array
 
-__all__ = ['each', 'key', 'normal', 'per_example', 'stratified', 'stream', 'streams', 'uniform']
+__all__ = ['bernoulli', 'each', 'key', 'normal', 'per_example', 'stratified', 'stream', 'streams',
+           'uniform', 'unit']
 
 
 def key(seed: int, field: str = 'seed') -> Array:
@@ -61,8 +67,10 @@ def streams(keys: Array, names: Sequence[str]) -> Array:
 
 
 def normal(keys: Array, like: Array) -> Array:
-  """Standard normal of the shape of `like`: [B, ...]; example i uses keys[i] alone."""
-  return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
+  """Standard normal of the shape and precision of `like`: [B, ...]; example i uses keys[i] alone.
+  """
+  drawn = jnp.float32 if like.dtype == jnp.float64 else like.dtype
+  return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], drawn))(keys).astype(like.dtype)
 
 
 def uniform(keys: Array, like: Array) -> Array:
@@ -73,14 +81,24 @@ def uniform(keys: Array, like: Array) -> Array:
   return jax.scipy.special.ndtr(normal(keys, jnp.zeros(like.shape[:1], like.dtype)))
 
 
-def stratified(u: Array, i: Array, n: int, inside: bool = False) -> Array:
+def unit(key: Array, shape: Sequence[int] = ()) -> Array:
+  """Uniform on [0, 1) from one key, of this shape: float32."""
+  return jax.random.uniform(key, shape, jnp.float32)
+
+
+def bernoulli(keys: Array, p: Array) -> Array:
+  """True with probability p, of the shape of p: [B, ...]; example i uses keys[i] alone."""
+  return jax.vmap(lambda k, p: unit(k, p.shape) < p)(keys, p.astype(jnp.float32))
+
+
+def stratified(u: Array, i: Array, n: int) -> Array:
   """(u + i/n) mod 1: the times of examples `i` of `n`, each uniform, together evenly spread.
 
   Kingma et al. (2021), appendix I.1.  u: [] or like i, uniform on [0, 1).
 
-  inside: t = 0, which is drawn about once in 10^7 times in float32, becomes half a step of u, and
-  the last t is as far from 1: for what is infinite at an end.
+  t = 0, which is drawn about once in 10^7 times in float32, becomes half a step of u, and the last
+  t is as far from 1: what is infinite at an end is not met in a long run.
   """
   t = jnp.mod(u + i / n, 1.0)
   half = 0.5 * jnp.finfo(t.dtype).eps
-  return jnp.clip(t, half, 1.0 - half) if inside else t
+  return jnp.clip(t, half, 1.0 - half)

@@ -46,10 +46,18 @@ def test_the_decoder_is_bayes_rule_under_a_flat_prior_and_the_likeliest_level_is
   got = np.asarray(all_levels(17, jnp.asarray(alpha * x), level))
   centres = (2 * np.arange(17) - 16) / 17
   joint = stats.norm.logpdf(alpha * x, loc=alpha * centres[:, None], scale=sigma)
-  # The centres are float32, as the data will be: 1e-7 of the distances between levels.
-  np.testing.assert_allclose(got, joint - np.logaddexp.reduce(joint, axis=0), rtol=2e-5, atol=1e-3)
+  np.testing.assert_allclose(got, joint - np.logaddexp.reduce(joint, axis=0), rtol=1e-9, atol=1e-9)
   np.testing.assert_allclose(np.exp(got).sum(0), 1.0, rtol=1e-12)
   np.testing.assert_array_equal(got.argmax(0), Pixels(17).decode(jnp.asarray(x)))
+
+
+@pytest.mark.parametrize('levels', [17, 255, 256])
+def test_the_probabilities_of_all_levels_sum_to_one_in_single_precision(levels):
+  """At a level's edge, where two of them share it, whatever compilation does to a centre."""
+  level = GaussianProcess(Linear(13.3 + 2.0 * np.log(levels / 256), -5.0))(jnp.zeros(()))
+  edges = np.linspace(-1.0, 1.0, levels + 1)
+  total = np.exp(np.asarray(all_levels(levels, level.alpha * edges, level), np.float64)).sum(0)
+  np.testing.assert_allclose(total, 1.0, atol=5e-7)
 
 
 def test_two_levels_are_a_logistic_regression_on_x_times_the_signal_to_noise_ratio():

@@ -22,7 +22,7 @@ def sliced_wasserstein(key: jax.Array, a: np.ndarray, b: np.ndarray, projections
   Rabin et al. (2011).  In one dimension the optimal coupling is that of the quantiles; here it is
   exact for any two sizes.  a: [n, d], b: [m, d].  The same key gives the same directions.
   """
-  u = np.array(jax.random.normal(key, (a.shape[1], projections)), np.float64)
+  u = np.array(jax.random.normal(key, (a.shape[1], projections), np.float32), np.float64)
   u /= np.linalg.norm(u, axis=0)
   n, m = len(a), len(b)
   # The quantile functions are steps: where either jumps, in units of 1 / (n m).

@@ -329,7 +329,7 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
   """The family of one function and of one name: (model, batch, keys) -> {'nats': [n], ...}.
 
     def mine(model, batch, keys):  # the bound from one draw of the time for each image
-      t = jax.vmap(jax.random.uniform)(keys)
+      t = jax.vmap(random.unit)(keys)
       nats, terms = bounds.one_draw(model, batch, t, keys)
       return {'nats': nats, **terms}
 

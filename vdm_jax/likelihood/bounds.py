@@ -98,7 +98,7 @@ def draw_times(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, A
 
   Of float32 also where JAX has 64 bits, in which a key draws other numbers.
   """
-  offset = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
+  offset = jax.vmap(random.unit)(keys)
   k = jnp.arange(times)
   t = random.stratified(offset[:, None], k.astype(jnp.float32), times).reshape(-1)
   batch, each = repeated(batch, keys, k)

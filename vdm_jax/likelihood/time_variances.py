@@ -149,7 +149,7 @@ def loss_history(term: Term, params: PyTree, split, *, batch: int, batches: int 
     params, key, past = shared
     images, i, r = xs
     key = jax.random.fold_in(key, r[0])
-    offset = jax.random.uniform(key, (), jnp.float32)
+    offset = random.unit(key)
     t, _ = past.proposal()(random.stratified(offset, i.astype(jnp.float32), batch))
     return past.add(t, term(params, images, t, random.per_example(key, i + 1)))
 

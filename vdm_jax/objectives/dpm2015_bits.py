@@ -112,7 +112,7 @@ def _select(table: Array | np.ndarray, t: Array, x: Array) -> Array:
 
 def spins(keys: Array, log_odds: Array) -> Array:
   """+-1 with these log odds of +1, [B, ...]; example i uses keys[i] alone.  keys: [B]."""
-  up = jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(log_odds))
+  up = random.bernoulli(keys, jax.nn.sigmoid(log_odds))
   return jnp.where(up, 1.0, -1.0).astype(log_odds.dtype)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vdm_jax import random
 from vdm_jax.typing import Array, Denoiser, Estimate, Level, PyTree
 
 __all__ = ['Probes', 'along', 'basis', 'rademacher']
@@ -14,7 +15,8 @@ Probes = Callable[[Array, Array], Array]  # keys [B], like [B, ...] -> v [P, B, 
 
 def rademacher(keys: Array, like: Array) -> Array:
   """One probe of random signs for each example: [1, B, ...]."""
-  return jax.vmap(lambda k: jax.random.rademacher(k, like.shape[1:], like.dtype))(keys)[None]
+  up = random.bernoulli(keys, jnp.full(like.shape, 0.5))
+  return jnp.where(up, 1.0, -1.0).astype(like.dtype)[None]
 
 
 def basis(keys: Array, like: Array) -> Array:

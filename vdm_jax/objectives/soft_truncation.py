@@ -53,7 +53,7 @@ class Reciprocal:
 def truncation(prior: Reciprocal, seed: int, step: Array) -> Array:
   """The t before which step `step` leaves out all times: [], the same on all devices."""
   key = random.stream(random.key(seed)[None], 'truncation')[0]
-  return prior.quantile(jax.random.uniform(jax.random.fold_in(key, step)))
+  return prior.quantile(random.unit(jax.random.fold_in(key, step)))
 
 
 def weight(prior: Reciprocal) -> Weighting:

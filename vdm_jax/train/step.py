@@ -119,7 +119,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
     n = jax.tree.leaves(batch)[0].shape[0]
     i = axis.example_index(n)
     key = jax.random.fold_in(key, state.step)
-    t = random.stratified(jax.random.uniform(key), i, n * axis.size())
+    t = random.stratified(random.unit(key), i, n * axis.size())
     keys = random.per_example(key, i + 1)
     context = Context(t, keys, state.step, jax.lax.stop_gradient(state.ema), state.aux)
 

@@ -31,7 +31,7 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
     r = r[0]
     # All n * repeats times make one even grid, whatever factors n and repeats share: each
     # repetition begins elsewhere within the strata, and shifts its examples by whole ones.
-    t = random.stratified(jax.random.uniform(key) + r / (repeats * n),
+    t = random.stratified(random.unit(key) + r / (repeats * n),
                           i + jnp.round(r * (n / repeats)), n)
     keys = random.per_example(jax.random.fold_in(key, r), i)
     context = Context(t, keys, step, ema, aux, train=False)

@@ -140,7 +140,7 @@ def draw(keys: Array, logits: Array, hot: int) -> Array:
       with_it = logit + jnp.where(left > 0, row[jnp.maximum(left - 1, 0)], _LOG_0)
       taken = u < jax.nn.sigmoid(with_it - row[left])
       return left - taken, taken.astype(logits.dtype)
-    u = jax.random.uniform(key, logits.shape, logits.dtype)
+    u = random.unit(key, logits.shape)
     return jax.lax.scan(choose, jnp.asarray(hot), (logits, before, u), reverse=True)[1]
   return jax.vmap(one)(keys, logits)
 
