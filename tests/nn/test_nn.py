@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from vdm_jax.errors import InputError
 from vdm_jax.nn.blocks import layers
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.nn.unets.vdm import UNet
@@ -201,9 +202,9 @@ def test_a_bfloat16_trunk_leaves_z_and_the_output_in_float32():
 @pytest.mark.parametrize('net,cond,message', [
     (UNet(**SMALL | {'groups': 5}), None, 'groups=5: it does not divide 16 features'),
     (MLP(features=15), None, 'features=15'),
-    (MLP(features=16), jnp.zeros((2, 1)), r'cond has shape \(2, 1\)'),
-    (MLP(features=16, classes=3), jnp.zeros(2), 'integer labels')], ids=str)
+    (MLP(features=16), jnp.zeros((2, 1)), r'cond: its shape is \(2, 1\)'),
+    (MLP(features=16, classes=3), jnp.zeros(2), 'one integer per example')], ids=str)
 def test_what_does_not_fit_is_refused_by_name(net, cond, message):
   z = jnp.zeros((2, 4, 4, 3)) if isinstance(net, UNet) else jnp.zeros((2, 2))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(InputError, match=message):
     jax.eval_shape(net.init, jax.random.key(0), z, jnp.zeros(2), cond)

@@ -184,5 +184,5 @@ def test_what_does_not_fit_is_an_error_that_names_the_remedy():
       (adm.UNet(**TINY, super_resolution=True), None, 'low_res'),
       (adm.UNetClassifier(**SHARED, head_features=0), None, 'head_features=0'),
   ):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
       attempt(net, cond)

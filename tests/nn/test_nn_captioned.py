@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdm_jax.errors import InputError
 from vdm_jax.nn.small.captioned import Captioned
 from vdm_jax.nn.small.mlp import MLP
 
@@ -48,5 +49,5 @@ def test_padding_says_nothing_and_none_is_the_empty_text(params):
 @pytest.mark.parametrize('wrong', [np.zeros((4, 2), np.float32), np.zeros(4, np.int32),
                                    np.zeros((3, 2), np.int32)])
 def test_a_condition_that_is_no_tokens_is_refused(params, wrong):
-  with pytest.raises(ValueError, match=r'give integer tokens \[4, L\]'):
+  with pytest.raises(InputError, match=r'give integer tokens \[4, L\]'):
     apply(params, wrong)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdm_jax.errors import InputError
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.nn.transformers.dit import DiT
 from vdm_jax.nn.transformers.uvit import UViT
@@ -201,12 +202,12 @@ def test_labels_that_do_not_fit_are_refused(name):
   init = lambda net, cond: jax.eval_shape(net.init, jax.random.key(0), z, time, cond)
   if case.labels:
     for wrong in (np.zeros(BATCH, np.float32), np.zeros((BATCH, 1), np.int32)):
-      with pytest.raises(ValueError, match='cond|label'):
+      with pytest.raises(InputError, match='cond|label'):
         init(case.net, wrong)
   if hasattr(case.net, 'classes') and name not in SCALARS:
     case = case._replace(net=case.net.clone(classes=0), labels=False)
   if not case.labels:
-    with pytest.raises(ValueError, match='label'):
+    with pytest.raises(InputError, match='label'):
       init(case.net, np.zeros(BATCH, np.int32))
 
 

@@ -93,5 +93,5 @@ def test_published_networks_have_their_published_sizes():
 ])
 def test_what_does_not_fit_is_an_error_that_names_the_remedy(settings, cond, message):
   net = UNet(**{**TINY, **settings})
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(InputError, match=message):
     jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 4, 4, 1)), jnp.zeros(2), cond)

@@ -211,11 +211,11 @@ def test_positions_that_are_not_the_fixed_ones_are_refused(recorded):
     ({'patch': 3}, None, 'patch=3: images of 4 x 4 pixels cannot be cut'),
     ({'features': 18}, None, 'features=18'),
     ({'attention_heads': 3}, None, 'attention_heads=3: it does not divide the 16 features'),
-    ({'classes': 0}, jnp.zeros(2, int), 'set classes'),
-    ({'label_dropout': 0.0}, None, 'give cond'),
-    ({}, jnp.zeros(2), 'takes integer labels'),
+    ({'classes': 0}, jnp.zeros(2, int), 'set `classes`'),
+    ({'label_dropout': 0.0}, None, 'give labels'),
+    ({}, jnp.zeros(2), 'one integer per example'),
 ])
 def test_bad_settings_say_what_to_do(settings, cond, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(InputError, match=message):
     jax.eval_shape(TINY.clone(**settings).init, jax.random.key(0), jnp.zeros((2, 4, 4, 1)),
                    jnp.zeros(2), cond)

@@ -144,16 +144,16 @@ def test_a_published_network_has_its_number_of_parameters(name, count):
     (adm(features=32, multipliers=(1, 3)), 'head_features=64: it does not divide the 96 features'),
 ])
 def test_settings_that_do_not_fit_are_named_with_the_remedy(net, remedy):
-  with pytest.raises(ValueError, match=remedy):
+  with pytest.raises(InputError, match=remedy):
     shapes_of(net)
 
 
 @pytest.mark.parametrize('net, cond, remedy', [
-    (song(), jnp.zeros(2, jnp.int32), 'give cond = None'),
-    (song(classes=3), jnp.zeros(2), 'integer labels'),
-    (adm(features=64, classes=3), jnp.zeros((2, 3), jnp.int32), 'integer labels'),
+    (song(), jnp.zeros(2, jnp.int32), 'takes no labels; give None'),
+    (song(classes=3), jnp.zeros(2), 'one integer per example'),
+    (adm(features=64, classes=3), jnp.zeros((2, 3), jnp.int32), 'one integer per example'),
 ])
 def test_labels_that_do_not_fit_are_refused(net, cond, remedy):
   z, time, _ = arguments()
-  with pytest.raises(ValueError, match=remedy):
+  with pytest.raises(InputError, match=remedy):
     jax.eval_shape(net.init, jax.random.key(0), z, time, cond)

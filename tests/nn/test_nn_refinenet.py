@@ -144,9 +144,9 @@ def test_what_it_cannot_do_is_said():
   net = SMALL['ncsnv2']
   z, time = jnp.zeros((1, 8, 8, 3)), jnp.ones(1)
   start = lambda net, *args: jax.eval_shape(net.init, jax.random.key(0), *args)
-  with pytest.raises(ValueError, match='no labels'):
+  with pytest.raises(InputError, match='no labels'):
     start(net, z, time, jnp.zeros(1, jnp.int32))
-  with pytest.raises(ValueError, match='one of each'):
+  with pytest.raises(InputError, match='one of each'):
     start(net.clone(dilations=(1, 2)), z, time)
-  with pytest.raises(ValueError, match='7 x 8 pixels'):
+  with pytest.raises(InputError, match='7 x 8 pixels'):
     start(net, z[:, 1:], time)

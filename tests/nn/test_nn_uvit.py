@@ -108,11 +108,11 @@ def test_deep_blocks_read_the_shallow_ones_in_reverse_order():
     ({'patch': 3}, None, 'patch=3: images of 4 x 4 pixels cannot be cut'),
     ({'depth': 3}, None, 'choose an even number'),
     ({'attention_heads': 3}, None, 'attention_heads=3: it does not divide the 16 features'),
-    ({'classes': 0}, jnp.zeros(2, int), 'set classes'),
-    ({'label_dropout': 0.0}, None, 'give cond'),
+    ({'classes': 0}, jnp.zeros(2, int), 'set `classes`'),
+    ({'label_dropout': 0.0}, None, 'give labels'),
 ])
 def test_bad_settings_say_what_to_do(settings, cond, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(InputError, match=message):
     jax.eval_shape(TINY.clone(**settings).init, jax.random.key(0), jnp.zeros((2, 4, 4, 1)),
                    jnp.zeros(2), cond)
 

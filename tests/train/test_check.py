@@ -212,6 +212,14 @@ def test_a_batch_that_cannot_be_held_is_refused(start, tmp_path):
     start(config(**{'data.batch_size': 10**10}), tmp_path / 'run')
 
 
+def test_labels_for_a_network_without_are_refused_by_the_field_of_the_config():
+  c = vdm.default_config(class_conditional=True)
+  c.data.update(name='digits', validation=97)
+  experiment = vdm.experiment(c, net=ncsnpp.NCSNpp(features=8, multipliers=(1, 1)))
+  assert refused(experiment, c).startswith(
+      'config.model.class_conditional=True: this network takes no labels; set it False')
+
+
 # ----------------------------------------------------------- networks and their data
 
 IMAGES, ODD, POINTS = (8, 8, 1), (5, 7, 3), (2,)
@@ -273,6 +281,25 @@ def test_a_config_names_its_field_before_anything_is_compiled(name, fields, said
   with timing.events() as seen, pytest.raises(InputError, match=said):
     runs.train(c, file, tmp_path / 'run')
   assert timing.compilations(seen) == 0 and not (tmp_path / 'run').exists()
+
+
+RISING = """
+import jax.numpy as jnp
+from tests.support import tiny_config
+from vdm_jax.systems.variational import vdm
+get_config = tiny_config.get_config
+def build(config):
+  schedule = lambda t: jnp.interp(t, jnp.array([0.0, 0.5, 0.75, 1.0]), jnp.array([8, -2.0, 1, -5]))
+  return vdm.experiment(config, net=tiny_config.Net(8, 0.0), schedule=schedule)
+"""
+
+
+def test_a_fixed_schedule_that_rises_in_the_middle_is_refused_before_its_run_is_written(tmp_path):
+  file = tmp_path / 'rising.py'
+  file.write_text(RISING)
+  with pytest.raises(InputError, match='the noise schedule: logsnr rises from -2 at t = 0.5 to 1 '):
+    runs.train(config(), file, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 # ------------------------------------------------------------------ a start

@@ -9,12 +9,13 @@ import numpy as np
 import rich.table
 from absl import logging
 
-from vdm_jax import data, samplers
+from vdm_jax import data, random, samplers
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import files
 from vdm_jax.runs import pictures, scoring, workdir
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
+from vdm_jax.schedules import check_decreasing
 from vdm_jax.train import check, lock, loop
 from vdm_jax.train import metrics as metrics_lib
 from vdm_jax.typing import Experiment, PyTree, Samples, denoises
@@ -30,8 +31,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   (`scoring.FEATURES`) in which the Fréchet distance between `frechet_samples` samples and the
   training split is recorded with each picture; '' records none.
 
-  Raises InputError, before anything is compiled or written, where the config's parts do not fit
-  each other or the data, or the run in `directory`.
+  Raises InputError, before the step is compiled or anything is written, where the config's parts do
+  not fit each other or the data, or the run in `directory`; also where a fixed schedule rises.
   """
   require(profile >= 0, 'profile', profile, 'a number of steps, or 0 for none')
   if frechet:
@@ -51,6 +52,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   experiment = code.module().build(config)
   description = experiment.data.describe()
   check.experiment(experiment, experiment.data.split('train').get, config)
+  _check_schedule(experiment)
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
@@ -59,6 +61,21 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
                 if frechet else None)
     return _train(experiment, spec, description, config, directory, init_from, profile, measures)
+
+
+def _check_schedule(experiment: Experiment) -> None:
+  """Raises InputError where a fixed schedule rises in t; of a learned one nothing is known yet.
+
+  A fixed schedule does not depend on the parameters, so it is a number where they are all NaN.
+  """
+  def unknown(leaf):
+    nan = np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
+    return np.broadcast_to(np.array(nan, leaf.dtype), leaf.shape)
+
+  shapes = jax.eval_shape(experiment.init, random.key(0))
+  model = experiment.model(jax.tree.map(unknown, shapes))
+  if denoises(model) and model.latent is None and not np.isnan(model.process(0.5).logsnr).any():
+    check_decreasing(model.process)
 
 
 def _train(experiment, spec, description, config, directory, init_from, profile, measures

@@ -58,6 +58,20 @@ def require_sizes(net: nn.Module, **least: int) -> None:
     require(value >= number, field, value, f'it must be at least {number}')
 
 
+def require_labels(cond: PyTree, classes: int, like: Array) -> None:
+  """Raises InputError unless `cond` is None, or a network of so many classes takes it as labels.
+
+  Those are integers of the shape of `like`, [B].
+  """
+  if cond is None:
+    return
+  require(classes > 0, 'cond', None, 'this network takes no labels',
+          'give None, or set `classes` where the network has it')
+  require(jnp.shape(cond) == like.shape and jnp.issubdtype(cond.dtype, jnp.integer), 'cond', None,
+          f'it is {cond.dtype} {jnp.shape(cond)} for a network of {classes} classes',
+          f'give one integer per example, {like.shape}')
+
+
 def require_choices(**chosen: tuple[str, tuple[str, ...]]) -> None:
   """Raises InputError unless each field's value is one of its choices: field=(value, choices)."""
   for field, (value, choices) in chosen.items():
@@ -153,13 +167,11 @@ class Embedding(nn.Module):
   def __call__(self, logsnr: Array, cond: PyTree = None) -> Array:
     labelled = self.classes > 0
     several = labelled and cond is not None and cond.shape == (*logsnr.shape, self.classes)
-    if cond is not None and not several:
-      if jnp.shape(cond) != logsnr.shape:
-        raise ValueError(f'cond has shape {jnp.shape(cond)}: give one number per example, '
-                         f'{logsnr.shape}')
-      if labelled and not jnp.issubdtype(cond.dtype, jnp.integer):
-        raise ValueError(f'cond is {cond.dtype}: a network with classes = {self.classes} takes '
-                         'integer labels')
+    if labelled and not several:
+      require_labels(cond, self.classes, logsnr)
+    if not labelled and cond is not None:
+      require(jnp.shape(cond) == logsnr.shape, 'cond', None, f'its shape is {jnp.shape(cond)}',
+              f'give one number per example, {logsnr.shape}')
     nothing = jnp.zeros_like(logsnr)
     scalar = nothing if labelled or cond is None else cond.astype(jnp.float32)
     t = (self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)
@@ -190,7 +202,7 @@ class Dropout(nn.Module):
     own = random.stream(keys, '/'.join(self.path))
     # Sixteen random bits a number: making them is what dropout costs.
     size = math.prod(h.shape[1:])
-    words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),)))(own)
+    words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),), jnp.uint32))(own)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(h), -1)[:, :size]
     keep = checkpoint_name((bits < threshold).reshape(h.shape), MASK)
     return jnp.where(keep, h * (2**16 / threshold), 0.0)

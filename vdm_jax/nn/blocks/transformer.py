@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax import random
-from vdm_jax.nn.blocks.layers import Attention, attend, require_heads, require_patches
+from vdm_jax.errors import require
+from vdm_jax.nn.blocks.layers import (
+  Attention,
+  attend,
+  require_heads,
+  require_labels,
+  require_patches,
+)
 from vdm_jax.typing import Array
 
 
@@ -50,7 +57,7 @@ class Labels(nn.Module):
 
   dropout: the probability, where keys are given, that a label is not told, which trains one network
   with and without labels (Ho and Salimans 2022, section 3.2).  At 0 there is no vector for no
-  label: without `cond` that raises ValueError, and -1 gives nan.
+  label: without `cond` that raises InputError, and -1 gives nan.
   """
   classes: int
   features: int
@@ -62,13 +69,10 @@ class Labels(nn.Module):
     """cond: integers [B], -1 for no label; None is -1 for all.  like, keys: [B]."""
     null = self.dropout > 0.0
     if cond is None:
-      if not null:
-        raise ValueError('label_dropout = 0: a network without a vector for no label needs labels; '
-                         'give cond, or a positive label_dropout')
+      require(null, 'cond', None, 'a network of label_dropout = 0 has no vector for no label',
+              'give labels, or set label_dropout above 0')
       cond = jnp.full(like.shape, -1)
-    if cond.shape != like.shape or not jnp.issubdtype(cond.dtype, jnp.integer):
-      raise ValueError(f'cond is {cond.dtype} {cond.shape}: a network with classes = '
-                       f'{self.classes} takes integer labels {like.shape}')
+    require_labels(cond, self.classes, like)
     table = self.param('embedding', nn.initializers.normal(self.std),
                        (self.classes + null, self.features))
     if null and keys is not None:

@@ -2,6 +2,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax.errors import require
 from vdm_jax.nn.blocks.layers import require_sizes
 from vdm_jax.typing import Array, PyTree
 
@@ -24,13 +25,13 @@ class Captioned(nn.Module):
                keys: Array | None = None) -> Array:
     """y, as of `net`.  cond: integers [B, L], L any; None is the empty text, all zeros.
 
-    Raises ValueError: a condition of another shape or type.
+    Raises InputError: a condition of another shape or type.
     """
     require_sizes(self, levels=2, features=1)
     tokens = jnp.zeros((len(z), 1), jnp.int32) if cond is None else cond
-    if tokens.ndim != 2 or len(tokens) != len(z) or not jnp.issubdtype(tokens.dtype, jnp.integer):
-      raise ValueError(f'cond is {tokens.dtype} {tokens.shape}: give integer tokens '
-                       f'[{len(z)}, L]')
+    fits = tokens.ndim == 2 and len(tokens) == len(z)
+    require(fits and jnp.issubdtype(tokens.dtype, jnp.integer), 'cond', None,
+            f'it is {tokens.dtype} {tokens.shape}', f'give integer tokens [{len(z)}, L]')
     there = (tokens > 0)[..., None]
     each = nn.Embed(self.levels, self.features, name='token')(tokens)
     count = jnp.maximum(jnp.sum(there, axis=1), 1)  # of the empty text the mean is 0

@@ -19,6 +19,7 @@ from vdm_jax.errors import require
 from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.layers import (
   Attention,
+  require_labels,
   require_patches,
   require_sizes,
   sinusoidal_embedding,
@@ -109,8 +110,7 @@ class DiT(nn.Module):
     require_patches(z, self.patch)
     require_sizes(self, features=4, depth=1, heads=0)
     _, height, width, channels = z.shape
-    if cond is not None and not self.classes:
-      raise ValueError('classes = 0: a network without labels takes no cond; set classes')
+    require_labels(cond, self.classes, time)
 
     h = Patches(self.patch, self.features, _xavier, name='patches')(z)
     h += positions(height // self.patch, width // self.patch, self.features)

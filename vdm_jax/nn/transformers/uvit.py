@@ -18,7 +18,13 @@ from flax import linen as nn
 from vdm_jax.errors import require
 from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.convolution import Conv, WeightGradient
-from vdm_jax.nn.blocks.layers import Attention, require_patches, require_sizes, sinusoidal_embedding
+from vdm_jax.nn.blocks.layers import (
+  Attention,
+  require_labels,
+  require_patches,
+  require_sizes,
+  sinusoidal_embedding,
+)
 from vdm_jax.nn.blocks.transformer import MLP, Labels, Patches, SelfAttention, unpatchify
 from vdm_jax.typing import Array
 
@@ -89,8 +95,7 @@ class UViT(nn.Module):
     require(self.depth % 2 == 0, 'depth', self.depth, 'half of the blocks are before the middle '
             'one and half after it', 'choose an even number')
     batch, height, width, channels = z.shape
-    if cond is not None and not self.classes:
-      raise ValueError('classes = 0: a network without labels takes no cond; set classes')
+    require_labels(cond, self.classes, time)
 
     tokens = [sinusoidal_embedding(time, self.features, endpoint=False, cosine_first=True)]
     if self.classes:

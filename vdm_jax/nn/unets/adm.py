@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdm_jax.errors import require
 from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.convolution import Conv, WeightGradient
 from vdm_jax.nn.blocks.layers import (
@@ -33,6 +34,7 @@ from vdm_jax.nn.blocks.layers import (
     require_groups,
     require_halvable,
     require_heads,
+    require_labels,
     require_sizes,
     sinusoidal_embedding,
     upsample,
@@ -59,12 +61,7 @@ class StepEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, time: Array, label: Array | None = None) -> Array:
-    if label is not None:
-      if not self.classes:
-        raise ValueError('labels are given to a network without: set `classes`, or cond = None')
-      if label.shape != time.shape or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(f'the labels are {label.dtype} {label.shape}: give one integer per '
-                         f'example, {time.shape}')
+    require_labels(label, self.classes, time)
     dense = lambda name: nn.Dense(4 * self.features, kernel_init=self.kernel_init, name=name)
     h = sinusoidal_embedding(time, self.features, endpoint=self.endpoint,
                              cosine_first=self.cosine_first)
@@ -287,13 +284,13 @@ class UNet(_Network):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    Raises InputError: settings that do not fit each other or the images; ValueError: the cond.
+    Raises InputError: settings that do not fit each other or the images; the cond.
     """
     self._check(z)
     h, label = z, cond
     if self.super_resolution:
-      if not isinstance(cond, dict) or 'low_res' not in cond:
-        raise ValueError("super_resolution needs cond = {'low_res': images, 'label': labels}")
+      require(isinstance(cond, dict) and 'low_res' in cond, 'cond', None, 'a network of '
+              'super_resolution is told images', "give {'low_res': images, 'label': labels}")
       label = cond.get('label')
       h = jnp.concatenate([z, jax.image.resize(cond['low_res'], z.shape, 'bilinear')], axis=-1)
     embedding = StepEmbedding(self.features, self.classes, name='embedding')(time, label)

@@ -19,7 +19,13 @@ from flax import linen as nn
 
 from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.convolution import WeightGradient
-from vdm_jax.nn.blocks.layers import Attention, require_choices, require_sizes, sinusoidal_embedding
+from vdm_jax.nn.blocks.layers import (
+  Attention,
+  require_choices,
+  require_labels,
+  require_sizes,
+  sinusoidal_embedding,
+)
 from vdm_jax.nn.unets.ncsnpp import FourierEmbedding, Initial, Trunk, initial
 from vdm_jax.typing import Array
 
@@ -29,18 +35,10 @@ _ADM = Initial(_ADM_KERNEL, _ADM_KERNEL, nn.initializers.zeros_init())
 
 
 def _one_hot(cond: Array | None, classes: int, time: Array) -> Array:
-  """[B, classes]: zeros for -1 and for None.  Raises ValueError: not integers [B]."""
+  """[B, classes]: zeros for -1 and for None."""
   if cond is None:
     return jnp.zeros((*time.shape, classes))
-  if cond.shape != time.shape or not jnp.issubdtype(cond.dtype, jnp.integer):
-    raise ValueError(f'cond is {cond.dtype} {cond.shape}: a network with classes = {classes} takes '
-                     f'integer labels {time.shape}, -1 for none')
   return jax.nn.one_hot(cond, classes)
-
-
-def _check_labels(cond: Array | None, classes: int):
-  if cond is not None and not classes:
-    raise ValueError('classes = 0: this network takes no labels; give cond = None')
 
 
 def _augmented(e: Array, augment: int, init: nn.initializers.Initializer) -> Array:
@@ -89,7 +87,7 @@ class SongUNet(nn.Module):
                     encoder=(self.encoder, ('standard', 'skip', 'residual')),
                     decoder=(self.decoder, ('standard', 'skip')))
     require_sizes(self, features=1, classes=0, augment=0, heads=0)
-    _check_labels(cond, self.classes)
+    require_labels(cond, self.classes, time)
     if self.embedding == 'fourier':
       e = FourierEmbedding(self.features, name='fourier')(time)
     else:
@@ -139,7 +137,7 @@ class DhariwalUNet(nn.Module):
     Raises InputError: settings that do not fit each other or z; ValueError: a wrong `cond`.
     """
     require_sizes(self, features=1, classes=0, augment=0, head_features=0, heads=0)
-    _check_labels(cond, self.classes)
+    require_labels(cond, self.classes, time)
     e = sinusoidal_embedding(time, self.features, endpoint=False, cosine_first=True)
     if self.augment:
       e = _augmented(e, self.augment, _ADM.last)

@@ -35,6 +35,7 @@ from vdm_jax.nn.blocks.layers import (
     require_choices,
     require_halvable,
     require_heads,
+    require_labels,
     require_sizes,
     sinusoidal_embedding,
 )
@@ -432,15 +433,13 @@ class NCSNpp(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    Raises InputError: settings that do not fit each other or z; ValueError: a `cond`, of which it
-    knows none.
+    Raises InputError: settings that do not fit each other or z; a `cond`, of which it knows none.
     """
     require_choices(embedding=(self.embedding, ('fourier', 'positional')))
     require_sizes(self, features=1, heads=0)
     require(not self.scale_by_sigma or self.embedding == 'fourier', 'scale_by_sigma', True,
             "it needs embedding = 'fourier', whose time is sigma")
-    if cond is not None:
-      raise ValueError('NCSN++ takes no labels: give cond = None')
+    require_labels(cond, 0, time)
     if self.embedding == 'fourier':
       e = FourierEmbedding(self.features, self.fourier_scale, name='fourier')(jnp.log(time))
     else:

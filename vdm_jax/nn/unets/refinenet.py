@@ -178,11 +178,10 @@ class RefineNet(nn.Module):
                keys: Array | None = None) -> Array:
     """The score of images in [0, 1]: [B, H, W, C] -> [B, H, W, C], float32.  time: [B].
 
-    There is no dropout, so `keys` change nothing.  Raises ValueError: labels, which it has no
-    place for; InputError: settings that do not fit each other or the images.
+    There is no dropout, so `keys` change nothing.  Raises InputError: labels, which it has no
+    place for; settings that do not fit each other or the images.
     """
-    if cond is not None:
-      raise ValueError('NCSN and NCSNv2 take no labels: leave class_conditional out')
+    layers.require_labels(cond, 0, time)
     require(len(self.multipliers) == len(self.dilations), 'dilations', self.dilations,
             f'there are {len(self.multipliers)} multipliers', 'give one of each for every stage')
     layers.require_sizes(self, features=1, levels=0)
