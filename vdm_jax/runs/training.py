@@ -151,7 +151,7 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
 
   Raises InputError for a model without samples, and for features of other images.
   """
-  model = jax.eval_shape(experiment.init, jax.random.key(0))
+  model = jax.eval_shape(experiment.init, random.key(0))
   model = experiment.model(model)
   if not (denoises(model) and not model.is_latent or
           isinstance(model, Samples) and not denoises(model)):
