@@ -1,4 +1,5 @@
 """Four simulated devices, one compilation cache for all tests, and float64 where a test asks."""
+import collections
 import os
 from pathlib import Path
 
@@ -30,8 +31,14 @@ def pytest_ignore_collect(collection_path, config):
   return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m reads the markers
 def pytest_collection_modifyitems(items):
+  cases = collections.Counter()
   for item in items:
+    function = item.nodeid.partition('[')[0]
+    cases[function] += 1
+    if (first := item.get_closest_marker('first')) and cases[function] > first.args[0]:
+      item.add_marker('long')
     if item.path.stem.removeprefix('test_') in QUICK and not item.get_closest_marker('long'):
       item.add_marker('quick')
 

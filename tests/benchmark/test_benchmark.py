@@ -136,6 +136,7 @@ def test_one_evaluation_is_a_third_of_a_step(tmp_path):
   assert by_hand < speed.evaluation_flop(one, 4) < 1.015 * by_hand
 
 
+@pytest.mark.long
 def test_the_program_grows_with_the_depth_only_where_it_is_written_out(tmp_path):
   def size(blocks, scan):
     config = ROOT / 'configs' / 'systems.py'
@@ -171,6 +172,7 @@ COMMON = {'command', 'config', 'blocks', 'features', 'batch_size', 'layout', 'de
           'jax', 'date', 'peak_memory_bytes', 'compile_seconds'}
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('layout,together', [('jit', 1), ('fsdp', 1), ('pmap', 1), ('jit', 5)])
 def test_a_training_is_measured_with_one_compilation_of_its_step(layout, together):
   config = workdir.import_config(TINY).get_config()
@@ -259,6 +261,7 @@ def command(*arguments):
                         capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_the_command_prints_json_and_nothing_else_on_stdout():
   done = command('train', f'--config={TINY}', '--json', '--repetitions=2', '--batch_size=8')
   assert json.loads(done.stdout)['config'] == str(TINY), done.stderr

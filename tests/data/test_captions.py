@@ -36,6 +36,7 @@ def trained(run):
   return workdir.load_trained(run)
 
 
+@pytest.mark.long
 def test_every_digit_has_its_name_and_the_rest_is_as_of_the_digits(trained):
   from sklearn.datasets import load_digits
   digits, d = load_digits(), trained.experiment.data
@@ -86,6 +87,7 @@ def test_a_run_conditioned_on_captions_is_evaluated_and_sampled(run, tmp_path):
       runs.sample(run, tmp_path / 'b.npz', method=FEW, count=2, condition=condition)
 
 
+@pytest.mark.long
 def test_a_text_that_does_not_fit_is_refused_by_the_flag_that_gave_it(run, tmp_path):
   [(code, out, err)] = commands.finish(commands.start(
       'scripts/sample.py', f'--workdir={run}', '--condition=caption=three',

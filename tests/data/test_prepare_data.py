@@ -169,6 +169,7 @@ def test_a_download_is_kept_only_if_its_checksum_holds(tmp_path):
   assert (out / 'downloads' / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.long
 def test_the_script_prepares_the_digits_twice_and_refuses_what_it_cannot(tmp_path):
   run = lambda *args: subprocess.run(
       [sys.executable, str(ROOT / 'scripts' / 'prepare_data.py'), *args], text=True,

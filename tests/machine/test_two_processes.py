@@ -119,6 +119,7 @@ def records(directory, *kinds):
   return [r for r in metrics.read(directory) if r['kind'] in kinds]
 
 
+@pytest.mark.long
 def test_sigterm_to_one_of_two_saves_on_both_and_the_loss_of_one_ends_the_other_with_a_line(
     tmp_path, capfd):
   """And each time the run goes on, at last on four devices of one process."""

@@ -83,6 +83,7 @@ def runge_kutta(slope, y, h):
   return y
 
 
+@pytest.mark.long
 def test_the_sde_transports_the_marginal_of_every_schedule_on_every_curve():
   """mean' = f mean and var' = 2 f var + g^2 lead from the marginal at t = 0 to that at t = 1."""
   mean, var, n = 0.7, 0.3, 401
@@ -362,6 +363,7 @@ def test_a_small_sigma_near_data_and_a_small_alpha_before_the_end_are_kept():
   np.testing.assert_allclose(cubic.sigma[0], 80e-27, rtol=1e-12)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize('name', ENDS)
 def test_samplers_go_from_a_cosine_of_no_signal_to_clean_data(name):
   """Along the exact flow of N(m, s^2), (z - alpha m) / sqrt(alpha^2 s^2 + sigma^2) constant.
@@ -425,6 +427,7 @@ def every_process():
           Truncated.between(GaussianProcess(schedules.Linear(9.0, -7.0)), 8.0, -6.0)]
 
 
+@pytest.mark.long
 def test_integer_times_are_the_times_they_say():
   for process in every_process():
     for times in (np.array([0, 1]), jnp.array([1, 0]), 0, 1):
@@ -437,6 +440,7 @@ def test_integer_times_are_the_times_they_say():
   np.testing.assert_allclose(processes.time_of(RectifiedFlow(), 0), 0.5, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('precision', [jnp.float32, jnp.float64])
 def test_a_process_takes_times_and_parameters_of_either_precision(precision):
   for process in every_process():
@@ -447,6 +451,7 @@ def test_a_process_takes_times_and_parameters_of_either_precision(precision):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_process_may_be_compiled_by_itself():
   """As any function: `jax.jit(process)` asks whether it has met the same one before."""
   tables = [np.array([9.0, 2.0, -1.0]), np.array([9.0, 3.0, -1.0])]

@@ -84,6 +84,7 @@ CASES = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', CASES)
 def test_a_published_config_reads_its_network_as_it_was_trained(name, monkeypatch):
   file, variant, network, times, scale, sigmas = CASES[name]
@@ -122,6 +123,7 @@ def test_the_images_of_the_public_code_are_a_multiple_of_ours():
   np.testing.assert_allclose(K * model.encode(levels), levels / 127.5 - 1.0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_sub_vp_schedule_is_the_sub_vp_sde():
   t = jnp.linspace(0.01, 1.0, 20)
   schedule = schedules.SameAlpha(schedules.BetaLinear(t_min=0.0))

@@ -47,6 +47,7 @@ def test_a_fixed_schedule_decreases(schedule):
   assert (np.diff(evaluate(schedule, times())) < 0).all()
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('module', LEARNED, ids=name)
 def test_a_learned_schedule_decreases_whatever_its_parameters(module):
   curves = jax.jit(jax.vmap(
@@ -57,6 +58,7 @@ def test_a_learned_schedule_decreases_whatever_its_parameters(module):
   assert (np.diff(curves, axis=1) < 0).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
 def test_every_schedule_and_process_of_the_library_passes_the_check_of_its_users(single):
   with jax.enable_x64(not single):
@@ -131,6 +133,7 @@ def test_the_knots_of_a_schedule_are_the_logarithm_of_its_density():
   np.testing.assert_allclose(-14.0 / level.dlogsnr, slope, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_knots_keep_their_digits_in_float32_at_either_end():
   """The density falls by e^-9 to either side of the mirror; t is given exactly, near 0."""
   module, params = schedules.KnotSchedule(knots=8), log_densities(8)
@@ -145,6 +148,7 @@ def test_knots_keep_their_digits_in_float32_at_either_end():
     np.testing.assert_allclose(single.dlogsnr, exact.dlogsnr, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_gradient_of_the_knots_is_that_of_finite_differences():
   module, params = schedules.KnotSchedule(knots=8), log_densities(8)
   t = times(41)
@@ -527,6 +531,7 @@ def test_a_module_built_and_bound_anew_is_not_traced_again():
     np.testing.assert_allclose(end(Bound(params, module)), low, rtol=1e-6)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
 @pytest.mark.parametrize('step', [89.0, -89.0, 20.0, -20.0, 400.0])
 def test_knots_may_differ_by_more_than_float32_can_raise_e_to(step, single):

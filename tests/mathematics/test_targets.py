@@ -145,6 +145,7 @@ def test_inputs_give_a_network_its_own_view():
   np.testing.assert_allclose(got.eps[:, 0], sigma / np.sqrt(1 + sigma**2), rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_network_trained_on_one_curve_serves_every_other_process():
   """The denoiser of vp, moved, is the closed form of the other process, also at its ends."""
   oracle = oracles.Gaussian(0.7, 0.4)
@@ -159,6 +160,7 @@ def test_a_network_trained_on_one_curve_serves_every_other_process():
     np.testing.assert_allclose(got.eps, expected.eps, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_a_velocity_network_serves_a_schedule_it_was_not_trained_on():
   """The velocity of Cosine on vp, known in closed form from logsnr alone, sampled under Linear."""
   mean, std = 0.7, 0.4

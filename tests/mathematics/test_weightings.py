@@ -76,6 +76,7 @@ def test_sigmoid_is_the_variance_of_the_noise_of_vp_shifted_by_its_bias():
   np.testing.assert_allclose(weightings.sigmoid(-2.0)(level), vp(logsnr + 2.0)[1]**2, rtol=1e-9)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('data_std', [0.5, 2.0])
 def test_edm_is_the_loss_of_karras_et_al_for_their_optimal_denoiser(data_std):
   """E over ln s ~ N(-1.2, 1.2^2) of (s^2 + 0.25) / (0.5 s)^2 |D - x|^2 = 1 for data of std 0.5.
@@ -262,6 +263,7 @@ def limit(name, process, end):
   return {'vlb': of_vlb, 'sigmoid': of_sigmoid}.get(name, LIMITS[name])[end]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(('process', 'single'), [
     *((process, False) for process in ENDS), ('flow', True), ('sub_vp', True), ('cosine', True)])
 def test_the_loss_and_its_gradient_at_the_ends_of_time_are_their_limits(process, single):

@@ -66,6 +66,7 @@ def to(dtype, tree):
   return jax.tree.map(lambda u: jnp.asarray(u, dtype), tree)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize('size', SIZES)
 def test_winograd_s_products_are_the_convolution(x64, size):
   (h, kernel), _, _ = draws(*size)

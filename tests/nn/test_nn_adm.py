@@ -63,6 +63,7 @@ def shapes_of(net, *args):
   return jax.eval_shape(net.init, jax.random.key(0), *args)['params']
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', CASES)
 def test_the_output_of_the_public_code_repeats(recorded, name):
   flat, args = recorded_case(recorded, name)
@@ -72,6 +73,7 @@ def test_the_output_of_the_public_code_repeats(recorded, name):
   assert_close(got, want if name == 'classifier' else last(want))
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('name', CASES)
 def test_parameters_go_back_to_their_published_names_and_shapes(recorded, name):
   flat, args = recorded_case(recorded, name)
@@ -130,6 +132,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', published.some(
     COUNTS, 'upsample_cond_500K', '64x64_diffusion', '64x64_classifier'))
 def test_published_networks_have_their_published_sizes(name):

@@ -51,6 +51,7 @@ def recorded():
   return r, dit.from_flat(flat, shapes_of(SMALL, (8, 8, 4)))
 
 
+@pytest.mark.long
 def test_the_published_output_and_its_gradients_repeat(recorded):
   """Of each gradient its norm, and its inner product with a fixed direction."""
   r, params = recorded
@@ -130,6 +131,7 @@ def test_an_image_cut_into_patches_and_put_together_is_the_image():
   np.testing.assert_array_equal(transformer.unpatchify(h, 2, 6, 4), z)
 
 
+@pytest.mark.long
 def test_at_first_every_block_is_the_identity():
   z = jax.random.normal(jax.random.key(0), (2, 4, 6, 1))
   params = jax.jit(TINY.init)(jax.random.key(1), z, jnp.ones(2))['params']
@@ -152,6 +154,7 @@ def test_the_positions_of_an_image_tell_its_columns_then_its_rows():
                              rtol=1e-6)
 
 
+@pytest.mark.long
 def test_labels_are_not_told_at_the_rate_whatever_the_batch():
   rate, n = 0.25, 400
   net = transformer.Labels(2, 1, rate)

@@ -68,6 +68,7 @@ def relative(value, expected):
 # ------------------------------------------------------------ the public code
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', CASES)
 def test_preconditioned_it_denoises_as_the_public_code_did(recorded, name):
   """F and D of EDMPrecond with labels 3, 0 and none, at sigma = 0.05, 0.9 and 30.
@@ -115,6 +116,7 @@ def test_missing_and_left_over_parameters_are_named(recorded):
     edm.from_flat({}, shapes_of(song()))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name, count', published.some([
     # Counted by instantiating the public code with the options of its README, and with the fixed
     # frequencies, 128 numbers, where there are any.

@@ -69,6 +69,7 @@ def relative(value, expected):
 # ------------------------------------------------------------ the public code
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', CASES)
 def test_with_the_same_parameters_it_returns_what_the_public_code_returned(recorded, name):
   net = network(**CASES[name])
@@ -77,6 +78,7 @@ def test_with_the_same_parameters_it_returns_what_the_public_code_returned(recor
   assert relative(y, recorded[f'{name}/y']) < 1e-5
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('name', CASES)
 def test_written_out_again_the_published_parameters_are_the_same(recorded, name):
   flat = published.state_dict(recorded, name)
@@ -126,6 +128,7 @@ COUNTS = {'ve/cifar10_ncsnpp_continuous': 62_758_915,
           'vp/cifar10_ncsnpp_deep_continuous': 107_521_411}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', published.some(
     COUNTS, 've/cifar10_ncsnpp_continuous', 've/ffhq_256_ncsnpp_continuous'))
 def test_a_published_network_has_its_number_of_parameters(name):
@@ -139,6 +142,7 @@ def test_sub_vp_networks_are_those_of_vp():
     assert score_sde.MODELS[f'subvp/{name}'] == score_sde.MODELS[f'vp/{name}']
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', [processes.ve, processes.vp])
 def test_a_ve_network_of_data_in_0_1_denoises_data_in_minus_1_1(curve):
   """The public network of N(m, s^2), in closed form: it reads 2 z - 1 and returns the score."""
@@ -167,6 +171,7 @@ def test_without_a_wider_filter_pixels_are_repeated_and_averaged():
   np.testing.assert_allclose(downsample(h), layers.downsample(h), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_filter_1_3_3_1_keeps_slopes():
   """Of a ramp it makes the ramp at the new pixels' centres, but for one at the border."""
   rows, columns = np.meshgrid(np.arange(8.0), np.arange(8.0), indexing='ij')
@@ -180,6 +185,7 @@ def test_the_filter_1_3_3_1_keeps_slopes():
                                rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_at_first_a_block_keeps_its_input_over_sqrt_2():
   h = jax.random.normal(jax.random.key(3), (2, 4, 4, 8))
   block = ResBlock(8)
@@ -190,6 +196,7 @@ def test_at_first_a_block_keeps_its_input_over_sqrt_2():
 # ----------------------------------------------------------------- the settings
 
 
+@pytest.mark.long
 def test_heads_are_further_outputs_of_which_the_first_is_divided_by_sigma():
   net = network(**SMALL, heads=1)
   plain = net.clone(scale_by_sigma=False)

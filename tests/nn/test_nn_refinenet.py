@@ -55,6 +55,7 @@ def assert_close(got, want, tolerance):
   np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', SMALL)
 def test_the_output_of_the_public_code_repeats(name):
   params, z, time, y = parameters(name)
@@ -126,6 +127,7 @@ def test_resizing_puts_corners_on_corners_and_is_exact_on_planes():
   np.testing.assert_allclose(got[0, :, :, 0], fine, rtol=0, atol=2e-6)
 
 
+@pytest.mark.long
 def test_initial_values_are_those_of_the_paper():
   block = refinenet.ResBlock(16, levels=5, weight_gradient='xla')
   params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 16)), jnp.zeros(1, jnp.int32)

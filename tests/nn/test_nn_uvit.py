@@ -45,6 +45,7 @@ def tiny_arguments():
   return params, draw(2, 4, 4, 1), jnp.array([3.0, 700.0]), jnp.array([1, -1]), draw(2, 4, 4, 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', NETS)
 def test_the_published_output_and_its_gradients_repeat(name):
   """Of each gradient its norm, and its inner product with a fixed direction."""
@@ -79,6 +80,7 @@ COUNTS = {
     'imagenet512_uvit_large': 286_861_524, 'imagenet512_uvit_huge': 500_942_656}
 
 
+@pytest.mark.long
 def test_every_published_network_has_its_number_of_parameters():
   assert COUNTS.keys() == uvit.MODELS.keys() == uvit.SHAPES.keys()
   for name, count in COUNTS.items():

@@ -53,6 +53,7 @@ def test_blocks_run_in_order_each_with_its_own_and_the_outcomes_are_kept(scan, r
   assert float(h) == -300.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('blocks', [0, 1, 3])
 def test_a_loop_and_blocks_written_out_have_one_output_and_one_gradient(blocks):
   """With dropout, and attention after every block."""
@@ -76,6 +77,7 @@ def kept():
   return params, value_and_gradients(net)(params, *inputs())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('scan, weight_gradient', [(False, 'xla'), (True, 'winograd')])
 @pytest.mark.parametrize('remat', ['dots', 'block'])
 def test_what_is_computed_again_has_the_same_gradient(kept, scan, remat, weight_gradient):
@@ -84,6 +86,7 @@ def test_what_is_computed_again_has_the_same_gradient(kept, scan, remat, weight_
   assert_same(value_and_gradients(net)(params, *inputs()), expected, 3e-6)
 
 
+@pytest.mark.long
 def test_each_block_has_initial_values_of_its_own():
   """Uncorrelated ones, each of the variance 1 / inputs that a single one has."""
   depth = 3
@@ -100,6 +103,7 @@ def test_each_block_has_initial_values_of_its_own():
     np.testing.assert_array_equal(params[name]['norm1']['scale'], 1.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('scan', [False, True])
 def test_each_block_drops_out_by_itself(scan):
   """Two equal blocks down, one of which is muted; nothing after them reads what is between them.
@@ -134,6 +138,7 @@ def lowered(blocks, scan=True, remat='none', batch=2, size=4):
   return value_and_gradients(net).lower(shapes, *args)
 
 
+@pytest.mark.long
 def test_what_is_kept_of_a_block_takes_memory():
   """Less with products alone, and least with nothing but inputs.
 
@@ -152,6 +157,7 @@ def test_what_is_kept_of_a_block_takes_memory():
   assert inputs_alone - scratch('block', 2) < 4.5 * 6 * one
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('remat', REMAT)
 def test_the_program_of_a_loop_does_not_grow_with_the_depth(remat):
   count = lambda blocks, scan: len(re.findall(

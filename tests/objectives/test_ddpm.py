@@ -80,6 +80,7 @@ def test_the_mean_over_the_library_s_own_draws_is_the_sum_over_the_chain(objecti
   assert error < 0.1
 
 
+@pytest.mark.long
 def test_the_bound_of_the_chain_is_the_sum_of_its_divergences_to_the_digit(x64):
   x, t, eps = four_points((jnp.arange(STEPS) + 0.5) / STEPS)
   nats, _ = jax.jit(lambda: ddpm.bound(ORACLE, PROCESS, x, t, None, steps=STEPS, data=x,

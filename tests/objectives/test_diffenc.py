@@ -38,6 +38,7 @@ def inner(x, logsnr):
   return jnp.sin(2.0 * x + 0.3 * logsnr.reshape(-1, 1, 1, 1)) + 0.5 * jnp.roll(x, 1, axis=2)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('curve', [vp, flow])
 @pytest.mark.parametrize('steps', [0, 7])
 def test_an_encoder_that_leaves_the_data_alone_gives_the_bound_of_the_vdm(curve, steps):
@@ -59,6 +60,7 @@ def test_an_encoder_that_leaves_the_data_alone_gives_the_bound_of_the_vdm(curve,
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, theirs)
 
 
+@pytest.mark.long
 def test_the_diffusion_term_is_the_published_one_in_v_and_the_inner_encoding():
   """1/2 gamma' alpha^2 |v - v_hat + sigma (x_hat - x_t + y + dy/dgamma)|^2, gamma = -logsnr."""
   data, x, t, keys = drawn()
@@ -191,6 +193,7 @@ def expected_bound(encoder_rate, n=300):
   return jnp.dot(jnp.tile(weights, 4) / 4, nats)
 
 
+@pytest.mark.long
 def test_it_is_a_bound_that_the_identity_makes_tight():
   entropy = 0.5 * np.log(2 * np.pi * np.e * 0.25)
   bounds = [float(expected_bound(rate)) for rate in (0.0, 0.5, 1.0)]
@@ -223,6 +226,7 @@ def test_the_ancestral_sampler_ends_in_the_data_and_a_deterministic_one_misses_h
   assert missed < 0.45
 
 
+@pytest.mark.long
 def test_the_encoder_of_the_digits_starts_as_the_identity_and_learns_the_level():
   net = NoiseLevelEncoder(features=8, blocks=1, groups=2)
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1), jnp.float32)

@@ -62,6 +62,7 @@ def mean_bound(std, process=None, **options):
   return (seen @ weights).mean()
 
 
+@pytest.mark.long
 def test_the_bound_of_normal_data_under_their_own_reverse_kernel_is_minus_their_entropy(x64):
   # Of unit variance the chain is stationary, and q(x^(t-1) | x^(t)) has the variance beta_t.
   for betas in (BETAS, BETAS[::-1] / 3):  # so the rates do not matter
@@ -69,6 +70,7 @@ def test_the_bound_of_normal_data_under_their_own_reverse_kernel_is_minus_their_
     np.testing.assert_allclose(bound, stats.norm.entropy(), rtol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('std', [0.3, 1.6])
 def test_under_the_exact_reverse_kernel_the_bound_is_made_of_three_entropies(x64, std):
   # K = -H(X^(1)) + H(X^(T)) - H_p(X^(T)): the divergences add up to an information.
@@ -79,6 +81,7 @@ def test_under_the_exact_reverse_kernel_the_bound_is_made_of_three_entropies(x64
   assert mean_bound(std, variance=vlb.fixed_small) > bound + 1e-3
 
 
+@pytest.mark.long
 def test_the_bound_is_that_of_the_discrete_chain_term_by_term_but_for_two_moments(x64):
   keys = jax.random.split(jax.random.key(1), 3)
   x, eps = (jax.random.normal(key, (4, 3)) for key in keys[:2])
@@ -101,6 +104,7 @@ def test_the_bound_is_that_of_the_discrete_chain_term_by_term_but_for_two_moment
                              0.5 * first * (d - square))
 
 
+@pytest.mark.long
 def test_the_gradient_of_the_rates_holds_the_noise_fixed(x64):
   rates = Rates(T, 0.02)
   params = rates.init(jax.random.key(0))['params']
@@ -132,6 +136,7 @@ def test_the_first_rates_leave_one_part_in_t_of_the_signal(x64):
   np.testing.assert_allclose(jax.nn.sigmoid(table[-1]), 0.999 / 40, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_untrained_roll_has_the_reverse_chain_of_normal_data_and_decodes_every_integer():
   module, config = configs.read('plane/dpm2015')
   experiment = module.build(config)
@@ -308,6 +313,7 @@ def best_bound_of_the_heartbeat(steps, activity):
   return total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('activity', [0.5, 0.2])
 def test_the_best_bits_have_the_enumerated_bound_of_the_heartbeat_and_reach_the_published(
     activity, x64):
@@ -394,6 +400,7 @@ def test_of_one_bit_the_best_chain_is_exact_in_any_number_of_steps(activity, x64
   assert abs(np.mean(x > 0) - p) < 4 * (p * (1 - p) / n)**0.5
 
 
+@pytest.mark.long
 def test_the_variance_is_learned_where_no_other_is_named(x64):
   oracle = oracles.Gaussian(0.2, 0.7)
   headed = lambda z, level, cond=None: oracle(z, level)._replace(

@@ -43,6 +43,7 @@ def spreads(sampler, lengths, start):
   return jax.jit(jax.vmap(spread))(grids(lengths))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('process,tableau', [
     (GaussianProcess(LINEAR, vp), HEUN), (GaussianProcess(LINEAR, ve), HEUN),
     (rectified_flow(), MIDPOINT)], ids=['vp', 've', 'rectified flow'])
@@ -58,6 +59,7 @@ def test_churned_or_not_the_spread_is_that_of_the_data_to_second_order(process, 
     assert error[-1] < 1e-4
 
 
+@pytest.mark.long
 def test_noise_is_added_between_the_two_levels_alone_and_never_above_the_process():
   process = GaussianProcess(LINEAR, flow)
   times = jnp.linspace(1.0, 0.0, 21)
@@ -82,6 +84,7 @@ def test_noise_is_added_between_the_two_levels_alone_and_never_above_the_process
   assert std[0] == 0.0 and (std[1:] > 0.0).all()
 
 
+@pytest.mark.long
 def test_the_share_of_the_churn_that_a_step_has_counts_no_padding():
   process = GaussianProcess(LINEAR)
   keys, z = jax.random.split(jax.random.key(0), 5), jnp.linspace(-2.0, 2.0, 5)[:, None]
@@ -91,6 +94,7 @@ def test_the_share_of_the_churn_that_a_step_has_counts_no_padding():
   assert np.abs(plain - run(0.0, grids([10])[0])).max() > 0.01
 
 
+@pytest.mark.long
 def test_without_churn_it_is_the_flow_alone():
   keys, z = jax.random.split(jax.random.key(0), 5), jnp.linspace(-2.0, 2.0, 5)[:, None]
   for process in (GaussianProcess(LINEAR, ve), rectified_flow()):

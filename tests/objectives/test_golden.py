@@ -169,6 +169,7 @@ def test_the_spread_that_ddim_gives_the_gaussian():
   np.testing.assert_allclose(exact, 0.501261, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_spread_that_ancestral_sampling_gives_the_gaussian():
   known = {10: 0.338525, 50: 0.457558, 100: 0.477977, 250: 0.490991, 1000: 0.497725}
   got = [spread(ancestral(HALF, LINEAR), steps) for steps in known]
@@ -189,6 +190,7 @@ def dpmpp_2m(denoise, process):
   return dpm_solver_multistep(denoise, process, order=2, of='x')
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,slope', [(ddim, 0.99), (dpm_solver_2, 2.0), (dpm_solver_3, 3.0),
                                         (dpmpp_2m, 2.0), (heun, 2.0)],
                          ids=['ddim', 'dpm_solver_2', 'dpm_solver_3', 'dpmpp_2m', 'heun'])

@@ -74,6 +74,7 @@ def test_the_times_on_the_straight_curve_have_the_density_of_alpha_squared():
   np.testing.assert_allclose((HIGH - LOW) * weight * density(gamma), total, rtol=1e-9)
 
 
+@pytest.mark.first(1)
 @VELOCITIES
 def test_the_velocity_loss_is_the_diffusion_term_of_the_bound(process, target, mass):
   """By quadrature over u, with x = +-std and eps = +-1: whatever the schedule, and the target."""
@@ -161,6 +162,7 @@ def test_the_second_order_term_is_the_published_one(process, target, mass):
   np.testing.assert_allclose(nats, terms['vlb'] + terms['second_order'], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_one_random_probe_draws_the_off_diagonals_of_the_true_jacobian_to_zero():
   """At the truth the gradient is that of the probe's variance, sum over i < j of (J_ij + J_ji)^2.
 

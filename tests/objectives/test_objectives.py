@@ -68,6 +68,7 @@ def test_the_bound_depends_on_the_ends_of_the_schedule_alone_and_on_no_curve():
   np.testing.assert_allclose(got, CONTINUOUS, rtol=1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind', [schedules.Monotone, schedules.PinnedMonotone])
 def test_the_bound_moves_a_learned_schedule_through_its_ends_alone(kind):
   """d bound = 1/2 error(max) d logsnr_max - 1/2 error(min) d logsnr_min, for every parameter.
@@ -109,6 +110,7 @@ def test_the_bound_of_a_chain_does_not_depend_on_the_curve():
   np.testing.assert_allclose(got, 7.081741, rtol=1e-7)  # see test_golden
 
 
+@pytest.mark.long
 def test_more_steps_lead_to_the_continuous_bound_at_the_rate_of_a_riemann_sum():
   """L_T - L = d/4 (2 L - error(max) + error(min)) + O(d^2), with d = (max - min) / T.
 
@@ -120,6 +122,7 @@ def test_more_steps_lead_to_the_continuous_bound_at_the_rate_of_a_riemann_sum():
   np.testing.assert_allclose(off, rate, rtol=d)
 
 
+@pytest.mark.long
 def test_a_single_step_is_accurate_in_float32():
   """SNR(0) / SNR(1) = e^18.3, where 1 - SNR(1) / SNR(0) rounds to 1."""
   with jax.enable_x64(False):
@@ -172,6 +175,7 @@ def test_the_library_s_own_draws_estimate_all_terms_without_bias():
   assert abs(np.corrcoef(terms['diffusion'], terms['reconstruction'])[0, 1]) < 4 / n**0.5
 
 
+@pytest.mark.long
 def test_noise_handed_in_is_used_and_example_i_draws_from_its_own_key():
   process, n = GaussianProcess(schedules.Linear()), 6
   x = STD * jax.random.normal(jax.random.key(1), (n, 2))
@@ -186,6 +190,7 @@ def test_noise_handed_in_is_used_and_example_i_draws_from_its_own_key():
   np.testing.assert_allclose(other, 0.5 * 18.3 * np.sum(wrong**2, axis=1), rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_schedule_per_pixel_is_summed_pixel_by_pixel():
   """Two pixels with ends of their own: every term is the sum of the two single ones."""
   high, low = jnp.array([6.0, 4.0]), jnp.array([-3.0, -1.0])

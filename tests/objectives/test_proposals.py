@@ -155,6 +155,7 @@ def test_times_from_a_later_one_on_give_the_integral_from_there(x64):
     np.testing.assert_allclose(mean, 0.5 * np.log2((1 + snr[0]) / (1 + snr[1])), rtol=1e-8)
 
 
+@pytest.mark.long
 def test_times_that_depend_on_the_parameters_leave_the_gradient_of_a_learned_schedule_alone(x64):
   """0 for the interior, on which the integral does not depend, and +-1/2 of the error at the ends.
 

@@ -32,6 +32,7 @@ def averaged(loss, t):
 # ---------------------------------------------------------- ScoreFlow
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('curve', [vp, ve, flow, sub_vp])
 def test_the_bound_on_the_density_of_z_0_exceeds_its_entropy_by_the_divergence_at_the_end(
     curve, x64):

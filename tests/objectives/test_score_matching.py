@@ -63,6 +63,7 @@ FORMS = {'denoising': denoising, 'implicit': at_level(implicit),
          'reduced': at_level(lambda *args: sliced(*args, probes=all_signs))}
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('name', FORMS)
 @pytest.mark.parametrize('process', [PROCESSES['vp'], PROCESSES['VE SDE'], RectifiedFlow()],
                          ids=['vp', 've', 'flow'])
@@ -108,6 +109,7 @@ def mixture_points(n):
   return x, eps, np.outer(np.concatenate([0.3 * weights, 0.7 * weights]), weights).ravel()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('form', [denoising, at_level(implicit)], ids=['denoising', 'implicit'])
 def test_the_best_sum_of_bumps_is_the_score_of_a_mixture(form):
   """Ten on a line, their heights by the normal equations: 99 % of the score's variance."""
@@ -133,6 +135,7 @@ def test_the_best_sum_of_bumps_is_the_score_of_a_mixture(form):
 # -------------------------------------------------------------- constants
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('scale', [score_matching.variance, score_matching.likelihood],
                          ids=['variance', 'likelihood'])
 @pytest.mark.parametrize('name', ['vp', 've', 'rectified_flow'])
@@ -163,6 +166,7 @@ def test_two_models_differ_by_the_same_in_every_form(name, scale):
     np.testing.assert_allclose(one[i] - other[i], explicit[0] - explicit[1], rtol=1e-6)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('reduced', [True, False])
 @pytest.mark.parametrize('probes', ['signs', 'normal'])
 def test_sliced_is_implicit_in_expectation(reduced, probes):
@@ -226,6 +230,7 @@ def test_on_every_process_it_is_the_weighted_error_of_the_score(name):
   np.testing.assert_allclose(got[1], bound, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_the_ladder_of_ncsn_has_its_levels_equally_often():
   """1 to 0.01 in 10 levels of equal ratio: Song and Ermon (2019), section 5."""
   sigmas = np.geomspace(1.0, 0.01, 10)

@@ -71,6 +71,7 @@ def test_the_first_order_error_is_not_trained_by_the_others():
     assert abs(got['third']['c'][0]) > 0.1
 
 
+@pytest.mark.long
 def test_each_term_rests_at_the_true_derivatives_of_a_mixture():
   """In one dimension, moved by a sine; and not at those of the Gaussian with its moments."""
   mixture = oracles.Mixture(jnp.array([0.3, 0.7]), jnp.array([[-1.0], [0.6]]),
@@ -147,6 +148,7 @@ def test_random_signs_are_signs_and_belong_to_their_example():
   np.testing.assert_array_equal(probes.rademacher(keys[2:3], jnp.zeros((1, 5, 20))), v[:, 2:3])
 
 
+@pytest.mark.long
 def test_the_objective_is_the_bound_and_what_is_added_to_it():
   """Of Gaussian data in d = 1, where matrix and trace are one number."""
   n = 500

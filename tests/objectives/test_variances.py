@@ -61,6 +61,7 @@ def test_the_ends_of_a_learned_variance_are_the_two_fixed_ones():
   np.testing.assert_allclose(got, [SMALL, LARGE], atol=6e-7)
 
 
+@pytest.mark.long
 def test_between_them_the_term_is_the_divergence_of_two_normal_densities():
   """In the notation of Ho et al. (2020), eq. 6-7, the divergence by quadrature; v = 0.65."""
   x, eps, steps, u = 0.3, -0.8, 5, 0.3
@@ -137,6 +138,7 @@ def terms_of(steps, noise, **options):
   return {name: u.reshape(shape) for name, u in terms.items()}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('v', [0.0, 0.65, pytest.param(1.0, marks=pytest.mark.long)])
 def test_a_chain_that_ends_in_the_data_has_the_bound_of_ddpm_and_of_iddpm(v):
   """Fixed small and large variance, and one between them as Nichol and Dhariwal (2021) learn it."""
@@ -153,6 +155,7 @@ def test_a_chain_that_ends_in_the_data_has_the_bound_of_ddpm_and_of_iddpm(v):
   np.testing.assert_allclose(terms['latent'], np.tile(divergence[:, None], (3, 1, 641)), rtol=1e-7)
 
 
+@pytest.mark.long
 def test_the_gradient_of_such_a_chain_is_finite_at_every_step_in_float32():
   """The data have no noise, the divergence of their step is infinite: neither may reach the sum."""
   with jax.enable_x64(False):
@@ -181,6 +184,7 @@ GAUSSIAN = Model(denoise=oracles.Gaussian(0.0, STD), process=PROCESS, decoder=no
                  encode=lambda x: x, decode=lambda x: x, cond=lambda batch: None, shape=(1,))
 
 
+@pytest.mark.long
 def test_a_pass_over_images_draws_the_bound_of_the_variance_that_is_asked_for():
   """With as many times as steps each step is drawn once; the noise remains."""
   images = np.repeat([[STD], [-STD]], 200, axis=0)
@@ -192,6 +196,7 @@ def test_a_pass_over_images_draws_the_bound_of_the_variance_that_is_asked_for():
     assert abs(got.mean() - expected) < 4 * got.std(ddof=1) / 20
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('times', [1, 2, 5])
 def test_the_first_step_of_every_image_and_some_of_the_others_are_the_sum_of_all(times):
   """One draw of the three steps would have no first step in two images of three."""
@@ -214,6 +219,7 @@ def test_the_first_step_of_every_image_and_some_of_the_others_are_the_sum_of_all
   assert found.diffusion.shape == found.logsnr.shape == (1, len(images), times)
 
 
+@pytest.mark.long
 def test_as_many_draws_as_later_steps_draw_each_of_them_once():
   batch, keys = {'image': jnp.zeros((50, 1))}, jax.random.split(jax.random.key(0), 50)
   found = at_times(5, 4, None, DiscretisedNormal(LEVELS).log_prob)(GAUSSIAN, batch, keys)

@@ -256,6 +256,7 @@ def denoise(z, level, cond=None):
   return oracles.Estimate(x=x, eps=(z - wide.alpha * x) / wide.sigma)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('curve', CURVES.values(), ids=CURVES)
 def test_a_markovian_vae_with_the_gaussian_process_is_the_bound_of_t_steps_term_by_term(curve):
   steps, pixels = 5, Pixels(17)
@@ -348,6 +349,7 @@ def test_the_bound_of_t_steps_falls_to_that_of_continuous_time_as_one_over_t():
 # ------------------------------------------------------------------ systems
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name,layers', [('vae', 1), ('hvae', 2), ('mhvae', 4)])
 def test_an_autoencoder_of_the_configs_has_latents_images_and_a_bound(name, layers, tmp_path):
   with jax.enable_x64(False):
@@ -374,6 +376,7 @@ def test_an_autoencoder_of_the_configs_has_latents_images_and_a_bound(name, laye
     np.testing.assert_array_equal(run(params, keys_of(5)[::-1])[0], images[::-1])
 
 
+@pytest.mark.long
 def test_a_markov_chain_of_latents_is_generated_from_the_top_down():
   """Each network says its own layer, whatever it is told: the image is of what p_z_1 says."""
   with jax.enable_x64(False):

@@ -40,6 +40,7 @@ def batches(steps):
 START = {'mean': jnp.zeros(2)}
 
 
+@pytest.mark.long
 def test_the_mean_of_gaussian_data_is_found_within_the_error_of_its_estimate():
   """The loss is quadratic in the mean, of curvature c, with the minimum at that of the data.
 
@@ -67,6 +68,7 @@ def test_the_mean_of_gaussian_data_is_found_within_the_error_of_its_estimate():
   assert (np.abs(found['mean'] - MEAN) < 4.0 * error).all()
 
 
+@pytest.mark.long
 def test_its_steps_are_those_of_a_run():
   some, tx = batches(5), optax.adam(0.1)
   averaged, last = train.fit(loss, START, tx, iter(some), ema=0.5, seed=3, raw=True, progress=False)

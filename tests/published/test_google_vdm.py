@@ -161,6 +161,7 @@ def test_missing_left_over_and_misshapen_parameters_are_named(scalar):
 # --------------------------------------------------------- the functions
 
 
+@pytest.mark.first(1)
 def test_the_network_repeats_the_recorded_noise_estimate(case):
   r = case.recorded
   apply = jax.jit(lambda params, *args: case.net.apply({'params': params}, *args))
@@ -212,6 +213,7 @@ def test_learned_schedules_repeat_their_values_and_derivatives(file, schedule):
   np.testing.assert_allclose(ends, [*recorded['gamma/0'], *recorded['gamma/1']], rtol=2e-7)
 
 
+@pytest.mark.first(1)
 def test_the_three_terms_of_the_bound_repeat(case):
   (bits, terms), _ = case.value_and_grad(case.params, case.draw())
   r = case.recorded
@@ -238,6 +240,7 @@ def test_the_gradient_repeats_for_every_parameter(case):
     assert norm(e) < allowed, (jax.tree_util.keystr(path), norm(e), norm(w))
 
 
+@pytest.mark.long
 def test_three_steps_of_adamw_and_its_average_repeat(scalar):
   r = scalar.recorded
   b1, b2, eps, decay, rate = (float(u) for u in r['train/hparams_b1_b2_eps_wd_ema'])
@@ -277,6 +280,7 @@ def test_three_steps_of_adamw_and_its_average_repeat(scalar):
                                atol=2e-9 if zero else 1e-10, err_msg=name)
 
 
+@pytest.mark.first(1)
 def test_every_transition_of_the_ancestral_sampler_repeats(case):
   r, process = case.recorded, case.process(case.params)
   keys = jax.random.split(jax.random.key(0), len(r['sample/z_T']))

@@ -14,6 +14,7 @@ def called(*line, python=(sys.executable,), cwd=ROOT, **environment):
                         capture_output=True, env={**os.environ, **environment}, timeout=120)
 
 
+@pytest.mark.long
 def test_help_lists_the_flags_and_the_configs_there_are():
   for flag in ('--help', '-h'):
     done = called('summarize.py', flag)
@@ -23,6 +24,7 @@ def test_help_lists_the_flags_and_the_configs_there_are():
     assert listed >= {f'{file.relative_to(ROOT)}' for file in (ROOT / 'configs').rglob('*.py')}
 
 
+@pytest.mark.long
 def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
   """What is printed, put back on the command line, prints the same."""
   given = ['summarize.py', '--config=tests/support/tiny_config.py', '--config.model.features=24']
@@ -38,6 +40,7 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
   assert all(f'  {line}' in help_text.splitlines() for line in shown.stdout.splitlines())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('line,message', [
     (['sample.py', '--out=a.png'], 'error: --workdir: it is missing; give it, as in '
      '--workdir=runs/digits.\n'),
@@ -105,6 +108,7 @@ def test_a_table_is_spelt_in_ascii_where_the_terminal_has_no_more(tmp_path):
   assert 'row 4999 +-' in text and 'Frechet' in text and '\n+' in text
 
 
+@pytest.mark.long
 def test_a_reader_that_leaves_ends_nothing(tmp_path):
   (tmp_path / 'showing.py').write_text(SHOWING)
   done = subprocess.run(

@@ -113,6 +113,7 @@ def test_the_bits_of_each_image_have_the_means_of_the_ledger(evaluated):
       assert np.std(total.mean(axis=0), ddof=1) / 13**0.5 == pytest.approx(row['standard_error'])
 
 
+@pytest.mark.long
 def test_a_chain_has_the_same_row_whatever_else_is_evaluated(evaluated, run):
   _, ledger = evaluated
   again = runs.evaluate(run, repeats=2, times=32, estimates=['vlb@10', 'vlb@1000'],
@@ -120,6 +121,7 @@ def test_a_chain_has_the_same_row_whatever_else_is_evaluated(evaluated, run):
   assert again.rows[2]['bits_per_dim'] == pytest.approx(ledger.rows[1]['bits_per_dim'], rel=1e-5)
 
 
+@pytest.mark.long
 def test_another_seed_is_another_estimate_of_the_same(run):
   one, other = (runs.evaluate(run, seed=seed, **ONCE).rows[0] for seed in (0, 1))
   one, other = one['parts'], other['parts']
@@ -127,6 +129,7 @@ def test_another_seed_is_another_estimate_of_the_same(run):
   assert one['latent'] == pytest.approx(other['latent'], rel=1e-6)
 
 
+@pytest.mark.long
 def test_other_schedules_have_rows_of_their_own_that_agree_with_the_bound(run, monkeypatch):
   known = evaluating.replaced_schedules.SCHEDULES
   monkeypatch.setattr(evaluating.replaced_schedules, 'SCHEDULES', {'cosine': known['cosine']})
@@ -140,6 +143,7 @@ def test_other_schedules_have_rows_of_their_own_that_agree_with_the_bound(run, m
     assert bits['vlb (cosine)/total'].shape == (1, 13)
 
 
+@pytest.mark.long
 def test_an_estimate_of_ones_own_has_a_row_beside_the_bound(run, tmp_path):
   """Equal odds of the five levels cost log2(5) bits."""
   (tmp_path / 'my.py').write_text(
@@ -162,6 +166,7 @@ def test_the_pictures_are_whole(evaluated):
       assert picture.size == size
 
 
+@pytest.mark.long
 def test_each_split_is_evaluated_on_its_own_images(run):
   for split, count in ('validation', 8), ('train', 32):
     ledger = runs.evaluate(run, split=split, **ONCE)
@@ -177,6 +182,7 @@ def test_each_split_is_evaluated_on_its_own_images(run):
     assert ledger.rows[0]['parts']['latent'] == pytest.approx(latent, rel=1e-4)
 
 
+@pytest.mark.long
 def test_examples_beyond_the_split_are_all_of_it_and_fewer_are_said_to_be_fewer(run):
   ledger = runs.evaluate(run, examples=1000, **ONCE)
   assert (ledger.dataset['examples'], ledger.dataset['of']) == (13, 13)
@@ -185,6 +191,7 @@ def test_examples_beyond_the_split_are_all_of_it_and_fewer_are_said_to_be_fewer(
   assert ledger.rows[0]['examples'] == 5
 
 
+@pytest.mark.long
 def test_averages_and_steps_are_chosen_and_named(run):
   scale = lambda **chosen: float(workdir.load_trained(run, **chosen).params['net']['scale'])
   raw, fast, slow = (scale(average=name) for name in ('raw', 'fast', 'ema'))
@@ -196,6 +203,7 @@ def test_averages_and_steps_are_chosen_and_named(run):
                                'first_weights': pytest.approx(0.1**2)}
 
 
+@pytest.mark.long
 def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
   with pytest.raises(InputError, match='evaluate it first'):
     runs.report(run)
@@ -267,6 +275,7 @@ def test_data_that_have_moved_are_missed_by_name_and_not_by_sampling(run, tmp_pa
   assert np.load(tmp_path / 'a.npz')['images'].shape == (1, *SHAPE)
 
 
+@pytest.mark.long
 def test_data_are_found_from_another_directory_and_under_another_name(run, tmp_path, monkeypatch,
                                                                       caplog):
   """The same data give the same ledger, wherever they are and the command is given."""
@@ -292,6 +301,7 @@ def test_data_are_found_from_another_directory_and_under_another_name(run, tmp_p
   assert 'the data have changed since this run began: 2 changed (x_test, y_test)' in caplog.text
 
 
+@pytest.mark.long
 def test_evaluating_other_data_than_those_of_the_run_says_what_is_new(run, caplog):
   saved = json.loads((run / 'config.json').read_text())
   runs.evaluate(run, **ONCE)
@@ -310,6 +320,7 @@ def spoil(run, step):
   largest.write_bytes(b'\0' * largest.stat().st_size)
 
 
+@pytest.mark.long
 def test_a_corrupted_checkpoint_is_refused_with_the_steps_that_are_sound(run):
   spoil(run, 4)
   with pytest.raises(InputError, match='step=4: its checkpoint is corrupted .*; choose 2'):
@@ -340,6 +351,7 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(run, mon
   assert not (run / 'ledger.json').exists() and not (run / 'bits.npz').exists()
 
 
+@pytest.mark.long
 def test_a_row_that_is_not_finite_is_refused_and_the_others_are_kept(run, monkeypatch):
   whole = evaluating.measuring.measure
   def measure(estimate, *args, **options):
@@ -360,6 +372,7 @@ def names_of(run, *stems):
 MAIN = ['bits.npz', 'bits_by_noise.png', 'curves.png', 'ledger.json']
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('options,ending', [
     ({'examples': 5}, '_5_images'), ({'average': 'raw'}, '_raw'), ({'step': 2}, '_step2'),
     ({'split': 'validation', 'step': 2, 'average': 'fast', 'examples': 3},
@@ -384,6 +397,7 @@ def test_what_is_asked_for_by_its_own_name_is_the_main_evaluation(run):
   assert names_of(run) == MAIN
 
 
+@pytest.mark.long
 def test_a_ledger_with_more_rows_or_draws_is_overwritten_only_when_it_is_asked(run, monkeypatch):
   more = ONCE | {'estimates': ['vlb@10'], 'repeats': 2}
   runs.evaluate(run, **more)
@@ -510,6 +524,7 @@ def samples_of(path):
     return file['images'], json.loads(str(file['about']))
 
 
+@pytest.mark.long
 def test_image_i_is_the_same_however_many_are_drawn_and_in_whatever_batches(finished, tmp_path):
   for name, options in {'ten': {'count': 10}, 'three': {'count': 3},
                         'other': {'count': 10, 'batch_size': 4}}.items():
@@ -706,6 +721,7 @@ def test_an_npz_of_the_same_settings_is_complete_or_drawn_on(finished, tmp_path,
                                                                              'whole.npz')))
 
 
+@pytest.mark.long
 def test_points_in_the_plane_are_drawn_as_a_scatter_plot(tmp_path):
   rng = np.random.default_rng(0)
   np.save(tmp_path / 'points.npy', rng.integers(0, 16, (60, 2)).astype(np.uint8))
@@ -732,6 +748,7 @@ def test_the_way_of_the_first_images_is_drawn_beside_them(finished, tmp_path):
     np.testing.assert_array_equal(last[5 * i:5 * i + 4, :, 0], np.round(image[..., 0] * 63.75))
 
 
+@pytest.mark.long
 def test_a_method_that_needs_the_variances_of_the_model_has_them_estimated(finished, tmp_path):
   given = []
 
@@ -764,6 +781,7 @@ def called(script, *flags, devices=4):
   return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.long
 def test_the_evaluate_command_on_one_device_prints_the_ledger_of_four(evaluated, run):
   _, ledger = evaluated
   done = called('evaluate.py', f'--workdir={run}', '--repeats=2', '--estimates=vlb@1000',
@@ -778,6 +796,7 @@ def test_the_evaluate_command_on_one_device_prints_the_ledger_of_four(evaluated,
   assert '…' not in done.stdout
 
 
+@pytest.mark.long
 def test_a_report_of_other_weights_than_those_of_the_main_evaluation_is_refused(run):
   done = called('evaluate.py', f'--workdir={run}', '--report', '--average=raw')
   assert done.returncode == 2 and done.stderr.count('\n') == 1
@@ -785,6 +804,7 @@ def test_a_report_of_other_weights_than_those_of_the_main_evaluation_is_refused(
   assert 'leave out --average' in done.stderr
 
 
+@pytest.mark.long
 def test_the_ledgers_of_several_runs_are_one_table_of_markdown(evaluated, run):
   other, ledger = evaluated
   runs.evaluate(run, average='raw', estimates=['vlb@1000'], times=32, batch_size=128)
@@ -799,6 +819,7 @@ def test_the_ledgers_of_several_runs_are_one_table_of_markdown(evaluated, run):
     runs.evaluated([other, run.parent.parent])
 
 
+@pytest.mark.long
 def test_a_flag_that_is_wrong_is_one_line_and_exit_code_2(finished, tmp_path):
   done = called('sample.py', f'--workdir={finished}', '--sampler=eule', f'--out={tmp_path}/a.png')
   assert (done.returncode, done.stdout) == (2, '')
@@ -830,6 +851,7 @@ def test_ways_to_draw_times_are_compared_on_a_run_by_command(finished, tmp_path)
   assert (np.abs(means - middle) < 4 * errors).all()
 
 
+@pytest.mark.long
 def test_a_split_that_does_not_exist_is_one_line(finished):
   done = called('time_sampling.py', f'--workdir={finished}', '--split=tset', devices=1)
   assert (done.returncode, done.stdout) == (2, '')

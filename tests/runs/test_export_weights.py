@@ -76,6 +76,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(run, tmp_path):
   assert not os.listdir(tmp_path)
 
 
+@pytest.mark.long
 def test_the_command_writes_both_files(run, tmp_path):
   done = subprocess.run(
       [sys.executable, str(ROOT / 'scripts' / 'export_weights.py'), f'--workdir={run}',

@@ -51,6 +51,7 @@ def run(monkeypatch):
   return runs.Method('ddim', ddim, 'uniform', lambda process: grids.uniform(100))
 
 
+@pytest.mark.long
 def test_samples_of_an_exact_network_are_as_far_from_the_truth_as_the_data(run):
   row = gallery.row('exact', 'anywhere', run, count=1000)
   assert row.samples.shape == row.data.shape == (1000, 2)

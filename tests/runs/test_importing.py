@@ -68,6 +68,7 @@ def test_the_run_that_comes_of_a_file_has_its_weights(published, tmp_path):
   assert again.returncode == 2 and '--out=' in again.stderr and 'is there already' in again.stderr
 
 
+@pytest.mark.long
 def test_averages_are_taken_where_a_file_has_them():
   net = NCSNpp(features=4, multipliers=(1, 2), blocks=1, attention_resolutions=(4,))
   shapes = like(net)
@@ -112,6 +113,7 @@ def test_a_flax_checkpoint_of_the_official_vdm_code_is_read(tmp_path):
   same(SOURCES['google-vdm'].params(readers.read(path), shapes, ''), new)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('source,model', [
     ('google-vdm', 'cifar10'), ('ddpm', 'ddpm-cifar10-32'), ('dit', 'DiT-S/8'),
     ('improved-diffusion', 'cifar10_uncond_50M_500K'), ('edm', 'edm-cifar10-32x32-cond-ve'),
@@ -130,6 +132,7 @@ def test_each_model_has_a_config_whose_network_it_is(source, model, tmp_path):
   assert len(lines) >= expected and all(line.startswith('  missing: ') for line in lines)
 
 
+@pytest.mark.long
 def test_what_cannot_be_imported_is_refused_and_leaves_nothing(published, tmp_path):
   path, _ = published
   out = tmp_path / 'run'

@@ -36,6 +36,7 @@ def test_samples_of_an_exact_denoiser_have_the_moments_of_the_data():
   assert (np.abs(x.var(axis=0) / variance - 1.0) < 4.0 * np.sqrt(2.0 / n)).all()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('sampler', [samplers.ancestral, samplers.ddim])
 @pytest.mark.parametrize('grid', [None, grids.logsnr, np.array([1.0, 0.6, 0.3, 0.0])])
 def test_they_are_the_samples_of_the_command_number_by_number(sampler, grid):
@@ -60,6 +61,7 @@ LABELLED = GAUSSIAN._replace(denoise=belief, cond=lambda batch: batch['label'],
                              null=lambda which: jnp.full_like(which, -1))
 
 
+@pytest.mark.long
 def test_labels_are_those_of_the_examples_and_guidance_moves_them_on():
   """Of equal widths the guided flow is that of the mean (1 + w) label: both scores are linear."""
   n, w = 4000, 1.5
@@ -77,6 +79,7 @@ def test_labels_are_those_of_the_examples_and_guidance_moves_them_on():
   np.testing.assert_allclose(one[1], plain[1], atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_sampler_and_a_grid_go_by_their_names_in_the_catalogue():
   draw = lambda **options: np.asarray(GAUSSIAN.sample(jax.random.key(2), 4, **options))
   np.testing.assert_array_equal(draw(), draw(sampler=dpm_solver_multistep, steps=20))

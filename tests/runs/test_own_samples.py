@@ -29,6 +29,7 @@ def run(request, tmp_path_factory):
   return directory
 
 
+@pytest.mark.long
 def test_samples_are_those_of_the_model_and_depend_on_seed_and_number_alone(run, tmp_path):
   assert runs.sample(run, tmp_path / 'a.npz', count=9, seed=3, batch_size=4) is None
   with np.load(tmp_path / 'a.npz') as drawn:

@@ -151,12 +151,14 @@ def test_too_few_samples_for_the_dimensions_are_warned_of(folder, tmp_path):
 # -------------------------------------------------------------- classifier
 
 
+@pytest.mark.long
 def test_a_classifier_learns_and_its_accuracy_is_a_metric(classifier):
   last = [record for record in metrics.read(classifier) if record['kind'] == 'test'][-1]
   assert last['accuracy'] > 0.95  # three classes: by chance 1/3
   assert last['loss'] < 0.3       # and log 3
 
 
+@pytest.mark.long
 def test_the_features_are_the_penultimate_layer_whatever_the_batch(classifier, folder):
   trained = workdir.load_trained(classifier)
   x = images(80, 0)
@@ -172,6 +174,7 @@ def test_the_features_are_the_penultimate_layer_whatever_the_batch(classifier, f
                              atol=1e-4)
 
 
+@pytest.mark.long
 def test_samples_are_judged_by_a_classifier_and_drawn_of_a_run(classifier, folder):
   (folder / 'drawn').mkdir()
   run = make_run(folder / 'drawn', folder / 'set.npz', conditional=True)
@@ -294,6 +297,7 @@ def command(*flags):
                         capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_the_command_prints_what_its_scores_depend_on(folder, tmp_path):
   flags = [f'--reference={folder}/data.npz', '--features=pixels']
   done = command(f'--samples={folder}/samples.npz', *flags, f'--out={tmp_path}/scores.json')

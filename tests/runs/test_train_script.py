@@ -33,6 +33,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['an unknown field', 'a batch that is not divided', *(
     pytest.param(name, marks=pytest.mark.long) for name in MISTAKES
     if name not in ('an unknown field', 'a batch that is not divided'))])
@@ -51,6 +52,7 @@ def alone(*arguments):
                         capture_output=True)
 
 
+@pytest.mark.long
 def test_a_run_is_gone_on_with_by_its_directory_alone(tmp_path):
   config = tiny_config.get_config()
   config.model.features = 11
@@ -61,6 +63,7 @@ def test_a_run_is_gone_on_with_by_its_directory_alone(tmp_path):
           '--config.data.name=swirl'} < set(done.stdout.splitlines())
 
 
+@pytest.mark.long
 def test_a_directory_without_a_run_needs_a_config(tmp_path):
   done = alone(f'--workdir={tmp_path}/none')
   assert (done.returncode, done.stdout) == (2, '')

@@ -62,6 +62,7 @@ def test_its_metadata_are_those_of_the_project(wheel):
   assert without_extra and not any('==' in line for line in without_extra)
 
 
+@pytest.mark.long
 def test_an_unpacked_wheel_runs_the_first_program_of_the_readme(unpacked, tmp_path):
   [program] = re.findall(r'```python\n(# circle\.py\n.*?)```', (ROOT / 'README.md').read_text(),
                          re.DOTALL)

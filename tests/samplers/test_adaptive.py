@@ -29,6 +29,7 @@ PROCESSES = {'vp': GaussianProcess(schedules.Linear(6.0, -5.0)),
              'rectified flow': rectified_flow(), 'edm': edm()}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', PROCESSES)
 def test_the_exact_map_is_met_to_ten_times_the_tolerance_and_cheaper_if_it_is_loose(name):
   process = PROCESSES[name]
@@ -61,6 +62,7 @@ def test_run_upwards_it_encodes_and_down_again_it_returns_asking_nothing_at_sigm
   np.testing.assert_allclose(run(up, 1.0, 0.0), x, atol=1e-7)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('solver,name', [
     (diffrax.Dopri5(), 'edm'), (diffrax.Heun(), 'vp'), (diffrax.Bosh3(), 'vp')])
 def test_the_number_of_evaluations_is_that_of_calls_for_the_batch(solver, name):
@@ -77,6 +79,7 @@ def test_the_number_of_evaluations_is_that_of_calls_for_the_batch(solver, name):
   assert len(calls) == got.evaluations
 
 
+@pytest.mark.long
 def test_examples_have_steps_and_conditions_of_their_own():
   """Neither a neighbour nor its condition, which the denoiser closes over, changes an image."""
   process = PROCESSES['vp']
@@ -105,6 +108,7 @@ def test_float32_stays_float32():
   np.testing.assert_allclose(got.z, exact, atol=1e-4)
 
 
+@pytest.mark.long
 def test_bad_input_is_named():
   with pytest.raises(InputError, match="solver='Kvaerno3'"):
     adaptive_ode(ORACLE, PROCESSES['vp'], jnp.asarray(UNIT), solver=diffrax.Kvaerno3())

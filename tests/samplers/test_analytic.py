@@ -82,6 +82,7 @@ def reverse_std(process, times, std):
   return np.sqrt(var_s - covariance**2 / var_t)
 
 
+@pytest.mark.long
 def test_the_bound_of_gaussian_data_is_exact_for_any_number_of_steps_even_one():
   lengths = (1, 2, 10, LONGEST)
   times = jnp.stack([grid(steps) for steps in lengths])
@@ -99,6 +100,7 @@ def test_the_bound_of_gaussian_data_is_exact_for_any_number_of_steps_even_one():
     np.testing.assert_allclose(np.sum(kl), 5.956014634, atol=1e-8)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('curve,eta', [(vp, 0.6), (ve, 1.0), (flow, 0.0), (sub_vp, 1.0)])
 def test_the_spread_of_gaussian_data_is_kept_on_every_curve_and_at_every_eta(curve, eta):
   process = GaussianProcess(schedules.Linear(6.0, -4.0), curve)
@@ -138,6 +140,7 @@ def test_rectified_flow_keeps_the_spread_from_pure_noise_and_adds_nothing_to_pur
                                rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_estimate_agrees_with_bayes_within_its_own_standard_error():
   """Two unlike dimensions, at levels from alpha = 0 to sigma = 0."""
   n, std = 4000, jnp.array([0.3, 1.4])
@@ -162,6 +165,7 @@ def test_the_estimate_agrees_with_bayes_within_its_own_standard_error():
   np.testing.assert_allclose(got.of_x(between.logsnr), known, rtol=0.05)
 
 
+@pytest.mark.long
 def test_estimates_of_two_halves_pool_to_that_of_the_whole():
   x = 0.5 * jax.random.normal(jax.random.key(0), (200, 3))
   keys = jax.random.split(jax.random.key(1), 200)
@@ -235,6 +239,7 @@ def test_the_heads_give_every_dimension_its_own_variance(make):
     np.testing.assert_allclose(got, known, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_biased_mean_is_paid_for_by_the_residual_and_gets_the_wrong_sign_from_the_square():
   """At z = 0: Var(eps) + b^2 from NPR, which is E(eps - eps_hat)^2, and Var(eps) - b^2 from SN."""
   bias, times = 0.3, jnp.array([0.7, 0.6, 0.45])
@@ -311,6 +316,7 @@ def trajectories(process, of_v, steps):
   return jax.jit(jax.vmap(of))(of_v)
 
 
+@pytest.mark.long
 def test_the_optimal_trajectory_is_the_best_of_all_of_them():
   of_v = np.random.default_rng(0).uniform(0.05, 1.0, (6, 9))
   all_costs = costs(OFFICIAL, of_v)

@@ -95,6 +95,7 @@ def test_every_name_from_elsewhere_is_one_sampler_here():
   assert set(catalogue.ALIASES.values()) <= catalogue.SAMPLERS.keys()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name,share', [('euler_a', 1.0), ('k_euler', 0.0)])
 def test_the_steps_of_k_diffusion_are_those_of_their_namesakes(name, share):
   """In y = z / alpha: y + (y - x) / sigma (sigma_down - sigma), and noise of sigma_up."""
@@ -112,6 +113,7 @@ def test_the_steps_of_k_diffusion_are_those_of_their_namesakes(name, share):
   np.testing.assert_allclose(got, at_s.alpha * expected, atol=1e-5)
 
 
+@pytest.mark.long
 def test_ddim_with_eta_one_is_the_ancestral_sampler_and_says_so_in_its_name():
   oracle, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(0), 8)
   z, times = jnp.ones((8, 3)), jnp.linspace(1.0, 0.0, 6)
@@ -178,6 +180,7 @@ def test_a_file_of_ones_own_that_is_missing_or_no_python_is_one_line(tmp_path):
     catalogue.find(f'{tmp_path}/my.py:mine')
 
 
+@pytest.mark.long
 def test_a_sampler_of_ones_own_is_certified_by_the_order_it_claims(tmp_path):
   for order, passes in ((2, True), (3, False)):
     [job] = certified.jobs([own(tmp_path, 'heun')], order)
@@ -195,6 +198,7 @@ def equations(jaxpr):
   return len(jaxpr.eqns) + sum(equations(u) for u in inner if hasattr(u, 'eqns'))
 
 
+@pytest.mark.long
 def test_the_program_of_a_sampler_does_not_grow_with_its_steps():
   oracle = oracles.Gaussian(0.3, 0.5)
 
@@ -214,6 +218,7 @@ def certify(*flags):
                         capture_output=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
 
 
+@pytest.mark.long
 def test_the_certificate_is_a_table_and_as_json_its_rows():
   done = certify('--samplers=ddim,heun', '--json')
   assert done.returncode == 0, done.stderr
@@ -229,6 +234,7 @@ def test_the_certificate_is_a_table_and_as_json_its_rows():
       assert abs(row['measured_order'] - expected) < 0.1
 
 
+@pytest.mark.long
 def test_an_unknown_sampler_is_one_line_and_exit_code_2():
   done = certify('--samplers=ddim,nothing')
   assert (done.returncode, done.stdout) == (2, '')
@@ -270,6 +276,7 @@ def test_all_samplers_are_certified_and_the_docs_show_what_was_measured():
       np.testing.assert_allclose(*(np.array(of, float) for of in numbers), atol=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('x64', [False, True], ids=['float32', 'float64'])
 def test_every_sampler_takes_a_z_in_any_precision_at_times_in_any_and_keeps_float32(x64):
   """No network mends what rounding z to bfloat16 loses."""

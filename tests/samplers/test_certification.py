@@ -35,6 +35,7 @@ def two_step(ratio):
   return make
 
 
+@pytest.mark.long
 def test_a_sampler_with_its_true_order_is_certified_on_every_curve_and_model():
   for make, order in ((ddim, 1), (heun, 2), (two_step(ratio=True), 2)):
     rows = certify(make, order)
@@ -97,6 +98,7 @@ def langevin(noise):
   return make
 
 
+@pytest.mark.long
 def test_langevin_dynamics_is_certified_and_with_half_its_noise_is_not():
   some = {'curves': ['ve'], 'models': ['mixture'], 'steps': [60], 'tolerance': 0.05}
   assert all(passed(certify(langevin(1.0), **some)).values())
@@ -122,6 +124,7 @@ def test_a_network_that_is_used_at_sigma_zero_fails_at_the_ends():
   assert all(got.values())
 
 
+@pytest.mark.long
 def test_equal_samplers_are_equal_and_others_are_not():
   eta = functools.partial(ddim, eta=1.0)
   assert all(row.passed for row in certification.equality('eta 1 = ancestral', [ancestral, eta]))
@@ -170,6 +173,7 @@ def test_the_oracle_and_its_heads_are_those_of_a_numerical_integral():
                              atol=1e-9)
 
 
+@pytest.mark.long
 def test_a_tolerance_that_has_no_effect_fails():
   """One hundred steps of DDIM, whatever the tolerance."""
   def make(tolerance):

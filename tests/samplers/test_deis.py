@@ -78,6 +78,7 @@ def test_the_coefficients_are_the_integrals_of_the_lagrange_polynomials(variable
     np.testing.assert_array_equal(got[i, len(nodes) - 1:], 0.0)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('degree,variable,process,atol', [
     (1, 't', BEND, 0.03), (2, 't', CURVED, 0.15), (3, 't', BEND, 0.12), (3, 'rho', CURVED, 0.08)])
 def test_on_grids_with_a_warm_up_the_order_is_one_more_than_the_degree(degree, variable, process,
@@ -115,6 +116,7 @@ def test_run_upwards_it_encodes_data_as_noise():
   np.testing.assert_allclose(got, Z, atol=2e-3)
 
 
+@pytest.mark.long
 def test_a_time_repeated_within_a_grid_begins_the_history_anew():
   run = program(deis(mixture(), BEND, 3))
   above, below = np.linspace(1.0, 0.4, 6), np.linspace(0.4, 0.0, 6)
@@ -122,6 +124,7 @@ def test_a_time_repeated_within_a_grid_begins_the_history_anew():
   np.testing.assert_allclose(run(Z, np.concatenate([above, below])), in_turn, rtol=1e-13)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('variable,process', [
     ('t', rectified_flow()), ('logsnr', GaussianProcess(schedules.Linear(*LINEAR)))])
 def test_float32_stays_float32_and_near_float64(variable, process):

@@ -42,6 +42,7 @@ def drawn(n=3000):
   return jax.device_get(jax.jit(run)(from_one_mode(process, times, n)))
 
 
+@pytest.mark.long
 def test_the_chain_is_at_every_level_equally_often():
   index, p = drawn().chain.index, 1 / 17
   shares = np.bincount(index, minlength=17) / len(index)
@@ -78,6 +79,7 @@ def test_the_posterior_of_the_level_is_bayes_rule_in_the_units_of_the_data():
     np.testing.assert_allclose(posterior, density / density.sum(axis=1, keepdims=True), rtol=1e-9)
 
 
+@pytest.mark.long
 def test_evaluations_of_a_draw_are_those_of_its_moves_and_of_its_own_way_down():
   n, times, asked = 5, np.linspace(1.0, 0.0, 9), []
   process = GaussianProcess(schedules.Linear(7.0, -4.0), vp)

@@ -56,6 +56,7 @@ def cases(usual, long):
   return usual + [pytest.param(*case, marks=pytest.mark.long) for case in long]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,order,of,solver_type', cases(
     [(dpm_solver, 3, 'eps', 'dpmsolver'), (dpm_solver_multistep, 2, 'x', 'dpmsolver'),
      (dpm_solver_multistep, 3, 'x', 'dpmsolver')],
@@ -241,6 +242,7 @@ def test_bad_input_is_named():
     dpm_solver_adaptive(model, rectified_flow(), z)
 
 
+@pytest.mark.long
 def test_an_adaptive_run_that_does_not_arrive_says_where_it_stopped():
   oracle, z = oracles.Gaussian(0.7, 0.4), jnp.ones((2, 1))
   broken = lambda z, level: jax.tree.map(lambda a: jnp.where(level.logsnr > 1.0, jnp.nan, a),

@@ -42,6 +42,7 @@ def drawn(model, start, stop, *, sampler=samplers.ancestral, seed=0, steps=16, b
   return np.concatenate(images)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('sampler', SAMPLERS)
 def test_samples_of_an_optimal_denoiser_have_the_frequencies_of_the_data(sampler):
   n = 4000
@@ -66,6 +67,7 @@ def test_image_i_of_a_seed_is_the_same_for_any_count_batch_and_start():
   assert np.any(drawn(pairs_model, 0, 10, seed=1) != ten)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('start,stop,batch_size,computed', [
     (0, 1, 64, [4]),  # on four devices
     (0, 5, 64, [8]), (0, 64, 64, [64]), (0, 65, 64, [64, 64]), (0, 10, 6, [8, 8]),
@@ -151,6 +153,7 @@ def test_the_evaluations_of_the_network_are_counted_also_where_they_vary():
     assert batch.evaluations == expected
 
 
+@pytest.mark.long
 def test_the_way_of_an_image_begins_with_noise_and_ends_with_the_image():
   times = np.linspace(1.0, 0.0, 17)
   path = draw_path(pairs_model, {}, samplers.ancestral, times=times, count=10, seed=0, cond=nothing,
@@ -164,6 +167,7 @@ def test_the_way_of_an_image_begins_with_noise_and_ends_with_the_image():
   np.testing.assert_allclose(np.mean(many != 1), outer, atol=4 * (outer * (1 - outer) / 4000)**0.5)
 
 
+@pytest.mark.long
 def test_a_network_that_gives_nan_is_named_with_its_level_and_the_remedy():
   def broken(z, level, cond=None):
     nan = jnp.where(level.t < 0.5, jnp.nan, 0.0)
@@ -174,6 +178,7 @@ def test_a_network_that_gives_nan_is_named_with_its_level_and_the_remedy():
     drawn(model, 0, 4, sampler=samplers.ddim)
 
 
+@pytest.mark.long
 def test_an_adaptive_sampler_of_a_network_that_gives_nan_draws_nothing():
   def broken(z, level, cond=None):
     return Estimate(z + jnp.where(level.t < 0.5, jnp.nan, 0.0), z)

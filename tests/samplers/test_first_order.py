@@ -89,6 +89,7 @@ def known():
   return jax.tree.map(np.asarray, found)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make', STOCHASTIC.values(), ids=STOCHASTIC)
 def test_a_short_step_draws_from_the_exact_reverse_kernel(make):
   """Gain, offset and variance are wrong by O(h^2) on every curve, so the chain by O(h)."""
@@ -115,6 +116,7 @@ def error(make, name):
   return np.abs(spread(make, name) - known()[name][2][:, None])
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize('kind', [*STOCHASTIC, *FLOWS])
 def test_mean_and_variance_converge_with_order_one_on_every_process(kind):
   """Also from alpha = 0 to sigma = 0; only the flow of `reverse_diffusion` is refused there."""
@@ -227,6 +229,7 @@ def test_encoding_by_ddim_is_inverted_up_to_an_error_that_halves_with_the_steps(
   assert wrong[-1] < 0.02
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('kind', ['between', 'euler_maruyama', 'reverse_diffusion'])
 def test_the_samples_spread_as_the_kernels_say(kind):
   """The library's own draws are new at every step: four standard errors of 20000 samples."""
@@ -246,6 +249,7 @@ def test_the_samples_spread_as_the_kernels_say(kind):
   np.testing.assert_allclose(np.var(got), variance, rtol=4 * (2 / n)**0.5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('make', NEW)
 def test_where_sigma_vanishes_a_denoiser_is_not_used(make):
   """The denoiser is NaN at sigma = 0, where the grid is padded too; samples come near the data."""
@@ -264,6 +268,7 @@ def test_where_sigma_vanishes_a_denoiser_is_not_used(make):
   assert len(np.unique(np.round(got, 1))) > 1
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize('make', [*NEW, reverse_flow])
 def test_float32_stays_float32_and_near_float64_with_one_evaluation_a_step(make):
   asked = []

@@ -43,6 +43,7 @@ OF_PROCESS = {
 }
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('process', PROCESSES)
 @pytest.mark.parametrize('grid', OF_PROCESS)
 def test_a_grid_goes_in_n_steps_from_noise_to_data_without_standing_still(process, grid):
@@ -74,6 +75,7 @@ def test_a_logsnr_grid_is_uniform_where_the_schedule_is_linear():
     np.testing.assert_allclose(times, grids.uniform(10), atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_the_logsnr_of_a_logsnr_grid_falls_by_equal_amounts():
   process = GaussianProcess(schedules.Cosine(9.0, -8.0))
@@ -91,6 +93,7 @@ def test_a_logsnr_grid_of_an_infinite_process_takes_one_step_to_each_end():
   np.testing.assert_allclose(80.0 * one_end, [80.0, 80.0**0.5, 1.0, 0.0], rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_karras_sigmas_are_those_that_the_authors_code_evaluated():
   for run in recordings.runs('edm_gaussian', 'edm'):
@@ -172,6 +175,7 @@ def test_an_index_is_at_the_level_after_one_more_step_of_noise():
   np.testing.assert_array_equal(grids.on_table(grids.trailing(4, 4), 4), grids.uniform(4))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_a_table_grid_meets_the_very_alphas_of_the_table():
   """Of the linear betas, at the levels k + 1, and clean data at the end."""

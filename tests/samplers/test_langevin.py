@@ -118,6 +118,7 @@ def test_one_move_a_level_is_exactly_the_affine_map_of_its_step_size():
   np.testing.assert_allclose(steps(0.0, 1.0)**2, 2.0 * h, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_annealed_dynamics_finds_the_weights_of_far_modes_where_plain_dynamics_does_not():
   """Song and Ermon (2019), section 3.2.2 and figure 3: 0.8 and 0.2 at +-(5, 5), from the uniform
   distribution on [-8, 8]^2; sigma from 20 to 1 in 10 levels of 100 moves, h = 0.05 at the last."""
@@ -175,6 +176,7 @@ def test_a_last_step_to_sigma_zero_is_the_final_denoising():
   assert np.abs(end - seen[-2]).max() > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('process', [
     rectified_flow(),
     # alpha at t = 1 is 6e-17.
@@ -193,6 +195,7 @@ def test_annealed_samples_go_from_pure_noise_to_the_points_of_a_data_set(process
   np.testing.assert_allclose(shares, 1 / 3, atol=4 * (2 / 9 / 300)**0.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('process,epsilon', [(GEOMETRIC, 1e-4), (rectified_flow(), None)],
                          ids=['finite', 'infinite'])
 def test_a_padded_grid_gives_the_same_annealed_samples(process, epsilon):

@@ -98,6 +98,7 @@ def solve(data, schedule, algorithm, multistep, order, solver_type, times, optio
       pad(np.asarray(times), length), option)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('algorithm,wanted', [
     ('dpmsolver', 'taylor'), ('dpmsolver++', 'dpmsolver'),
     pytest.param('dpmsolver', 'dpmsolver', marks=pytest.mark.long),
@@ -149,6 +150,7 @@ def test_the_grid_of_the_fast_schedule_is_the_times_at_which_the_authors_call_th
   assert wanted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('algorithm,wanted', [
     ('dpmsolver', 'dpmsolver'),
     pytest.param('dpmsolver', 'taylor', marks=pytest.mark.long),
@@ -170,6 +172,7 @@ def test_the_adaptive_runs_of_the_authors_take_the_same_steps(algorithm, wanted)
   assert compared
 
 
+@pytest.mark.long
 def test_along_the_steps_that_the_authors_took_the_adaptive_runs_are_the_same_to_rounding():
   runs = [(algorithm, *rest) for algorithm in ('dpmsolver', 'dpmsolver++')
           for rest in authors(algorithm) if rest[3] == 'adaptive']
@@ -182,6 +185,7 @@ def test_along_the_steps_that_the_authors_took_the_adaptive_runs_are_the_same_to
   assert runs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     'scheduler', ['dpmsolver_multistep', 'dpmsolver_singlestep', 'edm_dpmsolver_multistep'])
 def test_the_runs_of_diffusers_are_reproduced(scheduler):

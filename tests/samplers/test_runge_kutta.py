@@ -40,6 +40,7 @@ def undefined_at_sigma_zero(z, level, cond=None):
   return Estimate(x + nothing, eps + nothing)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('make,tableau,order', [
     (runge_kutta, EULER, 1), (runge_kutta, MIDPOINT, 2), (runge_kutta, RALSTON, 2),
     (runge_kutta, RK3, 3), (runge_kutta, RK4, 4), (rho_rk, HEUN, 2), (rho_rk, RK3, 3)])
@@ -127,6 +128,7 @@ def test_run_upwards_it_inverts_itself_to_its_order(make):
   np.testing.assert_allclose(run(up, jnp.linspace(1.0, 0.0, 81)), x, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,process', [
     (runge_kutta, GaussianProcess(LINEAR)), (rho_rk, rectified_flow())])
 def test_a_padded_grid_gives_the_same(make, process):

@@ -81,6 +81,7 @@ ELSEWHERE = {'ve': GaussianProcess(schedules.Linear(6.0, -4.0), ve),
              'rectified flow': rectified_flow()}
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', ELSEWHERE)
 def test_a_network_of_one_curve_gives_the_same_samples_on_another(name):
   oracle, elsewhere = oracles.Gaussian(0.7, 0.4), ELSEWHERE[name]
@@ -176,6 +177,7 @@ def test_a_step_of_length_zero_is_the_identity():
     np.testing.assert_allclose(got, jnp.broadcast_to(z, (3, 5, 1)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.long
 def test_image_i_is_the_same_however_many_are_drawn():
   sampler = ancestral(HALF, OFFICIAL)
   keys = jax.random.split(jax.random.key(0), 8)

@@ -87,6 +87,7 @@ def padded(name):
       lambda k: run(k, times), jnp.arange(ENDS + 1)))(np.pad(UNEVEN, (0, 3))))
 
 
+@pytest.mark.first(1)
 @kinds(set(CATALOGUE) - OF_THEIR_CURVE)
 def test_in_its_own_units_every_curve_has_the_same_samples(name):
   got = padded(name)[:ENDS]
@@ -94,6 +95,7 @@ def test_in_its_own_units_every_curve_has_the_same_samples(name):
   assert np.std(got[0]) > 0.1
 
 
+@pytest.mark.first(5)
 @kinds(set(CATALOGUE) - FINITE - BESIDE)
 def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
   """logsnr is infinite at both ends, and the data have no density at sigma = 0.
@@ -106,6 +108,7 @@ def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
   assert len(np.unique(np.round(got, 1))) > 1
 
 
+@pytest.mark.first(1)
 @kinds(CATALOGUE)
 def test_a_padded_grid_gives_what_the_plain_one_does(name):
   plain = jax.jit(program(name))

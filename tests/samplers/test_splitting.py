@@ -63,6 +63,7 @@ def slopes(sampler, process, oracle, lengths=(20, 40, 80, 160)):
 SECOND = {'diffusion': heun, 'guide': 'heun'}
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('curve', [vp, ve, flow, sub_vp])
 def test_strang_splitting_is_of_order_two_on_every_curve_if_its_parts_are(curve):
   process = GaussianProcess(PROCESS.schedule, curve)
@@ -71,6 +72,7 @@ def test_strang_splitting_is_of_order_two_on_every_curve_if_its_parts_are(curve)
   assert error < 1e-3
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('options', [
     {'scheme': 'lie-trotter'}, {'scheme': 'lie-trotter', **SECOND},
     # Euler's halves are of order 1, and so is a memory across what guidance did in between.
@@ -96,6 +98,7 @@ def test_guidance_reaches_from_pure_noise_to_pure_data(options):
   assert error < 0.02
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('scheme', ['lie-trotter', 'strang'])
 def test_where_the_parts_commute_splitting_is_the_product_of_both(scheme):
   """Two linear flows of one dimension, so neither order nor interleaving of the two matters."""
@@ -140,6 +143,7 @@ def test_under_strong_guidance_the_multistep_method_diverges_and_splitting_does_
 # ------------------------------------------------------------------- PLMS
 
 
+@pytest.mark.long
 def test_plms_integrates_a_polynomial_of_its_degree_once_it_has_its_memory():
   """Adams-Bashforth of order k is exact for degree k - 1 on equal steps of sigma / alpha."""
   process = from_alpha_sigma(jnp.ones_like, lambda t: 0.1 + 1.9 * t)
@@ -179,6 +183,7 @@ def test_plms_converges_from_pure_noise_to_pure_data():
     assert (orders > 1.5).all() and error < 1e-4
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('make,count', [
     (plms, 1), (lambda *a: splitting(*a, measurement), 1),
     (lambda *a: splitting(*a, measurement, 'lie-trotter', diffusion=heun), 2)])

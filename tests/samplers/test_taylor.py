@@ -44,6 +44,7 @@ def test_on_straight_lines_one_step_is_exact_for_data_at_a_point():
     np.testing.assert_allclose(got, exact, rtol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', [vp, ve, flow, sub_vp])
 def test_for_data_at_a_point_a_step_errs_in_the_third_order(curve):
   """Against the exact flow, and the exact posterior q(z_s | z_t, x): its mean and variance."""

@@ -103,6 +103,7 @@ def test_the_corrector_of_short_steps_is_the_method_of_adams_and_moulton():
   np.testing.assert_allclose(plan.correct[2:, 0] / h, [-1 / 12, -1 / 12], rtol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('order,variant,of,corrector,warm,atol', [
     (2, 'bh1', 'x', False, 0, 0.03), (3, 'bh2', 'x', False, 3, 0.05),
     (1, 'bh1', 'x', True, 0, 0.03), (2, 'bh2', 'eps', True, 0, 0.05),
@@ -146,6 +147,7 @@ def test_a_time_repeated_within_a_grid_begins_the_history_anew():
   np.testing.assert_allclose(run(Z, np.concatenate([above, below])), in_turn, rtol=1e-13)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('of,process', [
     ('eps', rectified_flow()), ('x', GaussianProcess(schedules.Linear(*LINEAR)))])
 def test_float32_stays_float32_and_near_float64(of, process):

@@ -97,6 +97,7 @@ def test_other_numbers_of_steps_end_at_about_the_same_level():
   np.testing.assert_allclose(ends, -10.1177 + 2.0 * np.log(256 / 255), rtol=2e-2)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('levels', [17, 256])
 @pytest.mark.parametrize('learned', [False, True])
 def test_the_first_step_ends_in_the_published_discretised_normal(levels, learned):
@@ -148,6 +149,7 @@ def test_samples_end_in_the_estimate_where_the_last_noise_is_visible():
   assert (plain.evaluations, ends.evaluations) == (4, 5)
 
 
+@pytest.mark.long
 def test_the_loss_is_the_mean_square_error_of_the_noise_and_the_hybrid_adds_the_bound():
   images = np.random.default_rng(0).integers(0, 17, (8, 2, 2, 1))
   losses = {}
@@ -166,6 +168,7 @@ def test_the_loss_is_the_mean_square_error_of_the_noise_and_the_hybrid_adds_the_
                              rtol=1e-5)
 
 
+@pytest.mark.long
 def test_it_is_trained_as_it_is_and_measured_as_it_is_used():
   """An estimate of x far outside the data costs the bound in training, and where it is clipped as
   in the published evaluation (Ho et al. 2020) no more than the data are wide."""
@@ -188,6 +191,7 @@ def test_it_is_trained_as_it_is_and_measured_as_it_is_used():
   assert np.all(trained > 10.0 * validated)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('variances', [False, True])
 def test_validation_evaluates_the_first_step_of_every_example(variances):
   """In training it is one of T steps, drawn: what is missed by 999 of 1,000 examples."""
@@ -232,6 +236,7 @@ def test_a_chain_that_cannot_be_is_refused(field, value, remedy):
     build(config_of(**{field: value}))
 
 
+@pytest.mark.long
 def test_a_bound_beside_another_loss_is_the_bound():
   """At even log-SNR its estimate has little noise, also under the schedule of the VP SDE."""
   process, std, n = GaussianProcess(BetaLinear(t_min=1e-4)), 0.5, 4000

@@ -25,6 +25,8 @@ PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
              'published/ddpm': 35_746_307, 'published/adm': 52_546_438,
              'published/edm': 55_733_891, 'published/score_sde': 61_804_419,
              'published/ncsnv2': 29_694_083, 'published/dit': 674_834_720}
+# Of each kind of config one; the others are traced by the long tests.
+EXAMPLES = {'cifar10/vdm', 'digits/vdm', 'digits/classifier', 'plane/dpm2015', 'sequences/motion'}
 BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
 REPORTED = {'digits/classifier': {'accuracy'}, 'digits/noisy_classifier': {'accuracy'},
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
@@ -51,7 +53,9 @@ def of_loss(experiment, params, batch, reported):
   assert terms.keys() >= reported
 
 
-@pytest.mark.parametrize('name', configs.names())
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=() if name in EXAMPLES else pytest.mark.long)
+    for name in configs.names()])
 def test_a_config_builds_and_its_update_traces(name, tmp_path):
   config, experiment, params, batch = built(name, tmp_path)
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params['net']))

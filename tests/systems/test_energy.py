@@ -116,6 +116,7 @@ def test_chains_draw_from_the_product_of_two_gaussians():
                                4 * square.std(axis=0) / n**0.5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', [vp, ve])
 def test_annealed_importance_sampling_finds_the_normaliser_and_the_weights_of_modes(curve):
   """exp(-E) = sum_k a_k exp(-|z - alpha m_k|^2 / (2 v_k)), v_k = alpha^2 s_k^2 + sigma^2, and at
@@ -149,6 +150,7 @@ def test_annealed_importance_sampling_finds_the_normaliser_and_the_weights_of_mo
 # -------------------------------------------------------------- the system
 
 
+@pytest.mark.long
 def test_an_untrained_energy_is_the_standard_normal():
   config = vdm.default_config()
   config.data.update(name='swirl', validation=50, batch_size=8)

@@ -49,6 +49,7 @@ def test_a_label_is_dropped_as_often_as_asked_whichever_it_is():
       assert abs(each.mean() - p) < 4 * (p * (1 - p) / len(each))**0.5
 
 
+@pytest.mark.long
 def test_whether_a_label_is_dropped_depends_on_its_own_key_alone():
   keys = jax.random.split(jax.random.key(0), 200)
   label = jnp.arange(200)
@@ -59,6 +60,7 @@ def test_whether_a_label_is_dropped_depends_on_its_own_key_alone():
   np.testing.assert_array_equal(drop(label, keys) == -1, drop(label + 7, keys) == -1)
 
 
+@pytest.mark.long
 def test_in_training_the_loss_is_that_of_the_labels_left_and_in_validation_of_all():
   _, plain = base()
   dropping = label_dropping.experiment(plain, 0.4)
@@ -160,6 +162,7 @@ def by(steps, **options):
                      **options)
 
 
+@pytest.mark.long
 def test_a_run_is_sampled_with_guidance_and_weight_zero_is_none(finished, tmp_path):
   draw = lambda name, guided: (
       runs.sample(finished, tmp_path / f'{name}.npz', method=by(4), count=6, guided=guided),
@@ -171,6 +174,7 @@ def test_a_run_is_sampled_with_guidance_and_weight_zero_is_none(finished, tmp_pa
   assert (plain[1] != strong[1]).any()
 
 
+@pytest.mark.long
 def test_guidance_is_refused_where_it_means_nothing(finished, tmp_path):
   with pytest.raises(InputError, match='guidance=2.0: the variances of --sampler=ddim are those'):
     runs.sample(finished, tmp_path / 'a.npz', method=by(4, variances=True),

@@ -76,6 +76,7 @@ def bent_knots():
                        'log_density': jnp.array([0.5, -0.5, 0.3, -1.0])}}
 
 
+@pytest.mark.long
 def test_the_gradient_of_the_interior_is_that_of_the_mean_square_and_of_the_ends_of_the_mean():
   """Over many batches, within errors: d E[l^2] by quadrature, d E[l] = +-v / 2 at the ends.
 
@@ -224,6 +225,7 @@ def test_the_schedule_has_its_own_rate_and_no_decay():
     np.testing.assert_allclose(leaf, 3.0 - 0.3, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_the_gradient_of_the_schedule_does_not_clip_that_of_the_network():
   """With b1 = b2 = 0 and a large eps a step is -rate g / eps: the gradient Adam was given."""
   gradient = {'net': {'dense': {'kernel': jnp.array([0.3, 0.4]), 'bias': jnp.zeros(2)}},

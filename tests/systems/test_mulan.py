@@ -118,6 +118,7 @@ FIRST_EARLY = polynomial((0, -1, 1.2), (2, 0, 0.3))
 BENT_ALIKE = polynomial((2, -1, 0.6), (2, -1, 0.6))
 
 
+@pytest.mark.long
 def test_the_integral_is_that_of_a_gradient_field_for_the_exact_denoiser_and_no_other(x64):
   """All paths have the same ends.  The exact value is a mutual information's difference."""
   paths = STRAIGHT, BENT_ALIKE, FIRST_LATE, FIRST_EARLY
@@ -218,6 +219,7 @@ def two_paths(latent):
   return exact, GaussianProcess(PolynomialSchedule(*abc, HIGH, LOW), flow)
 
 
+@pytest.mark.long
 def test_the_bound_is_estimated_without_bias_in_continuous_time_and_with_steps(x64):
   """Within four standard errors, by the library's own draws of latents, times and noise."""
   n, logits = 20_000, jnp.array([0.8, 0.0, -0.3])
@@ -240,6 +242,7 @@ def test_the_bound_is_estimated_without_bias_in_continuous_time_and_with_steps(x
     assert abs(np.mean(sample) - mean) < 4 * np.std(sample) / n**0.5
 
 
+@pytest.mark.long
 def test_a_schedule_that_knows_the_datum_is_no_bound_unless_the_latent_is_paid_for(x64):
   """A fair bit costs log 2.  Its latent sets the schedule, and the level gives it away."""
   pixels, n = Pixels(2), 2000
@@ -271,6 +274,7 @@ def test_a_schedule_that_knows_the_datum_is_no_bound_unless_the_latent_is_paid_f
 # ----------------------------------------------------------------- system
 
 
+@pytest.mark.long
 def test_a_network_is_told_a_one_hot_latent_as_it_is_told_a_label():
   embedding = Embedding(4, 3, 1.0, -1.0)
   params = embedding.init(jax.random.key(0), jnp.zeros(1))
@@ -312,6 +316,7 @@ def swirl():
   return config, experiment, params
 
 
+@pytest.mark.long
 def test_the_networks_start_as_a_latent_that_tells_nothing_and_straight_lines_whatever_it_tells():
   """And they leave it: the gradient reaches the layer whose zeros make the logits vanish."""
   shape = (4, 4, 1)
@@ -361,6 +366,7 @@ def images(swirl, sampler, start=0, stop=6, batch_size=8, steps=7):
   return np.concatenate([part.data for part in parts])
 
 
+@pytest.mark.long
 def test_image_i_of_a_seed_has_its_own_latent_whatever_is_drawn_beside_it(swirl):
   six = images(swirl, samplers.ancestral)
   assert six.shape == (6, 2) and len(np.unique(six, axis=0)) > 3

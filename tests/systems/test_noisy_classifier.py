@@ -28,6 +28,7 @@ def exact(z, level):
   return jnp.stack(each, axis=-1) + jnp.log(PRIOR)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', [vp, ve, flow])
 def test_a_linear_classifier_learns_the_log_odds_of_two_gaussians(curve, x64):
   """They are 2 m alpha z / (alpha^2 s^2 + sigma^2) + ..., at each level; Newton on quadrature."""
@@ -74,6 +75,7 @@ def test_its_own_noise_leaves_the_error_and_the_entropy_of_bayes_rule():
     assert abs(np.mean(draws) - integrate.trapezoid(density, z)) < 4 * np.std(draws) / n**0.5
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', [vp, ve, flow])
 def test_scale_one_with_the_exact_classifier_draws_from_the_class(curve, x64):
   """Guided, the probability flow takes quantiles of the prior to quantiles of each class."""
@@ -114,6 +116,7 @@ def test_a_larger_scale_draws_from_the_data_tilted_by_that_power_of_the_class(x6
                              tilted - tilted[0], atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_gradient_is_that_of_the_label_of_each_example():
   """Of logits (0, a z, b z) it is (c_y - mean of c) with c = (0, a, b)."""
   c = jnp.array([0.0, 2.0, -1.0])

@@ -131,6 +131,7 @@ def test_what_fits_passes_and_nothing_is_compiled():
   assert timing.compilations(seen) == 0
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name,trained', [
     ('systems:mulan', False), ('systems:vae', True), ('digits/classifier', True),
     ('sequences/dpm2015', True), ('published/dit', False)])
@@ -264,6 +265,7 @@ def test_the_size_that_is_proposed_can_be_halved(side, times, near):
     layers.require_halvable(z(side), times)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize('name,fields,said', [
     ('digits/vdm', {'data.name': 'swirl', 'data.augment': False}, 'one of images'),
     ('plane/spiral', {'data.name': 'digits', 'data.validation': 97}, 'one of points'),
@@ -313,6 +315,7 @@ def build(config):
 """
 
 
+@pytest.mark.long
 def test_a_system_that_needs_a_start_is_refused_without_and_goes_on_without(tmp_path):
   file, first, run = tmp_path / 'needy.py', tmp_path / 'first', tmp_path / 'run'
   file.write_text(START)

@@ -140,6 +140,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(s
 # ------------------------------------------------------------- nobody reads any more
 
 
+@pytest.mark.long
 def test_a_training_whose_output_nobody_reads_makes_its_steps(tmp_path):
   reading, writing = os.pipe()
   os.close(reading)

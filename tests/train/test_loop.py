@@ -63,6 +63,7 @@ def copy(trained, tmp_path):
 # ------------------------------------------------------------- a whole run
 
 
+@pytest.mark.long
 def test_a_run_records_every_window_and_returns_its_last_validation(trained):
   directory, result = trained
   assert [r['step'] for r in records(directory, 'train')] == list(range(5, 41, 5))
@@ -135,6 +136,7 @@ def test_a_run_of_before_the_fields_of_data_goes_on_by_its_directory_alone(train
   assert int(go_on(copy, **{'train.steps': 45}).step) == 45
 
 
+@pytest.mark.long
 def test_a_run_whose_learning_rate_is_0_moves_on_when_it_is_extended(decayed, tmp_path, capsys):
   copies = [shutil.copytree(decayed, tmp_path / name) for name in ('still', 'extended')]
   ended = state_in(decayed)
@@ -162,6 +164,7 @@ def test_a_finished_run_started_again_compiles_and_changes_nothing(copy, trained
   assert 'nothing to do' in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_finished_run_is_extended_at_another_cadence(copy):
   """Bit for bit the run that was to make so many steps from its beginning."""
   runs.train(config(**{'train.steps': 48, 'train.log_every': 4}), CONFIG, copy)
@@ -171,6 +174,7 @@ def test_a_finished_run_is_extended_at_another_cadence(copy):
   jax.tree.map(np.testing.assert_array_equal, state_in(copy), state_in(copy.parent / 'straight'))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('layout', [pytest.param('pmap', marks=pytest.mark.long), 'fsdp'])
 def test_a_run_goes_on_under_another_layout_from_the_middle_of_a_chunk(trained, tmp_path, layout,
                                                                        monkeypatch):
@@ -258,6 +262,7 @@ def heeded():
     signal.signal(number, handler)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('number', STOPPING, ids=lambda number: number.name)
 def test_a_signal_saves_the_step_it_is_at_and_the_run_goes_on_from_there(trained, tmp_path, heeded,
                                                                          number, capsys):
@@ -296,6 +301,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_clean_up(tmp_path, hee
   assert Checkpoints(tmp_path, read_only=True).steps() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('steps', [20, 10], ids=['on the way', 'at the end'])
 def test_a_validation_that_a_signal_cuts_off_is_made_when_the_run_goes_on(
     trained, tmp_path, heeded, monkeypatch, capsys, steps):
@@ -408,6 +414,7 @@ def test_a_distance_that_cannot_be_measured_is_refused_before_training(tmp_path,
     runs.train(config(**fields), CONFIG, tmp_path / 'run', **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('x64', [False, pytest.param(True, marks=pytest.mark.long)],
                          ids=['float32', 'x64'])
 def test_previews_are_drawn_in_either_precision(tmp_path, x64):
@@ -416,6 +423,7 @@ def test_previews_are_drawn_in_either_precision(tmp_path, x64):
   assert (tmp_path / 'run' / 'samples' / 'step_2.png').exists()
 
 
+@pytest.mark.long
 def test_an_infinite_loss_stops_with_its_step_and_terms_and_spares_the_checkpoint(tmp_path):
   """At the very step before a save, which no look at the log precedes: the good one is of 10."""
   fields = {'model.explode_at': 19, 'train.log_every': 40}

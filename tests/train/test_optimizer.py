@@ -34,6 +34,7 @@ def shapes(schedule, net=None):
   return params
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('schedule', [LearnedLinear(), Monotone(4), PinnedMonotone(4)],
                          ids=lambda s: type(s).__name__)
 def test_only_kernels_of_the_network_decay(schedule):
@@ -276,6 +277,7 @@ def test_the_factored_second_moment_has_rank_one_and_the_means_of_rows_and_colum
   assert np.abs(second / truth - 1.0).max() > 0.5  # which the truth has not
 
 
+@pytest.mark.long
 def test_each_block_and_tap_has_a_factored_second_moment_of_its_own():
   """A kernel [2, 3, 3, C, C'] whose matrices differ in size by far: each makes its own steps."""
   rng = np.random.default_rng(2)
@@ -288,6 +290,7 @@ def test_each_block_and_tap_has_a_factored_second_moment_of_its_own():
       np.testing.assert_allclose(other['net']['kernel'][place], one['net']['kernel'], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_what_is_not_factored_makes_the_steps_of_adam_without_a_first_moment():
   """Small matrices, and biases and norm scales of fewer than 128 blocks."""
   for shape in ((2, 128), (127, 160), (200,)):

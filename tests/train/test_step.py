@@ -55,6 +55,7 @@ def test_times_are_stratified_over_the_global_batch(layout):
   assert 0.0 <= t[0] and t[-1] < 1.0
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('quantity', [times, noise], ids=lambda f: f.__name__)
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_what_an_example_draws_does_not_depend_on_the_split_of_the_batch(quantity, accumulate):
@@ -216,6 +217,7 @@ def test_cotangents_of_twice_the_loss_are_the_gradient_of_its_mean_square_for_th
   np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_what_is_remembered_is_of_the_global_batch_in_its_order(layout, accumulate):
@@ -281,6 +283,7 @@ def reference(experiment, start):
   return trained(experiment, start, 'one', 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('layout, accumulate', [
     ('one', ROWS), ('jit', 4), ('pmap', 2), ('fsdp', 2)])
 def test_steps_in_microbatches_are_those_of_the_whole_batch(experiment, start, reference, layout,
@@ -324,6 +327,7 @@ def test_a_microbatch_has_rows_of_every_device(layout, groups):
 COLLECTIVES = r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
 
 
+@pytest.mark.long
 def test_no_row_of_a_batch_split_over_devices_moves(experiment, start):
   def collectives(accumulate):
     layout = made(experiment, 'jit', accumulate)
