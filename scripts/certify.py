@@ -11,15 +11,15 @@ import jax
 import rich.console
 from absl import flags
 
-from vdm_jax import cli, measured
+from vdm_jax import cli
 from vdm_jax.certification import catalogue, report
 from vdm_jax.errors import InputError
 
 SAMPLERS = flags.DEFINE_list('samplers', [], 'Only these, FILE.py:NAME of your own; default: all.')
 ORDER = flags.DEFINE_float('order', None, 'What those of your own claim; default: they are '
                            'stochastic, and judged by their moments.')
+MEASURED = cli.measured()
 JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
-MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the table of the samplers as Markdown.')
 
 
 def main():
@@ -27,10 +27,9 @@ def main():
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
   rows = catalogue.certify_all(catalogue.jobs(SAMPLERS.value, ORDER.value))
-  if JSON.value or MARKDOWN.value:
-    print(report.as_json(rows) if JSON.value else measured.markdown(report.cells(rows)))
-  else:
-    rich.console.Console(width=150).print(report.table(rows))
+  cli.keep(MEASURED.value, 'Samplers, certified', report.cells(rows))
+  show = print if JSON.value else rich.console.Console(width=150).print
+  show(report.as_json(rows) if JSON.value else report.table(rows))
   if failed := report.failed(rows):
     raise InputError(problem=f'not certified: {", ".join(failed)}')
   print(f'{len(rows)} rows, all certified.', file=sys.stderr)

@@ -14,6 +14,7 @@ from vdm_jax.ledger import comparison
 from vdm_jax.machine import files
 from vdm_jax.train import metrics
 
+MEASURED = cli.measured()
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'As a table of Markdown.')
 
 
@@ -23,6 +24,7 @@ def main(directories):
                      remedy='name the directories of one or more runs that were evaluated')
   header, *lines = comparison.comparison_cells(runs.evaluated(
       [files.run_directory('workdir', directory) for directory in directories]))
+  cli.keep(MEASURED.value, 'Runs side by side, bits/dim', [header, *lines])
   if MARKDOWN.value:
     print(measured.markdown([header, *lines]))
     return

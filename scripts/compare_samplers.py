@@ -5,7 +5,7 @@
 import bootstrap
 from absl import flags
 
-from vdm_jax import cli
+from vdm_jax import cli, measured
 from vdm_jax.evaluation import comparison
 from vdm_jax.runs import comparing
 from vdm_jax.train import metrics
@@ -21,6 +21,7 @@ COUNT = flags.DEFINE_integer('count', 300, 'Images of each sampler, and at most 
 SEED = cli.seed('the samples')
 BATCH_SIZE = cli.batch_size(100)
 OF_RUN = cli.of_run()
+MEASURED = cli.measured()
 
 
 def main():
@@ -28,7 +29,9 @@ def main():
       WORKDIR.value, OUT.value or '',
       evaluations=cli.integers('evaluations', EVALUATIONS.value),
       **cli.values(OVERWRITE, CHOSEN, COUNT, SEED, BATCH_SIZE, *OF_RUN))
-  metrics.show(comparison.table(compared))
+  table = comparison.table(compared)
+  metrics.show(table)
+  cli.keep(MEASURED.value, str(table.title), measured.cells(table))
   cli.wrote(out)
 
 

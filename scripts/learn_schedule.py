@@ -10,7 +10,7 @@ others between the same ends.  Both are about the diffusion term alone.
 import bootstrap
 from absl import flags
 
-from vdm_jax import cli
+from vdm_jax import cli, measured
 from vdm_jax.studies import learned_schedule
 
 WORKDIR = cli.run_directory('The directory of a run to measure; none: learn.')
@@ -21,11 +21,14 @@ BATCH_SIZE = cli.batch_size(128, 'B of the estimates whose variance is shown.')
 REPEATS = flags.DEFINE_integer('repeats', 100, 'Batches for each schedule of a run.')
 SEED = cli.seed('all draws')
 OF_RUN = cli.of_run()
+MEASURED = cli.measured()
 
 
 def main():
-  cli.wrote(learned_schedule.study(WORKDIR.value or '', OUT.value or '', **cli.values(
-      OVERWRITE, TRAIN_STEPS, BATCH_SIZE, REPEATS, SEED, *OF_RUN)))
+  path, table = learned_schedule.study(WORKDIR.value or '', OUT.value or '', **cli.values(
+      OVERWRITE, TRAIN_STEPS, BATCH_SIZE, REPEATS, SEED, *OF_RUN))
+  cli.keep(MEASURED.value, str(table.title), measured.cells(table))
+  cli.wrote(path)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,20 @@
-"""Renders what is generated in the docs: their measured tables, from docs/measured/*.json.
+"""Renders what is generated in the docs: measured tables and the reference of the commands.
 
   python scripts/render_docs.py
+
+The tables between marks are from docs/measured/*.json, docs/reference/commands.md from the scripts.
 """
 import bootstrap
 
 from vdm_jax import cli, measured
+from vdm_jax.cli import reference
+from vdm_jax.machine import files
 
 
 def main():
-  for path in measured.render(bootstrap.ROOT):
-    cli.wrote(path)
+  page = bootstrap.ROOT / 'docs' / 'reference' / 'commands.md'
+  files.write_text(page, reference.markdown(reference.commands(bootstrap.ROOT / 'scripts')))
+  cli.wrote(page, *measured.render(bootstrap.ROOT))
 
 
 if __name__ == '__main__':

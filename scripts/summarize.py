@@ -8,21 +8,24 @@ import bootstrap
 import rich.console
 from absl import flags
 
-from vdm_jax import cli
+from vdm_jax import cli, measured
 from vdm_jax.benchmark import speed, summary
 
 CONFIG = cli.config_flag()
 DATA_DIR = cli.config_data_dir()
+MEASURED = cli.measured()
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 
 
 def main():
   rows = summary.summary(speed.of_config(cli.config_file(), cli.config()))
+  table = summary.table(cli.config_name(), rows)
+  cli.keep(MEASURED.value, cli.config_name(), measured.cells(table))
   if JSON.value:
     print(summary.as_json(cli.config_name(), rows))
   else:
     width = max(100, rich.console.Console().width)
-    rich.console.Console(width=width).print(summary.table(cli.config_name(), rows))
+    rich.console.Console(width=width).print(table)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ but for the histories, which are drawn.  With one: its network, its schedule and
 import bootstrap
 from absl import flags
 
-from vdm_jax import cli
+from vdm_jax import cli, measured
 from vdm_jax.studies import sampling_times
 
 WORKDIR = cli.run_directory('The directory of a run; none: Gaussian data.')
@@ -22,11 +22,14 @@ SEED = cli.seed('the draws')
 OUT = cli.path('out', 'A .json for the table.')
 OVERWRITE = cli.overwrite()
 OF_RUN = cli.of_run()
+MEASURED = cli.measured()
 
 
 def main():
-  sampling_times.study(WORKDIR.value or '', **cli.values(
+  rows = sampling_times.study(WORKDIR.value or '', **cli.values(
       SPLIT, BATCH_SIZE, BATCHES, BINS, SEED, OUT, OVERWRITE, *OF_RUN))
+  table = sampling_times.table(rows, BATCH_SIZE.value)
+  cli.keep(MEASURED.value, str(table.title), measured.cells(table))
   if OUT.value:
     cli.wrote(OUT.value)
 

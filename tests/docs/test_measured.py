@@ -1,9 +1,14 @@
 """Measured tables: what a command writes is what a page shows."""
 import ast
+import datetime
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 import rich.table
 
@@ -112,3 +117,16 @@ def test_a_header_that_sends_to_a_table_sends_to_one_with_its_name():
   for path in sorted((ROOT / 'configs').rglob('*.py')):
     for page in re.findall(r'see (\S+/README\.md)', path.read_text()):
       assert f'`{path.name}' in (ROOT / page).read_text() or path.name == 'systems.py', path
+
+
+def test_a_command_keeps_its_table_with_what_made_it(tmp_path):
+  path = tmp_path / 'digits.json'
+  line = ['scripts/summarize.py', '--config=configs/digits/vdm.py', '--json', f'--measured={path}']
+  done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, f'wrote {path}\n')
+  kept, blocks = measured.read(path), json.loads(done.stdout)['blocks']
+  assert [row[:2] for row in kept.rows[:-1]] == [
+      [block['block'], f'{block["parameters"]:,}'] for block in blocks]
+  assert kept.command == f'python {shlex.join(line)}' and kept.versions['jax'] == jax.__version__
+  today = datetime.datetime.now(datetime.UTC).date()
+  assert 0 <= (today - datetime.date.fromisoformat(kept.date)).days <= 1

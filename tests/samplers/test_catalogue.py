@@ -251,6 +251,10 @@ def test_the_table_shows_every_kind_of_row():
                        detail={'errors': [1e-2, 3e-4]}, evaluations_per_step=None),
           row._replace(sampler='c', kind='equality', claimed_order=None,
                        detail={'difference': 0.0})]
+  assert report.cells(rows)[1:] == [
+      ['**first order**', '', '', '', '', ''],
+      ['`ddim`', 'Song, Meng and Ermon (2021)', '1', '1', '0.99 to 0.99',
+       'the plain deterministic sampler; also encodes']]
   console = rich.console.Console(width=150, record=True, file=io.StringIO())
   console.print(report.table(rows))
   text = console.export_text()

@@ -82,10 +82,16 @@ def show(title: str, result: dict, json_only: bool) -> None:
     console.print(table)
 
 
+def cells(result: dict) -> dict[str, list[list[str]]]:
+  """{name: a header and rows} of each list; of a result without lists, of its single values."""
+  lists = {name: _cells(rows) for name, rows in result.items() if isinstance(rows, list)}
+  return lists or {'values': [['', ''], *[[_words(name), text(name, value)] for name, value in
+                                          result.items() if not isinstance(value, dict)]]}
+
+
 def markdown(result: dict) -> str:
-  """The lists of rows as tables of Markdown."""
-  return '\n\n'.join(measured.markdown(_cells(rows)) for rows in result.values()
-                     if isinstance(rows, list))
+  """`cells` as tables of Markdown."""
+  return '\n\n'.join(map(measured.markdown, cells(result).values()))
 
 
 def _cells(rows: list[dict]) -> list[list[str]]:

@@ -44,11 +44,16 @@ def _cell(row: CertificateRow) -> str:
 
 
 def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
-  """A header and a line for each sampler: the least and the largest of what was measured."""
+  """A header and a line for each sampler of the catalogue that has rows, by families.
+
+  A line has the least and the largest of what was measured.
+  """
   lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'what it is for']]
   family = None
   for name, entry in catalogue.SAMPLERS.items():
     of = [row for row in rows if row.sampler == name and row.curve != 'ends']
+    if not of:
+      continue
     if entry.family != family:
       family = entry.family
       lines.append([f'**{family}**', '', '', '', '', ''])

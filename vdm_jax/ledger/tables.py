@@ -7,6 +7,7 @@ configuration, and whether what must hold between its rows does (`relations`).
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import rich.box
@@ -14,7 +15,7 @@ import rich.console
 import rich.table
 import rich.text
 
-__all__ = ['Ledger', 'number', 'table']
+__all__ = ['Ledger', 'number', 'rows_table', 'table']
 
 
 class Ledger(NamedTuple):
@@ -69,7 +70,7 @@ def table(ledger: Ledger) -> rich.console.Group:
     parts.append(rich.text.Text(
         f'{100 * share:.0f} % of the average {weights["average"]} are still the first weights, '
         'before any training: train longer, or evaluate --average=raw.', 'yellow'))
-  parts += ['', _rows(ledger.rows), _EXPLAINED]
+  parts += ['', rows_table(ledger.rows), _EXPLAINED]
   if any(row['model'] == 'probability flow' for row in ledger.rows):
     parts.append(_FLOW)
   parts += [f'{row["estimate"]}: beside these errors {row["error_beside"]}.' for row in ledger.rows
@@ -91,7 +92,8 @@ def number(u: float | None, digits: int = 4) -> str:
   return '-' if u is None else f'{u:.{digits}f}'
 
 
-def _rows(rows):
+def rows_table(rows: Sequence[Mapping]) -> rich.table.Table:
+  """A line for each row of a ledger."""
   # No divider and no margin: usual rows fit into 80 columns, and a longer one is folded.
   out = rich.table.Table(**_PLAIN)
   for name in ('estimate', 'kind', 'of', 'bits/dim', '+-', 'calls', 'images/s'):

@@ -39,8 +39,9 @@ class Line(NamedTuple):
 
 
 def study(directory: str = '', out: str = '', *, train_steps: int = 1000, batch_size: int = 128,
-          repeats: int = 100, seed: int = 0, overwrite: bool = False, **of_run_alone) -> Path:
-  """Shows a table and draws a picture, whose path it returns: of a run, or of Gaussian data.
+          repeats: int = 100, seed: int = 0, overwrite: bool = False, **of_run_alone
+          ) -> tuple[Path, rich.table.Table]:
+  """Shows a table and draws a picture, of a run or of Gaussian data; (path of the picture, table).
 
   Args:
     directory: of the run; '': Gaussian data.
@@ -57,16 +58,17 @@ def study(directory: str = '', out: str = '', *, train_steps: int = 1000, batch_
     require_at_least(name, value, least)
   path = files.output('out', out or Path(directory or '.', 'schedules.png'), '.png',
                       overwrite=overwrite)
-  lines = (of_run(directory, batch_size=batch_size, repeats=repeats, seed=seed, **of_run_alone)
-           if directory else
-           of_gaussian_data(train_steps=train_steps, batch_size=batch_size, seed=seed))
+  lines, table = (
+      of_run(directory, batch_size=batch_size, repeats=repeats, seed=seed, **of_run_alone)
+      if directory else of_gaussian_data(train_steps=train_steps, batch_size=batch_size, seed=seed))
   figure = picture(lines)
   if jax.process_index() == 0:
     pictures.save_png(path, figure)
-  return path
+  return path, table
 
 
-def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int) -> dict[str, Line]:
+def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int
+                     ) -> tuple[dict[str, Line], rich.table.Table]:
   """Learns each of `LEARNED`, and shows their exact variances beside those of published ones."""
   with jax.enable_x64(True):
     processes = time_variances.published_schedules(GaussianProcess(schedules.Linear()))
@@ -89,11 +91,11 @@ def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int) -> dict[st
   table.add_row('the best there is', f'{mean:.5f}', *[f'{2.0 / gaussian.DIM * mean**2:.4f}'] * 2)
   metrics.show(table)
   _say_what_remains(variances, 'learned, knots')
-  return lines
+  return lines, table
 
 
 def of_run(directory: str, *, batch_size: int, repeats: int, seed: int, **loading
-           ) -> dict[str, Line]:
+           ) -> tuple[dict[str, Line], rich.table.Table]:
   """Measures a run's network under its own schedule and under others between the same ends.
 
   Raises InputError for a run of another kind.
@@ -123,7 +125,7 @@ def of_run(directory: str, *, batch_size: int, repeats: int, seed: int, **loadin
     table.add_row(*row)
   metrics.show(table)
   _say_what_remains(variances, OWN)
-  return lines
+  return lines, table
 
 
 def _say_what_remains(variances: Mapping[str, tuple[float, float]], learned: str) -> None:

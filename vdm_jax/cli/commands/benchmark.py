@@ -32,6 +32,7 @@ EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: only the first so 
 REPEATS = flags.DEFINE_integer('repeats', 1, 'precision: independent repetitions of all draws.')
 AVERAGE = cli.average("precision: an EMA of the config, or 'raw'; ours: the longest.")
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the lists of rows as tables of Markdown.')
+MEASURED = cli.measured()
 DATA_DIR = cli.config_data_dir()
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else there.')
 
@@ -44,6 +45,11 @@ def main(configs: Path, arguments: Sequence[str]):
     raise InputError(problem=what, remedy=f'name one of {", ".join(names)} (and further '
                      'options as --name=value)')
   result = measurements.measure(arguments[0], _settings(configs))
+  if MEASURED.value:
+    tables, path = report.cells(result), Path(MEASURED.value)
+    for name, cells in tables.items():  # of several, a file each
+      file = path.with_stem(f'{path.stem}_{name}') if len(tables) > 1 else path
+      cli.keep(str(file), f'benchmark.py {arguments[0]}, {name}', cells)
   if MARKDOWN.value and not JSON.value:
     print(report.markdown(result))
   else:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 from absl import flags
 
-from vdm_jax import cli, ledger, runs
+from vdm_jax import cli, ledger, measured, runs
 from vdm_jax.errors import InputError
-from vdm_jax.ledger import families, family
+from vdm_jax.ledger import families, family, tables
 from vdm_jax.train import metrics
 
 WORKDIR = cli.run_directory()
@@ -31,6 +31,7 @@ REPORT = flags.DEFINE_bool('report', False, 'Only print the ledger of the main e
                            '--split.')
 OUT = cli.path('out', 'The directory for the files, if not that of the run.')
 OVERWRITE = cli.overwrite('Also a ledger of the same images and weights with more rows or draws.')
+MEASURED = cli.measured()
 DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
 
 
@@ -43,9 +44,11 @@ def main():
   ledgers = {run.name: _evaluated(run, Path(OUT.value) / run.name if OUT.value else '')
              for run in runs.seeds(WORKDIR.value)}
   if ledgers:
-    metrics.show(ledger.over_seeds(ledgers))
+    table = ledger.over_seeds(ledgers)
+    metrics.show(table)
   else:
-    _evaluated(Path(WORKDIR.value), OUT.value or '')
+    table = tables.rows_table(_evaluated(Path(WORKDIR.value), OUT.value or '').rows)
+  cli.keep(MEASURED.value, f'Estimates of {WORKDIR.value}, bits/dim', measured.cells(table))
 
 
 def _evaluated(run: Path, out: str | Path) -> ledger.Ledger:

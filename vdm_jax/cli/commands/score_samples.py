@@ -3,7 +3,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vdm_jax import cli
+from vdm_jax import cli, measured
 from vdm_jax.cli import drawing
 from vdm_jax.evaluation import scores
 from vdm_jax.runs import scoring
@@ -26,14 +26,17 @@ COUNT = flags.DEFINE_integer('count', 1000, 'How many are drawn; all of --sample
 SEED = cli.seed('the samples')
 BATCH_SIZE = cli.batch_size(100)
 OF_RUN = cli.of_run()
+MEASURED = cli.measured()
 
 
 def main():
   out = OUT.value or (str(Path(WORKDIR.value, 'scores.json')) if WORKDIR.value else '')
-  measured = scoring.score(
+  scored = scoring.score(
       directory=WORKDIR.value or '', method=SAMPLER.method(), by=FEATURES.value or '', out=out,
       **cli.values(SAMPLES, REFERENCE, SAVE_REFERENCE, OVERWRITE, COUNT, SEED, BATCH_SIZE, *OF_RUN))
-  if measured is not None:
-    metrics.show(scores.table(measured))
-  if written := [file for file in (measured and out, SAVE_REFERENCE.value) if file]:
+  if scored is not None:
+    table = scores.table(scored)
+    metrics.show(table)
+    cli.keep(MEASURED.value, 'Scores of samples', measured.cells(table))
+  if written := [file for file in (scored and out, SAVE_REFERENCE.value) if file]:
     cli.wrote(*written)
