@@ -3,7 +3,7 @@
   python scripts/prepare_data.py cifar10 --data_dir=DIR
   python scripts/train.py --config=configs/cifar10/diffenc.py --workdir=RUN --data_dir=DIR
 
-Network: see the table of configs in configs/README.md.  The paper's encoder is a U-Net of several
+Network: see docs/reference/configs.md.  The paper's encoder is a U-Net of several
 resolutions with 64 features; ours has the same width at full resolution, as the network of the VDM.
 Hardware and time: 8 M steps in the paper.  Not run to its end here.
 To reach: 2.62 bits/dim (test, continuous-time bound; the paper's best model, without augmentation).

@@ -75,6 +75,11 @@ def test_a_measurement_says_when_on_what_and_by_which_command(path):
   assert all(isinstance(cell, str) and '\n' not in cell for row in found.rows for cell in row)
 
 
+def test_a_measured_table_is_shown_on_one_page():
+  shown = [name for page in measured.pages(ROOT) for name in measured.named(page.read_text())]
+  assert sorted(shown) == [path.stem for path in TABLES]
+
+
 def test_the_table_of_the_samplers_is_of_the_catalogue():
   rows = measured.read(ROOT / 'docs' / 'measured' / 'samplers.json').rows
   there = {row[0].split('`')[1]: row for row in rows if row[0].startswith('`')}

@@ -80,7 +80,8 @@ def _text(docstring: str) -> str:
 def _table(of: list[flags.Flag]) -> str:
   rows = [[f'`--{flag.name}`', _default(flag.default), re.sub(r'\s+', ' ', flag.help or '')]
           for flag in of]
-  escaped = [[cell.replace('|', r'\|') for cell in row] for row in rows]
+  # Brackets would be a reference, and a bar the end of a cell.
+  escaped = [[re.sub(r'([|\[\]])', r'\\\1', cell) for cell in row] for row in rows]
   return measured.markdown([['flag', 'default', 'meaning'], *escaped]) + '\n'
 
 
