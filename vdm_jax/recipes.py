@@ -7,7 +7,7 @@ CIFAR-10.
 import ml_collections
 
 __all__ = ['Config', 'IMAGES', 'cifar10', 'digits', 'fine_tuning', 'imagenet', 'mnist', 'plane',
-           'published']
+           'published', 'short']
 
 Config = ml_collections.ConfigDict
 
@@ -60,6 +60,20 @@ def published(config: Config) -> Config:
   """
   config.data.update(validation=1024, hold_out=False)
   config.optimizer.update(b2=0.999, warmup_steps=5000, weight_decay=0.0, clip_norm=1.0)
+  return config
+
+
+def short(config: Config, name: str, *, steps: int, learning_rate: float = 2e-3) -> Config:
+  """A run of minutes on 2 CPU cores, on any images: small batches, and a rate that falls to 0.
+
+  name: of the data, as `config.data.name`.  The last 1,000 images for training are held out.
+  """
+  config.data.update(name=name, validation=1000, batch_size=32)
+  config.optimizer.update(learning_rate=learning_rate, warmup_steps=100, decay_steps=steps,
+                          b2=0.999, weight_decay=0.0, clip_norm=1.0)
+  config.ema = {'ema': 0.995}  # of some 200 steps
+  config.train.update(steps=steps, log_every=50, validate_every=steps // 2,
+                      checkpoint_every=steps // 8, pictures_every=0, keep=2)
   return config
 
 

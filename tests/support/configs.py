@@ -25,5 +25,6 @@ def names() -> list[str]:
       'digits/networks': [':ddpm', ':adm', ':dit', ':cfg'],
       'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
       'plane/matching': [':sliced', ':implicit'],
-      'cifar10/augmented': [':open', ':paper'], 'imagenet/vdm': [':32', ':64']}
+      'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
+      'imagenet/vdm': [':32', ':64']}
   return [name + variant for name in files for variant in offered.get(name, [''])]

@@ -22,13 +22,15 @@ PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
              'cifar10/augmented:paper': 139_276_803, 'imagenet/vdm:32': 122_137_603,
              'imagenet/vdm:64': 237_603_843,
              # Counted from the public code of each, with its published settings.
-             'published/ddpm': 35_746_307, 'published/adm': 52_546_438,
-             'published/edm': 55_733_891, 'published/score_sde': 61_804_419,
-             'published/ncsnv2': 29_694_083, 'published/dit': 674_834_720}
+             'cifar10/ddpm:published': 35_746_307, 'published/ddpm': 35_746_307,
+             'published/adm': 52_546_438, 'published/edm': 55_733_891,
+             'published/score_sde': 61_804_419, 'published/ncsnv2': 29_694_083,
+             'published/dit': 674_834_720}
 # Of each kind of config one; the others are traced by the long tests.
 EXAMPLES = {'cifar10/vdm', 'digits/vdm', 'digits/classifier', 'plane/dpm2015', 'sequences/motion'}
 BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
-REPORTED = {'digits/classifier': {'accuracy'}, 'digits/noisy_classifier': {'accuracy'},
+REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
+            'digits/noisy_classifier': {'accuracy'},
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
 
 
@@ -86,6 +88,12 @@ def test_every_system_has_a_loss_of_every_data_set_of_images(system, data, tmp_p
                                        groups=4, encoder_blocks=1)
   assert batch['image'].shape[1:] == {'mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}[data]
   of_loss(experiment, params, batch, REPORTED.get(f'systems:{system}', BOUND))
+
+
+def test_images_may_be_flipped_and_the_network_not_told_which(tmp_path):
+  _, experiment, params, _ = built('cifar10/ddpm:small', tmp_path)
+  batch = experiment.data.spec.zeros(2)
+  assert 'augmented' in batch and experiment.model(params).cond(batch) is None
 
 
 def test_configs_import_the_package_and_no_neighbour():

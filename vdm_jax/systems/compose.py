@@ -198,8 +198,8 @@ def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: nn.Module | Schedule,
                target: Target = targets.eps, objective: Objective | None = None,
                curve: Curve = vp, heads: tuple[str, ...] = (), inputs: Inputs = logsnr,
-               field: str = '', condition: str = '', scale: tuple[Scalar, Scalar] | None = None
-               ) -> Experiment:
+               field: str = '', condition: str | None = '',
+               scale: tuple[Scalar, Scalar] | None = None) -> Experiment:
   """The experiment of `config` with this network, an estimate of `target`, and this schedule.
 
   Args:
@@ -211,7 +211,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     heads: what the network's further outputs are called, see `denoisers.denoiser`.
     field: which field of the data is x; '': the first.
     condition: which field the network is told; '': the label if config.model.class_conditional,
-      'augmented' if config.data.augment, else none.
+      'augmented' if config.data.augment, else none.  None: nothing, whatever the data have.
     scale: mean and standard deviation of real data, numbers or arrays that broadcast against an
       example: x is standardised by them.  Integers are coded by `Pixels`.
 
@@ -225,7 +225,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
           'it is negative',
           'give the number of steps of a chain, or 0 for continuous time')
   spec = data.resolve(config.data)
-  x, condition = spec[field] if field else spec.x, condition or _condition(config, spec)
+  x = spec[field] if field else spec.x
+  condition = _condition(config, spec) if condition == '' else condition
   if condition == x.name:
     raise InputError('condition', condition, 'it is x itself', 'name another field of the data')
   conditioning = [spec[condition].name] if condition else []

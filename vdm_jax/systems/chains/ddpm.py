@@ -75,10 +75,10 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
-               scale: float = 1.0) -> Experiment:
+               scale: float = 1.0, condition: str | None = '') -> Experiment:
   """The experiment of `config` with this network of (z, scale * step, label, keys).
 
-  net: by default `unet`, for a config of `unet_config`.
+  net: by default `unet`, for a config of `unet_config`.  condition: as in `compose.experiment`.
 
   The loss is L_simple, with learned variances L_hybrid, in which L_vlb counts 0.001 bits/dim to a
   mean square of 1, as in the public code.  Raises InputError as `compose.experiment`.
@@ -104,7 +104,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   base = compose.experiment(
       config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends), objective=objective,
-      heads=_heads(config), inputs=inputs.chain(schedule, scale))
+      heads=_heads(config), inputs=inputs.chain(schedule, scale), condition=condition)
 
   def model(params, keys=None):
     of = base.model(params, keys)

@@ -1,0 +1,25 @@
+"""A classifier of MNIST, whose features scripts/score_samples.py judges samples by.
+
+  python scripts/train.py --config=configs/mnist/classifier.py --workdir=runs/mnist_classifier \
+    --data_dir=DIR
+
+No diffusion model: what it learns is the label.  metrics.jsonl has the accuracy on the images held
+out and on the test images.
+"""
+import ml_collections
+
+from vdm_jax import recipes
+from vdm_jax.systems.guided import classifier
+from vdm_jax.typing import Experiment
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = recipes.short(classifier.default_config(), 'mnist', steps=1000)
+  config.data.batch_size = 64
+  config.ema = {'ema': 0.98}
+  config.train.splits = ('validation', 'test')
+  return config
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  return classifier.experiment(config)
