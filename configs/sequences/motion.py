@@ -1,29 +1,28 @@
-"""Damped oscillations: sequences of 32 real numbers, by VDM with the density of continuous data.
+"""Damped motion: sequences of 32 points in the plane, by VDM with the density of continuous data.
 
   python scripts/train.py --config=configs/sequences/motion.py --workdir=runs/motion
   python scripts/train.py --config=configs/sequences/motion.py --workdir=DIR \
-    --config.data.name=mine.npy   (floats [N, T], of mean 0 and standard deviation 1 or so)
+    --config.data.name=mine.npy   (floats [N, T, C] or [N, T], of mean 0 and deviation 1 or so)
 
+After the colon `oscillations` for the first coordinate alone, sequences of 32 numbers.
 x are real numbers, so nothing is dequantised and no level is decoded: the bits are those of a
-density, and may be negative.  Sequences [N, T, C] take a network of [B, T, C] in the place of MLP.
+density, and may be negative.  The network sees a sequence as one vector.
 """
 import ml_collections
 
 from vdm_jax import recipes
-from vdm_jax.nn.small.mlp import MLP
-from vdm_jax.systems import compose
+from vdm_jax.errors import require_choice
+from vdm_jax.nn.small.flattened import Flattened
+from vdm_jax.systems import networks
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(name: str = 'orbits') -> ml_collections.ConfigDict:
+  require_choice('config', name, ('orbits', 'oscillations'))
   return recipes.plane(vdm.default_config(features=128, blocks=4, logsnr_max=8.0, dropout=0.0),
-                       'oscillations')
+                       name)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  m = config.model
-  logsnr_max, logsnr_min = compose.end_points(config)
-  return vdm.experiment(config, net=MLP(
-      features=m.features, blocks=m.blocks, dropout=m.dropout, logsnr_max=logsnr_max,
-      logsnr_min=logsnr_min))
+  return vdm.experiment(config, net=Flattened(networks.mlp(config)))

@@ -22,6 +22,18 @@ def test_oscillations_are_bounded_and_start_at_the_cosine_of_a_uniform_phase():
   assert abs(np.square(x[:, 0]).mean() - 0.5) < 4 * (0.125 / 4000)**0.5
 
 
+def test_orbits_shrink_as_they_turn_and_are_oscillations_in_each_coordinate():
+  x = formulas.draw('orbits', 500, 0)
+  assert x.shape == (500, 32, 2) and x.dtype == np.float32
+  np.testing.assert_array_equal(x[..., 0], formulas.draw('oscillations', 500, 0))
+  radius = np.linalg.norm(x, axis=-1)
+  np.testing.assert_allclose(radius[:, 0], 1.0, rtol=1e-6)
+  # exp(-d k / 32) for one d in [0, 3) a sequence.
+  rate = -np.log(radius[:, 1:]) * 32 / np.arange(1, 32)
+  assert rate.min() >= -1e-4 and rate.max() < 3.001
+  np.testing.assert_allclose(rate, np.broadcast_to(rate[:, -1:], rate.shape), atol=1e-4)
+
+
 def test_the_density_of_scaled_data_counts_the_scale():
   """log p(y) = log N(x; z / alpha, sigma^2 / alpha^2) - log std, each dimension."""
   coding = Reals(2.0, 3.0)
@@ -56,14 +68,14 @@ def test_a_run_of_real_data_is_trained_evaluated_and_sampled(run, tmp_path):
   row = ledger.rows[0]
   # E -log N(x; z_0 / alpha_0, e^-logsnr), whose mean is known whatever the network.
   exact = 0.5 * (np.log(2.0 * np.pi * np.e) - row['logsnr_max']) / np.log(2.0)
-  error = (0.5 / (16 * 4 * 32))**0.5 / np.log(2.0)
+  error = (0.5 / (16 * 4 * 64))**0.5 / np.log(2.0)
   assert abs(row['parts']['reconstruction'] - exact) < 4.0 * error
   runs.sample(run, tmp_path / 'a.npz', method=ANCESTRAL._replace(
       times=lambda process: grids.uniform(4)), count=3)
   runs.sample(run, tmp_path / 'a.png', method=ANCESTRAL._replace(
       times=lambda process: grids.uniform(4)), count=3, trace=tmp_path / 'b.png')
   with np.load(tmp_path / 'a.npz') as drawn:
-    assert drawn['images'].shape == (3, 32) and drawn['images'].dtype == np.float32
+    assert drawn['images'].shape == (3, 32, 2) and drawn['images'].dtype == np.float32
 
 
 def test_what_needs_levels_is_refused_of_real_data(run):

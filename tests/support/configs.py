@@ -24,6 +24,7 @@ def names() -> list[str]:
       'systems': [f':{name}' for name in workdir.import_config(file('systems')).SYSTEMS],
       'digits/networks': [':ddpm', ':adm', ':dit', ':cfg'],
       'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
+      'sequences/motion': [':orbits', ':oscillations'],
       'plane/matching': [':sliced', ':implicit'],
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
       'imagenet/vdm': [':32', ':64']}

@@ -13,6 +13,7 @@ are multiplied to fill 0 .. 255 and rounded down, so that no draw is outside and
   `eight_gaussians`   normals of std 1/2 around 8 points of a circle of radius 4      2    256
   `heartbeat`         a one in every fifth place, at one of five phases               20     2
   `oscillations`      damped sinusoids, real numbers                                  32    none
+  `orbits`            damped rotations in the plane, real numbers                  32, 2    none
 """
 import functools
 
@@ -121,13 +122,24 @@ def oscillations(n: int, index: int) -> np.ndarray:
   return wave.astype(np.float32)
 
 
+def orbits(n: int, index: int) -> np.ndarray:
+  """The point exp(-d k / 32) (cos, sin)(2 pi f k / 32 + phi), k < 32: float32 [n, 32, 2].
+
+  d, f and phi as of `oscillations`.
+  """
+  u = _uniform(n, index, 3)[:, :, None]
+  k = np.arange(32) / 32
+  circle = _circle(2 * np.pi * ((1 + 3 * u[1]) * k + u[2]))
+  return (np.exp(-3 * u[0] * k)[..., None] * circle).astype(np.float32)
+
+
 FORMULAS = {f.__name__: f for f in (swirl, swiss_roll, moons, checkerboard, rings,
-                                    eight_gaussians, heartbeat, oscillations)}
+                                    eight_gaussians, heartbeat, oscillations, orbits)}
 
 
 @functools.lru_cache(maxsize=4)
 def draw(name: str, n: int, index: int) -> np.ndarray:
-  """The set of this name, not to be written to: uint8 [n, ...], of oscillations float32."""
+  """The set of this name, not to be written to: uint8 [n, ...], of real numbers float32."""
   points = FORMULAS[name](n, index)
   points.flags.writeable = False
   return points
