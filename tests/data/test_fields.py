@@ -242,6 +242,26 @@ def test_conditions_are_labels_in_turn_zeros_and_what_is_given_in_turn():
       name: SPEC[name].dtype for name in batch}
 
 
+def test_conditions_may_be_strings_as_a_command_has_them(tmp_path):
+  told = conditions.of(SPEC, ['label', 'caption', 'place', 'augmented'])
+  np.savez(tmp_path / 'rows.npz', place=np.arange(6.0).reshape(3, 2), caption=['one', 'two'])
+  file, numbers = str(tmp_path / 'rows.npz'), np.arange(4)
+  np.testing.assert_array_equal(told(numbers, place='0.5,-1e1')['place'], 4 * [[0.5, -10.0]])
+  np.testing.assert_array_equal(told(numbers, place=['9,9', file])['place'],
+                                [[9, 9], [0, 1], [2, 3], [4, 5]])
+  captions = told(numbers, caption=['six', file])['caption']
+  assert text.decode(captions) == ['six', 'one', 'two', 'six']
+  np.testing.assert_array_equal(told(numbers, label=['2', '0'])['label'], [2, 0, 2, 0])
+  for given, message in (
+      ({'place': '1,2,3'}, "place='1,2,3': a value of it is 2 numbers, and these are 3"),
+      ({'place': 'here'}, "place='here': these are no numbers; give numbers with commas"),
+      ({'label': '0.5'}, "label='0.5': these are no integers"),
+      ({'label': file}, "has no array 'label', but place, caption; call one of them so"),
+      ({'place': 'none.npz'}, "place='none.npz': there is no such file")):
+    with pytest.raises(InputError, match=message):
+      told(numbers, **given)
+
+
 @pytest.mark.parametrize('given, message', [
     ({'label': 3}, 'label=3: the classes are 0 .. 2'),
     ({'label': 0.5}, 'label=0.5: it is an integer, 0 .. 2'),

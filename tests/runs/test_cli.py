@@ -53,7 +53,7 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
     (['sample.py', '--workdir=a[0', '--out=a.png'], "error: --workdir=a[0: no checkpoint can be "
      "kept below '['"),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--condition=three'],
-     'error: --condition=three: it is no FIELD=TEXT; write --condition=caption=three.\n'),
+     'error: --condition=three: it is no FIELD=VALUE; write --condition=caption=three.\n'),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--eta=0.5'],
      'error: --eta=0.5: the sampler ancestral has none; leave it out, or choose ddim.\n'),
 ])

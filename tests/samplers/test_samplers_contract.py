@@ -33,7 +33,9 @@ OF_THEIR_CURVE = {'ancestral_large', 'ancestral_between', 'euler', 'euler_maruya
 # These do not claim to start where alpha = 0.
 FINITE = {name for name, options in certified.OPTIONS.items() if 'curves' in options}
 POLYNOMIAL = {name for name in CATALOGUE if name.startswith('deis')} | {'reverse_diffusion'}
-# Their last step is by an estimate of another z than theirs: in seven steps they land beside.
+# Their last step is not to the estimate of x at its start.  The first two take eps there from a
+# polynomial through earlier estimates, the third adds noise and corrects: in seven steps all three
+# land beside, and come nearer with the number of steps.
 BESIDE = {'plms', 'unipc_2_noise', 'pc_reverse_diffusion'}
 # One of each kind; the others differ from one of these in an option.
 KINDS = {'ancestral', 'ddim', 'heun', 'dpm_solver_3', 'dpm_solver_fast', 'dpmpp_3m',
@@ -106,6 +108,14 @@ def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
   nearest = np.abs(got - POINTS.data[:, 0]).min(axis=-1)
   np.testing.assert_allclose(nearest, 0.0, atol=0.3 if name in POLYNOMIAL else 1e-6)
   assert len(np.unique(np.round(got, 1))) > 1
+
+
+@pytest.mark.parametrize('name', sorted(BESIDE))
+def test_what_lands_beside_the_points_in_seven_steps_reaches_them_in_a_hundred(name):
+  beside = np.abs(padded(name)[ENDS] - POINTS.data[:, 0]).min(axis=-1)
+  got = jax.jit(program(name))(ENDS, np.linspace(1.0, 0.0, 101))
+  assert beside.max() > 0.05
+  np.testing.assert_allclose(np.abs(got - POINTS.data[:, 0]).min(axis=-1), 0.0, atol=2e-3)
 
 
 @pytest.mark.first(1)

@@ -18,6 +18,7 @@ class Settings:
   config: ml_collections.ConfigDict | None = None
   workdir: str = ''                   # of a run, in the place of a config
   data_dir: str = ''
+  data_name: str = ''                 # where the data of a run are now
   blocks: int | None = None           # in the place of the config's
   features: int | None = None
   batch_size: int | None = None
@@ -57,7 +58,7 @@ def _of_run_or_config(settings: Settings) -> speed.Subject:
           'workdir', settings.workdir, 'a run has its config',
           'leave out config, blocks and features')
   return speed.of_run(settings.workdir, batch_size=settings.batch_size,
-                      data_dir=settings.data_dir)
+                      data_dir=settings.data_dir, data_name=settings.data_name)
 
 
 def _repetitions(settings: Settings) -> dict:
@@ -103,7 +104,7 @@ def _precision(settings: Settings) -> dict:
   return precision.compare(
       settings.workdir, split=settings.split, examples=settings.examples, repeats=settings.repeats,
       times=settings.times, average=settings.average, data_dir=settings.data_dir,
-      **_batch_size(settings))
+      data_name=settings.data_name, **_batch_size(settings))
 
 
 def _memory(settings: Settings) -> dict:

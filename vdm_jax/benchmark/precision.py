@@ -161,7 +161,8 @@ def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
 
 def compare(directory: str | Path, *, split: str = 'test', examples: int | None = None,
             repeats: int = 1, times: int = 32, batch_size: int = 512, seed: int = 0,
-            average: str = '', step: int | str = 'latest', data_dir: str = '') -> dict:
+            average: str = '', step: int | str = 'latest', data_dir: str = '',
+            data_name: str = '') -> dict:
   """The bound of the run in `directory` in float32, with a bfloat16 trunk, and in naive bfloat16.
 
   times: evaluations of the network for an image, in each precision and repetition; half of them
@@ -174,7 +175,8 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
     require_at_least(flag, value, least)
   if times % 2:
     raise InputError('times', times, 'half of them are above logsnr 8', 'give an even number')
-  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir)
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
+                                 data_name=data_name)
   config = trained.config
   if 'dtype' not in config.get('model', {}):
     raise InputError('workdir', f'{directory}',

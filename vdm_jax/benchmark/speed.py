@@ -86,10 +86,11 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: in
     raise InputError('features', features, f'{error}') from None
 
 
-def of_run(directory: str | Path, *, batch_size: int | None = None, data_dir: str = '') -> Subject:
+def of_run(directory: str | Path, *, batch_size: int | None = None, data_dir: str = '',
+           data_name: str = '') -> Subject:
   """The averaged weights of the run in `directory`.  Raises InputError."""
   directory = files.run_directory('workdir', directory)
-  trained = workdir.load_trained(directory, data_dir=data_dir)
+  trained = workdir.load_trained(directory, data_dir=data_dir, data_name=data_name)
   if batch_size is not None:
     require_at_least('batch_size', batch_size, 1)
     trained.config.data.batch_size = batch_size

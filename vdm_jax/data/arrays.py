@@ -191,6 +191,20 @@ def _array(path: str, key: str) -> np.ndarray:
     raise images.unreadable(path, error) from error
 
 
+def named(path: str, name: str) -> np.ndarray:
+  """The array of this name in a .npz file, or its only one; that of a .npy file.
+
+  Raises InputError, by this name, where there is none.
+  """
+  if not os.path.isfile(path):
+    raise InputError(name, path, 'there is no such file', 'name a .npz or .npy file')
+  keys = _keys(path)
+  if name not in keys and len(keys) != 1:
+    raise InputError(name, path, f'it has no array {name!r}, but {", ".join(keys)}',
+                     'call one of them so')
+  return np.asarray(_array(path, name if name in keys else keys[0]))
+
+
 def _check_axes(place: str, array: np.ndarray) -> None:
   if array.ndim not in (2, 3, 4):
     raise InputError(problem=f'{place} has shape {array.shape}',

@@ -1,12 +1,13 @@
 """The conditions of samples: values for the fields that condition a model."""
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vdm_jax.data import text
+from vdm_jax.data import arrays, text
 from vdm_jax.data.fields import LABEL, Batch, Field, Spec
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 
 Conditions = Callable[..., Batch]  # numbers [n] of samples, and values by field -> a batch
 
@@ -15,9 +16,11 @@ def of(spec: Spec, names: Sequence[str]) -> Conditions:
   """The conditions of a model that reads these fields: (numbers [n], **values) -> batch.
 
   A value is one of the field, for all samples; or several, an axis more, which sample i takes in
-  turn, value i mod their number: rows of a file, or of the data.  Of a field of text it is a
-  string, or several.  By default labels are 0, 1, ... in turn, and other fields are zero: no
-  augmentation, the empty text.
+  turn, value i mod their number: rows of a file, or of the data.  It may be a string, or several in
+  turn: 'rows.npz' and 'rows.npy' are the values in a file, see `arrays.named`; in a field of text
+  other strings are texts, in any other field numbers with commas, '0.5,1'.
+  By default labels are 0, 1, ... in turn, and other fields are zero: no augmentation, the empty
+  text.
 
   It raises InputError for a field that does not condition the model, and for bad values.
   """
@@ -48,10 +51,39 @@ def _default(field: Field, numbers: np.ndarray) -> np.ndarray:
   return np.zeros((len(numbers), *field.shape), field.dtype)
 
 
+def _read(field: Field, strings: Sequence[str]) -> np.ndarray:
+  """What strings say, in turn: rows of files, texts, numbers.  Raises InputError."""
+  def one(string):
+    if string.endswith(('.npz', '.npy')):
+      rows = arrays.named(string, field.name)
+      return rows[None] if rows.shape == field.shape else rows
+    if text.is_text(field):
+      return np.array([string])
+    try:
+      numbers = np.array([(float if field.levels is None else int)(u) for u in string.split(',')])
+    except ValueError:
+      kind = 'numbers' if field.levels is None else 'integers'
+      raise InputError(field.name, string, f'these are no {kind}', f'give {kind} with commas '
+                       'between them, or a .npz file') from None
+    size = math.prod(field.shape)
+    require(numbers.size == size, field.name, string, f'a value of it is {size} numbers, and these '
+            f'are {numbers.size}', 'give as many, with commas between them')
+    return numbers.reshape(1, *field.shape)
+
+  read = [one(string) for string in strings]
+  for string, rows in zip(strings, read, strict=True):
+    require(rows.shape[1:] == read[0].shape[1:], field.name, string, f'a value here is '
+            f'{rows.shape[1:]}, and the first one {read[0].shape[1:]}', 'give values of one shape')
+  return np.concatenate(read)
+
+
 def _values(field: Field, value: Any) -> np.ndarray:
   """[K, ...]: the values of a field that are taken in turn.  Raises InputError."""
-  if text.is_text(field) and (isinstance(value, str) or all(isinstance(u, str) for u in value)):
-    texts = [value] if isinstance(value, str) else value
+  value = [value] if isinstance(value, str) else value
+  if isinstance(value, (list, tuple)) and value and all(isinstance(u, str) for u in value):
+    value = _read(field, value)
+  if text.is_text(field) and np.asarray(value).dtype.kind == 'U':
+    texts = [str(one) for one in value]
     long = next((u for u in texts if len(u.encode()) > field.shape[0]), None)
     if long is not None:
       raise InputError(field.name, long, f'the texts of the data have {field.shape[0]} bytes at '

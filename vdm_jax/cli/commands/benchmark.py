@@ -34,6 +34,7 @@ AVERAGE = cli.average("precision: an EMA of the config, or 'raw'; ours: the long
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the lists of rows as tables of Markdown.')
 MEASURED = cli.measured()
 DATA_DIR = cli.config_data_dir()
+DATA_NAME = cli.moved_data()
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else there.')
 
 
@@ -62,14 +63,14 @@ def _settings(configs: Path) -> measurements.Settings:
   return measurements.Settings(
       **config, depths=cli.integers('depths', DEPTHS.value), published=configs,
       training=_training() if START.value else (), **cli.values(
-          WORKDIR, DATA_DIR, BLOCKS, FEATURES, BATCH_SIZE, REPETITIONS, WARM_UP, COLD, PEAK, TIMES,
-          SAMPLER_STEPS, SPLIT, EXAMPLES, REPEATS, AVERAGE))
+          WORKDIR, DATA_DIR, DATA_NAME, BLOCKS, FEATURES, BATCH_SIZE, REPETITIONS, WARM_UP, COLD,
+          PEAK, TIMES, SAMPLER_STEPS, SPLIT, EXAMPLES, REPEATS, AVERAGE))
 
 
 def _training() -> list[str]:
   """The command that trains what is measured."""
   words = [word for word in sys.argv[1:] if word.startswith(('--config', '--data_dir='))]
   words += [f'--config.{field}={flag.value}' for field, flag in [
-      ('model.blocks', BLOCKS), ('model.features', FEATURES), ('data.batch_size', BATCH_SIZE)]
+      ('data.name', DATA_NAME), ('model.blocks', BLOCKS), ('model.features', FEATURES), ('data.batch_size', BATCH_SIZE)]
             if flag.value is not None]
   return [sys.executable, str(cli.script('train.py').resolve()), *words]

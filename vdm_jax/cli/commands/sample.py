@@ -20,8 +20,8 @@ COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any
 SEED = cli.seed('the samples')
 LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
 CONDITION = flags.DEFINE_multi_string(
-    'condition', [], 'FIELD=TEXT: the value of a field of text that conditions the model; '
-    'repeated, the texts in turn.')
+    'condition', [], 'FIELD=VALUE: the value of a field that conditions the model, a text, numbers '
+    '0.5,1 or x.npz, the rows of its array of this name; repeated, all in turn.')
 GUIDANCE = flags.DEFINE_list(
     'guidance', [], 'W: classifier-free, eps = (1 + W) eps(z, label) - W eps(z); W,LOW,HIGH: where '
     'log-SNR is in [LOW, HIGH], else as it is.')
@@ -32,14 +32,14 @@ OF_RUN = cli.of_run()
 def main():
   # A run that draws its own samples is to be asked for none by name.
   method = SAMPLER.method() if SAMPLER.chosen() else None
-  texts = _texts(CONDITION.value)
+  values = _values(CONDITION.value)
   try:
     evaluations = runs.sample(
         WORKDIR.value, OUT.value, method=method, guided=guidance.parse(GUIDANCE.value),
-        condition=texts,
+        condition=values,
         **cli.values(OVERWRITE, TRACE, COUNT, SEED, LABEL, BATCH_SIZE, *OF_RUN))
   except InputError as error:
-    if error.field not in texts:
+    if error.field not in values:
       raise
     raise InputError(f'condition={error.field}', error.value, error.problem, error.remedy) from None
   if jax.process_index() == 0 and evaluations:
@@ -54,12 +54,12 @@ def main():
   cli.wrote(*filter(None, (OUT.value, TRACE.value)), then=then)
 
 
-def _texts(words: list[str]) -> dict[str, list[str]]:
-  """The texts of --condition by field.  Raises InputError."""
-  texts = {}
+def _values(words: list[str]) -> dict[str, list[str]]:
+  """The values of --condition by field.  Raises InputError."""
+  values = {}
   for word in words:
-    field, equals, text = word.partition('=')
-    require(bool(field and equals), 'condition', word, 'it is no FIELD=TEXT',
+    field, equals, value = word.partition('=')
+    require(bool(field and equals), 'condition', word, 'it is no FIELD=VALUE',
             'write --condition=caption=three')
-    texts.setdefault(field, []).append(text)
-  return texts
+    values.setdefault(field, []).append(value)
+  return values
