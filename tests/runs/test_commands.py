@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.support.images_run import ONCE, SHAPE, by, make_run
 from vdm_jax import runs, samplers, schedules
+from vdm_jax.benchmark import speed
 from vdm_jax.errors import InputError
 from vdm_jax.machine import devices, files
 from vdm_jax.processes import GaussianProcess
@@ -294,6 +295,7 @@ def test_data_are_found_from_another_directory_and_under_another_name(run, tmp_p
     runs.evaluate(run)
   again = runs.evaluate(run, data_name=str(moved), **ONCE)
   assert again.rows[0]['bits_per_dim'] == found.rows[0]['bits_per_dim']
+  assert speed.of_run(run, data_name=str(moved)).config.data.name == str(moved)  # of a benchmark
   assert 'the data have changed' not in caplog.text
   with np.load(moved) as arrays:
     np.savez(moved, **{**arrays, 'x_test': arrays['x_train'], 'y_test': arrays['y_train']})

@@ -69,8 +69,9 @@ def _settings(configs: Path) -> measurements.Settings:
 
 def _training() -> list[str]:
   """The command that trains what is measured."""
-  words = [word for word in sys.argv[1:] if word.startswith(('--config', '--data_dir='))]
+  given = '--config', '--data_dir=', '--data_name='
+  words = [word for word in sys.argv[1:] if word.startswith(given)]
   words += [f'--config.{field}={flag.value}' for field, flag in [
-      ('data.name', DATA_NAME), ('model.blocks', BLOCKS), ('model.features', FEATURES), ('data.batch_size', BATCH_SIZE)]
+      ('model.blocks', BLOCKS), ('model.features', FEATURES), ('data.batch_size', BATCH_SIZE)]
             if flag.value is not None]
   return [sys.executable, str(cli.script('train.py').resolve()), *words]
