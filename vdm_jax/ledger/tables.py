@@ -15,7 +15,8 @@ import rich.console
 import rich.table
 import rich.text
 
-__all__ = ['Ledger', 'number', 'rows_table', 'table']
+__all__ = ['CHECK_COLUMNS', 'COLUMNS', 'Ledger', 'caution', 'cells', 'check_cells', 'explained',
+           'heading', 'number', 'rows_table', 'table', 'terms', 'verdict']
 
 
 class Ledger(NamedTuple):
@@ -54,28 +55,45 @@ _PLAIN = {'box': rich.box.SIMPLE_HEAD, 'show_edge': False, 'pad_edge': False,
           'padding': 0}
 
 
-def table(ledger: Ledger) -> rich.console.Group:
-  """The ledger for the screen, in bits/dim: the rows, what they consist of, what must hold."""
-  data, weights = ledger.dataset, ledger.checkpoint
+COLUMNS = ('estimate', 'kind', 'of', 'bits/dim', '+-', 'calls', 'images/s')
+CHECK_COLUMNS = ('what must hold', 'difference', '+-', '')
+_WORDS = ('estimate', 'kind', 'of', 'what must hold', '')  # all other columns are numbers
+
+
+def heading(ledger: Ledger) -> tuple[str, str]:
+  """What was evaluated, in two lines: the images, and the weights with the ends of the schedule."""
+  data, weights, first = ledger.dataset, ledger.checkpoint, ledger.rows[0]
   count = f'{data["examples"]:,}'
   if data['examples'] < data['of']:  # the checksum is that of all
     count += f' of {data["of"]:,}'
-  first = ledger.rows[0]
-  parts: list[rich.console.RenderableType] = [
-      f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
-      f'{data["sha256"][:12]}',
-      f'step {weights["step"]:,} ({weights["average"]}); log-SNR {first["logsnr_max"]:.3f} to '
-      f'{first["logsnr_min"]:.3f}']
-  if (share := weights.get('first_weights', 0.0)) > 0.1:
-    parts.append(rich.text.Text(
-        f'{100 * share:.0f} % of the average {weights["average"]} are still the first weights, '
-        'before any training: train longer, or evaluate --average=raw.', 'yellow'))
-  parts += ['', rows_table(ledger.rows), _EXPLAINED]
-  if any(row['model'] == 'probability flow' for row in ledger.rows):
-    parts.append(_FLOW)
-  parts += [f'{row["estimate"]}: beside these errors {row["error_beside"]}.' for row in ledger.rows
-            if row['error_beside']]
-  parts += ['', _sums(ledger.rows)]
+  return (f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
+          f'{data["sha256"][:12]}',
+          f'step {weights["step"]:,} ({weights["average"]}); log-SNR {first["logsnr_max"]:.3f} to '
+          f'{first["logsnr_min"]:.3f}')
+
+
+def caution(ledger: Ledger) -> str:
+  """A sentence where the average still consists of the first weights to over a tenth, else ''."""
+  weights = ledger.checkpoint
+  if (share := weights.get('first_weights', 0.0)) <= 0.1:
+    return ''
+  return (f'{100 * share:.0f} % of the average {weights["average"]} are still the first weights, '
+          'before any training: train longer, or evaluate --average=raw.')
+
+
+def explained(rows: Sequence[Mapping]) -> list[str]:
+  """What a reader of these rows has to know: a paragraph each."""
+  flow = [_FLOW] if any(row['model'] == 'probability flow' for row in rows) else []
+  return [_EXPLAINED, *flow, *(f'{row["estimate"]}: beside these errors {row["error_beside"]}.'
+                               for row in rows if row['error_beside'])]
+
+
+def table(ledger: Ledger) -> rich.console.Group:
+  """The ledger for the screen, in bits/dim: the rows, what they consist of, what must hold."""
+  parts: list[rich.console.RenderableType] = [*heading(ledger)]
+  if warning := caution(ledger):
+    parts.append(rich.text.Text(warning, 'yellow'))
+  parts += ['', rows_table(ledger.rows), *explained(ledger.rows), '', _sums(ledger.rows)]
   if ledger.checks:
     parts += ['', _checks(ledger.checks)]
   return rich.console.Group(*parts)
@@ -92,25 +110,54 @@ def number(u: float | None, digits: int = 4) -> str:
   return '-' if u is None else f'{u:.{digits}f}'
 
 
-def rows_table(rows: Sequence[Mapping]) -> rich.table.Table:
-  """A line for each row of a ledger."""
+def cells(row: Mapping) -> list[str]:
+  """A row's cells below `COLUMNS`."""
+  calls = '-'
+  if row['evaluations_per_image'] is not None:
+    calls = f'{row["evaluations_per_image"]:.0f}'
+    if row['evaluations_max'] > row['evaluations_per_image']:
+      calls += f' (max {row["evaluations_max"]})'
+  speed = row['images_per_second']
+  return [row['estimate'], _SHORT.get(row['kind'], row['kind']),
+          _SHORT.get(row['model'], row['model'] or '-'), number(row['bits_per_dim']),
+          f'{number(row["standard_error"])} ({number(row["standard_error_draws"])})',
+          calls, '-' if speed is None else f'{speed:.3g}']
+
+
+def terms(row: Mapping) -> str:
+  """The terms of a row that is a sum, '' for another."""
+  parts = row['parts'].values()
+  if not (parts and math.isclose(sum(parts), row['bits_per_dim'], rel_tol=1e-4, abs_tol=1e-4)):
+    return ''
+  shown = (f'{u:+.5f} {_SHORT.get(name, name)}' for name, u in row['parts'].items())
+  text = ' '.join(f'{u[0]} {u[1:]}'.replace(' ', _UNBROKEN) for u in shown)
+  return text.removeprefix('+' + _UNBROKEN)
+
+
+def verdict(check: Mapping) -> str:
+  """'holds'; or 'VIOLATED' of a serious check, 'unusual' of another."""
+  return 'holds' if check['passed'] else 'VIOLATED' if check['serious'] else 'unusual'
+
+
+def check_cells(check: Mapping) -> list[str]:
+  """A check's cells below `CHECK_COLUMNS`."""
+  return [check['name'], number(check['difference'], 5), number(check['standard_error'], 5),
+          verdict(check)]
+
+
+def _columns(names: Sequence[str]) -> rich.table.Table:
   # No divider and no margin: usual rows fit into 80 columns, and a longer one is folded.
   out = rich.table.Table(**_PLAIN)
-  for name in ('estimate', 'kind', 'of', 'bits/dim', '+-', 'calls', 'images/s'):
-    out.add_column(name, justify='left' if name in ('estimate', 'kind', 'of') else 'right',
-                   overflow='fold')
+  for name in names:
+    out.add_column(name, justify='left' if name in _WORDS else 'right', overflow='fold')
+  return out
+
+
+def rows_table(rows: Sequence[Mapping]) -> rich.table.Table:
+  """A line for each row of a ledger."""
+  out = _columns(COLUMNS)
   for row in rows:
-    calls = '-'
-    if row['evaluations_per_image'] is not None:
-      calls = f'{row["evaluations_per_image"]:.0f}'
-      if row['evaluations_max'] > row['evaluations_per_image']:
-        calls += f' (max {row["evaluations_max"]})'
-    speed = row['images_per_second']
-    out.add_row(row['estimate'], _SHORT.get(row['kind'], row['kind']),
-                _SHORT.get(row['model'], row['model'] or '-'),
-                number(row['bits_per_dim']),
-                f'{number(row["standard_error"])} ({number(row["standard_error_draws"])})',
-                calls, '-' if speed is None else f'{speed:.3g}')
+    out.add_row(*cells(row))
   return out
 
 
@@ -120,24 +167,16 @@ def _sums(rows):
   out.add_column(overflow='fold')
   out.add_column(overflow='fold')
   for row in rows:
-    parts = row['parts'].values()
-    if parts and math.isclose(sum(parts), row['bits_per_dim'], rel_tol=1e-4, abs_tol=1e-4):
-      shown = (f'{u:+.5f} {_SHORT.get(name, name)}' for name, u in row['parts'].items())
-      text = ' '.join(f'{u[0]} {u[1:]}'.replace(' ', _UNBROKEN) for u in shown)
-      out.add_row(row['estimate'], text.removeprefix('+' + _UNBROKEN))
+    if text := terms(row):
+      out.add_row(row['estimate'], text)
   return out
 
 
 def _checks(checks):
-  out, failures = rich.table.Table(**_PLAIN), []
-  for name in ('what must hold', 'difference', '+-', ''):
-    out.add_column(name, justify='left' if name in ('what must hold', '') else 'right',
-                   overflow='fold')
+  out, failures = _columns(CHECK_COLUMNS), []
   for check in checks:
-    style, verdict = (('', 'holds') if check['passed'] else
-                      ('bold red', 'VIOLATED') if check['serious'] else ('yellow', 'unusual'))
-    out.add_row(check['name'], number(check['difference'], 5),
-                number(check['standard_error'], 5), verdict, style=style)
+    style = {'holds': '', 'VIOLATED': 'bold red', 'unusual': 'yellow'}[verdict(check)]
+    out.add_row(*check_cells(check), style=style)
     if not check['passed']:
       failures.append(rich.text.Text(f'{check["name"]}: {check["meaning"]}.', style))
   return rich.console.Group(out, *failures)
