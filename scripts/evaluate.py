@@ -1,4 +1,4 @@
-"""Evaluates a run's likelihood: the ledger on screen, ledger.json, bits.npz and two pictures.
+"""Evaluates a run's likelihood: the ledger on screen, ledger.json, bits.npz, pictures, report.html.
 
 Of a directory of runs seed_N, each of them, with a table of their means and spreads.
 

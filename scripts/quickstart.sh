@@ -13,5 +13,6 @@ if ! "$python" scripts/evaluate.py --workdir="$run" --report 2>/dev/null; then
     --overwrite
   "$python" scripts/evaluate.py --workdir="$run" --split=test --repeats=3
 fi
+echo "All at once, in a browser: $run/report.html."
 echo "Pictures: $run/samples.png, $run/curves.png, $run/bits_by_noise.png."
 echo "Numbers: $run/ledger.json, $run/bits.npz, $run/metrics.jsonl."

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from tests.support.images_run import ONCE, SHAPE, by, make_run
+from tests.support.markup import Page
 from vdm_jax import runs, samplers, schedules
 from vdm_jax.benchmark import speed
 from vdm_jax.errors import InputError
 from vdm_jax.machine import devices, files
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import evaluating, pictures, sampling, workdir
+from vdm_jax.runs import evaluating, pictures, reporting, sampling, workdir
 from vdm_jax.samplers import analytic
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,47 @@ def test_the_pictures_are_whole(evaluated):
   for name, size in {'curves': (990, 418), 'bits_by_noise': (1430, 880)}.items():
     with Image.open(run / f'{name}.png') as picture:
       assert picture.size == size
+
+
+def test_the_page_has_every_row_and_check_of_the_ledger_and_the_config_and_the_pictures(evaluated):
+  run, ledger = evaluated
+  page = Page((run / 'report.html').read_text())
+  assert 'could not be made' not in page.text and 'is not there' not in page.text
+  for row in ledger.rows:
+    line = next(line for line in page.rows if line[0] == row['estimate'])
+    assert line[3:5] == [f'{row["bits_per_dim"]:.4f}', f'{row["standard_error"]:.4f} '
+                         f'({row["standard_error_draws"]:.4f})']
+  shown = lambda value: value if isinstance(value, str) else json.dumps(value)
+  for name in ledger.rows[0].keys() - {'dataset', 'checkpoint'}:
+    assert [name, *(shown(row[name]) for row in ledger.rows)] in page.rows
+  verdicts = {line[0]: line[1] for line in page.rows if len(line) == 4}
+  for check in ledger.checks:
+    assert (verdicts[check['name']] == 'holds') == check['passed']
+  assert ['optimizer.learning_rate', '0.01'] in page.rows and len(page.paths) > 5
+  assert ['sha256', ledger.dataset['sha256']] in page.rows
+  assert {'start of training', 'ledger.json', 'this page'} < {line[0] for line in page.rows}
+  assert sorted(page.images.values()) == sorted(
+      (run / name).read_bytes() for name in ('bits_by_noise.png', 'curves.png'))
+
+
+def test_training_ends_with_a_page_that_says_that_the_run_is_not_evaluated(finished):
+  page = Page((finished / 'report.html').read_text())
+  assert 'has not been evaluated yet' in page.text and '4 of 4' in page.text and page.paths
+
+
+@pytest.mark.long
+def test_one_page_has_all_evaluations_of_a_directory_and_says_which_is_of_older_weights(run):
+  runs.evaluate(run, **ONCE)
+  runs.evaluate(run, average='raw', **ONCE)
+  page = Page((run / 'report.html').read_text())
+  assert page.headings.count('h3') == 2 and 'test (ledger_raw.json)' in page.text
+  assert 'evaluate it again' not in page.text
+  saved = json.loads((run / 'ledger.json').read_text())
+  saved['checkpoint']['step'] = 2
+  (run / 'ledger.json').write_text(json.dumps(saved))
+  assert 'has made 4 steps by now, and this evaluation is of step 2' in reporting.page(run)
+  runs.evaluate(run, **ONCE, out=run / 'other')
+  assert Page((run / 'other' / 'report.html').read_text()).headings.count('h3') == 1
 
 
 @pytest.mark.long

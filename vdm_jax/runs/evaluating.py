@@ -1,7 +1,8 @@
-"""Evaluates the likelihood of a run: its ledger, the bits of every image, two pictures.
+"""Evaluates the likelihood of a run: its ledger, the bits of every image, two pictures, a page.
 
 The main evaluation is that of all test images by the newest weights of the default average.  It is
-called ledger.json, bits.npz, ...; another says in its names what is other: see `Files`.
+called ledger.json, bits.npz, ...; another says in its names what is other: see `Files`.  One
+report.html shows all evaluations of a directory: see `reporting`.
 """
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,8 @@ from vdm_jax.likelihood import closed_forms, density, gaussian, replaced_schedul
 from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import evaluations, needs, pictures, reporting, workdir
+from vdm_jax.runs.evaluations import Files
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers import grids
@@ -36,29 +38,6 @@ from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import caution, default_average
 from vdm_jax.typing import Experiment, Model
 from vdm_jax.units import bits_per_dim
-
-
-class Files(NamedTuple):
-  """What one evaluation writes; all names have one ending."""
-  ledger: Path
-  bits: Path
-  bits_by_noise: Path
-  curves: Path
-
-  @classmethod
-  def of(cls, directory: str | Path, ending: str = '') -> 'Files':
-    name = lambda stem, suffix: Path(directory) / f'{stem}{ending}{suffix}'
-    return cls(name('ledger', '.json'), name('bits', '.npz'), name('bits_by_noise', '.png'),
-               name('curves', '.png'))
-
-  @classmethod
-  def of_ledger(cls, ledger: str | Path) -> 'Files':
-    """Those of an evaluation whose ledger is known.  Raises InputError for another name."""
-    ledger = Path(ledger)
-    if not (ledger.name.startswith('ledger') and ledger.suffix == '.json'):
-      raise InputError(None, None, f'{ledger} is no ledger',
-                       'name a run, or a ledger*.json that an evaluation wrote')
-    return cls.of(ledger.parent, ledger.stem.removeprefix('ledger'))
 
 
 def _ending(split: str, step: int | None, average: str | None, examples: int | None) -> str:
@@ -97,9 +76,9 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
   A row is the same whatever else is asked for.  Writes ledger.json, bits.npz, bits_by_noise.png and
-  curves.png.  For another split than test, a checkpoint before the newest, another average than the
-  default and fewer images than all, their names end in what is other:
-  ledger_validation_raw_20_images.json.
+  curves.png, and report.html, which shows them all.  For another split than test, a checkpoint
+  before the newest, another average than the default and fewer images than all, the first four
+  names end in what is other: ledger_validation_raw_20_images.json.
 
   Args:
     estimates: as `ledger.families.parse` takes them: names, and estimates of your own.  The
@@ -308,6 +287,7 @@ def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequen
       bound, each, question.part, question.x, row))
   _draw(written.curves, lambda: _curves(question.directory, trained, question.logsnr_at, row,
                                        split))
+  reporting.write(question.directory, written.ledger.parent)
 
 
 def _draw(path: Path, picture: Callable) -> None:
@@ -376,28 +356,12 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
   Raises InputError where there is none, or it is not of the newest checkpoint.
   """
   named = Files.of(out or directory, _ending(split, None, None, None))
-  written, ledger = _read_ledger(named.ledger)
+  written, ledger = evaluations.read(named.ledger)
   newest = _newest(directory)
   if ledger.checkpoint['step'] != newest:
     raise InputError(problem=f'{written.ledger} is of step {ledger.checkpoint["step"]}, the newest '
                      f'checkpoint of step {newest}', remedy='evaluate it again')
   return ledger
-
-
-def _read_ledger(where: str | Path) -> tuple[Files, Ledger]:
-  """Of the main evaluation in a directory, or of the one with this ledger."""
-  where = files.user_path('workdir', where)
-  written = Files.of_ledger(where) if where.suffix == '.json' else Files.of(where)
-  if not written.ledger.exists():
-    directory, name = written.ledger.parent, written.ledger.name
-    raise InputError(problem=f'{directory} has no {name}',
-                     remedy=f'evaluate it first (scripts/evaluate.py --workdir={directory})')
-  record = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
-                         remedy='evaluate it again', newest=FORMAT)
-  if 'checks' not in record:
-    raise InputError(problem=f'{written.ledger} was written by an older version',
-                     remedy='evaluate it again')
-  return written, Ledger(**record)
 
 
 def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:
@@ -407,7 +371,7 @@ def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:
   """
   out = {}
   for name in where:
-    written, ledger = _read_ledger(name)
+    written, ledger = evaluations.read(name)
     with np.load(written.bits) as bits:
       if bits['step'] != ledger.checkpoint['step']:
         raise InputError(problem=f'{written.ledger.parent}: {written.bits.name} is of step '

@@ -12,7 +12,7 @@ from absl import logging
 from vdm_jax import data, random, samplers
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import files
-from vdm_jax.runs import pictures, scoring, workdir
+from vdm_jax.runs import pictures, reporting, scoring, workdir
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.schedules import check_decreasing
@@ -25,6 +25,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
           init_from: str = '', profile: int = 0, extend: bool = False, frechet: str = '',
           frechet_samples: int = 1000) -> dict[str, float]:
   """Trains `config` in `directory`, or goes on with the run there.  The last validation's means.
+
+  Writes report.html at its end: see `reporting`.
 
   init_from: a workdir whose averaged weights a new run starts from.  extend: a run whose learning
   rate falls to 0 may do so later, at a larger config.optimizer.decay_steps.  frechet: features
@@ -60,7 +62,9 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
     measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
                 if frechet else None)
-    return _train(experiment, spec, description, config, directory, init_from, profile, measures)
+    means = _train(experiment, spec, description, config, directory, init_from, profile, measures)
+    reporting.write(directory)
+    return means
 
 
 def _check_schedule(experiment: Experiment) -> None:

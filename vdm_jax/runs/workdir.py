@@ -7,7 +7,7 @@
                       fingerprint; every start of the run, with versions, commit, date and command;
                       the format of these files
     checkpoints/      see train/checkpoint.py
-    metrics.jsonl, tensorboard/, ...
+    metrics.jsonl, tensorboard/, report.html, ...
 
 What `load` needs is all here.  So is what a run needs to go on, but for its data: the config file
 may be named as RUN/config.json.
@@ -39,8 +39,9 @@ from vdm_jax.train.optimizer import learning_rate
 from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
 
-__all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'import_config', 'load',
-           'load_trained', 'open_config', 'prepare', 'read_config', 'say_what_changed', 'source']
+__all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_config', 'load',
+           'load_trained', 'open_config', 'prepare', 'read_config', 'record', 'say_what_changed',
+           'source', 'steps_made']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
@@ -67,11 +68,11 @@ def source(path: str | Path) -> config_files.ConfigCode:
     path = path.with_name('config.py')
   if path.name != 'config.py' or not (path.parent / 'config.json').is_file():
     return config_files.read(path)
-  record, folder = _record(path.parent), path.absolute().parent / 'config'
-  if 'neighbours' in record:
+  saved, folder = record(path.parent), path.absolute().parent / 'config'
+  if 'neighbours' in saved:
     return config_files.ConfigCode(path, path.read_text(), folder, {
-        name: _read_neighbour(folder / name, record['from']) for name in record['neighbours']})
-  began = Path(record['from'])  # an older version kept no neighbours
+        name: _read_neighbour(folder / name, saved['from']) for name in saved['neighbours']})
+  began = Path(saved['from'])  # an older version kept no neighbours
   return config_files.read(path, began) if began.is_dir() else config_files.read(
       path, folder, lost=str(began))
 
@@ -103,11 +104,12 @@ def open_config(name: str) -> ml_collections.ConfigDict:
   return config_files.get_config(import_config(file), name)
 
 
-def _flat(tree: dict, prefix: str = '') -> dict:
+def flat(tree: dict, prefix: str = '') -> dict:
+  """The fields of nested dictionaries by their dotted names; tuples become lists."""
   out = {}
   for name, value in tree.items():
     if isinstance(value, dict):
-      out.update(_flat(value, f'{prefix}{name}.'))
+      out.update(flat(value, f'{prefix}{name}.'))
     else:
       out[prefix + name] = list(value) if isinstance(value, tuple) else value
   return out
@@ -115,8 +117,8 @@ def _flat(tree: dict, prefix: str = '') -> dict:
 
 def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
   """A line for each field that differs, but for RUN_FIELDS and those that are `free`."""
-  old, new = _flat(old), _flat(new)
-  later = _flat({'data': data.default_config().to_dict()})  # fields of `data` that old runs lack
+  old, new = flat(old), flat(new)
+  later = flat({'data': data.default_config().to_dict()})  # fields of `data` that old runs lack
   old = {name: later[name] for name in new.keys() & later.keys()} | old
   return [f'  {name}: {old.get(name, "(absent)")} there, {new.get(name, "(absent)")} asked for'
           for name in sorted(old.keys() | new.keys())
@@ -127,6 +129,12 @@ def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
 def begun(workdir: str | Path) -> bool:
   """Whether there is a checkpoint to go on from."""
   return any((Path(workdir) / 'checkpoints').glob('[0-9]*'))
+
+
+def steps_made(workdir: str | Path) -> int:
+  """The step of the newest checkpoint; 0 where there is none."""
+  return max((int(path.name) for path in (Path(workdir) / 'checkpoints').glob('[0-9]*')
+              if path.name.isdigit()), default=0)
 
 
 def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
@@ -151,7 +159,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
   code = config_file if isinstance(config_file, config_files.ConfigCode) else source(config_file)
   values, old = config.to_dict(), {}
   if (workdir / 'config.json').exists() and begun(workdir):
-    old = _record(workdir)
+    old = record(workdir)
     changed = changed_data(workdir, fingerprint) if fingerprint else ''
     same_data = fingerprint and old.get('fingerprint') and not changed
     differences = _differences(old['config'], values, ('data.name',) * bool(same_data))
@@ -203,8 +211,7 @@ def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> di
 
   Raises InputError where nothing is left to train.
   """
-  done = max(int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')
-             if path.name.isdigit())
+  done = steps_made(workdir)
   require(config.train.steps > done, 'config.train.steps', config.train.steps,
           f'the run has made {done} steps', 'set more to extend it')
   before = ml_collections.ConfigDict(old['optimizer'])
@@ -221,7 +228,7 @@ def changed_data(workdir: str | Path, fingerprint: dict) -> str:
 
   Of a run that keeps no fingerprint nothing is known: ''.
   """
-  before = _record(Path(workdir)).get('fingerprint')
+  before = record(Path(workdir)).get('fingerprint')
   return data.changes(before, fingerprint) if before else ''
 
 
@@ -234,7 +241,7 @@ def _edited(old: config_files.ConfigCode, new: config_files.ConfigCode) -> list[
 
 def say_what_changed(workdir: str | Path) -> None:
   """Warns in one line where the run in `workdir` was last started with another vdm_jax."""
-  started = _record(workdir).get('starts', [{}])[-1]
+  started = record(workdir).get('starts', [{}])[-1]
   difference = changed(started, provenance())
   if difference and jax.process_index() == 0:
     logging.warning('The run in %s was started with another library: %s.', workdir, difference)
@@ -252,9 +259,9 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
   Relative paths of its data are those of the directory that the run was started in, if they are
   there; else they are as they were given, and so of today's.
   """
-  record = _record(workdir)
-  config = ml_collections.ConfigDict(_tuples(record['config']))
-  if (began := record.get('cwd', os.getcwd())) != os.getcwd() and 'data' in config:
+  saved = record(workdir)
+  config = ml_collections.ConfigDict(_tuples(saved['config']))
+  if (began := saved.get('cwd', os.getcwd())) != os.getcwd() and 'data' in config:
     for field in ('name', 'data_dir'):
       path = config.data.get(field, '')
       if path and (field == 'data_dir' or data.is_path(path)):
@@ -263,8 +270,8 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
   return config
 
 
-def _record(workdir: str | Path) -> dict:
-  """What config.json holds."""
+def record(workdir: str | Path) -> dict:
+  """What config.json holds.  Raises InputError where it is not there, or damaged, or too new."""
   path = files.run_directory('workdir', workdir) / 'config.json'
   if not path.exists():
     raise InputError('workdir', f'{workdir}', 'it holds no run, as it has no config.json',

@@ -1,0 +1,52 @@
+"""What an evaluation leaves in a directory: the names of its files, and its ledger read back."""
+from pathlib import Path
+from typing import NamedTuple
+
+from vdm_jax.errors import InputError
+from vdm_jax.ledger.tables import Ledger
+from vdm_jax.machine import files
+from vdm_jax.runs.provenance import FORMAT
+
+__all__ = ['Files', 'read']
+
+
+class Files(NamedTuple):
+  """What one evaluation writes; all names have one ending."""
+  ledger: Path
+  bits: Path
+  bits_by_noise: Path
+  curves: Path
+
+  @classmethod
+  def of(cls, directory: str | Path, ending: str = '') -> 'Files':
+    name = lambda stem, suffix: Path(directory) / f'{stem}{ending}{suffix}'
+    return cls(name('ledger', '.json'), name('bits', '.npz'), name('bits_by_noise', '.png'),
+               name('curves', '.png'))
+
+  @classmethod
+  def of_ledger(cls, ledger: str | Path) -> 'Files':
+    """Those of an evaluation whose ledger is known.  Raises InputError for another name."""
+    ledger = Path(ledger)
+    if not (ledger.name.startswith('ledger') and ledger.suffix == '.json'):
+      raise InputError(None, None, f'{ledger} is no ledger',
+                       'name a run, or a ledger*.json that an evaluation wrote')
+    return cls.of(ledger.parent, ledger.stem.removeprefix('ledger'))
+
+
+def read(where: str | Path) -> tuple[Files, Ledger]:
+  """Of the main evaluation in a directory, or of the one with this ledger.
+
+  Raises InputError where there is none, or it is damaged, or of another version.
+  """
+  where = files.user_path('workdir', where)
+  written = Files.of_ledger(where) if where.suffix == '.json' else Files.of(where)
+  if not written.ledger.exists():
+    directory, name = written.ledger.parent, written.ledger.name
+    raise InputError(problem=f'{directory} has no {name}',
+                     remedy=f'evaluate it first (scripts/evaluate.py --workdir={directory})')
+  record = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
+                         remedy='evaluate it again', newest=FORMAT)
+  if 'checks' not in record:
+    raise InputError(problem=f'{written.ledger} was written by an older version',
+                     remedy='evaluate it again')
+  return written, Ledger(**record)
