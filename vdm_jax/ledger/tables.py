@@ -110,6 +110,10 @@ def number(u: float | None, digits: int = 4) -> str:
   return '-' if u is None else f'{u:.{digits}f}'
 
 
+def _short(name: str) -> str:
+  return _SHORT.get(name, name)
+
+
 def cells(row: Mapping) -> list[str]:
   """A row's cells below `COLUMNS`."""
   calls = '-'
@@ -118,8 +122,8 @@ def cells(row: Mapping) -> list[str]:
     if row['evaluations_max'] > row['evaluations_per_image']:
       calls += f' (max {row["evaluations_max"]})'
   speed = row['images_per_second']
-  return [row['estimate'], _SHORT.get(row['kind'], row['kind']),
-          _SHORT.get(row['model'], row['model'] or '-'), number(row['bits_per_dim']),
+  return [row['estimate'], _short(row['kind']), _short(row['model'] or '-'),
+          number(row['bits_per_dim']),
           f'{number(row["standard_error"])} ({number(row["standard_error_draws"])})',
           calls, '-' if speed is None else f'{speed:.3g}']
 
@@ -129,7 +133,7 @@ def terms(row: Mapping) -> str:
   parts = row['parts'].values()
   if not (parts and math.isclose(sum(parts), row['bits_per_dim'], rel_tol=1e-4, abs_tol=1e-4)):
     return ''
-  shown = (f'{u:+.5f} {_SHORT.get(name, name)}' for name, u in row['parts'].items())
+  shown = (f'{u:+.5f} {_short(name)}' for name, u in row['parts'].items())
   text = ' '.join(f'{u[0]} {u[1:]}'.replace(' ', _UNBROKEN) for u in shown)
   return text.removeprefix('+' + _UNBROKEN)
 
