@@ -30,7 +30,7 @@ Grid = ArrayLike | Callable[[Process, int], ArrayLike] | str
 
 
 class Model(typing.Model):
-  """The record `typing.Model`, which can `sample` and bound: `nats`."""
+  """The record `typing.Model`, which can `sample`, bound (`nats`) and code (`codec`)."""
   __slots__ = ()
 
   def sample(self, key: Array, n: int | None = None, *, sampler: str | SamplerMaker = 'dpmpp_2m',
@@ -95,6 +95,14 @@ class Model(typing.Model):
     terms = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,
                         label='bound', at_once=batch_size // draws, progress=False)
     return terms['nats'][0]
+
+  def codec(self, levels: int, steps: int, **options: Any) -> Any:
+    """The `codec.Chain` of T = `steps` steps, which `codec.encode` and `codec.decode` follow.
+
+    options: `lanes`, `variance` and `kernel` of `codec.chain`.  Raises InputError as that does.
+    """
+    from vdm_jax import codec  # which needs a library that nothing else needs
+    return codec.chain(self, levels, steps, **options)
 
   def _method(self, sampler: str | SamplerMaker, steps: int | None, grid: Grid | None
               ) -> tuple[SamplerMaker, np.ndarray]:

@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 
 from vdm_jax.errors import InputError
 
-__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Context', 'Curve', 'Decoder',
-           'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
+__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Codes', 'Context', 'Curve',
+           'Decoder', 'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
            'Objective', 'Process', 'PyTree', 'Sampler', 'SamplerMaker', 'Samples', 'Scalar',
            'Schedule', 'Target', 'Update', 'Weighting', 'brief', 'denoises']
 
@@ -166,7 +166,17 @@ class Features(Protocol):
     ...
 
 
-CAPABILITIES = (Denoises, Samples, Bounds, Features)
+@runtime_checkable
+class Codes(Protocol):
+  """What encodes images without loss, at the rate of its bound."""
+
+  @property
+  def codec(self) -> Callable[..., Any]:
+    """(levels, steps) -> a `codec.Chain`, for `codec.encode` and `codec.decode`."""
+    ...
+
+
+CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes)
 
 
 def brief(parts: Any) -> str:

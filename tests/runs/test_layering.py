@@ -26,9 +26,10 @@ ROOMS = {
     'likelihood': [*MATHEMATICS, 'errors', 'machine', 'objectives', 'samplers'],
     'certification': [*MATHEMATICS, 'errors', 'samplers'],
     'evaluation': [*MATHEMATICS, 'errors', 'machine', 'samplers'],
-    'codec': [*MATHEMATICS, 'errors', 'machine'],
+    # It follows the chains of `objectives`, as the bounds of `likelihood` do.
+    'codec': [*MATHEMATICS, 'errors', 'machine', 'objectives', 'likelihood'],
     # The nouns together: a model that draws, and bounds the likelihood of data.
-    'model': [*MATHEMATICS, 'errors', 'machine', 'samplers', 'likelihood'],
+    'model': [*MATHEMATICS, 'errors', 'machine', 'samplers', 'likelihood', 'codec'],
     # Beside the mathematics, and apart from it.
     'nn': ['typing', 'errors', 'random'],
     'data': ['errors', 'machine'],

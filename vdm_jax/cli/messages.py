@@ -15,9 +15,10 @@ def script(name: str) -> Path:
   return Path(sys.argv[0]).with_name(name)
 
 
-def command(name: str, **options: str | Path) -> str:
+def command(name: str, *arguments: str | Path, **options: str | Path) -> str:
   """How another script is called from here."""
-  words = [str(script(name)), *(f'--{option}={value}' for option, value in options.items())]
+  words = [str(script(name)), *map(str, arguments),
+           *(f'--{option}={value}' for option, value in options.items())]
   return ' '.join(['python', *map(shlex.quote, words)])
 
 

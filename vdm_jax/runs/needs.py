@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 from vdm_jax.data import Split, is_path
 from vdm_jax.errors import InputError
 from vdm_jax.runs.workdir import Trained
-from vdm_jax.typing import CAPABILITIES, Bounds, Denoises, Features, Samples
+from vdm_jax.typing import CAPABILITIES, Bounds, Codes, Denoises, Features, Samples
 
 
 class Need(NamedTuple):
@@ -23,12 +23,13 @@ NEEDS = {
     'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
     'benchmark': Need((Denoises,), 'measure its evaluations',
                       'name a config or run of a diffusion model (configs/digits/vdm.py)'),
+    'compress': Need((Codes,), 'compress by it', _DIFFUSION),
     'gallery': Need((Denoises,), 'show its field', 'name a run of configs/plane/spiral.py'),
     'features': Need((Features,), 'score samples by it',
                      'train a classifier (configs/digits/classifier.py)'),
 }
 _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihood',
-         Features: 'has features'}
+         Features: 'has features', Codes: 'codes images'}
 
 
 def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:

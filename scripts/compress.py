@@ -1,0 +1,17 @@
+"""Compresses images without loss by a run's model, at the rate of its bound; and decompresses them.
+
+  python scripts/compress.py encode --workdir=runs/digits --T=50 images.npz --out=images.vdmz
+  python scripts/compress.py decode images.vdmz --out=decoded
+  python scripts/compress.py info images.vdmz
+"""
+import bootstrap
+from absl import flags
+
+from vdm_jax import cli
+from vdm_jax.cli.commands import compress
+
+flags.adopt_module_key_flags(compress)
+
+if __name__ == '__main__':
+  cli.run(compress.main, bootstrap.ROOT, arguments=True, alone=True,
+          kept='A file that was being written is not left behind.')

@@ -1,0 +1,179 @@
+"""Images to a file and back by a run, and every refusal."""
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support import images_run
+from vdm_jax.codec import container
+from vdm_jax.errors import InputError
+from vdm_jax.runs import compressing
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('codec')
+  rng = np.random.default_rng(0)
+  pictures = folder / 'pictures'
+  (pictures / 'more').mkdir(parents=True)
+  for name in ('a', 'b', 'more/c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k', 'l', 'm', 'n', 'o', 'p',
+               'q', 'r', 's', 't', 'u', 'v', 'w', 'x'):
+    Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(pictures / f'{name}.png')
+  return folder
+
+
+@pytest.fixture(scope='module')
+def run(folder):
+  return images_run.make_run(folder, folder / 'pictures', False)
+
+
+@pytest.fixture(scope='module')
+def encoded(folder, run):
+  out = folder / 'images.vdmz'
+  report = compressing.encode(run, folder / 'pictures', out, steps=3, lanes=5, verify=True,
+                              progress=False)
+  return out, report
+
+
+def test_a_folder_of_pictures_comes_back_pixel_by_pixel(folder, encoded, tmp_path):
+  out, report = encoded
+  written = compressing.decode(out, tmp_path / 'decoded', progress=False)
+  assert len(written) == report.count == 24
+  for path in (folder / 'pictures').rglob('*.png'):
+    decoded = tmp_path / 'decoded' / path.relative_to(folder / 'pictures')
+    np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(path)))
+
+
+def test_the_parts_of_a_file_are_its_size(encoded):
+  out, report = encoded
+  net = report.net * report.dimensions * report.count / 8.0
+  assert report.size == out.stat().st_size
+  # A stack ends in whole words.
+  assert report.header + report.initial + net == pytest.approx(report.size, abs=4.0 * 2 * 5)
+  info = compressing.info(out)
+  assert info['steps'] == 3 and info['count'] == 24 and info['bytes'] == report.size
+
+
+def test_other_arrays_keep_their_labels_and_a_model_of_classes_wants_them(folder, tmp_path):
+  pictures = tmp_path / 'classes'
+  rng = np.random.default_rng(1)
+  for i in range(24):
+    (pictures / 'abc'[i % 3]).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(
+        pictures / 'abc'[i % 3] / f'{i}.png')
+  run = images_run.make_run(tmp_path, pictures, True)
+  images, labels = rng.integers(0, 256, (5, 4, 4, 1)).astype(np.uint8), np.array([0, 2, 1, 1, 0])
+  np.savez(tmp_path / 'given.npz', images=images, labels=labels)
+  compressing.encode(run, tmp_path / 'given.npz', tmp_path / 'x.vdmz', steps=2, progress=False)
+  compressing.decode(tmp_path / 'x.vdmz', tmp_path / 'out', progress=False)
+  for i in range(5):
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / f'{i:05d}.png')),
+                                  images[i, ..., 0])
+  np.savez(tmp_path / 'bare.npz', images=images)
+  with pytest.raises(InputError, match="conditioned on 'label', and the images come without"):
+    compressing.encode(run, tmp_path / 'bare.npz', tmp_path / 'y.vdmz', steps=2, progress=False)
+
+
+@pytest.mark.parametrize('place', range(0, 100, 9))
+def test_a_changed_byte_anywhere_is_noticed_before_decoding(encoded, tmp_path, place):
+  content = bytearray(encoded[0].read_bytes())
+  content[len(content) * place // 100] ^= 4
+  (tmp_path / 'bad.vdmz').write_bytes(content)
+  with pytest.raises(InputError, match=r'damaged|no \.vdmz file|version'):
+    compressing.decode(tmp_path / 'bad.vdmz', tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('kept', [0, 3, 20, 60, -1])
+def test_a_file_that_was_cut_is_refused(encoded, tmp_path, kept):
+  (tmp_path / 'cut.vdmz').write_bytes(encoded[0].read_bytes()[:kept])
+  with pytest.raises(InputError, match=r'damaged|no \.vdmz file'):
+    compressing.decode(tmp_path / 'cut.vdmz', tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+def rewritten(source, path, **fields):
+  read = container.read(source)
+  container.write(path, read.header | fields, read.lanes)
+  return path
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'weights': '0' * 16}, 'other weights than those of .*name the run that encoded it'),
+    ({'probe': '0' * 32}, 'rounds otherwise than the one that encoded it'),
+    ({'tables': '0' * 32}, 'rounds otherwise than the one that encoded it'),
+    ({'run': '/nowhere'}, 'workdir=./nowhere.*say where it is now'),
+    ({'names': ['../../x'] * 24}, 'outside of the folder')])
+def test_a_file_of_another_model_or_machine_is_refused(encoded, tmp_path, fields, message):
+  bad = rewritten(encoded[0], tmp_path / 'bad.vdmz', **fields)
+  with pytest.raises(InputError, match=message):
+    compressing.decode(bad, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_of_a_newer_version_is_refused(encoded, tmp_path):
+  content = bytearray(encoded[0].read_bytes())
+  content[4:6] = struct.pack('<H', container.VERSION + 1)
+  (tmp_path / 'new.vdmz').write_bytes(content)
+  with pytest.raises(InputError, match='version 2 of the format.*update vdm_jax'):
+    compressing.info(tmp_path / 'new.vdmz')
+
+
+def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_path, monkeypatch):
+  np.savez(tmp_path / 'wide.npz', images=np.zeros((2, 4, 5, 1), np.uint8))
+  np.savez(tmp_path / 'other.npz', pictures=np.zeros((2, 4, 4, 1), np.uint8))
+  for images, message in ((tmp_path / 'wide.npz', r'they are \[4, 5, 1\]'),
+                          (tmp_path / 'other.npz', 'name the array `images`'),
+                          (tmp_path / 'nothing', 'there is no such picture'),
+                          (folder / 'run', 'it holds no pictures')):
+    with pytest.raises(InputError, match=message):
+      compressing.encode(run, images, tmp_path / 'x.vdmz', steps=2, progress=False)
+  with pytest.raises(InputError, match='no head for it'):
+    compressing.encode(run, folder / 'pictures', tmp_path / 'x.vdmz', variance='learned')
+  monkeypatch.setattr(compressing.container, 'write', lambda *_: (_ for _ in ()).throw(OSError))
+  with pytest.raises(OSError):
+    compressing.encode(run, folder / 'pictures', tmp_path / 'x.vdmz', steps=2, progress=False)
+  assert not list(tmp_path.glob('x*'))
+
+
+def test_files_that_are_there_are_kept(folder, run, encoded, tmp_path):
+  with pytest.raises(InputError, match='it is there already'):
+    compressing.encode(run, folder / 'pictures', encoded[0])
+  compressing.decode(encoded[0], tmp_path / 'out', progress=False)
+  with pytest.raises(InputError, match='is there already'):
+    compressing.decode(encoded[0], tmp_path / 'out')
+
+
+def test_the_header_is_json_that_another_program_reads(encoded):
+  content = encoded[0].read_bytes()
+  magic, version, length = struct.unpack_from('<4sHI', content)
+  header = json.loads(zlib.decompress(content[42:42 + length]))
+  assert (magic, version) == (b'VDMZ', 1)
+  assert sum(words for words, _ in header['lanes']) * 4 == len(content) - 42 - length
+
+
+@pytest.mark.long
+def test_a_machine_that_rounds_otherwise_is_refused(folder, run, tmp_path):
+  """A program for other instructions is another machine on this one."""
+  command = [sys.executable, 'scripts/compress.py']
+  clean = {**os.environ, 'XLA_FLAGS': '', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+  out = tmp_path / 'x.vdmz'
+  subprocess.run([*command, 'encode', str(folder / 'pictures'), f'--workdir={run}', f'--out={out}',
+                  '--T=3'], cwd=ROOT, env=clean, check=True, capture_output=True)
+  there = subprocess.run([*command, 'decode', str(out), f'--out={tmp_path / "a"}'], cwd=ROOT,
+                         env=clean, capture_output=True, text=True)
+  assert there.returncode == 0, there.stderr
+  other = subprocess.run([*command, 'decode', str(out), f'--out={tmp_path / "b"}'], cwd=ROOT,
+                         env=clean | {'XLA_FLAGS': '--xla_cpu_max_isa=SSE4_2'},
+                         capture_output=True, text=True)
+  assert other.returncode == 2 and 'rounds otherwise' in other.stderr
+  assert not (tmp_path / 'b').exists()

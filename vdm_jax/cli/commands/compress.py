@@ -1,0 +1,75 @@
+"""The flags of scripts/compress.py, and what it does with them."""
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import cli
+from vdm_jax.codec.chain import VARIANCES
+from vdm_jax.errors import InputError, require
+from vdm_jax.runs import compressing
+
+WORKDIR = cli.run_directory('The run whose model encodes; decode: where it is now, if not where it '
+                            'was.')
+OUT = cli.path('out', 'encode: a .vdmz; decode: a folder.')
+T = flags.DEFINE_integer('T', 50, 'Steps of the chain: more are slower, and nearer to the bound in '
+                         'continuous time.')
+VARIANCE = flags.DEFINE_enum('variance', 'small', VARIANCES, 'Of the steps; analytic needs half as '
+                             'many, and reads the training images when it encodes.')
+LANES = flags.DEFINE_integer('lanes', 1, 'Images at a time; each lane borrows bits of its own.')
+VERIFY = flags.DEFINE_bool('verify', False, 'Decode the file again, and compare.')
+SEED = cli.seed('the words that the stacks begin with')
+OVERWRITE = cli.overwrite()
+OF_RUN = cli.of_run()
+ACTIONS = 'encode IMAGES, decode FILE.vdmz or info FILE.vdmz'
+
+
+def main(words: Sequence[str]):
+  action, what = words if len(words) == 2 else ('', '')
+  if action == 'encode':
+    _encode(what)
+  elif action == 'decode':
+    require(bool(OUT.value), 'out', None, 'it is missing', 'give a folder, as in --out=images')
+    cli.wrote(*_few(compressing.decode(
+        what, OUT.value, directory=WORKDIR.value or '', data_dir=_value(OF_RUN, 'data_dir'),
+        data_name=_value(OF_RUN, 'data_name'), overwrite=OVERWRITE.value)))
+  elif action == 'info':
+    for name, value in compressing.info(what).items():
+      print(f'{name}: {value}')
+  else:
+    raise InputError(problem='it is not said what is to be done', remedy=f'say {ACTIONS}')
+
+
+def _few(paths: Sequence[Path]) -> list[str | Path]:
+  return [*paths] if len(paths) < 4 else [f'{len(paths):,} pictures in {OUT.value}']
+
+
+def _value(holders, name: str) -> str:
+  return next((holder.value for holder in holders if holder.name == name), None) or ''
+
+
+def _encode(images: str) -> None:
+  for flag, example in ((WORKDIR, 'runs/digits'), (OUT, 'images.vdmz')):
+    require(bool(flag.value), flag.name, None, 'it is missing', f'give it, as in --{flag.name}='
+            f'{example}')
+  report = compressing.encode(WORKDIR.value, images, OUT.value, steps=T.value,
+                              **cli.values(VARIANCE, LANES, VERIFY, SEED, OVERWRITE, *OF_RUN))
+  per_dim = report.bits_per_dim
+  net = report.net * report.dimensions * report.count / 8.0
+  print(f'{report.count:,} images, {report.size:,} bytes: '
+        f'{per_dim(report.size):.3f} bits/dim')
+  for name, size in (('header', report.header), ('initial', report.initial), ('net', net)):
+    print(f'  {name:8s}{size:12,.0f} bytes {per_dim(size):8.3f} bits/dim')
+  print(f'net: {report.net:.4f} +- {report.net_error:.4f} bits/dim, to be compared with '
+        f'vlb@{T.value}{"" if VARIANCE.value == "small" else "/" + VARIANCE.value} of '
+        'scripts/evaluate.py')
+  sheets = compressing.sheet_sizes(images, WORKDIR.value)
+  if sheets:
+    print('the same images as one lossless sheet: '
+          + ', '.join(f'{name} {value:.3f}' for name, value in sheets.items()) + ' bits/dim')
+  if per_dim(report.initial) > report.net:
+    print('Most of this file are the bits that the chain borrows at first.  They are paid once for '
+          'each lane: encode many images together.')
+  print(f'{report.count / report.seconds:.1f} images/s, '
+        f'{report.network_seconds / report.seconds:.0%} of the time in the network')
+  cli.wrote(OUT.value, then=cli.command('compress.py', 'decode', OUT.value, out='decoded'))

@@ -1,0 +1,81 @@
+"""The file of encoded images, `.vdmz`, and what is checked before anything is decoded.
+
+  4 bytes   'VDMZ'
+  2 bytes   version of the format, little-endian like all that follows
+  4 bytes   length of the header
+  32 bytes  SHA-256 of the header and the payload
+  header    JSON, compressed by zlib: what the images are, which model and chain coded them
+  payload   uint32 words of the lanes, one lane after another
+
+A changed or cut payload decodes to wrong images, often without an error.  So the checksum comes
+first, then the fingerprints of the model and of the machine, and only then the decoder.
+"""
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vdm_jax.codec.bits_back import Lane
+from vdm_jax.errors import InputError
+from vdm_jax.machine import files
+
+__all__ = ['Container', 'VERSION', 'read', 'require_same', 'write']
+
+MAGIC, VERSION = b'VDMZ', 1
+_FIXED = struct.Struct('<4sHI32s')
+_REMEDY = 'copy it again, or encode the images again'
+
+
+class Container(NamedTuple):
+  """header: JSON's values; it has `count`, `shape`, `levels`, `steps`, `variance`, `seed`."""
+  header: dict[str, Any]
+  lanes: list[Lane]
+  overhead: int = 0  # bytes before the payload
+
+
+def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> int:
+  """Writes the file whole or not at all; returns its bytes before the payload."""
+  header = {**header, 'lanes': [[len(lane.words), lane.lowest] for lane in lanes]}
+  text = zlib.compress(json.dumps(header, separators=(',', ':')).encode(), 9)
+  payload = b''.join(np.asarray(lane.words, '<u4').tobytes() for lane in lanes)
+  digest = hashlib.sha256(text + payload).digest()
+  with files.atomic_write(Path(path)) as partial:
+    Path(partial).write_bytes(_FIXED.pack(MAGIC, VERSION, len(text), digest) + text + payload)
+  return _FIXED.size + len(text)
+
+
+def read(path: str | Path) -> Container:
+  """The file, its checksum verified.  Raises InputError: no such file, damaged, or newer."""
+  try:
+    content = Path(path).read_bytes()
+  except OSError as error:
+    raise InputError('file', str(path), f'it cannot be read ({error.strerror})',
+                     'name a .vdmz file') from None
+  if content[:4] != MAGIC or len(content) < _FIXED.size:
+    raise InputError('file', str(path), 'this is no .vdmz file, or only the beginning of one',
+                     _REMEDY)
+  _, version, length, digest = _FIXED.unpack_from(content)
+  if version > VERSION:
+    raise InputError('file', str(path), f'it has version {version} of the format, and this program '
+                     f'reads up to {VERSION}', 'update vdm_jax')
+  body = content[_FIXED.size:]
+  if hashlib.sha256(body).digest() != digest:
+    raise InputError('file', str(path), 'it is damaged: its checksum does not agree', _REMEDY)
+  header = json.loads(zlib.decompress(body[:length]))
+  words = np.frombuffer(body[length:], '<u4').astype(np.uint32)
+  lanes, start = [], 0
+  for size, lowest in header['lanes']:
+    lanes.append(Lane(words[start:start + size], lowest))
+    start += size
+  return Container(header, lanes, _FIXED.size + length)
+
+
+def require_same(container: Container, field: str, value: Any, problem: str, remedy: str) -> None:
+  """Raises InputError unless the header's `field` is `value`: nothing else would be decoded."""
+  if container.header[field] != value:
+    raise InputError('file', None, problem, remedy)

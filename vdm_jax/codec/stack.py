@@ -1,0 +1,166 @@
+"""A stack of bits, from which symbols are popped and onto which they are pushed.
+
+Asymmetric numeral systems (Duda 2009), by the library constriction (Bamler 2022): a push of a
+symbol of probability p adds -log2 p bits, a pop under the same distribution takes the symbol and
+its bits off again.  A pop of random bits is a draw from the distribution, and so bits-back coding
+gets its latents (Townsend, Bird and Barber 2019).
+
+The bits are random only if they are made so.  What was pushed a moment ago is what is popped next:
+the noise of a latent would be read from the residual of the one before, and the rate would miss the
+bound by some percent.  So `whiten` adds a keystream to the words that are popped next; the same
+call takes it off.
+"""
+import functools
+
+import constriction
+import numpy as np
+
+from vdm_jax.errors import InputError
+
+__all__ = ['MAX_OVERFLOW', 'Stack', 'seed_words']
+
+MAX_OVERFLOW = 1 << 20  # how far beyond its window a residual may be
+KEPT_BITS = 6  # leading bits of the state that `whiten` leaves: a state is log-uniform
+_CHUNK = 1 << 14  # words that are looked at; those below rest in chunks
+_gaussian = constriction.stream.model.QuantizedGaussian
+_uniform = constriction.stream.model.Uniform
+_categorical = constriction.stream.model.Categorical(perfect=False)
+
+
+def _keystream(seed: int, number: int, count: int) -> np.ndarray:
+  """`count` words, uint32, of (seed, number): Philox, whose raw output no version changes."""
+  raw = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw((count + 1) // 2)
+  return np.asarray(raw, '<u8').view('<u4')[:count].astype(np.uint32)
+
+
+def seed_words(seed: int, count: int) -> np.ndarray:
+  """The words that a stack begins with: uint32 [count]; the last is not 0."""
+  words = _keystream(seed, 2**64 - 1, count)
+  words[-1] |= 1 << 31
+  return words
+
+
+@functools.lru_cache(maxsize=1024)
+def _window(half: int):
+  return _gaussian(-half, half)
+
+
+class Stack:
+  """A stack that begins with `words`, uint32.  `lowest` words of them have never been touched."""
+
+  def __init__(self, words: np.ndarray):
+    self._below: list[np.ndarray] = []
+    self._coder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(words, np.uint32))
+    self.lowest = len(words)
+    self._settle()
+
+  # ------------------------------------------------------------- the words
+
+  def words(self) -> np.ndarray:
+    """All words, uint32, the top last."""
+    return np.concatenate([*self._below, self._coder.get_compressed()])
+
+  @property
+  def bits(self) -> float:
+    """How many bits of information there are: of the state, log2 of its value."""
+    _, state = self._coder.pos()
+    below = sum(map(len, self._below)) + self._coder.num_words() - 2
+    return 32.0 * below + float(np.log2(float(state)))
+
+  def _depth(self) -> int:
+    return sum(map(len, self._below)) + self._coder.num_words()
+
+  def _settle(self) -> None:
+    """Lays words that are far below the top aside: every operation is at the top."""
+    if self._coder.num_words() > 3 * _CHUNK:
+      words = self._coder.get_compressed()
+      self._below.append(words[:-_CHUNK].copy())
+      self._coder = constriction.stream.stack.AnsCoder(words[-_CHUNK:].copy())
+
+  def _require(self, count: int) -> None:
+    """Takes words up again, until `count` can be popped.  Raises InputError of an empty stack."""
+    while self._below and self._coder.num_words() < count + 3:
+      words = np.concatenate([self._below.pop(), self._coder.get_compressed()])
+      self._coder = constriction.stream.stack.AnsCoder(words)
+    self._require_words()
+
+  def _require_words(self) -> None:
+    # The library itself pops from an empty stack without an error.
+    if self._coder.num_words() < 2:
+      raise InputError(problem='the stack of bits is empty',
+                       remedy='it holds no more images, or other ones than are asked for')
+
+  # ------------------------------------------------------------- symbols
+
+  def whiten(self, seed: int, number: int, count: int) -> None:
+    """Adds (XOR) the keystream of (seed, number) to the state and `count` words below it.
+
+    A second call takes it off.  The leading bits of the state stay: uniform bits below the leading
+    one alone would make a log-uniform state uniform, which costs 0.05 bits a time.
+    """
+    self._require(count + 2)
+    words = self._coder.get_compressed().copy()
+    count = min(count, len(words) - 2)
+    key = _keystream(seed, number, count + 2)
+    state = int(words[-2]) | int(words[-1]) << 32
+    mask = (1 << max(state.bit_length() - KEPT_BITS, 0)) - 1
+    state ^= (int(key[0]) | int(key[1]) << 32) & mask
+    words[-2], words[-1] = state & 0xFFFFFFFF, state >> 32
+    if count:
+      words[-2 - count:-2] ^= key[2:]
+    self._coder = constriction.stream.stack.AnsCoder(words)
+    self._touched(count)
+
+  def _touched(self, below: int = 0) -> None:
+    self.lowest = min(self.lowest, max(self._depth() - 2 - below, 0))
+
+  def _pop(self, model, *parameters) -> np.ndarray:
+    count = len(parameters[0]) if np.ndim(parameters[0]) else int(parameters[0])
+    self._require(count)
+    out = self._coder.decode(model, *parameters)
+    self._require_words()
+    self._touched()
+    return np.asarray(out, np.int64)
+
+  def _push(self, symbols: np.ndarray, model, *parameters) -> None:
+    self._coder.encode_reverse(np.ascontiguousarray(symbols, np.int32), model, *parameters)
+    self._settle()
+
+  def pop_within(self, mean: np.ndarray, std: np.ndarray, half: int) -> np.ndarray:
+    """Integers [D] of a Gaussian that is cut to -half .. half: a draw, of fresh bits."""
+    return self._pop(_window(half), mean, std)
+
+  def push_within(self, residual: np.ndarray, mean: np.ndarray, std: np.ndarray, half: int) -> None:
+    """Puts back what `pop_within` gave."""
+    self._push(residual, _window(half), mean, std)
+
+  def push_residual(self, residual: np.ndarray, mean: np.ndarray, std: np.ndarray, half: int
+                    ) -> None:
+    """Any integers [D], likely ones within the window; the ends of the window escape.
+
+    A wide window would cost more than an escape: each of its symbols has 2^-24 at least.
+    """
+    beyond = np.abs(residual) - half
+    escaped = beyond >= 0
+    if escaped.any():
+      if beyond.max() >= MAX_OVERFLOW:
+        raise InputError(problem='a latent is further from its prediction than can be coded',
+                         remedy='the model is no good for such images')
+      self._push(beyond[escaped], _uniform(MAX_OVERFLOW))
+    self._push(np.clip(residual, -half, half), _window(half), mean, std)
+
+  def pop_residual(self, mean: np.ndarray, std: np.ndarray, half: int) -> np.ndarray:
+    """What `push_residual` has put there."""
+    residual = self._pop(_window(half), mean, std)
+    escaped = np.abs(residual) == half
+    if escaped.any():
+      beyond = self._pop(_uniform(MAX_OVERFLOW), int(escaped.sum()))
+      residual[escaped] += np.sign(residual[escaped]) * beyond
+    return residual
+
+  def push_levels(self, levels: np.ndarray, probabilities: np.ndarray) -> None:
+    """levels: integers [D]; probabilities: float32 [D, levels]."""
+    self._push(levels, _categorical, probabilities)
+
+  def pop_levels(self, probabilities: np.ndarray) -> np.ndarray:
+    return self._pop(_categorical, probabilities)

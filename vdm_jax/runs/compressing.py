@@ -1,0 +1,319 @@
+"""Encodes images with a run's model, and decodes them: lossless, at the bound of its chain."""
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from vdm_jax import codec, data
+from vdm_jax.codec import bits_back, container
+from vdm_jax.errors import InputError, require
+from vdm_jax.evaluation.features import checksum
+from vdm_jax.likelihood import bounds
+from vdm_jax.machine import files
+from vdm_jax.runs import needs, workdir
+from vdm_jax.runs.provenance import provenance
+from vdm_jax.runs.sampling import variances_of
+from vdm_jax.samplers.analytic import Variances
+
+__all__ = ['Report', 'as_sheet', 'decode', 'encode', 'info', 'sheet_sizes']
+
+PICTURES = ('.png', '.webp', '.bmp', '.jpg', '.jpeg')
+
+
+class Report(NamedTuple):
+  """What was written.  Sizes in bytes; rates in bits/dim."""
+  count: int
+  dimensions: int          # of an image
+  size: int                # of the file
+  header: int
+  initial: float           # what the stacks borrowed at first
+  net: float               # bits/dim
+  net_error: float         # its standard error over images
+  seconds: float
+  network_seconds: float   # of these, in the network
+
+  def bits_per_dim(self, size: float) -> float:
+    return 8.0 * size / (self.count * self.dimensions)
+
+
+# ------------------------------------------------------------------ images
+
+
+class _Images(NamedTuple):
+  names: list[str]
+  read: Callable[[np.ndarray], np.ndarray]  # numbers -> integers [n, ...]
+  conditions: dict[str, np.ndarray]         # arrays beside the images, by name
+
+
+def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
+  """The images of a picture, a folder of pictures, or an .npz.  Raises InputError."""
+  path = files.user_path('images', path)
+  if path.suffix == '.npz':
+    return _of_arrays(path)
+  if path.is_dir():
+    names = sorted(str(file.relative_to(path)) for file in path.rglob('*')
+                   if file.suffix.lower() in PICTURES)
+    require(bool(names), 'images', str(path), 'it holds no pictures',
+            f'give files that end in {", ".join(PICTURES)}')
+    root = path
+  elif path.suffix.lower() in PICTURES and path.is_file():
+    root, names = path.parent, [path.name]
+  else:
+    raise InputError('images', str(path), 'there is no such picture, folder or .npz',
+                     'name one')
+  read = lambda rows: np.stack([_picture(root / names[row], shape) for row in rows])
+  return _Images(names, read, {})
+
+
+def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+  try:
+    with Image.open(path) as image:
+      pixels = np.asarray(image.convert('L' if shape[-1] == 1 else 'RGB'))
+  except OSError as error:
+    raise InputError('images', str(path), f'it cannot be read ({error})', 'leave it out') from None
+  pixels = pixels.reshape(*pixels.shape[:2], shape[-1])
+  require(pixels.shape == tuple(shape), 'images', str(path), f'it is {list(pixels.shape)}, and the '
+          f'model is of {list(shape)}', 'bring it to this size')
+  return pixels.astype(np.int32)
+
+
+def _of_arrays(path: Path) -> _Images:
+  try:
+    with np.load(path) as content:
+      arrays = {name: content[name] for name in content.files}
+  except (OSError, ValueError) as error:
+    raise InputError('images', str(path), f'it cannot be read ({error})', 'give an .npz') from None
+  name = next((name for name in ('images', 'image', 'arr_0') if name in arrays), None)
+  require(name is not None, 'images', str(path),
+          f'it holds the arrays {", ".join(arrays) or "(none)"}', 'name the array `images`')
+  images = arrays.pop(name)
+  labels = {'label' if key == 'labels' else key: value for key, value in arrays.items()
+            if value.shape[:1] == images.shape[:1]}
+  return _Images([f'{i:05d}' for i in range(len(images))], lambda rows: images[rows], labels)
+
+
+# ------------------------------------------------------------------ encoding
+
+
+def _chain(trained: workdir.Trained, steps: int, lanes: int, variance: str,
+           table: Mapping[str, list[float]] | None) -> codec.Chain:
+  model = trained.experiment.model(trained.params)
+  field = trained.experiment.data.spec[model.field]
+  kernel = None
+  if variance == 'analytic' and table is not None:
+    kernel = bounds.analytic_variance(Variances(
+        *(np.asarray(table[name], np.float32) for name in Variances._fields)))
+  if variance == 'learned':
+    batch = trained.experiment.data.spec.zeros(1)
+    require('variance' in bounds.heads(model, batch), 'variance', variance,
+            "this model's network has no head for it", 'choose small or analytic')
+  return model.codec(field.levels or 0, steps, lanes=lanes, variance=variance, kernel=kernel)
+
+
+def _conditions(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
+                ) -> tuple[Callable[[np.ndarray], Any], dict[str, list]]:
+  """What conditions the images of these numbers, and the same as JSON."""
+  model = trained.experiment.model(trained.params)
+  wanted = model.conditions(np.arange(1)).keys()
+  for name in wanted:
+    require(name in arrays, 'images', None, f'this model is conditioned on {name!r}, and the '
+            'images come without', f'give an .npz with an array {name!r} beside the images')
+  used = {name: np.asarray(arrays[name]) for name in wanted}
+  return (lambda rows: model.conditions(rows, **used),
+          {name: values.tolist() for name, values in used.items()})
+
+
+def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps: int = 50,
+           variance: str = 'small', lanes: int = 1, seed: int = 0, verify: bool = False,
+           average: str = '', step: int | str = 'latest', data_dir: str = '', data_name: str = '',
+           overwrite: bool = False, progress: bool = True) -> Report:
+  """Encodes images with the run in `directory` into the file `out`, a .vdmz.
+
+  Args:
+    images: a picture, a folder of pictures, or an .npz with `images` [n, ...] (and `labels`).
+    steps: T of the chain.
+    variance: of its kernels: small, analytic (estimated on the training images; its table is in
+      the file) or learned.
+    lanes: images that go through the network together.  Each lane borrows bits of its own.
+    verify: decode the file again, and compare.
+
+  Raises InputError: images that do not fit the model, a run without a chain, a file that is there.
+  """
+  out = files.output('out', out, '.vdmz', overwrite=overwrite)
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
+                                 data_name=data_name)
+  model = needs.require(trained.experiment.model(trained.params), 'compress', directory)
+  source = _open(images, model.shape)
+  conditions, kept = _conditions(trained, source.conditions)
+  table = None
+  if variance == 'analytic':
+    estimated = variances_of(trained, np.linspace(1.0, 0.0, steps + 1), seed)
+    table = {name: np.asarray(u, np.float32).tolist()
+             for name, u in estimated._asdict().items()}
+  chain = _chain(trained, steps, lanes, variance, table)
+  timed, clock = _timed(chain)
+  start = time.monotonic()
+  coded = bits_back.encode(timed, source.read, len(source.names), conditions=conditions, seed=seed,
+                           progress=progress)
+  seconds = time.monotonic() - start
+  header = {
+      'run': str(Path(directory).absolute()), 'step': trained.step, 'average': trained.average,
+      'weights': checksum(trained.params), 'provenance': provenance(),
+      'platform': jax.devices()[0].device_kind, 'count': len(source.names),
+      'shape': list(chain.shape), 'levels': chain.levels, 'steps': steps, 'variance': variance,
+      'table': table, 'network_lanes': lanes, 'seed': seed, 'conditions': kept,
+      'names': source.names, 'tables': chain.digest(),
+      'probe': chain.probe(conditions(np.resize(np.arange(len(source.names)), lanes))),
+      'net': float(coded.net.mean() / np.prod(chain.shape))}
+  overhead = container.write(out, header, coded.lanes)
+  if verify:
+    try:
+      for rows, decoded in _decoded(container.read(out), chain, conditions, progress):
+        require(np.array_equal(decoded, source.read(rows)), None, None,
+                'a decoded image is not the one that was encoded', 'report this')
+    except InputError:
+      out.unlink()
+      raise
+  size = int(np.prod(chain.shape))
+  return Report(len(source.names), size, out.stat().st_size, overhead, coded.initial / 8.0,
+                header['net'], float(coded.net.std(ddof=1) / len(coded.net)**0.5 / size)
+                if len(coded.net) > 1 else float('nan'), seconds, clock[0])
+
+
+def _timed(chain: codec.Chain) -> tuple[codec.Chain, list[float]]:
+  """The chain, and a list whose number grows by the seconds that its network takes."""
+  clock = [0.0]
+
+  def reverse(*arguments):
+    start = time.monotonic()
+    result = chain.reverse(*arguments)
+    clock[0] += time.monotonic() - start
+    return result
+  return chain._replace(reverse=reverse), clock
+
+
+# ------------------------------------------------------------------ decoding
+
+
+def _decoded(file: codec.Container, chain: codec.Chain, conditions, progress: bool
+             ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  return bits_back.decode(chain, file.lanes, file.header['count'], conditions=conditions,
+                          seed=file.header['seed'], progress=progress)
+
+
+def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', data_dir: str = '',
+           data_name: str = '', overwrite: bool = False, progress: bool = True) -> list[Path]:
+  """Decodes a .vdmz into the folder `out`: pictures of 256 levels, or else `images.npz`.
+
+  directory: the run that encoded it, if it is not where it was.
+
+  Raises InputError, and writes nothing: a damaged or newer file, other weights than the encoder's,
+  a machine or a program that rounds otherwise, files that are there.
+  """
+  read = container.read(files.user_path('file', file))
+  header = read.header
+  targets = _targets(files.user_path('out', out), header, overwrite)
+  where = directory or header['run']
+  if not Path(where).is_dir():
+    raise InputError('workdir', str(where), 'the run that encoded this file is not there',
+                     'say where it is now')
+  trained = workdir.load_trained(where, average=header['average'], step=header['step'],
+                                 data_dir=data_dir, data_name=data_name)
+  container.require_same(read, 'weights', checksum(trained.params), f'it was encoded with other '
+                         f'weights than those of {where}', 'name the run that encoded it')
+  chain = _chain(trained, header['steps'], header['network_lanes'], header['variance'],
+                 header['table'])
+  conditions, _ = _conditions(trained, {name: np.asarray(values)
+                                        for name, values in header['conditions'].items()})
+  versions = f'jax {header["provenance"]["jax"]} on {header["platform"]}'
+  rounds = (f'this machine, or its version of JAX, rounds otherwise than the one that encoded it '
+            f'({versions}): one bit of difference would decode to noise')
+  container.require_same(read, 'tables', chain.digest(), rounds, 'decode on a machine like it')
+  first = np.resize(np.arange(header['count']), header['network_lanes'])
+  container.require_same(read, 'probe', chain.probe(conditions(first)), rounds,
+                         'decode on a machine like it')
+  images = np.zeros((header['count'], *header['shape']),
+                    np.uint8 if header['levels'] <= 256 else np.int32)
+  for rows, decoded in _decoded(read, chain, conditions, progress):
+    images[rows] = decoded
+  return _save(targets, images, header)
+
+
+def _targets(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[Path]:
+  """The files that will be written.  Raises InputError for one that is there."""
+  pictures = header['levels'] == 256 and len(header['shape']) == 3
+  names = ([str(Path(name).with_suffix('.png')) for name in header['names']] if pictures
+           else ['images.npz'])
+  for name in names:
+    require(not Path(name).is_absolute() and '..' not in Path(name).parts, 'file', None,
+            f'it names a file outside of the folder, {name}', 'do not decode it')
+  paths = [folder / name for name in names]
+  there = next((path for path in paths if path.exists()), None)
+  require(overwrite or there is None, 'out', str(folder), f'{there} is there already',
+          'choose another folder, or ask for `overwrite`')
+  return paths
+
+
+def _save(targets: list[Path], images: np.ndarray, header: Mapping[str, Any]) -> list[Path]:
+  if targets[0].suffix == '.npz':
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    files.save_npz(targets[0], images=images, **{
+        'labels' if name == 'label' else name: np.asarray(values)
+        for name, values in header['conditions'].items()})
+    return targets
+  for path, image in zip(targets, images, strict=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(path) as partial:
+      Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(partial, format='png')
+  return targets
+
+
+# ------------------------------------------------------------------ looking
+
+
+def info(file: str | Path) -> dict[str, Any]:
+  """What a file says of itself: its header, without long lists, and its sizes in bytes."""
+  path = files.user_path('file', file)
+  read = container.read(path)
+  short = {name: value for name, value in read.header.items()
+           if name not in ('table', 'conditions', 'names', 'lanes')}
+  return short | {'bytes': path.stat().st_size, 'header_bytes': read.overhead,
+                  'bits_per_dim': 8.0 * path.stat().st_size / (
+                      read.header['count'] * int(np.prod(read.header['shape'])))}
+
+
+def as_sheet(images: np.ndarray) -> dict[str, float]:
+  """bits/dim of the same images as one lossless sheet: {'PNG', 'WebP', ...}, by Pillow."""
+  n, height, width, channels = images.shape
+  columns = int(np.ceil(n**0.5))
+  rows = -(-n // columns)
+  sheet = np.zeros((rows * height, columns * width, channels), np.uint8)
+  for i, image in enumerate(images):
+    top, left = i // columns * height, i % columns * width
+    sheet[top:top + height, left:left + width] = image
+  picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+  sizes = {}
+  for name, options in (('PNG', {'optimize': True}), ('WebP', {'lossless': True, 'quality': 100,
+                                                               'method': 6})):
+    buffer = io.BytesIO()
+    try:
+      picture.save(buffer, format=name, **options)
+    except (KeyError, OSError):
+      continue  # this Pillow was built without it
+    sizes[name] = 8.0 * len(buffer.getvalue()) / images.size
+  return sizes
+
+
+def sheet_sizes(images: str | Path, directory: str | Path, most: int = 4096) -> dict[str, float]:
+  """`as_sheet` of the images that `encode` takes; {} for what is no sheet of grey or colour."""
+  config = workdir.read_config(Path(directory))
+  shape = data.resolve(config.data).shape
+  source = _open(images, shape)
+  if len(shape) != 3 or shape[-1] not in (1, 3) or len(source.names) > most:
+    return {}
+  return as_sheet(source.read(np.arange(len(source.names))))
