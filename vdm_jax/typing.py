@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 
 from vdm_jax.errors import InputError
 
-__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Codes', 'Context', 'Curve',
-           'Decoder', 'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
+__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Codes', 'Context', 'Curve', 'Decoder',
+           'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
            'Objective', 'Process', 'PyTree', 'Sampler', 'SamplerMaker', 'Samples', 'Scalar',
            'Schedule', 'Target', 'Update', 'Weighting', 'brief', 'denoises']
 
