@@ -10,6 +10,7 @@ from vdm_jax import data, oracles, random, runs
 from vdm_jax.benchmark import speed
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
+from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import gallery, needs, scoring, workdir
 from vdm_jax.schedules import Linear
@@ -17,7 +18,6 @@ from vdm_jax.systems.chains.dpm2015 import Binomial
 from vdm_jax.systems.guided.classifier import Classifier
 from vdm_jax.systems.guided.noisy_classifier import NoisyClassifier
 from vdm_jax.systems.variational.autoencoders import VAE
-from vdm_jax.typing import Model
 
 PIXELS, PROCESS = Pixels(17), GaussianProcess(Linear())
 NOTHING = lambda *args, **options: None
@@ -37,7 +37,7 @@ SHOWN = {
     'classifier': 'Classifier(shape=(8, 8, 1), levels=17: logits, features)',
     'noisy': 'NoisyClassifier(shape=(8, 8, 1): logits, process, encode)',
 }
-DOES = {'model': 'denoises', 'vae': 'samples and bounds the likelihood', 'bits': 'samples',
+DOES = {'model': 'denoises and samples and bounds the likelihood and codes images', 'vae': 'samples and bounds the likelihood', 'bits': 'samples',
         'classifier': 'has features', 'noisy': 'does nothing that commands need'}
 COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
