@@ -37,7 +37,8 @@ SHOWN = {
     'classifier': 'Classifier(shape=(8, 8, 1), levels=17: logits, features)',
     'noisy': 'NoisyClassifier(shape=(8, 8, 1): logits, process, encode)',
 }
-DOES = {'model': 'denoises and samples and bounds the likelihood and codes images', 'vae': 'samples and bounds the likelihood', 'bits': 'samples',
+DOES = {'model': 'denoises and samples and bounds the likelihood and codes images',
+        'vae': 'samples and bounds the likelihood', 'bits': 'samples',
         'classifier': 'has features', 'noisy': 'does nothing that commands need'}
 COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
