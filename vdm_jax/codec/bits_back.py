@@ -25,6 +25,8 @@ from vdm_jax.typing import PyTree
 
 __all__ = ['Coded', 'Lane', 'decode', 'encode', 'net_bits']
 
+_Window = tuple[np.ndarray, np.ndarray, int]  # mean and std of a residual [D], half its width
+
 
 class Lane(NamedTuple):
   """A stack when everything is coded."""
@@ -71,7 +73,7 @@ class _Coder:
     number = group * (self._chain.steps + 1) + i
     self.stack.whiten(self._seed, number, _entropy(self._chain, i))
 
-  def _forward(self, i: int, before: np.ndarray):
+  def _forward(self, i: int, before: np.ndarray) -> tuple[np.ndarray, _Window]:
     """Of q(z_i | z_{i-1}), before = k_{i-1} [D]; of q(z_0 | x), before = x's levels."""
     c = self._chain
     if i:
@@ -80,27 +82,27 @@ class _Coder:
       mean = c.centres[before] * (c.alpha[0] / c.bins[0])
     nearest, fraction = _residual_of(mean)
     std = np.full(len(before), c.forward_std[i] / c.bins[i])
-    return nearest, fraction, std, _half(std)
+    return nearest, (fraction, std, _half(std))
 
   def pop_latent(self, i: int, before: np.ndarray) -> np.ndarray:
-    nearest, *window = self._forward(i, before)
+    nearest, window = self._forward(i, before)
     return nearest + self.stack.pop_within(*window)
 
   def push_latent(self, i: int, k: np.ndarray, before: np.ndarray) -> None:
-    nearest, *window = self._forward(i, before)
+    nearest, window = self._forward(i, before)
     self.stack.push_within(k - nearest, *window)
 
-  def _backward(self, mean: np.ndarray, std: np.ndarray):
+  def _backward(self, mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, _Window]:
     nearest, fraction = _residual_of(np.asarray(mean, np.float64))
     std = np.asarray(std, np.float64)
-    return nearest, fraction, std, _half(std, 1.5)
+    return nearest, (fraction, std, _half(std, 1.5))
 
   def push_given(self, k: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
-    nearest, *window = self._backward(mean, std)
+    nearest, window = self._backward(mean, std)
     self.stack.push_residual(k - nearest, *window)
 
   def pop_given(self, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    nearest, *window = self._backward(mean, std)
+    nearest, window = self._backward(mean, std)
     return nearest + self.stack.pop_residual(*window)
 
   def prior(self, size: int) -> tuple[np.ndarray, np.ndarray]:

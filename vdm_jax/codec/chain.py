@@ -103,7 +103,8 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   prior = float(prior_std(model.process))
   bins = np.minimum(forward, np.append(backward, prior)) / BINS
   kernel = {'small': vlb.fixed_small, 'learned': vlb.learned, 'analytic': kernel}[variance]
-  require(kernel is not None, 'variance', variance, 'its table is missing', 'give `kernel`')
+  if kernel is None:
+    raise InputError('variance', variance, 'its function is missing', 'give `kernel`')
   centres = np.asarray(model.encode(jnp.arange(levels)), np.float64)
   return Chain(tuple(model.shape), levels, steps, lanes, bins, level.alpha, forward, prior, centres,
                _table(model, levels, bins[0], level, centres),

@@ -11,6 +11,7 @@ bound by some percent.  So `whiten` adds a keystream to the words that are poppe
 call takes it off.
 """
 import functools
+from typing import Any
 
 import constriction
 import numpy as np
@@ -22,9 +23,10 @@ __all__ = ['MAX_OVERFLOW', 'Stack', 'seed_words']
 MAX_OVERFLOW = 1 << 20  # how far beyond its window a residual may be
 KEPT_BITS = 6  # leading bits of the state that `whiten` leaves: a state is log-uniform
 _CHUNK = 1 << 14  # words that are looked at; those below rest in chunks
-_gaussian = constriction.stream.model.QuantizedGaussian
-_uniform = constriction.stream.model.Uniform
-_categorical = constriction.stream.model.Categorical(perfect=False)
+_stream: Any = constriction.stream  # type: ignore[attr-defined]  # a module of Rust
+_gaussian = _stream.model.QuantizedGaussian
+_uniform = _stream.model.Uniform
+_categorical = _stream.model.Categorical(perfect=False)
 
 
 def _keystream(seed: int, number: int, count: int) -> np.ndarray:
@@ -50,7 +52,7 @@ class Stack:
 
   def __init__(self, words: np.ndarray):
     self._below: list[np.ndarray] = []
-    self._coder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(words, np.uint32))
+    self._coder = _stream.stack.AnsCoder(np.ascontiguousarray(words, np.uint32))
     self.lowest = len(words)
     self._settle()
 
@@ -75,13 +77,13 @@ class Stack:
     if self._coder.num_words() > 3 * _CHUNK:
       words = self._coder.get_compressed()
       self._below.append(words[:-_CHUNK].copy())
-      self._coder = constriction.stream.stack.AnsCoder(words[-_CHUNK:].copy())
+      self._coder = _stream.stack.AnsCoder(words[-_CHUNK:].copy())
 
   def _require(self, count: int) -> None:
     """Takes words up again, until `count` can be popped.  Raises InputError of an empty stack."""
     while self._below and self._coder.num_words() < count + 3:
       words = np.concatenate([self._below.pop(), self._coder.get_compressed()])
-      self._coder = constriction.stream.stack.AnsCoder(words)
+      self._coder = _stream.stack.AnsCoder(words)
     self._require_words()
 
   def _require_words(self) -> None:
@@ -108,7 +110,7 @@ class Stack:
     words[-2], words[-1] = state & 0xFFFFFFFF, state >> 32
     if count:
       words[-2 - count:-2] ^= key[2:]
-    self._coder = constriction.stream.stack.AnsCoder(words)
+    self._coder = _stream.stack.AnsCoder(words)
     self._touched(count)
 
   def _touched(self, below: int = 0) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -107,7 +108,7 @@ def _chain(trained: workdir.Trained, steps: int, lanes: int, variance: str,
   kernel = None
   if variance == 'analytic' and table is not None:
     kernel = bounds.analytic_variance(Variances(
-        *(np.asarray(table[name], np.float32) for name in Variances._fields)))
+        *(jnp.asarray(table[name], jnp.float32) for name in Variances._fields)))
   if variance == 'learned':
     batch = trained.experiment.data.spec.zeros(1)
     require('variance' in bounds.heads(model, batch), 'variance', variance,
