@@ -64,6 +64,7 @@ def test_the_objective_of_the_page_is_that_of_the_library_draw_by_draw(mine):
   np.testing.assert_allclose(mine(*args)[0], of_the_library(*args)[0], rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_objective_of_the_page_trains_and_is_evaluated_by_the_usual_commands(mine, tmp_path):
   module = runpy.run_path(str(mine))
   config = module['get_config']()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
 # Trains, evaluates and samples; the one argument is an empty directory.
@@ -41,6 +42,7 @@ def numbers(folder: Path, x64: bool) -> dict:
   return json.loads((folder / 'numbers.json').read_text())
 
 
+@pytest.mark.long
 def test_noise_is_the_same_with_and_without_64_bits(tmp_path):
   one, other = (numbers(tmp_path / str(x64), x64) for x64 in (False, True))
   assert (one['x64'], other['x64']) == (False, True)

@@ -1,5 +1,6 @@
 """Encodes images with a run's model, and decodes them: lossless, at the bound of its chain."""
 import io
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -238,11 +239,7 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
   first = np.resize(np.arange(header['count']), header['network_lanes'])
   container.require_same(read, 'probe', chain.probe(conditions(first)), rounds,
                          'decode on a machine like it')
-  images = np.zeros((header['count'], *header['shape']),
-                    np.uint8 if header['levels'] <= 256 else np.int32)
-  for rows, decoded in _decoded(read, chain, conditions, progress):
-    images[rows] = decoded
-  return _save(targets, images, header)
+  return _save(targets, _decoded(read, chain, conditions, progress), header)
 
 
 def _targets(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[Path]:
@@ -260,17 +257,28 @@ def _targets(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[P
   return paths
 
 
-def _save(targets: list[Path], images: np.ndarray, header: Mapping[str, Any]) -> list[Path]:
+def _save(targets: list[Path], decoded: Iterator[tuple[np.ndarray, np.ndarray]],
+          header: Mapping[str, Any]) -> list[Path]:
+  """Writes all images or none.  Pictures wait beside the folder until the last is decoded."""
   if targets[0].suffix == '.npz':
+    images = np.zeros((header['count'], *header['shape']),
+                      np.uint8 if header['levels'] <= 256 else np.int32)
+    for rows, part in decoded:
+      images[rows] = part
     targets[0].parent.mkdir(parents=True, exist_ok=True)
     files.save_npz(targets[0], images=images, **{
         'labels' if name == 'label' else name: np.asarray(values)
         for name, values in header['conditions'].items()})
     return targets
-  for path, image in zip(targets, images, strict=True):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(path) as partial:
-      Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(partial, format='png')
+  place = next(parent for parent in targets[0].absolute().parents if parent.exists())
+  with tempfile.TemporaryDirectory(prefix='.decoding-', dir=place) as waiting:
+    for rows, part in decoded:
+      for row, image in zip(rows, part.astype(np.uint8), strict=True):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        picture.save(Path(waiting, f'{row}.png'))
+    for row, path in enumerate(targets):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Path(waiting, f'{row}.png').replace(path)
   return targets
 
 
