@@ -123,6 +123,19 @@ def test_the_config_comes_back_as_it_was(made):
   assert (directory / 'config.py').read_text() == CONFIG.read_text()
 
 
+def test_a_run_that_is_older_than_a_field_of_its_config_says_which_and_what_to_do(made, tmp_path):
+  run = shutil.copytree(made[0], tmp_path / 'run')
+  record = json.loads((run / 'config.json').read_text())
+  record['config']['model']['width'] = record['config']['model'].pop('features')
+  (run / 'config.json').write_text(json.dumps(record))
+  again = lambda run: runs.train(workdir.read_config(run), run / 'config.py', run)
+  for use in (vdm_jax.load, again):
+    with pytest.raises(InputError, match="config.py': there is no field 'features', which line .* "
+                       'needs; add it, to the config.json of a run, or use the version') as no:
+      use(run)
+    assert '\n' not in str(no.value)
+
+
 @pytest.mark.parametrize('fields,shown', [
     ({'model.features': 16}, ['model.features: 8 there, 16 asked for']),
     ({'data.batch_size': 4}, ['data.batch_size: 8 there, 4 asked for']),

@@ -35,7 +35,7 @@ import ml_collections
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
-__all__ = ['MissingModule', 'ConfigCode', 'get_config', 'own', 'read']
+__all__ = ['ConfigCode', 'MissingModule', 'build', 'get_config', 'own', 'read']
 
 
 class ConfigCode(NamedTuple):
@@ -163,6 +163,22 @@ def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
         'config', name, f'{_line(module, error)} sets the field {unknown[1]!r}, which does not '
         'exist', f'perhaps {nearest[1]!r} is meant' if nearest else 'give fields of its own '
         'to default_config: vdm.default_config(weight=0.1)') from None
+
+
+def build(module: ModuleType, config: ml_collections.ConfigDict) -> Any:
+  """What the `build` of a config file's module makes of a config.
+
+  Raises InputError where a field is read that the config has not, as of a run that is older.
+  """
+  try:
+    return module.build(config)
+  except AttributeError as error:
+    if not isinstance(error.obj, ml_collections.ConfigDict):
+      raise
+    raise InputError(
+        'config', module.__file__, f'there is no field {error.name!r}, which '
+        f'{_line(module, error)} needs', 'add it, to the config.json of a run, or use the version '
+        'of vdm_jax that the config is of') from error
 
 
 def _line(module: ModuleType, error: BaseException) -> str:

@@ -287,7 +287,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   average: name of an EMA of the config, 'raw' for the parameters themselves, '' for the longest.
   step: 'latest', 'best' (by validation), or a number.  data_dir, data_name: where the data are now,
   as fields of config.data.
-  Raises InputError where there is no such run, step or average.
+  Raises InputError where there is no such run, step or average, or its config is too old.
   """
   workdir = files.run_directory('workdir', workdir)
   config = read_config(workdir)
@@ -295,7 +295,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
     config.data.data_dir = data_dir
   if data_name:
     config.data.name = data_name
-  experiment = import_config(workdir / 'config.py').build(config)
+  experiment = config_files.build(import_config(workdir / 'config.py'), config)
   average = average or default_average(experiment.ema)
   if average != 'raw' and average not in experiment.ema:
     raise InputError('average', average, 'there is none in this run',
