@@ -175,7 +175,7 @@ def test_a_finished_run_is_extended_at_another_cadence(copy):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('layout', [pytest.param('pmap', marks=pytest.mark.long), 'fsdp'])
+@pytest.mark.parametrize('layout', ['pmap', 'fsdp'])
 def test_a_run_goes_on_under_another_layout_from_the_middle_of_a_chunk(trained, tmp_path, layout,
                                                                        monkeypatch):
   """To step 7 with jit, one at a time; on to 40 with another, in fives: the same states.
@@ -233,11 +233,11 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint(tmp_path):
 # ----------------------------------------------------------------- stopping
 
 
-def spied(tmp_path, pictures, **fields):
-  """A run of the tiny config with this callback for pictures."""
+def spied(tmp_path, pictures, measures=None, **fields):
+  """A run of the tiny config with these callbacks for pictures and for what is measured."""
   c = config(**{'data.shape': (2,), 'data.levels': 256, **fields})
   workdir.prepare(tmp_path, c, CONFIG)
-  return loop.train(tiny_config.build(c), c, tmp_path, pictures=pictures)
+  return loop.train(tiny_config.build(c), c, tmp_path, pictures=pictures, measures=measures)
 
 
 def send(number):
@@ -364,16 +364,17 @@ def test_a_checkpoint_is_saved_before_a_picture_is_drawn(tmp_path, monkeypatch):
   assert done == [('save', 10), 'picture', ('save', 15)]  # it drew nothing: no more is asked
 
 
-def test_a_picture_that_fails_is_a_warning_and_costs_the_run_nothing(trained, tmp_path,
-                                                                    monkeypatch):
+def test_a_picture_or_measurement_that_fails_is_a_warning_and_costs_the_run_nothing(
+    trained, tmp_path, monkeypatch):
   warnings = []
   monkeypatch.setattr(loop.logging, 'warning', lambda text, *more: warnings.append(text % more))
 
   def fail(params):
     raise ValueError('no ink\nand more')
 
-  spied(tmp_path, fail, **{'train.pictures_every': 20})
-  assert warnings == [f'No picture of step {step}: ValueError: no ink' for step in (20, 40)]
+  spied(tmp_path, fail, fail, **{'train.pictures_every': 20})
+  assert warnings == [f'No {what} of step {step}: ValueError: no ink' for step in (20, 40)
+                      for what in ('picture', 'measurement')]
   jax.tree.map(np.testing.assert_array_equal, state_in(tmp_path), state_in(trained[0]))
 
 
@@ -412,11 +413,11 @@ def test_a_distance_that_cannot_be_measured_is_refused_before_training(tmp_path,
                                                                        message):
   with pytest.raises(InputError, match=message):
     runs.train(config(**fields), CONFIG, tmp_path / 'run', **options)
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('x64', [False, pytest.param(True, marks=pytest.mark.long)],
-                         ids=['float32', 'x64'])
+@pytest.mark.parametrize('x64', [False, True], ids=['float32', 'x64'])
 def test_previews_are_drawn_in_either_precision(tmp_path, x64):
   with jax.enable_x64(x64):
     runs.train(config(**{'train.steps': 2, 'train.pictures_every': 2}), CONFIG, tmp_path / 'run')

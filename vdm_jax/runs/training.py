@@ -11,7 +11,7 @@ from absl import logging
 
 from vdm_jax import data, random, samplers
 from vdm_jax.errors import InputError, require, require_at_least
-from vdm_jax.machine import files
+from vdm_jax.machine import config_files, files
 from vdm_jax.runs import pictures, reporting, scoring, workdir
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
@@ -51,17 +51,17 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   with config.unlocked():  # that of a run which began before a field existed has it not
     config.data.update(spec.to_config())
   code = workdir.source(config_file)
-  experiment = code.module().build(config)
+  experiment = config_files.build(code.module(), config)
   description = experiment.data.describe()
   check.experiment(experiment, experiment.data.split('train').get, config)
   _check_schedule(experiment)
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
+  measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
+              if frechet else None)
   with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
-    measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
-                if frechet else None)
     means = _train(experiment, spec, description, config, directory, init_from, profile, measures)
     reporting.write(directory)
     return means

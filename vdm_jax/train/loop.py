@@ -139,10 +139,10 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
           initial: Callable[[PyTree], PyTree] | None = None, profile: int = 0) -> dict[str, float]:
   """Trains to config.train.steps, from the newest sound checkpoint in `workdir` if there is one.
 
-  pictures: EMA parameters -> uint8 image [H, W, 3], or None if there is nothing to draw; one that
-  fails is a warning.  measures: EMA parameters -> numbers of their samples by name, recorded with
-  the pictures.  initial: freshly initialised parameters -> the parameters to start from (ignored on
-  resuming).  profile: so many steps are traced.
+  pictures: EMA parameters -> uint8 image [H, W, 3], or None if there is nothing to draw.  measures:
+  EMA parameters -> numbers of their samples by name, recorded with the pictures.  One of these that
+  fails is a warning.  initial: freshly initialised parameters -> the parameters to start from
+  (ignored on resuming).  profile: so many steps are traced.
 
   Returns the last validation's means.  Ctrl-C, SIGTERM or SIGHUP, to any process, saves and raises
   SystemExit with the code 128 + the signal's number.  Raises InputError, and Diverged leaving the
@@ -312,11 +312,12 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
     if measures is not None and run.pictures_every and due(run.pictures_every):
       view = view or layouts[1].view(state)
       bar.set_postfix_str('measuring samples')
-      values = measures(view.ema[average])
-      writer.write(step, 'samples', **values)
-      if first:
-        bar.write(f'step {step}: ' + ', '.join(f'{name} {value:.4g}'
-                                               for name, value in values.items()))
+      with _may_fail('measurement', step):
+        values = measures(view.ema[average])
+        writer.write(step, 'samples', **values)
+        if first:
+          bar.write(f'step {step}: ' + ', '.join(f'{name} {value:.4g}'
+                                                 for name, value in values.items()))
     if view is not None:
       since = time.monotonic()  # the rate is that of training
       since_step = step
@@ -359,21 +360,28 @@ def _against_divergence(config) -> str:
   return (smaller or 'Find ') + 'the operation with --debug_nans.'
 
 
-def _picture(writer, step: int, draw: Callable, params: PyTree) -> bool:
-  """Writes what `draw` draws; False if it has nothing to draw.  A picture may fail, the run not."""
+@contextlib.contextmanager
+def _may_fail(what: str, step: int) -> Iterator[None]:
+  """An error inside is a warning that there is no `what`: the run goes on."""
   try:
-    image = draw(params)
-    if image is not None:
-      writer.picture(step, 'samples', image)
-    return image is not None
+    yield
   except Exception as error:
     # Of several processes that are not all here any more, none can go on.
     lost = jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
     if lost or _is_of_a_full_disk(error):
       raise
     reason = next(iter(str(error).splitlines()), '')
-    logging.warning('No picture of step %d: %s: %s', step, type(error).__name__, reason)
-    return True
+    logging.warning('No %s of step %d: %s: %s', what, step, type(error).__name__, reason)
+
+
+def _picture(writer, step: int, draw: Callable, params: PyTree) -> bool:
+  """Writes what `draw` draws; False if it has nothing to draw."""
+  with _may_fail('picture', step):
+    image = draw(params)
+    if image is not None:
+      writer.picture(step, 'samples', image)
+    return image is not None
+  return True
 
 
 def _last(workdir: Path, kind: str) -> dict[str, float]:
