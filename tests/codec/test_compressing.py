@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from tests.support import images_run
+from vdm_jax import runs
 from vdm_jax.codec import container
 from vdm_jax.errors import InputError
-from vdm_jax.runs import compressing
+from vdm_jax.runs import compressing, workdir
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +84,19 @@ def test_other_arrays_keep_their_labels_and_a_model_of_classes_wants_them(folder
     compressing.encode(run, tmp_path / 'bare.npz', tmp_path / 'y.vdmz', steps=2, progress=False)
 
 
+def test_a_model_of_augmented_images_codes_them_as_they_are(folder, tmp_path):
+  text, file = images_run.CONFIG, tmp_path / 'tiny.py'
+  for old, new in [('NAME', str(folder / 'pictures')), ('CONDITIONAL', 'False'),
+                   ('batch_size=8', 'batch_size=8, augment=True'),
+                   ('nn.Embed(3, 1)(cond)', 'nn.Dense(1)(cond[:, None])')]:
+    text = text.replace(old, new)
+  file.write_text(text)
+  runs.train(workdir.open_config(str(file)), file, tmp_path / 'run')
+  report = compressing.encode(tmp_path / 'run', folder / 'pictures', tmp_path / 'x.vdmz', steps=2,
+                              verify=True, progress=False)
+  assert report.count == 24
+
+
 @pytest.mark.parametrize('place', range(0, 100, 9))
 def test_a_changed_byte_anywhere_is_noticed_before_decoding(encoded, tmp_path, place):
   content = bytearray(encoded[0].read_bytes())
@@ -131,12 +145,22 @@ def test_a_file_of_a_newer_version_is_refused(encoded, tmp_path):
 def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_path, monkeypatch):
   np.savez(tmp_path / 'wide.npz', images=np.zeros((2, 4, 5, 1), np.uint8))
   np.savez(tmp_path / 'other.npz', pictures=np.zeros((2, 4, 4, 1), np.uint8))
+  np.savez(tmp_path / 'none.npz', images=np.zeros((0, 4, 4, 1), np.uint8))
+  (tmp_path / 'half.npz').write_bytes((tmp_path / 'none.npz').read_bytes()[:90])
+  (tmp_path / 'twins').mkdir()
+  for name in ('a.png', 'a.bmp'):
+    Image.new('L', (4, 4)).save(tmp_path / 'twins' / name)
   for images, message in ((tmp_path / 'wide.npz', r'they are \[4, 5, 1\]'),
                           (tmp_path / 'other.npz', 'name the array `images`'),
+                          (tmp_path / 'none.npz', r'\[0, 4, 4, 1\]; give one image or more'),
+                          (tmp_path / 'half.npz', 'it cannot be read'),
+                          (tmp_path / 'twins', 'two pictures would be decoded as a.png'),
                           (tmp_path / 'nothing', 'there is no such picture'),
                           (folder / 'run', 'it holds no pictures')):
     with pytest.raises(InputError, match=message):
       compressing.encode(run, images, tmp_path / 'x.vdmz', steps=2, progress=False)
+  with pytest.raises(InputError, match='seed=-1: it must be at least 0'):
+    compressing.encode(run, folder / 'pictures', tmp_path / 'x.vdmz', seed=-1)
   with pytest.raises(InputError, match='no head for it'):
     compressing.encode(run, folder / 'pictures', tmp_path / 'x.vdmz', variance='learned')
   monkeypatch.setattr(compressing.container, 'write', lambda *_: (_ for _ in ()).throw(OSError))

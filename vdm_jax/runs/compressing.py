@@ -1,4 +1,5 @@
 """Encodes images with a run's model, and decodes them: lossless, at the bound of its chain."""
+import collections
 import io
 import tempfile
 import time
@@ -13,7 +14,9 @@ from PIL import Image
 
 from vdm_jax import codec, data
 from vdm_jax.codec import bits_back, container
-from vdm_jax.errors import InputError, require
+from vdm_jax.data.fields import AUGMENTED
+from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.evaluation import references
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.likelihood import bounds
 from vdm_jax.machine import files
@@ -68,8 +71,17 @@ def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
   else:
     raise InputError('images', str(path), 'there is no such picture, folder or .npz',
                      'name one')
+  count = collections.Counter(map(_as_png, names))
+  twice = next((name for name, number in count.items() if number > 1), None)
+  require(twice is None, 'images', str(path), f'two pictures would be decoded as {twice}',
+          'rename one')
   read = lambda rows: np.stack([_picture(root / names[row], shape) for row in rows])
   return _Images(names, read, {})
+
+
+def _as_png(name: str) -> str:
+  """What a picture of this name is called when it is decoded."""
+  return str(Path(name).with_suffix('.png'))
 
 
 def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -85,15 +97,13 @@ def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _of_arrays(path: Path) -> _Images:
-  try:
-    with np.load(path) as content:
-      arrays = {name: content[name] for name in content.files}
-  except (OSError, ValueError) as error:
-    raise InputError('images', str(path), f'it cannot be read ({error})', 'give an .npz') from None
+  arrays = references.arrays(path, 'images')
   name = next((name for name in ('images', 'image', 'arr_0') if name in arrays), None)
   require(name is not None, 'images', str(path),
           f'it holds the arrays {", ".join(arrays) or "(none)"}', 'name the array `images`')
   images = arrays.pop(name)
+  require(images.ndim > 1 and len(images) > 0, 'images', str(path),
+          f'the array {name!r} is {list(images.shape)}', 'give one image or more, [n, ...]')
   labels = {'label' if key == 'labels' else key: value for key, value in arrays.items()
             if value.shape[:1] == images.shape[:1]}
   return _Images([f'{i:05d}' for i in range(len(images))], lambda rows: images[rows], labels)
@@ -121,7 +131,7 @@ def _conditions(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
                 ) -> tuple[Callable[[np.ndarray], Any], dict[str, list]]:
   """What conditions the images of these numbers, and the same as JSON."""
   model = trained.experiment.model(trained.params)
-  wanted = model.conditions(np.arange(1)).keys()
+  wanted = model.conditions(np.arange(1)).keys() - {AUGMENTED}  # nothing is augmented
   for name in wanted:
     require(name in arrays, 'images', None, f'this model is conditioned on {name!r}, and the '
             'images come without', f'give an .npz with an array {name!r} beside the images')
@@ -147,11 +157,12 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
   Raises InputError: images that do not fit the model, a run without a chain, a file that is there.
   """
   out = files.output('out', out, '.vdmz', overwrite=overwrite)
+  require_at_least('seed', seed, 0)
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   model = needs.require(trained.experiment.model(trained.params), 'compress', directory)
   source = _open(images, model.shape)
-  conditions, kept = _conditions(trained, source.conditions)
+  conditions, saved = _conditions(trained, source.conditions)
   table = None
   if variance == 'analytic':
     estimated = variances_of(trained, np.linspace(1.0, 0.0, steps + 1), seed)
@@ -168,10 +179,10 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
       'weights': checksum(trained.params), 'provenance': provenance(),
       'platform': jax.devices()[0].device_kind, 'count': len(source.names),
       'shape': list(chain.shape), 'levels': chain.levels, 'steps': steps, 'variance': variance,
-      'table': table, 'network_lanes': lanes, 'seed': seed, 'conditions': kept,
+      'table': table, 'network_lanes': lanes, 'seed': seed, 'conditions': saved,
       'names': source.names, 'tables': chain.digest(),
       'probe': chain.probe(conditions(np.resize(np.arange(len(source.names)), lanes))),
-      'net': float(coded.net.mean() / np.prod(chain.shape))}
+      'net': bits_back.net_bits(coded, chain)}
   overhead = container.write(out, header, coded.lanes)
   if verify:
     try:
@@ -245,8 +256,7 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
 def _targets(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[Path]:
   """The files that will be written.  Raises InputError for one that is there."""
   pictures = header['levels'] == 256 and len(header['shape']) == 3
-  names = ([str(Path(name).with_suffix('.png')) for name in header['names']] if pictures
-           else ['images.npz'])
+  names = [*map(_as_png, header['names'])] if pictures else ['images.npz']
   for name in names:
     require(not Path(name).is_absolute() and '..' not in Path(name).parts, 'file', None,
             f'it names a file outside of the folder, {name}', 'do not decode it')
