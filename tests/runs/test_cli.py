@@ -40,7 +40,7 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
   assert all(f'  {line}' in help_text.splitlines() for line in shown.stdout.splitlines())
 
 
-@pytest.mark.long
+@pytest.mark.first(1)
 @pytest.mark.parametrize('line,message', [
     (['sample.py', '--out=a.png'], 'error: --workdir: it is missing; give it, as in '
      '--workdir=runs/digits.\n'),

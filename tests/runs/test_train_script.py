@@ -33,10 +33,8 @@ MISTAKES = {
 }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize('name', ['an unknown field', 'a batch that is not divided', *(
-    pytest.param(name, marks=pytest.mark.long) for name in MISTAKES
-    if name not in ('an unknown field', 'a batch that is not divided'))])
+@pytest.mark.first(1)
+@pytest.mark.parametrize('name', MISTAKES)
 def test_a_mistake_is_one_line_and_code_2(name, tmp_path):
   arguments, expected = MISTAKES[name]
   process = command(*arguments, f'--workdir={tmp_path}/run', f'--data_dir={tmp_path}/data')

@@ -152,10 +152,8 @@ def test_the_grid_of_the_fast_schedule_is_the_times_at_which_the_authors_call_th
 
 @pytest.mark.long
 @pytest.mark.parametrize('algorithm,wanted', [
-    ('dpmsolver', 'dpmsolver'),
-    pytest.param('dpmsolver', 'taylor', marks=pytest.mark.long),
-    pytest.param('dpmsolver++', 'taylor', marks=pytest.mark.long),
-    pytest.param('dpmsolver++', 'dpmsolver', marks=pytest.mark.long)])
+    ('dpmsolver', 'dpmsolver'), ('dpmsolver', 'taylor'), ('dpmsolver++', 'taylor'),
+    ('dpmsolver++', 'dpmsolver')])
 def test_the_adaptive_runs_of_the_authors_take_the_same_steps(algorithm, wanted):
   """Up to 1e-7: theirs rounds the factor of a step's length to float32 (with that, 2e-13)."""
   compared = 0
