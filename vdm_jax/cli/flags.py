@@ -50,7 +50,7 @@ def moved_data() -> flags.FlagHolder:
   return path('data_name', "Where the run's data are, if not where they were: ./photos, x.npz.")
 
 
-def average(help_text: str = "An EMA of the config, or 'raw'; ours: the longest."
+def average(help_text: str = "An EMA of the config, or 'raw'; default: the longest."
             ) -> flags.FlagHolder:
   """--average, of a run's weights."""
   return flags.DEFINE_string('average', '', help_text)

@@ -92,7 +92,7 @@ class UNet(nn.Module):
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
     cond: labels, integers [B], -1 for none; or None.
-    Raises InputError: settings that do not fit each other or the images; ValueError: the cond.
+    Raises InputError: settings that do not fit each other or the images; the cond.
     """
     levels = len(self.multipliers)
     require_halvable(z, levels - 1)

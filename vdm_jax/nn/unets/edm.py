@@ -81,7 +81,7 @@ class SongUNet(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, cond, keys: [B].
 
-    Raises InputError: settings that do not fit each other or z; ValueError: a wrong `cond`.
+    Raises InputError: settings that do not fit each other or z; a wrong `cond`.
     """
     require_choices(embedding=(self.embedding, ('positional', 'fourier')),
                     encoder=(self.encoder, ('standard', 'skip', 'residual')),
@@ -134,7 +134,7 @@ class DhariwalUNet(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, cond, keys: [B].
 
-    Raises InputError: settings that do not fit each other or z; ValueError: a wrong `cond`.
+    Raises InputError: settings that do not fit each other or z; a wrong `cond`.
     """
     require_sizes(self, features=1, classes=0, augment=0, head_features=0, heads=0)
     require_labels(cond, self.classes, time)
