@@ -37,8 +37,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   m, ends = config.model, compose.end_points(config)
   compose.require_continuous(config)
   net = UNetClassifier(features=m.features, multipliers=(1, 2), blocks=m.blocks,
-                   attention_resolutions=(4,), head_features=16, groups=m.groups,
-                   classes=data.resolve(config.data).classes)
+                       attention_resolutions=(4,), head_features=16, groups=m.groups,
+                       classes=data.resolve(config.data).classes)
   return noisy_classifier.experiment(
       config, net=networks.configured(net, config), inputs=inputs.scaled(*ends),
       process=GaussianProcess(schedules.Linear(*ends)))

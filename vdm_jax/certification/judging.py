@@ -131,7 +131,7 @@ def certify(make: SamplerMaker, order: float | None = None, *, name: str = '',
   name = name or getattr(make, '__name__', 'sampler')
   evaluations, exact_count = _evaluations(make)
   if order is None:
-    judged = _judgemoments(make, curves, models, 100 if steps is None else steps[0],
+    judged = _judge_moments(make, curves, models, 100 if steps is None else steps[0],
                             0.02 if tolerance is None else tolerance, draws)
   else:
     judged = _judge_order(make, order, curves, models, steps or STEPS,
@@ -188,7 +188,7 @@ def _judge_order(make, order, curves, models, steps, tolerance, grid, up):
   return out
 
 
-def _judgemoments(make, curves, models, steps, tolerance, n, dims=128):
+def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
   """The same, of n draws of `dims` independent dimensions: some methods look at their norm."""
   cases = _cases(curves, models)
 

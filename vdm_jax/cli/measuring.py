@@ -24,9 +24,9 @@ def keep(file: str | None, title: str, cells: Sequence[Sequence[str]]) -> None:
   if not file or jax.process_index() != 0:
     return
   from vdm_jax.runs.provenance import provenance  # with all of `runs`, which takes its time
-  made, (header, *rows) = provenance(), cells
+  origin, (header, *rows) = provenance(), cells
   measured_lib.write(file, measured_lib.Measurement(
-      title, f'python {made["command"]}', made['date'][:10], hardware.device_name(),
-      {'vdm_jax': made['vdm_jax'], 'jax': made['jax'], 'python': platform.python_version()},
+      title, f'python {origin["command"]}', origin['date'][:10], hardware.device_name(),
+      {'vdm_jax': origin['vdm_jax'], 'jax': origin['jax'], 'python': platform.python_version()},
       list(header), [list(row) for row in rows]))
   print(f'wrote {file}', file=sys.stderr)  # stdout may be a command's JSON

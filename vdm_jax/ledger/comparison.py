@@ -88,7 +88,7 @@ def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:
   for column in out.columns[1:]:
     column.justify = 'right'
   bits = [{row['estimate']: row['bits_per_dim'] for row in ledger.rows}
-           for ledger in ledgers.values()]
+          for ledger in ledgers.values()]
   for name in dict.fromkeys(name for rows in bits for name in rows):
     values = [rows.get(name) for rows in bits]
     there = [value for value in values if value is not None]

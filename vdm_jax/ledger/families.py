@@ -181,9 +181,9 @@ def _paths_at_once(request, options, shape=()):
 def _about_chain(request, options, dequantised):
   chain = request.settings
   row = {'kind': 'upper bound', 'model': 'chain' if chain.steps else 'reverse SDE',
-          'steps': chain.steps, 'paths': chain.paths,
-          'variance': (chain.variance or 'small') if chain.steps else None,
-          'decoder': 'discretised normal' if chain.ddpm else 'of the model'}
+         'steps': chain.steps, 'paths': chain.paths,
+         'variance': (chain.variance or 'small') if chain.steps else None,
+         'decoder': 'discretised normal' if chain.ddpm else 'of the model'}
   if chain.paths:
     heavy = 'that of heavy-tailed weights, where a step at least doubles the variance of q'
     return row | {'error_beside': heavy if _is_wide(chain) else None}
@@ -364,7 +364,7 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
     batch = jax.tree.map(lambda u: np.repeat(u[:1], 5, axis=0), batch)
     keys = random.per_example(random.key(0), jnp.arange(5))
     _check_output(request, jax.eval_shape(lambda batch, keys: estimator(model, batch, keys),
-                                        batch, keys), 5)
+                                          batch, keys), 5)
     return ()
 
   return Family(name, lambda text: () if text == name else None,

@@ -47,30 +47,30 @@ def check(measured: Sequence[Measured],
 
   for m in iw:
     checks.append(_exact(f'{m.row["estimate"]} <= its paths one by one',
-                        m.bits['total'] - m.bits['single'],
-                        'the logarithm of a mean is no less than the mean of the logarithms'))
+                         m.bits['total'] - m.bits['single'],
+                         'the logarithm of a mean is no less than the mean of the logarithms'))
     checks.append(_exact(f'the best path of {m.row["estimate"]} <= it',
-                        m.bits['best'] - m.bits['total'],
-                        'a mean is no more than the largest: the weights were added and not '
-                        'divided by their number, a -log K is missing'))
+                         m.bits['best'] - m.bits['total'],
+                         'a mean is no more than the largest: the weights were added and not '
+                         'divided by their number, a -log K is missing'))
   for few, many in itertools.permutations(iw, 2):
     if _same(few, many, *kernel) and few.row['paths'] < many.row['paths']:
       checks.append(compare(many, '<=', few, 'more paths loosen the bound: p(data) is not the mean '
-                           'of their weights'))
+                            'of their weights'))
   for m, chain in itertools.product(iw, chains):
     if _same(m, chain, *kernel):
       checks.append(compare(m, '=', chain, 'whole paths and single times disagree on one bound: a '
-                           'transition has another density in the one than in the other',
-                           part='single', name=f'{m.row["estimate"]}, its paths one by one'))
+                            'transition has another density in the one than in the other',
+                            part='single', name=f'{m.row["estimate"]}, its paths one by one'))
   for m, vlb in itertools.product(by(family='immse'), continuous):
     checks.append(compare(m, '=', vlb, 'two formulae of one integral, each with draws of its own, '
-                         'disagree: the slope of the schedule does not lead from one of its ends '
-                         'to the other, or one of the two is not drawn as it is weighted'))
+                          'disagree: the slope of the schedule does not lead from one of its ends '
+                          'to the other, or one of the two is not drawn as it is weighted'))
   for m, vlb in itertools.product(by(family='vlb', steps=None), continuous):
     if m.row['schedule']:
       checks.append(compare(m, '=', vlb, 'the bound depends on more than the ends of the schedule: '
-                           'the network is told t and not the log-SNR, or the derivative of a '
-                           'schedule is wrong'))
+                            'the network is told t and not the log-SNR, or the derivative of a '
+                            'schedule is wrong'))
   for m, (name, value) in itertools.product(continuous, (closed_forms or {}).items()):
     checks.append(_against(m, name, value))
   multiple = lambda n, of: n > of and n % of == 0  # its grid has all times of the other
@@ -80,7 +80,7 @@ def check(measured: Sequence[Measured],
             if chain.row['variance'] == 'small' and _same(vlb, chain, 'decoder')]
   for fine, coarse in [*finer, *limits]:
     checks.append(compare(fine, '<=', coarse, 'more steps loosen the bound: the network is not '
-                         'trained well at some noise level', serious=False))
+                          'trained well at some noise level', serious=False))
   return [one for one in checks if one is not None]
 
 

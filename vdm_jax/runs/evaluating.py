@@ -286,7 +286,7 @@ def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequen
   _draw(written.bits_by_noise, lambda: _bits_by_noise(
       bound, each, question.part, question.x, row))
   _draw(written.curves, lambda: _curves(question.directory, trained, question.logsnr_at, row,
-                                       split))
+                                        split))
   reporting.write(question.directory, written.ledger.parent)
 
 

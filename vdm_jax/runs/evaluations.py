@@ -45,7 +45,7 @@ def read(where: str | Path) -> tuple[Files, Ledger]:
     raise InputError(problem=f'{directory} has no {name}',
                      remedy=f'evaluate it first (scripts/evaluate.py --workdir={directory})')
   record = files.read_json(written.ledger, of=('dataset', 'checkpoint', 'rows'),
-                         remedy='evaluate it again', newest=FORMAT)
+                           remedy='evaluate it again', newest=FORMAT)
   if 'checks' not in record:
     raise InputError(problem=f'{written.ledger} was written by an older version',
                      remedy='evaluate it again')

@@ -77,7 +77,7 @@ def _by_variant(name: str) -> Callable[[str], tuple[str, tuple[str, ...]]]:
 
 # Not the classifiers and upsamplers, which take more than an image.
 _OPENAI = Codebase([name for name, net in openai.MODELS.items() if openai.is_diffusion(net)],
-                 _by_variant('adm'), _of_net(openai.from_flat))
+                   _by_variant('adm'), _of_net(openai.from_flat))
 _GOOGLE = {'cifar10': ('cifar10/vdm', ()), 'cifar10_aug': ('cifar10/augmented', ()),
            'imagenet32': ('imagenet/vdm', ('32',)), 'imagenet64': ('imagenet/vdm', ('64',))}
 SOURCES = {
@@ -135,7 +135,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   except InputError as error:
     raise InputError('in', f'{file}', f'as {model}, {error}') from None
   integers = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
-           if not jnp.issubdtype(u.dtype, jnp.inexact)]
+              if not jnp.issubdtype(u.dtype, jnp.inexact)]
   if integers:
     raise InputError('in', f'{file}', f'{jax.tree_util.keystr(integers[0])} holds whole numbers',
                      'give weights')

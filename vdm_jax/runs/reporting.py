@@ -181,10 +181,11 @@ def _training(run: _Run) -> str:
 
 def _samples(run: _Run) -> str:
   of_step = lambda path: path.stem.removeprefix('step_')
-  found = sorted((path for path in (run.directory / 'samples').glob('step_*.png')
-                  if of_step(path).isdecimal()), key=lambda path: int(of_step(path)))
-  count = min(len(found), SAMPLES)
-  chosen = [found[round(i * (len(found) - 1) / max(count - 1, 1))] for i in range(count)]
+  pictures = sorted((path for path in (run.directory / 'samples').glob('step_*.png')
+                     if of_step(path).isdecimal()), key=lambda path: int(of_step(path)))
+  count = min(len(pictures), SAMPLES)
+  last = len(pictures) - 1
+  chosen = [pictures[round(i * last / max(count - 1, 1))] for i in range(count)]
   out = ''.join(_picture(path, f'Step {int(of_step(path)):,} of the training',
                          f'Samples after {int(of_step(path)):,} steps') for path in chosen)
   drawn = run.directory / 'samples.png'
@@ -223,15 +224,15 @@ def _config(run: _Run) -> str:
 
 
 def _provenance(run: _Run) -> str:
-  made = [('start of training', start) for start in run.record.get('starts', ())]
-  made += [(written.ledger.name, ledger.provenance) for written, ledger in run.ledgers]
-  made.append(('this page', provenance()))
+  origins = [('start of training', start) for start in run.record.get('starts', ())]
+  origins += [(written.ledger.name, ledger.provenance) for written, ledger in run.ledgers]
+  origins.append(('this page', provenance()))
   columns = ('date', 'vdm_jax', 'commit', 'jax', 'command')
   out = _table('What made what', ('what', *columns), [
-      (what, *(one.get(name) or '-' for name in columns)) for what, one in made], words=None)
+      (what, *(one.get(name) or '-' for name in columns)) for what, one in origins], words=None)
   return out + ''.join(
       _paragraph(f'The learning rate was given a longer curve: {_json(one["extended"])}')
-      for _, one in made if 'extended' in one)
+      for _, one in origins if 'extended' in one)
 
 
 # -------------------------------------------------------------------- curves
@@ -262,11 +263,11 @@ def _chart(records: Sequence[Mapping], name: str) -> str:
       f'<span><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><path class="line l{i % 4}" '
       f'd="M0 4H24"/></svg> {_text(kind)} {_number(line[-1][1])}</span>'
       for i, (kind, line) in enumerate(lines.items()))
-  told = '; '.join(f'{kind}: {_number(line[0][1])} at step {line[0][0]:,}, {_number(line[-1][1])} '
+  ends = '; '.join(f'{kind}: {_number(line[0][1])} at step {line[0][0]:,}, {_number(line[-1][1])} '
                    f'at step {line[-1][0]:,}' for kind, line in lines.items())
   return (f'<figure class="chart">\n<figcaption><b>{_text(label)}</b> {keys}</figcaption>\n'
           f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-          f'aria-label="{_text(label)} against steps. {_text(told)}">\n'
+          f'aria-label="{_text(label)} against steps. {_text(ends)}">\n'
           f'<g>{marks}<text x="{_RIGHT}" y="{_HEIGHT - 5}" text-anchor="end">step</text></g>\n'
           f'<svg x="{_LEFT}" y="{_TOP - 4}" width="{_RIGHT - _LEFT + 6}" '
           f'height="{_BOTTOM - _TOP + 8}" viewBox="{_LEFT} {_TOP - 4} {_RIGHT - _LEFT + 6} '
@@ -294,12 +295,12 @@ def _limits(lines: Iterable[Sequence[tuple[float, float]]]) -> tuple[float, floa
 
   A start or a spike far outside would flatten the rest.
   """
-  kept = []
+  inner = []
   for line in lines:
     if values := [value for _, value in line if math.isfinite(value)]:
       cut = len(values) // 50
-      kept += [*sorted(values)[cut:len(values) - cut], values[-1]]
-  return _padded(min(kept, default=0.0), max(kept, default=1.0), 0.05)
+      inner += [*sorted(values)[cut:len(values) - cut], values[-1]]
+  return _padded(min(inner, default=0.0), max(inner, default=1.0), 0.05)
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:

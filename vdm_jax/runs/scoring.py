@@ -245,8 +245,8 @@ def score(*, samples: str = '', directory: str = '', method: Method = ANCESTRAL,
     check('workdir', spec.shape, spec.levels)
     samples = str(run / f'scored_{method.name}.npz')
     sampling.sample(run, samples, method=method, count=count, seed=seed, average=average,
-                step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
-                data_name=data_name)
+                    step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
+                    data_name=data_name)
     devices.broadcast_from_first(lambda: 0)  # process 0 has written the file
   if samples:
     images = _from_arrays(references.arrays(samples, 'samples'), samples, 'samples')
@@ -255,8 +255,8 @@ def score(*, samples: str = '', directory: str = '', method: Method = ANCESTRAL,
 
   if isinstance(against, Images):
     summary = features.summarise(features.extract(of, against.read, against.count,
-                                               batch_size=batch_size, what='reference'),
-                              against.count, scores.MOST_COMPARED)
+                                                  batch_size=batch_size, what='reference'),
+                                 against.count, scores.MOST_COMPARED)
     against = Reference(against.name, of.name, of.checksum, against.shape, against.levels, *summary)
   if statistics_file and jax.process_index() == 0:
     references.save(statistics_file, against)

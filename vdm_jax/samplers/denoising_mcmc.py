@@ -29,7 +29,7 @@ class ChainState(NamedTuple):
 
 class Draw(NamedTuple):
   z: Array            # [B, ...]  denoised, at the last time of the grid
-  chain: ChainState        # where the chains stopped, to go on from
+  chain: ChainState   # where the chains stopped, to go on from
   evaluations: Array  # [B]       calls of the denoiser that this draw of the chain needed
 
 

@@ -51,7 +51,7 @@ def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
   require(config, 'dtype', m.dtype in ('float32', 'bfloat16'), 'there is no such choice',
           'choose float32 or bfloat16')
   settings = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
-           'weight_gradient': m.weight_gradient, 'attention': m.attention}
+              'weight_gradient': m.weight_gradient, 'attention': m.attention}
   return net.clone(**{name: value for name, value in settings.items() if name in has})
 
 

@@ -120,7 +120,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
     chain = model(params)
     x = chain.encode(batch[chain.field])
     nats, terms = dpm2015.bound(chain.denoise, chain.process, x, context.t, context.keys,
-                            steps=m.timesteps)
+                                steps=m.timesteps)
     ends = vlb.end_terms(chain.process, x, x, context.t, context.keys, batch[chain.field], decoder,
                          None)
     terms = {**ends, 'diffusion': terms['diffusion']}
