@@ -99,8 +99,9 @@ def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 def _of_arrays(path: Path) -> _Images:
   arrays = references.arrays(path, 'images')
   name = next((name for name in ('images', 'image', 'arr_0') if name in arrays), None)
-  require(name is not None, 'images', str(path),
-          f'it holds the arrays {", ".join(arrays) or "(none)"}', 'name the array `images`')
+  if name is None:
+    raise InputError('images', str(path), f'it holds the arrays {", ".join(arrays) or "(none)"}',
+                     'name the array `images`')
   images = arrays.pop(name)
   require(images.ndim > 1 and len(images) > 0, 'images', str(path),
           f'the array {name!r} is {list(images.shape)}', 'give one image or more, [n, ...]')
