@@ -10,8 +10,8 @@
   python scripts/benchmark.py memory [--config=configs/cifar10/vdm.py] [--markdown]
   python scripts/benchmark.py scaling --config=configs/cifar10/vdm.py
 
-Only `data`, `precision`, and the start to the first step that `compile` measures, need the data
-themselves.  `memory` (by default of all published configs) and `scaling` compile for the CPU, and
+`data` and `precision` need the data, and so does the time to the first step that `compile`
+measures.  `memory` (by default for all published configs) and `scaling` compile for the CPU, and
 run nothing.
 """
 import functools

@@ -15,9 +15,9 @@ from vdm_jax import cli
 from vdm_jax.certification import catalogue, report
 from vdm_jax.errors import InputError
 
-SAMPLERS = flags.DEFINE_list('samplers', [], 'Only these, FILE.py:NAME of your own; default: all.')
-ORDER = flags.DEFINE_float('order', None, 'What those of your own claim; default: they are '
-                           'stochastic, and judged by their moments.')
+SAMPLERS = flags.DEFINE_list('samplers', [], 'Names, or FILE.py:NAME of your own.  Default: all.')
+ORDER = flags.DEFINE_float('order', None, 'The order that your own samplers claim.  Default: '
+                           'they are stochastic, and judged by their moments.')
 MEASURED = cli.measured()
 JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
 

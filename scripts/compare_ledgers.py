@@ -2,7 +2,8 @@
 
   python scripts/compare_ledgers.py runs/digits runs/digits_small [--markdown]
 
-Of a run its main evaluation, ledger.json; another by its file, runs/digits/ledger_raw.json.
+Name a run for its main evaluation (ledger.json), or another ledger by its file
+(runs/digits/ledger_raw.json).
 """
 import bootstrap
 import rich.table
@@ -15,7 +16,7 @@ from vdm_jax.machine import files
 from vdm_jax.train import metrics
 
 MEASURED = cli.measured()
-MARKDOWN = flags.DEFINE_bool('markdown', False, 'As a table of Markdown.')
+MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print a Markdown table.')
 
 
 def main(directories):

@@ -11,13 +11,15 @@ from vdm_jax.runs import comparing
 from vdm_jax.train import metrics
 
 WORKDIR = cli.run_directory()
-OUT = cli.path('out', 'A .png; default: samplers.png in the workdir.')
+OUT = cli.path('out', 'A .png file.  Default: samplers.png in the workdir.')
 OVERWRITE = cli.overwrite()
 CHOSEN = flags.DEFINE_list('samplers', comparing.USUAL,
-                           f'Of {", ".join(comparing.COMPARABLE)}; or FILE.py:NAME of your own.')
+                           'Names, or FILE.py:NAME of your own.  The names: '
+                           f'{", ".join(comparing.COMPARABLE)}.')
 EVALUATIONS = flags.DEFINE_list('evaluations', ['5', '10', '20', '50'],
-                                'Of the network, for one image.')
-COUNT = flags.DEFINE_integer('count', 300, 'Images of each sampler, and at most of the data.')
+                                'Numbers of network evaluations for each image.')
+COUNT = flags.DEFINE_integer('count', 300, 'How many images each sampler draws, and at most how '
+                             'many test images they are compared with.')
 SEED = cli.seed('the samples')
 BATCH_SIZE = cli.batch_size(100)
 OF_RUN = cli.of_run()

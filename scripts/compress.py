@@ -1,4 +1,4 @@
-"""Compresses images without loss by a run's model, at the rate of its bound; and decompresses them.
+"""Compresses images without loss by the model of a run, at the rate of its bound; decodes them.
 
   python scripts/compress.py encode --workdir=runs/digits --T=50 images.npz --out=images.vdmz
   python scripts/compress.py decode images.vdmz --out=decoded

@@ -1,6 +1,6 @@
 """Evaluates a run's likelihood: the ledger on screen, ledger.json, bits.npz, pictures, report.html.
 
-Of a directory of runs seed_N, each of them, with a table of their means and spreads.
+For a directory of runs seed_N, it evaluates each run, and prints a table of mean and spread.
 
   python scripts/evaluate.py --workdir=runs/digits --estimates=vlb,vlb@1000,ode,iw@20x100,immse
   python scripts/evaluate.py --workdir=runs/digits --estimates=my.py:mine

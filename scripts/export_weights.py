@@ -2,8 +2,8 @@
 
   python scripts/export_weights.py --workdir=runs/digits --out=digits.safetensors
 
-Writes digits.safetensors, whose names are those of the parameters here joined by '/', and
-digits.json, the config, the step and the average.
+It writes two files.  digits.safetensors has the names of the parameters, joined by '/'.
+digits.json has the config, the step and the average.
 """
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vdm_jax import cli
 from vdm_jax.runs import exporting
 
 WORKDIR = cli.run_directory()
-OUT = cli.path('out', 'The .safetensors to write.')
+OUT = cli.path('out', 'The .safetensors file to write.')
 OVERWRITE = cli.overwrite()
 AVERAGE, STEP = cli.average(), cli.step()
 

@@ -1,12 +1,12 @@
-"""Makes a run of published weights, on which evaluate.py, sample.py and the rest work at once.
+"""Turns published weights into a run, which evaluate.py, sample.py and all other commands take.
 
   python scripts/import_weights.py --source=improved-diffusion --in=cifar10_uncond_50M_500K.pt \\
     --out=runs/iddpm
   python scripts/import_weights.py --source=score-sde --model=vp/cifar10_ddpmpp_continuous \\
     --in=checkpoint_8.pth --out=runs/ddpmpp
 
-Files are read without executing anything in them: PyTorch's, NVIDIA's pickles, safetensors, .npz
-and Flax's msgpack.
+Nothing in a file is executed.  It reads PyTorch files, NVIDIA's pickles, safetensors, .npz and
+Flax's msgpack.
 """
 import bootstrap
 from absl import flags
@@ -14,11 +14,12 @@ from absl import flags
 from vdm_jax import cli
 from vdm_jax.runs import importing
 
-SOURCE = flags.DEFINE_enum('source', None, sorted(importing.SOURCES), 'Where the file is from.')
+SOURCE = flags.DEFINE_enum('source', None, sorted(importing.SOURCES), 'The public codebase that '
+                           'the file is from.')
 IN = cli.path('in', 'The file of weights.')
-OUT = cli.run_directory('The directory of the run to be made.', 'out')
-MODEL = flags.DEFINE_string('model', '', "Which of the source's models it is; default: as the file "
-                            'is called.')
+OUT = cli.run_directory('The directory of the new run.', 'out')
+MODEL = flags.DEFINE_string('model', '', 'Which model of the source it is.  Default: the name of '
+                            'the file.')
 
 
 def main():

@@ -1,11 +1,11 @@
-"""Learns schedules by the variance of the bound's estimate on Gaussian data, or measures a run's.
+"""Learns schedules of least variance on Gaussian data, or measures the schedule of a run.
 
   python scripts/learn_schedule.py --out=schedules.png     # a minute
   python scripts/learn_schedule.py --workdir=runs/digits_schedule
 
-The first has exact numbers, and compares what was learned with the best there is.  The second
-evaluates a trained network, on random images of its test split, under its own schedule and under
-others between the same ends.  Both are about the diffusion term alone.
+The first compares the learned schedules with the best possible one, by exact numbers.  The second
+evaluates a trained network on random test images, under its own schedule and under others between
+the same ends.  Both measure the variance of the diffusion term only.
 """
 import bootstrap
 from absl import flags
@@ -13,12 +13,12 @@ from absl import flags
 from vdm_jax import cli, measured
 from vdm_jax.studies import learned_schedule
 
-WORKDIR = cli.run_directory('The directory of a run to measure; none: learn.')
-OUT = cli.path('out', 'A .png; default: schedules.png, here or in the workdir.')
+WORKDIR = cli.run_directory('A run to measure.  Default: none; learn on Gaussian data.')
+OUT = cli.path('out', 'A .png file.  Default: schedules.png, in the workdir or here.')
 OVERWRITE = cli.overwrite()
-TRAIN_STEPS = flags.DEFINE_integer('train_steps', 1000, 'Of learning.')
-BATCH_SIZE = cli.batch_size(128, 'B of the estimates whose variance is shown.')
-REPEATS = flags.DEFINE_integer('repeats', 100, 'Batches for each schedule of a run.')
+TRAIN_STEPS = flags.DEFINE_integer('train_steps', 1000, 'Steps of training.')
+BATCH_SIZE = cli.batch_size(128, 'B: how many draws one estimate averages.')
+REPEATS = flags.DEFINE_integer('repeats', 100, 'With --workdir: batches for each schedule.')
 SEED = cli.seed('all draws')
 OF_RUN = cli.of_run()
 MEASURED = cli.measured()

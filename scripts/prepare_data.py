@@ -3,7 +3,7 @@
   python scripts/prepare_data.py cifar10 --data_dir=DIR
   python scripts/prepare_data.py mnist --data_dir=DIR --from=FOLDER_OF_THE_FOUR_FILES
 
-The archives are downloaded, or read from where they are already.  It can be run again.
+The archives are downloaded, or read from disk (--from).  The command can be run again.
 """
 import bootstrap
 from absl import flags
@@ -14,9 +14,9 @@ from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
 DATA_DIR = cli.path(
-    'data_dir', 'Where data sets live; default: $TFDS_DATA_DIR, ~/tensorflow_datasets.')
+    'data_dir', 'The directory of data sets.  Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.')
 FROM = flags.DEFINE_list(
-    'from', [], 'The official archives, or folders that hold them, separated by commas.')
+    'from', [], 'The official archives on disk, or their folders, separated by commas.')
 
 
 def main(names):

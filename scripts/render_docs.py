@@ -1,8 +1,8 @@
-"""Renders what is generated in the docs: measured tables and the reference of the commands.
+"""Renders the generated parts of the docs: measured tables and the reference of the commands.
 
   python scripts/render_docs.py
 
-The tables between marks are from docs/measured/*.json, docs/reference/commands.md from the scripts.
+Tables between marks come from docs/measured/*.json; docs/reference/commands.md, from the scripts.
 """
 import bootstrap
 

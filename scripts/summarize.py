@@ -1,8 +1,8 @@
-"""What a config's network is made of: parameters, FLOP an image and activations, by block.
+"""Lists the parts of a config's network, by block: parameters, FLOP of an image, activations.
 
   python scripts/summarize.py --config=configs/cifar10/vdm.py [--json]
 
-Needs neither data nor much time: nothing is run.
+It needs no data and runs nothing.
 """
 import bootstrap
 import rich.console

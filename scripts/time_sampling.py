@@ -1,11 +1,11 @@
-"""Compares ways to draw t: the variance of the diffusion term's estimates, in one table.
+"""Compares ways to draw t, by the variance of the diffusion term: one table.
 
   python scripts/time_sampling.py                      (Gaussian data, the optimal denoiser)
   python scripts/time_sampling.py --workdir=runs/digits_small --out=proposals.json
 
-Without a run: 3,072 dimensions of variance 0.25, log-SNR from 13.3 to -5 by three schedules; exact
-but for the histories, which are drawn.  With one: its network, its schedule and random images of
---split.
+Without --workdir the data are Gaussian, with variance 1/4 in 3,072 dimensions, and three schedules
+run from log-SNR 13.3 to -5.  These numbers are exact, but for the histories of losses, which are
+drawn.  With --workdir it measures the network and schedule of a run on random images of --split.
 """
 import bootstrap
 from absl import flags
@@ -13,13 +13,13 @@ from absl import flags
 from vdm_jax import cli, measured
 from vdm_jax.studies import sampling_times
 
-WORKDIR = cli.run_directory('The directory of a run; none: Gaussian data.')
+WORKDIR = cli.run_directory('A run to measure.  Default: none; Gaussian data.')
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
-BATCH_SIZE = cli.batch_size(128, 'Draws whose times are spread together.')
-BATCHES = flags.DEFINE_integer('batches', 128, 'How many batches.')
-BINS = flags.DEFINE_integer('bins', 64, 'Of the history of losses.')
+BATCH_SIZE = cli.batch_size(128, 'How many stratified times are drawn together.')
+BATCHES = flags.DEFINE_integer('batches', 128, 'How many batches are drawn.')
+BINS = flags.DEFINE_integer('bins', 64, 'Bins of the history of losses.')
 SEED = cli.seed('the draws')
-OUT = cli.path('out', 'A .json for the table.')
+OUT = cli.path('out', 'A .json file for the table.')
 OVERWRITE = cli.overwrite()
 OF_RUN = cli.of_run()
 MEASURED = cli.measured()

@@ -2,7 +2,7 @@
 
   python scripts/toy_gallery.py --workdir=runs/toys --out=toys.png [--systems=vdm,edm]
 
-A run that is there already is not trained again.  2 CPU cores: ten minutes.
+It takes ten minutes on 2 CPU cores.  Existing runs are not trained again.
 """
 import bootstrap
 from absl import flags
@@ -10,11 +10,12 @@ from absl import flags
 from vdm_jax import cli
 from vdm_jax.studies import toys
 
-WORKDIR = cli.run_directory('A directory for the runs.')
-OUT = cli.path('out', 'The .png to write.')
+WORKDIR = cli.run_directory('The directory of the runs.')
+OUT = cli.path('out', 'The .png file to write.')
 OVERWRITE = cli.overwrite()
-CHOSEN = flags.DEFINE_list('systems', list(toys.SYSTEMS), f'Of {", ".join(toys.SYSTEMS)}.')
-TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, "Of training; default: the configs'.")
+CHOSEN = flags.DEFINE_list('systems', list(toys.SYSTEMS), 'Which systems to train.')
+TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, 'Steps of training.  Default: as in the '
+                                   'configs.')
 
 
 def main():

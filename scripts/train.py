@@ -1,4 +1,4 @@
-"""Trains a config, or goes on with a run: by the same command, or by its directory alone.
+"""Trains a config.  The same command, or only --workdir, goes on with a run.
 
   python scripts/train.py --config=configs/cifar10/vdm.py --workdir=runs/cifar10 --data_dir=DIR
   python scripts/train.py --workdir=runs/cifar10

@@ -83,14 +83,14 @@ class Model(typing.Model):
     if self.bound is None:
       ends = np.asarray(self.process(jnp.array([0.0, 1.0])).logsnr)
       require(bool(np.isfinite(ends).all()), None, None, 'log-SNR is infinite at an end of this '
-              'model, where its bound has no value', 'evaluate its run, whose ledger has that of '
-              'its chain')
+              'model, where its bound has no value', 'evaluate its run: the ledger has the bound '
+              'of its chain')
     batch = jax.tree.map(np.asarray, dict(batch))
     conditions = self.conditions(np.arange(len(batch[self.field])))
     for name in conditions.keys() - batch.keys() - {'augmented'}:
       raise InputError('batch', None, f'this model is conditioned on {_plural(name)}, and it has '
                        'none',
-                       f'add {name!r}, [n, ...]')
+                       f'add {name!r} of shape [n, ...]')
     batch = conditions | batch  # nothing is augmented
     terms = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,
                         label='bound', at_once=batch_size // draws, progress=False)
@@ -136,7 +136,7 @@ class Model(typing.Model):
     label = values['label']
     if 'label' in batch:
       require(label is not None, 'label', None, 'this model is conditioned on labels',
-              'give one, or [n]')
+              'give one label, or n labels')
       require(np.shape(label) in ((), (n,)), 'label', np.shape(label), f'{n} examples are drawn',
               'give one number, or one for each')
     return batch

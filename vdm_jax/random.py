@@ -28,7 +28,7 @@ def key(seed: int, field: str = 'seed') -> Array:
   try:
     seed = index(seed)
   except TypeError:
-    raise InputError(field, seed, 'a seed is one whole number', 'give one from 0 on') from None
+    raise InputError(field, seed, 'a seed is one whole number', 'give 0 or more') from None
   if not 0 <= seed < 2**32:  # a larger one would be cut to 32 bits, unless JAX has 64
     raise InputError(field, seed, 'it is out of range', f'choose one from 0 to {2**32 - 1}')
   return jax.random.key(seed, impl='threefry2x32')
@@ -45,12 +45,12 @@ def each(key: Array, n: int | None = None) -> Array:
   Raises InputError.
   """
   if not (hasattr(key, 'dtype') and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-    raise InputError('key', None, 'this is none, or one of the old kind', 'use jax.random.key(0)')
+    raise InputError('key', None, 'it is not a typed key', 'use jax.random.key(0)')
   if key.ndim and n in (None, *key.shape):
     return key
   if key.ndim or n is None or n < 1:
-    raise InputError('n', n, f'it does not go with keys {key.shape}', 'give one key and a number '
-                     'of examples from 1 on, or as many keys as examples')
+    raise InputError('n', n, f'it does not match keys of shape {key.shape}',
+                     'give one key and a number of examples from 1 on, or as many keys as examples')
   return per_example(key, jnp.arange(n))
 
 

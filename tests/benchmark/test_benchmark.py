@@ -270,7 +270,7 @@ def test_the_command_prints_json_and_nothing_else_on_stdout():
 
 @pytest.mark.long
 @pytest.mark.parametrize('arguments,expected', [
-    (['run'], "'run' is no measurement; name one of train, eval, sample, data, compile"),
+    (['run'], "'run' is not a measurement; name one of train, eval, sample, data, compile"),
     ([], 'name one of train, eval, sample, data, compile'),
     (['train'], '--config: it is missing; name a config file'),
     (['train', '--workdir=runs/a'], 'this command takes no workdir'),

@@ -253,10 +253,10 @@ def test_conditions_may_be_strings_as_a_command_has_them(tmp_path):
   assert text.decode(captions) == ['six', 'one', 'two', 'six']
   np.testing.assert_array_equal(told(numbers, label=['2', '0'])['label'], [2, 0, 2, 0])
   for given, message in (
-      ({'place': '1,2,3'}, "place='1,2,3': a value of it is 2 numbers, and these are 3"),
-      ({'place': 'here'}, "place='here': these are no numbers; give numbers with commas"),
-      ({'label': '0.5'}, "label='0.5': these are no integers"),
-      ({'label': file}, "has no array 'label', but place, caption; call one of them so"),
+      ({'place': '1,2,3'}, "place='1,2,3': a value has 2 numbers, and these are 3"),
+      ({'place': 'here'}, "place='here': these are not numbers; give numbers separated by commas"),
+      ({'label': '0.5'}, "label='0.5': these are not integers"),
+      ({'label': file}, "has no array 'label', only place, caption; rename one of them"),
       ({'place': 'none.npz'}, "place='none.npz': there is no such file")):
     with pytest.raises(InputError, match=message):
       told(numbers, **given)
@@ -264,8 +264,9 @@ def test_conditions_may_be_strings_as_a_command_has_them(tmp_path):
 
 @pytest.mark.parametrize('given, message', [
     ({'label': 3}, 'label=3: the classes are 0 .. 2'),
-    ({'label': 0.5}, 'label=0.5: it is an integer, 0 .. 2'),
-    ({'place': 1.0}, r'a value of it is \(2,\)'), ({'place': [np.nan, 0]}, 'it is not finite'),
+    ({'label': 0.5}, 'label=0.5: it must be an integer, 0 .. 2'),
+    ({'place': 1.0}, r'the shape of a value is \(2,\)'),
+    ({'place': [np.nan, 0]}, 'it is not finite'),
     ({'caption': 'longer'}, "caption='longer': the texts of the data have 5 bytes at most"),
     ({'image': 0}, "image=0: this model is not conditioned on 'image'; leave it out, or give l"),
 ])

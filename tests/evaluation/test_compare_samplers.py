@@ -150,7 +150,7 @@ def command(*flags):
     ('--samplers=ddim,nonsense', '--samplers=nonsense: '),
     ('--samplers=my.py:mine', '--samplers=my.py:mine: there is no file my.py'),
     *(pytest.param(*case, marks=pytest.mark.long) for case in (
-        ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose of'),
+        ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose one of'),
         ('--count=1', '--count=1: it must be at least 2'),
         ('--seed=0', 'holds no run'))),
 ])

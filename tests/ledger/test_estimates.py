@@ -409,10 +409,10 @@ def test_an_estimate_is_read_from_a_file_of_three_lines(tmp_path):
 @pytest.mark.parametrize('name,problem,remedy', [
     ('gone.py:mine', 'there is no file', 'give one of your own'),
     ('my.py:yours', "has no 'yours'", 'name what it defines'),
-    ('my.py:number', 'it is no estimate', 'give a Family, or a function'),
+    ('my.py:number', 'it is not an estimate', 'give a Family, or a function'),
     ('my.py:plain', 'cannot be called with .model, batch, keys.', 'define it so'),
     ('my.py:mine@10', 'mine has no such settings', 'choose mine'),
-    ('broken.py:mine', 'line 1 is no Python', ''),
+    ('broken.py:mine', 'line 1 is not Python', ''),
     ('my.py:', "has no ''", 'name what it defines')])
 def test_a_file_without_the_estimate_is_refused_in_one_line(tmp_path, name, problem, remedy):
   (tmp_path / 'my.py').write_text(FILE)
@@ -425,7 +425,7 @@ def test_a_file_without_the_estimate_is_refused_in_one_line(tmp_path, name, prob
 
 
 @pytest.mark.parametrize('value,message', [
-    (7, 'estimates=7: it is no estimate'),
+    (7, 'estimates=7: it is not an estimate'),
     (lambda model, batch, keys: None, 'this function has no name'),
     (families.own(exact, 'vlb'), "estimates='vlb': vlb is a family of the library"),
     (families.own(exact, 'iw'), 'iw is a family of the library')])

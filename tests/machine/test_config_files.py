@@ -108,7 +108,7 @@ def test_what_is_missing_is_named_in_one_line_with_the_remedy(tmp_path):
 
 def test_a_config_that_is_no_python_is_one_line(tmp_path):
   file = folder(tmp_path, leaf='x = (')
-  with pytest.raises(InputError, match=r'leaf.py.*line 1 is no Python'):
+  with pytest.raises(InputError, match=r'leaf.py.*line 1 is not Python'):
     config_files.read(file)
 
 

@@ -85,7 +85,7 @@ def test_a_file_is_written_over_only_where_that_is_asked_for(tmp_path):
 def test_a_file_that_could_not_be_written_is_refused_before_anything_is_computed(tmp_path):
   (tmp_path / 'file').write_text('')
   (tmp_path / 'b.png').mkdir()
-  for path, message in [(tmp_path / 'a.jpg', 'a file ending in .png or .npz'),
+  for path, message in [(tmp_path / 'a.jpg', 'its name must end in .png or .npz'),
                         (tmp_path / 'b.png', 'it is a directory'),
                         (tmp_path / 'file' / 'c' / 'a.png', 'nothing can be written into')]:
     with pytest.raises(InputError, match=message):

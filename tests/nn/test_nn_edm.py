@@ -139,9 +139,9 @@ def test_a_published_network_has_its_number_of_parameters(name, count):
 
 
 @pytest.mark.parametrize('net, remedy', [
-    (song(encoder='none'), "encoder='none': there is no such one; choose one of standard"),
+    (song(encoder='none'), "encoder='none': there is no such choice; choose one of standard"),
     (song(decoder='residual'), "decoder='residual': .*choose one of standard, skip"),
-    (song(embedding='sigma'), "embedding='sigma': there is no such one; choose one of positional"),
+    (song(embedding='sigma'), "embedding='sigma': there is no such choice; choose one of posi"),
     (song(multipliers=(1,) * 5), '8 x 8 pixels cannot be halved 4 times; .* multiples of 16'),
     (adm(features=32, multipliers=(1, 3)), 'head_features=64: it does not divide the 96 features'),
 ])

@@ -82,7 +82,7 @@ def test_npz_and_flax_come_back_and_a_part_of_them_can_be_picked(tmp_path):
   assert average['net/half'].dtype == jnp.bfloat16
   np.testing.assert_array_equal(average['net/half'], half)
   np.testing.assert_array_equal(readers.subtree(flat, 'params/net')['w'], -weight)
-  with pytest.raises(InputError, match="nothing under 'ema'; choose of .*ema_params"):
+  with pytest.raises(InputError, match="nothing under 'ema'; choose one of .*ema_params"):
     readers.subtree(flat, 'ema')
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_weight_file_is_refused_with_what_is(tmp_path):
     assert 'no weight file' in message and 'safetensors.torch.save_file' in message
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('readme.txt', 'nothing')
-  refused(path, 'a zip archive of no weights')
+  refused(path, 'a zip archive without weights')
   np.savez(tmp_path / 'o.npz', a=np.array([None], object))
   refused(tmp_path / 'o.npz', 'allow_pickle')
 

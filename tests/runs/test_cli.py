@@ -19,7 +19,7 @@ def test_help_lists_the_flags_and_the_configs_there_are():
   for flag in ('--help', '-h'):
     done = called('summarize.py', flag)
     assert (done.returncode, done.stderr) == (0, '')
-    assert '--data_dir: Where TFDS data sets are' in done.stdout
+    assert '--data_dir: The directory of the TFDS data sets' in done.stdout
     listed = {line.split(':')[0].strip() for line in done.stdout.splitlines()}
     assert listed >= {f'{file.relative_to(ROOT)}' for file in (ROOT / 'configs').rglob('*.py')}
 
@@ -53,7 +53,8 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
     (['sample.py', '--workdir=a[0', '--out=a.png'], "error: --workdir=a[0: no checkpoint can be "
      "kept below '['"),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--condition=three'],
-     'error: --condition=three: it is no FIELD=VALUE; write --condition=caption=three.\n'),
+     'error: --condition=three: it is not of the form FIELD=VALUE; write '
+     '--condition=caption=three.\n'),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--eta=0.5'],
      'error: --eta=0.5: the sampler ancestral has none; leave it out, or choose ddim.\n'),
 ])

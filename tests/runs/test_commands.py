@@ -278,7 +278,7 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
     ({'probe': 'normal'}, "probe='normal': there is no such choice; choose one of rad"),
     ({'examples': 0}, 'examples=0: '),
     ({'batch_size': -1}, 'batch_size=-1: '),
-    ({'average': 'slow'}, "average='slow': there is none in this run; choose one of ema, "),
+    ({'average': 'slow'}, "average='slow': this run has no such average; choose one of ema, "),
     ({'step': 3}, 'step=3: there is no such checkpoint; choose one of 2, 4'),
     ({'step': 'newest'}, "step='newest': there is no such checkpoint; choose one of 2, 4, l"),
 ])
@@ -679,7 +679,7 @@ def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished,
 
 @pytest.mark.parametrize('options,message', [
     ({'method': by(0)}, 'steps=0: this grid needs at least 1'),
-    ({'trace': 'a.jpg'}, "trace='a.jpg': it is to be a file ending in .png"),
+    ({'trace': 'a.jpg'}, "trace='a.jpg': its name must end in .png"),
     ({'count': 10**12}, 'count=1000000000000: images have numbers below 2^30'),
     ({'count': 0}, 'count=0: '),
     ({'batch_size': 0}, 'batch_size=0: '),

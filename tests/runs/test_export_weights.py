@@ -67,7 +67,7 @@ def test_the_weights_come_back_bit_for_bit(run, tmp_path, average, step):
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(run, tmp_path):
   for directory, out, options, message in (
-      (run, 'w.npz', {}, r'out=.*a file ending in \.safetensors'),
+      (run, 'w.npz', {}, r'out=.*its name must end in \.safetensors'),
       (tmp_path / 'none', 'w.safetensors', {}, 'holds no run'),
       (run, 'w.safetensors', {'average': 'none'}, "average='none': "),
       (run, 'w.safetensors', {'step': 3}, 'step=3: ')):

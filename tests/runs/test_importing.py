@@ -143,7 +143,7 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(published, tmp_pa
   np.savez(nan, **{name: np.full_like(u, np.nan) for name, u in readers.read(path).items()})
   for arguments, message in [
       (('ncsn', path), "source='ncsn': there is no such choice; choose one of google-vdm, "),
-      (('ncsnv2', tmp_path / 'other.pt'), "model='other': it is none of this source; "),
+      (('ncsnv2', tmp_path / 'other.pt'), "model='other': this source has no such model; "),
       (('ncsnv2', tmp_path / 'gone.pt'), "gone.pt': there is no such file"),
       (('ncsnv2', half, 'ncsn-mnist'), 'half.safetensors'),
       (('ncsnv2', nan, 'ncsn-mnist'), 'is not finite'),

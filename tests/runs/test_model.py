@@ -124,7 +124,7 @@ def test_what_changes_a_model_keeps_what_it_can():
 
 
 @pytest.mark.parametrize('call,message', [
-    (lambda: GAUSSIAN.sample(jax.random.key(0)), 'n: it does not go with keys'),
+    (lambda: GAUSSIAN.sample(jax.random.key(0)), 'n: it does not match keys'),
     (lambda: GAUSSIAN.sample(jax.random.key(0), 2, steps=0), 'steps=0'),
     (lambda: GAUSSIAN.sample(jax.random.key(0), 2, label=1), 'label=1: .* not conditioned'),
     (lambda: LABELLED.sample(jax.random.key(0), 2),

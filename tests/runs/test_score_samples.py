@@ -242,7 +242,7 @@ def test_weights_that_are_not_there_or_not_inception_s_are_refused(tmp_path):
 @pytest.mark.parametrize('options,message', [
     ({'samples': 'nowhere.npz'}, "^samples='nowhere.npz': there is no such file"),
     ({'reference': 'nowhere.npz'}, "^reference='nowhere.npz': there is no such file"),
-    ({'reference': 'nonsense'}, "^reference='nonsense': .* is no data set of TFDS"),
+    ({'reference': 'nonsense'}, "^reference='nonsense': .* is not a data set of TFDS"),
     ({'samples': ''}, '^samples: no images are to be scored; give samples or workdir'),
     ({'directory': 'run'}, '^samples=.*: workdir is given too'),
     ({'by': 'nonsense'}, "^features='nonsense': .*; choose pixels"),
@@ -282,8 +282,8 @@ def test_a_damaged_file_and_statistics_of_the_wrong_size_are_refused(folder, tmp
   (tmp_path / 'bad.npz').write_bytes(b'PK\3\4 no more')
   with pytest.raises(InputError, match='^samples=.*bad.npz.: it cannot be read'):
     score(folder, samples=str(tmp_path / 'bad.npz'))
-  for mean, covariance, message in ((16, (16, 4), r'give \[D\] and'),
-                                     (9, (9, 9), 'they are 16 numbers .* reference 9')):
+  for mean, covariance, message in ((16, (16, 4), r'give a mean \[D\] and'),
+                                     (9, (9, 9), 'an image has 16 of them, .* reference 9')):
     np.savez(tmp_path / 'bad.npz', mu=np.zeros(mean), sigma=np.zeros(covariance))
     with pytest.raises(InputError, match=message):
       score(folder, reference=str(tmp_path / 'bad.npz'))

@@ -74,7 +74,7 @@ def test_what_cannot_be_made_is_refused_by_its_flag(arguments, message):
 
 def test_a_grid_of_text_is_not_called_damaged(tmp_path):
   np.savetxt(tmp_path / 'own.npy', [1.0, 0.4, 0.0])
-  with pytest.raises(InputError, match='it is no file of NumPy; write it by numpy.save'):
+  with pytest.raises(InputError, match='it is not a NumPy file; write it by numpy.save'):
     catalogue.method('ddim', None, str(tmp_path / 'own.npy'))
 
 
@@ -84,7 +84,7 @@ def test_a_grid_of_text_is_not_called_damaged(tmp_path):
     ('deis-tab3', 'deis_t3'), ('UniPC', 'unipc_2'), ('k-heun', 'edm'), ('ddim', 'ddim')])
 def test_a_sampler_goes_by_the_names_it_has_elsewhere_which_is_said(name, here, capsys):
   assert catalogue.method(name, 5).name == here
-  said = f'{name} is called {here} here' if name != here else ''
+  said = f'The sampler {name} is called {here} here' if name != here else ''
   assert capsys.readouterr().err.startswith(said) and bool(said) == (here != name)
 
 
@@ -163,7 +163,7 @@ def test_a_sampler_of_ones_own_is_a_function_in_a_file(tmp_path):
     ('', "my.py has no ''; name what it defines, as FILE.py:NAME."),
     ('SIZE', 'it does not take a denoiser and a process; give a function (denoise, process) ->'),
     ('alone', 'it does not take a denoiser and a process; give a function (denoise, process) ->'),
-    ('number', 'what it makes is no Sampler (but of the type int); give a function'),
+    ('number', 'it returns a int, not a Sampler; give a function'),
 ])
 def test_what_is_no_sampler_in_a_file_of_ones_own_is_one_line(tmp_path, name, message):
   with pytest.raises(InputError) as error:
@@ -176,7 +176,7 @@ def test_a_file_of_ones_own_that_is_missing_or_no_python_is_one_line(tmp_path):
   with pytest.raises(InputError, match='samplers=.*: there is no file nowhere.py; give one of'):
     catalogue.find('nowhere.py:mine', 'samplers')
   (tmp_path / 'my.py').write_text('def mine(:')
-  with pytest.raises(InputError, match='sampler=.*: line 1 is no Python'):
+  with pytest.raises(InputError, match='sampler=.*: line 1 is not Python'):
     catalogue.find(f'{tmp_path}/my.py:mine')
 
 

@@ -227,7 +227,7 @@ def test_encoding_is_judged_by_the_flow_upwards():
 
 @pytest.mark.parametrize('options', [{'curves': ['vpp']}, {'models': ['gauss']}])
 def test_an_unknown_curve_or_model_is_named(options):
-  with pytest.raises(ValueError, match='choose of'):
+  with pytest.raises(ValueError, match='choose one of'):
     certify(ddim, 1, **options)
 
 

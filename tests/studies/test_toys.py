@@ -21,6 +21,6 @@ def test_a_toy_has_a_config_of_points_in_the_plane_and_a_sampler(name):
 
 
 def test_a_toy_that_there_is_not_is_refused_before_anything_is_trained(tmp_path):
-  with pytest.raises(InputError, match='there is no such choice; choose of dpm, vdm'):
+  with pytest.raises(InputError, match='there is no such choice; choose one of dpm, vdm'):
     toys.study(tmp_path / 'runs', tmp_path / 'a.png', CONFIGS, systems=['ddpm'])
   assert not list(tmp_path.iterdir())

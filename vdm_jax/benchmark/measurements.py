@@ -55,7 +55,7 @@ def _of_run_or_config(settings: Settings) -> speed.Subject:
   if not settings.workdir:
     return _of_config(settings)
   require(settings.config is None and settings.blocks is None and settings.features is None,
-          'workdir', settings.workdir, 'a run has its config',
+          'workdir', settings.workdir, 'a run has its own config',
           'leave out config, blocks and features')
   return speed.of_run(settings.workdir, batch_size=settings.batch_size,
                       data_dir=settings.data_dir, data_name=settings.data_name)
@@ -99,7 +99,7 @@ def _compile(settings: Settings) -> dict:
 
 def _precision(settings: Settings) -> dict:
   require(bool(settings.workdir), 'workdir', None, 'it is missing', 'name a run')
-  require(settings.config is None, 'workdir', settings.workdir, 'a run has its config',
+  require(settings.config is None, 'workdir', settings.workdir, 'a run has its own config',
           'leave out config')
   return precision.compare(
       settings.workdir, split=settings.split, examples=settings.examples, repeats=settings.repeats,

@@ -435,7 +435,7 @@ def _first_step(command: Sequence[str], limit: float) -> float:
           said.seek(0)
           last = ' '.join(said.read().strip().splitlines()[-1:]).removeprefix('error: ')
           raise InputError(problem=f'start to first step: {last.rstrip(".")}',
-                           remedy='or leave it out by --nostart')
+                           remedy='leave it out by --nostart')
         if time.perf_counter() - start > limit:
           raise InputError(problem=f'start to first step: there is none within {limit:g} s',
                            remedy='leave it out by --nostart')

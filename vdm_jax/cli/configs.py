@@ -32,7 +32,7 @@ class _ConfigFile(flags.ArgumentParser):
 
 def config_flag() -> flags.FlagHolder:
   """--config, --config.FIELD for all of its fields, and --print_config."""
-  flags.DEFINE_bool('print_config', False, "Print the config's fields as flags, and end.")
+  flags.DEFINE_bool('print_config', False, "Print the fields of the config as flags, and exit.")
   holder = config_flags.DEFINE_config_file('config', None, 'The config file, FILE.py or '
                                            'FILE.py:VARIANT.')
   flags.FLAGS['config'].parser = _ConfigFile()

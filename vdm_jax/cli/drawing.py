@@ -27,5 +27,5 @@ class Sampler(NamedTuple):
 def sampler(names: str, grids: str, eta: str) -> Sampler:
   """Defines the flags, with these texts for --help."""
   return Sampler(flags.DEFINE_string('sampler', 'ancestral', names),
-                 flags.DEFINE_integer('steps', None, 'Steps of the grid; default: 250.'),
+                 flags.DEFINE_integer('steps', None, 'Number of steps.  Default: 250.'),
                  flags.DEFINE_string('grid', '', grids), flags.DEFINE_float('eta', None, eta))

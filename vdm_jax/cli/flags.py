@@ -37,20 +37,20 @@ def run_directory(help_text: str = 'The directory of the run.', name: str = 'wor
 
 def config_data_dir() -> flags.FlagHolder:
   """--data_dir, of a config."""
-  return path('data_dir', 'Where TFDS data sets are: config.data.data_dir.')
+  return path('data_dir', 'The directory of the TFDS data sets (sets config.data.data_dir).')
 
 
 def data_dir() -> flags.FlagHolder:
   """--data_dir, of data sets that are not where the run found them."""
-  return path('data_dir', 'Where TFDS data sets are, if not where they were.')
+  return path('data_dir', 'The directory of the TFDS data sets, if they have moved.')
 
 
 def moved_data() -> flags.FlagHolder:
   """--data_name, of data that are not where the run found them."""
-  return path('data_name', "Where the run's data are, if not where they were: ./photos, x.npz.")
+  return path('data_name', "The run's data, if they have moved: ./photos or x.npz.")
 
 
-def average(help_text: str = "An EMA of the config, or 'raw'; default: the longest."
+def average(help_text: str = "Which average: a name in config.ema, or 'raw'.  Default: the slowest."
             ) -> flags.FlagHolder:
   """--average, of a run's weights."""
   return flags.DEFINE_string('average', '', help_text)
@@ -58,7 +58,7 @@ def average(help_text: str = "An EMA of the config, or 'raw'; default: the longe
 
 def step() -> flags.FlagHolder:
   """--step, of a run's weights."""
-  return flags.DEFINE_string('step', 'latest', "A checkpoint: 'latest', 'best' or its number.")
+  return flags.DEFINE_string('step', 'latest', "Which checkpoint: 'latest', 'best' or a step.")
 
 
 def of_run() -> tuple[flags.FlagHolder, ...]:
@@ -67,15 +67,16 @@ def of_run() -> tuple[flags.FlagHolder, ...]:
 
 
 def seed(of: str) -> flags.FlagHolder:
-  """--seed.  of: what is drawn by it, 'the samples'."""
-  return flags.DEFINE_integer('seed', 0, f'Of {of}.')
+  """--seed.  of: what it seeds, 'the samples'."""
+  return flags.DEFINE_integer('seed', 0, f'Random seed of {of}.')
 
 
-def batch_size(default: int, help_text: str = 'Images at a time.') -> flags.FlagHolder:
+def batch_size(default: int, help_text: str = 'How many images are processed at a time.'
+               ) -> flags.FlagHolder:
   return flags.DEFINE_integer('batch_size', default, help_text)
 
 
-def overwrite(help_text: str = 'Replace files that are there already.') -> flags.FlagHolder:
+def overwrite(help_text: str = 'Replace existing files.') -> flags.FlagHolder:
   return flags.DEFINE_bool('overwrite', False, help_text)
 
 
@@ -89,5 +90,5 @@ def integers(name: str, words: Sequence[str]) -> list[int]:
   try:
     return [int(word) for word in words]
   except ValueError:
-    raise InputError(name, words, 'these are no whole numbers',
-                     'give such, separated by commas') from None
+    raise InputError(name, words, 'these are not whole numbers',
+                     'give whole numbers, separated by commas') from None

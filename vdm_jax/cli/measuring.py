@@ -15,8 +15,8 @@ flags.disclaim_key_flags()  # what is defined here belongs to the command, for i
 
 def measured() -> flags.FlagHolder:
   """--measured, the file for a command's table."""
-  return path('measured', 'A .json for the table, with date, machine and versions, as those of '
-              'docs/measured.')
+  return path('measured', 'A .json file for the table, with date, machine and versions (the format '
+              'of docs/measured).')
 
 
 def keep(file: str | None, title: str, cells: Sequence[Sequence[str]]) -> None:

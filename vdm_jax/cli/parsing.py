@@ -51,7 +51,7 @@ def _help(argv: list[str], command: Command) -> None:
   print(sys.modules['__main__'].__doc__)
   print('Flags:\n' + flags.FLAGS.main_module_help().strip().partition('\n')[2])
   if not command.alone:
-    print('  --coordinator, --num_processes, --process_id: of several processes, see --helpfull.')
+    print('  --coordinator, --num_processes, --process_id: for several processes; see --helpfull.')
   if 'config' not in flags.FLAGS:
     return
   if configs.named(argv):

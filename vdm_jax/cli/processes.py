@@ -4,11 +4,11 @@ from absl import flags
 from vdm_jax.machine import distributed
 
 FLAGS = [
-    flags.DEFINE_string('coordinator', None, 'Of several processes: HOST:PORT of process 0.  A TPU '
-                        'slice, SLURM and Open MPI need none of these three.'),
-    flags.DEFINE_integer('num_processes', None, 'Of several processes: how many there are.  1 '
-                         'alone: this one, whatever the environment says.'),
-    flags.DEFINE_integer('process_id', None, 'Of several processes: which this is, from 0 on.')]
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0.  TPU slices, SLURM, Open MPI '
+                        'and Kubernetes need none of these three flags.'),
+    flags.DEFINE_integer('num_processes', None, 'How many processes there are.  1 without the '
+                         'other two flags: one process, whatever the environment says.'),
+    flags.DEFINE_integer('process_id', None, 'The number of this process, from 0 on.')]
 
 
 def join(argv: list[str]) -> None:

@@ -20,14 +20,14 @@ For users of the command line: every script and every flag, generated from the s
 
 `python scripts/NAME.py --help` prints the same. Start the scripts with the interpreter of `.venv`.
 A command with `--config` also takes each field of that config as a flag, as in
-`--config.train.steps=100`; `--config=FILE --help` lists the fields. A default that is empty means
-that the flag is left out.
+`--config.train.steps=100`; `--config=FILE --help` lists the fields. An empty default means
+that the flag is not set.
 """
 _SEVERAL = """\
 ## Several processes
 
-Every command that needs them takes these flags, which TPU slices, SLURM and Open MPI set by
-themselves.
+Commands that run in several processes take these flags. TPU slices, SLURM, Open MPI and Kubernetes
+need none of them.
 """
 
 

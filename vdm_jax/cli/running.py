@@ -36,7 +36,7 @@ def run(main: Callable, checkout: Path | None = None, *, required: Mapping[str, 
     faulthandler.enable(2)  # absl has set it up; to where C++ writes, which `distributed` reads
     try:
       if argv[1:] and not arguments:
-        raise InputError(problem=f'{argv[1]!r} is no flag', remedy="begin one with '--'")
+        raise InputError(problem=f'{argv[1]!r} is not a flag', remedy="begin one with '--'")
       return main(argv[1:]) if arguments else main()
     except (InputError, OSError) as error:
       fail(error)

@@ -210,15 +210,15 @@ def decode(chain: Chain, lanes: list[Lane], count: int, *,
   for coder, words in zip(coders, started, strict=True):
     require(np.array_equal(coder.stack.words(), words), None, None, 'the words that the encoder '
             'began with did not come back: the images are not those that were encoded',
-            'decode with the program and on a machine like that of the encoder')
+            'decode with the same program on the same kind of machine as the encoder')
 
 
 def check_images(images: Any, chain: Chain) -> np.ndarray:
   """Integers [n, D].  Raises InputError unless they are images of this chain."""
   images = np.asarray(images)
   if images.shape[1:] != chain.shape:
-    raise InputError('images', None, f'they are {list(images.shape[1:])}, and the model is of '
-                     f'{list(chain.shape)}', 'bring them to this size')
+    raise InputError('images', None, f'their shape is {list(images.shape[1:])}, and the model '
+                     f'codes {list(chain.shape)}', 'resize them')
   if not np.issubdtype(images.dtype, np.integer) or images.min() < 0 or (
       images.max() >= chain.levels):
     raise InputError('images', None, f'they have values of {images.dtype} from {images.min()} to '

@@ -89,7 +89,7 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
                            (model.is_latent, 'is one of latents'),
                            (bool(level_axes(model)), 'has a log-SNR for every pixel'),
                            (not levels, 'is one of real numbers')):
-    require(not missing, 'workdir', None, f'the model {problem}, and is no chain that can be coded',
+    require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',
             'name a run such as those of configs/digits/vdm.py')
   times = jnp.arange(steps + 1) / steps
   level = jax.tree.map(lambda u: np.asarray(u, np.float64), model.process(times))
@@ -104,7 +104,7 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   bins = np.minimum(forward, np.append(backward, prior)) / BINS
   kernel = {'small': vlb.fixed_small, 'learned': vlb.learned, 'analytic': kernel}[variance]
   if kernel is None:
-    raise InputError('variance', variance, 'its function is missing', 'give `kernel`')
+    raise InputError('variance', variance, 'it needs the argument `kernel`', 'give `kernel`')
   centres = np.asarray(model.encode(jnp.arange(levels)), np.float64)
   return Chain(tuple(model.shape), levels, steps, lanes, bins, level.alpha, forward, prior, centres,
                _table(model, levels, bins[0], level, centres),

@@ -57,7 +57,7 @@ def read(path: str | Path) -> Container:
     raise InputError('file', str(path), f'it cannot be read ({error.strerror})',
                      'name a .vdmz file') from None
   if content[:4] != MAGIC or len(content) < _FIXED.size:
-    raise InputError('file', str(path), 'this is no .vdmz file, or only the beginning of one',
+    raise InputError('file', str(path), 'it is not a complete .vdmz file',
                      _REMEDY)
   _, version, length, digest = _FIXED.unpack_from(content)
   if version > VERSION:

@@ -90,7 +90,7 @@ class Stack:
     # The library itself pops from an empty stack without an error.
     if self._coder.num_words() < 2:
       raise InputError(problem='the stack of bits is empty',
-                       remedy='it holds no more images, or other ones than are asked for')
+                       remedy='ask for the images that it holds')
 
   # ------------------------------------------------------------- symbols
 
@@ -147,7 +147,7 @@ class Stack:
     if escaped.any():
       if beyond.max() >= MAX_OVERFLOW:
         raise InputError(problem='a latent is further from its prediction than can be coded',
-                         remedy='the model is no good for such images')
+                         remedy='use a model that was trained on such images')
       self._push(beyond[escaped], _uniform(MAX_OVERFLOW))
     self._push(np.clip(residual, -half, half), _window(half), mean, std)
 

@@ -42,7 +42,8 @@ def open_arrays(path: str, text_length: int = 0) -> Store:
     for key, count in zip(keys, counts, strict=True):
       if len(_array(path, key)) != count:
         raise InputError('config.data.name', path, f'{key} has {len(_array(path, key))} rows where '
-                         f'{next(iter(places))} has {count}', 'give each example one of each')
+                         f'{next(iter(places))} has {count}', 'store one row for each example in '
+                         'every array')
   if splits:
     rows = [None, None]
   else:
@@ -86,7 +87,7 @@ def _field(path: str, name: str, keys: Sequence[str], text_length: int) -> Field
                      f'{last.shape} for test', 'bring them to one shape')
   if (first.levels is None) != (last.levels is None):
     raise InputError('config.data.name', path, f'{keys[0]} and {keys[-1]} are not both integers',
-                     'save them alike')
+                     'save both as integers, or both as floats')
   if not first.levels:
     return first
   return fields.integers(name, first.shape, max(f.levels for f in each))
@@ -200,8 +201,8 @@ def named(path: str, name: str) -> np.ndarray:
     raise InputError(name, path, 'there is no such file', 'name a .npz or .npy file')
   keys = _keys(path)
   if name not in keys and len(keys) != 1:
-    raise InputError(name, path, f'it has no array {name!r}, but {", ".join(keys)}',
-                     'call one of them so')
+    raise InputError(name, path, f"it has no array {name!r}, only {', '.join(keys)}",
+                     'rename one of them')
   return np.asarray(_array(path, name if name in keys else keys[0]))
 
 

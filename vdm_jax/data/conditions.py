@@ -63,11 +63,11 @@ def _read(field: Field, strings: Sequence[str]) -> np.ndarray:
       numbers = np.array([(float if field.levels is None else int)(u) for u in string.split(',')])
     except ValueError:
       kind = 'numbers' if field.levels is None else 'integers'
-      raise InputError(field.name, string, f'these are no {kind}', f'give {kind} with commas '
-                       'between them, or a .npz file') from None
+      raise InputError(field.name, string, f'these are not {kind}', f'give {kind} separated by '
+                       'commas, or a .npz file') from None
     size = math.prod(field.shape)
-    require(numbers.size == size, field.name, string, f'a value of it is {size} numbers, and these '
-            f'are {numbers.size}', 'give as many, with commas between them')
+    require(numbers.size == size, field.name, string, f'a value has {size} numbers, and these are '
+            f'{numbers.size}', f'give {size}, separated by commas')
     return numbers.reshape(1, *field.shape)
 
   read = [one(string) for string in strings]
@@ -92,19 +92,19 @@ def _values(field: Field, value: Any) -> np.ndarray:
   try:
     values = np.asarray(value, np.float32 if field.levels is None else None)
   except ValueError:
-    raise InputError(field.name, value, 'these are no numbers', 'give numbers') from None
+    raise InputError(field.name, value, 'these are not numbers', 'give numbers') from None
   values = values[None] if values.shape == field.shape else values
   if values.shape[1:] != field.shape or not len(values):
-    raise InputError(field.name, np.shape(value), f'a value of it is {field.shape}',
-                     'give one, or several with an axis before it')
+    raise InputError(field.name, np.shape(value), f'the shape of a value is {field.shape}',
+                     'give one value, or several stacked along a first axis')
   if field.levels is not None:
     if values.dtype.kind not in 'uib':
-      raise InputError(field.name, value, f'it is an integer, 0 .. {field.levels - 1}',
+      raise InputError(field.name, value, f'it must be an integer, 0 .. {field.levels - 1}',
                        'give one of these')
     if values.min() < 0 or values.max() >= field.levels:
       what = 'classes' if field.name == LABEL else 'values'
       raise InputError(field.name, value, f'the {what} are 0 .. {field.levels - 1}',
-                       'choose of these')
+                       'choose one of these')
   elif not np.isfinite(values).all():
     raise InputError(field.name, value, 'it is not finite', 'give numbers')
   return values.astype(field.dtype)

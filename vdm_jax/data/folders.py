@@ -73,7 +73,7 @@ def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
   if classes:
     if LABEL in extra:
       raise InputError('config.data.name', root, f'{METADATA} has a label, and the folders are '
-                       'classes too', 'leave out the one or the other')
+                       'classes too', 'leave out one of the two')
     extra = {LABEL: fields.label(len(classes))} | extra
     columns = [{LABEL: label} | each for label, each in zip(labels, columns, strict=True)]
   known = lambda each: each[LABEL] if LABEL in extra and extra[LABEL].levels else None
@@ -113,7 +113,7 @@ def _described(root: str, subfolders: Sequence[str], parts: list[list[str]], tex
     absent = [name for name in names if name not in described[file]]
     if absent:
       raise InputError('config.data.name', root, f'{" and ".join(map(os.path.basename, files))} '
-                       f'has no {absent[0]} of {file}', 'add it, or take the picture away')
+                       f'has no {absent[0]} of {file}', 'add it, or remove the picture')
   declared, by_split = {}, [{} for _ in pictures]
   for name in names:
     values = [[described[file][name] for file in part] for part in pictures]
@@ -157,8 +157,9 @@ def _column(root: str, name: str, values: list[list], text_length: int
     if array.dtype.kind not in 'uibf':
       raise ValueError(array.dtype)
   except ValueError as error:
-    raise InputError('config.data.name', root, f'the values of {name} in {METADATA} are not all '
-                     'texts, all numbers or all lists of as many numbers', 'make them so'
+    raise InputError('config.data.name', root, f'the values of {name} in {METADATA} differ in '
+                     'kind or in length', 'give only texts, only numbers, or only lists of one '
+                     'length'
                      ) from error
   if array.dtype.kind in 'ib' and array.min() < 0:
     array = array.astype(np.float32)

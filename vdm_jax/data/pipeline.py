@@ -297,7 +297,7 @@ class Data:
     absent = [name for name in requested if name not in stored]
     if absent:
       raise InputError('config.data.fields', tuple(requested),
-                       f'{c.name} has no field {absent[0]!r}', f'choose of {", ".join(stored)}')
+                       f'{c.name} has no field {absent[0]!r}', f"choose one of {', '.join(stored)}")
     if requested:
       return store._replace(fields=tuple(stored[name] for name in requested))
     x = store.fields[0]
@@ -335,7 +335,7 @@ class Data:
   def _batches(self, process_index: int, process_count: int):
     c, split = self.config, self.split('train')
     if c.batch_size % process_count:
-      raise InputError('config.data.batch_size', c.batch_size, f'it is no multiple of the '
+      raise InputError('config.data.batch_size', c.batch_size, 'it is not a multiple of the '
                        f'{process_count} processes', 'choose one')
     change = augmentation.named(c.get('augmentation', 'flips_and_turns'), split.spec
                                 ) if c.augment else None

@@ -115,8 +115,8 @@ def _no_such_name(name: str, error: Exception) -> InputError:
     remedy = 'unpack it, and name its folder, with ./ before it'
   else:
     remedy = f'write {"".join(f"{other}, or " for other in near)}./{name} for a folder'
-  return InputError('config.data.name', name, 'it is no data set of TFDS, no .npy or .npz file '
-                    'and no path of a folder', remedy)
+  return InputError('config.data.name', name, 'it is not a data set of TFDS, a .npy or .npz '
+                    'file, or the path of a folder', remedy)
 
 
 def _features(builder, image_size: int, requested: Sequence[str], text_length: int
@@ -158,7 +158,7 @@ def _feature(data_set: str, features: dict, key: str, name: str, image_size: int
   if isinstance(kind, tfds.features.Text):
     if not text_length:
       raise InputError('config.data.text_length', 0, f'{key!r} of {data_set} is text of any length',
-                       'say how many bytes of it are kept')
+                       'set how many bytes are kept')
     return _Feature(key, text.field(name, text_length), 0)
   if isinstance(kind, tfds.features.Tensor):
     shape, dtype = _array(kind)
@@ -168,7 +168,7 @@ def _feature(data_set: str, features: dict, key: str, name: str, image_size: int
       return _Feature(key, Field(name, shape, 'int32', 0), 0)
   raise InputError('config.data.fields', name, f'it is no image, class, text or array of numbers '
                    f'of one shape among the features of {data_set}',
-                   f'choose of {", ".join(sorted(features))}')
+                   f"choose one of {', '.join(sorted(features))}")
 
 
 @functools.lru_cache(maxsize=8)

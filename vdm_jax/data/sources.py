@@ -53,4 +53,4 @@ def check_lengths(name: str, train: int, test: int) -> None:
   """Raises InputError where a split has no example."""
   if not train or not test:
     raise InputError('config.data.name', name, f'it has {train} images for training and {test} '
-                     'for test', 'give each of them one at least')
+                     'for test', 'give each at least one image')

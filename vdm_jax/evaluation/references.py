@@ -80,26 +80,28 @@ def from_arrays(arrays: Mapping[str, np.ndarray], path: str, extractor: Extracto
       out = Reference(**{**about, 'shape': tuple(about['shape'])}, statistics=Statistics(
           int(arrays['count']), arrays['mean'], arrays['covariance']), features=arrays['features'])
     except (ValueError, KeyError, TypeError):
-      raise InputError('reference', f'{path}', 'it says nothing of what its statistics are of',
-                       'make them anew with save_reference') from None
+      raise InputError('reference', f'{path}', 'it does not say which features its statistics '
+                       'are of',
+                       'compute them again with save_reference') from None
     # Weights are the same wherever they are kept.
     same = lambda name, checksum: (name.partition(':')[0], checksum)
     if same(out.extractor, out.checksum) != same(*extractor[:2]):
       raise InputError('reference', f'{path}', 'it holds statistics of the features '
                        f'{out.extractor} ({out.checksum or "no weights"}), but the features asked '
                        f'for are {extractor.name} ({extractor.checksum or "no weights"})',
-                       'make them anew with save_reference')
+                       'compute them again with save_reference')
   else:
     return None
   shape = out.statistics.covariance.shape
   if out.statistics.mean.ndim != 1 or shape != 2 * out.statistics.mean.shape:
     raise InputError('reference', f'{path}',
                      f'its mean is {out.statistics.mean.shape}, its covariance {shape}',
-                     'give [D] and [D, D]')
+                     'give a mean [D] and a covariance [D, D]')
   if not all(np.isfinite(u).all() for u in out.statistics[1:]):
-    raise InputError('reference', f'{path}', 'its statistics are not finite', 'make them anew')
+    raise InputError('reference', f'{path}', 'its statistics are not finite', 'compute them again')
   values = np.linalg.eigvalsh(out.statistics.covariance)
   if values[0] < -1e-6 * max(values[-1], 0.0) or values[-1] < 0.0:
     raise InputError('reference', f'{path}',
-                     f'its covariance is none, with the eigenvalue {values[0]:.3g}', 'make it anew')
+                     f'its covariance has the eigenvalue {values[0]:.3g}', 'compute it '
+                     'again')
   return out

@@ -52,15 +52,15 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
   count, dimensions = samples.shape
   of_reference = len(reference.statistics.mean)
   if dimensions != of_reference:
-    raise InputError('features', None, f'they are {dimensions} numbers of an image, and those of '
-                     f'the reference {of_reference}', 'make its statistics with the same features')
+    raise InputError('features', None, f'an image has {dimensions} of them, and an image of the '
+                     f'reference {of_reference}', 'make its statistics with the same features')
   if not np.all(np.isfinite(samples)):
-    raise InputError('features', None, 'those of the samples are not finite',
-                     'see whether these are the weights that belong to it')
+    raise InputError('features', None, 'the features of the samples are not finite',
+                     'check that the weights belong to these features')
   for flag, n in {'samples': count, 'reference': len(reference.features)}.items():
     if n <= K_COVERAGE and (n or flag == 'samples'):
-      raise InputError(flag, None, f'{n} images are too few, as the {K_COVERAGE} nearest others of '
-                       'each are looked for', f'take at least {K_COVERAGE + 1}, better thousands')
+      raise InputError(flag, None, f'{n} images are too few for the {K_COVERAGE} nearest '
+                       'neighbours of each', f'take at least {K_COVERAGE + 1}, better thousands')
   moments = features_lib.statistics(samples)
   compared = min(count, len(reference.features), MOST_COMPARED)
   kernel, near, cover = (None,) * 2, (None,) * 2, (None,) * 2

@@ -358,7 +358,7 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
                      "give one, ledger.own(function, name='mine')")
   if unknown := set(says or {}) - set(ABOUT):
     raise InputError('says', sorted(unknown), 'a row has no such fields',
-                     f'choose of {", ".join(ABOUT)}')
+                     f"choose one of {', '.join(ABOUT)}")
 
   def check(request, options, model, batch):
     batch = jax.tree.map(lambda u: np.repeat(u[:1], 5, axis=0), batch)
@@ -426,7 +426,8 @@ def _family(estimate: Any, name: str = '', argument: Any = None) -> Family:
   if isinstance(estimate, Family):
     return estimate
   if not callable(estimate):
-    raise InputError('estimates', estimate if argument is None else argument, 'it is no estimate',
+    raise InputError('estimates', estimate if argument is None else argument, 'it is not an '
+                     'estimate',
                      'give a Family, or a function of (model, batch, keys)')
   function: Any = estimate
   return own(function, name)

@@ -37,7 +37,7 @@ def require_default_bound(model: Model, what: str) -> None:
   """Raises InputError if the model brings a bound of its own, of which `what` is no part."""
   if model.bound is not None:
     raise InputError(problem=f'{what}: this model has a bound of its own',
-                     remedy='take that of objectives.vlb: model._replace(bound=None)')
+                     remedy='use the bound of objectives.vlb: model._replace(bound=None)')
 
 
 def level_axes(model: Model) -> int:
@@ -75,7 +75,7 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
   if kernel:
     require_default_bound(model, ', '.join(kernel))
     if not steps:
-      raise InputError(problem=f'{", ".join(kernel)}: of a chain',
+      raise InputError(problem=f"{', '.join(kernel)}: only a chain has this",
                        remedy='give steps, or leave it out')
   if model.bound is not None:
     return model.bound(batch, t, keys, steps)

@@ -80,8 +80,8 @@ def with_published_schedules(model: Callable[[PyTree], Model], params: PyTree
   """
   own = model(params)
   if not has_replaceable_schedule(own):
-    raise InputError('workdir', None, 'this model has a bound of its own, or a process without one '
-                     'schedule for all pixels that is finite at both ends', 'choose another run')
+    raise InputError('workdir', None, 'this model has a bound of its own, a schedule for each '
+                     'pixel, or an infinite log-SNR at an end', 'choose another run')
 
   def with_process(process):
     return lambda params: model(params)._replace(process=process)
@@ -92,12 +92,12 @@ def require_proposable(model: Model) -> None:
   """Raises InputError unless proposals of `objectives.proposals` apply to the model's bound."""
   if model.bound is not None:
     raise InputError('workdir', None,
-                     'this model has a bound of its own, whose diffusion term is another',
-                     'choose a run under that of objectives.vlb')
+                     'this model has a bound of its own, with another diffusion term',
+                     'choose a run whose bound is objectives.vlb')
   ends = model.process(jnp.array([0.0, 1.0])).logsnr
   if ends.shape != (2,) or not bool(jnp.all(jnp.isfinite(ends))):
-    raise InputError('workdir', None, 'the log-SNR of this model is not one for all pixels, finite '
-                     'at both ends, and so has no density to draw times from', 'choose another run')
+    raise InputError('workdir', None, 'its log-SNR differs between pixels, or is infinite at an '
+                     'end, so it gives no density of times', 'choose another run')
 
 
 def draw(term: Term, params: PyTree, split, *, batch: int, batches: int,

@@ -149,7 +149,7 @@ def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
   if not colon and any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
                        for p in parameters):
     raise InputError('config', name, 'this config needs a variant',
-                     f'say {file}:VARIANT; {choose}')
+                     f'write {file}:VARIANT; {choose}')
   try:
     return module.get_config(*[variant] if colon else [])
   except (AttributeError, KeyError) as error:
@@ -197,7 +197,7 @@ def _imports(place: Path, text: str, package: tuple[str, ...]
   try:
     tree = ast.parse(text)
   except SyntaxError as error:
-    raise InputError('config', str(place), f'line {error.lineno} is no Python, {error.msg}'
+    raise InputError('config', str(place), f'line {error.lineno} is not Python: {error.msg}'
                      ) from None
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):

@@ -91,11 +91,12 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
     return
   if not missing:
     if not re.fullmatch(r'\S+:\d+', coordinator):
-      raise InputError('coordinator', coordinator, 'it is no address',
+      raise InputError('coordinator', coordinator, 'it is not an address',
                        'give HOST:PORT of process 0')
     if not 0 <= process_id < num_processes:
       raise InputError('process_id', process_id,
-                       f'of num_processes={num_processes} the numbers are 0 .. {num_processes - 1}',
+                       f'with num_processes={num_processes} the numbers are 0 .. '
+                       f'{num_processes - 1}',
                        'give one of these')
     _interpret(coordinator, first=process_id == 0)
   jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself

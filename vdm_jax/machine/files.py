@@ -41,8 +41,8 @@ def run_directory(field: str, path: str | Path) -> Path:
   """
   directory = user_path(field, path)
   if unreadable := _NO_RUN.search(f'{directory.absolute()}'):
-    raise InputError(field, f'{directory}', f'no checkpoint can be kept below '
-                     f'{unreadable[0]!r}, which their library takes for a pattern or an address',
+    raise InputError(field, f'{directory}', f'no checkpoint can be kept below {unreadable[0]!r}, '
+                     'which the checkpoint library reads as a pattern or an address',
                      'choose or rename a directory without it')
   return directory
 
@@ -54,7 +54,7 @@ def output(field: str, path: str | Path, *endings: str, overwrite: bool = False)
   """
   path = user_path(field, path)
   if path.suffix not in endings:
-    raise InputError(field, f'{path}', f'it is to be a file ending in {" or ".join(endings)}',
+    raise InputError(field, f'{path}', f"its name must end in {' or '.join(endings)}",
                      'choose such a name')
   if path.is_dir():
     raise InputError(field, f'{path}', 'it is a directory', 'choose the name of a file')

@@ -109,8 +109,8 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
   first = [m for m in (re.fullmatch(r'enc\.(\d+)x\d+_conv\.weight', name) for name in flat) if m]
   if not first:
     raise InputError(problem='no enc.{size}x{size}_conv.weight is among the parameters',
-                     remedy='give the state dict of a SongUNet or DhariwalUNet, or of one '
-                     'preconditioned')
+                     remedy='give the state dict of a SongUNet or DhariwalUNet, with or without '
+                     'its preconditioning')
   return fitting.fit(flat, like, published(like, int(first[0][1])), layout=_from, hint=_HINT)
 
 

@@ -85,7 +85,8 @@ def subtree(flat: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
   if not out:
     there = list(dict.fromkeys(re.split(r'[/.]', name)[0] for name in flat))
     raise InputError(problem=f'the file has nothing under {prefix!r}',
-                     remedy=f'choose of {", ".join(there[:20])}' + (', ...' if there[20:] else ''))
+                     remedy=f'choose one of {", ".join(there[:20])}'
+                     + (', ...' if there[20:] else ''))
   return out
 
 
@@ -135,7 +136,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
       return {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
     roots = [name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl')]
     if len(roots) != 1:
-      raise InputError(problem=f'it is a zip archive of no weights ({_FORMATS})')
+      raise InputError(problem=f'it is a zip archive without weights ({_FORMATS})')
     root, = roots
 
     def part(name):
@@ -180,14 +181,14 @@ def _legacy(stream: io.BytesIO) -> Any:
   load = lambda: _Unpickler(stream, _no_storage).load()
   version, machine = load(), load()
   if version != 1001 or not machine['little_endian']:
-    raise InputError(problem=f'version {version} of the format, or its byte order, is not read',
+    raise InputError(problem=f'version {version} of the format, or its byte order, cannot be read',
                      remedy=_CONVERT)
   storages, counts = {}, {}
 
   def placeholder(pid):
     kind, marker, key, _, count, view = pid
     if kind != 'storage' or view is not None:
-      raise InputError(problem='it shares storages in a way that is not read', remedy=_CONVERT)
+      raise InputError(problem='it shares storages in a way that cannot be read', remedy=_CONVERT)
     counts[key] = count
     return storages.setdefault(key, _Storage(marker.dtype, b''))
   out = _Unpickler(stream, placeholder).load()
@@ -204,7 +205,8 @@ def _legacy(stream: io.BytesIO) -> Any:
 
 
 def _no_storage(pid):
-  raise InputError(problem="it refers to what is outside of it, which only PyTorch's own files may")
+  raise InputError(problem="it refers to data outside the file, which only PyTorch's own files "
+                   'may do')
 
 
 # ------------------------------------------------------- what pickles may name
@@ -296,7 +298,7 @@ class _NumPy:
 
   def dtype(self) -> np.dtype:
     if not isinstance(self.spec, str) or not re.fullmatch('[fiub][1248]', self.spec):
-      raise InputError(problem=f'it holds NumPy data of {self.spec!r}, which is no plain number')
+      raise InputError(problem=f'it holds NumPy data of {self.spec!r}, which is not a plain number')
     order = self.state[1] if self.state else '='
     return np.dtype(self.spec).newbyteorder({'<': '<', '>': '>', '|': '|', '=': '='}[order])
 
@@ -385,7 +387,7 @@ class _Unpickler(pickle._Unpickler):
       return _NAMES[path]
     if _CLASSES.fullmatch(path):
       return self._instance
-    raise InputError(problem=f'the pickle asks for {path!r}, which is no tensor: nothing was '
+    raise InputError(problem=f'the pickle asks for {path!r}, which is not a tensor: nothing was '
                      'executed', remedy=f'to take its tensors alone, {_CONVERT}')
 
 

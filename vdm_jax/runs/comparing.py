@@ -68,5 +68,5 @@ def _entrants(samplers: Sequence[str]) -> dict[str, comparison.Entrant]:
   unknown = [name for name, entry in entries.items() if entry.needs or not entry.evaluations]
   if unknown:
     raise InputError('samplers', unknown, 'there is no such choice',
-                     f'choose of {", ".join(COMPARABLE)}')
+                     f"choose one of {', '.join(COMPARABLE)}")
   return {name: comparison.Entrant(entry.make, entry.times) for name, entry in entries.items()}

@@ -91,8 +91,8 @@ def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
   except OSError as error:
     raise InputError('images', str(path), f'it cannot be read ({error})', 'leave it out') from None
   pixels = pixels.reshape(*pixels.shape[:2], shape[-1])
-  require(pixels.shape == tuple(shape), 'images', str(path), f'it is {list(pixels.shape)}, and the '
-          f'model is of {list(shape)}', 'bring it to this size')
+  require(pixels.shape == tuple(shape), 'images', str(path), f'its shape is {list(pixels.shape)}, '
+          f'and the model codes {list(shape)}', 'resize it')
   return pixels.astype(np.int32)
 
 
@@ -124,7 +124,7 @@ def _chain(trained: workdir.Trained, steps: int, lanes: int, variance: str,
   if variance == 'learned':
     batch = trained.experiment.data.spec.zeros(1)
     require('variance' in bounds.heads(model, batch), 'variance', variance,
-            "this model's network has no head for it", 'choose small or analytic')
+            "this model's network has no head for the variance", 'choose small or analytic')
   return model.codec(field.levels or 0, steps, lanes=lanes, variance=variance, kernel=kernel)
 
 
@@ -135,7 +135,7 @@ def _conditions(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
   wanted = model.conditions(np.arange(1)).keys() - {AUGMENTED}  # nothing is augmented
   for name in wanted:
     require(name in arrays, 'images', None, f'this model is conditioned on {name!r}, and the '
-            'images come without', f'give an .npz with an array {name!r} beside the images')
+            'images have none', f'give an .npz with an array {name!r} beside the images')
   used = {name: np.asarray(arrays[name]) for name in wanted}
   return (lambda rows: model.conditions(rows, **used),
           {name: values.tolist() for name, values in used.items()})

@@ -202,8 +202,8 @@ def _weights(directory: Path, average: str, step: int | str, where: dict
   model = needs.require(trained.experiment.model(trained.params), 'evaluate', directory)
   check_decreasing(model.process)  # a learned schedule may be anything by now
   if model.is_latent:
-    raise InputError('workdir', str(directory), 'this model is one of latents, and has no '
-                     'likelihood of images', 'sample from it')
+    raise InputError('workdir', str(directory), 'this model draws latents, and has no likelihood '
+                     'of images', 'sample from it')
   return trained, model
 
 

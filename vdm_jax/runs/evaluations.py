@@ -28,7 +28,7 @@ class Files(NamedTuple):
     """Those of an evaluation whose ledger is known.  Raises InputError for another name."""
     ledger = Path(ledger)
     if not (ledger.name.startswith('ledger') and ledger.suffix == '.json'):
-      raise InputError(None, None, f'{ledger} is no ledger',
+      raise InputError(None, None, f'{ledger} is not a ledger',
                        'name a run, or a ledger*.json that an evaluation wrote')
     return cls.of(ledger.parent, ledger.stem.removeprefix('ledger'))
 

@@ -116,7 +116,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     raise InputError('in', f'{file}', 'there is no such file', 'name the file of weights')
   model = model or file.stem
   if model not in of.models:
-    raise InputError('model', model, 'it is none of this source',
+    raise InputError('model', model, 'this source has no such model',
                      f'choose one of {", ".join(of.models)}')
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise InputError('out', f'{out}', 'it is there already',

@@ -43,8 +43,8 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   does = [_DOES[one] for one in CAPABILITIES if isinstance(model, one)]
   able = ' or '.join(_DOES[one] for one in need.any_of)
   raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
-                   f'{" and ".join(does) or "does nothing that commands need"}; to {need.to} takes '
-                   f'a model that {able}', need.remedy)
+                   f"{' and '.join(does) or 'does nothing that commands need'}; a model that "
+                   f'{able} is needed to {need.to}', need.remedy)
 
 
 def split(trained: Trained, name: str) -> Split:

@@ -71,7 +71,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   times = method.times(model.process)
   make = _maker(method, model, times, trained, seed, (-1.0, 1.0) if x.levels else None)
   if model.is_latent and (out.suffix == '.png' or trace):
-    raise InputError('out', str(out), 'the samples of this model are latents, no images',
+    raise InputError('out', str(out), 'the samples of this model are latents, not images',
                      'choose an .npz, and leave out --trace')
 
   drawn = (lambda params: guided.of(at(params))) if guided else at
@@ -142,8 +142,8 @@ def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | Non
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
   if guided:
     guided.of(model)
-    require(not method.variances, 'guidance', guided.weight, 'the variances of --sampler='
-            f'{method.name} are those of the model without it', 'choose another sampler')
+    require(not method.variances, 'guidance', guided.weight, f'--sampler={method.name} has the '
+            'variances of the unguided model', 'choose another sampler')
 
 
 def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Trained, seed: int,

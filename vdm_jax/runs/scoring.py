@@ -58,7 +58,7 @@ def extractor(name: str) -> Extractor:
     return _classifier(path)
   if kind == 'inception' and path:
     return _inception(path)
-  raise InputError('features', name, 'there are none of this name', f'choose {FEATURES}')
+  raise InputError('features', name, 'there are no such features', f'choose {FEATURES}')
 
 
 def _classifier(directory: str) -> Extractor:
@@ -170,11 +170,12 @@ def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape:
            other_levels: int) -> None:
   """Raises InputError where images cannot be of the shape and levels of others (() and 0: any)."""
   if other_shape and tuple(shape) != tuple(other_shape):
-    raise InputError(flag, None, f'its images are {list(shape)}, those of {of} {list(other_shape)}',
+    raise InputError(flag, None, f'its images have shape {list(shape)}, and the images of {of} '
+                     f'{list(other_shape)}',
                      'bring both to one size')
   if other_levels and (levels > other_levels or levels <= 128 < other_levels):
     raise InputError(flag, None,
-                     f'its values are below {levels}, those of {of} below {other_levels}',
+                     f'its values are below {levels}, and the values of {of} below {other_levels}',
                      'bring both to one scale')
 
 

@@ -36,7 +36,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   Raises InputError, before the step is compiled or anything is written, where the config's parts do
   not fit each other or the data, or the run in `directory`; also where a fixed schedule rises.
   """
-  require(profile >= 0, 'profile', profile, 'a number of steps, or 0 for none')
+  require(profile >= 0, 'profile', profile, 'it must be a number of steps, or 0 for none')
   if frechet:
     require_at_least('frechet_samples', frechet_samples, 2)
     require(config.train.pictures_every > 0, 'frechet', frechet, 'config.train.pictures_every is 0',

@@ -298,7 +298,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   experiment = config_files.build(import_config(workdir / 'config.py'), config)
   average = average or default_average(experiment.ema)
   if average != 'raw' and average not in experiment.ema:
-    raise InputError('average', average, 'there is none in this run',
+    raise InputError('average', average, 'this run has no such average',
                      f'choose one of {", ".join(experiment.ema)} and raw')
   checkpoints = Checkpoints(workdir, read_only=True)
   try:

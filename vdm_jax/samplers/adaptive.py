@@ -45,9 +45,9 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 
   solver = diffrax.Dopri5() if solver is None else solver
   tableau = getattr(solver, 'tableau', None)
   if not (isinstance(solver, diffrax.AbstractERK) and isinstance(tableau, diffrax.ButcherTableau)):
-    raise InputError('solver', type(solver).__name__, 'an explicit Runge-Kutta method is needed, '
-                     'as an implicit one takes the Jacobian of the network',
-                     'give one, diffrax.Dopri5() say')
+    raise InputError('solver', type(solver).__name__, 'it is not an explicit Runge-Kutta method: '
+                     'an implicit one needs the Jacobian of the network',
+                     'give an explicit one, such as diffrax.Dopri5()')
   z = as_latent(z)
   t0, t1 = jnp.asarray(t0, z.dtype), jnp.asarray(t1, z.dtype)
   near_data = time_of(process, jnp.full_like(t0, -2.0 * jnp.log(0.1 * jnp.sqrt(atol))))

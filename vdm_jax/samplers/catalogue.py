@@ -302,8 +302,9 @@ def describe() -> str:
         calls = 'adaptive' if entry.evaluations is None else f'{entry.evaluations} a step'
         where = ' [from Python]' if entry.needs in MISSING else ''
         lines.append(f'- {name}{where}: {entry.paper}; {calls}; {entry.use}')
-  return ('One of (paper; evaluations of the network; use), or FILE.py:NAME, a function '
-          '(denoise, process) -> Sampler of your own\n' + '\n'.join(lines) + '\n')
+  return ('The sampler: a name below, or FILE.py:NAME, your own function (denoise, process) -> '
+          'Sampler.  Each line: paper; evaluations of the network; use.\n'
+          + '\n'.join(lines) + '\n')
 
 
 # What the same method is called elsewhere: without its signs, and with pp for ++.
@@ -346,8 +347,7 @@ def _own(field: str, value: str, file: str, name: str) -> Entry:
     raise InputError(field, value, 'it does not take a denoiser and a process', remedy) from None
   sampler = make(oracles.Gaussian(0.0, 1.0), processes.GaussianProcess(schedules.Linear()))
   if not isinstance(sampler, Sampler):
-    raise InputError(field, value, 'what it makes is no Sampler (but of the type '
-                     f'{type(sampler).__name__})', remedy)
+    raise InputError(field, value, f'it returns a {type(sampler).__name__}, not a Sampler', remedy)
   entry = Entry('of your own', file, make, evaluations=sampler.evaluations, version=source.digest)
   return entry if sampler.evaluations else entry._replace(times=_one_step)
 
@@ -366,7 +366,7 @@ def _called(name: str, field: str) -> str:
                      f'did you mean {" or ".join(near)}?' if near else 'there is no such choice',
                      'choose one that `sample.py --help` lists')
   if jax.process_index() == 0:
-    print(f'{name} is called {known} here ({SAMPLERS[known].paper}).', file=sys.stderr)
+    print(f'The sampler {name} is called {known} here ({SAMPLERS[known].paper}).', file=sys.stderr)
   return known
 
 
@@ -429,7 +429,7 @@ def _read(grid: str) -> np.ndarray:
       return grids.array(np.array([float(time) for time in grid.split(',')]))
     file = files.user_path('grid', grid)
     if file.is_file() and not file.read_bytes().startswith(b'\x93NUMPY'):
-      raise InputError(problem='it is no file of NumPy', remedy='write it by numpy.save, or give '
+      raise InputError(problem='it is not a NumPy file', remedy='write it by numpy.save, or give '
                        'the times themselves, separated by commas')
     return grids.array(np.load(file))
   except (OSError, ValueError) as error:

@@ -111,7 +111,7 @@ def karras(process: Process, n: int, rho: float = 7.0, sigma_min: float | None =
   if not own_min * (1 - near) <= lowest < highest <= own_max * (1 + near):
     raise InputError('sigma_min', float(lowest), f'with sigma_max={highest:.6g} it is not within '
                      f'the process, whose sigma / alpha is from {own_min:.6g} to {own_max:.6g}',
-                     'choose within')
+                     'choose values within it')
   beyond = int(highest < own_max * (1 - near)), int(lowest > own_min * (1 + near))
   _check(n, 1 + sum(beyond))
   u = np.linspace(highest**(1 / rho), lowest**(1 / rho), n + 1 - sum(beyond))**rho
@@ -130,14 +130,14 @@ def on_table(indices: np.ndarray, table: int) -> np.ndarray:
   if not (indices.ndim == 1 and indices.size and indices[0] >= 0 and indices[-1] < table
           and np.all(np.diff(indices) > 0)):
     raise InputError('indices', indices.tolist(), f'they must increase within 0 .. {table - 1}',
-                     'give such')
+                     'give increasing ones')
   return np.append((indices[::-1] + 1) / table, 0.0)
 
 
 def _check_table(n: int, table: int) -> None:
   _check(n)
   if n > table:
-    raise InputError('steps', n, f'the chain has {table}', 'choose no more than these')
+    raise InputError('steps', n, f'the chain has {table} steps', 'choose no more')
 
 
 def ddim_linear(n: int, table: int) -> np.ndarray:
@@ -192,8 +192,8 @@ def iddpm(sections: str | Sequence[int], table: int) -> np.ndarray:
   try:
     counts = [int(part) for part in text.removeprefix('ddim').split(',')]
   except ValueError:
-    raise InputError('sections', text, 'they are no numbers of steps',
-                     'give such as 10,10,5, or ddim25') from None
+    raise InputError('sections', text, 'they are not numbers of steps',
+                     'give numbers such as 10,10,5, or ddim25') from None
   if text.startswith('ddim'):
     for stride in range(1, table + 1):
       if [len(range(0, table, stride))] == counts:

@@ -56,8 +56,8 @@ def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
 
   def refuse(what):
     raise InputError(None, None, f'the noise schedule: {what}',
-                     'a schedule maps t, 0 = data and 1 = noise, to a logsnr that falls; of one '
-                     'that rises take the negative, or run it in 1 - t')
+                     'a schedule maps t, 0 = data and 1 = noise, to a logsnr that falls; negate '
+                     'one that rises, or run it in 1 - t')
 
   undefined = np.argwhere(np.isnan(logsnr))
   if undefined.size:

@@ -49,7 +49,7 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
   """
   if unknown := [name for name in systems if name not in SYSTEMS]:
     raise InputError('systems', unknown, 'there is no such choice',
-                     f'choose of {", ".join(SYSTEMS)}')
+                     f"choose one of {', '.join(SYSTEMS)}")
   files.output('out', out, '.png', overwrite=overwrite)
   require_at_least('train_steps', train_steps)
   rows, places = [], [Path(directory, name) for name in systems]

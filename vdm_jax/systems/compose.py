@@ -188,8 +188,8 @@ def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:
                      'set it False, or choose data that have some')
   if config.model.class_conditional and config.data.augment:
     raise InputError('config.model.class_conditional', True,
-                     'the network is told one thing, a label or whether x was augmented',
-                     'set config.data.augment=False, or this')
+                     'the network has one condition: the label, or whether x was augmented',
+                     'set config.data.augment or config.model.class_conditional to False')
   if config.model.class_conditional:
     return LABEL
   return AUGMENTED if config.data.augment else ''

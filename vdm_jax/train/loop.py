@@ -82,7 +82,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   if 'validation' not in run.splits or not set(run.splits) <= set(SPLITS):
     raise InputError('config.train.splits', run.splits,
                      "it must contain 'validation', which chooses the checkpoint kept as the best",
-                     "give this, and 'test' if it is wanted")
+                     'include it')
   if not config.ema:
     raise InputError('config.ema', config.ema.to_dict(), 'it names no average',
                      'name at least one, e.g. {"ema": 0.9999}')
@@ -183,7 +183,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
   fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
   if experiment.update and run.accumulate > 1:
     raise InputError('config.train.accumulate', run.accumulate,
-                     'this config makes its steps itself, and knows of no microbatches',
+                     'this config makes its own steps, which have no microbatches',
                      'leave it 1')
   update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema,
                                                    accumulate=run.accumulate)

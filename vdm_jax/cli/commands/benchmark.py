@@ -10,39 +10,42 @@ from vdm_jax.benchmark import measurements, report
 from vdm_jax.errors import InputError
 
 CONFIG = cli.config_flag()
-WORKDIR = cli.run_directory('eval, sample, precision: a run, in the place of --config.')
-BLOCKS = flags.DEFINE_integer('blocks', None, 'In the place of config.model.blocks.')
-FEATURES = flags.DEFINE_integer('features', None, 'In the place of config.model.features.')
+WORKDIR = cli.run_directory('eval, sample, precision: a run, instead of --config.')
+BLOCKS = flags.DEFINE_integer('blocks', None, 'Replaces config.model.blocks.')
+FEATURES = flags.DEFINE_integer('features', None, 'Replaces config.model.features.')
 BATCH_SIZE = flags.DEFINE_integer(
-    'batch_size', None, 'In the place of config.data.batch_size: images, or for eval and precision '
-    'evaluations of the network, at a time; scaling: images on each device.')
-REPETITIONS = flags.DEFINE_integer('repetitions', None, 'Measured ones; default: what 20 s hold, '
-                                   'at least 3.')
-WARM_UP = flags.DEFINE_integer('warm_up', 1, 'Repetitions before, not measured.')
+    'batch_size', None, 'Replaces config.data.batch_size.  eval, precision: evaluations of the '
+    'network at a time; scaling: images on each device; else: images at a time.')
+REPETITIONS = flags.DEFINE_integer('repetitions', None, 'How many repetitions are measured.  '
+                                   'Default: as many as fit into 20 s, at least 3.')
+WARM_UP = flags.DEFINE_integer('warm_up', 1, 'How many repetitions run first and are not measured.')
 COLD = flags.DEFINE_bool('cold', False, 'train: compile without the persistent cache.')
-PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'What one device can do; default: as stated of it, '
-                          'in bfloat16, where that is known.')
+PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'Peak of one device, in TFLOP/s.  Default: the '
+                          'published peak in bfloat16, where it is known.')
 TIMES = flags.DEFINE_integer('times', 32, 'eval, precision: evaluations of the network for each '
                              'image.')
-SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: of the ancestral sampler.')
-DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: values of --blocks.')
-START = flags.DEFINE_bool('start', True, 'compile: also the time from start to first step.')
+SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: steps of the ancestral '
+                                     'sampler.')
+DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: numbers of blocks to compile.')
+START = flags.DEFINE_bool('start', True, 'compile: also measure the time from start to first step.')
 SPLIT = flags.DEFINE_string('split', 'test', 'precision: train, validation or test.')
-EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: only the first so many images.')
+EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: how many images, the first ones.  '
+                                'Default: all.')
 REPEATS = flags.DEFINE_integer('repeats', 1, 'precision: independent repetitions of all draws.')
-AVERAGE = cli.average("precision: an EMA of the config, or 'raw'; default: the longest.")
-MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the lists of rows as tables of Markdown.')
+AVERAGE = cli.average("precision: a name in config.ema, or 'raw'.  Default: the slowest.")
+MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
 MEASURED = cli.measured()
 DATA_DIR = cli.config_data_dir()
 DATA_NAME = cli.moved_data()
-JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else there.')
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else.')
 
 
 def main(configs: Path, arguments: Sequence[str]):
   """configs: the folder of the published ones; arguments: the name of one measurement."""
   names = measurements.MEASUREMENTS
   if len(arguments) != 1 or arguments[0] not in names:
-    what = f'{" ".join(arguments)!r} is no measurement' if arguments else 'no measurement is named'
+    words = ' '.join(arguments)
+    what = f'{words!r} is not a measurement' if words else 'no measurement is named'
     raise InputError(problem=what, remedy=f'name one of {", ".join(names)} (and further '
                      'options as --name=value)')
   result = measurements.measure(arguments[0], _settings(configs))

@@ -9,16 +9,16 @@ from vdm_jax.codec.chain import VARIANCES
 from vdm_jax.errors import InputError, require
 from vdm_jax.runs import compressing
 
-WORKDIR = cli.run_directory('The run whose model encodes; decode: where it is now, if not where it '
-                            'was.')
-OUT = cli.path('out', 'encode: a .vdmz; decode: a folder.')
-T = flags.DEFINE_integer('T', 50, 'Steps of the chain: more are slower, and nearer to the bound in '
-                         'continuous time.')
-VARIANCE = flags.DEFINE_enum('variance', 'small', VARIANCES, 'Of the steps; analytic needs half as '
-                             'many, and reads the training images when it encodes.')
-LANES = flags.DEFINE_integer('lanes', 1, 'Images at a time; each lane borrows bits of its own.')
-VERIFY = flags.DEFINE_bool('verify', False, 'Decode the file again, and compare.')
-SEED = cli.seed('the words that the stacks begin with')
+WORKDIR = cli.run_directory('The run whose model encodes.  decode: needed only if the run has '
+                            'moved.')
+OUT = cli.path('out', 'encode: the .vdmz file to write; decode: the folder to write.')
+T = flags.DEFINE_integer('T', 50, 'Steps of the chain.  More steps take longer, and come closer to '
+                         'the bound in continuous time.')
+VARIANCE = flags.DEFINE_enum('variance', 'small', VARIANCES, 'Variance of each step.  analytic '
+                             'needs half as many steps; to encode, it reads training images.')
+LANES = flags.DEFINE_integer('lanes', 1, 'Images at a time.  Each lane borrows bits of its own.')
+VERIFY = flags.DEFINE_bool('verify', False, 'Also decode the file, and compare the images.')
+SEED = cli.seed('the bits that the stacks begin with')
 OVERWRITE = cli.overwrite()
 OF_RUN = cli.of_run()
 ACTIONS = 'encode IMAGES, decode FILE.vdmz or info FILE.vdmz'
@@ -37,7 +37,7 @@ def main(words: Sequence[str]):
     for name, value in compressing.info(what).items():
       print(f'{name}: {value}')
   else:
-    raise InputError(problem='it is not said what is to be done', remedy=f'say {ACTIONS}')
+    raise InputError(problem='no action is named', remedy=f'name one: {ACTIONS}')
 
 
 def _few(paths: Sequence[Path]) -> list[str | Path]:
@@ -68,8 +68,8 @@ def _encode(images: str) -> None:
     print('the same images as one lossless sheet: '
           + ', '.join(f'{name} {value:.3f}' for name, value in sheets.items()) + ' bits/dim')
   if per_dim(report.initial) > report.net:
-    print('Most of this file are the bits that the chain borrows at first.  They are paid once for '
-          'each lane: encode many images together.')
+    print('Most of this file is bits that the chain borrows at first.  Each lane pays them once: '
+          'encode many images together.')
   print(f'{report.count / report.seconds:.1f} images/s, '
         f'{report.network_seconds / report.seconds:.0%} of the time in the network')
   cli.wrote(OUT.value, then=cli.command('compress.py', 'decode', OUT.value, out='decoded'))

@@ -10,27 +10,28 @@ from vdm_jax.train import metrics
 
 WORKDIR = cli.run_directory()
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
-ESTIMATES = flags.DEFINE_list('estimates', ['vlb'], f'Of {families.ACCEPTED}; vlb is always '
-                              'there.')
-SCHEDULES = flags.DEFINE_bool('schedules', False, 'vlb also under other schedules of equal ends.')
+ESTIMATES = flags.DEFINE_list('estimates', ['vlb'], f'{families.ACCEPTED}.  vlb is always '
+                              'computed.')
+SCHEDULES = flags.DEFINE_bool('schedules', False, 'Also vlb under other schedules with the same '
+                              'ends.')
 REPEATS = flags.DEFINE_integer('repeats', 1, 'Independent repetitions of all draws.')
-TIMES = flags.DEFINE_integer('times', 32, 'vlb, immse: times per image and repetition, evenly '
-                             'spread.')
-IMPORTANCE = flags.DEFINE_integer('importance', 1, 'ode: draws of the dequantiser, for an image.')
-TOLERANCE = flags.DEFINE_float('ode_tolerance', 1e-5, 'ode: absolute and relative, of its steps.')
-START = flags.DEFINE_float('ode_start', None, 'ode: the time, 1e-3 say, where the flow ends and '
-                           'one Gaussian step around the denoised data begins; left out: 0.')
-PROBES = flags.DEFINE_integer('probes', 1, 'ode: of the divergence, for an image.')
-PROBE = flags.DEFINE_string('probe', 'rademacher', f'ode: {", ".join(family.PROBES)}; exact is '
+TIMES = flags.DEFINE_integer('times', 32, 'vlb, immse: times for each image and repetition, '
+                             'evenly spread.')
+IMPORTANCE = flags.DEFINE_integer('importance', 1, 'ode: draws of the dequantiser for each image.')
+TOLERANCE = flags.DEFINE_float('ode_tolerance', 1e-5, 'ode: absolute and relative tolerance.')
+START = flags.DEFINE_float('ode_start', None, 'ode: the time where the flow ends, such as 1e-3; '
+                           'one Gaussian step covers the rest.  Default: 0.')
+PROBES = flags.DEFINE_integer('probes', 1, 'ode: probes of the divergence for each image.')
+PROBE = flags.DEFINE_string('probe', 'rademacher', f'ode: {", ".join(family.PROBES)}.  exact is '
                             'for data of few dimensions.')
 AVERAGE, STEP = cli.average(), cli.step()
 SEED = cli.seed('the draws')
 BATCH_SIZE = cli.batch_size(512, 'Evaluations of the network at a time.')
-EXAMPLES = flags.DEFINE_integer('examples', None, 'Only the first so many images.')
-REPORT = flags.DEFINE_bool('report', False, 'Only print the ledger of the main evaluation of '
+EXAMPLES = flags.DEFINE_integer('examples', None, 'How many images, the first ones.  Default: all.')
+REPORT = flags.DEFINE_bool('report', False, 'Evaluate nothing; print the main ledger of '
                            '--split.')
-OUT = cli.path('out', 'The directory for the files, if not that of the run.')
-OVERWRITE = cli.overwrite('Also a ledger of the same images and weights with more rows or draws.')
+OUT = cli.path('out', 'The directory for the files.  Default: the run.')
+OVERWRITE = cli.overwrite('Replace a ledger even if it has more rows or draws.')
 MEASURED = cli.measured()
 DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
 
@@ -38,8 +39,8 @@ DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
 def main():
   of_main = AVERAGE, STEP, EXAMPLES
   if REPORT.value and (other := [flag.name for flag in of_main if flag.value != flag.default]):
-    raise InputError('report', True, 'it shows the main evaluation of a split, of all images by '
-                     'the newest weights of the default average', f'leave out --{other[0]}, or '
+    raise InputError('report', True, 'it shows the main evaluation of a split: all images, the '
+                     'newest weights, the default average', f'leave out --{other[0]}, or '
                      'show another ledger by scripts/compare_ledgers.py RUN/ledger_....json')
   ledgers = {run.name: _evaluated(run, Path(OUT.value) / run.name if OUT.value else '')
              for run in runs.seeds(WORKDIR.value)}

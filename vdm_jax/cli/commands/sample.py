@@ -8,29 +8,30 @@ from vdm_jax.errors import InputError, require
 from vdm_jax.samplers import catalogue
 
 WORKDIR = cli.run_directory()
-OUT = cli.path('out', 'A .png to look at, or an .npz, resumed where it was left.')
+OUT = cli.path('out', 'A .png to look at, or an .npz, which the same command resumes.')
 OVERWRITE = cli.overwrite()
 SAMPLER = drawing.sampler(
-    catalogue.describe(), f'{", ".join(catalogue.GRIDS)}; the last five and '
-    "iddpm:10,10,5 select from a chain of 1000; or times of your own, 1,0.7,0.3,0 or a .npy file.  "
-    "Default: the sampler's own, for most uniform.",
-    'Of ddim: its noise, from 0 (none) to 1 (that of ancestral).')
-TRACE = cli.path('trace', 'Also a .png of the first images on their way.')
-COUNT = flags.DEFINE_integer('count', 64, 'How many; image i is the same for any count.')
+    catalogue.describe(), f'The times of the steps: {", ".join(catalogue.GRIDS)}.  The last five '
+    'and iddpm:10,10,5 select from a chain of 1000.  Or your own times: 1,0.7,0.3,0 or a .npy '
+    "file.  Default: the sampler's own grid, mostly uniform.",
+    'ddim: its noise, from 0 (none) to 1 (as ancestral).')
+TRACE = cli.path('trace', 'Also write a .png that shows the first images on their way from noise.')
+COUNT = flags.DEFINE_integer('count', 64, 'How many images.  Image i is the same for any count.')
 SEED = cli.seed('the samples')
-LABEL = flags.DEFINE_integer('label', None, 'The class of all samples; default: all in turn.')
+LABEL = flags.DEFINE_integer('label', None, 'The class of all samples.  Default: all classes in '
+                             'turn.')
 CONDITION = flags.DEFINE_multi_string(
-    'condition', [], 'FIELD=VALUE: the value of a field that conditions the model, a text, numbers '
-    '0.5,1 or x.npz, the rows of its array of this name; repeated, all in turn.')
+    'condition', [], 'FIELD=VALUE: the value of a field that conditions the model.  VALUE: a text, '
+    'numbers (0.5,1), or x.npz with an array FIELD of rows.  Several values take turns')
 GUIDANCE = flags.DEFINE_list(
-    'guidance', [], 'W: classifier-free, eps = (1 + W) eps(z, label) - W eps(z); W,LOW,HIGH: where '
-    'log-SNR is in [LOW, HIGH], else as it is.')
+    'guidance', [], 'W: classifier-free guidance, eps = (1 + W) eps(z, label) - W eps(z).  '
+    'W,LOW,HIGH: only where log-SNR is in [LOW, HIGH].')
 BATCH_SIZE = cli.batch_size(64)
 OF_RUN = cli.of_run()
 
 
 def main():
-  # A run that draws its own samples is to be asked for none by name.
+  # A run that draws its own samples takes no sampler by name.
   method = SAMPLER.method() if SAMPLER.chosen() else None
   values = _values(CONDITION.value)
   try:
@@ -59,7 +60,7 @@ def _values(words: list[str]) -> dict[str, list[str]]:
   values = {}
   for word in words:
     field, equals, value = word.partition('=')
-    require(bool(field and equals), 'condition', word, 'it is no FIELD=VALUE',
+    require(bool(field and equals), 'condition', word, 'it is not of the form FIELD=VALUE',
             'write --condition=caption=three')
     values.setdefault(field, []).append(value)
   return values

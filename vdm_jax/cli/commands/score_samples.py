@@ -9,20 +9,21 @@ from vdm_jax.evaluation import scores
 from vdm_jax.runs import scoring
 from vdm_jax.train import metrics
 
-SAMPLES = cli.path('samples', 'An .npz of images, of scripts/sample.py for example.')
-WORKDIR = cli.run_directory('Or the directory of a run, to draw them from.')
+SAMPLES = cli.path('samples', 'An .npz of images, for example from scripts/sample.py.')
+WORKDIR = cli.run_directory('Instead of --samples: a run to draw samples from.')
 REFERENCE = flags.DEFINE_string(
     'reference', None, 'A data set, NAME or NAME:SPLIT (train, validation or test; default: '
-    'train); a config FILE.py or FILE.py:SPLIT, for its data set; or an .npz of images, or of '
-    'statistics: those of --save_reference, or mu and sigma.')
+    'train); a config, FILE.py or FILE.py:SPLIT, for its data set; an .npz of images; or an .npz '
+    'of statistics, from --save_reference or with arrays mu and sigma.')
 FEATURES = flags.DEFINE_string('features', None, f'{scoring.FEATURES}.  FILE: the weights '
                                'pt_inception-2015-12-05-6726825d.pth of the pytorch-fid project.')
-OUT = cli.path('out', 'A .json; default: scores.json in the workdir, if there is one.')
-SAVE_REFERENCE = cli.path('save_reference', "An .npz for the reference's statistics; without "
-                          'samples, they are all that is made.')
+OUT = cli.path('out', 'A .json file.  Default: scores.json in the workdir, if one is given.')
+SAVE_REFERENCE = cli.path('save_reference', 'An .npz to write the statistics of the reference '
+                          'to.  Without samples, nothing else is written.')
 OVERWRITE = cli.overwrite()
 SAMPLER = drawing.sampler(*3 * ['See sample.py --help.'])
-COUNT = flags.DEFINE_integer('count', 1000, 'How many are drawn; all of --samples are scored.')
+COUNT = flags.DEFINE_integer('count', 1000, 'How many samples are drawn.  All of --samples are '
+                             'scored.')
 SEED = cli.seed('the samples')
 BATCH_SIZE = cli.batch_size(100)
 OF_RUN = cli.of_run()

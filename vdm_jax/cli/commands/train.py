@@ -8,17 +8,17 @@ from absl import flags
 from vdm_jax import cli, runs
 
 CONFIG = cli.config_flag()
-WORKDIR = cli.run_directory('Where the run is kept; made, or resumed.')
+WORKDIR = cli.run_directory('The directory of the run, which is created or resumed.')
 DATA_DIR, DATA_NAME = cli.config_data_dir(), cli.moved_data()
-SEEDS = flags.DEFINE_list('seeds', [], 'One run for each of these, in WORKDIR/seed_N.')
-INIT_FROM = cli.run_directory("Start from the weights of this workdir's run.", 'init_from')
-EXTEND = flags.DEFINE_bool('extend', False, 'Let the learning rate of a run fall to 0 later, at a '
+SEEDS = flags.DEFINE_list('seeds', [], 'Train one run for each seed, in WORKDIR/seed_N.')
+INIT_FROM = cli.run_directory('Start from the weights of the run in this directory.', 'init_from')
+EXTEND = flags.DEFINE_bool('extend', False, 'Train longer: the learning rate then falls to 0 at a '
                            'larger --config.optimizer.decay_steps.')
-PROFILE = flags.DEFINE_integer('profile', 0, 'Trace so many steps, into WORKDIR/profile.')
-FRECHET = flags.DEFINE_string('frechet', '', 'Record the Fréchet distance between samples and the '
-                              'training images with each picture, in these features: pixels, '
+PROFILE = flags.DEFINE_integer('profile', 0, 'How many steps to trace, into WORKDIR/profile.')
+FRECHET = flags.DEFINE_string('frechet', '', 'With each picture, record the Fréchet distance of '
+                              'samples to the training images, in these features: pixels, '
                               'classifier:RUN or inception:FILE.')
-FRECHET_SAMPLES = flags.DEFINE_integer('frechet_samples', 1000, 'Samples for --frechet.')
+FRECHET_SAMPLES = flags.DEFINE_integer('frechet_samples', 1000, 'How many samples --frechet draws.')
 DEBUG_NANS = flags.DEFINE_bool('debug_nans', False, 'Stop at the operation that makes a NaN.')
 
 

@@ -47,8 +47,9 @@ def require_points(z: Array) -> None:
 
 
 def _require_rank(z, rank, of, other):
-  require(z.ndim == rank, None, None, f'this network is one of {of}, and an example of the data is '
-          f'{list(z.shape[1:])}', f'choose other data (config.data.name), or a network of {other}')
+  require(z.ndim == rank, None, None, f'this network takes {of}, and an example of the data has '
+          f'shape {list(z.shape[1:])}',
+          f'choose other data (config.data.name), or a network of {other}')
 
 
 def require_sizes(net: nn.Module, **least: int) -> None:
@@ -75,7 +76,7 @@ def require_labels(cond: PyTree, classes: int, like: Array) -> None:
 def require_choices(**chosen: tuple[str, tuple[str, ...]]) -> None:
   """Raises InputError unless each field's value is one of its choices: field=(value, choices)."""
   for field, (value, choices) in chosen.items():
-    require(value in choices, field, value, 'there is no such one',
+    require(value in choices, field, value, 'there is no such choice',
             f'choose one of {", ".join(choices)}')
 
 
@@ -196,7 +197,7 @@ class Dropout(nn.Module):
 
   def __call__(self, h: Array, keys: Array | None) -> Array:
     threshold = round((1.0 - self.rate) * 2**16) if 0.0 <= self.rate < 1.0 else 0
-    require(threshold > 0, 'dropout', self.rate, 'a probability from 0 to below 1')
+    require(threshold > 0, 'dropout', self.rate, 'it must be a probability, 0 or more and below 1')
     if keys is None or self.rate == 0.0:
       return h
     own = random.stream(keys, '/'.join(self.path))

@@ -69,7 +69,8 @@ class Labels(nn.Module):
     """cond: integers [B], -1 for no label; None is -1 for all.  like, keys: [B]."""
     null = self.dropout > 0.0
     if cond is None:
-      require(null, 'cond', None, 'a network of label_dropout = 0 has no vector for no label',
+      require(null, 'cond', None, 'with label_dropout = 0 the network has no vector for a '
+              'missing label',
               'give labels, or set label_dropout above 0')
       cond = jnp.full(like.shape, -1)
     require_labels(cond, self.classes, like)

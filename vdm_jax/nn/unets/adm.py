@@ -289,8 +289,8 @@ class UNet(_Network):
     self._check(z)
     h, label = z, cond
     if self.super_resolution:
-      require(isinstance(cond, dict) and 'low_res' in cond, 'cond', None, 'a network of '
-              'super_resolution is told images', "give {'low_res': images, 'label': labels}")
+      require(isinstance(cond, dict) and 'low_res' in cond, 'cond', None, 'a super_resolution '
+              'network is conditioned on images', "give {'low_res': images, 'label': labels}")
       label = cond.get('label')
       h = jnp.concatenate([z, jax.image.resize(cond['low_res'], z.shape, 'bilinear')], axis=-1)
     embedding = StepEmbedding(self.features, self.classes, name='embedding')(time, label)

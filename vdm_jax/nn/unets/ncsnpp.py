@@ -171,7 +171,7 @@ def norm(h: Array, name: str, dtype: jnp.dtype, epsilon: float = 1e-6) -> Array:
   groups = min(32, channels // 4)
   require(groups > 0 and channels % groups == 0, None, None,
           f'{channels} channels are not min(32, C / 4) equal groups', 'choose features and '
-          'multipliers whose products are multiples of 4, beyond 128 of 32')
+          'multipliers whose products are multiples of 4, and of 32 beyond 128')
   return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, name=name)(h)
 
 

@@ -127,7 +127,7 @@ def latent_experiment(config: ml_collections.ConfigDict, *, net: nn.Module) -> E
                             inputs=inputs.chain(schedule))
 
   def loss(params, batch, context):
-    raise InputError(problem='this model is one of latents, which no data here are',
+    raise InputError(problem='this model draws latents, and no data set of latents is here',
                      remedy='sample from it (scripts/sample.py --out=latents.npz)')
 
   def model(params, keys=None):

@@ -45,7 +45,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
                      'choose data that have some')
   if any(channels % 8 for channels in m.channels):
     raise InputError('config.model.channels', m.channels, 'the group norms need multiples of 8',
-                     'give these')
+                     'give multiples of 8')
   net = ConvClassifier(spec.classes, tuple(m.channels), m.features, m.dropout)
   encode = Pixels(spec.levels).encode
 

@@ -199,11 +199,11 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   m = config.model
   if m.class_conditional or config.data.augment:
     field = 'config.model.class_conditional' if m.class_conditional else 'config.data.augment'
-    raise InputError(field, True, 'this network is told its latent and nothing else',
+    raise InputError(field, True, 'this network is conditioned on its latent only',
                      'set it False')
   if not 0 < m.latent_hot < m.latent:
     raise InputError('config.model.latent_hot', m.latent_hot,
-                     f'it is in 1 .. {m.latent - 1}, below config.model.latent',
+                     f'it must be in 1 .. {m.latent - 1}, below config.model.latent',
                      'give one of these')
   n, hot = m.latent, m.latent_hot
   shape = data.resolve(config.data).shape
@@ -257,8 +257,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
 def _without_latent(z: Array, level: Level, cond: PyTree = None):
   raise InputError(problem='this denoiser needs a latent for each image',
-                   remedy='use `model.bound`, or `model.latent(keys)`, the model that is given '
-                   'latents of the prior')
+                   remedy='use `model.bound`, or `model.latent(keys)`, the model for latents '
+                   'drawn from the prior')
 
 
 __all__ = ['ConditionalDiffusion', 'PolynomialSchedule', 'bound', 'by_mean_logsnr',
