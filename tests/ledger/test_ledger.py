@@ -140,9 +140,9 @@ def test_the_table_says_which_data_which_weights_and_where_the_schedule_ends():
 def test_the_error_that_a_flow_has_beside_its_standard_errors_is_stated():
   text = ' '.join(printed([row([[1.0]]), row([[1.0]], 'ode'), row([[1.0]], 'ode@10')])
                   .export_text().split())
-  assert 'ode: beside these errors that of the adaptive steps, tolerance 1e-05.' in text
-  assert 'ode@10: beside these errors that of 10 fixed steps, not controlled.' in text
-  assert 'vlb: beside' not in text
+  assert 'ode: +- leaves out the error of the adaptive steps, tolerance 1e-05.' in text
+  assert 'ode@10: +- leaves out the error of 10 fixed steps, which is not controlled.' in text
+  assert 'vlb: +-' not in text
 
 
 def test_flow_and_sde_are_said_to_be_different_models_where_both_are_shown():

@@ -99,7 +99,7 @@ def test_what_must_hold_of_a_run_is_in_its_ledger_and_holds(evaluated):
       'reconstruction term of vlb = its closed form': True,
       'latent term of vlb = its closed form': True}
   assert {check['name'] for check in ledger.checks if not check['serious']} == {
-      'vlb <= vlb@1000', 'density of vlb <= that of the best linear denoiser'}
+      'vlb <= vlb@1000', 'density of vlb <= best linear denoiser'}
 
 
 def test_the_bits_of_each_image_have_the_means_of_the_ledger(evaluated):

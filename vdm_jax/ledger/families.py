@@ -185,7 +185,7 @@ def _about_chain(request, options, dequantised):
          'variance': (chain.variance or 'small') if chain.steps else None,
          'decoder': 'discretised normal' if chain.ddpm else 'of the model'}
   if chain.paths:
-    heavy = 'that of heavy-tailed weights, where a step at least doubles the variance of q'
+    heavy = 'the error of heavy-tailed weights: a step at least doubles the variance of q'
     return row | {'error_beside': heavy if _is_wide(chain) else None}
   if dequantised:
     row['dequantiser'] = 'of the model'
@@ -278,8 +278,8 @@ def _about_flow(request, options, dequantised):
           'dequantiser': dequantiser, 'importance': options.importance, 'start': options.ode_start,
           'tolerance': None if steps else options.ode_tolerance,
           'error_beside': (  # what the standard errors do not show
-              f'that of {steps} fixed steps, not controlled' if steps else
-              f'that of the adaptive steps, tolerance {options.ode_tolerance:g}'),
+              f'the error of {steps} fixed steps, which is not controlled' if steps else
+              f'the error of the adaptive steps, tolerance {options.ode_tolerance:g}'),
           'probe': options.probe, 'probes': options.probes if noisy else None}
 
 

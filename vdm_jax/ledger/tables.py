@@ -46,11 +46,11 @@ _SHORT = {'reverse SDE': 'SDE', 'probability flow': 'ODE', 'chain': 'chain',
           'upper bound': 'bound', 'estimate': 'estimate',
           'reconstruction': 'recon.', 'diffusion': 'diff.'}
 _UNBROKEN = '\N{NO-BREAK SPACE}'
-_EXPLAINED = ('bound: from above, on the negative log-likelihood of its own model.  +-: standard '
-              'error over images (over draws).  calls: of the network, per image; a product of '
-              'its Jacobian is one more.')
-_FLOW = ('ODE and SDE are different models unless the score is exact: their rows may lie either '
-         'way.')
+_EXPLAINED = ('bound: an upper bound on the negative log-likelihood of its own model.  +-: '
+              'standard error over images (over draws).  calls: calls of the network for an '
+              'image; a product of its Jacobian counts as one more.')
+_FLOW = ('ODE and SDE are different models unless the score is exact: either row may be the '
+         'lower one.')
 _PLAIN = {'box': rich.box.SIMPLE_HEAD, 'show_edge': False, 'pad_edge': False,
           'padding': 0}
 
@@ -84,7 +84,7 @@ def caution(ledger: Ledger) -> str:
 def explained(rows: Sequence[Mapping]) -> list[str]:
   """What a reader of these rows has to know: a paragraph each."""
   flow = [_FLOW] if any(row['model'] == 'probability flow' for row in rows) else []
-  return [_EXPLAINED, *flow, *(f'{row["estimate"]}: beside these errors {row["error_beside"]}.'
+  return [_EXPLAINED, *flow, *(f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
                                for row in rows if row['error_beside'])]
 
 

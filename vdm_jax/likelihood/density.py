@@ -79,7 +79,7 @@ def check(bound: Density) -> dict:
   excess = bound.mean - bound.gaussian
   worst = int(np.argmax(np.where(bound.above, excess, -np.inf) if bound.above.any() else excess))
   low, high = bound.edges[worst], bound.edges[worst + 1]
-  return {'name': 'density of vlb <= that of the best linear denoiser',
+  return {'name': 'density of vlb <= best linear denoiser',
           'difference': float(excess[worst]), 'standard_error': float(bound.error[worst]),
           'passed': not bound.above.any(), 'serious': False,
           'meaning': f'a linear denoiser does better, most of all at log-SNR {low:.1f} to '

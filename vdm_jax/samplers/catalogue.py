@@ -142,7 +142,7 @@ _multistep, _single = dpm_solver.dpm_solver_multistep, dpm_solver.dpm_solver
 
 SAMPLERS: dict[str, Entry] = {
     'ancestral': Entry(_FIRST, 'Ho et al. (2020), smaller variance', first_order.ancestral,
-                       use='the chain that the bound is of; best with hundreds of steps'),
+                       use='the chain that `vlb@T` bounds; best with hundreds of steps'),
     'ancestral_large': Entry(_FIRST, 'Ho et al. (2020), larger variance',
                              partial(first_order.ancestral, share=1.0),
                              use='few hundred steps, data of about unit variance'),

@@ -120,8 +120,8 @@ def markovian(config: ml_collections.ConfigDict) -> Experiment:
   Raises InputError: latents of different sizes; beta, which this bound does not have.
   """
   sizes = tuple(config.model.latents)
-  require(config, 'latents', len(set(sizes)) == 1, 'of a Markov chain all have one size',
-          'give these')
+  require(config, 'latents', len(set(sizes)) == 1,
+          'the latents of a Markov chain all have one size', 'give equal sizes')
   require(config, 'beta', config.model.beta == 1.0, 'the Markovian bound is trained as it is',
           'set it 1.0')
   steps = range(2, len(sizes) + 1)
