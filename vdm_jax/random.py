@@ -28,7 +28,8 @@ def key(seed: int, field: str = 'seed') -> Array:
   try:
     seed = index(seed)
   except TypeError:
-    raise InputError(field, seed, 'a seed is one whole number', 'give 0 or more') from None
+    raise InputError(field, seed, 'a seed is one whole number',
+                     f'choose one from 0 to {2**32 - 1}') from None
   if not 0 <= seed < 2**32:  # a larger one would be cut to 32 bits, unless JAX has 64
     raise InputError(field, seed, 'it is out of range', f'choose one from 0 to {2**32 - 1}')
   return jax.random.key(seed, impl='threefry2x32')

@@ -679,7 +679,7 @@ def test_a_file_that_is_something_else_is_said_to_be_that(tmp_path):
   with pytest.raises(InputError, match=r"holds text \('1,2,3'\), not an array; write .*numpy.save"):
     make(name=str(path)).batch(0)
   path.write_bytes(bytes(range(200, 256)))
-  with pytest.raises(InputError, match='it is no file of NumPy'):
+  with pytest.raises(InputError, match='it is not a NumPy file'):
     make(name=str(path)).batch(0)
   np.savez(tmp_path / 'y.npz', images=IMAGES)
   path.write_bytes((tmp_path / 'y.npz').read_bytes())
@@ -875,7 +875,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tmp_path, a
     parts = [d.batch(5, i, count) for i in range(count)]
     for key, value in whole.items():
       np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
-  with pytest.raises(ValueError, match='config.data.batch_size=12: it is no multiple of the 5'):
+  with pytest.raises(ValueError, match='config.data.batch_size=12: it is not a multiple of the 5'):
     d.batch(0, 0, 5)
 
 

@@ -62,7 +62,7 @@ def test_fields_are_chosen_and_the_first_that_is_named_is_x(several):
   d = make(name=several, fields=('tokens', 'label'), batch_size=5)
   assert d.spec.names == ('tokens', 'label') and d.spec.levels == 300
   assert set(d.batch(0)) == {'tokens', 'label'}
-  with pytest.raises(InputError, match="has no field 'sound'; choose of motion, tokens, label"):
+  with pytest.raises(InputError, match="has no field 'sound'; choose one of motion, tokens, label"):
     make(name=several, fields=('motion', 'sound')).batch(0)
   with pytest.raises(InputError, match='first field, speed, is one number an example'):
     make(name=several, fields=('speed',)).batch(0)

@@ -98,7 +98,7 @@ def _cases(curves, models):
   for chosen, known in ((curves, CURVES), (models, MODELS)):
     unknown = set(chosen) - set(known)
     if unknown:
-      raise ValueError(f'{", ".join(sorted(unknown))}: choose of {", ".join(known)}.')
+      raise ValueError(f'{", ".join(sorted(unknown))}: choose one of {", ".join(known)}.')
   return [(curve, model) for model in models for curve in curves]
 
 

@@ -119,7 +119,7 @@ def _check_begins(path: str) -> None:
   is_text = text.isprintable() and text
   raise InputError(
       'config.data.name', path,
-      f'it holds text ({text[:24]!r}), not an array' if is_text else 'it is no file of NumPy',
+      f'it holds text ({text[:24]!r}), not an array' if is_text else 'it is not a NumPy file',
       f'write it with numpy.save{"z" if ending == ".npz" else ""}')
 
 

@@ -166,8 +166,8 @@ def _feature(data_set: str, features: dict, key: str, name: str, image_size: int
       return _Feature(key, fields.reals(name, shape), 0)
     if None not in shape and np.issubdtype(dtype, np.integer):
       return _Feature(key, Field(name, shape, 'int32', 0), 0)
-  raise InputError('config.data.fields', name, f'it is no image, class, text or array of numbers '
-                   f'of one shape among the features of {data_set}',
+  raise InputError('config.data.fields', name, 'it is not an image, class, text or array of '
+                   f'numbers of one shape among the features of {data_set}',
                    f"choose one of {', '.join(sorted(features))}")
 
 
