@@ -152,7 +152,7 @@ def test_popped_latents_are_fresh_noise_only_if_the_stack_is_whitened(white, mon
 @pytest.mark.parametrize('problem, fields', [
     ('has a bound of its own', {'bound': lambda *_: None}),
     ('has latents of its own', {'latent': lambda keys: None}),
-    ('is one of latents', {'is_latent': True})])
+    ('draws latents', {'is_latent': True})])
 def test_a_model_without_a_chain_is_refused(problem, fields):
   with pytest.raises(InputError, match=problem):
     codec.chain(of(uniform, **fields), LEVELS, 20)
@@ -160,7 +160,7 @@ def test_a_model_without_a_chain_is_refused(problem, fields):
 
 def test_images_of_another_shape_or_with_other_levels_are_refused():
   chain = codec.chain(of(uniform), LEVELS, 2)
-  for bad, message in ((np.zeros((2, 4, 5, 1), int), r'they are \[4, 5, 1\]'),
+  for bad, message in ((np.zeros((2, 4, 5, 1), int), r'their shape is \[4, 5, 1\]'),
                        (np.full((2, *SHAPE), 17), 'from 17 to 17; give integers from 0 to 16'),
                        (np.zeros((2, *SHAPE)), 'values of float64')):
     with pytest.raises(InputError, match=message):

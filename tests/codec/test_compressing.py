@@ -150,7 +150,7 @@ def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_p
   (tmp_path / 'twins').mkdir()
   for name in ('a.png', 'a.bmp'):
     Image.new('L', (4, 4)).save(tmp_path / 'twins' / name)
-  for images, message in ((tmp_path / 'wide.npz', r'they are \[4, 5, 1\]'),
+  for images, message in ((tmp_path / 'wide.npz', r'their shape is \[4, 5, 1\]'),
                           (tmp_path / 'other.npz', 'name the array `images`'),
                           (tmp_path / 'none.npz', r'\[0, 4, 4, 1\]; give one image or more'),
                           (tmp_path / 'half.npz', 'it cannot be read'),

@@ -361,7 +361,7 @@ def test_a_config_that_does_not_fit_the_data_is_refused_by_field(tmp_path, field
 def test_names_that_are_nothing_are_refused_with_a_hint(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'photos').mkdir()
-  with pytest.raises(InputError, match='no data set of TFDS.*write ./photos for the folder'):
+  with pytest.raises(InputError, match='not a data set of TFDS.*write ./photos for the folder'):
     make(name='photos', data_dir=str(tmp_path)).batch(0)
   with pytest.raises(FileNotFoundError, match='no folder /no/such'):
     make(name='/no/such').batch(0)
@@ -376,7 +376,7 @@ def test_names_that_are_nothing_are_refused_with_a_hint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name, message', [
     ('my-photos', 'write ./my-photos for a folder'), ('a b', 'write ./a b for a folder'),
-    ('', 'no data set of TFDS'), ('photos.zip', 'unpack it'), ('photos.tar.gz', 'unpack it'),
+    ('', 'not a data set of TFDS'), ('photos.zip', 'unpack it'), ('photos.tar.gz', 'unpack it'),
     ('cifar-10', 'write cifar10, or ./cifar-10 for a folder'), ('CIFAR10', 'write cifar10, or'),
     ('digit', 'write digits, or'), ('swirls', 'write swirl, or'),
     ('cifar10/nope', 'BuilderConfig nope not found.*configurations and versions of cifar10'),

@@ -176,7 +176,7 @@ def test_a_run_is_sampled_with_guidance_and_weight_zero_is_none(finished, tmp_pa
 
 @pytest.mark.long
 def test_guidance_is_refused_where_it_means_nothing(finished, tmp_path):
-  with pytest.raises(InputError, match='guidance=2.0: --sampler=ddim has the variances of'):
+  with pytest.raises(InputError, match='guidance=2.0: the sampler ddim has the variances of'):
     runs.sample(finished, tmp_path / 'a.npz', method=by(4, variances=True),
                 guided=guidance.Guidance(2.0))
   run = make_run(tmp_path, False)

@@ -227,10 +227,11 @@ IMAGES, ODD, POINTS = (8, 8, 1), (5, 7, 3), (2,)
 
 
 @pytest.mark.parametrize('net,shape,said', [
-    (vdm_unet.UNet(features=8, groups=4, blocks=1), POINTS, r'one of images .* the data is \[2\]'),
-    (mlp.MLP(features=8), IMAGES, r'one of points .* the data is \[8, 8, 1\]'),
-    (dit.DiT(features=8, attention_heads=2), POINTS, 'one of images'),
-    (ddpm.UNet(features=8, groups=4), POINTS, 'one of images'),
+    (vdm_unet.UNet(features=8, groups=4, blocks=1), POINTS,
+     r'takes images .* the data has shape \[2\]'),
+    (mlp.MLP(features=8), IMAGES, r'takes points .* the data has shape \[8, 8, 1\]'),
+    (dit.DiT(features=8, attention_heads=2), POINTS, 'takes images'),
+    (ddpm.UNet(features=8, groups=4), POINTS, 'takes images'),
     (ddpm.UNet(features=8, groups=4), ODD,
      '5 x 7 pixels cannot be halved 3 times; take .* multiples of 8 .*image_size=8 '),
     (ncsnpp.NCSNpp(features=8), ODD, '5 x 7 .* 3 times; .* multiples of 8 .*image_size=8 '),
@@ -267,8 +268,8 @@ def test_the_size_that_is_proposed_can_be_halved(side, times, near):
 
 @pytest.mark.first(7)
 @pytest.mark.parametrize('name,fields,said', [
-    ('digits/vdm', {'data.name': 'swirl', 'data.augment': False}, 'one of images'),
-    ('plane/spiral', {'data.name': 'digits', 'data.validation': 97}, 'one of points'),
+    ('digits/vdm', {'data.name': 'swirl', 'data.augment': False}, 'takes images'),
+    ('plane/spiral', {'data.name': 'digits', 'data.validation': 97}, 'takes points'),
     ('digits/vdm', {'model.blocks': -1}, 'config.model.blocks=-1: it must be at least 0'),
     ('plane/spiral', {'model.blocks': -1}, 'config.model.blocks=-1: it must be at least 0'),
     ('digits/networks:dit', {'model.patch': 3}, 'config.model.patch=3: images of 8 x 8 pixels'),

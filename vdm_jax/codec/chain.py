@@ -86,7 +86,7 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   require_choice('variance', variance, VARIANCES)
   for missing, problem in ((model.bound is not None, 'has a bound of its own'),
                            (model.latent is not None, 'has latents of its own'),
-                           (model.is_latent, 'is one of latents'),
+                           (model.is_latent, 'draws latents'),
                            (bool(level_axes(model)), 'has a log-SNR for every pixel'),
                            (not levels, 'is one of real numbers')):
     require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',

@@ -142,7 +142,7 @@ def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | Non
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
   if guided:
     guided.of(model)
-    require(not method.variances, 'guidance', guided.weight, f'--sampler={method.name} has the '
+    require(not method.variances, 'guidance', guided.weight, f'the sampler {method.name} has the '
             'variances of the unguided model', 'choose another sampler')
 
 
