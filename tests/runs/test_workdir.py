@@ -136,6 +136,16 @@ def test_a_run_that_is_older_than_a_field_of_its_config_says_which_and_what_to_d
     assert '\n' not in str(no.value)
 
 
+def test_a_run_whose_config_uses_a_name_that_is_gone_says_which(made, tmp_path):
+  run = shutil.copytree(made[0], tmp_path / 'run')
+  text = (run / 'config.py').read_text()
+  assert 'schedules.LearnedLinear' in text
+  (run / 'config.py').write_text(text.replace('schedules.LearnedLinear', 'schedules.OldName'))
+  with pytest.raises(InputError, match="vdm_jax.schedules has no 'OldName', which line .* of "
+                     'config.py uses; use the present name, or the version'):
+    vdm_jax.load(run)
+
+
 @pytest.mark.parametrize('fields,shown', [
     ({'model.features': 16}, ['model.features: 8 there, 16 asked for']),
     ({'data.batch_size': 4}, ['data.batch_size: 8 there, 4 asked for']),

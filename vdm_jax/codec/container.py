@@ -22,7 +22,6 @@ import numpy as np
 
 from vdm_jax.codec.bits_back import Lane
 from vdm_jax.errors import InputError
-from vdm_jax.machine import files
 
 __all__ = ['Container', 'VERSION', 'read', 'require_same', 'write']
 
@@ -39,13 +38,12 @@ class Container(NamedTuple):
 
 
 def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> int:
-  """Writes the file whole or not at all; returns its bytes before the payload."""
+  """Writes the file; returns its bytes before the payload."""
   header = {**header, 'lanes': [[len(lane.words), lane.lowest] for lane in lanes]}
   text = zlib.compress(json.dumps(header, separators=(',', ':')).encode(), 9)
   payload = b''.join(np.asarray(lane.words, '<u4').tobytes() for lane in lanes)
   digest = hashlib.sha256(text + payload).digest()
-  with files.atomic_write(Path(path)) as partial:
-    Path(partial).write_bytes(_FIXED.pack(MAGIC, VERSION, len(text), digest) + text + payload)
+  Path(path).write_bytes(_FIXED.pack(MAGIC, VERSION, len(text), digest) + text + payload)
   return _FIXED.size + len(text)
 
 

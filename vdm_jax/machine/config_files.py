@@ -168,11 +168,17 @@ def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
 def build(module: ModuleType, config: ml_collections.ConfigDict) -> Any:
   """What the `build` of a config file's module makes of a config.
 
-  Raises InputError where a field is read that the config has not, as of a run that is older.
+  Raises InputError where the config lacks a field that is read, as in an older run, and where the
+  library lacks a name that the file uses.
   """
   try:
     return module.build(config)
   except AttributeError as error:
+    if isinstance(error.obj, ModuleType) and error.obj.__name__.startswith('vdm_jax'):
+      raise InputError(
+          'config', module.__file__, f'{error.obj.__name__} has no {error.name!r}, which '
+          f'{_line(module, error)} uses', 'use the present name, or the version of vdm_jax '
+          'that the config is of') from error
     if not isinstance(error.obj, ml_collections.ConfigDict):
       raise
     raise InputError(

@@ -105,7 +105,7 @@ def probe(directory: str | Path, size: int = 1 << 20) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
   with atomic_write(path) as partial:
-    partial.write_text(text)
+    partial.write_text(text, encoding='utf-8')
 
 
 def save_npz(path: str | Path, **arrays) -> None:
@@ -121,7 +121,7 @@ def read_json(path: str | Path, of: Sequence[str], remedy: str, newest: int = 0)
   Raises InputError, with the remedy, where the file is damaged, or of a newer format.
   """
   try:
-    value = json.loads(Path(path).read_text())
+    value = json.loads(Path(path).read_text(encoding='utf-8'))
   except ValueError as error:  # of the text, or of its encoding
     raise InputError(None, None, f'{path} is damaged ({error})', f'{remedy}.') from None
   missing = [name for name in of if not isinstance(value, dict) or name not in value]

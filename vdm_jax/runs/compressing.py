@@ -184,15 +184,13 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
       'names': source.names, 'tables': chain.digest(),
       'probe': chain.probe(conditions(np.resize(np.arange(len(source.names)), lanes))),
       'net': bits_back.net_bits(coded, chain)}
-  overhead = container.write(out, header, coded.lanes)
-  if verify:
-    try:
-      for rows, decoded in _decoded(container.read(out), chain, conditions, progress):
+  # A file that is replaced stays until the new one is verified.
+  with files.atomic_write(out) as partial:
+    overhead = container.write(partial, header, coded.lanes)
+    if verify:
+      for rows, decoded in _decoded(container.read(partial), chain, conditions, progress):
         require(np.array_equal(decoded, source.read(rows)), None, None,
                 'a decoded image is not the one that was encoded', 'report this')
-    except InputError:
-      out.unlink()
-      raise
   size = int(np.prod(chain.shape))
   return Report(len(source.names), size, out.stat().st_size, overhead, coded.initial / 8.0,
                 header['net'], float(coded.net.std(ddof=1) / len(coded.net)**0.5 / size)
