@@ -708,7 +708,7 @@ def test_more_images_than_the_memory_holds_are_refused_before_they_are_drawn(fin
 
 @pytest.mark.parametrize('out', ['a.jpg', 'a', 'a.PNG'])
 def test_a_file_of_another_kind_is_refused(finished, tmp_path, out):
-  with pytest.raises(InputError, match='ending in .png or .npz'):
+  with pytest.raises(InputError, match='end in .png or .npz'):
     runs.sample(finished, tmp_path / out)
 
 

@@ -247,8 +247,8 @@ def test_weights_that_are_not_there_or_not_inception_s_are_refused(tmp_path):
     ({'directory': 'run'}, '^samples=.*: workdir is given too'),
     ({'by': 'nonsense'}, "^features='nonsense': .*; choose pixels"),
     ({'by': 'classifier:nowhere'}, "nowhere': it holds no run"),
-    ({'out': 'scores.txt'}, r"out='scores.txt': .* ending in .json"),
-    ({'save_reference': 'it.npy'}, "save_reference='it.npy': .* ending in .npz"),
+    ({'out': 'scores.txt'}, r"out='scores.txt': .* end in .json"),
+    ({'save_reference': 'it.npy'}, "save_reference='it.npy': .* end in .npz"),
     ({'count': 5}, '^count=5: it must be at least 6'),
     ({'batch_size': 0}, '^batch_size=0: '),
 ])
@@ -258,13 +258,13 @@ def test_bad_flags_are_refused_by_name(folder, options, message):
 
 
 @pytest.mark.parametrize('arrays,message', [
-    ({'images': np.zeros((9, 5, 5, 1), np.uint8)}, r'images are \[5, 5, 1\], .* \[4, 4, 1\]'),
+    ({'images': np.zeros((9, 5, 5, 1), np.uint8)}, r'shape \[5, 5, 1\], .* \[4, 4, 1\]'),
     ({'images': images(9, 0, 256)}, 'values are below 25[0-6], .* below'),
     ({'images': np.zeros((9, *SHAPE))}, 'images is float64 .* integers'),
     ({'images': -np.ones((9, *SHAPE), np.int32)}, 'the value -1'),
     ({'images': np.zeros((0, *SHAPE), np.uint8)}, r'uint8 \[0, 4, 4, 1\]'),
     ({'a': images(9, 0), 'b': images(9, 0)}, 'holds the arrays a, b; give'),
-    ({'images': images(5, 0)}, '5 images are too few, .* at least 6'),
+    ({'images': images(5, 0)}, '5 images are too few .* at least 6'),
 ])
 def test_bad_samples_are_refused_with_the_reason(folder, tmp_path, arrays, message):
   np.savez(tmp_path / 'bad.npz', **arrays)
