@@ -58,5 +58,5 @@ def test_what_needs_a_denoiser_is_refused(run, tmp_path):
                {'guided': guidance.Guidance(1.0)}):
     with pytest.raises(InputError, match='draws its own samples; leave out --sampler'):
       runs.sample(run, tmp_path / 'a.npz', **more)
-  with pytest.raises(InputError, match='which samples.*; to evaluate it takes .* denoises'):
+  with pytest.raises(InputError, match='which samples.*; a model that denoises is needed'):
     runs.evaluate(run)
