@@ -14,8 +14,7 @@ WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'A .png file.  Default: samplers.png in the workdir.')
 OVERWRITE = cli.overwrite()
 CHOSEN = flags.DEFINE_list('samplers', comparing.USUAL,
-                           'Names, or FILE.py:NAME of your own.  The names: '
-                           f'{", ".join(comparing.COMPARABLE)}.')
+                           f'Names, or FILE.py:NAME.  {", ".join(comparing.COMPARABLE)}.')
 EVALUATIONS = flags.DEFINE_list('evaluations', ['5', '10', '20', '50'],
                                 'Numbers of network evaluations for each image.')
 COUNT = flags.DEFINE_integer('count', 300, 'How many images each sampler draws, and at most how '
