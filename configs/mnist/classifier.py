@@ -5,6 +5,8 @@
 
 No diffusion model: what it learns is the label.  metrics.jsonl has the accuracy on the images held
 out and on the test images.
+Hardware and time: 2 CPU cores shared with other work, 4 minutes.
+To reach: accuracy 0.971 on the 10,000 test images, measured here.
 """
 import ml_collections
 
@@ -14,7 +16,7 @@ from vdm_jax.typing import Experiment
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = recipes.short(classifier.default_config(), 'mnist', steps=1000)
+  config = recipes.short(classifier.default_config(), 'mnist', steps=1000, learning_rate=6e-3)
   config.data.batch_size = 64
   config.ema = {'ema': 0.98}
   config.train.splits = ('validation', 'test')
