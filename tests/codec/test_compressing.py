@@ -169,6 +169,16 @@ def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_p
   assert not list(tmp_path.glob('x*'))
 
 
+@pytest.mark.parametrize('mode, message', [
+    ('RGB', 'it has colours, which the model does not code'),
+    ('LA', 'it has alpha, which the model does not code'), ('I;16', 'more than 8 bits')])
+def test_a_picture_that_would_not_come_back_as_it_is_is_refused(run, tmp_path, mode, message):
+  Image.new(mode, (4, 4)).save(tmp_path / 'one.png')
+  with pytest.raises(InputError, match=message):
+    compressing.encode(run, tmp_path / 'one.png', tmp_path / 'x.vdmz', steps=2, progress=False)
+  assert not (tmp_path / 'x.vdmz').exists()
+
+
 def test_files_that_are_there_are_kept(folder, run, encoded, tmp_path):
   with pytest.raises(InputError, match='it is there already'):
     compressing.encode(run, folder / 'pictures', encoded[0])

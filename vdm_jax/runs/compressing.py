@@ -14,7 +14,9 @@ from PIL import Image
 
 from vdm_jax import codec, data
 from vdm_jax.codec import bits_back, container
+from vdm_jax.data import images as image_files
 from vdm_jax.data.fields import AUGMENTED
+from vdm_jax.data.folders import IMAGE_FILES
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation import references
 from vdm_jax.evaluation.features import checksum
@@ -26,8 +28,6 @@ from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers.analytic import Variances
 
 __all__ = ['Report', 'as_sheet', 'decode', 'encode', 'info', 'sheet_sizes']
-
-PICTURES = ('.png', '.webp', '.bmp', '.jpg', '.jpeg')
 
 
 class Report(NamedTuple):
@@ -62,11 +62,11 @@ def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
     return _of_arrays(path)
   if path.is_dir():
     names = sorted(str(file.relative_to(path)) for file in path.rglob('*')
-                   if file.suffix.lower() in PICTURES)
+                   if file.suffix.lower() in IMAGE_FILES)
     require(bool(names), 'images', str(path), 'it holds no pictures',
-            f'give files that end in {", ".join(PICTURES)}')
+            f'give files that end in {", ".join(IMAGE_FILES)}')
     root = path
-  elif path.suffix.lower() in PICTURES and path.is_file():
+  elif path.suffix.lower() in IMAGE_FILES and path.is_file():
     root, names = path.parent, [path.name]
   else:
     raise InputError('images', str(path), 'there is no such picture, folder or .npz',
@@ -85,12 +85,11 @@ def _as_png(name: str) -> str:
 
 
 def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-  try:
-    with Image.open(path) as image:
-      pixels = np.asarray(image.convert('L' if shape[-1] == 1 else 'RGB'))
-  except OSError as error:
-    raise InputError('images', str(path), f'it cannot be read ({error})', 'leave it out') from None
-  pixels = pixels.reshape(*pixels.shape[:2], shape[-1])
+  header = image_files.header(str(path))
+  require(not header.alpha and (header.grey or shape[-1] > 1), 'images', str(path),
+          f'it has {"alpha" if header.alpha else "colours"}, which the model does not code',
+          'convert it, or leave it out')
+  pixels = image_files.decode(path, str(path), shape[-1], 0)
   require(pixels.shape == tuple(shape), 'images', str(path), f'its shape is {list(pixels.shape)}, '
           f'and the model codes {list(shape)}', 'resize it')
   return pixels.astype(np.int32)
