@@ -1,10 +1,10 @@
 """What a command needs of a run's model."""
 from typing import Any, NamedTuple
 
-from vdm_jax.data import Split, is_path
+from vdm_jax.data import Field, Spec, Split, is_path
 from vdm_jax.errors import InputError
 from vdm_jax.runs.workdir import Trained
-from vdm_jax.typing import CAPABILITIES, Bounds, Codes, Denoises, Features, Samples
+from vdm_jax.typing import CAPABILITIES, Bounds, Codes, Denoises, Features, Samples, denoises
 
 
 class Need(NamedTuple):
@@ -45,6 +45,16 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
                    f"{' and '.join(does) or 'does nothing that commands need'}; a model that "
                    f'{able} is needed to {need.to}', need.remedy)
+
+
+def data_field(model: Any, spec: Spec) -> Field:
+  """The field of the data that the model makes."""
+  return spec[model.field] if denoises(model) else spec.x
+
+
+def draws_data(model: Any) -> bool:
+  """Whether samples of the model are data: those of latents are not."""
+  return not model.is_latent if denoises(model) else isinstance(model, Samples)
 
 
 def split(trained: Trained, name: str) -> Split:

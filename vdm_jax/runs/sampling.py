@@ -56,7 +56,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
                                  data_name=data_name)
   spec, at = data.resolve(trained.config.data), trained.experiment.model
   model = needs.require(at(trained.params), 'sample', directory)
-  x = spec[model.field] if denoises(model) else spec.x
+  x = needs.data_field(model, spec)
   _check_sizes(count, batch_size, x)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):

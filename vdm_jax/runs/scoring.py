@@ -3,6 +3,7 @@
 Everything is read in batches; only the features of the samples, and of some of the reference's
 images, are in memory at once.
 """
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -182,23 +183,28 @@ def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape:
 # ------------------------------------------------------------------- score
 
 
+def _summary(of: Extractor, reference: Images, batch_size: int, keep: int) -> features.Summary:
+  """A pass over the reference's images."""
+  return features.summarise(
+      features.extract(of, reference.read, reference.count, batch_size=batch_size,
+                       what='reference'), reference.count, keep)
+
+
 def frechet(by: str, reference: Images, *, batch_size: int = 100
             ) -> Callable[[np.ndarray], float]:
   """The Fréchet distance of samples [n, ...] to the images of `reference`, in the features `by`.
 
-  The statistics of the reference are computed here, once.  Raises InputError for features that
-  cannot be computed from such images.
+  The statistics of the reference are computed once, when they are first needed.  Raises InputError
+  for features that cannot be computed from such images.
   """
   of = extractor(by)
   _check('features', reference.shape, reference.levels, 'the features', of.shape, of.levels)
-  target = features.summarise(
-      features.extract(of, reference.read, reference.count, batch_size=batch_size,
-                       what='reference'), reference.count, 0).statistics
+  target = functools.cache(lambda: _summary(of, reference, batch_size, keep=0).statistics)
 
   def distance(samples: np.ndarray) -> float:
     values = features.extract(of, lambda rows: samples[np.minimum(rows, len(samples) - 1)],
                               len(samples), batch_size=batch_size, what='samples')
-    return frechet_distance.distance(features.statistics(np.concatenate(list(values))), target)
+    return frechet_distance.distance(features.statistics(np.concatenate(list(values))), target())
 
   return distance
 
@@ -255,9 +261,7 @@ def score(*, samples: str = '', directory: str = '', method: Method = ANCESTRAL,
       check('samples', images.shape, images.levels)
 
   if isinstance(against, Images):
-    summary = features.summarise(features.extract(of, against.read, against.count,
-                                                  batch_size=batch_size, what='reference'),
-                                 against.count, scores.MOST_COMPARED)
+    summary = _summary(of, against, batch_size, scores.MOST_COMPARED)
     against = Reference(against.name, of.name, of.checksum, against.shape, against.levels, *summary)
   if statistics_file and jax.process_index() == 0:
     references.save(statistics_file, against)

@@ -13,12 +13,13 @@ from vdm_jax import data, random, samplers
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.runs import pictures, reporting, scoring, workdir
+from vdm_jax.runs.needs import data_field, draws_data
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.schedules import check_decreasing
 from vdm_jax.train import check, lock, loop
 from vdm_jax.train import metrics as metrics_lib
-from vdm_jax.typing import Experiment, PyTree, Samples, denoises
+from vdm_jax.typing import Experiment, PyTree, denoises
 
 
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
@@ -128,13 +129,13 @@ def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batc
   """
   model = experiment.model(params)
   options = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': batch_size}
-  if denoises(model) and not model.is_latent:
+  if not draws_data(model):
+    return None
+  if denoises(model):
     parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
                  cond=model.conditions, **options)
-  elif isinstance(model, Samples) and not denoises(model):
-    parts = draw_own(experiment.model, params, **options)
   else:
-    return None
+    parts = draw_own(experiment.model, params, **options)
   return np.concatenate([part.data for part in parts])
 
 
@@ -144,9 +145,7 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
   drawn = _samples(experiment, params, count, seed, count)
   if drawn is None:
     return None
-  model = experiment.model(params)
-  field = spec[model.field] if denoises(model) else spec.x
-  return pictures.samples(drawn, field.levels)
+  return pictures.samples(drawn, data_field(experiment.model(params), spec).levels)
 
 
 def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
@@ -155,12 +154,9 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
 
   Raises InputError for a model without samples, and for features of other images.
   """
-  model = jax.eval_shape(experiment.init, random.key(0))
-  model = experiment.model(model)
-  if not (denoises(model) and not model.is_latent or
-          isinstance(model, Samples) and not denoises(model)):
-    raise InputError('frechet', by, 'this model draws no data', 'leave it out')
-  x = spec[model.field] if denoises(model) else spec.x
+  model = experiment.model(jax.eval_shape(experiment.init, random.key(0)))
+  require(draws_data(model), 'frechet', by, 'this model draws no data', 'leave it out')
+  x = data_field(model, spec)
   if not x.levels:
     raise InputError('frechet', by, f'{x.name} has real numbers, and features are computed from '
                      'integers', 'leave it out')

@@ -20,7 +20,8 @@ LANES = flags.DEFINE_integer('lanes', 1, 'Images at a time.  Each lane borrows b
 VERIFY = flags.DEFINE_bool('verify', False, 'Also decode the file, and compare the images.')
 SEED = cli.seed('the bits that the stacks begin with')
 OVERWRITE = cli.overwrite()
-OF_RUN = cli.of_run()
+AVERAGE, STEP = cli.average(), cli.step()
+DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
 ACTIONS = 'encode IMAGES, decode FILE.vdmz or info FILE.vdmz'
 
 
@@ -31,8 +32,8 @@ def main(words: Sequence[str]):
   elif action == 'decode':
     require(bool(OUT.value), 'out', None, 'it is missing', 'give a folder, as in --out=images')
     cli.wrote(*_few(compressing.decode(
-        what, OUT.value, directory=WORKDIR.value or '', data_dir=_value(OF_RUN, 'data_dir'),
-        data_name=_value(OF_RUN, 'data_name'), overwrite=OVERWRITE.value)))
+        what, OUT.value, directory=WORKDIR.value or '',
+        **cli.values(DATA_DIR, DATA_NAME, OVERWRITE))))
   elif action == 'info':
     for name, value in compressing.info(what).items():
       print(f'{name}: {value}')
@@ -44,16 +45,13 @@ def _few(paths: Sequence[Path]) -> list[str | Path]:
   return [*paths] if len(paths) < 4 else [f'{len(paths):,} pictures in {OUT.value}']
 
 
-def _value(holders, name: str) -> str:
-  return next((holder.value for holder in holders if holder.name == name), None) or ''
-
-
 def _encode(images: str) -> None:
   for flag, example in ((WORKDIR, 'runs/digits'), (OUT, 'images.vdmz')):
     require(bool(flag.value), flag.name, None, 'it is missing', f'give it, as in --{flag.name}='
             f'{example}')
-  report = compressing.encode(WORKDIR.value, images, OUT.value, steps=T.value,
-                              **cli.values(VARIANCE, LANES, VERIFY, SEED, OVERWRITE, *OF_RUN))
+  report = compressing.encode(
+      WORKDIR.value, images, OUT.value, steps=T.value,
+      **cli.values(VARIANCE, LANES, VERIFY, SEED, OVERWRITE, AVERAGE, STEP, DATA_DIR, DATA_NAME))
   per_dim = report.bits_per_dim
   net = report.net * report.dimensions * report.count / 8.0
   print(f'{report.count:,} images, {report.size:,} bytes: '
