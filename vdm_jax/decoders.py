@@ -30,7 +30,7 @@ class Pixels:
 
   @property
   def to_ends(self) -> float:
-    """The factor from x to the coding with the outermost levels at -1 and 1, that of DDPM."""
+    """The factor from x to DDPM's coding, with the outermost levels at -1 and 1."""
     return self.levels / (self.levels - 1)
 
   def decode(self, x: Array) -> Array:
@@ -77,8 +77,8 @@ class Reals:
 def _log_interval(a: Array, b: Array) -> Array:
   """log(Phi(b) - Phi(a)), Phi the standard normal distribution function; a < b, element by element.
 
-  Without cancellation: in either tail, and however close a and b are (relatively to the
-  probability about 1e-5 in float32, in the tails that of a float32 logarithm).
+  Without cancellation: in either tail, and however close a and b are (relatively to the probability
+  about 1e-5 in float32, in the tails the error of a float32 logarithm).
   """
   a, b = jnp.where(a > 0.0, -b, a), jnp.where(a > 0.0, -a, b)  # by symmetry into the left tail
   width, middle = b - a, 0.5 * (a + b)
@@ -94,7 +94,7 @@ def _log_interval(a: Array, b: Array) -> Array:
 def normal(y: Array, z: Array, level: Level) -> Array:
   """log N(y; z_0 / alpha_0, (sigma_0 / alpha_0)^2) in nats, [B]: the decoder of continuous data.
 
-  y, z: [B, ...]; level: that of t = 0.
+  y, z: [B, ...]; level: at t = 0.
   """
   level = level.expand(z)
   return sum_over_data(norm.logpdf(y, z / level.alpha, jnp.exp(-0.5 * level.logsnr)))

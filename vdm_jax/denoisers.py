@@ -14,9 +14,9 @@ def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...
 
   `inputs` is where a published network's own conventions live, see `vdm_jax.inputs`.
 
-  heads: what further outputs are called.  The network's last axis is then 1 + len(heads) times as
-  long as that of z, and Estimate.extra = {name: [B, ...]}: 'variance' is the head of IDDPM.
-  Raises InputError: the network's output has another shape, which might broadcast.
+  heads: the names of further outputs.  The network's last axis is then 1 + len(heads) times as
+  long as z's, and Estimate.extra = {name: [B, ...]}: 'variance' is the head of IDDPM. Raises
+  InputError: the network's output has another shape, which might broadcast.
   """
   def denoise(z, level, cond=None):
     y = net(*inputs(z, level), cond)

@@ -14,7 +14,7 @@ A dequantiser is a function
     (data, keys) -> (y, log_q)      data: integers [B, ...]; keys: [B]; y: [B, ...]; log_q: [B]
 
 with y strictly inside the bin of its datum, of half-width 1 / levels around `Pixels.encode`, and
-log_q the nats of its density in the units of y, those of x.  In [0, 256) it would be 7 bits per
+log_q the nats of its density in the units of y, which are x's.  In [0, 256) it would be 7 bits per
 dimension less: no conversion is needed here, and none may be made twice.
 """
 import math
@@ -68,7 +68,7 @@ def truncated_normal(levels: int, level: Level) -> Dequantiser:
   formula for the entropy is the mean of this.  So y is distributed as z_0 / alpha_0, but for the
   tails cut off.
 
-  level: that of t = 0; sigma_0 > 0.  At logsnr 13.3 and 256 levels tau = 3.019, Z = 0.9975.
+  level: at t = 0; sigma_0 > 0.  At logsnr 13.3 and 256 levels tau = 3.019, Z = 0.9975.
   """
   def dequantise(data, keys):
     x = Pixels(levels).encode(data)

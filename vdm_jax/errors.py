@@ -6,7 +6,7 @@ __all__ = ['InputError', 'require', 'require_at_least', 'require_choice']
 
 
 class InputError(ValueError):
-  """Bad input, as a value: which field, what it was, what is wrong with it, what to do.
+  """Bad input, as a value: the field, its value, the problem, the remedy.
 
   Python shows the argument, `steps=0: it must be at least 1.`; the command line shows the flag,
   `--steps=0: ...`, by `as_flag`.
@@ -14,9 +14,9 @@ class InputError(ValueError):
   Args:
     field: the name of the argument and flag, or of a config's field, 'config.model.groups'.  None:
       the problem stands alone.
-    value: what was given; None is not shown.
-    problem: what is wrong, a clause without a full stop.
-    remedy: what to do, an imperative without a full stop.
+    value: as given; None is not shown.
+    problem: a clause without a full stop.
+    remedy: an imperative without a full stop.
   """
 
   def __init__(self, field: str | None = None, value: Any = None, problem: str = '',

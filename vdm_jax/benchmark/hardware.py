@@ -1,4 +1,4 @@
-"""What the measurements were made on, and what it is said to be able to do."""
+"""The device of the measurements, and its rated speed."""
 import os
 from pathlib import Path
 from typing import NamedTuple

@@ -13,7 +13,7 @@ __all__ = ['MEASUREMENTS', 'Settings', 'measure']
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is measured, and how.  Each measurement reads some of these."""
+  """A choice of measurement and its settings.  Each measurement reads some of these."""
   config_file: str = ''
   config: ml_collections.ConfigDict | None = None
   workdir: str = ''                   # of a run, in the place of a config

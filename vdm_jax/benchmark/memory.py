@@ -1,6 +1,6 @@
 """Bytes on each device, and work, of a config that is neither trained nor initialised here.
 
-What is counted, for each layout and number of devices:
+The count, for each layout and number of devices:
 
     state         parameters, averages and optimiser: under fsdp each device's share of those that
                   `parallel.shards` splits
@@ -8,11 +8,11 @@ What is counted, for each layout and number of devices:
     gathered      under fsdp the whole of each parameter that is split, as the loss reads it
     activations   what the backward pass keeps of each image, and all other temporary arrays
 
-State and what is gathered follow from shapes.  The rest is the compiler's own account of the step
+State and gathered tensors follow from shapes.  The rest is the compiler's own account of the step
 of one device, compiled for two batches (nothing is run): temporary bytes = gradients + images x
 activations.  It is of the CPU's program, with XLA's own gradients of convolutions; other backends
 fuse more, and choose algorithms that need workspace.  Under fsdp the sum is an upper bound, since
-not all of what is gathered is needed at once.
+not all gathered tensors are needed at once.
 
 The work is XLA's count, see `speed`; the time is what it would take at a share of the stated peak.
 """

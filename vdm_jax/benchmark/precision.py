@@ -45,7 +45,7 @@ FLOOR = 'rounded z, x known'
 def rounded(u: Array) -> Array:
   """float32 -> the nearest bfloat16, as float32.
 
-  Not by two casts, of which XLA may make none.
+  Not by two casts, which XLA may drop.
   """
   return jax.lax.reduce_precision(u, exponent_bits=8, mantissa_bits=7)
 
@@ -67,7 +67,7 @@ def exact(denoise: Denoiser) -> Denoiser:
 
 
 def knowing(x: Array) -> Denoiser:
-  """E[eps | rounded z, x]: what is left to know of the noise of z = alpha x + sigma eps.
+  """E[eps | rounded z, x]: the rest of the noise in z = alpha x + sigma eps.
 
   The mean of a standard normal between the two ends of the cell that is rounded to z, by Gauss's
   rule of 64 points, in float32 to 1e-5 for cells of up to 12 standard deviations.  x: [B, ...].
@@ -129,8 +129,8 @@ def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
   """A row for each of `models`, compared with the first of them, and one for the floor: bits/dim.
 
   models: {name: params -> Model}, see `paired`; split: `len`, and `get(rows)` -> batch; shape: of
-  one image.  Errors are standard errors over images, of a difference those of the differences image
-  by image.  Raises InputError: a bound that is not finite.
+  one image.  Errors are standard errors over images; a difference has the error of the differences
+  image by image.  Raises InputError: a bound that is not finite.
   """
   bits = over_images(
       paired(times), lambda params: {name: make(params) for name, make in models.items()}, params,

@@ -14,7 +14,7 @@ from vdm_jax.benchmark import hardware
 
 
 def about(config_file: str | Path, config: ml_collections.ConfigDict) -> dict:
-  """What a measurement is of, beside its numbers: config, devices, versions, date."""
+  """The circumstances of a measurement: config, devices, versions, date."""
   return {'config': str(config_file), 'blocks': config.model.get('blocks'),
           'features': config.model.get('features'),
           'batch_size': config.data.batch_size, 'layout': config.train.layout,

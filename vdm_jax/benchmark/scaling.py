@@ -1,20 +1,20 @@
 """What the devices send each other in a training step: read off the compiled program, and foretold.
 
 Weak scaling: as many images on each device, however many devices there are.  Compute then takes as
-long on any number of them, and what grows is communication.  With P the bytes of the parameters,
-and S those of the ones that are sharded:
+long on any number of them; only communication grows.  With P the bytes of all parameters, and S the
+bytes of the sharded ones:
 
     jit, pmap   the gradients are summed: an all-reduce of P
     fsdp        the parameters are gathered for the loss: an all-gather of S; the gradients are
                 summed, and each device keeps its share: a reduce-scatter of S and an all-reduce of
                 the rest; or, where XLA has no such pass (the CPU), an all-reduce of P
 
-and a few numbers of the metrics.  In a ring of n devices each one sends 2 (n - 1)/n of what an
-all-reduce reduces, and (n - 1)/n of what is gathered or scattered (Patarasuk and Yuan 2009).  So
-what is sent tends to a constant: 2 P, or 3 S in all.
+and a few numbers of the metrics.  In a ring of n devices each one sends 2 (n - 1)/n of the bytes
+that an all-reduce reduces, and (n - 1)/n of the bytes gathered or scattered (Patarasuk and Yuan
+2009).  So the bytes sent tend to a constant: 2 P, or 3 S in all.
 
-The programs are those of simulated devices, n threads of a CPU: their partition is XLA's own, which
-is the same on all backends but for the fusion of collectives; nothing is run, and nothing is timed.
+The programs are compiled for simulated devices, n threads of a CPU. XLA's own partitioner splits
+them, as on all backends but for the fusion of collectives. Nothing is run or timed.
 """
 import math
 import re
@@ -176,7 +176,7 @@ def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], 
 
 def rehearse(subject: speed.Subject, devices: Sequence[int] = DEVICES, batch: int = 2
              ) -> list[dict]:
-  """A row for each layout and number of devices: what is sent in a step, and what was foretold.
+  """A row for each layout and number of devices: the bytes sent in a step, and the bytes foretold.
 
   batch: images on each device.  Bytes are of tensors; `scalars` counts the single numbers.
   """
@@ -219,7 +219,8 @@ def scaling(file: str | Path, config: ml_collections.ConfigDict, *, blocks: int 
   """What a step sends on 1, 2, 4 and 8 devices (see `simulate`), and what it would on 512.
 
   blocks, features: of the network that is compiled, by default 4 and 64, or the config's if less;
-  that of the config itself is foretold.  batch_size: images on each device.  Raises InputError.
+  for the config's own network numbers are foretold.  batch_size: images on each device.  Raises
+  InputError.
   """
   # `winograd` sums the transform of a gradient, 16 numbers for 9.
   config = speed.on_accelerators(config)

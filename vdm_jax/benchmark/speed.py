@@ -3,7 +3,7 @@
 Training is measured on random images of the data's shape, since its speed does not depend on what
 they show; so is evaluation.  Work is counted as XLA counts it, on a version of the step that is
 written out and keeps all that the backward pass needs: a loop's body is counted once whatever its
-length, and what is computed a second time to save memory is no useful work.  XLA counts the
+length, and a second computation to save memory is no useful work.  XLA counts the
 products of a convolution that fall inside the image: for 3x3 at 32x32 that is 96 % of 9 H W C C'.
 """
 import functools
@@ -41,7 +41,7 @@ _WRITTEN_OUT = {'scan': False, 'remat': 'none', 'weight_gradient': 'xla', 'atten
 
 
 class Subject(NamedTuple):
-  """What is measured."""
+  """The program that is timed."""
   experiment: Experiment
   config: ml_collections.ConfigDict
   file: Path                    # of the config
@@ -98,7 +98,7 @@ def of_run(directory: str | Path, *, batch_size: int | None = None, data_dir: st
 
 
 def on_accelerators(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A copy with the weight gradient that `auto` is there, which is that of XLA."""
+  """A copy with the weight gradient that `auto` is there, which is XLA's."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
     if config.model.get('weight_gradient') == 'auto':
@@ -112,7 +112,7 @@ def denoising(subject: Subject, params) -> Model:
 
 
 def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
-  """A batch like those of training, of random numbers [size, ...]."""
+  """A batch as in training, of random numbers [size, ...]."""
   return subject.experiment.data.spec.random(size)
 
 
@@ -413,7 +413,7 @@ def start_to_first_step(command: Sequence[str], limit: float = 1800.0) -> dict:
   """Seconds from starting a training to the end of its first step, first as the compilation cache
   is, then with it warm.
 
-  command: that of scripts/train.py with its config; it runs in a directory of its own and is killed
+  command: scripts/train.py with its config; it runs in a directory of its own and is killed
   after its first step.  To be called before this process takes the accelerator.  Raises InputError
   with the last line it printed where it ends before, and after `limit` seconds.
   """

@@ -1,4 +1,4 @@
-"""What a config's network is made of: parameters, work and activations, block by block.
+"""The parts of a config's network: parameters, work and activations, block by block.
 
 Nothing is run: the work is read off the program of one evaluation of the denoiser, for one image.
 

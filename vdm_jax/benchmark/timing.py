@@ -140,7 +140,7 @@ def compilations(seen: list[tuple[str, float]]) -> int:
 
 @contextlib.contextmanager
 def no_cache(cold: bool = True) -> Iterator[None]:
-  """Without the persistent compilation cache: what is compiled is neither read nor kept there."""
+  """Without the persistent compilation cache: compiled programs are neither read nor kept there."""
   if not cold:
     yield
     return

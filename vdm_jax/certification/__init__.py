@@ -16,8 +16,8 @@ deviation, and the share of the upper half of the mixture, each within four stan
 stated tolerance for the steps being finite.  It starts from the exact marginal.
 
 The process called `ends` runs from pure noise (alpha = 0) to pure data (sigma = 0), where logsnr
-is infinite.  Methods in logsnr step over the two ends by their first-order formula, so what they
-claim there is first order; the network is never to be used at sigma = 0, and gives NaN there.
+is infinite.  Methods in logsnr step over the two ends by their first-order formula, so they claim
+first order there; the network is never to be used at sigma = 0, and gives NaN there.
 """
 from vdm_jax.certification.exact import (
     CURVES,

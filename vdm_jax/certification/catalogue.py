@@ -1,4 +1,4 @@
-"""The samplers of the catalogue certified: each by what it claims, and what is equal by theory.
+"""The samplers of the catalogue certified: each by its own claim, and equalities by theory.
 
   rows = certify_all(jobs(['ddim', 'heun']))
 """
@@ -49,7 +49,7 @@ def bind(entry: catalogue.Entry) -> SamplerMaker:
 
 
 def equalities() -> dict[str, list[SamplerMaker]]:
-  """What is the same by theory: claim -> samplers."""
+  """Samplers that are equal by theory: claim -> samplers."""
   of = lambda name, **options: functools.partial(catalogue.SAMPLERS[name].make, **options)
   return {
       'ddim = dpm_solver_1 = deis_0 = unip_1': [
@@ -68,9 +68,9 @@ def equalities() -> dict[str, list[SamplerMaker]]:
 
 
 def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
-  """Of these samplers; by default of all of the catalogue, with what they are equal to.
+  """Of these samplers; by default of all of the catalogue, with their equals.
 
-  order: what those of FILE.py:NAME among them claim; None: they are stochastic.  Raises InputError.
+  order: the claim of samplers given as FILE.py:NAME; None: they are stochastic.  Raises InputError.
   """
   names = [_certifiable(name) for name in names] or list(catalogue.SAMPLERS)
   out = [Job('sampler', name, order if ':' in name else None) for name in names]

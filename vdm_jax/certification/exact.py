@@ -1,4 +1,4 @@
-"""What is exact: two normals on the line, their marginals, flow and denoiser, on every curve."""
+"""The exact cases: two normals on the line, their marginals, flow and denoiser, on every curve."""
 import functools
 from collections.abc import Callable
 from typing import NamedTuple

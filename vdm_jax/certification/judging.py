@@ -229,8 +229,8 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
                      tolerances: Sequence[float] = (1e-3, 1e-4, 1e-5)) -> list[CertificateRow]:
   """Certifies an adaptive sampler: its error is less than `factor` times its tolerance, and falls.
 
-  A tolerance is on the error of a step; steps add up, and the flow of the mixture drives apart what
-  is between its modes: hence a factor.
+  A tolerance is on the error of a step; steps add up, and the flow of the mixture drives apart
+  points between its modes: hence a factor.
   make(tolerance)(denoise, process) is a Sampler that takes the one step from noise to data.  The
   data are of about unit size.
   """
@@ -250,7 +250,7 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
 
 
 def largest_deviation(row: CertificateRow) -> float:
-  """Of a row of moments: that of mean or standard deviation, in standard deviations."""
+  """Of a row of moments: the error of mean or standard deviation, in standard deviations."""
   std = moments(MODELS[row.model], 0.0)[1]
   return max(abs(row.detail[moment]['deviation']) for moment in ('mean', 'std')) / std
 

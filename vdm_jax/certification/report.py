@@ -72,7 +72,8 @@ def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
 
 
 def as_json(rows: Sequence[CertificateRow]) -> str:
-  """The rows with all that they rest on.  What is not finite is null: JSON has no word for it."""
+  """The rows with all that they rest on.  Numbers that are not finite are null: JSON has no word
+  for it."""
   return json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False)
 
 
@@ -85,5 +86,5 @@ def _plain(value: Any) -> Any:
 
 
 def failed(rows: Sequence[CertificateRow]) -> list[str]:
-  """The samplers and claims of which a row did not pass."""
+  """The samplers and claims with a row that did not pass."""
   return sorted({row.sampler for row in rows if not row.passed})

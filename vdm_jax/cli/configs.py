@@ -40,7 +40,7 @@ def config_flag() -> flags.FlagHolder:
 
 
 def config_name() -> str:
-  """What --config is: FILE.py or FILE.py:VARIANT."""
+  """The value of --config: FILE.py or FILE.py:VARIANT."""
   flag: Any = flags.FLAGS['config']
   return flag.config_filename
 

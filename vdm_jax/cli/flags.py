@@ -62,7 +62,7 @@ def step() -> flags.FlagHolder:
 
 
 def of_run() -> tuple[flags.FlagHolder, ...]:
-  """--average, --step, --data_dir and --data_name: what is loaded of a run."""
+  """--average, --step, --data_dir and --data_name: the parts of a run to load."""
   return average(), step(), data_dir(), moved_data()
 
 

@@ -1,4 +1,4 @@
-"""What a command says: an error, what it wrote, and which command is next."""
+"""The messages of a command: an error, the files written, the next command."""
 import shlex
 import sys
 from pathlib import Path

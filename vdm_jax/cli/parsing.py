@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
 
 def read(argv: list[str], command: Command) -> list[str]:
-  """What follows the flags, which are then set.  Ends here where only help is asked for."""
+  """The arguments after the flags, which are then set.  Ends here where only help is asked for."""
   try:
     argv = [argv[0], *configs.expanded(argv[1:], command.configs)]
     if command.resumes:
@@ -47,7 +47,7 @@ def read(argv: list[str], command: Command) -> list[str]:
 
 
 def _help(argv: list[str], command: Command) -> None:
-  """What the script is, its flags, and its config's fields or the configs that there are."""
+  """The script's purpose, its flags, and its config's fields or the configs that there are."""
   print(sys.modules['__main__'].__doc__)
   print('Flags:\n' + flags.FLAGS.main_module_help().strip().partition('\n')[2])
   if not command.alone:

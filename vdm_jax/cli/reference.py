@@ -70,7 +70,7 @@ def markdown(found: dict[str, Command]) -> str:
 
 
 def _text(docstring: str) -> str:
-  """A docstring as Markdown: what is indented is a command line."""
+  """A docstring as Markdown: indented lines are command lines."""
   paragraphs = re.split(r'\n\s*\n', docstring.strip())
   lines = lambda text: '\n'.join(line.removeprefix('  ') for line in text.splitlines())
   return '\n\n'.join(f'```console\n{lines(text)}\n```' if text.startswith('  ') else text

@@ -4,13 +4,13 @@
              for i = 1 .. T: pop k_i ~ q(z_i | z_{i-1}), push k_{i-1} under p(z_{i-1} | z_i);
              push k_T under p(z_T).
 
-What is pushed less what is popped is the bound of the chain in expectation.  Since a latent is
-pushed as soon as the next one is there, the bits that an image borrows are those of two latents,
-not of T: Kingma, Abbeel and Ho (2019).  The decoder does the same backwards, and ends with the
-words that the encoder began with.
+Bits pushed less bits popped are the bound of the chain in expectation.  Since a latent is
+pushed as soon as the next one is there, an image borrows the bits of two latents, not of T: Kingma,
+Abbeel and Ho (2019).  The decoder does the same backwards, and ends with the words that the encoder
+began with.
 
 The sources: Townsend, Bird and Barber (2019), bits back with ANS; F. Kingma, Abbeel and Ho (2019),
-Bit-Swap; Kingma et al. (2021), section 7.3 and appendix B.2, for this model.
+Bit-Swap; Kingma et al. (2021), on lossless compression, for this model.
 """
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ def _entropy(chain: Chain, i: int) -> int:
 
 
 def _residual_of(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """A mean in bins: the nearest integer, and what is left, in 64ths, so that rounding forgives."""
+  """A mean in bins: the nearest integer, and the rest in 64ths, so that rounding forgives."""
   nearest = np.rint(mean)
   return nearest.astype(np.int64), np.rint((mean - nearest) * FRACTIONS) / FRACTIONS
 

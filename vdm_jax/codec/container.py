@@ -1,10 +1,10 @@
-"""The file of encoded images, `.vdmz`, and what is checked before anything is decoded.
+"""The file of encoded images, `.vdmz`, and the checks before anything is decoded.
 
   4 bytes   'VDMZ'
   2 bytes   version of the format, little-endian like all that follows
   4 bytes   length of the header
   32 bytes  SHA-256 of the header and the payload
-  header    JSON, compressed by zlib: what the images are, which model and chain coded them
+  header    JSON, compressed by zlib: the images' names, the model and chain that coded them
   payload   uint32 words of the lanes, one lane after another
 
 A changed or cut payload decodes to wrong images, often without an error.  So the checksum comes

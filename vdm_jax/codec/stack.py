@@ -5,7 +5,7 @@ symbol of probability p adds -log2 p bits, a pop under the same distribution tak
 its bits off again.  A pop of random bits is a draw from the distribution, and so bits-back coding
 gets its latents (Townsend, Bird and Barber 2019).
 
-The bits are random only if they are made so.  What was pushed a moment ago is what is popped next:
+The bits are random only if they are made so.  A pop returns the last push:
 the noise of a latent would be read from the residual of the one before, and the rate would miss the
 bound by some percent.  So `whiten` adds a keystream to the words that are popped next; the same
 call takes it off.

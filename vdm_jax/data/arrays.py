@@ -31,7 +31,7 @@ _BEGINS = {'.npy': b'\x93NUMPY', '.npz': b'PK'}
 
 
 def open_arrays(path: str, text_length: int = 0) -> Store:
-  """The arrays of a file, of which no image is read.  Raises FileNotFoundError or InputError."""
+  """The arrays of a file, without reading an image.  Raises FileNotFoundError or InputError."""
   if not os.path.exists(path):
     raise FileNotFoundError(f'there is no file {path}: see --config.data.name')
   _check_begins(path)
@@ -170,7 +170,7 @@ def _position(keys: Sequence[str]):
 
 
 def _named(path: str, name: str, key: str) -> str:
-  """What the field of an array is called."""
+  """The name of an array's field."""
   if name in ('', 'x', 'arr_0'):
     return 'x' if _array(path, key).dtype.kind == 'f' else IMAGE
   return {'images': IMAGE, 'labels': LABEL}.get(name, name)
@@ -193,7 +193,7 @@ def _array(path: str, key: str) -> np.ndarray:
 
 
 def named(path: str, name: str) -> np.ndarray:
-  """The array of this name in a .npz file, or its only one; that of a .npy file.
+  """The array of this name in a .npz file, or its only one; of a .npy file, its array.
 
   Raises InputError, by this name, where there is none.
   """

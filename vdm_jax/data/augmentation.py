@@ -1,8 +1,8 @@
 """Changes of the examples that are trained on: pure functions of a batch and uniform numbers.
 
 An augmentation names the field that it changes, so that the fields beside it stay as they are.
-What was changed is said by the field 'augmented', float32 [n], 1 or 0, on which a network may be
-conditioned; evaluation and sampling give it 0.
+The field 'augmented', float32 [n], is 1 where an image was changed and else 0. On it a network may
+be conditioned; evaluation and sampling give it 0.
 """
 from collections.abc import Callable
 from typing import NamedTuple

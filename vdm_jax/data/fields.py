@@ -1,4 +1,4 @@
-"""What an example of a data set is: named fields."""
+"""An example of a data set: named fields."""
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def label(classes: int) -> Field:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What one example is.  The first field is x, unless a model says otherwise."""
+  """The fields of one example.  The first field is x, unless a model says otherwise."""
   name: str  # of the data set
   fields: tuple[Field, ...]
 
@@ -79,7 +79,7 @@ class Spec:
 
   @property
   def classes(self) -> int:
-    """Those of the field 'label'; 0 without."""
+    """The classes of the field 'label'; 0 without."""
     return self[LABEL].levels or 0 if LABEL in self else 0
 
   def zeros(self, n: int) -> Batch:

@@ -21,7 +21,7 @@ def of(parts: Mapping[str, int | str]) -> dict[str, Any]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-  """What is new in a clause: '2 added (a.png, b.png), 1 removed (c.png)'; '' if nothing is."""
+  """The differences in a clause: '2 added (a.png, b.png), 1 removed (c.png)'; '' if nothing is."""
   if old['sha256'] == new['sha256']:
     return ''
   if 'parts' not in old or 'parts' not in new:

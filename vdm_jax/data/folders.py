@@ -2,10 +2,10 @@
 
 Folders `train` and `test` (or validation, valid, val; in any case) are the splits; without them
 every sixth picture is for testing.  If every picture lies in a folder of its split, those folders
-are the classes.  What begins with a dot is left out.  The pictures have one channel if all are
-grey, else three: see `images`.
+are the classes.  Names that begin with a dot are left out.  The pictures have one channel if all
+are grey, else three: see `images`.
 
-Beside the pictures, in the folder or in that of a split, may lie what is said of them:
+Beside the pictures, in the folder or in a split's folder, may lie further fields:
 
   captions.txt     `file<TAB>caption` a line; `caption` is a field of text
   metadata.jsonl   {"file_name": "a.png", "caption": "a cat", "age": 3, ...} a line: texts, numbers
@@ -40,9 +40,10 @@ class Listing(NamedTuple):
 
 
 def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
-  """The pictures below `root`, of which the headers are read.
+  """The pictures below `root`; only their headers are read.
 
-  text_length: bytes of a text, 0 for those of the longest.  Raises FileNotFoundError or InputError.
+  text_length: bytes of a text, 0 for the length of the longest.  Raises FileNotFoundError or
+  InputError.
   """
   if os.path.isfile(root):
     raise InputError('config.data.name', root, 'it is a file, and neither .npy nor .npz',

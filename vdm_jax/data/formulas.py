@@ -4,7 +4,7 @@ Every set is a pure function of (n, index), where `index` numbers independent se
 training and 1 for testing.  Points have 8 bits a coordinate: coordinates in some unit, plus noise,
 are multiplied to fill 0 .. 255 and rounded down, so that no draw is outside and none is clipped.
 
-  name                what it is, before it is scaled                              shape  levels
+  name                points, before they are scaled                               shape  levels
   `swirl`             a spiral that widens, of VDM                                    2    256
   `swiss_roll`        (theta cos theta, theta sin theta)                              2    256
   `moons`             two half circles, one in the other's opening                    2    256
@@ -56,8 +56,8 @@ def swirl(n: int, index: int) -> np.ndarray:
 def swiss_roll(n: int, index: int) -> np.ndarray:
   """The roll of Sohl-Dickstein et al. (2015), section 3.1, in 8 bits: uint8 [n, 2].
 
-  theta = 3 pi / 2 (1 + 2 u),  x = floor(8 (theta (cos theta, sin theta) + eps / 5 + 16)): the angle
-  is that of scikit-learn's `make_swiss_roll`, the noise our choice.
+  theta = 3 pi / 2 (1 + 2 u),  x = floor(8 (theta (cos theta, sin theta) + eps / 5 + 16)):
+  scikit-learn's `make_swiss_roll` has this angle, the noise is our choice.
   """
   u = _uniform(n, index, 3)
   theta = 1.5 * np.pi * (1 + 2 * u[0])

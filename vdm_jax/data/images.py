@@ -7,7 +7,7 @@
     transparent colour
   more than 8 bits a channel, Lab              refused
 
-What is fully opaque is so left as it is, and nothing that a transparent pixel hides is seen.  All
+So opaque pixels stay as they are, and colours that a transparent pixel hides are not seen.  All
 is decided by a file's header, so a colour file whose pixels happen to be grey has three channels.
 """
 import contextlib
@@ -110,7 +110,7 @@ def _check_mode(image: Image.Image, place: str) -> None:
 def _stored(image: Image.Image) -> str:
   """How a picture of more than 8 bits a channel is stored, '' for others.
 
-  Pillow opens colours of 16 bits as if they had 8; its decoder is told what they are.
+  Pillow opens colours of 16 bits as if they had 8; its decoder is told their depth.
   """
   if image.mode.startswith(('I', 'F')):
     return image.mode

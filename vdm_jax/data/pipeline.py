@@ -33,7 +33,7 @@ CHUNK = 1024  # examples in memory at a time where a whole split is passed over
 def default_config() -> ml_collections.ConfigDict:
   """The fields of `config.data`.  shape, levels, classes: empty or 0 is read from the data.
 
-  shape and levels are those of x; `found` is the whole Spec, and is never given by hand.
+  shape and levels belong to x; `found` is the whole Spec, and is never given by hand.
   """
   return ml_collections.ConfigDict({
       'name': 'digits',    # see vdm_jax/data/stores.py for what a name may be
@@ -88,7 +88,7 @@ class Split:
     return self.length
 
   def get(self, indices) -> Batch:
-    """Examples as they are, in a batch like those of training: {field: array [n, ...]}.
+    """Examples as they are, in a batch as in training: {field: array [n, ...]}.
 
     'augmented', if training augments, is all 0.  Raises IndexError for an index outside of the
     split, InputError for an example that is not as the Spec says.
@@ -131,7 +131,7 @@ class Data:
 
   @functools.cached_property
   def spec(self) -> Spec:
-    """What one example is: as configured, else as found.
+    """The fields of one example: as configured, else as found.
 
     With shape and levels configured nothing is read: it is one of images, and of labels where
     there are classes.  Levels found: 256 of pixels if any exceeds 127, else the largest value plus
@@ -151,11 +151,11 @@ class Data:
 
   @property
   def _x_name(self) -> str:
-    """What x is called where nothing is read of the data."""
+    """The name of x where nothing is read of the data."""
     return next(iter(self.config.get('fields', ())), fields.IMAGE)
 
   def _declared(self) -> list[fields.Field]:
-    """The fields as they are in the data, with what is configured of x and of the labels."""
+    """The fields as they are in the data, with the configured settings of x and of the labels."""
     c = self.config
     try:
       declared = list(self._store.fields)
@@ -222,7 +222,7 @@ class Data:
   def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
     """This process's rows of the global batch of `step`; a pure function.
 
-    {field: array [B / process_count, ...]}, the fields those of `spec`.  Raises InputError where
+    {field: array [B / process_count, ...]}, with the fields of `spec`.  Raises InputError where
     the processes do not divide the batch.
     """
     return self._batches(process_index, process_count)(step)
@@ -248,7 +248,7 @@ class Data:
             f'({store.test.name}){"".join(f"; {note}" for note in self._notes())}')
 
   def fingerprint(self) -> dict[str, Any]:
-    """What the data are made of, for `fingerprints.changes`.  No image is decoded."""
+    """The content of the data, for `fingerprints.changes`.  No image is decoded."""
     return fingerprints.of(self._store.parts())
 
   def _notes(self) -> tuple[str, ...]:

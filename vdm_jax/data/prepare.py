@@ -1,9 +1,9 @@
 """CIFAR-10, MNIST and the digits as TFDS writes them, without TensorFlow.
 
 The stock TFDS builders of CIFAR-10 and MNIST reach for TensorFlow only to open files and to encode
-images.  Here the same builders write what they are handed: the official archives, read by
+images.  Here the same builders write the official archives, read by
 `tarfile` and `gzip`, and images encoded by Pillow.  Names, versions, features, keys (hence the
-shuffled order) and file layout stay those of TFDS.
+shuffled order) and file layout stay as in TFDS.
 """
 import gzip
 import hashlib

@@ -221,9 +221,8 @@ def _damaged_shard(directory: str, split: str) -> str:
 def imagenet_version(validation: int) -> str:
   """Which of the two downsampled ImageNets this is, told apart by their validation count.
 
-  The likelihoods of one cannot be compared with those of the other: they were resized
-  differently.  Old: A. van den Oord et al. (2016), 49,999 images.  New: P. Chrabaszcz et al.
-  (2017), 50,000 images.
+  Likelihoods of the two cannot be compared: the images were resized differently.  Old: A. van den
+  Oord et al. (2016), 49,999 images.  New: P. Chrabaszcz et al. (2017), 50,000 images.
   """
   known = {49_999: 'old', 50_000: 'new'}
   return f'{known.get(validation, "neither old nor new")} ({validation:,} validation images)'

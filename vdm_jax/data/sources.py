@@ -1,4 +1,4 @@
-"""What a data set is once it is found: a `Store` of two `Source`s.
+"""A data set once it is found: a `Store` of two `Source`s.
 
 A source reads any rows by number and is picklable, so that worker processes can read for us.
 """
@@ -39,7 +39,7 @@ class Store(NamedTuple):
 
   @property
   def classes(self) -> int:
-    """Those of the field 'label'; 0 without."""
+    """The classes of the field 'label'; 0 without."""
     return next((field.levels for field in self.fields if field.name == LABEL), 0) or 0
 
 

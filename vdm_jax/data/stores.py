@@ -1,6 +1,6 @@
 """Which data set a name means.
 
-  name                         what it is
+  name                         data
   `digits`                     scikit-learn's handwritten digits, prepared when first used
   `captioned_digits`           the same with the field `caption`, 'zero' .. 'nine': see `captions`
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
@@ -26,7 +26,7 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
   """Finds the data set `name` and reads its headers, not its images (see the module's table).
 
   fields: which ones are asked for, x first; empty: all, of TFDS image and label.  text_length:
-  bytes of a text, 0 for those of the longest.
+  bytes of a text, 0 for the length of the longest.
 
   Raises NotPrepared or FileNotFoundError where it is not there, InputError where it is there and
   cannot be used, or where no data set can have that name.
@@ -44,7 +44,7 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
 
 
 def is_path(name: str) -> bool:
-  """Whether `name` is that of a file or a folder."""
+  """Whether `name` names a file or a folder."""
   return (name.endswith(('.npy', '.npz')) or name.startswith('.')
           or os.path.isabs(os.path.expanduser(name)))
 

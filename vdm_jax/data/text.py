@@ -24,7 +24,7 @@ def longest(texts: Sequence[str]) -> int:
 
 
 def encode(texts: Sequence[str], length: int) -> np.ndarray:
-  """int32 [n, length]: byte + 1, then zeros.  What is longer is cut."""
+  """int32 [n, length]: byte + 1, then zeros.  Longer texts are cut."""
   tokens = np.zeros((len(texts), length), np.int32)
   for row, one in zip(tokens, texts, strict=True):
     codes = np.frombuffer(one.encode()[:length], np.uint8)

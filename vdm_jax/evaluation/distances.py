@@ -1,4 +1,4 @@
-"""Distances between two distributions of which there are samples alone.
+"""Distances between two distributions that are known by samples alone.
 
 Both take features [n, d] and [m, d]: coordinates, pixels, or what a network makes of an image.
 They are computed in float64 on the host.  Two sets of one distribution are not at distance 0: the
@@ -19,7 +19,7 @@ def sliced_wasserstein(key: jax.Array, a: np.ndarray, b: np.ndarray, projections
                        ) -> float:
   """sqrt(mean over directions u of W_2^2 between a . u and b . u), u uniform on the sphere.
 
-  Rabin et al. (2011).  In one dimension the optimal coupling is that of the quantiles; here it is
+  Rabin et al. (2011).  In one dimension the optimal coupling joins equal quantiles; here it is
   exact for any two sizes.  a: [n, d], b: [m, d].  The same key gives the same directions.
   """
   u = np.array(jax.random.normal(key, (a.shape[1], projections), np.float32), np.float64)

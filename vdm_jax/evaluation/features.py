@@ -1,6 +1,6 @@
 """What a network, or nothing, makes of images: the features on which sets of images are compared.
 
-A score belongs to its extractor: those of two are not comparable, not even of two conversions of
+A score belongs to its extractor: scores of two are not comparable, not even of two conversions of
 one network's weights.  So an extractor carries a name and a checksum, which scores repeat.
 """
 import functools

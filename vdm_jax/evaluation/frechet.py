@@ -1,4 +1,4 @@
-"""The Fréchet distance of two sets of features, each taken for a Gaussian: on those of Inception
+"""The Fréchet distance of two sets of features, each taken for a Gaussian: on Inception's features
 it is the FID (Heusel et al. 2017).
 
 It is biased upwards by about 1 / n, and how much depends on the model that is judged (Chong and
@@ -58,7 +58,7 @@ def extrapolated(features: np.ndarray, reference: Statistics) -> float | None:
 
 
 def warning(dimensions: int, **counts: int) -> str:
-  """What is doubtful about a distance in so many dimensions, '' if nothing is.
+  """A doubt about a distance in so many dimensions, '' if there is none.
 
   counts: how many there are of each set, by its name.
   """

@@ -1,12 +1,12 @@
-"""What samples are compared with: the statistics of a data set's features, kept in a file.
+"""The reference of samples: the statistics of a data set's features, kept in a file.
 
     mean, covariance     float64 [D], [D, D]
     count                images they are of
     features             float32 [n, D], of some of the images, in random order
     about                JSON: the name of the data, the extractor and its checksum, shape, levels
 
-A file of other code that holds `mu` and `sigma` is read too.  It does not say what its features
-are, nor of how many images, and has none to compare neighbours with.
+A file of other code that holds `mu` and `sigma` is read too.  It says neither its features nor the
+number of images, and has no features for neighbours.
 """
 import hashlib
 import json

@@ -80,7 +80,7 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
 
 
 def table(scores: Scores) -> rich.table.Table:
-  """What the scores depend on, one row for each of them, and what is doubtful below."""
+  """The circumstances of the scores, a row for each score, and doubts below."""
   s = scores
   out = rich.table.Table(show_header=False)
   out.add_column()

@@ -71,7 +71,7 @@ def _settings(configs: Path) -> measurements.Settings:
 
 
 def _training() -> list[str]:
-  """The command that trains what is measured."""
+  """The command that trains the measured run."""
   given = '--config', '--data_dir=', '--data_name='
   words = [word for word in sys.argv[1:] if word.startswith(given)]
   words += [f'--config.{field}={flag.value}' for field, flag in [
