@@ -1,4 +1,4 @@
-"""Denoiser -> Denoiser: what a sampler is made to believe instead of what the network says.
+"""Denoiser -> Denoiser: another estimate in place of the network's.
 
 A wrapper changes the estimate and nothing else, so every sampler takes every wrapper.  The two
 halves of an estimate always change together: z = alpha x + sigma eps holds after a wrapper wherever
@@ -9,8 +9,8 @@ it held before, and `extra` is kept.
   what it is led to           `classifier`, `classifier_free`
   where that applies          `guided_between` two values of log-SNR
 
-They nest, and what comes last has the last word: guidance extrapolates, so clip what is guided
-(`clip(classifier_free(...))`), not what guides.
+They nest, and the outermost has the last word: guidance extrapolates, so clip its result
+(`clip(classifier_free(...))`), not its input.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -130,8 +130,8 @@ def guided_between(plain: Denoiser, guided: Denoiser, low: float, high: float) -
   """`guided` where low <= logsnr <= high, and `plain` elsewhere; their `extra` must agree in kind.
 
   Kynkäänniemi et al. (2024) so restrict guidance to the middle noise levels; their interval of
-  sigma at alpha = 1 is that of logsnr = -2 log sigma.  Both are evaluated at every level: which
-  it is may differ within a batch, and what they share is computed once under `jit`.
+  sigma at alpha = 1 is an interval of logsnr = -2 log sigma.  Both are evaluated at every level:
+  the choice may differ within a batch, and shared parts are computed once under `jit`.
   """
   def chosen(z, level, cond=None):
     def choose(there, here):

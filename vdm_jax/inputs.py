@@ -64,7 +64,7 @@ def sde(trained_on: Process, scale: float = 999.0) -> Inputs:
 
 
 def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inputs:
-  """The noise level times `of_sigma`: half of it is that of images in [0, 1].
+  """The noise level times `of_sigma`: half of it is the noise level of images in [0, 1].
 
   scale, shift: of z; both 1/2 for a network that reads images in [0, 1] itself.
   """

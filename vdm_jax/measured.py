@@ -6,7 +6,7 @@ A page names a table between two marks, each alone on its line:
     ...
     <!-- /measured -->
 
-What stands between them is rendered from docs/measured/samplers.json by scripts/render_docs.py, so
+The lines between them are rendered from docs/measured/samplers.json by scripts/render_docs.py, so
 a page never says another number than the file.
 """
 import json

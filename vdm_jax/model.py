@@ -4,7 +4,7 @@
   images = model.sample(random.key(0), 16, steps=20)
   nats = model.nats({'image': images}, key=random.key(1))
 
-Everything below takes the record `typing.Model`; what systems make is this one.
+Everything below takes the record `typing.Model`; systems make this one.
 """
 import functools
 from collections.abc import Callable, Mapping
@@ -74,7 +74,7 @@ class Model(typing.Model):
     Args:
       batch: as of the data, {'image': [n, ...], ...}, with the fields that condition the model.
       draws: of time and noise for each example.
-      steps: T of a chain's bound; 0: that of continuous time.
+      steps: T of a chain's bound; 0: the bound of continuous time.
       batch_size: evaluations of the network at a time.
 
     Raises InputError: log-SNR is infinite at an end, where the bound has no value.

@@ -1,4 +1,5 @@
-"""The ledger of a run's likelihood: what each number is, with its error, and what must hold."""
+"""The ledger of a run's likelihood: each number with its kind and error, and the relations that
+must hold."""
 from vdm_jax.ledger.comparison import Evaluated, over_seeds
 from vdm_jax.ledger.families import own
 from vdm_jax.ledger.family import Family, Options

@@ -82,7 +82,7 @@ def comparison_cells(runs: Mapping[str, Evaluated]) -> list[list[str]]:
 def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:
   """bits/dim by estimate of runs that differ in their seed: of each, their mean and their spread.
 
-  The standard deviation is that of a single run, with n - 1; absent where there is but one.
+  The standard deviation describes a single run, with n - 1; absent where there is but one.
   """
   out = rich.table.Table('estimate', *ledgers, 'mean', 'std', title='bits/dim')
   for column in out.columns[1:]:

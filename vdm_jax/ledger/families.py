@@ -14,19 +14,20 @@
   immse                  the curve of the mean square error, by the I-MMSE relation
   FILE.py:NAME           an estimate of your own: see `own`
 
-What kind of number each is.  vlb, vlb@T and iw are upper bounds on the negative log-likelihood of
-the reverse SDE, or of the chain.  An ode row is an upper bound on that of the probability flow,
-another model unless the score is exact, but for the error of its steps: one of fixed steps is only
-an estimate.  No row is the likelihood itself: discrete data reach continuous latents at the cost of
-a divergence, by any decoder and any dequantiser, which more draws (--importance, in the name of the
-row) reduce.  But log-densities with Hutchinson's noise in them bound nothing inside of a logarithm
-of a mean: with --importance above 1 they are only an estimate.  So is immse.
+The kind of each number.  vlb, vlb@T and iw are upper bounds on the negative log-likelihood of
+the reverse SDE, or of the chain.  An ode row is an upper bound on the negative log-likelihood of
+the probability flow, another model unless the score is exact, but for the error of its steps: one
+of fixed steps is only an estimate.  No row is the likelihood itself: discrete data reach continuous
+latents at the cost of a divergence, by any decoder and any dequantiser, which more draws
+(--importance, in the name of the row) reduce.  But log-densities with Hutchinson's noise in them
+bound nothing inside of a logarithm of a mean: with --importance above 1 they are only an estimate.
+So is immse.
 
 iw with /large or /learned has heavy-tailed weights.  Where the variance of p(z_s | z_t) is r times
-that of q(z_s | z_t, x), E_q (p / q)^2 is the integral of p^2 / q, infinite for r >= 2: steps are so
-long near the data, or where there are few of them.  A bound it stays, in expectation; but no number
-of paths that one can draw comes near that expectation, and the standard error does not show it.  So
-fewer than 10 steps are refused, and the rows of more say it.
+the variance of q(z_s | z_t, x), E_q (p / q)^2 is the integral of p^2 / q, infinite for r >= 2:
+steps are so long near the data, or where there are few of them.  A bound it stays, in expectation;
+but no number of paths that one can draw comes near that expectation, and the standard error does
+not show it.  So fewer than 10 steps are refused, and the rows of more say it.
 """
 import inspect
 import math
@@ -81,7 +82,7 @@ def _refused(request: Request, problem: str, remedy: str) -> InputError:
 
 
 class BoundSettings(NamedTuple):
-  """Of which chain the bound is."""
+  """The chain of a bound."""
   steps: int | None = None     # T; None: continuous time
   variance: str | None = None  # None: small
   ddpm: bool = False           # the decoder of DDPM ends the chain
@@ -131,7 +132,7 @@ def _require_levels(request: Request, model: Model, batch: PyTree) -> None:
 
 
 def _levels(request: Request, levels: int | None) -> int:
-  """Those of the data.  Raises InputError of real numbers."""
+  """The levels of the data.  Raises InputError of real numbers."""
   if levels is None:
     raise _without_levels(request)
   return levels
@@ -385,7 +386,7 @@ def _check_output(request: Request, out: Any, n: int) -> None:
 
 
 def parse(estimates: Sequence[Any]) -> list[Request]:
-  """Each estimate once, in order; 'vlb', of which the pictures are, first.
+  """Each estimate once, in order; 'vlb', which the pictures show, first.
 
   Args:
     estimates: names; 'FILE.py:NAME', where NAME is a `Family` or a function as for `own`, and may
@@ -422,7 +423,8 @@ def _named(name: str) -> Request:
 
 
 def _family(estimate: Any, name: str = '', argument: Any = None) -> Family:
-  """A family, or that of a function.  argument: as the user gave it, if not the value itself."""
+  """A family, or the family of a function.  argument: as the user gave it, if not the value
+  itself."""
   if isinstance(estimate, Family):
     return estimate
   if not callable(estimate):

@@ -1,7 +1,7 @@
 """What the ledger knows of an estimate: a `Family` reads its names, and says the rest of each.
 
-The ledger asks nothing else, so a family of your own is measured, checked and written as those of
-`families` are.
+The ledger asks nothing else, so a family of your own is measured, checked and written as the
+families of `families` are.
 """
 import zlib
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class TrainingStatistics(NamedTuple):
   variances: Variances | None = None  # for /analytic
 
   def only(self, names: Sequence[str]) -> 'TrainingStatistics':
-    """Those of these names.  Raises ValueError for one that was not read."""
+    """The estimates of these names.  Raises ValueError for one that was not read."""
     missing = [name for name in names if getattr(self, name) is None]
     if missing:
       raise ValueError(f'{", ".join(missing)}: not read from the training split')

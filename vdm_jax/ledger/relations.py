@@ -1,7 +1,7 @@
 """What must hold between the rows of a ledger.
 
 All rows are of the same images, so two of them are compared image by image: the mean of the
-differences has a standard error of its own, much smaller than that of either row.
+differences has a standard error of its own, much smaller than either row's.
 
   max_k log w_k >= log 1/K sum_k w_k >= 1/K sum_k log w_k      the same K paths, exactly
   iw@K'xT <= iw@KxT, K' > K                    more paths tighten the bound
@@ -34,7 +34,7 @@ def check(measured: Sequence[Measured],
   """All relations that these rows admit, as dicts of JSON.
 
   name; difference: of the means, bits/dim, left side less right side; standard_error: of it;
-  passed; serious: False for what is only unusual; meaning: of a failure.
+  passed; serious: False for a relation whose failure is only unusual; meaning: of a failure.
   closed_forms: of terms of the bound, by name: bits/dim of each image [N], and the standard error
   that the mean of so many draws has around them.
   """
@@ -94,7 +94,7 @@ def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: s
     sign: '=' or '<='.
     meaning: of a failure.
     part: of the left row.
-    name: of the left side; by default that of its row.
+    name: of the left side; by default its row's name.
   """
   if not _comparable(left, right):
     return None
@@ -105,10 +105,10 @@ def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: s
 def ranges(measured: Sequence[Measured], levels: int | None) -> list[dict]:
   """That every row, and each of its terms that no model can have below 0, is in its range.
 
-  As those of `check`.  bits/dim of discrete data are at least 0.  At most they are log2(levels),
-  what equal odds of all levels cost, and the diffusion term of a network that returns zeros,
-  1/2 E|eps|^2 = 1/2 at each log-SNR: above that it does worse than none.  levels None: of real
-  numbers, whose density, and with it the reconstruction, has no such range.
+  As the relations of `check`.  bits/dim of discrete data are at least 0.  At most they are
+  log2(levels), what equal odds of all levels cost, and the diffusion term of a network that returns
+  zeros, 1/2 E|eps|^2 = 1/2 at each log-SNR: above that it does worse than none.  levels None: of
+  real numbers, whose density, and with it the reconstruction, has no such range.
   """
   checks = []
   for m in measured:
@@ -167,7 +167,7 @@ def _against(measured, name, expected):
 
 
 def _exact(name, difference, meaning):
-  """What is at most 0 for every image and every draw."""
+  """A difference that is at most 0 for every image and every draw."""
   return {'name': name, 'difference': float(np.mean(difference)), 'standard_error': 0.0,
           'passed': bool(np.max(difference) <= ROUNDING), 'serious': True, 'meaning': meaning}
 
@@ -193,7 +193,7 @@ def _judged(name, sign, difference, meaning, serious, scale=1.0, error=None):
 def _rare_events(mean: float, error: float) -> float:
   """How far a sum of rare events of this mean and standard error may be from its mean.
 
-  Of events of one size, of which a Poisson number is drawn, (mean / error)^2 are expected, and
+  If a Poisson number of events of one size is drawn, (mean / error)^2 are expected, and
   error^2 / mean is their size.  Where they are many it is four standard errors, and one event;
   where they are few, a single one may be many standard errors.
   """
@@ -206,7 +206,7 @@ def _rare_events(mean: float, error: float) -> float:
 def _standard_error(difference: np.ndarray) -> tuple[float | None, float]:
   """Of the mean over these images, and its degrees of freedom; (None, inf) of a single draw.
 
-  Each image has its own expectation, so what matters are the draws: their spread from repetition to
+  Each image has its own expectation, so only the draws matter: their spread from repetition to
   repetition, image by image; from image to image, which includes it, where there is but one.
   """
   r, n = difference.shape

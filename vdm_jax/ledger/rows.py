@@ -18,7 +18,7 @@ class Measured(NamedTuple):
 
 
 def row(about: Mapping, bits: Mapping[str, np.ndarray], evaluations: np.ndarray | None) -> dict:
-  """A row of the ledger: `about` (what the estimate is) and the numbers.
+  """A row of the ledger: `about` (the description of the estimate) and the numbers.
 
   bits: of every image, 'total' and its parts, bits/dim [R, N]; evaluations: [R, N], of the network;
   None where they are not known.

@@ -1,8 +1,8 @@
 """The ledger: what was measured, on what, with which error, at what cost.
 
-"bits/dim" is the name of at least six different quantities in the literature.  A row says which
-one it is, and of which model; the ledger says for which weights, which images and which
-configuration, and whether what must hold between its rows does (`relations`).
+"bits/dim" is the name of at least six different quantities in the literature.  A row says its
+estimate and its model; the ledger says for which weights, which images and which configuration, and
+whether what must hold between its rows does (`relations`).
 """
 import io
 import json
@@ -106,7 +106,7 @@ def _printed(ledger):
 
 
 def number(u: float | None, digits: int = 4) -> str:
-  """For a table; '-' for what is not known."""
+  """For a table; '-' for an unknown."""
   return '-' if u is None else f'{u:.{digits}f}'
 
 

@@ -34,14 +34,14 @@ class BoundSamples(NamedTuple):
 
 
 def require_default_bound(model: Model, what: str) -> None:
-  """Raises InputError if the model brings a bound of its own, of which `what` is no part."""
+  """Raises InputError if the model brings a bound of its own without `what`."""
   if model.bound is not None:
     raise InputError(problem=f'{what}: this model has a bound of its own',
                      remedy='use the bound of objectives.vlb: model._replace(bound=None)')
 
 
 def level_axes(model: Model) -> int:
-  """How many axes of the data the log-SNR at one time has: 0 if it is that of all pixels."""
+  """How many axes of the data the log-SNR at one time has: 0 if all pixels share it."""
   return jax.eval_shape(model.process, jnp.zeros(1)).logsnr.ndim - 1
 
 
@@ -56,8 +56,8 @@ def heads(model: Model, batch: PyTree) -> dict:
 def analytic_variance(variances: Variances) -> vlb.Variance:
   """beta_tilde + coefficient^2 E Var(x | z_t): the best number for each step, `reverse_variance`.
 
-  Bao et al. (2022), Analytic-DPM, theorem 1.  For Gaussian data the bound of a chain is then that
-  of continuous time, whatever its number of steps.
+  Bao et al. (2022), Analytic-DPM, theorem 1.  For Gaussian data the bound of a chain then equals
+  the bound of continuous time, whatever its number of steps.
   """
   return lambda estimate, at_t, at_s: reverse_variance(at_t, at_s, variances.of_x(at_t.logsnr))
 
@@ -67,7 +67,7 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
              ) -> tuple[Array, dict[str, Array]]:
   """The model's own bound at one time an image: nats [B] and its terms, whose sum it is.
 
-  That of `objectives.vlb`, unless the model brings another.  variance, last: of `vlb.discrete`,
+  The draw of `objectives.vlb`, unless the model brings another.  variance, last: of `vlb.discrete`,
   where steps are counted.  Raises InputError: they are given for continuous time, or for a model
   that brings a bound.
   """

@@ -11,7 +11,7 @@ def reconstruction(levels: int, logsnr_max: float) -> tuple[np.ndarray, np.ndarr
   level: [levels] in nats, [levels] in nats^2.
 
   By quadrature.  z_0 = x + e^(-logsnr_max / 2) eps up to the factor alpha, and x are the centres of
-  bins of width 2 / levels.  The variance is that of one draw: where errors of the decoder are rare,
+  bins of width 2 / levels.  The variance is of one draw: where errors of the decoder are rare,
   draws without one show no spread from which to know it.
   """
   centres = (2.0 * np.arange(levels) + 1.0) / levels - 1.0

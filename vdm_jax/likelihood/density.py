@@ -3,10 +3,10 @@
   diffusion term = int 1/2 E|eps - eps_hat|^2 dlogsnr
 
 The draws of the term, at the log-SNR where each was made, add up to it in any interval.  The best
-*linear* denoiser is that of a Gaussian with the moments of the data (`gaussian`), so a trained
+*linear* denoiser belongs to a Gaussian with the moments of the data (`gaussian`), so a trained
 network's density stays below the Gaussian's, whose mean over an interval is exact.  The moments are
-those of a sample, which they fit better than what was not in it: of few images the Gaussian's
-density is a little too low.
+taken of a sample, and fit it better than other images: of few images the Gaussian's density is a
+little too low.
 """
 from typing import NamedTuple
 
@@ -46,7 +46,8 @@ def by_image(samples: BoundSamples, edges: np.ndarray) -> np.ndarray:
 
 def density(samples: BoundSamples, shape: tuple[int, ...], moments: Moments | None = None
             ) -> Density:
-  """That of the images in `samples`; moments: of the training data, where levels are of z alone."""
+  """The density of the images in `samples`; moments: of the training data, where levels are of z
+  alone."""
   bins = int(np.clip(samples.logsnr.size // 200, 8, 60))
   low, high = samples.logsnr.min(), samples.logsnr.max()
   if low == high:  # of a single draw
@@ -75,7 +76,7 @@ def _over_images(values):
 
 
 def check(bound: Density) -> dict:
-  """As those of `ledger.relations.check`, of the interval where it is most in doubt."""
+  """As the relations of `ledger.relations.check`, of the interval where it is most in doubt."""
   excess = bound.mean - bound.gaussian
   worst = int(np.argmax(np.where(bound.above, excess, -np.inf) if bound.above.any() else excess))
   low, high = bound.edges[worst], bound.edges[worst + 1]

@@ -1,7 +1,7 @@
 """The Gaussian with the mean and the covariance of the data.
 
 Its posterior mean is the best *linear* estimate of the data's x from z_t, so its squared error is
-an upper bound on that of the optimal denoiser, at every noise level: a trained network above it is
+an upper bound on the optimal denoiser's, at every noise level: a trained network above it is
 broken, or not trained there.  In the eigenvectors of the covariance, with eigenvalues l_i,
 
   E |eps - eps_hat|^2 = sum_i snr l_i / (1 + snr l_i),
@@ -28,7 +28,7 @@ FULL = 4096  # dimensions up to which the whole covariance is kept
 
 
 def _times(u: Array | np.ndarray, matrix: Array | np.ndarray, axis: int = 0) -> Array:
-  """u [B, D] summed over that axis of the matrix, of which no transposed copy is made.
+  """u [B, D] summed over that axis of the matrix, without a transposed copy.
 
   In float32 also where products are taken in less by default: closed forms are compared.
   """
@@ -75,7 +75,7 @@ class Moments:
   def eps_error(self, logsnr: ArrayLike) -> Array:
     """E |eps - eps_hat|^2 of a whole image, data and noise averaged; any shape of `logsnr`.
 
-    An upper bound on that of the optimal denoiser of any data with these moments.
+    An upper bound on the error of the optimal denoiser of any data with these moments.
     """
     return jnp.sum(jax.nn.sigmoid(self._log_snr(jnp.asarray(logsnr))), axis=-1)
 

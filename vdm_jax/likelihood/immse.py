@@ -7,11 +7,11 @@ With G a Gaussian of the data's moments, G_t its marginals and eps_G its estimat
   KL(q(z_0 | x) || p_0) = KL(q(z_0 | x) || G_0) - KL(q(z_1 | x) || G_1) + KL(q(z_1 | x) || p_1)
                           + 1/2 int (|eps - eps_hat|^2 - |eps - eps_G|^2) (-dlogsnr).
 
-The divergences have closed forms; what is drawn is the *difference* of two errors with the same
-noise, which vanishes where the data are Gaussian.  The expectation is that of the continuous-time
-bound: from draws of its own a second estimate of it, in which the two ends of the schedule enter
-apart from its slope.  (From the bound's own draws the network would cancel in the difference of the
-two.)  Where the data are nearly Gaussian the variance is much smaller, and else about the same.
+The divergences have closed forms; only the *difference* of two errors with the same noise is drawn,
+which vanishes where the data are Gaussian.  The expectation equals the continuous-time bound's:
+from draws of its own a second estimate of it, in which the two ends of the schedule enter apart
+from its slope.  (From the bound's own draws the network would cancel in the difference of the two.)
+Where the data are nearly Gaussian the variance is much smaller, and else about the same.
 """
 import jax.numpy as jnp
 
@@ -25,9 +25,9 @@ def estimator(moments: Moments, times: int) -> Estimator:
   """The estimate from `times` = K draws an image: {'nats', 'reconstruction', 'latent', 'reference',
   'difference', 'evaluations'}, [n] each.
 
-  reference: the two divergences of G; difference: the integral.  The draws are those of
-  `bounds.at_times` for the same keys.  Any Gaussian serves: only the variance depends on it.
-  Raises InputError: the model brings a bound of its own.
+  reference: the two divergences of G; difference: the integral.  The draws equal the draws of
+  `bounds.at_times` for the same keys.  Any Gaussian serves: only the variance depends on it. Raises
+  InputError: the model brings a bound of its own.
   """
   def estimate(model, batch, keys):
     require_default_bound(model, 'I-MMSE')

@@ -6,19 +6,19 @@ density at every earlier time; along a path, d log p(z_t) / dt is minus the dive
   log p(z at t0) = log p(z at t1) + int_t0^t1 div(dz/dt) dt.
 
 Chen et al. (2018), theorem 1; Song et al. (2021), section 4.3.  Where the score is exact it is the
-density of the reverse SDE too; those of a trained network are two models, so this number may lie on
+density of the reverse SDE too; for a trained network they are two models, so this number may lie on
 either side of the bound of `objectives.vlb`.
 
-What is integrated is u = z / c with c = hypot(alpha, sigma), which on every curve is the latent of
+The solve integrates u = z / c with c = hypot(alpha, sigma), which on every curve is the latent of
 `vp` and has the prior N(0, 1): log p(z) = log p(u) - D log c.  By phi = atan(sigma / alpha),
 du/dphi = (alpha eps_hat - sigma x_hat) / c, a `v`: of the size of the data and of the noise
 everywhere.
 
 The divergence is estimated by v^T J v, J the Jacobian of the flow, with a random v of unit
 covariance (Skilling 1989, Hutchinson 1990) drawn once for an example and kept through its solve: so
-the integrand is smooth, and the integral is v^T A v, A that of J.  With S the symmetric part of A
-the variance is 2 sum_{i != j} S_ij^2 for random signs and 2 sum_ij S_ij^2 for normal v, divided by
-the number of probes.  Or the trace is exact, at D times the cost.
+the integrand is smooth, and the integral is v^T A v, with A the integral of J.  With S the
+symmetric part of A the variance is 2 sum_{i != j} S_ij^2 for random signs and 2 sum_ij S_ij^2 for
+normal v, divided by the number of probes.  Or the trace is exact, at D times the cost.
 """
 from typing import NamedTuple
 

@@ -1,19 +1,19 @@
 """The importance-weighted bound over whole paths of a chain.
 
 A chain of T steps gives the data a probability that no single time knows: the integral over all
-paths z_1 -> ... -> z_0, of which
+paths z_1 -> ... -> z_0.  The weight of one path,
 
   w = p(z_1) prod p(z_s | z_t) p(data | z_0) / (q(z_1 | x) prod q(z_s | z_t, x)),   E_q w = p(data),
 
 is an unbiased estimate.  With K independent paths of q, -log of their mean weight is an upper bound
 on -log p(data) in expectation; for K = 1 it is the bound of T steps, and with K it falls to the
-exact value: Burda, Grosse and Salakhutdinov (2016), theorem 1.  Each weight is that of a path
+exact value: Burda, Grosse and Salakhutdinov (2016), theorem 1.  Each weight belongs to a path
 through all levels: the logarithm of a mean of single-time estimates would bound nothing.
 
 With a kernel p(z_s | z_t) wider than q(z_s | z_t, x), `large` or `learned`, the weights have heavy
-tails: where the ratio r of the variances is above 2 in some step, as in chains of a few steps, that
-of a weight is infinite.  It remains a bound in expectation, but a finite sample lies mostly on one
-side of it, by far more than its standard error says.  Take 10 steps or more.
+tails: where the ratio r of the variances is above 2 in some step, as in chains of a few steps, the
+variance of a weight is infinite.  It remains a bound in expectation, but a finite sample lies
+mostly on one side of it, by far more than its standard error says.  Take 10 steps or more.
 """
 import jax
 import jax.numpy as jnp

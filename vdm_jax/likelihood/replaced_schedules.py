@@ -1,8 +1,8 @@
 """One trained network under several schedules: the continuous bound must not notice.
 
 The diffusion term is an integral over log-SNR, 1/2 int E|eps - eps_hat|^2 dlogsnr, so it depends on
-the end points of the schedule and on nothing between them (Kingma et al. 2021, section 5.1).  What
-changes is the variance of its one-draw estimates.  A network that reads t instead of the log-SNR is
+the end points of the schedule and on nothing between them (Kingma et al. 2021, section 5.1).  Only
+the variance of its one-draw estimates changes.  A network that reads t instead of the log-SNR is
 another network under another schedule, so its bound changes.
 """
 import dataclasses
@@ -34,7 +34,7 @@ def with_schedule(model: Callable[[PyTree], Model], name: str) -> Callable[[PyTr
 
 
 def has_replaceable_schedule(model: Model) -> bool:
-  """Whether `with_schedule` applies: the bound is that of objectives.vlb, and the process has a
+  """Whether `with_schedule` applies: the bound is objectives.vlb's, and the process has a
   schedule, one for all pixels, with finite ends."""
   if model.bound is not None or not hasattr(model.process, 'schedule'):
     return False

@@ -18,7 +18,7 @@ def standard_errors(values: np.ndarray) -> tuple[float | None, float | None]:
 
   The first is how far another test set of this size would move the result.  The second is
   how far other noise would; stratified times are not independent draws, so it is taken from whole
-  repetitions, image by image: the draws of one image are independent of those of another, so that
+  repetitions, image by image: the draws of two images are independent, so that
   two repetitions suffice.  They are kept apart: the first includes the second.
   """
   r, n = values.shape

@@ -1,9 +1,9 @@
 """The variance of one-draw estimates of the diffusion term, for any way to draw the time t.
 
 The bound of continuous time is a mean over t, which no change of the schedule between its ends and
-no proposal (`objectives.proposals`) moves.  The variance of its estimate they do move, and what
-counts for training is that of a batch: t_i = (o + i) / B for i = 0 .. B - 1, with one offset
-o ~ U[0, 1].  A few offsets near 0 or 1 may hold most of it: beta-linear has nearly all in the first
+no proposal (`objectives.proposals`) moves.  They do move the variance of its estimate, and for
+training the variance of a batch counts: t_i = (o + i) / B for i = 0 .. B - 1, with one offset o ~
+U[0, 1].  A few offsets near 0 or 1 may hold most of it: beta-linear has nearly all in the first
 thousandth.
 
 So the offsets here are o = v^3 (10 - 15 v + 6 v^2) with v ~ U[0, 1], dense near both ends, and a
@@ -168,7 +168,7 @@ def variances(draws: TimeDraws, resamples: int = 1000, seed: int = 0
   """(values, their standard errors); in the variances are the differences between images too.
 
   The means of batches of stratified times are far from normal, so that no formula of normal ones
-  gives the errors: they are those of a bootstrap over the batches.  As v is evenly spread, they are
+  gives the errors: they come from a bootstrap over the batches.  As v is evenly spread, they are
   rather too large; of few batches, too uncertain to count on.
   """
   repeats, batch = draws.bits.shape

@@ -49,7 +49,7 @@ class ConfigCode(NamedTuple):
   def module(self, required: Sequence[str] = ('get_config', 'build')) -> ModuleType:
     """The file's module, made afresh, with what a config file defines or other `required` names.
 
-    Raises InputError where it lacks one of them, or imports what is not there.
+    Raises InputError where it lacks one of them, or imports a missing module.
     """
     package = f'config_{next(_NUMBERS)}'
     _SOURCES[package] = self
@@ -82,7 +82,8 @@ class ConfigCode(NamedTuple):
 
 
 class MissingModule(InputError, ModuleNotFoundError):
-  """What a config file imports and is not there; a config may still try it and do without."""
+  """A module that a config file imports and that is not there; a config may still try it and do
+  without."""
 
 
 def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> ConfigCode:

@@ -70,7 +70,7 @@ def broadcast_from_first(find: Callable[[], int]) -> int:
 
 
 def replicate(tree: PyTree) -> PyTree:
-  """Arrays of this process -> everywhere.  What stands on all devices already stays as it is."""
+  """Arrays of this process -> everywhere.  Arrays on all devices stay as they are."""
   everywhere, _ = shardings()
 
   def put(u):

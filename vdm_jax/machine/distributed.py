@@ -143,7 +143,7 @@ def _one_task_of_slurm() -> bool:
 
 
 def _interpret(address: str, first: bool) -> None:
-  """From here on what C++ says goes through _INTERPRETER; what Python says stays as it is."""
+  """From here on lines of C++ go through _INTERPRETER; lines of Python stay as they are."""
   global _listener
   lost = '\n' * first + _LOST  # below the progress bar
   _listener = subprocess.Popen([sys.executable, '-I', '-S', '-c', _INTERPRETER, lost,

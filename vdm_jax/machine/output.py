@@ -38,10 +38,10 @@ class _Lasting(io.FileIO):
 def lasting(stream: TextIO, descriptor: int | None = None) -> io.TextIOWrapper:
   """A stream of text like `stream`, to the same place, whose reader may leave.
 
-  From then on what is written goes nowhere.  A letter that the encoding has not is spelt in letters
+  From then on writes go nowhere.  A letter that the encoding has not is spelt in letters
   that it has.
 
-  descriptor: of the file to write to, by default that of `stream`; it stays open.
+  descriptor: of the file to write to, by default the one of `stream`; it stays open.
   """
   raw = _Lasting(stream.fileno() if descriptor is None else descriptor, 'w', closefd=False)
   return io.TextIOWrapper(

@@ -29,12 +29,12 @@ def name(number: int) -> str:
 
 
 def exit_code(number: int) -> int:
-  """That of a process which a signal ended, by the convention of shells."""
+  """The code of a process which a signal ended, by the convention of shells."""
   return 128 + number
 
 
 def leave(code: int) -> NoReturn:
-  """Ends the process at once: what is done at exit would wait for processes that wait for this one,
+  """Ends the process at once: handlers at exit would wait for processes that wait for this one,
   or try again to write to a full disk."""
   for each in multiprocessing.active_children():
     each.kill()

@@ -6,12 +6,13 @@ A network is called as
 
 and is a function of each example alone: what it returns for example i depends on z[i], time[i],
 cond[i] and keys[i], whatever else is in the batch and wherever it is computed.  `time` is the
-number that the network's paper calls so: logsnr for those of VDM, the step of a chain for DDPM and
-its descendants, a noise level for NCSN.  What it is of a `Level`, `vdm_jax.inputs` says.
-That holds for dropout too, so its randomness is an argument: `keys` has one PRNG key per
-example of the global batch, and every dropout layer draws from the stream named by its own
-path in the network.  (Linen's `rngs` take one key for the whole batch, whose masks would
-change with the layout.)  Without keys there is no dropout.
+number that the network's paper calls so: logsnr for VDM's networks, the step of a chain for DDPM
+and its descendants, a noise level for NCSN.  `vdm_jax.inputs` computes it from a `Level`.
+
+Dropout too is a function of the example, so its randomness is an argument: `keys` has one PRNG key
+per example of the global batch, and every dropout layer draws from the stream named by its own path
+in the network.  (Linen's `rngs` take one key for the whole batch, whose masks would change with the
+layout.)  Without keys there is no dropout.
 
 The trunk of a network may run in bfloat16 (`dtype`).  Parameters, z, its Fourier features,
 the embedding of logsnr, normalisation statistics, the attention's softmax and the output
@@ -148,7 +149,7 @@ def sinusoidal_embedding(t: Array, features: int, *, endpoint: bool = True,
 
 
 class Embedding(nn.Module):
-  """What every block of a network is conditioned on: (logsnr, cond) -> [B, 4 features].
+  """The condition of every block of a network: (logsnr, cond) -> [B, 4 features].
 
   An MLP of the sinusoidal embedding of 1000 t, where t = (logsnr_max - logsnr) /
   (logsnr_max - logsnr_min) with the two end points fixed: a learned schedule may move beyond

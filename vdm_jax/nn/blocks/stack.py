@@ -1,8 +1,8 @@
 """Blocks of one kind, one after another: their parameters are stacked, [depth, ...] each.
 
 They run as one loop (`lax.scan`), whose program does not grow with the depth, or written out one by
-one; the parameters, and so the checkpoints, are the same.  What the backward pass keeps of a block
-is a choice of its own, `remat`:
+one; the parameters, and so the checkpoints, are the same.  The choice `remat` says how much of a
+block the backward pass keeps:
 
   'none'    all that it needs
   'dots'    results of convolutions and dense layers; all else, which is cheap or (the attention's
@@ -74,7 +74,8 @@ def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
 def apart(params: PyTree) -> list[PyTree]:
   """Leaves [depth, ...] -> the parameters of each block.
 
-  By a split: the gradient of it is one concatenation, that of indexing a sum of `depth` arrays.
+  By a split: the gradient of a split is one concatenation, the gradient of indexing a sum of
+  `depth` arrays.
   """
   leaves, treedef = jax.tree.flatten(params)
   split = [jnp.split(leaf, leaf.shape[0]) for leaf in leaves]

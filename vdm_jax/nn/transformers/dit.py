@@ -84,7 +84,7 @@ class DiT(nn.Module):
   heads                  further outputs of the shape of z, after y on the last axis; 0 at first.
                          The published networks have one, of a learned variance
   dtype                  of the trunk: float32, or bfloat16
-  scan, remat            the blocks as a loop or written out, and what is kept of them (`stack`)
+  scan, remat            the blocks as a loop or written out, and how much is kept of them (`stack`)
   attention              how it is computed (see `layers.attend`)
   """
   patch: int = 2

@@ -63,8 +63,8 @@ class UViT(nn.Module):
   conv                   whether a 3x3 convolution comes last
   heads                  further outputs of the shape of z, after y on the last axis
   dtype                  of the trunk: float32, or bfloat16
-  scan, remat            the blocks as loops or written out, and what is kept of them (`stack`)
-  weight_gradient        how that of the convolution is computed (see `convolution.Conv`)
+  scan, remat            the blocks as loops or written out, and how much is kept of them (`stack`)
+  weight_gradient        how the convolution's is computed (see `convolution.Conv`)
   attention              how it is computed (see `layers.attend`)
   """
   patch: int = 2
@@ -86,7 +86,7 @@ class UViT(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    time: in the published networks 999 times that of the VP SDE (pixels), or the step of a chain of
+    time: in the published networks 999 times the VP SDE's (pixels), or the step of a chain of
     1000, counted from 1 (latents).  cond: integers [B], -1 for no label.
     Raises InputError: settings that do not fit each other or the images.
     """

@@ -10,7 +10,7 @@ A block up reads, beside its input, the output of a block down, of a resampling 
 in first out.  Nichol and Dhariwal (2021, section 3 and appendix A) added learned variances, several
 attention heads, attention at 16x16 and 8x8, and the embedding as a scale and a shift of a
 normalisation, (1 + w) norm(h) + b, instead of h + b.  ADM (section 3) chose heads of 64 channels,
-attention at 32x32 too, and residual blocks that resample, as those of BigGAN (Brock et al. 2019).
+attention at 32x32 too, and residual blocks that resample, as in BigGAN (Brock et al. 2019).
 
 `UNetClassifier` is the way down alone, with attention over the pixels that are left: p(label | z),
 for guidance (ADM, section 4).  The super-resolution network sees a small image, brought to the size
@@ -266,8 +266,8 @@ class UNet(_Network):
   groups                  of the normalisations; divides the features at every resolution
   dropout                 rate; per example, on where keys are given
   dtype                   of the trunk: float32, or bfloat16
-  remat                   what is kept of a block for the backward pass (see `stack`)
-  weight_gradient         how that of a convolution is computed (see `convolution.Conv`)
+  remat                   how much of a block is kept for the backward pass (see `stack`)
+  weight_gradient         how a convolution's is computed (see `convolution.Conv`)
   attention               how it is computed (see `layers.attend`)
   heads                   further outputs of the shape of z, after y on the last axis; published
                           networks have one, the variance's v (Nichol and Dhariwal 2021, eq. 15)
@@ -317,7 +317,7 @@ class UNet(_Network):
 
 
 class UNetClassifier(_Network):
-  """Logits of the label of noisy images; ADM, section 4.  The fields are those of `UNet`.
+  """Logits of the label of noisy images; ADM, section 4.  The fields are `UNet`'s.
 
   classes: of the labels it tells apart.  head_features: of the pooling too, so not 0.  The
   parameters fit images of one size.

@@ -68,8 +68,8 @@ class UNet(nn.Module):
   groups                  of the normalisations; divides the features at every resolution
   dropout                 rate; per example, on where keys are given
   dtype                   of the trunk: float32, or bfloat16
-  remat                   what is kept of a block for the backward pass (see `stack`)
-  weight_gradient         how that of a convolution is computed (see `convolution.Conv`)
+  remat                   how much of a block is kept for the backward pass (see `stack`)
+  weight_gradient         how a convolution's is computed (see `convolution.Conv`)
   attention               how it is computed (see `layers.attend`)
   """
   features: int = 128

@@ -433,7 +433,7 @@ class NCSNpp(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    Raises InputError: settings that do not fit each other or z; a `cond`, of which it knows none.
+    Raises InputError: settings that do not fit each other or z; any `cond`.
     """
     require_choices(embedding=(self.embedding, ('fourier', 'positional')))
     require_sizes(self, features=1, heads=0)

@@ -4,15 +4,15 @@ A RefineNet: stages of two residual blocks go down, the first stage at the full 
 later one at half of it or, from where detail would be lost, at the same resolution with dilated
 convolutions.  On the way up a refinement block merges the stage's output with what comes from
 below: residual units adapt each, their sum (multi-resolution fusion) passes a chain of poolings and
-more residual units.  Normalisation is that of each channel of each image, whose means, which it
-takes away, are put back normalised over channels ("instance norm++").
+more residual units.  Each channel of each image is normalised. The means that this takes away are
+put back, normalised over channels ("instance norm++").
 
 The two papers differ in how the network is told the noise level:
 
   NCSN     scales and biases of every normalisation are a row of a table, one row for each level
   NCSNv2   not at all; the output is divided by sigma (2020, section 3.3, technique 3)
 
-Images are those of the papers, in [0, 1], to which noise of sigma is added.
+Images are in [0, 1] as in the papers, and noise of sigma is added.
 """
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,9 @@ def _table(key, shape, dtype=jnp.float32):
 class InstanceNormPlus(nn.Module):
   """gamma ((h - mu) / s + alpha (mu - m) / v) + beta: [B, H, W, C] -> [B, H, W, C].
 
-  mu, s: mean and deviation of a channel over the image; m, v: those of mu over the channels.
-  Song and Ermon (2019), appendix A.  level: the row of a table of `levels`, [B], if there is one.
+  mu, s: mean and deviation of a channel over the image; m, v: mean and variance of mu over the
+  channels. Song and Ermon (2019), appendix A.  level: the row of a table of `levels`, [B], if there
+  is one.
   """
   levels: int
   dtype: jnp.dtype = jnp.float32
@@ -162,8 +163,8 @@ class RefineNet(nn.Module):
   levels           of noise that NCSN knows; `time` is the index of one, 0 the noisiest.  0: `time`
                    is sigma
   dtype            of the trunk: float32, or bfloat16
-  remat            what is kept of a block for the backward pass (see `stack`)
-  weight_gradient  how that of a convolution is computed (see `convolution.Conv`)
+  remat            how much of a block is kept for the backward pass (see `stack`)
+  weight_gradient  how a convolution's is computed (see `convolution.Conv`)
   """
   features: int = 128
   multipliers: tuple[int, ...] = (1, 2, 2, 2)

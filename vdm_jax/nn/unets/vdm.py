@@ -80,8 +80,8 @@ class UNet(nn.Module):
   dtype                  of the trunk: float32, or bfloat16
   scan                   whether the blocks down and up are loops (see `stack`) or written out; the
                          parameters are the same
-  remat                  what is kept of a block for the backward pass (see `stack`)
-  weight_gradient        how that of a convolution is computed (see `convolution.Conv`)
+  remat                  how much of a block is kept for the backward pass (see `stack`)
+  weight_gradient        how a convolution's is computed (see `convolution.Conv`)
   attention              how it is computed (see `layers.AttentionBlock`)
   """
   features: int = 128
