@@ -310,8 +310,8 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
 def interpolated_std(at_t: Level, at_s: Level, share: ArrayLike) -> Array:
   """sqrt(beta^v beta_tilde^(1 - v)), v = `share`: of p(z_s | z_t), between two kernels' own.
 
-  beta_tilde = sigma_s^2 tau is the variance of q(z_s | z_t, x), beta = sigma_t^2 tau that of
-  q(z_t | z_s) on `vp`.  Nichol and Dhariwal (2021), eq. 15.  The levels broadcast against
+  beta_tilde = sigma_s^2 tau is the variance of q(z_s | z_t, x), beta = sigma_t^2 tau the variance
+  of q(z_t | z_s) on `vp`.  Nichol and Dhariwal (2021), eq. 15.  The levels broadcast against
   `share`.
   """
   return jnp.sqrt(tau(at_t, at_s)) * at_s.sigma**(1.0 - share) * at_t.sigma**share
@@ -342,7 +342,7 @@ def sample_prior(process: Process, keys: Array, like: Array, t: ArrayLike = 1.0)
 
 
 def prior_kl(x: Array, level: Level) -> Array:
-  """KL(q(z_1 | x) || p(z_1)) in nats, element by element: [B, ...].  level: that of t = 1.
+  """KL(q(z_1 | x) || p(z_1)) in nats, element by element: [B, ...]. level: at t = 1.
 
   1/2 (sigmoid(logsnr) (x^2 - 1) - log sigmoid(-logsnr)) with p(z_1) of `prior_std`: on every
   curve the same number.

@@ -1,6 +1,6 @@
 """Randomness, per example: a draw depends on (example, name), never on batch layout.
 
-Draws are float32, also where JAX has 64 bits and what they are for is float64: a key draws other
+Draws are float32, also where JAX has 64 bits and their use is float64: a key draws other
 numbers in another precision.  So a run has the same noise, and to rounding the same numbers, in
 both modes.
 """
@@ -41,7 +41,8 @@ def per_example(key: Array, i: Array) -> Array:
 
 
 def each(key: Array, n: int | None = None) -> Array:
-  """A key for each of n examples, [n]: those of `per_example`, or `key` if it is as many already.
+  """A key for each of n examples, [n]: the keys of `per_example`, or `key` if it is as many
+  already.
 
   Raises InputError.
   """
@@ -98,7 +99,7 @@ def stratified(u: Array, i: Array, n: int) -> Array:
   Kingma et al. (2021), appendix I.1.  u: [] or like i, uniform on [0, 1).
 
   t = 0, which is drawn about once in 10^7 times in float32, becomes half a step of u, and the last
-  t is as far from 1: what is infinite at an end is not met in a long run.
+  t is as far from 1: a long run never meets an infinity at an end.
   """
   t = jnp.mod(u + i / n, 1.0)
   half = 0.5 * jnp.finfo(t.dtype).eps

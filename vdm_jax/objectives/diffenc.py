@@ -1,8 +1,8 @@
 """The bound of a diffusion whose data are encoded anew at every depth: DiffEnc.
 
 q(z_t | x) = N(alpha x_t, sigma^2) with x_t = encoder(x, logsnr_t).  Between two levels
-q(z_s | z_t, x) moves, beside what it does in a VDM, by alpha_s (x_s - x_t); so what the model has
-to know of x at z_t is, in continuous time,
+q(z_s | z_t, x) moves, beside what it does in a VDM, by alpha_s (x_s - x_t); so in continuous time
+the model has to know of x at z_t
 
     w = x_t + d x_t / d logsnr,  with the term  1/2 int_0^1 (-d logsnr/dt) SNR E|w - w_hat|^2 dt.
 
@@ -31,7 +31,7 @@ Encoder = Callable[[Array, Array], Array]  # x [B, ...], logsnr [B] -> x_t [B, .
 
 
 def blend(inner: Encoder) -> Encoder:
-  """x_t = x + sigmoid(-logsnr) (y - x), y = inner(x, logsnr): the data stay what they are at t = 0.
+  """x_t = x + sigmoid(-logsnr) (y - x), y = inner(x, logsnr): the data do not change at t = 0.
 
   alpha^2 x + sigma^2 y on the `vp` curve: the trainable encoder of the paper.
   """
@@ -44,7 +44,7 @@ def blend(inner: Encoder) -> Encoder:
 def counter_term(denoise: Denoiser) -> Denoiser:
   """w_hat = x_hat + sigmoid(-logsnr) x_hat: the paper's, whose last part stands for dx_t/dlogsnr.
 
-  That is what the derivative is for x_t = alpha^2 x on the `vp` curve.
+  For x_t = alpha^2 x on the `vp` curve the derivative equals it.
   """
   def countered(z, level, cond=None):
     estimate = denoise(z, level, cond)

@@ -11,13 +11,13 @@ their table App.1, and the log-likelihood is at least, their eq. 14,
         + H_q(X^(T) | X^(0)) - H_q(X^(1) | X^(0)) - H_p(X^(T)).
 
 It is our chain on the curve `vp` with x^(1) at t = 0 and x^(T) at t = 1, hence of T - 1 steps: the
-divergences are those of `vlb.discrete`, with f_mu the mean of q(z_s | z_t, x_hat) and f_Sigma a
+divergences come from `vlb.discrete`, with f_mu the mean of q(z_s | z_t, x_hat) and f_Sigma a
 `vlb.Variance`, as `vlb.learned`.  The entropies replace the other two terms.  They come from the
-first step, where p(x^(0) | x^(1)) is the forward kernel itself, `first_step`, and from
-E |x^(0)|^2 = E |x^(T)|^2 = d.  Without this the bound is `vlb.discrete` with that decoder, of which
--K is more, for each x, by
+first step, where p(x^(0) | x^(1)) is the forward kernel itself, `first_step`, and from E |x^(0)|^2
+= E |x^(T)|^2 = d.  Without this the bound is `vlb.discrete` with that decoder. For each x, -K
+exceeds that bound by
 
-    1/2 (d - |x|^2) (beta_1 + alpha_1^2),    alpha_1 that of t = 1:
+    1/2 (d - |x|^2) (beta_1 + alpha_1^2),    alpha_1 at t = 1:
 
 nothing in the mean over data of unit second moments, to which data are therefore scaled.
 
@@ -40,7 +40,7 @@ def first_step(x: Array, z: Array, level: Level) -> Array:
   """log p(x^(0) | x^(1)) = log N(x; alpha z, sigma^2) in nats, [B]: the forward kernel, reversed.
 
   Sohl-Dickstein et al. (2015), appendix B.  A `Decoder` of continuous data.  x, z: [B, ...]; level:
-  that of t = 0, on `vp`.
+  at t = 0, on `vp`.
   """
   level = level.expand(z)
   return sum_over_data(norm.logpdf(x, level.alpha * z, level.sigma))

@@ -7,18 +7,18 @@ probability pi, its `activity`:
     p(x^(t-1) | x^(t)) = B(f_b(x^(t), t)),
 
 each bit by itself.  Their table App.1 has pi = 1/2; their heartbeat (appendix D.1.2) has the share
-of ones in the data.  All of it is sums of log odds.  With l_t(x) those of x^(t) = 1 given x^(t-1) =
-x, L_t(x) given x^(0) = x, and l those of pi, which the kernel leaves as they are and under which it
-is its own reversal,
+of ones in the data.  All of it is sums of log odds.  With l_t(x) the log-odds of x^(t) = 1 given
+x^(t-1) = x, L_t(x) given x^(0) = x, and l the log-odds of pi, which the kernel leaves as they are
+and under which it is its own reversal,
 
-    l_t(z) + L_{t-1}(x) - l    are those of x^(t-1) = 1 given x^(t) = z, x^(0) = x.
+    l_t(z) + L_{t-1}(x) - l    are the log-odds of x^(t-1) = 1 given x^(t) = z, x^(0) = x.
 
-The bound K is that of `dpm`, eq. 14, whose entropies come from p(x^(0) | x^(1)), the forward kernel
+The bound K is `dpm`'s, eq. 14, whose entropies come from p(x^(0) | x^(1)), the forward kernel
 reversed.  -K is less than the bound of three terms, for each x, by
 
     l sum_i (pi - x_i) (beta_1 + a_T),    a_T = prod_t (1 - beta_t),  x_i = 0 or 1:
 
-nothing for pi = 1/2, and in the mean over data of which pi are ones.
+nothing for pi = 1/2, and in the mean over data with a share pi of ones.
 
 Noise that jumps cannot be held fixed while beta moves, so the rates are not learned (their section
 2.4.1): `erasing` takes the same share of the signal in each step.

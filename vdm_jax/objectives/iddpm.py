@@ -3,7 +3,7 @@
 The network has a second output u of the shape of z, Estimate.extra['variance'], and the reverse
 kernel the variance beta^v beta_tilde^(1 - v), v = (u + 1) / 2: between the variances of
 q(z_t | z_s) and of q(z_s | z_t, x).  Nichol and Dhariwal (2021), section 3.1; the range of u is
-that of their public code, as in `processes.learned_share`.
+taken from their public code, as in `processes.learned_share`.
 
 L_vlb is `vlb.discrete` with this variance.  The hybrid, their section 3.1 and eq. 16, is
 

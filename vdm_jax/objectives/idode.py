@@ -1,7 +1,7 @@
 """Velocity objectives of i-DODE: a target of unit scale, times that suit it, and its divergence.
 
 Zheng, Lu, Chen and Zhu (2023), `Improved Techniques for Maximum Likelihood Estimation for Diffusion
-ODEs`; formulae as in their public code.  The network is that of VDM, gamma linear and fixed; it
+ODEs`; formulae as in their public code.  The network is VDM's, gamma linear and fixed; it
 predicts F with eps = c z + k F, on one of two curves:
 
     vp     (alpha^2 + sigma^2 = 1)   F = (eps - sigma z) / alpha          k = alpha

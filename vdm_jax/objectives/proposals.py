@@ -5,7 +5,7 @@ step to (t, weight), where t has the density p and weight = 1 / p(t), so that E[
 integral whatever p is.  The variance is least for p(t) ~ E[f(t)^2]^(1/2).  A proposal that is
 monotone in u keeps the stratification of a batch: evenly spread u are evenly spread in p.
 
-The bound is 1/2 int E|eps - eps_hat|^2 dlogsnr, so what matters is the density of logsnr.  To draw
+The bound is 1/2 int E|eps - eps_hat|^2 dlogsnr, so only the density of logsnr matters.  To draw
 t for one is to train with the schedule that has it (`schedules`), as far as the network is told
 logsnr.  For weight 1:
 
@@ -48,8 +48,8 @@ def by_mass(process: Process, mass: Mass, first: float | Array = 0.0) -> Proposa
   logsnr for all pixels, finite at both ends.
 
   No gradient reaches t, and none the weight: where the schedule is learned, f and the density p
-  both depend on it.  The gradient of int f dt is E[grad f / p]; that of the weight would add
-  E[f grad(1 / p)], which is not 0 unless the times moved with p.
+  both depend on it.  The gradient of int f dt is E[grad f / p]; the gradient of the weight would
+  add E[f grad(1 / p)], which is not 0 unless the times moved with p.
   """
   def propose(u):
     at = lambda t: mass(process(t).logsnr)
@@ -83,9 +83,9 @@ def tabulated(density: Callable[[np.ndarray], np.ndarray], logsnr_max: float, lo
   """The mass of any density of logsnr, for `by_mass`: made constant within equal cells.
 
   density: [cells] -> [cells], above 0, of any sum; its values at the cells' middles are taken.  As
-  the weights are those of the density in use, the number of cells is a matter of variance alone.
-  Beyond the table the density is that of its nearer end, so that a process which goes further, or a
-  learned one whose ends move, has all of its times drawn.
+  the weights belong to the density in use, the number of cells is a matter of variance alone.
+  Beyond the table the density stays as at its nearer end, so that a process which goes further, or
+  a learned one whose ends move, has all of its times drawn.
   """
   edges = np.linspace(logsnr_min, logsnr_max, cells + 1)
   shares = np.asarray(density(0.5 * (edges[1:] + edges[:-1])), np.float64)
@@ -167,7 +167,7 @@ def importance(objective: Objective, propose: Proposal) -> Objective:
   """`objective` at the times of `propose`: the same mean, with another variance.
 
   Its result is the sum of its terms; of these 'diffusion' depends on the time and is weighted, the
-  others do not.  t is now what the proposal is given, uniform on [0, 1].
+  others do not.  t is now the proposal's argument, uniform on [0, 1].
   """
   def at_proposed(denoise, process, x, t, keys, cond=None, **more):
     t, weight = propose(t)

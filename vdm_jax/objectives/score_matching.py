@@ -1,19 +1,20 @@
 """Score matching: fitting the gradient of a log-density without its normaliser.
 
-Explicit score matching asks for the least of 1/2 E|s - grad log q|^2, where the second score is
-that of the data, which nobody knows.  Up to a constant that no model changes, it is
+Explicit score matching asks for the least of 1/2 E|s - grad log q|^2, where nobody knows the second
+score, which is the data's.  Up to a constant that no model changes, it is
 
     implicit    E[ tr(ds/dx) + 1/2 |s|^2 ]                  Hyvarinen (2005), by parts
     sliced      E[ v^T ds/dx v + 1/2 (v^T s)^2 ]            Song et al. (2020), random v
     denoising   1/2 E|s(x + sigma eps) + eps / sigma|^2     Vincent (2011)
 
-the last one for the density of the data with noise.  Those of the first kind are functions
+the last one for the density of the data with noise.  Losses of the first kind are functions
 (score, x, keys) of one density.  `at_level` makes an `Objective` of any of them, lambda(t) times
-that of q(z_t), as `denoising` is; `on_ladder` draws the level from a finite number, as
-NCSN does.  The constants of the three differ, so that values of one objective alone compare.
+the loss of q(z_t), as `denoising` is; `on_ladder` draws the level from a finite number, as NCSN
+does.  The constants of the three differ, so that values of one objective alone compare.
 
-Choices of lambda, `scale` below: `variance` is that of NCSN and of the score SDEs, `likelihood`
-that of the bound.  With w = lambda / g^2 (`score_flow.matching`) all are `weighted_diffusion`.
+Choices of lambda, `scale` below: `variance` is the weight of NCSN and of the score SDEs,
+`likelihood` the weight of the bound.  With w = lambda / g^2 (`score_flow.matching`) all are
+`weighted_diffusion`.
 """
 from collections.abc import Callable
 
@@ -41,7 +42,7 @@ def sliced(score: Score, x: Array, keys: Array, *, probes: Probes = rademacher,
   """v^T ds/dx v + 1/2 |s|^2, or with 1/2 (v^T s)^2 unless `reduced`: nats [B].
 
   Song, Garg, Shi and Ermon (2020), section 3: sliced score matching, and `reduced` its
-  variance-reduced form, with the mean over v of what is known.  One product with the Jacobian for
+  variance-reduced form, with the mean over v of the known part.  One product with the Jacobian for
   each of the `probes`, over which the mean is taken; E[v v^T] = I.  x: [B, ...]; keys: [B].
   Returns also {'divergence', 'norm'}, the two terms.
   """
@@ -106,7 +107,7 @@ def on_ladder(objective: Objective, levels: int) -> Objective:
 
   Song and Ermon (2019), eq. 6, of `denoising` on `ve`; NCSNv2 (Song and Ermon 2020) has the same
   loss.  The levels are L of `process`, e.g. all but the clean data of
-  `TableSchedule.from_sigmas`; they are those of the steps of `vlb.discrete`.
+  `TableSchedule.from_sigmas`; they are the levels of the steps of `vlb.discrete`.
   """
   def rung(denoise, process, x, t, keys, cond=None, **options):
     t = vlb.step_number(t, levels) / levels

@@ -1,6 +1,6 @@
 """Matching of the score's derivatives, on which the likelihood of the probability flow depends.
 
-The bound of `vlb` is that of the reverse SDE, and knows the score alone.  The probability flow is
+The bound of `vlb` bounds the reverse SDE, and knows the score alone.  The probability flow is
 another model: -log of its density is bounded by errors of the score, of its Jacobian and of the
 gradient of the Jacobian's trace together (Lu et al. 2022, `Maximum Likelihood Training for
 Score-Based Diffusion ODEs by High-Order Denoising Score Matching`).  Given z the noise has the mean
@@ -13,9 +13,9 @@ of z.  So with l = eps - eps_hat, which is sigma s + eps, and J = sigma d eps_ha
     third    | -sigma d tr(J)/dz + (|l|^2 - tr(I - J) - 2 (I - J)) l |^2
 
 are, at a true s, least in expectation where J and d tr(J)/dz are true as well.  The l, and in
-`third` the J beside it, are constants of which no gradient is taken.  Their equations, and the
-estimates from random probes, are as in the public code of the paper; only averages of v v^T for
-probes v with E[v v^T] = I enter, so that sqrt(d) times the basis gives the exact terms.
+`third` the J beside it, are treated as constants: no gradient flows through them.  Their equations,
+and the estimates from random probes, are as in the public code of the paper; only averages of v v^T
+for probes v with E[v v^T] = I enter, so that sqrt(d) times the basis gives the exact terms.
 """
 
 import jax
@@ -100,7 +100,7 @@ def with_bound(estimate: Estimate, process: Process, x: Array, t: Array, keys: A
                eps: Array, eps_0: Array | None) -> tuple[Array, dict[str, Array]]:
   """The continuous bound from an estimate that is there already, and terms added to it.
 
-  weight: 1 / density of t, [B].  Results as those of `objective`.
+  weight: 1 / density of t, [B].  Results as of `objective`.
   """
   _, terms = vlb.continuous(lambda *_: estimate, process, x, t, keys, data=data, decoder=decoder,
                             eps=eps, eps_0=eps_0)

@@ -6,9 +6,9 @@ whole batch of a step.  As f(t) counts whenever tau <= t,
     E_tau L(tau) = int_0^1 P(tau <= t) f(t) dt,
 
 the weighted loss with w(t) = P(tau <= t); and every weighting that does not decrease in t, divided
-by its value at 1, is that of some P.  Kim, Shin, Song, Kang and Moon (2022), `Soft Truncation: A
-Universal Training Technique of Score-based Diffusion Model for High Precision Score Estimation`,
-theorem 1.  A step alone differs from the weighted loss: with importance-sampled times
+by its value at 1, comes from some P.  Kim, Shin, Song, Kang and Moon (2022), `Soft Truncation: A
+Universal Training Technique of Score-based Diffusion Model for High Precision Score Estimation`.
+A step alone differs from the weighted loss: with importance-sampled times
 (`times.by_logsnr` from tau on) most steps spend no draw on the smallest times.
 
 Their bits/dim of discrete data first left out the entropy of q(z_0 | x), and were by 0.92 too low

@@ -5,7 +5,7 @@ them, p generates.  With z drawn from q,
 
   -log p(data) <= E[-log p(data | z)]  +  E[log q(z | data) - log p(z)],
 
-and what is left is KL(q(z | data) || p(z | data)).  The second part is by layers
+and the rest is KL(q(z | data) || p(z | data)).  The second part is by layers
 
   VAE          KL(q(z | x) || p(z))
   from above   sum_l  E KL(q(z_l | z_{l+1..L}, x) || p(z_l | z_{l+1..L}))
@@ -15,7 +15,7 @@ the last where the encoder is a chain q(z_1 | x) q(z_2 | z_1) ... that can be re
 Gaussians with linear means.  With the Gaussian process q(z_t | z_s) for an encoder and
 q(z_s | z_t, x_hat) for a generator it is the bound of T steps, `vlb.discrete`, term by term: a
 diffusion model is a Markovian hierarchical VAE with latents as large as the data, one network for
-all layers, and an encoder of which at most the noise schedule is learned.
+all layers, and an encoder that learns at most its noise schedule.
 
 A distribution here is whatever has `sample` and `log_prob`; a conditional is a function that
 returns one.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014); the last line as in
@@ -187,8 +187,9 @@ def markovian(data: Array, keys: Array, *, encoder: LatentChain, decoder: Latent
 
   generator: z_l -> p(z_{l-1} | z_l), l = 2 ... L; prior: p(z_L); decoder: log p(data | z_1).
   Returns nats [B]; {'reconstruction', 'latent', 'diffusion'} [B], whose sum it is: the divergence
-  at z_L, and the sum of those of the transitions; and each of these, 'z_1' ... 'z_{L-1}', named by
-  the variable of which it is.  Sohl-Dickstein et al. (2015), section 2.4; Ho et al. (2020), eq. 5.
+  at z_L, and the sum of the divergences of the transitions; and each of these, 'z_1' ... 'z_{L-1}',
+  named by its variable.  Sohl-Dickstein et al. (2015), section 2.4; Ho et al.
+  (2020), eq. 5.
   """
   path = encoder.sample(keys)
   transitions = {

@@ -37,7 +37,7 @@ LastStep = Callable[[Array, Array, Array], Array]
 
 def end_terms(process: Process, x_0: Array, x_1: Array, t: Array, keys: Array, data: Array,
               decoder: Decoder, eps_0: Array | None) -> dict[str, Array]:
-  """{'reconstruction', 'latent'} in nats, [B] each, of what is diffused at t = 0 and at t = 1.
+  """{'reconstruction', 'latent'} in nats, [B] each, of the diffused data at t = 0 and at t = 1.
 
   x_0, x_1: [B, ...], one and the same unless an encoder depends on time.
   """
@@ -79,12 +79,12 @@ def bound_terms(process: Process, x: Array, t: Array, keys: Array, data: Array, 
 
 
 def fixed_small(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
-  """beta_tilde = sigma_s^2 tau, that of q(z_s | z_t, x).  Ho et al. (2020), section 3.2."""
+  """beta_tilde = sigma_s^2 tau, the variance of q(z_s | z_t, x).  Ho et al. (2020), section 3.2."""
   return jnp.square(at_s.sigma) * tau(at_t, at_s)
 
 
 def fixed_large(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
-  """beta = sigma_t^2 tau, that of q(z_t | z_s).  Ho et al. (2020), section 3.2, on `vp`.
+  """beta = sigma_t^2 tau, the variance of q(z_t | z_s).  Ho et al. (2020), section 3.2, on `vp`.
 
   In the units of the curve: on another it is another variance, and the bound another number.  A
   step that ends in the data (`step_levels`) has the smaller variance, as in their code.
@@ -111,9 +111,9 @@ def step_levels(process: Process, grid: Array, steps: int, to_data: bool) -> tup
   """The levels (t, s) of step `grid` = 1 ... T of a chain: t = grid / T, s = t - 1 / T.
 
   grid: [B] or [].  to_data: the first step ends in the data themselves, where logsnr is infinite
-  and alpha = 1, or that of the process where it begins so.  There sigma_s = 0, and so is the
-  variance of q(z_s | z_t, x); in its place stands that of the second step, as in the code of Ho et
-  al. (2020) and of Nichol and Dhariwal (2021).
+  and alpha = 1, or the process's alpha where it begins so.  There sigma_s = 0, and so is the
+  variance of q(z_s | z_t, x); in its place stands the variance of the second step, as in the code
+  of Ho et al. (2020) and of Nichol and Dhariwal (2021).
 
   Raises ValueError: to_data and less than two steps.
   """

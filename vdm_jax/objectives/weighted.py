@@ -1,4 +1,4 @@
-"""The weighted denoising loss, of which most published objectives are a choice of weighting."""
+"""The weighted denoising loss. Most published objectives choose its weighting."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Parameters of DiT (facebookresearch/DiT) as those of `nn.transformers.dit.DiT`.
+"""Parameters of DiT (facebookresearch/DiT) as parameters of `nn.transformers.dit.DiT`.
 
 Blocks are stacked here (`nn.blocks.stack`), and the table of positions is computed, not kept:
 

@@ -1,6 +1,6 @@
 """Parameters of NVlabs/edm's networks as parameters here (Karras et al. 2022).
 
-The state dict is that of a preconditioned network, which holds the network itself as `model`:
+The state dict belongs to a preconditioned network, which holds the network itself as `model`:
 
     model.map_layer0.weight                  dense0/kernel
     model.map_noise.freqs                    fourier/frequencies    not trained

@@ -56,7 +56,7 @@ def official_name(name: str) -> str:
 
 
 def from_flat(flat: Mapping[str, Array], config: ml_collections.ConfigDict) -> PyTree:
-  """The official parameters `flat`, {name: array}, as those of a VDM with `config`.
+  """The official parameters `flat`, {name: array}, as parameters of a VDM with `config`.
 
   The schedule is the one that `flat` holds: `gamma/w` is a LearnedLinear, `gamma/l1` a Monotone,
   none a fixed one.  Raises InputError naming every parameter that does not fit.

@@ -1,4 +1,4 @@
-"""Parameters of the FID's Inception v3 (mseitzer/pytorch-fid) as those of `nn.inception`.
+"""Parameters of the FID's Inception v3 (mseitzer/pytorch-fid) as parameters of `nn.inception`.
 
 A published layer is a convolution without a bias, w, and a batch normalisation in inference mode,
 
@@ -25,7 +25,7 @@ _PARTS = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_
 
 
 def from_flat(flat: Mapping[str, np.ndarray]) -> PyTree:
-  """The published parameters `flat`, {name: array}, as those of `Inception`.
+  """The published parameters `flat`, {name: array}, as parameters of `Inception`.
 
   The last layer's, of classes, are left out: the features come before it.
   Raises InputError naming every parameter that does not fit.

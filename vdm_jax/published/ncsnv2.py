@@ -1,7 +1,7 @@
-"""Parameters of NCSN and NCSNv2 (ermongroup/ncsn, ncsnv2) as those of `nn.unets.refinenet`.
+"""Parameters of NCSN and NCSNv2 (ermongroup/ncsn, ncsnv2) as parameters of `nn.unets.refinenet`.
 
-The published files are lists, [parameters, optimiser, epoch, step, averages], of which NCSN has the
-first two.  A flat view of such a list names each by its place, `0.module.begin_conv.weight`; the
+The published files are lists, [parameters, optimiser, epoch, step, averages]. NCSN has the first
+two.  A flat view of such a list names each by its place, `0.module.begin_conv.weight`; the
 averages, where they are, have no `module.`:
 
     begin_conv.weight                    conv_in/kernel
@@ -102,7 +102,7 @@ def published(net: RefineNet) -> Callable[[str], str]:
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree, net: RefineNet) -> PyTree:
-  """The published parameters `flat`, {name: array}, as those of `net`, in a tree like `like`.
+  """The published parameters `flat`, {name: array}, as parameters of `net`, in a tree like `like`.
 
   flat: of one of the parts of the file (see above), with `module.` or without.  Raises InputError
   naming every parameter that does not fit.

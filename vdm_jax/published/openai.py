@@ -54,7 +54,7 @@ _NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
 def published(params: PyTree) -> Callable[[str], str]:
   """Name here -> published name, for such parameters: 'mid_0/norm1/scale' -> 'middle_block.0...'.
 
-  params: a tree like those of `adm.UNet` or `adm.UNetClassifier`.
+  params: a tree as of `adm.UNet` or `adm.UNetClassifier`.
   """
   def published_name(name):
     for pattern, replacement in _NAMES:

@@ -1,6 +1,6 @@
 """Public weight files as {name: array}, read without executing anything that is in them.
 
-What a file is, its first bytes say:
+The first bytes of a file say its format:
 
   PyTorch      .pt, .pth, .ckpt, of either format: a zip archive, or the older row of pickles
   NVIDIA EDM   .pkl: a pickle of networks with their source code, which is not looked at
@@ -8,10 +8,10 @@ What a file is, its first bytes say:
   NumPy        .npz
   Flax         msgpack, as `flax.serialization` and `flax.training.checkpoints` write it
 
-A pickle is a program: it names functions and has them called.  Here the only names that mean
-anything are those of a short list, each of which stands for something inert here; at any other the
-file is refused, by that name.  Tensors are bytes with a shape, strides and an offset, all of
-which are checked against the bytes that are there.
+A pickle is a program: it names functions and has them called.  Here only the names of a short list
+mean anything, and each stands for something inert; at any other the file is refused, by that name.
+Tensors are bytes with a shape, strides and an offset; all three are checked against the bytes that
+are there.
 
 Names of nested parts are joined as the source does, by '.', or by '/' for Flax.  Lists number their
 parts.  Numbers become arrays without axes; text and the rest are left out.
@@ -76,7 +76,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def subtree(flat: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-  """What is under `prefix` of names joined by '/' or '.', without it: 'ema_params', 'model', '0'.
+  """The part under `prefix` of names joined by '/' or '.', without it: 'ema_params', 'model', '0'.
 
   Raises InputError where there is nothing.
   """

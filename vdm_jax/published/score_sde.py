@@ -12,7 +12,7 @@ Modules are numbered in the order of their calls, those without parameters too; 
 them.  `sigmas`, the noise levels of discrete training, is left out.
 
 The networks of the VE SDE were trained on data in [0, 1], and map what they read to [-1, 1].  For
-data in [-1, 1] they are a denoiser by `inputs.sigma()` and `targets.half_score`.  Those of the
+data in [-1, 1] they are a denoiser by `inputs.sigma()` and `targets.half_score`.  Networks of the
 VP and sub-VP SDEs were trained on data in [-1, 1] and return eps, at time 999 t: `inputs.sde` and
 `targets.eps`.
 """

@@ -1,4 +1,4 @@
-"""Parameters of U-ViT (baofff/U-ViT) as those of `nn.transformers.uvit.UViT`.
+"""Parameters of U-ViT (baofff/U-ViT) as parameters of `nn.transformers.uvit.UViT`.
 
 Blocks are stacked here (`nn.blocks.stack`):
 

@@ -80,7 +80,7 @@ def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
 
 
 def _as_png(name: str) -> str:
-  """What a picture of this name is called when it is decoded."""
+  """The name of a decoded picture whose original had this name."""
   return str(Path(name).with_suffix('.png'))
 
 
@@ -327,7 +327,8 @@ def as_sheet(images: np.ndarray) -> dict[str, float]:
 
 
 def sheet_sizes(images: str | Path, directory: str | Path, most: int = 4096) -> dict[str, float]:
-  """`as_sheet` of the images that `encode` takes; {} for what is no sheet of grey or colour."""
+  """`as_sheet` of the images that `encode` takes; {} for images that make no sheet of grey or
+  colour."""
   config = workdir.read_config(Path(directory))
   shape = data.resolve(config.data).shape
   source = _open(images, shape)

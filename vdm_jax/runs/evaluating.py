@@ -1,7 +1,7 @@
 """Evaluates the likelihood of a run: its ledger, the bits of every image, two pictures, a page.
 
-The main evaluation is that of all test images by the newest weights of the default average.  It is
-called ledger.json, bits.npz, ...; another says in its names what is other: see `Files`.  One
+The main evaluation takes all test images and the newest weights of the default average.  It is
+called ledger.json, bits.npz, ...; another says the differences in its names: see `Files`.  One
 report.html shows all evaluations of a directory: see `reporting`.
 """
 import json
@@ -78,7 +78,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   A row is the same whatever else is asked for.  Writes ledger.json, bits.npz, bits_by_noise.png and
   curves.png, and report.html, which shows them all.  For another split than test, a checkpoint
   before the newest, another average than the default and fewer images than all, the first four
-  names end in what is other: ledger_validation_raw_20_images.json.
+  names end in the differences: ledger_validation_raw_20_images.json.
 
   Args:
     estimates: as `ledger.families.parse` takes them: names, and estimates of your own.  The
@@ -86,7 +86,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
     schedules: that bound also under other schedules of the same ends.
     examples: only the first so many images.
     data_dir, data_name: where the data are now, as fields of config.data.
-    out: the directory to write into, if not that of the run.
+    out: the directory to write into, if not the run's.
     overwrite: also a ledger of the same name, weights and images, with more rows or draws.
     show: is given the ledger when all is computed, whatever becomes of the files.
     options: the fields of `ledger.Options`: times, repeats, batch_size, seed, ...
@@ -291,7 +291,7 @@ def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequen
 
 
 def _draw(path: Path, picture: Callable) -> None:
-  """Writes a picture.  What was computed is worth more: one that fails is a warning."""
+  """Writes a picture.  Computed numbers are worth more: a picture that fails is a warning."""
   try:
     pictures.save_png(path, picture())
   except Exception as error:
@@ -365,7 +365,8 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
 
 
 def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:
-  """What `evaluate` left, by name: the main evaluation of a directory, or that of a ledger's file.
+  """What `evaluate` left, by name: the main evaluation of a directory, or the evaluation of a
+  ledger's file.
 
   Raises InputError.
   """

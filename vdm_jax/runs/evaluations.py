@@ -25,7 +25,7 @@ class Files(NamedTuple):
 
   @classmethod
   def of_ledger(cls, ledger: str | Path) -> 'Files':
-    """Those of an evaluation whose ledger is known.  Raises InputError for another name."""
+    """The files of an evaluation whose ledger is known.  Raises InputError for another name."""
     ledger = Path(ledger)
     if not (ledger.name.startswith('ledger') and ledger.suffix == '.json'):
       raise InputError(None, None, f'{ledger} is not a ledger',

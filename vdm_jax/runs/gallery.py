@@ -40,7 +40,7 @@ class GalleryRow(NamedTuple):
 
 
 def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> GalleryRow:
-  """What there is to see of the run in `directory`.  Raises InputError: it is of no plane."""
+  """The panels of the run in `directory`.  Raises InputError: it is of no plane."""
   trained = workdir.load_trained(directory)
   model, params = trained.experiment.model, trained.params
   m = needs.require(model(params), 'gallery', directory)

@@ -44,7 +44,7 @@ class Codebase(NamedTuple):
 
 
 def _there(flat: Flat, *prefixes: str) -> Flat:
-  """What is under the first of these that there is, or all of it."""
+  """The part under the first of these names that there is, or all of it."""
   for prefix in prefixes:
     if any(name.startswith((f'{prefix}.', f'{prefix}/')) for name in flat):
       return readers.subtree(flat, prefix)
@@ -103,7 +103,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
                    model: str = '') -> Imported:
   """Makes `out` the run, at step 0, of the weights in `file`.
 
-  model: which of the source's models it is; '': what the file is called.  configs: the folder of
+  model: which of the source's models it is; '': the file's name.  configs: the folder of
   the config files.  Raises InputError, and then has written nothing: no such source or model, a
   file that is none or has other parameters, an `out` with a run in it.
   """

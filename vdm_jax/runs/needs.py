@@ -35,7 +35,7 @@ _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihoo
 def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:
   """`model`, if it can do what the command needs.  value: what names its run, in `field`.
 
-  Raises InputError: which run, what it is, what it can, what would do.
+  Raises InputError: the run, its kind, its abilities, the ones that would do.
   """
   need = NEEDS[command]
   if isinstance(model, need.any_of):
@@ -53,7 +53,7 @@ def data_field(model: Any, spec: Spec) -> Field:
 
 
 def draws_data(model: Any) -> bool:
-  """Whether samples of the model are data: those of latents are not."""
+  """Whether samples of the model are data: latents are not."""
   return not model.is_latent if denoises(model) else isinstance(model, Samples)
 
 

@@ -1,8 +1,8 @@
 """The page that shows a run: report.html, one file that a browser opens anywhere.
 
 It is made of what lies in the run's directory at that moment: curves, evaluations, samples, data,
-config, provenance.  What is not there yet is a sentence.  The page loads nothing from outside, and
-no script: its pictures are part of it.  Its text is ASCII, so that no encoding can spoil it.
+config, provenance.  For a missing part there is a sentence.  The page loads nothing from outside,
+and no script: its pictures are part of it.  Its text is ASCII, so that no encoding can spoil it.
 """
 import base64
 import html
@@ -36,7 +36,7 @@ POINTS = 500             # of a curve
 def write(directory: str | Path, out: str | Path = '') -> None:
   """Writes report.html into `out`, or the run's directory; by the first process alone.
 
-  What was computed is worth more than its page: one that fails is a warning.
+  Computed numbers are worth more than their page: a page that fails is a warning.
   """
   if jax.process_index() != 0:
     return
@@ -69,7 +69,7 @@ def page(directory: str | Path, out: str | Path = '') -> str:
 
 
 class _Run(NamedTuple):
-  """What the page is made of."""
+  """The parts of the page."""
   directory: Path
   record: dict                       # of config.json
   metrics: list[dict]
@@ -364,7 +364,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]],
   """A table that scrolls where it is wider than the screen.
 
   words: how many columns are words, the others being numbers; None: all.  verdicts: the second
-  column has those of checks.
+  column has the verdicts of checks.
   """
   numeric = lambda i: ' class="number"' if words is not None and i >= words else ''
   plus_minus = lambda text: _text(text).replace('+-', '±')

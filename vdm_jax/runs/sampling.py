@@ -107,7 +107,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
 
 def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_size: int,
                  overwrite: bool) -> tuple[Path, Path | None]:
-  """The paths of both files.  Raises InputError for what cannot be written, or is there."""
+  """The paths of both files.  Raises InputError for a file that cannot be written, or is there."""
   resumed = not overwrite and Path(out).suffix == '.npz'  # `_draw_resumably` looks into it
   out = files.output('out', out, '.png', '.npz', overwrite=overwrite or resumed)
   if trace:
@@ -128,7 +128,7 @@ def _check_sizes(count: int, batch_size: int, x: data.Field) -> None:
 
 
 def _check_own(directory, method, trace: Path | None, label, guided, condition) -> None:
-  """Raises InputError for what only a denoiser is asked for."""
+  """Raises InputError for settings that only a denoiser has."""
   if method or trace or label is not None or guided or condition:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
                      'samples', 'leave out --sampler, --steps, --grid, --trace, --label, '
@@ -150,7 +150,7 @@ def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Tra
            data_range: tuple[float, float] | None) -> SamplerMaker:
   """How the sampler is made of the model's denoiser and process.  Raises InputError.
 
-  data_range: what x is bound to, and with it its variance; None: nothing.
+  data_range: the range that bounds x, and with it its variance; None: no bound.
   """
   check_grid(times)
   make: Callable = method.make
@@ -231,7 +231,8 @@ def _with_bar(pieces, start: int, count: int):
 
 def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, conditions: dict,
                     overwrite: bool) -> None:
-  """Images in parts beside `out`, put together at the end; what is there is not drawn again.
+  """Images in parts beside `out`, put together at the end; parts that are there are not drawn
+  again.
 
   Parts belong to all that the images depend on, `about`; each is named after its first image.
   Raises InputError where `out` is there, of other settings, and not to be overwritten.

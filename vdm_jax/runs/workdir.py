@@ -92,7 +92,8 @@ def import_config(path: str | Path) -> ModuleType:
 
 
 def open_config(name: str) -> ml_collections.ConfigDict:
-  """The config that 'FILE.py' or 'FILE.py:VARIANT' names, or that of a run, 'RUN/config.json'.
+  """The config that 'FILE.py' or 'FILE.py:VARIANT' names, or the config of a run,
+  'RUN/config.json'.
 
   Raises InputError where there is no such file or variant, or it sets a field that does not exist.
   """
@@ -142,7 +143,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
             fingerprint: dict | None = None, extend: bool = False) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
-  config_file: its path, or what was read of it when it was imported, which is what is kept.
+  config_file: its path, or its text when it was imported, which is kept.
   fingerprint: of the data, `Data.fingerprint()`; a run goes on with its own alone, wherever they
   are.
   extend: let the learning rate fall to 0 later than the run began with; see the module.
@@ -224,7 +225,7 @@ def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> di
 
 
 def changed_data(workdir: str | Path, fingerprint: dict) -> str:
-  """What is new in the data since the run in `workdir` began, in a clause; '' if nothing is.
+  """The changes of the data since the run in `workdir` began, in a clause; '' without changes.
 
   Of a run that keeps no fingerprint nothing is known: ''.
   """
@@ -256,8 +257,8 @@ def _tuples(value):
 def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
   """The values of the run's config.  Raises InputError where there is no run.
 
-  Relative paths of its data are those of the directory that the run was started in, if they are
-  there; else they are as they were given, and so of today's.
+  Relative paths of its data start at the directory that the run was started in, if the data are
+  there; else at today's directory.
   """
   saved = record(workdir)
   config = ml_collections.ConfigDict(_tuples(saved['config']))
@@ -341,8 +342,8 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
 def load(workdir: str | Path, *, average: str = '', step: int | str = 'latest') -> Any:
   """What the run in `workdir` made, with its averaged weights; arguments of `load_trained`.
 
-  A `Model` of a diffusion model, with `sample` and `nats`; or an autoencoder, a classifier: it
-  says what it has when it is shown.
+  A `Model` of a diffusion model, with `sample` and `nats`; or an autoencoder, a classifier: its
+  representation lists its parts.
 
   Inside `jit` the weights become constants of the program.  For large networks jit a function
   of the parameters instead: `trained = load_trained(workdir); trained.experiment.model(params)`.
