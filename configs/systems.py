@@ -4,7 +4,7 @@
   python scripts/train.py --config=configs/systems.py:idode_sp,cifar10 --workdir=RUN --data_dir=DIR
 
 After the colon the system, and the data if they are not the digits.  `SYSTEMS` lists them; each
-module's docstring says what the system is, with its paper.  The network is VDM's: on the digits
+module's docstring describes the system, with its paper.  The network is VDM's: on the digits
 220,097 parameters, so that objectives are compared all else equal.
 Hardware, time and what each reaches on the digits: see configs/README.md.  scoreode is trained from
 the weights of another run: --init_from=runs/vdm.

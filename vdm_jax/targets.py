@@ -1,4 +1,4 @@
-"""What a network predicts, and the denoiser that it thereby is.
+"""Prediction targets, and how a network with a target becomes a denoiser.
 
 Every target in use is linear in (x, eps):  y = a x + b eps.  With z = alpha x + sigma eps that
 is a 2x2 system, so one solve serves them all; det = alpha b - sigma a.
@@ -38,7 +38,7 @@ flow: Target = lambda l: (-jnp.ones_like(l.alpha), jnp.ones_like(l.alpha))
 def velocity(trained_on: Process) -> Target:
   """dz/dt of the conditional path, dalpha x + dsigma eps, in the time of `trained_on`.
 
-  Another schedule has this logsnr at another t, so the time is that of `trained_on`.
+  Another schedule has this logsnr at another t, so the time is taken from `trained_on`.
   """
   def target(level):
     own = trained_on(time_of(trained_on, level.logsnr))

@@ -74,7 +74,7 @@ class Denoiser(Protocol):
 class Decoder(Protocol):
 
   def __call__(self, data: Array, z: Array, level: Level, /) -> Array:
-    """log p(data | z_0) in nats, [B].  data, z: [B, ...]; level: that of t = 0."""
+    """log p(data | z_0) in nats, [B].  data, z: [B, ...]; level: at t = 0."""
     ...
 
 
@@ -84,9 +84,9 @@ class Objective(Protocol):
                *args: Any, **kwargs: Any) -> tuple[Array, dict[str, Array]]:
     """Nats per example [B], and its terms {name: [B]}.  x: [B, ...]; t, keys: [B].
 
-    The next argument is `cond`, leaves [B, ...] or None.  What follows is an objective's own:
-    keywords, which it may require (`data` and `decoder` of a bound, the `steps` of a chain).  To a
-    type checker `*args, **kwargs: Any` says so.  No mean is taken inside.
+    The next argument is `cond`, leaves [B, ...] or None.  The rest is an objective's own: keywords,
+    which it may require (`data` and `decoder` of a bound, the `steps` of a chain).  To a type
+    checker `*args, **kwargs: Any` says so.  No mean is taken inside.
     """
     ...
 

@@ -26,7 +26,8 @@ def static(*, default: Any = dataclasses.MISSING) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def value(cls: type[_T]) -> type[_T]:
-  """Makes `cls` a frozen dataclass that is a pytree: its fields are leaves, but those of `static`.
+  """Makes `cls` a frozen dataclass that is a pytree: its fields are leaves, but the fields in
+  `static`.
 
   As flax.struct.dataclass, except that two such classes never have equal tree structures.  There
   they may (JAX 0.10.2: classes with equally many fields, none static), and a function under `jit`

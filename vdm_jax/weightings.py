@@ -5,8 +5,8 @@ w = 1 is the variational bound.  In this form (Kingma and Gao 2023) the loss in 
 care about the schedule; one that divides by `dlogsnr` belongs to the schedule it is used with.
 
 The squared errors of all targets are one: on every curve |eps - eps_hat|^2 = SNR |x - x_hat|^2, and
-on `vp` |v - v_hat|^2 = (SNR + 1) |x - x_hat|^2.  So a weighting does not ask what the network
-predicts, and the loss is, at uniform times,
+on `vp` |v - v_hat|^2 = (SNR + 1) |x - x_hat|^2.  So a weighting does not depend on the network's
+target. At uniform times the loss is
 
   name            |eps - eps_hat|^2 times      |x - x_hat|^2 times
   vlb             -1/2 dlogsnr/dt              -1/2 dSNR/dt
@@ -42,7 +42,7 @@ def simple(level: Level) -> Array:
 def truncated_snr(level: Level) -> Array:
   """The loss is max(|x - x_hat|^2, |eps - eps_hat|^2) = max(SNR, 1) |x - x_hat|^2.
 
-  Salimans and Ho (2022), section 4: not 0 where there is no signal, as that of `simple` is.
+  Salimans and Ho (2022), section 4: not 0 where there is no signal, unlike the weight of `simple`.
   """
   return simple(level) * jnp.maximum(1.0, jnp.exp(-level.logsnr))
 

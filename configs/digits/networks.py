@@ -5,7 +5,7 @@
 After the colon:
 
   ddpm  the U-Net of Ho et al. (2020): two resolutions, 8x8 and 4x4, attention at the smaller
-  adm   that of Dhariwal and Nichol (2021): the embedding scales and shifts, residual blocks
+  adm   the U-Net of Dhariwal and Nichol (2021): the embedding scales and shifts, residual blocks
         resample, attention in heads at both resolutions
   dit   Peebles and Xie (2023): patches of 2x2 pixels, so 16 tokens; six blocks of 128 features
   cfg   ddpm, trained to do without a tenth of the labels, for guidance (Ho and Salimans 2022):

@@ -4,7 +4,7 @@
     --workdir=runs/digits_noisy_classifier
 
 Dhariwal and Nichol (2021), section 4: half of their U-Net, at the noise levels of the other digits.
-No diffusion model: what it learns is the label.  metrics.jsonl has its accuracy at all levels and
+No diffusion model: it learns the label.  metrics.jsonl has its accuracy at all levels and
 by quarters of time, accuracy_1 nearest the data.  It guides, in Python, any model of these levels:
 
   model, noisy = load('runs/vdm'), load('runs/digits_noisy_classifier')

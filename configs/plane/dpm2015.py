@@ -5,10 +5,10 @@
     --out=roll.png
 
 Sohl-Dickstein et al. (2015), section 3.1 and appendix D.1.1, with 16 functions.  Their K of 2.35
-bits is of a roll with less noise, scaled to variance 1: to be set beside K_bits, of which -0.65 is
-the most that this roll allows (`data.formulas`), and not beside bits/dim.
+bits is of a roll with less noise, scaled to variance 1: compare it with K_bits, which is at most
+-0.65 on this roll (`data.formulas`), and not with bits/dim.
 Hardware, time and what it reaches: see configs/plane/README.md.
-Its bound, in bits/dim, is that of the chain; the entropy of the data is 6.09.
+Its bound, in bits/dim, belongs to the chain; the entropy of the data is 6.09.
 """
 import ml_collections
 

@@ -5,8 +5,8 @@
     --config.data.name=mine.npy   (floats [N, T, C] or [N, T], of mean 0 and deviation 1 or so)
 
 After the colon `oscillations` for the first coordinate alone, sequences of 32 numbers.
-x are real numbers, so nothing is dequantised and no level is decoded: the bits are those of a
-density, and may be negative.  The network sees a sequence as one vector.
+x are real numbers, so nothing is dequantised and no level is decoded: the bits describe a density,
+and may be negative.  The network sees a sequence as one vector.
 """
 import ml_collections
 

@@ -4,7 +4,7 @@ Of all Gaussian kernels p(z_s | z_t) the nearest to the data's own has its first
 q(z_s | z_t, x) = N(coefficient x + ..., lambda^2) of DDPM or DDIM these are, by the law of total
 variance,
 
-  mean = that of q at x = x_hat,     variance = lambda^2 + coefficient^2 Var(x | z_t).
+  mean = the mean of q at x = x_hat, variance = lambda^2 + coefficient^2 Var(x | z_t).
 
 Ancestral sampling drops the second term, which for few steps is most of the variance.  For
 Gaussian data the kernel with both is exact: one step from t = 1 to 0 has the law that a thousand
@@ -58,7 +58,7 @@ def estimate_variances(denoise: Denoiser, process: Process, x: Array, times: Arr
   """Monte-Carlo estimate at `times` [K], one z_t for each example and time.
 
   Bao et al. (2022), Analytic-DPM, section 3.1, with the second bracket above.  x: [B, ...], data,
-  B > 1; keys: [B].  The standard error is that of another draw of data and noise.
+  B > 1; keys: [B].  The standard error is for another draw of data and noise.
   """
   def at(k, t):
     level = process(t)
@@ -162,8 +162,8 @@ def npr_ddpm(denoise: Denoiser, process: Process, eta: float = 1.0,
              data_range: tuple[float, float] | None = None) -> Sampler:
   """The variance from a head that predicts the residual of the noise, E[(eps - eps_hat)^2 | z_t].
 
-  extra['residual_sq'] stands for Var(eps | z_t), and with an imperfect mean for what is best then,
-  Var + bias^2: Bao et al. (2022), Extended-Analytic-DPM.  The rest is as for `sn_ddpm`.
+  extra['residual_sq'] stands for Var(eps | z_t), and with an imperfect mean for the best value
+  then, Var + bias^2: Bao et al. (2022), Extended-Analytic-DPM.  The rest is as for `sn_ddpm`.
   """
   return _diagonal(denoise, process, eta, data_range,
                    lambda estimate: estimate.extra['residual_sq'])

@@ -1,4 +1,4 @@
-"""The samplers by name: what each is, what it claims, and how it is made.
+"""The samplers by name: the paper, the claim and the making of each.
 
   method('dpmpp_2m', steps=20)       a sampler with its grid, for `runs.sample`
   SAMPLERS['ddim'].make              (denoise, process) -> Sampler

@@ -7,9 +7,9 @@ latest values e_0 = eps_hat, e_1, ...:
 
   z_s = alpha_s x_hat + sigma_s eps_hat + sum_j C_j (e_j - e_0),   C_j = alpha_s int_t^s L_j d rho,
 
-where L_j is 1 at the noise level of e_j and 0 at those of the others: a polynomial in the time of
-the process (tAB), in rho (rhoAB) or in logsnr.  The integrals are done by quadrature in that
-variable, which is exact for rho, and for the others to rounding on all grids in use.
+where L_j is 1 at the noise level of e_j and 0 at the noise levels of the others: a polynomial in
+the time of the process (tAB), in rho (rhoAB) or in logsnr.  The integrals are done by quadrature in
+that variable, which is exact for rho, and for the others to rounding on all grids in use.
 
 The Runge-Kutta methods of the same paper (rhoRK) are `runge_kutta.rho_rk`.
 """
@@ -38,9 +38,9 @@ def deis(denoise: Denoiser, process: Process, degree: int = 3, variable: str = '
   polynomials in log rho, whose integrals have a closed form.
 
   The first steps are of degree 0, 1, ..., as in the paper, so as a grid is made finer the error
-  falls with order 2 at most: that of the very first step.  On `warm_up(times, degree + 1)`
-  it falls with order degree + 1.  A step from alpha = 0 is of first order; so is one down to
-  sigma = 0 with 'logsnr', while 't' and 'rho' need no such exception there.
+  falls with order 2 at most: the order of the very first step.  On `warm_up(times, degree + 1)` it
+  falls with order degree + 1.  A step from alpha = 0 is of first order; so is one down to sigma = 0
+  with 'logsnr', while 't' and 'rho' need no such exception there.
 
   lower_order_below: in a grid of fewer steps the last ones are of degree ..., 1, 0 (diffusers: 15).
   Raises InputError: an unknown variable, a negative degree.

@@ -74,12 +74,12 @@ def dpm_solver_fast(denoise: Denoiser, process: Process, order: int = 3, of: str
   """DPM-Solver-fast: the same for any number of evaluations, one for each step of the grid.
 
   The grid is of all times at which the network is called.  Its steps form groups of `order`, each
-  one step of that order: from the time of its first, by way of the others.  What is left over is
-  one of lower order.  With `lower_order_final`, where nothing is left over, the last group is split
-  into one step of order - 1 and one of order 1: for order 3 what Lu et al. (2022a) call fast; their
-  code leaves order 2 as it is (False), diffusers splits it too (True).
-  `fast_times` is their grid, even in lambda; any other will do as well.  A step with infinite
-  logsnr at an end is a group of its own.
+  one step of that order: from the time of its first, by way of the others.  The rest is a step of
+  lower order.  With `lower_order_final`, where nothing is left over, the last group is split into
+  one step of order - 1 and one of order 1: for order 3 what Lu et al. (2022a) call fast; their code
+  leaves order 2 as it is (False), diffusers splits it too (True). `fast_times` is their grid, even
+  in lambda; any other will do as well.  A step with infinite logsnr at an end is a group of its
+  own.
 
   So the error of a grid that is made finer falls with order 2 at most, where a step of order 1 ends
   it; `dpm_solver` has the full order.

@@ -1,7 +1,7 @@
 """DPM-Solver with step sizes chosen on the way: a driver of its own, not a `Sampler`.
 
 A step of order k has in it the estimates for one of order k - 1 as well.  The distance of the two
-results, relative to what is tolerated, says whether the step is taken and how long the next is.
+results, relative to the tolerance, says whether the step is taken and how long the next is.
 """
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
     E = max over the batch of sqrt(mean over data of ((higher - lower) / delta)^2),
     delta = max(atol, rtol max(|lower|, |lower of the step before|)).
 
-  One step size for the batch, as in the authors' code, so that an image depends on what is drawn
+  One step size for the batch, as in the authors' code, so that an image depends on the images drawn
   with it; `jax.vmap` over batches of one gives each its own.  Inner points as for `dpm_solver`;
   `order` evaluations an attempt.  h: the first step, in lambda = logsnr / 2.  atol, rtol: in units
   of z; the defaults are the authors' for images in [-1, 1].

@@ -6,8 +6,8 @@ With dz = f z dt + g dw forwards, the process runs backwards along (Song et al. 
   dz = (f z - g^2 score / 2) dt = (dalpha x_hat + dsigma eps_hat) dt.
 
 The last form is finite on every process.  f and g are not where alpha = 0, since there z no longer
-tells anything of x; what each sampler does about that is said below.  The exponential methods of
-`first_order` and above solve the linear part exactly, and need fewer steps.
+tells anything of x; each sampler below says its remedy.  The exponential methods of `first_order`
+and above solve the linear part exactly, and need fewer steps.
 """
 import jax.numpy as jnp
 from jax.core import Tracer

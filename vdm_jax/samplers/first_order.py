@@ -51,7 +51,7 @@ def ancestral(denoise: Denoiser, process: Process,
               share: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
   """z_s ~ N(mean of q(z_s | z_t, x = x_hat), beta^v beta_tilde^(1 - v)) with v = `share`.
 
-  beta_tilde = sigma_s^2 tau is the posterior's own variance, beta = sigma_t^2 tau that of
+  beta_tilde = sigma_s^2 tau is the posterior's own variance, beta = sigma_t^2 tau the variance of
   q(z_t | z_s).  Ho et al. (2020), algorithm 2 and section 3.2: v = 0 ("fixed small") is best for a
   single datum, v = 1 ("fixed large") for data of unit variance.  Between them, Nichol and Dhariwal
   (2021), eq. 15; `share` may be a function of the estimate, `processes.learned_share`.  v = 0 is

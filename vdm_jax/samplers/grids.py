@@ -6,11 +6,11 @@ They are NumPy float64 [N + 1], so that `sample` can check them before anything 
   in noise       `logsnr`, `karras`: even in a function of the log-SNR of a process
   in a table     indices of a chain of T steps, as published; `on_table` turns them into times
 
-A table has the levels i = 0 (data) .. T (noise) at the times i / T.  Published code counts what its
-network is given, k = 0 .. T - 1, which is the level after k + 1 steps of noise: index k is at the
-time (k + 1) / T, and is entry k + 1 of a `schedules.TableSchedule`.  Such a grid starts at the
-largest index that is kept.  For `trailing` and `linspace` that is t = 1; the others start below
-it, as if nothing of the data were left there: the flaw that Lin et al. (2024) found.
+A table has the levels i = 0 (data) .. T (noise) at the times i / T.  Published code counts the
+steps of its network, k = 0 .. T - 1, which is the level after k + 1 steps of noise: index k is at
+the time (k + 1) / T, and is entry k + 1 of a `schedules.TableSchedule`.  Such a grid starts at the
+largest index that is kept.  For `trailing` and `linspace` that is t = 1; the others start below it,
+as if nothing of the data were left there: the flaw that Lin et al. (2024) found.
 """
 from collections.abc import Sequence
 

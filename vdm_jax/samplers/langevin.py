@@ -61,7 +61,7 @@ def annealed_corrector(denoise: Denoiser, snr: float = 0.16) -> Corrector:
 def ula(denoise: Denoiser, step_size: float = 0.1) -> Corrector:
   """h = step_size sigma_t^2: the unadjusted Langevin algorithm (Roberts and Tweedie 1996).
 
-  Its stationary variance exceeds that of a Gaussian by a share of step_size / (2 - step_size) at
+  Its stationary variance exceeds a Gaussian's by a share of step_size / (2 - step_size) at
   most; it may diverge from step_size = 2 on.
   """
   return _unadjusted(denoise, lambda noise, score, at_t, at_s: step_size * jnp.square(at_t.sigma))

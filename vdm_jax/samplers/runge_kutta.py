@@ -148,7 +148,7 @@ def _places(tableau, t, s, bends, between):
 def _bend(denoise, process, tableau, first, at_t, times, slope, move):
   """sum_i b_i (slope_i - slope_0), after the evaluations that this takes beyond `first`.
 
-  slope(estimate, level): what is integrated; move(level, bend): z at a stage.
+  slope(estimate, level): the integrand; move(level, bend): z at a stage.
   """
   slopes = [slope(first, at_t)]
 

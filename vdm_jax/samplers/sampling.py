@@ -128,8 +128,8 @@ def data_axes(process: Process) -> int:
 def one_time(process: Process) -> Process:
   """`process` for a sampler, which asks for one time at once where the levels have axes of data.
 
-  A plan is made from the levels of all times.  Their axis would be taken for that of the examples.
-  The process returned raises InputError instead.
+  A plan is made from the levels of all times.  Their axis would be taken for the axis of the
+  examples. The process returned raises InputError instead.
   """
   if not data_axes(process):
     return process

@@ -12,7 +12,7 @@ Suwajanakorn (2023).
   Lie-Trotter   guidance t -> s, then diffusion t -> s
   Strang        half of the guidance at level t, diffusion t -> s, the other half at level s
 
-Strang's composition is of second order, and what is made of it is so if both parts are, and have
+Strang's composition is of second order, and so is a sampler made of it if both parts are, and have
 no memory.  Neither holds for the published one: Euler's steps of the guidance are of first order
 unless its gradient is the same at all z, and differences of estimates between which guidance has
 acted are not those along the diffusion alone.  So it converges with order 1, at a small error.
@@ -42,7 +42,7 @@ def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
   steps are of Runge-Kutta).
 
   order: 1 to 4, of Adams-Bashforth.  The method's own is 2 for all but the first: its coefficients
-  are those of equal steps of rho, whatever the grid, and its first step is DDIM's.
+  suit equal steps of rho, whatever the grid, and its first step is DDIM's.
   """
   if order not in (1, 2, 3, 4):
     raise InputError('order', order, 'there is no such choice', 'give 1, 2, 3 or 4, those of PLMS')

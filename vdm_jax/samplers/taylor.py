@@ -1,16 +1,16 @@
 """Taylor methods with ideal derivatives: the quasi-Taylor samplers.
 
-A Taylor step needs derivatives of the network along the path.  Tachibana et al. (2021) replace
-them by those of an *ideal* network, one whose data is a single point x: eps_hat = (z - alpha x) /
-sigma.  Along the probability flow such x_hat and eps_hat do not change at all.  So
+A Taylor step needs derivatives of the network along the path.  Tachibana et al. (2021) replace them
+by the derivatives of an *ideal* network, one whose data is a single point x: eps_hat = (z - alpha
+x) / sigma.  Along the probability flow such x_hat and eps_hat do not change at all.  So
 
   z_s = alpha(s) x_hat + sigma(s) eps_hat,
 
-with alpha(s) and sigma(s) replaced by their Taylor polynomials about t: what all orders together
-give is `ddim`.  Along the reverse SDE the mean of eps_hat decays at the rate k = -dlogsnr / 2, and
-the path is a linear SDE; all orders together give `ancestral`.
+with alpha(s) and sigma(s) replaced by their Taylor polynomials about t: all orders together give
+`ddim`.  Along the reverse SDE the mean of eps_hat decays at the rate k = -dlogsnr / 2, and the path
+is a linear SDE; all orders together give `ancestral`.
 
-What is ideal is not true of other data.  The remainder of a step is of third order for a single
+Other data have other derivatives.  The remainder of a step is of third order for a single
 point; for anything else the replaced derivatives are wrong in the second order, and the method
 converges with order 1, like `ddim`, if with another constant.
 """

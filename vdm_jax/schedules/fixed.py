@@ -120,7 +120,7 @@ def shifted_cosine(size: int, base: int = 64, logsnr_max: float = 15.0,
   side, for images of `size` a side.
 
   Means over (size / base)^2 pixels then have the noise of the base resolution.  Hoogeboom, Heek
-  and Salimans (2023), section 3.1; the end points are those of the cosine, before the shift.
+  and Salimans (2023), section 3.1; the end points belong to the cosine, before the shift.
   """
   return Shifted(Cosine(logsnr_max, logsnr_min), 2.0 * float(np.log(base / size)))
 
@@ -251,7 +251,7 @@ class SameAlpha:
   """On the curve `sub_vp`, the alpha that `schedule` has on `vp`, at every time.
 
   sigma = 1 - alpha^2, so logsnr = log alpha^2 - 2 log(1 - alpha^2): the sub-VP SDE of Song et al.
-  (2021), section 3.4, where `schedule` is that of the VP SDE, `BetaLinear`.
+  (2021), section 3.4, where `schedule` is the VP SDE's, `BetaLinear`.
   """
   schedule: Schedule
 

@@ -101,7 +101,7 @@ class KnotSchedule(nn.Module):
 
   log p is linear between `knots` equally spaced values of r, its parameters there, all 0 at first
   (the straight line).  Within a segment the integral and its inverse are closed forms.  End points
-  and purpose are those of `PinnedMonotone`: the density of noise levels of least variance is
+  and purpose are as in `PinnedMonotone`: the density of noise levels of least variance is
   proportional to E[|eps - eps_hat|^4]^(1/2), which may fall by orders of magnitude.
 
   More knots follow it more closely, but a segment that is hardly ever drawn is hardly learned.

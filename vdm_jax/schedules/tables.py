@@ -21,11 +21,11 @@ class TableSchedule:
 
   logsnr: [N + 1], decreasing; the first may be infinite (clean data), and the last (no signal).
   Next to an infinite value sigma / alpha, or alpha / sigma, is linear in t instead.  The slope at
-  an entry is that of the step which ends there.
+  an entry is the slope of the step which ends there.
 
-  Built by `from_alphas`, `from_betas` or `from_sigmas` with `clean`, the indices are those of Ho et
-  al. (2020), z_0 being data and z_1, ..., z_N the noisy ones; the zero-based `timestep` of public
-  code is the index less one.
+  Built by `from_alphas`, `from_betas` or `from_sigmas` with `clean`, the indices follow Ho et al.
+  (2020), z_0 being data and z_1, ..., z_N the noisy ones; the zero-based `timestep` of public code
+  is the index less one.
   """
   logsnr: Array | np.ndarray
 
@@ -49,7 +49,7 @@ class TableSchedule:
 
   @classmethod
   def from_sigmas(cls, sigmas: np.ndarray, clean: bool = True) -> 'TableSchedule':
-    """sigmas: sigma_i / alpha_i in either order, as those of `ncsnv2_sigmas`.  [T]."""
+    """sigmas: sigma_i / alpha_i in either order, as from `ncsnv2_sigmas`.  [T]."""
     with np.errstate(divide='ignore'):
       return cls._of(-2.0 * np.log(np.sort(np.asarray(sigmas, np.float64))), clean)
 
@@ -64,7 +64,7 @@ class TableSchedule:
 
   @property
   def steps(self) -> int:
-    """N: the last index, that of t = 1."""
+    """N: the last index, at t = 1."""
     return len(self.logsnr) - 1
 
   def time(self, index: Array) -> Array:
@@ -177,7 +177,7 @@ def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
   The ratio gamma is at most the root of Phi(c (gamma - 1) + 3 gamma) - Phi(c (gamma - 1)
   - 3 gamma) = overlap with c = sqrt(2 dim): the chance that the radius of the noise at a level is
   within three standard deviations of that at the next larger one.  Song and Ermon (2020), section
-  3.2; they ask for about 0.5, and the numbers of levels that they use are those of 0.567.
+  3.2; they ask for about 0.5, and the numbers of levels that they use follow from 0.567.
   sigma_max: `largest_distance` of the data; dim: the numbers in one example.  Returns [L],
   decreasing.  The step size that belongs to them is `samplers.langevin.annealing_step_size`.
 

@@ -1,1 +1,1 @@
-"""Programs on small data, each of which shows one idea: in a table, a picture, or both."""
+"""Programs on small data. Each shows one idea: in a table, a picture, or both."""

@@ -30,7 +30,7 @@ LEARNED = {'learned, pinned monotone': schedules.PinnedMonotone(),
 
 
 class Line(NamedTuple):
-  """What is drawn of a schedule: logsnr at times t; the estimate, bits/dim, at other times."""
+  """The curves of a schedule: logsnr at times t; the estimate, bits/dim, at other times."""
   t: np.ndarray
   logsnr: np.ndarray
   at: np.ndarray
@@ -69,7 +69,8 @@ def study(directory: str = '', out: str = '', *, train_steps: int = 1000, batch_
 
 def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int
                      ) -> tuple[dict[str, Line], rich.table.Table]:
-  """Learns each of `LEARNED`, and shows their exact variances beside those of published ones."""
+  """Learns each of `LEARNED`, and shows their exact variances beside the variances of published
+  ones."""
   with jax.enable_x64(True):
     processes = time_variances.published_schedules(GaussianProcess(schedules.Linear()))
   processes.update({name: gaussian.learn(schedule, train_steps, seed=seed)

@@ -135,7 +135,7 @@ def _with_history(term: time_variances.Term, settings: Settings, params: PyTree 
 
 
 def table(rows: Sequence[Row], batch_size: int) -> rich.table.Table:
-  """A line for each row; what is not exact with its standard error."""
+  """A line for each row; inexact numbers with their standard error."""
   out = rich.table.Table(
       title='diffusion term in bits/dim, one draw an estimate',
       caption=f'stratified: {batch_size} times the variance of the mean of '

@@ -1,7 +1,7 @@
 """How parts become an experiment: a network, a schedule, a target and an objective.
 
 Every system is built here.  The adapter between a batch and an objective, the conditions of a
-network, the units of what is reported and the optimiser are written once.
+network, the units of reports and the optimiser are written once.
 """
 import functools
 import inspect
@@ -46,7 +46,7 @@ _POSITIONAL = 6  # denoise, process, x, t, keys, cond
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of every experiment, with those of `model` as `config.model`.
+  """The fields of every experiment, with the fields of `model` as `config.model`.
 
   It is locked: a name that is not there is an error, and no field of its own.  Each system's
   `default_config` takes further fields of `config.model` in the same way.
@@ -206,17 +206,17 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     net: (z, what `inputs` reads, condition, dropout keys) -> output; its parameters are
       params['net'].
     schedule: a Linen module is learned, as params['schedule']; a value is fixed.
-    objective: what is minimised if not the bound.  It may take the keywords `OFFERED`.
-    curve: that of the process.
-    heads: what the network's further outputs are called, see `denoisers.denoiser`.
+    objective: the loss if not the bound.  It may take the keywords `OFFERED`.
+    curve: of the process.
+    heads: the names of the network's further outputs, see `denoisers.denoiser`.
     field: which field of the data is x; '': the first.
     condition: which field the network is told; '': the label if config.model.class_conditional,
       'augmented' if config.data.augment, else none.  None: nothing, whatever the data have.
     scale: mean and standard deviation of real data, numbers or arrays that broadcast against an
       example: x is standardised by them.  Integers are coded by `Pixels`.
 
-  The loss is in bits per dimension, see `loss_of`; of real data it is that of a density, which may
-  be negative.
+  The loss is in bits per dimension, see `loss_of`; of real data it is the loss of a density, which
+  may be negative.
 
   Raises InputError: timesteps below 0; classes of data that have none, or with `augment`; a field
   that the data do not have; a scale of integers; an objective that requires other keywords.
@@ -237,7 +237,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   coding = Pixels(x.levels) if x.levels else Reals(*(scale or (0.0, 1.0)))
 
   def cond(batch: PyTree) -> PyTree:
-    """What the network is told beside z and logsnr."""
+    """The network's input beside z and logsnr."""
     return batch[condition] if condition else None
 
   def init(key):

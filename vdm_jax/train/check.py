@@ -26,7 +26,7 @@ def require_fits(field: str, count: int, shape: tuple[int, ...], devices: int) -
   """Raises InputError where `count` examples of this shape at a time are more than can be held.
 
   The bound is `MOST_NUMBERS` on each device, of the input alone: the network's memory is many times
-  that of its input.
+  its input's.
   """
   most = MOST_NUMBERS * devices // math.prod(shape)
   require(count <= most, field, count, f'so many examples of {math.prod(shape):,} numbers are '
@@ -40,7 +40,7 @@ def experiment(built: Experiment, rows: Rows, config: ml_collections.ConfigDict,
 
   Held against the data are what the model encodes, its process, its denoiser and its decoder;
   against the batch, where it is to be `trained`, the loss and all its terms, in training and in
-  validation.  An error about a field of a network names that of `config.model`.
+  validation.  An error about a field of a network names the field of `config.model`.
 
   rows: numbers of examples [n] -> a batch of the data.
   """

@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, verified when read, resumed exactly.
 
 Orbax writes them asynchronously and renames a finished one into place, so a kill at any moment
-leaves only whole checkpoints.  What the disk does to them afterwards is caught by checksums
-of the finished files, kept beside them.
+leaves only whole checkpoints.  Checksums of the finished files, kept beside them, catch later
+damage of the disk.
 """
 import json
 import math
@@ -110,7 +110,7 @@ class Checkpoints:
         metrics={'validation': validation if math.isfinite(validation) else math.inf})
 
   def seal(self) -> None:
-    """Waits for the write under way and records the checksums of what is finished."""
+    """Waits for the write under way and records the checksums of finished ones."""
     self._manager.wait_until_finished()
     if jax.process_index() != 0:
       return
@@ -159,7 +159,7 @@ class Checkpoints:
     like: arrays, or their shapes and dtypes, to have numpy; with shardings, to have arrays placed
     so, whatever the layout and the number of devices that wrote them.  A torn or corrupted
     checkpoint is reported and moved to `workdir/corrupted`; the one before it serves.  Raises
-    InputError where a sound one is that of another model or optimiser.
+    InputError where a sound one belongs to another model or optimiser.
     """
     like = jax.tree.map(
         lambda u: u if getattr(u, 'sharding', None) else np.zeros(u.shape, u.dtype), like)

@@ -1,6 +1,6 @@
 """Training in two lines, for notebooks and small programs: no config, no directory, no checkpoint.
 
-The step is that of a run: see `train.step`.  What is not here, `train.loop` has.
+The step is a run's: see `train.step`.  `train.loop` has the rest.
 """
 import time
 from collections.abc import Iterable

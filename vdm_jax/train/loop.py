@@ -58,7 +58,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Refuses what could not run, before anything is compiled.  Raises InputError."""
+  """Refuses a training that could not run, before anything is compiled.  Raises InputError."""
   run, batch = config.train, config.data.batch_size
   if run.layout not in LAYOUTS:
     raise InputError('config.train.layout', run.layout, 'there is no such choice',

@@ -79,8 +79,8 @@ def scale_by_factored_moments(b1: float, b2: float, eps: float) -> optax.Gradien
     V_ij ~ R_i C_j / mean(R),    R_i = mean_j V_ij,  C_j = mean_i V_ij,
 
   which is exact where V has rank one: Shazeer and Stern (2018), section 3.  The average's decay
-  b2 (1 - b2^(t-1)) / (1 - b2^t) corrects its bias: section 7.1.  The first moment is that of
-  G / sqrt(V), not of G, and comes last.
+  b2 (1 - b2^(t-1)) / (1 - b2^t) corrects its bias: section 7.1.  The first moment is of G /
+  sqrt(V), not of G, and comes last.
 
   Factored are the two largest axes of an array, if both are at least 128: with fewer blocks L than
   that the channels of stacked kernels [L, 3, 3, C, C'], a matrix for each block and tap.  Biases,
@@ -113,7 +113,7 @@ def adamw(config) -> optax.GradientTransformation:
   """config.optimizer -> AdamW (Loshchilov and Hutter 2019); fields as in `default_config`.
 
   With a `schedule_learning_rate` the network and the schedule each have an AdamW of their own, and
-  each gradient is clipped by its own norm: that of the schedule may be of another quantity.
+  each gradient is clipped by its own norm: the schedule's may be of another quantity.
 
   Raises InputError: a number outside of its range; no such `moments`; a decay that ends before the
   warm-up.

@@ -39,7 +39,7 @@ class Axis(NamedTuple):
     return tree if self.name is None else jax.lax.pmean(tree, self.name)
 
   def gather(self, tree: PyTree) -> PyTree:
-    """Leaves [n, ...] of this shard -> those of the global batch, in its order."""
+    """Leaves [n, ...] of this shard -> leaves of the global batch, in its order."""
     if self.name is None:
       return tree
     return jax.lax.all_gather(tree, self.name, tiled=True)

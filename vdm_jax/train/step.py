@@ -97,9 +97,9 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
               accumulate: int = 1) -> Update:
   """An `Update` (state, batch, key, axis) -> (state, metrics): all that the trainer runs.
 
-  The gradient is that of the mean of `loss` over the global batch; own: but for some parameters,
-  at the price of a second vector-Jacobian product.  c_i = 2 loss_i makes it that of the mean
-  square.  ema: {name: rate}, see `average`.
+  The gradient is of the mean of `loss` over the global batch; own: but for some parameters,
+  at the price of a second vector-Jacobian product.  c_i = 2 loss_i makes it the gradient of
+  the mean square.  ema: {name: rate}, see `average`.
   remember: (aux, context, losses, terms) -> aux, with all [B] of the global batch: a history that
   later steps read as context.aux.
   accumulate: k microbatches, one after another, whose gradients are summed: the memory of B/k

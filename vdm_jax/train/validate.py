@@ -17,10 +17,10 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
 
   Its last argument, look: called after each batch; what it raises ends the validation.
 
-  The context is that of training at this step, without dropout.
+  The context is as in training at this step, without dropout.
 
   Example i has its own keys and times, the same at every call: two calls compare parameters,
-  not draws.  The times of an example are evenly spread over its `repeats`, to 1 / n, and those
+  not draws.  The times of an example are evenly spread over its `repeats`, to 1 / n, and the times
   of all evenly.
   """
   n = len(split)

@@ -1,4 +1,4 @@
-"""What the last steps of a training came to, and whether it is still one."""
+"""The means of the last steps of a training, and whether it still trains."""
 import math
 
 import jax

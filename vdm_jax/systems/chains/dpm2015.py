@@ -2,8 +2,8 @@
 
 The Gaussian chain is a `Model`: its process a table of levels that are learned with the network,
 its decoder the forward kernel of the first step, put into bins.  Trained is the paper's bound, of
-data as real numbers; that of the integers is reported beside it, at the same evaluation of the
-network, and is `Model.bound`.  The chain of bits is a type of its own, and what comes of it is a
+data as real numbers; the bound of the integers is reported beside it, at the same evaluation of the
+network, and is `Model.bound`.  The chain of bits is a type of its own. A run of it gives a
 `Binomial`, which draws its own samples.
 """
 from collections.abc import Callable
@@ -106,7 +106,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
     process = GaussianProcess(table)
 
     def bound(batch, t, keys, steps):
-      """That of the chain, which has its own number of steps."""
+      """The bound of the chain, which has its own number of steps."""
       return vlb.discrete(denoise, process, encode(batch[spec.x.name]), t, keys, steps=m.timesteps,
                           data=batch[spec.x.name], decoder=decoder, variance=vlb.learned)
 

@@ -1,7 +1,7 @@
 """A classifier as an experiment: its features are what samples may be judged by.
 
 It is trained by the commands that train a diffusion model, and its run kept in the same way; but
-what comes of it is a `Classifier` and no `Model`: nothing can be drawn from it.
+the run gives a `Classifier` and no `Model`: nothing can be drawn from it.
 """
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """Classifier-free training: one network with labels and, by forgetting some of them, without.
 
 Ho and Salimans (2022), algorithm 1: in training a label is dropped with a probability of 0.1 or
-0.2; what the network then says without a label is the other half of `guidance.classifier_free`.
-All the rest of an experiment, its network and its objective, stays what it is.
+0.2; the network's estimate without a label is then the other half of `guidance.classifier_free`.
+All the rest of an experiment, its network and its objective, stays the same.
 """
 import jax.numpy as jnp
 

@@ -47,9 +47,9 @@ def cross_entropy(logits: Logits, process: Process, x: Array, t: Array, keys: Ar
                   label: Array, *, eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """-log p(label | z_t) in nats [B], and how often the likeliest label is right.
 
-  x: [B, ...]; t, keys, label: [B].  'accuracy' is 0 or 1; 'accuracy_1' ... 'accuracy_4' are that of
-  a quarter of time, the first nearest the data: means over uniform t, as 0 outside and 4 times as
-  much inside.
+  x: [B, ...]; t, keys, label: [B].  'accuracy' is 0 or 1; 'accuracy_1' ... 'accuracy_4' are the
+  same of a quarter of time, the first nearest the data: means over uniform t, as 0 outside and 4
+  times as much inside.
   """
   level = process(t)
   if eps is None:

@@ -8,8 +8,8 @@ network gives a number, the energy, and its gradient is the score,
 so that the field has no curl, whatever the weights.  It is a `Denoiser` like any other, trained by
 denoising score matching, which does not need the normaliser Z_t = int exp(-E) dz; samplers,
 objectives and bounds take it as it is.  What an energy has beyond a score: differences of
-log-density, hence an exact Metropolis test (`samplers.langevin.mala`), products of models whose
-samples are those of the product, and Z_0 by annealed importance sampling.
+log-density, hence an exact Metropolis test (`samplers.langevin.mala`), products of models that are
+sampled as the product, and Z_0 by annealed importance sampling.
 
 The sum of two energies at level t is not the energy of the noisy product of the data, which it is
 at sigma = 0 alone: reverse steps of the sum do not draw from the product, Markov chains do (Du et
@@ -36,8 +36,8 @@ def half_square(denoise: Denoiser) -> Energy:
   """E = 1/2 |eps_hat|^2 = |z - alpha x_hat|^2 / (2 sigma^2): any denoiser's network as an energy.
 
   Its gradient is not eps_hat, and only it is trained.  Salimans and Ho (2021), `Should EBMs model
-  the energy or the score?`, have the square of z less a network.  Where eps_hat is z, as that of
-  an untrained network here, it is the energy of the standard normal.
+  the energy or the score?`, have the square of z less a network.  Where eps_hat is z, as of an
+  untrained network here, it is the energy of the standard normal.
   """
   return lambda z, level, cond=None: 0.5 * sum_over_data(
       jnp.square(denoise(z, level, cond).eps))

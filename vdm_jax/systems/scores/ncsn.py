@@ -2,7 +2,7 @@
 
 Song and Ermon (2019), eq. 6: levels in equal ratios, each equally often, lambda = sigma^2.  Song
 and Ermon (2020): as many levels as their techniques 1 and 2 ask for, and a network that is not told
-which it sees (technique 3).  The bound is that of the chain of these levels, whose first step is
+which it sees (technique 3).  The bound belongs to the chain of these levels, whose first step is
 from the data themselves.
 """
 import math

@@ -2,7 +2,7 @@
 
 Song, Durkan, Murray and Ermon (2021): beta from 0.1 to 20, lambda = g^2, and t with the density
 g^2 / sigma^2.  Likelihood weighting is the bound with weight 1, and these times are uniform in
-log-SNR, so what is new beside `vdm` is the range of log-SNR: down to -10.05 instead of -5.
+log-SNR, so only the range of log-SNR differs from `vdm`: down to -10.05 instead of -5.
 Not theirs: by default the SDE starts where `vdm` does, not at 1e-5; the discrete decoder takes the
 place of dequantisation and of their decoder at that time, so that the ledger's rows compare; the
 network, which estimates eps; no sub-VP SDE.

@@ -1,8 +1,8 @@
 """ScoreODE: the derivatives of the score, matched by fine-tuning of a trained VDM.
 
 Lu et al. (2022): the bound, and beside it the errors of the score's Jacobian and of its trace, with
-weight `second_order`; `third_order` adds those of the gradient of the trace.  Both are 1 in the
-public code for images.
+weight `second_order`; `third_order` adds the errors of the gradient of the trace.  Both are 1 in
+the public code for images.
 """
 import functools
 

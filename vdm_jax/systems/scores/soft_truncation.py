@@ -1,8 +1,8 @@
 """Soft Truncation: every step leaves out the times before a random one.
 
 Kim et al. (2022): `scoreflow`, but the smallest time of each step has a density in proportion to
-1 / tau.  In training, bits_per_dim is that of the times which are left; in validation it is the
-whole bound, which is another quantity than the one that is minimised.
+1 / tau.  In training, bits_per_dim is of the times which are left; in validation it is the whole
+bound, which is another quantity than the training loss.
 """
 import ml_collections
 from flax import linen as nn
@@ -14,7 +14,7 @@ from vdm_jax.typing import Experiment
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of ScoreFlow, and `truncation_power`, that of 1 / tau."""
+  """The fields of ScoreFlow, and `truncation_power`, the power of 1 / tau."""
   return scoreflow.default_config(**{'truncation_power': 1.0} | model)
 
 

@@ -1,8 +1,8 @@
 """Variational autoencoders of images: of one layer of latents, of several, and of a Markov chain.
 
-The bounds are those of `objectives.variational`, the networks perceptrons, and p(pixel | z) a
+The bounds come from `objectives.variational`, the networks are perceptrons, and p(pixel | z) a
 normal distribution cut into the levels of the data, its mean and width learned: see
-`DiscretisedNormal`.  What comes of a run is a `VAE` and no `Model`: it has no denoiser.
+`DiscretisedNormal`.  A run gives a `VAE` and no `Model`: it has no denoiser.
 """
 import math
 from collections.abc import Callable

@@ -7,12 +7,12 @@ decoder of continuous data is p(y | z_0) = N(z_0 / alpha_0, (sigma_0 / alpha_0)^
                  dequantisation       reconstruction       latent
 
 is a bound on the probability of the discrete data.  Everything is one expectation over the draws
-of q, so its gradient reaches q too (Ho et al. 2019, section 3.1): what it loses in entropy it wins
-back where the density is high.
+of q, so its gradient reaches q too (Ho et al. 2019, section 3.1): it wins back the lost entropy
+where the density is high.
 
 sigma_0 must be small against the bins, since p(y) is smooth on its scale: y uniform in a bin alone
 among empty ones costs 1.81 (sigma_0 / alpha_0) / (2 / levels) nats per dimension, to first order
-(0.06 at a thirtieth of a bin), of which a learned q saves a part by leaving the edges.
+(0.06 at a thirtieth of a bin). A learned q saves a part of them by leaving the edges.
 """
 import jax
 import jax.numpy as jnp

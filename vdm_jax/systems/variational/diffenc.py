@@ -2,7 +2,7 @@
 
 The encoder is a network y = x + h(x, logsnr) with h zero at first, so that a run begins as a VDM
 does but for the counter-term.  The generative model has no part of it: it is a VDM's, for the
-ancestral sampler and those of the reverse SDE.  Deterministic samplers see half of the encoder's
+ancestral sampler and samplers of the reverse SDE.  Deterministic samplers see half of the encoder's
 drift, and there is no ode row; see `objectives.diffenc`.
 """
 import jax
@@ -29,9 +29,9 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                target: Target = targets.v) -> Experiment:
   """As `compose.experiment`, with the network y = encoder(x, logsnr) as params['encoder'].
 
-  By default the network and the encoder are those of `config.model`, and the schedule is linear
-  between fixed end points, as in the paper.  The objective is the bound, that of continuous time or
-  of `config.model.timesteps` steps.
+  By default the network and the encoder are built from `config.model`, and the schedule is linear
+  between fixed end points, as in the paper.  The objective is the bound, in continuous time or of
+  `config.model.timesteps` steps.
   """
   shape, m = data.resolve(config.data).shape, config.model
   ends = compose.end_points(config)

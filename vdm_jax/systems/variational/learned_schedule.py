@@ -2,7 +2,8 @@
 
 In continuous time the bound depends on a schedule through its end points alone, while the variance
 of its one-draw estimate, with t ~ U[0, 1], depends on all of it.  So the end points follow the
-gradient of the mean estimate, and the interior that of the mean *square* of the diffusion term,
+gradient of the mean estimate, and the interior the gradient of the mean *square* of the diffusion
+term,
 
   d/d phi E[l^2] = E[2 l dl/d phi]:
 

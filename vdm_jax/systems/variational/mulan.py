@@ -190,11 +190,11 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   net: takes latents [B, n] as its `cond` (`classes = n`), and the mean over the data of logsnr;
   encoder: x -> logits [B, n]; schedule: latents -> (a, b, c) of `PolynomialSchedule`, whose ends
-  are those of the config.  By default those of `config.model`.  Parameters: 'net', 'encoder',
+  are the config's.  By default built from `config.model`.  Parameters: 'net', 'encoder',
   'schedule'.
 
-  Its `Model` without latents has no denoiser, and as its process, for grids and pictures, that
-  of the mean over the pixels of logsnr, at the prior's mean.
+  Its `Model` without latents has no denoiser, and as its process, for grids and pictures, one of
+  the mean over the pixels of logsnr, at the prior's mean.
   """
   m = config.model
   if m.class_conditional or config.data.augment:

@@ -13,7 +13,7 @@ from vdm_jax.typing import Experiment, Schedule, Target
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of a VDM; the network is that of the official code for CIFAR-10."""
+  """The fields of a VDM; the network is the official code's for CIFAR-10."""
   return compose.default_config(**{
       'features': 128,
       'blocks': 32,
