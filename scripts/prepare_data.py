@@ -14,7 +14,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
 DATA_DIR = cli.path(
-    'data_dir', 'The directory of data sets.  Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.')
+    'data_dir', 'The folder to write to.  Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.')
 FROM = flags.DEFINE_list(
     'from', [], 'The official archives on disk, or their folders, separated by commas.')
 

@@ -122,7 +122,7 @@ def rewritten(source, path, **fields):
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'weights': '0' * 16}, 'other weights than those of .*name the run that encoded it'),
+    ({'weights': '0' * 16}, 'other weights than the weights of .*name the run that encoded it'),
     ({'probe': '0' * 32}, 'rounds otherwise than the one that encoded it'),
     ({'tables': '0' * 32}, 'rounds otherwise than the one that encoded it'),
     ({'run': '/nowhere'}, 'workdir=./nowhere.*say where it is now'),

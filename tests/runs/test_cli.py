@@ -19,7 +19,7 @@ def test_help_lists_the_flags_and_the_configs_there_are():
   for flag in ('--help', '-h'):
     done = called('summarize.py', flag)
     assert (done.returncode, done.stderr) == (0, '')
-    assert '--data_dir: The directory of the TFDS data sets' in done.stdout
+    assert '--data_dir: The folder that holds the data sets' in done.stdout
     listed = {line.split(':')[0].strip() for line in done.stdout.splitlines()}
     assert listed >= {f'{file.relative_to(ROOT)}' for file in (ROOT / 'configs').rglob('*.py')}
 

@@ -117,8 +117,8 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(s
   saved = sorted(int(p.name) for p in (directory / 'checkpoints').glob('*') if p.name.isdigit())
   assert saved and saved[-1] < steps
   assert last_line(err) == (
-      f'error: {directory}: no space is left on this disk (or that of the compilation cache, '
-      'or of temporary files).  The checkpoints of steps '
+      f'error: {directory}: no space is left on this disk (or on the disk of the compilation '
+      'cache or of temporary files).  The checkpoints of steps '
       f'{", ".join(map(str, saved))} are whole; make room and start the same command again')
   assert 'orbax/' not in err  # its threads' tracebacks, of the same error
   checkpoints = Checkpoints(directory, read_only=True)

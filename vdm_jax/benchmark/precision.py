@@ -199,7 +199,7 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
   bounds.require_default_bound(model, 'precision')
   if level_axes(model):
     raise InputError('workdir', f'{directory}', 'its log-SNR differs from pixel to pixel, so that '
-                     'no time is that of log-SNR 8', 'name another run')
+                     'no time has log-SNR 8', 'name another run')
   part = trained.experiment.data.split(split)
   if not len(part):
     raise InputError('split', split, 'this run has no such images', 'choose another')

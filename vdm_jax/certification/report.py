@@ -48,7 +48,7 @@ def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
 
   A line has the least and the largest of what was measured.
   """
-  lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'what it is for']]
+  lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'good for']]
   family = None
   for name, entry in catalogue.SAMPLERS.items():
     of = [row for row in rows if row.sampler == name and row.curve != 'ends']

@@ -37,12 +37,13 @@ def run_directory(help_text: str = 'The directory of the run.', name: str = 'wor
 
 def config_data_dir() -> flags.FlagHolder:
   """--data_dir, of a config."""
-  return path('data_dir', 'The directory of the TFDS data sets (sets config.data.data_dir).')
+  return path('data_dir', 'The folder that holds the data sets, as scripts/prepare_data.py or '
+              'TFDS writes them (sets config.data.data_dir).')
 
 
 def data_dir() -> flags.FlagHolder:
   """--data_dir, of data sets that are not where the run found them."""
-  return path('data_dir', 'The directory of the TFDS data sets, if they have moved.')
+  return path('data_dir', 'The folder that holds the data sets, if it has moved.')
 
 
 def moved_data() -> flags.FlagHolder:

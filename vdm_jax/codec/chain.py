@@ -90,7 +90,7 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
                            (bool(level_axes(model)), 'has a log-SNR for every pixel'),
                            (not levels, 'is one of real numbers')):
     require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',
-            'name a run such as those of configs/digits/vdm.py')
+            'name a run of configs/digits/vdm.py, for example')
   times = jnp.arange(steps + 1) / steps
   level = jax.tree.map(lambda u: np.asarray(u, np.float64), model.process(times))
   require(bool(np.isfinite(level.logsnr).all()), 'workdir', None, 'log-SNR is infinite at an end '

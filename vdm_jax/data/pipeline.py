@@ -316,7 +316,7 @@ class Data:
     n, total = self.config.validation, self._store.train.length
     if not 0 <= n < total:
       raise InputError('config.data.validation', n, f'{self.config.name} has {total} images for '
-                       'training, of which one at least must be left',
+                       'training, and one at least must be left',
                        f'choose {total - 1} at most' if total > 1 else 'add images')
     return n
 

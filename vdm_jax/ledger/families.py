@@ -235,8 +235,8 @@ def _needs_of_flow(request, options, model, batch):
                    'ask for vlb')
   if model.bound is not None and model.dequantise is None:
     # DiffEnc's, e.g.: the drift of its encoder would enter the flow by half.
-    raise _refused(request, 'this model has a bound of its own, of which its denoiser alone is no '
-                   'probability flow', 'ask for vlb')
+    raise _refused(request, 'this model has a bound of its own, and its denoiser alone gives no '
+                   'probability flow of that bound', 'ask for vlb')
   if request.settings.dequantiser:
     _require_levels(request, model, batch)
   if request.settings.dequantiser == 'variational' and model.dequantise is None:

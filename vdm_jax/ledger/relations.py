@@ -162,7 +162,7 @@ def _against(measured, name, expected):
   return _judged(f'{name} term of {measured.row["estimate"]} = its closed form', '=',
                  measured.bits[name] - value,
                  f'at this end of the schedule the {name} term is another: the coding of the data, '
-                 'the decoder or the prior is wrong, or not that of decoders.Pixels', True,
+                 'the decoder or the prior is wrong, or the decoder is not decoders.Pixels', True,
                  scale=float(np.mean(value)), error=error)
 
 

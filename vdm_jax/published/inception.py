@@ -39,7 +39,7 @@ def from_flat(flat: Mapping[str, np.ndarray]) -> PyTree:
   wrong = [f'{layer}: has {sorted(parts)}' for layer, parts in layers.items()
            if sorted(parts) != sorted(_PARTS)]
   if wrong:
-    raise InputError(problem=f'these layers do not have {sorted(_PARTS)}, as those of the '
+    raise InputError(problem=f'these layers do not have {sorted(_PARTS)}, as layers of the '
                      'Inception v3 of the FID do:\n  ' + '\n  '.join(wrong))
   folded = {}
   for layer, parts in layers.items():

@@ -36,8 +36,8 @@ import safetensors.numpy
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
-_FORMATS = ('what is read: PyTorch (.pt, .pth, .ckpt), NVIDIA EDM (.pkl), safetensors, .npz, Flax '
-            'msgpack')
+_FORMATS = ('readable formats: PyTorch (.pt, .pth, .ckpt), NVIDIA EDM (.pkl), safetensors, .npz, '
+            'Flax msgpack')
 _CONVERT = ('where torch is installed, and only if you trust the file, '
             'safetensors.torch.save_file(torch.load(FILE)[...], OUT) makes a file of tensors alone')
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -236,7 +236,7 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
   trained = workdir.load_trained(where, average=header['average'], step=header['step'],
                                  data_dir=data_dir, data_name=data_name)
   container.require_same(read, 'weights', checksum(trained.params), f'it was encoded with other '
-                         f'weights than those of {where}', 'name the run that encoded it')
+                         f'weights than the weights of {where}', 'name the run that encoded it')
   chain = _chain(trained, header['steps'], header['network_lanes'], header['variance'],
                  header['table'])
   conditions, _ = _conditions(trained, {name: np.asarray(values)

@@ -122,7 +122,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
     try:
       about = dict(json.loads(str(arrays['about'])))
     except ValueError:
-      raise InputError(flag, f'{path}', 'what it says of itself, `about`, is no JSON',
+      raise InputError(flag, f'{path}', 'its array `about` is no JSON',
                        'leave it out') from None
     name += ': ' + ', '.join(f'{field} {about[field]}' for field in (
         'sampler', 'steps', 'seed', 'checkpoint', 'average', 'weights') if field in about)

@@ -172,7 +172,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
             'learning rate follows the longer curve from now on; or choose another directory')
       extended, differences = _extended(workdir, old['config'], config), []
     if changed and not differences:
-      raise InputError('workdir', str(workdir), f'the data are not those of its run: {changed}',
+      raise InputError('workdir', str(workdir),
+                       f'the data have changed since this run began: {changed}',
                        'restore them, or choose another directory')
     if differences:
       differences += [f'  the data: {changed}'] * bool(changed)

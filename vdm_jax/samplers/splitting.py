@@ -45,7 +45,7 @@ def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
   suit equal steps of rho, whatever the grid, and its first step is DDIM's.
   """
   if order not in (1, 2, 3, 4):
-    raise InputError('order', order, 'there is no such choice', 'give 1, 2, 3 or 4, those of PLMS')
+    raise InputError('order', order, 'PLMS has no such order', 'give 1, 2, 3 or 4')
 
   def plan(times):
     level = process(times)

@@ -97,7 +97,7 @@ class TableSchedule:
     indices = np.asarray(indices)
     if (indices.size < 2 or (np.diff(indices) <= 0).any() or indices[0] < 0
         or indices[-1] > self.steps):
-      raise ValueError(f'indices {indices}: those of a respaced table are two or more, which '
+      raise ValueError(f'indices {indices}: a respaced table needs two or more, which '
                        f'increase within 0 .. {self.steps}')
     return TableSchedule(self.logsnr[indices])
 

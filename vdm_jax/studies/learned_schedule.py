@@ -25,8 +25,8 @@ from vdm_jax.train import metrics
 __all__ = ['Line', 'of_gaussian_data', 'of_run', 'picture', 'study']
 
 OWN = "the run's own"
-LEARNED = {'learned, pinned monotone': schedules.PinnedMonotone(),
-           'learned, knots': schedules.KnotSchedule()}
+LEARNED = {'learned, `PinnedMonotone`': schedules.PinnedMonotone(),
+           'learned, `KnotSchedule`': schedules.KnotSchedule()}
 
 
 class Line(NamedTuple):
@@ -76,8 +76,8 @@ def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int
   processes.update({name: gaussian.learn(schedule, train_steps, seed=seed)
                     for name, schedule in LEARNED.items()})
   t = np.linspace(0.0, 1.0, 2001)
-  table = rich.table.Table('schedule', 'mean', 'variance, i.i.d. t',
-                           f'stratified, B = {batch_size}',
+  table = rich.table.Table('schedule', 'mean', 'variance, independent t',
+                           f'stratified t, B = {batch_size}',
                            title='the diffusion term of Gaussian data, bits/dim')
   lines, variances = {}, {}
   with jax.enable_x64(True):
@@ -89,9 +89,9 @@ def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int
       u = jnp.asarray(t)
       lines[name] = Line(t, np.asarray(process(u).logsnr), t,
                          np.asarray(gaussian.integrand(process, u)), independent**0.5)
-  table.add_row('the best there is', f'{mean:.5f}', *[f'{2.0 / gaussian.DIM * mean**2:.4f}'] * 2)
+  table.add_row('the lowest possible', f'{mean:.5f}', *[f'{2.0 / gaussian.DIM * mean**2:.4f}'] * 2)
   metrics.show(table)
-  _say_what_remains(variances, 'learned, knots')
+  _say_what_remains(variances, 'learned, `KnotSchedule`')
   return lines, table
 
 
@@ -119,7 +119,8 @@ def of_run(directory: str, *, batch_size: int, repeats: int, seed: int, **loadin
     lines[name] = Line(t, logsnr, (edges[1:] + edges[:-1]) / 2,
                        time_variances.mean_by_time(draws, edges), values.variance**0.5)
   table = rich.table.Table(
-      'schedule', 'mean', 'variance, i.i.d. t', f'stratified, B = {draws.t.shape[1]}',
+      'schedule', 'mean', 'variance, independent t',
+      f'stratified t, B = {draws.t.shape[1]}',
       title=f'diffusion term, bits/dim, logsnr {logsnr[0]:.2f} to {logsnr[-1]:.2f}',
       caption='± by a bootstrap over the batches')
   for row in rows:
@@ -134,7 +135,7 @@ def _say_what_remains(variances: Mapping[str, tuple[float, float]], learned: str
   independent, stratified = (linear / own for linear, own in zip(
       variances[time_variances.LINEAR], variances[learned], strict=True))
   print(f'{time_variances.LINEAR} has {independent:.4g} times the variance of {learned!r} with '
-        f'i.i.d. t, {stratified:.3g} times with stratified t.')
+        f'independent t, {stratified:.3g} times with stratified t.')
 
 
 def picture(lines: Mapping[str, Line]) -> Figure:
@@ -143,7 +144,7 @@ def picture(lines: Mapping[str, Line]) -> Figure:
   left, right = figure.subplots(1, 2)
   for name, line in lines.items():
     learned = name == OWN or name in LEARNED
-    style = {'lw': 2.5 if learned else 1.2, 'ls': '--' if 'knots' in name else '-'}
+    style = {'lw': 2.5 if learned else 1.2, 'ls': '--' if 'Knot' in name else '-'}
     left.plot(line.t, line.logsnr, **style)
     right.plot(line.at, line.mean, label=f'{name}: {line.std:.3g}', **style)
   left.set(xlabel='t', ylabel='log-SNR', title='noise schedules with equal ends')

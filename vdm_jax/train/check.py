@@ -100,7 +100,7 @@ def _model(model: Model, batch: PyTree, n: int) -> None:
   estimate = model.denoise(x, level, model.cond(batch))
   for name in ('x', 'eps'):
     _require(f'the {name} of the denoiser', getattr(estimate, name), shape, 'as its input: let the '
-             'network return what it is to estimate, and name in `heads` what it returns beside it')
+             'network return its target, and name further outputs in `heads`')
   log_prob = model.decoder(images, x, model.process(jnp.zeros((), x.dtype)))
   _require('the log-probability of the decoder', log_prob, (n,), _EACH)
 

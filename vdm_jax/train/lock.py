@@ -41,7 +41,9 @@ def exclusive(workdir: str | Path) -> Iterator[None]:
       return int(refused is not None)
 
     if devices.broadcast_from_first(take):
-      raise refused or InputError('workdir', str(workdir), 'another run has this directory')
+      raise refused or InputError(
+          'workdir', str(workdir), 'another run trains in this directory',
+          'wait for it, end it, or choose another directory')
     yield
 
 

@@ -158,8 +158,8 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
     if not _is_of_a_full_disk(error):
       raise
     steps = [path.name for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
-    raise InputError(problem=f'{workdir}: no space is left on this disk (or that of the '
-                     'compilation cache, or of temporary files).  The checkpoints of steps '
+    raise InputError(problem=f'{workdir}: no space is left on this disk (or on the disk of the '
+                     'compilation cache or of temporary files).  The checkpoints of steps '
                      f'{", ".join(sorted(steps, key=int)) or "(none)"} are whole',
                      remedy='make room and start the same command again') from error
 
@@ -279,7 +279,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
       try:
         values = window.take()
       except Diverged as error:
-        raise Diverged(f'{error}  ' + (f'The last good checkpoint is that of step {saved}, in '
+        raise Diverged(f'{error}  ' + (f'The last good checkpoint is of step {saved}, in '
                                        f'{workdir}.  ' if saved else 'There is no checkpoint.  ')
                        + _against_divergence(config)) from None
       now = time.monotonic()

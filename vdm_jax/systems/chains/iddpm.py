@@ -37,7 +37,7 @@ def bound(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) ->
 def _experiment(config: ml_collections.ConfigDict, net: nn.Module | None, objective: Objective
                 ) -> Experiment:
   compose.require(config, 'timesteps', config.model.timesteps >= 1,
-                  'learned variances are those of a chain', 'give its number of steps')
+                  'learned variances belong to a chain of steps', 'give its number of steps')
   return compose.experiment(
       config, net=net or networks.unet(config).clone(heads=1), heads=('variance',),
       objective=objective, schedule=schedules.Cosine(*compose.end_points(config)))

@@ -35,7 +35,7 @@ def vp_sde(config: ml_collections.ConfigDict) -> schedules.BetaLinear:
   """
   compose.require(config, 't_min', 0.0 <= config.model.t_min < 1.0,
                   'it is not a time of the SDE',
-                  'give one in (0, 1), or 0 for that of config.model.logsnr_max')
+                  'give one in (0, 1), or 0 for the time of config.model.logsnr_max')
   sde = schedules.BetaLinear()
   integral = math.log1p(math.exp(-compose.end_points(config)[0]))
   slope = sde.beta_max - sde.beta_min
