@@ -10,7 +10,7 @@ Abbeel and Ho (2019).  The decoder does the same backwards, and ends with the wo
 began with.
 
 The sources: Townsend, Bird and Barber (2019), bits back with ANS; F. Kingma, Abbeel and Ho (2019),
-Bit-Swap; Kingma et al. (2021), on lossless compression, for this model.
+Bit-Swap; Kingma et al. (2021), section 6.3 and appendix N, for this model.
 """
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
