@@ -122,7 +122,9 @@ class Context(NamedTuple):
 
 
 Loss = Callable[[PyTree, PyTree, Context], tuple[Array, dict[str, Array]]]  # -> [B], {name: [B]}
-Update = Callable[..., tuple[PyTree, dict[str, Array]]]  # state, batch, key, axis -> state, metrics
+# state, batch, key, axis -> state, metrics.  One that has microbatches takes them as the keyword
+# `accumulate`.
+Update = Callable[..., tuple[PyTree, dict[str, Array]]]
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 A probe makes the step tell what it did: the loss w_i q_i of example i has the gradient q_i / B in
 w_i, so SGD with rate B leaves w_i = -q_i.
 """
+import functools
 import re
 
 import jax
@@ -31,7 +32,8 @@ def probe(quantity, layout='one', at_step=0, batch=B, accumulate=1):
     i = rows['row']
     return params[i] * quantity(context, len(i)), {}
 
-  layout = make(step_lib.make_step(loss, optax.sgd(batch), {}, accumulate=accumulate), devices)
+  update = functools.partial(step_lib.make_step(loss, optax.sgd(batch), {}), accumulate=accumulate)
+  layout = make(update, devices)
   state = step_lib.init(jnp.zeros(batch), optax.sgd(batch), {}).replace(step=jnp.int32(at_step))
   placed = layout.place({'row': np.arange(batch)})
   state, _ = layout.step(layout.put(state), placed, jax.random.key(3))
@@ -184,8 +186,8 @@ def two_parts(params, rows, context):
 def one_update(layout, remember=None, aux=None, own=None, accumulate=1):
   make, devices = LAYOUTS[layout]
   tx = optax.sgd(1.0)
-  update = step_lib.make_step(two_parts, tx, {}, own=own, remember=remember, accumulate=accumulate)
-  layout = make(update, devices)
+  update = step_lib.make_step(two_parts, tx, {}, own=own, remember=remember)
+  layout = make(functools.partial(update, accumulate=accumulate), devices)
   state = step_lib.init(jax.tree.map(jnp.asarray, START), tx, {}, aux)
   state, metrics = layout.step(layout.put(state), layout.place({'q': Q, 'r': R}), jax.random.key(3))
   state = jax.device_get(layout.view(state))
@@ -265,8 +267,7 @@ def start(experiment):
 
 def made(experiment, layout, accumulate):
   make, devices = EVERY[layout]
-  return make(step_lib.make_step(experiment.loss, experiment.tx, experiment.ema,
-                                 accumulate=accumulate), devices)
+  return make(step_lib.update_of(experiment, accumulate), devices)
 
 
 def trained(experiment, start, layout, accumulate, steps=3):
@@ -313,9 +314,9 @@ def together(params, rows, context):
 def test_a_microbatch_has_rows_of_every_device(layout, groups):
   make, devices = EVERY[layout]
   tx = optax.sgd(1.0)
-  update = step_lib.make_step(together, tx, {}, accumulate=4,
+  update = step_lib.make_step(together, tx, {},
                               remember=lambda aux, context, losses, terms: terms['company'])
-  layout = make(update, devices)
+  layout = make(functools.partial(update, accumulate=4), devices)
   state = layout.put(step_lib.init({'w': jnp.ones(())}, tx, {}, jnp.zeros(ROWS)))
   state, _ = layout.step(state, layout.place({'row': np.arange(ROWS)}), jax.random.key(0))
   expected = np.zeros(ROWS)
@@ -347,8 +348,8 @@ def test_four_microbatches_need_a_quarter_of_the_memory():
     return jnp.sum(h**2, axis=-1), {}
 
   def scratch(accumulate):
-    update = step_lib.make_step(loss, optax.sgd(1.0), {}, accumulate=accumulate)
-    layout = parallel.jit_layout(update, ONE)
+    update = step_lib.make_step(loss, optax.sgd(1.0), {})
+    layout = parallel.jit_layout(functools.partial(update, accumulate=accumulate), ONE)
     args = (layout.put(step_lib.init({'w': jnp.eye(features)}, optax.sgd(1.0), {})),
             layout.place({'x': np.ones((n, features), np.float32)}), jax.random.key(0))
     return layout.step.lower(*args).compile().memory_analysis().temp_size_in_bytes

@@ -128,8 +128,7 @@ def initial_state(subject: Subject) -> step_lib.TrainState:
 
 
 def make_update(subject: Subject, accumulate: int = 1) -> Update:
-  e = subject.experiment
-  return e.update or step_lib.make_step(e.loss, e.tx, e.ema, accumulate=accumulate)
+  return step_lib.update_of(subject.experiment, accumulate)
 
 
 # -------------------------------------------------------------------- work

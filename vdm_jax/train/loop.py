@@ -181,12 +181,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
   checkpoints = Checkpoints(workdir, run.keep)
   stack.callback(checkpoints.close)
   fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
-  if experiment.update and run.accumulate > 1:
-    raise InputError('config.train.accumulate', run.accumulate,
-                     'this config makes its own steps, which have no microbatches',
-                     'leave it 1')
-  update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema,
-                                                   accumulate=run.accumulate)
+  update = step_lib.update_of(experiment, run.accumulate)
   layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
   shapes = jax.eval_shape(lambda key: fresh(experiment.init(key)), key_init)
   restored = checkpoints.restore(layouts[1].target(shapes))

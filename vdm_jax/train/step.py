@@ -5,8 +5,11 @@ fold_in(that, i + 1), and the times are stratified over the global batch, t_i = 
 (`random.stratified`).  So the numbers do not depend on how many devices there are or on how
 many examples go together, and nothing random has to be saved.
 """
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +17,9 @@ import optax
 from flax import struct
 
 from vdm_jax import random
-from vdm_jax.errors import require
+from vdm_jax.errors import InputError, require
 from vdm_jax.train.parallel import Axis
-from vdm_jax.typing import Array, Context, Loss, PyTree, Update
+from vdm_jax.typing import Array, Context, Experiment, Loss, PyTree, Update
 
 
 @struct.dataclass
@@ -93,8 +96,7 @@ def _microbatches(rows: PyTree, k: int) -> PyTree:
 
 def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float], *,
               own: OwnGradient | None = None,
-              remember: Callable[[PyTree, Context, Array, dict], PyTree] | None = None,
-              accumulate: int = 1) -> Update:
+              remember: Callable[[PyTree, Context, Array, dict], PyTree] | None = None) -> Update:
   """An `Update` (state, batch, key, axis) -> (state, metrics): all that the trainer runs.
 
   The gradient is of the mean of `loss` over the global batch; own: but for some parameters,
@@ -102,10 +104,10 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
   the mean square.  ema: {name: rate}, see `average`.
   remember: (aux, context, losses, terms) -> aux, with all [B] of the global batch: a history that
   later steps read as context.aux.
-  accumulate: k microbatches, one after another, whose gradients are summed: the memory of B/k
-  examples.  Each has its time and key of the whole batch and the step is the same, to rounding;
-  `loss` and `own.cotangent` see one microbatch at a time, `remember` all [B] in their order.
-  Over devices the gradients are summed once under pmap, k times under jit.
+  The update takes the keyword `accumulate`: k microbatches, one after another, whose gradients are
+  summed: the memory of B/k examples.  Each has its time and key of the whole batch and the step is
+  the same, to rounding; `loss` and `own.cotangent` see one microbatch at a time, `remember` all [B]
+  in their order.  Over devices the gradients are summed once under pmap, k times under jit.
   metrics: 'loss' and the loss's own terms, means over the global batch, and 'grad_norm', the
   global norm before any clipping.
 
@@ -115,7 +117,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
   """
   check_averages(ema)
 
-  def step(state: TrainState, batch, key, axis: Axis):
+  def step(state: TrainState, batch, key, axis: Axis, accumulate: int = 1):
     n = jax.tree.leaves(batch)[0].shape[0]
     i = axis.example_index(n)
     key = jax.random.fold_in(key, state.step)
@@ -162,5 +164,91 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
       aux = remember(aux, everything, *axis.gather((losses, terms)))
     return (state.replace(step=state.step + 1, params=params, ema=averaged, opt=opt, aux=aux),
             {'loss': value, **metrics, 'grad_norm': optax.tree.norm(grads)})
+
+  return step
+
+
+def update_of(experiment: Experiment, accumulate: int = 1) -> Update:
+  """The step of an experiment: its own `update`, or that of its loss, tx and ema.
+
+  Raises InputError: microbatches of an update of its own that takes no `accumulate`.
+  """
+  update = experiment.update or make_step(experiment.loss, experiment.tx, experiment.ema)
+  if accumulate == 1:
+    return update
+  if 'accumulate' not in inspect.signature(update).parameters:
+    raise InputError('config.train.accumulate', accumulate,
+                     'this config makes its own steps, which have no microbatches', 'leave it 1')
+  return functools.partial(update, accumulate=accumulate)
+
+
+# ----------------------------------------------------------------- players
+
+
+class Player(NamedTuple):
+  """Who moves some of the parameters, by a loss and an optimiser of its own."""
+  loss: Loss               # of all parameters
+  tx: optax.GradientTransformation
+  moves: tuple[str, ...]   # the names in `params` of those that it moves
+
+
+def _moved_by(name: str, player: Player, params: PyTree) -> PyTree:
+  if missing := [part for part in player.moves if part not in params]:
+    raise InputError('players', name, f'it moves {", ".join(missing)}, and the parameters are '
+                     f'{", ".join(sorted(params))}', 'name some of these')
+  return {part: params[part] for part in player.moves}
+
+
+def optimisers(players: Mapping[str, Player]) -> optax.GradientTransformation:
+  """The `tx` of an experiment whose update is that of `players`: its state is one for each.
+
+  Its init raises InputError: a player moves parameters that are not there.
+  """
+  def init(params):
+    return {name: player.tx.init(_moved_by(name, player, params))
+            for name, player in players.items()}
+
+  def update(updates, state, params=None):
+    raise TypeError('several players have no gradient in common: use the update of `players`')
+  return optax.GradientTransformation(init, update)
+
+
+def players(players: Mapping[str, Player], ema: dict[str, float]) -> Update:
+  """The `Update` in which each player makes its step, in this order, and sees those before it.
+
+  They share the batch, its times and its keys: draws that are to differ have names of their own.
+  The step counts as one, and the averages follow what all have moved, once.  A player's gradient
+  is of the parameters that it moves, and no other is computed.  The keyword `accumulate` is that of
+  `make_step`: each player sums its gradients before it moves.  The state is that of `optimisers`.
+
+  metrics: 'loss', that of the first player, whose loss is also the experiment's, for validation;
+  'grad_norm', of all gradients together; and each player's own as NAME_loss, NAME_grad_norm and
+  NAME_TERM.
+
+  Raises InputError: a rate outside of [0, 1).
+  """
+  check_averages(ema)
+
+  def step(state: TrainState, batch, key, axis: Axis, accumulate: int = 1):
+    params, opt, metrics = dict(state.params), {}, {}
+    own_opt: Any = state.opt
+    for name, player in players.items():
+      own = _moved_by(name, player, params)
+      rest = {part: u for part, u in params.items() if part not in own}
+
+      def loss(own, batch, context, rest=rest, player=player):
+        return player.loss({**axis.gather_params(rest), **own}, batch, context)
+
+      moved, out = make_step(loss, player.tx, {})(
+          dataclasses.replace(state, params=own, opt=own_opt[name]), batch, key, axis,
+          accumulate=accumulate)
+      params |= moved.params
+      opt[name] = moved.opt
+      metrics |= {f'{name}_{term}': u for term, u in out.items()}
+    norms = jnp.stack([metrics[f'{name}_grad_norm'] for name in players])
+    averaged = {name: average(state.ema[name], params, rate) for name, rate in ema.items()}
+    return (dataclasses.replace(state, step=state.step + 1, params=params, ema=averaged, opt=opt),
+            {'loss': metrics[f'{next(iter(players))}_loss'], **metrics,
+             'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms)))})
 
   return step
