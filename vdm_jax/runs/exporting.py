@@ -1,4 +1,4 @@
-"""The weights of a run as a file that needs nothing of ours to be read."""
+"""The weights of a run as a file that can be read without this library."""
 import json
 from pathlib import Path
 
