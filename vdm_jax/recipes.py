@@ -73,7 +73,7 @@ def short(config: Config, name: str, *, steps: int, learning_rate: float = 2e-3)
                           b2=0.999, weight_decay=0.0, clip_norm=1.0)
   config.ema = {'ema': 0.995}  # of some 200 steps
   config.train.update(steps=steps, log_every=50, validate_every=steps // 2,
-                      checkpoint_every=steps // 8, pictures_every=0, keep=2)
+                      checkpoint_every=steps // 4, pictures_every=0, keep=2)
   return config
 
 

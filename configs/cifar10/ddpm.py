@@ -34,7 +34,7 @@ def get_config(which: str = 'published') -> ml_collections.ConfigDict:
   require_choice('config', which, NETWORKS)
   config = ddpm.default_config(which=which)
   if which == 'small':
-    recipes.short(config, 'cifar10', steps=1500, learning_rate=1e-3)
+    recipes.short(config, 'cifar10', steps=900, learning_rate=1e-3)
     config.model.update(dropout=0.0, remat='none')
   else:
     recipes.published(recipes.cifar10(config))

@@ -20,7 +20,7 @@ from vdm_jax.typing import Experiment
 
 def get_config() -> ml_collections.ConfigDict:
   config = ddpm.default_config(features=16, dropout=0.0, remat='none')
-  return recipes.short(config, 'mnist', steps=2400)
+  return recipes.short(config, 'mnist', steps=1600)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

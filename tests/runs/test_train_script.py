@@ -30,6 +30,7 @@ MISTAKES = {
     'no data set': (['--config.data.name=cifar10'], 'python scripts/prepare_data.py cifar10'),
     'no such layout': (['--config.train.layout=pjit'], 'choose one of jit, fsdp, pmap'),
     'seeds that are no numbers': (['--seeds=1,b'], '--seeds=1,b'),
+    'a table of several runs': (['--seeds=1,2', '--measured=a.json'], '--measured=a.json'),
 }
 
 

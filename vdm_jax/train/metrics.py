@@ -23,6 +23,15 @@ def read(workdir: str | Path) -> list[dict]:
   return _sound_lines(Path(workdir) / 'metrics.jsonl')
 
 
+def validations(workdir: str | Path) -> list[list[str]]:
+  """The measures of a run on its validation split as cells: a header, then a row for each step."""
+  records = [record for record in read(workdir) if record['kind'] == 'validation']
+  names = [name for name in (records[-1] if records else {}) if name not in ('step', 'kind')]
+  rows = [[f'{record["step"]:,}', *(f'{record[name]:.4g}' if name in record else '-'
+                                    for name in names)] for record in records]
+  return [['step', *names], *rows]
+
+
 class Writer:
   """Appends records; a run that resumes at `step` first drops what came after it."""
 

@@ -6,6 +6,8 @@ import jax
 from absl import flags
 
 from vdm_jax import cli, runs
+from vdm_jax.errors import require
+from vdm_jax.train import metrics
 
 CONFIG = cli.config_flag()
 WORKDIR = cli.run_directory('The directory of the run, which is created or resumed.')
@@ -19,6 +21,7 @@ FRECHET = flags.DEFINE_string('frechet', '', 'With each picture, record the Fré
                               'samples to the training images, in these features: pixels, '
                               'classifier:RUN or inception:FILE.')
 FRECHET_SAMPLES = flags.DEFINE_integer('frechet_samples', 1000, 'How many samples --frechet draws.')
+MEASURED = cli.measured()
 DEBUG_NANS = flags.DEFINE_bool('debug_nans', False, 'Stop at the operation that makes a NaN.')
 
 
@@ -27,12 +30,15 @@ def main():
   config, options = cli.config(), cli.values(
       INIT_FROM, EXTEND, PROFILE, FRECHET, FRECHET_SAMPLES)
   if SEEDS.value:
+    require(not MEASURED.value, 'measured', MEASURED.value, 'it is the table of one run, and '
+            '--seeds trains several', 'leave one of the two out')
     seeds = cli.integers('seeds', SEEDS.value)
     runs.train_seeds(config, cli.config_file(), WORKDIR.value, seeds, **options)
     directories = [Path(WORKDIR.value, f'seed_{seed}') for seed in seeds]
   else:
     runs.train(config, cli.config_file(), WORKDIR.value, **options)
     directories = [WORKDIR.value]
+    cli.keep(MEASURED.value, f'Validation of {WORKDIR.value}', metrics.validations(WORKDIR.value))
   then = [cli.command('evaluate.py', workdir=directories[0]),
           cli.command('sample.py', workdir=directories[0], out='samples.png')]
   cli.wrote(*directories, verb='kept in', then=', '.join(then))
