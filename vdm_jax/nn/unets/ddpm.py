@@ -27,6 +27,7 @@ from vdm_jax.nn.blocks.layers import (
   upsample,
   zeros,
 )
+from vdm_jax.nn.blocks.wavelets import WaveletDown, WaveletUp
 from vdm_jax.nn.unets.adm import ResBlock, StepEmbedding
 from vdm_jax.typing import Array
 
@@ -63,6 +64,7 @@ class UNet(nn.Module):
   attention_resolutions   heights of the images at which attention follows a block
   attention_up            on the way up it follows every block, or the last of its resolution alone,
                           as in the public code of Song et al. (2021)
+  resampling              by convolutions, as published, or by gated wavelets (see `wavelets`)
   classes                 number of class labels; 0, as published, for none
   heads                   further outputs of the shape of z, after y on the last axis
   groups                  of the normalisations; divides the features at every resolution
@@ -77,6 +79,7 @@ class UNet(nn.Module):
   blocks: int = 2
   attention_resolutions: tuple[int, ...] = (16,)
   attention_up: Literal['every', 'last'] = 'every'
+  resampling: Literal['convolution', 'wavelets'] = 'convolution'
   classes: int = 0
   heads: int = 0
   groups: int = 32
@@ -97,7 +100,8 @@ class UNet(nn.Module):
     levels = len(self.multipliers)
     require_halvable(z, levels - 1)
     require_sizes(self, features=1, blocks=0, heads=0)
-    require_choices(attention_up=(self.attention_up, ('every', 'last')))
+    require_choices(attention_up=(self.attention_up, ('every', 'last')),
+                    resampling=(self.resampling, ('convolution', 'wavelets')))
     widths = [mult * self.features for mult in self.multipliers]
     require_groups(self.groups, *widths)
     embedding = StepEmbedding(self.features, self.classes, endpoint=True, cosine_first=False,
@@ -109,6 +113,7 @@ class UNet(nn.Module):
                     self.attention, name=name)(h, embedding, keys)
 
     # The first and the last convolution are float32: they touch z itself, and cost little.
+    wavelets = self.resampling == 'wavelets'
     h = Conv(self.features, kernel_init=_init, name='conv_in',
              weight_gradient=self.weight_gradient)(z).astype(self.dtype)
     outs = [h]
@@ -118,8 +123,11 @@ class UNet(nn.Module):
         h = block(h, width, f'down_{level}_{i}', attends)
         outs.append(h)
       if level < levels - 1:
-        h = nn.Conv(width, (3, 3), 2, padding=((0, 1), (0, 1)), kernel_init=_init,
-                    dtype=self.dtype, name=f'downsample_{level}')(h)
+        if wavelets:
+          h = WaveletDown(name=f'downsample_{level}')(h)
+        else:
+          h = nn.Conv(width, (3, 3), 2, padding=((0, 1), (0, 1)), kernel_init=_init,
+                      dtype=self.dtype, name=f'downsample_{level}')(h)
         outs.append(h)
     h = block(h, widths[-1], 'mid_0', True)
     h = block(h, widths[-1], 'mid_1', False)
@@ -129,7 +137,10 @@ class UNet(nn.Module):
       for i in range(self.blocks + 1):
         here = attends and (self.attention_up == 'every' or i == self.blocks)
         h = block(jnp.concatenate([h, outs.pop()], axis=-1), width, f'up_{level}_{i}', here)
-      if level < levels - 1:
+      if level < levels - 1 and wavelets:
+        bands = nn.Dense(4 * width, dtype=self.dtype, kernel_init=_init, name=f'bands_{level}')(h)
+        h = WaveletUp(name=f'upsample_{level}')(bands)
+      elif level < levels - 1:
         h = Conv(width, self.dtype, kernel_init=_init, name=f'upsample_{level}',
                  weight_gradient=self.weight_gradient)(upsample(h))
 

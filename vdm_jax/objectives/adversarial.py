@@ -1,0 +1,57 @@
+"""Adversarial losses of one example: a generator, and a discriminator that tells it from the data.
+
+The discriminator D gives a logit, large for what is real; s is the sigmoid.
+
+    generator       -log s(D(fake))                            that does not saturate
+    discriminator   -log s(D(real)) - log s(-D(fake))
+    R1              gamma / 2 |grad D(real)|^2
+
+Goodfellow et al. (2014), section 3 and eq. 1; Mescheder, Geiger and Nowozin (2018), R1.  Where the
+discriminator is perfect for given real and fake distributions, its loss is 2 log 2 less twice their
+Jensen-Shannon divergence.
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.typing import Array
+from vdm_jax.units import sum_over_data
+
+Discriminator = Callable[[Array], Array]  # z [B, ...] -> logits [B]; of each example alone
+
+
+def generator(discriminate: Discriminator, fake: Array) -> Array:
+  """-log s(D(fake)), [B].  fake: [B, ...]."""
+  return jax.nn.softplus(-discriminate(fake))
+
+
+def discriminator(discriminate: Discriminator, real: Array, fake: Array
+                  ) -> tuple[Array, dict[str, Array]]:
+  """-log s(D(real)) - log s(-D(fake)): [B], and the two parts {'real', 'fake'}.
+
+  real, fake: [B, ...].  No gradient reaches what made the fake.
+  """
+  terms = {'real': jax.nn.softplus(-discriminate(real)),
+           'fake': jax.nn.softplus(discriminate(jax.lax.stop_gradient(fake)))}
+  return terms['real'] + terms['fake'], terms
+
+
+def gradient_square(discriminate: Discriminator, real: Array) -> Array:
+  """|grad D(z)|^2 at z = `real`, [B]: Mescheder et al. (2018), R1 without gamma / 2."""
+  slope = jax.grad(lambda z: jnp.sum(discriminate(z)))(real)
+  return sum_over_data(jnp.square(slope))
+
+
+def lazy_r1(discriminate: Discriminator, real: Array, step: Array, *, gamma: float,
+            every: int) -> Array:
+  """gamma / 2 |grad D(real)|^2 in each `every`-th step, times `every`; else 0.  [B].
+
+  So its mean over the steps is R1, at a share of the price.  Karras et al. (2020), `Analyzing and
+  Improving the Image Quality of StyleGAN`, appendix B; public code of truncated diffusion leaves
+  the factor out, and so has a gamma that is as much smaller.
+  """
+  return jax.lax.cond(
+      step % every == 0,
+      lambda: 0.5 * gamma * every * gradient_square(discriminate, real),
+      lambda: jnp.zeros(real.shape[:1], real.dtype))

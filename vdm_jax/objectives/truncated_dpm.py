@@ -1,0 +1,30 @@
+"""Truncated diffusion: a chain that ends while the data still show, and a prior of what is there.
+
+Zheng, He, Chen and Zhou (2023), `Truncated Diffusion Probabilistic Models and Diffusion-based
+Adversarial Auto-Encoders`.  Of a chain of T steps only the first T' are made, at a share of the
+price.  The rest is one prior p(z_T'), which is to be q(z_T') = E q(z_T' | x), no longer N(0, 1):
+
+    L = KL(q(z_T' | x) || p(z_T')) + the other terms of the chain     explicit: a bound
+    L = D(q(z_T'), p(z_T'))        + the other terms                  implicit: adversarial
+
+The first KL is, in the mean, KL(q(z_T') || p) and the information that z_T' has of x, which no
+prior changes.  So the best Gaussian has the mean and the variance of z_T'.  Whatever T' is, it is
+exact for Gaussian data.  For other data it fails as T' falls, and a generator may not.
+"""
+import jax.numpy as jnp
+
+from vdm_jax import random
+from vdm_jax.objectives.variational import Normal, gaussian_kl
+from vdm_jax.processes import diffuse
+from vdm_jax.typing import Array, Level
+
+
+def latent(x: Array, level: Level, prior: Normal) -> Array:
+  """KL(q(z | x) || p(z)) in nats, [B].  x: [B, ...]; level: at the chain's end; prior: p."""
+  level = level.expand(x)
+  return gaussian_kl(Normal(level.alpha * x, jnp.broadcast_to(level.sigma, x.shape)), prior)
+
+
+def truth(x: Array, level: Level, keys: Array) -> Array:
+  """z ~ q(z | x) with noise of its own, of the shape of x: what a prior is to look like."""
+  return diffuse(x, random.normal(random.stream(keys, 'z_truth'), x), level)
