@@ -17,9 +17,9 @@ import numpy as np
 from vdm_jax import random, typing
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.guidance import Guidance
-from vdm_jax.likelihood.bounds import at_times
+from vdm_jax.likelihood.bounds import at_times, require_explicit_prior
 from vdm_jax.likelihood.passes import over_images
-from vdm_jax.samplers.drawing import from_keys
+from vdm_jax.samplers.drawing import check_start, from_keys
 from vdm_jax.samplers.sampling import check_finite, check_grid
 from vdm_jax.typing import Array, ArrayLike, Process, PyTree, SamplerMaker
 
@@ -61,6 +61,7 @@ class Model(typing.Model):
     conditions = self._conditions(keys.shape[0], {'label': label, **(condition or {})})
     make, times = self._method(sampler, steps, grid)
     check_grid(times)
+    check_start(self, times)
     data, finite = _drawing(_Same(self), make, guidance)(keys, conditions, times)
     check_finite(finite, times, self.process)
     return data
@@ -77,9 +78,11 @@ class Model(typing.Model):
       steps: T of a chain's bound; 0: the bound of continuous time.
       batch_size: evaluations of the network at a time.
 
-    Raises InputError: log-SNR is infinite at an end, where the bound has no value.
+    Raises InputError: log-SNR is infinite at an end, where the bound has no value; the prior of the
+    model is implicit.
     """
     require_at_least('draws', draws)
+    require_explicit_prior(self)
     if self.bound is None:
       ends = np.asarray(self.process(jnp.array([0.0, 1.0])).logsnr)
       require(bool(np.isfinite(ends).all()), None, None, 'log-SNR is infinite at an end of this '

@@ -221,6 +221,8 @@ class Model(NamedTuple):
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
   is_latent: bool = False              # whether the data are latents, and no images yet
   field: str = 'image'                 # which field of a batch is the data
+  prior: Callable | None = None        # keys [B], like [B, ...] -> z_1 [B, ...]; None: of N(0,
+                                       # alpha_1^2 + sigma_1^2), `processes.sample_prior`
   conditions: Callable = _no_conditions  # (numbers of samples [n], values by field) -> the batch
                                        # that `cond` reads, without x: see data.conditions
 

@@ -85,6 +85,7 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   require_at_least('lanes', lanes)
   require_choice('variance', variance, VARIANCES)
   for missing, problem in ((model.bound is not None, 'has a bound of its own'),
+                           (model.prior is not None, 'has a prior of its own'),
                            (model.latent is not None, 'has latents of its own'),
                            (model.is_latent, 'draws latents'),
                            (bool(level_axes(model)), 'has a log-SNR for every pixel'),

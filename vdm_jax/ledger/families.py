@@ -449,8 +449,9 @@ def needs(requests: Sequence[Request], options: Options, model: Model, batch: Py
   """The names of the `TrainingStatistics` that are to be read for these.  Nothing is computed.
 
   batch: of any size, as of its data.  Raises InputError, with the remedy, for what this model
-  cannot have.
+  cannot have: nothing, where a network draws its prior.
   """
+  bounds.require_explicit_prior(model)
   return {name for one in requests
           for name in one.family.needs(one, options, model, batch)}
 
@@ -460,11 +461,12 @@ def chain_estimates(requests: Sequence[Request], options: Options, model: Model,
   """The estimates of a chain that begins at the data, where log-SNR is infinite: its bound first.
 
   That takes the place of 'vlb', which has no value there: vlb@T/large/ddpm, as DDPM has it, or
-  vlb@T/learned/ddpm where the network has variances.  Raises InputError for what has no value
-  there either.
+  vlb@T/learned/ddpm where the network has variances, or vlb@T where the model has a bound of its
+  own.  Raises InputError for what has no value there either.
   """
   variance = 'learned' if 'variance' in heads(model, batch) else 'large'
-  bound = VLB.request(f'vlb@{model.steps}/{variance}/ddpm')
+  kernel = f'/{variance}/ddpm' if model.bound is None else ''
+  bound = VLB.request(f'vlb@{model.steps}{kernel}')
   others = [one for one in requests if one.name not in ('vlb', bound.name)]
   for one in others:
     if not one.family.at_data(one, options):

@@ -33,8 +33,22 @@ class BoundSamples(NamedTuple):
     return functools.reduce(np.add, self.terms.values())
 
 
+def require_explicit_prior(model: Model) -> None:
+  """Raises InputError if a network draws z_1: its density is not known.
+
+  Where the density of a model's own prior is known, the model brings a bound of its own.
+  """
+  if model.prior is not None and model.bound is None:
+    raise InputError(problem='this model draws z_1 by a network, whose density nobody knows: it '
+                     'has no likelihood', remedy='sample from it, and score the samples')
+
+
 def require_default_bound(model: Model, what: str) -> None:
-  """Raises InputError if the model brings a bound of its own without `what`."""
+  """Raises InputError if the model brings a bound of its own without `what`, or has none.
+
+  It has none where its prior is implicit.
+  """
+  require_explicit_prior(model)
   if model.bound is not None:
     raise InputError(problem=f'{what}: this model has a bound of its own',
                      remedy='use the bound of objectives.vlb: model._replace(bound=None)')
@@ -69,7 +83,7 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
 
   The draw of `objectives.vlb`, unless the model brings another.  variance, last: of `vlb.discrete`,
   where steps are counted.  Raises InputError: they are given for continuous time, or for a model
-  that brings a bound.
+  that brings a bound; its prior is implicit.
   """
   kernel = {name: u for name, u in (('variance', variance), ('last', last)) if u is not None}
   if kernel:
@@ -79,6 +93,7 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
                        remedy='give steps, or leave it out')
   if model.bound is not None:
     return model.bound(batch, t, keys, steps)
+  require_explicit_prior(model)
   x = model.encode(batch[model.field])
   args = model.denoise, model.process, x, t, keys, model.cond(batch)
   keywords = {'data': batch[model.field], 'decoder': model.decoder, **kernel}

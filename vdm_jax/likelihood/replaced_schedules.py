@@ -36,7 +36,8 @@ def with_schedule(model: Callable[[PyTree], Model], name: str) -> Callable[[PyTr
 def has_replaceable_schedule(model: Model) -> bool:
   """Whether `with_schedule` applies: the bound is objectives.vlb's, and the process has a
   schedule, one for all pixels, with finite ends."""
-  if model.bound is not None or not hasattr(model.process, 'schedule'):
+  own = model.bound is not None or model.prior is not None
+  if own or not hasattr(model.process, 'schedule'):
     return False
   ends = model.process(jnp.array([0.0, 1.0])).logsnr
   return ends.shape == (2,) and bool(jnp.all(jnp.isfinite(ends)))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random
+from vdm_jax.errors import require
 from vdm_jax.machine import devices
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, one_time, sample
@@ -38,6 +39,16 @@ def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarra
     yield rows, mask & (rows >= start)
 
 
+def check_start(m: Model, times: np.ndarray) -> None:
+  """Raises InputError where the grid begins elsewhere than what the model draws at first.
+
+  N(0, 1) serves at any late time; a prior of the model's own serves at t = 1 alone.
+  """
+  require(m.prior is None or float(times[0]) == 1.0, 'grid', float(times[0]),
+          "this grid begins there, and the prior is the model's own, of t = 1",
+          'choose a grid from 1 to 0')
+
+
 def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
          times: np.ndarray, start: int, stop: int, seed: int, batch_size: int,
          cond: Callable[[np.ndarray], PyTree]
@@ -48,9 +59,11 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker
   `model.cond` reads, e.g. {'label': ...}.  The datum is the nearest one to z / alpha at the last
   time: given z_0 the most probable one.
 
-  Raises InputError: a grid that does not decrease; a z that is not finite, naming the level.
+  Raises InputError: a grid that does not decrease, or does not begin where a prior of the model's
+  own is; a z that is not finite, naming the level.
   """
   check_grid(times)
+  check_start(model(params), times)
   batch = _program(model, sampler, frames=())
   shared = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
   for rows, requested in _batches(start, stop, batch_size):
@@ -89,6 +102,7 @@ def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: Sampler
   that keeps all z would take too much memory for `draw`.  Raises InputError as `draw`.
   """
   check_grid(times)
+  check_start(model(params), times)
   rows = np.arange(devices.global_batch_size(count), dtype=np.int32)
   shared = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
   local = devices.local_rows(rows)
@@ -126,7 +140,8 @@ def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, condit
     count = state.evaluations if bound.evaluations is None else 0
     return jnp.all(jnp.isfinite(z)), z if frames else None, count
 
-  z = sample_prior(m.process, keys, jnp.zeros((keys.shape[0], *m.shape)), times[0])
+  like = jnp.zeros((keys.shape[0], *m.shape))
+  z = sample_prior(m.process, keys, like, times[0]) if m.prior is None else m.prior(keys, like)
   z, (finite, states, counts) = sample(bound, random.stream(keys, 'sampler'), z, times, trace=look)
   last = m.process(times[-1])
   x = denoise(z, last).x if m.ends_denoised else z / last.alpha
