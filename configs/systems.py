@@ -14,7 +14,7 @@ import ml_collections
 from vdm_jax import recipes, schedules
 from vdm_jax.errors import require_choice
 from vdm_jax.systems import compose
-from vdm_jax.systems.chains import ddpm, iddpm
+from vdm_jax.systems.chains import ddpm, iddpm, scheduled_sampling
 from vdm_jax.systems.scores import idode, ncsn, scoreflow, scoreode, soft_truncation, weighted
 from vdm_jax.systems.variational import (
     autoencoders,
@@ -48,6 +48,9 @@ SYSTEMS = {  # name: (its fields, those that differ, config -> Experiment)
     'iddpm_hybrid': (iddpm.default_config, {}, iddpm.hybrid),
     'ddpm': (ddpm.unet_config, {}, ddpm.experiment),
     'iddpm': (ddpm.unet_config, {'betas': 'cosine', 'variances': True}, ddpm.experiment),
+    'scheduled_sampling': (scheduled_sampling.default_config,
+                           {'class_conditional': True, 'rise_steps': 1000},
+                           scheduled_sampling.experiment),
     'scoreflow': (scoreflow.default_config, {}, scoreflow.experiment),
     'soft_truncation': (soft_truncation.default_config, {}, soft_truncation.experiment),
     'idode_vp': (idode.default_config, {}, idode.vp),
@@ -67,8 +70,8 @@ ON_DIGITS = {
               'encoder_blocks': 1, 'encoder_groups': 4},
     'diffenc': {'encoder_features': 16, 'encoder_blocks': 1, 'encoder_groups': 4},
 }
-STEPS = {'ddpm': 1300, 'iddpm': 1300, 'ncsn': 1100, 'ncsnv2': 1100, 'vae': 4000, 'hvae': 4000,
-         'mhvae': 4000, **dict.fromkeys(weighted.OBJECTIVES, 1400)}
+STEPS = {'ddpm': 1300, 'iddpm': 1300, 'scheduled_sampling': 1000, 'ncsn': 1100, 'ncsnv2': 1100,
+         'vae': 4000, 'hvae': 4000, 'mhvae': 4000, **dict.fromkeys(weighted.OBJECTIVES, 1400)}
 
 
 def get_config(which: str = 'vdm') -> ml_collections.ConfigDict:

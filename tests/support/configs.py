@@ -25,6 +25,7 @@ def names() -> list[str]:
       'digits/networks': [':ddpm', ':adm', ':dit', ':cfg'],
       'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
       'sequences/motion': [':orbits', ':oscillations'],
+      'plane/truncated': [':adversarial', ':gaussian'],
       'plane/matching': [':sliced', ':implicit'],
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
       'imagenet/vdm': [':32', ':64']}

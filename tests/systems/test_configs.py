@@ -31,6 +31,9 @@ EXAMPLES = {'cifar10/vdm', 'digits/vdm', 'digits/classifier', 'plane/dpm2015', '
 BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
 REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             'digits/noisy_classifier': {'accuracy'},
+            'systems:scheduled_sampling': {'eps_error'},
+            'plane/truncated:adversarial': {'denoiser_loss', 'generator_loss'},
+            'plane/truncated:gaussian': {'eps_error', 'latent'},
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
 
 
@@ -72,7 +75,7 @@ def test_a_config_builds_and_its_update_traces(name, tmp_path):
   state = jax.eval_shape(lambda p: step_lib.init(p, experiment.tx, experiment.ema, experiment.aux),
                          params)
   assert state.ema.keys() == dict(config.ema).keys()
-  update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema)
+  update = step_lib.update_of(experiment)
   after, metrics = jax.eval_shape(lambda *args: update(*args, parallel.Axis()), state, batch,
                                   jax.eval_shape(lambda: random.key(0)))
   alike = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)

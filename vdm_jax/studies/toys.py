@@ -29,6 +29,7 @@ SYSTEMS = {
     've': Toy('VE score SDE', 'plane/spiral', ('ve',), 'ancestral', 250),
     'edm': Toy('EDM', 'plane/spiral', ('edm',), 'edm', 40),
     'sliced': Toy('sliced score matching', 'plane/matching', (), 'ancestral', 250),
+    'truncated': Toy('truncated DPM', 'plane/truncated', ('adversarial',), 'ancestral', 100),
     'energy': Toy('energy', 'plane/energy', (), 'ancestral', 250),
 }
 

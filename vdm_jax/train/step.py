@@ -169,7 +169,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
 
 
 def update_of(experiment: Experiment, accumulate: int = 1) -> Update:
-  """The step of an experiment: its own `update`, or that of its loss, tx and ema.
+  """The step of an experiment: its own `update`, or one made of its loss, tx and ema.
 
   Raises InputError: microbatches of an update of its own that takes no `accumulate`.
   """
@@ -200,7 +200,7 @@ def _moved_by(name: str, player: Player, params: PyTree) -> PyTree:
 
 
 def optimisers(players: Mapping[str, Player]) -> optax.GradientTransformation:
-  """The `tx` of an experiment whose update is that of `players`: its state is one for each.
+  """The `tx` of an experiment whose update `players` has made: a state for each of them.
 
   Its init raises InputError: a player moves parameters that are not there.
   """
@@ -218,10 +218,11 @@ def players(players: Mapping[str, Player], ema: dict[str, float]) -> Update:
 
   They share the batch, its times and its keys: draws that are to differ have names of their own.
   The step counts as one, and the averages follow what all have moved, once.  A player's gradient
-  is of the parameters that it moves, and no other is computed.  The keyword `accumulate` is that of
-  `make_step`: each player sums its gradients before it moves.  The state is that of `optimisers`.
+  is of the parameters that it moves, and no other is computed.  The keyword `accumulate` means what
+  it means for `make_step`: each player sums its gradients before it moves.  `optimisers` makes the
+  state.
 
-  metrics: 'loss', that of the first player, whose loss is also the experiment's, for validation;
+  metrics: 'loss', the first player's, which is also the experiment's, for validation;
   'grad_norm', of all gradients together; and each player's own as NAME_loss, NAME_grad_norm and
   NAME_TERM.
 

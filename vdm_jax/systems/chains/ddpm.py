@@ -25,7 +25,7 @@ from vdm_jax.processes import vp as curve_vp
 from vdm_jax.schedules import TableSchedule, cosine_betas, linear_betas
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
-from vdm_jax.typing import Denoiser, Experiment
+from vdm_jax.typing import Denoiser, Experiment, Objective
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
@@ -74,11 +74,20 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
   return TableSchedule(TableSchedule.from_betas(betas).logsnr + 2.0 * np.log(to_ends))
 
 
+def within(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
+  """`denoise` as the model is used: with `clip`, x_hat stays between the outermost levels."""
+  to_ends = Pixels(data.resolve(config.data).levels).to_ends
+  return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends) if config.model.clip else denoise
+
+
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
-               scale: float = 1.0, condition: str | None = '') -> Experiment:
+               scale: float = 1.0, condition: str | None = '',
+               trained: Objective | None = None) -> Experiment:
   """The experiment of `config` with this network of (z, scale * step, label, keys).
 
   net: by default `unet`, for a config of `unet_config`.  condition: as in `compose.experiment`.
+  trained: the objective to minimise instead, with the keywords `steps` and `context`.  Then
+  validation alone measures the bound.
 
   The loss is L_simple, with learned variances L_hybrid, in which L_vlb counts 0.001 bits/dim to a
   mean square of 1, as in the public code.  Raises InputError as `compose.experiment`.
@@ -91,13 +100,12 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
             ddpm.objective)
   variance = vlb.learned if m.variances else vlb.fixed_large
 
-  def clipped(denoise: Denoiser) -> Denoiser:
-    return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends) if m.clip else denoise
-
   def objective(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
     # Trained as it is, measured as it is used: the step from pure noise weighs an error of x_hat
     # that no image could have by a thousand.  So is the first step, by an evaluation of its own.
-    denoise = denoise if context.train else clipped(denoise)
+    if context.train and trained is not None:
+      return trained(denoise, process, x, t, keys, cond, steps=m.timesteps, context=context)
+    denoise = denoise if context.train else within(config, denoise)
     kernel = {'steps': m.timesteps, 'data': data, 'last': last, 'variance': variance}
     first = None if context.train else vlb.first_step(denoise, process, x, keys, cond, **kernel)
     return chosen(denoise, process, x, t, keys, cond, **kernel, decoder=decoder, first=first)
@@ -108,7 +116,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   def model(params, keys=None):
     of = base.model(params, keys)
-    return of._replace(denoise=clipped(of.denoise), clips=m.clip)
+    return of._replace(denoise=within(config, of.denoise), clips=m.clip)
 
   return base._replace(model=model)
 

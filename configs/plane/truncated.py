@@ -1,0 +1,31 @@
+"""The first 100 of 1,000 steps on the noisy spiral, and a generator of where they end.
+
+  python scripts/train.py --config=configs/plane/truncated.py --workdir=runs/truncated
+  python scripts/sample.py --workdir=runs/truncated --sampler=ancestral --steps=100 --out=spiral.png
+
+After the colon `gaussian` for a Gaussian in the generator's place, which has a likelihood
+(scripts/evaluate.py): there the spiral still shows, and a Gaussian is not enough.  Zheng, He, Chen
+and Zhou (2023).
+Hardware, time and what it reaches: see configs/plane/README.md.
+"""
+import ml_collections
+
+from vdm_jax import recipes
+from vdm_jax.errors import require_choice
+from vdm_jax.systems.chains import truncated
+from vdm_jax.typing import Experiment
+
+PRIORS = {'adversarial': truncated.adversarial_prior, 'gaussian': truncated.gaussian_prior}
+
+
+def get_config(prior: str = 'adversarial') -> ml_collections.ConfigDict:
+  require_choice('config', prior, PRIORS)
+  config = recipes.plane(truncated.default_config(
+      features=128, blocks=3, dropout=0.0, prior=prior, generator_learning_rate=2e-4,
+      discriminator_learning_rate=1e-3))
+  config.optimizer.weight_decay = 0.0
+  return config
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  return PRIORS[config.model.prior](config, net=truncated.points(config))

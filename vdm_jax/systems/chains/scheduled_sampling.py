@@ -1,0 +1,42 @@
+"""A chain of DDPM, trained with scheduled sampling: partly at z of its own making.
+
+Deng, Kojima and Rush (2023); `objectives.scheduled_sampling` says what it does, and what it costs
+where the condition does not fix the data.
+"""
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax.objectives import scheduled_sampling
+from vdm_jax.systems import compose
+from vdm_jax.systems.chains import ddpm
+from vdm_jax.typing import Experiment
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  return ddpm.unet_config(**{
+      'rollout': 1,           # m, the steps that the network makes itself
+      'probability': 0.8,     # of a z of its own making, at the end of the rise
+      'rise_steps': 100_000,  # of training, over which the probability rises from 0
+  } | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
+  """`chains.ddpm` with the loss of scheduled sampling; the bound is measured in validation.
+
+  Raises InputError: no rollout, or one as long as the chain; no probability; learned variances.
+  """
+  m = config.model
+  compose.require(config, 'rollout', 1 <= m.rollout < m.timesteps,
+                  f'it is not among the {m.timesteps} steps of the chain', 'give 1, e.g.')
+  compose.require(config, 'probability', 0.0 <= m.probability <= 1.0, 'it is no probability',
+                  'give 0.8, e.g.')
+  compose.require(config, 'rise_steps', m.rise_steps >= 1, 'it must be at least 1')
+  compose.require(config, 'variances', not m.variances, 'this loss does not train variances',
+                  'set it False')
+
+  def trained(*args, steps, context):
+    return scheduled_sampling.simple(
+        *args, steps=steps, rollout=m.rollout,
+        probability=scheduled_sampling.rising(context.step, m.rise_steps, m.probability))
+
+  return ddpm.experiment(config, net=net, trained=trained)
