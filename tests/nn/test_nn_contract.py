@@ -54,6 +54,8 @@ NETS = {
                 'z', again=()),
     'ddpm': Case(ddpm.UNet(**BLOCK, groups=2, classes=CLASSES, heads=1), time=(2.0, 500.0),
                  start='zero'),
+    'wavelets': Case(ddpm.UNet(**BLOCK | {'multipliers': (1, 1)}, groups=2, classes=CLASSES,
+                               resampling='wavelets'), time=(2.0, 500.0), start='zero', again=()),
     'adm': Case(adm.UNet(**BLOCK, groups=2, attention_heads=2, classes=CLASSES, heads=1),
                 time=(2.0, 500.0), start='zero'),
     'dit': Case(DiT(**TOKENS, depth=2), time=(3.0, 700.0), start='zero', random='label_dropout',

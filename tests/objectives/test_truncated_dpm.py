@@ -45,7 +45,7 @@ def test_the_fitted_prior_of_gaussian_data_is_exact_and_the_standard_one_is_not(
   of = lambda p: mean_latent(0.5 + 0.3 * nodes, weights / weights.sum(), entry, p)
   information = 0.5 * np.log(variance / (1.0 - BARS[entry]))
   assert of(prior(alpha * 0.5, variance**0.5)) == pytest.approx(information, abs=1e-9)
-  assert of(prior(0.0, 1.0)) - information == pytest.approx(excess, abs=5e-8)
+  assert of(prior(0.0, 1.0)) - information == pytest.approx(excess, abs=1e-7)
 
 
 @pytest.mark.parametrize('entry,gap', [(499, 3.2e-6), (99, 0.4127269), (3, 1.5893385)])
@@ -55,8 +55,8 @@ def test_a_gaussian_prior_fails_data_of_two_points_when_the_chain_is_short(x64, 
   variance = BARS[entry] * 0.01 + noise  # of z in one of the two
   density = lambda z: sum(0.5 * np.exp(-0.5 * (z - s * alpha)**2 / variance)
                           / np.sqrt(2 * np.pi * variance) for s in (-1, 1))
-  entropy = integrate.quad(lambda z: -density(z) * np.log(density(z)), -6, 6, limit=400,
-                           points=[-alpha, alpha])[0]
+  entropy = integrate.quad(lambda z: -density(z) * np.log(max(density(z), 1e-300)), -6, 6,
+                           limit=400, points=[-alpha, alpha])[0]
   information = entropy - 0.5 * np.log(2 * np.pi * np.e * noise)
   nodes, weights = np.polynomial.hermite_e.hermegauss(8)
   points = np.concatenate([s + 0.1 * nodes for s in (-1, 1)])
@@ -73,15 +73,16 @@ def test_the_kl_is_least_at_the_mean_and_the_variance_of_what_is_there(x64):
     return jnp.mean(truncated_dpm.latent(x, level, Normal(params[0], params[1])))
   alpha, sigma = level.alpha[0], level.sigma[0]
   moments = jnp.stack([alpha * x.mean(0), jnp.sqrt(alpha**2 * x.var(0) + sigma**2)])
-  np.testing.assert_allclose(jax.grad(mean)(moments), 0.0, atol=1e-12)
-  assert np.linalg.eigvalsh(jax.hessian(lambda u: mean(u.reshape(2, 2)))(moments.ravel())).min() > 0
+  slope = jax.jit(jax.grad(mean))
+  np.testing.assert_allclose(slope(moments), 0.0, atol=1e-12)
+  assert (slope(moments + 0.01) > 0.0).all() and (slope(moments - 0.01) < 0.0).all()
 
 
 def test_the_truth_has_the_moments_of_the_noised_data():
   n = 40_000
   x = 0.5 + 0.3 * jax.random.normal(jax.random.key(0), (n, 1))
-  z = np.asarray(truncated_dpm.truth(x, PROCESS(jnp.full(n, 0.1)),
-                                     jax.random.split(jax.random.key(1), n)), np.float64)
+  draw = jax.jit(lambda x, keys: truncated_dpm.truth(x, PROCESS(jnp.full(n, 0.1)), keys))
+  z = np.asarray(draw(x, jax.random.split(jax.random.key(1), n)), np.float64)
   variance = BARS[99] * 0.09 + 1.0 - BARS[99]
   assert abs(z.mean() - BARS[99]**0.5 * 0.5) < 4 * (variance / n)**0.5
   assert abs(z.var() - variance) < 4 * variance * (2 / n)**0.5
