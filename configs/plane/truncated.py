@@ -21,8 +21,9 @@ PRIORS = {'adversarial': truncated.adversarial_prior, 'gaussian': truncated.gaus
 def get_config(prior: str = 'adversarial') -> ml_collections.ConfigDict:
   require_choice('config', prior, PRIORS)
   config = recipes.plane(truncated.default_config(
-      features=128, blocks=3, dropout=0.0, prior=prior, generator_learning_rate=2e-4,
-      discriminator_learning_rate=1e-3))
+      features=96, blocks=3, dropout=0.0, prior=prior, generator_learning_rate=2e-4,
+      discriminator_learning_rate=1e-3, discriminator_layers=2))
+  config.data.batch_size = 128
   config.optimizer.weight_decay = 0.0
   return config
 
