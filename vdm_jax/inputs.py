@@ -10,6 +10,7 @@ curve by `denoisers.on_curve`.
   scaled   z                1000 (max - logsnr) / (max - min)
   chain    z                the step of a chain, 0 the least noisy    Ho et al. (2020), and after
   sde      z                scale t, t the time of that process       Song et al. (2021), VP
+  lines    z                scale t, t the time of rectified flow     Liu et al. (2023)
   sigma    scale z + shift  sigma / 2, or a multiple of it            Song and Ermon (2020)
   edm      c_in z           c_noise = log(sigma) / 4                  Karras et al. (2022), table 1
 
@@ -17,13 +18,14 @@ The last two are of processes that add noise to the data as they are, `ve` or `S
 """
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from vdm_jax.processes import time_of
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.typing import Array, Level, Process
 
-__all__ = ['Inputs', 'chain', 'edm', 'logsnr', 'scaled', 'sde', 'sigma']
+__all__ = ['Inputs', 'chain', 'edm', 'lines', 'logsnr', 'scaled', 'sde', 'sigma']
 
 Inputs = Callable[[Array, Level], tuple[Array, Array]]
 
@@ -60,6 +62,16 @@ def sde(trained_on: Process, scale: float = 999.0) -> Inputs:
   """The time at which `trained_on` has this logsnr, in [0, scale]."""
   def inputs(z, level):
     return z, _each(scale * time_of(trained_on, level.logsnr), z)
+  return inputs
+
+
+def lines(scale: float = 1.0) -> Inputs:
+  """The time at which rectified flow has this logsnr, in [0, scale]: sigma / (alpha + sigma).
+
+  The public code of Liu et al. (2023) has scale 999.
+  """
+  def inputs(z, level):
+    return z, _each(scale * jax.nn.sigmoid(-0.5 * level.logsnr), z)
   return inputs
 
 

@@ -19,6 +19,7 @@ from vdm_jax.values import Bound
 pytestmark = pytest.mark.usefixtures('x64')
 
 FIXED = [schedules.Linear(), schedules.Cosine(), schedules.Laplace(), schedules.Sigmoid(),
+         schedules.Polynomial(), schedules.Polynomial(3.0),
          schedules.BetaLinear(), schedules.GeometricSigma(), schedules.KarrasSigma(),
          schedules.shifted_cosine(256), TableSchedule(np.array([5.0, 2.0, 1.9, -4.0]))]
 LEARNED = [schedules.LearnedLinear(), schedules.Monotone(features=32),

@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = 'vdm_jax'
 
 # The mathematics, from the bottom up: each may use those before it, and `errors`.
-MATHEMATICS = ['typing', 'values', 'random', 'units', 'schedules', 'processes', 'targets', 'inputs',
-               'denoisers', 'weightings', 'decoders', 'dequantisers', 'guidance', 'oracles']
+MATHEMATICS = ['typing', 'values', 'random', 'units', 'schedules', 'processes', 'interpolants',
+               'targets', 'inputs', 'denoisers', 'weightings', 'decoders', 'dequantisers',
+               'guidance', 'oracles']
 ROOMS = {
     'errors': [],
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},

@@ -13,6 +13,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import gallery, needs, scoring, workdir
+from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
 from vdm_jax.systems.chains.dpm2015 import Binomial
 from vdm_jax.systems.guided.classifier import Classifier
@@ -45,7 +46,9 @@ COMMANDS = {
     'sample': (lambda: runs.sample('run', 'a.npz'), {'model', 'vae', 'bits'}),
     'features': (lambda: scoring.extractor('classifier:run'), {'classifier'}),
     'benchmark': (lambda: speed.denoising(speed.of_run('run'), {}), {'model'}),
-    'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model'}),
+    'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model', 'vae', 'bits'}),
+    'make_pairs': (lambda: runs.make_pairs('run', 'pairs', method=catalogue.method('heun', 2)),
+                   {'model'}),
 }
 WITHOUT = [(command, made) for command, (_, able) in COMMANDS.items()
            for made in MADE if made not in able]

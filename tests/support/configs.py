@@ -23,6 +23,10 @@ def names() -> list[str]:
   offered = {
       'systems': [f':{name}' for name in workdir.import_config(file('systems')).SYSTEMS],
       'digits/networks': [':ddpm', ':adm', ':dit', ':cfg'],
+      'plane/flows': [f':{name}' for name in workdir.import_config(file('plane/flows')).SYSTEMS],
+      'digits/flows': [f':{name}' for name in workdir.import_config(file('digits/flows')).SYSTEMS],
+      'cifar10/flows': [
+          f':{name}' for name in workdir.import_config(file('cifar10/flows')).SYSTEMS],
       'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
       'sequences/motion': [':orbits', ':oscillations'],
       'plane/truncated': [':adversarial', ':gaussian'],

@@ -12,6 +12,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vdm_jax import oracles, random
 from vdm_jax.processes import from_alpha_sigma
@@ -30,6 +31,22 @@ _OPTIONS = '|'.join([
     'use_flow_sigmas', 'flow_shift', 'predict_x0', 'disable_corrector', 'sigma_schedule',
     's_churn', 's_noise', 's_tmin', 's_tmax', 'sigma_min', 'sigma_max', 'sigma_data', 'rho',
     'skip_prk_steps', 'num_train_timesteps'])
+
+
+def shared(name: str) -> dict[str, np.ndarray]:
+  """All arrays of a recording of which no part is kept here; the test is skipped without it."""
+  full = ROOT.parent / 'shared' / 'oracles' / f'{name}.npz'
+  if not full.exists():
+    pytest.skip(f'the recording {full} is not here')
+  with np.load(full) as file:
+    return {key: file[key] for key in file.files}
+
+
+def exact(data: dict[str, np.ndarray], which: str) -> Denoiser:
+  """The exact denoiser of the `gauss` or `mix` of a recording that keeps them as data/*."""
+  if which == 'gauss':
+    return oracles.Gaussian(data['data/mean'], data['data/std'])
+  return oracles.Mixture(data['data/weights'], data['data/means'], data['data/stds'])
 
 
 class Run(NamedTuple):

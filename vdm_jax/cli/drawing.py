@@ -24,8 +24,8 @@ class Sampler(NamedTuple):
     return catalogue.method(*(flag.value for flag in self))
 
 
-def sampler(names: str, grids: str, eta: str) -> Sampler:
+def sampler(names: str, grids: str, eta: str, default: str = 'ancestral') -> Sampler:
   """Defines the flags, with these texts for --help."""
-  return Sampler(flags.DEFINE_string('sampler', 'ancestral', names),
+  return Sampler(flags.DEFINE_string('sampler', default, names),
                  flags.DEFINE_integer('steps', None, 'Number of steps.  Default: 250.'),
                  flags.DEFINE_string('grid', '', grids), flags.DEFINE_float('eta', None, eta))

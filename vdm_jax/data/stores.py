@@ -6,6 +6,7 @@
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
   `./photos`, `/data/photos`   a folder of images (any name with a leading `.`, `/` or `~`):
                                see `folders`
+  `./pairs`                    a folder of pairs of noise and sample: see `pairs`
   `x.npy`, `x.npz`             arrays: images, points, sequences, labels, texts: see `arrays`
   anything else                a TFDS name: `cifar10`, `mnist`, `downsampled_imagenet/32x32`: see
                                `records`
@@ -16,7 +17,7 @@ import functools
 import os
 from collections.abc import Sequence
 
-from vdm_jax.data import arrays, captions, folders, formulas, records
+from vdm_jax.data import arrays, captions, folders, formulas, pairs, records
 from vdm_jax.data.fields import IMAGE, Field
 from vdm_jax.data.sources import Source, Store
 
@@ -38,6 +39,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return captions.open_digits(data_dir, image_size, text_length)
   if name.endswith(('.npy', '.npz')):
     return arrays.open_arrays(path, text_length)
+  if is_path(name) and pairs.begun(path):
+    return pairs.open_pairs(path)
   if is_path(name):
     return folders.open_folder(path, image_size, text_length)
   return records.open_records(name, data_dir, image_size, fields, text_length)

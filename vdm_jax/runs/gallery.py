@@ -3,6 +3,7 @@
 Of a run: its data, what noise makes of them, the flow that its network has learned, samples, and
 how far these are from the truth.
 """
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
 from vdm_jax.processes import diffuse, time_of
 from vdm_jax.runs import needs, workdir
-from vdm_jax.samplers.drawing import draw
+from vdm_jax.samplers.drawing import draw, draw_own
+from vdm_jax.typing import Model, PyTree, denoises
 
 __all__ = ['FIELD', 'NOISY', 'GalleryRow', 'SIDE', 'extent', 'picture', 'row']
 
@@ -30,8 +32,8 @@ class GalleryRow(NamedTuple):
   """One system.  Points are x, [N, 2]."""
   name: str
   data: np.ndarray                 # test data
-  noisy: list[np.ndarray]          # z / sqrt(alpha^2 + sigma^2) at `NOISY`
-  grid: np.ndarray                 # [SIDE^2, 2]  where the arrows are
+  noisy: list[np.ndarray]          # z / sqrt(alpha^2 + sigma^2) at `NOISY`; [] without a denoiser
+  grid: np.ndarray                 # [SIDE^2, 2]  where the arrows are; [0, 2] without
   field: np.ndarray                # [SIDE^2, 2]  minus dz/dt: the way that sampling goes
   samples: np.ndarray
   distance: float                  # sliced Wasserstein, of samples and test data in [-1, 1]
@@ -40,7 +42,10 @@ class GalleryRow(NamedTuple):
 
 
 def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> GalleryRow:
-  """The panels of the run in `directory`.  Raises InputError: it is of no plane."""
+  """The panels of the run in `directory`.  Raises InputError: it is of no plane.
+
+  A run without a denoiser draws its own samples, and the method is not used.
+  """
   trained = workdir.load_trained(directory)
   model, params = trained.experiment.model, trained.params
   m = needs.require(model(params), 'gallery', directory)
@@ -49,9 +54,32 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
                      'plane', needs.NEEDS['gallery'].remedy)
   points = lambda split: split.get(np.arange(min(count, len(split))))[m.field]
   test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
+  coded = Pixels(trained.experiment.data.spec.levels).encode
+  options = {'start': 0, 'stop': len(test), 'seed': 0, 'batch_size': min(500, len(test))}
+  if denoises(m):
+    drawn = draw(model, params, method.make, times=method.times(m.process), cond=m.conditions,
+                 **options)
+    encode, (noisy, grid, field) = m.encode, _on_the_way(model, params, test)
+  else:
+    drawn, encode = draw_own(model, params, **options), coded
+    noisy, grid, field = [], np.zeros((0, 2)), np.zeros((0, 2))
+  integers = np.concatenate([batch.data for batch in drawn])
+  # Distances are in one coding for all systems, whatever units their x has.
+  truth, training, generated = (np.asarray(coded(jnp.asarray(u))) for u in (test, train, integers))
+  key = random.key(0)
+  return GalleryRow(name, np.asarray(encode(jnp.asarray(test))), noisy, grid, field,
+                    np.asarray(encode(jnp.asarray(integers))),
+                    sliced_wasserstein(key, generated, truth),
+                    sliced_wasserstein(key, training, truth),
+                    tuple(kernel_distance(generated, truth)))
+
+
+def _on_the_way(model: Callable[[PyTree], Model], params: PyTree, test: np.ndarray
+                ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+  """The test data with noise, and the field on a grid: `GalleryRow.noisy`, `grid` and `field`."""
+  m = model(params)
   x = m.encode(jnp.asarray(test))
   data = np.asarray(x)
-
   eps = random.normal(random.per_example(random.key(0), jnp.arange(len(data))), x)
   noisy = []
   at = lambda process, logsnr: process(time_of(process, jnp.float32(logsnr)))
@@ -66,20 +94,7 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   estimate = jax.jit(lambda params, z: model(params).denoise(z, at(model(params).process, FIELD)))(
       params, scale * grid)
   field = -(level.dalpha * estimate.x + level.dsigma * estimate.eps)
-
-  batches = [batch.data for batch in draw(
-      model, params, method.make, times=method.times(m.process), start=0, stop=len(data), seed=0,
-      batch_size=min(500, len(data)), cond=m.conditions)]
-  integers = np.concatenate(batches)
-  # Distances are in one coding for all systems, whatever units their x has.
-  truth, training, generated = (np.asarray(Pixels(trained.experiment.data.spec.levels).encode(
-      jnp.asarray(u))) for u in (test, train, integers))
-  key = random.key(0)
-  samples = np.asarray(m.encode(jnp.asarray(integers)))
-  return GalleryRow(name, data, noisy, grid, np.asarray(field), samples,
-                    sliced_wasserstein(key, generated, truth),
-                    sliced_wasserstein(key, training, truth),
-                    tuple(kernel_distance(generated, truth)))
+  return noisy, grid, np.asarray(field)
 
 
 def extent(data: np.ndarray) -> float:
@@ -94,15 +109,16 @@ def picture(rows: list[GalleryRow]) -> Figure:
   figure = Figure(figsize=(2.4 * len(titles), 2.55 * len(rows) + 0.3), layout='constrained')
   axes = figure.subplots(len(rows), len(titles), squeeze=False)
   for one, line in zip(rows, axes, strict=True):
-    clouds = [one.data, *one.noisy, None, one.samples]
+    clouds = [one.data, *(one.noisy or [None] * len(NOISY)), None, one.samples]
     reach = extent(one.data)
     for place, cloud in zip(line, clouds, strict=True):
       place.set(xticks=[], yticks=[], xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal')
       if cloud is not None:
         place.scatter(cloud[:, 0], cloud[:, 1], s=1, lw=0, color='C0')
-    arrows = one.field / np.maximum(np.linalg.norm(one.field, axis=1, keepdims=True), 1e-9)
-    line[3].quiver(*one.grid.T, *arrows.T, np.linalg.norm(one.field, axis=1), scale=26, width=0.006,
-                   cmap='viridis')
+    if len(one.grid):
+      arrows = one.field / np.maximum(np.linalg.norm(one.field, axis=1, keepdims=True), 1e-9)
+      line[3].quiver(*one.grid.T, *arrows.T, np.linalg.norm(one.field, axis=1), scale=26,
+                     width=0.006, cmap='viridis')
     line[0].set_ylabel(one.name)
     line[-1].set_xlabel(f'distance {one.distance:.3f} (data {one.floor:.3f})', fontsize=8)
   for place, title in zip(axes[0], titles, strict=True):

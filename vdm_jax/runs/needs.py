@@ -18,13 +18,15 @@ _DIFFUSION = 'name a run of a diffusion model (configs/digits/vdm.py); vdm_jax.l
 NEEDS = {
     'evaluate': Need((Denoises,), 'evaluate it', _DIFFUSION),
     'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
+    'make_pairs': Need((Denoises,), 'make pairs', _DIFFUSION),
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
     'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
     'benchmark': Need((Denoises,), 'measure its evaluations',
                       'name a config or run of a diffusion model (configs/digits/vdm.py)'),
     'compress': Need((Codes,), 'compress by it', _DIFFUSION),
-    'gallery': Need((Denoises,), 'show its field', 'name a run of configs/plane/spiral.py'),
+    'gallery': Need((Denoises, Samples), 'show what it draws',
+                    'name a run of configs/plane/spiral.py'),
     'features': Need((Features,), 'score samples by it',
                      'train a classifier (configs/digits/classifier.py)'),
 }

@@ -12,7 +12,7 @@ from absl import logging
 from vdm_jax import data, random, samplers
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
-from vdm_jax.runs import pictures, reporting, scoring, workdir
+from vdm_jax.runs import pairing, pictures, reporting, scoring, workdir
 from vdm_jax.runs.needs import data_field, draws_data
 from vdm_jax.samplers import grids
 from vdm_jax.samplers.drawing import draw, draw_own
@@ -59,6 +59,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
+  if init_from and not workdir.begun(directory):
+    pairing.check_start(config.data.name, init_from)
   measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
               if frechet else None)
   with lock.exclusive(directory):

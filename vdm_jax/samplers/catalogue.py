@@ -55,9 +55,11 @@ class Method(NamedTuple):
   times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
   variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
   head: bool = False       # the network has to have the head 'variance'
+  stochastic: bool = False  # whether it draws noise on the way
 
 
-ANCESTRAL = Method('ancestral', first_order.ancestral, 'uniform', lambda _: grids.uniform(250))
+ANCESTRAL = Method('ancestral', first_order.ancestral, 'uniform', lambda _: grids.uniform(250),
+                   stochastic=True)
 
 
 class Entry(NamedTuple):
@@ -400,8 +402,9 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   if entry.version:  # samples of one version are not taken for those of another
     name = f'{name} {entry.version}'
   times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
+  noisy = bool(eta) or entry.order is None and not entry.version  # of one's own nothing is known
   return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
-                entry.needs == 'variance_head')
+                entry.needs == 'variance_head', noisy)
 
 
 def on_grid(grid: str, steps: int | None = None, *, usual: int = 250

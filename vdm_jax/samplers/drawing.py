@@ -84,6 +84,38 @@ def draw_own(model: Callable[[PyTree], Samples], params: PyTree, *, start: int, 
     yield DrawnBatch(rows[requested], out[requested], 0)
 
 
+class DrawnPairs(NamedTuple):
+  numbers: np.ndarray  # [n]       of the pairs
+  z_1: np.ndarray      # [n, ...]  the noise
+  x: np.ndarray        # [n, ...]  what it becomes, in the units of the network
+  data: np.ndarray     # [n, ...]  the datum nearest to that
+
+
+def draw_pairs(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
+               times: np.ndarray, start: int, stop: int, seed: int, batch_size: int,
+               cond: Callable[[np.ndarray], PyTree]) -> Iterator[DrawnPairs]:
+  """Noise and sample of the images start .. stop - 1 of `draw`, as floats, a batch at a time."""
+  check_grid(times)
+  batch = _pair_program(model, sampler)
+  shared = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
+  for rows, requested in _batches(start, stop, batch_size):
+    local = devices.local_rows(rows)
+    xs = devices.place((local, cond(local)))
+    *drawn, finite = jax.device_get(batch(shared, xs))
+    check_finite(finite, times, model(params).process)
+    yield DrawnPairs(rows[requested], *(u[requested] for u in drawn))
+
+
+@functools.lru_cache(maxsize=1)
+def _pair_program(model, sampler):
+  def batch(shared, xs):
+    (params, key, times), (numbers, conditions) = shared, xs
+    m, z_1, x, finite, _, _ = _floats(model(params), sampler, random.per_example(key, numbers),
+                                      times, conditions, ())
+    return z_1, x, m.decode(x), finite
+  return devices.over_rows(batch)
+
+
 @functools.lru_cache(maxsize=1)
 def _own(model):
   def batch(shared, numbers):
@@ -128,6 +160,13 @@ def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, condit
 
   conditions: a batch for `m.cond`.  frames: as for `draw_path`; the path is None without.
   """
+  m, _, x, finite, path, count = _floats(m, sampler, keys, times, conditions, frames)
+  return m.decode(x), finite, jnp.stack(path) if path else None, count
+
+
+def _floats(m: Model, sampler: SamplerMaker, keys: Array, times: Array, conditions: PyTree,
+            frames: tuple[int, ...]) -> tuple[Model, Array, Array, Array, list[Array], Scalar]:
+  """The model that draws, z_1 and x [n, ...], and the rest of `from_keys`, the path as a list."""
   if m.latent is not None:
     m = m.latent(random.stream(keys, 'latent'))
   conditioned = m.cond(conditions)
@@ -141,13 +180,13 @@ def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, condit
     return jnp.all(jnp.isfinite(z)), z if frames else None, count
 
   like = jnp.zeros((keys.shape[0], *m.shape))
-  z = sample_prior(m.process, keys, like, times[0]) if m.prior is None else m.prior(keys, like)
-  z, (finite, states, counts) = sample(bound, random.stream(keys, 'sampler'), z, times, trace=look)
+  z_1 = sample_prior(m.process, keys, like, times[0]) if m.prior is None else m.prior(keys, like)
+  z, (finite, states, counts) = sample(bound, random.stream(keys, 'sampler'), z_1, times,
+                                       trace=look)
   last = m.process(times[-1])
   x = denoise(z, last).x if m.ends_denoised else z / last.alpha
-  out = m.decode(x)
   path = [m.decode(states[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
   steps = times.shape[0] - 1
   count = counts[-1] if bound.evaluations is None else steps * bound.evaluations
   count += m.ends_denoised
-  return out, finite[1:], jnp.stack(path) if path else None, count
+  return m, z_1, x, finite[1:], path, count

@@ -6,6 +6,7 @@ from vdm_jax.schedules.fixed import (
            KarrasSigma,
            Laplace,
            Linear,
+           Polynomial,
            SameAlpha,
            Shifted,
            Sigmoid,
@@ -24,7 +25,7 @@ from vdm_jax.schedules.tables import (
 )
 
 __all__ = ['BetaLinear', 'Cosine', 'GeometricSigma', 'KarrasSigma', 'KnotSchedule', 'Laplace',
-           'LearnedLinear', 'Linear', 'Monotone', 'PinnedMonotone', 'SameAlpha', 'Shifted',
-           'Sigmoid', 'TableSchedule', 'as_float', 'check_decreasing', 'cosine_betas',
+           'LearnedLinear', 'Linear', 'Monotone', 'PinnedMonotone', 'Polynomial', 'SameAlpha',
+           'Shifted', 'Sigmoid', 'TableSchedule', 'as_float', 'check_decreasing', 'cosine_betas',
            'largest_distance', 'linear_betas', 'ncsnv2_sigmas', 'shifted_cosine',
            'zero_terminal_snr']

@@ -183,6 +183,31 @@ class KarrasSigma:
 
 
 @value
+class Polynomial:
+  """On the `flow` curve, alpha^(1 / degree) falls in a straight line: alpha = (1 - t)^degree.
+
+  Degree 1 is rectified flow, the path of optimal transport of Lipman et al. (2023); others are the
+  polynomial paths of their code.  logsnr = 2 log(alpha / (1 - alpha)), cut at both ends, which may
+  be infinite.
+  """
+  degree: Scalar = 1.0
+  logsnr_max: Scalar = 13.3
+  logsnr_min: Scalar = -20.0
+
+  def __call__(self, t: ArrayLike) -> Array:
+    t = as_float(t)
+    root = lambda logsnr: jax.nn.log_sigmoid(jnp.asarray(0.5 * logsnr, t.dtype)) / self.degree
+    first, last = root(self.logsnr_max), root(self.logsnr_min)
+    # The root and its complement: neither loses digits where it is small.
+    log_root = jnp.log(jnp.exp(first) * (1.0 - t) + jnp.exp(last) * t)
+    complement = -jnp.expm1(first) * (1.0 - t) - jnp.expm1(last) * t
+    late = complement > 0.5
+    log_alpha = self.degree * jnp.where(
+        late, log_root, jnp.log1p(-jnp.where(late, 0.0, complement)))
+    return 2.0 * (log_alpha - jnp.log(-jnp.expm1(log_alpha)))
+
+
+@value
 class Laplace:
   """logsnr has the Laplace density exp(-|logsnr - mean| / scale) / (2 scale), cut at both ends.
 

@@ -3,24 +3,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_collections
+
 from vdm_jax import runs
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.machine import files
 from vdm_jax.runs import gallery, pictures, workdir
 from vdm_jax.samplers import catalogue
 
-__all__ = ['SYSTEMS', 'Toy', 'study']
+__all__ = ['SYSTEMS', 'Toy', 'pairs_of', 'shorten', 'study']
 
 
 class Toy(NamedTuple):
-  """A system of points: where its config is, and what draws from it."""
+  """A system of points: where its config is, and what draws from it, if it does not itself."""
   title: str
   config: str                # in the folder of configs, without .py
   variant: tuple[str, ...]   # of the config; (): it has none
   sampler: str
   steps: int
+  pairs_of: str = ''         # the toy that it starts from, and whose pairs are its data
 
 
+PAIRS = 50_000
 SYSTEMS = {
     'dpm': Toy('DPM 2015', 'plane/dpm2015', (), 'ancestral_learned', 39),
     'vdm': Toy('VDM', 'plane/spiral', ('vdm',), 'ancestral', 250),
@@ -31,7 +35,33 @@ SYSTEMS = {
     'sliced': Toy('sliced score matching', 'plane/matching', (), 'ancestral', 250),
     'truncated': Toy('truncated DPM', 'plane/truncated', ('adversarial',), 'ancestral', 100),
     'energy': Toy('energy', 'plane/energy', (), 'ancestral', 250),
+    'ot': Toy('rectified flow', 'plane/flows', ('ot',), 'euler', 100),
+    'polynomial': Toy('polynomial path', 'plane/flows', ('polynomial',), 'euler', 100),
+    'diffusion_path': Toy('diffusion path', 'plane/flows', ('vp',), 'euler', 100),
+    'cosine': Toy('cosine path', 'plane/flows', ('cosine',), 'euler', 100),
+    'minibatch_ot': Toy('minibatch OT', 'plane/flows', ('minibatch_ot',), 'euler', 10),
+    'curvature': Toy('learned coupling', 'plane/flows', ('curvature',), 'euler', 10),
+    'reflow': Toy('reflow', 'plane/flows', ('reflow',), 'euler', 2, 'ot'),
+    'distilled': Toy('one step', 'plane/flows', ('distilled',), 'euler', 1, 'reflow'),
+    'between': Toy('interpolant from 8 normals', 'plane/flows', ('between',), 'euler', 100),
 }
+
+
+def shorten(config: ml_collections.ConfigDict, train_steps: int | None) -> None:
+  """Lets `config` train for so many steps, if any are given."""
+  if train_steps is not None:
+    config.train.steps = config.optimizer.decay_steps = train_steps
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train_steps // 2)
+
+
+def pairs_of(directory: Path, count: int) -> Path:
+  """The pairs of the run in `directory`, RUN_pairs beside it, which are made if need be.
+
+  Raises InputError where there is no such run.
+  """
+  place = directory.absolute().with_name(f'{directory.name}_pairs')
+  return runs.make_pairs(directory, place, method=catalogue.method('heun', 50), count=count,
+                         batch_size=5000)
 
 
 def study(directory: str | Path, out: str | Path, configs: Path, *,
@@ -58,11 +88,13 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
     toy = SYSTEMS[name]
     file = configs / f'{toy.config}.py'
     config = workdir.import_config(file).get_config(*toy.variant)
-    if train_steps is not None:
-      config.train.steps = config.optimizer.decay_steps = train_steps
-      config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train_steps // 2)
+    shorten(config, train_steps)
+    start = ''
+    if toy.pairs_of:
+      start = Path(directory, toy.pairs_of)
+      config.data.name = str(pairs_of(start, PAIRS))
     print(f'{toy.title}: {place}')
-    runs.train(config, file, place)
+    runs.train(config, file, place, init_from=str(start))
     row = gallery.row(toy.title, place, catalogue.method(toy.sampler, toy.steps, ''))
     print(f'{toy.title}: distance {row.distance:.4f}, of training data {row.floor:.4f}; '
           'energy distance {:.5f} +- {:.5f}'.format(*row.energy))

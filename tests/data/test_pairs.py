@@ -1,0 +1,217 @@
+"""Pairs of noise and sample: made by a run, resumed, refused, and read as named float fields."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from tests.support import configs
+from vdm_jax import data, runs
+from vdm_jax.data import pairs
+from vdm_jax.errors import InputError
+from vdm_jax.runs import workdir
+from vdm_jax.samplers import catalogue
+
+HEUN = catalogue.method('heun', 3)
+ROOT = Path(__file__).parents[2]
+
+
+def tiny(system='ot', **model):
+  module, config = configs.read(f'plane/flows:{system}')
+  config.model.update(features=8, blocks=1, **model)
+  config.data.update(batch_size=8, validation=8)
+  config.train.update(steps=2, checkpoint_every=2, validate_every=2, pictures_every=0, log_every=1,
+                      validation_repeats=1)
+  config.optimizer.decay_steps = 0
+  config.ema = {'ema': 0.5}
+  return module, config
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+  place = tmp_path_factory.mktemp('runs') / 'teacher'
+  runs.train(tiny()[1], configs.file('plane/flows'), place)
+  return place
+
+
+@pytest.fixture(scope='module')
+def made(teacher):
+  place = teacher.parent / 'pairs'
+  return runs.make_pairs(teacher, place, method=HEUN, count=60, batch_size=16)
+
+
+def arrays(place):
+  return {path.name: np.load(path) for path in sorted(Path(place).glob('*.npy'))}
+
+
+def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it_as_floats(teacher, made):
+  trained = workdir.load_trained(teacher)
+  model = trained.experiment.model(trained.params)
+  got = arrays(made)
+  assert got.keys() == {'image.npy', 'x.npy', 'z_1.npy'}
+  assert got['x.npy'].dtype == got['z_1.npy'].dtype == np.float32
+  from vdm_jax.samplers import sample
+  z = got['z_1.npy'][:16]
+  keys = jax.random.split(jax.random.key(0), 16)
+  out = sample(HEUN.make(model.denoise, model.process), keys, z, HEUN.times(model.process))
+  x = out / model.process(0.0).alpha
+  np.testing.assert_allclose(got['x.npy'][:16], x, atol=1e-5)
+  np.testing.assert_array_equal(got['image.npy'], model.decode(got['x.npy']))
+  drawn = model.sample(jax.random.key(0, impl='threefry2x32'), 16, sampler='heun', steps=3)
+  assert (np.abs(np.asarray(drawn, int) - got['image.npy'][:16]) <= 1).all()
+  assert abs(got['z_1.npy'].std() - 1.0) < 4 / (2 * 120)**0.5
+
+
+def test_pairs_are_read_as_named_float_fields_and_their_hash_is_kept(teacher, made):
+  _, config = tiny()
+  config.data.update(name=str(made), validation=5)
+  split = data.Data(config.data).split('train')
+  assert [str(field) for field in split.spec.fields] == [
+      'image 2, 256 levels', 'x 2, real numbers', 'z_1 2, real numbers']
+  rows = np.array([0, 3, 7])
+  kept = np.flatnonzero(np.arange(60) % 6)[rows]
+  for name, values in split.get(rows).items():
+    np.testing.assert_array_equal(values, np.load(made / f'{name}.npy')[kept])
+  about = pairs.record(made)['about']
+  from vdm_jax.evaluation.features import checksum
+  assert about['weights'] == checksum(workdir.load_trained(teacher).params)
+  assert about['prior_std'] == 1.0 and about['sampler'] == 'heun'
+
+
+def test_a_command_that_ended_goes_on_bit_for_bit_and_holds_a_batch_at_a_time(teacher, made,
+                                                                              monkeypatch):
+  place, batches = teacher.parent / 'resumed', []
+  write = pairs.Writer.write
+
+  def once(self, first, batch):
+    if len(batches) == 2:
+      raise KeyboardInterrupt
+    batches.append(len(batch['x']))
+    write(self, first, batch)
+  with monkeypatch.context() as patched:
+    patched.setattr(pairs.Writer, 'write', once)
+    with pytest.raises(KeyboardInterrupt):
+      runs.make_pairs(teacher, place, method=HEUN, count=60, batch_size=16)
+  assert batches == [16, 16] and not place.exists()  # nothing that looks finished
+  with pytest.raises(InputError, match='32 of its 60 pairs are made; let scripts/make_pairs.py'):
+    data.resolve(ml_collections.ConfigDict({**data.default_config(), 'name': str(place)}))
+  runs.make_pairs(teacher, place, method=HEUN, count=60, batch_size=16)
+  ours, theirs = arrays(place), arrays(made)
+  assert ours.keys() == theirs.keys()
+  for name, values in theirs.items():
+    assert ours[name].tobytes() == values.tobytes()
+
+
+def test_pairs_that_are_there_are_not_made_again(teacher, made, monkeypatch):
+  monkeypatch.setattr(pairs.Writer, 'write', None)
+  assert runs.make_pairs(teacher, made, method=HEUN, count=60, batch_size=16) == made
+
+
+@pytest.mark.parametrize('options,says', [
+    ({'seed': 1}, 'pairs of another seed are there already'),
+    ({'count': 61}, 'pairs of another count are there already'),
+    ({'method': catalogue.method('ddim', 3)}, 'pairs of another sampler'),
+    ({'method': catalogue.method('ancestral', 3)}, 'it draws noise on the way, so that x is no'),
+    ({'method': catalogue.method('ddim', 3, eta=0.5)}, 'it draws noise on the way'),
+    ({'count': 0}, 'count=0'), ({'batch_size': 0}, 'batch_size=0')])
+def test_what_would_not_be_these_pairs_is_refused(teacher, made, options, says):
+  with pytest.raises(InputError, match=says):
+    runs.make_pairs(teacher, made, **{'method': HEUN, 'count': 60, 'batch_size': 16} | options)
+
+
+def test_a_folder_of_anything_else_is_left_alone(teacher, tmp_path):
+  (tmp_path / 'photos').mkdir()
+  with pytest.raises(InputError, match='it is there already, and holds no pairs'):
+    runs.make_pairs(teacher, tmp_path / 'photos', method=HEUN)
+
+
+def students(made, system, tmp_path, start='', **changes):
+  module, config = tiny(system)
+  config.data.update({'name': str(made), 'validation': 5} | changes)
+  return runs.train(config, configs.file('plane/flows'), tmp_path / 'student',
+                    init_from=str(start))
+
+
+def test_a_reflow_starts_from_its_teacher_trains_on_floats_and_samples(teacher, made, tmp_path):
+  means = students(made, 'reflow', tmp_path, teacher)
+  assert 0 < means['loss'] < 100
+  count = runs.sample(tmp_path / 'student', tmp_path / 'a.npz', method=HEUN, count=4)
+  with np.load(tmp_path / 'a.npz') as file:
+    assert file['images'].shape == (4, 2) and count == 6
+
+
+def test_one_step_samples_and_is_refused_a_likelihood_in_one_line(teacher, made, tmp_path):
+  students(made, 'distilled', tmp_path, teacher)
+  runs.sample(tmp_path / 'student', tmp_path / 'a.npz', count=4)
+  with np.load(tmp_path / 'a.npz') as file:
+    assert file['images'].shape == (4, 2)
+  with pytest.raises(InputError, match='this run made a OneStep, which samples; a model that '
+                     'denoises is needed to evaluate it'):
+    runs.evaluate(tmp_path / 'student')
+
+
+def test_pairs_of_another_teacher_are_refused_before_anything_is_written(teacher, made, tmp_path):
+  other = teacher.parent / 'other'
+  module, config = tiny()
+  config.seed = 7
+  runs.train(config, configs.file('plane/flows'), other)
+  with pytest.raises(InputError, match='the pairs in .* were made by other weights'):
+    students(made, 'reflow', tmp_path, other)
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(InputError, match='pairs of another teacher are there already'):
+    runs.make_pairs(other, made, method=HEUN, count=60, batch_size=16)
+
+
+@pytest.mark.parametrize('changes,says', [
+    ({'batch_size': 64}, 'config.data.batch_size=64: .* has 45 pairs to train on; make more'),
+    ({'name': 'swirl', 'found': ()}, "it has no field 'z_1', as pairs have; make some"),
+    ({'name': './nowhere'}, 'nowhere')])
+def test_data_that_are_no_pairs_or_too_few_are_refused(made, tmp_path, changes, says):
+  with pytest.raises((InputError, FileNotFoundError), match=says):
+    students(made, 'reflow', tmp_path, **changes)
+  assert not (tmp_path / 'student' / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize('change,says', [
+    (lambda said: said['about'].update(prior_std=80.0), 'standard deviation 80, of another proce'),
+    (lambda said: said['fields'][1].__setitem__(1, [3]), r'its x.npy is \(60, 2\), where pairs'),
+    (lambda said: said.pop('done'), "it has no 'done'")])
+def test_pairs_of_another_process_or_shape_are_refused(made, tmp_path, change, says):
+  place = shutil.copytree(made, tmp_path / 'pairs')
+  said = json.loads((place / 'pairs.json').read_text())
+  change(said)
+  (place / 'pairs.json').write_text(json.dumps(said))
+  with pytest.raises(InputError, match=says):
+    students(place, 'reflow', tmp_path)
+
+
+def test_pairs_of_images_of_another_size_are_refused_by_the_config_of_others(made, tmp_path):
+  module, config = configs.read('digits/flows:reflow')
+  config.data.update(name=str(made), validation=5, batch_size=8)
+  with pytest.raises(InputError, match=r'holds an example of \(2,\)'):
+    runs.train(config, configs.file('digits/flows'), tmp_path / 'student')
+
+
+@pytest.mark.long
+def test_a_command_that_is_killed_goes_on_bit_for_bit(teacher, made):
+  out = teacher.parent / 'killed'
+  command = [sys.executable, str(ROOT / 'scripts' / 'make_pairs.py'), f'--workdir={teacher}',
+             f'--out={out}', '--sampler=heun', '--steps=3', '--count=60', '--batch_size=16']
+  env = os.environ | {'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
+  first = subprocess.Popen(command, env=env)
+  part = out.with_name('killed.part') / 'pairs.json'
+  while first.poll() is None and not (part.exists() and pairs.record(part.parent)['done']):
+    time.sleep(0.001)
+  first.send_signal(signal.SIGKILL)
+  first.wait()
+  assert subprocess.run(command, env=env).returncode == 0
+  for name, values in arrays(made).items():
+    assert arrays(out)[name].tobytes() == values.tobytes()

@@ -1,0 +1,150 @@
+"""A learned coupling of data and noise: public code, and the closed forms of Gaussians."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate
+
+from tests.support import recordings
+from vdm_jax import random
+from vdm_jax.objectives import curvature
+from vdm_jax.processes import RectifiedFlow
+from vdm_jax.samplers import euler, sample, straightness
+from vdm_jax.typing import Estimate
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+LINES = RectifiedFlow()
+
+
+def keys(n):
+  return random.per_example(random.key(0), jnp.arange(n))
+
+
+def by_velocity(u):
+  """The denoiser of a velocity u(z, t) on straight lines, t: [B]."""
+  def denoise(z, level, cond=None):
+    velocity, level = u(z, level.t), level.expand(z)
+    return Estimate(z - level.sigma * velocity, z + level.alpha * velocity)
+  return denoise
+
+
+def test_the_loss_and_all_its_gradients_are_those_of_the_public_code():
+  """sangyun884/fast-ode: a linear encoder and a linear velocity; its time is ours."""
+  saved = recordings.shared('fast_ode')
+  params = {name: jnp.asarray(saved[f'param/{name}']) for name in ('We', 'be', 'Wv', 'uv', 'bv')}
+  x, noise, t = (jnp.asarray(saved[name]) for name in ('x', 'noise', 't_used'))
+  d, beta = x.shape[1], float(saved['beta'])
+
+  def losses(params):
+    encode = lambda x: jnp.split(x @ params['We'].T + params['be'], 2, axis=-1)
+    u = lambda z, t: z @ params['Wv'].T + t[:, None] * params['uv'] + params['bv']
+    loss, terms = curvature.objective(by_velocity(u), LINES, x, t, keys(len(x)), encode=encode,
+                                      beta=beta, noise=noise)
+    return loss.mean() / d, {name: u.mean() / d for name, u in terms.items()}
+
+  (loss, terms), grads = jax.value_and_grad(losses, has_aux=True)(params)
+  np.testing.assert_allclose(loss, saved['loss'], rtol=1e-9)
+  np.testing.assert_allclose(terms['velocity_error'], saved['loss_fm'], rtol=1e-9)
+  np.testing.assert_allclose(terms['divergence'], saved['loss_prior'], rtol=1e-9)
+  for name, grad in grads.items():
+    np.testing.assert_allclose(grad, saved[f'grad/{name}'], rtol=1e-7, atol=1e-10)
+
+
+def test_the_curvature_of_euler_s_trajectories_is_that_of_the_public_code():
+  saved = recordings.shared('fast_ode')
+  oracle, z = recordings.exact(saved, 'mix'), jnp.asarray(saved['sample/z_1'])
+  for n in (1, 4, 16, 128):
+    times = np.linspace(1.0, 0.0, n + 1)
+    bent, x = straightness.straightness(oracle, LINES, keys(len(z)), z, times)
+    np.testing.assert_allclose(x, saved[f'sample/euler/n{n}'], atol=1e-10)
+    np.testing.assert_allclose(bent.mean() / z.shape[1],
+                               saved[f'sample/euler/n{n}/straightness'], atol=1e-10)
+
+
+S = 0.5  # of the data
+
+
+def coupled(gain, std):
+  """For x ~ N(0, S^2), eps = gain x + std noise: E[x | z_t] and E[eps | z_t] at t, per z_t."""
+  total = gain**2 * S**2 + std**2                 # Var eps
+  both = gain * S**2                              # Cov(x, eps)
+  def parts(a, sigma):
+    variance = a**2 * S**2 + sigma**2 * total + 2 * a * sigma * both
+    return (a * S**2 + sigma * both) / variance, (a * both + sigma * total) / variance
+  return parts
+
+
+def denoiser(gain, std):
+  def denoise(z, level, cond=None):
+    level = level.expand(z)
+    of_x, of_eps = coupled(gain, std)(level.alpha, level.sigma)
+    return Estimate(of_x * z, of_eps * z)
+  return denoise
+
+
+def whole(gain, log_variance, beta):
+  """The objective at its best velocity, over times and the four points of x and noise: exact."""
+  nodes, weights = np.polynomial.legendre.leggauss(60)
+  t = jnp.repeat(jnp.asarray(0.5 * (1 + nodes)), 4)
+  x = S * jnp.tile(jnp.array([1.0, 1.0, -1.0, -1.0]), 60)[:, None]
+  noise = jnp.tile(jnp.array([1.0, -1.0, 1.0, -1.0]), 60)[:, None]
+  encode = lambda x: (gain * x, jnp.full_like(x, log_variance))
+  loss, terms = curvature.objective(denoiser(gain, jnp.exp(0.5 * log_variance)), LINES, x, t,
+                                    keys(240), encode=encode, beta=beta, noise=noise)
+  mean = lambda u: jnp.asarray(0.5 * weights) @ u.reshape(60, 4).mean(1)
+  return mean(loss), jax.tree.map(mean, terms)
+
+
+@pytest.mark.parametrize('beta,gain,std,loss,kl,marginal', [
+    (20.0, 0.0499676, 0.9805579, 0.7576392, 0.0006926, 0.98088),
+    (1.0, 0.7666110, 0.6946922, 0.3704796, 0.1790466, 0.79342)])
+def test_the_optimum_for_gaussian_data_is_that_of_the_closed_form(beta, gain, std, loss, kl,
+                                                                  marginal):
+  """Where the gradient through input and target vanishes.  The marginal of eps is not N(0, 1)."""
+  at = gain, 2.0 * np.log(std), beta
+  of = jax.jit(jax.value_and_grad(whole, argnums=(0, 1), has_aux=True), static_argnums=2)
+  (_, terms), grads = of(*at)
+  np.testing.assert_allclose(terms['velocity_error'], loss, atol=1e-6)
+  np.testing.assert_allclose(terms['divergence'], kl, atol=1e-6)
+  np.testing.assert_allclose(grads, 0.0, atol=1e-5)
+  np.testing.assert_allclose(np.sqrt(gain**2 * S**2 + std**2), marginal, atol=1e-5)
+
+
+def test_a_coupling_of_correlation_r_has_the_loss_and_straightness_of_the_closed_form():
+  """loss = s sqrt(1 - r^2) arccos r; S = E|x - eps|^2 - loss - E|x' - eps|^2."""
+  saved = recordings.shared('flows_closed_forms')
+  for r, loss, straight, kl in zip(*(saved[f'coupling/{name}'] for name in (
+      'r', 'fm_loss', 'straightness', 'kl')), strict=True):
+    gain, std = r / S, np.sqrt(1.0 - r**2)
+    value, terms = whole(gain, 2.0 * np.log(std), 0.0)
+    np.testing.assert_allclose(value, loss, rtol=1e-6)
+    # The mean over x of KL(N(gain x, std^2) || N(0, 1)): its four points have x^2 = S^2.
+    np.testing.assert_allclose(terms['divergence'], kl, rtol=1e-6, atol=1e-12)
+    bent, _ = straightness.straightness(denoiser(gain, std), LINES, keys(1), jnp.ones((1, 1)),
+                                        np.linspace(1.0, 0.0, 4001))
+    np.testing.assert_allclose(bent, straight, rtol=2e-3, atol=1e-6)
+
+
+def test_far_clusters_have_the_published_example_s_loss():
+  """x = (+-8, 8) with covariance diag(3, .1), prior diag(36, 1): the independent loss."""
+  def of(s, prior, means):  # int over t of Var(x - eps | z_t), by quadrature over z
+    z = np.linspace(-60, 60, 6001)
+    def at(t):
+      alpha, variance = 1 - t, (1 - t)**2 * s + t**2 * prior
+      log = np.stack([-0.5 * (z - alpha * m)**2 / variance for m in means])
+      p = np.exp(log).mean(0) / np.sqrt(2 * np.pi * variance)
+      share = np.exp(log - log.max(0)) / np.exp(log - log.max(0)).sum(0)
+      u = [(-alpha * s + t * prior) / variance * (z - alpha * m) - m for m in means]
+      best = sum(q * v for q, v in zip(share, u, strict=True))
+      total = s + prior + np.mean(np.square(means))
+      return total - np.trapezoid(best**2 * p, z)
+    return integrate.quad(at, 0, 1, limit=100)[0]
+  np.testing.assert_allclose(of(3.0, 36.0, [-8.0, 8.0]), 64.27826, atol=1e-4)
+  np.testing.assert_allclose(of(0.1, 1.0, [8.0]), 0.49673, atol=1e-5)
+
+
+def test_euler_is_exact_in_one_step_of_a_coupling_without_noise():
+  line = sample(euler.euler(denoiser(1.0 / S, 0.0), LINES), keys(1), jnp.ones((1, 1)),
+                np.array([1.0, 0.0]))
+  np.testing.assert_allclose(line, S, rtol=1e-12)

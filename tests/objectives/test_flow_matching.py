@@ -1,0 +1,124 @@
+"""Flow matching: public code on five paths, the oracle's loss, and the density of the flow."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import recordings
+from vdm_jax import oracles, random, schedules
+from vdm_jax.likelihood import ode
+from vdm_jax.objectives import flow_matching
+from vdm_jax.processes import GaussianProcess, RectifiedFlow, diffuse, flow, from_alpha_sigma, vp
+from vdm_jax.units import sum_over_data
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+INFINITE = (np.inf, -np.inf)
+PATHS = {'condot': RectifiedFlow(),
+         'vp': GaussianProcess(schedules.BetaLinear(t_min=0.0)),
+         'linear_vp': from_alpha_sigma(lambda t: 1.0 - t, lambda t: jnp.sqrt(t * (2.0 - t))),
+         'cosine': GaussianProcess(schedules.Cosine(*INFINITE)),
+         'poly3': GaussianProcess(schedules.Polynomial(3.0, *INFINITE), flow)}
+
+
+def keys(n):
+  return random.per_example(random.key(0), jnp.arange(n))
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_paths_velocities_and_losses_are_those_of_the_public_code(path):
+  """facebookresearch/flow_matching, whose time is 1 - t."""
+  saved, process = recordings.shared('flow_matching'), PATHS[path]
+  x, eps, t = (jnp.asarray(saved[name]) for name in ('x_1', 'x_0', 't'))
+  level = process(1.0 - t)
+  close = lambda a, name: np.testing.assert_allclose(a, saved[f'{path}/{name}'], rtol=1e-9,
+                                                     atol=1e-11)
+  close(level.alpha, 'alpha_t')
+  close(level.sigma, 'sigma_t')
+  close(-level.dalpha, 'd_alpha_t')
+  close(-level.dsigma, 'd_sigma_t')
+  z = diffuse(x, eps, level)
+  close(z, 'x_t')
+  for data in ('gauss', 'mix'):
+    oracle = recordings.exact(saved, data)
+    close(-flow_matching.velocity(oracle, process, z, 1.0 - t), f'{data}/velocity')
+    loss, _ = flow_matching.objective(oracle, process, x, 1.0 - t, keys(len(x)), eps=eps)
+    close(loss / x.shape[1], f'{data}/cfm_loss')
+
+
+def four_points(s, t):
+  """x = +-s with eps = +-1 at every t [n]: they average what is quadratic in both exactly."""
+  x = jnp.repeat(s * jnp.array([1.0, 1.0, -1.0, -1.0]), len(t))[:, None]
+  eps = jnp.repeat(jnp.array([1.0, -1.0, 1.0, -1.0]), len(t))[:, None]
+  return x, jnp.tile(t, 4), eps
+
+
+@pytest.mark.parametrize('s', [0.1, 0.5, 2.0])
+def test_the_oracle_s_loss_is_s_pi_over_2_on_straight_lines_and_no_other_gain_has_less(s):
+  """int_0^1 s^2 / (s^2 (1 - t)^2 + t^2) dt = s pi / 2, for data N(0, s^2)."""
+  nodes, weights = np.polynomial.legendre.leggauss(400)
+  t, w = 0.5 * (1.0 + nodes), 0.5 * weights
+  x, times, eps = four_points(s, jnp.asarray(t))
+  oracle = oracles.Gaussian(0.0, s)
+
+  @jax.jit
+  def losses(gain):
+    def denoise(z, level, cond=None):  # whose velocity is gain(t) times the oracle's
+      wide, best = level.expand(z), oracle(z, level)
+      u = jnp.tile(gain, 4)[:, None] * (best.eps - best.x)
+      return best._replace(x=z - wide.sigma * u, eps=z + wide.alpha * u)
+    loss, _ = flow_matching.objective(denoise, RectifiedFlow(), x, times, keys(len(x)), eps=eps)
+    return w @ loss.reshape(4, -1).mean(0)
+
+  best = jnp.ones(len(t))
+  np.testing.assert_allclose(losses(best), s * np.pi / 2, rtol=1e-10)
+  np.testing.assert_allclose(jax.grad(losses)(best), 0.0, atol=1e-12)
+  assert losses(1.01 * best) > losses(best) < losses(0.99 * best)
+
+
+def test_the_diffusion_paths_have_finite_slopes_at_the_data():
+  """The public code has dsigma/dt = -inf there, and so an infinite target."""
+  for process in (PATHS['vp'], PATHS['cosine'], PATHS['poly3']):
+    x = jnp.full((2, 3), 0.5)
+    loss, _ = flow_matching.objective(oracles.Gaussian(0.0, 0.5), process, x, jnp.array([0.0, 1.0]),
+                                      keys(2))
+    assert np.isfinite(loss).all() and np.isfinite(process(jnp.zeros(())).dsigma)
+
+
+@pytest.mark.parametrize('process', [
+    GaussianProcess(schedules.Polynomial(1.0, 20.0, -25.0), flow),
+    GaussianProcess(schedules.Cosine(20.0, -25.0), vp)], ids=['straight', 'cosine'])
+def test_the_flow_s_likelihood_of_an_image_is_its_density_and_so_is_its_gradient(process):
+  """An image of one channel, exact trace, and reverse mode: none works in the public code."""
+  image = jnp.linspace(-1.0, 1.5, 4).reshape(1, 2, 2, 1)
+
+  def by_flow(std, image):
+    return ode.log_prob(oracles.Gaussian(0.2, std), process, image, keys(1), steps=60,
+                        probe='exact').log_prob[0]
+
+  def density(std, image):
+    return oracles.Gaussian(0.2, std).log_prob(image, process(jnp.zeros(1)))[0]
+
+  value, grads = jax.jit(jax.value_and_grad(by_flow, argnums=(0, 1)))(0.5, image)
+  expected = jax.value_and_grad(density, argnums=(0, 1))(0.5, image)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), grads, expected[1])
+
+
+def test_the_polynomial_path_keeps_its_digits_at_both_ends_in_float32():
+  schedule = schedules.Polynomial(3.0, 13.3, -20.0)
+  t = jnp.array([0.0, 1e-4, 0.5, 0.9999, 1.0])
+  single = schedule(t.astype(jnp.float32))
+  assert single.dtype == jnp.float32
+  np.testing.assert_allclose(single, schedule(t), rtol=2e-5)
+  np.testing.assert_allclose(single[np.array([0, -1])], [13.3, -20.0], rtol=1e-5)
+  alpha = jax.nn.sigmoid(0.5 * schedule(jnp.linspace(0.0, 1.0, 5)))
+  np.testing.assert_allclose(np.diff(alpha**(1 / 3), 2), 0.0, atol=1e-12)
+
+
+def test_sums_are_over_the_data():
+  loss, terms = flow_matching.objective(
+      oracles.Gaussian(0.0, 1.0), RectifiedFlow(), jnp.ones((2, 3, 2)), jnp.array([0.3, 0.6]),
+      keys(2), eps=jnp.ones((2, 3, 2)))
+  assert loss.shape == terms['eps_error'].shape == (2,)
+  assert sum_over_data(jnp.ones((2, 3, 2)))[0] == 6

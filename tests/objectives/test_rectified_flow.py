@@ -1,0 +1,146 @@
+"""Rectified flow: public losses and chains, Euler's closed forms, reflow, and straightness."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import recordings
+from vdm_jax import oracles, random
+from vdm_jax.objectives import flow_matching, rectified_flow
+from vdm_jax.processes import RectifiedFlow
+from vdm_jax.samplers import euler, runge_kutta, sample, straightness
+from vdm_jax.typing import Estimate
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+LINES = RectifiedFlow()
+
+
+def keys(n):
+  return random.per_example(random.key(0), jnp.arange(n))
+
+
+def down(n):
+  return np.linspace(1.0, 0.0, n + 1)
+
+
+def shifted(oracle, offset):
+  """A network whose velocity, towards the data, is the oracle's plus `offset`."""
+  def denoise(z, level, cond=None):
+    level, best = level.expand(z), oracle(z, level)
+    u = best.eps - best.x - offset
+    return Estimate(z - level.sigma * u, z + level.alpha * u)
+  return denoise
+
+
+@pytest.mark.parametrize('data', ['gauss', 'mix'])
+def test_losses_and_euler_steps_are_those_of_the_public_code(data):
+  """gnobitab/RectifiedFlow, whose time is 1 - t."""
+  saved = recordings.shared('rectified_flow')
+  oracle = recordings.exact(saved, data)
+  x, z0 = (jnp.asarray(saved[f'{data}/{name}']) for name in ('x', 'z0'))
+  network = shifted(oracle, saved[f'{data}/loss/offset'] if f'{data}/loss/offset' in saved else
+                    saved['gauss/loss/offset'])
+  for name in ('first', 'reflow_t0', 'reflow_t1', 'reflow_uniform', 'reflow_2', 'reflow_4'):
+    case = f'{data}/loss/{name}'
+    t = 1.0 - jnp.asarray(saved[f'{case}/t'])
+    noise = jnp.asarray(saved.get(f'{case}/z0', z0))
+    if name == 'first':
+      loss, _ = flow_matching.objective(network, LINES, x, t, keys(len(x)), eps=noise)
+    else:
+      steps = int(name[-1]) if name in ('reflow_2', 'reflow_4') else 0
+      loss, _ = rectified_flow.reflow(network, LINES, x, t, keys(len(x)), z_1=noise, steps=steps)
+    np.testing.assert_allclose(loss.mean() / x.shape[1], saved[f'{case}/mean'], rtol=1e-10)
+    np.testing.assert_allclose(0.5 * loss.mean(), saved[f'{case}/half_sum'], rtol=1e-10)
+  for n in (1, 2, 4, 16, 100):
+    out = sample(euler.euler(oracle, LINES), keys(len(z0)), z0, down(n))
+    np.testing.assert_allclose(out, saved[f'{data}/euler_ode/n{n}'], atol=1e-10)
+
+
+def test_euler_steps_of_the_first_flow_have_the_standard_deviations_of_the_closed_form():
+  saved = recordings.shared('flows_closed_forms')
+  oracle = oracles.Gaussian(0.3, float(saved['s']))
+  z = jnp.array([[1.0], [0.0]])
+  for n, std in zip(saved['rf/euler_steps'], saved['rf/euler_std'], strict=True):
+    out = sample(euler.euler(oracle, LINES), keys(2), z, down(int(n)))
+    np.testing.assert_allclose(out[0] - out[1], std, atol=1e-12)
+    np.testing.assert_allclose(out[1], 0.3, atol=1e-12)
+
+
+def test_one_and_two_euler_steps_of_the_first_flow_are_the_mean_and_a_fifth():
+  oracle = oracles.Gaussian(0.0, 0.5)
+  for n, std in {1: 0.0, 2: 0.2, 4: 0.3405405, 8: 0.4147846, 16: 0.4556831}.items():
+    out = sample(euler.euler(oracle, LINES), keys(1), jnp.ones((1, 1)), down(n))
+    np.testing.assert_allclose(out, std, atol=1e-7)
+
+
+@pytest.mark.parametrize('s', [0.1, 0.5, 1.0])
+def test_straightness_of_the_first_flow_is_s_times_2_minus_pi_over_2(s):
+  """S = int E|(Z_1 - Z_0) - v|^2, of the exact trajectory of a z with z^2 = 1."""
+  oracle, times = oracles.Gaussian(0.0, s), jnp.asarray(down(4000))
+  exact = jax.vmap(lambda t: oracle.flow_map(jnp.ones((1, 1)), LINES(1.0), LINES(t)))(times)
+  np.testing.assert_allclose(straightness.of_trajectory(exact, times), s * (2.0 - np.pi / 2),
+                             rtol=1e-5)
+
+
+def reflowed(m, s):
+  """The exact denoiser of the pairs x = m + s z of a first flow: both are known from z_t."""
+  def denoise(z, level, cond=None):
+    level = level.expand(z)
+    eps = (z - level.alpha * m) / (level.alpha * s + level.sigma)
+    return Estimate(m + s * eps, eps)
+  return denoise
+
+
+def test_after_reflow_trajectories_are_straight_and_one_euler_step_is_exact():
+  m, s, n = 0.3, 0.5, 200
+  z = random.normal(keys(n), jnp.zeros((n, 2)))
+  x = oracles.Gaussian(m, s).flow_map(z, LINES(jnp.ones(n)), LINES(jnp.zeros(n)))
+  network = reflowed(m, s)
+  t = jnp.linspace(0.0, 1.0, n)
+  assert rectified_flow.reflow(network, LINES, x, t, keys(n), z_1=z)[0].max() < 1e-28
+  assert rectified_flow.distil(network, LINES, x, t, keys(n), z_1=z)[0].max() < 1e-28
+  bent, one = straightness.straightness(network, LINES, keys(n), z, down(1))
+  many = straightness.straightness(network, LINES, keys(n), z, down(7))
+  assert max(bent.max(), many[0].max()) < 1e-28
+  np.testing.assert_allclose(one, x, atol=2e-15)
+  np.testing.assert_allclose(rectified_flow.one_step(network, LINES, z), x, atol=2e-15)
+  # The cost falls from m^2 + s^2 + 1 to m^2 + (1 - s)^2 in each dimension.
+  each = jnp.square(x - z).ravel()
+  assert abs(each.mean() - m**2 - (1 - s)**2) < 4 * each.std() / each.size**0.5
+
+
+def test_a_network_at_the_noise_end_sees_the_noise_alone():
+  """The public code trains on t = 1e-3, where a thousandth of the data is in z."""
+  seen = []
+  def denoise(z, level, cond=None):
+    seen.append((z, level.sigma))
+    return Estimate(z, z)
+  z = random.normal(keys(3), jnp.zeros((3, 2)))
+  rectified_flow.distil(denoise, LINES, 5.0 + z, jnp.zeros(3), keys(3), z_1=z)
+  rectified_flow.reflow(denoise, LINES, 5.0 + z, jnp.ones(3), keys(3), z_1=z)
+  for read, sigma in seen:
+    np.testing.assert_array_equal(read, z)
+    np.testing.assert_array_equal(sigma, 1.0)
+
+
+def test_straightness_is_the_cost_that_reflow_saves_less_the_loss_of_any_data():
+  """S = E|x - eps|^2 - loss - E|x' - eps|^2, on a mixture: each term by quadrature."""
+  saved = recordings.shared('flows_closed_forms')
+  w, mu, sd = (saved[f'mix/{name}'] for name in ('w', 'mu', 'sd'))
+  oracle = oracles.Mixture(w, mu[:, None], sd)
+  z = jnp.asarray(saved['mix/z'])[:, None]
+  solver = runge_kutta.runge_kutta(oracle, LINES, tableau=runge_kutta.RK4)
+  x, path = sample(solver, keys(len(z)), z, down(400), trace=solver.value)
+  np.testing.assert_allclose(x[:, 0], saved['mix/flow_map'], atol=1e-6)
+  bent = straightness.of_trajectory(path, down(400))
+  density = np.exp(-0.5 * z[:, 0]**2) / np.sqrt(2 * np.pi)
+  expected = lambda of: np.trapezoid(of * density, z[:, 0])
+  spacing = float(z[1, 0] - z[0, 0])
+  inside = expected(np.ones(len(z)))  # of the normal density, on this grid
+  tolerance = 0.01 + 10 * abs(1 - inside) + 0.0 * spacing
+  cost = expected(jnp.square(x - z)[:, 0])
+  np.testing.assert_allclose(cost, saved['mix/cost_after'], rtol=tolerance)
+  np.testing.assert_allclose(expected(bent), saved['mix/straightness'], rtol=tolerance)
+  identity = saved['mix/cost_independent'] - saved['mix/fm_loss'] - cost
+  np.testing.assert_allclose(identity, saved['mix/straightness'], rtol=tolerance)

@@ -1,0 +1,176 @@
+"""Systems of flows: what they learn in the plane, and couplings that know no layout."""
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from tests.support import configs
+from vdm_jax import inputs, interpolants, oracles, random, schedules, train
+from vdm_jax.denoisers import denoiser
+from vdm_jax.errors import InputError
+from vdm_jax.nn.small.mlp import MLP
+from vdm_jax.objectives import flow_matching
+from vdm_jax.processes import GaussianProcess, diffuse, flow
+from vdm_jax.samplers import interpolants as samplers
+from vdm_jax.samplers import sample
+from vdm_jax.systems.flows import interpolants as between
+from vdm_jax.systems.flows import rectified_flow
+from vdm_jax.targets import flow as flow_target
+from vdm_jax.train import parallel
+from vdm_jax.train import step as step_lib
+from vdm_jax.typing import Context
+from vdm_jax.values import Bound
+
+
+def built(name, batch_size=8, **model):
+  module, config = configs.read(name)
+  config.model.update(features=8, blocks=1, **model)
+  config.data.update(batch_size=batch_size, validation=8)
+  return module.build(config)
+
+
+def test_the_network_s_minimiser_in_the_plane_reaches_the_closed_form():
+  """Flow matching of a mixture whose velocity is known: the error falls to a few per cent."""
+  mixture = oracles.Mixture(np.array([0.4, 0.6]), np.array([[-0.7, 0.2], [0.6, -0.3]]),
+                            np.array([0.2, 0.3]))
+  process = GaussianProcess(schedules.Polynomial(1.0, 10.0, -20.0), flow)
+  net = MLP(features=64, blocks=2, adds_z=False, logsnr_max=0.0, logsnr_min=1.0)
+  draw = lambda keys: jnp.asarray(mixture.means)[
+      (random.uniform(random.stream(keys, 'which'), jnp.zeros((len(keys), 1))) < 0.6).astype(int)
+  ] + jnp.asarray(mixture.stds)[
+      (random.uniform(random.stream(keys, 'which'), jnp.zeros((len(keys), 1))) < 0.6).astype(int)
+  ][:, None] * random.normal(random.stream(keys, 'x'), jnp.zeros((len(keys), 2)))
+
+  def of(params):
+    return denoiser(Bound(params, net), flow_target, inputs.lines())
+
+  def loss(params, batch, context):
+    return flow_matching.objective(of(params), process, draw(random.stream(context.keys, 'data')),
+                                   context.t, context.keys)
+
+  start = net.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))['params']
+  batches = itertools.repeat({'none': np.zeros(256, np.float32)}, 800)
+  params = train.fit(loss, start, optax.adam(optax.cosine_decay_schedule(4e-3, 800)), batches,
+                     ema=0.98, progress=False)
+  n = 4000
+  keys = random.per_example(random.key(5), jnp.arange(n))
+  t = (jnp.arange(n) + 0.5) / n
+  z = diffuse(draw(keys), random.normal(random.stream(keys, 'e'), jnp.zeros((n, 2))), process(t))
+  velocity = jax.jit(lambda params: flow_matching.velocity(of(params), process, z, t))
+  exact = flow_matching.velocity(mixture, process, z, t)
+  share = lambda params: float(jnp.square(velocity(params) - exact).mean()
+                               / jnp.square(exact).mean())
+  assert share(start) > 0.9
+  assert share(params) < 0.03
+
+
+def stepped(experiment, layout, batch):
+  update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema)
+  run = layout(update)
+  params = experiment.init(random.key(0))
+  state, metrics = run.step(run.put(step_lib.init(params, experiment.tx, experiment.ema)),
+                            run.place(batch), random.key(3))
+  return jax.device_get(run.view(state)).params, float(metrics['eps_error'])
+
+
+@pytest.fixture(scope='module')
+def batch():
+  return built('plane/flows').data.batch(0)
+
+
+def test_groups_are_of_the_global_batch_whatever_the_devices(batch):
+  """Two groups of four on four devices of two examples, and on one."""
+  experiment = built('plane/flows:minibatch_ot', group=4)
+  one = stepped(experiment, lambda update: parallel.jit_layout(update, jax.devices()[:1]), batch)
+  four = stepped(experiment, parallel.pmap_layout, batch)
+  np.testing.assert_allclose(one[1], four[1], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[0], four[0])
+
+
+def test_groups_of_one_are_flow_matching_with_independent_noise(batch):
+  alone = built('plane/flows:minibatch_ot', group=1)
+  layout = lambda update: parallel.jit_layout(update, jax.devices()[:1])
+  params, error = stepped(alone, layout, batch)
+  plain = alone._replace(update=None)  # whose loss draws its own
+  own = plain.init(random.key(0))
+  key = jax.random.fold_in(random.key(3), 0)
+  context = Context(random.stratified(random.unit(key), jnp.arange(8), 8),
+                    random.per_example(key, jnp.arange(8) + 1), jnp.int32(0))
+  model = plain.model(own)
+  loss, terms = flow_matching.objective(model.denoise, model.process,
+                                        model.encode(jnp.asarray(batch['image'])), context.t,
+                                        context.keys)
+  np.testing.assert_allclose(terms['eps_error'].mean() / 2, error, rtol=1e-5)
+
+
+def test_a_group_that_does_not_divide_the_batch_is_refused_when_it_is_built():
+  with pytest.raises(InputError, match='config.model.group=64: it does not divide config.data.bat'):
+    built('plane/flows:minibatch_ot')
+
+
+def test_the_learned_coupling_starts_independent_and_its_encoder_is_trained(batch):
+  experiment = built('plane/flows:curvature')
+  params = experiment.init(random.key(0))
+  keys = random.per_example(random.key(1), jnp.arange(8))
+  context = Context(jnp.linspace(0.1, 0.9, 8), keys, jnp.int32(0))
+  mean = lambda params: experiment.loss(params, batch, context)[0].mean()
+  terms = experiment.loss(params, batch, context)[1]
+  np.testing.assert_allclose(terms['divergence'], 0.0, atol=1e-7)
+  grads = jax.grad(mean)(params)
+  assert optax.tree.norm(grads['encoder']) > 0 < optax.tree.norm(grads['net'])
+
+
+def test_one_step_shows_what_it_is():
+  made = rectified_flow.OneStep(lambda key: key, (8, 8, 1))
+  assert repr(made) == 'OneStep(shape=(8, 8, 1): sample)'
+
+
+M, S, K, R = np.array([0.3, -0.2]), 0.2, np.array([-0.4, 0.5]), 0.4
+MADE = interpolants.interpolant(interpolants.linear, interpolants.brownian(0.3))
+
+
+class Exact(nn.Module):
+  """E[velocity | z], E[noise | z] between N(M, S^2) and N(K, R^2), as a network of no weights."""
+  logsnr_max: float = 0.0
+  logsnr_min: float = 0.0
+  adds_z: bool = False
+
+  @nn.compact
+  def __call__(self, z, t):
+    self.param('none', nn.initializers.zeros, (1,))
+    z = z[:, :2]
+    at = MADE(t).expand(z)
+    pull = (z - at.a * M - at.b * K) / ((at.a * S)**2 + (at.b * R)**2 + at.gamma**2)
+    slope = at.da * at.a * S**2 + at.db * at.b * R**2
+    return jnp.concatenate([at.da * M + at.db * K + slope * pull, at.gamma * pull], axis=-1)
+
+
+@pytest.mark.parametrize('diffusivity', [0.0, 5.0])
+def test_samples_of_an_exact_interpolant_have_the_data_s_mean_and_deviation(diffusivity):
+  """From the base N(K, R^2), by the flow and by the SDE of e = 5 gamma^2."""
+  _, config = configs.read('plane/flows:between')
+  config.model.update(diffusivity=diffusivity, sampling_steps=200)
+  base = lambda keys, like: K + R * random.normal(random.stream(keys, 'base'), like)
+  experiment = between.experiment(config, net=Exact(), base=base, interpolant=MADE)
+  model = experiment.model(experiment.init(random.key(0)))
+  images = jax.jit(lambda key: model.sample(key, 4000))(random.key(2))
+  x = (np.asarray(images) + 0.5) / 128 - 1.0
+  assert (np.abs(x.mean(0) - M) < 4 * S / 4000**0.5 + 0.01).all()
+  assert (np.abs(x.std(0) - S) < 4 * S / 8000**0.5 + 0.01).all()
+
+
+def test_a_flow_s_denoiser_samples_by_any_sde_of_its_own_score():
+  """One-sided: the drifts of a trained model, and of an oracle's at e = g^2 / 2."""
+  process = GaussianProcess(schedules.Polynomial(1.0, 10.0, -20.0), flow)
+  oracle, n = oracles.Gaussian(0.2, 0.5), 4000
+  keys = random.per_example(random.key(0), jnp.arange(n))
+  z = random.normal(random.stream(keys, 'z'), jnp.zeros((n, 1)))
+  drifts = samplers.of_process(oracle, process)
+  x = jax.jit(lambda z: sample(samplers.euler(drifts, lambda t: t), keys, z,
+                               np.linspace(1.0, 0.0, 201)))(z)
+  assert abs(x.mean() - 0.2) < 4 * 0.5 / n**0.5 + 0.01
+  assert abs(x.std() - 0.5) < 4 * 0.5 / (2 * n)**0.5 + 0.01

@@ -1,0 +1,29 @@
+"""The flags of scripts/make_pairs.py, and what it does with them."""
+from absl import flags
+
+from vdm_jax import cli, runs
+from vdm_jax.cli import drawing
+from vdm_jax.samplers import catalogue
+
+WORKDIR = cli.run_directory()
+OUT = cli.path('out', 'The folder of the pairs, ./pairs; the same command goes on with it.')
+SAMPLER = drawing.sampler(
+    'A deterministic sampler, see sample.py --help.', 'The times of the steps, see sample.py '
+    "--help.  Default: the sampler's own grid.", 'ddim: its noise, of which pairs have none.',
+    default='adaptive_ode')
+COUNT = flags.DEFINE_integer('count', 10_000, 'How many pairs.')
+SEED = cli.seed('the noise')
+LABEL = flags.DEFINE_integer('label', None, 'The class of all pairs.  Default: all classes in '
+                             'turn.')
+BATCH_SIZE = cli.batch_size(256, 'How many pairs are made at a time.')
+AVERAGE = cli.average()
+STEP = cli.step()
+
+
+def main():
+  given = cli.values(COUNT, SEED, BATCH_SIZE, AVERAGE, STEP)
+  condition = {} if LABEL.value is None else {'label': LABEL.value}
+  method = catalogue.method(*(flag.value for flag in SAMPLER))
+  out = runs.make_pairs(WORKDIR.value, OUT.value, method=method, condition=condition, **given)
+  cli.wrote(str(out), then=f'python scripts/train.py --config=configs/digits/flows.py:reflow '
+            f'--config.data.name={out} --init_from={WORKDIR.value} --workdir=RUN')

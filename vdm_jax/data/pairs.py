@@ -1,0 +1,180 @@
+"""Pairs of noise and sample, as a trained flow makes them: a folder of named float fields.
+
+    pairs.json   what they were made by, how many they are, the fields
+    x.npy        the sample, float32, as the network sees data
+    z_1.npy      the noise that it came from, float32
+    image.npy    of data that are integers: the nearest ones to x, under their own name
+    label.npy    what the model was told, if anything
+
+The arrays are mapped, and so no more of them is in memory than is read.  A folder is written row
+by row beside its place, as PLACE.part, and takes its name when it is complete; what is there of it
+is kept when the writing ends early.  Every sixth pair is for testing.
+"""
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdm_jax.data import fields
+from vdm_jax.data.fields import Batch, Field
+from vdm_jax.data.sources import Source, Store, every_sixth
+from vdm_jax.errors import InputError, require
+from vdm_jax.machine import files
+
+__all__ = ['NOISE', 'SAMPLE', 'Writer', 'begun', 'fields_of', 'is_pairs', 'open_pairs', 'record']
+
+RECORD = 'pairs.json'
+NOISE, SAMPLE = 'z_1', 'x'
+FORMAT = 1
+_REMEDY = 'Make the pairs again (scripts/make_pairs.py)'
+
+
+def fields_of(x: Field, conditions: Sequence[Field] = ()) -> tuple[Field, ...]:
+  """The fields of the pairs of a model of x: the data themselves first, where they are integers."""
+  kept = () if x.levels is None else (x,)
+  return (*kept, fields.reals(SAMPLE, x.shape), fields.reals(NOISE, x.shape), *conditions)
+
+
+def is_pairs(path: str | Path) -> bool:
+  """Whether a complete set of pairs is there."""
+  return os.path.isfile(os.path.join(os.path.expanduser(path), RECORD))
+
+
+def begun(path: str | Path) -> bool:
+  """Whether pairs are there, or some of them."""
+  return is_pairs(path) or is_pairs(f'{path}.part')
+
+
+def record(path: str | Path) -> dict[str, Any]:
+  """What pairs.json says: 'about', 'count', 'done', 'fields'.  Raises InputError where damaged."""
+  return files.read_json(Path(path).expanduser() / RECORD, ('about', 'count', 'done', 'fields'),
+                         _REMEDY, FORMAT)
+
+
+def open_pairs(path: str) -> Store:
+  """The pairs in a folder, of which no array is read.  Raises InputError."""
+  if not is_pairs(path):
+    said = record(f'{path}.part')
+    raise InputError('config.data.name', path, f'{said["done"]:,} of its {said["count"]:,} pairs '
+                     'are made', 'let scripts/make_pairs.py end; the same command goes on')
+  said = record(path)
+  declared = tuple(Field(name, tuple(shape), dtype, levels)
+                   for name, shape, dtype, levels in said['fields'])
+  for field in declared:
+    shape = _array(path, field.name).shape
+    require(shape == (said['count'], *field.shape), 'config.data.name', path,
+            f'its {field.name}.npy is {shape}, where pairs.json says {said["count"]} of '
+            f'{field.shape}', f'{_REMEDY[0].lower()}{_REMEDY[1:]}')
+  train, test = every_sixth(said['count'])
+  labels = next((np.asarray(_array(path, field.name)) for field in declared
+                 if field.name == fields.LABEL), None)
+  source = lambda name, rows: Source(
+      name, len(rows), functools.partial(_read, path, declared, rows),
+      None if labels is None else labels[rows])
+  return Store(source('not every sixth', train), source('every sixth', test), declared, '',
+               functools.partial(_parts, path))
+
+
+def _read(path: str, declared: Sequence[Field], subset: np.ndarray, rows: np.ndarray) -> Batch:
+  return {field.name: _array(path, field.name)[subset[rows]] for field in declared}
+
+
+@functools.lru_cache(maxsize=16)
+def _array(path: str, name: str) -> np.ndarray:
+  file = Path(path).expanduser() / f'{name}.npy'
+  try:
+    return np.load(file, mmap_mode='r')
+  except (OSError, ValueError) as error:
+    raise InputError('config.data.name', path, f'its {name}.npy cannot be read ({error})',
+                     f'{_REMEDY[0].lower()}{_REMEDY[1:]}') from None
+
+
+def _parts(path: str) -> dict[str, int | str]:
+  """What pairs are made of: all that their values depend on, which is what made them."""
+  said = record(path)
+  text = json.dumps(said['about'], sort_keys=True)
+  return {'pairs': said['count'], 'made by': hashlib.sha256(text.encode()).hexdigest()}
+
+
+class Writer:
+  """Writes pairs row by row, and goes on where it was left.
+
+    writer = Writer(path, about, count, fields)
+    writer.write(writer.done, batch)   # until writer.done == count
+    writer.close()
+
+  about: all that the values depend on.  Raises InputError where the place holds anything else.
+  """
+
+  def __init__(self, path: Path, about: Mapping[str, Any], count: int, declared: Sequence[Field],
+               field: str = 'out'):
+    self.path, self.part = path, path.with_name(f'{path.name}.part')
+    self._record = {'format': FORMAT, 'about': dict(about), 'count': count, 'done': 0,
+                    'fields': [list(one) for one in declared]}
+    self._record = json.loads(json.dumps(self._record))
+    for place in (self.path, self.part):
+      if place.exists():
+        self._check(place, field)
+    self.complete = self.path.exists()
+    if self.complete:
+      self._record['done'] = count
+      return
+    if not self.part.exists():
+      self.part.mkdir(parents=True)
+    begun = (self.part / RECORD).is_file()
+    for one in declared:
+      if not begun:
+        array = np.lib.format.open_memmap(self._file(one.name), 'w+', one.dtype,
+                                          (count, *one.shape))
+        del array
+    if not begun:
+      self._save()
+    self._record['done'] = record(self.part)['done']
+
+  def _check(self, place: Path, field: str) -> None:
+    """Raises InputError unless `place` has these pairs, or the first of them."""
+    if place == self.part and not (place / RECORD).is_file():
+      return  # ended before anything was said of it
+    if not is_pairs(place):
+      raise InputError(field, str(self.path), 'it is there already, and holds no pairs',
+                       'choose another name')
+    said = record(place)
+    there, now = ({**of['about'], 'count': of['count'], 'fields': of['fields']}
+                  for of in (said, self._record))
+    other = sorted(name for name in there.keys() | now.keys() if there.get(name) != now.get(name))
+    if other:
+      what = 'of another teacher' if 'weights' in other else f'of another {", ".join(other)}'
+      raise InputError(field, str(self.path), f'pairs {what} are there already',
+                       f'choose another name, or remove {place}')
+
+  def _file(self, name: str) -> Path:
+    return self.part / f'{name}.npy'
+
+  def _save(self) -> None:
+    files.write_text(self.part / RECORD, json.dumps(self._record, indent=2))
+
+  @property
+  def done(self) -> int:
+    """How many pairs are written."""
+    return self._record['done']
+
+  def write(self, first: int, batch: Batch) -> None:
+    """Rows `first`, first + 1, ...: they are on the disk when this returns."""
+    n = len(batch[NOISE])
+    for name, *_ in self._record['fields']:
+      array = np.load(self._file(name), mmap_mode='r+')
+      array[first:first + n] = batch[name]
+      array.flush()
+    self._record['done'] = first + n
+    self._save()
+
+  def close(self) -> None:
+    """Gives the folder its name, where all pairs are there."""
+    if not self.complete and self.done == self._record['count']:
+      os.replace(self.part, self.path)
+      self.complete = True

@@ -1,0 +1,95 @@
+"""Pairs of noise and sample of a run, for reflow and for distillation: see `data.pairs`."""
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from vdm_jax import data
+from vdm_jax.data import pairs
+from vdm_jax.data.fields import AUGMENTED
+from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.evaluation.features import checksum
+from vdm_jax.machine import files
+from vdm_jax.processes import prior_std
+from vdm_jax.runs import needs, workdir
+from vdm_jax.samplers.catalogue import Method
+from vdm_jax.samplers.drawing import draw_pairs
+from vdm_jax.samplers.sampling import check_grid
+from vdm_jax.train import check
+
+__all__ = ['check_start', 'make_pairs']
+
+
+def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count: int = 10_000,
+               seed: int = 0, batch_size: int = 256, average: str = '',
+               step: int | str = 'latest', condition: Mapping[str, Any] | None = None) -> Path:
+  """Draws `count` pairs (z_1, x) of the run in `directory` into the folder `out`, which it returns.
+
+  x is what a deterministic sampler makes of z_1.  Whole batches are kept, no more than one is in
+  memory, and the same call goes on with the next one: bit for bit as if it had not ended, since
+  pair i depends on (seed, i) and the size of the batches.  pairs.json keeps what the pairs depend
+  on, with a checksum of the weights.
+
+  Raises InputError: a sampler that draws noise on the way; a run without a denoiser; a folder that
+  holds other pairs, or anything else.
+  """
+  require(not method.stochastic, 'sampler', method.name, 'it draws noise on the way, so that x is '
+          'no function of z_1', 'choose a deterministic one (adaptive_ode, heun, dpmpp_2m, ddim)')
+  require(not method.variances, 'sampler', method.name, 'it takes variances that are estimated on '
+          'images', 'choose another')
+  for name, value in {'count': count, 'batch_size': batch_size}.items():
+    require_at_least(name, value)
+  require(count <= 2**30, 'count', count, 'pairs have numbers below 2^30', 'ask for fewer')
+  directory, out = files.run_directory('workdir', directory), files.user_path('out', out)
+  require(jax.process_count() == 1, 'workdir', str(directory), 'pairs are made by one process',
+          'start one, and let it have all devices')
+  trained = workdir.load_trained(directory, average=average, step=step)
+  spec, at = data.resolve(trained.config.data), trained.experiment.model
+  model = needs.require(at(trained.params), 'make_pairs', directory)
+  require(not model.is_latent, 'workdir', str(directory), 'its samples are latents',
+          'name a run whose data are x')
+  x = needs.data_field(model, spec)
+  check.require_fits('batch_size', min(batch_size, count), x.shape, jax.device_count())
+  times = method.times(model.process)
+  check_grid(times)
+  cond = lambda numbers: model.conditions(numbers, **(condition or {}))
+  told = {name: value for name, value in cond(np.arange(1)).items() if name != AUGMENTED}
+  about = {'weights': checksum(trained.params), 'checkpoint': trained.step,
+           'average': trained.average, 'data': spec.name, 'field': x.name,
+           'prior_std': round(float(prior_std(model.process)), 6), 'sampler': method.name,
+           'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'steps': len(times) - 1,
+           'seed': seed, 'batch_size': batch_size, 'devices': jax.device_count()}
+  if condition:
+    text = ''.join(f'{name}={np.asarray(value).tolist()}' for name, value in condition.items())
+    about['condition'] = hashlib.sha256(text.encode()).hexdigest()[:16]
+  writer = pairs.Writer(out, about, count, pairs.fields_of(x, [spec[name] for name in told]))
+  if writer.complete:
+    return out
+  with tqdm.tqdm(total=count, initial=writer.done, unit='pair', desc='pairs',
+                 dynamic_ncols=True) as bar:
+    for drawn in draw_pairs(at, trained.params, method.make, times=times, start=writer.done,
+                            stop=count, seed=seed, batch_size=batch_size, cond=cond):
+      # Real numbers are kept once, as the network sees them.
+      writer.write(writer.done, {**cond(drawn.numbers), x.name: drawn.data,
+                                 pairs.SAMPLE: drawn.x, pairs.NOISE: drawn.z_1})
+      bar.update(len(drawn.numbers))
+  writer.close()
+  return out
+
+
+def check_start(place: str, start: str | Path) -> None:
+  """Raises InputError where the data are pairs, and not of the run that the training starts from.
+
+  place: config.data.name.  start: the workdir of that run, whose averaged weights are taken.
+  """
+  if not (data.is_path(place) and pairs.is_pairs(place)):
+    return
+  said = pairs.record(place)['about']
+  if said.get('weights') != checksum(workdir.load_trained(start).params):
+    raise InputError('init_from', str(start), f'the pairs in {place} were made by other weights '
+                     f'(step {said.get("checkpoint")}, average {said.get("average")!r})',
+                     'start from the run that made them, or make pairs of this one')

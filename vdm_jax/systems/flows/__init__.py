@@ -1,0 +1,1 @@
+"""Flows: networks of velocities, on straight paths and others, and couplings that straighten."""
