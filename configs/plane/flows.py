@@ -15,6 +15,7 @@ After the colon the system:
   distilled                    those pairs in one step; it samples and has no likelihood
   between                      a stochastic interpolant from eight normals, not from noise, to the
                                spiral: Albergo et al. (2023)
+  mean_flow                    one step, learned without a teacher: Geng et al. (2025)
 
 Hardware, time and what it reaches: see configs/plane/README.md; the entropy of the data is 5.49
 bits/dim.
@@ -25,7 +26,13 @@ import ml_collections
 from vdm_jax import interpolants, random, recipes
 from vdm_jax.errors import require_choice
 from vdm_jax.systems import networks
-from vdm_jax.systems.flows import curvature, flow_matching, minibatch_ot, rectified_flow
+from vdm_jax.systems.flows import (
+    curvature,
+    flow_matching,
+    mean_flow,
+    minibatch_ot,
+    rectified_flow,
+)
 from vdm_jax.systems.flows import interpolants as between
 from vdm_jax.typing import Experiment
 
@@ -33,7 +40,7 @@ PAIRS = './runs/plane_pairs'
 SYSTEMS = {
     **dict.fromkeys(flow_matching.PATHS, flow_matching), 'minibatch_ot': minibatch_ot,
     'curvature': curvature, 'reflow': rectified_flow, 'distilled': rectified_flow,
-    'between': between,
+    'between': between, 'mean_flow': mean_flow,
 }
 
 

@@ -34,27 +34,40 @@ def shifted(oracle, offset):
 
 
 @pytest.mark.parametrize('data', ['gauss', 'mix'])
-def test_losses_and_euler_steps_are_those_of_the_public_code(data):
-  """gnobitab/RectifiedFlow, whose time is 1 - t."""
+def test_losses_are_those_of_the_public_code(data):
+  """gnobitab/RectifiedFlow, whose time is 1 - t; a network that is off by an offset."""
   saved = recordings.shared('rectified_flow')
   oracle = recordings.exact(saved, data)
   x, z0 = (jnp.asarray(saved[f'{data}/{name}']) for name in ('x', 'z0'))
-  network = shifted(oracle, saved[f'{data}/loss/offset'] if f'{data}/loss/offset' in saved else
-                    saved['gauss/loss/offset'])
+  network = shifted(oracle, saved[f'{data}/loss/offset'])
   for name in ('first', 'reflow_t0', 'reflow_t1', 'reflow_uniform', 'reflow_2', 'reflow_4'):
     case = f'{data}/loss/{name}'
     t = 1.0 - jnp.asarray(saved[f'{case}/t'])
-    noise = jnp.asarray(saved.get(f'{case}/z0', z0))
     if name == 'first':
+      noise = jnp.asarray(saved[f'{case}/z0'])
       loss, _ = flow_matching.objective(network, LINES, x, t, keys(len(x)), eps=noise)
     else:
-      steps = int(name[-1]) if name in ('reflow_2', 'reflow_4') else 0
-      loss, _ = rectified_flow.reflow(network, LINES, x, t, keys(len(x)), z_1=noise, steps=steps)
+      loss, _ = rectified_flow.reflow(network, LINES, x, t, keys(len(x)), z_1=z0)
     np.testing.assert_allclose(loss.mean() / x.shape[1], saved[f'{case}/mean'], rtol=1e-10)
     np.testing.assert_allclose(0.5 * loss.mean(), saved[f'{case}/half_sum'], rtol=1e-10)
+
+
+@pytest.mark.parametrize('data', ['gauss', 'mix'])
+def test_euler_steps_are_those_of_the_public_code_at_its_times_which_are_squeezed(data):
+  """It takes steps of 1/N at times from 1e-3 to 1, which are .999/N apart, so that one step of the
+  exact flow does not end in the mean.  Here it does."""
+  saved = recordings.shared('rectified_flow')
+  oracle, z0 = recordings.exact(saved, data), jnp.asarray(saved[f'{data}/z0'])
   for n in (1, 2, 4, 16, 100):
-    out = sample(euler.euler(oracle, LINES), keys(len(z0)), z0, down(n))
-    np.testing.assert_allclose(out, saved[f'{data}/euler_ode/n{n}'], atol=1e-10)
+    def step(z, i, n=n):
+      t = 1.0 - (i / n * (1.0 - 1e-3) + 1e-3)
+      return z - flow_matching.velocity(oracle, LINES, z, t) / n, None
+    theirs, _ = jax.lax.scan(step, z0, jnp.arange(n))
+    np.testing.assert_allclose(theirs, saved[f'{data}/euler/n{n}'], atol=1e-10)
+  one = sample(euler.euler(oracle, LINES), keys(len(z0)), z0, down(1))
+  mean = oracle(jnp.zeros_like(z0), LINES(1.0)).x
+  np.testing.assert_allclose(one, mean, atol=1e-12)
+  assert np.abs(saved[f'{data}/euler/n1'] - mean).max() > 1e-3
 
 
 def test_euler_steps_of_the_first_flow_have_the_standard_deviations_of_the_closed_form():
@@ -119,6 +132,9 @@ def test_a_network_at_the_noise_end_sees_the_noise_alone():
   z = random.normal(keys(3), jnp.zeros((3, 2)))
   rectified_flow.distil(denoise, LINES, 5.0 + z, jnp.zeros(3), keys(3), z_1=z)
   rectified_flow.reflow(denoise, LINES, 5.0 + z, jnp.ones(3), keys(3), z_1=z)
+  rectified_flow.reflow(denoise, LINES, 5.0 + z, jnp.array([0.1, 0.8, 0.999]), keys(3), z_1=z,
+                        steps=4)
+  np.testing.assert_array_equal(seen.pop()[1], [0.25, 1.0, 1.0])  # a start of one of four steps
   for read, sigma in seen:
     np.testing.assert_array_equal(read, z)
     np.testing.assert_array_equal(sigma, 1.0)
@@ -129,18 +145,16 @@ def test_straightness_is_the_cost_that_reflow_saves_less_the_loss_of_any_data():
   saved = recordings.shared('flows_closed_forms')
   w, mu, sd = (saved[f'mix/{name}'] for name in ('w', 'mu', 'sd'))
   oracle = oracles.Mixture(w, mu[:, None], sd)
-  z = jnp.asarray(saved['mix/z'])[:, None]
   solver = runge_kutta.runge_kutta(oracle, LINES, tableau=runge_kutta.RK4)
+  nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+  grid = saved['mix/z']
+  z = jnp.concatenate([grid, nodes])[:, None]
   x, path = sample(solver, keys(len(z)), z, down(400), trace=solver.value)
-  np.testing.assert_allclose(x[:, 0], saved['mix/flow_map'], atol=1e-6)
-  bent = straightness.of_trajectory(path, down(400))
-  density = np.exp(-0.5 * z[:, 0]**2) / np.sqrt(2 * np.pi)
-  expected = lambda of: np.trapezoid(of * density, z[:, 0])
-  spacing = float(z[1, 0] - z[0, 0])
-  inside = expected(np.ones(len(z)))  # of the normal density, on this grid
-  tolerance = 0.01 + 10 * abs(1 - inside) + 0.0 * spacing
+  np.testing.assert_allclose(x[:len(grid), 0], saved['mix/flow_map'], atol=1e-6)
+  expected = lambda of: weights @ of[len(grid):] / np.sqrt(2 * np.pi)
+  straight = expected(straightness.of_trajectory(path, down(400)))
   cost = expected(jnp.square(x - z)[:, 0])
-  np.testing.assert_allclose(cost, saved['mix/cost_after'], rtol=tolerance)
-  np.testing.assert_allclose(expected(bent), saved['mix/straightness'], rtol=tolerance)
+  np.testing.assert_allclose(cost, saved['mix/cost_after'], rtol=3e-3)
+  np.testing.assert_allclose(straight, saved['mix/straightness'], rtol=3e-3)
   identity = saved['mix/cost_independent'] - saved['mix/fm_loss'] - cost
-  np.testing.assert_allclose(identity, saved['mix/straightness'], rtol=tolerance)
+  np.testing.assert_allclose(identity, straight, rtol=3e-3)

@@ -44,6 +44,7 @@ SYSTEMS = {
     'reflow': Toy('reflow', 'plane/flows', ('reflow',), 'euler', 2, 'ot'),
     'distilled': Toy('one step', 'plane/flows', ('distilled',), 'euler', 1, 'reflow'),
     'between': Toy('interpolant from 8 normals', 'plane/flows', ('between',), 'euler', 100),
+    'mean_flow': Toy('MeanFlow', 'plane/flows', ('mean_flow',), 'euler', 1),
 }
 
 

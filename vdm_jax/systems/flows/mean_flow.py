@@ -1,0 +1,63 @@
+"""MeanFlow: one step from noise to data, learned without a teacher.
+
+Geng et al. (2025); see `objectives.mean_flow`.  The network is told t as its time and t - r as its
+scalar condition.
+"""
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from vdm_jax import data, random
+from vdm_jax.decoders import Pixels
+from vdm_jax.objectives import mean_flow
+from vdm_jax.systems import compose, networks
+from vdm_jax.systems.flows import flow_matching as system
+from vdm_jax.systems.flows.rectified_flow import OneStep
+from vdm_jax.typing import Experiment
+from vdm_jax.values import Bound
+
+
+def default_config(**model) -> ml_collections.ConfigDict:
+  """The fields of flow matching, and how pairs of times are drawn and weighed."""
+  return system.default_config(**{'same': 0.75, 'power': 1.0} | model)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
+  """MeanFlow with this network of (z, t, t - r, keys), by default `networks.unet`.
+
+  Its model samples in one step and has no likelihood.  Raises InputError: steps of a chain; labels;
+  a share outside of [0, 1].
+  """
+  m = config.model
+  compose.require_continuous(config)
+  compose.require(config, 'same', 0 <= m.same <= 1, 'it is a share', 'give one from 0 to 1')
+  compose.require(config, 'class_conditional', not m.class_conditional,
+                  'the condition of this network is a time', 'set it False')
+  spec, net = data.resolve(config.data), system.told_time(net or networks.unet(config))
+  coding, size = Pixels(spec.levels), int(np.prod(spec.shape))
+
+  def network(params, keys=None):
+    bound = Bound(params['net'], net, keys)
+    return lambda z, r, t: bound(z, t, t - r)
+
+  def init(key):
+    one = jnp.ones(1)
+    return {'net': net.init(key, jnp.zeros((1, *spec.shape)), one, one)['params']}
+
+  def loss(params, batch, context):
+    x = coding.encode(batch[spec.x.name])
+    r, t = mean_flow.times(context.t, context.keys, m.same)
+    loss, terms = mean_flow.objective(network(params, compose.dropout_keys(context)), x, r, t,
+                                      context.keys, power=m.power)
+    return loss, {name: u / size for name, u in terms.items()}
+
+  def model(params, keys=None):
+    def sample(key, n=None):
+      keys = random.each(key, n)
+      z_1 = random.normal(random.stream(keys, 'z_1'), jnp.zeros((len(keys), *spec.shape)))
+      one = jnp.ones(len(keys))
+      return coding.decode(mean_flow.step(network(params), z_1, one, 0.0 * one))
+    return OneStep(sample, spec.shape, spec.x.name)
+
+  return compose.assemble(config, init=init, loss=loss, model=model)
