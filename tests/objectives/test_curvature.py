@@ -54,7 +54,7 @@ def test_the_loss_and_all_its_gradients_are_those_of_the_public_code():
 def test_the_curvature_of_euler_s_trajectories_is_that_of_the_public_code():
   saved = recordings.shared('fast_ode')
   oracle, z = recordings.exact(saved, 'mix'), jnp.asarray(saved['sample/z_1'])
-  for n in (1, 4, 16, 128):
+  for n in (4, 128):
     times = np.linspace(1.0, 0.0, n + 1)
     bent, x = straightness.straightness(oracle, LINES, keys(len(z)), z, times)
     np.testing.assert_allclose(x, saved[f'sample/euler/n{n}'], atol=1e-10)
