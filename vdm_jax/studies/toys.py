@@ -24,7 +24,7 @@ class Toy(NamedTuple):
   pairs_of: str = ''         # the toy that it starts from, and whose pairs are its data
 
 
-PAIRS = 50_000
+PAIRS = 20_000
 SYSTEMS = {
     'dpm': Toy('DPM 2015', 'plane/dpm2015', (), 'ancestral_learned', 39),
     'vdm': Toy('VDM', 'plane/spiral', ('vdm',), 'ancestral', 250),
@@ -61,7 +61,7 @@ def pairs_of(directory: Path, count: int) -> Path:
   Raises InputError where there is no such run.
   """
   place = directory.absolute().with_name(f'{directory.name}_pairs')
-  return runs.make_pairs(directory, place, method=catalogue.method('heun', 50), count=count,
+  return runs.make_pairs(directory, place, method=catalogue.method('heun', 25), count=count,
                          batch_size=5000)
 
 
