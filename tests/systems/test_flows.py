@@ -82,13 +82,16 @@ def batch():
   return built('plane/flows').data.batch(0)
 
 
-def test_groups_are_of_the_global_batch_whatever_the_devices(batch):
-  """Two groups of four on four devices of two examples, and on one."""
+def test_groups_are_of_the_global_batch_whatever_the_devices_and_microbatches(batch):
+  """Two groups of four on four devices of two examples, on one, and in two microbatches."""
   experiment = built('plane/flows:minibatch_ot', group=4)
   one = stepped(experiment, lambda update: parallel.jit_layout(update, jax.devices()[:1]), batch)
   four = stepped(experiment, parallel.pmap_layout, batch)
   np.testing.assert_allclose(one[1], four[1], rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[0], four[0])
+  split = experiment._replace(update=step_lib.update_of(experiment, 2))
+  two = stepped(split, lambda update: parallel.jit_layout(update, jax.devices()[:1]), batch)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[0], two[0])
 
 
 def test_groups_of_one_are_flow_matching_with_independent_noise(batch):

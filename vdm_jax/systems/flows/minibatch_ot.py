@@ -41,7 +41,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   step = step_lib.make_step(loss, base.tx, dict(config.ema))
 
-  def update(state, batch, key, axis):
+  def update(state, batch, key, axis, accumulate=1):
     model = base.model(state.params)
     x = model.encode(batch[model.field])
     i = axis.example_index(len(x))
@@ -52,6 +52,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
     if axis.name is not None:  # a group may lie on several devices
       noise, x, labels = axis.gather((noise, x, labels))
     eps = couplings.optimal_transport(noise, x, labels, group=group)
-    return step(state, {**batch, 'eps': eps[i] if axis.name is not None else eps}, key, axis)
+    batch = {**batch, 'eps': eps if axis.name is None else eps[i]}
+    return step(state, batch, key, axis, accumulate=accumulate)
 
   return base._replace(loss=loss, update=update)
