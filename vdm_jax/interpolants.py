@@ -109,10 +109,15 @@ def linear(t: Array) -> tuple[Array, Array]:
   return 1.0 - t, t
 
 
-def trigonometric(t: Array) -> tuple[Array, Array]:
-  """a = cos(pi t / 2), b = sin(pi t / 2)."""
-  angle = 0.5 * math.pi * t
-  return jnp.cos(angle), jnp.sin(angle)
+def trigonometric(variance: Variance = jnp.zeros_like) -> Path:
+  """a = c cos(pi t / 2), b = c sin(pi t / 2), c^2 = 1 - gamma^2: z has unit variance if x and y do.
+
+  variance: that of the interpolant; by default none is left for the noise, and c = 1.
+  """
+  def path(t):
+    angle, c = 0.5 * math.pi * t, jnp.sqrt(1.0 - variance(t))
+    return c * jnp.cos(angle), c * jnp.sin(angle)
+  return path
 
 
 def encoding_decoding(t: Array) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ from vdm_jax.samplers import sample
 pytestmark = pytest.mark.usefixtures('x64')
 
 M, S, K, R = 0.4, 0.5, -1.0, 0.8  # x ~ N(M, S^2) at t = 0, y ~ N(K, R^2) at t = 1
-MADE = interpolants.interpolant(interpolants.trigonometric, interpolants.brownian(0.7))
+MADE = interpolants.interpolant(interpolants.trigonometric(), interpolants.brownian(0.7))
 
 
 def drifts(z, t, cond=None):
@@ -34,7 +34,7 @@ def moments(sampler, times, mean, variance):
   def at(z, noise):
     with mock.patch.object(random, 'normal', lambda keys, like: jnp.full_like(like, noise)):
       step = lambda t, s: sampler.step(keys, jnp.full((1, 1), z), t, s, None)[0, 0]
-      return jax.vmap(step)(jnp.asarray(times[:-1]), jnp.asarray(times[1:]))
+      return jax.jit(jax.vmap(step))(jnp.asarray(times[:-1]), jnp.asarray(times[1:]))
   shift, scaled, noisy = at(0.0, 0.0), at(1.0, 0.0), at(0.0, 1.0)
   for q, p, c in zip(*map(np.asarray, (shift, scaled - shift, noisy - shift)), strict=True):
     mean, variance = p * mean + q, p**2 * variance + c**2

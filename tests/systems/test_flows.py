@@ -33,6 +33,7 @@ def built(name, batch_size=8, **model):
   return module.build(config)
 
 
+@pytest.mark.long
 def test_the_network_s_minimiser_in_the_plane_reaches_the_closed_form():
   """Flow matching of a mixture whose velocity is known: the error falls to a few per cent."""
   mixture = oracles.Mixture(np.array([0.4, 0.6]), np.array([[-0.7, 0.2], [0.6, -0.3]]),
