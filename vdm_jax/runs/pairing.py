@@ -60,7 +60,8 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   told = {name: value for name, value in cond(np.arange(1)).items() if name != AUGMENTED}
   about = {'weights': checksum(trained.params), 'checkpoint': trained.step,
            'average': trained.average, 'data': spec.name, 'field': x.name,
-           'prior_std': round(float(prior_std(model.process)), 6), 'sampler': method.name,
+           'prior_std': None if model.prior else round(float(prior_std(model.process)), 6),
+           'sampler': method.name,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'steps': len(times) - 1,
            'seed': seed, 'batch_size': batch_size, 'devices': jax.device_count()}
   if condition:

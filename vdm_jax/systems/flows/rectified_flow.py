@@ -100,10 +100,11 @@ def _checked(config: ml_collections.ConfigDict, net, read, condition) -> Experim
   if data.is_path(place) and pairs.is_pairs(place):
     said = pairs.record(place)
     own = float(prior_std(base.model({'net': {}}).process))
-    theirs = said['about'].get('prior_std', own)
-    if abs(own - theirs) > 0.01 * own:
-      raise InputError('config.data.name', place, f'its noise has standard deviation {theirs:g}, '
-                       f'of another process: here it is {own:g}',
+    theirs = said['about']['prior_std']
+    if theirs is None or abs(own - theirs) > 0.01 * own:
+      noise = 'is learned' if theirs is None else f'has standard deviation {theirs:g}'
+      raise InputError('config.data.name', place, f'its noise {noise}, of another process: here it '
+                       f'has standard deviation {own:g}',
                        'make pairs of a flow, or of a model on the curve vp')
     there = len(base.data.split('train'))
     require(there >= config.data.batch_size, 'config.data.batch_size', config.data.batch_size,
