@@ -182,7 +182,7 @@ def test_data_that_are_no_pairs_or_too_few_are_refused(made, tmp_path, changes, 
 
 
 @pytest.mark.parametrize('change,says', [
-    (lambda said: said['about'].update(prior_std=80.0), 'standard deviation 80, of another process'),
+    (lambda said: said['about'].update(prior_std=80.0), 'standard deviation 80, of another'),
     (lambda said: said['fields'][1].__setitem__(1, [3]), r'its x.npy is \(60, 2\), where pairs'),
     (lambda said: said.pop('done'), "it has no 'done'")])
 def test_pairs_of_another_process_or_shape_are_refused(made, tmp_path, change, says):
