@@ -83,6 +83,7 @@ def batch():
   return built('plane/flows').data.batch(0)
 
 
+@pytest.mark.long
 def test_groups_are_of_the_global_batch_whatever_the_devices_and_microbatches(batch):
   """Two groups of four on four devices of two examples, on one, and in two microbatches."""
   experiment = built('plane/flows:minibatch_ot', group=4)
