@@ -1,12 +1,15 @@
 """Images to a file and back by a run, and every refusal."""
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,6 +67,70 @@ def test_the_parts_of_a_file_are_its_size(encoded):
   assert info['steps'] == 3 and info['count'] == 24 and info['bytes'] == report.size
 
 
+def test_the_bound_that_is_reported_is_that_of_the_images_and_their_chain(folder, run, encoded):
+  report = encoded[1]
+  trained = workdir.load_trained(run)
+  images = np.stack([np.asarray(Image.open(path)) for path in (folder / 'pictures').rglob('*.png')])
+  nats = trained.experiment.model(trained.params).nats(
+      {'image': images[..., None]}, key=jax.random.key(7), draws=64, steps=3)
+  bits = nats / np.log(2.0) / report.dimensions
+  # Both means are over the same images: what is left of their spread are the draws.
+  assert abs(report.bound - bits.mean()) < 4.0 * report.bound_error
+  assert report.above_error > 0.0 and 0.0 < report.net_error < report.net
+
+
+def test_images_that_are_too_many_to_be_held_are_read_a_lane_at_a_time(folder, run, tmp_path,
+                                                                      monkeypatch):
+  whole = compressing.encode(run, folder / 'pictures', tmp_path / 'whole.vdmz', steps=2, lanes=2,
+                             progress=False)
+  read, picture = [], compressing._picture
+  monkeypatch.setattr(compressing, '_HELD', 100)
+  monkeypatch.setattr(compressing, '_picture', lambda *given: read.append(1) or picture(*given))
+  groups, encode = [], compressing.bits_back.encode
+
+  def watched(chain, images, *given, **options):
+    def counted(rows):
+      groups.append(len(rows))
+      return images(rows)
+    read.clear()
+    coded = encode(chain, counted, *given, **options)
+    assert len(read) == 24  # each once
+    return coded
+
+  monkeypatch.setattr(compressing.bits_back, 'encode', watched)
+  few = compressing.encode(run, folder / 'pictures', tmp_path / 'few.vdmz', steps=2, lanes=2,
+                           progress=False)
+  assert max(groups) == 2
+  assert few.net == whole.net and few.bound == pytest.approx(whole.bound)
+  assert set(whole.sheet) == {'PNG', 'WebP', 'JPEG XL'} and few.sheet == {}
+
+
+def test_arrays_are_decoded_in_the_memory_of_a_few(tmp_path):
+  count, shape = 3000, (16, 16, 3)
+  header = {'count': count, 'shape': shape, 'levels': 256, 'conditions': {'label': [1] * count}}
+  image = np.random.default_rng(0).integers(0, 256, shape)
+  decoded = ((np.array([i]), (image[None] + i) % 256) for i in reversed(range(count)))
+  tracemalloc.start()
+  compressing._save([tmp_path / 'new' / 'images.npz'], decoded, header)
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert most < count * image.size / 4  # a byte for each of a quarter of them
+  with np.load(tmp_path / 'new' / 'images.npz') as arrays:
+    assert arrays['labels'].shape == (count,) and arrays['images'].dtype == np.uint8
+    np.testing.assert_array_equal(arrays['images'][7], (image + 7) % 256)
+  assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['images.npz']
+
+
+@pytest.mark.parametrize('name', ['PNG', 'WebP', 'JPEG XL'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_sheet_of_noise_costs_its_entropy_and_a_plain_one_nearly_nothing(name, channels):
+  if name == 'JPEG XL':
+    pytest.importorskip('pillow_jxl')
+  noise = np.random.default_rng(0).integers(0, 256, (64, 16, 16, channels))
+  assert 7.9 < compressing.as_sheet(noise)[name] < 9.0
+  assert compressing.as_sheet(np.full_like(noise, 9))[name] < 0.1
+
+
 def test_other_arrays_keep_their_labels_and_a_model_of_classes_wants_them(folder, tmp_path):
   pictures = tmp_path / 'classes'
   rng = np.random.default_rng(1)
@@ -97,6 +164,23 @@ def test_a_model_of_augmented_images_codes_them_as_they_are(folder, tmp_path):
   assert report.count == 24
 
 
+def test_the_ledger_has_the_bits_of_a_file_beside_the_bound(run, tmp_path):
+  ledger = runs.evaluate(run, split='validation', estimates=['vlb@3', 'codec@3'], times=32,
+                         out=tmp_path)
+  rows = {row['estimate']: row for row in ledger.rows}
+  coded = rows['codec@3']
+  assert (coded['kind'], coded['model'], coded['steps']) == ('code length', 'chain', 3)
+  assert coded['examples'] == 8 and coded['evaluations_per_image'] == 6  # there and back
+  [check] = [check for check in ledger.checks if check['name'] == 'codec@3 <= vlb@3, to 1 %']
+  assert check['passed']
+  assert check['difference'] == pytest.approx(
+      coded['bits_per_dim'] - rows['vlb@3']['bits_per_dim'])
+  with pytest.raises(InputError, match='no head for the variance'):
+    runs.evaluate(run, split='validation', estimates=['codec@3/learned'], out=tmp_path)
+  with pytest.raises(InputError, match='no such estimate'):
+    runs.evaluate(run, split='validation', estimates=['codec'], out=tmp_path)
+
+
 @pytest.mark.parametrize('place', range(0, 100, 9))
 def test_a_changed_byte_anywhere_is_noticed_before_decoding(encoded, tmp_path, place):
   content = bytearray(encoded[0].read_bytes())
@@ -125,6 +209,7 @@ def rewritten(source, path, **fields):
     ({'weights': '0' * 16}, 'other weights than the weights of .*name the run that encoded it'),
     ({'probe': '0' * 32}, 'rounds otherwise than the one that encoded it'),
     ({'tables': '0' * 32}, 'rounds otherwise than the one that encoded it'),
+    ({'network_lanes': 4}, 'rounds otherwise than the one that encoded it'),
     ({'run': '/nowhere'}, 'workdir=./nowhere.*say where it is now'),
     ({'names': ['../../x'] * 24}, 'outside of the folder')])
 def test_a_file_of_another_model_or_machine_is_refused(encoded, tmp_path, fields, message):
@@ -169,6 +254,16 @@ def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_p
   assert not list(tmp_path.glob('x*'))
 
 
+def test_a_run_without_a_chain_is_refused_and_leaves_no_file(folder, run, tmp_path, monkeypatch):
+  trained = workdir.load_trained(run)
+  model = lambda params: trained.experiment.model(params)._replace(bound=lambda *_: None)
+  monkeypatch.setattr(compressing.workdir, 'load_trained', lambda *_, **__: trained._replace(
+      experiment=trained.experiment._replace(model=model)))
+  with pytest.raises(InputError, match='has a bound of its own, so its chain cannot be coded'):
+    compressing.encode(run, folder / 'pictures', tmp_path / 'x.vdmz', steps=2, progress=False)
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('mode, message', [
     ('RGB', 'it has colours, which the model does not code'),
     ('LA', 'it has alpha, which the model does not code'), ('I;16', 'more than 8 bits')])
@@ -196,13 +291,34 @@ def test_the_header_is_json_that_another_program_reads(encoded):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_encoding_that_is_killed_half_way_leaves_no_file(folder, run, tmp_path, number):
+  process = subprocess.Popen(
+      [sys.executable, 'scripts/compress.py', 'encode', str(folder / 'pictures'),
+       f'--workdir={run}', f'--out={tmp_path / "x.vdmz"}', '--T=3000'], cwd=ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  said = b''
+  while b'2/24' not in said:
+    assert (more := process.stderr.read1(100)), said
+    said += more
+  process.send_signal(number)
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
+  assert b'bits/dim' not in out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
 def test_a_machine_that_rounds_otherwise_is_refused(folder, run, tmp_path):
   """A program for other instructions is another machine on this one."""
   command = [sys.executable, 'scripts/compress.py']
   clean = {**os.environ, 'XLA_FLAGS': '', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
   out = tmp_path / 'x.vdmz'
-  subprocess.run([*command, 'encode', str(folder / 'pictures'), f'--workdir={run}', f'--out={out}',
-                  '--T=3'], cwd=ROOT, env=clean, check=True, capture_output=True)
+  done = subprocess.run([*command, 'encode', str(folder / 'pictures'), f'--workdir={run}',
+                         f'--out={out}', '--T=3'], cwd=ROOT, env=clean, check=True,
+                        capture_output=True, text=True)
+  for part in ('header', 'initial', 'net', 'vlb@3 of these images: ', 'net - vlb@3: ', 'PNG ',
+               'JPEG XL ', 'of the time in the network'):
+    assert part in done.stdout
   there = subprocess.run([*command, 'decode', str(out), f'--out={tmp_path / "a"}'], cwd=ROOT,
                          env=clean, capture_output=True, text=True)
   assert there.returncode == 0, there.stderr

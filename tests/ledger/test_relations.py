@@ -74,6 +74,17 @@ def test_paths_one_by_one_are_the_bound_of_their_chain(shift, holds):
         'iw@4x10 <= its paths one by one', 'the best path of iw@4x10 <= it']
 
 
+@pytest.mark.parametrize('shift,more,fewer', [
+    (0.0, True, True), (0.01, True, True), (0.1, False, True), (-0.1, True, False)])
+def test_a_file_has_the_bits_of_the_bound_of_its_chain_to_one_percent(shift, more, fewer):
+  of = lambda **other: row('codec@10', draws(2, noise=0.01) + shift, 'codec',
+                           **{'steps': 10, 'variance': 'small'} | other)
+  chain = row('vlb@10', draws(1, noise=0.01), steps=10, variance='small')  # 2 bits, error 5e-4
+  assert verdicts(of(), chain) == {'codec@10 <= vlb@10, to 1 %': more,
+                                   'vlb@10 <= codec@10, to 1 %': fewer}
+  assert not verdicts(of(steps=20), chain) and not verdicts(of(variance='analytic'), chain)
+
+
 @pytest.mark.parametrize('gain,holds', [(0.2, True), (0.0, True), (-0.1, False)])
 def test_more_paths_are_no_looser(gain, holds):
   found = verdicts(iw('iw@8x10', draws(2) - gain), iw('iw@4x10', draws(3)))

@@ -39,7 +39,8 @@ ROOMS = {
 ROOMS['systems'] = list(ROOMS)
 ROOMS['recipes'] = []
 # What the estimates of `likelihood` say of a run, and what must hold between them.
-ROOMS['ledger'] = [*MATHEMATICS, 'errors', 'machine', 'likelihood', 'objectives', 'samplers']
+ROOMS['ledger'] = [*MATHEMATICS, 'errors', 'machine', 'likelihood', 'objectives', 'samplers',
+                   'codec']
 # A published checkpoint becomes the parameters of a system.
 ROOMS['published'] = ['typing', 'errors', 'random', 'schedules', 'machine', 'nn', 'systems']
 # A run's directory, and what the commands do with it.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
-from vdm_jax.benchmark import memory, precision, scaling, speed
+from vdm_jax.benchmark import coding, memory, precision, scaling, speed
 from vdm_jax.errors import InputError, require
 
 __all__ = ['MEASUREMENTS', 'Settings', 'measure']
@@ -28,6 +28,7 @@ class Settings:
   peak_tflops: float = 0.0
   times: int = 32
   sampler_steps: int = 250
+  chain_steps: int = 20               # T of the codec
   depths: Sequence[int] = (1, 2, 4, 8)
   training: Sequence[str] = ()        # the command of a training whose start is timed; (): none
   split: str = 'test'
@@ -84,6 +85,11 @@ def _sample(settings: Settings) -> dict:
                       peak_tflops=settings.peak_tflops, **_repetitions(settings))
 
 
+def _codec(settings: Settings) -> dict:
+  return coding.codec(_of_run_or_config(settings), steps=settings.chain_steps,
+                      **_repetitions(settings))
+
+
 def _data(settings: Settings) -> dict:
   return speed.data(_of_config(settings), **_repetitions(settings))
 
@@ -126,5 +132,5 @@ def _scaling(settings: Settings) -> dict:
 
 
 MEASUREMENTS: dict[str, Callable[[Settings], dict]] = {
-    'train': _train, 'eval': _evaluate, 'sample': _sample, 'data': _data, 'compile': _compile,
-    'precision': _precision, 'memory': _memory, 'scaling': _scaling}
+    'train': _train, 'eval': _evaluate, 'sample': _sample, 'codec': _codec, 'data': _data,
+    'compile': _compile, 'precision': _precision, 'memory': _memory, 'scaling': _scaling}

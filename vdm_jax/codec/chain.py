@@ -10,6 +10,7 @@ the same for encoding and decoding and for one shape of batch, and NumPy tables.
 stand in the file, and a machine whose rounding is another is refused before it decodes.
 """
 import hashlib
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from vdm_jax.objectives import vlb
 from vdm_jax.processes import posterior, prior_std
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['BINS', 'VARIANCES', 'Chain', 'chain']
+__all__ = ['BINS', 'VARIANCES', 'Chain', 'chain', 'require_chain', 'timed']
 
 BINS = 2  # to a standard deviation; 1 costs some 0.02 bits/dim at T = 100, more gains nothing
 VARIANCES = ('small', 'analytic', 'learned')
@@ -70,6 +71,18 @@ class Chain(NamedTuple):
     return sha.hexdigest()[:32]
 
 
+def require_chain(model: Model, levels: int | None) -> None:
+  """Raises InputError for a model that has no chain of Gaussian steps.  Computes nothing."""
+  for missing, problem in ((model.bound is not None, 'has a bound of its own'),
+                           (model.prior is not None, 'has a prior of its own'),
+                           (model.latent is not None, 'has latents of its own'),
+                           (model.is_latent, 'draws latents'),
+                           (bool(level_axes(model)), 'has a log-SNR for every pixel'),
+                           (not levels, 'is one of real numbers')):
+    require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',
+            'name a run of configs/digits/vdm.py, for example')
+
+
 def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
           variance: str = 'small', kernel: vlb.Variance | None = None) -> Chain:
   """The chain of T = `steps` steps of a model.
@@ -84,14 +97,7 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   require_at_least('T', steps)
   require_at_least('lanes', lanes)
   require_choice('variance', variance, VARIANCES)
-  for missing, problem in ((model.bound is not None, 'has a bound of its own'),
-                           (model.prior is not None, 'has a prior of its own'),
-                           (model.latent is not None, 'has latents of its own'),
-                           (model.is_latent, 'draws latents'),
-                           (bool(level_axes(model)), 'has a log-SNR for every pixel'),
-                           (not levels, 'is one of real numbers')):
-    require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',
-            'name a run of configs/digits/vdm.py, for example')
+  require_chain(model, levels)
   times = jnp.arange(steps + 1) / steps
   level = jax.tree.map(lambda u: np.asarray(u, np.float64), model.process(times))
   require(bool(np.isfinite(level.logsnr).all()), 'workdir', None, 'log-SNR is infinite at an end '
@@ -152,3 +158,15 @@ def _reverse(model: Model, steps: int, bins: np.ndarray, variance: vlb.Variance)
                        remedy='choose another checkpoint')
     return mean, std
   return reverse
+
+
+def timed(chain: Chain) -> tuple[Chain, list[float]]:
+  """The chain, and a list whose number grows by the seconds that its network takes."""
+  clock = [0.0]
+
+  def reverse(*arguments):
+    start = time.perf_counter()
+    result = chain.reverse(*arguments)
+    clock[0] += time.perf_counter() - start
+    return result
+  return chain._replace(reverse=reverse), clock

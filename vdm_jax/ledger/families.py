@@ -11,6 +11,7 @@
   ode/uniform            through uniform noise inside of each bin; /truncated_normal;
                          /variational: noise that was learned with the model
   ode@N, ode@N/...       by N steps of a fixed size, whose error nothing controls
+  codec@T, codec@T/...   the net bits of a file of the images, by `codec` and such a chain
   immse                  the curve of the mean square error, by the I-MMSE relation
   FILE.py:NAME           an estimate of your own: see `own`
 
@@ -21,7 +22,8 @@ of fixed steps is only an estimate.  No row is the likelihood itself: discrete d
 latents at the cost of a divergence, by any decoder and any dequantiser, which more draws
 (--importance, in the name of the row) reduce.  But log-densities with Hutchinson's noise in them
 bound nothing inside of a logarithm of a mean: with --importance above 1 they are only an estimate.
-So is immse.
+So is immse.  A codec row is the length of a code that was written and decoded.  Its expectation is
+the expectation of vlb@T, but for the bins that latents are rounded to.
 
 iw with /large or /learned has heavy-tailed weights.  Where the variance of p(z_s | z_t) is r times
 the variance of q(z_s | z_t, x), E_q (p / q)^2 is the integral of p^2 / q, infinite for r >= 2:
@@ -50,8 +52,8 @@ from vdm_jax.machine import config_files
 from vdm_jax.objectives import vlb
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['ACCEPTED', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'BoundSettings', 'FlowSettings',
-           'chain_estimates', 'needs', 'own', 'parse']
+__all__ = ['ACCEPTED', 'CODEC', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'BoundSettings',
+           'FlowSettings', 'chain_estimates', 'needs', 'own', 'parse']
 
 FEWEST_WIDE = 10  # steps of paths whose variances are larger than those of q
 MOST_EXACT = 256  # dimensions of which the exact trace is affordable
@@ -317,7 +319,56 @@ IMMSE = Family(
     width=lambda request, options, shape: options.times,
     at_data=lambda request, options: False, accepts='immse')
 
-FAMILIES = VLB, IW, ODE, IMMSE
+
+# ---------------------------------------------------------------- bits of a file
+
+
+def _coded(name):
+  fields = _read(r'codec@(?P<steps>\d+)(/(?P<variance>learned|analytic))?', name)
+  return None if fields is None else BoundSettings(**fields)
+
+
+def _needs_of_codec(request, options, model, batch):
+  from vdm_jax.codec.chain import require_chain  # which needs a library that nothing else needs
+  _require_levels(request, model, batch)
+  try:
+    require_chain(model, levels=2)  # it has some
+  except InputError as error:
+    raise _refused(request, error.problem, 'ask for vlb') from None
+  return _needs_of_chain(request, options, model, batch)
+
+
+def _codec(request, options, levels, statistics):
+  from vdm_jax import codec
+  from vdm_jax.codec import rates
+  chain, kernel = request.settings, _kernel(request, levels, statistics)
+
+  def estimate(model, split, count, keys, progress):
+    # Some files of some images in each lane, wherever there are enough.
+    lanes = min(options.batch_size, -(-count // rates.ONE_AFTER_ANOTHER**2))
+    coder = codec.chain(model, _levels(request, levels), chain.steps, lanes=lanes,
+                        variance=chain.variance or 'small', kernel=kernel.get('variance'))
+
+    def read(rows):
+      batch = split.get(rows)
+      return np.asarray(batch[model.field]), batch
+
+    bits = np.stack([rates.net(coder, read, count, seed=int(jax.random.bits(key)),
+                               label=request.name, progress=progress) for key in keys])
+    # Each image is encoded and decoded.
+    return {'nats': bits * math.log(2.0), 'evaluations': np.full_like(bits, 2.0 * chain.steps)}
+  return estimate
+
+
+CODEC = Family(
+    'codec', _coded, None, _needs_of_codec,
+    lambda request, options, dequantised: {
+        'kind': 'code length', 'model': 'chain', 'steps': request.settings.steps,
+        'variance': request.settings.variance or 'small', 'decoder': 'of the model'},
+    at_data=lambda request, options: False, on_host=_codec,
+    accepts='codec@T[/learned|analytic]')
+
+FAMILIES = VLB, IW, ODE, IMMSE, CODEC
 ACCEPTED = (f'{", ".join(family.accepts for family in FAMILIES)} (whole numbers T, K, N from 1), '
             'or FILE.py:NAME of your own')
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger.rows import Measured
@@ -16,10 +17,15 @@ from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.samplers.analytic import Variances
 from vdm_jax.typing import Array, Model, PyTree
 
-__all__ = ['ABOUT', 'PROBES', 'Request', 'Family', 'Options', 'TrainingStatistics', 'about',
-           'check_options']
+__all__ = ['ABOUT', 'PROBES', 'HostEstimator', 'Request', 'Family', 'Options', 'TrainingStatistics',
+           'about', 'check_options']
 
 PROBES = ('rademacher', 'gaussian', 'exact')
+
+
+# (model, split, how many of its images, keys of the R repetitions, progress) -> {name: [R, N]}, for
+# all images together.  split: `get(rows)` -> batch.
+HostEstimator = Callable[[Model, Any, int, Array, bool], dict[str, np.ndarray]]
 
 
 class Options(NamedTuple):
@@ -65,8 +71,8 @@ class Family(NamedTuple):
   # A name -> its settings, any value but None; None: this is no name of the family.
   parse: Callable[[str], Any]
   # (request, options, levels of the data, what `needs` named) -> the estimator.  Levels are None of
-  # real numbers.
-  estimator: Callable[[Request, Options, int | None, TrainingStatistics], Estimator]
+  # real numbers.  None: `on_host` has it.
+  estimator: Callable[[Request, Options, int | None, TrainingStatistics], Estimator] | None
   # (request, options, model, a batch of any size) -> which `TrainingStatistics` it needs.
   # Raises InputError, with the remedy, for what this model cannot have.  Computes nothing.
   needs: Callable[[Request, Options, Model, PyTree], Sequence[str]] = lambda *_: ()
@@ -82,6 +88,8 @@ class Family(NamedTuple):
   key: Callable[[Request, Array], Array] = lambda request, key: request.family.draws(key)
   # (request, options) -> whether it has a value for a model whose log-SNR begins at infinity.
   at_data: Callable[[Request, Options], bool] = lambda *_: True
+  # As `estimator`, of what cannot run under `jit`, or is no function of one image and its key.
+  on_host: Callable[[Request, Options, int | None, TrainingStatistics], HostEstimator] | None = None
   # (its row, all rows) -> what must hold of it: see `relations.compare`.
   relations: Callable[[Measured, Sequence[Measured]], list[dict]] = lambda *_: []
   remedy: str = 'choose another --step or --average'  # where a result is not finite

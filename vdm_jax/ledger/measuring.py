@@ -33,10 +33,13 @@ class _Clock:
     self.reads.append((time.perf_counter(), len(np.unique(rows))))
     return self.split.get(rows)
 
-  def read(self) -> dict:
-    """Speed is that after the first batch, which compiles; None where there is no other."""
+  def read(self, processes: int) -> dict:
+    """Speed is that after the first batch, which compiles; None where there is no other.
+
+    processes: that share the images.
+    """
     end, (start, _), later = time.perf_counter(), self.reads[0], self.reads[1:]
-    speed = sum(n for _, n in later) * jax.process_count() / (end - later[0][0]) if later else None
+    speed = sum(n for _, n in later) * processes / (end - later[0][0]) if later else None
     return {'seconds': end - start, 'images_per_second': speed}
 
 
@@ -56,15 +59,17 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   # What was read from data is an argument of the program, as parameters are, and no constant in it.
   needed = statistics.only(family.needs(request, options, of, split.get(np.arange(1))))
 
-  def run(of, batch, keys):
-    of, needed = of
-    return family.estimator(request, options, levels, needed)(of, batch, keys)
-
-  clock = _Clock(split)
-  out = over_images(run, lambda both: (model(both[0]), both[1]), (params, needed), clock,
-                    family.key(request, random.key(options.seed)), label=row['estimate'],
-                    repeats=options.repeats, count=count, progress=progress,
-                    at_once=options.batch_size // family.width(request, options, shape))
+  clock, key = _Clock(split), family.key(request, random.key(options.seed))
+  if family.on_host is not None:
+    out = family.on_host(request, options, levels, needed)(
+        of, clock, min(len(split), count or len(split)),
+        jax.vmap(lambda r: jax.random.fold_in(key, r))(np.arange(options.repeats)),
+        progress and jax.process_index() == 0)
+  else:
+    out = over_images(_run(request, options, levels), lambda both: (model(both[0]), both[1]),
+                      (params, needed), clock, key, label=row['estimate'], repeats=options.repeats,
+                      count=count, progress=progress,
+                      at_once=options.batch_size // family.width(request, options, shape))
   bad = np.flatnonzero(~np.isfinite(out['nats']).all(axis=0))
   if len(bad):
     raise InputError('estimates', row['estimate'], f'it is not finite on {len(bad)} images, the '
@@ -78,4 +83,17 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   draws = None
   if 'draws' in out:
     draws = BoundSamples(nats, out['logsnr'], out['draws'], row['steps'] or 0)
-  return Measured(rows.row(row | clock.read(), bits, out.get('evaluations')), bits, draws)
+  shared = 1 if family.on_host is not None else jax.process_count()
+  return Measured(rows.row(row | clock.read(shared), bits, out.get('evaluations')), bits, draws)
+
+
+def _run(request: Request, options: Options, levels: int | None) -> Callable:
+  """The estimator of a model and what was read from data."""
+  estimator = request.family.estimator
+  if estimator is None:
+    raise ValueError(f'{request.family.name}: it has neither `estimator` nor `on_host`')
+
+  def run(of, batch, keys):
+    of, needed = of
+    return estimator(request, options, levels, needed)(of, batch, keys)
+  return run

@@ -43,7 +43,7 @@ class Ledger(NamedTuple):
 # -------------------------------------------------------------------- on screen
 
 _SHORT = {'reverse SDE': 'SDE', 'probability flow': 'ODE', 'chain': 'chain',
-          'upper bound': 'bound', 'estimate': 'estimate',
+          'upper bound': 'bound', 'estimate': 'estimate', 'code length': 'code',
           'reconstruction': 'recon.', 'diffusion': 'diff.'}
 _UNBROKEN = '\N{NO-BREAK SPACE}'
 _EXPLAINED = ('bound: an upper bound on the negative log-likelihood of its own model.  +-: '
@@ -51,6 +51,7 @@ _EXPLAINED = ('bound: an upper bound on the negative log-likelihood of its own m
               'image; a product of its Jacobian counts as one more.')
 _FLOW = ('ODE and SDE are different models unless the score is exact: either row may be the '
          'lower one.')
+_CODE = 'code: the net bits of images that were encoded, decoded again and found equal.'
 _PLAIN = {'box': rich.box.SIMPLE_HEAD, 'show_edge': False, 'pad_edge': False,
           'padding': 0}
 
@@ -84,7 +85,8 @@ def caution(ledger: Ledger) -> str:
 def explained(rows: Sequence[Mapping]) -> list[str]:
   """What a reader of these rows has to know: a paragraph each."""
   flow = [_FLOW] if any(row['model'] == 'probability flow' for row in rows) else []
-  return [_EXPLAINED, *flow, *(f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
+  code = [_CODE] if any(row['kind'] == 'code length' for row in rows) else []
+  return [_EXPLAINED, *flow, *code, *(f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
                                for row in rows if row['error_beside'])]
 
 

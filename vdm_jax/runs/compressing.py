@@ -1,8 +1,11 @@
 """Encodes images with a run's model, and decodes them: lossless, at the bound of its chain."""
 import collections
+import contextlib
+import importlib
 import io
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,22 +15,31 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vdm_jax import codec, data
+from vdm_jax import codec, random
 from vdm_jax.codec import bits_back, container
+from vdm_jax.codec.chain import timed as timed_chain
 from vdm_jax.data import images as image_files
 from vdm_jax.data.fields import AUGMENTED
 from vdm_jax.data.folders import IMAGE_FILES
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation import references
 from vdm_jax.evaluation.features import checksum
-from vdm_jax.likelihood import bounds
+from vdm_jax.likelihood import bounds, passes
+from vdm_jax.likelihood.statistics import standard_errors
 from vdm_jax.machine import files
+from vdm_jax.objectives import vlb
 from vdm_jax.runs import needs, workdir
 from vdm_jax.runs.provenance import provenance
 from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers.analytic import Variances
+from vdm_jax.typing import Model
 
-__all__ = ['Report', 'as_sheet', 'decode', 'encode', 'info', 'sheet_sizes']
+__all__ = ['Report', 'as_sheet', 'decode', 'encode', 'info']
+
+
+_HELD = 1 << 23     # numbers of all images together: 8 MiB of pictures
+_TIMES = 8          # draws of the bound for an image and repetition
+_AT_ONCE = 1 << 20  # numbers that the network sees at a time, for the bound
 
 
 class Report(NamedTuple):
@@ -38,7 +50,11 @@ class Report(NamedTuple):
   header: int
   initial: float           # what the stacks borrowed at first
   net: float               # bits/dim
-  net_error: float         # its standard error over images
+  net_error: float         # its standard error over images; nan of one image
+  bound: float             # `vlb@T` of the same images, of 16 draws each
+  bound_error: float       # its standard error over images; of one image, over draws
+  above_error: float       # of net - bound, image by image; of one image, over draws of the bound
+  sheet: dict[str, float | None]  # `as_sheet`; {}: no images of grey or colour, or too many
   seconds: float
   network_seconds: float   # of these, in the network
 
@@ -53,6 +69,7 @@ class _Images(NamedTuple):
   names: list[str]
   read: Callable[[np.ndarray], np.ndarray]  # numbers -> integers [n, ...]
   conditions: dict[str, np.ndarray]         # arrays beside the images, by name
+  held: np.ndarray | None = None            # all images, where they are few: see `_held`
 
 
 def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
@@ -79,6 +96,20 @@ def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
   return _Images(names, read, {})
 
 
+def _held(source: _Images, shape: tuple[int, ...]) -> _Images:
+  """The images, read once, unless they are more than `_HELD` numbers.
+
+  Those are read again wherever they are needed, a few at a time, so that memory does not grow with
+  the folder.
+  """
+  count = len(source.names)
+  if count * int(np.prod(shape)) > _HELD:
+    return source
+  images = np.concatenate([source.read(rows) for rows in np.array_split(
+      np.arange(count), -(-count // 64))])
+  return source._replace(read=lambda rows: images[rows], held=images)
+
+
 def _as_png(name: str) -> str:
   """The name of a decoded picture whose original had this name."""
   return str(Path(name).with_suffix('.png'))
@@ -92,7 +123,7 @@ def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
   pixels = image_files.decode(path, str(path), shape[-1], 0)
   require(pixels.shape == tuple(shape), 'images', str(path), f'its shape is {list(pixels.shape)}, '
           f'and the model codes {list(shape)}', 'resize it')
-  return pixels.astype(np.int32)
+  return pixels
 
 
 def _of_arrays(path: Path) -> _Images:
@@ -116,15 +147,20 @@ def _chain(trained: workdir.Trained, steps: int, lanes: int, variance: str,
            table: Mapping[str, list[float]] | None) -> codec.Chain:
   model = trained.experiment.model(trained.params)
   field = trained.experiment.data.spec[model.field]
-  kernel = None
-  if variance == 'analytic' and table is not None:
-    kernel = bounds.analytic_variance(Variances(
-        *(jnp.asarray(table[name], jnp.float32) for name in Variances._fields)))
   if variance == 'learned':
     batch = trained.experiment.data.spec.zeros(1)
     require('variance' in bounds.heads(model, batch), 'variance', variance,
             "this model's network has no head for the variance", 'choose small or analytic')
-  return model.codec(field.levels or 0, steps, lanes=lanes, variance=variance, kernel=kernel)
+  return model.codec(field.levels or 0, steps, lanes=lanes, variance=variance,
+                     kernel=_kernel(table))
+
+
+def _kernel(table: Mapping[str, list[float]] | None) -> vlb.Variance | None:
+  """The analytic variances of a table; None without one."""
+  if table is None:
+    return None
+  return bounds.analytic_variance(Variances(
+      *(jnp.asarray(table[name], jnp.float32) for name in Variances._fields)))
 
 
 def _conditions(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
@@ -152,7 +188,7 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
     variance: of its kernels: small, analytic (estimated on the training images; its table is in
       the file) or learned.
     lanes: images that go through the network together.  Each lane borrows bits of its own.
-    verify: decode the file again, and compare.
+    verify: decode the images again and compare them, before the file is written.
 
   Raises InputError: images that do not fit the model, a run without a chain, a file that is there.
   """
@@ -161,7 +197,7 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   model = needs.require(trained.experiment.model(trained.params), 'compress', directory)
-  source = _open(images, model.shape)
+  source = _held(_open(images, model.shape), model.shape)
   conditions, saved = _conditions(trained, source.conditions)
   table = None
   if variance == 'analytic':
@@ -169,11 +205,13 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
     table = {name: np.asarray(u, np.float32).tolist()
              for name, u in estimated._asdict().items()}
   chain = _chain(trained, steps, lanes, variance, table)
-  timed, clock = _timed(chain)
-  start = time.monotonic()
+  timed, clock = timed_chain(chain)
+  start = time.perf_counter()
   coded = bits_back.encode(timed, source.read, len(source.names), conditions=conditions, seed=seed,
                            progress=progress)
-  seconds = time.monotonic() - start
+  seconds = time.perf_counter() - start
+  split = _Rows(model, source, conditions, trained.experiment.data.spec[model.field].dtype)
+  bound = _bound(trained, split, steps, variance, table, seed, progress)
   header = {
       'run': str(Path(directory).absolute()), 'step': trained.step, 'average': trained.average,
       'weights': checksum(trained.params), 'provenance': provenance(),
@@ -183,29 +221,54 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
       'names': source.names, 'tables': chain.digest(),
       'probe': chain.probe(conditions(np.resize(np.arange(len(source.names)), lanes))),
       'net': bits_back.net_bits(coded, chain)}
-  # A file that is replaced stays until the new one is verified.
+  if verify:
+    file = codec.Container(header, coded.lanes)
+    for rows, decoded in _decoded(file, chain, conditions, progress):
+      require(np.array_equal(decoded, source.read(rows)), None, None,
+              'a decoded image is not the one that was encoded', 'report this')
+  # When nothing is left to be computed, so that a signal leaves no part of it.
   with files.atomic_write(out) as partial:
     overhead = container.write(partial, header, coded.lanes)
-    if verify:
-      for rows, decoded in _decoded(container.read(partial), chain, conditions, progress):
-        require(np.array_equal(decoded, source.read(rows)), None, None,
-                'a decoded image is not the one that was encoded', 'report this')
   size = int(np.prod(chain.shape))
+  sheet = {}
+  if source.held is not None and len(chain.shape) == 3 and chain.shape[-1] in (1, 3) and (
+      chain.levels <= 256):
+    sheet = as_sheet(source.held)
   return Report(len(source.names), size, out.stat().st_size, overhead, coded.initial / 8.0,
-                header['net'], float(coded.net.std(ddof=1) / len(coded.net)**0.5 / size)
-                if len(coded.net) > 1 else float('nan'), seconds, clock[0])
+                header['net'], _error(coded.net[None] / size), float(bound.mean() / size),
+                _error(bound / size), _error((coded.net - bound) / size), sheet, seconds, clock[0])
 
 
-def _timed(chain: codec.Chain) -> tuple[codec.Chain, list[float]]:
-  """The chain, and a list whose number grows by the seconds that its network takes."""
-  clock = [0.0]
+def _error(values: np.ndarray) -> float:
+  """Of the mean of [R, N]: over images, or of one image over repetitions; nan of one number."""
+  found = [error for error in standard_errors(values) if error is not None]
+  return found[0] if found else float('nan')
 
-  def reverse(*arguments):
-    start = time.monotonic()
-    result = chain.reverse(*arguments)
-    clock[0] += time.monotonic() - start
-    return result
-  return chain._replace(reverse=reverse), clock
+
+class _Rows:
+  """The images and their conditions as a split."""
+
+  def __init__(self, model: Model, source: _Images, conditions: Callable[[np.ndarray], Any],
+               dtype: Any):
+    self.get = lambda rows: {**conditions(rows), model.field: source.read(rows).astype(dtype)}
+    self.count = len(source.names)
+
+  def __len__(self) -> int:
+    return self.count
+
+
+def _bound(trained: workdir.Trained, split: _Rows, steps: int, variance: str,
+           table: Mapping[str, list[float]] | None, seed: int, progress: bool) -> np.ndarray:
+  """`vlb@T` of each image, of a chain as of `_chain`: bits [2, N], two independent repetitions."""
+  experiment = trained.experiment
+  model = experiment.model(trained.params)
+  kernel = vlb.learned if variance == 'learned' else _kernel(table)
+  size = int(np.prod(model.shape))
+  out = passes.over_images(
+      bounds.at_times(steps, _TIMES, kernel), experiment.model, trained.params, split,
+      random.key(seed), label=f'vlb@{steps}', repeats=2, progress=progress,
+      at_once=max(1, _AT_ONCE // (_TIMES * size)))
+  return out['nats'] / np.log(2.0)
 
 
 # ------------------------------------------------------------------ decoding
@@ -268,18 +331,11 @@ def _targets(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[P
 def _save(targets: list[Path], decoded: Iterator[tuple[np.ndarray, np.ndarray]],
           header: Mapping[str, Any]) -> list[Path]:
   """Writes all images or none.  Pictures wait beside the folder until the last is decoded."""
-  if targets[0].suffix == '.npz':
-    images = np.zeros((header['count'], *header['shape']),
-                      np.uint8 if header['levels'] <= 256 else np.int32)
-    for rows, part in decoded:
-      images[rows] = part
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
-    files.save_npz(targets[0], images=images, **{
-        'labels' if name == 'label' else name: np.asarray(values)
-        for name, values in header['conditions'].items()})
-    return targets
   place = next(parent for parent in targets[0].absolute().parents if parent.exists())
   with tempfile.TemporaryDirectory(prefix='.decoding-', dir=place) as waiting:
+    if targets[0].suffix == '.npz':
+      _save_arrays(targets[0], Path(waiting, 'images.npy'), decoded, header)
+      return targets
     for rows, part in decoded:
       for row, image in zip(rows, part.astype(np.uint8), strict=True):
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
@@ -288,6 +344,23 @@ def _save(targets: list[Path], decoded: Iterator[tuple[np.ndarray, np.ndarray]],
       path.parent.mkdir(parents=True, exist_ok=True)
       Path(waiting, f'{row}.png').replace(path)
   return targets
+
+
+def _save_arrays(target: Path, waiting: Path, decoded: Iterator[tuple[np.ndarray, np.ndarray]],
+                 header: Mapping[str, Any]) -> None:
+  """An .npz.  The images are put together on disk, so that memory does not grow with them."""
+  images = np.lib.format.open_memmap(
+      waiting, 'w+', np.uint8 if header['levels'] <= 256 else np.int32,
+      (header['count'], *header['shape']))
+  for rows, part in decoded:
+    images[rows] = part
+  images.flush()
+  with files.atomic_write(target) as partial, zipfile.ZipFile(
+      partial, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.write(waiting, 'images.npy')
+    for name, values in header['conditions'].items():
+      with archive.open(f'{"labels" if name == "label" else name}.npy', 'w') as member:
+        np.lib.format.write_array(member, np.asarray(values))
 
 
 # ------------------------------------------------------------------ looking
@@ -304,8 +377,11 @@ def info(file: str | Path) -> dict[str, Any]:
                       read.header['count'] * int(np.prod(read.header['shape'])))}
 
 
-def as_sheet(images: np.ndarray) -> dict[str, float]:
-  """bits/dim of the same images as one lossless sheet: {'PNG', 'WebP', ...}, by Pillow."""
+def as_sheet(images: np.ndarray) -> dict[str, float | None]:
+  """bits/dim of the same images [n, H, W, 1 or 3] as one lossless sheet: {'PNG', 'WebP', ...}.
+
+  Measured by Pillow; None where it does not write this format here.
+  """
   n, height, width, channels = images.shape
   columns = int(np.ceil(n**0.5))
   rows = -(-n // columns)
@@ -314,24 +390,23 @@ def as_sheet(images: np.ndarray) -> dict[str, float]:
     top, left = i // columns * height, i % columns * width
     sheet[top:top + height, left:left + width] = image
   picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-  sizes = {}
-  for name, options in (('PNG', {'optimize': True}), ('WebP', {'lossless': True, 'quality': 100,
-                                                               'method': 6})):
-    buffer = io.BytesIO()
-    try:
-      picture.save(buffer, format=name, **options)
-    except (KeyError, OSError):
-      continue  # this Pillow was built without it
-    sizes[name] = 8.0 * len(buffer.getvalue()) / images.size
-  return sizes
+  return {name: None if (size := _saved(picture, **options)) is None else 8.0 * size / images.size
+          for name, options in _FORMATS.items()}
 
 
-def sheet_sizes(images: str | Path, directory: str | Path, most: int = 4096) -> dict[str, float]:
-  """`as_sheet` of the images that `encode` takes; {} for images that make no sheet of grey or
-  colour."""
-  config = workdir.read_config(Path(directory))
-  shape = data.resolve(config.data).shape
-  source = _open(images, shape)
-  if len(shape) != 3 or shape[-1] not in (1, 3) or len(source.names) > most:
-    return {}
-  return as_sheet(source.read(np.arange(len(source.names))))
+_FORMATS: dict[str, dict[str, Any]] = {
+    'PNG': {'format': 'PNG', 'optimize': True},
+    'WebP': {'format': 'WebP', 'lossless': True, 'quality': 100, 'method': 6},
+    'JPEG XL': {'format': 'JXL', 'lossless': True, 'effort': 9}}
+
+
+def _saved(picture: Image.Image, **options: Any) -> int | None:
+  """Bytes of a picture; None where Pillow does not write this format."""
+  with contextlib.suppress(ImportError):
+    importlib.import_module('pillow_jxl')  # which gives JPEG XL to Pillow, where it is installed
+  buffer = io.BytesIO()
+  try:
+    picture.save(buffer, **options)
+  except (KeyError, OSError):
+    return None
+  return len(buffer.getvalue())

@@ -10,12 +10,12 @@ from vdm_jax.benchmark import measurements, report
 from vdm_jax.errors import InputError
 
 CONFIG = cli.config_flag()
-WORKDIR = cli.run_directory('eval, sample, precision: a run, instead of --config.')
+WORKDIR = cli.run_directory('eval, sample, codec, precision: a run, instead of --config.')
 BLOCKS = flags.DEFINE_integer('blocks', None, 'Replaces config.model.blocks.')
 FEATURES = flags.DEFINE_integer('features', None, 'Replaces config.model.features.')
 BATCH_SIZE = flags.DEFINE_integer(
     'batch_size', None, 'Replaces config.data.batch_size.  eval, precision: evaluations of the '
-    'network at a time; scaling: images on each device; else: images at a time.')
+    'network at a time; scaling: images on each device; codec: lanes; else: images at a time.')
 REPETITIONS = flags.DEFINE_integer('repetitions', None, 'How many repetitions are measured.  '
                                    'Default: as many as fit into 20 s, at least 3.')
 WARM_UP = flags.DEFINE_integer('warm_up', 1, 'How many repetitions run first and are not measured.')
@@ -26,6 +26,7 @@ TIMES = flags.DEFINE_integer('times', 32, 'eval, precision: evaluations of the n
                              'image.')
 SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: steps of the ancestral '
                                      'sampler.')
+CHAIN_STEPS = flags.DEFINE_integer('chain_steps', 20, 'codec: T, the steps of the chain.')
 DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: numbers of blocks to compile.')
 START = flags.DEFINE_bool('start', True, 'compile: also measure the time from start to first step.')
 SPLIT = flags.DEFINE_string('split', 'test', 'precision: train, validation or test.')
@@ -67,7 +68,7 @@ def _settings(configs: Path) -> measurements.Settings:
       **config, depths=cli.integers('depths', DEPTHS.value), published=configs,
       training=_training() if START.value else (), **cli.values(
           WORKDIR, DATA_DIR, DATA_NAME, BLOCKS, FEATURES, BATCH_SIZE, REPETITIONS, WARM_UP, COLD,
-          PEAK, TIMES, SAMPLER_STEPS, SPLIT, EXAMPLES, REPEATS, AVERAGE))
+          PEAK, TIMES, SAMPLER_STEPS, CHAIN_STEPS, SPLIT, EXAMPLES, REPEATS, AVERAGE))
 
 
 def _training() -> list[str]:

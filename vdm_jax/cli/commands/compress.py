@@ -17,7 +17,8 @@ T = flags.DEFINE_integer('T', 50, 'Steps of the chain.  More steps take longer, 
 VARIANCE = flags.DEFINE_enum('variance', 'small', VARIANCES, 'Variance of each step.  analytic '
                              'needs half as many steps; to encode, it reads training images.')
 LANES = flags.DEFINE_integer('lanes', 1, 'Images at a time.  Each lane borrows bits of its own.')
-VERIFY = flags.DEFINE_bool('verify', False, 'Also decode the file, and compare the images.')
+VERIFY = flags.DEFINE_bool('verify', False, 'Also decode the images, and compare them, before '
+                           'the file is written.')
 SEED = cli.seed('the bits that the stacks begin with')
 OVERWRITE = cli.overwrite()
 AVERAGE, STEP = cli.average(), cli.step()
@@ -58,13 +59,17 @@ def _encode(images: str) -> None:
         f'{per_dim(report.size):.3f} bits/dim')
   for name, size in (('header', report.header), ('initial', report.initial), ('net', net)):
     print(f'  {name:8s}{size:12,.0f} bytes {per_dim(size):8.3f} bits/dim')
-  print(f'net: {report.net:.4f} +- {report.net_error:.4f} bits/dim, to be compared with '
-        f'vlb@{T.value}{"" if VARIANCE.value == "small" else "/" + VARIANCE.value} of '
-        'scripts/evaluate.py')
-  sheets = compressing.sheet_sizes(images, WORKDIR.value)
-  if sheets:
-    print('the same images as one lossless sheet: '
-          + ', '.join(f'{name} {value:.3f}' for name, value in sheets.items()) + ' bits/dim')
+  name = f'vlb@{T.value}{"" if VARIANCE.value == "small" else "/" + VARIANCE.value}'
+  error = '' if report.count == 1 else f' +- {report.net_error:.4f}'
+  print(f'net: {report.net:.4f}{error} bits/dim; {name} of these images: {report.bound:.4f} +- '
+        f'{report.bound_error:.4f}')
+  above = report.net - report.bound
+  print(f'net - {name}: {above:+.4f} +- {report.above_error:.4f} bits/dim, image by image '
+        f'({above / report.bound:+.1%})')
+  if report.sheet:
+    print('the same images as one lossless sheet: ' + ', '.join(
+        f'{name} {"(not installed)" if value is None else f"{value:.3f}"}'
+        for name, value in report.sheet.items()) + ' bits/dim')
   if per_dim(report.initial) > report.net:
     print('Most of this file is bits that the chain borrows at first.  Each lane pays them once: '
           'encode many images together.')
