@@ -28,7 +28,8 @@ ROOMS = {
     'certification': [*MATHEMATICS, 'errors', 'samplers'],
     'evaluation': [*MATHEMATICS, 'errors', 'machine', 'samplers'],
     # It follows the chains of `objectives`, as the bounds of `likelihood` do.
-    'codec': [*MATHEMATICS, 'errors', 'machine', 'objectives', 'likelihood'],
+    # It finishes what has arrived by the chains of `samplers`.
+    'codec': [*MATHEMATICS, 'errors', 'machine', 'objectives', 'likelihood', 'samplers'],
     # The nouns together: a model that draws, and bounds the likelihood of data.
     'model': [*MATHEMATICS, 'errors', 'machine', 'samplers', 'likelihood', 'codec'],
     # Beside the mathematics, and apart from it.

@@ -1,0 +1,138 @@
+"""Channel simulation: a sample of q is sent as the number of a candidate that was drawn from p.
+
+Both sides draw the same candidates x_1, x_2, ... ~ p from a seed.  The sender gives them the
+arrival times t_1 < t_2 < ... of a Poisson process of rate 1, and sends
+
+  argmin_n t_n / w(x_n),  w = q / p.
+
+Then x_n ~ q, and log2 n is at most KL(q || p) + 1 bits in expectation: the Poisson functional
+representation of Li and El Gamal (2018).  Under Zipf's law, n^-(1 + 1 / (KL + 1.53)), the number
+costs some log2(KL + 1) + 1 bits more than the divergence: so steps of little divergence are dear.
+
+The search ends where no later candidate can win, or else after `count` candidates.  log w has the
+variance 2 KL in nats, so too small a count is not a sample of q: its mean falls short.  With
+2^(KL + 11) candidates, up to KL = 4 bits, no test along the mean could tell it from q.
+
+Here p and q are Gaussians, in the units of p: p = N(0, 1), q = N(shift, ratio^2) in each dimension.
+"""
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtri
+
+__all__ = ['SPARE', 'Choice', 'candidate', 'choose', 'count_for', 'divergence', 'zipf']
+
+SPARE = 11      # bits of candidates beyond the divergence that an exact sample takes
+_CHUNK = 1024   # candidates that are drawn together
+_OCTAVES = 40   # of numbers: up to 2^40
+_SINGLE = 8     # numbers below have cells of their own; above, each octave has four
+
+
+class Choice(NamedTuple):
+  number: int           # from 1
+  sample: np.ndarray    # [D]  the candidate of that number
+  tried: int            # candidates that were looked at
+
+
+def divergence(shift: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+  """KL(N(shift, ratio^2) || N(0, 1)) in bits, element by element."""
+  return 0.5 * (np.square(shift) + np.square(ratio) - 1.0 - 2.0 * np.log(ratio)) / math.log(2.0)
+
+
+def count_for(bits: float, spare: int = SPARE, most: int = 22) -> int:
+  """2^(bits + spare) candidates, rounded up; never more than 2^most."""
+  return math.ceil(2.0**min(bits + spare, most))
+
+
+def _candidates(seed: int, stream: int, chunk: int, size: int) -> np.ndarray:
+  """Candidates `_CHUNK` chunk + 1, ..., float32 [_CHUNK, size], of N(0, 1).
+
+  Raw output of Philox, which no version changes, through the normal quantile: another machine may
+  round it otherwise, which moves a sample and changes no number.
+  """
+  # A generator counts blocks in its first word; the second is the chunk, the third names the use.
+  bits = np.random.Philox(key=np.array([seed, stream], np.uint64),
+                          counter=np.array([0, chunk, 0, 0], np.uint64))
+  raw = np.asarray(bits.random_raw(_CHUNK * size // 2), '<u8').view('<u4')
+  return ndtri((raw + 0.5) * 2.0**-32).astype(np.float32).reshape(_CHUNK, size)
+
+
+def candidate(number: int, seed: int, stream: int, size: int) -> np.ndarray:
+  """The candidate of this number, from 1 on: float32 [size]."""
+  chunk, row = divmod(number - 1, _CHUNK)
+  return _candidates(seed, stream, chunk, size)[row]
+
+
+def choose(shift: np.ndarray, ratio: np.ndarray, count: int, seed: int, stream: int) -> Choice:
+  """A sample of N(shift, ratio^2), [D], and its number among at most `count` candidates.
+
+  Exact if the search ends by itself, as it does where every ratio is below 1 and `count` is large
+  enough: w is bounded then.  seed, stream: each pair has candidates of its own.
+  """
+  shift, ratio = np.asarray(shift, np.float64), np.asarray(ratio, np.float64)
+  # log w = linear x + square x^2 + constant, of which the constant is the same for all.
+  linear, square = shift / ratio**2, 0.5 * (1.0 - ratio**-2)
+  largest = np.inf
+  if (ratio < 1.0).all():
+    largest = float(0.5 * np.sum(np.square(shift) / (ratio**2 * (1.0 - ratio**2))))
+  # The sender's own: nobody else needs the times.
+  times = np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64),
+                                               counter=np.array([0, 0, 1, 0], np.uint64)))
+  best, found, sample, time = np.inf, 0, shift, 0.0
+  tried = 0
+  while tried < count:
+    x = _candidates(seed, stream, tried // _CHUNK, len(shift))
+    arrivals = time + np.cumsum(times.standard_exponential(_CHUNK))
+    time = arrivals[-1]
+    score = np.log(arrivals) - (x @ linear + np.square(x) @ square)
+    score = score[:count - tried]
+    n = int(np.argmin(score))
+    if score[n] < best:
+      best, found, sample = score[n], tried + n + 1, x[n]
+    tried += len(score)
+    if math.log(time) - largest > best:
+      break
+  return Choice(found, sample, tried)
+
+
+# -------------------------------------------------------- the law of a number
+
+
+@functools.lru_cache(maxsize=256)
+def zipf(bits: float) -> np.ndarray:
+  """Zipf's law by cells of numbers, for a divergence of so many bits: float32 [cells].
+
+  The exponent is 1 + 1 / (bits + log2(e) / e + 1), of Li and El Gamal (2018).  The probabilities
+  are multiples of 2^-22, so that both sides have the same whatever their last digits.
+  """
+  inverse = 1.0 / (bits + math.log2(math.e) / math.e + 1.0)
+  single = np.arange(1.0, _SINGLE)**-(1.0 + inverse)
+  first = np.exp2(np.arange(3, _OCTAVES)[:, None] + np.log2(1.0 + np.arange(4) / 4.0)).ravel()
+  edges = np.append(first, 2.0**_OCTAVES) - 0.5  # a sum as the integral between the halves
+  mass = np.concatenate([single, (edges[:-1]**-inverse - edges[1:]**-inverse) / inverse])
+  return (np.maximum(np.rint(mass / mass.sum() * 2.0**22), 1.0) * 2.0**-22).astype(np.float32)
+
+
+def cell_of(number: int) -> tuple[int, int, int]:
+  """The cell of a number, its place there, and the bits of the place."""
+  if number < _SINGLE:
+    return number - 1, 0, 0
+  octave = number.bit_length() - 1
+  quarter = (number >> (octave - 2)) & 3
+  return (_SINGLE - 1 + 4 * (octave - 3) + quarter, number & ((1 << (octave - 2)) - 1),
+          octave - 2)
+
+
+def place_bits(cell: int) -> int:
+  """How many bits the place in a cell has."""
+  return 0 if cell < _SINGLE - 1 else (cell - _SINGLE + 1) // 4 + 1
+
+
+def number_of(cell: int, place: int) -> int:
+  """The inverse of `cell_of`."""
+  if cell < _SINGLE - 1:
+    return cell + 1
+  octave, quarter = divmod(cell - _SINGLE + 1, 4)
+  return (4 + quarter << octave + 1) + place

@@ -1,0 +1,90 @@
+"""A queue of symbols: what is written first is read first, and a prefix can be read by itself.
+
+Range coding by the library constriction (Bamler 2022).  Symbols are coded under tables that both
+sides have from the file's header, and never under what a network says: so a file survives another
+machine's rounding.
+"""
+import math
+from typing import Any
+
+import constriction
+import numpy as np
+
+from vdm_jax.codec.channel import cell_of, number_of, place_bits, zipf
+
+__all__ = ['Reader', 'Writer']
+
+_stream: Any = constriction.stream  # type: ignore[attr-defined]  # a module of Rust
+_model = _stream.model
+_categorical = _model.Categorical(perfect=False)
+_PIECE = 16       # bits of a uniform number that are coded together
+_BEYOND = 4.0     # log2 of a typical distance beyond a window
+_SAFE = 8.0       # standard deviations in a window
+
+
+def _int32(values) -> np.ndarray:
+  return np.ascontiguousarray(np.atleast_1d(values), np.int32)
+
+
+def _window(std: np.ndarray) -> int:
+  """Half of it.  Wider would cost more than an escape: each symbol has 2^-24 at least."""
+  return int(np.ceil(_SAFE * std.max())) + 2
+
+
+class Writer:
+  """Symbols into words, uint32."""
+
+  def __init__(self):
+    self._coder = _stream.queue.RangeEncoder()
+
+  def words(self) -> np.ndarray:
+    return np.asarray(self._coder.get_compressed(), np.uint32)
+
+  def needed(self) -> int:
+    """Words, from the first, that hold all symbols so far: two more than have left the state."""
+    return self._coder.pos()[0] + 2
+
+  @property
+  def bits(self) -> float:
+    """Bits of information so far."""
+    words, (_, width) = self._coder.pos()
+    return 32.0 * words + 64.0 - math.log2(width)
+
+  def number(self, number: int, bits: float) -> None:
+    """A number from 1 on, under Zipf's law for a divergence of so many bits."""
+    cell, place, size = cell_of(number)
+    self._coder.encode(_int32(cell), _categorical, zipf(bits)[None])
+    for start in range(0, size, _PIECE):
+      width = min(_PIECE, size - start)
+      self._coder.encode(_int32(place >> start & ((1 << width) - 1)), _model.Uniform(1 << width))
+
+  def integers(self, values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
+    """Any integers [D] under Gaussians of these means, within 1/2 of 0, and deviations."""
+    half = _window(std)
+    self._coder.encode(_int32(np.clip(values, -half, half)),
+                       _model.QuantizedGaussian(-half, half), mean, std)
+    for value in values[np.abs(values) >= half]:
+      self.number(abs(int(value)) - half + 1, _BEYOND)
+
+
+class Reader:
+  """What a `Writer` has written, in the same order; the words may be a prefix."""
+
+  def __init__(self, words: np.ndarray):
+    self._coder = _stream.queue.RangeDecoder(np.ascontiguousarray(words, np.uint32))
+
+  def number(self, bits: float) -> int:
+    cell = int(self._coder.decode(_categorical, zipf(bits)[None])[0])
+    size, place = place_bits(cell), 0
+    for start in range(0, size, _PIECE):
+      width = min(_PIECE, size - start)
+      place |= int(self._coder.decode(_model.Uniform(1 << width), 1)[0]) << start
+    return number_of(cell, place)
+
+  def integers(self, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    half = _window(std)
+    values = np.asarray(self._coder.decode(_model.QuantizedGaussian(-half, half), mean, std),
+                        np.int64)
+    for i in np.flatnonzero(np.abs(values) == half):
+      values[i] += np.sign(values[i]) * (self.number(_BEYOND) - 1)
+    return values
