@@ -1,7 +1,9 @@
-"""Compresses images without loss by the model of a run, at the rate of its bound; decodes them.
+"""Compresses images by the model of a run, without loss at the rate of its bound, or with loss.
 
   python scripts/compress.py encode --workdir=runs/digits --T=50 images.npz --out=images.vdmz
-  python scripts/compress.py decode images.vdmz --out=decoded
+  python scripts/compress.py encode --workdir=runs/digits --method=diffc images.npz --out=x.vdmz
+  python scripts/compress.py decode x.vdmz --prefix=0.5 --finish=flow --out=decoded
+  python scripts/compress.py curve --workdir=runs/digits images.npz --out=rate_distortion.png
   python scripts/compress.py info images.vdmz
 """
 import bootstrap

@@ -1,4 +1,4 @@
-"""Lossless compression by a diffusion model: its bound as bytes.
+"""Compression by a diffusion model: its bound as bytes, without loss or as far as wanted.
 
   stack      an entropy coder that is a stack of bits (asymmetric numeral systems), whitened
   chain      a model as the codec reads it: its grid of levels, its reverse kernels, its tables

@@ -145,7 +145,7 @@ def encode(chain: Chain, read: Callable[[np.ndarray], np.ndarray], count: int, *
   net = np.zeros(count)
   with _bar(count, 'encoding', progress) as bar:
     for group, rows in enumerate(_groups(count, chain.lanes)):
-      images = check_images(read(rows), chain)
+      images = check_images(read(rows), chain.shape, chain.levels)
       batch = conditions(np.resize(rows, chain.lanes))
       before = [coder.stack.bits for coder in coders[:len(rows)]]
       ks = []
@@ -213,16 +213,16 @@ def decode(chain: Chain, lanes: list[Lane], count: int, *,
             'decode with the same program on the same kind of machine as the encoder')
 
 
-def check_images(images: Any, chain: Chain) -> np.ndarray:
-  """Integers [n, D].  Raises InputError unless they are images of this chain."""
+def check_images(images: Any, shape: tuple[int, ...], levels: int) -> np.ndarray:
+  """Integers [n, D].  Raises InputError unless they are images of this shape and of these levels.
+  """
   images = np.asarray(images)
-  if images.shape[1:] != chain.shape:
+  if images.shape[1:] != shape:
     raise InputError('images', None, f'their shape is {list(images.shape[1:])}, and the model '
-                     f'codes {list(chain.shape)}', 'resize them')
-  if not np.issubdtype(images.dtype, np.integer) or images.min() < 0 or (
-      images.max() >= chain.levels):
+                     f'codes {list(shape)}', 'resize them')
+  if not np.issubdtype(images.dtype, np.integer) or images.min() < 0 or images.max() >= levels:
     raise InputError('images', None, f'they have values of {images.dtype} from {images.min()} to '
-                     f'{images.max()}', f'give integers from 0 to {chain.levels - 1}')
+                     f'{images.max()}', f'give integers from 0 to {levels - 1}')
   return images.reshape(len(images), -1).astype(np.int64)
 
 

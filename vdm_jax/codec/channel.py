@@ -5,9 +5,9 @@ arrival times t_1 < t_2 < ... of a Poisson process of rate 1, and sends
 
   argmin_n t_n / w(x_n),  w = q / p.
 
-Then x_n ~ q, and log2 n is at most KL(q || p) + 1 bits in expectation: the Poisson functional
-representation of Li and El Gamal (2018).  Under Zipf's law, n^-(1 + 1 / (KL + 1.53)), the number
-costs some log2(KL + 1) + 1 bits more than the divergence: so steps of little divergence are dear.
+Then x_n ~ q, and the mean of log2 n is at most about KL(q || p) + 1: the Poisson functional
+representation of Li and El Gamal (2018).  Under a law of Zipf the number costs log2(KL + 1) and
+about one bit more than the divergence: so steps of little divergence are dear.
 
 The search ends where no later candidate can win, or else after `count` candidates.  log w has the
 variance 2 KL in nats, so too small a count is not a sample of q: its mean falls short.  With
@@ -17,12 +17,14 @@ Here p and q are Gaussians, in the units of p: p = N(0, 1), q = N(shift, ratio^2
 """
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
-__all__ = ['SPARE', 'Choice', 'candidate', 'choose', 'count_for', 'divergence', 'zipf']
+__all__ = ['SPARE', 'Choice', 'candidate', 'choose', 'count_for', 'divergence', 'scale_for',
+           'zipf']
 
 SPARE = 11      # bits of candidates beyond the divergence that an exact sample takes
 _CHUNK = 1024   # candidates that are drawn together
@@ -101,18 +103,28 @@ def choose(shift: np.ndarray, ratio: np.ndarray, count: int, seed: int, stream: 
 
 
 @functools.lru_cache(maxsize=256)
-def zipf(bits: float) -> np.ndarray:
-  """Zipf's law by cells of numbers, for a divergence of so many bits: float32 [cells].
+def zipf(scale: float) -> np.ndarray:
+  """n^-(1 + 1 / scale) by cells of numbers: float32 [cells].
 
-  The exponent is 1 + 1 / (bits + log2(e) / e + 1), of Li and El Gamal (2018).  The probabilities
-  are multiples of 2^-22, so that both sides have the same whatever their last digits.
+  The probabilities are multiples of 2^-22, so that both sides have the same whatever their last
+  digits.
   """
-  inverse = 1.0 / (bits + math.log2(math.e) / math.e + 1.0)
+  inverse = 1.0 / scale
   single = np.arange(1.0, _SINGLE)**-(1.0 + inverse)
   first = np.exp2(np.arange(3, _OCTAVES)[:, None] + np.log2(1.0 + np.arange(4) / 4.0)).ravel()
   edges = np.append(first, 2.0**_OCTAVES) - 0.5  # a sum as the integral between the halves
   mass = np.concatenate([single, (edges[:-1]**-inverse - edges[1:]**-inverse) / inverse])
   return (np.maximum(np.rint(mass / mass.sum() * 2.0**22), 1.0) * 2.0**-22).astype(np.float32)
+
+
+def scale_for(numbers: Sequence[int]) -> float:
+  """The scale of the law of Zipf under which these numbers cost least.
+
+  Li and El Gamal (2018) take KL + log2(e) / e + 1, which serves all p and q; Gaussians need less.
+  """
+  cells = np.bincount([cell_of(number)[0] for number in numbers], minlength=len(zipf(1.0)))
+  choices = np.round(np.geomspace(0.2, 20.0, 60), 3).tolist()
+  return min(choices, key=lambda scale: -cells @ np.log2(zipf(scale).astype(np.float64)))
 
 
 def cell_of(number: int) -> tuple[int, int, int]:

@@ -7,6 +7,8 @@
   header    JSON, compressed by zlib: the images' names, the model and chain that coded them
   payload   uint32 words of the lanes, one lane after another
 
+The header of a lossy file says its `kind`, diffc or uqdm, and has all tables in `coded`.
+
 A changed or cut payload decodes to wrong images, often without an error.  So the checksum comes
 first, then the fingerprints of the model and of the machine, and only then the decoder.
 """
@@ -26,15 +28,23 @@ from vdm_jax.errors import InputError
 __all__ = ['Container', 'VERSION', 'read', 'require_same', 'write']
 
 MAGIC, VERSION = b'VDMZ', 1
+LOSSLESS = 'bits_back'  # the kind of a file that does not say its kind
 _FIXED = struct.Struct('<4sHI32s')
 _REMEDY = 'copy it again, or encode the images again'
 
 
 class Container(NamedTuple):
-  """header: JSON's values; it has `count`, `shape`, `levels`, `steps`, `variance`, `seed`."""
+  """header: JSON's values; it has `count`, `shape`, `levels`, `steps`, `seed`.
+
+  A lossy file says so by `kind`; its payload is one lane.
+  """
   header: dict[str, Any]
   lanes: list[Lane]
   overhead: int = 0  # bytes before the payload
+
+  @property
+  def kind(self) -> str:
+    return self.header.get('kind', LOSSLESS)
 
 
 def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> int:

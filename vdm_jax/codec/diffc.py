@@ -41,7 +41,7 @@ APPROXIMATE = Search(8.0, 16)
 class Coded(NamedTuple):
   words: np.ndarray      # uint32
   ends: list[int]        # [T + 1]  how many words hold a level and all before; the first is z_T
-  tables: list[list]     # [T + 1]  [bits of a block, blocks of an image, their deviation]
+  tables: list[list]     # [T + 1]  [scale of the law, blocks of an image, their deviation]
   ideal: np.ndarray      # [T + 1, n]  bits of divergence
   cost: np.ndarray       # [T + 1]  bits, of all images
   blocks: int            # numbers that were sent
@@ -110,7 +110,7 @@ def encode(kernels: Kernels, x: np.ndarray, *, search: Search = EXACT, seed: int
         bar.update()
       z = mean + std * sample
       counts = np.array([len(each) for each in numbers])
-      table = [round(float(ideal[row].sum() / counts.sum()), 1), int(np.rint(counts.mean())),
+      table = [channel.scale_for(sum(numbers, [])), int(np.rint(counts.mean())),
                round(float(counts.std()) + 0.1, 1)]
       before = writer.bits
       writer.integers(counts - table[1], *_of_counts(table, len(x)))

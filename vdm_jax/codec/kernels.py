@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random
-from vdm_jax.errors import require, require_at_least, require_choice
-from vdm_jax.likelihood.bounds import analytic_variance, level_axes
+from vdm_jax.codec.chain import require_chain
+from vdm_jax.errors import require_at_least, require_choice
+from vdm_jax.likelihood.bounds import analytic_variance
 from vdm_jax.processes import posterior, prior_std, time_of
 from vdm_jax.samplers.analytic import Variances, analytic_dpm
 from vdm_jax.samplers.dpm_solver import dpm_solver_multistep
@@ -98,13 +99,7 @@ def kernels(model: Model, levels: int, times: np.ndarray, variances: Variances, 
   Raises InputError: a model that has no such chain, fewer than one step.
   """
   require_at_least('T', len(times) - 1)
-  for missing, problem in ((model.latent is not None, 'has latents of its own'),
-                           (model.is_latent, 'draws latents'),
-                           (model.bound is not None, 'has a bound of its own'),
-                           (bool(level_axes(model)), 'has a log-SNR for every pixel'),
-                           (not levels, 'is one of real numbers')):
-    require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',
-            'name a run such as those of configs/digits/vdm.py')
+  require_chain(model, levels)
   at = jnp.asarray(times, float)
   level = jax.tree.map(lambda u: np.asarray(u, np.float64), model.process(at))
   variance = analytic_variance(variances)

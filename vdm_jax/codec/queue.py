@@ -18,7 +18,7 @@ _stream: Any = constriction.stream  # type: ignore[attr-defined]  # a module of 
 _model = _stream.model
 _categorical = _model.Categorical(perfect=False)
 _PIECE = 16       # bits of a uniform number that are coded together
-_BEYOND = 4.0     # log2 of a typical distance beyond a window
+_BEYOND = 4.0     # scale of the law of the distance beyond a window
 _SAFE = 8.0       # standard deviations in a window
 
 
@@ -50,10 +50,10 @@ class Writer:
     words, (_, width) = self._coder.pos()
     return 32.0 * words + 64.0 - math.log2(width)
 
-  def number(self, number: int, bits: float) -> None:
-    """A number from 1 on, under Zipf's law for a divergence of so many bits."""
+  def number(self, number: int, scale: float) -> None:
+    """A number from 1 on, under the law of Zipf of this scale."""
     cell, place, size = cell_of(number)
-    self._coder.encode(_int32(cell), _categorical, zipf(bits)[None])
+    self._coder.encode(_int32(cell), _categorical, zipf(scale)[None])
     for start in range(0, size, _PIECE):
       width = min(_PIECE, size - start)
       self._coder.encode(_int32(place >> start & ((1 << width) - 1)), _model.Uniform(1 << width))
@@ -73,8 +73,8 @@ class Reader:
   def __init__(self, words: np.ndarray):
     self._coder = _stream.queue.RangeDecoder(np.ascontiguousarray(words, np.uint32))
 
-  def number(self, bits: float) -> int:
-    cell = int(self._coder.decode(_categorical, zipf(bits)[None])[0])
+  def number(self, scale: float) -> int:
+    cell = int(self._coder.decode(_categorical, zipf(scale)[None])[0])
     size, place = place_bits(cell), 0
     for start in range(0, size, _PIECE):
       width = min(_PIECE, size - start)

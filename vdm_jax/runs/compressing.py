@@ -34,7 +34,8 @@ from vdm_jax.runs.sampling import variances_of
 from vdm_jax.samplers.analytic import Variances
 from vdm_jax.typing import Model
 
-__all__ = ['Report', 'as_sheet', 'decode', 'encode', 'info']
+__all__ = ['Images', 'Report', 'as_sheet', 'conditions_of', 'decode', 'encode', 'info', 'load_for',
+           'open_images', 'save', 'sheet', 'targets_in']
 
 
 _HELD = 1 << 23     # numbers of all images together: 8 MiB of pictures
@@ -65,14 +66,14 @@ class Report(NamedTuple):
 # ------------------------------------------------------------------ images
 
 
-class _Images(NamedTuple):
+class Images(NamedTuple):
   names: list[str]
   read: Callable[[np.ndarray], np.ndarray]  # numbers -> integers [n, ...]
   conditions: dict[str, np.ndarray]         # arrays beside the images, by name
   held: np.ndarray | None = None            # all images, where they are few: see `_held`
 
 
-def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
+def open_images(path: str | Path, shape: tuple[int, ...]) -> Images:
   """The images of a picture, a folder of pictures, or an .npz.  Raises InputError."""
   path = files.user_path('images', path)
   if path.suffix == '.npz':
@@ -93,10 +94,10 @@ def _open(path: str | Path, shape: tuple[int, ...]) -> _Images:
   require(twice is None, 'images', str(path), f'two pictures would be decoded as {twice}',
           'rename one')
   read = lambda rows: np.stack([_picture(root / names[row], shape) for row in rows])
-  return _Images(names, read, {})
+  return Images(names, read, {})
 
 
-def _held(source: _Images, shape: tuple[int, ...]) -> _Images:
+def _held(source: Images, shape: tuple[int, ...]) -> Images:
   """The images, read once, unless they are more than `_HELD` numbers.
 
   Those are read again wherever they are needed, a few at a time, so that memory does not grow with
@@ -126,7 +127,7 @@ def _picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
   return pixels
 
 
-def _of_arrays(path: Path) -> _Images:
+def _of_arrays(path: Path) -> Images:
   arrays = references.arrays(path, 'images')
   name = next((name for name in ('images', 'image', 'arr_0') if name in arrays), None)
   if name is None:
@@ -137,7 +138,7 @@ def _of_arrays(path: Path) -> _Images:
           f'the array {name!r} is {list(images.shape)}', 'give one image or more, [n, ...]')
   labels = {'label' if key == 'labels' else key: value for key, value in arrays.items()
             if value.shape[:1] == images.shape[:1]}
-  return _Images([f'{i:05d}' for i in range(len(images))], lambda rows: images[rows], labels)
+  return Images([f'{i:05d}' for i in range(len(images))], lambda rows: images[rows], labels)
 
 
 # ------------------------------------------------------------------ encoding
@@ -163,8 +164,8 @@ def _kernel(table: Mapping[str, list[float]] | None) -> vlb.Variance | None:
       *(jnp.asarray(table[name], jnp.float32) for name in Variances._fields)))
 
 
-def _conditions(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
-                ) -> tuple[Callable[[np.ndarray], Any], dict[str, list]]:
+def conditions_of(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
+                  ) -> tuple[Callable[[np.ndarray], Any], dict[str, list]]:
   """What conditions the images of these numbers, and the same as JSON."""
   model = trained.experiment.model(trained.params)
   wanted = model.conditions(np.arange(1)).keys() - {AUGMENTED}  # nothing is augmented
@@ -197,8 +198,8 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   model = needs.require(trained.experiment.model(trained.params), 'compress', directory)
-  source = _held(_open(images, model.shape), model.shape)
-  conditions, saved = _conditions(trained, source.conditions)
+  source = _held(open_images(images, model.shape), model.shape)
+  conditions, saved = conditions_of(trained, source.conditions)
   table = None
   if variance == 'analytic':
     estimated = variances_of(trained, np.linspace(1.0, 0.0, steps + 1), seed)
@@ -248,7 +249,7 @@ def _error(values: np.ndarray) -> float:
 class _Rows:
   """The images and their conditions as a split."""
 
-  def __init__(self, model: Model, source: _Images, conditions: Callable[[np.ndarray], Any],
+  def __init__(self, model: Model, source: Images, conditions: Callable[[np.ndarray], Any],
                dtype: Any):
     self.get = lambda rows: {**conditions(rows), model.field: source.read(rows).astype(dtype)}
     self.count = len(source.names)
@@ -291,7 +292,29 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
   """
   read = container.read(files.user_path('file', file))
   header = read.header
-  targets = _targets(files.user_path('out', out), header, overwrite)
+  targets = targets_in(files.user_path('out', out), header, overwrite)
+  trained = load_for(read, directory, data_dir, data_name)
+  chain = _chain(trained, header['steps'], header['network_lanes'], header['variance'],
+                 header['table'])
+  conditions, _ = conditions_of(trained, {name: np.asarray(values)
+                                          for name, values in header['conditions'].items()})
+  versions = f'jax {header["provenance"]["jax"]} on {header["platform"]}'
+  rounds = (f'this machine, or its version of JAX, rounds otherwise than the one that encoded it '
+            f'({versions}): one bit of difference would decode to noise')
+  container.require_same(read, 'tables', chain.digest(), rounds, 'decode on a machine like it')
+  first = np.resize(np.arange(header['count']), header['network_lanes'])
+  container.require_same(read, 'probe', chain.probe(conditions(first)), rounds,
+                         'decode on a machine like it')
+  return save(targets, _decoded(read, chain, conditions, progress), header)
+
+
+def load_for(read: codec.Container, directory: str | Path = '', data_dir: str = '',
+             data_name: str = '') -> workdir.Trained:
+  """The run that encoded a file, in `directory` if it has moved.
+
+  Raises InputError: it is not there, or has other weights.
+  """
+  header = read.header
   where = directory or header['run']
   if not Path(where).is_dir():
     raise InputError('workdir', str(where), 'the run that encoded this file is not there',
@@ -300,21 +323,10 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
                                  data_dir=data_dir, data_name=data_name)
   container.require_same(read, 'weights', checksum(trained.params), f'it was encoded with other '
                          f'weights than the weights of {where}', 'name the run that encoded it')
-  chain = _chain(trained, header['steps'], header['network_lanes'], header['variance'],
-                 header['table'])
-  conditions, _ = _conditions(trained, {name: np.asarray(values)
-                                        for name, values in header['conditions'].items()})
-  versions = f'jax {header["provenance"]["jax"]} on {header["platform"]}'
-  rounds = (f'this machine, or its version of JAX, rounds otherwise than the one that encoded it '
-            f'({versions}): one bit of difference would decode to noise')
-  container.require_same(read, 'tables', chain.digest(), rounds, 'decode on a machine like it')
-  first = np.resize(np.arange(header['count']), header['network_lanes'])
-  container.require_same(read, 'probe', chain.probe(conditions(first)), rounds,
-                         'decode on a machine like it')
-  return _save(targets, _decoded(read, chain, conditions, progress), header)
+  return trained
 
 
-def _targets(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[Path]:
+def targets_in(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[Path]:
   """The files that will be written.  Raises InputError for one that is there."""
   pictures = header['levels'] == 256 and len(header['shape']) == 3
   names = [*map(_as_png, header['names'])] if pictures else ['images.npz']
@@ -328,8 +340,8 @@ def _targets(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[P
   return paths
 
 
-def _save(targets: list[Path], decoded: Iterator[tuple[np.ndarray, np.ndarray]],
-          header: Mapping[str, Any]) -> list[Path]:
+def save(targets: list[Path], decoded: Iterator[tuple[np.ndarray, np.ndarray]],
+         header: Mapping[str, Any]) -> list[Path]:
   """Writes all images or none.  Pictures wait beside the folder until the last is decoded."""
   place = next(parent for parent in targets[0].absolute().parents if parent.exists())
   with tempfile.TemporaryDirectory(prefix='.decoding-', dir=place) as waiting:
@@ -371,10 +383,36 @@ def info(file: str | Path) -> dict[str, Any]:
   path = files.user_path('file', file)
   read = container.read(path)
   short = {name: value for name, value in read.header.items()
-           if name not in ('table', 'conditions', 'names', 'lanes')}
-  return short | {'bytes': path.stat().st_size, 'header_bytes': read.overhead,
-                  'bits_per_dim': 8.0 * path.stat().st_size / (
-                      read.header['count'] * int(np.prod(read.header['shape'])))}
+           if name not in ('table', 'conditions', 'names', 'lanes', 'kind', 'coded')}
+  loss = 'lossless' if read.kind == container.LOSSLESS else 'lossy'
+  return {'kind': f'{read.kind} ({loss})'} | short | {
+      'bytes': path.stat().st_size, 'header_bytes': read.overhead,
+      'bits_per_dim': 8.0 * path.stat().st_size / (
+          read.header['count'] * int(np.prod(read.header['shape'])))}
+
+
+def sheet(images: np.ndarray) -> np.ndarray:
+  """Images [n, h, w, c] side by side: uint8 [H, W, c], about square."""
+  n, height, width, channels = images.shape
+  columns = int(np.ceil(n**0.5))
+  rows = -(-n // columns)
+  pixels = np.zeros((rows * height, columns * width, channels), np.uint8)
+  for i, image in enumerate(images):
+    top, left = i // columns * height, i % columns * width
+    pixels[top:top + height, left:left + width] = image
+  return pixels
+
+
+def sheet(images: np.ndarray) -> np.ndarray:
+  """Images [n, h, w, c] side by side: uint8 [H, W, c], about square."""
+  n, height, width, channels = images.shape
+  columns = int(np.ceil(n**0.5))
+  rows = -(-n // columns)
+  pixels = np.zeros((rows * height, columns * width, channels), np.uint8)
+  for i, image in enumerate(images):
+    top, left = i // columns * height, i % columns * width
+    pixels[top:top + height, left:left + width] = image
+  return pixels
 
 
 def as_sheet(images: np.ndarray) -> dict[str, float | None]:
@@ -382,14 +420,8 @@ def as_sheet(images: np.ndarray) -> dict[str, float | None]:
 
   Measured by Pillow; None where it does not write this format here.
   """
-  n, height, width, channels = images.shape
-  columns = int(np.ceil(n**0.5))
-  rows = -(-n // columns)
-  sheet = np.zeros((rows * height, columns * width, channels), np.uint8)
-  for i, image in enumerate(images):
-    top, left = i // columns * height, i % columns * width
-    sheet[top:top + height, left:left + width] = image
-  picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+  pixels = sheet(images)
+  picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
   return {name: None if (size := _saved(picture, **options)) is None else 8.0 * size / images.size
           for name, options in _FORMATS.items()}
 

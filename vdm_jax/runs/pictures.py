@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from vdm_jax.likelihood.density import Density
 from vdm_jax.machine import files
 
-__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'samples', 'save_png', 'strip']
+__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'rate_distortion', 'samples',
+           'save_png', 'strip']
 
 
 def save_png(path: str | Path, picture: np.ndarray | Figure,
@@ -270,4 +271,29 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   shown.set_title(f'above, the most likely images: {of(bits[:half])} bits/dim\n'
                   f'below, the least likely: {of(bits[half:] if len(bits) > 1 else bits)} bits/dim',
                   fontsize='medium')
+  return figure
+
+
+def rate_distortion(points: Mapping[str, list[tuple[float, float]]], count: int) -> Figure:
+  """PSNR against bits/dim of each codec.
+
+  points: {what: [(bits/dim, dB), ...]}; a name with 'ideal' is drawn dashed, in the colour of the
+  one before that its name begins with.  count: images that were coded.
+  """
+  figure = Figure(figsize=(7, 4.5), layout='constrained')
+  axes, colours = figure.subplots(), {}
+  for name, line in points.items():
+    line = [point for point in line if np.isfinite(point).all()]
+    like = next((other for other in colours if name.startswith(other)), '')
+    drawn, = axes.plot(*zip(*line, strict=True), label=name, color=colours.get(like),
+                       linestyle='--' if 'ideal' in name else '-',
+                       marker='' if 'ideal' in name else '.') if line else (None,)
+    if drawn is not None:
+      colours[name] = drawn.get_color()
+  axes.set(xlabel='bits/dim, without headers of ours', ylabel='PSNR, dB',
+           title=f'{count:,} images; other codecs: as one sheet')
+  axes.set_xlim(left=0.0)
+  axes.grid(alpha=0.3)
+  if colours:
+    axes.legend(fontsize='small')
   return figure

@@ -5,15 +5,30 @@ from pathlib import Path
 from absl import flags
 
 from vdm_jax import cli
+from vdm_jax.codec import container
 from vdm_jax.codec.chain import VARIANCES
+from vdm_jax.codec.kernels import FINISHES
 from vdm_jax.errors import InputError, require
-from vdm_jax.runs import compressing
+from vdm_jax.machine import files
+from vdm_jax.runs import compressing, progressive
 
 WORKDIR = cli.run_directory('The run whose model encodes.  decode: needed only if the run has '
                             'moved.')
-OUT = cli.path('out', 'encode: the .vdmz file to write; decode: the folder to write.')
-T = flags.DEFINE_integer('T', 50, 'Steps of the chain.  More steps take longer, and come closer to '
-                         'the bound in continuous time.')
+OUT = cli.path('out', 'encode: the .vdmz file to write; decode: the folder to write; curve: the '
+               '.png to write.')
+METHOD = flags.DEFINE_enum('method', container.LOSSLESS, [container.LOSSLESS, *progressive.METHODS],
+                           'encode: bits_back is lossless.  diffc and uqdm are lossy, and any '
+                           'prefix of their files is an image.')
+T = flags.DEFINE_integer('T', None, 'Steps of the chain.  Default: 50 of bits_back, where more '
+                         'steps come closer to the bound in continuous time; 20 of diffc and 4 of '
+                         'uqdm, where more than 20 are refused.  curve: of diffc.')
+APPROXIMATE = flags.DEFINE_bool('approximate', False, 'diffc: a cheaper file, whose samples are '
+                                'biased.  The bias is printed.')
+PREFIX = flags.DEFINE_float('prefix', 1.0, 'decode: the share of a lossy file that is read.')
+FINISH = flags.DEFINE_enum('finish', 'flow', FINISHES, 'decode: how a prefix becomes images: along '
+                           'the probability flow, by ancestral sampling, or by the mean, which is '
+                           'blurred and has the least squared error.')
+TRACE = cli.path('trace', 'curve: a .png of the first eight images as their bytes arrive.')
 VARIANCE = flags.DEFINE_enum('variance', 'small', VARIANCES, 'Variance of each step.  analytic '
                              'needs half as many steps; to encode, it reads training images.')
 LANES = flags.DEFINE_integer('lanes', 1, 'Images at a time.  Each lane borrows bits of its own.')
@@ -23,18 +38,26 @@ SEED = cli.seed('the bits that the stacks begin with')
 OVERWRITE = cli.overwrite()
 AVERAGE, STEP = cli.average(), cli.step()
 DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
-ACTIONS = 'encode IMAGES, decode FILE.vdmz or info FILE.vdmz'
+ACTIONS = 'encode IMAGES, decode FILE.vdmz, info FILE.vdmz or curve IMAGES'
 
 
 def main(words: Sequence[str]):
   action, what = words if len(words) == 2 else ('', '')
   if action == 'encode':
-    _encode(what)
+    _needed((WORKDIR, 'runs/digits'), (OUT, 'images.vdmz'))
+    if METHOD.value == container.LOSSLESS:
+      _encode(what)
+    else:
+      _encode_lossy(what)
   elif action == 'decode':
-    require(bool(OUT.value), 'out', None, 'it is missing', 'give a folder, as in --out=images')
-    cli.wrote(*_few(compressing.decode(
-        what, OUT.value, directory=WORKDIR.value or '',
-        **cli.values(DATA_DIR, DATA_NAME, OVERWRITE))))
+    _needed((OUT, 'images'))
+    _decode(what)
+  elif action == 'curve':
+    _needed((WORKDIR, 'runs/digits'), (OUT, 'rate_distortion.png'))
+    steps = progressive.STEPS | ({} if T.value is None else {'diffc': T.value})
+    progressive.curve(WORKDIR.value, what, OUT.value, steps=steps,
+                      **cli.values(TRACE, SEED, OVERWRITE, AVERAGE, STEP, DATA_DIR, DATA_NAME))
+    cli.wrote(OUT.value, *([TRACE.value] if TRACE.value else []))
   elif action == 'info':
     for name, value in compressing.info(what).items():
       print(f'{name}: {value}')
@@ -46,12 +69,57 @@ def _few(paths: Sequence[Path]) -> list[str | Path]:
   return [*paths] if len(paths) < 4 else [f'{len(paths):,} pictures in {OUT.value}']
 
 
-def _encode(images: str) -> None:
-  for flag, example in ((WORKDIR, 'runs/digits'), (OUT, 'images.vdmz')):
+def _needed(*holders: tuple[flags.FlagHolder, str]) -> None:
+  for flag, example in holders:
     require(bool(flag.value), flag.name, None, 'it is missing', f'give it, as in --{flag.name}='
             f'{example}')
-  report = compressing.encode(
+
+
+def _decode(file: str) -> None:
+  where = {'directory': WORKDIR.value or '', **cli.values(DATA_DIR, DATA_NAME, OVERWRITE)}
+  if container.read(files.user_path('file', file)).kind == container.LOSSLESS:
+    require(PREFIX.value == 1.0, 'prefix', PREFIX.value, 'a lossless file has no prefixes',
+            'encode with --method=diffc')
+    cli.wrote(*_few(compressing.decode(file, OUT.value, **where)))
+    return
+  decoded = progressive.decode(file, OUT.value, **cli.values(PREFIX, FINISH), **where)
+  print(f'lossy: {decoded.size:,} bytes of the payload, level {decoded.level} of '
+        f'{decoded.steps}, finished by {FINISH.value}')
+  cli.wrote(*_few(decoded.paths))
+
+
+def _encode_lossy(images: str) -> None:
+  report = progressive.encode(
       WORKDIR.value, images, OUT.value, steps=T.value,
+      **cli.values(METHOD, APPROXIMATE, SEED, OVERWRITE, AVERAGE, STEP, DATA_DIR, DATA_NAME))
+  per_dim = report.bits_per_dim
+  print(f'lossy: {report.count:,} images, {report.size:,} bytes: {per_dim(report.size):.3f} '
+        f'bits/dim, PSNR {report.psnr:.2f} dB')
+  parts: list[tuple[str, float]] = [('header', report.header),
+                                    ('payload', report.size - report.header)]
+  if report.blocks:
+    parts.append(('ideal', report.ideal / 8.0))
+  for name, size in parts:
+    print(f'  {name:8s}{size:12,.0f} bytes {per_dim(size):8.3f} bits/dim')
+  if report.blocks:
+    excess = (8.0 * (report.size - report.header) - report.ideal) / report.blocks
+    error = report.noise.std() / report.blocks**0.5
+    print(f'{report.blocks:,} blocks of {report.ideal / report.blocks:.2f} bits; each costs '
+          f'{excess:.2f} bits more')
+    print(f'noise along the mean: {report.noise.mean():+.3f} +- {error:.3f}, variance '
+          f'{report.noise.var():.3f}; of exact samples 0 and 1')
+    if APPROXIMATE.value:
+      print('approximate: too few candidates for samples of the posterior; they are biased towards '
+            'the prediction by the noise above')
+  print(f'{report.count / report.seconds:.2f} images/s')
+  cli.wrote(OUT.value, then=cli.command('compress.py', 'decode', OUT.value, out='decoded',
+                                        prefix='0.5'))
+
+
+def _encode(images: str) -> None:
+  steps = 50 if T.value is None else T.value
+  report = compressing.encode(
+      WORKDIR.value, images, OUT.value, steps=steps,
       **cli.values(VARIANCE, LANES, VERIFY, SEED, OVERWRITE, AVERAGE, STEP, DATA_DIR, DATA_NAME))
   per_dim = report.bits_per_dim
   net = report.net * report.dimensions * report.count / 8.0
@@ -59,7 +127,7 @@ def _encode(images: str) -> None:
         f'{per_dim(report.size):.3f} bits/dim')
   for name, size in (('header', report.header), ('initial', report.initial), ('net', net)):
     print(f'  {name:8s}{size:12,.0f} bytes {per_dim(size):8.3f} bits/dim')
-  name = f'vlb@{T.value}{"" if VARIANCE.value == "small" else "/" + VARIANCE.value}'
+  name = f'vlb@{steps}{"" if VARIANCE.value == "small" else "/" + VARIANCE.value}'
   error = '' if report.count == 1 else f' +- {report.net_error:.4f}'
   print(f'net: {report.net:.4f}{error} bits/dim; {name} of these images: {report.bound:.4f} +- '
         f'{report.bound_error:.4f}')
