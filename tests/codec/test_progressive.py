@@ -27,12 +27,13 @@ def data(count, size, seed=0):
 def test_the_ideal_rate_and_the_two_distortions_are_those_of_gaussian_data():
   """Theis et al. (2022): D_A = 2 s^2 (1 - rho^2), D_F = 2 s^2 (1 - rho); half of D_A of x_hat."""
   of_gaussian, x = of(np.linspace(0.0, 1.0, 11), (16, 16, 1)), data(40, 256)
-  total, seen = 0.0, 0
+  x *= STD / np.sqrt(np.square(x).mean())  # a divergence is linear in x^2
+  each, seen = np.zeros(40), 0
   for i, z, bits in diffc.ideal(of_gaussian, x):
     snr = np.exp(of_gaussian.logsnr[i])
-    total += bits.mean() / 256
-    error = 4.0 * bits.std() / 40**0.5 / 256 + 0.002 * i
-    assert total == pytest.approx(0.5 * np.log2(1.0 + STD**2 * snr), abs=max(error, 0.02))
+    each += bits / 256
+    exact = 0.5 * np.log2(1.0 + STD**2 * snr)
+    assert each.mean() == pytest.approx(exact, abs=4.0 * each.std() / 40**0.5 + 1e-3), i
     if i not in (7, 5, 2):
       continue
     seen += 1
@@ -46,7 +47,8 @@ def test_the_ideal_rate_and_the_two_distortions_are_those_of_gaussian_data():
   assert seen == 3
   # Golden: 5.956015 nats between the ends, whatever T, and what z_T has.
   first = 0.5 * np.log2(1.0 + STD**2 * np.exp(-5.0))
-  assert (total - first) * np.log(2.0) == pytest.approx(5.956015, abs=0.03)
+  error = 4.0 * each.std() / 40**0.5 * np.log(2.0)
+  assert (each.mean() - first) * np.log(2.0) == pytest.approx(5.956015, abs=error)
 
 
 @pytest.fixture(scope='module')
@@ -89,7 +91,7 @@ def test_a_prefix_has_its_levels_and_batches_change_only_the_rounding(sent):
 
 def test_the_approximate_search_is_biased_towards_the_prediction(sent):
   of_gaussian, x, *_ = sent
-  coded = diffc.encode(of_gaussian, np.tile(x, (4, 1)), search=diffc.Search(12.0, 8),
+  coded = diffc.encode(of_gaussian, np.tile(x, (4, 1)), search=diffc.Search(12.0, 6),
                        progress=False)
   assert coded.noise.mean() < -4.0 * coded.noise.std() / coded.blocks**0.5
   assert coded.cost.sum() < sent[2].cost.sum() * 4
@@ -126,7 +128,7 @@ def test_at_a_large_rate_the_excess_is_that_of_a_uniform_noise():
   assert uqdm.rate(8.0) - 8.0 == pytest.approx(0.5 * np.log2(2.0 * np.pi * np.e / 12.0), abs=1e-4)
 
 
-@pytest.mark.parametrize('steps, published', [(1, 8.847), (2, 9.102), (4, 9.551)])
+@pytest.mark.parametrize('steps, published', [(1, 8.847), (4, 9.551)])
 def test_the_rate_of_a_chain_grows_with_its_steps(steps, published):
   """N(0, 1/4), log-SNR 13.3 to -5, whose Gaussian rate is 8.5927 bits at any T."""
   of_gaussian = of(np.linspace(0.0, 1.0, steps + 1), (16, 16, 1))
