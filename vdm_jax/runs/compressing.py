@@ -403,18 +403,6 @@ def sheet(images: np.ndarray) -> np.ndarray:
   return pixels
 
 
-def sheet(images: np.ndarray) -> np.ndarray:
-  """Images [n, h, w, c] side by side: uint8 [H, W, c], about square."""
-  n, height, width, channels = images.shape
-  columns = int(np.ceil(n**0.5))
-  rows = -(-n // columns)
-  pixels = np.zeros((rows * height, columns * width, channels), np.uint8)
-  for i, image in enumerate(images):
-    top, left = i // columns * height, i % columns * width
-    pixels[top:top + height, left:left + width] = image
-  return pixels
-
-
 def as_sheet(images: np.ndarray) -> dict[str, float | None]:
   """bits/dim of the same images [n, H, W, 1 or 3] as one lossless sheet: {'PNG', 'WebP', ...}.
 
