@@ -76,7 +76,6 @@ def psnr(images: np.ndarray, decoded: np.ndarray, levels: int) -> float:
 def _measured(trained: workdir.Trained, directory: str | Path, steps: int, seed: int) -> _Ready:
   """Of a run whose variances are estimated now, on its training images."""
   model, levels = _model(trained, directory)
-  require_chain(model, levels)
   times = levels_between(model.process, levels, steps)
   estimated = variances_of(trained, times[::-1], seed)
   return _of_table(trained, directory, times, {
@@ -101,11 +100,10 @@ def _encoded(ready: _Ready, images: np.ndarray) -> np.ndarray:
   return np.asarray(ready.model.encode(jnp.asarray(images)), np.float64).reshape(len(images), -1)
 
 
-def _pixels(source: compressing.Images, ready: _Ready) -> np.ndarray:
+def _pixels(source: compressing.Images, shape: tuple[int, ...], levels: int) -> np.ndarray:
   """Integers [n, ...].  Raises InputError of what the model does not code."""
   images = source.read(np.arange(len(source.names)))
-  return check_images(images, ready.kernels.shape, ready.levels).reshape(
-      -1, *ready.kernels.shape)
+  return check_images(images, tuple(shape), levels).reshape(-1, *shape)
 
 
 def _finished(ready: _Ready, z: np.ndarray, i: int, how: str, seed: int, conditions: Conditions
@@ -150,11 +148,12 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
           'leave it out')
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
-  model, _ = _model(trained, directory)
+  model, levels = _model(trained, directory)
+  require_chain(model, levels)
   source = compressing.open_images(images, model.shape)
   conditions, saved = compressing.conditions_of(trained, source.conditions)
+  pixels = _pixels(source, model.shape, levels)
   ready = _measured(trained, directory, steps, seed)
-  pixels = _pixels(source, ready)
   start = time.monotonic()
   x, ideal, blocks, noise = _encoded(ready, pixels), float('nan'), 0, np.zeros(0)
   if method == 'diffc':
@@ -173,12 +172,13 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
       'average': trained.average, 'weights': checksum(trained.params), 'provenance': provenance(),
       'platform': jax.devices()[0].device_kind, 'count': len(source.names),
       'shape': list(ready.kernels.shape), 'levels': ready.levels, 'steps': steps, 'seed': seed,
-      'exact': not approximate, 'conditions': saved, 'names': source.names,
+      'approximate': approximate, 'conditions': saved, 'names': source.names,
       'coded': {'times': ready.times.tolist(), 'ends': sent.ends, 'tables': tables,
                 'variances': ready.variances}}
   lane = Lane(sent.words, 0)
   *_, (_, z) = _levels(codec.Container(header, [lane]), ready, conditions)
-  header['psnr'] = psnr(pixels, _finished(ready, z, 0, 'flow', seed, conditions), ready.levels)
+  reached = psnr(pixels, _finished(ready, z, 0, 'flow', seed, conditions), ready.levels)
+  header['psnr'] = min(reached, 99.0)  # JSON has no infinity
   with files.atomic_write(out) as partial:
     overhead = container.write(partial, header, [lane])
   return Report(len(source.names), ready.kernels.size, out.stat().st_size, overhead,
@@ -264,12 +264,13 @@ def curve(directory: str | Path, images: str | Path, out: str | Path, *,
   trace = files.output('trace', trace, '.png', overwrite=overwrite) if trace else None
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
-  model, _ = _model(trained, directory)
+  model, levels = _model(trained, directory)
+  require_chain(model, levels)
   source = compressing.open_images(images, model.shape)
   conditions, _ = compressing.conditions_of(trained, source.conditions)
+  pixels = _pixels(source, model.shape, levels)
   points: dict[str, list[tuple[float, float]]] = {}
   ready = _measured(trained, directory, steps['diffc'], seed)
-  pixels = _pixels(source, ready)
   per_dim = 1.0 / pixels.size
   x = _encoded(ready, pixels)
   sent = diffc.encode(ready.kernels, x, seed=seed, conditions=conditions, progress=progress)
