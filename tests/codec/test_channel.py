@@ -86,7 +86,7 @@ def test_cells_tile_the_numbers_and_have_the_mass_of_zipfs_law():
   law, exponent = channel.zipf(3.5).astype(float), 1.0 + 1.0 / 3.5
   exact = np.bincount([channel.cell_of(n)[0] for n in range(1, 4096)],
                       weights=np.arange(1.0, 4096.0)**-exponent)
-  np.testing.assert_allclose(law[:len(exact)] / law[0], exact, rtol=1e-3)
+  np.testing.assert_allclose(law[:len(exact)] / law[0], exact, rtol=3e-3)
   assert law.sum() == pytest.approx(1.0, abs=1e-4)
 
 

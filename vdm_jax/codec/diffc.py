@@ -152,7 +152,7 @@ def ideal(kernels: Kernels, x: np.ndarray, *, seed: int = 0, conditions: Conditi
           ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
   """(i, z_i, bits of divergence [n] of this level) by a channel that costs its divergence."""
   x = np.asarray(x, np.float64)
-  rng, z = np.random.default_rng(seed), x
+  rng, z = np.random.default_rng([seed, 1]), x  # not the stream of data made from the same seed
   for i in range(kernels.steps, -1, -1):
     (mean, std), (target, width) = kernels.predicted(z, i, conditions), kernels.given(x, z, i)
     bits = channel.divergence((target - mean) / std, width / std).sum(axis=1)
