@@ -1,4 +1,8 @@
 """Images to a lossy file and back from any prefix of it, and every refusal."""
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +11,8 @@ from tests.support import images_run
 from vdm_jax.codec import container
 from vdm_jax.errors import InputError
 from vdm_jax.runs import compressing, progressive
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -122,3 +128,26 @@ def test_the_curve_is_a_picture_whose_points_rise_with_the_rate(folder, run, tmp
   assert sent[-1][1] > sent[0][1] + 10.0
   assert curve.path.shape == (5, 3, 4, 4, 1) and len(curve.rates) == 4
   assert {'JPEG'} < set(curve.points)
+
+
+@pytest.mark.long
+def test_the_command_says_that_a_file_is_lossy_and_how_biased_its_samples_are(folder, run,
+                                                                              tmp_path):
+  def compress(*arguments):
+    done = subprocess.run([sys.executable, 'scripts/compress.py', *map(str, arguments)], cwd=ROOT,
+                          capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+  code, said, error = compress('encode', folder / 'few', f'--workdir={run}', '--T=2',
+                               f'--out={tmp_path / "x.vdmz"}', '--method=diffc', '--approximate')
+  assert code == 0, error
+  for word in ('lossy: 3 images', 'PSNR', 'noise along the mean', 'approximate: '):
+    assert word in said
+  code, said, error = compress('decode', tmp_path / 'x.vdmz', '--prefix=0.9', '--finish=mean',
+                               f'--out={tmp_path / "out"}')
+  assert code == 0 and 'lossy: ' in said, error
+  code, said, _ = compress('info', tmp_path / 'x.vdmz')
+  assert code == 0 and 'kind: diffc (lossy)' in said
+  code, _, error = compress('decode', tmp_path / 'x.vdmz', '--prefix=0',
+                            f'--out={tmp_path / "no"}')
+  assert code == 2 and '--prefix=0.0: it is a share of the file' in error
