@@ -292,6 +292,8 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
   """
   read = container.read(files.user_path('file', file))
   header = read.header
+  require(read.kind == container.LOSSLESS, 'file', str(file), f'it is lossy ({read.kind})',
+          'decode it by runs.progressive')
   targets = targets_in(files.user_path('out', out), header, overwrite)
   trained = load_for(read, directory, data_dir, data_name)
   chain = _chain(trained, header['steps'], header['network_lanes'], header['variance'],
