@@ -111,7 +111,7 @@ def test_arrays_are_decoded_in_the_memory_of_a_few(tmp_path):
   image = np.random.default_rng(0).integers(0, 256, shape)
   decoded = ((np.array([i]), (image[None] + i) % 256) for i in reversed(range(count)))
   tracemalloc.start()
-  compressing._save([tmp_path / 'new' / 'images.npz'], decoded, header)
+  compressing.save([tmp_path / 'new' / 'images.npz'], decoded, header)
   _, most = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert most < count * image.size / 4  # a byte for each of a quarter of them
