@@ -97,6 +97,14 @@ def test_the_approximate_search_is_biased_towards_the_prediction(sent):
   assert coded.cost.sum() < sent[2].cost.sum() * 4
 
 
+def test_blocks_are_as_few_as_have_at_most_four_bits_and_one_large_pixel_each():
+  few = np.full(64, 0.25)
+  assert diffc._blocks(few, 4.0) == 4
+  few[[0, 4]] = 6.0, 7.0  # dealt to 4 blocks, both would be in the first
+  assert diffc._blocks(few, 4.0) == 5
+  assert diffc._blocks(np.full(3, 5.0), 4.0) == 3
+
+
 def test_along_the_curve_pixels_are_in_quarters():
   curve = diffc.along_curve((8, 8, 1))
   np.testing.assert_array_equal(np.sort(curve), np.arange(64))

@@ -30,7 +30,7 @@ __all__ = ['APPROXIMATE', 'EXACT', 'Coded', 'Search', 'along_curve', 'decode', '
 
 class Search(NamedTuple):
   """How numbers are searched for."""
-  block: float  # bits of divergence that a block has at most, unless it is one pixel
+  block: float  # bits of divergence that a block has at most; a pixel that has more is beside them
   most: int     # log2 of the candidates of a block at most; 2^(KL + 11) if that is less
 
 
@@ -61,14 +61,19 @@ def along_curve(shape: tuple[int, ...]) -> np.ndarray:
 
 def _blocks(bits: np.ndarray, most: float) -> int:
   """Into how many blocks `bits` [D], along the curve, are dealt so that none has more than `most`.
+
+  But for pixels that have more by themselves: a block has one of these at most, beside the `most`
+  bits of the others.
   """
-  count = max(1, math.ceil(bits.sum() / most))
+  large = bits > most
+  rest = np.where(large, 0.0, bits)
+  count = max(1, math.ceil(rest.sum() / most))
   while count < len(bits):
-    of_block = np.bincount(np.arange(len(bits)) % count, weights=bits)
-    if of_block.max() <= most:
-      break
+    of_pixel = np.arange(len(bits)) % count
+    if (np.bincount(of_pixel, rest).max() <= most and np.bincount(of_pixel, large).max() <= 1):
+      return count
     count += 1
-  return min(count, len(bits))
+  return len(bits)
 
 
 def _stream(image: int, i: int, block: int, steps: int) -> int:
