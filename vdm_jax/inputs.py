@@ -11,6 +11,7 @@ curve by `denoisers.on_curve`.
   chain    z                the step of a chain, 0 the least noisy    Ho et al. (2020), and after
   sde      z                scale t, t the time of that process       Song et al. (2021), VP
   lines    z                scale t, t the time of rectified flow     Liu et al. (2023)
+  angle    z                scale arctan(sigma / alpha) 2 / pi        Salimans and Ho (2022)
   sigma    scale z + shift  sigma / 2, or a multiple of it            Song and Ermon (2020)
   edm      c_in z           c_noise = log(sigma) / 4                  Karras et al. (2022), table 1
 
@@ -23,9 +24,9 @@ import jax.numpy as jnp
 
 from vdm_jax.processes import time_of
 from vdm_jax.schedules import TableSchedule
-from vdm_jax.typing import Array, Level, Process
+from vdm_jax.typing import Array, Level, Process, Scalar
 
-__all__ = ['Inputs', 'chain', 'edm', 'lines', 'logsnr', 'scaled', 'sde', 'sigma']
+__all__ = ['Inputs', 'angle', 'chain', 'edm', 'lines', 'logsnr', 'scaled', 'sde', 'sigma']
 
 Inputs = Callable[[Array, Level], tuple[Array, Array]]
 
@@ -75,6 +76,16 @@ def lines(scale: float = 1.0) -> Inputs:
   return inputs
 
 
+def angle(scale: float = 1000.0) -> Inputs:
+  """The time of alpha = cos(pi t / 2), sigma = sin(pi t / 2), in [0, scale].
+
+  What the network of Salimans and Ho (2022) reads, in their public code.
+  """
+  def inputs(z, level):
+    return z, _each(scale * 2.0 / jnp.pi * jnp.arctan(jnp.exp(-0.5 * level.logsnr)), z)
+  return inputs
+
+
 def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inputs:
   """The noise level times `of_sigma`: half of it is the noise level of images in [0, 1].
 
@@ -85,7 +96,7 @@ def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inpu
   return inputs
 
 
-def edm(sigma_data: float = 0.5) -> Inputs:
+def edm(sigma_data: Scalar = 0.5) -> Inputs:
   """c_in = 1 / sqrt(sigma^2 + sigma_data^2) and c_noise, of Karras et al. (2022), table 1.
 
   sigma_data: of what the network was trained on, alpha x.

@@ -11,6 +11,7 @@ is a 2x2 system, so one solve serves them all; det = alpha b - sigma a.
   half_score 0                    -2 / sigma         the same of data of half the size, (x + 1) / 2
   flow       -1                   1                  Liu et al. (2022), our direction of time
   velocity   d alpha / dt         d sigma / dt       of the process trained on
+  removed    alpha - scale        sigma              Luhman and Luhman (2021): z - scale x
   edm        see `edm`                               Karras et al. (2022), table 1
 
 A target belongs to the network: it may use the level's alpha, sigma and logsnr, but not
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from vdm_jax.processes import time_of
 from vdm_jax.typing import Array, Estimate, Level, Process, Target
 
-__all__ = ['edm', 'eps', 'flow', 'half_score', 'score', 'solve', 'v', 'velocity', 'x']
+__all__ = ['edm', 'eps', 'flow', 'half_score', 'removed', 'score', 'solve', 'v', 'velocity', 'x']
 
 x: Target = lambda l: (jnp.ones_like(l.alpha), jnp.zeros_like(l.alpha))
 eps: Target = lambda l: (jnp.zeros_like(l.alpha), jnp.ones_like(l.alpha))
@@ -44,6 +45,14 @@ def velocity(trained_on: Process) -> Target:
     own = trained_on(time_of(trained_on, level.logsnr))
     return own.dalpha, own.dsigma
   return target
+
+
+def removed(scale: float = 1.0) -> Target:
+  """z - scale x, all that is to be removed: the student z - net(z) of Luhman and Luhman (2021).
+
+  scale: of a network that codes images otherwise than x, see `decoders.Pixels.to_ends`.
+  """
+  return lambda l: (l.alpha - scale, l.sigma)
 
 
 def edm(sigma_data: float = 0.5) -> Target:

@@ -218,6 +218,8 @@ class Model(NamedTuple):
   ends_denoised: bool = False          # samples are the estimate of x at the last level: its noise
                                        # is larger than a level of the data
   steps: int = 0                       # T of the chain that it is; 0: a model of continuous time
+  distilled: tuple[str, int] | None = None  # the sampler (a name of samplers.catalogue) and the
+                                       # steps that it was distilled for: it has no likelihood
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
   is_latent: bool = False              # whether the data are latents, and no images yet
   field: str = 'image'                 # which field of a batch is the data
@@ -244,7 +246,13 @@ class Experiment(NamedTuple):
   data: Any                            # data.Data: the splits, read when they are asked for
   tx: Any                              # optax.GradientTransformation
   ema: dict[str, float]                # name -> rate; the longest is evaluated by default
-  aux: PyTree = None                   # the state's `aux` at first: a teacher, an empty history
+  aux: Any = None                      # the state's `aux` at first: an empty history; or a function
+                                       # of the first parameters: a teacher that the run starts from
   update: Update | None = None         # the optimiser's step, if not that of loss, tx and ema
   needs_start: str = ''                # why a new run must start from another's weights, a clause;
                                        # '': it need not
+  teacher: Callable[[Any, PyTree], None] | None = None  # of one whose start is a teacher: takes
+                                       # what that run made, and its parameters, and raises
+                                       # InputError where it cannot teach
+  adds: tuple[str, ...] = ()           # parameters that a needed start may lack, by a name on their
+                                       # path; they change nothing at first

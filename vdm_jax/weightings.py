@@ -17,13 +17,20 @@ target. At uniform times the loss is
   p2              1 / (k + SNR)^gamma          SNR / (k + SNR)^gamma
 
 while `sigmoid` and `edm` are functions of logsnr times the first line.
+
+`OF_X` has the last column by name, for losses of x_hat that are evaluated where alpha is 0, as
+those of distillation are: there SNR is 0, and neither a quotient of derivatives nor eps is used.
 """
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 
 from vdm_jax.typing import Array, Level, Weighting
 
-__all__ = ['edm', 'min_snr', 'p2', 'sigmoid', 'simple', 'snr_plus_one', 'truncated_snr', 'vlb']
+__all__ = ['OF_X', 'edm', 'min_snr', 'p2', 'sigmoid', 'simple', 'snr_plus_one', 'truncated_snr',
+           'vlb']
 
 
 def vlb(level: Level) -> Array:
@@ -86,3 +93,12 @@ def edm(mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Weight
     density = jnp.exp(-0.5 * u * u) / (2.0 * std * jnp.sqrt(2.0 * jnp.pi))
     return 2.0 * density * (jnp.exp(-level.logsnr) + sigma_data**2) / sigma_data**2
   return weight
+
+
+# level -> the factor of |x - x_hat|^2; finite wherever sigma > 0.
+OF_X: Mapping[str, Weighting] = MappingProxyType({
+    'constant': lambda level: jnp.ones_like(level.logsnr),
+    'snr': lambda level: jnp.exp(level.logsnr),
+    'truncated_snr': lambda level: jnp.maximum(jnp.exp(level.logsnr), 1.0),
+    'snr_plus_one': lambda level: jnp.exp(level.logsnr) + 1.0,
+})

@@ -31,7 +31,8 @@ OF_THEIR_CURVE = {'ancestral_large', 'ancestral_between', 'euler', 'euler_maruya
                   'quasi_taylor', 'quasi_ito_taylor', 'annealed_langevin',
                   *(name for name in CATALOGUE if name.startswith('pc_'))}
 # These do not claim to start where alpha = 0.
-FINITE = {name for name, options in certified.OPTIONS.items() if 'curves' in options}
+FINITE = {name for name, options in certified.OPTIONS.items()
+          if options.get('curves') == certified.FINITE}
 POLYNOMIAL = {name for name in CATALOGUE if name.startswith('deis')} | {'reverse_diffusion'}
 # Their last step is not to the estimate of x at its start.  The first two take eps there from a
 # polynomial through earlier estimates, the third adds noise and corrects: in seven steps all three

@@ -27,6 +27,7 @@ from vdm_jax.certification.exact import (
     ExactDenoiser,
     MixtureData,
     quantiles,
+    with_ends,
     with_guidance,
     with_log_prob,
     with_variances,
@@ -44,5 +45,5 @@ from vdm_jax.certification.judging import (
 
 __all__ = ['CURVES', 'CertificateRow', 'ExactDenoiser', 'FINITE', 'MODELS', 'MixtureData',
            'SCHEDULE', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive',
-           'count_evaluations', 'equality', 'largest_deviation', 'quantiles', 'with_guidance',
-           'with_log_prob', 'with_variances']
+           'count_evaluations', 'equality', 'largest_deviation', 'quantiles', 'with_ends',
+           'with_guidance', 'with_log_prob', 'with_variances']

@@ -12,7 +12,13 @@ from typing import NamedTuple
 
 import tqdm
 
-from vdm_jax.certification.exact import FINITE, with_guidance, with_log_prob, with_variances
+from vdm_jax.certification.exact import (
+    FINITE,
+    with_ends,
+    with_guidance,
+    with_log_prob,
+    with_variances,
+)
 from vdm_jax.certification.judging import CertificateRow, certify, certify_adaptive, equality
 from vdm_jax.errors import require
 from vdm_jax.samplers import catalogue, grids, runge_kutta
@@ -29,11 +35,15 @@ OPTIONS: dict[str, dict] = {
     'denoising_mcmc': {'steps': [1], 'curves': FINITE},
     'plms': {'grid': grids.uniform},  # its coefficients are those of equal steps
     'split_lie': {'tolerance': 0.2},
+    # It ends in x_hat, and so in the data alone: where sigma vanishes.
+    'ddim_to_x': {'curves': ('ends',)},
+    'consistency': {'steps': [3]},
 }
 
 _SUPPLIED: dict[str, Callable[[Callable], SamplerMaker]] = {
     '': lambda make: make, 'head': lambda make: make, 'variance_head': lambda make: make,
-    'log_prob': with_log_prob, 'variances': with_variances, 'guidance': with_guidance}
+    'log_prob': with_log_prob, 'variances': with_variances, 'guidance': with_guidance,
+    'ends': with_ends}
 
 
 class Job(NamedTuple):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtr
 from scipy import special
 
 from vdm_jax import processes, schedules
@@ -15,7 +16,7 @@ from vdm_jax.units import sum_over_data
 from vdm_jax.values import value
 
 __all__ = ['CURVES', 'ExactDenoiser', 'FINITE', 'MODELS', 'MixtureData', 'SCHEDULE', 'ends_of',
-           'moments', 'process_of', 'quantiles', 'with_guidance', 'with_log_prob',
+           'moments', 'process_of', 'quantiles', 'with_ends', 'with_guidance', 'with_log_prob',
            'with_variances']
 
 
@@ -139,6 +140,38 @@ def ends_of(curve: str) -> tuple[tuple[float, float], tuple[float, float]]:
 def with_log_prob(make: Callable) -> SamplerMaker:
   """A sampler that takes log q(z_t) as its third argument."""
   return lambda denoise, process: make(denoise, process, denoise.log_prob)
+
+
+def with_ends(make: Callable) -> SamplerMaker:
+  """A sampler that takes a consistency model: the exact one, by which z_t has the quantile of z_0.
+
+  Its estimate of x is z_0 / alpha_0.  One dimension has one path through each quantile.
+  """
+  def of(denoise, process):
+    def cdf(z, level):
+      w, m, s = map(jnp.asarray, denoise.data)
+      level = jax.tree.map(lambda u: u[..., None], level.expand(z))
+      deviation = z[..., None] - level.alpha * m
+      return jnp.sum(w * ndtr(deviation / jnp.hypot(level.alpha * s, level.sigma)), axis=-1)
+
+    def ends(z, level, cond=None):
+      at_0 = process(jnp.zeros_like(level.t))
+      probability = cdf(z, level)
+
+      def halve(_, interval):
+        low, high = interval
+        middle = 0.5 * (low + high)
+        below = cdf(middle, at_0) < probability
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+      low, high = jax.lax.fori_loop(0, 50, halve, (jnp.full_like(z, -40.0),
+                                                   jnp.full_like(z, 40.0)))
+      own = denoise(z, level)  # the evaluations that are counted are those of this one
+      x = 0.5 * (low + high) / at_0.expand(z).alpha + 0.0 * own.x
+      wide = level.expand(z)
+      return own._replace(x=x, eps=(z - wide.alpha * x) / wide.sigma)
+    return make(ends, process)
+  return of
 
 
 def with_variances(make: Callable) -> SamplerMaker:

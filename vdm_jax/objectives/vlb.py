@@ -25,7 +25,7 @@ from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.processes import diffuse, interpolated_std, learned_share, prior_kl, tau
-from vdm_jax.typing import Array, Decoder, Denoiser, Estimate, Level, Process, PyTree
+from vdm_jax.typing import Array, Decoder, Denoiser, Estimate, Level, Process, PyTree, Scalar
 from vdm_jax.units import sum_of_terms, sum_over_data
 
 # (estimate, level of t, level of s) -> variance of p(z_s | z_t), to broadcast against z; the levels
@@ -102,7 +102,7 @@ def learned(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
   return jnp.square(interpolated_std(at_t, at_s, learned_share(estimate)))
 
 
-def step_number(t: Array, steps: int) -> Array:
+def step_number(t: Array, steps: Scalar) -> Array:
   """Which of the steps 1 ... T a time in [0, 1] belongs to: step i ends at i / T.  t: [B] or []."""
   return jnp.maximum(jnp.ceil(t * steps), 1.0)
 

@@ -14,6 +14,7 @@ family a file:
   langevin               annealed Langevin dynamics, correctors
   predictor_corrector    any of each; `denoising_mcmc`
   multiplied             the posterior under a second density r(x): inpainting, denoising
+  consistency            from consistency models, in one step or in several
   splitting              PLMS, and guided sampling in two parts
   grids                  the times to step along
 """

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import oracles, processes, schedules
-from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.samplers import (
   adaptive,
   analytic,
+  consistency,
   deis,
   denoising_mcmc,
   dpm_solver,
@@ -41,10 +42,10 @@ from vdm_jax.samplers import (
   taylor,
   unipc,
 )
-from vdm_jax.typing import Array, Process, Sampler
+from vdm_jax.typing import Array, Model, Process, Sampler
 
 __all__ = ['ALIASES', 'ANCESTRAL', 'Entry', 'GRIDS', 'MISSING', 'Method', 'SAMPLERS', 'describe',
-           'find', 'method', 'on_grid']
+           'find', 'method', 'on_grid', 'require_ends', 'usual']
 
 
 class Method(NamedTuple):
@@ -56,6 +57,7 @@ class Method(NamedTuple):
   variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
   head: bool = False       # the network has to have the head 'variance'
   stochastic: bool = False  # whether it draws noise on the way
+  ends: bool = False       # the model's estimate has to be the end of its path: a consistency model
 
 
 ANCESTRAL = Method('ancestral', first_order.ancestral, 'uniform', lambda _: grids.uniform(250),
@@ -69,7 +71,8 @@ class Entry(NamedTuple):
   order: float | None = None  # of convergence to the probability flow; None: stochastic
   use: str = ''               # what it is for
   evaluations: int | None = 1  # of the network in a step; None: adaptive
-  needs: str = ''             # the third argument of `make`, or the head of the network
+  needs: str = ''             # the third argument of `make`, the head of the network, or 'ends':
+                              # a consistency model
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
   at_tolerance: Callable | None = None  # of an adaptive method: tolerance -> make
   version: str = ''           # of a file of the user's own, by its text
@@ -139,6 +142,7 @@ _UNIPC = 'Zhao et al. (2023)'
 _KARRAS = 'Karras et al. (2022)'
 _FIRST, _OPTIMAL, _EXPONENTIAL = 'first order', 'optimal variance', 'exponential integrators'
 _RK, _SCORE, _SPLIT = 'EDM and Runge-Kutta', 'score-based', 'splitting'
+_DISTILLED = 'distilled models'
 _split = splitting.splitting
 _multistep, _single = dpm_solver.dpm_solver_multistep, dpm_solver.dpm_solver
 
@@ -269,6 +273,11 @@ SAMPLERS: dict[str, Entry] = {
                                partial(_split, scheme='strang', diffusion=runge_kutta.heun,
                                        guide='heun'), 2, evaluations=2, needs='guidance',
                                use='the same, of second order'),
+    'ddim_to_x': Entry(_DISTILLED, 'Salimans and Ho (2022)', first_order.ddim_to_x, 1,
+                       use='ddim that ends in x_hat: students of progressive and knowledge '
+                       'distillation, in the steps that they were distilled for'),
+    'consistency': Entry(_DISTILLED, 'Song et al. (2023), algorithm 1', consistency.consistency,
+                         needs='ends', use='consistency models; 1 or 2 steps'),
 }
 
 
@@ -404,7 +413,19 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
   noisy = bool(eta) or entry.order is None and not entry.version  # of one's own nothing is known
   return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
-                entry.needs == 'variance_head', noisy)
+                entry.needs == 'variance_head', noisy, entry.needs == 'ends')
+
+
+def require_ends(method: Method, model: Model) -> None:
+  """Raises InputError where the method is for consistency models, and the model is none."""
+  require(not method.ends or (model.distilled or ('',))[0] == 'consistency', 'sampler', method.name,
+          'the estimate of this model is the mean of the data, not the end of a path',
+          'choose another sampler, or train a consistency model (configs/plane/consistency.py)')
+
+
+def usual(distilled: tuple[str, int] | None) -> Method:
+  """How a model is sampled if nothing is said: as it was distilled for, or by `ANCESTRAL`."""
+  return method(*distilled) if distilled else ANCESTRAL
 
 
 def on_grid(grid: str, steps: int | None = None, *, usual: int = 250

@@ -2,7 +2,7 @@
 
 `ddim` chooses how much of the noise in z_s is drawn anew, keeping its variance; `ancestral` draws
 from the posterior at x_hat, with its own variance or a larger one.  They meet at eta = 1 and
-share = 0.
+share = 0.  `ddim_to_x` is `ddim` that ends in its last estimate of x.
 """
 from collections.abc import Callable
 
@@ -45,6 +45,21 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
     at_t, at_s = process(t), process(s)
     return transition(denoise(z, at_t), at_t, at_s, keys, eta)
   return Sampler(step)
+
+
+def ddim_to_x(denoise: Denoiser, process: Process) -> Sampler:
+  """DDIM whose last step is z_s = alpha_s x_hat: samples are the last estimate of x, as it is.
+
+  So ends the sampler that Salimans and Ho (2022) distil, in their public code.  No further
+  evaluation is made, and of the levels of the grid the last one is not asked for.  It is `ddim`
+  where sigma vanishes at the end of the grid.
+  """
+  def step(keys, z, t, s, last):
+    at_t, at_s = process(t), process(s)
+    estimate = denoise(z, at_t)
+    end = estimate._replace(eps=jnp.where(last, 0.0, estimate.eps))
+    return transition(end, at_t, at_s)
+  return Sampler(step, plan=lambda times: times[1:] == times[-1])
 
 
 def ancestral(denoise: Denoiser, process: Process,

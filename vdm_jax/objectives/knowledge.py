@@ -1,0 +1,29 @@
+"""Knowledge distillation: a student that goes from noise to the end of its teacher's path at once.
+
+Luhman and Luhman (2021), Knowledge Distillation in Iterative Generative Models for Improved
+Sampling Speed.  A deterministic sampler of the teacher maps each z_1 to one x; the student is told
+z_1 alone, and learns that map from pairs (z_1, x).  Their student is z - net(z, last step),
+`targets.removed`, without a factor, and starts from the teacher's weights.
+"""
+import jax.numpy as jnp
+
+from vdm_jax.errors import require_choice
+from vdm_jax.typing import Array, Denoiser, Process, PyTree
+from vdm_jax.units import sum_over_data
+
+NORMS = ('l1', 'l2')
+
+
+def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
+              cond: PyTree = None, *, z_1: Array, norm: str = 'l2'
+              ) -> tuple[Array, dict[str, Array]]:
+  """|x - x_hat(z_1)|^2, or with the norm 'l1' |x - x_hat(z_1)|: sums over the data, [B].
+
+  Luhman and Luhman (2021); their public code has l1 on CIFAR-10 and l2 elsewhere.  z_1, x:
+  [B, ...], the two ends of a path of the teacher; t and keys are not used, as nothing is drawn.
+  Returns [B] and {'x_error'}, the square.  Raises InputError: another norm.
+  """
+  require_choice('norm', norm, NORMS)
+  error = x - denoise(z_1, process(jnp.ones_like(t)), cond).x
+  square = sum_over_data(jnp.square(error))
+  return square if norm == 'l2' else sum_over_data(jnp.abs(error)), {'x_error': square}
