@@ -17,7 +17,11 @@ import numpy as np
 from vdm_jax import random, typing
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.guidance import Guidance
-from vdm_jax.likelihood.bounds import at_times, require_explicit_prior
+from vdm_jax.likelihood.bounds import (
+    at_times,
+    require_explicit_prior,
+    require_likelihood,
+)
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.samplers.drawing import check_start, from_keys
 from vdm_jax.samplers.sampling import check_finite, check_grid
@@ -33,7 +37,7 @@ class Model(typing.Model):
   """The record `typing.Model`, which can `sample`, bound (`nats`) and code (`codec`)."""
   __slots__ = ()
 
-  def sample(self, key: Array, n: int | None = None, *, sampler: str | SamplerMaker = 'dpmpp_2m',
+  def sample(self, key: Array, n: int | None = None, *, sampler: str | SamplerMaker | None = None,
              steps: int | None = None, grid: Grid | None = None, label: ArrayLike | None = None,
              condition: Mapping[str, Any] | None = None,
              guidance: float | Guidance | None = None) -> Array:
@@ -43,8 +47,9 @@ class Model(typing.Model):
 
     Args:
       key: one, with n; or keys [n].
-      sampler: a name of `samplers.catalogue`, or (denoise, process) -> Sampler.
-      steps: of the grid, by default 20.
+      sampler: a name of `samplers.catalogue`, or (denoise, process) -> Sampler.  Default:
+        'dpmpp_2m', or what the model was distilled for.
+      steps: of the grid, by default 20, or as many as the model was distilled for.
       grid: (process, steps) -> times [N + 1]; or the times, 1 to 0; or a name of the catalogue.
         Default: what the catalogue has for the sampler, for most even in time.
       label: for a model with labels: a number, or [n].
@@ -79,10 +84,11 @@ class Model(typing.Model):
       batch_size: evaluations of the network at a time.
 
     Raises InputError: log-SNR is infinite at an end, where the bound has no value; the prior of the
-    model is implicit.
+    model is implicit; a model that was distilled.
     """
     require_at_least('draws', draws)
     require_explicit_prior(self)
+    require_likelihood(self)
     if self.bound is None:
       ends = np.asarray(self.process(jnp.array([0.0, 1.0])).logsnr)
       require(bool(np.isfinite(ends).all()), None, None, 'log-SNR is infinite at an end of this '
@@ -107,24 +113,27 @@ class Model(typing.Model):
     from vdm_jax import codec  # which needs a library that nothing else needs
     return codec.chain(self, levels, steps, **options)
 
-  def _method(self, sampler: str | SamplerMaker, steps: int | None, grid: Grid | None
+  def _method(self, sampler: str | SamplerMaker | None, steps: int | None, grid: Grid | None
               ) -> tuple[SamplerMaker, np.ndarray]:
     """What makes the sampler, and its times."""
     from vdm_jax.samplers import catalogue
     require_at_least('steps', steps)
+    name, usual = self.distilled or ('dpmpp_2m', 20)
+    sampler = sampler or name
     named = grid if isinstance(grid, str) else ''
     if isinstance(sampler, str):
-      method = catalogue.method(sampler, steps, named, usual=20)
+      method = catalogue.method(sampler, steps, named, usual=usual)
       require(not method.variances, 'sampler', sampler, 'it takes variances that are estimated on '
               'images', 'draw from the run, by vdm_jax.runs.sample')
       require(not method.head or 'variance' in self._extra(), 'sampler', sampler,
               "this model's network has no head for the variance", 'choose another sampler')
+      catalogue.require_ends(method, self)
       make, times = method.make, method.times
     else:
-      make, times = sampler, catalogue.on_grid(named or 'uniform', steps, usual=20)
+      make, times = sampler, catalogue.on_grid(named or 'uniform', steps, usual=usual)
     if grid is None or named:
       return make, np.asarray(times(self.process))
-    return make, np.asarray(grid(self.process, steps or 20) if callable(grid) else grid)
+    return make, np.asarray(grid(self.process, steps or usual) if callable(grid) else grid)
 
   def _extra(self) -> PyTree:
     """The shapes of `Estimate.extra` by name.  Nothing is computed."""

@@ -101,7 +101,8 @@ def final_state(directory):
   """The state of the newest checkpoint of a run, as numpy."""
   experiment = workdir.load_trained(directory).experiment
   like = jax.eval_shape(lambda key: step_lib.init(experiment.init(key), experiment.tx,
-                                                  experiment.ema), jax.random.key(0))
+                                                  experiment.ema, experiment.aux),
+                        jax.random.key(0))
   checkpoints = Checkpoints(directory, read_only=True)
   restored = checkpoints.restore(like)
   checkpoints.close()

@@ -54,6 +54,15 @@ def require_default_bound(model: Model, what: str) -> None:
                      remedy='use the bound of objectives.vlb: model._replace(bound=None)')
 
 
+def require_likelihood(model: Model, workdir: str | None = None) -> None:
+  """Raises InputError where a model was distilled: its estimates are no means of the data."""
+  if model.distilled:
+    sampler, steps = model.distilled
+    raise InputError('workdir' if workdir else None, workdir, 'this model was distilled for '
+                     f'{steps} step{"s" * (steps > 1)} of the sampler {sampler}, and has no '
+                     'likelihood', 'sample from it, or evaluate its teacher')
+
+
 def level_axes(model: Model) -> int:
   """How many axes of the data the log-SNR at one time has: 0 if all pixels share it."""
   return jax.eval_shape(model.process, jnp.zeros(1)).logsnr.ndim - 1

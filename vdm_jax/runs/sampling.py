@@ -22,8 +22,8 @@ from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
 from vdm_jax.machine import devices, files
 from vdm_jax.runs import needs, pictures, workdir
-from vdm_jax.samplers import analytic
-from vdm_jax.samplers.catalogue import ANCESTRAL, Method
+from vdm_jax.samplers import analytic, catalogue
+from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import draw, draw_own, draw_path
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import check
@@ -40,9 +40,9 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   An .npz of the same settings and weights is complete, or drawn on to `count`; any other file that
   is there is refused, unless `overwrite`.  A .png says in its text what it shows.
 
-  method: `ANCESTRAL` if not given.  A run without a denoiser draws its own samples, if it can (an
-  autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images on
-  their way.  Image i of a seed is the same to rounding however many are drawn, and at a time
+  method: `catalogue.usual` if not given.  A run without a denoiser draws its own samples, if it can
+  (an autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images
+  on their way.  Image i of a seed is the same to rounding however many are drawn, and at a time
   (`samplers.drawing`).  guided: of a model that has `null`.  label, condition: values of the fields
   that the model is conditioned on, `condition` by name, see `data.conditions`.  data_dir,
   data_name: where the data are now, which a method with the model's variances reads.
@@ -64,7 +64,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
-  method = method or ANCESTRAL
+  method = method or catalogue.usual(model.distilled)
   cond = functools.partial(model.conditions, **{'label': label, **(condition or {})})
   conditions = cond(np.arange(count))
   _check(model, spec, method, guided)
@@ -140,6 +140,7 @@ def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | Non
   if method.head and 'variance' not in heads(model, spec.zeros(1)):
     raise InputError('sampler', method.name, "this model's network has no head for the variance",
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
+  catalogue.require_ends(method, model)
   if guided:
     guided.of(model)
     require(not method.variances, 'guidance', guided.weight, f'the sampler {method.name} has the '

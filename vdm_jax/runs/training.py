@@ -14,7 +14,7 @@ from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.runs import pairing, pictures, reporting, scoring, workdir
 from vdm_jax.runs.needs import data_field, draws_data
-from vdm_jax.samplers import grids
+from vdm_jax.samplers import catalogue, grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.schedules import check_decreasing
 from vdm_jax.train import check, lock, loop
@@ -59,15 +59,43 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   if experiment.needs_start and not (init_from or workdir.begun(directory)):
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
-  if init_from and not workdir.begun(directory):
+  start = None
+  if init_from and not workdir.begun(directory):  # a run that goes on needs it no more
     pairing.check_start(config.data.name, init_from)
+    start = workdir.load_trained(init_from)
+    _check_start(experiment, spec, start, init_from)
   measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
               if frechet else None)
   with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
-    means = _train(experiment, spec, description, config, directory, init_from, profile, measures)
+    means = _train(experiment, spec, description, config, directory, start, profile, measures)
     reporting.write(directory)
     return means
+
+
+def _check_start(experiment: Experiment, spec, start: workdir.Trained, directory: str | Path
+                 ) -> None:
+  """Raises InputError where a start that is needed lacks weights, or a teacher cannot teach."""
+  if not experiment.needs_start:
+    return
+  shapes = jax.eval_shape(experiment.init, random.key(0))
+  missing = [name for name in _missing(shapes, start.params)
+             if not set(name.split('/')) & set(experiment.adds)]
+  if missing:
+    more = f', nor {len(missing) - 1} others' if missing[1:] else ''
+    raise InputError('init_from', str(directory), f'it has no {missing[0]} of this shape{more}, '
+                     f'and {experiment.needs_start}', 'name a run of the same network, or set the '
+                     'fields of config.model that the run has')
+  if experiment.teacher is None:
+    return
+  experiment.teacher(start.experiment.model(start.params), start.params)
+  changed = workdir.changed_data(directory, experiment.data.fingerprint())
+  own = data_field(experiment.model(start.params), spec)
+  its = start.experiment.data.spec
+  if changed or own.name not in its or its[own.name] != own:
+    raise InputError('init_from', str(directory), f'it learned {its.name}, and the data here are '
+                     f'{spec.name}{": " * bool(changed)}{changed}',
+                     'distil on the data of the teacher (--config.data.name)')
 
 
 def _check_schedule(experiment: Experiment) -> None:
@@ -85,7 +113,7 @@ def _check_schedule(experiment: Experiment) -> None:
     check_decreasing(model.process)
 
 
-def _train(experiment, spec, description, config, directory, init_from, profile, measures
+def _train(experiment, spec, description, config, directory, start, profile, measures
            ) -> dict[str, float]:
   if jax.process_index() == 0:
     print(description)
@@ -94,38 +122,48 @@ def _train(experiment, spec, description, config, directory, init_from, profile,
             '(--config.optimizer.decay_steps): later steps move the averages alone, unless '
             '--extend lets it fall later.')
   initial = None
-  if init_from:  # read when a run begins: one that goes on needs it no more
-    initial = lambda params: transfer(params, workdir.load_trained(init_from).params)
+  if start:
+    initial = lambda params: transfer(params, start.params)
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
                     measures=measures,
                     pictures=lambda params: _preview(experiment, spec, params, config.seed))
 
 
+def _by_name(params: PyTree) -> dict[str, jax.Array]:
+  """The leaves by their paths, 'net/dense/kernel', in the order of the tree."""
+  return {'/'.join(entry.key for entry in path): leaf
+          for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+
+def _missing(params: PyTree, other: PyTree) -> list[str]:
+  """The names of `params` that `other` lacks, or has of another shape."""
+  there = {name: leaf.shape for name, leaf in _by_name(other).items()}
+  return [name for name, leaf in _by_name(params).items() if there.get(name) != leaf.shape]
+
+
 def transfer(params: PyTree, other: PyTree) -> PyTree:
-  """`params` with the values of `other` wherever name and shape agree; the rest is reported."""
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-  name = lambda path: '/'.join(entry.key for entry in path)
-  values = {name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(other)[0]}
-  out, missing = [], []
-  for path, leaf in leaves:
-    value = values.pop(name(path), None)
-    fits = value is not None and value.shape == leaf.shape
-    out.append(jnp.asarray(value, leaf.dtype) if fits else leaf)
-    if not fits:
-      missing.append(name(path))
-  if len(missing) == len(out):
+  """`params` with the values of `other` wherever name and shape agree; the rest is reported.
+
+  Raises InputError where none agrees.  A start that an experiment needs whole is checked before.
+  """
+  own, values, missing = _by_name(params), _by_name(other), _missing(params, other)
+  if len(missing) == len(own):
     raise InputError('init_from', None, 'none of its parameters has a name and shape of this model',
                      'choose another run')
+  out = [leaf if name in missing else jnp.asarray(values[name], leaf.dtype)
+         for name, leaf in own.items()]
   for what, names in (('missing there or of another shape, initialised afresh', missing),
-                      ('left over', list(values))):
+                      ('left over', [name for name in values if name not in own])):
     if names:
       logging.warning('--init_from: %s: %s', what, ', '.join(names))
-  return jax.tree.unflatten(treedef, out)
+  return jax.tree.unflatten(jax.tree.structure(params), out)
 
 
 def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batch_size: int
              ) -> np.ndarray | None:
   """`count` samples of 64 ancestral steps, integers [count, ...]; None of a model without them.
+
+  A model that was distilled draws them as it was distilled for.
 
   A model of latents has none: its samples are no data.
   """
@@ -134,8 +172,11 @@ def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batc
   if not draws_data(model):
     return None
   if denoises(model):
-    parts = draw(experiment.model, params, samplers.ancestral, times=grids.uniform(64),
-                 cond=model.conditions, **options)
+    make, times = samplers.ancestral, grids.uniform(64)
+    if model.distilled:
+      method = catalogue.usual(model.distilled)
+      make, times = method.make, method.times(model.process)
+    parts = draw(experiment.model, params, make, times=times, cond=model.conditions, **options)
   else:
     parts = draw_own(experiment.model, params, **options)
   return np.concatenate([part.data for part in parts])

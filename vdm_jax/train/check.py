@@ -15,6 +15,7 @@ import numpy as np
 
 from vdm_jax import random
 from vdm_jax.errors import InputError, require
+from vdm_jax.train.step import first_aux
 from vdm_jax.typing import Array, Context, Experiment, Model, PyTree, denoises
 
 MOST_NUMBERS = 2**28  # of a batch on one device: a gibibyte of float32, before any network sees it
@@ -109,7 +110,7 @@ def _loss(built, params, batch, keys, train: bool) -> None:
   n = len(keys)
   # The averages are shaped as the parameters, and the start of a run has its aux.
   context = Context(jnp.full(n, 0.5), keys, jnp.zeros((), jnp.int32),
-                    dict.fromkeys(built.ema, params), built.aux, train)
+                    dict.fromkeys(built.ema, params), first_aux(built.aux, params), train)
   losses, terms = built.loss(params, batch, context)
   when = '' if train else ' in validation'
   _require(f'the loss{when}', losses, (n,), _EACH)

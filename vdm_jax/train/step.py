@@ -19,7 +19,7 @@ from flax import struct
 from vdm_jax import random
 from vdm_jax.errors import InputError, require
 from vdm_jax.train.parallel import Axis
-from vdm_jax.typing import Array, Context, Experiment, Loss, PyTree, Update
+from vdm_jax.typing import Array, Context, Experiment, Loss, PyTree, Scalar, Update
 
 
 @struct.dataclass
@@ -32,15 +32,20 @@ class TrainState:
   aux: PyTree = None      # what a loss may read: a teacher, a history
 
 
+def first_aux(aux: PyTree, params: PyTree) -> PyTree:
+  """`aux`, or where it is a function of the first parameters (a teacher) what that returns."""
+  return aux(params) if callable(aux) else aux
+
+
 def init(params: PyTree, tx: optax.GradientTransformation, ema=('ema',), aux=None) -> TrainState:
   """The state before the first step; every average starts as the parameters.
 
   Each average owns its buffers: the state is donated, and aliased leaves under donation fail.
-  So does aux, which an `Experiment` keeps.
+  So does aux, which an `Experiment` keeps, or which is a function of params: see `first_aux`.
   """
   own = lambda: jax.tree.map(jnp.copy, params)
   return TrainState(jnp.zeros((), jnp.int32), params, {k: own() for k in ema}, tx.init(params),
-                    jax.tree.map(jnp.array, aux))
+                    jax.tree.map(jnp.array, first_aux(aux, params)))
 
 
 def default_average(ema: dict[str, float]) -> str:
@@ -66,7 +71,7 @@ def caution(name: str, rate: float, steps: int) -> str:
           f"start after {steps:,} steps: train longer, name a shorter average, or 'raw'.")
 
 
-def average(ema: PyTree, params: PyTree, rate: float) -> PyTree:
+def average(ema: PyTree, params: PyTree, rate: Scalar) -> PyTree:
   """rate * ema + (1 - rate) * params, written so that an average of constants is that constant.
 
   In float32 the weighted sum itself drifts away from parameters that do not move.

@@ -148,6 +148,9 @@ def sinusoidal_embedding(t: Array, features: int, *, endpoint: bool = True,
   return jnp.concatenate(halves[::-1] if cosine_first else halves, axis=-1)
 
 
+_OF_GUIDANCE = (-3.0, -2.0, -1.0, 0.0)  # periods of 8, 4, 2 and 1
+
+
 class Embedding(nn.Module):
   """The condition of every block of a network: (logsnr, cond) -> [B, 4 features].
 
@@ -159,14 +162,24 @@ class Embedding(nn.Module):
     numbers [B]                 a scalar, appended to the embedding; None is the same as 0
     integers [B], classes > 0   a label, whose vector is added at the end; -1 and None are no label
     numbers [B, classes]        several labels, e.g. k-hot: the sum of their vectors, so weighted
+
+  With `guided` it may also be a pair: (one of these, w [B]), w the weight of a guidance in [0, 8),
+  of whose Fourier features a linear map is added that is zero at first.  So the weights of a
+  network without it are a start, and no w is the same as w = 0.
   """
   features: int
   classes: int
   logsnr_max: float
   logsnr_min: float
+  guided: bool = False
 
   @nn.compact
   def __call__(self, logsnr: Array, cond: PyTree = None) -> Array:
+    w = None
+    if isinstance(cond, tuple):
+      require(self.guided, 'cond', None, 'it is a pair, and this network is told no weight of a '
+              'guidance', 'give its first part')
+      cond, w = cond
     labelled = self.classes > 0
     several = labelled and cond is not None and cond.shape == (*logsnr.shape, self.classes)
     if labelled and not several:
@@ -185,6 +198,9 @@ class Embedding(nn.Module):
       label = jnp.full(logsnr.shape, -1) if cond is None else cond
       labels = label if several else jax.nn.one_hot(label, self.classes)
       h += nn.Dense(4 * self.features, use_bias=False, name='label')(labels)
+    if self.guided:
+      seen = fourier_features((nothing if w is None else w)[:, None], _OF_GUIDANCE)
+      h += nn.Dense(4 * self.features, kernel_init=zeros, name='guidance')(seen)
     return nn.swish(h)
 
 

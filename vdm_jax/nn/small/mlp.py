@@ -27,6 +27,7 @@ class MLP(nn.Module):
   dropout: float = 0.0
   fourier: tuple[float, ...] = ()
   classes: int = 0
+  guided: bool = False
   adds_z: bool = True
   logsnr_max: float = 13.3
   logsnr_min: float = -5.0
@@ -41,7 +42,7 @@ class MLP(nn.Module):
     require_points(z)
     require_sizes(self, features=1, blocks=0)
     embedding = Embedding(self.features, self.classes, self.logsnr_max, self.logsnr_min,
-                          name='embedding')(logsnr, cond)
+                          self.guided, name='embedding')(logsnr, cond)
     h = jnp.concatenate([z, fourier_features(z, self.fourier)], axis=-1)
     h = nn.Dense(self.features, name='dense_in')(h)
     for i in range(self.blocks):

@@ -73,6 +73,7 @@ class UNet(nn.Module):
   fourier                exponents n of the features sin(2^n 2 pi z), cos(2^n 2 pi z); () for none.
                          (6, 7) suit 256 levels in [-1, 1]
   classes                number of class labels; 0: `cond` is an optional scalar (see `Embedding`)
+  guided                 whether `cond` may have the weight of a guidance beside it, as a pair
   heads                  further outputs of the shape of z, after y on the last axis; 0 at first
   adds_z                 whether y is z at first and not 0: where y is an estimate of eps, which z
                          is at the noisiest levels
@@ -91,6 +92,7 @@ class UNet(nn.Module):
   dropout: float = 0.1
   fourier: tuple[float, ...] = (6, 7)
   classes: int = 0
+  guided: bool = False
   heads: int = 0
   adds_z: bool = True
   logsnr_max: float = 13.3
@@ -112,7 +114,7 @@ class UNet(nn.Module):
     require_sizes(self, features=1, blocks=0, heads=0)
     require_groups(self.groups, self.features)
     embedding = Embedding(self.features, self.classes, self.logsnr_max, self.logsnr_min,
-                          name='embedding')(logsnr, cond)
+                          self.guided, name='embedding')(logsnr, cond)
 
     block = ResBlock(self.features, self.groups, self.dropout, self.dtype, self.weight_gradient,
                      parent=None)
