@@ -7,7 +7,7 @@ CIFAR-10.
 import ml_collections
 
 __all__ = ['Config', 'IMAGES', 'cifar10', 'digits', 'fine_tuning', 'imagenet', 'mnist', 'plane',
-           'published', 'short']
+           'published', 'short', 'students']
 
 Config = ml_collections.ConfigDict
 
@@ -82,6 +82,16 @@ def fine_tuning(config: Config, *, steps: int = 300) -> Config:
   config.optimizer.update(learning_rate=0.1 * config.optimizer.learning_rate, decay_steps=steps)
   config.ema = {'ema': 0.97}
   config.train.update(steps=steps, validate_every=steps // 2, checkpoint_every=steps // 2)
+  return config
+
+
+def students(config: Config, *, steps: int, learning_rate: float = 2e-3) -> Config:
+  """A short distillation of trained weights, whose own parameters are evaluated: no average."""
+  config.optimizer.update(learning_rate=learning_rate, warmup_steps=0, decay_steps=0,
+                          weight_decay=0.0, clip_norm=1.0)
+  config.ema = {'student': 0.0}
+  config.train.update(steps=steps, validate_every=steps, checkpoint_every=max(steps // 3, 1),
+                      splits=('validation',), validation_repeats=2)
   return config
 
 

@@ -31,6 +31,10 @@ def names() -> list[str]:
       'sequences/motion': [':orbits', ':oscillations'],
       'plane/truncated': [':adversarial', ':gaussian'],
       'plane/matching': [':sliced', ':implicit'],
+      'digits/distilled': [':teacher', ':progressive', ':guided', ':few_guided', ':knowledge'],
+      'plane/consistency': [':distillation', ':training', ':public'],
+      'cifar10/distilled': [':progressive_teacher', ':progressive', ':knowledge', ':consistency',
+                            ':consistency_training'],
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
       'imagenet/vdm': [':32', ':64']}
   return [name + variant for name in files for variant in offered.get(name, [''])]

@@ -26,9 +26,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
                curve: Curve, weight: Weighting, target: Target = targets.eps,
                inputs: Inputs = logsnr,
                wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
-               trained_at: Callable[[Array], Array] = lambda t: t, ends_denoised: bool = True
-               ) -> Experiment:
-  """The experiment of `config`; schedule, curve, target, inputs as for `compose.experiment`.
+               trained_at: Callable[[Array], Array] = lambda t: t, ends_denoised: bool = True,
+               condition: str | None = '') -> Experiment:
+  """The experiment of `config`; schedule, curve, target, inputs, condition as for
+  `compose.experiment`.
 
   The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
   network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
@@ -50,7 +51,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
                           'eps_error': share * terms['eps_error']}
 
   base = compose.experiment(config, net=net, schedule=schedule, curve=curve, target=target,
-                        inputs=inputs, objective=objective)
+                        inputs=inputs, objective=objective, condition=condition)
   def model(params, keys=None):
     m = base.model(params, keys)
     return m._replace(denoise=wrap(m.denoise), ends_denoised=ends_denoised)

@@ -1,0 +1,387 @@
+"""Students: where they start, when their steps are halved, what they refuse, how they sample."""
+import dataclasses
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import vdm_jax
+from tests.support import commands, students_config
+from vdm_jax import guidance, random, runs, schedules
+from vdm_jax.errors import InputError
+from vdm_jax.nn.small.mlp import MLP
+from vdm_jax.objectives.guided import draw_weights
+from vdm_jax.processes import diffuse
+from vdm_jax.runs import workdir
+from vdm_jax.samplers import catalogue
+from vdm_jax.systems import compose
+from vdm_jax.systems.distilled import guided, knowledge, progressive, teachers
+from vdm_jax.systems.guided import label_dropping
+from vdm_jax.systems.variational import vdm
+from vdm_jax.train import parallel
+from vdm_jax.train import step as step_lib
+from vdm_jax.typing import Context
+
+CONFIG = students_config.__file__
+
+
+def config(system='teacher', **changes):
+  made = students_config.get_config(system)
+  for name, value in changes.items():
+    made.update_from_flattened_dict({name.replace('__', '.'): value})
+  return made
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('made') / 'teacher'
+  runs.train(config(train__steps=5), CONFIG, directory)
+  return directory
+
+
+@pytest.fixture(scope='module')
+def student(teacher):
+  directory = teacher.parent / 'student'
+  runs.train(config('progressive'), CONFIG, directory, init_from=teacher)
+  return directory
+
+
+def leaves_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ---------------------------------------------------------------- progressive
+
+
+def updates(experiment, params, count):
+  """The states after 0, 1, ... `count` updates on one batch, and their metrics."""
+  batch = experiment.data.split('train').get(np.arange(8))
+  state = step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
+  step = jax.jit(lambda state: experiment.update(state, batch, random.key(0), parallel.Axis()))
+  states, metrics = [state], []
+  for _ in range(count):
+    state, out = step(state)
+    states.append(state)
+    metrics.append(out)
+  return states, metrics
+
+
+def test_the_student_becomes_the_teacher_and_the_optimiser_begins_afresh_where_a_phase_begins():
+  made = config('progressive', model__halving_updates=2)
+  experiment = students_config.build(made)
+  states, metrics = updates(experiment, experiment.init(random.key(1)), 7)
+  np.testing.assert_array_equal([float(m['student_steps']) for m in metrics], [4, 4, 2, 2, 1, 1, 1])
+  for k, at in zip(range(1, 8), [0, 0, 2, 2, 4, 4, 4], strict=True):  # the last phase goes on
+    leaves_equal(states[k].aux, states[at].params)
+  counts = [int(leaf) for state in states[1:] for leaf in jax.tree.leaves(state.opt)
+            if leaf.ndim == 0][::len([u for u in jax.tree.leaves(states[0].opt) if u.ndim == 0])]
+  np.testing.assert_array_equal(counts, [1, 2, 1, 2, 1, 2, 3])
+  # The rate falls to 0 in a line: the second update of a phase of two is half as large at most.
+  moved = lambda k: math.sqrt(sum(float(jnp.sum((a - b)**2)) for a, b in zip(
+      *map(jax.tree.leaves, (states[k].params, states[k - 1].params)), strict=True)))
+  assert moved(7) == 0.0 and 0.2 < moved(2) / moved(1) < 0.8
+
+
+def calls(experiment, params):
+  """How many products of matrices an update makes."""
+  batch = experiment.data.split('train').get(np.arange(8))
+  update = experiment.update or step_lib.make_step(experiment.loss, experiment.tx, experiment.ema)
+  state = step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
+  trace = jax.make_jaxpr(lambda s: update(s, batch, random.key(0), parallel.Axis()))(state)
+  return str(trace).count('dot_general')
+
+
+def test_a_progressive_update_costs_two_evaluations_more_than_the_teacher_s_own():
+  experiment = students_config.build(config('progressive'))
+  params = experiment.init(random.key(1))
+  plain = students_config.build(config())
+  model = plain.model(params)
+  level = model.process(jnp.full(8, 0.5))
+  one = str(jax.make_jaxpr(lambda z: model.denoise(z, level).x)(jnp.zeros((8, 2)))).count(
+      'dot_general')
+  assert one == 2
+  assert calls(experiment, params) <= calls(plain, params) + 2 * one
+
+
+def test_a_progressive_run_goes_on_bit_for_bit_from_the_middle_of_a_phase(teacher, student):
+  """The second start is told no teacher: it is a part of the state."""
+  directory = teacher.parent / 'broken_off'
+  runs.train(config('progressive', train__steps=15), CONFIG, directory, init_from=teacher)
+  runs.train(config('progressive'), CONFIG, directory)
+  leaves_equal(commands.final_state(directory), commands.final_state(student))
+
+
+def test_a_student_is_loaded_and_sampled_without_its_teacher(teacher, student, tmp_path):
+  moved = shutil.copytree(student, tmp_path / 'run')
+  evaluations = runs.sample(moved, tmp_path / 'one.npz', count=4)
+  assert evaluations == 1
+  four = runs.sample(moved, tmp_path / 'four.npz', count=4,
+                     method=catalogue.method('ddim_to_x', 4))
+  assert four == 4
+  one = np.load(tmp_path / 'one.npz')['images']
+  model = vdm_jax.load(moved)
+  own = model.sample(random.per_example(random.key(0), jnp.arange(4)))
+  np.testing.assert_allclose(own, one, atol=1)  # a level, where rounding decides
+  # One step is the estimate of x at t = 1, and no other evaluation.
+  assert not np.array_equal(one, np.load(tmp_path / 'four.npz')['images'])
+
+
+@pytest.mark.parametrize('ask', ['evaluate', 'nats', 'codec'])
+def test_a_student_has_no_likelihood(student, ask):
+  model = vdm_jax.load(student)
+  images = {model.field: np.zeros((1, *model.shape), int)}
+  with pytest.raises(InputError) as error:
+    {'evaluate': lambda: runs.evaluate(student), 'codec': lambda: model.codec(256, 4),
+     'nats': lambda: model.nats(images, key=random.key(0))}[ask]()
+  assert 'distilled' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_sampler_of_consistency_models_is_refused_to_others(teacher, tmp_path):
+  with pytest.raises(InputError, match="sampler='consistency': the estimate of this model"):
+    runs.sample(teacher, tmp_path / 'no.npz',
+                method=catalogue.method('consistency', 2))
+  assert not (tmp_path / 'no.npz').exists()
+
+
+@pytest.mark.parametrize('changes,message', [
+    ({}, 'init_from: its teacher is what it starts from'),
+    ({'model__features': 16}, 'it has no net/dense_in/bias of this shape, nor 2 others'),
+    ({'model__logsnr_max': 6.0}, 'init_from: the teacher has another process: at t = 0 alpha'),
+    ({'data__name': 'moons'}, 'it learned swirl, and the data here are moons'),
+    ({'model__teacher_steps': 12}, 'config.model.teacher_steps=12: the steps of a student'),
+    ({'model__student_steps': 3}, 'config.model.student_steps=3: the steps of a student'),
+    ({'model__student_steps': 8}, 'config.model.student_steps=8: a student makes fewer steps'),
+    ({'model__student_steps': 16}, 'config.model.student_steps=16: a student makes fewer'),
+    ({'model__halving_updates': 0}, 'config.model.halving_updates=0: '),
+    ({'model__weight': 'snrs'}, "config.model.weight='snrs': did you mean snr"),
+    ({'optimizer__decay_steps': 50}, 'config.optimizer.decay_steps=50: in each phase')])
+def test_what_cannot_be_distilled_is_refused_before_anything_is_written(
+    teacher, tmp_path, changes, message):
+  start = {'init_from': teacher} if changes else {}
+  with pytest.raises(InputError) as error:
+    runs.train(config('progressive', **changes), CONFIG, tmp_path / 'run', **start)
+  assert message in str(error.value) and '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_student_is_no_longer_than_its_teacher(student, tmp_path):
+  """Of a run that was distilled for one step there is nothing to halve."""
+  with pytest.raises(InputError, match='config.model.teacher_steps=8: the teacher was distilled '
+                                       'for 1, and a student is no longer'):
+    runs.train(config('progressive'), CONFIG, tmp_path / 'run', init_from=student)
+
+
+@pytest.mark.long
+def test_a_progressive_run_that_is_killed_goes_on_bit_for_bit(teacher, student, tmp_path):
+  """A real process, ended without notice once it has left its first phase."""
+  command = ['scripts/train.py', f'--config={CONFIG}:progressive', f'--workdir={tmp_path / "run"}',
+             f'--init_from={teacher}']
+  process, = commands.start(*command, count=1, devices=1)
+  while workdir.steps_made(tmp_path / 'run') < 15:
+    assert process.process.poll() is None
+  process.process.kill()
+  process.output.result()
+  (code, *said), = commands.finish(commands.start(*command, count=1, devices=1))
+  assert code == 0, said
+  whole = tmp_path / 'whole'
+  (code, *said), = commands.finish(commands.start(
+      *command[:2], f'--workdir={whole}', command[3], count=1, devices=1))
+  assert code == 0, said
+  leaves_equal(commands.final_state(tmp_path / 'run'), commands.final_state(whole))
+
+
+# ---------------------------------------------------------------- consistency
+
+
+def test_the_target_s_average_goes_by_mu_of_the_update():
+  made = config('consistency', model__target_rate=0.75)
+  experiment = students_config.build(made)
+  states, metrics = updates(experiment, experiment.init(random.key(1)), 3)
+  for before, after in zip(states[:-1], states[1:], strict=True):
+    jax.tree.map(lambda target, old, new: np.testing.assert_allclose(
+        target, 0.75 * old + 0.25 * new, rtol=1e-5, atol=1e-7),
+        after.ema['target'], before.ema['target'], after.params)
+    leaves_equal(after.aux, states[0].params)  # the teacher stays
+  assert [float(m['levels']) for m in metrics] == [5.0] * 3
+  assert experiment.ema['slow'] == 0.9 and step_lib.default_average(experiment.ema) == 'slow'
+
+
+def test_the_discretisation_grows_with_the_update():
+  made = config('consistency', model__discretisation='public', model__levels=2,
+                model__last_levels=6, model__growing_updates=4, model__target_rate=0.9)
+  experiment = students_config.build(made)
+  states, metrics = updates(experiment, experiment.init(random.key(1)), 5)
+  exact = [math.ceil(math.sqrt(k / 4 * (7**2 - 2**2) + 2**2) - 1) + 1 for k in range(5)]
+  assert [float(m['levels']) for m in metrics] == exact
+  first = states[1]
+  jax.tree.map(lambda target, old, new: np.testing.assert_allclose(
+      target, 0.81 * old + 0.19 * new, rtol=1e-5, atol=1e-7),
+      first.ema['target'], states[0].ema['target'], first.params)
+
+
+@pytest.mark.parametrize('field,value', [
+    ('levels', 1), ('target_rate', 1.0), ('discretisation', 'papers'), ('solver', 'rk4'),
+    ('metric', 'lpips')])
+def test_what_no_consistency_model_can_have_is_refused_by_its_field(field, value):
+  with pytest.raises(InputError, match=f'config.model.{field}={value!r}: '):
+    students_config.build(config('consistency', **{f'model__{field}': value}))
+
+
+def test_a_consistency_model_samples_in_one_step_and_in_two(tmp_path):
+  runs.train(config('of_consistency', train__steps=5), CONFIG, tmp_path / 'teacher')
+  runs.train(config('consistency', train__steps=5), CONFIG, tmp_path / 'run',
+             init_from=tmp_path / 'teacher')
+  assert runs.sample(tmp_path / 'run', tmp_path / 'one.npz', count=4) == 1
+  assert runs.sample(tmp_path / 'run', tmp_path / 'two.npz', count=4,
+                     method=catalogue.method('consistency', 2)) == 2
+
+
+# --------------------------------------------------------------------- guided
+
+
+CLASSES = 3
+
+
+class Flat(nn.Module):
+  """A perceptron of images, told labels, and the weight of a guidance if it is to be."""
+  guided: bool = False
+
+  @nn.compact
+  def __call__(self, z, logsnr, cond=None, keys=None):
+    net = MLP(8, 1, classes=CLASSES, guided=self.guided, name='net')
+    return net(z.reshape(len(z), -1), logsnr, cond).reshape(z.shape)
+
+
+def of_labels(told):
+  made = vdm.default_config(**guided.fields())
+  made.data.update(name='made', shape=(2, 2, 1), levels=5, classes=CLASSES)
+  made.model.class_conditional = True
+  return made, label_dropping.experiment(
+      vdm.experiment(made, net=Flat(told), schedule=schedules.Linear(6.0, -4.0)), 0.1)
+
+
+def shaken(params):
+  """All parameters at random: those that are zero at first would hide what they multiply."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(random.key(3), len(leaves))
+  return jax.tree.unflatten(tree, [0.3 * jax.random.normal(key, leaf.shape)
+                                   for key, leaf in zip(keys, leaves, strict=True)])
+
+
+def without_guidance(params):
+  """The parameters without the map of w, as a teacher has them, and with one that is zero."""
+  embedding = dict(params['net']['net']['embedding'])
+  zero = jax.tree.map(jnp.zeros_like, embedding.pop('guidance'))
+  wrap = lambda e: {'net': {'net': {**params['net']['net'], 'embedding': e}}}
+  return wrap(embedding), wrap({**embedding, 'guidance': zero})
+
+
+def test_a_guided_student_starts_as_its_teacher_and_its_loss_is_the_guidance_it_lacks():
+  made, base = of_labels(True)
+  experiment = guided.first(made, base)
+  lacking, params = without_guidance(shaken(experiment.init(random.key(1))))
+  _, plain = of_labels(False)
+  rng = np.random.default_rng(0)
+  n = 16
+  batch = {'image': jnp.asarray(rng.integers(0, 5, (n, 2, 2, 1)), jnp.uint8),
+           'label': jnp.asarray(rng.integers(0, CLASSES, n), jnp.int32)}
+  z, w = jnp.asarray(rng.normal(size=(n, 2, 2, 1)), jnp.float32), jnp.linspace(0.0, 4.0, n)
+  student, teacher = experiment.model(params), plain.model(lacking)
+  level = student.process(jnp.full(n, 0.6))
+  at_first = student.denoise(z, level, student.cond(batch | {'w': w}))
+  own = teacher.denoise(z, level, teacher.cond(batch))
+  np.testing.assert_array_equal(at_first.x, own.x)
+
+  # The loss at the start is of w (x_hat_c - x_hat_u), at the w and noise that the keys give.
+  keys = random.per_example(random.key(2), jnp.arange(n))
+  t = jnp.linspace(0.1, 0.9, n)
+  context = Context(t, keys, jnp.int32(0), aux=params)
+  losses, terms = experiment.loss(params, batch, context)
+  drawn = draw_weights(keys, made.model.w_min, made.model.w_max)
+  level = student.process(t)
+  x = student.encode(batch['image'])
+  z = diffuse(x, random.normal(random.stream(keys, 'eps'), x), level)
+  told = teacher.denoise(z, level, batch['label']).x
+  untold = teacher.denoise(z, level, jnp.full(n, -1)).x
+  error = jnp.sum((drawn[:, None, None, None] * (told - untold))**2, axis=(1, 2, 3))
+  np.testing.assert_allclose(terms['x_error'], error / 4, rtol=1e-4, atol=1e-7)
+  wanted = jnp.maximum(jnp.exp(level.logsnr), 1.0) * error / (4 * math.log(2))
+  np.testing.assert_allclose(losses, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_guided_student_is_told_w_by_a_condition_and_lacks_no_other_parameter():
+  made, base = of_labels(True)
+  experiment = guided.first(made, base)
+  model = experiment.model(experiment.init(random.key(1)))
+  told = model.conditions(np.arange(4), w='1.5')
+  np.testing.assert_array_equal(told['w'], 1.5)
+  np.testing.assert_array_equal(told['label'], [0, 1, 2, 0])
+  np.testing.assert_array_equal(model.conditions(np.arange(2))['w'], 0.0)
+  assert experiment.adds == ('guidance',)
+  with pytest.raises(InputError, match='this model has not learned to do without a label'):
+    guidance.Guidance(2.0).of(model)
+
+
+def test_a_network_that_is_told_no_weight_refuses_one():
+  net = MLP(8, 1, classes=CLASSES)
+  z, label = jnp.zeros((2, 4)), jnp.zeros(2, int)
+  with pytest.raises(InputError, match='it is a pair, and this network is told no weight'):
+    net.init(random.key(0), z, jnp.zeros(2), (label, jnp.ones(2)))
+
+
+def test_w_is_drawn_anew_in_the_second_stage():
+  made, base = of_labels(True)
+  made = vdm.default_config(**progressive.fields() | guided.fields())
+  made.data.update(name='made', shape=(2, 2, 1), levels=5, classes=CLASSES)
+  made.model.class_conditional = True
+  experiment = guided.second(made, base)
+  n = 8
+  batch = {'image': jnp.zeros((n, 2, 2, 1), jnp.uint8), 'label': jnp.zeros(n, jnp.int32)}
+  params = shaken(experiment.init(random.key(1)))
+  losses = lambda seed: experiment.loss(params, batch, Context(
+      jnp.linspace(0.1, 1.0, n), random.per_example(random.key(seed), jnp.arange(n)), jnp.int32(0),
+      aux=params))[0]
+  assert not np.array_equal(losses(0), losses(1))
+  assert experiment.model(params).distilled == ('ddim_to_x', 1)
+
+
+@pytest.mark.parametrize('low,high', [(0.0, 9.0), (2.0, 1.0), (-1.0, 1.0)])
+def test_a_range_of_weights_that_the_network_cannot_tell_apart_is_refused(low, high):
+  made, base = of_labels(True)
+  made.model.update(w_min=low, w_max=high)
+  with pytest.raises(InputError, match=f'config.model.w_max={high}: '):
+    guided.first(made, base)
+
+
+# ------------------------------------------------------------------ knowledge
+
+
+def test_a_student_of_knowledge_is_refused_data_without_noise():
+  made = config()
+  with pytest.raises(InputError, match="config.data.name='swirl': it has no floats 'x'"):
+    knowledge.experiment(made, students_config.build(made))
+
+
+def test_aux_may_be_a_function_of_the_first_parameters_and_owns_its_arrays():
+  params = {'w': jnp.ones(3)}
+  state = step_lib.init(params, optax.sgd(1.0), {},
+                        teachers.first_parameters)
+  np.testing.assert_array_equal(state.aux['w'], params['w'])
+  assert state.aux['w'].unsafe_buffer_pointer() != state.params['w'].unsafe_buffer_pointer()
+
+
+def test_a_learned_schedule_is_not_trained_by_distillation():
+  """The student's process is the teacher's: no gradient reaches params['schedule']."""
+  made = config('progressive')
+  base = compose.experiment(
+      config(), net=students_config.tiny_config.Net(8, 0.0), objective=None,
+      schedule=schedules.LearnedLinear(8.0, -5.0))
+  experiment = progressive.experiment(made, base)
+  states, _ = updates(experiment, experiment.init(random.key(1)), 3)
+  leaves_equal(states[-1].params['schedule'], states[0].params['schedule'])
+  assert dataclasses.is_dataclass(states[0])

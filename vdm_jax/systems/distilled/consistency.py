@@ -1,0 +1,125 @@
+"""Consistency models, distilled from a teacher or trained on data alone.
+
+Song, Dhariwal, Chen and Sutskever (2023); see `objectives.consistency`.  The average 'target' of
+the parameters is f_target; its rate mu(k) and the number of levels N(k) go by the update.
+"""
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from vdm_jax import weightings
+from vdm_jax.errors import InputError, require_choice
+from vdm_jax.inputs import Inputs
+from vdm_jax.objectives import consistency
+from vdm_jax.systems import compose
+from vdm_jax.systems.distilled import teachers
+from vdm_jax.train import step as step_lib
+from vdm_jax.typing import Experiment, Update
+from vdm_jax.values import Bound
+
+TARGET = 'target'  # the name of the average
+DISCRETISATIONS = ('fixed', 'paper', 'public')
+
+
+def fields() -> dict:
+  """The fields of `config.model` beside those of the diffusion model."""
+  return {
+      'discretisation': 'fixed',  # N(k), mu(k): constant, or growing as in the 'paper', or as in
+                                  # the 'public' code
+      'levels': 18,               # N; where it grows the first, s0
+      'last_levels': 150,         # where it grows s1, which the last exceeds by one
+      'growing_updates': 0,       # K, over which it grows
+      'target_rate': 0.0,         # mu, or mu0 where it grows
+      'solver': 'heun',           # of distillation: or euler
+      'metric': 'l2',             # or l1
+      'sigma_data': 0.5,          # standard deviation of x
+  }
+
+
+def _discretisation(config: ml_collections.ConfigDict) -> consistency.Discretisation:
+  """N(k) and mu(k).  Raises InputError, which names the fields of config.model."""
+  m = config.model
+  require_choice('config.model.discretisation', m.discretisation, DISCRETISATIONS)
+  names = {'levels': 'levels', 'first': 'levels', 'last': 'last_levels', 'rate': 'target_rate',
+           'updates': 'growing_updates'}
+  try:
+    if m.discretisation == 'fixed':
+      return consistency.fixed(m.levels, m.target_rate)
+    return consistency.growing(m.levels, m.last_levels, m.growing_updates, m.target_rate,
+                               m.discretisation)
+  except InputError as error:
+    raise InputError(f'config.model.{names[error.field or ""]}', error.value, error.problem,
+                     error.remedy) from None
+
+
+def training(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Module,
+             inputs: Inputs | None = None) -> Experiment:
+  """Consistency training: z_s is made of the datum.  Arguments as for `distillation`."""
+  return _experiment(config, base, net, inputs, taught=False)
+
+
+def distillation(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Module,
+                 inputs: Inputs | None = None) -> Experiment:
+  """Consistency distillation of the diffusion model that it starts from (--init_from).
+
+  Args:
+    config: with `fields` in config.model.
+    base: the experiment of the diffusion model, on a process whose levels are finite.
+    net: its network, (z, its time, condition, dropout keys) -> F, whose parameters are
+      params['net'].
+    inputs: what the network reads, by default `inputs.edm`.
+
+  The loss is divided by D ln 2; 'levels' is N(k).  Raises InputError: numbers of levels and rates
+  that cannot be; a process with infinite levels.
+  """
+  return _experiment(config, base, net, inputs, taught=True)
+
+
+def _experiment(config, base, net, inputs, taught) -> Experiment:
+  m, table = config.model, _discretisation(config)
+  require_choice('config.model.solver', m.solver, consistency.SOLVERS)
+  require_choice('config.model.metric', m.metric, consistency.METRICS)
+  if TARGET in config.ema:
+    raise InputError(f'config.ema.{TARGET}', config.ema[TARGET], 'this average goes by '
+                     'config.model.target_rate', 'choose another name')
+
+  def model(params, keys=None):
+    of = base.model(params, keys)
+    f = consistency.function(Bound(params['net'], net, keys), of.process,
+                             sigma_data=m.sigma_data, inputs=inputs)
+    return of._replace(denoise=f, distilled=('consistency', 1), bound=None, null=None,
+                       ends_denoised=False)
+
+  def loss(params, batch, context):
+    levels, _ = table.at(teachers.before(context.step, context.train))
+    target = model(context.ema[TARGET], compose.dropout_keys(context))  # the same dropout
+    teacher = base.model(context.aux) if taught else None
+    objective = functools.partial(
+        consistency.objective, target=target.denoise, levels=levels,
+        teacher=teacher.denoise if teacher else None, solver=consistency.SOLVERS[m.solver],
+        metric=consistency.METRICS[m.metric], weight=weightings.OF_X['constant'])
+    losses, terms = compose.loss_of(objective, model, target.shape)(params, batch, context)
+    return losses, {**terms, 'levels': jnp.broadcast_to(1.0 * levels, losses.shape)}
+
+  ema = {**base.ema, TARGET: 0.0}
+  made = base._replace(loss=loss, model=model, ema=ema,
+                       update=_averaging(step_lib.make_step(loss, base.tx, ema), table))
+  if not taught:
+    return made
+  return made._replace(
+      aux=teachers.first_parameters,
+      teacher=lambda of, params: teachers.require_same(base, of, params),
+      needs_start='its teacher is what it starts from')
+
+
+def _averaging(step: Update, table: consistency.Discretisation) -> Update:
+  """`step`, with the average 'target' at the rate mu(k): Song et al. (2023), eq. 8."""
+  def update(state, batch, key, axis, accumulate=1):
+    _, rate = table.at(state.step)
+    after, metrics = step(state, batch, key, axis, accumulate=accumulate)
+    target = step_lib.average(state.ema[TARGET], after.params, rate)
+    return dataclasses.replace(after, ema={**after.ema, TARGET: target}), metrics
+  return update

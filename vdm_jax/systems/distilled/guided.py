@@ -1,0 +1,101 @@
+"""Distillation of a guided model: one evaluation instead of two, then fewer steps.
+
+Meng et al. (2023); see `objectives.guided`.  The teacher has learned to do without labels
+(`systems.guided.label_dropping`).  `first` is a student that is told the weight w of the guidance
+beside the label; `second` halves the steps of its sampler, by `distilled.progressive`, with w drawn
+anew at each update.  Both students draw with `--condition=w=2`.
+
+The network takes a pair (label, w): `guided` of `nn.unets.vdm.UNet` and `nn.small.mlp.MLP`, whose
+map of w is zero at first, so that the teacher's weights are a start.
+"""
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from vdm_jax import weightings
+from vdm_jax.data import conditions
+from vdm_jax.data.fields import Field, Spec
+from vdm_jax.errors import InputError, require_choice
+from vdm_jax.guidance import classifier_free, conditioned_on
+from vdm_jax.objectives import guided
+from vdm_jax.systems import compose
+from vdm_jax.systems.distilled import progressive, teachers
+from vdm_jax.typing import Experiment, Model, PyTree
+
+WEIGHT = 'w'  # the field of a batch with the weight of the guidance
+
+
+def fields() -> dict:
+  """The fields of `config.model` beside those of the teacher."""
+  return {
+      'w_min': 0.0, 'w_max': 4.0,  # w is drawn evenly between them; below 8
+      'weight': 'truncated_snr',   # of the error of x: a name of weightings.OF_X
+  }
+
+
+def told(base: Experiment) -> Experiment:
+  """`base` whose model is told w too, 0 where the batch has none; it is not guided any more."""
+  spec, field = base.data.spec, Field(WEIGHT, (), 'float32', None)
+
+  def model(params, keys=None):
+    m: Model = base.model(params, keys)
+
+    def cond(batch):
+      label = m.cond(batch)
+      return label, batch.get(WEIGHT, jnp.zeros(jnp.shape(label)[:1]))
+
+    names = [name for name in m.conditions(np.arange(1)) if name in spec]
+    return m._replace(cond=cond, null=None, conditions=conditions.of(
+        Spec(spec.name, (*spec.fields, field)), [*names, WEIGHT]))
+
+  return base._replace(model=model)
+
+
+def _draw(config):
+  m = config.model
+  if not 0.0 <= m.w_min < m.w_max <= 8.0:
+    raise InputError('config.model.w_max', m.w_max, f'with config.model.w_min={m.w_min:g} it is no '
+                     'range of weights in [0, 8]', 'give 0 <= w_min < w_max <= 8')
+  return lambda batch, keys: batch | {WEIGHT: guided.draw_weights(keys, m.w_min, m.w_max)}
+
+
+def first(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
+  """The student of the guided estimate, with `fields` in config.model.
+
+  base: the experiment of the teacher, with a network that takes a pair.  The loss is divided by D
+  ln 2.  Raises InputError: a base that has not learned to do without labels; a range of weights.
+  """
+  m, draw, student = config.model, _draw(config), told(base)
+  require_choice('config.model.weight', m.weight, weightings.OF_X)
+
+  def loss(params, batch, context):
+    teacher = base.model(context.aux)
+    if teacher.null is None:
+      raise InputError(None, None, 'the teacher of a guided student has to do without labels too',
+                       'train one with dropped labels (systems.guided.label_dropping)')
+    without = conditioned_on(teacher.denoise, teacher.null)
+
+    def both(z, level, cond: PyTree = None):
+      label, w = cond
+      w = w.reshape(-1, *(1,) * (z.ndim - 1))
+      return classifier_free(teacher.denoise, without, w)(z, level, label)
+
+    def objective(*args):
+      return guided.objective(*args, teacher=both, weight=weightings.OF_X[m.weight])
+
+    model = lambda *args: teachers.on_process_of(student.model(*args), teacher)
+    return compose.loss_of(objective, model, teacher.shape)(
+        params, draw(batch, context.keys), context)
+
+  return student._replace(
+      loss=loss, aux=teachers.first_parameters, adds=('guidance',),
+      teacher=lambda made, params: teachers.require_same(base, made, params),
+      needs_start='its teacher is what it starts from')
+
+
+def second(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
+  """The students of fewer steps of the first stage, from whose run it starts; `base` as there.
+
+  Raises InputError as `progressive.experiment`; a range of weights.
+  """
+  return progressive.experiment(config, told(base), draw=_draw(config))

@@ -1,0 +1,46 @@
+"""Knowledge distillation: one step, learned from pairs of noise and sample of a teacher.
+
+Luhman and Luhman (2021); see `objectives.knowledge`.  The data are pairs that
+`scripts/make_pairs.py` made of the teacher (`data.pairs`), with x and z_1 as floats.  The student's
+network reads what the teacher's reads, and starts from the teacher's weights (--init_from).
+"""
+import ml_collections
+
+from vdm_jax.data import pairs
+from vdm_jax.errors import require, require_choice
+from vdm_jax.objectives import knowledge
+from vdm_jax.systems import compose
+from vdm_jax.typing import Experiment
+
+
+def fields() -> dict:
+  """The fields of `config.model` beside those of the teacher."""
+  return {'norm': 'l2'}  # or l1
+
+
+def experiment(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
+  """The one-step student, with `fields` in config.model.
+
+  base: the experiment of the teacher's network and process on the pairs.  Its target is the
+  teacher's own, or as published, of a network for eps, `targets.removed`.  The loss is divided by
+  D ln 2.  Raises InputError: data without the two fields; another norm.
+  """
+  spec = base.data.spec
+  for name in (pairs.SAMPLE, pairs.NOISE):
+    require(name in spec and spec[name].levels is None, 'config.data.name', spec.name,
+            f'it has no floats {name!r}, as pairs of noise and sample have',
+            'make pairs of the teacher (scripts/make_pairs.py)')
+  require_choice('config.model.norm', config.model.norm, knowledge.NORMS)
+
+  def loss(params, batch, context):
+    def objective(denoise, process, _, t, keys, cond=None):
+      return knowledge.objective(denoise, process, batch[pairs.SAMPLE], t, keys, cond,
+                                 z_1=batch[pairs.NOISE], norm=config.model.norm)
+    return compose.loss_of(objective, base.model, spec.x.shape)(params, batch, context)
+
+  def model(params, keys=None):
+    return base.model(params, keys)._replace(distilled=('ddim_to_x', 1), bound=None,
+                                             null=None, ends_denoised=False)
+
+  return base._replace(loss=loss, model=model,
+                       needs_start='a student starts from the teacher that made the pairs')

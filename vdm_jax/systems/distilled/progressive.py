@@ -1,0 +1,111 @@
+"""Progressive distillation of any diffusion model: halves the steps of its sampler by itself.
+
+Salimans and Ho (2022), algorithm 2.  Training is in phases of `halving_updates` updates.  In the
+first the student makes half of the `teacher_steps`; at the start of each further one the student
+becomes the teacher, the optimiser begins afresh, and the steps are halved, down to `student_steps`.
+In each phase the learning rate falls to 0 in a line.  The phase is a function of the number of the
+update, and the teacher a part of the state: a run that is ended goes on bit for bit.
+
+It starts from the teacher's run (--init_from), whose config builds the same `base`.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from vdm_jax import weightings
+from vdm_jax.errors import InputError, require_choice
+from vdm_jax.objectives import progressive
+from vdm_jax.systems import compose
+from vdm_jax.systems.distilled import teachers
+from vdm_jax.train import step as step_lib
+from vdm_jax.typing import Array, Experiment, PyTree, Update
+
+SAMPLER = 'ddim_to_x'  # what is distilled
+
+
+def fields() -> dict:
+  """The fields of `config.model` beside those of the teacher."""
+  return {
+      'teacher_steps': 8,        # of the sampler that is distilled: a power of two
+      'student_steps': 1,        # N at the end: a power of two
+      'halving_updates': 250,    # of each phase
+      'weight': 'truncated_snr', # of the error of x: a name of weightings.OF_X
+  }
+
+
+def updates(config: ml_collections.ConfigDict) -> int:
+  """How many updates all phases take: config.train.steps."""
+  m = config.model
+  return m.halving_updates * (m.teacher_steps.bit_length() - m.student_steps.bit_length())
+
+
+def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
+               draw: Callable[[PyTree, Array], PyTree] = lambda batch, keys: batch) -> Experiment:
+  """The students of `base`, the teacher's own experiment, with `fields` in config.model.
+
+  draw: (batch, keys [B]) -> a batch, with conditions that are drawn anew at each update.
+
+  The loss is w |x~ - x_hat|^2, divided by D ln 2; 'student_steps' is N.  config.optimizer has the
+  rate at the start of a phase, and no decay of its own.
+
+  Raises InputError: steps that are no powers of two; a student no shorter than its teacher; a decay
+  of the rate.
+  """
+  m = config.model
+  for name in ('teacher_steps', 'student_steps'):
+    progressive.require_power_of_two(f'config.model.{name}', m[name])
+  compose.require(config, 'student_steps', m.student_steps < m.teacher_steps,
+                  'a student makes fewer steps than its teacher, which makes '
+                  f'config.model.teacher_steps={m.teacher_steps}', 'give a smaller power of two')
+  compose.require(config, 'halving_updates', m.halving_updates >= 1, 'a phase needs an update',
+                  'give 1 or more')
+  require_choice('config.model.weight', m.weight, weightings.OF_X)
+  if config.optimizer.decay_steps:
+    raise InputError('config.optimizer.decay_steps', config.optimizer.decay_steps,
+                     'in each phase the rate falls to 0, at config.model.halving_updates',
+                     'leave it 0')
+  table = progressive.phases(m.teacher_steps // 2, m.student_steps, m.halving_updates)
+
+  def loss(params, batch, context):
+    steps = progressive.steps_at(teachers.before(context.step, context.train), *table)
+    teacher = base.model(context.aux)
+    batch = draw(batch, context.keys)
+    objective = functools.partial(progressive.objective, teacher=teacher.denoise, steps=steps,
+                                  weight=weightings.OF_X[m.weight])
+    model = lambda *args: teachers.on_process_of(base.model(*args), teacher)
+    losses, terms = compose.loss_of(objective, model, teacher.shape)(params, batch, context)
+    return losses, {**terms, 'student_steps': jnp.broadcast_to(1.0 * steps, losses.shape)}
+
+  def model(params, keys=None):
+    return base.model(params, keys)._replace(
+        distilled=(SAMPLER, m.student_steps), bound=None, null=None, ends_denoised=False)
+
+  def teacher(made, params):
+    teachers.require_same(base, made, params)
+    if made.distilled and made.distilled[1] < m.teacher_steps:
+      raise InputError('config.model.teacher_steps', m.teacher_steps, 'the teacher was distilled '
+                       f'for {made.distilled[1]}, and a student is no longer than its teacher',
+                       f'give {made.distilled[1]}')
+
+  falling = optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, m.halving_updates))
+  tx = optax.chain(base.tx, falling)
+  return base._replace(
+      loss=loss, model=model, tx=tx, aux=teachers.first_parameters, teacher=teacher,
+      update=_halving(step_lib.make_step(loss, tx, base.ema), tx, table[1]),
+      needs_start='its teacher is what it starts from')
+
+
+def _halving(step: Update, tx: optax.GradientTransformation, begins) -> Update:
+  """`step`, before which the student becomes the teacher where a phase begins."""
+  def update(state, batch, key, axis, accumulate=1):
+    fresh = jnp.any(state.step == jnp.asarray(begins))
+    choose = functools.partial(jax.tree.map, lambda new, old: jnp.where(fresh, new, old))
+    state = dataclasses.replace(state, aux=choose(state.params, state.aux),
+                                opt=choose(tx.init(state.params), state.opt))
+    return step(state, batch, key, axis, accumulate=accumulate)
+  return update

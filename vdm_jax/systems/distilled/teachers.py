@@ -1,0 +1,53 @@
+"""What a run that starts from a teacher asks of it, and how it keeps the teacher's parameters.
+
+The teacher's parameters are the state's `aux`, a function of the first parameters: those that
+`--init_from` names.  So a config needs no path, and a student is loaded without its teacher.
+"""
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.errors import InputError, require
+from vdm_jax.model import Model
+from vdm_jax.typing import Array, Experiment, PyTree, denoises
+
+# The levels at which two processes are compared, beside those of all students.
+_TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def first_parameters(params: PyTree) -> PyTree:
+  """The `aux` of an experiment whose teacher is what the run starts from."""
+  return params
+
+
+def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
+  """Raises InputError where the teacher is of another shape or process than `base` with `params`.
+
+  base: the experiment that the teacher's own config would build here.
+  """
+  if not denoises(teacher):
+    raise InputError('init_from', None, f'that run made a {type(teacher).__name__}, which does '
+                     'not denoise', 'name a run of a diffusion model')
+  own = base.model(params)
+  require(tuple(teacher.shape) == tuple(own.shape), 'init_from', None,
+          f'the teacher makes data of {tuple(teacher.shape)}, and the student of '
+          f'{tuple(own.shape)}', 'name a run of the same data')
+  ours, theirs = (np.stack(np.broadcast_arrays(*m.process(jnp.array(_TIMES))[2:4]))
+                  for m in (own, teacher))
+  if not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
+    at = int(np.abs(ours - theirs).max(axis=0).argmax())
+    say = lambda level: f'alpha = {level[0, at]:.4g} and sigma = {level[1, at]:.4g}'
+    raise InputError('init_from', None, f'the teacher has another process: at t = {_TIMES[at]:g} '
+                     f'{say(theirs)}, where the student has {say(ours)}',
+                     'give config.model the fields of the teacher')
+
+
+def on_process_of(model: Model, teacher: Model) -> Model:
+  """`model` on the process of its teacher: where the schedule is learned, it is not trained on."""
+  return model._replace(process=teacher.process)
+
+
+def before(update: Array, train: bool) -> Array:
+  """The update whose loss a validation after `update` updates is about: the last one made."""
+  return update if train else jnp.maximum(update - 1, 0)
