@@ -4,7 +4,7 @@
 
 Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797: any joint draw of x and y, eps
 normal and independent of both.  Their time begins at the base and ours at the data: the formulae
-are the same, and it is the sampling that goes the other way.  What the marginals need is
+are the same, and it is the sampling that goes the other way.  The marginals need
 
     v = E[da x + db y | z],    s = -E[eps | z] / gamma,    drift = v - gamma dgamma s
 
@@ -112,7 +112,7 @@ def linear(t: Array) -> tuple[Array, Array]:
 def trigonometric(variance: Variance = jnp.zeros_like) -> Path:
   """a = c cos(pi t / 2), b = c sin(pi t / 2), c^2 = 1 - gamma^2: z has unit variance if x and y do.
 
-  variance: that of the interpolant; by default none is left for the noise, and c = 1.
+  variance: gamma^2 of the interpolant; by default none is left for the noise, and c = 1.
   """
   def path(t):
     angle, c = 0.5 * math.pi * t, jnp.sqrt(1.0 - variance(t))

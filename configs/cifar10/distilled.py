@@ -11,7 +11,7 @@ After the colon:
                        from 20 to -20, truncated SNR, Adam at 2e-4, average 0.9999
   progressive          8,192 steps to 1 in 13 halvings of 50,000 updates, Adam at 5e-5, which falls
                        to 0 in each; no average, no dropout
-  knowledge            Luhman and Luhman (2021), their public code: the teacher is ddpm.py, of which
+  knowledge            Luhman and Luhman (2021), their public code: the teacher is ddpm.py, and
                        100 steps of DDIM make 1,024,000 pairs (make_pairs.py --sampler=ddim
                        --grid=ddim_quadratic --steps=100); L1, batch 512, Adam at 2e-4, average
                        0.995.  How long they trained could not be checked

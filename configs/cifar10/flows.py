@@ -16,8 +16,8 @@ After the colon:
   curvature       Lee, Kim and Ye (2023): beta 20, Adam 2e-4, batch 128, 500,000 steps, rate 0.9999,
                   the encoder a small U-Net
 
-The network of all is DDPM++, 61,804,419 parameters.  That of `flow_matching` was ADM's in the
-paper, with sizes that could not be checked here.  The ends of the path are cut at log-SNR 16.5 and
+The network of all is DDPM++, 61,804,419 parameters.  In the paper, `flow_matching` had ADM's,
+with sizes that could not be checked here.  The ends of the path are cut at log-SNR 16.5 and
 -20, where the papers have a sigma_min of 1e-5 and times from 1e-3.  How long they trained could not
 be checked, but for `curvature`.
 Hardware and time: accelerators, days; not run here.

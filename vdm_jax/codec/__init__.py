@@ -3,7 +3,7 @@
   stack      an entropy coder that is a stack of bits (asymmetric numeral systems), whitened
   chain      a model as the codec reads it: its grid of levels, its reverse kernels, its tables
   bits_back  images to a stack and back, in the order of Bit-Swap
-  rates      the net bits of many images, each of which is decoded again
+  rates      the net bits of many images; each image is decoded again
   container  the file, and its checks before decoding
 """
 from vdm_jax.codec.bits_back import Coded, decode, encode

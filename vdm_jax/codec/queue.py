@@ -1,4 +1,4 @@
-"""A queue of symbols: what is written first is read first, and a prefix can be read by itself.
+"""A queue of symbols: the first written is the first read, and a prefix can be read by itself.
 
 Range coding by the library constriction (Bamler 2022).  Symbols are coded under tables that both
 sides have from the file's header, and never under what a network says: so a file survives another

@@ -1,4 +1,4 @@
-"""The rate of a chain on many images, each of which is decoded again."""
+"""The rate of a chain on many images; each image is decoded again."""
 from collections.abc import Callable
 from typing import Any
 

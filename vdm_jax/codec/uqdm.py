@@ -1,6 +1,6 @@
 """UQDM: each level as integers, by universal quantisation whose noise has the variance of q.
 
-With w = sqrt(12) std of q(z_i | z_{i+1}, x), m the mean of q less that of p, and u uniform on
+With w = sqrt(12) std of q(z_i | z_{i+1}, x), m the mean of q less the mean of p, and u uniform on
 +-1/2 from a seed that both sides have,
 
   k = round(m / w + u),   y = k - u = m / w + U exactly,   z_i = mean of p + w y:

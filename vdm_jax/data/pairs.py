@@ -7,8 +7,8 @@
     label.npy    what the model was told, if anything
 
 The arrays are mapped, and so no more of them is in memory than is read.  A folder is written row
-by row beside its place, as PLACE.part, and takes its name when it is complete; what is there of it
-is kept when the writing ends early.  Every sixth pair is for testing.
+by row beside its place, as PLACE.part, and takes its name when it is complete; the part is
+kept when the writing ends early.  Every sixth pair is for testing.
 """
 import functools
 import hashlib
@@ -57,7 +57,7 @@ def record(path: str | Path) -> dict[str, Any]:
 
 
 def open_pairs(path: str) -> Store:
-  """The pairs in a folder, of which no array is read.  Raises InputError."""
+  """The pairs in a folder; no array is read.  Raises InputError."""
   if not is_pairs(path):
     said = record(f'{path}.part')
     raise InputError('config.data.name', path, f'{said["done"]:,} of its {said["count"]:,} pairs '

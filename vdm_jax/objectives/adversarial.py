@@ -1,6 +1,6 @@
 """Adversarial losses of one example: a generator, and a discriminator that tells it from the data.
 
-The discriminator D gives a logit, large for what is real; s is the sigmoid.
+The discriminator D gives a logit, large for real examples; s is the sigmoid.
 
     generator       -log s(D(fake))                            that does not saturate
     discriminator   -log s(D(real)) - log s(-D(fake))

@@ -46,7 +46,7 @@ def function(net: Callable, process: Process, *, sigma_data: float = 0.5,
              inputs: Inputs | None = None) -> Denoiser:
   """f = c_skip z + c_out net, as a Denoiser whose x is f in units of the data.
 
-  Song et al. (2023), eq. 5 and appendix C: with r = sigma / alpha and e that of t = 0,
+  Song et al. (2023), eq. 5 and appendix C: with r = sigma / alpha and e = r at t = 0,
 
       c_skip = sd^2 / ((r - e)^2 + sd^2),    c_out = sd (r - e) / sqrt(r^2 + sd^2),
 

@@ -2,9 +2,9 @@
 
     E |u(z_t, t) - (dalpha x + dsigma eps)|^2,    z_t = alpha x + sigma eps,  t uniform
 
-Lipman, Chen, Ben-Hamu, Nickel and Le (2023), conditional flow matching: its gradient is that of the
-regression on the velocity of the marginals.  The minimiser is the probability flow of the process.
-Their time is 1 - t.
+Lipman, Chen, Ben-Hamu, Nickel and Le (2023), conditional flow matching: its gradient equals the
+gradient of the regression on the velocity of the marginals.  The minimiser is the probability flow
+of the process.  Their time is 1 - t.
 
 Their paths are processes: optimal transport is `RectifiedFlow`, on the curve `flow`, and the
 diffusion path is `schedules.BetaLinear` on `vp`; the cosine and polynomial paths of their code are

@@ -9,7 +9,7 @@ which is 1/2 |y_hat - y|^2 without a number that does not depend on y_hat.  The 
     velocity  da x + db y                          v
     drift     da x + db y + dgamma eps             b
     score     -eps / gamma                         s
-    noise     eps                                  E[eps | z], of which s = -noise / gamma
+    noise     eps                                  E[eps | z], and s = -noise / gamma
 
 gamma' and 1 / gamma are infinite at the ends; the mean over eps and -eps, their antithetic form,
 keeps the variance of `drift` and `score` finite there.  The authors' code has the sum of the two.
@@ -30,7 +30,7 @@ Of = Literal['velocity', 'drift', 'score', 'noise']
 
 
 def target(of: Of, x: Array, y: Array, eps: Array, at: Coefficients) -> Array:
-  """What is regressed, see above: [B, ...]."""
+  """The regression target, see above: [B, ...]."""
   at = at.expand(x)
   if of == 'noise':
     return eps

@@ -6,7 +6,7 @@ step of DDIM comes to the same z_s:
 
     x~ = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t) alpha_t).
 
-With r = alpha / sigma, and x_1, x_2 what the teacher estimates at t and at t', that is a mean,
+With r = alpha / sigma, and x_1, x_2 what the teacher estimates at t and at t', this is a mean,
 
     x~ = ((r_t' - r_t) x_1 + (r_s - r_t') x_2) / (r_s - r_t),
 
@@ -57,8 +57,8 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   """w |x~ - x_hat(z_t)|^2 at t rounded up to i/N, N = `steps`; a sum over the data.
 
   Salimans and Ho (2022), algorithm 2, with the weights of section 4 (`weightings.OF_X`).  Their
-  truncated SNR is the larger of the two mean squares over an image, that of x and that of eps: this
-  one, as SNR is one number for an image.
+  truncated SNR is the larger of two mean squares over an image, the error of x and the error of
+  eps: this one, as SNR is one number for an image.
 
   Args:
     x: [B, ...]; t, keys: [B].

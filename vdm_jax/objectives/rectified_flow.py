@@ -7,7 +7,7 @@ exact flow of any data
 
     S = E|x - eps|^2 - loss - E|x' - eps|^2,
 
-loss that of flow matching on the flow's own times.  `distil` trains at the noise end alone, where x
+loss flow matching's, on the flow's own times.  `distil` trains at the noise end alone, where x
 is one step away.
 
 Pairs are (z_1, x) as a model makes them, z_1 ~ N(0, prior_std^2): see `runs.pairing`.  At the noise

@@ -1,4 +1,4 @@
-"""Truncated diffusion: a chain that ends while the data still show, and a prior of what is there.
+"""Truncated diffusion: a chain that ends while the data still show, and a prior for its end.
 
 Zheng, He, Chen and Zhou (2023), `Truncated Diffusion Probabilistic Models and Diffusion-based
 Adversarial Auto-Encoders`.  Of a chain of T steps only the first T' are made, at a share of the
@@ -26,5 +26,5 @@ def latent(x: Array, level: Level, prior: Normal) -> Array:
 
 
 def truth(x: Array, level: Level, keys: Array) -> Array:
-  """z ~ q(z | x) with noise of its own, of the shape of x: what a prior is to look like."""
+  """z ~ q(z | x) with noise of its own, of the shape of x: the model of a prior."""
   return diffuse(x, random.normal(random.stream(keys, 'z_truth'), x), level)

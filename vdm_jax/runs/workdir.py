@@ -9,7 +9,7 @@
     checkpoints/      see train/checkpoint.py
     metrics.jsonl, tensorboard/, report.html, ...
 
-What `load` needs is all here.  So is what a run needs to go on, but for its data: the config file
+All that `load` needs lies here.  So is what a run needs to go on, but for its data: the config file
 may be named as RUN/config.json.
 
 Data that have moved are the same data where their fingerprint is the same, under any name.

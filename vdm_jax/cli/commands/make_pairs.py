@@ -9,7 +9,7 @@ WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'The folder of the pairs, ./pairs; the same command goes on with it.')
 SAMPLER = drawing.sampler(
     'A deterministic sampler, see sample.py --help.', 'The times of the steps, see sample.py '
-    "--help.  Default: the sampler's own grid.", 'ddim: its noise, of which pairs have none.',
+    "--help.  Default: the sampler's own grid.", 'ddim: its noise.  Pairs are made without.',
     default='adaptive_ode')
 COUNT = flags.DEFINE_integer('count', 10_000, 'How many pairs.')
 SEED = cli.seed('the noise')

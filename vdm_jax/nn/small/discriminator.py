@@ -1,4 +1,4 @@
-"""A small network that tells what is real: one logit for each example."""
+"""A small network that tells real examples from others: one logit for each example."""
 import jax.numpy as jnp
 from flax import linen as nn
 

@@ -1,6 +1,6 @@
 """Flows whose coupling of data and noise is learned, so that trajectories bend less.
 
-Lee, Kim and Ye (2023); see `objectives.curvature`.  The encoder is a network like that of the flow,
+Lee, Kim and Ye (2023); see `objectives.curvature`.  The encoder is a network like the flow's,
 told t = 1; it starts at the independent coupling and is not used after training.
 """
 import functools
