@@ -117,6 +117,7 @@ def test_a_group_that_does_not_divide_the_batch_is_refused_when_it_is_built():
     built('plane/flows:minibatch_ot')
 
 
+@pytest.mark.long
 def test_the_learned_coupling_starts_independent_and_its_encoder_is_trained(batch):
   experiment = built('plane/flows:curvature')
   params = experiment.init(random.key(0))
