@@ -29,8 +29,8 @@ __all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'conditioned_on'
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
   """The estimate with this x_hat, and the eps_hat that goes with it at the same z.
 
-  eps = eps_hat + alpha (x_hat - x) / sigma: exactly eps_hat where x is x_hat.  At sigma = 0, where
-  no eps goes with another x, it stays.  x: [B, ...].
+  eps = eps_hat + alpha (x_hat - x) / sigma, which is exactly eps_hat where x is x_hat.  At
+  sigma = 0 no eps goes with another x, so eps_hat stays as it is.  x: [B, ...].
   """
   level = level.expand(x)
   noisy = level.sigma > 0.0

@@ -2,18 +2,20 @@
 
     z_t = a x + b y + gamma eps,     x at t = 0 (a = 1, b = gamma = 0),  y at t = 1
 
-Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797: any joint draw of x and y, eps
+Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797.  x and y have any joint distribution; eps is
 normal and independent of both.  Their time begins at the base and ours at the data: the formulae
-are the same, and it is the sampling that goes the other way.  The marginals need
+are the same, and only the sampling goes the other way.  The marginals of z_t follow from
 
     v = E[da x + db y | z],    s = -E[eps | z] / gamma,    drift = v - gamma dgamma s
 
-v the velocity of the path without noise, s the score of z_t, and `drift`, called b there, the
-velocity of the flow of z_t.  dz = (drift -+ e s) dt + sqrt(2 e) dw has the same marginals for every
-e(t) >= 0, run towards the data or away from it: `samplers.interpolants`.
+Here v is the velocity of the path without noise, and s is the score of z_t.  The `drift`, which the
+paper calls b, is the velocity of the flow of z_t.  The SDE dz = (drift -+ e s) dt + sqrt(2 e) dw
+has the same marginals for every e(t) >= 0, towards the data or away from the data:
+`samplers.interpolants`.
 
-The variance gamma^2 is given, not gamma: gamma' is infinite at both ends of a Brownian bridge, and
-gamma gamma' is not.  A `Level` is the one-sided case, with y = 0 and eps the base: `one_sided`.
+A path is given its variance gamma^2, not gamma: at both ends of a Brownian bridge gamma' is
+infinite, and gamma gamma' is finite.  A `Level` is the one-sided case, where y = 0 and the base is
+eps: `one_sided`.
 """
 import math
 from collections.abc import Callable
@@ -69,7 +71,7 @@ class Drifts(Protocol):
 
 
 def interpolant(path: Path, variance: Variance) -> Interpolant:
-  """The interpolant of any path and variance; derivatives by one jvp."""
+  """The interpolant of a path and a variance; one jvp gives the derivatives."""
   def at(t):
     t = as_float(t)
     one = jnp.ones_like(t)
@@ -84,8 +86,8 @@ def interpolant(path: Path, variance: Variance) -> Interpolant:
 def one_sided(process: Process) -> Interpolant:
   """A Gaussian process as an interpolant whose base is eps: a = alpha, b = 0, gamma = sigma.
 
-  Albergo et al. (2023), one-sided interpolants.  Its drift is the velocity of the
-  probability flow of `process`.
+  Albergo et al. (2023), one-sided interpolants.  The drift is the velocity of the probability flow
+  of `process`.
   """
   def at(t):
     level = process(t)
@@ -112,7 +114,7 @@ def linear(t: Array) -> tuple[Array, Array]:
 def trigonometric(variance: Variance = jnp.zeros_like) -> Path:
   """a = c cos(pi t / 2), b = c sin(pi t / 2), c^2 = 1 - gamma^2: z has unit variance if x and y do.
 
-  variance: gamma^2 of the interpolant; by default none is left for the noise, and c = 1.
+  variance: gamma^2 of the interpolant; by default 0, so that c = 1.
   """
   def path(t):
     angle, c = 0.5 * math.pi * t, jnp.sqrt(1.0 - variance(t))
@@ -150,9 +152,9 @@ def sine_squared(t: Array) -> Array:
 
 
 def sigmoid(steepness: float = 10.0) -> Variance:
-  """gamma a plateau between two sigmoids of this steepness, moved to be 0 at both ends.
+  """gamma is a plateau between two sigmoids of this steepness, shifted to be 0 at both ends.
 
-  gamma = sig(f (t - 1/2) + 1) - sig(f (t - 1/2) - 1) - sig(1 - f / 2) + sig(-1 - f / 2), f the
+  gamma = sig(f (t - 1/2) + 1) - sig(f (t - 1/2) - 1) - sig(1 - f / 2) + sig(-1 - f / 2), with f the
   steepness: the 'sigmoid' of the authors' code.
   """
   sig = jax.nn.sigmoid

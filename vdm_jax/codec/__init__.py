@@ -1,4 +1,4 @@
-"""Compression by a diffusion model: its bound as bytes, without loss or as far as wanted.
+"""Compression by a diffusion model: the bound as bytes, without loss or with loss.
 
   stack      an entropy coder that is a stack of bits (asymmetric numeral systems), whitened
   chain      a model as the codec reads it: its grid of levels, its reverse kernels, its tables

@@ -4,10 +4,10 @@
              for i = 1 .. T: pop k_i ~ q(z_i | z_{i-1}), push k_{i-1} under p(z_{i-1} | z_i);
              push k_T under p(z_T).
 
-Bits pushed less bits popped are the bound of the chain in expectation.  Since a latent is
-pushed as soon as the next one is there, an image borrows the bits of two latents, not of T: Kingma,
-Abbeel and Ho (2019).  The decoder does the same backwards, and ends with the words that the encoder
-began with.
+The bits pushed less the bits popped are, in expectation, the bound of the chain.  A latent is
+pushed as soon as the next latent is popped.  So an image borrows the bits of two latents, not of T
+(F. Kingma, Abbeel and Ho 2019).  The decoder does the same backwards, and ends with the words that
+the encoder began with.
 
 The sources: Townsend, Bird and Barber (2019), bits back with ANS; F. Kingma, Abbeel and Ho (2019),
 Bit-Swap; Kingma et al. (2021), section 6.3 and appendix N, for this model.
@@ -29,7 +29,7 @@ _Window = tuple[np.ndarray, np.ndarray, int]  # mean and std of a residual [D], 
 
 
 class Lane(NamedTuple):
-  """A stack when everything is coded."""
+  """The state of a stack after all its images are coded."""
   words: np.ndarray  # uint32, those above the low-water mark
   lowest: int        # the mark: so many words of the seed lie below, as they were
 
@@ -41,7 +41,7 @@ class Coded(NamedTuple):
 
 
 def _start(chain: Chain) -> int:
-  """Words that a stack begins with: more than it can borrow; those it does not reach cost nothing.
+  """Words that a stack begins with: more than it can borrow.  Words out of its reach cost nothing.
   """
   return 64 + 2 * int(np.prod(chain.shape))
 
@@ -69,12 +69,12 @@ class _Coder:
     self._chain, self.stack, self._seed = chain, stack, seed
 
   def whiten(self, group: int, i: int) -> None:
-    """Before z_i of a group is popped; and after it was pushed, which undoes it."""
+    """Whitens before z_i of a group is popped; after z_i is pushed, the same call undoes it."""
     number = group * (self._chain.steps + 1) + i
     self.stack.whiten(self._seed, number, _entropy(self._chain, i))
 
   def _forward(self, i: int, before: np.ndarray) -> tuple[np.ndarray, _Window]:
-    """Of q(z_i | z_{i-1}), before = k_{i-1} [D]; of q(z_0 | x), before = x's levels."""
+    """q(z_i | z_{i-1}) with before = k_{i-1} [D], or q(z_0 | x) with before = the levels of x."""
     c = self._chain
     if i:
       mean = before * (c.alpha[i] / c.alpha[i - 1] * (c.bins[i - 1] / c.bins[i]))
@@ -136,7 +136,7 @@ def encode(chain: Chain, read: Callable[[np.ndarray], np.ndarray], count: int, *
   Args:
     read: numbers [n] -> integers [n, ...].
     conditions: numbers [lanes] -> the batch that conditions the model.
-    seed: of the words that the stacks begin with, and of the keystream.
+    seed: it makes the words that the stacks begin with, and the keystream.
 
   Raises InputError: an image that does not fit the chain.
   """
@@ -174,7 +174,7 @@ def encode(chain: Chain, read: Callable[[np.ndarray], np.ndarray], count: int, *
 def decode(chain: Chain, lanes: list[Lane], count: int, *,
            conditions: Callable[[np.ndarray], PyTree] = lambda rows: {}, seed: int = 0,
            progress: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """(numbers [n], integers [n, ...]) of the images, a group at a time, the last group first.
+  """Yields (numbers [n], integers [n, ...]) of one group of images at a time, last group first.
 
   Raises InputError at the end unless the stacks are again what the encoder began with.
   """

@@ -1,13 +1,14 @@
 """A model as a chain of T steps that a codec can follow: grids, reverse kernels, tables.
 
-Level i = 0 .. T of the chain is at time i / T; z_i = k_i d_i with integers k_i.  The bin d_i is the
-smaller standard deviation of the two kernels that meet in z_i, q(z_i | z_{i-1}) and
-p(z_i | z_{i+1}), over `BINS`.  Rounding is noise of variance d_i^2 / 12 in q and in p alike, and
+Level i = 0 .. T of the chain is at time i / T; z_i = k_i d_i with integers k_i.  Two kernels meet
+in z_i: q(z_i | z_{i-1}) and p(z_i | z_{i+1}).  The bin d_i is the smaller of their standard
+deviations, divided by `BINS`.  Rounding is noise of variance d_i^2 / 12 in q and in p alike, and
 hardly moves the divergence of the two.
 
-Everything that both sides must know to the last bit is here: the program of the network, which is
-the same for encoding and decoding and for one shape of batch, and NumPy tables.  Their digests
-stand in the file, and a machine whose rounding is another is refused before it decodes.
+Everything that both sides must know to the last bit is here: the program of the network, and NumPy
+tables.  The program is the same for encoding and decoding, and has one shape of batch.  The file
+holds digests of the tables and of the network's outputs.  A machine that rounds in another way is
+refused before it decodes.
 """
 import hashlib
 import time
@@ -53,7 +54,7 @@ class Chain(NamedTuple):
     return self.table[np.clip(k_0, -half, half) + half]
 
   def digest(self) -> str:
-    """Of all tables: two that agree in it code alike, if their networks do."""
+    """The digest of all tables: chains with the same digest code alike, if their networks do."""
     sha = hashlib.sha256(repr((self.shape, self.levels, self.steps, self.lanes, BINS, FRACTIONS,
                                self.prior_std)).encode())
     for array in (self.bins, self.alpha, self.forward_std, self.centres, self.table):
@@ -61,7 +62,7 @@ class Chain(NamedTuple):
     return sha.hexdigest()[:32]
 
   def probe(self, conditions: PyTree) -> str:
-    """A digest of the network's outputs for a few fixed inputs, of the shape that is coded."""
+    """A digest of the network's outputs for a few fixed inputs, in the shape that is coded."""
     sha = hashlib.sha256()
     raw = np.random.Philox(key=1).random_raw(self.lanes * int(np.prod(self.shape)))
     noise = (np.asarray(raw >> 40, np.float32) / 2**23 - 1.0).reshape(self.lanes, *self.shape)
@@ -91,7 +92,7 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   Args:
     levels: of the data.
     lanes: images at a time.
-    variance: of the reverse kernels: `small`, `analytic`, whose function is `kernel`, or `learned`.
+    variance: of the reverse kernels: `small`, `learned`, or `analytic`, whose function is `kernel`.
 
   Raises InputError: a model that has no such chain.
   """

@@ -1,17 +1,18 @@
 """Channel simulation: a sample of q is sent as the number of a candidate that was drawn from p.
 
-Both sides draw the same candidates x_1, x_2, ... ~ p from a seed.  The sender gives them the
-arrival times t_1 < t_2 < ... of a Poisson process of rate 1, and sends
+Both sides draw the same candidates x_1, x_2, ... ~ p from a seed.  The sender gives the candidates
+the arrival times t_1 < t_2 < ... of a Poisson process of rate 1, and sends the number
 
   argmin_n t_n / w(x_n),  w = q / p.
 
 Then x_n ~ q, and the mean of log2 n is at most about KL(q || p) + 1: the Poisson functional
-representation of Li and El Gamal (2018).  Under a law of Zipf the number costs log2(KL + 1) and
-about one bit more than the divergence: so steps of little divergence are dear.
+representation of Li and El Gamal (2018).  Coded under Zipf's law, the number costs the divergence,
+log2(KL + 1) and about one bit.  So steps of little divergence are dear.
 
 The search ends where no later candidate can win, or else after `count` candidates.  log w has the
-variance 2 KL in nats, so too small a count is not a sample of q: its mean falls short.  With
-2^(KL + 11) candidates, up to KL = 4 bits, no test along the mean could tell it from q.
+variance 2 KL in nats.  So with too few candidates the sample is not one of q: its mean falls short.
+With 2^(KL + 11) candidates, up to KL = 4 bits, no test along the mean could tell the sample from
+one of q.
 
 Here p and q are Gaussians, in the units of p: p = N(0, 1), q = N(shift, ratio^2) in each dimension.
 """
@@ -51,8 +52,8 @@ def count_for(bits: float, spare: int = SPARE, most: int = 22) -> int:
 def _candidates(seed: int, stream: int, chunk: int, size: int) -> np.ndarray:
   """Candidates `_CHUNK` chunk + 1, ..., float32 [_CHUNK, size], of N(0, 1).
 
-  Raw output of Philox, which no version changes, through the normal quantile: another machine may
-  round it otherwise, which moves a sample and changes no number.
+  They are raw output of Philox, which no version changes, through the normal quantile.  Another
+  machine may round the quantile otherwise.  That moves a sample, and changes no number.
   """
   # A generator counts blocks in its first word; the second is the chunk, the third names the use.
   bits = np.random.Philox(key=np.array([seed, stream], np.uint64),
@@ -62,7 +63,7 @@ def _candidates(seed: int, stream: int, chunk: int, size: int) -> np.ndarray:
 
 
 def candidate(number: int, seed: int, stream: int, size: int) -> np.ndarray:
-  """The candidate of this number, from 1 on: float32 [size]."""
+  """The candidate with this number, from 1 on: float32 [size]."""
   chunk, row = divmod(number - 1, _CHUNK)
   return _candidates(seed, stream, chunk, size)[row]
 
@@ -71,7 +72,7 @@ def choose(shift: np.ndarray, ratio: np.ndarray, count: int, seed: int, stream: 
   """A sample of N(shift, ratio^2), [D], and its number among at most `count` candidates.
 
   Exact if the search ends by itself, as it does where every ratio is below 1 and `count` is large
-  enough: w is bounded then.  seed, stream: each pair has candidates of its own.
+  enough: w is bounded then.  Each pair (seed, stream) has candidates of its own.
   """
   shift, ratio = np.asarray(shift, np.float64), np.asarray(ratio, np.float64)
   # log w = linear x + square x^2 + constant, of which the constant is the same for all.
@@ -104,10 +105,10 @@ def choose(shift: np.ndarray, ratio: np.ndarray, count: int, seed: int, stream: 
 
 @functools.lru_cache(maxsize=256)
 def zipf(scale: float) -> np.ndarray:
-  """n^-(1 + 1 / scale) by cells of numbers: float32 [cells].
+  """The probabilities n^-(1 + 1 / scale), summed over cells of numbers: float32 [cells].
 
-  The probabilities are multiples of 2^-22, so that both sides have the same whatever their last
-  digits.
+  The probabilities are multiples of 2^-22, so that both sides have the same table, however they
+  round.
   """
   inverse = 1.0 / scale
   single = np.arange(1.0, _SINGLE)**-(1.0 + inverse)

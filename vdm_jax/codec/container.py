@@ -7,7 +7,7 @@
   header    JSON, compressed by zlib: the images' names, the model and chain that coded them
   payload   uint32 words of the lanes, one lane after another
 
-The header of a lossy file says its `kind`, diffc or uqdm, and has all tables in `coded`.
+The header of a lossy file has its `kind`, diffc or uqdm, and all its tables in `coded`.
 
 A changed or cut payload decodes to wrong images, often without an error.  So the checksum comes
 first, then the fingerprints of the model and of the machine, and only then the decoder.
@@ -36,7 +36,7 @@ _REMEDY = 'copy it again, or encode the images again'
 class Container(NamedTuple):
   """header: JSON's values; it has `count`, `shape`, `levels`, `steps`, `seed`.
 
-  A lossy file says so by `kind`; its payload is one lane.
+  A lossy file has a `kind` in its header; its payload is one lane.
   """
   header: dict[str, Any]
   lanes: list[Lane]
@@ -48,7 +48,7 @@ class Container(NamedTuple):
 
 
 def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> int:
-  """Writes the file; returns its bytes before the payload."""
+  """Writes the file; returns how many bytes come before the payload."""
   header = {**header, 'lanes': [[len(lane.words), lane.lowest] for lane in lanes]}
   text = zlib.compress(json.dumps(header, separators=(',', ':')).encode(), 9)
   payload = b''.join(np.asarray(lane.words, '<u4').tobytes() for lane in lanes)
@@ -58,7 +58,7 @@ def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> in
 
 
 def read(path: str | Path) -> Container:
-  """The file, its checksum verified.  Raises InputError: no such file, damaged, or newer."""
+  """The file, with its checksum verified.  Raises InputError: no such file, damaged, or newer."""
   try:
     content = Path(path).read_bytes()
   except OSError as error:
@@ -84,6 +84,6 @@ def read(path: str | Path) -> Container:
 
 
 def require_same(container: Container, field: str, value: Any, problem: str, remedy: str) -> None:
-  """Raises InputError unless the header's `field` is `value`: nothing else would be decoded."""
+  """Raises InputError unless the header's `field` is `value`, so nothing else is decoded."""
   if container.header[field] != value:
     raise InputError('file', None, problem, remedy)

@@ -1,16 +1,16 @@
-"""DiffC: an image as samples of its own noisy versions, at the rate of the bound and a price.
+"""DiffC: an image as samples of its own noisy versions, at the rate of the bound plus a price.
 
   z_T ~ q(z_T | x), then z_i ~ q(z_i | z_{i+1}, x) for i = T - 1, ..., 0,
 
 each sent by `channel` against p(z_i | z_{i+1}).  The ideal rate up to level i is the sum of the
-divergences: the bound's own terms.  A receiver that stops at level i finishes by ancestral
-sampling or along the flow; of Gaussian data with variance s^2, rho^2 = s^2 SNR / (1 + s^2 SNR),
-the mean squared errors are 2 s^2 (1 - rho^2) and 2 s^2 (1 - rho).
+divergences, which are the terms of the bound.  A receiver that stops at level i finishes by
+ancestral sampling or along the flow.  For Gaussian data of variance s^2 the mean squared errors are
+2 s^2 (1 - rho^2) and 2 s^2 (1 - rho), with rho^2 = s^2 SNR / (1 + s^2 SNR).
 
-A search for one number costs 2^KL, so a level is sent in blocks, each by a number of its own that
-costs KL + log2(KL + 1) + about 1 bits.  So few steps and large blocks are cheap, and only blocks of
-up to 4 bits are exact.  Block b of B has every B-th pixel along a curve that keeps neighbours
-together: the blocks of an image have about equal divergence.
+A search for one number takes 2^KL candidates, so a level is sent in blocks.  Each block has a
+number of its own, which costs KL + log2(KL + 1) + about 1 bits.  So few steps and large blocks are
+cheap, and only blocks of up to 4 bits are exact.  Block b of B has every B-th pixel along a curve
+that keeps neighbours together.  So the blocks of an image have about equal divergence.
 
 Theis, Salimans, Hoffman and Mentzer (2022), Lossy Compression with Gaussian Diffusion.
 """
@@ -49,7 +49,7 @@ class Coded(NamedTuple):
 
 
 def along_curve(shape: tuple[int, ...]) -> np.ndarray:
-  """The pixels of an image, [D], in Morton's order: places that are close are close in it."""
+  """The pixels of an image, [D], in Morton's order, which keeps neighbours together."""
   places = np.indices(shape).reshape(len(shape), -1)
   key = np.zeros(places.shape[1], np.int64)
   bits = max(int(max(shape) - 1).bit_length(), 1)
@@ -60,10 +60,10 @@ def along_curve(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _blocks(bits: np.ndarray, most: float) -> int:
-  """Into how many blocks `bits` [D], along the curve, are dealt so that none has more than `most`.
+  """The number of blocks that deal out `bits` [D], along the curve, with at most `most` in each.
 
-  But for pixels that have more by themselves: a block has one of these at most, beside the `most`
-  bits of the others.
+  A pixel that has more than `most` bits by itself is an exception: a block has at most one such
+  pixel, beside the `most` bits of its other pixels.
   """
   large = bits > most
   rest = np.where(large, 0.0, bits)

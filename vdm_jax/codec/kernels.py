@@ -1,12 +1,12 @@
 """A model as a progressive codec reads it: a few levels of noise, and the kernels between them.
 
-Level i = 0 .. T has the log-SNR that is even between the data, i = 0, and the noise, i = T.  The
-sender has x, and so q(z_i | z_{i+1}, x); both sides have p(z_i | z_{i+1}) of the network with the
-variance of Analytic-DPM.  A file says z_T, then z_{T-1}, and so on: any prefix of it is a level,
-which `finish` turns into images.
+The levels i = 0 .. T have evenly spaced log-SNRs, from the data at i = 0 to the noise at i = T.
+The sender has x, and so q(z_i | z_{i+1}, x).  Both sides have p(z_i | z_{i+1}) of the network, with
+the variance of Analytic-DPM.  A file holds z_T, then z_{T-1}, and so on.  Any prefix of it ends at
+some level, which `finish` turns into images.
 
-Nothing here must agree to the last bit between two machines: what a file says are differences from
-the means of p, so another rounding of the network moves the images as little as it moves a mean.
+Nothing here must agree to the last bit between two machines.  A file holds differences from the
+means of p, so another rounding of the network moves the images as little as it moves a mean.
 """
 import math
 from collections.abc import Callable
@@ -76,10 +76,10 @@ class Kernels(NamedTuple):
 
 
 def levels_between(process, levels: int, steps: int) -> np.ndarray:
-  """Times [T + 1] of log-SNRs that are even, increasing times.
+  """Increasing times [T + 1] whose log-SNRs are evenly spaced.
 
-  From where sqrt(12) sigma / alpha is one of so many grey levels, or the process begins, to where
-  the process ends, or 0.25 % of the variance is of the data.
+  They begin where sqrt(12) sigma / alpha is the distance of two grey levels, or where the process
+  begins.  They end where the process ends, or where 0.25 % of the variance is of the data.
   """
   first, last = (float(process(jnp.asarray(t)).logsnr) for t in (0.0, 1.0))
   first = min(first, math.log(12.0 * (levels / 2.0)**2))
@@ -89,7 +89,7 @@ def levels_between(process, levels: int, steps: int) -> np.ndarray:
 
 def kernels(model: Model, levels: int, times: np.ndarray, variances: Variances, *,
             batch_size: int = 64) -> Kernels:
-  """The kernels of a model at `times` [T + 1], of `levels_between`.
+  """The kernels of a model at `times` [T + 1], which `levels_between` gives.
 
   Args:
     levels: of the data; they limit Var(x | z).

@@ -1,8 +1,8 @@
 """A queue of symbols: the first written is the first read, and a prefix can be read by itself.
 
-Range coding by the library constriction (Bamler 2022).  Symbols are coded under tables that both
-sides have from the file's header, and never under what a network says: so a file survives another
-machine's rounding.
+Range coding by the library constriction (Bamler 2022).  Symbols are coded under tables of the
+file's header, which both sides have, and never under outputs of a network.  So a file can be read
+on a machine that rounds in another way.
 """
 import math
 from typing import Any
@@ -27,7 +27,7 @@ def _int32(values) -> np.ndarray:
 
 
 def _window(std: np.ndarray) -> int:
-  """Half of it.  Wider would cost more than an escape: each symbol has 2^-24 at least."""
+  """Half the window.  Wider would cost more than an escape: each symbol has 2^-24 at least."""
   return int(np.ceil(_SAFE * std.max())) + 2
 
 
@@ -41,7 +41,7 @@ class Writer:
     return np.asarray(self._coder.get_compressed(), np.uint32)
 
   def needed(self) -> int:
-    """Words, from the first, that hold all symbols so far: two more than have left the state."""
+    """How many words hold all symbols so far: two more than have left the state."""
     return self._coder.pos()[0] + 2
 
   @property
@@ -51,7 +51,7 @@ class Writer:
     return 32.0 * words + 64.0 - math.log2(width)
 
   def number(self, number: int, scale: float) -> None:
-    """A number from 1 on, under the law of Zipf of this scale."""
+    """A number from 1 on, under Zipf's law with this scale."""
     cell, place, size = cell_of(number)
     self._coder.encode(_int32(cell), _categorical, zipf(scale)[None])
     for start in range(0, size, _PIECE):
@@ -59,7 +59,7 @@ class Writer:
       self._coder.encode(_int32(place >> start & ((1 << width) - 1)), _model.Uniform(1 << width))
 
   def integers(self, values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
-    """Any integers [D] under Gaussians of these means, within 1/2 of 0, and deviations."""
+    """Any integers [D] under Gaussians of these deviations and of these means, within 1/2 of 0."""
     half = _window(std)
     self._coder.encode(_int32(np.clip(values, -half, half)),
                        _model.QuantizedGaussian(-half, half), mean, std)

@@ -19,12 +19,12 @@ def net(chain: Chain, read: Callable[[np.ndarray], tuple[np.ndarray, PyTree]], c
         seed: int, label: str, progress: bool = True) -> np.ndarray:
   """Bits [count] that each of the images 0 .. count - 1 has added to its stack.
 
-  The bits that a stack borrows at first are no part of it.  All images are decoded again.  So many
-  are held at a time: `chain.lanes` times `ONE_AFTER_ANOTHER`.
+  The bits that a stack borrows at first are not counted.  All images are decoded again.  Memory
+  holds `chain.lanes` times `ONE_AFTER_ANOTHER` images at a time.
 
   Args:
     read: numbers [n] -> integers [n, ...] and the batch that conditions the model.
-    seed: of the words that the stacks begin with, and of the keystream.
+    seed: it makes the words that the stacks begin with, and the keystream.
     label: of the progress bar, which passes each image twice.
 
   Raises InputError: an image that does not fit the chain, or does not come back as it was.

@@ -1,14 +1,14 @@
 """A stack of bits, from which symbols are popped and onto which they are pushed.
 
-Asymmetric numeral systems (Duda 2009), by the library constriction (Bamler 2022): a push of a
-symbol of probability p adds -log2 p bits, a pop under the same distribution takes the symbol and
-its bits off again.  A pop of random bits is a draw from the distribution, and so bits-back coding
-gets its latents (Townsend, Bird and Barber 2019).
+Asymmetric numeral systems (Duda 2009), by the library constriction (Bamler 2022).  A push of a
+symbol of probability p adds -log2 p bits.  A pop under the same distribution takes the symbol and
+its bits off again.  A pop of random bits is a draw from the distribution: bits-back coding draws
+its latents so (Townsend, Bird and Barber 2019).
 
-The bits are random only if they are made so.  A pop returns the last push:
-the noise of a latent would be read from the residual of the one before, and the rate would miss the
-bound by some percent.  So `whiten` adds a keystream to the words that are popped next; the same
-call takes it off.
+The bits are random only if they are made random.  A pop reads what the last push wrote.  So the
+noise of a latent would be the residual of the latent before, and the rate would miss the bound by
+some percent.  Therefore `whiten` adds a keystream to the words that are popped next; the same call
+takes it off.
 """
 import functools
 from typing import Any
@@ -64,7 +64,7 @@ class Stack:
 
   @property
   def bits(self) -> float:
-    """How many bits of information there are: of the state, log2 of its value."""
+    """How many bits of information there are.  The state counts as log2 of its value."""
     _, state = self._coder.pos()
     below = sum(map(len, self._below)) + self._coder.num_words() - 2
     return 32.0 * below + float(np.log2(float(state)))
@@ -73,14 +73,14 @@ class Stack:
     return sum(map(len, self._below)) + self._coder.num_words()
 
   def _settle(self) -> None:
-    """Lays words that are far below the top aside: every operation is at the top."""
+    """Sets words that are far below the top aside: every operation is at the top."""
     if self._coder.num_words() > 3 * _CHUNK:
       words = self._coder.get_compressed()
       self._below.append(words[:-_CHUNK].copy())
       self._coder = _stream.stack.AnsCoder(words[-_CHUNK:].copy())
 
   def _require(self, count: int) -> None:
-    """Takes words up again, until `count` can be popped.  Raises InputError of an empty stack."""
+    """Takes words up again, until `count` can be popped.  Raises InputError: an empty stack."""
     while self._below and self._coder.num_words() < count + 3:
       words = np.concatenate([self._below.pop(), self._coder.get_compressed()])
       self._coder = _stream.stack.AnsCoder(words)
@@ -97,8 +97,9 @@ class Stack:
   def whiten(self, seed: int, number: int, count: int) -> None:
     """Adds (XOR) the keystream of (seed, number) to the state and `count` words below it.
 
-    A second call takes it off.  The leading bits of the state stay: uniform bits below the leading
-    one alone would make a log-uniform state uniform, which costs 0.05 bits a time.
+    A second call takes the keystream off.  The leading bits of the state stay as they are.  If only
+    the leading one stayed, uniform bits below it would make a log-uniform state uniform, which
+    costs 0.05 bits a time.
     """
     self._require(count + 2)
     words = self._coder.get_compressed().copy()
@@ -129,7 +130,7 @@ class Stack:
     self._settle()
 
   def pop_within(self, mean: np.ndarray, std: np.ndarray, half: int) -> np.ndarray:
-    """Integers [D] of a Gaussian that is cut to -half .. half: a draw, of fresh bits."""
+    """Integers [D] of a Gaussian that is cut to -half .. half: a draw, if the bits are fresh."""
     return self._pop(_window(half), mean, std)
 
   def push_within(self, residual: np.ndarray, mean: np.ndarray, std: np.ndarray, half: int) -> None:
@@ -138,9 +139,10 @@ class Stack:
 
   def push_residual(self, residual: np.ndarray, mean: np.ndarray, std: np.ndarray, half: int
                     ) -> None:
-    """Any integers [D], likely ones within the window; the ends of the window escape.
+    """Pushes any integers [D]; likely ones lie within the window, and its ends mean an escape.
 
-    A wide window would cost more than an escape: each of its symbols has 2^-24 at least.
+    A wide window would cost more than an escape: each of its symbols has a probability of 2^-24 at
+    least.
     """
     beyond = np.abs(residual) - half
     escaped = beyond >= 0

@@ -1,15 +1,15 @@
 """UQDM: each level as integers, by universal quantisation whose noise has the variance of q.
 
-With w = sqrt(12) std of q(z_i | z_{i+1}, x), m the mean of q less the mean of p, and u uniform on
-+-1/2 from a seed that both sides have,
+Let w be sqrt(12) times the std of q(z_i | z_{i+1}, x), and m the mean of q less the mean of p.  Let
+u be uniform on +-1/2, from a seed that both sides have.  Then
 
   k = round(m / w + u),   y = k - u = m / w + U exactly,   z_i = mean of p + w y:
 
 U is uniform and independent of m, and w U has mean 0 and the variance of q.  k is coded under a
-Gaussian for m / w, with a scale for each step and pixel that was measured on training data and
-stands in the file.  A Gaussian m that a Gaussian channel would send in R bits costs `rate(R)`: at
-large R 1/2 log2(2 pi e / 12) = 0.25 bits more, for each dimension and step, and at small R
-O(sqrt R).  So few steps are best; no search is needed.
+Gaussian for m / w.  Its scale, for each step and pixel, is measured on training data and stands in
+the file.  Let a Gaussian channel send a Gaussian m in R bits.  Here m costs `rate(R)`, for each
+dimension and step: at large R 1/2 log2(2 pi e / 12) = 0.25 bits more, and at small R O(sqrt R).  So
+few steps are best; no search is needed.
 
 Yang, Will and Mandt (2025), Progressive Compression with Universally Quantized Diffusion Models.
 """
@@ -45,8 +45,8 @@ def quantise(m: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rate(bits: float) -> float:
   """Bits of k for a Gaussian m that a Gaussian channel would send in `bits`.
 
-  The entropy of N(0, (4^bits - 1) / 12) * uniform(+-1/2), by quadrature: with its own density as
-  the base, universal quantisation costs just that.
+  It is the entropy of N(0, (4^bits - 1) / 12) * uniform(+-1/2), by quadrature.  Universal
+  quantisation costs just this entropy where k is coded under its own density.
   """
   std = math.sqrt((4.0**bits - 1.0) / 12.0)
   # y = 1/2 + std v, y > 0: the density changes on the scale of std around 1/2 alone.
@@ -71,7 +71,7 @@ def _all(seed: int, count: int, i: int, size: int) -> np.ndarray:
 def _first(kernels: Kernels, seed: int, count: int) -> np.ndarray:
   """z_T [n, D]: a draw from p(z_T) that both sides have, which costs nothing.
 
-  It is not one of q(z_T | x), but at this level x is not seen.
+  It is no draw from q(z_T | x), but at this level nothing of x is seen.
   """
   u = _all(seed, count, kernels.steps, kernels.size)
   return kernels.prior_std * ndtri(u + 0.5)
@@ -102,7 +102,7 @@ def calibrate(kernels: Kernels, x: np.ndarray, *, seed: int = 0, conditions: Con
 
 
 def _std(scale: np.ndarray) -> np.ndarray:
-  """2^(scale / 4) by a table, so that both sides have the same number."""
+  """2^(scale / 4) from a table, so that both sides have the same number."""
   table = np.array([float.fromhex(each) for each in (
       '0x1p0', '0x1.306fe0a31b715p0', '0x1.6a09e667f3bcdp0', '0x1.ae89f995ad3adp0')])
   return np.ldexp(table[scale % _PARTS], scale // _PARTS)

@@ -1,9 +1,9 @@
 """Objectives of IDDPM: the bound of a chain whose reverse variances are learned, and the hybrid.
 
-The network has a second output u of the shape of z, Estimate.extra['variance'], and the reverse
-kernel the variance beta^v beta_tilde^(1 - v), v = (u + 1) / 2: between the variances of
-q(z_t | z_s) and of q(z_s | z_t, x).  Nichol and Dhariwal (2021), section 3.1; the range of u is
-taken from their public code, as in `processes.learned_share`.
+The network has a second output u of the shape of z, Estimate.extra['variance'].  The reverse kernel
+has the variance beta^v beta_tilde^(1 - v), v = (u + 1) / 2, which lies between the variances of
+q(z_t | z_s) and q(z_s | z_t, x).  Nichol and Dhariwal (2021), section 3.1; the range of u is taken
+from their public code, as in `processes.learned_share`.
 
 L_vlb is `vlb.discrete` with this variance.  The hybrid, their section 3.1 and eq. 16, is
 
@@ -22,8 +22,8 @@ def hybrid(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            eps: Array | None = None, eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|eps - eps_hat|^2 + weight L_vlb, L_vlb for T = `steps`: Nichol and Dhariwal (2021), eq. 16.
 
-  Both are sums over the data here.  Their public code adds the mean square and 0.001 times
-  bits per dimension, hence has `weight` 0.001 / ln 2 = 0.00144 in these units.
+  Both terms are sums over the data here.  The authors' public code adds the mean square and 0.001
+  times the bits per dimension: in these units its `weight` is 0.001 / ln 2 = 0.00144.
   x: [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns nats
   [B] and the terms of `ddpm.objective`.
   """

@@ -42,14 +42,14 @@ def uniform(u: Array) -> tuple[Array, Array]:
 
 
 def by_mass(process: Process, mass: Mass, first: float | Array = 0.0) -> Proposal:
-  """logsnr with the density that is the derivative of `mass`, of any sum: its inverse by bisection.
+  """logsnr with a density proportional to the derivative of `mass`, which bisection inverts.
 
-  first: times from there to 1 only; the weights then give int_first^1 f(t) dt.  The process has one
-  logsnr for all pixels, finite at both ends.
+  first: only times from `first` to 1 are drawn; the weights then give int_first^1 f(t) dt.  The
+  process has one logsnr for all pixels, and it is finite at both ends.
 
-  No gradient reaches t, and none the weight: where the schedule is learned, f and the density p
-  both depend on it.  The gradient of int f dt is E[grad f / p]; the gradient of the weight would
-  add E[f grad(1 / p)], which is not 0 unless the times moved with p.
+  No gradient reaches t or the weight: where the schedule is learned, f and the density p both
+  depend on it.  The gradient of int f dt is E[grad f / p]; the gradient of the weight would add
+  E[f grad(1 / p)], which is not 0 unless the times moved with p.
   """
   def propose(u):
     at = lambda t: mass(process(t).logsnr)

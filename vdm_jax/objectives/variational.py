@@ -5,17 +5,18 @@ them, p generates.  With z drawn from q,
 
   -log p(data) <= E[-log p(data | z)]  +  E[log q(z | data) - log p(z)],
 
-and the rest is KL(q(z | data) || p(z | data)).  The second part is by layers
+and the right side is larger by KL(q(z | data) || p(z | data)).  The second term, layer by layer, is
 
   VAE          KL(q(z | x) || p(z))
   from above   sum_l  E KL(q(z_l | z_{l+1..L}, x) || p(z_l | z_{l+1..L}))
   Markovian    KL(q(z_L | x) || p(z_L)) + sum_l E KL(q(z_{l-1} | z_l, x) || p(z_{l-1} | z_l)),
 
-the last where the encoder is a chain q(z_1 | x) q(z_2 | z_1) ... that can be reversed, as one of
-Gaussians with linear means.  With the Gaussian process q(z_t | z_s) for an encoder and
-q(z_s | z_t, x_hat) for a generator it is the bound of T steps, `vlb.discrete`, term by term: a
-diffusion model is a Markovian hierarchical VAE with latents as large as the data, one network for
-all layers, and an encoder that learns at most its noise schedule.
+The last line holds where the encoder is a chain q(z_1 | x) q(z_2 | z_1) ... that can be reversed,
+as a chain of Gaussians with linear means can.  Let the encoder be the Gaussian process
+q(z_t | z_s), and the generator q(z_s | z_t, x_hat).  Then the last line is the bound of T steps,
+`vlb.discrete`, term by term.  So a diffusion model is a Markovian hierarchical VAE.  Its latents
+are as large as the data, one network serves all layers, and the encoder learns at most its noise
+schedule.
 
 A distribution here is whatever has `sample` and `log_prob`; a conditional is a function that
 returns one.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014); the last line as in

@@ -7,9 +7,9 @@ The state dict belongs to a preconditioned network, which holds the network itse
     model.enc.32x32_block0.norm0.weight      trunk/down_0_0/norm1/scale
     model.enc.16x16_block0.qkv.weight        trunk/down_1_0_attention/qkv/kernel
 
-Blocks are named there by the size of the image that they make.  The filters, constants repeated in
-every block (`resample_filter`), are left out.  The outputs ordered (head, channel, which of q, k,
-v) are so here too.
+The public code names a block by the size of the image that the block makes.  Its filters are
+constants that every block repeats (`resample_filter`), and are left out.  Both codes order the
+outputs of `qkv` as (head, channel, which of q, k, v).
 """
 import re
 from collections.abc import Callable, Mapping
