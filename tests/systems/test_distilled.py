@@ -232,6 +232,7 @@ def test_what_no_consistency_model_can_have_is_refused_by_its_field(field, value
     students_config.build(config('consistency', **{f'model__{field}': value}))
 
 
+@pytest.mark.long
 def test_a_consistency_model_samples_in_one_step_and_in_two(tmp_path):
   runs.train(config('of_consistency', train__steps=5), CONFIG, tmp_path / 'teacher')
   runs.train(config('consistency', train__steps=5), CONFIG, tmp_path / 'run',
