@@ -2,8 +2,8 @@
 
   python scripts/make_pairs.py --workdir=runs/flow --out=./runs/pairs --count=10000
 
-A folder of arrays, z_1.npy and x.npy as floats.  It is a data set, --config.data.name=./runs/pairs.
-The same command goes on where it was ended, bit for bit.
+It writes a folder of two arrays of floats, z_1.npy and x.npy.  The folder is a data set:
+--config.data.name=./runs/pairs.  After a stop the same command goes on, bit for bit.
 """
 import bootstrap
 from absl import flags

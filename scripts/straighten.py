@@ -2,8 +2,8 @@
 
   python scripts/straighten.py --workdir=runs/toys --out=straightening.png
 
-Independent noise, minibatch OT, a learned coupling, reflow and reflow again.  It takes ten minutes
-on 2 CPU cores.  Existing runs are not trained again.
+The flows have independent noise, minibatch OT, a learned coupling, reflow, and reflow again.  They
+take ten minutes on 2 CPU cores.  Existing runs are not trained again.
 """
 import bootstrap
 from absl import flags
@@ -16,7 +16,7 @@ OUT = cli.path('out', 'The .png file to write.')
 OVERWRITE = cli.overwrite()
 TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, 'Steps of training.  Default: as in the '
                                    'configs.')
-PAIRS = flags.DEFINE_integer('pairs', toys.PAIRS, 'Pairs of each flow that is reflowed.')
+PAIRS = flags.DEFINE_integer('pairs', toys.PAIRS, 'Pairs that each reflow is trained on.')
 
 
 def main():

@@ -2,13 +2,13 @@
 
 The discriminator D gives a logit, large for real examples; s is the sigmoid.
 
-    generator       -log s(D(fake))                            that does not saturate
+    generator       -log s(D(fake))                            the form that does not saturate
     discriminator   -log s(D(real)) - log s(-D(fake))
     R1              gamma / 2 |grad D(real)|^2
 
-Goodfellow et al. (2014), section 3 and eq. 1; Mescheder, Geiger and Nowozin (2018), R1.  Where the
-discriminator is perfect for given real and fake distributions, its loss is 2 log 2 less twice their
-Jensen-Shannon divergence.
+Goodfellow et al. (2014), section 3 and eq. 1; Mescheder, Geiger and Nowozin (2018), R1.  If the
+discriminator is perfect for two given distributions, real and fake, its loss is 2 log 2 less twice
+their Jensen-Shannon divergence.
 """
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def discriminator(discriminate: Discriminator, real: Array, fake: Array
                   ) -> tuple[Array, dict[str, Array]]:
   """-log s(D(real)) - log s(-D(fake)): [B], and the two parts {'real', 'fake'}.
 
-  real, fake: [B, ...].  No gradient reaches what made the fake.
+  real, fake: [B, ...].  No gradient reaches the network that made `fake`.
   """
   terms = {'real': jax.nn.softplus(-discriminate(real)),
            'fake': jax.nn.softplus(discriminate(jax.lax.stop_gradient(fake)))}
@@ -47,9 +47,9 @@ def lazy_r1(discriminate: Discriminator, real: Array, step: Array, *, gamma: flo
             every: int) -> Array:
   """gamma / 2 |grad D(real)|^2 in each `every`-th step, times `every`; else 0.  [B].
 
-  So its mean over the steps is R1, at a share of the price.  Karras et al. (2020), `Analyzing and
-  Improving the Image Quality of StyleGAN`, appendix B; public code of truncated diffusion leaves
-  the factor out, and so has a gamma that is as much smaller.
+  So its mean over the steps is R1, at a fraction of the cost.  Karras et al. (2020),
+  `Analyzing and Improving the Image Quality of StyleGAN`, appendix B.  The public code of truncated
+  diffusion leaves out the factor `every`.  So its gamma, divided by `every`, is the gamma here.
   """
   return jax.lax.cond(
       step % every == 0,

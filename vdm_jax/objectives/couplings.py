@@ -1,13 +1,13 @@
 """Which noise goes with which datum of a batch: optimal transport within groups.
 
-Tong et al. (2023), 2302.00482, minibatch OT: pairing noise and data of a batch at the
-least total squared distance straightens the paths, and keeps both marginals.  The pairs are a
-permutation, the exact plan between as many points on both sides.  (The public code draws index
-pairs from the plan with replacement: some data twice, others never.)
+Tong et al. (2023), 2302.00482, minibatch OT: the noise and the data of a batch are paired at the
+least total squared distance.  This straightens the paths, and keeps both marginals.  The pairs are
+a permutation: the exact plan between equal numbers of points on both sides.  (The public code draws
+pairs of indices from the plan with replacement: some data come twice, others never.)
 
-Under labels the plan of a whole batch would bias the noise that a label is trained with.  So noise
-may change hands within a label alone: every label keeps its own draws, whose law does not depend on
-the label.
+Where data have labels, the plan of a whole batch would bias the noise that a label is trained with.
+So noise is exchanged only within a label.  Every label keeps its own draws, whose distribution does
+not depend on the label.
 """
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def cost(noise: Array, x: Array) -> Array:
 
 
 def assignment(costs: Array) -> Array:
-  """For each column (datum) the row (noise) of the least total cost: a permutation, [n, n] -> [n].
+  """The row (noise) of each column (datum) at the least total cost: a permutation, [n, n] -> [n].
   """
   rows, columns = optax.assignment.hungarian_algorithm(costs)
   return jnp.zeros(len(costs), rows.dtype).at[columns].set(rows)
@@ -34,9 +34,9 @@ def optimal_transport(noise: Array, x: Array, labels: Array | None = None, *, gr
                       ) -> Array:
   """The noise of each datum, [B, ...]: `noise` permuted within groups of consecutive examples.
 
-  Tong et al. (2023), the exact plan of each group.  labels: integers [B], across which
-  nothing is exchanged.  group: examples that are paired together; the work grows with its square
-  for an example.
+  Tong et al. (2023), the exact plan of each group.  labels: integers [B]; no noise is exchanged
+  between two labels.  group: examples that are paired together; the work for each example grows
+  with its square.
 
   Raises InputError: groups that do not divide the batch.
   """

@@ -5,12 +5,12 @@ flow,
 
     1/D E|dalpha x + dsigma eps - u_hat|^2 + beta / D E KL(q(eps | x) || N(0, I)).
 
-Both are means over the dimensions, in the authors' code, so that beta is against KL / D: 20 on
-CIFAR-10.  The gradient reaches q through eps, in the input and in the target.  After
-training the flow holds the coupling, and the encoder is dropped.
+Both terms are means over the dimensions, as in the authors' code.  So beta weighs KL / D; it is 20
+on CIFAR-10.  The gradient reaches q through eps, in the input and in the target.  After training,
+the flow holds the coupling, and the encoder is dropped.
 
-The divergence does not hold the marginal of eps at N(0, I), from which samples start: for data
-N(0, 1/4) and beta = 20 the standard deviation of eps is 0.98088, and for beta = 1 0.79342.
+Samples start from N(0, I), but the divergence does not hold the marginal of eps there.  For data
+N(0, 1/4) the standard deviation of eps is 0.98088 at beta = 20, and 0.79342 at beta = 1.
 """
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               noise: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|u - u_hat|^2 + beta KL, sums over the data: [B], {'velocity_error', 'divergence'} [B].
 
-  Lee et al. (2023).  Divided by D it is the authors' loss.
+  Lee et al. (2023).  Divided by D, the value is the authors' loss.
   x: [B, ...]; t, keys: [B].  noise: the standard normal numbers that make eps.
   """
   mean, log_variance = encode(x)

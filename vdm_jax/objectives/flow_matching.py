@@ -1,17 +1,17 @@
-"""Flow matching: the velocity of a path, regressed on the velocities of its lines.
+"""Flow matching: the velocity of a path, learned by regression on the velocities of its lines.
 
     E |u(z_t, t) - (dalpha x + dsigma eps)|^2,    z_t = alpha x + sigma eps,  t uniform
 
-Lipman, Chen, Ben-Hamu, Nickel and Le (2023), conditional flow matching: its gradient equals the
-gradient of the regression on the velocity of the marginals.  The minimiser is the probability flow
-of the process.  Their time is 1 - t.
+Lipman, Chen, Ben-Hamu, Nickel and Le (2023), conditional flow matching.  Its gradient equals the
+gradient of a regression on the velocity of the marginals.  The minimiser is the probability flow of
+the process.  Their time is 1 - t.
 
-Their paths are processes: optimal transport is `RectifiedFlow`, on the curve `flow`, and the
-diffusion path is `schedules.BetaLinear` on `vp`; the cosine and polynomial paths of their code are
-`schedules.Cosine` on `vp` and `schedules.Polynomial` on `flow`.  On straight lines the velocity is
-eps - x, and this is the loss of rectified flow.
+Their paths are processes.  Optimal transport is `RectifiedFlow`, on the curve `flow`; the diffusion
+path is `schedules.BetaLinear` on `vp`.  The cosine path of their code is `schedules.Cosine` on
+`vp`, and the polynomial path is `schedules.Polynomial` on `flow`.  On straight lines the velocity
+is eps - x, and the loss is the loss of rectified flow.
 
-A coupling of data and noise is an `eps` that is given: see `couplings`, `curvature`,
+To couple data and noise, give the `eps` of each datum: see `couplings`, `curvature`,
 `rectified_flow`.
 """
 import jax.numpy as jnp

@@ -1,19 +1,19 @@
-"""What stochastic interpolants are trained by: quadratic losses of the velocity and of the noise.
+"""The losses of stochastic interpolants: quadratic losses of the velocity and of the noise.
 
-Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797.  Of a target y with E[y | z] wanted,
+Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797.  To learn E[y | z] of a target y, the loss is
 
     1/2 |y_hat|^2 - y_hat . y,
 
-which is 1/2 |y_hat - y|^2 without a number that does not depend on y_hat.  The targets are
+which is 1/2 |y_hat - y|^2 but for a term that does not depend on y_hat.  The targets are
 
     velocity  da x + db y                          v
     drift     da x + db y + dgamma eps             b
     score     -eps / gamma                         s
     noise     eps                                  E[eps | z], and s = -noise / gamma
 
-gamma' and 1 / gamma are infinite at the ends; the mean over eps and -eps, their antithetic form,
-keeps the variance of `drift` and `score` finite there.  The authors' code has the sum of the two.
-Its eta estimates -eps.
+gamma' and 1 / gamma are infinite at the ends.  The authors' antithetic form, the mean over eps and
+-eps, keeps the variance of `drift` and `score` finite there.  Their code has the sum over eps and
+-eps instead of the mean.  The eta of their code estimates -eps.
 """
 from collections.abc import Callable
 from typing import Literal
@@ -30,7 +30,7 @@ Of = Literal['velocity', 'drift', 'score', 'noise']
 
 
 def target(of: Of, x: Array, y: Array, eps: Array, at: Coefficients) -> Array:
-  """The regression target, see above: [B, ...]."""
+  """The regression target of the table above: [B, ...]."""
   at = at.expand(x)
   if of == 'noise':
     return eps
@@ -50,8 +50,8 @@ def objective(network: Network, interpolant: Interpolant, x: Array, y: Array, t:
               eps: Array | None = None) -> Array:
   """The quadratic loss of one network: [B].  Albergo et al. (2023).
 
-  x at t = 0 and y at t = 1: [B, ...], of any coupling; t, keys: [B].  antithetic: the mean over eps
-  and -eps, at two evaluations.
+  x is at t = 0 and y at t = 1: [B, ...], of any coupling; t, keys: [B].  antithetic: the mean over
+  eps and -eps, which takes two evaluations of the network.
   """
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)

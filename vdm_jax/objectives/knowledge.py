@@ -1,9 +1,9 @@
-"""Knowledge distillation: a student that goes from noise to the end of its teacher's path at once.
+"""Knowledge distillation: a student that makes the whole path of its teacher in one step.
 
 Luhman and Luhman (2021), Knowledge Distillation in Iterative Generative Models for Improved
-Sampling Speed.  A deterministic sampler of the teacher maps each z_1 to one x; the student is told
-z_1 alone, and learns that map from pairs (z_1, x).  Their student is z - net(z, last step),
-`targets.removed`, without a factor, and starts from the teacher's weights.
+Sampling Speed.  A deterministic sampler of the teacher maps each z_1 to one x.  The student is told
+z_1 alone, and learns this map from pairs (z_1, x).  Their student is z - net(z, last step), without
+a factor (`targets.removed`).  It starts from the teacher's weights.
 """
 import jax.numpy as jnp
 
@@ -19,8 +19,9 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               ) -> tuple[Array, dict[str, Array]]:
   """|x - x_hat(z_1)|^2, or with the norm 'l1' |x - x_hat(z_1)|: sums over the data, [B].
 
-  Luhman and Luhman (2021); their public code has l1 on CIFAR-10 and l2 elsewhere.  z_1, x:
-  [B, ...], the two ends of a path of the teacher; t and keys are not used, as nothing is drawn.
+  Luhman and Luhman (2021); their public code uses l1 on CIFAR-10 and l2 elsewhere.
+  z_1, x: [B, ...], the two ends of a path of the teacher.  t and keys are not used, as nothing
+  is drawn.
   Returns [B] and {'x_error'}, the square.  Raises InputError: another norm.
   """
   require_choice('norm', norm, NORMS)

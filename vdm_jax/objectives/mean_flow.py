@@ -1,16 +1,16 @@
-"""MeanFlow: the average velocity between two times, whose one step is the whole flow.
+"""MeanFlow: the average velocity between two times, by which one step makes the whole flow.
 
-Geng, Deng, Bai, Kolter and He (2025), 2505.13447, whose time is ours.  On straight lines, z_t =
-(1 - t) x + t eps and v = eps - x, the average velocity
+Geng, Deng, Bai, Kolter and He (2025), 2505.13447; their time is ours.  On straight lines,
+z_t = (1 - t) x + t eps and v = eps - x, the average velocity
 
     u(z_t, r, t) = 1 / (t - r) int_r^t v dtau    obeys    u = v - (t - r) du/dt,
 
-du/dt = v d_z u + d_t u along the path: one product with the Jacobian.  The network is regressed on
-the right side, without its gradient.  Where r = t it is flow matching.  A step from t to r is z_r =
-z_t - (t - r) u, so one step from noise to data is z_1 - u(z_1, 0, 1).
+with du/dt = v d_z u + d_t u along the path: one product with the Jacobian.  The network is
+regressed on the right side, without its gradient.  Where r = t the loss is flow matching.  A step
+from t to r is z_r = z_t - (t - r) u, so one step from noise to data is z_1 - u(z_1, 0, 1).
 
-An average velocity has two times and is no estimate of x and eps at one level.  So it is a function
-of (z, r, t) here, and no `Denoiser`.
+An average velocity has two times, and is no estimate of x and eps at one level.  So the network
+here is a function of (z, r, t), and no `Denoiser`.
 """
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ Network = Callable[[Array, Array, Array], Array]  # z [B, ...], r [B], t [B] -> 
 
 
 def times(t: Array, keys: Array, same: float = 0.75) -> tuple[Array, Array]:
-  """(r, t) with r <= t: the smaller and the larger of t [B] and of another uniform time.
+  """(r, t) with r <= t: the smaller and the larger of t [B] and another uniform time.
 
   same: the share of examples with r = t, for which only t is kept; 0.75 in the paper's best
   configurations.
@@ -38,10 +38,11 @@ def times(t: Array, keys: Array, same: float = 0.75) -> tuple[Array, Array]:
 
 def objective(network: Network, x: Array, r: Array, t: Array, keys: Array, *, power: float = 1.0,
               eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
-  """|u_hat - (v - (t - r) du/dt)|^2 weighed by itself^-power: [B], {'velocity_error'} [B].
+  """|u_hat - (v - (t - r) du/dt)|^2, adaptively weighted: [B], {'velocity_error'} [B].
 
-  Geng et al. (2025).  x: [B, ...]; r, t, keys: [B].  power: p of their adaptive weight 1 / (error
-  + 1e-3)^p, through which no gradient goes; 0: none.  'velocity_error' is not weighed.
+  Geng et al. (2025).  x: [B, ...]; r, t, keys: [B].  power: p of their adaptive weight
+  1 / (error + 1e-3)^p, through which no gradient goes; 0 gives no weight.  'velocity_error' has no
+  weight.
   """
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)

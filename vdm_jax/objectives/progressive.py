@@ -1,17 +1,18 @@
 """Progressive distillation: a student of N steps does in one what its teacher does in two.
 
 Salimans and Ho (2022), section 3 and algorithm 2.  At z_t, t = i/N, the teacher makes two half
-steps of DDIM, to t' = (i - 1/2)/N and s = (i - 1)/N.  The student's target is the x~ from which one
-step of DDIM comes to the same z_s:
+steps of DDIM, to t' = (i - 1/2)/N and s = (i - 1)/N.  The student's target is x~.  With x~ as its
+estimate, one step of DDIM leads to the same z_s:
 
     x~ = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t) alpha_t).
 
-With r = alpha / sigma, and x_1, x_2 what the teacher estimates at t and at t', this is a mean,
+Let r = alpha / sigma, and let x_1 and x_2 be the teacher's estimates at t and at t'.  Then x~ is a
+weighted mean,
 
     x~ = ((r_t' - r_t) x_1 + (r_s - r_t') x_2) / (r_s - r_t),
 
-which loses no digits where the steps are short, and is x_2 where sigma_s = 0.  A sampler that ends
-in x_hat (`samplers.ddim_to_x`) has the target x_2 in its last step, i = 1, on every process.
+which loses no digits where the steps are short, and is x_2 where sigma_s = 0.  For a sampler that
+ends in x_hat (`samplers.ddim_to_x`), the target of the last step, i = 1, is x_2 on every process.
 
 Then the student becomes the teacher, and N is halved.
 """
@@ -28,10 +29,10 @@ from vdm_jax.units import sum_over_data
 
 def target(teacher: Denoiser, process: Process, z: Array, grid: Array, steps: Scalar,
            cond: PyTree = None, *, ends_in_x: bool = True) -> Array:
-  """x~, what a student of N = `steps` should estimate at z [B, ...] and the times grid / N, [B].
+  """x~, which a student of N = `steps` should estimate at z [B, ...] and the times grid / N, [B].
 
   Salimans and Ho (2022), algorithm 2.  grid: 1 ... N.  ends_in_x: whether the sampler ends in
-  x_hat, as theirs does, and not in z_0.  Two evaluations of `teacher`.
+  x_hat, as theirs does, or in z_0.  It takes two evaluations of `teacher`.
   """
   at_t, middle, at_s = (process((grid - back) / steps) for back in (0.0, 0.5, 1.0))
   first = teacher(z, at_t, cond)
@@ -57,8 +58,8 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   """w |x~ - x_hat(z_t)|^2 at t rounded up to i/N, N = `steps`; a sum over the data.
 
   Salimans and Ho (2022), algorithm 2, with the weights of section 4 (`weightings.OF_X`).  Their
-  truncated SNR is the larger of two mean squares over an image, the error of x and the error of
-  eps: this one, as SNR is one number for an image.
+  truncated SNR takes the larger of two mean squares over an image: the error of x and the error of
+  eps.  Here the weight is the same, as an image has one SNR.
 
   Args:
     x: [B, ...]; t, keys: [B].
@@ -91,8 +92,8 @@ def require_power_of_two(field: str, steps: int) -> None:
 def phases(first: int, last: int, length: int, few: int = 1) -> tuple[np.ndarray, np.ndarray]:
   """(N of each phase, the update at which it begins): N is halved from `first` to `last`.
 
-  length: updates of a phase.  few: those with N = 2 and N = 1 are so many times longer: 2 in the
-  public code of Song et al. (2023), which has this method for comparison.
+  length: updates of a phase.  few: the phases with N = 2 and N = 1 are so many times longer.  It is
+  2 in the public code of Song et al. (2023), which has this method for comparison.
 
   Raises InputError: an N that is no power of two; `last` larger than `first`; no updates.
   """
@@ -107,5 +108,5 @@ def phases(first: int, last: int, length: int, few: int = 1) -> tuple[np.ndarray
 
 
 def steps_at(update: Array, steps: np.ndarray, begins: np.ndarray) -> Array:
-  """N at this update, of `phases`; after the last one, its N.  update: [], an integer -> []."""
+  """N at this update, by `phases`; after the last phase, its N.  update: [], an integer -> []."""
   return jnp.asarray(steps)[jnp.sum(update >= jnp.asarray(begins)) - 1]

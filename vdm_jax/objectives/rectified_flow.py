@@ -1,18 +1,18 @@
 """Rectified flow on its own pairs: reflow, and one step.
 
-Liu, Gong and Liu (2023).  A flow carries z_1 from the prior to x' = Z_0.  Trained again on these
-pairs (reflow) its lines cross less: the cost E|x' - z_1|^2 falls, and with it
-the straightness S = int E|(Z_1 - Z_0) - v|^2 dt, which is 0 where one Euler step is exact.  For the
+Liu, Gong and Liu (2023).  A flow carries z_1 from the prior to x' = Z_0.  The next flow is trained
+on these pairs (reflow), and its lines cross less.  The cost E|x' - z_1|^2 falls, and so does the
+straightness S = int E|(Z_1 - Z_0) - v|^2 dt, which is 0 where one Euler step is exact.  For the
 exact flow of any data
 
     S = E|x - eps|^2 - loss - E|x' - eps|^2,
 
-loss flow matching's, on the flow's own times.  `distil` trains at the noise end alone, where x
-is one step away.
+where `loss` is the loss of flow matching, on the flow's own times.  `distil` trains at the noise
+end alone, where x is one step away.
 
-Pairs are (z_1, x) as a model makes them, z_1 ~ N(0, prior_std^2): see `runs.pairing`.  At the noise
-end the network sees z_1 itself, as it does when it samples.  (The public code trains on z at t =
-1e-3 and samples from pure noise there.)
+A pair is (z_1, x): z_1 ~ N(0, prior_std^2), and x is what a model makes of it (`runs.pairing`).  At
+the noise end the network sees z_1 itself, as it does when it samples.  (The public code trains on z
+at t = 1e-3 and samples from pure noise there.)
 """
 import jax.numpy as jnp
 
@@ -26,8 +26,8 @@ def reflow(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            cond: PyTree = None, *, z_1: Array, steps: int = 0) -> tuple[Array, dict[str, Array]]:
   """Flow matching on pairs: [B], {'eps_error'}.  Liu et al. (2023), reflow.
 
-  x, z_1: [B, ...].  steps: k, to train only at the k times from which as many Euler steps start, t
-  = 1/k ... 1, as in their distillation; 0: at all times.
+  x, z_1: [B, ...].  steps: k, to train only at the times t = 1/k ... 1 from which k Euler steps
+  start, as in their distillation; 0 trains at all times.
   """
   t = vlb.step_number(t, steps) / steps if steps else t
   return flow_matching.objective(denoise, process, x, t, keys, cond,
@@ -35,7 +35,7 @@ def reflow(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
 
 
 def one_step(denoise: Denoiser, process: Process, z_1: Array, cond: PyTree = None) -> Array:
-  """x_hat at the noise end: on straight lines z_1 - v, one Euler step.  z_1: [B, ...]."""
+  """x_hat at the noise end; on straight lines it is z_1 - v, one Euler step.  z_1: [B, ...]."""
   return denoise(z_1, process(jnp.ones(len(z_1), z_1.dtype)), cond).x
 
 

@@ -1,14 +1,14 @@
 """Distillation of a small student by its teacher's spectrum: rare frequencies weigh more.
 
-Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`, by a second source; their code is not
-public.  With Y the output of teacher or student at z, and F the Fourier transform of images,
+Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`, after a secondary source; their code
+is not public.  With Y the output of teacher or student at z, and F the Fourier transform of images,
 
     L = L_simple + spatial sum |Y_T - Y_S|^2 + spectral sum w |F Y_T - F Y_S|^2,   w = 1 / |F x|,
 
-so a frequency that the datum has little of is worth more.  The transform is not normalised: with
-w = 1 the last sum is H W times the one before (Parseval).  The weight has no limit where x has
-nothing of a frequency, so |F x| is kept above a floor.  Theirs are outputs and features; here they
-are outputs.
+so a frequency that the datum has little of weighs more.  The transform is not normalised: with
+w = 1 the last sum is H W times the sum before it (Parseval).  The weight has no limit where x has
+nothing of a frequency, so |F x| is kept above a floor.  In the paper Y is outputs and features;
+here Y is outputs.
 """
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def distilled(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               cond: PyTree = None, *, teacher: Denoiser, steps: int, spatial: float = 0.1,
               spectral: float = 0.1, floor: float = 1.0, eps: Array | None = None
               ) -> tuple[Array, dict[str, Array]]:
-  """L above for a chain of T = `steps`, of estimates of eps; `denoise` is the student.
+  """The loss L above for a chain of T = `steps` and estimates Y of eps; `denoise` is the student.
 
   x: images [B, H, W, C]; t, keys: [B].  No gradient reaches the teacher.  Returns [B] and
   {'eps_error', 'spatial', 'spectral'}: L_simple and the two sums without their factors.

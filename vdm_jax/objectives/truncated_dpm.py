@@ -1,15 +1,17 @@
 """Truncated diffusion: a chain that ends while the data still show, and a prior for its end.
 
 Zheng, He, Chen and Zhou (2023), `Truncated Diffusion Probabilistic Models and Diffusion-based
-Adversarial Auto-Encoders`.  Of a chain of T steps only the first T' are made, at a share of the
-price.  The rest is one prior p(z_T'), which is to be q(z_T') = E q(z_T' | x), no longer N(0, 1):
+Adversarial Auto-Encoders`.  A chain of T steps makes only its first T' steps, at a fraction of the
+cost.  One prior p(z_T') replaces the rest.  It should match q(z_T') = E q(z_T' | x), which is not
+N(0, 1):
 
     L = KL(q(z_T' | x) || p(z_T')) + the other terms of the chain     explicit: a bound
     L = D(q(z_T'), p(z_T'))        + the other terms                  implicit: adversarial
 
-The first KL is, in the mean, KL(q(z_T') || p) and the information that z_T' has of x, which no
-prior changes.  So the best Gaussian has the mean and the variance of z_T'.  Whatever T' is, it is
-exact for Gaussian data.  For other data it fails as T' falls, and a generator may not.
+The first KL is, in the mean, the sum of KL(q(z_T') || p) and the information that z_T' has of x,
+which no prior changes.  So the best Gaussian has the mean and the variance of z_T'.  For Gaussian
+data this prior is exact, whatever T' is.  For other data it fails as T' falls, and a generator may
+not.
 """
 import jax.numpy as jnp
 
@@ -26,5 +28,5 @@ def latent(x: Array, level: Level, prior: Normal) -> Array:
 
 
 def truth(x: Array, level: Level, keys: Array) -> Array:
-  """z ~ q(z | x) with noise of its own, of the shape of x: the model of a prior."""
+  """z ~ q(z | x), [B, ...], with noise of its own: what a prior should draw."""
   return diffuse(x, random.normal(random.stream(keys, 'z_truth'), x), level)

@@ -19,9 +19,10 @@ OUT = cli.path('out', 'encode: the .vdmz file to write; decode: the folder to wr
 METHOD = flags.DEFINE_enum('method', container.LOSSLESS, [container.LOSSLESS, *progressive.METHODS],
                            'encode: bits_back is lossless.  diffc and uqdm are lossy, and any '
                            'prefix of their files is an image.')
-T = flags.DEFINE_integer('T', None, 'Steps of the chain.  Default: 50 of bits_back, where more '
-                         'steps come closer to the bound in continuous time; 20 of diffc and 4 of '
-                         'uqdm, where more than 20 are refused.  curve: of diffc.')
+T = flags.DEFINE_integer('T', None, 'Steps of the chain.  Default: 50 for bits_back, 20 for diffc, '
+                         '4 for uqdm.  More steps bring bits_back closer to the bound in '
+                         'continuous time; diffc and uqdm take at most 20.  curve: the steps of '
+                         'diffc.')
 APPROXIMATE = flags.DEFINE_bool('approximate', False, 'diffc: a cheaper file, whose samples are '
                                 'biased.  The bias is printed.')
 PREFIX = flags.DEFINE_float('prefix', 1.0, 'decode: the share of a lossy file that is read.')

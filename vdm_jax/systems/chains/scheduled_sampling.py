@@ -1,7 +1,7 @@
-"""A chain of DDPM, trained with scheduled sampling: partly at z of its own making.
+"""A chain of DDPM, trained with scheduled sampling: partly at z that it made itself.
 
-Deng, Kojima and Rush (2023); `objectives.scheduled_sampling` says what it does, and what it costs
-where the condition does not fix the data.
+Deng, Kojima and Rush (2023); `objectives.scheduled_sampling` says what the method does, and what it
+costs where the condition does not fix the data.
 """
 import ml_collections
 from flax import linen as nn
@@ -21,7 +21,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """`chains.ddpm` with the loss of scheduled sampling; the bound is measured in validation.
+  """`chains.ddpm` with the loss of scheduled sampling; validation measures the bound.
 
   Raises InputError: no rollout, or one as long as the chain; no probability; learned variances.
   """

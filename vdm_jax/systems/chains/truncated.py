@@ -1,14 +1,16 @@
-"""The first steps of a DDPM chain, and a prior of where they end: a generator, or a Gaussian.
+"""The first steps of a DDPM chain, and a prior for their end: a generator or a Gaussian.
 
-Zheng, He, Chen and Zhou (2023).  `config.model.truncated_at` = T' of the chain's T steps are made.
-The network that denoises them is also the generator: told the step after them, it makes z_T' of
-noise.  Its three losses have each an optimiser: L_simple over the T' steps, the generator's, the
-discriminator's with R1 in some of the steps.  As an implicit prior has no density, there is no
-likelihood.  With a Gaussian there is: its mean and standard deviations are parameters, and the
-model's bound has its divergence in the place of that from N(0, 1).
+Zheng, He, Chen and Zhou (2023).  Of the T steps of the chain, `config.model.truncated_at` = T' are
+made.  The network that denoises in these steps is also the generator: told the step after them, it
+makes z_T' of noise.  There are three losses, each with its own optimiser: L_simple over the T'
+steps, the loss of the generator, and the loss of the discriminator, with R1 in some of the steps.
+An implicit prior has no density, so the model has no likelihood.  With a Gaussian prior the model
+has one.  The mean and the standard deviations of the Gaussian are parameters.  The bound has the
+divergence from this Gaussian in place of the divergence from N(0, 1).
 
-The public code trains the prior of the step after T', and starts to sample in step T' from it; here
-both are step T'.  It has R1 with gamma 0.01 in every 16th step, as ours with 0.01 / 16.
+The public code trains the prior at the step after T', and samples from that prior in step T'.  Here
+both use step T'.  The public code has R1 with gamma 0.01 in every 16th step, which is 0.01 / 16
+here.
 """
 import functools
 
@@ -91,7 +93,7 @@ def _end(experiment: Experiment, params, n: int) -> Level:
 
 def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                       judge: nn.Module | None = None) -> Experiment:
-  """A truncated chain whose prior is a generator, its own network.
+  """A truncated chain whose prior is a generator: the network of the chain itself.
 
   net: (z, step, None, keys) -> output, by default `chains.ddpm.unet`.  judge: z -> logits [B], by
   default `Discriminator`; its parameters are params['discriminator'].
@@ -154,8 +156,8 @@ def gaussian_prior(config: ml_collections.ConfigDict, *, net: nn.Module | None =
   """A truncated chain whose prior is a Gaussian of independent dimensions, fitted beside it.
 
   Its parameters are params['prior'], from N(0, 1) on.  Their loss is the divergence from
-  q(z_T' | x), which is least at the mean and the variance of z_T'.  In validation the bound of the
-  chain is reported too, of the smaller variance (`vlb.fixed_small`), as the model's own.
+  q(z_T' | x), which is least at the mean and the variance of z_T'.  Validation also reports the
+  bound of the chain with the smaller variance (`vlb.fixed_small`), which is the model's own.
 
   Arguments and errors as of `adversarial_prior`.
   """

@@ -1,7 +1,7 @@
 """Consistency models, distilled from a teacher or trained on data alone.
 
 Song, Dhariwal, Chen and Sutskever (2023); see `objectives.consistency`.  The average 'target' of
-the parameters is f_target; its rate mu(k) and the number of levels N(k) go by the update.
+the parameters is f_target; its rate mu(k) and the number of levels N(k) depend on the update k.
 """
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def fields() -> dict:
 
 
 def _discretisation(config: ml_collections.ConfigDict) -> consistency.Discretisation:
-  """N(k) and mu(k).  Raises InputError, which names the fields of config.model."""
+  """N(k) and mu(k).  The InputError that it raises names the fields of config.model."""
   m = config.model
   require_choice('config.model.discretisation', m.discretisation, DISCRETISATIONS)
   names = {'levels': 'levels', 'first': 'levels', 'last': 'last_levels', 'rate': 'target_rate',

@@ -2,11 +2,12 @@
 
 Meng et al. (2023); see `objectives.guided`.  The teacher has learned to do without labels
 (`systems.guided.label_dropping`).  `first` is a student that is told the weight w of the guidance
-beside the label; `second` halves the steps of its sampler, by `distilled.progressive`, with w drawn
-anew at each update.  Both students draw with `--condition=w=2`.
+beside the label.  `second` halves the steps of this student's sampler, by `distilled.progressive`,
+with w drawn anew at each update.  Both students draw with `--condition=w=2`.
 
-The network takes a pair (label, w): `guided` of `nn.unets.vdm.UNet` and `nn.small.mlp.MLP`, whose
-map of w is zero at first, so that the teacher's weights are a start.
+The network takes a pair (label, w): the option `guided` of `nn.unets.vdm.UNet` and
+`nn.small.mlp.MLP`.  Its map of w is zero at first, so that the student can start from the teacher's
+weights.
 """
 import jax.numpy as jnp
 import ml_collections
@@ -34,7 +35,7 @@ def fields() -> dict:
 
 
 def told(base: Experiment) -> Experiment:
-  """`base` whose model is told w too, 0 where the batch has none; it is not guided any more."""
+  """`base` with a model that is told w too (0 where a batch has none), and is not guided."""
   spec, field = base.data.spec, Field(WEIGHT, (), 'float32', None)
 
   def model(params, keys=None):
@@ -94,8 +95,8 @@ def first(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
 
 
 def second(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
-  """The students of fewer steps of the first stage, from whose run it starts; `base` as there.
+  """The students of fewer steps; training starts from the run of `first`, with the same `base`.
 
-  Raises InputError as `progressive.experiment`; a range of weights.
+  Raises InputError: as `progressive.experiment` does; a range of weights.
   """
   return progressive.experiment(config, told(base), draw=_draw(config))

@@ -1,8 +1,9 @@
 """Knowledge distillation: one step, learned from pairs of noise and sample of a teacher.
 
 Luhman and Luhman (2021); see `objectives.knowledge`.  The data are pairs that
-`scripts/make_pairs.py` made of the teacher (`data.pairs`), with x and z_1 as floats.  The student's
-network reads what the teacher's reads, and starts from the teacher's weights (--init_from).
+`scripts/make_pairs.py` made with the teacher (`data.pairs`), with x and z_1 as floats.  The
+student's network reads what the teacher's reads, and starts from the teacher's weights
+(--init_from).
 """
 import ml_collections
 
@@ -22,8 +23,8 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment) -> Experimen
   """The one-step student, with `fields` in config.model.
 
   base: the experiment of the teacher's network and process on the pairs.  Its target is the
-  teacher's own, or as published, of a network for eps, `targets.removed`.  The loss is divided by
-  D ln 2.  Raises InputError: data without the two fields; another norm.
+  teacher's own target.  Or, as published for a network that predicts eps, it is `targets.removed`.
+  The loss is divided by D ln 2.  Raises InputError: data without the two fields; another norm.
   """
   spec = base.data.spec
   for name in (pairs.SAMPLE, pairs.NOISE):

@@ -1,12 +1,13 @@
-"""Progressive distillation of any diffusion model: halves the steps of its sampler by itself.
+"""Progressive distillation of any diffusion model: one training halves the steps of its sampler.
 
 Salimans and Ho (2022), algorithm 2.  Training is in phases of `halving_updates` updates.  In the
-first the student makes half of the `teacher_steps`; at the start of each further one the student
-becomes the teacher, the optimiser begins afresh, and the steps are halved, down to `student_steps`.
-In each phase the learning rate falls to 0 in a line.  The phase is a function of the number of the
-update, and the teacher a part of the state: a run that is ended goes on bit for bit.
+first phase the student makes half of the `teacher_steps`.  At the start of each further phase the
+student becomes the teacher, the optimiser begins afresh, and the steps are halved, down to
+`student_steps`.  In each phase the learning rate falls linearly to 0.  The phase is a function of
+the number of the update, and the teacher is a part of the state.  So a run that was stopped goes on
+bit for bit.
 
-It starts from the teacher's run (--init_from), whose config builds the same `base`.
+Training starts from the teacher's run (--init_from), whose config builds the same `base`.
 """
 import dataclasses
 import functools

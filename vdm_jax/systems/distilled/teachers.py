@@ -1,7 +1,7 @@
-"""What a run that starts from a teacher asks of it, and how it keeps the teacher's parameters.
+"""What a run asks of the teacher that it starts from, and how it keeps the teacher's parameters.
 
-The teacher's parameters are the state's `aux`, a function of the first parameters: those that
-`--init_from` names.  So a config needs no path, and a student is loaded without its teacher.
+The teacher's parameters are the `aux` of the state.  They are a function of the first parameters,
+which `--init_from` names.  So a config needs no path, and a student is loaded without its teacher.
 """
 from typing import Any
 
@@ -22,7 +22,7 @@ def first_parameters(params: PyTree) -> PyTree:
 
 
 def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
-  """Raises InputError where the teacher is of another shape or process than `base` with `params`.
+  """Raises InputError where the teacher has another shape or process than `base` with `params`.
 
   base: the experiment that the teacher's own config would build here.
   """
@@ -44,10 +44,10 @@ def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
 
 
 def on_process_of(model: Model, teacher: Model) -> Model:
-  """`model` on the process of its teacher: where the schedule is learned, it is not trained on."""
+  """`model` on the process of its teacher: a learned schedule is not trained any further."""
   return model._replace(process=teacher.process)
 
 
 def before(update: Array, train: bool) -> Array:
-  """The update whose loss a validation after `update` updates is about: the last one made."""
+  """The update whose loss a validation reports after `update` updates: the last update made."""
   return update if train else jnp.maximum(update - 1, 0)

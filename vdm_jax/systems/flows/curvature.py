@@ -1,7 +1,7 @@
 """Flows whose coupling of data and noise is learned, so that trajectories bend less.
 
-Lee, Kim and Ye (2023); see `objectives.curvature`.  The encoder is a network like the flow's,
-told t = 1; it starts at the independent coupling and is not used after training.
+Lee, Kim and Ye (2023); see `objectives.curvature`.  The encoder is a network like the flow's, and
+is told t = 1.  It starts at the independent coupling, and is not used after training.
 """
 import functools
 
@@ -37,7 +37,7 @@ def small(config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def doubled(u: Array) -> Array:
-  """u with as many channels of zeros behind: what a network returns two numbers a channel for."""
+  """u, and as many channels of zeros: a network then returns two numbers for a channel of u."""
   return jnp.concatenate([u, jnp.zeros_like(u)], axis=-1)
 
 
@@ -47,7 +47,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """Flow matching with a learned coupling.  params: {'net', 'encoder'}.
 
   encoder: of `systems.networks`; by default `small`.  Validation has independent noise, from which
-  samples start, and the bound of it.  Raises InputError: a beta below 0.
+  samples start, and the bound for this noise.  Raises InputError: a beta below 0.
   """
   beta = config.model.beta
   compose.require(config, 'beta', beta >= 0, 'it is negative', 'give 0 or more')

@@ -1,12 +1,13 @@
 """Flow matching on a path of choice: optimal transport, polynomial, diffusion, cosine.
 
-Lipman et al. (2023); on straight lines, `ot`, the first rectified flow of Liu et al. (2023).  The
-network is told the time of rectified flow at its noise level, and predicts the direction of its
-curve, eps - x on `flow` and v on `vp`: the velocity but for a factor of the level alone.
+Lipman et al. (2023).  On straight lines, `ot`, it is the first rectified flow of Liu et al. (2023).
+The network is told the time at which rectified flow has its noise level.  It predicts the direction
+of the curve, eps - x on `flow` and v on `vp`: the velocity but for a factor of the level alone.
 
-The ends of the path are cut where log-SNR is logsnr_max and logsnr_min.  So it has a bound, which
-is reported of the same evaluation, and every estimate of the ledger, bits/dim of the flow among
-them: `evaluate.py --estimates=ode/uniform --importance=K` has K draws of dequantisation.
+The ends of the path are cut where log-SNR is logsnr_max and logsnr_min.  So the model has a bound,
+which the same evaluation of the network gives.  It also has every estimate of the ledger, bits/dim
+of the flow among them: `evaluate.py --estimates=ode/uniform --importance=K` makes K draws of
+dequantisation.
 """
 import ml_collections
 from flax import linen as nn
@@ -64,8 +65,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                condition: str | None = '') -> Experiment:
   """Flow matching with this network, by default `networks.unet`.
 
-  net: of (z, time, condition, dropout keys); read: how z and the level are put to it, for a network
-  that does not come of `systems.networks`.  condition: as in `compose.experiment`.
+  net: of (z, time, condition, dropout keys); read: how z and the level are put to the network,
+  where it is not of `systems.networks`.  condition: as in `compose.experiment`.
   Raises InputError: steps; another path.
   """
   compose.require_continuous(config)

@@ -2,8 +2,8 @@
 
 Albergo, Boffi and Vanden-Eijnden (2023); see `vdm_jax.interpolants`.  One network with two heads
 estimates the velocity of the path and the noise: both targets are finite, and give the drift and
-the score.  A Gaussian base needs no second field: that case, the one-sided one, is
-`flow_matching`, whose denoiser has both (`samplers.interpolants.of_process`).
+the score.  A Gaussian base needs no second head.  This one-sided case is `flow_matching`, whose
+denoiser gives drift and score (`samplers.interpolants.of_process`).
 """
 from collections.abc import Callable
 from typing import NamedTuple

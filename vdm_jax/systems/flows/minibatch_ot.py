@@ -1,8 +1,9 @@
 """Flow matching with noise and data of a batch paired by optimal transport.
 
-Tong et al. (2023); see `objectives.couplings`.  Groups of `config.model.group` consecutive examples
-of the global batch are paired, so the pairs depend neither on devices nor on layouts; with labels
-within each label alone.  Validation has independent noise, and so the bound.
+Tong et al. (2023); see `objectives.couplings`.  Noise and data are paired within groups of
+`config.model.group` consecutive examples of the global batch.  So the pairs depend neither on
+devices nor on layouts.  With labels, noise is exchanged only within a label.  Validation has
+independent noise, and so has the bound.
 """
 import functools
 

@@ -1,8 +1,8 @@
 """Rectified flow on pairs: reflow, which straightens a flow, and its distillation into one step.
 
 Liu, Gong and Liu (2023); see `objectives.rectified_flow`.  The first flow is `flow_matching` on the
-path `ot`.  The data are pairs that `scripts/make_pairs.py` made of it (`data.pairs`): the images as
-integers first, x and z_1 as floats.
+path `ot`.  The data are pairs that `scripts/make_pairs.py` made with the first flow (`data.pairs`).
+They hold the images as integers, and x and z_1 as floats.
 """
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ from vdm_jax.typing import Array, Experiment, Model, brief
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of flow matching; `steps` k, to train for as many Euler steps: 0 for any."""
+  """The fields of flow matching, and `steps`: k, to train for k Euler steps; 0, for any number."""
   return system.default_config(**{'steps': 0} | model)
 
 
 def of_pairs(config: ml_collections.ConfigDict, place: str) -> ml_collections.ConfigDict:
-  """`config` with the pairs in the folder `place` of a model of its data as the data."""
+  """`config` whose data are the pairs in the folder `place`, made by a model of its data."""
   spec = data.resolve(config.data)
   told = [spec[LABEL]] if config.model.class_conditional else []
   kept = data.Spec(place, pairs.fields_of(spec.x, told))
@@ -77,7 +77,7 @@ def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None
 
 
 def _on_pairs(base: Experiment, objective: Callable[..., Any], **options: Any) -> Experiment:
-  """`base` with an objective of x and z_1, which it reads from the batch as floats."""
+  """`base` with an objective of x and z_1, which are read from the batch as floats."""
   def loss(params, batch, context):
     def of_pairs(denoise, process, _, t, keys, cond=None):
       return objective(denoise, process, batch[pairs.SAMPLE], t, keys, cond,
