@@ -2,7 +2,7 @@
 
   python scripts/make_pairs.py --workdir=runs/flow --out=./runs/pairs --count=10000
 
-It writes a folder of two arrays of floats, z_1.npy and x.npy.  The folder is a data set:
+It writes a folder of arrays, with z_1.npy and x.npy as floats.  The folder is a data set:
 --config.data.name=./runs/pairs.  After a stop the same command goes on, bit for bit.
 """
 import bootstrap

@@ -10,7 +10,7 @@ are the same, and only the sampling goes the other way.  The marginals of z_t fo
 
 Here v is the velocity of the path without noise, and s is the score of z_t.  The `drift`, which the
 paper calls b, is the velocity of the flow of z_t.  The SDE dz = (drift -+ e s) dt + sqrt(2 e) dw
-has the same marginals for every e(t) >= 0, towards the data or away from the data:
+has the same marginals for every e(t) >= 0.  It runs towards the data or away from them:
 `samplers.interpolants`.
 
 A path is given its variance gamma^2, not gamma: at both ends of a Brownian bridge gamma' is

@@ -5,9 +5,9 @@ the arrival times t_1 < t_2 < ... of a Poisson process of rate 1, and sends the 
 
   argmin_n t_n / w(x_n),  w = q / p.
 
-Then x_n ~ q, and the mean of log2 n is at most about KL(q || p) + 1: the Poisson functional
-representation of Li and El Gamal (2018).  Coded under Zipf's law, the number costs the divergence,
-log2(KL + 1) and about one bit.  So steps of little divergence are dear.
+Then x_n ~ q, and the mean of log2 n is at most about KL(q || p) + 1.  This is the Poisson
+functional representation of Li and El Gamal (2018).  Coded under Zipf's law, the number costs the
+divergence, log2(KL + 1) and about one bit.  So steps of little divergence are dear.
 
 The search ends where no later candidate can win, or else after `count` candidates.  log w has the
 variance 2 KL in nats.  So with too few candidates the sample is not one of q: its mean falls short.

@@ -8,8 +8,8 @@ u be uniform on +-1/2, from a seed that both sides have.  Then
 U is uniform and independent of m, and w U has mean 0 and the variance of q.  k is coded under a
 Gaussian for m / w.  Its scale, for each step and pixel, is measured on training data and stands in
 the file.  Let a Gaussian channel send a Gaussian m in R bits.  Here m costs `rate(R)`, for each
-dimension and step: at large R 1/2 log2(2 pi e / 12) = 0.25 bits more, and at small R O(sqrt R).  So
-few steps are best; no search is needed.
+dimension and step.  At large R it is 1/2 log2(2 pi e / 12) = 0.25 bits more than R, and at small R
+it is O(sqrt R).  So few steps are best; no search is needed.
 
 Yang, Will and Mandt (2025), Progressive Compression with Universally Quantized Diffusion Models.
 """

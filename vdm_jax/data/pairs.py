@@ -6,9 +6,9 @@
     image.npy    of data that are integers: the nearest ones to x, under their own name
     label.npy    what the model was told, if anything
 
-The arrays are mapped, and so no more of them is in memory than is read.  A folder is written row
-by row beside its place, as PLACE.part, and takes its name when it is complete; the part is
-kept when the writing ends early.  Every sixth pair is for testing.
+The arrays are mapped, so no more of them is in memory than is read.  A folder is written row by row
+beside its place, as PLACE.part.  It takes its name when it is complete, and is kept when the
+writing ends early.  Every sixth pair is for testing.
 """
 import functools
 import hashlib

@@ -66,8 +66,8 @@ def joint(network: Network, interpolant: Interpolant, x: Array, y: Array, t: Arr
   """|v - v_hat|^2 + |eps - eps_hat|^2 of one network with two heads: [B], {'velocity_error',
   'noise_error'} [B].
 
-  Both targets are finite at both ends, so nothing has to be antithetic: the drift is v - dgamma
-  noise and the score -noise / gamma.  network: -> [B, ..., 2 C], velocity and noise.
+  Both targets are finite at both ends, so no antithetic pair is needed.  The drift is v - dgamma
+  noise, and the score is -noise / gamma.  network: -> [B, ..., 2 C], velocity and noise.
   """
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)

@@ -2,8 +2,8 @@
 
 Liu, Gong and Liu (2023).  A flow carries z_1 from the prior to x' = Z_0.  The next flow is trained
 on these pairs (reflow), and its lines cross less.  The cost E|x' - z_1|^2 falls, and so does the
-straightness S = int E|(Z_1 - Z_0) - v|^2 dt, which is 0 where one Euler step is exact.  For the
-exact flow of any data
+straightness S = int E|(Z_1 - Z_0) - v|^2 dt.  S is 0 where one Euler step is exact.  For the exact
+flow of any data
 
     S = E|x - eps|^2 - loss - E|x' - eps|^2,
 

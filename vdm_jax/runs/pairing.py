@@ -29,10 +29,10 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
                step: int | str = 'latest', condition: Mapping[str, Any] | None = None) -> Path:
   """Draws `count` pairs (z_1, x) of the run in `directory` into the folder `out`, which it returns.
 
-  x is what a deterministic sampler makes of z_1.  Whole batches are kept, no more than one is in
-  memory, and the same call goes on with the next one: bit for bit as if it had not ended, since
-  pair i depends on (seed, i) and the size of the batches.  pairs.json keeps what the pairs depend
-  on, with a checksum of the weights.
+  x is what a deterministic sampler makes of z_1.  Whole batches are kept, and no more than one is
+  in memory.  After a stop the same call goes on with the next batch, bit for bit as if it had not
+  stopped: pair i depends on (seed, i) and the size of the batches.  pairs.json keeps what the pairs
+  depend on, with a checksum of the weights.
 
   Raises InputError: a sampler that draws noise on the way; a run without a denoiser; a folder that
   holds other pairs, or anything else.
@@ -83,7 +83,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
 
 
 def check_start(place: str, start: str | Path) -> None:
-  """Raises InputError where the data are pairs, and not of the run that the training starts from.
+  """Raises InputError where the data are pairs of another run than the training starts from.
 
   place: config.data.name.  start: the workdir of that run, whose averaged weights are taken.
   """

@@ -1,7 +1,8 @@
 """Encodes images with a run's model so that any prefix of the file is an image: lossy.
 
-DiffC and UQDM of `codec`.  What both sides must have alike is in the header: times, variances,
-tables.  The network's output need not be the same to the last bit: another machine decodes a file.
+The methods are DiffC and UQDM of `codec`.  The header holds what must be the same on both sides:
+times, variances, tables.  The network's output need not be the same to the last bit, so another
+machine can decode a file.
 """
 import io
 import time
@@ -36,7 +37,7 @@ _CALIBRATION = 256  # training images that scales are measured on
 
 
 class Report(NamedTuple):
-  """What was written.  Sizes in bytes."""
+  """What was written; sizes are in bytes."""
   count: int
   dimensions: int       # of an image
   size: int             # of the file
@@ -74,7 +75,7 @@ def psnr(images: np.ndarray, decoded: np.ndarray, levels: int) -> float:
 
 
 def _measured(trained: workdir.Trained, directory: str | Path, steps: int, seed: int) -> _Ready:
-  """Of a run whose variances are estimated now, on its training images."""
+  """The model of a run; its variances are estimated now, on its training images."""
   model, levels = _model(trained, directory)
   times = levels_between(model.process, levels, steps)
   estimated = variances_of(trained, times[::-1], seed)
@@ -84,7 +85,7 @@ def _measured(trained: workdir.Trained, directory: str | Path, steps: int, seed:
 
 def _of_table(trained: workdir.Trained, directory: str | Path, times: np.ndarray,
               table: Mapping[str, list[float]]) -> _Ready:
-  """Of a run with the variances of a file."""
+  """The model of a run, with the variances of a file."""
   model, levels = _model(trained, directory)
   variances = Variances(*(jnp.asarray(table[name], jnp.float32) for name in Variances._fields))
   return _Ready(model, levels, times, table, kernels(model, levels, times, variances))
@@ -129,9 +130,9 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
 
   Args:
     images: as for `compressing.encode`.
-    method: diffc, at the rate of the bound and a price for each block; uqdm, without a search.
-    steps: T; by default 20 of diffc and 4 of uqdm, and at most 20: more steps cost more bits.
-    approximate: of diffc: larger blocks from fewer candidates.  The samples are biased towards the
+    method: diffc, at the rate of the bound plus a price for each block; or uqdm, without a search.
+    steps: T; by default 20 for diffc and 4 for uqdm, and at most 20: more steps cost more bits.
+    approximate: for diffc: larger blocks from fewer candidates.  The samples are biased towards the
       prediction; `Report.noise` says by how much.
 
   The training images are read, for variances and scales.  The file is decoded once, for its PSNR.
@@ -189,7 +190,7 @@ def _levels(read: codec.Container, ready: _Ready, conditions: Conditions, prefix
             ) -> Iterator[tuple[int, np.ndarray]]:
   """(i, z_i) of the levels that lie in this share of the payload.
 
-  Raises InputError: not one of them does.
+  Raises InputError: none of them does.
   """
   header, words = read.header, read.lanes[0].words
   kept = int(len(words) * prefix)
@@ -213,9 +214,9 @@ def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: st
 
   Args:
     prefix: the share of the payload that is read; the levels that end in it are decoded.
-    finish: from the last of them, along the `flow`, by `ancestral` sampling, or by the `mean` of x:
-      the least squared error, and blurred.
-    directory: the run that encoded it, if it is not where it was.
+    finish: how the last of these levels becomes images: along the `flow`, by `ancestral` sampling,
+      or by the `mean` of x, which is blurred and has the least squared error.
+    directory: the run that encoded the file, if the run has moved.
 
   Raises InputError, and writes nothing: as `compressing.decode`, but any machine may decode.
   """
@@ -258,7 +259,8 @@ def curve(directory: str | Path, images: str | Path, out: str | Path, *,
   """Draws PSNR against bits/dim: every prefix of diffc and uqdm, and other codecs, into a .png.
 
   The other codecs code all images as one sheet.  trace: a .png of the first eight images as their
-  bytes arrive.  steps: T of each.  The others are those of `encode`.  Raises InputError.
+  bytes arrive.  steps: T of each method.  The other arguments are those of `encode`.  Raises
+  InputError.
   """
   out = files.output('out', out, '.png', overwrite=overwrite)
   trace = files.output('trace', trace, '.png', overwrite=overwrite) if trace else None
@@ -309,7 +311,7 @@ def curve(directory: str | Path, images: str | Path, out: str | Path, *,
 
 
 def _sheets(images: np.ndarray, levels: int) -> dict[str, list[tuple[float, float]]]:
-  """(bits/dim, dB) of the images as one sheet, by JPEG, WebP and, where it is there, JPEG XL."""
+  """(bits/dim, dB) of the images as one sheet, by JPEG, WebP and, where installed, JPEG XL."""
   whole = compressing.sheet(np.round(images * (255.0 / (levels - 1))).astype(np.uint8))
   exact = compressing.sheet(images.astype(np.uint8))
   points = {}
@@ -337,7 +339,7 @@ def _lossy_formats() -> dict[str, list[dict[str, Any]]]:
 
 def _coded(name: str, pixels: np.ndarray, options: Mapping[str, Any]
            ) -> tuple[int, np.ndarray] | None:
-  """Bytes and pixels of a picture [H, W, c] in a format; None if this Pillow was built without."""
+  """Bytes and pixels of a picture [H, W, c] in a format; None if this Pillow lacks the format."""
   buffer = io.BytesIO()
   grey = pixels.shape[-1] == 1
   try:

@@ -25,8 +25,8 @@ def renoise(x: Array, at_0: Level, at_s: Level, keys: Array) -> Array:
 def consistency(denoise: Denoiser, process: Process) -> Sampler:
   """z_s ~ q(z_s | z_0), z_0 = alpha_0 f(z_t): noise is added to the end of the path.
 
-  Song et al. (2023), algorithm 1.  A grid of one step is one-step sampling, and the only step
-  without noise is the one to t = 0.  denoise: a consistency model, whose estimate of x is f.
+  Song et al. (2023), algorithm 1.  A grid of one step is one-step sampling.  Only the step to t = 0
+  adds no noise.  denoise: a consistency model, whose estimate of x is f.
   """
   def step(keys, z, t, s, _):
     return renoise(denoise(z, process(t)).x, process(jnp.zeros_like(t)), process(s), keys)

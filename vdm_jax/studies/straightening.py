@@ -1,8 +1,8 @@
 """Trajectories that straighten: independent, paired and learned couplings, and two reflows.
 
-Five flows of points in the plane, each drawn as the lines by which the same noise becomes data, and
-as what one Euler step makes of it.  Straightness is int E|(z_1 - z_0) - v|^2 dt, 0 where one step
-is exact: `samplers.straightness`.
+There are five flows of points in the plane.  A flow is drawn as the lines by which the same noise
+becomes data, and as what one Euler step makes of that noise.  Straightness is int
+E|(z_1 - z_0) - v|^2 dt; it is 0 where one step is exact (`samplers.straightness`).
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -85,8 +85,8 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
     directory: of the runs, DIRECTORY/NAME, which the toys of that name share.
     out: a .png.
     configs: the folder of configs.
-    train_steps: in the place of the configs'.
-    pairs: of each flow that is reflowed.
+    train_steps: steps of training, in place of those in the configs.
+    pairs: how many each reflow is trained on.
 
   Raises InputError: the file is there, unless `overwrite`.
   """
