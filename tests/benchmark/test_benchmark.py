@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 import rich.console
 
-from vdm_jax.benchmark import hardware, report, scaling, speed, timing
+from vdm_jax.benchmark import coding, hardware, report, scaling, speed, timing
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 
@@ -199,6 +199,16 @@ def test_the_bound_and_samples_are_measured_by_their_evaluations():
   assert out.keys() >= COMMON
   assert (out['images_per_batch'], out['evaluations_per_image']) == (16, 5)
   assert out['seconds_per_evaluation'] == pytest.approx(out['seconds_per_image'] * 16 / 5)
+
+
+def test_the_codec_is_measured_with_the_shares_of_the_network_and_of_the_coder():
+  out = coding.codec(subject(TINY, batch_size=4), steps=3, repetitions=2)
+  assert out.keys() >= COMMON
+  assert (out['lanes'], out['T']) == (4, 3)
+  for way in ('encoding', 'decoding'):
+    network, coder = (out[f'{way}_{part}_share'] for part in ('network', 'coder'))
+    assert 0.0 < network < 1.0 and network + coder == pytest.approx(1.0)
+    assert out[f'{way}_images_per_second'] > 0.0
 
 
 def test_input_is_compared_with_training():

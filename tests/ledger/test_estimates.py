@@ -36,6 +36,8 @@ from vdm_jax.typing import Model
     ('ode/truncated_normal', 'ode', FlowSettings(dequantiser='truncated_normal')),
     ('ode@50/variational', 'ode', FlowSettings(50, 'variational')),
     ('immse', 'immse', ()),
+    ('codec@50', 'codec', BoundSettings(50)),
+    ('codec@20/analytic', 'codec', BoundSettings(20, 'analytic')),
 ])
 def test_a_name_says_what_is_estimated(name, of, settings):
   asked = families.parse([name])[-1]
@@ -51,6 +53,7 @@ def test_names_are_taken_once_in_order_after_the_bound_that_is_always_there():
     '', 'elbo', 'VLB', 'vlb@', 'vlb@x', 'vlb@0', 'vlb@-1', 'vlb@1.5', 'vlb@10/small', 'vlb/large',
     'vlb@10/ddpm/large', 'vlb@1/ddpm', 'vlb ', 'vlb@10 ', 'iw', 'iw@20', 'iw@0x10', 'iw@20x0',
     'iw@x100', 'iw@20x100x3', 'ode@0', 'ode@', 'ode/flow', 'ode@10/large', 'immse@10',
+    'codec', 'codec@0', 'codec@10/large', 'codec@10/ddpm',
     'vlb (cosine)', 'vlb@１０'])
 def test_a_name_that_is_none_is_refused_in_one_line_that_says_what_is_accepted(name):
   with pytest.raises(InputError) as error:
@@ -186,6 +189,19 @@ def test_on_an_oracle_every_relation_holds_and_every_bound_is_above_the_entropy(
     assert mean > entropy() - 4 * error
 
 
+def test_a_code_of_an_oracle_is_as_long_as_the_bound_of_its_chain():
+  rows = [measured(name, model(), repeats=2) for name in ('vlb@10', 'codec@10')]
+  checks = relations.check(rows)
+  assert [check['name'] for check in checks] == [
+      'codec@10 <= vlb@10, to 1 %', 'vlb@10 <= codec@10, to 1 %']
+  assert all(check['passed'] for check in checks)
+  said = rows[1].row
+  assert (said['kind'], said['times_per_image']) == ('code length', None)
+  assert said['evaluations_max'] == 2 * 10 * 2  # each image there and back, twice
+  mean, error = mean_and_error(rows[1])
+  assert mean > entropy() - 4 * error
+
+
 def test_the_flow_of_an_oracle_is_above_the_entropy_and_says_what_it_cost():
   of = measured('ode@8/uniform', model(), repeats=4)
   mean, error = mean_and_error(of)
@@ -303,6 +319,10 @@ per_pixel = GaussianProcess(of_pixels)
     (['immse'], model(**own_bound), 'ask for vlb'),
     (['vlb@10/large'], model(**own_bound), 'ask for vlb'),
     (['iw@4x10'], model(process=per_pixel), 'ask for vlb or vlb@T'),
+    (['codec@10'], model(process=per_pixel), 'ask for vlb'),
+    (['codec@10'], model(**own_bound), 'ask for vlb'),
+    (['codec@10'], model(**own_latent), 'ask for vlb'),
+    (['codec@10/learned'], model(), 'ask for another variance'),
     (['immse'], model(process=per_pixel), 'ask for vlb or vlb@T'),
     (['vlb@10/analytic'], model(process=per_pixel), 'ask for vlb or vlb@T'),
 ])
@@ -315,7 +335,8 @@ def test_what_a_model_cannot_have_is_refused_with_a_remedy(names, of, remedy):
 
 
 @pytest.mark.parametrize('names,of', [
-    (['vlb@10/learned', 'iw@4x10/learned'], model(heads)),
+    (['vlb@10/learned', 'iw@4x10/learned', 'codec@10/learned'], model(heads)),
+    (['codec@10', 'codec@10/analytic'], model()),
     (['ode', 'ode/uniform', 'iw@4x10', 'immse', 'vlb@10/analytic'], model()),
     (['vlb@10'], model(**own_bound)),
     (['ode/variational', 'ode/uniform'], model(**own_bound, **dequantiser)),
