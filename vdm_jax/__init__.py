@@ -6,9 +6,9 @@ __version__ = '0.1.0'
 
 
 def load(workdir: str, **options) -> Any:
-  """What a run made, a `Model` of a diffusion model: see `vdm_jax.runs.workdir.load`.
+  """The trained model of a run, a `Model` if it is a diffusion model: `vdm_jax.runs.workdir.load`.
 
-  Imported here at the call, so that the data readers' processes need no JAX.
+  The import happens at the call, so that the processes that read data need no JAX.
   """
   from vdm_jax.runs import workdir as workdir_lib
   return workdir_lib.load(workdir, **options)

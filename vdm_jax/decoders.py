@@ -1,9 +1,9 @@
-"""Between discrete data and the continuous x that is diffused.
+"""Maps between discrete data and the continuous x that is diffused.
 
-Data are integers 0 .. levels - 1 (pixels, or quantised coordinates); x are the centres of
-`levels` equal bins of [-1, 1].  The decoder p(data | z_0) of Kingma et al. (2021), eq. 8,
-gives each level the probability q(z_0 | its x), normalised over the levels: the exact
-posterior under a flat prior.
+Data are integers 0 .. levels - 1 (pixels, or quantised coordinates).  Each x is the centre of one
+of `levels` equal bins of [-1, 1].  The decoder p(data | z_0) of Kingma et al. (2021), eq. 8, gives
+each level a probability proportional to q(z_0 | x of the level).  This is the exact posterior under
+a flat prior.
 """
 
 import jax
@@ -30,16 +30,16 @@ class Pixels:
 
   @property
   def to_ends(self) -> float:
-    """The factor from x to DDPM's coding, with the outermost levels at -1 and 1."""
+    """The factor that turns x into DDPM's coding, where the outermost levels are -1 and 1."""
     return self.levels / (self.levels - 1)
 
   def decode(self, x: Array) -> Array:
-    """[B, ...] -> the nearest level, int32.  Also the argmax of `log_prob` at x = z_0 / alpha."""
+    """[B, ...] -> the nearest level, int32.  It is the argmax of `log_prob` at x = z_0 / alpha."""
     level = jnp.round((x + 1.0) * (self.levels / 2) - 0.5)
     return jnp.clip(level, 0, self.levels - 1).astype(jnp.int32)
 
   def log_prob(self, data: Array, z: Array, level: Level) -> Array:
-    """log p(data | z_0) in nats, [B].  data: integers [B, ...]; z: [B, ...]; level: of t = 0."""
+    """log p(data | z_0) in nats, [B].  data: integers [B, ...]; z: [B, ...]; level: at t = 0."""
     level = level.expand(z)
     # Numbers, so that compilation rounds a centre everywhere alike: `logit` multiplies its rounding
     # by SNR, and each level is in both sums below.
@@ -69,16 +69,16 @@ class Reals:
     return x * self.std + self.mean
 
   def log_prob(self, data: Array, z: Array, level: Level) -> Array:
-    """log of the density of the data in nats, [B]: `normal` of x, and -log std a dimension."""
+    """Log density of the data in nats, [B]: `normal` of x, minus log std for each dimension."""
     x = self.encode(data)
     return normal(x, z, level) - sum_over_data(jnp.broadcast_to(jnp.log(self.std), x.shape))
 
 
 def _log_interval(a: Array, b: Array) -> Array:
-  """log(Phi(b) - Phi(a)), Phi the standard normal distribution function; a < b, element by element.
+  """log(Phi(b) - Phi(a)), element by element, for a < b; Phi is the standard normal's CDF.
 
-  Without cancellation: in either tail, and however close a and b are (relatively to the probability
-  about 1e-5 in float32, in the tails the error of a float32 logarithm).
+  Nothing cancels, in either tail and however close a and b are.  The relative error of the
+  probability is about 1e-5 in float32; in the tails it is the error of a float32 logarithm.
   """
   a, b = jnp.where(a > 0.0, -b, a), jnp.where(a > 0.0, -a, b)  # by symmetry into the left tail
   width, middle = b - a, 0.5 * (a + b)
@@ -104,14 +104,15 @@ def normal(y: Array, z: Array, level: Level) -> Array:
 class DiscretisedNormal:
   """p(k) = Phi((upper_k - mean) / std) - Phi((lower_k - mean) / std): N(mean, std^2) cut into bins.
 
-  Ho et al. (2020), eq. 13: the outermost bins are open, so that the levels have probability 1
-  together.  With a learned std it is the last term of Nichol and Dhariwal (2021).  The code of both
-  has a tanh of a cubic in the place of Phi, 1.8e-4 off at most, but at 5 standard deviations a
-  sixth of the tail and at 6 a seventieth; and probabilities below 1e-12 count as 1e-12, which is no
-  bound.  Here Phi is exact.
+  Ho et al. (2020), eq. 13.  The outermost bins are open, so the probabilities of the levels sum to
+  1.  With a learned std this is the last term of Nichol and Dhariwal (2021).  Here Phi is exact.
+  The code of both papers replaces Phi by a tanh of a cubic, which is 1.8e-4 off at most. But its
+  tail is a sixth of the true tail at 5 standard deviations, and a seventieth at 6.  That code also
+  raises probabilities below 1e-12 to 1e-12, so its result is no bound.
 
-  outermost: the centre of the last bin.  None is ours, `Pixels`: the centres of `levels` equal
-  bins of [-1, 1].  1.0 is DDPM's coding, level k at 2 k / (levels - 1) - 1, bins that wide too.
+  outermost: the centre of the last bin.  None is the coding of `Pixels`: the centres of `levels`
+  equal bins of [-1, 1].  1.0 is DDPM's coding: level k is at 2 k / (levels - 1) - 1, and the bins
+  are 2 / (levels - 1) wide.
   """
   levels: int = static(default=256)
   outermost: float | None = static(default=None)

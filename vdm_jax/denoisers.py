@@ -1,4 +1,4 @@
-"""Denoisers: from a network that estimates a target, and onto another curve."""
+"""Makes denoisers from networks that estimate a target, and carries them to another curve."""
 import jax.numpy as jnp
 
 from vdm_jax.errors import require
@@ -10,13 +10,14 @@ __all__ = ['denoiser', 'on_curve']
 
 
 def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...] = ()) -> Denoiser:
-  """net(*inputs(z, level), cond) -> y, as a Denoiser.
+  """The Denoiser of a network net(*inputs(z, level), cond) -> y.
 
-  `inputs` is where a published network's own conventions live, see `vdm_jax.inputs`.
+  `inputs` holds the conventions of a published network, see `vdm_jax.inputs`.
 
-  heads: the names of further outputs.  The network's last axis is then 1 + len(heads) times as
-  long as z's, and Estimate.extra = {name: [B, ...]}: 'variance' is the head of IDDPM. Raises
-  InputError: the network's output has another shape, which might broadcast.
+  heads: the names of further outputs.  The network's last axis is then 1 + len(heads) times as long
+  as the last axis of z, and Estimate.extra = {name: [B, ...]}.  'variance' is the head of IDDPM.
+
+  Raises InputError if the network's output has another shape, which might broadcast.
   """
   def denoise(z, level, cond=None):
     y = net(*inputs(z, level), cond)
@@ -32,7 +33,7 @@ def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...
 
 
 def on_curve(denoise: Denoiser, curve: Curve) -> Denoiser:
-  """A network trained on `curve`, used on any other process: z is rescaled at equal logsnr."""
+  """A network trained on `curve`, for use on any other process: z is rescaled at equal logsnr."""
   def moved(z, level, cond=None):
     alpha, sigma = curve(level.logsnr)
     # The derivatives stay those of the process in use; a target may not read them (see above).

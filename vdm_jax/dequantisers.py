@@ -1,21 +1,22 @@
-"""From discrete data to continuous, with the price of the step.
+"""Dequantisers turn discrete data into continuous data, and return the cost in nats.
 
 A density p(y) over continuous y gives data the probability of their bin, P(data) = int_bin p(y) dy.
-With y ~ q(y | data) drawn inside of the bin,
+If y ~ q(y | data) is drawn inside the bin,
 
     -log P(data)  <=  E[log q(y | data) - log p(y)],
 
-with equality where q is the posterior p(y | data), p restricted to the bin.  `uniform` noise leaves
-a gap (Theis et al. 2016); noise that a network has learned closes some of it (Ho et al. 2019,
-Flow++), and so do K draws: `units.log_mean_exp` of the log-weights log p(y) - log q(y | data).
+with equality where q is the posterior p(y | data), which is p restricted to the bin.  `uniform`
+noise leaves a gap (Theis et al. 2016).  Noise that a network has learned closes part of the gap (Ho
+et al. 2019, Flow++).  K draws also close part of it: take `units.log_mean_exp` of the log-weights
+log p(y) - log q(y | data).
 
 A dequantiser is a function
 
     (data, keys) -> (y, log_q)      data: integers [B, ...]; keys: [B]; y: [B, ...]; log_q: [B]
 
-with y strictly inside the bin of its datum, of half-width 1 / levels around `Pixels.encode`, and
-log_q the nats of its density in the units of y, which are x's.  In [0, 256) it would be 7 bits per
-dimension less: no conversion is needed here, and none may be made twice.
+Each y is strictly inside the bin of its datum, which has the half-width 1 / levels around
+`Pixels.encode`.  log_q is the log density in nats, in the units of y, which are the units of x. In
+the units of [0, 256), log_q would be 7 bits per dimension less.  No conversion is needed here.
 """
 import math
 from collections.abc import Callable
@@ -36,12 +37,12 @@ Dequantiser = Callable[[Array, Array], tuple[Array, Array]]
 
 
 def _draw(x, keys):
-  """Standard normal noise, from which every y is made."""
+  """The standard normal noise that every y is made from."""
   return random.normal(random.stream(keys, 'dequantise'), x)
 
 
 def _inside(x, offset, levels):
-  """x + offset, strictly inside the bin also after rounding: |offset| < 1 / levels."""
+  """x + offset with |offset| < 1 / levels, kept strictly inside the bin after rounding too."""
   limit = 1.0 / levels - 2.0 * jnp.finfo(x.dtype).eps
   return x + jnp.clip(offset, -limit, limit)
 
@@ -64,9 +65,9 @@ def truncated_normal(levels: int, level: Level) -> Dequantiser:
   """y ~ N(centre, s^2) cut off at the edges of the bin, s = sigma_0 / alpha_0.
 
   log q = -1/2 ((y - centre) / s)^2 - log(s sqrt(2 pi) Z),  Z = erf(tau / sqrt 2),
-  tau = 1 / (levels s) the half-width of the bin in units of s: Zheng et al. (2023), i-DODE, whose
-  formula for the entropy is the mean of this.  So y is distributed as z_0 / alpha_0, but for the
-  tails cut off.
+  where tau = 1 / (levels s) is the half-width of the bin in units of s.  Zheng et al. (2023),
+  i-DODE: their formula for the entropy is the mean of -log q.  Thus y is distributed as z_0 /
+  alpha_0, except that the tails are cut off.
 
   level: at t = 0; sigma_0 > 0.  At logsnr 13.3 and 256 levels tau = 3.019, Z = 0.9975.
   """
@@ -90,11 +91,12 @@ def variational(transport: Callable[[Array, Array], tuple[Array, Array]], levels
 
   log q = log N(eps) - log |dv / deps| - log N(v) + log(levels / 2), by the change of variables.
 
-  Ho et al. (2019), section 3.1, with the normal distribution function Phi for their sigmoid, which
-  makes the identity transport the uniform dequantiser: training starts from its bound.
+  Ho et al. (2019), section 3.1, with the normal distribution function Phi for their sigmoid.  With
+  Phi, the identity transport is the uniform dequantiser, so training starts from the uniform bound.
 
-  transport: invertible in eps for each centre, both [B, ...] -> ([B, ...], [B]); a network such as
-  `nn.small.dequantiser.Couplings` in a `values.Bound`.  Gradients reach it through y and log q.
+  transport: (eps, centre), both [B, ...] -> ([B, ...], [B]), invertible in eps for each centre.  It
+  is a network such as `nn.small.dequantiser.Couplings` in a `values.Bound`.  Gradients reach it
+  through y and log q.
   """
   def dequantise(data, keys):
     x = Pixels(levels).encode(data)

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that the user can mend."""
 import difflib
 from typing import Any
 
@@ -6,14 +6,14 @@ __all__ = ['InputError', 'require', 'require_at_least', 'require_choice']
 
 
 class InputError(ValueError):
-  """Bad input, as a value: the field, its value, the problem, the remedy.
+  """An error of bad input, with the field, its value, the problem and the remedy.
 
-  Python shows the argument, `steps=0: it must be at least 1.`; the command line shows the flag,
-  `--steps=0: ...`, by `as_flag`.
+  Python shows the argument, `steps=0: it must be at least 1.`  The command line shows the flag,
+  `--steps=0: ...`, through `as_flag`.
 
   Args:
-    field: the name of the argument and flag, or of a config's field, 'config.model.groups'.  None:
-      the problem stands alone.
+    field: the name of the argument and flag, or of a config's field, 'config.model.groups'.  If
+      None, only the problem is shown.
     value: as given; None is not shown.
     problem: a clause without a full stop.
     remedy: an imperative without a full stop.
@@ -44,13 +44,13 @@ def _as_typed(value: Any) -> str:
 
 
 def require(holds: bool, field: str | None, value: Any, problem: str, remedy: str = '') -> None:
-  """Raises InputError of these unless `holds`; a comparison with NaN does not."""
+  """Raises InputError of these unless `holds`; a comparison with NaN never holds."""
   if not holds:
     raise InputError(field, value, problem, remedy)
 
 
 def require_at_least(field: str, value: float | None, least: float = 1) -> None:
-  """Raises InputError unless the value of `field` is None, or at least this."""
+  """Raises InputError unless the value of `field` is None or at least `least`."""
   if value is not None and value < least:
     raise InputError(field, value, f'it must be at least {least}')
 

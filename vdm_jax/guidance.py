@@ -1,4 +1,4 @@
-"""Denoiser -> Denoiser: another estimate in place of the network's.
+"""Denoiser -> Denoiser: wrappers that replace the network's estimate by another.
 
 A wrapper changes the estimate and nothing else, so every sampler takes every wrapper.  The two
 halves of an estimate always change together: z = alpha x + sigma eps holds after a wrapper wherever
@@ -9,7 +9,7 @@ it held before, and `extra` is kept.
   what it is led to           `classifier`, `classifier_free`
   where that applies          `guided_between` two values of log-SNR
 
-They nest, and the outermost has the last word: guidance extrapolates, so clip its result
+Wrappers nest, and the outermost wrapper acts last.  Guidance extrapolates, so clip its result
 (`clip(classifier_free(...))`), not its input.
 """
 import math
@@ -30,7 +30,7 @@ def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
   """The estimate with this x_hat, and the eps_hat that goes with it at the same z.
 
   eps = eps_hat + alpha (x_hat - x) / sigma, which is exactly eps_hat where x is x_hat.  At
-  sigma = 0 no eps goes with another x, so eps_hat stays as it is.  x: [B, ...].
+  sigma = 0 no eps fits another x, so eps_hat is kept.  x: [B, ...].
   """
   level = level.expand(x)
   noisy = level.sigma > 0.0
@@ -44,7 +44,7 @@ def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
 def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
   """x_hat clipped to the range of the data: static thresholding.
 
-  Part of the sampling code of Ho et al. (2020); named by Saharia et al. (2022), section 2.3.
+  The sampling code of Ho et al. (2020) does it; Saharia et al. (2022), section 2.3, name it.
   """
   def clipped(z, level, cond=None):
     estimate = denoise(z, level, cond)
@@ -79,8 +79,8 @@ def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: ArrayLike
   """eps = (1 + w) eps_c - w eps_u, and so x = (1 + w) x_c - w x_u.
 
   Ho and Salimans (2022), eq. 6; w = 0 is `conditional`.  (Others call 1 + w the guidance scale.)
-  w: a number, or anything that broadcasts against z.  `extra` is the conditional one's.  Two
-  evaluations; both denoisers are given the same `cond`.
+  w: a number, or anything that broadcasts against z.  `extra` comes from the conditional denoiser.
+  Each call makes two evaluations, and both denoisers are given the same `cond`.
   """
   def guided(z, level, cond=None):
     with_label, without = conditional(z, level, cond), unconditional(z, level, cond)
@@ -93,9 +93,9 @@ def classifier(denoise: Denoiser, gradient: Callable[[Array, Level, PyTree], Arr
                scale: float = 1.0) -> Denoiser:
   """eps = eps_hat - scale sigma grad_z log p(y | z_t): the score plus `scale` times the gradient.
 
-  Dhariwal and Nichol (2021), algorithm 2; x = x_hat + scale sigma^2 / alpha gradient goes with it.
-  gradient: (z, level, cond) -> [B, ...].  At alpha = 0 nothing is known of y and of what x that
-  makes: x_hat stays as it is.
+  Dhariwal and Nichol (2021), algorithm 2.  The matching x is x_hat + scale sigma^2 / alpha
+  gradient.  At alpha = 0, z says nothing about y, and x_hat is kept. gradient: (z, level,
+  cond) -> [B, ...].
   """
   def guided(z, level, cond=None):
     estimate = denoise(z, level, cond)
@@ -111,8 +111,8 @@ def label_gradient(logits: Callable[[Array, Level], Array]
                    ) -> Callable[[Array, Level, Array], Array]:
   """(z, level, label) -> grad_z log p(label | z_t), for `classifier`, of a noisy classifier.
 
-  logits: (z [B, ...], level) -> [B, classes], up to a constant log p(label | z_t).  label: [B]; of
-  -1, no label, the gradient is 0.
+  logits: (z [B, ...], level) -> [B, classes], which is log p(label | z_t) up to a constant. label:
+  [B]; -1 means no label, and its gradient is 0.
   """
   def gradient(z, level, label):
     def log_prob(z):

@@ -1,9 +1,9 @@
-"""A published network's own view of its input: (z, level) -> (the z it reads, its time [B]).
+"""How a published network reads its input: (z, level) -> (the z it reads, its time [B]).
 
-A denoiser is told z and a `Level`.  A network was trained on one process and reads what its paper
-fed it: the step of a chain, the time of an SDE, a noise level, a rescaled z.  All of these are
-functions of logsnr and of z, so a network serves every schedule on its own curve, and any other
-curve by `denoisers.on_curve`.
+A denoiser is given z and a `Level`.  A network was trained on one process and reads the input of
+its paper: the step of a chain, the time of an SDE, a noise level, a rescaled z.  All of these are
+functions of logsnr and z.  So a network serves every schedule on its own curve, and any other curve
+through `denoisers.on_curve`.
 
   name     z                time
   logsnr   z                logsnr
@@ -15,7 +15,7 @@ curve by `denoisers.on_curve`.
   sigma    scale z + shift  sigma / 2, or a multiple of it            Song and Ermon (2020)
   edm      c_in z           c_noise = log(sigma) / 4                  Karras et al. (2022), table 1
 
-The last two are of processes that add noise to the data as they are, `ve` or `Scaled(ve, ...)`.
+The last two are for processes that add noise to unscaled data, `ve` or `Scaled(ve, ...)`.
 """
 from collections.abc import Callable
 
@@ -41,17 +41,17 @@ def logsnr(z: Array, level: Level) -> tuple[Array, Array]:
 
 
 def scaled(logsnr_max: float, logsnr_min: float, scale: float = 1000.0) -> Inputs:
-  """The range of a schedule as [0, scale]: a time for sinusoidal embeddings under any schedule."""
+  """Maps a schedule's range to [0, scale]: a time for sinusoidal embeddings under any schedule."""
   def inputs(z, level):
     return z, _each(scale * (logsnr_max - level.logsnr) / (logsnr_max - logsnr_min), z)
   return inputs
 
 
 def chain(table: TableSchedule, scale: float = 1.0) -> Inputs:
-  """The step of a chain whose entry 0 is clean data: entry i is the timestep i - 1 of public code.
+  """The step of a chain whose entry 0 is clean data; entry i is the timestep i - 1 of public code.
 
-  Between two entries it is a real number, and beyond them the nearest step.  scale: of networks
-  that read a multiple of it.
+  Between two entries the step is a real number; beyond the ends it is the nearest step.  scale: a
+  factor of the step, for networks that read a multiple of it.
   """
   def inputs(z, level):
     step = jnp.clip(table.index(level.logsnr) - 1.0, 0.0, table.steps - 1.0)
@@ -79,7 +79,7 @@ def lines(scale: float = 1.0) -> Inputs:
 def angle(scale: float = 1000.0) -> Inputs:
   """The time of alpha = cos(pi t / 2), sigma = sin(pi t / 2), in [0, scale].
 
-  What the network of Salimans and Ho (2022) reads, in their public code.
+  In their public code, the network of Salimans and Ho (2022) reads this time.
   """
   def inputs(z, level):
     return z, _each(scale * 2.0 / jnp.pi * jnp.arctan(jnp.exp(-0.5 * level.logsnr)), z)
@@ -87,9 +87,9 @@ def angle(scale: float = 1000.0) -> Inputs:
 
 
 def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inputs:
-  """The noise level times `of_sigma`: half of it is the noise level of images in [0, 1].
+  """sigma times `of_sigma`; with 1/2 it is the noise level of images in [0, 1].
 
-  scale, shift: of z; both 1/2 for a network that reads images in [0, 1] itself.
+  scale, shift: the network reads scale z + shift; both are 1/2 if it reads images in [0, 1].
   """
   def inputs(z, level):
     return scale * z + shift, _each(of_sigma * level.sigma, z)
@@ -99,7 +99,7 @@ def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inpu
 def edm(sigma_data: Scalar = 0.5) -> Inputs:
   """c_in = 1 / sqrt(sigma^2 + sigma_data^2) and c_noise, of Karras et al. (2022), table 1.
 
-  sigma_data: of what the network was trained on, alpha x.
+  sigma_data: the standard deviation of alpha x, which the network was trained on.
   """
   def inputs(z, level):
     return z / jnp.hypot(level.expand(z).sigma, sigma_data), _each(0.25 * jnp.log(level.sigma), z)

@@ -14,8 +14,8 @@ has the same marginals for every e(t) >= 0.  It runs towards the data or away fr
 `samplers.interpolants`.
 
 A path is given its variance gamma^2, not gamma: at both ends of a Brownian bridge gamma' is
-infinite, and gamma gamma' is finite.  A `Level` is the one-sided case, where y = 0 and the base is
-eps: `one_sided`.
+infinite, but gamma gamma' is finite.  A `Level` is the one-sided case (`one_sided`), where y = 0
+and the base is eps.
 """
 import math
 from collections.abc import Callable
@@ -58,7 +58,7 @@ Variance = Callable[[Array], Array]                # t -> gamma^2
 
 
 class Drift(NamedTuple):
-  """What moves z_t: the velocity of its flow, and the score of its density."""
+  """The velocity of the flow of z_t, and the score of the density of z_t."""
   drift: Array  # [B, ...]  E[dz_t / dt | z], called b in the paper
   score: Array  # [B, ...]
 
@@ -71,7 +71,7 @@ class Drifts(Protocol):
 
 
 def interpolant(path: Path, variance: Variance) -> Interpolant:
-  """The interpolant of a path and a variance; one jvp gives the derivatives."""
+  """The interpolant of a path and a variance; one jvp computes the derivatives."""
   def at(t):
     t = as_float(t)
     one = jnp.ones_like(t)
@@ -123,13 +123,13 @@ def trigonometric(variance: Variance = jnp.zeros_like) -> Path:
 
 
 def encoding_decoding(t: Array) -> tuple[Array, Array]:
-  """a = cos^2(pi t) before t = 1/2, b = cos^2(pi t) after: in the middle z is noise alone."""
+  """a = cos^2(pi t) before t = 1/2, b = cos^2(pi t) after it; at t = 1/2, z is noise alone."""
   weight = jnp.square(jnp.cos(math.pi * t))
   return jnp.where(t < 0.5, weight, 0.0), jnp.where(t > 0.5, weight, 0.0)
 
 
 def mirror(t: Array) -> tuple[Array, Array]:
-  """a = 1, b = 0: from the data, through noise, and back to the data."""
+  """a = 1, b = 0: the path goes from the data, through noise, and back to the data."""
   return jnp.ones_like(t), jnp.zeros_like(t)
 
 

@@ -1,4 +1,4 @@
-"""Measured tables: the JSON that a command writes, and the Markdown that a page shows of it.
+"""Measured tables: the JSON that a command writes, and the Markdown that a page shows.
 
 A page names a table between two marks, each alone on its line:
 
@@ -6,8 +6,8 @@ A page names a table between two marks, each alone on its line:
     ...
     <!-- /measured -->
 
-The lines between them are rendered from docs/measured/samplers.json by scripts/render_docs.py, so
-a page never says another number than the file.
+The lines between them are rendered from docs/measured/samplers.json by scripts/render_docs.py, so a
+page never shows a number that differs from the file.
 """
 import json
 import re
@@ -30,7 +30,7 @@ _MARKED = re.compile(
 
 
 class Measurement(NamedTuple):
-  """A table, and how it was measured.  Cells are text, whose digits say the precision."""
+  """A table, and how it was measured.  Cells are text; their digits show the precision."""
   title: str
   command: str               # what measured it
   date: str                  # YYYY-MM-DD
@@ -41,7 +41,7 @@ class Measurement(NamedTuple):
 
 
 def read(path: str | Path) -> Measurement:
-  """The measurement in a file.  Raises InputError where it is damaged."""
+  """The measurement in a file.  Raises InputError if the file is damaged."""
   record = files.read_json(path, Measurement._fields, 'measure it again')
   measurement = Measurement(**{name: record[name] for name in Measurement._fields})
   wrong = [row for row in measurement.rows if len(row) != len(measurement.columns)]
@@ -52,7 +52,7 @@ def read(path: str | Path) -> Measurement:
 
 
 def write(path: str | Path, measurement: Measurement) -> None:
-  """Writes a measurement as JSON, a line for each row, so that a change of one is a line."""
+  """Writes a measurement as JSON with one line per row, so a changed row is a changed line."""
   *head, (name, rows) = measurement._asdict().items()
   text = json.dumps(dict(head), indent=2, ensure_ascii=False).removesuffix('\n}')
   lines = ',\n'.join(f'    {json.dumps(row, ensure_ascii=False)}' for row in rows)
@@ -60,7 +60,7 @@ def write(path: str | Path, measurement: Measurement) -> None:
 
 
 def cells(table: rich.table.Table) -> list[list[str]]:
-  """The header and the rows of a table of the screen, without colours."""
+  """The header and the rows of a table for the screen, without colours."""
   plain = lambda u: u.plain if isinstance(u, rich.text.Text) else (
       rich.text.Text.from_markup(str(u)).plain)
   header = [plain(column.header) for column in table.columns]
@@ -69,7 +69,7 @@ def cells(table: rich.table.Table) -> list[list[str]]:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-  """A header and rows of cells as a table of Markdown."""
+  """A Markdown table of a header and rows of cells."""
   header, *rows = (f'|{"|".join(f" {cell} " if cell else " " for cell in line)}|'
                    for line in lines)
   return '\n'.join([header, '|---' * len(lines[0]) + '|', *rows])
@@ -83,7 +83,7 @@ def named(page: str) -> Iterator[str]:
 def fill(page: str, measurements: Mapping[str, Measurement]) -> str:
   """The text of a page, with every marked table rendered.
 
-  Raises InputError: a mark that is not closed, or one of a table that is not in `measurements`.
+  Raises InputError if a mark is not closed, or if its table is not in `measurements`.
   """
   def rendered(match: re.Match) -> str:
     name, indent = match['name'], match['indent']
@@ -105,12 +105,12 @@ def fill(page: str, measurements: Mapping[str, Measurement]) -> str:
 
 
 def read_all(root: Path) -> dict[str, Measurement]:
-  """{name: measurement} of docs/measured of the checkout at `root`."""
+  """{name: measurement} of all files in docs/measured of the checkout at `root`."""
   return {path.stem: read(path) for path in sorted((root / 'docs' / 'measured').glob('*.json'))}
 
 
 def pages(root: Path) -> list[Path]:
-  """The pages of the checkout at `root` for its users."""
+  """The pages for users in the checkout at `root`."""
   pages = [root / 'README.md', root / 'CONTRIBUTING.md', *sorted((root / 'docs').rglob('*.md')),
            *sorted((root / 'configs').rglob('README.md'))]
   return [path for path in pages if path.exists()]

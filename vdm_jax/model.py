@@ -1,10 +1,10 @@
-"""A trained model in a notebook: draw from it, and bound the likelihood of data, in one line.
+"""A trained model in a notebook: one line draws samples, one line bounds the likelihood of data.
 
   model = vdm_jax.load('runs/digits')
   images = model.sample(random.key(0), 16, steps=20)
   nats = model.nats({'image': images}, key=random.key(1))
 
-Everything below takes the record `typing.Model`; systems make this one.
+The rest of the library takes the record `typing.Model`; systems make the `Model` of this module.
 """
 import functools
 from collections.abc import Callable, Mapping
@@ -41,22 +41,23 @@ class Model(typing.Model):
              steps: int | None = None, grid: Grid | None = None, label: ArrayLike | None = None,
              condition: Mapping[str, Any] | None = None,
              guidance: float | Guidance | None = None) -> Array:
-    """n data [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
+    """n samples [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
 
-    All are drawn together, by a program that is kept for the next call.
+    All samples are drawn together.  The compiled program is kept for the next call.
 
     Args:
-      key: one, with n; or keys [n].
+      key: one key, together with n; or keys [n].
       sampler: a name of `samplers.catalogue`, or (denoise, process) -> Sampler.  Default:
-        'dpmpp_2m', or what the model was distilled for.
-      steps: of the grid, by default 20, or as many as the model was distilled for.
+        'dpmpp_2m', or the sampler that the model was distilled for.
+      steps: the number of steps of the grid.  Default: 20, or the number that the model was
+        distilled for.
       grid: (process, steps) -> times [N + 1]; or the times, 1 to 0; or a name of the catalogue.
-        Default: what the catalogue has for the sampler, for most even in time.
+        Default: the grid that the catalogue has for the sampler, which is even in time for most.
       label: for a model with labels: a number, or [n].
-      condition: values of other fields that condition it, by name: see `data.conditions`.
-      guidance: its weight, or `Guidance` with an interval; of a model that has `null`.
+      condition: values of other fields that condition the model, by name: see `data.conditions`.
+      guidance: the weight, or `Guidance` with an interval, for a model that has `null`.
 
-    Raises InputError: also where a step is not finite, naming it.
+    Raises InputError, also if a step is not finite; the error names that step.
     """
     keys = random.each(key, n)
     if guidance is not None and not isinstance(guidance, Guidance):
@@ -73,18 +74,20 @@ class Model(typing.Model):
 
   def nats(self, batch: PyTree, *, key: Array, draws: int = 32, steps: int = 0,
            batch_size: int = 512) -> np.ndarray:
-    """The bound on -log p of each example of a batch: nats [n], the mean of so many draws.
+    """The bound on -log p of each example of a batch: nats [n], the mean over `draws`.
 
-    Their times are evenly spread, as in a ledger.  bits/dim: `units.bits_per_dim(nats, shape)`.
+    The times of the draws are evenly spread, as in a ledger.  bits/dim: `units.bits_per_dim(nats,
+    shape)`.
 
     Args:
-      batch: as of the data, {'image': [n, ...], ...}, with the fields that condition the model.
-      draws: of time and noise for each example.
-      steps: T of a chain's bound; 0: the bound of continuous time.
-      batch_size: evaluations of the network at a time.
+      batch: a batch of the data, {'image': [n, ...], ...}, with the fields that condition the
+        model.
+      draws: the number of draws of time and noise for each example.
+      steps: T of a chain's bound; 0 gives the bound of continuous time.
+      batch_size: the number of evaluations of the network at a time.
 
-    Raises InputError: log-SNR is infinite at an end, where the bound has no value; the prior of the
-    model is implicit; a model that was distilled.
+    Raises InputError if log-SNR is infinite at an end, where the bound has no value; if the prior
+    of the model is implicit; or if the model was distilled.
     """
     require_at_least('draws', draws)
     require_explicit_prior(self)
@@ -108,14 +111,15 @@ class Model(typing.Model):
   def codec(self, levels: int, steps: int, **options: Any) -> Any:
     """The `codec.Chain` of T = `steps` steps, which `codec.encode` and `codec.decode` follow.
 
-    options: `lanes`, `variance` and `kernel` of `codec.chain`.  Raises InputError as that does.
+    options: `lanes`, `variance` and `kernel` of `codec.chain`.  Raises InputError as `codec.chain`
+    does.
     """
     from vdm_jax import codec  # which needs a library that nothing else needs
     return codec.chain(self, levels, steps, **options)
 
   def _method(self, sampler: str | SamplerMaker | None, steps: int | None, grid: Grid | None
               ) -> tuple[SamplerMaker, np.ndarray]:
-    """What makes the sampler, and its times."""
+    """The function that makes the sampler, and the sampler's times."""
     from vdm_jax.samplers import catalogue
     require_at_least('steps', steps)
     name, usual = self.distilled or ('dpmpp_2m', 20)
@@ -159,7 +163,7 @@ def _plural(field: str) -> str:
 
 
 class _Same:
-  """A model as an argument of a cache: equal to itself alone, since what it closes over has no ==.
+  """A model as a cache's argument: equal to itself alone, since its closures have no ==.
   """
 
   def __init__(self, model: Model):

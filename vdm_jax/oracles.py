@@ -1,9 +1,9 @@
 """Closed-form denoisers: data whose posterior mean is known at every noise level.
 
-An oracle is a Denoiser (`oracle(z, level)`), and knows the density of z_t.  Whatever the
-library claims of samplers, bounds and likelihoods is judged against these, and so may be
-whatever a user adds.  All are finite where alpha vanishes; where sigma does, the Gaussian and
-the mixture are (the empirical measure has no density there).
+An oracle is a Denoiser (`oracle(z, level)`), and knows the density of z_t.  The library's claims
+about samplers, bounds and likelihoods are tested against oracles, and a user's additions can be
+too. All oracles are finite where alpha vanishes.  Where sigma vanishes, the Gaussian and the
+mixture are finite, but the empirical measure has no density.
 """
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Gaussian:
                                  + jnp.log(2.0 * jnp.pi * variance)))
 
   def flow_map(self, z: Array, at_t: Level, at_s: Level) -> Array:
-    """z_t -> z_s along the probability flow: affine, deviations scale with the marginal std."""
+    """z_t -> z_s along the probability flow.  The map is affine: deviations scale with the std."""
     at_s, _, to = self._moments(z, at_s)
     _, deviation, here = self._moments(z, at_t)
     return at_s.alpha * self.mean + deviation * jnp.sqrt(to / here)
@@ -49,7 +49,7 @@ class Gaussian:
 class Mixture:
   """x ~ sum_k weights_k N(means_k, diag stds_k^2).  weights: [K]; means: [K, ...].
 
-  stds: [K], the same in all dimensions, or the shape of `means`.
+  stds: [K] if they are the same in all dimensions, or the shape of `means`.
   """
   weights: ArrayLike
   means: ArrayLike

@@ -2,7 +2,7 @@
 
 A process is a *schedule* (how fast: t -> logsnr) on a *curve* (where: logsnr ->
 (alpha, sigma)).  Everything else follows: the derivatives by one jvp, the SDE by
-f = dalpha / alpha and g^2 = -sigma^2 dlogsnr, the posterior and the KL terms by Bayes' rule.
+f = dalpha / alpha and g^2 = -sigma^2 dlogsnr, and the posterior and the KL terms by Bayes' rule.
 The curve is a choice of units: bounds and exact samplers do not depend on it.
 """
 import dataclasses
@@ -27,7 +27,7 @@ __all__ = ['GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated', '
 
 
 def _with_slopes(slopes: Curve) -> Callable[[Curve], Curve]:
-  """Gives a curve its derivatives by logsnr, `curve.slopes`, in closed forms."""
+  """Gives a curve `slopes`, the closed forms of its derivatives by logsnr."""
   def give(curve):
     setattr(curve, 'slopes', slopes)  # noqa: B010
     return curve
@@ -37,7 +37,8 @@ def _with_slopes(slopes: Curve) -> Callable[[Curve], Curve]:
 def slopes(curve: Curve) -> Curve:
   """logsnr -> the derivatives of (alpha, sigma) by logsnr: `curve.slopes`, or else by one jvp.
 
-  Automatic differentiation of `vp` or `flow` has 1 - alpha^2 in float32, nothing at logsnr 20.
+  Automatic differentiation of `vp` or `flow` computes 1 - alpha^2, which is 0 in float32 at logsnr
+  20.
   """
   own = getattr(curve, 'slopes', None)
   if own is not None:
@@ -91,7 +92,7 @@ def _sub_vp_slopes(logsnr: Array) -> tuple[Array, Array]:
 def sub_vp(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha^2 + sigma = 1: the curve of the sub-VP SDE (Song et al. 2021, section 3.4).
 
-  Theirs has the alpha of the VP SDE, hence another logsnr at the same time: it is
+  Their process has the alpha of the VP SDE, hence another logsnr at the same time.  It is
   `from_alpha_sigma(alpha, lambda t: 1 - alpha(t)**2)`.
   """
   c = jnp.exp(-0.5 * jnp.asarray(logsnr))
@@ -101,11 +102,12 @@ def sub_vp(logsnr: ArrayLike) -> tuple[Array, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Scaled:
-  """`curve` for data that are multiplied by `scale` before noise comes in: alpha is so much larger.
+  """`curve` for data that are multiplied by `scale` before noise is added: alpha grows by `scale`.
 
-  Published networks code images in other units than `decoders.Pixels`, whose bins fill [-1, 1]:
-  with the outermost of K levels at -1 and 1 (`scale` = K / (K - 1)), or in [0, 1] (half of that).
-  Seen so, their processes are of our x, and all that is said of x holds: levels, bins, decoders.
+  The bins of `decoders.Pixels` fill [-1, 1].  Published networks code images in other units: with
+  the outermost of K levels at -1 and 1 (`scale` = K / (K - 1)), or in [0, 1] (half of that
+  `scale`).  With `Scaled`, their processes are processes of our x, so levels, bins and decoders
+  hold for them.
   """
   curve: Curve
   scale: float
@@ -126,8 +128,9 @@ class Scaled:
 class GaussianProcess:
   """schedule o curve: t -> Level.  A fixed schedule is a value, a learned one a `Bound`.
 
-  Where logsnr is infinite (a schedule from clean data, or to no signal; not on `ve`, whose sigma
-  would be infinite) dalpha and dsigma are those at a distance of 1e-6 in t, and dlogsnr is -inf.
+  logsnr may be infinite: a schedule begins with clean data, or ends without signal (not on `ve`,
+  whose sigma would be infinite).  There dalpha and dsigma are taken at a distance of 1e-6 in t, and
+  dlogsnr is -inf.
   """
   schedule: Schedule
   curve: Curve = static(default=vp)
@@ -145,7 +148,7 @@ class GaussianProcess:
 
 
 def _inwards(t, logsnr, distance):
-  """t, moved by `distance` off an end where its logsnr is infinite (at one pixel, of many)."""
+  """t, moved by `distance` off an end where logsnr is infinite (at any pixel)."""
   logsnr = jax.lax.stop_gradient(logsnr)
   end = jnp.where(jnp.isinf(logsnr), jnp.sign(logsnr), 0.0)
   sign = jnp.sign(jnp.sum(end, axis=range(t.ndim, logsnr.ndim)))
@@ -153,10 +156,10 @@ def _inwards(t, logsnr, distance):
 
 
 def inside(process: Process, t: ArrayLike) -> Array:
-  """t, except where logsnr is infinite there: then a time next to it, by half of t's digits.
+  """t; or, where logsnr is infinite at t, a time next to t, at a distance of half of t's digits.
 
-  So a loss at an end of a process that begins at clean data, or ends without signal, is its limit:
-  the error of that distance is as small as the rounding of 1 / alpha or 1 / sigma there.
+  So at an end with clean data, or without signal, a loss is its limit.  The error of that distance
+  is as small as the rounding of 1 / alpha or 1 / sigma there.
   """
   t = as_float(t)
   return _inwards(t, process(t).logsnr, math.sqrt(jnp.finfo(t.dtype).eps))
@@ -165,11 +168,11 @@ def inside(process: Process, t: ArrayLike) -> Array:
 def from_alpha_sigma(alpha: Callable[[Array], Array], sigma: Callable[[Array], Array]) -> Process:
   """The process of two functions of time, finite where alpha or sigma vanish.
 
-  E.g. rectified flow, `from_alpha_sigma(lambda t: 1 - t, lambda t: t)`: through logsnr
-  its end points would be infinite; alpha, sigma and their derivatives are not.
+  An example is rectified flow, `from_alpha_sigma(lambda t: 1 - t, lambda t: t)`.  Its logsnr is
+  infinite at both ends, but alpha, sigma and their derivatives are finite.
 
-  An alpha below the rounding of sigma, eps sigma, is 0: so is meant the cosine of pi / 2, which is
-  6e-17 in float64 and would give a logsnr of -75.
+  An alpha below the rounding of sigma, eps sigma, counts as 0.  An example is the cosine of pi / 2:
+  it is 6e-17 in float64, and would give a logsnr of -75.
   """
   def process(t):
     t = as_float(t)
@@ -190,7 +193,7 @@ class RectifiedFlow:
   """alpha = 1 - t, sigma = t + sigma_min (1 - t): straight lines from data to noise.
 
   Liu et al. (2023) without sigma_min; Lipman et al. (2023), eq. 20, with it (the path of optimal
-  transport; their time is 1 - t).  logsnr from infinity, or -2 log sigma_min, to -infinity.
+  transport; their time is 1 - t).  logsnr falls from infinity, or -2 log sigma_min, to -infinity.
   """
   sigma_min: Scalar = 0.0
 
@@ -202,9 +205,9 @@ class RectifiedFlow:
 class SubVP:
   """alpha = exp(-1/2 int_0^t beta), sigma = 1 - alpha^2, beta linear from beta_min to beta_max.
 
-  The sub-VP SDE of Song et al. (2021), section 3.4 and appendix C: the alpha of the VP SDE
-  (`schedules.BetaLinear`) and nowhere more variance.  Clean data at t = 0; logsnr -10.05 at t = 1.
-  They sample from t = 1 to 1e-3.
+  The sub-VP SDE of Song et al. (2021), section 3.4 and appendix C.  It has the alpha of the VP SDE
+  (`schedules.BetaLinear`), and nowhere more variance.  The data are clean at t = 0, and logsnr is
+  -10.05 at t = 1.  Song et al. sample from t = 1 to 1e-3.
   """
   beta_min: Scalar = 0.1
   beta_max: Scalar = 20.0
@@ -217,17 +220,17 @@ class SubVP:
 
 @value
 class Truncated:
-  """`process` between two of its times, over which t in [0, 1] now runs.  Made by `between`."""
+  """`process` between two of its times, which are now t = 0 and t = 1.  Made by `between`."""
   process: Process
   first: Scalar
   last: Scalar
 
   @classmethod
   def between(cls, process: Process, logsnr_max: Scalar, logsnr_min: Scalar) -> 'Truncated':
-    """From logsnr_max at t = 0 to logsnr_min at t = 1, on the levels of `process`.
+    """The part of `process` from logsnr_max, at t = 0, to logsnr_min, at t = 1.
 
-    A limit beyond an end of `process`, as an infinite one is, leaves that end.  The two times are
-    found once, here, and carry no gradient.
+    A limit beyond an end of `process` (for example an infinite limit) keeps that end.  The two
+    times are found once, here, and carry no gradient.
 
     Raises ValueError unless logsnr_max > logsnr_min, where neither is traced.
     """
@@ -260,7 +263,7 @@ def diffuse(x: Array, eps: Array, level: Level) -> Array:
 def time_of(process: Process, logsnr: ArrayLike) -> Array:
   """The t in [0, 1] at which `process` has this logsnr, by bisection: logsnr decreases in t.
 
-  Any shape; a logsnr beyond the end points, or infinite, is at the nearer end.
+  logsnr: any shape; a value beyond the end points, or infinite, gives the nearer end.
   """
   def halve(_, interval):
     low, high = interval
@@ -279,7 +282,7 @@ def time_of(process: Process, logsnr: ArrayLike) -> Array:
 def sde(level: Level) -> tuple[Array, Array]:
   """(f, g) of dz = f z dt + g dw:  f = d log alpha / dt,  g^2 = -sigma^2 d logsnr / dt.
 
-  Finite where sigma vanishes; where alpha does, f and g are not.
+  f and g are finite where sigma vanishes, and infinite where alpha vanishes.
   """
   f = level.dalpha / level.alpha
   # -sigma^2 dlogsnr without the product of zero and infinity at sigma = 0.
@@ -289,7 +292,7 @@ def sde(level: Level) -> tuple[Array, Array]:
 def tau(at_t: Level, at_s: Level) -> Array:
   """1 - SNR(t) / SNR(s) in [0, 1]: the share of z_s's noise that q(z_s | z_t, x) draws anew.
 
-  Exactly 0 where t = s, also where both logsnr are infinite; 1 where only one of them is.
+  tau is exactly 0 where t = s, also if both logsnr are infinite; it is 1 if only one is infinite.
   """
   change = jnp.where(at_t.logsnr == at_s.logsnr, 0.0, at_t.logsnr - at_s.logsnr)  # inf - inf = 0
   return -jnp.expm1(change)
@@ -299,7 +302,7 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
   """Mean and standard deviation of q(z_s | z_t, x), s < t.  z, x: [B, ...].
 
   mean = sqrt(1 - tau) (sigma_s / sigma_t) z + alpha_s tau x,  std = sigma_s sqrt(tau).
-  Kingma et al. (2021), appendix A.2, on any curve.  Not defined where sigma_t = 0.
+  Kingma et al. (2021), appendix A.2, on any curve.  It is not defined where sigma_t = 0.
   """
   at_t, at_s = at_t.expand(z), at_s.expand(z)
   share = tau(at_t, at_s)
@@ -308,7 +311,7 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
 
 
 def interpolated_std(at_t: Level, at_s: Level, share: ArrayLike) -> Array:
-  """sqrt(beta^v beta_tilde^(1 - v)), v = `share`: of p(z_s | z_t), between two kernels' own.
+  """sqrt(beta^v beta_tilde^(1 - v)), v = `share`: a std of p(z_s | z_t) between two kernels' stds.
 
   beta_tilde = sigma_s^2 tau is the variance of q(z_s | z_t, x), beta = sigma_t^2 tau the variance
   of q(z_t | z_s) on `vp`.  Nichol and Dhariwal (2021), eq. 15.  The levels broadcast against
@@ -320,17 +323,17 @@ def interpolated_std(at_t: Level, at_s: Level, share: ArrayLike) -> Array:
 def learned_share(estimate: Estimate) -> Array:
   """(u + 1) / 2 of a variance head u = estimate.extra['variance']: the share in `interpolated_std`.
 
-  Nichol and Dhariwal (2021), section 3.1; u is what the network gives, in the range [-1, 1] of
-  their public code, and is mapped to [0, 1] here alone.  It is not clipped.
+  Nichol and Dhariwal (2021), section 3.1.  u is the network's output, in the range [-1, 1] of their
+  public code.  Only this function maps u to [0, 1], and it does not clip.
   """
   return 0.5 * (estimate.extra['variance'] + 1.0)
 
 
 def prior_std(process: Process, t: ArrayLike = 1.0) -> Array:
-  """Standard deviation of p(z_1) = N(0, alpha_1^2 + sigma_1^2), what data of unit variance gives.
+  """Standard deviation of p(z_1) = N(0, alpha_1^2 + sigma_1^2), as data of unit variance give it.
 
-  1 on the `vp` curve; on the others the same prior in the units of the curve.  t < 1: where a grid
-  begins later, as if it were the end.
+  It is 1 on the `vp` curve; on other curves it is the same prior in the units of the curve.  For a
+  grid that begins at t < 1, t counts as the end.
   """
   level = process(jnp.asarray(t, float))
   return jnp.hypot(level.alpha, level.sigma)
@@ -344,8 +347,8 @@ def sample_prior(process: Process, keys: Array, like: Array, t: ArrayLike = 1.0)
 def prior_kl(x: Array, level: Level) -> Array:
   """KL(q(z_1 | x) || p(z_1)) in nats, element by element: [B, ...]. level: at t = 1.
 
-  1/2 (sigmoid(logsnr) (x^2 - 1) - log sigmoid(-logsnr)) with p(z_1) of `prior_std`: on every
-  curve the same number.
+  1/2 (sigmoid(logsnr) (x^2 - 1) - log sigmoid(-logsnr)) with p(z_1) of `prior_std`.  The number is
+  the same on every curve.
   """
   logsnr = level.expand(x).logsnr
   return 0.5 * (jax.nn.sigmoid(logsnr) * (jnp.square(x) - 1.0) - jax.nn.log_sigmoid(-logsnr))

@@ -1,8 +1,8 @@
 """Randomness, per example: a draw depends on (example, name), never on batch layout.
 
-Draws are float32, also where JAX has 64 bits and their use is float64: a key draws other
-numbers in another precision.  So a run has the same noise, and to rounding the same numbers, in
-both modes.
+Draws are float32, even where JAX has 64 bits and the draws are used in float64.  A key would draw
+other numbers in another precision.  So a run has the same noise in both modes, and the same numbers
+up to rounding.
 """
 import zlib
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ __all__ = ['bernoulli', 'each', 'key', 'normal', 'per_example', 'stratified', 's
 def key(seed: int, field: str = 'seed') -> Array:
   """The key of a seed, 0 .. 2^32 - 1, whatever implementation the environment prefers.
 
-  Threefry: of what JAX offers, the one whose draws for an example do not depend on how many
-  examples are drawn together (under vmap).  field: the name that an error gives the seed.
-  Raises InputError.
+  The implementation is Threefry.  It is the only one of JAX whose draws for an example do not
+  depend on how many examples are drawn together (under vmap).  field: the name of the seed in an
+  error. Raises InputError.
   """
   try:
     seed = index(seed)
@@ -41,8 +41,7 @@ def per_example(key: Array, i: Array) -> Array:
 
 
 def each(key: Array, n: int | None = None) -> Array:
-  """A key for each of n examples, [n]: the keys of `per_example`, or `key` if it is as many
-  already.
+  """A key for each of n examples, [n]: by `per_example`, or `key` itself if it holds n keys.
 
   Raises InputError.
   """
@@ -78,7 +77,7 @@ def normal(keys: Array, like: Array) -> Array:
 def uniform(keys: Array, like: Array) -> Array:
   """Uniform on [0, 1], one for each example: [B], of the precision of `like`, [B, ...].
 
-  The distribution function of a normal draw, so that normal draws are all a sampler uses.
+  It is the distribution function of a normal draw, so a sampler uses normal draws only.
   """
   return jax.scipy.special.ndtr(normal(keys, jnp.zeros(like.shape[:1], like.dtype)))
 
@@ -94,12 +93,12 @@ def bernoulli(keys: Array, p: Array) -> Array:
 
 
 def stratified(u: Array, i: Array, n: int) -> Array:
-  """(u + i/n) mod 1: the times of examples `i` of `n`, each uniform, together evenly spread.
+  """(u + i/n) mod 1: times of examples `i` of `n`, each uniform, and evenly spread together.
 
   Kingma et al. (2021), appendix I.1.  u: [] or like i, uniform on [0, 1).
 
-  t = 0, which is drawn about once in 10^7 times in float32, becomes half a step of u, and the last
-  t is as far from 1: a long run never meets an infinity at an end.
+  In float32, t = 0 is drawn about once in 10^7 times.  It becomes half a step of u, and the last t
+  is as far from 1.  So a long run never meets an infinity at an end.
   """
   t = jnp.mod(u + i / n, 1.0)
   half = 0.5 * jnp.finfo(t.dtype).eps

@@ -13,7 +13,7 @@ Config = ml_collections.ConfigDict
 
 
 def digits(config: Config, *, steps: int = 1500) -> Config:
-  """Handwritten digits, 8x8 with 17 grey levels: some two or three minutes on 2 CPU cores."""
+  """Handwritten digits, 8x8 with 17 grey levels: two or three minutes on 2 CPU cores."""
   config.data.update(name='digits', validation=97, batch_size=64)
   config.optimizer.update(learning_rate=6e-3, warmup_steps=100, decay_steps=steps)
   config.ema = {'ema': 0.99}  # 0.9999 would keep 86 % of the initial weights after 1,500 steps
@@ -24,7 +24,7 @@ def digits(config: Config, *, steps: int = 1500) -> Config:
 
 
 def plane(config: Config, name: str = 'swirl', *, steps: int = 3000) -> Config:
-  """Points in the plane, 8 bits a coordinate: some two minutes.  name: see `data.formulas`."""
+  """Points in the plane, 8 bits per coordinate: about two minutes.  name: see `data.formulas`."""
   config.data.update(name=name, validation=2000, batch_size=512)
   config.optimizer.update(learning_rate=2e-3, decay_steps=steps)
   config.ema = {'ema': 0.995}
@@ -41,7 +41,7 @@ def mnist(config: Config) -> Config:
 
 
 def cifar10(config: Config) -> Config:
-  """CIFAR-10 as Kingma et al. (2021): trained on all 50,000, without augmentation."""
+  """CIFAR-10 as in Kingma et al. (2021): all 50,000 images, without augmentation."""
   config.data.update(name='cifar10', validation=1024, hold_out=False)
   return config
 
@@ -54,7 +54,7 @@ def imagenet(config: Config, size: int) -> Config:
 
 
 def published(config: Config) -> Config:
-  """What the published image models share: trained on all images, Adam, a long warm-up.
+  """The settings that published image models share: all images, Adam, a long warm-up.
 
   Ho et al. (2020), section 4 and appendix B; Song et al. (2021), appendix H.
   """
@@ -64,9 +64,9 @@ def published(config: Config) -> Config:
 
 
 def short(config: Config, name: str, *, steps: int, learning_rate: float = 2e-3) -> Config:
-  """A run of minutes on 2 CPU cores, on any images: small batches, and a rate that falls to 0.
+  """A run of minutes on 2 CPU cores, on any images: small batches, a learning rate that falls to 0.
 
-  name: of the data, as `config.data.name`.  The last 1,000 images for training are held out.
+  name: the data's name, as in `config.data.name`.  The last 1,000 training images are held out.
   """
   config.data.update(name=name, validation=1000, batch_size=32)
   config.optimizer.update(learning_rate=learning_rate, warmup_steps=100, decay_steps=steps,
@@ -78,7 +78,7 @@ def short(config: Config, name: str, *, steps: int, learning_rate: float = 2e-3)
 
 
 def fine_tuning(config: Config, *, steps: int = 300) -> Config:
-  """A short run from trained weights, at a tenth of their learning rate."""
+  """A short run from trained weights, at a tenth of the learning rate that trained them."""
   config.optimizer.update(learning_rate=0.1 * config.optimizer.learning_rate, decay_steps=steps)
   config.ema = {'ema': 0.97}
   config.train.update(steps=steps, validate_every=steps // 2, checkpoint_every=steps // 2)
@@ -86,7 +86,7 @@ def fine_tuning(config: Config, *, steps: int = 300) -> Config:
 
 
 def students(config: Config, *, steps: int, learning_rate: float = 2e-3) -> Config:
-  """A short distillation of trained weights, whose own parameters are evaluated: no average."""
+  """A short distillation of trained weights, whose parameters are evaluated without an average."""
   config.optimizer.update(learning_rate=learning_rate, warmup_steps=0, decay_steps=0,
                           weight_decay=0.0, clip_norm=1.0)
   config.ema = {'student': 0.0}

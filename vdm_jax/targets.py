@@ -1,7 +1,7 @@
 """Prediction targets, and how a network with a target becomes a denoiser.
 
-Every target in use is linear in (x, eps):  y = a x + b eps.  With z = alpha x + sigma eps that
-is a 2x2 system, so one solve serves them all; det = alpha b - sigma a.
+Every target in use is linear in (x, eps):  y = a x + b eps.  With z = alpha x + sigma eps, this is
+a 2x2 system for x and eps.  So one solve serves all targets; det = alpha b - sigma a.
 
   name       a                    b
   x          1                    0
@@ -14,12 +14,13 @@ is a 2x2 system, so one solve serves them all; det = alpha b - sigma a.
   removed    alpha - scale        sigma              Luhman and Luhman (2021): z - scale x
   edm        see `edm`                               Karras et al. (2022), table 1
 
-A target belongs to the network: it may use the level's alpha, sigma and logsnr, but not
-how fast time passes, or the same network would mean something else under another
-schedule.  So `velocity` is told the process it was trained on, and finds its time in it.
+A target belongs to the network.  It may use the level's alpha, sigma and logsnr, but not how fast
+time passes: under another schedule, the same network would then mean something else.  So `velocity`
+is given the process that the network was trained on, and finds the time in that process.
 
-In float32 a `v` target is solved to 5e-7 for |logsnr| <= 20; an `x` target loses eps at high
-logsnr (9e-5 at 13.3) and an `eps` target loses x at low logsnr, as 1/sigma and 1/alpha grow.
+In float32 a `v` target is solved to 5e-7 for |logsnr| <= 20.  An `x` target loses the precision of
+eps at high logsnr (9e-5 at 13.3), as 1/sigma grows.  An `eps` target loses the precision of x at
+low logsnr, as 1/alpha grows.
 """
 import jax.numpy as jnp
 
@@ -48,9 +49,9 @@ def velocity(trained_on: Process) -> Target:
 
 
 def removed(scale: float = 1.0) -> Target:
-  """z - scale x, all that is to be removed: the student z - net(z) of Luhman and Luhman (2021).
+  """z - scale x, the part of z to remove: the student is z - net(z), Luhman and Luhman (2021).
 
-  scale: of a network that codes images otherwise than x, see `decoders.Pixels.to_ends`.
+  scale: the factor from x to the network's coding of images, see `decoders.Pixels.to_ends`.
   """
   return lambda l: (l.alpha - scale, l.sigma)
 

@@ -1,7 +1,8 @@
-"""The nouns of the library.  Everything else is a function between them.
+"""The types of the library.  Everything else is a function between these types.
 
 Shapes: `B` batch, `...` data.  Times `t`: `[B]` or `[]`; 0 = data, 1 = noise.
-Objectives and bounds are nats per example; bits per dimension appear at the edge only.
+Objectives and bounds are in nats per example.  Nats become bits per dimension only at the edges of
+the library.
 """
 from collections.abc import Callable
 from typing import (
@@ -32,7 +33,7 @@ Curve = Callable[[Array], tuple[Array, Array]]  # logsnr -> (alpha, sigma)
 
 
 class Level(NamedTuple):
-  """Everything about one noise level, q(z_t | x) = N(alpha x, sigma^2).
+  """All quantities of one noise level, q(z_t | x) = N(alpha x, sigma^2).
 
   Fields share the shape of `t`, or carry data axes too (per-pixel schedules).
   alpha, sigma and their time derivatives `d*` are finite; logsnr may be +-inf where
@@ -58,7 +59,7 @@ Weighting = Callable[[Level], Array]               # level -> w >= 0; 1 is the b
 
 
 class Estimate(NamedTuple):
-  """What a denoiser believes, in both coordinates: z = alpha x + sigma eps."""
+  """The estimate of a denoiser, as x and as eps: z = alpha x + sigma eps."""
   x: Array              # [B, ...]  E[x | z]
   eps: Array            # [B, ...]  E[eps | z]
   extra: PyTree = None  # e.g. a variance head; wrappers keep it (`_replace`)
@@ -84,9 +85,9 @@ class Objective(Protocol):
                *args: Any, **kwargs: Any) -> tuple[Array, dict[str, Array]]:
     """Nats per example [B], and its terms {name: [B]}.  x: [B, ...]; t, keys: [B].
 
-    The next argument is `cond`, leaves [B, ...] or None.  The rest is an objective's own: keywords,
-    which it may require (`data` and `decoder` of a bound, the `steps` of a chain).  To a type
-    checker `*args, **kwargs: Any` says so.  No mean is taken inside.
+    The next argument is `cond`, leaves [B, ...] or None.  Each objective then has keywords of its
+    own, and may require them (`data` and `decoder` of a bound, the `steps` of a chain).  For a type
+    checker these arguments are `*args, **kwargs: Any`.  An objective takes no mean over examples.
     """
     ...
 
@@ -96,9 +97,9 @@ def _same(z: Array) -> Array:
 
 
 class Sampler(NamedTuple):
-  """A reverse-time transition kernel: pure functions, and a plan of per-step numbers.
+  """A reverse-time transition kernel: pure functions, and a plan of numbers for each step.
 
-  A sampler without a memory is `Sampler(step)`: its state is z.
+  A sampler without memory is `Sampler(step)`; its state is z.
   """
   step: Callable[..., PyTree]              # keys [B], state, t, s, plan[i] -> state
   init: Callable[[Array], PyTree] = _same  # z_1 -> state
@@ -112,7 +113,7 @@ SamplerMaker = Callable[[Denoiser, Process], Sampler]
 
 
 class Context(NamedTuple):
-  """What a loss may know beside parameters and data.  Read-only."""
+  """The read-only inputs of a loss beside parameters and data."""
   t: Array             # [B]  stratified over the global batch
   keys: Array          # [B]  one PRNG key per example of the global batch
   step: Array          # []
@@ -129,7 +130,7 @@ Update = Callable[..., tuple[PyTree, dict[str, Array]]]
 
 @runtime_checkable
 class Denoises(Protocol):
-  """What can be evaluated, and sampled by any sampler: a `Model`."""
+  """The protocol of what can be evaluated, and sampled by any sampler: a `Model`."""
 
   @property
   def denoise(self) -> Denoiser: ...
@@ -140,7 +141,7 @@ class Denoises(Protocol):
 
 @runtime_checkable
 class Samples(Protocol):
-  """What draws its own data."""
+  """The protocol of models that draw data by their own method."""
 
   @property
   def sample(self) -> Callable[..., Array]:
@@ -150,7 +151,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class Bounds(Protocol):
-  """What bounds the likelihood of data."""
+  """The protocol of models that bound the likelihood of data."""
 
   @property
   def nats(self) -> Callable[..., Array]:
@@ -160,7 +161,7 @@ class Bounds(Protocol):
 
 @runtime_checkable
 class Features(Protocol):
-  """What sees features in data, by which samples may be judged."""
+  """The protocol of networks that compute features of data, by which samples are judged."""
 
   @property
   def features(self) -> Callable[[Array], Array]:
@@ -170,7 +171,7 @@ class Features(Protocol):
 
 @runtime_checkable
 class Codes(Protocol):
-  """What encodes images without loss, at the rate of its bound."""
+  """The protocol of models that encode images without loss, at the rate of their bound."""
 
   @property
   def codec(self) -> Callable[..., Any]:
@@ -182,7 +183,7 @@ CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes)
 
 
 def brief(parts: Any) -> str:
-  """'VAE(shape=(8, 8, 1), levels=17: sample, bound)', of a NamedTuple: numbers and functions."""
+  """A NamedTuple's numbers and functions: 'VAE(shape=(8, 8, 1), levels=17: sample, bound)'."""
   plain = {name: part for name, part in parts._asdict().items()
            if isinstance(part, (bool, int, str, tuple)) and parts._field_defaults.get(name) != part}
   has = [name for name, part in parts._asdict().items() if callable(part)]
@@ -200,7 +201,7 @@ def _no_conditions(numbers: Any, **values: Any) -> PyTree:
 
 
 class Model(NamedTuple):
-  """A denoiser and all that goes with it: a trained diffusion model, ready to be used."""
+  """A trained diffusion model, ready for use: a denoiser and all that belongs to it."""
   denoise: Denoiser
   process: Process
   decoder: Decoder                     # log p(data | z_0)
@@ -233,12 +234,12 @@ class Model(NamedTuple):
 
 
 def denoises(model: Any) -> TypeGuard[Model]:
-  """Whether what comes of a run can be used as a `Model`."""
+  """Whether the product of a run can be used as a `Model`."""
   return isinstance(model, Denoises)
 
 
 class Experiment(NamedTuple):
-  """What a config's `build` returns.  Training, evaluation and sampling use nothing else."""
+  """The return value of a config's `build`.  Training, evaluation and sampling use nothing else."""
   init: Callable[[Array], PyTree]      # key -> params
   loss: Loss
   model: Callable[..., Any]            # params (, dropout keys [B]) -> a `Model`, or what else it

@@ -25,13 +25,13 @@ def sum_of_terms(terms: Mapping[str, Array]) -> Array:
 def log_mean_exp(log_weights: Array, axis: int = 0) -> Array:
   """log (1/K sum_k exp log_weights_k) over `axis` of length K, here [K, B] -> [B].
 
-  The importance-weighted estimate (Burda et al. 2016, section 3): with weights whose mean is
-  p(data) it is at most log p(data) in expectation, and grows with K.  Without its -log K it is no
-  bound.
+  This is the importance-weighted estimate (Burda et al. 2016, section 3).  If the weights have the
+  mean p(data), its expectation is at most log p(data), and grows with K.  Without the term -log K,
+  it is no bound.
   """
   return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])
 
 
 def bits_per_dim(nats, shape: tuple[int, ...]):
-  """nats / (D ln 2), D the number of dimensions of one example of `shape`."""
+  """nats / (D ln 2), where D is the number of dimensions of one example of `shape`."""
   return nats / (math.prod(shape) * math.log(2.0))

@@ -1,4 +1,4 @@
-"""Values of the mathematics, and modules bound to parameters: what may cross `jit`."""
+"""Values of the mathematics, and modules bound to parameters: both may cross `jit`."""
 import dataclasses
 from typing import (
   Any,
@@ -29,11 +29,11 @@ def value(cls: type[_T]) -> type[_T]:
   """Makes `cls` a frozen dataclass that is a pytree: its fields are leaves, but the fields in
   `static`.
 
-  As flax.struct.dataclass, except that two such classes never have equal tree structures.  There
-  they may (JAX 0.10.2: classes with equally many fields, none static), and a function under `jit`
-  that meets both now and then runs the one's program on the other.
+  `value` is like flax.struct.dataclass, but two classes of `value` never have equal tree
+  structures. Two classes of flax may (JAX 0.10.2: classes with equally many fields, none static).
+  A function under `jit` that meets both classes may then run the program of one on the other.
 
-  `dataclasses.replace(value, field=...)` is the value with another field.
+  `dataclasses.replace(value, field=...)` returns a copy with another `field`.
   """
   frozen: Any = dataclasses.dataclass(frozen=True, eq=False)(cls)
   fields = dataclasses.fields(frozen)
@@ -57,7 +57,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _equal(a: Any, b: Any) -> Any:
-  """Of two values: numbers are compared, arrays are equal to themselves alone."""
+  """Whether two values are equal: numbers are compared, an array is equal to itself alone."""
   if type(a) is not type(b):
     return NotImplemented
   (leaves, tree), (others, other_tree) = map(jax.tree.flatten, (a, b))
@@ -75,8 +75,8 @@ def _hash(a: Any) -> int:
 class Bound:
   """A Linen module at a point in parameter space: a pure function, and a pytree.
 
-  Build it inside `jit`: it is a new object at every call, but an equal one (modules compare
-  by their fields), so it does not retrace.  A module with a fresh lambda as a field does.
+  Build it inside `jit`.  Every call makes a new object, but an equal one (modules compare by their
+  fields), so `jit` does not retrace.  A module with a fresh lambda as a field does retrace.
 
   keys: one PRNG key per example [B] for a network's dropout, or None for none.
   """

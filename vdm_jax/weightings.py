@@ -1,12 +1,12 @@
 """Weightings w(level) of the denoising loss 1/2 w (-d logsnr/dt) |eps - eps_hat|^2, t ~ U[0, 1].
 
 w = 1 is the variational bound.  In this form (Kingma and Gao 2023) the loss in expectation is
-1/2 int w |eps - eps_hat|^2 d logsnr: a weighting that is a function of logsnr alone does not
-care about the schedule; one that divides by `dlogsnr` belongs to the schedule it is used with.
+1/2 int w |eps - eps_hat|^2 d logsnr.  If a weighting is a function of logsnr alone, this loss does
+not depend on the schedule.  A weighting that divides by `dlogsnr` depends on its schedule.
 
-The squared errors of all targets are one: on every curve |eps - eps_hat|^2 = SNR |x - x_hat|^2, and
-on `vp` |v - v_hat|^2 = (SNR + 1) |x - x_hat|^2.  So a weighting does not depend on the network's
-target. At uniform times the loss is
+The squared errors of all targets are the same up to a factor: on every curve,
+|eps - eps_hat|^2 = SNR |x - x_hat|^2, and on `vp` |v - v_hat|^2 = (SNR + 1) |x - x_hat|^2.  So a
+weighting does not depend on the network's target.  With uniform times the loss is
 
   name            |eps - eps_hat|^2 times      |x - x_hat|^2 times
   vlb             -1/2 dlogsnr/dt              -1/2 dSNR/dt
@@ -16,10 +16,11 @@ target. At uniform times the loss is
   min_snr         min(1, gamma / SNR)          min(SNR, gamma)
   p2              1 / (k + SNR)^gamma          SNR / (k + SNR)^gamma
 
-while `sigmoid` and `edm` are functions of logsnr times the first line.
+`sigmoid` and `edm` are functions of logsnr times the first line.
 
-`OF_X` has the last column by name, for losses of x_hat that are evaluated where alpha is 0, as
-those of distillation are: there SNR is 0, and neither a quotient of derivatives nor eps is used.
+`OF_X` has the last column by name, for losses of x_hat that are evaluated where alpha is 0, such as
+the losses of distillation.  There SNR is 0, so these weights use no quotient of derivatives and no
+eps.
 """
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -41,7 +42,7 @@ def vlb(level: Level) -> Array:
 def simple(level: Level) -> Array:
   """-2 / dlogsnr: the loss is |eps - eps_hat|^2, L_simple of Ho et al. (2020), eq. 14.
 
-  SNR |x - x_hat|^2: the `SNR` weighting of Salimans and Ho (2022), section 4.
+  It equals SNR |x - x_hat|^2, the `SNR` weighting of Salimans and Ho (2022), section 4.
   """
   return -2.0 / level.dlogsnr
 
@@ -49,7 +50,7 @@ def simple(level: Level) -> Array:
 def truncated_snr(level: Level) -> Array:
   """The loss is max(|x - x_hat|^2, |eps - eps_hat|^2) = max(SNR, 1) |x - x_hat|^2.
 
-  Salimans and Ho (2022), section 4: not 0 where there is no signal, unlike the weight of `simple`.
+  Salimans and Ho (2022), section 4.  Unlike the weight of `simple`, it is not 0 without signal.
   """
   return simple(level) * jnp.maximum(1.0, jnp.exp(-level.logsnr))
 
@@ -68,7 +69,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
   """The loss is |eps - eps_hat|^2 / (k + SNR)^gamma: Choi et al. (2022), perception prioritised.
 
-  They have k = 1 and gamma 1 or 0.5.
+  The authors use k = 1 and gamma 1 or 0.5.
   """
   return lambda level: simple(level) * (k + jnp.exp(level.logsnr))**-gamma
 
@@ -76,8 +77,9 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 def sigmoid(bias: float = 0.0) -> Weighting:
   """sigmoid(bias - logsnr): Kingma and Gao (2023), VDM++; Hoogeboom et al. (2024).
 
-  The latter state it for the error of x: SNR sigmoid(bias - logsnr) is exp(bias) sigmoid(logsnr -
-  bias).  It falls in logsnr, so that the loss is a mean of bounds on noisy data (the former).
+  Hoogeboom et al. state it for the error of x: SNR sigmoid(bias - logsnr) is exp(bias)
+  sigmoid(logsnr - bias).  The weight falls in logsnr, so the loss is a mean of bounds on noisy data
+  (Kingma and Gao).
   """
   return lambda level: jax.nn.sigmoid(bias - level.logsnr)
 

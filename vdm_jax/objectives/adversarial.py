@@ -1,4 +1,4 @@
-"""Adversarial losses of one example: a generator, and a discriminator that tells it from the data.
+"""Adversarial losses of one example: for a generator, and for a discriminator of fake and real.
 
 The discriminator D gives a logit, large for real examples; s is the sigmoid.
 
@@ -45,11 +45,11 @@ def gradient_square(discriminate: Discriminator, real: Array) -> Array:
 
 def lazy_r1(discriminate: Discriminator, real: Array, step: Array, *, gamma: float,
             every: int) -> Array:
-  """gamma / 2 |grad D(real)|^2 in each `every`-th step, times `every`; else 0.  [B].
+  """gamma / 2 |grad D(real)|^2 times `every` in each `every`-th step, and 0 in the others.  [B].
 
-  So its mean over the steps is R1, at a fraction of the cost.  Karras et al. (2020),
-  `Analyzing and Improving the Image Quality of StyleGAN`, appendix B.  The public code of truncated
-  diffusion leaves out the factor `every`.  So its gamma, divided by `every`, is the gamma here.
+  The mean over the steps is R1, at a fraction of the cost.  Karras et al. (2020), `Analyzing and
+  Improving the Image Quality of StyleGAN`, appendix B.  The public code of truncated diffusion
+  leaves out the factor `every`.  So the gamma here is the gamma of that code, divided by `every`.
   """
   return jax.lax.cond(
       step % every == 0,

@@ -1,4 +1,4 @@
-"""Consistency models: a function that is the same all along a path of the probability flow.
+"""Consistency models: a function that is constant along each path of the probability flow.
 
 Song, Dhariwal, Chen and Sutskever (2023).  f(z_t, t) is the end of the path through z_t, at the
 smallest noise level, where f is the identity.  It is learned from pairs of neighbours.  With t and
@@ -8,11 +8,11 @@ s the times of two neighbouring levels on a grid of N, the loss is
 
 In distillation (algorithm 2), one step of a solver on a teacher makes z_s of z_t.  In training
 (algorithm 3), z_s is made of the same datum and the same noise as z_t.  f_target has averaged
-parameters and no gradient.  A linear f learns the same from Euler's step and from the datum; a test
-shows it.
+parameters and no gradient.  A linear f learns the same function from Euler's step and from the
+datum; a test shows it.
 
-The levels are those of `schedules.KarrasSigma` on `ve`, so the grid of N is i / (N - 1) in t.  The
-code serves any curve without infinite levels.  x is f in units of the data.
+The levels are the levels of `schedules.KarrasSigma` on `ve`, so the grid of N is i / (N - 1) in t.
+The code serves any curve without infinite levels.  x is f in units of the data.
 """
 import math
 from collections.abc import Callable
@@ -54,8 +54,8 @@ def function(net: Callable, process: Process, *, sigma_data: float = 0.5,
   so that f(z, 0) = z / alpha for any network.  It is no `Target`: a target would have to be solved
   for x at t = 0, where the network has no weight.
 
-  net: (z, its time, cond) -> [B, ...].  sigma_data: the std of x.  inputs: by default `inputs.edm`
-  of alpha x at t = 0, its c_in and c_noise.
+  net: (z, its time, cond) -> [B, ...].  sigma_data: the std of x.  inputs: by default c_in and
+  c_noise of `inputs.edm`, for alpha x at t = 0.
   """
   first = process(jnp.zeros(()))
   read = inputs or edm(sigma_data * first.alpha)
@@ -80,7 +80,7 @@ def function(net: Callable, process: Process, *, sigma_data: float = 0.5,
 
 
 def euler(teacher: Denoiser, z: Array, at_t: Level, at_s: Level, cond: PyTree = None) -> Array:
-  """z_s = alpha_s x_hat + sigma_s eps_hat: Euler's step in sigma / alpha, which is DDIM's."""
+  """z_s = alpha_s x_hat + sigma_s eps_hat: Euler's step in sigma / alpha, which is DDIM's step."""
   estimate = teacher(z, at_t, cond)
   return diffuse(estimate.x, estimate.eps, at_s)
 
@@ -124,16 +124,16 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               metric: Callable[[Array, Array], Array] = l2,
               weight: Weighting = weightings.OF_X['constant'], eps: Array | None = None
               ) -> tuple[Array, dict[str, Array]]:
-  """w d(f(z_t, t), f_target(z_s, s)): consistency distillation; training, without a teacher.
+  """w d(f(z_t, t), f_target(z_s, s)): consistency distillation, or training if `teacher` is None.
 
-  Song et al. (2023), eq. 7 and algorithm 2; eq. 10 and algorithm 3.
+  Song et al. (2023): eq. 7 and algorithm 2 for distillation, eq. 10 and algorithm 3 for training.
 
   Args:
     x: [B, ...]; t, keys: [B].
     target: f with the target parameters; no gradient goes through it.
     levels: N >= 2, which may be traced.  t is rounded up to i / (N - 1), s is the level below.
-    teacher: a diffusion model; `solver` makes the step on its flow.  None: z_s is made of x and the
-      noise of z_t.
+    teacher: a diffusion model; `solver` makes the step on its flow.  If None, z_s is made of x and
+      the noise of z_t.
     metric: d in units of the data, a sum over the dimensions.
     weight: a function of the level of t, of `weightings.OF_X`; constant in the paper.
     eps: the noise, drawn from `keys` if not given.
@@ -154,7 +154,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
 
 
 class Discretisation(NamedTuple):
-  """How many levels N(k) the grid has at update k, and the rate mu(k) of the target's average.
+  """The number N(k) of levels at update k, and the rate mu(k) of the target's average.
 
   levels: the values of N in order, [n]; begins: the update at which each N begins, [n]; rates: the
   mu that goes with each N, [n].
@@ -180,11 +180,11 @@ def growing(first: int, last: int, updates: int, rate: float, of: str = 'paper')
   """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 and mu(k) = exp(s0 log mu0 / N(k)).
 
   Song et al. (2023), appendix C, with s0 = `first`, s1 = `last`, K = `updates` and mu0 = `rate`.
-  of: 'paper', or 'public' for their public code, which divides by N(k) - 1 and so begins at mu0^2
-  where s0 = 2.  From update K on, N is s1 + 1.
+  of: 'paper', or 'public' for their public code.  The public code divides by N(k) - 1, so it begins
+  at mu0^2 where s0 = 2.  From update K on, N is s1 + 1.
 
-  The table is made with exact integers: in float32 the ceiling of a whole number might be the next
-  number.
+  The table is made with exact integers.  In float32, the ceiling of a whole number might be the
+  next whole number.
   Raises InputError.
   """
   require_choice('of', of, ('paper', 'public'))

@@ -1,4 +1,4 @@
-"""Which noise goes with which datum of a batch: optimal transport within groups.
+"""Pairs the noise with the data of a batch: optimal transport within groups.
 
 Tong et al. (2023), 2302.00482, minibatch OT: the noise and the data of a batch are paired at the
 least total squared distance.  This straightens the paths, and keeps both marginals.  The pairs are
@@ -35,10 +35,10 @@ def optimal_transport(noise: Array, x: Array, labels: Array | None = None, *, gr
   """The noise of each datum, [B, ...]: `noise` permuted within groups of consecutive examples.
 
   Tong et al. (2023), the exact plan of each group.  labels: integers [B]; no noise is exchanged
-  between two labels.  group: examples that are paired together; the work for each example grows
-  with its square.
+  between two labels.  group: the number of examples that are paired together; the work for each
+  example grows with the square of `group`.
 
-  Raises InputError: groups that do not divide the batch.
+  Raises InputError if `group` does not divide the batch.
   """
   require(group > 0 and len(x) % group == 0, 'group', group,
           f'it does not divide the {len(x)} examples of a batch', 'choose one that does')

@@ -9,8 +9,8 @@ Both terms are means over the dimensions, as in the authors' code.  So beta weig
 on CIFAR-10.  The gradient reaches q through eps, in the input and in the target.  After training,
 the flow holds the coupling, and the encoder is dropped.
 
-Samples start from N(0, I), but the divergence does not hold the marginal of eps there.  For data
-N(0, 1/4) the standard deviation of eps is 0.98088 at beta = 20, and 0.79342 at beta = 1.
+Samples start from N(0, I), but the divergence does not keep the marginal of eps at N(0, I).  For
+data N(0, 1/4) the standard deviation of eps is 0.98088 at beta = 20, and 0.79342 at beta = 1.
 """
 from collections.abc import Callable
 

@@ -1,14 +1,14 @@
 """Objectives of DDPM: L_simple, and the bound L of its chain.
 
-Ho, Jain and Abbeel (2020).  The chain has T steps, z_0 being the data; the network estimates the
+Ho, Jain and Abbeel (2020).  The chain has T steps, and z_0 is the data.  The network estimates the
 noise, and the variances of the reverse steps are fixed.
 
     L_simple = E |eps - eps_hat|^2,   t uniform among the steps              eq. 14
     L = E[L_T + sum_(t > 1) L_(t-1) + L_0]                                   eq. 5
 
 L is `vlb.discrete` with the variance and the last step of the paper.  L_simple is no bound: it is L
-with each step weighed anew, and in continuous time `weightings.simple`.  Of another target y = a x
-+ b eps, |y - y_hat|^2 is one more weighting of the same error: see `weightings`.
+with other weights of the steps.  In continuous time it is `weightings.simple`.  For another target
+y = a x + b eps, |y - y_hat|^2 is one more weighting of the same error: see `weightings`.
 """
 import jax
 import jax.numpy as jnp
@@ -56,11 +56,11 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               variance: vlb.Variance = vlb.fixed_large, last: vlb.LastStep | None = None,
               first: Array | None = None, eps: Array | None = None, eps_0: Array | None = None
               ) -> tuple[Array, dict[str, Array]]:
-  """L_simple for T = `steps`, beside the bound of the same evaluation of the network.
+  """L_simple for T = `steps`, and the bound from the same evaluation of the network.
 
-  No gradient of the bound reaches the estimate of x or eps; a learned variance has one.
-  x: [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns [B];
-  'vlb', the bound of the chain in nats, its three terms, and 'eps_error', L_simple.
+  No gradient of the bound reaches the estimate of x or eps, but it reaches a learned variance. x:
+  [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns [B] and
+  the terms: 'vlb' (the bound of the chain in nats), its three terms, and 'eps_error' (L_simple).
   """
   at_t = process(vlb.step_number(t, steps) / steps)
   if eps is None:

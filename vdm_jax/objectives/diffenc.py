@@ -1,20 +1,20 @@
-"""The bound of a diffusion whose data are encoded anew at every depth: DiffEnc.
+"""DiffEnc: the bound of a diffusion whose data are encoded differently at every noise level.
 
-q(z_t | x) = N(alpha x_t, sigma^2) with x_t = encoder(x, logsnr_t).  Between two levels
-q(z_s | z_t, x) moves, beside what it does in a VDM, by alpha_s (x_s - x_t); so in continuous time
-the model has to know of x at z_t
+q(z_t | x) = N(alpha x_t, sigma^2) with x_t = encoder(x, logsnr_t).  Between two levels, the mean of
+q(z_s | z_t, x) has one term more than in a VDM: alpha_s (x_s - x_t).  So in continuous time the
+model estimates, from z_t,
 
     w = x_t + d x_t / d logsnr,  with the term  1/2 int_0^1 (-d logsnr/dt) SNR E|w - w_hat|^2 dt.
 
-The generative model is the reverse SDE of a VDM whose denoiser is w_hat, and so are its ancestral
-steps: where x_t moves, the eps_hat of w_hat is off by -alpha / sigma dx_t/dlogsnr, which adds to
-the drift of the SDE, -g^2 score, all of alpha dx_t/dt.  The probability flow has -1/2 g^2 score and
-would get one half of it: it is no flow of the marginals.  So a deterministic sampler is biased, and
-there is no likelihood of the flow.  An encoder that leaves x alone gives the bound of `vlb`, to the
-digit.
+The generative model is the reverse SDE of a VDM whose denoiser is w_hat, with its ancestral steps.
+Where x_t moves, the eps_hat of w_hat is off by -alpha / sigma dx_t/dlogsnr.  In the drift of the
+SDE, -g^2 score, this adds all of alpha dx_t/dt.  The probability flow has -1/2 g^2 score, and would
+get only half of it.  So the probability flow is no flow of the marginals: a deterministic sampler
+is biased, and the flow has no likelihood.  An encoder that leaves x alone gives the bound of `vlb`,
+to the digit.
 
 Nielsen, Christensen, Dittadi and Winther (2024), DiffEnc: Variational Diffusion with a Learned
-Encoder.  Theirs is w_hat = x_hat + sigma^2 x_hat, see `counter_term`.
+Encoder.  They use w_hat = x_hat + sigma^2 x_hat, see `counter_term`.
 """
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ Encoder = Callable[[Array, Array], Array]  # x [B, ...], logsnr [B] -> x_t [B, .
 def blend(inner: Encoder) -> Encoder:
   """x_t = x + sigmoid(-logsnr) (y - x), y = inner(x, logsnr): the data do not change at t = 0.
 
-  alpha^2 x + sigma^2 y on the `vp` curve: the trainable encoder of the paper.
+  On the `vp` curve this is alpha^2 x + sigma^2 y, the trainable encoder of the paper.
   """
   def encoder(x, logsnr):
     noise = jax.nn.sigmoid(-logsnr).reshape(-1, *(1,) * (x.ndim - 1))
@@ -42,9 +42,9 @@ def blend(inner: Encoder) -> Encoder:
 
 
 def counter_term(denoise: Denoiser) -> Denoiser:
-  """w_hat = x_hat + sigmoid(-logsnr) x_hat: the paper's, whose last part stands for dx_t/dlogsnr.
+  """w_hat = x_hat + sigmoid(-logsnr) x_hat, of the paper; the last term stands for dx_t/dlogsnr.
 
-  For x_t = alpha^2 x on the `vp` curve the derivative equals it.
+  For x_t = alpha^2 x on the `vp` curve, the derivative equals that term.
   """
   def countered(z, level, cond=None):
     estimate = denoise(z, level, cond)
@@ -67,7 +67,7 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
                ) -> tuple[Array, dict[str, Array]]:
   """One-sample estimate of the continuous-time bound; `denoise` estimates w.
 
-  x: [B, ...], the data before the encoder; the rest and the result are as for `vlb.continuous`.
+  x: [B, ...], the data before the encoder.  Other arguments and the result: see `vlb.continuous`.
   """
   level = process(t)
   x_t, change = jax.jvp(lambda logsnr: encoder(x, logsnr), (level.logsnr,),
@@ -87,10 +87,10 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
              cond: PyTree = None, *, steps: int, encoder: Encoder, data: Array, decoder: Decoder,
              eps: Array | None = None, eps_0: Array | None = None
              ) -> tuple[Array, dict[str, Array]]:
-  """One-sample estimate of the bound of the chain of `steps` = T ancestral steps from w_hat.
+  """One-sample estimate of the bound of a chain of `steps` = T ancestral steps with w_hat.
 
-  T/2 |alpha_s (tau (x_t - w_hat) + x_s - x_t)|^2 / (sigma_s^2 tau), t rounded up to the grid and
-  s = t - 1/T.  Arguments and results as in `continuous`.
+  T/2 |alpha_s (tau (x_t - w_hat) + x_s - x_t)|^2 / (sigma_s^2 tau), with t rounded up to the grid
+  and s = t - 1/T.  Arguments and results as in `continuous`.
   """
   grid = jnp.maximum(jnp.ceil(t * steps), 1.0)
   at_t, at_s = process(grid / steps), process((grid - 1.0) / steps)

@@ -1,27 +1,27 @@
 """The binomial chain of Sohl-Dickstein et al. (2015): diffusion of bits.
 
-A bit keeps its value with probability 1 - beta_t, and is drawn anew with beta_t, as 1 with
-probability pi, its `activity`:
+A bit keeps its value with probability 1 - beta_t.  With probability beta_t it is drawn anew, and is
+then 1 with probability pi, its `activity`:
 
     q(x^(t) | x^(t-1)) = B(x^(t-1) (1 - beta_t) + pi beta_t),    p(x^(T)) = B(pi),
     p(x^(t-1) | x^(t)) = B(f_b(x^(t), t)),
 
-each bit by itself.  Their table App.1 has pi = 1/2; their heartbeat (appendix D.1.2) has the share
-of ones in the data.  All of it is sums of log odds.  With l_t(x) the log-odds of x^(t) = 1 given
-x^(t-1) = x, L_t(x) given x^(0) = x, and l the log-odds of pi, which the kernel leaves as they are
-and under which it is its own reversal,
+Each bit is independent.  Their table App.1 has pi = 1/2.  In their heartbeat (appendix D.1.2), pi
+is the share of ones in the data.  All computations are sums of log odds.  Let l_t(x) be the log
+odds of x^(t) = 1 given x^(t-1) = x, and L_t(x) the log odds given x^(0) = x.  Let l be the log odds
+of pi.  The kernel leaves the distribution pi unchanged, and is its own reversal under it.  Then
 
     l_t(z) + L_{t-1}(x) - l    are the log-odds of x^(t-1) = 1 given x^(t) = z, x^(0) = x.
 
-The bound K is `dpm`'s, eq. 14, whose entropies come from p(x^(0) | x^(1)), the forward kernel
-reversed.  -K is less than the bound of three terms, for each x, by
+The bound K is eq. 14, as in `dpm2015`.  Its entropies come from p(x^(0) | x^(1)), the reversed
+forward kernel.  For each x, -K is less than the bound of three terms by
 
     l sum_i (pi - x_i) (beta_1 + a_T),    a_T = prod_t (1 - beta_t),  x_i = 0 or 1:
 
-nothing for pi = 1/2, and in the mean over data with a share pi of ones.
+This difference is 0 for pi = 1/2.  Its mean is 0 over data with a share pi of ones.
 
 Noise that jumps cannot be held fixed while beta moves, so the rates are not learned (their section
-2.4.1): `erasing` takes the same share of the signal in each step.
+2.4.1).  Instead, `erasing` takes the same share of the signal in each step.
 """
 from collections.abc import Callable
 
@@ -41,9 +41,9 @@ Reverse = Callable[[Array, Array, PyTree], Array]
 
 @value
 class BinomialChain:
-  """The log odds of 1 in the forward chain, [T + 1, 2] by t and by what the bit was, 0 or 1.
+  """The log odds of 1 in the forward chain, [T + 1, 2]: by t, and by the given bit, 0 or 1.
 
-  Entry 0 of `step` is no step, and entry 0 of `since` the data themselves; both are infinite.
+  Entry 0 of `step` is no step, and entry 0 of `since` is the data themselves; both are infinite.
   """
   step: Array | np.ndarray   # given x^(t-1)
   since: Array | np.ndarray  # given x^(0)
@@ -53,7 +53,8 @@ class BinomialChain:
   def from_betas(cls, betas: np.ndarray, activity: float = 0.5) -> 'BinomialChain':
     """betas: beta_1, ..., beta_T in (0, 1], [T]; activity: pi.
 
-    Raises ValueError: rates outside, or fewer than two; an activity that is not between 0 and 1.
+    Raises ValueError if a rate is outside, if there are fewer than two rates, or if the activity is
+    not between 0 and 1.
     """
     betas = np.asarray(betas, np.float64)
     if len(betas) < 2 or not ((betas > 0.0) & (betas <= 1.0)).all():
@@ -74,7 +75,7 @@ class BinomialChain:
 
   @classmethod
   def erasing(cls, steps: int, activity: float = 0.5) -> 'BinomialChain':
-    """beta_t = 1 / (T - t + 1): 1 / T of the signal goes in each step, and none is left.
+    """beta_t = 1 / (T - t + 1): each step removes 1 / T of the signal, and none is left.
 
     Sohl-Dickstein et al. (2015), section 2.4.1.
     """
@@ -131,10 +132,10 @@ def bound(reverse: Reverse, chain: BinomialChain, x: Array, t: Array, keys: Arra
           cond: PyTree = None) -> tuple[Array, dict[str, Array]]:
   """One-sample estimate of -K, Sohl-Dickstein et al. (2015), eq. 14.
 
-  In the mean over data of as many ones as `chain` expects, a bound on -log p(x).  x: [B, ...] of
-  +-1; t: [B] in [0, 1], which draws one of the T - 1 divergences; keys: [B].
-  Returns nats [B], and 'reconstruction', H_q(X^(1) | X^(0)); 'latent', H_p(X^(T)) less
-  H_q(X^(T) | X^(0)); 'diffusion', the divergences, whose sum it is.
+  In the mean over data with the share of ones that `chain` expects, it is a bound on -log p(x).  x:
+  [B, ...] of +-1; t: [B] in [0, 1], which chooses one of the T - 1 divergences; keys: [B].
+  Returns nats [B], and the terms whose sum they are: 'reconstruction', H_q(X^(1) | X^(0));
+  'latent', H_p(X^(T)) minus H_q(X^(T) | X^(0)); 'diffusion', the divergences.
   """
   last = chain.steps
   index = jnp.clip(2 + jnp.floor(t * (last - 1)).astype(jnp.int32), 2, last)
@@ -150,11 +151,11 @@ def sample(reverse: Reverse, chain: BinomialChain, keys: Array, shape: tuple[int
            cond: PyTree = None, log_ratio: ArrayLike = 0.0) -> Array:
   """x^(0) ~ p as +-1, [B, *shape]; the last step is the forward kernel.  keys: [B].
 
-  log_ratio: log r(x_i = 1) - log r(x_i = -1) of a second distribution of independent bits, to
-  broadcast against x.  Every kernel, and the start, is multiplied by r, which adds to the log odds:
-  c d / (c d + (1 - c) (1 - d)) with c = f_b.  Infinite where a bit is known, which it then is in
-  the sample.  Sohl-Dickstein et al. (2015), section 2.5 and table App.1, with r constant in t: as
-  for `samplers.multiplied`, no exact posterior.
+  log_ratio: log r(x_i = 1) - log r(x_i = -1) of a second distribution of independent bits,
+  broadcastable to x.  Every kernel, and the start, is multiplied by r, which adds log_ratio to the
+  log odds: c d / (c d + (1 - c) (1 - d)) with c = f_b.  Where a bit is known, log_ratio is
+  infinite, and the sample keeps the bit.  Sohl-Dickstein et al. (2015), section 2.5 and table
+  App.1, with r constant in t.  As for `samplers.multiplied`, the result is no exact posterior.
   """
   at = lambda t: jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
   zeros = jnp.zeros((len(keys), *shape))

@@ -1,4 +1,4 @@
-"""Flow matching: the velocity of a path, learned by regression on the velocities of its lines.
+"""Flow matching: a network learns the velocity of a path by regression on conditional velocities.
 
     E |u(z_t, t) - (dalpha x + dsigma eps)|^2,    z_t = alpha x + sigma eps,  t uniform
 

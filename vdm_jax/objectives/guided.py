@@ -1,8 +1,8 @@
-"""Guided distillation, first stage: one network that is told the weight of the guidance.
+"""Guided distillation, first stage: one network whose input is the weight of the guidance.
 
 Meng, Rombach, Gao, Kingma, Ermon, Ho and Salimans (2023), On Distillation of Guided Diffusion
 Models.  Classifier-free guidance evaluates a network twice, with the label and without it.  The
-student makes one evaluation.  It is told the weight w beside the label, and learns
+student makes one evaluation.  It reads the weight w beside the label, and learns
 
     x_hat(z, label, w) = (1 + w) x_hat_c(z) - w x_hat_u(z),    w ~ U[w_min, w_max].
 

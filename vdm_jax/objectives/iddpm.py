@@ -9,7 +9,7 @@ L_vlb is `vlb.discrete` with this variance.  The hybrid, their section 3.1 and e
 
     L_simple + 0.001 L_vlb,    with no gradient of L_vlb with respect to the estimate of x or eps,
 
-so that L_vlb trains the variances alone (and what they share with the estimate in the network).
+so L_vlb trains the variances alone, and the layers that the variances share with the estimate.
 """
 from vdm_jax.objectives import ddpm, vlb
 from vdm_jax.typing import Array, Decoder, Denoiser, Process, PyTree
@@ -22,10 +22,10 @@ def hybrid(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            eps: Array | None = None, eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|eps - eps_hat|^2 + weight L_vlb, L_vlb for T = `steps`: Nichol and Dhariwal (2021), eq. 16.
 
-  Both terms are sums over the data here.  The authors' public code adds the mean square and 0.001
-  times the bits per dimension: in these units its `weight` is 0.001 / ln 2 = 0.00144.
-  x: [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns nats
-  [B] and the terms of `ddpm.objective`.
+  Here both terms are sums over the data.  The authors' public code adds the mean square and 0.001
+  times the bits per dimension.  In the units here, the `weight` of that code is 0.001 / ln
+  2 = 0.00144. x: [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.
+  Returns nats [B] and the terms of `ddpm.objective`.
   """
   simple, terms = ddpm.objective(denoise, process, x, t, keys, cond, steps=steps, data=data,
                                  decoder=decoder, variance=variance, last=last, first=first,

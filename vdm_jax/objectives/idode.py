@@ -1,28 +1,28 @@
-"""Velocity objectives of i-DODE: a target of unit scale, times that suit it, and its divergence.
+"""Velocity objectives of i-DODE: a target of unit scale, importance-sampled times, second order.
 
 Zheng, Lu, Chen and Zhu (2023), `Improved Techniques for Maximum Likelihood Estimation for Diffusion
-ODEs`; formulae as in their public code.  The network is VDM's, gamma linear and fixed; it
-predicts F with eps = c z + k F, on one of two curves:
+ODEs`; formulae as in their public code.  The network is the network of VDM, with gamma linear and
+fixed.  It predicts F with eps = c z + k F, on one of two curves:
 
     vp     (alpha^2 + sigma^2 = 1)   F = (eps - sigma z) / alpha          k = alpha
     flow   (alpha + sigma = 1)       F = (eps - z) / (sqrt(2) alpha)      k = sqrt(2) alpha
 
-which are v = alpha eps - sigma x, and (eps - x) / sqrt(2): for data of unit variance both have unit
-variance.  The bound's |eps - eps_hat|^2 is k^2 |F - F_hat|^2, so that logsnr drawn with a density
-in proportion to k^2 leaves a constant weight, 1/2 int k^2 dlogsnr |F - F_hat|^2: importance
-sampling of the same integral (`times.by_mass` with `vp_mass`, `sp_mass`), and hence what a schedule
-with that density does.
+On `vp`, F is v = alpha eps - sigma x; on `flow`, F is (eps - x) / sqrt(2).  For data of unit
+variance both have unit variance.  In the bound, |eps - eps_hat|^2 is k^2 |F - F_hat|^2.  If logsnr
+is drawn with a density in proportion to k^2, the weight is constant, 1/2 int k^2 dlogsnr
+|F - F_hat|^2.  This is importance sampling of the same integral (`proposals.by_mass` with
+`vp_mass`, `sp_mass`).  A schedule with that density does the same.
 
-Second order, for fine-tuning: sigma div F is to be what |F - F_hat|^2 says it is.  In units of F
-that is (sigma div F - alpha (d - |F - F_hat|^2))^2 / d on `vp`; with its weight k^2 it is
+The second-order term, for fine-tuning, fits sigma div F to |F - F_hat|^2.  In units of F, the term
+is (sigma div F - alpha (d - |F - F_hat|^2))^2 / d on `vp`.  With its weight k^2 it is
 
     ( tr(J) - (d - |eps - eps_hat|^2) )^2 / d,    J = sigma d eps_hat / dz,
 
-for either target, the `trace` of `score_ode`.  For tr(J) they take one random v^T J v but the exact
-|eps - eps_hat|^2, so that the expectation holds, beside the square of the trace, the variance
-2 sum_(i != j) J_ij^2 (J symmetric) of the probe: it draws the off-diagonals of J towards 0, which
-are not 0 unless the data's dimensions are independent.  The `trace` of `score_ode`, whose probe
-sees l l^T as well, has its minimum at the true J.
+for either target: the `trace` of `score_ode`.  For tr(J) the authors take one random v^T J v, but
+the exact |eps - eps_hat|^2.  So the expectation is the square of the trace, plus the variance of
+the probe, 2 sum_(i != j) J_ij^2 (J symmetric).  The variance draws the off-diagonals of J towards
+0, but they are not 0 unless the data's dimensions are independent.  In the `trace` of `score_ode`
+the probe sees l l^T too, and the minimum is at the true J.
 """
 import math
 
@@ -62,9 +62,9 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """The bound by velocities, Zheng et al. (2023); second > 0 adds their second-order term.
 
-  That the denoiser predicts a velocity, and that `propose` has its density, is up to the caller.
-  x: [B, ...]; t, keys: [B].  second: 0.1 in their public code.  Returns nats [B]; 'vlb', the
-  bound alone, its three terms, and 'second_order'.
+  The caller must pass a denoiser that predicts a velocity, and a `propose` with its density.
+  x: [B, ...]; t, keys: [B].  second: 0.1 in their public code.  Returns nats [B] and the terms:
+  'vlb' (the bound alone), its three terms, and 'second_order'.
   """
   t, weight = propose(t)
   if eps is None:

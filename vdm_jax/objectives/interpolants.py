@@ -4,7 +4,7 @@ Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797.  To learn E[y | z] of a ta
 
     1/2 |y_hat|^2 - y_hat . y,
 
-which is 1/2 |y_hat - y|^2 but for a term that does not depend on y_hat.  The targets are
+which equals 1/2 |y_hat - y|^2 up to a term that does not depend on y_hat.  The targets are
 
     velocity  da x + db y                          v
     drift     da x + db y + dgamma eps             b
@@ -50,8 +50,8 @@ def objective(network: Network, interpolant: Interpolant, x: Array, y: Array, t:
               eps: Array | None = None) -> Array:
   """The quadratic loss of one network: [B].  Albergo et al. (2023).
 
-  x is at t = 0 and y at t = 1: [B, ...], of any coupling; t, keys: [B].  antithetic: the mean over
-  eps and -eps, which takes two evaluations of the network.
+  x is at t = 0 and y at t = 1: [B, ...], of any coupling; t, keys: [B].  antithetic: take the mean
+  over eps and -eps, at two evaluations of the network.
   """
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)
@@ -63,11 +63,11 @@ def objective(network: Network, interpolant: Interpolant, x: Array, y: Array, t:
 
 def joint(network: Network, interpolant: Interpolant, x: Array, y: Array, t: Array, keys: Array,
           cond: PyTree = None, *, eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
-  """|v - v_hat|^2 + |eps - eps_hat|^2 of one network with two heads: [B], {'velocity_error',
-  'noise_error'} [B].
+  """|v - v_hat|^2 + |eps - eps_hat|^2 of one network with two heads: [B] and its two terms.
 
-  Both targets are finite at both ends, so no antithetic pair is needed.  The drift is v - dgamma
-  noise, and the score is -noise / gamma.  network: -> [B, ..., 2 C], velocity and noise.
+  Returns [B] and {'velocity_error', 'noise_error'} [B].  Both targets are finite at both ends, so
+  no antithetic pair is needed.  The drift is v - dgamma noise, and the score is -noise / gamma.
+  network: -> [B, ..., 2 C], velocity and noise.
   """
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps'), x)

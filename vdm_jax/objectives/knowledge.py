@@ -1,7 +1,7 @@
-"""Knowledge distillation: a student that makes the whole path of its teacher in one step.
+"""Knowledge distillation: a student that replaces the whole path of its teacher by one step.
 
 Luhman and Luhman (2021), Knowledge Distillation in Iterative Generative Models for Improved
-Sampling Speed.  A deterministic sampler of the teacher maps each z_1 to one x.  The student is told
+Sampling Speed.  A deterministic sampler of the teacher maps each z_1 to one x.  The student reads
 z_1 alone, and learns this map from pairs (z_1, x).  Their student is z - net(z, last step), without
 a factor (`targets.removed`).  It starts from the teacher's weights.
 """
@@ -20,9 +20,10 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   """|x - x_hat(z_1)|^2, or with the norm 'l1' |x - x_hat(z_1)|: sums over the data, [B].
 
   Luhman and Luhman (2021); their public code uses l1 on CIFAR-10 and l2 elsewhere.
-  z_1, x: [B, ...], the two ends of a path of the teacher.  t and keys are not used, as nothing
-  is drawn.
-  Returns [B] and {'x_error'}, the square.  Raises InputError: another norm.
+  z_1, x: [B, ...], the two ends of a path of the teacher.  Nothing is drawn, so t and keys are not
+  used.
+  Returns [B] and {'x_error'}, the square.
+  Raises InputError if the norm is another.
   """
   require_choice('norm', norm, NORMS)
   error = x - denoise(z_1, process(jnp.ones_like(t)), cond).x

@@ -1,4 +1,4 @@
-"""MeanFlow: the average velocity between two times, by which one step makes the whole flow.
+"""MeanFlow: the average velocity between two times, with which one step makes the whole flow.
 
 Geng, Deng, Bai, Kolter and He (2025), 2505.13447; their time is ours.  On straight lines,
 z_t = (1 - t) x + t eps and v = eps - x, the average velocity
@@ -9,7 +9,7 @@ with du/dt = v d_z u + d_t u along the path: one product with the Jacobian.  The
 regressed on the right side, without its gradient.  Where r = t the loss is flow matching.  A step
 from t to r is z_r = z_t - (t - r) u, so one step from noise to data is z_1 - u(z_1, 0, 1).
 
-An average velocity has two times, and is no estimate of x and eps at one level.  So the network
+An average velocity has two times, so it is no estimate of x and eps at one level.  So the network
 here is a function of (z, r, t), and no `Denoiser`.
 """
 from collections.abc import Callable

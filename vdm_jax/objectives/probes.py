@@ -20,7 +20,7 @@ def rademacher(keys: Array, like: Array) -> Array:
 
 
 def basis(keys: Array, like: Array) -> Array:
-  """sqrt(d) times the basis, with which every term is exact, by d products: [d, B, ...]."""
+  """sqrt(d) times the basis: every term is then exact, at d products.  [d, B, ...]."""
   shape = like.shape[1:]
   d = like[0].size
   vectors = jnp.sqrt(float(d)) * jnp.eye(d, dtype=like.dtype).reshape(d, 1, *shape)
@@ -31,7 +31,7 @@ def along(denoise: Denoiser, z: Array, level: Level, probes: Array,
           cond: PyTree = None) -> tuple[Estimate, Array]:
   """The estimate at z [B, ...], and sigma (d eps_hat / dz) v for each of the `probes` [P, B, ...].
 
-  One evaluation of the network, and one product with its Jacobian a probe.
+  It takes one evaluation of the network, and one product with its Jacobian for each probe.
   """
   at = lambda z: denoise(z, level, cond)
   estimate, tangents = jax.vmap(lambda v: jax.jvp(at, (z,), (v,)), out_axes=(None, 0))(probes)

@@ -1,4 +1,4 @@
-"""Progressive distillation: a student of N steps does in one what its teacher does in two.
+"""Progressive distillation: one step of the student (of N steps) replaces two of its teacher.
 
 Salimans and Ho (2022), section 3 and algorithm 2.  At z_t, t = i/N, the teacher makes two half
 steps of DDIM, to t' = (i - 1/2)/N and s = (i - 1)/N.  The student's target is x~.  With x~ as its
@@ -11,8 +11,9 @@ weighted mean,
 
     x~ = ((r_t' - r_t) x_1 + (r_s - r_t') x_2) / (r_s - r_t),
 
-which loses no digits where the steps are short, and is x_2 where sigma_s = 0.  For a sampler that
-ends in x_hat (`samplers.ddim_to_x`), the target of the last step, i = 1, is x_2 on every process.
+This mean loses no digits where the steps are short, and it is x_2 where sigma_s = 0.  For a sampler
+that ends in x_hat (`samplers.ddim_to_x`), the target of the last step, i = 1, is x_2 on every
+process.
 
 Then the student becomes the teacher, and N is halved.
 """
@@ -29,10 +30,10 @@ from vdm_jax.units import sum_over_data
 
 def target(teacher: Denoiser, process: Process, z: Array, grid: Array, steps: Scalar,
            cond: PyTree = None, *, ends_in_x: bool = True) -> Array:
-  """x~, which a student of N = `steps` should estimate at z [B, ...] and the times grid / N, [B].
+  """x~, the target of a student of N = `steps` at z [B, ...] and the times grid / N, [B].
 
   Salimans and Ho (2022), algorithm 2.  grid: 1 ... N.  ends_in_x: whether the sampler ends in
-  x_hat, as theirs does, or in z_0.  It takes two evaluations of `teacher`.
+  x_hat, as in the paper, or in z_0.  It takes two evaluations of `teacher`.
   """
   at_t, middle, at_s = (process((grid - back) / steps) for back in (0.0, 0.5, 1.0))
   first = teacher(z, at_t, cond)
@@ -64,7 +65,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   Args:
     x: [B, ...]; t, keys: [B].
     teacher: gets no gradient if its parameters get none.
-    steps: N, a number that may be traced, a power of two where N is halved.
+    steps: N, which may be traced; a power of two if N is halved.
     ends_in_x: see `target`.
     eps: the noise [B, ...], drawn from `keys` if not given.
   Returns [B] and {'x_error'}, |x~ - x_hat|^2.
@@ -92,10 +93,11 @@ def require_power_of_two(field: str, steps: int) -> None:
 def phases(first: int, last: int, length: int, few: int = 1) -> tuple[np.ndarray, np.ndarray]:
   """(N of each phase, the update at which it begins): N is halved from `first` to `last`.
 
-  length: updates of a phase.  few: the phases with N = 2 and N = 1 are so many times longer.  It is
-  2 in the public code of Song et al. (2023), which has this method for comparison.
+  length: the updates of a phase.  few: the factor by which the phases with N = 2 and N = 1 are
+  longer.  It is 2 in the public code of Song et al. (2023), which has this method for comparison.
 
-  Raises InputError: an N that is no power of two; `last` larger than `first`; no updates.
+  Raises InputError if an N is no power of two, if `last` is larger than `first`, or if a phase has
+  no updates.
   """
   for name, steps in (('first', first), ('last', last)):
     require_power_of_two(name, steps)
@@ -108,5 +110,5 @@ def phases(first: int, last: int, length: int, few: int = 1) -> tuple[np.ndarray
 
 
 def steps_at(update: Array, steps: np.ndarray, begins: np.ndarray) -> Array:
-  """N at this update, by `phases`; after the last phase, its N.  update: [], an integer -> []."""
+  """N at this update, by `phases`; the last N remains.  update: [], an integer -> []."""
   return jnp.asarray(steps)[jnp.sum(update >= jnp.asarray(begins)) - 1]

@@ -1,13 +1,13 @@
 """Importance sampling of time: the same loss in expectation, from another distribution of t.
 
 A loss is an integral over time, int_0^1 f(t) dt.  A proposal maps the uniform u of the training
-step to (t, weight), where t has the density p and weight = 1 / p(t), so that E[weight f(t)] is that
-integral whatever p is.  The variance is least for p(t) ~ E[f(t)^2]^(1/2).  A proposal that is
+step to (t, weight).  Here t has the density p, and weight = 1 / p(t), so E[weight f(t)] is the
+integral for every p.  The variance is least for p(t) ~ E[f(t)^2]^(1/2).  A proposal that is
 monotone in u keeps the stratification of a batch: evenly spread u are evenly spread in p.
 
-The bound is 1/2 int E|eps - eps_hat|^2 dlogsnr, so only the density of logsnr matters.  To draw
-t for one is to train with the schedule that has it (`schedules`), as far as the network is told
-logsnr.  For weight 1:
+The bound is 1/2 int E|eps - eps_hat|^2 dlogsnr, so only the density of logsnr matters.  Drawing t
+for a density of logsnr equals training with the schedule of that density (`schedules`), if the
+network reads logsnr.  For weight 1:
 
   density of logsnr            `by_mass`          optimal where this does not depend on logsnr
   1                            logsnr             |eps - eps_hat|^2   ScoreFlow: `by_logsnr`
@@ -16,9 +16,9 @@ logsnr.  For weight 1:
   normal, -2 mean, (2 std)^2   `log_normal`       EDM: the noise levels of Karras et al. (2022)
   E[|eps - eps_hat|^4]^(1/2)   `tabulated`        anything; `LossHistory` learns it of t
 
-The second line is where i-DODE has a closed form: int alpha^2 dlogsnr = log(1 + SNR), so that this,
-which is -log sigma^2, is linear in u; with gamma = -logsnr, gamma = -log(e^(-Z u) (1 +
-e^(-gamma_0)) - 1) and Z = log((1 + e^(-gamma_0)) / (1 + e^(-gamma_1))).
+For the second line i-DODE has a closed form.  int alpha^2 dlogsnr = log(1 + SNR) = -log sigma^2 is
+linear in u.  With gamma = -logsnr, gamma = -log(e^(-Z u) (1 + e^(-gamma_0)) - 1), where
+Z = log((1 + e^(-gamma_0)) / (1 + e^(-gamma_1))).
 """
 from collections.abc import Callable
 
@@ -42,14 +42,14 @@ def uniform(u: Array) -> tuple[Array, Array]:
 
 
 def by_mass(process: Process, mass: Mass, first: float | Array = 0.0) -> Proposal:
-  """logsnr with a density proportional to the derivative of `mass`, which bisection inverts.
+  """logsnr with a density proportional to the derivative of `mass`; bisection inverts `mass`.
 
-  first: only times from `first` to 1 are drawn; the weights then give int_first^1 f(t) dt.  The
-  process has one logsnr for all pixels, and it is finite at both ends.
+  first: only times from `first` to 1 are drawn, and the weights give int_first^1 f(t) dt.  The
+  process must have one logsnr for all pixels, finite at both ends.
 
-  No gradient reaches t or the weight: where the schedule is learned, f and the density p both
-  depend on it.  The gradient of int f dt is E[grad f / p]; the gradient of the weight would add
-  E[f grad(1 / p)], which is not 0 unless the times moved with p.
+  No gradient reaches t or the weight.  If the schedule is learned, f and the density p both depend
+  on the schedule.  The gradient of int f dt is E[grad f / p].  The gradient of the weight would add
+  E[f grad(1 / p)], which is not 0 unless the times also moved with p.
   """
   def propose(u):
     at = lambda t: mass(process(t).logsnr)
@@ -73,19 +73,19 @@ def by_logsnr(process: Process, first: float | Array = 0.0) -> Proposal:
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Mass:
   """log(sigma / alpha) ~ N(mean, std^2), cut where the process ends: Karras et al. (2022), table 1.
 
-  The mass is the probability of a lower logsnr, Phi((logsnr + 2 mean) / (2 std)).
+  The mass is the probability that logsnr is lower, Phi((logsnr + 2 mean) / (2 std)).
   """
   return lambda logsnr: jax.scipy.special.ndtr((logsnr + 2.0 * mean) / (2.0 * std))
 
 
 def tabulated(density: Callable[[np.ndarray], np.ndarray], logsnr_max: float, logsnr_min: float,
               cells: int = 1000) -> Mass:
-  """The mass of any density of logsnr, for `by_mass`: made constant within equal cells.
+  """The mass of any density of logsnr, for `by_mass`; the density is constant within equal cells.
 
-  density: [cells] -> [cells], above 0, of any sum; its values at the cells' middles are taken.  As
-  the weights belong to the density in use, the number of cells is a matter of variance alone.
-  Beyond the table the density stays as at its nearer end, so that a process which goes further, or
-  a learned one whose ends move, has all of its times drawn.
+  density: [cells] -> [cells], above 0, with any sum; it is evaluated at the cells' middles.  The
+  weights belong to the density of the cells, so the number of cells affects the variance alone.
+  Beyond the table, the density keeps the value of the nearer end.  So all times are drawn, even if
+  a process goes further, or is learned and its ends move.
   """
   edges = np.linspace(logsnr_min, logsnr_max, cells + 1)
   shares = np.asarray(density(0.5 * (edges[1:] + edges[:-1])), np.float64)
@@ -102,7 +102,7 @@ def tabulated(density: Callable[[np.ndarray], np.ndarray], logsnr_max: float, lo
 
 @value
 class Histogram:
-  """A proposal: the density of t is constant in each of K equal bins.  shares: [K], of any sum."""
+  """A proposal with a constant density in each of K equal bins of t.  shares: [K], with any sum."""
   shares: Array
 
   def __call__(self, u: Array) -> tuple[Array, Array]:
@@ -121,11 +121,11 @@ class Histogram:
 class LossHistory:
   """The latest losses in each of K equal bins of time, for p ~ E[loss^2]^(1/2).
 
-  Nichol and Dhariwal (2021), section 3.3: the latest 10 of each of the T steps of a chain, and
-  uniform times until there are as many of all; a thousandth of the times stays uniform, as in their
-  code.  K = T are their bins; of continuous time, any number.
+  Nichol and Dhariwal (2021), section 3.3.  The history keeps the latest 10 losses of each of the T
+  steps of a chain.  Times are uniform until every step has 10 losses.  A thousandth of the times
+  stays uniform, as in their code.  Their bins are K = T; in continuous time, K is any number.
 
-  As state.aux of a run it is part of the checkpoint: see `remember`.
+  The history is state.aux of a run, so it is part of the checkpoint: see `remember`.
   """
   losses: Array  # [K, H]  the latest H, in no order
   count: Array   # [K]  how many there have been
@@ -135,7 +135,7 @@ class LossHistory:
     return cls(jnp.zeros((bins, per_bin)), jnp.zeros(bins, jnp.int32))
 
   def add(self, t: Array, losses: Array) -> 'LossHistory':
-    """With the losses [B] at the times t [B], in the order of the batch."""
+    """The history with the losses [B] at the times t [B], added in the order of the batch."""
     bins, per_bin = self.losses.shape
     i = jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)
     here = jax.nn.one_hot(i, bins, dtype=jnp.int32)
@@ -155,7 +155,7 @@ class LossHistory:
 
 def remember(history: LossHistory, context: Context, losses: Array, terms: dict[str, Array]
              ) -> LossHistory:
-  """The history after a step whose times were drawn from it: `make_step`'s `remember`."""
+  """The history after a step whose times were drawn from it; for `remember` of `make_step`."""
   t, weight = history.proposal()(context.t)
   return history.add(t, terms['diffusion'] / weight)
 
@@ -164,10 +164,10 @@ def remember(history: LossHistory, context: Context, losses: Array, terms: dict[
 
 
 def importance(objective: Objective, propose: Proposal) -> Objective:
-  """`objective` at the times of `propose`: the same mean, with another variance.
+  """`objective` at the times of `propose`: it has the same mean, and another variance.
 
-  Its result is the sum of its terms; of these 'diffusion' depends on the time and is weighted, the
-  others do not.  t is now the proposal's argument, uniform on [0, 1].
+  The result of `objective` must be the sum of its terms.  Only the term 'diffusion' depends on the
+  time, so only 'diffusion' is weighted.  t is now the proposal's argument, uniform on [0, 1].
   """
   def at_proposed(denoise, process, x, t, keys, cond=None, **more):
     t, weight = propose(t)
@@ -180,9 +180,9 @@ def importance(objective: Objective, propose: Proposal) -> Objective:
 def bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
           cond: PyTree = None, *, data: Array, decoder: Decoder, context: Context,
           propose: Proposal) -> tuple[Array, dict[str, Array]]:
-  """`vlb.continuous` at proposed times, nats [B], and its terms with their sum 'vlb'.
+  """`vlb.continuous` at the times of `propose`: nats [B], and its terms with their sum 'vlb'.
 
-  Validation takes uniform times, whatever `propose` is: it depends on the parameters alone.
+  Validation takes uniform times, whatever `propose` is, so it depends on the parameters alone.
   """
   objective = importance(vlb.continuous, propose if context.train else uniform)
   nats, terms = objective(denoise, process, x, t, keys, cond, data=data, decoder=decoder)

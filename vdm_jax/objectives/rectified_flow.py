@@ -1,4 +1,4 @@
-"""Rectified flow on its own pairs: reflow, and one step.
+"""Rectified flow trained on its own pairs: reflow, and distillation to one step.
 
 Liu, Gong and Liu (2023).  A flow carries z_1 from the prior to x' = Z_0.  The next flow is trained
 on these pairs (reflow), and its lines cross less.  The cost E|x' - z_1|^2 falls, and so does the
@@ -11,8 +11,8 @@ where `loss` is the loss of flow matching, on the flow's own times.  `distil` tr
 end alone, where x is one step away.
 
 A pair is (z_1, x): z_1 ~ N(0, prior_std^2), and x is what a model makes of it (`runs.pairing`).  At
-the noise end the network sees z_1 itself, as it does when it samples.  (The public code trains on z
-at t = 1e-3 and samples from pure noise there.)
+the noise end the network reads z_1 itself, as in sampling.  (The public code trains on z at
+t = 1e-3 and samples from pure noise there.)
 """
 import jax.numpy as jnp
 

@@ -1,22 +1,21 @@
-"""Scheduled sampling: a diffusion model is trained at latents that it made itself.
+"""Scheduled sampling: a diffusion model is trained at latents that its own network made.
 
-A network is trained at z_i that are made of the data, and used at z_i that its own estimates led
-to.  So with some probability z_i is made by the network: the data are noised to a later step, and
-brought back by m estimates,
+Usually a network is trained at z_i made of the data, but used at z_i that follow from its own
+estimates.  Here, with some probability, the network makes z_i: the data are noised to a later step,
+and m estimates bring them back,
 
     z_(i+m) ~ q(z | x),    z_(j-1) ~ q(z_(j-1) | x_hat(z_j)),    j = i + m, ..., i + 1,
 
-each with noise of its own, and not by q(z_(j-1) | z_j, x_hat).  No gradient passes through them.
-The target at z_i is the noise that would lead from the datum to z_i,
-eps = (z_i - alpha_i x) / sigma_i.  Deng, Kojima and Rush (2023),
-`Markup-to-Image Diffusion Models with Scheduled Sampling`; the steps follow their public code,
-which has one m for a batch.
+Each step draws its own noise, and does not use q(z_(j-1) | z_j, x_hat).  No gradient passes through
+these steps.  The target at z_i is the noise that leads from the datum to z_i, eps = (z_i - alpha_i
+x) / sigma_i.  Deng, Kojima and Rush (2023), `Markup-to-Image Diffusion Models with Scheduled
+Sampling`; the steps follow their public code, which uses one m for a batch.
 
 The method has a bias.  A perfect x_hat = E[x | z] has less variance than x, so a z_i that it makes
 is not distributed as z_i of the data.  The loss of the perfect denoiser rises, and the network that
 is best at such z_i shrinks towards the mean.  For N(0, 1/4) under the linear chain of 1,000 steps
-the loss is 1.814 times as large with m = 1.  A linear network that is trained so with the
-probability 0.8 draws samples whose standard deviation is 0.4256, instead of 0.4961.  There is no
+the loss is 1.814 times as large with m = 1.  If a linear network is trained in this way with the
+probability 0.8, its samples have the standard deviation 0.4256, instead of 0.4961.  There is no
 bias where the condition leaves only one x, as markup leaves one picture.
 """
 import jax
@@ -37,20 +36,21 @@ def rising(step: ArrayLike, steps: int, highest: float = 0.8) -> Array:
 def simple(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            cond: PyTree = None, *, steps: int, probability: ArrayLike, rollout: int = 1,
            noise: Array | None = None) -> tuple[Array, dict[str, Array]]:
-  """|eps - eps_hat|^2, a sum over the data, at z that the network made, or at z of the data.
+  """|eps - eps_hat|^2, a sum over the data, at z from the network or at z from the data.
 
-  Each example draws which of the two it has.  At a step with fewer than `rollout` steps after it,
-  the network makes as many as there are.
+  A draw decides for each example.  If fewer than `rollout` steps follow a step, the network makes
+  all of them.
 
   Args:
     x: [B, ...].
     t, keys: [B].
     steps: T of the chain.
-    probability: [] or [B], that the network makes z; see `rising`.
+    probability: the probability that the network makes z, [] or [B]; see `rising`.
     rollout: m, 1 or more.
     noise: [m + 1, B, ...], for the later step and then for each step back; drawn if not given.
 
-  Returns [B] and {'eps_error'}, the same.  Raises ValueError: a rollout below 1.
+  Returns [B] and {'eps_error'}, which are equal.
+  Raises ValueError if `rollout` is below 1.
   """
   if rollout < 1:
     raise ValueError(f'rollout = {rollout}: scheduled sampling makes one step or more.')

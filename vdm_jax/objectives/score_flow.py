@@ -4,24 +4,24 @@ For an SDE dz = f z dt + g dw, denoising score matching with lambda(t) is
 
     1/2 int_0^1 lambda E|score_hat - score|^2 dt,    score = -eps / sigma.
 
-As g^2 = -sigma^2 dlogsnr/dt on every curve, it is `weighted_diffusion` with w = lambda / g^2: the
-likelihood weighting lambda = g^2 is w = 1, and lambda = sigma^2 of the score SDEs (Song,
-Sohl-Dickstein et al. 2021) is w = -1 / dlogsnr, half of `weightings.simple`.  With likelihood
-weighting and p(z_1) = pi,
+As g^2 = -sigma^2 dlogsnr/dt on every curve, this is `weighted_diffusion` with w = lambda / g^2.
+The likelihood weighting, lambda = g^2, is w = 1.  The weighting lambda = sigma^2 of the score SDEs
+(Song, Sohl-Dickstein et al. 2021) is w = -1 / dlogsnr, half of `weightings.simple`.  With
+likelihood weighting and p(z_1) = pi, their bound is
 
     E[-log p(z_0)] <= E[-log pi(z_1)]
                       + 1/2 int_0^1 E[g^2 |score_hat - score|^2 - g^2 |score|^2 - 2 div(f z)] dt,
 
-their bound.  Since dlog sigma = (f + g^2 / (2 sigma^2)) dt, the last two terms integrate to minus
-what the entropy of q(z_t | x) gains from 0 to 1, and it becomes
+Since dlog sigma = (f + g^2 / (2 sigma^2)) dt, the last two terms integrate to minus the gain of the
+entropy of q(z_t | x) from t = 0 to 1.  So the bound becomes
 
     KL(q(z_1 | x) || pi) + diffusion + H(q(z_0 | x)),
 
-the bound of `vlb` without E[-log p(data | z_0)] and for z_0 instead of the data.  At the true score
-it exceeds E[-log q(z_0)] by KL(q(z_1) || pi), and by nothing else.
+which is the bound of `vlb` without E[-log p(data | z_0)], for z_0 instead of the data.  At the true
+score this bound exceeds E[-log q(z_0)] by exactly KL(q(z_1) || pi).
 
 Song, Durkan, Murray and Ermon (2021), `Maximum Likelihood Training of Score-Based Diffusion
-Models`.  They draw the times by `times.by_logsnr`.
+Models`.  They draw the times by `proposals.by_logsnr`.
 """
 from collections.abc import Callable
 
@@ -43,8 +43,8 @@ def density_bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys:
                   ) -> tuple[Array, dict[str, Array]]:
   """One-sample estimate of the bound on E[-log p(z_0)] over q(z_0 | x): nats [B].
 
-  x: [B, ...], continuous; t, keys: [B].  Returns also its terms {'entropy', 'latent', 'diffusion'}.
-  To it -log p(x | z_0) - H(q(z_0 | x)) may be added for -log p(x).
+  x: [B, ...], continuous; t, keys: [B].  Also returns the terms {'entropy', 'latent', 'diffusion'}.
+  With -log p(x | z_0) - H(q(z_0 | x)) added, it bounds -log p(x).
   """
   diffusion, _ = weighted_diffusion(denoise, process, x, t, keys, cond, eps=eps)
   first, last = process(jnp.zeros_like(t)).expand(x), process(jnp.ones_like(t))

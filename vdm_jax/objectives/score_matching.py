@@ -1,20 +1,20 @@
 """Score matching: fitting the gradient of a log-density without its normaliser.
 
-Explicit score matching asks for the least of 1/2 E|s - grad log q|^2, where nobody knows the second
-score, which is the data's.  Up to a constant that no model changes, it is
+Explicit score matching minimises 1/2 E|s - grad log q|^2, but grad log q, the score of the data, is
+unknown.  Up to a constant that does not depend on the model, this loss equals
 
     implicit    E[ tr(ds/dx) + 1/2 |s|^2 ]                  Hyvarinen (2005), by parts
     sliced      E[ v^T ds/dx v + 1/2 (v^T s)^2 ]            Song et al. (2020), random v
     denoising   1/2 E|s(x + sigma eps) + eps / sigma|^2     Vincent (2011)
 
-the last one for the density of the data with noise.  Losses of the first kind are functions
-(score, x, keys) of one density.  `at_level` makes an `Objective` of any of them, lambda(t) times
-the loss of q(z_t), as `denoising` is; `on_ladder` draws the level from a finite number, as NCSN
-does.  The constants of the three differ, so that values of one objective alone compare.
+The denoising loss is for the density of the data with noise.  The other two are functions (score,
+x, keys) of one density.  `at_level` makes an `Objective` of them: lambda(t) times the loss of
+q(z_t), like `denoising`.  `on_ladder` draws the level from a finite number of levels, like NCSN.
+The three constants differ, so compare values of one objective only.
 
-Choices of lambda, `scale` below: `variance` is the weight of NCSN and of the score SDEs,
-`likelihood` the weight of the bound.  With w = lambda / g^2 (`score_flow.matching`) all are
-`weighted_diffusion`.
+lambda is the argument `scale` below.  `variance` is the weight of NCSN and of the score SDEs;
+`likelihood` is the weight of the bound.  With w = lambda / g^2 (`score_flow.matching`), every such
+loss is `weighted_diffusion`.
 """
 from collections.abc import Callable
 
@@ -41,10 +41,11 @@ def sliced(score: Score, x: Array, keys: Array, *, probes: Probes = rademacher,
            reduced: bool = True) -> tuple[Array, dict[str, Array]]:
   """v^T ds/dx v + 1/2 |s|^2, or with 1/2 (v^T s)^2 unless `reduced`: nats [B].
 
-  Song, Garg, Shi and Ermon (2020), section 3: sliced score matching, and `reduced` its
-  variance-reduced form, with the mean over v of the known part.  One product with the Jacobian for
-  each of the `probes`, over which the mean is taken; E[v v^T] = I.  x: [B, ...]; keys: [B].
-  Returns also {'divergence', 'norm'}, the two terms.
+  Song, Garg, Shi and Ermon (2020), section 3: sliced score matching.  `reduced` is its
+  variance-reduced form, with the closed-form mean over v of the second part.  The result is the
+  mean over `probes` v, with E[v v^T] = I, and takes one product with the Jacobian for each.  x: [B,
+  ...]; keys: [B].
+  Also returns {'divergence', 'norm'}, the two terms.
   """
   v = probes(random.stream(keys, 'probes'), x)
   at, moved = jax.vmap(lambda v: jax.jvp(score, (x,), (v,)), out_axes=(None, 0))(v)
@@ -55,7 +56,7 @@ def sliced(score: Score, x: Array, keys: Array, *, probes: Probes = rademacher,
 
 
 def implicit(score: Score, x: Array, keys: Array) -> tuple[Array, dict[str, Array]]:
-  """tr(ds/dx) + 1/2 |s|^2 with the exact trace, by d products: Hyvarinen (2005), theorem 1.
+  """tr(ds/dx) + 1/2 |s|^2 with the exact trace, from d products: Hyvarinen (2005), theorem 1.
 
   Arguments and results as in `sliced`; nothing is drawn from `keys`.
   """
@@ -80,16 +81,16 @@ def denoising(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """1/2 lambda |score_hat + eps / sigma|^2 at z = alpha x + sigma eps: nats [B], {'eps_error'}.
 
-  Vincent (2011), section 4, at one level; Song et al. (2021), eq. 7 (without the half) at t ~ U[0,
-  1], on every process whose dlogsnr is finite at t.
+  At one level, this is Vincent (2011), section 4.  At t ~ U[0, 1], it is Song et al. (2021), eq. 7
+  (without the half).  The process may be any whose dlogsnr is finite at t.
   """
   return weighted_diffusion(denoise, process, x, t, keys, cond, weight=matching(scale), eps=eps)
 
 
 def at_level(objective: Matching, scale: Callable[[Level], Array] = variance) -> Objective:
-  """lambda(t) times an objective of one density, for q(z_t): noise is in the data, not the target.
+  """lambda(t) times an objective of one density, for q(z_t): the data have noise, the target not.
 
-  Its least value is at the score of q(z_t), where `denoising` has its own.  Needs sigma > 0.
+  Its minimum is at the score of q(z_t), like the minimum of `denoising`.  It needs sigma > 0.
   """
   def matched(denoise, process, x, t, keys, cond=None, *, eps=None):
     level = process(t)
@@ -106,8 +107,8 @@ def on_ladder(objective: Objective, levels: int) -> Objective:
   """`objective` at one of the times i / L, i = 1 ... L = `levels`, each equally often.
 
   Song and Ermon (2019), eq. 6, of `denoising` on `ve`; NCSNv2 (Song and Ermon 2020) has the same
-  loss.  The levels are L of `process`, e.g. all but the clean data of
-  `TableSchedule.from_sigmas`; they are the levels of the steps of `vlb.discrete`.
+  loss.  These are L levels of `process`, for example all but the clean data of
+  `TableSchedule.from_sigmas`.  The steps of `vlb.discrete` have the same levels.
   """
   def rung(denoise, process, x, t, keys, cond=None, **options):
     t = vlb.step_number(t, levels) / levels

@@ -1,21 +1,21 @@
 """Matching of the score's derivatives, on which the likelihood of the probability flow depends.
 
-The bound of `vlb` bounds the reverse SDE, and knows the score alone.  The probability flow is
-another model: -log of its density is bounded by errors of the score, of its Jacobian and of the
-gradient of the Jacobian's trace together (Lu et al. 2022, `Maximum Likelihood Training for
-Score-Based Diffusion ODEs by High-Order Denoising Score Matching`).  Given z the noise has the mean
-eps_hat = -sigma s, the covariance I + sigma^2 ds and the third cumulant -sigma^3 dds, s the score
-of z.  So with l = eps - eps_hat, which is sigma s + eps, and J = sigma d eps_hat / dz, which is
--sigma^2 ds,
+The bound of `vlb` is for the reverse SDE, and depends on the score alone.  The probability flow is
+another model.  Its -log density is bounded by the errors of the score, of the score's Jacobian, and
+of the gradient of the Jacobian's trace (Lu et al. 2022, `Maximum Likelihood Training for
+Score-Based Diffusion ODEs by High-Order Denoising Score Matching`).  Let s be the score of z.
+Given z, the noise has the mean eps_hat = -sigma s, the covariance I + sigma^2 ds and the third
+cumulant -sigma^3 dds.  Let l = eps - eps_hat, which is sigma s + eps, and J = sigma d eps_hat / dz,
+which is -sigma^2 ds.  The errors
 
     matrix   | I - J - l l^T |_F^2
     trace    ( tr(I - J) - |l|^2 )^2
     third    | -sigma d tr(J)/dz + (|l|^2 - tr(I - J) - 2 (I - J)) l |^2
 
-are, at a true s, least in expectation where J and d tr(J)/dz are true as well.  The l, and in
-`third` the J beside it, are treated as constants: no gradient flows through them.  Their equations,
-and the estimates from random probes, are as in the public code of the paper; only averages of v v^T
-for probes v with E[v v^T] = I enter, so that sqrt(d) times the basis gives the exact terms.
+are, at a true s, least in expectation where J and d tr(J)/dz are also true.  l is treated as a
+constant, and so is the J beside l in `third`: no gradient flows through them.  The equations, and
+the estimates from random probes, are as in the public code of the paper.  The probes v enter only
+through averages of v v^T, with E[v v^T] = I.  So sqrt(d) times the basis gives the exact terms.
 """
 
 import jax
@@ -36,11 +36,12 @@ def _dot(u, v):
 
 def errors(denoise: Denoiser, z: Array, eps: Array, level: Level, probes: Array,
            cond: PyTree = None, *, third: bool = True) -> tuple[Estimate, dict[str, Array]]:
-  """The estimate at z = alpha x + sigma eps, and {'matrix', 'trace', 'third'}: [B] each; see above.
+  """The estimate at z = alpha x + sigma eps, and {'matrix', 'trace', 'third'} [B], defined above.
 
-  Lu et al. (2022), as in their public code.  z, eps: [B, ...]; probes: [P, B, ...].  The trace of
-  one random probe is its square v^T (I - J - l l^T) v, whose expectation has more than the trace in
-  it, but is least at the same J.  third: False leaves it out, and with it a second derivative.
+  Lu et al. (2022), as in their public code.  z, eps: [B, ...]; probes: [P, B, ...].  With one
+  random probe, 'trace' is the square of v^T (I - J - l l^T) v.  Its expectation contains more than
+  the square of the trace, but is least at the same J.  third: False leaves out 'third', and with it
+  a second derivative.
   """
   def square(z):  # v^T J v summed over all examples, each of which has its own z
     estimate, moved = along(denoise, z, level, probes, cond)
@@ -73,12 +74,12 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               eps_0: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """`vlb.continuous` with |l|^2 + second (matrix + trace) / d + third (third) / d^2 for |l|^2.
 
-  The terms of `errors` in d dimensions, each so divided as to grow like |l|^2 does.  With
-  second = third = 1 it is, up to a constant factor of the diffusion part, what the public code of
-  Lu et al. (2022) minimises for images with likelihood weighting and importance-sampled times,
+  The terms are `errors` in d dimensions, divided so that each grows like |l|^2.  With
+  second = third = 1, the loss is the loss of the public code of Lu et al. (2022), up to a constant
+  factor of the diffusion part: for images, with likelihood weighting and importance-sampled times,
   which are uniform in logsnr.  Their runs start from trained weights.
 
-  Returns nats [B]; 'vlb', the bound alone, its three terms, and those that are added.
+  Returns nats [B] and the terms: 'vlb' (the bound alone), its three terms, and the added terms.
   """
   t, weight = propose(t)
   if eps is None:
@@ -98,9 +99,9 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
 def with_bound(estimate: Estimate, process: Process, x: Array, t: Array, keys: Array,
                weight: Array, added: dict[str, Array], *, data: Array, decoder: Decoder,
                eps: Array, eps_0: Array | None) -> tuple[Array, dict[str, Array]]:
-  """The continuous bound from an estimate that is there already, and terms added to it.
+  """The continuous bound from a given estimate, with other terms added.
 
-  weight: 1 / density of t, [B].  Results as of `objective`.
+  weight: 1 / density of t, [B].  The results are as for `objective`.
   """
   _, terms = vlb.continuous(lambda *_: estimate, process, x, t, keys, data=data, decoder=decoder,
                             eps=eps, eps_0=eps_0)

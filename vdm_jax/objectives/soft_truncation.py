@@ -1,18 +1,18 @@
-"""Soft Truncation: each step of training leaves out the times before a random one.
+"""Soft Truncation: each training step leaves out the times before a random time.
 
 The bound's diffusion term is truncated at tau, L(tau) = int_tau^1 f(t) dt, with one tau ~ P for the
-whole batch of a step.  As f(t) counts whenever tau <= t,
+whole batch of a step.  Since f(t) counts if tau <= t,
 
     E_tau L(tau) = int_0^1 P(tau <= t) f(t) dt,
 
-the weighted loss with w(t) = P(tau <= t); and every weighting that does not decrease in t, divided
-by its value at 1, comes from some P.  Kim, Shin, Song, Kang and Moon (2022), `Soft Truncation: A
-Universal Training Technique of Score-based Diffusion Model for High Precision Score Estimation`.
-A step alone differs from the weighted loss: with importance-sampled times
-(`times.by_logsnr` from tau on) most steps spend no draw on the smallest times.
+which is the weighted loss with w(t) = P(tau <= t).  Every weighting that does not decrease in t,
+divided by its value at 1, comes from some P.  Kim, Shin, Song, Kang and Moon (2022), `Soft
+Truncation: A Universal Training Technique of Score-based Diffusion Model for High Precision Score
+Estimation`.  A single step differs from the weighted loss.  With importance-sampled times
+(`proposals.by_logsnr` from tau on), most steps spend no draw on the smallest times.
 
-Their bits/dim of discrete data first left out the entropy of q(z_0 | x), and were by 0.92 too low
-(their repository, issue 2); `score_flow.density_bound` has it as a term of its own.
+Their first bits/dim of discrete data left out the entropy of q(z_0 | x), and were 0.92 too low
+(their repository, issue 2).  In `score_flow.density_bound` this entropy is a separate term.
 """
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,11 @@ from vdm_jax.values import static, value
 
 @value
 class Reciprocal:
-  """P with the density tau^-k / Z on [first, 1], in the time of the SDE; theirs is k = 1.
+  """P with the density tau^-k / Z on [first, 1], in the time of the SDE; the authors use k = 1.
 
-  Our t = 0 is the time `first` of the SDE, where its process starts (`schedules.BetaLinear`'s
-  t_min; theirs is 1e-5): tau = first + (1 - first) t.  k = 0 is uniform, a large k hardly ever
-  truncates.
+  Our t = 0 is the time `first` of the SDE, where its process starts (t_min of
+  `schedules.BetaLinear`; the authors use 1e-5): tau = first + (1 - first) t.  k = 0 is uniform; a
+  large k hardly ever truncates.
   """
   first: Scalar = 1e-5
   k: float = static(default=1.0)
@@ -51,11 +51,11 @@ class Reciprocal:
 
 
 def truncation(prior: Reciprocal, seed: int, step: Array) -> Array:
-  """The t before which step `step` leaves out all times: [], the same on all devices."""
+  """The time before which step `step` leaves out all times: [], the same on all devices."""
   key = random.stream(random.key(seed)[None], 'truncation')[0]
   return prior.quantile(random.unit(jax.random.fold_in(key, step)))
 
 
 def weight(prior: Reciprocal) -> Weighting:
-  """P(tau <= t): the weighting of `objectives.weighted_diffusion` that it is on average."""
+  """P(tau <= t): on average, the loss is `objectives.weighted_diffusion` with this weighting."""
   return lambda level: prior.probability(level.t)

@@ -1,7 +1,8 @@
 """Distillation of a small student by its teacher's spectrum: rare frequencies weigh more.
 
-Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`, after a secondary source; their code
-is not public.  With Y the output of teacher or student at z, and F the Fourier transform of images,
+Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`, cited from a secondary source; their
+code is not public.  With Y the output of teacher or student at z, and F the Fourier transform of
+images,
 
     L = L_simple + spatial sum |Y_T - Y_S|^2 + spectral sum w |F Y_T - F Y_S|^2,   w = 1 / |F x|,
 

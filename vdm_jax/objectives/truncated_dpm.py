@@ -1,4 +1,4 @@
-"""Truncated diffusion: a chain that ends while the data still show, and a prior for its end.
+"""Truncated diffusion: a chain that ends before the data are lost, and a prior for its end.
 
 Zheng, He, Chen and Zhou (2023), `Truncated Diffusion Probabilistic Models and Diffusion-based
 Adversarial Auto-Encoders`.  A chain of T steps makes only its first T' steps, at a fraction of the
@@ -8,10 +8,9 @@ N(0, 1):
     L = KL(q(z_T' | x) || p(z_T')) + the other terms of the chain     explicit: a bound
     L = D(q(z_T'), p(z_T'))        + the other terms                  implicit: adversarial
 
-The first KL is, in the mean, the sum of KL(q(z_T') || p) and the information that z_T' has of x,
-which no prior changes.  So the best Gaussian has the mean and the variance of z_T'.  For Gaussian
-data this prior is exact, whatever T' is.  For other data it fails as T' falls, and a generator may
-not.
+The mean of the first KL is KL(q(z_T') || p) plus the information that z_T' has about x, which no
+prior changes.  So the best Gaussian has the mean and the variance of z_T'.  For Gaussian data this
+prior is exact, whatever T' is.  For other data it fails as T' falls, and a generator may not.
 """
 import jax.numpy as jnp
 
@@ -28,5 +27,5 @@ def latent(x: Array, level: Level, prior: Normal) -> Array:
 
 
 def truth(x: Array, level: Level, keys: Array) -> Array:
-  """z ~ q(z | x), [B, ...], with noise of its own: what a prior should draw."""
+  """z ~ q(z | x), [B, ...], with noise of its own: the draws that a prior should match."""
   return diffuse(x, random.normal(random.stream(keys, 'z_truth'), x), level)

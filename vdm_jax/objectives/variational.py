@@ -1,7 +1,7 @@
 """The ancestors of the diffusion bound: the ELBO of a VAE, of layers of latents, of a Markov chain.
 
-One notation for all.  z_1 ... z_L are latents, z_1 next to the data and z_L the prior's; q infers
-them, p generates.  With z drawn from q,
+The notation is the same for all.  z_1 ... z_L are latents; z_1 is next to the data, and z_L is
+drawn from the prior.  q infers the latents, and p generates them.  With z drawn from q,
 
   -log p(data) <= E[-log p(data | z)]  +  E[log q(z | data) - log p(z)],
 
@@ -18,9 +18,9 @@ q(z_t | z_s), and the generator q(z_s | z_t, x_hat).  Then the last line is the 
 are as large as the data, one network serves all layers, and the encoder learns at most its noise
 schedule.
 
-A distribution here is whatever has `sample` and `log_prob`; a conditional is a function that
-returns one.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014); the last line as in
-Luo (2022), `Understanding Diffusion Models: A Unified Perspective`.
+Here a distribution is any object with `sample` and `log_prob`.  A conditional is a function that
+returns a distribution.  Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014); the last
+line as in Luo (2022), `Understanding Diffusion Models: A Unified Perspective`.
 """
 import functools
 import operator
@@ -37,7 +37,7 @@ from vdm_jax.values import value
 
 
 class Distribution(Protocol):
-  """Of one variable for each example: an array [B, ...], or a pytree of such."""
+  """A distribution of one variable for each example: an array [B, ...], or a pytree of arrays."""
 
   def sample(self, keys: Array) -> PyTree:
     """keys: [B]."""
@@ -68,10 +68,11 @@ class Normal:
 
 
 class Joint(NamedTuple):
-  """A joint distribution of z_1 ... z_L as a product of conditionals, for any q(z_{1:L} | x).
+  """A joint distribution of z_1 ... z_L as a product of conditionals: any q(z_{1:L} | x).
 
-  conditionals: in the order of drawing, each given the tuple of all drawn before it, () the first.
-  upward: False draws z_L first, True z_1.  A value is the tuple (z_L, ..., z_1) either way.
+  conditionals: in the order of drawing.  Each conditional gets the tuple of all latents drawn
+  before; the first gets ().  upward: False draws z_L first, True draws z_1 first.  In both cases a
+  value is the tuple (z_L, ..., z_1).
   """
   conditionals: Sequence[Conditional]
   upward: bool = False
@@ -94,14 +95,14 @@ class Joint(NamedTuple):
 
 
 def one_sample(q: Distribution, p: Distribution, z: PyTree) -> Array:
-  """log q(z) - log p(z) in nats, [B]: in expectation over z ~ q the divergence, of any two."""
+  """log q(z) - log p(z) in nats, [B]; its mean over z ~ q is KL(q || p), for any q and p."""
   return q.log_prob(z) - p.log_prob(z)
 
 
 def gaussian_kl(q: Normal, p: Normal, z: PyTree = None) -> Array:
   """KL(q || p) = 1/2 sum (r - 1 - log r + (mean_q - mean_p)^2 / std_p^2), r = std_q^2 / std_p^2.
 
-  Nats, [B]; of two `Normal`, in closed form: z is not read.
+  Nats, [B].  This is the closed form for two `Normal` distributions; z is not read.
   """
   r = jnp.square(q.std / p.std)
   gap = (q.mean - p.mean) / p.std
@@ -117,8 +118,9 @@ def elbo(data: Array, keys: Array, *, encoder: Distribution, decoder: LatentDeco
   """-ELBO, an unbiased estimate from one z ~ q: nats [B], {'reconstruction', 'latent'} [B].
 
   Kingma and Welling (2014), eq. 6 with `one_sample` and eq. 7 with `gaussian_kl`.  data: [B, ...];
-  keys: [B]; encoder: q(z | x) of these examples; decoder: log p(data | z).  beta: reconstruction +
-  beta latent, Higgins et al. (2017); the bound is the sum of the terms whatever it is.
+  keys: [B]; encoder: q(z | x) of these examples; decoder: log p(data | z).  beta: the result is
+  reconstruction + beta latent, Higgins et al. (2017).  The bound is the sum of the terms, for every
+  beta.
   """
   z = encoder.sample(random.stream(keys, 'z'))
   terms = {'reconstruction': -decoder(data, z), 'latent': divergence(encoder, prior, z)}
@@ -134,8 +136,8 @@ def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional],
   encoder, prior: of z_L, ..., z_1, each a function of the tuple of latents above: () for z_L,
   (z_L, ..., z_2) for z_1.  decoder: log p(data | (z_L, ..., z_1)).  Returns nats [B] and
   {'reconstruction', 'latent', 'z_L', ..., 'z_1'} [B]; 'latent' is the sum of the divergences of the
-  layers, which are the rest.  The bound is reconstruction + latent, and is returned with beta = 1.
-  An encoder that infers in another order is a `Joint`, for `elbo`.
+  layers, and the other terms are those divergences.  The bound is reconstruction + latent; it is
+  the result if beta = 1.  An encoder that infers in another order is a `Joint`, for `elbo`.
   """
   above, layers = (), {}
   for i, (conditional_q, conditional_p) in enumerate(zip(encoder, prior, strict=True)):
@@ -148,7 +150,7 @@ def hierarchical(data: Array, keys: Array, *, encoder: Sequence[Conditional],
 
 
 class LatentChain(NamedTuple):
-  """A Markov chain q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), and the same from above."""
+  """A Markov chain q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1}), and its factors from above."""
   first: Distribution                  # q(z_1 | x)
   up: Sequence[Conditional]            # z_{l-1} -> q(z_l | z_{l-1}),     l = 2 ... L
   last: Distribution                   # q(z_L | x)
@@ -187,10 +189,10 @@ def markovian(data: Array, keys: Array, *, encoder: LatentChain, decoder: Latent
   """-ELBO of a Markovian hierarchical VAE, at one path of latents drawn upwards by its encoder.
 
   generator: z_l -> p(z_{l-1} | z_l), l = 2 ... L; prior: p(z_L); decoder: log p(data | z_1).
-  Returns nats [B]; {'reconstruction', 'latent', 'diffusion'} [B], whose sum it is: the divergence
-  at z_L, and the sum of the divergences of the transitions; and each of these, 'z_1' ... 'z_{L-1}',
-  named by its variable.  Sohl-Dickstein et al. (2015), section 2.4; Ho et al.
-  (2020), eq. 5.
+  Returns nats [B] and {'reconstruction', 'latent', 'diffusion'} [B], whose sum they are.  'latent'
+  is the divergence at z_L, and 'diffusion' the sum of the divergences of the transitions.  The
+  terms 'z_1' ... 'z_{L-1}' are these divergences, each named by its variable.  Sohl-Dickstein et
+  al. (2015), section 2.4; Ho et al. (2020), eq. 5.
   """
   path = encoder.sample(keys)
   transitions = {
@@ -224,7 +226,7 @@ def denoising_generator(denoise: Denoiser, process: Process, x: Array, steps: in
                         cond: PyTree = None) -> list[Conditional]:
   """p(z_s | z_t) = q(z_s | z_t, x_hat(z_t)) of the steps of `process_chain`.
 
-  x: [B, ...], for its shape and precision alone.  Kingma et al. (2021), appendix A.
+  x: [B, ...]; only its shape and precision are used.  Kingma et al. (2021), appendix A.
   """
   def at(t):
     return process(jnp.full(x.shape[:1], t, x.dtype))

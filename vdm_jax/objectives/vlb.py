@@ -4,9 +4,10 @@
                   reconstruction          latent
 
 In continuous time the diffusion term is 1/2 int_0^1 (-d logsnr/dt) E|eps - eps_hat|^2 dt; with T
-steps it is a sum of T Kullback-Leibler terms, estimated at one of them, drawn by t.  Both
-are unbiased for t ~ U[0, 1], and depend on the schedule through its end points alone (continuous)
-or through its grid (T steps).  Source: Kingma et al. (2021), eq. 11-17.
+steps it is a sum of T Kullback-Leibler terms, estimated from one term, which t chooses.  Both
+estimates are unbiased for t ~ U[0, 1].  The continuous bound depends only on the end points of the
+schedule; the bound of T steps depends on the levels of the grid.  Source: Kingma et al. (2021), eq.
+11-17.
 
 The reverse kernel of a chain is p(z_s | z_t) = N(mean of q(z_s | z_t, x_hat), variance).  With
 l^2 = sigma_s^2 tau, the variance of q(z_s | z_t, x), and d = (mean of q - mean of p) / l,
@@ -14,8 +15,8 @@ r = variance / l^2 in each dimension, the divergence of the two is
 
   KL(q || p) = 1/2 sum (log r + (1 + d^2) / r - 1).
 
-A larger variance is worth its price where steps are long: p(z_s | z_t) is wider than q(z_s | z_t,
-x), as x is not known.
+A larger variance pays off where steps are long: p(z_s | z_t) is wider than q(z_s | z_t, x), as x is
+unknown.
 """
 from collections.abc import Callable
 
@@ -37,9 +38,10 @@ LastStep = Callable[[Array, Array, Array], Array]
 
 def end_terms(process: Process, x_0: Array, x_1: Array, t: Array, keys: Array, data: Array,
               decoder: Decoder, eps_0: Array | None) -> dict[str, Array]:
-  """{'reconstruction', 'latent'} in nats, [B] each, of the diffused data at t = 0 and at t = 1.
+  """{'reconstruction', 'latent'} in nats, [B] each: the terms at t = 0 and at t = 1.
 
-  x_0, x_1: [B, ...], one and the same unless an encoder depends on time.
+  x_0, x_1: [B, ...], the data at t = 0 and at t = 1; they differ only if an encoder depends on
+  time.
   """
   # One time per example, so that the levels of a per-pixel schedule are [B, ...] as at `t`.
   first, last = process(jnp.zeros_like(t)), process(jnp.ones_like(t))
@@ -57,7 +59,7 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
 
   x: [B, ...], the encoding of the discrete `data` [B, ...]; t, keys: [B]; eps, eps_0: the noise
   [B, ...] of the diffusion and the reconstruction term, drawn from `keys` if not given.
-  Returns nats [B] and {'reconstruction', 'latent', 'diffusion'} [B], whose sum it is.
+  Returns nats [B] and the terms whose sum they are, {'reconstruction', 'latent', 'diffusion'} [B].
   """
   diffusion, _ = weighted_diffusion(denoise, process, x, t, keys, cond, eps=eps)
   terms = {**end_terms(process, x, x, t, keys, data, decoder, eps_0), 'diffusion': diffusion}
@@ -66,10 +68,10 @@ def continuous(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Ar
 
 def bound_terms(process: Process, x: Array, t: Array, keys: Array, data: Array, decoder: Decoder,
                 eps_error: Array, share: Array | float = 1.0) -> dict[str, Array]:
-  """The terms of `continuous` from |eps - eps_hat|^2 [B], as another loss has evaluated it at t.
+  """The terms of `continuous` from |eps - eps_hat|^2 [B], which another loss has evaluated at t.
 
-  For t ~ U[0, 1], or of a density 1 / `share`, their sum is an unbiased estimate of the bound, at
-  no further evaluation.
+  If t ~ U[0, 1], or t has the density 1 / `share`, the sum of the terms is an unbiased estimate of
+  the bound.  It takes no further evaluation.
   """
   return {**end_terms(process, x, x, t, keys, data, decoder, None),
           'diffusion': share * -0.5 * process(t).dlogsnr * eps_error}
@@ -86,7 +88,7 @@ def fixed_small(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
 def fixed_large(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
   """beta = sigma_t^2 tau, the variance of q(z_t | z_s).  Ho et al. (2020), section 3.2, on `vp`.
 
-  In the units of the curve: on another it is another variance, and the bound another number.  A
+  The variance is in the units of the curve, so on another curve the bound is another number.  A
   step that ends in the data (`step_levels`) has the smaller variance, as in their code.
   """
   return jnp.where(jnp.isposinf(at_s.logsnr), fixed_small(estimate, at_t, at_s),
@@ -94,16 +96,15 @@ def fixed_large(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
 
 
 def learned(estimate: Estimate, at_t: Level, at_s: Level) -> Array:
-  """beta^v beta_tilde^(1 - v) with v = (u + 1) / 2 of the head u =
-  estimate.extra['variance'], [B, ...].
+  """beta^v beta_tilde^(1 - v), [B, ...], with v = (u + 1) / 2 and u = estimate.extra['variance'].
 
-  Nichol and Dhariwal (2021), eq. 15; as `ancestral` with `processes.learned_share`.
+  Nichol and Dhariwal (2021), eq. 15.  `ancestral` with `processes.learned_share` has this variance.
   """
   return jnp.square(interpolated_std(at_t, at_s, learned_share(estimate)))
 
 
 def step_number(t: Array, steps: Scalar) -> Array:
-  """Which of the steps 1 ... T a time in [0, 1] belongs to: step i ends at i / T.  t: [B] or []."""
+  """The step 1 ... T that a time in [0, 1] belongs to: step i ends at i / T.  t: [B] or []."""
   return jnp.maximum(jnp.ceil(t * steps), 1.0)
 
 
@@ -111,11 +112,11 @@ def step_levels(process: Process, grid: Array, steps: int, to_data: bool) -> tup
   """The levels (t, s) of step `grid` = 1 ... T of a chain: t = grid / T, s = t - 1 / T.
 
   grid: [B] or [].  to_data: the first step ends in the data themselves, where logsnr is infinite
-  and alpha = 1, or the process's alpha where it begins so.  There sigma_s = 0, and so is the
-  variance of q(z_s | z_t, x); in its place stands the variance of the second step, as in the code
-  of Ho et al. (2020) and of Nichol and Dhariwal (2021).
+  and alpha = 1, or the process's alpha where it begins so.  There sigma_s = 0, and the variance of
+  q(z_s | z_t, x) is 0 too.  The variance of the second step replaces it, as in the code of Ho et
+  al. (2020) and of Nichol and Dhariwal (2021).
 
-  Raises ValueError: to_data and less than two steps.
+  Raises ValueError if to_data is true and there are fewer than two steps.
   """
   at_t, at_s = process(grid / steps), process((grid - 1.0) / steps)
   if not to_data:
@@ -154,14 +155,17 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
   T KL(q(z_s | z_t, x) || p(z_s | z_t)) with t rounded up to the grid, s = t - 1/T.  With
   `fixed_small` it is T/2 (SNR(s)/SNR(t) - 1) |eps - eps_hat|^2: Kingma et al. (2021), eq. 13-14.
 
-  last: for chains whose t = 0 are the data (Ho et al. 2020): the first step is then no divergence
-  but -log p(data | z_{1/T}), eq. 13 there, e.g. `DiscretisedNormal(levels).log_prob`, at the mean
-  x_hat and the standard deviation of that step; see `step_levels`.  It is the term
-  'reconstruction', drawn as one of T like the others; `decoder` is not used, and may be None.
-  first: that term in nats [B] where it has been evaluated apart, by `first_step`.  It is unlike the
-  divergences, much larger than each, so that drawing it is most of the variance of an estimate.
+  last: for chains where t = 0 is the data (Ho et al. 2020).  The first step is then no divergence
+  but -log p(data | z_{1/T}), their eq. 13, at the mean x_hat and the standard deviation of that
+  step; see `step_levels`.  An example is `DiscretisedNormal(levels).log_prob`.  This term is
+  'reconstruction', and is drawn as one of T like the others.  `decoder` is not used, and may be
+  None.
+  first: the term 'reconstruction' in nats [B], if `first_step` has evaluated it separately.
+  That term is much larger than each divergence, so drawing it causes most of the variance of an
+  estimate.
 
-  Arguments and results as in `continuous`.  Raises InputError: neither `last` nor a decoder.
+  Arguments and results are as in `continuous`.
+  Raises InputError if there is neither `last` nor a decoder.
   """
   grid = step_number(t, steps)
   at_t, at_s = step_levels(process, grid, steps, last is not None)
@@ -188,16 +192,16 @@ def discrete(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arra
 
 
 def in_step(number: Array | int, steps: int) -> Array:
-  """A time of step 1 ... T = `steps`: its middle, so that `step_number` reads it back exactly."""
+  """The middle time of a step 1 ... T = `steps`, from which `step_number` gets the step exactly."""
   return (jnp.asarray(number) - 0.5) / steps
 
 
 def first_step(denoise: Denoiser, process: Process, x: Array, keys: Array, cond: PyTree = None, *,
                steps: int, data: Array, last: LastStep, variance: Variance = fixed_small,
                eps: Array | None = None) -> Array:
-  """One-sample estimate of -E log p(data | z_{1/T}), the first step of such a chain: nats [B].
+  """One-sample estimate of -E log p(data | z_{1/T}), the first step for `last`: nats [B].
 
-  At one evaluation of the network, with noise of its own.  Arguments as for `discrete`.
+  It takes one evaluation of the network, and noise of its own.  Arguments are as for `discrete`.
   """
   if eps is None:
     eps = random.normal(random.stream(keys, 'eps_1'), x)
@@ -209,9 +213,9 @@ def first_step(denoise: Denoiser, process: Process, x: Array, keys: Array, cond:
 
 def last_step(last: LastStep, data: Array, x: Array, estimate: Estimate, at_t: Level, at_s: Level,
               variance: Variance, first: Array) -> Array:
-  """log p(data | z_t) in nats, [B], where `first` ([B] or []); elsewhere a number without meaning.
+  """log p(data | z_t) in nats, [B], where `first` ([B] or []) is true; elsewhere it has no meaning.
 
-  There it is taken at the data's own mean, so that it is finite, and so is its gradient.
+  Elsewhere the mean is the data themselves, so the number and its gradient are finite.
   """
   first = jnp.reshape(first, first.shape + (1,) * (x.ndim - first.ndim))
   at_s = at_s.expand(x)

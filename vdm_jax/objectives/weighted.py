@@ -16,12 +16,12 @@ def weighted_diffusion(denoise: Denoiser, process: Process, x: Array, t: Array, 
                        eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """1/2 w(level) (-d logsnr/dt) |eps - eps_hat|^2 at t ~ U[0, 1]: nats [B], {'eps_error': [B]}.
 
-  With weight 1 it is the diffusion term of the continuous-time bound: Kingma et al. (2021),
-  eq. 17; with others Kingma and Gao (2023).  x: [B, ...]; t, keys: [B].
-  eps: the noise, where it is coupled to the data; drawn from `keys` otherwise.
+  With weight 1 it is the diffusion term of the continuous-time bound: Kingma et al. (2021), eq. 17.
+  For other weights see Kingma and Gao (2023).  x: [B, ...]; t, keys: [B]. eps: the noise, where it
+  is coupled to the data; drawn from `keys` otherwise.
 
-  At an end where logsnr is infinite it is the limit of the loss, see `processes.inside`; whether
-  there is one depends on the weighting and the process, see `check_limits`.
+  At an end where logsnr is infinite, it is the limit of the loss (`processes.inside`).  Whether
+  there is a limit depends on the weighting and the process (`check_limits`).
   """
   level = process(inside(process, t))
   if eps is None:
@@ -35,10 +35,11 @@ def weighted_diffusion(denoise: Denoiser, process: Process, x: Array, t: Array, 
 
 
 def check_limits(process: Process, weight: Weighting = weightings.vlb) -> None:
-  """Raises InputError, naming both, where the loss grows without bound towards t = 0 or t = 1.
+  """Raises InputError if the loss grows without bound towards t = 0 or t = 1.
 
-  Where logsnr is infinite, as it is at clean data, weighting 1 has no limit: there is no bound.
-  Call it where an experiment is built; under `jit`, where values are unknown, it does nothing.
+  The error names the weighting and the process.  Where logsnr is infinite, for example at clean
+  data, weighting 1 has no limit, so there is no bound.  Call this function where an experiment is
+  built; under `jit`, where values are unknown, it does nothing.
   """
   def coefficient(t):
     # Of |v - v_hat|^2 = |eps - eps_hat|^2 / alpha^2 on `vp`, which is of the order of 1 everywhere.
@@ -64,7 +65,7 @@ def check_limits(process: Process, weight: Weighting = weightings.vlb) -> None:
 
 
 def _name(function) -> str:
-  """`min_snr` of what min_snr(5.0) returns, `GaussianProcess(BetaLinear)` of a process."""
+  """`min_snr` for the result of min_snr(5.0), `GaussianProcess(BetaLinear)` for a process."""
   own = getattr(function, '__qualname__', type(function).__name__).split('.')[0]
   inner = getattr(function, 'schedule', getattr(function, 'process', None))
   return own if inner is None else f'{own}({_name(inner)})'

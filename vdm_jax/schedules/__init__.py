@@ -1,4 +1,4 @@
-"""Noise schedules: t -> logsnr, decreasing.  Fixed, from tables, and learned."""
+"""Noise schedules: t -> logsnr, decreasing.  They are fixed, from tables, or learned."""
 from vdm_jax.schedules.fixed import (
            BetaLinear,
            Cosine,

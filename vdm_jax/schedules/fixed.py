@@ -6,14 +6,14 @@ pytree leaves, so changing them never recompiles.  A learned schedule is a Linen
 `Bound` turns it, at a point in parameter space, into the same kind of thing: a pure function.
 A published chain of discrete steps is a `TableSchedule`, exact at the times of its entries.
 
-With t uniform a schedule is a density of noise levels, and t is its upper tail probability:
-`Laplace` and `Sigmoid` are given as such.
+With t uniform, a schedule is a density of noise levels, and t is its upper tail probability.
+`Laplace` and `Sigmoid` are defined by their densities.
 
-A schedule may be infinite at its ends (clean data at t = 0, no signal at t = 1): give infinite
-end points.  `processes.GaussianProcess` is finite there in all but logsnr.
+A schedule may be infinite at its ends (clean data at t = 0, no signal at t = 1): give infinite end
+points.  There, all fields of `processes.GaussianProcess` but logsnr and dlogsnr are finite.
 
-The official VDM code speaks of gamma = -logsnr.  The learned schedules below keep their
-parameters in that convention, so that an imported checkpoint's numbers are its own.
+The official VDM code uses gamma = -logsnr.  The learned schedules keep their parameters in that
+convention, so the numbers of an imported checkpoint do not change.
 """
 
 import jax
@@ -30,7 +30,7 @@ __all__ = ['BetaLinear', 'Cosine', 'GeometricSigma', 'KarrasSigma', 'Laplace', '
 
 
 def as_float(u: ArrayLike) -> Array:
-  """u, as floating numbers if it is integers: those, as times 0 and 1, have no derivative."""
+  """u as floating numbers: integers, such as the times 0 and 1, have no derivative."""
   u = jnp.asarray(u)
   return u if jnp.issubdtype(u.dtype, jnp.floating) else u.astype(float)
 
@@ -38,9 +38,9 @@ def as_float(u: ArrayLike) -> Array:
 def check_decreasing(schedule: Schedule | Process, points: int = 1001) -> None:
   """Raises InputError, with the times and values, where logsnr rises in t, is NaN, or never falls.
 
-  It is looked at at `points` even times of [0, 1] and at some closer to both ends.  It may stand
-  still for a while, and rise by rounding.  Of levels with data axes each is checked.  Does nothing
-  where the values are unknown, under `jit`.
+  logsnr is checked at `points` even times of [0, 1], and at some times closer to both ends.  It may
+  stay constant for a while, and rise by rounding.  If levels have data axes, every entry is
+  checked. Under `jit`, where the values are unknown, this does nothing.
   """
   near = np.geomspace(1e-6, 0.5 / points, 20)
   times = np.unique(np.concatenate([np.linspace(0.0, 1.0, points), near, 1.0 - near]))
@@ -95,7 +95,7 @@ class Linear:
 
 @value
 class Cosine:
-  """logsnr(t) = -2 log tan(a + (b - a) t), with a, b such that the end points are as given.
+  """logsnr(t) = -2 log tan(a + (b - a) t), where a and b follow from the end points.
 
   The alpha-cosine schedule of Nichol and Dhariwal (2021), section 3.2, in the continuous form
   of Salimans and Ho (2022): on the `vp` curve alpha(t) is the cosine of an angle linear in t.
@@ -116,11 +116,11 @@ class Cosine:
 
 def shifted_cosine(size: int, base: int = 64, logsnr_max: float = 15.0,
                    logsnr_min: float = -15.0) -> 'Shifted':
-  """logsnr(t) = cosine(t) + 2 log(base / size): the cosine schedule of images of `base` pixels a
-  side, for images of `size` a side.
+  """logsnr(t) = cosine(t) + 2 log(base / size): the cosine schedule, shifted for larger images.
 
-  Means over (size / base)^2 pixels then have the noise of the base resolution.  Hoogeboom, Heek
-  and Salimans (2023), section 3.1; the end points belong to the cosine, before the shift.
+  base, size: the side of an image in pixels.  Means over (size / base)^2 pixels then have the noise
+  of the base resolution.  Hoogeboom, Heek and Salimans (2023), section 3.1; the end points belong
+  to the cosine, before the shift.
   """
   return Shifted(Cosine(logsnr_max, logsnr_min), 2.0 * float(np.log(base / size)))
 
@@ -131,8 +131,8 @@ class BetaLinear:
 
   logsnr = -log(expm1(int_0^u beta)), u = t_min + (1 - t_min) t.  This is the continuous limit
   of the linear betas of DDPM (Ho et al. 2020, section 4) that Song et al. (2021), appendix C,
-  call the VP SDE.  At u = 0 logsnr is infinite; `t_min` is where the process starts (Song et
-  al. use 1e-3 for samples and 1e-5 for likelihoods).
+  call the VP SDE.  At u = 0 logsnr is infinite.  The process starts at u = `t_min` (Song et al. use
+  1e-3 for samples and 1e-5 for likelihoods).
   """
   beta_min: Scalar = 0.1
   beta_max: Scalar = 20.0
@@ -147,9 +147,9 @@ class BetaLinear:
 class GeometricSigma:
   """On the `ve` curve, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
 
-  The VE SDE of Song et al. (2021), appendix C, for data in [-1, 1]: their values for CIFAR-10 are
-  0.01 and 50, of data in [0, 1].  The L noise levels of Song and Ermon (2019), 1 to 0.01 with
-  L = 10, are GeometricSigma(0.01, 1.0) at the times np.linspace(1, 0, L), in [0, 1] again.
+  The VE SDE of Song et al. (2021), appendix C, for data in [-1, 1].  Their values for CIFAR-10 are
+  0.01 and 50, for data in [0, 1].  The L noise levels of Song and Ermon (2019), 1 to 0.01 with
+  L = 10, are GeometricSigma(0.01, 1.0) at the times np.linspace(1, 0, L), also for data in [0, 1].
   """
   sigma_min: Scalar = 0.02
   sigma_max: Scalar = 100.0
@@ -164,9 +164,9 @@ class GeometricSigma:
 class KarrasSigma:
   """On the `ve` curve, sigma(t)^(1/rho) is linear in t, from sigma_min to sigma_max.
 
-  Karras et al. (2022), eq. 5 and table 1, whose grid of N steps is np.linspace(1, 0, N), and then
-  sigma = 0.  With sigma_min = 0 the process itself ends in clean data, with all lower levels on the
-  way; with rho = 1 too, sigma = sigma_max t, the time of their ODE.
+  Karras et al. (2022), eq. 5 and table 1.  Their grid of N steps is np.linspace(1, 0, N), followed
+  by sigma = 0.  With sigma_min = 0 the process itself ends in clean data, and passes all lower
+  levels. If also rho = 1, then sigma = sigma_max t, the time of their ODE.
   """
   sigma_min: Scalar = 0.002
   sigma_max: Scalar = 80.0
@@ -186,9 +186,9 @@ class KarrasSigma:
 class Polynomial:
   """On the `flow` curve, alpha^(1 / degree) falls in a straight line: alpha = (1 - t)^degree.
 
-  Degree 1 is rectified flow, the path of optimal transport of Lipman et al. (2023); others are the
-  polynomial paths of their code.  logsnr = 2 log(alpha / (1 - alpha)), cut at both ends, which may
-  be infinite.
+  Degree 1 is rectified flow, the path of optimal transport of Lipman et al. (2023).  Other degrees
+  are the polynomial paths of their code.  logsnr = 2 log(alpha / (1 - alpha)), cut at both ends,
+  which may be infinite.
   """
   degree: Scalar = 1.0
   logsnr_max: Scalar = 13.3
@@ -231,10 +231,10 @@ class Laplace:
 
 @value
 class Sigmoid:
-  """logsnr has the logistic density, whose distribution is sigmoid((logsnr - mean) / scale), cut.
+  """logsnr is logistic, with the distribution function sigmoid((logsnr - mean) / scale), cut.
 
   logsnr(t) = mean + scale log((1 - t) / t) if it is not cut at the two ends.  With infinite end
-  points and mean 0, scale 1 on the `vp` curve is alpha^2 = 1 - t, and scale 2 on the `flow` curve
+  points and mean 0, scale 1 on the `vp` curve is alpha^2 = 1 - t.  Scale 2 on the `flow` curve is
   rectified flow, alpha = 1 - t.
   """
   mean: Scalar = 0.0
@@ -248,7 +248,7 @@ class Sigmoid:
 
 
 def _tails(density, tail, t):
-  """Probabilities above and below logsnr(t), of a symmetric density that is cut at both ends."""
+  """Probabilities above and below logsnr(t), for a symmetric density that is cut at both ends."""
   high = (density.logsnr_max - density.mean) / density.scale
   low = (density.logsnr_min - density.mean) / density.scale
   t = as_float(t)
@@ -260,7 +260,7 @@ def _tails(density, tail, t):
 
 @value
 class Shifted:
-  """logsnr(t) = schedule(t) + shift: the same schedule at another noise level throughout.
+  """logsnr(t) = schedule(t) + shift: the same schedule, with every noise level shifted.
 
   Hoogeboom et al. (2023), section 3.1; Chen (2023) scales the data instead, by exp(shift / 2).
   """
@@ -275,8 +275,8 @@ class Shifted:
 class SameAlpha:
   """On the curve `sub_vp`, the alpha that `schedule` has on `vp`, at every time.
 
-  sigma = 1 - alpha^2, so logsnr = log alpha^2 - 2 log(1 - alpha^2): the sub-VP SDE of Song et al.
-  (2021), section 3.4, where `schedule` is the VP SDE's, `BetaLinear`.
+  sigma = 1 - alpha^2, so logsnr = log alpha^2 - 2 log(1 - alpha^2).  If `schedule` is `BetaLinear`,
+  this is the sub-VP SDE of Song et al. (2021), section 3.4.
   """
   schedule: Schedule
 

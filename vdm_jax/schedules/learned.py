@@ -1,4 +1,4 @@
-"""Schedules with parameters, as Linen modules: learned with the network."""
+"""Schedules with parameters: Linen modules that are learned with the network."""
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -40,8 +40,8 @@ class _PositiveDense(nn.Module):
 class Monotone(nn.Module):
   """gamma(t) = l1(t) + l3(2 sigmoid(l2(2 t - 1)) - 1) / features, all kernels in absolute value.
 
-  `learnable_nnet` of the official VDM code: its end points are *not* pinned, they move with
-  the interior (`PinnedMonotone` separates the two).
+  This is `learnable_nnet` of the official VDM code.  Its end points are *not* pinned: they move
+  with the interior (`PinnedMonotone` separates the two).
   """
   features: int = 1024
   logsnr_max: float = 13.3  # at initialisation
@@ -60,16 +60,17 @@ class Monotone(nn.Module):
 
 
 class PinnedMonotone(nn.Module):
-  """logsnr(t) = max + (min - max) u(t): end points and interior are parameters of their own.
+  """logsnr(t) = max + (min - max) u(t): end points and interior have separate parameters.
 
   u(t) = (raw(t) - raw(0)) / (raw(1) - raw(0)) with raw monotone: Kingma et al. (2021), appendix
-  I.2, eq. 59.  The continuous bound depends on the end points alone, so the interior may be trained
-  for another purpose (the estimator's variance: `systems.learned_schedule`).
+  I.2, eq. 59.  The continuous bound depends on the end points alone.  So the interior may be
+  trained for another purpose: `systems.learned_schedule` trains it for the variance of the
+  estimator.
 
-  Only this rescaling is the paper's; the network is ours, and not the one of `Monotone`:
-  raw(t) = t + mean_j softplus(w_out_j) sigmoid(exp(w_in_j) (2 t - 1 - tanh(b_in_j))): steps of any
-  steepness, all within (0, 1).  The schedule of least variance may be thousands of times steeper at
-  one end than in the middle, which steps of about equal steepness do not reach.
+  Only this rescaling comes from the paper.  The network is ours, and differs from `Monotone`:
+  raw(t) = t + mean_j softplus(w_out_j) sigmoid(exp(w_in_j) (2 t - 1 - tanh(b_in_j))). It is a sum
+  of steps of any steepness, all within (0, 1).  The schedule of least variance may be thousands of
+  times steeper at one end than in the middle.  Steps of about equal steepness cannot represent it.
   """
   features: int = 64
   logsnr_max: float = 13.3  # at initialisation
@@ -97,14 +98,16 @@ class PinnedMonotone(nn.Module):
 
 
 class KnotSchedule(nn.Module):
-  """logsnr(t) = max + (min - max) r(t), where t(r) = int_0^r p / int_0^1 p is a free distribution.
+  """logsnr(t) = max + (min - max) r(t), where t(r) = int_0^r p / int_0^1 p for a learned density p.
 
-  log p is linear between `knots` equally spaced values of r, its parameters there, all 0 at first
-  (the straight line).  Within a segment the integral and its inverse are closed forms.  End points
-  and purpose are as in `PinnedMonotone`: the density of noise levels of least variance is
-  proportional to E[|eps - eps_hat|^4]^(1/2), which may fall by orders of magnitude.
+  log p is linear between `knots` equally spaced values of r.  Its values there are the parameters;
+  they are all 0 at first (the straight line).  Within a segment the integral and its inverse are
+  closed forms.  End points and purpose are as in `PinnedMonotone`: the density of noise levels of
+  least variance is proportional to E[|eps - eps_hat|^4]^(1/2), which may fall by orders of
+  magnitude.
 
-  More knots follow it more closely, but a segment that is hardly ever drawn is hardly learned.
+  More knots follow that density more closely, but a segment that is hardly ever drawn hardly
+  learns.
   """
   knots: int = 20
   logsnr_max: float = 13.3  # at initialisation
@@ -123,7 +126,7 @@ class KnotSchedule(nn.Module):
 
 
 def _quantile(t, log_density):
-  """r in [0, 1] below which a share t of the density lies: exact at 0, digits lost towards 1."""
+  """r in [0, 1] below which a share t of the density lies; exact at 0, less precise towards 1."""
   first, slope = log_density[:-1], jnp.diff(log_density)
   # The integral over a segment is exp(first) expm1(slope) / slope.
   small = jnp.abs(slope) < 0.03  # where the closed forms cancel, and their series are exact

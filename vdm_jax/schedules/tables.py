@@ -17,15 +17,15 @@ __all__ = ['TableSchedule', 'cosine_betas', 'largest_distance', 'linear_betas', 
 
 @value
 class TableSchedule:
-  """A published chain: N + 1 values of logsnr, at the times i / N, linear in between.
+  """A published chain: N + 1 values of logsnr at the times i / N, and linear in between.
 
-  logsnr: [N + 1], decreasing; the first may be infinite (clean data), and the last (no signal).
-  Next to an infinite value sigma / alpha, or alpha / sigma, is linear in t instead.  The slope at
-  an entry is the slope of the step which ends there.
+  logsnr: [N + 1], decreasing; the first value (clean data) and the last (no signal) may be
+  infinite.  Next to an infinite value sigma / alpha, or alpha / sigma, is linear in t instead.  The
+  slope at an entry is the slope of the step which ends there.
 
-  Built by `from_alphas`, `from_betas` or `from_sigmas` with `clean`, the indices follow Ho et al.
-  (2020), z_0 being data and z_1, ..., z_N the noisy ones; the zero-based `timestep` of public code
-  is the index less one.
+  In a table of `from_alphas`, `from_betas` or `from_sigmas` with `clean`, the indices follow Ho et
+  al. (2020): z_0 are the data, and z_1, ..., z_N are noisy.  The zero-based `timestep` of public
+  code is the index minus one.
   """
   logsnr: Array | np.ndarray
 
@@ -33,7 +33,7 @@ class TableSchedule:
   def from_alphas(cls, alphas: np.ndarray, clean: bool = True) -> 'TableSchedule':
     """alphas: alpha_i^2 on the `vp` curve, i = 1 ... T: `alpha bar` of Ho et al. (2020), [T].
 
-    clean: whether the data themselves, sigma = 0, are entry 0; else entry 0 is the table's first.
+    clean: if true, entry 0 is the data themselves, sigma = 0; else it is the first alpha.
     Raises ValueError unless 1 >= alpha_1^2 > ... >= 0.
     """
     alphas = np.asarray(alphas, np.float64)
@@ -68,13 +68,14 @@ class TableSchedule:
     return len(self.logsnr) - 1
 
   def time(self, index: Array) -> Array:
-    """The time of an entry, index / N, at which the schedule has its very value."""
+    """The time of an entry, index / N, where the schedule has exactly the value of that entry."""
     return index / self.steps
 
   def index(self, logsnr: Array) -> Array:
-    """The index of a logsnr, a real number between entries: what a network of discrete time reads.
+    """The index of a logsnr, a real number between entries; a network of discrete time reads it.
 
-    The inverse of the schedule; a logsnr beyond the table has the index of the nearer end.
+    `index` is the inverse of the schedule.  A logsnr beyond the table has the index of the nearer
+    end.
     """
     dtype = jnp.result_type(logsnr, 0.0)
     table = jnp.asarray(self.logsnr, dtype)
@@ -88,11 +89,12 @@ class TableSchedule:
         (a - logsnr) / (a - b))
 
   def respaced(self, indices: Array | np.ndarray | Sequence[int]) -> 'TableSchedule':
-    """The chain of these entries alone, with exactly their alphas: [n + 1] increasing indices.
+    """The chain of these entries alone, with exactly their alphas.  indices: [n + 1], increasing.
 
-    Nichol and Dhariwal (2021), section 4, `strided` sampling.  To end in clean data keep index 0.
-    Its steps are longer, so its betas are others; a network still reads `index` of this table.
-    Raises ValueError: fewer than two indices, or not increasing within 0 .. N.
+    Nichol and Dhariwal (2021), section 4, `strided` sampling.  To end in clean data, keep index 0.
+    The steps of the new chain are longer, so its betas differ.  A network still reads `index` of
+    this table.
+    Raises ValueError if there are fewer than two indices, or if they do not increase within 0 .. N.
     """
     indices = np.asarray(indices)
     if (indices.size < 2 or (np.diff(indices) <= 0).any() or indices[0] < 0
@@ -117,7 +119,7 @@ class TableSchedule:
 
   @staticmethod
   def _step(table, i):
-    """The finite values of step i, from entry i to i + 1, and which of the two are infinite."""
+    """The values of entries i and i + 1, made finite, and which of the two are infinite."""
     first, last = table[i], table[i + 1]
     up, down = jnp.isinf(first), jnp.isinf(last)
     a = jnp.where(up, jnp.where(down, 0.0, last), first)
@@ -127,8 +129,8 @@ class TableSchedule:
 def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
   """beta_1, ..., beta_T in equal steps, [T].  Ho et al. (2020), section 4; float64.
 
-  As a `TableSchedule` its noisy entries have logsnr 9.2102 to -10.1177.  (Other chains are as
-  short to write: latent diffusion has np.linspace(0.00085**0.5, 0.012**0.5, 1000)**2.)
+  As a `TableSchedule`, the noisy entries have logsnr 9.2102 to -10.1177.  (Other chains need no
+  function: latent diffusion has np.linspace(0.00085**0.5, 0.012**0.5, 1000)**2.)
   """
   return np.linspace(first, last, steps)
 
@@ -136,8 +138,8 @@ def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> 
 def cosine_betas(steps: int = 1000, offset: float = 0.008, highest: float = 0.999) -> np.ndarray:
   """alpha_i^2 = f(i / T) / f(0), f(u) = cos^2(pi/2 (u + offset) / (1 + offset)), as betas [T].
 
-  Clipped at `highest`, without which the last alpha would vanish.  Nichol and Dhariwal (2021),
-  eq. 17 and the text below; float64.
+  The betas are clipped at `highest`; without the clipping, the last alpha would vanish.  Nichol and
+  Dhariwal (2021), eq. 17 and the text below it; float64.
   """
   angle = 0.5 * np.pi * (np.arange(steps + 1) / steps + offset) / (1.0 + offset)
   alpha_bar = np.square(np.cos(angle))
@@ -145,7 +147,7 @@ def cosine_betas(steps: int = 1000, offset: float = 0.008, highest: float = 0.99
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-  """The betas of a chain whose last alpha is 0 and whose first is kept, [T]; the last beta is 1.
+  """The betas [T] of a chain whose last alpha becomes 0, and last beta 1; the first alpha is kept.
 
   All alphas (not squared) go through one affine map.  Lin et al. (2024), algorithm 1.
   """
@@ -155,9 +157,9 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def largest_distance(data: np.ndarray, block: int = 1000) -> float:
-  """The largest distance between two examples.  data: [N, ...]; `block` at a time, N^2 in all.
+  """The largest distance between two examples.  data: [N, ...]; N^2 pairs, `block` rows at a time.
 
-  Technique 1 of Song and Ermon (2020), section 3.1: the largest sigma.
+  Technique 1 of Song and Ermon (2020), section 3.1, takes it as the largest sigma.
   """
   data = np.reshape(np.asarray(data, np.float64), (len(data), -1))
   data = data - np.mean(data, axis=0)
@@ -175,13 +177,14 @@ def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
   """Noise levels from sigma_max to sigma_min in equal ratios, as many as techniques 1 and 2 need.
 
   The ratio gamma is at most the root of Phi(c (gamma - 1) + 3 gamma) - Phi(c (gamma - 1)
-  - 3 gamma) = overlap with c = sqrt(2 dim): the chance that the radius of the noise at a level is
-  within three standard deviations of that at the next larger one.  Song and Ermon (2020), section
-  3.2; they ask for about 0.5, and the numbers of levels that they use follow from 0.567.
+  - 3 gamma) = overlap with c = sqrt(2 dim).  This is the chance that the radius of the noise at a
+  level is within three standard deviations of the radius at the next larger level.  Song and Ermon
+  (2020), section 3.2.  They ask for about 0.5, and their numbers of levels follow from 0.567.
   sigma_max: `largest_distance` of the data; dim: the numbers in one example.  Returns [L],
   decreasing.  The step size that belongs to them is `samplers.langevin.annealing_step_size`.
 
-  Raises ValueError: dim below 5, for which the equation has no root; not 0 < sigma_min < sigma_max.
+  Raises ValueError if dim is below 5, where the equation has no root, or unless
+  0 < sigma_min < sigma_max.
   """
   if not 0.0 < sigma_min < sigma_max:
     raise ValueError(f'sigma_max = {sigma_max:.6g}, sigma_min = {sigma_min:.6g}: noise levels go '
