@@ -3,11 +3,11 @@
   python scripts/train.py --config=configs/systems.py:idode_sp --workdir=runs/idode_sp
   python scripts/train.py --config=configs/systems.py:idode_sp,cifar10 --workdir=RUN --data_dir=DIR
 
-After the colon the system, and the data if they are not the digits.  `SYSTEMS` lists them; each
-module's docstring describes the system, with its paper.  The network is VDM's: on the digits
-220,097 parameters, so that objectives are compared all else equal.
-Hardware, time and what each reaches on the digits: see configs/README.md.  scoreode is trained from
-the weights of another run: --init_from=runs/vdm.
+After the colon stands the system, and the data set if it is not the digits.  `SYSTEMS` lists the
+systems.  The docstring of each module describes its system, with the paper.  All systems have the
+network of VDM, with 220,097 parameters on the digits, so their objectives can be compared.
+Hardware, time and what each reaches on the digits: see configs/README.md.  scoreode starts from the
+weights of another run: --init_from=runs/vdm.
 """
 import ml_collections
 

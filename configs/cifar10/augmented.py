@@ -9,11 +9,11 @@
   learning rate    1e-4               2e-4
   parameters       122,137,603        139,276,803
 
-Flips and quarter turns; the network is told whether an image was touched, and is evaluated on
-untouched ones.  The schedule is the unpinned monotone network of the published code.
+Images are flipped and turned by quarters.  The network is told whether an image was changed, and is
+evaluated on unchanged images.  The schedule is the unpinned monotone network of the published code.
 Hardware and time: 64 TPU v3 cores or more; 100 M steps.  Not run to its end here.
-To reach: 2.49 bits/dim (test, continuous-time bound; Kingma et al. 2021, table 1) for the paper's,
-2.52 for the open one (an evaluation of its published checkpoint).
+To reach: 2.49 bits/dim (test, continuous-time bound; Kingma et al. 2021, table 1) for `paper`, and
+2.52 for `open` (an evaluation of its published checkpoint).
 """
 import ml_collections
 

@@ -4,13 +4,13 @@
   python scripts/train.py --config=configs/cifar10/ddpm.py --workdir=runs/ddpm --data_dir=DIR
   python scripts/train.py --config=configs/cifar10/ddpm.py:small --workdir=RUN --data_dir=DIR
 
-After the colon `published` (the default) or `small`.  Published is their public code's
-`run_cifar.py`: 35,746,307 parameters, 128 images a step, Adam at 2e-4 after 5,000 steps of warm-up,
-gradients clipped at norm 1, dropout 0.1, an average of rate 0.9999, random flips, 800,000 steps
-(appendix B).  Small has the same chain, loss and flips, the U-Net at 1.1 M parameters, and 900
-steps of 32 images: docs/learn/ddpm_on_mnist.md has its curve and its samples.
-Hardware and time: published 8 TPU v3 cores, 10.6 hours (the paper's); not run here.  Small:
-half an hour on 2 CPU cores.
+After the colon stands `published` (the default) or `small`.  `published` follows `run_cifar.py` of
+their public code: 35,746,307 parameters, 128 images a step, Adam at 2e-4 after 5,000 steps of
+warm-up, gradients clipped at norm 1, dropout 0.1, an average of rate 0.9999, random flips, 800,000
+steps (appendix B).  `small` has the same chain, loss and flips, but the U-Net has 1.1 M parameters
+and trains for 900 steps of 32 images: docs/learn/ddpm_on_mnist.md has its curve and its samples.
+Hardware and time: `published` took 8 TPU v3 cores and 10.6 hours in the paper; it was not run here.
+`small` takes half an hour on 2 CPU cores.
 To reach, as published: FID 3.17 (train, 50,000 samples) and 3.75 bits/dim (test, the bound of the
 chain, `vlb@1000/large/ddpm`).
 """

@@ -14,15 +14,16 @@ After the colon:
   knowledge            Luhman and Luhman (2021), their public code: the teacher is ddpm.py, and
                        100 steps of DDIM make 1,024,000 pairs (make_pairs.py --sampler=ddim
                        --grid=ddim_quadratic --steps=100); L1, batch 512, Adam at 2e-4, average
-                       0.995.  How long they trained could not be checked
+                       0.995.  The length of their training could not be checked
   consistency          Song et al. (2023), distillation: N = 18, Heun, the student as its target;
-                       the teacher is configs/published/edm.py.  Theirs has LPIPS as its metric,
-                       whose network is not here, RAdam, and the network of Song et al. (2021)
+                       the teacher is configs/published/edm.py.  The paper uses LPIPS as the metric
+                       (its network is not here), RAdam, and the network of Song et al. (2021)
   consistency_training from data: s0 = 2, s1 = 150, mu0 = 0.9 over 800,000 updates
 
 Hardware and time: not run here.
-To reach, as published: FID of knowledge 9.36; of progressive with 8, 4, 2, 1 steps 2.57, 3.00,
-4.51, 9.12; of consistency in one and two steps 3.55, 2.93; of consistency_training 8.70, 5.83.
+To reach, as published: the FID of `knowledge` is 9.36; of `progressive` in 8, 4, 2 and 1 steps
+2.57, 3.00, 4.51 and 9.12; of `consistency` in one and two steps 3.55 and 2.93; of
+`consistency_training` in one and two steps 8.70 and 5.83.
 """
 import ml_collections
 import numpy as np

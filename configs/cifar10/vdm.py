@@ -5,8 +5,8 @@
 
 Network: 30,578,179 parameters, 20.5 TFLOP a step.
 Hardware and time: 8 TPU v3 chips in the paper; 10 M steps.  Not run to its end here.
-To reach: 2.65 bits/dim (test, continuous-time bound; Kingma et al. 2021, table 1).  2.80 takes a
-tenth of the time that the Sparse Transformer took.
+To reach: 2.65 bits/dim (test, continuous-time bound; Kingma et al. 2021, table 1).  In the paper,
+2.80 bits/dim took a tenth of the time that the Sparse Transformer took.
 """
 import ml_collections
 

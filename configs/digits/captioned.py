@@ -3,8 +3,8 @@
   python scripts/train.py --config=configs/digits/captioned.py --workdir=runs/digits_captioned
   python scripts/sample.py --workdir=runs/digits_captioned --condition=caption=three --out=three.png
 
-x is the field `image`; the network is conditioned on the field `caption`, tokens [B, 5].  Any
-data with a field of that name do as well: pictures with a captions.txt, or an .npz with strings
+x is the field `image`.  The network is conditioned on the field `caption`, tokens [B, 5].  Any data
+with a field `caption` can be used as well: pictures with a captions.txt, or an .npz with strings
 `caption`.
 Hardware and time: not measured.
 """

@@ -6,8 +6,8 @@
   python scripts/train.py --config=configs/digits/flows.py:reflow --workdir=runs/digits_reflow \
     --init_from=runs/digits_flow
 
-After the colon the system: ot, polynomial, vp, cosine, minibatch_ot, curvature, reflow, distilled;
-see configs/plane/flows.py.  The network is VDM's, 220,097 parameters.
+After the colon stands the system: ot, polynomial, vp, cosine, minibatch_ot, curvature, reflow,
+distilled; see configs/plane/flows.py.  The network is VDM's, 220,097 parameters.
 Hardware, time and what it reaches: see configs/digits/README.md.
 """
 import ml_collections

@@ -4,14 +4,15 @@
     --workdir=runs/digits_noisy_classifier
 
 Dhariwal and Nichol (2021), section 4: half of their U-Net, at the noise levels of the other digits.
-No diffusion model: it learns the label.  metrics.jsonl has its accuracy at all levels and
-by quarters of time, accuracy_1 nearest the data.  It guides, in Python, any model of these levels:
+This is no diffusion model: it learns the label.  metrics.jsonl has its accuracy over all levels and
+for each quarter of time; accuracy_1 is nearest the data.  In Python, the classifier can guide any
+model of these levels:
 
   model, noisy = load('runs/vdm'), load('runs/digits_noisy_classifier')
   unlabelled = guidance.conditioned_on(model.denoise, lambda label: None)
   denoise = guidance.classifier(unlabelled, guidance.label_gradient(noisy.logits), scale=2.0)
 
-whose `cond` are labels [B].
+The `cond` of this denoiser are labels [B].
 Hardware, time and what it reaches: see configs/digits/README.md.
 """
 import ml_collections

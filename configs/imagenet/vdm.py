@@ -8,10 +8,10 @@
   TFLOP a step     81.5           641
   to reach         3.72           3.40        bits/dim, old version of the data (table 1)
 
-Data: TFDS's downsampled_imagenet.  There are two versions of it, old (49,999 validation images, no
-longer distributed) and new (50,000), between which the same model differs by about 0.26 bits/dim at
-32x32; the ledger says which one was read.  On the new one about 3.46 at 32x32 (VDMv, a VDM that
-predicts v: the baseline of DiffEnc, Nielsen et al. 2024).
+Data: TFDS's downsampled_imagenet.  It has two versions: old (49,999 validation images, no longer
+distributed) and new (50,000).  At 32x32 the bits/dim of one model differ by about 0.26 between the
+versions; the ledger says which version was read.  On the new version a VDM that predicts v reaches
+about 3.46 at 32x32 (VDMv, the baseline of DiffEnc, Nielsen et al. 2024).
 Hardware and time: 10 M steps; planned for a TPU pod slice or 8 GPUs.  Not run to its end here.
 """
 import ml_collections

@@ -3,12 +3,12 @@
   python scripts/train.py --config=configs/plane/energy.py --workdir=runs/energy
   python scripts/sample.py --workdir=runs/energy --sampler=ancestral --out=energy.png
 
-E(z, t) = 1/2 |z + network|^2, as Salimans and Ho (2021), trained by denoising score matching with
-lambda = 2 sigma^2 on all levels.  --config.data.name takes other points.  In Python, with the
-denoiser of `vdm_jax.load`, `systems.scores.energy` samples by MALA, multiplies models and estimates
-normalisers.
+The energy is E(z, t) = 1/2 |z + network|^2, as in Salimans and Ho (2021).  It is trained by
+denoising score matching with lambda = 2 sigma^2 on all levels.  --config.data.name chooses other
+points.  In Python, `systems.scores.energy` takes the denoiser of `vdm_jax.load`.  It samples by
+MALA, multiplies models and estimates normalisers.
 Hardware, time and what it reaches: see configs/plane/README.md.
-A free network has 5.57 bits/dim (spiral.py), on another loss.
+A free network, trained on another loss, reaches 5.57 bits/dim (spiral.py).
 """
 import ml_collections
 

@@ -5,7 +5,7 @@
   python scripts/train.py --config=configs/plane/flows.py:reflow --workdir=runs/plane_reflow \
     --init_from=runs/plane_ot
 
-After the colon the system:
+After the colon stands the system:
 
   ot, polynomial, vp, cosine   flow matching on that path, Lipman et al. (2023); `ot` is the first
                                rectified flow of Liu et al. (2023)

@@ -3,11 +3,11 @@
   python scripts/train.py --config=configs/plane/matching.py --workdir=runs/matching
   python scripts/sample.py --workdir=runs/matching --sampler=ancestral --out=matching.png
 
-After the colon `implicit` for the exact trace, one product for each of the two coordinates
-(Hyvarinen 2005); without it Song, Garg, Shi and Ermon (2020), the variance-reduced form.
-Both of q(z_t) at all levels with lambda = sigma^2 as in NCSN: the noise is in the data, and the
-network is not told which it was.  The loss has another constant than denoising score matching, and
-may be negative; the bound is reported.
+`implicit` after the colon takes the exact trace, one product for each of the two coordinates
+(Hyvarinen 2005).  The default is the variance-reduced form of Song, Garg, Shi and Ermon (2020).
+Both match the score of q(z_t) at all levels, with lambda = sigma^2 as in NCSN: the noise is part of
+the data, and the loss does not see which noise was drawn.  The loss differs from denoising score
+matching by a constant, and may be negative; the bound is reported.
 Hardware, time and what it reaches: see configs/plane/README.md.
 energy.py has the same levels, with a denoising target.
 """

@@ -3,10 +3,11 @@
   python scripts/train.py --config=configs/plane/spiral.py --workdir=runs/spiral
   python scripts/train.py --config=configs/plane/spiral.py:edm --workdir=runs/spiral_edm
 
-The network is an MLP, the rest is the system of the images.  After the colon the system:
+The network is an MLP; everything else is the same as for images.  After the colon stands the
+system:
 
   vdm   Kingma et al. (2021), with a learned linear schedule: the bound
-  vp    the VP SDE of Song et al. (2021), linear beta: |eps - eps_hat|^2 at uniform times, as of
+  vp    the VP SDE of Song et al. (2021), linear beta: |eps - eps_hat|^2 at uniform times, as for
   subvp their sub-VP SDE, with the same alpha
   ve    their VE SDE, geometric sigma
   edm   Karras et al. (2022): their preconditioning and weight, on their process

@@ -3,9 +3,9 @@
   python scripts/train.py --config=configs/plane/truncated.py --workdir=runs/truncated
   python scripts/sample.py --workdir=runs/truncated --sampler=ancestral --steps=100 --out=spiral.png
 
-After the colon `gaussian` for a Gaussian in the generator's place, which has a likelihood
-(scripts/evaluate.py): there the spiral still shows, and a Gaussian is not enough.  Zheng, He, Chen
-and Zhou (2023).
+The method is by Zheng, He, Chen and Zhou (2023).  `gaussian` after the colon replaces the generator
+by a Gaussian, which has a likelihood (scripts/evaluate.py).  At step 100 the spiral still shows, so
+a Gaussian is not enough.
 Hardware, time and what it reaches: see configs/plane/README.md.
 """
 import ml_collections

@@ -3,8 +3,8 @@
   python scripts/import_weights.py --source=guided-diffusion --in=64x64_diffusion.pt --out=RUN
   python scripts/train.py --config=configs/published/adm.py:cifar10_uncond_50M_500K --workdir=RUN
 
-After the colon the name of a published checkpoint, whose settings these are; the loss is L_hybrid
-with learned variances.  To train on from an imported one: `train.py --init_from=RUN`.
+After the colon stands the name of a published checkpoint, whose settings are used.  The loss is
+L_hybrid with learned variances.  To start from imported weights: `train.py --init_from=RUN`.
 Hardware and time: none of them has been trained or evaluated here; the files are large.
 To reach, as published: CIFAR-10 2.94 bits/dim with L_vlb (test, `vlb@4000/learned/ddpm`; Nichol and
 Dhariwal 2021, table 2), ImageNet 64x64 3.53.

@@ -4,7 +4,7 @@
     --in=diffusion_pytorch_model.safetensors
   python scripts/train.py --config=configs/published/ddpm.py --workdir=RUN --data_dir=DIR
 
-After the colon the name of a checkpoint that huggingface/diffusers converted.
+After the colon stands the name of a checkpoint that huggingface/diffusers converted.
 Hardware and time: 8 TPU v3 cores, 10.6 hours (the paper's, CIFAR-10); not run here.
 To reach, as published: 3.75 bits/dim (test, `vlb@1000/large/ddpm`) and FID 3.17 on CIFAR-10.
 """

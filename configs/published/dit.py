@@ -4,9 +4,9 @@
   python scripts/sample.py --workdir=RUN --sampler=ancestral_learned --steps=250 --guidance=0.5 \
     --out=latents.npz
 
-After the colon the name of a published network.  Samples are latents, four channels in the
-units that the network sees: the published autoencoder's (stabilityai/sd-vae-ft-ema) times 0.18215.
-So there is no likelihood of images, and training needs latents, which are not made here.
+After the colon stands the name of a published network.  Samples are latents of four channels, in
+the units of the network: latents of the published autoencoder (stabilityai/sd-vae-ft-ema), times
+0.18215.  So there is no likelihood of images, and training needs latents, which are not made here.
 Hardware and time: not run here.
 To reach, as published: ImageNet 256x256 FID 2.27 (XL/2, guidance of weight 1.5; table 2).
 """

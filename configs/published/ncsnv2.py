@@ -4,8 +4,8 @@
   python scripts/train.py --config=configs/published/ncsnv2.py:ncsnv2-cifar10 --workdir=RUN \
     --data_dir=DIR
 
-After the colon the name of a published network.  The ladder is a table, on whose levels it is
-trained, each as often; the loss is |eps - eps_hat|^2.
+After the colon stands the name of a published network.  The ladder of noise levels is a table.  The
+network is trained on each level equally often; the loss is |eps - eps_hat|^2.
 Hardware and time: not run here; 300,000 steps as published for CIFAR-10.
 To reach, as published: CIFAR-10 FID 25.32 (NCSN), 10.87 (NCSNv2 with denoising).
 """

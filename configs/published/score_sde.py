@@ -5,8 +5,8 @@
   python scripts/train.py --config=configs/published/score_sde.py:ve/cifar10_ncsnpp_continuous \
     --workdir=RUN --data_dir=DIR
 
-After the colon the name of a config in the public repository.  The loss is |eps - eps_hat|^2 at
-uniform times, theirs without likelihood weighting.
+After the colon stands the name of a config in the public repository.  The loss is |eps - eps_hat|^2
+at uniform times, which is their loss without likelihood weighting.
 Hardware and time: not run here; 1.3 M steps as published.
 To reach, as published: NCSN++ deep, VE, FID 2.20; DDPM++ deep, sub-VP, 2.99 bits/dim (test,
 `ode/uniform`).
