@@ -1,4 +1,4 @@
-"""A classifier of the digits, whose features scripts/score_samples.py judges samples by.
+"""A classifier of the digits: scripts/score_samples.py judges samples by its features.
 
   python scripts/train.py --config=configs/digits/classifier.py --workdir=runs/digits_classifier
 

@@ -14,7 +14,8 @@ After the colon:
   guided       one network for the guided teacher of any weight, sample.py --condition=w=2: Meng et
                al. (2023), the first stage
   few_guided   the second stage, --init_from=runs/guided: 8 steps to 4, 2 and 1
-  knowledge    one step, from pairs of noise and sample, Luhman and Luhman (2021).  Pairs first:
+  knowledge    one step, from pairs of noise and sample: Luhman and Luhman (2021).  Make the pairs
+               first:
                make_pairs.py --workdir=runs/teacher --out=./runs/digits_pairs --sampler=ddim
 
 The network is VDM's, 220,417 parameters.  Hardware, time and what they reach: not measured.

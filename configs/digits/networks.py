@@ -8,7 +8,7 @@ After the colon:
   adm   the U-Net of Dhariwal and Nichol (2021): the embedding scales and shifts, residual blocks
         resample, attention in heads at both resolutions
   dit   Peebles and Xie (2023): patches of 2x2 pixels, so 16 tokens; six blocks of 128 features
-  cfg   ddpm, trained to do without a tenth of the labels, for guidance (Ho and Salimans 2022):
+  cfg   ddpm, trained with a tenth of the labels left out, for guidance (Ho and Salimans 2022):
         sample.py --guidance=W draws by eps = (1 + W) eps(z, label) - W eps(z)
 
 Hardware, time and what they reach: see configs/digits/README.md.

@@ -1,4 +1,4 @@
-"""A classifier of MNIST, whose features scripts/score_samples.py judges samples by.
+"""A classifier of MNIST: scripts/score_samples.py judges samples by its features.
 
   python scripts/train.py --config=configs/mnist/classifier.py --workdir=runs/mnist_classifier \
     --data_dir=DIR

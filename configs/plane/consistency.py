@@ -10,9 +10,9 @@ After the colon:
 
   distillation  18 levels, Heun's steps on the teacher, the student itself as its target: Song et
                 al. (2023), algorithm 2
-  training      from the data alone, levels and the target's rate growing as in the paper: algorithm
-                3
-  public        the same with the rate of the public code
+  training      from the data alone: the number of levels and the target's rate grow as in the
+                paper, algorithm 3
+  public        the same training with the rate of the public code
 
 Hardware, time and what they reach: not measured.
 """

@@ -55,7 +55,7 @@ def get_config(system: str = 'ot') -> ml_collections.ConfigDict:
 
 
 def eight_normals(keys, like):
-  """Of the data set of that name, as real numbers: [B, 2]."""
+  """Draws points of the data set `eight_gaussians`, as real numbers: [B, 2]."""
   angle = jnp.pi / 4 * jnp.floor(8 * random.uniform(random.stream(keys, 'angle'), like))
   centre = 4.0 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
   return 14 / 128 * (centre + 0.5 * random.normal(random.stream(keys, 'normal'), like))

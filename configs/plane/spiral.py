@@ -7,7 +7,8 @@ The network is an MLP; everything else is the same as for images.  After the col
 system:
 
   vdm   Kingma et al. (2021), with a learned linear schedule: the bound
-  vp    the VP SDE of Song et al. (2021), linear beta: |eps - eps_hat|^2 at uniform times, as for
+  vp    the VP SDE of Song et al. (2021), linear beta; the loss of all three SDEs is
+        |eps - eps_hat|^2 at uniform times
   subvp their sub-VP SDE, with the same alpha
   ve    their VE SDE, geometric sigma
   edm   Karras et al. (2022): their preconditioning and weight, on their process

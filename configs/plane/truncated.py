@@ -1,4 +1,4 @@
-"""The first 100 of 1,000 steps on the noisy spiral, and a generator of where they end.
+"""The first 100 of 1,000 steps on the noisy spiral, and a generator of points at step 100.
 
   python scripts/train.py --config=configs/plane/truncated.py --workdir=runs/truncated
   python scripts/sample.py --workdir=runs/truncated --sampler=ancestral --steps=100 --out=spiral.png

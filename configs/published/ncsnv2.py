@@ -52,7 +52,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   images = inputs.sigma(scale=0.5, shift=0.5)  # in [0, 1]
 
   def level_of(z, level):
-    """The number of the level, 0 the noisiest."""
+    """Returns z and the number of its level; level 0 is the noisiest."""
     z, _ = images(z, level)
     number = jnp.round(ladder.steps - ladder.index(level.logsnr))
     return z, jnp.broadcast_to(number, z.shape[:1])
