@@ -58,9 +58,9 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               ) -> tuple[Array, dict[str, Array]]:
   """L_simple for T = `steps`, and the bound from the same evaluation of the network.
 
-  No gradient of the bound reaches the estimate of x or eps, but it reaches a learned variance. x:
-  [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns [B] and
-  the terms: 'vlb' (the bound of the chain in nats), its three terms, and 'eps_error' (L_simple).
+  No gradient of the bound reaches the estimate of x or eps, but it reaches a learned variance.
+  x: [B, ...]; t, keys: [B]; variance, last, first, eps, eps_0 as in `vlb.discrete`.  Returns [B]
+  and the terms: 'vlb' (the chain's bound in nats), its three terms, and 'eps_error' (L_simple).
   """
   at_t = process(vlb.step_number(t, steps) / steps)
   if eps is None:

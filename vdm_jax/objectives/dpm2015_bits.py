@@ -132,8 +132,8 @@ def bound(reverse: Reverse, chain: BinomialChain, x: Array, t: Array, keys: Arra
           cond: PyTree = None) -> tuple[Array, dict[str, Array]]:
   """One-sample estimate of -K, Sohl-Dickstein et al. (2015), eq. 14.
 
-  In the mean over data with the share of ones that `chain` expects, it is a bound on -log p(x).  x:
-  [B, ...] of +-1; t: [B] in [0, 1], which chooses one of the T - 1 divergences; keys: [B].
+  In the mean over data with the share of ones that `chain` expects, it is a bound on -log p(x).
+  x: [B, ...] of +-1; t: [B] in [0, 1], which chooses one of the T - 1 divergences; keys: [B].
   Returns nats [B], and the terms whose sum they are: 'reconstruction', H_q(X^(1) | X^(0));
   'latent', H_p(X^(T)) minus H_q(X^(T) | X^(0)); 'diffusion', the divergences.
   """

@@ -1,7 +1,7 @@
 """Reverse-time samplers.  `init` and `step` are pure; `sample` is one lax.scan over them.
 
-A sampler is given a denoiser and a process and knows nothing of networks, targets or data.  One
-family a file:
+A sampler is given a denoiser and a process, and knows nothing of networks, targets or data.  Each
+file has one family:
 
   first_order            ancestral (any variance), ddim
   euler                  probability flow, Euler-Maruyama, reverse diffusion

@@ -1,8 +1,9 @@
 """The probability flow with steps as long as a tolerance allows.
 
 The steps depend on the sample, so there is no grid and no plan, and the number of evaluations is a
-result.  Every example has its own steps: an image does not depend on those drawn with it.  Yet the
-denoiser is called once for all of them, each at its own level, until the slowest has arrived.
+result.  Every example has its own steps, so an image does not depend on the other images of its
+batch.  Yet each call of the denoiser serves all examples, each at its own level, until the slowest
+has arrived.
 """
 from typing import Any, NamedTuple
 
@@ -30,17 +31,17 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 
                  solver: diffrax.AbstractERK | None = None, max_steps: int = 1000) -> Solution:
   """Integrates dz/dt = dalpha x_hat + dsigma eps_hat from t0 to t1: down samples, up encodes.
 
-  Song et al. (2021), section 4.3, with the embedded method of Dormand and Prince and their
-  tolerances, unless told otherwise.  z: [B, ...].  The error of a step, as a root mean square over
-  one example's dimensions, is kept below atol + rtol |z|.
+  Song et al. (2021), section 4.3, with the embedded method of Dormand and Prince, and by default
+  the tolerances of Song et al.  z: [B, ...].  The error of a step is a root mean square over one
+  example's dimensions, and stays below atol + rtol |z|.
 
-  No network is asked at sigma = 0.  The last stretch, from rho = sigma / alpha = sqrt(atol) / 10,
-  is one step of `ddim`; the first one of an encoding takes x_hat = z / alpha.  Both leave an error
-  of the order of rho^2 for data that has a density.
+  The network is never evaluated at sigma = 0.  The last stretch, from
+  rho = sigma / alpha = sqrt(atol) / 10, is one step of `ddim`.  The first stretch of an encoding
+  takes x_hat = z / alpha.  Both leave an error of the order of rho^2 for data that has a density.
 
-  solver: an explicit embedded Runge-Kutta method of diffrax.  Not to be differentiated.
-  Raises InputError: another solver; outside of `jit`, where values are known, also when max_steps
-  did not suffice.  Inside it z is then NaN.
+  solver: an explicit embedded Runge-Kutta method of diffrax.  The result is not differentiable.
+  Raises InputError for another solver.  Outside `jit`, where values are known, it also raises if
+  max_steps did not suffice; inside `jit`, z is then NaN.
   """
   solver = diffrax.Dopri5() if solver is None else solver
   tableau = getattr(solver, 'tableau', None)
@@ -87,10 +88,11 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 
 
 
 def _of_one_example(function, *batch):
-  """`function` of a batch as a function of one example, to be used under `vmap` alone.
+  """`function` of a batch as a function of one example, for use under `vmap` alone.
 
-  There it sees the whole batch at once, so that what it closes over may have a batch axis too (a
-  condition, dropout keys).  `vmap` of a batch of one would not do that.
+  Under `vmap`, `function` gets the whole batch at once.  So the values that it closes over (a
+  condition, dropout keys) may have a batch axis too.  `vmap` of a batch of one would not allow
+  that.
   """
   # What it closes over has to be an argument: a rule of `vmap` runs inside of the solver's loop.
   closed, static = equinox.partition(equinox.filter_closure_convert(function, *batch),

@@ -1,27 +1,28 @@
-"""Analytic-DPM: the reverse variance that is best, in closed form from moments of the denoiser.
+"""Analytic-DPM: the optimal reverse variance, in closed form from moments of the denoiser.
 
-Of all Gaussian kernels p(z_s | z_t) the nearest to the data's own has its first two moments.  With
-q(z_s | z_t, x) = N(coefficient x + ..., lambda^2) of DDPM or DDIM these are, by the law of total
-variance,
+Among Gaussian kernels p(z_s | z_t), the nearest to the true kernel has the same first two moments.
+With q(z_s | z_t, x) = N(coefficient x + ..., lambda^2) of DDPM or DDIM, the law of total variance
+gives
 
   mean = the mean of q at x = x_hat, variance = lambda^2 + coefficient^2 Var(x | z_t).
 
-Ancestral sampling drops the second term, which for few steps is most of the variance.  For
-Gaussian data the kernel with both is exact: one step from t = 1 to 0 has the law that a thousand
-have.
+Ancestral sampling drops the second term, which is most of the variance if there are few steps.  For
+Gaussian data the kernel with both terms is exact: one step from t = 1 to 0 has the same
+distribution as a thousand steps.
 
 Bao, Li, Zhu and Zhang (2022), Analytic-DPM, take the mean of Var(x | z_t) over z_t and dimensions,
 (1 - E|eps_hat|^2 / d) / SNR(t).  That is 0 / 0 at alpha = 0, and its sampling error grows as
-1 / SNR.  Here it is kept in the coordinates of v, in which it is finite and smooth at all levels:
+1 / SNR.  Here the mean is kept in the coordinates of v, where it is finite and smooth at all
+levels:
 
   E Var(v | z_t) = (1 - E|eps_hat|^2 / d) + (E|x|^2 - E|x_hat|^2) / d,
   E Var(x | z_t) = sigmoid(-logsnr) E Var(v | z_t),
 
-as (x, eps) -> (z, v) is a rotation at the scale alpha^2 + sigma^2 = 1.  For the optimal denoiser
-either bracket of the first line gives the second alone.
+as (x, eps) -> (z, v) is a rotation at the scale alpha^2 + sigma^2 = 1.  For the optimal denoiser,
+either bracket of the first line alone gives the second line.
 
-Bao, Li, Sun, Zhu and Zhang (2022), Extended-Analytic-DPM, let a head of the network say it for
-each dimension of each z_t.
+Bao, Li, Sun, Zhu and Zhang (2022), Extended-Analytic-DPM, let a head of the network predict the
+variance for each dimension of each z_t.
 """
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -38,16 +39,16 @@ from vdm_jax.typing import Array, Denoiser, Estimate, Level, Process, Sampler
 
 
 class Variances(NamedTuple):
-  """E Var(v | z_t), a mean over z_t and dimensions, at K noise levels.
+  """E Var(v | z_t), the mean over z_t and dimensions, at K noise levels.
 
-  Of a published table of Gamma = E|eps_hat|^2 / d it is (1 - Gamma) / sigmoid(logsnr).
+  From a published table of Gamma = E|eps_hat|^2 / d, it is (1 - Gamma) / sigmoid(logsnr).
   """
   logsnr: Array          # [K] increasing, may end in +-inf
   variance: Array        # [K]
   standard_error: Array  # [K]
 
   def of_x(self, logsnr: Array) -> Array:
-    """E Var(x | z_t) at any level, linear in between; same shape.  Never below 0."""
+    """E Var(x | z_t) at any level, by linear interpolation: the same shape, never below 0."""
     finite = lambda u: jnp.clip(u, -30.0, 30.0)  # beyond, it no longer changes
     of_v = jnp.interp(finite(logsnr), finite(self.logsnr), self.variance)
     return jax.nn.sigmoid(-logsnr) * jnp.maximum(of_v, 0.0)
@@ -55,10 +56,10 @@ class Variances(NamedTuple):
 
 def estimate_variances(denoise: Denoiser, process: Process, x: Array, times: Array, keys: Array
                        ) -> Variances:
-  """Monte-Carlo estimate at `times` [K], one z_t for each example and time.
+  """A Monte Carlo estimate of `Variances` at `times` [K], from one z_t for each example and time.
 
   Bao et al. (2022), Analytic-DPM, section 3.1, with the second bracket above.  x: [B, ...], data,
-  B > 1; keys: [B].  The standard error is for another draw of data and noise.
+  B > 1; keys: [B].  The standard error is over draws of data and noise.
   """
   def at(k, t):
     level = process(t)
@@ -88,9 +89,9 @@ def reverse_variance(at_t: Level, at_s: Level, of_x: Array, eta: float = 1.0) ->
   """lambda^2 + coefficient^2 Var(x | z_t), the best variance of p(z_s | z_t), s < t.
 
   lambda = eta sigma_s sqrt(tau), coefficient = alpha_s (1 - sqrt((1 - eta^2 tau) (1 - tau))):
-  the deviation of DDIM's q(z_s | z_t, x), Song, Meng and Ermon (2021), eq. 7, and how much of its
-  mean is x; at eta = 1 alpha_s tau.  Bao et al. (2022), Analytic-DPM, theorem 1.  of_x: Var(x |
-  z_t), of a shape that the levels broadcast against.
+  lambda is the deviation of DDIM's q(z_s | z_t, x), Song, Meng and Ermon (2021), eq. 7.  The
+  coefficient is the factor of x in the mean of q; at eta = 1 it is alpha_s tau.  Bao et al. (2022),
+  Analytic-DPM, theorem 1.  of_x: Var(x | z_t), in a shape that the levels broadcast against.
   """
   share, noise = tau(at_t, at_s), eta**2
   # 1 - sqrt(1 - u) as u / (1 + sqrt(1 - u)), which keeps its digits in short steps.
@@ -100,7 +101,7 @@ def reverse_variance(at_t: Level, at_s: Level, of_x: Array, eta: float = 1.0) ->
 
 
 def _most(data_range: tuple[float, float] | None) -> float:
-  """What Var(x | z_t) can be at most, (b - a)^2 / 4 for data in [a, b]: Analytic-DPM, theorem 2."""
+  """The maximum of Var(x | z_t), (b - a)^2 / 4 for data in [a, b]: Analytic-DPM, theorem 2."""
   return jnp.inf if data_range is None else 0.25 * (data_range[1] - data_range[0])**2
 
 
@@ -113,14 +114,14 @@ def _mean(estimate: Estimate, at_t: Level, at_s: Level, eta: float) -> Array:
 def analytic_dpm(denoise: Denoiser, process: Process, variances: Variances, eta: float = 1.0,
                  data_range: tuple[float, float] | None = None, last_std: float | None = None
                  ) -> Sampler:
-  """z_s = mean of q(z_s | z_t, x_hat) + noise of `reverse_variance`, one number for each step.
+  """z_s = mean of q(z_s | z_t, x_hat) + noise with `reverse_variance`, one number for each step.
 
-  Bao et al. (2022), Analytic-DPM, theorem 1: eta = 1 is their Analytic-DDPM, eta = 0
-  Analytic-DDIM.  Nothing is added in a step to sigma = 0, the data.
+  Bao et al. (2022), Analytic-DPM, theorem 1: eta = 1 is their Analytic-DDPM, eta = 0 their
+  Analytic-DDIM.  A step to sigma = 0, the data, adds no noise.
 
-  variances: of `estimate_variances`; data_range: (a, b) that hold all of x, (-1, 1) for images;
-  last_std: an upper bound on the deviation of the last noise added, which is seen (they take
-  y (2 / 255) sqrt(pi / 2) for pixels in [-1, 1], with y = 1 or 2).
+  variances: from `estimate_variances`; data_range: (a, b) such that all x are in [a, b], (-1, 1)
+  for images; last_std: an upper bound on the deviation of the last noise, which is visible in
+  images (the authors take y (2 / 255) sqrt(pi / 2) for pixels in [-1, 1], with y = 1 or 2).
   """
   def plan(times):
     at_t, at_s = process(times[:-1]), process(times[1:])
@@ -150,9 +151,9 @@ def sn_ddpm(denoise: Denoiser, process: Process, eta: float = 1.0,
 
   Var(eps | z_t) = extra['eps_sq'] - eps_hat^2 for each dimension: Bao et al. (2022),
   Extended-Analytic-DPM, the optimal diagonal covariance; `estimate.extra` holds the head [B, ...].
-  An error of the mean enters with the wrong sign (see `npr_ddpm`).  data_range, eta as for
-  `analytic_dpm`.  Where alpha_t = 0 the head cannot know Var(x): it is then taken from data_range,
-  or as 0.
+  An error of the mean changes this variance with the wrong sign (see `npr_ddpm`).  data_range, eta
+  as for `analytic_dpm`.  Where alpha_t = 0, the head does not determine Var(x): it is then taken
+  from data_range, or as 0.
   """
   return _diagonal(denoise, process, eta, data_range,
                    lambda estimate: estimate.extra['eps_sq'] - jnp.square(estimate.eps))
@@ -162,8 +163,8 @@ def npr_ddpm(denoise: Denoiser, process: Process, eta: float = 1.0,
              data_range: tuple[float, float] | None = None) -> Sampler:
   """The variance from a head that predicts the residual of the noise, E[(eps - eps_hat)^2 | z_t].
 
-  extra['residual_sq'] stands for Var(eps | z_t), and with an imperfect mean for the best value
-  then, Var + bias^2: Bao et al. (2022), Extended-Analytic-DPM.  The rest is as for `sn_ddpm`.
+  extra['residual_sq'] replaces Var(eps | z_t).  If the mean is imperfect, it is the best value for
+  that mean, Var + bias^2: Bao et al. (2022), Extended-Analytic-DPM.  The rest is as for `sn_ddpm`.
   """
   return _diagonal(denoise, process, eta, data_range,
                    lambda estimate: estimate.extra['residual_sq'])
@@ -184,14 +185,14 @@ def _diagonal(denoise, process, eta, data_range, of_eps: Callable[[Estimate], Ar
 
 
 def optimal_trajectory(variances: Variances, process: Process, times: Array, steps: int) -> Array:
-  """The `steps` + 1 of `times` [T + 1] along which a chain's bound is least, both ends kept.
+  """The `steps` + 1 of `times` [T + 1] with the least bound of a chain; both ends are kept.
 
-  With the best variances the bound of a chain is, up to what all chains share, half the sum over
-  its steps of log(reverse_variance / lambda^2) for each dimension: a path of least cost, found
-  by dynamic programming in O(T^2 steps).  Bao et al. (2022), Analytic-DPM, on the optimal
-  trajectory; for eta = 1.
+  With the best variances, the bound of a chain is half the sum over its steps of
+  log(reverse_variance / lambda^2) for each dimension, up to a part that all chains share.  Dynamic
+  programming finds the path of least cost in O(T^2 steps).  Bao et al. (2022), Analytic-DPM, on the
+  optimal trajectory; for eta = 1.
 
-  Raises InputError: times that do not decrease, or fewer steps than `steps` to choose from.
+  Raises InputError if the times do not decrease, or if they have fewer than `steps` steps.
   """
   check_grid(times)
   times = jnp.asarray(times)

@@ -1,11 +1,11 @@
-"""The samplers by name: the paper, the claim and the making of each.
+"""The samplers by name: for each its paper, its claim and the function that makes it.
 
   method('dpmpp_2m', steps=20)       a sampler with its grid, for `runs.sample`
   SAMPLERS['ddim'].make              (denoise, process) -> Sampler
   GRIDS['logsnr'](process, 20)       times of a named grid
 
-The names that other codebases have for the same methods are known too.  A sampler of your own
-needs no entry: in Python give the function itself, to a command FILE.py:NAME.
+Names of the same methods in other codebases work too.  A sampler of your own needs no entry: in
+Python give the function itself; to a command give FILE.py:NAME.
 """
 import difflib
 import inspect
@@ -49,7 +49,7 @@ __all__ = ['ALIASES', 'ANCESTRAL', 'Entry', 'GRIDS', 'MISSING', 'Method', 'SAMPL
 
 
 class Method(NamedTuple):
-  """A sampler and its grid, and the names that files and messages give them."""
+  """A sampler and its grid, and their names in files and messages."""
   name: str
   make: Callable[..., Sampler]            # (denoise, process), with `variances` a third argument
   grid: str
@@ -87,7 +87,7 @@ class _Solved(NamedTuple):
 
 
 def _adaptive(solve):
-  """An adaptive method as a sampler whose grid is the one step from noise to data."""
+  """An adaptive method as a sampler whose grid is a single step from noise to data."""
   def make(denoise, process):
     def step(keys, state, t, s, plan):
       solution = solve(denoise, process, state.z, t, s)
@@ -304,7 +304,7 @@ MISSING = {
 
 
 def describe() -> str:
-  """All names by family, with paper, evaluations and use, for --help."""
+  """The text of --help: all names by family, with paper, evaluations and use."""
   lines = []
   for family in dict.fromkeys(entry.family for entry in SAMPLERS.values()):
     lines += ['', f'{family.upper()}']
@@ -337,10 +337,11 @@ def _letters(name: str) -> str:
 
 
 def find(name: str, field: str = 'sampler') -> tuple[str, Entry]:
-  """The name here of a sampler, and its entry; another name of it is said.
+  """The name of a sampler in this catalogue, and its entry; prints that name if it differs.
 
-  FILE.py:NAME is a function (denoise, process) -> Sampler of the user's own.  field: where it was
-  asked for.  Raises InputError.
+  FILE.py:NAME is the user's own function (denoise, process) -> Sampler.  field: the field or flag
+  that named the sampler, for errors.
+  Raises InputError.
   """
   file, colon, function = name.rpartition(':')
   if colon:
@@ -364,7 +365,7 @@ def _own(field: str, value: str, file: str, name: str) -> Entry:
 
 
 def _called(name: str, field: str) -> str:
-  """The name here of a sampler, which is said where it is another one."""
+  """The name of a sampler in this catalogue; prints that name if it differs."""
   if name in SAMPLERS:
     return name
   own = {_letters(known): known for known in SAMPLERS}
@@ -386,14 +387,14 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   """The sampler of this name, with a grid.
 
   Args:
-    name: of `SAMPLERS`, or that which it has elsewhere; or FILE.py:NAME, see `find`.
-    steps: of the grid.
-    grid: a name in `GRIDS`, 'iddpm:SECTIONS', or times of the user's own: see `on_grid`.  Default:
-      the sampler's own.
-    eta: of ddim, its noise.
-    usual: the steps where none are given.
+    name: a name in `SAMPLERS` or in another codebase, or FILE.py:NAME: see `find`.
+    steps: the number of steps of the grid.
+    grid: a name in `GRIDS`, 'iddpm:SECTIONS', or the user's own times: see `on_grid`.  Default: the
+      grid of the sampler.
+    eta: the noise of ddim.
+    usual: the number of steps if `steps` is not given.
 
-  Raises InputError: there is no such sampler or grid, or they do not take these settings.
+  Raises InputError if there is no such sampler or grid, or if they do not take these settings.
   """
   name, entry = find(name)
   if eta is not None:
@@ -417,23 +418,25 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
 
 
 def require_ends(method: Method, model: Model) -> None:
-  """Raises InputError where the method is for consistency models, and the model is none."""
+  """Raises InputError if the method is for consistency models, and the model is not one."""
   require(not method.ends or (model.distilled or ('',))[0] == 'consistency', 'sampler', method.name,
           'the estimate of this model is the mean of the data, not the end of a path',
           'choose another sampler, or train a consistency model (configs/plane/consistency.py)')
 
 
 def usual(distilled: tuple[str, int] | None) -> Method:
-  """How a model is sampled if nothing is said: as it was distilled for, or by `ANCESTRAL`."""
+  """The default method of a model: the method that it was distilled for, or `ANCESTRAL`."""
   return method(*distilled) if distilled else ANCESTRAL
 
 
 def on_grid(grid: str, steps: int | None = None, *, usual: int = 250
             ) -> Callable[[Process], np.ndarray]:
-  """process -> times [N + 1] of a grid: a name in `GRIDS`; times that are its own number of steps,
-  separated by commas or in a .npy file; or 'iddpm:SECTIONS' of a chain of 1000.
+  """process -> times [N + 1] of a grid.
 
-  usual: the steps of a named grid where none are given.  Raises InputError.
+  grid: a name in `GRIDS`; or times, which have their own number of steps, separated by commas or in
+  a .npy file; or 'iddpm:SECTIONS' of a chain of 1000.  usual: the number of steps of a named grid
+  if none is given.
+  Raises InputError.
   """
   if grid in GRIDS:
     return partial(GRIDS[grid], n=steps or usual)
@@ -445,7 +448,7 @@ def on_grid(grid: str, steps: int | None = None, *, usual: int = 250
 
 
 def _read(grid: str) -> np.ndarray:
-  """Times of the user's own, from a .npy file or separated by commas.  Raises InputError."""
+  """The user's own times, from a .npy file or separated by commas.  Raises InputError."""
   try:
     if grid.startswith('iddpm:'):
       return grids.on_table(grids.iddpm(grid.removeprefix('iddpm:'), 1000), 1000)

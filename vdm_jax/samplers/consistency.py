@@ -1,8 +1,8 @@
 """Sampling from a consistency model, in one step or in several.
 
 Song, Dhariwal, Chen and Sutskever (2023), algorithm 1.  The estimate of x is the end of the path
-through z_t: z_0 in units of the data, noise of t = 0 included.  One step from pure noise is a
-sample; further steps add noise again, and go to another end.
+through z_t: z_0 in units of the data, including the noise at t = 0.  One step from pure noise gives
+a sample.  Further steps add noise again, and go to another end.
 """
 import jax.numpy as jnp
 
@@ -14,8 +14,8 @@ from vdm_jax.typing import Array, Denoiser, Level, Process, Sampler
 def renoise(x: Array, at_0: Level, at_s: Level, keys: Array) -> Array:
   """z_s ~ q(z_s | z_0), where z_0 = alpha_0 x: [B, ...].  keys: [B].
 
-  alpha_s x + sigma_s sqrt(1 - SNR(s)/SNR(0)) noise; on `ve` x + sqrt(s^2 - e^2) noise, as in
-  the paper: the noise e of z_0 is there already.
+  alpha_s x + sigma_s sqrt(1 - SNR(s)/SNR(0)) noise.  On `ve` this is x + sqrt(s^2 - e^2) noise, as
+  in the paper, since z_0 already contains noise of level e.
   """
   share = jnp.sqrt(tau(at_s.expand(x), at_0.expand(x)))
   to = at_s.expand(x)

@@ -1,15 +1,16 @@
-"""DEIS: the probability flow integrated exactly, but for polynomials in the place of the noise.
+"""DEIS: the probability flow, integrated exactly with polynomials in place of the noise estimate.
 
-In the coordinate z / alpha and with rho = sigma / alpha = exp(-logsnr / 2) the probability flow is
-d(z / alpha) = eps_hat d rho on every curve, so all that a method has to choose is how eps_hat
-varies between two of its values.  The Adams-Bashforth methods take the polynomial through the
-latest values e_0 = eps_hat, e_1, ...:
+In the coordinate z / alpha, with rho = sigma / alpha = exp(-logsnr / 2), the probability flow is
+d(z / alpha) = eps_hat d rho on every curve.  So a method only chooses how eps_hat varies between
+its known values.  The Adams-Bashforth methods take the polynomial through the latest values
+e_0 = eps_hat, e_1, ...:
 
   z_s = alpha_s x_hat + sigma_s eps_hat + sum_j C_j (e_j - e_0),   C_j = alpha_s int_t^s L_j d rho,
 
 where L_j is 1 at the noise level of e_j and 0 at the noise levels of the others: a polynomial in
-the time of the process (tAB), in rho (rhoAB) or in logsnr.  The integrals are done by quadrature in
-that variable, which is exact for rho, and for the others to rounding on all grids in use.
+the time of the process (tAB), in rho (rhoAB) or in logsnr.  The integrals are computed by
+quadrature in that variable.  Quadrature is exact for rho, and exact to rounding for the others on
+all grids in use.
 
 The Runge-Kutta methods of the same paper (rhoRK) are `runge_kutta.rho_rk`.
 """
@@ -33,17 +34,18 @@ def deis(denoise: Denoiser, process: Process, degree: int = 3, variable: str = '
          lower_order_below: int = 0) -> Sampler:
   """z_s = alpha_s x_hat + sigma_s eps_hat + sum_j C_j (e_j - e_0), C_j = alpha_s int L_j d rho.
 
-  Zhang and Chen (2023), section 3: with variable 't' their tAB-r, r = `degree`, with 'rho' their
+  Zhang and Chen (2023), section 3: variable 't' gives their tAB-r, r = `degree`; 'rho' gives their
   rhoAB-r; degree 0 is `ddim`.  'logsnr' is the variant of huggingface/diffusers, not of the paper:
   polynomials in log rho, whose integrals have a closed form.
 
-  The first steps are of degree 0, 1, ..., as in the paper, so as a grid is made finer the error
-  falls with order 2 at most: the order of the very first step.  On `warm_up(times, degree + 1)` it
-  falls with order degree + 1.  A step from alpha = 0 is of first order; so is one down to sigma = 0
-  with 'logsnr', while 't' and 'rho' need no such exception there.
+  The first steps are of degree 0, 1, ..., as in the paper.  So as a grid is made finer, the error
+  falls with order 2 at most, the order of the very first step.  On `warm_up(times, degree + 1)` the
+  error falls with order degree + 1.  A step from alpha = 0 is of first order.  With 'logsnr', a
+  step to sigma = 0 is of first order too; 't' and 'rho' need no such exception there.
 
-  lower_order_below: in a grid of fewer steps the last ones are of degree ..., 1, 0 (diffusers: 15).
-  Raises InputError: an unknown variable, a negative degree.
+  lower_order_below: in a grid of fewer steps, the last steps are of degree ..., 1, 0 (diffusers:
+  15).
+  Raises InputError if the variable is unknown, or the degree is negative.
   """
   if variable not in ('t', 'rho', 'logsnr'):
     raise InputError('variable', variable, 'there is no such choice', "give 't', 'rho' or 'logsnr'")
@@ -74,14 +76,14 @@ def deis(denoise: Denoiser, process: Process, degree: int = 3, variable: str = '
 
 def history(u: Array, finite: Array, times: Array, depth: int,
             lower_order_below: int) -> tuple[Array, Array, Array]:
-  """Where the polynomials of each step may go through: (nodes, live, regular).
+  """The points that the polynomial of each step goes through: (nodes, live, regular).
 
   u: [N + 1], the variable of the polynomials at `times`; finite: [N + 1] bool, whether a step of
-  higher order may begin or end there; depth: K, the most values that one goes through.
+  higher order may begin or end there; depth: K, the largest number of values for one polynomial.
 
-  nodes: [N, K], u at the start of the step and of those before it; live: [N, K] bool, those that
-  the step uses, the first always; regular: [N] bool, steps that may be of higher order.  A time
-  that is repeated within the grid begins the history anew.
+  nodes: [N, K], u at the start of the step and at the starts of the steps before it; live: [N, K]
+  bool, the nodes that the step uses, always with the first; regular: [N] bool, the steps that may
+  be of higher order.  A repeated time within the grid begins the history anew.
   """
   index = jnp.arange(u.shape[0] - 1)
   regular = finite[:-1] & finite[1:] & (u[:-1] != u[1:])
@@ -99,8 +101,8 @@ def integrals(nodes: Array, live: Array, u: Array, regular: Array,
               density: Callable[[Array], Array]) -> Array:
   """int L_j(u) density(u) du over each step, [N, K]; L_j: 1 at node j, 0 at the other live ones.
 
-  nodes, live: [N, K]; u: [N + 1]; regular: [N]; density: u [N, Q] -> [N, Q].  0 where a node is
-  not live or a step not regular.
+  nodes, live: [N, K]; u: [N + 1]; regular: [N]; density: u [N, Q] -> [N, Q].  The integral is 0
+  where a node is not live or a step is not regular.
   """
   start, length = (jnp.where(regular, a, 0.0)[:, None] for a in (u[:-1], u[1:] - u[:-1]))
   at = start + length * jnp.asarray(_AT, u.dtype)

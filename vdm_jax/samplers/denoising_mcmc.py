@@ -1,8 +1,8 @@
-"""Denoising MCMC: a Markov chain on data and noise level together, then a short way down.
+"""Denoising MCMC: a Markov chain on data and noise level together, then a few denoising steps.
 
 The chain has the density q(u | t) p(t) of u = z / alpha at a random time t of the grid.  At high
-noise it crosses between modes, at low noise it is near the data; whenever a sample is wanted, any
-sampler denoises it from the level the chain is at, which is less work than from pure noise.
+noise the chain crosses between modes; at low noise it is near the data.  To get a sample, any
+sampler denoises u from the current level of the chain, which is less work than from pure noise.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from vdm_jax.units import sum_over_data
 
 
 class ChainState(NamedTuple):
-  """Where B chains are.  E.g. at first `ChainState(sample_prior(...), jnp.zeros(B, int))`."""
+  """The state of B chains.  Start with `ChainState(sample_prior(...), jnp.zeros(B, int))`."""
   z: Array      # [B, ...]  at the level of times[index]
   index: Array  # [B]       integers, into the grid of times
 
@@ -38,19 +38,19 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
                    corrector: Callable[[Denoiser], Corrector] = ula,
                    sampler: Callable[[Denoiser, Process], Sampler] = heun,
                    cond: PyTree = None) -> Draw:
-  """`moves` moves of each chain, then `sampler` down from its own level.
+  """`moves` moves of each chain, then `sampler` down from the level of each chain.
 
-  A move is one of `corrector` in z at the chain's level, then a Gibbs draw of the level given u =
-  z / alpha.  Kim and Ye (2023), Denoising Langevin Gibbs, on any curve.
+  A move is first a move of `corrector` in z at the chain's level, then a Gibbs draw of the level
+  given u = z / alpha.  Kim and Ye (2023), Denoising Langevin Gibbs, on any curve.
 
   times: [N + 1], decreasing; the levels of the chain and the grid of the sampler.  level_logits: u
   [B, ...] -> [B, N + 1], log p(t | u) up to a constant: `level_posterior` of a known density, or a
   network that classifies noise levels; -inf where sigma = 0, as no chain can move there.  cond:
   leaves [B, ...], for the denoiser.
 
-  All examples take N steps of the sampler together, the last of them of length zero for those
-  that started lower; `evaluations` counts the steps that an example made.  Raises InputError: a
-  grid that does not decrease, or at alpha = 0, where u is not defined.
+  All examples take N steps of the sampler together.  For examples that started lower, the last
+  steps have length zero; `evaluations` counts the real steps of an example.
+  Raises InputError if the grid does not decrease, or is at alpha = 0, where u is not defined.
   """
   check_grid(times)
   times = jnp.asarray(times)
@@ -94,8 +94,9 @@ def level_posterior(log_prob: Callable[[Array, Level], Array], process: Process,
                     ) -> Callable[[Array], Array]:
   """u [B, ...] -> log p(t | u) [B, N + 1] up to a constant, for t uniform over `times`.
 
-  log q(u | t) = log q(z_t = alpha u) + D log alpha.  Levels at alpha = 0 or sigma = 0 are left
-  out.  For another p(t) add its logarithm.  log_prob(z, level) -> [B], normalised: an oracle's.
+  log q(u | t) = log q(z_t = alpha u) + D log alpha.  Levels at alpha = 0 or sigma = 0 are left out.
+  For another p(t), add its logarithm.  log_prob: (z, level) -> [B], normalised, for example of an
+  oracle.
   """
   def logits(u):
     def at(t):

@@ -1,7 +1,7 @@
 """DPM-Solver and DPM-Solver++: exponential integrators in lambda = logsnr / 2.
 
-With h the change of lambda over a step t -> s, and e the estimate that is interpolated, the
-probability flow is solved on every curve by
+Let h be the change of lambda over a step t -> s, and e the estimate that is interpolated.  On every
+curve, the probability flow is solved by
 
   z_s = alpha_s x_hat + sigma_s eps_hat + w (phi_2(H) h e' + phi_3(H) h^2 e'' + ...),
 
@@ -9,12 +9,13 @@ probability flow is solved on every curve by
     e = x_hat,   H = -h,  w = -alpha_s H     DPM-Solver++, data prediction  (Lu et al. 2022b)
     e = x_hat,   H = -2h, w = -alpha_s H     SDE-DPM-Solver++: the reverse SDE, with noise
 
-where phi_k(H) = sum_j H^j / (j + k)! and ' is d / d lambda.  The methods differ in where they take
-the derivatives from: from estimates at inner points of the step (singlestep) or at the points
-before it (multistep).  Where phi_2 is replaced by phi_1 / 2, equal in the limit, the public code
-says solver_type 'dpmsolver' (diffusers: 'midpoint'); where it is not, 'taylor' ('heun').
+where phi_k(H) = sum_j H^j / (j + k)! and ' is d / d lambda.  Singlestep methods take the
+derivatives from estimates at inner points of the step; multistep methods take them from the points
+before the step.  solver_type 'dpmsolver' of the public code (diffusers: 'midpoint') replaces phi_2
+by phi_1 / 2, which is equal in the limit.  solver_type 'taylor' ('heun') keeps phi_2.
 
-A step that begins at alpha = 0 or ends at sigma = 0 has no h: it is of first order, `ddim`'s.
+A step that begins at alpha = 0 or ends at sigma = 0 has no h, so it is the first-order step of
+`ddim`.
 """
 import math
 from typing import NamedTuple
@@ -36,12 +37,13 @@ def dpm_solver(denoise: Denoiser, process: Process, order: int = 3, of: str = 'e
                solver_type: str = 'dpmsolver') -> Sampler:
   """DPM-Solver-1, -2, -3 (of = 'eps') and DPM-Solver++ (2S), (3S) (of = 'x'): singlestep.
 
-  Every step of the grid is one of this order, with inner points at lambda_t + j h / order, found on
-  the process: `order` evaluations a step.  Lu et al. (2022a), algorithms 1 and 2; Lu et al.
+  Every step of the grid has this order, and takes `order` evaluations.  Its inner points are at
+  lambda_t + j h / order, found on the process.  Lu et al. (2022a), algorithms 1 and 2; Lu et al.
   (2022b), section 4.  Order 1 is `ddim`.  A step with infinite logsnr at an end is of first order,
-  and asks the network at its beginning only, `order` times.
+  and evaluates the network only at its start, `order` times.
 
-  solver_type: 'dpmsolver' or 'taylor'.  Raises InputError: an unknown option.
+  solver_type: 'dpmsolver' or 'taylor'.
+  Raises InputError if an option is unknown.
   """
   check_options(order, of, solver_type)
   fine = stage_by_stage(denoise, process, of)
@@ -71,22 +73,22 @@ def dpm_solver(denoise: Denoiser, process: Process, order: int = 3, of: str = 'e
 def dpm_solver_fast(denoise: Denoiser, process: Process, order: int = 3, of: str = 'eps',
                     solver_type: str = 'dpmsolver', lower_order_final: bool = True,
                     inner: str = 'taylor') -> Sampler:
-  """DPM-Solver-fast: the same for any number of evaluations, one for each step of the grid.
+  """DPM-Solver-fast: `dpm_solver` for any number of evaluations, one for each step of the grid.
 
-  The grid is of all times at which the network is called.  Its steps form groups of `order`, each
-  one step of that order: from the time of its first, by way of the others.  The rest is a step of
-  lower order.  With `lower_order_final`, where nothing is left over, the last group is split into
-  one step of order - 1 and one of order 1: for order 3 what Lu et al. (2022a) call fast; their code
-  leaves order 2 as it is (False), diffusers splits it too (True). `fast_times` is their grid, even
-  in lambda; any other will do as well.  A step with infinite logsnr at an end is a group of its
-  own.
+  The grid has all times at which the network is called.  Its steps form groups of `order`, and each
+  group is one step of that order: it begins at the first time of the group, and the other times are
+  its inner points.  The remaining times form a step of lower order.  If no times remain,
+  `lower_order_final` splits the last group into one step of order - 1 and one of order 1.  For
+  order 3 this is the `fast` of Lu et al. (2022a).  For order 2 their code does not split (False),
+  but diffusers does (True).  `fast_times` is their grid, even in lambda; any other grid works too.
+  A step with infinite logsnr at an end is a group of its own.
 
-  So the error of a grid that is made finer falls with order 2 at most, where a step of order 1 ends
-  it; `dpm_solver` has the full order.
+  If a step of order 1 ends the grid, the error falls with order 2 at most as the grid is made
+  finer.  `dpm_solver` has the full order.
 
-  inner: solver_type of the second inner point of a step of order 3; 'taylor' in the papers, in
-  diffusers the solver_type of the rest.  Raises InputError: an unknown option, fewer steps than
-  `order`.
+  inner: solver_type of the second inner point of a step of order 3.  It is 'taylor' in the papers;
+  in diffusers it is the solver_type of the other points.
+  Raises InputError if an option is unknown, or if there are fewer steps than `order`.
   """
   check_options(order, of, solver_type)
   check_options(order, of, inner)
@@ -109,8 +111,10 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
                start: float = 1.0, end: float = 0.0) -> Array:
   """The grid of `dpm_solver_fast`: steps of equal length in lambda, each with its inner points.
 
-  [evaluations + 1] times from `start` to `end`, also even within a step, as in the code of Lu et
-  al. (2022a).  Raises InputError: too few evaluations; outside `jit` an infinite logsnr at an end.
+  [evaluations + 1] times from `start` to `end`, which are also even within a step, as in the code
+  of Lu et al. (2022a).
+  Raises InputError if there are too few evaluations and, outside `jit`, if logsnr is infinite at an
+  end.
   """
   check_options(order, 'eps', 'taylor')
   if evaluations < order:
@@ -138,22 +142,23 @@ def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of
                          sde: bool = False, solver_type: str = 'dpmsolver',
                          lower_order_below: int = 10, euler_at_final: bool = False,
                          second_difference: float = 2.0) -> Sampler:
-  """DPM-Solver++ (2M), (3M) (of = 'x'), multistep DPM-Solver (of = 'eps'); one evaluation a step.
+  """DPM-Solver++ (2M), (3M) (of = 'x'), multistep DPM-Solver (of = 'eps'): one evaluation per step.
 
-  Lu et al. (2022b), section 4, and what they say of the SDE.  The derivatives of e come from the
-  polynomial in lambda through the latest `order` estimates; the first steps are of order 1, 2, ....
-  Order 1 is `ddim`, and with `sde` of x `ancestral`.
+  Lu et al. (2022b), section 4, and their SDE solver.  The derivatives of e come from the polynomial
+  in lambda through the latest `order` estimates; the first steps are of order 1, 2, .... Order 1 is
+  `ddim`; with `sde` and of = 'x' it is `ancestral`.
 
-  sde: the reverse SDE, eta = 1.  Of eps its step of first order is z_s = alpha_s / alpha_t z_t
-  - 2 sigma_s (e^h - 1) eps_hat + sigma_s sqrt(e^2h - 1) noise: eps_hat is held, not x_hat.
-  lower_order_below: in a grid of fewer steps the last ones are of order ..., 2, 1 (10 in the
-  authors' code, 15 in diffusers, 0 for never); euler_at_final: the last one is of order 1 anyway.
-  second_difference: what the second divided difference counts; 2 makes it h^2 e''.  The authors'
-  code and diffusers have 1, and so order 2 with order = 3.
+  sde: the reverse SDE, eta = 1.  With of = 'eps' the step of first order is z_s = alpha_s / alpha_t
+  z_t - 2 sigma_s (e^h - 1) eps_hat + sigma_s sqrt(e^2h - 1) noise: eps_hat is constant, not x_hat.
+  lower_order_below: in a grid of fewer steps, the last steps are of order ..., 2, 1 (10 in the
+  authors' code, 15 in diffusers, 0 for never).  euler_at_final: the last step is always of order 1.
+  second_difference: the factor of the second divided difference; 2 makes it h^2 e''.  The authors'
+  code and diffusers use 1, and so reach order 2 with order = 3.
 
-  Order of convergence of a grid made finer: 2 for order 3 as well, by the steps at its beginning; 3
-  where these are shortened (`grids.warm_up`).  With `sde`, of the variance of Gaussian data: 1 for
-  order 1, 2 above.  Raises InputError: an unknown option, fewer steps than `order`.
+  As a grid is made finer, the error falls with order 2 even for order 3, because of the first
+  steps.  With shorter first steps (`grids.warm_up`) it falls with order 3.  With `sde`, the
+  variance of Gaussian data converges with order 1 for order 1, and with order 2 above.
+  Raises InputError if an option is unknown, or if there are fewer steps than `order`.
   """
   check_options(order, of, solver_type)
 
@@ -187,10 +192,11 @@ def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of
 
 
 def _hold_noise(flow: Sampler, process: Process) -> Sampler:
-  """`flow`, a multistep method of eps_hat, made one for the reverse SDE.
+  """A method for the reverse SDE, made of `flow`, a multistep method of eps_hat.
 
-  Its drift has eps_hat twice, so its integral over a step too; and noise is added.  With infinite
-  logsnr at an end, where both may be infinite, a step is `ancestral`'s.
+  The drift of the SDE has eps_hat with the factor 2, and so has the integral over a step; noise is
+  added.  If logsnr is infinite at an end, where both may be infinite, the step is the step of
+  `ancestral`.
   """
   def plan(times):
     level, (lam, finite) = process(times), half_logsnr(process, times)
@@ -234,9 +240,9 @@ def _factors(at_s, h, of, sde=False):
 
 
 def _through_three(first, second, one, two):
-  """Numbers of e_1 - e_0 and e_2 - e_0 in  first h e' + second h^2 e'' / 2,  e a parabola.
+  """Factors of e_1 - e_0 and e_2 - e_0 in  first h e' + second h^2 e'' / 2,  with e a parabola.
 
-  one, two: where e_1 and e_2 are, in steps from e_0.
+  one, two: the places of e_1 and e_2, in steps from e_0.
   """
   return ((first * two - second) / (one * (two - one)),
           (second - first * one) / (two * (two - one)))
@@ -257,7 +263,7 @@ class _State(NamedTuple):
 
 
 def stage_by_stage(denoise, process, of):
-  """The sampler of plans that `stages_plan` makes."""
+  """The sampler for the plans that `stages_plan` makes."""
   def init(z):
     return _State(z, *[jnp.zeros_like(z)] * 3)
 
@@ -275,9 +281,9 @@ def stage_by_stage(denoise, process, of):
 
 
 def stages_plan(process, times, position, size, of, solver_type, inner):
-  """The plan of evaluations at times[:-1], each `position` [N] after the one where its step began.
+  """The plan of evaluations at times[:-1], each `position` [N] places after the start of its step.
 
-  size: [N], the order of that step.
+  size: [N], the order of the step.
   """
   lam, _ = half_logsnr(process, times)
   i = jnp.arange(position.shape[0])
@@ -299,7 +305,7 @@ def stages_plan(process, times, position, size, of, solver_type, inner):
 
 
 def half_logsnr(process, times):
-  """logsnr / 2, and whether it is finite; 0 where it is not."""
+  """logsnr / 2, or 0 where logsnr is infinite; and whether logsnr is finite."""
   lam = 0.5 * process(times).logsnr
   finite = jnp.isfinite(lam)
   return jnp.where(finite, lam, 0.0), finite
@@ -320,7 +326,7 @@ def check_options(order, of, solver_type):
 def _check_steps(name, times, order):
   """Raises InputError if there are fewer steps than `order`.
 
-  Of times that are traced by `jit` it sees the length alone, padding included.
+  If `jit` traces the times, only their length, with the padding, is checked.
   """
   n = times.shape[0] - 1
   if not isinstance(times, Tracer):

@@ -1,7 +1,8 @@
-"""DPM-Solver with step sizes chosen on the way: a driver of its own, not a `Sampler`.
+"""DPM-Solver with adaptive step sizes: a separate driver, not a `Sampler`.
 
-A step of order k has in it the estimates for one of order k - 1 as well.  The distance of the two
-results, relative to the tolerance, says whether the step is taken and how long the next is.
+A step of order k also has the estimates for a step of order k - 1.  The distance of the two
+results, relative to the tolerance, decides whether the step is taken, and the length of the next
+step.
 """
 from typing import NamedTuple
 
@@ -39,19 +40,20 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
                         start: float = 1.0, end: float = 0.0, attempts: int = 1000) -> Adaptive:
   """DPM-Solver-12 (order 2) and -23 (order 3), from `z` [B, ...] at time `start` down to `end`.
 
-  Lu et al. (2022a), appendix on adaptive step sizes, and their code; with of = 'x', of
+  Lu et al. (2022a), appendix on adaptive step sizes, and their code; with of = 'x' it is
   DPM-Solver++.  A step is taken if E <= 1, and the next h is safety h E^(-1/order), where
 
     E = max over the batch of sqrt(mean over data of ((higher - lower) / delta)^2),
     delta = max(atol, rtol max(|lower|, |lower of the step before|)).
 
-  One step size for the batch, as in the authors' code, so that an image depends on the images drawn
-  with it; `jax.vmap` over batches of one gives each its own.  Inner points as for `dpm_solver`;
-  `order` evaluations an attempt.  h: the first step, in lambda = logsnr / 2.  atol, rtol: in units
-  of z; the defaults are the authors' for images in [-1, 1].
+  The whole batch has one step size, as in the authors' code, so an image depends on the other
+  images of its batch.  `jax.vmap` over batches of one gives each image its own step size.  Inner
+  points are as for `dpm_solver`.  An attempt takes `order` evaluations.  h: the first step, in
+  lambda = logsnr / 2.  atol, rtol: in units of z; the defaults are the authors' for images in [-1,
+  1].
 
-  Raises InputError: an unknown option; outside of `jit` also a logsnr that is infinite at an end,
-  and an `end` that was not reached.  Inside it z is then NaN.
+  Raises InputError if an option is unknown.  Outside `jit`, it also raises if logsnr is infinite at
+  an end, or if `end` was not reached; inside `jit`, z is then NaN.
   """
   check_options(order, of, solver_type)
   if order == 1:
@@ -64,7 +66,7 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
   fine = stage_by_stage(denoise, process, of)
 
   def attempt(z, lam, to):
-    """(result of the order below, result), with to > lam."""
+    """(result of the lower order, result), with to > lam."""
     fraction = jnp.arange(order + 1, dtype=z.dtype) / order
     times = time_of(process, 2.0 * (lam + (to - lam) * fraction))
     plan = stages_plan(process, times, jnp.arange(order), jnp.full(order, order), of, solver_type,

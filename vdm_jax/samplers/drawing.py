@@ -1,8 +1,9 @@
 """Drawing images from a trained model.
 
-Image i of a seed depends on (seed, i) alone, however many are drawn.  The size of the batches
-changes it by rounding only, which a chain of many steps can make a visible level of a pixel.  The
-size is `batch_size`, or where fewer are asked for the power of two that holds them.
+Image i of a seed depends on (seed, i) alone, however many images are drawn.  The size of the
+batches changes an image by rounding only, but a chain of many steps can amplify rounding to a level
+of a pixel.  The size is `batch_size`; for fewer images, it is the smallest power of two that holds
+them.
 """
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +30,9 @@ class DrawnBatch(NamedTuple):
 def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Numbers of images [size], and which of them are in start .. stop - 1.
 
-  Batches begin at multiples of their size and the last is whole too: a program of another size may
-  round otherwise.  Where fewer than batch_size are drawn at all, the next power of two is a batch:
-  few sizes, and less than twice the work asked for.
+  Batches begin at multiples of their size, and the last batch is also whole, since a program of
+  another size may round otherwise.  If fewer than batch_size are drawn in all, the batch is the
+  next power of two: there are few sizes, and less than twice the necessary work.
   """
   size = devices.global_batch_size(min(batch_size, 1 << max(stop - 1, 0).bit_length()))
   aligned = start - start % size if start < stop else stop
@@ -40,9 +41,9 @@ def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarra
 
 
 def check_start(m: Model, times: np.ndarray) -> None:
-  """Raises InputError where the grid begins elsewhere than what the model draws at first.
+  """Raises InputError if the grid does not begin at the time of the model's first draw.
 
-  N(0, 1) serves at any late time; a prior of the model's own serves at t = 1 alone.
+  N(0, 1) serves at any late time; a model's own prior serves at t = 1 alone.
   """
   require(m.prior is None or float(times[0]) == 1.0, 'grid', float(times[0]),
           "this grid begins there, and the prior is the model's own, of t = 1",
@@ -56,11 +57,11 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker
   """Images start .. stop - 1, a batch at a time.
 
   times: the grid [N + 1], usually from 1 down to 0.  cond: numbers of images [n] -> the batch that
-  `model.cond` reads, e.g. {'label': ...}.  The datum is the nearest one to z / alpha at the last
-  time: given z_0 the most probable one.
+  `model.cond` reads, for example {'label': ...}.  The returned datum is the nearest to z / alpha at
+  the last time; given z_0, it is the most probable datum.
 
-  Raises InputError: a grid that does not decrease, or does not begin where a prior of the model's
-  own is; a z that is not finite, naming the level.
+  Raises InputError if the grid does not decrease, or does not begin at the time of the model's own
+  prior; or if z is not finite, naming the level.
   """
   check_grid(times)
   check_start(model(params), times)
@@ -76,7 +77,7 @@ def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker
 
 def draw_own(model: Callable[[PyTree], Samples], params: PyTree, *, start: int, stop: int,
              seed: int, batch_size: int) -> Iterator[DrawnBatch]:
-  """Images start .. stop - 1 of a model that draws its own, e.g. an autoencoder; as `draw`."""
+  """Images start .. stop - 1 of a model with its own `sample` (an autoencoder); as `draw`."""
   batch = _own(model)
   shared = devices.replicate((params, random.key(seed)))
   for rows, requested in _batches(start, stop, batch_size):
@@ -127,11 +128,12 @@ def _own(model):
 def draw_path(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
               times: np.ndarray, count: int, seed: int, cond: Callable[[np.ndarray], PyTree],
               frames: Sequence[int]) -> np.ndarray:
-  """The first `count` images on their way: data int32 [len(frames), count, ...].
+  """The first `count` images at several times of sampling: data int32 [len(frames), count, ...].
 
-  frames: which of the N + 1 times, 0 the noise.  z is shown in units of sqrt(alpha^2 + sigma^2),
-  which is about alpha near the data.  These images are sampled anew, by a program of its own: one
-  that keeps all z would take too much memory for `draw`.  Raises InputError as `draw`.
+  frames: indices of the N + 1 times; 0 is the noise.  z is shown in units of
+  sqrt(alpha^2 + sigma^2), which is about alpha near the data.  A separate program samples these
+  images anew: a program that keeps all z would take too much memory for `draw`.  Raises InputError
+  as `draw`.
   """
   check_grid(times)
   check_start(model(params), times)
@@ -156,9 +158,9 @@ def _program(model, sampler, frames: tuple[int, ...]):
 
 def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, conditions: PyTree,
               frames: tuple[int, ...] = ()) -> tuple[Array, Array, Array | None, Scalar]:
-  """Data [n, ...] of these keys [n]; which steps were finite [N]; the path; the evaluations.
+  """Data [n, ...] from these keys [n]; which steps were finite [N]; the path; the evaluations.
 
-  conditions: a batch for `m.cond`.  frames: as for `draw_path`; the path is None without.
+  conditions: a batch for `m.cond`.  frames: as for `draw_path`; without frames, the path is None.
   """
   m, _, x, finite, path, count = _floats(m, sampler, keys, times, conditions, frames)
   return m.decode(x), finite, jnp.stack(path) if path else None, count
@@ -166,7 +168,7 @@ def from_keys(m: Model, sampler: SamplerMaker, keys: Array, times: Array, condit
 
 def _floats(m: Model, sampler: SamplerMaker, keys: Array, times: Array, conditions: PyTree,
             frames: tuple[int, ...]) -> tuple[Model, Array, Array, Array, list[Array], Scalar]:
-  """The model that draws, z_1 and x [n, ...], and the rest of `from_keys`, the path as a list."""
+  """The model that draws, z_1 and x [n, ...], and the rest of `from_keys`; the path is a list."""
   if m.latent is not None:
     m = m.latent(random.stream(keys, 'latent'))
   conditioned = m.cond(conditions)

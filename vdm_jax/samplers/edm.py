@@ -28,12 +28,13 @@ def edm(denoise: Denoiser, process: Process, s_churn: float = 0.0, s_tmin: float
 
   Karras et al. (2022), algorithm 2: r_hat = (1 + gamma) r, gamma = min(s_churn / N, sqrt(2) - 1)
   where r = sigma / alpha is in [s_tmin, s_tmax] and 0 elsewhere; N, the number of steps of the
-  grid.  s_churn = 0 is algorithm 1.  The flow is `rho_rk`, with Heun's method in the paper: two
-  evaluations a step, also in the last one, where the paper's needs one.
+  grid.  s_churn = 0 is algorithm 1.  The flow is integrated by `rho_rk`, in the paper with Heun's
+  method.  A step takes two evaluations; so does the last step, where the paper needs one.
 
-  A level above the process's largest is lowered to it, so that no network is asked for a level it
-  was not trained on: from its very start, a process takes no noise.  Nor is there any to add where
-  r is infinite.  Raises InputError: s_churn < 0.
+  A level above the largest level of the process is lowered to it, so the network sees only levels
+  that it was trained on.  So a step from the very start of a process adds no noise, and neither
+  does a step where r is infinite.
+  Raises InputError if s_churn < 0.
   """
   check(tableau)
   if not isinstance(s_churn, Tracer) and s_churn < 0.0:

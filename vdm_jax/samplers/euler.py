@@ -5,9 +5,9 @@ With dz = f z dt + g dw forwards, the process runs backwards along (Song et al. 
   dz = (f z - g^2 score) dt + g dw       and, with the same marginals,
   dz = (f z - g^2 score / 2) dt = (dalpha x_hat + dsigma eps_hat) dt.
 
-The last form is finite on every process.  f and g are not where alpha = 0, since there z no longer
-tells anything of x; each sampler below says its remedy.  The exponential methods of `first_order`
-and above solve the linear part exactly, and need fewer steps.
+The last form is finite on every process.  Where alpha = 0, f and g are infinite, since z tells
+nothing about x there; each sampler below states its remedy.  Exponential methods, such as
+`first_order`, solve the linear part exactly, and need fewer steps.
 """
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -21,9 +21,9 @@ from vdm_jax.typing import Array, Denoiser, Process, Sampler
 def euler(denoise: Denoiser, process: Process) -> Sampler:
   """z_s = z + (s - t) (dalpha x_hat + dsigma eps_hat): the probability flow, of first order.
 
-  Exact in one step where the path z_t of each datum is straight and x_hat constant (rectified
-  flow).  With alpha = 1 and sigma proportional to t it is `ddim`, as in Karras et
-  al. (2022), section 3.
+  One step is exact if the path z_t of each datum is straight and x_hat is constant (rectified
+  flow).  With alpha = 1 and sigma proportional to t it is `ddim`, as in Karras et al. (2022),
+  section 3.
   """
   def step(keys, z, t, s, _):
     del keys
@@ -38,7 +38,7 @@ def euler_maruyama(denoise: Denoiser, process: Process) -> Sampler:
   """z_s = z - h (f z - g^2 score) + g sqrt(h) noise, h = t - s: weak order 1.
 
   Euler-Maruyama on the reverse SDE of Song et al. (2021), eq. 6.  A step from alpha = 0 (f, g
-  infinite), or to sigma = 0 (the noise would stay in the sample), is the ancestral one.
+  infinite), or to sigma = 0 (the noise would stay in the sample), is the ancestral step.
   """
   def step(keys, z, t, s, _):
     level = process(t)
@@ -58,15 +58,16 @@ def euler_maruyama(denoise: Denoiser, process: Process) -> Sampler:
 def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -> Sampler:
   """z_s = (2 - a) z + G^2 score + G noise, where q(z_t | z_s) = N(a z_s, G^2): weak order 1.
 
-  Song et al. (2021), appendix E: the reverse SDE in the discretisation of the forward one, here
-  its exact transition, a = alpha_t / alpha_s and G^2 = sigma_t^2 tau.  On `vp` a = sqrt(1 - beta)
-  and G^2 = beta, on `ve` a = 1 and G^2 = sigma_t^2 - sigma_s^2.  The Euler step's a and G^2 give
-  `euler_maruyama`.  A step to sigma_s = 0 draws no noise.
+  Song et al. (2021), appendix E: the reverse SDE in the discretisation of the forward SDE.  Here
+  this is the exact transition, a = alpha_t / alpha_s and G^2 = sigma_t^2 tau.  On `vp` a = sqrt(1 -
+  beta) and G^2 = beta, on `ve` a = 1 and G^2 = sigma_t^2 - sigma_s^2.  With a and G^2 of the Euler
+  step, it is `euler_maruyama`.  A step to sigma_s = 0 draws no noise.
 
   noise=False: half the score and no noise, the discretised probability flow (appendix D.3), of
-  first order.  Not from alpha = 0: a = 0 is no small step, and nothing forgets the error.
+  first order.  It cannot start from alpha = 0: a = 0 is no small step, and no noise corrects the
+  error.
 
-  Raises InputError: noise=False and a grid, known outside of `jit`, that starts at alpha = 0.
+  Raises InputError if noise=False and the grid starts at alpha = 0; it is checked outside `jit`.
   """
   def plan(times: Array):
     lost = jnp.any(process(times[0]).alpha == 0.0)

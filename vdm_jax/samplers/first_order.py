@@ -1,8 +1,8 @@
-"""One evaluation a step, from the estimate at its start alone: z_s = a x_hat + b eps_hat + c noise.
+"""One evaluation per step, at the start of the step: z_s = a x_hat + b eps_hat + c noise.
 
-`ddim` chooses how much of the noise in z_s is drawn anew, keeping its variance; `ancestral` draws
-from the posterior at x_hat, with its own variance or a larger one.  They meet at eta = 1 and
-share = 0.  `ddim_to_x` is `ddim` that ends in its last estimate of x.
+`ddim` chooses how much of the noise in z_s is drawn anew, and keeps the variance of that noise.
+`ancestral` draws from the posterior at x_hat, with the posterior's variance or a larger one.  At
+eta = 1 and share = 0 the two are equal.  `ddim_to_x` is `ddim` that ends in its last estimate of x.
 """
 from collections.abc import Callable
 
@@ -34,9 +34,10 @@ def transition(estimate: Estimate, at_t: Level, at_s: Level, keys: Array | None 
 def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
   """z_s = alpha_s x_hat + sigma_s (sqrt(1 - eta^2 tau) eps_hat + eta sqrt(tau) noise).
 
-  Song, Meng and Ermon (2021), eq. 12 and 16, on any process; tau = 1 - SNR(t)/SNR(s).  eta = 0
-  is deterministic and of first order in the probability flow (so `encode` inverts it to that
-  order), eta = 1 is `ancestral`.  Raises InputError: eta outside of [0, 1].
+  Song, Meng and Ermon (2021), eq. 12 and 16, on any process; tau = 1 - SNR(t)/SNR(s).  eta = 0 is
+  deterministic and a first-order method for the probability flow (so `encode` inverts it to that
+  order).  eta = 1 is `ancestral`.
+  Raises InputError if eta is outside [0, 1].
   """
   if not 0.0 <= eta <= 1.0:
     raise InputError('eta', eta, 'it is from 0 (no noise) to 1 (ancestral)', 'give one of these')
@@ -48,11 +49,11 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
 
 
 def ddim_to_x(denoise: Denoiser, process: Process) -> Sampler:
-  """DDIM whose last step is z_s = alpha_s x_hat: samples are the last estimate of x, as it is.
+  """DDIM whose last step is z_s = alpha_s x_hat: samples are the last estimate of x itself.
 
-  So ends the sampler that Salimans and Ho (2022) distil, in their public code.  No further
-  evaluation is made, and of the levels of the grid the last one is not asked for.  It is `ddim`
-  where sigma vanishes at the end of the grid.
+  The sampler that Salimans and Ho (2022) distil ends in this way, in their public code.  It makes
+  no further evaluation, and does not use the last level of the grid.  If sigma vanishes at the end
+  of the grid, it is `ddim`.
   """
   def step(keys, z, t, s, last):
     at_t, at_s = process(t), process(s)
@@ -66,15 +67,15 @@ def ancestral(denoise: Denoiser, process: Process,
               share: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
   """z_s ~ N(mean of q(z_s | z_t, x = x_hat), beta^v beta_tilde^(1 - v)) with v = `share`.
 
-  beta_tilde = sigma_s^2 tau is the posterior's own variance, beta = sigma_t^2 tau the variance of
-  q(z_t | z_s).  Ho et al. (2020), algorithm 2 and section 3.2: v = 0 ("fixed small") is best for a
-  single datum, v = 1 ("fixed large") for data of unit variance.  Between them, Nichol and Dhariwal
-  (2021), eq. 15; `share` may be a function of the estimate, `processes.learned_share`.  v = 0 is
-  also Kingma et al. (2021), eq. 9 and appendix A.4.  Of the ancestral samplers of Song et al.
-  (2021), the one for `vp` has v = 1 and the one for `ve` has v = 0.
+  beta_tilde = sigma_s^2 tau is the variance of the posterior; beta = sigma_t^2 tau is the variance
+  of q(z_t | z_s).  Ho et al. (2020), algorithm 2 and section 3.2: v = 0 ("fixed small") is best for
+  a single datum, v = 1 ("fixed large") for data of unit variance.  Between them, Nichol and
+  Dhariwal (2021), eq. 15; `share` may be a function of the estimate, `processes.learned_share`.
+  v = 0 is also Kingma et al. (2021), eq. 9 and appendix A.4.  The ancestral sampler of Song et al.
+  (2021) for `vp` has v = 1, and their sampler for `ve` has v = 0.
 
-  A step to sigma_s = 0 draws no noise, whatever v, as the last one in the algorithm.  beta is in
-  the units of the curve: only v = 0 gives the same samples on all curves.
+  A step to sigma_s = 0 draws no noise, whatever v, like the last step of the algorithm.  beta is in
+  the units of the curve, so only v = 0 gives the same samples on all curves.
   """
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)

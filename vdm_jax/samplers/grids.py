@@ -7,10 +7,10 @@ They are NumPy float64 [N + 1], so that `sample` can check them before anything 
   in a table     indices of a chain of T steps, as published; `on_table` turns them into times
 
 A table has the levels i = 0 (data) .. T (noise) at the times i / T.  Published code counts the
-steps of its network, k = 0 .. T - 1, which is the level after k + 1 steps of noise: index k is at
+steps of its network, k = 0 .. T - 1.  Step k is the level after k + 1 steps of noise: index k is at
 the time (k + 1) / T, and is entry k + 1 of a `schedules.TableSchedule`.  Such a grid starts at the
-largest index that is kept.  For `trailing` and `linspace` that is t = 1; the others start below it,
-as if nothing of the data were left there: the flaw that Lin et al. (2024) found.
+largest index that is kept.  For `trailing` and `linspace` this is t = 1.  The other grids start
+below t = 1, as if no data were left there: the flaw that Lin et al. (2024) found.
 """
 from collections.abc import Sequence
 
@@ -48,9 +48,9 @@ def quadratic(n: int) -> np.ndarray:
 
 
 def array(times) -> np.ndarray:
-  """Any times of one's own, decreasing in [0, 1]; equal ones at the end are padding.
+  """Any given times, decreasing in [0, 1]; equal times at the end are padding.
 
-  Raises InputError where they are not.
+  Raises InputError if they do not decrease in [0, 1].
   """
   times = np.asarray(times, np.float64)
   check_grid(times)
@@ -69,7 +69,7 @@ def _between(process: Process, levels: np.ndarray) -> np.ndarray:
 
 
 def _ends(process: Process) -> tuple[float, float]:
-  """The log-SNR at t = 1 and t = 0.  Raises InputError where every pixel has its own."""
+  """The log-SNR at t = 1 and t = 0.  Raises InputError if each pixel has its own log-SNR."""
   high = process(jnp.zeros(())).logsnr
   require(not jnp.ndim(high), 'grid', None, 'it is made of noise levels, and here every pixel has '
           'its own', 'choose one of times, e.g. uniform')
@@ -79,9 +79,10 @@ def _ends(process: Process) -> tuple[float, float]:
 def logsnr(process: Process, n: int, low: float = -FINITE, high: float = FINITE) -> np.ndarray:
   """Evenly spaced in log-SNR between the end points of the process.
 
-  The logSNR steps of Lu et al. (2022), whose lambda is logsnr / 2.  Of a process that goes beyond
-  [low, high], to infinity perhaps, the spacing is even within, and one of the n steps at that end
-  leads from t = 1 or to t = 0.  Raises InputError.
+  These are the logSNR steps of Lu et al. (2022), whose lambda is logsnr / 2.  If a process goes
+  beyond [low, high], perhaps to infinity, the spacing is even within [low, high], and one of the n
+  steps at that end leads from t = 1 or to t = 0.
+  Raises InputError.
   """
   first, last = _ends(process)
   start, stop = max(first, low), min(last, high)
@@ -98,9 +99,9 @@ def karras(process: Process, n: int, rho: float = 7.0, sigma_min: float | None =
            sigma_max: float | None = None) -> np.ndarray:
   """u^(1/rho) evenly spaced from sigma_max to sigma_min, where u = sigma / alpha; then t = 0.
 
-  Karras et al. (2022), eq. 5.  None: what the process has at that end, or the paper's 80 and 0.002
-  where its log-SNR is beyond -+15.  Where the process goes on beyond sigma_min or sigma_max, as
-  theirs does to sigma = 0, one of the n steps at that end leads to t = 0 or from t = 1.
+  Karras et al. (2022), eq. 5.  None takes the level of the process at that end, or the paper's 80
+  and 0.002 if log-SNR is beyond -+15.  If the process goes beyond sigma_min or sigma_max, as theirs
+  goes to sigma = 0, one of the n steps at that end leads to t = 0 or from t = 1.
   Raises InputError.
   """
   first, last = _ends(process)
@@ -143,8 +144,8 @@ def _check_table(n: int, table: int) -> None:
 def ddim_linear(n: int, table: int) -> np.ndarray:
   """floor(c i) for i = 0 .. n - 1, c = table / n: increasing indices [n].
 
-  Song, Meng and Ermon (2021), appendix D.2.  Where n does not divide the table, the authors' code
-  rounds c down and goes on to the end, with more than n steps.
+  Song, Meng and Ermon (2021), appendix D.2.  If n does not divide the table, the authors' code
+  rounds c down and continues to the end, with more than n steps.
   """
   _check_table(n, table)
   return np.arange(n) * table // n
@@ -153,8 +154,8 @@ def ddim_linear(n: int, table: int) -> np.ndarray:
 def ddim_quadratic(n: int, table: int) -> np.ndarray:
   """floor(c i^2) for i = 0 .. n - 1, up to 0.8 table: increasing indices, at most n.
 
-  Song, Meng and Ermon (2021), appendix D.2, with the 0.8 of their code.  Indices that rounding
-  makes equal, as it does where n is large beside the table's square root, are taken once.
+  Song, Meng and Ermon (2021), appendix D.2, with the 0.8 of their code.  If n is large beside the
+  table's square root, rounding makes some indices equal; equal indices are taken once.
   """
   _check_table(n, table)
   _check(n, 2)
@@ -184,9 +185,10 @@ def iddpm(sections: str | Sequence[int], table: int) -> np.ndarray:
   """Respacing by sections: increasing indices of the steps that are kept.
 
   Nichol and Dhariwal (2021), section 4, and the `timestep_respacing` of their code.  '10,10,5' (or
-  these numbers): the table in three sections as equal as can be, each from its first step to its
-  last with so many evenly spaced and rounded.  'ddim25': the smallest stride from 0 that keeps 25.
-  Raises InputError where a section, or no stride, has so many.
+  these numbers) splits the table into three sections of nearly equal length.  Each section keeps
+  that many indices from its first step to its last, evenly spaced and rounded. 'ddim25' takes the
+  smallest stride from 0 that keeps 25 indices.
+  Raises InputError if a section has too few steps, or if no stride keeps that number.
   """
   text = sections if isinstance(sections, str) else ','.join(map(str, sections))
   try:
@@ -216,7 +218,7 @@ def iddpm(sections: str | Sequence[int], table: int) -> np.ndarray:
 
 
 def warm_up(times: Array, order: int) -> Array:
-  """The grid with order - 2 more times within its first step: [N + 1] -> [N + order - 1].
+  """The grid with order - 2 added times in its first step: [N + 1] -> [N + order - 1].
 
   A multistep method has no history at first: its k-th step is of order k.  With N the number of
   real steps the new times are at the fractions N^(1 - q_k) of the first step, so x_k ~ N^-q_k away
@@ -227,9 +229,9 @@ def warm_up(times: Array, order: int) -> Array:
   q = 3/2 for order 3, and 7/3, 4/3 for order 4.  The k-th step leaves an error of x_k^(k+1), which
   falls like N^-order by the first term.  But a step of length h = 1/N that interpolates between
   points before and after that error multiplies it by h h^(order-2) / (x_k^k x_(k+1) ...
-  x_(order-2)); by the second term the product, too, falls like N^-order.  For order 1 and 2 the
-  grid is as it was.  Rounding is multiplied alike, by N^4 for order 5 (where it shows in float64
-  from N = 40 or so) and by N^(2/3) for order 4.
+  x_(order-2)); by the second term the product, too, falls like N^-order.  For orders 1 and 2 the
+  grid does not change.  Rounding is multiplied too: by N^(2/3) for order 4, and by N^4 for order 5,
+  where it is visible in float64 from about N = 40.
   """
   distances = []
   for k in range(order - 2, 0, -1):

@@ -4,9 +4,9 @@
     dz = (drift + e s) dt + sqrt(2 e) dw     up
 
 have the marginals of the interpolant for every e(t) >= 0; e = 0 is the flow.  Albergo, Boffi and
-Vanden-Eijnden (2023), 2303.08797.  A Gaussian process is a case (`of_process`); with e = g^2 / 2
-its SDE is the reverse SDE of Song et al. (2021).  (The SDE sampler of the public code of rectified
-flow scales the noise without the score that goes with it, and does not keep the marginals.)
+Vanden-Eijnden (2023), 2303.08797.  A Gaussian process is a special case (`of_process`); with
+e = g^2 / 2 its SDE is the reverse SDE of Song et al. (2021).  (The SDE sampler of the public code
+of rectified flow scales the noise without the matching score, so it does not keep the marginals.)
 """
 from collections.abc import Callable
 
@@ -29,8 +29,8 @@ def euler(drifts: Drifts, diffusivity: Diffusivity = none, cond: PyTree = None) 
 
   Euler's method for the flow, Euler and Maruyama's for e > 0: weak order 1.  e is taken at the
   start of a step, so a step to an end with an infinite score does not need that score.  At the
-  start of a step from such an end, e has to be 0, as c gamma^2 is.  A step to t = 0 or t = 1 draws
-  no noise.
+  start of a step from such an end, e has to be 0; for example, c gamma^2 is 0 there.  A step to
+  t = 0 or t = 1 draws no noise.
   """
   def step(keys, z, t, s, _):
     drift, score = drifts(z, t, cond)

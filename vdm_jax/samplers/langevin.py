@@ -1,14 +1,14 @@
-"""Langevin dynamics: moves that keep the marginal q(z_t) of one level, and need its score only.
+"""Langevin dynamics: moves that keep the marginal q(z_t) of one level, and need only its score.
 
   z <- z + h score(z) + sqrt(2 h) noise,    score = -eps_hat / sigma
 
-has q(z_t) as its stationary distribution in the limit of small h, whatever z started from.  Two
-uses: *annealed*, as a sampler that goes down the levels and lets z settle at each (NCSN, NCSNv2);
-and as the *corrector* of `predictor_corrector` and `denoising_mcmc`, which repairs what other steps
-left wrong.  At a level of noise sigma the natural h is a multiple of sigma^2: then a move means the
-same on every curve, since rescaling z rescales sigma alike.
+has q(z_t) as its stationary distribution in the limit of small h, from any start.  It has two uses.
+*Annealed*, it is a sampler that goes down the levels and lets z settle at each (NCSN, NCSNv2).  As
+the *corrector* of `predictor_corrector` and `denoising_mcmc`, it repairs the errors of other steps.
+At a level of noise sigma the natural h is a multiple of sigma^2.  Then a move is the same on every
+curve, since rescaling z rescales sigma too.
 
-Some papers write h / 2 and sqrt(h): their step sizes are twice ours.
+Some papers write h / 2 and sqrt(h), so their step sizes are twice ours.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -35,10 +35,10 @@ def langevin_corrector(denoise: Denoiser, snr: float = 0.16, over_batch: bool = 
   """h = 2 (snr |noise| / |score|)^2 (alpha_t / alpha_s)^2, norms over one example.
 
   Song et al. (2021), algorithms 4 (VE, where the last factor is 1) and 5 (VP, their alpha_i =
-  1 - beta_i).  With `over_batch` the norms are first averaged over the batch, as their code does;
-  an image then depends on those it is drawn with.  Without, the step depends on z and on its own
-  noise, which in D dimensions makes the variance of a Gaussian too large by (1 + 2 / D)^2: for
-  images, not for D = 2, where `annealed_corrector` serves.
+  1 - beta_i).  With `over_batch` the norms are first averaged over the batch, as in their code; an
+  image then depends on the other images of its batch.  Without `over_batch`, the step depends on z
+  and on its own noise.  In D dimensions this makes the variance of a Gaussian too large by
+  (1 + 2 / D)^2.  That is small for images, but not for D = 2; use `annealed_corrector` there.
   """
   def size(noise, score, at_t, at_s):
     norms = [jnp.sqrt(sum_over_data(jnp.square(u))) for u in (noise, score)]
@@ -61,18 +61,19 @@ def annealed_corrector(denoise: Denoiser, snr: float = 0.16) -> Corrector:
 def ula(denoise: Denoiser, step_size: float = 0.1) -> Corrector:
   """h = step_size sigma_t^2: the unadjusted Langevin algorithm (Roberts and Tweedie 1996).
 
-  Its stationary variance exceeds a Gaussian's by a share of step_size / (2 - step_size) at
-  most; it may diverge from step_size = 2 on.
+  For a Gaussian, the stationary variance is too large by a share of step_size / (2 - step_size) at
+  most.  From step_size = 2 on, it may diverge.
   """
   return _unadjusted(denoise, lambda noise, score, at_t, at_s: step_size * jnp.square(at_t.sigma))
 
 
 def mala(denoise: Denoiser, log_prob: Callable[[Array, Level], Array] | None = None,
          step_size: float = 0.1) -> Corrector:
-  """`ula` with a Metropolis test, so that q(z_t) is kept exactly: two evaluations.
+  """`ula` with a Metropolis test, so q(z_t) is kept exactly; it takes two evaluations.
 
-  Roberts and Tweedie (1996).  log_prob(z, level) -> [B]: log q(z_t) up to a constant, e.g. an
-  oracle's `log_prob`.  Raises InputError without it: a denoiser does not determine it.
+  Roberts and Tweedie (1996).  log_prob: (z, level) -> [B], log q(z_t) up to a constant, for example
+  `log_prob` of an oracle.
+  Raises InputError without log_prob, since a denoiser does not determine it.
   """
   if log_prob is None:
     raise InputError('log_prob', None, 'mala compares densities in its Metropolis test, which a '
@@ -98,7 +99,7 @@ def _score(denoise, z, level):
 
 
 def _unadjusted(denoise, size):
-  """A Langevin move with h = size(noise, score, at_t, at_s), the levels expanded."""
+  """A Langevin move with h = size(noise, score, at_t, at_s), with the levels expanded."""
   def step(keys, z, at_t, at_s):
     score = _score(denoise, z, at_t)
     noise = random.normal(random.stream(keys, 'langevin'), z)
@@ -122,13 +123,13 @@ def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
     u <- u + h score_u + sqrt(2 h) noise,    h = epsilon (sigma_s / alpha_s)^2 / sigma_L^2
 
   with sigma_L the smallest sigma / alpha > 0 of the grid.  Song and Ermon (2019), algorithm 1
-  (whose epsilon is twice this one) and Song and Ermon (2020), algorithm 1; u is what they call x,
-  and the same on every curve.  epsilon is in the units of the data, squared; None takes the
-  `annealing_step_size` of each ratio of neighbouring levels, NCSNv2's own choice.
+  (whose epsilon is twice this one) and Song and Ermon (2020), algorithm 1; u is their x, and is the
+  same on every curve.  epsilon is in the squared units of the data.  None takes the
+  `annealing_step_size` of each ratio of neighbouring levels, as NCSNv2 does.
 
   A step that ends at sigma = 0 is NCSNv2's final denoising, z_s = alpha_s x_hat; where alpha_t = 0,
-  u is not defined and z_s = alpha_s x_hat + sigma_s eps_hat before the moves.  Either spends one of
-  the n_steps evaluations.  Raises InputError if n_steps < 1.
+  u is not defined and z_s = alpha_s x_hat + sigma_s eps_hat before the moves.  Each of these two
+  takes one of the n_steps evaluations.  Raises InputError if n_steps < 1.
   """
   if n_steps < 1:
     raise InputError('n_steps', n_steps, 'annealed Langevin dynamics moves at every level',
@@ -170,10 +171,10 @@ def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
 def annealing_step_size(growth: Array, n_steps: int) -> Array:
   """epsilon / sigma_L^2 = h / sigma_i^2 of annealed Langevin dynamics, any shape.
 
-  growth: sigma_{i-1} / sigma_i >= 1, which a geometric sequence has constant.  For data at one
-  point, u arrives at level i with variance sigma_{i-1}^2; of `annealed_variance`, its variance
-  after n_steps in units of sigma_i^2, this is the minimiser, where it is closest to 1: Song and
-  Ermon (2020), proposition 3 and technique 4.
+  growth: sigma_{i-1} / sigma_i >= 1, constant in a geometric sequence.  For data at one point, u
+  arrives at level i with variance sigma_{i-1}^2.  Its variance after n_steps, in units of
+  sigma_i^2, is `annealed_variance`.  The result minimises this variance, where it is closest to 1:
+  Song and Ermon (2020), proposition 3 and technique 4.
   """
   slope = jax.grad(lambda a, g: annealed_variance(g, n_steps, a))
   slope = jnp.vectorize(slope)
@@ -193,7 +194,8 @@ def annealing_step_size(growth: Array, n_steps: int) -> Array:
 def annealed_variance(growth: Array, n_steps: int, step_size: Array) -> Array:
   """Variance after n_steps Langevin moves in units of sigma_i^2, for data at one point.
 
-  From growth^2, by v <- (1 - step_size)^2 v + 2 step_size: Song and Ermon (2020), proposition 3.
+  It starts from growth^2, and each move is v <- (1 - step_size)^2 v + 2 step_size: Song and Ermon
+  (2020), proposition 3.
   """
   stationary = 2.0 / (2.0 - step_size)
   return stationary + (1.0 - step_size)**(2 * n_steps) * (growth**2 - stationary)

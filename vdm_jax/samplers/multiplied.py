@@ -1,13 +1,15 @@
 """Posteriors: a trained chain times a second distribution, p(z) r(z) up to a constant.
 
 Sohl-Dickstein et al. (2015), section 2.5: every reverse kernel is multiplied by r and normalised,
-p(z_s | z_t) r(z_s).  Where r varies little over a step, that moves the mean alone: `perturbed`.  A
-Gaussian r gives a Gaussian: `gaussian`, also for known coordinates, where its standard deviation is
-0.  To denoise an observation y with noise of standard deviation s is r = N(y, s^2).
+p(z_s | z_t) r(z_s).  If r varies little over a step, the product moves the mean alone
+(`perturbed`).  A Gaussian r gives a Gaussian (`gaussian`); the standard deviation of r is 0 for
+known coordinates.  To denoise an observation y with noise of standard deviation s, take r = N(y,
+s^2).
 
-r may change along the chain.  The paper takes it constant, r(z_s) = r(x), which is simple but gives
-no exact posterior: p(z_t) r(z_t) are not the marginals of the new chain.  They are, for any number
-of steps, where r(z_s) is the mean of r(x) given z_s, which few data have in closed form.
+r may change along the chain.  The paper keeps r constant, r(z_s) = r(x).  This is simple but gives
+no exact posterior: p(z_t) r(z_t) are not the marginals of the new chain.  They are the marginals,
+for any number of steps, if r(z_s) is the mean of r(x) given z_s; few data have this mean in closed
+form.
 """
 from collections.abc import Callable
 
@@ -23,7 +25,7 @@ Multiply = Callable[[Array, Array, Level], tuple[Array, Array]]
 
 
 def perturbed(log_r: Callable[[Array, Level], Array]) -> Multiply:
-  """mean + variance d log r / dz at the mean; the variance stays.  log_r: z [B, ...] -> [B].
+  """mean + variance d log r / dz at the mean; the variance is kept.  log_r: z [B, ...] -> [B].
 
   Sohl-Dickstein et al. (2015), table App.1 and appendix C.
   """
@@ -34,9 +36,9 @@ def perturbed(log_r: Callable[[Array, Level], Array]) -> Multiply:
 
 
 def gaussian(r: Callable[[Level], tuple[Array, Array]]) -> Multiply:
-  """The product with r = N(m, s^2), of (m, s) = r(level), to broadcast against z: exact.
+  """The exact product with r = N(m, s^2); (m, s) = r(level), broadcastable to z.
 
-  s is 0 where z is known, which it then is in the sample, and infinite where r says nothing.
+  s is 0 where z is known, and the sample then has that value.  s is infinite where r is flat.
   """
   def multiply(mean, variance, level):
     m, s = r(level)
@@ -46,7 +48,7 @@ def gaussian(r: Callable[[Level], tuple[Array, Array]]) -> Multiply:
 
 
 def start(process: Process, multiply: Multiply, keys: Array, like: Array) -> Array:
-  """z_1 ~ p(z_1) r(z_1), of the shape of `like`: [B, ...]; in the place of `sample_prior`."""
+  """z_1 ~ p(z_1) r(z_1), of the shape of `like`: [B, ...]; it replaces `sample_prior`."""
   one = jnp.ones(like.shape[:1], like.dtype)
   mean, variance = multiply(jnp.zeros_like(like),
                             jnp.full_like(like, jnp.square(prior_std(process))), process(one))
@@ -55,7 +57,7 @@ def start(process: Process, multiply: Multiply, keys: Array, like: Array) -> Arr
 
 def multiplied(denoise: Denoiser, process: Process, multiply: Multiply,
                share: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
-  """z_s ~ p(z_s | z_t) r(z_s) up to a constant; p and `share` as of `ancestral`.
+  """z_s ~ p(z_s | z_t) r(z_s) up to a constant; p and `share` are as in `ancestral`.
 
   Begin at `start`.  Sohl-Dickstein et al. (2015), section 2.5.
   """

@@ -1,19 +1,19 @@
-"""The engine of the linear multistep methods: one evaluation a step, and a memory of earlier ones.
+"""The engine of the linear multistep methods: one evaluation per step, and a memory of estimates.
 
 Every exponential multistep method is the first-order step plus planned multiples of differences
 of estimates.  With e the estimate that the method interpolates (x_hat: data prediction; eps_hat:
-noise prediction), e_0 that at the present time, e_1, e_2, ... the earlier ones,
+noise prediction), e_0 the present estimate, and e_1, e_2, ... the earlier estimates,
 
   z_s = first + sum_j predict_j (e_j - e_0),      first = transition(z_t -> s; x_hat, eps_hat).
 
-A corrector (UniPC) revises the z it arrived at once the estimate there is known, at no further
-evaluation: with the numbers of the *previous* step, and `e_new` the estimate at its end,
+A corrector (UniPC) revises z once the estimate at z is known, at no further evaluation.  With the
+numbers of the *previous* step, and `e_new` the estimate at its end,
 
   z = first + sum_j correct_j (e_j - e_0) + arrive (e_new - e_0).
 
-So a method is a function of the grid that gives these numbers, computed once for all steps: zeros
-where the history does not reach back yet, or where logsnr is infinite and a step has to be of
-first order.  Written in differences, z is finite at both end points of every process.
+So a method is a function of the grid that gives these numbers, computed once for all steps.  They
+are zero where the history is too short, or where logsnr is infinite and a step has to be of first
+order.  Because of the differences, z is finite at both end points of every process.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from vdm_jax.typing import Array, Denoiser, Process, Sampler
 
 
 class Coefficients(NamedTuple):
-  """The plan of a multistep method: numbers of each of N steps, K - 1 differences deep."""
+  """The plan of a multistep method: for each of N steps, the factors of K - 1 differences."""
   predict: Array  # [N, K - 1] of e_1 - e_0, e_2 - e_0, ... in the step t -> s
   # Of a corrector, or all None:
   correct: Array | None = None   # [N, K - 1] the same, of the step that *ended* at t
@@ -44,16 +44,16 @@ class _State(NamedTuple):
 
 def multistep(denoise: Denoiser, process: Process, plan: Callable[[Array], Coefficients], *,
               depth: int, of: str, eta: float = 0.0) -> Sampler:
-  """A sampler of the numbers that `plan(times)` gives.
+  """A sampler with the factors that `plan(times)` gives.
 
-  depth: K, estimates that enter a step, the present one included; of: 'x' or 'eps', what e is;
-  eta: of the first-order step (1: the SDE variants).  With a corrector eta must be 0.
+  depth: K, the number of estimates in a step, with the present one; of: 'x' or 'eps', the kind of
+  e; eta: eta of the first-order step (1 for the SDE variants).  With a corrector eta must be 0.
   """
   def init(z):
     return _State(z, z, jnp.zeros((depth, *z.shape), z.dtype))
 
   def combine(numbers, history, origin):
-    """sum_j numbers_j (history_j - origin), none for a number of 0 whatever the history is."""
+    """sum_j numbers_j (history_j - origin); a number of 0 adds nothing, whatever the history is."""
     total = jnp.zeros_like(origin)
     for j in range(depth - 1):
       total += numbers[j] * (history[j] - origin)
@@ -75,7 +75,7 @@ def multistep(denoise: Denoiser, process: Process, plan: Callable[[Array], Coeff
 
 
 def steps_back(values: Array, j: int) -> Array:
-  """values[i - j] at i, and values[0] where there is none: what the grid was j steps earlier.
+  """values[i - j] at each i (the grid j steps earlier), or values[0] where there is none.
 
   values: [N].
   """
@@ -83,5 +83,5 @@ def steps_back(values: Array, j: int) -> Array:
 
 
 def real_steps(times: Array) -> Array:
-  """The number of steps before the padding (a last time that is repeated), []."""
+  """The number of steps before the padding (repeats of the last time), []."""
   return jnp.sum(times[1:] != times[:-1])

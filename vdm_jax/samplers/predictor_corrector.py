@@ -1,8 +1,8 @@
-"""Predictor and corrector in turn: a step down the levels, and moves that repair its distribution.
+"""Predictor and corrector in turn: a step down the levels, and moves that correct its distribution.
 
-The predictor carries z from one noise level to the next and leaves a bias of its own order; the
-corrector (`vdm_jax.samplers.langevin`) draws z towards the marginal of the level it is at, and
-forgets where it came from.
+The predictor carries z from one noise level to the next, with a bias of the predictor's order.  The
+corrector (`vdm_jax.samplers.langevin`) moves z towards the marginal of its level, and forgets where
+z came from.
 """
 from collections.abc import Callable
 
@@ -21,13 +21,12 @@ def predictor_corrector(denoise: Denoiser, process: Process,
                         n_corrections: int = 1) -> Sampler:
   """A step t -> s: n_corrections moves at level t, then the predictor.
 
-  Song et al. (2021), algorithm 1.  There the corrector follows the predictor; here, as in their
-  code, it comes first, so that the last z is not a corrector's noisy one and no score is asked for
-  at sigma = 0.  Theirs is `langevin_corrector`; the default is right in few dimensions too.
-  Options of either are bound with `functools.partial`.
+  Song et al. (2021), algorithm 1.  In the paper the corrector follows the predictor.  Here, as in
+  their code, the corrector comes first: the last z is then free of the corrector's noise, and no
+  score is needed at sigma = 0.  Their corrector is `langevin_corrector`; the default is also right
+  in few dimensions.  Bind options of either with `functools.partial`.
 
-  Raises InputError: a predictor that remembers estimates, which are of a z that the corrector has
-  moved since.
+  Raises InputError if the predictor remembers estimates, since the corrector has moved their z.
   """
   forward, correct = predictor(denoise, process), corrector(denoise)
   probe = jnp.zeros((1, 1))

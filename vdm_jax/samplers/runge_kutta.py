@@ -1,14 +1,14 @@
 """Explicit Runge-Kutta methods on the probability flow.
 
-In the process's own time the flow is dz/dt = dalpha x_hat + dsigma eps_hat.  On any curve it is
-also d(z / alpha) / d rho = eps_hat with rho = sigma / alpha, the form in which Karras et al. (2022)
-integrate EDM: the same method then takes the same steps however time is parametrised and z is
-scaled, and a step is exact where eps_hat does not change.
+In the time of the process, the flow is dz/dt = dalpha x_hat + dsigma eps_hat.  On any curve it is
+also d(z / alpha) / d rho = eps_hat with rho = sigma / alpha.  Karras et al. (2022) integrate EDM in
+this form.  A method then takes the same steps for every parametrisation of time and scale of z, and
+a step is exact if eps_hat does not change.
 
-Both are written as the step of the first slope alone, plus what the differences of later slopes
-from the first one add.  These are left out, so that the step is of first order, where the level
-arrived at has sigma = 0: a network need not be defined there, and it is not asked.  Karras et al.
-(2022), algorithm 1, do so with Heun's method; here every tableau does.
+Both forms are the step of the first slope, plus the differences of later slopes from the first.  In
+a step to sigma = 0 the differences are left out, so the step is of first order: the network need
+not be defined at sigma = 0, and is not evaluated.  Karras et al. (2022), algorithm 1, do so with
+Heun's method; here every tableau does.
 """
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ class Tableau(NamedTuple):
 
 
 def second_order(alpha: float) -> Tableau:
-  """The two-stage methods of second order, by the place of their second stage, 0 < alpha <= 1.
+  """The two-stage method of second order whose second stage is at 0 < alpha <= 1.
 
   Karras et al. (2022), appendix D.2.  1: Heun; 2/3: Ralston; 1/2: midpoint.
   """
@@ -52,8 +52,8 @@ RK4 = Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1
 def runge_kutta(denoise: Denoiser, process: Process, tableau: Tableau) -> Sampler:
   """z_s = z + (s - t) sum_i b_i slope_i, slope = dalpha x_hat + dsigma eps_hat, in the time t.
 
-  One evaluation a stage.  A step down to sigma = 0 is Euler's.  Raises InputError: a tableau
-  that is not explicit, not consistent, or has a stage outside of the step.
+  Each stage takes one evaluation.  A step to sigma = 0 is a step of Euler.
+  Raises InputError if the tableau is not explicit, not consistent, or has a stage outside the step.
   """
   check(tableau)
 
@@ -77,10 +77,10 @@ def runge_kutta(denoise: Denoiser, process: Process, tableau: Tableau) -> Sample
 
 
 def heun(denoise: Denoiser, process: Process) -> Sampler:
-  """The explicit trapezoid rule, of second order: two evaluations a step.
+  """The explicit trapezoid rule, of second order: two evaluations per step.
 
-  Karras et al. (2022), algorithm 1, in the time of `process`; like there, a step down to
-  sigma = 0 is Euler's, since a network need not be defined there.
+  Karras et al. (2022), algorithm 1, in the time of `process`.  As in the paper, a step to sigma = 0
+  is a step of Euler, since a network need not be defined there.
   """
   return runge_kutta(denoise, process, HEUN)
 
@@ -89,7 +89,8 @@ def rho_rk(denoise: Denoiser, process: Process, tableau: Tableau) -> Sampler:
   """z_s / alpha_s = z / alpha + (rho_s - rho) sum_i b_i eps_hat_i, with rho = sigma / alpha.
 
   Karras et al. (2022), eq. 1, on any curve and any grid; the rhoRK of Zhang and Chen (2023).
-  A step is `ddim`'s where logsnr is infinite at either end.  The rest is as for `runge_kutta`.
+  If logsnr is infinite at either end, the step is a step of `ddim`.  The rest is as for
+  `runge_kutta`.
   """
   check(tableau)
 
@@ -111,7 +112,7 @@ class RhoPlan(NamedTuple):
 
 
 def rho_plan(process: Process, tableau: Tableau, t: Array, s: Array) -> RhoPlan:
-  """The plan of steps t -> s, which need not follow one another.  t, s: [N]."""
+  """The plan of N steps t -> s, which need not be consecutive.  t, s: [N]."""
   at_t, at_s = process(t), process(s)
   bends = jnp.isfinite(at_t.logsnr) & jnp.isfinite(at_s.logsnr)
   rho = at_t.sigma / at_t.alpha
@@ -137,16 +138,16 @@ def rho_step(denoise: Denoiser, process: Process, tableau: Tableau, z: Array, s:
 
 
 def _places(tableau, t, s, bends, between):
-  """The times of the stages: `between(c)`, those at the ends to the last bit.
+  """The times of the stages: `between(c)`, exact to the last bit at the ends.
 
-  All are t where the step does not bend, so that nothing is asked of a network at s.
+  If the step does not bend, all are t, so no network is evaluated at s.
   """
   ends = {0.0: t, 1.0: s}
   return [jnp.where(bends, ends[c] if c in ends else between(c), t) for c in tableau.c]
 
 
 def _bend(denoise, process, tableau, first, at_t, times, slope, move):
-  """sum_i b_i (slope_i - slope_0), after the evaluations that this takes beyond `first`.
+  """sum_i b_i (slope_i - slope_0), with the evaluations that it takes beyond `first`.
 
   slope(estimate, level): the integrand; move(level, bend): z at a stage.
   """

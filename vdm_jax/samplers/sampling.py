@@ -1,4 +1,4 @@
-"""Running a sampler down a grid of times, or a deterministic one up it."""
+"""Runs a sampler down a grid of times, or a deterministic sampler up the grid."""
 from collections.abc import Callable
 from typing import overload
 
@@ -21,16 +21,16 @@ def sample(sampler: Sampler, keys: Array, z: Array, times: ArrayLike,
            trace: Callable[[PyTree], PyTree] | None = None) -> Array | tuple[Array, PyTree]:
   """Runs `sampler` down `times` = [1 = t_N > ... > t_0] from z_1 = `z`: [B, ...] -> z at t_0.
 
-  keys: [B]; image i depends on keys[i] alone, however many are drawn together.  A step with
-  equal times is the identity, so a grid may be padded with its last time and one program serve
-  every N.  The denoiser is called N `sampler.evaluations` times, for the whole batch.
+  keys: [B]; image i depends on keys[i] alone, however many are drawn together.  A step with equal
+  times is the identity.  So a grid may be padded with its last time, and one program serves every
+  N.  The denoiser is called N `sampler.evaluations` times, for the whole batch.
 
   trace: a function of the sampler's state, e.g. `sampler.value`.  The result is then (z at t_0,
   the function's values at all N + 1 times, stacked in front).
 
-  Raises InputError: keys that are not one for each image, a grid that does not decrease, fewer
-  steps than the method needs; outside of `jit`, where values are known, also a z that is not
-  finite, with the time it first was not.
+  Raises InputError if there is not one key for each image, if the grid does not decrease, or if it
+  has fewer steps than the method needs.  Outside `jit`, where values are known, it also raises if z
+  is not finite, and names the first such time.
   """
   check_grid(times)
   return _run(sampler, keys, z, times, trace)
@@ -47,8 +47,8 @@ def encode(sampler: Sampler, keys: Array, x: Array, times: ArrayLike,
   """Runs a deterministic sampler up `times` = [0 = t_0 < ... < t_N] from z_0 = `x`: -> z at t_N.
 
   The inversion of Song, Meng and Ermon (2021), section 4.3, with any method for the probability
-  flow.  A stochastic sampler has no meaning upwards: its noise has the variance of a step down, and
-  z is NaN or wrong.  The rest is as for `sample`.
+  flow.  A stochastic sampler cannot run upwards: its noise has the variance of a step down, and z
+  would be NaN or wrong.  The rest is as for `sample`.
   """
   check_grid(times, up=True)
   return _run(sampler, keys, x, times, trace)
@@ -57,9 +57,9 @@ def encode(sampler: Sampler, keys: Array, x: Array, times: ArrayLike,
 def check_grid(times: ArrayLike, up: bool = False) -> None:
   """Raises InputError unless `times` [N + 1] is a grid to sample along (`up`: to encode along).
 
-  That is one-dimensional, monotone, within [0, 1] and of at least one step.  A time may be
-  repeated: at the end this is padding, elsewhere a multistep method begins anew there.  Of times
-  that are traced by `jit` it sees the shape alone; give a NumPy grid to have it checked.
+  A grid is one-dimensional, monotone, within [0, 1] and has at least one step.  A time may be
+  repeated: at the end this is padding; elsewhere a multistep method begins anew there.  If `jit`
+  traces the times, only their shape is checked; a NumPy grid is checked in full.
   """
   if np.ndim(times) != 1 or np.shape(times)[0] < 2:
     raise InputError('times', None, f'their shape is {np.shape(times)}',
@@ -87,7 +87,7 @@ def check_grid(times: ArrayLike, up: bool = False) -> None:
 
 
 def as_latent(z: Array) -> Array:
-  """z in float32, or float64 if it is: rounding z to bfloat16 is noise that no network removes."""
+  """z in float32, or in float64 if z is: rounding to bfloat16 is noise that no network removes."""
   z = jnp.asarray(z)
   return z.astype(jnp.promote_types(z.dtype, jnp.float32))
 
@@ -121,15 +121,15 @@ def _run(sampler, keys, z, times, trace):
 
 
 def data_axes(process: Process) -> int:
-  """How many axes the levels of one time have: 0 where all numbers of an example share theirs."""
+  """The number of axes of the levels at one time: 0 if all numbers of an example share a level."""
   return jax.eval_shape(lambda t: process(t), jnp.zeros(())).logsnr.ndim
 
 
 def one_time(process: Process) -> Process:
-  """`process` for a sampler, which asks for one time at once where the levels have axes of data.
+  """`process` for a sampler; if levels have data axes, it accepts one time at a time.
 
-  A plan is made from the levels of all times.  Their axis would be taken for the axis of the
-  examples. The process returned raises InputError instead.
+  A plan is made from the levels of all times.  With data axes, the axis of times would be confused
+  with the axis of examples; the returned process raises InputError instead.
   """
   if not data_axes(process):
     return process

@@ -1,21 +1,22 @@
-"""Splitting methods for guided sampling, and the linear multistep method of their diffusion part.
+"""Splitting methods for guided sampling, and the linear multistep method for their diffusion part.
 
 In zbar = z / alpha and rho = sigma / alpha the probability flow under guidance by log p(y | z_t) is
 
   d zbar / d rho = eps_hat(z) - sigma grad log p(y | z_t),
 
-a sum of two fields.  The first is smooth, and methods with a memory cover it in few steps.  The
-second may be stiff (a large guidance scale), and there they diverge, as their regions of stability
-are small.  A splitting method solves the two in turn, each by a method of its own: Wizadwongsa and
-Suwajanakorn (2023).
+which is a sum of two fields.  The first field is smooth, and methods with a memory need few steps.
+The second may be stiff (a large guidance scale).  Methods with a memory then diverge, as their
+regions of stability are small.  A splitting method solves the two fields in turn, each by its own
+method: Wizadwongsa and Suwajanakorn (2023).
 
   Lie-Trotter   guidance t -> s, then diffusion t -> s
   Strang        half of the guidance at level t, diffusion t -> s, the other half at level s
 
-Strang's composition is of second order, and so is a sampler made of it if both parts are, and have
-no memory.  Neither holds for the published one: Euler's steps of the guidance are of first order
-unless its gradient is the same at all z, and differences of estimates between which guidance has
-acted are not those along the diffusion alone.  So it converges with order 1, at a small error.
+Strang's composition is of second order.  A sampler made of it is of second order if both parts are,
+and have no memory.  Neither holds for the published sampler.  Euler's steps of the guidance are of
+first order unless the gradient is the same at all z.  And the remembered estimates differ also by
+the guidance between them, not by the diffusion alone.  So the published sampler converges with
+order 1, at a small error.
 """
 from collections.abc import Callable
 
@@ -38,11 +39,11 @@ def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
   """Pseudo linear multistep: DDIM's step from the eps_hat that Adams-Bashforth extrapolates.
 
   zbar_s = zbar_t + (rho_s - rho_t) (55 e_0 - 59 e_1 + 37 e_2 - 9 e_3) / 24, Liu et al. (2022).
-  It begins with the methods of orders 1, 2 and 3, so that a step is one evaluation (PNDM's first
-  steps are of Runge-Kutta).
+  It begins with the methods of orders 1, 2 and 3, so each step takes one evaluation (the first
+  steps of PNDM are Runge-Kutta steps).
 
-  order: 1 to 4, of Adams-Bashforth.  The method's own is 2 for all but the first: its coefficients
-  suit equal steps of rho, whatever the grid, and its first step is DDIM's.
+  order: 1 to 4, of Adams-Bashforth.  The method itself converges with order 2 for every order but
+  1: its coefficients suit equal steps of rho, whatever the grid, and its first step is DDIM's step.
   """
   if order not in (1, 2, 3, 4):
     raise InputError('order', order, 'PLMS has no such order', 'give 1, 2, 3 or 4')
@@ -65,17 +66,18 @@ def splitting(denoise: Denoiser, process: Process, guidance: Callable[[Array, Le
               guide: str = 'euler') -> Sampler:
   """Guided sampling by 'lie-trotter' or 'strang' splitting: LTSP and STSP.
 
-  Wizadwongsa and Suwajanakorn (2023), with `plms` on the diffusion and Euler on the guidance, each
-  half of it at the level where z is.  Of order 1 either way; with diffusion=heun and guide='heun'
-  Strang's is of order 2 (see above), but of 1 from alpha = 0, where rho is infinite.  From there
-  the error of Lie and Trotter's is log(N) / N: in v = alpha / sigma, where all is smooth, a step of
-  guidance is v_t / v_s as long as it should be, and (v_s - v_t)^2 / v_s sums to that.  So is, with
-  half the factor, what `plms` makes of the guidance between its estimates, by either scheme.
+  Wizadwongsa and Suwajanakorn (2023), with `plms` for the diffusion and Euler for the guidance;
+  each half of the guidance is at the level of z.  Both schemes are of order 1.  With diffusion=heun
+  and guide='heun', Strang's scheme is of order 2 (see above), but of order 1 from alpha = 0, where
+  rho is infinite.  From alpha = 0, the error of the Lie-Trotter scheme is log(N) / N.  In
+  v = alpha / sigma, where all is smooth, a step of guidance has v_t / v_s of its correct length,
+  and (v_s - v_t)^2 / v_s sums to log(N) / N.  With half that factor, `plms` has the same error in
+  both schemes, from the guidance between its estimates.
 
   guidance: (z [B, ...], level) -> grad_z log p(y | z_t) [B, ...], times its scale; diffusion: a
-  deterministic sampler, whose state is z or has a field z; guide: 'euler', or 'heun' with twice
-  the calls.  A gradient is not used at sigma = 0, nor at alpha = 0 by 'strang', which guides that
-  step at its end.
+  deterministic sampler, whose state is z or has a field z; guide: 'euler', or 'heun' with twice the
+  calls.  No gradient is used at sigma = 0.  At alpha = 0, 'strang' uses none either, and guides
+  that step at its end.
   """
   if scheme not in ('lie-trotter', 'strang'):
     raise InputError('scheme', scheme, 'there is no such choice', "give 'lie-trotter' or 'strang'")
@@ -84,7 +86,7 @@ def splitting(denoise: Denoiser, process: Process, guidance: Callable[[Array, Le
   inner = diffusion(denoise, process)
 
   def push(z, level, length):
-    """dz = guidance at a level that stays, over `length`."""
+    """dz = guidance at a fixed level, over `length`."""
     slope = guidance(z, level)
     if guide == 'heun':
       slope = 0.5 * (slope + guidance(z + length * slope, level))

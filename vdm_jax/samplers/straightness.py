@@ -1,4 +1,4 @@
-"""How straight the trajectories of a flow are."""
+"""The straightness of the trajectories of a flow."""
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +29,7 @@ def straightness(denoise: Denoiser, process: Process, keys: Array, z: Array, tim
                  sampler: SamplerMaker = euler) -> tuple[Array, Array]:
   """(S [B], samples [B, ...]) of the trajectories from z down `times`, of Euler's method.
 
-  S is 0 where one step is exact.  sampler: any other deterministic one.
+  S is 0 if one step is exact.  sampler: any deterministic sampler instead of Euler's method.
   """
   method = sampler(denoise, process)
   end, trajectory = sample(method, keys, as_latent(z), times, trace=method.value)

@@ -1,18 +1,18 @@
 """Taylor methods with ideal derivatives: the quasi-Taylor samplers.
 
 A Taylor step needs derivatives of the network along the path.  Tachibana et al. (2021) replace them
-by the derivatives of an *ideal* network, one whose data is a single point x: eps_hat = (z - alpha
-x) / sigma.  Along the probability flow such x_hat and eps_hat do not change at all.  So
+by the derivatives of an *ideal* network, whose data is a single point x: eps_hat = (z - alpha
+x) / sigma.  Along the probability flow, its x_hat and eps_hat do not change at all.  So
 
   z_s = alpha(s) x_hat + sigma(s) eps_hat,
 
-with alpha(s) and sigma(s) replaced by their Taylor polynomials about t: all orders together give
+with alpha(s) and sigma(s) replaced by their Taylor polynomials about t.  All orders together give
 `ddim`.  Along the reverse SDE the mean of eps_hat decays at the rate k = -dlogsnr / 2, and the path
 is a linear SDE; all orders together give `ancestral`.
 
-Other data have other derivatives.  The remainder of a step is of third order for a single
-point; for anything else the replaced derivatives are wrong in the second order, and the method
-converges with order 1, like `ddim`, if with another constant.
+Other data have other derivatives.  For a single point, the remainder of a step is of third order.
+For other data the replaced derivatives are wrong in the second order, so the method converges with
+order 1, like `ddim`, but with another constant.
 """
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ def quasi_taylor(denoise: Denoiser, process: Process) -> Sampler:
   """z_s = z + h dz + h^2/2 (ddalpha x_hat + ddsigma eps_hat), dz = dalpha x_hat + dsigma eps_hat.
 
   Tachibana et al. (2021), the scheme of second order for the probability flow, on any process;
-  h = s - t.  A step with infinite logsnr at either end is `ddim`'s.  One evaluation a step; of
-  order 2 for data that is a single point and 1 for any other.
+  h = s - t.  If logsnr is infinite at either end, the step is a step of `ddim`.  Each step takes
+  one evaluation.  The order is 2 for data that is a single point, and 1 for other data.
   """
   def plan(times):
     t, s = times[:-1], times[1:]
@@ -56,7 +56,7 @@ def quasi_taylor(denoise: Denoiser, process: Process) -> Sampler:
 
 
 def quasi_ito_taylor(denoise: Denoiser, process: Process) -> Sampler:
-  """The same for the reverse SDE: dz = (f z + g^2 / sigma eps_hat) dt + g dw, dt < 0.
+  """`quasi_taylor` for the reverse SDE: dz = (f z + g^2 / sigma eps_hat) dt + g dw, dt < 0.
 
   Tachibana et al. (2021), the scheme of second order for the SDE, on any process.  With
   h = t - s > 0, m = 2 dsigma - f sigma and k = -dlogsnr / 2,
@@ -65,9 +65,9 @@ def quasi_ito_taylor(denoise: Denoiser, process: Process) -> Sampler:
           + (g - h dg) W + (dg - g m / sigma) Z,
 
   where W and Z, the integral of the path to W over the step, have variances h and h^3/3 and
-  covariance h^2/2; both are drawn as the one normal that their sum is.  A step with infinite
-  logsnr at either end is `ancestral`'s.  One evaluation a step.  In distribution of order 2 for
-  data that is a single point and 1 for any other.
+  covariance h^2/2; their sum is drawn as one normal.  If logsnr is infinite at either end, the step
+  is a step of `ancestral`.  Each step takes one evaluation.  In distribution, the order is 2 for
+  data that is a single point, and 1 for other data.
   """
   def plan(times):
     t, s = times[:-1], times[1:]

@@ -6,12 +6,11 @@ On the probability flow, with lambda = logsnr / 2 and h its change over a step,
       = (alpha_s / alpha_t) z_t + alpha_s int eps_hat d(sigma / alpha)    (noise prediction).
 
 UniP-p puts under the integral the polynomial in lambda through the latest p estimates, and has
-order p.  When the network has been asked at the point where it arrived, as the next step has to
-anyway, UniC-p goes back and takes the polynomial through that estimate too: order p + 1 at no
-further evaluation.  The system of equations that Zhao et al. solve for their coefficients, with a
-function B(h) on both sides, has these integrals as its solution whatever B(h) is.  B(h) matters
-only where they put 1/2 in place of the solution of a single equation: UniP-2 and UniC-1, as in
-their code.
+order p.  The next step evaluates the network at the point of arrival anyway.  UniC-p then goes back
+and takes the polynomial through that estimate too: order p + 1 at no further evaluation.  Zhao et
+al. solve a system of equations for their coefficients, with a function B(h) on both sides.  Its
+solution is these integrals, whatever B(h) is.  B(h) matters only where they replace the solution of
+a single equation by 1/2: in UniP-2 and UniC-1, as in their code.
 """
 import jax
 import jax.numpy as jnp
@@ -26,18 +25,18 @@ def unipc(denoise: Denoiser, process: Process, order: int = 2, variant: str = 'b
           corrector: bool = True, lower_order_below: int = 10) -> Sampler:
   """UniPC-p of Zhao et al. (2023), section 3, p = `order`; UniP-p without the corrector.
 
-  variant: B(h) = h ('bh1') or e^h - 1 ('bh2'), with -h for h where `of` is 'x'; of: what the
-  polynomials replace, 'x' (data prediction) or 'eps' (noise prediction).  UniP-1 is `ddim`; UniP-2
-  of 'x' with 'bh2' is DPM-Solver++ (2M).  The last point is not corrected: N evaluations for N
-  steps.  A step from alpha = 0 or down to sigma = 0 is of first order.
+  variant: B(h) = h ('bh1') or e^h - 1 ('bh2'), with -h for h if `of` is 'x'.  of: the estimate that
+  the polynomials replace, 'x' (data prediction) or 'eps' (noise prediction).  UniP-1 is `ddim`;
+  UniP-2 of 'x' with 'bh2' is DPM-Solver++ (2M).  The last point is not corrected, so N steps take N
+  evaluations.  A step from alpha = 0 or down to sigma = 0 is of first order.
 
-  The first steps are of order 1, 2, ... and, in a grid of fewer than `lower_order_below` steps, the
-  last ones of ..., 2, 1: steadier, but in the authors' code, which does so in every grid, the error
-  falls with order 2 alone as the grid is made finer.  Without it the order is p + 1 (p without a
-  corrector), where the grid is one of `grids.warm_up(times, p + 1)`; UniPC-1 and UniPC-2 reach
-  theirs on any grid.
+  The first steps are of order 1, 2, ....  In a grid of fewer than `lower_order_below` steps, the
+  last steps are of order ..., 2, 1.  This is steadier, but the authors' code does so in every grid,
+  and its error falls with order 2 only as the grid is made finer.  Without lower orders at the end,
+  the order is p + 1 (p without a corrector) on grids of `grids.warm_up(times, p + 1)`.  UniPC-1 and
+  UniPC-2 reach this order on any grid.
 
-  Raises InputError: an unknown variant or prediction, an order below 1.
+  Raises InputError if the variant or `of` is unknown, or the order is below 1.
   """
   if variant not in ('bh1', 'bh2'):
     raise InputError('variant', variant, 'there is no such choice', "give 'bh1' or 'bh2'")
@@ -59,7 +58,7 @@ def unipc(denoise: Denoiser, process: Process, order: int = 2, variant: str = 'b
       return sign * coefficient[:, None] * jnp.exp(sign * (v - u[1:, None]))
 
     def through(end):
-      """Multiples of the estimates in the integral; end: [N], whether of that at the end, too."""
+      """Factors of the estimates in the integral; end: [N], whether to use the estimate at the end."""
       used = jnp.concatenate([end[:, None], live], axis=1)
       return integrals(nodes, used, u, regular, density)
 
