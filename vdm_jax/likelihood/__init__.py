@@ -1,4 +1,4 @@
-"""Likelihoods: estimates of -log p(data), each for every image, and an exact pass over a split."""
+"""Likelihoods: estimates of -log p(data) for every image, and an exact pass over a split."""
 from vdm_jax.likelihood.bounds import BoundSamples, evaluate_bound
 from vdm_jax.likelihood.passes import Estimator, over_images
 

@@ -1,7 +1,7 @@
 """The variational bound on every image of a split.
 
-Each image has `times` draws of (t, eps, eps_0), its times evenly spread over [0, 1) from a uniform
-offset of its own; a repetition is an independent set of all draws.  Draws belong to
+Each image has `times` draws of (t, eps, eps_0).  Its times are evenly spread over [0, 1) from the
+image's own uniform offset.  A repetition is an independent set of all draws.  Draws belong to
 (repetition, image, number), so the result depends neither on the batch size nor on the devices.
 """
 import functools
@@ -21,7 +21,7 @@ from vdm_jax.typing import Array, Model, PyTree
 
 
 class BoundSamples(NamedTuple):
-  """Nats; R repetitions, N images, K times."""
+  """Draws of the bound in nats: R repetitions, N images, K times."""
   terms: dict[str, np.ndarray]  # name of a term -> [R, N], means over K
   logsnr: np.ndarray            # [R, N, K]  at the times drawn; a chain's grid point is the next
   diffusion: np.ndarray         # [R, N, K]  one-draw estimates of the diffusion term there
@@ -36,7 +36,7 @@ class BoundSamples(NamedTuple):
 def require_explicit_prior(model: Model) -> None:
   """Raises InputError if a network draws z_1: its density is not known.
 
-  Where the density of a model's own prior is known, the model brings a bound of its own.
+  If the density of a model's own prior is known, the model brings its own bound.
   """
   if model.prior is not None and model.bound is None:
     raise InputError(problem='this model draws z_1 by a network, whose density nobody knows: it '
@@ -44,9 +44,9 @@ def require_explicit_prior(model: Model) -> None:
 
 
 def require_default_bound(model: Model, what: str) -> None:
-  """Raises InputError if the model brings a bound of its own without `what`, or has none.
+  """Raises InputError if the model brings its own bound, without `what`, or has no bound.
 
-  It has none where its prior is implicit.
+  A model with an implicit prior has no bound.
   """
   require_explicit_prior(model)
   if model.bound is not None:
@@ -55,7 +55,7 @@ def require_default_bound(model: Model, what: str) -> None:
 
 
 def require_likelihood(model: Model, workdir: str | None = None) -> None:
-  """Raises InputError where a model was distilled: its estimates are no means of the data."""
+  """Raises InputError if the model was distilled: its estimates are no means of the data."""
   if model.distilled:
     sampler, steps = model.distilled
     raise InputError('workdir' if workdir else None, workdir, 'this model was distilled for '
@@ -64,12 +64,12 @@ def require_likelihood(model: Model, workdir: str | None = None) -> None:
 
 
 def level_axes(model: Model) -> int:
-  """How many axes of the data the log-SNR at one time has: 0 if all pixels share it."""
+  """The number of data axes of the log-SNR at one time: 0 if all pixels share it."""
   return jax.eval_shape(model.process, jnp.zeros(1)).logsnr.ndim - 1
 
 
 def heads(model: Model, batch: PyTree) -> dict:
-  """The shapes of Estimate.extra by name, {} where there is none.  Nothing is computed."""
+  """The shapes of Estimate.extra by name, {} if there is none.  Nothing is computed."""
   def denoise(batch):
     x = model.encode(batch[model.field])
     return model.denoise(x, model.process(jnp.full(len(x), 0.5)), model.cond(batch)).extra
@@ -88,11 +88,12 @@ def analytic_variance(variances: Variances) -> vlb.Variance:
 def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
              variance: vlb.Variance | None = None, last: vlb.LastStep | None = None
              ) -> tuple[Array, dict[str, Array]]:
-  """The model's own bound at one time an image: nats [B] and its terms, whose sum it is.
+  """The model's own bound at one time per image: nats [B], and the terms whose sum it is.
 
-  The draw of `objectives.vlb`, unless the model brings another.  variance, last: of `vlb.discrete`,
-  where steps are counted.  Raises InputError: they are given for continuous time, or for a model
-  that brings a bound; its prior is implicit.
+  It is a draw of `objectives.vlb`, unless the model brings another bound.  variance, last: as for
+  `vlb.discrete`, for a chain of steps only.
+  Raises InputError if they are given for continuous time, or for a model that brings a bound, or if
+  the prior is implicit.
   """
   kernel = {name: u for name, u in (('variance', variance), ('last', last)) if u is not None}
   if kernel:
@@ -112,7 +113,7 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
 
 
 def repeated(batch: PyTree, keys: Array, numbers: Array) -> tuple[PyTree, Array]:
-  """Each image once for each of K `numbers` [K], with a key of that number: leaves [n K, ...]."""
+  """Each image once for each of K `numbers` [K], with a key for the number: leaves [n K, ...]."""
   each = jax.vmap(lambda key: random.per_example(key, numbers + 1))(keys).reshape(-1)
   return jax.tree.map(lambda u: jnp.repeat(u, len(numbers), axis=0), batch), each
 
@@ -120,7 +121,7 @@ def repeated(batch: PyTree, keys: Array, numbers: Array) -> tuple[PyTree, Array]
 def draw_times(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, Array]:
   """Each image at K = `times` evenly spread times: (batch, t, keys), flat, [n K, ...].
 
-  Of float32 also where JAX has 64 bits, in which a key draws other numbers.
+  Times are float32 even where JAX has 64 bits, since a key draws other numbers in 64 bits.
   """
   offset = jax.vmap(random.unit)(keys)
   k = jnp.arange(times)
@@ -130,7 +131,7 @@ def draw_times(batch: PyTree, keys: Array, times: int) -> tuple[PyTree, Array, A
 
 
 def _with_first(batch: PyTree, keys: Array, times: int, steps: int) -> tuple[PyTree, Array, Array]:
-  """`draw_times` over the steps 2 ... T of a chain, and one more draw an image, in step 1."""
+  """`draw_times` over the steps 2 ... T of a chain, and one more draw per image in step 1."""
   _, t, _ = draw_times(batch, keys, times)
   later = vlb.in_step(1.0 + vlb.step_number(t, steps - 1), steps).reshape(-1, times)
   first = jnp.full_like(later[:, :1], vlb.in_step(1, steps))
@@ -140,15 +141,15 @@ def _with_first(batch: PyTree, keys: Array, times: int, steps: int) -> tuple[PyT
 
 def at_times(steps: int, times: int, variance: vlb.Variance | None = None,
              last: vlb.LastStep | None = None) -> Estimator:
-  """The bound from `times` = K draws an image: {'nats', terms, 'evaluations': [n]; 'draws',
-  'logsnr': [n, K]}.
+  """The bound from `times` = K draws per image, as a dict.
 
-  variance, last: as for `one_draw`.  With K = T each step of a chain is drawn once.
+  Returns {'nats', terms, 'evaluations': [n]; 'draws', 'logsnr': [n, K]}.  variance, last: as for
+  `one_draw`.  With K = T each step of a chain is drawn once.
 
-  last: the first step of the chain is no divergence like the others, and much larger than each.  It
-  is a stratum of its own: one evaluation more an image, while the K draws are of the other T - 1
-  steps.  With f(t) the estimate of all T by one of them, at t, their sum is in expectation
-  f(first) / T + (1 - 1 / T) mean f(later).
+  With `last`, the first step of the chain is no divergence, and is much larger than each
+    divergence.  So it is a stratum of its own: it takes one more evaluation per image, and the K
+    draws are of the other T - 1 steps.  Let f(t) be the estimate of all T steps from the step at t.
+    Then the sum of all steps is, in expectation, f(first) / T + (1 - 1 / T) mean f(later).
   """
   def estimator(model, batch, keys):
     batch, t, each = (draw_times(batch, keys, times) if last is None else
@@ -176,11 +177,11 @@ def evaluate_bound(model: Callable[[PyTree], Model], params: PyTree, split, key:
                    count: int | None = None, progress: bool = True,
                    variance: vlb.Variance | None = None, last: vlb.LastStep | None = None
                    ) -> BoundSamples:
-  """The bound on each of the first `count` (default: all) images of `split`, once a repetition.
+  """The bound on each of the first `count` (default: all) images of `split`, in each repetition.
 
   model: params -> Model; split: `len`, and `get(rows)` -> batch; steps: T, 0 for continuous time;
-  batch_size: evaluations of the network at a time, rounded to whole images on whole devices;
-  variance, last: as for `one_draw`.
+  batch_size: the number of evaluations of the network at a time, rounded to whole images on whole
+  devices; variance, last: as for `one_draw`.
   """
   out = over_images(at_times(steps, times, variance, last), model, params, split, key,
                     label=f'bound at T = {steps}' if steps else 'bound, continuous time',

@@ -1,7 +1,8 @@
-"""The end terms of the bound without draws, where the schedule is fixed: in float64, on the host.
+"""The end terms of the bound in closed form, for a fixed schedule: in float64, on the host.
 
-Both depend on the data and on one end of the schedule alone, not on the network.  A measured term
-that is off by more than its standard error is a bug of the schedule, the decoder or the coding.
+Each term depends only on the data and on one end of the schedule, not on the network.  If a
+measured term is off by more than its standard error, the schedule, the decoder or the coding has a
+bug.
 """
 import numpy as np
 
@@ -10,9 +11,10 @@ def reconstruction(levels: int, logsnr_max: float) -> tuple[np.ndarray, np.ndarr
   """Mean and variance over the noise of -log p(level | z_0), of the decoder of `Pixels`, for each
   level: [levels] in nats, [levels] in nats^2.
 
-  By quadrature.  z_0 = x + e^(-logsnr_max / 2) eps up to the factor alpha, and x are the centres of
-  bins of width 2 / levels.  The variance is of one draw: where errors of the decoder are rare,
-  draws without one show no spread from which to know it.
+  It is computed by quadrature.  z_0 = x + e^(-logsnr_max / 2) eps up to the factor alpha, and each
+  x is the centre of a bin of width 2 / levels.  The variance is the variance of one draw.  If
+  errors of the decoder are rare, draws without an error show no spread, so the variance cannot be
+  measured.
   """
   centres = (2.0 * np.arange(levels) + 1.0) / levels - 1.0
   distance = (centres[:, None] - centres) * np.exp(0.5 * logsnr_max)  # in units of the noise

@@ -1,12 +1,12 @@
-"""Where the bits are: the diffusion term of the bound as a density over log-SNR.
+"""The diffusion term of the bound as a density over log-SNR, which shows where the bits are.
 
   diffusion term = int 1/2 E|eps - eps_hat|^2 dlogsnr
 
-The draws of the term, at the log-SNR where each was made, add up to it in any interval.  The best
+In any interval of log-SNR, the draws made there add up to the term of that interval.  The best
 *linear* denoiser belongs to a Gaussian with the moments of the data (`gaussian`), so a trained
-network's density stays below the Gaussian's, whose mean over an interval is exact.  The moments are
-taken of a sample, and fit it better than other images: of few images the Gaussian's density is a
-little too low.
+network's density stays below the Gaussian's, whose mean over an interval is exact.  The moments
+come from a sample, and fit the sample better than other images.  So with few images the Gaussian's
+density is a little too low.
 """
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from vdm_jax.units import bits_per_dim
 
 
 class Density(NamedTuple):
-  """In M intervals of logsnr; errors are standard errors over images, 0 for a single image."""
+  """A density in M intervals of logsnr; errors are standard errors over images, 0 for one image."""
   edges: np.ndarray            # [M + 1]  increasing
   mean: np.ndarray             # [M]      bits/dim per unit of logsnr
   error: np.ndarray            # [M]
@@ -34,7 +34,7 @@ class Density(NamedTuple):
 def by_image(samples: BoundSamples, edges: np.ndarray) -> np.ndarray:
   """Nats per unit of logsnr of each image, between consecutive `edges`: [N, M].
 
-  Draws outside of the edges are counted to the nearest interval.
+  Draws outside the edges count towards the nearest interval.
   """
   images, bins = samples.logsnr.shape[1], len(edges) - 1
   place = np.clip(np.searchsorted(edges, samples.logsnr, side='right') - 1, 0, bins - 1)
@@ -46,8 +46,10 @@ def by_image(samples: BoundSamples, edges: np.ndarray) -> np.ndarray:
 
 def density(samples: BoundSamples, shape: tuple[int, ...], moments: Moments | None = None
             ) -> Density:
-  """The density of the images in `samples`; moments: of the training data, where levels are of z
-  alone."""
+  """The density of the images in `samples`.
+
+  moments: of the training data, if levels are of z alone.
+  """
   bins = int(np.clip(samples.logsnr.size // 200, 8, 60))
   low, high = samples.logsnr.min(), samples.logsnr.max()
   if low == high:  # of a single draw
@@ -76,7 +78,7 @@ def _over_images(values):
 
 
 def check(bound: Density) -> dict:
-  """As the relations of `ledger.relations.check`, of the interval where it is most in doubt."""
+  """A check like `ledger.relations.check`, for the interval with the largest doubt."""
   excess = bound.mean - bound.gaussian
   worst = int(np.argmax(np.where(bound.above, excess, -np.inf) if bound.above.any() else excess))
   low, high = bound.edges[worst], bound.edges[worst + 1]

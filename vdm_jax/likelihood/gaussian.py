@@ -1,8 +1,9 @@
 """The Gaussian with the mean and the covariance of the data.
 
-Its posterior mean is the best *linear* estimate of the data's x from z_t, so its squared error is
-an upper bound on the optimal denoiser's, at every noise level: a trained network above it is
-broken, or not trained there.  In the eigenvectors of the covariance, with eigenvalues l_i,
+The Gaussian's posterior mean is the best *linear* estimate of x from z_t.  So its squared error is
+an upper bound on the error of the optimal denoiser, at every noise level.  A trained network with a
+larger error is broken, or not trained at that level.  In the eigenvectors of the covariance, with
+eigenvalues l_i,
 
   E |eps - eps_hat|^2 = sum_i snr l_i / (1 + snr l_i),
 
@@ -10,8 +11,9 @@ and for one x, with c_i the coordinates of x - mean,
 
   E_eps |eps - eps_hat|^2 = sum_i snr c_i^2 / (1 + snr l_i)^2 + (snr l_i / (1 + snr l_i))^2,
 
-which is 2 d/dlogsnr of KL(q(z_t | x) || G_t), G_t the Gaussian's marginal: the I-MMSE relation of
-Guo, Shamai and Verdu (2005), pointwise as in Kong, Brekelmans and Ver Steeg (2023).
+which is 2 d/dlogsnr of KL(q(z_t | x) || G_t), where G_t is the Gaussian's marginal.  This is the
+I-MMSE relation of Guo, Shamai and Verdu (2005), for each x as in Kong, Brekelmans and Ver Steeg
+(2023).
 """
 import functools
 import operator
@@ -28,9 +30,10 @@ FULL = 4096  # dimensions up to which the whole covariance is kept
 
 
 def _times(u: Array | np.ndarray, matrix: Array | np.ndarray, axis: int = 0) -> Array:
-  """u [B, D] summed over that axis of the matrix, without a transposed copy.
+  """The product of u [B, D] with an axis of a matrix, without a transposed copy.
 
-  In float32 also where products are taken in less by default: closed forms are compared.
+  It is in float32 even where products have less precision by default, since closed forms are
+  compared.
   """
   return jnp.tensordot(u, matrix, ((1,), (axis,)), precision='highest')
 
@@ -39,7 +42,7 @@ def _times(u: Array | np.ndarray, matrix: Array | np.ndarray, axis: int = 0) -> 
 class Moments:
   """x ~ N(mean, covariance) of D dimensions: a Denoiser, and the density of its z_t.
 
-  Levels are the same for all pixels: the eigenvectors mix them.
+  Levels are the same for all pixels, since the eigenvectors mix pixels.
   """
   mean: Array | np.ndarray         # [D]
   eigenvalues: Array | np.ndarray  # [D]  of the covariance; variances if there are no eigenvectors
@@ -73,24 +76,24 @@ class Moments:
     return -0.5 * jnp.sum(jnp.square(deviation) / variance + jnp.log(2.0 * jnp.pi * variance), -1)
 
   def eps_error(self, logsnr: ArrayLike) -> Array:
-    """E |eps - eps_hat|^2 of a whole image, data and noise averaged; any shape of `logsnr`.
+    """E |eps - eps_hat|^2 of a whole image, over data and noise; any shape of `logsnr`.
 
-    An upper bound on the error of the optimal denoiser of any data with these moments.
+    It is an upper bound on the error of the optimal denoiser for any data with these moments.
     """
     return jnp.sum(jax.nn.sigmoid(self._log_snr(jnp.asarray(logsnr))), axis=-1)
 
   def eps_error_between(self, low: ArrayLike, high: ArrayLike) -> Array:
-    """The mean of `eps_error` over logsnr from `low` to `high`, of one shape.
+    """The mean of `eps_error` over logsnr from `low` to `high`, which have the same shape.
 
-    (softplus(high + log l_i) - softplus(low + log l_i)) / (high - low) summed over i, as logarithms
-    of ratios, which lose no digits.
+    It is the sum over i of (softplus(high + log l_i) - softplus(low + log l_i)) / (high - low),
+    computed as logarithms of ratios, which lose no digits.
     """
     low, width = jnp.asarray(low), jnp.asarray(high) - low
     ratio = jax.nn.sigmoid(self._log_snr(low)) * jnp.expm1(width)[..., None]
     return jnp.sum(jnp.log1p(ratio), axis=-1) / width
 
   def divergence(self, x: Array, logsnr: ArrayLike) -> Array:
-    """KL(q(z_t | x) || G_t) in nats, [B], G_t the density of z_t here; the same on all curves.
+    """KL(q(z_t | x) || G_t) in nats, [B], with G_t the density of z_t; the same on all curves.
 
     x: [B, ...]; logsnr: [B] or [].
     """
@@ -100,11 +103,11 @@ class Moments:
     return 0.5 * jnp.sum(signal - jax.nn.sigmoid(u) + jax.nn.softplus(u), axis=-1)
 
   def _coordinates(self, x: Array) -> Array:
-    """Of x - mean, [B, D]."""
+    """The coordinates of x - mean, [B, D]."""
     return self._rotated(x.reshape(len(x), -1) - self.mean)
 
   def _log_snr(self, logsnr: Array) -> Array:
-    """log(snr l) of each coordinate: [..., D].  -inf where the data do not vary."""
+    """log(snr l) of each coordinate: [..., D].  It is -inf where the data do not vary."""
     return logsnr[..., None] + jnp.log(self.eigenvalues)
 
 
@@ -112,15 +115,15 @@ def fit(split, encode: Callable[[Array], Array], levels: int | None, *, limit: i
         batch_size: int = 1024, field: str = 'image') -> Moments:
   """The moments of the first `limit` (default: all) images of `split`, in float64 on the host.
 
-  split: `len`, and `get(rows)` -> batch; encode, field: of the Model.  Of D <= 4096 dimensions
-  the whole covariance, of more the variances alone: an upper bound on the error still, a looser
-  one.
+  split: `len`, and `get(rows)` -> batch; encode, field: as in the Model.  For D <= 4096 the fit has
+  the whole covariance; for larger D it has the variances alone, which still give an upper bound on
+  the error, but a looser bound.
 
-  levels: of the data, None of real numbers; no eigenvalue is below 1 / (3 levels^2), the variance
-  within one of as many bins of [-1, 1].  Where a pixel never varies in these images it would be 0,
-  and the nats of one that does in another without limit; so they are 6 k^2 at most of one that is k
-  levels off.  The error, which grows with each eigenvalue, stays a bound.  Of real numbers, whose x
-  should be standardised, none is below 1e-6.
+  levels: the levels of the data, None for real numbers.  No eigenvalue is below 1 / (3 levels^2),
+  the variance within one of `levels` bins of [-1, 1].  If a pixel never varies in these images, its
+  eigenvalue would be 0, and its nats in another image could be infinite.  With the limit, a pixel
+  that is k levels off has at most 6 k^2 nats.  The error grows with each eigenvalue, so it stays a
+  bound.  For real numbers, whose x should be standardised, no eigenvalue is below 1e-6.
   """
   n = len(split) if limit is None else min(limit, len(split))
   read = lambda first: np.asarray(encode(split.get(

@@ -1,17 +1,19 @@
 """-log p(data) from the error of the denoiser alone, against a Gaussian whose integral is known.
 
-d/dsnr I(x; z) = 1/2 E|x - x_hat|^2 (Guo, Shamai and Verdu 2005), and image by image the divergence
-of a model goes the same way (Kong, Brekelmans and Ver Steeg 2023, Information-theoretic diffusion).
-With G a Gaussian of the data's moments, G_t its marginals and eps_G its estimate,
+d/dsnr I(x; z) = 1/2 E|x - x_hat|^2 (Guo, Shamai and Verdu 2005).  For each image, the divergence of
+a model has the same relation (Kong, Brekelmans and Ver Steeg 2023, Information-theoretic
+diffusion).  Let G be a Gaussian with the data's moments, G_t its marginals and eps_G its estimate.
+Then
 
   KL(q(z_0 | x) || p_0) = KL(q(z_0 | x) || G_0) - KL(q(z_1 | x) || G_1) + KL(q(z_1 | x) || p_1)
                           + 1/2 int (|eps - eps_hat|^2 - |eps - eps_G|^2) (-dlogsnr).
 
-The divergences have closed forms; only the *difference* of two errors with the same noise is drawn,
-which vanishes where the data are Gaussian.  The expectation equals the continuous-time bound's:
-from draws of its own a second estimate of it, in which the two ends of the schedule enter apart
-from its slope.  (From the bound's own draws the network would cancel in the difference of the two.)
-Where the data are nearly Gaussian the variance is much smaller, and else about the same.
+The divergences have closed forms.  Only the *difference* of two errors with the same noise is
+drawn; it vanishes for Gaussian data.  The expectation equals the expectation of the continuous-time
+bound.  With its own draws, this is a second estimate of the bound, where the two ends of the
+schedule enter separately from its slope.  (With the draws of the bound, the network would cancel in
+the difference of the two estimates.)  For nearly Gaussian data the variance is much smaller than
+the bound's; for other data it is about the same.
 """
 import jax.numpy as jnp
 
@@ -22,12 +24,12 @@ from vdm_jax.objectives import vlb, weighted_diffusion
 
 
 def estimator(moments: Moments, times: int) -> Estimator:
-  """The estimate from `times` = K draws an image: {'nats', 'reconstruction', 'latent', 'reference',
-  'difference', 'evaluations'}, [n] each.
+  """The estimate from `times` = K draws per image, as a dict.
 
+  Returns {'nats', 'reconstruction', 'latent', 'reference', 'difference', 'evaluations'}, [n] each.
   reference: the two divergences of G; difference: the integral.  The draws equal the draws of
-  `bounds.at_times` for the same keys.  Any Gaussian serves: only the variance depends on it. Raises
-  InputError: the model brings a bound of its own.
+  `bounds.at_times` for the same keys.  Any Gaussian serves: only the variance depends on it.
+    Raises InputError if the model brings its own bound.
   """
   def estimate(model, batch, keys):
     require_default_bound(model, 'I-MMSE')

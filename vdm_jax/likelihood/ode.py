@@ -5,20 +5,20 @@ density at every earlier time; along a path, d log p(z_t) / dt is minus the dive
 
   log p(z at t0) = log p(z at t1) + int_t0^t1 div(dz/dt) dt.
 
-Chen et al. (2018), theorem 1; Song et al. (2021), section 4.3.  Where the score is exact it is the
-density of the reverse SDE too; for a trained network they are two models, so this number may lie on
-either side of the bound of `objectives.vlb`.
+Chen et al. (2018), theorem 1; Song et al. (2021), section 4.3.  If the score is exact, this is also
+the density of the reverse SDE.  For a trained network, flow and SDE are two models, so this number
+may lie on either side of the bound of `objectives.vlb`.
 
 The solve integrates u = z / c with c = hypot(alpha, sigma), which on every curve is the latent of
 `vp` and has the prior N(0, 1): log p(z) = log p(u) - D log c.  By phi = atan(sigma / alpha),
-du/dphi = (alpha eps_hat - sigma x_hat) / c, a `v`: of the size of the data and of the noise
+du/dphi = (alpha eps_hat - sigma x_hat) / c.  This is a `v`, which has the size of data and noise
 everywhere.
 
-The divergence is estimated by v^T J v, J the Jacobian of the flow, with a random v of unit
-covariance (Skilling 1989, Hutchinson 1990) drawn once for an example and kept through its solve: so
-the integrand is smooth, and the integral is v^T A v, with A the integral of J.  With S the
-symmetric part of A the variance is 2 sum_{i != j} S_ij^2 for random signs and 2 sum_ij S_ij^2 for
-normal v, divided by the number of probes.  Or the trace is exact, at D times the cost.
+The divergence is estimated by v^T J v, where J is the Jacobian of the flow and v is random with
+unit covariance (Skilling 1989, Hutchinson 1990).  v is drawn once for an example and kept through
+its solve.  So the integrand is smooth, and the integral is v^T A v, with A the integral of J.  Let
+S be the symmetric part of A.  The variance is 2 sum_{i != j} S_ij^2 for random signs and 2 sum_ij
+S_ij^2 for normal v, divided by the number of probes.  The exact trace takes D times the cost.
 """
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ LIMIT = 30.0
 
 
 class FlowMethod(NamedTuple):
-  """How the flow is integrated, and its divergence estimated."""
+  """The method that integrates the flow, and the estimate of its divergence."""
   steps: int = 0             # of the classical Runge-Kutta method; 0: adaptive, Dormand-Prince
   rtol: float = 1e-5         # adaptive: the error of a step is kept below atol + rtol |value|, that
   atol: float = 1e-5         # of u as a root mean square over D, that of the log density in nats
@@ -63,15 +63,17 @@ def log_prob(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: P
   z: [B, ...] at t0; keys: [B]; cond: leaves [B, ...] or None; method: the fields of `FlowMethod`.
   The fixed steps are even in log-SNR, with four evaluations each.
 
-  An example depends on no other: its steps are its own, and `denoise` is called for one example at
-  a time under `vmap`, so that nothing that it closes over may have a batch axis.  Differentiable in
-  reverse mode by z and by all that `denoise` and `process` close over.  Jacobians are multiplied in
-  forward mode, which JAX refuses of a network with a `custom_vjp`.
+  An example depends on no other example.  It has its own steps, and `denoise` is called for one
+  example at a time under `vmap`.  So no value that `denoise` closes over may have a batch axis.
+  The result is differentiable in reverse mode by z, and by all that `denoise` and `process` close
+  over.  Jacobians are multiplied in forward mode, which JAX refuses for a network with a
+  `custom_vjp`.
 
-  evaluations: a product of the Jacobian with a probe is about as dear as a call of the network, and
-  counted as one: 1 + K of them for each value of the field, with the exact trace 1 + D.
+  evaluations: a product of the Jacobian with a probe costs about as much as a call of the network,
+  and counts as one.  Each value of the field takes 1 + K evaluations; with the exact trace, 1 + D.
 
-  Raises InputError for a method that is none; TypeError for a field that it does not have.
+  Raises InputError for an invalid method, and TypeError for a field that `FlowMethod` does not
+  have.
   """
   method = _checked(FlowMethod(**method))
   begin, end = _times(process, z.dtype, t0, t1)
@@ -82,9 +84,10 @@ def log_prob(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: P
 
 def decode(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: PyTree = None, *,
            t0: ArrayLike = 0.0, t1: ArrayLike = 1.0, **method) -> FlowSolution:
-  """From z at t1 to z at t0, with its log density there: the way back of `log_prob`.
+  """From z at t1 to z at t0, with its log density there: the reverse of `log_prob`.
 
-  Samples whose density is known, if z is from the prior.  Arguments and errors as there.
+  If z is from the prior, these are samples with a known density.  Arguments and errors are as for
+  `log_prob`.
   """
   method = _checked(FlowMethod(**method))
   begin, end = _times(process, z.dtype, t0, t1)
@@ -100,7 +103,7 @@ def decode(denoise: Denoiser, process: Process, z: Array, keys: Array, cond: PyT
 
 def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
               start: float | None = None, **method) -> Estimator:
-  """-log p(data) by the flow: an upper bound of that model's, which more samples tighten.
+  """-log p(data) of the flow: an upper bound for that model, which more samples tighten.
 
   With K = `importance` draws, nats = -log 1/K sum_k exp(log p_k - log q_k)  (Burda et al. 2016).
   An estimated divergence is unbiased for K = 1; within the exponential of K > 1 its noise lowers
@@ -122,12 +125,12 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
     log p_k - log q_k = log N(y; x_hat(z), (sigma / alpha)^2) + log p(z) - log q(z | y)
                         - log q(y | data),      z ~ q(z_start | y).
 
-  Song, Durkan, Murray and Ermon (2021), of whose released code the variance is; there it corrects
-  the bound alone, while the ODE takes y for z_start, whose scale and noise are not accounted for.
+  Song, Durkan, Murray and Ermon (2021); the variance is from their released code.  There it
+  corrects the bound alone, and the ODE takes y for z_start without its scale and noise.
 
   method: the fields of `FlowMethod`.  Returns {'nats', and the means over K of 'log_p', 'log_q' (of
-  all that was drawn), 'log_decoder', and 'evaluations' for all K: [n]}.  Raises InputError; also
-  for a start that is not between 0 and 1.
+  all that was drawn), 'log_decoder', and 'evaluations' for all K: [n]}.  Raises InputError, also if
+  `start` is not between 0 and 1.
   """
   _checked(FlowMethod(**method))
   if importance < 1:
@@ -187,7 +190,7 @@ def _checked(method: FlowMethod) -> FlowMethod:
 
 
 def _log_volume(scale: Array, like: Array) -> Array:
-  """log |det| of a scaling of each dimension: [B]."""
+  """log |det| of a scaling of every dimension: [B]."""
   return sum_over_data(jnp.broadcast_to(jnp.log(scale), like.shape))
 
 
@@ -208,7 +211,7 @@ def _in_units_of_c(process: Process, z: Array, t: ArrayLike) -> tuple[Array, Arr
 
 
 def _with_mean_logsnr(process: Process) -> Process:
-  """With one logsnr at a time, also where it differs from pixel to pixel: their mean."""
+  """The process with one logsnr at each time: the mean over pixels, if their logsnr differs."""
   def averaged(t):
     level = process(t.reshape(-1))
     logsnr = jnp.mean(level.logsnr.reshape(t.size, -1), axis=1)
@@ -267,7 +270,7 @@ def _transport(method: FlowMethod, denoise: Denoiser, process: Process, u: Array
 
 
 def _even_in_logsnr(process: Process, begin: Array, end: Array, steps: int) -> Array:
-  """begin ... end: [steps + 1].  Without a gradient, which the integral does not need."""
+  """begin ... end: [steps + 1], without a gradient, which the integral does not need."""
   process = _with_mean_logsnr(process)
   first, last = process(begin).logsnr, process(end).logsnr
   # All of them, since `time_of` takes no empty array, which the inside of one step is.

@@ -1,10 +1,9 @@
-"""One pass over a split: any estimate of any quantity, for each of its images.
+"""One pass over a split, with any estimate of any quantity for each image.
 
 An estimator is a plain function of some images, (model, batch, keys) -> {name: [n, ...]}: nats, or
-whatever it counts, image by image.  It may use an image's own key alone, so that the result for
-that image depends neither on the batch it is computed in nor on the devices.  By convention
-'nats' is the estimate of -log p(image) itself, and 'evaluations' how often the network was called
-for it.
+other quantities, for each image.  For an image it may use only the image's own key.  So the result
+for the image depends neither on its batch nor on the devices.  By convention 'nats' is the estimate
+of -log p(image), and 'evaluations' counts the network's calls for it.
 """
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,9 +27,9 @@ def over_images(estimator: Callable[[_Of, PyTree, Array], dict[str, Array]],
   """{name: [R, N, ...]}: `estimator` on each of the first `count` (default: all) images of `split`,
   once in each of R = `repeats` repetitions, whose draws are independent.
 
-  model: params -> Model, or what the estimator takes in its place; split: `len`, and `get(rows)` ->
-  batch; at_once: images at a time, rounded up to whole images on whole devices; label: of the
-  progress bar.  One program serves all batches.
+  model: params -> Model, or the value that the estimator takes instead; split: `len`, and
+  `get(rows)` -> batch; at_once: images at a time, rounded up to whole images on whole devices;
+  label: the label of the progress bar.  One program serves all batches.
   """
   n = len(split) if count is None else min(count, len(split))
   images = devices.global_batch_size(min(n, max(1, at_once)))

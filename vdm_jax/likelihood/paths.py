@@ -1,19 +1,20 @@
 """The importance-weighted bound over whole paths of a chain.
 
-A chain of T steps gives the data a probability that no single time knows: the integral over all
-paths z_1 -> ... -> z_0.  The weight of one path,
+A chain of T steps gives the data a probability that is the integral over all paths
+z_1 -> ... -> z_0, so no single time determines it.  The weight of one path,
 
   w = p(z_1) prod p(z_s | z_t) p(data | z_0) / (q(z_1 | x) prod q(z_s | z_t, x)),   E_q w = p(data),
 
 is an unbiased estimate.  With K independent paths of q, -log of their mean weight is an upper bound
-on -log p(data) in expectation; for K = 1 it is the bound of T steps, and with K it falls to the
-exact value: Burda, Grosse and Salakhutdinov (2016), theorem 1.  Each weight belongs to a path
-through all levels: the logarithm of a mean of single-time estimates would bound nothing.
+on -log p(data) in expectation; for K = 1 it is the bound of T steps, and as K grows it falls to the
+exact value: Burda, Grosse and Salakhutdinov (2016), theorem 1.  Each weight needs a path through
+all levels: the logarithm of a mean of single-time estimates would be no bound.
 
-With a kernel p(z_s | z_t) wider than q(z_s | z_t, x), `large` or `learned`, the weights have heavy
-tails: where the ratio r of the variances is above 2 in some step, as in chains of a few steps, the
-variance of a weight is infinite.  It remains a bound in expectation, but a finite sample lies
-mostly on one side of it, by far more than its standard error says.  Take 10 steps or more.
+If the kernel p(z_s | z_t) is wider than q(z_s | z_t, x), as `large` or `learned` are, the weights
+have heavy tails.  If the ratio r of the variances is above 2 in some step, as in chains of a few
+steps, the variance of a weight is infinite.  The result remains a bound in expectation.  But a
+finite sample lies mostly on one side of the expectation, by far more than its standard error says.
+Take 10 steps or more.
 """
 import jax
 import jax.numpy as jnp
@@ -69,15 +70,15 @@ def log_weights(model: Model, batch: PyTree, keys: Array, steps: int,
 
 def importance_weighted(paths: int, steps: int, variance: vlb.Variance = vlb.fixed_small,
                         last: vlb.LastStep | None = None, at_once: int | None = None) -> Estimator:
-  """-log (1/K sum_k w_k) over K = `paths` of T = `steps` steps: {'nats', 'single', 'best',
-  'evaluations'}, [n] each.
+  """-log (1/K sum_k w_k) over K = `paths` of T = `steps` steps, as a dict.
 
-  'single' is the mean of -log w_k, an estimate of the bound of T steps from the same paths, 'best'
-  the least of them: image by image 'nats' lies between the two, for a mean is at most the largest
-  and, in logarithms, at least the mean (Jensen).  K T evaluations an image.  variance, last: of
-  `vlb.discrete`; at_once: paths of an image at a time, all of them if not given.
+  Returns {'nats', 'single', 'best', 'evaluations'}, [n] each.  'single' is the mean of -log w_k, an
+  estimate of the bound of T steps from the same paths.  'best' is the least -log w_k.  For each
+  image 'nats' lies between the two: a mean is at most the largest value, and its logarithm is at
+  least the mean of the logarithms (Jensen).  It takes K T evaluations per image.  variance, last:
+  of `vlb.discrete`; at_once: paths of an image at a time, all of them if not given.
 
-  Raises InputError: K is no multiple of at_once; the model brings a bound of its own.
+  Raises InputError if K is no multiple of at_once, or if the model brings its own bound.
   """
   at_once = at_once or paths
   if paths % at_once:

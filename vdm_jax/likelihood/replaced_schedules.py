@@ -1,8 +1,8 @@
-"""One trained network under several schedules: the continuous bound must not notice.
+"""One trained network under several schedules: the continuous bound must not change.
 
 The diffusion term is an integral over log-SNR, 1/2 int E|eps - eps_hat|^2 dlogsnr, so it depends on
 the end points of the schedule and on nothing between them (Kingma et al. 2021, section 5.1).  Only
-the variance of its one-draw estimates changes.  A network that reads t instead of the log-SNR is
+the variance of its one-draw estimates changes.  If a network reads t instead of the log-SNR, it is
 another network under another schedule, so its bound changes.
 """
 import dataclasses
@@ -24,7 +24,7 @@ SCHEDULES: dict[str, Callable[[Scalar, Scalar], Schedule]] = {
 
 
 def with_schedule(model: Callable[[PyTree], Model], name: str) -> Callable[[PyTree], Model]:
-  """`model` with the schedule of this name between the ends of its own."""
+  """`model` with the schedule of this name, between the ends of the model's own schedule."""
   def replaced(params):
     own = model(params)
     process: Any = own.process  # a dataclass with a field `schedule`

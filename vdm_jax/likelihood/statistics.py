@@ -1,4 +1,4 @@
-"""The errors of means over images, and how rare a failure by chance may be."""
+"""The standard errors of means over images, and the probability that a check fails by chance."""
 import math
 
 import numpy as np
@@ -16,10 +16,10 @@ def standard_errors(values: np.ndarray) -> tuple[float | None, float | None]:
   """(over images, over repetitions of the draws) of the mean of `values` [R, N]; None where R or N
   is 1.
 
-  The first is how far another test set of this size would move the result.  The second is
-  how far other noise would; stratified times are not independent draws, so it is taken from whole
-  repetitions, image by image: the draws of two images are independent, so that
-  two repetitions suffice.  They are kept apart: the first includes the second.
+  The first error is how far another test set of this size would move the result.  The second error
+  is how far other noise would move it.  Stratified times are not independent draws, so the second
+  error comes from whole repetitions of each image.  The draws of two images are independent, so two
+  repetitions suffice.  The two errors are kept apart, since the first includes the second.
   """
   r, n = values.shape
   over_images = float(np.std(values.mean(axis=0), ddof=1)) / math.sqrt(n) if n > 1 else None

@@ -1,13 +1,13 @@
 """The variance of one-draw estimates of the diffusion term, for any way to draw the time t.
 
-The bound of continuous time is a mean over t, which no change of the schedule between its ends and
-no proposal (`objectives.proposals`) moves.  They do move the variance of its estimate, and for
-training the variance of a batch counts: t_i = (o + i) / B for i = 0 .. B - 1, with one offset o ~
-U[0, 1].  A few offsets near 0 or 1 may hold most of it: beta-linear has nearly all in the first
-thousandth.
+The bound of continuous time is a mean over t.  A change of the schedule between its ends, or a
+proposal (`objectives.proposals`), does not change this mean, but changes the variance of its
+estimate.  For training, the variance of a batch matters: t_i = (o + i) / B for i = 0 .. B - 1, with
+one offset o ~ U[0, 1].  A few offsets near 0 or 1 may cause most of the variance; for beta-linear,
+nearly all of it is in the first thousandth.
 
-So the offsets here are o = v^3 (10 - 15 v + 6 v^2) with v ~ U[0, 1], dense near both ends, and a
-batch counts with the share do/dv = 30 v^2 (1 - v)^2.  v is evenly spread over the batches.
+So the offsets here are o = v^3 (10 - 15 v + 6 v^2) with v ~ U[0, 1].  They are dense near both
+ends, and a batch has the weight do/dv = 30 v^2 (1 - v)^2.  v is evenly spread over the batches.
 """
 import dataclasses
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class TimeDraws(NamedTuple):
 
 
 class TimeVariance(NamedTuple):
-  """Of estimates in bits/dim; variances in their square."""
+  """The variance of estimates in bits/dim; variances are in (bits/dim)^2."""
   mean: float
   variance: float    # of one draw, u independent
   stratified: float  # B times the variance of the mean of B draws, u evenly spread
@@ -48,8 +48,8 @@ class TimeVariance(NamedTuple):
 def published_schedules(own: Process) -> dict[str, Process]:
   """Published schedules between the ends of `own` and on its curve, by name.
 
-  own: with a field `schedule`, and one logsnr for all pixels, finite at both ends.  beta-linear is
-  missing where it does not get as low.
+  own: a process with a field `schedule`, and one logsnr for all pixels, finite at both ends.
+  beta-linear is missing if it does not reach the lower end.
   """
   high, low = (float(u) for u in own(jnp.array([0.0, 1.0])).logsnr)
   dataclass: Any = own
@@ -74,9 +74,9 @@ def diffusion_term(model: Callable[[PyTree], Model]) -> Term:
 
 def with_published_schedules(model: Callable[[PyTree], Model], params: PyTree
                              ) -> dict[str, Callable]:
-  """`model` under each of the `published_schedules` in the place of its own, by name.
+  """`model` under each of the `published_schedules` instead of its own, by name.
 
-  Raises InputError where that would be another bound, or another process.
+  Raises InputError if the result would be another bound, or another process.
   """
   own = model(params)
   if not has_replaceable_schedule(own):
@@ -105,7 +105,7 @@ def draw(term: Term, params: PyTree, split, *, batch: int, batches: int,
          seed: int = 0) -> TimeDraws:
   """R = `batches` batches of B = `batch` estimates, rounded up to whole ones on whole devices.
 
-  split: each batch has images of it at random; None: `term` draws its own data and is given None.
+  split: each batch has random images of it; if None, `term` gets None and draws its own data.
   propose: params -> Proposal.
   """
   batch, rng = devices.global_batch_size(batch), np.random.default_rng(seed)
@@ -131,7 +131,7 @@ def draw(term: Term, params: PyTree, split, *, batch: int, batches: int,
 
 
 def _images(split, rng: np.random.Generator, batch: int) -> PyTree:
-  """This process's rows of so many images at random."""
+  """The rows of this process, of so many random images."""
   if split is None:
     return None
   return split.get(devices.local_rows(rng.integers(len(split), size=batch)))
@@ -139,9 +139,9 @@ def _images(split, rng: np.random.Generator, batch: int) -> PyTree:
 
 def loss_history(term: Term, params: PyTree, split, *, batch: int, batches: int = 20,
                  bins: int = 64, seed: int = 0) -> proposals.LossHistory:
-  """A history of losses after so many batches, whose times it proposed itself.
+  """A history of losses after so many batches, whose times the history itself proposed.
 
-  Arguments as for `draw`; the times are stratified as in training.
+  Arguments are as for `draw`; the times are stratified as in training.
   """
   batch, rng = devices.global_batch_size(batch), np.random.default_rng(seed)
 
@@ -165,11 +165,11 @@ def loss_history(term: Term, params: PyTree, split, *, batch: int, batches: int 
 
 def variances(draws: TimeDraws, resamples: int = 1000, seed: int = 0
               ) -> tuple[TimeVariance, TimeVariance]:
-  """(values, their standard errors); in the variances are the differences between images too.
+  """(values, their standard errors); the variances include the differences between images.
 
-  The means of batches of stratified times are far from normal, so that no formula of normal ones
-  gives the errors: they come from a bootstrap over the batches.  As v is evenly spread, they are
-  rather too large; of few batches, too uncertain to count on.
+  The means of batches of stratified times are far from normal, so formulas for normal means do not
+  apply.  The errors come from a bootstrap over the batches.  As v is evenly spread, the errors are
+  rather too large; with few batches they are too uncertain to use.
   """
   repeats, batch = draws.bits.shape
   centre = draws.share @ draws.bits.mean(axis=1)

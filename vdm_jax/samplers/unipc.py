@@ -58,7 +58,7 @@ def unipc(denoise: Denoiser, process: Process, order: int = 2, variant: str = 'b
       return sign * coefficient[:, None] * jnp.exp(sign * (v - u[1:, None]))
 
     def through(end):
-      """Factors of the estimates in the integral; end: [N], whether to use the estimate at the end."""
+      """Factors of the estimates in the integral; end: [N], whether the last estimate counts."""
       used = jnp.concatenate([end[:, None], live], axis=1)
       return integrals(nodes, used, u, regular, density)
 
