@@ -1,4 +1,4 @@
-"""The samplers of the catalogue certified: each by its own claim, and equalities by theory.
+"""Certifies the samplers of the catalogue: each by its own claim, and equalities by theory.
 
   rows = certify_all(jobs(['ddim', 'heun']))
 """
@@ -47,14 +47,14 @@ _SUPPLIED: dict[str, Callable[[Callable], SamplerMaker]] = {
 
 
 class Job(NamedTuple):
-  """What one process certifies at a time."""
+  """The work that one process certifies at a time."""
   kind: str  # 'sampler', 'one step', 'encoding' or 'equality'
   name: str  # of the sampler, or the claim
   order: float | None = None  # claimed of a sampler of the user's own
 
 
 def bind(entry: catalogue.Entry) -> SamplerMaker:
-  """The sampler as the certifier makes it: the oracle has whatever the sampler needs."""
+  """The sampler as the certifier makes it; the oracle has everything that the sampler needs."""
   return _SUPPLIED[entry.needs](entry.make)
 
 
@@ -78,9 +78,10 @@ def equalities() -> dict[str, list[SamplerMaker]]:
 
 
 def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
-  """Of these samplers; by default of all of the catalogue, with their equals.
+  """The jobs of these samplers; by default of the whole catalogue, with the equalities.
 
-  order: the claim of samplers given as FILE.py:NAME; None: they are stochastic.  Raises InputError.
+  order: the claim of samplers given as FILE.py:NAME; None if they are stochastic.
+  Raises InputError.
   """
   names = [_certifiable(name) for name in names] or list(catalogue.SAMPLERS)
   out = [Job('sampler', name, order if ':' in name else None) for name in names]
@@ -118,8 +119,7 @@ def certify_job(job: Job) -> list[CertificateRow]:
 
 
 def certify_all(work: Sequence[Job]) -> list[CertificateRow]:
-  """The rows of all jobs.  Most of the work is tracing and compiling, which takes a process for
-  each core to share.
+  """The rows of all jobs, from one process per core, as most of the work is tracing and compiling.
   """
   workers = min(os.cpu_count() or 1, len(work))
   if workers < 2 or len(work) < 8:

@@ -26,7 +26,7 @@ CURVES = (*FINITE, 'ends')
 
 
 class MixtureData(NamedTuple):
-  """Two normals on the line.  Equal ones are a single normal: one program serves both models."""
+  """Two normals on the line; two equal normals are one normal, so one program serves both."""
   weights: tuple[float, float]
   means: tuple[float, float]
   stds: tuple[float, float]
@@ -37,13 +37,13 @@ MODELS = {'gaussian': MixtureData((0.5, 0.5), (0.3, 0.3), (0.7, 0.7)),
 
 
 def _cdf(u, data: MixtureData, c: float):
-  """P(z_t / alpha_t <= u) where sigma_t / alpha_t = c."""
+  """P(z_t / alpha_t <= u) for sigma_t / alpha_t = c."""
   return sum(w * special.ndtr((u - m) / np.hypot(s, c))
              for w, m, s in zip(*data, strict=True))
 
 
 def quantiles(probability: np.ndarray, data: MixtureData, alpha: float, sigma: float) -> np.ndarray:
-  """Of the marginal of z where z = alpha x + sigma eps, by bisection.  probability: [B]."""
+  """Quantiles of z = alpha x + sigma eps, by bisection.  probability: [B]."""
   if alpha == 0.0:
     return sigma * special.ndtri(probability)
   c = sigma / alpha
@@ -64,15 +64,15 @@ def moments(data: MixtureData, c: float) -> tuple[float, float, float]:
 
 @value
 class ExactDenoiser:
-  """The exact denoiser of data whose dimensions are independent, each of this distribution.
+  """The exact denoiser of data with independent dimensions, each of this distribution.
 
-  With all that a method may ask for beside: the heads of learned variances in `extra`, log q(z_t),
-  and data.  NaN at sigma = 0.
+  It also has everything else that a method may need: the heads of learned variances in `extra`, log
+  q(z_t), and data.  It is NaN at sigma = 0.
   """
   data: MixtureData
 
   def _parts(self, z, level):
-    """Of the two normals, on a last axis: shares of z, deviation from the mean, variance of z."""
+    """For the two normals, on a last axis: shares of z, deviation from the mean, variance of z."""
     level = jax.tree.map(lambda u: u[..., None], level.expand(z))
     w, m, s = map(jnp.asarray, self.data)
     deviation = z[..., None] - level.alpha * m
@@ -107,7 +107,7 @@ class ExactDenoiser:
     return jnp.sum(w * (weights / weights.sum())[:, None] * inside, axis=(-2, -1))
 
   def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
-    """MixtureData x of this shape."""
+    """Draws of x ~ `MixtureData`, of this shape."""
     which, normal = jax.random.split(key)
     first = jax.random.uniform(which, shape) < self.data.weights[0]
     either = lambda pair: jnp.where(first, pair[0], pair[1])
@@ -115,7 +115,7 @@ class ExactDenoiser:
 
 
 def process_of(number: Array) -> Process:
-  """The process of this number in CURVES: a value, so that one program serves all."""
+  """The process of this number in CURVES.  The number is a value, so one program serves all."""
   def curve(logsnr):
     either = [getattr(processes, name)(logsnr) for name in FINITE]
     return jax.tree.map(lambda *parts: jnp.stack(parts)[jnp.minimum(number, 3)], *either)
@@ -143,7 +143,7 @@ def with_log_prob(make: Callable) -> SamplerMaker:
 
 
 def with_ends(make: Callable) -> SamplerMaker:
-  """A sampler that takes a consistency model: the exact one, by which z_t has the quantile of z_0.
+  """A sampler with its exact consistency model, which maps z_t to the z_0 of the same quantile.
 
   Its estimate of x is z_0 / alpha_0.  One dimension has one path through each quantile.
   """
@@ -175,7 +175,7 @@ def with_ends(make: Callable) -> SamplerMaker:
 
 
 def with_variances(make: Callable) -> SamplerMaker:
-  """A sampler that takes `analytic.Variances`: the exact ones, linear between 201 levels."""
+  """A sampler with its exact `analytic.Variances`, linear between 201 levels."""
   def of(denoise, process):
     level = process(jnp.linspace(0.0, 1.0, 201))
     # A level where nothing is defined: Var(x) falls as sigma^2 / alpha^2 does.
@@ -189,9 +189,10 @@ def with_variances(make: Callable) -> SamplerMaker:
 
 
 def with_guidance(make: Callable) -> SamplerMaker:
-  """A sampler that takes a guidance: led from the standard normal to the data of the oracle.
+  """A sampler with its guidance, which leads from the standard normal to the data of the oracle.
 
-  With the gradient of log q_oracle - log q_normal the guided flow is the oracle's own.
+  The guidance is the gradient of log q_oracle - log q_normal, so the guided flow is the oracle's
+  flow.
   """
   def of(denoise, process):
     oracle = ExactDenoiser(denoise.data)

@@ -49,7 +49,7 @@ def alternating_grid(steps: int) -> np.ndarray:
 
 
 def count_evaluations(make: SamplerMaker, steps: int = 8) -> int:
-  """How often a run of so many steps calls the denoiser, read off the traced program."""
+  """The number of calls of the denoiser in a run of `steps` steps, from the traced program."""
   @jax.jit
   def counted_denoiser(z, level):
     return ExactDenoiser(MODELS['gaussian'])(z, level)
@@ -81,7 +81,7 @@ def count_evaluations(make: SamplerMaker, steps: int = 8) -> int:
 
 
 def _evaluations(make: SamplerMaker) -> tuple[int, bool]:
-  """(what the sampler states for a step, whether that is what it does)."""
+  """(the evaluations that the sampler states for a step, whether the statement is right)."""
   stated = []
 
   def noting(denoise, process):
@@ -119,14 +119,15 @@ def certify(make: SamplerMaker, order: float | None = None, *, name: str = '',
             ) -> list[CertificateRow]:
   """Certifies a sampler, `make(denoise, process)`: a CertificateRow for each curve and each model.
 
-  order: the claimed order of a deterministic sampler (the slope must not fall short of it by more
-  than `tolerance`, 0.15 by default); None for a stochastic one, which is judged by its moments
-  (each within four standard errors and `tolerance`, 0.02 of a standard deviation by default).
-  steps: the numbers of steps, at least four for an order, one for moments.  grid: of an order
-  that is claimed on some grids only, n -> times [n + 1]; short and long steps in turn by default.
-  up: judge the order of encoding, from data to noise.  draws: of 128 dimensions, for moments.
+  order: the claimed order of a deterministic sampler; the slope must not fall short of it by more
+  than `tolerance`, 0.15 by default.  None is for a stochastic sampler, which is judged by its
+  moments: each within four standard errors and `tolerance`, 0.02 of a standard deviation by
+  default.  steps: the numbers of steps, at least four for an order, one for moments.  grid:
+  n -> times [n + 1], if an order is claimed on some grids only; by default short and long steps in
+  turn.  up: judge the order of encoding, from data to noise.  draws: the number of draws for
+  moments, each of 128 dimensions.
 
-  The number of evaluations that the sampler states must be exact, or no row passes.
+  If the number of evaluations that the sampler states is not exact, no row passes.
   """
   name = name or getattr(make, '__name__', 'sampler')
   evaluations, exact_count = _evaluations(make)
@@ -143,7 +144,7 @@ def certify(make: SamplerMaker, order: float | None = None, *, name: str = '',
 
 
 def _flow(make, curves, models, grids, up=False):
-  """Distances to the exact flow, root mean square over quantiles: [cases, grids], of each case."""
+  """Distances to the exact flow, as root mean squares over quantiles: [cases, grids]."""
   probability = np.linspace(0.05, 0.95, 7)
   cases = _cases(curves, models)
   ends = [(MODELS[model], *ends_of(curve)) for curve, model in cases]
@@ -189,7 +190,7 @@ def _judge_order(make, order, curves, models, steps, tolerance, grid, up):
 
 
 def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
-  """The same, of n draws of `dims` independent dimensions: some methods look at their norm."""
+  """The result of `_judge_order` for moments of n draws, each of `dims` independent dimensions."""
   cases = _cases(curves, models)
 
   def run(case):
@@ -229,10 +230,9 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
                      tolerances: Sequence[float] = (1e-3, 1e-4, 1e-5)) -> list[CertificateRow]:
   """Certifies an adaptive sampler: its error is less than `factor` times its tolerance, and falls.
 
-  A tolerance is on the error of a step; steps add up, and the flow of the mixture drives apart
-  points between its modes: hence a factor.
-  make(tolerance)(denoise, process) is a Sampler that takes the one step from noise to data.  The
-  data are of about unit size.
+  A tolerance limits the error of one step.  Errors of steps add up, and the flow of the mixture
+  separates points between its modes.  So the claim has a factor.  make(tolerance)(denoise, process)
+  is a Sampler that takes a single step from noise to data.  The data are of about unit size.
   """
   name = name or getattr(make, '__name__', 'sampler')
   flows = [_flow(make(tolerance), curves, models, np.array([[1.0, 0.0]]))
@@ -250,14 +250,14 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
 
 
 def largest_deviation(row: CertificateRow) -> float:
-  """Of a row of moments: the error of mean or standard deviation, in standard deviations."""
+  """For a row of moments: the error of mean or standard deviation, in standard deviations."""
   std = moments(MODELS[row.model], 0.0)[1]
   return max(abs(row.detail[moment]['deviation']) for moment in ('mean', 'std')) / std
 
 
 def equality(name: str, makes: Sequence[SamplerMaker], *, tolerance: float = 1e-12,
              curves: Sequence[str] = CURVES, steps: int = 12) -> list[CertificateRow]:
-  """Samplers that are the same by theory: on the same z, keys and grid, the same sample.
+  """Certifies that samplers are equal by theory: the same z, keys and grid give the same sample.
 
   The largest difference, over z of unit size, must not exceed `tolerance`.
   """

@@ -1,4 +1,4 @@
-"""The certificate as a table, as the table of the samplers, and as JSON."""
+"""The certificate as a table, as rows of the samplers' table, and as JSON."""
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ['as_json', 'cells', 'failed', 'table']
 
 
 def table(rows: Sequence[CertificateRow]) -> rich.table.Table:
-  """One line a sampler or claim, one column a curve: the slope, or the largest deviation."""
+  """A line per sampler or claim, a column per curve: the slope, or the largest deviation."""
   columns = ['sampler', 'model', 'claims', 'calls', *CURVES]
   out = rich.table.Table(*columns, title='slopes of log error against log steps; deviations of '
                          'moments in standard deviations of the data; errors at a tolerance of '
@@ -44,9 +44,9 @@ def _cell(row: CertificateRow) -> str:
 
 
 def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
-  """A header and a line for each sampler of the catalogue that has rows, by families.
+  """A header, and a line for each sampler of the catalogue that has rows, by family.
 
-  A line has the least and the largest of what was measured.
+  A line has the smallest and the largest measured value.
   """
   lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'good for']]
   family = None
@@ -72,8 +72,7 @@ def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
 
 
 def as_json(rows: Sequence[CertificateRow]) -> str:
-  """The rows with all that they rest on.  Numbers that are not finite are null: JSON has no word
-  for it."""
+  """The rows with all their data, as JSON; numbers that are not finite are null."""
   return json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""How good samples are: distances between sets of them, of themselves or of features."""
+"""The quality of samples: distances between sets of samples, or between sets of features."""
 from vdm_jax.evaluation.comparison import compare
 from vdm_jax.evaluation.distances import (
     blocked_kernel_distance,

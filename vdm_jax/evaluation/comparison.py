@@ -1,8 +1,8 @@
-"""Samplers of one model, compared: how near to the test images after so many evaluations.
+"""Compares samplers of one model: their distance to the test images, by number of evaluations.
 
 Two distances that need no download are measured on x itself: the sliced Wasserstein distance and
-the energy distance.  The floor is how far as many training images are from the test images: what
-samples of a perfect model would have.
+the energy distance.  The floor is the distance of equally many training images from the test
+images.  Samples of a perfect model would have this distance.
 """
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class Quality(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """What `compare` found."""
+  """The result of `compare`."""
   results: dict[str, dict[int, Quality]]  # name -> evaluations for each image -> quality
   refused: dict[str, dict[int, str]]      # name -> evaluations asked for -> why there is no result
   floor: Quality                          # of the training images
@@ -49,11 +49,11 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
             ) -> Comparison:
   """The quality of `count` images of each sampler after each number of evaluations.
 
-  evaluations: of the network for one image; a sampler takes as many steps as fit in.  test, train:
-  integers [n, ...]; of train the first `count` make the floor.  cond, seed, batch_size: as for
-  `drawing.draw`; all draw from the same noise.
+  evaluations: the evaluations of the network for one image; a sampler takes as many steps as these
+  allow.  test, train: integers [n, ...]; the first `count` of train give the floor.  cond, seed,
+  batch_size: as for `drawing.draw`; all samplers start from the same noise.
 
-  Raises InputError: a sampler that chooses its number of evaluations itself.
+  Raises InputError if a sampler chooses its number of evaluations itself.
   """
   m = model(params)
   features = lambda images: np.asarray(m.encode(jnp.asarray(images))).reshape(len(images), -1)
@@ -90,7 +90,7 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
 
 
 def table(comparison: Comparison) -> rich.table.Table:
-  """One row for each sampler and number of evaluations, and the floor; why rows are empty below."""
+  """One row for each sampler and number of evaluations, and the floor; then notes on empty rows."""
   out = rich.table.Table('sampler', 'evaluations', 'sliced Wasserstein', 'energy distance',
                          title=f'{comparison.count} samples of each against the test images')
   for column in out.columns[1:]:
@@ -112,7 +112,7 @@ def table(comparison: Comparison) -> rich.table.Table:
 def picture(comparison: Comparison) -> Figure:
   """Both distances against the number of evaluations, a line for each sampler, and the floor.
 
-  An energy distance may be estimated below 0: points then leave the picture at the bottom, and
+  An energy distance may be estimated below 0.  Its point then leaves the picture at the bottom, and
   the floor is drawn at its standard error.
   """
   figure = Figure(figsize=(12, 5), layout='constrained')

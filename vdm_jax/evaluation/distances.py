@@ -1,10 +1,10 @@
 """Distances between two distributions that are known by samples alone.
 
-Both take features [n, d] and [m, d]: coordinates, pixels, or what a network makes of an image.
-They are computed in float64 on the host.  Two sets of one distribution are not at distance 0: the
-sliced Wasserstein distance is above it, by less the larger they are; the kernel distance is 0 on
-average, so often below it.  Compare sets of equal sizes, and measure the floor: how far one part
-of the data is from another.
+The distances take features [n, d] and [m, d]: coordinates, pixels, or a network's features of an
+image.  They are computed in float64 on the host.  Two sets of one distribution are not at distance
+0.  Their sliced Wasserstein distance is above 0, and falls with the size of the sets.  Their kernel
+distance is 0 on average, so it is often below 0.  Compare sets of equal sizes, and measure the
+floor: the distance of one part of the data from another.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,8 +19,8 @@ def sliced_wasserstein(key: jax.Array, a: np.ndarray, b: np.ndarray, projections
                        ) -> float:
   """sqrt(mean over directions u of W_2^2 between a . u and b . u), u uniform on the sphere.
 
-  Rabin et al. (2011).  In one dimension the optimal coupling joins equal quantiles; here it is
-  exact for any two sizes.  a: [n, d], b: [m, d].  The same key gives the same directions.
+  Rabin et al. (2011).  In one dimension the optimal coupling joins equal quantiles; this is exact
+  for any two sizes.  a: [n, d], b: [m, d].  The same key gives the same directions.
   """
   u = np.array(jax.random.normal(key, (a.shape[1], projections), np.float32), np.float64)
   u /= np.linalg.norm(u, axis=0)
@@ -39,9 +39,9 @@ class Estimated(NamedTuple):
 
 
 def energy(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """-|a_i - b_j|, which tells any two distributions apart: the energy distance's kernel.
+  """-|a_i - b_j|, the kernel of the energy distance, which tells any two distributions apart.
 
-  Székely and Rizzo (2013); as a kernel, Sejdinovic et al. (2013).
+  Székely and Rizzo (2013); Sejdinovic et al. (2013) treat it as a kernel.
   """
   square = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1) - 2.0 * a @ b.T
   return -np.sqrt(np.maximum(square, 0.0))
@@ -55,10 +55,10 @@ def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Kernel = energy) -> Estimated:
   """MMD^2 = E k(a, a') + E k(b, b') - 2 E k(a, b), without bias, and its standard error.
 
-  Gretton et al. (2012), eq. 3.  With `energy` it is the energy distance, with `polynomial` on
-  Inception features their KID.  The variance is 4 Var(h_a) / n + 4 Var(h_b) / m, with h what one
-  example adds to the mean; where the two distributions agree, the error is then sqrt(2) too large.
-  a: [n, d], b: [m, d], at least two of each.
+  Gretton et al. (2012), eq. 3.  With `energy` it is the energy distance; with `polynomial` on
+  Inception features it is the KID.  The variance is 4 Var(h_a) / n + 4 Var(h_b) / m, where h is the
+  contribution of one example to the mean.  If the two distributions agree, the error is sqrt(2) too
+  large.  a: [n, d], b: [m, d], at least two of each.
   """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   across = kernel(a, b)
@@ -74,11 +74,11 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Kernel = energy) -> Es
 
 def blocked_kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Kernel = polynomial,
                             size: int = 1000) -> Estimated:
-  """The mean of `kernel_distance` over disjoint blocks, of about `size` of the smaller set.
+  """The mean of `kernel_distance` over disjoint blocks, about `size` examples of the smaller set.
 
-  Bińkowski et al. (2018), who draw their blocks with replacement; disjoint ones are independent,
-  and the errors of the mean add up in square.  Both sets are divided into equally many blocks, in
-  their order, which must be random.  a: [n, d], b: [m, d], at least two of each.
+  Bińkowski et al. (2018) draw their blocks with replacement.  Disjoint blocks are independent, so
+  the squared errors add up.  Both sets are divided into equally many blocks, in their order, which
+  must be random.  a: [n, d], b: [m, d], at least two of each.
   """
   count = max(1, min(len(a), len(b)) // size)
   parts = [kernel_distance(x, y, kernel) for x, y in

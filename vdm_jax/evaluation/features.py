@@ -1,7 +1,8 @@
-"""What a network, or nothing, makes of images: the features on which sets of images are compared.
+"""Features of images, from a network or the pixels themselves, on which sets are compared.
 
-A score belongs to its extractor: scores of two are not comparable, not even of two conversions of
-one network's weights.  So an extractor carries a name and a checksum, which scores repeat.
+A score belongs to its extractor.  Scores of two extractors are not comparable, not even of two
+conversions of one network's weights.  So an extractor has a name and a checksum, which scores
+repeat.
 """
 import functools
 import hashlib
@@ -17,7 +18,7 @@ from vdm_jax.typing import Array, PyTree
 
 
 class Extractor(NamedTuple):
-  """Images to features, the same for an image whatever else is in the batch."""
+  """Maps images to features; an image's features do not depend on the rest of the batch."""
   name: str
   checksum: str                                 # of its weights; '' where it has none
   features: Callable[[np.ndarray], np.ndarray]  # integers [B, ...] -> float32 [B, D]
@@ -33,19 +34,19 @@ class Statistics(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """A pass over images: the moments of all, and the features of some."""
+  """The result of a pass over images: the moments of all, and the features of some."""
   statistics: Statistics
   features: np.ndarray    # float32 [n, D]
 
 
 def pixels() -> Extractor:
-  """The grey levels themselves, in a row."""
+  """The extractor of the grey levels themselves, in a row."""
   return Extractor('pixels', '', lambda images: images.reshape(len(images), -1).astype(np.float32))
 
 
 def of_network(name: str, checksum: str, apply: Callable[[PyTree, Array], Array], params: PyTree,
                shape: tuple[int, ...] = (), levels: int = 0) -> Extractor:
-  """apply(params, images) on all devices; it takes batches of `devices.global_batch_size` alone."""
+  """The extractor apply(params, images) on all devices, for `devices.global_batch_size` images."""
   replicated, program = devices.replicate(params), devices.over_rows(apply)
 
   def features(images):
@@ -64,7 +65,7 @@ def checksum(tree: PyTree) -> str:
 
 def extract(extractor: Extractor, read: Callable[[np.ndarray], np.ndarray], count: int, *,
             batch_size: int = 128, what: str = 'images') -> Iterator[np.ndarray]:
-  """The features of images 0 .. count - 1, a batch [b, D] at a time, with a bar.
+  """The features of images 0 .. count - 1, a batch [b, D] at a time, with a progress bar.
 
   read: numbers [n] -> integers [n, ...].  Every batch is whole: one program serves all.
   """
@@ -76,7 +77,7 @@ def extract(extractor: Extractor, read: Callable[[np.ndarray], np.ndarray], coun
 
 
 def statistics(features: np.ndarray) -> Statistics:
-  """Mean and covariance, without bias, of features [n, D]; in float64.  Of n = 1: 0."""
+  """Mean and unbiased covariance of features [n, D], in float64.  For n = 1 the covariance is 0."""
   x = np.asarray(features, np.float64)
   mean = x.mean(axis=0)
   x = x - mean
@@ -93,7 +94,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 
 def some(count: int, n: int) -> np.ndarray:
-  """The numbers of n out of `count`, in random order: always the same ones."""
+  """n numbers out of `count`, in random order: always the same numbers."""
   # Data sets are sorted by class, samples have the labels in turn: chance is fair to both.
   return np.random.RandomState(0).permutation(count)[:n]
 
@@ -114,9 +115,9 @@ def _regrouped(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]
 
 
 def summarise(batches: Iterable[np.ndarray], count: int, keep: int) -> Summary:
-  """The statistics of `count` features, and `keep` of them at most (`some`), seeing each once.
+  """The statistics of `count` features, and at most `keep` of them (`some`), in one pass.
 
-  To the last digit whatever the batches, so that a hash of the result tells data apart.
+  The result is the same to the last digit for all batch sizes, so its hash tells data apart.
   """
   chosen = some(count, keep)
   of_chosen = np.full(count, -1)

@@ -1,8 +1,8 @@
-"""The Fréchet distance of two sets of features, each taken for a Gaussian: on Inception's features
-it is the FID (Heusel et al. 2017).
+"""The Fréchet distance of two sets of features, each taken as a Gaussian.
 
-It is biased upwards by about 1 / n, and how much depends on the model that is judged (Chong and
-Forsyth 2020): compare at equal numbers of samples, or extrapolate to infinitely many.
+On Inception's features it is the FID (Heusel et al. 2017).  It is biased upwards in proportion to
+about 1 / n, and the factor depends on the model (Chong and Forsyth 2020).  So compare at equal
+numbers of samples, or extrapolate to infinitely many.
 """
 import numpy as np
 
@@ -15,7 +15,8 @@ POINTS = 15
 def root(covariance: np.ndarray) -> np.ndarray:
   """R [D, r] with R R^T the covariance [D, D], of numerical rank r.
 
-  Eigenvalues that are rounding errors are left out: their roots would be some 1e8 times larger.
+  Eigenvalues that are rounding errors are left out, since their roots would be about 1e8 times
+  larger.
   """
   values, vectors = np.linalg.eigh(covariance)
   real = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
@@ -25,8 +26,8 @@ def root(covariance: np.ndarray) -> np.ndarray:
 def distance(a: Statistics, b: Statistics) -> float:
   """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
-  Dowson and Landau (1982), Heusel et al. (2017).  With C = R R^T the trace of the root is
-  the sum of the singular values of R_a^T R_b, a real number whatever the ranks.
+  Dowson and Landau (1982), Heusel et al. (2017).  With C = R R^T, the trace of the root is the sum
+  of the singular values of R_a^T R_b, which is real for all ranks.
   """
   return _distance(a, b, root(b.covariance))
 
@@ -43,8 +44,9 @@ def extrapolated(features: np.ndarray, reference: Statistics) -> float | None:
   """The distance of infinitely many samples: the intercept of a line in 1 / n.
 
   FID_infinity of Chong and Forsyth (2020): a fit to the distances of random parts of the samples
-  [N, D], of 15 sizes from N / 10 (but no fewer than 2 D, where the line is one) to N.  The bias of
-  a finite reference stays.  None of fewer than 4 D samples.
+  [N, D].  The parts have 15 sizes from N / 10 to N, but no fewer than 2 D samples, where the
+  relation is linear.  The bias of a finite reference stays.  The result is None for fewer than 4 D
+  samples.
   """
   count, dimensions = features.shape
   if count < LEAST * dimensions:
@@ -58,9 +60,9 @@ def extrapolated(features: np.ndarray, reference: Statistics) -> float | None:
 
 
 def warning(dimensions: int, **counts: int) -> str:
-  """A doubt about a distance in so many dimensions, '' if there is none.
+  """A warning about a distance in this many dimensions; '' if there is none.
 
-  counts: how many there are of each set, by its name.
+  counts: the size of each set, by its name.
   """
   few = [f'{n:,} {name}' for name, n in counts.items() if 0 < n < dimensions]
   if not few:

@@ -1,8 +1,9 @@
-"""Fidelity and diversity apart: which samples are near the data, and which data near samples.
+"""Separate fidelity and diversity: which samples are near the data, and which data near samples.
 
-The support of a set is estimated by balls around its members, as wide as the way to the k-th
-nearest other member.  All four numbers depend on the sizes of the sets: compare equal ones.
-Features are [n, D]; the distances [n, m] are computed in blocks and never stand in memory whole.
+The support of a set is estimated by balls around its members.  Each ball reaches to the k-th
+nearest other member.  All four numbers depend on the sizes of the sets, so compare sets of equal
+sizes.  Features are [n, D].  The distances [n, m] are computed in blocks, and never kept whole in
+memory.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +14,7 @@ BLOCK = 1024  # rows of a distance matrix at a time
 
 
 class PrecisionRecall(NamedTuple):
-  """Kynkäänniemi et al. (2019): both in [0, 1]."""
+  """Precision and recall of Kynkäänniemi et al. (2019), both in [0, 1]."""
   precision: float  # share of the samples in a ball of the data
   recall: float     # share of the data in a ball of the samples
 
@@ -35,7 +36,7 @@ def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
-  """The square of the distance of each to its k-th nearest other: [n]."""
+  """The squared distance of each member to its k-th nearest other member: [n]."""
   if not 0 < k < len(x):
     raise ValueError(f'k = {k}: among {len(x)} features none has so many others')
   out = np.empty(len(x))
@@ -64,10 +65,9 @@ def precision_recall(data: np.ndarray, samples: np.ndarray, k: int = 3) -> Preci
 def density_coverage(data: np.ndarray, samples: np.ndarray, k: int = 5) -> DensityCoverage:
   """Density and coverage: Naeem et al. (2020).
 
-  Density is 1 / (k m) times the sum over samples of how many of the data's balls each is in: 1 on
-  average where the two distributions agree.  Coverage is then 1 - 2^-k for many data and as many
-  samples.
-  data: [n, D]; samples: [m, D].  Raises ValueError unless 0 < k < n.
+  Density is 1 / (k m) times the sum over samples of the number of data's balls that contain the
+  sample.  It is 1 on average if the two distributions agree.  Coverage is then 1 - 2^-k, for many
+  data and equally many samples. data: [n, D]; samples: [m, D].  Raises ValueError unless 0 < k < n.
   """
   data, samples = np.asarray(data, np.float64), np.asarray(samples, np.float64)
   radii = _radii(data, k)

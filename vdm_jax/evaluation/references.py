@@ -1,12 +1,12 @@
-"""The reference of samples: the statistics of a data set's features, kept in a file.
+"""The reference for samples: the statistics of a data set's features, kept in a file.
 
     mean, covariance     float64 [D], [D, D]
     count                images they are of
     features             float32 [n, D], of some of the images, in random order
     about                JSON: the name of the data, the extractor and its checksum, shape, levels
 
-A file of other code that holds `mu` and `sigma` is read too.  It says neither its features nor the
-number of images, and has no features for neighbours.
+A file of other code with `mu` and `sigma` can be read too.  Such a file names neither its extractor
+nor the number of images, and has no features for neighbours.
 """
 import hashlib
 import json
@@ -52,7 +52,7 @@ def save(path: str | Path, reference: Reference) -> None:
 
 
 def arrays(path: str | Path, flag: str) -> dict[str, np.ndarray]:
-  """All arrays of an .npz.  Raises InputError, naming the flag: no such file, or a damaged one."""
+  """All arrays of an .npz.  Raises InputError, naming the flag, for a missing or damaged file."""
   path = files.user_path(flag, path)
   if not path.is_file():
     raise InputError(flag, f'{path}', 'there is no such file', 'give the path of an .npz')
@@ -66,9 +66,9 @@ def arrays(path: str | Path, flag: str) -> dict[str, np.ndarray]:
 
 def from_arrays(arrays: Mapping[str, np.ndarray], path: str, extractor: Extractor
                 ) -> Reference | None:
-  """The reference that a file's arrays are; None where they are no statistics.
+  """The reference from a file's arrays; None if they are no statistics.
 
-  Raises InputError where they are of other features than the extractor's.
+  Raises InputError if they have other features than the extractor's.
   """
   if {'mu', 'sigma'} <= arrays.keys():
     mean, covariance = (np.asarray(arrays[name], np.float64) for name in ('mu', 'sigma'))

@@ -1,7 +1,7 @@
-"""All scores of a set of samples, and all that they depend on, as one result.
+"""All scores of a set of samples, and everything that they depend on, as one result.
 
-A number is comparable with another one where the extractor's checksum, the reference's hash and
-the number of samples agree; so these are part of it.
+Two scores are comparable if the extractor's checksum, the reference's hash and the number of
+samples agree.  So these are part of the result.
 """
 import json
 import math
@@ -22,7 +22,7 @@ K_RECALL, K_COVERAGE = 3, 5  # neighbours, as published
 
 
 class Scores(NamedTuple):
-  """What `score` found; None where the reference has no features of its own to compare."""
+  """The result of `score`; a field is None if it needs features that the reference lacks."""
   samples: str
   count: int
   extractor: str
@@ -46,8 +46,8 @@ class Scores(NamedTuple):
 def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name: str) -> Scores:
   """The scores of samples with features [N, D], called `name`.
 
-  Raises InputError: another D than the reference's, features that are not finite, too few of
-  either for the neighbours that are counted.
+  Raises InputError if D differs from the reference's D, if features are not finite, or if either
+  set is too small for the number of neighbours.
   """
   count, dimensions = samples.shape
   of_reference = len(reference.statistics.mean)
@@ -109,6 +109,6 @@ def table(scores: Scores) -> rich.table.Table:
 
 
 def to_json(scores: Scores) -> str:
-  """Its fields by name; a number that is not finite is null."""
+  """The fields by name; a number that is not finite is null."""
   finite = lambda u: None if isinstance(u, float) and not math.isfinite(u) else u
   return json.dumps({name: finite(u) for name, u in scores._asdict().items()}, indent=2) + '\n'

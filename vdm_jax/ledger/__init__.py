@@ -1,5 +1,4 @@
-"""The ledger of a run's likelihood: each number with its kind and error, and the relations that
-must hold."""
+"""The ledger of a run's likelihood: numbers with their kind and error, and their relations."""
 from vdm_jax.ledger.comparison import Evaluated, over_seeds
 from vdm_jax.ledger.families import own
 from vdm_jax.ledger.family import Family, Options

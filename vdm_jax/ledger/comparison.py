@@ -1,4 +1,4 @@
-"""Several runs side by side: their ledgers, which of them is best, and how seeds scatter."""
+"""Several runs side by side: their ledgers, the best of them, and the spread over seeds."""
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Evaluated(NamedTuple):
 
 
 def failed(ledger: Ledger) -> list[str]:
-  """The names of what must hold of a ledger, and does not."""
+  """The names of the relations that must hold in a ledger, and do not."""
   return [check['name'] for check in ledger.checks if check['serious'] and not check['passed']]
 
 
@@ -27,9 +27,9 @@ def comparison(runs: Mapping[str, Evaluated]) -> dict[str, dict[str, tuple[float
                                                                            bool]]]:
   """{estimate: {run: (bits/dim, standard error over images, whether it is among the best)}}.
 
-  Among the best is what exceeds the lowest by less than two standard errors of the difference,
-  image by image.  A run whose ledger has `failed` is compared with none.
-  Raises InputError where ledgers are not of the same images.
+  A run is among the best if it exceeds the lowest by less than two standard errors of the
+  difference, image by image.  A run whose ledger has `failed` is not compared.
+  Raises InputError if the ledgers are not of the same images.
   """
   of = {name: run.ledger.dataset for name, run in runs.items()}
   first, *others = of
@@ -63,9 +63,9 @@ def _column(estimate, runs):
 
 
 def comparison_cells(runs: Mapping[str, Evaluated]) -> list[list[str]]:
-  """A header, and a line for each run; the best of each column in **, as in Markdown.
+  """A header, and a line for each run; the best of each column is in **, as in Markdown.
 
-  A run whose ledger has `failed` is marked, and is not best.
+  A run whose ledger has `failed` is marked, and is never best.
   """
   columns = comparison(runs)
   lines = [['run', *columns]]
@@ -80,9 +80,9 @@ def comparison_cells(runs: Mapping[str, Evaluated]) -> list[list[str]]:
 
 
 def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:
-  """bits/dim by estimate of runs that differ in their seed: of each, their mean and their spread.
+  """Mean and standard deviation of bits/dim, by estimate, over runs that differ in their seed.
 
-  The standard deviation describes a single run, with n - 1; absent where there is but one.
+  The standard deviation (with n - 1) describes a single run; it is absent if there is only one run.
   """
   out = rich.table.Table('estimate', *ledgers, 'mean', 'std', title='bits/dim')
   for column in out.columns[1:]:

@@ -1,4 +1,4 @@
-"""The families of estimates, what each of their names means, and how one of your own joins them.
+"""The families of estimates, the meaning of each name, and how to add an estimate of your own.
 
   vlb                    the bound in continuous time
   vlb@T                  the bound of the chain of T steps, with the variance of q(z_s | z_t, x);
@@ -17,19 +17,20 @@
 
 The kind of each number.  vlb, vlb@T and iw are upper bounds on the negative log-likelihood of
 the reverse SDE, or of the chain.  An ode row is an upper bound on the negative log-likelihood of
-the probability flow, another model unless the score is exact, but for the error of its steps: one
-of fixed steps is only an estimate.  No row is the likelihood itself: discrete data reach continuous
-latents at the cost of a divergence, by any decoder and any dequantiser, which more draws
-(--importance, in the name of the row) reduce.  But log-densities with Hutchinson's noise in them
-bound nothing inside of a logarithm of a mean: with --importance above 1 they are only an estimate.
-So is immse.  A codec row is the length of a code that was written and decoded.  Its expectation is
-the expectation of vlb@T, but for the bins that latents are rounded to.
+the probability flow, up to the error of its steps.  The flow is another model unless the score is
+exact.  An ode row with fixed steps is only an estimate.  No row is the likelihood itself: with any
+decoder and any dequantiser, discrete data reach continuous latents at the cost of a divergence.
+More draws (--importance, in the name of the row) reduce this divergence.  But log-densities with
+Hutchinson's noise give no bound inside a logarithm of a mean: with --importance above 1 an ode row
+is only an estimate.  immse is only an estimate too.  A codec row is the length of a code that was
+written and decoded.  Its expectation is the expectation of vlb@T, up to the bins that latents are
+rounded to.
 
-iw with /large or /learned has heavy-tailed weights.  Where the variance of p(z_s | z_t) is r times
-the variance of q(z_s | z_t, x), E_q (p / q)^2 is the integral of p^2 / q, infinite for r >= 2:
-steps are so long near the data, or where there are few of them.  A bound it stays, in expectation;
-but no number of paths that one can draw comes near that expectation, and the standard error does
-not show it.  So fewer than 10 steps are refused, and the rows of more say it.
+iw with /large or /learned has heavy-tailed weights.  If the variance of p(z_s | z_t) is r times the
+variance of q(z_s | z_t, x), then E_q (p / q)^2 is the integral of p^2 / q, infinite for r >= 2.
+Steps near the data, or in a chain of few steps, are long enough for this.  The row stays a bound in
+expectation.  But no feasible number of paths comes near that expectation, and the standard error
+does not show it.  So fewer than 10 steps are refused, and rows of more steps have a note.
 """
 import inspect
 import math
@@ -62,7 +63,7 @@ _CHAIN = rf'(/(?P<variance>{_VARIANCES}))?(?P<ddpm>/ddpm)?'
 
 
 def _read(form: str, name: str) -> dict[str, Any] | None:
-  """The groups of a form in a name, whole numbers as such; None where it is another's name.
+  """The groups of a form in a name, with whole numbers as int; None if the name has another form.
 
   Raises InputError for a number below 1.
   """
@@ -84,7 +85,7 @@ def _refused(request: Request, problem: str, remedy: str) -> InputError:
 
 
 class BoundSettings(NamedTuple):
-  """The chain of a bound."""
+  """The settings of a bound's chain."""
   steps: int | None = None     # T; None: continuous time
   variance: str | None = None  # None: small
   ddpm: bool = False           # the decoder of DDPM ends the chain
@@ -134,7 +135,7 @@ def _require_levels(request: Request, model: Model, batch: PyTree) -> None:
 
 
 def _levels(request: Request, levels: int | None) -> int:
-  """The levels of the data.  Raises InputError of real numbers."""
+  """The levels of the data.  Raises InputError if the data are real numbers."""
   if levels is None:
     raise _without_levels(request)
   return levels
@@ -152,7 +153,7 @@ def _require_one_level(request: Request, model: Model) -> None:
 
 
 def _kernel(request: Request, levels: int | None, statistics) -> dict[str, Any]:
-  """What `vlb.discrete` is to be told of the steps."""
+  """The arguments of `vlb.discrete` for the steps."""
   chain: BoundSettings = request.settings
   kernel: dict[str, Any] = {}
   if chain.variance:
@@ -176,7 +177,7 @@ def _importance_weighted(request, options, levels, statistics):
 
 
 def _paths_at_once(request, options, shape=()):
-  """The largest number that the batch has room for and that divides them."""
+  """The largest number of paths that fits in the batch and divides all paths."""
   number = request.settings.paths
   return max(k for k in range(1, min(options.batch_size, number) + 1) if not number % k)
 
@@ -217,7 +218,7 @@ IW = Family(
 
 
 class FlowSettings(NamedTuple):
-  """How the flow is integrated, and how data enter it."""
+  """The settings of the flow: how it is integrated, and how data enter it."""
   steps: int | None = None        # None: adaptive
   dequantiser: str | None = None  # None: the model's decoder
 
@@ -378,7 +379,7 @@ ACCEPTED = (f'{", ".join(family.accepts for family in FAMILIES)} (whole numbers 
 
 def own(estimator: Estimator, name: str = '', *, width: int = 1,
         says: Mapping[str, Any] | None = None) -> Family:
-  """The family of one function and of one name: (model, batch, keys) -> {'nats': [n], ...}.
+  """The family of one function, with one name: (model, batch, keys) -> {'nats': [n], ...}.
 
     def mine(model, batch, keys):  # the bound from one draw of the time for each image
       t = jax.vmap(random.unit)(keys)
@@ -389,15 +390,16 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
   'evaluations' counts the calls of the network for an image.  The function runs under `jax.jit`.
   An image's numbers depend on its own key alone, as in `likelihood.passes`.
 
-  Its row is in the table, in ledger.json and in comparisons of runs, and is held to the range of
-  bits/dim.  No other relation is claimed of it: build a `Family` with `relations` to claim one.
+  The row of the family is in the table, in ledger.json and in comparisons of runs.  The range of
+  bits/dim is checked, and no other relation.  To claim one, build a `Family` with `relations`.
 
   Args:
-    name: of the row; by default the function's.
-    width: examples of the network that it makes of an image at a time.
-    says: more of the row: {'kind': 'upper bound', 'model': 'chain', ...}, see `family.ABOUT`.
+    name: the name of the row; by default the function's name.
+    width: the number of the network's examples that the function makes of an image at a time.
+    says: more fields of the row: {'kind': 'upper bound', 'model': 'chain', ...}, see
+      `family.ABOUT`.
 
-  Raises InputError: a function that cannot be called so, or has no name of its own.
+  Raises InputError if the function cannot be called in this way, or has no name.
   """
   name = name or getattr(estimator, '__name__', '')
   try:
@@ -426,7 +428,7 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
 
 
 def _check_output(request: Request, out: Any, n: int) -> None:
-  """Raises InputError unless these are the shapes of what an estimator returns of n images."""
+  """Raises InputError unless these are the shapes of an estimator's result for n images."""
   remedy = "return {'nats': [n], ...}, a number for each image"
   if not isinstance(out, Mapping) or 'nats' not in out:
     raise _refused(request, "it returns no dictionary with 'nats'", remedy)
@@ -437,14 +439,14 @@ def _check_output(request: Request, out: Any, n: int) -> None:
 
 
 def parse(estimates: Sequence[Any]) -> list[Request]:
-  """Each estimate once, in order; 'vlb', which the pictures show, first.
+  """Each estimate once, in order; 'vlb', which the pictures show, comes first.
 
   Args:
-    estimates: names; 'FILE.py:NAME', where NAME is a `Family` or a function as for `own`, and may
-      be followed by what the family reads in its names, 'FILE.py:mine@10'; or from Python such a
-      value itself, or the `Request` that it makes of a name.
+    estimates: names; or 'FILE.py:NAME', where NAME is a `Family` or a function as for `own`.  NAME
+      may have a suffix that the family reads, 'FILE.py:mine@10'.  In Python, the `Family`, the
+      function, or a `Request` of a family may be given itself.
 
-  Raises InputError, for a name that is none, a file that has none, and two of one name.
+  Raises InputError for an unknown name, for a file without NAME, and for two estimates of one name.
   """
   requests: dict[str, Request] = {}
   for request in map(_request, ('vlb', *estimates)):
@@ -474,8 +476,7 @@ def _named(name: str) -> Request:
 
 
 def _family(estimate: Any, name: str = '', argument: Any = None) -> Family:
-  """A family, or the family of a function.  argument: as the user gave it, if not the value
-  itself."""
+  """A family, or the family of a function.  argument: the user's text, if not the value itself."""
   if isinstance(estimate, Family):
     return estimate
   if not callable(estimate):
@@ -497,10 +498,11 @@ def _of_file(estimate: str, file: str, name: str) -> Request:
 
 
 def needs(requests: Sequence[Request], options: Options, model: Model, batch: PyTree) -> set[str]:
-  """The names of the `TrainingStatistics` that are to be read for these.  Nothing is computed.
+  """The names of the `TrainingStatistics` that these estimates need.  Nothing is computed.
 
-  batch: of any size, as of its data.  Raises InputError, with the remedy, for what this model
-  cannot have: nothing, where a network draws its prior.
+  batch: a batch of the data, of any size.
+  Raises InputError, with the remedy, for an estimate that this model cannot have.  A model whose
+  prior is drawn by a network can have none.
   """
   bounds.require_explicit_prior(model)
   return {name for one in requests
@@ -511,9 +513,9 @@ def chain_estimates(requests: Sequence[Request], options: Options, model: Model,
                     ) -> list[Request]:
   """The estimates of a chain that begins at the data, where log-SNR is infinite: its bound first.
 
-  That takes the place of 'vlb', which has no value there: vlb@T/large/ddpm, as DDPM has it, or
-  vlb@T/learned/ddpm where the network has variances, or vlb@T where the model has a bound of its
-  own.  Raises InputError for what has no value there either.
+  That bound replaces 'vlb', which has no value for such a chain.  It is vlb@T/large/ddpm, as in
+  DDPM; or vlb@T/learned/ddpm if the network has variances; or vlb@T if the model has its own bound.
+  Raises InputError for other estimates that have no value there.
   """
   variance = 'learned' if 'variance' in heads(model, batch) else 'large'
   kernel = f'/{variance}/ddpm' if model.bound is None else ''

@@ -1,7 +1,7 @@
-"""What the ledger knows of an estimate: a `Family` reads its names, and says the rest of each.
+"""The ledger's view of an estimate: a `Family` reads its names, and describes each estimate.
 
-The ledger asks nothing else, so a family of your own is measured, checked and written as the
-families of `families` are.
+The ledger uses nothing else, so a family of your own is measured, checked and written like the
+families of `families`.
 """
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ HostEstimator = Callable[[Model, Any, int, Array, bool], dict[str, np.ndarray]]
 
 
 class Options(NamedTuple):
-  """What the flags say of all estimates."""
+  """The settings that flags give for all estimates."""
   times: int = 32            # draws of the time, for an image
   importance: int = 1        # draws of a dequantiser
   ode_tolerance: float = 1e-5  # of the adaptive method, absolute and relative
@@ -43,12 +43,12 @@ class Options(NamedTuple):
 
 
 class TrainingStatistics(NamedTuple):
-  """What was read from the training split for some of the estimates."""
+  """The statistics of the training split that some estimates need."""
   moments: Moments | None = None      # for immse
   variances: Variances | None = None  # for /analytic
 
   def only(self, names: Sequence[str]) -> 'TrainingStatistics':
-    """The estimates of these names.  Raises ValueError for one that was not read."""
+    """The statistics of these names.  Raises ValueError for a name that was not read."""
     missing = [name for name in names if getattr(self, name) is None]
     if missing:
       raise ValueError(f'{", ".join(missing)}: not read from the training split')
@@ -56,16 +56,16 @@ class TrainingStatistics(NamedTuple):
 
 
 class Request(NamedTuple):
-  """An estimate that is asked for: a name, and what its family reads in it."""
+  """A requested estimate: a name, and the settings that its family reads in the name."""
   name: str
   family: 'Family'
   settings: Any
 
 
 class Family(NamedTuple):
-  """A kind of estimate, by the names that it has in `--estimates` and in the rows of the ledger.
+  """A kind of estimate, with its names in `--estimates` and in the rows of the ledger.
 
-  The functions after the first two are given the name and its settings together, as a `Request`.
+  The functions after the first two get the name and its settings together, as a `Request`.
   """
   name: str
   # A name -> its settings, any value but None; None: this is no name of the family.
@@ -96,7 +96,7 @@ class Family(NamedTuple):
   accepts: str = ''  # the forms of its names, for people
 
   def request(self, name: str = '') -> Request:
-    """The estimate of this name; by default, of the family's own.  Raises InputError."""
+    """The estimate of this name; by default, of the family's own name.  Raises InputError."""
     settings = self.parse(name or self.name)
     if settings is None:
       raise InputError('estimates', name or self.name, f'{self.name} has no such settings',
@@ -104,7 +104,7 @@ class Family(NamedTuple):
     return Request(name or self.name, self, settings)
 
   def draws(self, key: Array, number: int = 0) -> Array:
-    """A key that no other family has.  number: of several."""
+    """A key that no other family has.  number: which key of several."""
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(self.name.encode())), number)
 
 
@@ -114,9 +114,9 @@ ABOUT = ('estimate', 'family', 'kind', 'model', 'steps', 'paths', 'variance', 's
 
 
 def about(request: Request, options: Options, dequantised: bool = False) -> dict:
-  """What a row of the ledger says of its estimate beside its numbers; None: it does not apply.
+  """The description of an estimate in its row, beside the numbers; None if a field does not apply.
 
-  dequantised: the model has a dequantiser of its own, which its bound includes.
+  dequantised: whether the model has its own dequantiser, which its bound includes.
   """
   return (dict.fromkeys(ABOUT)
           | {'estimate': request.name, 'family': request.family.name, 'kind': 'estimate'}
@@ -124,7 +124,7 @@ def about(request: Request, options: Options, dequantised: bool = False) -> dict
 
 
 def check_options(options: Options) -> None:
-  """Raises InputError by the name of the flag."""
+  """Raises InputError, with the name of the flag."""
   for name in ('times', 'importance', 'probes', 'repeats', 'batch_size'):
     require_at_least(name, getattr(options, name))
   if not 0.0 < options.ode_tolerance < 1.0:

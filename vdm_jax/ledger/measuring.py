@@ -1,4 +1,4 @@
-"""Measures an estimate on every image of a split: its row, and the bits behind it."""
+"""Measures an estimate on every image of a split: its row, and the bits of every image."""
 import time
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ _TERMS = ('dequantisation', 'auxiliary', 'reconstruction', 'latent', 'diffusion'
 
 
 class _Clock:
-  """A split that remembers when it was read: a pass reads once for each of its batches."""
+  """A split that remembers the times of its reads; a pass reads once for each batch."""
 
   def __init__(self, split):
     self.split, self.reads = split, []
@@ -34,9 +34,9 @@ class _Clock:
     return self.split.get(rows)
 
   def read(self, processes: int) -> dict:
-    """Speed is that after the first batch, which compiles; None where there is no other.
+    """The speed is measured after the first batch, which compiles; None if there is only one batch.
 
-    processes: that share the images.
+    processes: the number of processes that share the images.
     """
     end, (start, _), later = time.perf_counter(), self.reads[0], self.reads[1:]
     speed = sum(n for _, n in later) * processes / (end - later[0][0]) if later else None
@@ -49,10 +49,10 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
             ) -> Measured:
   """The estimate on each of the first `count` (default: all) images of `split`.
 
-  model: params -> Model; split: `len`, and `get(rows)` -> batch; shape, levels: of the data, None
-  of real numbers; fields: of the row, in addition or instead.
-  Draws belong to (seed, repetition, image), whatever other estimates there are.
-  Raises InputError where a result is not finite, or the model cannot have this estimate.
+  model: params -> Model; split: `len`, and `get(rows)` -> batch; shape, levels: of the data, with
+  levels None for real numbers; fields: added to the row, or replaced in it.  Draws belong to (seed,
+  repetition, image), and do not depend on other estimates.
+  Raises InputError if a result is not finite, or if the model cannot have this estimate.
   """
   family, of = request.family, model(params)
   row = about(request, options, of.dequantise is not None) | (fields or {})
@@ -88,7 +88,7 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
 
 
 def _run(request: Request, options: Options, levels: int | None) -> Callable:
-  """The estimator of a model and what was read from data."""
+  """The estimator for a model and the statistics read from data."""
   estimator = request.family.estimator
   if estimator is None:
     raise ValueError(f'{request.family.name}: it has neither `estimator` nor `on_host`')

@@ -1,7 +1,7 @@
-"""What must hold between the rows of a ledger.
+"""The relations that must hold between the rows of a ledger.
 
-All rows are of the same images, so two of them are compared image by image: the mean of the
-differences has a standard error of its own, much smaller than either row's.
+All rows are of the same images, so two rows are compared image by image.  The mean of the
+differences has its own standard error, much smaller than the error of either row.
 
   max_k log w_k >= log 1/K sum_k w_k >= 1/K sum_k log w_k      the same K paths, exactly
   iw@K'xT <= iw@KxT, K' > K                    more paths tighten the bound
@@ -14,9 +14,9 @@ differences has a standard error of its own, much smaller than either row's.
   vlb@nT <= vlb@T, vlb <= vlb@T                usual, but no theorem of a network: a warning
   vlb@T <= codec@T, to one percent             usual: an escape may cost less than a Gaussian's tail
 
-The probability flow and the reverse SDE are the same model only where the score is exact (Song et
-al. 2021, `Maximum likelihood training`, section 4): rows of the one are never held against rows of
-the other.  Nor are rows of other images, or of other weights.
+The probability flow and the reverse SDE are the same model only if the score is exact (Song et al.
+2021, `Maximum likelihood training`, section 4).  So rows of the flow are never compared with rows
+of the SDE.  Rows of different images, or of different weights, are never compared either.
 """
 import itertools
 import math
@@ -35,12 +35,12 @@ CODED = 0.01  # what the bins of a codec may cost, a share of the bound
 
 def check(measured: Sequence[Measured],
           closed_forms: Mapping[str, tuple[np.ndarray, float]] | None = None) -> list[dict]:
-  """All relations that these rows admit, as dicts of JSON.
+  """All relations that these rows admit, as dicts for JSON.
 
-  name; difference: of the means, bits/dim, left side less right side; standard_error: of it;
-  passed; serious: False for a relation whose failure is only unusual; meaning: of a failure.
-  closed_forms: of terms of the bound, by name: bits/dim of each image [N], and the standard error
-  that the mean of so many draws has around them.
+  The entries: name; difference: of the means, in bits/dim, left side minus right side;
+  standard_error: of the difference; passed; serious: False for a relation whose failure is only
+  unusual; meaning: of a failure. closed_forms: terms of the bound in closed form, by name: bits/dim
+  of each image [N], and the standard error of the mean of that many draws around them.
   """
   by = lambda **values: [m for m in measured
                          if all(m.row[name] == value for name, value in values.items())]
@@ -99,16 +99,16 @@ def check(measured: Sequence[Measured],
 
 def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: str = 'total',
             name: str = '', serious: bool = True, within: float = 0.0) -> dict | None:
-  """One of `check`: that left = right, or left <= right, in expectation; for rows of your own.
+  """One relation as in `check`, for your own rows: left = right, or left <= right, in expectation.
 
-  None where the two are not of the same images and weights, or are of a single draw.
+  The result is None if the two rows have different images or weights, or a single draw.
 
   Args:
     sign: '=' or '<='.
     meaning: of a failure.
     part: of the left row.
     name: of the left side; by default its row's name.
-    within: the share of the right side that the two may differ by in expectation.
+    within: the share of the right side by which the two may differ in expectation.
   """
   if not _comparable(left, right):
     return None
@@ -119,12 +119,13 @@ def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: s
 
 
 def ranges(measured: Sequence[Measured], levels: int | None) -> list[dict]:
-  """That every row, and each of its terms that no model can have below 0, is in its range.
+  """Checks that every row is in its range, and that terms which cannot be negative are not.
 
-  As the relations of `check`.  bits/dim of discrete data are at least 0.  At most they are
-  log2(levels), what equal odds of all levels cost, and the diffusion term of a network that returns
-  zeros, 1/2 E|eps|^2 = 1/2 at each log-SNR: above that it does worse than none.  levels None: of
-  real numbers, whose density, and with it the reconstruction, has no such range.
+  The results are like the relations of `check`.  bits/dim of discrete data are at least 0.  They
+  are at most log2(levels), the cost of equal odds for all levels, plus the diffusion term of a
+  network that returns zeros, 1/2 E|eps|^2 = 1/2 at each log-SNR.  A network above this maximum is
+  worse than none.  levels is None for real numbers; their density, and so the reconstruction, has
+  no such range.
   """
   checks = []
   for m in measured:
@@ -153,7 +154,7 @@ def ranges(measured: Sequence[Measured], levels: int | None) -> list[dict]:
 
 
 def _at_most_0(name, values, meaning):
-  """`_judged` that has a verdict on a single draw too."""
+  """`_judged`, with a verdict on a single draw too."""
   judged = _judged(name, '<=', values, meaning, True)
   if judged is not None:
     return judged
@@ -167,13 +168,13 @@ def _same(a: Measured, b: Measured, *names: str) -> bool:
 
 
 def _comparable(a: Measured, b: Measured) -> bool:
-  """Of the same images, by their checksum, and of the same weights."""
+  """Whether two rows have the same images, by their checksum, and the same weights."""
   images = lambda m: tuple(m.row['dataset'][name] for name in ('sha256', 'examples'))
   return images(a) == images(b) and _same(a, b, 'checkpoint')
 
 
 def _against(measured, name, expected):
-  """A term of a bound and its closed form."""
+  """The check of a term of a bound against its closed form."""
   value, error = expected
   return _judged(f'{name} term of {measured.row["estimate"]} = its closed form', '=',
                  measured.bits[name] - value,
@@ -183,13 +184,13 @@ def _against(measured, name, expected):
 
 
 def _exact(name, difference, meaning):
-  """A difference that is at most 0 for every image and every draw."""
+  """The check of a difference that is at most 0 for every image and every draw."""
   return {'name': name, 'difference': float(np.mean(difference)), 'standard_error': 0.0,
           'passed': bool(np.max(difference) <= ROUNDING), 'serious': True, 'meaning': meaning}
 
 
 def _judged(name, sign, difference, meaning, serious, scale=1.0, error=None, margin=0.0):
-  """difference: [R, N] bits/dim, for each image 0 in expectation, or at most 0, but for `margin`.
+  """difference: [R, N] bits/dim; for each image its mean is 0, or at most 0, up to `margin`.
   """
   mean = float(np.mean(difference))
   if error is None:
@@ -208,11 +209,11 @@ def _judged(name, sign, difference, meaning, serious, scale=1.0, error=None, mar
 
 
 def _rare_events(mean: float, error: float) -> float:
-  """How far a sum of rare events of this mean and standard error may be from its mean.
+  """The distance that a sum of rare events, with this mean and error, may have from its mean.
 
-  If a Poisson number of events of one size is drawn, (mean / error)^2 are expected, and
-  error^2 / mean is their size.  Where they are many it is four standard errors, and one event;
-  where they are few, a single one may be many standard errors.
+  If a Poisson number of events of one size is drawn, (mean / error)^2 events are expected, and
+  error^2 / mean is their size.  With many events, the distance is four standard errors and one
+  event.  With few events, a single event may be many standard errors.
   """
   if not (mean > 0.0 and error > 0.0):
     return 0.0
@@ -221,10 +222,11 @@ def _rare_events(mean: float, error: float) -> float:
 
 
 def _standard_error(difference: np.ndarray) -> tuple[float | None, float]:
-  """Of the mean over these images, and its degrees of freedom; (None, inf) of a single draw.
+  """The error of the mean over these images, and its degrees of freedom; (None, inf) for one draw.
 
-  Each image has its own expectation, so only the draws matter: their spread from repetition to
-  repetition, image by image; from image to image, which includes it, where there is but one.
+  Each image has its own expectation, so only the draws matter.  Their spread is taken from
+  repetition to repetition, image by image.  With a single repetition it is taken from image to
+  image, which includes the spread of the draws.
   """
   r, n = difference.shape
   if r > 1:

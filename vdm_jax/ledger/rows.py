@@ -1,4 +1,4 @@
-"""A row of the ledger: what was estimated, its numbers, and the bits of every image behind them."""
+"""A row of the ledger: its estimate, its numbers, and the bits of every image behind them."""
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ __all__ = ['Measured', 'row']
 
 
 class Measured(NamedTuple):
-  """A row of the ledger, and the bits/dim of every image that it is the mean of."""
+  """A row of the ledger, and the bits/dim of every image, whose mean the row is."""
   row: dict
   bits: dict[str, np.ndarray]         # 'total' and parts of it, [R, N]
   draws: BoundSamples | None = None   # of a bound from single times
@@ -20,8 +20,8 @@ class Measured(NamedTuple):
 def row(about: Mapping, bits: Mapping[str, np.ndarray], evaluations: np.ndarray | None) -> dict:
   """A row of the ledger: `about` (the description of the estimate) and the numbers.
 
-  bits: of every image, 'total' and its parts, bits/dim [R, N]; evaluations: [R, N], of the network;
-  None where they are not known.
+  bits: for every image, 'total' and its parts, bits/dim [R, N]; evaluations: [R, N], of the
+  network; None if they are not known.
   """
   over_images, over_draws = standard_errors(bits['total'])
   repeats, examples = bits['total'].shape

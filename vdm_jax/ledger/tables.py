@@ -1,8 +1,8 @@
-"""The ledger: what was measured, on what, with which error, at what cost.
+"""The ledger: each measured quantity with its data, its error and its cost.
 
-"bits/dim" is the name of at least six different quantities in the literature.  A row says its
-estimate and its model; the ledger says for which weights, which images and which configuration, and
-whether what must hold between its rows does (`relations`).
+"bits/dim" is the name of at least six different quantities in the literature.  A row names its
+estimate and its model.  The ledger names the weights, the images and the configuration, and says
+whether the relations between its rows hold (`relations`).
 """
 import io
 import json
@@ -32,11 +32,11 @@ class Ledger(NamedTuple):
     return json.dumps(self._asdict(), indent=2, allow_nan=False)
 
   def __repr__(self) -> str:
-    """Its `table`, as text."""
+    """The `table` as text."""
     return _printed(self).export_text().strip()
 
   def _repr_html_(self) -> str:
-    """Its `table`, as a notebook shows it."""
+    """The `table` for a notebook."""
     return _printed(self).export_html(inline_styles=True, code_format='<pre>{code}</pre>')
 
 
@@ -62,7 +62,7 @@ _WORDS = ('estimate', 'kind', 'of', 'what must hold', '')  # all other columns a
 
 
 def heading(ledger: Ledger) -> tuple[str, str]:
-  """What was evaluated, in two lines: the images, and the weights with the ends of the schedule."""
+  """Two lines on the evaluation: the images, and the weights with the ends of the schedule."""
   data, weights, first = ledger.dataset, ledger.checkpoint, ledger.rows[0]
   count = f'{data["examples"]:,}'
   if data['examples'] < data['of']:  # the checksum is that of all
@@ -74,7 +74,7 @@ def heading(ledger: Ledger) -> tuple[str, str]:
 
 
 def caution(ledger: Ledger) -> str:
-  """A sentence where the average still consists of the first weights to over a tenth, else ''."""
+  """A sentence if the first weights still make up over a tenth of the average, else ''."""
   weights = ledger.checkpoint
   if (share := weights.get('first_weights', 0.0)) <= 0.1:
     return ''
@@ -83,7 +83,7 @@ def caution(ledger: Ledger) -> str:
 
 
 def explained(rows: Sequence[Mapping]) -> list[str]:
-  """What a reader of these rows has to know: a paragraph each."""
+  """The notes that a reader of these rows needs, one paragraph each."""
   flow = [_FLOW] if any(row['model'] == 'probability flow' for row in rows) else []
   code = [_CODE] if any(row['kind'] == 'code length' for row in rows) else []
   return [_EXPLAINED, *flow, *code, *(f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
@@ -91,7 +91,7 @@ def explained(rows: Sequence[Mapping]) -> list[str]:
 
 
 def table(ledger: Ledger) -> rich.console.Group:
-  """The ledger for the screen, in bits/dim: the rows, what they consist of, what must hold."""
+  """The ledger for the screen, in bits/dim: the rows, their terms, and the relations."""
   parts: list[rich.console.RenderableType] = [*heading(ledger)]
   if warning := caution(ledger):
     parts.append(rich.text.Text(warning, 'yellow'))
@@ -108,7 +108,7 @@ def _printed(ledger):
 
 
 def number(u: float | None, digits: int = 4) -> str:
-  """For a table; '-' for an unknown."""
+  """A number as text for a table; '-' if it is unknown."""
   return '-' if u is None else f'{u:.{digits}f}'
 
 
@@ -131,7 +131,7 @@ def cells(row: Mapping) -> list[str]:
 
 
 def terms(row: Mapping) -> str:
-  """The terms of a row that is a sum, '' for another."""
+  """The terms of a row that is a sum; '' for other rows."""
   parts = row['parts'].values()
   if not (parts and math.isclose(sum(parts), row['bits_per_dim'], rel_tol=1e-4, abs_tol=1e-4)):
     return ''
@@ -141,7 +141,7 @@ def terms(row: Mapping) -> str:
 
 
 def verdict(check: Mapping) -> str:
-  """'holds'; or 'VIOLATED' of a serious check, 'unusual' of another."""
+  """'holds'; or 'VIOLATED' for a serious check, 'unusual' for another."""
   return 'holds' if check['passed'] else 'VIOLATED' if check['serious'] else 'unusual'
 
 
