@@ -4,10 +4,10 @@ A wrapper changes the estimate and nothing else, so every sampler takes every wr
 halves of an estimate always change together: z = alpha x + sigma eps holds after a wrapper wherever
 it held before, and `extra` is kept.
 
-  where x_hat may be          `clip`, `dynamic_threshold`
-  what it is conditioned on   `conditioned_on`
-  what it is led to           `classifier`, `classifier_free`
-  where that applies          `guided_between` two values of log-SNR
+  limits on x_hat             `clip`, `dynamic_threshold`
+  another condition           `conditioned_on`
+  guidance                    `classifier`, `classifier_free`
+  guidance at some levels     `guided_between` two values of log-SNR
 
 Wrappers nest, and the outermost wrapper acts last.  Guidance extrapolates, so clip its result
 (`clip(classifier_free(...))`), not its input.

@@ -3,10 +3,10 @@
   diffusion term = int 1/2 E|eps - eps_hat|^2 dlogsnr
 
 In any interval of log-SNR, the draws made there add up to the term of that interval.  The best
-*linear* denoiser belongs to a Gaussian with the moments of the data (`gaussian`), so a trained
-network's density stays below the Gaussian's, whose mean over an interval is exact.  The moments
-come from a sample, and fit the sample better than other images.  So with few images the Gaussian's
-density is a little too low.
+*linear* denoiser belongs to a Gaussian with the moments of the data (`gaussian`).  So a trained
+network's density stays below the density of the Gaussian, whose mean over an interval is exact.
+The moments come from a sample, and fit the sample better than other images.  So with few images the
+Gaussian's density is a little too low.
 """
 from typing import NamedTuple
 

@@ -114,13 +114,13 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
     log p_k - log q_k = log P(data | z) + log p(z) - log q(z | x).
 
   dequantise: data [n, ...], keys [n] -> y [n, ...], log q(y | data) [n], y in the coordinates of x
-  and within the datum's bin.  With start = None, y is taken for a noiseless z_0 / alpha_0, whatever
+  and within the datum's bin.  With start = None, y is taken as a noiseless z_0 / alpha_0, whatever
   sigma_0 is:
 
     log p_k - log q_k = log p(z_0 = alpha_0 y) + D log alpha_0 - log q(y | data).
 
-  With a time, the flow ends there and the rest of the way is one Gaussian step around the denoised
-  z, so that nothing is left out between `start` and the data:
+  If `start` is a time, the flow ends there.  One Gaussian step around the denoised z goes from
+  `start` to the data, so nothing is left out:
 
     log p_k - log q_k = log N(y; x_hat(z), (sigma / alpha)^2) + log p(z) - log q(z | y)
                         - log q(y | data),      z ~ q(z_start | y).

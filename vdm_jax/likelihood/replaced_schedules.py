@@ -1,9 +1,9 @@
 """One trained network under several schedules: the continuous bound must not change.
 
-The diffusion term is an integral over log-SNR, 1/2 int E|eps - eps_hat|^2 dlogsnr, so it depends on
-the end points of the schedule and on nothing between them (Kingma et al. 2021, section 5.1).  Only
-the variance of its one-draw estimates changes.  If a network reads t instead of the log-SNR, it is
-another network under another schedule, so its bound changes.
+The diffusion term is an integral over log-SNR, 1/2 int E|eps - eps_hat|^2 dlogsnr.  So it depends
+only on the end points of the schedule (Kingma et al. 2021, section 5.1).  Only the variance of its
+one-draw estimates changes.  If a network reads t instead of the log-SNR, it is another network
+under another schedule, so its bound changes.
 """
 import dataclasses
 from collections.abc import Callable

@@ -2,11 +2,11 @@
 
 The bound of `vlb` is for the reverse SDE, and depends on the score alone.  The probability flow is
 another model.  Its -log density is bounded by the errors of the score, of the score's Jacobian, and
-of the gradient of the Jacobian's trace (Lu et al. 2022, `Maximum Likelihood Training for
-Score-Based Diffusion ODEs by High-Order Denoising Score Matching`).  Let s be the score of z.
-Given z, the noise has the mean eps_hat = -sigma s, the covariance I + sigma^2 ds and the third
-cumulant -sigma^3 dds.  Let l = eps - eps_hat, which is sigma s + eps, and J = sigma d eps_hat / dz,
-which is -sigma^2 ds.  The errors
+of the gradient of the Jacobian's trace.  Source: Lu et al. (2022), `Maximum Likelihood Training for
+Score-Based Diffusion ODEs by High-Order Denoising Score Matching`.  Let s be the score of z.  Given
+z, the noise has the mean eps_hat = -sigma s, the covariance I + sigma^2 ds and the third cumulant
+-sigma^3 dds.  Let l = eps - eps_hat, which is sigma s + eps, and J = sigma d eps_hat / dz, which is
+-sigma^2 ds.  The errors
 
     matrix   | I - J - l l^T |_F^2
     trace    ( tr(I - J) - |l|^2 )^2

@@ -15,8 +15,8 @@ r = variance / l^2 in each dimension, the divergence of the two is
 
   KL(q || p) = 1/2 sum (log r + (1 + d^2) / r - 1).
 
-A larger variance pays off where steps are long: p(z_s | z_t) is wider than q(z_s | z_t, x), as x is
-unknown.
+A larger variance lowers the bound where steps are long: p(z_s | z_t) is wider than q(z_s | z_t, x),
+as x is unknown.
 """
 from collections.abc import Callable
 

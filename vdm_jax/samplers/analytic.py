@@ -187,10 +187,10 @@ def _diagonal(denoise, process, eta, data_range, of_eps: Callable[[Estimate], Ar
 def optimal_trajectory(variances: Variances, process: Process, times: Array, steps: int) -> Array:
   """The `steps` + 1 of `times` [T + 1] with the least bound of a chain; both ends are kept.
 
-  With the best variances, the bound of a chain is half the sum over its steps of
-  log(reverse_variance / lambda^2) for each dimension, up to a part that all chains share.  Dynamic
-  programming finds the path of least cost in O(T^2 steps).  Bao et al. (2022), Analytic-DPM, on the
-  optimal trajectory; for eta = 1.
+  With the best variances, all chains share one part of the bound.  The other part, for each
+  dimension, is half the sum over steps of log(reverse_variance / lambda^2).  Dynamic programming
+  finds the path of least cost in O(T^2 steps).  Bao et al. (2022), Analytic-DPM, on the optimal
+  trajectory; for eta = 1.
 
   Raises InputError if the times do not decrease, or if they have fewer than `steps` steps.
   """

@@ -80,8 +80,8 @@ def logsnr(process: Process, n: int, low: float = -FINITE, high: float = FINITE)
   """Evenly spaced in log-SNR between the end points of the process.
 
   These are the logSNR steps of Lu et al. (2022), whose lambda is logsnr / 2.  If a process goes
-  beyond [low, high], perhaps to infinity, the spacing is even within [low, high], and one of the n
-  steps at that end leads from t = 1 or to t = 0.
+  beyond [low, high], perhaps to infinity, the spacing is even within [low, high].  Then one of the
+  n steps at that end leads from t = 1 or to t = 0.
   Raises InputError.
   """
   first, last = _ends(process)
