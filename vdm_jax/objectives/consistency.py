@@ -4,7 +4,7 @@ Song, Dhariwal, Chen and Sutskever (2023).  f(z_t, t) is the end of the path thr
 smallest noise level, where f is the identity.  It is learned from pairs of neighbours.  With t and
 s the times of two neighbouring levels on a grid of N, the loss is
 
-    w d(f(z_t, t), f_target(z_s, s)),
+    w d(f(z_t, t), f_target(z_s, s)).
 
 In distillation (algorithm 2), one step of a solver on a teacher makes z_s of z_t.  In training
 (algorithm 3), z_s is made of the same datum and the same noise as z_t.  f_target has averaged

@@ -17,7 +17,7 @@ give them: p(x^(0) | x^(1)) is the forward kernel itself (`first_step`), and E |
 |x^(T)|^2 = d.  Without the second assumption, the bound is `vlb.discrete` with the decoder
 `first_step`.  For each x, -K exceeds that bound by
 
-    1/2 (d - |x|^2) (beta_1 + alpha_1^2),    alpha_1 at t = 1:
+    1/2 (d - |x|^2) (beta_1 + alpha_1^2),    alpha_1 at t = 1.
 
 The mean of this excess is 0 over data of unit second moments, so the data are scaled to them.
 

@@ -4,7 +4,7 @@ A bit keeps its value with probability 1 - beta_t.  With probability beta_t it i
 then 1 with probability pi, its `activity`:
 
     q(x^(t) | x^(t-1)) = B(x^(t-1) (1 - beta_t) + pi beta_t),    p(x^(T)) = B(pi),
-    p(x^(t-1) | x^(t)) = B(f_b(x^(t), t)),
+    p(x^(t-1) | x^(t)) = B(f_b(x^(t), t)).
 
 Each bit is independent.  Their table App.1 has pi = 1/2.  In their heartbeat (appendix D.1.2), pi
 is the share of ones in the data.  All computations are sums of log odds.  Let l_t(x) be the log
@@ -16,7 +16,7 @@ of pi.  The kernel leaves the distribution pi unchanged, and is its own reversal
 The bound K is eq. 14, as in `dpm2015`.  Its entropies come from p(x^(0) | x^(1)), the reversed
 forward kernel.  For each x, -K is less than the bound of three terms by
 
-    l sum_i (pi - x_i) (beta_1 + a_T),    a_T = prod_t (1 - beta_t),  x_i = 0 or 1:
+    l sum_i (pi - x_i) (beta_1 + a_T),    a_T = prod_t (1 - beta_t),  x_i = 0 or 1.
 
 This difference is 0 for pi = 1/2.  Its mean is 0 over data with a share pi of ones.
 

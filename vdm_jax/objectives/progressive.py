@@ -9,7 +9,7 @@ estimate, one step of DDIM leads to the same z_s:
 Let r = alpha / sigma, and let x_1 and x_2 be the teacher's estimates at t and at t'.  Then x~ is a
 weighted mean,
 
-    x~ = ((r_t' - r_t) x_1 + (r_s - r_t') x_2) / (r_s - r_t),
+    x~ = ((r_t' - r_t) x_1 + (r_s - r_t') x_2) / (r_s - r_t).
 
 This mean loses no digits where the steps are short, and it is x_2 where sigma_s = 0.  For a sampler
 that ends in x_hat (`samplers.ddim_to_x`), the target of the last step, i = 1, is x_2 on every

@@ -4,7 +4,7 @@ Usually a network is trained at z_i made of the data, but used at z_i that follo
 estimates.  Here, with some probability, the network makes z_i: the data are noised to a later step,
 and m estimates bring them back,
 
-    z_(i+m) ~ q(z | x),    z_(j-1) ~ q(z_(j-1) | x_hat(z_j)),    j = i + m, ..., i + 1,
+    z_(i+m) ~ q(z | x),    z_(j-1) ~ q(z_(j-1) | x_hat(z_j)),    j = i + m, ..., i + 1.
 
 Each step draws its own noise, and does not use q(z_(j-1) | z_j, x_hat).  No gradient passes through
 these steps.  The target at z_i is the noise that leads from the datum to z_i, eps = (z_i - alpha_i

@@ -10,7 +10,7 @@ The likelihood weighting, lambda = g^2, is w = 1.  The weighting lambda = sigma^
 likelihood weighting and p(z_1) = pi, their bound is
 
     E[-log p(z_0)] <= E[-log pi(z_1)]
-                      + 1/2 int_0^1 E[g^2 |score_hat - score|^2 - g^2 |score|^2 - 2 div(f z)] dt,
+                      + 1/2 int_0^1 E[g^2 |score_hat - score|^2 - g^2 |score|^2 - 2 div(f z)] dt.
 
 Since dlog sigma = (f + g^2 / (2 sigma^2)) dt, the last two terms integrate to minus the gain of the
 entropy of q(z_t | x) from t = 0 to 1.  So the bound becomes

@@ -9,7 +9,7 @@ and the right side is larger by KL(q(z | data) || p(z | data)).  The second term
 
   VAE          KL(q(z | x) || p(z))
   from above   sum_l  E KL(q(z_l | z_{l+1..L}, x) || p(z_l | z_{l+1..L}))
-  Markovian    KL(q(z_L | x) || p(z_L)) + sum_l E KL(q(z_{l-1} | z_l, x) || p(z_{l-1} | z_l)),
+  Markovian    KL(q(z_L | x) || p(z_L)) + sum_l E KL(q(z_{l-1} | z_l, x) || p(z_{l-1} | z_l)).
 
 The last line holds where the encoder is a chain q(z_1 | x) q(z_2 | z_1) ... that can be reversed,
 as a chain of Gaussians with linear means can.  Let the encoder be the Gaussian process
