@@ -255,5 +255,7 @@ class Experiment(NamedTuple):
   teacher: Callable[[Any, PyTree], None] | None = None  # of one whose start is a teacher: takes
                                        # what that run made, and its parameters, and raises
                                        # InputError where it cannot teach
+  at: Callable[[int], 'Experiment'] | None = None  # the experiment of a checkpoint after so many
+                                       # updates; None: it is the same for all
   adds: tuple[str, ...] = ()           # parameters that a needed start may lack, by a name on their
                                        # path; they change nothing at first

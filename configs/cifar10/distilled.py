@@ -10,7 +10,9 @@ After the colon:
   progressive_teacher  Salimans and Ho (2022), their public config: x-prediction, cosine log-SNR
                        from 20 to -20, truncated SNR, Adam at 2e-4, average 0.9999
   progressive          8,192 steps to 1 in 13 halvings of 50,000 updates, Adam at 5e-5, which falls
-                       to 0 in each; no average, no dropout
+                       to 0 in each; no average, no dropout.  The students of 8, 4, 2 and 1 steps
+                       are the checkpoints of 500,000, 550,000, 600,000 and 650,000 updates
+                       (sample.py --step=500000)
   knowledge            Luhman and Luhman (2021), their public code: the teacher is ddpm.py, and
                        100 steps of DDIM make 1,024,000 pairs (make_pairs.py --sampler=ddim
                        --grid=ddim_quadratic --steps=100); L1, batch 512, Adam at 2e-4, average
@@ -68,6 +70,8 @@ def get_config(which: str = 'progressive') -> ml_collections.ConfigDict:
     of_pairs(config, './pairs')
   elif which == 'progressive':
     recipes.students(config, steps=progressive.updates(config), learning_rate=5e-5)
+    # A halving ends in a checkpoint, and the newest are kept from the student of 8 steps on.
+    config.train.update(validate_every=10_000, checkpoint_every=10_000, keep=16)
   else:
     config.optimizer.update(warmup_steps=1000, weight_decay=0.001)
   return config

@@ -19,7 +19,7 @@ def get_config(system: str = 'teacher') -> ml_collections.ConfigDict:
   config.data.update(name='swirl', validation=50, batch_size=8)
   config.optimizer.update(learning_rate=1e-2, warmup_steps=0, decay_steps=0)
   config.model.update(teacher_steps=8, student_steps=1, halving_updates=10, levels=5)
-  config.ema = {'slow': 0.9}
+  config.ema = {'student': 0.0} if system == 'progressive' else {'slow': 0.9}
   config.train.update(steps=30, log_every=5, validate_every=15, checkpoint_every=5,
                       pictures_every=0, keep=10)
   return config

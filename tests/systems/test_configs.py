@@ -193,3 +193,10 @@ def test_a_configs_schedule_of_work_is_consistent(name):
   assert max(rates.values()) ** run.steps < 1e-3
   assert config.data.validation > 0
   assert config.optimizer.decay_steps in (0, run.steps)
+
+
+@pytest.mark.parametrize('name', ['digits/distilled:progressive', 'digits/distilled:few_guided',
+                                  'cifar10/distilled:progressive'])
+def test_each_halving_of_a_student_ends_in_a_checkpoint(name):
+  _, config = configs.read(name)
+  assert config.model.halving_updates % config.train.checkpoint_every == 0

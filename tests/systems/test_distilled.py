@@ -12,16 +12,17 @@ from flax import linen as nn
 
 import vdm_jax
 from tests.support import commands, students_config
-from vdm_jax import guidance, random, runs, schedules
+from vdm_jax import guidance, random, runs, schedules, targets, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.objectives.guided import draw_weights
-from vdm_jax.processes import diffuse
+from vdm_jax.processes import diffuse, vp
 from vdm_jax.runs import workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.systems import compose
 from vdm_jax.systems.distilled import guided, knowledge, progressive, teachers
 from vdm_jax.systems.guided import label_dropping
+from vdm_jax.systems.scores import score_sde
 from vdm_jax.systems.variational import vdm
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
@@ -159,7 +160,8 @@ def test_a_sampler_of_consistency_models_is_refused_to_others(teacher, tmp_path)
     ({'model__student_steps': 16}, 'config.model.student_steps=16: a student makes fewer'),
     ({'model__halving_updates': 0}, 'config.model.halving_updates=0: '),
     ({'model__weight': 'snrs'}, "config.model.weight='snrs': did you mean snr"),
-    ({'optimizer__decay_steps': 50}, 'config.optimizer.decay_steps=50: in each phase')])
+    ({'optimizer__decay_steps': 50}, 'config.optimizer.decay_steps=50: in each phase'),
+    ({'ema__student': 0.9}, 'config.ema.student=0.9: an average would mix students')])
 def test_what_cannot_be_distilled_is_refused_before_anything_is_written(
     teacher, tmp_path, changes, message):
   start = {'init_from': teacher} if changes else {}
@@ -174,6 +176,52 @@ def test_a_student_is_no_longer_than_its_teacher(student, tmp_path):
   with pytest.raises(InputError, match='config.model.teacher_steps=8: the teacher was distilled '
                                        'for 1, and a student is no longer'):
     runs.train(config('progressive'), CONFIG, tmp_path / 'run', init_from=student)
+
+
+@pytest.mark.parametrize('step,steps', [(5, 4), (10, 4), (15, 2), (20, 2), (25, 1), (30, 1)])
+def test_a_checkpoint_on_the_way_samples_with_the_steps_of_its_own_phase(student, step, steps):
+  trained = workdir.load_trained(student, step=step)
+  assert trained.experiment.model(trained.params).distilled == ('ddim_to_x', steps)
+
+
+def lose_the_checkpoint(directory, how):
+  """As a kill inside the first save leaves it, or a fault of the disk."""
+  saved, = (directory / 'checkpoints').iterdir()
+  if how == 'half-written':
+    saved.rename(saved.with_name(f'{saved.name}.orbax-checkpoint-tmp'))
+  else:
+    (saved / 'params' / 'manifest.ocdbt').write_bytes(b'')
+
+
+@pytest.mark.parametrize('how', ['half-written', 'damaged'])
+def test_a_run_that_lost_its_only_checkpoint_starts_from_its_teacher_again(
+    teacher, tmp_path, how):
+  """Not from random weights, with a random teacher."""
+  directory, asked = tmp_path / 'run', config('progressive', train__steps=5)
+  runs.train(asked, CONFIG, directory, init_from=teacher)
+  first = commands.final_state(directory)
+  leaves_equal(first.aux, workdir.load_trained(teacher).params)
+  lose_the_checkpoint(directory, how)
+  with pytest.raises(InputError, match='init_from: its teacher is what it starts from'):
+    runs.train(asked, CONFIG, directory)
+  runs.train(asked, CONFIG, directory, init_from=teacher)
+  leaves_equal(commands.final_state(directory), first)
+
+
+@pytest.mark.parametrize('changes', [
+    {'target': targets.eps}, {'inputs': lambda z, level: (2.0 * z, level.logsnr)}],
+    ids=['target', 'inputs'])
+def test_a_teacher_whose_network_means_something_else_is_refused(changes):
+  made = config()
+  base = students_config.base(made)
+  arguments = {'net': students_config.tiny_config.Net(8, 0.0), 'curve': vp,
+               'schedule': schedules.Cosine(8.0, -8.0), 'target': targets.v,
+               'weight': weightings.truncated_snr}
+  params = shaken(base.init(random.key(1)))
+  teachers.require_same(base, score_sde.experiment(made, **arguments).model(params), params)
+  other = score_sde.experiment(made, **arguments | changes).model(params)
+  with pytest.raises(InputError, match="init_from: the teacher's network means something else"):
+    teachers.require_same(base, other, params)
 
 
 @pytest.mark.long
@@ -313,6 +361,17 @@ def test_a_guided_student_starts_as_its_teacher_and_its_loss_is_the_guidance_it_
   np.testing.assert_allclose(terms['x_error'], error / 4, rtol=1e-4, atol=1e-7)
   wanted = jnp.maximum(jnp.exp(level.logsnr), 1.0) * error / (4 * math.log(2))
   np.testing.assert_allclose(losses, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_that_has_not_learned_to_do_without_labels_guides_no_student():
+  made, base = of_labels(True)
+  experiment = guided.first(made, base)
+  lacking, _ = without_guidance(shaken(experiment.init(random.key(1))))
+  _, dropping = of_labels(False)
+  experiment.teacher(dropping.model(lacking), lacking)
+  plain = vdm.experiment(made, net=Flat(), schedule=schedules.Linear(6.0, -4.0))
+  with pytest.raises(InputError, match='init_from: the teacher has not learned to do without'):
+    experiment.teacher(plain.model(lacking), lacking)
 
 
 def test_a_guided_student_is_told_w_by_a_condition_and_lacks_no_other_parameter():

@@ -1,4 +1,5 @@
 """Trains a config in a run's directory."""
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,21 +57,30 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   description = experiment.data.describe()
   check.experiment(experiment, experiment.data.split('train').get, config)
   _check_schedule(experiment)
-  if experiment.needs_start and not (init_from or workdir.begun(directory)):
-    raise InputError('init_from', None, experiment.needs_start,
-                     'name the workdir of the run that it starts from')
-  start = None
-  if init_from and not workdir.begun(directory):  # a run that goes on needs it no more
-    pairing.check_start(config.data.name, init_from)
-    start = workdir.load_trained(init_from)
-    _check_start(experiment, spec, start, init_from)
+  read = None
+  if init_from or experiment.needs_start:
+    read = functools.cache(lambda: _start(experiment, spec, config, init_from))
+    if not workdir.begun(directory):  # a run that goes on needs it no more
+      read()
   measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
               if frechet else None)
   with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
-    means = _train(experiment, spec, description, config, directory, start, profile, measures)
+    means = _train(experiment, spec, description, config, directory, read, profile, measures)
     reporting.write(directory)
     return means
+
+
+def _start(experiment: Experiment, spec, config: ml_collections.ConfigDict,
+           directory: str | Path) -> workdir.Trained:
+  """The run in `directory`, to start from.  Raises InputError where it is needed and not named."""
+  if not directory:
+    raise InputError('init_from', None, experiment.needs_start,
+                     'name the workdir of the run that it starts from')
+  pairing.check_start(config.data.name, directory)
+  start = workdir.load_trained(directory)
+  _check_start(experiment, spec, start, directory)
+  return start
 
 
 def _check_start(experiment: Experiment, spec, start: workdir.Trained, directory: str | Path
@@ -113,7 +123,7 @@ def _check_schedule(experiment: Experiment) -> None:
     check_decreasing(model.process)
 
 
-def _train(experiment, spec, description, config, directory, start, profile, measures
+def _train(experiment, spec, description, config, directory, read, profile, measures
            ) -> dict[str, float]:
   if jax.process_index() == 0:
     print(description)
@@ -121,9 +131,8 @@ def _train(experiment, spec, description, config, directory, start, profile, mea
       print(f'The learning rate is 0 from step {config.optimizer.decay_steps:,} on '
             '(--config.optimizer.decay_steps): later steps move the averages alone, unless '
             '--extend lets it fall later.')
-  initial = None
-  if start:
-    initial = lambda params: transfer(params, start.params)
+  # Also for a run that has begun: none of its checkpoints may be sound.
+  initial = None if read is None else lambda params: transfer(params, read().params)
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
                     measures=measures,
                     pictures=lambda params: _preview(experiment, spec, params, config.seed))

@@ -128,8 +128,8 @@ def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
 
 
 def begun(workdir: str | Path) -> bool:
-  """Whether there is a checkpoint to go on from."""
-  return any((Path(workdir) / 'checkpoints').glob('[0-9]*'))
+  """Whether there is a checkpoint to go on from, sound or not; one half-written is none."""
+  return steps_made(workdir) > 0
 
 
 def steps_made(workdir: str | Path) -> int:
@@ -320,7 +320,8 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
     params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
   finally:
     checkpoints.close()
-  return Trained(experiment, config, params, chosen, average)
+  return Trained(experiment.at(chosen) if experiment.at else experiment, config, params, chosen,
+                 average)
 
 
 def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: str | None

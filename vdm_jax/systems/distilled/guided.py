@@ -63,17 +63,15 @@ def _draw(config):
 def first(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
   """The student of the guided estimate, with `fields` in config.model.
 
-  base: the experiment of the teacher, with a network that takes a pair.  The loss is divided by D
-  ln 2.  Raises InputError: a base that has not learned to do without labels; a range of weights.
+  base: the experiment of the teacher, which is `label_dropping`'s, with a network that takes a
+  pair.  The loss is divided by D ln 2.  Raises InputError: a range of weights; its `teacher` also
+  where that run has not learned to do without labels.
   """
   m, draw, student = config.model, _draw(config), told(base)
   require_choice('config.model.weight', m.weight, weightings.OF_X)
 
   def loss(params, batch, context):
     teacher = base.model(context.aux)
-    if teacher.null is None:
-      raise InputError(None, None, 'the teacher of a guided student has to do without labels too',
-                       'train one with dropped labels (systems.guided.label_dropping)')
     without = conditioned_on(teacher.denoise, teacher.null)
 
     def both(z, level, cond: PyTree = None):
@@ -88,9 +86,15 @@ def first(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
     return compose.loss_of(objective, model, teacher.shape)(
         params, draw(batch, context.keys), context)
 
+  def check(made, params):
+    teachers.require_same(base, made, params)
+    if made.null is None:
+      raise InputError('init_from', None, 'the teacher has not learned to do without labels, as '
+                       'the guidance of a student needs',
+                       'name a run with dropped labels (systems.guided.label_dropping)')
+
   return student._replace(
-      loss=loss, aux=teachers.first_parameters, adds=('guidance',),
-      teacher=lambda made, params: teachers.require_same(base, made, params),
+      loss=loss, aux=teachers.first_parameters, adds=('guidance',), teacher=check,
       needs_start='its teacher is what it starts from')
 
 

@@ -5,7 +5,9 @@ first phase the student makes half of the `teacher_steps`.  At the start of each
 student becomes the teacher, the optimiser begins afresh, and the steps are halved, down to
 `student_steps`.  In each phase the learning rate falls linearly to 0.  The phase is a function of
 the number of the update, and the teacher is a part of the state.  So a run that was stopped goes on
-bit for bit.
+bit for bit.  A checkpoint samples with the steps of its own phase.
+
+There is no average, as in the published config: an average would mix students of different steps.
 
 Training starts from the teacher's run (--init_from), whose config builds the same `base`.
 """
@@ -19,7 +21,7 @@ import ml_collections
 import optax
 
 from vdm_jax import weightings
-from vdm_jax.errors import InputError, require_choice
+from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.objectives import progressive
 from vdm_jax.systems import compose
 from vdm_jax.systems.distilled import teachers
@@ -55,7 +57,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
   rate at the start of a phase, and no decay of its own.
 
   Raises InputError: steps that are no powers of two; a student no shorter than its teacher; a decay
-  of the rate.
+  of the rate; an average.
   """
   m = config.model
   for name in ('teacher_steps', 'student_steps'):
@@ -70,6 +72,9 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
     raise InputError('config.optimizer.decay_steps', config.optimizer.decay_steps,
                      'in each phase the rate falls to 0, at config.model.halving_updates',
                      'leave it 0')
+  for name, rate in base.ema.items():
+    require(rate == 0.0, f'config.ema.{name}', rate, 'an average would mix students of different '
+            'steps', 'give 0, which keeps the parameters themselves')
   table = progressive.phases(m.teacher_steps // 2, m.student_steps, m.halving_updates)
 
   def loss(params, batch, context):
@@ -82,9 +87,13 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
     losses, terms = compose.loss_of(objective, model, teacher.shape)(params, batch, context)
     return losses, {**terms, 'student_steps': jnp.broadcast_to(1.0 * steps, losses.shape)}
 
-  def model(params, keys=None):
-    return base.model(params, keys)._replace(
-        distilled=(SAMPLER, m.student_steps), bound=None, null=None, ends_denoised=False)
+  def model_of(steps):
+    return lambda params, keys=None: base.model(params, keys)._replace(
+        distilled=(SAMPLER, steps), bound=None, null=None, ends_denoised=False)
+
+  def at(updates):
+    last = teachers.before(jnp.asarray(updates), train=False)
+    return students._replace(model=model_of(int(progressive.steps_at(last, *table))))
 
   def teacher(made, params):
     teachers.require_same(base, made, params)
@@ -95,10 +104,12 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
 
   falling = optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, m.halving_updates))
   tx = optax.chain(base.tx, falling)
-  return base._replace(
-      loss=loss, model=model, tx=tx, aux=teachers.first_parameters, teacher=teacher,
+  students = base._replace(
+      loss=loss, model=model_of(m.student_steps), at=at, tx=tx, aux=teachers.first_parameters,
+      teacher=teacher,
       update=_halving(step_lib.make_step(loss, tx, base.ema), tx, table[1]),
       needs_start='its teacher is what it starts from')
+  return students
 
 
 def _halving(step: Update, tx: optax.GradientTransformation, begins) -> Update:

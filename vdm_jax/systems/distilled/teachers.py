@@ -5,9 +5,11 @@ which `--init_from` names.  So a config needs no path, and a student is loaded w
 """
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax import random
 from vdm_jax.errors import InputError, require
 from vdm_jax.model import Model
 from vdm_jax.typing import Array, Experiment, PyTree, denoises
@@ -22,14 +24,16 @@ def first_parameters(params: PyTree) -> PyTree:
 
 
 def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
-  """Raises InputError where the teacher has another shape or process than `base` with `params`.
+  """Raises InputError where the teacher has another shape, process or estimate than `base`.
 
-  base: the experiment that the teacher's own config would build here.
+  base: the experiment that the teacher's own config would build here, with `params`, the teacher's
+  parameters.  The estimates differ where one network predicts eps and the other v, say, or where
+  they read z or the level otherwise.
   """
   if not denoises(teacher):
     raise InputError('init_from', None, f'that run made a {type(teacher).__name__}, which does '
                      'not denoise', 'name a run of a diffusion model')
-  own = base.model(params)
+  own = base.model(_whole(base, params))
   require(tuple(teacher.shape) == tuple(own.shape), 'init_from', None,
           f'the teacher makes data of {tuple(teacher.shape)}, and the student of '
           f'{tuple(own.shape)}', 'name a run of the same data')
@@ -41,6 +45,35 @@ def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
     raise InputError('init_from', None, f'the teacher has another process: at t = {_TIMES[at]:g} '
                      f'{say(theirs)}, where the student has {say(ours)}',
                      'give config.model the fields of the teacher')
+  own_x, its_x = (np.asarray(_estimates(m)) for m in (own, teacher))
+  # The two compute the same, but perhaps in another order.
+  if not np.linalg.norm(own_x - its_x) <= 1e-2 * np.linalg.norm(its_x):
+    raise InputError('init_from', None, "the teacher's network means something else: with its "
+                     'weights the student estimates another x',
+                     'give config.model the fields of the teacher (its target or objective, and '
+                     'what its network reads)')
+
+
+def _whole(base: Experiment, params: PyTree) -> PyTree:
+  """The parameters of `base`: those of `params`, and zeros for what it adds to a teacher."""
+  there = {jax.tree_util.keystr(path): leaf
+           for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+  shapes = jax.eval_shape(base.init, random.key(0))
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: there.get(jax.tree_util.keystr(path), jnp.zeros(leaf.shape, leaf.dtype)),
+      shapes)
+
+
+def _estimates(model: Model) -> Array:
+  """x_hat at z ~ N(0, alpha^2 + sigma^2), under the first conditions of the data."""
+  t = jnp.array(_TIMES[1:-1])
+  cond = model.cond(model.conditions(np.arange(t.size)))
+  level = model.process(t)
+  eps = random.normal(random.per_example(random.key(0), jnp.arange(t.size)),
+                      jnp.zeros((t.size, *model.shape)))
+  wide = level.expand(eps)
+  # Not jitted: the parameters of a large network would be constants of the program.
+  return model.denoise(jnp.hypot(wide.alpha, wide.sigma) * eps, level, cond).x
 
 
 def on_process_of(model: Model, teacher: Model) -> Model:
