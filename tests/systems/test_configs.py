@@ -71,9 +71,13 @@ def built(name, tmp_path, **model):
 
 def of_loss(experiment, params, batch, reported):
   """The loss of a batch is one number an example, and so are its terms, traced by shapes alone."""
-  context = Context(jnp.array([0.2, 0.7]), random.per_example(random.key(0), jnp.arange(2)),
-                    jnp.int32(0), aux=step_lib.first_aux(experiment.aux, params))
-  losses, terms = jax.eval_shape(lambda p, b: experiment.loss(p, b, context), params, batch)
+  def loss(params, batch):  # of which the averages, and a teacher, are the first parameters
+    context = Context(jnp.array([0.2, 0.7]), random.per_example(random.key(0), jnp.arange(2)),
+                      jnp.int32(0), dict.fromkeys(experiment.ema, params),
+                      step_lib.first_aux(experiment.aux, params))
+    return experiment.loss(params, batch, context)
+
+  losses, terms = jax.eval_shape(loss, params, batch)
   assert losses.shape == (2,) and all(u.shape == (2,) for u in terms.values())
   assert terms.keys() >= reported
 
@@ -90,7 +94,7 @@ def test_a_config_builds_and_its_update_traces(name, tmp_path):
       experiment.loss(params, batch, None)
     return
   # Of many blocks, written out: the gradient of a step takes long.
-  if name.startswith(('published/', 'cifar10/flows')):
+  if name.startswith(('published/', 'cifar10/flows', 'cifar10/distilled')):
     of_loss(experiment, params, batch, REPORTED.get(name, BOUND))
     return
   state = jax.eval_shape(lambda p: step_lib.init(p, experiment.tx, experiment.ema, experiment.aux),
