@@ -202,8 +202,9 @@ def test_a_run_that_lost_its_only_checkpoint_starts_from_its_teacher_again(
   first = commands.final_state(directory)
   leaves_equal(first.aux, workdir.load_trained(teacher).params)
   lose_the_checkpoint(directory, how)
+  copy = shutil.copytree(directory, tmp_path / 'copy')
   with pytest.raises(InputError, match='init_from: its teacher is what it starts from'):
-    runs.train(asked, CONFIG, directory)
+    runs.train(asked, CONFIG, copy)
   runs.train(asked, CONFIG, directory, init_from=teacher)
   leaves_equal(commands.final_state(directory), first)
 
