@@ -91,6 +91,28 @@ def test_the_net_rate_is_the_bound_of_the_chain_image_by_image():
   assert rates['analytic'] < rates['small'] - 0.25
 
 
+@pytest.mark.parametrize('steps', [20, 100])
+def test_the_bits_that_are_borrowed_at_first_are_two_latents_less_the_reconstruction(steps):
+  """Entropies of Gaussians in bins; and the two words of the state, which no image has touched."""
+  shape, lanes = (32, 32, 1), 4
+  size = int(np.prod(shape))
+  wide = of(uniform)._replace(shape=shape)
+  data = np.random.default_rng(3).integers(0, LEVELS, (lanes, *shape))
+  chain = codec.chain(wide, LEVELS, steps, lanes=lanes)
+  coded = codec.encode(chain, lambda rows: data[rows], lanes, progress=False)
+  level = PROCESS(jnp.zeros(lanes))
+  noise = np.random.default_rng(4).standard_normal(data.shape)
+  x = PIXELS.encode(jnp.asarray(data))
+  z = float(level.alpha[0]) * x + float(level.sigma[0]) * noise
+  nats = -np.asarray(PIXELS.log_prob(jnp.asarray(data), jnp.asarray(z, jnp.float32), level))
+  reconstruction = nats.sum() / data.size / np.log(2.0)
+  latent = np.log2(2.0 * np.sqrt(2.0 * np.pi * np.e))  # two bins to a standard deviation
+  tau = 1.0 - np.exp(-(7.4 + 5.2) / steps)
+  exact = 2.0 * latent - 0.5 * np.log2(tau) - reconstruction
+  borrowed = coded.initial / lanes / size
+  assert borrowed - 64.0 / size == pytest.approx(exact, rel=0.02)
+
+
 def exact_variance(estimate, at_t, at_s):
   """beta_tilde and what the mean of the posterior leaves open, E Var(x | z_t), by quadrature."""
   centres = PIXELS.encode(jnp.arange(LEVELS))
@@ -156,6 +178,13 @@ def test_popped_latents_are_fresh_noise_only_if_the_stack_is_whitened(white, mon
 def test_a_model_without_a_chain_is_refused(problem, fields):
   with pytest.raises(InputError, match=problem):
     codec.chain(of(uniform, **fields), LEVELS, 20)
+
+
+def test_a_log_snr_that_stands_still_is_refused():
+  flat = lambda t: jnp.where(t < 0.5, 7.4 - 20.0 * t, -2.6)
+  still = of(uniform)._replace(process=processes.GaussianProcess(flat))
+  with pytest.raises(InputError, match='T=4: the log-SNR of this model does not fall in every'):
+    codec.chain(still, LEVELS, 4)
 
 
 def test_images_of_another_shape_or_with_other_levels_are_refused():

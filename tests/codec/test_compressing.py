@@ -1,4 +1,5 @@
 """Images to a file and back by a run, and every refusal."""
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from PIL import Image
 
 from tests.support import images_run
 from vdm_jax import runs
-from vdm_jax.codec import container
+from vdm_jax.codec import container, stack
 from vdm_jax.errors import InputError
 from vdm_jax.runs import compressing, workdir
 
@@ -65,6 +66,7 @@ def test_the_parts_of_a_file_are_its_size(encoded):
   assert report.header + report.initial + net == pytest.approx(report.size, abs=4.0 * 2 * 5)
   info = compressing.info(out)
   assert info['steps'] == 3 and info['count'] == 24 and info['bytes'] == report.size
+  assert info['names'] == 'a.png, b.png, d.png, ...'
 
 
 def test_the_bound_that_is_reported_is_that_of_the_images_and_their_chain(folder, run, encoded):
@@ -107,7 +109,8 @@ def test_images_that_are_too_many_to_be_held_are_read_a_lane_at_a_time(folder, r
 
 def test_arrays_are_decoded_in_the_memory_of_a_few(tmp_path):
   count, shape = 3000, (16, 16, 3)
-  header = {'count': count, 'shape': shape, 'levels': 256, 'conditions': {'label': [1] * count}}
+  header = {'count': count, 'shape': shape, 'levels': 256, 'conditions': {'label': [1] * count},
+            'names': [f'{i}.png' for i in range(count)]}
   image = np.random.default_rng(0).integers(0, 256, shape)
   decoded = ((np.array([i]), (image[None] + i) % 256) for i in reversed(range(count)))
   tracemalloc.start()
@@ -116,6 +119,7 @@ def test_arrays_are_decoded_in_the_memory_of_a_few(tmp_path):
   tracemalloc.stop()
   assert most < count * image.size / 4  # a byte for each of a quarter of them
   with np.load(tmp_path / 'new' / 'images.npz') as arrays:
+    assert arrays['names'][7] == '7.png'
     assert arrays['labels'].shape == (count,) and arrays['images'].dtype == np.uint8
     np.testing.assert_array_equal(arrays['images'][7], (image + 7) % 256)
   assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['images.npz']
@@ -149,6 +153,9 @@ def test_other_arrays_keep_their_labels_and_a_model_of_classes_wants_them(folder
   np.savez(tmp_path / 'bare.npz', images=images)
   with pytest.raises(InputError, match="conditioned on 'label', and the images have none"):
     compressing.encode(run, tmp_path / 'bare.npz', tmp_path / 'y.vdmz', steps=2, progress=False)
+  np.savez(tmp_path / 'four.npz', images=images, labels=np.array([0, 2, 1, 1, 3]))
+  with pytest.raises(InputError, match="of their array 'label', the classes are 0 .. 2"):
+    compressing.encode(run, tmp_path / 'four.npz', tmp_path / 'y.vdmz', steps=2, progress=False)
 
 
 def test_a_model_of_augmented_images_codes_them_as_they_are(folder, tmp_path):
@@ -181,14 +188,35 @@ def test_the_ledger_has_the_bits_of_a_file_beside_the_bound(run, tmp_path):
     runs.evaluate(run, split='validation', estimates=['codec'], out=tmp_path)
 
 
-@pytest.mark.parametrize('place', range(0, 100, 9))
-def test_a_changed_byte_anywhere_is_noticed_before_decoding(encoded, tmp_path, place):
-  content = bytearray(encoded[0].read_bytes())
-  content[len(content) * place // 100] ^= 4
-  (tmp_path / 'bad.vdmz').write_bytes(content)
-  with pytest.raises(InputError, match=r'damaged|a complete .vdmz file|version'):
-    compressing.decode(tmp_path / 'bad.vdmz', tmp_path / 'out')
+def test_a_changed_bit_anywhere_is_noticed_before_decoding(encoded, tmp_path):
+  content, bad = encoded[0].read_bytes(), tmp_path / 'bad.vdmz'
+  sample = np.random.default_rng(0).integers(48 * 8, len(content) * 8, 64)
+  for bit in [*range(48 * 8), *sample.tolist(), len(content) * 8 - 1]:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    bad.write_bytes(changed)
+    with pytest.raises(InputError, match=r'damaged|a complete .vdmz file|version') as error:
+      compressing.decode(bad, tmp_path / 'out')
+    assert len(str(error.value).splitlines()) == 1, bit
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_whose_lanes_are_not_its_words_is_refused(encoded, tmp_path):
+  """With a right checksum: the work of another program."""
+  content = encoded[0].read_bytes()
+  length, = struct.unpack_from('<I', content, 6)
+  header = json.loads(zlib.decompress(content[42:42 + length]))
+  several = header['lanes']
+  short = [[several[0][0] - 1, several[0][1]], *several[1:]]
+  for text in (json.dumps(header | {'lanes': short}), json.dumps(header | {'lanes': []}), '[]',
+               json.dumps({}), 'no JSON'):
+    packed = zlib.compress(text.encode())
+    start = struct.pack('<4sHI', b'VDMZ', container.VERSION, len(packed))
+    body = packed + content[42 + length:]
+    digest = hashlib.sha256(start + body).digest()
+    (tmp_path / 'bad.vdmz').write_bytes(start + digest + body)
+    with pytest.raises(InputError, match='its header and its payload do not agree'):
+      compressing.info(tmp_path / 'bad.vdmz')
 
 
 @pytest.mark.parametrize('kept', [0, 3, 20, 60, -1])
@@ -244,8 +272,20 @@ def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_p
                           (folder / 'run', 'it holds no pictures')):
     with pytest.raises(InputError, match=message):
       compressing.encode(run, images, tmp_path / 'x.vdmz', steps=2, progress=False)
-  with pytest.raises(InputError, match='seed=-1: it must be at least 0'):
-    compressing.encode(run, folder / 'pictures', tmp_path / 'x.vdmz', seed=-1)
+  def nothing(*_):
+    raise AssertionError('the variances were estimated first')
+
+  monkeypatch.setattr(compressing, 'variances_of', nothing)
+  of_17 = tmp_path / 'dark.npz'
+  np.savez(of_17, images=np.full((2, 4, 4, 1), 256, np.int32))
+  for images, options, message in (
+      (folder / 'pictures', {'seed': -1}, 'seed=-1: it is out of range'),
+      (folder / 'pictures', {'seed': 5_000_000_000}, 'seed=5000000000: it is out of range'),
+      (folder / 'pictures', {'steps': 0}, 'T=0: it must be at least 1'),
+      (folder / 'pictures', {'lanes': 0}, 'lanes=0: it must be at least 1'),
+      (of_17, {}, 'from 256 to 256; give integers from 0 to 255')):
+    with pytest.raises(InputError, match=message):
+      compressing.encode(run, images, tmp_path / 'x.vdmz', variance='analytic', **options)
   with pytest.raises(InputError, match='no head for the variance'):
     compressing.encode(run, folder / 'pictures', tmp_path / 'x.vdmz', variance='learned')
   monkeypatch.setattr(compressing.container, 'write', lambda *_: (_ for _ in ()).throw(OSError))
@@ -272,6 +312,25 @@ def test_a_picture_that_would_not_come_back_as_it_is_is_refused(run, tmp_path, m
   with pytest.raises(InputError, match=message):
     compressing.encode(run, tmp_path / 'one.png', tmp_path / 'x.vdmz', steps=2, progress=False)
   assert not (tmp_path / 'x.vdmz').exists()
+
+
+def test_what_could_be_decoded_in_part_only_is_refused_before_it_is_written(encoded, tmp_path):
+  names = ['a.png', 'more/c.png']
+  header = {'levels': 256, 'shape': [4, 4, 1], 'names': names}
+  (tmp_path / 'more').write_text('a file')
+  with pytest.raises(InputError, match='nothing can be written into .*more'):
+    compressing.targets_in(tmp_path, header, True)
+  (tmp_path / 'other' / 'more' / 'c.png').mkdir(parents=True)
+  with pytest.raises(InputError, match='c.png is a directory'):
+    compressing.targets_in(tmp_path / 'other', header, True)
+
+
+def test_a_picture_with_the_name_of_a_folder_is_refused(run, tmp_path):
+  (tmp_path / 'all' / 'a.png').mkdir(parents=True)
+  for name in ('a.bmp', 'a.png/b.png'):
+    Image.new('L', (4, 4)).save(tmp_path / 'all' / name)
+  with pytest.raises(InputError, match='a.bmp would be decoded under the name of a folder'):
+    compressing.open_images(tmp_path / 'all', (4, 4, 1))
 
 
 def test_files_that_are_there_are_kept(folder, run, encoded, tmp_path):
@@ -305,6 +364,52 @@ def test_encoding_that_is_killed_half_way_leaves_no_file(folder, run, tmp_path, 
   out, _ = process.communicate(timeout=60)
   assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
   assert b'bits/dim' not in out and not list(tmp_path.iterdir())
+
+
+def test_a_stack_that_codes_otherwise_is_refused(encoded, tmp_path, monkeypatch):
+  """As another version of its library could."""
+  words = stack.sample_words()
+  words[3] ^= 1
+  monkeypatch.setattr(stack, 'sample_words', lambda: words)
+  with pytest.raises(InputError, match='its version of JAX or constriction, rounds otherwise'):
+    compressing.decode(encoded[0], tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+IGNORED = [
+    (['encode', 'a.png', 'b.png'], '2 paths are given, and one is taken'),
+    (['encode', 'a.png', '--approximate'], '--approximate=True: lossless encoding does not read'),
+    (['encode', 'a.png', '--prefix=0.5'], '--prefix=0.5: lossless encoding does not read it'),
+    (['encode', 'a.png', '--method=uqdm', '--verify'], '--verify=True: encoding by uqdm does not'),
+    (['encode', 'a.png', '--method=diffc', '--lanes=2'], '--lanes=2: encoding by diffc does not'),
+    (['curve', 'a.png', '--verify'], '--verify=True: curve does not read it'),
+    (['decode', 'FILE', '--finish=mean'], '--finish=mean: decoding a lossless file does not')]
+COMMAND = '''
+import json, sys
+from absl import flags
+from absl.testing import flagsaver
+from vdm_jax.cli.commands import compress
+from vdm_jax.errors import InputError
+said = []
+for words in json.loads(sys.argv[1]):
+  with flagsaver.flagsaver():
+    try:
+      ordered = sorted(words, key=lambda word: word[0] != '-')  # flags first
+      compress.main(flags.FLAGS(['compress.py', '--workdir=run', '--out=x', *ordered])[1:])
+    except InputError as error:
+      said.append(error.as_flag())
+print(json.dumps(said))
+'''
+
+
+def test_a_flag_that_would_be_ignored_is_refused(encoded):
+  """In a process of its own: the commands of a process share their flags."""
+  words = [[word.replace('FILE', str(encoded[0])) for word in words] for words, _ in IGNORED]
+  done = subprocess.run([sys.executable, '-c', COMMAND, json.dumps(words)], cwd=ROOT,
+                        capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  for said, (_, message) in zip(json.loads(done.stdout), IGNORED, strict=True):
+    assert message in said
 
 
 @pytest.mark.long

@@ -5,7 +5,7 @@ from scipy import stats
 
 from tests.support.gaussian import STD, exact_decoder, true_variances
 from vdm_jax import model, oracles, processes, schedules
-from vdm_jax.codec import diffc, kernels, uqdm
+from vdm_jax.codec import channel, diffc, kernels, uqdm
 from vdm_jax.codec.queue import Writer
 from vdm_jax.errors import InputError
 
@@ -95,6 +95,32 @@ def test_the_approximate_search_is_biased_towards_the_prediction(sent):
                        progress=False)
   assert coded.noise.mean() < -4.0 * coded.noise.std() / coded.blocks**0.5
   assert coded.cost.sum() < sent[2].cost.sum() * 4
+
+
+def test_blocks_that_are_too_large_for_an_exact_sample_are_counted(sent):
+  """A pixel of more than 4 bits makes its block such a one, and has no other beside it."""
+  of_gaussian, x, *_ = sent
+  far = x[:2].copy()
+  far[0, 5] = 4.0  # 8 deviations of the data
+  coded = diffc.encode(of_gaussian, far, search=diffc.Search(4.0, 8), progress=False)
+  large, above = 0, np.zeros_like(far)
+  for i, z in diffc.decode(of_gaussian, coded.words, coded.tables, 2):
+    mean, std = of_gaussian.predicted(above, i, kernels.nothing)
+    target, width = of_gaussian.given(far, above, i)
+    large += int((channel.divergence((target - mean) / std, width / std) > 4.0).sum())
+    above = z
+  assert coded.large == large > 0
+
+
+def test_a_network_that_is_not_finite_is_refused_by_both_methods(sent):
+  broken = model.Model(lambda z, level, cond=None: oracles.Gaussian(0.0, STD)(z * np.nan, level),
+                       PROCESS, exact_decoder, lambda x: x, lambda x: x, lambda batch: None,
+                       (4, 4, 1))
+  of_broken = kernels.kernels(broken, 256, np.linspace(0.0, 1.0, 3), true_variances(20))
+  with pytest.raises(InputError, match='no finite kernel at step 2'):
+    diffc.encode(of_broken, data(1, 16), progress=False)
+  with pytest.raises(InputError, match='no finite kernel at step 2'):
+    uqdm.calibrate(of_broken, data(1, 16))
 
 
 def test_blocks_are_as_few_as_have_at_most_four_bits_and_one_large_pixel_each():

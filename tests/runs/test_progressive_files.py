@@ -96,6 +96,9 @@ def test_a_cut_or_changed_file_and_other_weights_are_refused(encoded, tmp_path):
   container.write(tmp_path / 'other.vdmz', read.header | {'weights': '0' * 16}, read.lanes)
   with pytest.raises(InputError, match='other weights than the weights of'):
     progressive.decode(tmp_path / 'other.vdmz', tmp_path / 'out')
+  container.write(tmp_path / 'coder.vdmz', read.header | {'coder': '0' * 32}, read.lanes)
+  with pytest.raises(InputError, match='this version of constriction codes otherwise'):
+    progressive.decode(tmp_path / 'coder.vdmz', tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 
@@ -116,12 +119,15 @@ def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_p
   np.savez(tmp_path / 'wide.npz', images=np.zeros((2, 4, 5, 1), np.uint8))
   for images, options, message in (
       (folder / 'few', {'steps': 21}, 'T=21: each step costs bits of its own'),
+      (folder / 'few', {'seed': 1 << 32}, 'seed=4294967296: it is out of range'),
       (folder / 'few', {'method': 'difc'}, 'did you mean diffc'),
       (folder / 'few', {'method': 'uqdm', 'approximate': True}, 'only diffc searches'),
       (tmp_path / 'wide.npz', {'steps': 3}, r'their shape is \[4, 5, 1\]')):
     with pytest.raises(InputError, match=message):
       progressive.encode(run, images, out, progress=False, **options)
-  assert not out.exists()
+  with pytest.raises(InputError, match='T=21: each step costs bits of its own'):
+    progressive.curve(run, folder / 'few', tmp_path / 'x.png', steps={'diffc': 21, 'uqdm': 4})
+  assert not out.exists() and not (tmp_path / 'x.png').exists()
 
 
 @pytest.mark.long

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.codec import stack
 from vdm_jax.errors import InputError, require, require_at_least, require_choice
 from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import posterior, prior_std
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['BINS', 'VARIANCES', 'Chain', 'chain', 'require_chain', 'timed']
+__all__ = ['BINS', 'VARIANCES', 'Chain', 'chain', 'require_chain', 'require_kernel', 'timed']
 
 BINS = 2  # to a standard deviation; 1 costs some 0.02 bits/dim at T = 100, more gains nothing
 VARIANCES = ('small', 'analytic', 'learned')
@@ -54,10 +55,14 @@ class Chain(NamedTuple):
     return self.table[np.clip(k_0, -half, half) + half]
 
   def digest(self) -> str:
-    """The digest of all tables: chains with the same digest code alike, if their networks do."""
+    """The digest of all tables: chains with the same digest code alike, if their networks do.
+
+    The stack's own tables are in its library, so a few symbols that it codes stand for them.
+    """
     sha = hashlib.sha256(repr((self.shape, self.levels, self.steps, self.lanes, BINS, FRACTIONS,
                                self.prior_std)).encode())
-    for array in (self.bins, self.alpha, self.forward_std, self.centres, self.table):
+    for array in (self.bins, self.alpha, self.forward_std, self.centres, self.table,
+                  stack.sample_words()):
       sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()[:32]
 
@@ -105,6 +110,8 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   require(bool(np.isfinite(level.logsnr).all()), 'workdir', None, 'log-SNR is infinite at an end '
           'of this model, where there is no Gaussian to code', 'name a run whose ends are finite')
   tau = -np.expm1(np.diff(level.logsnr))  # of step i: 1 - SNR(i) / SNR(i - 1)
+  require(bool((tau > 0.0).all()), 'T', steps, 'the log-SNR of this model does not fall in every '
+          'step', 'choose fewer steps, or a run whose log-SNR falls everywhere')
   # q(z_i | z_{i-1}) = N(alpha_i / alpha_{i-1} z, sigma_i^2 tau); p(z_{i-1} | z_i) has
   # sigma_{i-1}^2 tau or more.
   forward = level.sigma * np.sqrt(np.concatenate([[1.0], tau]))
@@ -155,11 +162,15 @@ def _reverse(model: Model, steps: int, bins: np.ndarray, variance: vlb.Variance)
   def reverse(z: np.ndarray, step: int, batch: PyTree) -> tuple[np.ndarray, np.ndarray]:
     mean, std = jax.device_get(program(jnp.asarray(z, jnp.float32), jnp.float32(step),
                                        jnp.float32(bins[step - 1]), batch))
-    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0.0).all()):
-      raise InputError(problem=f'the network gives no finite kernel at step {step}',
-                       remedy='choose another checkpoint')
+    require_kernel(mean, std, step)
     return mean, std
   return reverse
+
+
+def require_kernel(mean: np.ndarray, std: np.ndarray, step: int) -> None:
+  """Raises InputError unless these are means and deviations of Gaussians."""
+  require(bool(np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0.0).all()), None,
+          None, f'the network gives no finite kernel at step {step}', 'choose another checkpoint')
 
 
 def timed(chain: Chain) -> tuple[Chain, list[float]]:

@@ -3,7 +3,7 @@
   4 bytes   'VDMZ'
   2 bytes   version of the format, little-endian like all that follows
   4 bytes   length of the header
-  32 bytes  SHA-256 of the header and the payload
+  32 bytes  SHA-256 of all that is before and after it
   header    JSON, compressed by zlib: the images' names, the model and chain that coded them
   payload   uint32 words of the lanes, one lane after another
 
@@ -30,6 +30,7 @@ __all__ = ['Container', 'VERSION', 'read', 'require_same', 'write']
 MAGIC, VERSION = b'VDMZ', 1
 LOSSLESS = 'bits_back'  # the kind of a file that does not say its kind
 _FIXED = struct.Struct('<4sHI32s')
+_DIGESTED = 10  # bytes before the checksum
 _REMEDY = 'copy it again, or encode the images again'
 
 
@@ -52,8 +53,9 @@ def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> in
   header = {**header, 'lanes': [[len(lane.words), lane.lowest] for lane in lanes]}
   text = zlib.compress(json.dumps(header, separators=(',', ':')).encode(), 9)
   payload = b''.join(np.asarray(lane.words, '<u4').tobytes() for lane in lanes)
-  digest = hashlib.sha256(text + payload).digest()
-  Path(path).write_bytes(_FIXED.pack(MAGIC, VERSION, len(text), digest) + text + payload)
+  start = _FIXED.pack(MAGIC, VERSION, len(text), b'')[:_DIGESTED]
+  digest = hashlib.sha256(start + text + payload).digest()
+  Path(path).write_bytes(start + digest + text + payload)
   return _FIXED.size + len(text)
 
 
@@ -70,20 +72,25 @@ def read(path: str | Path) -> Container:
   _, version, length, digest = _FIXED.unpack_from(content)
   if version > VERSION:
     raise InputError('file', str(path), f'it has version {version} of the format, and this program '
-                     f'reads up to {VERSION}', 'update vdm_jax')
+                     f'reads up to {VERSION}', 'update vdm_jax, or copy it again')
   body = content[_FIXED.size:]
-  if hashlib.sha256(body).digest() != digest:
+  if hashlib.sha256(content[:_DIGESTED] + body).digest() != digest:
     raise InputError('file', str(path), 'it is damaged: its checksum does not agree', _REMEDY)
-  header = json.loads(zlib.decompress(body[:length]))
-  words = np.frombuffer(body[length:], '<u4').astype(np.uint32)
-  lanes, start = [], 0
-  for size, lowest in header['lanes']:
-    lanes.append(Lane(words[start:start + size], lowest))
-    start += size
-  return Container(header, lanes, _FIXED.size + length)
+  try:
+    header = json.loads(zlib.decompress(body[:length]))
+    words = np.frombuffer(body[length:], '<u4').astype(np.uint32)
+    sizes, lowest = zip(*header['lanes'], strict=True)
+    if sum(sizes) != len(words):
+      raise ValueError('words of no lane')
+    parts = np.split(words, np.cumsum(sizes)[:-1])
+  except (zlib.error, ValueError, KeyError, TypeError):  # the work of another program
+    raise InputError('file', str(path), 'it is damaged: its header and its payload do not agree',
+                     _REMEDY) from None
+  return Container(header, [Lane(*lane) for lane in zip(parts, lowest, strict=True)],
+                   _FIXED.size + length)
 
 
 def require_same(container: Container, field: str, value: Any, problem: str, remedy: str) -> None:
   """Raises InputError unless the header's `field` is `value`, so nothing else is decoded."""
-  if container.header[field] != value:
+  if container.header.get(field) != value:
     raise InputError('file', None, problem, remedy)

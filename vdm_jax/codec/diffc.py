@@ -9,7 +9,8 @@ ancestral sampling or along the flow.  For Gaussian data of variance s^2 the mea
 
 A search for one number takes 2^KL candidates, so a level is sent in blocks.  Each block has a
 number of its own, which costs KL + log2(KL + 1) + about 1 bits.  So few steps and large blocks are
-cheap, and only blocks of up to 4 bits are exact.  Block b of B has every B-th pixel along a curve
+cheap, and only blocks of up to 4 bits are exact.  A pixel of more than 4 bits is in a block that is
+approximate; `Coded.large` counts such blocks.  Block b of B has every B-th pixel along a curve
 that keeps neighbours together.  So the blocks of an image have about equal divergence.
 
 Theis, Salimans, Hoffman and Mentzer (2022), Lossy Compression with Gaussian Diffusion.
@@ -45,6 +46,7 @@ class Coded(NamedTuple):
   ideal: np.ndarray      # [T + 1, n]  bits of divergence
   cost: np.ndarray       # [T + 1]  bits, of all images
   blocks: int            # numbers that were sent
+  large: int             # of these, blocks of more than `EXACT.block` bits: not exact
   noise: np.ndarray      # [blocks]  of each sample along its mean: N(0, 1) if it is one of q
 
 
@@ -84,13 +86,14 @@ def encode(kernels: Kernels, x: np.ndarray, *, search: Search = EXACT, seed: int
            conditions: Conditions = nothing, progress: bool = True) -> Coded:
   """Images x [n, D], as the model sees them, as words.
 
-  search: `EXACT`, whose samples no test along the mean tells from those of q, or `APPROXIMATE`,
-  which is cheaper in bits and biased: `Coded.noise` shows by how much.
+  search: `EXACT` or `APPROXIMATE`.  No test along the mean tells samples of `EXACT` from samples of
+  q, but for the blocks that `Coded.large` counts.  `APPROXIMATE` is cheaper in bits and biased:
+  `Coded.noise` shows by how much.
   """
   x = np.asarray(x, np.float64)
   curve, steps = along_curve(kernels.shape), kernels.steps
   writer, ends, tables, noise, cost = Writer(), [], [], [], []
-  ideal = np.zeros((steps + 1, len(x)))
+  ideal, large = np.zeros((steps + 1, len(x))), 0
   z = x
   with tqdm.tqdm(total=(steps + 1) * len(x), desc='encoding', unit='level', dynamic_ncols=True,
                  disable=not progress) as bar:
@@ -106,7 +109,9 @@ def encode(kernels: Kernels, x: np.ndarray, *, search: Search = EXACT, seed: int
         for block in range(count):
           part = curve[block::count]
           u, v = shift[image, part], ratio[image, part]
-          tries = channel.count_for(bits[image, part].sum(), most=search.most)
+          of_block = float(bits[image, part].sum())
+          large += of_block > EXACT.block
+          tries = channel.count_for(of_block, most=search.most)
           chosen = channel.choose(u, v, tries, seed, _stream(image, i, block, steps))
           sample[image, part] = chosen.sample
           numbers[-1].append(chosen.number)
@@ -127,7 +132,7 @@ def encode(kernels: Kernels, x: np.ndarray, *, search: Search = EXACT, seed: int
       tables.append(table)
   words = writer.words()
   return Coded(words, [min(end, len(words)) for end in ends], tables, ideal, np.array(cost),
-               len(noise), np.array(noise))
+               len(noise), large, np.array(noise))
 
 
 def _of_counts(table: list, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 The levels i = 0 .. T have evenly spaced log-SNRs, from the data at i = 0 to the noise at i = T.
 The sender has x, and so q(z_i | z_{i+1}, x).  Both sides have p(z_i | z_{i+1}) of the network, with
-the variance of Analytic-DPM.  A file holds z_T, then z_{T-1}, and so on.  Any prefix of it ends at
+the variance of Analytic-DPM.  A file holds z_T, then z_{T-1}, and so on.  Any prefix ends at
 some level, which `finish` turns into images.
 
 Nothing here must agree to the last bit between two machines.  A file holds differences from the
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random
-from vdm_jax.codec.chain import require_chain
+from vdm_jax.codec.chain import require_chain, require_kernel
 from vdm_jax.errors import require_at_least, require_choice
 from vdm_jax.likelihood.bounds import analytic_variance
 from vdm_jax.processes import posterior, prior_std, time_of
@@ -96,7 +96,8 @@ def kernels(model: Model, levels: int, times: np.ndarray, variances: Variances, 
     variances: of `samplers.analytic.estimate_variances`.
     batch_size: images that the network sees together.
 
-  Raises InputError: a model that has no such chain, fewer than one step.
+  Raises InputError: a model that has no such chain, fewer than one step; `reverse` raises it of a
+  network that is not finite.
   """
   require_at_least('T', len(times) - 1)
   require_chain(model, levels)
@@ -137,6 +138,11 @@ def kernels(model: Model, levels: int, times: np.ndarray, variances: Variances, 
       outs.append(jax.device_get(program(images, part, conditions(part), *arrays)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:len(z)].reshape(len(z), -1), *outs)
 
+  def reverse_all(z, i, conditions):
+    mean, std = batched(lambda images, _, batch: reverse(images, i, batch), z, conditions)
+    require_kernel(mean, std, i)
+    return mean, std
+
   def finish_all(z, i, how, seed, conditions):
     require_choice('finish', how, FINISHES)
     key = random.key(seed)
@@ -145,7 +151,4 @@ def kernels(model: Model, levels: int, times: np.ndarray, variances: Variances, 
 
   return Kernels(
       tuple(model.shape), level.alpha, level.sigma, level.logsnr,
-      float(prior_std(model.process, at[-1])),
-      lambda z, i, conditions: batched(
-          lambda images, _, batch: reverse(images, i, batch), z, conditions),
-      finish_all)
+      float(prior_std(model.process, at[-1])), reverse_all, finish_all)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vdm_jax.codec.channel import cell_of, number_of, place_bits, zipf
 
-__all__ = ['Reader', 'Writer']
+__all__ = ['Reader', 'Writer', 'sample_words']
 
 _stream: Any = constriction.stream  # type: ignore[attr-defined]  # a module of Rust
 _model = _stream.model
@@ -88,3 +88,14 @@ class Reader:
     for i in np.flatnonzero(np.abs(values) == half):
       values[i] += np.sign(values[i]) * (self.number(_BEYOND) - 1)
     return values
+
+
+def sample_words() -> np.ndarray:
+  """The words of a few fixed symbols of every kind, uint32: the same where the library codes alike.
+  """
+  writer = Writer()
+  for number in (1, 2, 5, 9, 100, 3000, 1 << 20):
+    for scale in (0.5, 2.0, 20.0):
+      writer.number(number, scale)
+  writer.integers(np.arange(-64, 64, 8), np.arange(-8, 8) / 16.0, 0.3 * 1.5**np.arange(16))
+  return writer.words()

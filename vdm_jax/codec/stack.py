@@ -18,7 +18,7 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 
-__all__ = ['MAX_OVERFLOW', 'Stack', 'seed_words']
+__all__ = ['MAX_OVERFLOW', 'Stack', 'sample_words', 'seed_words']
 
 MAX_OVERFLOW = 1 << 20  # how far beyond its window a residual may be
 KEPT_BITS = 6  # leading bits of the state that `whiten` leaves: a state is log-uniform
@@ -168,3 +168,16 @@ class Stack:
 
   def pop_levels(self, probabilities: np.ndarray) -> np.ndarray:
     return self._pop(_categorical, probabilities)
+
+
+def sample_words() -> np.ndarray:
+  """The words of a few fixed symbols of every kind, uint32: the same where the library codes alike.
+  """
+  stack = Stack(seed_words(0, 64))
+  means, stds = np.arange(-8, 8) / 16.0, 0.3 * 1.5**np.arange(16)
+  stack.push_residual(np.arange(-64, 64, 8), means, stds, 40)
+  stack.pop_within(means[::-1].copy(), stds, 300)
+  # Multiples of 1/256, so that every machine has the same table.
+  table = np.tile(np.float32([100, 60, 50, 30, 10, 5, 1, 0]) / 256, (8, 1))
+  stack.push_levels(np.arange(8), table)
+  return stack.words()

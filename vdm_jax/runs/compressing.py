@@ -3,6 +3,7 @@ import collections
 import contextlib
 import importlib
 import io
+import os
 import tempfile
 import time
 import zipfile
@@ -17,11 +18,12 @@ from PIL import Image
 
 from vdm_jax import codec, random
 from vdm_jax.codec import bits_back, container
+from vdm_jax.codec.chain import VARIANCES, require_chain
 from vdm_jax.codec.chain import timed as timed_chain
 from vdm_jax.data import images as image_files
 from vdm_jax.data.fields import AUGMENTED
 from vdm_jax.data.folders import IMAGE_FILES
-from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.errors import InputError, require, require_at_least, require_choice
 from vdm_jax.evaluation import references
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.likelihood import bounds, passes
@@ -70,7 +72,7 @@ class Images(NamedTuple):
   names: list[str]
   read: Callable[[np.ndarray], np.ndarray]  # numbers -> integers [n, ...]
   conditions: dict[str, np.ndarray]         # arrays beside the images, by name
-  held: np.ndarray | None = None            # all images, where they are few: see `_held`
+  held: np.ndarray | None = None            # all images, where they are few: see `_checked`
 
 
 def open_images(path: str | Path, shape: tuple[int, ...]) -> Images:
@@ -93,21 +95,31 @@ def open_images(path: str | Path, shape: tuple[int, ...]) -> Images:
   twice = next((name for name, number in count.items() if number > 1), None)
   require(twice is None, 'images', str(path), f'two pictures would be decoded as {twice}',
           'rename one')
+  folders = {str(folder) for name in names for folder in Path(name).parents}
+  both = next((name for name in names if _as_png(name) in folders), None)
+  require(both is None, 'images', str(path), f'{both} would be decoded under the name of a folder',
+          'rename one')
   read = lambda rows: np.stack([_picture(root / names[row], shape) for row in rows])
   return Images(names, read, {})
 
 
-def _held(source: Images, shape: tuple[int, ...]) -> Images:
+def _checked(source: Images, shape: tuple[int, ...], levels: int) -> Images:
   """The images, read once, unless they are more than `_HELD` numbers.
 
   Those are read again wherever they are needed, a few at a time, so that memory does not grow with
-  the folder.
+  the folder.  All are read now, so that a bad one is refused before anything is computed.
+
+  Raises InputError: an image of another shape, or with other levels.
   """
-  count = len(source.names)
-  if count * int(np.prod(shape)) > _HELD:
+  count, held = len(source.names), []
+  few = count * int(np.prod(shape)) <= _HELD
+  for rows in np.array_split(np.arange(count), -(-count // 64)):
+    images = source.read(rows)
+    bits_back.check_images(images, tuple(shape), levels)
+    held += [images] if few else []
+  if not few:
     return source
-  images = np.concatenate([source.read(rows) for rows in np.array_split(
-      np.arange(count), -(-count // 64))])
+  images = np.concatenate(held)
   return source._replace(read=lambda rows: images[rows], held=images)
 
 
@@ -173,6 +185,11 @@ def conditions_of(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
     require(name in arrays, 'images', None, f'this model is conditioned on {name!r}, and the '
             'images have none', f'give an .npz with an array {name!r} beside the images')
   used = {name: np.asarray(arrays[name]) for name in wanted}
+  try:
+    model.conditions(np.arange(1), **used)
+  except InputError as error:
+    raise InputError('images', None, f'of their array {error.field!r}, {error.problem}',
+                     error.remedy) from None
   return (lambda rows: model.conditions(rows, **used),
           {name: values.tolist() for name, values in used.items()})
 
@@ -194,11 +211,16 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
   Raises InputError: images that do not fit the model, a run without a chain, a file that is there.
   """
   out = files.output('out', out, '.vdmz', overwrite=overwrite)
-  require_at_least('seed', seed, 0)
+  random.key(seed)  # raises if there is no such seed
+  require_at_least('T', steps)
+  require_at_least('lanes', lanes)
+  require_choice('variance', variance, VARIANCES)
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   model = needs.require(trained.experiment.model(trained.params), 'compress', directory)
-  source = _held(open_images(images, model.shape), model.shape)
+  levels = trained.experiment.data.spec[model.field].levels or 0
+  require_chain(model, levels)
+  source = _checked(open_images(images, model.shape), model.shape, levels)
   conditions, saved = conditions_of(trained, source.conditions)
   table = None
   if variance == 'analytic':
@@ -301,8 +323,8 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
   conditions, _ = conditions_of(trained, {name: np.asarray(values)
                                           for name, values in header['conditions'].items()})
   versions = f'jax {header["provenance"]["jax"]} on {header["platform"]}'
-  rounds = (f'this machine, or its version of JAX, rounds otherwise than the one that encoded it '
-            f'({versions}): one bit of difference would decode to noise')
+  rounds = (f'this machine, or its version of JAX or constriction, rounds otherwise than the one '
+            f'that encoded it ({versions}): one bit of difference would decode to noise')
   container.require_same(read, 'tables', chain.digest(), rounds, 'decode on a machine like it')
   first = np.resize(np.arange(header['count']), header['network_lanes'])
   container.require_same(read, 'probe', chain.probe(conditions(first)), rounds,
@@ -329,7 +351,10 @@ def load_for(read: codec.Container, directory: str | Path = '', data_dir: str = 
 
 
 def targets_in(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[Path]:
-  """The files that will be written.  Raises InputError for one that is there."""
+  """The files that will be written.
+
+  Raises InputError for one that is there, or that cannot be written.
+  """
   pictures = header['levels'] == 256 and len(header['shape']) == 3
   names = [*map(_as_png, header['names'])] if pictures else ['images.npz']
   for name in names:
@@ -339,6 +364,12 @@ def targets_in(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list
   there = next((path for path in paths if path.exists()), None)
   require(overwrite or there is None, 'out', str(folder), f'{there} is there already',
           'choose another folder, or ask for `overwrite`')
+  for parent in {path.absolute().parent for path in paths}:
+    place = next(each for each in (parent, *parent.parents) if each.exists())
+    require(place.is_dir() and os.access(place, os.W_OK | os.X_OK), 'out', str(folder),
+            f'nothing can be written into {place}', 'choose another place')
+  taken = next((path for path in paths if path.is_dir()), None)
+  require(taken is None, 'out', str(folder), f'{taken} is a directory', 'choose another folder')
   return paths
 
 
@@ -372,8 +403,10 @@ def _save_arrays(target: Path, waiting: Path, decoded: Iterator[tuple[np.ndarray
   with files.atomic_write(target) as partial, zipfile.ZipFile(
       partial, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.write(waiting, 'images.npy')
-    for name, values in header['conditions'].items():
-      with archive.open(f'{"labels" if name == "label" else name}.npy', 'w') as member:
+    beside = {'labels' if name == 'label' else name: values
+              for name, values in header['conditions'].items()}
+    for name, values in (beside | {'names': header['names']}).items():
+      with archive.open(f'{name}.npy', 'w') as member:
         np.lib.format.write_array(member, np.asarray(values))
 
 
@@ -386,6 +419,8 @@ def info(file: str | Path) -> dict[str, Any]:
   read = container.read(path)
   short = {name: value for name, value in read.header.items()
            if name not in ('table', 'conditions', 'names', 'lanes', 'kind', 'coded')}
+  names = read.header['names']
+  short['names'] = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
   loss = 'lossless' if read.kind == container.LOSSLESS else 'lossy'
   return {'kind': f'{read.kind} ({loss})'} | short | {
       'bytes': path.stat().st_size, 'header_bytes': read.overhead,

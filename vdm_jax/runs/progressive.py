@@ -1,9 +1,10 @@
-"""Encodes images with a run's model so that any prefix of the file is an image: lossy.
+"""Encodes images with a run's model so that any prefix of the payload is an image.
 
 The methods are DiffC and UQDM of `codec`.  The header holds what must be the same on both sides:
 times, variances, tables.  The network's output need not be the same to the last bit, so another
 machine can decode a file.
 """
+import hashlib
 import io
 import time
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vdm_jax import codec
-from vdm_jax.codec import container, diffc, uqdm
+from vdm_jax import codec, random
+from vdm_jax.codec import container, diffc, queue, uqdm
 from vdm_jax.codec.bits_back import Lane, check_images
 from vdm_jax.codec.chain import require_chain
 from vdm_jax.codec.kernels import FINISHES, Conditions, Kernels, kernels, levels_between
-from vdm_jax.errors import require, require_at_least, require_choice
+from vdm_jax.errors import require, require_choice
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import files
 from vdm_jax.runs import compressing, needs, pictures, workdir
@@ -45,6 +46,7 @@ class Report(NamedTuple):
   psnr: float           # dB, of the whole file finished along the flow
   ideal: float          # bits of divergence of all images; NaN of uqdm
   blocks: int           # numbers that were searched; 0 of uqdm
+  large: int            # of these, blocks of more than 4 bits, whose samples are approximate
   noise: np.ndarray     # [blocks] along the mean: N(0, 1) if samples are exact
   seconds: float
 
@@ -96,6 +98,11 @@ def _model(trained: workdir.Trained, directory: str | Path) -> tuple[Any, int]:
   return model, trained.experiment.data.spec[model.field].levels or 0
 
 
+def _require_few(steps: int) -> None:
+  require(1 <= steps <= _MOST, 'T', steps, 'each step costs bits of its own here, so few '
+          'are best', f'choose 1 to {_MOST}')
+
+
 def _encoded(ready: _Ready, images: np.ndarray) -> np.ndarray:
   """x [n, D] of integers [n, D]."""
   return np.asarray(ready.model.encode(jnp.asarray(images)), np.float64).reshape(len(images), -1)
@@ -141,10 +148,9 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
   """
   out = files.output('out', out, '.vdmz', overwrite=overwrite)
   require_choice('method', method, METHODS)
-  require_at_least('seed', seed, 0)
+  random.key(seed)  # raises if there is no such seed
   steps = STEPS[method] if steps is None else steps
-  require(1 <= steps <= _MOST, 'T', steps, 'each step costs bits of its own here, so few '
-          'are best', f'choose 1 to {_MOST}')
+  _require_few(steps)
   require(not approximate or method == 'diffc', 'approximate', None, 'only diffc searches',
           'leave it out')
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
@@ -156,12 +162,13 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
   pixels = _pixels(source, model.shape, levels)
   ready = _measured(trained, directory, steps, seed)
   start = time.monotonic()
-  x, ideal, blocks, noise = _encoded(ready, pixels), float('nan'), 0, np.zeros(0)
+  x, ideal, blocks, large, noise = _encoded(ready, pixels), float('nan'), 0, 0, np.zeros(0)
   if method == 'diffc':
     search = diffc.APPROXIMATE if approximate else diffc.EXACT
     sent = diffc.encode(ready.kernels, x, search=search, seed=seed, conditions=conditions,
                         progress=progress)
-    ideal, blocks, noise, tables = float(sent.ideal.sum()), sent.blocks, sent.noise, sent.tables
+    ideal, noise, tables = float(sent.ideal.sum()), sent.noise, sent.tables
+    blocks, large = sent.blocks, sent.large
   else:
     tables = _calibrated(trained, ready, seed)
     sent = uqdm.encode(ready.kernels, x, tables, seed=seed, conditions=conditions,
@@ -173,7 +180,7 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
       'average': trained.average, 'weights': checksum(trained.params), 'provenance': provenance(),
       'platform': jax.devices()[0].device_kind, 'count': len(source.names),
       'shape': list(ready.kernels.shape), 'levels': ready.levels, 'steps': steps, 'seed': seed,
-      'approximate': approximate, 'conditions': saved, 'names': source.names,
+      'coder': _coder(), 'approximate': approximate, 'conditions': saved, 'names': source.names,
       'coded': {'times': ready.times.tolist(), 'ends': sent.ends, 'tables': tables,
                 'variances': ready.variances}}
   lane = Lane(sent.words, 0)
@@ -183,7 +190,12 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
   with files.atomic_write(out) as partial:
     overhead = container.write(partial, header, [lane])
   return Report(len(source.names), ready.kernels.size, out.stat().st_size, overhead,
-                header['psnr'], ideal, blocks, noise, seconds)
+                header['psnr'], ideal, blocks, large, noise, seconds)
+
+
+def _coder() -> str:
+  """A digest of a few symbols that the queue codes: its tables are those of its library."""
+  return hashlib.sha256(np.asarray(queue.sample_words(), '<u4').tobytes()).hexdigest()[:32]
 
 
 def _levels(read: codec.Container, ready: _Ready, conditions: Conditions, prefix: float = 1.0
@@ -227,6 +239,8 @@ def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: st
   header = read.header
   require(read.kind in METHODS, 'file', str(file), f'it is {read.kind}, which has no prefixes',
           'decode it by runs.compressing')
+  container.require_same(read, 'coder', _coder(), 'this version of constriction codes otherwise '
+                         'than the version that encoded it', 'install the version of the encoder')
   targets = compressing.targets_in(files.user_path('out', out), header, overwrite)
   trained = compressing.load_for(read, directory, data_dir, data_name)
   coded = header['coded']
@@ -263,6 +277,9 @@ def curve(directory: str | Path, images: str | Path, out: str | Path, *,
   InputError.
   """
   out = files.output('out', out, '.png', overwrite=overwrite)
+  random.key(seed)  # raises if there is no such seed
+  for number in steps.values():
+    _require_few(number)
   trace = files.output('trace', trace, '.png', overwrite=overwrite) if trace else None
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)

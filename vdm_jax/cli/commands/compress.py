@@ -17,15 +17,16 @@ WORKDIR = cli.run_directory('The run whose model encodes.  decode: needed only i
 OUT = cli.path('out', 'encode: the .vdmz file to write; decode: the folder to write; curve: the '
                '.png to write.')
 METHOD = flags.DEFINE_enum('method', container.LOSSLESS, [container.LOSSLESS, *progressive.METHODS],
-                           'encode: bits_back is lossless.  diffc and uqdm are lossy, and any '
-                           'prefix of their files is an image.')
+                           'encode: bits_back is lossless.  diffc and uqdm are lossy, and an image '
+                           'can be decoded from the first part of their payload: see --prefix.')
 T = flags.DEFINE_integer('T', None, 'Steps of the chain.  Default: 50 for bits_back, 20 for diffc, '
                          '4 for uqdm.  More steps bring bits_back closer to the bound in '
                          'continuous time; diffc and uqdm take at most 20.  curve: the steps of '
                          'diffc.')
 APPROXIMATE = flags.DEFINE_bool('approximate', False, 'diffc: a cheaper file, whose samples are '
                                 'biased.  The bias is printed.')
-PREFIX = flags.DEFINE_float('prefix', 1.0, 'decode: the share of a lossy file that is read.')
+PREFIX = flags.DEFINE_float('prefix', 1.0, 'decode: the share of a lossy file that is read, from '
+                            'its start.  The file itself must be whole.')
 FINISH = flags.DEFINE_enum('finish', 'flow', FINISHES, 'decode: how a prefix becomes images: along '
                            'the probability flow, by ancestral sampling, or by the mean, which is '
                            'blurred and has the least squared error.')
@@ -43,18 +44,24 @@ ACTIONS = 'encode IMAGES, decode FILE.vdmz, info FILE.vdmz or curve IMAGES'
 
 
 def main(words: Sequence[str]):
+  require(len(words) < 3, None, None, f'{len(words) - 1} paths are given, and one is taken',
+          f'name one, as in {ACTIONS}; many pictures are one folder')
   action, what = words if len(words) == 2 else ('', '')
   if action == 'encode':
     _needed((WORKDIR, 'runs/digits'), (OUT, 'images.vdmz'))
     if METHOD.value == container.LOSSLESS:
+      _refused('lossless encoding', APPROXIMATE, PREFIX, FINISH, TRACE)
       _encode(what)
     else:
+      _refused(f'encoding by {METHOD.value}', VARIANCE, LANES, VERIFY, PREFIX, FINISH, TRACE)
       _encode_lossy(what)
   elif action == 'decode':
     _needed((OUT, 'images'))
+    _refused('decode', METHOD, T, APPROXIMATE, VARIANCE, LANES, VERIFY, TRACE, SEED, AVERAGE, STEP)
     _decode(what)
   elif action == 'curve':
     _needed((WORKDIR, 'runs/digits'), (OUT, 'rate_distortion.png'))
+    _refused('curve', METHOD, APPROXIMATE, VARIANCE, LANES, VERIFY, PREFIX, FINISH)
     steps = progressive.STEPS | ({} if T.value is None else {'diffc': T.value})
     progressive.curve(WORKDIR.value, what, OUT.value, steps=steps,
                       **cli.values(TRACE, SEED, OVERWRITE, AVERAGE, STEP, DATA_DIR, DATA_NAME))
@@ -76,11 +83,15 @@ def _needed(*holders: tuple[flags.FlagHolder, str]) -> None:
             f'{example}')
 
 
+def _refused(action: str, *holders: flags.FlagHolder) -> None:
+  for flag in holders:
+    require(not flag.present, flag.name, flag.value, f'{action} does not read it', 'leave it out')
+
+
 def _decode(file: str) -> None:
   where = {'directory': WORKDIR.value or '', **cli.values(DATA_DIR, DATA_NAME, OVERWRITE)}
   if container.read(files.user_path('file', file)).kind == container.LOSSLESS:
-    require(PREFIX.value == 1.0, 'prefix', PREFIX.value, 'a lossless file has no prefixes',
-            'encode with --method=diffc')
+    _refused('decoding a lossless file', PREFIX, FINISH)
     cli.wrote(*_few(compressing.decode(file, OUT.value, **where)))
     return
   decoded = progressive.decode(file, OUT.value, **cli.values(PREFIX, FINISH), **where)
@@ -109,6 +120,8 @@ def _encode_lossy(images: str) -> None:
           f'{excess:.2f} bits more')
     print(f'noise along the mean: {report.noise.mean():+.3f} +- {error:.3f}, variance '
           f'{report.noise.var():.3f}; of exact samples 0 and 1')
+    if report.large and not APPROXIMATE.value:
+      print(f'{report.large:,} of {report.blocks:,} blocks hold more than 4 bits: approximate')
     if APPROXIMATE.value:
       print('approximate: too few candidates for samples of the posterior; they are biased towards '
             'the prediction by the noise above')
@@ -139,6 +152,10 @@ def _encode(images: str) -> None:
     print('the same images as one lossless sheet: ' + ', '.join(
         f'{name} {"(not installed)" if value is None else f"{value:.3f}"}'
         for name, value in report.sheet.items()) + ' bits/dim')
+    png = report.sheet['PNG']
+    if png is not None and png < per_dim(report.size):
+      print('This file is larger than the PNG of these images: header and initial bits are paid '
+            'once for a file, and few images share them.')
   if per_dim(report.initial) > report.net:
     print('Most of this file is bits that the chain borrows at first.  Each lane pays them once: '
           'encode many images together.')
