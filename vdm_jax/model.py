@@ -131,7 +131,7 @@ class Model(typing.Model):
               'images', 'draw from the run, by vdm_jax.runs.sample')
       require(not method.head or 'variance' in self._extra(), 'sampler', sampler,
               "this model's network has no head for the variance", 'choose another sampler')
-      catalogue.require_ends(method, self)
+      catalogue.require_suited(method, self)
       make, times = method.make, method.times
     else:
       make, times = sampler, catalogue.on_grid(named or 'uniform', steps, usual=usual)

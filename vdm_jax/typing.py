@@ -221,6 +221,9 @@ class Model(NamedTuple):
   steps: int = 0                       # T of the chain that it is; 0: a model of continuous time
   distilled: tuple[str, int] | None = None  # the sampler (a name of samplers.catalogue) and the
                                        # steps that it was distilled for: it has no likelihood
+  coupled: bool = False                # whether its noise was drawn together with the data, in
+                                       # training: its estimates give the velocity of a flow, and no
+                                       # score, so neither an SDE nor its bounds describe its data
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
   is_latent: bool = False              # whether the data are latents, and no images yet
   field: str = 'image'                 # which field of a batch is the data

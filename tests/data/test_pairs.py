@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import configs
 from vdm_jax import data, runs
-from vdm_jax.data import pairs
+from vdm_jax.data import fields, pairs
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 from vdm_jax.samplers import catalogue
@@ -128,6 +128,50 @@ def test_what_would_not_be_these_pairs_is_refused(teacher, made, options, says):
     runs.make_pairs(teacher, made, **{'method': HEUN, 'count': 60, 'batch_size': 16} | options)
 
 
+@pytest.mark.parametrize('name', ['adaptive_ode', 'dpm_solver_12', 'dpm_solver_23'])
+def test_adaptive_methods_draw_no_noise_and_make_pairs(teacher, made, name):
+  with pytest.raises(InputError, match='pairs of another .*sampler.* are there already'):
+    runs.make_pairs(teacher, made, method=catalogue.method(name), count=60, batch_size=16)
+
+
+COMMAND = """
+import sys
+sys.path.insert(0, {scripts!r})
+from absl import flags
+from vdm_jax import runs
+from vdm_jax.cli.commands import make_pairs
+runs.make_pairs = lambda workdir, out, *, method, **options: print(method.name) or out
+flags.FLAGS(['scripts/make_pairs.py', '--workdir=runs/a', '--out=' + sys.argv[1]])
+make_pairs.main()
+"""
+
+
+@pytest.mark.parametrize('out,shown', [('./runs/pairs', './runs/pairs'), ('pairs', './pairs'),
+                                       ('/data/pairs', '/data/pairs')])
+def test_the_command_s_own_sampler_makes_pairs_and_its_next_line_names_them(out, shown):
+  done = subprocess.run([sys.executable, '-c', COMMAND.format(scripts=str(ROOT / 'scripts')), out],
+                        cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert not catalogue.method(done.stdout.split()[0]).stochastic
+  assert f' --config.data.name={shown} ' in done.stdout and data.is_path(shown)
+
+
+def test_a_grid_whose_noise_is_not_that_of_t_1_is_refused_and_nothing_is_written(teacher, tmp_path):
+  late = catalogue.method('heun', None, '0.8,0.4,0')
+  with pytest.raises(InputError, match='grid=0.8: .* standard deviation 0.82.*, and at t = 1 '
+                     'it has .*; choose a grid from 1 to 0'):
+    runs.make_pairs(teacher, tmp_path / 'pairs', method=late, count=4, batch_size=4)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_field_that_is_called_as_the_sample_is_refused():
+  with pytest.raises(InputError, match="the data have a field 'x', and so have pairs"):
+    pairs.fields_of(fields.integers('x', (2,), 4))
+  with pytest.raises(InputError, match="the data have a field 'z_1'"):
+    pairs.fields_of(fields.integers('image', (2,), 4), [fields.reals('z_1', (3,))])
+  assert pairs.fields_of(fields.reals('x', (2,)))[0].name == 'x'
+
+
 def test_a_folder_of_anything_else_is_left_alone(teacher, tmp_path):
   (tmp_path / 'photos').mkdir()
   with pytest.raises(InputError, match='it is there already, and holds no pairs'):
@@ -145,6 +189,8 @@ def test_a_reflow_starts_from_its_teacher_trains_on_floats_and_samples(teacher, 
   means = students(made, 'reflow', tmp_path, teacher)
   assert 0 < means['loss'] < 100
   count = runs.sample(tmp_path / 'student', tmp_path / 'a.npz', method=HEUN, count=4)
+  with pytest.raises(InputError, match='sampler=.ancestral.: it adds noise by the score, and this'):
+    runs.sample(tmp_path / 'student', tmp_path / 'b.npz', method=runs.ANCESTRAL, count=4)
   with np.load(tmp_path / 'a.npz') as file:
     assert file['images'].shape == (4, 2) and count == 6
 
@@ -173,7 +219,8 @@ def test_pairs_of_another_teacher_are_refused_before_anything_is_written(teacher
 
 @pytest.mark.parametrize('changes,says', [
     ({'batch_size': 64}, 'config.data.batch_size=64: .* has 45 pairs to train on; make more'),
-    ({'name': 'swirl', 'found': ()}, "it has no field 'z_1', as pairs have; make some"),
+    ({'name': 'swirl', 'found': ()}, "it has no floats 'z_1', as pairs have; make some"),
+    ({'augment': True}, "augment=True: it changes 'image' alone, and a pair is x and z_1"),
     ({'name': './nowhere'}, 'nowhere')])
 def test_data_that_are_no_pairs_or_too_few_are_refused(made, tmp_path, changes, says):
   with pytest.raises((InputError, FileNotFoundError), match=says):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
+from jax.interpreters import partial_eval
 
 from vdm_jax import certification, measured, oracles, random, samplers, schedules
 from vdm_jax.certification import catalogue as certified
@@ -32,6 +33,31 @@ def test_every_sampler_says_what_it_is_and_what_it_claims():
   text = catalogue.describe()
   assert all(f'- {name}: ' in text or f'- {name} [from Python]: ' in text
              for name in catalogue.SAMPLERS)
+
+
+SEEN = ('ancestral', 'ddim', 'heun', 'adaptive_ode', 'dpm_solver_12', 'edm_churn', 'consistency')
+
+
+@pytest.mark.parametrize('name', [
+    name if name in SEEN else pytest.param(name, marks=pytest.mark.long)
+    for name, entry in catalogue.SAMPLERS.items() if entry.needs in ('', 'ends')])
+def test_a_sampler_says_that_it_is_stochastic_where_its_program_reads_the_keys(name):
+  """Not where it has no order: an adaptive method has none, and draws no noise."""
+  entry = catalogue.SAMPLERS[name]
+  sampler = entry.make(oracles.Gaussian(0.3, 0.5), PROCESS)
+  times = entry.times(PROCESS, 6)
+
+  def step(keys, z):
+    plan = jax.tree.map(lambda u: u[0], sampler.plan(jnp.asarray(times)))
+    return sampler.value(sampler.step(keys, sampler.init(z), times[0], times[1], plan))
+  program = jax.make_jaxpr(step)(jax.random.split(jax.random.key(0), 2), jnp.ones((2, 1))).jaxpr
+  _, used = partial_eval.dce_jaxpr(program, [True])
+  assert used[0] == entry.stochastic == catalogue.method(name).stochastic
+
+
+def test_the_noise_of_ddim_makes_it_stochastic():
+  assert catalogue.method('ddim', eta=0.5).stochastic
+  assert not catalogue.method('ddim', eta=0.0).stochastic
 
 
 @pytest.mark.parametrize('grid', ['', *catalogue.GRIDS, '1,0.7,0.2,0.05,0', 'iddpm:4'])

@@ -424,7 +424,7 @@ def test_a_range_of_weights_that_the_network_cannot_tell_apart_is_refused(low, h
 
 def test_a_student_of_knowledge_is_refused_data_without_noise():
   made = config()
-  with pytest.raises(InputError, match="config.data.name='swirl': it has no floats 'x'"):
+  with pytest.raises(InputError, match="config.data.name='swirl': it has no floats 'z_1'"):
     knowledge.experiment(made, students_config.build(made))
 
 

@@ -12,17 +12,19 @@ from tests.support import configs
 from vdm_jax import inputs, interpolants, oracles, random, schedules, train
 from vdm_jax.denoisers import denoiser
 from vdm_jax.errors import InputError
+from vdm_jax.ledger import Options, families
+from vdm_jax.model import Model
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.objectives import flow_matching
-from vdm_jax.processes import GaussianProcess, diffuse, flow
+from vdm_jax.processes import GaussianProcess, RectifiedFlow, diffuse, flow
+from vdm_jax.samplers import ancestral, catalogue, sample
 from vdm_jax.samplers import interpolants as samplers
-from vdm_jax.samplers import sample
 from vdm_jax.systems.flows import interpolants as between
 from vdm_jax.systems.flows import rectified_flow
 from vdm_jax.targets import flow as flow_target
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
-from vdm_jax.typing import Context
+from vdm_jax.typing import Context, Estimate
 from vdm_jax.values import Bound
 
 
@@ -128,6 +130,61 @@ def test_the_learned_coupling_starts_independent_and_its_encoder_is_trained(batc
   np.testing.assert_allclose(terms['divergence'], 0.0, atol=1e-7)
   grads = jax.grad(mean)(params)
   assert optax.tree.norm(grads['encoder']) > 0 < optax.tree.norm(grads['net'])
+
+
+def reflowed(s):
+  """The exact reflowed flow of N(0, s^2): x = s eps, so that z_t = ((1 - t) s + t) eps."""
+  def denoise(z, level, cond=None):
+    level = level.expand(z)
+    eps = z / (s * level.alpha + level.sigma)
+    return Estimate(s * eps, eps)
+  same = lambda u: u
+  return Model(denoise=denoise, process=RectifiedFlow(), decoder=lambda data, z, level: z[:, 0],
+               encode=same, decode=same, cond=lambda batch: None, shape=(1,), coupled=True)
+
+
+@pytest.mark.parametrize('s', [0.1, 0.5])
+def test_a_flow_of_coupled_noise_has_the_data_s_deviation_by_its_own_sampler_alone(s):
+  """Its eps_hat is not -sigma times a score: ancestral steps, were they allowed, end elsewhere."""
+  model, n, key = reflowed(s), 4000, jax.random.key(0)
+  error = 4 / (2 * n)**0.5
+  method = catalogue.usual(model)
+  x = model.sample(key, n, sampler=method.make, steps=25)
+  assert not method.stochastic and abs(x.std() / s - 1.0) < error
+  wrong = model.sample(key, n, sampler=ancestral, steps=250)
+  assert wrong.std() / s < 0.7 + error
+  for name in ('ancestral', 'euler_maruyama', 'dpmpp_2m_sde', 'ddim_half'):
+    with pytest.raises(InputError, match=f'sampler={name!r}: it adds noise by the score, and this'):
+      model.sample(key, 2, sampler=name, steps=2)
+  catalogue.require_suited(catalogue.method('ancestral'), model._replace(coupled=False))
+
+
+def test_a_flow_of_coupled_noise_has_the_likelihood_of_its_flow_alone():
+  model, batch = reflowed(0.5), {'image': np.zeros((1, 1), np.float32)}
+  for name in ('immse', 'vlb@10', 'iw@2x3'):
+    with pytest.raises(InputError, match=f'estimates={name!r}: it is of the reverse SDE, and this'):
+      families.needs(families.parse([name]), Options(), model, batch)
+  assert not families.needs(families.parse(['ode']), Options(), model, batch)
+
+
+@pytest.mark.parametrize('system,coupled,model', [
+    ('ot', False, {}), ('minibatch_ot', True, {'group': 4}), ('minibatch_ot', False, {'group': 1}),
+    ('curvature', True, {})])
+def test_a_flow_says_whether_its_noise_is_coupled(system, coupled, model):
+  assert built(f'plane/flows:{system}', **model).model({'net': {}}).coupled == coupled
+
+
+def test_mean_flow_is_validated_by_its_error_and_not_by_its_weighted_loss(batch):
+  """Whose value is error / (error + 1e-3), about 1 for any network."""
+  experiment = built('plane/flows:mean_flow')
+  keys = random.per_example(random.key(1), jnp.arange(8))
+  context = Context(jnp.linspace(0.1, 0.9, 8), keys, jnp.int32(0))
+  params = experiment.init(random.key(0))
+  weighted, terms = experiment.loss(params, batch, context)
+  np.testing.assert_allclose(weighted, 1.0, atol=0.1)
+  validated, _ = experiment.loss(params, batch, context._replace(train=False))
+  np.testing.assert_allclose(validated, terms['velocity_error'], rtol=1e-5)
+  assert validated.std() > 0.1
 
 
 def test_one_step_shows_what_it_is():

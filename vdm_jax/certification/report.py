@@ -60,7 +60,7 @@ def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
     slopes = [row.measured_order for row in of if row.measured_order is not None]
     if entry.at_tolerance is not None:
       order, result = 'adaptive', f'{max(row.detail["errors"][-1] for row in of):.0e} at 1e-5'
-    elif entry.order is None:
+    elif entry.stochastic:
       order = 'stochastic'
       result = f'moments to {max(map(largest_deviation, of)):.3f}'
     else:

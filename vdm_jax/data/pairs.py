@@ -35,8 +35,14 @@ _REMEDY = 'Make the pairs again (scripts/make_pairs.py)'
 
 
 def fields_of(x: Field, conditions: Sequence[Field] = ()) -> tuple[Field, ...]:
-  """The fields of the pairs of a model of x: the data themselves first, where they are integers."""
+  """The fields of the pairs of a model of x: the data themselves first, where they are integers.
+
+  Raises InputError: a field is called as the arrays of pairs are.
+  """
   kept = () if x.levels is None else (x,)
+  for field in (*kept, *conditions):
+    require(field.name not in (SAMPLE, NOISE), None, None, f'the data have a field {field.name!r}, '
+            'and so have pairs, which is another', 'rename the field of the data')
   return (*kept, fields.reals(SAMPLE, x.shape), fields.reals(NOISE, x.shape), *conditions)
 
 

@@ -502,9 +502,14 @@ def needs(requests: Sequence[Request], options: Options, model: Model, batch: Py
 
   batch: a batch of the data, of any size.
   Raises InputError, with the remedy, for an estimate that this model cannot have.  A model whose
-  prior is drawn by a network can have none.
+  prior is drawn by a network can have none.  A flow of coupled noise can have `ode` alone; 'vlb'
+  stays beside it, and is of the reverse SDE, as its row says.
   """
   bounds.require_explicit_prior(model)
+  for one in requests:
+    if model.coupled and one.name != VLB.name and one.family in (VLB, IW, IMMSE, CODEC):
+      raise _refused(one, 'it is of the reverse SDE, and this model is a flow of coupled noise, '
+                     'which has no score', 'ask for ode')
   return {name for one in requests
           for name in one.family.needs(one, options, model, batch)}
 

@@ -45,6 +45,8 @@ def compare_samplers(directory: str | Path, out: str | Path = '', *,
                                  data_name=data_name)
   model = trained.experiment.model(trained.params)
   field = needs.require(model, 'compare_samplers', directory).field
+  for name in samplers:
+    catalogue.require_suited(catalogue.method(name), model, 'samplers')
   test, train = (trained.experiment.data.split(name) for name in ('test', 'train'))
 
   def evenly(split):  # some data sets are sorted by class

@@ -17,8 +17,7 @@ from vdm_jax.machine import files
 from vdm_jax.processes import prior_std
 from vdm_jax.runs import needs, workdir
 from vdm_jax.samplers.catalogue import Method
-from vdm_jax.samplers.drawing import draw_pairs
-from vdm_jax.samplers.sampling import check_grid
+from vdm_jax.samplers.drawing import check_pairs, draw_pairs
 from vdm_jax.train import check
 
 __all__ = ['check_start', 'make_pairs']
@@ -34,8 +33,8 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   stopped: pair i depends on (seed, i) and the size of the batches.  pairs.json keeps what the pairs
   depend on, with a checksum of the weights.
 
-  Raises InputError: a sampler that draws noise on the way; a run without a denoiser; a folder that
-  holds other pairs, or anything else.
+  Raises InputError: a sampler that draws noise on the way; a grid whose noise is not that of t = 1;
+  a run without a denoiser; a folder that holds other pairs, or anything else.
   """
   require(not method.stochastic, 'sampler', method.name, 'it draws noise on the way, so that x is '
           'no function of z_1', 'choose a deterministic one (adaptive_ode, heun, dpmpp_2m, ddim)')
@@ -55,7 +54,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   x = needs.data_field(model, spec)
   check.require_fits('batch_size', min(batch_size, count), x.shape, jax.device_count())
   times = method.times(model.process)
-  check_grid(times)
+  check_pairs(model, times)
   cond = lambda numbers: model.conditions(numbers, **(condition or {}))
   told = {name: value for name, value in cond(np.arange(1)).items() if name != AUGMENTED}
   about = {'weights': checksum(trained.params), 'checkpoint': trained.step,

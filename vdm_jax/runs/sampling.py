@@ -64,7 +64,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
-  method = method or catalogue.usual(model.distilled)
+  method = method or catalogue.usual(model)
   cond = functools.partial(model.conditions, **{'label': label, **(condition or {})})
   conditions = cond(np.arange(count))
   _check(model, spec, method, guided)
@@ -140,7 +140,7 @@ def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | Non
   if method.head and 'variance' not in heads(model, spec.zeros(1)):
     raise InputError('sampler', method.name, "this model's network has no head for the variance",
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
-  catalogue.require_ends(method, model)
+  catalogue.require_suited(method, model)
   if guided:
     guided.of(model)
     require(not method.variances, 'guidance', guided.weight, f'the sampler {method.name} has the '

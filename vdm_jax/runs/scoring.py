@@ -28,7 +28,7 @@ from vdm_jax.nn import inception
 from vdm_jax.published import inception as published
 from vdm_jax.published import readers
 from vdm_jax.runs import needs, sampling, workdir
-from vdm_jax.samplers.catalogue import ANCESTRAL, Method
+from vdm_jax.samplers.catalogue import Method
 from vdm_jax.values import Bound
 
 __all__ = ['FEATURES', 'INCEPTION', 'Images', 'SPLITS', 'extractor', 'find_reference', 'score']
@@ -209,12 +209,13 @@ def frechet(by: str, reference: Images, *, batch_size: int = 100
   return distance
 
 
-def score(*, samples: str = '', directory: str = '', method: Method = ANCESTRAL,
+def score(*, samples: str = '', directory: str = '', method: Method | None = None,
           count: int = 1000, seed: int = 0, average: str = '', step: int | str = 'latest',
           reference: str, by: str, out: str = '', save_reference: str = '', batch_size: int = 100,
           data_dir: str = '', data_name: str = '', overwrite: bool = False) -> Scores | None:
   """Scores the images of the file `samples`, or `count` that are drawn of the run in `directory`.
 
+  method: `catalogue.usual` if not given.
   reference: a data set, NAME or NAME:SPLIT (train by default); a config FILE.py or FILE.py:SPLIT,
   for the data set it names; an .npz of images, or of statistics, which `save_reference` writes.
   by: the features, see `FEATURES`.  The images that are drawn are kept in `directory`.  Writes the
@@ -250,7 +251,7 @@ def score(*, samples: str = '', directory: str = '', method: Method = ANCESTRAL,
   if run:
     spec = data.resolve(workdir.read_config(run).data)
     check('workdir', spec.shape, spec.levels)
-    samples = str(run / f'scored_{method.name}.npz')
+    samples = str(run / f'scored_{method.name}.npz' if method else 'scored.npz')
     sampling.sample(run, samples, method=method, count=count, seed=seed, average=average,
                     step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
                     data_name=data_name)

@@ -172,7 +172,7 @@ def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batc
              ) -> np.ndarray | None:
   """`count` samples of 64 ancestral steps, integers [count, ...]; None of a model without them.
 
-  A model that was distilled draws them as it was distilled for.
+  A model that was distilled, and a flow of coupled noise, draw them by `catalogue.usual`.
 
   A model of latents has none: its samples are no data.
   """
@@ -182,8 +182,8 @@ def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batc
     return None
   if denoises(model):
     make, times = samplers.ancestral, grids.uniform(64)
-    if model.distilled:
-      method = catalogue.usual(model.distilled)
+    if model.distilled or model.coupled:
+      method = catalogue.usual(model)
       make, times = method.make, method.times(model.process)
     parts = draw(experiment.model, params, make, times=times, cond=model.conditions, **options)
   else:

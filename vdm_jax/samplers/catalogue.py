@@ -45,7 +45,7 @@ from vdm_jax.samplers import (
 from vdm_jax.typing import Array, Model, Process, Sampler
 
 __all__ = ['ALIASES', 'ANCESTRAL', 'Entry', 'GRIDS', 'MISSING', 'Method', 'SAMPLERS', 'describe',
-           'find', 'method', 'on_grid', 'require_ends', 'usual']
+           'find', 'method', 'on_grid', 'require_suited', 'usual']
 
 
 class Method(NamedTuple):
@@ -68,13 +68,14 @@ class Entry(NamedTuple):
   family: str
   paper: str
   make: Callable              # (denoise, process) -> Sampler; with `needs` a third argument
-  order: float | None = None  # of convergence to the probability flow; None: stochastic
+  order: float | None = None  # of convergence to the probability flow; None: stochastic, adaptive
   use: str = ''               # what it is for
   evaluations: int | None = 1  # of the network in a step; None: adaptive
   needs: str = ''             # the third argument of `make`, the head of the network, or 'ends':
                               # a consistency model
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
   at_tolerance: Callable | None = None  # of an adaptive method: tolerance -> make
+  stochastic: bool = False    # whether it draws noise on the way; of one's own nothing is known
   version: str = ''           # of a file of the user's own, by its text
 
 
@@ -148,34 +149,40 @@ _multistep, _single = dpm_solver.dpm_solver_multistep, dpm_solver.dpm_solver
 
 SAMPLERS: dict[str, Entry] = {
     'ancestral': Entry(_FIRST, 'Ho et al. (2020), smaller variance', first_order.ancestral,
-                       use='the chain that `vlb@T` bounds; best with hundreds of steps'),
+                       use='the chain that `vlb@T` bounds; best with hundreds of steps',
+                       stochastic=True),
     'ancestral_large': Entry(_FIRST, 'Ho et al. (2020), larger variance',
                              partial(first_order.ancestral, share=1.0),
-                             use='few hundred steps, data of about unit variance'),
+                             use='few hundred steps, data of about unit variance', stochastic=True),
     'ancestral_between': Entry(_FIRST, 'Nichol and Dhariwal (2021), eq. 15, v = 1/2',
-                               partial(first_order.ancestral, share=0.5), use='in between'),
+                               partial(first_order.ancestral, share=0.5), use='in between',
+                               stochastic=True),
     'ancestral_learned': Entry(_FIRST, 'Nichol and Dhariwal (2021), learned variance',
                                partial(first_order.ancestral, share=processes.learned_share),
-                               use='networks with a variance head', needs='variance_head'),
+                               use='networks with a variance head', needs='variance_head',
+                               stochastic=True),
     'ddim': Entry(_FIRST, 'Song, Meng and Ermon (2021)', first_order.ddim, 1,
                   use='the plain deterministic sampler; also encodes'),
     'ddim_half': Entry(_FIRST, 'Song, Meng and Ermon (2021), eta = 1/2',
-                       partial(first_order.ddim, eta=0.5), use='between ddim and ancestral'),
+                       partial(first_order.ddim, eta=0.5), use='between ddim and ancestral',
+                       stochastic=True),
     'euler': Entry(_FIRST, _SONG, euler.euler, 1, use='rectified flow'),
-    'euler_maruyama': Entry(_FIRST, _SONG, euler.euler_maruyama, use='the SDE as it is written'),
+    'euler_maruyama': Entry(_FIRST, _SONG, euler.euler_maruyama, use='the SDE as it is written',
+                            stochastic=True),
     'reverse_diffusion': Entry(_FIRST, _SONG + ', appendix E', euler.reverse_diffusion,
-                               use='a predictor'),
+                               use='a predictor', stochastic=True),
     'reverse_diffusion_flow': Entry(_FIRST, _SONG + ', appendix E',
                                     partial(euler.reverse_diffusion, noise=False), 1,
                                     use='the same without noise; not from alpha = 0'),
     'analytic_dpm': Entry(_OPTIMAL, _BAO, analytic.analytic_dpm, needs='variances',
-                          use='few steps of the ancestral chain'),
+                          use='few steps of the ancestral chain', stochastic=True),
     'analytic_ddim': Entry(_OPTIMAL, _BAO, partial(analytic.analytic_dpm, eta=0.0),
-                           needs='variances', use='few steps of ddim with its missing noise'),
+                           needs='variances', use='few steps of ddim with its missing noise',
+                           stochastic=True),
     'sn_ddpm': Entry(_OPTIMAL, _BAO_X, analytic.sn_ddpm, needs='head',
-                     use='networks with a head for eps^2'),
+                     use='networks with a head for eps^2', stochastic=True),
     'npr_ddpm': Entry(_OPTIMAL, _BAO_X, analytic.npr_ddpm, needs='head',
-                      use='networks with a head for the residual'),
+                      use='networks with a head for the residual', stochastic=True),
     'dpm_solver_2': Entry(_EXPONENTIAL, _LU, partial(_single, order=2), 2, evaluations=2,
                           use='unguided, 20 evaluations and more'),
     'dpm_solver_3': Entry(_EXPONENTIAL, _LU, partial(_single, order=3), 3, evaluations=3,
@@ -193,7 +200,7 @@ SAMPLERS: dict[str, Entry] = {
     'dpm_solver_2m': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, of='eps'), 2,
                            use='noise prediction, for comparison'),
     'dpm_solver_2m_sde': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, of='eps', sde=True),
-                               use='noise prediction, for comparison'),
+                               use='noise prediction, for comparison', stochastic=True),
     'dpmpp_2s': Entry(_EXPONENTIAL, _LU_PP, partial(_single, order=2, of='x'), 2, evaluations=2,
                       use='guided, no memory of earlier steps'),
     'dpmpp_3s': Entry(_EXPONENTIAL, _LU_PP, partial(_single, order=3, of='x'), 3, evaluations=3,
@@ -203,7 +210,7 @@ SAMPLERS: dict[str, Entry] = {
     'dpmpp_3m': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, order=3), 3,
                       use='unguided, 15 evaluations and more'),
     'dpmpp_2m_sde': Entry(_EXPONENTIAL, _LU_PP, partial(_multistep, sde=True),
-                          use='stochastic, 20 to 50 evaluations'),
+                          use='stochastic, 20 to 50 evaluations', stochastic=True),
     **{f'deis_t{r}': Entry(_EXPONENTIAL, f'{_DEIS}, tAB{r}', partial(deis.deis, degree=r), r + 1,
                            use='unguided, 10 evaluations and more') for r in (1, 2, 3)},
     **{f'deis_rho{r}': Entry(_EXPONENTIAL, f'{_DEIS}, rhoAB{r}',
@@ -223,13 +230,13 @@ SAMPLERS: dict[str, Entry] = {
     'quasi_taylor': Entry(_EXPONENTIAL, 'Tachibana et al. (2021)', taylor.quasi_taylor, 1,
                           use='data near a point: second order there'),
     'quasi_ito_taylor': Entry(_EXPONENTIAL, 'Tachibana et al. (2021)', taylor.quasi_ito_taylor,
-                              use='the same for the SDE'),
+                              use='the same for the SDE', stochastic=True),
     'edm': Entry(_RK, f'{_KARRAS}, algorithm 1', edm.edm, 2, evaluations=2,
                  use='the reference at 35 to 80 evaluations',
                  times=grids.karras),
     'edm_churn': Entry(_RK, f'{_KARRAS}, algorithm 2, S_churn = 40', partial(edm.edm, s_churn=40.0),
                        evaluations=2, use='corrects errors at many steps',
-                       times=grids.karras),
+                       times=grids.karras, stochastic=True),
     'heun': Entry(_RK, _KARRAS, runge_kutta.heun, 2, evaluations=2, use='rectified flow'),
     'midpoint': Entry(_RK, _KARRAS, partial(runge_kutta.runge_kutta,
                                             tableau=runge_kutta.second_order(0.5)), 2,
@@ -245,24 +252,26 @@ SAMPLERS: dict[str, Entry] = {
                           at_tolerance=_ode),
     'annealed_langevin': Entry(_SCORE, 'Song and Ermon (2019, 2020)',
                                partial(langevin.annealed_langevin, n_steps=5), evaluations=5,
-                               use='NCSN; hundreds of levels'),
+                               use='NCSN; hundreds of levels', stochastic=True),
     'pc_ancestral': Entry(_SCORE, _SONG, _corrected(first_order.ancestral,
                                                     langevin.langevin_corrector), evaluations=2,
-                          use='predictor-corrector, hundreds of steps'),
+                          use='predictor-corrector, hundreds of steps', stochastic=True),
     'pc_reverse_diffusion': Entry(_SCORE, _SONG, _corrected(euler.reverse_diffusion,
                                                             langevin.langevin_corrector),
-                                  evaluations=2, use='predictor-corrector, hundreds of steps'),
+                                  evaluations=2, use='predictor-corrector, hundreds of steps',
+                                  stochastic=True),
     'pc_annealed': Entry(_SCORE, _SONG, _corrected(first_order.ancestral,
                                                    langevin.annealed_corrector), evaluations=2,
-                         use='predictor-corrector, hundreds of steps'),
+                         use='predictor-corrector, hundreds of steps', stochastic=True),
     'pc_ula': Entry(_SCORE, 'Roberts and Tweedie (1996)',
                     _corrected(first_order.ancestral, langevin.ula), evaluations=2,
-                    use='corrector with a fixed step'),
+                    use='corrector with a fixed step', stochastic=True),
     'pc_mala': Entry(_SCORE, 'Roberts and Tweedie (1996)', _metropolis, evaluations=3,
-                     needs='log_prob', use='an exact corrector'),
+                     needs='log_prob', use='an exact corrector', stochastic=True),
     'denoising_mcmc': Entry(_SCORE, 'Kim and Ye (2023)', _denoising_mcmc,
                             evaluations=_MOVES + 2 * _LEVELS,
-                            needs='log_prob', use='many samples of few modes', times=_one_step),
+                            needs='log_prob', use='many samples of few modes', times=_one_step,
+                            stochastic=True),
     'plms': Entry(_SPLIT, 'Liu et al. (2022), PNDM', splitting.plms, 2,
                   use='the unguided part of split sampling; order 2 on smooth grids'),
     'split_lie': Entry(_SPLIT, f'{_SPLITTING}, LTSP', partial(_split, scheme='lie-trotter'), 1,
@@ -277,7 +286,7 @@ SAMPLERS: dict[str, Entry] = {
                        use='ddim that ends in x_hat: students of progressive and knowledge '
                        'distillation, in the steps that they were distilled for'),
     'consistency': Entry(_DISTILLED, 'Song et al. (2023), algorithm 1', consistency.consistency,
-                         needs='ends', use='consistency models; 1 or 2 steps'),
+                         needs='ends', use='consistency models; 1 or 2 steps', stochastic=True),
 }
 
 
@@ -412,21 +421,33 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   if entry.version:  # samples of one version are not taken for those of another
     name = f'{name} {entry.version}'
   times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
-  noisy = bool(eta) or entry.order is None and not entry.version  # of one's own nothing is known
   return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
-                entry.needs == 'variance_head', noisy, entry.needs == 'ends')
+                entry.needs == 'variance_head', entry.stochastic or bool(eta),
+                entry.needs == 'ends')
 
 
-def require_ends(method: Method, model: Model) -> None:
-  """Raises InputError if the method is for consistency models, and the model is not one."""
-  require(not method.ends or (model.distilled or ('',))[0] == 'consistency', 'sampler', method.name,
+def require_suited(method: Method, model: Model, field: str = 'sampler') -> None:
+  """Raises InputError where the method cannot draw what this model has learned.
+
+  A method for consistency models needs one; a stochastic method needs a score, which a flow of
+  coupled noise has not.
+  """
+  require(not method.ends or (model.distilled or ('',))[0] == 'consistency', field, method.name,
           'the estimate of this model is the mean of the data, not the end of a path',
           'choose another sampler, or train a consistency model (configs/plane/consistency.py)')
+  require(not (method.stochastic and model.coupled and not model.distilled), field, method.name,
+          'it adds noise by the score, and this model is a flow of coupled noise, which has none',
+          'choose a deterministic one (heun, euler, dpmpp_2m, adaptive_ode)')
 
 
-def usual(distilled: tuple[str, int] | None) -> Method:
-  """The default method of a model: the method that it was distilled for, or `ANCESTRAL`."""
-  return method(*distilled) if distilled else ANCESTRAL
+def usual(model: Model) -> Method:
+  """The default method of a model: the method that it was distilled for, or `ANCESTRAL`.
+
+  Of a flow of coupled noise it is Heun's, in 25 steps.
+  """
+  if model.distilled:
+    return method(*model.distilled)
+  return method('heun', 25) if model.coupled else ANCESTRAL
 
 
 def on_grid(grid: str, steps: int | None = None, *, usual: int = 250

@@ -16,7 +16,7 @@ import numpy as np
 from vdm_jax import random
 from vdm_jax.errors import require
 from vdm_jax.machine import devices
-from vdm_jax.processes import sample_prior
+from vdm_jax.processes import prior_std, sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, one_time, sample
 from vdm_jax.typing import Array, Model, PyTree, SamplerMaker, Samples, Scalar
 
@@ -48,6 +48,20 @@ def check_start(m: Model, times: np.ndarray) -> None:
   require(m.prior is None or float(times[0]) == 1.0, 'grid', float(times[0]),
           "this grid begins there, and the prior is the model's own, of t = 1",
           'choose a grid from 1 to 0')
+
+
+def check_pairs(m: Model, times: np.ndarray) -> None:
+  """Raises InputError where the noise of this grid is not that of t = 1, from which students begin.
+
+  On `vp` it is so for every grid, e.g. the published ones that begin below the last level.
+  """
+  check_grid(times)
+  check_start(m, times)
+  if m.prior is None:
+    first, last = (float(prior_std(m.process, t)) for t in (times[0], 1.0))
+    require(abs(first - last) <= 1e-3 * last, 'grid', float(times[0]), 'this grid begins there, '
+            f'with noise of standard deviation {first:.4g}, and at t = 1 it has {last:.4g}',
+            'choose a grid from 1 to 0')
 
 
 def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
@@ -95,8 +109,11 @@ class DrawnPairs(NamedTuple):
 def draw_pairs(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
                times: np.ndarray, start: int, stop: int, seed: int, batch_size: int,
                cond: Callable[[np.ndarray], PyTree]) -> Iterator[DrawnPairs]:
-  """Noise and sample of the images start .. stop - 1 of `draw`, as floats, a batch at a time."""
-  check_grid(times)
+  """Noise and sample of the images start .. stop - 1 of `draw`, as floats, a batch at a time.
+
+  Raises InputError: as `check_pairs`; a z that is not finite, naming the level.
+  """
+  check_pairs(model(params), times)
   batch = _pair_program(model, sampler)
   shared = devices.replicate((params, random.key(seed), np.asarray(times, jnp.result_type(float))))
   for rows, requested in _batches(start, stop, batch_size):

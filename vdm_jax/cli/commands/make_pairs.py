@@ -1,4 +1,6 @@
 """The flags of scripts/make_pairs.py, and what it does with them."""
+import os
+
 from absl import flags
 
 from vdm_jax import cli, runs
@@ -25,5 +27,7 @@ def main():
   condition = {} if LABEL.value is None else {'label': LABEL.value}
   method = catalogue.method(*(flag.value for flag in SAMPLER))
   out = runs.make_pairs(WORKDIR.value, OUT.value, method=method, condition=condition, **given)
-  cli.wrote(str(out), then=f'python scripts/train.py --config=configs/digits/flows.py:reflow '
-            f'--config.data.name={out} --init_from={WORKDIR.value} --workdir=RUN')
+  place = os.path.join('.', out)  # without a leading dot it would name a data set
+  cli.wrote(str(out), then=cli.command('train.py', **{
+      'config': 'configs/digits/flows.py:reflow', 'config.data.name': place,
+      'init_from': WORKDIR.value, 'workdir': 'RUN'}))

@@ -31,9 +31,11 @@ MEASURED = cli.measured()
 
 
 def main():
+  # A run that draws its own samples takes no sampler by name.
+  method = SAMPLER.method() if SAMPLER.chosen() else None
   out = OUT.value or (str(Path(WORKDIR.value, 'scores.json')) if WORKDIR.value else '')
   scored = scoring.score(
-      directory=WORKDIR.value or '', method=SAMPLER.method(), by=FEATURES.value or '', out=out,
+      directory=WORKDIR.value or '', method=method, by=FEATURES.value or '', out=out,
       **cli.values(SAMPLES, REFERENCE, SAVE_REFERENCE, OVERWRITE, COUNT, SEED, BATCH_SIZE, *OF_RUN))
   if scored is not None:
     table = scores.table(scored)

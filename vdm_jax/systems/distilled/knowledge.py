@@ -8,9 +8,9 @@ student's network reads what the teacher's reads, and starts from the teacher's 
 import ml_collections
 
 from vdm_jax.data import pairs
-from vdm_jax.errors import require, require_choice
+from vdm_jax.errors import require_choice
 from vdm_jax.objectives import knowledge
-from vdm_jax.systems import compose
+from vdm_jax.systems import compose, paired
 from vdm_jax.typing import Experiment
 
 
@@ -24,13 +24,10 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment) -> Experimen
 
   base: the experiment of the teacher's network and process on the pairs.  Its target is the
   teacher's own target.  Or, as published for a network that predicts eps, it is `targets.removed`.
-  The loss is divided by D ln 2.  Raises InputError: data without the two fields; another norm.
+  The loss is divided by D ln 2.  Raises InputError: see `paired.require_pairs`; another norm.
   """
   spec = base.data.spec
-  for name in (pairs.SAMPLE, pairs.NOISE):
-    require(name in spec and spec[name].levels is None, 'config.data.name', spec.name,
-            f'it has no floats {name!r}, as pairs of noise and sample have',
-            'make pairs of the teacher (scripts/make_pairs.py)')
+  paired.require_pairs(config, base)
   require_choice('config.model.norm', config.model.norm, knowledge.NORMS)
 
   def loss(params, batch, context):

@@ -1,7 +1,8 @@
 """Flows whose coupling of data and noise is learned, so that trajectories bend less.
 
 Lee, Kim and Ye (2023); see `objectives.curvature`.  The encoder is a network like the flow's, and
-is told t = 1.  It starts at the independent coupling, and is not used after training.
+is told t = 1.  It starts at the independent coupling, and is not used after training.  The flow has
+no score: see `Model.coupled`.
 """
 import functools
 
@@ -72,4 +73,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
     coupled = functools.partial(curvature.objective, encode=encode, beta=beta)
     return compose.loss_of(coupled, base.model, shape)(params, batch, context)
 
-  return base._replace(init=init, loss=loss)
+  def model(params, keys=None):
+    return base.model(params, keys)._replace(coupled=True)
+
+  return base._replace(init=init, loss=loss, model=model)

@@ -3,7 +3,7 @@
 Tong et al. (2023); see `objectives.couplings`.  Noise and data are paired within groups of
 `config.model.group` consecutive examples of the global batch.  So the pairs depend neither on
 devices nor on layouts.  With labels, noise is exchanged only within a label.  Validation has
-independent noise, and so has the bound.
+independent noise, and so has the bound.  The flow has no score: see `Model.coupled`.
 """
 import functools
 
@@ -56,4 +56,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
     batch = {**batch, 'eps': eps if axis.name is None else eps[i]}
     return step(state, batch, key, axis, accumulate=accumulate)
 
-  return base._replace(loss=loss, update=update)
+  def model(params, keys=None):
+    return base.model(params, keys)._replace(coupled=group > 1)
+
+  return base._replace(loss=loss, update=update, model=model)

@@ -14,10 +14,9 @@ from flax import linen as nn
 from vdm_jax import data, inputs, random
 from vdm_jax.data import pairs
 from vdm_jax.data.fields import LABEL
-from vdm_jax.errors import InputError, require
 from vdm_jax.objectives import rectified_flow
-from vdm_jax.processes import prior_std, sample_prior
-from vdm_jax.systems import compose
+from vdm_jax.processes import sample_prior
+from vdm_jax.systems import compose, paired
 from vdm_jax.systems.flows import flow_matching as system
 from vdm_jax.typing import Array, Experiment, Model, brief
 
@@ -53,7 +52,12 @@ def reflow(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
   """Flow matching on pairs: the next rectified flow.  Raises InputError, see `_checked`."""
   steps = config.model.steps
   compose.require(config, 'steps', steps >= 0, 'it is negative', 'give 0 or more')
-  return _on_pairs(_checked(config, net, read, condition), rectified_flow.reflow, steps=steps)
+  base = _checked(config, net, read, condition)
+
+  def model(params, keys=None):
+    return base.model(params, keys)._replace(coupled=True)  # its noise is that of its pairs
+
+  return _on_pairs(base, rectified_flow.reflow, steps=steps)._replace(model=model)
 
 
 def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
@@ -87,26 +91,7 @@ def _on_pairs(base: Experiment, objective: Callable[..., Any], **options: Any) -
 
 
 def _checked(config: ml_collections.ConfigDict, net, read, condition) -> Experiment:
-  """The experiment of flow matching on pairs.
-
-  Raises InputError: data that are no pairs; fewer pairs than a batch; pairs of a process with
-  another prior than config.model's.
-  """
-  place, spec = config.data.name, data.resolve(config.data)
-  for name in (pairs.NOISE, pairs.SAMPLE):
-    require(name in spec, 'config.data.name', place, f'it has no field {name!r}, as pairs have',
-            'make some of a trained flow (scripts/make_pairs.py)')
+  """The experiment of flow matching on pairs.  Raises InputError, see `paired.require_pairs`."""
   base = system.experiment(config, net=net, read=read, condition=condition)
-  if data.is_path(place) and pairs.is_pairs(place):
-    said = pairs.record(place)
-    own = float(prior_std(base.model({'net': {}}).process))
-    theirs = said['about']['prior_std']
-    if theirs is None or abs(own - theirs) > 0.01 * own:
-      noise = 'is learned' if theirs is None else f'has standard deviation {theirs:g}'
-      raise InputError('config.data.name', place, f'its noise {noise}, of another process: here it '
-                       f'has standard deviation {own:g}',
-                       'make pairs of a flow, or of a model on the curve vp')
-    there = len(base.data.split('train'))
-    require(there >= config.data.batch_size, 'config.data.batch_size', config.data.batch_size,
-            f'{place} has {there:,} pairs to train on', 'make more, or choose a smaller batch')
+  paired.require_pairs(config, base)
   return base

@@ -1,0 +1,47 @@
+"""What every system asks of its data that are pairs of noise and sample: see `data.pairs`."""
+import jax
+import ml_collections
+
+from vdm_jax import data
+from vdm_jax.data import pairs
+from vdm_jax.errors import InputError, require
+from vdm_jax.processes import prior_std
+from vdm_jax.typing import Experiment
+
+__all__ = ['require_pairs']
+
+
+def require_pairs(config: ml_collections.ConfigDict, base: Experiment) -> None:
+  """Raises InputError where `base`, an experiment on the data of `config`, cannot learn from them.
+
+  Data that are no pairs, or are augmented; fewer pairs than a batch; pairs whose noise is not that
+  from which the model of `base` samples.
+  """
+  spec, place = base.data.spec, config.data.name
+  for name in (pairs.NOISE, pairs.SAMPLE):
+    require(name in spec and spec[name].levels is None, 'config.data.name', place,
+            f'it has no floats {name!r}, as pairs have',
+            'make some of a trained model (scripts/make_pairs.py)')
+  require(not config.data.augment, 'config.data.augment', True,
+          f'it changes {spec.x.name!r} alone, and a pair is {pairs.SAMPLE} and {pairs.NOISE}',
+          'set it False')
+  if not (data.is_path(place) and pairs.is_pairs(place)):
+    return
+  own, theirs = _prior_std(base), pairs.record(place)['about']['prior_std']
+  if own is not None and (theirs is None or abs(own - theirs) > 0.01 * own):
+    noise = 'is learned' if theirs is None else f'has standard deviation {theirs:g}'
+    raise InputError('config.data.name', place, f'its noise {noise}, of another process: here it '
+                     f'has standard deviation {own:g}',
+                     'make pairs of a model whose process has this noise')
+  there = len(base.data.split('train'))
+  require(there >= config.data.batch_size, 'config.data.batch_size', config.data.batch_size,
+          f'{place} has {there:,} pairs to train on', 'make more, or choose a smaller batch')
+
+
+def _prior_std(base: Experiment) -> float | None:
+  """Of the noise that the model starts from; None: it is learned."""
+  shapes = jax.eval_shape(base.init, jax.random.key(0))
+  if 'schedule' in shapes:
+    return None
+  model = base.model({name: {} for name in shapes})
+  return None if model.prior else float(prior_std(model.process))
