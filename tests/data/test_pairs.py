@@ -19,6 +19,9 @@ from vdm_jax.data import fields, pairs
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 from vdm_jax.samplers import catalogue
+from vdm_jax.systems import networks
+from vdm_jax.systems.distilled import knowledge
+from vdm_jax.systems.flows import flow_matching
 
 HEUN = catalogue.method('heun', 3)
 ROOT = Path(__file__).parents[2]
@@ -239,6 +242,33 @@ def test_pairs_of_another_process_or_shape_are_refused(made, tmp_path, change, s
   (place / 'pairs.json').write_text(json.dumps(said))
   with pytest.raises(InputError, match=says):
     students(place, 'reflow', tmp_path)
+
+
+def learner(made, **changes):
+  """A student by knowledge distillation of the flow's network, and what it is made of."""
+  _, config = tiny()
+  config.data.update({'name': str(made), 'validation': 5} | changes)
+  config.model = ml_collections.ConfigDict(config.model.to_dict() | knowledge.fields())
+  net = networks.mlp(config)
+  return knowledge.experiment(config, flow_matching.experiment(config, net=net))
+
+
+@pytest.mark.parametrize('changes,says', [
+    ({'batch_size': 64}, 'config.data.batch_size=64: .* has 45 pairs to train on; make more'),
+    ({'augment': True}, "augment=True: it changes 'image' alone, and a pair is x and z_1")])
+def test_a_student_by_knowledge_refuses_what_a_reflow_does(made, changes, says):
+  with pytest.raises(InputError, match=says):
+    learner(made, **changes)
+
+
+def test_a_student_by_knowledge_refuses_the_noise_of_another_process(made, tmp_path):
+  assert learner(made).model({'net': {}}).distilled == ('ddim_to_x', 1)
+  place = shutil.copytree(made, tmp_path / 'pairs')
+  said = json.loads((place / 'pairs.json').read_text())
+  said['about']['prior_std'] = 80.0
+  (place / 'pairs.json').write_text(json.dumps(said))
+  with pytest.raises(InputError, match='standard deviation 80, of another process: here it has'):
+    learner(place)
 
 
 def test_pairs_of_images_of_another_size_are_refused_by_the_config_of_others(made, tmp_path):
