@@ -17,7 +17,7 @@ from tests.support import configs
 from vdm_jax import data, runs
 from vdm_jax.data import fields, pairs
 from vdm_jax.errors import InputError
-from vdm_jax.runs import workdir
+from vdm_jax.runs import pairing, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.systems import networks
 from vdm_jax.systems.distilled import knowledge
@@ -88,6 +88,18 @@ def test_pairs_are_read_as_named_float_fields_and_their_hash_is_kept(teacher, ma
   assert about['weights'] == checksum(workdir.load_trained(teacher).params)
   assert about['sampler'] == 'heun'
   np.testing.assert_allclose(about['prior_std'], 1.0, atol=1e-4)
+
+
+def test_samples_of_a_student_are_compared_with_the_data_of_the_teacher_and_not_the_pairs(made):
+  _, config = tiny()
+  own = data.Data(config.data)
+  truth = pairing.truth(own)
+  assert truth is own
+  config.data.update(name=str(made), validation=5)
+  student = pairing.truth(data.Data(config.data))
+  rows = np.arange(100)
+  np.testing.assert_array_equal(student.split('test').get(rows)['image'],
+                                own.split('test').get(rows)['image'])
 
 
 def test_a_command_that_ended_goes_on_bit_for_bit_and_holds_a_batch_at_a_time(teacher, made,
@@ -191,6 +203,8 @@ def students(made, system, tmp_path, start='', **changes):
 def test_a_reflow_starts_from_its_teacher_trains_on_floats_and_samples(teacher, made, tmp_path):
   means = students(made, 'reflow', tmp_path, teacher)
   assert 0 < means['loss'] < 100
+  runs.make_pairs(tmp_path / 'student', tmp_path / 'again', method=HEUN, count=4, batch_size=4)
+  assert pairs.record(tmp_path / 'again')['about']['data'] == tiny()[1].data.name  # and not `made`
   count = runs.sample(tmp_path / 'student', tmp_path / 'a.npz', method=HEUN, count=4)
   with pytest.raises(InputError, match='sampler=.ancestral.: it adds noise by the score, and this'):
     runs.sample(tmp_path / 'student', tmp_path / 'b.npz', method=runs.ANCESTRAL, count=4)

@@ -8,7 +8,7 @@ import numpy as np
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import comparison
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import needs, pairing, pictures, workdir
 from vdm_jax.samplers import catalogue
 
 __all__ = ['COMPARABLE', 'USUAL', 'compare_samplers']
@@ -47,7 +47,8 @@ def compare_samplers(directory: str | Path, out: str | Path = '', *,
   field = needs.require(model, 'compare_samplers', directory).field
   for name in samplers:
     catalogue.require_suited(catalogue.method(name), model, 'samplers')
-  test, train = (trained.experiment.data.split(name) for name in ('test', 'train'))
+  truth = pairing.truth(trained.experiment.data)
+  test, train = (truth.split(name) for name in ('test', 'train'))
 
   def evenly(split):  # some data sets are sorted by class
     n = min(count, len(split))

@@ -17,7 +17,7 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import kernel_distance, sliced_wasserstein
 from vdm_jax.processes import diffuse, time_of
-from vdm_jax.runs import needs, workdir
+from vdm_jax.runs import needs, pairing, workdir
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.typing import Model, PyTree, denoises
 
@@ -53,7 +53,8 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
     raise InputError('workdir', str(directory), f'its data are of {m.shape}, not points in the '
                      'plane', needs.NEEDS['gallery'].remedy)
   points = lambda split: split.get(np.arange(min(count, len(split))))[m.field]
-  test, train = (points(trained.experiment.data.split(name)) for name in ('test', 'train'))
+  truth = pairing.truth(trained.experiment.data)
+  test, train = (points(truth.split(name)) for name in ('test', 'train'))
   coded = Pixels(trained.experiment.data.spec.levels).encode
   options = {'start': 0, 'stop': len(test), 'seed': 0, 'batch_size': min(500, len(test))}
   if denoises(m):
@@ -65,13 +66,13 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
     noisy, grid, field = [], np.zeros((0, 2)), np.zeros((0, 2))
   integers = np.concatenate([batch.data for batch in drawn])
   # Distances are in one coding for all systems, whatever units their x has.
-  truth, training, generated = (np.asarray(coded(jnp.asarray(u))) for u in (test, train, integers))
+  tested, training, generated = (np.asarray(coded(jnp.asarray(u))) for u in (test, train, integers))
   key = random.key(0)
   return GalleryRow(name, np.asarray(encode(jnp.asarray(test))), noisy, grid, field,
                     np.asarray(encode(jnp.asarray(integers))),
-                    sliced_wasserstein(key, generated, truth),
-                    sliced_wasserstein(key, training, truth),
-                    tuple(kernel_distance(generated, truth)))
+                    sliced_wasserstein(key, generated, tested),
+                    sliced_wasserstein(key, training, tested),
+                    tuple(kernel_distance(generated, tested)))
 
 
 def _on_the_way(model: Callable[[PyTree], Model], params: PyTree, test: np.ndarray

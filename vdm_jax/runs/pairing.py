@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import tqdm
 
@@ -20,7 +21,7 @@ from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import check_pairs, draw_pairs
 from vdm_jax.train import check
 
-__all__ = ['check_start', 'make_pairs']
+__all__ = ['check_start', 'make_pairs', 'truth']
 
 
 def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count: int = 10_000,
@@ -58,7 +59,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   cond = lambda numbers: model.conditions(numbers, **(condition or {}))
   told = {name: value for name, value in cond(np.arange(1)).items() if name != AUGMENTED}
   about = {'weights': checksum(trained.params), 'checkpoint': trained.step,
-           'average': trained.average, 'data': spec.name, 'field': x.name,
+           'average': trained.average, **_origin(trained.config.data), 'field': x.name,
            'prior_std': None if model.prior else round(float(prior_std(model.process)), 6),
            'sampler': method.name,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'steps': len(times) - 1,
@@ -79,6 +80,28 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
       bar.update(len(drawn.numbers))
   writer.close()
   return out
+
+
+def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What a model of these data is to draw, which is not its pairs: 'data', 'image_size' if set."""
+  if data.is_path(config.name) and pairs.is_pairs(config.name):
+    said = pairs.record(config.name)['about']
+    return {name: said[name] for name in ('data', 'image_size') if name in said}
+  size = config.get('image_size', 0)
+  return {'data': config.name} | ({'image_size': size} if size else {})
+
+
+def truth(own: data.Data) -> data.Data:
+  """The data that samples are to be compared with: of pairs, those that their teacher learned.
+
+  A student that learned pairs perfectly is as far from these data as its teacher.
+  """
+  if not (data.is_path(own.spec.name) and pairs.is_pairs(own.spec.name)):
+    return own
+  found, config = _origin(own.config), data.default_config()
+  config.update(name=found['data'], image_size=found.get('image_size', 0),
+                data_dir=own.config.data_dir)
+  return data.Data(config)
 
 
 def check_start(place: str, start: str | Path) -> None:

@@ -204,6 +204,8 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
               ) -> Callable[[PyTree], dict[str, float]]:
   """The Fréchet distance between `count` samples of given parameters and the training split.
 
+  Of pairs it is the split that their teacher learned: see `pairing.truth`.
+
   Raises InputError for a model without samples, and for features of other images.
   """
   model = experiment.model(jax.eval_shape(experiment.init, random.key(0)))
@@ -212,7 +214,7 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
   if not x.levels:
     raise InputError('frechet', by, f'{x.name} has real numbers, and features are computed from '
                      'integers', 'leave it out')
-  part = experiment.data.split('train')
+  part = pairing.truth(experiment.data).split('train')
   distance = scoring.frechet(by, scoring.Images(
       'train', len(part), lambda rows: part.get(rows)[x.name], x.shape, x.levels))
 
