@@ -156,19 +156,21 @@ from absl import flags
 from vdm_jax import runs
 from vdm_jax.cli.commands import make_pairs
 runs.make_pairs = lambda workdir, out, *, method, **options: print(method.name) or out
-flags.FLAGS(['scripts/make_pairs.py', '--workdir=runs/a', '--out=' + sys.argv[1]])
-make_pairs.main()
+for out in sys.argv[1:]:
+  flags.FLAGS(['scripts/make_pairs.py', '--workdir=runs/a', '--out=' + out])
+  make_pairs.main()
 """
 
 
-@pytest.mark.parametrize('out,shown', [('./runs/pairs', './runs/pairs'), ('pairs', './pairs'),
-                                       ('/data/pairs', '/data/pairs')])
-def test_the_command_s_own_sampler_makes_pairs_and_its_next_line_names_them(out, shown):
-  done = subprocess.run([sys.executable, '-c', COMMAND.format(scripts=str(ROOT / 'scripts')), out],
-                        cwd=ROOT, capture_output=True, text=True)
+def test_the_command_s_own_sampler_makes_pairs_and_its_next_line_names_them():
+  shown = {'./runs/pairs': './runs/pairs', 'pairs': './pairs', '/data/pairs': '/data/pairs'}
+  done = subprocess.run(
+      [sys.executable, '-c', COMMAND.format(scripts=str(ROOT / 'scripts')), *shown], cwd=ROOT,
+      capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert not catalogue.method(done.stdout.split()[0]).stochastic
-  assert f' --config.data.name={shown} ' in done.stdout and data.is_path(shown)
+  for place in shown.values():
+    assert f' --config.data.name={place} ' in done.stdout and data.is_path(place)
 
 
 def test_a_grid_whose_noise_is_not_that_of_t_1_is_refused_and_nothing_is_written(teacher, tmp_path):
