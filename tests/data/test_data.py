@@ -769,7 +769,8 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
   prepare()
   kept = (run / 'config.json').read_text()
   save_images(photos, ['more/9.png'])
-  with pytest.raises(InputError, match=r'have changed since this run began: 1 added \(more/9.png\); restore'):
+  changed = r'have changed since this run began: 1 added \(more/9.png\); restore'
+  with pytest.raises(InputError, match=changed):
     prepare()
   config.seed += 1
   with pytest.raises(InputError, match=r'seed: .*\n  the data: 1 added \(more/9.png\)'):
