@@ -178,6 +178,6 @@ def sample_words() -> np.ndarray:
   stack.push_residual(np.arange(-64, 64, 8), means, stds, 40)
   stack.pop_within(means[::-1].copy(), stds, 300)
   # Multiples of 1/256, so that every machine has the same table.
-  table = np.tile(np.float32([100, 60, 50, 30, 10, 5, 1, 0]) / 256, (8, 1))
+  table = np.tile(np.array([100, 60, 50, 30, 10, 5, 1, 0], np.float32) / 256, (8, 1))
   stack.push_levels(np.arange(8), table)
   return stack.words()

@@ -348,7 +348,7 @@ def _lossy_formats() -> dict[str, list[dict[str, Any]]]:
   formats = {'JPEG': [{'quality': q, 'optimize': True} for q in qualities],
              'WebP': [{'quality': q, 'method': 6} for q in qualities]}
   try:
-    import pillow_jxl  # noqa: F401  # type: ignore[import-not-found]  # makes Pillow know JXL
+    import pillow_jxl  # noqa: F401  # makes Pillow know JXL
   except ImportError:
     return formats
   return formats | {'JXL': [{'quality': q} for q in qualities]}

@@ -33,19 +33,20 @@ def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
   if not denoises(teacher):
     raise InputError('init_from', None, f'that run made a {type(teacher).__name__}, which does '
                      'not denoise', 'name a run of a diffusion model')
-  own = base.model(_whole(base, params))
+  own: Model = base.model(_whole(base, params))
+  models: tuple[Model, ...] = (own, teacher)
   require(tuple(teacher.shape) == tuple(own.shape), 'init_from', None,
           f'the teacher makes data of {tuple(teacher.shape)}, and the student of '
           f'{tuple(own.shape)}', 'name a run of the same data')
   ours, theirs = (np.stack(np.broadcast_arrays(*m.process(jnp.array(_TIMES))[2:4]))
-                  for m in (own, teacher))
+                  for m in models)
   if not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
     at = int(np.abs(ours - theirs).max(axis=0).argmax())
     say = lambda level: f'alpha = {level[0, at]:.4g} and sigma = {level[1, at]:.4g}'
     raise InputError('init_from', None, f'the teacher has another process: at t = {_TIMES[at]:g} '
                      f'{say(theirs)}, where the student has {say(ours)}',
                      'give config.model the fields of the teacher')
-  own_x, its_x = (np.asarray(_estimates(m)) for m in (own, teacher))
+  own_x, its_x = (np.asarray(_estimates(m)) for m in models)
   # The two compute the same, but perhaps in another order.
   if not np.linalg.norm(own_x - its_x) <= 1e-2 * np.linalg.norm(its_x):
     raise InputError('init_from', None, "the teacher's network means something else: with its "
