@@ -82,7 +82,7 @@ def open_images(path: str | Path, shape: tuple[int, ...]) -> Images:
     return _of_arrays(path)
   if path.is_dir():
     names = sorted(str(file.relative_to(path)) for file in path.rglob('*')
-                   if file.suffix.lower() in IMAGE_FILES)
+                   if file.suffix.lower() in IMAGE_FILES and file.is_file())
     require(bool(names), 'images', str(path), 'it holds no pictures',
             f'give files that end in {", ".join(IMAGE_FILES)}')
     root = path
