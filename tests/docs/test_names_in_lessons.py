@@ -51,7 +51,7 @@ def test_the_functions_that_the_pages_name_exist():
   by_name = modules()
   names = {(page.name, name) for page in LEARN.glob('*.md') for name in re.findall(
       r'`((?:\w+\.)+\w+)`', re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL))
-      if not name.endswith(('.py', '.md', '.json', '.sh'))}
+      if not name.endswith(('.py', '.md', '.json', '.npz', '.sh'))}
   assert len(names) > 80
   assert not [name for name in sorted(names) if not exists(name[1], by_name)]
 
