@@ -11,7 +11,8 @@ import numpy as np
 
 from vdm_jax import random
 from vdm_jax.errors import InputError, require
-from vdm_jax.typing import Array, Experiment, Model, PyTree, denoises
+from vdm_jax.model import Model
+from vdm_jax.typing import Array, Experiment, PyTree, denoises
 
 # The levels at which two processes are compared, beside those of all students.
 _TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -33,7 +34,7 @@ def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
     raise InputError('init_from', None, f'that run made a {type(teacher).__name__}, which does '
                      'not denoise', 'name a run of a diffusion model')
   own = base.model(_whole(base, params))
-  models: tuple[Model, ...] = (own, teacher)
+  models: tuple[Any, ...] = (own, teacher)
   require(tuple(teacher.shape) == tuple(own.shape), 'init_from', None,
           f'the teacher makes data of {tuple(teacher.shape)}, and the student of '
           f'{tuple(own.shape)}', 'name a run of the same data')
