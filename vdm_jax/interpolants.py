@@ -32,7 +32,7 @@ __all__ = ['Coefficients', 'Drift', 'Drifts', 'Interpolant', 'Path', 'Variance',
            'quadratic', 'sigmoid', 'sine_squared', 'trigonometric']
 
 
-END = 1e-4  # a time
+_END = 1e-4  # a time
 
 
 class Coefficients(NamedTuple):
@@ -43,7 +43,7 @@ class Coefficients(NamedTuple):
   gamma: Array         # of the noise
   da: Array
   db: Array
-  dgamma: Array        # nearer to an end than `END`: as large as there, since it may be infinite
+  dgamma: Array        # nearer to an end than `_END`: as large as there, since it may be infinite
   gamma_dgamma: Array  # half the slope of gamma^2: finite
 
   def expand(self, z: Array) -> 'Coefficients':
@@ -77,7 +77,7 @@ def interpolant(path: Path, variance: Variance) -> Interpolant:
     one = jnp.ones_like(t)
     (a, b), (da, db) = jax.jvp(path, (t,), (one,))
     square, slope = jax.jvp(variance, (t,), (one,))
-    near, near_slope = jax.jvp(variance, (jnp.clip(t, END, 1.0 - END),), (one,))
+    near, near_slope = jax.jvp(variance, (jnp.clip(t, _END, 1.0 - _END),), (one,))
     return Coefficients(t, a, b, jnp.sqrt(jnp.maximum(square, 0.0)), da, db,
                         0.5 * near_slope / jnp.sqrt(near), 0.5 * slope)
   return at
