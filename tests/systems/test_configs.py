@@ -52,6 +52,7 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             **dict.fromkeys(('plane/consistency:distillation', 'plane/consistency:training',
                              'plane/consistency:public', 'cifar10/distilled:consistency',
                              'cifar10/distilled:consistency_training'), {'x_error', 'levels'}),
+            'digits/slim': {'student_eps_error', 'student_spatial', 'student_spectral'},
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
 
 

@@ -86,7 +86,7 @@ def test_the_steps_are_the_first_of_the_chain_and_the_generator_is_told_the_one_
 
 def test_the_denoiser_is_trained_by_l_simple_of_these_steps():
   experiment, _ = built()
-  params = experiment.init(jax.random.key(0))
+  params = jax.jit(experiment.init)(jax.random.key(0))
   batch, of = experiment.data.batch(0), context(8)
   losses, _ = jax.jit(lambda params: experiment.loss(params, batch, of))(params)
   model = experiment.model(params)
@@ -142,7 +142,7 @@ def test_its_prior_learns_the_mean_and_the_spread_of_where_the_chain_ends():
   rows = experiment.data.split('train').get(np.arange(4096))
   batch = {field: jnp.asarray(rows[field])}
   x = np.asarray(experiment.model(experiment.init(jax.random.key(0))).encode(batch[field]))
-  params = experiment.init(jax.random.key(0))
+  params = jax.jit(experiment.init)(jax.random.key(0))
   tx = optax.adam(0.05)
   of = context(len(x))
 

@@ -1,1 +1,1 @@
-"""Systems whose teacher is a trained diffusion model: students that sample in a few steps."""
+"""Systems whose teacher is a trained diffusion model: students of few steps, and a slim one."""
