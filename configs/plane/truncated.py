@@ -1,10 +1,10 @@
-"""The first 100 of 1,000 steps on the noisy spiral, and a generator of points at step 100.
+"""The first 40 of 1,000 steps on the noisy spiral, and a generator of points at step 40.
 
   python scripts/train.py --config=configs/plane/truncated.py --workdir=runs/truncated
-  python scripts/sample.py --workdir=runs/truncated --sampler=ancestral --steps=100 --out=spiral.png
+  python scripts/sample.py --workdir=runs/truncated --sampler=ancestral --steps=40 --out=spiral.png
 
 The method is by Zheng, He, Chen and Zhou (2023).  `gaussian` after the colon replaces the generator
-by a Gaussian, which has a likelihood (scripts/evaluate.py).  At step 100 the spiral still shows, so
+by a Gaussian, which has a likelihood (scripts/evaluate.py).  At step 40 the spiral still shows, so
 a Gaussian is not enough.
 Hardware, time and what it reaches: see configs/plane/README.md.
 """
@@ -21,8 +21,8 @@ PRIORS = {'adversarial': truncated.adversarial_prior, 'gaussian': truncated.gaus
 def get_config(prior: str = 'adversarial') -> ml_collections.ConfigDict:
   require_choice('config', prior, PRIORS)
   config = recipes.plane(truncated.default_config(
-      features=96, blocks=3, dropout=0.0, prior=prior, generator_learning_rate=2e-4,
-      discriminator_learning_rate=1e-3, discriminator_layers=2))
+      features=96, blocks=3, dropout=0.0, prior=prior, truncated_at=40, discriminator_layers=2,
+      generator_learning_rate=1e-3, discriminator_learning_rate=1e-3))
   config.data.batch_size = 128
   config.optimizer.weight_decay = 0.0
   return config

@@ -156,6 +156,15 @@ def test_a_loss_that_is_not_in_bits_is_drawn_as_what_it_is():
   assert bottom < -3.0 and top > -2.0
 
 
+def test_a_bound_that_only_validation_measures_is_drawn_alone():
+  rows = [{'step': 1, 'kind': 'train', 'loss': 2.0},
+          {'step': 2, 'kind': 'validation', 'loss': 2.0, 'bits_per_dim': 3.5}]
+  t = np.linspace(0.0, 1.0, 3)
+  left, _ = pictures.curves(rows, t, 8 - 13 * t, 8 - 13 * t, 3.5, 'test').axes
+  line, = left.lines
+  assert (line.get_label(), list(line.get_ydata())) == ('validation', [3.5])
+
+
 def test_a_run_without_records_has_its_other_panel(tmp_path):
   t = np.linspace(0, 1, 11)
   pictures.save_png(tmp_path / 'curves.png',

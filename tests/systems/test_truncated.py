@@ -24,7 +24,8 @@ from vdm_jax.units import bits_per_dim
 from vdm_jax.values import Bound
 
 BARS = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
-SMALL = {'features': 8, 'blocks': 0, 'discriminator_features': 8, 'discriminator_layers': 1}
+SMALL = {'features': 8, 'blocks': 0, 'truncated_at': 100, 'discriminator_features': 8,
+         'discriminator_layers': 1}
 
 
 def built(prior='adversarial', **model):

@@ -166,7 +166,7 @@ def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.
   in_bits = any('bits_per_dim' in r for r in records)
   drawn = 'bits_per_dim' if in_bits else 'loss'
   lines = {kind: [(r['step'], r[drawn]) for r in records if r['kind'] == kind and drawn in r]
-           for kind in dict.fromkeys(r['kind'] for r in records)}
+           for kind in dict.fromkeys(r['kind'] for r in records if drawn in r)}
   for kind, line in lines.items():
     left.plot(*zip(*line, strict=True), label=kind, marker='.' if len(line) < 40 else None)
   left.set(xlabel='step', ylabel='bits/dim' if in_bits else 'loss',

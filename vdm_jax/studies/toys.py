@@ -33,7 +33,7 @@ SYSTEMS = {
     've': Toy('VE score SDE', 'plane/spiral', ('ve',), 'ancestral', 250),
     'edm': Toy('EDM', 'plane/spiral', ('edm',), 'edm', 40),
     'sliced': Toy('sliced score matching', 'plane/matching', (), 'ancestral', 250),
-    'truncated': Toy('truncated DPM', 'plane/truncated', ('adversarial',), 'ancestral', 100),
+    'truncated': Toy('truncated DPM', 'plane/truncated', ('adversarial',), 'ancestral', 40),
     'energy': Toy('energy', 'plane/energy', (), 'ancestral', 250),
     'ot': Toy('rectified flow', 'plane/flows', ('ot',), 'euler', 100),
     'polynomial': Toy('polynomial path', 'plane/flows', ('polynomial',), 'euler', 100),
