@@ -400,7 +400,7 @@ def test_w_is_drawn_anew_in_the_second_stage():
   made = vdm.default_config(**progressive.fields() | guided.fields())
   made.data.update(name='made', shape=(2, 2, 1), levels=5, classes=CLASSES)
   made.model.class_conditional = True
-  experiment = guided.second(made, base)
+  experiment = guided.second(made, base._replace(ema={'student': 0.0}))
   n = 8
   batch = {'image': jnp.zeros((n, 2, 2, 1), jnp.uint8), 'label': jnp.zeros(n, jnp.int32)}
   params = shaken(experiment.init(random.key(1)))
@@ -442,7 +442,7 @@ def test_a_learned_schedule_is_not_trained_by_distillation():
   base = compose.experiment(
       config(), net=students_config.tiny_config.Net(8, 0.0), objective=None,
       schedule=schedules.LearnedLinear(8.0, -5.0))
-  experiment = progressive.experiment(made, base)
+  experiment = progressive.experiment(made, base._replace(ema={'student': 0.0}))
   states, _ = updates(experiment, experiment.init(random.key(1)), 3)
   leaves_equal(states[-1].params['schedule'], states[0].params['schedule'])
   assert dataclasses.is_dataclass(states[0])

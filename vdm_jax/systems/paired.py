@@ -2,7 +2,7 @@
 import jax
 import ml_collections
 
-from vdm_jax import data
+from vdm_jax import data, random
 from vdm_jax.data import pairs
 from vdm_jax.errors import InputError, require
 from vdm_jax.processes import prior_std
@@ -40,7 +40,7 @@ def require_pairs(config: ml_collections.ConfigDict, base: Experiment) -> None:
 
 def _prior_std(base: Experiment) -> float | None:
   """Of the noise that the model starts from; None: it is learned."""
-  shapes = jax.eval_shape(base.init, jax.random.key(0))
+  shapes = jax.eval_shape(base.init, random.key(0))
   if 'schedule' in shapes:
     return None
   model = base.model({name: {} for name in shapes})
