@@ -5,9 +5,9 @@
 
                    32             64
   parameters       122,137,603    237,603,843
-  TFLOP a step     81.5           641
   to reach         3.72           3.40        bits/dim, old version of the data (table 1)
 
+What a step computes and needs: docs/performance.md.
 Data: TFDS's downsampled_imagenet.  It has two versions: old (49,999 validation images, no longer
 distributed) and new (50,000).  At 32x32 the bits/dim of one model differ by about 0.26 between the
 versions; the ledger says which version was read.  On the new version a VDM that predicts v reaches
