@@ -6,9 +6,10 @@ __version__ = '0.1.0'
 
 
 def load(workdir: str, **options) -> Any:
-  """The trained model of a run, a `Model` if it is a diffusion model: `vdm_jax.runs.workdir.load`.
+  """Loads the trained model of a run; see `vdm_jax.runs.workdir.load`.
 
-  The import happens at the call, so that the processes that read data need no JAX.
+  The result is a `Model` if the run trained a diffusion model.  JAX is imported only at this call,
+  so the processes that read data need no JAX.
   """
   from vdm_jax.runs import workdir as workdir_lib
   return workdir_lib.load(workdir, **options)

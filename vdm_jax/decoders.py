@@ -1,9 +1,9 @@
 """Maps between discrete data and the continuous x that is diffused.
 
-Data are integers 0 .. levels - 1 (pixels, or quantised coordinates).  Each x is the centre of one
-of `levels` equal bins of [-1, 1].  The decoder p(data | z_0) of Kingma et al. (2021), eq. 8, gives
-each level a probability proportional to q(z_0 | x of the level).  This is the exact posterior under
-a flat prior.
+Data are integers 0 .. levels - 1 (pixels, or quantised coordinates).  The x of an integer is the
+centre of one of `levels` equal bins of [-1, 1].  The decoder p(data | z_0) of Kingma et al. (2021),
+eq. 8, gives each level a probability proportional to q(z_0 | x of the level).  These probabilities
+are the exact posterior under a flat prior.
 """
 
 import jax
@@ -105,14 +105,16 @@ class DiscretisedNormal:
   """p(k) = Phi((upper_k - mean) / std) - Phi((lower_k - mean) / std): N(mean, std^2) cut into bins.
 
   Ho et al. (2020), eq. 13.  The outermost bins are open, so the probabilities of the levels sum to
-  1.  With a learned std this is the last term of Nichol and Dhariwal (2021).  Here Phi is exact.
-  The code of both papers replaces Phi by a tanh of a cubic, which is 1.8e-4 off at most. But its
-  tail is a sixth of the true tail at 5 standard deviations, and a seventieth at 6.  That code also
-  raises probabilities below 1e-12 to 1e-12, so its result is no bound.
+  1.  With a learned std, this is the last term of the bound of Nichol and Dhariwal (2021).
 
-  outermost: the centre of the last bin.  None is the coding of `Pixels`: the centres of `levels`
-  equal bins of [-1, 1].  1.0 is DDPM's coding: level k is at 2 k / (levels - 1) - 1, and the bins
-  are 2 / (levels - 1) wide.
+  Here Phi is exact.  The code of both papers replaces Phi by a tanh of a cubic, with an error of at
+  most 1.8e-4.  But the tail of the tanh is a sixth of the true tail at 5 standard deviations, and a
+  seventieth at 6.  That code also raises probabilities below 1e-12 to 1e-12, so its result is no
+  bound.
+
+  outermost: the centre of the last bin.  None means the coding of `Pixels`: the centres of `levels`
+  equal bins of [-1, 1].  1.0 means DDPM's coding: level k is at 2 k / (levels - 1) - 1, and the
+  bins are 2 / (levels - 1) wide.
   """
   levels: int = static(default=256)
   outermost: float | None = static(default=None)

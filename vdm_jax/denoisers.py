@@ -1,4 +1,4 @@
-"""Makes denoisers from networks that estimate a target, and carries them to another curve."""
+"""Makes denoisers from networks that estimate a target, and moves denoisers to another curve."""
 import jax.numpy as jnp
 
 from vdm_jax.errors import require
@@ -12,12 +12,11 @@ __all__ = ['denoiser', 'on_curve']
 def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...] = ()) -> Denoiser:
   """The Denoiser of a network net(*inputs(z, level), cond) -> y.
 
-  `inputs` holds the conventions of a published network, see `vdm_jax.inputs`.
+  inputs: how the network reads z and the level; `vdm_jax.inputs` has the published conventions.
+  heads: the names of further outputs.  The last axis of the output is then 1 + len(heads) times as
+  long as the last axis of z, and Estimate.extra = {name: [B, ...]}.  'variance' is IDDPM's head.
 
-  heads: the names of further outputs.  The network's last axis is then 1 + len(heads) times as long
-  as the last axis of z, and Estimate.extra = {name: [B, ...]}.  'variance' is the head of IDDPM.
-
-  Raises InputError if the network's output has another shape, which might broadcast.
+  Raises InputError if the network's output has another shape, because that shape might broadcast.
   """
   def denoise(z, level, cond=None):
     y = net(*inputs(z, level), cond)
@@ -33,7 +32,7 @@ def denoiser(net, target: Target, inputs: Inputs = logsnr, heads: tuple[str, ...
 
 
 def on_curve(denoise: Denoiser, curve: Curve) -> Denoiser:
-  """A network trained on `curve`, for use on any other process: z is rescaled at equal logsnr."""
+  """A denoiser trained on `curve`, for use on any other process: z is rescaled at equal logsnr."""
   def moved(z, level, cond=None):
     alpha, sigma = curve(level.logsnr)
     # The derivatives stay those of the process in use; a target may not read them (see above).

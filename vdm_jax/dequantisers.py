@@ -6,17 +6,17 @@ If y ~ q(y | data) is drawn inside the bin,
     -log P(data)  <=  E[log q(y | data) - log p(y)],
 
 with equality where q is the posterior p(y | data), which is p restricted to the bin.  `uniform`
-noise leaves a gap (Theis et al. 2016).  Noise that a network has learned closes part of the gap (Ho
-et al. 2019, Flow++).  K draws also close part of it: take `units.log_mean_exp` of the log-weights
+noise leaves a gap (Theis et al. 2016).  Learned noise closes part of the gap (Ho et al. 2019,
+Flow++).  K draws also close part of the gap: take `units.log_mean_exp` of the log-weights
 log p(y) - log q(y | data).
 
 A dequantiser is a function
 
     (data, keys) -> (y, log_q)      data: integers [B, ...]; keys: [B]; y: [B, ...]; log_q: [B]
 
-Each y is strictly inside the bin of its datum, which has the half-width 1 / levels around
-`Pixels.encode`.  log_q is the log density in nats, in the units of y, which are the units of x. In
-the units of [0, 256), log_q would be 7 bits per dimension less.  No conversion is needed here.
+Each y is strictly inside the bin of its datum.  The bin has the centre `Pixels.encode(data)` and
+the half-width 1 / levels.  log_q is the log density of y in nats.  y has the units of x, so log_q
+needs no conversion.  In the units of [0, 256), log_q would be 7 bits per dimension less.
 """
 import math
 from collections.abc import Callable
@@ -65,9 +65,9 @@ def truncated_normal(levels: int, level: Level) -> Dequantiser:
   """y ~ N(centre, s^2) cut off at the edges of the bin, s = sigma_0 / alpha_0.
 
   log q = -1/2 ((y - centre) / s)^2 - log(s sqrt(2 pi) Z),  Z = erf(tau / sqrt 2),
-  where tau = 1 / (levels s) is the half-width of the bin in units of s.  Zheng et al. (2023),
-  i-DODE: their formula for the entropy is the mean of -log q.  Thus y is distributed as z_0 /
-  alpha_0, except that the tails are cut off.
+  where tau = 1 / (levels s) is the half-width of the bin in units of s.  So y is distributed as
+  z_0 / alpha_0 with the tails cut off.  Zheng et al. (2023), i-DODE; their formula for the entropy
+  is the mean of -log q.
 
   level: at t = 0; sigma_0 > 0.  At logsnr 13.3 and 256 levels tau = 3.019, Z = 0.9975.
   """
@@ -91,12 +91,13 @@ def variational(transport: Callable[[Array, Array], tuple[Array, Array]], levels
 
   log q = log N(eps) - log |dv / deps| - log N(v) + log(levels / 2), by the change of variables.
 
-  Ho et al. (2019), section 3.1, with the normal distribution function Phi for their sigmoid.  With
-  Phi, the identity transport is the uniform dequantiser, so training starts from the uniform bound.
+  Ho et al. (2019), section 3.1, have a sigmoid in place of Phi, the normal distribution function.
+  With Phi, the identity transport is the uniform dequantiser, so training starts from the uniform
+  bound.
 
-  transport: (eps, centre), both [B, ...] -> ([B, ...], [B]), invertible in eps for each centre.  It
-  is a network such as `nn.small.dequantiser.Couplings` in a `values.Bound`.  Gradients reach it
-  through y and log q.
+  transport: (eps, centre), both [B, ...] -> ([B, ...], [B]), invertible in eps for each centre.  An
+  example is the network `nn.small.dequantiser.Couplings` in a `values.Bound`.  Gradients reach the
+  transport through y and log q.
   """
   def dequantise(data, keys):
     x = Pixels(levels).encode(data)

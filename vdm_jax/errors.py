@@ -12,9 +12,9 @@ class InputError(ValueError):
   `--steps=0: ...`, through `as_flag`.
 
   Args:
-    field: the name of the argument and flag, or of a config's field, 'config.model.groups'.  If
+    field: the name of an argument and its flag, or of a config's field ('config.model.groups').  If
       None, only the problem is shown.
-    value: as given; None is not shown.
+    value: the value as the user gave it.  None is not shown.
     problem: a clause without a full stop.
     remedy: an imperative without a full stop.
   """
@@ -44,7 +44,7 @@ def _as_typed(value: Any) -> str:
 
 
 def require(holds: bool, field: str | None, value: Any, problem: str, remedy: str = '') -> None:
-  """Raises InputError of these unless `holds`; a comparison with NaN never holds."""
+  """Raises InputError(field, value, ...) unless `holds`; a comparison with NaN never holds."""
   if not holds:
     raise InputError(field, value, problem, remedy)
 

@@ -1,8 +1,8 @@
 """Denoiser -> Denoiser: wrappers that replace the network's estimate by another.
 
-A wrapper changes the estimate and nothing else, so every sampler takes every wrapper.  The two
-halves of an estimate always change together: z = alpha x + sigma eps holds after a wrapper wherever
-it held before, and `extra` is kept.
+A wrapper changes the estimate and nothing else, so every sampler takes every wrapper.  The x and
+the eps of an estimate always change together: z = alpha x + sigma eps holds after a wrapper
+wherever it held before.  A wrapper keeps `extra`.
 
   limits on x_hat             `clip`, `dynamic_threshold`
   another condition           `conditioned_on`
@@ -27,7 +27,7 @@ __all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'conditioned_on'
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
-  """The estimate with this x_hat, and the eps_hat that goes with it at the same z.
+  """The estimate with x as its x_hat, and with the eps_hat that this x implies at the same z.
 
   eps = eps_hat + alpha (x_hat - x) / sigma, which is exactly eps_hat where x is x_hat.  At
   sigma = 0 no eps fits another x, so eps_hat is kept.  x: [B, ...].
@@ -44,7 +44,7 @@ def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
 def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
   """x_hat clipped to the range of the data: static thresholding.
 
-  The sampling code of Ho et al. (2020) does it; Saharia et al. (2022), section 2.3, name it.
+  The sampling code of Ho et al. (2020) clips; Saharia et al. (2022), section 2.3, coin the name.
   """
   def clipped(z, level, cond=None):
     estimate = denoise(z, level, cond)
@@ -55,7 +55,7 @@ def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
 def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
   """x_hat clipped to [-s, s] and divided by s, where s = max(percentile of |x_hat|, 1) per image.
 
-  For data in [-1, 1] and strong guidance: Saharia et al. (2022), section 2.3.
+  Saharia et al. (2022), section 2.3.  It is meant for data in [-1, 1] and strong guidance.
   percentile: 0 .. 100.
   """
   def thresholded(z, level, cond=None):
@@ -71,16 +71,18 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
 
 
 def conditioned_on(denoise: Denoiser, change: Callable[[PyTree], PyTree]) -> Denoiser:
-  """`denoise` given change(cond) instead of cond; with `Model.null`, without a condition."""
+  """`denoise` with change(cond) instead of cond.  `Model.null` as `change` drops the condition."""
   return lambda z, level, cond=None: denoise(z, level, change(cond))
 
 
 def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: ArrayLike) -> Denoiser:
   """eps = (1 + w) eps_c - w eps_u, and so x = (1 + w) x_c - w x_u.
 
-  Ho and Salimans (2022), eq. 6; w = 0 is `conditional`.  (Others call 1 + w the guidance scale.)
-  w: a number, or anything that broadcasts against z.  `extra` comes from the conditional denoiser.
-  Each call makes two evaluations, and both denoisers are given the same `cond`.
+  Ho and Salimans (2022), eq. 6.  w = 0 gives `conditional`; others call 1 + w the guidance scale.
+  `extra` comes from the conditional denoiser.  Each call makes two evaluations, and both denoisers
+  get the same `cond`.
+
+  w: a number, or anything that broadcasts against z.
   """
   def guided(z, level, cond=None):
     with_label, without = conditional(z, level, cond), unconditional(z, level, cond)
@@ -94,8 +96,9 @@ def classifier(denoise: Denoiser, gradient: Callable[[Array, Level, PyTree], Arr
   """eps = eps_hat - scale sigma grad_z log p(y | z_t): the score plus `scale` times the gradient.
 
   Dhariwal and Nichol (2021), algorithm 2.  The matching x is x_hat + scale sigma^2 / alpha
-  gradient.  At alpha = 0, z says nothing about y, and x_hat is kept. gradient: (z, level,
-  cond) -> [B, ...].
+  gradient.  At alpha = 0, z says nothing about y, and x_hat is kept.
+
+  gradient: (z, level, cond) -> [B, ...].
   """
   def guided(z, level, cond=None):
     estimate = denoise(z, level, cond)
@@ -109,10 +112,10 @@ def classifier(denoise: Denoiser, gradient: Callable[[Array, Level, PyTree], Arr
 
 def label_gradient(logits: Callable[[Array, Level], Array]
                    ) -> Callable[[Array, Level, Array], Array]:
-  """(z, level, label) -> grad_z log p(label | z_t), for `classifier`, of a noisy classifier.
+  """The `gradient` of `classifier`: (z, level, label) -> grad_z log p(label | z_t).
 
-  logits: (z [B, ...], level) -> [B, classes], which is log p(label | z_t) up to a constant. label:
-  [B]; -1 means no label, and its gradient is 0.
+  logits: a noisy classifier, (z [B, ...], level) -> [B, classes].  The logits are log p(label |
+  z_t) up to a constant.  label: [B]; -1 means no label, and its gradient is 0.
   """
   def gradient(z, level, label):
     def log_prob(z):
@@ -127,11 +130,12 @@ def label_gradient(logits: Callable[[Array, Level], Array]
 
 
 def guided_between(plain: Denoiser, guided: Denoiser, low: float, high: float) -> Denoiser:
-  """`guided` where low <= logsnr <= high, and `plain` elsewhere; their `extra` must agree in kind.
+  """`guided` where low <= logsnr <= high, and `plain` elsewhere.
 
-  Kynkäänniemi et al. (2024) so restrict guidance to the middle noise levels; their interval of
-  sigma at alpha = 1 is an interval of logsnr = -2 log sigma.  Both are evaluated at every level:
-  the choice may differ within a batch, and shared parts are computed once under `jit`.
+  The `extra` of both must have the same structure.  Kynkäänniemi et al. (2024) restrict guidance to
+  the middle noise levels in this way.  Their interval of sigma at alpha = 1 is an interval of
+  logsnr = -2 log sigma.  Both denoisers are evaluated at every level, because the choice may differ
+  within a batch.  Under `jit`, the parts that they share are computed once.
   """
   def chosen(z, level, cond=None):
     def choose(there, here):
@@ -151,9 +155,10 @@ class Guidance(NamedTuple):
   high: float = math.inf
 
   def of(self, model: Model) -> Model:
-    """`model` so guided.
+    """`model` with this guidance.
 
-    Raises InputError: it has not learned to do without a label, or clips its estimates first.
+    Raises InputError if the model has not learned to do without a label, or if the model clips its
+    estimates before guidance.
     """
     require(not model.clips, 'guidance', self.weight, 'this model clips its estimates '
             '(config.model.clip) before they could be guided', 'guide its denoiser from Python, '
@@ -167,7 +172,9 @@ class Guidance(NamedTuple):
 
 
 def parse(texts: Sequence[str]) -> Guidance | None:
-  """Of --guidance=W or W,LOW,HIGH, split at the commas; None where it is empty.  Raises InputError.
+  """The Guidance of a flag --guidance=W or W,LOW,HIGH; None if the flag is empty.
+
+  texts: the flag's value, split at the commas.  Raises InputError.
   """
   try:
     numbers = [float(number) for number in texts]

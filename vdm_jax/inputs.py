@@ -2,20 +2,20 @@
 
 A denoiser is given z and a `Level`.  A network was trained on one process and reads the input of
 its paper: the step of a chain, the time of an SDE, a noise level, a rescaled z.  All of these are
-functions of logsnr and z.  So a network serves every schedule on its own curve, and any other curve
-through `denoisers.on_curve`.
+functions of logsnr and z.  So a network serves every schedule on its own curve.  With
+`denoisers.on_curve`, it serves any other curve too.
 
   name     z                time
   logsnr   z                logsnr
   scaled   z                1000 (max - logsnr) / (max - min)
-  chain    z                the step of a chain, 0 the least noisy    Ho et al. (2020), and after
+  chain    z                the step of a chain, 0 the least noisy    Ho et al. (2020), and later
   sde      z                scale t, t the time of that process       Song et al. (2021), VP
   lines    z                scale t, t the time of rectified flow     Liu et al. (2023)
   angle    z                scale arctan(sigma / alpha) 2 / pi        Salimans and Ho (2022)
   sigma    scale z + shift  sigma / 2, or a multiple of it            Song and Ermon (2020)
   edm      c_in z           c_noise = log(sigma) / 4                  Karras et al. (2022), table 1
 
-The last two are for processes that add noise to unscaled data, `ve` or `Scaled(ve, ...)`.
+The last two rows are for processes that add noise to unscaled data: `ve` or `Scaled(ve, ...)`.
 """
 from collections.abc import Callable
 
@@ -50,8 +50,9 @@ def scaled(logsnr_max: float, logsnr_min: float, scale: float = 1000.0) -> Input
 def chain(table: TableSchedule, scale: float = 1.0) -> Inputs:
   """The step of a chain whose entry 0 is clean data; entry i is the timestep i - 1 of public code.
 
-  Between two entries the step is a real number; beyond the ends it is the nearest step.  scale: a
-  factor of the step, for networks that read a multiple of it.
+  Between two entries, the step is a real number.  Beyond the ends, it is the nearest step.
+
+  scale: a factor of the step, for networks that read a multiple of the step.
   """
   def inputs(z, level):
     step = jnp.clip(table.index(level.logsnr) - 1.0, 0.0, table.steps - 1.0)
@@ -79,7 +80,7 @@ def lines(scale: float = 1.0) -> Inputs:
 def angle(scale: float = 1000.0) -> Inputs:
   """The time of alpha = cos(pi t / 2), sigma = sin(pi t / 2), in [0, scale].
 
-  In their public code, the network of Salimans and Ho (2022) reads this time.
+  In the public code of Salimans and Ho (2022), the network reads this time.
   """
   def inputs(z, level):
     return z, _each(scale * 2.0 / jnp.pi * jnp.arctan(jnp.exp(-0.5 * level.logsnr)), z)
@@ -87,9 +88,10 @@ def angle(scale: float = 1000.0) -> Inputs:
 
 
 def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inputs:
-  """sigma times `of_sigma`; with 1/2 it is the noise level of images in [0, 1].
+  """sigma times `of_sigma`; with `of_sigma` = 1/2, this is the noise level of images in [0, 1].
 
-  scale, shift: the network reads scale z + shift; both are 1/2 if it reads images in [0, 1].
+  scale, shift: the network reads scale z + shift.  Both are 1/2 for a network that reads images in
+  [0, 1].
   """
   def inputs(z, level):
     return scale * z + shift, _each(of_sigma * level.sigma, z)
@@ -99,7 +101,7 @@ def sigma(of_sigma: float = 0.5, scale: float = 1.0, shift: float = 0.0) -> Inpu
 def edm(sigma_data: Scalar = 0.5) -> Inputs:
   """c_in = 1 / sqrt(sigma^2 + sigma_data^2) and c_noise, of Karras et al. (2022), table 1.
 
-  sigma_data: the standard deviation of alpha x, which the network was trained on.
+  sigma_data: the standard deviation of the data alpha x that the network was trained on.
   """
   def inputs(z, level):
     return z / jnp.hypot(level.expand(z).sigma, sigma_data), _each(0.25 * jnp.log(level.sigma), z)

@@ -3,19 +3,20 @@
     z_t = a x + b y + gamma eps,     x at t = 0 (a = 1, b = gamma = 0),  y at t = 1
 
 Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797.  x and y have any joint distribution; eps is
-normal and independent of both.  Their time begins at the base and ours at the data: the formulae
-are the same, and only the sampling goes the other way.  The marginals of z_t follow from
+normal and independent of both.  The paper's time begins at the base y, and our time begins at the
+data x.  The formulae are the same; only sampling runs the other way.  The marginals of z_t follow
+from
 
     v = E[da x + db y | z],    s = -E[eps | z] / gamma,    drift = v - gamma dgamma s
 
 Here v is the velocity of the path without noise, and s is the score of z_t.  The `drift`, which the
 paper calls b, is the velocity of the flow of z_t.  The SDE dz = (drift -+ e s) dt + sqrt(2 e) dw
-has the same marginals for every e(t) >= 0.  It runs towards the data or away from them:
-`samplers.interpolants`.
+has the same marginals for every e(t) >= 0.  The sign chooses whether it runs towards the data or
+away from them; see `samplers.interpolants`.
 
-A path is given its variance gamma^2, not gamma: at both ends of a Brownian bridge gamma' is
-infinite, but gamma gamma' is finite.  A `Level` is the one-sided case (`one_sided`), where y = 0
-and the base is eps.
+An interpolant takes the variance gamma^2, not gamma.  The reason is the Brownian bridge: at both of
+its ends gamma' is infinite, but gamma gamma' is finite.  A Gaussian process is the one-sided case
+(`one_sided`), where y = 0 and the base is eps.
 """
 import math
 from collections.abc import Callable
@@ -137,25 +138,25 @@ def mirror(t: Array) -> tuple[Array, Array]:
 
 
 def brownian(scale: float = 1.0) -> Variance:
-  """gamma^2 = scale t (1 - t), of a Brownian bridge."""
+  """gamma^2 = scale t (1 - t): a Brownian bridge."""
   return lambda t: scale * t * (1.0 - t)
 
 
 def quadratic(t: Array) -> Array:
-  """gamma = t (1 - t)."""
+  """gamma^2 of gamma = t (1 - t)."""
   return jnp.square(t * (1.0 - t))
 
 
 def sine_squared(t: Array) -> Array:
-  """gamma = sin^2(pi t)."""
+  """gamma^2 of gamma = sin^2(pi t)."""
   return jnp.sin(math.pi * t)**4
 
 
 def sigmoid(steepness: float = 10.0) -> Variance:
-  """gamma is a plateau between two sigmoids of this steepness, shifted to be 0 at both ends.
+  """gamma^2 of a plateau between two sigmoids of this steepness, shifted to be 0 at both ends.
 
-  gamma = sig(f (t - 1/2) + 1) - sig(f (t - 1/2) - 1) - sig(1 - f / 2) + sig(-1 - f / 2), with f the
-  steepness: the 'sigmoid' of the authors' code.
+  gamma = sig(f (t - 1/2) + 1) - sig(f (t - 1/2) - 1) - sig(1 - f / 2) + sig(-1 - f / 2), where f is
+  the steepness.  The authors' code calls this gamma 'sigmoid'.
   """
   sig = jax.nn.sigmoid
   half = 0.5 * steepness

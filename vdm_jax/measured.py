@@ -1,12 +1,12 @@
 """Measured tables: the JSON that a command writes, and the Markdown that a page shows.
 
-A page names a table between two marks, each alone on its line:
+A page encloses a table in two marks with its name.  Each mark stands alone on its line:
 
     <!-- measured: samplers -->
     ...
     <!-- /measured -->
 
-The lines between them are rendered from docs/measured/samplers.json by scripts/render_docs.py, so a
+scripts/render_docs.py renders the lines between the marks from docs/measured/samplers.json.  So a
 page never shows a number that differs from the file.
 """
 import json

@@ -34,14 +34,14 @@ Grid = ArrayLike | Callable[[Process, int], ArrayLike] | str
 
 
 class Model(typing.Model):
-  """The record `typing.Model`, which can `sample`, bound (`nats`) and code (`codec`)."""
+  """A `typing.Model` that draws samples (`sample`), bounds -log p (`nats`) and codes (`codec`)."""
   __slots__ = ()
 
   def sample(self, key: Array, n: int | None = None, *, sampler: str | SamplerMaker | None = None,
              steps: int | None = None, grid: Grid | None = None, label: ArrayLike | None = None,
              condition: Mapping[str, Any] | None = None,
              guidance: float | Guidance | None = None) -> Array:
-    """n samples [n, ...], as scripts/sample.py draws them: image i of a seed is the same.
+    """n samples [n, ...]; for the same seed, image i is image i of scripts/sample.py.
 
     All samples are drawn together.  The compiled program is kept for the next call.
 
@@ -51,13 +51,14 @@ class Model(typing.Model):
         'dpmpp_2m', or the sampler that the model was distilled for.
       steps: the number of steps of the grid.  Default: 20, or the number that the model was
         distilled for.
-      grid: (process, steps) -> times [N + 1]; or the times, 1 to 0; or a name of the catalogue.
-        Default: the grid that the catalogue has for the sampler, which is even in time for most.
+      grid: (process, steps) -> times [N + 1]; or the times from 1 to 0; or a name of the catalogue.
+        Default: the sampler's grid in the catalogue.  For most samplers it is even in time.
       label: for a model with labels: a number, or [n].
       condition: values of other fields that condition the model, by name: see `data.conditions`.
       guidance: the weight, or `Guidance` with an interval, for a model that has `null`.
 
-    Raises InputError, also if a step is not finite; the error names that step.
+    Raises InputError if an argument does not fit, or if a step is not finite.  The error names that
+    step.
     """
     keys = random.each(key, n)
     if guidance is not None and not isinstance(guidance, Guidance):
@@ -76,14 +77,14 @@ class Model(typing.Model):
            batch_size: int = 512) -> np.ndarray:
     """The bound on -log p of each example of a batch: nats [n], the mean over `draws`.
 
-    The times of the draws are evenly spread, as in a ledger.  bits/dim: `units.bits_per_dim(nats,
-    shape)`.
+    The times of the draws are evenly spread, as in a ledger.  `units.bits_per_dim(nats, shape)`
+    converts the bound to bits/dim.
 
     Args:
       batch: a batch of the data, {'image': [n, ...], ...}, with the fields that condition the
         model.
       draws: the number of draws of time and noise for each example.
-      steps: T of a chain's bound; 0 gives the bound of continuous time.
+      steps: the T of a chain's bound; 0 gives the bound of continuous time.
       batch_size: the number of evaluations of the network at a time.
 
     Raises InputError if log-SNR is infinite at an end, where the bound has no value; if the prior
@@ -109,7 +110,7 @@ class Model(typing.Model):
     return terms['nats'][0]
 
   def codec(self, levels: int, steps: int, **options: Any) -> Any:
-    """The `codec.Chain` of T = `steps` steps, which `codec.encode` and `codec.decode` follow.
+    """The `codec.Chain` of T = `steps` steps, for `codec.encode` and `codec.decode`.
 
     options: `lanes`, `variance` and `kernel` of `codec.chain`.  Raises InputError as `codec.chain`
     does.

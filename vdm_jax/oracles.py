@@ -1,9 +1,9 @@
 """Closed-form denoisers: data whose posterior mean is known at every noise level.
 
 An oracle is a Denoiser (`oracle(z, level)`), and knows the density of z_t.  The library's claims
-about samplers, bounds and likelihoods are tested against oracles, and a user's additions can be
-too. All oracles are finite where alpha vanishes.  Where sigma vanishes, the Gaussian and the
-mixture are finite, but the empirical measure has no density.
+about samplers, bounds and likelihoods are tested against oracles.  Users can test their own parts
+in the same way.  All oracles are finite where alpha vanishes.  Where sigma vanishes, the Gaussian
+and the mixture are finite, but the empirical measure has no density.
 """
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ __all__ = ['Empirical', 'Gaussian', 'Mixture']
 
 @value
 class Gaussian:
-  """x ~ N(mean, std^2), independent dimensions.  mean, std: scalars, or the shape of one x."""
+  """x ~ N(mean, std^2) with independent dimensions.  mean, std: scalars, or the shape of one x."""
   mean: ArrayLike = 0.0
   std: ArrayLike = 1.0
 

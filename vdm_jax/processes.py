@@ -37,8 +37,8 @@ def _with_slopes(slopes: Curve) -> Callable[[Curve], Curve]:
 def slopes(curve: Curve) -> Curve:
   """logsnr -> the derivatives of (alpha, sigma) by logsnr: `curve.slopes`, or else by one jvp.
 
-  Automatic differentiation of `vp` or `flow` computes 1 - alpha^2, which is 0 in float32 at logsnr
-  20.
+  `vp` and `flow` have slopes in closed form.  Automatic differentiation would compute 1 - alpha^2,
+  which is 0 in float32 at logsnr 20.
   """
   own = getattr(curve, 'slopes', None)
   if own is not None:
@@ -92,8 +92,8 @@ def _sub_vp_slopes(logsnr: Array) -> tuple[Array, Array]:
 def sub_vp(logsnr: ArrayLike) -> tuple[Array, Array]:
   """alpha^2 + sigma = 1: the curve of the sub-VP SDE (Song et al. 2021, section 3.4).
 
-  Their process has the alpha of the VP SDE, hence another logsnr at the same time.  It is
-  `from_alpha_sigma(alpha, lambda t: 1 - alpha(t)**2)`.
+  Their process has the alpha of the VP SDE, so its logsnr at the same time is different.  That
+  process is `from_alpha_sigma(alpha, lambda t: 1 - alpha(t)**2)`.
   """
   c = jnp.exp(-0.5 * jnp.asarray(logsnr))
   alpha = 2.0 / (c + jnp.hypot(c, 2.0))
@@ -106,8 +106,8 @@ class Scaled:
 
   The bins of `decoders.Pixels` fill [-1, 1].  Published networks code images in other units: with
   the outermost of K levels at -1 and 1 (`scale` = K / (K - 1)), or in [0, 1] (half of that
-  `scale`).  With `Scaled`, their processes are processes of our x, so levels, bins and decoders
-  hold for them.
+  `scale`).  With `Scaled`, the processes of these networks act on our x, so our levels, bins and
+  decoders apply.
   """
   curve: Curve
   scale: float
@@ -126,11 +126,11 @@ class Scaled:
 
 @value
 class GaussianProcess:
-  """schedule o curve: t -> Level.  A fixed schedule is a value, a learned one a `Bound`.
+  """schedule o curve: t -> Level.  A fixed schedule is a value; a learned schedule is a `Bound`.
 
-  logsnr may be infinite: a schedule begins with clean data, or ends without signal (not on `ve`,
-  whose sigma would be infinite).  There dalpha and dsigma are taken at a distance of 1e-6 in t, and
-  dlogsnr is -inf.
+  logsnr may be infinite at an end: a schedule may begin with clean data, or end without signal.  On
+  `ve` it may not end without signal, because sigma would be infinite.  Where logsnr is infinite,
+  dalpha and dsigma are taken at a distance of 1e-6 in t, and dlogsnr is -inf.
   """
   schedule: Schedule
   curve: Curve = static(default=vp)
@@ -156,10 +156,10 @@ def _inwards(t, logsnr, distance):
 
 
 def inside(process: Process, t: ArrayLike) -> Array:
-  """t; or, where logsnr is infinite at t, a time next to t, at a distance of half of t's digits.
+  """t, moved inwards by sqrt(machine epsilon) from an end where logsnr is infinite.
 
-  So at an end with clean data, or without signal, a loss is its limit.  The error of that distance
-  is as small as the rounding of 1 / alpha or 1 / sigma there.
+  So a loss takes its limit at an end with clean data, or without signal.  The error of this move is
+  as small as the rounding of 1 / alpha or 1 / sigma there.
   """
   t = as_float(t)
   return _inwards(t, process(t).logsnr, math.sqrt(jnp.finfo(t.dtype).eps))
@@ -171,8 +171,8 @@ def from_alpha_sigma(alpha: Callable[[Array], Array], sigma: Callable[[Array], A
   An example is rectified flow, `from_alpha_sigma(lambda t: 1 - t, lambda t: t)`.  Its logsnr is
   infinite at both ends, but alpha, sigma and their derivatives are finite.
 
-  An alpha below the rounding of sigma, eps sigma, counts as 0.  An example is the cosine of pi / 2:
-  it is 6e-17 in float64, and would give a logsnr of -75.
+  An alpha below the rounding of sigma (sigma times machine epsilon) counts as 0.  For example,
+  cos(pi / 2) is 6e-17 in float64, which would give a logsnr of -75.
   """
   def process(t):
     t = as_float(t)
@@ -192,8 +192,9 @@ def from_alpha_sigma(alpha: Callable[[Array], Array], sigma: Callable[[Array], A
 class RectifiedFlow:
   """alpha = 1 - t, sigma = t + sigma_min (1 - t): straight lines from data to noise.
 
-  Liu et al. (2023) without sigma_min; Lipman et al. (2023), eq. 20, with it (the path of optimal
-  transport; their time is 1 - t).  logsnr falls from infinity, or -2 log sigma_min, to -infinity.
+  Liu et al. (2023) have no sigma_min.  With sigma_min, this is the path of optimal transport of
+  Lipman et al. (2023), eq. 20, whose time is 1 - t.  logsnr falls from infinity, or from
+  -2 log sigma_min, to -infinity.
   """
   sigma_min: Scalar = 0.0
 
@@ -206,8 +207,8 @@ class SubVP:
   """alpha = exp(-1/2 int_0^t beta), sigma = 1 - alpha^2, beta linear from beta_min to beta_max.
 
   The sub-VP SDE of Song et al. (2021), section 3.4 and appendix C.  It has the alpha of the VP SDE
-  (`schedules.BetaLinear`), and nowhere more variance.  The data are clean at t = 0, and logsnr is
-  -10.05 at t = 1.  Song et al. sample from t = 1 to 1e-3.
+  (`schedules.BetaLinear`), and at no time a larger variance.  The data are clean at t = 0, and
+  logsnr is -10.05 at t = 1.  Song et al. sample from t = 1 to 1e-3.
   """
   beta_min: Scalar = 0.1
   beta_max: Scalar = 20.0
@@ -232,7 +233,7 @@ class Truncated:
     A limit beyond an end of `process` (for example an infinite limit) keeps that end.  The two
     times are found once, here, and carry no gradient.
 
-    Raises ValueError unless logsnr_max > logsnr_min, where neither is traced.
+    Raises ValueError unless logsnr_max > logsnr_min.  Traced limits are not checked.
     """
     traced = any(isinstance(u, Tracer) for u in (logsnr_max, logsnr_min))
     if not traced and not logsnr_max > logsnr_min:
@@ -313,9 +314,9 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
 def interpolated_std(at_t: Level, at_s: Level, share: ArrayLike) -> Array:
   """sqrt(beta^v beta_tilde^(1 - v)), v = `share`: a std of p(z_s | z_t) between two kernels' stds.
 
-  beta_tilde = sigma_s^2 tau is the variance of q(z_s | z_t, x), beta = sigma_t^2 tau the variance
-  of q(z_t | z_s) on `vp`.  Nichol and Dhariwal (2021), eq. 15.  The levels broadcast against
-  `share`.
+  beta_tilde = sigma_s^2 tau is the variance of q(z_s | z_t, x).  beta = sigma_t^2 tau is the
+  variance of q(z_t | z_s) on `vp`.  Nichol and Dhariwal (2021), eq. 15.  The levels broadcast
+  against `share`.
   """
   return jnp.sqrt(tau(at_t, at_s)) * at_s.sigma**(1.0 - share) * at_t.sigma**share
 
@@ -332,8 +333,9 @@ def learned_share(estimate: Estimate) -> Array:
 def prior_std(process: Process, t: ArrayLike = 1.0) -> Array:
   """Standard deviation of p(z_1) = N(0, alpha_1^2 + sigma_1^2), as data of unit variance give it.
 
-  It is 1 on the `vp` curve; on other curves it is the same prior in the units of the curve.  For a
-  grid that begins at t < 1, t counts as the end.
+  It is 1 on the `vp` curve.  On other curves, the prior is the same in the units of the curve.
+
+  t: the end of the process; smaller than 1 for a grid that begins at that t.
   """
   level = process(jnp.asarray(t, float))
   return jnp.hypot(level.alpha, level.sigma)

@@ -1,8 +1,8 @@
 """Randomness, per example: a draw depends on (example, name), never on batch layout.
 
-Draws are float32, even where JAX has 64 bits and the draws are used in float64.  A key would draw
-other numbers in another precision.  So a run has the same noise in both modes, and the same numbers
-up to rounding.
+Draws are float32, even where JAX has 64 bits and the draws are used in float64.  In another
+precision, a key would draw other numbers.  With float32 draws, a run has the same noise in both
+modes, and the same results up to rounding.
 """
 import zlib
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ __all__ = ['bernoulli', 'each', 'key', 'normal', 'per_example', 'stratified', 's
 def key(seed: int, field: str = 'seed') -> Array:
   """The key of a seed, 0 .. 2^32 - 1, whatever implementation the environment prefers.
 
-  The implementation is Threefry.  It is the only one of JAX whose draws for an example do not
-  depend on how many examples are drawn together (under vmap).  field: the name of the seed in an
-  error. Raises InputError.
+  The implementation is Threefry.  It is JAX's only implementation whose draws for an example do not
+  depend on how many examples are drawn together (under vmap).
+
+  field: the name of the seed in an error.  Raises InputError.
   """
   try:
     seed = index(seed)
@@ -77,7 +78,8 @@ def normal(keys: Array, like: Array) -> Array:
 def uniform(keys: Array, like: Array) -> Array:
   """Uniform on [0, 1], one for each example: [B], of the precision of `like`, [B, ...].
 
-  It is the distribution function of a normal draw, so a sampler uses normal draws only.
+  A number is Phi(normal draw), with Phi the normal distribution function.  So a sampler uses normal
+  draws only.
   """
   return jax.scipy.special.ndtr(normal(keys, jnp.zeros(like.shape[:1], like.dtype)))
 
@@ -97,8 +99,8 @@ def stratified(u: Array, i: Array, n: int) -> Array:
 
   Kingma et al. (2021), appendix I.1.  u: [] or like i, uniform on [0, 1).
 
-  In float32, t = 0 is drawn about once in 10^7 times.  It becomes half a step of u, and the last t
-  is as far from 1.  So a long run never meets an infinity at an end.
+  In float32, t = 0 is drawn about once in 10^7 times.  All times are kept half a rounding step away
+  from 0 and 1, so a long run never meets an infinity at an end.
   """
   t = jnp.mod(u + i / n, 1.0)
   half = 0.5 * jnp.finfo(t.dtype).eps

@@ -1,8 +1,8 @@
 """Data, optimiser and length of a training run, by name.
 
-A recipe changes these fields of any system's config and returns it.  What it does not set keeps the
-defaults of `data`, `train.optimizer` and `train.loop`: the recipe of the official VDM code for
-CIFAR-10.
+A recipe changes these fields of any system's config and returns the config.  The other fields keep
+the defaults of `data`, `train.optimizer` and `train.loop`.  These defaults are the settings of the
+official VDM code for CIFAR-10.
 """
 import ml_collections
 
@@ -13,7 +13,7 @@ Config = ml_collections.ConfigDict
 
 
 def digits(config: Config, *, steps: int = 1500) -> Config:
-  """Handwritten digits, 8x8 with 17 grey levels: two or three minutes on 2 CPU cores."""
+  """Handwritten digits, 8x8 with 17 grey levels.  Training takes 2 or 3 minutes on 2 CPU cores."""
   config.data.update(name='digits', validation=97, batch_size=64)
   config.optimizer.update(learning_rate=6e-3, warmup_steps=100, decay_steps=steps)
   config.ema = {'ema': 0.99}  # 0.9999 would keep 86 % of the initial weights after 1,500 steps
@@ -24,7 +24,10 @@ def digits(config: Config, *, steps: int = 1500) -> Config:
 
 
 def plane(config: Config, name: str = 'swirl', *, steps: int = 3000) -> Config:
-  """Points in the plane, 8 bits per coordinate: about two minutes.  name: see `data.formulas`."""
+  """Points in the plane, 8 bits per coordinate.  Training takes about two minutes.
+
+  name: a distribution of `data.formulas`.
+  """
   config.data.update(name=name, validation=2000, batch_size=512)
   config.optimizer.update(learning_rate=2e-3, decay_steps=steps)
   config.ema = {'ema': 0.995}
@@ -86,7 +89,7 @@ def fine_tuning(config: Config, *, steps: int = 300) -> Config:
 
 
 def students(config: Config, *, steps: int, learning_rate: float = 2e-3) -> Config:
-  """A short distillation of trained weights, whose parameters are evaluated without an average."""
+  """A short distillation of trained weights.  The student is evaluated without an average."""
   config.optimizer.update(learning_rate=learning_rate, warmup_steps=0, decay_steps=0,
                           weight_decay=0.0, clip_norm=1.0)
   config.ema = {'student': 0.0}

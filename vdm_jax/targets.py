@@ -8,7 +8,7 @@ a 2x2 system for x and eps.  So one solve serves all targets; det = alpha b - si
   eps        0                    1
   v          -sigma               alpha              Salimans and Ho (2022)
   score      0                    -1 / sigma         the gradient of log q(z_t)
-  half_score 0                    -2 / sigma         the same of data of half the size, (x + 1) / 2
+  half_score 0                    -2 / sigma         the score of (x + 1) / 2, of half the size
   flow       -1                   1                  Liu et al. (2022), our direction of time
   velocity   d alpha / dt         d sigma / dt       of the process trained on
   removed    alpha - scale        sigma              Luhman and Luhman (2021): z - scale x
@@ -59,10 +59,13 @@ def removed(scale: float = 1.0) -> Target:
 def edm(sigma_data: float = 0.5) -> Target:
   """The preconditioned output F of Karras et al. (2022), table 1 and eq. 7, at any alpha.
 
-  x = c_skip z / alpha + c_out F with s = sigma / alpha, hence F = ((1 - c_skip) x - c_skip s eps)
-  / c_out = (sigma x / sigma_data - alpha sigma_data eps) / sqrt(sigma^2 + alpha^2 sigma_data^2):
-  `v` in units of sigma_data, up to the sign, and as well conditioned where alpha or sigma vanish.
-  c_in and c_noise belong to the `inputs` of `denoiser`.
+  With s = sigma / alpha, the estimate is x = c_skip z / alpha + c_out F.  Hence
+
+      F = ((1 - c_skip) x - c_skip s eps) / c_out
+        = (sigma x / sigma_data - alpha sigma_data eps) / sqrt(sigma^2 + alpha^2 sigma_data^2).
+
+  F is `v` in units of sigma_data, up to the sign.  F is as well conditioned as `v` where alpha or
+  sigma vanish.  c_in and c_noise belong to the `inputs` of `denoiser`.
   """
   def target(level):
     signal = level.alpha * sigma_data

@@ -85,9 +85,10 @@ class Objective(Protocol):
                *args: Any, **kwargs: Any) -> tuple[Array, dict[str, Array]]:
     """Nats per example [B], and its terms {name: [B]}.  x: [B, ...]; t, keys: [B].
 
-    The next argument is `cond`, leaves [B, ...] or None.  Each objective then has keywords of its
-    own, and may require them (`data` and `decoder` of a bound, the `steps` of a chain).  For a type
-    checker these arguments are `*args, **kwargs: Any`.  An objective takes no mean over examples.
+    The next argument is `cond`, leaves [B, ...] or None.  After it, each objective has keywords of
+    its own, and may require them (`data` and `decoder` of a bound, the `steps` of a chain).  For a
+    type checker, these arguments are `*args, **kwargs: Any`.  An objective takes no mean over
+    examples.
     """
     ...
 
@@ -130,7 +131,7 @@ Update = Callable[..., tuple[PyTree, dict[str, Array]]]
 
 @runtime_checkable
 class Denoises(Protocol):
-  """The protocol of what can be evaluated, and sampled by any sampler: a `Model`."""
+  """The protocol of models that can be evaluated, and sampled by any sampler."""
 
   @property
   def denoise(self) -> Denoiser: ...

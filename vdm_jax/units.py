@@ -26,8 +26,8 @@ def log_mean_exp(log_weights: Array, axis: int = 0) -> Array:
   """log (1/K sum_k exp log_weights_k) over `axis` of length K, here [K, B] -> [B].
 
   This is the importance-weighted estimate (Burda et al. 2016, section 3).  If the weights have the
-  mean p(data), its expectation is at most log p(data), and grows with K.  Without the term -log K,
-  it is no bound.
+  mean p(data), the expectation of the estimate is at most log p(data), and grows with K.  Without
+  the term -log K, the estimate would be no bound.
   """
   return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])
 

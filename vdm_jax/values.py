@@ -26,12 +26,12 @@ def static(*, default: Any = dataclasses.MISSING) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def value(cls: type[_T]) -> type[_T]:
-  """Makes `cls` a frozen dataclass that is a pytree: its fields are leaves, but the fields in
-  `static`.
+  """Makes `cls` a frozen dataclass and a pytree, whose leaves are the fields that are not `static`.
 
   `value` is like flax.struct.dataclass, but two classes of `value` never have equal tree
-  structures. Two classes of flax may (JAX 0.10.2: classes with equally many fields, none static).
-  A function under `jit` that meets both classes may then run the program of one on the other.
+  structures.  Two classes of flax may have equal structures (JAX 0.10.2: classes with equally many
+  fields, none static).  A function under `jit` that meets both classes may then run the program of
+  one class on the other.
 
   `dataclasses.replace(value, field=...)` returns a copy with another `field`.
   """
@@ -75,8 +75,9 @@ def _hash(a: Any) -> int:
 class Bound:
   """A Linen module at a point in parameter space: a pure function, and a pytree.
 
-  Build it inside `jit`.  Every call makes a new object, but an equal one (modules compare by their
-  fields), so `jit` does not retrace.  A module with a fresh lambda as a field does retrace.
+  Build a `Bound` inside `jit`.  Every call makes a new object that equals the last one, because
+  modules compare by their fields.  So `jit` does not retrace.  A module with a fresh lambda as a
+  field does retrace.
 
   keys: one PRNG key per example [B] for a network's dropout, or None for none.
   """

@@ -16,7 +16,7 @@ weighting does not depend on the network's target.  With uniform times the loss 
   min_snr         min(1, gamma / SNR)          min(SNR, gamma)
   p2              1 / (k + SNR)^gamma          SNR / (k + SNR)^gamma
 
-`sigmoid` and `edm` are functions of logsnr times the first line.
+`sigmoid` and `edm` are functions of logsnr times the first row, `vlb`.
 
 `OF_X` has the last column by name, for losses of x_hat that are evaluated where alpha is 0, such as
 the losses of distillation.  There SNR is 0, so these weights use no quotient of derivatives and no
@@ -78,8 +78,8 @@ def sigmoid(bias: float = 0.0) -> Weighting:
   """sigmoid(bias - logsnr): Kingma and Gao (2023), VDM++; Hoogeboom et al. (2024).
 
   Hoogeboom et al. state it for the error of x: SNR sigmoid(bias - logsnr) is exp(bias)
-  sigmoid(logsnr - bias).  The weight falls in logsnr, so the loss is a mean of bounds on noisy data
-  (Kingma and Gao).
+  sigmoid(logsnr - bias).  The weight decreases with logsnr, so the loss is a mean of bounds on
+  noisy data (Kingma and Gao).
   """
   return lambda level: jax.nn.sigmoid(bias - level.logsnr)
 
@@ -87,8 +87,8 @@ def sigmoid(bias: float = 0.0) -> Weighting:
 def edm(mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Weighting:
   """The loss of Karras et al. (2022), eq. 8 and table 1, with sigma / alpha log-normal.
 
-  w = 2 N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2) / sigma_data^2, for even times;
-  `objectives.edm` draws the noise levels from that density.
+  w = 2 N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2) / sigma_data^2, for even times.
+  `objectives.edm` draws the noise levels from this density instead.
   """
   def weight(level):
     u = (level.logsnr + 2.0 * mean) / (2.0 * std)
