@@ -1,1 +1,1 @@
-"""Networks.  They know nothing of schedules, losses or samplers."""
+"""Networks.  No network knows schedules, losses or samplers."""

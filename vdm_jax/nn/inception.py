@@ -1,10 +1,10 @@
 """The Inception v3 whose features the Fréchet inception distance compares (Heusel et al. 2017).
 
 It is the network of Szegedy et al. (2016), section 6, as published with TensorFlow in December
-2015, which differs from others of that name: its average poolings leave the padding out, and its
-last block pools by the maximum.  Every convolution is followed by a batch normalisation, whose
-statistics are fixed and part of the convolution here, and by relu.  Layers have the names that the
-published parameters have.
+2015.  It differs from other networks of that name: its average poolings leave the padding out, and
+its last block pools by the maximum.  A batch normalisation and a relu follow every convolution.
+The statistics of the batch normalisation are fixed, so here they are part of the convolution.
+Layers have the names that the published parameters have.
 """
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def _mean_pool(h: Array) -> Array:
 
 def _chain(h: Array, *layers: tuple[str, int, tuple[int, int]], stride: int = 1,
            padding: str = 'SAME') -> Array:
-  """Convolutions (name, features, kernel's size); `stride` and `padding` are of the last one."""
+  """Convolutions (name, features, kernel's size); the last one has `stride` and `padding`."""
   for i, (name, features, size) in enumerate(layers):
     last = i == len(layers) - 1
     h = nn.relu(nn.Conv(features, size, stride if last else 1,
@@ -34,7 +34,7 @@ def _chain(h: Array, *layers: tuple[str, int, tuple[int, int]], stride: int = 1,
 
 
 class _A(nn.Module):
-  """35 x 35."""
+  """35 x 35 -> 35 x 35."""
   pool_features: int
 
   @nn.compact
@@ -60,7 +60,7 @@ class _B(nn.Module):
 
 
 class _C(nn.Module):
-  """17 x 17, with convolutions of 7 x 7 in two factors."""
+  """17 x 17 -> 17 x 17, with convolutions of 7 x 7 in two factors."""
   features: int
 
   @nn.compact
@@ -91,7 +91,7 @@ class _D(nn.Module):
 
 
 class _E(nn.Module):
-  """8 x 8, with the two factors of a convolution of 3 x 3 side by side."""
+  """8 x 8 -> 8 x 8, with the two factors of a convolution of 3 x 3 side by side."""
   maximum: bool  # what the pooling takes
 
   @nn.compact
@@ -108,10 +108,11 @@ class _E(nn.Module):
 
 
 class Inception(nn.Module):
-  """The mean of the last layer before the classes: [B, H, W, 3] in [0, 255] -> [B, 2048].
+  """The mean over positions of the last layer before the classes: [B, H, W, 3] -> [B, 2048].
 
-  Images of any size are resized to 299 x 299: bilinear between the centres of pixels, without
-  averaging where they become smaller, and in float32, as in the public code mseitzer/pytorch-fid.
+  Images in [0, 255], of any size, are resized to 299 x 299.  As in the public code
+  mseitzer/pytorch-fid, the resizing is bilinear between the centres of pixels, in float32, and
+  without averaging where images become smaller.
   """
 
   @nn.compact

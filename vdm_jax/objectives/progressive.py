@@ -12,8 +12,8 @@ weighted mean,
     x~ = ((r_t' - r_t) x_1 + (r_s - r_t') x_2) / (r_s - r_t).
 
 This mean loses no digits where the steps are short, and it is x_2 where sigma_s = 0.  For a sampler
-that ends in x_hat (`samplers.ddim_to_x`), the target of the last step, i = 1, is x_2 on every
-process.
+that ends in x_hat (`samplers.first_order.ddim_to_x`), the target of the last step, i = 1, is x_2 on
+every process.
 
 Then the student becomes the teacher, and N is halved.
 """

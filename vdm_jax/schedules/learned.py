@@ -64,8 +64,8 @@ class PinnedMonotone(nn.Module):
 
   u(t) = (raw(t) - raw(0)) / (raw(1) - raw(0)) with raw monotone: Kingma et al. (2021), appendix
   I.2, eq. 59.  The continuous bound depends on the end points alone.  So the interior may be
-  trained for another purpose: `systems.learned_schedule` trains it for the variance of the
-  estimator.
+  trained for another purpose: `systems.variational.learned_schedule` trains it for the variance
+  of the estimator.
 
   Only this rescaling comes from the paper.  The network is ours, and differs from `Monotone`:
   raw(t) = t + mean_j softplus(w_out_j) sigmoid(exp(w_in_j) (2 t - 1 - tanh(b_in_j))). It is a sum

@@ -1,1 +1,1 @@
-"""Parts that networks share: layers, convolutions, stacks of blocks, attention."""
+"""Parts that several networks share: layers, convolutions, stacks of blocks, attention."""

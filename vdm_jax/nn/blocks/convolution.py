@@ -1,18 +1,19 @@
 """A 3x3 convolution whose weight gradient can be chosen.
 
-The derivative of a convolution by its kernel is again a convolution, with the image in the role
-of the kernel.  XLA has no fast program for that one on the CPU: it runs at a quarter of the
-forward pass's rate, and inside a loop (`lax.scan`) 25 to 100 times slower still.  Written as matrix
-products it is neither, so that loops over depth, microbatches and steps are of use there too.
+The derivative of a convolution by its kernel is again a convolution.  In it, the image has the role
+of the kernel.  On the CPU, XLA has no fast program for this second convolution.  The program runs
+at a quarter of the forward pass's rate.  Inside a loop (`lax.scan`) it is another 25 to 100 times
+slower.  The same gradient, written as matrix products, is fast in both places.  So loops over
+depth, microbatches and steps are useful on the CPU too.
 
-Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray 2016, Fast Algorithms for Convolutional
-Neural Networks, section 4.1) computes each 2x2 tile of the output from a 4x4 tile d of the input
-and the kernel g,
+Winograd's minimal filtering F(2x2, 3x3) is described by Lavin and Gray (2016), Fast Algorithms for
+Convolutional Neural Networks, section 4.1.  It computes each 2x2 tile of the output from a 4x4 tile
+d of the input and the kernel g,
 
     Y = A' [(G g G') * (B' d B)] A,
 
-with 16 products instead of 36, one matrix product over the channels for each.  It is linear in g:
-its transpose is the weight gradient, with the same saving.
+with 16 products instead of 36.  Each of the 16 is one matrix product over the channels.  Y is
+linear in g: the transpose of this map is the weight gradient, with the same saving.
 """
 from typing import Literal
 
@@ -38,7 +39,7 @@ def _convolve(h: Array, kernel: Array) -> Array:
 
 
 def winograd(h: Array, kernel: Array) -> Array:
-  """The 3x3 convolution with zero padding as 16 matrix products.
+  """The 3x3 convolution with zero padding, as 16 matrix products.
 
   h: [B, H, W, C]; kernel: [3, 3, C, C'] -> [B, H, W, C'].
   """
@@ -58,7 +59,7 @@ def winograd(h: Array, kernel: Array) -> Array:
 
 
 def _both(transform, tiles):
-  """`transform` along both sides of a list of lists: T x T'."""
+  """Applies `transform` along both sides of a list of lists: T x T'."""
   columns = [transform([row[j] for row in tiles]) for j in range(len(tiles[0]))]
   return [transform([column[i] for column in columns]) for i in range(len(columns[0]))]
 
@@ -89,8 +90,8 @@ _convolve_winograd.defjvp(_jvp, symbolic_zeros=True)
 class Conv(nn.Module):
   """3x3 convolution with zero padding and a bias: [B, H, W, C] -> [B, H, W, features].
 
-  weight_gradient: how the gradient of the kernel is computed.  'auto' is what was measured to be
-  the fastest, see docs/performance.md: `winograd` in float32 on the CPU, XLA's own elsewhere.
+  weight_gradient: how the gradient of the kernel is computed.  'auto' is the fastest way measured
+  in docs/performance.md: `winograd` in float32 on the CPU, and XLA's own gradient elsewhere.
   """
   features: int
   dtype: jnp.dtype = jnp.float32

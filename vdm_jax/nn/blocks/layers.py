@@ -4,19 +4,20 @@ A network is called as
 
     net(z, time, cond=None, keys=None) -> y        z, y: [B, ...], float32;  time: [B]
 
-and is a function of each example alone: what it returns for example i depends on z[i], time[i],
-cond[i] and keys[i], whatever else is in the batch and wherever it is computed.  `time` is the
-number that the network's paper calls so: logsnr for VDM's networks, the step of a chain for DDPM
-and its descendants, a noise level for NCSN.  `vdm_jax.inputs` computes it from a `Level`.
+A network is a function of each example alone.  Its output for example i depends on z[i], time[i],
+cond[i] and keys[i].  It does not depend on the rest of the batch, or on where it is computed.
+`time` is the number that the network's paper calls time: logsnr for VDM's networks, the step of a
+chain for DDPM and its descendants, a noise level for NCSN.  `vdm_jax.inputs` computes this number
+from a `Level`.
 
-Dropout too is a function of the example, so its randomness is an argument: `keys` has one PRNG key
-per example of the global batch, and every dropout layer draws from the stream named by its own path
-in the network.  (Linen's `rngs` take one key for the whole batch, whose masks would change with the
-layout.)  Without keys there is no dropout.
+Dropout is a function of the example too, so its randomness is an argument: `keys` has one PRNG key
+per example of the global batch.  Every dropout layer draws from the stream named by the layer's
+path in the network.  (Linen's `rngs` take one key for the whole batch, and their masks would change
+with the layout.)  Without keys there is no dropout.
 
-The trunk of a network may run in bfloat16 (`dtype`).  Parameters, z, its Fourier features,
-the embedding of logsnr, normalisation statistics, the attention's softmax and the output
-stay float32: near the data the noise is below bfloat16's resolution.
+The trunk of a network may run in bfloat16 (`dtype`).  Parameters, z, its Fourier features, the
+embedding of logsnr, normalisation statistics, the attention's softmax and the output stay float32.
+They must, because near the data the noise is below the resolution of bfloat16.
 """
 import math
 from typing import Literal
@@ -54,16 +55,17 @@ def _require_rank(z, rank, of, other):
 
 
 def require_sizes(net: nn.Module, **least: int) -> None:
-  """Raises InputError where a field of `net` is below the least number it may be: blocks=0, ..."""
+  """Raises InputError if a field of `net` is smaller than the least value given here: blocks=0, ...
+  """
   for field, number in least.items():
     value = getattr(net, field)
     require(value >= number, field, value, f'it must be at least {number}')
 
 
 def require_labels(cond: PyTree, classes: int, like: Array) -> None:
-  """Raises InputError unless `cond` is None, or a network of so many classes takes it as labels.
+  """Raises InputError unless `cond` is None, or holds labels for a network of so many classes.
 
-  Those are integers of the shape of `like`, [B].
+  Labels are integers with the shape of `like`, [B].
   """
   if cond is None:
     return
@@ -89,13 +91,14 @@ def require_groups(groups: int, *features: int) -> None:
 
 
 def require_heads(field: str, number: int, features: int) -> None:
-  """Raises InputError unless `number`, of heads or of the features of each, divides `features`."""
+  """Raises InputError unless `number` divides `features`: it counts heads, or the features of each.
+  """
   require(number >= 1 and features % number == 0, field, number,
           f'it does not divide the {features} features that attend', 'choose a divisor')
 
 
 def require_halvable(z: Array, times: int) -> None:
-  """Raises InputError unless z is images whose sides can be halved so often."""
+  """Raises InputError unless z is images whose sides can be halved `times` times."""
   require_images(z)
   _require_multiples(z, 2**times, None, None, f'cannot be halved {times} times',
                      'fewer resolutions of the network')
@@ -124,7 +127,7 @@ def _require_multiples(z, factor, field, value, problem, otherwise):
 def fourier_features(z: Array, exponents: tuple[float, ...]) -> Array:
   """sin(2^n 2 pi z), cos(2^n 2 pi z) for the N `exponents` n: [..., C] -> [..., 2 C N].
 
-  They show a network the low-order digits of z: Kingma et al. (2021), section 3.4.
+  The features show a network the low-order digits of z: Kingma et al. (2021), section 3.4.
   """
   frequencies = 2.0 * math.pi * 2.0 ** jnp.asarray(exponents, jnp.float32)
   phases = (z[..., None] * frequencies).reshape(*z.shape[:-1], -1)
@@ -135,9 +138,10 @@ def sinusoidal_embedding(t: Array, features: int, *, endpoint: bool = True,
                          cosine_first: bool = False) -> Array:
   """sin(w_k t), cos(w_k t); w_k = 10^(-4 k / (K - 1)), k < K: [B] -> [B, 2 K = features].
 
-  Ho et al. (2020); the positions of Vaswani et al. (2017), section 3.5.  Networks differ in whether
-  the last frequency is 10^-4 (`endpoint`) or the next, w_k = 10^(-4 k / K), and in which of the two
-  halves comes first.  Raises InputError: an odd number of features, or fewer than 4.
+  Ho et al. (2020); the positions of Vaswani et al. (2017), section 3.5.  Networks differ in two
+  ways.  The last frequency is 10^-4 (`endpoint`), or w_k = 10^(-4 k / K), which ends one step
+  earlier.  The sines come first, or the cosines do (`cosine_first`).
+  Raises InputError: an odd number of features, or fewer than 4.
   """
   require(features >= 4 and features % 2 == 0, 'features', features,
           'the embedding of time needs an even number, 4 or more')
@@ -155,17 +159,17 @@ class Embedding(nn.Module):
   """The condition of every block of a network: (logsnr, cond) -> [B, 4 features].
 
   An MLP of the sinusoidal embedding of 1000 t, where t = (logsnr_max - logsnr) /
-  (logsnr_max - logsnr_min) with the two end points fixed: a learned schedule may move beyond
+  (logsnr_max - logsnr_min).  The two end points are fixed, and a learned schedule may move beyond
   them.  `cond` is one of
 
     None                        nothing
     numbers [B]                 a scalar, appended to the embedding; None is the same as 0
     integers [B], classes > 0   a label, whose vector is added at the end; -1 and None are no label
-    numbers [B, classes]        several labels, e.g. k-hot: the sum of their vectors, so weighted
+    numbers [B, classes]        several labels, e.g. k-hot: the weighted sum of their vectors
 
-  With `guided` it may also be a pair: (one of these, w [B]), w the weight of a guidance in [0, 8),
-  of whose Fourier features a linear map is added that is zero at first.  So the weights of a
-  network without it are a start, and no w is the same as w = 0.
+  With `guided`, `cond` may also be a pair: (one of these, w [B]), with w the weight of a guidance
+  in [0, 8).  A linear map of the Fourier features of w is then added.  The map is zero at first, so
+  training can start from the weights of a network without it.  No w is the same as w = 0.
   """
   features: int
   classes: int
@@ -207,8 +211,8 @@ class Embedding(nn.Module):
 class Dropout(nn.Module):
   """Zeroes each number with probability `rate` and divides the rest by 1 - rate; off without keys.
 
-  The rate is rounded to a multiple of 2^-16.  keys: [B]; the mask of example i depends on keys[i]
-  and on the path of this layer alone.  Raises InputError: a rate outside of [0, 1).
+  The rate is rounded to a multiple of 2^-16.  keys: [B].  The mask of example i depends only on
+  keys[i] and on the path of this layer.  Raises InputError: a rate outside of [0, 1).
   """
   rate: float
 
@@ -230,7 +234,7 @@ Attention = Literal['auto', 'xla', 'cudnn']
 
 
 def _flash_attention_exists() -> bool:
-  """cuDNN's, in both directions."""
+  """Whether cuDNN has flash attention here, forwards and backwards."""
   device = jax.local_devices()[0]
   return (device.platform == 'gpu' and 'cuda' in device.client.platform_version
           and float(device.compute_capability) >= 8.0)
@@ -240,9 +244,10 @@ def attend(query: Array, key: Array, value: Array, attention: Attention = 'auto'
            training: bool = False) -> Array:
   """softmax(q k^T / sqrt(C)) v for each head, the softmax float32: [B, positions, heads, C] each.
 
-  attention: 'cudnn' never has the [positions, positions] scores in memory, on a GPU in bfloat16;
-  it has no forward derivative, which the flow's likelihood needs.  'auto' takes it where it exists
-  and `training` is set: a loss that takes derivatives forwards needs 'xla'.
+  attention: 'cudnn' never holds the [positions, positions] scores in memory.  It needs a GPU and
+  bfloat16, and it has no forward derivative, which the flow's likelihood needs.  'auto' takes
+  'cudnn' where it exists and `training` is set.  A loss that takes derivatives forwards needs
+  'xla'.
   """
   features = query.shape[-1]
   if attention == 'auto':
@@ -254,7 +259,7 @@ def attend(query: Array, key: Array, value: Array, attention: Attention = 'auto'
 class AttentionBlock(nn.Module):
   """h + W softmax(q k^T / sqrt(C)) v over all positions, one head: [B, ..., C] -> [B, ..., C].
 
-  Starts as the identity.  attention, training: see `attend`.
+  The block starts as the identity.  attention, training: see `attend`.
   """
   groups: int
   dtype: jnp.dtype = jnp.float32

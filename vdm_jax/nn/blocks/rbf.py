@@ -1,7 +1,7 @@
-"""Radial basis functions, with a readout of its own for each step of a chain.
+"""Radial basis functions whose readout is different at each step of a chain.
 
-The network of the swiss roll of Sohl-Dickstein et al. (2015), appendix D.1.1: one hidden layer,
-which all steps share; of 16 units and normalised there.
+This is the network of the swiss roll of Sohl-Dickstein et al. (2015), appendix D.1.1.  All steps
+share one hidden layer.  There it has 16 units, and it is normalised.
 """
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,7 +13,7 @@ from vdm_jax.typing import Array, PyTree
 class RadialBasis(nn.Module):
   """y = W_i h + c_i,  h_k = exp(-|z - m_k|^2 / (2 w_k^2)), i the step: [B, D] -> [B, outputs D].
 
-  Between two steps the readout is linear in i.  It starts at zero.
+  Between two steps the readout is linear in i.  The readout starts at zero.
   """
   steps: int         # i = 0 ... steps - 1
   units: int = 16

@@ -1,13 +1,13 @@
 """Blocks of one kind, one after another: their parameters are stacked, [depth, ...] each.
 
-They run as one loop (`lax.scan`), whose program does not grow with the depth, or written out one by
-one; the parameters, and so the checkpoints, are the same.  The choice `remat` says how much of a
-block the backward pass keeps:
+The blocks run as one loop (`lax.scan`), whose program does not grow with the depth, or they are
+written out one by one.  The parameters are the same in both forms, and so are the checkpoints.  The
+choice `remat` says how much of a block the backward pass keeps:
 
-  'none'    all that it needs
-  'dots'    results of convolutions and dense layers; all else, which is cheap or (the attention's
-            scores) large, is computed again
-  'block'   the block's input alone, so that the whole block is computed again
+  'none'    all that the backward pass needs
+  'dots'    results of convolutions and dense layers.  The rest is computed again: it is cheap, or
+            it is large (the attention's scores)
+  'block'   only the block's input, so the whole block is computed again
 """
 from collections.abc import Callable, Collection
 from typing import Literal
@@ -30,9 +30,9 @@ _POLICIES = {
 
 
 def parameters(owner: nn.Module, name: str, block: nn.Module, depth: int, *args) -> PyTree:
-  """The parameters, owner's `name`, of `depth` copies of a block that is called as block(*args).
+  """The parameters of `depth` copies of a block that is called as block(*args).
 
-  Each copy has its own initial values.
+  `owner` holds them under this name.  Each copy has its own initial values.
   """
   def init(key):
     return jax.vmap(lambda key: block.init(key, *args)['params'])(jax.random.split(key, depth))
@@ -43,11 +43,11 @@ def parameters(owner: nn.Module, name: str, block: nn.Module, depth: int, *args)
 
 def run(apply: Callable[[PyTree, Array, dict], Array], params: PyTree, h: Array, each: dict,
         scan: bool, remat: Remat) -> tuple[Array, Array | list[Array]]:
-  """h <- apply(params_i, h, each_i) for i = 0, 1, ...: the last h, and all of them.
+  """h <- apply(params_i, h, each_i) for i = 0, 1, ...: the last h, and the h of all blocks.
 
-  params: leaves [depth, ...].  each: {name: [depth, ...], or a list of arrays where nothing is
-  scanned, or None}.  The h of all blocks come as an array [depth, ...] from a loop, as a list
-  otherwise: no program has to take apart what it has just put together.
+  params: leaves [depth, ...].  each: {name: value}, where a value is [depth, ...] or None.  Without
+  `scan` a value may also be a list of arrays.  The h of all blocks are an array [depth, ...] from a
+  loop, and otherwise a list.  So no program takes apart an array that it has just put together.
   """
   if remat != 'none':
     apply = jax.checkpoint(apply, policy=_POLICIES[remat], prevent_cse=not scan)
@@ -64,9 +64,9 @@ def run(apply: Callable[[PyTree, Array, dict], Array], params: PyTree, h: Array,
 
 
 def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
-  """A module class whose backward pass keeps of a call what `remat` says; same parameters.
+  """The module class with the same parameters, whose backward pass keeps what `remat` says.
 
-  For networks whose blocks differ, and so cannot be stacked.
+  It is for networks whose blocks differ, and so cannot be stacked.
   """
   return block if remat == 'none' else nn.remat(block, policy=_POLICIES[remat])
 
@@ -74,8 +74,8 @@ def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
 def apart(params: PyTree) -> list[PyTree]:
   """Leaves [depth, ...] -> the parameters of each block.
 
-  By a split: the gradient of a split is one concatenation, the gradient of indexing a sum of
-  `depth` arrays.
+  The leaves are split, because the gradient of a split is one concatenation.  The gradient of
+  indexing is a sum of `depth` arrays.
   """
   leaves, treedef = jax.tree.flatten(params)
   split = [jnp.split(leaf, leaf.shape[0]) for leaf in leaves]
@@ -85,7 +85,7 @@ def apart(params: PyTree) -> list[PyTree]:
 def unrolled(params: PyTree, stacks: Collection[str]) -> PyTree:
   """Stacked blocks one by one, as published checkpoints name them: 'a' [depth, ...] -> 'a_0', ...
 
-  stacks: the names at the root of the tree that are stacks of blocks.
+  stacks: the names at the root of the tree that hold stacks of blocks.
   """
   out = {name: part for name, part in params.items() if name not in stacks}
   for name in params.keys() & set(stacks):

@@ -1,7 +1,8 @@
-"""What networks on patches of an image share: tokens, their attention and their labels.
+"""The parts that networks on patches share: tokens, the attention between tokens, and labels.
 
-An image [B, H, W, C] is cut into patches of p x p pixels, row by row; each becomes a token by a
-linear map, and in the end each token becomes a patch again (Dosovitskiy et al. 2021, section 3.1).
+An image [B, H, W, C] is cut into patches of p x p pixels, row by row.  A linear map makes each
+patch a token, and in the end each token becomes a patch again (Dosovitskiy et al. 2021, section
+3.1).
 """
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,8 +20,9 @@ from vdm_jax.typing import Array
 
 
 def patchify(z: Array, patch: int) -> Array:
-  """[B, H, W, C] -> [B, (H / p) (W / p), p p C], p = `patch`, both orders row by row.
+  """[B, H, W, C] -> [B, (H / p) (W / p), p p C], p = `patch`.
 
+  Patches are ordered row by row, and so are the pixels of a patch.
   Raises InputError: a side is no multiple of p.
   """
   require_patches(z, patch)
@@ -53,11 +55,11 @@ class Patches(nn.Module):
 
 
 class Labels(nn.Module):
-  """A vector for each class, the last one for no label: [B] -> [B, features], float32.
+  """A vector for each class, and a last one for "no label": [B] -> [B, features], float32.
 
-  dropout: the probability, where keys are given, that a label is not told, which trains one network
-  with and without labels (Ho and Salimans 2022, section 3.2).  At 0 there is no vector for no
-  label: without `cond` that raises InputError, and -1 gives nan.
+  dropout: the probability that a label is hidden, if keys are given.  This trains one network both
+  with and without labels (Ho and Salimans 2022, section 3.2).  At 0 there is no vector for "no
+  label": a missing `cond` raises InputError, and -1 gives nan.
   """
   classes: int
   features: int
@@ -66,7 +68,7 @@ class Labels(nn.Module):
 
   @nn.compact
   def __call__(self, cond: Array | None, like: Array, keys: Array | None = None) -> Array:
-    """cond: integers [B], -1 for no label; None is -1 for all.  like, keys: [B]."""
+    """cond: integers [B], -1 for no label; None means -1 for all.  like, keys: [B]."""
     null = self.dropout > 0.0
     if cond is None:
       require(null, 'cond', None, 'with label_dropout = 0 the network has no vector for a '
@@ -83,9 +85,9 @@ class Labels(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """W softmax(q k^T / sqrt(C / heads)) v of all tokens: [B, tokens, C] -> the same.
+  """W softmax(q k^T / sqrt(C / heads)) v of all tokens: [B, tokens, C] -> the same shape.
 
-  q, k, v of all heads come from one linear map, in this order.  attention, training: see
+  One linear map gives q, k and v of all heads, in this order.  attention, training: see
   `layers.attend`.
   """
   heads: int
@@ -107,7 +109,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-  """W2 gelu(W1 h) with 4 C numbers between: [..., C] -> [..., C]."""
+  """W2 gelu(W1 h), with 4 C numbers in the hidden layer: [..., C] -> [..., C]."""
   tanh: bool  # gelu's approximation by it
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   dtype: jnp.dtype = jnp.float32

@@ -1,15 +1,17 @@
-"""The Haar wavelet of images, and resampling by it under gates.
+"""The Haar wavelet of images, and changes of size that use it under gates.
 
-A 2x2 block of pixels becomes four numbers of the same total square, sums and differences,
+A 2x2 block of pixels becomes four sums and differences with the same total square,
 
     LL = (a + b + c + d) / 2    LH = (a - b + c - d) / 2          a b
     HL = (a + b - c - d) / 2    HH = (a - b - c + d) / 2          c d
 
-the first letter being the filter along the height.  The transform is orthogonal and its own
-inverse.  Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`, resample by it: on the way
-down the four bands are summed, on the way up a quarter of the channels is each of them, and a gate
-for each example, band and channel says how much of it is wanted at this step.  The gates as
-described by a second source; their code is not public.
+where the first letter is the filter along the height.  The transform is orthogonal and its own
+inverse.
+
+Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`, change the size of images by this
+transform.  On the way down, the four bands are summed.  On the way up, each quarter of the channels
+is one band.  A gate for each example, band and channel says how much of the band this step wants.
+Their code is not public.  The gates here follow a second source that describes them.
 """
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ def haar(h: Array) -> Array:
 
 
 def inverse_haar(bands: Array) -> Array:
-  """[4, B, H, W, C] -> [B, 2 H, 2 W, C], the images of these bands."""
+  """The images of these four bands: [4, B, H, W, C] -> [B, 2 H, 2 W, C]."""
   a, b, c, d = _butterfly(*bands)
   rows = [jnp.stack(pair, axis=3) for pair in ((a, b), (c, d))]  # [B, H, W, 2, C]
   h = jnp.stack(rows, axis=2)                                    # [B, H, 2, W, 2, C]
@@ -41,7 +43,7 @@ def _butterfly(a, b, c, d):
 
 
 class Gates(nn.Module):
-  """sigmoid(FFN(the mean over positions)): [B, H, W, C] -> [4, B, 1, 1, `features`]."""
+  """sigmoid(FFN(the mean of h over positions)): [B, H, W, C] -> [4, B, 1, 1, `features`]."""
   features: int
 
   @nn.compact
@@ -62,7 +64,8 @@ class WaveletDown(nn.Module):
 
 
 class WaveletUp(nn.Module):
-  """Images of four gated bands, quarters of the channels: [B, H, W, 4 C] -> [B, 2 H, 2 W, C]."""
+  """Images of four gated bands, each a quarter of the channels: [B, H, W, 4 C] -> [B, 2 H, 2 W, C].
+  """
 
   @nn.compact
   def __call__(self, h: Array) -> Array:

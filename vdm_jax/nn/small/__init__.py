@@ -1,1 +1,1 @@
-"""Small networks: of points, encoders, dequantisers, classifiers."""
+"""Small networks: for points, encoders, dequantisers and classifiers."""

@@ -1,4 +1,4 @@
-"""A network that is told texts: their tokens become the vector that it is conditioned on."""
+"""A network that is conditioned on texts: their tokens become one vector, the condition."""
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -10,11 +10,12 @@ from vdm_jax.typing import Array, PyTree
 class Captioned(nn.Module):
   """`net`, whose condition is swish(dense(the mean embedding of the tokens that are there)).
 
-  The order of the tokens is not seen: this is the least that tells short texts apart.
+  The network does not see the order of the tokens.  It is the smallest that tells short texts
+  apart.
 
-  net      takes numbers [B, classes] as its `cond`, e.g. `unets.vdm.UNet`, `mlp.MLP`
-  levels   tokens are 0 .. levels - 1, and 0 pads; of bytes 257
-  features of an embedding
+  net       takes numbers [B, classes] as its `cond`, e.g. `unets.vdm.UNet`, `mlp.MLP`
+  levels    tokens are 0 .. levels - 1, and 0 is padding; bytes need 257
+  features  the length of an embedding
   """
   net: nn.Module
   levels: int = 257
@@ -23,7 +24,7 @@ class Captioned(nn.Module):
   @nn.compact
   def __call__(self, z: Array, logsnr: Array, cond: PyTree = None,
                keys: Array | None = None) -> Array:
-    """y, as of `net`.  cond: integers [B, L], L any; None is the empty text, all zeros.
+    """y, as `net` returns it.  cond: integers [B, L], any L; None is the empty text, all zeros.
 
     Raises InputError: a condition of another shape or type.
     """

@@ -1,4 +1,4 @@
-"""A small convolutional classifier, for the features it makes of an image on the way."""
+"""A small convolutional classifier, for the features that it makes of an image."""
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -9,8 +9,9 @@ from vdm_jax.typing import Array
 class ConvClassifier(nn.Module):
   """Convolutions that halve the image, the mean over positions, a hidden layer, logits.
 
-  Of each of `channels`: a 3x3 convolution, GroupNorm of eights and relu, and so again at stride 2.
-  The features are the penultimate layer, after its relu.
+  Each of `channels` has two steps: a 3x3 convolution, GroupNorm with groups of eight channels and
+  relu, first at stride 1 and then at stride 2.  The features are the output of the hidden layer
+  after its relu.
   """
   classes: int
   channels: tuple[int, ...] = (32, 64)

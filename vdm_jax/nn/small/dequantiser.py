@@ -1,9 +1,9 @@
 """The conditional flow of a variational dequantiser: where inside its bin a pixel should lie.
 
-An invertible map of standard normal noise to what `dequantisers.variational` squashes into the
-bins, given the image.  Couplings of even and odd pixels (Dinh et al. 2017, section 3.4) let the
-noise of a pixel depend on its neighbours' noise, through convolutions, and the inverse is never
-needed.
+The flow is an invertible map, given the image.  It maps standard normal noise to numbers that
+`dequantisers.variational` squashes into the bins.  It couples even and odd pixels (Dinh et al.
+2017, section 3.4) through convolutions, so the noise of a pixel may depend on its neighbours'
+noise.  Nothing needs the inverse.
 """
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,9 +16,11 @@ from vdm_jax.typing import Array
 class Couplings(nn.Module):
   """(eps, x) -> (v, log |dv / deps|): affine couplings of the two colours of a checkerboard.
 
-  v <- v exp(s) + b on one colour, s = 2 tanh(./2) and b functions of x and of the other colour's v;
-  `couplings` times, the colours in turn, so two of them move every pixel.  Starts as the identity.
-  Images only: eps, x, v: [B, H, W, C]; the determinant [B].  x in [-1, 1].
+  A coupling moves one colour, v <- v exp(s) + b, with s = 2 tanh(./2).  There s and b are functions
+  of x and of v on the other colour.  The `couplings` move the colours in turn, so two of them move
+  every pixel.  The map starts as the identity.
+
+  eps, x, v: images [B, H, W, C], x in [-1, 1]; the determinant: [B].
   """
   features: int = 32
   couplings: int = 4

@@ -1,4 +1,4 @@
-"""A small encoder of data by noise level: y = x + h(x, logsnr), with h zero at first."""
+"""A small encoder that depends on the noise level: y = x + h(x, logsnr), h = 0 at first."""
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -11,7 +11,7 @@ from vdm_jax.typing import Array
 class NoiseLevelEncoder(nn.Module):
   """`blocks` residual blocks between two convolutions: [B, H, W, C] -> [B, H, W, C], float32.
 
-  Fields as in `unets.vdm.UNet`, whose blocks these are.
+  The blocks and the fields are those of `unets.vdm.UNet`.
   """
   features: int = 16
   blocks: int = 1

@@ -9,7 +9,8 @@ from vdm_jax.typing import Array
 class Discriminator(nn.Module):
   """Dense layers and leaky relu on all numbers of an example: [B, ...] -> logits [B].
 
-  It normalises nothing over the batch, so that its gradient by an example is of that example alone.
+  Nothing is normalised over the batch.  So the gradient by an example depends on that example
+  alone.
   """
   features: int = 128
   layers: int = 3

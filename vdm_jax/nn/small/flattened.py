@@ -1,4 +1,4 @@
-"""A network of points, for data of any shape."""
+"""A network of points, applied to data of any shape."""
 from flax import linen as nn
 
 from vdm_jax.typing import Array, PyTree
@@ -7,7 +7,7 @@ from vdm_jax.typing import Array, PyTree
 class Flattened(nn.Module):
   """`net` of [B, D], on data [B, ...] of D numbers, such as sequences of vectors [B, T, C].
 
-  It knows nothing of their order: neighbours are numbers like all others.
+  The network does not know the order of the numbers: neighbours are numbers like all others.
 
   net      takes and returns [B, D], e.g. `mlp.MLP`
   """
@@ -16,5 +16,5 @@ class Flattened(nn.Module):
   @nn.compact
   def __call__(self, z: Array, logsnr: Array, cond: PyTree = None,
                keys: Array | None = None) -> Array:
-    """y, of the shape of z: [B, ...].  logsnr, keys: [B]; cond: as of `net`."""
+    """y, with the shape of z: [B, ...].  logsnr, keys: [B]; cond: as `net` takes it."""
     return self.net(z.reshape(len(z), -1), logsnr, cond, keys).reshape(z.shape)

@@ -1,7 +1,7 @@
 """A residual MLP for data without spatial structure: points in the plane, vectors.
 
-It is called like the image networks and shares their conditioning and their convention that
-z is added to an output which starts at zero.
+The MLP is called like the image networks and is conditioned like them.  As in those networks, the
+output starts at zero and z is added to it.
 """
 import jax.numpy as jnp
 from flax import linen as nn
@@ -20,7 +20,8 @@ from vdm_jax.typing import Array, PyTree
 class MLP(nn.Module):
   """`blocks` residual blocks of `features` on z and its Fourier features: [B, D] -> [B, D].
 
-  h + dense(dropout(swish(dense(norm(h)) + W cond))).  Fields as in `unets.vdm.UNet`.
+  A block is h + dense(dropout(swish(dense(norm(h)) + W cond))).  The fields are described in
+  `unets.vdm.UNet`.
   """
   features: int = 128
   blocks: int = 4
@@ -37,7 +38,7 @@ class MLP(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, D].  z: [B, D]; logsnr, keys: [B]; cond: see `layers.Embedding`.
 
-    Raises InputError: other data, features or blocks that cannot be.
+    Raises InputError: data of another shape; impossible numbers of features or blocks.
     """
     require_points(z)
     require_sizes(self, features=1, blocks=0)

@@ -1,8 +1,8 @@
 """The networks of learned adaptive noise: an image to a latent, and the latent to its schedules.
 
 Sahoo, Gokaslan, De Sa and Kuleshov (2024), Diffusion Models With Learned Adaptive Noise.  Neither
-network knows of time: the encoder gives the logits of a k-hot vector, and the coefficients belong
-to a polynomial in time, one for each number of the image.
+network takes the time.  The encoder gives the logits of a k-hot vector.  The coefficients are those
+of a polynomial in time, one polynomial for each number of the image.
 """
 import math
 
@@ -26,8 +26,9 @@ from vdm_jax.typing import Array
 class LatentEncoder(nn.Module):
   """x [B, H, W, C] -> the logits of a k-hot latent [B, latent], all 0 at first.
 
-  The half of `unets.vdm.UNet` that leads down to its middle, at a constant noise level; then one
-  channel and a dense layer.  Fields as there.
+  The encoder is the half of `unets.vdm.UNet` that leads down to its middle, at a constant noise
+  level.  A convolution to one channel and a dense layer follow.  The fields are described in
+  `unets.vdm.UNet`.
   """
   latent: int = 50
   features: int = 128
@@ -60,8 +61,8 @@ class LatentEncoder(nn.Module):
 class Coefficients(nn.Module):
   """latent [B, n] -> (a, b, c) of `systems.variational.mulan.PolynomialSchedule`, each [B, *shape].
 
-  Two dense layers of `features`, and one for each coefficient.  a and b are 0 at first, so that
-  every schedule is the straight line, and c >= 1e-3, so that none stands still at both ends.
+  Two dense layers of `features`, and one for each coefficient.  a and b are 0 at first, so every
+  schedule is a straight line at first.  c >= 1e-3, so no schedule is flat at both ends.
   """
   shape: tuple[int, ...]
   features: int = 3072

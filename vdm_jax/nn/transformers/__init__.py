@@ -1,1 +1,1 @@
-"""Transformers of patches: one published architecture a file."""
+"""Transformers of patches: each file has one published architecture."""

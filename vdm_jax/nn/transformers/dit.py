@@ -1,14 +1,15 @@
 """Diffusion transformers, DiT (Peebles and Xie 2023).
 
-An image, or the latent of one, is cut into patches, and each becomes a token.  All tokens pass
-`depth` blocks of attention and a perceptron, conditioned by c = embedding(time) + embedding(label):
+An image, or the latent of an image, is cut into patches, and each patch becomes a token.  All
+tokens pass `depth` blocks of attention and a perceptron, conditioned by
+c = embedding(time) + embedding(label):
 
     h <- h + g1 attention(s1 norm(h) + b1)
     h <- h + g2 mlp(s2 norm(h) + b2)
 
-where shifts b, scales s and gates g are a linear map of c that starts at b = 0, s = 1, g = 0, so
-that every block starts as the identity (adaLN-Zero, section 3.2).  Where a token lies is told
-by a fixed table of sines and cosines, so the network takes images of any size.
+The shifts b, scales s and gates g are a linear map of swish(c).  The map starts at b = 0, s = 1, g
+= 0, so every block starts as the identity (adaLN-Zero, section 3.2).  A fixed table of sines and
+cosines gives the position of each token, so the network takes images of any size.
 """
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,8 @@ _xavier = nn.initializers.xavier_uniform()
 def positions(rows: int, columns: int, features: int) -> np.ndarray:
   """Sines and cosines of each token's column, then of its row: [rows columns, features], float32.
 
-  sin(w_k u), then cos(w_k u), with w_k = 10^(-4 k / K) and K = features / 4 each: Vaswani et al.
-  (2017), section 3.5, in two dimensions.
+  For each position u the table has sin(w_k u), then cos(w_k u), with w_k = 10^(-4 k / K) and
+  K = features / 4.  It extends Vaswani et al. (2017), section 3.5, to two dimensions.
   """
   require(features % 4 == 0, 'features', features, 'the positions of tokens need a multiple of 4')
   frequencies = 1e4 ** -(np.arange(features // 4) / (features // 4))
@@ -55,7 +56,7 @@ def _modulated(h: Array, shift: Array, scale: Array) -> Array:
 
 
 class Block(nn.Module):
-  """One block as above: [B, tokens, C], c [B, C] -> [B, tokens, C].  Starts as the identity."""
+  """One block of the module's equations: [B, tokens, C], c [B, C] -> [B, tokens, C]."""
   attention_heads: int
   dtype: jnp.dtype = jnp.float32
   attention: Attention = 'auto'
@@ -79,13 +80,14 @@ class DiT(nn.Module):
   patch, features, depth p, d and N of their table 1
   attention_heads        of each block; divides `features`, itself a multiple of 4
   classes                number of class labels; 0: none
-  label_dropout          probability that a label is not told in training; 0: every example has a
-                         label (see `transformer.Labels`)
+  label_dropout          probability that training hides a label; 0: every example has a label (see
+                         `transformer.Labels`)
   heads                  further outputs of the shape of z, after y on the last axis; 0 at first.
-                         The published networks have one, of a learned variance
+                         The published networks have one, for a learned variance
   dtype                  of the trunk: float32, or bfloat16
-  scan, remat            the blocks as a loop or written out, and how much is kept of them (`stack`)
-  attention              how it is computed (see `layers.attend`)
+  scan                   whether the blocks run as a loop, or are written out (see `stack`)
+  remat                  how much of a block is kept for the backward pass (see `stack`)
+  attention              how attention is computed (see `layers.attend`)
   """
   patch: int = 2
   features: int = 384

@@ -1,15 +1,15 @@
 """U-ViT (Bao et al. 2023): a vision transformer with the long skip connections of a U-Net.
 
-The label, the time and the patches of an image are tokens alike.  They pass `depth` / 2 shallow
-blocks, one in the middle and `depth` / 2 deep ones; each deep block first joins its input with the
-output of the shallow block that mirrors it,
+The label, the time and the patches of an image are all tokens.  The tokens pass `depth` / 2 shallow
+blocks, one block in the middle and `depth` / 2 deep blocks.  Each deep block first joins its input
+with the output of the shallow block that mirrors it,
 
     h <- W [h, skip]
     h <- h + attention(norm(h))
     h <- h + mlp(norm(h))
 
-and in the end the tokens of the patches become an image, over which a 3x3 convolution may pass.
-Where a token lies is learned, so the parameters belong to one size of image.
+In the end the tokens of the patches become an image, to which a 3x3 convolution may be applied.
+The position of a token is a learned vector, so the parameters belong to one size of image.
 """
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,10 @@ _uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 class Block(nn.Module):
-  """One block as above: [B, tokens, C] -> [B, tokens, C], joined with `skip` of that shape."""
+  """One block of the module's equations: [B, tokens, C] -> [B, tokens, C].
+
+  skip: None, or of that shape too; h is then joined with it.
+  """
   attention_heads: int
   dtype: jnp.dtype = jnp.float32
   attention: Attention = 'auto'
@@ -58,14 +61,15 @@ class UViT(nn.Module):
   depth                  blocks beside the one in the middle, an even number
   attention_heads        of each block; divides `features`
   classes                number of class labels; 0: none
-  label_dropout          probability that a label is not told in training; 0: every example has a
-                         label (see `transformer.Labels`)
+  label_dropout          probability that training hides a label; 0: every example has a label (see
+                         `transformer.Labels`)
   conv                   whether a 3x3 convolution comes last
   heads                  further outputs of the shape of z, after y on the last axis
   dtype                  of the trunk: float32, or bfloat16
-  scan, remat            the blocks as loops or written out, and how much is kept of them (`stack`)
-  weight_gradient        how the convolution's is computed (see `convolution.Conv`)
-  attention              how it is computed (see `layers.attend`)
+  scan                   whether the blocks run as loops, or are written out (see `stack`)
+  remat                  how much of a block is kept for the backward pass (see `stack`)
+  weight_gradient        how the convolution's weight gradient is computed (see `convolution.Conv`)
+  attention              how attention is computed (see `layers.attend`)
   """
   patch: int = 2
   features: int = 512
@@ -86,8 +90,8 @@ class UViT(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    time: in the published networks 999 times the VP SDE's (pixels), or the step of a chain of
-    1000, counted from 1 (latents).  cond: integers [B], -1 for no label.
+    time: in the published networks of pixels, 999 times the VP SDE's time.  In those of latents,
+    the step of a chain of 1000, counted from 1.  cond: integers [B], -1 for no label.
     Raises InputError: settings that do not fit each other or the images.
     """
     require_patches(z, self.patch)
@@ -111,7 +115,7 @@ class UViT(nn.Module):
     block = Block(self.attention_heads, self.dtype, self.attention, parent=None)
 
     def blocks(name, h, skips=None):
-      """Half of them from h on, each joined with one of `skips`; see `stack.run`."""
+      """Runs half of the blocks on h, each joined with one of `skips`; see `stack.run`."""
       skip = None if skips is None else h
       params = stack.parameters(self, name, block, self.depth // 2, h, skip)
       apply = lambda params, h, each: block.apply({'params': params}, h, each['skip'], training)

@@ -1,20 +1,22 @@
-"""The U-Nets of Nichol and Dhariwal (2021) and Dhariwal and Nichol (2021, ADM); its classifier.
+"""The U-Nets of Nichol and Dhariwal (2021) and of Dhariwal and Nichol (2021, ADM); a classifier.
 
-Both are one family, which begins at the U-Net of Ho et al. (2020).  With L resolutions, each half
-of the one before, and C = `features`:
+Both U-Nets are one family, which begins at the U-Net of Ho et al. (2020).  There are L resolutions,
+each half of the one before.  With C = `features`:
 
     conv_in  ->  N blocks at each resolution  ->  block, attention, block
              ->  N + 1 blocks at each resolution  ->  conv_out
 
-A block up reads, beside its input, the output of a block down, of a resampling or of conv_in, last
-in first out.  Nichol and Dhariwal (2021, section 3 and appendix A) added learned variances, several
-attention heads, attention at 16x16 and 8x8, and the embedding as a scale and a shift of a
-normalisation, (1 + w) norm(h) + b, instead of h + b.  ADM (section 3) chose heads of 64 channels,
-attention at 32x32 too, and residual blocks that resample, as in BigGAN (Brock et al. 2019).
+A block on the way up reads its input and one output of the way down, last in first out.  That is an
+output of a block, of a change of size or of conv_in.
 
-`UNetClassifier` is the way down alone, with attention over the pixels that are left: p(label | z),
-for guidance (ADM, section 4).  The super-resolution network sees a small image, brought to the size
-of z, as further channels of its input.
+Nichol and Dhariwal (2021, section 3 and appendix A) added learned variances, several attention
+heads, and attention at 16x16 and 8x8.  They also let the embedding scale and shift a normalisation:
+(1 + w) norm(h) + b instead of h + b.  ADM (section 3) chose heads of 64 channels and attention at
+32x32 too.  Its residual blocks change the size, as in BigGAN (Brock et al. 2019).
+
+`UNetClassifier` has only the way down, with attention over the pixels that are left.  It gives
+p(label | z), for guidance (ADM, section 4).  The super-resolution network sees a small image too.
+The image is brought to the size of z, and becomes further channels of the input.
 """
 from typing import Literal, get_args
 
@@ -50,7 +52,7 @@ _init = nn.initializers.variance_scaling(1.0 / 3.0, 'fan_in', 'uniform')
 class StepEmbedding(nn.Module):
   """An MLP of the sinusoids of `time`, plus a vector for each label: [B] -> [B, 4 features].
 
-  Labels are integers [B]; -1 and None are no label, to which nothing is added.  endpoint,
+  Labels are integers [B].  For -1 and None, which mean no label, no vector is added.  endpoint,
   cosine_first: see `layers.sinusoidal_embedding`.
   """
   features: int
@@ -77,10 +79,10 @@ class StepEmbedding(nn.Module):
 class ResBlock(nn.Module):
   """Two convolutions around the conditioning: [B, H, W, C'] -> [B, H, W, features].
 
-  h + conv(dropout(swish(norm(conv(swish(norm(h))) + W swish(embedding))))); h passes a linear map
-  where C' differs from `features`.
+  h + conv(dropout(swish(norm(conv(swish(norm(h))) + W swish(embedding))))).  A linear map is
+  applied to h where C' differs from `features`.
 
-  scale_shift   (1 + w) norm(.) + b, where W swish(embedding) is (w, b), instead
+  scale_shift   uses (1 + w) norm(.) + b instead, where W swish(embedding) is (w, b)
   resample      'down' or 'up': halves or doubles H and W of h and of the first convolution's input
   epsilon       of the normalisations
   """
@@ -117,7 +119,7 @@ class ResBlock(nn.Module):
 
 
 def _apart(qkv: Array, heads: int, order: QKVOrder) -> tuple[Array, Array, Array]:
-  """Queries, keys and values, [B, positions, heads, C / heads] each: from [B, positions, 3 C]."""
+  """Splits [B, positions, 3 C] into q, k and v: [B, positions, heads, C / heads] each."""
   if order == 'legacy':
     x = qkv.reshape(*qkv.shape[:2], heads, 3, -1)
     return x[:, :, :, 0], x[:, :, :, 1], x[:, :, :, 2]
@@ -129,7 +131,7 @@ class AttentionBlock(nn.Module):
   """h + W softmax(q k^T / sqrt(C)) v in each head, over all positions: [B, H, W, C'], as h.
 
   attention_heads, head_features, qkv_order: see `UNet`.  attention, training: see `layers.attend`.
-  Starts as the identity.  Raises InputError where the heads do not divide C'.
+  The block starts as the identity.  Raises InputError if the heads do not divide C'.
   """
   attention_heads: int = 1
   head_features: int = 0
@@ -155,10 +157,10 @@ class AttentionBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-  """What the mean over the positions finds when it attends to them: [B, H, W, C] -> [B, outputs].
+  """The output of attention at the mean over the positions: [B, H, W, C] -> [B, outputs].
 
-  The mean is one more position; every position has a learned vector, [C, 1 + H W].  As the pooling
-  of CLIP's image encoder (Radford et al. 2021, section 2.4).
+  The mean is one more position, and only the mean attends.  Every position has a learned vector,
+  [C, 1 + H W].  CLIP's image encoder pools in this way (Radford et al. 2021, section 2.4).
   """
   outputs: int
   head_features: int = 64
@@ -178,7 +180,7 @@ class AttentionPool(nn.Module):
 
 
 class _Network(nn.Module):
-  """What the two networks share: the fields, and the way down with the blocks in the middle."""
+  """The fields of both networks, and the way down with the blocks in the middle."""
   features: int = 128
   multipliers: tuple[float, ...] = (1, 2, 3, 4)
   blocks: int = 3
@@ -225,7 +227,7 @@ class _Network(nn.Module):
 
   def _encode(self, z: Array, embedding: Array,
               keys: Array | None) -> tuple[Array, list[Array]]:
-    """The middle's output, and what the blocks up read."""
+    """The middle's output, and the outputs that the blocks on the way up read."""
     # The first convolution is float32: it touches z itself, and costs little.
     h = Conv(self._width(0), kernel_init=_init, name='conv_in',
              weight_gradient=self.weight_gradient)(z).astype(self.dtype)
@@ -255,26 +257,26 @@ class UNet(_Network):
   multipliers             the features at each resolution, in multiples of C
   blocks                  N above
   attention_resolutions   heights of the images at which attention follows each block
-  attention_heads         their number, where `head_features` is 0
-  head_features           of each head, so that their number grows with the features
-  qkv_order               of the 3 C outputs of the map to queries, keys and values: 'legacy'
+  attention_heads         number of heads, where `head_features` is 0
+  head_features           channels of each head, so that the number of heads grows with the features
+  qkv_order               order of the 3 C outputs of the map to queries, keys and values: 'legacy'
                           [heads, 3, channels], 'new' [3, heads, channels]
   scale_shift             see `ResBlock`; 'adaptive group normalisation' in ADM
-  resblock_updown         residual blocks resample; otherwise a convolution of stride 2, and one
-                          after doubling
+  resblock_updown         residual blocks change the size.  Otherwise a convolution of stride 2
+                          halves it, and a convolution follows each doubling
   classes                 number of class labels; 0 for none
   groups                  of the normalisations; divides the features at every resolution
-  dropout                 rate; per example, on where keys are given
+  dropout                 rate of dropout, per example; dropout is on where keys are given
   dtype                   of the trunk: float32, or bfloat16
   remat                   how much of a block is kept for the backward pass (see `stack`)
-  weight_gradient         how a convolution's is computed (see `convolution.Conv`)
-  attention               how it is computed (see `layers.attend`)
-  heads                   further outputs of the shape of z, after y on the last axis; published
+  weight_gradient         how a convolution's weight gradient is computed (see `convolution.Conv`)
+  attention               how attention is computed (see `layers.attend`)
+  heads                   further outputs of the shape of z, after y on the last axis.  Published
                           networks have one, the variance's v (Nichol and Dhariwal 2021, eq. 15)
-  super_resolution        conditioned on a small image, too
+  super_resolution        whether a small image is part of the condition
 
-  cond is the label, integers [B], -1 for none; or None.  With `super_resolution` it is a dict:
-  {'low_res': [B, h, w, C], 'label': [B]}, the label left out where there is none.
+  cond is the label, integers [B], -1 for none; or None.  With `super_resolution` it is a dict,
+  {'low_res': [B, h, w, C], 'label': [B]}, without 'label' if there are no labels.
   """
   heads: int = 0
   super_resolution: bool = False
@@ -284,7 +286,7 @@ class UNet(_Network):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    Raises InputError: settings that do not fit each other or the images; the cond.
+    Raises InputError: settings that do not fit each other or the images; a wrong `cond`.
     """
     self._check(z)
     h, label = z, cond
@@ -319,8 +321,8 @@ class UNet(_Network):
 class UNetClassifier(_Network):
   """Logits of the label of noisy images; ADM, section 4.  The fields are `UNet`'s.
 
-  classes: of the labels it tells apart.  head_features: of the pooling too, so not 0.  The
-  parameters fit images of one size.
+  classes: the number of labels.  head_features: channels of a head, of the pooling too, so not 0.
+  The parameters fit images of one size.
   """
   classes: int = 1000
   head_features: int = 64

@@ -1,14 +1,15 @@
 """The U-Net of denoising diffusion probabilistic models (Ho et al. 2020, appendix B).
 
-Residual blocks at several resolutions, each half of the one before, attention at 16x16, and the
-step of the chain in every block.  With C = `features`:
+It has residual blocks at several resolutions, each half of the one before, and attention at 16x16.
+Every block sees the step of the chain.  With C = `features`:
 
     conv_in  ->  2 blocks at each resolution  ->  block, attention, block
              ->  3 blocks at each resolution  ->  conv_out
 
-A block up reads, beside its input, the output of a block down, of a resampling or of conv_in, last
-in first out.  A convolution of stride 2 halves the images, padded on the right and below, and one
-follows their doubling.  The network estimates the noise.
+A block on the way up reads its input and one output of the way down, last in first out.  That is an
+output of a block, of a change of size or of conv_in.  A convolution of stride 2, padded on the
+right and below, halves the images.  A convolution follows their doubling.  The network estimates
+the noise.
 """
 from typing import Literal
 
@@ -35,7 +36,7 @@ _init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 
 
 class Block(nn.Module):
-  """A residual block, and attention after it where `attends`: [B, H, W, C'] -> [.., features]."""
+  """A residual block, followed by attention if `attends`: [B, H, W, C'] -> [B, H, W, features]."""
   features: int
   attends: bool
   groups: int = 32
@@ -56,23 +57,23 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-  """The network of DDPM; `time` is the step of the chain, 0 the least noisy.
+  """The network of DDPM; `time` is the step of the chain, and step 0 has the least noise.
 
   features                C above
   multipliers             the features at each resolution, in multiples of C
-  blocks                  at each resolution on the way down; one more on the way up
+  blocks                  number at each resolution on the way down; one more on the way up
   attention_resolutions   heights of the images at which attention follows a block
-  attention_up            on the way up it follows every block, or the last of its resolution alone,
-                          as in the public code of Song et al. (2021)
+  attention_up            on the way up, attention follows every block, or only the last of its
+                          resolution, as in the public code of Song et al. (2021)
   resampling              by convolutions, as published, or by gated wavelets (see `wavelets`)
   classes                 number of class labels; 0, as published, for none
   heads                   further outputs of the shape of z, after y on the last axis
   groups                  of the normalisations; divides the features at every resolution
-  dropout                 rate; per example, on where keys are given
+  dropout                 rate of dropout, per example; dropout is on where keys are given
   dtype                   of the trunk: float32, or bfloat16
   remat                   how much of a block is kept for the backward pass (see `stack`)
-  weight_gradient         how a convolution's is computed (see `convolution.Conv`)
-  attention               how it is computed (see `layers.attend`)
+  weight_gradient         how a convolution's weight gradient is computed (see `convolution.Conv`)
+  attention               how attention is computed (see `layers.attend`)
   """
   features: int = 128
   multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -95,7 +96,7 @@ class UNet(nn.Module):
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
     cond: labels, integers [B], -1 for none; or None.
-    Raises InputError: settings that do not fit each other or the images; the cond.
+    Raises InputError: settings that do not fit each other or the images; a wrong `cond`.
     """
     levels = len(self.multipliers)
     require_halvable(z, levels - 1)

@@ -1,14 +1,15 @@
 """The networks of EDM (Karras et al. 2022): DDPM++, NCSN++ and ADM in one notation.
 
-They are F(c_in z, c_noise) of the preconditioned denoiser, eq. 7, whose other half is
-`inputs.edm(sigma_data)` and `targets.edm(sigma_data)`: time is c_noise = log(sigma) / 4.
-`SongUNet` is the trunk of Song et al. (2021), nn/ncsnpp.py; `DhariwalUNet`, of Dhariwal and Nichol
-(2021), is the same trunk with blocks that scale and shift, several heads, and attention after every
-block of a size.
+A network here is F(c_in z, c_noise) of the preconditioned denoiser, eq. 7.  The other factors of
+eq. 7 are in `inputs.edm(sigma_data)` and `targets.edm(sigma_data)`: time is c_noise =
+log(sigma) / 4.  `SongUNet` is the trunk of Song et al. (2021), nn/unets/ncsnpp.py.  `DhariwalUNet`,
+the network of Dhariwal and Nichol (2021), is the same trunk with three changes.  Its blocks scale
+and shift, it has several heads, and attention follows every block of a size.
 
-Labels are integers, -1 for none: an input of zeros, as in guidance without a classifier.  The
-networks trained with augmentation read what was done to the image, `augment` numbers; here all are
-zero, as in sampling (section 5), and their weights are kept with the others.
+Labels are integers, -1 for none.  No label is an input of zeros, as in guidance without a
+classifier.  Networks that were trained with augmentation read what was done to the image, as
+`augment` numbers.  Here all of these are zero, as in sampling (section 5), and their weights are
+kept with the other weights.
 """
 import math
 from typing import Literal
@@ -56,8 +57,8 @@ class SongUNet(nn.Module):
   decoder             the pyramid of outputs: 'standard', none (both), or 'skip'
   heads               further outputs of the shape of z, after y on the last axis
 
-  features to dropout as of `ncsnpp.NCSNpp`; dtype to attention as of `unets.vdm.UNet`.
-  With the defaults, unconditional DDPM++ on CIFAR-10 (configuration F, VP).
+  `ncsnpp.NCSNpp` describes the fields from features to dropout, and `unets.vdm.UNet` those from
+  dtype to attention.  The defaults are unconditional DDPM++ on CIFAR-10 (configuration F, VP).
   """
   features: int = 128
   multipliers: tuple[int, ...] = (2, 2, 2)
@@ -113,7 +114,8 @@ class DhariwalUNet(nn.Module):
   """ADM as EDM trains it, for images [B, H, W, C].
 
   head_features   channels of an attention head
-  The other fields as of `SongUNet`.  With the defaults and classes = 1000, ImageNet 64x64.
+
+  The other fields are `SongUNet`'s.  The defaults with classes = 1000 are ADM on ImageNet 64x64.
   """
   features: int = 192
   multipliers: tuple[int, ...] = (1, 2, 3, 4)

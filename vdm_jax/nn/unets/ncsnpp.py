@@ -3,20 +3,20 @@
 A U-Net of residual blocks, `Trunk`, between an embedding of time and the output:
 
     conv_in -> levels down (blocks, attention at some sizes, a block that halves the size)
-            -> block, attention, block -> levels up, reading the outcomes of the levels down
+            -> block, attention, block -> levels up, reading the outputs of the levels down
 
-Against DDPM's network (Ho et al. 2020) it changes four things (Song et al. 2021, appendix H):
+It differs from DDPM's network (Ho et al. 2020) in four ways (Song et al. 2021, appendix H):
 
-* the size is changed inside residual blocks (`block` = 'biggan'), by a finite impulse response
-  filter (`fir`) instead of nearest neighbours and means;
+* residual blocks change the size (`block` = 'biggan'), by a finite impulse response filter (`fir`)
+  instead of nearest neighbours and means;
 * every sum with a skip connection is divided by sqrt(2) (`rescale`);
 * a pyramid of the input joins every level down (`progressive_input`), and a pyramid of outputs
   may be built on the way up (`progressive`);
 * noise levels are embedded by random Fourier features of log sigma (`embedding` = 'fourier').
 
-NCSN++ is all of these; DDPM++ is the first without filter, and the second.  Training with the VE
-SDE the output is divided by sigma: it is then a score.  EDM's networks (nn/edm.py) have the same
-trunk.
+NCSN++ has all four.  DDPM++ has the first, without the filter, and the second.  In training with
+the VE SDE, the output is divided by sigma, so that it is a score.  EDM's networks
+(nn/unets/edm.py) have the same trunk.
 """
 import math
 from typing import Literal, NamedTuple, get_args
@@ -51,7 +51,8 @@ def _uniform(scale):
 
 
 class Initial(NamedTuple):
-  """Initial values of kernels: of most, of those that make q, k, v, and of a branch's last one."""
+  """Initial values of kernels: most of them, those that make q, k, v, and the last one of a branch.
+  """
   kernel: nn.initializers.Initializer = _uniform(1.0)
   qkv: nn.initializers.Initializer = _uniform(0.1)
   last: nn.initializers.Initializer = _uniform(1e-10)
@@ -65,9 +66,9 @@ initial = Initial()
 
 def _filter(h: Array, taps: tuple[float, ...], pad: tuple[int, int], up: int = 1,
             stride: int = 1) -> Array:
-  """Zeros between pixels (`up` - 1) and around, then `taps` along both sides, every `stride`.
+  """Puts `up` - 1 zeros between pixels, pads, and applies `taps` along both sides, every `stride`.
 
-  `taps`, symmetric, are normalised so that a constant image stays the same inside.
+  The symmetric `taps` are normalised so that a constant image stays the same inside.
   """
   weights = [up * tap / sum(taps) for tap in taps]
   for axis in (1, 2):
@@ -80,7 +81,7 @@ def _filter(h: Array, taps: tuple[float, ...], pad: tuple[int, int], up: int = 1
 
 
 def upsample(h: Array, fir: tuple[float, ...] = (1, 1)) -> Array:
-  """[B, H, W, C] -> [B, 2 H, 2 W, C]: zeros in between, then the filter; (1, 1) repeats pixels.
+  """[B, H, W, C] -> [B, 2 H, 2 W, C]: zeros between pixels, then the filter; (1, 1) repeats pixels.
 
   Karras et al. (2020), StyleGAN2; Song et al. (2021), appendix H, after Zhang (2019).
   """
@@ -91,7 +92,7 @@ def upsample(h: Array, fir: tuple[float, ...] = (1, 1)) -> Array:
 def downsample(h: Array, fir: tuple[float, ...] = (1, 1)) -> Array:
   """[B, H, W, C] -> [B, H / 2, W / 2, C]: every other pixel of the filtered image; see `upsample`.
 
-  (1, 1) is the mean of 2x2 pixels.
+  The filter (1, 1) takes the mean of 2x2 pixels.
   """
   p = len(fir) - 2
   return _filter(h, fir, ((p + 1) // 2, p // 2), stride=2)
@@ -101,7 +102,7 @@ _SIZE = {'none': lambda h, fir: h, 'down': downsample, 'up': upsample}
 
 
 class FIRConv(nn.Module):
-  """A 3x3 convolution and a change of size by a filter, zeros padded once, outside both.
+  """A 3x3 convolution and a change of size by a filter.  Zeros are padded once, outside both.
 
   [B, H, W, C] -> [B, H / 2, W / 2, features] or [B, 2 H, 2 W, features].
   """
@@ -127,9 +128,10 @@ class FIRConv(nn.Module):
 
 
 class PlainConv(nn.Module):
-  """A 3x3 convolution and a change of size without a filter, as DDPM's (Ho et al. 2020).
+  """A 3x3 convolution and a change of size without a filter, as in DDPM (Ho et al. 2020).
 
-  Down: of stride 2, zeros padded below and on the right.  Up: after repeating pixels.
+  On the way down the convolution has stride 2, with zeros padded below and on the right.  On the
+  way up the pixels are repeated before it.
   """
   features: int
   resample: Literal['down', 'up']
@@ -152,7 +154,7 @@ class PlainConv(nn.Module):
 class FourierEmbedding(nn.Module):
   """sin(2 pi w t), cos(2 pi w t), w normal of standard deviation `scale`: [B] -> [B, 2 features].
 
-  Tancik et al. (2020); Song et al. (2021), appendix H.  w is kept with the parameters, but not
+  Tancik et al. (2020); Song et al. (2021), appendix H.  w is kept with the parameters but is not
   trained: its gradient is zero.
   """
   features: int
@@ -178,10 +180,10 @@ def norm(h: Array, name: str, dtype: jnp.dtype, epsilon: float = 1e-6) -> Array:
 class ResBlock(nn.Module):
   """Two convolutions around the conditioning: [B, H, W, C'] -> [B, H, W, features], or resized.
 
-  h + conv(dropout(swish(norm(conv(resize(swish(norm(h)))) + W e)))), e the embedding; `scale_shift`
-  takes from W e a factor and a summand of the normalised image instead (Dhariwal and Nichol 2021).
-  h is resized too, and passes a linear map where C' differs from `features`, or wherever it is
-  resized (`project`).  With `rescale` the sum is divided by sqrt(2).
+  h + conv(dropout(swish(norm(conv(resize(swish(norm(h)))) + W e)))), e the embedding.  With
+  `scale_shift`, W e instead gives a factor and a summand for the normalised image (Dhariwal and
+  Nichol 2021).  h is resized too.  A linear map is applied to h where C' differs from `features`,
+  and with `project` wherever h is resized.  With `rescale` the sum is divided by sqrt(2).
   """
   features: int
   dropout: float = 0.0
@@ -223,8 +225,8 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
   """h + W softmax(q k^T / sqrt(c)) v over all positions, in heads of c channels: [B, H, W, C].
 
-  head_features: c; 0: one head.  fused: q, k and v are one linear map, its outputs ordered
-  (head, channel, which of the three), as EDM's weights are.
+  head_features: c; 0 means one head.  fused: one linear map gives q, k and v.  Its outputs are in
+  the order (head, channel, which of the three), as in EDM's weights.
   """
   head_features: int = 0
   fused: bool = False
@@ -259,8 +261,8 @@ class SelfAttention(nn.Module):
 class Trunk(nn.Module):
   """(z, embedding [B, E]) -> y [B, H, W, channels], float32.  See the fields of `NCSNpp`.
 
-  attention_up   on the way up attention follows the last block of a size, or every one
-  head_features, fused, scale_shift, project, epsilon   of the blocks: `SelfAttention`, `ResBlock`
+  attention_up   on the way up, attention follows the last block of a size, or every block
+  head_features, fused, scale_shift, project, epsilon   see `SelfAttention` and `ResBlock`
   """
   channels: int
   features: int
@@ -315,7 +317,7 @@ class Trunk(nn.Module):
                             self.initial, self.dtype, self.attention, name=name)(h, keys)
 
     def resized(name, h, resample):
-      """To the next level: by a block, or as DDPM does."""
+      """h at the next level: resized by a block, or as DDPM does it."""
       if not ddpm:
         return block(name, h, h.shape[-1], resample)
       if not self.resample_conv:
@@ -329,7 +331,7 @@ class Trunk(nn.Module):
                        name=name)(h)
 
     def conv(name, h, features, init):
-      """Of float32: they touch z or y, and cost little."""
+      """A convolution in float32: it touches z or y, and costs little."""
       return Conv(features, kernel_init=init, weight_gradient=self.weight_gradient, name=name)(h)
 
     def out(name, h, features, init):
@@ -389,23 +391,23 @@ class NCSNpp(nn.Module):
   features, multipliers   channels at each size, from the largest: features * multiplier
   blocks                  residual blocks of each size on the way down; one more on the way up
   attention_resolutions   heights at which attention follows the blocks
-  dropout                 rate; per example, on where keys are given
-  embedding               of time: 'fourier', of log sigma, time = sigma; or 'positional', of a step
+  dropout                 rate of dropout, per example; dropout is on where keys are given
+  embedding               'fourier' embeds log sigma, and time is sigma; 'positional' embeds a step
   fourier_scale           standard deviation of the frequencies
-  block                   'biggan', which change the size too; or 'ddpm', between which it is
-                          changed, by convolutions where `resample_conv` is set
+  block                   'biggan' blocks also change the size.  Between 'ddpm' blocks the size is
+                          changed, by convolutions if `resample_conv` is set
   fir                     the filter for changes of size, symmetric; () for none
-  rescale                 sums with a skip connection are divided by sqrt(2)
-  progressive             a pyramid of outputs: 'output_skip', the sum of each level's own;
-                          'residual', of features; or 'none'
-  progressive_input       a pyramid of inputs: 'input_skip', z itself at each size; 'residual', of
-                          features; or 'none'
+  rescale                 whether sums with a skip connection are divided by sqrt(2)
+  progressive             a pyramid of outputs: 'output_skip', the sum of each level's own output;
+                          'residual', a pyramid of features; or 'none'
+  progressive_input       a pyramid of inputs: 'input_skip', z itself at each size; 'residual', a
+                          pyramid of features; or 'none'
   combine                 how 'input_skip' joins the features: 'sum' or 'cat'
-  scale_by_sigma          y is divided by sigma
+  scale_by_sigma          whether y is divided by sigma
   heads                   further outputs of the shape of z, after y on the last axis
-  dtype, remat, weight_gradient, attention   as of `unets.vdm.UNet`
+  dtype, remat, weight_gradient, attention   see `unets.vdm.UNet`
 
-  With the defaults, NCSN++ (cont., VE) on CIFAR-10.
+  The defaults are NCSN++ (cont., VE) on CIFAR-10.
   """
   features: int = 128
   multipliers: tuple[int, ...] = (1, 2, 2, 2)

@@ -1,18 +1,20 @@
 """The score networks of NCSN (Song and Ermon 2019) and NCSNv2 (Song and Ermon 2020).
 
-A RefineNet: stages of two residual blocks go down, the first stage at the full resolution, each
-later one at half of it or, from where detail would be lost, at the same resolution with dilated
-convolutions.  On the way up a refinement block merges the stage's output with what comes from
-below: residual units adapt each, their sum (multi-resolution fusion) passes a chain of poolings and
-more residual units.  Each channel of each image is normalised. The means that this takes away are
-put back, normalised over channels ("instance norm++").
+A RefineNet has stages of two residual blocks on the way down.  The first stage has the full
+resolution.  Each later stage has half the resolution, until detail would be lost; then it keeps the
+resolution and its convolutions are dilated.
+
+On the way up, a refinement block merges the stage's output with the result from below.  Residual
+units adapt each of the two.  Their sum (multi-resolution fusion) passes a chain of poolings and
+more residual units.  Each channel of each image is normalised.  This takes the means away, so they
+are put back, normalised over channels ("instance norm++").
 
 The two papers differ in how the network is told the noise level:
 
   NCSN     scales and biases of every normalisation are a row of a table, one row for each level
   NCSNv2   not at all; the output is divided by sigma (2020, section 3.3, technique 3)
 
-Images are in [0, 1] as in the papers, and noise of sigma is added.
+Images are in [0, 1] as in the papers, and noise of standard deviation sigma is added to them.
 """
 import jax
 import jax.numpy as jnp
@@ -33,16 +35,16 @@ def _about_one(key, shape, dtype=jnp.float32):
 
 
 def _table(key, shape, dtype=jnp.float32):
-  """Rows (gamma, alpha, beta): the first two about 1, beta 0."""
+  """Initial rows (gamma, alpha, beta): gamma and alpha are about 1, and beta is 0."""
   return _about_one(key, shape, dtype).at[:, -(shape[1] // 3):].set(0.0)
 
 
 class InstanceNormPlus(nn.Module):
   """gamma ((h - mu) / s + alpha (mu - m) / v) + beta: [B, H, W, C] -> [B, H, W, C].
 
-  mu, s: mean and deviation of a channel over the image; m, v: mean and variance of mu over the
-  channels. Song and Ermon (2019), appendix A.  level: the row of a table of `levels`, [B], if there
-  is one.
+  mu, s: mean and standard deviation of a channel over the image.  m, v: mean and standard deviation
+  of mu over the channels.  Song and Ermon (2019), appendix A.  level: the row of the table of
+  `levels`, [B], if there is a table.
   """
   levels: int
   dtype: jnp.dtype = jnp.float32
@@ -67,7 +69,7 @@ class InstanceNormPlus(nn.Module):
 
 
 def _resize(h: Array, height: int, width: int) -> Array:
-  """Bilinear, corners on corners: [B, H', W', C] -> [B, height, width, C]."""
+  """Bilinear interpolation with corners on corners: [B, H', W', C] -> [B, height, width, C]."""
   def weights(size, before):
     at = np.linspace(0.0, before - 1.0, size)
     # Hat functions about the points there are.
@@ -78,7 +80,7 @@ def _resize(h: Array, height: int, width: int) -> Array:
 
 
 class _Part(nn.Module):
-  """What the blocks have in common: settings, and the layers made with them."""
+  """The settings that all blocks share, and the layers made with them."""
   features: int
   levels: int = 0
   dtype: jnp.dtype = jnp.float32
@@ -96,7 +98,7 @@ class _Part(nn.Module):
     return InstanceNormPlus(self.levels, self.dtype, name=name)(h, level)
 
   def units(self, h: Array, name: str, level: Array | None, count: int) -> Array:
-    """Residual units: h + conv(elu(conv(elu(h)))), `count` times; with the level, norms too."""
+    """`count` residual units, h + conv(elu(conv(elu(h)))).  With levels, there are norms too."""
     for i in range(count):
       x = h
       for j in range(2):
@@ -109,8 +111,9 @@ class _Part(nn.Module):
 class ResBlock(_Part):
   """h + conv(elu(norm(conv(elu(norm(h)))))): [B, H, W, C'] -> [B, H, W, features].
 
-  At the head of a stage, `down`, the map of h is a convolution too.  There, without dilation, the
-  result has half the size; with dilation it is as large, and every convolution is dilated.
+  At the head of a stage (`down`), a convolution is applied to h too.  There, without dilation, the
+  result has half the size.  With dilation the result keeps the size, and every convolution is
+  dilated.
   """
   down: bool = False
   dilation: int = 1
@@ -127,9 +130,9 @@ class ResBlock(_Part):
 
 
 class RefineBlock(_Part):
-  """The stage's output and what comes from below, merged: [B, H, W, ...] each -> [..., features].
+  """Merges the stage's output with the result from below: [B, H, W, ...] each -> [..., features].
 
-  units_out: how many residual units there are at the end.
+  units_out: the number of residual units at the end.
   """
   units_out: int = 1
 
@@ -155,16 +158,16 @@ class RefineBlock(_Part):
 
 
 class RefineNet(nn.Module):
-  """NCSN where it has `levels`, NCSNv2 without.
+  """NCSN if it has `levels`, and NCSNv2 without.
 
   features         channels of the first stage
-  multipliers      of them, one for each stage
-  dilations        of each stage's convolutions; a later stage without (1) has half the size
-  levels           of noise that NCSN knows; `time` is the index of one, 0 the noisiest.  0: `time`
-                   is sigma
+  multipliers      the channels of each stage, in multiples of `features`
+  dilations        of each stage's convolutions; a later stage with dilation 1 has half the size
+  levels           number of noise levels that NCSN knows.  `time` is the index of a level, and 0 is
+                   the noisiest.  With levels = 0, `time` is sigma
   dtype            of the trunk: float32, or bfloat16
   remat            how much of a block is kept for the backward pass (see `stack`)
-  weight_gradient  how a convolution's is computed (see `convolution.Conv`)
+  weight_gradient  how a convolution's weight gradient is computed (see `convolution.Conv`)
   """
   features: int = 128
   multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -179,8 +182,9 @@ class RefineNet(nn.Module):
                keys: Array | None = None) -> Array:
     """The score of images in [0, 1]: [B, H, W, C] -> [B, H, W, C], float32.  time: [B].
 
-    There is no dropout, so `keys` change nothing.  Raises InputError: labels, which it has no
-    place for; settings that do not fit each other or the images.
+    There is no dropout, so `keys` change nothing.
+    Raises InputError: any `cond`, as the network takes no labels; settings that do not fit each
+    other or the images.
     """
     layers.require_labels(cond, 0, time)
     require(len(self.multipliers) == len(self.dilations), 'dilations', self.dilations,

@@ -1,14 +1,15 @@
 """The score network of variational diffusion models (Kingma et al. 2021).
 
-A U-Net in its skip connections alone: every block works at the full resolution, so that no
+This U-Net has skip connections but one resolution: every block works at the full resolution, so no
 detail is lost on the way.  With L = `blocks` and C = `features`:
 
     conv_in  ->  L blocks down  ->  block, attention, block  ->  L + 1 blocks up  ->  conv_out
 
-The blocks up read, beside their input, the outputs of conv_in and of the blocks down in
-reverse order.  The input is z with its Fourier features, which show the network the low-order
-digits of z, where the last bits of an image are decided.  The last convolution starts at zero
-and z is added to its output: as an estimate of the noise, y = z is right where all is noise.
+Besides their input, the blocks up read the outputs of conv_in and of the blocks down, in reverse
+order.  The network's input is z with its Fourier features.  These features show the network the
+low-order digits of z, which decide the last bits of an image.  The last convolution starts at zero,
+and z is added to its output.  So at first y = z, which is the right estimate of the noise where all
+is noise.
 """
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ STACKS = {'down', 'down_attention', 'up', 'up_attention'}  # of a `UNet`'s param
 class ResBlock(nn.Module):
   """Two convolutions around the conditioning: [B, H, W, C'] -> [B, H, W, features].
 
-  h + conv(dropout(swish(norm(conv(swish(norm(h))) + W cond)))); h passes a linear map where
+  h + conv(dropout(swish(norm(conv(swish(norm(h))) + W cond)))).  A linear map is applied to h where
   C' differs from `features`.
   """
   features: int
@@ -65,25 +66,25 @@ class UNet(nn.Module):
   """The network of VDM for images of any size and number of channels.
 
   features, blocks       C and L above
-  attention_everywhere   attention after every block, not in the middle alone
-  groups                 of the normalisations; divides `features`.  With one channel to a group
-                         (32 features, 32 groups) the second normalisation of a block removes the
-                         conditioning wholly; leave each group several
-  dropout                rate; per example, on where keys are given
+  attention_everywhere   attention after every block, not only in the middle
+  groups                 of the normalisations; divides `features`.  Leave several channels in each
+                         group.  With one channel to a group (32 features, 32 groups) the second
+                         normalisation of a block removes the conditioning wholly
+  dropout                rate of dropout, per example; dropout is on where keys are given
   fourier                exponents n of the features sin(2^n 2 pi z), cos(2^n 2 pi z); () for none.
                          (6, 7) suit 256 levels in [-1, 1]
   classes                number of class labels; 0: `cond` is an optional scalar (see `Embedding`)
-  guided                 whether `cond` may have the weight of a guidance beside it, as a pair
+  guided                 whether `cond` may be a pair, whose second part is the weight of a guidance
   heads                  further outputs of the shape of z, after y on the last axis; 0 at first
-  adds_z                 whether y is z at first and not 0: where y is an estimate of eps, which z
-                         is at the noisiest levels
+  adds_z                 whether y is z at first, not 0.  This suits a y that estimates eps: at the
+                         noisiest levels eps is z
   logsnr_max, logsnr_min the range that the embedding of logsnr maps to [0, 1000]
   dtype                  of the trunk: float32, or bfloat16
   scan                   whether the blocks down and up are loops (see `stack`) or written out; the
                          parameters are the same
   remat                  how much of a block is kept for the backward pass (see `stack`)
-  weight_gradient        how a convolution's is computed (see `convolution.Conv`)
-  attention              how it is computed (see `layers.AttentionBlock`)
+  weight_gradient        how a convolution's weight gradient is computed (see `convolution.Conv`)
+  attention              how attention is computed (see `layers.AttentionBlock`)
   """
   features: int = 128
   blocks: int = 32
@@ -108,7 +109,7 @@ class UNet(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; logsnr, keys: [B].
 
-    cond: see `Embedding`.  Raises InputError: data that are no images; sizes that cannot be.
+    cond: see `Embedding`.  Raises InputError: data that are no images; impossible sizes.
     """
     require_images(z)
     require_sizes(self, features=1, blocks=0, heads=0)
@@ -122,7 +123,7 @@ class UNet(nn.Module):
     training = keys is not None
 
     def blocks(name, depth, h, skips=None):
-      """`depth` blocks from h on, each with one of `skips` beside its input; see `stack.run`."""
+      """Runs `depth` blocks on h, each with one of `skips` beside its input; see `stack.run`."""
       h_in = h if skips is None else jnp.concatenate([h, skips[0]], axis=-1)
       params = {'block': stack.parameters(self, name, block, depth, h_in, embedding)}
       if self.attention_everywhere:

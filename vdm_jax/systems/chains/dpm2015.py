@@ -133,15 +133,16 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
 
 def binomial(config: ml_collections.ConfigDict,
              *, net: Callable[[float], nn.Module]) -> Experiment:
-  """The chain of bits of config.model.timesteps = T steps that erases 1 / T of them in each.
+  """The chain of T = config.model.timesteps steps on bits; each step erases 1 / T of the bits.
 
-  net: the largest time -> a network of (spins, time), time the `signal` of `dpm_binomial`, which is
-  0 at t = T.  Its output adds to the log odds of the forward kernel reversed.
-  config.model.activity: the share of ones in the data, at which the chain ends; of others -K is no
-  bound.
+  net: the largest time -> a network of (spins, time).  The time is `signal` of
+  `dpm2015_bits.BinomialChain`, which is 0 at t = T.  The network's output is added to the log odds
+  of the reversed forward kernel.
+  config.model.activity: the share of ones in the data, at which the chain ends.  For data with
+  another share, -K is no bound.
 
   The loss is -K in bits/dim, and K_bits is K itself.  `Experiment.model` gives a `Binomial`.
-  Raises InputError: data that are no bits, fewer than two steps, a share of ones beyond 0 and 1.
+  Raises InputError: data that are no bits, fewer than two steps, a share of ones outside of (0, 1).
   """
   m, spec = config.model, data.resolve(config.data)
   compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',
