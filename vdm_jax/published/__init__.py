@@ -1,1 +1,1 @@
-"""Published checkpoints as parameters of our networks."""
+"""Published checkpoints as parameters of this library's networks."""

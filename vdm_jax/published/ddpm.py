@@ -1,12 +1,13 @@
 """Checkpoints of DDPM (Ho et al. 2020) as huggingface/diffusers has them, for `nn.unets.ddpm`.
 
-The files are the state dicts of its `UNet2DModel`, to which the original ones were converted:
+The files are state dicts of the `UNet2DModel` of diffusers, to which the original checkpoints were
+converted:
 
     down_blocks.1.resnets.0.time_emb_proj.weight   down_1_0/residual/embedding/kernel
     up_blocks.2.attentions.1.to_q.bias             up_2_1/self_attention/query/bias
 
-The maps of the attention have older names in the public files, `query`, `key`, `value` and
-`proj_attn`; both are read, and the newer ones written.
+The attention's maps have older names in the public files: `query`, `key`, `value` and `proj_attn`.
+Both kinds of name are read, and the newer names are written.
 """
 import re
 from collections.abc import Mapping

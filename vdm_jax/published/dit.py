@@ -1,9 +1,9 @@
 """Parameters of DiT (facebookresearch/DiT) as parameters of `nn.transformers.dit.DiT`.
 
-Blocks are stacked here (`nn.blocks.stack`), and the table of positions is computed, not kept:
+Here blocks are stacked (`nn.blocks.stack`), and the table of positions is computed, not stored:
 
     x_embedder.proj.weight             patches/kernel
-    y_embedder.embedding_table.weight  label/embedding           the last row is no label
+    y_embedder.embedding_table.weight  label/embedding           the last row is "no label"
     blocks.3.adaLN_modulation.1.bias   blocks/modulation/bias [3]
     final_layer.linear.weight          out/kernel
     pos_embed                          nn.transformers.dit.positions
@@ -26,7 +26,8 @@ _HINT = 'compare patch, features, depth, classes, label_dropout and heads'
 
 
 def _sizes() -> dict[str, DiT]:
-  """Peebles and Xie (2023), table 1, each with patches of 2, 4 and 8, for 1000 classes."""
+  """The networks of Peebles and Xie (2023), table 1, with patches of 2, 4 and 8 and 1000 classes.
+  """
   sizes = {'S': (12, 384, 6), 'B': (12, 768, 12), 'L': (24, 1024, 16), 'XL': (28, 1152, 16)}
   return {f'DiT-{size}/{patch}': DiT(patch, features, depth, heads, classes=1000, heads=1)
           for size, (depth, features, heads) in sizes.items() for patch in (2, 4, 8)}
@@ -65,8 +66,8 @@ def published(name: str) -> str:
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
   """The published parameters `flat`, {name: array}, as a tree like `like`, arrays or shapes.
 
-  Raises InputError naming every parameter that does not fit, or where `pos_embed` is not the table
-  that is computed here.
+  Raises InputError naming every parameter that does not fit, or if `pos_embed` differs from the
+  table that is computed here.
   """
   flat = dict(flat)
   if 'pos_embed' in flat:  # [1, tokens, features], of a square image

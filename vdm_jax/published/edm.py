@@ -8,8 +8,8 @@ The state dict belongs to a preconditioned network, which holds the network itse
     model.enc.16x16_block0.qkv.weight        trunk/down_1_0_attention/qkv/kernel
 
 The public code names a block by the size of the image that the block makes.  Its filters are
-constants that every block repeats (`resample_filter`), and are left out.  Both codes order the
-outputs of `qkv` as (head, channel, which of q, k, v).
+constants that every block repeats (`resample_filter`), and they are left out here.  Both codes
+order the outputs of `qkv` as (head, channel, which of q, k, v).
 """
 import re
 from collections.abc import Callable, Mapping
@@ -101,7 +101,7 @@ def _to(name: str, array: np.ndarray) -> np.ndarray:
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
   """The state dict `flat` as parameters of a `SongUNet` or `DhariwalUNet`.
 
-  like: its parameters here, arrays or shapes.
+  like: the network's parameters here, arrays or shapes.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
   flat = {name.removeprefix('model.'): array for name, array in flat.items()

@@ -1,6 +1,6 @@
 """Published parameters, {name: array}, put into a tree of parameters here, and back.
 
-A published name is a function of the name here, written in the module of its source.  PyTorch's
+The module of each source has a function from the name here to the published name.  PyTorch's
 layouts differ from Flax's:
 
     convolution   [out, in, height, width]     kernel  [height, width, in, out]
@@ -19,7 +19,7 @@ Layout = Callable[[str, np.ndarray], np.ndarray]  # name here, published array -
 
 
 def from_torch(name: str, array: np.ndarray) -> np.ndarray:
-  """A PyTorch array in Flax's layout.  name: its name here, which ends in kernel, scale, ..."""
+  """A PyTorch array in Flax's layout.  name: its name here, ending in kernel, scale, ..."""
   if not name.endswith('kernel'):
     return array
   if array.ndim == 3 and array.shape[2] == 1:
@@ -35,7 +35,7 @@ def to_torch(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def torch_leaf(name: str) -> str:
-  """'a/b/kernel' -> 'a.b.weight': PyTorch's names of what a layer holds."""
+  """'a/b/kernel' -> 'a.b.weight': the last part is PyTorch's name for a parameter of a layer."""
   *path, leaf = name.split('/')
   return '.'.join([*path, {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}.get(
       leaf, leaf)])
@@ -45,8 +45,10 @@ def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str],
         layout: Layout = lambda name, array: array, hint: str = '') -> PyTree:
   """The published parameters `flat` as a tree like `like`, nested dicts of arrays or shapes.
 
-  published: name here, joined by '/', -> published name.  layout: e.g. `from_torch`.
-  hint: what to compare where they do not fit.
+  published: name here, joined by '/', -> published name.
+  layout: changes the layout of an array, e.g. `from_torch`.
+  hint: what the error tells the user to compare.
+
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
   names, leaves, treedef = named(like)
@@ -72,12 +74,12 @@ def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str],
 
 def flat(params: PyTree, published: Callable[[str], str], *,
          layout: Layout = lambda name, array: array) -> dict[str, Array]:
-  """The inverse of `fit`, with the inverse layout, e.g. `to_torch`."""
+  """The inverse of `fit`.  layout: the inverse layout, e.g. `to_torch`."""
   names, leaves, _ = named(params)
   return {published(name): layout(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
 
 
 def named(params: PyTree) -> tuple[list[str], list, jax.tree_util.PyTreeDef]:
-  """Names joined by '/', the leaves, and the structure of a tree of nested dicts."""
+  """The names joined by '/', the leaves, and the structure of a tree of nested dicts."""
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   return ['/'.join(k.key for k in path) for path, _ in leaves], [u for _, u in leaves], treedef

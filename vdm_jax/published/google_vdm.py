@@ -1,8 +1,8 @@
 """Parameters of the official VDM code (google-research/vdm) as parameters here.
 
-The official tree, its names joined by `/`, has two parts: `score_model/...`, our `net` (a
-`nn.unets.vdm.UNet`), and `gamma/...`, our `schedule` (`schedules.LearnedLinear` or
-`schedules.Monotone`).  Kernels have the same layout; the names change, and the blocks down and up
+The official tree, its names joined by `/`, has two parts.  `score_model/...` is `net` here (a
+`nn.unets.vdm.UNet`).  `gamma/...` is `schedule` here (`schedules.LearnedLinear` or
+`schedules.Monotone`).  Kernels have the same layout.  The names change, and the blocks down and up
 are stacked (`nn.blocks.stack`):
 
     score_model/down.block_3/GroupNorm_0/scale      net/down/norm1/scale [3]
@@ -58,8 +58,8 @@ def official_name(name: str) -> str:
 def from_flat(flat: Mapping[str, Array], config: ml_collections.ConfigDict) -> PyTree:
   """The official parameters `flat`, {name: array}, as parameters of a VDM with `config`.
 
-  The schedule is the one that `flat` holds: `gamma/w` is a LearnedLinear, `gamma/l1` a Monotone,
-  none a fixed one.  Raises InputError naming every parameter that does not fit.
+  `flat` decides the schedule: `gamma/w` means a LearnedLinear, `gamma/l1` a Monotone, and neither
+  means a fixed schedule.  Raises InputError naming every parameter that does not fit.
   """
   if 'gamma/w' in flat:
     schedule = schedules.LearnedLinear()
@@ -83,10 +83,10 @@ def fit(flat: Mapping[str, Array], like: PyTree) -> PyTree:
 
 
 def to_flat(params: PyTree) -> dict[str, Array]:
-  """The inverse of `fit`: our parameters by their official names."""
+  """The inverse of `fit`: the parameters here by their official names."""
   return fitting.flat(_of_net(stack.unrolled, params), official_name)
 
 
 def _of_net(change, params: PyTree) -> PyTree:
-  """Parameters whose network's blocks are stacked, or unrolled."""
+  """Applies `change`, which stacks or unrolls blocks, to the network's parameters."""
   return {name: change(part, STACKS) if name == 'net' else part for name, part in params.items()}

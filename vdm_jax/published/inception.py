@@ -1,10 +1,11 @@
 """Parameters of the FID's Inception v3 (mseitzer/pytorch-fid) as parameters of `nn.inception`.
 
-A published layer is a convolution without a bias, w, and a batch normalisation in inference mode,
+A published layer is a convolution w without a bias, followed by a batch normalisation in inference
+mode,
 
-    h -> gain (w h - mean) / sqrt(variance + 1e-3) + bias,
+    h -> gain (w h - mean) / sqrt(variance + 1e-3) + bias.
 
-which is one convolution with a bias:
+The two together are one convolution with a bias:
 
     Mixed_5b.branch1x1.{conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var}
     Mixed_5b/branch1x1/{kernel, bias}
@@ -27,7 +28,8 @@ _PARTS = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_
 def from_flat(flat: Mapping[str, np.ndarray]) -> PyTree:
   """The published parameters `flat`, {name: array}, as parameters of `Inception`.
 
-  The last layer's, of classes, are left out: the features come before it.
+  The parameters of the last layer, which gives the classes, are left out: the features come before
+  that layer.
   Raises InputError naming every parameter that does not fit.
   """
   layers = {}

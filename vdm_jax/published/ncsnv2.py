@@ -1,8 +1,8 @@
 """Parameters of NCSN and NCSNv2 (ermongroup/ncsn, ncsnv2) as parameters of `nn.unets.refinenet`.
 
-The published files are lists, [parameters, optimiser, epoch, step, averages]. NCSN has the first
-two.  A flat view of such a list names each by its place, `0.module.begin_conv.weight`; the
-averages, where they are, have no `module.`:
+The published files are lists, [parameters, optimiser, epoch, step, averages].  The files of NCSN
+have only the first two.  A flat view of such a list begins each name with the place in the list:
+`0.module.begin_conv.weight`.  The averages, where there are any, have no `module.`:
 
     begin_conv.weight                    conv_in/kernel
     res2.0.normalize1.alpha              stage_1_0/norm1/alpha
@@ -65,7 +65,7 @@ _HINT = 'compare features, multipliers, dilations and levels'
 
 
 def _stage_names(stages: int) -> list[str]:
-  """What follows `res` and, from below, `refine`."""
+  """The numbers that follow `res` and, from below, `refine`."""
   return ['1', '2', '3', '31', '4', '5'] if stages == 6 else [str(k + 1) for k in range(stages)]
 
 
@@ -104,7 +104,7 @@ def published(net: RefineNet) -> Callable[[str], str]:
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree, net: RefineNet) -> PyTree:
   """The published parameters `flat`, {name: array}, as parameters of `net`, in a tree like `like`.
 
-  flat: of one of the parts of the file (see above), with `module.` or without.  Raises InputError
+  flat: one part of the file's list (see the module), with `module.` or without.  Raises InputError
   naming every parameter that does not fit.
   """
   flat = {name.removeprefix('module.'): array for name, array in flat.items()}

@@ -1,7 +1,7 @@
 """Checkpoints of openai/improved-diffusion and guided-diffusion as parameters of `nn.unets.adm`.
 
-Their files are PyTorch state dicts of one naming.  The blocks are numbered as here, the parts of a
-block by their place in a list:
+The files of both are PyTorch state dicts with the same kind of names.  Blocks have the same numbers
+as here.  The parts of a block are named by their place in a list:
 
     input_blocks.4.1.qkv.weight           down_4_attention/qkv/kernel
     output_blocks.2.0.out_layers.3.bias   up_2/conv2/bias
@@ -54,7 +54,7 @@ _NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
 def published(params: PyTree) -> Callable[[str], str]:
   """Name here -> published name, for such parameters: 'mid_0/norm1/scale' -> 'middle_block.0...'.
 
-  params: a tree as of `adm.UNet` or `adm.UNetClassifier`.
+  params: the parameters of an `adm.UNet` or `adm.UNetClassifier`.
   """
   def published_name(name):
     for pattern, replacement in _NAMES:
@@ -142,7 +142,8 @@ MODELS: dict[str, adm.UNet | adm.UNetClassifier] = {
 }
 
 def is_diffusion(net: adm.UNet | adm.UNetClassifier) -> bool:
-  """Whether it estimates noise from z and a label alone: no classifier, no upsampler."""
+  """Whether `net` estimates noise from z and a label alone, so is no classifier and no upsampler.
+  """
   return isinstance(net, adm.UNet) and not net.super_resolution
 
 
@@ -163,7 +164,7 @@ SHAPES = dict.fromkeys(MODELS, (256, 256, 3)) | {
 
 
 class TrainedChain(NamedTuple):
-  """What a network was trained on: the steps, their schedule, and the `scale` of `inputs.chain`."""
+  """The chain that a network was trained on: steps, schedule, and the `scale` of `inputs.chain`."""
   steps: int = 1000
   schedule: Literal['linear', 'cosine'] = 'linear'
   scale: float = 1.0

@@ -1,20 +1,21 @@
-"""Public weight files as {name: array}, read without executing anything that is in them.
+"""Public weight files as {name: array}, read without executing any code that they contain.
 
 The first bytes of a file say its format:
 
-  PyTorch      .pt, .pth, .ckpt, of either format: a zip archive, or the older row of pickles
-  NVIDIA EDM   .pkl: a pickle of networks with their source code, which is not looked at
+  PyTorch      .pt, .pth, .ckpt, in either format: a zip archive, or the older series of pickles
+  NVIDIA EDM   .pkl: a pickle of networks with their source code, which is ignored
   safetensors
   NumPy        .npz
   Flax         msgpack, as `flax.serialization` and `flax.training.checkpoints` write it
 
-A pickle is a program: it names functions and has them called.  Here only the names of a short list
-mean anything, and each stands for something inert; at any other the file is refused, by that name.
-Tensors are bytes with a shape, strides and an offset; all three are checked against the bytes that
-are there.
+A pickle is a program: it names functions and calls them.  Here a short list says which names are
+allowed, and each name stands for something harmless.  At any other name the file is refused, and
+the error says the name.  A tensor is bytes with a shape, strides and an offset.  All three are
+checked against the bytes in the file.
 
-Names of nested parts are joined as the source does, by '.', or by '/' for Flax.  Lists number their
-parts.  Numbers become arrays without axes; text and the rest are left out.
+The source joins the names of nested parts by '.', or by '/' for Flax, and the same is done here.
+Lists number their parts.  Numbers become arrays without axes.  Text and all other values are left
+out.
 """
 import io
 import itertools
@@ -51,11 +52,12 @@ _STORAGES = {'Double': 'float64', 'Float': 'float32', 'Half': 'float16', 'BFloat
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-  """All arrays of a weight file, by their names in it.
+  """All arrays of a weight file, by their names in the file.
 
-  Of an EDM pickle: the parameters and buffers of the network under its key 'ema'.  Raises
-  InputError, of one line: no such file; none of these formats; truncated or damaged; a pickle that
-  asks for anything but tensors.
+  Of an EDM pickle, it returns the parameters and buffers of the network under the key 'ema'.
+
+  Raises InputError, in one line, if there is no such file, if the file has none of these formats,
+  if it is truncated or damaged, or if a pickle asks for anything but tensors.
   """
   path = Path(path)
   if not path.is_file():
@@ -76,9 +78,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def subtree(flat: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-  """The part under `prefix` of names joined by '/' or '.', without it: 'ema_params', 'model', '0'.
+  """The part of `flat` under a prefix: 'ema_params', 'model', '0'.
 
-  Raises InputError where there is nothing.
+  Names are joined by '/' or '.', and the returned names have no prefix.
+  Raises InputError if nothing has this prefix.
   """
   out = {name[len(prefix) + 1:]: array for name, array in flat.items()
          if name.startswith((f'{prefix}/', f'{prefix}.'))}
@@ -92,14 +95,14 @@ def subtree(flat: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray],
                       metadata: Mapping[str, str]) -> None:
-  """Writes {name: array} and some text as safetensors, whole or not at all."""
+  """Writes {name: array} and some text as safetensors: the whole file, or none of it."""
   arrays = {name: np.array(array, order='C') for name, array in arrays.items()}
   with files.atomic_write(path) as partial:
     safetensors.numpy.save_file(arrays, partial, metadata=dict(metadata))
 
 
 def _format(data: bytes) -> Callable[[Path], dict[str, np.ndarray]] | None:
-  """What reads a file that begins with `data`."""
+  """The function that reads a file whose first bytes are `data`."""
   if data[:4] == b'PK\x03\x04':
     return _read_zip
   if data[8:] == b'{' and data[5:8] == b'\0\0\0':
@@ -164,7 +167,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-  """The older format of PyTorch, which begins with a number of its own, or one plain pickle."""
+  """The older format of PyTorch, which begins with a magic number, or one plain pickle."""
   stream = io.BytesIO(path.read_bytes())
   first = _Unpickler(stream, _no_storage).load()
   if first == _MAGIC:
@@ -177,7 +180,8 @@ _MAGIC = 0x1950a86a20f9469cfc6c
 
 
 def _legacy(stream: io.BytesIO) -> Any:
-  """What follows the magic number: version, machine, objects, keys of storages, their bytes."""
+  """The content after the magic number: version, machine, objects, keys of storages, their bytes.
+  """
   load = lambda: _Unpickler(stream, _no_storage).load()
   version, machine = load(), load()
   if version != 1001 or not machine['little_endian']:
@@ -213,7 +217,7 @@ def _no_storage(pid):
 
 
 class _Storage:
-  """The bytes of one or several tensors."""
+  """The bytes that hold one or several tensors."""
   __slots__ = ('dtype', 'data')
 
   def __init__(self, dtype: np.dtype, data: bytes):
@@ -225,7 +229,7 @@ class _Storage:
 
 
 class _Tensor(NamedTuple):
-  """Numbers of a storage: that at `offset` plus the product of the indices and the strides."""
+  """A view of a storage.  An index is at `offset` plus the sum of its parts times the strides."""
   storage: _Storage
   dtype: np.dtype
   offset: int
@@ -252,12 +256,12 @@ class _Tensor(NamedTuple):
 
 
 class _Marker(NamedTuple):
-  """Something that is named and never called: a type of storage, a type of number."""
+  """A thing that is named and never called: a type of storage, a type of number."""
   dtype: np.dtype
 
 
 class _Call:
-  """A function of this module that goes by a public name, and that nothing can be set on."""
+  """A function of this module under a public name.  Its attributes cannot be set."""
   __slots__ = ('_run',)
 
   def __init__(self, run):
@@ -271,7 +275,7 @@ class _Call:
 
 
 class _Instance(dict):
-  """An object of a class that is not here: what it holds, and nothing that it does."""
+  """An object whose class is not here: it has the object's data and none of its code."""
   __slots__ = ('state',)
 
   def __new__(cls, *args):
@@ -287,7 +291,7 @@ class _Instance(dict):
 
 
 class _NumPy:
-  """A type of number of NumPy's, or an array, in the making."""
+  """A NumPy type of number, or an array, while a pickle builds it."""
   __slots__ = ('spec', 'state')
 
   def __init__(self, spec=None):
@@ -369,7 +373,7 @@ _CLASSES = re.compile(r'torch\.nn\.modules\.[a-z_]+\.[A-Za-z0-9_]+|dnnlib\.util\
 
 # The one in Python: its `memo` is a dict, so that no number in a file makes it take memory.
 class _Unpickler(pickle._Unpickler):
-  """A pickle.Unpickler for which a name is one of `_NAMES` or a reason to stop."""
+  """A pickle.Unpickler that stops at every name outside of `_NAMES` and `_CLASSES`."""
   # Without what no weights need: other ways to call, buffers of any size, a registry of classes.
   dispatch = {code: run for code, run in pickle._Unpickler.dispatch.items()
               if bytes([code]) not in (
@@ -392,7 +396,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _arrays(tree: Any, joint: str) -> dict[str, np.ndarray]:
-  """The arrays of nested dicts, lists and modules, by name."""
+  """The arrays in nested dicts, lists and modules, by name."""
   out, visits = {}, itertools.count()
 
   def visit(part, name):

@@ -1,19 +1,19 @@
 """Parameters of NCSN++ and DDPM++ of yang-song/score_sde_pytorch (Song et al. 2021), read here.
 
-A checkpoint there is a dict: `model`, the state dict of the network, and `ema`, whose
-`shadow_params` are the averages, a list in the order of the trained parameters of `model`.
-Publications report the averages: `averaged(model, shadow_params)` is a state dict of them.
+A checkpoint there is a dict.  `model` is the state dict of the network.  `ema` has the averages as
+`shadow_params`, a list in the order of the trained parameters of `model`.  Publications report the
+averages: `averaged(model, shadow_params)` is a state dict that has them.
 
     module.all_modules.0.W                    fourier/frequencies   not trained, so not averaged
     module.all_modules.1.weight               dense0/kernel
     module.all_modules.4.GroupNorm_0.weight   trunk/down_0_0/norm1/scale
 
-Modules are numbered in the order of their calls, those without parameters too; `published` counts
-them.  `sigmas`, the noise levels of discrete training, is left out.
+Modules are numbered in the order of their calls, and modules without parameters count too:
+`published` counts them.  `sigmas`, the noise levels of discrete training, is left out.
 
-The networks of the VE SDE were trained on data in [0, 1], and map what they read to [-1, 1].  For
-data in [-1, 1] they are a denoiser by `inputs.sigma()` and `targets.half_score`.  Networks of the
-VP and sub-VP SDEs were trained on data in [-1, 1] and return eps, at time 999 t: `inputs.sde` and
+The networks of the VE SDE were trained on data in [0, 1], and map their input to [-1, 1].  For data
+in [-1, 1], `inputs.sigma()` and `targets.half_score` make them denoisers.  The networks of the VP
+and sub-VP SDEs were trained on data in [-1, 1] and return eps, at time 999 t: `inputs.sde` and
 `targets.eps`.
 """
 import re
@@ -64,7 +64,8 @@ _CONV1 = re.compile(r'/(shortcut|combine_\d+)/kernel')
 
 
 def _modules(have: set[str]) -> Iterable[str | None]:
-  """Names of the modules here in the order of `all_modules`; None for one without parameters."""
+  """Names of the modules here in the order of `all_modules`; None for a module without parameters.
+  """
   def if_there(*names):
     return [name for name in names if name in have]
 
@@ -132,9 +133,9 @@ def _to(name: str, array: np.ndarray) -> np.ndarray:
 
 def averaged(model: Mapping[str, np.ndarray],
              shadow_params: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-  """The state dict `model`, in its own order, with the averages in place of what was trained.
+  """The state dict `model`, in its own order, with the averages in place of the trained parameters.
 
-  Raises InputError: there are not as many averages.
+  Raises InputError: the number of averages is not the number of trained parameters.
   """
   fixed = re.compile(r'(module\.)?(sigmas|all_modules\.0\.W)')
   trained = [name for name in model if not fixed.fullmatch(name)]
@@ -147,8 +148,7 @@ def averaged(model: Mapping[str, np.ndarray],
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
   """The state dict `flat` as parameters of an `NCSNpp`.
 
-  like: its parameters here, arrays or shapes.
-
+  like: the network's parameters here, arrays or shapes.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
   flat = {name.removeprefix('module.'): array for name, array in flat.items()}
@@ -157,6 +157,6 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
 
 def to_flat(params: PyTree) -> dict[str, Array]:
-  """The inverse of `from_flat`, with the prefix `module.`, without `sigmas`."""
+  """The inverse of `from_flat`: names have the prefix `module.`, and `sigmas` is left out."""
   published_name = published(params)
   return fitting.flat(params, lambda name: f'module.{published_name(name)}', layout=_to)
