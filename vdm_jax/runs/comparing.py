@@ -25,14 +25,14 @@ def compare_samplers(directory: str | Path, out: str | Path = '', *,
                      average: str = '', step: int | str = 'latest', batch_size: int = 100,
                      data_dir: str = '', data_name: str = '', overwrite: bool = False
                      ) -> tuple[comparison.Comparison, Path]:
-  """The distances of each sampler's images to the test images of a run, and where its picture is.
+  """The distances of each sampler's images to a run's test images, and the path of the picture.
 
   Args:
-    out: a .png, by default samplers.png in the run's directory.
-    samplers: of `COMPARABLE`, or FILE.py:NAME.
-    evaluations: of the network, for one image.
-    count: images of each sampler, and at most of the data.
-    batch_size: images at a time.
+    out: the picture, a .png.  Default: samplers.png in the run's directory.
+    samplers: names in `COMPARABLE`, or FILE.py:NAME.
+    evaluations: the numbers of evaluations of the network for one image.
+    count: the number of images of each sampler, and the largest number of images of the data.
+    batch_size: the number of images drawn at a time.
 
   Raises InputError.
   """

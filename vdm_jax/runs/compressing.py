@@ -1,4 +1,4 @@
-"""Encodes images with a run's model, and decodes them: lossless, at the bound of its chain."""
+"""Encodes images without loss with a run's model, at the bound of its chain, and decodes them."""
 import collections
 import contextlib
 import importlib
@@ -46,7 +46,7 @@ _AT_ONCE = 1 << 20  # numbers that the network sees at a time, for the bound
 
 
 class Report(NamedTuple):
-  """What was written.  Sizes in bytes; rates in bits/dim."""
+  """What `encode` wrote.  Sizes are in bytes, and rates in bits/dim."""
   count: int
   dimensions: int          # of an image
   size: int                # of the file
@@ -104,12 +104,13 @@ def open_images(path: str | Path, shape: tuple[int, ...]) -> Images:
 
 
 def _checked(source: Images, shape: tuple[int, ...], levels: int) -> Images:
-  """The images, read once, unless they are more than `_HELD` numbers.
+  """The images, held in memory unless they are more than `_HELD` numbers.
 
-  Those are read again wherever they are needed, a few at a time, so that memory does not grow with
-  the folder.  All are read now, so that a bad one is refused before anything is computed.
+  Larger sets are read again wherever they are needed, a few images at a time.  So memory does not
+  grow with the folder.  All images are read now, so that a bad image is refused before anything is
+  computed.
 
-  Raises InputError: an image of another shape, or with other levels.
+  Raises InputError for an image of another shape, or with other levels.
   """
   count, held = len(source.names), []
   few = count * int(np.prod(shape)) <= _HELD
@@ -178,7 +179,7 @@ def _kernel(table: Mapping[str, list[float]] | None) -> vlb.Variance | None:
 
 def conditions_of(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
                   ) -> tuple[Callable[[np.ndarray], Any], dict[str, list]]:
-  """What conditions the images of these numbers, and the same as JSON."""
+  """A function from the numbers of images to their conditions, and all conditions as JSON."""
   model = trained.experiment.model(trained.params)
   wanted = model.conditions(np.arange(1)).keys() - {AUGMENTED}  # nothing is augmented
   for name in wanted:
@@ -202,13 +203,14 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
 
   Args:
     images: a picture, a folder of pictures, or an .npz with `images` [n, ...] (and `labels`).
-    steps: T of the chain.
-    variance: of its kernels: small, analytic (estimated on the training images; its table is in
-      the file) or learned.
-    lanes: images that go through the network together.  Each lane borrows bits of its own.
+    steps: the T of the chain.
+    variance: the variance of the chain's kernels: small, analytic or learned.  The analytic
+      variances are estimated on the training images, and their table is kept in the file.
+    lanes: the number of images that go through the network together.  Each lane borrows bits of
+      its own.
     verify: decode the images again and compare them, before the file is written.
 
-  Raises InputError: images that do not fit the model, a run without a chain, a file that is there.
+  Raises InputError if the images do not fit the model, the run has no chain, or `out` exists.
   """
   out = files.output('out', out, '.vdmz', overwrite=overwrite)
   random.key(seed)  # raises if there is no such seed
@@ -263,7 +265,10 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, steps:
 
 
 def _error(values: np.ndarray) -> float:
-  """Of the mean of [R, N]: over images, or of one image over repetitions; nan of one number."""
+  """The standard error of the mean of [R, N]: over images, or over repetitions of one image.
+
+  It is nan for one number.
+  """
   found = [error for error in standard_errors(values) if error is not None]
   return found[0] if found else float('nan')
 
@@ -282,7 +287,7 @@ class _Rows:
 
 def _bound(trained: workdir.Trained, split: _Rows, steps: int, variance: str,
            table: Mapping[str, list[float]] | None, seed: int, progress: bool) -> np.ndarray:
-  """`vlb@T` of each image, of a chain as of `_chain`: bits [2, N], two independent repetitions."""
+  """`vlb@T` of each image for the chain of `_chain`: bits [2, N], two independent repetitions."""
   experiment = trained.experiment
   model = experiment.model(trained.params)
   kernel = vlb.learned if variance == 'learned' else _kernel(table)
@@ -307,10 +312,10 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
            data_name: str = '', overwrite: bool = False, progress: bool = True) -> list[Path]:
   """Decodes a .vdmz into the folder `out`: pictures of 256 levels, or else `images.npz`.
 
-  directory: the run that encoded it, if it is not where it was.
+  directory: the run that encoded the file, if the run has moved.
 
-  Raises InputError, and writes nothing: a damaged or newer file, other weights than the encoder's,
-  a machine or a program that rounds otherwise, files that are there.
+  Raises InputError, and then writes nothing.  The reasons are a damaged or newer file, other
+  weights than the encoder's, a machine or a program that rounds differently, or existing files.
   """
   read = container.read(files.user_path('file', file))
   header = read.header
@@ -334,9 +339,9 @@ def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', dat
 
 def load_for(read: codec.Container, directory: str | Path = '', data_dir: str = '',
              data_name: str = '') -> workdir.Trained:
-  """The run that encoded a file, in `directory` if it has moved.
+  """The run that encoded a file, from `directory` if the run has moved.
 
-  Raises InputError: it is not there, or has other weights.
+  Raises InputError if the run is not there, or has other weights.
   """
   header = read.header
   where = directory or header['run']
@@ -351,9 +356,9 @@ def load_for(read: codec.Container, directory: str | Path = '', data_dir: str = 
 
 
 def targets_in(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list[Path]:
-  """The files that will be written.
+  """The files that decoding will write into `folder`.
 
-  Raises InputError for one that is there, or that cannot be written.
+  Raises InputError for a file that exists (unless `overwrite`), or that cannot be written.
   """
   pictures = header['levels'] == 256 and len(header['shape']) == 3
   names = [*map(_as_png, header['names'])] if pictures else ['images.npz']
@@ -375,7 +380,7 @@ def targets_in(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list
 
 def save(targets: list[Path], decoded: Iterator[tuple[np.ndarray, np.ndarray]],
          header: Mapping[str, Any]) -> list[Path]:
-  """Writes all images or none.  Pictures wait beside the folder until the last is decoded."""
+  """Writes all images or none.  Pictures wait beside the folder until the last one is decoded."""
   place = next(parent for parent in targets[0].absolute().parents if parent.exists())
   with tempfile.TemporaryDirectory(prefix='.decoding-', dir=place) as waiting:
     if targets[0].suffix == '.npz':
@@ -393,7 +398,7 @@ def save(targets: list[Path], decoded: Iterator[tuple[np.ndarray, np.ndarray]],
 
 def _save_arrays(target: Path, waiting: Path, decoded: Iterator[tuple[np.ndarray, np.ndarray]],
                  header: Mapping[str, Any]) -> None:
-  """An .npz.  The images are put together on disk, so that memory does not grow with them."""
+  """Writes an .npz.  The images are put together on disk, so memory does not grow with them."""
   images = np.lib.format.open_memmap(
       waiting, 'w+', np.uint8 if header['levels'] <= 256 else np.int32,
       (header['count'], *header['shape']))
@@ -414,7 +419,7 @@ def _save_arrays(target: Path, waiting: Path, decoded: Iterator[tuple[np.ndarray
 
 
 def info(file: str | Path) -> dict[str, Any]:
-  """What a file says of itself: its header, without long lists, and its sizes in bytes."""
+  """A summary of a file: its header without long lists, its sizes in bytes, and its bits/dim."""
   path = files.user_path('file', file)
   read = container.read(path)
   short = {name: value for name, value in read.header.items()
@@ -441,9 +446,9 @@ def sheet(images: np.ndarray) -> np.ndarray:
 
 
 def as_sheet(images: np.ndarray) -> dict[str, float | None]:
-  """bits/dim of the same images [n, H, W, 1 or 3] as one lossless sheet: {'PNG', 'WebP', ...}.
+  """bits/dim of the images [n, H, W, 1 or 3] as one lossless sheet, by format ('PNG', 'WebP', ...).
 
-  Measured by Pillow; None where it does not write this format here.
+  Pillow writes the sheet.  The value is None if this Pillow does not write the format.
   """
   pixels = sheet(images)
   picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
@@ -458,7 +463,7 @@ _FORMATS: dict[str, dict[str, Any]] = {
 
 
 def _saved(picture: Image.Image, **options: Any) -> int | None:
-  """Bytes of a picture; None where Pillow does not write this format."""
+  """The size of a picture in bytes; None if this Pillow does not write the format."""
   with contextlib.suppress(ImportError):
     importlib.import_module('pillow_jxl')  # which gives JPEG XL to Pillow, where it is installed
   buffer = io.BytesIO()

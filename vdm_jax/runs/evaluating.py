@@ -1,8 +1,8 @@
 """Evaluates the likelihood of a run: its ledger, the bits of every image, two pictures, a page.
 
-The main evaluation takes all test images and the newest weights of the default average.  It is
-called ledger.json, bits.npz, ...; another says the differences in its names: see `Files`.  One
-report.html shows all evaluations of a directory: see `reporting`.
+The main evaluation takes all test images and the newest weights of the default average.  Its files
+are ledger.json, bits.npz, ...; the names of any other evaluation end in its differences (`Files`).
+One report.html shows all evaluations of a directory (`reporting`).
 """
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ from vdm_jax.units import bits_per_dim
 
 
 def _ending(split: str, step: int | None, average: str | None, examples: int | None) -> str:
-  """What the names of an evaluation end in; None: as in the main one."""
+  """The ending of the names of an evaluation's files.  None: as in the main evaluation."""
   other = [None if split == 'test' else split, None if step is None else f'step{step}', average,
            None if examples is None else f'{examples}_images']
   return ''.join(f'_{part}' for part in other if part is not None)
@@ -49,7 +49,7 @@ def _ending(split: str, step: int | None, average: str | None, examples: int | N
 
 def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: int,
                      times: int) -> None:
-  """Raises InputError if the ledger in `path` has more of the same weights and images."""
+  """Raises InputError if the ledger in `path` has more rows or draws of the same evaluation."""
   try:
     old = json.loads(path.read_text())
     weights = lambda of: [of['checkpoint'][name] for name in ('step', 'average')]
@@ -75,25 +75,27 @@ def evaluate(directory: str | Path, *, split: str = 'test',
              show: Callable[[Ledger], None] = lambda ledger: None, **options) -> Ledger:
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
-  A row is the same whatever else is asked for.  Writes ledger.json, bits.npz, bits_by_noise.png and
-  curves.png, and report.html, which shows them all.  For another split than test, a checkpoint
-  before the newest, another average than the default and fewer images than all, the first four
-  names end in the differences: ledger_validation_raw_20_images.json.
+  A row does not depend on the other rows.  The files are ledger.json, bits.npz, bits_by_noise.png,
+  curves.png, and report.html, which shows the other four.  The names of these four end in the
+  differences from the main evaluation: another split than test, a checkpoint before the newest,
+  another average than the default, or fewer images than all.  An example is
+  ledger_validation_raw_20_images.json.
 
   Args:
-    estimates: as `ledger.families.parse` takes them: names, and estimates of your own.  The
-      continuous-time bound, 'vlb', is always there.
-    schedules: that bound also under other schedules of the same ends.
-    examples: only the first so many images.
+    estimates: names and estimates of your own, as for `ledger.families.parse`.  The bound of
+      continuous time, 'vlb', is always computed.
+    schedules: compute that bound also under other schedules with the same ends.
+    examples: take only this number of images, from the first on.
     data_dir, data_name: where the data are now, as fields of config.data.
-    out: the directory to write into, if not the run's.
-    overwrite: also a ledger of the same name, weights and images, with more rows or draws.
-    show: is given the ledger when all is computed, whatever becomes of the files.
+    out: the directory to write into.  Default: the run's.
+    overwrite: also replace a ledger of the same name, weights and images that has more rows or
+      draws.
+    show: a function that gets the ledger when all rows are computed, even if writing fails.
     options: the fields of `ledger.Options`: times, repeats, batch_size, seed, ...
 
-  Raises InputError: before anything is computed, where arguments, names or the kind of model are at
-  fault, or where files could not be written; at the end, when all else is written, for an estimate
-  that is not finite.  TypeError for a field that Options do not have.
+  Raises InputError before anything is computed if arguments, names or the kind of model are wrong,
+  or if the files cannot be written.  Raises InputError at the end, when all else is written, for an
+  estimate that is not finite.  Raises TypeError for a field that Options does not have.
   """
   directory = files.run_directory('workdir', directory)
   question = _ask(directory, split, estimates, schedules, Options(**options), average, step,
@@ -117,7 +119,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
 
 
 class _Question(NamedTuple):
-  """An evaluation of a run, when all is known that can be known before anything is computed."""
+  """An evaluation of a run, with all that is known before anything is computed."""
   directory: Path
   trained: workdir.Trained
   model: Model
@@ -139,9 +141,9 @@ class _Question(NamedTuple):
 
 def _ask(directory, split, estimates, schedules, options, average, step, examples, where
          ) -> _Question:
-  """Arguments as of `evaluate`; refuses what it can of them.  Weights are read, and no image.
+  """Checks the arguments of `evaluate`.  Weights are read, but no image.
 
-  where: the data are now, as keywords of `workdir.load_trained`.
+  where: the place of the data now, as keywords of `workdir.load_trained`.
   """
   if split not in ('train', 'validation', 'test'):
     raise InputError('split', split, 'there is no such choice', 'choose train, validation or test')
@@ -191,7 +193,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
 
 def _weights(directory: Path, average: str, step: int | str, where: dict
              ) -> tuple[workdir.Trained, Model]:
-  """A run's weights, and the model that they make, which has a likelihood."""
+  """A run's weights, and their model.  Raises InputError if the model has no likelihood."""
   trained = workdir.load_trained(directory, average=average, step=step, **where)
   rate = trained.experiment.ema.get(trained.average, 0.0)
   if warning := caution(trained.average, rate, trained.step):
@@ -209,7 +211,7 @@ def _weights(directory: Path, average: str, step: int | str, where: dict
 
 
 def _files(question: _Question, out: str | Path, overwrite: bool) -> Files:
-  """What will be written.  Raises InputError where they cannot be, or would lose more."""
+  """The files to write.  Raises InputError if they cannot be written, or if rows would be lost."""
   trained, options, count = question.trained, question.options, question.count
   rows = ([family_lib.about(one, options)['estimate'] for one in question.requests]
           + [f'vlb ({name})' for name in question.schedules])
@@ -231,7 +233,7 @@ def _files(question: _Question, out: str | Path, overwrite: bool) -> Files:
 
 def _measure(question: _Question
              ) -> tuple[TrainingStatistics, list[tuple[Request, Measured]], list[InputError]]:
-  """(what was read from the training split, the rows, the errors of those that are not finite)."""
+  """(statistics of the training split, the rows, the errors of the rows that are not finite)."""
   trained, options = question.trained, question.options
   experiment, x = trained.experiment, question.x
   statistics = TrainingStatistics(
@@ -259,7 +261,7 @@ def _measure(question: _Question
 def _check(question: _Question, statistics: TrainingStatistics,
            measured: Sequence[tuple[Request, Measured]]
            ) -> tuple[density.Density, list[dict]]:
-  """(where the bits of the bound are, what must hold of the rows)."""
+  """(the density of the bound's bits over noise levels, the checks of the rows)."""
   x, rows = question.x, [m for _, m in measured]
   of_times = next(row.draws for row in rows if row.draws is not None)  # the first's, of 'vlb'
   bound = density.density(of_times, x.shape, statistics.moments)
@@ -273,7 +275,7 @@ def _check(question: _Question, statistics: TrainingStatistics,
 
 def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequence[Measured],
            bound: density.Density) -> None:
-  """By the first process alone; the pictures last."""
+  """Writes the files, on the first process alone, and the pictures last."""
   if jax.process_index() != 0:
     return
   trained, split, row = question.trained, ledger.dataset['split'], ledger.rows[0]
@@ -292,7 +294,7 @@ def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequen
 
 
 def _draw(path: Path, picture: Callable) -> None:
-  """Writes a picture.  Computed numbers are worth more: a picture that fails is a warning."""
+  """Writes a picture.  If that fails, it only warns, because the computed numbers matter more."""
   try:
     pictures.save_png(path, picture())
   except Exception as error:
@@ -314,14 +316,14 @@ def _curves(directory: Path, trained: workdir.Trained, logsnr_at: Callable, row:
 
 
 def _moments(experiment: Experiment, model: Model, levels: int | None) -> gaussian.Moments:
-  """Mean and covariance of the training images, of 20,000 at most."""
+  """Mean and covariance of the training images, from 20,000 images at most."""
   part = experiment.data.split('train')
   return gaussian.fit(part, model.encode, levels, limit=20_000, field=model.field)
 
 
 def _closed_forms(part, x: data.Field, count: int, draws: int, logsnr_max: float,
                   logsnr_min: float) -> dict[str, tuple[np.ndarray, float]]:
-  """The end terms of each image, in bits/dim [N], and the error of a mean over so many draws."""
+  """The end terms of each image, bits/dim [N], and the error of their mean over `draws` draws."""
   table, variance = closed_forms.reconstruction(fields.levels(part.spec, x), logsnr_max)
   pieces, of_all = [], 0.0
   for first in range(0, count, 1000):
@@ -342,7 +344,7 @@ def _newest(directory: str | Path) -> int | None:
 
 
 def seeds(directory: str | Path) -> list[Path]:
-  """The runs `seed_N` in a directory that is none itself, by their number; [] where it is one."""
+  """The runs `seed_N` in a directory, in the order of N; [] if the directory is a run itself."""
   directory = Path(directory)
   if (directory / 'config.json').exists():
     return []
@@ -352,9 +354,11 @@ def seeds(directory: str | Path) -> list[Path]:
 
 
 def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> Ledger:
-  """The ledger of a run's main evaluation of a split, which may be in another directory, `out`.
+  """The ledger of a run's main evaluation of a split.
 
-  Raises InputError where there is none, or it is not of the newest checkpoint.
+  out: the directory of the ledger, if not the run's.
+
+  Raises InputError if there is no such ledger, or if it is not of the newest checkpoint.
   """
   named = Files.of(out or directory, _ending(split, None, None, None))
   written, ledger = evaluations.read(named.ledger)
@@ -366,8 +370,7 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
 
 
 def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:
-  """What `evaluate` left, by name: the main evaluation of a directory, or the evaluation of a
-  ledger's file.
+  """The results of `evaluate` by name: a directory (its main evaluation), or the file of a ledger.
 
   Raises InputError.
   """

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a directory: the names of its files, and its ledger read back."""
+"""The files of an evaluation in a directory: their names, and a reader of the ledger."""
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ __all__ = ['Files', 'read']
 
 
 class Files(NamedTuple):
-  """What one evaluation writes; all names have one ending."""
+  """The files that one evaluation writes.  All their names have the same ending."""
   ledger: Path
   bits: Path
   bits_by_noise: Path
@@ -25,7 +25,7 @@ class Files(NamedTuple):
 
   @classmethod
   def of_ledger(cls, ledger: str | Path) -> 'Files':
-    """The files of an evaluation whose ledger is known.  Raises InputError for another name."""
+    """The files of the evaluation with this ledger.  Raises InputError if it is not a ledger."""
     ledger = Path(ledger)
     if not (ledger.name.startswith('ledger') and ledger.suffix == '.json'):
       raise InputError(None, None, f'{ledger} is not a ledger',
@@ -34,9 +34,11 @@ class Files(NamedTuple):
 
 
 def read(where: str | Path) -> tuple[Files, Ledger]:
-  """Of the main evaluation in a directory, or of the one with this ledger.
+  """The files and the ledger of an evaluation.
 
-  Raises InputError where there is none, or it is damaged, or of another version.
+  where: a directory, for its main evaluation; or the path of a ledger.
+
+  Raises InputError if there is no ledger, or if it is damaged or of another version.
   """
   where = files.user_path('workdir', where)
   written = Files.of_ledger(where) if where.suffix == '.json' else Files.of(where)

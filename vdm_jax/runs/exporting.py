@@ -10,11 +10,14 @@ from vdm_jax.runs.workdir import Trained
 
 def export(directory: str | Path, out: str | Path, *, average: str = '',
            step: int | str = 'latest', overwrite: bool = False) -> Trained:
-  """Writes the weights of the run in `directory` to `out`, safetensors; returns what they were.
+  """Writes the weights of the run in `directory` to `out`, a .safetensors; returns the weights.
 
-  Their names are ours joined by '/'; the text beside them in the file is `step` and `average`.  The
-  config, with these two, goes beside the file, with the ending .json.  average, step: see
-  `workdir.load_trained`.  Raises InputError, also of a file that is there, unless `overwrite`.
+  A parameter's name in the file is its path in our tree, joined by '/'.  The metadata of the file
+  are `step` and `average`.  A .json beside the file has the config and the same two values.
+
+  average, step: see `workdir.load_trained`.
+
+  Raises InputError; also if a file exists, unless `overwrite`.
   """
   directory = files.run_directory('workdir', directory)
   out = files.output('out', out, '.safetensors', overwrite=overwrite)

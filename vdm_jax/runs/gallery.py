@@ -1,7 +1,7 @@
 """Systems of points in the plane, side by side: everything about them fits into a picture.
 
-Of a run: its data, what noise makes of them, the flow that its network has learned, samples, and
-how far these are from the truth.
+A row shows one run: its data, the data with noise, the flow that its network has learned, its
+samples, and the distance of the samples from the data.
 """
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +42,10 @@ class GalleryRow(NamedTuple):
 
 
 def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> GalleryRow:
-  """The panels of the run in `directory`.  Raises InputError: it is of no plane.
+  """The panels of the run in `directory`.
 
-  A run without a denoiser draws its own samples, and the method is not used.
+  A run without a denoiser draws its own samples, and `method` is not used.  Raises InputError if
+  the data of the run are not points in the plane.
   """
   trained = workdir.load_trained(directory)
   model, params = trained.experiment.model, trained.params
@@ -104,7 +105,7 @@ def extent(data: np.ndarray) -> float:
 
 
 def picture(rows: list[GalleryRow]) -> Figure:
-  """A row for each system; columns: data, two of noise, the field, samples with their distance."""
+  """A row for each system.  Its columns: data, noise at two levels, the learned flow, samples."""
   titles = ['data', *(f'log-SNR {u:g}' for u in NOISY), f'learned flow, log-SNR {FIELD:g}',
             'samples']
   figure = Figure(figsize=(2.4 * len(titles), 2.55 * len(rows) + 0.3), layout='constrained')

@@ -1,16 +1,16 @@
-"""A published weight file as a run: what the commands for runs can use at once.
+"""Imports a published weight file as a run, so that every command for runs can use it at once.
 
   source               files of                        models, by file                  config
   google-vdm           google-research/vdm             the config, cifar10_aug, ...     of that name
-  ddpm                 huggingface/diffusers           weights.ddpm.MODELS              ddpm
-  improved-diffusion   openai/improved-diffusion       weights.openai.MODELS            adm
-  guided-diffusion     openai/guided-diffusion         weights.openai.MODELS            adm
-  dit                  facebookresearch/DiT            weights.dit.MODELS               dit
-  score-sde            yang-song/score_sde_pytorch     weights.score_sde.MODELS         score_sde
-  edm                  NVlabs/edm                      weights.edm.MODELS               edm
-  ncsnv2               ermongroup/ncsn, ncsnv2         weights.ncsnv2.MODELS            ncsnv2
+  ddpm                 huggingface/diffusers           published.ddpm.MODELS            ddpm
+  improved-diffusion   openai/improved-diffusion       published.openai.MODELS          adm
+  guided-diffusion     openai/guided-diffusion         published.openai.MODELS          adm
+  dit                  facebookresearch/DiT            published.dit.MODELS             dit
+  score-sde            yang-song/score_sde_pytorch     published.score_sde.MODELS       score_sde
+  edm                  NVlabs/edm                      published.edm.MODELS             edm
+  ncsnv2               ermongroup/ncsn, ncsnv2         published.ncsnv2.MODELS          ncsnv2
 
-Where a file has averaged parameters, those are taken, as the publications do.
+If a file has averaged parameters, these are taken, as in the publications.
 """
 import hashlib
 import json
@@ -37,14 +37,14 @@ Flat = Mapping[str, np.ndarray]
 
 
 class Codebase(NamedTuple):
-  """Where weights come from."""
+  """A public codebase that weights come from."""
   models: Collection[str]
   config: Callable[[str], tuple[str, tuple[str, ...]]]    # model -> config file, its variant
   params: Callable[[Flat, PyTree, str], PyTree]           # file, params here, model -> params
 
 
 def _there(flat: Flat, *prefixes: str) -> Flat:
-  """The part under the first of these names that there is, or all of it."""
+  """The part of `flat` under the first prefix that exists; all of `flat` if none exists."""
   for prefix in prefixes:
     if any(name.startswith((f'{prefix}.', f'{prefix}/')) for name in flat):
       return readers.subtree(flat, prefix)
@@ -101,11 +101,15 @@ class Imported(NamedTuple):
 
 def import_weights(source: str, file: str | Path, out: str | Path, configs: str | Path,
                    model: str = '') -> Imported:
-  """Makes `out` the run, at step 0, of the weights in `file`.
+  """Makes `out` a run at step 0 that has the weights in `file`.
 
-  model: which of the source's models it is; '': the file's name.  configs: the folder of
-  the config files.  Raises InputError, and then has written nothing: no such source or model, a
-  file that is none or has other parameters, an `out` with a run in it.
+  Args:
+    source: a row of the table above.
+    model: which of the source's models the weights are.  Default: the file's name.
+    configs: the folder of the config files.
+
+  Raises InputError, and then writes nothing.  The reasons are an unknown source or model, a file
+  without weights or with other parameters, or an `out` that is not empty.
   """
   if source not in SOURCES:
     raise InputError('source', source, 'there is no such choice',

@@ -1,4 +1,4 @@
-"""What a command needs of a run's model."""
+"""The capabilities that each command needs of a run's model."""
 from typing import Any, NamedTuple
 
 from vdm_jax.data import Field, Spec, Split, is_path
@@ -8,7 +8,7 @@ from vdm_jax.typing import CAPABILITIES, Bounds, Codes, Denoises, Features, Samp
 
 
 class Need(NamedTuple):
-  """One of several capabilities."""
+  """The need for one of several capabilities."""
   any_of: tuple[type, ...]
   to: str      # what for, after "to": 'evaluate it'
   remedy: str
@@ -35,9 +35,11 @@ _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihoo
 
 
 def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:
-  """`model`, if it can do what the command needs.  value: what names its run, in `field`.
+  """`model`, if it has a capability that the command needs.
 
-  Raises InputError: the run, its kind, its abilities, the ones that would do.
+  value: the name of the run, as the user gave it in `field`.
+
+  Raises InputError if not.  The error names the run, its kind, its abilities, and those needed.
   """
   need = NEEDS[command]
   if isinstance(model, need.any_of):
@@ -60,7 +62,7 @@ def draws_data(model: Any) -> bool:
 
 
 def split(trained: Trained, name: str) -> Split:
-  """A split of a run's data.  Raises InputError where they are not where the run found them."""
+  """A split of a run's data.  Raises InputError if the data are not where the run found them."""
   try:
     return trained.experiment.data.split(name)
   except FileNotFoundError:

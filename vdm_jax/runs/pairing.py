@@ -29,13 +29,13 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
                step: int | str = 'latest', condition: Mapping[str, Any] | None = None) -> Path:
   """Draws `count` pairs (z_1, x) of the run in `directory` into the folder `out`, which it returns.
 
-  x is what a deterministic sampler makes of z_1.  Whole batches are kept, and no more than one is
-  in memory.  After a stop the same call goes on with the next batch, bit for bit as if it had not
-  stopped: pair i depends on (seed, i) and the size of the batches.  pairs.json keeps what the pairs
-  depend on, with a checksum of the weights.
+  A deterministic sampler turns z_1 into x.  Each batch is written whole, and only one batch is in
+  memory.  After an interruption, the same call continues with the next batch.  The pairs are bit
+  for bit the same, because pair i depends only on (seed, i) and the batch size.  pairs.json records
+  what the pairs depend on, with a checksum of the weights.
 
-  Raises InputError: a sampler that draws noise on the way; a grid whose noise is not that of t = 1;
-  a run without a denoiser; a folder that holds other pairs, or anything else.
+  Raises InputError for a sampler that draws noise on the way, a grid that does not begin at the
+  noise of t = 1, a run without a denoiser, or a folder that holds anything but these pairs.
   """
   require(not method.stochastic, 'sampler', method.name, 'it draws noise on the way, so that x is '
           'no function of z_1', 'choose a deterministic one (adaptive_ode, heun, dpmpp_2m, ddim)')
@@ -83,7 +83,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
 
 
 def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What a model of these data is to draw, which is not its pairs: 'data', 'image_size' if set."""
+  """The data that a model should draw, instead of its pairs: 'data', and 'image_size' if set."""
   if data.is_path(config.name) and pairs.is_pairs(config.name):
     said = pairs.record(config.name)['about']
     return {name: said[name] for name in ('data', 'image_size') if name in said}
@@ -92,9 +92,9 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def truth(own: data.Data) -> data.Data:
-  """The data that samples are to be compared with: of pairs, those that their teacher learned.
+  """The data to compare samples with.  If `own` are pairs, these are the data of their teacher.
 
-  A student that learned pairs perfectly is as far from these data as its teacher.
+  A student that learned its pairs perfectly is as far from these data as its teacher is.
   """
   if not (data.is_path(own.spec.name) and pairs.is_pairs(own.spec.name)):
     return own
@@ -105,9 +105,9 @@ def truth(own: data.Data) -> data.Data:
 
 
 def check_start(place: str, start: str | Path) -> None:
-  """Raises InputError where the data are pairs of another run than the training starts from.
+  """Raises InputError if the data are pairs that were not made by the weights in `start`.
 
-  place: config.data.name.  start: the workdir of that run, whose averaged weights are taken.
+  place: config.data.name.  start: the workdir whose averaged weights the training starts from.
   """
   if not (data.is_path(place) and pairs.is_pairs(place)):
     return

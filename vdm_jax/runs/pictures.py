@@ -1,7 +1,6 @@
 """Pictures of samples and of runs.
 
-Each is drawn of whatever there is: of one point, of values that are all equal, and of NaN, which it
-leaves out.
+Every picture can be drawn of one point, and of values that are all equal.  NaN is left out.
 """
 import io
 import math
@@ -23,7 +22,7 @@ def save_png(path: str | Path, picture: np.ndarray | Figure,
              about: Mapping[str, object] | None = None) -> None:
   """Writes a PNG whole or not at all.  picture: uint8 [H, W, 3], or a figure.
 
-  about: {keyword: value}, kept as the text of the PNG.
+  about: {keyword: value}, written as the text chunks of the PNG.
   """
   text = {name: str(value) for name, value in (about or {}).items()}
   with files.atomic_write(path) as partial:
@@ -37,7 +36,7 @@ def save_png(path: str | Path, picture: np.ndarray | Figure,
 
 
 def captioned(picture: np.ndarray, text: str) -> np.ndarray:
-  """uint8 [H + h, W, 3]: `picture` [H, W, 3] with a line below it; as it is where none fits."""
+  """uint8 [H + h, W, 3]: `picture` [H, W, 3] with a line of text below it, if the line fits."""
   font = ImageFont.load_default()
   _, _, right, bottom = font.getbbox(text)
   if right + 8 > picture.shape[1]:
@@ -48,7 +47,7 @@ def captioned(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def _limit(set_limits, low: float, high: float) -> None:
-  """Limits of an axis, where they are two numbers; else those that it finds itself."""
+  """Sets the limits of an axis if they are two different numbers.  Otherwise, the axis decides."""
   if np.isfinite([low, high]).all() and low != high:
     set_limits(low, high)
 
@@ -61,11 +60,14 @@ def _finite(values) -> np.ndarray:
 def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
   """uint8 [H, W, 3]: images side by side, enlarged if they are small; points as a scatter plot.
 
-  data: integers below `levels`, [n, h, w, c] or points [n, D].  levels None: real numbers, images
-  between their least and largest value, points, or sequences [n, T(, C)] as curves.  Two channels
-  are two grey pictures side by side; of more than three the first three are shown, of a point its
-  first and last coordinates.  More than three coordinates are a sequence, and each a row of one
-  image.
+  data: integers below `levels`, images [n, h, w, c] or points [n, D].  If `levels` is None, real
+  numbers: images are shown between their least and largest value, and sequences [n, T(, C)] as
+  curves.
+
+  An image with two channels is shown as two grey pictures side by side.  Of more than three
+  channels, the first three are shown.  Of a point, the first and last coordinates are shown.  A
+  point of more than three coordinates is a sequence, and each sequence of integers is one row of
+  the picture.
   """
   if levels is None and _are_sequences(data.shape[1:]):
     figure = Figure(figsize=(6, 4), layout='constrained')
@@ -84,7 +86,7 @@ def _are_sequences(shape: tuple[int, ...]) -> bool:
 
 
 def _stretched(data: np.ndarray) -> np.ndarray:
-  """Real numbers as 0 .. 255, the least and the largest of them."""
+  """Real numbers, scaled so that the least is 0 and the largest is 255."""
   low, high = (f(_finite(data), initial=0.0) for f in (np.min, np.max))
   return (data - low) * (255.0 / ((high - low) or 1.0))
 
@@ -103,7 +105,7 @@ def _pixels(figure: Figure) -> np.ndarray:
 
 
 def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
-  """uint8 [H, W, 3]: samples on their way, one image a row, from noise on the left to data.
+  """uint8 [H, W, 3]: the path of each sample, one image a row, from noise (left) to data (right).
 
   path: integers below `levels`, [frames, n, h, w, c] or points [frames, n, D], as for `samples`.
   """
@@ -157,8 +159,10 @@ def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.
            final: float, split: str) -> Figure:
   """A run at a glance: bits/dim against steps, and the schedule before and after.
 
-  records: of metrics.jsonl, whose loss is drawn where it has no bits/dim; initial, learned: logsnr
-  at times `t`; final: bits/dim, evaluated on `split`.
+  Args:
+    records: the records of metrics.jsonl.  The loss is drawn if they have no bits/dim.
+    t, initial, learned: times, and logsnr at these times before and after training.
+    final: bits/dim, evaluated on `split`.
   """
   figure = Figure(figsize=(9, 3.8), layout='constrained')
   left, right = figure.subplots(1, 2)
@@ -191,9 +195,9 @@ def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.
 
 
 def extremes(bits: np.ndarray) -> np.ndarray:
-  """Rows of the most likely images, then of the least likely: 32, 16, or all where they are fewer.
+  """The numbers of the most likely images, then of the least likely: 32, 16, or all of fewer.
 
-  Each half fills whole rows of the grid.  bits: of every image, [N].
+  Each half fills whole rows of the picture.  bits: the bits of every image, [N].
   """
   order = np.argsort(bits)
   half = 16 if len(bits) >= 32 else 8
@@ -204,8 +208,11 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
                   levels: int | None, row: dict) -> Figure:
   """Where the bits of the bound are, by noise level and by image.
 
-  each: bits/dim of every image [N]; extremes: the most likely images, then the least likely, with
-  their `bits` [n] increasing, as for `samples`; row: of the ledger.
+  Args:
+    each: bits/dim of every image [N].
+    extremes: the most likely images, then the least likely, as for `samples`.
+    bits: bits/dim of `extremes` [n], increasing.
+    row: a row of the ledger.
   """
   figure = Figure(figsize=(13, 8), layout='constrained')
   (density, running), (histogram, shown) = figure.subplots(2, 2)
@@ -277,8 +284,8 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
 def rate_distortion(points: Mapping[str, list[tuple[float, float]]], count: int) -> Figure:
   """PSNR against bits/dim of each codec.
 
-  points: {what: [(bits/dim, dB), ...]}; a name with 'ideal' is drawn dashed, in the colour of the
-  one before that its name begins with.  count: images that were coded.
+  points: {name: [(bits/dim, dB), ...]}.  A name with 'ideal' is drawn dashed, in the colour of the
+  earlier name that it begins with.  count: the number of images that were coded.
   """
   figure = Figure(figsize=(7, 4.5), layout='constrained')
   axes, colours = figure.subplots(), {}

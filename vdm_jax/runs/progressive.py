@@ -1,8 +1,8 @@
 """Encodes images with a run's model so that any prefix of the payload is an image.
 
-The methods are DiffC and UQDM of `codec`.  The header holds what must be the same on both sides:
-times, variances, tables.  The network's output need not be the same to the last bit, so another
-machine can decode a file.
+The methods are DiffC and UQDM of `codec`.  The header holds the times, variances and tables, which
+encoder and decoder must share.  The network's output need not be the same to the last bit, so
+another machine can decode a file.
 """
 import hashlib
 import io
@@ -38,7 +38,7 @@ _CALIBRATION = 256  # training images that scales are measured on
 
 
 class Report(NamedTuple):
-  """What was written; sizes are in bytes."""
+  """What `encode` wrote.  Sizes are in bytes."""
   count: int
   dimensions: int       # of an image
   size: int             # of the file
@@ -62,7 +62,7 @@ class Decoded(NamedTuple):
 
 
 class _Ready(NamedTuple):
-  """A model, and all that depends on it alone."""
+  """A model, with everything that depends on the model alone."""
   model: Any
   levels: int
   times: np.ndarray
@@ -71,13 +71,13 @@ class _Ready(NamedTuple):
 
 
 def psnr(images: np.ndarray, decoded: np.ndarray, levels: int) -> float:
-  """10 log10((levels - 1)^2 / mean squared error) of integers, dB; infinite if they are equal."""
+  """10 log10((levels - 1)^2 / mean squared error) of integers in dB; infinite if all are equal."""
   error = np.mean(np.square(np.asarray(images, np.float64) - decoded))
   return float('inf') if error == 0.0 else float(10.0 * np.log10((levels - 1)**2 / error))
 
 
 def _measured(trained: workdir.Trained, directory: str | Path, steps: int, seed: int) -> _Ready:
-  """The model of a run; its variances are estimated now, on its training images."""
+  """The model of a run, with variances that are estimated now on its training images."""
   model, levels = _model(trained, directory)
   times = levels_between(model.process, levels, steps)
   estimated = variances_of(trained, times[::-1], seed)
@@ -137,14 +137,15 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
 
   Args:
     images: as for `compressing.encode`.
-    method: diffc, at the rate of the bound plus a price for each block; or uqdm, without a search.
-    steps: T; by default 20 for diffc and 4 for uqdm, and at most 20: more steps cost more bits.
-    approximate: for diffc: larger blocks from fewer candidates.  The samples are biased towards the
-      prediction; `Report.noise` says by how much.
+    method: diffc codes at the rate of the bound plus a price for each block; uqdm needs no search.
+    steps: T, at most 20, because more steps cost more bits.  Default: 20 for diffc, 4 for uqdm.
+    approximate: let diffc choose larger blocks from fewer candidates.  The samples are then biased
+      towards the prediction; `Report.noise` says by how much.
 
-  The training images are read, for variances and scales.  The file is decoded once, for its PSNR.
+  The training images are read to estimate variances and scales.  The file is decoded once to
+  measure its PSNR.
 
-  Raises InputError: as `compressing.encode`.
+  Raises InputError as `compressing.encode` does.
   """
   out = files.output('out', out, '.vdmz', overwrite=overwrite)
   require_choice('method', method, METHODS)
@@ -194,7 +195,7 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
 
 
 def _coder() -> str:
-  """A digest of a few symbols that the queue codes: its tables are those of its library."""
+  """A digest of a few coded symbols.  It changes if the tables of the queue's library change."""
   return hashlib.sha256(np.asarray(queue.sample_words(), '<u4').tobytes()).hexdigest()[:32]
 
 
@@ -202,7 +203,7 @@ def _levels(read: codec.Container, ready: _Ready, conditions: Conditions, prefix
             ) -> Iterator[tuple[int, np.ndarray]]:
   """(i, z_i) of the levels that lie in this share of the payload.
 
-  Raises InputError: none of them does.
+  Raises InputError if no level does.
   """
   header, words = read.header, read.lanes[0].words
   kept = int(len(words) * prefix)
@@ -225,12 +226,13 @@ def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: st
   """Decodes a lossy .vdmz into the folder `out`: pictures of 256 levels, or else `images.npz`.
 
   Args:
-    prefix: the share of the payload that is read; the levels that end in it are decoded.
+    prefix: the share of the payload that is read.  The levels that end in this share are decoded.
     finish: how the last of these levels becomes images: along the `flow`, by `ancestral` sampling,
-      or by the `mean` of x, which is blurred and has the least squared error.
+      or by the `mean` of x.  The mean is blurred and has the least squared error.
     directory: the run that encoded the file, if the run has moved.
 
-  Raises InputError, and writes nothing: as `compressing.decode`, but any machine may decode.
+  Raises InputError as `compressing.decode` does, and then writes nothing.  But any machine may
+  decode.
   """
   require(0.0 < prefix <= 1.0, 'prefix', prefix, 'it is a share of the file',
           'give a number above 0, and at most 1')
@@ -260,7 +262,7 @@ def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: st
 
 
 class Curve(NamedTuple):
-  """{what: [(bits/dim without header, dB), ...]}, and the images on their way."""
+  """{name: [(bits/dim without header, dB), ...]}, and the images as their bytes arrive."""
   points: Mapping[str, list[tuple[float, float]]]
   path: np.ndarray          # [frames, n, ...]  of diffc along the flow; the last is the original
   rates: list[float]        # [frames - 1]  bits/dim
@@ -270,11 +272,15 @@ def curve(directory: str | Path, images: str | Path, out: str | Path, *,
           trace: str | Path | None = None, steps: Mapping[str, int] = STEPS, seed: int = 0,
           average: str = '', step: int | str = 'latest', data_dir: str = '',
           data_name: str = '', overwrite: bool = False, progress: bool = True) -> Curve:
-  """Draws PSNR against bits/dim: every prefix of diffc and uqdm, and other codecs, into a .png.
+  """Draws PSNR against bits/dim into a .png, for every prefix of diffc and uqdm, and other codecs.
 
-  The other codecs code all images as one sheet.  trace: a .png of the first eight images as their
-  bytes arrive.  steps: T of each method.  The other arguments are those of `encode`.  Raises
-  InputError.
+  The other codecs code all images as one sheet.  The arguments not named here are as in `encode`.
+
+  Args:
+    trace: a .png of the first eight images as their bytes arrive.
+    steps: the T of each method.
+
+  Raises InputError.
   """
   out = files.output('out', out, '.png', overwrite=overwrite)
   random.key(seed)  # raises if there is no such seed

@@ -1,4 +1,4 @@
-"""What made a file: versions, commit, date and command, kept beside its numbers."""
+"""The origin of a file: versions, commit, date and command, kept beside its numbers."""
 import datetime
 import importlib.metadata
 import shlex
@@ -17,8 +17,10 @@ FORMAT = 1
 
 
 def provenance() -> dict[str, str]:
-  """The versions of vdm_jax and JAX, the commit ('' outside of a checkout; '-dirty' where files
-  differ from it), the date in UTC, and the command line."""
+  """The versions of vdm_jax and JAX, the commit, the date in UTC, and the command line.
+
+  The commit is '' outside of a checkout, and ends in '-dirty' if files differ from it.
+  """
   return {'vdm_jax': vdm_jax.__version__, 'commit': _commit(Path(__file__).parents[2]),
           'jax': importlib.metadata.version('jax'),
           'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -26,15 +28,18 @@ def provenance() -> dict[str, str]:
 
 
 def changed(there: Mapping[str, str], now: Mapping[str, str]) -> str:
-  """How the library that made something differs from today's, in a clause; '' if it does not, or
-  an older version did not say."""
+  """A clause that names both versions of the library, if they differ; '' if they do not.
+
+  there: the provenance of a file.  now: today's.  The result is also '' if `there` is empty, as in
+  files of older versions.
+  """
   name = lambda of: f'{of["vdm_jax"]}' + (f' of commit {of["commit"]}' if of['commit'] else '')
   return f'vdm_jax {name(there)} there, {name(now)} now' if there and any(
       there[key] != now[key] for key in ('vdm_jax', 'commit')) else ''
 
 
 def _commit(root: Path) -> str:
-  """The commit of the checkout at `root`; an installed package may lie within another's."""
+  """The commit of the checkout at `root`; '' if `root` is not the root of a checkout."""
   if not (root / '.git').exists():
     return ''
   try:

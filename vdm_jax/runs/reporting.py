@@ -1,8 +1,9 @@
 """The page that shows a run: report.html, one file that a browser opens anywhere.
 
-It is made of what lies in the run's directory at that moment: curves, evaluations, samples, data,
-config, provenance.  For a missing part there is a sentence.  The page loads nothing from outside,
-and no script: its pictures are part of it.  Its text is ASCII, so that no encoding can spoil it.
+The page shows what the run's directory holds at that moment: curves, evaluations, samples, data,
+config, provenance.  A sentence stands in for a missing part.  The page loads nothing from outside
+and runs no script, and its pictures are inside it.  Its text is ASCII, so that no encoding can
+spoil it.
 """
 import base64
 import html
@@ -34,9 +35,9 @@ POINTS = 500             # of a curve
 
 
 def write(directory: str | Path, out: str | Path = '') -> None:
-  """Writes report.html into `out`, or the run's directory; by the first process alone.
+  """Writes report.html into `out`, or into the run's directory; on the first process alone.
 
-  Computed numbers are worth more than their page: a page that fails is a warning.
+  If that fails, it only warns, because the computed numbers matter more than their page.
   """
   if jax.process_index() != 0:
     return
@@ -48,9 +49,10 @@ def write(directory: str | Path, out: str | Path = '') -> None:
 
 
 def page(directory: str | Path, out: str | Path = '') -> str:
-  """The page of the run in `directory`, as HTML.  out: where its evaluations are, if elsewhere.
+  """The page of the run in `directory`, as HTML.
 
-  Raises InputError where there is no run.
+  out: the directory of the run's evaluations, if not `directory`.  Raises InputError if there is no
+  run.
   """
   directory = Path(directory)
   run = _Run(directory, workdir.record(directory), metrics_lib.read(directory),
@@ -79,7 +81,7 @@ class _Run(NamedTuple):
 
 
 def _evaluations(directory: Path) -> tuple[list[tuple[Files, Ledger]], list[str]]:
-  """(all evaluations of a directory, sentences on those that cannot be read)."""
+  """(all evaluations of a directory, a sentence for each evaluation that cannot be read)."""
   read, unread = [], []
   for path in sorted(directory.glob('ledger*.json'), key=lambda path: path.stem):
     try:
@@ -90,7 +92,7 @@ def _evaluations(directory: Path) -> tuple[list[tuple[Files, Ledger]], list[str]
 
 
 def _guarded(make: Callable[[_Run], str], run: _Run) -> str:
-  """A part of the page; a sentence where a damaged file spoils it, so that the others stay."""
+  """A part of the page.  If a damaged file spoils the part, a sentence says so instead."""
   try:
     return make(run)
   except Exception as error:
@@ -275,7 +277,7 @@ def _chart(records: Sequence[Mapping], name: str) -> str:
 
 
 def _path(index: int, line: Sequence[tuple[float, float]], x: Callable, y: Callable) -> str:
-  """A line, broken where a value is no number; with its points where they are few."""
+  """A line, broken where a value is not a number.  Its points are marked if they are few."""
   every = -(-len(line) // POINTS)
   line = line[::-1][::every][::-1]  # the last one is always there
   text, pen, dots = '', 'M', ''
@@ -291,9 +293,10 @@ def _path(index: int, line: Sequence[tuple[float, float]], x: Callable, y: Calla
 
 
 def _limits(lines: Iterable[Sequence[tuple[float, float]]]) -> tuple[float, float]:
-  """Of the values; of each line without the rarest 2 % on either side, but with its end.
+  """The limits of an axis for these lines.
 
-  A start or a spike far outside would flatten the rest.
+  Each line counts without the outermost 2 % on either side, but with its end.  A start or a spike
+  far outside would flatten the rest.
   """
   inner = []
   for line in lines:
@@ -316,7 +319,7 @@ def _scale(limits: tuple[float, float], first: float, last: float) -> Callable[[
 
 
 def _ticks(low: float, high: float) -> list[float]:
-  """Some five round numbers between the two."""
+  """About five round numbers between `low` and `high`."""
   raw = (high - low) / 5
   power = 10.0**math.floor(math.log10(raw))
   step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
@@ -324,7 +327,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _short(u: float) -> str:
-  """A number beside an axis: 20k for 20,000."""
+  """A number as text beside an axis: 20k for 20,000."""
   for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
     if abs(u) >= 10 * size or abs(u) >= size and u % size == 0:
       return f'{u / size:.6g}{letter}'
@@ -344,7 +347,7 @@ def _text(value: object) -> str:
 
 
 def _json(value: Any) -> str:
-  """As a config and a ledger are written."""
+  """A value as JSON, in the form of a config and a ledger."""
   return value if isinstance(value, str) and value else json.dumps(value)
 
 
@@ -363,8 +366,8 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]],
            words: int | None, verdicts: bool = False) -> str:
   """A table that scrolls where it is wider than the screen.
 
-  words: how many columns are words, the others being numbers; None: all.  verdicts: the second
-  column has the verdicts of checks.
+  words: the number of columns, from the left, that hold words; the others hold numbers.  None: all
+  hold words.  verdicts: whether the second column has the verdicts of checks.
   """
   numeric = lambda i: ' class="number"' if words is not None and i >= words else ''
   plus_minus = lambda text: _text(text).replace('+-', '±')
@@ -382,7 +385,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]],
 
 
 def _picture(path: Path, caption: str, alt: str, wide: bool = False) -> str:
-  """A PNG as part of the page; a sentence where it is not there.  wide: scrolls on a phone."""
+  """A PNG inside the page, or a sentence if there is no PNG.  wide: it scrolls on a phone."""
   if not path.exists():
     return _paragraph(f'{path.name} is not there.')
   if (size := path.stat().st_size) > PICTURE_BYTES:

@@ -37,18 +37,25 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
-  An .npz of the same settings and weights is complete, or drawn on to `count`; any other file that
-  is there is refused, unless `overwrite`.  A .png says in its text what it shows.
+  If `out` is an .npz of the same settings and weights, sampling continues until it has `count`
+  images.  Any other existing file is refused, unless `overwrite`.  The text of a .png says what the
+  picture shows.  Image i of a seed is the same up to rounding, whatever the count and the batch
+  size (`samplers.drawing`).
 
-  method: `catalogue.usual` if not given.  A run without a denoiser draws its own samples, if it can
-  (an autoencoder, a chain of bits), and takes no method.  trace: a .png of the first eight images
-  on their way.  Image i of a seed is the same to rounding however many are drawn, and at a time
-  (`samplers.drawing`).  guided: of a model that has `null`.  label, condition: values of the fields
-  that the model is conditioned on, `condition` by name, see `data.conditions`.  data_dir,
-  data_name: where the data are now, which a method with the model's variances reads.
+  Args:
+    method: the sampler and its grid.  Default: `catalogue.usual`.  A run without a denoiser (an
+      autoencoder, a chain of bits) draws its own samples if it can, and takes no method.
+    trace: a .png of the first eight images on their way from noise.
+    guided: the guidance, for a model that has `null`.
+    label, condition: values of the fields that condition the model, `condition` by name; see
+      `data.conditions`.
+    data_dir, data_name: where the data are now.  Only methods that use the model's variances read
+      the data.
 
-  Returns the evaluations of the network for each image (of an adaptive method the most in a batch),
-  0 if all were there already, None where they are not counted.  Raises InputError.
+  Returns the evaluations of the network for each image; for an adaptive method, the most in a
+  batch.  The number is 0 if all images existed already, and None if they are not counted.
+
+  Raises InputError.
   """
   directory = files.run_directory('workdir', directory)
   out, trace = _check_files(out, trace, count, batch_size, overwrite)
@@ -107,7 +114,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
 
 def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_size: int,
                  overwrite: bool) -> tuple[Path, Path | None]:
-  """The paths of both files.  Raises InputError for a file that cannot be written, or is there."""
+  """The paths of both files.  Raises InputError for a file that cannot be written, or exists."""
   resumed = not overwrite and Path(out).suffix == '.npz'  # `_draw_resumably` looks into it
   out = files.output('out', out, '.png', '.npz', overwrite=overwrite or resumed)
   if trace:
@@ -120,7 +127,7 @@ def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_si
 
 
 def _check_sizes(count: int, batch_size: int, x: data.Field) -> None:
-  """Raises InputError for more images than could be numbered, kept or computed at a time."""
+  """Raises InputError for too many images to number or to keep, or for too large a batch."""
   require(count <= 2**30, 'count', count, 'images have numbers below 2^30', 'ask for fewer')
   devices.require_memory(  # for the images as they are kept
       'count', count, count * math.prod(x.shape) * np.dtype(x.dtype).itemsize)
@@ -136,7 +143,7 @@ def _check_own(directory, method, trace: Path | None, label, guided, condition) 
 
 
 def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:
-  """Raises InputError for what this model cannot be asked for."""
+  """Raises InputError for a method or a guidance that does not suit this model."""
   if method.head and 'variance' not in heads(model, spec.zeros(1)):
     raise InputError('sampler', method.name, "this model's network has no head for the variance",
                      'train one (configs/systems.py:iddpm_hybrid), or choose another sampler')
@@ -149,9 +156,9 @@ def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | Non
 
 def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Trained, seed: int,
            data_range: tuple[float, float] | None) -> SamplerMaker:
-  """How the sampler is made of the model's denoiser and process.  Raises InputError.
+  """The function (denoise, process) -> Sampler of a method.  Raises InputError.
 
-  data_range: the range that bounds x, and with it its variance; None: no bound.
+  data_range: the range of x, which also bounds its variance.  None: no bound.
   """
   check_grid(times)
   make: Callable = method.make
@@ -167,17 +174,17 @@ def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Tra
 
 
 def _provenance(about: dict, trained: workdir.Trained) -> dict:
-  """What samples depend on, beside the weights themselves."""
+  """What samples depend on, besides the weights themselves."""
   return {**about, 'checkpoint': trained.step, 'average': trained.average}
 
 
 def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.Trained,
            about: dict, overwrite: bool, conditions: dict | None = None) -> None:
-  """Draws and writes `out`.  pieces: first number -> `DrawnBatch`es; levels: None of real
-  numbers, 0 of latents.
+  """Draws the samples and writes `out`.
 
-  about: what the samples depend on beside the weights; conditions: of the samples, saved
-  with them.
+  pieces: first number -> `DrawnBatch`es.  levels: None for real numbers, 0 for latents.  about:
+  what the samples depend on, besides the weights.  conditions: the conditions of the samples, which
+  are saved with them.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
   if out.suffix == '.png':
@@ -197,7 +204,7 @@ def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.T
 def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:
   """The variances that Analytic-DPM needs, estimated on images of the training split.
 
-  At the times of the grid, or 50 of them; elsewhere they are interpolated.
+  They are estimated at the times of the grid, or at 50 of these times, and interpolated elsewhere.
   """
   part = needs.split(trained, 'train')
   levels = times[np.unique(np.linspace(0, len(times) - 1, 50).round().astype(int))]
@@ -232,11 +239,12 @@ def _with_bar(pieces, start: int, count: int):
 
 def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, conditions: dict,
                     overwrite: bool) -> None:
-  """Images in parts beside `out`, put together at the end; parts that are there are not drawn
-  again.
+  """Draws images in parts beside `out`, and puts the parts together at the end.
 
-  Parts belong to all that the images depend on, `about`; each is named after its first image.
-  Raises InputError where `out` is there, of other settings, and not to be overwritten.
+  Existing parts are not drawn again.  The name of their folder has a digest of `about`, all that
+  the images depend on.  A part is named after its first image.
+
+  Raises InputError if `out` exists with other settings, unless `overwrite`.
   """
   there = _about(out) if out.exists() else None
   other = sorted(name for name in {*there, *about} - {'count'}
@@ -275,7 +283,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, condition
 
 
 def _about(out: Path) -> dict:
-  """What the images of an .npz depend on, and their count; {} of a file of another kind."""
+  """What the images of an .npz depend on, and their count; {} for a file of another kind."""
   try:
     with np.load(out) as there:
       about = json.loads(str(there['about']))
@@ -289,7 +297,7 @@ def _part(parts: Path, first: int) -> Path:
 
 
 def _consecutive(parts: Path) -> Iterator[np.ndarray]:
-  """The images of the parts from number 0 on, up to the first that is missing."""
+  """The images of the parts from number 0 on, up to the first missing part."""
   done = 0
   while (file := _part(parts, done)).exists():
     with np.load(file) as part:

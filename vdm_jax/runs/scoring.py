@@ -1,7 +1,7 @@
-"""What scripts/score_samples.py does: finds samples, their reference and the features, and scores.
+"""The work of scripts/score_samples.py: finds samples, a reference and features, and scores.
 
-Everything is read in batches; only the features of the samples, and of some of the reference's
-images, are in memory at once.
+Everything is read in batches.  Memory holds the features of all samples, but only of some of the
+reference's images.
 """
 import functools
 import hashlib
@@ -39,7 +39,7 @@ FEATURES = 'pixels, classifier:RUN or inception:FILE'
 
 
 class Images(NamedTuple):
-  """Images that have been found, and not yet looked at."""
+  """Images that have been found, but not read yet."""
   name: str
   count: int
   read: Callable[[np.ndarray], np.ndarray]  # numbers [n] -> integers [n, ...]
@@ -73,7 +73,7 @@ def _classifier(directory: str) -> Extractor:
 
 
 def _inception(path: str) -> Extractor:
-  """Inception's 2048 pooled features; grey images are shown to it as colour."""
+  """Inception's 2048 pooled features.  Grey images are repeated to three channels."""
   weights = files.user_path('features', path)
   if not weights.is_file():
     raise InputError('features', f'inception:{weights}', 'there is no such file',
@@ -104,7 +104,7 @@ def _inception(path: str) -> Extractor:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
-  """The images of a file's arrays.  Raises InputError where there are none."""
+  """The images among a file's arrays.  Raises InputError if there are none."""
   key = next((key for key in ('images', 'arr_0', *arrays) if key in arrays), None)
   if key is None or (key not in ('images', 'arr_0') and len(arrays) > 1):
     raise InputError(flag, f'{path}', f'it holds the arrays {", ".join(arrays) or "(none)"}',
@@ -132,7 +132,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
 
 def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str = ''
                    ) -> Images | Reference:
-  """What --reference names: images that are yet to be looked at, or statistics.
+  """The reference that --reference names: images that are not read yet, or statistics.
 
   data_dir, data_name: where the data of a config file are now.  Raises InputError.
   """
@@ -169,7 +169,7 @@ def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str 
 
 def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape: tuple[int, ...],
            other_levels: int) -> None:
-  """Raises InputError where images cannot be of the shape and levels of others (() and 0: any)."""
+  """Raises InputError if images differ in shape or levels from the other images (() and 0: any)."""
   if other_shape and tuple(shape) != tuple(other_shape):
     raise InputError(flag, None, f'its images have shape {list(shape)}, and the images of {of} '
                      f'{list(other_shape)}',
@@ -184,7 +184,7 @@ def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape:
 
 
 def _summary(of: Extractor, reference: Images, batch_size: int, keep: int) -> features.Summary:
-  """A pass over the reference's images."""
+  """The summary of one pass over the reference's images."""
   return features.summarise(
       features.extract(of, reference.read, reference.count, batch_size=batch_size,
                        what='reference'), reference.count, keep)
@@ -192,10 +192,12 @@ def _summary(of: Extractor, reference: Images, batch_size: int, keep: int) -> fe
 
 def frechet(by: str, reference: Images, *, batch_size: int = 100
             ) -> Callable[[np.ndarray], float]:
-  """The Fréchet distance of samples [n, ...] to the images of `reference`, in the features `by`.
+  """A function from samples [n, ...] to their Fréchet distance from the images of `reference`.
 
-  The statistics of the reference are computed once, when they are first needed.  Raises InputError
-  for features that cannot be computed from such images.
+  by: the features, see `FEATURES`.  The statistics of the reference are computed once, at the first
+  call of the function.
+
+  Raises InputError for features that cannot be computed from such images.
   """
   of = extractor(by)
   _check('features', reference.shape, reference.levels, 'the features', of.shape, of.levels)
@@ -213,18 +215,23 @@ def score(*, samples: str = '', directory: str = '', method: Method | None = Non
           count: int = 1000, seed: int = 0, average: str = '', step: int | str = 'latest',
           reference: str, by: str, out: str = '', save_reference: str = '', batch_size: int = 100,
           data_dir: str = '', data_name: str = '', overwrite: bool = False) -> Scores | None:
-  """Scores the images of the file `samples`, or `count` that are drawn of the run in `directory`.
+  """Scores the images of the file `samples`, or `count` images drawn from the run in `directory`.
 
-  method: `catalogue.usual` if not given.
-  reference: a data set, NAME or NAME:SPLIT (train by default); a config FILE.py or FILE.py:SPLIT,
-  for the data set it names; an .npz of images, or of statistics, which `save_reference` writes.
-  by: the features, see `FEATURES`.  The images that are drawn are kept in `directory`.  Writes the
-  JSON `out`, in `directory` as scores.json by default.  data_dir, data_name: where the data of the
-  run, and of a config file, are now.  Of neither samples nor a run, only the
-  statistics are written, and None returned.
+  The drawn images are kept in `directory`.  Without samples and without a run, only the statistics
+  of the reference are written, and None is returned.
 
-  Raises InputError: flags, files, a data set that is not there, or not of the samples' shape; `out`
-  and `save_reference` where they are there, unless `overwrite`.
+  Args:
+    method: the sampler and its grid.  Default: `catalogue.usual`.
+    reference: a data set, NAME or NAME:SPLIT (train by default); the data set of a config, FILE.py
+      or FILE.py:SPLIT; or an .npz of images or of statistics.
+    by: the features, see `FEATURES`.
+    out: the JSON of the scores.  Default: scores.json in `directory`.
+    save_reference: an .npz into which the statistics of the reference are written.
+    data_dir, data_name: where the data of the run, and of a config file, are now.
+
+  Raises InputError for wrong flags or files, and for a data set that is missing or has another
+  shape than the samples.  Raises InputError also if `out` or `save_reference` exists, unless
+  `overwrite`.
   """
   if samples and directory:
     raise InputError('samples', f'{samples}', 'workdir is given too', 'choose one of them')

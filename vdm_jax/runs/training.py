@@ -26,17 +26,22 @@ from vdm_jax.typing import Experiment, PyTree, denoises
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
           init_from: str = '', profile: int = 0, extend: bool = False, frechet: str = '',
           frechet_samples: int = 1000) -> dict[str, float]:
-  """Trains `config` in `directory`, or goes on with the run there.  The last validation's means.
+  """Trains `config` in `directory`, or resumes the run there.  Returns the last validation's means.
 
-  Writes report.html at its end: see `reporting`.
+  Writes report.html at the end; see `reporting`.
 
-  init_from: a workdir whose averaged weights a new run starts from.  extend: a run whose learning
-  rate falls to 0 may do so later, at a larger config.optimizer.decay_steps.  frechet: features
-  (`scoring.FEATURES`) in which the Fréchet distance between `frechet_samples` samples and the
-  training split is recorded with each picture; '' records none.
+  Args:
+    init_from: a workdir whose averaged weights a new run starts from.
+    profile: the number of steps to profile; 0 profiles none.
+    extend: let a learning rate that falls to 0 do so later, at a larger
+      config.optimizer.decay_steps.
+    frechet: the features (`scoring.FEATURES`) of a Fréchet distance that is recorded with each
+      picture.  It is the distance between samples and the training split.  '' records none.
+    frechet_samples: the number of samples for that distance.
 
-  Raises InputError, before the step is compiled or anything is written, where the config's parts do
-  not fit each other or the data, or the run in `directory`; also where a fixed schedule rises.
+  Raises InputError before the step is compiled or anything is written.  The reasons are parts of
+  the config that do not fit each other, the data or the run in `directory`, or a fixed schedule
+  that rises.
   """
   require(profile >= 0, 'profile', profile, 'it must be a number of steps, or 0 for none')
   if frechet:
@@ -73,7 +78,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
 
 def _start(experiment: Experiment, spec, config: ml_collections.ConfigDict,
            directory: str | Path) -> workdir.Trained:
-  """The run in `directory`, to start from.  Raises InputError where it is needed and not named."""
+  """The run in `directory`, to start from.  Raises InputError if no run is named."""
   if not directory:
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
@@ -85,7 +90,7 @@ def _start(experiment: Experiment, spec, config: ml_collections.ConfigDict,
 
 def _check_start(experiment: Experiment, spec, start: workdir.Trained, directory: str | Path
                  ) -> None:
-  """Raises InputError where a start that is needed lacks weights, or a teacher cannot teach."""
+  """Raises InputError if a needed start lacks weights, or if the teacher cannot teach."""
   if not experiment.needs_start:
     return
   shapes = jax.eval_shape(experiment.init, random.key(0))
@@ -109,9 +114,9 @@ def _check_start(experiment: Experiment, spec, start: workdir.Trained, directory
 
 
 def _check_schedule(experiment: Experiment) -> None:
-  """Raises InputError where a fixed schedule rises in t; of a learned one nothing is known yet.
+  """Raises InputError if a fixed schedule rises in t.  A learned schedule is not checked yet.
 
-  A fixed schedule does not depend on the parameters, so it is a number where they are all NaN.
+  A fixed schedule does not depend on the parameters, so it gives numbers even if they are all NaN.
   """
   def unknown(leaf):
     nan = np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
@@ -145,15 +150,16 @@ def _by_name(params: PyTree) -> dict[str, jax.Array]:
 
 
 def _missing(params: PyTree, other: PyTree) -> list[str]:
-  """The names of `params` that `other` lacks, or has of another shape."""
+  """The names of the parameters that `other` lacks, or has with another shape."""
   there = {name: leaf.shape for name, leaf in _by_name(other).items()}
   return [name for name, leaf in _by_name(params).items() if there.get(name) != leaf.shape]
 
 
 def transfer(params: PyTree, other: PyTree) -> PyTree:
-  """`params` with the values of `other` wherever name and shape agree; the rest is reported.
+  """`params` with the values of `other` wherever name and shape agree.
 
-  Raises InputError where none agrees.  A start that an experiment needs whole is checked before.
+  A warning lists the parameters that differ.  Raises InputError if no parameter agrees.  If an
+  experiment needs all parameters of its start, they are checked earlier.
   """
   own, values, missing = _by_name(params), _by_name(other), _missing(params, other)
   if len(missing) == len(own):
@@ -170,11 +176,10 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
 
 def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batch_size: int
              ) -> np.ndarray | None:
-  """`count` samples of 64 ancestral steps, integers [count, ...]; None of a model without them.
+  """`count` samples of 64 ancestral steps, integers [count, ...]; None for a model without samples.
 
-  A model that was distilled, and a flow of coupled noise, draw them by `catalogue.usual`.
-
-  A model of latents has none: its samples are no data.
+  A distilled model, and a flow of coupled noise, draw samples by `catalogue.usual`.  A model of
+  latents has no samples here, because latents are not data.
   """
   model = experiment.model(params)
   options = {'start': 0, 'stop': count, 'seed': seed, 'batch_size': batch_size}
@@ -202,9 +207,9 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
 
 def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
               ) -> Callable[[PyTree], dict[str, float]]:
-  """The Fréchet distance between `count` samples of given parameters and the training split.
+  """A function from parameters to the Fréchet distance of `count` samples to the training split.
 
-  Of pairs it is the split that their teacher learned: see `pairing.truth`.
+  If the data are pairs, the split is of the data that their teacher learned; see `pairing.truth`.
 
   Raises InputError for a model without samples, and for features of other images.
   """
@@ -228,9 +233,9 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
 
 def train_seeds(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path,
                 seeds: Sequence[int], **options) -> None:
-  """One run for each seed, in `directory/seed_N`, and a table of their last validations.
+  """Trains one run for each seed, in `directory/seed_N`, and shows a table of the last validations.
 
-  Raises InputError, also for a seed that is given twice: it would be the same run again.
+  Raises InputError; also for a seed that is given twice, because it would be the same run again.
   """
   if len(set(seeds)) < len(seeds):
     twice = next(seed for seed in seeds if list(seeds).count(seed) > 1)

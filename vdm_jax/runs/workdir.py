@@ -1,22 +1,22 @@
-"""A run's directory: the config it was made with, and the model that came of it.
+"""A run's directory: the config of the run, and the model that it trained.
 
     config.py         the config file, as it was when the run was last started
-    config/           the modules beside it that it imports, if any: see `config_files`
-    config.json       its values, with what was read from the data filled in; the modules' names;
-                      the working directory, to which paths of the data are relative; the data's
-                      fingerprint; every start of the run, with versions, commit, date and command;
-                      the format of these files
+    config/           the modules that config.py imports from its own folder: see `config_files`
+    config.json       the values of the config, with what was read from the data filled in; the
+                      modules' names; the working directory, to which paths of the data are
+                      relative; the data's fingerprint; every start of the run, with versions,
+                      commit, date and command; the format of these files
     checkpoints/      see train/checkpoint.py
     metrics.jsonl, tensorboard/, report.html, ...
 
-All that `load` needs lies here.  So is what a run needs to go on, but for its data: the config file
-may be named as RUN/config.json.
+The directory holds all that `load` needs.  It also holds all that a run needs to continue, except
+the data: `--config=RUN/config.json` names the config file of a run.
 
-Data that have moved are the same data where their fingerprint is the same, under any name.
+Data that have moved are the same data if their fingerprint is the same, under any name.
 
-What a run computes may not change between its starts, with one exception: a run whose learning rate
-falls to 0 at `optimizer.decay_steps` may be told to fall to 0 later (`extend`).  From the step that
-it has made on the rate follows the longer curve.  `starts` says from which step on.
+What a run computes may not change between its starts, with one exception.  A learning rate that
+falls to 0 at `optimizer.decay_steps` may be told to fall to 0 later (`extend`).  From the newest
+step on, the rate then follows the longer curve.  `starts` in config.json records that step.
 """
 import json
 import os
@@ -49,7 +49,7 @@ RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.w
 
 
 class Trained(NamedTuple):
-  """Weights of a run, and what they belong to."""
+  """Weights of a run, with their experiment, config, step and average."""
   experiment: Experiment
   config: ml_collections.ConfigDict
   params: PyTree
@@ -58,10 +58,10 @@ class Trained(NamedTuple):
 
 
 def source(path: str | Path) -> config_files.ConfigCode:
-  """The config file at `path` with its neighbours: those beside it, or kept in the run it is of.
+  """The config file at `path`, with the modules that it imports from its own folder.
 
-  A run's config.json stands for the config.py beside it.  Raises InputError, see
-  `config_files.read`.
+  For the config.py of a run, these modules are the run's own copies.  A run's config.json stands
+  for the config.py beside it.  Raises InputError; see `config_files.read`.
   """
   path = files.user_path('config', path)
   if path.name == 'config.json':
@@ -87,15 +87,14 @@ def _read_neighbour(path: Path, began: str) -> str:
 
 
 def import_config(path: str | Path) -> ModuleType:
-  """The module of a config file, with its `get_config` and `build`; of a run's, as it was kept."""
+  """The module of a config file, or of a run's copy, with its `get_config` and `build`."""
   return source(path).module()
 
 
 def open_config(name: str) -> ml_collections.ConfigDict:
-  """The config that 'FILE.py' or 'FILE.py:VARIANT' names, or the config of a run,
-  'RUN/config.json'.
+  """The config of a name: 'FILE.py', 'FILE.py:VARIANT', or 'RUN/config.json' for a run's config.
 
-  Raises InputError where there is no such file or variant, or it sets a field that does not exist.
+  Raises InputError if there is no such file or variant, or if it sets a field that does not exist.
   """
   file, _, variant = name.partition(':')
   if Path(file).name == 'config.json':
@@ -117,7 +116,7 @@ def flat(tree: dict, prefix: str = '') -> dict:
 
 
 def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
-  """A line for each field that differs, but for RUN_FIELDS and those that are `free`."""
+  """A line for each field that differs, except RUN_FIELDS and the fields in `free`."""
   old, new = flat(old), flat(new)
   later = flat({'data': data.default_config().to_dict()})  # fields of `data` that old runs lack
   old = {name: later[name] for name in new.keys() & later.keys()} | old
@@ -128,12 +127,12 @@ def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
 
 
 def begun(workdir: str | Path) -> bool:
-  """Whether there is a checkpoint to go on from, sound or not; one half-written is none."""
+  """Whether there is a checkpoint to resume, sound or not.  A half-written one does not count."""
   return steps_made(workdir) > 0
 
 
 def steps_made(workdir: str | Path) -> int:
-  """The step of the newest checkpoint; 0 where there is none."""
+  """The step of the newest checkpoint; 0 if there is none."""
   return max((int(path.name) for path in (Path(workdir) / 'checkpoints').glob('[0-9]*')
               if path.name.isdigit()), default=0)
 
@@ -143,13 +142,15 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
             fingerprint: dict | None = None, extend: bool = False) -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
-  config_file: its path, or its text when it was imported, which is kept.
-  fingerprint: of the data, `Data.fingerprint()`; a run goes on with its own alone, wherever they
-  are.
-  extend: let the learning rate fall to 0 later than the run began with; see the module.
-  Raises InputError where it cannot be written, or has checkpoints of a run of another model, data
-  or optimiser: the differences are listed.  Without a checkpoint there is nothing to go on with,
-  and a corrected config takes the place of the first one.
+  If `workdir` has no checkpoint, there is nothing to resume, and `config` replaces an earlier one.
+
+  Args:
+    config_file: the path of the config file, or its text as it was imported.  The text is kept.
+    fingerprint: `Data.fingerprint()`.  A run continues only with its own data, wherever they are.
+    extend: let the learning rate fall to 0 later than at the first start; see the module.
+
+  Raises InputError if `workdir` cannot be written, or if it has checkpoints of another model, data
+  or optimiser.  The error lists the differences.
   """
   workdir, extended = files.run_directory('workdir', workdir), {}
   try:
@@ -209,9 +210,9 @@ def _later_decay(old: dict, new: dict) -> bool:
 
 
 def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> dict:
-  """What `starts` says of a longer curve of the learning rate, which is printed.
+  """The entry of `starts` for a longer curve of the learning rate.  The change is also printed.
 
-  Raises InputError where nothing is left to train.
+  Raises InputError if nothing is left to train.
   """
   done = steps_made(workdir)
   require(config.train.steps > done, 'config.train.steps', config.train.steps,
@@ -226,23 +227,23 @@ def _extended(workdir: Path, old: dict, config: ml_collections.ConfigDict) -> di
 
 
 def changed_data(workdir: str | Path, fingerprint: dict) -> str:
-  """The changes of the data since the run in `workdir` began, in a clause; '' without changes.
+  """A clause that says how the data have changed since the run began; '' without changes.
 
-  Of a run that keeps no fingerprint nothing is known: ''.
+  It is also '' if the run keeps no fingerprint.
   """
   before = record(Path(workdir)).get('fingerprint')
   return data.changes(before, fingerprint) if before else ''
 
 
 def _edited(old: config_files.ConfigCode, new: config_files.ConfigCode) -> list[str]:
-  """Paths of the files of `new` that are not as in `old`, and names of those that are gone."""
+  """The paths of the config's files that differ between `old` and `new`, or are in one only."""
   return [str(new.path)] * (old.text != new.text) + [
       str(new.folder / name) for name in sorted(old.neighbours.keys() | new.neighbours.keys())
       if old.neighbours.get(name) != new.neighbours.get(name)]
 
 
 def say_what_changed(workdir: str | Path) -> None:
-  """Warns in one line where the run in `workdir` was last started with another vdm_jax."""
+  """Warns in one line if the run in `workdir` was last started with another vdm_jax."""
   started = record(workdir).get('starts', [{}])[-1]
   difference = changed(started, provenance())
   if difference and jax.process_index() == 0:
@@ -256,10 +257,10 @@ def _tuples(value):
 
 
 def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
-  """The values of the run's config.  Raises InputError where there is no run.
+  """The values of the run's config.  Raises InputError if there is no run.
 
-  Relative paths of its data start at the directory that the run was started in, if the data are
-  there; else at today's directory.
+  Relative paths of the data start at the directory in which the run was started, if the data are
+  there.  Otherwise, they start at today's directory.
   """
   saved = record(workdir)
   config = ml_collections.ConfigDict(_tuples(saved['config']))
@@ -273,7 +274,7 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
 
 
 def record(workdir: str | Path) -> dict:
-  """What config.json holds.  Raises InputError where it is not there, or damaged, or too new."""
+  """The contents of config.json.  Raises InputError if it is missing, damaged or too new."""
   path = files.run_directory('workdir', workdir) / 'config.json'
   if not path.exists():
     raise InputError('workdir', f'{workdir}', 'it holds no run, as it has no config.json',
@@ -286,10 +287,13 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
                  data_dir: str = '', data_name: str = '') -> Trained:
   """The weights of the run in `workdir`.
 
-  average: name of an EMA of the config, 'raw' for the parameters themselves, '' for the longest.
-  step: 'latest', 'best' (by validation), or a number.  data_dir, data_name: where the data are now,
-  as fields of config.data.
-  Raises InputError where there is no such run, step or average, or its config is too old.
+  Args:
+    average: the name of an average in config.ema, or 'raw' for the parameters themselves.  Default:
+      the slowest average.
+    step: 'latest', 'best' (by validation), or a number.
+    data_dir, data_name: where the data are now, as fields of config.data.
+
+  Raises InputError if there is no such run, step or average, or if the config is too old.
   """
   workdir = files.run_directory('workdir', workdir)
   config = read_config(workdir)
@@ -326,7 +330,10 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
 
 def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: str | None
              ) -> PyTree:
-  """The weights at step `chosen`; InputError names the sound ones of `steps` if it is not."""
+  """The weights at step `chosen`.
+
+  Raises InputError if that checkpoint is damaged.  The error names the sound ones among `steps`.
+  """
   def read(step):
     try:
       return checkpoints.restore_weights(step, average), ''
@@ -342,13 +349,15 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
 
 
 def load(workdir: str | Path, *, average: str = '', step: int | str = 'latest') -> Any:
-  """What the run in `workdir` made, with its averaged weights; arguments of `load_trained`.
+  """Loads the model that the run in `workdir` trained, with its averaged weights.
 
-  A `Model` of a diffusion model, with `sample` and `nats`; or an autoencoder, a classifier: its
-  representation lists its parts.
+  The result is a `Model` (with `sample` and `nats`) if the run trained a diffusion model.  Other
+  runs give an autoencoder, a classifier, ...; printing the result lists its parts.
 
-  Inside `jit` the weights become constants of the program.  For large networks jit a function
-  of the parameters instead: `trained = load_trained(workdir); trained.experiment.model(params)`.
+  Inside `jit`, the weights become constants of the program.  For large networks, jit a function of
+  the parameters instead: `trained = load_trained(workdir); trained.experiment.model(params)`.
+
+  average, step: see `load_trained`.
   """
   trained = load_trained(workdir, average=average, step=step)
   return trained.experiment.model(trained.params)
