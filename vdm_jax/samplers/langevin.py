@@ -123,9 +123,9 @@ def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
     u <- u + h score_u + sqrt(2 h) noise,    h = epsilon (sigma_s / alpha_s)^2 / sigma_L^2
 
   with sigma_L the smallest sigma / alpha > 0 of the grid.  Song and Ermon (2019), algorithm 1
-  (whose epsilon is twice this one) and Song and Ermon (2020), algorithm 1; u is their x, and is the
-  same on every curve.  epsilon is in the squared units of the data.  None takes the
-  `annealing_step_size` of each ratio of neighbouring levels, as NCSNv2 does.
+  (whose epsilon is twice this one) and Song and Ermon (2020); u is their x, and is the same on every
+  curve.  epsilon is in the squared units of the data.  None takes the `annealing_step_size` of each
+  ratio of neighbouring levels, as NCSNv2 does.
 
   A step that ends at sigma = 0 is NCSNv2's final denoising, z_s = alpha_s x_hat; where alpha_t = 0,
   u is not defined and z_s = alpha_s x_hat + sigma_s eps_hat before the moves.  Each of these two
@@ -174,7 +174,7 @@ def annealing_step_size(growth: Array, n_steps: int) -> Array:
   growth: sigma_{i-1} / sigma_i >= 1, constant in a geometric sequence.  For data at one point, u
   arrives at level i with variance sigma_{i-1}^2.  Its variance after n_steps, in units of
   sigma_i^2, is `annealed_variance`.  The result minimises this variance, where it is closest to 1:
-  Song and Ermon (2020), proposition 3 and technique 4.
+  Song and Ermon (2020), technique 4.
   """
   slope = jax.grad(lambda a, g: annealed_variance(g, n_steps, a))
   slope = jnp.vectorize(slope)
@@ -195,7 +195,7 @@ def annealed_variance(growth: Array, n_steps: int, step_size: Array) -> Array:
   """Variance after n_steps Langevin moves in units of sigma_i^2, for data at one point.
 
   It starts from growth^2, and each move is v <- (1 - step_size)^2 v + 2 step_size: Song and Ermon
-  (2020), proposition 3.
+  (2020), the variance in technique 4.
   """
   stationary = 2.0 / (2.0 - step_size)
   return stationary + (1.0 - step_size)**(2 * n_steps) * (growth**2 - stationary)

@@ -159,7 +159,7 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
 def largest_distance(data: np.ndarray, block: int = 1000) -> float:
   """The largest distance between two examples.  data: [N, ...]; N^2 pairs, `block` rows at a time.
 
-  Technique 1 of Song and Ermon (2020), section 3.1, takes it as the largest sigma.
+  Technique 1 of Song and Ermon (2020) takes it as the largest sigma.
   """
   data = np.reshape(np.asarray(data, np.float64), (len(data), -1))
   data = data - np.mean(data, axis=0)
@@ -179,7 +179,7 @@ def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
   The ratio gamma is at most the root of Phi(c (gamma - 1) + 3 gamma) - Phi(c (gamma - 1)
   - 3 gamma) = overlap with c = sqrt(2 dim).  This is the chance that the radius of the noise at a
   level is within three standard deviations of the radius at the next larger level.  Song and Ermon
-  (2020), section 3.2.  They ask for about 0.5, and their numbers of levels follow from 0.567.
+  (2020), technique 2.  They ask for about 0.5, and their numbers of levels follow from 0.567.
   sigma_max: `largest_distance` of the data; dim: the numbers in one example.  Returns [L],
   decreasing.  The step size that belongs to them is `samplers.langevin.annealing_step_size`.
 

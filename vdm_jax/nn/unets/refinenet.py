@@ -12,7 +12,7 @@ are put back, normalised over channels ("instance norm++").
 The two papers differ in how the network is told the noise level:
 
   NCSN     scales and biases of every normalisation are a row of a table, one row for each level
-  NCSNv2   not at all; the output is divided by sigma (2020, section 3.3, technique 3)
+  NCSNv2   not at all; the output is divided by sigma (2020, technique 3)
 
 Images are in [0, 1] as in the papers, and noise of standard deviation sigma is added to them.
 """

@@ -34,7 +34,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
   The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
   network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
   e.g. the times of a ladder.  ends_denoised: samples end in x_hat, as in NCSNv2 (Song and Ermon
-  2020, algorithm 1) and after, where the noise of the last step is visible.
+  2020) and after, where the noise of the last step is visible.
 
   Raises InputError, also where the weighted loss has no limit at an end of the process.
   """
