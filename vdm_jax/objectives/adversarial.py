@@ -48,7 +48,7 @@ def lazy_r1(discriminate: Discriminator, real: Array, step: Array, *, gamma: flo
   """gamma / 2 |grad D(real)|^2 times `every` in each `every`-th step, and 0 in the others.  [B].
 
   The mean over the steps is R1, at a fraction of the cost.  Karras et al. (2020), `Analyzing and
-  Improving the Image Quality of StyleGAN`, appendix B.  The public code of truncated diffusion
+  Improving the Image Quality of StyleGAN`, section 3.1.  The public code of truncated diffusion
   leaves out the factor `every`.  So the gamma here is the gamma of that code, divided by `every`.
   """
   return jax.lax.cond(

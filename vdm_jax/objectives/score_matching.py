@@ -41,7 +41,7 @@ def sliced(score: Score, x: Array, keys: Array, *, probes: Probes = rademacher,
            reduced: bool = True) -> tuple[Array, dict[str, Array]]:
   """v^T ds/dx v + 1/2 |s|^2, or with 1/2 (v^T s)^2 unless `reduced`: nats [B].
 
-  Song, Garg, Shi and Ermon (2020), section 3: sliced score matching.  `reduced` is its
+  Song, Garg, Shi and Ermon (2020): sliced score matching.  `reduced` is its
   variance-reduced form, with the closed-form mean over v of the second part.  The result is the
   mean over `probes` v, with E[v v^T] = I, and takes one product with the Jacobian for each.  x: [B,
   ...]; keys: [B].
@@ -81,7 +81,7 @@ def denoising(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """1/2 lambda |score_hat + eps / sigma|^2 at z = alpha x + sigma eps: nats [B], {'eps_error'}.
 
-  At one level, this is Vincent (2011), section 4.  At t ~ U[0, 1], it is Song et al. (2021), eq. 7
+  At one level, this is Vincent (2011).  At t ~ U[0, 1], it is Song et al. (2021), eq. 7
   (without the half).  The process may be any whose dlogsnr is finite at t.
   """
   return weighted_diffusion(denoise, process, x, t, keys, cond, weight=matching(scale), eps=eps)

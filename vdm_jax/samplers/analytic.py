@@ -58,7 +58,7 @@ def estimate_variances(denoise: Denoiser, process: Process, x: Array, times: Arr
                        ) -> Variances:
   """A Monte Carlo estimate of `Variances` at `times` [K], from one z_t for each example and time.
 
-  Bao et al. (2022), Analytic-DPM, section 3.1, with the second bracket above.  x: [B, ...], data,
+  Bao et al. (2022), Analytic-DPM, section 3, with the second bracket above.  x: [B, ...], data,
   B > 1; keys: [B].  The standard error is over draws of data and noise.
   """
   def at(k, t):

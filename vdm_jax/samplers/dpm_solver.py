@@ -39,8 +39,8 @@ def dpm_solver(denoise: Denoiser, process: Process, order: int = 3, of: str = 'e
 
   Every step of the grid has this order, and takes `order` evaluations.  Its inner points are at
   lambda_t + j h / order, found on the process.  Lu et al. (2022a), algorithms 1 and 2; Lu et al.
-  (2022b), section 4.  Order 1 is `ddim`.  A step with infinite logsnr at an end is of first order,
-  and evaluates the network only at its start, `order` times.
+  (2022b).  Order 1 is `ddim`.  A step with infinite logsnr at an end is of first order, and
+  evaluates the network only at its start, `order` times.
 
   solver_type: 'dpmsolver' or 'taylor'.
   Raises InputError if an option is unknown.
@@ -144,9 +144,9 @@ def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of
                          second_difference: float = 2.0) -> Sampler:
   """DPM-Solver++ (2M), (3M) (of = 'x'), multistep DPM-Solver (of = 'eps'): one evaluation per step.
 
-  Lu et al. (2022b), section 4, and their SDE solver.  The derivatives of e come from the polynomial
-  in lambda through the latest `order` estimates; the first steps are of order 1, 2, .... Order 1 is
-  `ddim`; with `sde` and of = 'x' it is `ancestral`.
+  Lu et al. (2022b), and their SDE solver.  The derivatives of e come from the polynomial in lambda
+  through the latest `order` estimates; the first steps are of order 1, 2, .... Order 1 is `ddim`;
+  with `sde` and of = 'x' it is `ancestral`.
 
   sde: the reverse SDE, eta = 1.  With of = 'eps' the step of first order is z_s = alpha_s / alpha_t
   z_t - 2 sigma_s (e^h - 1) eps_hat + sigma_s sqrt(e^2h - 1) noise: eps_hat is constant, not x_hat.

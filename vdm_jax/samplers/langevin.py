@@ -123,9 +123,9 @@ def annealed_langevin(denoise: Denoiser, process: Process, n_steps: int = 5,
     u <- u + h score_u + sqrt(2 h) noise,    h = epsilon (sigma_s / alpha_s)^2 / sigma_L^2
 
   with sigma_L the smallest sigma / alpha > 0 of the grid.  Song and Ermon (2019), algorithm 1
-  (whose epsilon is twice this one) and Song and Ermon (2020); u is their x, and is the same on every
-  curve.  epsilon is in the squared units of the data.  None takes the `annealing_step_size` of each
-  ratio of neighbouring levels, as NCSNv2 does.
+  (whose epsilon is twice this one) and Song and Ermon (2020); u is their x, and is the same on
+  every curve.  epsilon is in the squared units of the data.  None takes the `annealing_step_size`
+  of each ratio of neighbouring levels, as NCSNv2 does.
 
   A step that ends at sigma = 0 is NCSNv2's final denoising, z_s = alpha_s x_hat; where alpha_t = 0,
   u is not defined and z_s = alpha_s x_hat + sigma_s eps_hat before the moves.  Each of these two

@@ -23,7 +23,7 @@ from vdm_jax.typing import Denoiser, Process, Sampler
 
 def unipc(denoise: Denoiser, process: Process, order: int = 2, variant: str = 'bh2', of: str = 'x',
           corrector: bool = True, lower_order_below: int = 10) -> Sampler:
-  """UniPC-p of Zhao et al. (2023), section 3, p = `order`; UniP-p without the corrector.
+  """UniPC-p of Zhao et al. (2023), p = `order`; UniP-p without the corrector.
 
   variant: B(h) = h ('bh1') or e^h - 1 ('bh2'), with -h for h if `of` is 'x'.  of: the estimate that
   the polynomials replace, 'x' (data prediction) or 'eps' (noise prediction).  UniP-1 is `ddim`;
