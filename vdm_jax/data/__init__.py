@@ -1,7 +1,7 @@
-"""Data: named fields, where they come from, and which examples make the batch of a step.
+"""Data: named fields, their sources, and the examples that make the batch of a step.
 
-A batch is a pure function of (seed, step), so there is no iterator to save: resuming at step k
-reads batch k, on any number of processes.  Everything here is NumPy; no JAX.
+A batch is a pure function of (seed, step), so there is no iterator to save.  A run that resumes at
+step k reads batch k, on any number of processes.  All code here uses NumPy, and none uses JAX.
 """
 from vdm_jax.data.fields import Field, Spec
 from vdm_jax.data.fingerprints import changes

@@ -1,17 +1,19 @@
 """An array file as a data set: each array is a field.
 
-A .npy is one array.  A .npz holds arrays of one length, or the splits of each: x_train and x_test
-(with y_train and y_test, caption_train and caption_test, ...), or train and test.
+A .npy file holds one array.  A .npz file holds arrays of one length, or two splits of each array.
+The splits are called x_train and x_test (with y_train and y_test, caption_train and caption_test,
+...), or train and test.
 
   array                          field
   images, x_train, train         `image`
   labels, y_train                `label`: the classes 0, 1, ..., one for each example
-  arr_0, x, one that has no name `image` if it holds integers, `x` if it holds real numbers
+  arr_0, x, an unnamed array     `image` if it holds integers, `x` if it holds real numbers
   any other                      its own name
 
 x, the first field, is the first of image, images, arr_0 and x, or else the first array.  Integers
-[N, H, W(, C)] are images, of grey levels 0 .. 255; integers of other shapes have as many levels as
-their largest says.  Floats are real numbers, kept as they are.  Strings [N] are texts: see `text`.
+[N, H, W(, C)] are images, with grey levels 0 .. 255.  For integers of other shapes, the largest
+value decides the number of levels.  Floats are real numbers, kept as they are.  Strings [N] are
+texts: see `text`.
 """
 import functools
 import hashlib
@@ -31,7 +33,7 @@ _BEGINS = {'.npy': b'\x93NUMPY', '.npz': b'PK'}
 
 
 def open_arrays(path: str, text_length: int = 0) -> Store:
-  """The arrays of a file, without reading an image.  Raises FileNotFoundError or InputError."""
+  """The arrays of a file as a Store; no image is read.  Raises FileNotFoundError or InputError."""
   if not os.path.exists(path):
     raise FileNotFoundError(f'there is no file {path}: see --config.data.name')
   _check_begins(path)
@@ -64,7 +66,7 @@ def open_arrays(path: str, text_length: int = 0) -> Store:
 
 
 def _field(path: str, name: str, keys: Sequence[str], text_length: int) -> Field:
-  """The field that these arrays are, one for each split.  Raises InputError."""
+  """The field of these arrays, of which each split has one.  Raises InputError."""
   arrays = [(_place(path, key), _array(path, key)) for key in keys]
   if name == LABEL:
     return fields.label(1 + max(int(_labels(path, key, len(_array(path, key))).max())
@@ -102,7 +104,7 @@ def _place(path: str, key: str) -> str:
 
 
 def _check_begins(path: str) -> None:
-  """A file that is something else is said to be that, and not to be damaged."""
+  """Raises InputError that says what the file is, if it is no file of this kind."""
   with open(path, 'rb') as file:
     start = file.read(64)
   ending = path[-4:]
@@ -134,9 +136,9 @@ def _keys(path: str) -> list[str]:
 
 
 def _chosen(path: str, keys: list[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-  """Which arrays each field is, x first, and the splits: {name: one key, or two}, (train, test).
+  """The arrays of each field, x first, and the splits: {name: one key, or two}, (train, test).
 
-  Without splits of its own a file has one key for each field, and ().
+  A file without splits of its own has one key for each field, and ().
   """
   def ordered(names):
     x = next(name for name in (IMAGE, 'x', *names) if name in names and name != LABEL)
@@ -178,7 +180,8 @@ def _named(path: str, name: str, key: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _array(path: str, key: str) -> np.ndarray:
-  """An array of a file.  npy: mapped.  npz: taken out once, as each indexing decompresses it."""
+  """An array of a file.  npy: mapped.  npz: read once and kept, as each indexing decompresses it.
+  """
   try:
     if path.endswith('.npy'):
       return np.load(path, mmap_mode='r')
@@ -193,9 +196,9 @@ def _array(path: str, key: str) -> np.ndarray:
 
 
 def named(path: str, name: str) -> np.ndarray:
-  """The array of this name in a .npz file, or its only one; of a .npy file, its array.
+  """The array with this name in a .npz file, or the file's only array; of a .npy file, its array.
 
-  Raises InputError, by this name, where there is none.
+  Raises InputError about this name if there is no such array.
   """
   if not os.path.isfile(path):
     raise InputError(name, path, 'there is no such file', 'name a .npz or .npy file')
@@ -226,7 +229,7 @@ def _check_images(place: str, array: np.ndarray) -> None:
 
 
 def _labels(path: str, key: str, count: int) -> np.ndarray:
-  """int32 [N], one for each of `count` examples."""
+  """int32 [N], one label for each of `count` examples."""
   labels = _array(path, key)
   what = f'{_place(path, key)} is {labels.dtype} {labels.shape}'
   needed = f'needed is one class 0, 1, ... for each of {count} examples'
@@ -244,14 +247,14 @@ def _read(path, keys, declared, subset, rows):
 
 
 def _values(array: np.ndarray, field: Field) -> np.ndarray:
-  """Rows of an array as the field has them."""
+  """Rows of an array, with the shape and the type of the field."""
   if array.dtype.kind in 'US':
     return text.encode(_strings(array), field.shape[0])
   return array.reshape(len(array), *field.shape).astype(field.dtype)
 
 
 def _marks(path: str) -> dict[str, int | str]:
-  """A checksum of each array: of a .npz, what its directory holds; of a .npy, `_digest`."""
+  """A checksum of each array: from the directory of a .npz; for a .npy, by `_digest`."""
   if path.endswith('.npy'):
     return {'the array': _digest(path)}
   with zipfile.ZipFile(path) as file:
@@ -260,7 +263,7 @@ def _marks(path: str) -> dict[str, int | str]:
 
 
 def _digest(path: str, block: int = 2**20, blocks: int = 256) -> str:
-  """SHA-256 of a file's size and of so many blocks that lie evenly: of all of it if it is small."""
+  """SHA-256 of a file's size and of `blocks` evenly spaced blocks; a small file is read whole."""
   size = os.path.getsize(path)
   digest = hashlib.sha256(f'{size}\n'.encode())
   offsets = range(0, size, block)

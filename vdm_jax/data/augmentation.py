@@ -1,8 +1,8 @@
-"""Changes of the examples that are trained on: pure functions of a batch and uniform numbers.
+"""Changes of the training examples: pure functions of a batch and of uniform numbers.
 
-An augmentation names the field that it changes, so that the fields beside it stay as they are.
-The field 'augmented', float32 [n], is 1 where an image was changed and else 0. On it a network may
-be conditioned; evaluation and sampling give it 0.
+An augmentation is given the name of the field that it changes, and the other fields stay as they
+are.  The field 'augmented', float32 [n], is 1 where an image was changed and else 0.  A network may
+be conditioned on it.  In evaluation and sampling the field is 0.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,9 +23,9 @@ class Augmentation(NamedTuple):
 
 
 def flips_and_turns(batch: Batch, u: np.ndarray, field: str) -> Batch:
-  """Flips left-right with probability 1/2; by 90, 180 or 270 degrees with probability 1/2.
+  """Flips left-right with probability 1/2; turns by 90, 180 or 270 degrees with probability 1/2.
 
-  The field is [n, H, H, C]; u [3, n] are the flip, whether to turn, and the angle.  Source: the
+  The field is [n, H, H, C].  u [3, n] are the flip, whether to turn, and the angle.  Source: the
   augmented CIFAR-10 of the official VDM repository (google-research/vdm, `dataset.py`).
   """
   flip, turn, angle = u

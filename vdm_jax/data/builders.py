@@ -1,7 +1,7 @@
-"""TFDS builders of our own.  They write array_record and need neither TensorFlow nor a network.
+"""TFDS builders for data sets that TFDS lacks.
 
-A builder that hands its Image feature encoded PNG bytes never reaches TensorFlow; one that hands
-it an array does.
+They write array_record, and need neither TensorFlow nor a connection.  A builder that gives encoded
+PNG bytes to its Image feature never calls TensorFlow.  A builder that gives an array does.
 """
 import contextlib
 import io
@@ -20,11 +20,11 @@ def png(image: np.ndarray) -> bytes:
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """The 1,797 handwritten digits that scikit-learn carries: 8 x 8, grey levels 0 .. 16.
+  """The 1,797 handwritten digits that come with scikit-learn: 8 x 8, grey levels 0 .. 16.
 
-  Test is every sixth image from index 0 (300), train the other 1,497, both in scikit-learn's
-  order.  Source: the test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and
-  C. Kaynak (1998), UCI Machine Learning Repository.
+  Every sixth image, from index 0, is for testing (300).  The other 1,497 are for training.  Both
+  keep scikit-learn's order.  Source: the test part of "Optical Recognition of Handwritten Digits",
+  E. Alpaydin and C. Kaynak (1998), UCI Machine Learning Repository.
   """
   VERSION = tfds.core.Version('1.0.0')
 
@@ -55,9 +55,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 def generate(builder: tfds.core.DatasetBuilder) -> str:
   """Writes the builder's data set as array_record and returns its directory.
 
-  TFDS writes beside the final directory and renames at the end, so a killed run leaves nothing
-  that looks finished, and of two at once one wins and the other uses its result.  Raises OSError
-  that names the flag where the directory cannot be written.
+  TFDS writes beside the final directory and renames at the end.  So a killed run leaves nothing
+  that looks finished.  If two runs write at once, one wins and the other uses its result.  Raises
+  OSError that names the flag if the directory cannot be written.
   """
   directory = os.fspath(builder.data_path)
   tfds.disable_progress_bar()  # its bars know no totals

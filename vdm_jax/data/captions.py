@@ -1,4 +1,4 @@
-"""The digits with their names: a field of text, `caption`, beside the image and the label."""
+"""The digits with their names: a text field, `caption`, beside the image and the label."""
 import functools
 
 import numpy as np
@@ -12,7 +12,7 @@ WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight',
 
 
 def open_digits(data_dir: str, image_size: int = 0, text_length: int = 0) -> Store:
-  """The store of `digits`, and of each image the word for its label as tokens: see `text`."""
+  """The store of `digits`, with the word for each image's label as tokens: see `text`."""
   store = records.open_records('digits', data_dir, image_size)
   caption = text.field(CAPTION, text_length or text.longest(WORDS))
   captioned = lambda source: source._replace(

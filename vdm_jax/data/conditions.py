@@ -1,4 +1,4 @@
-"""The conditions of samples: values for the fields that condition a model."""
+"""The conditions of samples: values of the fields that condition a model."""
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,14 +15,18 @@ Conditions = Callable[..., Batch]  # numbers [n] of samples, and values by field
 def of(spec: Spec, names: Sequence[str]) -> Conditions:
   """The conditions of a model that reads these fields: (numbers [n], **values) -> batch.
 
-  A value is one of the field, for all samples; or several, an axis more, which sample i takes in
-  turn, value i mod their number: rows of a file, or of the data.  It may be a string, or several in
-  turn: 'rows.npz' and 'rows.npy' are the values in a file, see `arrays.named`; in a field of text
-  other strings are texts, in any other field numbers with commas, '0.5,1'.
-  By default labels are 0, 1, ... in turn, and other fields are zero: no augmentation, the empty
-  text.
+  A value is one value of the field, for all samples, or several values along a further first axis.
+  Sample i takes value i mod their number.
 
-  It raises InputError for a field that does not condition the model, and for bad values.
+  A value may also be a string, or several strings that the samples take in turn.  'rows.npz' and
+  'rows.npy' stand for the values in a file: see `arrays.named`.  For a text field any other string
+  is a text.  For another field it is numbers with commas: '0.5,1'.
+
+  By default labels are 0, 1, ... in turn.  All other fields are zero, which means no augmentation
+  or the empty text.
+
+  The returned function raises InputError for a field that does not condition the model, and for bad
+  values.
   """
   fields = tuple(spec[name] for name in names)
   return lambda numbers, **values: _batch(fields, numbers, values)
@@ -52,7 +56,8 @@ def _default(field: Field, numbers: np.ndarray) -> np.ndarray:
 
 
 def _read(field: Field, strings: Sequence[str]) -> np.ndarray:
-  """What strings say, in turn: rows of files, texts, numbers.  Raises InputError."""
+  """The values that strings stand for, in turn: rows of files, texts, numbers.  Raises InputError.
+  """
   def one(string):
     if string.endswith(('.npz', '.npy')):
       rows = arrays.named(string, field.name)
@@ -78,7 +83,7 @@ def _read(field: Field, strings: Sequence[str]) -> np.ndarray:
 
 
 def _values(field: Field, value: Any) -> np.ndarray:
-  """[K, ...]: the values of a field that are taken in turn.  Raises InputError."""
+  """The values of a field that samples take in turn, [K, ...].  Raises InputError."""
   value = [value] if isinstance(value, str) else value
   if isinstance(value, (list, tuple)) and value and all(isinstance(u, str) for u in value):
     value = _read(field, value)

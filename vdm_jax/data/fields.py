@@ -1,4 +1,4 @@
-"""An example of a data set: named fields."""
+"""The named fields of an example of a data set."""
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ AUGMENTED = 'augmented'  # whether an example was augmented, 0 or 1: see `augmen
 
 
 class Field(NamedTuple):
-  """One array of every example."""
+  """An array that every example has."""
   name: str
   shape: tuple[int, ...]  # of one example; () of a number
   dtype: str
@@ -28,7 +28,7 @@ class Field(NamedTuple):
 
 
 def integers(name: str, shape: Sequence[int], levels: int) -> Field:
-  """A field of the integers 0 .. levels - 1: uint8 if they fit and are several, else int32."""
+  """A field of the integers 0 .. levels - 1: uint8 for arrays of at most 256 levels, else int32."""
   return Field(name, tuple(shape), 'uint8' if levels <= 256 and shape else 'int32', levels)
 
 
@@ -38,7 +38,7 @@ def reals(name: str, shape: Sequence[int]) -> Field:
 
 
 def label(classes: int) -> Field:
-  """The field 'label': one of so many classes, int32."""
+  """The field 'label': one of `classes` classes, int32."""
   return Field(LABEL, (), 'int32', classes)
 
 
@@ -56,7 +56,7 @@ class Spec:
     return name in self.names
 
   def __getitem__(self, name: str) -> Field:
-    """The field of this name.  Raises InputError where the data have none."""
+    """The field with this name.  Raises InputError if the data have no such field."""
     for field in self.fields:
       if field.name == name:
         return field
@@ -69,21 +69,21 @@ class Spec:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of x: [H, W, C] of an image, [D] of a point."""
+    """The shape of x: [H, W, C] of an image, [D] of a point."""
     return self.x.shape
 
   @property
   def levels(self) -> int:
-    """Of x, whose values are the integers 0 .. levels - 1.  Raises InputError: real numbers."""
+    """The levels of x, whose values are 0 .. levels - 1.  Raises InputError for real numbers."""
     return levels(self, self.x)
 
   @property
   def classes(self) -> int:
-    """The classes of the field 'label'; 0 without."""
+    """The number of classes of the field 'label'; 0 without this field."""
     return self[LABEL].levels or 0 if LABEL in self else 0
 
   def zeros(self, n: int) -> Batch:
-    """A batch of n examples of zeros."""
+    """A batch of n examples that are all zero."""
     return {f.name: np.zeros((n, *f.shape), f.dtype) for f in self.fields}
 
   def random(self, n: int, seed: int = 0) -> Batch:
@@ -95,25 +95,26 @@ class Spec:
             for f in self.fields}
 
   def to_config(self) -> dict:
-    """What `config.data` keeps of it, so that later commands read no data: see `from_config`."""
+    """The values that `config.data` keeps, so that later commands read no data: see `from_config`.
+    """
     return {'shape': self.shape, 'levels': self.x.levels or 0, 'classes': self.classes,
             'found': tuple(tuple(f) for f in self.fields if f.name != AUGMENTED)}
 
 
 def from_config(name: str, rows: Sequence) -> Spec:
-  """The Spec that `Spec.to_config` kept as config.data.found."""
+  """The Spec of the values that `Spec.to_config` put into config.data.found."""
   return Spec(name, tuple(Field(field, tuple(shape), dtype, count)
                           for field, shape, dtype, count in rows))
 
 
 def of_images(name: str, shape: Sequence[int], count: int, classes: int = 0, *, x: str = IMAGE
               ) -> Spec:
-  """Integers of so many levels, with labels where there are classes."""
+  """The Spec of images with `count` levels, and with labels if there are classes."""
   return Spec(name, (integers(x, shape, count), *[label(classes)] * bool(classes)))
 
 
 def levels(spec: Spec, field: Field) -> int:
-  """The levels of an integer field.  Raises InputError of real numbers."""
+  """The number of levels of an integer field.  Raises InputError for real numbers."""
   if field.levels is None:
     raise InputError('config.data.name', spec.name, f'its field {field.name!r} holds real numbers, '
                      'and this needs integers 0, 1, ...', 'take a system of continuous data '
@@ -141,7 +142,7 @@ def of_array(name: str, array: np.ndarray, place: str) -> Field:
 
 
 def check(spec: Spec, batch: Batch) -> None:
-  """Raises InputError where a batch of a source is not as the Spec says."""
+  """Raises InputError if a batch of a source differs from the Spec."""
   for field in spec.fields:
     if field.name == AUGMENTED:
       continue
@@ -169,5 +170,5 @@ def check(spec: Spec, batch: Batch) -> None:
 
 
 def bytes_of(fields: Sequence[Field]) -> int:
-  """The bytes of one example."""
+  """The size of one example in bytes."""
   return sum(math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in fields)

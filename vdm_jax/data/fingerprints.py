@@ -1,8 +1,9 @@
-"""What a run's data were, in little enough to be kept with the run.
+"""A short description of a run's data, small enough to be kept with the run.
 
-A fingerprint is {'sha256', 'count', 'parts': {name: size or checksum}}: the parts are the files of
+A fingerprint is {'sha256', 'count', 'parts': {name: size or checksum}}.  The parts are the files of
 a folder with their sizes, the arrays of a file with their checksums, or the splits of a prepared
-data set with their counts.  Beyond `LISTED` parts none is listed, and changes are only counted.
+data set with their counts.  With more than `LISTED` parts, no part is listed, and a comparison
+gives only the two counts.
 """
 import hashlib
 import json
@@ -14,14 +15,15 @@ NAMED = 3        # of each kind of change
 
 
 def of(parts: Mapping[str, int | str]) -> dict[str, Any]:
-  """The fingerprint of these parts: JSON, and the same in whatever order they come."""
+  """The fingerprint of these parts, as JSON; their order does not matter."""
   text = json.dumps(parts, sort_keys=True)
   listed = {'parts': dict(parts)} if len(parts) <= LISTED else {}
   return {'sha256': hashlib.sha256(text.encode()).hexdigest(), 'count': len(parts), **listed}
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-  """The differences in a clause: '2 added (a.png, b.png), 1 removed (c.png)'; '' if nothing is."""
+  """The differences in words: '2 added (a.png, b.png), 1 removed (c.png)'; '' without differences.
+  """
   if old['sha256'] == new['sha256']:
     return ''
   if 'parts' not in old or 'parts' not in new:

@@ -1,18 +1,18 @@
 """A folder of pictures as a data set.
 
-Folders `train` and `test` (or validation, valid, val; in any case) are the splits; without them
-every sixth picture is for testing.  If every picture lies in a folder of its split, those folders
-are the classes.  Names that begin with a dot are left out.  The pictures have one channel if all
-are grey, else three: see `images`.
+The folders `train` and `test` (or validation, valid, val; in any case) are the splits.  Without
+them, every sixth picture is for testing.  If every picture lies in a folder inside its split, these
+inner folders are the classes.  Names that begin with a dot are left out.  The pictures have one
+channel if all of them are grey, and else three: see `images`.
 
-Beside the pictures, in the folder or in a split's folder, may lie further fields:
+Further fields may lie beside the pictures, in the folder or in a split's folder:
 
-  captions.txt     `file<TAB>caption` a line; `caption` is a field of text
-  metadata.jsonl   {"file_name": "a.png", "caption": "a cat", "age": 3, ...} a line: texts, numbers
-                   and lists of numbers, each a field.  Numbers that are all 0, 1, 2, ... are
-                   integers, else they are real
+  captions.txt     each line is `file<TAB>caption`; `caption` is a text field
+  metadata.jsonl   each line is {"file_name": "a.png", "caption": "a cat", "age": 3, ...}.  Texts,
+                   numbers and lists of numbers are fields.  Numbers that are all 0, 1, 2, ... are
+                   integers, and other numbers are real
 
-Files are named by their path from there, and every picture has all fields.
+These files name a picture by its path from their own folder.  Every picture must have all fields.
 """
 import collections
 import functools
@@ -40,9 +40,9 @@ class Listing(NamedTuple):
 
 
 def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
-  """The pictures below `root`; only their headers are read.
+  """The pictures below `root` as a Store; only their headers are read.
 
-  text_length: bytes of a text, 0 for the length of the longest.  Raises FileNotFoundError or
+  text_length: bytes of a text; 0 for the length of the longest text.  Raises FileNotFoundError or
   InputError.
   """
   if os.path.isfile(root):
@@ -87,7 +87,7 @@ def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
 
 
 def _descriptions(root: str, subfolders: Sequence[str]) -> list[str]:
-  """The files there are that say something of the pictures."""
+  """The files `CAPTIONS` and `METADATA` that exist."""
   folders = dict.fromkeys([root, *(os.path.join(root, name) if name else root
                                    for name in subfolders)])
   return [path for folder in folders for name in (CAPTIONS, METADATA)
@@ -125,7 +125,7 @@ def _described(root: str, subfolders: Sequence[str], parts: list[list[str]], tex
 
 
 def _lines(path: str) -> list[tuple[str, dict]]:
-  """What a file says, line by line: the picture's name, and its fields."""
+  """Each line of a file: the picture's name, and its fields."""
   remedy = ('write file<TAB>caption' if path.endswith(CAPTIONS) else
             'write {"file_name": "a.png", ...}')
   out = []
@@ -148,7 +148,7 @@ def _lines(path: str) -> list[tuple[str, dict]]:
 
 def _column(root: str, name: str, values: list[list], text_length: int
             ) -> tuple[Field, list[np.ndarray]]:
-  """A field of these values by split, and its arrays.  Raises InputError."""
+  """The field of these values, and its array in each split.  Raises InputError."""
   every = [value for part in values for value in part]
   if all(isinstance(value, str) for value in every):
     length = text_length or text.longest(every)
@@ -172,7 +172,8 @@ def _column(root: str, name: str, values: list[list], text_length: int
 
 
 def _split_folders(root: str) -> tuple[str, str] | None:
-  """The folders for training and for testing as they are spelled, None if there are no two."""
+  """The folders for training and for testing, as they are spelled; None without two such folders.
+  """
   spelled = collections.defaultdict(list)
   for name in sorted(os.listdir(root)):
     if os.path.isdir(os.path.join(root, name)):
@@ -188,7 +189,7 @@ def _split_folders(root: str) -> tuple[str, str] | None:
 
 
 def _listing(root: str, skip: Sequence[str] = ()) -> Listing:
-  """Of all below `root`, but for the folders `skip` in it."""
+  """The Listing of all files below `root`, without its folders `skip`."""
   pictures, hidden, others = [], 0, collections.Counter()
   for folder, folders, files in os.walk(root):
     if folder == root:
@@ -206,7 +207,7 @@ def _listing(root: str, skip: Sequence[str] = ()) -> Listing:
 
 def _left_out(listings: list[Listing], outside: Listing | None,
               folders: tuple[str, str] | None) -> tuple[str, ...]:
-  """One note on the files that are no part of the data, or none."""
+  """One note on the files that are not part of the data, or no note."""
   everything = [*listings, outside] if outside else listings
   hidden = sum(listing.hidden for listing in everything)
   others = sum((listing.others for listing in everything), collections.Counter())
@@ -225,7 +226,7 @@ def _count(n: int, what: str) -> str:
 
 
 def _classes(parts: list[list[str]]) -> tuple[list[str], list[np.ndarray | None]]:
-  """The first folders below the split's, if every picture has one, and the labels by split."""
+  """The folders inside the splits as classes, if every picture has one, and the labels by split."""
   folders = [[file.split(os.sep)[0] if os.sep in file else '' for file in part] for part in parts]
   classes = sorted({folder for part in folders for folder in part})
   if '' in classes:
@@ -244,7 +245,7 @@ def _size(root: str, headers: list[images.Header], image_size: int) -> tuple[int
 
 
 def _changed(headers: list[images.Header]) -> tuple[str, ...]:
-  """Notes on what reading makes of the pictures."""
+  """Notes on the changes that reading makes to the pictures."""
   grey, alpha = (sum(getattr(header, name) for header in headers) for name in ('grey', 'alpha'))
   notes = []
   if 0 < grey < len(headers):

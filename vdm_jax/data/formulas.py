@@ -1,8 +1,8 @@
 """Data that are a formula: points in the plane and sequences, drawn exactly.
 
 Every set is a pure function of (n, index), where `index` numbers independent sets: 0 is for
-training and 1 for testing.  Points have 8 bits a coordinate: coordinates in some unit, plus noise,
-are multiplied to fill 0 .. 255 and rounded down, so that no draw is outside and none is clipped.
+training and 1 for testing.  Points have 8 bits a coordinate.  The coordinates plus noise are scaled
+to fill 0 .. 255 and rounded down.  No draw lies outside, so none is clipped.
 
   name                points, before they are scaled                               shape  levels
   `swirl`             a spiral that widens, of VDM                                    2    256
@@ -31,7 +31,7 @@ def _circle(angle: np.ndarray) -> np.ndarray:
 
 
 def _normal(u: np.ndarray) -> np.ndarray:
-  """Standard normal points [n, 2], of length 8.6 at most, from uniform u [2, n]."""
+  """Standard normal points [n, 2] from uniform u [2, n]; their length is 8.6 at most."""
   # Box-Muller, so that nothing but raw bits is asked of NumPy; 1 - u is never 0.
   radius, angle = np.sqrt(-2 * np.log1p(-u[0])), 2 * np.pi * u[1]
   return radius[:, None] * _circle(angle)
@@ -56,8 +56,8 @@ def swirl(n: int, index: int) -> np.ndarray:
 def swiss_roll(n: int, index: int) -> np.ndarray:
   """The roll of Sohl-Dickstein et al. (2015), section 3.1, in 8 bits: uint8 [n, 2].
 
-  theta = 3 pi / 2 (1 + 2 u),  x = floor(8 (theta (cos theta, sin theta) + eps / 5 + 16)):
-  scikit-learn's `make_swiss_roll` has this angle, the noise is our choice.
+  theta = 3 pi / 2 (1 + 2 u),  x = floor(8 (theta (cos theta, sin theta) + eps / 5 + 16)).
+  The angle is that in scikit-learn's `make_swiss_roll`.  The noise is chosen here.
   """
   u = _uniform(n, index, 3)
   theta = 1.5 * np.pi * (1 + 2 * u[0])
@@ -67,8 +67,8 @@ def swiss_roll(n: int, index: int) -> np.ndarray:
 def moons(n: int, index: int) -> np.ndarray:
   """Two half circles of radius 1: uint8 [n, 2].
 
-  (cos phi, sin phi) or (1 - cos phi, 1/2 - sin phi), phi = pi u, as scikit-learn's `make_moons`;
-  x = floor(60 (y - (1/2, 1/4) + eps / 16) + 128).
+  y = (cos phi, sin phi) or (1 - cos phi, 1/2 - sin phi) with phi = pi u, as in scikit-learn's
+  `make_moons`, and x = floor(60 (y - (1/2, 1/4) + eps / 16) + 128).
   """
   u = _uniform(n, index, 4)
   arc = _circle(np.pi * u[0])
@@ -77,7 +77,7 @@ def moons(n: int, index: int) -> np.ndarray:
 
 
 def checkerboard(n: int, index: int) -> np.ndarray:
-  """Uniform on the 8 squares of 64 levels whose column and row add up to an even number.
+  """Uniform on the 8 squares, of 64 levels a side, whose column and row have an even sum.
 
   uint8 [n, 2]; the entropy is 15 bits.
   """
@@ -89,7 +89,7 @@ def checkerboard(n: int, index: int) -> np.ndarray:
 
 
 def rings(n: int, index: int) -> np.ndarray:
-  """x = floor(26 (r (cos phi, sin phi) + eps / 12) + 128), r of 1, 2, 3, 4: uint8 [n, 2]."""
+  """x = floor(26 (r (cos phi, sin phi) + eps / 12) + 128), r = 1, 2, 3 or 4: uint8 [n, 2]."""
   u = _uniform(n, index, 4)
   radius = 1 + np.floor(4 * u[0])
   points = radius[:, None] * _circle(2 * np.pi * u[1])
@@ -125,7 +125,7 @@ def oscillations(n: int, index: int) -> np.ndarray:
 def orbits(n: int, index: int) -> np.ndarray:
   """The point exp(-d k / 32) (cos, sin)(2 pi f k / 32 + phi), k < 32: float32 [n, 32, 2].
 
-  d, f and phi as of `oscillations`.
+  d, f and phi have the distributions that `oscillations` gives them.
   """
   u = _uniform(n, index, 3)[:, :, None]
   k = np.arange(32) / 32
@@ -139,7 +139,7 @@ FORMULAS = {f.__name__: f for f in (swirl, swiss_roll, moons, checkerboard, ring
 
 @functools.lru_cache(maxsize=4)
 def draw(name: str, n: int, index: int) -> np.ndarray:
-  """The set of this name, not to be written to: uint8 [n, ...], of real numbers float32."""
+  """The set with this name, read-only: uint8 [n, ...], or float32 for real numbers."""
   points = FORMULAS[name](n, index)
   points.flags.writeable = False
   return points

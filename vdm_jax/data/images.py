@@ -1,14 +1,14 @@
 """One picture file -> pixels of 8 bits, by one rule for all of Pillow's modes.
 
   stored as                                    read as
-  bilevel, grey, a palette of greys alone      one channel
+  bilevel, grey, a palette of only greys       one channel
   colour, a palette with a colour, CMYK        three channels
   any of these with alpha, or with a           the same, laid on white: round(a x + (1 - a) 255)
     transparent colour
   more than 8 bits a channel, Lab              refused
 
-So opaque pixels stay as they are, and colours that a transparent pixel hides are not seen.  All
-is decided by a file's header, so a colour file whose pixels happen to be grey has three channels.
+So opaque pixels stay as they are, and the colour of a transparent pixel is not seen.  The file's
+header decides the mode.  So a colour file has three channels, even if all its pixels are grey.
 """
 import contextlib
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ _COLOUR = ('RGB', 'RGBX', 'RGBA', 'RGBa', 'CMYK', 'YCbCr', 'HSV')
 
 
 class Header(NamedTuple):
-  """What a picture file says of itself."""
+  """What the header of a picture file says."""
   grey: bool
   alpha: bool
   size: tuple[int, int]  # height and width, as seen
 
 
 def header(path: str) -> Header:
-  """Of a picture file, without decoding its pixels (but of GIFs).  Raises InputError."""
+  """The Header of a picture file; pixels are decoded only for GIFs.  Raises InputError."""
   with _opened(path, path) as image:
     turned = image.getexif().get(0x0112, 1) >= 5  # orientation: 5 to 8 swap the sides
     width, height = image.size
@@ -46,8 +46,8 @@ def header(path: str) -> Header:
 def decode(file, place: str, channels: int, image_size: int) -> np.ndarray:
   """An encoded image, a path or a stream -> uint8 [H, W, C].  Raises InputError, naming `place`.
 
-  channels: 1, 3, or 4 where alpha belongs to the data.  With `image_size`, the largest centred
-  square, resampled to that size (Lanczos).
+  channels: 1, 3, or 4 if alpha belongs to the data.  image_size: if not 0, the largest centred
+  square is resampled to this size (Lanczos).
   """
   with _opened(file, place) as image:
     ImageOps.exif_transpose(image, in_place=True)  # cameras store the rotation beside the pixels
@@ -62,20 +62,20 @@ def decode(file, place: str, channels: int, image_size: int) -> np.ndarray:
 
 
 def unreadable(place: str, error: Exception) -> InputError:
-  """The error of a file that is not whole."""
+  """The error for a file that is damaged or missing."""
   return InputError(problem=f'{place} cannot be read ({error}): it is damaged, or no such file',
                     remedy='replace it')
 
 
 def sizes_differ(place: str, one: tuple[int, ...], other: tuple[int, ...]) -> InputError:
-  """The error of images [H, W, ...] that make no batch."""
+  """The error for images [H, W, ...] whose sizes differ, so that they make no batch."""
   by = lambda size: ' x '.join(map(str, size[:2]))
   return InputError(problem=f'the images of {place} differ in size ({by(one)} and {by(other)})',
                     remedy='set config.data.image_size to resize and crop them all')
 
 
 def stack(images: list[np.ndarray], place: str) -> np.ndarray:
-  """[H, W, C] each -> [n, H, W, C].  Raises InputError where they differ in size."""
+  """[H, W, C] each -> [n, H, W, C].  Raises InputError if the images differ in size."""
   sizes = sorted({image.shape for image in images})
   if len(sizes) > 1:
     raise sizes_differ(place, sizes[0], sizes[-1])
@@ -108,9 +108,10 @@ def _check_mode(image: Image.Image, place: str) -> None:
 
 
 def _stored(image: Image.Image) -> str:
-  """How a picture of more than 8 bits a channel is stored, '' for others.
+  """How a picture of more than 8 bits a channel is stored; '' for other pictures.
 
-  Pillow opens colours of 16 bits as if they had 8; its decoder is told their depth.
+  Pillow opens 16-bit colours as if they had 8 bits, but the arguments of its decoder give the
+  depth.
   """
   if image.mode.startswith(('I', 'F')):
     return image.mode

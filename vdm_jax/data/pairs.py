@@ -1,14 +1,14 @@
 """Pairs of noise and sample, as a trained flow makes them: a folder of named float fields.
 
-    pairs.json   what they were made by, how many they are, the fields
+    pairs.json   how the pairs were made, their number, and the fields
     x.npy        the sample, float32, as the network sees data
-    z_1.npy      the noise that it came from, float32
-    image.npy    of data that are integers: the nearest ones to x, under their own name
-    label.npy    what the model was told, if anything
+    z_1.npy      the noise from which the sample was made, float32
+    image.npy    only for integer data: the integers nearest to x, under the data's own name
+    label.npy    the model's condition, if it has one
 
-The arrays are mapped, so no more of them is in memory than is read.  A folder is written row by row
-beside its place, as PLACE.part.  It takes its name when it is complete, and is kept when the
-writing ends early.  Every sixth pair is for testing.
+The arrays are mapped, so memory holds only the part that is read.  A folder is written row by row,
+beside its place, as PLACE.part.  It takes its final name when it is complete.  If the writing ends
+early, PLACE.part is kept.  Every sixth pair is for testing.
 """
 import functools
 import hashlib
@@ -35,9 +35,9 @@ _REMEDY = 'Make the pairs again (scripts/make_pairs.py)'
 
 
 def fields_of(x: Field, conditions: Sequence[Field] = ()) -> tuple[Field, ...]:
-  """The fields of the pairs of a model of x: the data themselves first, where they are integers.
+  """The fields of the pairs of a model of x.  If x holds integers, the data themselves come first.
 
-  Raises InputError: a field is called as the arrays of pairs are.
+  Raises InputError: a field has the name of one of the pairs' arrays.
   """
   kept = () if x.levels is None else (x,)
   for field in (*kept, *conditions):
@@ -47,23 +47,24 @@ def fields_of(x: Field, conditions: Sequence[Field] = ()) -> tuple[Field, ...]:
 
 
 def is_pairs(path: str | Path) -> bool:
-  """Whether a complete set of pairs is there."""
+  """Whether `path` holds a complete set of pairs."""
   return os.path.isfile(os.path.join(os.path.expanduser(path), RECORD))
 
 
 def begun(path: str | Path) -> bool:
-  """Whether pairs are there, or some of them."""
+  """Whether all or some pairs are written at `path`."""
   return is_pairs(path) or is_pairs(f'{path}.part')
 
 
 def record(path: str | Path) -> dict[str, Any]:
-  """What pairs.json says: 'about', 'count', 'done', 'fields'.  Raises InputError where damaged."""
+  """The content of pairs.json: 'about', 'count', 'done', 'fields'.  Raises InputError if damaged.
+  """
   return files.read_json(Path(path).expanduser() / RECORD, ('about', 'count', 'done', 'fields'),
                          _REMEDY, FORMAT)
 
 
 def open_pairs(path: str) -> Store:
-  """The pairs in a folder; no array is read.  Raises InputError."""
+  """The pairs in a folder, as a Store; no array is read.  Raises InputError."""
   if not is_pairs(path):
     said = record(f'{path}.part')
     raise InputError('config.data.name', path, f'{said["done"]:,} of its {said["count"]:,} pairs '
@@ -101,20 +102,20 @@ def _array(path: str, name: str) -> np.ndarray:
 
 
 def _parts(path: str) -> dict[str, int | str]:
-  """What pairs are made of: all that their values depend on, which is what made them."""
+  """The parts for the fingerprint: the number of pairs, and a digest of all that made them."""
   said = record(path)
   text = json.dumps(said['about'], sort_keys=True)
   return {'pairs': said['count'], 'made by': hashlib.sha256(text.encode()).hexdigest()}
 
 
 class Writer:
-  """Writes pairs row by row, and goes on where it was left.
+  """Writes pairs row by row, and continues where an earlier writer stopped.
 
     writer = Writer(path, about, count, fields)
     writer.write(writer.done, batch)   # until writer.done == count
     writer.close()
 
-  about: all that the values depend on.  Raises InputError where the place holds anything else.
+  about: everything on which the values depend.  Raises InputError if the place holds anything else.
   """
 
   def __init__(self, path: Path, about: Mapping[str, Any], count: int, declared: Sequence[Field],
@@ -143,7 +144,7 @@ class Writer:
     self._record['done'] = record(self.part)['done']
 
   def _check(self, place: Path, field: str) -> None:
-    """Raises InputError unless `place` has these pairs, or the first of them."""
+    """Raises InputError unless `place` holds these pairs, or the first of them."""
     if place == self.part and not (place / RECORD).is_file():
       return  # ended before anything was said of it
     if not is_pairs(place):
@@ -170,7 +171,7 @@ class Writer:
     return self._record['done']
 
   def write(self, first: int, batch: Batch) -> None:
-    """Rows `first`, first + 1, ...: they are on the disk when this returns."""
+    """Writes rows `first`, first + 1, ...; they are on the disk when this returns."""
     n = len(batch[NOISE])
     for name, *_ in self._record['fields']:
       array = np.load(self._file(name), mmap_mode='r+')
@@ -180,7 +181,7 @@ class Writer:
     self._save()
 
   def close(self) -> None:
-    """Gives the folder its name, where all pairs are there."""
+    """Gives the folder its final name if all pairs are written."""
     if not self.complete and self.done == self._record['count']:
       os.replace(self.part, self.path)
       self.complete = True

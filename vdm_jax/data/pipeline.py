@@ -4,9 +4,9 @@ Stream index j = k B + i (example i of the global batch of step k) is example
 
   perm(seed, j // N)[j mod N]
 
-of the N for training, so every one is seen once an epoch, no remainder is dropped, and the
-batch depends on neither the past nor the number of processes.  Small data sets live in RAM and are
-indexed; larger ones are read by grain's worker processes, which compute the same function.
+of the N for training.  So every example is seen once an epoch, and no remainder is dropped.  The
+batch depends neither on the past nor on the number of processes.  Small data sets live in RAM and
+are indexed.  Larger ones are read by grain's worker processes, which compute the same function.
 """
 import atexit
 import collections
@@ -31,9 +31,9 @@ CHUNK = 1024  # examples in memory at a time where a whole split is passed over
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """The fields of `config.data`.  shape, levels, classes: empty or 0 is read from the data.
+  """The fields of `config.data`.  An empty or zero shape, levels or classes is read from the data.
 
-  shape and levels belong to x; `found` is the whole Spec, and is never given by hand.
+  shape and levels belong to x.  `found` is the whole Spec, and is never given by hand.
   """
   return ml_collections.ConfigDict({
       'name': 'digits',    # see vdm_jax/data/stores.py for what a name may be
@@ -90,8 +90,8 @@ class Split:
   def get(self, indices) -> Batch:
     """Examples as they are, in a batch as in training: {field: array [n, ...]}.
 
-    'augmented', if training augments, is all 0.  Raises IndexError for an index outside of the
-    split, InputError for an example that is not as the Spec says.
+    If training augments, 'augmented' is all 0 here.  Raises IndexError for an index outside of the
+    split, and InputError for an example that differs from the Spec.
     """
     indices = np.asarray(indices, np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < self.length:
@@ -103,13 +103,14 @@ class Split:
     return {name: batch[name] for name in self.spec.names}
 
   def chunks(self) -> Iterator[Batch]:
-    """The whole split in order, a piece at a time."""
+    """The whole split in order, in pieces."""
     return map(self.get, _chunks(self.length))
 
   def sha256(self, field: str = '') -> str:
-    """Of the values of a field, x by default: row-major [length, ...], in order, nothing between.
+    """SHA-256 of the values of a field, x by default.
 
-    They are hashed as they are stored in a batch: images as uint8.
+    The values are hashed as a batch stores them: images as uint8.  They are row-major
+    [length, ...], in order, with nothing between.
     """
     digest = hashlib.sha256()
     for batch in self.chunks():
@@ -131,12 +132,14 @@ class Data:
 
   @functools.cached_property
   def spec(self) -> Spec:
-    """The fields of one example: as configured, else as found.
+    """The fields of one example, as configured, or else as found in the data.
 
-    With shape and levels configured nothing is read: it is one of images, and of labels where
-    there are classes.  Levels found: 256 of pixels if any exceeds 127, else the largest value plus
-    one, over all splits.  A known TFDS data set that is not prepared is taken at its declaration,
-    with 256 levels.
+    If shape and levels are configured, nothing is read.  The Spec then has an image, and a label if
+    there are classes.
+
+    Found levels are 256 for pixels if any pixel exceeds 127.  Otherwise they are the largest value
+    plus one, over all splits.  For a known TFDS data set that is not prepared, TFDS's declaration
+    is used, with 256 levels.
     """
     c = self.config
     if c.get('found', ()):
@@ -151,7 +154,7 @@ class Data:
 
   @property
   def _x_name(self) -> str:
-    """The name of x where nothing is read of the data."""
+    """The name of x if nothing is read from the data."""
     return next(iter(self.config.get('fields', ())), fields.IMAGE)
 
   def _declared(self) -> list[fields.Field]:
@@ -182,7 +185,7 @@ class Data:
     return [f._replace(levels=unknown.get(f.name, f.levels)) for f in declared]
 
   def _find_levels(self, unknown: dict[str, int]) -> None:
-    """Puts the levels of these fields: 256 of pixels if any exceeds 127, else the largest + 1."""
+    """Sets the levels of these fields: 256 for pixels if any exceeds 127, else the largest + 1."""
     images = [f.name for f in self._store.fields if f.dtype == 'uint8']
     largest = dict.fromkeys(unknown, 0)
     for split in ('test', 'train') if unknown else ():  # the smaller one first: it usually tells
@@ -207,7 +210,7 @@ class Data:
                         u + 1, self._store.levels)
 
   def split(self, name: str) -> Split:
-    """'train', 'validation' (the last images of train) or 'test'."""
+    """The split 'train', 'validation' (the last images of train) or 'test'."""
     c, store, spec = self.config, self._store, self.spec
     if name == 'test':
       start, length = 0, store.test.length
@@ -222,21 +225,21 @@ class Data:
   def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
     """This process's rows of the global batch of `step`; a pure function.
 
-    {field: array [B / process_count, ...]}, with the fields of `spec`.  Raises InputError where
-    the processes do not divide the batch.
+    {field: array [B / process_count, ...]}, with the fields of `spec`.  Raises InputError if the
+    number of processes does not divide the batch.
     """
     return self._batches(process_index, process_count)(step)
 
   def stream(self, start_step: int = 0, process_index: int = 0,
              process_count: int = 1) -> Iterator[Batch]:
-    """The batches of start_step, start_step + 1, ... without end, read ahead of their use."""
+    """The batches of start_step, start_step + 1, ... without end, read before they are needed."""
     batches = self._batches(process_index, process_count)
     if self._small('train') or not self.config.workers:
       return _threaded(batches, start_step)
     return _workers(batches, start_step, self.config.workers)
 
   def describe(self) -> str:
-    """One line: what was found."""
+    """One line that describes the data that were found."""
     c, spec, store = self.config, self.spec, self._store
     of_x = 'real numbers' if spec.x.levels is None else f'{spec.levels} levels'
     others = ''.join(f'; {field}' for field in spec.fields[1:]
@@ -252,7 +255,7 @@ class Data:
     return fingerprints.of(self._store.parts())
 
   def _notes(self) -> tuple[str, ...]:
-    """What was left out or changed, and classes that cannot be learned."""
+    """Notes on data that were left out or changed, and on classes that cannot be learned."""
     store, length = self._store, len(self.split('train'))
     if store.train.labels is None or not self.spec.classes:
       return store.notes
@@ -325,7 +328,7 @@ class Data:
     return size <= self.config.memory_gb * 1e9
 
   def _source(self, split: str) -> sources.Source:
-    """The stored split, decoded once and kept if it is small enough."""
+    """The stored split, which is decoded once and kept if it is small enough."""
     if not self._small(split):
       return getattr(self._store, split)
     if split not in self._in_memory:
@@ -344,7 +347,7 @@ class Data:
 
 
 def _check_numbering(name: str, store: sources.Store) -> None:
-  """Raises InputError where a class below the largest has no image at all."""
+  """Raises InputError if a class below the largest has no image at all."""
   labels = [source.labels for source in (store.train, store.test) if source.labels is not None]
   if not labels:
     return
@@ -363,7 +366,7 @@ def _renamed(read, old: str, new: str, rows: np.ndarray) -> Batch:
 
 def make_batch(split: Split, seed: int, batch_size: int,
                augment: augmentation.Augmentation | None, rows: np.ndarray, step: int) -> Batch:
-  """Rows [n] of the global batch of `step`; the module's equation."""
+  """Rows [n] of the global batch of `step`, by the module's equation."""
   epochs, offsets = np.divmod(step * batch_size + rows, len(split))
   indices = np.empty_like(rows)
   for epoch in np.unique(epochs):
@@ -378,7 +381,7 @@ def make_batch(split: Split, seed: int, batch_size: int,
 
 
 def _in_ram(source: sources.Source) -> sources.Source:
-  """The same source, read as a whole at the first reading and kept."""
+  """The same source; its first read loads the whole split, which is then kept."""
 
   @functools.cache
   def arrays():
@@ -407,7 +410,8 @@ def _threaded(batches, start_step: int, ahead: int = 2) -> Iterator[Batch]:
 
 
 def _leave_to_parent(*_) -> None:
-  """A worker outlives a Ctrl-C, which its terminal sends to all: the training ends it."""
+  """Makes a worker ignore Ctrl-C, which its terminal sends to all processes: the training ends it.
+  """
   for each in (signal.SIGINT, signal.SIGHUP):
     signal.signal(each, signal.SIG_IGN)
 

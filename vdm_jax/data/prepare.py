@@ -1,9 +1,8 @@
 """CIFAR-10, MNIST and the digits as TFDS writes them, without TensorFlow.
 
-The stock TFDS builders of CIFAR-10 and MNIST reach for TensorFlow only to open files and to encode
-images.  Here the same builders write the official archives, read by
-`tarfile` and `gzip`, and images encoded by Pillow.  Names, versions, features, keys (hence the
-shuffled order) and file layout stay as in TFDS.
+The builders of CIFAR-10 and MNIST in TFDS call TensorFlow only to open files and to encode images.
+Here the same builders read the official archives by `tarfile` and `gzip`, and Pillow encodes the
+images.  Names, versions, features, keys (and so the shuffled order) and file layout are as in TFDS.
 """
 import gzip
 import hashlib
@@ -37,7 +36,7 @@ class Archive(NamedTuple):
 
 
 def official_archives(name: str) -> tuple[Archive, ...]:
-  """What TFDS would download for `name`, with sizes and checksums: from TFDS's own records."""
+  """The archives that TFDS would download for `name`, with TFDS's sizes and checksums."""
   package = os.path.dirname(importlib.util.find_spec('tensorflow_datasets').origin)
   with open(os.path.join(package, 'url_checksums', f'{name}.txt')) as lines:
     rows = [line.rstrip('\n').split('\t') for line in lines]
@@ -48,12 +47,13 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
             archives: Sequence[Archive] | None = None) -> str:
   """Writes the data set `name` below `data_dir` and returns one line that says where it is.
 
-  Archives are looked for in `places` (files and folders), else where TFDS keeps its downloads
-  (data_dir/downloads), else downloaded there.  Nothing is written before every checksum holds.
+  Archives are looked for in `places` (files and folders).  Without `places`, they are looked for
+  where TFDS keeps its downloads (data_dir/downloads), and missing ones are downloaded to there.
+  Nothing is written before every checksum is right.
 
-  Raises InputError for another name, a file that is not the official one or a data set there in
-  another format, FileNotFoundError where archives are missing and cannot be downloaded, OSError
-  where data_dir cannot be written.
+  Raises InputError for another name, for a file that is not the official one, and for a data set
+  there in another format.  Raises FileNotFoundError if archives are missing and cannot be
+  downloaded, and OSError if data_dir cannot be written.
   """
   if name not in records.PREPARED_BY_US:
     raise InputError(problem=f'{name} is none of {", ".join(records.PREPARED_BY_US)}',
@@ -74,7 +74,7 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
 
 def _obtain(name: str, archives: Sequence[Archive], places: Sequence[str],
             folder: str) -> dict[str, str]:
-  """Paths of the archives by official name, every one with the official checksum."""
+  """Paths of the archives by official name; each has the official checksum."""
   files = _files(places or [folder])
   paths = {}
   for archive in archives:
@@ -120,7 +120,7 @@ def _sha256(path: str | Path) -> str:
 
 
 def _download(archive: Archive, folder: str) -> str:
-  """Downloads into `folder`, under the final name only when the checksum holds."""
+  """Downloads into `folder`; the file gets its final name only if the checksum is right."""
   path = os.path.join(folder, archive.name)
   logging.info('downloading %s', archive.url)
   with files.atomic_write(path) as part:
@@ -137,7 +137,7 @@ def _download(archive: Archive, folder: str) -> str:
 
 
 def _cifar10(paths: dict[str, str], features) -> dict[str, Iterator]:
-  """Binary version: records of a label and 3 x 32 x 32 bytes, planes red, green, blue."""
+  """Reads the binary version: records of a label and 3 x 32 x 32 bytes, planes red, green, blue."""
   [path] = paths.values()
   members = {}
   with tarfile.open(path) as archive:
@@ -157,7 +157,8 @@ def _cifar10(paths: dict[str, str], features) -> dict[str, Iterator]:
 
 
 def _mnist(paths: dict[str, str], features) -> dict[str, Iterator]:
-  """IDX files: a magic number whose last byte counts the axes, their sizes, then bytes."""
+  """Reads IDX files: a magic number whose last byte counts the axes, the axes' sizes, then bytes.
+  """
   del features
 
   def idx(name):

@@ -1,9 +1,9 @@
-"""Randomness of the data: counters, no state.
+"""Randomness of the data: counters, without state.
 
 Philox maps (key, counter) to bits (Salmon et al. 2011, "Parallel random numbers: as easy as
-1, 2, 3"), so epoch 7 or step 90,000 is reached without drawing what comes before.  Only the raw
-bits are used: NumPy freezes the bit stream of Philox, but not what `Generator` makes of it, and a
-run may resume under another NumPy.
+1, 2, 3").  So epoch 7 or step 90,000 needs no draw of the earlier ones.  Only the raw bits are
+used, because a run may resume under another version of NumPy.  NumPy keeps the bit stream of
+Philox fixed, but not the numbers that `Generator` makes from it.
 """
 import functools
 

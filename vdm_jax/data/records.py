@@ -1,7 +1,8 @@
 """A data set of TFDS: records with random access, which hold encoded images and other features.
 
-Its image and its label are read, or the features that config.data.fields names: numbers and
-arrays of them, classes, and texts, which become tokens (see `text`) of config.data.text_length.
+Its image and its label are read, or the features that config.data.fields names.  Those may be
+numbers, arrays of numbers, classes and texts.  Texts become config.data.text_length tokens: see
+`text`.
 """
 import difflib
 import functools
@@ -32,8 +33,8 @@ def open_records(name: str, data_dir: str, image_size: int, requested: Sequence[
                  text_length: int = 0) -> Store:
   """The data set as TFDS prepared it; the digits are prepared here.
 
-  requested: the names of its features, 'image' for its single image; empty: image and label.
-  Raises NotPrepared where it is not in `data_dir`, InputError where it cannot be used.
+  requested: the names of features, where 'image' means the single image.  Empty: image and label.
+  Raises NotPrepared if the data set is not in `data_dir`, and InputError if it cannot be used.
   """
   builder = tfds_builder(name, data_dir)
   if name == 'digits' and not builder.info.splits:
@@ -72,13 +73,13 @@ def open_records(name: str, data_dir: str, image_size: int, requested: Sequence[
 
 def declared(name: str, data_dir: str, image_size: int, requested: Sequence[str] = (),
              text_length: int = 0) -> tuple[Field, ...]:
-  """The fields, as TFDS declares them without the data; images that differ have shape ()."""
+  """The fields that TFDS declares without the data.  Images of different sizes have shape ()."""
   return tuple(feature.field for feature in _features(
       tfds_builder(name, data_dir), image_size, requested, text_length))
 
 
 def data_directory(data_dir: str) -> str:
-  """`data_dir`, or where TFDS looks by itself: $TFDS_DATA_DIR, ~/tensorflow_datasets."""
+  """`data_dir`, or the default directory of TFDS: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
   default = os.environ.get('TFDS_DATA_DIR') or os.path.join('~', 'tensorflow_datasets')
   return os.path.expanduser(data_dir or default)
 
@@ -98,7 +99,7 @@ def tfds_builder(name: str, data_dir: str):
 
 
 def _no_such_name(name: str, error: Exception) -> InputError:
-  """The error of a name that TFDS cannot use, with the name that was perhaps meant."""
+  """The error for a name that TFDS cannot use, with the name that the user perhaps meant."""
   import tensorflow_datasets as tfds
   own = ['digits', 'captioned_digits', *formulas.FORMULAS]
   known = tfds.list_builders(with_community_datasets=False)
@@ -137,7 +138,7 @@ def _features(builder, image_size: int, requested: Sequence[str], text_length: i
 
 
 def _array(feature) -> tuple[tuple, np.dtype]:
-  """(shape, with None for any length, dtype) of a feature of TFDS that is one array."""
+  """(shape, dtype) of a TFDS feature that is one array; None in the shape means any length."""
   return tuple(feature.shape), np.dtype(feature.np_dtype)
 
 
@@ -203,7 +204,7 @@ def _values(feature: _Feature, values: list, rows, place: str, image_size: int) 
 
 
 def _damaged_shard(directory: str, split: str) -> str:
-  """The first file of the split that is not whole; the directory if all are."""
+  """The first damaged file of the split, or the directory if no file is damaged."""
   import tensorflow_datasets as tfds
   from array_record.python import array_record_module
   for path in tfds.builder_from_directory(directory).info.splits[split].filepaths:
@@ -219,10 +220,10 @@ def _damaged_shard(directory: str, split: str) -> str:
 
 
 def imagenet_version(validation: int) -> str:
-  """Which of the two downsampled ImageNets this is, told apart by their validation count.
+  """Which of the two downsampled ImageNets this is; the number of validation images tells.
 
-  Likelihoods of the two cannot be compared: the images were resized differently.  Old: A. van den
-  Oord et al. (2016), 49,999 images.  New: P. Chrabaszcz et al. (2017), 50,000 images.
+  Likelihoods of the two cannot be compared, because the images were resized differently.  Old: A.
+  van den Oord et al. (2016), 49,999 images.  New: P. Chrabaszcz et al. (2017), 50,000 images.
   """
   known = {49_999: 'old', 50_000: 'new'}
   return f'{known.get(validation, "neither old nor new")} ({validation:,} validation images)'

@@ -1,6 +1,6 @@
 """A data set once it is found: a `Store` of two `Source`s.
 
-A source reads any rows by number and is picklable, so that worker processes can read for us.
+A source reads any rows by their numbers.  It is picklable, so worker processes can read.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +16,7 @@ Read = Callable[[np.ndarray], Batch]
 
 
 class NotPrepared(FileNotFoundError):
-  """TFDS knows the data set and it is not on this disk; the message says what to run."""
+  """TFDS knows the data set, but it is not on this disk.  The message says which command to run."""
 
 
 class Source(NamedTuple):
@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
 
 class Store(NamedTuple):
-  """A data set as found."""
+  """A data set, as it was found."""
   train: Source
   test: Source
   fields: tuple[Field, ...]  # x first; levels 0: to be found from the values
@@ -39,18 +39,19 @@ class Store(NamedTuple):
 
   @property
   def classes(self) -> int:
-    """The classes of the field 'label'; 0 without."""
+    """The number of classes of the field 'label'; 0 without this field."""
     return next((field.levels for field in self.fields if field.name == LABEL), 0) or 0
 
 
 def every_sixth(n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Rows for training and for testing, where the data do not say."""
+  """Rows for training and rows for testing, if the data have no splits: every sixth is for testing.
+  """
   test = np.arange(n) % 6 == 0
   return np.flatnonzero(~test), np.flatnonzero(test)
 
 
 def check_lengths(name: str, train: int, test: int) -> None:
-  """Raises InputError where a split has no example."""
+  """Raises InputError if a split has no example."""
   if not train or not test:
     raise InputError('config.data.name', name, f'it has {train} images for training and {test} '
                      'for test', 'give each at least one image')

@@ -1,4 +1,4 @@
-"""Which data set a name means.
+"""The data set that a name means.
 
   name                         data
   `digits`                     scikit-learn's handwritten digits, prepared when first used
@@ -11,7 +11,7 @@
   anything else                a TFDS name: `cifar10`, `mnist`, `downsampled_imagenet/32x32`: see
                                `records`
 
-Where the data do not say which images are for testing, every sixth is, from index 0.
+If the data have no splits, every sixth image is for testing, from index 0.
 """
 import functools
 import os
@@ -26,11 +26,11 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
                text_length: int = 0) -> Store:
   """Finds the data set `name` and reads its headers, not its images (see the module's table).
 
-  fields: which ones are asked for, x first; empty: all, of TFDS image and label.  text_length:
-  bytes of a text, 0 for the length of the longest.
+  fields: the names of the requested fields, x first.  Empty means all fields, or image and label
+  for TFDS.  text_length: bytes of a text; 0 for the length of the longest text.
 
-  Raises NotPrepared or FileNotFoundError where it is not there, InputError where it is there and
-  cannot be used, or where no data set can have that name.
+  Raises NotPrepared or FileNotFoundError if the data set is missing.  Raises InputError if it
+  cannot be used, or if no data set can have that name.
   """
   path = os.path.expanduser(name)
   if name in formulas.FORMULAS:

@@ -1,4 +1,4 @@
-"""Text as tokens: the bytes of UTF-8, so that any language has 257 levels and no vocabulary."""
+"""Text as tokens: the bytes of UTF-8.  So any language has 257 levels, and needs no vocabulary."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,17 +9,17 @@ LEVELS = 257  # of a token: 0 pads, b + 1 is the byte b
 
 
 def field(name: str, length: int) -> Field:
-  """The field of texts of at most so many bytes."""
+  """The field of texts of at most `length` bytes."""
   return Field(name, (length,), 'int32', LEVELS)
 
 
 def is_text(field: Field) -> bool:
-  """Whether the values of a field are such tokens."""
+  """Whether the values of a field are tokens of texts."""
   return len(field.shape) == 1 and field.levels == LEVELS
 
 
 def longest(texts: Sequence[str]) -> int:
-  """The bytes of the longest text, 1 at least."""
+  """The number of bytes of the longest text, at least 1."""
   return max((len(text.encode()) for text in texts), default=0) or 1
 
 
