@@ -1,8 +1,8 @@
-"""Whether the parts of an experiment fit each other, found by their shapes alone.
+"""Checks, by shapes alone, that the parts of an experiment fit each other.
 
-JAX broadcasts: a network of 3 channels on images of 1 trains, and its bound is three times too
-large.  So each part is called once, abstractly, on a batch of the data before a run begins: nothing
-is compiled and nothing computed.
+JAX broadcasts.  So a network of 3 channels would train on images of 1 channel, and its bound would
+be three times too large.  Therefore each part is called once on a batch of the data before a run
+begins.  The call is abstract: nothing is compiled, and nothing is computed.
 """
 import itertools
 import math
@@ -24,10 +24,10 @@ Rows = Callable[[np.ndarray], PyTree]  # numbers of examples [n] -> a batch of t
 
 
 def require_fits(field: str, count: int, shape: tuple[int, ...], devices: int) -> None:
-  """Raises InputError where `count` examples of this shape at a time are more than can be held.
+  """Raises InputError if `count` examples of this shape at a time are more than memory can hold.
 
-  The bound is `MOST_NUMBERS` on each device, of the input alone: the network's memory is many times
-  its input's.
+  The limit is `MOST_NUMBERS` on each device, for the input alone.  The memory of a network is many
+  times the memory of its input.
   """
   most = MOST_NUMBERS * devices // math.prod(shape)
   require(count <= most, field, count, f'so many examples of {math.prod(shape):,} numbers are '
@@ -37,11 +37,12 @@ def require_fits(field: str, count: int, shape: tuple[int, ...], devices: int) -
 
 def experiment(built: Experiment, rows: Rows, config: ml_collections.ConfigDict, *,
                trained: bool = True) -> None:
-  """Raises InputError where a part of an experiment returns another shape than what reads it wants.
+  """Raises InputError if a part of an experiment returns a shape that its reader does not expect.
 
-  Held against the data are what the model encodes, its process, its denoiser and its decoder;
-  against the batch, where it is to be `trained`, the loss and all its terms, in training and in
-  validation.  An error about a field of a network names the field of `config.model`.
+  The model's encoded data, its process, its denoiser and its decoder are compared with the data.
+  If the experiment is `trained`, the loss and all its terms are compared with the batch, in
+  training and in validation.  An error about a field of a network names the field of
+  `config.model`.
 
   rows: numbers of examples [n] -> a batch of the data.
   """
@@ -59,7 +60,8 @@ def experiment(built: Experiment, rows: Rows, config: ml_collections.ConfigDict,
 
 
 def _field(model, name: str | None, value) -> str | None:
-  """The field of config.model that a network's field was given by: its name, or encoder_name."""
+  """The field of config.model that set a field of a network: it has its name, or e.g. encoder_name.
+  """
   return next((field for field in sorted(model, key=len) if name is not None
                and (field == name or field.endswith(f'_{name}')) and model[field] == value), None)
 
@@ -84,7 +86,7 @@ def _check(built, rows, trained):
 
 
 def _model(model: Model, batch: PyTree, n: int) -> None:
-  """Raises InputError."""
+  """Raises InputError if a part of the model returns another shape than the data need."""
   images, shape = batch[model.field], (n, *model.shape)
   x = 1.0 * model.encode(images)  # latents are encoded as they are, whatever their type
   _require('what the model encodes the data as', x, shape, 'Model.shape and the number of examples')

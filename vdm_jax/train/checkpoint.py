@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, verified when read, resumed exactly.
 
-Orbax writes them asynchronously and renames a finished one into place, so a kill at any moment
-leaves only whole checkpoints.  Checksums of the finished files, kept beside them, catch later
-damage of the disk.
+Orbax writes a checkpoint asynchronously, and renames it into place when it is finished.  So a kill
+at any moment leaves only whole checkpoints.  Checksums of the finished files are kept beside them.
+They detect later damage of the disk.
 """
 import json
 import math
@@ -28,7 +28,7 @@ _SOUND, _DAMAGED, _UNSEALED = range(3)
 
 
 class Corrupted(Exception):
-  """A checkpoint that is not what was written."""
+  """A checkpoint whose content is not what was written."""
 
 
 class Restored(NamedTuple):
@@ -37,7 +37,7 @@ class Restored(NamedTuple):
 
 
 def _digest(directory: Path) -> dict[str, int]:
-  """CRC-32 of every file of a finished checkpoint, by relative path."""
+  """CRC-32 of every file of a finished checkpoint, by the file's relative path."""
   digest = {}
   for path in sorted(p for p in directory.rglob('*') if p.is_file()):
     crc = 0
@@ -51,8 +51,9 @@ def _digest(directory: Path) -> dict[str, int]:
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 
-  Keeps the newest `keep` and the one with the lowest validation loss.  Only the validation slice
-  of the training split may choose: a test likelihood chosen on the test split is not one.
+  Keeps the newest `keep` checkpoints and the one with the lowest validation loss.  Only the
+  validation slice of the training split may choose: a likelihood of the test split is no test if
+  the test split chose the checkpoint.
   """
 
   def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
@@ -76,7 +77,7 @@ class Checkpoints:
         item_handlers={item: ocp.StandardCheckpointHandler() for item in ('params', 'ema', 'rest')})
 
   def _check_losses(self) -> None:
-    """Orbax reads the loss of every checkpoint when it opens, and fails if one is unreadable."""
+    """Finds checkpoints whose validation loss is unreadable; Orbax would fail as it opens them."""
     for directory in self.directory.glob('[0-9]*'):
       if not directory.name.isdigit():
         continue  # half-written
@@ -95,9 +96,9 @@ class Checkpoints:
   def save(self, state: TrainState, validation: float = math.inf) -> None:
     """Starts an asynchronous write of `state`: numpy, or arrays over the devices of all processes.
 
-    Each process writes what it has.  The state may be donated as soon as this returns.
-    validation: the loss by which the best is kept; infinite if it was not measured at this step.
-    One that is not finite is never the best.
+    Each process writes its own part.  The state may be donated as soon as this returns.
+    validation: the loss that selects the best checkpoint; infinite if it was not measured at this
+    step.  A checkpoint with an infinite or NaN loss is never the best.
     """
     self.seal()
     step = int(state.step)
@@ -110,7 +111,7 @@ class Checkpoints:
         metrics={'validation': validation if math.isfinite(validation) else math.inf})
 
   def seal(self) -> None:
-    """Waits for the write under way and records the checksums of finished ones."""
+    """Waits for the write in progress, and records the checksums of finished checkpoints."""
     self._manager.wait_until_finished()
     if jax.process_index() != 0:
       return
@@ -130,7 +131,7 @@ class Checkpoints:
     self._manager.close()
 
   def _judge(self, step: int) -> int:
-    """Of a finished checkpoint: _SOUND, _DAMAGED, or _UNSEALED where it has no checksums."""
+    """The state of a finished checkpoint: _SOUND, _DAMAGED, or _UNSEALED without checksums."""
     path = self._checksums / f'{step}.json'
     if not path.exists():  # a kill may come between the end of a write and its checksums
       return _UNSEALED
@@ -138,7 +139,7 @@ class Checkpoints:
     return _SOUND if same else _DAMAGED
 
   def _read(self, step: int, items: Callable[[], dict]):
-    """Raises Corrupted; anything else went wrong with a checkpoint that is as it was written."""
+    """The items of a checkpoint.  Raises Corrupted if its files are damaged, else other errors."""
     # One process reads the files and all go by what it says.
     verdict = devices.broadcast_from_first(lambda: self._judge(step))
     if verdict == _DAMAGED:
@@ -156,10 +157,11 @@ class Checkpoints:
   def restore(self, like: TrainState) -> Restored | None:
     """The newest sound checkpoint in the structure of `like`, or None.
 
-    like: arrays, or their shapes and dtypes, to have numpy; with shardings, to have arrays placed
-    so, whatever the layout and the number of devices that wrote them.  A torn or corrupted
-    checkpoint is reported and moved to `workdir/corrupted`; the one before it serves.  Raises
-    InputError where a sound one belongs to another model or optimiser.
+    like: with arrays, or with shapes and dtypes, the result is numpy.  With shardings, the arrays
+    are placed by them, whatever layout and number of devices wrote the checkpoint.
+
+    A torn or corrupted checkpoint is reported and moved to `workdir/corrupted`, and the one before
+    it is used.  Raises InputError if a sound checkpoint belongs to another model or optimiser.
     """
     like = jax.tree.map(
         lambda u: u if getattr(u, 'sharding', None) else np.zeros(u.shape, u.dtype), like)
@@ -197,15 +199,15 @@ class Checkpoints:
       (self._checksums / f'{step}.json').unlink(missing_ok=True)
 
   def best_step(self) -> int | None:
-    """The step with the lowest validation loss among those kept; None if none was measured."""
+    """The kept step with the lowest validation loss; None if no loss was measured."""
     step = self._manager.best_step()
     measured = step is not None and math.isfinite(self._manager.metrics(step)['validation'])
     return step if measured else None
 
   def restore_weights(self, step: int, average: str | None) -> PyTree:
-    """The parameters of `step`, as numpy: the EMA of that name, or the raw ones for None.
+    """The parameters of `step`, as numpy: the average with this name, or the raw ones for None.
 
-    Raises Corrupted, and KeyError if it has no such average.
+    Raises Corrupted, and KeyError if the checkpoint has no such average.
     """
     item = 'params' if average is None else 'ema'
 

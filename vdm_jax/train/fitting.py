@@ -1,6 +1,6 @@
 """Training in two lines, for notebooks and small programs: no config, no directory, no checkpoint.
 
-The step is a run's: see `train.step`.  `train.loop` has the rest.
+The step is the step of a run (`train.step`).  `train.loop` adds everything else.
 """
 import time
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ def fit(loss: Loss, params: PyTree, tx: optax.GradientTransformation, batches: I
         ema: float = 0.999, seed: int = 0, raw: bool = False, progress: bool = True) -> PyTree:
   """The averaged parameters after one step for each batch; `params` stay as they are.
 
-  The batch is split over all devices.  Times are stratified over it, and every example of every
-  step has a key of its own, as in a run: the result does not depend on the number of devices.
+  The batch is split over all devices.  The times are stratified over the batch.  As in a run, every
+  example of every step has its own key, so the result does not depend on the number of devices.
 
     params = train.fit(loss, net.init(key, z, t), optax.adam(1e-3), batches)
 
@@ -36,12 +36,12 @@ def fit(loss: Loss, params: PyTree, tx: optax.GradientTransformation, batches: I
     batches: pytrees with leaves [B, ...], NumPy or JAX, one for each step.  Cut an endless stream
       with itertools.islice.
     ema: the rate of the average; 0 for the parameters themselves.
-    seed: of times and noise.
+    seed: the random seed of times and noise.
     raw: whether to return (averaged, last) parameters.
     progress: whether to show a bar, with the mean loss of the last steps.
 
   Raises InputError: no batch; a batch that the devices do not divide; a rate outside of [0, 1).
-  Raises window.Diverged, with the step and the terms, where the loss or its gradient is not finite.
+  Raises window.Diverged, with the step and the terms, if the loss or its gradient is not finite.
   """
   layout = jit_layout(step_lib.make_step(loss, tx, {'ema': ema}))
   own = jax.tree.map(jnp.array, params)  # a step takes its state's memory

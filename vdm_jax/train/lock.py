@@ -1,4 +1,4 @@
-"""One run of a directory at a time."""
+"""A lock that allows one run at a time in a directory."""
 import contextlib
 import fcntl
 import json
@@ -13,11 +13,13 @@ from vdm_jax.machine import devices
 
 @contextlib.contextmanager
 def exclusive(workdir: str | Path) -> Iterator[None]:
-  """`workdir` is this run's alone while this lasts, the run of one process or of several.
+  """A context in which only this run, of one process or of several, may use `workdir`.
 
-  The file `lock` there names the host and the number of process 0, and is empty afterwards.  A
-  process that ended without a word has lost it.  Raises InputError where another run has it; one
-  of another host does until the file is removed, as nobody here can know whether it still runs.
+  The file `lock` in the directory names the host and the id of process 0.  Afterwards the file is
+  empty.  A process that was killed no longer holds the lock.
+
+  Raises InputError if another run holds the lock.  A run on another host holds it until the file is
+  removed, because nobody here can know whether that run still goes on.
   """
   workdir = Path(workdir).absolute()
   refused = None
@@ -52,7 +54,7 @@ def _here() -> dict:
 
 
 def _refusal(workdir: Path, file) -> InputError | None:
-  """Why the run may not start, if another has the lock; else it has it now."""
+  """Takes the lock and returns None, or returns the error that says who holds it."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     free = True

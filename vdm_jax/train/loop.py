@@ -1,8 +1,8 @@
 """The training loop, read top to bottom.
 
-It knows an `Experiment` (a loss, data, an optimiser) and nothing of what the loss means.  The state
-is a checkpoint away at any moment: the batch and the randomness of step k are functions of
-(seed, k), so the same command resumes a run bit for bit.
+The loop knows an `Experiment` (a loss, data, an optimiser), but not the meaning of the loss.  The
+batch and the randomness of step k are functions of (seed, k), and a checkpoint holds all other
+state.  So the same command resumes a run bit for bit.
 """
 import collections
 import contextlib
@@ -37,11 +37,12 @@ SPLITS = ('validation', 'test')  # `train` names the records of training itself
 
 
 class _Stopped(Exception):
-  """A signal has asked to stop; its number is the argument."""
+  """A signal asks the run to stop; the argument is the number of the signal."""
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """config.train: how a run goes, not what it computes; all of it may change on resuming."""
+  """config.train: how a run goes, not what it computes.  All of it may change when a run resumes.
+  """
   return ml_collections.ConfigDict({
       'steps': 10_000_000,
       'layout': 'jit',          # 'jit' or 'pmap' (the batch split), 'fsdp' (the state too)
@@ -58,7 +59,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Refuses a training that could not run, before anything is compiled.  Raises InputError."""
+  """Raises InputError for a training that could not run, before anything is compiled."""
   run, batch = config.train, config.data.batch_size
   if run.layout not in LAYOUTS:
     raise InputError('config.train.layout', run.layout, 'there is no such choice',
@@ -111,7 +112,7 @@ def _steps_per_dispatch(run) -> int:
 
 
 def _chunks(start: int, run, n: int) -> Iterator[int]:
-  """Numbers of steps to dispatch together: n, and single ones up to the first multiple of n."""
+  """The numbers of steps that are dispatched together: n, but 1 up to the first multiple of n."""
   step = start
   while step < run.steps:
     size = n if step % n == 0 else 1
@@ -120,7 +121,7 @@ def _chunks(start: int, run, n: int) -> Iterator[int]:
 
 
 def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], layouts) -> Iterator:
-  """(steps, placed batch), one ahead of the step that is running."""
+  """(steps, placed batch), each placed while the step before it runs."""
   queue = collections.deque()
   for size in chunks:
     if size == 1:
@@ -139,14 +140,17 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
           initial: Callable[[PyTree], PyTree] | None = None, profile: int = 0) -> dict[str, float]:
   """Trains to config.train.steps, from the newest sound checkpoint in `workdir` if there is one.
 
-  pictures: EMA parameters -> uint8 image [H, W, 3], or None if there is nothing to draw.  measures:
-  EMA parameters -> numbers of their samples by name, recorded with the pictures.  One of these that
-  fails is a warning.  initial: freshly initialised parameters -> the parameters to start from
-  (ignored on resuming).  profile: so many steps are traced.
+  Args:
+    pictures: EMA parameters -> uint8 image [H, W, 3], or None if there is nothing to draw.
+    measures: EMA parameters -> numbers of their samples by name, recorded with the pictures.
+    initial: freshly initialised parameters -> the parameters to start from (ignored on resuming).
+    profile: the number of steps to trace.
 
-  Returns the last validation's means.  Ctrl-C, SIGTERM or SIGHUP, to any process, saves and raises
-  SystemExit with the code 128 + the signal's number.  Raises InputError, and Diverged leaving the
-  last good checkpoint.
+  If pictures or measures fail, there is a warning and the run goes on.
+
+  Returns the means of the last validation.  If any process gets Ctrl-C, SIGTERM or SIGHUP, the run
+  saves and raises SystemExit with the code 128 + the signal's number.  Raises InputError.  Raises
+  Diverged, and keeps the last good checkpoint.
   """
   check(config)
   workdir = Path(workdir).absolute()
@@ -165,7 +169,7 @@ def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: st
 
 
 def _is_of_a_full_disk(error: BaseException | None) -> bool:
-  """Of several errors on the way out, any: each writer meets the full disk in its own way."""
+  """Whether an error, or any error behind it, says in any writer's words that the disk is full."""
   return error is not None and (
       bool(re.search('No space left on device|Disk quota exceeded', str(error)))
       or _is_of_a_full_disk(error.__cause__) or _is_of_a_full_disk(error.__context__))
@@ -226,7 +230,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
       raise _Stopped(number)
 
   def measure(view, names):
-    """Validates on the splits of these names.  Raises _Stopped."""
+    """Validates on the splits with these names.  Raises _Stopped."""
     for name in names:
       results[name] = validate[name](view.ema[average], view.step, view.ema, view.aux, look)
       writer.write(int(view.step), name, **results[name])
@@ -324,7 +328,7 @@ def _due(run, step: int, every: int) -> bool:
 
 
 def _owed(workdir: Path, run, step: int) -> list[str]:
-  """The splits whose validation at `step` a signal has cut off."""
+  """The splits whose validation at `step` was interrupted by a signal."""
   def cut_off() -> int:
     records = metrics_lib.read(workdir)
     recorded = {record['kind'] for record in records if record['step'] == step}
@@ -337,7 +341,7 @@ def _owed(workdir: Path, run, step: int) -> list[str]:
 
 
 def _long_validation(config, examples: int) -> str:
-  """A line where more examples are evaluated at a validation than trained on before it, else ''."""
+  """A line if a validation evaluates more examples than the training before it used, else ''."""
   run = config.train
   between = config.data.batch_size * min(run.validate_every, run.checkpoint_every)
   if examples * run.validation_repeats <= between:
@@ -357,7 +361,7 @@ def _against_divergence(config) -> str:
 
 @contextlib.contextmanager
 def _may_fail(what: str, step: int) -> Iterator[None]:
-  """An error inside is a warning that there is no `what`: the run goes on."""
+  """Turns an error inside into a warning that there is no `what`; the run goes on."""
   try:
     yield
   except Exception as error:
@@ -370,7 +374,7 @@ def _may_fail(what: str, step: int) -> Iterator[None]:
 
 
 def _picture(writer, step: int, draw: Callable, params: PyTree) -> bool:
-  """Writes what `draw` draws; False if it has nothing to draw."""
+  """Writes the image that `draw` returns; False if there is nothing to draw."""
   with _may_fail('picture', step):
     image = draw(params)
     if image is not None:
@@ -380,6 +384,6 @@ def _picture(writer, step: int, draw: Callable, params: PyTree) -> bool:
 
 
 def _last(workdir: Path, kind: str) -> dict[str, float]:
-  """The last record of that kind, for a run that had nothing left to do."""
+  """The last record of this kind, for a run that had nothing left to do."""
   records = [r for r in metrics_lib.read(workdir) if r['kind'] == kind]
   return {k: v for k, v in records[-1].items() if k not in ('step', 'kind')} if records else {}

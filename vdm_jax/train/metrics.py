@@ -1,7 +1,7 @@
-"""Where a run writes what it measures: `metrics.jsonl`, TensorBoard, PNGs of samples, the screen.
+"""Where a run writes its measurements: `metrics.jsonl`, TensorBoard, PNGs of samples, the screen.
 
-One JSON object a line: {"step", "kind", name: number, ...}; kind is 'train' or the name of the
-split that was evaluated.  Process 0 writes, the others do nothing.
+Each line is one JSON object: {"step", "kind", name: number, ...}.  kind is 'train' or the name of
+the split that was evaluated.  Process 0 writes, and the other processes write nothing.
 """
 import json
 import math
@@ -24,7 +24,7 @@ def read(workdir: str | Path) -> list[dict]:
 
 
 def validations(workdir: str | Path) -> list[list[str]]:
-  """The measures of a run on its validation split as cells: a header, then a row for each step."""
+  """A run's measurements on its validation split as cells: a header, then a row for each step."""
   records = [record for record in read(workdir) if record['kind'] == 'validation']
   names = [name for name in (records[-1] if records else {}) if name not in ('step', 'kind')]
   rows = [[f'{record["step"]:,}', *(f'{record[name]:.4g}' if name in record else '-'
@@ -33,7 +33,7 @@ def validations(workdir: str | Path) -> list[list[str]]:
 
 
 class Writer:
-  """Appends records; a run that resumes at `step` first drops what came after it."""
+  """Appends records; a run that resumes at `step` first drops all later records."""
 
   def __init__(self, workdir: str | Path, step: int):
     self._on = jax.process_index() == 0
@@ -54,7 +54,7 @@ class Writer:
       self._board.add_scalar(f'{kind}/{name}', value, step)
 
   def picture(self, step: int, name: str, image: np.ndarray) -> None:
-    """`workdir/NAME/step_N.png`, and TensorBoard's.  image: uint8 [H, W, 3]."""
+    """Writes `workdir/NAME/step_N.png`, and the image for TensorBoard.  image: uint8 [H, W, 3]."""
     if self._on:
       self._board.add_image(name, image, step, dataformats='HWC')
       with files.atomic_write(self._workdir / name / f'step_{step}.png') as partial:
@@ -67,7 +67,7 @@ class Writer:
 
 
 def _sound_lines(path: Path) -> list[dict]:
-  """The records of a file whose last line a kill may have torn."""
+  """The records of a file, whose last line may be torn by a kill."""
   if not path.exists():
     return []
   records = []
@@ -80,7 +80,7 @@ def _sound_lines(path: Path) -> list[dict]:
 
 
 def parameter_table(params: PyTree) -> rich.table.Table:
-  """Parameters by block: count, and the root mean square at this moment."""
+  """The parameters by block: their count, and their present root mean square."""
   groups: dict[str, list[np.ndarray]] = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     names = [entry.key for entry in path]
@@ -100,6 +100,6 @@ def parameter_table(params: PyTree) -> rich.table.Table:
 
 
 def show(table: rich.console.RenderableType) -> None:
-  """Prints a table, or what consists of some, on process 0."""
+  """Prints a table, or a group of tables, on process 0."""
   if jax.process_index() == 0:
     rich.console.Console(width=None).print(table)

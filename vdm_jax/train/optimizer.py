@@ -1,11 +1,11 @@
 """The optimiser of the VDM recipe: AdamW, linear warm-up, no decay where decay has no meaning.
 
-AdamW keeps two moments of each parameter's gradient; `moments` says how:
+AdamW keeps two moments of each parameter's gradient; `moments` says how they are kept:
 
   'float32'   both as they are: 8 bytes
-  'bfloat16'  the first rounded: 6 bytes.  Not the second: with b2 = 0.99 a step changes it by about
-              a hundredth, and half a unit in the last place is 1/512 to 1/256 of it.  Of normal
-              gradients it would come out 4 % too large
+  'bfloat16'  the first rounded: 6 bytes.  The second stays float32.  With b2 = 0.99 a step changes
+              it by about a hundredth, and half a unit in the last place is 1/512 to 1/256 of it.
+              For normal gradients, rounding would make it 4 % too large
   'factored'  the first rounded, the second of a matrix [n, m] by n + m numbers: little more than 2
               bytes (see `scale_by_factored_moments`)
 """
@@ -26,8 +26,8 @@ def decay_mask(params: PyTree, official: bool = False) -> PyTree:
 
   Biases, norm scales and all of `params['schedule']` are exempt: pulling a noise schedule's end
   points towards zero is not regularisation.  `official` reproduces the mask of the published VDM
-  code, whose only exemption that ever matches is a name ending in `bias`: it decays the group
-  norms' scales and the schedule.
+  code.  The only exemption there that ever matches is a name that ends in `bias`, so that code
+  decays the group norms' scales and the schedule.
   """
   def decays(path, _):
     names = [entry.key for entry in path]
@@ -57,8 +57,8 @@ def default_config() -> ml_collections.ConfigDict:
 def learning_rate(config, rate: float | None = None) -> optax.Schedule:
   """Linear warm-up over `warmup_steps`, then constant, or a cosine to zero at `decay_steps`.
 
-  rate: the highest, `learning_rate` by default.  Raises InputError where the decay would end before
-  the warm-up.
+  rate: the highest rate, by default `learning_rate`.  Raises InputError if the decay would end
+  before the warm-up.
   """
   rate = config.learning_rate if rate is None else rate
   warmup, end = config.warmup_steps, config.decay_steps
@@ -74,18 +74,18 @@ def learning_rate(config, rate: float | None = None) -> optax.Schedule:
 def scale_by_factored_moments(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
   """Adam with the second moment of each matrix factored, and the first moment in bfloat16.
 
-  Of a matrix of gradients G, with V the bias-corrected average of G^2 + eps^2,
+  Let G be a matrix of gradients, and V the bias-corrected average of G^2 + eps^2.  Then
 
     V_ij ~ R_i C_j / mean(R),    R_i = mean_j V_ij,  C_j = mean_i V_ij,
 
   which is exact where V has rank one: Shazeer and Stern (2018), section 3.  The average's decay
-  b2 (1 - b2^(t-1)) / (1 - b2^t) corrects its bias: section 7.1.  The first moment is of G /
-  sqrt(V), not of G, and comes last.
+  b2 (1 - b2^(t-1)) / (1 - b2^t) corrects its bias: section 7.1.  The first moment is computed last,
+  from G / sqrt(V) and not from G.
 
-  Factored are the two largest axes of an array, if both are at least 128: with fewer blocks L than
-  that the channels of stacked kernels [L, 3, 3, C, C'], a matrix for each block and tap.  Biases,
-  norm scales and small kernels keep their second moment: there this is Adam, but for that order and
-  for sqrt(v + eps^2) in the place of sqrt(v) + eps.
+  The two largest axes of an array are factored if both are at least 128.  Stacked kernels [L, 3, 3,
+  C, C'] with fewer than 128 blocks L are factored along the channels, as one matrix for each block
+  and tap.  Biases, norm scales and small kernels keep their second moment.  For these, two things
+  differ from Adam: the order of the moments, and sqrt(v + eps^2) in place of sqrt(v) + eps.
   """
   decay = lambda step, b2: b2 * (1.0 - b2**step) / (1.0 - b2**(step + 1.0))
   return optax.chain(
@@ -100,7 +100,7 @@ MOMENTS = {
 
 
 def _check(config) -> None:
-  """Raises InputError for a number that no step could be made with."""
+  """Raises InputError for a number with which no step can be made."""
   for name in ('learning_rate', 'schedule_learning_rate', 'warmup_steps', 'decay_steps', 'eps',
                'weight_decay', 'clip_norm', 'b1', 'b2'):
     value = config.get(name, 0.0)  # a run's config may be older than a field
@@ -112,8 +112,8 @@ def _check(config) -> None:
 def adamw(config) -> optax.GradientTransformation:
   """config.optimizer -> AdamW (Loshchilov and Hutter 2019); fields as in `default_config`.
 
-  With a `schedule_learning_rate` the network and the schedule each have an AdamW of their own, and
-  each gradient is clipped by its own norm: the schedule's may be of another quantity.
+  With a `schedule_learning_rate`, the network and the schedule each have their own AdamW.  Each
+  gradient is clipped by its own norm, since the schedule's gradient may be of another quantity.
 
   Raises InputError: a number outside of its range; no such `moments`; a decay that ends before the
   warm-up.

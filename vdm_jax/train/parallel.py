@@ -1,15 +1,15 @@
 """The same update on one device, under pmap, or under jit with the batch and the state sharded.
 
-An update is written once, for a batch shard, against an `Axis`.  `Axis(None)` makes every
-collective the identity: that is both the one-device and the sharded-jit reading, where the
-shard is the whole (global) batch.  A layout is the short adapter that places state and batch and
-wraps the update.  All layouts agree to rounding, over one process or several.
+An update is written once, for a shard of the batch, with the collectives of an `Axis`.
+`Axis(None)` makes every collective the identity.  One device and sharded jit both use it, because
+their shard is the whole (global) batch.  A layout is the short adapter that places state and batch
+and wraps the update.  All layouts agree to rounding, over one process or several.
 
-  jit_layout    the batch split, the state everywhere; the gradients are summed
-  fsdp_layout   the batch split, and so the state: each device keeps its share of parameters,
+  jit_layout    the batch is split, the state is on every device; the gradients are summed
+  fsdp_layout   the batch is split, and so is the state.  Each device keeps its share of parameters,
                 averages and optimiser, gathers the parameters for the loss, and sums its share of
                 the gradients (Rajbhandari et al. 2020, ZeRO, section 5)
-  pmap_layout   as jit_layout, one program per device
+  pmap_layout   as jit_layout, with one program per device
 """
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def identity(tree: PyTree) -> PyTree:
 
 
 class Axis(NamedTuple):
-  """The collectives an update may use."""
+  """The collectives that an update may use."""
   name: str | None = None
   # Parameters -> as a loss reads them; see `_gather`.
   gather_params: Callable[[PyTree], PyTree] = identity
@@ -54,7 +54,7 @@ class Axis(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """Where the state and the batch live, and the update wrapped for it."""
+  """Where the state and the batch are placed, and the update that runs there."""
   put: Callable     # state on one device or the host, or as `target` has it -> placed state
   place: Callable   # this process's rows of a batch, [B, ...] on the host -> placed batch
   step: Callable    # placed state (donated), placed batch, key -> placed state, metrics
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
 
 def several(update: Update) -> Update:
-  """An update of a whole sequence: batch leaves [steps, B, ...] -> metrics [steps].
+  """An update for several steps: batch leaves [steps, B, ...] -> metrics [steps].
 
   One dispatch for many steps keeps an accelerator busy.
   """
@@ -73,9 +73,9 @@ def several(update: Update) -> Update:
 
 
 def jit_layout(update: Update, devices=None, steps: int = 1) -> Layout:
-  """Global view: the state everywhere, the batch split over a mesh.
+  """Global view: the state is on every device, and the batch is split over a mesh.
 
-  With steps > 1 one call makes that many steps and takes batches [steps, B, ...].
+  With steps > 1, one call makes that many steps and takes batches [steps, B, ...].
   """
   everywhere, split = shardings(devices)
   return _global_layout(update, steps, split, lambda shapes: jax.tree.map(
@@ -89,8 +89,8 @@ SMALLEST_SHARDED = 2**14
 def shards(shape: tuple[int, ...], devices: int) -> tuple[int, int]:
   """(dimension, number of parts) of a tensor of the state under `fsdp_layout`.
 
-  The dimension that most of the devices divide, the last of several; of 128 channels on 512 devices
-  each part stands on four.
+  The dimension whose size has the largest common divisor with the number of devices is cut.  Of
+  equal ones it is the last.  With 128 channels on 512 devices, each part is on four devices.
   """
   if not shape or math.prod(shape) < SMALLEST_SHARDED:
     return 0, 1
@@ -99,7 +99,7 @@ def shards(shape: tuple[int, ...], devices: int) -> tuple[int, int]:
 
 
 def fsdp_layout(update: Update, devices=None, steps: int = 1) -> Layout:
-  """Global view: the batch split over the devices, and each large tensor of the state too."""
+  """Global view: the batch is split over the devices, and so is each large tensor of the state."""
   devices = list(devices or jax.devices())
   factors = _prime_factors(len(devices))
   names = tuple(f'axis_{i}' for i in range(len(factors)))
@@ -123,7 +123,7 @@ def fsdp_layout(update: Update, devices=None, steps: int = 1) -> Layout:
 
 
 def _gather(params: PyTree, sharding: Callable, everywhere: NamedSharding) -> PyTree:
-  """Sharded parameters, whole on every device; their cotangent is sharded as they are."""
+  """The sharded parameters, whole on every device; their cotangent is sharded as they are."""
   @jax.custom_vjp
   def gather(params):
     return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda _: everywhere, params))
@@ -135,7 +135,7 @@ def _gather(params: PyTree, sharding: Callable, everywhere: NamedSharding) -> Py
 
 
 def _prime_factors(n: int) -> list[int]:
-  """12 -> [2, 2, 3]; 1 -> [1], since a mesh has an axis."""
+  """12 -> [2, 2, 3]; 1 -> [1], since a mesh needs an axis."""
   factors, p = [], 2
   while n > 1:
     while n % p == 0:
@@ -179,7 +179,7 @@ def _global_layout(update: Update, steps: int, split: NamedSharding,
 
 
 def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
-  """One program per device; the state stays replicated where it is.  `steps` as above."""
+  """One program per device; each device keeps a copy of the state.  steps: see `jit_layout`."""
   devices = list(devices or jax.devices())
   here = [device for device in devices if device.process_index == jax.process_index()]
   n = len(here)

@@ -1,9 +1,9 @@
 """One optimisation step.
 
-Randomness belongs to the step: its key is fold_in(key, step), example i of the *global* batch has
-fold_in(that, i + 1), and the times are stratified over the global batch, t_i = (u + i/B) mod 1
-(`random.stratified`).  So the numbers do not depend on how many devices there are or on how
-many examples go together, and nothing random has to be saved.
+Randomness belongs to the step.  The key of the step is fold_in(key, step), and example i of the
+*global* batch has fold_in(key of the step, i + 1).  The times are stratified over the global batch,
+t_i = (u + i/B) mod 1 (`random.stratified`).  So the numbers depend neither on the number of devices
+nor on how many examples are computed together.  No random state has to be saved.
 """
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from vdm_jax.typing import Array, Context, Experiment, Loss, PyTree, Scalar, Upd
 
 @struct.dataclass
 class TrainState:
-  """All that a run is, beside its data and its key."""
+  """The whole state of a run, apart from its data and its key."""
   step: Array             # []  updates made
   params: PyTree
   ema: dict[str, PyTree]  # by name: several rates may run side by side
@@ -33,15 +33,16 @@ class TrainState:
 
 
 def first_aux(aux: PyTree, params: PyTree) -> PyTree:
-  """`aux`, or where it is a function of the first parameters (a teacher) what that returns."""
+  """`aux`, or its result if it is a function of the first parameters (a teacher)."""
   return aux(params) if callable(aux) else aux
 
 
 def init(params: PyTree, tx: optax.GradientTransformation, ema=('ema',), aux=None) -> TrainState:
   """The state before the first step; every average starts as the parameters.
 
-  Each average owns its buffers: the state is donated, and aliased leaves under donation fail.
-  So does aux, which an `Experiment` keeps, or which is a function of params: see `first_aux`.
+  Each average owns its buffers, because the state is donated, and donation fails for leaves that
+  share memory.  aux is copied too: an `Experiment` keeps it, or it is a function of params (see
+  `first_aux`).
   """
   own = lambda: jax.tree.map(jnp.copy, params)
   return TrainState(jnp.zeros((), jnp.int32), params, {k: own() for k in ema}, tx.init(params),
@@ -49,20 +50,20 @@ def init(params: PyTree, tx: optax.GradientTransformation, ema=('ema',), aux=Non
 
 
 def default_average(ema: dict[str, float]) -> str:
-  """The average that is validated, and evaluated unless another is named: the longest one."""
+  """The average for validation, and for evaluation if no other is named: the slowest one."""
   return max(ema, key=ema.get)
 
 
 def check_averages(ema: dict[str, float], field: str = 'ema') -> None:
-  """Raises InputError for a rate outside of [0, 1), of an average that would never move or grow."""
+  """Raises InputError for a rate outside of [0, 1): the average would never move, or would grow."""
   for name, rate in ema.items():
     require(0.0 <= rate < 1.0, f'{field}.{name}', rate, 'the rate of an average must be in [0, 1)')
 
 
 def caution(name: str, rate: float, steps: int) -> str:
-  """A warning where an average still holds a tenth of the weights at the start or more, else ''.
+  """A warning if an average still holds more than a tenth of the weights at the start, else ''.
 
-  After so many steps their share of it is rate^steps.
+  The share of these weights after `steps` steps is rate^steps.
   """
   share = rate**steps
   if steps < 1 or share <= 0.1:
@@ -72,7 +73,7 @@ def caution(name: str, rate: float, steps: int) -> str:
 
 
 def average(ema: PyTree, params: PyTree, rate: Scalar) -> PyTree:
-  """rate * ema + (1 - rate) * params, written so that an average of constants is that constant.
+  """rate * ema + (1 - rate) * params, in a form for which an average of constants is that constant.
 
   In float32 the weighted sum itself drifts away from parameters that do not move.
   """
@@ -80,7 +81,7 @@ def average(ema: PyTree, params: PyTree, rate: Scalar) -> PyTree:
 
 
 class OwnGradient(NamedTuple):
-  """Parameters that follow another gradient than the mean loss's: 1/B sum_i c_i d loss_i."""
+  """Parameters that follow a gradient of their own, 1/B sum_i c_i d loss_i, not the mean loss's."""
   of: Callable[[tuple[str, ...]], bool]       # the names on a parameter's path -> whether it is one
   # losses [B], terms {name: [B]} -> c [B], a constant.  These B are some of the batch, those of a
   # device or of a microbatch: c_i is a function of example i alone.
@@ -90,8 +91,8 @@ class OwnGradient(NamedTuple):
 def _microbatches(rows: PyTree, k: int) -> PyTree:
   """Leaves [n, ...] -> [k, n/k, ...]: microbatch m has the rows m, m + k, m + 2k, ...
 
-  Not n/k consecutive ones: where the batch is split over devices in consecutive rows, each
-  microbatch takes its share from every device, and no row moves.
+  The rows of a microbatch are not consecutive.  The batch is split over devices in consecutive
+  rows, so each microbatch takes its share from every device, and no row moves.
   """
   n = jax.tree.leaves(rows)[0].shape[0]
   if n % k:
@@ -104,21 +105,27 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
               remember: Callable[[PyTree, Context, Array, dict], PyTree] | None = None) -> Update:
   """An `Update` (state, batch, key, axis) -> (state, metrics): all that the trainer runs.
 
-  The gradient is of the mean of `loss` over the global batch; own: but for some parameters,
-  at the price of a second vector-Jacobian product.  c_i = 2 loss_i makes it the gradient of
-  the mean square.  ema: {name: rate}, see `average`.
-  remember: (aux, context, losses, terms) -> aux, with all [B] of the global batch: a history that
-  later steps read as context.aux.
-  The update takes the keyword `accumulate`: k microbatches, one after another, whose gradients are
-  summed: the memory of B/k examples.  Each has its time and key of the whole batch and the step is
-  the same, to rounding; `loss` and `own.cotangent` see one microbatch at a time, `remember` all [B]
-  in their order.  Over devices the gradients are summed once under pmap, k times under jit.
-  metrics: 'loss' and the loss's own terms, means over the global batch, and 'grad_norm', the
-  global norm before any clipping.
+  The gradient is the gradient of the mean of `loss` over the global batch.
+
+  Args:
+    own: gives some parameters another gradient, at the price of a second vector-Jacobian product.
+      c_i = 2 loss_i makes it the gradient of the mean square.
+    ema: {name: rate}, see `average`.
+    remember: (aux, context, losses, terms) -> aux, with all [B] of the global batch: a history that
+      later steps read as context.aux.
+
+  The update takes the keyword `accumulate`, the number k of microbatches.  They run one after
+  another, and their gradients are summed, so a step needs the memory of B/k examples.  Each example
+  keeps its time and key of the whole batch, so the step is the same, to rounding.  `loss` and
+  `own.cotangent` see one microbatch at a time, and `remember` sees all [B] in their order.  Over
+  devices, the gradients are summed once under pmap, and k times under jit.
+
+  The metrics are 'loss' and the loss's own terms, as means over the global batch, and 'grad_norm',
+  the global norm before any clipping.
 
   Raises InputError: a rate outside of [0, 1).
-  The update raises ValueError where `own` is of no parameter, where the losses are not [B], and
-  where `accumulate` does not divide the rows of a shard.
+  The update raises ValueError if `own` chooses no parameter, if the losses are not [B], or if
+  `accumulate` does not divide the rows of a shard.
   """
   check_averages(ema)
 
@@ -131,7 +138,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
     context = Context(t, keys, state.step, jax.lax.stop_gradient(state.ema), state.aux)
 
     def gradient(batch, t, keys):
-      """1/n sum of c_i d loss_i over these examples, of a shard's n; the losses and terms."""
+      """1/n sum of c_i d loss_i over these examples, with n for the shard; the losses and terms."""
       part = context._replace(t=t, keys=keys)
       losses, pull_back, terms = jax.vjp(
           lambda params: loss(axis.gather_params(params), batch, part), state.params, has_aux=True)
@@ -174,9 +181,9 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
 
 
 def update_of(experiment: Experiment, accumulate: int = 1) -> Update:
-  """The step of an experiment: its own `update`, or one made of its loss, tx and ema.
+  """The step of an experiment: its own `update`, or the step made of its loss, tx and ema.
 
-  Raises InputError: microbatches of an update of its own that takes no `accumulate`.
+  Raises InputError: microbatches, if the experiment's own update takes no `accumulate`.
   """
   update = experiment.update or make_step(experiment.loss, experiment.tx, experiment.ema)
   if accumulate == 1:
@@ -191,7 +198,7 @@ def update_of(experiment: Experiment, accumulate: int = 1) -> Update:
 
 
 class Player(NamedTuple):
-  """Who moves some of the parameters, by a loss and an optimiser of its own."""
+  """A player moves some of the parameters, by its own loss and its own optimiser."""
   loss: Loss               # of all parameters
   tx: optax.GradientTransformation
   moves: tuple[str, ...]   # the names in `params` of those that it moves
@@ -205,9 +212,9 @@ def _moved_by(name: str, player: Player, params: PyTree) -> PyTree:
 
 
 def optimisers(players: Mapping[str, Player]) -> optax.GradientTransformation:
-  """The `tx` of an experiment whose update `players` has made: a state for each of them.
+  """The `tx` of an experiment whose update is made by `players`: one state for each player.
 
-  Its init raises InputError: a player moves parameters that are not there.
+  Its init raises InputError: a player moves parameters that do not exist.
   """
   def init(params):
     return {name: player.tx.init(_moved_by(name, player, params))
@@ -219,17 +226,17 @@ def optimisers(players: Mapping[str, Player]) -> optax.GradientTransformation:
 
 
 def players(players: Mapping[str, Player], ema: dict[str, float]) -> Update:
-  """The `Update` in which each player makes its step, in this order, and sees those before it.
+  """The `Update` in which the players make their steps in turn, each after the moves before it.
 
-  They share the batch, its times and its keys: draws that are to differ have names of their own.
-  The step counts as one, and the averages follow what all have moved, once.  A player's gradient
-  is of the parameters that it moves, and no other is computed.  The keyword `accumulate` means what
-  it means for `make_step`: each player sums its gradients before it moves.  `optimisers` makes the
-  state.
+  The players share the batch, its times and its keys.  Draws that must differ need names of their
+  own.  All moves count as one step, and afterwards the averages are updated once.  A player's
+  gradient covers only the parameters that it moves, and no other gradient is computed.  The keyword
+  `accumulate` has the meaning that `make_step` gives it: each player sums its gradients before it
+  moves.  `optimisers` makes the state.
 
-  metrics: 'loss', the first player's, which is also the experiment's, for validation;
-  'grad_norm', of all gradients together; and each player's own as NAME_loss, NAME_grad_norm and
-  NAME_TERM.
+  The metric 'loss' is the loss of the first player, and also the loss of the experiment, for
+  validation.  'grad_norm' is the norm of all gradients together.  The metrics of each player are
+  NAME_loss, NAME_grad_norm and NAME_TERM.
 
   Raises InputError: a rate outside of [0, 1).
   """

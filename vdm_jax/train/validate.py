@@ -1,4 +1,4 @@
-"""The loss on a whole split: every example the same number of times, no batch dropped."""
+"""The loss on a whole split: every example is used equally often, and no batch is dropped."""
 import math
 from collections.abc import Callable
 
@@ -15,13 +15,12 @@ def make_validate(loss: Loss, split, key: Array, batch_size: int, repeats: int
                   ) -> Callable[..., dict[str, float]]:
   """validate(params, step, ema, aux) -> {'loss' and the loss's own terms: means over `split`}.
 
-  Its last argument, look: called after each batch; what it raises ends the validation.
+  The last argument of `validate`, look, is called after each batch.  If it raises, the validation
+  ends.  The context is the context of training at this step, without dropout.
 
-  The context is as in training at this step, without dropout.
-
-  Example i has its own keys and times, the same at every call: two calls compare parameters,
-  not draws.  The times of an example are evenly spread over its `repeats`, to 1 / n, and the times
-  of all evenly.
+  Example i has its own keys and times, the same at every call.  So two calls differ by their
+  parameters, not by their draws.  The times of one example are evenly spread over its `repeats`, to
+  1 / n.  The times of all examples together are evenly spread too.
   """
   n = len(split)
 

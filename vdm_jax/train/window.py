@@ -1,4 +1,4 @@
-"""The means of the last steps of a training, and whether it still trains."""
+"""The means over the last steps of a training, and whether it still trains."""
 import math
 
 import jax
@@ -12,11 +12,11 @@ IN_FLIGHT = 3  # single steps the host may run ahead of the devices, or one disp
 
 
 class Diverged(RuntimeError):
-  """A loss or gradient that is not finite: the message has the step and the terms."""
+  """A loss or gradient is not finite; the message has the step and the terms."""
 
 
 class Window:
-  """The metrics of the steps since the last look, left on the devices until somebody looks."""
+  """The metrics of the steps since the last `take`, which stay on the devices until then."""
 
   def __init__(self, in_flight: int):
     self._parts, self._in_flight = [], in_flight
@@ -27,7 +27,7 @@ class Window:
       jax.block_until_ready(self._parts[-1 - self._in_flight])
 
   def take(self) -> dict[str, float]:
-    """Their means; raises Diverged with the first step whose loss is not finite."""
+    """The means of the metrics.  Raises Diverged with the first step whose loss is not finite."""
     parts, self._parts = jax.device_get(self._parts), []
     rows = [(first + k, {name: float(np.ravel(u)[k]) for name, u in metrics.items()})
             for first, metrics in parts for k in range(np.size(metrics['loss']))]
@@ -41,6 +41,6 @@ class Window:
 
 
 def headline(values: dict[str, float]) -> tuple[str, float]:
-  """The one number to show while a run goes: bits/dim where there are, else the loss."""
+  """The one number to show during a run: bits/dim if the loss has this term, else the loss."""
   return ('bits/dim', values['bits_per_dim']) if 'bits_per_dim' in values else (
       'loss', values['loss'])
