@@ -1,5 +1,6 @@
-"""Published systems: how parts of the library are composed into something that a config trains.
+"""Published systems: compositions of the library's parts that a config can train.
 
-A system holds no data and no numbers of a run.  Each module has `default_config()`, the fields it
-reads, and functions from a config and a network to an `Experiment`.
+A system holds no data and no numbers of a run.  Each module has `default_config()`, which returns
+the fields that the system reads.  It also has functions from a config and a network to an
+`Experiment`.
 """

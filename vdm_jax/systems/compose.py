@@ -1,7 +1,7 @@
-"""How parts become an experiment: a network, a schedule, a target and an objective.
+"""Composes an experiment of a network, a schedule, a target and an objective.
 
-Every system is built here.  The adapter between a batch and an objective, the conditions of a
-network, the units of reports and the optimiser are written once.
+Every system is built here.  This is the only place for the adapter between a batch and an
+objective, the conditions of a network, the units of reports, and the optimiser.
 """
 import functools
 import inspect
@@ -48,8 +48,8 @@ _POSITIONAL = 6  # denoise, process, x, t, keys, cond
 def default_config(**model) -> ml_collections.ConfigDict:
   """The fields of every experiment, with the fields of `model` as `config.model`.
 
-  It is locked: a name that is not there is an error, and no field of its own.  Each system's
-  `default_config` takes further fields of `config.model` in the same way.
+  The config is locked: setting an unknown field is an error, and adds no field.  The
+  `default_config` of each system takes further fields of `config.model` in the same way.
   """
   config = ml_collections.ConfigDict({
       'seed': 1,
@@ -66,8 +66,9 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:
   """(logsnr_max, logsnr_min) of `config.model` for the data's number of levels.
 
-  The configured maximum is for 256 levels: with fewer, wider ones sigma_0 is the same share of a
-  level at 2 log(256 / levels) less.  For real numbers it is the maximum itself.
+  The configured maximum holds for 256 levels.  Fewer levels are wider, and the maximum is lower by
+  2 log(256 / levels), so that sigma_0 is the same share of a level.  For real numbers the maximum
+  is not changed.
   """
   levels = data.resolve(config.data).x.levels
   wider = 2.0 * math.log(levels / 256) if levels else 0.0
@@ -79,13 +80,13 @@ def end_points(config: ml_collections.ConfigDict) -> tuple[float, float]:
 
 def require(config: ml_collections.ConfigDict, name: str, holds: bool, problem: str,
             remedy: str = '') -> None:
-  """Raises InputError, with the value of `config.model`'s field, unless it holds."""
+  """Raises InputError, with the field `name` of `config.model` and its value, unless `holds`."""
   if not holds:
     raise InputError(f'config.model.{name}', config.model[name], problem, remedy)
 
 
 def require_continuous(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError where a number of steps is given to an objective of continuous time."""
+  """Raises InputError if config.model.timesteps is not 0; for objectives of continuous time."""
   require(config, 'timesteps', not config.model.timesteps,
           'this objective is of continuous time, and has no steps', 'leave it 0')
 
@@ -94,9 +95,9 @@ def require_continuous(config: ml_collections.ConfigDict) -> None:
 
 
 def accepted_keywords(objective: Objective) -> tuple[str, ...]:
-  """Which of `OFFERED` an objective takes by keyword.
+  """The names in `OFFERED` that an objective takes by keyword.
 
-  Raises InputError: it requires a keyword that cannot be given.
+  Raises InputError if the objective requires another keyword.
   """
   bound = {}
   function = objective
@@ -128,16 +129,17 @@ def apply_objective(objective: Objective, model: Model, batch: PyTree, context: 
 
 
 def dropout_keys(context: Context) -> Array | None:
-  """A key for each example in training, [B]; None where nothing is dropped."""
+  """The keys of dropout [B], one for each example, in training; None in validation."""
   return random.stream(context.keys, 'dropout') if context.train else None
 
 
 def loss_of(objective: Objective, model: Callable[..., Model], shape: tuple[int, ...]) -> Loss:
-  """What a config trains: an objective at the batch, divided by D ln 2.
+  """The loss that a config trains: an objective at the batch, divided by D ln 2.
 
-  It is in bits per dimension, as in the official code: the optimiser's epsilon and a clipping
-  norm mean the same.  The terms `IN_NATS` are divided alike, and 'vlb' is reported as
-  'bits_per_dim'; all others, e.g. squared errors, are divided by D: means over the dimensions.
+  The loss is in bits per dimension, as in the official code, so that the optimiser's epsilon and a
+  clipping norm have the same meaning.  The terms `IN_NATS` are also divided by D ln 2, and 'vlb' is
+  reported as 'bits_per_dim'.  All other terms, such as squared errors, are divided by D, which
+  gives means over the dimensions.
   """
   accepted_keywords(objective)  # refused now, not at the first step
   size = math.prod(shape)
@@ -163,7 +165,7 @@ def bound_loss(model: Callable[..., Model], shape: tuple[int, ...], steps: int =
 
 
 def as_bound(objective: Objective) -> Objective:
-  """An objective that is a bound itself, which it reports as its term 'vlb'."""
+  """An objective whose value is a bound, with this value also as its term 'vlb'."""
   @functools.wraps(objective)
   def reported(*args, **options):
     nats, terms = objective(*args, **options)
@@ -182,7 +184,7 @@ def assemble(config: ml_collections.ConfigDict, *, init: Callable[[Array], PyTre
 
 
 def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:
-  """The field that the config says the network is told, '' for none."""
+  """The field of the batch that the config gives to the network; '' for none."""
   if config.model.class_conditional and not spec.classes:
     raise InputError('config.model.class_conditional', True, f'{spec.name} has no labels',
                      'set it False, or choose data that have some')
@@ -206,20 +208,22 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     net: (z, what `inputs` reads, condition, dropout keys) -> output; its parameters are
       params['net'].
     schedule: a Linen module is learned, as params['schedule']; a value is fixed.
-    objective: the loss if not the bound.  It may take the keywords `OFFERED`.
-    curve: of the process.
+    objective: the loss, if it is not the bound.  It may take the keywords `OFFERED`.
+    curve: the curve of the process.
     heads: the names of the network's further outputs, see `denoisers.denoiser`.
-    field: which field of the data is x; '': the first.
-    condition: which field the network is told; '': the label if config.model.class_conditional,
-      'augmented' if config.data.augment, else none.  None: nothing, whatever the data have.
-    scale: mean and standard deviation of real data, numbers or arrays that broadcast against an
-      example: x is standardised by them.  Integers are coded by `Pixels`.
+    field: the field of the data that is x.  Default: the first field.
+    condition: the field of the data that the network is given.  Default: the label if
+      config.model.class_conditional, 'augmented' if config.data.augment, else none.  None: no
+      field, whatever the data have.
+    scale: the mean and the standard deviation that standardise real data.  They are numbers, or
+      arrays that broadcast against an example.  Integers are coded by `Pixels`.
 
-  The loss is in bits per dimension, see `loss_of`; of real data it is the loss of a density, which
+  The loss is in bits per dimension; see `loss_of`.  For real data, it is the loss of a density, and
   may be negative.
 
-  Raises InputError: timesteps below 0; classes of data that have none, or with `augment`; a field
-  that the data do not have; a scale of integers; an objective that requires other keywords.
+  Raises InputError for timesteps below 0, for class_conditional without labels or with `augment`,
+  for a field that the data do not have, for a scale of integers, and for an objective that requires
+  other keywords.
   """
   require(config, 'timesteps', config.model.timesteps >= 0,
           'it is negative',
@@ -237,7 +241,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   coding = Pixels(x.levels) if x.levels else Reals(*(scale or (0.0, 1.0)))
 
   def cond(batch: PyTree) -> PyTree:
-    """The network's input beside z and logsnr."""
+    """The network's input besides z and logsnr."""
     return batch[condition] if condition else None
 
   def init(key):

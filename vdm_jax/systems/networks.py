@@ -1,6 +1,6 @@
 """Networks as `config.model` describes them: the U-Net of VDM, and a perceptron for points.
 
-A system takes any network; these are the ones that configs build from numbers.
+A system takes any network.  Configs build these networks from numbers.
 """
 import dataclasses
 import math
@@ -35,9 +35,10 @@ def published_fields() -> dict:
 
 
 def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
-  """`net` with what `config.model` says of dropout, precision, memory and speed.
+  """`net` with the dropout, precision, memory and speed that `config.model` sets.
 
-  Raises InputError: no such remat, weight gradient or attention; dropout of one that has none.
+  Raises InputError for an unknown remat, weight gradient, attention or dtype, and for dropout in a
+  network that has none.
   """
   m = config.model
   has = {field.name for field in dataclasses.fields(net)}  # DiT has no convolutions, e.g.
@@ -56,7 +57,7 @@ def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def require_groups(config: ml_collections.ConfigDict, of: str = '') -> None:
-  """Raises InputError unless the groups of a network divide its features; of: e.g. 'encoder_'."""
+  """Raises InputError unless a network's groups divide its features; of: such as 'encoder_'."""
   features, groups = config.model[f'{of}features'], config.model[f'{of}groups']
   require(config, f'{of}groups', groups > 0 and features % groups == 0,
           f'it does not divide config.model.{of}features={features}', 'choose one that does')
@@ -65,11 +66,11 @@ def require_groups(config: ml_collections.ConfigDict, of: str = '') -> None:
 def unet(config: ml_collections.ConfigDict) -> UNet:
   """The U-Net of VDM at one resolution, as `config.model` describes it.
 
-  Its Fourier features have periods of 2^-octave levels: sin(2^n 2 pi z) with n = octave +
-  log2(levels / 2): for 256 levels the exponents 6 and 7 of the published code, 7 and 8 of
-  sin(2^n pi z) in Kingma et al. (2021), section 3.4.
+  Its Fourier features are sin(2^n 2 pi z) with n = octave + log2(levels / 2), so their periods are
+  2^-octave levels.  For 256 levels, n is 6 and 7, as in the published code.  Kingma et al. (2021),
+  section 3.4, write sin(2^n pi z), where n is 7 and 8.
 
-  Raises InputError: groups that do not divide the features; no such remat or weight gradient.
+  Raises InputError if the groups do not divide the features, and as `configured` does.
   """
   m = config.model
   require_groups(config)
@@ -84,7 +85,7 @@ def unet(config: ml_collections.ConfigDict) -> UNet:
 
 
 def mlp(config: ml_collections.ConfigDict, ends: tuple[float, float] | None = None) -> MLP:
-  """The residual perceptron of points, between two log-SNRs, by default the data's."""
+  """The residual perceptron of points, for inputs between two `ends`, by default the log-SNR's."""
   m = config.model
   logsnr_max, logsnr_min = ends or end_points(config)
   return MLP(features=m.features, blocks=m.blocks, dropout=m.dropout, logsnr_max=logsnr_max,

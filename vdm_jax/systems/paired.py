@@ -1,4 +1,4 @@
-"""What every system asks of its data that are pairs of noise and sample: see `data.pairs`."""
+"""The requirements of every system whose data are pairs of noise and sample: see `data.pairs`."""
 import jax
 import ml_collections
 
@@ -12,10 +12,10 @@ __all__ = ['require_pairs']
 
 
 def require_pairs(config: ml_collections.ConfigDict, base: Experiment) -> None:
-  """Raises InputError where `base`, an experiment on the data of `config`, cannot learn from them.
+  """Raises InputError if `base`, an experiment on the data of `config`, cannot learn from them.
 
-  Data that are no pairs, or are augmented; fewer pairs than a batch; pairs whose noise is not that
-  from which the model of `base` samples.
+  The reasons are data that are not pairs, augmentation, fewer pairs than a batch, or pairs with
+  other noise than the noise from which the model of `base` samples.
   """
   spec, place = base.data.spec, config.data.name
   for name in (pairs.NOISE, pairs.SAMPLE):
@@ -39,7 +39,7 @@ def require_pairs(config: ml_collections.ConfigDict, base: Experiment) -> None:
 
 
 def _prior_std(base: Experiment) -> float | None:
-  """Of the noise that the model starts from; None: it is learned."""
+  """The standard deviation of the noise that the model starts from; None if it is learned."""
   shapes = jax.eval_shape(base.init, random.key(0))
   if 'schedule' in shapes:
     return None

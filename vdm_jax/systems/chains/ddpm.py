@@ -1,13 +1,16 @@
 """Diffusion by a published chain of T steps: DDPM, IDDPM, ADM, DiT.
 
 Ho, Jain and Abbeel (2020): the process is a table of T noise levels between the data and the prior,
-on the curve `vp`; the network reads the number of the step and estimates the noise; the loss is
-L_simple.  Nichol and Dhariwal (2021): a second output is the variance of the reverse step, which
-L_vlb trains.  Images are coded with the outermost levels at -1 and 1, which our x is a multiple of
-(`processes.Scaled`), so that the ledger, the samplers and the codings see the model like any other.
+on the curve `vp`.  The network reads the number of the step and estimates the noise, and the loss
+is L_simple.  Nichol and Dhariwal (2021): a second output is the variance of the reverse step, which
+L_vlb trains.
 
-The chain begins at the data themselves, where log-SNR is infinite: the bound of continuous time has
-no value, and the published one is `vlb@T/ddpm`, of IDDPM and after `vlb@T/learned/ddpm`.
+The network's images have the outermost levels at -1 and 1, a multiple of our x
+(`processes.Scaled`).  So the ledger, the samplers and the codings see the model like any other.
+
+The chain begins at the data themselves, where log-SNR is infinite, so the bound of continuous time
+has no value.  The published bound of DDPM is the estimate `vlb@T/ddpm`; for IDDPM and later models
+it is `vlb@T/learned/ddpm`.
 """
 import functools
 import math
@@ -47,7 +50,7 @@ def unet_config(**model) -> ml_collections.ConfigDict:
 
 
 def unet(config: ml_collections.ConfigDict) -> nn.Module:
-  """VDM's network, reading the number of the step instead of log-SNR, and z on a chain's scale."""
+  """VDM's network, which reads the number of the step instead of log-SNR, and z at DDPM's scale."""
   net = networks.unet(config)
   octaves = math.log2(Pixels(data.resolve(config.data).levels).to_ends)
   return net.clone(logsnr_max=0.0, logsnr_min=config.model.timesteps - 1.0,
@@ -58,8 +61,10 @@ def unet(config: ml_collections.ConfigDict) -> nn.Module:
 def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
   """The chain of `config.model`, as a schedule of x; to_ends: see `decoders.Pixels.to_ends`.
 
-  linear: from 1e-4 to 0.02 for 1,000 steps, and for others in proportion, so that the last level is
-  about the same (Nichol and Dhariwal 2021, their public code).  Raises InputError.
+  Linear betas go from 1e-4 to 0.02 for 1,000 steps.  For other numbers of steps they are scaled, so
+  that the last level is about the same (the public code of Nichol and Dhariwal 2021).
+
+  Raises InputError.
   """
   m = config.model
   compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',
@@ -75,7 +80,7 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
 
 
 def within(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
-  """`denoise` as the model is used: with `clip`, x_hat stays between the outermost levels."""
+  """`denoise` as in use: if `config.model.clip`, x_hat is clipped to the outermost levels."""
   to_ends = Pixels(data.resolve(config.data).levels).to_ends
   return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends) if config.model.clip else denoise
 
@@ -85,12 +90,17 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                trained: Objective | None = None) -> Experiment:
   """The experiment of `config` with this network of (z, scale * step, label, keys).
 
-  net: by default `unet`, for a config of `unet_config`.  condition: as in `compose.experiment`.
-  trained: the objective to minimise instead, with the keywords `steps` and `context`.  Then
-  validation alone measures the bound.
+  The loss is L_simple or, with learned variances, L_hybrid.  In L_hybrid, 0.001 times L_vlb in
+  bits/dim is added to the mean squared error, as in the public code.
 
-  The loss is L_simple, with learned variances L_hybrid, in which L_vlb counts 0.001 bits/dim to a
-  mean square of 1, as in the public code.  Raises InputError as `compose.experiment`.
+  Args:
+    net: the network.  Default: `unet`, for a config of `unet_config`.
+    scale: the factor of the step that the network reads.
+    condition: as in `compose.experiment`.
+    trained: another objective to minimise, with the keywords `steps` and `context`.  Then only
+      validation measures the bound.
+
+  Raises InputError as `compose.experiment` does.
   """
   m, levels, net = config.model, data.resolve(config.data).levels, net or unet(config)
   to_ends = Pixels(levels).to_ends
@@ -126,9 +136,9 @@ def _heads(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def latent_experiment(config: ml_collections.ConfigDict, *, net: nn.Module) -> Experiment:
-  """The same of x that are the latents of an autoencoder, as the network sees them: for sampling.
+  """A chain whose x are the latents of an autoencoder, as the network sees them; for sampling only.
 
-  There are no data that it could be trained or evaluated on: its loss raises InputError.
+  There are no data to train it or to evaluate it on, so its loss raises InputError.
   """
   schedule = table(config, to_ends=1.0)
   base = compose.experiment(config, net=net, schedule=schedule, heads=_heads(config),

@@ -1,10 +1,12 @@
 """Diffusion probabilistic models (Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli 2015).
 
-The Gaussian chain is a `Model`: its process a table of levels that are learned with the network,
-its decoder the forward kernel of the first step, put into bins.  Trained is the paper's bound, of
-data as real numbers; the bound of the integers is reported beside it, at the same evaluation of the
-network, and is `Model.bound`.  The chain of bits is a type of its own. A run of it gives a
-`Binomial`, which draws its own samples.
+The Gaussian chain is a `Model`.  Its process is a table of levels that are learned with the
+network.  Its decoder is the forward kernel of the first step, integrated over bins.  The loss is
+the paper's bound, which takes the data as real numbers.  The same evaluation of the network also
+gives the bound for the integers, which is `Model.bound`.
+
+The chain of bits is a type of its own.  A run of it gives a `Binomial`, which draws its own
+samples.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,9 +30,9 @@ from vdm_jax.units import bits_per_dim
 
 
 class Rates(nn.Module):
-  """beta_1 = `first`, fixed, and learned beta_2, ..., beta_T: the log-SNR of x^(1), ..., x^(T).
+  """The log-SNR of x^(1), ..., x^(T), for a fixed beta_1 = `first` and learned beta_2, ..., beta_T.
 
-  At first beta_t = 1 / (T - t + 2): 1 / T of the signal's variance is left at the end.
+  At first beta_t = 1 / (T - t + 2), so that 1 / T of the signal's variance is left at the end.
   """
   steps: int             # T
   first: float = 0.001
@@ -47,7 +49,7 @@ class Rates(nn.Module):
 
 
 class Binomial(NamedTuple):
-  """A trained chain of bits, which samples."""
+  """A trained chain of bits, which draws its own samples."""
   reverse: dpm2015_bits.Reverse
   chain: dpm2015_bits.BinomialChain
   sample: Callable[..., Array]  # keys [B], or key, n; log_ratio=0 -> integers 0 and 1, [B, ...]
@@ -64,14 +66,18 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Module]) -> Experiment:
   """The Gaussian chain of config.model.timesteps = T - 1 steps and their learned rates.
 
-  net: T -> a network of (z, step 0 ... T - 1), with two outputs for each coordinate: of a target v,
-  so that 0 is the mean of the chain of standard normal data, and of the variance's share.
-  config.model: mean, std: of the data in levels, for x of unit second moments, without which -K is
-  no bound (larger ones would gain by keeping signal); first_beta.
+  net: T -> a network of (z, step 0 ... T - 1), with two outputs for each coordinate.  The first is
+  the target v, whose value 0 gives the mean of the chain for standard normal data.  The second is
+  the variance's share.
 
-  The loss is -K in bits/dim, plus log2 std: as if of densities in levels.  K_bits is K itself, of a
-  whole point x, in bits.  'bits_per_dim' and its terms are the bound of the integers.
-  Raises InputError: fewer than two steps, data of another shape than the mean.
+  config.model has `first_beta`, and the `mean` and `std` of the data in levels.  They give x unit
+  second moments.  With larger second moments, keeping signal would lower the loss, and -K would be
+  no bound.
+
+  The loss is -K in bits/dim plus log2 std, the loss for densities in levels.  K_bits is K itself,
+  of a whole point x, in bits.  'bits_per_dim' and its terms are the bound for the integers.
+
+  Raises InputError for fewer than two steps, or for data of another shape than the mean.
   """
   m, spec = config.model, data.resolve(config.data)
   compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',
@@ -106,7 +112,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
     process = GaussianProcess(table)
 
     def bound(batch, t, keys, steps):
-      """The bound of the chain, which has its own number of steps."""
+      """The bound of the chain, with the chain's own number of steps."""
       return vlb.discrete(denoise, process, encode(batch[spec.x.name]), t, keys, steps=m.timesteps,
                           data=batch[spec.x.name], decoder=decoder, variance=vlb.learned)
 
@@ -138,11 +144,14 @@ def binomial(config: ml_collections.ConfigDict,
   net: the largest time -> a network of (spins, time).  The time is `signal` of
   `dpm2015_bits.BinomialChain`, which is 0 at t = T.  The network's output is added to the log odds
   of the reversed forward kernel.
+
   config.model.activity: the share of ones in the data, at which the chain ends.  For data with
   another share, -K is no bound.
 
   The loss is -K in bits/dim, and K_bits is K itself.  `Experiment.model` gives a `Binomial`.
-  Raises InputError: data that are no bits, fewer than two steps, a share of ones outside of (0, 1).
+
+  Raises InputError for data that are not bits, for fewer than two steps, or for a share of ones
+  outside of (0, 1).
   """
   m, spec = config.model, data.resolve(config.data)
   compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',

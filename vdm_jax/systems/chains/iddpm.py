@@ -1,8 +1,9 @@
 """Learned variances of the reverse steps, on a chain between finite ends.
 
-Nichol and Dhariwal (2021): the cosine schedule in T steps, a network with a head for the variance,
-trained by L_hybrid or by the bound L_vlb.  Theirs begins at the data themselves, see `chains.ddpm`;
-here the first level has the log-SNR of the other variational systems, and their decoder.
+Nichol and Dhariwal (2021) take the cosine schedule in T steps and a network with a head for the
+variance.  L_hybrid or the bound L_vlb trains the network.  Their chain begins at the data
+themselves, as in `chains.ddpm`.  This chain begins at the log-SNR of the other variational systems,
+and has their decoder.
 """
 import functools
 
@@ -23,13 +24,15 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def hybrid(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
   """L_simple + 0.001 L_vlb, in which L_vlb trains the variances alone: section 3.1, eq. 16.
 
-  net: with one head beside its estimate, by default `networks.unet`.  Raises InputError: no steps.
+  net: a network with one head besides its estimate.  Default: `networks.unet`.
+
+  Raises InputError if config.model.timesteps is 0.
   """
   return _experiment(config, net, functools.partial(iddpm.hybrid, steps=config.model.timesteps))
 
 
 def bound(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """L_vlb alone, which trains all parameters; as `hybrid`."""
+  """L_vlb alone, which trains all parameters.  Arguments and errors are as in `hybrid`."""
   return _experiment(config, net, compose.as_bound(functools.partial(
       vlb.discrete, steps=config.model.timesteps, variance=vlb.learned)))
 

@@ -1,7 +1,7 @@
-"""A chain of DDPM, trained with scheduled sampling: partly at z that it made itself.
+"""A chain of DDPM, trained with scheduled sampling: partly at z that the model itself sampled.
 
-Deng, Kojima and Rush (2023); `objectives.scheduled_sampling` says what the method does, and what it
-costs where the condition does not fix the data.
+Deng, Kojima and Rush (2023).  `objectives.scheduled_sampling` says what the method does, and what
+it costs if the condition does not determine the data.
 """
 import ml_collections
 from flax import linen as nn
@@ -23,7 +23,8 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
   """`chains.ddpm` with the loss of scheduled sampling; validation measures the bound.
 
-  Raises InputError: no rollout, or one as long as the chain; no probability; learned variances.
+  Raises InputError for a rollout of no steps or of as many steps as the chain, for a wrong
+  probability, and for learned variances.
   """
   m = config.model
   compose.require(config, 'rollout', 1 <= m.rollout < m.timesteps,

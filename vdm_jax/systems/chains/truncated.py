@@ -1,12 +1,15 @@
 """The first steps of a DDPM chain, and a prior for their end: a generator or a Gaussian.
 
-Zheng, He, Chen and Zhou (2023).  Of the T steps of the chain, `config.model.truncated_at` = T' are
-made.  The network that denoises in these steps is also the generator: told the step after them, it
-makes z_T' of noise.  There are three losses, each with its own optimiser: L_simple over the T'
-steps, the loss of the generator, and the loss of the discriminator, with R1 in some of the steps.
-An implicit prior has no density, so the model has no likelihood.  With a Gaussian prior the model
-has one.  The mean and the standard deviations of the Gaussian are parameters.  The bound has the
-divergence from this Gaussian in place of the divergence from N(0, 1).
+Zheng, He, Chen and Zhou (2023).  The model makes only the first `config.model.truncated_at` = T' of
+the chain's T steps.  The network that denoises in these steps is also the generator: given the
+number of the step after them, the network turns noise into z_T'.  There are three losses, each with
+its own optimiser: L_simple over the T' steps, the loss of the generator, and the loss of the
+discriminator, with R1 in some of the steps.
+
+The prior of a generator is implicit and has no density, so the model has no likelihood.  With a
+Gaussian prior, the model has a likelihood.  The mean and the standard deviations of the Gaussian
+are parameters.  The bound has the divergence from this Gaussian in place of the divergence from
+N(0, 1).
 
 The public code trains the prior at the step after T', and samples from that prior in step T'.  Here
 both use step T'.  The public code has R1 with gamma 0.01 in every 16th step, which is 0.01 / 16
@@ -36,7 +39,7 @@ from vdm_jax.values import Bound
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of a truncated chain; the rates of generator and discriminator as published."""
+  """The fields of a truncated chain, with the published rates of generator and discriminator."""
   return chain.unet_config(**{
       'truncated_at': 100,                   # T', of `timesteps`
       'generator_learning_rate': 2e-5,       # both with b1 = 0
@@ -49,8 +52,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def points(config: ml_collections.ConfigDict) -> MLP:
-  """The perceptron of points, reading the number of the step; the step after the last is in range.
-  """
+  """The perceptron of points, which reads the number of the step, 0 to `timesteps`."""
   return networks.mlp(config, ends=(0.0, float(config.model.timesteps)))
 
 
@@ -98,7 +100,7 @@ def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | Non
   net: (z, step, None, keys) -> output, by default `chains.ddpm.unet`.  judge: z -> logits [B], by
   default `Discriminator`; its parameters are params['discriminator'].
 
-  Raises InputError: T' outside of the chain, 2 <= T' < T; labels; learned variances.
+  Raises InputError unless 2 <= T' < T, and for labels or learned variances.
   """
   m, net = config.model, net or chain.unet(config)
   judge = judge or Discriminator(m.discriminator_features, m.discriminator_layers)
@@ -110,7 +112,7 @@ def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | Non
         jax.random.fold_in(key, 1), jnp.zeros((1, *shape)))['params']}
 
   def generate(params, keys: Array, like: Array, dropout: Array | None = None) -> Array:
-    """z_T' of these keys [n], of the shape of `like`."""
+    """z_T' drawn with these keys [n], in the shape of `like`."""
     after = jnp.full(like.shape[:1], float(m.truncated_at))  # counted from 0, as the network reads
     z = random.normal(random.stream(keys, 'z_1'), like)
     return Bound(params['net'], net, dropout)(z, after, None)
@@ -153,13 +155,13 @@ def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | Non
 
 def gaussian_prior(config: ml_collections.ConfigDict, *, net: nn.Module | None = None
                    ) -> Experiment:
-  """A truncated chain whose prior is a Gaussian of independent dimensions, fitted beside it.
+  """A truncated chain whose prior is a Gaussian of independent dimensions, fitted in training.
 
-  Its parameters are params['prior'], from N(0, 1) on.  Their loss is the divergence from
-  q(z_T' | x), which is least at the mean and the variance of z_T'.  Validation also reports the
-  bound of the chain with the smaller variance (`vlb.fixed_small`), which is the model's own.
+  The Gaussian's parameters are params['prior']; it begins as N(0, 1).  Their loss is the divergence
+  from q(z_T' | x), which is least at the mean and the variance of z_T'.  Validation also reports
+  the model's own bound, of the chain with the smaller variance (`vlb.fixed_small`).
 
-  Arguments and errors as of `adversarial_prior`.
+  Arguments and errors are as in `adversarial_prior`.
   """
   m = config.model
   base = _first_steps(config, net or chain.unet(config))

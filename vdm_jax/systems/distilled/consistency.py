@@ -1,7 +1,8 @@
 """Consistency models, distilled from a teacher or trained on data alone.
 
 Song, Dhariwal, Chen and Sutskever (2023); see `objectives.consistency`.  The average 'target' of
-the parameters is f_target; its rate mu(k) and the number of levels N(k) depend on the update k.
+the parameters gives f_target.  The rate mu(k) of this average and the number of levels N(k) depend
+on the update k.
 """
 import dataclasses
 import functools
@@ -25,7 +26,7 @@ DISCRETISATIONS = ('fixed', 'paper', 'public')
 
 
 def fields() -> dict:
-  """The fields of `config.model` beside those of the diffusion model."""
+  """The fields of `config.model` besides the diffusion model's."""
   return {
       'discretisation': 'fixed',  # N(k), mu(k): constant, or growing as in the 'paper', or as in
                                   # the 'public' code
@@ -40,7 +41,7 @@ def fields() -> dict:
 
 
 def _discretisation(config: ml_collections.ConfigDict) -> consistency.Discretisation:
-  """N(k) and mu(k).  The InputError that it raises names the fields of config.model."""
+  """N(k) and mu(k).  Raises InputError, which names the fields of config.model."""
   m = config.model
   require_choice('config.model.discretisation', m.discretisation, DISCRETISATIONS)
   names = {'levels': 'levels', 'first': 'levels', 'last': 'last_levels', 'rate': 'target_rate',
@@ -57,23 +58,28 @@ def _discretisation(config: ml_collections.ConfigDict) -> consistency.Discretisa
 
 def training(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Module,
              inputs: Inputs | None = None) -> Experiment:
-  """Consistency training: z_s is made of the datum.  Arguments as for `distillation`."""
+  """Consistency training: z_s comes from the datum, not from a teacher.
+
+  Arguments and errors are as in `distillation`.
+  """
   return _experiment(config, base, net, inputs, taught=False)
 
 
 def distillation(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Module,
                  inputs: Inputs | None = None) -> Experiment:
-  """Consistency distillation of the diffusion model that it starts from (--init_from).
+  """Consistency distillation of the diffusion model that the run starts from (--init_from).
 
   Args:
     config: with `fields` in config.model.
     base: the experiment of the diffusion model, on a process whose levels are finite.
-    net: its network, (z, its time, condition, dropout keys) -> F, whose parameters are
-      params['net'].
-    inputs: what the network reads, by default `inputs.edm`.
+    net: the network of that model, (z, its time, condition, dropout keys) -> F, with the
+      parameters params['net'].
+    inputs: what the network reads.  Default: `inputs.edm`.
 
-  The loss is divided by D ln 2; 'levels' is N(k).  Raises InputError: numbers of levels and rates
-  that cannot be; a process with infinite levels.
+  The loss is divided by D ln 2.  The term 'levels' is N(k).
+
+  Raises InputError for impossible numbers of levels or rates, or for a process with infinite
+  levels.
   """
   return _experiment(config, base, net, inputs, taught=True)
 

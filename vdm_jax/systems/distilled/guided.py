@@ -1,13 +1,13 @@
 """Distillation of a guided model: one evaluation instead of two, then fewer steps.
 
 Meng et al. (2023); see `objectives.guided`.  The teacher has learned to do without labels
-(`systems.guided.label_dropping`).  `first` is a student that is told the weight w of the guidance
-beside the label.  `second` halves the steps of this student's sampler, by `distilled.progressive`,
-with w drawn anew at each update.  Both students draw with `--condition=w=2`.
+(`systems.guided.label_dropping`).  `first` is a student that reads the weight w of the guidance
+besides the label.  `second` halves the steps of this student's sampler, by `distilled.progressive`,
+with w drawn anew at each update.  Both students sample with a chosen w (`--condition=w=2`).
 
 The network takes a pair (label, w): the option `guided` of `nn.unets.vdm.UNet` and
-`nn.small.mlp.MLP`.  Its map of w is zero at first, so that the student can start from the teacher's
-weights.
+`nn.small.mlp.MLP`.  Its layer that reads w is zero at first, so that the student can start from the
+teacher's weights.
 """
 import jax.numpy as jnp
 import ml_collections
@@ -27,7 +27,7 @@ WEIGHT = 'w'  # the field of a batch with the weight of the guidance
 
 
 def fields() -> dict:
-  """The fields of `config.model` beside those of the teacher."""
+  """The fields of `config.model` besides the teacher's."""
   return {
       'w_min': 0.0, 'w_max': 4.0,  # w is drawn evenly between them; below 8
       'weight': 'truncated_snr',   # of the error of x: a name of weightings.OF_X
@@ -35,7 +35,7 @@ def fields() -> dict:
 
 
 def told(base: Experiment) -> Experiment:
-  """`base` with a model that is told w too (0 where a batch has none), and is not guided."""
+  """`base` with a model that also reads w (0 if a batch has none), and that is not guided."""
   spec, field = base.data.spec, Field(WEIGHT, (), 'float32', None)
 
   def model(params, keys=None):
@@ -63,9 +63,11 @@ def _draw(config):
 def first(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
   """The student of the guided estimate, with `fields` in config.model.
 
-  base: the experiment of the teacher, which is `label_dropping`'s, with a network that takes a
-  pair.  The loss is divided by D ln 2.  Raises InputError: a range of weights; its `teacher` also
-  where that run has not learned to do without labels.
+  base: the experiment of the teacher, made by `label_dropping`, with a network that takes a pair
+  (label, w).  The loss is divided by D ln 2.
+
+  Raises InputError for a wrong range of weights.  The check of the teacher raises InputError if
+  that run has not learned to do without labels.
   """
   m, draw, student = config.model, _draw(config), told(base)
   require_choice('config.model.weight', m.weight, weightings.OF_X)
@@ -101,6 +103,6 @@ def first(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
 def second(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
   """The students of fewer steps; training starts from the run of `first`, with the same `base`.
 
-  Raises InputError: as `progressive.experiment` does; a range of weights.
+  Raises InputError as `progressive.experiment` does, and for a wrong range of weights.
   """
   return progressive.experiment(config, told(base), draw=_draw(config))

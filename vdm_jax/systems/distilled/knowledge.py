@@ -1,9 +1,8 @@
 """Knowledge distillation: one step, learned from pairs of noise and sample of a teacher.
 
 Luhman and Luhman (2021); see `objectives.knowledge`.  The data are pairs that
-`scripts/make_pairs.py` made with the teacher (`data.pairs`), with x and z_1 as floats.  The
-student's network reads what the teacher's reads, and starts from the teacher's weights
-(--init_from).
+`scripts/make_pairs.py` made with the teacher (`data.pairs`), with x and z_1 as floats.  The network
+of the student has the teacher's inputs, and starts from the teacher's weights (--init_from).
 """
 import ml_collections
 
@@ -15,7 +14,7 @@ from vdm_jax.typing import Experiment
 
 
 def fields() -> dict:
-  """The fields of `config.model` beside those of the teacher."""
+  """The fields of `config.model` besides the teacher's."""
   return {'norm': 'l2'}  # or l1
 
 
@@ -23,8 +22,10 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment) -> Experimen
   """The one-step student, with `fields` in config.model.
 
   base: the experiment of the teacher's network and process on the pairs.  Its target is the
-  teacher's own target.  Or, as published for a network that predicts eps, it is `targets.removed`.
-  The loss is divided by D ln 2.  Raises InputError: see `paired.require_pairs`; another norm.
+  teacher's own target or, as published for a network that predicts eps, `targets.removed`.  The
+  loss is divided by D ln 2.
+
+  Raises InputError as `paired.require_pairs` does, and for an unknown norm.
   """
   spec = base.data.spec
   paired.require_pairs(config, base)

@@ -1,15 +1,18 @@
 """Progressive distillation of any diffusion model: one training halves the steps of its sampler.
 
-Salimans and Ho (2022), algorithm 2.  Training is in phases of `halving_updates` updates.  In the
-first phase the student makes half of the `teacher_steps`.  At the start of each further phase the
+Salimans and Ho (2022), algorithm 2.  Training has phases of `halving_updates` updates.  In the
+first phase, the student makes half of the `teacher_steps`.  At the start of each further phase, the
 student becomes the teacher, the optimiser begins afresh, and the steps are halved, down to
-`student_steps`.  In each phase the learning rate falls linearly to 0.  The phase is a function of
-the number of the update, and the teacher is a part of the state.  So a run that was stopped goes on
-bit for bit.  A checkpoint samples with the steps of its own phase.
+`student_steps`.  In each phase, the learning rate falls linearly to 0.
 
-There is no average, as in the published config: an average would mix students of different steps.
+The phase is a function of the number of the update, and the teacher is a part of the state.  So a
+stopped run resumes bit for bit.  A checkpoint samples with the steps of its own phase.
 
-Training starts from the teacher's run (--init_from), whose config builds the same `base`.
+There is no average, as in the published config, because an average would mix students of different
+steps.
+
+Training starts from the teacher's run (--init_from).  The config of that run must build the same
+`base`.
 """
 import dataclasses
 import functools
@@ -32,7 +35,7 @@ SAMPLER = 'ddim_to_x'  # what is distilled
 
 
 def fields() -> dict:
-  """The fields of `config.model` beside those of the teacher."""
+  """The fields of `config.model` besides the teacher's."""
   return {
       'teacher_steps': 8,        # of the sampler that is distilled: a power of two
       'student_steps': 1,        # N at the end: a power of two
@@ -42,7 +45,7 @@ def fields() -> dict:
 
 
 def updates(config: ml_collections.ConfigDict) -> int:
-  """How many updates all phases take: config.train.steps."""
+  """The number of updates of all phases together, for config.train.steps."""
   m = config.model
   return m.halving_updates * (m.teacher_steps.bit_length() - m.student_steps.bit_length())
 
@@ -51,13 +54,13 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
                draw: Callable[[PyTree, Array], PyTree] = lambda batch, keys: batch) -> Experiment:
   """The students of `base`, the teacher's own experiment, with `fields` in config.model.
 
-  draw: (batch, keys [B]) -> a batch, with conditions that are drawn anew at each update.
+  draw: (batch, keys [B]) -> a batch with conditions that are drawn anew at each update.
 
-  The loss is w |x~ - x_hat|^2, divided by D ln 2; 'student_steps' is N.  config.optimizer has the
-  rate at the start of a phase, and no decay of its own.
+  The loss is w |x~ - x_hat|^2, divided by D ln 2.  The term 'student_steps' is N.  The learning
+  rate of config.optimizer is the rate at the start of a phase; a decay is not allowed.
 
-  Raises InputError: steps that are no powers of two; a student no shorter than its teacher; a decay
-  of the rate; an average.
+  Raises InputError for steps that are not powers of two, for a student with as many steps as its
+  teacher or more, for a decay of the rate, and for an average.
   """
   m = config.model
   for name in ('teacher_steps', 'student_steps'):
@@ -113,7 +116,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
 
 
 def _halving(step: Update, tx: optax.GradientTransformation, begins) -> Update:
-  """`step`, before which the student becomes the teacher where a phase begins."""
+  """`step`; at the beginning of a phase, the student becomes the teacher before the step."""
   def update(state, batch, key, axis, accumulate=1):
     fresh = jnp.any(state.step == jnp.asarray(begins))
     choose = functools.partial(jax.tree.map, lambda new, old: jnp.where(fresh, new, old))

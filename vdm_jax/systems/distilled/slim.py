@@ -1,9 +1,9 @@
-"""A small student of a DDPM chain: resampled by gated wavelets, taught by its teacher's spectrum.
+"""A small student of a DDPM chain, with gated wavelets and a loss on its teacher's spectrum.
 
 Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`; see `objectives.spectral` and
-`nn.blocks.wavelets`.  The teacher is the network of the run that this one starts from: it lies
-beside the student, and nobody moves it.  So a run needs its teacher's directory when it begins, and
-at no later time.
+`nn.blocks.wavelets`.  The teacher is the network of the run that this run starts from.  Its
+parameters lie beside the student's, and are not trained.  So a run needs its teacher's directory
+only when it begins.
 """
 import ml_collections
 from flax import linen as nn
@@ -28,10 +28,11 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module,
                teacher: nn.Module | None = None) -> Experiment:
-  """The student `net`, whose parameters are params['student'], and params['net'], its teacher's.
+  """The student `net`, with the parameters params['student'] and its teacher's, params['net'].
 
-  teacher: by default the network of `chains.ddpm`.  Raises InputError: a factor below 0, a floor
-  that is not above it; learned variances.
+  teacher: the teacher's network.  Default: the network of `chains.ddpm`.
+
+  Raises InputError for a factor below 0, a floor that is not above 0, or learned variances.
   """
   m = config.model
   for name in ('spatial', 'spectral'):

@@ -1,7 +1,7 @@
-"""What a run asks of the teacher that it starts from, and how it keeps the teacher's parameters.
+"""Checks the teacher that a run starts from, and keeps the teacher's parameters.
 
 The teacher's parameters are the `aux` of the state.  They are a function of the first parameters,
-which `--init_from` names.  So a config needs no path, and a student is loaded without its teacher.
+which `--init_from` gives.  So a config needs no path, and a student is loaded without its teacher.
 """
 from typing import Any
 
@@ -19,16 +19,16 @@ _TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def first_parameters(params: PyTree) -> PyTree:
-  """The `aux` of an experiment whose teacher is what the run starts from."""
+  """The `aux` of an experiment that starts from its teacher: the first parameters themselves."""
   return params
 
 
 def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
-  """Raises InputError where the teacher has another shape, process or estimate than `base`.
+  """Raises InputError if the teacher has another shape, process or estimate than `base`.
 
-  base: the experiment that the teacher's own config would build here, with `params`, the teacher's
-  parameters.  The estimates differ where one network predicts eps and the other v, say, or where
-  they read z or the level otherwise.
+  base: the experiment that the teacher's own config would build here.  params: the teacher's
+  parameters.  The estimates differ if, for example, one network predicts eps and the other v, or if
+  the networks read z or the level in different ways.
   """
   if not denoises(teacher):
     raise InputError('init_from', None, f'that run made a {type(teacher).__name__}, which does '
@@ -56,7 +56,7 @@ def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
 
 
 def _whole(base: Experiment, params: PyTree) -> PyTree:
-  """The parameters of `base`: those of `params`, and zeros for what it adds to a teacher."""
+  """The parameters of `base`: `params`, and zeros for the parameters that a teacher lacks."""
   there = {jax.tree_util.keystr(path): leaf
            for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
   shapes = jax.eval_shape(base.init, random.key(0))
@@ -78,10 +78,13 @@ def _estimates(model: Model) -> Array:
 
 
 def on_process_of(model: Model, teacher: Model) -> Model:
-  """`model` on the process of its teacher: a learned schedule is not trained any further."""
+  """`model` on the process of its teacher, so that a learned schedule is not trained further."""
   return model._replace(process=teacher.process)
 
 
 def before(update: Array, train: bool) -> Array:
-  """The update whose loss a validation reports after `update` updates: the last update made."""
+  """The number of the update whose loss is computed after `update` updates.
+
+  In training it is the next update, `update`; in validation it is the last update made.
+  """
   return update if train else jnp.maximum(update - 1, 0)

@@ -1,1 +1,1 @@
-"""Flows: networks of velocities, on straight paths and others, and couplings that straighten."""
+"""Flows: networks of velocities on straight and other paths, and couplings that straighten them."""

@@ -1,8 +1,8 @@
 """Flows whose coupling of data and noise is learned, so that trajectories bend less.
 
 Lee, Kim and Ye (2023); see `objectives.curvature`.  The encoder is a network like the flow's, and
-is told t = 1.  It starts at the independent coupling, and is not used after training.  The flow has
-no score: see `Model.coupled`.
+reads t = 1.  The encoder starts at the independent coupling, and is not used after training.  The
+flow has no score: see `Model.coupled`.
 """
 import functools
 
@@ -38,7 +38,7 @@ def small(config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def doubled(u: Array) -> Array:
-  """u, and as many channels of zeros: a network then returns two numbers for a channel of u."""
+  """u with as many channels of zeros added, so that a network returns two numbers per channel."""
   return jnp.concatenate([u, jnp.zeros_like(u)], axis=-1)
 
 
@@ -47,8 +47,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                condition: str | None = '') -> Experiment:
   """Flow matching with a learned coupling.  params: {'net', 'encoder'}.
 
-  encoder: of `systems.networks`; by default `small`.  Validation has independent noise, from which
-  samples start, and the bound for this noise.  Raises InputError: a beta below 0.
+  encoder: a network of `systems.networks`.  Default: `small`.  Validation uses independent noise,
+  from which samples start, and reports the bound for this noise.
+
+  Raises InputError for a beta below 0.
   """
   beta = config.model.beta
   compose.require(config, 'beta', beta >= 0, 'it is negative', 'give 0 or more')

@@ -1,13 +1,14 @@
 """Flow matching on a path of choice: optimal transport, polynomial, diffusion, cosine.
 
 Lipman et al. (2023).  On straight lines, `ot`, it is the first rectified flow of Liu et al. (2023).
-The network is told the time at which rectified flow has its noise level.  It predicts the direction
-of the curve, eps - x on `flow` and v on `vp`: the velocity but for a factor of the level alone.
+The network reads the time at which rectified flow has the same noise level.  The network predicts
+the direction of the curve, eps - x on `flow` and v on `vp`.  This direction is the velocity, up to
+a factor that depends on the level alone.
 
-The ends of the path are cut where log-SNR is logsnr_max and logsnr_min.  So the model has a bound,
-which the same evaluation of the network gives.  It also has every estimate of the ledger, bits/dim
-of the flow among them: `evaluate.py --estimates=ode/uniform --importance=K` makes K draws of
-dequantisation.
+The path begins where log-SNR is logsnr_max, and ends where it is logsnr_min.  So the model has a
+bound, which the same evaluation of the network gives.  The model also has every estimate of the
+ledger, such as the bits/dim of the flow: `evaluate.py --estimates=ode/uniform --importance=K`, with
+K draws of dequantisation.
 """
 import ml_collections
 from flax import linen as nn
@@ -33,7 +34,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def on_path(config: ml_collections.ConfigDict) -> tuple[Schedule, Curve, Target]:
   """Schedule, curve and target of config.model.path, between the ends of the data.
 
-  Raises InputError: there is no such path; a degree that is not positive.
+  Raises InputError for an unknown path, or for a degree that is not positive.
   """
   m, ends = config.model, compose.end_points(config)
   compose.require(config, 'path', m.path in PATHS, 'there is no such choice',
@@ -48,12 +49,12 @@ def on_path(config: ml_collections.ConfigDict) -> tuple[Schedule, Curve, Target]
 
 
 def told_time(net: nn.Module) -> nn.Module:
-  """A network of `systems.networks` that reads the time of `inputs.lines()`; z is not added."""
+  """A network of `systems.networks` that reads the time of `inputs.lines()`, and does not add z."""
   return net.clone(logsnr_max=0.0, logsnr_min=1.0, adds_z=False)
 
 
 def with_bound(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
-  """The loss of flow matching, and the bound; validated at times that are even in log-SNR."""
+  """The loss of flow matching, and the bound.  Validation takes times that are even in log-SNR."""
   t, share = (t, 1.0) if context.train else proposals.by_logsnr(process)(t)
   loss, terms = flow_matching.objective(denoise, process, x, t, keys, cond)
   bound = vlb.bound_terms(process, x, t, keys, data, decoder, terms['eps_error'], share)
@@ -63,11 +64,15 @@ def with_bound(denoise, process, x, t, keys, cond=None, *, data, decoder, contex
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                read: inputs.Inputs | None = None, objective: Objective = with_bound,
                condition: str | None = '') -> Experiment:
-  """Flow matching with this network, by default `networks.unet`.
+  """Flow matching with this network.
 
-  net: of (z, time, condition, dropout keys); read: how z and the level are put to the network,
-  where it is not of `systems.networks`.  condition: as in `compose.experiment`.
-  Raises InputError: steps; another path.
+  Args:
+    net: (z, time, condition, dropout keys) -> output.  Default: `networks.unet`.
+    read: what the network reads, if the network is not of `systems.networks`.
+    objective: the loss.
+    condition: as in `compose.experiment`.
+
+  Raises InputError for an unknown path, or if config.model.timesteps is not 0.
   """
   compose.require_continuous(config)
   net = net or networks.unet(config)

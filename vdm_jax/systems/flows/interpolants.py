@@ -1,9 +1,9 @@
 """Stochastic interpolants between data and a base that is any other distribution.
 
 Albergo, Boffi and Vanden-Eijnden (2023); see `vdm_jax.interpolants`.  One network with two heads
-estimates the velocity of the path and the noise: both targets are finite, and give the drift and
+estimates the velocity of the path and the noise.  Both targets are finite, and give the drift and
 the score.  A Gaussian base needs no second head.  This one-sided case is `flow_matching`, whose
-denoiser gives drift and score (`samplers.interpolants.of_process`).
+denoiser gives the drift and the score (`samplers.interpolants.of_process`).
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,7 +29,7 @@ Base = Callable[[Array, Array], Array]  # keys [B], like [B, ...] -> y of that s
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of flow matching, and how samples are drawn."""
+  """The fields of flow matching, and the fields of sampling."""
   return system.default_config(**{
       'diffusivity': 0.0,     # c of e(t) = c gamma^2: 0 samples by the flow, more by an SDE
       'sampling_steps': 100,
@@ -51,8 +51,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, base: Base,
                interpolant: Interpolant) -> Experiment:
   """The interpolant from this base, at t = 1, to the data, at t = 0; each y is drawn anew.
 
-  net: of `systems.networks`, for twice the channels of x.  Raises InputError: steps of a chain; a
-  diffusivity or a number of steps that cannot be.
+  net: a network of `systems.networks`, for twice the channels of x.
+
+  Raises InputError if config.model.timesteps is not 0, for a negative diffusivity, or for fewer
+  than one sampling step.
   """
   m = config.model
   compose.require_continuous(config)

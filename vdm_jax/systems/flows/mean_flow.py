@@ -1,6 +1,6 @@
 """MeanFlow: one step from noise to data, learned without a teacher.
 
-Geng et al. (2025); see `objectives.mean_flow`.  The network is told t as its time and t - r as its
+Geng et al. (2025); see `objectives.mean_flow`.  The network reads t as its time, and t - r as its
 scalar condition.
 """
 import jax.numpy as jnp
@@ -19,15 +19,17 @@ from vdm_jax.values import Bound
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of flow matching, and how pairs of times are drawn and weighed."""
+  """The fields of flow matching, and the fields that draw and weight the pairs of times."""
   return system.default_config(**{'same': 0.75, 'power': 1.0} | model)
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
   """MeanFlow with this network of (z, t, t - r, keys), by default `networks.unet`.
 
-  Its model samples in one step and has no likelihood.  Raises InputError: steps of a chain; labels;
-  a share outside of [0, 1].
+  The model samples in one step and has no likelihood.
+
+  Raises InputError if config.model.timesteps is not 0, for labels, or for a share outside of
+  [0, 1].
   """
   m = config.model
   compose.require_continuous(config)

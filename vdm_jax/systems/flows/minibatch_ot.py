@@ -1,9 +1,9 @@
-"""Flow matching with noise and data of a batch paired by optimal transport.
+"""Flow matching in which optimal transport pairs the noise and the data of a batch.
 
 Tong et al. (2023); see `objectives.couplings`.  Noise and data are paired within groups of
 `config.model.group` consecutive examples of the global batch.  So the pairs depend neither on
-devices nor on layouts.  With labels, noise is exchanged only within a label.  Validation has
-independent noise, and so has the bound.  The flow has no score: see `Model.coupled`.
+devices nor on layouts.  With labels, noise is exchanged only within a label.  Validation and the
+bound use independent noise.  The flow has no score: see `Model.coupled`.
 """
 import functools
 
@@ -20,13 +20,13 @@ from vdm_jax.typing import Experiment
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of flow matching, and how many examples are paired together."""
+  """The fields of flow matching, and the number of examples in a group."""
   return system.default_config(**{'group': 64} | model)
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                read: inputs.Inputs | None = None, condition: str | None = '') -> Experiment:
-  """Flow matching on paired noise.  Raises InputError: groups that do not divide the batch."""
+  """Flow matching on paired noise.  Raises InputError if groups do not divide the batch."""
   group = config.model.group
   compose.require(config, 'group', group > 0 and config.data.batch_size % group == 0,
                   f'it does not divide config.data.batch_size={config.data.batch_size}',

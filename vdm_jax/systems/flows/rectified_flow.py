@@ -2,7 +2,7 @@
 
 Liu, Gong and Liu (2023); see `objectives.rectified_flow`.  The first flow is `flow_matching` on the
 path `ot`.  The data are pairs that `scripts/make_pairs.py` made with the first flow (`data.pairs`).
-They hold the images as integers, and x and z_1 as floats.
+The pairs hold the images as integers, and x and z_1 as floats.
 """
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,12 +22,15 @@ from vdm_jax.typing import Array, Experiment, Model, brief
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of flow matching, and `steps`: k, to train for k Euler steps; 0, for any number."""
+  """The fields of flow matching, and `steps`: k trains for k Euler steps, 0 for any number."""
   return system.default_config(**{'steps': 0} | model)
 
 
 def of_pairs(config: ml_collections.ConfigDict, place: str) -> ml_collections.ConfigDict:
-  """`config` whose data are the pairs in the folder `place`, made by a model of its data."""
+  """`config` with the pairs in the folder `place` as its data.
+
+  A model of the data of `config` must have made the pairs.
+  """
   spec = data.resolve(config.data)
   told = [spec[LABEL]] if config.model.class_conditional else []
   kept = data.Spec(place, pairs.fields_of(spec.x, told))
@@ -38,7 +41,7 @@ def of_pairs(config: ml_collections.ConfigDict, place: str) -> ml_collections.Co
 
 
 class OneStep(NamedTuple):
-  """A flow that is distilled into one step: it samples, and has no likelihood."""
+  """A flow that is distilled into one step.  It draws samples, and has no likelihood."""
   sample: Callable[..., Array]  # keys [B], or key, n -> data [B, ...]
   shape: tuple[int, ...]        # of one example
   field: str = 'image'          # which field of a batch is the data
@@ -49,7 +52,10 @@ class OneStep(NamedTuple):
 
 def reflow(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
            read: inputs.Inputs | None = None, condition: str | None = '') -> Experiment:
-  """Flow matching on pairs: the next rectified flow.  Raises InputError, see `_checked`."""
+  """Flow matching on pairs: the next rectified flow.
+
+  Raises InputError for a negative `steps`, and as `paired.require_pairs` does.
+  """
   steps = config.model.steps
   compose.require(config, 'steps', steps >= 0, 'it is negative', 'give 0 or more')
   base = _checked(config, net, read, condition)
@@ -62,7 +68,10 @@ def reflow(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
 
 def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
               read: inputs.Inputs | None = None) -> Experiment:
-  """The one step of a flow, learned from its pairs.  Raises InputError, see `_checked`."""
+  """The one step of a flow, learned from the flow's pairs.
+
+  Raises InputError for labels, and as `paired.require_pairs` does.
+  """
   compose.require(config, 'class_conditional', not config.model.class_conditional,
                   'a one-step student draws without labels', 'set it False')
   base = _checked(config, net, read, None)

@@ -1,7 +1,7 @@
-"""A classifier as an experiment: its features are what samples may be judged by.
+"""A classifier as an experiment: its features can be used to judge samples.
 
-It is trained by the commands that train a diffusion model, and its run kept in the same way; but
-the run gives a `Classifier` and no `Model`: nothing can be drawn from it.
+The commands that train a diffusion model also train a classifier, and keep its run in the same way.
+But the run gives a `Classifier`, not a `Model`, and nothing can be drawn from it.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from vdm_jax.typing import Array, Experiment, brief
 
 
 class Classifier(NamedTuple):
-  """A trained classifier of images, whose features samples may be judged by."""
+  """A trained classifier of images.  Samples may be judged by its features."""
   logits: Callable[[Array], Array]    # data, integers [B, ...] -> [B, classes]
   features: Callable[[Array], Array]  # the same -> [B, D], the penultimate layer
   shape: tuple[int, ...]              # of one image
@@ -35,9 +35,9 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
-  """Cross-entropy -log p(label | image) in nats, and 'accuracy' beside it.
+  """Cross-entropy -log p(label | image) in nats, with the term 'accuracy'.
 
-  `Experiment.model` gives a `Classifier`.  Raises InputError: data without labels.
+  `Experiment.model` gives a `Classifier`.  Raises InputError for data without labels.
   """
   spec, m = data.resolve(config.data), config.model
   if not spec.classes:

@@ -1,8 +1,8 @@
-"""Classifier-free training: one network with labels and, by forgetting some of them, without.
+"""Classifier-free training: one network learns to estimate with labels and without labels.
 
-Ho and Salimans (2022), algorithm 1: in training a label is dropped with a probability of 0.1 or
-0.2; the network's estimate without a label is then the other half of `guidance.classifier_free`.
-All the rest of an experiment, its network and its objective, stays the same.
+Ho and Salimans (2022), algorithm 1: in training, a label is dropped with a probability of 0.1 or
+0.2.  The network's estimate without a label is then the other half of `guidance.classifier_free`.
+The network and the objective of an experiment stay the same.
 """
 import jax.numpy as jnp
 
@@ -20,10 +20,10 @@ def drop(label: Array, keys: Array, probability: float) -> Array:
 
 
 def experiment(base: Experiment, probability: float) -> Experiment:
-  """`base`, conditioned on labels, trained with this share of them dropped; validated with all.
+  """`base`, trained with this share of its labels dropped, and validated with all labels.
 
-  Its model has `null`, so that it can be guided.  The loss raises InputError where `base` is
-  told no labels.
+  The model has `null`, so it can be guided.  The loss raises InputError if `base` is not
+  conditioned on labels.
   """
   def loss(params, batch, context):
     if base.model(params).cond(batch) is None:

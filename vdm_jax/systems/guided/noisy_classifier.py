@@ -1,15 +1,16 @@
-"""A classifier of noisy images, p(label | z_t, t): what classifier guidance takes its gradient of.
+"""A classifier of noisy images, p(label | z_t, t), whose gradient classifier guidance uses.
 
-Dhariwal and Nichol (2021), section 4.  It is trained on z_t at all noise levels, by
+Dhariwal and Nichol (2021), section 4.  The classifier is trained on z_t at all noise levels, with
+the loss
 
-    -log p(label | z_t),   z_t = alpha x + sigma eps,  t uniform,
+    -log p(label | z_t),   z_t = alpha x + sigma eps,  t uniform.
 
-whose minimum is the true conditional probability, not 0: noise hides the label.  Trained, it guides
-any diffusion model of the same data and curve:
+The loss is least at the true conditional probability.  Its minimum is not 0, because noise hides
+the label.  A trained classifier guides any diffusion model of the same data and curve:
 
     denoise = guidance.classifier(model.denoise, guidance.label_gradient(noisy.logits), scale)
 
-For a model without labels, guide guidance.conditioned_on(model.denoise, lambda label: None).
+If the model reads no labels, guide guidance.conditioned_on(model.denoise, lambda label: None).
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,11 +46,12 @@ class NoisyClassifier(NamedTuple):
 
 def cross_entropy(logits: Logits, process: Process, x: Array, t: Array, keys: Array,
                   label: Array, *, eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
-  """-log p(label | z_t) in nats [B], and how often the likeliest label is right.
+  """-log p(label | z_t) in nats [B], and whether the likeliest label is right.
 
-  x: [B, ...]; t, keys, label: [B].  'accuracy' is 0 or 1; 'accuracy_1' ... 'accuracy_4' are the
-  same of a quarter of time, the first nearest the data: means over uniform t, as 0 outside and 4
-  times as much inside.
+  x: [B, ...]; t, keys, label: [B].  The term 'accuracy' is 0 or 1.  The terms 'accuracy_1' ...
+  'accuracy_4' are the accuracy in each quarter of time; the first quarter is nearest the data.  A
+  term is 0 outside of its quarter and 4 times 'accuracy' inside, so its mean over uniform t is the
+  accuracy in that quarter.
   """
   level = process(t)
   if eps is None:
@@ -68,7 +70,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
   """The cross-entropy of a network (z, time, cond = None, keys) -> logits on noisy images.
 
   inputs: what the network reads, as in `denoisers.denoiser`.  `Experiment.model` gives a
-  `NoisyClassifier`.  Raises InputError: data without labels.
+  `NoisyClassifier`.  Raises InputError for data without labels.
   """
   spec = data.resolve(config.data)
   if not spec.classes:

@@ -1,19 +1,23 @@
-"""Energy-based models of noisy data: q(z_t) ~ exp(-E(z, t)), the score as a gradient.
+"""Energy-based models of noisy data: q(z_t) ~ exp(-E(z, t)), whose score is a gradient.
 
 A network of the score is a vector field, which need not be the gradient of anything.  Here a
-network gives a number, the energy, and its gradient is the score,
+network gives a number, the energy E, and the gradient of E gives the score -dE/dz:
 
-    eps_hat = sigma dE/dz,
+    eps_hat = sigma dE/dz.
 
-so that the field has no curl, whatever the weights.  It is a `Denoiser` like any other, trained by
-denoising score matching, which does not need the normaliser Z_t = int exp(-E) dz; samplers,
-objectives and bounds take it as it is.  What an energy has beyond a score: differences of
-log-density, hence an exact Metropolis test (`samplers.langevin.mala`), products of models that are
-sampled as the product, and Z_0 by annealed importance sampling.
+So the field has no curl, whatever the weights.  The energy becomes a `Denoiser` like any other, for
+all samplers, objectives and bounds.  It is trained by denoising score matching, which does not need
+the normaliser Z_t = int exp(-E) dz.
 
-The sum of two energies at level t is not the energy of the noisy product of the data, which it is
-at sigma = 0 alone: reverse steps of the sum do not draw from the product, Markov chains do (Du et
-al. 2023, `Reduce, Reuse, Recycle`).
+An energy gives more than a score does:
+
+* differences of log-density, and so an exact Metropolis test (`samplers.langevin.mala`);
+* products of models, from which Markov chains draw samples;
+* Z_0, by annealed importance sampling.
+
+Only at sigma = 0 is the sum of two energies the energy of the product of the data's densities, as
+noise does not commute with products.  So reverse steps with the sum do not draw from the product,
+but Markov chains do (Du et al. 2023, `Reduce, Reuse, Recycle`).
 """
 from collections.abc import Callable
 
@@ -35,9 +39,9 @@ Energy = Callable[..., Array]
 def half_square(denoise: Denoiser) -> Energy:
   """E = 1/2 |eps_hat|^2 = |z - alpha x_hat|^2 / (2 sigma^2): any denoiser's network as an energy.
 
-  Its gradient is not eps_hat, and only it is trained.  Salimans and Ho (2021), `Should EBMs model
-  the energy or the score?`, have the square of z less a network.  Where eps_hat is z, as of an
-  untrained network here, it is the energy of the standard normal.
+  The gradient of E is not eps_hat / sigma, and only this gradient is trained.  Salimans and Ho
+  (2021), `Should EBMs model the energy or the score?`, take the square of z minus a network.  An
+  untrained network here gives eps_hat = z, and then E is the energy of the standard normal.
   """
   return lambda z, level, cond=None: 0.5 * sum_over_data(
       jnp.square(denoise(z, level, cond).eps))
@@ -55,14 +59,17 @@ def denoiser(energy: Energy) -> Denoiser:
 
 
 def log_prob(denoise: Denoiser, cond: PyTree = None) -> Callable[[Array, Level], Array]:
-  """-E(z, level) [B], log q(z_t) up to a number per level, of what `denoiser` made: for `mala`."""
+  """-E(z, level) [B] of a denoiser made by `denoiser`; it is log q(z_t) up to a number per level.
+
+  `samplers.langevin.mala` takes this function.
+  """
   return lambda z, level: -denoise(z, level, cond).extra['energy']
 
 
 def product(*denoisers: Denoiser) -> Denoiser:
-  """The denoiser of the sum of the energies, whose density is in proportion to the product.
+  """The denoiser of the sum of the energies, whose density is proportional to the product.
 
-  Du et al. (2023).  To be sampled by Markov chains, see above.
+  Du et al. (2023).  Sample it by Markov chains, as explained above.
   """
   def denoise(z, level, cond=None):
     each = [one(z, level, cond) for one in denoisers]
@@ -77,11 +84,12 @@ def log_weights(denoise: Denoiser, process: Process, keys: Array, like: Array, t
                 ) -> tuple[Array, Array]:
   """log w and z_0, [B] and [B, ...], with E[w] = Z_0 = int exp(-E(z, 0)) dz: Neal (2001).
 
-  Annealed importance sampling along the diffusion: from the normal prior, z ~ p(z_1), down the
-  `times` [N + 1], 1 to 0, with `moves` of `mala` (h = step_size sigma_t^2) at all levels but the
-  last.  log w is -E(z, 1) - log p(z), and at each step E(z, t) - E(z, s) is added after the moves.
-  `units.log_mean_exp` of it estimates log Z_0, from below; with weights w, the z_0 are draws of
-  exp(-E(z, 0)) / Z_0.  like: [B, ...]; keys: [B].
+  Annealed importance sampling along the diffusion begins at the normal prior, z ~ p(z_1), with
+  log w = -E(z, 1) - log p(z).  At each step t -> s, `moves` of `mala` are made at level t
+  (h = step_size sigma_t^2), and then E(z, t) - E(z, s) is added to log w.  `units.log_mean_exp` of
+  log w estimates log Z_0 from below.  With the weights w, the z_0 are draws of exp(-E(z, 0)) / Z_0.
+
+  times: [N + 1], from 1 to 0.  like: [B, ...]; keys: [B].
   """
   log_density = log_prob(denoise, cond)
   move = langevin.mala(lambda z, level: denoise(z, level, cond), log_density, step_size).step
@@ -108,8 +116,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
                curve: Curve = processes.vp) -> Experiment:
   """The energy `half_square` of this network, by denoising score matching on all levels.
 
-  The loss is L_simple, lambda = 2 sigma^2, divided by D ln 2; the bound is reported beside it, of
-  the same evaluation.  Model.denoise has the energy in Estimate.extra.  Raises InputError.
+  The loss is L_simple (lambda = 2 sigma^2), divided by D ln 2.  The same evaluation also gives the
+  bound, which is reported.  Model.denoise has the energy in Estimate.extra.
+
+  Raises InputError as `score_sde.experiment` does.
   """
   return score_sde.experiment(
       config, net=net, schedule=schedule, curve=curve, weight=weightings.simple,

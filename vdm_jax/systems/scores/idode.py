@@ -14,17 +14,26 @@ from vdm_jax.typing import Curve, Experiment, Target
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of a VDM, and `second_order`, the weight of that term: 0.1 in the public code."""
+  """The fields of a VDM, and `second_order`, the weight of the second-order term.
+
+  The weight is 0.1 in the public code.
+  """
   return vdm.default_config(**{'second_order': 0.0} | model)
 
 
 def vp(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """v = (eps - sigma z) / alpha, on alpha^2 + sigma^2 = 1.  Raises InputError: steps."""
+  """v = (eps - sigma z) / alpha, on alpha^2 + sigma^2 = 1.
+
+  Raises InputError if config.model.timesteps is not 0.
+  """
   return _experiment(config, net, processes.vp, idode.vp_target, idode.vp_mass)
 
 
 def sp(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """(eps - x) / sqrt(2), by straight paths: on alpha + sigma = 1.  Raises InputError: steps."""
+  """(eps - x) / sqrt(2), on the straight paths alpha + sigma = 1.
+
+  Raises InputError if config.model.timesteps is not 0.
+  """
   return _experiment(config, net, processes.flow, idode.sp_target, idode.sp_mass)
 
 

@@ -1,9 +1,9 @@
 """NCSN and NCSNv2 with any network: denoising score matching on a ladder of noise levels.
 
-Song and Ermon (2019), eq. 6: levels in equal ratios, each equally often, lambda = sigma^2.  Song
-and Ermon (2020): as many levels as their techniques 1 and 2 ask for, and a network that is not told
-which it sees (technique 3).  The bound belongs to the chain of these levels, whose first step is
-from the data themselves.
+Song and Ermon (2019), eq. 6: the levels have equal ratios and are drawn equally often, with
+lambda = sigma^2.  Song and Ermon (2020): techniques 1 and 2 set the number of levels, and the
+network does not read the level (technique 3).  The bound is the bound of the chain of these levels,
+whose first step begins at the data themselves.
 """
 import math
 
@@ -32,7 +32,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def v2_levels(config: ml_collections.ConfigDict) -> int:
-  """How many levels techniques 1 and 2 of NCSNv2 ask for between sigma_max and sigma_min."""
+  """The number of levels between sigma_max and sigma_min by techniques 1 and 2 of NCSNv2."""
   m = config.model
   return len(schedules.ncsnv2_sigmas(m.sigma_max, m.sigma_min,
                                      math.prod(data.resolve(config.data).shape)))
@@ -41,8 +41,10 @@ def v2_levels(config: ml_collections.ConfigDict) -> int:
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
   """Denoising score matching on the ladder of `config.model`.
 
-  net: by default `networks.unet`.  Raises InputError: fewer than two levels; a smallest one that
-  is not between 0 and the largest.
+  net: the network.  Default: `networks.unet`.
+
+  Raises InputError for fewer than two levels, or for a smallest level that is not between 0 and the
+  largest.
   """
   m = config.model
   compose.require(config, 'timesteps', m.timesteps >= 2, 'a ladder has two levels of noise or more',

@@ -1,8 +1,8 @@
 """Networks of the score: NCSN, the score SDEs, EDM.
 
-In continuous time, on the published process, with the published view of the input and the published
-weighting of the error: `experiment` puts them together, and reports the bound beside the loss, of
-the same evaluation of the network.
+`experiment` combines the published process in continuous time, the published inputs of the network
+and the published weighting of the error.  The same evaluation of the network gives the loss and the
+bound, and both are reported.
 """
 from collections.abc import Callable
 
@@ -28,15 +28,19 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
                wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
                trained_at: Callable[[Array], Array] = lambda t: t, ends_denoised: bool = True,
                condition: str | None = '') -> Experiment:
-  """The experiment of `config`; schedule, curve, target, inputs, condition as for
-  `compose.experiment`.
+  """The experiment of `config` with this network, process and weighting.
 
-  The loss is `weighted_diffusion` with this weight, divided by D ln 2.  wrap: what makes of the
-  network's denoiser another, e.g. an energy's.  trained_at: t ~ U[0, 1] -> the times of training,
-  e.g. the times of a ladder.  ends_denoised: samples end in x_hat, as in NCSNv2 (Song and Ermon
-  2020) and after, where the noise of the last step is visible.
+  The loss is `weighted_diffusion` with this weight, divided by D ln 2.
 
-  Raises InputError, also where the weighted loss has no limit at an end of the process.
+  Args:
+    net, schedule, curve, target, inputs, condition: as for `compose.experiment`.
+    weight: the weighting of the error.
+    wrap: a function that turns the network's denoiser into another, such as an energy's.
+    trained_at: t ~ U[0, 1] -> the times of training, such as the times of a ladder.
+    ends_denoised: let samples end in x_hat, as in NCSNv2 (Song and Ermon 2020) and later papers,
+      where the noise of the last step is visible.
+
+  Raises InputError; also if the weighted loss has no limit at an end of the process.
   """
   compose.require_continuous(config)
   check_limits(GaussianProcess(schedule, curve), weight)

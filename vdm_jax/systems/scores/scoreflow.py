@@ -2,10 +2,15 @@
 
 Song, Durkan, Murray and Ermon (2021): beta from 0.1 to 20, lambda = g^2, and t with the density
 g^2 / sigma^2.  Likelihood weighting is the bound with weight 1, and these times are uniform in
-log-SNR, so only the range of log-SNR differs from `vdm`: down to -10.05 instead of -5.
-Not theirs: by default the SDE starts where `vdm` does, not at 1e-5; the discrete decoder takes the
-place of dequantisation and of their decoder at that time, so that the ledger's rows compare; the
-network, which estimates eps; no sub-VP SDE.
+log-SNR.  So only the range of log-SNR differs from `vdm`: it goes down to -10.05 instead of -5.
+
+The differences from the paper:
+
+* by default the SDE starts where `vdm` does, not at 1e-5;
+* the discrete decoder replaces dequantisation and their decoder at that time, so that the ledger's
+  rows are comparable;
+* the network estimates eps;
+* there is no sub-VP SDE.
 """
 import dataclasses
 import math
@@ -44,7 +49,10 @@ def vp_sde(config: ml_collections.ConfigDict) -> schedules.BetaLinear:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """The bound at times uniform in log-SNR.  Raises InputError: steps; see `vp_sde`."""
+  """The bound at times uniform in log-SNR.
+
+  Raises InputError if config.model.timesteps is not 0, and as `vp_sde` does.
+  """
   compose.require_continuous(config)
 
   def objective(denoise, process, *args, data, decoder, context):

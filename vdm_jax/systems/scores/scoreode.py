@@ -1,8 +1,8 @@
 """ScoreODE: the derivatives of the score, matched by fine-tuning of a trained VDM.
 
-Lu et al. (2022): the bound, and beside it the errors of the score's Jacobian and of its trace, with
-weight `second_order`; `third_order` adds the errors of the gradient of the trace.  Both are 1 in
-the public code for images.
+Lu et al. (2022).  The loss is the bound, plus `second_order` times the errors of the score's
+Jacobian and of its trace, plus `third_order` times the error of the gradient of the trace.  Both
+weights are 1 in the public code for images.
 """
 import functools
 
@@ -24,7 +24,10 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """The bound and the errors of the derivatives.  Raises InputError: a number of steps."""
+  """The bound and the errors of the derivatives.
+
+  Raises InputError if config.model.timesteps is not 0.
+  """
   compose.require_continuous(config)
   m = config.model
   base = compose.experiment(

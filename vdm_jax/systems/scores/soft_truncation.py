@@ -1,8 +1,8 @@
-"""Soft Truncation: every step leaves out the times before a random one.
+"""Soft Truncation: every step leaves out the times before a random time.
 
-Kim et al. (2022): `scoreflow`, but the smallest time of each step has a density in proportion to
-1 / tau.  In training, bits_per_dim is of the times which are left; in validation it is the whole
-bound, which is another quantity than the training loss.
+Kim et al. (2022): `scoreflow`, but the smallest time tau of each step is random, with a density
+proportional to 1 / tau.  In training, bits_per_dim counts only the remaining times.  In validation,
+it is the whole bound, which is another quantity than the training loss.
 """
 import ml_collections
 from flax import linen as nn
@@ -19,7 +19,10 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """The bound of the times that are left.  Raises InputError: steps; a negative power."""
+  """The bound of the remaining times.
+
+  Raises InputError if config.model.timesteps is not 0, or for a negative power.
+  """
   power = config.model.truncation_power
   compose.require_continuous(config)
   compose.require(config, 'truncation_power', power >= 0.0, 'it is negative',

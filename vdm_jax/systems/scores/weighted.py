@@ -1,6 +1,6 @@
 """The denoising error under the field's weightings, in continuous time.
 
-Each of `OBJECTIVES` is a target for the network and a weighting of its error; the schedule is the
+Each of `OBJECTIVES` is a target for the network and a weighting of its error.  The schedule is the
 cosine between the end points of the data.  EDM draws its own noise levels: see `log_normal`.
 """
 import ml_collections
@@ -34,10 +34,11 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
-  """The objective of `config.model.objective`, and the bound beside it.
+  """The objective of `config.model.objective`; the bound is reported too.
 
-  net: by default `networks.unet`.  z is added to its output where that estimates eps alone.
-  Raises InputError: another objective; a number of steps.
+  net: the network.  Default: `networks.unet`.  z is added to its output only if the target is eps.
+
+  Raises InputError for an unknown objective, or if config.model.timesteps is not 0.
   """
   name, net = config.model.objective, net or networks.unet(config)
   compose.require(config, 'objective', name in OBJECTIVES,
@@ -55,10 +56,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
 
 def log_normal(sigma_data: float) -> Objective:
-  """The loss of EDM at its own noise levels, beside the bound; validated at even log-SNR.
+  """The loss of EDM at its own noise levels, and the bound.  Validation takes even log-SNR.
 
-  At log-normal times the bound's estimate would be unbiased too, but rarely near its mean: few of
-  them are where the bits are.
+  At log-normal times, the estimate of the bound would be unbiased too.  But it would rarely be near
+  its mean, because few of these times are where the bits are.
   """
   def objective(denoise, process, x, t, keys, cond=None, *, data, decoder, context):
     if context.train:

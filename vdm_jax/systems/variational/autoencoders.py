@@ -1,8 +1,8 @@
 """Variational autoencoders of images: of one layer of latents, of several, and of a Markov chain.
 
-The bounds come from `objectives.variational`, the networks are perceptrons, and p(pixel | z) a
-normal distribution cut into the levels of the data, its mean and width learned: see
-`DiscretisedNormal`.  A run gives a `VAE` and no `Model`: it has no denoiser.
+The bounds come from `objectives.variational`, and the networks are perceptrons.  p(pixel | z) is a
+normal distribution that is cut into the levels of the data (`DiscretisedNormal`), with learned mean
+and width.  A run gives a `VAE`, not a `Model`, because it has no denoiser.
 """
 import math
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from vdm_jax.units import bits_per_dim
 
 
 class VAE(NamedTuple):
-  """A trained autoencoder, which samples and bounds.
+  """A trained autoencoder, which draws samples and bounds the likelihood.
 
-  Latents are a tuple (z_L, ..., z_1), [B, n] each; data integers.
+  Latents are a tuple (z_L, ..., z_1), [B, n] each.  Data are integers.
   """
   encode: Callable[[Array, Array], tuple]  # data [B, ...], keys [B] -> latents, a draw of q
   decode: Callable[[tuple], Array]         # latents -> the data nearest to the mean, [B, ...]
@@ -62,7 +62,7 @@ class Heads(nn.Module):
 
 
 class Parts(NamedTuple):
-  """What a kind of autoencoder does.  nets: name, inputs [B, n] -> the `Normal` of that network."""
+  """The functions of a kind of autoencoder; nets: name, inputs [B, n] -> the network's `Normal`."""
   objective: Callable  # nets, params, x [B, D], keys, data, decoder -> nats [B], {term: [B]}
   encode: Callable     # nets, params, x [B, D], keys -> latents
   generate: Callable   # nets, keys -> latents
@@ -79,10 +79,12 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def hierarchical(config: ml_collections.ConfigDict) -> Experiment:
-  """L = len(latents) layers inferred from the top down; with one, the VAE.
+  """An autoencoder of L = len(latents) layers, inferred from the top down.  L = 1 is the VAE.
 
-  -ELBO of `variational.hierarchical` in bits/dim; terms 'bits_per_dim', 'reconstruction', 'latent',
-  and each layer's.  `Experiment.model` gives a `VAE`.  Raises InputError: see `_experiment`.
+  The loss is the -ELBO of `variational.hierarchical` in bits/dim.  Its terms are 'bits_per_dim',
+  'reconstruction', 'latent', and a term for each layer.  `Experiment.model` gives a `VAE`.
+
+  Raises InputError for wrong latents, or for a negative beta.
   """
   sizes, beta = tuple(config.model.latents), config.model.beta
   names = [f'z_{len(sizes) - i}' for i in range(len(sizes))]
@@ -110,14 +112,18 @@ def hierarchical(config: ml_collections.ConfigDict) -> Experiment:
 
 
 def markovian(config: ml_collections.ConfigDict) -> Experiment:
-  """L = len(latents) layers, q(z_1 | x) and p(z_{l-1} | z_l) networks, q(z_l | z_{l-1}) linear.
+  """An autoencoder of L = len(latents) layers, whose latents form a Markov chain.
 
-  q(z_l | z_{l-1}) = N(sqrt(1 - b) z_{l-1}, b), its b learned for each layer and dimension: a
-  diffusion of the latents of a VAE, with a noise schedule of its own in each dimension and a
-  network of its own at each step.  -ELBO of `variational.markovian`; terms 'bits_per_dim',
-  'reconstruction', 'latent', 'diffusion', and each transition's.  The rest as in `hierarchical`.
+  q(z_1 | x) and p(z_{l-1} | z_l) are networks.  q(z_l | z_{l-1}) = N(sqrt(1 - b) z_{l-1}, b) has a
+  learned b for each layer and dimension.  So the model is a diffusion of the latents of a VAE, with
+  one noise schedule for each dimension and one network for each step.
 
-  Raises InputError: latents of different sizes; beta, which this bound does not have.
+  The loss is the -ELBO of `variational.markovian` in bits/dim.  Its terms are 'bits_per_dim',
+  'reconstruction', 'latent', 'diffusion', and a term for each transition.  `Experiment.model` gives
+  a `VAE`.
+
+  Raises InputError for wrong latents, latents of different sizes, or a beta other than 1, because
+  this bound has no beta.
   """
   sizes = tuple(config.model.latents)
   require(config, 'latents', len(set(sizes)) == 1,
@@ -159,9 +165,9 @@ def _standard(like, size):
 
 
 def _experiment(config, shapes, parts, more=None):
-  """shapes: {name of a network: (inputs, outputs)}; more: initial parameters beside theirs.
+  """shapes: {name of a network: (inputs, outputs)}; more: further initial parameters.
 
-  Raises InputError: no latents, or of no dimensions; a negative beta.
+  Raises InputError for no latents, for latents without dimensions, or for a negative beta.
   """
   spec, m = data.resolve(config.data), config.model
   require(config, 'latents', len(m.latents) > 0 and min(m.latents) > 0,

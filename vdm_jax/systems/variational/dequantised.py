@@ -1,18 +1,19 @@
 """A density of continuous data and the dequantiser that belongs to it, trained together.
 
-Data y, drawn inside the bins of the discrete data by a dequantiser q(y | data), are diffused; the
-decoder of continuous data is p(y | z_0) = N(z_0 / alpha_0, (sigma_0 / alpha_0)^2), so that
+A dequantiser q(y | data) draws y inside the bins of the discrete data, and y is diffused.  The
+decoder of continuous data is p(y | z_0) = N(z_0 / alpha_0, (sigma_0 / alpha_0)^2).  So
 
 -log P(data) <= E[log q(y | data)] + E[-log p(y | z_0)] + KL(q(z_1 | y) || p(z_1)) + diffusion term
                  dequantisation       reconstruction       latent
 
-is a bound on the probability of the discrete data.  Everything is one expectation over the draws
-of q, so its gradient reaches q too (Ho et al. 2019, section 3.1): it wins back the lost entropy
-where the density is high.
+is a bound on the probability of the discrete data.  All terms are one expectation over the draws of
+q, so the gradient of the bound reaches q too (Ho et al. 2019, section 3.1).  A learned q wins back
+the lost entropy where the density is high.
 
-sigma_0 must be small against the bins, since p(y) is smooth on its scale: y uniform in a bin alone
-among empty ones costs 1.81 (sigma_0 / alpha_0) / (2 / levels) nats per dimension, to first order
-(0.06 at a thirtieth of a bin). A learned q saves a part of them by leaving the edges.
+p(y) is smooth at the scale of sigma_0, so sigma_0 must be small against the bins.  Take y uniform
+in one bin, with empty bins around it.  The smoothing costs 1.81 (sigma_0 / alpha_0) / (2 / levels)
+nats per dimension, to first order (0.06 at a thirtieth of a bin).  A learned q saves part of this
+cost by avoiding the edges of the bin.
 """
 import jax
 import jax.numpy as jnp
@@ -42,9 +43,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                target: Target = targets.eps) -> Experiment:
   """`compose.experiment` on dequantised data, with the bound above as the loss and as Model.bound.
 
-  dequantiser: a Linen module, the `transport` of `dequantisers.variational`, is learned, as
-  params['dequantiser']; a function is fixed; by default the couplings of `config.model`.  schedule:
-  by default linear between fixed end points.
+  Args:
+    dequantiser: a fixed function, or a Linen module that is learned as params['dequantiser'], the
+      `transport` of `dequantisers.variational`.  Default: the couplings of `config.model`.
+    schedule: the schedule.  Default: linear between fixed end points.
   """
   couplings = config.model.get('couplings', 0)
   if dequantiser is None:

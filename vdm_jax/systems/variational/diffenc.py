@@ -1,9 +1,10 @@
-"""DiffEnc (Nielsen et al. 2024): a VDM whose inference model encodes the data, at every depth anew.
+"""DiffEnc (Nielsen et al. 2024): a VDM whose inference model encodes the data at each noise level.
 
-The encoder is a network y = x + h(x, logsnr) with h zero at first, so that a run begins as a VDM
-does but for the counter-term.  The generative model has no part of it: it is a VDM's, for the
-ancestral sampler and samplers of the reverse SDE.  Deterministic samplers see half of the encoder's
-drift, and there is no ode row; see `objectives.diffenc`.
+The encoder is a network y = x + h(x, logsnr) with h zero at first.  So a run begins like a VDM,
+except for the counter-term.  The generative model does not contain the encoder.  It is the
+generative model of a VDM, for the ancestral sampler and samplers of the reverse SDE.  Deterministic
+samplers would see half of the encoder's drift, and the ledger has no row `ode`; see
+`objectives.diffenc`.
 """
 import jax
 import jax.numpy as jnp

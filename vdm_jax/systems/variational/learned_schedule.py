@@ -1,19 +1,20 @@
-"""A schedule learned as the VDM paper says: its ends by the bound, its interior by least variance.
+"""A schedule learned as in the VDM paper: its ends by the bound, its interior by least variance.
 
-In continuous time the bound depends on a schedule through its end points alone, while the variance
-of its one-draw estimate, with t ~ U[0, 1], depends on all of it.  So the end points follow the
-gradient of the mean estimate, and the interior the gradient of the mean *square* of the diffusion
-term,
+In continuous time, the bound depends on a schedule only through its end points.  But the variance
+of the one-draw estimate of the bound, with t ~ U[0, 1], depends on the whole schedule.  So the end
+points follow the gradient of the mean estimate.  The interior follows the gradient of the mean
+*square* of the diffusion term l,
 
-  d/d phi E[l^2] = E[2 l dl/d phi]:
+  d/d phi E[l^2] = E[2 l dl/d phi],
 
-the same vector-Jacobian product with the cotangents 2 l_i.  Kingma et al. (2021), appendix I.2.
-Between levels that are equally hard to denoise the density of least variance is uniform; in general
-it is proportional to E[|eps - eps_hat|^4]^(1/2) per unit of logsnr.
+which is the same vector-Jacobian product with the cotangents 2 l_i.  Kingma et al. (2021),
+appendix I.2.  If all levels are equally hard to denoise, the times of least variance are uniform in
+logsnr.  In general, their density per unit of logsnr is proportional to
+E[|eps - eps_hat|^4]^(1/2).
 
-E[dl/d phi] = 0 for the interior, so 2 (l_i - b) has the same expectation for any b that is
-independent of the draw.  With b the usual l, the mean over past steps, it is far less noisy: where
-the estimate has little variance left, l_i - b is small and l_i is not.
+E[dl/d phi] = 0 for the interior, so the cotangents 2 (l_i - b) give the same expectation for any b
+that is independent of the draw.  If b is the mean of l over past steps, the gradient is far less
+noisy: where the estimate has little variance left, l_i - b is small, but l_i is not.
 """
 import jax.numpy as jnp
 import ml_collections
@@ -34,7 +35,8 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
   """A VDM whose schedule is a `KnotSchedule` learned by `by_variance`.
 
-  Raises InputError: a number of steps, since the bound of a chain depends on the interior.
+  Raises InputError if config.model.timesteps is not 0, because the bound of a chain depends on the
+  interior of its schedule.
   """
   compose.require_continuous(config)
   logsnr_max, logsnr_min = compose.end_points(config)
@@ -43,18 +45,20 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
 
 def is_interior(names: tuple[str, ...]) -> bool:
-  """Whether this is a parameter of a schedule that does not move its end points."""
+  """Whether a parameter belongs to a schedule, but does not move its end points."""
   return names[0] == 'schedule' and names[-1] not in ('logsnr_max', 'logsnr_min')
 
 
 def by_variance(experiment: Experiment, memory: float = 0.9) -> Experiment:
   """`experiment`, but the interior of its schedule minimises the variance of the diffusion term.
 
-  For the loss of continuous time, with the term 'diffusion', and a schedule that has its end points
-  as parameters: `PinnedMonotone`, `KnotSchedule`.  memory: the decay, a step, of the average that
-  is subtracted; it is the state's `aux`, 0 at first, and a term 'usual_diffusion'.
+  The experiment must have the loss of continuous time, with the term 'diffusion'.  Its schedule
+  must have the end points as parameters: `PinnedMonotone` or `KnotSchedule`.
 
-  Its update raises InputError where the schedule's end points are not parameters of their own.
+  memory: the factor per step of the average that is subtracted.  The average is the state's `aux`
+  (0 at first), and is reported as the term 'usual_diffusion'.
+
+  The update raises InputError if the schedule's end points are not parameters of their own.
   """
   def loss(params, batch, context):
     ends = {'logsnr_max', 'logsnr_min'}

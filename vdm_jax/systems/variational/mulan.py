@@ -1,31 +1,35 @@
 """Learned adaptive noise (MuLAN): every number of every image has a noise schedule of its own.
 
-A latent h, a k-hot vector, is inferred from the image, q(h | x), and told to all parts of the
-model: to the schedules logsnr_i(t; h), one for each number x_i, and to the denoiser.  With a prior
-p(h) that is uniform over the k-hot vectors,
+A network q(h | x) infers a latent h, a k-hot vector, from the image.  The schedules logsnr_i(t; h),
+one for each number x_i, and the denoiser depend on h.  With a prior p(h) that is uniform over the
+k-hot vectors,
 
 -log p(x) <= E_q(h|x)[bound of a VDM that is given h]  +  KL(q(h | x) || p(h)).
              reconstruction + latent + diffusion          auxiliary
 
 Source: Sahoo, Gokaslan, De Sa and Kuleshov (2024), Diffusion Models With Learned Adaptive Noise.
 
-What such schedules can gain.  The diffusion term is a line integral over the vector of SNRs,
+How such schedules can help.  The diffusion term is a line integral over the vector of SNRs,
 
 1/2 int sum_i (-dlogsnr_i/dt) E(eps_i - eps_hat_i)^2 dt = 1/2 int sum_i (-dSNR_i/dt) mmse_i dt.
 
-For the posterior mean given h at each vector of levels mmse_i is twice the derivative of a mutual
-information by SNR_i (Guo, Shamai and Verdu 2005; Palomar and Verdu 2006): a gradient field, whose
-integral depends on the ends of the path alone.  The path matters for every other denoiser, as one
-that is told the mean of the levels and cannot know which of them are high.  And a schedule may
-depend on x through h alone: a level that says more of x to the denoiser than KL(q(h | x) || p(h))
-pays for makes the sum no bound.
+If the denoiser is the posterior mean given h at each vector of levels, mmse_i is twice the
+derivative of a mutual information by SNR_i (Guo, Shamai and Verdu 2005; Palomar and Verdu 2006).
+Then the integrand is a gradient field, and the integral depends only on the ends of the path.  For
+every other denoiser, the path matters.  An example is a denoiser that reads the mean of the levels,
+and cannot know which levels are high.
 
-q(h | x) ~ exp(logits . h) over all k-hot h (the conditional Bernoulli distribution: Chen, Dempster
-and Liu 1994) is drawn exactly and has an exact KL.  The gradient passes the draw through its
-marginals (SIMPLE: Ahmed, Zeng, Niepert and Van den Broeck 2023); it is a biased one, of an unbiased
-bound.  The public code of MuLAN takes the k largest of perturbed logits instead, passes the
-gradient through the normalised logits, and counts the KL of one softmax choice: at most log n,
-where a k-hot vector may tell log C(n, k).
+A schedule may depend on x only through h.  Otherwise the levels could tell the denoiser more about
+x than KL(q(h | x) || p(h)) counts, and the sum would be no bound.
+
+q(h | x) ~ exp(logits . h) over all k-hot h is the conditional Bernoulli distribution (Chen,
+Dempster and Liu 1994).  The draw and the KL are exact.  The gradient passes the draw through its
+marginals (SIMPLE: Ahmed, Zeng, Niepert and Van den Broeck 2023).  So the gradient is biased, but
+the bound is not.
+
+The public code of MuLAN takes the k largest of perturbed logits instead, and passes the gradient
+through the normalised logits.  It counts the KL of one softmax choice, which is at most log n.  But
+a k-hot vector can carry log C(n, k).
 """
 import math
 from collections.abc import Callable
@@ -55,9 +59,12 @@ _LOG_0 = -1e9  # finite, so that no difference of two of them is undefined
 class PolynomialSchedule:
   """logsnr(t) = max + (min - max) F(t) / F(1),  F(t) = int_0^t (a s^2 + b s + c)^2 ds.
 
-  a, b, c: [B, ...], a schedule for each number of each of B examples, with the same ends; t: [B] or
-  [] -> [B, ...] (with B = 1, t: [N] -> [N, ...]).  It decreases whatever the coefficients.  Sahoo
-  et al. (2024).  Raises ValueError: times that are not one for each example.
+  Sahoo et al. (2024).  a, b, c: [B, ...] give a schedule for each number of each of B examples,
+  with the same ends.  logsnr decreases whatever the coefficients are.
+
+  t: [B] or [] -> [B, ...]; with B = 1, t: [N] -> [N, ...].
+
+  Raises ValueError unless there is one time, or one time for each example.
   """
   a: Array
   b: Array
@@ -96,7 +103,7 @@ def by_mean_logsnr(z: Array, level: Level) -> tuple[Array, Array]:
 def _sums(logits, hot):
   """log e_j of the first m weights exp(logits), for m = 0 .. n - 1 [n, hot + 1], and for m = n.
 
-  e_j, the elementary symmetric polynomial: the sum over all j-subsets of the product of weights.
+  e_j is the elementary symmetric polynomial: the sum over all j-subsets of the product of weights.
   """
   def add(row, logit):
     with_it = logit + jnp.append(_LOG_0, row[:-1])
@@ -122,16 +129,17 @@ def marginals(logits: Array, hot: int) -> Array:
 def kl_to_uniform(logits: Array, hot: int) -> Array:
   """KL(q(h) || uniform over the k-hot vectors) = logits . E[h] - log Z + log C(n, k): nats [B].
 
-  0 where the logits are equal, at most log C(n, k).
+  It is 0 where the logits are equal, and at most log C(n, k).
   """
   mean = jnp.sum(logits * marginals(logits, hot), axis=-1)
   return mean - log_normaliser(logits, hot) + math.log(math.comb(logits.shape[-1], hot))
 
 
 def draw(keys: Array, logits: Array, hot: int) -> Array:
-  """h ~ q(h) ~ exp(logits . h), exactly: zeros and `hot` ones [B, n].  Logits 0: the prior.
+  """h ~ q(h) ~ exp(logits . h), exactly: zeros and `hot` ones [B, n].  Logits 0 give the prior.
 
-  From the last entry to the first, each with its probability given how many ones are left.
+  The entries are drawn from the last to the first, each with its probability given the number of
+  ones that are left.
   """
   def one(key, logits):
     before, _ = _sums(logits, hot)
@@ -162,8 +170,10 @@ def bound(conditional: ConditionalDiffusion, logits: Array, hot: int, x: Array, 
           ) -> tuple[Array, dict[str, Array]]:
   """One-draw estimate of the bound above: nats [B], and its terms.
 
-  logits: [B, n], of q(h | x); steps: T, 0 for continuous time; the rest is as for
-  `vlb.continuous`, whose terms 'auxiliary' joins.
+  The terms are the terms of `vlb.continuous` and 'auxiliary'.
+
+  logits: the logits of q(h | x), [B, n].  steps: T; 0 for continuous time.  The other arguments are
+  as for `vlb.continuous`.
   """
   denoise, process = conditional(draw_straight_through(random.stream(keys, 'latent'), logits, hot))
   args = denoise, process, x, t, keys
@@ -188,12 +198,16 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                target: Target = targets.eps) -> Experiment:
   """A VDM with k-hot latents of `config.model.latent` numbers, `latent_hot` of them ones.
 
-  net: takes latents [B, n] as its `cond` (`classes = n`), and the mean over the data of logsnr;
-  encoder: x -> logits [B, n]; schedule: latents -> (a, b, c) of `PolynomialSchedule`, whose ends
-  are the config's.  By default built from `config.model`.  Parameters: 'net', 'encoder',
-  'schedule'.
+  Args:
+    net: a network that takes latents [B, n] as its `cond` (`classes = n`), and the mean over the
+      data of logsnr.
+    encoder: x -> logits [B, n].
+    schedule: latents -> (a, b, c) of `PolynomialSchedule`, whose ends are the config's.
 
-  Its `Model` without latents has no denoiser, and as its process, for grids and pictures, one of
+  By default, the three networks are built from `config.model`.  Their parameters are 'net',
+  'encoder' and 'schedule'.
+
+  The `Model` has no denoiser until it is given latents.  For grids and pictures, its process has
   the mean over the pixels of logsnr, at the prior's mean.
   """
   m = config.model

@@ -1,7 +1,7 @@
-"""IDDPM's resampled times: in proportion to the root mean square of recent losses.
+"""IDDPM's resampled times: their density is proportional to the root mean square of recent losses.
 
-Nichol and Dhariwal (2021), section 3.3, for the bound of continuous time: the latest losses in each
-of some equal bins of time, kept in the training state.
+Nichol and Dhariwal (2021), section 3.3, here for the bound of continuous time.  Time is cut into
+equal bins, and the training state keeps the latest losses of each bin.
 """
 import ml_collections
 from flax import linen as nn
@@ -22,7 +22,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                schedule: Schedule | None = None) -> Experiment:
   """The bound at resampled times; schedule: by default linear between fixed end points.
 
-  Raises InputError: a number of steps; no bins, or no losses kept.
+  Raises InputError if config.model.timesteps is not 0, or for fewer than one bin or one kept loss.
   """
   m = config.model
   compose.require_continuous(config)

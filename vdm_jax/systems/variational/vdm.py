@@ -1,7 +1,7 @@
 """Variational diffusion models (Kingma, Salimans, Poole and Ho 2021).
 
-The noise estimate of a U-Net on the `vp` curve, a schedule learned with it, discrete data through
-the decoder of `decoders.Pixels`, and the variational bound as the loss: in continuous time, or with
+A U-Net estimates the noise on the `vp` curve, and a schedule is learned with it.  `decoders.Pixels`
+decodes the discrete data.  The loss is the variational bound, in continuous time or with
 T = `config.model.timesteps` steps.
 """
 import ml_collections
@@ -33,10 +33,11 @@ def default_config(**model) -> ml_collections.ConfigDict:
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                schedule: nn.Module | Schedule | None = None, target: Target = targets.eps
                ) -> Experiment:
-  """The bound of `config` with this network, by default `networks.unet`, and schedule.
+  """The bound of `config` with this network and this schedule.
 
-  schedule: by default linear in log-SNR with learned end points.  Raises InputError as
-  `compose.experiment`.
+  net: by default `networks.unet`.  schedule: by default linear in log-SNR, with learned end points.
+
+  Raises InputError as `compose.experiment` does.
   """
   if schedule is None:
     schedule = schedules.LearnedLinear(*compose.end_points(config))
