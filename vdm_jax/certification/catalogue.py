@@ -1,4 +1,4 @@
-"""Certifies the samplers of the catalogue: each by its own claim, and equalities by theory.
+"""Certifies the samplers of the catalogue: each sampler by its own claim, and equalities by theory.
 
   rows = certify_all(jobs(['ddim', 'heun']))
 """
@@ -47,19 +47,20 @@ _SUPPLIED: dict[str, Callable[[Callable], SamplerMaker]] = {
 
 
 class Job(NamedTuple):
-  """The work that one process certifies at a time."""
+  """The work that one process does at a time."""
   kind: str  # 'sampler', 'one step', 'encoding' or 'equality'
   name: str  # of the sampler, or the claim
   order: float | None = None  # claimed of a sampler of the user's own
 
 
 def bind(entry: catalogue.Entry) -> SamplerMaker:
-  """The sampler as the certifier makes it; the oracle has everything that the sampler needs."""
+  """The sampler as the certifier makes it.  The oracle supplies everything that the sampler needs.
+  """
   return _SUPPLIED[entry.needs](entry.make)
 
 
 def equalities() -> dict[str, list[SamplerMaker]]:
-  """Samplers that are equal by theory: claim -> samplers."""
+  """The samplers that are equal by theory: claim -> samplers."""
   of = lambda name, **options: functools.partial(catalogue.SAMPLERS[name].make, **options)
   return {
       'ddim = dpm_solver_1 = deis_0 = unip_1': [
@@ -80,7 +81,7 @@ def equalities() -> dict[str, list[SamplerMaker]]:
 def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
   """The jobs of these samplers; by default of the whole catalogue, with the equalities.
 
-  order: the claim of samplers given as FILE.py:NAME; None if they are stochastic.
+  order: the claimed order of samplers given as FILE.py:NAME; None if they are stochastic.
   Raises InputError.
   """
   names = [_certifiable(name) for name in names] or list(catalogue.SAMPLERS)
@@ -119,8 +120,7 @@ def certify_job(job: Job) -> list[CertificateRow]:
 
 
 def certify_all(work: Sequence[Job]) -> list[CertificateRow]:
-  """The rows of all jobs, from one process per core, as most of the work is tracing and compiling.
-  """
+  """The rows of all jobs, by one process per core: most of the work is tracing and compiling."""
   workers = min(os.cpu_count() or 1, len(work))
   if workers < 2 or len(work) < 8:
     return [row for job in tqdm.tqdm(work, unit='sampler', file=sys.stderr)

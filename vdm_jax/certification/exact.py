@@ -26,7 +26,8 @@ CURVES = (*FINITE, 'ends')
 
 
 class MixtureData(NamedTuple):
-  """Two normals on the line; two equal normals are one normal, so one program serves both."""
+  """Two normals on the line.  Two equal normals are one normal, so one program serves both models.
+  """
   weights: tuple[float, float]
   means: tuple[float, float]
   stds: tuple[float, float]
@@ -56,7 +57,7 @@ def quantiles(probability: np.ndarray, data: MixtureData, alpha: float, sigma: f
 
 
 def moments(data: MixtureData, c: float) -> tuple[float, float, float]:
-  """(mean, std, share above 0) of z_t / alpha_t."""
+  """(mean, standard deviation, share above 0) of z_t / alpha_t."""
   w, m, s = map(np.asarray, data)
   mean = np.sum(w * m)
   return mean, np.sqrt(np.sum(w * (s**2 + m**2)) - mean**2 + c**2), 1.0 - _cdf(0.0, data, c)
@@ -64,15 +65,15 @@ def moments(data: MixtureData, c: float) -> tuple[float, float, float]:
 
 @value
 class ExactDenoiser:
-  """The exact denoiser of data with independent dimensions, each of this distribution.
+  """The exact denoiser of data with independent dimensions, each with the distribution `data`.
 
-  It also has everything else that a method may need: the heads of learned variances in `extra`, log
-  q(z_t), and data.  It is NaN at sigma = 0.
+  It also has everything else that a method may need: the heads of learned variances in `extra`,
+  log q(z_t), and draws of the data.  It is NaN at sigma = 0.
   """
   data: MixtureData
 
   def _parts(self, z, level):
-    """For the two normals, on a last axis: shares of z, deviation from the mean, variance of z."""
+    """For the two normals, on a last axis: log joint density, deviation from the mean, variance."""
     level = jax.tree.map(lambda u: u[..., None], level.expand(z))
     w, m, s = map(jnp.asarray, self.data)
     deviation = z[..., None] - level.alpha * m
@@ -107,7 +108,7 @@ class ExactDenoiser:
     return jnp.sum(w * (weights / weights.sum())[:, None] * inside, axis=(-2, -1))
 
   def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
-    """Draws of x ~ `MixtureData`, of this shape."""
+    """Draws of x ~ `MixtureData`, with this shape."""
     which, normal = jax.random.split(key)
     first = jax.random.uniform(which, shape) < self.data.weights[0]
     either = lambda pair: jnp.where(first, pair[0], pair[1])
@@ -115,7 +116,7 @@ class ExactDenoiser:
 
 
 def process_of(number: Array) -> Process:
-  """The process of this number in CURVES.  The number is a value, so one program serves all."""
+  """The process with this number in CURVES.  The number is a value, so one program serves all."""
   def curve(logsnr):
     either = [getattr(processes, name)(logsnr) for name in FINITE]
     return jax.tree.map(lambda *parts: jnp.stack(parts)[jnp.minimum(number, 3)], *either)
@@ -138,14 +139,15 @@ def ends_of(curve: str) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def with_log_prob(make: Callable) -> SamplerMaker:
-  """A sampler that takes log q(z_t) as its third argument."""
+  """A maker of the sampler that supplies log q(z_t) as its third argument."""
   return lambda denoise, process: make(denoise, process, denoise.log_prob)
 
 
 def with_ends(make: Callable) -> SamplerMaker:
-  """A sampler with its exact consistency model, which maps z_t to the z_0 of the same quantile.
+  """A maker of the sampler that supplies its exact consistency model.
 
-  Its estimate of x is z_0 / alpha_0.  One dimension has one path through each quantile.
+  That model maps z_t to the z_0 of the same quantile: in one dimension, each quantile has one path.
+  Its estimate of x is z_0 / alpha_0.
   """
   def of(denoise, process):
     def cdf(z, level):
@@ -175,7 +177,8 @@ def with_ends(make: Callable) -> SamplerMaker:
 
 
 def with_variances(make: Callable) -> SamplerMaker:
-  """A sampler with its exact `analytic.Variances`, linear between 201 levels."""
+  """A maker of the sampler that supplies its exact `analytic.Variances`, linear between 201 levels.
+  """
   def of(denoise, process):
     level = process(jnp.linspace(0.0, 1.0, 201))
     # A level where nothing is defined: Var(x) falls as sigma^2 / alpha^2 does.
@@ -189,7 +192,7 @@ def with_variances(make: Callable) -> SamplerMaker:
 
 
 def with_guidance(make: Callable) -> SamplerMaker:
-  """A sampler with its guidance, which leads from the standard normal to the data of the oracle.
+  """A maker of the sampler that supplies guidance from the standard normal to the oracle's data.
 
   The guidance is the gradient of log q_oracle - log q_normal, so the guided flow is the oracle's
   flow.

@@ -1,4 +1,4 @@
-"""Judges a sampler by what it claims: see `certification`."""
+"""Judges a sampler by its own claim: see `certification`."""
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class CertificateRow(NamedTuple):
 
 
 def alternating_grid(steps: int) -> np.ndarray:
-  """Times [steps + 1] from 1 to 0 whose steps are short and long in turn, 1 : 2."""
+  """Times [steps + 1] from 1 to 0 with short and long steps in turn, 1 : 2."""
   widths = np.where(np.arange(steps) % 2 == 0, 1.0, 2.0)
   times = 1.0 - np.concatenate([[0.0], np.cumsum(widths) / np.sum(widths)])
   times[-1] = 0.0
@@ -49,7 +49,8 @@ def alternating_grid(steps: int) -> np.ndarray:
 
 
 def count_evaluations(make: SamplerMaker, steps: int = 8) -> int:
-  """The number of calls of the denoiser in a run of `steps` steps, from the traced program."""
+  """The number of calls of the denoiser in a run of `steps` steps, counted in the traced program.
+  """
   @jax.jit
   def counted_denoiser(z, level):
     return ExactDenoiser(MODELS['gaussian'])(z, level)
@@ -81,7 +82,7 @@ def count_evaluations(make: SamplerMaker, steps: int = 8) -> int:
 
 
 def _evaluations(make: SamplerMaker) -> tuple[int, bool]:
-  """(the evaluations that the sampler states for a step, whether the statement is right)."""
+  """(the evaluations per step that the sampler states, whether they are right)."""
   stated = []
 
   def noting(denoise, process):
@@ -119,15 +120,18 @@ def certify(make: SamplerMaker, order: float | None = None, *, name: str = '',
             ) -> list[CertificateRow]:
   """Certifies a sampler, `make(denoise, process)`: a CertificateRow for each curve and each model.
 
-  order: the claimed order of a deterministic sampler; the slope must not fall short of it by more
-  than `tolerance`, 0.15 by default.  None is for a stochastic sampler, which is judged by its
-  moments: each within four standard errors and `tolerance`, 0.02 of a standard deviation by
-  default.  steps: the numbers of steps, at least four for an order, one for moments.  grid:
-  n -> times [n + 1], if an order is claimed on some grids only; by default short and long steps in
-  turn.  up: judge the order of encoding, from data to noise.  draws: the number of draws for
-  moments, each of 128 dimensions.
+  Args:
+    order: the claimed order of a deterministic sampler.  None is for a stochastic sampler, which is
+      judged by its moments.
+    steps: the numbers of steps, at least four for an order, one for moments.
+    tolerance: for an order, the slope may fall short by this, 0.15 by default.  Each moment must
+      agree within four standard errors and `tolerance`, 0.02 of a standard deviation by default.
+    grid: n -> times [n + 1], if an order is claimed on some grids only; by default short and long
+      steps in turn.
+    up: judge the order of encoding, from data to noise.
+    draws: the number of draws for moments, each of 128 dimensions.
 
-  If the number of evaluations that the sampler states is not exact, no row passes.
+  If the sampler states a wrong number of evaluations, no row passes.
   """
   name = name or getattr(make, '__name__', 'sampler')
   evaluations, exact_count = _evaluations(make)
@@ -190,7 +194,7 @@ def _judge_order(make, order, curves, models, steps, tolerance, grid, up):
 
 
 def _judge_moments(make, curves, models, steps, tolerance, n, dims=128):
-  """The result of `_judge_order` for moments of n draws, each of `dims` independent dimensions."""
+  """The results as in `_judge_order`, for moments of n draws of `dims` independent dimensions."""
   cases = _cases(curves, models)
 
   def run(case):
@@ -231,8 +235,10 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
   """Certifies an adaptive sampler: its error is less than `factor` times its tolerance, and falls.
 
   A tolerance limits the error of one step.  Errors of steps add up, and the flow of the mixture
-  separates points between its modes.  So the claim has a factor.  make(tolerance)(denoise, process)
-  is a Sampler that takes a single step from noise to data.  The data are of about unit size.
+  separates points between its modes.  So the claim has a factor.
+
+  make(tolerance)(denoise, process) is a Sampler that takes a single step from noise to data.  The
+  data are of about unit size.
   """
   name = name or getattr(make, '__name__', 'sampler')
   flows = [_flow(make(tolerance), curves, models, np.array([[1.0, 0.0]]))
@@ -250,7 +256,8 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
 
 
 def largest_deviation(row: CertificateRow) -> float:
-  """For a row of moments: the error of mean or standard deviation, in standard deviations."""
+  """For a row of moments: the larger error of mean and standard deviation, in standard deviations.
+  """
   std = moments(MODELS[row.model], 0.0)[1]
   return max(abs(row.detail[moment]['deviation']) for moment in ('mean', 'std')) / std
 

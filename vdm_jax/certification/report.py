@@ -46,7 +46,7 @@ def _cell(row: CertificateRow) -> str:
 def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
   """A header, and a line for each sampler of the catalogue that has rows, by family.
 
-  A line has the smallest and the largest measured value.
+  A line shows the range of measured orders, or the largest error or deviation.
   """
   lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'good for']]
   family = None
@@ -72,7 +72,7 @@ def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
 
 
 def as_json(rows: Sequence[CertificateRow]) -> str:
-  """The rows with all their data, as JSON; numbers that are not finite are null."""
+  """The rows with all their data, as JSON.  Numbers that are not finite become null."""
   return json.dumps({'rows': _plain([row._asdict() for row in rows])}, allow_nan=False)
 
 

@@ -4,10 +4,10 @@
              for i = 1 .. T: pop k_i ~ q(z_i | z_{i-1}), push k_{i-1} under p(z_{i-1} | z_i);
              push k_T under p(z_T).
 
-The bits pushed less the bits popped are, in expectation, the bound of the chain.  A latent is
+The pushed bits less the popped bits are, in expectation, the bound of the chain.  A latent is
 pushed as soon as the next latent is popped.  So an image borrows the bits of two latents, not of T
-(F. Kingma, Abbeel and Ho 2019).  The decoder does the same backwards, and ends with the words that
-the encoder began with.
+(F. Kingma, Abbeel and Ho 2019).  The decoder does the same in reverse order.  It ends with the
+words with which the encoder began.
 
 The sources: Townsend, Bird and Barber (2019), bits back with ANS; F. Kingma, Abbeel and Ho (2019),
 Bit-Swap; Kingma et al. (2021), section 6.3 and appendix N, for this model.
@@ -41,19 +41,19 @@ class Coded(NamedTuple):
 
 
 def _start(chain: Chain) -> int:
-  """Words that a stack begins with: more than it can borrow.  Words out of its reach cost nothing.
+  """The words of a new stack: more than it can borrow.  Words that are never popped cost nothing.
   """
   return 64 + 2 * int(np.prod(chain.shape))
 
 
 def _entropy(chain: Chain, i: int) -> int:
-  """Whole words that a pop of z_i takes, in expectation."""
+  """The expected number of whole words that a pop of z_i takes."""
   bits = np.log2(chain.forward_std[i] / chain.bins[i] * np.sqrt(2.0 * np.pi * np.e))
   return int(np.ceil(np.prod(chain.shape) * bits / 32.0))
 
 
 def _residual_of(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """A mean in bins: the nearest integer, and the rest in 64ths, so that rounding forgives."""
+  """A mean in bins: the nearest integer, and the rest in 64ths, so small rounding does no harm."""
   nearest = np.rint(mean)
   return nearest.astype(np.int64), np.rint((mean - nearest) * FRACTIONS) / FRACTIONS
 
@@ -63,13 +63,14 @@ def _half(std: np.ndarray, factor: float = 1.0) -> int:
 
 
 class _Coder:
-  """The moves of one image on one stack, each with its inverse."""
+  """The moves of one image on one stack; each move has an inverse."""
 
   def __init__(self, chain: Chain, stack: Stack, seed: int):
     self._chain, self.stack, self._seed = chain, stack, seed
 
   def whiten(self, group: int, i: int) -> None:
-    """Whitens before z_i of a group is popped; after z_i is pushed, the same call undoes it."""
+    """Whitens before z_i of a group is popped.  After z_i is pushed, the same call takes this back.
+    """
     number = group * (self._chain.steps + 1) + i
     self.stack.whiten(self._seed, number, _entropy(self._chain, i))
 
@@ -136,7 +137,7 @@ def encode(chain: Chain, read: Callable[[np.ndarray], np.ndarray], count: int, *
   Args:
     read: numbers [n] -> integers [n, ...].
     conditions: numbers [lanes] -> the batch that conditions the model.
-    seed: it makes the words that the stacks begin with, and the keystream.
+    seed: it determines the first words of the stacks, and the keystream.
 
   Raises InputError: an image that does not fit the chain.
   """
@@ -176,7 +177,7 @@ def decode(chain: Chain, lanes: list[Lane], count: int, *,
            progress: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (numbers [n], integers [n, ...]) of one group of images at a time, last group first.
 
-  Raises InputError at the end unless the stacks are again what the encoder began with.
+  Raises InputError at the end unless every stack is again the stack with which the encoder began.
   """
   started = [seed_words(seed + lane, _start(chain)) for lane in range(len(lanes))]
   coders = []
@@ -214,7 +215,7 @@ def decode(chain: Chain, lanes: list[Lane], count: int, *,
 
 
 def check_images(images: Any, shape: tuple[int, ...], levels: int) -> np.ndarray:
-  """Integers [n, D].  Raises InputError unless they are images of this shape and of these levels.
+  """Integers [n, D].  Raises InputError unless they are images of this shape and with these levels.
   """
   images = np.asarray(images)
   if images.shape[1:] != shape:
@@ -227,5 +228,5 @@ def check_images(images: Any, shape: tuple[int, ...], levels: int) -> np.ndarray
 
 
 def net_bits(coded: Coded, chain: Chain) -> float:
-  """bits/dim without what was borrowed at first: what the bound promises."""
+  """bits/dim without the bits that were borrowed at first; the bound is its expectation."""
   return float(coded.net.mean() / np.prod(chain.shape))

@@ -2,12 +2,12 @@
 
 Level i = 0 .. T of the chain is at time i / T; z_i = k_i d_i with integers k_i.  Two kernels meet
 in z_i: q(z_i | z_{i-1}) and p(z_i | z_{i+1}).  The bin d_i is the smaller of their standard
-deviations, divided by `BINS`.  Rounding is noise of variance d_i^2 / 12 in q and in p alike, and
-hardly moves the divergence of the two.
+deviations, divided by `BINS`.  Rounding is noise of variance d_i^2 / 12 in q and in p alike, so it
+hardly changes the divergence of the two.
 
 Everything that both sides must know to the last bit is here: the program of the network, and NumPy
 tables.  The program is the same for encoding and decoding, and has one shape of batch.  The file
-holds digests of the tables and of the network's outputs.  A machine that rounds in another way is
+holds digests of the tables and of the network's outputs.  A machine that rounds differently is
 refused before it decodes.
 """
 import hashlib
@@ -35,7 +35,7 @@ SAFE = 8.0  # standard deviations in a window
 
 
 class Chain(NamedTuple):
-  """What the codec knows of a model; see the module."""
+  """The parts of a model that the codec uses; see the module."""
   shape: tuple[int, ...]          # of an image
   levels: int                     # values of a pixel
   steps: int                      # T
@@ -50,14 +50,14 @@ class Chain(NamedTuple):
   reverse: Callable[[np.ndarray, int, PyTree], tuple[np.ndarray, np.ndarray]]
 
   def decoder(self, k_0: np.ndarray) -> np.ndarray:
-    """p(x | z_0) of integers [D]: float32 [D, levels]."""
+    """p(x | z_0) for z_0 given as integers [D]: float32 [D, levels]."""
     half = len(self.table) // 2
     return self.table[np.clip(k_0, -half, half) + half]
 
   def digest(self) -> str:
-    """The digest of all tables: chains with the same digest code alike, if their networks do.
+    """The digest of all tables.  Chains with the same digest code alike, if their networks do.
 
-    The stack's own tables are in its library, so a few symbols that it codes stand for them.
+    The stack's own tables are inside its library, so a few symbols that it codes stand for them.
     """
     sha = hashlib.sha256(repr((self.shape, self.levels, self.steps, self.lanes, BINS, FRACTIONS,
                                self.prior_std)).encode())
@@ -67,7 +67,7 @@ class Chain(NamedTuple):
     return sha.hexdigest()[:32]
 
   def probe(self, conditions: PyTree) -> str:
-    """A digest of the network's outputs for a few fixed inputs, in the shape that is coded."""
+    """A digest of the network's outputs for a few fixed inputs, with the shape that is coded."""
     sha = hashlib.sha256()
     raw = np.random.Philox(key=1).random_raw(self.lanes * int(np.prod(self.shape)))
     noise = (np.asarray(raw >> 40, np.float32) / 2**23 - 1.0).reshape(self.lanes, *self.shape)
@@ -95,8 +95,8 @@ def chain(model: Model, levels: int, steps: int, *, lanes: int = 1,
   """The chain of T = `steps` steps of a model.
 
   Args:
-    levels: of the data.
-    lanes: images at a time.
+    levels: the number of levels of the data.
+    lanes: the number of images at a time.
     variance: of the reverse kernels: `small`, `learned`, or `analytic`, whose function is `kernel`.
 
   Raises InputError: a model that has no such chain.
@@ -174,7 +174,7 @@ def require_kernel(mean: np.ndarray, std: np.ndarray, step: int) -> None:
 
 
 def timed(chain: Chain) -> tuple[Chain, list[float]]:
-  """The chain, and a list whose number grows by the seconds that its network takes."""
+  """The chain, and a list with one number: the seconds that its network has taken so far."""
   clock = [0.0]
 
   def reverse(*arguments):

@@ -6,13 +6,13 @@ the arrival times t_1 < t_2 < ... of a Poisson process of rate 1, and sends the 
   argmin_n t_n / w(x_n),  w = q / p.
 
 Then x_n ~ q, and the mean of log2 n is at most about KL(q || p) + 1.  This is the Poisson
-functional representation of Li and El Gamal (2018).  Coded under Zipf's law, the number costs the
-divergence, log2(KL + 1) and about one bit.  So steps of little divergence are dear.
+functional representation of Li and El Gamal (2018).  Under Zipf's law, the number costs the
+divergence, plus log2(KL + 1), plus about one bit.  So steps of little divergence are expensive.
 
 The search ends where no later candidate can win, or else after `count` candidates.  log w has the
-variance 2 KL in nats.  So with too few candidates the sample is not one of q: its mean falls short.
-With 2^(KL + 11) candidates, up to KL = 4 bits, no test along the mean could tell the sample from
-one of q.
+variance 2 KL in nats.  With too few candidates the sample is therefore not one of q: its mean falls
+short.  With 2^(KL + 11) candidates, up to KL = 4 bits, no test along the mean could tell the sample
+from one of q.
 
 Here p and q are Gaussians, in the units of p: p = N(0, 1), q = N(shift, ratio^2) in each dimension.
 """
@@ -45,15 +45,15 @@ def divergence(shift: np.ndarray, ratio: np.ndarray) -> np.ndarray:
 
 
 def count_for(bits: float, spare: int = SPARE, most: int = 22) -> int:
-  """2^(bits + spare) candidates, rounded up; never more than 2^most."""
+  """The number of candidates: 2^(bits + spare), rounded up, and at most 2^most."""
   return math.ceil(2.0**min(bits + spare, most))
 
 
 def _candidates(seed: int, stream: int, chunk: int, size: int) -> np.ndarray:
-  """Candidates `_CHUNK` chunk + 1, ..., float32 [_CHUNK, size], of N(0, 1).
+  """Candidates number `_CHUNK` chunk + 1, ..., float32 [_CHUNK, size], of N(0, 1).
 
-  They are raw output of Philox, which no version changes, through the normal quantile.  Another
-  machine may round the quantile otherwise.  That moves a sample, and changes no number.
+  They are raw output of Philox, which no version changes, mapped by the normal quantile.  Another
+  machine may round the quantile otherwise.  This changes a sample slightly, and no number.
   """
   # A generator counts blocks in its first word; the second is the chunk, the third names the use.
   bits = np.random.Philox(key=np.array([seed, stream], np.uint64),
@@ -63,7 +63,7 @@ def _candidates(seed: int, stream: int, chunk: int, size: int) -> np.ndarray:
 
 
 def candidate(number: int, seed: int, stream: int, size: int) -> np.ndarray:
-  """The candidate with this number, from 1 on: float32 [size]."""
+  """The candidate with this number, counted from 1: float32 [size]."""
   chunk, row = divmod(number - 1, _CHUNK)
   return _candidates(seed, stream, chunk, size)[row]
 
@@ -71,8 +71,8 @@ def candidate(number: int, seed: int, stream: int, size: int) -> np.ndarray:
 def choose(shift: np.ndarray, ratio: np.ndarray, count: int, seed: int, stream: int) -> Choice:
   """A sample of N(shift, ratio^2), [D], and its number among at most `count` candidates.
 
-  Exact if the search ends by itself, as it does where every ratio is below 1 and `count` is large
-  enough: w is bounded then.  Each pair (seed, stream) has candidates of its own.
+  The sample is exact if the search ends by itself.  It does so where every ratio is below 1, since
+  w is bounded then, and `count` is large enough.  Each pair (seed, stream) has its own candidates.
   """
   shift, ratio = np.asarray(shift, np.float64), np.asarray(ratio, np.float64)
   # log w = linear x + square x^2 + constant, of which the constant is the same for all.
@@ -107,8 +107,7 @@ def choose(shift: np.ndarray, ratio: np.ndarray, count: int, seed: int, stream: 
 def zipf(scale: float) -> np.ndarray:
   """The probabilities n^-(1 + 1 / scale), summed over cells of numbers: float32 [cells].
 
-  The probabilities are multiples of 2^-22, so that both sides have the same table, however they
-  round.
+  The probabilities are multiples of 2^-22.  So both sides have the same table, however they round.
   """
   inverse = 1.0 / scale
   single = np.arange(1.0, _SINGLE)**-(1.0 + inverse)
@@ -119,9 +118,9 @@ def zipf(scale: float) -> np.ndarray:
 
 
 def scale_for(numbers: Sequence[int]) -> float:
-  """The scale of the law of Zipf under which these numbers cost least.
+  """The scale of Zipf's law under which these numbers cost least.
 
-  Li and El Gamal (2018) take KL + log2(e) / e + 1, which serves all p and q; Gaussians need less.
+  Li and El Gamal (2018) take KL + log2(e) / e + 1, which serves all p and q.  Gaussians need less.
   """
   cells = np.bincount([cell_of(number)[0] for number in numbers], minlength=len(zipf(1.0)))
   choices = np.round(np.geomspace(0.2, 20.0, 60), 3).tolist()
@@ -129,7 +128,7 @@ def scale_for(numbers: Sequence[int]) -> float:
 
 
 def cell_of(number: int) -> tuple[int, int, int]:
-  """The cell of a number, its place there, and the bits of the place."""
+  """The cell of a number, its place in the cell, and the bits that the place needs."""
   if number < _SINGLE:
     return number - 1, 0, 0
   octave = number.bit_length() - 1
@@ -139,7 +138,7 @@ def cell_of(number: int) -> tuple[int, int, int]:
 
 
 def place_bits(cell: int) -> int:
-  """How many bits the place in a cell has."""
+  """The number of bits that a place in this cell needs."""
   return 0 if cell < _SINGLE - 1 else (cell - _SINGLE + 1) // 4 + 1
 
 

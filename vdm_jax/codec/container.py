@@ -9,8 +9,8 @@
 
 The header of a lossy file has its `kind`, diffc or uqdm, and all its tables in `coded`.
 
-A changed or cut payload decodes to wrong images, often without an error.  So the checksum comes
-first, then the fingerprints of the model and of the machine, and only then the decoder.
+A changed or cut payload decodes to wrong images, often without an error.  So the checksum is tested
+first, then the fingerprints of the model and of the machine.  Only then does the decoder run.
 """
 import hashlib
 import json
@@ -35,9 +35,9 @@ _REMEDY = 'copy it again, or encode the images again'
 
 
 class Container(NamedTuple):
-  """header: JSON's values; it has `count`, `shape`, `levels`, `steps`, `seed`.
+  """header: JSON's values, among them `count`, `shape`, `levels`, `steps`, `seed`.
 
-  A lossy file has a `kind` in its header; its payload is one lane.
+  The header of a lossy file has a `kind`, and its payload is one lane.
   """
   header: dict[str, Any]
   lanes: list[Lane]
@@ -49,7 +49,7 @@ class Container(NamedTuple):
 
 
 def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> int:
-  """Writes the file; returns how many bytes come before the payload."""
+  """Writes the file; returns the number of bytes before the payload."""
   header = {**header, 'lanes': [[len(lane.words), lane.lowest] for lane in lanes]}
   text = zlib.compress(json.dumps(header, separators=(',', ':')).encode(), 9)
   payload = b''.join(np.asarray(lane.words, '<u4').tobytes() for lane in lanes)
@@ -60,7 +60,8 @@ def write(path: str | Path, header: dict[str, Any], lanes: Sequence[Lane]) -> in
 
 
 def read(path: str | Path) -> Container:
-  """The file, with its checksum verified.  Raises InputError: no such file, damaged, or newer."""
+  """The content of the file.  Raises InputError: no such file, a wrong checksum, a newer version.
+  """
   try:
     content = Path(path).read_bytes()
   except OSError as error:
@@ -91,6 +92,6 @@ def read(path: str | Path) -> Container:
 
 
 def require_same(container: Container, field: str, value: Any, problem: str, remedy: str) -> None:
-  """Raises InputError unless the header's `field` is `value`, so nothing else is decoded."""
+  """Raises InputError unless the header's `field` is `value`, so that nothing else is decoded."""
   if container.header.get(field) != value:
     raise InputError('file', None, problem, remedy)

@@ -4,14 +4,14 @@
 
 each sent by `channel` against p(z_i | z_{i+1}).  The ideal rate up to level i is the sum of the
 divergences, which are the terms of the bound.  A receiver that stops at level i finishes by
-ancestral sampling or along the flow.  For Gaussian data of variance s^2 the mean squared errors are
-2 s^2 (1 - rho^2) and 2 s^2 (1 - rho), with rho^2 = s^2 SNR / (1 + s^2 SNR).
+ancestral sampling or along the flow.  For Gaussian data of variance s^2, the mean squared errors of
+these two are 2 s^2 (1 - rho^2) and 2 s^2 (1 - rho), with rho^2 = s^2 SNR / (1 + s^2 SNR).
 
-A search for one number takes 2^KL candidates, so a level is sent in blocks.  Each block has a
-number of its own, which costs KL + log2(KL + 1) + about 1 bits.  So few steps and large blocks are
-cheap, and only blocks of up to 4 bits are exact.  A pixel of more than 4 bits is in a block that is
-approximate; `Coded.large` counts such blocks.  Block b of B has every B-th pixel along a curve
-that keeps neighbours together.  So the blocks of an image have about equal divergence.
+A search for one number takes 2^KL candidates, so a level is sent in blocks.  Each block has its own
+number, which costs KL + log2(KL + 1) + about 1 bits.  So few steps and large blocks are cheap, but
+only blocks of up to 4 bits are exact.  A pixel of more than 4 bits makes its block approximate, and
+`Coded.large` counts such blocks.  Block b of B has every B-th pixel along a curve that keeps
+neighbours together.  So the blocks of an image have about equal divergence.
 
 Theis, Salimans, Hoffman and Mentzer (2022), Lossy Compression with Gaussian Diffusion.
 """
@@ -30,7 +30,7 @@ __all__ = ['APPROXIMATE', 'EXACT', 'Coded', 'Search', 'along_curve', 'decode', '
 
 
 class Search(NamedTuple):
-  """How numbers are searched for."""
+  """The limits of the search for numbers."""
   block: float  # bits of divergence that a block has at most; a pixel that has more is beside them
   most: int     # log2 of the candidates of a block at most; 2^(KL + 11) if that is less
 
@@ -62,9 +62,9 @@ def along_curve(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _blocks(bits: np.ndarray, most: float) -> int:
-  """The number of blocks that deal out `bits` [D], along the curve, with at most `most` in each.
+  """The number of blocks that share out `bits` [D] along the curve, at most `most` bits in each.
 
-  A pixel that has more than `most` bits by itself is an exception: a block has at most one such
+  A pixel that has more than `most` bits by itself is an exception.  A block has at most one such
   pixel, beside the `most` bits of its other pixels.
   """
   large = bits > most
@@ -84,10 +84,10 @@ def _stream(image: int, i: int, block: int, steps: int) -> int:
 
 def encode(kernels: Kernels, x: np.ndarray, *, search: Search = EXACT, seed: int = 0,
            conditions: Conditions = nothing, progress: bool = True) -> Coded:
-  """Images x [n, D], as the model sees them, as words.
+  """Images x [n, D], as the model sees them, encoded as words.
 
   search: `EXACT` or `APPROXIMATE`.  No test along the mean tells samples of `EXACT` from samples of
-  q, but for the blocks that `Coded.large` counts.  `APPROXIMATE` is cheaper in bits and biased:
+  q, except in the blocks that `Coded.large` counts.  `APPROXIMATE` needs fewer bits and is biased:
   `Coded.noise` shows by how much.
   """
   x = np.asarray(x, np.float64)
@@ -136,13 +136,14 @@ def encode(kernels: Kernels, x: np.ndarray, *, search: Search = EXACT, seed: int
 
 
 def _of_counts(table: list, n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and deviation of what the number of blocks has beyond its mean, [n]."""
+  """Mean and deviation of the number of blocks less its average, [n]."""
   return np.zeros(n), np.full(n, table[2])
 
 
 def decode(kernels: Kernels, words: np.ndarray, tables: list[list], count: int, *, seed: int = 0,
            conditions: Conditions = nothing) -> Iterator[tuple[int, np.ndarray]]:
-  """(i, z_i [n, D]) of `count` images, from level T down to 0.  Stop where the words do."""
+  """(i, z_i [n, D]) of `count` images, from level T down to 0.  Stop reading where the words end.
+  """
   curve, steps = along_curve(kernels.shape), kernels.steps
   reader, z = Reader(words), np.zeros((count, kernels.size))
   for i, table in zip(range(steps, -1, -1), tables, strict=False):
@@ -160,7 +161,8 @@ def decode(kernels: Kernels, words: np.ndarray, tables: list[list], count: int, 
 
 def ideal(kernels: Kernels, x: np.ndarray, *, seed: int = 0, conditions: Conditions = nothing
           ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-  """(i, z_i, bits of divergence [n] of this level) by a channel that costs its divergence."""
+  """(i, z_i, bits of divergence [n] of this level), by a channel that costs exactly its divergence.
+  """
   x = np.asarray(x, np.float64)
   rng, z = np.random.default_rng([seed, 1]), x  # not the stream of data made from the same seed
   for i in range(kernels.steps, -1, -1):

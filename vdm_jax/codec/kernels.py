@@ -1,12 +1,12 @@
 """A model as a progressive codec reads it: a few levels of noise, and the kernels between them.
 
 The levels i = 0 .. T have evenly spaced log-SNRs, from the data at i = 0 to the noise at i = T.
-The sender has x, and so q(z_i | z_{i+1}, x).  Both sides have p(z_i | z_{i+1}) of the network, with
-the variance of Analytic-DPM.  A file holds z_T, then z_{T-1}, and so on.  Any prefix ends at
-some level, which `finish` turns into images.
+The sender has x, and so q(z_i | z_{i+1}, x).  Both sides have the network's p(z_i | z_{i+1}), with
+the variance of Analytic-DPM.  A file holds z_T, then z_{T-1}, and so on.  Any prefix ends at some
+level, which `finish` turns into images.
 
 Nothing here must agree to the last bit between two machines.  A file holds differences from the
-means of p, so another rounding of the network moves the images as little as it moves a mean.
+means of p.  So if the network rounds differently, the images change as little as those means.
 """
 import math
 from collections.abc import Callable
@@ -36,7 +36,8 @@ nothing: Conditions = lambda rows: {}
 
 
 class Kernels(NamedTuple):
-  """What a progressive codec knows of a model; see the module.  D: dimensions of an image."""
+  """The parts of a model that a progressive codec uses; see the module.  D: dimensions of an image.
+  """
   shape: tuple[int, ...]   # of an image
   alpha: np.ndarray        # [T + 1]
   sigma: np.ndarray        # [T + 1]
@@ -57,14 +58,14 @@ class Kernels(NamedTuple):
 
   def predicted(self, z: np.ndarray, i: int, conditions: Conditions
                 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of p(z_i | z_{i+1}), [n, D] float64; of p(z_T), where `z` is not read."""
+    """Mean and deviation of p(z_i | z_{i+1}), [n, D] float64.  At i = T: of p(z_T), without `z`."""
     if i == self.steps:
       return np.zeros(np.shape(z)), np.full(np.shape(z), self.prior_std)
     mean, std = self.reverse(z, i + 1, conditions)
     return np.asarray(mean, np.float64), np.asarray(std, np.float64)
 
   def given(self, x: np.ndarray, z: np.ndarray, i: int) -> tuple[np.ndarray, float]:
-    """Mean [n, D] and deviation of q(z_i | z_{i+1}, x); of q(z_T | x), where `z` is not read.
+    """Mean [n, D] and deviation of q(z_i | z_{i+1}, x).  At i = T: of q(z_T | x), without `z`.
 
     Kingma et al. (2021), appendix A.2: `processes.posterior`, in float64.
     """
@@ -92,12 +93,12 @@ def kernels(model: Model, levels: int, times: np.ndarray, variances: Variances, 
   """The kernels of a model at `times` [T + 1], which `levels_between` gives.
 
   Args:
-    levels: of the data; they limit Var(x | z).
-    variances: of `samplers.analytic.estimate_variances`.
-    batch_size: images that the network sees together.
+    levels: the number of levels of the data; it limits Var(x | z).
+    variances: the result of `samplers.analytic.estimate_variances`.
+    batch_size: the number of images that the network sees together.
 
-  Raises InputError: a model that has no such chain, fewer than one step; `reverse` raises it of a
-  network that is not finite.
+  Raises InputError: a model that has no such chain, fewer than one step.  `reverse` raises
+  InputError if the network's output is not finite.
   """
   require_at_least('T', len(times) - 1)
   require_chain(model, levels)

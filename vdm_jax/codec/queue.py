@@ -1,8 +1,8 @@
 """A queue of symbols: the first written is the first read, and a prefix can be read by itself.
 
-Range coding by the library constriction (Bamler 2022).  Symbols are coded under tables of the
-file's header, which both sides have, and never under outputs of a network.  So a file can be read
-on a machine that rounds in another way.
+The queue is a range coder of the library constriction (Bamler 2022).  Symbols are coded under
+tables of the file's header, which both sides have, and never under outputs of a network.  So a file
+can be read on a machine that rounds differently.
 """
 import math
 from typing import Any
@@ -27,12 +27,13 @@ def _int32(values) -> np.ndarray:
 
 
 def _window(std: np.ndarray) -> int:
-  """Half the window.  Wider would cost more than an escape: each symbol has 2^-24 at least."""
+  """Half the window.  A wider one would cost more than an escape: each symbol has at least 2^-24.
+  """
   return int(np.ceil(_SAFE * std.max())) + 2
 
 
 class Writer:
-  """Symbols into words, uint32."""
+  """Codes symbols into words, uint32."""
 
   def __init__(self):
     self._coder = _stream.queue.RangeEncoder()
@@ -41,17 +42,17 @@ class Writer:
     return np.asarray(self._coder.get_compressed(), np.uint32)
 
   def needed(self) -> int:
-    """How many words hold all symbols so far: two more than have left the state."""
+    """The number of words that hold all symbols so far: two more than have left the state."""
     return self._coder.pos()[0] + 2
 
   @property
   def bits(self) -> float:
-    """Bits of information so far."""
+    """The number of bits of information so far."""
     words, (_, width) = self._coder.pos()
     return 32.0 * words + 64.0 - math.log2(width)
 
   def number(self, number: int, scale: float) -> None:
-    """A number from 1 on, under Zipf's law with this scale."""
+    """Writes a number, 1 or more, under Zipf's law with this scale."""
     cell, place, size = cell_of(number)
     self._coder.encode(_int32(cell), _categorical, zipf(scale)[None])
     for start in range(0, size, _PIECE):
@@ -59,7 +60,7 @@ class Writer:
       self._coder.encode(_int32(place >> start & ((1 << width) - 1)), _model.Uniform(1 << width))
 
   def integers(self, values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
-    """Any integers [D] under Gaussians of these deviations and of these means, within 1/2 of 0."""
+    """Writes any integers [D] under Gaussians of these means, in [-1/2, 1/2], and deviations."""
     half = _window(std)
     self._coder.encode(_int32(np.clip(values, -half, half)),
                        _model.QuantizedGaussian(-half, half), mean, std)
@@ -68,7 +69,7 @@ class Writer:
 
 
 class Reader:
-  """What a `Writer` has written, in the same order; the words may be a prefix."""
+  """Reads what a `Writer` has written, in the same order; the words may be a prefix."""
 
   def __init__(self, words: np.ndarray):
     self._coder = _stream.queue.RangeDecoder(np.ascontiguousarray(words, np.uint32))
@@ -91,8 +92,7 @@ class Reader:
 
 
 def sample_words() -> np.ndarray:
-  """The words of a few fixed symbols of every kind, uint32: the same where the library codes alike.
-  """
+  """The words, uint32, of a few symbols of every kind: equal where the libraries code alike."""
   writer = Writer()
   for number in (1, 2, 5, 9, 100, 3000, 1 << 20):
     for scale in (0.5, 2.0, 20.0):

@@ -17,17 +17,17 @@ ONE_AFTER_ANOTHER = 4  # images of a lane, between the starts of which it has bi
 
 def net(chain: Chain, read: Callable[[np.ndarray], tuple[np.ndarray, PyTree]], count: int, *,
         seed: int, label: str, progress: bool = True) -> np.ndarray:
-  """Bits [count] that each of the images 0 .. count - 1 has added to its stack.
+  """The number of bits [count] that each of the images 0 .. count - 1 has added to its stack.
 
   The bits that a stack borrows at first are not counted.  All images are decoded again.  Memory
   holds `chain.lanes` times `ONE_AFTER_ANOTHER` images at a time.
 
   Args:
     read: numbers [n] -> integers [n, ...] and the batch that conditions the model.
-    seed: it makes the words that the stacks begin with, and the keystream.
-    label: of the progress bar, which passes each image twice.
+    seed: it determines the first words of the stacks, and the keystream.
+    label: of the progress bar, which counts each image twice.
 
-  Raises InputError: an image that does not fit the chain, or does not come back as it was.
+  Raises InputError: an image that does not fit the chain, or whose decoding differs from it.
   """
   bits, many = np.zeros(count), chain.lanes * ONE_AFTER_ANOTHER
   with tqdm.tqdm(total=2 * count, desc=label, unit='image', dynamic_ncols=True,

@@ -1,14 +1,14 @@
 """A stack of bits, from which symbols are popped and onto which they are pushed.
 
-Asymmetric numeral systems (Duda 2009), by the library constriction (Bamler 2022).  A push of a
-symbol of probability p adds -log2 p bits.  A pop under the same distribution takes the symbol and
-its bits off again.  A pop of random bits is a draw from the distribution: bits-back coding draws
-its latents so (Townsend, Bird and Barber 2019).
+The stack uses asymmetric numeral systems (Duda 2009), from the library constriction (Bamler 2022).
+A push of a symbol of probability p adds -log2 p bits.  A pop under the same distribution takes the
+symbol and its bits off again.  A pop of random bits is a draw from the distribution.  Bits-back
+coding draws its latents in this way (Townsend, Bird and Barber 2019).
 
-The bits are random only if they are made random.  A pop reads what the last push wrote.  So the
+The bits are random only if they are made random.  A pop reads the bits of the last push.  So the
 noise of a latent would be the residual of the latent before, and the rate would miss the bound by
-some percent.  Therefore `whiten` adds a keystream to the words that are popped next; the same call
-takes it off.
+some percent.  Therefore `whiten` adds a keystream to the words that are popped next.  The same call
+takes the keystream off.
 """
 import functools
 from typing import Any
@@ -30,13 +30,13 @@ _categorical = _stream.model.Categorical(perfect=False)
 
 
 def _keystream(seed: int, number: int, count: int) -> np.ndarray:
-  """`count` words, uint32, of (seed, number): Philox, whose raw output no version changes."""
+  """`count` words, uint32, from (seed, number): raw output of Philox, which no version changes."""
   raw = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw((count + 1) // 2)
   return np.asarray(raw, '<u8').view('<u4')[:count].astype(np.uint32)
 
 
 def seed_words(seed: int, count: int) -> np.ndarray:
-  """The words that a stack begins with: uint32 [count]; the last is not 0."""
+  """The first words of a stack: uint32 [count]; the last word is not 0."""
   words = _keystream(seed, 2**64 - 1, count)
   words[-1] |= 1 << 31
   return words
@@ -48,7 +48,7 @@ def _window(half: int):
 
 
 class Stack:
-  """A stack that begins with `words`, uint32.  `lowest` words of them have never been touched."""
+  """A stack that begins with `words`, uint32.  The first `lowest` words have never been touched."""
 
   def __init__(self, words: np.ndarray):
     self._below: list[np.ndarray] = []
@@ -59,12 +59,12 @@ class Stack:
   # ------------------------------------------------------------- the words
 
   def words(self) -> np.ndarray:
-    """All words, uint32, the top last."""
+    """All words, uint32; the top of the stack comes last."""
     return np.concatenate([*self._below, self._coder.get_compressed()])
 
   @property
   def bits(self) -> float:
-    """How many bits of information there are.  The state counts as log2 of its value."""
+    """The number of bits of information.  The state counts as log2 of its value."""
     _, state = self._coder.pos()
     below = sum(map(len, self._below)) + self._coder.num_words() - 2
     return 32.0 * below + float(np.log2(float(state)))
@@ -73,14 +73,14 @@ class Stack:
     return sum(map(len, self._below)) + self._coder.num_words()
 
   def _settle(self) -> None:
-    """Sets words that are far below the top aside: every operation is at the top."""
+    """Sets words aside that are far below the top, as every operation is at the top."""
     if self._coder.num_words() > 3 * _CHUNK:
       words = self._coder.get_compressed()
       self._below.append(words[:-_CHUNK].copy())
       self._coder = _stream.stack.AnsCoder(words[-_CHUNK:].copy())
 
   def _require(self, count: int) -> None:
-    """Takes words up again, until `count` can be popped.  Raises InputError: an empty stack."""
+    """Takes words back until `count` can be popped.  Raises InputError if the stack is empty."""
     while self._below and self._coder.num_words() < count + 3:
       words = np.concatenate([self._below.pop(), self._coder.get_compressed()])
       self._coder = _stream.stack.AnsCoder(words)
@@ -95,11 +95,11 @@ class Stack:
   # ------------------------------------------------------------- symbols
 
   def whiten(self, seed: int, number: int, count: int) -> None:
-    """Adds (XOR) the keystream of (seed, number) to the state and `count` words below it.
+    """Adds (XOR) the keystream of (seed, number) to the state and to `count` words below it.
 
     A second call takes the keystream off.  The leading bits of the state stay as they are.  If only
-    the leading one stayed, uniform bits below it would make a log-uniform state uniform, which
-    costs 0.05 bits a time.
+    the first bit stayed, uniform bits below it would make a log-uniform state uniform.  That would
+    cost 0.05 bits each time.
     """
     self._require(count + 2)
     words = self._coder.get_compressed().copy()
@@ -130,19 +130,20 @@ class Stack:
     self._settle()
 
   def pop_within(self, mean: np.ndarray, std: np.ndarray, half: int) -> np.ndarray:
-    """Integers [D] of a Gaussian that is cut to -half .. half: a draw, if the bits are fresh."""
+    """Pops integers [D] of a Gaussian cut to -half .. half.  If the bits are fresh, this is a draw.
+    """
     return self._pop(_window(half), mean, std)
 
   def push_within(self, residual: np.ndarray, mean: np.ndarray, std: np.ndarray, half: int) -> None:
-    """Puts back what `pop_within` gave."""
+    """Pushes the integers that `pop_within` gave."""
     self._push(residual, _window(half), mean, std)
 
   def push_residual(self, residual: np.ndarray, mean: np.ndarray, std: np.ndarray, half: int
                     ) -> None:
-    """Pushes any integers [D]; likely ones lie within the window, and its ends mean an escape.
+    """Pushes any integers [D].  Likely ones lie within the window; its ends mean an escape.
 
-    A wide window would cost more than an escape: each of its symbols has a probability of 2^-24 at
-    least.
+    A wide window would cost more than an escape, because each of its symbols has a probability of
+    at least 2^-24.
     """
     beyond = np.abs(residual) - half
     escaped = beyond >= 0
@@ -154,7 +155,7 @@ class Stack:
     self._push(np.clip(residual, -half, half), _window(half), mean, std)
 
   def pop_residual(self, mean: np.ndarray, std: np.ndarray, half: int) -> np.ndarray:
-    """What `push_residual` has put there."""
+    """Pops the integers that `push_residual` pushed."""
     residual = self._pop(_window(half), mean, std)
     escaped = np.abs(residual) == half
     if escaped.any():
@@ -163,7 +164,7 @@ class Stack:
     return residual
 
   def push_levels(self, levels: np.ndarray, probabilities: np.ndarray) -> None:
-    """levels: integers [D]; probabilities: float32 [D, levels]."""
+    """Pushes levels, integers [D], under probabilities, float32 [D, levels]."""
     self._push(levels, _categorical, probabilities)
 
   def pop_levels(self, probabilities: np.ndarray) -> np.ndarray:
@@ -171,8 +172,7 @@ class Stack:
 
 
 def sample_words() -> np.ndarray:
-  """The words of a few fixed symbols of every kind, uint32: the same where the library codes alike.
-  """
+  """The words, uint32, of a few symbols of every kind: equal where the libraries code alike."""
   stack = Stack(seed_words(0, 64))
   means, stds = np.arange(-8, 8) / 16.0, 0.3 * 1.5**np.arange(16)
   stack.push_residual(np.arange(-64, 64, 8), means, stds, 40)

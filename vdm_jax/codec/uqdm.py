@@ -1,15 +1,17 @@
 """UQDM: each level as integers, by universal quantisation whose noise has the variance of q.
 
-Let w be sqrt(12) times the std of q(z_i | z_{i+1}, x), and m the mean of q less the mean of p.  Let
-u be uniform on +-1/2, from a seed that both sides have.  Then
+Let w be sqrt(12) times the std of q(z_i | z_{i+1}, x).  Let m be the mean of q less the mean of p.
+Let u be uniform on [-1/2, 1/2], from a seed that both sides have.  Then
 
-  k = round(m / w + u),   y = k - u = m / w + U exactly,   z_i = mean of p + w y:
+  k = round(m / w + u),   y = k - u = m / w + U exactly,   z_i = mean of p + w y.
 
-U is uniform and independent of m, and w U has mean 0 and the variance of q.  k is coded under a
-Gaussian for m / w.  Its scale, for each step and pixel, is measured on training data and stands in
-the file.  Let a Gaussian channel send a Gaussian m in R bits.  Here m costs `rate(R)`, for each
-dimension and step.  At large R it is 1/2 log2(2 pi e / 12) = 0.25 bits more than R, and at small R
-it is O(sqrt R).  So few steps are best; no search is needed.
+U is uniform and independent of m, so w U has mean 0 and the variance of q.  k is coded under a
+Gaussian for m / w.  The scale of this Gaussian, for each step and pixel, is measured on training
+data and kept in the file.
+
+Suppose a Gaussian channel sends a Gaussian m in R bits.  Here m costs `rate(R)`, for each dimension
+and step.  At large R this is 1/2 log2(2 pi e / 12) = 0.25 bits more than R, and at small R it is
+O(sqrt R).  So few steps are best.  No search is needed.
 
 Yang, Will and Mandt (2025), Progressive Compression with Universally Quantized Diffusion Models.
 """
@@ -37,7 +39,7 @@ class Coded(NamedTuple):
 
 
 def quantise(m: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(k, y): integers round(m + u), and y = k - u, within 1/2 of m.  u: in +-1/2."""
+  """(k, y): integers k = round(m + u), and y = k - u, within 1/2 of m.  u: in [-1/2, 1/2]."""
   k = np.rint(m + u).astype(np.int64)
   return k, k - u
 
@@ -45,8 +47,9 @@ def quantise(m: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rate(bits: float) -> float:
   """Bits of k for a Gaussian m that a Gaussian channel would send in `bits`.
 
-  It is the entropy of N(0, (4^bits - 1) / 12) * uniform(+-1/2), by quadrature.  Universal
-  quantisation costs just this entropy where k is coded under its own density.
+  The result is the entropy of N(0, (4^bits - 1) / 12) convolved with the uniform density on
+  [-1/2, 1/2], by quadrature.  Universal quantisation costs exactly this entropy if k is coded under
+  its own density.
   """
   std = math.sqrt((4.0**bits - 1.0) / 12.0)
   # y = 1/2 + std v, y > 0: the density changes on the scale of std around 1/2 alone.
@@ -57,7 +60,7 @@ def rate(bits: float) -> float:
 
 
 def _shared(seed: int, image: int, i: int, size: int) -> np.ndarray:
-  """u of an image and level, float64 [size], on +-1/2: raw output of Philox."""
+  """u of an image and level, float64 [size], in [-1/2, 1/2]: raw output of Philox."""
   bits = np.random.Philox(key=np.array([seed, image], np.uint64),
                           counter=np.array([0, i, 2, 0], np.uint64))
   raw = np.asarray(bits.random_raw((size + 1) // 2), '<u8').view('<u4')[:size]
@@ -69,16 +72,16 @@ def _all(seed: int, count: int, i: int, size: int) -> np.ndarray:
 
 
 def _first(kernels: Kernels, seed: int, count: int) -> np.ndarray:
-  """z_T [n, D]: a draw from p(z_T) that both sides have, which costs nothing.
+  """z_T [n, D]: a draw from p(z_T) that both sides have, and that costs nothing.
 
-  It is no draw from q(z_T | x), but at this level nothing of x is seen.
+  It is no draw from q(z_T | x), but at this level nothing of x is visible.
   """
   u = _all(seed, count, kernels.steps, kernels.size)
   return kernels.prior_std * ndtri(u + 0.5)
 
 
 def _steps(kernels: Kernels, x: np.ndarray, seed: int, conditions: Conditions):
-  """(i, k, u, m / w) of each level, each [n, D]: what a sender does."""
+  """(i, k, u, m / w) of each level, each [n, D]: the work of a sender."""
   x = np.asarray(x, np.float64)
   z = _first(kernels, seed, len(x))
   for i in range(kernels.steps - 1, -1, -1):
@@ -110,7 +113,8 @@ def _std(scale: np.ndarray) -> np.ndarray:
 
 def encode(kernels: Kernels, x: np.ndarray, scales: np.ndarray, *, seed: int = 0,
            conditions: Conditions = nothing, progress: bool = True) -> Coded:
-  """Images x [n, D], as the model sees them, as words.  scales: of `calibrate`."""
+  """Images x [n, D], as the model sees them, encoded as words.  scales: the result of `calibrate`.
+  """
   writer, ends, cost = Writer(), [], []
   with tqdm.tqdm(total=kernels.steps, desc='encoding', unit='level', dynamic_ncols=True,
                  disable=not progress) as bar:
