@@ -79,8 +79,9 @@ class Kernels(NamedTuple):
 def levels_between(process, levels: int, steps: int) -> np.ndarray:
   """Increasing times [T + 1] whose log-SNRs are evenly spaced.
 
-  They begin where sqrt(12) sigma / alpha is the distance of two grey levels, or where the process
-  begins.  They end where the process ends, or where 0.25 % of the variance is of the data.
+  The first time is where sqrt(12) sigma / alpha is the distance of two grey levels, or the start of
+  the process if that is later.  The last time is where 0.25 % of the variance is of the data, or
+  the end of the process if that is earlier.
   """
   first, last = (float(process(jnp.asarray(t)).logsnr) for t in (0.0, 1.0))
   first = min(first, math.log(12.0 * (levels / 2.0)**2))

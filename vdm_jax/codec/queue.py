@@ -69,7 +69,7 @@ class Writer:
 
 
 class Reader:
-  """Reads what a `Writer` has written, in the same order; the words may be a prefix."""
+  """Reads the symbols of a `Writer`, in the same order; the words may be a prefix."""
 
   def __init__(self, words: np.ndarray):
     self._coder = _stream.queue.RangeDecoder(np.ascontiguousarray(words, np.uint32))

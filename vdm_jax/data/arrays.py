@@ -66,7 +66,7 @@ def open_arrays(path: str, text_length: int = 0) -> Store:
 
 
 def _field(path: str, name: str, keys: Sequence[str], text_length: int) -> Field:
-  """The field of these arrays, of which each split has one.  Raises InputError."""
+  """The field of these arrays, one array for each split.  Raises InputError."""
   arrays = [(_place(path, key), _array(path, key)) for key in keys]
   if name == LABEL:
     return fields.label(1 + max(int(_labels(path, key, len(_array(path, key))).max())
@@ -104,7 +104,7 @@ def _place(path: str, key: str) -> str:
 
 
 def _check_begins(path: str) -> None:
-  """Raises InputError that says what the file is, if it is no file of this kind."""
+  """Raises InputError if the file is of another kind, and names that kind."""
   with open(path, 'rb') as file:
     start = file.read(64)
   ending = path[-4:]
@@ -138,7 +138,7 @@ def _keys(path: str) -> list[str]:
 def _chosen(path: str, keys: list[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
   """The arrays of each field, x first, and the splits: {name: one key, or two}, (train, test).
 
-  A file without splits of its own has one key for each field, and ().
+  A file without its own splits has one key for each field, and () in place of the splits.
   """
   def ordered(names):
     x = next(name for name in (IMAGE, 'x', *names) if name in names and name != LABEL)
@@ -167,7 +167,7 @@ def _chosen(path: str, keys: list[str]) -> tuple[dict[str, tuple[str, ...]], tup
 
 
 def _position(keys: Sequence[str]):
-  """The order of these stems in a file."""
+  """The sort key that puts stems into their order in the file."""
   return lambda stem: min(keys.index(key) for key in (f'{stem}_train', f'{stem}_test'))
 
 

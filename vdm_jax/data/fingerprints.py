@@ -1,9 +1,9 @@
 """A short description of a run's data, small enough to be kept with the run.
 
-A fingerprint is {'sha256', 'count', 'parts': {name: size or checksum}}.  The parts are the files of
-a folder with their sizes, the arrays of a file with their checksums, or the splits of a prepared
-data set with their counts.  With more than `LISTED` parts, no part is listed, and a comparison
-gives only the two counts.
+A fingerprint is {'sha256', 'count', 'parts': {name: size or checksum}}.  The parts of a folder are
+its files with their sizes.  The parts of an array file are its arrays with their checksums.  The
+parts of a prepared data set are its splits with their counts.  With more than `LISTED` parts, no
+part is listed, and a comparison gives only the two counts.
 """
 import hashlib
 import json

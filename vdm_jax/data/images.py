@@ -7,7 +7,7 @@
     transparent colour
   more than 8 bits a channel, Lab              refused
 
-So opaque pixels stay as they are, and the colour of a transparent pixel is not seen.  The file's
+So opaque pixels stay as they are, and the colour of a transparent pixel is lost.  The file's
 header decides the mode.  So a colour file has three channels, even if all its pixels are grey.
 """
 import contextlib

@@ -167,7 +167,7 @@ class Writer:
 
   @property
   def done(self) -> int:
-    """How many pairs are written."""
+    """The number of pairs that are written."""
     return self._record['done']
 
   def write(self, first: int, batch: Batch) -> None:

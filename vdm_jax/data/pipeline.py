@@ -119,7 +119,7 @@ class Split:
 
 
 class Data:
-  """The data of an experiment.  Nothing is read until it is asked for.
+  """The data of an experiment.  Nothing is read before it is needed.
 
   config: `config.data`, the fields of `default_config`.  Raises InputError for a number that no
   data set could have.

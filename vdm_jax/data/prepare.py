@@ -48,7 +48,7 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
   """Writes the data set `name` below `data_dir` and returns one line that says where it is.
 
   Archives are looked for in `places` (files and folders).  Without `places`, they are looked for
-  where TFDS keeps its downloads (data_dir/downloads), and missing ones are downloaded to there.
+  where TFDS keeps its downloads (data_dir/downloads), and missing ones are downloaded into it.
   Nothing is written before every checksum is right.
 
   Raises InputError for another name, for a file that is not the official one, and for a data set

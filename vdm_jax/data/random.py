@@ -25,7 +25,7 @@ def uniform(seed: int, index: int, purpose: int, n: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-  """perm(seed, epoch): a uniformly random order of 0 .. n - 1, int64 [n], not to be written to."""
+  """perm(seed, epoch): a uniformly random order of 0 .. n - 1, int64 [n], read-only."""
   order = np.argsort(bits(seed, epoch, ORDER, n), kind='stable')
   order.flags.writeable = False
   return order

@@ -122,7 +122,7 @@ def _no_such_name(name: str, error: Exception) -> InputError:
 
 def _features(builder, image_size: int, requested: Sequence[str], text_length: int
               ) -> list[_Feature]:
-  """The features that are read.  Raises InputError."""
+  """The features to read.  Raises InputError."""
   import tensorflow_datasets as tfds
   features = dict(builder.info.features.items())
   names = [k for k, v in features.items() if isinstance(v, tfds.features.Image)]

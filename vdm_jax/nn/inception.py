@@ -110,9 +110,9 @@ class _E(nn.Module):
 class Inception(nn.Module):
   """The mean over positions of the last layer before the classes: [B, H, W, 3] -> [B, 2048].
 
-  Images in [0, 255], of any size, are resized to 299 x 299.  As in the public code
-  mseitzer/pytorch-fid, the resizing is bilinear between the centres of pixels, in float32, and
-  without averaging where images become smaller.
+  Images in [0, 255], of any size, are resized to 299 x 299.  The resizing is bilinear between the
+  centres of pixels, in float32, and does not average where images become smaller.  The public code
+  mseitzer/pytorch-fid does the same.
   """
 
   @nn.compact

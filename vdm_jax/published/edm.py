@@ -58,7 +58,7 @@ _MAPPING = {'fourier': 'map_noise', 'label': 'map_label', 'augment': 'map_augmen
 
 
 def published(params: PyTree, size: int) -> Callable[[str], str]:
-  """Parameters and the height of the images -> (name here -> published name, without `model.`)."""
+  """The map from names here to published names, without `model.`.  size: the images' height."""
   trunk = params['trunk']
   last = max(int(m[1]) for m in (re.fullmatch(r'down_(\d+)_0', name) for name in trunk) if m)
   adm = 'scale_shift' in trunk['mid_0']

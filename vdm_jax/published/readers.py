@@ -54,10 +54,10 @@ _STORAGES = {'Double': 'float64', 'Float': 'float32', 'Half': 'float16', 'BFloat
 def read(path: str | Path) -> dict[str, np.ndarray]:
   """All arrays of a weight file, by their names in the file.
 
-  Of an EDM pickle, it returns the parameters and buffers of the network under the key 'ema'.
+  For an EDM pickle, these are the parameters and buffers of the network under the key 'ema'.
 
-  Raises InputError, in one line, if there is no such file, if the file has none of these formats,
-  if it is truncated or damaged, or if a pickle asks for anything but tensors.
+  Raises InputError, in one line: no such file; a file in none of these formats; a truncated or
+  damaged file; a pickle that asks for anything but tensors.
   """
   path = Path(path)
   if not path.is_file():

@@ -96,7 +96,7 @@ def _modules(have: set[str]) -> Iterable[str | None]:
 
 
 def published(params: PyTree) -> Callable[[str], str]:
-  """Parameters, arrays or shapes -> (name here -> published name, without `module.`)."""
+  """The map from names here to published names, without `module.`.  params: arrays or shapes."""
   modules = {'fourier', 'dense0', 'dense1'} & params.keys() | params['trunk'].keys()
   number = {name: i for i, name in enumerate(_modules(modules)) if name}
 

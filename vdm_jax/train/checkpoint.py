@@ -28,7 +28,7 @@ _SOUND, _DAMAGED, _UNSEALED = range(3)
 
 
 class Corrupted(Exception):
-  """A checkpoint whose content is not what was written."""
+  """A checkpoint whose content has changed since it was written."""
 
 
 class Restored(NamedTuple):

@@ -89,8 +89,9 @@ SMALLEST_SHARDED = 2**14
 def shards(shape: tuple[int, ...], devices: int) -> tuple[int, int]:
   """(dimension, number of parts) of a tensor of the state under `fsdp_layout`.
 
-  The dimension whose size has the largest common divisor with the number of devices is cut.  Of
-  equal ones it is the last.  With 128 channels on 512 devices, each part is on four devices.
+  The tensor is cut along the dimension whose size has the largest common divisor with the number of
+  devices, or the last such dimension.  With 128 channels on 512 devices, each part is on four
+  devices.
   """
   if not shape or math.prod(shape) < SMALLEST_SHARDED:
     return 0, 1

@@ -63,7 +63,7 @@ def require_sizes(net: nn.Module, **least: int) -> None:
 
 
 def require_labels(cond: PyTree, classes: int, like: Array) -> None:
-  """Raises InputError unless `cond` is None, or holds labels for a network of so many classes.
+  """Raises InputError unless `cond` is None or holds labels for a network of `classes` classes.
 
   Labels are integers with the shape of `like`, [B].
   """

@@ -64,7 +64,7 @@ def run(apply: Callable[[PyTree, Array, dict], Array], params: PyTree, h: Array,
 
 
 def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
-  """The module class with the same parameters, whose backward pass keeps what `remat` says.
+  """The module class with the same parameters, whose backward pass keeps as much as `remat` says.
 
   It is for networks whose blocks differ, and so cannot be stacked.
   """

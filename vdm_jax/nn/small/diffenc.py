@@ -11,7 +11,7 @@ from vdm_jax.typing import Array
 class NoiseLevelEncoder(nn.Module):
   """`blocks` residual blocks between two convolutions: [B, H, W, C] -> [B, H, W, C], float32.
 
-  The blocks and the fields are those of `unets.vdm.UNet`.
+  `unets.vdm.UNet` has the same blocks, and describes the fields.
   """
   features: int = 16
   blocks: int = 1

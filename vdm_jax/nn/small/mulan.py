@@ -1,8 +1,8 @@
 """The networks of learned adaptive noise: an image to a latent, and the latent to its schedules.
 
 Sahoo, Gokaslan, De Sa and Kuleshov (2024), Diffusion Models With Learned Adaptive Noise.  Neither
-network takes the time.  The encoder gives the logits of a k-hot vector.  The coefficients are those
-of a polynomial in time, one polynomial for each number of the image.
+network takes the time.  The encoder gives the logits of a k-hot vector.  The coefficients define
+a polynomial in time, one polynomial for each number of the image.
 """
 import math
 

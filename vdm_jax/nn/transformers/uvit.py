@@ -90,8 +90,9 @@ class UViT(nn.Module):
                keys: Array | None = None) -> Array:
     """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
 
-    time: in the published networks of pixels, 999 times the VP SDE's time.  In those of latents,
-    the step of a chain of 1000, counted from 1.  cond: integers [B], -1 for no label.
+    time: the published networks of pixels take 999 times the VP SDE's time.  The published networks
+    of latents take the step of a chain of 1000, counted from 1.  cond: integers [B], -1 for no
+    label.
     Raises InputError: settings that do not fit each other or the images.
     """
     require_patches(z, self.patch)

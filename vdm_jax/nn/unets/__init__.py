@@ -1,1 +1,1 @@
-"""U-Nets and RefineNets: one published architecture a file."""
+"""U-Nets and RefineNets: each file has one published architecture."""

@@ -1,14 +1,16 @@
 """The networks of EDM (Karras et al. 2022): DDPM++, NCSN++ and ADM in one notation.
 
-A network here is F(c_in z, c_noise) of the preconditioned denoiser, eq. 7.  The other factors of
-eq. 7 are in `inputs.edm(sigma_data)` and `targets.edm(sigma_data)`: time is c_noise =
-log(sigma) / 4.  `SongUNet` is the trunk of Song et al. (2021), nn/unets/ncsnpp.py.  `DhariwalUNet`,
-the network of Dhariwal and Nichol (2021), is the same trunk with three changes.  Its blocks scale
-and shift, it has several heads, and attention follows every block of a size.
+A network here is F(c_in z, c_noise) of the preconditioned denoiser, eq. 7, and its `time` is
+c_noise = log(sigma) / 4.  `inputs.edm(sigma_data)` and `targets.edm(sigma_data)` have the other
+factors of eq. 7.
 
-Labels are integers, -1 for none.  No label is an input of zeros, as in guidance without a
-classifier.  Networks that were trained with augmentation read what was done to the image, as
-`augment` numbers.  Here all of these are zero, as in sampling (section 5), and their weights are
+`SongUNet` is the trunk of Song et al. (2021), nn/unets/ncsnpp.py.  `DhariwalUNet`, the network of
+Dhariwal and Nichol (2021), is the same trunk with three changes.  Its blocks scale and shift, it
+has several heads, and attention follows every block of a size.
+
+Labels are integers, -1 for none.  Without a label the input is zeros, as in classifier-free
+guidance.  Networks that were trained with augmentation read `augment` numbers, which describe the
+changes of the image.  Here all of these are zero, as in sampling (section 5).  Their weights are
 kept with the other weights.
 """
 import math
