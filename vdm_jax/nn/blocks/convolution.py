@@ -3,7 +3,7 @@
 The derivative of a convolution by its kernel is again a convolution.  In it, the image has the role
 of the kernel.  On the CPU, XLA has no fast program for this second convolution.  The program runs
 at a quarter of the forward pass's rate.  Inside a loop (`lax.scan`) it is another 25 to 100 times
-slower.  The same gradient, written as matrix products, is fast in both places.  So loops over
+slower.  The same gradient, written as matrix products, is fast alone and in a loop.  So loops over
 depth, microbatches and steps are useful on the CPU too.
 
 Winograd's minimal filtering F(2x2, 3x3) is described by Lavin and Gray (2016), Fast Algorithms for

@@ -91,7 +91,9 @@ def require_groups(groups: int, *features: int) -> None:
 
 
 def require_heads(field: str, number: int, features: int) -> None:
-  """Raises InputError unless `number` divides `features`: it counts heads, or the features of each.
+  """Raises InputError unless `number` divides `features`.
+
+  number: how many heads there are, or how many features a head has.
   """
   require(number >= 1 and features % number == 0, field, number,
           f'it does not divide the {features} features that attend', 'choose a divisor')

@@ -1,7 +1,7 @@
 """Radial basis functions whose readout is different at each step of a chain.
 
 This is the network of the swiss roll of Sohl-Dickstein et al. (2015), appendix D.1.1.  All steps
-share one hidden layer.  There it has 16 units, and it is normalised.
+share one hidden layer.  In the paper, this layer has 16 units and is normalised.
 """
 import jax.numpy as jnp
 from flax import linen as nn

@@ -9,9 +9,9 @@ from vdm_jax.typing import Array
 class ConvClassifier(nn.Module):
   """Convolutions that halve the image, the mean over positions, a hidden layer, logits.
 
-  Each of `channels` has two steps: a 3x3 convolution, GroupNorm with groups of eight channels and
-  relu, first at stride 1 and then at stride 2.  The features are the output of the hidden layer
-  after its relu.
+  For each of `channels` there are two 3x3 convolutions, the first of stride 1 and the second of
+  stride 2.  A GroupNorm with groups of eight channels and a relu follow each convolution.  The
+  features are the output of the hidden layer after its relu.
   """
   classes: int
   channels: tuple[int, ...] = (32, 64)

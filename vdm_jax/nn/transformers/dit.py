@@ -7,8 +7,8 @@ c = embedding(time) + embedding(label):
     h <- h + g1 attention(s1 norm(h) + b1)
     h <- h + g2 mlp(s2 norm(h) + b2)
 
-The shifts b, scales s and gates g are a linear map of swish(c).  The map starts at b = 0, s = 1, g
-= 0, so every block starts as the identity (adaLN-Zero, section 3.2).  A fixed table of sines and
+The shifts b, scales s and gates g are a linear map of swish(c).  The map starts at b = 0, s = 1 and
+g = 0, so every block starts as the identity (adaLN-Zero, section 3.2).  A fixed table of sines and
 cosines gives the position of each token, so the network takes images of any size.
 """
 import jax
