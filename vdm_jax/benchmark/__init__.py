@@ -1,6 +1,6 @@
-"""How fast, how large, how precise: the measurements behind `scripts/benchmark.py`.
+"""Speed, size and precision: the measurements of `scripts/benchmark.py`.
 
-Each module measures one thing with the parts that training, evaluation and sampling themselves use,
-and returns plain numbers, whose names end in their units; `measurements` has them by name, and
-`report` prints them.
+Each module measures one thing, with the same code that training, evaluation and sampling use.  It
+returns plain numbers, whose names end in their units.  `measurements` has the measurements by name,
+and `report` prints the numbers.
 """

@@ -1,7 +1,7 @@
-"""The speed of the codec, and how much of its time the network takes.
+"""The speed of the codec, and the share of its time that the network takes.
 
-The images are random, as those of the other measurements.  The network runs on the device, the
-coder on one core of the host, in turn.
+The images are random, as in the other measurements.  The network runs on the device, and the coder
+runs on one core of the host, in turn.
 """
 import time
 from collections.abc import Callable
@@ -23,8 +23,9 @@ def codec(subject: speed.Subject, *, steps: int = 20, repetitions: int | None = 
           warm_up: int = 1, budget: float = timing.BUDGET) -> dict:
   """Images per second of encoding and decoding, and the shares of the network and of the coder.
 
-  steps: T of the chain.  As many images as a batch has go together, each in a lane of its own.
-  Raises InputError: a model that the codec has no chain of.
+  steps: the T of the chain.  The images of one batch go together, each in a lane of its own.
+
+  Raises InputError for a model without a chain of the codec.
   """
   model = needs.require(subject.experiment.model(speed.initial_params(subject)), 'compress',
                         subject.file, 'config')

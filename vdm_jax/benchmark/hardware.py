@@ -7,7 +7,7 @@ import jax
 
 
 class Peak(NamedTuple):
-  """Dense bfloat16 floating-point operations per second of one device, as stated."""
+  """The stated peak of one device, in dense bfloat16 floating-point operations per second."""
   flop_per_second: float
   source: str
 
@@ -25,13 +25,13 @@ PEAKS = {
 
 
 def peak(kind: str) -> Peak | None:
-  """The stated peak of a device of that kind; None: of a CPU, or not known here."""
+  """The stated peak of a device of that kind; None for a CPU, or for an unknown device."""
   names = [name for name in PEAKS if kind.startswith(name)]
   return PEAKS[max(names, key=len)] if names else None
 
 
 def device_name() -> str:
-  """The kind of the first device; of a CPU the model, and how many cores this process may use."""
+  """The kind of the first device; for a CPU, its model and the cores that this process may use."""
   device = jax.devices()[0]
   if device.platform != 'cpu':
     return device.device_kind

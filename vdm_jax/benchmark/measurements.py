@@ -1,4 +1,4 @@
-"""The measurements by the names that the command has for them."""
+"""The measurements, by their names on the command line."""
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ __all__ = ['MEASUREMENTS', 'Settings', 'measure']
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """A choice of measurement and its settings.  Each measurement reads some of these."""
+  """The settings of all measurements.  Each measurement reads some of them."""
   config_file: str = ''
   config: ml_collections.ConfigDict | None = None
   workdir: str = ''                   # of a run, in the place of a config
@@ -39,7 +39,7 @@ class Settings:
 
 
 def measure(name: str, settings: Settings) -> dict:
-  """The numbers of the measurement of this name, of `MEASUREMENTS`.  Raises InputError."""
+  """The numbers of the measurement called `name`, a key of `MEASUREMENTS`.  Raises InputError."""
   return MEASUREMENTS[name](settings)
 
 

@@ -1,20 +1,21 @@
-"""Bytes on each device, and work, of a config that is neither trained nor initialised here.
+"""The bytes on each device and the work of a config, which is neither trained nor initialised.
 
-The count, for each layout and number of devices:
+The bytes, for each layout and number of devices, are the sum of
 
-    state         parameters, averages and optimiser: under fsdp each device's share of those that
-                  `parallel.shards` splits
-    gradients     of all parameters, whole: also under fsdp, until they are scattered
-    gathered      under fsdp the whole of each parameter that is split, as the loss reads it
-    activations   what the backward pass keeps of each image, and all other temporary arrays
+    state         the parameters, the averages and the optimiser; under fsdp, only each device's
+                  share of the arrays that `parallel.shards` splits
+    gradients     the gradients of all parameters; whole, also under fsdp until they are scattered
+    gathered      under fsdp, the split parameters, gathered whole as the loss reads them
+    activations   the arrays that the backward pass keeps of each image, and all other temporary
+                  arrays
 
 State and gathered tensors follow from shapes.  The rest is the compiler's own account of the step
-of one device, compiled for two batches (nothing is run): temporary bytes = gradients + images x
-activations.  It is of the CPU's program, with XLA's own gradients of convolutions; other backends
-fuse more, and choose algorithms that need workspace.  Under fsdp the sum is an upper bound, since
-not all gathered tensors are needed at once.
+of one device.  The step is compiled for two batches, and is not run: temporary bytes = gradients +
+images x activations.  This is the account of the CPU's program, with XLA's own gradients of
+convolutions.  Other backends fuse more, and choose algorithms that need workspace.  Under fsdp the
+sum is an upper bound, because not all gathered tensors are needed at once.
 
-The work is XLA's count, see `speed`; the time is what it would take at a share of the stated peak.
+The work is XLA's count (see `speed`).  The time is the work divided by a share of the stated peak.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def published(folder: Path) -> dict[str, tuple[Path, ml_collections.ConfigDict]]
 
 
 def bytes_of(tree: PyTree, devices: int = 1) -> int:
-  """Bytes of the arrays of `tree` on each device under fsdp; of one device, all of them."""
+  """Bytes of the arrays of `tree` on each device under fsdp; with one device, all bytes."""
   return sum(leaf.size * leaf.dtype.itemsize // parallel.shards(leaf.shape, devices)[1]
              for leaf in jax.tree.leaves(tree))
 
@@ -61,7 +62,7 @@ def gathered_bytes(params: PyTree, devices: int) -> int:
 
 
 def temporary(subject: speed.Subject, images: int) -> int:
-  """Bytes of all temporary arrays of a training step with that many images on one device."""
+  """Bytes of all temporary arrays of a training step with `images` images on one device."""
   layout = parallel.jit_layout(speed.make_update(subject), jax.devices()[:1])
   shape = lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype)
   state = jax.eval_shape(lambda: speed.initial_state(subject))
@@ -77,8 +78,8 @@ def account(name: str, file: str | Path, config: ml_collections.ConfigDict,
             devices: Sequence[int] = DEVICES) -> tuple[dict, list[dict]]:
   """(a row about the config, a row for each number of devices).
 
-  The latter: bytes of everything on each device, replicated (jit, pmap) and under fsdp, and seconds
-  of a step, None where the devices do not divide the batch.
+  A row for a number of devices has the bytes of everything on each device, replicated (jit, pmap)
+  and under fsdp, and the seconds of a step.  They are None if the devices do not divide the batch.
   """
   subject = speed.of_config(file, speed.on_accelerators(config))
   say(f'{name}: compiling the step')
@@ -115,7 +116,7 @@ def account(name: str, file: str | Path, config: ml_collections.ConfigDict,
 
 def memory(configs: Mapping[str, tuple[str | Path, ml_collections.ConfigDict]],
            devices: Sequence[int] = DEVICES) -> dict:
-  """`account` of each of {name: (file, config)}: lists of rows, to be shown by `report`."""
+  """`account` of each of {name: (file, config)}: lists of rows, which `report` can show."""
   accounts = [account(name, file, config, devices) for name, (file, config) in configs.items()]
   return {'command': 'memory', 'share_of_peak_assumed': UTILISATION,
           **{f'{kind.split()[-1]}_peak_flop_per_second': hardware.PEAKS[kind].flop_per_second

@@ -1,20 +1,20 @@
-"""What bfloat16 costs in bits, on one checkpoint.
+"""The cost of bfloat16 in bits, on one checkpoint.
 
-    float32               all in float32, and its products too on devices that round those
-    bfloat16 trunk        the network's blocks in bfloat16; z, its Fourier features, the first and
-                          the last convolution, z + y and the loss in float32: config.model.dtype
-    naive bfloat16        the same trunk, but z is rounded to bfloat16 before the network sees it,
-                          and so is the estimate of the noise
-    rounded z, x known    no network: E[eps | rounded z, x], the best estimate that is left when z
-                          has been rounded, for whoever knows the data
+    float32               everything is float32, also products on devices that round their factors
+    bfloat16 trunk        the network's blocks are bfloat16; z, its Fourier features, the first and
+                          the last convolution, z + y and the loss are float32: config.model.dtype
+    naive bfloat16        the same trunk, but z is rounded to bfloat16 before the network reads it,
+                          and the estimate of the noise is rounded too
+    rounded z, x known    no network: E[eps | rounded z, x], the best estimate from the rounded z
+                          for a denoiser that knows the data
 
-At logsnr 13.3 the standard deviation of the noise is a third of the distance of two numbers of
-bfloat16 between 1/2 and 1.  The last row is what this costs whatever the network: its part of the
-bound near the data is a floor of the naive one's.
+At logsnr 13.3, the standard deviation of the noise is a third of the distance between two
+neighbouring bfloat16 numbers in [1/2, 1].  The last row is the cost of this rounding for any
+network.  So its part of the bound near the data is a lower limit for naive bfloat16.
 
-All rows have the same times and the same noise, so that the difference of two is known far better
-than either.  The diffusion term, 1/2 int E|eps - eps_hat|^2 dlogsnr, is split where logsnr is 8:
-each part has as many times, evenly spread over it.
+All rows have the same times and the same noise, so a difference of two rows is known far better
+than either row.  The diffusion term, 1/2 int E|eps - eps_hat|^2 dlogsnr, is split at logsnr 8.  The
+two parts have equally many times, each evenly spread.
 """
 from collections.abc import Callable
 from pathlib import Path
@@ -45,13 +45,13 @@ FLOOR = 'rounded z, x known'
 def rounded(u: Array) -> Array:
   """float32 -> the nearest bfloat16, as float32.
 
-  Not by two casts, which XLA may drop.
+  It is not computed by two casts, because XLA may drop these.
   """
   return jax.lax.reduce_precision(u, exponent_bits=8, mantissa_bits=7)
 
 
 def naive(denoise: Denoiser) -> Denoiser:
-  """A network that is handed z in bfloat16 and returns its estimate of the noise in bfloat16."""
+  """A denoiser that reads z in bfloat16 and returns its estimate of the noise in bfloat16."""
   def handed_less(z, level, cond=None):
     estimate = denoise(rounded(z), level, cond)
     return estimate._replace(eps=rounded(estimate.eps))
@@ -59,7 +59,10 @@ def naive(denoise: Denoiser) -> Denoiser:
 
 
 def exact(denoise: Denoiser) -> Denoiser:
-  """With products in float32: TPUs round their factors to bfloat16, GPUs to TF32, unless told."""
+  """`denoise` with products in float32.
+
+  By default, TPUs round the factors of products to bfloat16, and GPUs round them to TF32.
+  """
   def precise(z, level, cond=None):
     with jax.default_matmul_precision('float32'):
       return denoise(z, level, cond)
@@ -67,10 +70,11 @@ def exact(denoise: Denoiser) -> Denoiser:
 
 
 def knowing(x: Array) -> Denoiser:
-  """E[eps | rounded z, x]: the rest of the noise in z = alpha x + sigma eps.
+  """E[eps | rounded z, x]: the noise in z = alpha x + sigma eps, estimated from the rounded z.
 
-  The mean of a standard normal between the two ends of the cell that is rounded to z, by Gauss's
-  rule of 64 points, in float32 to 1e-5 for cells of up to 12 standard deviations.  x: [B, ...].
+  It is the mean of a standard normal between the two ends of the cell that is rounded to z.  The
+  mean is computed by Gauss's rule of 64 points, in float32 to 1e-5 for cells of up to 12 standard
+  deviations.  x: [B, ...].
   """
   rule = jnp.asarray(np.stack(np.polynomial.legendre.leggauss(64), axis=1), jnp.float32)
 
@@ -97,11 +101,12 @@ def knowing(x: Array) -> Denoiser:
 
 
 def paired(times: int) -> Estimator:
-  """The bound of several models that differ in their denoiser alone, all with the same draws.
+  """The bound of several models that differ only in their denoiser, all with the same draws.
 
-  In place of a model, {name: Model}.  Returns, [n] each and in nats, 'ends' (the reconstruction
-  and the latent term) and '{name}/above', '{name}/below': the diffusion term where logsnr is above
-  and below SPLIT_AT, from `times` draws each; and '{FLOOR}/above', which is no model's.
+  The estimator takes {name: Model} in place of a model, and returns terms in nats, [n] each.
+  'ends' is the reconstruction and the latent term.  '{name}/above' and '{name}/below' are the
+  diffusion term where logsnr is above and below SPLIT_AT, from `times` draws each.
+  '{FLOOR}/above' belongs to no model.
   """
   def estimator(models: dict[str, Model], batch: PyTree, keys: Array) -> dict[str, Array]:
     model = next(iter(models.values()))
@@ -126,11 +131,17 @@ def paired(times: int) -> Estimator:
 def measure(models: dict[str, Callable[[PyTree], Model]], params: PyTree, split,
             shape: tuple[int, ...], *, times: int = 16, repeats: int = 1, batch_size: int = 512,
             count: int | None = None, seed: int = 0, progress: bool = True) -> list[dict]:
-  """A row for each of `models`, compared with the first of them, and one for the floor: bits/dim.
+  """A row for each of `models`, compared with the first, and a row for the floor, in bits/dim.
 
-  models: {name: params -> Model}, see `paired`; split: `len`, and `get(rows)` -> batch; shape: of
-  one image.  Errors are standard errors over images; a difference has the error of the differences
-  image by image.  Raises InputError: a bound that is not finite.
+  Errors are standard errors over images.  The error of a difference is the error of the differences
+  image by image.
+
+  Args:
+    models: {name: params -> Model}, see `paired`.
+    split: `len`, and `get(rows)` -> batch.
+    shape: the shape of one image.
+
+  Raises InputError for a bound that is not finite.
   """
   bits = over_images(
       paired(times), lambda params: {name: make(params) for name, make in models.items()}, params,
@@ -165,10 +176,15 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
             data_name: str = '') -> dict:
   """The bound of the run in `directory` in float32, with a bfloat16 trunk, and in naive bfloat16.
 
-  times: evaluations of the network for an image, in each precision and repetition; half of them
-  above logsnr 8.  batch_size: evaluations at a time.  Other arguments as for `runs.evaluate`.
-  Raises InputError: no such run or images; a run whose bound is its own, or has a logsnr for each
-  pixel, or whose network has one precision.
+  Args:
+    times: the evaluations of the network for an image, in each precision and repetition.  Half of
+      them are above logsnr 8.
+    batch_size: the evaluations at a time.
+
+  The other arguments are as for `runs.evaluate`.
+
+  Raises InputError if there is no such run, or if it has no such images.  Raises InputError for a
+  run with a bound of its own, with a logsnr for each pixel, or with a network of one precision.
   """
   for flag, value, least in [('repeats', repeats, 1), ('examples', examples, 1),
                              ('batch_size', batch_size, 1), ('times', times, 2)]:

@@ -1,4 +1,4 @@
-"""The numbers of a measurement, for a reader and for a program."""
+"""Shows the numbers of a measurement as tables or as JSON."""
 import datetime
 import json
 from pathlib import Path
@@ -31,8 +31,8 @@ def as_json(result: dict) -> str:
 def tables(title: str, result: dict, width: int = 80) -> list[rich.table.Table]:
   """One table of all single values, and one for each list of rows {column: value}.
 
-  Where its rows do not fit into `width`, they are columns, as many as fit beside one another.
-  Dictionaries are left to the JSON.
+  If the rows of a list do not fit into `width`, the table is turned, and split into as many tables
+  as needed.  Dictionaries are only in the JSON.
   """
   single = rich.table.Table(title=title, box=rich.box.SIMPLE, show_header=False)
   out = [single]
@@ -57,7 +57,7 @@ _turned = lambda cells: list(map(list, zip(*cells, strict=True)))
 
 
 def _width(cells: list[list[str]]) -> int:
-  """Of the table of these rows, none of them folded: two spaces between columns and at the ends."""
+  """The width of an unfolded table of these rows, with two spaces around each column."""
   return sum(max(map(len, column)) + 2 for column in _turned(cells)) + 2
 
 
@@ -83,7 +83,7 @@ def show(title: str, result: dict, json_only: bool) -> None:
 
 
 def cells(result: dict) -> dict[str, list[list[str]]]:
-  """{name: a header and rows} of each list; of a result without lists, of its single values."""
+  """{name: a header and rows} for each list.  Without lists, the rows are the single values."""
   lists = {name: _cells(rows) for name, rows in result.items() if isinstance(rows, list)}
   return lists or {'values': [['', ''], *[[_words(name), text(name, value)] for name, value in
                                           result.items() if not isinstance(value, dict)]]}
@@ -95,7 +95,7 @@ def markdown(result: dict) -> str:
 
 
 def _cells(rows: list[dict]) -> list[list[str]]:
-  """A header and a line for each row; `a_error` stands behind `a`, in its column."""
+  """A header and a line for each row; `a_error` stands behind `a` in the column of `a`."""
   errors = {f'{name}_error' for name in rows[0]}
   columns = [name for name, u in rows[0].items()
              if name not in errors and not isinstance(u, dict)]
@@ -107,7 +107,7 @@ def _cells(rows: list[dict]) -> list[list[str]]:
 
 
 def text(name: str, value) -> str:
-  """A value as its name asks: seconds, bytes, FLOP, shares."""
+  """A value as text, with the unit that its name ends in: seconds, bytes, FLOP, shares."""
   if value is None:
     return '-'
   if isinstance(value, bool):

@@ -1,20 +1,20 @@
-"""What the devices send each other in a training step: read off the compiled program, and foretold.
+"""The bytes that devices send each other in a training step: counted in the program, and foretold.
 
-Weak scaling: as many images on each device, however many devices there are.  Compute then takes as
-long on any number of them; only communication grows.  With P the bytes of all parameters, and S the
-bytes of the sharded ones:
+In weak scaling, every device has the same number of images, however many devices there are.  Then
+the time of computing does not grow with the devices, and only communication grows.  With P the
+bytes of all parameters, and S the bytes of the sharded parameters, a step needs
 
-    jit, pmap   the gradients are summed: an all-reduce of P
-    fsdp        the parameters are gathered for the loss: an all-gather of S; the gradients are
-                summed, and each device keeps its share: a reduce-scatter of S and an all-reduce of
-                the rest; or, where XLA has no such pass (the CPU), an all-reduce of P
+    jit, pmap   an all-reduce of P, which sums the gradients
+    fsdp        an all-gather of S, which gathers the parameters for the loss; then a reduce-scatter
+                of S and an all-reduce of the rest, which sum the gradients so that each device
+                keeps its share (or an all-reduce of P on the CPU, where XLA has no such pass)
 
-and a few numbers of the metrics.  In a ring of n devices each one sends 2 (n - 1)/n of the bytes
-that an all-reduce reduces, and (n - 1)/n of the bytes gathered or scattered (Patarasuk and Yuan
-2009).  So the bytes sent tend to a constant: 2 P, or 3 S in all.
+and a few numbers of the metrics.  In a ring of n devices, each device sends 2 (n - 1)/n of the
+bytes that an all-reduce reduces, and (n - 1)/n of the bytes gathered or scattered (Patarasuk and
+Yuan 2009).  So the bytes sent tend to a constant: 2 P, or 3 S in all.
 
-The programs are compiled for simulated devices, n threads of a CPU. XLA's own partitioner splits
-them, as on all backends but for the fusion of collectives. Nothing is run or timed.
+The programs are compiled for simulated devices, n threads of a CPU.  XLA's own partitioner splits
+the programs, as on all backends, except for the fusion of collectives.  Nothing is run or timed.
 """
 import math
 import re
@@ -60,9 +60,9 @@ def _sizes(types: str) -> tuple[int, ...]:
 
 
 def collectives(hlo: str) -> list[Collective]:
-  """All of a compiled program, those in a loop as often as it runs.
+  """All collectives of a compiled program.  Those in a loop count as often as the loop runs.
 
-  Raises ValueError: one is in a loop of unknown length.
+  Raises ValueError if a collective is in a loop of unknown length.
   """
   bodies: dict[str, list[tuple[str, str, str, str]]] = {}
   entry = body = None
@@ -98,7 +98,7 @@ def _within(bodies, name: str, times: int | None) -> list[Collective]:
 
 
 def by_kind(seen: Sequence[Collective]) -> dict[str, dict[str, int]]:
-  """{kind: {'operations', 'bytes', 'scalars'}}: bytes of tensors, and how many single numbers."""
+  """{kind: {'operations', 'bytes', 'scalars'}}: the bytes of tensors, and the count of scalars."""
   out = {}
   for kind in _KINDS:
     those = [c for c in seen if c.kind == kind]
@@ -118,11 +118,11 @@ def _bytes(leaf) -> int:
 
 
 def expected(layout: str, params: PyTree, devices: int, scatters: bool = False) -> dict[str, int]:
-  """{kind: bytes} of the tensors of a step, see above.
+  """{kind: bytes} of the tensors that a step sends, by the account above.
 
-  params: shapes; scatters: whether the backend sums and scatters in one operation.  Where `devices`
-  is no divisor of a parameter, fewer parts of it stand on several devices each (`parallel.shards`),
-  which then sum what they have got.
+  params: shapes.  scatters: whether the backend sums and scatters in one operation.  If `devices`
+  does not divide a parameter, the parameter is cut into fewer parts (`parallel.shards`).  Several
+  devices then hold the same part, and sum its gradients among themselves.
   """
   if devices == 1 and layout != 'pmap':  # whose program of one device reduces all the same
     return {}
@@ -150,13 +150,13 @@ def sent(tensors: Mapping[str, int], devices: int) -> int:
 
 
 def simulate(devices: int) -> None:
-  """Makes the CPU that many devices of this process; to be called before JAX is used."""
+  """Makes the CPU show as `devices` devices in this process.  Call it before JAX is used."""
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
 
 
 def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], batch: int) -> str:
-  """The compiled HLO of a training step of `batch` images on each of the devices."""
+  """The compiled HLO of a training step with `batch` images on each device."""
   n = len(devices)
   chosen = loop.LAYOUTS[layout](speed.make_update(subject), devices)
   shape = lambda u, *first: jax.ShapeDtypeStruct((*first, *u.shape), u.dtype)
@@ -178,7 +178,7 @@ def rehearse(subject: speed.Subject, devices: Sequence[int] = DEVICES, batch: in
              ) -> list[dict]:
   """A row for each layout and number of devices: the bytes sent in a step, and the bytes foretold.
 
-  batch: images on each device.  Bytes are of tensors; `scalars` counts the single numbers.
+  batch: the images on each device.  Bytes count tensors only; `scalars` counts the single numbers.
   """
   params = jax.eval_shape(lambda: speed.initial_params(subject))
   rows = []
@@ -197,7 +197,7 @@ def rehearse(subject: speed.Subject, devices: Sequence[int] = DEVICES, batch: in
 
 
 def foretell(subject: speed.Subject, devices: Sequence[int]) -> list[dict]:
-  """A row for each layout and number of devices, of a backend that sums and scatters in one."""
+  """A row for each layout and number of devices: the bytes foretold with a reduce-scatter."""
   params = jax.eval_shape(lambda: speed.initial_params(subject))
   rows = []
   for layout in loop.LAYOUTS:
@@ -216,11 +216,14 @@ def _columns(tensors: Mapping[str, int]) -> dict[str, int]:
 
 def scaling(file: str | Path, config: ml_collections.ConfigDict, *, blocks: int | None = None,
             features: int | None = None, batch_size: int = 2) -> dict:
-  """What a step sends on 1, 2, 4 and 8 devices (see `simulate`), and what it would on 512.
+  """The bytes that a step sends on 1, 2, 4 and 8 simulated devices, and on 512 as foretold.
 
-  blocks, features: of the network that is compiled, by default 4 and 64, or the config's if less;
-  for the config's own network numbers are foretold.  batch_size: images on each device.  Raises
-  InputError.
+  Args:
+    blocks, features: the size of the network that is compiled.  Default: 4 and 64, or the config's
+      numbers if smaller.  For the config's own network, the bytes are only foretold.
+    batch_size: the images on each device.
+
+  Raises InputError.
   """
   # `winograd` sums the transform of a gradient, 16 numbers for 9.
   config = speed.on_accelerators(config)

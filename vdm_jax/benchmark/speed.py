@@ -1,10 +1,12 @@
 """The speed of training, of evaluating, of sampling, of reading data and of compiling.
 
-Training is measured on random images of the data's shape, since its speed does not depend on what
-they show; so is evaluation.  Work is counted as XLA counts it, on a version of the step that is
-written out and keeps all that the backward pass needs: a loop's body is counted once whatever its
-length, and a second computation to save memory is no useful work.  XLA counts the
-products of a convolution that fall inside the image: for 3x3 at 32x32 that is 96 % of 9 H W C C'.
+Training and evaluation are measured on random images of the data's shape, because their speed does
+not depend on what the images show.
+
+Work is counted by XLA, on a version of the step without loops that keeps all that the backward pass
+needs.  With loops, XLA would count a loop's body once, whatever the loop's length.  Without the
+kept arrays, XLA would count a second computation, which is not useful work.  XLA counts only the
+products of a convolution that fall inside the image: for 3x3 at 32x32, they are 96 % of 9 H W C C'.
 """
 import functools
 import os
@@ -52,7 +54,7 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: in
               features: int | None = None, batch_size: int | None = None) -> Subject:
   """The experiment of a config, whose data need not be there.
 
-  blocks, features, batch_size: in the place of config.model.blocks, .features and
+  blocks, features, batch_size: replace config.model.blocks, config.model.features and
   config.data.batch_size.  Raises InputError.
   """
   config = config.copy_and_resolve_references()
@@ -98,7 +100,7 @@ def of_run(directory: str | Path, *, batch_size: int | None = None, data_dir: st
 
 
 def on_accelerators(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A copy with the weight gradient that `auto` is there, which is XLA's."""
+  """A copy of `config` with XLA's weight gradient, which `auto` chooses on accelerators."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
     if config.model.get('weight_gradient') == 'auto':
@@ -107,12 +109,12 @@ def on_accelerators(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
 
 
 def denoising(subject: Subject, params) -> Model:
-  """The subject's model at these parameters.  Raises InputError: it does not denoise."""
+  """The subject's model at these parameters.  Raises InputError if it does not denoise."""
   return needs.require(subject.experiment.model(params), 'benchmark', subject.file, 'config')
 
 
 def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
-  """A batch as in training, of random numbers [size, ...]."""
+  """A batch like a batch of training, but of random numbers: [size, ...]."""
   return subject.experiment.data.spec.random(size)
 
 
@@ -180,9 +182,9 @@ def evaluation_flop(subject: Subject, size: int) -> float:
 
 
 def rates(flop: float, seconds: float, peak_tflops: float = 0.0) -> dict:
-  """Floating-point operations per second, and their share of what all devices could do.
+  """Floating-point operations per second, and their share of the peak of all devices.
 
-  peak_tflops: of one device, in the place of the stated one.
+  peak_tflops: the peak of one device, if it is not the stated peak.
   """
   known = hardware.peak(jax.devices()[0].device_kind)
   of_one = 1e12 * peak_tflops or (known.flop_per_second if known else None)
@@ -195,7 +197,7 @@ def rates(flop: float, seconds: float, peak_tflops: float = 0.0) -> dict:
 
 
 class Training:
-  """The step of `config.train.layout`, and the state that it moves along."""
+  """The step of `config.train.layout`, with the state that the step updates."""
 
   def __init__(self, subject: Subject):
     run = subject.config.train
@@ -217,17 +219,18 @@ class Training:
     return timing.compiled(self.layout.step, self.state, self.batch, self.key)
 
   def __call__(self, batch: PyTree = None) -> PyTree:
-    """Makes the step (or steps) with this batch, by default a random one; its metrics."""
+    """Makes the step (or steps) with this batch, by default a random batch; returns the metrics."""
     self.state, out = self.layout.step(self.state, self.batch if batch is None else batch, self.key)
     return out
 
 
 def train(subject: Subject, *, repetitions: int | None = None, warm_up: int = 1, cold: bool = False,
           peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
-  """Seconds of a training step, what it does in them, and what its program costs to make.
+  """The seconds of a training step, its work, and the seconds that compiling its program takes.
 
-  repetitions: measured dispatches, None: what `budget` seconds hold; cold: compile without the
-  persistent cache.
+  Args:
+    repetitions: the number of measured dispatches.  None: as many as fit into `budget` seconds.
+    cold: compile without the persistent cache.
   """
   with timing.no_cache(cold):
     training = Training(subject)
@@ -254,9 +257,9 @@ def train(subject: Subject, *, repetitions: int | None = None, warm_up: int = 1,
 
 def evaluate(subject: Subject, *, times: int = 32, repetitions: int | None = None, warm_up: int = 1,
              peak_tflops: float = 0.0, budget: float = timing.BUDGET) -> dict:
-  """Images per second of the bound in continuous time, with `times` evaluations for each.
+  """Images per second of the bound in continuous time, with `times` evaluations for each image.
 
-  So many images go together that the evaluations are a batch.
+  The number of images in a call is chosen so that their evaluations make one batch.
   """
   require_at_least('times', times, 1)
   images = devices.global_batch_size(max(1, subject.config.data.batch_size // times))
@@ -318,12 +321,12 @@ def sample(subject: Subject, *, sampler_steps: int = 250, repetitions: int | Non
 
 def data(subject: Subject, *, repetitions: int | None = None, warm_up: int = 1,
          budget: float = timing.BUDGET) -> dict:
-  """Images per second of the input, and of training; the shares of a step that input takes.
+  """Images per second of the input and of training, and the shares of a step that the input takes.
 
-  input_share_of_step: of its seconds alone, as if nothing overlapped.  waiting_share_of_step: an
-  upper bound on how long the devices are idle for it: the seconds of those batches that were not in
-  place when the step before them ended.  Batches come in bursts where processes read them, so means
-  count here, not medians.
+  input_share_of_step is the time of the input alone, as if nothing overlapped.
+  waiting_share_of_step is an upper bound on the time that devices wait for input.  It counts the
+  seconds of the batches that were not ready when the step before them ended.  Where processes read
+  the batches, these come in bursts, so means count here, not medians.
   """
   size = subject.config.data.batch_size
   if subject.config.train.steps_per_dispatch > 1:
@@ -387,9 +390,10 @@ def program_size(lowered: jax.stages.Lowered) -> tuple[int, int]:
 
 
 def compilation(subjects: Sequence[Subject], *, start: dict | None = None) -> dict:
-  """Size of the training step's program, and the seconds to make it, for several depths.
+  """The size of the training step's program, and the seconds of compiling it, for several depths.
 
-  Without the persistent cache.  start: what `start_to_first_step` returned, to be reported with it.
+  The persistent cache is not used.  start: the result of `start_to_first_step`, which is added to
+  the report.
   """
   rows = []
   for subject in subjects:
@@ -409,12 +413,15 @@ def compilation(subjects: Sequence[Subject], *, start: dict | None = None) -> di
 
 
 def start_to_first_step(command: Sequence[str], limit: float = 1800.0) -> dict:
-  """Seconds from starting a training to the end of its first step, first as the compilation cache
-  is, then with it warm.
+  """Seconds from the start of a training to the end of its first step, measured twice.
 
-  command: scripts/train.py with its config; it runs in a directory of its own and is killed
-  after its first step.  To be called before this process takes the accelerator.  Raises InputError
-  with the last line it printed where it ends before, and after `limit` seconds.
+  The first training finds the compilation cache as it is, and the second finds it warm.
+
+  command: scripts/train.py with its config.  The training runs in a directory of its own, and is
+  killed after its first step.  Call this function before this process takes the accelerator.
+
+  Raises InputError if the training ends earlier, with the last line that it printed.  Raises
+  InputError also after `limit` seconds.
   """
   first = _first_step(command, limit)
   return {'start_to_first_step_seconds': first,

@@ -1,13 +1,14 @@
 """The parts of a config's network: parameters, work and activations, block by block.
 
-Nothing is run: the work is read off the program of one evaluation of the denoiser, for one image.
+Nothing is run.  The work is counted in the program of one evaluation of the denoiser, for one
+image.
 
-  parameters    numbers in `params`, by the names there
-  FLOP          of convolutions and matrix products, a multiplication and an addition being two;
-                products with the zeros around an image are counted as well
-  activations   bytes of their results: what training keeps of a block under `remat=dots`
+  parameters    the numbers in `params`, by the names there
+  FLOP          the operations of convolutions and matrix products; a multiplication and an addition
+                are two; products with the zeros around an image are counted too
+  activations   the bytes of the results, which training keeps of a block under `remat=dots`
 
-Papers that speak of GFLOP often mean half of this, multiplications with an addition each.
+In papers, a GFLOP is often a multiplication with an addition, so their numbers are half of these.
 """
 import json
 import math
@@ -33,7 +34,7 @@ class Row(NamedTuple):
 
 
 def summary(subject: speed.Subject) -> list[Row]:
-  """The blocks in the order of the program; those that the denoiser does not call come last."""
+  """The blocks in the order of the program.  Blocks that the denoiser does not call come last."""
   params = jax.eval_shape(lambda: speed.initial_params(subject))
 
   def evaluate(params, z, batch, key):
@@ -60,12 +61,12 @@ def summary(subject: speed.Subject) -> list[Row]:
 
 
 def together(rows: Sequence[Row]) -> Row:
-  """Their sum."""
+  """The sum of the rows."""
   return Row('together', *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
 
 
 def table(title: str, rows: Sequence[Row]) -> rich.table.Table:
-  """A line for each block, and one for all of them together."""
+  """A table with a line for each block, and a line for all blocks together."""
   out = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
   for name in ('block', 'parameters', 'GFLOP an image', 'activations, MiB an image'):
     out.add_column(name, justify='left' if name == 'block' else 'right')
@@ -76,19 +77,19 @@ def table(title: str, rows: Sequence[Row]) -> rich.table.Table:
 
 
 def _cells(row: Row) -> list[str]:
-  """A block that the denoiser does not call has parameters alone."""
+  """The cells of a row.  A block that the denoiser does not call has only parameters."""
   work = [f'{row.flop / 1e9:.4g}', f'{row.activations / 2**20:.3g}'] if row.flop else ['-', '-']
   return [row.block, f'{row.parameters:,}', *work]
 
 
 def as_json(title: str, rows: Sequence[Row]) -> str:
-  """One object, with a list of the blocks."""
+  """A JSON object with a list of the blocks."""
   return json.dumps({'config': title, 'blocks': [row._asdict() for row in rows],
                      'together': together(rows)._asdict()}, indent=2)
 
 
 def _parameters(params: PyTree) -> dict[str, int]:
-  """{'net/conv_in': ...}: numbers by the first two names, or by one where there is no second."""
+  """{'net/conv_in': count, ...}: parameters by their first two names, or by one if there is one."""
   out = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     names = [k.key for k in path]
@@ -98,10 +99,10 @@ def _parameters(params: PyTree) -> dict[str, int]:
 
 
 def _owners(scopes: list[tuple[str, ...]], counts: dict[str, int]) -> dict[str, str]:
-  """{'UNet': 'net', ...}: whose parameters a module, the first name of a scope, has.
+  """{'UNet': 'net', ...}: the part of the parameters that belongs to a module.
 
-  A program knows a module by its class, and its children by their names: the part of the parameters
-  with the most of these is its own.
+  The module is the first name of a scope.  A program knows a module by its class, and the module's
+  children by their names.  The part with the most of these names is the module's own.
   """
   children = {}
   for module, *rest in scopes:
@@ -118,9 +119,8 @@ def operations(jaxpr, scope: tuple[str, ...] = (), times: int = 1
                ) -> Iterator[tuple[tuple[str, ...], float, int]]:
   """(names of its scope, FLOP, bytes of the result) of each product in a program, loops included.
 
-  One outside of all modules has the scope ('',).
-
-  The body of a loop counts as often as it runs; of a loop without a known end, once.
+  A product outside of all modules has the scope ('',).  The body of a loop counts as often as it
+  runs.  The body of a loop of unknown length counts once.
   """
   for eqn in jaxpr.eqns:
     names = (*scope, *filter(None, str(eqn.source_info.name_stack).split('/')))
@@ -139,7 +139,7 @@ def operations(jaxpr, scope: tuple[str, ...] = (), times: int = 1
 
 
 def _terms(eqn) -> int:
-  """How many products make one number of the result."""
+  """The number of products that are added for one number of the result."""
   if eqn.primitive.name == 'dot_general':
     (contracted, _), _ = eqn.params['dimension_numbers']
     return math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)

@@ -1,8 +1,8 @@
-"""Measuring a piece of work: its time, its memory, and what was compiled for it.
+"""Measures a piece of work: its time, its memory, and the programs that were compiled for it.
 
-The first calls are no guide to the later ones (caches, page faults, clocks that rise), so some are
-left out; of the rest the median is given, which no single interruption moves, and the interquartile
-range beside it, which says how far another median would be believed.
+The first calls are slower than the later ones (caches, page faults, rising clocks), so some are
+left out.  The result is the median of the other calls, which no single interruption moves.  The
+interquartile range beside it shows how much another median might differ.
 """
 import contextlib
 import resource
@@ -33,7 +33,7 @@ class Timing(NamedTuple):
 
   @property
   def spread(self) -> float:
-    """The interquartile range, in seconds: 0 of a single repetition."""
+    """The interquartile range in seconds; 0 for a single repetition."""
     if len(self.seconds) < 2:
       return 0.0
     first, _, third = statistics.quantiles(self.seconds, n=4, method='inclusive')
@@ -44,7 +44,7 @@ class Timing(NamedTuple):
     return len(self.seconds)
 
   def per(self, n: int) -> 'Timing':
-    """Of one of the n equal parts that each repetition consists of."""
+    """The timing of one of the n equal parts of each repetition."""
     return Timing(tuple(u / n for u in self.seconds))
 
 
@@ -53,7 +53,8 @@ def measure(work: Callable[[], PyTree], *, repetitions: int | None = None,
             clock: Callable[[], float] = time.perf_counter) -> Timing:
   """Times `work`, waiting for the arrays it returns, after `warm_up` calls that are not counted.
 
-  repetitions: None for as many as end within `budget` seconds, at least `LEAST`.
+  repetitions: the number of counted calls.  None: as many as end within `budget` seconds, and at
+  least `LEAST`.
   """
   for flag, value, least in [('repetitions', repetitions, 1), ('warm_up', warm_up, 0)]:
     require_at_least(flag, value, least)
@@ -78,7 +79,7 @@ def _enough(seconds: list[float], repetitions: int | None, budget: float) -> boo
 
 
 def say(text: str) -> None:
-  """A line on stderr about what takes a while: stdout is for the result."""
+  """Prints a line about slow work on stderr, because stdout is for the result."""
   if jax.process_index() == 0:
     print(text, file=sys.stderr, flush=True)
 
@@ -91,7 +92,7 @@ _CACHED = '/jax/compilation_cache/cache_hits'
 
 
 class Compiled(NamedTuple):
-  """A program, and the seconds that each stage of making it took."""
+  """A program, and the seconds of each stage of compiling it."""
   lowered: jax.stages.Lowered
   executable: jax.stages.Compiled
   trace_seconds: float
@@ -105,7 +106,7 @@ class Compiled(NamedTuple):
 
 
 def compiled(jitted, *args, clock: Callable[[], float] = time.perf_counter) -> Compiled:
-  """Makes the program of `jitted` for `args`: calling it with such arguments compiles no more."""
+  """Compiles `jitted` for `args`, so that calls with such arguments do not compile again."""
   with events() as seen:
     start = clock()
     lowered = jitted.lower(*args)
@@ -120,7 +121,7 @@ def compiled(jitted, *args, clock: Callable[[], float] = time.perf_counter) -> C
 
 @contextlib.contextmanager
 def events() -> Iterator[list[tuple[str, float]]]:
-  """(name, seconds or 0) of all that JAX reports of itself meanwhile, in order."""
+  """(name, seconds or 0) of all events that JAX reports during the context, in order."""
   seen = []
   happened = lambda event, **_: seen.append((event, 0.0))
   lasted = lambda event, seconds, **_: seen.append((event, seconds))
@@ -134,13 +135,13 @@ def events() -> Iterator[list[tuple[str, float]]]:
 
 
 def compilations(seen: list[tuple[str, float]]) -> int:
-  """How many programs were compiled, or read from the persistent cache, among these `events`."""
+  """The number of programs that were compiled, or read from the persistent cache, in `events`."""
   return sum(name == _COMPILED for name, _ in seen)
 
 
 @contextlib.contextmanager
 def no_cache(cold: bool = True) -> Iterator[None]:
-  """Without the persistent compilation cache: compiled programs are neither read nor kept there."""
+  """Turns the persistent compilation cache off during the context: no program is read or kept."""
   if not cold:
     yield
     return
@@ -161,7 +162,7 @@ def _set_cache(enabled: bool) -> None:
 
 
 def peak_memory() -> int:
-  """Bytes at the worst moment so far: the fullest accelerator's, or this process's on the CPU."""
+  """The peak of memory in bytes so far: the fullest accelerator's, or this process's on a CPU."""
   peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use', 0)
            for device in jax.local_devices()]
   if any(peaks):
@@ -171,7 +172,7 @@ def peak_memory() -> int:
 
 
 def program_memory(executable: jax.stages.Compiled) -> dict[str, int]:
-  """Bytes that the program itself needs on each device, by the compiler's own account."""
+  """The bytes that a program needs on each device, by the compiler's own account."""
   stats = executable.memory_analysis()
   if stats is None:  # a backend that keeps none
     return {}

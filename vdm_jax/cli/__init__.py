@@ -1,7 +1,7 @@
-"""What the commands share: their flags, a user's error in one line, and how they start and end.
+"""The common parts of the commands: flags, errors in one line, and the start and end of a command.
 
-A command is a script of its flags and a `main`, which `run` starts.  A command of many flags has
-both in a module of `commands`.
+A command is a script with flags and a `main`, which `run` starts.  If a command has many flags,
+both are in a module of `commands`.
 """
 from vdm_jax.cli.configs import config, config_file, config_flag, config_name
 from vdm_jax.cli.flags import (

@@ -1,4 +1,4 @@
-"""--config: the file that it names, and the fields of the config as flags."""
+"""The flag --config: the file that it names, and the fields of the config as flags."""
 import contextlib
 import difflib
 import os
@@ -18,7 +18,7 @@ flags.disclaim_key_flags()  # what is defined here belongs to the command, for i
 
 
 class _ConfigFile(flags.ArgumentParser):
-  """FILE.py or FILE.py:VARIANT -> its config, locked: a flag cannot add a field."""
+  """FILE.py or FILE.py:VARIANT -> its config, locked, so that a flag cannot add a field."""
 
   def parse(self, argument: str) -> ConfigDict:
     from vdm_jax.runs import workdir
@@ -31,7 +31,7 @@ class _ConfigFile(flags.ArgumentParser):
 
 
 def config_flag() -> flags.FlagHolder:
-  """--config, --config.FIELD for all of its fields, and --print_config."""
+  """Defines --config, --config.FIELD for all fields of the config, and --print_config."""
   flags.DEFINE_bool('print_config', False, "Print the fields of the config as flags, and exit.")
   holder = config_flags.DEFINE_config_file('config', None, 'The config file, FILE.py or '
                                            'FILE.py:VARIANT.')
@@ -51,7 +51,7 @@ def config_file() -> str:
 
 
 def config() -> ConfigDict:
-  """The config that --config names, of the data that --data_dir and --data_name name."""
+  """The config that --config names, with the data that --data_dir and --data_name name."""
   changed = flags.FLAGS.config
   for flag, field in (('data_dir', 'data_dir'), ('data_name', 'name')):
     if flag in flags.FLAGS and flags.FLAGS[flag].value:
@@ -60,7 +60,7 @@ def config() -> ConfigDict:
 
 
 def listed(folder: Path | None) -> dict[str, str]:
-  """The config files of a checkout's folder, as they are named from here: their first lines."""
+  """{path: first line} of the config files in a checkout's folder, with paths as seen from here."""
   if folder is None:
     return {}
   first = lambda file: file.read_text().strip().strip('"').partition('\n')[0]
@@ -75,9 +75,9 @@ def named(argv: list[str]) -> bool:
 
 
 def expanded(argv: list[str], folder: Path | None) -> list[str]:
-  """argv, with ~ expanded in the path of --config.  folder: whose configs are proposed.
+  """argv, with ~ expanded in the path of --config.
 
-  Raises InputError where there is no such file.
+  Raises InputError if there is no such file.  The error proposes configs in `folder`.
   """
   out = list(argv)
   for i, argument in enumerate(argv):
@@ -101,7 +101,7 @@ def expanded(argv: list[str], folder: Path | None) -> list[str]:
 
 
 def resumed(argv: list[str]) -> list[str]:
-  """argv, with the config of the run in --workdir, if there is one, where none is named."""
+  """argv; if it names no config, with the config of the run in --workdir, if there is a run."""
   if named(argv):
     return argv
   own = flags.FlagValues()
@@ -114,7 +114,7 @@ def resumed(argv: list[str]) -> list[str]:
 
 
 def fields(values: ConfigDict, prefix: str = '--config') -> Iterator[str]:
-  """The fields of a config, as the flags that would set them."""
+  """The fields of a config, written as the flags that would set them."""
   for name, value in values.items():
     if isinstance(value, ConfigDict):
       yield from fields(value, f'{prefix}.{name}')

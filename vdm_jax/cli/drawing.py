@@ -16,7 +16,7 @@ class Sampler(NamedTuple):
   eta: flags.FlagHolder
 
   def chosen(self) -> bool:
-    """Whether any of them is on the command line."""
+    """Whether any of these flags is on the command line."""
     return any(flag.present for flag in self)
 
   def method(self) -> catalogue.Method:
@@ -25,7 +25,7 @@ class Sampler(NamedTuple):
 
 
 def sampler(names: str, grids: str, eta: str, default: str = 'ancestral') -> Sampler:
-  """Defines the flags, with these texts for --help."""
+  """Defines the flags --sampler, --steps, --grid and --eta, with these texts for --help."""
   return Sampler(flags.DEFINE_string('sampler', default, names),
                  flags.DEFINE_integer('steps', None, 'Number of steps.  Default: 250.'),
                  flags.DEFINE_string('grid', '', grids), flags.DEFINE_float('eta', None, eta))

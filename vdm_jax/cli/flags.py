@@ -12,7 +12,7 @@ flags.disclaim_key_flags()  # what is defined here belongs to the command, for i
 
 
 class _Path(flags.ArgumentParser):
-  """A path, by `files.user_path` or another function of (field, path)."""
+  """A parser of a path, by `files.user_path` or another function of (field, path)."""
 
   def __init__(self, name: str, check: Callable[[str, str], Path]):
     self._name, self._check = name, check
@@ -25,50 +25,50 @@ class _Path(flags.ArgumentParser):
 
 
 def path(name: str, help_text: str) -> flags.FlagHolder:
-  """A flag of one path, with ~ expanded; None where it is not given."""
+  """Defines a flag of one path, with ~ expanded; None if it is not given."""
   return flags.DEFINE(_Path(name, files.user_path), name, None, help_text)
 
 
 def run_directory(help_text: str = 'The directory of the run.', name: str = 'workdir'
                   ) -> flags.FlagHolder:
-  """As `path`, of a directory that holds a run."""
+  """Defines a flag of one directory that holds, or will hold, a run."""
   return flags.DEFINE(_Path(name, files.run_directory), name, None, help_text)
 
 
 def config_data_dir() -> flags.FlagHolder:
-  """--data_dir, of a config."""
+  """Defines --data_dir for a command that takes a config."""
   return path('data_dir', 'The folder that holds the data sets, as scripts/prepare_data.py or '
               'TFDS writes them (sets config.data.data_dir).')
 
 
 def data_dir() -> flags.FlagHolder:
-  """--data_dir, of data sets that are not where the run found them."""
+  """Defines --data_dir for a command that takes a run whose data sets have moved."""
   return path('data_dir', 'The folder that holds the data sets, if it has moved.')
 
 
 def moved_data() -> flags.FlagHolder:
-  """--data_name, of data that are not where the run found them."""
+  """Defines --data_name for data that have moved."""
   return path('data_name', "The run's data, if they have moved: ./photos or x.npz.")
 
 
 def average(help_text: str = "Which average: a name in config.ema, or 'raw'.  Default: the slowest."
             ) -> flags.FlagHolder:
-  """--average, of a run's weights."""
+  """Defines --average, which chooses a run's weights."""
   return flags.DEFINE_string('average', '', help_text)
 
 
 def step() -> flags.FlagHolder:
-  """--step, of a run's weights."""
+  """Defines --step, which chooses a run's checkpoint."""
   return flags.DEFINE_string('step', 'latest', "Which checkpoint: 'latest', 'best' or a step.")
 
 
 def of_run() -> tuple[flags.FlagHolder, ...]:
-  """--average, --step, --data_dir and --data_name: the parts of a run to load."""
+  """Defines --average, --step, --data_dir and --data_name: the parts of a run to load."""
   return average(), step(), data_dir(), moved_data()
 
 
 def seed(of: str) -> flags.FlagHolder:
-  """--seed.  of: what it seeds, 'the samples'."""
+  """Defines --seed.  of: the thing that is seeded, such as 'the samples'."""
   return flags.DEFINE_integer('seed', 0, f'Random seed of {of}.')
 
 
@@ -82,7 +82,7 @@ def overwrite(help_text: str = 'Replace existing files.') -> flags.FlagHolder:
 
 
 def values(*holders: flags.FlagHolder) -> dict[str, Any]:
-  """{name: value} of these flags, without those that have none."""
+  """{name: value} of these flags, without the flags that have no value."""
   return {holder.name: holder.value for holder in holders if holder.value is not None}
 
 

@@ -1,4 +1,4 @@
-"""--measured: the table of a command, kept as docs/measured keeps them."""
+"""The flag --measured: a file for the table of a command, in the format of docs/measured."""
 import platform
 import sys
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ flags.disclaim_key_flags()  # what is defined here belongs to the command, for i
 
 
 def measured() -> flags.FlagHolder:
-  """--measured, the file for a command's table."""
+  """Defines --measured, the file for a command's table."""
   return path('measured', 'A .json file for the table, with date, machine and versions (the format '
               'of docs/measured).')
 
 
 def keep(file: str | None, title: str, cells: Sequence[Sequence[str]]) -> None:
-  """Writes a header and rows to `file`, if there is one, with what they were measured by and on."""
+  """Writes a header and rows to `file`, if one is given, with the command, machine and versions."""
   if not file or jax.process_index() != 0:
     return
   from vdm_jax.runs.provenance import provenance  # with all of `runs`, which takes its time

@@ -11,19 +11,19 @@ from vdm_jax.machine import distributed
 
 
 def script(name: str) -> Path:
-  """The script of this name, beside the one that was started."""
+  """The path of the script with this name, beside the script that was started."""
   return Path(sys.argv[0]).with_name(name)
 
 
 def command(name: str, *arguments: str | Path, **options: str | Path) -> str:
-  """How another script is called from here."""
+  """The command line that calls another script from here."""
   words = [str(script(name)), *map(str, arguments),
            *(f'--{option}={value}' for option, value in options.items())]
   return ' '.join(['python', *map(shlex.quote, words)])
 
 
 def wrote(*paths: str | Path, then: str = '', verb: str = 'wrote') -> None:
-  """Says, on process 0, which files were written, and which command is next."""
+  """Prints, on process 0, which files were written and which command is next."""
   if jax.process_index() == 0:
     print(f'{verb} {", ".join(map(str, paths))}')
     if then:
@@ -31,7 +31,7 @@ def wrote(*paths: str | Path, then: str = '', verb: str = 'wrote') -> None:
 
 
 def fail(error: Exception | str) -> NoReturn:
-  """Says in one line what was wrong with the command, and ends with code 2."""
+  """Prints in one line what was wrong with the command, and ends with exit code 2."""
   text = error.as_flag() if isinstance(error, InputError) else str(error)
   print(f'error: {text}', file=sys.stderr)
   distributed.leave(2)

@@ -1,4 +1,4 @@
-"""From a command line to flags that are set, or to help, or to an error in one line."""
+"""Parses a command line: it sets the flags, prints the help, or fails with one line."""
 import re
 import sys
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _HELP = {'-h', '--help', '-help', '-?'}
 
 
 class Command(NamedTuple):
-  """What a command asks of its line; see `running.run`."""
+  """The requirements of a command on its command line; see `running.run`."""
   required: Mapping[str, str]  # {flag: an example of its value}
   alone: bool                  # without other processes
   resumes: bool                # it takes the config of the run in --workdir
@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
 
 def read(argv: list[str], command: Command) -> list[str]:
-  """The arguments after the flags, which are then set.  Ends here where only help is asked for."""
+  """Sets the flags, and returns the other arguments.  Ends the process after showing help."""
   try:
     argv = [argv[0], *configs.expanded(argv[1:], command.configs)]
     if command.resumes:
@@ -47,7 +47,7 @@ def read(argv: list[str], command: Command) -> list[str]:
 
 
 def _help(argv: list[str], command: Command) -> None:
-  """The script's purpose, its flags, and its config's fields or the configs that there are."""
+  """Prints the script's purpose, its flags, and the fields of its config or the known configs."""
   print(sys.modules['__main__'].__doc__)
   print('Flags:\n' + flags.FLAGS.main_module_help().strip().partition('\n')[2])
   if not command.alone:

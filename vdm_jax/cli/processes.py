@@ -12,7 +12,7 @@ FLAGS = [
 
 
 def join(argv: list[str]) -> None:
-  """Starts with the other processes: before a config is read, which may touch a device.
+  """Joins the other processes.  Call it before a config is read, which may use a device.
 
   Raises InputError, or absl's flags.Error.
   """

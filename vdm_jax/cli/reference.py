@@ -1,4 +1,4 @@
-"""The reference of the commands: what each script says of itself and of its flags, as Markdown."""
+"""The reference of the commands: the docstring and the flags of each script, as Markdown."""
 import re
 import runpy
 import sys
@@ -32,15 +32,15 @@ need none of them.
 
 
 class Command(NamedTuple):
-  """A script, by what it says of itself."""
+  """The docstring and the flags of a script."""
   text: str                      # its docstring
   flags: dict[str, flags.Flag]   # its own, by name
 
 
 def commands(folder: Path) -> dict[str, Command]:
-  """{name: command} of the scripts in `folder`, which are imported and not started.
+  """{name: command} of the scripts in `folder`, which are imported but not started.
 
-  To be called once in a process: a script's flags are defined when it is first imported.
+  Call it once in a process, because a script's flags are defined when it is first imported.
   """
   found = {}
   sys.path.insert(0, str(folder))
@@ -70,7 +70,7 @@ def markdown(found: dict[str, Command]) -> str:
 
 
 def _text(docstring: str) -> str:
-  """A docstring as Markdown: indented lines are command lines."""
+  """A docstring as Markdown.  Its indented lines are command lines."""
   paragraphs = re.split(r'\n\s*\n', docstring.strip())
   lines = lambda text: '\n'.join(line.removeprefix('  ') for line in text.splitlines())
   return '\n\n'.join(f'```console\n{lines(text)}\n```' if text.startswith('  ') else text

@@ -1,4 +1,4 @@
-"""How a command starts and ends."""
+"""Starts a command, and ends it with one line if it fails."""
 import faulthandler
 import functools
 import logging as python_logging
@@ -18,19 +18,20 @@ def run(main: Callable, checkout: Path | None = None, *, required: Mapping[str, 
         arguments: bool = False, alone: bool = False, resumes: bool = False,
         failures: tuple[type[Exception], ...] = (),
         kept: str = 'Nothing of this command is kept.') -> None:
-  """absl's app.run; InputError and OSError are one line and exit code 2.
+  """Runs `main` by absl's app.run; InputError and OSError give one line and exit code 2.
 
-  Ctrl-C, SIGTERM and SIGHUP end it with one line.  A reader of its output that is gone does not.
+  Ctrl-C, SIGTERM and SIGHUP end the command with one line.  The command goes on if the reader of
+  its output leaves.
 
   Args:
-    main: of no arguments, or of the list of what follows the flags where `arguments` is set.  It
-      runs when the other processes are there, if there are any.
-    checkout: whose configs are listed and proposed.
-    required: flags that have to be given, each with an example.
-    alone: it has no use for other processes.
-    resumes: without --config it takes the config of the run in --workdir.
-    failures: errors that are one line and exit code 1.
-    kept: what a signal leaves of its work, in a sentence.
+    main: a function without arguments or, if `arguments`, of the list of words after the flags.  It
+      runs when all other processes have joined, if there are any.
+    checkout: the folder whose configs are listed and proposed.
+    required: the flags that must be given, each with an example.
+    alone: the command does not run in several processes.
+    resumes: without --config, the command takes the config of the run in --workdir.
+    failures: the errors that give one line and exit code 1.
+    kept: a sentence that says what a signal leaves of the command's work.
   """
   def guarded(argv):
     faulthandler.enable(2)  # absl has set it up; to where C++ writes, which `distributed` reads

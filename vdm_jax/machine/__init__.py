@@ -1,1 +1,1 @@
-"""The machine: devices, processes that work together, files that are whole or not there."""
+"""The machine: devices, processes that work together, and files that are whole or do not exist."""

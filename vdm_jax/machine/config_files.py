@@ -1,16 +1,17 @@
-"""A config file and the neighbours that it imports, read as one and imported under its own names.
+"""Reads a config file together with its neighbours, and imports them under names of their own.
 
-A neighbour is a module or a package beside the config file that the file imports, by itself or
-through another neighbour, at any place: `import parts`, `from parts.noise import curve`, `from .
-import parts`.  They are found by reading the import statements; a name that a program computes
-(`importlib.import_module`) is not found, nor are files that are no Python.
+A neighbour is a module or a package in the folder of the config file that the file imports, itself
+or through another neighbour: `import parts`, `from parts.noise import curve`, `from . import
+parts`.  Neighbours are found by reading the import statements anywhere in a file.  Computed imports
+(`importlib.import_module`) and files other than Python are not found.
 
-Every import of a config file makes modules afresh, of the texts that were read, in a package of
-that import's own: two files may each have a neighbour `parts`, in one process and in any order.
-`sys.path` is not touched, and `parts` never becomes a module of that name for others.
+Every import of a config file makes new modules from the texts that were read, in a package of its
+own.  So two config files may each have a neighbour `parts`, in one process and in any order.
+`sys.path` is not changed, and no other code sees a module called `parts`.
 
-The standard library, vdm_jax and installed packages are no neighbours, even where they lie beside
-the config file.  Another file there of such a name is refused: it could be meant, or not.
+The standard library, vdm_jax and installed packages are not neighbours, even if they lie beside the
+config file.  Any other file there with the name of an installed package is refused, because the
+import is ambiguous.
 """
 import ast
 import builtins
@@ -39,7 +40,7 @@ __all__ = ['ConfigCode', 'MissingModule', 'build', 'get_config', 'own', 'read']
 
 
 class ConfigCode(NamedTuple):
-  """What a config file consists of."""
+  """The text of a config file and of its neighbours."""
   path: Path                     # of the file
   text: str
   folder: Path                   # where its neighbours lie
@@ -47,9 +48,9 @@ class ConfigCode(NamedTuple):
   lost: str = ''                 # where they lay when a run began, if that is gone
 
   def module(self, required: Sequence[str] = ('get_config', 'build')) -> ModuleType:
-    """The file's module, made afresh, with what a config file defines or other `required` names.
+    """A new module of the file, which defines the `required` names.
 
-    Raises InputError where it lacks one of them, or imports a missing module.
+    Raises InputError if the module lacks one of these names, or imports a missing module.
     """
     package = f'config_{next(_NUMBERS)}'
     _SOURCES[package] = self
@@ -62,7 +63,7 @@ class ConfigCode(NamedTuple):
 
   @property
   def digest(self) -> str:
-    """Of all texts: eight hexadecimal digits."""
+    """A digest of all texts: eight hexadecimal digits."""
     return hashlib.sha256(repr((self.text, sorted(self.neighbours.items()))).encode()
                           ).hexdigest()[:8]
 
@@ -82,14 +83,13 @@ class ConfigCode(NamedTuple):
 
 
 class MissingModule(InputError, ModuleNotFoundError):
-  """A module that a config file imports and that is not there; a config may still try it and do
-  without."""
+  """The error of a config file that imports a missing module.  A config may catch it."""
 
 
 def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> ConfigCode:
-  """The config file at `path`, and its neighbours in `folder`: by default, where the file is.
+  """The config file at `path`, with its neighbours in `folder`, by default the file's own folder.
 
-  Raises InputError where there is no such file, or it is no Python, or a neighbour has the name of
+  Raises InputError if there is no such file, if it is not Python, or if a neighbour has the name of
   an installed package.
   """
   path = Path(path)
@@ -112,10 +112,12 @@ def read(path: str | Path, folder: str | Path | None = None, lost: str = '') -> 
 
 
 def own(field: str, value: str, file: str, name: str) -> tuple[Any, ConfigCode]:
-  """What a Python file of the user's defines as `name`, and the file's source.
+  """The object `name` of a user's Python file, and the source of the file.
 
-  The file may import its neighbours, as a config file may.  field, value: where it was asked for,
-  FILE.py:NAME.  Raises InputError: there is no such file or name, or the file is no Python.
+  The file may import its neighbours, as a config file may.  field, value: the argument in which the
+  user named the object, and its value FILE.py:NAME.
+
+  Raises InputError if there is no such file or name, or if the file is not Python.
   """
   path = files.user_path(field, file)
   if not path.is_file():
@@ -136,10 +138,11 @@ def own(field: str, value: str, file: str, name: str) -> tuple[Any, ConfigCode]:
 
 
 def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
-  """The config of a config file's module; name: as it was asked for, 'FILE.py' or
-  'FILE.py:VARIANT'.
+  """The config of a config file's module.
 
-  Raises InputError where the file knows no such variant, or sets a field that does not exist.
+  name: the config as the user named it, 'FILE.py' or 'FILE.py:VARIANT'.
+
+  Raises InputError if the file has no such variant, or sets a field that does not exist.
   """
   file, colon, variant = name.partition(':')
   variants = getattr(module, 'VARIANTS', ())
@@ -167,9 +170,9 @@ def get_config(module: ModuleType, name: str) -> ml_collections.ConfigDict:
 
 
 def build(module: ModuleType, config: ml_collections.ConfigDict) -> Any:
-  """What the `build` of a config file's module makes of a config.
+  """The result of the `build` of a config file's module.
 
-  Raises InputError where the config lacks a field that is read, as in an older run, and where the
+  Raises InputError if the config lacks a field that `build` reads, as in an older run, or if the
   library lacks a name that the file uses.
   """
   try:
@@ -189,7 +192,7 @@ def build(module: ModuleType, config: ml_collections.ConfigDict) -> Any:
 
 
 def _line(module: ModuleType, error: BaseException) -> str:
-  """Where in the config file, or in a neighbour, an error was raised."""
+  """The line of the config file, or of a neighbour, that raised an error."""
   package, frame, place = module.__name__.partition('.')[0], error.__traceback__, 'it'
   while frame:
     if frame.tb_frame.f_globals.get('__name__', '').startswith(f'{package}.'):
@@ -200,7 +203,7 @@ def _line(module: ModuleType, error: BaseException) -> str:
 
 def _imports(place: Path, text: str, package: tuple[str, ...]
              ) -> Iterator[tuple[tuple[str, ...], bool]]:
-  """(dotted name, whether it was relative) of all that a module of `package` may import."""
+  """(dotted name, whether the import is relative) of every import in a module of `package`."""
   try:
     tree = ast.parse(text)
   except SyntaxError as error:
@@ -218,7 +221,7 @@ def _imports(place: Path, text: str, package: tuple[str, ...]
 
 
 def _files(folder: Path, name: tuple[str, ...]) -> Iterator[str]:
-  """The files in `folder` that an import of `name` runs; the last part may be no module."""
+  """The files in `folder` that an import of `name` runs.  The last part need not be a module."""
   at = Path()
   for part in name:
     if part == '*':
@@ -234,7 +237,7 @@ def _files(folder: Path, name: tuple[str, ...]) -> Iterator[str]:
 
 
 def _is_installed(place: Path, name: str, file: Path) -> bool:
-  """Whether `name` is of a package that is there for all.  Raises InputError for another file."""
+  """Whether `file` is the installed module `name`.  Raises InputError if both exist and differ."""
   if not _is_of_all(name):
     return False
   module = importlib.util.find_spec(name)
@@ -299,7 +302,7 @@ def _of_another_version(file: str, error: ImportError) -> 'MissingModule':
 
 
 def _import(package: str, name: str, globals=None, locals=None, fromlist=(), level=0):
-  """`__import__` as the modules of `package` see it: a neighbour's name is a module of theirs."""
+  """`__import__` for the modules of `package`, which finds a neighbour by its plain name."""
   source, top = _SOURCES[package], name.partition('.')[0]
   own = (level == 0 and top not in sys.stdlib_module_names and top != 'vdm_jax'
          and source.find(top) is not None)

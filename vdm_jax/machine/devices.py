@@ -1,7 +1,8 @@
-"""A batch over all devices of all processes: the passes over a data set, and over samples.
+"""Splits a batch over all devices of all processes, for passes over a data set or over samples.
 
-The training step has its layouts in `train.parallel`; what only reads parameters needs no more
-than this: parameters everywhere, rows split, the last batch padded and masked.
+Code that only reads parameters needs no more than this: the parameters are on every device, the
+rows are split, and the last batch is padded and masked.  The training step has its layouts in
+`train.parallel`.
 """
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ __all__ = ['broadcast_from_first', 'global_batch_size', 'local_rows', 'over_rows
 
 
 def shardings(devices=None) -> tuple[NamedSharding, NamedSharding]:
-  """(everywhere, split by rows) over a one-dimensional mesh of `devices`, all by default."""
+  """Two shardings over a mesh of `devices` (by default all): replicated, and split by rows."""
   mesh = Mesh(np.array(devices or jax.devices()), ('batch',))
   return NamedSharding(mesh, P()), NamedSharding(mesh, P('batch'))
 
@@ -32,7 +33,7 @@ def global_batch_size(size: int) -> int:
 
 
 def require_memory(field: str, value: int, needed: float) -> None:
-  """Raises InputError where `needed` bytes are more than this machine's memory."""
+  """Raises InputError if `needed` bytes are more than this machine's memory."""
   there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   if needed > there:
     raise InputError(field, value, f'it takes {needed / 2**30:,.0f} GiB at least, and this '
@@ -40,9 +41,9 @@ def require_memory(field: str, value: int, needed: float) -> None:
 
 
 def padded_rows(start: int, stop: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Rows int32 [batch] that cover start .. stop - 1 once, and the mask [batch] of those that count.
+  """Rows int32 [batch] that cover start .. stop - 1 once, and a mask [batch] of the rows to count.
 
-  The last batch repeats its last row where it is not full, so one program serves all.
+  If the last batch is not full, it repeats its last row.  So one program serves all batches.
   """
   for first in range(start, stop, batch):
     rows = np.arange(first, first + batch, dtype=np.int32)
@@ -62,7 +63,7 @@ def place(batch: PyTree) -> PyTree:
 
 
 def broadcast_from_first(find: Callable[[], int]) -> int:
-  """The integer `find()` of process 0, on all processes: they might disagree otherwise."""
+  """The integer `find()` of process 0, on all processes, so that they cannot disagree."""
   if jax.process_count() == 1:
     return find()
   number = find() if jax.process_index() == 0 else 0
@@ -70,7 +71,7 @@ def broadcast_from_first(find: Callable[[], int]) -> int:
 
 
 def replicate(tree: PyTree) -> PyTree:
-  """Arrays of this process -> everywhere.  Arrays on all devices stay as they are."""
+  """Copies this process's arrays to every device.  Arrays on all devices stay as they are."""
   everywhere, _ = shardings()
 
   def put(u):
@@ -85,9 +86,9 @@ def replicate(tree: PyTree) -> PyTree:
 
 
 def over_rows(fn: Callable) -> Callable:
-  """jit of fn(params, batch): the batch's leaves split; the result everywhere.
+  """jit of fn(params, batch), with the batch split over the devices and the result replicated.
 
-  The parameters may be sharded: they are gathered for the call.
+  The parameters may be sharded.  They are gathered for the call.
   """
   everywhere, split = shardings()
 

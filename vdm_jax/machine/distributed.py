@@ -1,11 +1,12 @@
 """Several processes as one program: how they find each other, and how they end.
 
-Each process of a run computes on its own devices and XLA's collectives join them; JAX's
-coordination service, in process 0, introduces them and counts their heartbeats.  All of them must
-make the same calls in the same order, so none can go on without another: when one is lost the
-others end as well, with one line that says so, and all are started again.
+Each process of a run computes on its own devices, and XLA's collectives join the processes.  JAX's
+coordination service, in process 0, connects the processes and counts their heartbeats.  All
+processes must make the same calls in the same order, so none can continue without the others.  When
+one process is lost, the others end too, with one line that says so.  Then the user starts all of
+them again.
 
-Process 0 alone speaks.  The others say only what ends them.
+Only process 0 prints.  The other processes print only the error that ends them.
 """
 import collections
 import contextlib
@@ -74,11 +75,15 @@ if not told:
 
 def start(coordinator: str | None = None, num_processes: int | None = None,
           process_id: int | None = None) -> None:
-  """Joins the other processes of this run, if there are any; before anything touches a device.
+  """Joins the other processes of this run, if there are any.  Call it before any use of a device.
 
-  coordinator: HOST:PORT of process 0, where the port is free.  All three, or none: then the
-  environment says who else there is, where JAX knows it (a TPU slice, SLURM, Open MPI,
-  Kubernetes); num_processes = 1 alone: nobody, whatever the environment says.  Raises InputError.
+  coordinator: HOST:PORT of process 0, with a free port.
+
+  Give all three arguments, or none.  Without arguments, the environment tells JAX about the other
+  processes (on a TPU slice, SLURM, Open MPI or Kubernetes).  With num_processes = 1 alone, there
+  are no other processes, whatever the environment says.
+
+  Raises InputError.
   """
   arguments = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
   missing = [name for name, value in arguments.items() if value is None]
@@ -133,9 +138,10 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
 
 
 def _one_task_of_slurm() -> bool:
-  """A step of one task, an interactive shell say, is no cluster.
+  """Whether this is a SLURM step of one task, such as an interactive shell, and so no cluster.
 
-  JAX would give it one device of its host, and in a shell wait for the tasks of the whole job.
+  JAX would give the step one device of its host.  In a shell, JAX would wait for the tasks of the
+  whole job.
   """
   env = os.environ
   tasks = env.get('SLURM_STEP_NUM_TASKS', env.get('SLURM_NTASKS'))
@@ -143,7 +149,7 @@ def _one_task_of_slurm() -> bool:
 
 
 def _interpret(address: str, first: bool) -> None:
-  """From here on lines of C++ go through _INTERPRETER; lines of Python stay as they are."""
+  """Sends all further lines of C++ through _INTERPRETER; lines of Python stay as they are."""
   global _listener
   lost = '\n' * first + _LOST  # below the progress bar
   _listener = subprocess.Popen([sys.executable, '-I', '-S', '-c', _INTERPRETER, lost,
@@ -160,7 +166,7 @@ def _interpret(address: str, first: bool) -> None:
 
 
 def fail(error: BaseException) -> None:
-  """Ends one of several processes at an error; does nothing where there is one alone."""
+  """Ends this process at an error if it is one of several; otherwise does nothing."""
   if not jax.distributed.is_initialized():
     return
   if _is_of_a_peer(error):
@@ -171,7 +177,7 @@ def fail(error: BaseException) -> None:
 
 
 def _is_of_a_peer(error: BaseException | None) -> bool:
-  """Whether a collective failed, or a barrier, since another process was not there."""
+  """Whether a collective or a barrier failed because another process was not there."""
   failed = isinstance(error, jax.errors.JaxRuntimeError) and re.search(
       'Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|Connection (closed|reset)', str(error))
   return bool(failed) or error is not None and (
@@ -180,10 +186,11 @@ def _is_of_a_peer(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], int]]:
-  """The number of a signal that has come to any process and asks to stop, 0 until there is one.
+  """A function that returns the number of a stopping signal of any process, or 0 before a signal.
 
-  A function that all processes call equally often.  It changes for all of them at the same call, of
-  several processes two calls late.  Ctrl-C, SIGTERM and SIGHUP count; see `signals.caught`.
+  All processes must call the function equally often.  Its value changes at the same call on all
+  processes; with several processes, two calls late.  Ctrl-C, SIGTERM and SIGHUP count; see
+  `signals.caught`.
   """
   reply = 'stops when what is under way is done, and saves; Ctrl-C (again) ends it at once.'
   with signals.caught(reply if jax.process_index() == 0 else '') as received:
@@ -191,10 +198,11 @@ def stopping() -> Iterator[Callable[[], int]]:
 
 
 def _of_any(received: Callable[[], int]) -> Callable[[], int]:
-  """Agrees by a maximum over all devices, queued behind the step and read when there has been time.
+  """The maximum of `received` over all processes, which is read only `AHEAD` calls later.
 
-  JAX's own protocol (`reached_preemption_sync_point`) goes by the largest step that any process has
-  named, and Orbax's writer names old ones: a process can be past the step that comes of it.
+  The maximum is queued behind the step, so nobody waits for it.  JAX's own protocol
+  (`reached_preemption_sync_point`) takes the largest step that any process has named.  But Orbax's
+  writer names old steps, so a process can be past the step that the protocol chooses.
   """
   largest = devices.over_rows(lambda _, numbers: numbers.max())
   pending = collections.deque()

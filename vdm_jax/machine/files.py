@@ -18,9 +18,9 @@ _NO_RUN = re.compile(r'[*?\[\\]|/(?:gs|s3):(?:/|$)')
 
 
 def user_path(field: str, path: str | Path) -> Path:
-  """The path that a user gave as `field`, a leading ~ being the home directory.
+  """The path that a user gave as `field`; a leading ~ becomes the home directory.
 
-  Raises InputError: an empty path, or one that no file can have.
+  Raises InputError for an empty path, or for a path that no file can have.
   """
   text = os.fspath(path)
   if not text:
@@ -35,9 +35,9 @@ def user_path(field: str, path: str | Path) -> Path:
 
 
 def run_directory(field: str, path: str | Path) -> Path:
-  """As `user_path`, of a directory that holds, or will hold, a run with its checkpoints.
+  """`user_path` for a directory that holds, or will hold, a run with its checkpoints.
 
-  Raises InputError also where checkpoints could be written, and not read any more.
+  Raises InputError also for a path from which checkpoints could not be read again.
   """
   directory = user_path(field, path)
   if unreadable := _NO_RUN.search(f'{directory.absolute()}'):
@@ -48,9 +48,9 @@ def run_directory(field: str, path: str | Path) -> Path:
 
 
 def output(field: str, path: str | Path, *endings: str, overwrite: bool = False) -> Path:
-  """As `user_path`, of a file to be written: of one of these endings, and not there yet.
+  """`user_path` for a file to be written, whose name has one of these endings.
 
-  Raises InputError also where it is there and is not to be overwritten, or could not be written.
+  Raises InputError also if the file exists (unless `overwrite`), or if it cannot be written.
   """
   path = user_path(field, path)
   if path.suffix not in endings:
@@ -70,9 +70,9 @@ def output(field: str, path: str | Path, *endings: str, overwrite: bool = False)
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-  """A path to write to, of the same ending, that takes the place of `path` when all is written.
+  """A path to write to, with the same ending, that replaces `path` when everything is written.
 
-  No reader ever sees half a file, and what was there stays where the writing fails.
+  No reader ever sees half a file.  If the writing fails, an existing file stays.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def probe(directory: str | Path, size: int = 1 << 20) -> None:
-  """Raises OSError unless files of so many bytes can be written into `directory`, made if need be.
+  """Raises OSError unless a file of `size` bytes can be written into `directory`.
 
-  Nothing stays there.
+  The directory is made if needed.  The file is removed again.
   """
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -109,16 +109,18 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def save_npz(path: str | Path, **arrays) -> None:
-  """np.savez_compressed, whole or not at all."""
+  """Does np.savez_compressed, but writes the file whole or not at all."""
   with atomic_write(path) as partial:
     np.savez_compressed(partial, **arrays)
 
 
 def read_json(path: str | Path, of: Sequence[str], remedy: str, newest: int = 0) -> dict:
-  """The object in a file of JSON, which has the fields `of`.
+  """The object in a JSON file, which must have the fields `of`.
 
-  newest: the largest `format` of the file that its reader knows.
-  Raises InputError, with the remedy, where the file is damaged, or of a newer format.
+  newest: the largest `format` of the file that the caller can read.
+
+  Raises InputError, with `remedy`, if the file is damaged.  Raises InputError also if the file has
+  a newer format.
   """
   try:
     value = json.loads(Path(path).read_text(encoding='utf-8'))

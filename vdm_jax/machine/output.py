@@ -1,4 +1,4 @@
-"""What a command prints ends nothing: no reader that leaves, and no letter that is missing."""
+"""Output that never ends a command, even if its reader leaves or a letter cannot be shown."""
 import codecs
 import errno
 import io
@@ -12,7 +12,7 @@ _SPELT = {'±': '+-', '─': '-', '━': '-', '│': '|', '┃': '|', '…': '..
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-  """What a terminal cannot show, in letters that it can."""
+  """Spells characters that a terminal cannot show with characters that it can show."""
   if not isinstance(error, UnicodeEncodeError):
     raise error
   plain = lambda u: unicodedata.normalize('NFKD', u).encode('ascii', 'ignore').decode() or '?'
@@ -24,7 +24,7 @@ codecs.register_error('spelt', _spell)
 
 
 class _Lasting(io.FileIO):
-  """Drops what nobody reads any more, as after `| head`, or on a terminal that is gone."""
+  """A file that drops writes when nobody reads them, as after `| head` or on a closed terminal."""
 
   def write(self, data) -> int | None:
     try:
@@ -38,10 +38,10 @@ class _Lasting(io.FileIO):
 def lasting(stream: TextIO, descriptor: int | None = None) -> io.TextIOWrapper:
   """A stream of text like `stream`, to the same place, whose reader may leave.
 
-  From then on writes go nowhere.  A letter that the encoding has not is spelt in letters
-  that it has.
+  Writes after the reader has left are dropped.  A character that the encoding lacks is spelt with
+  characters that the encoding has.
 
-  descriptor: of the file to write to, by default the one of `stream`; it stays open.
+  descriptor: the descriptor of the file to write to, by default the stream's.  It stays open.
   """
   raw = _Lasting(stream.fileno() if descriptor is None else descriptor, 'w', closefd=False)
   return io.TextIOWrapper(

@@ -1,8 +1,8 @@
-"""What ends a command from outside: a signal, or a terminal that is gone.
+"""Handles the signals that end a command from outside, such as Ctrl-C or a closed terminal.
 
-Python runs a signal's handler between two of its own instructions, so a program that compiles or
-computes in C++ may not hear it for minutes.  A thread that reads the numbers which the interpreter
-writes into a pipe at once (`signal.set_wakeup_fd`) hears it there too.
+Python runs a signal's handler between two of its own instructions.  So a program that compiles or
+computes in C++ may not see a signal for minutes.  The interpreter writes the signal's number into a
+pipe at once (`signal.set_wakeup_fd`), and a thread that reads the pipe sees the signal even then.
 """
 import contextlib
 import multiprocessing
@@ -21,7 +21,7 @@ GRACE = 1.0  # seconds for Python's own way out
 
 
 class _Interrupted(KeyboardInterrupt):
-  """A stopping signal; its number is the argument."""
+  """The exception of a stopping signal; its argument is the signal's number."""
 
 
 def name(number: int) -> str:
@@ -29,13 +29,15 @@ def name(number: int) -> str:
 
 
 def exit_code(number: int) -> int:
-  """The code of a process which a signal ended, by the convention of shells."""
+  """The exit code of a process that a signal ended, by the convention of shells."""
   return 128 + number
 
 
 def leave(code: int) -> NoReturn:
-  """Ends the process at once: handlers at exit would wait for processes that wait for this one,
-  or try again to write to a full disk."""
+  """Ends the process at once, without the handlers at exit.
+
+  These handlers would wait for processes that wait for this one, or write to a full disk again.
+  """
   for each in multiprocessing.active_children():
     each.kill()
   for stream in (sys.stdout, sys.stderr):
@@ -45,17 +47,17 @@ def leave(code: int) -> NoReturn:
 
 
 def say(text: str) -> None:
-  """A line on stderr; nothing where stderr is gone."""
+  """Prints a line on stderr, if stderr still exists."""
   with contextlib.suppress(OSError, ValueError):
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def _heard(handler: Callable, react: Callable[[int], None]) -> Iterator[None]:
-  """Stopping signals are told to `handler`, by Python, and to `react`, at once, in a thread.
+  """While the context lasts, stopping signals call `handler` (in Python) and `react` (in a thread).
 
-  A signal that this process was started to ignore, as by nohup, stays ignored.  Python gives
-  signals to the main thread alone: elsewhere none is heard here.
+  `react` is called at once.  A signal that this process was started to ignore, as by nohup, stays
+  ignored.  Python gives signals only to the main thread, so the context does nothing elsewhere.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
@@ -89,9 +91,9 @@ def _heard(handler: Callable, react: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def caught(reply: str = '') -> Iterator[Callable[[], int]]:
-  """The number of the stopping signal that has come, 0 so long as there is none.
+  """A function that returns the number of the stopping signal, or 0 before there is a signal.
 
-  reply: said when it comes.  A second Ctrl-C ends the process at once.
+  reply: a text that is printed when the signal comes.  A second Ctrl-C ends the process at once.
   """
   received, announced = [], []
 
@@ -109,9 +111,10 @@ def caught(reply: str = '') -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def ending(outcome: str) -> Iterator[None]:
-  """A stopping signal ends the process: one line, with `outcome`, and the code 128 + its number.
+  """While the context lasts, a stopping signal ends the process, with one line and an exit code.
 
-  Within `GRACE`, wherever it is; a second one at once.
+  The line ends with `outcome`, and the code is 128 + the signal's number.  The process ends within
+  `GRACE`, whatever it is doing.  A second signal ends it at once.
   """
   over, speaking, announced = threading.Event(), threading.Lock(), []
 

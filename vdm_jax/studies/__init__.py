@@ -1,1 +1,1 @@
-"""Programs on small data. Each shows one idea: in a table, a picture, or both."""
+"""Programs on small data.  Each program shows one idea, in a table, a picture, or both."""

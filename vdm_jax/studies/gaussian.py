@@ -1,12 +1,15 @@
-"""Gaussian data with their own optimal denoiser: a bound whose every draw has a known law.
+"""Gaussian data with their optimal denoiser: the distribution of every draw of the bound is known.
 
-For x ~ N(0, std^2) in `dim` dimensions, eps - eps_hat is Gaussian of variance
-v = std^2 SNR / (1 + std^2 SNR) in each of them, so the diffusion term of one draw is
-l(t) = -1/2 (dlogsnr/dt) v chi^2_dim.  Its mean over t ~ U[0, 1] is the same for all schedules with
-the same ends, dim/2 log((1 + std^2 SNR(0)) / (1 + std^2 SNR(1))) nats; its variance is not, and is
-least, 2/dim of the squared mean, with time proportional to the information: -dlogsnr/dt ~ 1/v.
+For x ~ N(0, std^2) in `dim` dimensions, eps - eps_hat is Gaussian, with variance
+v = std^2 SNR / (1 + std^2 SNR) in each dimension.  So the diffusion term of one draw is
+l(t) = -1/2 (dlogsnr/dt) v chi^2_dim.
 
-So schedules are told apart by exact numbers, without a network.
+The mean of l over t ~ U[0, 1] is the same for all schedules with the same ends:
+dim/2 log((1 + std^2 SNR(0)) / (1 + std^2 SNR(1))) nats.  The variance of l depends on the schedule.
+The least variance is 2/dim of the squared mean, for a time proportional to the information:
+-dlogsnr/dt ~ 1/v.
+
+So schedules can be compared by exact numbers, without a network.
 """
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,7 @@ DIM, STD = 3072, 0.5
 
 
 def one_draw(process: Process, t: Array, keys: Array, *, dim: int = DIM, std: float = STD) -> Array:
-  """The diffusion term at times t [B], of data drawn from `keys`: bits/dim [B]."""
+  """The diffusion term at times t [B], for data drawn from `keys`: bits/dim [B]."""
   x = std * random.normal(random.stream(keys, 'x'), jnp.zeros((len(t), dim)))
   nats, _ = weighted_diffusion(oracles.Gaussian(0.0, std), process, x, t, keys)
   return bits_per_dim(nats, (dim,))
@@ -35,9 +38,9 @@ def one_draw(process: Process, t: Array, keys: Array, *, dim: int = DIM, std: fl
 
 def experiment(schedule: nn.Module, learning_rate: optax.ScalarOrSchedule, *, dim: int = DIM,
                std: float = STD) -> Experiment:
-  """The diffusion term alone, in bits/dim, under a learned schedule whose end points stay.
+  """The diffusion term alone, in bits/dim, under a learned schedule with fixed end points.
 
-  The data are drawn in the loss: of a batch it uses nothing.  There is no Model and no average.
+  The loss draws the data itself, and does not read the batch.  There is no Model and no average.
   """
   def init(key):
     return {'schedule': schedule.init(key, jnp.zeros(1))['params']}
@@ -58,7 +61,7 @@ def experiment(schedule: nn.Module, learning_rate: optax.ScalarOrSchedule, *, di
 
 def learn(schedule: nn.Module, steps: int = 1000, *, batch: int = 64, dim: int = DIM,
           seed: int = 0) -> Process:
-  """`schedule` after so many steps of least variance, at a rate of 0.1 that falls as a cosine."""
+  """`schedule` after `steps` steps of least variance, at a rate of 0.1 that falls as a cosine."""
   rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, min(20, steps // 2), steps)
   learned = by_variance(experiment(schedule, rate, dim=dim))
 
@@ -78,7 +81,7 @@ def error_of_eps(logsnr: Array, std: float = STD) -> Array:
 
 
 def integrand(process: Process, t: Array, std: float = STD) -> Array:
-  """The mean of the diffusion term at time t, in bits/dim.  Of its variance see `estimate`."""
+  """The mean of the diffusion term at time t, in bits/dim.  `estimate` computes its variance."""
   level = process(t)
   return -0.5 * level.dlogsnr * error_of_eps(level.logsnr, std) / jnp.log(2.0)
 
@@ -87,9 +90,10 @@ def estimate(process: Process, propose: proposals.Proposal = proposals.uniform, 
              dim: int = DIM, std: float = STD) -> tuple[float, float]:
   """Mean, and `batch` times the variance, of the estimate from a batch with stratified times.
 
-  (t_i, w_i) = propose((u + i / B) mod 1), u ~ U[0, 1]; a batch of 1 has independent times.  By the
-  law of total variance, E_u[2/dim f^2] + B Var_u(mean_i f_i), f = w g(t) with g of `integrand`, by
-  quadrature.  Bits/dim, and their square.
+  (t_i, w_i) = propose((u + i / B) mod 1), u ~ U[0, 1].  A batch of 1 has independent times.  By the
+  law of total variance, the second number is E_u[2/dim f^2] + B Var_u(mean_i f_i), where
+  f = w g(t), with g of `integrand`.  Quadrature computes both numbers, in bits/dim and in
+  (bits/dim)^2.
   """
   # Panels shrink towards the ends of [0, 1], where a schedule may be steep over 1e-5.
   edges = np.union1d(np.geomspace(1e-9, 0.5, 60), np.linspace(0.0, 0.5, 301))

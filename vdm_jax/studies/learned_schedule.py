@@ -1,7 +1,7 @@
-"""Schedules that are learned by the variance of the bound's estimate, beside published ones.
+"""Compares schedules learned by the variance of the bound's estimate with published schedules.
 
-On Gaussian data the numbers are exact, and there is a best schedule to compare with.  Of a run they
-are measured.  Both are about the diffusion term alone.
+On Gaussian data, the numbers are exact, and the best schedule is known.  On a run, the numbers are
+measured.  All numbers concern the diffusion term alone.
 """
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,17 +41,18 @@ class Line(NamedTuple):
 def study(directory: str = '', out: str = '', *, train_steps: int = 1000, batch_size: int = 128,
           repeats: int = 100, seed: int = 0, overwrite: bool = False, **of_run_alone
           ) -> tuple[Path, rich.table.Table]:
-  """Shows a table and draws a picture, of a run or of Gaussian data; (path of the picture, table).
+  """Shows a table and draws a picture for a run or for Gaussian data.  Returns (picture, table).
 
   Args:
-    directory: of the run; '': Gaussian data.
-    out: a .png, by default schedules.png in `directory`, or here.
-    train_steps: of learning, on Gaussian data.
-    batch_size: B of the estimates whose variance is shown.
-    repeats: batches for each schedule of a run.
+    directory: the directory of the run.  '': Gaussian data.
+    out: a .png.  Default: schedules.png in `directory`, or in the working directory.
+    train_steps: the steps of learning a schedule on Gaussian data.
+    batch_size: the B of the estimates whose variance is shown.
+    repeats: the batches for each schedule of a run.
     of_run_alone: average, step, data_dir and data_name of `runs.workdir.load_trained`.
 
-  Raises InputError: numbers that are too small, a file that is there, or a run of another kind.
+  Raises InputError for numbers that are too small, for an existing file, or for a run of another
+  kind.
   """
   for name, least, value in [('train_steps', 2, train_steps), ('batch_size', 1, batch_size),
                              ('repeats', 2, repeats)]:
@@ -69,8 +70,7 @@ def study(directory: str = '', out: str = '', *, train_steps: int = 1000, batch_
 
 def of_gaussian_data(*, train_steps: int, batch_size: int, seed: int
                      ) -> tuple[dict[str, Line], rich.table.Table]:
-  """Learns each of `LEARNED`, and shows their exact variances beside the variances of published
-  ones."""
+  """Learns the schedules `LEARNED`, and shows their exact variances and the published ones'."""
   with jax.enable_x64(True):
     processes = time_variances.published_schedules(GaussianProcess(schedules.Linear()))
   processes.update({name: gaussian.learn(schedule, train_steps, seed=seed)
@@ -131,7 +131,7 @@ def of_run(directory: str, *, batch_size: int, repeats: int, seed: int, **loadin
 
 
 def _say_what_remains(variances: Mapping[str, tuple[float, float]], learned: str) -> None:
-  """variances: {schedule: (with independent, with stratified times)}."""
+  """Prints a ratio of variances: {schedule: (with independent times, with stratified times)}."""
   independent, stratified = (linear / own for linear, own in zip(
       variances[time_variances.LINEAR], variances[learned], strict=True))
   print(f'{time_variances.LINEAR} has {independent:.4g} times the variance of {learned!r} with '

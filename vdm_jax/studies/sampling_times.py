@@ -1,7 +1,7 @@
-"""Ways to draw t, compared by the variance of the diffusion term's estimates.
+"""Compares ways to draw t, by the variance of the diffusion term's estimates.
 
-On Gaussian data the numbers are exact but for the histories of losses, which are drawn.  Of a run
-they are measured, under its own schedule.
+On Gaussian data, the numbers are exact, except for the histories of losses, which are drawn.  On a
+run, the numbers are measured under the run's own schedule.
 """
 import json
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ EXACT = time_variances.TimeVariance(0.0, 0.0, 0.0)
 
 
 class Settings(NamedTuple):
-  """How much is drawn."""
+  """The sizes of the draws, and the seed."""
   batch_size: int = 128  # draws whose times are spread together
   batches: int = 128
   bins: int = 64         # of the history of losses
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
 
 
 class Row(NamedTuple):
-  """One way to draw times under one schedule."""
+  """The result of one way to draw times under one schedule."""
   schedule: str
   times: str
   values: time_variances.TimeVariance
@@ -50,16 +50,17 @@ class Row(NamedTuple):
 def study(directory: str = '', *, split: str = 'test', batch_size: int = 128, batches: int = 128,
           bins: int = 64, seed: int = 0, out: str = '', overwrite: bool = False, **of_run_alone
           ) -> list[Row]:
-  """Shows the table of a run, or of Gaussian data, and writes it to `out`.
+  """Shows the table of a run or of Gaussian data, writes it to `out`, and returns its rows.
 
   Args:
-    directory: of the run; '': Gaussian data.
-    split: of the run's data.
+    directory: the directory of the run.  '': Gaussian data.
+    split: the split of the run's data.
     batch_size, batches, bins, seed: see `Settings`.
-    out: a .json; '': none.
+    out: a .json.  '': none.
     of_run_alone: average, step, data_dir and data_name of `runs.workdir.load_trained`.
 
-  Raises InputError: numbers that are too small, a file that is there, or a run of another kind.
+  Raises InputError for numbers that are too small, for an existing file, or for a run of another
+  kind.
   """
   settings = Settings(batch_size, batches, bins, seed)
   for name, least in [('batch_size', 1), ('batches', 2), ('bins', 1)]:
@@ -77,7 +78,7 @@ def study(directory: str = '', *, split: str = 'test', batch_size: int = 128, ba
 
 
 def of_gaussian_data(settings: Settings) -> Iterator[Row]:
-  """3,072 dimensions of variance 0.25, the optimal denoiser, log-SNR from 13.3 to -5."""
+  """Rows for 3,072 dimensions of variance 0.25, the optimal denoiser, and log-SNR 13.3 to -5."""
   def exact(process, propose):
     with jax.enable_x64(True):
       mean, variance = gaussian.estimate(process, propose)
@@ -101,7 +102,10 @@ def of_gaussian_data(settings: Settings) -> Iterator[Row]:
 
 
 def of_run(directory: str, settings: Settings, split: str = 'test', **loading) -> Iterator[Row]:
-  """The run's network, on random images of a split.  Raises InputError for another kind of run."""
+  """Rows for a run's network on random images of a split.
+
+  Raises InputError for a run of another kind.
+  """
   trained = workdir.load_trained(directory, **loading)
   model, params = trained.experiment.model, trained.params
   needs.require(model(params), 'time_sampling', directory)
@@ -125,7 +129,7 @@ def _history(settings: Settings) -> str:
 
 def _with_history(term: time_variances.Term, settings: Settings, params: PyTree = None, images=None
                   ) -> tuple[time_variances.TimeVariance, time_variances.TimeVariance]:
-  """The variances at the times that a history of losses proposes, with its errors."""
+  """The variances at the times that a history of losses proposes, with their standard errors."""
   batch, seed = settings.batch_size, settings.seed
   histogram = time_variances.loss_history(term, params, images, bins=settings.bins,
                                           batch=batch, seed=seed).proposal()
@@ -135,7 +139,7 @@ def _with_history(term: time_variances.Term, settings: Settings, params: PyTree 
 
 
 def table(rows: Sequence[Row], batch_size: int) -> rich.table.Table:
-  """A line for each row; inexact numbers with their standard error."""
+  """A table with a line for each row.  Inexact numbers have their standard error."""
   out = rich.table.Table(
       title='diffusion term in bits/dim, one draw an estimate',
       caption=f'stratified: {batch_size} times the variance of the mean of '
@@ -152,6 +156,6 @@ def table(rows: Sequence[Row], batch_size: int) -> rich.table.Table:
 
 
 def as_json(rows: Sequence[Row]) -> str:
-  """A list of objects, one for each row."""
+  """The rows as a JSON list of objects."""
   return json.dumps([{'schedule': row.schedule, 'times': row.times, **row.values._asdict(),
                       'standard_errors': row.errors._asdict()} for row in rows], indent=2)

@@ -1,8 +1,9 @@
 """Trajectories that straighten: independent, paired and learned couplings, and two reflows.
 
-There are five flows of points in the plane.  A flow is drawn as the lines by which the same noise
-becomes data, and as what one Euler step makes of that noise.  Straightness is int
-E|(z_1 - z_0) - v|^2 dt; it is 0 where one step is exact (`samplers.straightness`).
+There are five flows of points in the plane.  The picture of a flow shows the lines along which the
+noise becomes data, and the points that one Euler step gives.  All flows start from the same noise.
+Straightness is int E|(z_1 - z_0) - v|^2 dt.  It is 0 if one step is exact
+(`samplers.straightness`).
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -79,16 +80,16 @@ def picture(flows: list[Flow]) -> Figure:
 def study(directory: str | Path, out: str | Path, configs: Path, *,
           train_steps: int | None = None, pairs: int = toys.PAIRS, overwrite: bool = False
           ) -> list[Flow]:
-  """Trains each flow that is not there yet, with its pairs, and draws all of them.
+  """Trains each flow that is not there yet, with its pairs, and draws all flows.
 
   Args:
-    directory: of the runs, DIRECTORY/NAME, which the toys of that name share.
+    directory: the directory of the runs, DIRECTORY/NAME.  The toys of the same name share them.
     out: a .png.
     configs: the folder of configs.
-    train_steps: steps of training, in place of those in the configs.
-    pairs: how many each reflow is trained on.
+    train_steps: the steps of training.  Default: as in the configs.
+    pairs: the number of pairs that each reflow is trained on.
 
-  Raises InputError: the file is there, unless `overwrite`.
+  Raises InputError if the file exists, unless `overwrite`.
   """
   files.output('out', out, '.png', overwrite=overwrite)
   require_at_least('train_steps', train_steps)

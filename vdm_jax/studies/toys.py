@@ -15,7 +15,7 @@ __all__ = ['SYSTEMS', 'Toy', 'pairs_of', 'shorten', 'study']
 
 
 class Toy(NamedTuple):
-  """A system of points: where its config is, and what draws from it, if it does not itself."""
+  """A system of points: its config, and the sampler and steps that draw its samples."""
   title: str
   config: str                # in the folder of configs, without .py
   variant: tuple[str, ...]   # of the config; (): it has none
@@ -49,16 +49,16 @@ SYSTEMS = {
 
 
 def shorten(config: ml_collections.ConfigDict, train_steps: int | None) -> None:
-  """Lets `config` train for so many steps, if any are given."""
+  """Sets the training steps of `config` to `train_steps`, if they are given."""
   if train_steps is not None:
     config.train.steps = config.optimizer.decay_steps = train_steps
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train_steps // 2)
 
 
 def pairs_of(directory: Path, count: int) -> Path:
-  """The pairs of the run in `directory`, RUN_pairs beside it, which are made if need be.
+  """The pairs of the run in `directory`, in the folder RUN_pairs beside it; made if needed.
 
-  Raises InputError where there is no such run.
+  Raises InputError if there is no such run.
   """
   place = directory.absolute().with_name(f'{directory.name}_pairs')
   return runs.make_pairs(directory, place, method=catalogue.method('heun', 25), count=count,
@@ -68,16 +68,17 @@ def pairs_of(directory: Path, count: int) -> Path:
 def study(directory: str | Path, out: str | Path, configs: Path, *,
           systems: Sequence[str] = tuple(SYSTEMS), train_steps: int | None = None,
           overwrite: bool = False) -> list[Path]:
-  """Trains each system that is not there yet, and draws all of them.  Their directories.
+  """Trains each system that is not there yet, and draws all systems.  Returns their directories.
 
   Args:
-    directory: of the runs, DIRECTORY/SYSTEM.
+    directory: the directory of the runs, DIRECTORY/SYSTEM.
     out: a .png.
     configs: the folder of configs.
-    systems: of `SYSTEMS`.
-    train_steps: in the place of the configs'.
+    systems: names in `SYSTEMS`.
+    train_steps: the steps of training.  Default: as in the configs.
 
-  Raises InputError: there is no such system, or the file is there, unless `overwrite`.
+  Raises InputError if there is no such system.  Raises InputError also if the file exists, unless
+  `overwrite`.
   """
   if unknown := [name for name in systems if name not in SYSTEMS]:
     raise InputError('systems', unknown, 'there is no such choice',

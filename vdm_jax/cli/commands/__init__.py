@@ -1,1 +1,1 @@
-"""Commands whose flags are many: the flags and the `main` of one script each."""
+"""Commands with many flags.  Each module has the flags and the `main` of one script."""

@@ -1,4 +1,4 @@
-"""The flags of scripts/benchmark.py, and what it does with them."""
+"""The flags and the `main` of scripts/benchmark.py."""
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and no
 
 
 def main(configs: Path, arguments: Sequence[str]):
-  """configs: the folder of the published ones; arguments: the name of one measurement."""
+  """configs: the folder of the published configs; arguments: the name of one measurement."""
   names = measurements.MEASUREMENTS
   if len(arguments) != 1 or arguments[0] not in names:
     words = ' '.join(arguments)

@@ -1,4 +1,4 @@
-"""The flags of scripts/compress.py, and what it does with them."""
+"""The flags and the `main` of scripts/compress.py."""
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The flags of scripts/evaluate.py, and what it does with them."""
+"""The flags and the `main` of scripts/evaluate.py."""
 from pathlib import Path
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""The flags of scripts/make_pairs.py, and what it does with them."""
+"""The flags and the `main` of scripts/make_pairs.py."""
 import os
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""The flags of scripts/sample.py, and what it does with them."""
+"""The flags and the `main` of scripts/sample.py."""
 import jax
 from absl import flags
 

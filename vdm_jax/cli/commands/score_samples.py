@@ -1,4 +1,4 @@
-"""The flags of scripts/score_samples.py, and what it does with them."""
+"""The flags and the `main` of scripts/score_samples.py."""
 from pathlib import Path
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""The flags of scripts/train.py, and what it does with them."""
+"""The flags and the `main` of scripts/train.py."""
 import shlex
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def main():
 
 
 def _of_trace(profile: Path) -> str:
-  """Where the trace of --profile is, and what shows it."""
+  """A line that says where the trace of --profile is, and which programs show it."""
   if traces := sorted(profile.rglob('*.trace.json.gz')):
     return (f'trace: {traces[-1]}; open it in https://ui.perfetto.dev, or `pip install xprof` and '
             f'`xprof --logdir={shlex.quote(str(profile))}`')
