@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by the other scripts: leaves in $python an interpreter that has requirements.txt.
 #
 # Makes .venv with the first Python >= 3.11 that runs (uv finds or fetches one, where it is

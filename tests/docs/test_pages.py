@@ -281,3 +281,4 @@ def test_a_page_says_when_and_on_what_its_tables_were_measured(name):
     of, words = MEASURED[table], ' '.join(pages.prose(TEXTS[name]).split())
     assert of.date in words, f'{table}: measured {of.date}'
     assert of.machine.partition(' (')[0] in words, f'{table}: on {of.machine}'
+    assert all(f'{package} {version}' in words for package, version in of.versions.items()), table

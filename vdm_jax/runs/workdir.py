@@ -2,7 +2,7 @@
 
     config.py         the config file, as it was when the run was last started
     config/           the modules that config.py imports from its own folder: see `config_files`
-    config.json       the values of the config, with what was read from the data filled in; the
+    config.json       the values of the config, also those that were read from the data; the
                       modules' names; the working directory, to which paths of the data are
                       relative; the data's fingerprint; every start of the run, with versions,
                       commit, date and command; the format of these files

@@ -51,7 +51,7 @@ def check_start(m: Model, times: np.ndarray) -> None:
 
 
 def check_pairs(m: Model, times: np.ndarray) -> None:
-  """Raises InputError where the noise of this grid is not that of t = 1, from which students begin.
+  """Raises InputError if this grid does not begin with the noise of t = 1, where students begin.
 
   On `vp` it is so for every grid, e.g. the published ones that begin below the last level.
   """
