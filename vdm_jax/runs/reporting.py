@@ -198,7 +198,8 @@ def _samples(run: _Run) -> str:
     out += _picture(drawn, f'samples.png: {about}' if about else 'samples.png',
                     'Samples of the trained model')
   if not out:
-    return _paragraph('This run has no samples yet: scripts/sample.py draws some.')
+    return _paragraph('This run has no samples yet: scripts/sample.py '
+                      f'--out={drawn} draws some.')
   return f'<div class="grid">\n{out}</div>\n'
 
 
