@@ -2,7 +2,7 @@
 
   python scripts/toy_gallery.py --workdir=runs/toys --out=toys.png [--systems=vdm,edm]
 
-It takes ten minutes on 2 CPU cores.  Existing runs are not trained again.
+Each system takes a minute or two on 2 CPU cores.  Existing runs are not trained again.
 """
 import bootstrap
 from absl import flags
