@@ -4,8 +4,8 @@
   python scripts/train.py --config=configs/systems.py:idode_sp,cifar10 --workdir=RUN --data_dir=DIR
 
 After the colon stands the system, and the data set if it is not the digits.  `SYSTEMS` lists the
-systems.  The docstring of each module describes its system, with the paper.  All systems have the
-network of VDM, with 220,097 parameters on the digits, so their objectives can be compared.
+systems.  The docstring of a system's module describes the system, and names the paper.  All systems
+have the network of VDM, with 220,097 parameters on the digits, so their objectives can be compared.
 Hardware, time and what each reaches on the digits: see configs/README.md.  scoreode starts from the
 weights of another run: --init_from=runs/vdm.
 """

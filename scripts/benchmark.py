@@ -1,4 +1,4 @@
-"""Measures a config: its speed, what it costs to compile, its precision, its memory, its scaling.
+"""Measures a config: its speed, its compilation, its precision, its memory and its scaling.
 
   python scripts/benchmark.py train --config=configs/cifar10/vdm.py --blocks=4 --features=64
   python scripts/benchmark.py train --config=configs/cifar10/vdm.py --json > train.json
@@ -11,9 +11,8 @@
   python scripts/benchmark.py memory [--config=configs/cifar10/vdm.py] [--markdown]
   python scripts/benchmark.py scaling --config=configs/cifar10/vdm.py
 
-`data` and `precision` need the data, and so does the time to the first step that `compile`
-measures.  `memory` (by default for all published configs) and `scaling` compile for the CPU, and
-run nothing.
+`data` and `precision` need the data.  `compile` needs the data for the time to the first step.
+`memory` (by default for all published configs) and `scaling` compile for the CPU, and run nothing.
 """
 import functools
 

@@ -1,6 +1,6 @@
 """Finds the package in the checkout of these scripts, or says how to make an environment for it.
 
-To be imported first: of the standard library alone.
+Scripts import this module first.  It imports the standard library alone.
 """
 import importlib.util
 import os

@@ -1,9 +1,9 @@
-"""Compares the ledgers of several runs: a row each, the best of each column marked.
+"""Compares the ledgers of several runs: one row for each run, with the best of each column marked.
 
   python scripts/compare_ledgers.py runs/digits runs/digits_small [--markdown]
 
-Name a run for its main evaluation (ledger.json), or another ledger by its file
-(runs/digits/ledger_raw.json).
+The directory of a run means its main evaluation (ledger.json).  For another evaluation, name the
+file of its ledger (runs/digits/ledger_raw.json).
 """
 import bootstrap
 import rich.table

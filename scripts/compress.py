@@ -1,4 +1,4 @@
-"""Compresses images by the model of a run, without loss at the rate of its bound, or with loss.
+"""Compresses images by the model of a run: without loss at the rate of its bound, or with loss.
 
   python scripts/compress.py encode --workdir=runs/digits --T=50 images.npz --out=images.vdmz
   python scripts/compress.py encode --workdir=runs/digits --method=diffc images.npz --out=x.vdmz

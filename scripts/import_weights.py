@@ -1,12 +1,12 @@
-"""Turns published weights into a run, which evaluate.py, sample.py and all other commands take.
+"""Turns published weights into a run that evaluate.py, sample.py and all other commands can use.
 
   python scripts/import_weights.py --source=improved-diffusion --in=cifar10_uncond_50M_500K.pt \\
     --out=runs/iddpm
   python scripts/import_weights.py --source=score-sde --model=vp/cifar10_ddpmpp_continuous \\
     --in=checkpoint_8.pth --out=runs/ddpmpp
 
-Nothing in a file is executed.  It reads PyTorch files, NVIDIA's pickles, safetensors, .npz and
-Flax's msgpack.
+It reads PyTorch files, NVIDIA's pickles, safetensors, .npz and Flax's msgpack.  It never executes
+code in a file.
 """
 import bootstrap
 from absl import flags

@@ -3,9 +3,9 @@
   python scripts/learn_schedule.py --out=schedules.png     # a minute
   python scripts/learn_schedule.py --workdir=runs/digits_schedule
 
-The first compares the learned schedules with the best possible one, by exact numbers.  The second
-evaluates a trained network on random test images, under its own schedule and under others between
-the same ends.  Both measure the variance of the diffusion term only.
+The first command compares the learned schedules with the best possible one, by exact numbers.  The
+second command evaluates a trained network on random test images, under its own schedule and under
+others between the same ends.  Both measure the variance of the diffusion term only.
 """
 import bootstrap
 from absl import flags

@@ -3,7 +3,8 @@
   python scripts/make_pairs.py --workdir=runs/flow --out=./runs/pairs --count=10000
 
 It writes a folder of arrays, with z_1.npy and x.npy as floats.  The folder is a data set:
---config.data.name=./runs/pairs.  After a stop the same command goes on, bit for bit.
+--config.data.name=./runs/pairs.  After an interruption, the same command continues, and gives the
+same pairs bit for bit.
 """
 import bootstrap
 from absl import flags

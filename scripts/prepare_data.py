@@ -3,7 +3,7 @@
   python scripts/prepare_data.py cifar10 --data_dir=DIR
   python scripts/prepare_data.py mnist --data_dir=DIR --from=FOLDER_OF_THE_FOUR_FILES
 
-The archives are downloaded, or read from disk (--from).  The command can be run again.
+The archives are downloaded, or read from disk (--from).  It is safe to run the command again.
 """
 import bootstrap
 from absl import flags

@@ -2,7 +2,8 @@
 
   python scripts/render_docs.py
 
-Tables between marks come from docs/measured/*.json; docs/reference/commands.md, from the scripts.
+Tables between marks come from docs/measured/*.json.  docs/reference/commands.md comes from the
+scripts.
 """
 import bootstrap
 

@@ -3,9 +3,10 @@
   python scripts/time_sampling.py                      (Gaussian data, the optimal denoiser)
   python scripts/time_sampling.py --workdir=runs/digits_small --out=proposals.json
 
-Without --workdir the data are Gaussian, with variance 1/4 in 3,072 dimensions, and three schedules
-run from log-SNR 13.3 to -5.  These numbers are exact, but for the histories of losses, which are
-drawn.  With --workdir it measures the network and schedule of a run on random images of --split.
+Without --workdir, the data are Gaussian, with variance 1/4 in 3,072 dimensions, and three schedules
+run from log-SNR 13.3 to -5.  These numbers are exact, except for the histories of losses, which are
+drawn.  With --workdir, the command measures the network and schedule of a run on random images of
+--split.
 """
 import bootstrap
 from absl import flags

@@ -1,4 +1,4 @@
-"""Trains a config.  The same command, or only --workdir, goes on with a run.
+"""Trains a config.  The same command, or --workdir alone, resumes a run.
 
   python scripts/train.py --config=configs/cifar10/vdm.py --workdir=runs/cifar10 --data_dir=DIR
   python scripts/train.py --workdir=runs/cifar10

@@ -9,7 +9,7 @@
   learning rate    1e-4               2e-4
   parameters       122,137,603        139,276,803
 
-Images are flipped and turned by quarters.  The network is told whether an image was changed, and is
+Images are flipped and turned by quarters.  The network reads whether an image was changed, and is
 evaluated on unchanged images.  The schedule is the unpinned monotone network of the published code.
 Hardware and time: 64 TPU v3 cores or more; 100 M steps.  Not run to its end here.
 To reach: 2.49 bits/dim (test, continuous-time bound; Kingma et al. 2021, table 1) for `paper`, and

@@ -5,10 +5,11 @@
   python scripts/train.py --config=configs/cifar10/ddpm.py:small --workdir=RUN --data_dir=DIR
 
 After the colon stands `published` (the default) or `small`.  `published` follows `run_cifar.py` of
-their public code: 35,746,307 parameters, 128 images a step, Adam at 2e-4 after 5,000 steps of
-warm-up, gradients clipped at norm 1, dropout 0.1, an average of rate 0.9999, random flips, 800,000
-steps (appendix B).  `small` has the same chain, loss and flips, but the U-Net has 1.1 M parameters
-and trains for 900 steps of 32 images: docs/learn/ddpm_on_mnist.md has its curve and its samples.
+their public code, and appendix B for the length: 35,746,307 parameters, 128 images a step, Adam at
+2e-4 after 5,000 steps of warm-up, gradients clipped at norm 1, dropout 0.1, an average of rate
+0.9999, random flips, 800,000 steps.  `small` has the same chain, loss and flips, but its U-Net has
+1.1 M parameters and trains for 900 steps of 32 images.  docs/learn/ddpm_on_mnist.md shows the curve
+and the samples of `small`.
 Hardware and time: `published` took 8 TPU v3 cores and 10.6 hours in the paper; it was not run here.
 `small` takes half an hour on 2 CPU cores.
 To reach, as published: FID 3.17 (train, 50,000 samples) and 3.75 bits/dim (test, the bound of the

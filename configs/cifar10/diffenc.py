@@ -4,7 +4,7 @@
   python scripts/train.py --config=configs/cifar10/diffenc.py --workdir=RUN --data_dir=DIR
 
 Network: see docs/reference/configs.md.  The paper's encoder is a U-Net of several resolutions with
-64 features.  Our encoder has the same width at full resolution, like the network of the VDM.
+64 features.  Our encoder also has 64 features, but one resolution, like the network of the VDM.
 Hardware and time: 8 M steps in the paper.  Not run to its end here.
 To reach: 2.62 bits/dim (test, continuous-time bound; the paper's best model, without augmentation).
 """

@@ -9,10 +9,10 @@ After the colon:
 
   progressive_teacher  Salimans and Ho (2022), their public config: x-prediction, cosine log-SNR
                        from 20 to -20, truncated SNR, Adam at 2e-4, average 0.9999
-  progressive          8,192 steps to 1 in 13 halvings of 50,000 updates, Adam at 5e-5, which falls
-                       to 0 in each; no average, no dropout.  The students of 8, 4, 2 and 1 steps
-                       are the checkpoints of 500,000, 550,000, 600,000 and 650,000 updates
-                       (sample.py --step=500000)
+  progressive          8,192 steps to 1 in 13 halvings of 50,000 updates; Adam's rate falls from
+                       5e-5 to 0 in each halving; no average, no dropout.  The students of 8, 4, 2
+                       and 1 steps are the checkpoints of 500,000, 550,000, 600,000 and 650,000
+                       updates (sample.py --step=500000)
   knowledge            Luhman and Luhman (2021), their public code: the teacher is ddpm.py, and
                        100 steps of DDIM make 1,024,000 pairs (make_pairs.py --sampler=ddim
                        --grid=ddim_quadratic --steps=100); L1, batch 512, Adam at 2e-4, average
@@ -20,7 +20,8 @@ After the colon:
   consistency          Song et al. (2023), distillation: N = 18, Heun, the student as its target;
                        the teacher is configs/published/edm.py.  The paper uses LPIPS as the metric
                        (its network is not here), RAdam, and the network of Song et al. (2021)
-  consistency_training from data: s0 = 2, s1 = 150, mu0 = 0.9 over 800,000 updates
+  consistency_training the same paper, from data alone: s0 = 2, s1 = 150, mu0 = 0.9 over 800,000
+                       updates
 
 Hardware and time: not run here.
 To reach, as published: the FID of `knowledge` is 9.36; of `progressive` in 8, 4, 2 and 1 steps

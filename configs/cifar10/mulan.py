@@ -5,8 +5,8 @@
 
 Network: 30,603,779 parameters, with an encoder of 2,632,883 and a schedule of 37,917,696.
 Hardware and time: 10 M steps in the public configuration.  Not run to its end here.
-To reach: 2.55 bits/dim (test; likelihood of the probability flow, and the latent's KL).  The KL in
-the public code is not the KL of a k-hot latent.  The KL of a k-hot latent may be up to
+To reach: 2.55 bits/dim (test; likelihood of the probability flow, with the latent's KL).  The
+public code does not count the KL of a k-hot latent, which may be up to
 log2 C(50, 15) / 3072 = 0.0134 bits/dim; see `systems.variational.mulan`.
 """
 import ml_collections

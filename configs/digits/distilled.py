@@ -7,12 +7,12 @@
 
 After the colon:
 
-  teacher      v-prediction with the truncated SNR weight; the network is told the labels, and a
+  teacher      v-prediction with the truncated SNR weight; the network reads the labels, and a
                tenth of them is left out: Salimans and Ho (2022), Ho and Salimans (2022)
   progressive  8 steps of DDIM to 4, 2 and 1: Salimans and Ho (2022).  A student of four steps:
                --config.model.student_steps=4 --config.train.steps=250
-  guided       one network for the guided teacher of any weight, sample.py --condition=w=2: Meng et
-               al. (2023), the first stage
+  guided       one network for every weight of guidance (sample.py --condition=w=2): Meng et al.
+               (2023), the first stage
   few_guided   the second stage, --init_from=runs/guided: 8 steps to 4, 2 and 1
   knowledge    one step, from pairs of noise and sample: Luhman and Luhman (2021).  Make the pairs
                first:

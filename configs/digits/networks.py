@@ -1,4 +1,4 @@
-"""Published networks on the digits, told their labels; the system is VDM with a fixed schedule.
+"""Published networks on the digits with labels; the system is VDM with a fixed schedule.
 
   python scripts/train.py --config=configs/digits/networks.py:ddpm --workdir=runs/digits_ddpm
 

@@ -3,10 +3,10 @@
   python scripts/train.py --config=configs/digits/noisy_classifier.py \
     --workdir=runs/digits_noisy_classifier
 
-Dhariwal and Nichol (2021), section 4: half of their U-Net, at the noise levels of the other digits.
-This is no diffusion model: it learns the label.  metrics.jsonl has its accuracy over all levels and
-for each quarter of time; accuracy_1 is nearest the data.  In Python, the classifier can guide any
-model of these levels:
+Dhariwal and Nichol (2021), section 4: the half of their U-Net that goes down, at the noise levels
+of the other configs of digits.  The classifier is not a diffusion model: it learns the label.
+metrics.jsonl has its accuracy over all levels and for each quarter of time; accuracy_1 is nearest
+the data.  In Python, the classifier can guide any model of these levels:
 
   model, noisy = load('runs/vdm'), load('runs/digits_noisy_classifier')
   unlabelled = guidance.conditioned_on(model.denoise, lambda label: None)

@@ -3,8 +3,8 @@
   python scripts/train.py --config=configs/systems.py:ddpm --workdir=runs/ddpm
   python scripts/train.py --config=configs/digits/slim.py --init_from=runs/ddpm --workdir=runs/slim
 
-A U-Net of 8 features that resamples by gated wavelets; its teacher is VDM's network of 32.  Yang et
-al. (2023), `Diffusion Probabilistic Model Made Slim`.
+The student is a U-Net of 8 features that resamples by gated wavelets.  Its teacher is VDM's network
+of 32 features.  Yang et al. (2023), `Diffusion Probabilistic Model Made Slim`.
 Hardware, time and what it reaches: see configs/digits/README.md.
 """
 import ml_collections

@@ -9,9 +9,9 @@
 
 What a step computes and needs: docs/performance.md.
 Data: TFDS's downsampled_imagenet.  It has two versions: old (49,999 validation images, no longer
-distributed) and new (50,000).  At 32x32 the bits/dim of one model differ by about 0.26 between the
-versions; the ledger says which version was read.  On the new version a VDM that predicts v reaches
-about 3.46 at 32x32 (VDMv, the baseline of DiffEnc, Nielsen et al. 2024).
+distributed) and new (50,000).  At 32x32, the bits/dim of one model differ by about 0.26 between the
+versions; the ledger says which version was read.  On the new version, a VDM that predicts v reaches
+about 3.46 bits/dim at 32x32 (VDMv, the baseline of DiffEnc, Nielsen et al. 2024).
 Hardware and time: 10 M steps; planned for a TPU pod slice or 8 GPUs.  Not run to its end here.
 """
 import ml_collections

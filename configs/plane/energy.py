@@ -5,8 +5,8 @@
 
 The energy is E(z, t) = 1/2 |z + network|^2, as in Salimans and Ho (2021).  It is trained by
 denoising score matching with lambda = 2 sigma^2 on all levels.  --config.data.name chooses other
-points.  In Python, `systems.scores.energy` takes the denoiser of `vdm_jax.load`.  It samples by
-MALA, multiplies models and estimates normalisers.
+points.  In Python, the functions of `systems.scores.energy` take the denoiser of a loaded model.
+They sample by MALA, multiply models and estimate normalisers.
 Hardware, time and what it reaches: see configs/plane/README.md.
 A free network, trained on another loss, reaches 5.57 bits/dim (spiral.py).
 """

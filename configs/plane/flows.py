@@ -9,10 +9,11 @@ After the colon stands the system:
 
   ot, polynomial, vp, cosine   flow matching on that path, Lipman et al. (2023); `ot` is the first
                                rectified flow of Liu et al. (2023)
-  minibatch_ot                 noise and data of 64 points paired, Tong et al. (2023)
-  curvature                    a coupling that is learned, Lee, Kim and Ye (2023)
-  reflow                       rectified flow on its own pairs (--config.data.name)
-  distilled                    those pairs in one step; it samples and has no likelihood
+  minibatch_ot                 noise and data, paired within 64 points: Tong et al. (2023)
+  curvature                    a learned coupling: Lee, Kim and Ye (2023)
+  reflow                       rectified flow on pairs of the first flow (--config.data.name)
+  distilled                    one step, learned from the same pairs; it samples, and has no
+                               likelihood
   between                      a stochastic interpolant from eight normals, not from noise, to the
                                spiral: Albergo et al. (2023)
   mean_flow                    one step, learned without a teacher: Geng et al. (2025)

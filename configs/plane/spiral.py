@@ -6,11 +6,11 @@
 The network is an MLP; everything else is the same as for images.  After the colon stands the
 system:
 
-  vdm   Kingma et al. (2021), with a learned linear schedule: the bound
-  vp    the VP SDE of Song et al. (2021), linear beta; the loss of all three SDEs is
+  vdm   Kingma et al. (2021): the bound, with a learned linear schedule
+  vp    the VP SDE of Song et al. (2021), with a linear beta; the loss of all three SDEs is
         |eps - eps_hat|^2 at uniform times
   subvp their sub-VP SDE, with the same alpha
-  ve    their VE SDE, geometric sigma
+  ve    their VE SDE, with a geometric sigma
   edm   Karras et al. (2022): their preconditioning and weight, on their process
 
 Hardware, time and what it reaches: see configs/plane/README.md; the entropy of the data is 5.49

@@ -7,7 +7,7 @@ After the colon stands the name of a published checkpoint, whose settings are us
 L_hybrid with learned variances.  To start from imported weights: `train.py --init_from=RUN`.
 Hardware and time: no config has been trained or evaluated here; the files are large.
 To reach, as published: CIFAR-10 2.94 bits/dim with L_vlb (test, `vlb@4000/learned/ddpm`; Nichol and
-Dhariwal 2021, table 2), ImageNet 64x64 3.53.
+Dhariwal 2021, table 2), ImageNet 64x64 3.53 bits/dim.
 """
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""DDPM: Ho, Jain and Abbeel (2020), the network, the chain and L_simple.
+"""DDPM by Ho, Jain and Abbeel (2020): the network, the chain and L_simple.
 
   python scripts/import_weights.py --source=ddpm --model=ddpm-cifar10-32 --out=RUN \\
     --in=diffusion_pytorch_model.safetensors

@@ -5,8 +5,9 @@
     --out=latents.npz
 
 After the colon stands the name of a published network.  Samples are latents of four channels, in
-the units of the network: latents of the published autoencoder (stabilityai/sd-vae-ft-ema), times
-0.18215.  So there is no likelihood of images, and training needs latents, which are not made here.
+the units of the network: the latents of the published autoencoder (stabilityai/sd-vae-ft-ema),
+times 0.18215.  So there is no likelihood of images.  Training would need latents, which this
+library does not make.
 Hardware and time: not run here.
 To reach, as published: ImageNet 256x256 FID 2.27 (XL/2, guidance of weight 1.5; table 2).
 """

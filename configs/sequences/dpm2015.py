@@ -4,8 +4,8 @@
   python scripts/sample.py --workdir=runs/dpm_heartbeat --out=beats.png
 
 Sohl-Dickstein et al. (2015), section 3.1 and appendix D.1.2: the binomial chain, which ends at the
-data's share of ones.  With another network the paper reaches K = -2.414 bits a sequence (table
-1); the data have -log2 5 = -2.322.
+data's share of ones.  With another network, the paper reaches K = -2.414 bits a sequence (table 1).
+The best possible K, for the distribution of the data, is -log2 5 = -2.322.
 Hardware, time and what it reaches: see configs/sequences/README.md.
 """
 import ml_collections

@@ -1,12 +1,12 @@
-"""Damped motion: sequences of 32 points in the plane, by VDM with the density of continuous data.
+"""Damped motion: sequences of 32 points in the plane, by VDM with a density of continuous data.
 
   python scripts/train.py --config=configs/sequences/motion.py --workdir=runs/motion
   python scripts/train.py --config=configs/sequences/motion.py --workdir=DIR \
     --config.data.name=mine.npy   (floats [N, T, C] or [N, T], of mean 0 and deviation 1 or so)
 
-`oscillations` after the colon takes the first coordinate alone, as sequences of 32 numbers.
-The data are real numbers, so nothing is dequantised and no level is decoded.  The bits describe a
-density, and may be negative.  The network sees a sequence as one vector.
+`oscillations` after the colon takes the first coordinate alone, as sequences of 32 numbers.  The
+data are real numbers, so nothing is dequantised, and no level is decoded.  The bits describe a
+density, and may be negative.  The network reads a sequence as one vector.
 """
 import ml_collections
 
