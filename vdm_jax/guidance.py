@@ -161,8 +161,8 @@ class Guidance(NamedTuple):
     estimates before guidance.
     """
     require(not model.clips, 'guidance', self.weight, 'this model clips its estimates '
-            '(config.model.clip) before they could be guided', 'guide its denoiser from Python, '
-            'and clip last: vdm_jax.guidance')
+            '(config.model.clip), and clipping must come after guidance', 'guide its denoiser '
+            'from Python, and clip last: vdm_jax.guidance')
     if model.null is None:
       raise InputError('guidance', self.weight, 'this model has not learned to do without a label',
                        'train one that has (configs/digits/networks.py:cfg)')
@@ -181,6 +181,6 @@ def parse(texts: Sequence[str]) -> Guidance | None:
     if len(numbers) not in (0, 1, 3) or (len(numbers) == 3 and not numbers[1] < numbers[2]):
       raise ValueError
   except ValueError:
-    raise InputError('guidance', texts, 'it is W, or W,LOW,HIGH with LOW < HIGH',
+    raise InputError('guidance', texts, 'it must be W, or W,LOW,HIGH with LOW < HIGH',
                      'give one number or three') from None
   return Guidance(*numbers) if numbers else None

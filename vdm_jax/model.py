@@ -101,8 +101,8 @@ class Model(typing.Model):
     batch = jax.tree.map(np.asarray, dict(batch))
     conditions = self.conditions(np.arange(len(batch[self.field])))
     for name in conditions.keys() - batch.keys() - {'augmented'}:
-      raise InputError('batch', None, f'this model is conditioned on {_plural(name)}, and it has '
-                       'none',
+      raise InputError('batch', None, f'this model is conditioned on {_plural(name)}, and the '
+                       'batch has none',
                        f'add {name!r} of shape [n, ...]')
     batch = conditions | batch  # nothing is augmented
     terms = over_images(at_times(steps, draws), lambda _: self, None, _Rows(batch), key,

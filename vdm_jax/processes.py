@@ -238,7 +238,7 @@ class Truncated:
     traced = any(isinstance(u, Tracer) for u in (logsnr_max, logsnr_min))
     if not traced and not logsnr_max > logsnr_min:
       raise ValueError(f'logsnr_max = {logsnr_max}, logsnr_min = {logsnr_min}: the first, at '
-                       't = 0, is the larger; exchange them')
+                       't = 0, must be larger; exchange them')
     limits = jnp.stack([jnp.asarray(u, float) for u in (logsnr_max, logsnr_min)])
     return cls(process, *jax.lax.stop_gradient(time_of(process, limits)))
 

@@ -154,7 +154,7 @@ def test_other_arrays_keep_their_labels_and_a_model_of_classes_wants_them(folder
   with pytest.raises(InputError, match="conditioned on 'label', and the images have none"):
     compressing.encode(run, tmp_path / 'bare.npz', tmp_path / 'y.vdmz', steps=2, progress=False)
   np.savez(tmp_path / 'four.npz', images=images, labels=np.array([0, 2, 1, 1, 3]))
-  with pytest.raises(InputError, match="of their array 'label', the classes are 0 .. 2"):
+  with pytest.raises(InputError, match="in their array 'label', the classes are 0 .. 2"):
     compressing.encode(run, tmp_path / 'four.npz', tmp_path / 'y.vdmz', steps=2, progress=False)
 
 
@@ -377,7 +377,7 @@ def test_a_stack_that_codes_otherwise_is_refused(encoded, tmp_path, monkeypatch)
 
 
 IGNORED = [
-    (['encode', 'a.png', 'b.png'], '2 paths are given, and one is taken'),
+    (['encode', 'a.png', 'b.png'], '2 paths are given, but only one is read'),
     (['encode', 'a.png', '--approximate'], '--approximate=True: lossless encoding does not read'),
     (['encode', 'a.png', '--prefix=0.5'], '--prefix=0.5: lossless encoding does not read it'),
     (['encode', 'a.png', '--method=uqdm', '--verify'], '--verify=True: encoding by uqdm does not'),

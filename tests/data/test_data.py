@@ -876,7 +876,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tmp_path, a
     parts = [d.batch(5, i, count) for i in range(count)]
     for key, value in whole.items():
       np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
-  with pytest.raises(ValueError, match='config.data.batch_size=12: it is not a multiple of the 5'):
+  with pytest.raises(ValueError, match='config.data.batch_size=12: it cannot be divided over 5'):
     d.batch(0, 0, 5)
 
 

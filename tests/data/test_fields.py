@@ -64,7 +64,7 @@ def test_fields_are_chosen_and_the_first_that_is_named_is_x(several):
   assert set(d.batch(0)) == {'tokens', 'label'}
   with pytest.raises(InputError, match="has no field 'sound'; choose one of motion, tokens, label"):
     make(name=several, fields=('motion', 'sound')).batch(0)
-  with pytest.raises(InputError, match='first field, speed, is one number an example'):
+  with pytest.raises(InputError, match='first field, speed, has one number per example'):
     make(name=several, fields=('speed',)).batch(0)
 
 
@@ -170,7 +170,7 @@ def test_captions_beside_pictures_are_a_field_of_text(tmp_path):
   short = make(name=str(tmp_path), text_length=3)
   assert text.decode(every(short, 'test')['caption']) == ['num', 'num']
   (tmp_path / 'captions.txt').write_text('0.png number 0\n')
-  with pytest.raises(InputError, match='line 1.: it is not of that form; write file<TAB>caption'):
+  with pytest.raises(InputError, match='line 1.: the line cannot be read; write file<TAB>caption'):
     make(name=str(tmp_path)).batch(0)
   (tmp_path / 'captions.txt').write_text('0.png\tnumber 0\n')
   with pytest.raises(InputError, match='captions.txt has no caption of 1.png'):

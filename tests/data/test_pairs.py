@@ -175,14 +175,14 @@ def test_the_command_s_own_sampler_makes_pairs_and_its_next_line_names_them():
 
 def test_a_grid_whose_noise_is_not_that_of_t_1_is_refused_and_nothing_is_written(teacher, tmp_path):
   late = catalogue.method('heun', None, '0.8,0.4,0')
-  with pytest.raises(InputError, match='grid=0.8: .* standard deviation 0.82.*, and at t = 1 '
-                     'it has .*; choose a grid from 1 to 0'):
+  with pytest.raises(InputError, match='grid=0.8: .* standard deviation 0.82.*, but .* at t = 1; '
+                     'choose a grid from 1 to 0'):
     runs.make_pairs(teacher, tmp_path / 'pairs', method=late, count=4, batch_size=4)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_field_that_is_called_as_the_sample_is_refused():
-  with pytest.raises(InputError, match="the data have a field 'x', and so have pairs"):
+  with pytest.raises(InputError, match="the data have a field 'x', and pairs add another"):
     pairs.fields_of(fields.integers('x', (2,), 4))
   with pytest.raises(InputError, match="the data have a field 'z_1'"):
     pairs.fields_of(fields.integers('image', (2,), 4), [fields.reals('z_1', (3,))])
@@ -238,8 +238,8 @@ def test_pairs_of_another_teacher_are_refused_before_anything_is_written(teacher
 
 @pytest.mark.parametrize('changes,says', [
     ({'batch_size': 64}, 'config.data.batch_size=64: .* has 45 pairs to train on; make more'),
-    ({'name': 'swirl', 'found': ()}, "it has no floats 'z_1', as pairs have; make some"),
-    ({'augment': True}, "augment=True: it changes 'image' alone, and a pair is x and z_1"),
+    ({'name': 'swirl', 'found': ()}, "it has no field 'z_1' of floats, .*; make pairs"),
+    ({'augment': True}, "augment=True: it would change only 'image', not the pair x and z_1"),
     ({'name': './nowhere'}, 'nowhere')])
 def test_data_that_are_no_pairs_or_too_few_are_refused(made, tmp_path, changes, says):
   with pytest.raises((InputError, FileNotFoundError), match=says):
@@ -248,8 +248,8 @@ def test_data_that_are_no_pairs_or_too_few_are_refused(made, tmp_path, changes, 
 
 
 @pytest.mark.parametrize('change,says', [
-    (lambda said: said['about'].update(prior_std=80.0), 'standard deviation 80, of another'),
-    (lambda said: said['fields'][1].__setitem__(1, [3]), r'its x.npy is \(60, 2\), where pairs'),
+    (lambda said: said['about'].update(prior_std=80.0), 'standard deviation 80, but'),
+    (lambda said: said['fields'][1].__setitem__(1, [3]), r'its x.npy has shape \(60, 2\), but'),
     (lambda said: said.pop('done'), "it has no 'done'")])
 def test_pairs_of_another_process_or_shape_are_refused(made, tmp_path, change, says):
   place = shutil.copytree(made, tmp_path / 'pairs')
@@ -271,7 +271,7 @@ def learner(made, **changes):
 
 @pytest.mark.parametrize('changes,says', [
     ({'batch_size': 64}, 'config.data.batch_size=64: .* has 45 pairs to train on; make more'),
-    ({'augment': True}, "augment=True: it changes 'image' alone, and a pair is x and z_1")])
+    ({'augment': True}, "augment=True: it would change only 'image', not the pair x and z_1")])
 def test_a_student_by_knowledge_refuses_what_a_reflow_does(made, changes, says):
   with pytest.raises(InputError, match=says):
     learner(made, **changes)
@@ -283,7 +283,7 @@ def test_a_student_by_knowledge_refuses_the_noise_of_another_process(made, tmp_p
   said = json.loads((place / 'pairs.json').read_text())
   said['about']['prior_std'] = 80.0
   (place / 'pairs.json').write_text(json.dumps(said))
-  with pytest.raises(InputError, match='standard deviation 80, of another process: here it has'):
+  with pytest.raises(InputError, match='standard deviation 80, but the noise of this process has'):
     learner(place)
 
 

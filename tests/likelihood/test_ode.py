@@ -312,7 +312,7 @@ def test_methods_that_are_none_are_refused():
   with pytest.raises(InputError, match='importance=0: '):
     ode.estimator(importance=0)
   for start in (0.0, 1.0, -0.1, float('nan')):
-    with pytest.raises(InputError, match='start=.*: it is a time between 0 and 1'):
+    with pytest.raises(InputError, match='start=.*: it must be a time between 0 and 1'):
       ode.estimator(start=start)
   with pytest.raises(TypeError, match='step_size'):
     ode.estimator(step_size=0.1)

@@ -34,7 +34,7 @@ def initialize(monkeypatch):
 @pytest.mark.parametrize('given,named', [
     ((None, 2, 0), '^coordinator: it is missing'),
     (('a:1', None, 0), '^num_processes: it is missing'),
-    (('a:1', None, None), '^num_processes: .*coordinator, num_processes and process_id, all three'),
+    (('a:1', None, None), '^num_processes: .* num_processes and process_id: give all three'),
     ((None, 2, None), '^coordinator: it is missing'),
     (('a', 2, 0), "^coordinator='a': "), (('a:b', 2, 0), "^coordinator='a:b': "),
     (('a:1', 2, 2), '^process_id=2: '), (('a:1', 2, -1), '^process_id=-1: '),

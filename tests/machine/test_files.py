@@ -65,7 +65,7 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_given(tmp_path, monkey
 
 @pytest.mark.parametrize('path,message', [
     ('', '--workdir=: it is empty; give a path (is a shell variable unset?).'),
-    ('a\0b', '--workdir=a\0b: no path has a zero byte; give another.')])
+    ('a\0b', '--workdir=a\0b: a path cannot have a zero byte; give another path.')])
 def test_what_can_be_no_path_is_refused(path, message):
   for of in (files.user_path, files.run_directory):
     with pytest.raises(InputError) as error:

@@ -157,7 +157,7 @@ def test_the_public_schedules_are_those_of_the_public_code():
 @pytest.mark.parametrize('make,given,message', [
     (consistency.fixed, (1, 0.0), 'levels=1: neighbours need two levels'),
     (consistency.fixed, (18, 1.0), 'rate=1.0: '),
-    (consistency.growing, (2, 1, 10, 0.9), 'last=1: there are first=2'),
+    (consistency.growing, (2, 1, 10, 0.9), 'last=1: the number of levels grows from first=2'),
     (consistency.growing, (1, 9, 10, 0.9), 'first=1: neighbours'),
     (consistency.growing, (2, 9, 0, 0.9), 'updates=0: '),
     (consistency.growing, (2, 9, 10, 0.0), 'rate=0.0: '),

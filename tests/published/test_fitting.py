@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_is_told_by_its_step():
 
 @pytest.mark.parametrize('given,message', [
     ({'batches': iter(())}, 'batches: there is none; give a list'),
-    ({'batches': [{'x': np.zeros((B, 2)), 'y': np.zeros(3)}]}, r'one has \[3, 64\] examples'),
+    ({'batches': [{'x': np.zeros((B, 2)), 'y': np.zeros(3)}]}, r'leaves of \[3, 64\] examples'),
     ({'ema': 1.0}, 'ema.ema=1.0')])
 def test_what_cannot_be_fitted_is_refused_in_one_line(given, message):
   given = {'batches': batches(1), **given}

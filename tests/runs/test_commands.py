@@ -258,7 +258,7 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
     runs.report(run)
   fields['checkpoint']['step'] = 2
   (run / 'ledger.json').write_text(json.dumps(fields))
-  with pytest.raises(InputError, match='step 2, the newest checkpoint of step 4'):
+  with pytest.raises(InputError, match='step 2, but the newest checkpoint is of step 4'):
     runs.report(run)
   (run / 'ledger.json').write_text(json.dumps({'rows': [], 'dataset': {}, 'checkpoint': {}}))
   with pytest.raises(InputError, match='written by an older version; evaluate it again'):
@@ -274,7 +274,7 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
     ({'estimates': ['ode/variational']}, "estimates='ode/variational': "),
     ({'ode_tolerance': 0.0}, 'ode_tolerance=0.0: '),
     ({'importance': 0}, 'importance=0: '),
-    ({'ode_start': 1.0}, 'ode_start=1.0: it is a time between 0 and 1'),
+    ({'ode_start': 1.0}, 'ode_start=1.0: it must be a time between 0 and 1'),
     ({'probe': 'normal'}, "probe='normal': there is no such choice; choose one of rad"),
     ({'examples': 0}, 'examples=0: '),
     ({'batch_size': -1}, 'batch_size=-1: '),
@@ -701,7 +701,7 @@ def test_more_images_than_the_memory_holds_are_refused_before_they_are_drawn(fin
   with pytest.raises(InputError, match='count=62501: it takes 0 GiB at least, and this mach'):
     runs.sample(finished, tmp_path / 'a.npz', method=by(5), count=62_501)  # of 16 pixels
   monkeypatch.setattr(sampling.check, 'MOST_NUMBERS', 16_000)  # on each of four devices
-  with pytest.raises(InputError, match='batch_size=4001: so many examples of 16 numbers'):
+  with pytest.raises(InputError, match='batch_size=4001: this many examples of 16 numbers'):
     runs.sample(finished, tmp_path / 'a.npz', method=by(5), count=4001, batch_size=10**8)
   assert not list(tmp_path.iterdir())
 
@@ -752,7 +752,7 @@ def test_an_npz_of_the_same_settings_is_complete_or_drawn_on(finished, tmp_path,
   assert runs.sample(finished, tmp_path / 'a.npz', count=8, **options) == 0
   assert (tmp_path / 'a.npz').read_bytes() == written
   for other in ({'seed': 1}, {'average': 'raw'}, {'method': by(6)}, {'step': 2}):
-    with pytest.raises(InputError, match='it is there already, of another '):
+    with pytest.raises(InputError, match='it is there already, with another '):
       runs.sample(finished, tmp_path / 'a.npz', **{**options, 'count': 8, **other})
   with pytest.raises(InputError, match='it is there already, with 8 images'):
     runs.sample(finished, tmp_path / 'a.npz', count=3, **options)

@@ -117,5 +117,5 @@ def test_what_is_no_plane_is_refused(run, monkeypatch):
       model=lambda params: trained.experiment.model(params)._replace(shape=(8, 8, 1)))
   monkeypatch.setattr(workdir, 'load_trained', lambda directory: trained._replace(
       experiment=images))
-  with pytest.raises(InputError, match=r'of \(8, 8, 1\), not points in the plane'):
+  with pytest.raises(InputError, match=r'shape \(8, 8, 1\), and are not points in the plane'):
     gallery.row('images', 'anywhere', run)

@@ -142,7 +142,7 @@ def test_what_changes_a_model_keeps_what_it_can():
     (lambda: GAUSSIAN.nats({'image': jnp.zeros((1, 2))}, key=jax.random.key(0), draws=0),
      'draws=0'),
     (lambda: LABELLED.nats({'image': jnp.zeros((1, 2))}, key=jax.random.key(0)),
-     "batch: this model is conditioned on labels, and it has none; add 'label'")])
+     "batch: this model is conditioned on labels, and the batch has none; add 'label'")])
 def test_what_cannot_be_drawn_or_bounded_is_refused_in_one_line(call, message):
   with pytest.raises(InputError, match=message) as error:
     call()

@@ -78,7 +78,7 @@ def test_a_longer_prefix_is_a_nearer_image(folder, encoded, tmp_path):
     levels.append(decoded.level)
   assert levels == sorted(levels, reverse=True) and levels[0] > levels[-1] == 0
   assert errors == sorted(errors)
-  with pytest.raises(InputError, match='prefix=1.5: it is a share of the file'):
+  with pytest.raises(InputError, match='prefix=1.5: it must be a share of the file'):
     progressive.decode(out, tmp_path / 'x', prefix=1.5)
   with pytest.raises(InputError, match='finish=.meen.: did you mean mean'):
     progressive.decode(out, tmp_path / 'x', finish='meen')
@@ -163,4 +163,4 @@ def test_the_command_says_that_a_file_is_lossy_and_how_biased_its_samples_are(fo
   assert code == 0 and 'kind: diffc (lossy)' in said
   code, _, error = compress('decode', tmp_path / 'x.vdmz', '--prefix=0',
                             f'--out={tmp_path / "no"}')
-  assert code == 2 and '--prefix=0.0: it is a share of the file' in error
+  assert code == 2 and '--prefix=0.0: it must be a share of the file' in error

@@ -283,7 +283,7 @@ def test_a_damaged_file_and_statistics_of_the_wrong_size_are_refused(folder, tmp
   with pytest.raises(InputError, match='^samples=.*bad.npz.: it cannot be read'):
     score(folder, samples=str(tmp_path / 'bad.npz'))
   for mean, covariance, message in ((16, (16, 4), r'give a mean \[D\] and'),
-                                     (9, (9, 9), 'an image has 16 of them, .* reference 9')):
+                                     (9, (9, 9), 'a sample has 16 features, .* reference has 9')):
     np.savez(tmp_path / 'bad.npz', mu=np.zeros(mean), sigma=np.zeros(covariance))
     with pytest.raises(InputError, match=message):
       score(folder, reference=str(tmp_path / 'bad.npz'))

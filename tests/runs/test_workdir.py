@@ -131,7 +131,7 @@ def test_a_run_that_is_older_than_a_field_of_its_config_says_which_and_what_to_d
   again = lambda run: runs.train(workdir.read_config(run), run / 'config.py', run)
   for use in (vdm_jax.load, again):
     with pytest.raises(InputError, match="config.py': there is no field 'features', which line .* "
-                       'needs; add it, to the config.json of a run, or use the version') as no:
+                       'needs; add it .*, or use the version') as no:
       use(run)
     assert '\n' not in str(no.value)
 

@@ -83,8 +83,8 @@ def test_a_grid_may_be_a_file(tmp_path):
     (('adaptive_ode', None, 'uniform'), "grid='uniform': the sampler adaptive_ode chooses its own"),
     (('adaptive_ode', 5), 'steps=5: the sampler adaptive_ode chooses its own steps'),
     (('pndm', 5), "sampler='pndm': did you mean plms"),
-    (('ddim', 5, '', 1.5), 'eta=1.5: it is from 0 (no noise) to 1'),
-    (('heun', 5, '', 0.5), 'eta=0.5: the sampler heun has none'),
+    (('ddim', 5, '', 1.5), 'eta=1.5: it must be from 0 (no noise) to 1'),
+    (('heun', 5, '', 0.5), 'eta=0.5: the sampler heun has no eta'),
     (('ddim', 5, '1,0.5,0'), 'steps=5: grid=1,0.5,0 has its own number of steps'),
 ])
 def test_what_cannot_be_made_is_refused_by_its_flag(arguments, message):

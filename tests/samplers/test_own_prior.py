@@ -47,7 +47,7 @@ def test_a_truncated_chain_draws_the_data_from_its_prior_and_others_from_n_0_1()
 
 def test_a_prior_of_the_model_s_own_is_at_the_end_of_its_process():
   sparse = np.array([0.9, 0.4, 0.0])
-  with pytest.raises(InputError, match="^grid=0.9: .*prior is the model's own, of t = 1"):
+  with pytest.raises(InputError, match="^grid=0.9: .*the model's own prior is for t = 1"):
     MODEL.sample(jax.random.key(0), 2, sampler=samplers.ddim, grid=sparse)
   arguments = {'times': sparse, 'seed': 0, 'cond': lambda numbers: {}}
   with pytest.raises(InputError, match='^grid=0.9'):

@@ -153,7 +153,7 @@ def test_a_sampler_of_consistency_models_is_refused_to_others(teacher, tmp_path)
     ({}, 'init_from: its teacher is what it starts from'),
     ({'model__features': 16}, 'it has no net/dense_in/bias of this shape, nor 2 others'),
     ({'model__logsnr_max': 6.0}, 'init_from: the teacher has another process: at t = 0 alpha'),
-    ({'data__name': 'moons'}, 'it learned swirl, and the data here are moons'),
+    ({'data__name': 'moons'}, 'that run learned swirl, but the data here are moons'),
     ({'model__teacher_steps': 12}, 'config.model.teacher_steps=12: the steps of a student'),
     ({'model__student_steps': 3}, 'config.model.student_steps=3: the steps of a student'),
     ({'model__student_steps': 8}, 'config.model.student_steps=8: a student makes fewer steps'),
@@ -174,7 +174,7 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_written(
 def test_a_student_is_no_longer_than_its_teacher(student, tmp_path):
   """Of a run that was distilled for one step there is nothing to halve."""
   with pytest.raises(InputError, match='config.model.teacher_steps=8: the teacher was distilled '
-                                       'for 1, and a student is no longer'):
+                                       'down to 1, and a student cannot begin'):
     runs.train(config('progressive'), CONFIG, tmp_path / 'run', init_from=student)
 
 
@@ -391,7 +391,7 @@ def test_a_guided_student_is_told_w_by_a_condition_and_lacks_no_other_parameter(
 def test_a_network_that_is_told_no_weight_refuses_one():
   net = MLP(8, 1, classes=CLASSES)
   z, label = jnp.zeros((2, 4)), jnp.zeros(2, int)
-  with pytest.raises(InputError, match='it is a pair, and this network is told no weight'):
+  with pytest.raises(InputError, match='it is a pair, but this network reads no weight'):
     net.init(random.key(0), z, jnp.zeros(2), (label, jnp.ones(2)))
 
 
@@ -424,7 +424,7 @@ def test_a_range_of_weights_that_the_network_cannot_tell_apart_is_refused(low, h
 
 def test_a_student_of_knowledge_is_refused_data_without_noise():
   made = config()
-  with pytest.raises(InputError, match="config.data.name='swirl': it has no floats 'z_1'"):
+  with pytest.raises(InputError, match="config.data.name='swirl': it has no field 'z_1' of floats"):
     knowledge.experiment(made, students_config.build(made))
 
 

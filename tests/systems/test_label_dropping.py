@@ -192,5 +192,5 @@ def test_the_flag_is_a_weight_and_perhaps_an_interval(given, expected):
 
 @pytest.mark.parametrize('given', [['much'], ['1', '2'], ['1', '5', '-3']])
 def test_a_flag_that_says_something_else_is_refused(given):
-  with pytest.raises(InputError, match='^guidance=.*: it is W, or W,LOW,HIGH'):
+  with pytest.raises(InputError, match='^guidance=.*: it must be W, or W,LOW,HIGH'):
     guidance.parse(given)

@@ -51,7 +51,7 @@ def context(n, train=True, step=0):
 @pytest.mark.parametrize('field,value,says', [
     ('truncated_at', 1, 'does not truncate a chain of 1000 steps.*from 2 to 999'),
     ('truncated_at', 1000, 'does not truncate'), ('truncated_at', -5, 'does not truncate'),
-    ('class_conditional', True, 'told nothing'), ('variances', True, 'train variances')])
+    ('class_conditional', True, 'does not read labels'), ('variances', True, 'train variances')])
 @pytest.mark.parametrize('prior', ['adversarial', 'gaussian'])
 def test_what_cannot_be_truncated_is_refused_in_a_line(prior, field, value, says):
   with pytest.raises(InputError, match=f'config.model.{field}={value}: .*{says}') as error:

@@ -196,8 +196,8 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
   config = trained.config
   if 'dtype' not in config.get('model', {}):
     raise InputError('workdir', f'{directory}',
-                     'its config has no config.model.dtype, the precision of a trunk',
-                     'name a run whose network has one')
+                     'its config has no config.model.dtype, so its network has one precision only',
+                     'name a run whose config has the field')
   module = workdir.import_config(
       files.run_directory('workdir', directory) / 'config.py')
   builds = {}

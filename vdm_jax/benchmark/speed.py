@@ -331,7 +331,7 @@ def data(subject: Subject, *, repetitions: int | None = None, warm_up: int = 1,
   size = subject.config.data.batch_size
   if subject.config.train.steps_per_dispatch > 1:
     raise InputError('config.train.steps_per_dispatch', subject.config.train.steps_per_dispatch,
-                     'every step is a dispatch here', 'set it 0 or 1')
+                     'this measurement dispatches every step', 'set it to 0 or 1')
   say(subject.experiment.data.describe())
   training = Training(subject)
   place = training.layout.place

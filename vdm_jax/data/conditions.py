@@ -77,8 +77,9 @@ def _read(field: Field, strings: Sequence[str]) -> np.ndarray:
 
   read = [one(string) for string in strings]
   for string, rows in zip(strings, read, strict=True):
-    require(rows.shape[1:] == read[0].shape[1:], field.name, string, f'a value here is '
-            f'{rows.shape[1:]}, and the first one {read[0].shape[1:]}', 'give values of one shape')
+    require(rows.shape[1:] == read[0].shape[1:], field.name, string, f'its shape is '
+            f'{rows.shape[1:]}, but the first value has shape {read[0].shape[1:]}',
+            'give values of one shape')
   return np.concatenate(read)
 
 

@@ -141,7 +141,7 @@ def _lines(path: str) -> list[tuple[str, dict]]:
           values = json.loads(line)
           out.append((values.pop('file_name'), values))
       except (ValueError, KeyError, AttributeError) as error:
-        raise InputError('config.data.name', f'{path}, line {number}', 'it is not of that form',
+        raise InputError('config.data.name', f'{path}, line {number}', 'the line cannot be read',
                          remedy) from error
   return out
 

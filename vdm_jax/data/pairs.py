@@ -42,7 +42,7 @@ def fields_of(x: Field, conditions: Sequence[Field] = ()) -> tuple[Field, ...]:
   kept = () if x.levels is None else (x,)
   for field in (*kept, *conditions):
     require(field.name not in (SAMPLE, NOISE), None, None, f'the data have a field {field.name!r}, '
-            'and so have pairs, which is another', 'rename the field of the data')
+            'and pairs add another field of this name', 'rename the field of the data')
   return (*kept, fields.reals(SAMPLE, x.shape), fields.reals(NOISE, x.shape), *conditions)
 
 
@@ -67,16 +67,17 @@ def open_pairs(path: str) -> Store:
   """The pairs in a folder, as a Store; no array is read.  Raises InputError."""
   if not is_pairs(path):
     said = record(f'{path}.part')
-    raise InputError('config.data.name', path, f'{said["done"]:,} of its {said["count"]:,} pairs '
-                     'are made', 'let scripts/make_pairs.py end; the same command goes on')
+    raise InputError('config.data.name', path, f'only {said["done"]:,} of its {said["count"]:,} '
+                     'pairs are made', 'let scripts/make_pairs.py finish; the same command '
+                     'resumes it')
   said = record(path)
   declared = tuple(Field(name, tuple(shape), dtype, levels)
                    for name, shape, dtype, levels in said['fields'])
   for field in declared:
     shape = _array(path, field.name).shape
     require(shape == (said['count'], *field.shape), 'config.data.name', path,
-            f'its {field.name}.npy is {shape}, where pairs.json says {said["count"]} of '
-            f'{field.shape}', f'{_REMEDY[0].lower()}{_REMEDY[1:]}')
+            f'its {field.name}.npy has shape {shape}, but pairs.json says {said["count"]} pairs '
+            f'of shape {field.shape}', f'{_REMEDY[0].lower()}{_REMEDY[1:]}')
   train, test = every_sixth(said['count'])
   labels = next((np.asarray(_array(path, field.name)) for field in declared
                  if field.name == fields.LABEL), None)

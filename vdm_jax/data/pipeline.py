@@ -273,9 +273,9 @@ class Data:
         c.name, c.data_dir, c.image_size, c.get('fields', ()), c.get('text_length', 0)))
     shape = store.fields[0].shape
     if not shape:
-      raise InputError('config.data.name', c.name, f'its first field, {store.fields[0].name}, is '
-                       'one number an example', 'name the field that is x first in '
-                       'config.data.fields, or give it an axis')
+      raise InputError('config.data.name', c.name, f'its first field, {store.fields[0].name}, has '
+                       'one number per example and cannot be x', 'name another field first in '
+                       'config.data.fields, or give this field an axis')
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
       raise InputError('config.data.image_size', c.image_size, f'{c.name} has examples of '
                        f'{shape}, and only pictures of a folder or of TFDS are resized',
@@ -338,8 +338,8 @@ class Data:
   def _batches(self, process_index: int, process_count: int):
     c, split = self.config, self.split('train')
     if c.batch_size % process_count:
-      raise InputError('config.data.batch_size', c.batch_size, 'it is not a multiple of the '
-                       f'{process_count} processes', 'choose one')
+      raise InputError('config.data.batch_size', c.batch_size, 'it cannot be divided over '
+                       f'{process_count} processes', f'choose a multiple of {process_count}')
     change = augmentation.named(c.get('augmentation', 'flips_and_turns'), split.spec
                                 ) if c.augment else None
     rows = np.arange(c.batch_size).reshape(process_count, -1)[process_index]

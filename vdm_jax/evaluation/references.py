@@ -95,13 +95,13 @@ def from_arrays(arrays: Mapping[str, np.ndarray], path: str, extractor: Extracto
   shape = out.statistics.covariance.shape
   if out.statistics.mean.ndim != 1 or shape != 2 * out.statistics.mean.shape:
     raise InputError('reference', f'{path}',
-                     f'its mean is {out.statistics.mean.shape}, its covariance {shape}',
+                     f'its mean has shape {out.statistics.mean.shape}, and its covariance {shape}',
                      'give a mean [D] and a covariance [D, D]')
   if not all(np.isfinite(u).all() for u in out.statistics[1:]):
     raise InputError('reference', f'{path}', 'its statistics are not finite', 'compute them again')
   values = np.linalg.eigvalsh(out.statistics.covariance)
   if values[0] < -1e-6 * max(values[-1], 0.0) or values[-1] < 0.0:
     raise InputError('reference', f'{path}',
-                     f'its covariance has the eigenvalue {values[0]:.3g}', 'compute it '
+                     f'its covariance has the negative eigenvalue {values[0]:.3g}', 'compute it '
                      'again')
   return out

@@ -52,8 +52,9 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
   count, dimensions = samples.shape
   of_reference = len(reference.statistics.mean)
   if dimensions != of_reference:
-    raise InputError('features', None, f'an image has {dimensions} of them, and an image of the '
-                     f'reference {of_reference}', 'make its statistics with the same features')
+    raise InputError('features', None, f'a sample has {dimensions} features, but an image of the '
+                     f'reference has {of_reference}',
+                     'make the statistics of the reference with the same features')
   if not np.all(np.isfinite(samples)):
     raise InputError('features', None, 'the features of the samples are not finite',
                      'check that the weights belong to these features')

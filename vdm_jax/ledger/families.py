@@ -103,8 +103,8 @@ def _chain(form: str) -> Callable[[str], BoundSettings | None]:
       raise InputError('estimates', name, 'a chain that ends in the data has 2 steps or more',
                        'take more')
     if chain.paths and _is_wide(chain) and (chain.steps or 0) < FEWEST_WIDE:
-      raise InputError('estimates', name, 'the weights of paths of so few steps have heavy tails '
-                       'under this variance, and no useful mean', f'take {FEWEST_WIDE} steps or '
+      raise InputError('estimates', name, 'with this variance and so few steps, the weights of '
+                       'paths have heavy tails and no useful mean', f'take {FEWEST_WIDE} steps or '
                        f'more, or iw@{chain.paths}x{chain.steps}')
     return chain
   return parse
@@ -232,7 +232,7 @@ def _needs_of_flow(request, options, model, batch):
   dimensions = math.prod(model.shape)
   if options.probe == 'exact' and dimensions > MOST_EXACT:
     raise InputError('probe', 'exact', f'every evaluation would take {dimensions} products of the '
-                     f'Jacobian, above {MOST_EXACT}', 'choose rademacher')
+                     f'Jacobian, more than {MOST_EXACT}', 'choose rademacher')
   if model.latent is not None:
     raise _refused(request, 'this model has latents of its own, and so no density of one flow',
                    'ask for vlb')

@@ -128,11 +128,11 @@ def check_options(options: Options) -> None:
   for name in ('times', 'importance', 'probes', 'repeats', 'batch_size'):
     require_at_least(name, getattr(options, name))
   if not 0.0 < options.ode_tolerance < 1.0:
-    raise InputError('ode_tolerance', options.ode_tolerance, 'it is between 0 and 1',
-                     'give 1e-5, say')
+    raise InputError('ode_tolerance', options.ode_tolerance, 'it must be between 0 and 1',
+                     'give 1e-5, for example')
   if options.probe not in PROBES:
     raise InputError('probe', options.probe, 'there is no such choice',
                      f'choose one of {", ".join(PROBES)}')
   if options.ode_start is not None and not 0.0 < options.ode_start < 1.0:
-    raise InputError('ode_start', options.ode_start, 'it is a time between 0 and 1',
-                     'give 1e-3, say')
+    raise InputError('ode_start', options.ode_start, 'it must be a time between 0 and 1',
+                     'give 1e-3, for example')

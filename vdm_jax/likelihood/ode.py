@@ -136,7 +136,7 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
   if importance < 1:
     raise InputError('importance', importance, 'at least one sample is needed', 'give 1 or more')
   if start is not None and not 0.0 < start < 1.0:
-    raise InputError('start', start, 'it is a time between 0 and 1', 'give one, or None')
+    raise InputError('start', start, 'it must be a time between 0 and 1', 'give a time, or None')
   noisy = dequantise is None or start is not None
   t0 = 0.0 if start is None else start
 

@@ -182,13 +182,13 @@ def build(module: ModuleType, config: ml_collections.ConfigDict) -> Any:
       raise InputError(
           'config', module.__file__, f'{error.obj.__name__} has no {error.name!r}, which '
           f'{_line(module, error)} uses', 'use the present name, or the version of vdm_jax '
-          'that the config is of') from error
+          'that the config was written for') from error
     if not isinstance(error.obj, ml_collections.ConfigDict):
       raise
     raise InputError(
         'config', module.__file__, f'there is no field {error.name!r}, which '
-        f'{_line(module, error)} needs', 'add it, to the config.json of a run, or use the version '
-        'of vdm_jax that the config is of') from error
+        f'{_line(module, error)} needs', 'add it (for a run, to its config.json), or use the '
+        'version of vdm_jax that the config was written for') from error
 
 
 def _line(module: ModuleType, error: BaseException) -> str:

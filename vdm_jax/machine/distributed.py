@@ -91,7 +91,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
     return
   if 0 < len(missing) < 3:
     raise InputError(missing[0], None, 'it is missing',
-                     'give several processes coordinator, num_processes and process_id, all three')
+                     'several processes need coordinator, num_processes and process_id: give all '
+                     'three')
   if missing and _one_task_of_slurm():
     return
   if not missing:

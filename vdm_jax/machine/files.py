@@ -26,7 +26,7 @@ def user_path(field: str, path: str | Path) -> Path:
   if not text:
     raise InputError(field, text, 'it is empty', 'give a path (is a shell variable unset?)')
   if '\0' in text:
-    raise InputError(field, text, 'no path has a zero byte', 'give another')
+    raise InputError(field, text, 'a path cannot have a zero byte', 'give another path')
   try:
     return Path(text).expanduser()
   except RuntimeError:

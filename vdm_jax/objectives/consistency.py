@@ -190,7 +190,8 @@ def growing(first: int, last: int, updates: int, rate: float, of: str = 'paper')
   require_choice('of', of, ('paper', 'public'))
   require(first >= 2, 'first', first, 'neighbours need two levels', 'give 2 or more')
   if last < first:
-    raise InputError('last', last, f'there are first={first} levels at first', 'give no fewer')
+    raise InputError('last', last, f'the number of levels grows from first={first}',
+                     f'give {first} or more')
   require(updates >= 1, 'updates', updates, 'the levels grow over updates', 'give 1 or more')
   require(0.0 < rate < 1.0, 'rate', rate, 'it must be above 0 and below 1')
   span = (last + 1)**2 - first**2

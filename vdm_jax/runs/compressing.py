@@ -148,7 +148,7 @@ def _of_arrays(path: Path) -> Images:
                      'name the array `images`')
   images = arrays.pop(name)
   require(images.ndim > 1 and len(images) > 0, 'images', str(path),
-          f'the array {name!r} is {list(images.shape)}', 'give one image or more, [n, ...]')
+          f'the array {name!r} has shape {list(images.shape)}', 'give one image or more, [n, ...]')
   labels = {'label' if key == 'labels' else key: value for key, value in arrays.items()
             if value.shape[:1] == images.shape[:1]}
   return Images([f'{i:05d}' for i in range(len(images))], lambda rows: images[rows], labels)
@@ -189,7 +189,7 @@ def conditions_of(trained: workdir.Trained, arrays: Mapping[str, np.ndarray]
   try:
     model.conditions(np.arange(1), **used)
   except InputError as error:
-    raise InputError('images', None, f'of their array {error.field!r}, {error.problem}',
+    raise InputError('images', None, f'in their array {error.field!r}, {error.problem}',
                      error.remedy) from None
   return (lambda rows: model.conditions(rows, **used),
           {name: values.tolist() for name, values in used.items()})

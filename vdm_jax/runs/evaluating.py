@@ -168,8 +168,8 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
                      'where the bound has no value', remedy='give its schedule two finite ends in '
                      'the config (BetaLinear: t_min=1e-5)')
   if schedules and (chain or not replaced_schedules.has_replaceable_schedule(model)):
-    raise InputError('schedules', None, 'this model has a bound or a process of its own, and so no '
-                     'other schedule, or one for each pixel', 'leave it out')
+    raise InputError('schedules', None, 'this model has a bound or a process of its own, or a '
+                     'schedule for each pixel, so its schedule cannot be replaced', 'leave it out')
   part = needs.split(trained, split)
   if not len(part):
     raise InputError('split', split, 'this run has no such images', 'choose another')
@@ -364,8 +364,8 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
   written, ledger = evaluations.read(named.ledger)
   newest = _newest(directory)
   if ledger.checkpoint['step'] != newest:
-    raise InputError(problem=f'{written.ledger} is of step {ledger.checkpoint["step"]}, the newest '
-                     f'checkpoint of step {newest}', remedy='evaluate it again')
+    raise InputError(problem=f'{written.ledger} is of step {ledger.checkpoint["step"]}, but the '
+                     f'newest checkpoint is of step {newest}', remedy='evaluate it again')
   return ledger
 
 
@@ -380,7 +380,7 @@ def evaluated(where: Sequence[str | Path]) -> dict[str, Evaluated]:
     with np.load(written.bits) as bits:
       if bits['step'] != ledger.checkpoint['step']:
         raise InputError(problem=f'{written.ledger.parent}: {written.bits.name} is of step '
-                         f'{bits["step"]}, {written.ledger.name} of step '
+                         f'{bits["step"]}, but {written.ledger.name} is of step '
                          f'{ledger.checkpoint["step"]}', remedy='evaluate it again')
       out[str(name).rstrip('/')] = Evaluated(ledger, {
           row['estimate']: bits[f'{row["estimate"]}/total'].mean(axis=0) for row in ledger.rows})

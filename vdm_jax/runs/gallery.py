@@ -51,8 +51,8 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   model, params = trained.experiment.model, trained.params
   m = needs.require(model(params), 'gallery', directory)
   if m.shape != (2,):
-    raise InputError('workdir', str(directory), f'its data are of {m.shape}, not points in the '
-                     'plane', needs.NEEDS['gallery'].remedy)
+    raise InputError('workdir', str(directory), f'its data have shape {m.shape}, and are not '
+                     'points in the plane', needs.NEEDS['gallery'].remedy)
   points = lambda split: split.get(np.arange(min(count, len(split))))[m.field]
   truth = pairing.truth(trained.experiment.data)
   test, train = (points(truth.split(name)) for name in ('test', 'train'))

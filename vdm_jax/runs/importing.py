@@ -137,7 +137,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   try:
     params = of.params(flat, like, model)
   except InputError as error:
-    raise InputError('in', f'{file}', f'as {model}, {error}') from None
+    raise InputError('in', f'{file}', f'it cannot be read as {model}: {error}') from None
   integers = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
               if not jnp.issubdtype(u.dtype, jnp.inexact)]
   if integers:

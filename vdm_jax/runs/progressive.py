@@ -152,8 +152,8 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
   random.key(seed)  # raises if there is no such seed
   steps = STEPS[method] if steps is None else steps
   _require_few(steps)
-  require(not approximate or method == 'diffc', 'approximate', None, 'only diffc searches',
-          'leave it out')
+  require(not approximate or method == 'diffc', 'approximate', None, 'only diffc searches, so '
+          'only diffc can be approximate', 'leave it out, or choose diffc')
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   model, levels = _model(trained, directory)
@@ -234,7 +234,7 @@ def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: st
   Raises InputError as `compressing.decode` does, and then writes nothing.  But any machine may
   decode.
   """
-  require(0.0 < prefix <= 1.0, 'prefix', prefix, 'it is a share of the file',
+  require(0.0 < prefix <= 1.0, 'prefix', prefix, 'it must be a share of the file',
           'give a number above 0, and at most 1')
   require_choice('finish', finish, FINISHES)
   read = container.read(files.user_path('file', file))

@@ -255,8 +255,8 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, condition
     return
   if devices.broadcast_from_first(lambda: not (there is None or fits or overwrite)):
     raise InputError('out', f'{out}', 'it is there already' + (
-        f', of another {", ".join(other)}' if other else
-        f', with {there["count"]:,} images' if there else ', and no file of sample.py'),
+        f', with another {", ".join(other)}' if other else
+        f', with {there["count"]:,} images' if there else ', and is no file of sample.py'),
                      'choose another name, or ask for `overwrite`')
   tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
   parts = out.with_name(f'{out.name}.{tag}.parts')

@@ -93,7 +93,7 @@ def _inception(path: str) -> Extractor:
   def apply(params, images):
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
       raise InputError('features', 'inception',
-                       f'it looks at images [H, W, 1 or 3], not {list(images.shape[1:])}',
+                       f'it reads images [H, W, 1 or 3], not {list(images.shape[1:])}',
                        'choose other features')
     colour = jnp.broadcast_to(images, (*images.shape[:-1], 3)).astype(jnp.float32)
     return Bound(params, inception.Inception())(colour)
@@ -112,7 +112,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
                      + (', or statistics' if flag == 'reference' else ''))
   images = arrays[key]
   if images.ndim < 2 or not len(images) or not np.issubdtype(images.dtype, np.integer):
-    raise InputError(flag, f'{path}', f'{key} is {images.dtype} {list(images.shape)}',
+    raise InputError(flag, f'{path}', f'{key} holds {images.dtype} {list(images.shape)}',
                      'give integers [N, H, W, C], values from 0 on')
   if images.min() < 0:
     raise InputError(flag, f'{path}', f'{key} has the value {images.min()}',
@@ -122,7 +122,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
     try:
       about = dict(json.loads(str(arrays['about'])))
     except ValueError:
-      raise InputError(flag, f'{path}', 'its array `about` is no JSON',
+      raise InputError(flag, f'{path}', 'its array `about` is not JSON',
                        'leave it out') from None
     name += ': ' + ', '.join(f'{field} {about[field]}' for field in (
         'sampler', 'steps', 'seed', 'checkpoint', 'average', 'weights') if field in about)

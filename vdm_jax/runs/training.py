@@ -108,8 +108,8 @@ def _check_start(experiment: Experiment, spec, start: workdir.Trained, directory
   own = data_field(experiment.model(start.params), spec)
   its = start.experiment.data.spec
   if changed or own.name not in its or its[own.name] != own:
-    raise InputError('init_from', str(directory), f'it learned {its.name}, and the data here are '
-                     f'{spec.name}{": " * bool(changed)}{changed}',
+    raise InputError('init_from', str(directory), f'that run learned {its.name}, but the data here '
+                     f'are {spec.name}{": " * bool(changed)}{changed}',
                      'distil on the data of the teacher (--config.data.name)')
 
 

@@ -384,7 +384,7 @@ def _called(name: str, field: str) -> str:
              if re.search(rf'\b{re.escape(name)}\b', entry.paper, re.IGNORECASE)]
     near = cited[:3] or difflib.get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
     raise InputError(field, name,
-                     f'did you mean {" or ".join(near)}?' if near else 'there is no such choice',
+                     f'did you mean {" or ".join(near)}' if near else 'there is no such choice',
                      'choose one that `sample.py --help` lists')
   if jax.process_index() == 0:
     print(f'The sampler {name} is called {known} here ({SAMPLERS[known].paper}).', file=sys.stderr)
@@ -408,9 +408,10 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
   name, entry = find(name)
   if eta is not None:
     if name != 'ddim':
-      raise InputError('eta', eta, f'the sampler {name} has none', 'leave it out, or choose ddim')
+      raise InputError('eta', eta, f'the sampler {name} has no eta', 'leave it out, or choose ddim')
     if not 0.0 <= eta <= 1.0:
-      raise InputError('eta', eta, 'it is from 0 (no noise) to 1 (ancestral)', 'give one of these')
+      raise InputError('eta', eta, 'it must be from 0 (no noise) to 1 (ancestral)',
+                       'give such a number')
     name, entry = f'ddim_eta_{eta:g}', entry._replace(make=partial(entry.make, eta=eta))
   if entry.needs in MISSING:
     raise InputError('sampler', name, f'it needs {MISSING[entry.needs]}', 'use it from Python')
@@ -436,7 +437,7 @@ def require_suited(method: Method, model: Model, field: str = 'sampler') -> None
           'the estimate of this model is the mean of the data, not the end of a path',
           'choose another sampler, or train a consistency model (configs/plane/consistency.py)')
   require(not (method.stochastic and model.coupled and not model.distilled), field, method.name,
-          'it adds noise by the score, and this model is a flow of coupled noise, which has none',
+          'it adds noise by the score, and this model, a flow of coupled noise, has no score',
           'choose a deterministic one (heun, euler, dpmpp_2m, adaptive_ode)')
 
 

@@ -118,8 +118,8 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
   """
   check_options(order, 'eps', 'taylor')
   if evaluations < order:
-    raise InputError('evaluations', evaluations, f'a step of order {order} needs {order}',
-                     'give more, or a lower order')
+    raise InputError('evaluations', evaluations, f'a step of order {order} needs {order} '
+                     'evaluations', 'give more, or a lower order')
   full, remainder = divmod(evaluations, order)
   if remainder:
     sizes = [order] * full + [remainder]
@@ -130,8 +130,8 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
   ends = jnp.asarray([start, end], float)
   lam, finite = half_logsnr(process, ends)
   if not isinstance(finite, Tracer) and not finite.all():
-    raise InputError('start', start, f'logsnr is infinite there or at end={end}, and steps of '
-                     'equal length in it need both finite', 'begin and end inside')
+    raise InputError('start', start, f'logsnr is infinite there or at end={end}, and equal steps '
+                     'in logsnr need two finite ends', 'begin and end inside')
   fraction = jnp.asarray([(i + j / size) / len(sizes) for i, size in enumerate(sizes)
                           for j in range(size)])[1:]
   between = time_of(process, 2.0 * (lam[0] + fraction * (lam[1] - lam[0])))

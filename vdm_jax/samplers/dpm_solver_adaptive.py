@@ -57,12 +57,13 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
   """
   check_options(order, of, solver_type)
   if order == 1:
-    raise InputError('order', 1, 'step sizes come from two orders', 'give 2 or 3')
+    raise InputError('order', 1, 'the step size is chosen by comparing with the order below',
+                     'give 2 or 3')
   (first, last), finite = half_logsnr(process, jnp.asarray([start, end], z.dtype))
   known = not isinstance(finite, Tracer)
   if known and not finite.all():
-    raise InputError('start', start, f'logsnr is infinite there or at end={end}, and step sizes in '
-                     'it need both finite', 'begin and end inside')
+    raise InputError('start', start, f'logsnr is infinite there or at end={end}, and steps in '
+                     'logsnr need two finite ends', 'begin and end inside')
   fine = stage_by_stage(denoise, process, of)
 
   def attempt(z, lam, to):
@@ -106,7 +107,8 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
                             _State(z, z, first, jnp.asarray(h, z.dtype), count, count))
   reached = done.lam == last
   if not isinstance(reached, Tracer) and not reached:
-    raise InputError(problem=f'no step of tolerated error at logsnr = {2.0 * float(done.lam):.6g} '
+    raise InputError(problem='no step has a tolerated error at logsnr = '
+                     f'{2.0 * float(done.lam):.6g} '
                      f'after {int(done.accepted + done.rejected)} attempts',
                      remedy='loosen atol and rtol, raise attempts, or see whether the network '
                      'gives NaN there')

@@ -46,7 +46,7 @@ def check_start(m: Model, times: np.ndarray) -> None:
   N(0, 1) serves at any late time; a model's own prior serves at t = 1 alone.
   """
   require(m.prior is None or float(times[0]) == 1.0, 'grid', float(times[0]),
-          "this grid begins there, and the prior is the model's own, of t = 1",
+          "the grid begins at this t, but the model's own prior is for t = 1",
           'choose a grid from 1 to 0')
 
 
@@ -59,8 +59,8 @@ def check_pairs(m: Model, times: np.ndarray) -> None:
   check_start(m, times)
   if m.prior is None:
     first, last = (float(prior_std(m.process, t)) for t in (times[0], 1.0))
-    require(abs(first - last) <= 1e-3 * last, 'grid', float(times[0]), 'this grid begins there, '
-            f'with noise of standard deviation {first:.4g}, and at t = 1 it has {last:.4g}',
+    require(abs(first - last) <= 1e-3 * last, 'grid', float(times[0]), 'the grid begins at this t, '
+            f'where noise has standard deviation {first:.4g}, but {last:.4g} at t = 1',
             'choose a grid from 1 to 0')
 
 

@@ -40,7 +40,8 @@ def ddim(denoise: Denoiser, process: Process, eta: float = 0.0) -> Sampler:
   Raises InputError if eta is outside [0, 1].
   """
   if not 0.0 <= eta <= 1.0:
-    raise InputError('eta', eta, 'it is from 0 (no noise) to 1 (ancestral)', 'give one of these')
+    raise InputError('eta', eta, 'it must be from 0 (no noise) to 1 (ancestral)',
+                     'give such a number')
 
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)

@@ -20,19 +20,19 @@ def require_pairs(config: ml_collections.ConfigDict, base: Experiment) -> None:
   spec, place = base.data.spec, config.data.name
   for name in (pairs.NOISE, pairs.SAMPLE):
     require(name in spec and spec[name].levels is None, 'config.data.name', place,
-            f'it has no floats {name!r}, as pairs have',
-            'make some of a trained model (scripts/make_pairs.py)')
+            f'it has no field {name!r} of floats, so it does not hold pairs',
+            'make pairs with a trained model (scripts/make_pairs.py)')
   require(not config.data.augment, 'config.data.augment', True,
-          f'it changes {spec.x.name!r} alone, and a pair is {pairs.SAMPLE} and {pairs.NOISE}',
+          f'it would change only {spec.x.name!r}, not the pair {pairs.SAMPLE} and {pairs.NOISE}',
           'set it False')
   if not (data.is_path(place) and pairs.is_pairs(place)):
     return
   own, theirs = _prior_std(base), pairs.record(place)['about']['prior_std']
   if own is not None and (theirs is None or abs(own - theirs) > 0.01 * own):
     noise = 'is learned' if theirs is None else f'has standard deviation {theirs:g}'
-    raise InputError('config.data.name', place, f'its noise {noise}, of another process: here it '
+    raise InputError('config.data.name', place, f'its noise {noise}, but the noise of this process '
                      f'has standard deviation {own:g}',
-                     'make pairs of a model whose process has this noise')
+                     'make pairs with a model whose process has this noise')
   there = len(base.data.split('train'))
   require(there >= config.data.batch_size, 'config.data.batch_size', config.data.batch_size,
           f'{place} has {there:,} pairs to train on', 'make more, or choose a smaller batch')

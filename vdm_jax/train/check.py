@@ -30,8 +30,8 @@ def require_fits(field: str, count: int, shape: tuple[int, ...], devices: int) -
   times the memory of its input.
   """
   most = MOST_NUMBERS * devices // math.prod(shape)
-  require(count <= most, field, count, f'so many examples of {math.prod(shape):,} numbers are '
-          f'{4 * count * math.prod(shape) / 2**30:,.1f} GiB before any network sees them',
+  require(count <= most, field, count, f'this many examples of {math.prod(shape):,} numbers take '
+          f'{4 * count * math.prod(shape) / 2**30:,.1f} GiB before any network reads them',
           f'take {most:,} at most, and as a rule far fewer')
 
 

@@ -71,5 +71,5 @@ def _require_divisible(batch: PyTree) -> None:
   rows = {len(leaf) for leaf in jax.tree.leaves(batch)}
   devices = jax.local_device_count()
   require(len(rows) == 1 and max(rows) % devices == 0, 'batches', None,
-          f'one has {sorted(rows)} examples, for {devices} devices',
-          f'give every leaf as many, a multiple of {devices}')
+          f'a batch has leaves of {sorted(rows)} examples, for {devices} devices',
+          f'give every leaf the same number of examples, a multiple of {devices}')

@@ -44,8 +44,8 @@ ACTIONS = 'encode IMAGES, decode FILE.vdmz, info FILE.vdmz or curve IMAGES'
 
 
 def main(words: Sequence[str]):
-  require(len(words) < 3, None, None, f'{len(words) - 1} paths are given, and one is taken',
-          f'name one, as in {ACTIONS}; many pictures are one folder')
+  require(len(words) < 3, None, None, f'{len(words) - 1} paths are given, but only one is read',
+          f'name one, as in {ACTIONS}; put several pictures into one folder')
   action, what = words if len(words) == 2 else ('', '')
   if action == 'encode':
     _needed((WORKDIR, 'runs/digits'), (OUT, 'images.vdmz'))

@@ -183,8 +183,8 @@ class Embedding(nn.Module):
   def __call__(self, logsnr: Array, cond: PyTree = None) -> Array:
     w = None
     if isinstance(cond, tuple):
-      require(self.guided, 'cond', None, 'it is a pair, and this network is told no weight of a '
-              'guidance', 'give its first part')
+      require(self.guided, 'cond', None, 'it is a pair, but this network reads no weight of '
+              'guidance', 'give the first part of the pair only')
       cond, w = cond
     labelled = self.classes > 0
     several = labelled and cond is not None and cond.shape == (*logsnr.shape, self.classes)

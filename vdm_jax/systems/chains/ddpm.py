@@ -72,7 +72,8 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
   compose.require(config, 'betas', m.betas in ('linear', 'cosine'), 'there is no such choice',
                   'choose linear or cosine')
   compose.require(config, 'timesteps', m.betas == 'cosine' or m.timesteps > 20,
-                  'linear betas are 1 at 20 steps', 'take more, or config.model.betas=cosine')
+                  'with 20 steps or fewer, a linear beta reaches 1',
+                  'take more steps, or config.model.betas=cosine')
   scale = 1000.0 / m.timesteps
   betas = (cosine_betas(m.timesteps) if m.betas == 'cosine' else
            linear_betas(m.timesteps, 1e-4 * scale, 0.02 * scale))

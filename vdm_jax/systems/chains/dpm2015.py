@@ -160,8 +160,8 @@ def binomial(config: ml_collections.ConfigDict,
     raise InputError('config.data.name', spec.name,
                      f'it has {spec.levels} levels, and the binomial chain is of bits',
                      'choose heartbeat')
-  compose.require(config, 'activity', 0.0 < m.activity < 1.0, 'it is a share of ones',
-                  'give one between 0 and 1')
+  compose.require(config, 'activity', 0.0 < m.activity < 1.0, 'it must be a share of ones',
+                  'give a number between 0 and 1')
   chain = dpm2015_bits.BinomialChain.erasing(m.timesteps, m.activity)
   net = net(float(chain.signal[1]))
   encode = lambda bits: 2.0 * bits.astype(jnp.float32) - 1.0

@@ -28,9 +28,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """
   m = config.model
   compose.require(config, 'rollout', 1 <= m.rollout < m.timesteps,
-                  f'it is not among the {m.timesteps} steps of the chain', 'give 1, e.g.')
-  compose.require(config, 'probability', 0.0 <= m.probability <= 1.0, 'it is no probability',
-                  'give 0.8, e.g.')
+                  f'it must be less than the {m.timesteps} steps of the chain, and at least 1',
+                  'give 1, for example')
+  compose.require(config, 'probability', 0.0 <= m.probability <= 1.0, 'it is not a probability',
+                  'give a number from 0 to 1, such as 0.8')
   compose.require(config, 'rise_steps', m.rise_steps >= 1, 'it must be at least 1')
   compose.require(config, 'variances', not m.variances, 'this loss does not train variances',
                   'set it False')

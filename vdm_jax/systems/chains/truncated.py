@@ -62,7 +62,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
                   f'it does not truncate a chain of {m.timesteps} steps',
                   f'give a number from 2 to {m.timesteps - 1}')
   compose.require(config, 'class_conditional', not m.class_conditional,
-                  'the prior is told nothing of the data', 'set it False')
+                  'the prior does not read labels', 'set it False')
   compose.require(config, 'variances', not m.variances, 'this loss does not train variances',
                   'set it False')
 
@@ -185,7 +185,7 @@ def gaussian_prior(config: ml_collections.ConfigDict, *, net: nn.Module | None =
 
     def bound(batch, t, keys, steps):
       compose.require(config, 'truncated_at', steps == m.truncated_at,
-                      f'the bound is of so many steps, and not of {steps}',
+                      f'the bound of this model has this number of steps, not {steps}',
                       f'ask for vlb@{m.truncated_at}')
       images, cond = batch[own.field], own.cond(batch)
       x = own.encode(images)

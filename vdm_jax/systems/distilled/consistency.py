@@ -89,8 +89,8 @@ def _experiment(config, base, net, inputs, taught) -> Experiment:
   require_choice('config.model.solver', m.solver, consistency.SOLVERS)
   require_choice('config.model.metric', m.metric, consistency.METRICS)
   if TARGET in config.ema:
-    raise InputError(f'config.ema.{TARGET}', config.ema[TARGET], 'this average goes by '
-                     'config.model.target_rate', 'choose another name')
+    raise InputError(f'config.ema.{TARGET}', config.ema[TARGET], 'the average of this name is the '
+                     "target's, with the rate config.model.target_rate", 'choose another name')
 
   def model(params, keys=None):
     of = base.model(params, keys)

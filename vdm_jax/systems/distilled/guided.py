@@ -55,8 +55,8 @@ def told(base: Experiment) -> Experiment:
 def _draw(config):
   m = config.model
   if not 0.0 <= m.w_min < m.w_max <= 8.0:
-    raise InputError('config.model.w_max', m.w_max, f'with config.model.w_min={m.w_min:g} it is no '
-                     'range of weights in [0, 8]', 'give 0 <= w_min < w_max <= 8')
+    raise InputError('config.model.w_max', m.w_max, f'from config.model.w_min={m.w_min:g} to this '
+                     'number is no range of weights in [0, 8]', 'give 0 <= w_min < w_max <= 8')
   return lambda batch, keys: batch | {WEIGHT: guided.draw_weights(keys, m.w_min, m.w_max)}
 
 

@@ -102,7 +102,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
     teachers.require_same(base, made, params)
     if made.distilled and made.distilled[1] < m.teacher_steps:
       raise InputError('config.model.teacher_steps', m.teacher_steps, 'the teacher was distilled '
-                       f'for {made.distilled[1]}, and a student is no longer than its teacher',
+                       f'down to {made.distilled[1]}, and a student cannot begin with more steps',
                        f'give {made.distilled[1]}')
 
   falling = optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, m.halving_updates))

@@ -33,7 +33,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   """
   m = config.model
   compose.require_continuous(config)
-  compose.require(config, 'same', 0 <= m.same <= 1, 'it is a share', 'give one from 0 to 1')
+  compose.require(config, 'same', 0 <= m.same <= 1, 'it must be a share',
+                  'give a number from 0 to 1')
   compose.require(config, 'class_conditional', not m.class_conditional,
                   'the condition of this network is a time', 'set it False')
   spec, net = data.resolve(config.data), system.told_time(net or networks.unet(config))

@@ -50,7 +50,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   compose.require(config, 'timesteps', m.timesteps >= 2, 'a ladder has two levels of noise or more',
                   'give more')
   compose.require(config, 'sigma_min', 0.0 < m.sigma_min < m.sigma_max,
-                  f'it lies between 0 and config.model.sigma_max={m.sigma_max}', 'choose within')
+                  f'it must lie between 0 and config.model.sigma_max={m.sigma_max}',
+                  'choose such a number')
   ladder = schedules.TableSchedule.from_sigmas(
       np.geomspace(m.sigma_max, m.sigma_min, m.timesteps))
   matched = score_matching.on_ladder(score_matching.denoising, m.timesteps)

@@ -128,8 +128,8 @@ def markovian(config: ml_collections.ConfigDict) -> Experiment:
   sizes = tuple(config.model.latents)
   require(config, 'latents', len(set(sizes)) == 1,
           'the latents of a Markov chain all have one size', 'give equal sizes')
-  require(config, 'beta', config.model.beta == 1.0, 'the Markovian bound is trained as it is',
-          'set it 1.0')
+  require(config, 'beta', config.model.beta == 1.0, 'the Markovian bound has no beta',
+          'set it to 1.0')
   steps = range(2, len(sizes) + 1)
 
   def chain(nets, params, x):
@@ -171,7 +171,7 @@ def _experiment(config, shapes, parts, more=None):
   """
   spec, m = data.resolve(config.data), config.model
   require(config, 'latents', len(m.latents) > 0 and min(m.latents) > 0,
-          'it is the dimensions of z_L, ..., z_1', 'give one or more, each positive')
+          'it must list the dimensions of z_L, ..., z_1', 'give one or more, each positive')
   require(config, 'beta', m.beta >= 0.0, 'it is negative', 'give 0 or more')
   modules = {name: Heads(m.features, size, m.dropout) for name, (_, size) in shapes.items()}
   pixels, decoder = Pixels(spec.levels), DiscretisedNormal(spec.levels)
