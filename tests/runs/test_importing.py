@@ -147,7 +147,7 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(published, tmp_pa
       (('ncsnv2', tmp_path / 'gone.pt'), "gone.pt': there is no such file"),
       (('ncsnv2', half, 'ncsn-mnist'), 'half.safetensors'),
       (('ncsnv2', nan, 'ncsn-mnist'), 'is not finite'),
-      (('ncsnv2', path, 'ncsn-cifar10'), f"in='{path}': as ncsn-cifar10, "),
+      (('ncsnv2', path, 'ncsn-cifar10'), f"in='{path}': it cannot be read as ncsn-cifar10: "),
       (('dit', path, 'DiT-S/8'), 'missing: ')]:
     source, file, *model = arguments
     with pytest.raises(InputError) as error:
