@@ -260,7 +260,7 @@ def test_bad_flags_are_refused_by_name(folder, options, message):
 @pytest.mark.parametrize('arrays,message', [
     ({'images': np.zeros((9, 5, 5, 1), np.uint8)}, r'shape \[5, 5, 1\], .* \[4, 4, 1\]'),
     ({'images': images(9, 0, 256)}, 'values are below 25[0-6], .* below'),
-    ({'images': np.zeros((9, *SHAPE))}, 'images is float64 .* integers'),
+    ({'images': np.zeros((9, *SHAPE))}, 'images holds float64 .* integers'),
     ({'images': -np.ones((9, *SHAPE), np.int32)}, 'the value -1'),
     ({'images': np.zeros((0, *SHAPE), np.uint8)}, r'uint8 \[0, 4, 4, 1\]'),
     ({'a': images(9, 0), 'b': images(9, 0)}, 'holds the arrays a, b; give'),
