@@ -218,7 +218,7 @@ def test_labels_for_a_network_without_are_refused_by_the_field_of_the_config():
   c.data.update(name='digits', validation=97)
   experiment = vdm.experiment(c, net=ncsnpp.NCSNpp(features=8, multipliers=(1, 1)))
   assert refused(experiment, c).startswith(
-      'config.model.class_conditional=True: this network takes no labels; set it False')
+      'config.model.class_conditional=True: this network takes no labels; set it to False')
 
 
 # ----------------------------------------------------------- networks and their data

@@ -161,7 +161,7 @@ def check(spec: Spec, batch: Batch) -> None:
                          'that are not finite', 'leave them out, or mend them')
     elif values.dtype.kind == 'f':
       raise InputError('config.data.levels' if x else f'config.data.fields[{field.name}]',
-                       field.levels, f'{spec.name} holds real numbers', 'leave it 0')
+                       field.levels, f'{spec.name} holds real numbers', 'leave it at 0')
     elif values.size and values.max() >= field.levels:
       what = {spec.x.name: 'config.data.levels', LABEL: 'config.data.classes'}
       raise InputError(what.get(field.name, f'config.data.fields[{field.name}]'), field.levels,

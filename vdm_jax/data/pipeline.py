@@ -172,7 +172,7 @@ class Data:
     x = declared[0]
     if c.levels and x.levels is None:
       raise InputError('config.data.levels', c.levels, f'{x.name} of {c.name} holds real numbers',
-                       'leave it 0, or round and count the values')
+                       'leave it at 0, or round and count the values')
     declared[0] = x._replace(shape=tuple(c.shape) or x.shape,
                              levels=c.levels or x.levels)
     if c.classes:
@@ -279,13 +279,13 @@ class Data:
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
       raise InputError('config.data.image_size', c.image_size, f'{c.name} has examples of '
                        f'{shape}, and only pictures of a folder or of TFDS are resized',
-                       'resize the arrays, and leave it 0')
+                       'resize the arrays, and leave it at 0')
     if c.shape and tuple(c.shape) != shape:
       raise InputError('config.data.shape', tuple(c.shape), f'{c.name} has examples of '
                        f'{shape}', 'correct it, or leave it empty')
     if 0 < c.classes < store.classes:
       raise InputError('config.data.classes', c.classes, f'{c.name} has {store.classes} classes',
-                       'correct it, or leave it 0')
+                       'correct it, or leave it at 0')
     if not c.classes:
       _check_numbering(c.name, store)
     logging.info('%s: %s, %d classes, %d images for training, %d for test (%s)', c.name,

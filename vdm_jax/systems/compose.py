@@ -88,7 +88,7 @@ def require(config: ml_collections.ConfigDict, name: str, holds: bool, problem: 
 def require_continuous(config: ml_collections.ConfigDict) -> None:
   """Raises InputError if config.model.timesteps is not 0; for objectives of continuous time."""
   require(config, 'timesteps', not config.model.timesteps,
-          'this objective is of continuous time, and has no steps', 'leave it 0')
+          'this objective is of continuous time, and has no steps', 'leave it at 0')
 
 
 # -------------------------------------------------------------- objectives
@@ -187,7 +187,7 @@ def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:
   """The field of the batch that the config gives to the network; '' for none."""
   if config.model.class_conditional and not spec.classes:
     raise InputError('config.model.class_conditional', True, f'{spec.name} has no labels',
-                     'set it False, or choose data that have some')
+                     'set it to False, or choose data that have some')
   if config.model.class_conditional and config.data.augment:
     raise InputError('config.model.class_conditional', True,
                      'the network has one condition: the label, or whether x was augmented',

@@ -42,8 +42,8 @@ def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
   """
   m = config.model
   has = {field.name for field in dataclasses.fields(net)}  # DiT has no convolutions, e.g.
-  require(config, 'dropout', 'dropout' in has or not m.dropout, 'this network has none',
-          'set it 0')
+  require(config, 'dropout', 'dropout' in has or not m.dropout, 'this network has no dropout',
+          'set it to 0')
   for name, choices in {'remat': stack.Remat, 'weight_gradient': WeightGradient,
                         'attention': Attention}.items():
     choices = get_args(choices)

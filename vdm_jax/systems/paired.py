@@ -24,7 +24,7 @@ def require_pairs(config: ml_collections.ConfigDict, base: Experiment) -> None:
             'make pairs with a trained model (scripts/make_pairs.py)')
   require(not config.data.augment, 'config.data.augment', True,
           f'it would change only {spec.x.name!r}, not the pair {pairs.SAMPLE} and {pairs.NOISE}',
-          'set it False')
+          'set it to False')
   if not (data.is_path(place) and pairs.is_pairs(place)):
     return
   own, theirs = _prior_std(base), pairs.record(place)['about']['prior_std']

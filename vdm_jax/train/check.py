@@ -52,7 +52,7 @@ def experiment(built: Experiment, rows: Rows, config: ml_collections.ConfigDict,
     conditional = config.get('model', {}).get('class_conditional', False)
     if error.field == 'cond' and conditional:
       raise InputError('config.model.class_conditional', conditional, error.problem,
-                       'set it False, or choose a network that takes labels') from None
+                       'set it to False, or choose a network that takes labels') from None
     field = _field(config.get('model', {}), error.field, error.value)
     if field is None:
       raise

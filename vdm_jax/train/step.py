@@ -190,7 +190,7 @@ def update_of(experiment: Experiment, accumulate: int = 1) -> Update:
     return update
   if 'accumulate' not in inspect.signature(update).parameters:
     raise InputError('config.train.accumulate', accumulate,
-                     'this config makes its own steps, which have no microbatches', 'leave it 1')
+                     'this config makes its own steps, which have no microbatches', 'leave it at 1')
   return functools.partial(update, accumulate=accumulate)
 
 

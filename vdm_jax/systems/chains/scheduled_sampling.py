@@ -34,7 +34,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
                   'give a number from 0 to 1, such as 0.8')
   compose.require(config, 'rise_steps', m.rise_steps >= 1, 'it must be at least 1')
   compose.require(config, 'variances', not m.variances, 'this loss does not train variances',
-                  'set it False')
+                  'set it to False')
 
   def trained(*args, steps, context):
     return scheduled_sampling.simple(

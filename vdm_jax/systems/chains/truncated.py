@@ -62,9 +62,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
                   f'it does not truncate a chain of {m.timesteps} steps',
                   f'give a number from 2 to {m.timesteps - 1}')
   compose.require(config, 'class_conditional', not m.class_conditional,
-                  'the prior does not read labels', 'set it False')
+                  'the prior does not read labels', 'set it to False')
   compose.require(config, 'variances', not m.variances, 'this loss does not train variances',
-                  'set it False')
+                  'set it to False')
 
 
 def _first_steps(config: ml_collections.ConfigDict, net: nn.Module) -> Experiment:

@@ -74,7 +74,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
   if config.optimizer.decay_steps:
     raise InputError('config.optimizer.decay_steps', config.optimizer.decay_steps,
                      'in each phase the rate falls to 0, at config.model.halving_updates',
-                     'leave it 0')
+                     'leave it at 0')
   for name, rate in base.ema.items():
     require(rate == 0.0, f'config.ema.{name}', rate, 'an average would mix students of different '
             'steps', 'give 0, which keeps the parameters themselves')

@@ -40,7 +40,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module,
   compose.require(config, 'floor', m.floor > 0.0, 'a weight would have no limit',
                   'give a number above 0')
   compose.require(config, 'variances', not m.variances, 'this loss does not train variances',
-                  'set it False')
+                  'set it to False')
   teacher = teacher or ddpm.unet(config)
   master = ddpm.experiment(config, net=teacher)
   chain = ddpm.table(config, Pixels(data.resolve(config.data).levels).to_ends)

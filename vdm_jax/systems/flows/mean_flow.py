@@ -36,7 +36,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   compose.require(config, 'same', 0 <= m.same <= 1, 'it must be a share',
                   'give a number from 0 to 1')
   compose.require(config, 'class_conditional', not m.class_conditional,
-                  'the condition of this network is a time', 'set it False')
+                  'the condition of this network is a time', 'set it to False')
   spec, net = data.resolve(config.data), system.told_time(net or networks.unet(config))
   coding, size = Pixels(spec.levels), int(np.prod(spec.shape))
 

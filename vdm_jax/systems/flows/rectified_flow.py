@@ -73,7 +73,7 @@ def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None
   Raises InputError for labels, and as `paired.require_pairs` does.
   """
   compose.require(config, 'class_conditional', not config.model.class_conditional,
-                  'a one-step student draws without labels', 'set it False')
+                  'a one-step student draws without labels', 'set it to False')
   base = _checked(config, net, read, None)
 
   def model(params, keys=None):

@@ -28,7 +28,7 @@ def experiment(base: Experiment, probability: float) -> Experiment:
   def loss(params, batch, context):
     if base.model(params).cond(batch) is None:
       raise InputError('config.model.class_conditional', False,
-                       'a model without labels has none to drop', 'set it True')
+                       'a model without labels has none to drop', 'set it to True')
     if context.train:
       batch = batch | {'label': drop(batch['label'], context.keys, probability)}
     return base.loss(params, batch, context)

@@ -214,7 +214,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   if m.class_conditional or config.data.augment:
     field = 'config.model.class_conditional' if m.class_conditional else 'config.data.augment'
     raise InputError(field, True, 'this network is conditioned on its latent only',
-                     'set it False')
+                     'set it to False')
   if not 0 < m.latent_hot < m.latent:
     raise InputError('config.model.latent_hot', m.latent_hot,
                      f'it must be in 1 .. {m.latent - 1}, below config.model.latent',
