@@ -114,7 +114,7 @@ SamplerMaker = Callable[[Denoiser, Process], Sampler]
 
 
 class Context(NamedTuple):
-  """The read-only inputs of a loss beside parameters and data."""
+  """The read-only inputs of a loss, besides parameters and data."""
   t: Array             # [B]  stratified over the global batch
   keys: Array          # [B]  one PRNG key per example of the global batch
   step: Array          # []

@@ -10,8 +10,8 @@ bytes of all parameters, and S the bytes of the sharded parameters, a step needs
                 keeps its share (or an all-reduce of P on the CPU, where XLA has no such pass)
 
 and a few numbers of the metrics.  In a ring of n devices, each device sends 2 (n - 1)/n of the
-bytes that an all-reduce reduces, and (n - 1)/n of the bytes gathered or scattered (Patarasuk and
-Yuan 2009).  So the bytes sent tend to a constant: 2 P, or 3 S in all.
+bytes that an all-reduce reduces.  It sends (n - 1)/n of the bytes gathered or scattered (Patarasuk
+and Yuan 2009).  So the bytes sent tend to a constant: 2 P, or 3 S in all.
 
 The programs are compiled for simulated devices, n threads of a CPU.  XLA's own partitioner splits
 the programs, as on all backends, except for the fusion of collectives.  Nothing is run or timed.

@@ -34,8 +34,9 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   for bit the same, because pair i depends only on (seed, i) and the batch size.  pairs.json records
   what the pairs depend on, with a checksum of the weights.
 
-  Raises InputError for a sampler that draws noise on the way, a grid that does not begin at the
-  noise of t = 1, a run without a denoiser, or a folder that holds anything but these pairs.
+  Raises InputError for a sampler that draws noise on the way, or a grid that does not begin at the
+  noise of t = 1.  Raises InputError also for a run without a denoiser, or a folder that holds
+  anything but these pairs.
   """
   require(not method.stochastic, 'sampler', method.name, 'it draws noise on the way, so that x is '
           'no function of z_1', 'choose a deterministic one (adaptive_ode, heun, dpmpp_2m, ddim)')

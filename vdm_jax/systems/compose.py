@@ -221,9 +221,9 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   The loss is in bits per dimension; see `loss_of`.  For real data, it is the loss of a density, and
   may be negative.
 
-  Raises InputError for timesteps below 0, for class_conditional without labels or with `augment`,
-  for a field that the data do not have, for a scale of integers, and for an objective that requires
-  other keywords.
+  Raises InputError if timesteps is below 0, if class_conditional is set without labels or with
+  `augment`, or if the data lack a field.  Raises InputError also for a scale of integers, and for
+  an objective that requires other keywords.
   """
   require(config, 'timesteps', config.model.timesteps >= 0,
           'it is negative',

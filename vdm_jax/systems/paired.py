@@ -14,8 +14,8 @@ __all__ = ['require_pairs']
 def require_pairs(config: ml_collections.ConfigDict, base: Experiment) -> None:
   """Raises InputError if `base`, an experiment on the data of `config`, cannot learn from them.
 
-  The reasons are data that are not pairs, augmentation, fewer pairs than a batch, or pairs with
-  other noise than the noise from which the model of `base` samples.
+  The reasons are data that are not pairs, augmentation, fewer pairs than a batch, or pairs whose
+  noise differs from the noise with which sampling from `base` begins.
   """
   spec, place = base.data.spec, config.data.name
   for name in (pairs.NOISE, pairs.SAMPLE):

@@ -59,8 +59,8 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
   The loss is w |x~ - x_hat|^2, divided by D ln 2.  The term 'student_steps' is N.  The learning
   rate of config.optimizer is the rate at the start of a phase; a decay is not allowed.
 
-  Raises InputError for steps that are not powers of two, for a student with as many steps as its
-  teacher or more, for a decay of the rate, and for an average.
+  Raises InputError if the steps are not powers of two, or if the student has no fewer steps than
+  its teacher.  Raises InputError also for a decay of the rate, and for an average.
   """
   m = config.model
   for name in ('teacher_steps', 'student_steps'):

@@ -1,8 +1,8 @@
 """ScoreODE: the derivatives of the score, matched by fine-tuning of a trained VDM.
 
-Lu et al. (2022).  The loss is the bound, plus `second_order` times the errors of the score's
-Jacobian and of its trace, plus `third_order` times the error of the gradient of the trace.  Both
-weights are 1 in the public code for images.
+Lu et al. (2022).  The loss is the bound with two further terms.  One term is `second_order` times
+the errors of the score's Jacobian and of its trace.  The other term is `third_order` times the
+error of the gradient of the trace.  Both weights are 1 in the public code for images.
 """
 import functools
 
