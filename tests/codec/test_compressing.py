@@ -62,8 +62,9 @@ def test_the_parts_of_a_file_are_its_size(encoded):
   out, report = encoded
   net = report.net * report.dimensions * report.count / 8.0
   assert report.size == out.stat().st_size
-  # A stack ends in whole words.
-  assert report.header + report.initial + net == pytest.approx(report.size, abs=4.0 * 2 * 5)
+  # A stack begins with a state of 63 to 64 bits, and ends in whole words.
+  rounding = 8.0 * (report.size - report.header - report.initial - net)
+  assert -5 < rounding < 32 * 5
   info = compressing.info(out)
   assert info['steps'] == 3 and info['count'] == 24 and info['bytes'] == report.size
   assert info['names'] == 'a.png, b.png, d.png, ...'
@@ -325,6 +326,14 @@ def test_what_could_be_decoded_in_part_only_is_refused_before_it_is_written(enco
     compressing.targets_in(tmp_path / 'other', header, True)
 
 
+def test_pictures_are_decoded_as_pictures_and_arrays_of_few_levels_as_arrays(tmp_path):
+  header = {'levels': 17, 'shape': [4, 4, 1]}
+  assert compressing.targets_in(tmp_path, header | {'names': ['a.jpg', 'more/c.png']}, False) == [
+      tmp_path / 'a.png', tmp_path / 'more' / 'c.png']
+  arrays = compressing.targets_in(tmp_path, header | {'names': ['00000', '00001']}, False)
+  assert arrays == [tmp_path / 'images.npz']
+
+
 def test_a_picture_with_the_name_of_a_folder_is_refused(run, tmp_path):
   (tmp_path / 'all' / 'a.png').mkdir(parents=True)
   for name in ('a.bmp', 'a.png/b.png'):
@@ -383,7 +392,8 @@ IGNORED = [
     (['encode', 'a.png', '--method=uqdm', '--verify'], '--verify=True: encoding by uqdm does not'),
     (['encode', 'a.png', '--method=diffc', '--lanes=2'], '--lanes=2: encoding by diffc does not'),
     (['curve', 'a.png', '--verify'], '--verify=True: curve does not read it'),
-    (['decode', 'FILE', '--finish=mean'], '--finish=mean: decoding a lossless file does not')]
+    (['decode', 'FILE', '--finish=mean'], '--finish=mean: decoding a lossless file does not'),
+    (['info', 'none.vdmz'], 'none.vdmz: it cannot be read')]
 COMMAND = '''
 import json, sys
 from absl import flags
@@ -409,7 +419,7 @@ def test_a_flag_that_would_be_ignored_is_refused(encoded):
                         capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   for said, (_, message) in zip(json.loads(done.stdout), IGNORED, strict=True):
-    assert message in said
+    assert message in said and '--file' not in said
 
 
 @pytest.mark.long

@@ -223,7 +223,8 @@ def check_images(images: Any, shape: tuple[int, ...], levels: int) -> np.ndarray
                      f'codes {list(shape)}', 'resize them')
   if not np.issubdtype(images.dtype, np.integer) or images.min() < 0 or images.max() >= levels:
     raise InputError('images', None, f'they have values of {images.dtype} from {images.min()} to '
-                     f'{images.max()}', f'give integers from 0 to {levels - 1}')
+                     f'{images.max()}', f'give integers from 0 to {levels - 1}, the levels of the '
+                     'model')
   return images.reshape(len(images), -1).astype(np.int64)
 
 

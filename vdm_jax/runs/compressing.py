@@ -310,7 +310,9 @@ def _decoded(file: codec.Container, chain: codec.Chain, conditions, progress: bo
 
 def decode(file: str | Path, out: str | Path, *, directory: str | Path = '', data_dir: str = '',
            data_name: str = '', overwrite: bool = False, progress: bool = True) -> list[Path]:
-  """Decodes a .vdmz into the folder `out`: pictures of 256 levels, or else `images.npz`.
+  """Decodes a .vdmz into the folder `out`: pictures, or else `images.npz`.
+
+  Pictures are written if pictures were encoded, or if the data have 256 levels.
 
   directory: the run that encoded the file, if the run has moved.
 
@@ -360,7 +362,8 @@ def targets_in(folder: Path, header: Mapping[str, Any], overwrite: bool) -> list
 
   Raises InputError for a file that exists (unless `overwrite`), or that cannot be written.
   """
-  pictures = header['levels'] == 256 and len(header['shape']) == 3
+  files_of = all(Path(name).suffix.lower() in IMAGE_FILES for name in header['names'])
+  pictures = len(header['shape']) == 3 and (header['levels'] == 256 or files_of)
   names = [*map(_as_png, header['names'])] if pictures else ['images.npz']
   for name in names:
     require(not Path(name).is_absolute() and '..' not in Path(name).parts, 'file', None,
@@ -423,7 +426,8 @@ def info(file: str | Path) -> dict[str, Any]:
   path = files.user_path('file', file)
   read = container.read(path)
   short = {name: value for name, value in read.header.items()
-           if name not in ('table', 'conditions', 'names', 'lanes', 'kind', 'coded')}
+           if name not in ('table', 'conditions', 'names', 'lanes', 'kind', 'coded', 'provenance')}
+  short |= read.header.get('provenance', {})
   names = read.header['names']
   short['names'] = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
   loss = 'lossless' if read.kind == container.LOSSLESS else 'lossy'

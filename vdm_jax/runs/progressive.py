@@ -223,7 +223,7 @@ def _levels(read: codec.Container, ready: _Ready, conditions: Conditions, prefix
 def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: str = 'flow',
            directory: str | Path = '', data_dir: str = '', data_name: str = '',
            overwrite: bool = False) -> Decoded:
-  """Decodes a lossy .vdmz into the folder `out`: pictures of 256 levels, or else `images.npz`.
+  """Decodes a lossy .vdmz into the folder `out`: pictures or `images.npz`, as `compressing.decode`.
 
   Args:
     prefix: the share of the payload that is read.  The levels that end in this share are decoded.

@@ -44,6 +44,16 @@ ACTIONS = 'encode IMAGES, decode FILE.vdmz, info FILE.vdmz or curve IMAGES'
 
 
 def main(words: Sequence[str]):
+  try:
+    _main(words)
+  except InputError as error:
+    if error.field not in ('images', 'file'):  # which are paths here, and no flags
+      raise
+    raise InputError(None, None, f'{error.value or words[1]}: {error.problem}',
+                     error.remedy) from None
+
+
+def _main(words: Sequence[str]):
   require(len(words) < 3, None, None, f'{len(words) - 1} paths are given, but only one is read',
           f'name one, as in {ACTIONS}; put several pictures into one folder')
   action, what = words if len(words) == 2 else ('', '')
@@ -68,9 +78,13 @@ def main(words: Sequence[str]):
     cli.wrote(OUT.value, *([TRACE.value] if TRACE.value else []))
   elif action == 'info':
     for name, value in compressing.info(what).items():
-      print(f'{name}: {value}')
+      print(f'{name}: {value:.4f}' if isinstance(value, float) else f'{name}: {value}')
   else:
     raise InputError(problem='no action is named', remedy=f'name one: {ACTIONS}')
+
+
+def _images(count: int) -> str:
+  return '1 image' if count == 1 else f'{count:,} images'
 
 
 def _few(paths: Sequence[Path]) -> list[str | Path]:
@@ -105,7 +119,7 @@ def _encode_lossy(images: str) -> None:
       WORKDIR.value, images, OUT.value, steps=T.value,
       **cli.values(METHOD, APPROXIMATE, SEED, OVERWRITE, AVERAGE, STEP, DATA_DIR, DATA_NAME))
   per_dim = report.bits_per_dim
-  print(f'lossy: {report.count:,} images, {report.size:,} bytes: {per_dim(report.size):.3f} '
+  print(f'lossy: {_images(report.count)}, {report.size:,} bytes: {per_dim(report.size):.3f} '
         f'bits/dim, PSNR {report.psnr:.2f} dB')
   parts: list[tuple[str, float]] = [('header', report.header),
                                     ('payload', report.size - report.header)]
@@ -137,17 +151,23 @@ def _encode(images: str) -> None:
       **cli.values(VARIANCE, LANES, VERIFY, SEED, OVERWRITE, AVERAGE, STEP, DATA_DIR, DATA_NAME))
   per_dim = report.bits_per_dim
   net = report.net * report.dimensions * report.count / 8.0
-  print(f'{report.count:,} images, {report.size:,} bytes: '
-        f'{per_dim(report.size):.3f} bits/dim')
-  for name, size in (('header', report.header), ('initial', report.initial), ('net', net)):
+  print(f'{_images(report.count)}, {report.size:,} bytes: {per_dim(report.size):.3f} bits/dim')
+  parts: list[tuple[str, float]] = [('header', report.header), ('initial', report.initial),
+                                    ('net', net)]
+  rounding = report.size - sum(size for _, size in parts)  # each lane ends in a whole word
+  parts.append(('rounding', max(rounding, 0.0)))
+  for name, size in parts:
     print(f'  {name:8s}{size:12,.0f} bytes {per_dim(size):8.3f} bits/dim')
   name = f'vlb@{steps}{"" if VARIANCE.value == "small" else "/" + VARIANCE.value}'
   error = '' if report.count == 1 else f' +- {report.net_error:.4f}'
   print(f'net: {report.net:.4f}{error} bits/dim; {name} of these images: {report.bound:.4f} +- '
         f'{report.bound_error:.4f}')
-  above = report.net - report.bound
-  print(f'net - {name}: {above:+.4f} +- {report.above_error:.4f} bits/dim, image by image '
-        f'({above / report.bound:+.1%})')
+  if report.count == 1:
+    print('The net bits of one image are one draw: only their mean over images meets the bound.')
+  else:
+    above = report.net - report.bound
+    print(f'net - {name}: {above:+.4f} +- {report.above_error:.4f} bits/dim, image by image '
+          f'({above / report.bound:+.1%})')
   if report.sheet:
     print('the same images as one lossless sheet: ' + ', '.join(
         f'{name} {"(not installed)" if value is None else f"{value:.3f}"}'
