@@ -17,11 +17,7 @@ import numpy as np
 from vdm_jax import random, typing
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.guidance import Guidance
-from vdm_jax.likelihood.bounds import (
-    at_times,
-    require_explicit_prior,
-    require_likelihood,
-)
+from vdm_jax.likelihood.bounds import at_times, require_score
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.samplers.drawing import check_start, from_keys
 from vdm_jax.samplers.sampling import check_finite, check_grid
@@ -88,11 +84,10 @@ class Model(typing.Model):
       batch_size: the number of evaluations of the network at a time.
 
     Raises InputError if log-SNR is infinite at an end, where the bound has no value; if the prior
-    of the model is implicit; or if the model was distilled.
+    of the model is implicit; if the model was distilled; or if it is a flow of coupled noise.
     """
     require_at_least('draws', draws)
-    require_explicit_prior(self)
-    require_likelihood(self)
+    require_score(self)
     if self.bound is None:
       ends = np.asarray(self.process(jnp.array([0.0, 1.0])).logsnr)
       require(bool(np.isfinite(ends).all()), None, None, 'log-SNR is infinite at an end of this '

@@ -63,6 +63,7 @@ IMPLICIT = MODEL._replace(process=GaussianProcess(schedules.Linear(6.0, -1.0)),
                           encode=PIXELS.encode, decode=PIXELS.decode, decoder=PIXELS.log_prob)
 BATCH = {'image': np.array([[0], [3]])}
 KEYS = jax.random.split(jax.random.key(0), 2)
+STUDENT = IMPLICIT._replace(prior=None, distilled=('ddim_to_x', 1))
 REFUSED = {
     'nats': lambda m: m.nats(BATCH, key=jax.random.key(0)),
     'one draw': lambda m: bounds.one_draw(m, BATCH, jnp.full(2, 0.5), KEYS),
@@ -72,10 +73,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('what', REFUSED)
-def test_an_implicit_prior_leaves_no_likelihood(what):
-  with pytest.raises(InputError, match='draws z_1 by a network.* score the samples') as error:
-    REFUSED[what](IMPLICIT)
+@pytest.mark.parametrize('model,says', [
+    (IMPLICIT, 'draws z_1 by a network.* score the samples'),
+    (STUDENT, 'was distilled for 1 step of the sampler ddim_to_x, and has no likelihood')],
+    ids=['implicit prior', 'student'])
+def test_an_implicit_prior_and_a_student_leave_no_likelihood(what, model, says):
+  with pytest.raises(InputError, match=says) as error:
+    REFUSED[what](model)
   assert '\n' not in str(error.value)
+
+
+def test_a_student_has_neither_a_likelihood_of_its_flow_nor_a_code():
+  with pytest.raises(InputError, match='was distilled .* and has no likelihood'):
+    ode.estimator()(STUDENT, BATCH, KEYS)
+  with pytest.raises(InputError, match='was distilled, and has no likelihood'):
+    codec.chain(STUDENT, 4, 4)
 
 
 def test_the_flow_and_the_codec_know_one_prior_alone():

@@ -13,6 +13,7 @@ from vdm_jax import inputs, interpolants, oracles, random, schedules, train
 from vdm_jax.denoisers import denoiser
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import Options, families
+from vdm_jax.likelihood import bounds, immse, paths, replaced_schedules
 from vdm_jax.model import Model
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.objectives import flow_matching
@@ -161,10 +162,29 @@ def test_a_flow_of_coupled_noise_has_the_data_s_deviation_by_its_own_sampler_alo
 
 def test_a_flow_of_coupled_noise_has_the_likelihood_of_its_flow_alone():
   model, batch = reflowed(0.5), {'image': np.zeros((1, 1), np.float32)}
-  for name in ('immse', 'vlb@10', 'iw@2x3'):
+  for name in ('vlb', 'immse', 'vlb@10', 'iw@2x3', 'codec@4'):
     with pytest.raises(InputError, match=f'estimates={name!r}: it is of the reverse SDE, and this'):
-      families.needs(families.parse([name]), Options(), model, batch)
-  assert not families.needs(families.parse(['ode']), Options(), model, batch)
+      families.needs(families.parse([name])[-1:], Options(), model, batch)
+  names = lambda *asked: [one.name for one in families.flow_estimates(families.parse(asked))]
+  assert names() == ['ode'] and names('ode/uniform', 'ode@9') == ['ode/uniform', 'ode@9']
+  assert names('iw@2x3') == ['ode', 'iw@2x3']  # which is refused then
+  assert not families.needs(families.flow_estimates(families.parse([])), Options(), model, batch)
+
+
+@pytest.mark.parametrize('ask', ['nats', 'one_draw', 'iw', 'immse', 'codec', 'schedules'])
+def test_a_flow_of_coupled_noise_has_no_bound_and_no_code(ask):
+  model, batch = reflowed(0.5), {'image': np.zeros((2, 1), np.float32)}
+  keys, t = jax.random.split(jax.random.key(0), 2), jnp.full(2, 0.5)
+  if ask == 'schedules':
+    assert not replaced_schedules.has_replaceable_schedule(model._replace(
+        process=GaussianProcess(schedules.Linear())))
+    return
+  with pytest.raises(InputError, match='flow of coupled noise, which has no score') as error:
+    {'nats': lambda: model.nats(batch, key=keys[0]), 'codec': lambda: model.codec(4, 4),
+     'one_draw': lambda: bounds.one_draw(model, batch, t, keys),
+     'iw': lambda: paths.importance_weighted(2, 3)(model, batch, keys),
+     'immse': lambda: immse.estimator(None, 1)(model, batch, keys)}[ask]()
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('system,coupled,model', [

@@ -501,17 +501,27 @@ def needs(requests: Sequence[Request], options: Options, model: Model, batch: Py
   """The names of the `TrainingStatistics` that these estimates need.  Nothing is computed.
 
   batch: a batch of the data, of any size.
-  Raises InputError, with the remedy, for an estimate that this model cannot have.  A model whose
-  prior is drawn by a network can have none.  A flow of coupled noise can have `ode` alone; 'vlb'
-  stays beside it, and is of the reverse SDE, as its row says.
+  Raises InputError, with the remedy, for an estimate that this model cannot have.  A model that was
+  distilled, or whose prior is drawn by a network, can have none.  A flow of coupled noise can have
+  `ode` alone.
   """
-  bounds.require_explicit_prior(model)
+  bounds.require_likelihood(model)
   for one in requests:
-    if model.coupled and one.name != VLB.name and one.family in (VLB, IW, IMMSE, CODEC):
+    if model.coupled and one.family in (VLB, IW, IMMSE, CODEC):
       raise _refused(one, 'it is of the reverse SDE, and this model is a flow of coupled noise, '
                      'which has no score', 'ask for ode')
   return {name for one in requests
           for name in one.family.needs(one, options, model, batch)}
+
+
+def flow_estimates(requests: Sequence[Request]) -> list[Request]:
+  """The estimates of a flow of coupled noise: `ode` comes first, in the place of 'vlb'.
+
+  The bound is of the reverse SDE, which does not draw the data of such a flow.
+  """
+  asked = [one for one in requests if one.name != VLB.name]
+  first = next((one for one in asked if one.family is ODE), ODE.request())
+  return [first, *(one for one in asked if one is not first)]
 
 
 def chain_estimates(requests: Sequence[Request], options: Options, model: Model, batch: PyTree

@@ -33,34 +33,42 @@ class BoundSamples(NamedTuple):
     return functools.reduce(np.add, self.terms.values())
 
 
-def require_explicit_prior(model: Model) -> None:
-  """Raises InputError if a network draws z_1: its density is not known.
+def require_likelihood(model: Model, workdir: str | None = None) -> None:
+  """Raises InputError if the model has no likelihood.
 
-  If the density of a model's own prior is known, the model brings its own bound.
+  The estimates of a distilled model are no means of the data.  If a network draws z_1, the density
+  of z_1 is not known; if the density of a model's own prior is known, the model brings its own
+  bound.
   """
+  field = 'workdir' if workdir else None
+  if model.distilled:
+    sampler, steps = model.distilled
+    raise InputError(field, workdir, 'this model was distilled for '
+                     f'{steps} step{"s" * (steps > 1)} of the sampler {sampler}, and has no '
+                     'likelihood', 'sample from it, or evaluate its teacher')
   if model.prior is not None and model.bound is None:
-    raise InputError(problem='this model draws z_1 by a network, whose density nobody knows: it '
-                     'has no likelihood', remedy='sample from it, and score the samples')
+    raise InputError(field, workdir, 'this model draws z_1 by a network, whose density nobody '
+                     'knows: it has no likelihood', 'sample from it, and score the samples')
+
+
+def require_score(model: Model) -> None:
+  """Raises InputError if no SDE draws what the model samples, so that no bound is of its samples.
+
+  A model without a likelihood has none, nor has a flow of coupled noise, which has no score.
+  """
+  require_likelihood(model)
+  if model.coupled:
+    raise InputError(problem='this model is a flow of coupled noise, which has no score, and so no '
+                     'bound of an SDE', remedy='ask for the likelihood of its flow (the row ode of '
+                     'a ledger)')
 
 
 def require_default_bound(model: Model, what: str) -> None:
-  """Raises InputError if the model brings its own bound, without `what`, or has no bound.
-
-  A model with an implicit prior has no bound.
-  """
-  require_explicit_prior(model)
+  """Raises InputError if the model brings its own bound, without `what`, or has no bound."""
+  require_score(model)
   if model.bound is not None:
     raise InputError(problem=f'{what}: this model has a bound of its own',
                      remedy='use the bound of objectives.vlb: model._replace(bound=None)')
-
-
-def require_likelihood(model: Model, workdir: str | None = None) -> None:
-  """Raises InputError if the model was distilled: its estimates are no means of the data."""
-  if model.distilled:
-    sampler, steps = model.distilled
-    raise InputError('workdir' if workdir else None, workdir, 'this model was distilled for '
-                     f'{steps} step{"s" * (steps > 1)} of the sampler {sampler}, and has no '
-                     'likelihood', 'sample from it, or evaluate its teacher')
 
 
 def level_axes(model: Model) -> int:
@@ -92,9 +100,10 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
 
   It is a draw of `objectives.vlb`, unless the model brings another bound.  variance, last: as for
   `vlb.discrete`, for a chain of steps only.
-  Raises InputError if they are given for continuous time, or for a model that brings a bound, or if
-  the prior is implicit.
+  Raises InputError if they are given for continuous time, or for a model that brings a bound, or as
+  `require_score`.
   """
+  require_score(model)
   kernel = {name: u for name, u in (('variance', variance), ('last', last)) if u is not None}
   if kernel:
     require_default_bound(model, ', '.join(kernel))
@@ -103,7 +112,6 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
                        remedy='give steps, or leave it out')
   if model.bound is not None:
     return model.bound(batch, t, keys, steps)
-  require_explicit_prior(model)
   x = model.encode(batch[model.field])
   args = model.denoise, model.process, x, t, keys, model.cond(batch)
   keywords = {'data': batch[model.field], 'decoder': model.decoder, **kernel}

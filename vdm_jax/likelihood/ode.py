@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from vdm_jax import decoders, random
 from vdm_jax.dequantisers import Dequantiser
 from vdm_jax.errors import InputError, require
-from vdm_jax.likelihood.bounds import repeated
+from vdm_jax.likelihood.bounds import repeated, require_likelihood
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.processes import diffuse, time_of
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Process, PyTree
@@ -143,6 +143,7 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
   def estimate(model, batch, keys):
     require(model.prior is None, None, None, 'the flow carries N(0, alpha_1^2 + sigma_1^2) to the '
             'data, and this model has a prior of its own', 'ask for vlb, if it has a bound')
+    require_likelihood(model)
     batch, each = repeated(batch, keys, jnp.arange(importance))
     data, cond = batch[model.field], model.cond(batch)
     if dequantise is None:

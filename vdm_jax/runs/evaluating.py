@@ -75,10 +75,13 @@ def evaluate(directory: str | Path, *, split: str = 'test',
              show: Callable[[Ledger], None] = lambda ledger: None, **options) -> Ledger:
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
-  A row does not depend on the other rows.  The files are ledger.json, bits.npz, bits_by_noise.png,
-  curves.png, and report.html, which shows the other four.  The names of these four end in the
-  differences from the main evaluation: another split than test, a checkpoint before the newest,
-  another average than the default, or fewer images than all.  An example is
+  A row does not depend on the other rows.  A flow of coupled noise has the row 'ode' in the place of
+  'vlb', and no picture of the bits by noise level.
+
+  The files are ledger.json, bits.npz, bits_by_noise.png, curves.png, and report.html, which shows
+  the other four.  The names of these four end in the differences from the main evaluation: another
+  split than test, a checkpoint before the newest, another average than the default, or fewer images
+  than all.  An example is
   ledger_validation_raw_20_images.json.
 
   Args:
@@ -162,6 +165,10 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   if chain:
     requests = families.chain_estimates(requests, options, model, one)
     ends[0] = float(logsnr_at(trained.params, jnp.array([1.0 / model.steps]))[0])
+  if model.coupled:
+    requests = families.flow_estimates(requests)
+    logging.warning('This model is a flow of coupled noise: the ledger has %s, and no vlb, which '
+                    'bounds an SDE that does not draw its data.', requests[0].name)
   read = families.needs(requests, options, model, one)
   if np.isinf(ends).any():
     raise InputError(problem=f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, '
@@ -187,7 +194,8 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
                           'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step}}
   return _Question(directory, trained, model, requests, options,
                    list(replaced_schedules.SCHEDULES) if schedules else [], read, part, count,
-                   (ends[0], ends[1]), model.bound is None and not level_axes(model) and not chain,
+                   (ends[0], ends[1]),
+                   not (model.bound or model.coupled or level_axes(model) or chain),
                    logsnr_at, about)
 
 
@@ -260,21 +268,25 @@ def _measure(question: _Question
 
 def _check(question: _Question, statistics: TrainingStatistics,
            measured: Sequence[tuple[Request, Measured]]
-           ) -> tuple[density.Density, list[dict]]:
-  """(the density of the bound's bits over noise levels, the checks of the rows)."""
+           ) -> tuple[density.Density | None, list[dict]]:
+  """(the density of the bound's bits over noise levels, the checks of the rows).
+
+  The density is None if no row is a bound.
+  """
   x, rows = question.x, [m for _, m in measured]
-  of_times = next(row.draws for row in rows if row.draws is not None)  # the first's, of 'vlb'
-  bound = density.density(of_times, x.shape, statistics.moments)
+  of_times = next((row.draws for row in rows if row.draws is not None), None)  # of 'vlb', the first
+  bound = (None if of_times is None else
+           density.density(of_times, x.shape, statistics.moments))
   draws = question.options.times * question.options.repeats
   checks = relations.ranges(rows, x.levels) + relations.check(
       rows, _closed_forms(question.part, x, question.count, draws, *question.ends)
       if question.plain and x.levels else None)
   checks += [one for request, m in measured for one in request.family.relations(m, rows) if one]
-  return bound, checks + ([density.check(bound)] if question.plain else [])
+  return bound, checks + ([density.check(bound)] if bound is not None and question.plain else [])
 
 
 def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequence[Measured],
-           bound: density.Density) -> None:
+           bound: density.Density | None) -> None:
   """Writes the files, on the first process alone, and the pictures last."""
   if jax.process_index() != 0:
     return
@@ -286,8 +298,9 @@ def _write(written: Files, question: _Question, ledger: Ledger, measured: Sequen
                                        for name, u in m.bits.items()})
   files.write_text(written.ledger, ledger.to_json())
   each = measured[0].bits['total'].mean(axis=0)
-  _draw(written.bits_by_noise, lambda: _bits_by_noise(
-      bound, each, question.part, question.x, row))
+  if bound is not None:
+    _draw(written.bits_by_noise, lambda: _bits_by_noise(
+        bound, each, question.part, question.x, row))
   _draw(written.curves, lambda: _curves(question.directory, trained, question.logsnr_at, row,
                                         split))
   reporting.write(question.directory, written.ledger.parent)
