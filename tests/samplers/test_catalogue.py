@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -148,7 +149,7 @@ def test_ddim_with_eta_one_is_the_ancestral_sampler_and_says_so_in_its_name():
 
 OWN = '''
 import numpy as np
-from vdm_jax.samplers import ddim, heun
+from vdm_jax.samplers import ancestral, ddim, heun
 from vdm_jax.typing import Sampler
 
 SIZE = 3
@@ -177,6 +178,17 @@ def test_a_sampler_of_ones_own_is_a_function_in_a_file(tmp_path):
   # Samples of the file as it was are not taken for those of the file as it is.
   (tmp_path / 'my.py').write_text(OWN + 'more = 1')
   assert catalogue.method(f'{tmp_path}/my.py:heun', 6).name != method.name
+
+
+def test_a_sampler_of_ones_own_is_tried_where_noise_would_do_harm(tmp_path):
+  """A flow of coupled noise refuses one that draws noise, and takes one that does not."""
+  flow = types.SimpleNamespace(coupled=True, distilled=None, shape=(2,))
+  steady, noisy = (catalogue.method(own(tmp_path, name), 3) for name in ('heun', 'ancestral'))
+  assert steady.stochastic is noisy.stochastic is None
+  assert not catalogue.draws_noise(steady, (2,)) and catalogue.draws_noise(noisy, (2,))
+  catalogue.require_suited(steady, flow)
+  with pytest.raises(InputError, match='sampler=.*my.py:ancestral.*: it adds noise by the score'):
+    catalogue.require_suited(noisy, flow)
 
 
 @pytest.mark.parametrize('name,message', [

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import oracles, processes, schedules
+from vdm_jax import oracles, processes, random, schedules
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.samplers import (
@@ -42,10 +42,11 @@ from vdm_jax.samplers import (
   taylor,
   unipc,
 )
+from vdm_jax.samplers.sampling import sample
 from vdm_jax.typing import Array, Model, Process, Sampler
 
 __all__ = ['ALIASES', 'ANCESTRAL', 'Entry', 'GRIDS', 'MISSING', 'Method', 'SAMPLERS', 'describe',
-           'find', 'method', 'on_grid', 'require_suited', 'usual']
+           'draws_noise', 'find', 'method', 'on_grid', 'require_suited', 'usual']
 
 
 class Method(NamedTuple):
@@ -56,7 +57,7 @@ class Method(NamedTuple):
   times: Callable[[Process], np.ndarray]  # -> [N + 1], from 1 down to 0
   variances: bool = False  # `make` takes a third argument, `analytic.Variances` of this model
   head: bool = False       # the network has to have the head 'variance'
-  stochastic: bool = False  # whether it draws noise on the way
+  stochastic: bool | None = False  # whether it draws noise on the way; None: see `draws_noise`
   ends: bool = False       # the model's estimate has to be the end of its path: a consistency model
 
 
@@ -75,7 +76,8 @@ class Entry(NamedTuple):
                               # a consistency model
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
   at_tolerance: Callable | None = None  # of an adaptive method: tolerance -> make
-  stochastic: bool = False    # whether it draws noise on the way; of one's own nothing is known
+  stochastic: bool | None = False  # whether it draws noise on the way; None of a file of the user's
+                              # own, which does not say it: see `draws_noise`
   version: str = ''           # of a file of the user's own, by its text
 
 
@@ -369,7 +371,8 @@ def _own(field: str, value: str, file: str, name: str) -> Entry:
   sampler = make(oracles.Gaussian(0.0, 1.0), processes.GaussianProcess(schedules.Linear()))
   if not isinstance(sampler, Sampler):
     raise InputError(field, value, f'it returns a {type(sampler).__name__}, not a Sampler', remedy)
-  entry = Entry('of your own', file, make, evaluations=sampler.evaluations, version=source.digest)
+  entry = Entry('of your own', file, make, evaluations=sampler.evaluations, stochastic=None,
+                version=source.digest)
   return entry if sampler.evaluations else entry._replace(times=_one_step)
 
 
@@ -423,20 +426,40 @@ def method(name: str, steps: int | None = None, grid: str = '', eta: float | Non
     name = f'{name} {entry.version}'
   times = on_grid(grid, steps, usual=usual) if grid else partial(entry.times, n=steps or usual)
   return Method(name, entry.make, grid or 'its own', times, entry.needs == 'variances',
-                entry.needs == 'variance_head', entry.stochastic or bool(eta),
+                entry.needs == 'variance_head', True if eta else entry.stochastic,
                 entry.needs == 'ends')
+
+
+def draws_noise(method: Method, shape: tuple[int, ...]) -> bool:
+  """Whether other keys give other samples of this shape; a function of the user's own is tried.
+
+  It draws two samples of Gaussian data with each of two keys.
+  """
+  if method.stochastic is not None:
+    return method.stochastic
+  process = processes.GaussianProcess(schedules.Linear())
+  times = jnp.asarray(method.times(process), jnp.float32)
+
+  @jax.jit
+  def run(key):
+    sampler = method.make(oracles.Gaussian(0.3, 0.5), process)
+    return sample(sampler, jax.random.split(key, 2), jnp.ones((2, *shape)), times)
+
+  one, other = (np.asarray(run(random.key(seed))) for seed in (0, 1))
+  return not np.array_equal(one, other, equal_nan=True)
 
 
 def require_suited(method: Method, model: Model, field: str = 'sampler') -> None:
   """Raises InputError where the method cannot draw what this model has learned.
 
   A method for consistency models needs one; a stochastic method needs a score, which a flow of
-  coupled noise has not.
+  coupled noise has not.  Whether a function of the user's own is stochastic is tried out.
   """
   require(not method.ends or (model.distilled or ('',))[0] == 'consistency', field, method.name,
           'the estimate of this model is the mean of the data, not the end of a path',
           'choose another sampler, or train a consistency model (configs/plane/consistency.py)')
-  require(not (method.stochastic and model.coupled and not model.distilled), field, method.name,
+  without_score = model.coupled and not model.distilled
+  require(not (without_score and draws_noise(method, model.shape)), field, method.name,
           'it adds noise by the score, and this model, a flow of coupled noise, has no score',
           'choose a deterministic one (heun, euler, dpmpp_2m, adaptive_ode)')
 
