@@ -261,5 +261,11 @@ class Experiment(NamedTuple):
                                        # InputError where it cannot teach
   at: Callable[[int], 'Experiment'] | None = None  # the experiment of a checkpoint after so many
                                        # updates; None: it is the same for all
+  settled: int = 0                     # the updates after which validation losses are of one
+                                       # quantity: those before choose no best checkpoint
   adds: tuple[str, ...] = ()           # parameters that a needed start may lack, by a name on their
                                        # path; they change nothing at first
+
+  def after(self, updates: int) -> 'Experiment':
+    """The experiment of a checkpoint after so many updates: see `at`."""
+    return self.at(updates) if self.at else self

@@ -17,10 +17,11 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.objectives.guided import draw_weights
 from vdm_jax.processes import diffuse, vp
-from vdm_jax.runs import workdir
+from vdm_jax.runs import training, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.systems import compose
 from vdm_jax.systems.distilled import guided, knowledge, progressive, teachers
+from vdm_jax.systems.flows import rectified_flow
 from vdm_jax.systems.guided import label_dropping
 from vdm_jax.systems.scores import score_sde
 from vdm_jax.systems.variational import vdm
@@ -184,6 +185,24 @@ def test_a_checkpoint_on_the_way_samples_with_the_steps_of_its_own_phase(student
   assert trained.experiment.model(trained.params).distilled == ('ddim_to_x', steps)
 
 
+def test_pictures_and_distances_on_the_way_are_of_the_phase_and_no_phase_but_the_last_has_a_best(
+    teacher, student, tmp_path, monkeypatch):
+  """The loss of a student depends on its N, so losses of two phases are not comparable."""
+  seen = []
+
+  def spy(experiment, params, count, *_):
+    seen.append(experiment.model(params).distilled[1])
+    return np.random.default_rng(len(seen)).integers(0, 256, (count, 2))
+
+  monkeypatch.setattr(training, '_samples', spy)
+  runs.train(config('progressive', train__steps=15, train__pictures_every=5), CONFIG,
+             tmp_path / 'run', init_from=teacher, frechet='pixels', frechet_samples=8)
+  assert seen == [4, 4, 4, 4, 2, 2]  # a picture and a distance each
+  with pytest.raises(InputError, match="step='best': no checkpoint has a validation loss to be"):
+    workdir.load_trained(tmp_path / 'run', step='best')
+  assert workdir.load_trained(student, step='best').step in (25, 30)
+
+
 def lose_the_checkpoint(directory, how):
   """As a kill inside the first save leaves it, or a fault of the disk."""
   saved, = (directory / 'checkpoints').iterdir()
@@ -203,10 +222,32 @@ def test_a_run_that_lost_its_only_checkpoint_starts_from_its_teacher_again(
   leaves_equal(first.aux, workdir.load_trained(teacher).params)
   lose_the_checkpoint(directory, how)
   copy = shutil.copytree(directory, tmp_path / 'copy')
-  with pytest.raises(InputError, match='init_from: its teacher is what it starts from'):
+  if how == 'half-written':  # it has not begun, and this is another command
+    with pytest.raises(InputError, match='init_from: its teacher is what it starts from'):
+      runs.train(asked, CONFIG, copy)
+  else:  # whose first command is kept
     runs.train(asked, CONFIG, copy)
+    leaves_equal(commands.final_state(copy), first)
   runs.train(asked, CONFIG, directory, init_from=teacher)
   leaves_equal(commands.final_state(directory), first)
+
+
+@pytest.mark.parametrize('how', ['half-written', 'damaged'])
+def test_a_run_that_needs_no_start_goes_back_to_the_one_it_had_and_not_to_random_weights(
+    teacher, tmp_path, how):
+  """Where the command to resume names the directory alone, say."""
+  start, directory = shutil.copytree(teacher, tmp_path / 'start'), tmp_path / 'run'
+  asked = config(train__steps=5)
+  runs.train(asked, CONFIG, directory, init_from=start)
+  first = commands.final_state(directory)
+  lose_the_checkpoint(directory, how)
+  copy = shutil.copytree(directory, tmp_path / 'copy')
+  runs.train(asked, directory / 'config.json', directory)
+  leaves_equal(commands.final_state(directory), first)
+  shutil.rmtree(start)
+  with pytest.raises(InputError, match='start.*: it holds no run') as error:
+    runs.train(asked, copy / 'config.json', copy)
+  assert '\n' not in str(error.value) and not workdir.begun(copy)
 
 
 @pytest.mark.parametrize('changes', [
@@ -223,6 +264,20 @@ def test_a_teacher_whose_network_means_something_else_is_refused(changes):
   other = score_sde.experiment(made, **arguments | changes).model(params)
   with pytest.raises(InputError, match="init_from: the teacher's network means something else"):
     teachers.require_same(base, other, params)
+
+
+def test_a_teacher_of_another_shape_or_none_at_all_is_refused():
+  base = students_config.base(config())
+  params = base.init(random.key(1))
+  own = base.model(params)
+  for teacher, says in (
+      (own._replace(shape=(8, 8, 1)), r'the teacher makes data of \(8, 8, 1\), and the student of '
+       r'\(2,\); name a run of the same data'),
+      (rectified_flow.OneStep(own.sample, (2,)), 'that run made a OneStep, which does not denoise; '
+       'name a run of a diffusion model')):
+    with pytest.raises(InputError, match=f'init_from: {says}') as error:
+      teachers.require_same(base, teacher, params)
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.long

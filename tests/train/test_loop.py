@@ -242,7 +242,7 @@ def spied(tmp_path, pictures, measures=None, **fields):
 
 def send(number):
   """A callback for pictures that sends this signal to the process itself."""
-  def draw(params):
+  def draw(params, step):
     os.kill(os.getpid(), number)
     return np.zeros((2, 2, 3), np.uint8)
   return draw
@@ -359,7 +359,7 @@ def test_a_checkpoint_is_saved_before_a_picture_is_drawn(tmp_path, monkeypatch):
     done.append(('save', int(state.step)))
 
   monkeypatch.setattr(loop.Checkpoints, 'save', saved)
-  spied(tmp_path, lambda params: done.append('picture'),
+  spied(tmp_path, lambda *_: done.append('picture'),
         **{'train.steps': 15, 'train.pictures_every': 10})
   assert done == [('save', 10), 'picture', ('save', 15)]  # it drew nothing: no more is asked
 
@@ -369,7 +369,7 @@ def test_a_picture_or_measurement_that_fails_is_a_warning_and_costs_the_run_noth
   warnings = []
   monkeypatch.setattr(loop.logging, 'warning', lambda text, *more: warnings.append(text % more))
 
-  def fail(params):
+  def fail(params, step):
     raise ValueError('no ink\nand more')
 
   spied(tmp_path, fail, fail, **{'train.pictures_every': 20})
@@ -380,7 +380,7 @@ def test_a_picture_or_measurement_that_fails_is_a_warning_and_costs_the_run_noth
 
 def test_pictures_are_files_of_the_run_as_well(tmp_path):
   drawn = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-  spied(tmp_path, lambda params: drawn, **{'train.steps': 4, 'train.pictures_every': 2})
+  spied(tmp_path, lambda *_: drawn, **{'train.steps': 4, 'train.pictures_every': 2})
   for step in (2, 4):
     with Image.open(tmp_path / 'samples' / f'step_{step}.png') as picture:
       np.testing.assert_array_equal(picture, drawn)

@@ -31,7 +31,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   Writes report.html at the end; see `reporting`.
 
   Args:
-    init_from: a workdir whose averaged weights a new run starts from.
+    init_from: a workdir whose averaged weights a new run starts from.  Default: the workdir that
+      the run in `directory` started from, which is read if all checkpoints are lost.
     profile: the number of steps to profile; 0 profiles none.
     extend: let a learning rate that falls to 0 do so later, at a larger
       config.optimizer.decay_steps.
@@ -63,6 +64,10 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   check.experiment(experiment, experiment.data.split('train').get, config)
   _check_schedule(experiment)
   read = None
+  init_from = init_from and str(files.run_directory('init_from', init_from).absolute())
+  own = code.path.absolute().parent == directory.absolute()  # the run itself names its config
+  if not init_from and (own or workdir.begun(directory)):
+    init_from = workdir.start_of(directory)
   if init_from or experiment.needs_start:
     read = functools.cache(lambda: _start(experiment, spec, config, init_from))
     if not workdir.begun(directory):  # a run that goes on needs it no more
@@ -70,7 +75,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
               if frechet else None)
   with lock.exclusive(directory):
-    workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend)
+    workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend, init_from)
     means = _train(experiment, spec, description, config, directory, read, profile, measures)
     reporting.write(directory)
     return means
@@ -140,7 +145,8 @@ def _train(experiment, spec, description, config, directory, read, profile, meas
   initial = None if read is None else lambda params: transfer(params, read().params)
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
                     measures=measures,
-                    pictures=lambda params: _preview(experiment, spec, params, config.seed))
+                    pictures=lambda params, step: _preview(experiment.after(step), spec, params,
+                                                           config.seed))
 
 
 def _by_name(params: PyTree) -> dict[str, jax.Array]:
@@ -206,8 +212,8 @@ def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndar
 
 
 def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
-              ) -> Callable[[PyTree], dict[str, float]]:
-  """A function from parameters to the Fréchet distance of `count` samples to the training split.
+              ) -> Callable[[PyTree, int], dict[str, float]]:
+  """A function from parameters and their step to the Fréchet distance of `count` samples.
 
   If the data are pairs, the split is of the data that their teacher learned; see `pairing.truth`.
 
@@ -223,8 +229,8 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
   distance = scoring.frechet(by, scoring.Images(
       'train', len(part), lambda rows: part.get(rows)[x.name], x.shape, x.levels))
 
-  def measure(params):
-    drawn = _samples(experiment, params, count, seed, min(count, 100))
+  def measure(params, step):
+    drawn = _samples(experiment.after(step), params, count, seed, min(count, 100))
     assert drawn is not None  # as the check above has it
     return {'frechet': distance(drawn)}
 

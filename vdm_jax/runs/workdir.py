@@ -41,7 +41,7 @@ from vdm_jax.typing import Experiment, PyTree
 
 __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_config', 'load',
            'load_trained', 'open_config', 'prepare', 'read_config', 'record', 'say_what_changed',
-           'source', 'steps_made']
+           'source', 'start_of', 'steps_made']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
@@ -137,9 +137,19 @@ def steps_made(workdir: str | Path) -> int:
               if path.name.isdigit()), default=0)
 
 
+def start_of(workdir: str | Path) -> str:
+  """The workdir that the run in `workdir` was last told to start from.
+
+  '' where there is none, or no run, or an older version began it.
+  """
+  if not (Path(workdir) / 'config.json').exists():
+    return ''
+  return record(workdir).get('starts', [{}])[-1].get('init_from', '')
+
+
 def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
             config_file: str | Path | config_files.ConfigCode,
-            fingerprint: dict | None = None, extend: bool = False) -> None:
+            fingerprint: dict | None = None, extend: bool = False, start: str = '') -> None:
   """Makes `workdir` the directory of this run, or checks that it is.
 
   If `workdir` has no checkpoint, there is nothing to resume, and `config` replaces an earlier one.
@@ -148,6 +158,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
     config_file: the path of the config file, or its text as it was imported.  The text is kept.
     fingerprint: `Data.fingerprint()`.  A run continues only with its own data, wherever they are.
     extend: let the learning rate fall to 0 later than at the first start; see the module.
+    start: the workdir of the run that this run starts from.  It is kept: see `start_of`.
 
   Raises InputError if `workdir` cannot be written, or if it has checkpoints of another model, data
   or optimiser.  The error lists the differences.
@@ -197,7 +208,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
         'format': FORMAT, 'config': values, 'from': began, 'neighbours': list(code.neighbours),
         'cwd': os.getcwd(),
         'fingerprint': fingerprint or old.get('fingerprint'),
-        'starts': [*old.get('starts', ()), provenance() | extended]}, indent=2))
+        'starts': [*old.get('starts', ()), provenance() | {'init_from': start} | extended]},
+        indent=2))
     for file in (workdir / 'config').rglob('*.py'):  # of another start
       if str(file.relative_to(workdir / 'config')) not in code.neighbours:
         file.unlink()
@@ -315,7 +327,8 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
     if step in ('latest', 'best'):
       chosen = steps[-1] if step == 'latest' else checkpoints.best_step()
       if chosen is None:
-        raise InputError('step', 'best', 'no checkpoint has been validated yet', 'give latest')
+        raise InputError('step', 'best', 'no checkpoint has a validation loss to be chosen by',
+                         'give latest')
     else:
       chosen = next((number for number in steps if str(number) == str(step)), None)
       if chosen is None:
@@ -324,8 +337,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
     params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
   finally:
     checkpoints.close()
-  return Trained(experiment.at(chosen) if experiment.at else experiment, config, params, chosen,
-                 average)
+  return Trained(experiment.after(chosen), config, params, chosen, average)
 
 
 def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: str | None

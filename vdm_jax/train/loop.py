@@ -135,14 +135,15 @@ def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], layouts) -
 
 
 def train(experiment: Experiment, config: ml_collections.ConfigDict, workdir: str | Path, *,
-          pictures: Callable[[PyTree], np.ndarray | None] | None = None,
-          measures: Callable[[PyTree], dict[str, float]] | None = None,
+          pictures: Callable[[PyTree, int], np.ndarray | None] | None = None,
+          measures: Callable[[PyTree, int], dict[str, float]] | None = None,
           initial: Callable[[PyTree], PyTree] | None = None, profile: int = 0) -> dict[str, float]:
   """Trains to config.train.steps, from the newest sound checkpoint in `workdir` if there is one.
 
   Args:
-    pictures: EMA parameters -> uint8 image [H, W, 3], or None if there is nothing to draw.
-    measures: EMA parameters -> numbers of their samples by name, recorded with the pictures.
+    pictures: (EMA parameters, step) -> uint8 image [H, W, 3], or None if there is nothing to draw.
+    measures: (EMA parameters, step) -> numbers of their samples by name, recorded with the
+      pictures.
     initial: freshly initialised parameters -> the parameters to start from (ignored on resuming).
     profile: the number of steps to trace.
 
@@ -292,7 +293,8 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
       view = layouts[1].view(state)
       try:
         measure(view, run.splits)
-        measured = results['validation']['loss']
+        if step > experiment.settled:
+          measured = results['validation']['loss']
       except _Stopped as stopped:
         number, = stopped.args
     if due(run.checkpoint_every) or number:
@@ -312,7 +314,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
       view = view or layouts[1].view(state)
       bar.set_postfix_str('measuring samples')
       with _may_fail('measurement', step):
-        values = measures(view.ema[average])
+        values = measures(view.ema[average], step)
         writer.write(step, 'samples', **values)
         if first:
           bar.write(f'step {step}: ' + ', '.join(f'{name} {value:.4g}'
@@ -376,7 +378,7 @@ def _may_fail(what: str, step: int) -> Iterator[None]:
 def _picture(writer, step: int, draw: Callable, params: PyTree) -> bool:
   """Writes the image that `draw` returns; False if there is nothing to draw."""
   with _may_fail('picture', step):
-    image = draw(params)
+    image = draw(params, step)
     if image is not None:
       writer.picture(step, 'samples', image)
     return image is not None

@@ -111,7 +111,7 @@ def _experiment(config, base, net, inputs, taught) -> Experiment:
     return losses, {**terms, 'levels': jnp.broadcast_to(1.0 * levels, losses.shape)}
 
   ema = {**base.ema, TARGET: 0.0}
-  made = base._replace(loss=loss, model=model, ema=ema,
+  made = base._replace(loss=loss, model=model, ema=ema, settled=int(table.begins[-1]),
                        update=_averaging(step_lib.make_step(loss, base.tx, ema), table))
   if not taught:
     return made

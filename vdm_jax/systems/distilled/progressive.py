@@ -90,6 +90,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
     losses, terms = compose.loss_of(objective, model, teacher.shape)(params, batch, context)
     return losses, {**terms, 'student_steps': jnp.broadcast_to(1.0 * steps, losses.shape)}
 
+  @functools.cache  # the pictures of a phase are drawn by one program
   def model_of(steps):
     return lambda params, keys=None: base.model(params, keys)._replace(
         distilled=(SAMPLER, steps), bound=None, null=None, ends_denoised=False)
@@ -109,6 +110,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
   tx = optax.chain(base.tx, falling)
   students = base._replace(
       loss=loss, model=model_of(m.student_steps), at=at, tx=tx, aux=teachers.first_parameters,
+      settled=int(table[1][-1]),
       teacher=teacher,
       update=_halving(step_lib.make_step(loss, tx, base.ema), tx, table[1]),
       needs_start='its teacher is what it starts from')
