@@ -6,22 +6,28 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
 from tests.support import configs
-from vdm_jax import data, runs
-from vdm_jax.data import fields, pairs
+from vdm_jax import data, guidance, oracles, runs, schedules
+from vdm_jax.data import conditions, fields, pairs
+from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
+from vdm_jax.model import Model
+from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import pairing, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.systems import networks
 from vdm_jax.systems.distilled import knowledge
 from vdm_jax.systems.flows import flow_matching
+from vdm_jax.train import lock
 
 HEUN = catalogue.method('heun', 3)
 ROOT = Path(__file__).parents[2]
@@ -155,9 +161,11 @@ sys.path.insert(0, {scripts!r})
 from absl import flags
 from vdm_jax import runs
 from vdm_jax.cli.commands import make_pairs
-runs.make_pairs = lambda workdir, out, *, method, **options: print(method.name) or out
+runs.make_pairs = lambda workdir, out, *, method, condition, guided, **options: print(
+    method.name, condition, guided) or out
 for out in sys.argv[1:]:
-  flags.FLAGS(['scripts/make_pairs.py', '--workdir=runs/a', '--out=' + out])
+  flags.FLAGS(['scripts/make_pairs.py', '--workdir=runs/a', '--out=' + out, '--label=3',
+               '--guidance=1.5'] + ['--condition=w=2'] * ('data' in out))
   make_pairs.main()
 """
 
@@ -169,8 +177,68 @@ def test_the_command_s_own_sampler_makes_pairs_and_its_next_line_names_them():
       capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert not catalogue.method(done.stdout.split()[0]).stochastic
+  told = "Guidance(weight=1.5, low=-inf, high=inf)"
+  assert f"adaptive_ode {{'label': 3}} {told}\n" in done.stdout
+  assert f"adaptive_ode {{'w': ['2'], 'label': 3}} {told}\n" in done.stdout
   for place in shown.values():
     assert f' --config.data.name={place} ' in done.stdout and data.is_path(place)
+
+
+@pytest.fixture
+def of_labels(monkeypatch):
+  """A run whose data are N(0.2 label, 0.3^2), and N(0, 0.3^2) where no label is told."""
+  _, config = tiny()
+  config.data.update(name='made', shape=(2,), levels=256, classes=3)
+  spec = data.resolve(config.data)
+
+  def denoise(z, level, which):
+    return oracles.Gaussian(0.2 * jnp.maximum(which, 0).astype(z.dtype)[:, None], 0.3)(z, level)
+
+  def model(params):
+    coding = Pixels(256)
+    return Model(denoise=denoise, process=GaussianProcess(schedules.Linear(12.0, -12.0)),
+                 decoder=coding.log_prob, encode=coding.encode, decode=coding.decode,
+                 cond=lambda batch: batch['label'], shape=(2,),
+                 conditions=conditions.of(spec, ['label']),
+                 null=lambda which: jnp.full_like(which, -1))
+
+  trained = workdir.Trained(types.SimpleNamespace(model=model), config, {}, 1, 'ema')
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **options: trained)
+
+
+def test_pairs_of_a_guided_teacher_keep_their_labels_and_have_its_means(of_labels, tmp_path):
+  """Of equal widths the guided flow ends at the mean (1 + w) 0.2 label: both scores are linear."""
+  w, n = 1.5, 600
+  place = runs.make_pairs(tmp_path / 'run', tmp_path / 'pairs', method=catalogue.method('heun', 20),
+                          count=n, batch_size=200, guided=guidance.Guidance(w))
+  got = arrays(place)
+  np.testing.assert_array_equal(got['label.npy'], np.arange(n) % 3)
+  for k in range(3):
+    x = got['x.npy'][got['label.npy'] == k]
+    assert (np.abs(x.mean(0) - (1.0 + w) * 0.2 * k) < 4 * 0.3 / len(x)**0.5 + 0.01).all()
+  again = {'method': catalogue.method('heun', 20), 'count': n, 'batch_size': 200}
+  with pytest.raises(InputError, match='pairs of another guidance are there already'):
+    runs.make_pairs(tmp_path / 'run', place, guided=guidance.Guidance(1.0), **again)
+  with pytest.raises(InputError, match='pairs of another condition are there already'):
+    runs.make_pairs(tmp_path / 'run', place, guided=guidance.Guidance(w), condition={'label': 1},
+                    **again)
+
+
+def test_a_teacher_without_labels_is_neither_conditioned_nor_guided(teacher, tmp_path):
+  for options, says in (({'condition': {'label': 1}}, 'label=1: this model is not conditioned on'),
+                        ({'guided': guidance.Guidance(1.0)}, 'guidance=1.0: this model')):
+    with pytest.raises(InputError, match=says):
+      runs.make_pairs(teacher, tmp_path / 'pairs', method=HEUN, count=4, batch_size=4, **options)
+  assert not list(tmp_path.iterdir())
+
+
+def test_pairs_that_another_process_is_making_are_left_to_it(teacher, made, tmp_path):
+  assert (made / 'lock').read_text() == ''
+  with lock.exclusive(tmp_path / 'pairs.part'):
+    with pytest.raises(InputError, match=f'out=.*: process {os.getpid()} makes pairs in') as error:
+      runs.make_pairs(teacher, tmp_path / 'pairs', method=HEUN, count=4, batch_size=4)
+  assert '\n' not in str(error.value)
+  assert [path.name for path in (tmp_path / 'pairs.part').iterdir()] == ['lock']
 
 
 def test_a_grid_whose_noise_is_not_that_of_t_1_is_refused_and_nothing_is_written(teacher, tmp_path):
@@ -212,6 +280,17 @@ def test_a_reflow_starts_from_its_teacher_trains_on_floats_and_samples(teacher, 
     runs.sample(tmp_path / 'student', tmp_path / 'b.npz', method=runs.ANCESTRAL, count=4)
   with np.load(tmp_path / 'a.npz') as file:
     assert file['images'].shape == (4, 2) and count == 6
+
+
+@pytest.mark.long
+def test_the_ledger_of_a_reflow_has_the_likelihood_of_its_flow_in_the_place_of_the_bound(
+    teacher, made, tmp_path):
+  students(made, 'reflow', tmp_path, teacher)
+  ledger = runs.evaluate(tmp_path / 'student', examples=4, ode_tolerance=1e-2)
+  assert [row['estimate'] for row in ledger.rows] == ['ode']
+  assert (tmp_path / 'student' / 'report.html').is_file()
+  with pytest.raises(InputError, match="estimates='vlb@4': it is of the reverse SDE, and this"):
+    runs.evaluate(tmp_path / 'student', examples=4, estimates=['vlb@4'])
 
 
 def test_one_step_samples_and_is_refused_a_likelihood_in_one_line(teacher, made, tmp_path):

@@ -1,8 +1,12 @@
-"""The flags that choose a sampler and its grid."""
+"""The flags that choose a sampler and its grid, and that condition and guide a model."""
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from absl import flags
 
+from vdm_jax.errors import InputError, require
+from vdm_jax.guidance import Guidance, parse
 from vdm_jax.samplers import catalogue
 
 flags.disclaim_key_flags()  # what is defined here belongs to the command, for its --help
@@ -29,3 +33,49 @@ def sampler(names: str, grids: str, eta: str, default: str = 'ancestral') -> Sam
   return Sampler(flags.DEFINE_string('sampler', default, names),
                  flags.DEFINE_integer('steps', None, 'Number of steps.  Default: 250.'),
                  flags.DEFINE_string('grid', '', grids), flags.DEFINE_float('eta', None, eta))
+
+
+class Conditions(NamedTuple):
+  """--label, --condition and --guidance."""
+  label: flags.FlagHolder
+  condition: flags.FlagHolder
+  guidance: flags.FlagHolder
+
+  def guided(self) -> Guidance | None:
+    """The guidance.  Raises InputError."""
+    return parse(self.guidance.value)
+
+  def values(self) -> dict[str, list[str]]:
+    """The values of --condition by field.  Raises InputError."""
+    values = {}
+    for word in self.condition.value:
+      field, equals, value = word.partition('=')
+      require(bool(field and equals), 'condition', word, 'it is not of the form FIELD=VALUE',
+              'write --condition=caption=three')
+      values.setdefault(field, []).append(value)
+    return values
+
+  @contextlib.contextmanager
+  def named(self) -> Iterator[dict[str, list[str]]]:
+    """`values`; an error inside of a field among them shows the flag that set it."""
+    values = self.values()
+    try:
+      yield values
+    except InputError as error:
+      if error.field not in values:
+        raise
+      raise InputError(f'condition={error.field}', error.value, error.problem,
+                       error.remedy) from None
+
+
+def conditions(of: str) -> Conditions:
+  """Defines the flags.  of: what is drawn, 'samples'."""
+  return Conditions(
+      flags.DEFINE_integer('label', None, f'The class of all {of}.  Default: all classes in turn.'),
+      flags.DEFINE_multi_string(
+          'condition', [], 'FIELD=VALUE: the value of a field that conditions the model.  VALUE: a '
+          'text, numbers (0.5,1), or x.npz with an array FIELD of rows.  Several values take '
+          'turns'),
+      flags.DEFINE_list(
+          'guidance', [], 'W: classifier-free guidance, eps = (1 + W) eps(z, label) - W eps(z).  '
+          'W,LOW,HIGH: only where log-SNR is in [LOW, HIGH].'))

@@ -113,10 +113,12 @@ class Writer:
   """Writes pairs row by row, and continues where an earlier writer stopped.
 
     writer = Writer(path, about, count, fields)
+    writer.begin()                     # for one process at a time: see `part`
     writer.write(writer.done, batch)   # until writer.done == count
     writer.close()
 
   about: everything on which the values depend.  Raises InputError if the place holds anything else.
+  Nothing is written before `begin`.
   """
 
   def __init__(self, path: Path, about: Mapping[str, Any], count: int, declared: Sequence[Field],
@@ -131,16 +133,16 @@ class Writer:
     self.complete = self.path.exists()
     if self.complete:
       self._record['done'] = count
-      return
-    if not self.part.exists():
-      self.part.mkdir(parents=True)
+
+  def begin(self) -> None:
+    """Makes the arrays, or goes on with those that are there."""
+    self.part.mkdir(parents=True, exist_ok=True)
     begun = (self.part / RECORD).is_file()
-    for one in declared:
-      if not begun:
-        array = np.lib.format.open_memmap(self._file(one.name), 'w+', one.dtype,
-                                          (count, *one.shape))
-        del array
     if not begun:
+      for name, shape, dtype, _ in self._record['fields']:
+        array = np.lib.format.open_memmap(self._file(name), 'w+', dtype,
+                                          (self._record['count'], *shape))
+        del array
       self._save()
     self._record['done'] = record(self.part)['done']
 

@@ -1,5 +1,7 @@
 """Pairs of noise and sample of a run, for reflow and for distillation: see `data.pairs`."""
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,23 +12,27 @@ import numpy as np
 import tqdm
 
 from vdm_jax import data
-from vdm_jax.data import pairs
+from vdm_jax.data import fields, pairs
+from vdm_jax.data.conditions import Conditions
 from vdm_jax.data.fields import AUGMENTED
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
+from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
 from vdm_jax.processes import prior_std
 from vdm_jax.runs import needs, workdir
+from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import check_pairs, draw_pairs
-from vdm_jax.train import check
+from vdm_jax.train import check, lock
 
 __all__ = ['check_start', 'make_pairs', 'truth']
 
 
 def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count: int = 10_000,
                seed: int = 0, batch_size: int = 256, average: str = '',
-               step: int | str = 'latest', condition: Mapping[str, Any] | None = None) -> Path:
+               step: int | str = 'latest', condition: Mapping[str, Any] | None = None,
+               guided: Guidance | None = None) -> Path:
   """Draws `count` pairs (z_1, x) of the run in `directory` into the folder `out`, which it returns.
 
   A deterministic sampler turns z_1 into x.  Each batch is written whole, and only one batch is in
@@ -34,12 +40,15 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   for bit the same, because pair i depends only on (seed, i) and the batch size.  pairs.json records
   what the pairs depend on, with a checksum of the weights.
 
+  Args:
+    condition: values of the fields that the model is conditioned on, by name, the label among them.
+      The pairs keep these fields.
+    guided: classifier-free guidance, of a model that has `null`.
+
   Raises InputError for a sampler that draws noise on the way, or a grid that does not begin at the
-  noise of t = 1.  Raises InputError also for a run without a denoiser, or a folder that holds
-  anything but these pairs.
+  noise of t = 1.  Raises InputError also for a run without a denoiser, a folder that holds anything
+  but these pairs, or a folder that another process writes.
   """
-  require(not method.stochastic, 'sampler', method.name, 'it draws noise on the way, so that x is '
-          'no function of z_1', 'choose a deterministic one (adaptive_ode, heun, dpmpp_2m, ddim)')
   require(not method.variances, 'sampler', method.name, 'it takes variances that are estimated on '
           'images', 'choose another')
   for name, value in {'count': count, 'batch_size': batch_size}.items():
@@ -53,12 +62,18 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   model = needs.require(at(trained.params), 'make_pairs', directory)
   require(not model.is_latent, 'workdir', str(directory), 'its samples are latents',
           'name a run whose data are x')
+  require(not catalogue.draws_noise(method, model.shape), 'sampler', method.name, 'it draws noise '
+          'on the way, so that x is no function of z_1', 'choose a deterministic one '
+          '(adaptive_ode, heun, dpmpp_2m, ddim)')
   x = needs.data_field(model, spec)
   check.require_fits('batch_size', min(batch_size, count), x.shape, jax.device_count())
   times = method.times(model.process)
   check_pairs(model, times)
   cond = lambda numbers: model.conditions(numbers, **(condition or {}))
-  told = {name: value for name, value in cond(np.arange(1)).items() if name != AUGMENTED}
+  told = [spec[name] if name in spec else fields.reals(name, value.shape[1:])
+          for name, value in cond(np.arange(1)).items() if name != AUGMENTED]
+  drawn_by = (lambda params: guided.of(at(params))) if guided else at
+  drawn_by(trained.params)  # refused now
   about = {'weights': checksum(trained.params), 'checkpoint': trained.step,
            'average': trained.average, **_origin(trained.config.data), 'field': x.name,
            'prior_std': None if model.prior else round(float(prior_std(model.process)), 6),
@@ -66,21 +81,39 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'steps': len(times) - 1,
            'seed': seed, 'batch_size': batch_size, 'devices': jax.device_count()}
   if condition:
-    text = ''.join(f'{name}={np.asarray(value).tolist()}' for name, value in condition.items())
-    about['condition'] = hashlib.sha256(text.encode()).hexdigest()[:16]
-  writer = pairs.Writer(out, about, count, pairs.fields_of(x, [spec[name] for name in told]))
+    about['condition'] = _digest(cond, count)
+  if guided:
+    about['guidance'] = [str(u) for u in guided]
+  writer = pairs.Writer(out, about, count, pairs.fields_of(x, told))
   if writer.complete:
     return out
-  with tqdm.tqdm(total=count, initial=writer.done, unit='pair', desc='pairs',
-                 dynamic_ncols=True) as bar:
-    for drawn in draw_pairs(at, trained.params, method.make, times=times, start=writer.done,
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(lock.exclusive(writer.part, 'out', 'makes pairs'))
+    if out.exists():  # another process has ended between the two looks
+      shutil.rmtree(writer.part)
+      return out
+    writer.begin()
+    bar = stack.enter_context(tqdm.tqdm(total=count, initial=writer.done, unit='pair', desc='pairs',
+                                        dynamic_ncols=True))
+    for drawn in draw_pairs(drawn_by, trained.params, method.make, times=times, start=writer.done,
                             stop=count, seed=seed, batch_size=batch_size, cond=cond):
       # Real numbers are kept once, as the network sees them.
       writer.write(writer.done, {**cond(drawn.numbers), x.name: drawn.data,
                                  pairs.SAMPLE: drawn.x, pairs.NOISE: drawn.z_1})
       bar.update(len(drawn.numbers))
-  writer.close()
+    writer.close()
   return out
+
+
+def _digest(cond: Conditions, count: int) -> str:
+  """Of the conditions of `count` pairs, whatever names them: a file may have other rows by now."""
+  sha = hashlib.sha256()
+  for first in range(0, count, 1 << 16):
+    numbers = np.arange(first, min(first + (1 << 16), count))
+    for name, values in sorted(cond(numbers).items()):
+      sha.update(name.encode())
+      sha.update(np.ascontiguousarray(values).data)
+  return sha.hexdigest()[:16]
 
 
 def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:

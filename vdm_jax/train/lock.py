@@ -12,11 +12,15 @@ from vdm_jax.machine import devices
 
 
 @contextlib.contextmanager
-def exclusive(workdir: str | Path) -> Iterator[None]:
+def exclusive(workdir: str | Path, field: str = 'workdir', does: str = 'trains') -> Iterator[None]:
   """A context in which only this run, of one process or of several, may use `workdir`.
 
   The file `lock` in the directory names the host and the id of process 0.  Afterwards the file is
   empty.  A process that was killed no longer holds the lock.
+
+  Args:
+    field: the field that named the directory, for errors.
+    does: what the run does in the directory, for errors.
 
   Raises InputError if another run holds the lock.  A run on another host holds it until the file is
   removed, because nobody here can know whether that run still goes on.
@@ -33,7 +37,7 @@ def exclusive(workdir: str | Path) -> Iterator[None]:
       except OSError:  # `workdir.prepare` says that nothing can be written there
         return 0
       file = stack.enter_context(open(number, 'r+'))
-      refused = _refusal(workdir, file)
+      refused = _refusal(workdir, file, field, does)
       if refused is None:
         file.seek(0)
         file.truncate()
@@ -44,7 +48,7 @@ def exclusive(workdir: str | Path) -> Iterator[None]:
 
     if devices.broadcast_from_first(take):
       raise refused or InputError(
-          'workdir', str(workdir), 'another run trains in this directory',
+          field, str(workdir), f'another run {does} in this directory',
           'wait for it, end it, or choose another directory')
     yield
 
@@ -53,7 +57,7 @@ def _here() -> dict:
   return {'host': socket.gethostname(), 'pid': os.getpid()}
 
 
-def _refusal(workdir: Path, file) -> InputError | None:
+def _refusal(workdir: Path, file, field: str, does: str) -> InputError | None:
   """Takes the lock and returns None, or returns the error that says who holds it."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,15 +69,15 @@ def _refusal(workdir: Path, file) -> InputError | None:
     host, pid = holder['host'], int(holder['pid'])
   except (ValueError, KeyError, TypeError):
     return None if free else InputError(
-        'workdir', str(workdir), 'another run has just begun in this directory',
+        field, str(workdir), 'another run has just begun in this directory',
         'choose another directory')
   if host != _here()['host']:
     return InputError(
-        'workdir', str(workdir), f'process {pid} on {host} trains in this directory',
+        field, str(workdir), f'process {pid} on {host} {does} in this directory',
         f'choose another, or, if that process is gone, remove {workdir / "lock"}')
   if free or not _runs(pid):
     return None
-  return InputError('workdir', str(workdir), f'process {pid} trains in this directory',
+  return InputError(field, str(workdir), f'process {pid} {does} in this directory',
                     f'wait for it, end it (kill {pid}), or choose another directory')
 
 

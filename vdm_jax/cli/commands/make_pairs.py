@@ -5,7 +5,6 @@ from absl import flags
 
 from vdm_jax import cli, runs
 from vdm_jax.cli import drawing
-from vdm_jax.samplers import catalogue
 
 WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'The folder of the pairs, as in ./pairs.  The same command resumes it.')
@@ -15,8 +14,7 @@ SAMPLER = drawing.sampler(
     default='adaptive_ode')
 COUNT = flags.DEFINE_integer('count', 10_000, 'How many pairs.')
 SEED = cli.seed('the noise')
-LABEL = flags.DEFINE_integer('label', None, 'The class of all pairs.  Default: all classes in '
-                             'turn.')
+CONDITIONS = drawing.conditions('pairs')
 BATCH_SIZE = cli.batch_size(256, 'How many pairs are made at a time.')
 AVERAGE = cli.average()
 STEP = cli.step()
@@ -24,9 +22,10 @@ STEP = cli.step()
 
 def main():
   given = cli.values(COUNT, SEED, BATCH_SIZE, AVERAGE, STEP)
-  condition = {} if LABEL.value is None else {'label': LABEL.value}
-  method = catalogue.method(*(flag.value for flag in SAMPLER))
-  out = runs.make_pairs(WORKDIR.value, OUT.value, method=method, condition=condition, **given)
+  with CONDITIONS.named() as values:
+    out = runs.make_pairs(WORKDIR.value, OUT.value, method=SAMPLER.method(),
+                          condition=values | cli.values(CONDITIONS.label),
+                          guided=CONDITIONS.guided(), **given)
   place = os.path.join('.', out)  # without a leading dot it would name a data set
   cli.wrote(str(out), then=cli.command('train.py', **{
       'config': 'configs/digits/flows.py:reflow', 'config.data.name': place,

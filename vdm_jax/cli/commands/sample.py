@@ -2,9 +2,8 @@
 import jax
 from absl import flags
 
-from vdm_jax import cli, guidance, runs
+from vdm_jax import cli, runs
 from vdm_jax.cli import drawing
-from vdm_jax.errors import InputError, require
 from vdm_jax.samplers import catalogue
 
 WORKDIR = cli.run_directory()
@@ -18,14 +17,7 @@ SAMPLER = drawing.sampler(
 TRACE = cli.path('trace', 'Also write a .png that shows the first images on their way from noise.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many images.  Image i is the same for any count.')
 SEED = cli.seed('the samples')
-LABEL = flags.DEFINE_integer('label', None, 'The class of all samples.  Default: all classes in '
-                             'turn.')
-CONDITION = flags.DEFINE_multi_string(
-    'condition', [], 'FIELD=VALUE: the value of a field that conditions the model.  VALUE: a text, '
-    'numbers (0.5,1), or x.npz with an array FIELD of rows.  Several values take turns')
-GUIDANCE = flags.DEFINE_list(
-    'guidance', [], 'W: classifier-free guidance, eps = (1 + W) eps(z, label) - W eps(z).  '
-    'W,LOW,HIGH: only where log-SNR is in [LOW, HIGH].')
+CONDITIONS = drawing.conditions('samples')
 BATCH_SIZE = cli.batch_size(64)
 OF_RUN = cli.of_run()
 
@@ -33,16 +25,10 @@ OF_RUN = cli.of_run()
 def main():
   # A run that draws its own samples takes no sampler by name.
   method = SAMPLER.method() if SAMPLER.chosen() else None
-  values = _values(CONDITION.value)
-  try:
+  with CONDITIONS.named() as values:
     evaluations = runs.sample(
-        WORKDIR.value, OUT.value, method=method, guided=guidance.parse(GUIDANCE.value),
-        condition=values,
-        **cli.values(OVERWRITE, TRACE, COUNT, SEED, LABEL, BATCH_SIZE, *OF_RUN))
-  except InputError as error:
-    if error.field not in values:
-      raise
-    raise InputError(f'condition={error.field}', error.value, error.problem, error.remedy) from None
+        WORKDIR.value, OUT.value, method=method, guided=CONDITIONS.guided(), condition=values,
+        **cli.values(OVERWRITE, TRACE, COUNT, SEED, CONDITIONS.label, BATCH_SIZE, *OF_RUN))
   if jax.process_index() == 0 and evaluations:
     print(f'{evaluations} evaluations of the network for each image')
   if evaluations == 0:
@@ -53,14 +39,3 @@ def main():
   then = (cli.command('score_samples.py', samples=OUT.value, reference='digits', features='pixels')
           if OUT.value.endswith('.npz') else '')
   cli.wrote(*filter(None, (OUT.value, TRACE.value)), then=then)
-
-
-def _values(words: list[str]) -> dict[str, list[str]]:
-  """The values of --condition by field.  Raises InputError."""
-  values = {}
-  for word in words:
-    field, equals, value = word.partition('=')
-    require(bool(field and equals), 'condition', word, 'it is not of the form FIELD=VALUE',
-            'write --condition=caption=three')
-    values.setdefault(field, []).append(value)
-  return values
