@@ -4,6 +4,8 @@
   python scripts/benchmark.py train --config=configs/cifar10/vdm.py --json > train.json
   python scripts/benchmark.py eval --workdir=runs/digits
   python scripts/benchmark.py sample --config=configs/digits/vdm.py --sampler_steps=100
+  python scripts/benchmark.py pairs --config=configs/digits/distilled.py:teacher --sampler_steps=20
+  python scripts/benchmark.py distillation --config=configs/digits/distilled.py:progressive
   python scripts/benchmark.py codec --config=configs/cifar10/vdm.py --blocks=2 --batch_size=1
   python scripts/benchmark.py data --config=configs/cifar10/vdm.py --data_dir=DIR
   python scripts/benchmark.py compile --config=configs/digits/vdm.py --depths=1,2,4,8

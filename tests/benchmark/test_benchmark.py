@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import pytest
 import rich.console
 
-from vdm_jax.benchmark import coding, hardware, report, scaling, speed, timing
+from tests.support import students_config
+from vdm_jax.benchmark import coding, distillation, hardware, report, scaling, speed, timing
+from vdm_jax.benchmark.measurements import MEASUREMENTS
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 
@@ -211,6 +213,25 @@ def test_the_codec_is_measured_with_the_shares_of_the_network_and_of_the_coder()
     assert out[f'{way}_images_per_second'] > 0.0
 
 
+def test_a_step_of_a_student_is_compared_with_a_step_without_a_teacher():
+  config = students_config.get_config('progressive')
+  config.data.batch_size = 16
+  out = distillation.step(speed.of_config(students_config.__file__, config), repetitions=3)
+  assert out.keys() >= COMMON
+  above = out['evaluations_above_plain_step'] * out['seconds_per_evaluation']
+  assert above == pytest.approx(out['seconds_per_step'] - out['seconds_per_plain_step'])
+  with pytest.raises(InputError, match='tiny_config.py.*: it has no teacher; name a config of stu'):
+    distillation.step(subject(TINY))
+
+
+def test_pairs_are_compared_with_samples_of_the_same_sampler():
+  out = distillation.pairs(subject(TINY, batch_size=16), sampler_steps=5, repetitions=3)
+  assert out.keys() >= COMMON - {'compile_seconds'}
+  assert (out['pairs_per_batch'], out['evaluations_per_pair']) == (16, 5)
+  assert out['time_of_pairs_to_samples'] * out['seconds_per_batch_of_samples'] == pytest.approx(
+      out['seconds_per_batch'])
+
+
 def test_input_is_compared_with_training():
   out = speed.data(subject(TINY), repetitions=3)
   assert out['input_images_per_second'] * out['input_seconds_per_batch'] == pytest.approx(8)
@@ -280,8 +301,8 @@ def test_the_command_prints_json_and_nothing_else_on_stdout():
 
 @pytest.mark.long
 @pytest.mark.parametrize('arguments,expected', [
-    (['run'], "'run' is not a measurement; name one of train, eval, sample, data, compile"),
-    ([], 'name one of train, eval, sample, data, compile'),
+    (['run'], f"'run' is not a measurement; name one of {', '.join(MEASUREMENTS)}"),
+    ([], f"name one of {', '.join(MEASUREMENTS)}"),
     (['train'], '--config: it is missing; name a config file'),
     (['train', '--workdir=runs/a'], 'this command takes no workdir'),
     (['compile', f'--config={TINY}', '--depths=1,b', '--nostart'], '--depths=1,b'),

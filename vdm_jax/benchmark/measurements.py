@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
-from vdm_jax.benchmark import coding, memory, precision, scaling, speed
+from vdm_jax.benchmark import coding, distillation, memory, precision, scaling, speed
 from vdm_jax.errors import InputError, require
 
 __all__ = ['MEASUREMENTS', 'Settings', 'measure']
@@ -85,6 +85,15 @@ def _sample(settings: Settings) -> dict:
                       peak_tflops=settings.peak_tflops, **_repetitions(settings))
 
 
+def _distillation(settings: Settings) -> dict:
+  return distillation.step(_of_config(settings), **_repetitions(settings))
+
+
+def _pairs(settings: Settings) -> dict:
+  return distillation.pairs(_of_run_or_config(settings), sampler_steps=settings.sampler_steps,
+                            **_repetitions(settings))
+
+
 def _codec(settings: Settings) -> dict:
   return coding.codec(_of_run_or_config(settings), steps=settings.chain_steps,
                       **_repetitions(settings))
@@ -132,5 +141,6 @@ def _scaling(settings: Settings) -> dict:
 
 
 MEASUREMENTS: dict[str, Callable[[Settings], dict]] = {
-    'train': _train, 'eval': _evaluate, 'sample': _sample, 'codec': _codec, 'data': _data,
-    'compile': _compile, 'precision': _precision, 'memory': _memory, 'scaling': _scaling}
+    'train': _train, 'distillation': _distillation, 'eval': _evaluate, 'sample': _sample,
+    'pairs': _pairs, 'codec': _codec, 'data': _data, 'compile': _compile, 'precision': _precision,
+    'memory': _memory, 'scaling': _scaling}

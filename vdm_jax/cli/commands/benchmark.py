@@ -10,7 +10,7 @@ from vdm_jax.benchmark import measurements, report
 from vdm_jax.errors import InputError
 
 CONFIG = cli.config_flag()
-WORKDIR = cli.run_directory('eval, sample, codec, precision: a run, instead of --config.')
+WORKDIR = cli.run_directory('eval, sample, pairs, codec, precision: a run, instead of --config.')
 BLOCKS = flags.DEFINE_integer('blocks', None, 'Replaces config.model.blocks.')
 FEATURES = flags.DEFINE_integer('features', None, 'Replaces config.model.features.')
 BATCH_SIZE = flags.DEFINE_integer(
@@ -24,8 +24,8 @@ PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'Peak of one device, in TFLOP/s.  
                           'published peak in bfloat16, where it is known.')
 TIMES = flags.DEFINE_integer('times', 32, 'eval, precision: evaluations of the network for each '
                              'image.')
-SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: steps of the ancestral '
-                                     'sampler.')
+SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample, pairs: steps of the '
+                                     'ancestral sampler, and of DDIM.')
 CHAIN_STEPS = flags.DEFINE_integer('chain_steps', 20, 'codec: T, the steps of the chain.')
 DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: numbers of blocks to compile.')
 START = flags.DEFINE_bool('start', True, 'compile: also measure the time from start to first step.')
