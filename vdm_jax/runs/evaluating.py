@@ -75,7 +75,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
              show: Callable[[Ledger], None] = lambda ledger: None, **options) -> Ledger:
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
-  A row does not depend on the other rows.  A flow of coupled noise has the row 'ode' in the place of
+  A row does not depend on the other rows.  A flow of coupled noise has the row 'ode' instead of
   'vlb', and no picture of the bits by noise level.
 
   The files are ledger.json, bits.npz, bits_by_noise.png, curves.png, and report.html, which shows

@@ -215,7 +215,8 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
               ) -> Callable[[PyTree, int], dict[str, float]]:
   """A function from parameters and their step to the Fréchet distance of `count` samples.
 
-  It is the distance to the training split.  If the data are pairs, the split is of the data that their teacher learned; see `pairing.truth`.
+  It is the distance to the training split.  If the data are pairs, the split is of the data that
+  their teacher learned; see `pairing.truth`.
 
   Raises InputError for a model without samples, and for features of other images.
   """
