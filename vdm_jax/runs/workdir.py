@@ -208,8 +208,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
         'format': FORMAT, 'config': values, 'from': began, 'neighbours': list(code.neighbours),
         'cwd': os.getcwd(),
         'fingerprint': fingerprint or old.get('fingerprint'),
-        'starts': [*old.get('starts', ()), provenance() | {'init_from': start} | extended]},
-        indent=2))
+        'starts': [*old.get('starts', ()),
+                   provenance() | ({'init_from': start} if start else {}) | extended]}, indent=2))
     for file in (workdir / 'config').rglob('*.py'):  # of another start
       if str(file.relative_to(workdir / 'config')) not in code.neighbours:
         file.unlink()
