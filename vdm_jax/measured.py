@@ -111,8 +111,8 @@ def read_all(root: Path) -> dict[str, Measurement]:
 
 def pages(root: Path) -> list[Path]:
   """The pages for users in the checkout at `root`."""
-  pages = [root / 'README.md', root / 'CONTRIBUTING.md', *sorted((root / 'docs').rglob('*.md')),
-           *sorted((root / 'configs').rglob('README.md'))]
+  pages = [root / 'README.md', root / 'CONTRIBUTING.md', root / 'CHANGELOG.md',
+           *sorted((root / 'docs').rglob('*.md')), *sorted((root / 'configs').rglob('README.md'))]
   return [path for path in pages if path.exists()]
 
 

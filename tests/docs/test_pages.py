@@ -13,9 +13,9 @@ import pytest
 
 from tests.support import pages
 from tests.support.pages import PAGES, ROOT
-from vdm_jax import measured, recipes
+from vdm_jax import __version__, measured, recipes
 from vdm_jax.model import Model
-from vdm_jax.runs import workdir
+from vdm_jax.runs import provenance, workdir
 from vdm_jax.systems.variational import vdm
 
 TEXTS = {name: path.read_text() for name, path in PAGES.items()}
@@ -256,6 +256,12 @@ def test_a_file_in_backticks_is_there(name):
 
 def test_the_readme_is_short():
   assert len(TEXTS['README.md'].splitlines()) <= 200
+
+
+def test_the_citation_and_the_changelog_have_this_version_and_this_format_of_a_run():
+  assert f'\nversion: {__version__}\n' in (ROOT / 'CITATION.cff').read_text()
+  changelog = (ROOT / 'CHANGELOG.md').read_text()
+  assert f'\n## {__version__}' in changelog and f'\n| {provenance.FORMAT} |' in changelog
 
 
 @every_page
