@@ -256,7 +256,7 @@ class Truncated:
 
 
 def diffuse(x: Array, eps: Array, level: Level) -> Array:
-  """z = alpha x + sigma eps.  x, eps: [B, ...]."""
+  """z = alpha x + sigma eps.  x, eps: [B, ...].  On `vp`, Ho et al. (2020), eq. 4."""
   level = level.expand(x)
   return level.alpha * x + level.sigma * eps
 
@@ -303,7 +303,8 @@ def posterior(z: Array, x: Array, at_t: Level, at_s: Level) -> tuple[Array, Arra
   """Mean and standard deviation of q(z_s | z_t, x), s < t.  z, x: [B, ...].
 
   mean = sqrt(1 - tau) (sigma_s / sigma_t) z + alpha_s tau x,  std = sigma_s sqrt(tau).
-  Kingma et al. (2021), appendix A.2, on any curve.  It is not defined where sigma_t = 0.
+  Ho et al. (2020), eq. 7, on `vp`; Kingma et al. (2021), appendix A.2, on any curve.  It is not
+  defined where sigma_t = 0.
   """
   at_t, at_s = at_t.expand(z), at_s.expand(z)
   share = tau(at_t, at_s)

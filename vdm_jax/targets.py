@@ -75,7 +75,7 @@ def edm(sigma_data: float = 0.5) -> Target:
 
 
 def solve(target: Target, y: Array, z: Array, level: Level) -> Estimate:
-  """(y, z) -> (x, eps).  y, z: [B, ...]."""
+  """(y, z) -> (x, eps).  y, z: [B, ...].  x from `eps` on `vp` is Ho et al. (2020), eq. 15."""
   level = level.expand(z)
   a, b = target(level)
   det = level.alpha * b - level.sigma * a
