@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
 
 __all__ = ['SPARE', 'Choice', 'candidate', 'choose', 'count_for', 'divergence', 'scale_for',
            'zipf']
@@ -52,14 +51,18 @@ def count_for(bits: float, spare: int = SPARE, most: int = 22) -> int:
 def _candidates(seed: int, stream: int, chunk: int, size: int) -> np.ndarray:
   """Candidates number `_CHUNK` chunk + 1, ..., float32 [_CHUNK, size], of N(0, 1).
 
-  They are raw output of Philox, which no version changes, mapped by the normal quantile.  Another
-  machine may round the quantile otherwise.  This changes a sample slightly, and no number.
+  They are pairs of Box and Muller, made of the raw output of Philox, which no version changes.
+  Another machine may round logarithms and angles otherwise.  That moves a sample, but changes no
+  number.
   """
   # A generator counts blocks in its first word; the second is the chunk, the third names the use.
   bits = np.random.Philox(key=np.array([seed, stream], np.uint64),
                           counter=np.array([0, chunk, 0, 0], np.uint64))
   raw = np.asarray(bits.random_raw(_CHUNK * size // 2), '<u8').view('<u4')
-  return ndtri((raw + 0.5) * 2.0**-32).astype(np.float32).reshape(_CHUNK, size)
+  u, angle = np.split((raw.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32), 2)
+  radius = np.sqrt(np.float32(-2.0) * np.log(u))
+  angle *= np.float32(2.0 * np.pi)
+  return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).reshape(_CHUNK, size)
 
 
 def candidate(number: int, seed: int, stream: int, size: int) -> np.ndarray:
@@ -76,7 +79,8 @@ def choose(shift: np.ndarray, ratio: np.ndarray, count: int, seed: int, stream: 
   """
   shift, ratio = np.asarray(shift, np.float64), np.asarray(ratio, np.float64)
   # log w = linear x + square x^2 + constant, of which the constant is the same for all.
-  linear, square = shift / ratio**2, 0.5 * (1.0 - ratio**-2)
+  linear = (shift / ratio**2).astype(np.float32)
+  square = (0.5 * (1.0 - ratio**-2)).astype(np.float32)
   largest = np.inf
   if (ratio < 1.0).all():
     largest = float(0.5 * np.sum(np.square(shift) / (ratio**2 * (1.0 - ratio**2))))
