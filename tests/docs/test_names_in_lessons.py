@@ -74,7 +74,7 @@ def test_a_lesson_draws_the_pictures_that_it_shows(page):
   """By a block, or by a command where they are of a run; under the name of the picture."""
   text = page.read_text()
   drawn = [Path(name).name for name in re.findall(r"save(?:fig|_png)\('([^']+)'", text)]
-  by_commands = [Path(name).name for name in re.findall(r'--out=(\S+\.png)', text)]
+  by_commands = [Path(name).name for name in re.findall(r'--(?:out|trace)=(\S+\.png)', text)]
   shown = re.findall(r'!\[[^]]*\]\(([^)]+)\)', text)
   names = [Path(picture).name for picture in shown]
   assert drawn == [name for name in names if name not in by_commands]

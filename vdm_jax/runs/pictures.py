@@ -4,7 +4,7 @@ Every picture can be drawn of one point, and of values that are all equal.  NaN 
 """
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from vdm_jax.likelihood.density import Density
 from vdm_jax.machine import files
 
-__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'rate_distortion', 'samples',
-           'save_png', 'strip']
+__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'labelled', 'rate_distortion',
+           'samples', 'save_png', 'strip']
 
 
 def save_png(path: str | Path, picture: np.ndarray | Figure,
@@ -43,6 +43,17 @@ def captioned(picture: np.ndarray, text: str) -> np.ndarray:
     return picture
   line = Image.new('RGB', (picture.shape[1], int(bottom) + 6), 'white')
   ImageDraw.Draw(line).text((4, 2), text, 'black', font)
+  return np.concatenate([picture, np.asarray(line)])
+
+
+def labelled(picture: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+  """uint8 [H + h, W, 3]: `picture` [H, W, 3] of equal columns, with a label below each column."""
+  font, width = ImageFont.load_default(), picture.shape[1]
+  height = max(int(font.getbbox(label)[3]) for label in labels) + 6
+  line = Image.new('RGB', (width, height), 'white')
+  for i, label in enumerate(labels):
+    middle = (i + 0.5) * width / len(labels)
+    ImageDraw.Draw(line).text((middle, 2), label, 'black', font, anchor='ma')
   return np.concatenate([picture, np.asarray(line)])
 
 
@@ -297,8 +308,8 @@ def rate_distortion(points: Mapping[str, list[tuple[float, float]]], count: int)
                        marker='' if 'ideal' in name else '.') if line else (None,)
     if drawn is not None:
       colours[name] = drawn.get_color()
-  axes.set(xlabel='bits/dim, without headers of ours', ylabel='PSNR, dB',
-           title=f'{count:,} images; other codecs: as one sheet')
+  axes.set(xlabel='bits/dim (DiffC and UQDM: of the payload)', ylabel='PSNR, dB',
+           title=f'{count:,} images; JPEG, WebP and JXL code them as one sheet')
   axes.set_xlim(left=0.0)
   axes.grid(alpha=0.3)
   if colours:

@@ -328,8 +328,9 @@ def curve(directory: str | Path, images: str | Path, out: str | Path, *,
                  [float(np.cumsum(sent.cost)[row] * per_dim) for row in shown])
   pictures.save_png(out, pictures.rate_distortion(points, len(pixels)))
   if trace:
-    text = 'bits/dim: ' + ', '.join(f'{rate:.2f}' for rate in result.rates) + '; the original'
-    pictures.save_png(trace, pictures.captioned(pictures.strip(result.path, ready.levels), text))
+    labels = [*(f'{rate:.2f}' for rate in result.rates), 'original']
+    strip = pictures.labelled(pictures.strip(result.path, ready.levels), labels)
+    pictures.save_png(trace, pictures.captioned(strip, 'bits/dim so far'))
   return result
 
 
