@@ -13,7 +13,9 @@ early, PLACE.part is kept.  Every sixth pair is for testing.
 import functools
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ __all__ = ['NOISE', 'SAMPLE', 'Writer', 'begun', 'fields_of', 'is_pairs', 'open_
 RECORD = 'pairs.json'
 NOISE, SAMPLE = 'z_1', 'x'
 FORMAT = 1
+SECONDS = 5.0  # between two writes to the disk, which cost time; a kill loses no more
 _REMEDY = 'Make the pairs again (scripts/make_pairs.py)'
 
 
@@ -115,7 +118,7 @@ class Writer:
     writer = Writer(path, about, count, fields)
     writer.begin()                     # for one process at a time: see `part`
     writer.write(writer.done, batch)   # until writer.done == count
-    writer.close()
+    writer.close()                     # and `keep` where the writing ends early
 
   about: everything on which the values depend.  Raises InputError if the place holds anything else.
   Nothing is written before `begin`.
@@ -130,6 +133,8 @@ class Writer:
     for place in (self.path, self.part):
       if place.exists():
         self._check(place, field)
+    self._arrays: dict[str, np.ndarray] = {}
+    self._kept = -math.inf
     self.complete = self.path.exists()
     if self.complete:
       self._record['done'] = count
@@ -145,6 +150,8 @@ class Writer:
         del array
       self._save()
     self._record['done'] = record(self.part)['done']
+    self._arrays = {name: np.load(self._file(name), mmap_mode='r+')
+                    for name, *_ in self._record['fields']}
 
   def _check(self, place: Path, field: str) -> None:
     """Raises InputError unless `place` holds these pairs, or the first of them."""
@@ -174,17 +181,26 @@ class Writer:
     return self._record['done']
 
   def write(self, first: int, batch: Batch) -> None:
-    """Writes rows `first`, first + 1, ...; they are on the disk when this returns."""
+    """Writes rows `first`, first + 1, ...; they are kept some seconds later: see `keep`."""
     n = len(batch[NOISE])
-    for name, *_ in self._record['fields']:
-      array = np.load(self._file(name), mmap_mode='r+')
+    for name, array in self._arrays.items():
       array[first:first + n] = batch[name]
-      array.flush()
     self._record['done'] = first + n
+    if time.monotonic() - self._kept >= SECONDS:
+      self.keep()
+
+  def keep(self) -> None:
+    """Puts all rows that are written on the disk, and then says so in pairs.json."""
+    if self.complete:
+      return
+    for array in self._arrays.values():
+      array.flush()
     self._save()
+    self._kept = time.monotonic()
 
   def close(self) -> None:
     """Gives the folder its final name if all pairs are written."""
     if not self.complete and self.done == self._record['count']:
+      self.keep()
       os.replace(self.part, self.path)
       self.complete = True

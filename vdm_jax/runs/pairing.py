@@ -93,6 +93,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
       shutil.rmtree(writer.part)
       return out
     writer.begin()
+    stack.callback(writer.keep)
     bar = stack.enter_context(tqdm.tqdm(total=count, initial=writer.done, unit='pair', desc='pairs',
                                         dynamic_ncols=True))
     for drawn in draw_pairs(drawn_by, trained.params, method.make, times=times, start=writer.done,
