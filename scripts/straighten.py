@@ -3,7 +3,7 @@
   python scripts/straighten.py --workdir=runs/toys --out=straightening.png
 
 The flows have independent noise, minibatch OT, a learned coupling, reflow, and reflow again.  They
-take ten minutes on 2 CPU cores.  Existing runs are not trained again.
+take ten minutes on one CPU core.  Existing runs are not trained again.
 """
 import bootstrap
 from absl import flags

@@ -2,10 +2,10 @@
 
     z_t = a x + b y + gamma eps,     x at t = 0 (a = 1, b = gamma = 0),  y at t = 1
 
-Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797.  x and y have any joint distribution; eps is
-normal and independent of both.  The paper's time begins at the base y, and our time begins at the
-data x.  The formulae are the same; only sampling runs the other way.  The marginals of z_t follow
-from
+Albergo, Boffi and Vanden-Eijnden (2023), 2303.08797, definition 2.1.  x and y have any joint
+distribution; eps is normal and independent of both.  The paper's time begins at the base y, and our
+time begins at the data x.  The formulae are the same; only sampling runs the other way.  The
+marginals of z_t follow from
 
     v = E[da x + db y | z],    s = -E[eps | z] / gamma,    drift = v - gamma dgamma s
 
@@ -87,7 +87,7 @@ def interpolant(path: Path, variance: Variance) -> Interpolant:
 def one_sided(process: Process) -> Interpolant:
   """A Gaussian process as an interpolant whose base is eps: a = alpha, b = 0, gamma = sigma.
 
-  Albergo et al. (2023), one-sided interpolants.  The drift is the velocity of the probability flow
+  Albergo et al. (2023), definition 3.3.  The drift is the velocity of the probability flow
   of `process`.
   """
   def at(t):

@@ -14,7 +14,7 @@ After the colon:
                 paper, algorithm 3
   public        the same training with the rate of the public code
 
-Hardware, time and what they reach: not measured.
+Hardware, time and what they reach: see configs/plane/README.md.
 """
 import jax.numpy as jnp
 import ml_collections
@@ -41,6 +41,7 @@ def get_config(system: str = 'distillation') -> ml_collections.ConfigDict:
                'last_levels': 30, 'growing_updates': STEPS, 'target_rate': 0.9}
   config = recipes.plane(vdm.default_config(features=128, blocks=4, dropout=0.0, system=system,
                                             **fields), steps=STEPS)
+  config.data.batch_size = 256
   config.optimizer.learning_rate = 1e-3
   return config
 

@@ -38,6 +38,7 @@ from vdm_jax.systems.flows import interpolants as between
 from vdm_jax.typing import Experiment
 
 PAIRS = './runs/plane_pairs'
+BETA = 2.0  # the 20 of images, whose divergence is of far more dimensions, hardly couples points
 SYSTEMS = {
     **dict.fromkeys(flow_matching.PATHS, flow_matching), 'minibatch_ot': minibatch_ot,
     'curvature': curvature, 'reflow': rectified_flow, 'distilled': rectified_flow,
@@ -47,9 +48,12 @@ SYSTEMS = {
 
 def get_config(system: str = 'ot') -> ml_collections.ConfigDict:
   require_choice('config', system, SYSTEMS)
-  path = {'path': system} if system in flow_matching.PATHS else {}
+  own = {'path': system} if system in flow_matching.PATHS else {}
+  if system == 'curvature':
+    own = {'beta': BETA}
   config = recipes.plane(SYSTEMS[system].default_config(
-      features=128, blocks=4, dropout=0.0, system=system, logsnr_max=10.0, **path))
+      features=96, blocks=3, dropout=0.0, system=system, logsnr_max=10.0, **own))
+  config.data.batch_size = 256
   if system in ('reflow', 'distilled'):
     rectified_flow.of_pairs(config, PAIRS)
   return config

@@ -111,6 +111,13 @@ def test_on_ve_the_arrows_stand_where_the_noisy_data_are(run, monkeypatch):
     assert_variance(cloud, (STD**2 + np.exp(-logsnr)) / (1.0 + np.exp(-logsnr)))
 
 
+def test_a_student_of_few_steps_shows_its_samples_and_no_flow(run, monkeypatch):
+  changed(monkeypatch, distilled=('ddim_to_x', 1))
+  row = gallery.row('student', 'anywhere', run, count=100)
+  assert row.samples.shape == (100, 2)
+  assert row.noisy == [] and row.grid.shape == row.field.shape == (0, 2)
+
+
 def test_what_is_no_plane_is_refused(run, monkeypatch):
   trained = workdir.load_trained('anywhere')
   images = trained.experiment._replace(

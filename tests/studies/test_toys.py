@@ -20,6 +20,34 @@ def test_a_toy_has_a_config_of_points_in_the_plane_and_a_sampler(name):
   assert catalogue.method(toy.sampler, toy.steps).name == toy.sampler
 
 
+def test_a_toy_that_starts_from_another_comes_after_it():
+  names = list(toys.SYSTEMS)
+  starts = {name: toy.start for name, toy in toys.SYSTEMS.items() if toy.start}
+  assert len(starts) > 4
+  assert all(names.index(start) < names.index(name) for name, start in starts.items())
+  assert all(toy.start for toy in toys.SYSTEMS.values() if toy.pairs)
+
+
+def test_a_shorter_training_has_shorter_phases_and_the_decay_that_its_config_has():
+  at = lambda name: toys.SYSTEMS[name]
+  read = lambda toy: workdir.import_config(CONFIGS / f'{toy.config}.py').get_config(*toy.variant)
+  student, flow = read(at('progressive')), read(at('ot'))
+  phases = student.train.steps / student.model.halving_updates
+  for config in (student, flow):
+    toys.shorten(config, 30)
+    assert config.train.steps == 30 and config.optimizer.warmup_steps <= 15
+  assert 30 / student.model.halving_updates == phases
+  assert (student.optimizer.decay_steps, flow.optimizer.decay_steps) == (0, 30)
+
+
+@pytest.mark.long
+def test_a_teacher_and_its_students_are_trained_and_drawn(tmp_path):
+  names = ['teacher', 'progressive', 'knowledge']
+  places = toys.study(tmp_path / 'runs', tmp_path / 'a.png', CONFIGS, systems=names, train_steps=3)
+  assert [place.name for place in places] == names
+  assert (tmp_path / 'a.png').stat().st_size > 10_000
+
+
 def test_a_toy_that_there_is_not_is_refused_before_anything_is_trained(tmp_path):
   with pytest.raises(InputError, match='there is no such choice; choose one of dpm, vdm'):
     toys.study(tmp_path / 'runs', tmp_path / 'a.png', CONFIGS, systems=['ddpm'])

@@ -32,6 +32,7 @@ def names() -> list[str]:
       'plane/truncated': [':adversarial', ':gaussian'],
       'plane/matching': [':sliced', ':implicit'],
       'digits/distilled': [':teacher', ':progressive', ':guided', ':few_guided', ':knowledge'],
+      'plane/distilled': [':teacher', ':progressive', ':knowledge'],
       'plane/consistency': [':distillation', ':training', ':public'],
       'cifar10/distilled': [':progressive_teacher', ':progressive', ':knowledge', ':consistency',
                             ':consistency_training'],

@@ -46,9 +46,11 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             'plane/flows:between': {'velocity_error', 'noise_error'},
             'plane/flows:mean_flow': {'velocity_error'},
             **dict.fromkeys(('digits/distilled:progressive', 'digits/distilled:few_guided',
-                             'cifar10/distilled:progressive'), {'x_error', 'student_steps'}),
+                             'plane/distilled:progressive', 'cifar10/distilled:progressive'),
+                            {'x_error', 'student_steps'}),
             **dict.fromkeys(('digits/distilled:guided', 'digits/distilled:knowledge',
-                             'cifar10/distilled:knowledge'), {'x_error'}),
+                             'plane/distilled:knowledge', 'cifar10/distilled:knowledge'),
+                            {'x_error'}),
             **dict.fromkeys(('plane/consistency:distillation', 'plane/consistency:training',
                              'plane/consistency:public', 'cifar10/distilled:consistency',
                              'cifar10/distilled:consistency_training'), {'x_error', 'levels'}),
@@ -201,7 +203,7 @@ def test_a_configs_schedule_of_work_is_consistent(name):
 
 
 @pytest.mark.parametrize('name', ['digits/distilled:progressive', 'digits/distilled:few_guided',
-                                  'cifar10/distilled:progressive'])
+                                  'plane/distilled:progressive', 'cifar10/distilled:progressive'])
 def test_each_halving_of_a_student_ends_in_a_checkpoint(name):
   _, config = configs.read(name)
   assert config.model.halving_updates % config.train.checkpoint_every == 0

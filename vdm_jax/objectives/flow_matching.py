@@ -2,9 +2,9 @@
 
     E |u(z_t, t) - (dalpha x + dsigma eps)|^2,    z_t = alpha x + sigma eps,  t uniform
 
-Lipman, Chen, Ben-Hamu, Nickel and Le (2023), conditional flow matching.  Its gradient equals the
-gradient of a regression on the velocity of the marginals.  The minimiser is the probability flow of
-the process.  Their time is 1 - t.
+Lipman, Chen, Ben-Hamu, Nickel and Le (2023), eq. 9 and 14, conditional flow matching.  By their
+theorem 2, its gradient equals the gradient of a regression on the velocity of the marginals.  The
+minimiser is the probability flow of the process.  Their time is 1 - t.
 
 Their paths are processes.  Optimal transport is `RectifiedFlow`, on the curve `flow`; the diffusion
 path is `schedules.BetaLinear` on `vp`.  The cosine path of their code is `schedules.Cosine` on
@@ -35,7 +35,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               ) -> tuple[Array, dict[str, Array]]:
   """|u - u_hat|^2, a sum over the data: [B], and {'eps_error'}, |eps - eps_hat|^2.
 
-  Lipman et al. (2023).  x: [B, ...]; t, keys: [B].  eps: the noise, where it is coupled to
+  Lipman et al. (2023), eq. 14.  x: [B, ...]; t, keys: [B].  eps: the noise, where it is coupled to
   the data; drawn from `keys` otherwise.
   """
   if eps is None:

@@ -28,7 +28,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
               ) -> tuple[Array, dict[str, Array]]:
   """w(level) |x_hat_teacher(z_t) - x_hat(z_t)|^2 at t ~ U[0, 1]: a sum over the data.
 
-  Meng et al. (2023), the first stage.  teacher: the guided denoiser, `guidance.classifier_free`,
+  Meng et al. (2023), section 3.1.  teacher: the guided denoiser, `guidance.classifier_free`,
   given the same `cond`.  weight: of `weightings.OF_X`.  x: [B, ...]; t, keys: [B].  eps: the noise,
   drawn from `keys` if not given.  Returns [B] and {'x_error'}, without the weight.
   """

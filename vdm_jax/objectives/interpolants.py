@@ -48,7 +48,7 @@ def half_square(estimate: Array, of: Array) -> Array:
 def objective(network: Network, interpolant: Interpolant, x: Array, y: Array, t: Array,
               keys: Array, cond: PyTree = None, *, of: Of, antithetic: bool = True,
               eps: Array | None = None) -> Array:
-  """The quadratic loss of one network: [B].  Albergo et al. (2023).
+  """The quadratic loss of one network: [B].  Albergo et al. (2023), eq. 2.13, 2.16, 2.19, 2.29.
 
   x is at t = 0 and y at t = 1: [B, ...], of any coupling; t, keys: [B].  antithetic: take the mean
   over eps and -eps, at two evaluations of the network.

@@ -3,11 +3,12 @@
 Geng, Deng, Bai, Kolter and He (2025), 2505.13447; their time is ours.  On straight lines,
 z_t = (1 - t) x + t eps and v = eps - x, the average velocity
 
-    u(z_t, r, t) = 1 / (t - r) int_r^t v dtau    obeys    u = v - (t - r) du/dt,
+    u(z_t, r, t) = 1 / (t - r) int_r^t v dtau    obeys    u = v - (t - r) du/dt
 
-with du/dt = v d_z u + d_t u along the path: one product with the Jacobian.  The network is
-regressed on the right side, without its gradient.  Where r = t the loss is flow matching.  A step
-from t to r is z_r = z_t - (t - r) u, so one step from noise to data is z_1 - u(z_1, 0, 1).
+(their eq. 3 and 6), with du/dt = v d_z u + d_t u along the path: one product with the Jacobian.
+The network is regressed on the right side, without its gradient.  Where r = t the loss is flow
+matching.  A step from t to r is z_r = z_t - (t - r) u, so one step from noise to data is
+z_1 - u(z_1, 0, 1).
 
 An average velocity has two times, so it is no estimate of x and eps at one level.  So the network
 here is a function of (z, r, t), and no `Denoiser`.
@@ -40,7 +41,7 @@ def objective(network: Network, x: Array, r: Array, t: Array, keys: Array, *, po
               eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """|u_hat - (v - (t - r) du/dt)|^2, adaptively weighted: [B], {'velocity_error'} [B].
 
-  Geng et al. (2025).  x: [B, ...]; r, t, keys: [B].  power: p of their adaptive weight
+  Geng et al. (2025), eq. 9, 10.  x: [B, ...]; r, t, keys: [B].  power: p of their adaptive weight
   1 / (error + 1e-3)^p, through which no gradient goes; 0 gives no weight.  'velocity_error' has no
   weight.
   """
@@ -56,6 +57,6 @@ def objective(network: Network, x: Array, r: Array, t: Array, keys: Array, *, po
 
 
 def step(network: Network, z: Array, t: Array, r: Array) -> Array:
-  """z_r = z_t - (t - r) u(z_t, r, t).  z: [B, ...]; t, r: [B]."""
+  """z_r = z_t - (t - r) u(z_t, r, t).  z: [B, ...]; t, r: [B].  Geng et al. (2025), algorithm 2."""
   length = (t - r).reshape(-1, *[1] * (z.ndim - 1))
   return z - length * network(z, r, t)

@@ -32,7 +32,7 @@ class GalleryRow(NamedTuple):
   """One system.  Points are x, [N, 2]."""
   name: str
   data: np.ndarray                 # test data
-  noisy: list[np.ndarray]          # z / sqrt(alpha^2 + sigma^2) at `NOISY`; [] without a denoiser
+  noisy: list[np.ndarray]          # z / sqrt(alpha^2 + sigma^2) at `NOISY`; [] without a flow
   grid: np.ndarray                 # [SIDE^2, 2]  where the arrows are; [0, 2] without
   field: np.ndarray                # [SIDE^2, 2]  minus dz/dt: the way that sampling goes
   samples: np.ndarray
@@ -44,8 +44,9 @@ class GalleryRow(NamedTuple):
 def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> GalleryRow:
   """The panels of the run in `directory`.
 
-  A run without a denoiser draws its own samples, and `method` is not used.  Raises InputError if
-  the data of the run are not points in the plane.
+  A run without a denoiser draws its own samples, and `method` is not used.  Such a run, and a
+  student of few steps, has no flow that could be shown.  Raises InputError if the data of the run
+  are not points in the plane.
   """
   trained = workdir.load_trained(directory)
   model, params = trained.experiment.model, trained.params
@@ -61,9 +62,13 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
   if denoises(m):
     drawn = draw(model, params, method.make, times=method.times(m.process), cond=m.conditions,
                  **options)
-    encode, (noisy, grid, field) = m.encode, _on_the_way(model, params, test)
+    encode = m.encode
   else:
     drawn, encode = draw_own(model, params, **options), coded
+  # A student has learned the levels of its few steps, and no flow.
+  if denoises(m) and not m.distilled:
+    noisy, grid, field = _on_the_way(model, params, test)
+  else:
     noisy, grid, field = [], np.zeros((0, 2)), np.zeros((0, 2))
   integers = np.concatenate([batch.data for batch in drawn])
   # Distances are in one coding for all systems, whatever units their x has.

@@ -4,7 +4,7 @@
     dz = (drift + e s) dt + sqrt(2 e) dw     up
 
 have the marginals of the interpolant for every e(t) >= 0; e = 0 is the flow.  Albergo, Boffi and
-Vanden-Eijnden (2023), 2303.08797.  A Gaussian process is a special case (`of_process`); with
+Vanden-Eijnden (2023), eq. 2.32 to 2.34.  A Gaussian process is a special case (`of_process`); with
 e = g^2 / 2 its SDE is the reverse SDE of Song et al. (2021).  (The SDE sampler of the public code
 of rectified flow scales the noise without the matching score, so it does not keep the marginals.)
 """

@@ -64,9 +64,9 @@ def picture(flows: list[Flow]) -> Figure:
   figure = Figure(figsize=(2.4 * len(flows), 5.2), layout='constrained')
   rows = figure.subplots(2, len(flows), squeeze=False)
   for flow, lines, points in zip(flows, *rows, strict=True):
-    for place in (lines, points):
-      place.set(xticks=[], yticks=[], xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect='equal')
-    lines.plot(*np.moveaxis(flow.path, -1, 0), color='C0', lw=0.5, alpha=0.6)
+    for place, reach in ((lines, 1.5), (points, 1.0)):
+      place.set(xticks=[], yticks=[], xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal')
+    lines.plot(*np.moveaxis(flow.path, -1, 0), color='C0', lw=0.7, alpha=0.8)
     lines.scatter(*flow.path[0].T, s=3, color='0.6', zorder=3)
     lines.scatter(*flow.path[-1].T, s=3, color='C0', zorder=3)
     lines.set_title(flow.title, fontsize='medium')

@@ -21,7 +21,8 @@ class Toy(NamedTuple):
   variant: tuple[str, ...]   # of the config; (): it has none
   sampler: str
   steps: int
-  pairs_of: str = ''         # the toy that it starts from, and whose pairs are its data
+  start: str = ''            # the toy that it starts from
+  pairs: bool = False        # whether the pairs of that toy are its data
 
 
 PAIRS = 20_000
@@ -41,18 +42,34 @@ SYSTEMS = {
     'cosine': Toy('cosine path', 'plane/flows', ('cosine',), 'euler', 100),
     'minibatch_ot': Toy('minibatch OT', 'plane/flows', ('minibatch_ot',), 'euler', 10),
     'curvature': Toy('learned coupling', 'plane/flows', ('curvature',), 'euler', 10),
-    'reflow': Toy('reflow', 'plane/flows', ('reflow',), 'euler', 2, 'ot'),
-    'distilled': Toy('one step', 'plane/flows', ('distilled',), 'euler', 1, 'reflow'),
+    'reflow': Toy('reflow', 'plane/flows', ('reflow',), 'euler', 2, 'ot', pairs=True),
+    'distilled': Toy('flow in one step', 'plane/flows', ('distilled',), 'euler', 1, 'reflow',
+                     pairs=True),
     'between': Toy('interpolant from 8 normals', 'plane/flows', ('between',), 'euler', 100),
     'mean_flow': Toy('MeanFlow', 'plane/flows', ('mean_flow',), 'euler', 1),
+    'teacher': Toy('teacher, 8 steps', 'plane/distilled', ('teacher',), 'ddim_to_x', 8),
+    'progressive': Toy('progressive, 1 step', 'plane/distilled', ('progressive',), 'ddim_to_x', 1,
+                       'teacher'),
+    'knowledge': Toy('knowledge, 1 step', 'plane/distilled', ('knowledge',), 'ddim_to_x', 1,
+                     'teacher', pairs=True),
+    'consistency': Toy('consistency, 1 step', 'plane/consistency', ('distillation',),
+                       'consistency', 1, 'edm'),
+    'consistency_training': Toy('the same, of data', 'plane/consistency', ('training',),
+                                'consistency', 1),
 }
 
 
 def shorten(config: ml_collections.ConfigDict, train_steps: int | None) -> None:
-  """Sets the training steps of `config` to `train_steps`, if they are given."""
-  if train_steps is not None:
-    config.train.steps = config.optimizer.decay_steps = train_steps
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train_steps // 2)
+  """Sets the training steps of `config` to `train_steps`, if given; its phases in proportion."""
+  if train_steps is None:
+    return
+  for field in ('halving_updates', 'growing_updates'):
+    if config.model.get(field):
+      config.model[field] = max(config.model[field] * train_steps // config.train.steps, 1)
+  if config.optimizer.decay_steps:
+    config.optimizer.decay_steps = train_steps
+  config.train.steps = train_steps
+  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train_steps // 2)
 
 
 def pairs_of(directory: Path, count: int) -> Path:
@@ -91,12 +108,11 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
     file = configs / f'{toy.config}.py'
     config = workdir.import_config(file).get_config(*toy.variant)
     shorten(config, train_steps)
-    start = ''
-    if toy.pairs_of:
-      start = Path(directory, toy.pairs_of)
+    start = Path(directory, toy.start)
+    if toy.pairs:
       config.data.name = str(pairs_of(start, PAIRS))
     print(f'{toy.title}: {place}')
-    runs.train(config, file, place, init_from=str(start))
+    runs.train(config, file, place, init_from=str(start) if toy.start else '')
     row = gallery.row(toy.title, place, catalogue.method(toy.sampler, toy.steps, ''))
     print(f'{toy.title}: distance {row.distance:.4f}, of training data {row.floor:.4f}; '
           'energy distance {:.5f} +- {:.5f}'.format(*row.energy))
