@@ -55,6 +55,12 @@ def test_the_median_and_the_quartiles_leave_the_warm_up_and_one_interruption_out
   assert timing.Timing((7.0,)).spread == 0.0
 
 
+def test_rivals_run_in_turn_and_each_has_its_own_times():
+  clock = Clock(*[9.0] * 2, 1.0, 2.0, 3.0, 4.0)
+  timed = timing.in_turn({'a': clock.work, 'b': clock.work}, repetitions=2, clock=clock)
+  assert (timed['a'].seconds, timed['b'].seconds) == ((1.0, 3.0), (2.0, 4.0))
+
+
 def test_a_step_of_several_is_its_share_of_a_dispatch():
   assert timing.Timing((1.0, 2.0)).per(4).seconds == (0.25, 0.5)
 

@@ -1,7 +1,7 @@
 """What a student costs: a step of its training, and the pairs that it may learn from.
 
-Both are ratios of programs that run one after the other: a step of distillation beside a step of
-the same network without a teacher, and pairs beside samples.
+Both are ratios of programs that run in turn: a step of distillation beside a step of the same
+network without a teacher, and pairs beside samples.
 """
 import functools
 import tempfile
@@ -40,15 +40,13 @@ def step(subject: speed.Subject, *, repetitions: int | None = None, warm_up: int
           'name a config of students (configs/digits/distilled.py:progressive)')
   model = speed.denoising(subject, speed.initial_params(subject))
   plain = compose.loss_of(ddpm.simple, made.model, model.shape)
-  seconds: dict[str, timing.Timing] = {}
-  options: dict[str, Any] = {'repetitions': repetitions, 'warm_up': warm_up, 'budget': budget / 3}
-  compiling = 0.0
-  for name, experiment in (
-      ('step', made), ('plain step', made._replace(loss=plain, update=None, aux=None))):
-    training = speed.Training(subject._replace(experiment=experiment))
-    compiling += training.compiled().seconds
-    seconds[name] = timing.measure(training, label=f'{name}s', **options).per(training.steps)
-  seconds['evaluation'] = timing.measure(_evaluation(subject), label='evaluations', **options)
+  without = made._replace(loss=plain, update=None, aux=None)
+  steps = {name: speed.Training(subject._replace(experiment=experiment))
+           for name, experiment in (('step', made), ('plain step', without))}
+  compiling = sum(training.compiled().seconds for training in steps.values())
+  seconds = timing.in_turn({**steps, 'evaluation': _evaluation(subject)}, label='steps',
+                           repetitions=repetitions, warm_up=warm_up, budget=budget)
+  seconds |= {name: seconds[name].per(training.steps) for name, training in steps.items()}
   own, other, one = (seconds[name].median for name in ('step', 'plain step', 'evaluation'))
   return {**report.about(subject.file, subject.config), 'command': 'distillation',
           'seconds_per_step': own, 'spread': seconds['step'].spread,
@@ -91,15 +89,15 @@ def pairs(subject: speed.Subject, *, sampler_steps: int = 250, repetitions: int 
           'name a config whose data are x')
   grid: dict[str, Any] = {'times': grids.uniform(sampler_steps), 'start': 0, 'stop': 2**30,
                           'seed': 0, 'batch_size': size, 'cond': model.conditions}
-  options: dict[str, Any] = {'repetitions': repetitions, 'warm_up': warm_up, 'budget': budget / 2}
-  say('compiling the sampler')
+  say('compiling the samplers')
   images = draw(of, params, samplers.ddim, **grid)
-  sampling = timing.measure(lambda: next(images).data, label='batches of samples', **options)
-  say('compiling the sampler of pairs')
   with tempfile.TemporaryDirectory() as folder:
     written = _written(subject, model, draw_pairs(of, params, samplers.ddim, **grid), size,
                        Path(folder) / 'pairs')
-    pairing = timing.measure(lambda: next(written), label='batches of pairs', **options)
+    seconds = timing.in_turn(
+        {'samples': lambda: next(images).data, 'pairs': lambda: next(written)}, label='batches',
+        repetitions=repetitions, warm_up=warm_up, budget=budget)
+  sampling, pairing = seconds['samples'], seconds['pairs']
   return {**report.about(subject.file, subject.config), 'command': 'pairs', 'sampler': 'ddim',
           'evaluations_per_pair': sampler_steps, 'pairs_per_batch': size,
           'seconds_per_batch': pairing.median, 'spread': pairing.spread,

@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -56,19 +56,34 @@ def measure(work: Callable[[], PyTree], *, repetitions: int | None = None,
   repetitions: the number of counted calls.  None: as many as end within `budget` seconds, and at
   least `LEAST`.
   """
+  return in_turn({label: work}, repetitions=repetitions, label=label, warm_up=warm_up,
+                 budget=budget, clock=clock)[label]
+
+
+def in_turn(rivals: Mapping[str, Callable[[], PyTree]], *, repetitions: int | None = None,
+            label: str = 'measuring', warm_up: int = 1, budget: float = BUDGET,
+            clock: Callable[[], float] = time.perf_counter) -> dict[str, Timing]:
+  """Times rivals by name, each once in a round, so that a drift of the machine meets all alike.
+
+  The arguments are as for `measure`.  A repetition is a round, and `budget` is for all rivals.
+  """
   for flag, value, least in [('repetitions', repetitions, 1), ('warm_up', warm_up, 0)]:
     require_at_least(flag, value, least)
   for _ in range(warm_up):
-    jax.block_until_ready(work())
-  seconds = []
+    for work in rivals.values():
+      jax.block_until_ready(work())
+  rounds: list[list[float]] = []
   with tqdm.tqdm(total=repetitions, desc=label, unit='step', dynamic_ncols=True, file=sys.stderr,
                  disable=jax.process_index() != 0) as bar:
-    while not _enough(seconds, repetitions, budget):
-      start = clock()
-      jax.block_until_ready(work())
-      seconds.append(clock() - start)
+    while not _enough([sum(each) for each in rounds], repetitions, budget):
+      rounds.append([])
+      for work in rivals.values():
+        start = clock()
+        jax.block_until_ready(work())
+        rounds[-1].append(clock() - start)
       bar.update()
-  return Timing(tuple(seconds))
+  return {name: Timing(seconds)
+          for name, seconds in zip(rivals, zip(*rounds, strict=True), strict=True)}
 
 
 def _enough(seconds: list[float], repetitions: int | None, budget: float) -> bool:
