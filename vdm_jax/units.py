@@ -9,12 +9,17 @@ import jax.numpy as jnp
 
 from vdm_jax.typing import Array
 
-__all__ = ['bits_per_dim', 'log_mean_exp', 'sum_of_terms', 'sum_over_data']
+__all__ = ['bits_per_dim', 'log_mean_exp', 'mean_over_data', 'sum_of_terms', 'sum_over_data']
 
 
 def sum_over_data(u: Array) -> Array:
   """[B, ...] -> [B]."""
   return jnp.sum(u.reshape(u.shape[0], -1), axis=-1)
+
+
+def mean_over_data(u: Array) -> Array:
+  """[B, ...] -> [B]."""
+  return jnp.mean(u.reshape(u.shape[0], -1), axis=-1)
 
 
 def sum_of_terms(terms: Mapping[str, Array]) -> Array:

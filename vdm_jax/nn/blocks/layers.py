@@ -33,6 +33,8 @@ from vdm_jax.typing import Array, PyTree
 
 MASK = 'dropout_mask'  # its name for the policies of `jax.checkpoint`
 zeros = nn.initializers.zeros_init()
+# PyTorch's own, which public code keeps: uniform with variance 1 / (3 inputs).
+torch_init = nn.initializers.variance_scaling(1.0 / 3.0, 'fan_in', 'uniform')
 
 
 # ------------------------------------------------- what a network asks of its settings and its data

@@ -39,14 +39,13 @@ from vdm_jax.nn.blocks.layers import (
     require_labels,
     require_sizes,
     sinusoidal_embedding,
+    torch_init,
     upsample,
     zeros,
 )
 from vdm_jax.typing import Array, PyTree
 
 QKVOrder = Literal['legacy', 'new']
-# Of the public code, which keeps PyTorch's: uniform with variance 1 / (3 inputs).
-_init = nn.initializers.variance_scaling(1.0 / 3.0, 'fan_in', 'uniform')
 
 
 class StepEmbedding(nn.Module):
@@ -59,7 +58,7 @@ class StepEmbedding(nn.Module):
   classes: int = 0
   endpoint: bool = False
   cosine_first: bool = True
-  kernel_init: nn.initializers.Initializer = _init
+  kernel_init: nn.initializers.Initializer = torch_init
 
   @nn.compact
   def __call__(self, time: Array, label: Array | None = None) -> Array:
@@ -92,7 +91,7 @@ class ResBlock(nn.Module):
   scale_shift: bool = False
   resample: Literal['none', 'down', 'up'] = 'none'
   epsilon: float = 1e-5
-  kernel_init: nn.initializers.Initializer = _init
+  kernel_init: nn.initializers.Initializer = torch_init
   dtype: jnp.dtype = jnp.float32
   weight_gradient: WeightGradient = 'auto'
 
@@ -149,7 +148,7 @@ class AttentionBlock(nn.Module):
     heads = features // self.head_features if self.head_features else self.attention_heads
     x = nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, features)
-    qkv = nn.Dense(3 * features, kernel_init=_init, dtype=self.dtype, name='qkv')(x)
+    qkv = nn.Dense(3 * features, kernel_init=torch_init, dtype=self.dtype, name='qkv')(x)
     x = attend(*_apart(qkv, heads, self.qkv_order), self.attention, self.training)
     x = nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name='out')(x.reshape(
         h.shape[0], -1, features))
@@ -173,10 +172,10 @@ class AttentionPool(nn.Module):
     h = jnp.concatenate([jnp.mean(h, axis=1, keepdims=True), h], axis=1)
     h += self.param('positional_embedding', nn.initializers.normal(features**-0.5),
                     (features, h.shape[1])).T
-    qkv = nn.Dense(3 * features, kernel_init=_init, name='qkv')(h)
+    qkv = nn.Dense(3 * features, kernel_init=torch_init, name='qkv')(h)
     query, key, value = _apart(qkv, features // self.head_features, 'new')
     x = attend(query[:, :1], key, value, 'xla')
-    return nn.Dense(self.outputs, kernel_init=_init, name='out')(x.reshape(batch, features))
+    return nn.Dense(self.outputs, kernel_init=torch_init, name='out')(x.reshape(batch, features))
 
 
 class _Network(nn.Module):
@@ -213,28 +212,31 @@ class _Network(nn.Module):
     return block(width, self.groups, self.dropout, self.scale_shift, resample, dtype=self.dtype,
                  weight_gradient=self.weight_gradient, name=name)(h, embedding, keys)
 
-  def _attention(self, h: Array, keys: Array | None, name: str) -> Array:
+  def _attends(self, h: Array, level: int) -> bool:
+    """Whether attention follows the blocks of this resolution."""
+    return h.shape[1] in self.attention_resolutions
+
+  def _attention(self, h: Array, keys: Array | None, name: str,
+                 context: Array | None) -> Array:
     block = stack.rematerialised(AttentionBlock, self.remat)
     return block(self.attention_heads, self.head_features, self.qkv_order, self.groups, self.dtype,
                  self.attention, keys is not None, name=name)(h)
 
-  def _attended_block(self, h: Array, embedding: Array, keys: Array | None, width: int,
-                      name: str) -> Array:
-    h = self._block(h, embedding, keys, width, name)
-    if h.shape[1] in self.attention_resolutions:
-      h = self._attention(h, keys, f'{name}_attention')
-    return h
+  def _attended_block(self, h: Array, embedding: Array, keys: Array | None, level: int,
+                      name: str, context: Array | None) -> Array:
+    h = self._block(h, embedding, keys, self._width(level), name)
+    return self._attention(h, keys, f'{name}_attention', context) if self._attends(h, level) else h
 
-  def _encode(self, z: Array, embedding: Array,
-              keys: Array | None) -> tuple[Array, list[Array]]:
+  def _encode(self, z: Array, embedding: Array, keys: Array | None,
+              context: Array | None = None) -> tuple[Array, list[Array]]:
     """The middle's output, and the outputs that the blocks on the way up read."""
     # The first convolution is float32: it touches z itself, and costs little.
-    h = Conv(self._width(0), kernel_init=_init, name='conv_in',
+    h = Conv(self._width(0), kernel_init=torch_init, name='conv_in',
              weight_gradient=self.weight_gradient)(z).astype(self.dtype)
     outs = [h]
     for level in range(len(self.multipliers)):
       for _ in range(self.blocks):
-        h = self._attended_block(h, embedding, keys, self._width(level), f'down_{len(outs)}')
+        h = self._attended_block(h, embedding, keys, level, f'down_{len(outs)}', context)
         outs.append(h)
       if level < len(self.multipliers) - 1:
         name = f'downsample_{len(outs)}'
@@ -242,12 +244,33 @@ class _Network(nn.Module):
           h = self._block(h, embedding, keys, self._width(level), name, 'down')
         else:
           # A zero on either side, of which a stride of 2 leaves out the last.
-          h = nn.Conv(self._width(level), (3, 3), 2, padding=1, kernel_init=_init,
+          h = nn.Conv(self._width(level), (3, 3), 2, padding=1, kernel_init=torch_init,
                       dtype=self.dtype, name=name)(h)
         outs.append(h)
     h = self._block(h, embedding, keys, self._width(-1), 'mid_0')
-    h = self._attention(h, keys, 'mid_attention')
+    h = self._attention(h, keys, 'mid_attention', context)
     return self._block(h, embedding, keys, self._width(-1), 'mid_1'), outs
+
+  def _decode(self, h: Array, outs: list[Array], embedding: Array, keys: Array | None,
+              channels: int, context: Array | None = None) -> Array:
+    """The way up, to an output of so many channels.  h, outs: of `_encode`."""
+    n = 0
+    for level in reversed(range(len(self.multipliers))):
+      for _ in range(self.blocks + 1):
+        h = jnp.concatenate([h, outs.pop()], axis=-1)
+        h = self._attended_block(h, embedding, keys, level, f'up_{n}', context)
+        n += 1
+      if level:
+        name, width = f'upsample_{n - 1}', self._width(level)
+        if self.resblock_updown:
+          h = self._block(h, embedding, keys, width, name, 'up')
+        else:
+          h = Conv(width, self.dtype, kernel_init=torch_init, name=name,
+                   weight_gradient=self.weight_gradient)(upsample(h))
+
+    h = nn.GroupNorm(self.groups, epsilon=1e-5, name='norm_out')(h.astype(jnp.float32))
+    return Conv(channels, kernel_init=zeros, name='conv_out',
+                weight_gradient=self.weight_gradient)(nn.swish(h))
 
 
 class UNet(_Network):
@@ -280,6 +303,7 @@ class UNet(_Network):
   """
   heads: int = 0
   super_resolution: bool = False
+  outputs: int = 0
 
   @nn.compact
   def __call__(self, z: Array, time: Array, cond: PyTree = None,
@@ -289,6 +313,7 @@ class UNet(_Network):
     Raises InputError: settings that do not fit each other or the images; a wrong `cond`.
     """
     self._check(z)
+    require_sizes(self, outputs=0)
     h, label = z, cond
     if self.super_resolution:
       require(isinstance(cond, dict) and 'low_res' in cond, 'cond', None, 'a super_resolution '
@@ -297,25 +322,8 @@ class UNet(_Network):
       h = jnp.concatenate([z, jax.image.resize(cond['low_res'], z.shape, 'bilinear')], axis=-1)
     embedding = StepEmbedding(self.features, self.classes, name='embedding')(time, label)
     h, outs = self._encode(h, embedding, keys)
-
-    n = 0
-    for level in reversed(range(len(self.multipliers))):
-      width = self._width(level)
-      for _ in range(self.blocks + 1):
-        h = jnp.concatenate([h, outs.pop()], axis=-1)
-        h = self._attended_block(h, embedding, keys, width, f'up_{n}')
-        n += 1
-      if level:
-        name = f'upsample_{n - 1}'
-        if self.resblock_updown:
-          h = self._block(h, embedding, keys, width, name, 'up')
-        else:
-          h = Conv(width, self.dtype, kernel_init=_init, name=name,
-                   weight_gradient=self.weight_gradient)(upsample(h))
-
-    h = nn.GroupNorm(self.groups, epsilon=1e-5, name='norm_out')(h.astype(jnp.float32))
-    return Conv((1 + self.heads) * z.shape[-1], kernel_init=zeros, name='conv_out',
-                weight_gradient=self.weight_gradient)(nn.swish(h))
+    channels = (1 + self.heads) * (self.outputs or z.shape[-1])
+    return self._decode(h, outs, embedding, keys, channels)
 
 
 class UNetClassifier(_Network):

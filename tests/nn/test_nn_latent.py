@@ -1,0 +1,223 @@
+"""Networks of latent diffusion: parity with recordings of the public code, sizes, settings."""
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import published
+from vdm_jax.errors import InputError
+from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
+from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
+from vdm_jax.nn.unets.latent import LatentUNet
+from vdm_jax.published import compvis, diffusers, taesd
+
+RECORDED = Path(__file__).parents[3] / 'shared' / 'oracles' / 'latent_diffusion_small.npz'
+there = pytest.mark.skipif(not RECORDED.exists(), reason='../shared/oracles is not there')
+KL = KLAutoencoder(3, 4, Trunk(32, (1, 2, 2), 1))
+VQ = VQAutoencoder(3, 3, 32, Trunk(32, (1, 2), 1))
+UNET = LatentUNet(features=32, multipliers=(1, 2), blocks=1, attention_levels=(0, 1),
+                  attention_heads=4)
+PREFIX = {'kl': 'first_stage_model.', 'vq': 'first_stage_model.', 'unet': 'model.diffusion_model.'}
+
+
+@pytest.fixture(scope='module')
+def recorded():
+  with np.load(RECORDED) as file:
+    return {name: file[name] for name in file.files}
+
+
+def last(images):
+  return np.moveaxis(images, 1, -1)
+
+
+def assert_close(got, want, tolerance=1e-4):
+  """To 1e-4 of the largest number: the recordings are float32 of another library."""
+  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+def weights(recorded, name):
+  """The weights of a recording by their published names, with and without the prefix."""
+  full = published.state_dict(recorded, name)
+  return full, {key.removeprefix(PREFIX[name]): array for key, array in full.items()}
+
+
+def shapes_of(net, *args):
+  return jax.eval_shape(net.init, jax.random.key(0), *args)['params']
+
+
+def require_gradients(recorded, name, gradients, names):
+  """Norms, and inner products with probes, of the gradient of each parameter."""
+  want = {key.removeprefix(PREFIX[name]): i
+          for i, key in enumerate(json.loads(str(recorded[f'{name}/grad_names'])))}
+  assert set(names) == set(want)
+  scale = recorded[f'{name}/grad_norm'].max()
+  for key, gradient in names.items():
+    probe = published.array(f'probe/{PREFIX[name]}{key}', gradient.shape)
+    norm = np.linalg.norm(np.float64(gradient))
+    assert abs(norm - recorded[f'{name}/grad_norm'][want[key]]) < 1e-4 * scale, key
+    found = np.sum(np.float64(gradient) * probe)
+    size = np.linalg.norm(probe)
+    assert abs(found - recorded[f'{name}/grad_probe'][want[key]]) < 1e-4 * scale * size, key
+
+
+@there
+@pytest.mark.long
+def test_a_kl_autoencoder_and_its_gradients_repeat_the_public_code(recorded):
+  r = {key.removeprefix('kl/'): u for key, u in recorded.items() if key.startswith('kl/')}
+  _, flat = weights(recorded, 'kl')
+  x, noise = last(r['in/x']), last(r['in/noise'])
+  params = compvis.autoencoder_from_flat(flat, shapes_of(KL, x))
+
+  def run(params, x):
+    run = lambda method, *args: KL.apply({'params': params}, *args, method=method)
+    mean, log_variance = run(KL.encode, x)
+    z = mean + jnp.exp(0.5 * log_variance) * noise
+    return mean, log_variance, z, run(KL.decode, z)
+  mean, log_variance, z, decoded = jax.jit(run)(params, x)
+  assert_close(np.concatenate([mean, log_variance], -1), last(r['moments']))
+  assert_close(jnp.exp(0.5 * log_variance), last(r['std']))
+  assert_close(z, last(r['z']))
+  assert_close(decoded, last(r['decoded']))
+
+  cotangent = last(published.array('cotangent/kl', r['decoded'].shape))
+  gradients, by_x = jax.jit(jax.grad(
+      lambda params, x: jnp.sum(run(params, x)[3] * cotangent), argnums=(0, 1)))(params, x)
+  assert_close(by_x, last(r['grad/x']))
+  require_gradients(recorded, 'kl', gradients, compvis.autoencoder_to_flat(gradients))
+
+
+@there
+def test_a_vq_autoencoder_repeats_the_public_code_and_passes_gradients_straight_through(recorded):
+  r = {key.removeprefix('vq/'): u for key, u in recorded.items() if key.startswith('vq/')}
+  _, flat = weights(recorded, 'vq')
+  x = last(r['in/x'])
+  params = compvis.autoencoder_from_flat(flat, shapes_of(VQ, x))
+  run = lambda params, method, *args: VQ.apply({'params': params}, *args, method=method)
+  h = jax.jit(lambda: run(params, VQ.encode, x))()
+  assert_close(h, last(r['h']))
+  q, index = jax.jit(lambda: run(params, VQ.quantise, h))()
+  np.testing.assert_array_equal(index, r['indices'].reshape(index.shape))
+  assert_close(q, last(r['quantised']))
+  assert_close(jax.jit(lambda: run(params, VQ.decode, h))(), last(r['decoded']))
+
+
+@there
+@pytest.mark.long
+def test_a_u_net_with_a_context_and_its_gradients_repeat_the_public_code(recorded):
+  r = {key.removeprefix('unet/'): u for key, u in recorded.items() if key.startswith('unet/')}
+  _, flat = weights(recorded, 'unet')
+  args = last(r['in/z']), np.float32(r['in/t']), r['in/context']
+  params = compvis.unet_from_flat(flat, shapes_of(UNET, *args))
+  cotangent = last(published.array('cotangent/unet', r['out'].shape))
+
+  def loss(params, z, context):
+    y = UNET.apply({'params': params}, z, args[1], context)
+    return jnp.sum(y * cotangent), y
+  (gradients, by_z, by_context), y = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(
+      params, args[0], args[2])
+  assert_close(y, last(r['out']))
+  assert_close(by_z, last(r['grad/z']))
+  assert_close(by_context, r['grad/context'])
+  require_gradients(recorded, 'unet', gradients, compvis.unet_to_flat(gradients))
+
+
+@there
+@pytest.mark.parametrize('name', ['kl', 'vq', 'unet'])
+def test_names_are_those_of_both_public_codes_and_go_back(recorded, name):
+  _, flat = weights(recorded, name)
+  net, args = {'kl': (KL, ()), 'vq': (VQ, ()),
+               'unet': (UNET, (jnp.zeros(1), jnp.zeros((1, 7, 24))))}[name]
+  like = shapes_of(net, jnp.zeros((1, 8, 8, 4 if name == 'unet' else 3)), *args)
+  of = 'unet' if name == 'unet' else 'autoencoder'
+  params = getattr(compvis, f'{of}_from_flat')(flat, like)
+  back = getattr(compvis, f'{of}_to_flat')(params)
+  assert back.keys() == flat.keys()
+  for key, array in flat.items():
+    np.testing.assert_array_equal(back[key], array, err_msg=key)
+  theirs = json.loads(str(recorded[f'{name}/diffusers_names']))
+  renamed = {theirs[PREFIX[name] + key]: array for key, array in flat.items()}
+  jax.tree.map(np.testing.assert_array_equal, params,
+               getattr(diffusers, f'{of}_from_flat')(renamed, like))
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused_by_name():
+  like = shapes_of(VQ, jnp.zeros((1, 4, 4, 3)))
+  with pytest.raises(InputError, match='missing: quantize.embedding.weight'):
+    compvis.autoencoder_from_flat({}, like)
+
+
+# Counted in the public code.
+AUTOENCODERS = {'kl-f4': 55_312_063, 'kl-f8': 83_653_863, 'kl-f16': 69_610_963,
+                'kl-f32': 103_880_131, 'vq-f4': 55_322_782, 'vq-f4-noattn': 53_219_486,
+                'vq-f8': 67_717_295, 'vq-f8-n256': 67_652_783, 'vq-f16': 69_593_371}
+UNETS = {'celeba256': 274_056_163, 'ffhq256': 274_056_163, 'lsun_beds256': 274_056_163,
+         'lsun_churches256': 294_966_916, 'cin256-v2': 400_920_579, 'cin256': 394_984_196,
+         'text2img256': 403_623_939, 'txt2img-f8-large': 872_300_484,
+         'inpainting_big': 387_245_827, 'stable-diffusion-v1': 859_520_964,
+         'stable-diffusion-v1-inpainting': 859_535_364}
+
+
+def count(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('name', published.some(AUTOENCODERS, 'kl-f8', 'vq-f4-noattn'))
+def test_published_autoencoders_have_their_published_sizes(name):
+  net = compvis.AUTOENCODERS[name]
+  like = shapes_of(net, jnp.zeros((1, 64, 64, 3)))
+  assert count(like) == AUTOENCODERS[name]
+  if name == 'kl-f8':  # of Stable Diffusion
+    assert count({k: like[k] for k in ('encoder',)}) == 34_163_592
+    assert count({k: like[k] for k in ('decoder',)}) == 49_490_179
+
+
+@pytest.mark.parametrize('name', published.some(UNETS, 'stable-diffusion-v1'))
+def test_published_u_nets_have_their_published_sizes(name):
+  net, shape, context = compvis.UNETS[name]
+  cond = None if context is None else jnp.zeros((1, *context))
+  assert count(shapes_of(net, jnp.zeros((1, *shape)), jnp.zeros(1), cond)) == UNETS[name]
+
+
+@pytest.mark.parametrize('net, x, message', [
+    (KL, (1, 6, 8, 3), 'images of 6 x 8 pixels cannot be halved 2 times'),
+    (KLAutoencoder(3, 4, Trunk(30, (1, 2), 1)), (1, 4, 4, 3), 'groups=32: ')])
+def test_settings_that_do_not_fit_are_refused(net, x, message):
+  with pytest.raises(InputError, match=message):
+    shapes_of(net, jnp.zeros(x))
+
+
+def test_a_context_of_another_rank_is_refused():
+  with pytest.raises(InputError, match=r'cond: its shape is \(1, 5\)'):
+    shapes_of(UNET, jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 5)))
+
+
+def test_the_tiny_autoencoder_has_its_published_size_names_and_shapes():
+  """The layers of the public code, in their order: features to features, and the strides' place."""
+  net = TinyAutoencoder()
+  like = shapes_of(net, jnp.zeros((1, 16, 16, 3)))
+  assert count(like) == 2_445_063
+  flat = {}
+
+  def layer(name, outputs, inputs, bias=True):
+    flat[f'{name}.weight'] = np.zeros((outputs, inputs, 3, 3), np.float32)
+    if bias:
+      flat[f'{name}.bias'] = np.zeros(outputs, np.float32)
+
+  def block(name):
+    for i in (0, 2, 4):
+      layer(f'{name}.conv.{i}', 64, 64)
+  layer('encoder.0', 64, 3)
+  layer('encoder.14', 4, 64)
+  layer('decoder.1', 64, 4)
+  layer('decoder.19', 3, 64)
+  for i in (1, 3, 4, 5, 7, 8, 9, 11, 12, 13):
+    block(f'encoder.{i}')
+  for i in (3, 4, 5, 8, 9, 10, 13, 14, 15, 18):
+    block(f'decoder.{i}')
+  for name in ('encoder.2', 'encoder.6', 'encoder.10', 'decoder.7', 'decoder.12', 'decoder.17'):
+    layer(name, 64, 64, bias=False)
+  taesd.from_flat(flat, like)  # which refuses a name that is missing or left over

@@ -1,0 +1,154 @@
+"""Losses of autoencoders, LPIPS and the discriminator: the public code, closed forms, examples."""
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import published
+from vdm_jax.errors import InputError
+from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
+from vdm_jax.nn.lpips import LPIPS
+from vdm_jax.objectives import autoencoding
+from vdm_jax.published import lpips, patchgan
+from vdm_jax.units import mean_over_data, sum_over_data
+
+ORACLES = Path(__file__).parents[3] / 'shared' / 'oracles'
+there = pytest.mark.skipif(not ORACLES.exists(), reason='../shared/oracles is not there')
+NUMBERS = 3 * 32 * 32
+
+
+@pytest.fixture(scope='module')
+def recorded():
+  with np.load(ORACLES / 'autoencoder_loss_small.npz') as file:
+    return {name: file[name] for name in file.files}
+
+
+def last(images):
+  return np.moveaxis(images, 1, -1)
+
+
+def assert_close(got, want, tolerance=1e-4):
+  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+def weights(recorded, name):
+  """By their published names; the rule that makes them knows the part too."""
+  shapes = json.loads(str(recorded[f'{name}/shapes']))
+  return {key: published.array(f'{name}/{key}', tuple(shape)) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope='module')
+def distance(recorded):
+  """x, y -> LPIPS, with the recording's weights."""
+  flat = weights(recorded, 'lpips')
+  flat = {name: np.abs(array) if name.startswith('lin') else array for name, array in flat.items()}
+  params = lpips.from_flat(flat)
+  return jax.jit(lambda x, y: LPIPS().apply({'params': params}, x, y))
+
+
+def judged(recorded):
+  """The recording's discriminator, images -> logits."""
+  net = PatchDiscriminator(features=8, layers=2, norm='batch')
+  x = jnp.zeros((1, 32, 32, 3))
+  params = patchgan.from_flat(weights(recorded, 'discriminator'),
+                              jax.eval_shape(net.init, jax.random.key(0), x)['params'])
+  return jax.jit(lambda x: net.apply({'params': params}, x))
+
+
+@there
+def test_lpips_and_its_gradient_repeat_the_public_code(recorded, distance):
+  x, y = last(recorded['in/x']), last(recorded['in/reconstruction'])
+  assert_close(distance(x, y), recorded['lpips/out'])
+  slope = jax.grad(lambda y: jnp.sum(distance(x, y)))(y)
+  assert_close(slope, last(recorded['lpips/grad_reconstruction']))
+
+
+@there
+def test_the_discriminator_repeats_the_public_code(recorded):
+  discriminate = judged(recorded)
+  for name, images in (('real', 'in/x'), ('fake', 'in/reconstruction')):
+    assert_close(discriminate(last(recorded[images])),
+                 recorded[f'discriminator/logits_{name}'][:, 0])
+
+
+@there
+def test_the_kl_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, distance):
+  """Of a last layer W alone, on the recorded features; the code averages the sums over images."""
+  r = {key.removeprefix('kl/'): u for key, u in recorded.items() if key.startswith('kl/')}
+  x, features = last(recorded['in/x']), last(recorded['in/reconstruction'])
+  discriminate = judged(recorded)
+  moments = last(r['moments'])
+  assert_close(autoencoding.kl(*np.split(moments, 2, axis=-1)).mean(), r['step99/kl_loss'])
+
+  def decoded(kernel):
+    return jax.lax.conv_general_dilated(features, kernel, (1, 1), 'SAME',
+                                        dimension_numbers=('NHWC', 'OIHW', 'NHWC'))
+
+  def reconstruction(kernel):
+    found = decoded(kernel)
+    return jnp.mean(sum_over_data(jnp.abs(x - found)) + NUMBERS * distance(x, found))
+  adversarial = lambda kernel: jnp.mean(autoencoding.generator(discriminate(decoded(kernel))))
+  kernel = r['last_layer']
+  assert_close(decoded(kernel), last(r['reconstruction']))
+  assert_close(reconstruction(kernel), r['step99/nll_loss'])
+  assert_close(adversarial(kernel), r['step99/g_loss'])
+  d = 0.5 * autoencoding.adaptive_weight(reconstruction, adversarial, kernel)
+  assert_close(d, r['step100/d_weight'], 1e-3)
+  assert_close(reconstruction(kernel) + d * adversarial(kernel), r['step100/loss'])
+  hinge = autoencoding.hinge(discriminate(x), discriminate(decoded(kernel))).mean()
+  assert_close(hinge, r['step100/disc_loss'])
+
+
+@there
+@pytest.mark.parametrize('legacy', [True, False])
+def test_the_loss_of_the_codebook_repeats_the_public_code(legacy):
+  with np.load(ORACLES / 'latent_diffusion_small.npz') as file:
+    h, q = file['vq/h'], file['vq/quantised']
+    want = file['vq/loss_legacy' if legacy else 'vq/loss']
+  assert_close(autoencoding.codebook(h, q, legacy=legacy).mean(), want)
+
+
+@pytest.mark.parametrize('legacy, by_h, by_q', [(False, 0.25, 1.0), (True, 1.0, 0.25)])
+def test_beta_weighs_the_move_of_h_to_the_codebook_and_in_the_legacy_the_other(legacy, by_h, by_q):
+  """Of one number: gradients 2 beta (h - q) by h, and 2 (q - h) by q."""
+  h, q = jnp.array([[3.0]]), jnp.array([[1.0]])
+  slopes = jax.grad(lambda h, q: autoencoding.codebook(h, q, legacy=legacy).sum(), (0, 1))(h, q)
+  np.testing.assert_allclose([slopes[0][0, 0], slopes[1][0, 0]], [4.0 * by_h, -4.0 * by_q])
+
+
+def test_the_adaptive_weight_makes_both_gradients_equally_long():
+  kernel = jnp.array([1.0, -2.0])
+  weight = autoencoding.adaptive_weight(lambda w: 30.0 * w[0], lambda w: 3.0 * w[0] + 4.0 * w[1],
+                                        kernel)
+  np.testing.assert_allclose(weight, 30.0 / (5.0 + 1e-4), rtol=1e-6)
+  largest = autoencoding.adaptive_weight(lambda w: 1e9 * w[0], lambda w: 0.0 * w[0], kernel)
+  assert largest == 1e4
+
+
+def test_lpips_of_an_image_and_itself_is_zero_and_so_is_its_gradient_also_on_black():
+  x = jnp.concatenate([jnp.zeros((1, 16, 16, 1)), jnp.ones((1, 16, 16, 1))])
+  like = jax.eval_shape(LPIPS().init, jax.random.key(0), x, x)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32), like)
+  run = jax.jit(jax.value_and_grad(lambda y: jnp.sum(LPIPS().apply(params, x, y))))
+  value, slope = run(x)
+  assert value == 0.0 and np.all(slope == 0.0)
+
+
+def test_logits_of_an_example_depend_on_it_alone_unless_the_norm_is_published():
+  x = np.random.default_rng(0).standard_normal((3, 16, 16, 2)).astype(np.float32)
+  for norm, alone in (('example', True), ('batch', False)):
+    net = PatchDiscriminator(features=4, layers=2, norm=norm)
+    params = net.init(jax.random.key(0), x)
+    run = jax.jit(net.apply)
+    assert np.allclose(run(params, x)[:1], run(params, x[:1]), atol=1e-5) == alone
+  with pytest.raises(InputError, match="norm='layer': there is no such choice"):
+    PatchDiscriminator(norm='layer').init(jax.random.key(0), x)
+
+
+def test_means_and_sums_are_of_an_example():
+  u = jnp.arange(12.0).reshape(2, 2, 3)
+  np.testing.assert_allclose(mean_over_data(u), [2.5, 8.5])

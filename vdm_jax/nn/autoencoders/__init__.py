@@ -1,0 +1,1 @@
+"""Autoencoders: networks between images and latents."""

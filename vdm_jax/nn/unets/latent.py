@@ -1,0 +1,147 @@
+"""The cross-attention U-Net of latent diffusion and Stable Diffusion (Rombach et al. 2022).
+
+It is the U-Net of `adm` with a transformer where that one has attention.  A transformer of C
+features reads the positions of h, and the tokens of a context (a text, a label):
+
+    u = W norm(h)
+    u += self-attention(norm(u));  u += cross-attention(norm(u), context);  u += GEGLU(norm(u))
+    h += W' u
+
+The last two lines of its blocks repeat `depth` times.  GEGLU (Shazeer 2020) is W (a gelu(b)), where
+a and b are linear maps to 4 C features.  W' is zero at first.
+"""
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax.errors import require
+from vdm_jax.nn.blocks import stack
+from vdm_jax.nn.blocks.layers import (
+  Attention,
+  attend,
+  require_heads,
+  require_sizes,
+  torch_init,
+  zeros,
+)
+from vdm_jax.nn.unets import adm
+from vdm_jax.typing import Array
+
+
+class HeadsAttention(nn.Module):
+  """W softmax(q k^T / sqrt(C)) v in each head: [B, positions, C'], [B, tokens, C''] -> as h.
+
+  q is a linear map of h; k and v are linear maps of what h reads.
+  """
+  heads: int
+  dtype: jnp.dtype = jnp.float32
+  attention: Attention = 'auto'
+  training: bool = False
+
+  @nn.compact
+  def __call__(self, h: Array, read: Array) -> Array:
+    features = h.shape[-1]
+    split = lambda u: u.reshape(*u.shape[:2], self.heads, features // self.heads)
+    dense = lambda name, u: split(nn.Dense(features, use_bias=False, kernel_init=torch_init,
+                                           dtype=self.dtype, name=name)(u))
+    x = attend(dense('query', h), dense('key', read), dense('value', read), self.attention,
+               self.training)
+    return nn.Dense(features, kernel_init=torch_init, dtype=self.dtype, name='out')(
+        x.reshape(h.shape))
+
+
+class TransformerBlock(nn.Module):
+  """Self-attention, cross-attention and GEGLU, each around a normalised h: as h.
+
+  h: [B, positions, C]; context: [B, tokens, D], or None, where h reads itself a second time.
+  """
+  heads: int
+  dtype: jnp.dtype = jnp.float32
+  attention: Attention = 'auto'
+  training: bool = False
+
+  @nn.compact
+  def __call__(self, h: Array, context: Array | None = None) -> Array:
+    norm = lambda name: nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(h)
+    attention = lambda name: HeadsAttention(self.heads, self.dtype, self.attention, self.training,
+                                            name=name)
+    dense = lambda features, name: nn.Dense(features, kernel_init=torch_init, dtype=self.dtype,
+                                            name=name)
+    x = norm('norm_self')
+    h += attention('self')(x, x)
+    x = norm('norm_cross')
+    h += attention('cross')(x, x if context is None else context.astype(self.dtype))
+    a, b = jnp.split(dense(8 * h.shape[-1], 'mlp_in')(norm('norm_mlp')), 2, axis=-1)
+    return h + dense(h.shape[-1], 'mlp_out')(a * nn.gelu(b, approximate=False))
+
+
+class SpatialTransformer(nn.Module):
+  """The transformer above, of images: [B, H, W, C], [B, tokens, D] -> [B, H, W, C].
+
+  Starts as the identity.
+  """
+  heads: int
+  depth: int = 1
+  groups: int = 32
+  dtype: jnp.dtype = jnp.float32
+  attention: Attention = 'auto'
+  training: bool = False
+
+  @nn.compact
+  def __call__(self, h: Array, context: Array | None = None) -> Array:
+    features = h.shape[-1]
+    x = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name='norm')(h)
+    x = x.reshape(h.shape[0], -1, features)
+    x = nn.Dense(features, kernel_init=torch_init, dtype=self.dtype, name='in')(x)
+    for i in range(self.depth):
+      x = TransformerBlock(self.heads, self.dtype, self.attention, self.training,
+                           name=f'block_{i}')(x, context)
+    x = nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name='out')(x)
+    return h + x.reshape(h.shape)
+
+
+class LatentUNet(adm._Network):
+  """The networks of latent diffusion that read a context; the defaults are Stable Diffusion v1's.
+
+  attention_levels  the resolutions at which a transformer follows each block; 0 is that of z.  So
+                    the network takes latents of any size
+  depth             blocks of each transformer
+  outputs           channels of y; 0: those of z.  An inpainting network sees more than it returns
+
+  The other fields are in `adm.UNet`; `attention_resolutions`, `qkv_order` and `classes` are not
+  used.  cond is the context, numbers [B, tokens, D], or None; the parameters fit either of them.
+  """
+  features: int = 320
+  multipliers: tuple[float, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  attention_heads: int = 8
+  scale_shift: bool = False
+  attention_levels: tuple[int, ...] = (0, 1, 2)
+  depth: int = 1
+  outputs: int = 0
+
+  def _attends(self, h: Array, level: int) -> bool:
+    return level in self.attention_levels
+
+  def _attention(self, h: Array, keys: Array | None, name: str, context: Array | None) -> Array:
+    field = 'head_features' if self.head_features else 'attention_heads'
+    require_heads(field, getattr(self, field), h.shape[-1])
+    heads = h.shape[-1] // self.head_features if self.head_features else self.attention_heads
+    block = stack.rematerialised(SpatialTransformer, self.remat)
+    return block(heads, self.depth, self.groups, self.dtype, self.attention, keys is not None,
+                 name=name)(h, context)
+
+  @nn.compact
+  def __call__(self, z: Array, time: Array, cond: Array | None = None,
+               keys: Array | None = None) -> Array:
+    """y: [B, H, W, outputs], float32.  z: [B, H, W, C]; time, keys: [B]; cond: [B, tokens, D].
+
+    Raises InputError: settings that do not fit each other or z; a cond of another rank.
+    """
+    self._check(z)
+    require_sizes(self, depth=1, outputs=0)
+    if cond is not None:
+      require(cond.ndim == 3 and len(cond) == len(z), 'cond', None, f'its shape is {cond.shape}',
+              f'give vectors of tokens, [{len(z)}, tokens, features]')
+    embedding = adm.StepEmbedding(self.features, name='embedding')(time)
+    h, outs = self._encode(z, embedding, keys, cond)
+    return self._decode(h, outs, embedding, keys, self.outputs or z.shape[-1], cond)

@@ -1,0 +1,60 @@
+"""Weights of LPIPS (richzhang/PerceptualSimilarity) and of its VGG-16 as parameters of `nn.lpips`.
+
+Two files hold them: torchvision's VGG-16, `vgg16-397923af.pth`, and the weights of the layers,
+`vgg.pth`.  A convolution of VGG-16 has its number in a list:
+
+    features.0.weight, net.slice1.0.weight   vgg/conv_0_0/kernel
+    lin0.model.1.weight                      weight_0
+"""
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import random
+from vdm_jax.nn.lpips import LPIPS, STAGES
+from vdm_jax.published import fitting
+from vdm_jax.typing import PyTree
+
+
+def _numbers() -> dict[str, int]:
+  """The place of each convolution in torchvision's list, which holds relus and poolings too."""
+  out, number = {}, 0
+  for stage, widths in enumerate(STAGES):
+    for i in range(len(widths)):
+      out[f'conv_{stage}_{i}'] = number
+      number += 2
+    number += 1
+  return out
+
+
+def _published(name: str) -> str:
+  if name.startswith('weight_'):
+    return f'lin{name.removeprefix("weight_")}.model.1.weight'
+  _, layer, leaf = name.split('/')
+  return f'features.{_numbers()[layer]}.{"weight" if leaf == "kernel" else leaf}'
+
+
+def _layout(name: str, array: np.ndarray) -> np.ndarray:
+  return array.reshape(-1) if name.startswith('weight_') else fitting.from_torch(name, array)
+
+
+def from_flat(flat: Mapping[str, np.ndarray]) -> PyTree:
+  """The arrays of both files, {name: array}, as parameters of `LPIPS`.
+
+  The classifier of VGG-16 is left out.  The names may be those of the public LPIPS too, where
+  features.N is net.sliceK.N.
+  Raises InputError naming every parameter that is missing, left over or of another shape.
+  """
+  known = {}
+  for name, array in flat.items():
+    if name.startswith('classifier.'):
+      continue
+    if name.startswith('net.slice'):
+      name = 'features.' + name.split('.', 2)[2]
+    known[name] = array
+  images = jnp.zeros((1, 16, 16, 3))
+  like = jax.eval_shape(LPIPS().init, random.key(0), images, images)['params']
+  return fitting.fit(known, like, _published, layout=_layout,
+                     hint='they are not VGG-16 and the layers of LPIPS')
