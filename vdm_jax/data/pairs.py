@@ -133,7 +133,7 @@ class Writer:
     for place in (self.path, self.part):
       if place.exists():
         self._check(place, field)
-    self._arrays: dict[str, np.ndarray] = {}
+    self._arrays: dict[str, np.memmap] = {}
     self._kept = -math.inf
     self.complete = self.path.exists()
     if self.complete:
@@ -150,7 +150,7 @@ class Writer:
         del array
       self._save()
     self._record['done'] = record(self.part)['done']
-    self._arrays = {name: np.load(self._file(name), mmap_mode='r+')
+    self._arrays = {name: np.lib.format.open_memmap(self._file(name), 'r+')
                     for name, *_ in self._record['fields']}
 
   def _check(self, place: Path, field: str) -> None:
