@@ -127,6 +127,22 @@ def test_too_few_samples_are_not_extrapolated():
   assert frechet.extrapolated(x, gaussian(np.zeros(10), np.eye(10))) is None
 
 
+@pytest.mark.parametrize('shift', [0.0, 1.0])
+def test_the_jackknife_takes_the_bias_away_and_knows_the_error(shift):
+  """Of N(shift, 1) in each dimension, from N(0, I), the distance is D shift^2."""
+  rng, truth = np.random.default_rng(6), gaussian(np.zeros(D), np.eye(D))
+  values, errors = np.array([frechet.jackknifed(x + shift, truth)
+                             for x in rng.normal(size=(REPEATS, N, D))]).T
+  spread = np.std(values, ddof=1)
+  assert np.mean(values) == pytest.approx(D * shift**2, abs=4 * spread / REPEATS**0.5)
+  bias = D / N + D * (D + 1) / (4 * (N - 1))
+  if shift:  # |mean|^2 has the standard deviation 2 shift sqrt(D / N), and little is beside it
+    assert np.mean(errors) == pytest.approx(2 * shift * (D / N)**0.5, rel=0.1)
+    assert spread == pytest.approx(np.mean(errors), rel=4 * (2 * REPEATS)**-0.5)
+  else:
+    assert 4 * spread / REPEATS**0.5 < bias  # or the first line would say nothing
+
+
 # --------------------------------------------------------------- statistics
 
 

@@ -31,7 +31,8 @@ def names() -> list[str]:
       'sequences/motion': [':orbits', ':oscillations'],
       'plane/truncated': [':adversarial', ':gaussian'],
       'plane/matching': [':sliced', ':implicit'],
-      'digits/distilled': [':teacher', ':progressive', ':guided', ':few_guided', ':knowledge'],
+      'digits/distilled': [
+          f':{name}' for name in workdir.import_config(file('digits/distilled')).FIELDS],
       'plane/distilled': [':teacher', ':progressive', ':knowledge'],
       'plane/consistency': [':distillation', ':training', ':public'],
       'cifar10/distilled': [':progressive_teacher', ':progressive', ':knowledge', ':consistency',

@@ -40,6 +40,7 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             # Of coupled noise the bound is not trained, but validated.
             **{f'{place}/flows:{name}': {'eps_error'} for place in ('plane', 'digits', 'cifar10')
                for name in ('minibatch_ot', 'reflow')},
+            'digits/distilled:reflow': {'eps_error'},
             **{f'{place}/flows:curvature': {'velocity_error', 'divergence'}
                for place in ('plane', 'digits', 'cifar10')},
             **{f'{place}/flows:distilled': set() for place in ('plane', 'digits', 'cifar10')},
@@ -49,10 +50,11 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
                              'plane/distilled:progressive', 'cifar10/distilled:progressive'),
                             {'x_error', 'student_steps'}),
             **dict.fromkeys(('digits/distilled:guided', 'digits/distilled:knowledge',
-                             'plane/distilled:knowledge', 'cifar10/distilled:knowledge'),
-                            {'x_error'}),
-            **dict.fromkeys(('plane/consistency:distillation', 'plane/consistency:training',
-                             'plane/consistency:public', 'cifar10/distilled:consistency',
+                             'digits/distilled:one_step', 'plane/distilled:knowledge',
+                             'cifar10/distilled:knowledge'), {'x_error'}),
+            **dict.fromkeys(('digits/distilled:consistency', 'plane/consistency:distillation',
+                             'plane/consistency:training', 'plane/consistency:public',
+                             'cifar10/distilled:consistency',
                              'cifar10/distilled:consistency_training'), {'x_error', 'levels'}),
             'digits/slim': {'student_eps_error', 'student_spatial', 'student_spectral'},
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}

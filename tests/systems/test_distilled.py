@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import vdm_jax
 from tests.support import commands, students_config
-from vdm_jax import guidance, random, runs, schedules, targets, weightings
+from vdm_jax import guidance, inputs, random, runs, schedules, targets, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.objectives.guided import draw_weights
@@ -20,7 +20,7 @@ from vdm_jax.processes import diffuse, vp
 from vdm_jax.runs import training, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.systems import compose
-from vdm_jax.systems.distilled import guided, knowledge, progressive, teachers
+from vdm_jax.systems.distilled import consistency, guided, knowledge, progressive, teachers
 from vdm_jax.systems.flows import rectified_flow
 from vdm_jax.systems.guided import label_dropping
 from vdm_jax.systems.scores import score_sde
@@ -344,6 +344,72 @@ def test_a_consistency_model_samples_in_one_step_and_in_two(tmp_path):
   assert runs.sample(tmp_path / 'run', tmp_path / 'one.npz', count=4) == 1
   assert runs.sample(tmp_path / 'run', tmp_path / 'two.npz', count=4,
                      method=catalogue.method('consistency', 2)) == 2
+
+
+def test_a_consistency_update_costs_three_evaluations_more_than_its_teacher_s():
+  """Two of Heun's step and one of the target."""
+  made = config('consistency')
+  experiment, plain = students_config.build(made), students_config.build(config('of_consistency'))
+  params = experiment.init(random.key(1))
+  assert calls(experiment, params) == calls(plain, params) + 3 * 2
+
+
+def test_a_student_of_a_v_teacher_begins_with_its_estimates_on_levels_of_its_own():
+  """With sigma_data = 1, v is -F on `vp`: the two differ by the least noise level alone."""
+  made = config('consistency', model__sigma_data=1.0)
+  v = config()
+  teacher, net = students_config.base(v), students_config.tiny_config.Net(8, 0.0)
+  arguments = {'net': net, 'curve': vp, 'target': targets.v, 'weight': weightings.truncated_snr}
+  levels = score_sde.experiment(made, schedule=schedules.KarrasSigma(0.02, 50.0), **arguments)
+  params = shaken(teacher.init(random.key(1)))
+
+  def student(sign):
+    return consistency.distillation(made, levels, net=net, inputs=inputs.logsnr, teacher=teacher,
+                                    sign=sign)
+
+  student(-1.0).teacher(teacher.model(params), params)
+  with pytest.raises(InputError, match='the teacher has another process'):
+    consistency.distillation(made, levels, net=net).teacher(teacher.model(params), params)
+  model, its = student(-1.0).model(params), teacher.model(params)
+  level = model.process(jnp.array([0.4, 0.6, 0.8]))
+  z = random.normal(random.per_example(random.key(2), jnp.arange(3)), jnp.zeros((3, 2)))
+  own = its.denoise(z, level).x
+  np.testing.assert_allclose(model.denoise(z, level).x, own, atol=0.1)  # r - 0.02 for r, r > 0.4
+  far = jnp.abs(student(1.0).model(params).denoise(z, level).x - own)
+  assert float(jnp.max(far)) > 0.5  # or the line above would say nothing
+
+
+# ------------------------------------------------------------------ rectified
+
+
+def of_lines():
+  made = config()
+  with made.unlocked():
+    made.model.logsnr_min = -8.0
+  return made
+
+
+def test_a_model_on_straight_lines_is_the_same_network_at_equal_log_snr():
+  made = of_lines()
+  base = students_config.base(made)
+  lines = rectified_flow.on_lines(made, base, vp)
+  params = shaken(base.init(random.key(1)))
+  model, own = lines.model(params), base.model(params)
+  level = model.process(jnp.array([0.0, 0.3, 0.7, 1.0]))
+  np.testing.assert_allclose(level.alpha + level.sigma, 1.0, rtol=1e-6)
+  z = random.normal(random.per_example(random.key(2), jnp.arange(4)), jnp.zeros((4, 2)))
+  alpha, sigma = vp(level.logsnr)
+  scale = (alpha / level.alpha)[:, None]
+  there = own.denoise(scale * z, level._replace(alpha=alpha, sigma=sigma))
+  np.testing.assert_allclose(model.denoise(z, level).x, there.x, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(model.denoise(z, level).eps, there.eps, rtol=1e-5, atol=1e-5)
+  assert model.coupled and catalogue.usual(model).name == 'heun'
+
+
+def test_nothing_but_pairs_is_straightened():
+  made = of_lines()
+  with pytest.raises(InputError, match="config.data.name='swirl': it has no field 'z_1' of floats"):
+    rectified_flow.straightened(made, rectified_flow.on_lines(made, students_config.base(made), vp))
 
 
 # --------------------------------------------------------------------- guided

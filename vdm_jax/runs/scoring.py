@@ -199,16 +199,31 @@ def frechet(by: str, reference: Images, *, batch_size: int = 100
 
   Raises InputError for features that cannot be computed from such images.
   """
+  return _compared(by, reference, batch_size, lambda drawn, target: frechet_distance.distance(
+      features.statistics(drawn), target))
+
+
+def jackknifed(by: str, reference: Images, *, batch_size: int = 100
+               ) -> Callable[[np.ndarray], tuple[float, float]]:
+  """As `frechet`, without the bias by few samples, and its standard error.
+
+  See `evaluation.frechet.jackknifed`.
+  """
+  return _compared(by, reference, batch_size, frechet_distance.jackknifed)
+
+
+def _compared(by, reference, batch_size, measure):
+  """Samples [n, ...] -> measure(their features, the statistics of the reference)."""
   of = extractor(by)
   _check('features', reference.shape, reference.levels, 'the features', of.shape, of.levels)
   target = functools.cache(lambda: _summary(of, reference, batch_size, keep=0).statistics)
 
-  def distance(samples: np.ndarray) -> float:
+  def measured(samples: np.ndarray):
     values = features.extract(of, lambda rows: samples[np.minimum(rows, len(samples) - 1)],
                               len(samples), batch_size=batch_size, what='samples')
-    return frechet_distance.distance(features.statistics(np.concatenate(list(values))), target())
+    return measure(np.concatenate(list(values)), target())
 
-  return distance
+  return measured
 
 
 def score(*, samples: str = '', directory: str = '', method: Method | None = None,

@@ -62,11 +62,12 @@ def training(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Mod
 
   Arguments and errors are as in `distillation`.
   """
-  return _experiment(config, base, net, inputs, taught=False)
+  return _experiment(config, base, net, inputs)
 
 
 def distillation(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Module,
-                 inputs: Inputs | None = None) -> Experiment:
+                 inputs: Inputs | None = None, teacher: Experiment | None = None,
+                 sign: float = 1.0) -> Experiment:
   """Consistency distillation of the diffusion model that the run starts from (--init_from).
 
   Args:
@@ -75,16 +76,20 @@ def distillation(config: ml_collections.ConfigDict, base: Experiment, *, net: nn
     net: the network of that model, (z, its time, condition, dropout keys) -> F, with the
       parameters params['net'].
     inputs: what the network reads.  Default: `inputs.edm`.
+    teacher: the experiment of the run that training starts from, if its process is not the process
+      of `base`.  The network has to estimate the same at an equal level.  Default: `base`.
+    sign: -1 for a network that predicts v.  On `vp`, v is -F of a sigma_data of 1, so the student
+      begins with the estimates of its teacher.
 
   The loss is divided by D ln 2.  The term 'levels' is N(k).
 
   Raises InputError for impossible numbers of levels or rates, or for a process with infinite
   levels.
   """
-  return _experiment(config, base, net, inputs, taught=True)
+  return _experiment(config, base, net, inputs, teacher or base, sign)
 
 
-def _experiment(config, base, net, inputs, taught) -> Experiment:
+def _experiment(config, base, net, inputs, taught_by=None, sign=1.0) -> Experiment:
   m, table = config.model, _discretisation(config)
   require_choice('config.model.solver', m.solver, consistency.SOLVERS)
   require_choice('config.model.metric', m.metric, consistency.METRICS)
@@ -94,7 +99,8 @@ def _experiment(config, base, net, inputs, taught) -> Experiment:
 
   def model(params, keys=None):
     of = base.model(params, keys)
-    f = consistency.function(Bound(params['net'], net, keys), of.process,
+    network = Bound(params['net'], net, keys)
+    f = consistency.function(lambda *read: sign * network(*read), of.process,
                              sigma_data=m.sigma_data, inputs=inputs)
     return of._replace(denoise=f, distilled=('consistency', 1), bound=None, null=None,
                        ends_denoised=False)
@@ -102,7 +108,7 @@ def _experiment(config, base, net, inputs, taught) -> Experiment:
   def loss(params, batch, context):
     levels, _ = table.at(teachers.before(context.step, context.train))
     target = model(context.ema[TARGET], compose.dropout_keys(context))  # the same dropout
-    teacher = base.model(context.aux) if taught else None
+    teacher = base.model(context.aux) if taught_by else None
     objective = functools.partial(
         consistency.objective, target=target.denoise, levels=levels,
         teacher=teacher.denoise if teacher else None, solver=consistency.SOLVERS[m.solver],
@@ -113,11 +119,11 @@ def _experiment(config, base, net, inputs, taught) -> Experiment:
   ema = {**base.ema, TARGET: 0.0}
   made = base._replace(loss=loss, model=model, ema=ema, settled=int(table.begins[-1]),
                        update=_averaging(step_lib.make_step(loss, base.tx, ema), table))
-  if not taught:
+  if not taught_by:
     return made
   return made._replace(
       aux=teachers.first_parameters,
-      teacher=lambda of, params: teachers.require_same(base, of, params),
+      teacher=lambda of, params: teachers.require_same(taught_by, of, params),
       needs_start='its teacher is what it starts from')
 
 

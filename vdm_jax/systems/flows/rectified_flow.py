@@ -3,6 +3,9 @@
 Liu, Gong and Liu (2023); see `objectives.rectified_flow`.  The first flow is `flow_matching` on the
 path `ot`.  The data are pairs that `scripts/make_pairs.py` made with the first flow (`data.pairs`).
 The pairs hold the images as integers, and x and z_1 as floats.
+
+`on_lines` carries a diffusion model on another curve to straight lines.  There its own samples are
+the pairs of the first reflow.
 """
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,14 +14,15 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import data, inputs, random
+from vdm_jax import data, inputs, processes, random, schedules
 from vdm_jax.data import pairs
 from vdm_jax.data.fields import LABEL
+from vdm_jax.denoisers import on_curve
 from vdm_jax.objectives import rectified_flow
-from vdm_jax.processes import sample_prior
+from vdm_jax.processes import GaussianProcess, sample_prior
 from vdm_jax.systems import compose, paired
 from vdm_jax.systems.flows import flow_matching as system
-from vdm_jax.typing import Array, Experiment, Model, brief
+from vdm_jax.typing import Array, Curve, Experiment, Model, brief
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
@@ -48,6 +52,30 @@ class OneStep(NamedTuple):
 
   def __repr__(self) -> str:
     return brief(self)
+
+
+def on_lines(config: ml_collections.ConfigDict, base: Experiment, curve: Curve) -> Experiment:
+  """`base` on straight lines: its network as it is, at equal log-SNR.
+
+  base: a diffusion model on `curve`, whose noise is coupled to the data from now on.  The ends of
+  the lines are config.model.logsnr_max and logsnr_min.
+  """
+  process = GaussianProcess(schedules.Polynomial(1.0, *compose.end_points(config)), processes.flow)
+
+  def model(params, keys=None):
+    m: Model = base.model(params, keys)
+    return m._replace(denoise=on_curve(m.denoise, curve), process=process, null=None, coupled=True)
+
+  return base._replace(model=model)
+
+
+def straightened(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
+  """Flow matching of `base`, a model on straight lines, on pairs: its reflow.
+
+  Raises InputError, see `paired.require_pairs`.
+  """
+  paired.require_pairs(config, base)
+  return _on_pairs(base, rectified_flow.reflow)
 
 
 def reflow(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,

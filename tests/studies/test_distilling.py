@@ -1,0 +1,63 @@
+"""Students of one teacher: which runs and samplers there are, what a point takes, what is drawn."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vdm_jax.errors import InputError
+from vdm_jax.runs import workdir
+from vdm_jax.samplers import catalogue
+from vdm_jax.studies import distilling
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+@pytest.fixture(scope='module')
+def get_config():
+  return workdir.import_config(CONFIGS / 'digits' / 'distilled.py').get_config
+
+
+def test_every_student_is_a_system_of_the_config_and_makes_as_many_updates(get_config):
+  updates = {name: get_config(name).train.steps for name in distilling.RUNS}
+  assert len({updates[name] for name in list(distilling.RUNS)[1:]}) == 1
+  for name, run in distilling.RUNS.items():
+    assert not run.start or run.start in distilling.RUNS
+    assert bool(run.pairs) == (get_config(name).data.name == './runs/digits_pairs')
+
+
+@pytest.mark.parametrize('point', distilling.POINTS, ids=lambda p: f'{p.run}-{p.steps}-{p.w}')
+def test_a_point_is_a_sampler_of_a_run_at_a_checkpoint_that_is_kept(point, get_config):
+  assert catalogue.method(point.sampler, point.steps).name == point.sampler
+  train = get_config(point.run).train
+  at = point.phase * train.steps
+  assert at == pytest.approx(round(at))
+  assert round(at) in (train.steps, *range(0, train.steps, train.checkpoint_every))
+  assert train.steps - (train.keep - 1) * train.checkpoint_every <= round(at)
+
+
+def test_a_student_that_there_is_not_is_refused_before_anything_is_trained(tmp_path):
+  with pytest.raises(InputError, match='there is no such choice; choose one of teacher, progre'):
+    distilling.study(tmp_path / 'runs', tmp_path / 'a.png', CONFIGS, students=['progressiv'])
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_line_has_its_points_in_the_order_of_their_evaluations():
+  points = [distilling.Point('a', 'teacher', 'ddim_to_x', n) for n in (4, 1, 2)]
+  images = np.zeros((2, 8, 8, 1))
+  figure = distilling.picture([
+      distilling.Result(point, point.steps, 100, 10.0 / point.steps, 0.1, images)
+      for point in points])
+  left, right = figure.axes
+  assert [float(x) for x in left.containers[0][0].get_xdata()] == [1.0, 2.0, 4.0]
+  assert [float(y) for y in left.containers[0][0].get_ydata()] == [10.0, 5.0, 2.5]
+  assert [label.get_text() for label in right.get_yticklabels()] == ['a: 4', 'a: 1', 'a: 2']
+
+
+@pytest.mark.long
+def test_the_study_trains_all_students_and_goes_on_with_what_is_there(tmp_path):
+  asked = {'train_steps': 3, 'count': 40, 'most': 100, 'pairs': 300}
+  results, table = distilling.study(tmp_path / 'runs', tmp_path / 'a.png', CONFIGS, **asked)
+  assert len(results) == len(distilling.POINTS) == table.row_count
+  assert [r.evaluations for r in results if r.point.w and r.point.run == 'teacher'] == [16]
+  again, _ = distilling.study(tmp_path / 'runs', tmp_path / 'b.png', CONFIGS, **asked)
+  assert [(r.distance, r.error) for r in again] == [(r.distance, r.error) for r in results]
