@@ -7,7 +7,7 @@ digits.  Its standard error is a jackknife's.
 """
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.table
@@ -153,7 +153,8 @@ def _measure(point: Point, root: Path, distance: Callable, count: int, most: int
   place = root / point.run
   name = f'{point.sampler}_{point.steps}'
   updates = round(point.phase * workdir.read_config(place).train.steps)
-  told, evaluations = {}, point.steps
+  told: dict[str, Any] = {}
+  evaluations = point.steps
   if point.w:
     told, name = {'condition': {'w': point.w}}, f'{name}_w'
     if point.run == 'teacher':  # it is evaluated with and without the label
