@@ -20,8 +20,10 @@ from vdm_jax.objectives import flow_matching
 from vdm_jax.processes import GaussianProcess, RectifiedFlow, diffuse, flow
 from vdm_jax.samplers import ancestral, catalogue, sample
 from vdm_jax.samplers import interpolants as samplers
+from vdm_jax.systems import networks
+from vdm_jax.systems.flows import flow_matching as flow_matching_system
 from vdm_jax.systems.flows import interpolants as between
-from vdm_jax.systems.flows import rectified_flow
+from vdm_jax.systems.flows import mean_flow, rectified_flow
 from vdm_jax.targets import flow as flow_target
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
@@ -196,7 +198,7 @@ def test_a_flow_says_whether_its_noise_is_coupled(system, coupled, model):
 
 def test_mean_flow_is_validated_by_its_error_and_not_by_its_weighted_loss(batch):
   """Whose value is error / (error + 1e-3), about 1 for any network."""
-  experiment = built('plane/flows:mean_flow')
+  experiment = built('plane/flows:mean_flow', power=1.0)
   keys = random.per_example(random.key(1), jnp.arange(8))
   context = Context(jnp.linspace(0.1, 0.9, 8), keys, jnp.int32(0))
   params = experiment.init(random.key(0))
@@ -205,6 +207,23 @@ def test_mean_flow_is_validated_by_its_error_and_not_by_its_weighted_loss(batch)
   validated, _ = experiment.loss(params, batch, context._replace(train=False))
   np.testing.assert_allclose(validated, terms['velocity_error'], rtol=1e-5)
   assert validated.std() > 0.1
+
+
+def test_the_network_of_mean_flow_changes_with_t_about_as_fast_as_its_sines_of_10_t():
+  """Its derivative in t is in the target of the loss; with sines of 1000 t that hides the data."""
+  _, config = configs.read('plane/flows:mean_flow')
+  z = jax.random.normal(jax.random.key(0), (256, 2))
+  t = jnp.linspace(0.0, 1.0, 256)
+
+  def rate(net):
+    params = net.init(jax.random.key(1), z, t, t)['params']
+    at = lambda leaf: leaf if leaf.any() else 0.1 * jax.random.normal(jax.random.key(2), leaf.shape)
+    params = jax.tree.map(at, params)  # what starts at zero is some way off it
+    u, slope = jax.jvp(lambda t: net.apply({'params': params}, z, t, t), (t,), (jnp.ones_like(t),))
+    return float(jnp.sqrt(jnp.square(slope).mean() / jnp.square(u - u.mean(0)).mean()))
+
+  net = networks.mlp(config)
+  assert rate(mean_flow.told_slow_time(net)) < 10.0 < rate(flow_matching_system.told_time(net))
 
 
 def test_one_step_shows_what_it_is():
