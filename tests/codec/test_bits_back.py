@@ -91,6 +91,24 @@ def test_the_net_rate_is_the_bound_of_the_chain_image_by_image():
   assert rates['analytic'] < rates['small'] - 0.25
 
 
+def test_the_variance_of_the_network_is_the_variance_of_the_chain():
+  """At the ends of its head it is beta_tilde = sigma_s^2 tau and beta = sigma_t^2 tau."""
+  def with_head(share):
+    head = lambda z: {'variance': jnp.full(z.shape, share)}
+    return of(lambda z, level, cond=None: uniform(z, level)._replace(extra=head(z)))
+
+  z, tau = np.zeros((2, *SHAPE), np.float32), 1.0 - np.exp(-(7.4 + 5.2) / 5)
+  for share, late in ((-1.0, 0), (1.0, 1)):
+    chain = codec.chain(with_head(share), LEVELS, 5, lanes=2, variance='learned')
+    for step in (1, 3, 5):
+      exact = float(PROCESS(jnp.asarray((step - 1 + late) / 5)).sigma) * tau**0.5
+      _, std = chain.reverse(z, step, {})
+      np.testing.assert_allclose(std * chain.bins[step - 1], exact, rtol=1e-4)
+  chain, data = codec.chain(with_head(0.3), LEVELS, 5, lanes=2, variance='learned'), images(6)
+  coded = codec.encode(chain, lambda rows: data[rows], 6, progress=False)
+  np.testing.assert_array_equal(back(chain, coded, 6), data)
+
+
 @pytest.mark.parametrize('steps', [20, 100])
 def test_the_bits_that_are_borrowed_at_first_are_two_latents_less_the_reconstruction(steps):
   """Entropies of Gaussians in bins; and the two words of the state, which no image has touched."""

@@ -105,7 +105,7 @@ def script(name, *arguments):
 
 def train(folder, config, steps):
   script('train.py', f'--config={config}', f'--workdir={folder}', '--config.model.blocks=1',
-         '--config.model.features=24', f'--config.train.steps={steps}',
+         '--config.model.features=12', '--config.model.groups=4', f'--config.train.steps={steps}',
          f'--config.optimizer.decay_steps={steps}', '--config.optimizer.warmup_steps=20',
          f'--config.train.validate_every={steps}', f'--config.train.checkpoint_every={steps}')
 
@@ -119,7 +119,7 @@ def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('digits')
   train(folder, 'configs/digits/vdm.py', 300)
   names = [f'{family}@{chain}' for chain in CHAINS for family in ('codec', 'vlb')]
-  script('evaluate.py', f'--workdir={folder}', f'--estimates={",".join(names)}', '--times=50')
+  script('evaluate.py', f'--workdir={folder}', f'--estimates={",".join(names)}', '--times=20')
   with np.load(folder / 'bits.npz') as bits:
     found = {chain: [bits[f'{family}@{chain}/total'][0] for family in ('codec', 'vlb')]
              for chain in CHAINS}
@@ -146,16 +146,3 @@ def test_the_best_variances_save_a_quarter_of_a_bit_of_a_short_chain(rows):
 def test_the_ledger_holds_each_code_against_its_bound(rows):
   checks = {check['name']: check['passed'] for check in rows[1]}
   assert all(checks[f'codec@{chain} <= vlb@{chain}, to 1 %'] for chain in CHAINS)
-
-
-@pytest.mark.long
-def test_a_run_with_learned_variances_encodes_and_decodes(tmp_path):
-  train(tmp_path / 'run', 'configs/systems.py:iddpm_hybrid', 50)
-  images = experiment('digits').data.split('test').get(np.arange(20))['image']
-  np.savez(tmp_path / 'given.npz', images=images)
-  said = script('compress.py', 'encode', tmp_path / 'given.npz', f'--workdir={tmp_path / "run"}',
-                f'--out={tmp_path / "x.vdmz"}', '--T=20', '--variance=learned', '--lanes=4')
-  assert 'vlb@20/learned of these images: ' in said
-  script('compress.py', 'decode', tmp_path / 'x.vdmz', f'--out={tmp_path / "out"}')
-  with np.load(tmp_path / 'out' / 'images.npz') as arrays:
-    np.testing.assert_array_equal(arrays['images'], images)

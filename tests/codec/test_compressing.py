@@ -363,7 +363,7 @@ def test_the_header_is_json_that_another_program_reads(encoded):
 def test_encoding_that_is_killed_half_way_leaves_no_file(folder, run, tmp_path, number):
   process = subprocess.Popen(
       [sys.executable, 'scripts/compress.py', 'encode', str(folder / 'pictures'),
-       f'--workdir={run}', f'--out={tmp_path / "x.vdmz"}', '--T=3000'], cwd=ROOT,
+       f'--workdir={run}', f'--out={tmp_path / "x.vdmz"}', '--T=600'], cwd=ROOT,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   said = b''
   while b'2/24' not in said:
