@@ -16,6 +16,7 @@ from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.nn.transformers.dit import DiT
 from vdm_jax.nn.transformers.uvit import UViT
 from vdm_jax.nn.unets import adm, ddpm, edm
+from vdm_jax.nn.unets.latent import LatentUNet
 from vdm_jax.nn.unets.ncsnpp import NCSNpp
 from vdm_jax.nn.unets.refinenet import RefineNet
 from vdm_jax.nn.unets.vdm import UNet
@@ -58,6 +59,9 @@ NETS = {
                                resampling='wavelets'), time=(2.0, 500.0), start='zero', again=()),
     'adm': Case(adm.UNet(**BLOCK, groups=2, attention_heads=2, classes=CLASSES, heads=1),
                 time=(2.0, 500.0), start='zero'),
+    'latent': Case(LatentUNet(features=8, multipliers=(1,), blocks=1, attention_levels=(0,),
+                              attention_heads=2, groups=2, dropout=0.3, weight_gradient='xla'),
+                   time=(2.0, 500.0), start='zero', labels=False, again=AGAIN[1:]),
     'dit': Case(DiT(**TOKENS, depth=2), time=(3.0, 700.0), start='zero', random='label_dropout',
                 scale=0.15, bfloat16=0.03, again=WRITTEN_OUT),
     'uvit': Case(UViT(**TOKENS, depth=4), time=(3.0, 700.0), random='label_dropout', scale=0.2,

@@ -13,7 +13,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
 from vdm_jax.nn.unets.latent import LatentUNet
-from vdm_jax.published import compvis, diffusers, taesd
+from vdm_jax.published import compvis, diffusers, fitting, taesd
 
 RECORDED = Path(__file__).parents[3] / 'shared' / 'oracles' / 'latent_diffusion_small.npz'
 there = pytest.mark.skipif(not RECORDED.exists(), reason='../shared/oracles is not there')
@@ -142,6 +142,27 @@ def test_names_are_those_of_both_public_codes_and_go_back(recorded, name):
   renamed = {theirs[PREFIX[name] + key]: array for key, array in flat.items()}
   jax.tree.map(np.testing.assert_array_equal, params,
                getattr(diffusers, f'{of}_from_flat')(renamed, like))
+
+
+def test_a_file_may_hold_the_networks_of_its_loss_and_older_names_of_the_attention():
+  net = VQAutoencoder(3, 3, 4, Trunk(4, (1,), 0, groups=2))
+  like = shapes_of(net, jnp.zeros((1, 4, 4, 3)))
+  flat = compvis.autoencoder_to_flat(jax.tree.map(lambda leaf: np.ones(leaf.shape), like))
+  more = {'loss.logvar': np.zeros(()), 'loss.discriminator.main.0.bias': np.zeros(8),
+          'model_ema.decay': np.zeros(())}
+  compvis.autoencoder_from_flat(flat | more, like)
+  assert 'decoder.mid.attn_1.q.weight' in flat
+  older = {name.replace('.to_q.', '.query.').replace('.to_k.', '.key.').replace(
+      '.to_v.', '.value.').replace('.to_out.0.', '.proj_attn.'): array
+           for name, array in diffusers_flat(like).items()}
+  assert 'decoder.mid_block.attentions.0.proj_attn.weight' in older
+  diffusers.autoencoder_from_flat(older, like)
+
+
+def diffusers_flat(like):
+  """{name in diffusers: array} of such an autoencoder, in PyTorch's layout."""
+  return fitting.flat(jax.tree.map(lambda leaf: np.ones(leaf.shape), like),
+                      diffusers.autoencoder_name(like), layout=compvis.to_torch)
 
 
 def test_a_checkpoint_that_lacks_a_part_is_refused_by_name():

@@ -75,6 +75,20 @@ def test_the_discriminator_repeats_the_public_code(recorded):
 
 
 @there
+def test_buffers_of_the_public_files_are_left_out(recorded):
+  flat = weights(recorded, 'lpips')
+  more = {'scaling_layer.shift': np.zeros((1, 3, 1, 1)), 'lins.0.model.1.weight': np.zeros(3),
+          'classifier.0.bias': np.zeros(3)}
+  jax.tree.map(np.testing.assert_array_equal, lpips.from_flat(flat | more), lpips.from_flat(flat))
+  flat = weights(recorded, 'discriminator')
+  net = PatchDiscriminator(features=8, layers=2)
+  like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
+  more = {f'main.3.{name}': np.zeros(16) for name in ('running_mean', 'running_var')}
+  jax.tree.map(np.testing.assert_array_equal, patchgan.from_flat(flat | more, like),
+               patchgan.from_flat(flat, like))
+
+
+@there
 def test_the_kl_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, distance):
   """Of a last layer W alone, on the recorded features; the code averages the sums over images."""
   r = {key.removeprefix('kl/'): u for key, u in recorded.items() if key.startswith('kl/')}

@@ -1,9 +1,13 @@
 """Checkpoints of CompVis/latent-diffusion and stable-diffusion as parameters of networks here.
 
-Their files hold several networks, each under a prefix, which `readers.subtree` takes off:
+The file of a latent diffusion holds several networks, each under a prefix, which `readers.subtree`
+takes off:
 
     first_stage_model       an autoencoder, of `nn.autoencoders.compvis`
     model.diffusion_model   a U-Net, of `nn.unets.latent` or, without a context, of `nn.unets.adm`
+
+The file of an autoencoder alone has no prefix.  Beside the autoencoder it holds the networks of its
+loss, under `loss`, and sometimes averages, under `model_ema`.  Both are left out here.
 
 Some names of an autoencoder, and of a transformer in a U-Net:
 
@@ -100,9 +104,12 @@ def to_torch(name: str, array: np.ndarray) -> np.ndarray:
 def autoencoder_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
   """The published parameters `flat`, {name: array}, as a tree like `like`, arrays or shapes.
 
-  Raises InputError naming every parameter that is missing, left over or of another shape.
+  Names under `loss` and `model_ema` are left out.  Raises InputError naming every other parameter
+  that is missing, left over or of another shape.
   """
-  return fitting.fit(flat, like, autoencoder_name, layout=from_torch, hint=_HINT_AUTOENCODER)
+  own = {name: array for name, array in flat.items()
+         if not name.startswith(('loss.', 'model_ema.'))}
+  return fitting.fit(own, like, autoencoder_name, layout=from_torch, hint=_HINT_AUTOENCODER)
 
 
 def unet_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:

@@ -6,6 +6,8 @@ The arrays are those of CompVis under other names, so each name is made from the
     decoder.up.3.upsample.conv       decoder.up_blocks.0.upsamplers.0.conv: levels count from z
     input_blocks.4.1.proj_in         down_blocks.1.attentions.0.proj_in
     output_blocks.2.2.conv           up_blocks.0.upsamplers.0.conv
+
+Older files name the maps of an autoencoder's attention query, key, value and proj_attn.
 """
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +25,10 @@ _BLOCK = (('.in_layers.0.', '.norm1.'), ('.in_layers.2.', '.conv1.'),
 _ENDS = (('time_embed.0.', 'time_embedding.linear_1.'),
          ('time_embed.2.', 'time_embedding.linear_2.'),
          ('input_blocks.0.0.', 'conv_in.'), ('out.0.', 'conv_norm_out.'), ('out.2.', 'conv_out.'))
+
+
+_NEWER = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+_OLDER = re.compile(r'\.(query|key|value|proj_attn)\.')
 
 
 def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
@@ -87,7 +93,9 @@ def autoencoder_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTre
 
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  return fitting.fit(flat, like, autoencoder_name(like), layout=compvis.from_torch)
+  own = {_OLDER.sub(lambda found: f'.{_NEWER[found[1]]}.', name): array
+         for name, array in flat.items()}
+  return fitting.fit(own, like, autoencoder_name(like), layout=compvis.from_torch)
 
 
 def unet_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:

@@ -44,12 +44,13 @@ def from_flat(flat: Mapping[str, np.ndarray]) -> PyTree:
   """The arrays of both files, {name: array}, as parameters of `LPIPS`.
 
   The classifier of VGG-16 is left out.  The names may be those of the public LPIPS too, where
-  features.N is net.sliceK.N.
+  features.N is net.sliceK.N.  Its fixed scaling and its second copy of the weights, under `lins`,
+  are left out.
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
   known = {}
   for name, array in flat.items():
-    if name.startswith('classifier.'):
+    if name.startswith(('classifier.', 'scaling_layer.', 'lins.')):
       continue
     if name.startswith('net.slice'):
       name = 'features.' + name.split('.', 2)[2]

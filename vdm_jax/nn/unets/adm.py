@@ -178,18 +178,18 @@ class AttentionPool(nn.Module):
     return nn.Dense(self.outputs, kernel_init=torch_init, name='out')(x.reshape(batch, features))
 
 
-class _Network(nn.Module):
-  """The fields of both networks, and the way down with the blocks in the middle."""
+class Trunk(nn.Module):
+  """The fields and the ways down and up of all these networks; see `UNet` for the fields.
+
+  A network says by two methods of its own where it attends, and what its attention is.
+  """
   features: int = 128
   multipliers: tuple[float, ...] = (1, 2, 3, 4)
   blocks: int = 3
-  attention_resolutions: tuple[int, ...] = (32, 16, 8)
   attention_heads: int = 1
   head_features: int = 0
-  qkv_order: QKVOrder = 'legacy'
   scale_shift: bool = True
   resblock_updown: bool = False
-  classes: int = 0
   groups: int = 32
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
@@ -203,7 +203,6 @@ class _Network(nn.Module):
   def _check(self, z: Array):
     require_halvable(z, len(self.multipliers) - 1)
     require_sizes(self, features=1, blocks=0, head_features=0)
-    require_choices(qkv_order=(self.qkv_order, get_args(QKVOrder)))
     require_groups(self.groups, *map(self._width, range(len(self.multipliers))))
 
   def _block(self, h: Array, embedding: Array, keys: Array | None, width: int, name: str,
@@ -213,14 +212,12 @@ class _Network(nn.Module):
                  weight_gradient=self.weight_gradient, name=name)(h, embedding, keys)
 
   def _attends(self, h: Array, level: int) -> bool:
-    """Whether attention follows the blocks of this resolution."""
-    return h.shape[1] in self.attention_resolutions
+    """Whether attention follows the blocks of this resolution, whose output is h."""
+    raise NotImplementedError
 
-  def _attention(self, h: Array, keys: Array | None, name: str,
-                 context: Array | None) -> Array:
-    block = stack.rematerialised(AttentionBlock, self.remat)
-    return block(self.attention_heads, self.head_features, self.qkv_order, self.groups, self.dtype,
-                 self.attention, keys is not None, name=name)(h)
+  def _attention(self, h: Array, keys: Array | None, name: str, context: Array | None) -> Array:
+    """h after attention, under this name; context: what it reads beside h, or None."""
+    raise NotImplementedError
 
   def _attended_block(self, h: Array, embedding: Array, keys: Array | None, level: int,
                       name: str, context: Array | None) -> Array:
@@ -273,7 +270,25 @@ class _Network(nn.Module):
                 weight_gradient=self.weight_gradient)(nn.swish(h))
 
 
-class UNet(_Network):
+class _SelfAttending(Trunk):
+  """Attention of the positions to each other, at resolutions of given heights."""
+  attention_resolutions: tuple[int, ...] = (32, 16, 8)
+  qkv_order: QKVOrder = 'legacy'
+
+  def _check(self, z: Array):
+    super()._check(z)
+    require_choices(qkv_order=(self.qkv_order, get_args(QKVOrder)))
+
+  def _attends(self, h: Array, level: int) -> bool:
+    return h.shape[1] in self.attention_resolutions
+
+  def _attention(self, h: Array, keys: Array | None, name: str, context: Array | None) -> Array:
+    block = stack.rematerialised(AttentionBlock, self.remat)
+    return block(self.attention_heads, self.head_features, self.qkv_order, self.groups, self.dtype,
+                 self.attention, keys is not None, name=name)(h)
+
+
+class UNet(_SelfAttending):
   """The networks of Nichol and Dhariwal (2021) and ADM; `time` is the step of the chain.
 
   features                C above
@@ -294,13 +309,16 @@ class UNet(_Network):
   remat                   how much of a block is kept for the backward pass (see `stack`)
   weight_gradient         how a convolution's weight gradient is computed (see `convolution.Conv`)
   attention               how attention is computed (see `layers.attend`)
-  heads                   further outputs of the shape of z, after y on the last axis.  Published
+  heads                   further outputs of the shape of y, after y on the last axis.  Published
                           networks have one, the variance's v (Nichol and Dhariwal 2021, eq. 15)
   super_resolution        whether a small image is part of the condition
+  outputs                 channels of y; 0: those of z.  A network for inpainting reads more
+                          channels than it returns
 
   cond is the label, integers [B], -1 for none; or None.  With `super_resolution` it is a dict,
   {'low_res': [B, h, w, C], 'label': [B]}, without 'label' if there are no labels.
   """
+  classes: int = 0
   heads: int = 0
   super_resolution: bool = False
   outputs: int = 0
@@ -308,7 +326,7 @@ class UNet(_Network):
   @nn.compact
   def __call__(self, z: Array, time: Array, cond: PyTree = None,
                keys: Array | None = None) -> Array:
-    """y: [B, H, W, (1 + heads) C], float32.  z: [B, H, W, C]; time, keys: [B].
+    """y: [B, H, W, (1 + heads) outputs], float32.  z: [B, H, W, C]; time, keys: [B].
 
     Raises InputError: settings that do not fit each other or the images; a wrong `cond`.
     """
@@ -326,7 +344,7 @@ class UNet(_Network):
     return self._decode(h, outs, embedding, keys, channels)
 
 
-class UNetClassifier(_Network):
+class UNetClassifier(_SelfAttending):
   """Logits of the label of noisy images; ADM, section 4.  The fields are `UNet`'s.
 
   classes: the number of labels.  head_features: channels of a head, of the pooling too, so not 0.

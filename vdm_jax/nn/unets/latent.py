@@ -99,7 +99,7 @@ class SpatialTransformer(nn.Module):
     return h + x.reshape(h.shape)
 
 
-class LatentUNet(adm._Network):
+class LatentUNet(adm.Trunk):
   """The networks of latent diffusion that read a context; the defaults are Stable Diffusion v1's.
 
   attention_levels  the resolutions at which a transformer follows each block; 0 is that of z.  So
@@ -107,8 +107,9 @@ class LatentUNet(adm._Network):
   depth             blocks of each transformer
   outputs           channels of y; 0: those of z.  An inpainting network sees more than it returns
 
-  The other fields are in `adm.UNet`; `attention_resolutions`, `qkv_order` and `classes` are not
-  used.  cond is the context, numbers [B, tokens, D], or None; the parameters fit either of them.
+  The other fields are those of `adm.UNet`.  cond is the context, numbers [B, tokens, D], or None.
+  Without a context the positions attend to each other twice, and parameters of such a network do
+  not fit a context of another width.
   """
   features: int = 320
   multipliers: tuple[float, ...] = (1, 2, 4, 4)
@@ -140,8 +141,9 @@ class LatentUNet(adm._Network):
     self._check(z)
     require_sizes(self, depth=1, outputs=0)
     if cond is not None:
-      require(cond.ndim == 3 and len(cond) == len(z), 'cond', None, f'its shape is {cond.shape}',
-              f'give vectors of tokens, [{len(z)}, tokens, features]')
+      require(cond.ndim == 3 and len(cond) == len(z), 'cond', None, f'its shape is {cond.shape}, '
+              'and this network reads vectors of tokens, not labels',
+              f'give [{len(z)}, tokens, features]')
     embedding = adm.StepEmbedding(self.features, name='embedding')(time)
     h, outs = self._encode(z, embedding, keys, cond)
     return self._decode(h, outs, embedding, keys, self.outputs or z.shape[-1], cond)
