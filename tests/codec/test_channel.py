@@ -71,6 +71,16 @@ def test_candidates_of_chunks_streams_and_seeds_are_apart_and_normal():
   assert np.abs(correlation[~np.eye(4, dtype=bool)]).max() < 4.0 / 3072**0.5
 
 
+def test_the_candidates_of_a_digest_are_far_from_where_rounding_would_change_them():
+  drawn = channel._candidates
+  found = channel.sample_candidates()
+  assert found.shape == (64,) and len(np.unique(found)) > 8
+  for off in (-0.002, 0.002):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(channel, '_candidates', lambda *of, off=off: drawn(*of) + off)
+      np.testing.assert_array_equal(channel.sample_candidates(), found)
+
+
 def test_the_search_ends_once_no_later_candidate_can_win():
   """Of a bounded w: 2^22 candidates were allowed, and a few thousand decide."""
   shift, ratio = np.array([0.5]), np.array([0.5])

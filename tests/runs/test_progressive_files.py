@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.support import images_run
 from vdm_jax import runs
-from vdm_jax.codec import container
+from vdm_jax.codec import channel, container
 from vdm_jax.errors import InputError
 from vdm_jax.runs import compressing, progressive, workdir
 
@@ -97,9 +97,24 @@ def test_a_cut_or_changed_file_and_other_weights_are_refused(encoded, tmp_path):
   with pytest.raises(InputError, match='other weights than the weights of'):
     progressive.decode(tmp_path / 'other.vdmz', tmp_path / 'out')
   container.write(tmp_path / 'coder.vdmz', read.header | {'coder': '0' * 32}, read.lanes)
-  with pytest.raises(InputError, match='this version of constriction codes otherwise'):
+  with pytest.raises(InputError, match='this version of vdm_jax or of constriction codes oth'):
     progressive.decode(tmp_path / 'coder.vdmz', tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_of_diffc_is_refused_where_its_candidates_are_drawn_otherwise(
+    encoded, tmp_path, monkeypatch):
+  """The other candidates have the same signs and the same law, but other sizes."""
+  out, _, method = encoded
+  drawn = channel._candidates
+  other = lambda *of: np.copysign(drawn(*of)[:, ::-1], drawn(*of))
+  monkeypatch.setattr(channel, '_candidates', other)
+  if method == 'diffc':
+    with pytest.raises(InputError, match='^.*of vdm_jax or of constriction codes otherwise.*$'):
+      progressive.decode(out, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+  else:  # it has no candidates
+    assert progressive.decode(out, tmp_path / 'out').level == 0
 
 
 def test_a_lossy_file_is_not_taken_for_a_lossless_one_nor_the_reverse(folder, run, encoded,

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from vdm_jax import codec, random
-from vdm_jax.codec import container, diffc, queue, uqdm
+from vdm_jax.codec import channel, container, diffc, queue, uqdm
 from vdm_jax.codec.bits_back import Lane, check_images
 from vdm_jax.codec.chain import require_chain
 from vdm_jax.codec.kernels import FINISHES, Conditions, Kernels, kernels, levels_between
@@ -181,7 +181,8 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
       'average': trained.average, 'weights': checksum(trained.params), 'provenance': provenance(),
       'platform': jax.devices()[0].device_kind, 'count': len(source.names),
       'shape': list(ready.kernels.shape), 'levels': ready.levels, 'steps': steps, 'seed': seed,
-      'coder': _coder(), 'approximate': approximate, 'conditions': saved, 'names': source.names,
+      'coder': _coder(method), 'approximate': approximate, 'conditions': saved,
+      'names': source.names,
       'coded': {'times': ready.times.tolist(), 'ends': sent.ends, 'tables': tables,
                 'variances': ready.variances}}
   lane = Lane(sent.words, 0)
@@ -194,9 +195,15 @@ def encode(directory: str | Path, images: str | Path, out: str | Path, *, method
                 header['psnr'], ideal, blocks, large, noise, seconds)
 
 
-def _coder() -> str:
-  """A digest of a few coded symbols.  It changes if the tables of the queue's library change."""
-  return hashlib.sha256(np.asarray(queue.sample_words(), '<u4').tobytes()).hexdigest()[:32]
+def _coder(method: str) -> str:
+  """A digest of a few coded symbols, and of a few candidates of diffc.
+
+  It changes if the tables of the queue's library change, or the numbers of diffc's candidates.
+  """
+  sha = hashlib.sha256(np.asarray(queue.sample_words(), '<u4').tobytes())
+  if method == 'diffc':
+    sha.update(channel.sample_candidates().tobytes())
+  return sha.hexdigest()[:32]
 
 
 def _levels(read: codec.Container, ready: _Ready, conditions: Conditions, prefix: float = 1.0
@@ -241,8 +248,9 @@ def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: st
   header = read.header
   require(read.kind in METHODS, 'file', str(file), f'it is {read.kind}, which has no prefixes',
           'decode it by runs.compressing')
-  container.require_same(read, 'coder', _coder(), 'this version of constriction codes otherwise '
-                         'than the version that encoded it', 'install the version of the encoder')
+  container.require_same(read, 'coder', _coder(read.kind), 'this version of vdm_jax or of '
+                         'constriction codes otherwise than the version that encoded it',
+                         'install the versions of the encoder, or encode the images again')
   targets = compressing.targets_in(files.user_path('out', out), header, overwrite)
   trained = compressing.load_for(read, directory, data_dir, data_name)
   coded = header['coded']
