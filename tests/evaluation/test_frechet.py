@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
+from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features, frechet
 from vdm_jax.evaluation.features import Statistics, statistics
 
@@ -141,6 +142,14 @@ def test_the_jackknife_takes_the_bias_away_and_knows_the_error(shift):
     assert spread == pytest.approx(np.mean(errors), rel=4 * (2 * REPEATS)**-0.5)
   else:
     assert 4 * spread / REPEATS**0.5 < bias  # or the first line would say nothing
+
+
+def test_fewer_samples_than_the_jackknife_has_blocks_are_refused():
+  x, truth = np.random.default_rng(7).normal(size=(20, 2)), gaussian(np.zeros(2), np.eye(2))
+  with pytest.raises(InputError, match='^samples: 19 images are too few for the 20 blocks of the '
+                     'jackknife; take at least 20, better thousands.$'):
+    frechet.jackknifed(x[:19], truth)
+  assert frechet.jackknifed(x, truth)[1] > 0.0
 
 
 # --------------------------------------------------------------- statistics

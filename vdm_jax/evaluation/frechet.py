@@ -6,6 +6,7 @@ numbers of samples, or extrapolate to infinitely many.
 """
 import numpy as np
 
+from vdm_jax.errors import require
 from vdm_jax.evaluation.features import Statistics, statistics
 
 LEAST = 4  # samples for each dimension from which an extrapolation starts to mean something
@@ -67,7 +68,11 @@ def jackknifed(features: np.ndarray, reference: Statistics) -> tuple[float, floa
   for the error.  With d the distance, d_b without block b, and m the mean of d_b, it is
   20 d - 19 m, and the square of its error is (1 - 1/20) sum_b (d_b - m)^2.  So distances of unlike
   numbers of samples can be compared.  The reference counts as exact.
+
+  Raises InputError for fewer than 20 samples.
   """
+  require(len(features) >= BLOCKS, 'samples', None, f'{len(features)} images are too few for the '
+          f'{BLOCKS} blocks of the jackknife', f'take at least {BLOCKS}, better thousands')
   root_b = root(reference.covariance)
   blocks = np.array_split(np.arange(len(features)), BLOCKS)
   without = [_distance(statistics(np.delete(features, block, axis=0)), reference, root_b)
