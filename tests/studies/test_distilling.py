@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support import images_run
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 from vdm_jax.samplers import catalogue
@@ -51,6 +52,23 @@ def test_a_line_has_its_points_in_the_order_of_their_evaluations():
   assert [float(x) for x in left.containers[0][0].get_xdata()] == [1.0, 2.0, 4.0]
   assert [float(y) for y in left.containers[0][0].get_ydata()] == [10.0, 5.0, 2.5]
   assert [label.get_text() for label in right.get_yticklabels()] == ['a: 4', 'a: 1', 'a: 2']
+
+
+def test_a_point_is_measured_again_with_any_number_of_samples(tmp_path):
+  rng = np.random.default_rng(0)
+  np.save(tmp_path / 'data.npy', rng.integers(0, 256, (24, 4, 4, 1), np.uint8))
+  images_run.make_run(tmp_path, tmp_path / 'data.npy', False)
+  point = distilling.Point('a', 'run', 'ddim_to_x', 1)
+  measure = lambda count, overwrite=False: distilling._measure(
+      point, tmp_path, lambda images: (float(len(images)), 0.0), count, 60, overwrite)
+  assert [measure(count).distance for count in (90, 25)] == [60.0, 25.0]
+  file = tmp_path / 'run' / 'ddim_to_x_1_25.npz'
+  drawn = np.load(file)['images']
+  np.savez(file, images=drawn[:5])
+  with pytest.raises(InputError, match='it is there already.*; .*ask for `overwrite`'):
+    measure(25)
+  assert measure(25, overwrite=True).distance == 25.0
+  np.testing.assert_array_equal(np.load(file)['images'], drawn)
 
 
 @pytest.mark.long

@@ -102,7 +102,8 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
     most: evaluations of a point, where `count` samples would take more.
     pairs: how many a student of pairs learns.
 
-  Raises InputError: there is no such student; the file is there, unless `overwrite`.
+  Raises InputError: there is no such student; the file is there, or samples of other weights are,
+  unless `overwrite`.
   """
   if unknown := [name for name in students if name not in RUNS]:
     raise InputError('students', unknown, 'there is no such choice',
@@ -120,7 +121,7 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
   distance = scoring.jackknifed(f'classifier:{root / "classifier"}', scoring.Images(
       'train', len(trained), lambda rows: trained.get(rows)[trained.spec.x.name],
       trained.spec.shape, trained.spec.levels), batch_size=BATCH)
-  results = [_measure(point, root, distance, count, most) for point in POINTS
+  results = [_measure(point, root, distance, count, most, overwrite) for point in POINTS
              if point.run in wanted]
   pictures.save_png(out, picture(results))
   return results, table(results, root, pairs)
@@ -148,8 +149,12 @@ def _train(name: str, root: Path, configs: Path, train_steps: int | None, pairs:
   runs.train(config, file, root / name, init_from=str(start))
 
 
-def _measure(point: Point, root: Path, distance: Callable, count: int, most: int) -> Result:
-  """Draws the samples of a point, unless they are there, and compares them with the data."""
+def _measure(point: Point, root: Path, distance: Callable, count: int, most: int,
+             overwrite: bool) -> Result:
+  """Draws the samples of a point, unless they are there, and compares them with the data.
+
+  Their file is named by their number, so other numbers can be asked for later.
+  """
   place = root / point.run
   name = f'{point.sampler}_{point.steps}'
   updates = round(point.phase * workdir.read_config(place).train.steps)
@@ -160,9 +165,10 @@ def _measure(point: Point, root: Path, distance: Callable, count: int, most: int
     if point.run == 'teacher':  # it is evaluated with and without the label
       told, evaluations = {'guided': Guidance(point.w)}, 2 * point.steps
   count = max(min(count, most // evaluations), frechet.BLOCKS)
-  drawn = place / f'{name}.npz'
+  drawn = place / f'{name}_{count}.npz'
   runs.sample(place, drawn, method=catalogue.method(point.sampler, point.steps), count=count,
-              step=updates if point.phase < 1.0 else 'latest', batch_size=BATCH, **told)
+              step=updates if point.phase < 1.0 else 'latest', batch_size=BATCH,
+              overwrite=overwrite, **told)
   images = np.load(drawn)['images']
   value, error = distance(images)
   print(f'{point.line}, {point.steps} steps: {value:.3f} +- {error:.3f}')
