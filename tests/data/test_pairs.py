@@ -257,6 +257,13 @@ def test_a_field_that_is_called_as_the_sample_is_refused():
   assert pairs.fields_of(fields.reals('x', (2,)))[0].name == 'x'
 
 
+def test_pairs_keep_conditions_that_the_data_lack_as_real_numbers():
+  label = fields.label(3)
+  spec = data.Spec('own', (fields.integers('image', (2,), 4), label))
+  batch = {'label': np.zeros(1, np.int32), 'w': np.zeros((1, 5)), 'augmented': np.zeros(1)}
+  assert pairs.conditions_of(spec, batch) == [label, fields.reals('w', (5,))]
+
+
 def test_a_folder_of_anything_else_is_left_alone(teacher, tmp_path):
   (tmp_path / 'photos').mkdir()
   with pytest.raises(InputError, match='it is there already, and holds no pairs'):

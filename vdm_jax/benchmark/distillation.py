@@ -76,10 +76,11 @@ def _evaluation(subject: speed.Subject) -> Callable[[], Array]:
 
 def pairs(subject: speed.Subject, *, sampler_steps: int = 250, repetitions: int | None = None,
           warm_up: int = 1, budget: float = timing.BUDGET) -> dict:
-  """Seconds of a batch of pairs, drawn and written, and of a batch of samples by the same sampler.
+  """Seconds of a batch of pairs, and of a batch of samples by the same sampler.
 
-  The sampler is DDIM; the samples are drawn, and not written.  Raises InputError: a model whose
-  samples are latents.
+  The sampler is DDIM.  Pairs are drawn and written into mapped arrays, and samples are only drawn.
+  The writer puts the arrays on the disk once in `data.pairs.SECONDS`.  So the median has no disk in
+  it where a batch takes much less.  Raises InputError: a model whose samples are latents.
   """
   require_at_least('sampler_steps', sampler_steps, 1)
   size, params = devices.global_batch_size(subject.config.data.batch_size), (
@@ -111,8 +112,8 @@ def _written(subject: speed.Subject, model: Model, batches: Iterator[DrawnPairs]
              place: Path) -> Iterator[np.ndarray]:
   """Writes each batch of pairs over the one before it; yields its numbers."""
   spec = subject.experiment.data.spec
-  x, told = spec[model.field], [name for name in model.conditions(np.arange(1)) if name in spec]
-  writer = pairs_lib.Writer(place, {}, size, pairs_lib.fields_of(x, [spec[one] for one in told]))
+  x, told = spec[model.field], pairs_lib.conditions_of(spec, model.conditions(np.arange(1)))
+  writer = pairs_lib.Writer(place, {}, size, pairs_lib.fields_of(x, told))
   writer.begin()
   for drawn in batches:
     writer.write(0, {**model.conditions(drawn.numbers), x.name: drawn.data,

@@ -23,18 +23,29 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.data import fields
-from vdm_jax.data.fields import Batch, Field
+from vdm_jax.data.fields import AUGMENTED, Batch, Field, Spec
 from vdm_jax.data.sources import Source, Store, every_sixth
 from vdm_jax.errors import InputError, require
 from vdm_jax.machine import files
 
-__all__ = ['NOISE', 'SAMPLE', 'Writer', 'begun', 'fields_of', 'is_pairs', 'open_pairs', 'record']
+__all__ = ['NOISE', 'SAMPLE', 'Writer', 'begun', 'conditions_of', 'fields_of', 'is_pairs',
+           'open_pairs', 'record']
 
 RECORD = 'pairs.json'
 NOISE, SAMPLE = 'z_1', 'x'
 FORMAT = 1
 SECONDS = 5.0  # between two writes to the disk, which cost time; a kill loses no more
 _REMEDY = 'Make the pairs again (scripts/make_pairs.py)'
+
+
+def conditions_of(spec: Spec, batch: Batch) -> list[Field]:
+  """The fields that pairs keep of a model's conditions: of `spec`, or else real numbers.
+
+  batch: the conditions of any samples, by name.  Pairs are not augmented, so this field is left
+  out.
+  """
+  return [spec[name] if name in spec else fields.reals(name, value.shape[1:])
+          for name, value in batch.items() if name != AUGMENTED]
 
 
 def fields_of(x: Field, conditions: Sequence[Field] = ()) -> tuple[Field, ...]:

@@ -12,9 +12,8 @@ import numpy as np
 import tqdm
 
 from vdm_jax import data
-from vdm_jax.data import fields, pairs
+from vdm_jax.data import pairs
 from vdm_jax.data.conditions import Conditions
-from vdm_jax.data.fields import AUGMENTED
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
@@ -70,8 +69,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   times = method.times(model.process)
   check_pairs(model, times)
   cond = lambda numbers: model.conditions(numbers, **(condition or {}))
-  told = [spec[name] if name in spec else fields.reals(name, value.shape[1:])
-          for name, value in cond(np.arange(1)).items() if name != AUGMENTED]
+  told = pairs.conditions_of(spec, cond(np.arange(1)))
   drawn_by = (lambda params: guided.of(at(params))) if guided else at
   drawn_by(trained.params)  # refused now
   about = {'weights': checksum(trained.params), 'checkpoint': trained.step,
