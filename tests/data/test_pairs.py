@@ -1,4 +1,5 @@
 """Pairs of noise and sample: made by a run, resumed, refused, and read as named float fields."""
+import contextlib
 import json
 import os
 import shutil
@@ -233,12 +234,38 @@ def test_a_teacher_without_labels_is_neither_conditioned_nor_guided(teacher, tmp
 
 
 def test_pairs_that_another_process_is_making_are_left_to_it(teacher, made, tmp_path):
-  assert (made / 'lock').read_text() == ''
   with lock.exclusive(tmp_path / 'pairs.part'):
     with pytest.raises(InputError, match=f'out=.*: process {os.getpid()} makes pairs in') as error:
       runs.make_pairs(teacher, tmp_path / 'pairs', method=HEUN, count=4, batch_size=4)
   assert '\n' not in str(error.value)
   assert [path.name for path in (tmp_path / 'pairs.part').iterdir()] == ['lock']
+
+
+def test_a_finished_folder_holds_the_record_and_the_arrays_alone(made):
+  assert {path.name for path in made.iterdir()} == {'pairs.json', 'image.npy', 'x.npy', 'z_1.npy'}
+  assert not made.with_name('pairs.part').exists()
+
+
+@pytest.mark.parametrize('left', [None, [], ['photo.png']], ids=['nothing', 'lock', 'a photo'])
+def test_pairs_that_another_process_finishes_meanwhile_are_taken_and_nothing_else_is_removed(
+    teacher, made, tmp_path, monkeypatch, left):
+  """It renames the folder while this process waits for the lock, or before it makes the folder."""
+  out, part, exclusive = tmp_path / 'pairs', tmp_path / 'pairs.part', lock.exclusive
+
+  @contextlib.contextmanager
+  def late(place, *args):
+    with exclusive(place, *args):
+      if left is None:
+        shutil.rmtree(part)
+      for name in left or ():
+        (part / name).write_text('')
+      shutil.copytree(made, out)
+      yield
+
+  monkeypatch.setattr(lock, 'exclusive', late)
+  assert runs.make_pairs(teacher, out, method=HEUN, count=60, batch_size=16) == out
+  assert pairs.is_pairs(out)
+  assert part.exists() == bool(left) and all((part / name).exists() for name in left or ())
 
 
 def test_a_grid_whose_noise_is_not_that_of_t_1_is_refused_and_nothing_is_written(teacher, tmp_path):

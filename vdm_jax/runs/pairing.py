@@ -1,7 +1,6 @@
 """Pairs of noise and sample of a run, for reflow and for distillation: see `data.pairs`."""
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,8 +86,10 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
     return out
   with contextlib.ExitStack() as stack:
     stack.enter_context(lock.exclusive(writer.part, 'out', 'makes pairs'))
-    if out.exists():  # another process has ended between the two looks
-      shutil.rmtree(writer.part)
+    if out.exists():  # another process has ended between the two looks: leave what others made
+      (writer.part / 'lock').unlink(missing_ok=True)
+      with contextlib.suppress(OSError):
+        writer.part.rmdir()
       return out
     writer.begin()
     stack.callback(writer.keep)
@@ -101,6 +102,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
                                  pairs.SAMPLE: drawn.x, pairs.NOISE: drawn.z_1})
       bar.update(len(drawn.numbers))
     writer.close()
+    (out / 'lock').unlink(missing_ok=True)  # which moved with the folder
   return out
 
 
