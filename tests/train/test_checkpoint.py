@@ -88,6 +88,18 @@ def test_nothing_is_the_best_where_nothing_was_measured(tmp_path, run):
   assert run(tmp_path).best_step() is None
 
 
+def test_a_loss_of_an_early_phase_is_never_the_best_also_where_it_was_kept_as_such(tmp_path, run):
+  """Losses after step 20 are of another quantity; a run from before that was known saved 10."""
+  saved(tmp_path, {10: 1.0, 20: 2.0, 30: 6.0}, keep=2)
+  assert run(tmp_path, 2, read_only=True).best_step() == 10
+  checkpoints = run(tmp_path, 2, settled=20)
+  assert checkpoints.best_step() == 30
+  for step, loss in {40: 5.0, 50: 7.0, 60: 8.0, 70: 9.0}.items():
+    checkpoints.save(state_of(step), loss)
+  checkpoints.seal()
+  assert checkpoints.steps() == [40, 60, 70] and checkpoints.best_step() == 40
+
+
 def test_an_empty_directory_restores_nothing(tmp_path, run):
   assert run(tmp_path).restore(shapes(state_of(0))) is None
   assert run(tmp_path / 'absent', read_only=True).steps() == []

@@ -318,7 +318,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   if average != 'raw' and average not in experiment.ema:
     raise InputError('average', average, 'this run has no such average',
                      f'choose one of {", ".join(experiment.ema)} and raw')
-  checkpoints = Checkpoints(workdir, read_only=True)
+  checkpoints = Checkpoints(workdir, read_only=True, settled=experiment.settled)
   try:
     steps = checkpoints.steps()
     if not steps:

@@ -8,9 +8,9 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,24 +48,44 @@ def _digest(directory: Path) -> dict[str, int]:
   return digest
 
 
+class _Best(preservation_policy.PreservationPolicy):
+  """Preserves the checkpoint with the lowest finite validation loss after step `settled`."""
+
+  def __init__(self, settled: int):
+    self._settled = settled
+
+  def of(self, metrics: Mapping[int, Any]) -> int | None:
+    """The best step, the later one of equals; None if no step qualifies.  metrics: by step."""
+    losses = {step: found['validation'] for step, found in metrics.items()
+              if step > self._settled and found and math.isfinite(found['validation'])}
+    return min(losses, key=lambda step: (losses[step], -step), default=None)
+
+  def should_preserve(self, checkpoints, *, context):
+    best = self.of({checkpoint.step: checkpoint.metrics for checkpoint in checkpoints})
+    return [checkpoint.step == best for checkpoint in checkpoints]
+
+
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 
   Keeps the newest `keep` checkpoints and the one with the lowest validation loss.  Only the
   validation slice of the training split may choose: a likelihood of the test split is no test if
   the test split chose the checkpoint.
+
+  settled: the last step whose loss is of another quantity; a step up to it is never the best.
   """
 
-  def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
+  def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False,
+               settled: int = 0):
     workdir = files.run_directory('workdir', workdir).absolute()
     self.directory = workdir / 'checkpoints'
     self._checksums = workdir / 'checksums'
     self._aside = workdir / 'corrupted'
     self._read_only = read_only
+    self._best = _Best(settled)
     self._options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy([
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=lambda m: m['validation'], reverse=True, n=1)]),
+            preservation_policy.LatestN(keep), self._best]),
         best_fn=lambda m: m['validation'], best_mode='min',  # else metrics are not read back
         cleanup_tmp_directories=not read_only, create=not read_only, save_root_metadata=False)
     if read_only or jax.process_index() == 0:
@@ -200,9 +220,7 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The kept step with the lowest validation loss; None if no loss was measured."""
-    step = self._manager.best_step()
-    measured = step is not None and math.isfinite(self._manager.metrics(step)['validation'])
-    return step if measured else None
+    return self._best.of({step: self._manager.metrics(step) for step in self.steps()})
 
   def restore_weights(self, step: int, average: str | None) -> PyTree:
     """The parameters of `step`, as numpy: the average with this name, or the raw ones for None.

@@ -183,7 +183,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
   key_init, key_step, key_validation = jax.random.split(
       random.key(config.seed, 'config.seed'), 3)
 
-  checkpoints = Checkpoints(workdir, run.keep)
+  checkpoints = Checkpoints(workdir, run.keep, settled=experiment.settled)
   stack.callback(checkpoints.close)
   fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
   update = step_lib.update_of(experiment, run.accumulate)
@@ -293,8 +293,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
       view = layouts[1].view(state)
       try:
         measure(view, run.splits)
-        if step > experiment.settled:
-          measured = results['validation']['loss']
+        measured = results['validation']['loss']
       except _Stopped as stopped:
         number, = stopped.args
     if due(run.checkpoint_every) or number:
