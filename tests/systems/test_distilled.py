@@ -1,5 +1,6 @@
 """Students: where they start, when their steps are halved, what they refuse, how they sample."""
 import dataclasses
+import json
 import math
 import shutil
 
@@ -248,6 +249,23 @@ def test_a_run_that_needs_no_start_goes_back_to_the_one_it_had_and_not_to_random
   with pytest.raises(InputError, match='start.*: it holds no run') as error:
     runs.train(asked, copy / 'config.json', copy)
   assert '\n' not in str(error.value) and not workdir.begun(copy)
+
+
+def test_a_run_that_has_begun_keeps_its_start_and_warns_of_another(teacher, tmp_path, caplog):
+  """Also where its checkpoints are lost later: it begins again as it began."""
+  directory, other, asked = tmp_path / 'run', tmp_path / 'other', config(train__steps=5)
+  shutil.copytree(teacher, other)
+  runs.train(asked, CONFIG, directory, init_from=teacher)
+  assert '--init_from' not in caplog.text
+  runs.train(asked, CONFIG, directory, init_from=other)
+  assert f'--init_from={other} is not read' in caplog.text and str(teacher) in caplog.text
+  assert workdir.start_of(directory) == str(teacher)
+  starts = workdir.record(directory)['starts']
+  assert [start['init_from'] for start in starts] == [str(teacher)] * 2
+  # An older version wrote down what it was told.
+  (directory / 'config.json').write_text(json.dumps(workdir.record(directory) | {
+      'starts': [starts[0], starts[1] | {'init_from': str(other)}]}))
+  assert workdir.start_of(directory) == str(teacher)
 
 
 @pytest.mark.parametrize('changes', [

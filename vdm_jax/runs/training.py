@@ -31,8 +31,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   Writes report.html at the end; see `reporting`.
 
   Args:
-    init_from: a workdir whose averaged weights a new run starts from.  Default: the workdir that
-      the run in `directory` started from, which is read if all checkpoints are lost.
+    init_from: a workdir whose averaged weights a new run starts from.  A run that has begun keeps
+      the workdir that it started from, which is read if all checkpoints are lost.
     profile: the number of steps to profile; 0 profiles none.
     extend: let a learning rate that falls to 0 do so later, at a larger
       config.optimizer.decay_steps.
@@ -66,7 +66,9 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   read = None
   init_from = init_from and str(files.run_directory('init_from', init_from).absolute())
   own = code.path.absolute().parent == directory.absolute()  # the run itself names its config
-  if not init_from and (own or workdir.begun(directory)):
+  if workdir.begun(directory):
+    init_from = _kept_start(directory, init_from)
+  elif own and not init_from:
     init_from = workdir.start_of(directory)
   if init_from or experiment.needs_start:
     read = functools.cache(lambda: _start(experiment, spec, config, init_from))
@@ -79,6 +81,15 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     means = _train(experiment, spec, description, config, directory, read, profile, measures)
     reporting.write(directory)
     return means
+
+
+def _kept_start(directory: Path, asked: str) -> str:
+  """The workdir that the begun run in `directory` started from; warns if `asked` is another one."""
+  start = workdir.start_of(directory)
+  if asked not in ('', start) and jax.process_index() == 0:
+    logging.warning('--init_from=%s is not read: the run in %s has begun from %s.', asked,
+                    directory, start or 'weights of its own')
+  return start
 
 
 def _start(experiment: Experiment, spec, config: ml_collections.ConfigDict,

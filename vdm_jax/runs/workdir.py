@@ -138,13 +138,13 @@ def steps_made(workdir: str | Path) -> int:
 
 
 def start_of(workdir: str | Path) -> str:
-  """The workdir that the run in `workdir` was last told to start from.
+  """The workdir that the run in `workdir` started from: of its first start since it began.
 
   '' where there is none, or no run, or an older version began it.
   """
   if not (Path(workdir) / 'config.json').exists():
     return ''
-  return record(workdir).get('starts', [{}])[-1].get('init_from', '')
+  return record(workdir).get('starts', [{}])[0].get('init_from', '')
 
 
 def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
