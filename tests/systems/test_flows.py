@@ -223,7 +223,35 @@ def test_the_network_of_mean_flow_changes_with_t_about_as_fast_as_its_sines_of_1
     return float(jnp.sqrt(jnp.square(slope).mean() / jnp.square(u - u.mean(0)).mean()))
 
   net = networks.mlp(config)
-  assert rate(mean_flow.told_slow_time(net)) < 10.0 < rate(flow_matching_system.told_time(net))
+  slow, usual = mean_flow.told_slow_time(net, 100.0), flow_matching_system.told_time(net)
+  assert rate(slow) < 10.0 < rate(usual)
+
+
+def test_a_mean_flow_older_than_its_scale_of_time_reads_t_itself_and_a_new_one_t_over_100():
+  """The sample is z - u(z, r=0, t=1), and the same network reads another time."""
+  _, config = configs.read('plane/flows:mean_flow')
+  read = []
+
+  class Told(nn.Module):
+    logsnr_max: float = 0.0
+    logsnr_min: float = 1.0
+    adds_z: bool = False
+
+    @nn.compact
+    def __call__(self, z, t, condition, keys=None):
+      read.append(np.asarray((t - self.logsnr_max) / (self.logsnr_min - self.logsnr_max)))
+      return z
+
+  draw = lambda: mean_flow.experiment(config, net=Told()).model({'net': {}}).sample(
+      jax.random.key(0), 2)
+  draw()
+  np.testing.assert_allclose(read.pop(), 0.01)
+  with config.unlocked():
+    del config.model.time_scale
+  draw()
+  np.testing.assert_allclose(read.pop(), 1.0)
+  with pytest.raises(InputError, match='time_scale=0.0: it divides the time'):
+    built('plane/flows:mean_flow', time_scale=0.0)
 
 
 def test_one_step_shows_what_it_is():

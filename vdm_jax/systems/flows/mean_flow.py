@@ -1,10 +1,12 @@
 """MeanFlow: one step from noise to data, learned without a teacher.
 
-Geng et al. (2025); see `objectives.mean_flow`.  The network reads t / 100 as its time, and t - r as
-its scalar condition.  The target of the loss has the network's derivative in t.  Networks embed
-1000 times their time in sines.  Of t itself, this derivative would be far larger than the velocity,
-and would hide it.
+Geng et al. (2025); see `objectives.mean_flow`.  The network reads t / time_scale as its time, and
+t - r as its scalar condition.  The target of the loss has the network's derivative in t.  Networks
+embed 1000 times their time in sines.  Of t itself, this derivative would be far larger than the
+velocity, and would hide it.
 """
+import math
+
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -21,13 +23,16 @@ from vdm_jax.values import Bound
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of flow matching, and the fields that draw and weight the pairs of times."""
-  return system.default_config(**{'same': 0.75, 'power': 1.0} | model)
+  """The fields of flow matching, and the fields that draw, weight and scale the pairs of times."""
+  return system.default_config(**{
+      'same': 0.75, 'power': 1.0,
+      'time_scale': 100.0,  # 100: the sines are of 10 t
+  } | model)
 
 
-def told_slow_time(net: nn.Module) -> nn.Module:
-  """A network of `systems.networks` that reads t / 100 as its time: its sines are of 10 t."""
-  return system.told_time(net).clone(logsnr_min=100.0)
+def told_slow_time(net: nn.Module, scale: float) -> nn.Module:
+  """A network of `systems.networks` that reads t / scale as its time: sines of 1000 t / scale."""
+  return system.told_time(net).clone(logsnr_min=scale)
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
@@ -35,17 +40,20 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   The model samples in one step and has no likelihood.
 
-  Raises InputError if config.model.timesteps is not 0, for labels, or for a share outside of
-  [0, 1].
+  Raises InputError if config.model.timesteps is not 0, for labels, for a share outside of [0, 1],
+  or for a scale that is not positive.
   """
   m = config.model
+  scale = m.get('time_scale', 1.0)  # a run's config may be older than the field: it read t itself
   compose.require_continuous(config)
   compose.require(config, 'same', 0 <= m.same <= 1, 'it must be a share',
                   'give a number from 0 to 1')
+  compose.require(config, 'time_scale', 0 < scale < math.inf, 'it divides the time',
+                  'give a number above 0')
   compose.require(config, 'class_conditional', not m.class_conditional,
                   'the condition of this network is a time', 'set it to False')
   spec = data.resolve(config.data)
-  net = told_slow_time(net or networks.unet(config))
+  net = told_slow_time(net or networks.unet(config), scale)
   coding, size = Pixels(spec.levels), int(np.prod(spec.shape))
 
   def network(params, keys=None):
