@@ -112,7 +112,7 @@ def test_the_best_of_none_that_was_validated_is_refused(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(state_of(tiny_config.build(config()), 4))
   checkpoints.close()
-  with pytest.raises(InputError, match="^step='best': .*validated.*latest"):
+  with pytest.raises(InputError, match="^step='best': .*validation loss.*latest"):
     workdir.load_trained(tmp_path, step='best')
   assert workdir.load_trained(tmp_path).step == 4
 
