@@ -534,7 +534,7 @@ def test_a_ledger_vouches_for_the_bits_beside_it(run):
   with np.load(run / 'bits.npz') as file:
     bits = dict(file)
   np.savez(run / 'bits.npz', **bits | {'step': 2})
-  with pytest.raises(InputError, match='bits.npz is of step 2, ledger.json of step 4; evaluate it'):
+  with pytest.raises(InputError, match='bits.npz is of step 2, but ledger.json is of step 4; '):
     runs.evaluated([run])
 
 
