@@ -196,7 +196,7 @@ def test_published_autoencoders_have_their_published_sizes(name):
     assert count({k: like[k] for k in ('decoder',)}) == 49_490_179
 
 
-@pytest.mark.parametrize('name', published.some(UNETS, 'stable-diffusion-v1'))
+@pytest.mark.parametrize('name', published.some(UNETS))
 def test_published_u_nets_have_their_published_sizes(name):
   net, shape, context = compvis.UNETS[name]
   cond = None if context is None else jnp.zeros((1, *context))

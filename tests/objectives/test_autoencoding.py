@@ -59,6 +59,7 @@ def judged(recorded):
 
 
 @there
+@pytest.mark.long
 def test_lpips_and_its_gradient_repeat_the_public_code(recorded, distance):
   x, y = last(recorded['in/x']), last(recorded['in/reconstruction'])
   assert_close(distance(x, y), recorded['lpips/out'])
@@ -142,6 +143,7 @@ def test_the_adaptive_weight_makes_both_gradients_equally_long():
   assert largest == 1e4
 
 
+@pytest.mark.long
 def test_lpips_of_an_image_and_itself_is_zero_and_so_is_its_gradient_also_on_black():
   x = jnp.concatenate([jnp.zeros((1, 16, 16, 1)), jnp.ones((1, 16, 16, 1))])
   like = jax.eval_shape(LPIPS().init, jax.random.key(0), x, x)
