@@ -33,7 +33,7 @@ _HINT_UNET = ('compare features, multipliers, blocks, attention_levels, depth, h
               'channels')
 
 # Names here -> published names, each applied to the whole name.
-_AUTOENCODER = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_of_autoencoder = fitting.renaming(
     (r'/(down|up)_(\d+)_(\d+)_attention/', r'/\1/\2/attn/\3/'),
     (r'/(down|up)_(\d+)_(\d+)/', r'/\1/\2/block/\3/'),
     (r'/downsample_(\d+)/', r'/down/\1/downsample/conv/'),
@@ -49,9 +49,9 @@ _AUTOENCODER = tuple((re.compile(pattern), replacement) for pattern, replacement
     (r'^moments/', r'quant_conv/'),
     (r'^latent/', r'post_quant_conv/'),
     (r'^codebook$', r'quantize/embedding/embedding'),
-))
+)
 # Of a transformer, after the names of `openai`, where parts are joined by points.
-_TRANSFORMER = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_of_transformer = fitting.renaming(
     (r'\.1\.in\.', r'.1.proj_in.'),
     (r'\.block_(\d+)\.', r'.transformer_blocks.\1.'),
     (r'\.norm_self\.', r'.norm1.'),
@@ -65,27 +65,20 @@ _TRANSFORMER = tuple((re.compile(pattern), replacement) for pattern, replacement
     (r'\.(attn[12])\.out\.', r'.\1.to_out.0.'),
     (r'\.mlp_in\.', r'.ff.net.0.proj.'),
     (r'\.mlp_out\.', r'.ff.net.2.'),
-))
+)
 _MAPS = re.compile(r'attention/(query|key|value|in|out)/kernel$')  # 1x1 convolutions there
 
 
 def autoencoder_name(name: str) -> str:
   """Name here -> published name, without its prefix."""
-  for pattern, replacement in _AUTOENCODER:
-    name = pattern.sub(replacement, name)
-  return fitting.torch_leaf(name)
+  return fitting.torch_leaf(_of_autoencoder(name))
 
 
 def unet_name(params: PyTree) -> Callable[[str], str]:
   """Name here -> published name, without its prefix, of such parameters."""
   adm_name = openai.published(params)
 
-  def published_name(name):
-    name = adm_name(name)
-    for pattern, replacement in _TRANSFORMER:
-      name = pattern.sub(replacement, name)
-    return name
-  return published_name
+  return lambda name: _of_transformer(adm_name(name))
 
 
 def from_torch(name: str, array: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ converted:
 The attention's maps have older names in the public files: `query`, `key`, `value` and `proj_attn`.
 Both kinds of name are read, and the newer names are written.
 """
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,7 +20,7 @@ from vdm_jax.typing import Array, PyTree
 _HINT = 'compare features, multipliers, blocks and attention_resolutions'
 
 # Names here -> published names, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_renamed = fitting.renaming(
     (r'^embedding/dense0/', r'time_embedding/linear_1/'),
     (r'^embedding/dense1/', r'time_embedding/linear_2/'),
     (r'^norm_out/', r'conv_norm_out/'),
@@ -37,15 +36,19 @@ _NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'/key/', r'/to_k/'),
     (r'/value/', r'/to_v/'),
     (r'/out/', r'/to_out/0/'),
-))
-_OLDER = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+)
+_newer = fitting.renaming((r'\.query\.', '.to_q.'), (r'\.key\.', '.to_k.'),
+                          (r'\.value\.', '.to_v.'), (r'\.proj_attn\.', '.to_out.0.'))
 
 
 def published(name: str) -> str:
   """'down_0_1/residual/norm1/scale' -> 'down_blocks.0.resnets.1.norm1.weight'."""
-  for pattern, replacement in _NAMES:
-    name = pattern.sub(replacement, name)
-  return fitting.torch_leaf(name)
+  return fitting.torch_leaf(_renamed(name))
+
+
+def with_newer_names(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The parameters `flat` of diffusers, with the newer names of an attention's maps."""
+  return {_newer(name): array for name, array in flat.items()}
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
@@ -53,9 +56,8 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  newer = {re.sub(rf'\.({"|".join(_OLDER)})\.', lambda match: f'.{_OLDER[match[1]]}.', name): u
-           for name, u in flat.items()}
-  return fitting.fit(newer, like, published, layout=fitting.from_torch, hint=_HINT)
+  return fitting.fit(with_newer_names(flat), like, published, layout=fitting.from_torch,
+                     hint=_HINT)
 
 
 def to_flat(params: PyTree) -> dict[str, Array]:

@@ -7,14 +7,14 @@ The arrays are those of CompVis under other names, so each name is made from the
     input_blocks.4.1.proj_in         down_blocks.1.attentions.0.proj_in
     output_blocks.2.2.conv           up_blocks.0.upsamplers.0.conv
 
-Older files name the maps of an autoencoder's attention query, key, value and proj_attn.
+Older names of the maps of an autoencoder's attention are read too, as in `ddpm`.
 """
 import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vdm_jax.published import compvis, fitting
+from vdm_jax.published import compvis, ddpm, fitting
 from vdm_jax.typing import PyTree
 
 _ATTENTION = (('.norm.', '.group_norm.'), ('.q.', '.to_q.'), ('.k.', '.to_k.'), ('.v.', '.to_v.'),
@@ -25,10 +25,6 @@ _BLOCK = (('.in_layers.0.', '.norm1.'), ('.in_layers.2.', '.conv1.'),
 _ENDS = (('time_embed.0.', 'time_embedding.linear_1.'),
          ('time_embed.2.', 'time_embedding.linear_2.'),
          ('input_blocks.0.0.', 'conv_in.'), ('out.0.', 'conv_norm_out.'), ('out.2.', 'conv_out.'))
-
-
-_NEWER = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
-_OLDER = re.compile(r'\.(query|key|value|proj_attn)\.')
 
 
 def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
@@ -93,9 +89,8 @@ def autoencoder_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTre
 
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  own = {_OLDER.sub(lambda found: f'.{_NEWER[found[1]]}.', name): array
-         for name, array in flat.items()}
-  return fitting.fit(own, like, autoencoder_name(like), layout=compvis.from_torch)
+  return fitting.fit(ddpm.with_newer_names(flat), like, autoencoder_name(like),
+                     layout=compvis.from_torch)
 
 
 def unet_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:

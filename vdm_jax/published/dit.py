@@ -9,7 +9,6 @@ Here blocks are stacked (`nn.blocks.stack`), and the table of positions is compu
     pos_embed                          nn.transformers.dit.positions
 """
 import math
-import re
 from collections.abc import Mapping
 
 import jax
@@ -40,7 +39,7 @@ MODELS |= {'DiT-XL-2-256x256': MODELS['DiT-XL/2'], 'DiT-XL-2-512x512': MODELS['D
 SHAPES = {'DiT-XL-2-256x256': (32, 32, 4), 'DiT-XL-2-512x512': (64, 64, 4)}  # of z
 
 # Names here -> published names, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_renamed = fitting.renaming(
     (r'^patches/', r'x_embedder/proj/'),
     (r'^time/dense0/', r't_embedder/mlp/0/'),
     (r'^time/dense1/', r't_embedder/mlp/2/'),
@@ -53,14 +52,12 @@ _NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'/modulation/', r'/adaLN_modulation/1/'),
     (r'^modulation_out/', r'final_layer/adaLN_modulation/1/'),
     (r'^out/', r'final_layer/linear/'),
-))
+)
 
 
 def published(name: str) -> str:
   """'blocks_0/attention/qkv/kernel' -> 'blocks.0.attn.qkv.weight'."""
-  for pattern, replacement in _NAMES:
-    name = pattern.sub(replacement, name)
-  return fitting.torch_leaf(name)
+  return fitting.torch_leaf(_renamed(name))
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:

@@ -40,7 +40,7 @@ MODELS = {
     'edm-imagenet-64x64-cond-adm': DhariwalUNet(classes=1000),
 }
 
-_PARTS = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_part = fitting.renaming(
     (r'/norm1/', '/norm0/'),
     (r'/norm2/', '/norm1/'),
     (r'_attention/norm/', '/norm2/'),
@@ -51,7 +51,7 @@ _PARTS = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'/(embedding|scale_shift)/', '/affine/'),
     (r'/shortcut/', '/skip/'),
     (r'^mid/', 'mid_0/'),
-))
+)
 _CONV1 = re.compile(r'/(shortcut|qkv|out|combine_\d+)/kernel')
 _MAPPING = {'fourier': 'map_noise', 'label': 'map_label', 'augment': 'map_augment',
             'dense0': 'map_layer0', 'dense1': 'map_layer1'}
@@ -64,7 +64,7 @@ def published(params: PyTree, size: int) -> Callable[[str], str]:
   adm = 'scale_shift' in trunk['mid_0']
   side = lambda level: f'{size >> int(level)}x{size >> int(level)}'
   below = lambda level: side(int(level) + 1)
-  modules = tuple((re.compile(f'^{pattern}$'), replacement) for pattern, replacement in (
+  module_of = fitting.renaming(*((f'^{pattern}$', replacement) for pattern, replacement in (
       (r'conv_in', lambda m: f'enc.{side(0)}_conv'),
       (r'down_(\d+)_resample', lambda m: f'enc.{below(m[1])}_down'),
       (r'down_(\d+)_(\d+)', lambda m: f'enc.{side(m[1])}_block{m[2]}'),
@@ -75,18 +75,14 @@ def published(params: PyTree, size: int) -> Callable[[str], str]:
       (r'up_(\d+)_(\d+)', lambda m: f'dec.{side(m[1])}_block{m[2]}'),
       (r'output_(\d+)_(norm|conv)', lambda m: f'dec.{side(m[1])}_aux_{m[2]}'),
       (r'(norm|conv)_out', lambda m: f'out_{m[1]}' if adm else f'dec.{side(0)}_aux_{m[1]}'),
-  ))
+  )))
 
   def published_name(name: str) -> str:
     module, _, rest = name.partition('/')
     if module in _MAPPING:
       return f'{_MAPPING[module]}.{"freqs" if module == "fourier" else fitting.torch_leaf(rest)}'
-    for pattern, replacement in _PARTS:
-      rest = pattern.sub(replacement, rest)
-    module, _, rest = rest.partition('/')
-    for pattern, replacement in modules:
-      module = pattern.sub(replacement, module)
-    return f'{module}.{fitting.torch_leaf(rest)}'
+    module, _, rest = _part(rest).partition('/')
+    return f'{module_of(module)}.{fitting.torch_leaf(rest)}'
   return published_name
 
 

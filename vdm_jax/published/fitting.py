@@ -7,6 +7,7 @@ layouts differ from Flax's:
     linear map    [out, in] or [out, in, 1]    kernel  [in, out]
     norms         weight, bias                 scale, bias
 """
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -32,6 +33,20 @@ def to_torch(name: str, array: np.ndarray) -> np.ndarray:
   if not name.endswith('kernel'):
     return array
   return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def renaming(*rules: tuple[str, str | Callable[[re.Match], str]]) -> Callable[[str], str]:
+  """The function of a name that applies these rules, one after another, to the whole name.
+
+  rules: (pattern, replacement), as `re.sub` takes them.
+  """
+  compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+  def renamed(name: str) -> str:
+    for pattern, replacement in compiled:
+      name = pattern.sub(replacement, name)
+    return name
+  return renamed
 
 
 def torch_leaf(name: str) -> str:

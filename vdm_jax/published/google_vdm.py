@@ -10,7 +10,6 @@ are stacked (`nn.blocks.stack`):
     score_model/dense0/kernel                       net/embedding/dense0/kernel
     gamma/w                                         schedule/w
 """
-import re
 from collections.abc import Mapping
 
 import jax
@@ -26,7 +25,7 @@ from vdm_jax.typing import Array, PyTree
 _HINT = ('compare features, blocks, attention_everywhere and the kind of schedule in the config')
 
 # Ours -> official, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_renamed = fitting.renaming(
     (r'^schedule/', r'gamma/'),
     (r'^net/', r'score_model/'),
     (r'/embedding/(dense\d)/', r'/\1/'),
@@ -45,14 +44,12 @@ _NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'/mid_attention/', r'/mid.attn_1/'),
     (r'/(down|up)_attention_(\d+)/', r'/\1.attn_\2/'),
     (r'/(down|up)_(\d+)/', r'/\1.block_\2/'),
-))
+)
 
 
 def official_name(name: str) -> str:
   """'net/down_0/norm1/scale' -> 'score_model/down.block_0/GroupNorm_0/scale'."""
-  for pattern, replacement in _NAMES:
-    name = pattern.sub(replacement, name)
-  return name
+  return _renamed(name)
 
 
 def from_flat(flat: Mapping[str, Array], config: ml_collections.ConfigDict) -> PyTree:

@@ -11,7 +11,6 @@ have only the first two.  A flat view of such a list begins each name with the p
     refine3.adapt_convs.0.1_2_conv.weight    refine_1/adapt_0_0_1_conv/kernel
     sigmas                               not a parameter
 """
-import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -76,7 +75,7 @@ def published(net: RefineNet) -> Callable[[str], str]:
   # The deepest has its `refine31` before `refine3`.
   refine = sorted(names, key=lambda name: (int(name[0]), -len(name)))
   unit = lambda m: f'{int(m[1]) + 1}_{int(m[2]) + 1}_{m[3]}'
-  rules = (
+  renamed = fitting.renaming(
       (r'^conv_in/', 'begin_conv/'),
       (r'^conv_out/', 'end_conv/'),
       (r'^norm_out/', 'normalizer/'),
@@ -94,11 +93,7 @@ def published(net: RefineNet) -> Callable[[str], str]:
       (r'/embedding$', r'/embed/embedding'),
   )
 
-  def published_name(name: str) -> str:
-    for pattern, replacement in rules:
-      name = re.sub(pattern, replacement, name)
-    return fitting.torch_leaf(name)
-  return published_name
+  return lambda name: fitting.torch_leaf(renamed(name))
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree, net: RefineNet) -> PyTree:

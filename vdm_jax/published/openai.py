@@ -22,7 +22,7 @@ _HINT = ('compare features, multipliers, blocks, attention_resolutions, scale_sh
          'resblock_updown, classes, heads and super_resolution')
 
 # Names here -> published names, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_renamed = fitting.renaming(
     (r'^embedding/dense0/', r'time_embed/0/'),
     (r'^embedding/dense1/', r'time_embed/2/'),
     (r'^embedding/label/', r'label_emb/'),
@@ -48,7 +48,7 @@ _NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'/conv2/', r'/out_layers/3/'),
     (r'/shortcut/', r'/skip_connection/'),
     (r'/1/out/', r'/1/proj_out/'),
-))
+)
 
 
 def published(params: PyTree) -> Callable[[str], str]:
@@ -57,8 +57,7 @@ def published(params: PyTree) -> Callable[[str], str]:
   params: the parameters of an `adm.UNet` or `adm.UNetClassifier`.
   """
   def published_name(name):
-    for pattern, replacement in _NAMES:
-      name = pattern.sub(replacement, name)
+    name = _renamed(name)
     upsample = re.match(r'upsample_(\d+)', name)
     if upsample:
       n = upsample[1]

@@ -46,7 +46,7 @@ MODELS = {
 }
 
 
-_PARTS = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_part = fitting.renaming(
     (r'^(norm1|norm)$', 'GroupNorm_0'),
     (r'^norm2$', 'GroupNorm_1'),
     (r'^conv1$', 'Conv_0'),
@@ -58,7 +58,7 @@ _PARTS = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^value$', 'NIN_2'),
     (r'^out$', 'NIN_3'),
     (r'^conv$', 'Conv_0'),
-))
+)
 _NIN = re.compile(r'/(shortcut_nin|query|key|value|out)/')
 _CONV1 = re.compile(r'/(shortcut|combine_\d+)/kernel')
 
@@ -109,8 +109,7 @@ def published(params: PyTree) -> Callable[[str], str]:
       leaf = {'kernel': 'W', 'bias': 'b'}[leaf]
     else:
       leaf = fitting.torch_leaf(leaf)
-    for pattern, replacement in _PARTS:
-      parts = [pattern.sub(replacement, part) for part in parts]
+    parts = [_part(part) for part in parts]
     if module.startswith('combine_'):
       parts = ['Conv']
     elif re.fullmatch(r'(down_\d+_resample|up_\d+_resample|input_\d+|output_\d+)', module):

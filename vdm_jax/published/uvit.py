@@ -8,7 +8,6 @@ Blocks are stacked here (`nn.blocks.stack`):
     out_blocks.0.skip_linear     deep/skip [0]
     final_layer.weight           conv_out/kernel
 """
-import re
 from collections.abc import Mapping
 
 import jax
@@ -50,7 +49,7 @@ SHAPES = {  # of z
 }
 
 # Names here -> published names, each applied to the whole name.
-_NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_renamed = fitting.renaming(
     (r'^patches/', r'patch_embed/proj/'),
     (r'^label/', r'label_emb/'),
     (r'^positions$', r'pos_embed'),
@@ -65,14 +64,12 @@ _NAMES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^norm_out/', r'norm/'),
     (r'^out/', r'decoder_pred/'),
     (r'^conv_out/', r'final_layer/'),
-))
+)
 
 
 def published(name: str) -> str:
   """'deep_0/attention/qkv/kernel' -> 'out_blocks.0.attn.qkv.weight'."""
-  for pattern, replacement in _NAMES:
-    name = pattern.sub(replacement, name)
-  return fitting.torch_leaf(name)
+  return fitting.torch_leaf(_renamed(name))
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
