@@ -47,6 +47,13 @@ class Images(NamedTuple):
   levels: int                               # values are 0 .. levels - 1
 
 
+def images_of(part: data.Split, x: data.Field, name: str = '') -> Images:
+  """The images of a split: its field `x`, of integers.  name: by default the split's."""
+  assert x.levels is not None  # real numbers are refused before
+  return Images(name or part.name, len(part), lambda rows: part.get(rows)[x.name], x.shape,
+                x.levels)
+
+
 # -------------------------------------------------------------- extractors
 
 
@@ -163,8 +170,7 @@ def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str 
   if not len(part):
     raise InputError('reference', text, f'{config.name} has no {split} images here',
                      'choose another split')
-  return Images(f'{config.name}:{split}', len(part), lambda rows: part.get(rows)[part.spec.x.name],
-                part.spec.shape, part.spec.levels)
+  return images_of(part, part.spec.x, f'{config.name}:{split}')
 
 
 def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape: tuple[int, ...],

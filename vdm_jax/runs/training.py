@@ -238,8 +238,7 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
     raise InputError('frechet', by, f'{x.name} has real numbers, and features are computed from '
                      'integers', 'leave it out')
   part = pairing.truth(experiment.data).split('train')
-  distance = scoring.frechet(by, scoring.Images(
-      'train', len(part), lambda rows: part.get(rows)[x.name], x.shape, x.levels))
+  distance = scoring.frechet(by, scoring.images_of(part, x))
 
   def measure(params, step):
     drawn = _samples(experiment.after(step), params, count, seed, min(count, 100))

@@ -118,9 +118,8 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
   for name in ('classifier', *(name for name in RUNS if name in wanted)):
     _train(name, root, configs, train_steps, pairs)
   trained = workdir.load_trained(root / 'teacher').experiment.data.split('train')
-  distance = scoring.jackknifed(f'classifier:{root / "classifier"}', scoring.Images(
-      'train', len(trained), lambda rows: trained.get(rows)[trained.spec.x.name],
-      trained.spec.shape, trained.spec.levels), batch_size=BATCH)
+  distance = scoring.jackknifed(f'classifier:{root / "classifier"}',
+                                scoring.images_of(trained, trained.spec.x), batch_size=BATCH)
   results = [_measure(point, root, distance, count, most, overwrite) for point in POINTS
              if point.run in wanted]
   pictures.save_png(out, picture(results))
@@ -142,9 +141,8 @@ def _train(name: str, root: Path, configs: Path, train_steps: int | None, pairs:
     return
   start = root / run.start if run.start else ''
   if run.pairs:
-    config.data.name = str(runs.make_pairs(
-        start, (root / f'{run.start}_pairs').absolute(), method=catalogue.method(*run.pairs),
-        count=pairs, batch_size=BATCH))
+    config.data.name = str(toys.pairs_of(root / run.start, pairs, catalogue.method(*run.pairs),
+                                         BATCH))
   print(f'{name}: {root / name}')
   runs.train(config, file, root / name, init_from=str(start))
 

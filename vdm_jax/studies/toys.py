@@ -72,14 +72,17 @@ def shorten(config: ml_collections.ConfigDict, train_steps: int | None) -> None:
   config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, train_steps // 2)
 
 
-def pairs_of(directory: Path, count: int) -> Path:
+def pairs_of(directory: Path, count: int, method: catalogue.Method | None = None,
+             batch_size: int = 5000) -> Path:
   """The pairs of the run in `directory`, in the folder RUN_pairs beside it; made if needed.
+
+  method: the sampler; by default 25 steps of Heun's.
 
   Raises InputError if there is no such run.
   """
   place = directory.absolute().with_name(f'{directory.name}_pairs')
-  return runs.make_pairs(directory, place, method=catalogue.method('heun', 25), count=count,
-                         batch_size=5000)
+  return runs.make_pairs(directory, place, method=method or catalogue.method('heun', 25),
+                         count=count, batch_size=batch_size)
 
 
 def study(directory: str | Path, out: str | Path, configs: Path, *,

@@ -54,9 +54,6 @@ class _Affine(nn.Module):
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
-    init = lambda key, shape: 1.0 + 0.02 * _standard(key, shape)
+    init = lambda key, shape: 1.0 + _init(key, shape)
     scale = self.param('scale', init, h.shape[-1:])
     return scale * h + self.param('bias', nn.initializers.zeros, h.shape[-1:])
-
-
-_standard = nn.initializers.normal(1.0)

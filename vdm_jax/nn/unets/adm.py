@@ -126,6 +126,18 @@ def _apart(qkv: Array, heads: int, order: QKVOrder) -> tuple[Array, Array, Array
   return x[:, :, 0], x[:, :, 1], x[:, :, 2]
 
 
+def number_of_heads(features: int, attention_heads: int, head_features: int) -> int:
+  """Of an attention of so many features, by the fields of `UNet`.
+
+  Raises InputError if the heads do not divide the features.
+  """
+  if head_features:
+    require_heads('head_features', head_features, features)
+    return features // head_features
+  require_heads('attention_heads', attention_heads, features)
+  return attention_heads
+
+
 class AttentionBlock(nn.Module):
   """h + W softmax(q k^T / sqrt(C)) v in each head, over all positions: [B, H, W, C'], as h.
 
@@ -143,9 +155,7 @@ class AttentionBlock(nn.Module):
   @nn.compact
   def __call__(self, h: Array) -> Array:
     features = h.shape[-1]
-    name = 'head_features' if self.head_features else 'attention_heads'
-    require_heads(name, getattr(self, name), features)
-    heads = features // self.head_features if self.head_features else self.attention_heads
+    heads = number_of_heads(features, self.attention_heads, self.head_features)
     x = nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, features)
     qkv = nn.Dense(3 * features, kernel_init=torch_init, dtype=self.dtype, name='qkv')(x)

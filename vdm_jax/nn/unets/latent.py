@@ -18,7 +18,6 @@ from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.layers import (
   Attention,
   attend,
-  require_heads,
   require_sizes,
   torch_init,
   zeros,
@@ -124,10 +123,8 @@ class LatentUNet(adm.Trunk):
     return level in self.attention_levels
 
   def _attention(self, h: Array, keys: Array | None, name: str, context: Array | None) -> Array:
-    field = 'head_features' if self.head_features else 'attention_heads'
-    require_heads(field, getattr(self, field), h.shape[-1])
-    heads = h.shape[-1] // self.head_features if self.head_features else self.attention_heads
     block = stack.rematerialised(SpatialTransformer, self.remat)
+    heads = adm.number_of_heads(h.shape[-1], self.attention_heads, self.head_features)
     return block(heads, self.depth, self.groups, self.dtype, self.attention, keys is not None,
                  name=name)(h, context)
 
