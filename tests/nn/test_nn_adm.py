@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support import published
+from tests.support.published import assert_close, last, shapes_of
 from vdm_jax.errors import InputError
 from vdm_jax.nn.unets import adm
 from vdm_jax.published import openai
@@ -35,14 +36,6 @@ TINY = {'features': 8, 'multipliers': (1, 2), 'blocks': 0, 'attention_resolution
         'groups': 2, 'attention_heads': 2, 'heads': 1, 'weight_gradient': 'xla'}
 
 
-def last(images):
-  return np.moveaxis(images, 1, -1)
-
-
-def assert_close(got, want, tolerance=1e-5):
-  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
-
-
 @pytest.fixture(scope='module')
 def recorded():
   with np.load(DATA) as file:
@@ -57,10 +50,6 @@ def recorded_case(recorded, name):
   if name == 'upsampler':
     cond = {'low_res': last(recorded[f'{name}/low_res']), 'label': cond}
   return flat, (last(recorded[f'{name}/z']), recorded[f'{name}/time'], cond)
-
-
-def shapes_of(net, *args):
-  return jax.eval_shape(net.init, jax.random.key(0), *args)['params']
 
 
 @pytest.mark.first(1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import published
+from tests.support.published import assert_close, shapes_of
 from vdm_jax.errors import InputError
 from vdm_jax.nn.unets.ddpm import UNet
 from vdm_jax.published import ddpm
@@ -21,14 +22,6 @@ SMALL = UNet(features=32, multipliers=(1, 2), attention_resolutions=(4,), groups
 # On the way down a resampling alone.
 TINY = {'features': 8, 'multipliers': (1, 2), 'blocks': 0, 'attention_resolutions': (2,),
         'groups': 2, 'dropout': 0.0, 'weight_gradient': 'xla'}
-
-
-def assert_close(got, want, tolerance=1e-5):
-  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
-
-
-def shapes_of(net, *args):
-  return jax.eval_shape(net.init, jax.random.key(0), *args)['params']
 
 
 def size_of(net, shape):

@@ -1,4 +1,5 @@
 """Networks of latent diffusion: parity with recordings of the public code, sizes, settings."""
+import functools
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support import published
+from tests.support.published import last, shapes_of
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
@@ -21,6 +23,7 @@ KL = KLAutoencoder(3, 4, Trunk(32, (1, 2, 2), 1))
 VQ = VQAutoencoder(3, 3, 32, Trunk(32, (1, 2), 1))
 UNET = LatentUNet(features=32, multipliers=(1, 2), blocks=1, attention_levels=(0, 1),
                   attention_heads=4)
+assert_close = functools.partial(published.assert_close, tolerance=1e-4)
 PREFIX = {'kl': 'first_stage_model.', 'vq': 'first_stage_model.', 'unet': 'model.diffusion_model.'}
 
 
@@ -30,23 +33,10 @@ def recorded():
     return {name: file[name] for name in file.files}
 
 
-def last(images):
-  return np.moveaxis(images, 1, -1)
-
-
-def assert_close(got, want, tolerance=1e-4):
-  """To 1e-4 of the largest number: the recordings are float32 of another library."""
-  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
-
-
 def weights(recorded, name):
   """The weights of a recording by their published names, with and without the prefix."""
   full = published.state_dict(recorded, name)
   return full, {key.removeprefix(PREFIX[name]): array for key, array in full.items()}
-
-
-def shapes_of(net, *args):
-  return jax.eval_shape(net.init, jax.random.key(0), *args)['params']
 
 
 def require_gradients(recorded, name, gradients, names):

@@ -1,4 +1,5 @@
 """Losses of autoencoders, LPIPS and the discriminator: the public code, closed forms, examples."""
+import functools
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import published
+from tests.support.published import last
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
 from vdm_jax.nn.lpips import LPIPS
@@ -17,6 +19,7 @@ from vdm_jax.units import mean_over_data, sum_over_data
 
 ORACLES = Path(__file__).parents[3] / 'shared' / 'oracles'
 there = pytest.mark.skipif(not ORACLES.exists(), reason='../shared/oracles is not there')
+assert_close = functools.partial(published.assert_close, tolerance=1e-4)
 NUMBERS = 3 * 32 * 32
 
 
@@ -24,14 +27,6 @@ NUMBERS = 3 * 32 * 32
 def recorded():
   with np.load(ORACLES / 'autoencoder_loss_small.npz') as file:
     return {name: file[name] for name in file.files}
-
-
-def last(images):
-  return np.moveaxis(images, 1, -1)
-
-
-def assert_close(got, want, tolerance=1e-4):
-  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
 def weights(recorded, name):
@@ -111,7 +106,7 @@ def test_the_kl_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, di
   assert_close(reconstruction(kernel), r['step99/nll_loss'])
   assert_close(adversarial(kernel), r['step99/g_loss'])
   d = 0.5 * autoencoding.adaptive_weight(reconstruction, adversarial, kernel)
-  assert_close(d, r['step100/d_weight'], 1e-3)
+  assert_close(d, r['step100/d_weight'], tolerance=1e-3)
   assert_close(reconstruction(kernel) + d * adversarial(kernel), r['step100/loss'])
   hinge = autoencoding.hinge(discriminate(x), discriminate(decoded(kernel))).mean()
   assert_close(hinge, r['step100/disc_loss'])

@@ -28,6 +28,21 @@ def state_dict(recorded, name: str) -> dict[str, np.ndarray]:
   return {k: array(k, tuple(shape)) for k, shape in shapes.items()}
 
 
+def last(images):
+  """[B, C, H, W], as PyTorch has it -> [B, H, W, C]."""
+  return np.moveaxis(images, 1, -1)
+
+
+def assert_close(got, want, tolerance=1e-5):
+  """To a share of the largest number: recordings are float32 of another library."""
+  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+def shapes_of(net, *args):
+  """The shapes of the parameters of `net`, called with `args`."""
+  return jax.eval_shape(net.init, jax.random.key(0), *args)['params']
+
+
 def some(cases, *usual):
   """Cases for `parametrize`: those of the names `usual`, and the others in the long tests.
 
