@@ -332,6 +332,19 @@ def test_the_tables_are_those_of_the_public_schedulers():
     np.testing.assert_array_equal(evaluate(first, first.time(np.array(timesteps))), level.logsnr)
 
 
+@pytest.mark.parametrize('first, last, ends', [
+    (0.00085, 0.012, (7.0694, -5.3640)), (0.0015, 0.0195, (6.5008, -8.8574)),
+    (0.0015, 0.0155, (6.5008, -7.3096)), (0.0015, 0.0205, (6.5008, -9.2416))])
+def test_scaled_linear_betas_are_the_chains_of_latent_diffusion(first, last, ends):
+  """The ends of `alphas_cumprod` in CompVis/latent-diffusion a506df5 and in Stable Diffusion."""
+  table = TableSchedule.from_betas(schedules.scaled_linear_betas(1000, first, last))
+  np.testing.assert_allclose(table.logsnr[[1, 1000]], ends, atol=1e-4)
+  # In between: the one chain whose roots of beta have equal steps.
+  beta = 1.0 - np.exp(np.diff(np.log(1.0 / (1.0 + np.exp(-table.logsnr)))))
+  steps = np.diff(np.sqrt(beta))
+  np.testing.assert_allclose(steps, (np.sqrt(last) - np.sqrt(first)) / 999, rtol=1e-6)
+
+
 def test_a_real_index_is_the_fractional_time_step_of_the_public_scheduler():
   """EulerDiscreteScheduler of diffusers 0.42.1 on Karras sigmas: linear in log sigma, as we are."""
   sigma = [157.40728081040749, 85.710522387849778, 44.047404875790811, 21.105410301025287,

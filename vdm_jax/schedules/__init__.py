@@ -21,11 +21,12 @@ from vdm_jax.schedules.tables import (
            largest_distance,
            linear_betas,
            ncsnv2_sigmas,
+           scaled_linear_betas,
            zero_terminal_snr,
 )
 
 __all__ = ['BetaLinear', 'Cosine', 'GeometricSigma', 'KarrasSigma', 'KnotSchedule', 'Laplace',
            'LearnedLinear', 'Linear', 'Monotone', 'PinnedMonotone', 'Polynomial', 'SameAlpha',
            'Shifted', 'Sigmoid', 'TableSchedule', 'as_float', 'check_decreasing', 'cosine_betas',
-           'largest_distance', 'linear_betas', 'ncsnv2_sigmas', 'shifted_cosine',
-           'zero_terminal_snr']
+           'largest_distance', 'linear_betas', 'ncsnv2_sigmas',
+           'scaled_linear_betas', 'shifted_cosine', 'zero_terminal_snr']

@@ -12,7 +12,7 @@ from vdm_jax.typing import Array, ArrayLike
 from vdm_jax.values import value
 
 __all__ = ['TableSchedule', 'cosine_betas', 'largest_distance', 'linear_betas', 'ncsnv2_sigmas',
-           'zero_terminal_snr']
+           'scaled_linear_betas', 'zero_terminal_snr']
 
 
 @value
@@ -129,10 +129,20 @@ class TableSchedule:
 def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
   """beta_1, ..., beta_T in equal steps, [T].  Ho et al. (2020), section 4; float64.
 
-  As a `TableSchedule`, the noisy entries have logsnr 9.2102 to -10.1177.  (Other chains need no
-  function: latent diffusion has np.linspace(0.00085**0.5, 0.012**0.5, 1000)**2.)
+  As a `TableSchedule`, the noisy entries have logsnr 9.2102 to -10.1177.
   """
   return np.linspace(first, last, steps)
+
+
+def scaled_linear_betas(steps: int = 1000, first: float = 0.00085,
+                        last: float = 0.012) -> np.ndarray:
+  """beta_1, ..., beta_T whose square roots go in equal steps, [T]; float64.
+
+  The "linear" chain in the public code of latent diffusion (Rombach et al. 2022), which diffusers
+  calls `scaled_linear`.  The defaults are those of Stable Diffusion v1, whose noisy entries have
+  logsnr 7.0694 to -5.3640: the last level still has some signal.
+  """
+  return np.square(np.linspace(np.sqrt(first), np.sqrt(last), steps))
 
 
 def cosine_betas(steps: int = 1000, offset: float = 0.008, highest: float = 0.999) -> np.ndarray:
