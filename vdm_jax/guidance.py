@@ -149,16 +149,21 @@ def guided_between(plain: Denoiser, guided: Denoiser, low: float, high: float) -
 
 
 class Guidance(NamedTuple):
-  """Classifier-free guidance of weight w where low <= logsnr <= high."""
+  """Classifier-free guidance of weight w where low <= logsnr <= high.
+
+  channels: how many channels of z are guided, the first ones.  0: all.  The published code of DiT
+  (Peebles and Xie 2023) guides 3 of its 4 channels.
+  """
   weight: float
   low: float = -math.inf
   high: float = math.inf
+  channels: int = 0
 
   def of(self, model: Model) -> Model:
     """`model` with this guidance.
 
-    Raises InputError if the model has not learned to do without a label, or if the model clips its
-    estimates before guidance.
+    Raises InputError if the model has not learned to do without a label, if the model clips its
+    estimates before guidance, or if it has fewer channels.
     """
     require(not model.clips, 'guidance', self.weight, 'this model clips its estimates '
             '(config.model.clip), and clipping must come after guidance', 'guide its denoiser '
@@ -166,21 +171,35 @@ class Guidance(NamedTuple):
     if model.null is None:
       raise InputError('guidance', self.weight, 'this model has not learned to do without a label',
                        'train one that has (configs/digits/networks.py:cfg)')
+    most = model.shape[-1]
+    require(0 <= self.channels <= most, 'guidance', f'channels={self.channels}',
+            f'z has {most} channels', f'choose 1 .. {most}, or leave it out for all')
+    weight = (jnp.where(jnp.arange(most) < self.channels, self.weight, 0.0) if self.channels else
+              self.weight)
     unconditional = conditioned_on(model.denoise, model.null)
-    guided = classifier_free(model.denoise, unconditional, self.weight)
+    guided = classifier_free(model.denoise, unconditional, weight)
     return model._replace(denoise=guided_between(model.denoise, guided, self.low, self.high))
+
+  def recorded(self) -> tuple[float, ...]:
+    """The numbers that samples depend on, as files of samples keep them."""
+    return self if self.channels else self[:3]
 
 
 def parse(texts: Sequence[str]) -> Guidance | None:
   """The Guidance of a flag --guidance=W or W,LOW,HIGH; None if the flag is empty.
 
+  `,channels=N` may follow.
   texts: the flag's value, split at the commas.  Raises InputError.
   """
   try:
-    numbers = [float(number) for number in texts]
-    if len(numbers) not in (0, 1, 3) or (len(numbers) == 3 and not numbers[1] < numbers[2]):
+    *rest, last = texts or ['']
+    named = last.startswith('channels=')
+    channels = int(last.removeprefix('channels=')) if named else 0
+    numbers = [float(number) for number in (rest if named else texts)]
+    if (len(numbers) not in ((1, 3) if named else (0, 1, 3)) or (named and channels < 1)
+        or (len(numbers) == 3 and not numbers[1] < numbers[2])):
       raise ValueError
   except ValueError:
-    raise InputError('guidance', texts, 'it must be W, or W,LOW,HIGH with LOW < HIGH',
-                     'give one number or three') from None
-  return Guidance(*numbers) if numbers else None
+    raise InputError('guidance', texts, 'it must be W, or W,LOW,HIGH with LOW < HIGH; '
+                     'channels=N may follow', 'give one number or three') from None
+  return Guidance(*numbers)._replace(channels=channels) if numbers else None

@@ -13,6 +13,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn.blocks import transformer
 from vdm_jax.nn.transformers.dit import Block, DiT, positions
 from vdm_jax.published import dit
+from vdm_jax.typing import Model
 
 DATA = Path(__file__).parents[1] / 'data'
 FULL = Path(__file__).parents[3] / 'shared' / 'oracles' / 'dit_small.npz'
@@ -106,19 +107,20 @@ def test_full_recorded_gradients_repeat_for_every_parameter():
 def test_classifier_free_guidance_repeats_the_published_one(recorded, channels):
   """The public code guides the first three of four channels alone; four are recorded too.
 
-  Its scale 4 is 1 + w here, and w broadcasts against z.
+  Its scale 4 is 1 + w here.
   """
   r, params = recorded
   net = lambda *args: SMALL.apply({'params': params}, *args)
   told = denoisers.denoiser(net, targets.eps, lambda z, level: (z, jnp.full(1, 100.0)),
                               heads=('variance',))
-  untold = lambda z, level, cond: told(z, level, None)
-  w = jnp.where(jnp.arange(4) < channels, 3.0, 0.0)
-  level = processes.GaussianProcess(schedules.Linear())(jnp.full(1, 0.4))
-  guided = jax.jit(lambda z: guidance.classifier_free(told, untold, w)(z, level, jnp.array([3])))(
-      to_nhwc(r['cfg_x']))
+  process = processes.GaussianProcess(schedules.Linear())
+  model = Model(told, process, None, None, None, None, (8, 8, 4),
+                null=lambda label: jnp.full_like(label, -1))
+  guided = guidance.Guidance(3.0, channels=channels % 4).of(model)  # 0: all
+  level = process(jnp.full(1, 0.4))
+  estimate = jax.jit(lambda z: guided.denoise(z, level, jnp.array([3])))(to_nhwc(r['cfg_x']))
   want = to_nhwc(r[f'cfg_out_{channels}'])
-  got = jnp.concatenate([guided.eps, guided.extra['variance']], axis=-1)
+  got = jnp.concatenate([estimate.eps, estimate.extra['variance']], axis=-1)
   assert_close(got, want, 2e-5)
 
 

@@ -104,6 +104,8 @@ def test_a_model_so_trained_says_what_it_believes_without_a_label():
   got = guidance.Guidance(1.5, -1.0, 3.0).of(model).denoise(z, level, label)
   factor = jnp.array([1.0, 2.5, 2.5, 1.0])[:, None, None, None]
   np.testing.assert_allclose(got.eps, 0.4 * z + factor * vector, rtol=1e-5, atol=1e-6)
+  with pytest.raises(InputError, match='guidance=.channels=2.: z has 1 channels'):
+    guidance.Guidance(1.5, channels=2).of(model)
 
 
 def test_without_labels_there_are_none_to_drop():
@@ -185,12 +187,16 @@ def test_guidance_is_refused_where_it_means_nothing(finished, tmp_path):
 
 
 @pytest.mark.parametrize('given,expected', [
-    ([], None), (['1.5'], (1.5, -np.inf, np.inf)), (['2', '-3', '5'], (2.0, -3.0, 5.0))])
-def test_the_flag_is_a_weight_and_perhaps_an_interval(given, expected):
+    ([], None), (['1.5'], (1.5, -np.inf, np.inf, 0)), (['2', '-3', '5'], (2.0, -3.0, 5.0, 0)),
+    (['1.5', 'channels=3'], (1.5, -np.inf, np.inf, 3)),
+    (['2', '-3', '5', 'channels=1'], (2.0, -3.0, 5.0, 1))])
+def test_the_flag_is_a_weight_and_perhaps_an_interval_and_channels(given, expected):
   assert guidance.parse(given) == expected
 
 
-@pytest.mark.parametrize('given', [['much'], ['1', '2'], ['1', '5', '-3']])
+@pytest.mark.parametrize('given', [
+    ['much'], ['1', '2'], ['1', '5', '-3'], ['channels=3'], ['1', 'channels=0'],
+    ['1', 'channels=most'], ['channels=3', '1']])
 def test_a_flag_that_says_something_else_is_refused(given):
   with pytest.raises(InputError, match='^guidance=.*: it must be W, or W,LOW,HIGH'):
     guidance.parse(given)

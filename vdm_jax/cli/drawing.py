@@ -78,4 +78,5 @@ def conditions(of: str) -> Conditions:
           'turns'),
       flags.DEFINE_list(
           'guidance', [], 'W: classifier-free guidance, eps = (1 + W) eps(z, label) - W eps(z).  '
-          'W,LOW,HIGH: only where log-SNR is in [LOW, HIGH].'))
+          'W,LOW,HIGH: only where log-SNR is in [LOW, HIGH].  W,channels=N: only the first N '
+          'channels.'))

@@ -80,7 +80,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   if condition:
     about['condition'] = _digest(cond, count)
   if guided:
-    about['guidance'] = [str(u) for u in guided]
+    about['guidance'] = [str(u) for u in guided.recorded()]
   writer = pairs.Writer(out, about, count, pairs.fields_of(x, told))
   if writer.complete:
     return out

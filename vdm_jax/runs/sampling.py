@@ -91,7 +91,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
 
   about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
-           **({'guidance': list(guided)} if guided else {})}
+           **({'guidance': list(guided.recorded())} if guided else {})}
   if condition:
     values = b''.join(u.tobytes() for u in conditions.values())
     about['condition'] = hashlib.sha256(values).hexdigest()[:16]
