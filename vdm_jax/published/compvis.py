@@ -7,7 +7,8 @@ takes off:
     model.diffusion_model   a U-Net, of `nn.unets.latent` or, without a context, of `nn.unets.adm`
 
 The file of an autoencoder alone has no prefix.  Beside the autoencoder it holds the networks of its
-loss, under `loss`, and sometimes averages, under `model_ema`.  Both are left out here.
+loss, under `loss`, which are left out here.  Either file may hold averages, under `model_ema`: the
+name of an average is the parameter's without the dots.  `parts` takes a file apart.
 
 Some names of an autoencoder, and of a transformer in a U-Net:
 
@@ -18,14 +19,18 @@ Some names of an autoencoder, and of a transformer in a U-Net:
 """
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.unets import adm
 from vdm_jax.nn.unets.latent import LatentUNet
-from vdm_jax.published import fitting, openai
+from vdm_jax.published import fitting, openai, readers
 from vdm_jax.typing import Array, PyTree
+
+Flat = Mapping[str, np.ndarray]
 
 _HINT_AUTOENCODER = ('compare features, multipliers, blocks, attention_levels, middle_attention, '
                      'channels, latent_channels and entries')
@@ -118,6 +123,117 @@ def autoencoder_to_flat(params: PyTree) -> dict[str, Array]:
 def unet_to_flat(params: PyTree) -> dict[str, Array]:
   """The inverse of `unet_from_flat`."""
   return fitting.flat(params, unet_name(params), layout=to_torch)
+
+
+# ------------------------------------------------------- files of several networks
+
+
+class Parts(NamedTuple):
+  """The networks of a file, {name without its prefix: array} each, averaged where there are
+  averages; {}: the file has none."""
+  autoencoder: Flat
+  unet: Flat
+  condition: Flat      # the network that encodes what a U-Net is told
+  scale: float | None  # s, by which latents are multiplied; None: the file does not say it
+
+
+_AUTOENCODER = ('encoder.', 'decoder.', 'quant_conv.', 'post_quant_conv.', 'quantize.')
+# Tables of the chain, and numbers that are no parameters of a network here.
+_TABLES = re.compile(
+    r'(betas|(sqrt_|log_)?(one_minus_|recipm?1?_)?alphas_cumprod(_prev)?|posterior_\w+|'
+    r'lvlb_weights|logvar|scale_factor|(.*\.)?position_ids|(first_stage_model\.)?loss\..*|'
+    r'model_ema\.(decay|num_updates|loss.*))')
+
+
+def parts(flat: Flat) -> Parts:
+  """Takes a file of CompVis apart: a whole latent diffusion, or an autoencoder alone.
+
+  Tables of the chain, position ids and the networks of losses are left out.  Raises InputError
+  naming every array that belongs to no part, and parameters that the averages lack.
+  """
+  prefixes = {name.split('.')[0] for name in flat}
+  if 'state_dict' in prefixes:
+    return parts(readers.subtree(flat, 'state_dict'))
+  under = lambda prefix: {name.removeprefix(prefix): array for name, array in flat.items()
+                          if name.startswith(prefix) and not _TABLES.fullmatch(name)}
+  whole = bool({'first_stage_model', 'model'} & prefixes)
+  autoencoder = under('first_stage_model.') if whole else {
+      name: array for name, array in flat.items() if name.startswith(_AUTOENCODER)}
+  unet, condition = under('model.diffusion_model.'), under('cond_stage_model.')
+  averages = under('model_ema.')
+  known = ('first_stage_model.', 'model.diffusion_model.', 'cond_stage_model.', 'model_ema.')
+  other = [name for name in flat if not _TABLES.fullmatch(name)
+           and not name.startswith(known if whole else ('model_ema.', *_AUTOENCODER))]
+  if averages:
+    of = (lambda name: f'diffusion_model.{name}') if whole else (lambda name: name)
+    own = {of(name).replace('.', ''): name for name in (unet if whole else autoencoder)}
+    lack = [name for short, name in own.items() if short not in averages]
+    if lack:
+      raise InputError(problem=f'its averages lack {_some(lack)}',
+                       remedy='give a whole file, or one without model_ema')
+    other += [f'model_ema.{short}' for short in averages if short not in own]
+    averaged = {name: averages[short] for short, name in own.items()}
+    unet, autoencoder = (averaged, autoencoder) if whole else (unet, averaged)
+  if other:
+    raise InputError(problem=f'it holds {_some(other)}, which belong to no network here',
+                     remedy='leave them out of the file')
+  scale = flat.get('scale_factor')
+  return Parts(autoencoder, unet, condition, None if scale is None else float(scale))
+
+
+def _some(names: list[str]) -> str:
+  return ', '.join(names[:10]) + (f' and {len(names) - 10} more' if names[10:] else '')
+
+
+class Places(NamedTuple):
+  """Where a code keeps the blocks of an encoder."""
+  block: str
+  attention: str
+  middle: str
+
+
+_PLACES = Places('encoder.down.{level}.block.{i}.', 'encoder.down.{level}.attn.',
+                 'encoder.mid.attn_1.')
+
+
+def autoencoder_of(flat: Flat, places: Places = _PLACES,
+                   groups: int = 32) -> KLAutoencoder | VQAutoencoder:
+  """The network of these parameters, by their names and shapes: of any size.
+
+  groups: of the normalisations, which no shape tells; 32 in the public code.
+  Raises InputError, in one line, if a part is missing.
+  """
+  for name in ('encoder.conv_in.weight', 'quant_conv.weight', 'post_quant_conv.weight',
+               'decoder.conv_in.weight'):
+    if name not in flat:
+      raise InputError(problem=f'it has no {name}, so it is no whole autoencoder',
+                       remedy='give the file of an encoder and a decoder')
+  features, channels = flat['encoder.conv_in.weight'].shape[:2]
+  latent_channels = flat['post_quant_conv.weight'].shape[1]
+  has = lambda start: any(name.startswith(start) for name in flat)
+
+  def count(start):
+    """How many numbers 0, 1, ... can stand in `start`."""
+    n = 0
+    while has(start(n)):
+      n += 1
+    return n
+  levels = range(count(lambda level: places.block.format(level=level, i=0)))
+  width = lambda level: flat.get(f'{places.block.format(level=level, i=0)}conv1.weight',
+                                 np.zeros(features)).shape[0]
+  trunk = Trunk(
+      features=features, multipliers=tuple(width(level) // features for level in levels),
+      blocks=count(lambda i: places.block.format(level=0, i=i)),
+      attention_levels=tuple(level for level in levels
+                             if has(places.attention.format(level=level))),
+      middle_attention=has(places.middle), groups=groups)
+  codebook = flat.get('quantize.embedding.weight')
+  if codebook is None:
+    return KLAutoencoder(channels, latent_channels, trunk)
+  return VQAutoencoder(channels, latent_channels, len(codebook), trunk)
+
+
+# ----------------------------------------------------------------- published sizes
 
 
 def _kl(latent_channels: int, *multipliers: int, attention_levels=()) -> KLAutoencoder:

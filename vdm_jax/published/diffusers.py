@@ -8,14 +8,26 @@ The arrays are those of CompVis under other names, so each name is made from the
     output_blocks.2.2.conv           up_blocks.0.upsamplers.0.conv
 
 Older names of the maps of an autoencoder's attention are read too, as in `ddpm`.
+
+A model is a folder: config.json with its class and settings, and its arrays.  `read` reads both.
 """
+import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vdm_jax.published import compvis, ddpm, fitting
+from vdm_jax.errors import InputError
+from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, VQAutoencoder
+from vdm_jax.published import compvis, ddpm, fitting, readers
 from vdm_jax.typing import PyTree
+
+WEIGHTS = 'diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin'
+_PLACES = compvis.Places('encoder.down_blocks.{level}.resnets.{i}.',
+                         'encoder.down_blocks.{level}.attentions.',
+                         'encoder.mid_block.attentions.0.')
 
 _ATTENTION = (('.norm.', '.group_norm.'), ('.q.', '.to_q.'), ('.k.', '.to_k.'), ('.v.', '.to_v.'),
               ('.proj_out.', '.to_out.0.'))
@@ -31,6 +43,35 @@ def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
   for old, new in pairs:
     name = name.replace(old, new)
   return name
+
+
+def read(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], Path]:
+  """The arrays of a model's folder by name, its settings (config.json), and the file of the arrays.
+
+  The folder of a whole pipeline is read as its autoencoder, in the folder vae or vqvae.
+  Raises InputError for a folder without these files.
+  """
+  folder = Path(folder)
+  if (folder / 'model_index.json').is_file():
+    folder = next((folder / part for part in ('vae', 'vqvae') if (folder / part).is_dir()), folder)
+  file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+  if file is None or not (folder / 'config.json').is_file():
+    lacks = 'config.json' if file else WEIGHTS[0]
+    raise InputError(problem=f'{folder} has no {lacks}',
+                     remedy=f'give a folder of diffusers: config.json and {WEIGHTS[0]}')
+  try:
+    settings = json.loads((folder / 'config.json').read_text())
+    if not isinstance(settings, dict):
+      raise ValueError('it holds no settings')
+  except (ValueError, UnicodeDecodeError) as error:
+    raise InputError(problem=f'{folder / "config.json"} is damaged: {error}') from None
+  return readers.read(file), settings, file
+
+
+def autoencoder_of(flat: Mapping[str, np.ndarray],
+                   groups: int = 32) -> KLAutoencoder | VQAutoencoder:
+  """As `compvis.autoencoder_of`, of names in diffusers."""
+  return compvis.autoencoder_of(flat, _PLACES, groups)
 
 
 def autoencoder_name(params: PyTree) -> Callable[[str], str]:

@@ -368,7 +368,8 @@ _NAMES = {
                           ('_reconstruct', _Call(lambda *args: _NumPy())))},
 }
 # Classes of which only what their instances hold is of interest.
-_CLASSES = re.compile(r'torch\.nn\.modules\.[a-z_]+\.[A-Za-z0-9_]+|dnnlib\.util\.EasyDict')
+_CLASSES = re.compile(r'torch\.nn\.modules\.[a-z_]+\.[A-Za-z0-9_]+|dnnlib\.util\.EasyDict|'
+                      r'pytorch_lightning\.callbacks\.[a-z_]+\.[A-Za-z]+')
 
 
 # The one in Python: its `memo` is a dict, so that no number in a file makes it take memory.

@@ -5,12 +5,17 @@ which a relu, the bound of the latents and a doubling have a number too:
 
     encoder   0 in, 1 block, then three times: a convolution of stride 2, three blocks;  out
     decoder   1 in, 3 to 5 blocks, 7 a convolution after the doubling, ...;  a block, out
+
+huggingface/diffusers (AutoencoderTiny) has one file with both.  There the layers are under
+encoder.layers and decoder.layers, and the bound of the latents has no number.
 """
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from vdm_jax.errors import InputError
+from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
 from vdm_jax.published import fitting
 from vdm_jax.typing import PyTree
 
@@ -34,6 +39,35 @@ def _published(halvings: int):
     inner = re.sub(r'^conv(\d)', lambda found: f'conv.{2 * int(found[1])}', '.'.join(inner))
     return f'{place(part)}.{inner}'
   return published
+
+
+def of_halves(encoder: Mapping[str, np.ndarray],
+              decoder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The arrays of the two files as one {name: array}, for `from_flat`."""
+  return {**{f'encoder.{name}': array for name, array in encoder.items()},
+          **{f'decoder.{name}': array for name, array in decoder.items()}}
+
+
+def of_diffusers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The arrays of an AutoencoderTiny of diffusers by their names in the two files."""
+  name = lambda name: re.sub(
+      r'^(encoder|decoder)\.layers\.(\d+)', lambda found:
+      f'{found[1]}.{int(found[2]) + (found[1] == "decoder")}', name)
+  return {name(old): array for old, array in flat.items()}
+
+
+def network(flat: Mapping[str, np.ndarray]) -> TinyAutoencoder:
+  """The network of these parameters, by their names and shapes: of any width and depth.
+
+  Raises InputError, in one line, if a half is missing.
+  """
+  for half, first in (('encoder', 'encoder.0.weight'), ('decoder', 'decoder.1.weight')):
+    if first not in flat:
+      raise InputError(problem=f'it has no {first}, so the {half} is missing',
+                       remedy='give both halves: taesd_encoder and taesd_decoder in one folder')
+  features, channels = flat['encoder.0.weight'].shape[:2]
+  last = max(int(found[1]) for name in flat if (found := re.match(r'encoder\.(\d+)\.', name)))
+  return TinyAutoencoder(channels, flat['decoder.1.weight'].shape[1], features, (last - 2) // 4)
 
 
 def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
