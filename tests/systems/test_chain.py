@@ -7,7 +7,8 @@ import pytest
 from flax import linen as nn
 from scipy.stats import norm
 
-from vdm_jax import decoders, oracles
+from vdm_jax import data, decoders, oracles
+from vdm_jax.data import fields
 from vdm_jax.decoders import DiscretisedNormal
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import Options, families
@@ -128,6 +129,45 @@ def test_the_first_step_ends_in_the_published_discretised_normal(levels, learned
   lower = np.where(data == 0, -np.inf, (image - half - mean) / std)
   exact = np.log(np.diff(norm.cdf([lower, upper]), axis=0)[0]).sum(axis=(1, 2, 3))
   np.testing.assert_allclose(terms['reconstruction'] / 1000, -exact, rtol=1e-3, atol=2e-3)
+
+
+def of_reals(**model):
+  config = chain.default_config(**model)
+  spec = data.Spec('made', (fields.reals('image', (2, 2, 1)),))
+  with config.unlocked():
+    config.data.update(spec.to_config())
+  return config
+
+
+def test_a_chain_of_real_numbers_ends_in_a_normal_and_scales_nothing():
+  """The chain of latent diffusion.  Of an estimate of noise that is 0, the last step is known."""
+  config = of_reals(betas='scaled_linear', beta_ends=(0.0015, 0.0195), clip=False)
+  experiment, model = build(config, Reader(scale=0.0))
+  betas = np.linspace(0.0015**0.5, 0.0195**0.5, 1000)**2
+  kept = np.cumprod(1.0 - betas)
+  level = model.process(jnp.array([0.001, 1.0]))
+  np.testing.assert_allclose(level.alpha**2, kept[[0, -1]], rtol=1e-4)
+  np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1.0, rtol=1e-6)
+  n = 2000
+  batch = {'image': jax.random.normal(jax.random.key(1), (n, 2, 2, 1))}
+  np.testing.assert_array_equal(model.encode(batch['image']), batch['image'])
+  context = Context(jnp.full(n, 0.5), jax.random.split(jax.random.key(2), n), jnp.int32(0),
+                    train=False)
+  params = jax.jit(experiment.init)(jax.random.key(0))
+  _, terms = jax.jit(lambda params: experiment.loss(params, batch, context))(params)
+  # x - x_hat is the noise of step 1; the variance is that of q(x_1 | x_2, x_0), as in their code.
+  variance, noise = betas[1] * (1.0 - kept[0]) / (1.0 - kept[1]), (1.0 - kept[0]) / kept[0]
+  nats = 0.5 * np.log(2.0 * np.pi * variance) + 0.5 * noise / variance
+  error = 4.0 * terms['reconstruction'].std() / np.sqrt(n)
+  assert abs(terms['reconstruction'].mean() - nats / np.log(2.0)) < error < 0.1
+
+
+@pytest.mark.parametrize('config, message', [
+    (lambda: of_reals(), 'clip=True: the data are real numbers'),
+    (lambda: of_reals(betas='scaled_linear', clip=False), 'betas=.scaled_linear.: it needs')])
+def test_a_chain_of_real_numbers_needs_its_settings(config, message):
+  with pytest.raises(InputError, match=message):
+    build(config(), Reader())
 
 
 def test_samples_end_in_the_estimate_where_the_last_noise_is_visible():

@@ -8,6 +8,9 @@ L_vlb trains.
 The network's images have the outermost levels at -1 and 1, a multiple of our x
 (`processes.Scaled`).  So the ledger, the samplers and the codings see the model like any other.
 
+Real data, such as the latents of an autoencoder, are x as they are.  The last step of their chain
+is a normal density.
+
 The chain begins at the data themselves, where log-SNR is infinite, so the bound of continuous time
 has no value.  The published bound of DDPM is the estimate `vlb@T/ddpm`; for IDDPM and later models
 it is `vlb@T/learned/ddpm`.
@@ -18,6 +21,7 @@ import math
 import ml_collections
 import numpy as np
 from flax import linen as nn
+from jax.scipy.stats import norm
 
 from vdm_jax import data, guidance, inputs
 from vdm_jax.decoders import DiscretisedNormal, Pixels, normal
@@ -25,17 +29,23 @@ from vdm_jax.errors import InputError
 from vdm_jax.objectives import ddpm, iddpm, vlb
 from vdm_jax.processes import Scaled
 from vdm_jax.processes import vp as curve_vp
-from vdm_jax.schedules import TableSchedule, cosine_betas, linear_betas
+from vdm_jax.schedules import (
+  TableSchedule,
+  cosine_betas,
+  linear_betas,
+  scaled_linear_betas,
+)
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
-from vdm_jax.typing import Denoiser, Experiment, Objective
+from vdm_jax.typing import Array, Denoiser, Experiment, Objective
+from vdm_jax.units import sum_over_data
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
   """The fields of a published chain."""
   return compose.default_config(**{
       'timesteps': 1000,
-      'betas': 'linear',   # or 'cosine'
+      'betas': 'linear',   # 'cosine', or 'scaled_linear' with the two `beta_ends`
       'variances': False,  # whether those of the reverse steps are learned
       'clip': True,        # whether x_hat stays between the outermost levels where the model is
                            # used or measured; it is not where it is trained
@@ -62,15 +72,21 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
   """The chain of `config.model`, as a schedule of x; to_ends: see `decoders.Pixels.to_ends`.
 
   Linear betas go from 1e-4 to 0.02 for 1,000 steps.  For other numbers of steps they are scaled, so
-  that the last level is about the same (the public code of Nichol and Dhariwal 2021).
+  that the last level is about the same (the public code of Nichol and Dhariwal 2021).  The ends of
+  `schedules.scaled_linear_betas` are config.model.beta_ends.
 
   Raises InputError.
   """
   m = config.model
   compose.require(config, 'timesteps', m.timesteps >= 2, 'a chain has two steps or more',
                   'give more')
-  compose.require(config, 'betas', m.betas in ('linear', 'cosine'), 'there is no such choice',
-                  'choose linear or cosine')
+  compose.require(config, 'betas', m.betas in ('linear', 'cosine', 'scaled_linear'),
+                  'there is no such choice', 'choose linear, cosine or scaled_linear')
+  if m.betas == 'scaled_linear':
+    compose.require(config, 'betas', 'beta_ends' in m, 'it needs config.model.beta_ends, the first '
+                    'and the last beta', 'add it: default_config(beta_ends=(0.00085, 0.012))')
+    betas = scaled_linear_betas(m.timesteps, *m.beta_ends)
+    return TableSchedule(TableSchedule.from_betas(betas).logsnr + 2.0 * np.log(to_ends))
   compose.require(config, 'timesteps', m.betas == 'cosine' or m.timesteps > 20,
                   'with 20 steps or fewer, a linear beta reaches 1',
                   'take more steps, or config.model.betas=cosine')
@@ -81,9 +97,22 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
 
 
 def within(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
-  """`denoise` as in use: if `config.model.clip`, x_hat is clipped to the outermost levels."""
-  to_ends = Pixels(data.resolve(config.data).levels).to_ends
-  return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends) if config.model.clip else denoise
+  """`denoise` as in use: if `config.model.clip`, x_hat is clipped to the outermost levels.
+
+  Raises InputError for data without levels.
+  """
+  if not config.model.clip:
+    return denoise
+  levels = data.resolve(config.data).x.levels
+  compose.require(config, 'clip', bool(levels), 'the data are real numbers, without outermost '
+                  'levels', 'set it to False')
+  to_ends = Pixels(levels).to_ends
+  return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends)
+
+
+def _normal(x: Array, mean: Array, std: Array) -> Array:
+  """log N(x; mean, std^2) in nats, [B]."""
+  return sum_over_data(norm.logpdf(x, mean, std))
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
@@ -103,10 +132,10 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   Raises InputError as `compose.experiment` does.
   """
-  m, levels, net = config.model, data.resolve(config.data).levels, net or unet(config)
-  to_ends = Pixels(levels).to_ends
+  m, levels, net = config.model, data.resolve(config.data).x.levels, net or unet(config)
+  to_ends = Pixels(levels).to_ends if levels else 1.0
   schedule = table(config, to_ends)
-  last = DiscretisedNormal(levels).log_prob
+  last = DiscretisedNormal(levels).log_prob if levels else _normal
   chosen = (functools.partial(iddpm.hybrid, weight=0.001 / np.log(2.0)) if m.variances else
             ddpm.objective)
   variance = vlb.learned if m.variances else vlb.fixed_large
