@@ -1,4 +1,5 @@
 """Students of one teacher: which runs and samplers there are, what a point takes, what is drawn."""
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,24 @@ def test_a_student_that_there_is_not_is_refused_before_anything_is_trained(tmp_p
   with pytest.raises(InputError, match='there is no such choice; choose one of teacher, progre'):
     distilling.study(tmp_path / 'runs', tmp_path / 'a.png', CONFIGS, students=['progressiv'])
   assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_of_a_student_includes_the_students_it_starts_from(tmp_path):
+  """Each run makes 600 updates of 50 images in 2 minutes; the unequal rates test the median."""
+  for name in distilling.RUNS:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text(json.dumps(
+        {'config': {'train': {'steps': 600}, 'data': {'batch_size': 50, 'name': 'digits'}},
+         'from': ''}))
+    (tmp_path / name / 'metrics.jsonl').write_text(''.join(
+        json.dumps({'step': step, 'kind': 'train', 'steps_per_second': rate}) + '\n'
+        for step, rate in ((200, 1.0), (400, 5.0), (600, 6.0))))
+  cost = lambda name: distilling.cost(name, tmp_path, 10_000)
+  # 3 evaluations of 30,000 images, 5 of a progressive or guided student; 12 or 6 of 10,000 pairs.
+  for name, updates, evaluations, minutes in (
+      ('teacher', 600, 0.09, 2), ('progressive', 600, 0.15, 2), ('reflow', 600, 0.21, 2),
+      ('one_step', 1200, 0.21 + 0.15, 4), ('few_guided', 1200, 0.15 + 0.15, 4)):
+    assert cost(name) == pytest.approx((updates, evaluations, minutes)), name
 
 
 def test_a_line_has_its_points_in_the_order_of_their_evaluations():

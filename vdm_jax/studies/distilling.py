@@ -176,7 +176,8 @@ def _measure(point: Point, root: Path, distance: Callable, count: int, most: int
 def cost(name: str, root: Path, pairs: int) -> tuple[int, float, float]:
   """(updates, evaluations of a network for an image in millions, minutes) of training a run.
 
-  The minutes are those of the updates, at their median rate: neither compiling nor pairs count.
+  The runs that it starts from count as well, down to the teacher, which all students share.  The
+  minutes are those of the updates, at their median rate: neither compiling nor pairs count.
   """
   run, config = RUNS[name], workdir.read_config(root / name)
   updates = config.train.steps
@@ -185,11 +186,15 @@ def cost(name: str, root: Path, pairs: int) -> tuple[int, float, float]:
     evaluations += pairs * run.pairs[1]
   rates = [record['steps_per_second'] for record in metrics.read(root / name)
            if record['kind'] == 'train']
-  return updates, evaluations / 1e6, updates / np.median(rates) / 60
+  own = updates, evaluations / 1e6, updates / np.median(rates) / 60
+  if run.start in ('', 'teacher'):
+    return own
+  before = cost(run.start, root, pairs)
+  return own[0] + before[0], own[1] + before[1], own[2] + before[2]
 
 
 def table(results: list[Result], root: Path, pairs: int) -> rich.table.Table:
-  """A row for each point; what a run cost stands in the first of its rows."""
+  """A row for each point; the cost of a run, see `cost`, stands in the first of its rows."""
   out = rich.table.Table('student', *(rich.table.Column(name, justify='right') for name in (
       'evaluations of a sample', 'Fréchet distance', 'samples', 'updates',
       'evaluations in training, millions', 'minutes')),
