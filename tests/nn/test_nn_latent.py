@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from tests.support import published
 from tests.support.published import last, shapes_of
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
-from vdm_jax.nn.unets.latent import LatentUNet
+from vdm_jax.nn.unets.latent import LabelledUNet, LatentUNet
 from vdm_jax.published import compvis, diffusers, fitting, taesd
 
 RECORDED = Path(__file__).parents[3] / 'shared' / 'oracles' / 'latent_diffusion_small.npz'
@@ -204,6 +205,63 @@ def test_settings_that_do_not_fit_are_refused(net, x, message):
 def test_a_context_of_another_rank_is_refused():
   with pytest.raises(InputError, match=r'cond: its shape is \(1, 5\)'):
     shapes_of(UNET, jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 5)))
+
+
+TOLD = LabelledUNet(LatentUNet(features=8, multipliers=(1,), blocks=1, attention_levels=(0,),
+                               attention_heads=2, groups=2, weight_gradient='xla'), 3, 6)
+
+
+class Reads(nn.Module):
+  """Returns its context."""
+
+  @nn.compact
+  def __call__(self, z, time, cond=None, keys=None):
+    return cond
+
+
+@pytest.mark.parametrize('untold', [True, False])
+def test_a_label_is_the_only_token_of_a_context(untold):
+  net = LabelledUNet(Reads(), 3, 6, untold)
+  z, time, label = jnp.zeros((3, 4, 4, 2)), jnp.zeros(3), jnp.array([2, 0, -1])
+  vectors = np.float32(np.random.default_rng(0).standard_normal((3 + untold, 6)))
+  params = {'label': {'embedding': vectors}}
+  want = np.stack([vectors[2], vectors[0], vectors[3] if untold else np.zeros(6)])[:, None]
+  run = lambda label: net.apply({'params': params}, z, time, label)
+  np.testing.assert_array_equal(run(label), want)
+  np.testing.assert_array_equal(run(None), want[[2, 2, 2]])
+  assert shapes_of(net, z, time, label)['label']['embedding'].shape == vectors.shape
+  with pytest.raises(InputError, match='cond: it is float32'):
+    run(jnp.zeros((3, 1, 6)))
+
+
+def test_the_vectors_of_labels_are_those_of_the_public_code():
+  """`ClassEmbedder` of latent-diffusion has one table, beside the U-Net."""
+  like = shapes_of(TOLD, jnp.zeros((1, 4, 4, 2)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  params = jax.tree.map(lambda u: np.full(u.shape, 2.0, np.float32), like)
+  unet = compvis.unet_to_flat(params['net'])
+  table = np.arange(24, dtype=np.float32).reshape(4, 6)
+  file = {**{f'model.diffusion_model.{name}': u for name, u in unet.items()},
+          'cond_stage_model.embedding.weight': table}
+  got = compvis.diffusion_from_flat(compvis.parts(file), like)
+  np.testing.assert_array_equal(got['label']['embedding'], table)
+  jax.tree.map(np.testing.assert_array_equal, got['net'], params['net'])
+  with pytest.raises(InputError, match='missing: cond_stage_model.embedding.weight'):
+    compvis.diffusion_from_flat(compvis.parts(
+        {f'model.diffusion_model.{name}': u for name, u in unet.items()}), like)
+  with pytest.raises(InputError, match='it has embedding.weight under cond_stage_model, and'):
+    compvis.diffusion_from_flat(compvis.parts(file), like['net'])
+  with pytest.raises(InputError, match='it has no U-Net'):
+    compvis.diffusion_from_flat(compvis.parts({'first_stage_model.a': table}), like)
+
+
+@pytest.mark.parametrize('name', compvis.LATENT_DIFFUSIONS)
+def test_a_published_latent_diffusion_fits_its_autoencoder(name):
+  """The channels of its latents, and their side for images of 256 pixels."""
+  trained = compvis.LATENT_DIFFUSIONS[name]
+  net = compvis.AUTOENCODERS[trained.autoencoder]
+  side = 256 // net.trunk.factor
+  assert compvis.UNETS[name][1] == (side, side, net.latent_channels)
+  assert (compvis.UNETS[name][2] is not None) == (trained.classes > 0)
 
 
 def test_the_tiny_autoencoder_has_its_published_size_names_and_shapes():

@@ -26,7 +26,7 @@ import numpy as np
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.unets import adm
-from vdm_jax.nn.unets.latent import LatentUNet
+from vdm_jax.nn.unets.latent import LabelledUNet, LatentUNet
 from vdm_jax.published import fitting, openai, readers
 from vdm_jax.typing import Array, PyTree
 
@@ -283,3 +283,56 @@ UNETS: dict[str, tuple[adm.UNet | LatentUNet, tuple[int, int, int], tuple[int, i
     'stable-diffusion-v1': (LatentUNet(), (64, 64, 4), (77, 768)),
     'stable-diffusion-v1-inpainting': (LatentUNet(outputs=4), (64, 64, 9), (77, 768)),
 }
+
+
+class LatentDiffusion(NamedTuple):
+  """How a U-Net of `UNETS` was trained, as its file of settings says.
+
+  autoencoder: of `AUTOENCODERS`.  betas: the ends of `schedules.scaled_linear_betas`.  classes: of
+  its labels; 0: none.  untold: whether "no label" has a vector.  scale: s; None: the file has it.
+  """
+  autoencoder: str
+  betas: tuple[float, float] = (0.0015, 0.0195)
+  classes: int = 0
+  untold: bool = False
+  scale: float | None = 1.0
+
+
+# Those that are told nothing, or a class.
+LATENT_DIFFUSIONS = {
+    'celeba256': LatentDiffusion('vq-f4'),
+    'ffhq256': LatentDiffusion('vq-f4'),
+    'lsun_beds256': LatentDiffusion('vq-f4'),
+    'lsun_churches256': LatentDiffusion('kl-f8', (0.0015, 0.0155), scale=None),
+    'cin256': LatentDiffusion('vq-f8', classes=1000),
+    'cin256-v2': LatentDiffusion('vq-f4', classes=1000, untold=True),
+}
+
+
+def network(name: str) -> adm.UNet | LabelledUNet:
+  """The network of a name of `LATENT_DIFFUSIONS`, which reads labels if it was trained on them."""
+  net, _, context = UNETS[name]
+  trained = LATENT_DIFFUSIONS[name]
+  if not trained.classes:
+    return net
+  return LabelledUNet(net, trained.classes, context[1], trained.untold)
+
+
+def diffusion_from_flat(parts: Parts, like: PyTree) -> PyTree:
+  """The network of a latent diffusion as a tree like `like`, the parameters of `network`.
+
+  Raises InputError if the file has no U-Net, or lacks the vectors of the labels, and as
+  `unet_from_flat` does.
+  """
+  if not parts.unet:
+    raise InputError(problem='it has no U-Net: no model.diffusion_model.*',
+                     remedy='give the file of a whole latent diffusion')
+  if 'label' not in like:
+    if parts.condition:
+      raise InputError(problem=f'it has {_some(list(parts.condition))} under cond_stage_model, and '
+                       'this network is told nothing', remedy='name the model that the file is')
+    return unet_from_flat(parts.unet, like)
+  labels = fitting.fit({f'cond_stage_model.{name}': u for name, u in parts.condition.items()},
+                       like['label'], lambda name: f'cond_stage_model.{name}.weight',
+                       hint='compare classes and features')
+  return {'net': unet_from_flat(parts.unet, like['net']), 'label': labels}

@@ -18,6 +18,7 @@ from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.layers import (
   Attention,
   attend,
+  require_labels,
   require_sizes,
   torch_init,
   zeros,
@@ -144,3 +145,33 @@ class LatentUNet(adm.Trunk):
     embedding = adm.StepEmbedding(self.features, name='embedding')(time)
     h, outs = self._encode(z, embedding, keys, cond)
     return self._decode(h, outs, embedding, keys, self.outputs or z.shape[-1], cond)
+
+
+class LabelledUNet(nn.Module):
+  """A `LatentUNet` that is told a class: the vector of the label is its only token.
+
+  features  of a vector
+  untold    whether "no label" has a vector too, the last one; without it, its vector is 0, which
+            the network has not seen in training
+  """
+  net: LatentUNet
+  classes: int
+  features: int = 512
+  untold: bool = True
+
+  @nn.compact
+  def __call__(self, z: Array, time: Array, cond: Array | None = None,
+               keys: Array | None = None) -> Array:
+    """y as from `net`.  cond: integers [B], -1 for no label; None: no example has one.
+
+    Raises InputError as `LatentUNet` does, and for labels that are no integers [B].
+    """
+    require_sizes(self, classes=1, features=1)
+    require_labels(cond, self.classes, time)
+    label = jnp.full(time.shape, -1) if cond is None else cond
+    vectors = nn.Embed(self.classes + self.untold, self.features, name='label',
+                       embedding_init=nn.initializers.normal(1.0))
+    token = vectors(jnp.where(label < 0, self.classes if self.untold else 0, label))
+    if not self.untold:
+      token = jnp.where(label[:, None] < 0, 0.0, token)
+    return self.net(z, time, token[:, None], keys)
