@@ -90,11 +90,12 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     made = consistency.distillation if which == 'consistency' else consistency.training
     return made(config, base, net=net)
   if which == 'knowledge':
-    schedule = chain.table(config, TO_ENDS)
-    return knowledge.experiment(config, compose.experiment(
-        config, net=networks.configured(ddpm.UNet(), config), schedule=schedule,
-        curve=Scaled(vp, TO_ENDS), target=targets.removed(TO_ENDS), inputs=inputs.chain(schedule),
-        condition=None))
+    schedule, net = chain.table(config, TO_ENDS), networks.configured(ddpm.UNet(), config)
+    student = compose.experiment(
+        config, net=net, schedule=schedule, curve=Scaled(vp, TO_ENDS),
+        target=targets.removed(TO_ENDS), inputs=inputs.chain(schedule), condition=None)
+    return knowledge.experiment(config, student,
+                                teacher=chain.experiment(config, net=net, condition=None))
   net = networks.configured(adm.UNet(
       features=256, multipliers=(1, 1, 1), blocks=3, attention_resolutions=(8, 16),
       attention_heads=1, scale_shift=True, resblock_updown=True), config)

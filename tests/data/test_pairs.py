@@ -25,7 +25,7 @@ from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import pairing, workdir
 from vdm_jax.samplers import catalogue
-from vdm_jax.systems import networks
+from vdm_jax.systems import networks, paired
 from vdm_jax.systems.distilled import knowledge
 from vdm_jax.systems.flows import flow_matching
 from vdm_jax.train import lock
@@ -371,6 +371,68 @@ def test_pairs_of_another_process_or_shape_are_refused(made, tmp_path, change, s
   (place / 'pairs.json').write_text(json.dumps(said))
   with pytest.raises(InputError, match=says):
     students(place, 'reflow', tmp_path)
+
+
+def test_pairs_keep_the_process_of_their_model(made):
+  """alpha + sigma = 1 on straight lines, and log-SNR goes from 10 to -20."""
+  alpha, sigma = np.array(pairs.record(made)['process'])
+  np.testing.assert_allclose(alpha + sigma, 1.0, rtol=1e-6)
+  np.testing.assert_allclose(2.0 * np.log(alpha / sigma)[[0, -1]], [10.0, -20.0], rtol=1e-4)
+
+
+def of_path(path):
+  """The experiment of a flow on that path, and its parameters."""
+  module, config = tiny(path)
+  experiment = module.build(config)
+  return experiment, experiment.init(jax.random.key(0))
+
+
+def test_pairs_of_a_model_on_another_path_are_refused_and_older_pairs_are_not_compared(
+    made, tmp_path):
+  """The noise at t = 1 is N(0, 1) on both paths."""
+  other, params = of_path('vp')
+  level = other.model(params).process(jnp.linspace(0.0, 1.0, 5))
+  place = shutil.copytree(made, tmp_path / 'pairs')
+  said = json.loads((place / 'pairs.json').read_text())
+  write = lambda: (place / 'pairs.json').write_text(json.dumps(said))
+  said['process'] = [np.asarray(level.alpha).tolist(), np.asarray(level.sigma).tolist()]
+  write()
+  says = 'config.data.name=.*: a model of another process made its pairs: at t = 0.*, where this'
+  for system in ('reflow', 'distilled'):
+    with pytest.raises(InputError, match=says) as error:
+      students(place, system, tmp_path)
+    assert '\n' not in str(error.value) and not (tmp_path / 'student').exists()
+  with pytest.raises(InputError, match=says):
+    learner(place)
+  _, config = tiny()
+  config.data.update(name=str(place), validation=5)
+  paired.require_pairs(config, flow_matching.experiment(config, net=networks.mlp(config)),
+                       carried=True)
+  del said['process']
+  write()
+  learner(place)
+
+
+@pytest.mark.parametrize('student', ['distilled', 'knowledge'])
+def test_a_student_of_pairs_checks_the_process_and_the_estimate_of_the_run_it_starts_from(
+    made, student):
+  if student == 'knowledge':
+    experiment = learner(made)
+  else:
+    module, config = tiny('distilled')
+    config.data.update(name=str(made), validation=5)
+    experiment = module.build(config)
+  own, params = of_path('ot')
+  experiment.teacher(own.model(params), params)
+  other, _ = of_path('vp')
+  with pytest.raises(InputError, match='init_from: the teacher has another process: at t = 0'):
+    experiment.teacher(other.model(params), params)
+  model = own.model(params)
+  with pytest.raises(InputError, match=r'the teacher makes data of \(3,\), and the student of'):
+    experiment.teacher(model._replace(shape=(3,)), params)
+  double = lambda z, level, cond=None: model.denoise(2.0 * z, level, cond)
+  with pytest.raises(InputError, match="init_from: the teacher's network means something else"):
+    experiment.teacher(model._replace(denoise=double), params)
 
 
 def learner(made, **changes):

@@ -12,6 +12,7 @@ from vdm_jax import random, recipes, schedules, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.processes import vp
 from vdm_jax.systems import compose
+from vdm_jax.systems.distilled import teachers
 from vdm_jax.systems.scores import score_sde, scoreflow
 from vdm_jax.train import loop, parallel
 from vdm_jax.train import step as step_lib
@@ -121,6 +122,27 @@ def test_every_system_has_a_loss_of_every_data_set_of_images(system, data, tmp_p
                                        groups=4, encoder_blocks=1)
   assert batch['image'].shape[1:] == {'mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}[data]
   of_loss(experiment, params, batch, REPORTED.get(f'systems:{system}', BOUND))
+
+
+@pytest.mark.parametrize('student,start', [
+    pytest.param('digits/distilled:knowledge', 'digits/distilled:teacher', marks=pytest.mark.long),
+    pytest.param('digits/distilled:one_step', 'digits/distilled:reflow', marks=pytest.mark.long),
+    ('plane/distilled:knowledge', 'plane/distilled:teacher'),
+    ('plane/flows:distilled', 'plane/flows:ot'), ('plane/flows:distilled', 'plane/flows:reflow')])
+def test_a_student_of_pairs_may_start_from_the_run_that_its_config_names(student, start, tmp_path):
+  _, of_start, *_ = built(start, tmp_path)
+  _, experiment, *_ = built(student, tmp_path)
+  params = of_start.init(random.key(0))
+  experiment.teacher(of_start.model(params), params)
+
+
+@pytest.mark.parametrize('student,start', [
+    ('cifar10/distilled:knowledge', 'cifar10/ddpm'), ('cifar10/flows:reflow', 'cifar10/flows')])
+def test_a_published_student_of_pairs_has_the_process_of_its_teacher(student, start, tmp_path):
+  """Its network is too large to be evaluated here."""
+  ours, theirs = (teachers.levels(built(name, tmp_path)[1].model({'net': {}}).process)
+                  for name in (student, start))
+  assert not teachers.differ(ours, theirs, 'the student')
 
 
 def test_images_may_be_flipped_and_the_network_not_told_which(tmp_path):

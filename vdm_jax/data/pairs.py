@@ -1,6 +1,6 @@
 """Pairs of noise and sample, as a trained flow makes them: a folder of named float fields.
 
-    pairs.json   how the pairs were made, their number, and the fields
+    pairs.json   how the pairs were made, their number, the fields, and the process of the model
     x.npy        the sample, float32, as the network sees data
     z_1.npy      the noise from which the sample was made, float32
     image.npy    only for integer data: the integers nearest to x, under the data's own name
@@ -71,7 +71,9 @@ def begun(path: str | Path) -> bool:
 
 
 def record(path: str | Path) -> dict[str, Any]:
-  """The content of pairs.json: 'about', 'count', 'done', 'fields'.  Raises InputError if damaged.
+  """The content of pairs.json: 'about', 'count', 'done', 'fields', and 'process' if it is known.
+
+  Raises InputError if the file is damaged.
   """
   return files.read_json(Path(path).expanduser() / RECORD, ('about', 'count', 'done', 'fields'),
                          _REMEDY, FORMAT)
@@ -132,14 +134,15 @@ class Writer:
     writer.close()                     # and `keep` where the writing ends early
 
   about: everything on which the values depend.  Raises InputError if the place holds anything else.
-  Nothing is written before `begin`.
+  process: the noise levels of the model that makes the pairs, as numbers.  They follow from
+  `about`, so they are kept and not compared.  Nothing is written before `begin`.
   """
 
   def __init__(self, path: Path, about: Mapping[str, Any], count: int, declared: Sequence[Field],
-               field: str = 'out'):
+               field: str = 'out', process: Sequence[Sequence[float]] = ()):
     self.path, self.part = path, path.with_name(f'{path.name}.part')
     self._record = {'format': FORMAT, 'about': dict(about), 'count': count, 'done': 0,
-                    'fields': [list(one) for one in declared]}
+                    'fields': [list(one) for one in declared], 'process': process}
     self._record = json.loads(json.dumps(self._record))
     for place in (self.path, self.part):
       if place.exists():

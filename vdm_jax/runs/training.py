@@ -11,6 +11,7 @@ import rich.table
 from absl import logging
 
 from vdm_jax import data, random, samplers
+from vdm_jax.data import pairs
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.runs import pairing, pictures, reporting, scoring, workdir
@@ -120,6 +121,8 @@ def _check_start(experiment: Experiment, spec, start: workdir.Trained, directory
   if experiment.teacher is None:
     return
   experiment.teacher(start.experiment.model(start.params), start.params)
+  if pairs.NOISE in spec:  # these data are not the teacher's own, and `check_start` read their hash
+    return
   changed = workdir.changed_data(directory, experiment.data.fingerprint())
   own = data_field(experiment.model(start.params), spec)
   its = start.experiment.data.spec

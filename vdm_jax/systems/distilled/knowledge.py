@@ -10,6 +10,7 @@ from vdm_jax.data import pairs
 from vdm_jax.errors import require_choice
 from vdm_jax.objectives import knowledge
 from vdm_jax.systems import compose, paired
+from vdm_jax.systems.distilled import teachers
 from vdm_jax.typing import Experiment
 
 
@@ -18,14 +19,20 @@ def fields() -> dict:
   return {'norm': 'l2'}  # or l1
 
 
-def experiment(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
+def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
+               teacher: Experiment | None = None) -> Experiment:
   """The one-step student, with `fields` in config.model.
 
-  base: the experiment of the teacher's network and process on the pairs.  Its target is the
-  teacher's own target or, as published for a network that predicts eps, `targets.removed`.  The
-  loss is divided by D ln 2.
+  Args:
+    base: the experiment of the teacher's network and process on the pairs.  Its target is the
+      teacher's own target or, as published for a network that predicts eps, `targets.removed`.
+    teacher: the experiment of the run that made the pairs, if its target is not the target of
+      `base`.  Default: `base`.
 
-  Raises InputError as `paired.require_pairs` does, and for an unknown norm.
+  The loss is divided by D ln 2.
+
+  Raises InputError as `paired.require_pairs` does, and for an unknown norm.  The check of the run
+  that training starts from raises InputError as `teachers.require_same` does.
   """
   spec = base.data.spec
   paired.require_pairs(config, base)
@@ -41,5 +48,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment) -> Experimen
     return base.model(params, keys)._replace(distilled=('ddim_to_x', 1), bound=None,
                                              null=None, ends_denoised=False)
 
-  return base._replace(loss=loss, model=model,
-                       needs_start='a student starts from the teacher that made the pairs')
+  return base._replace(
+      loss=loss, model=model,
+      needs_start='a student starts from the teacher that made the pairs',
+      teacher=lambda made, params: teachers.require_same(teacher or base, made, params))

@@ -21,6 +21,7 @@ from vdm_jax.denoisers import on_curve
 from vdm_jax.objectives import rectified_flow
 from vdm_jax.processes import GaussianProcess, sample_prior
 from vdm_jax.systems import compose, paired
+from vdm_jax.systems.distilled import teachers
 from vdm_jax.systems.flows import flow_matching as system
 from vdm_jax.typing import Array, Curve, Experiment, Model, brief
 
@@ -72,9 +73,10 @@ def on_lines(config: ml_collections.ConfigDict, base: Experiment, curve: Curve) 
 def straightened(config: ml_collections.ConfigDict, base: Experiment) -> Experiment:
   """Flow matching of `base`, a model on straight lines, on pairs: its reflow.
 
-  Raises InputError, see `paired.require_pairs`.
+  The model that made the pairs may be on another curve.  Raises InputError, see
+  `paired.require_pairs`.
   """
-  paired.require_pairs(config, base)
+  paired.require_pairs(config, base, carried=True)
   return _on_pairs(base, rectified_flow.reflow)
 
 
@@ -98,7 +100,8 @@ def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None
               read: inputs.Inputs | None = None) -> Experiment:
   """The one step of a flow, learned from the flow's pairs.
 
-  Raises InputError for labels, and as `paired.require_pairs` does.
+  Raises InputError for labels, and as `paired.require_pairs` does.  The check of the run that
+  training starts from raises InputError as `teachers.require_same` does.
   """
   compose.require(config, 'class_conditional', not config.model.class_conditional,
                   'a one-step student draws without labels', 'set it to False')
@@ -114,7 +117,8 @@ def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None
     return OneStep(sample, m.shape, m.field)
 
   return _on_pairs(base, rectified_flow.distil)._replace(
-      model=model, needs_start='one step is distilled from the flow that made the pairs')
+      model=model, needs_start='one step is distilled from the flow that made the pairs',
+      teacher=lambda made, params: teachers.require_same(base, made, params))
 
 
 def _on_pairs(base: Experiment, objective: Callable[..., Any], **options: Any) -> Experiment:
