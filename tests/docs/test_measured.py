@@ -80,6 +80,33 @@ def test_a_measured_table_is_shown_on_one_page():
   assert sorted(shown) == [path.stem for path in TABLES]
 
 
+def ledgers() -> list[tuple[str, str]]:
+  """(the paragraph before it, the block) of every printed ledger of a page."""
+  found = []
+  for page in measured.pages(ROOT):
+    prose_and_blocks = re.split(r'^ *```.*\n', page.read_text(), flags=re.MULTILINE)
+    found += [(prose.strip().split('\n\n')[-1], block) for prose, block in zip(
+        prose_and_blocks[::2], prose_and_blocks[1::2], strict=False) if 'bits/dim  ' in block]
+  return found
+
+
+def test_a_page_says_when_and_on_what_a_ledger_was_printed():
+  assert len(ledgers()) == 2
+  for before, _ in ledgers():
+    words = ' '.join(before.split())
+    assert re.search(r'on \d{4}-\d\d-\d\d\b', words) and 'CPU cores (' in words, before
+    assert 'jax 0.' in words, before
+
+
+def test_the_ledger_of_the_readme_is_the_measured_likelihood_within_a_tenth_of_its_error():
+  """It is of a later run than the table; docs/results.md compares the two in these words."""
+  [[bits, error]] = re.findall(r'^vlb +bound SDE +(\S+) (\S+)', (ROOT / 'README.md').read_text(),
+                               re.MULTILINE)
+  row = measured.read(ROOT / 'docs' / 'measured' / 'likelihoods.json').rows[0]
+  assert abs(float(bits) - float(row[2].partition(' +- ')[0])) <= 0.1 * float(error)
+  assert f'{bits} +- {error}' in (ROOT / 'docs' / 'results.md').read_text()
+
+
 def test_the_table_of_the_samplers_is_of_the_catalogue():
   rows = measured.read(ROOT / 'docs' / 'measured' / 'samplers.json').rows
   there = {row[0].split('`')[1]: row for row in rows if row[0].startswith('`')}
