@@ -1,4 +1,5 @@
 """The pages of the docs: their code runs, and what they name is there."""
+import ast
 import contextlib
 import functools
 import importlib
@@ -9,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
-from tests.support import pages
+from tests.support import pages, stand_in_config
 from tests.support.pages import PAGES, ROOT
-from vdm_jax import __version__, measured, recipes
+from vdm_jax import __version__, measured, recipes, runs
 from vdm_jax.model import Model
 from vdm_jax.runs import provenance, workdir
 from vdm_jax.systems.variational import vdm
@@ -47,6 +51,78 @@ def test_a_page_that_is_run_apart_is_run_by_its_test():
 def test_the_code_of_a_page_runs_and_its_pairs_of_numbers_are_equal(name, tmp_path):
   pairs = pages.pairs(pages.run(TEXTS[name], tmp_path).printed)
   assert not [line for line, left, right in pairs if not pages.agree(left, right)]
+
+
+# A run that a program loads, and the system of its stand-in.
+RUNS = {'digits': 'vdm', 'mnist_ddpm': 'ddpm', 'small': 'ddpm'}
+APART_PROGRAMS = {f'{name}, {i}': program for name, text in TEXTS.items()
+                  for i, program in enumerate(pages.apart(text))}
+
+
+@pytest.fixture(scope='module')
+def stand_in(tmp_path_factory):
+  """A function of a system: the directory of a run of two steps.  Of a chain, x has 256 levels."""
+  folder = tmp_path_factory.mktemp('stand_ins')
+
+  @functools.cache
+  def make(which):
+    config = stand_in_config.get_config(which)
+    config.data.data_dir = str(folder / 'data')
+    if which == 'ddpm':
+      config.data.name = str(folder / 'grey.npz')
+      digits = load_digits().images[:120, ..., None]
+      np.savez(config.data.name, images=(15 * digits).astype(np.uint8))
+    runs.train(config, stand_in_config.__file__, folder / which)
+    return folder / which
+
+  return make
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', APART_PROGRAMS)
+def test_a_program_for_a_trained_run_runs_as_printed_and_writes_its_files(
+    name, stand_in, tmp_path):
+  program = APART_PROGRAMS[name]
+  (tmp_path / 'runs').mkdir()
+  for run in set(re.findall(r"'runs/(\w+)'", program)):
+    (tmp_path / 'runs' / run).symlink_to(stand_in(RUNS[run]))
+  done = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, capture_output=True,
+                        text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert done.returncode == 0, done.stderr
+  promised = re.findall(r"'(\w+\.(?:png|npz))'", program)
+  for file in promised:
+    if file.endswith('.png'):
+      with Image.open(tmp_path / file) as picture:
+        written = np.asarray(picture)
+    else:
+      with np.load(tmp_path / file) as arrays:
+        written = arrays['images']
+    assert written.size > 1000 and len(np.unique(written)) > 10, file  # one colour has one
+  there = {path.name for path in tmp_path.iterdir()} - {'runs'}
+  assert there == set(promised)
+
+
+def test_a_program_that_writes_pictures_of_a_trained_run_is_found():
+  text = TEXTS['docs/learn/ddpm_on_mnist.md']
+  assert [re.findall(r"'(runs/\w+|\w+\.png)'", program) for program in pages.apart(text)] == [
+      ['runs/mnist_ddpm', 'ddpm_on_mnist_ddim.png'], ['runs/small', 'ddpm_on_cifar10_curves.png']]
+  assert set(RUNS) == {run for program in APART_PROGRAMS.values()
+                       for run in re.findall(r"'runs/(\w+)'", program)}
+
+
+@every_page
+def test_a_python_program_is_marked_so_that_it_is_run(name):
+  assert pages.unclosed(TEXTS[name]) == 0
+  assert pages.languages(TEXTS[name]) <= {'', 'python', 'py', 'console', 'bash'}
+  assert not [block for block in pages.blocks(TEXTS[name], '') if is_python(block)]
+
+
+def is_python(text: str) -> bool:
+  try:
+    ast.parse(text)
+  except SyntaxError:
+    return False
+  return True
 
 
 @pytest.mark.parametrize('left,right,equal', [

@@ -43,6 +43,16 @@ def blocks(text: str, *languages: str) -> list[str]:
           for match in _FENCE.finditer(text) if match[3] in languages]
 
 
+def unclosed(text: str) -> int:
+  """The fences that are of no block: neither its start, ``` and one word, nor its end."""
+  return len(re.findall(r'^ *(?:```|~~~)', text, re.MULTILINE)) - 2 * len(_FENCE.findall(text))
+
+
+def languages(text: str) -> set[str]:
+  """The words after the fences, '' where there is none."""
+  return {match[3] for match in _FENCE.finditer(text)}
+
+
 def prose(text: str) -> str:
   """A page without its fenced blocks and comments; lines keep their place."""
   blank = lambda match: '\n' * match[0].count('\n')
@@ -57,6 +67,13 @@ def spans(text: str) -> list[str]:
 def programs(text: str) -> dict[str, str]:
   """{name.py: source} of the Python blocks that are files."""
   return {match[1]: block for block in blocks(text, 'python') if (match := _FILE.match(block))}
+
+
+def apart(text: str) -> list[str]:
+  """The programs for a trained run: the blocks marked `py`, and what `python -c` is given."""
+  lines = [line for block in blocks(text, 'console') for line in block.splitlines()]
+  return blocks(text, 'py') + [shlex.split(line)[2] for line in lines
+                               if line.startswith('python -c ')]
 
 
 def commands(text: str) -> list[Command]:
