@@ -22,7 +22,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
 __all__ = ['Measurement', 'cells', 'fill', 'markdown', 'named', 'pages', 'read', 'read_all',
-           'render', 'write']
+           'render', 'with_cells', 'write']
 
 _MARKED = re.compile(
     r'^(?P<indent> *)<!-- measured: (?P<name>\S+) -->\n(?P<table>.*?)^ *<!-- /measured -->$',
@@ -57,6 +57,31 @@ def write(path: str | Path, measurement: Measurement) -> None:
   text = json.dumps(dict(head), indent=2, ensure_ascii=False).removesuffix('\n}')
   lines = ',\n'.join(f'    {json.dumps(row, ensure_ascii=False)}' for row in rows)
   files.write_text(path, f'{text},\n  "{name}": [\n{lines}\n  ]\n}}\n')
+
+
+def with_cells(table: Measurement, row: str, cells: Mapping[str, str]) -> Measurement:
+  """The table with other cells in one row.
+
+  Args:
+    row: the first cell of the row, without its backticks.
+    cells: {the beginning of the name of a column: text}.
+
+  Raises InputError if the table has no such row or column.
+  """
+  names = [line[0].replace('`', '') for line in table.rows]
+  if row not in names:
+    raise InputError('row', row, f'the table {table.title!r} has no such row',
+                     f'choose one of: {"; ".join(names)}')
+  line = list(table.rows[names.index(row)])
+  for start, text in cells.items():
+    places = [i for i, column in enumerate(table.columns) if column.startswith(start)]
+    if not places:
+      raise InputError('row', row, f'the table {table.title!r} has no column {start!r}',
+                       'name another --measured')
+    line[places[0]] = text
+  rows = list(table.rows)
+  rows[names.index(row)] = line
+  return table._replace(rows=rows)
 
 
 def cells(table: rich.table.Table) -> list[list[str]]:

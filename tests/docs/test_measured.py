@@ -12,9 +12,12 @@ import jax
 import pytest
 import rich.table
 
-from vdm_jax import measured
+from vdm_jax import cli, measured
+from vdm_jax.benchmark import hardware
 from vdm_jax.errors import InputError
+from vdm_jax.runs import provenance
 from vdm_jax.samplers import catalogue
+from vdm_jax.train import metrics
 
 ROOT = Path(__file__).parents[2]
 TABLES = sorted((ROOT / 'docs' / 'measured').glob('*.json'))
@@ -55,6 +58,51 @@ def test_what_stands_between_the_marks_is_the_table_with_the_indentation_of_its_
 def test_a_mark_without_its_end_or_without_its_table_is_refused(page, message):
   with pytest.raises(InputError, match=message):
     measured.fill(page, {'one': ONE})
+
+
+def test_one_row_is_written_and_the_rest_of_the_table_stays():
+  table = ONE._replace(columns=['name', 'value (test)'])
+  changed = measured.with_cells(table, 'a', {'value': '2.0'})
+  assert changed == table._replace(rows=[['`a`', '2.0'], ['b', '']])
+  assert table.rows[0] == ['`a`', '1.0']
+
+
+@pytest.mark.parametrize('row,column,message', [
+    ('c', 'value', 'no such row.*choose one of: a; b'), ('a', 'minutes', "no column 'minutes'")])
+def test_a_row_or_a_column_that_the_table_has_not_is_refused(row, column, message):
+  with pytest.raises(InputError, match=message):
+    measured.with_cells(ONE, row, {column: ''})
+
+
+@pytest.mark.parametrize('date,machine,stamp', [
+    (0, '', ''), (1, '', ' ({today})'), (0, 'an abacus', ' ({machine})'),
+    (1, 'an abacus', ' ({today}, {machine})')])
+def test_a_row_of_another_day_or_machine_than_its_table_says_so(date, machine, stamp, tmp_path):
+  own, path = hardware.device_name(), tmp_path / 'a.json'
+  today = provenance.provenance()['date'][:10]
+  measured.write(path, ONE._replace(
+      columns=['name', 'value', 'minutes'], rows=[['`a`', '', ''], ['b', '', '']],
+      date='2026-11-21' if date else today, machine=machine or own,
+      versions={'jax': jax.__version__}))
+  cli.keep_row(str(path), 'a', {'minutes': '3.0', 'value': '1.8'})
+  assert measured.read(path).rows == [
+      ['`a`', '1.8' + stamp.format(today=today, machine=own), '3.0'], ['b', '', '']]
+
+
+@pytest.mark.parametrize('records,text', [
+    ([('validation', 1, 2.0), ('test', 1, 2.5), ('validation', 2, 1.8), ('test', 2, 1.9)], '1.900'),
+    ([('train', 1, 2.0), ('validation', 1, 3.0)], '3.000')])
+def test_a_run_has_reached_its_last_bound_on_the_test_split_if_there_is_one(
+    records, text, tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text(''.join(
+      json.dumps({'step': step, 'kind': kind, 'loss': 9.0, 'bits_per_dim': bits}) + '\n'
+      for kind, step, bits in records))
+  assert metrics.reached(tmp_path) == text
+
+
+def test_a_run_without_bits_has_reached_a_loss_which_is_named(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "kind": "validation", "loss": 0.25}\n')
+  assert metrics.reached(tmp_path) == 'loss 0.25'
 
 
 def test_the_cells_of_a_table_of_the_screen_are_its_words():

@@ -30,6 +30,8 @@ MISTAKES = {
     'no data set': (['--config.data.name=cifar10'], 'python scripts/prepare_data.py cifar10'),
     'no such layout': (['--config.train.layout=pjit'], 'choose one of jit, fsdp, pmap'),
     'seeds that are no numbers': (['--seeds=1,b'], '--seeds=1,b'),
+    'a row without its table': (['--row=vdm'], '--row=vdm'),
+    'no such row': (['--row=none', '--measured=docs/measured/systems.json'], '--row=none'),
     'a table of several runs': (['--seeds=1,2', '--measured=a.json'], '--measured=a.json'),
 }
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from vdm_jax.machine import files
+from vdm_jax.train.window import headline
 from vdm_jax.typing import PyTree
 
 
@@ -30,6 +31,17 @@ def validations(workdir: str | Path) -> list[list[str]]:
   rows = [[f'{record["step"]:,}', *(f'{record[name]:.4g}' if name in record else '-'
                                     for name in names)] for record in records]
   return [['step', *names], *rows]
+
+
+def reached(workdir: str | Path) -> str:
+  """The last bits/dim of a run as text: on its test split if training measured it there.
+
+  A run without bits/dim has its loss instead, which is named.
+  """
+  records = {record['kind']: record for record in read(workdir)}
+  last = records.get('test') or records['validation']
+  name, value = headline(last)
+  return f'{value:.3f}' if name == 'bits/dim' else f'{name} {value:.4g}'
 
 
 class Writer:
