@@ -21,8 +21,8 @@ from vdm_jax.errors import InputError
 
 __all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Codes', 'Context', 'Curve', 'Decoder',
            'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
-           'Objective', 'Process', 'PyTree', 'Sampler', 'SamplerMaker', 'Samples', 'Scalar',
-           'Schedule', 'Target', 'Update', 'Weighting', 'brief', 'denoises']
+           'Objective', 'Process', 'PyTree', 'Reconstructs', 'Sampler', 'SamplerMaker', 'Samples',
+           'Scalar', 'Schedule', 'Target', 'Update', 'Weighting', 'brief', 'denoises']
 
 Array = jax.Array
 PyTree = Any
@@ -180,7 +180,22 @@ class Codes(Protocol):
     ...
 
 
-CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes)
+@runtime_checkable
+class Reconstructs(Protocol):
+  """The protocol of autoencoders: the first stage of a diffusion of latents."""
+
+  @property
+  def reconstruct(self) -> Callable[[Array, Array], Array]:
+    """(data [B, ...], keys [B]) -> the data that are decoded from latents of these data."""
+    ...
+
+  @property
+  def quality(self) -> Callable[[PyTree, Array], dict[str, Array]]:
+    """(batch, keys [B]) -> {name: [B, ...]}: what is kept of each example, and at which cost."""
+    ...
+
+
+CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs)
 
 
 def brief(parts: Any) -> str:
@@ -227,6 +242,8 @@ class Model(NamedTuple):
                                        # score, so neither an SDE nor its bounds describe its data
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
   is_latent: bool = False              # whether the data are latents, and no images yet
+  bounded: bool = True                 # whether the x of integers stay in [-1, 1]; latents do not
+  no_likelihood: str = ''              # why it has no likelihood, a clause; '': it has one
   field: str = 'image'                 # which field of a batch is the data
   prior: Callable | None = None        # keys [B], like [B, ...] -> z_1 [B, ...]; None: of N(0,
                                        # alpha_1^2 + sigma_1^2), `processes.sample_prior`
@@ -265,6 +282,9 @@ class Experiment(NamedTuple):
                                        # quantity: those before choose no best checkpoint
   adds: tuple[str, ...] = ()           # parameters that a needed start may lack, by a name on their
                                        # path; they change nothing at first
+  first_stage: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None  # (params, those of the run
+                                       # of an autoencoder, the first batch) -> the params to begin
+                                       # with; None: x are no latents of an autoencoder
 
   def after(self, updates: int) -> 'Experiment':
     """The experiment of a checkpoint after so many updates: see `at`."""

@@ -12,12 +12,13 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import gallery, needs, scoring, workdir
+from vdm_jax.runs import gallery, needs, reconstructing, scoring, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
 from vdm_jax.systems.chains.dpm2015 import Binomial
 from vdm_jax.systems.guided.classifier import Classifier
 from vdm_jax.systems.guided.noisy_classifier import NoisyClassifier
+from vdm_jax.systems.latent.autoencoder import Autoencoder
 from vdm_jax.systems.variational.autoencoders import VAE
 
 PIXELS, PROCESS = Pixels(17), GaussianProcess(Linear())
@@ -29,6 +30,7 @@ MADE = {
     'bits': Binomial(NOTHING, None, NOTHING, (20,)),
     'classifier': Classifier(NOTHING, NOTHING, (8, 8, 1), 17),
     'noisy': NoisyClassifier(NOTHING, PROCESS, NOTHING, (8, 8, 1)),
+    'autoencoder': Autoencoder(*[NOTHING] * 5, (8, 8, 1), (2, 2, 4), 17),
 }
 SHOWN = {
     'model': 'Model(shape=(8, 8, 1): denoise, process, decoder, encode, decode, cond, '
@@ -37,13 +39,17 @@ SHOWN = {
     'bits': 'Binomial(shape=(20,): reverse, sample)',
     'classifier': 'Classifier(shape=(8, 8, 1), levels=17: logits, features)',
     'noisy': 'NoisyClassifier(shape=(8, 8, 1): logits, process, encode)',
+    'autoencoder': 'Autoencoder(shape=(8, 8, 1), latent_shape=(2, 2, 4), levels=17: encode, '
+                   'decode, mean, log_prob, prior_nats)',
 }
 DOES = {'model': 'denoises and samples and bounds the likelihood and codes images',
         'vae': 'samples and bounds the likelihood', 'bits': 'samples',
-        'classifier': 'has features', 'noisy': 'does nothing that commands need'}
+        'classifier': 'has features', 'noisy': 'does nothing that commands need',
+        'autoencoder': 'bounds the likelihood and reconstructs images'}
 COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
     'sample': (lambda: runs.sample('run', 'a.npz'), {'model', 'vae', 'bits'}),
+    'reconstruct': (lambda: reconstructing.evaluate('run'), {'autoencoder'}),
     'features': (lambda: scoring.extractor('classifier:run'), {'classifier'}),
     'benchmark': (lambda: speed.denoising(speed.of_run('run'), {}), {'model'}),
     'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model', 'vae', 'bits'}),

@@ -23,6 +23,7 @@ def names() -> list[str]:
   offered = {
       'systems': [f':{name}' for name in workdir.import_config(file('systems')).SYSTEMS],
       'digits/networks': [':ddpm', ':adm', ':dit', ':cfg'],
+      'digits/latent': [':autoencoder', ':vq', ':latent'],
       'plane/flows': [f':{name}' for name in workdir.import_config(file('plane/flows')).SYSTEMS],
       'digits/flows': [f':{name}' for name in workdir.import_config(file('digits/flows')).SYSTEMS],
       'cifar10/flows': [

@@ -58,6 +58,12 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
                              'cifar10/distilled:consistency',
                              'cifar10/distilled:consistency_training'), {'x_error', 'levels'}),
             'digits/slim': {'student_eps_error', 'student_spatial', 'student_spectral'},
+            **dict.fromkeys(('digits/latent:autoencoder', 'digits/latent:vq'),
+                            BOUND - {'diffusion'} | {'l1', 'psnr'}),
+            'mnist/autoencoder_kl': {'autoencoder_psnr', 'discriminator_loss',
+                                     'adversarial_weight'},
+            **dict.fromkeys(('digits/latent:latent', 'mnist/latent', 'mnist/latent_dit'),
+                            BOUND - {'bits_per_dim'} | {'encoding'}),
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
 
 

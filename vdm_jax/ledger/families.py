@@ -240,8 +240,11 @@ def _needs_of_flow(request, options, model, batch):
     # DiffEnc's, e.g.: the drift of its encoder would enter the flow by half.
     raise _refused(request, 'this model has a bound of its own, and its denoiser alone gives no '
                    'probability flow of that bound', 'ask for vlb')
-  if request.settings.dequantiser:
+  if request.settings.dequantiser in ('uniform', 'truncated_normal'):
     _require_levels(request, model, batch)
+    if not model.bounded:
+      raise _refused(request, 'x are the latents of an autoencoder here, and have no bins',
+                     'ask for ode or ode/variational')
   if request.settings.dequantiser == 'variational' and model.dequantise is None:
     raise _refused(request, 'this model has no dequantiser of its own', 'train one with it '
                    '(configs/systems.py:dequantised), or ask for ode/uniform')

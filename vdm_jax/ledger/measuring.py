@@ -17,7 +17,8 @@ from vdm_jax.units import bits_per_dim
 
 __all__ = ['measure']
 
-_TERMS = ('dequantisation', 'auxiliary', 'reconstruction', 'latent', 'diffusion', 'reference')
+_TERMS = ('decoding', 'encoding', 'dequantisation', 'auxiliary', 'reconstruction', 'latent',
+          'diffusion', 'reference')
 
 
 class _Clock:

@@ -46,6 +46,8 @@ def require_likelihood(model: Model, workdir: str | None = None) -> None:
     raise InputError(field, workdir, 'this model was distilled for '
                      f'{steps} step{"s" * (steps > 1)} of the sampler {sampler}, and has no '
                      'likelihood', 'sample from it, or evaluate its teacher')
+  if model.no_likelihood:
+    raise InputError(field, workdir, model.no_likelihood, 'sample from it, and score the samples')
   if model.prior is not None and model.bound is None:
     raise InputError(field, workdir, 'this model draws z_1 by a network, whose density nobody '
                      'knows: it has no likelihood', 'sample from it, and score the samples')

@@ -60,7 +60,15 @@ def adaptive_weight(reconstruction: Callable[[PyTree], Array],
   Esser et al. (2021), section 3.2.  reconstruction, adversarial: kernel -> a loss of the batch, [].
   d is at most 1e4, and it has no gradient.
   """
-  length = lambda loss: jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(
-      jax.grad(loss)(kernel))))
+  return balance(jax.grad(reconstruction)(kernel), jax.grad(adversarial)(kernel))
+
+
+def balance(reconstruction: PyTree, adversarial: PyTree) -> Array:
+  """d of `adaptive_weight`, [], from the two gradients by the kernel.
+
+  The gradients are of means over a batch.  If devices share the batch, average the gradients first:
+  d is no mean of numbers of the devices.
+  """
+  length = lambda gradient: jnp.sqrt(sum(jnp.sum(jnp.square(u)) for u in jax.tree.leaves(gradient)))
   weight = length(reconstruction) / (length(adversarial) + 1e-4)
   return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))

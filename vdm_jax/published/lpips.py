@@ -6,15 +6,17 @@ Two files hold them: torchvision's VGG-16, `vgg16-397923af.pth`, and the weights
     features.0.weight, net.slice1.0.weight   vgg/conv_0_0/kernel
     lin0.model.1.weight                      weight_0
 """
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random
+from vdm_jax.errors import InputError
+from vdm_jax.machine import files
 from vdm_jax.nn.lpips import LPIPS, STAGES
-from vdm_jax.published import fitting
+from vdm_jax.published import fitting, readers
 from vdm_jax.typing import PyTree
 
 
@@ -59,3 +61,24 @@ def from_flat(flat: Mapping[str, np.ndarray]) -> PyTree:
   like = jax.eval_shape(LPIPS().init, random.key(0), images, images)['params']
   return fitting.fit(known, like, _published, layout=_layout,
                      hint='they are not VGG-16 and the layers of LPIPS')
+
+
+def reader(names: str, field: str = 'config.model.vgg') -> Callable[[], PyTree]:
+  """A function that reads the parameters of `LPIPS` from these files, with a comma between them.
+
+  field: the name of `names` in an error.  The function raises InputError for a file that is not
+  there, and as `from_flat` does.
+  """
+  def read():
+    flat: dict[str, np.ndarray] = {}
+    for name in names.split(','):
+      file = files.user_path(field, name)
+      if not file.is_file():
+        raise InputError(field, names, f'there is no file {file}', "give torchvision's "
+                         "vgg16-397923af.pth and the layers' vgg.pth, with a comma between them")
+      flat |= readers.read(file)
+    try:
+      return from_flat(flat)
+    except InputError as error:
+      raise InputError(field, names, f'{error}') from None
+  return read

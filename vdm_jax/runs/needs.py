@@ -4,7 +4,16 @@ from typing import Any, NamedTuple
 from vdm_jax.data import Field, Spec, Split, is_path
 from vdm_jax.errors import InputError
 from vdm_jax.runs.workdir import Trained
-from vdm_jax.typing import CAPABILITIES, Bounds, Codes, Denoises, Features, Samples, denoises
+from vdm_jax.typing import (
+  CAPABILITIES,
+  Bounds,
+  Codes,
+  Denoises,
+  Features,
+  Reconstructs,
+  Samples,
+  denoises,
+)
 
 
 class Need(NamedTuple):
@@ -29,9 +38,13 @@ NEEDS = {
                     'name a run of configs/plane/spiral.py'),
     'features': Need((Features,), 'score samples by it',
                      'train a classifier (configs/digits/classifier.py)'),
+    'reconstruct': Need((Reconstructs,), 'measure its reconstructions',
+                        'name a run of an autoencoder (configs/digits/latent.py:autoencoder)'),
+    'first_stage': Need((Reconstructs,), 'diffuse its latents',
+                        'train an autoencoder (configs/digits/latent.py:autoencoder)'),
 }
 _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihood',
-         Features: 'has features', Codes: 'codes images'}
+         Features: 'has features', Codes: 'codes images', Reconstructs: 'reconstructs images'}
 
 
 def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:

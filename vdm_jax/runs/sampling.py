@@ -76,7 +76,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   conditions = cond(np.arange(count))
   _check(model, spec, method, guided)
   times = method.times(model.process)
-  make = _maker(method, model, times, trained, seed, (-1.0, 1.0) if x.levels else None)
+  make = _maker(method, model, times, trained, seed,
+                (-1.0, 1.0) if x.levels and model.bounded else None)
   if model.is_latent and (out.suffix == '.png' or trace):
     raise InputError('out', str(out), 'the samples of this model are latents, not images',
                      'choose an .npz, and leave out --trace')

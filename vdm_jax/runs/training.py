@@ -14,14 +14,22 @@ from vdm_jax import data, random, samplers
 from vdm_jax.data import pairs
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
-from vdm_jax.runs import pairing, pictures, reporting, scoring, workdir
+from vdm_jax.runs import (
+  pairing,
+  pictures,
+  reconstructing,
+  reporting,
+  scoring,
+  stages,
+  workdir,
+)
 from vdm_jax.runs.needs import data_field, draws_data
 from vdm_jax.samplers import catalogue, grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.schedules import check_decreasing
 from vdm_jax.train import check, lock, loop
 from vdm_jax.train import metrics as metrics_lib
-from vdm_jax.typing import Experiment, PyTree, denoises
+from vdm_jax.typing import Experiment, PyTree, Reconstructs, denoises
 
 
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
@@ -59,13 +67,14 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   config = config.copy_and_resolve_references()
   with config.unlocked():  # that of a run which began before a field existed has it not
     config.data.update(spec.to_config())
+  init_from = init_from and str(files.run_directory('init_from', init_from).absolute())
+  first_stage = stages.settle(config, spec, directory, init_from)
   code = workdir.source(config_file)
   experiment = config_files.build(code.module(), config)
   description = experiment.data.describe()
   check.experiment(experiment, experiment.data.split('train').get, config)
   _check_schedule(experiment)
   read = None
-  init_from = init_from and str(files.run_directory('init_from', init_from).absolute())
   own = code.path.absolute().parent == directory.absolute()  # the run itself names its config
   if workdir.begun(directory):
     init_from = _kept_start(directory, init_from)
@@ -75,11 +84,14 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     read = functools.cache(lambda: _start(experiment, spec, config, init_from))
     if not workdir.begun(directory):  # a run that goes on needs it no more
       read()
+  if experiment.first_stage and not workdir.begun(directory):
+    stages.check(experiment, first_stage, read)
   measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
               if frechet else None)
   with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend, init_from)
-    means = _train(experiment, spec, description, config, directory, read, profile, measures)
+    begin = _beginning(experiment, read, first_stage)
+    means = _train(experiment, spec, description, config, directory, begin, profile, measures)
     reporting.write(directory)
     return means
 
@@ -147,7 +159,27 @@ def _check_schedule(experiment: Experiment) -> None:
     check_decreasing(model.process)
 
 
-def _train(experiment, spec, description, config, directory, read, profile, measures
+def _beginning(experiment: Experiment, read: Callable[[], workdir.Trained] | None,
+               first_stage: Callable[[], workdir.Trained] | None
+               ) -> Callable[[PyTree], PyTree] | None:
+  """From fresh parameters to those that a run begins with; None: it begins with the fresh ones.
+
+  It is also called for a run that has begun, if none of its checkpoints is sound.
+  """
+  put = experiment.first_stage
+  if read is None and (first_stage is None or put is None):
+    return None
+
+  def begin(params):
+    if read is not None:
+      params = transfer(params, read().params)
+    if first_stage is None or put is None:
+      return params
+    return put(params, first_stage().params, experiment.data.batch(0))
+  return begin
+
+
+def _train(experiment, spec, description, config, directory, initial, profile, measures
            ) -> dict[str, float]:
   if jax.process_index() == 0:
     print(description)
@@ -155,8 +187,6 @@ def _train(experiment, spec, description, config, directory, read, profile, meas
       print(f'The learning rate is 0 from step {config.optimizer.decay_steps:,} on '
             '(--config.optimizer.decay_steps): later steps move the averages alone, unless '
             '--extend lets it fall later.')
-  # Also for a run that has begun: none of its checkpoints may be sound.
-  initial = None if read is None else lambda params: transfer(params, read().params)
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
                     measures=measures,
                     pictures=lambda params, step: _preview(experiment.after(step), spec, params,
@@ -217,7 +247,13 @@ def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batc
 
 
 def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray | None:
-  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere."""
+  """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere.
+
+  Of an autoencoder, originals of the validation split, each with its reconstruction beside it.
+  """
+  model = experiment.model(params)
+  if isinstance(model, Reconstructs):
+    return reconstructing.picture(experiment, params, experiment.data.split('validation'), seed)
   count = 2000 if len(spec.shape) == 1 else 16
   drawn = _samples(experiment, params, count, seed, count)
   if drawn is None:

@@ -45,7 +45,8 @@ __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_con
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
-              'model.scan', 'model.remat', 'model.weight_gradient', 'model.attention')
+              'model.scan', 'model.remat', 'model.weight_gradient', 'model.attention',
+              'model.autoencoder')  # its settings and its fingerprint may not differ
 
 
 class Trained(NamedTuple):

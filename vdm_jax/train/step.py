@@ -88,6 +88,25 @@ class OwnGradient(NamedTuple):
   cotangent: Callable[[Array, dict], Array]
 
 
+def context_of(state: TrainState, key: Array, n: int, axis: Axis) -> Context:
+  """The context of a step for the n examples that this shard has of the global batch."""
+  i = axis.example_index(n)
+  key = jax.random.fold_in(key, state.step)
+  t = random.stratified(random.unit(key), i, n * axis.size())
+  return Context(t, random.per_example(key, i + 1), state.step, jax.lax.stop_gradient(state.ema),
+                 state.aux)
+
+
+def mean_of_microbatches(f: Callable[..., PyTree], rows: tuple[PyTree, ...], k: int) -> PyTree:
+  """The mean of f(*rows), a tree of numbers, over k microbatches, which run one after another."""
+  if k == 1:
+    return f(*rows)
+  zeros = jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), jax.eval_shape(f, *rows))
+  total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, f(*part)), None),
+                          zeros, _microbatches(rows, k))
+  return jax.tree.map(lambda u: u / k, total)
+
+
 def _microbatches(rows: PyTree, k: int) -> PyTree:
   """Leaves [n, ...] -> [k, n/k, ...]: microbatch m has the rows m, m + k, m + 2k, ...
 
@@ -131,11 +150,8 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
 
   def step(state: TrainState, batch, key, axis: Axis, accumulate: int = 1):
     n = jax.tree.leaves(batch)[0].shape[0]
-    i = axis.example_index(n)
-    key = jax.random.fold_in(key, state.step)
-    t = random.stratified(random.unit(key), i, n * axis.size())
-    keys = random.per_example(key, i + 1)
-    context = Context(t, keys, state.step, jax.lax.stop_gradient(state.ema), state.aux)
+    context = context_of(state, key, n, axis)
+    t, keys = context.t, context.keys
 
     def gradient(batch, t, keys):
       """1/n sum of c_i d loss_i over these examples, with n for the shard; the losses and terms."""

@@ -6,6 +6,7 @@ from absl import flags
 from vdm_jax import cli, ledger, measured, runs
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import families, family, tables
+from vdm_jax.runs import reconstructing
 from vdm_jax.train import metrics
 
 WORKDIR = cli.run_directory()
@@ -37,6 +38,9 @@ DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
 
 
 def main():
+  if runs.is_autoencoder(WORKDIR.value):
+    _autoencoder()
+    return
   of_main = AVERAGE, STEP, EXAMPLES
   if REPORT.value and (other := [flag.name for flag in of_main if flag.value != flag.default]):
     raise InputError('report', True, 'it shows the main evaluation of a split: all images, the '
@@ -50,6 +54,21 @@ def main():
   else:
     table = tables.rows_table(_evaluated(Path(WORKDIR.value), OUT.value or '').rows)
   cli.keep(MEASURED.value, f'Estimates of {WORKDIR.value}, bits/dim', measured.cells(table))
+
+
+def _autoencoder():
+  """Measures the reconstructions of an autoencoder.  Raises InputError for flags of a ledger."""
+  others = [flag.name for flag in (ESTIMATES, SCHEDULES, REPORT, TIMES, IMPORTANCE, START, PROBES)
+            if flag.value != flag.default]
+  if others:
+    raise InputError(others[0], None, 'this run made an autoencoder, which has no ledger',
+                     'leave it out')
+  result = reconstructing.evaluate(
+      WORKDIR.value, out=OUT.value or '',
+      show=lambda found: metrics.show(reconstructing.table(found)),
+      **cli.values(SPLIT, REPEATS, AVERAGE, STEP, SEED, BATCH_SIZE, EXAMPLES, DATA_DIR, DATA_NAME))
+  cli.keep(MEASURED.value, f'Reconstructions of {WORKDIR.value}',
+           measured.cells(reconstructing.table(result)))
 
 
 def _evaluated(run: Path, out: str | Path) -> ledger.Ledger:

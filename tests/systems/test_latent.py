@@ -1,0 +1,472 @@
+"""Latent diffusion: an autoencoder with its judge, and a model of its latents with a likelihood."""
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from scipy import stats
+
+from tests.support import commands, latent_config
+from tests.support.latent_config import LAST, Judge, Linear, Quantising
+from vdm_jax import data, decoders, random, runs, schedules
+from vdm_jax.errors import InputError
+from vdm_jax.likelihood import bounds, ode
+from vdm_jax.objectives import autoencoding
+from vdm_jax.runs import needs, reconstructing, workdir
+from vdm_jax.schedules import TableSchedule, linear_betas
+from vdm_jax.systems.latent import autoencoder, latent
+from vdm_jax.train import parallel
+from vdm_jax.train import step as step_lib
+from vdm_jax.typing import Context, Reconstructs
+
+FILE = latent_config.__file__
+D = 64
+
+
+def first_stage(net=None, real=False, **model):
+  """real: of real numbers, whose likelihood compiles in a tenth of the time."""
+  config = latent_config.get_config('autoencoder')
+  config.model.update(model)
+  if real:
+    spec = data.Spec('numbers', (data.fields.reals('image', (8, 8, 1)),))
+    with config.unlocked():
+      config.data.update(spec.to_config())
+  return autoencoder.experiment(config, net=net or Linear(), judge=Judge(), last_kernel=LAST)
+
+
+def numbers(step=0):
+  """A batch of real numbers."""
+  return {'image': np.random.default_rng(step).standard_normal((8, 8, 8, 1)).astype(np.float32)}
+
+
+def started(experiment):
+  return jax.jit(experiment.init)(jax.random.key(0))
+
+
+def context(n=8, step=0, aux=None, train=True):
+  return Context((jnp.arange(n) + 0.5) / n, jax.random.split(jax.random.key(1), n),
+                 jnp.int32(step), aux=aux, train=train)
+
+
+def apply(net, params, method, *args):
+  return net.apply({'params': params['net']}, *args, method=method)
+
+
+# --------------------------------------------------------------- the first stage
+
+
+@pytest.mark.parametrize('kind', [Linear, Quantising])
+def test_the_loss_is_the_published_one_of_its_kind(kind):
+  net = kind()
+  experiment = first_stage(net, adversarial=0.5, adversarial_from=3, kl=0.1, codebook=2.0)
+  params = started(experiment)
+  batch, n = experiment.data.batch(0), 8
+  loss = jax.jit(lambda step: experiment.loss(
+      params, batch, context(aux={'weight': 3.0})._replace(step=step)))
+  before, after = loss(2), loss(3)
+  x = 2.0 * batch['image'] / 16.0 - 1.0  # 17 levels; the outermost are -1 and 1
+  if kind is Linear:
+    mean, log_variance = apply(net, params, 'encode', x)
+    eps = random.normal(random.stream(context().keys, 'y'), mean)
+    found = apply(net, params, 'decode', mean + jnp.exp(0.5 * log_variance) * eps)
+    nats = autoencoding.kl(mean, log_variance)
+    expected = jnp.abs(x - found).sum((1, 2, 3)) + 0.1 * nats
+  else:
+    h = apply(net, params, 'encode', x)
+    q, _ = apply(net, params, 'quantise', h)
+    found = apply(net, params, 'decode_quantised', q)
+    expected = jnp.abs(x - found).mean((1, 2, 3)) + 2.0 * autoencoding.codebook(h, q)
+    nats = np.full(n, 4 * np.log(5.0))
+  np.testing.assert_allclose(before[0], expected, rtol=1e-5)
+  g = -Judge().apply({'params': params['discriminator']}, found)[:, 0, 0]
+  np.testing.assert_allclose(after[0], expected + 0.5 * 3.0 * g, rtol=1e-4)
+  np.testing.assert_allclose(after[1]['latent'], nats / (D * np.log(2)), rtol=1e-5)
+  p = decoders.DiscretisedNormal(17).log_prob(batch['image'], found * 16 / 17,
+                                              autoencoder.FIRST_STD)
+  np.testing.assert_allclose(after[1]['reconstruction'], -p / (D * np.log(2)), rtol=1e-4)
+
+
+def test_the_quality_of_a_codebook_counts_its_indices():
+  net, x = Quantising(), data.fields.reals('image', (8, 8, 1))
+  of = autoencoder.of(net, autoencoder.init(net, x, jax.random.key(0)), x, (2, 2, 2))
+  found = jax.jit(lambda batch: of.quality(batch, context().keys))(numbers())
+  assert found['index'].shape == (8, 2, 2) and 0 <= found['index'].min()
+  assert found['index'].max() < net.entries
+  np.testing.assert_allclose(found['latent'], 4 * np.log(5.0), rtol=1e-6)
+  assert 'psnr' not in found  # of real numbers
+
+
+def test_the_width_of_the_likelihood_is_fitted_and_moves_nothing_else():
+  experiment = first_stage(real=True)
+  params, batch = started(experiment), numbers()
+
+  def both(params):
+    losses, terms = experiment.loss(params, batch, context())
+    return jnp.mean(losses), jnp.mean(terms['reconstruction'])
+  _, pull_back = jax.vjp(jax.jit(both), params)
+  (slopes,), (bits,) = pull_back((1.0, 0.0)), pull_back((0.0, 1.0))
+  np.testing.assert_allclose(slopes['log_std'], bits['log_std'] * np.log(2), rtol=1e-4)
+  assert all(not np.any(u) for u in jax.tree.leaves(bits['net']))
+  assert params.keys() == {'net', 'log_std'} and experiment.update is None  # no judge
+
+
+def judged():
+  return first_stage(real=True, adversarial=0.5, adversarial_from=1)
+
+
+def steps(layout, accumulate=1):
+  """(state, metrics) after one step, and after two."""
+  experiment = judged()
+  make, devices = {'one': (parallel.jit_layout, jax.devices()[:1]),
+                   'jit': (parallel.jit_layout, None), 'fsdp': (parallel.fsdp_layout, None),
+                   'pmap': (parallel.pmap_layout, None)}[layout]
+  of = make(functools.partial(experiment.update, accumulate=accumulate), devices)
+  state = of.put(step_lib.init(started(experiment), experiment.tx, experiment.ema, experiment.aux))
+  seen = []
+  for i in range(2):
+    state, metrics = of.step(state, of.place(numbers(i)), jax.random.key(2))
+    seen.append(jax.device_get((of.view(state), metrics)))
+  return seen
+
+
+@pytest.fixture(scope='module')
+def alone():
+  return steps('one')
+
+
+def test_the_weight_of_the_judge_is_of_the_global_batch(alone):
+  """A weight of the mean of devices' weights, or of a part of the batch, would be another."""
+  (state, metrics), _ = alone
+  experiment = judged()
+  params, batch = started(experiment), numbers()
+  of = context(aux={'weight': 0.0})._replace(keys=random.per_example(
+      jax.random.fold_in(jax.random.key(2), 0), jnp.arange(8) + 1))
+
+  def length(term):
+    def mean(kernel):
+      moved = params | {'net': params['net'] | {'decoder': params['net']['decoder'] | {
+          'kernel': kernel}}}
+      return jnp.mean(experiment.loss(moved, batch, of)[1][term])
+    return jnp.linalg.norm(jax.jit(jax.grad(mean))(params['net']['decoder']['kernel']))
+  expected = D * length('l1') / (length('adversarial') + 1e-4)  # sums of |x - x'|
+  np.testing.assert_allclose(metrics['adversarial_weight'], expected, rtol=1e-4)
+  np.testing.assert_allclose(state.aux['weight'], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('layout,accumulate', [
+    ('pmap', 2), *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        ('pmap', 1), ('one', 4), ('jit', 1), ('fsdp', 1)))])
+def test_both_players_move_the_same_on_any_devices(alone, layout, accumulate):
+  _, (state, metrics) = steps(layout, accumulate)
+  expected, expected_metrics = alone[1]
+  np.testing.assert_allclose(metrics['adversarial_weight'],
+                             expected_metrics['adversarial_weight'], rtol=1e-3)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params,
+               expected.params)
+
+
+def test_the_judge_and_its_weight_wait_for_their_step(alone):
+  experiment, ((one, _), (two, _)) = judged(), alone
+  start = started(experiment)
+  jax.tree.map(np.testing.assert_array_equal, one.params['discriminator'],
+               jax.device_get(start['discriminator']))
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), two.params, one.params)
+  assert min(jax.tree.leaves(moved)) > 0.0
+  assert experiment.settled == 1
+
+
+@pytest.mark.parametrize('field,value,says', [
+    ('kind', 'vqq', 'did you mean vq'), ('perceptual', 1.0, 'weights of VGG-16'),
+    ('kl', -1.0, 'negative'), ('adversarial', -0.5, 'negative')])
+def test_what_no_autoencoder_can_have_is_refused_in_a_line(field, value, says):
+  config = latent_config.get_config('autoencoder')
+  config.model.update({field: value})
+  with pytest.raises(InputError, match=says) as error:
+    autoencoder.experiment(config)
+  assert '\n' not in str(error.value)
+
+
+def test_a_network_whose_last_kernel_is_elsewhere_is_refused_where_a_judge_needs_it():
+  config = latent_config.get_config('autoencoder')
+  autoencoder.experiment(config, net=Linear())
+  config.model.adversarial = 0.5
+  with pytest.raises(InputError, match='the network has no decoder/conv_out; name the last kernel'):
+    autoencoder.experiment(config, net=Linear())
+
+
+# --------------------------------------------------------------- the second stage
+
+# Of 4 numbers, which 2 latents explain.
+VARIANCES, NOISE = np.float32([4.0, 1.0, 0.25, 0.05]), np.float32(0.15)
+WIDTHS = np.sqrt(VARIANCES[:2] - NOISE)
+
+
+class PCA(nn.Module):
+  """The exact autoencoder of probabilistic PCA: x = W y + N(0, NOISE), y ~ N(0, scale^2)."""
+  scale: float = 1.0
+  random: bool = True
+
+  @nn.compact
+  def encode(self, x):
+    self.param('unused', nn.initializers.zeros, (1,))
+    mean = self.scale * x[:, :2] * WIDTHS / VARIANCES[:2]
+    log_variance = jnp.log(self.scale**2 * NOISE / VARIANCES[:2])
+    return (mean, jnp.broadcast_to(log_variance, mean.shape)) if self.random else mean
+
+  def decode(self, y):
+    return jnp.pad(y / self.scale * WIDTHS, ((0, 0), (0, 2)))
+
+  def __call__(self, x):
+    return self.encode(x)
+
+
+class Exact(nn.Module):
+  """E[eps | z] where z_0 ~ N(0, 1): sigma z."""
+
+  @nn.compact
+  def __call__(self, z, logsnr, cond=None, keys=None):
+    self.param('unused', nn.initializers.zeros, (1,))
+    return jnp.sqrt(jax.nn.sigmoid(-logsnr))[:, None] * z
+
+
+def pca(net=None, schedule=None, s=1.0):
+  config = latent.default_config()
+  spec = data.Spec('normal', (data.fields.reals('x', (4,)),))
+  with config.unlocked():
+    config.data.update(spec.to_config())
+  experiment = latent.experiment(config, net=Exact(), autoencoder=net or PCA(),
+                                 schedule=schedule or schedules.Linear(13.3, -5.0))
+  unused = {'unused': np.zeros(1)}
+  params = {'net': unused, 'scale': jnp.float32(s),
+            'autoencoder': {'net': unused, 'log_std': 0.5 * jnp.log(NOISE)}}
+  return experiment, params
+
+
+def draws(n=200_000):
+  x = np.random.default_rng(0).standard_normal((n, 4)) * np.sqrt(VARIANCES)
+  return ({'x': x.astype(np.float32)}, (jnp.arange(n) + 0.5) / n,
+          random.per_example(random.key(3), jnp.arange(n)))
+
+
+@pytest.fixture(scope='module')
+def bound():
+  experiment, params = pca()
+  return jax.jit(lambda *args: experiment.model(params).bound(*args))(*draws())
+
+
+def test_the_terms_of_probabilistic_pca_are_those_of_its_closed_form(bound):
+  nats, terms = bound
+  latents = terms['reconstruction'] + terms['latent'] + terms['diffusion']
+  for name, values, expected in (
+      ('decoding', terms['decoding'], 1.881514), ('encoding', terms['encoding'], -0.247610),
+      ('latents', latents, 2 * 1.418939), ('all', nats, 4.471781)):
+    parts = np.reshape(values, (-1, 100)).mean(axis=0)  # the times of each part are even in 0 .. 1
+    error = np.std(parts, ddof=1) / 10
+    assert abs(np.mean(values) - expected) < 4 * error, name
+    assert error < 0.05, name
+  np.testing.assert_allclose(nats, sum(terms.values()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_scale_of_the_latents_is_paid_back(bound):
+  """y is 5.49 times as large, and s makes z of it as before: the same images, the same nats."""
+  experiment, params = pca(PCA(5.49), s=1 / 5.49)
+  nats, terms = jax.jit(lambda *args: experiment.model(params).bound(*args))(*draws())
+  np.testing.assert_allclose(nats, bound[0], atol=2e-3)
+  np.testing.assert_allclose(terms['encoding'], bound[1]['encoding'], atol=1e-4)
+  m = experiment.model(params)
+  x = draws()[0]['x'][:50]
+  np.testing.assert_allclose(m.decode(m.encode(x)),
+                             np.pad(x[:, :2] * (1 - NOISE / VARIANCES[:2]), ((0, 0), (0, 2))),
+                             atol=1e-5)
+
+
+def test_the_flow_of_the_latents_gives_the_evidence_of_the_images():
+  """The flow of N(0, 1) is the identity, so only the draw of y is left of the variance: an ELBO."""
+  experiment, params = pca()
+  model = experiment.model(params)
+  batch, _, keys = draws(400)
+  estimate = ode.estimator(model.dequantise, probe='exact', steps=2)
+  nats = jax.jit(lambda batch, keys: estimate(model, batch, keys))(batch, keys)['nats']
+  assert abs(np.mean(nats) - 4.471781) < 4 * np.std(nats) / 20
+  # Of exact encoders each draw is the evidence: log p(x) whatever y.
+  evidence = -stats.norm.logpdf(batch['x'], 0, np.sqrt([4.0, 1.0, NOISE, NOISE])).sum(axis=1)
+  np.testing.assert_allclose(nats, evidence, atol=5e-3)
+
+
+def test_a_chain_that_begins_at_the_latents_themselves_has_a_bound_of_its_steps():
+  experiment, params = pca(schedule=TableSchedule.from_betas(linear_betas(1000)))
+  model, (batch, t, keys) = experiment.model(params), draws(4000)
+  nats, terms = jax.jit(lambda *args: model.bound(*args, 1000))(batch, t, keys)
+  error = np.std(nats) / np.sqrt(len(nats))
+  # The posterior of the first step is a normal of another width than the chain's.
+  assert 4.471781 - 4 * error < np.mean(nats) < 4.471781 + 0.2 + 4 * error
+  assert terms.keys() == {'decoding', 'encoding', 'reconstruction', 'latent', 'diffusion'}
+
+
+def test_validation_reports_the_bound_on_the_data_and_training_calls_no_decoder(bound):
+  experiment, params = pca()
+  batch, t, keys = draws(64)
+  of = Context(t, keys, jnp.int32(0), train=False)
+  losses, terms = jax.jit(lambda: experiment.loss(params, batch, of))()
+  nats, parts = jax.jit(lambda: experiment.model(params).bound(batch, t, keys))()
+  bits = 4 * np.log(2)
+  for name in ('decoding', 'encoding', 'latent', 'diffusion'):
+    np.testing.assert_allclose(terms[name] * bits, parts[name], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+      terms['bits_per_dim'], sum(terms[name] for name in parts), rtol=1e-4, atol=1e-5)
+  # The loss is the system's own, of the latents: bits per number of them.
+  np.testing.assert_allclose(losses / 2, terms['bits_per_dim'] - terms['decoding']
+                             - terms['encoding'], rtol=1e-4, atol=1e-5)
+  _, training = jax.jit(lambda: experiment.loss(params, batch, of._replace(train=True)))()
+  assert not {'decoding', 'bits_per_dim'} & training.keys()
+
+
+def test_latents_without_a_density_are_drawn_and_have_no_likelihood():
+  experiment, params = pca(PCA(random=False))
+  model = experiment.model(params)
+  with pytest.raises(InputError, match='function of the data.*no likelihood; sample from it'):
+    bounds.require_likelihood(model)
+  assert model.bound is None and model.dequantise is None
+  batch, t, keys = draws(8)
+  _, terms = jax.eval_shape(lambda: experiment.loss(
+      params, batch, Context(t, keys, jnp.int32(0), train=False)))
+  assert 'bits_per_dim' not in terms
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def run_config(stage='latent', **changes):
+  config = latent_config.get_config(stage)
+  config.update_from_flattened_dict(
+      {name.replace('__', '.'): value for name, value in changes.items()})
+  return config
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The runs of an autoencoder, and of its latents."""
+  place = tmp_path_factory.mktemp('latent')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(place)
+    runs.train(run_config('autoencoder', train__pictures_every=4), FILE, place / 'first')
+    runs.train(run_config(model__autoencoder='first', train__steps=2), FILE, place / 'second')
+  return place
+
+
+def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):
+  model = workdir.load(trained / 'first')
+  assert isinstance(model, Reconstructs)
+  assert repr(model).startswith('Autoencoder(shape=(8, 8, 1), latent_shape=(2, 2, 2), levels=17')
+  assert (trained / 'first' / 'samples' / 'step_4.png').exists()
+  assert runs.is_autoencoder(trained / 'first') and not runs.is_autoencoder(trained / 'second')
+  result = reconstructing.evaluate(trained / 'first', examples=20)
+  rows = {row['name']: row['mean'] for row in result.rows}
+  assert list(rows) == [name for name in reconstructing.MEANINGS if name != 'entries_used']
+  np.testing.assert_allclose(rows['bits_per_dim'], rows['reconstruction'] + rows['latent'])
+  kept = json.loads((trained / 'first' / 'reconstruction.json').read_text())
+  assert kept['rows'] == result.rows and kept['dataset']['examples'] == 20
+  images = load_images(trained / 'first', 20)
+  y, _ = model.draw(images, random.per_example(
+      jax.random.fold_in(random.key(0), 0), jnp.arange(20)))
+  np.testing.assert_allclose(rows['latent_std'], np.std(y), rtol=1e-5)
+  for command in ('evaluate', 'sample'):
+    with pytest.raises(InputError, match='this run made a Autoencoder, which bounds the likelihood '
+                       'and reconstructs images'):
+      needs.require(model, command, 'run')
+
+
+def load_images(directory, count):
+  return workdir.load_trained(directory).experiment.data.split('test').get(
+      np.arange(count))['image']
+
+
+@pytest.mark.long
+def test_an_autoencoder_and_its_judge_resume_bit_for_bit(tmp_path):
+  fields = {'model__adversarial': 0.5, 'model__adversarial_from': 1}
+  runs.train(run_config('autoencoder', **fields), FILE, tmp_path / 'whole')
+  for count in (2, 4):
+    runs.train(run_config('autoencoder', **fields, train__steps=count), FILE, tmp_path / 'parts')
+  whole, parts = (commands.final_state(tmp_path / name) for name in ('whole', 'parts'))
+  assert float(whole.aux['weight']) > 0.0 and whole.opt.keys() == {'autoencoder', 'discriminator'}
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_a_run_of_latents_keeps_its_autoencoder_and_the_scale_of_its_first_batch(trained):
+  first, second = (workdir.load_trained(trained / name) for name in ('first', 'second'))
+  own = {name: first.params[name] for name in ('net', 'log_std')}
+  jax.tree.map(np.testing.assert_array_equal, second.params['autoencoder'], own)
+  assert second.config.autoencoder.model == first.config.model
+  assert second.config.model.autoencoder == str(trained / 'first')
+  model = first.experiment.model(first.params)
+  images = second.experiment.data.batch(0)['image']
+  y, _ = model.draw(images, random.per_example(random.key(second.config.seed),
+                                               jnp.arange(len(images))))
+  np.testing.assert_allclose(second.params['scale'] * np.std(y), 1.0, rtol=1e-5)
+  raw = workdir.load_trained(trained / 'second', average='raw').params
+  jax.tree.map(np.testing.assert_array_equal, raw['autoencoder'], own)
+  opt = commands.final_state(trained / 'second').opt
+  assert not [path for path, _ in jax.tree_util.tree_flatten_with_path(opt)[0]
+              if 'autoencoder' in jax.tree_util.keystr(path)]
+
+
+@pytest.mark.parametrize('changes,says', [
+    ({}, 'needs a trained autoencoder, and none is named'),
+    ({'model__autoencoder': 'none'}, 'it holds no run'),
+    ({'model__autoencoder': 'second'}, 'this run made a Model.*a model that reconstructs images is '
+     'needed to diffuse its latents'),
+    ({'model__autoencoder': 'first', 'data__levels': 18}, 'it encodes image 8 x 8 x 1, 17 levels, '
+     'and the data here are image 8 x 8 x 1, 18 levels')])
+def test_a_run_of_latents_that_cannot_begin_writes_nothing(trained, tmp_path, monkeypatch, changes,
+                                                           says):
+  monkeypatch.chdir(trained)
+  with pytest.raises(InputError, match=says) as error:
+    runs.train(run_config(**changes), FILE, tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_of_latents_goes_on_without_its_autoencoder_but_not_with_another(
+    trained, tmp_path, monkeypatch):
+  shutil.copytree(trained / 'first', tmp_path / 'first')
+  shutil.copytree(trained / 'second', tmp_path / 'second')
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(trained / 'first', tmp_path / 'other')
+  shutil.rmtree(tmp_path / 'other' / 'checkpoints' / '4')  # the weights of step 2
+  with pytest.raises(InputError, match='its weights are not those that this run began with; leave '
+                     'it out'):
+    runs.train(run_config(model__autoencoder='other'), FILE, tmp_path / 'second')
+  shutil.rmtree(tmp_path / 'first')
+  runs.train(run_config(train__steps=3), FILE, tmp_path / 'second')
+  assert workdir.steps_made(tmp_path / 'second') == 3
+
+
+@pytest.mark.long
+def test_a_run_of_latents_draws_images_and_has_a_ledger_in_bits_of_the_images(trained, tmp_path):
+  shutil.copytree(trained / 'second', tmp_path / 'second')
+  model = workdir.load(tmp_path / 'second')
+  assert model.sample(jax.random.key(0), 2, steps=2).shape == (2, 8, 8, 1)
+  runs.sample(tmp_path / 'second', tmp_path / 'drawn.png', count=2)
+  ledger = runs.evaluate(tmp_path / 'second', examples=3, times=2,
+                         estimates=['vlb@5', 'ode@2/variational'])
+  rows = {row['estimate']: row for row in ledger.rows}
+  assert rows.keys() == {'vlb', 'vlb@5', 'ode@2/variational'}
+  assert list(rows['vlb']['parts']) == ['decoding', 'encoding', 'reconstruction', 'latent',
+                                        'diffusion']
+  assert rows['vlb']['dequantiser'] == 'of the model'
+  for name in ('iw@2x3', 'ode/uniform', 'immse'):
+    with pytest.raises(InputError, match=name):
+      runs.evaluate(tmp_path / 'second', examples=3, estimates=[name])
+
+
+@pytest.mark.long
+def test_a_run_of_latents_may_start_from_another_one_with_its_autoencoder(trained, tmp_path):
+  shutil.copytree(trained / 'second', tmp_path / 'second')
+  runs.train(run_config(train__steps=2), FILE, tmp_path / 'third', init_from=tmp_path / 'second')
+  kept = [workdir.load_trained(tmp_path / name).params for name in ('second', 'third')]
+  for name in ('autoencoder', 'scale'):
+    jax.tree.map(np.testing.assert_array_equal, *(of[name] for of in kept))

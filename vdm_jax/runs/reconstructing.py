@@ -1,0 +1,147 @@
+"""Measures what the autoencoder of a run keeps of images, and draws originals beside it."""
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.table
+
+from vdm_jax import data, random
+from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.likelihood.passes import over_images
+from vdm_jax.machine import config_files, files
+from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs.provenance import FORMAT, provenance
+from vdm_jax.typing import Experiment, PyTree, Reconstructs
+from vdm_jax.units import bits_per_dim
+
+__all__ = ['Reconstruction', 'evaluate', 'is_autoencoder', 'picture', 'table']
+
+SHOWN = 8  # originals in a picture
+
+# Name -> what it is, for people; in the order of the table.
+MEANINGS = {
+    'bits_per_dim': 'a bound on -log2 P(image): the next two together',
+    'reconstruction': 'bits/dim of the image, given its latent',
+    'latent': 'bits/dim of the latent under its prior: N(0, 1), or equal odds of all indices',
+    'psnr': 'dB, of decoded images clipped to the range of the data',
+    'l1': 'mean |x - decoded|, images in [-1, 1]',
+    'latent_mean': 'mean of all numbers of the latents',
+    'latent_std': 'standard deviation of all numbers of the latents: 1 / s of a latent diffusion',
+    'entries_used': 'how many entries of the codebook occur',
+}
+
+
+class Reconstruction(NamedTuple):
+  """The measurements of an autoencoder on a split."""
+  dataset: dict
+  checkpoint: dict
+  rows: list[dict]  # name, mean, standard_error over images (None if it has none), meaning
+  provenance: dict
+  format: int
+
+  def to_json(self) -> str:
+    return json.dumps(self._asdict(), indent=2, allow_nan=False)
+
+
+def is_autoencoder(directory: str | Path) -> bool:
+  """Whether the run in `directory` made an autoencoder.  No weights are read."""
+  directory = files.run_directory('workdir', directory)
+  if not (directory / 'config.json').exists():
+    return False
+  config = workdir.read_config(directory)
+  experiment = config_files.build(workdir.import_config(directory / 'config.py'), config)
+  return isinstance(experiment.model(jax.eval_shape(experiment.init, random.key(0))), Reconstructs)
+
+
+def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
+             step: int | str = 'latest', examples: int | None = None, batch_size: int = 512,
+             repeats: int = 1, seed: int = 0, data_dir: str = '', data_name: str = '',
+             out: str | Path = '', show: Callable[[Reconstruction], None] = lambda found: None
+             ) -> Reconstruction:
+  """Measures the autoencoder of a run on every image of a split.
+
+  Writes reconstruction.json and reconstructions.png, into the run's directory or into `out`.  Their
+  names end in the split if it is not the test split.  Each image has `repeats` draws of its latent.
+
+  show: gets the result before it is written.  The other arguments are those of `runs.evaluate`.
+
+  Raises InputError for wrong arguments, a run that is no autoencoder, and files that cannot be
+  written.
+  """
+  if split not in ('train', 'validation', 'test'):
+    raise InputError('split', split, 'there is no such choice', 'choose train, validation or test')
+  for name, value in {'examples': examples, 'batch_size': batch_size, 'repeats': repeats}.items():
+    require_at_least(name, value)
+  directory = files.run_directory('workdir', directory)
+  ending = '' if split == 'test' else f'_{split}'
+  folder = Path(out or directory)
+  files.output('out', folder / f'reconstruction{ending}.json', '.json', overwrite=True)
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
+                                 data_name=data_name)
+  experiment = trained.experiment
+  model = needs.require(experiment.model(trained.params), 'reconstruct', directory)
+  part = needs.split(trained, split)
+  count = min(len(part), examples or len(part))
+  if not count:
+    raise InputError('split', split, 'this run has no such images', 'choose another')
+  found = over_images(lambda of, batch, keys: of.quality(batch, keys), experiment.model,
+                      trained.params, part, random.key(seed), label='reconstruction',
+                      at_once=batch_size, repeats=repeats, count=count)
+  result = Reconstruction(
+      {'name': part.spec.name, 'version': part.version, 'split': split, 'examples': count,
+       'of': len(part), 'sha256': part.sha256(model.field)},
+      {'step': trained.step, 'average': trained.average}, _rows(found, part.spec.x),
+      provenance(), FORMAT)
+  show(result)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / f'reconstruction{ending}.json', result.to_json())
+    pictures.save_png(folder / f'reconstructions{ending}.png',
+                      picture(experiment, trained.params, part, seed))
+  return result
+
+
+def _rows(found: dict[str, np.ndarray], x: data.Field) -> list[dict]:
+  bits = {new: bits_per_dim(found[old], x.shape) for new, old in (
+      ('bits_per_dim', 'nats'), ('reconstruction', 'reconstruction'), ('latent', 'latent'))}
+  each = bits | {name: found[name] for name in ('psnr', 'l1') if name in found}
+  rows = [{'name': name, 'mean': float(u.mean()),
+           'standard_error': float(u.mean(axis=0).std(ddof=1) / math.sqrt(u.shape[1]))
+           if u.shape[1] > 1 else None, 'meaning': MEANINGS[name]}
+          for name, u in each.items() if np.isfinite(u).all()]
+  mean = float(found['y'].mean())
+  std = math.sqrt(max(float(found['y_squared'].mean()) - mean**2, 0.0))
+  whole = {'latent_mean': mean, 'latent_std': std}
+  if 'index' in found:
+    whole['entries_used'] = float(len(np.unique(found['index'])))
+  return rows + [{'name': name, 'mean': value, 'standard_error': None, 'meaning': MEANINGS[name]}
+                 for name, value in whole.items()]
+
+
+def table(result: Reconstruction) -> rich.table.Table:
+  """The measurements for the screen."""
+  of, weights = result.dataset, result.checkpoint
+  out = rich.table.Table(
+      'quantity', 'mean', '+-', 'meaning', title=f'{of["name"]}, {of["split"]}: '
+      f'{of["examples"]:,} images, step {weights["step"]:,} ({weights["average"]})')
+  for row in result.rows:
+    error = row['standard_error']
+    out.add_row(row['name'], f'{row["mean"]:.4f}', '-' if error is None else f'{error:.4f}',
+                row['meaning'])
+  return out
+
+
+def picture(experiment: Experiment, params: PyTree, part: data.Split, seed: int) -> np.ndarray:
+  """uint8 [H, W, 3]: images of a split, each with its reconstruction to its right."""
+  x, count = part.spec.x, min(SHOWN, len(part))
+  images = part.get(np.arange(count))[x.name]
+  keys = random.per_example(random.key(seed), jnp.arange(count))
+  found = jax.jit(lambda params, images: experiment.model(params).reconstruct(images, keys))(
+      params, images)
+  pairs = np.stack([images, np.asarray(found)], axis=1).reshape(2 * count, *x.shape)
+  return pictures.samples(pairs, x.levels)

@@ -1,0 +1,141 @@
+"""The first stage of a run: the autoencoder whose latents the run diffuses.
+
+A config of latents has the section `config.autoencoder`, and the field `config.model.autoencoder`,
+the run of an autoencoder.  When a run begins, the settings of that autoencoder and the fingerprint
+of its parameters are copied into the section.  The parameters are copied into the run's own.  So
+the run is loaded and goes on without the run of the autoencoder.
+
+The settings must be known before an experiment is built, and a system knows no runs.  Therefore
+`settle` changes the config, and `Experiment.first_stage` puts the parameters in their place.
+"""
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import logging
+
+from vdm_jax import data, random
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation.features import checksum
+from vdm_jax.runs import needs, workdir
+from vdm_jax.typing import Experiment, PyTree
+
+__all__ = ['check', 'settle']
+
+_FIELD = 'config.model.autoencoder'
+
+
+def settle(config: ml_collections.ConfigDict, spec: data.Spec, directory: str | Path,
+           init_from: str = '') -> Callable[[], workdir.Trained] | None:
+  """Puts the settings of its autoencoder into `config`; returns a function that reads its run.
+
+  A run in `directory` that has begun keeps its own settings.  If it is told the autoencoder again,
+  the fingerprint is compared.  A new run takes the settings of the run that is named by
+  config.model.autoencoder, or else of the run of latents that it starts from.  The result is None
+  if no run of an autoencoder is named.
+
+  spec: of the run's data.
+
+  Raises InputError for a run of something else, of other data, or of other parameters than those
+  that the run in `directory` began with.
+  """
+  if 'autoencoder' not in config:
+    return None
+  asked = config.model.autoencoder
+  if workdir.begun(directory):
+    return _keep(config, workdir.read_config(directory), asked)
+  if asked:
+    trained = _read(asked, spec)
+    _take(config, trained.config.model, checksum(_own(trained.params)), _absolute(asked))
+    return lambda: trained
+  kept = workdir.read_config(init_from) if init_from else {}
+  if 'autoencoder' in kept:
+    _take(config, kept.autoencoder.model, kept.autoencoder.sha256, '')
+  return None
+
+
+def _absolute(name: str) -> str:
+  return str(Path(name).expanduser().absolute())
+
+
+def _keep(config: ml_collections.ConfigDict, kept: ml_collections.ConfigDict, asked: str
+          ) -> Callable[[], workdir.Trained] | None:
+  """The autoencoder of a run that has begun."""
+  if 'autoencoder' not in kept:
+    return None  # another run, which is refused later
+  own, began = kept.autoencoder, kept.model.autoencoder
+  if asked and Path(_absolute(asked)).is_dir():
+    if checksum(_own(workdir.load_trained(asked).params)) != own.sha256:
+      raise InputError(_FIELD, asked, 'its weights are not those that this run began with',
+                       'leave it out, since the run has its own copy; or choose another workdir')
+  elif asked and _absolute(asked) != began:
+    raise InputError(_FIELD, asked, 'there is no such directory', 'leave it out, since the run has '
+                     'a copy of its autoencoder')
+  elif asked and jax.process_index() == 0:
+    logging.warning('--%s=%s is gone; the run goes on with its own copy.', _FIELD, asked)
+  _take(config, own.model, own.sha256, began)
+  return (lambda: _same(began, own.sha256)) if began else None
+
+
+def _same(directory: str, sha256: str) -> workdir.Trained:
+  """The run that a run began with, if its weights are still the same."""
+  trained = workdir.load_trained(directory)
+  if checksum(_own(trained.params)) != sha256:
+    raise InputError(_FIELD, directory, 'its weights are not those that this run began with, and '
+                     'this run has lost its own copy', 'choose another workdir')
+  return trained
+
+
+def _take(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict, sha256: str,
+          directory: str) -> None:
+  with config.unlocked():
+    config.autoencoder = {'sha256': sha256, 'model': settings.copy_and_resolve_references()}
+    config.model.autoencoder = directory
+
+
+def _own(params: PyTree) -> PyTree:
+  """The parameters of an autoencoder, without those of its discriminator."""
+  return {name: u for name, u in params.items() if name != 'discriminator'}
+
+
+def _read(directory: str, spec: data.Spec) -> workdir.Trained:
+  """The run of an autoencoder.  Raises InputError if it is none, or of other data."""
+  trained = workdir.load_trained(directory)
+  needs.require(trained.experiment.model(trained.params), 'first_stage', directory, _FIELD)
+  x, own = trained.experiment.data.spec.x, spec.x
+  if (x.shape, x.levels) != (own.shape, own.levels):
+    raise InputError(_FIELD, directory, f'it encodes {x}, and the data here are {own}',
+                     'train an autoencoder on these data')
+  return trained
+
+
+def check(experiment: Experiment, first_stage: Callable[[], workdir.Trained] | None,
+          start: Callable[[], workdir.Trained] | None) -> None:
+  """Raises InputError if a new run of latents has no autoencoder, or one of another network.
+
+  start: reads the run that it starts from, whose autoencoder it takes if `first_stage` is None.
+  """
+  shapes = jax.eval_shape(experiment.init, random.key(0))
+  if first_stage is not None:
+    _require_fit(_FIELD, shapes['autoencoder'], _own(first_stage().params))
+  elif start is not None:
+    parts = ('autoencoder', 'scale')
+    _require_fit('init_from', {name: shapes[name] for name in parts},
+                 {name: u for name, u in start().params.items() if name in parts})
+  else:
+    raise InputError(_FIELD, None, 'a diffusion of latents needs a trained autoencoder, and none '
+                     'is named', 'name its run (configs/digits/latent.py:autoencoder trains one)')
+
+
+def _require_fit(field: str, shapes: PyTree, params: PyTree) -> None:
+  wanted, there = ({jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+                    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+                   for tree in (shapes, params))
+  wrong = [name for name in sorted(wanted.keys() | there.keys())
+           if wanted.get(name) != there.get(name)]
+  if wrong:
+    more = f', and {len(wrong) - 1} others' if wrong[1:] else ''
+    raise InputError(field, None, f'that run has {wrong[0]} of shape {there.get(wrong[0])}, and '
+                     f'the network here {wanted.get(wrong[0])}{more}',
+                     'build the config with the same network, or train another autoencoder')

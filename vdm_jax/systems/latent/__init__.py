@@ -1,0 +1,1 @@
+"""Latent diffusion in two stages: an autoencoder, and a diffusion model of its latents."""

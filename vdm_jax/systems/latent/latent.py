@@ -1,0 +1,261 @@
+"""Latent diffusion, the second stage: a diffusion model of the latents of a trained autoencoder.
+
+Rombach et al. (2022).  The model of z = s y is any system of real data; y are the latents of an
+autoencoder that is trained no more (`systems.latent.autoencoder`), and s is 1 over the standard
+deviation of the latents of a first batch.  Without s, the noise of t = 1 does not hide y.
+
+With y ~ q(y | x), the encoder's draw, and the decoder's p(x | y),
+
+  -log P(x) <= E[-log p(x | y)] + E[log q(z | x)] + the bound on -log p(z) of the diffusion
+               decoding           encoding          reconstruction + latent + diffusion
+
+where log q(z | x) = log q(y | x) - D log s, for D numbers of y.  So the terms of a latent model add
+up to a bound on the probability of the images, in bits per dimension of the images.  The gradient
+of the bound by the diffusion model is the gradient of its last part alone.
+
+If y is a function of x, as for a codebook's encoder, q has no density, and the model draws images
+but has no likelihood.
+
+The parameters are params['autoencoder'], params['scale'] and those of the system.  The optimiser
+moves the latter alone.
+"""
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+from jax.scipy.stats import norm
+
+from vdm_jax import data, decoders, random
+from vdm_jax.data import fields
+from vdm_jax.errors import InputError, require
+from vdm_jax.objectives import vlb
+from vdm_jax.systems import compose
+from vdm_jax.systems.latent import autoencoder as autoencoders
+from vdm_jax.systems.latent.autoencoder import Autoencoder
+from vdm_jax.train import step
+from vdm_jax.typing import Array, Experiment, Model, PyTree, Schedule
+from vdm_jax.units import bits_per_dim, sum_of_terms, sum_over_data
+
+_NO_DENSITY = ('the latents of this autoencoder are a function of the data, without a density, so '
+               'the model has no likelihood')
+
+
+def add(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict | None = None
+        ) -> ml_collections.ConfigDict:
+  """`config`, the config of a system, with the fields of an autoencoder beside it.
+
+  settings: `config.model` of the autoencoder, such as `autoencoder.default_config().model`, which
+  is the default.  A new run replaces these by the settings of the run that it names.
+  """
+  if settings is None:
+    settings = autoencoders.default_config().model
+  with config.unlocked():
+    config.model.autoencoder = ''  # the run of the autoencoder that a new run takes
+    config.model.scale = 0.0       # s; 0: measured on the first batch
+    config.autoencoder = {
+        'sha256': '',              # of its parameters, when the run began
+        'model': settings.copy_and_resolve_references()}
+  return config.lock()
+
+
+def default_config(settings: ml_collections.ConfigDict | None = None, **model
+                   ) -> ml_collections.ConfigDict:
+  """The fields of a diffusion of latents whose network is the config's own; settings: see `add`."""
+  return add(compose.default_config(**{
+      'class_conditional': False,
+      'logsnr_max': 13.3,    # of a schedule with fixed ends, for latents of standard deviation 1
+      'logsnr_min': -5.0,
+      'timesteps': 0,        # T of the bound that is trained; 0: continuous time
+  } | model), settings)
+
+
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: nn.Module | Schedule,
+               autoencoder: nn.Module | None = None, **options) -> Experiment:
+  """`compose.experiment` of the latents, with this network of latents and this schedule.
+
+  autoencoder: see `of`.  options: further arguments of `compose.experiment`, such as `target`,
+  `objective`, `inputs` and `heads`.
+  """
+  return of(config, lambda inner: compose.experiment(inner, net=net, schedule=schedule, **options),
+            autoencoder=autoencoder)
+
+
+def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.ConfigDict], Experiment],
+       *, autoencoder: nn.Module | None = None) -> Experiment:
+  """The experiment that `build` makes of latents, between the data and an autoencoder's.
+
+  The loss is the system's own loss of z, the latents of the data.  Its parts of a bound are
+  reported in bits per dimension of the data.  Validation adds 'decoding' and 'encoding', and their
+  sum, 'bits_per_dim'.  `Experiment.model` gives the system's `Model`, which encodes data as z and
+  decodes z as data.
+
+  Args:
+    build: a system: the config of real data, of the shape of the latents -> its experiment.  The
+      config's other fields, and the other fields of the data, are those of `config`.
+    autoencoder: as the argument `net` of `autoencoder.of`.  Default: the network of the settings
+      config.autoencoder.model.
+
+  Raises InputError for images that the autoencoder cannot halve so often, and for a system that
+  makes its own steps.
+  """
+  spec = data.resolve(config.data)
+  x = spec.x
+  net = autoencoder or autoencoders.network(config.autoencoder.model, x.shape[-1])
+  shape = autoencoders.latent_shape(net, x)
+  base = build(_of_latents(config, spec, shape))
+  require(base.update is None, None, None, 'this system makes its own steps, and latents need the '
+          'usual ones', 'take another system')
+  begins_at_data, names = _begins_at_data(base), _names(base)
+  share = math.prod(shape) / math.prod(x.shape)  # bits per number of y -> bits per number of x
+
+  def stage(params) -> Autoencoder:
+    return autoencoders.of(net, params['autoencoder'], x, shape)
+
+  random_latents = jax.eval_shape(lambda: autoencoders.of(
+      net, autoencoders.init(net, x, random.key(0)), x, shape).encode(
+          jnp.zeros((1, *x.shape), x.dtype)))[1] is not None
+
+  def init(key):
+    return {**base.init(key), 'autoencoder': autoencoders.init(net, x, jax.random.fold_in(key, 2)),
+            'scale': jnp.ones(())}
+
+  def draw(params, images, keys) -> tuple[Array, Array, Array | None]:
+    """y and z = s y, with log q(z | x), which is None if z has no density."""
+    y, log_q = stage(params).draw(images, keys)
+    s = params['scale']
+    return y, s * y, None if log_q is None else log_q - math.prod(shape) * jnp.log(s)
+
+  def loss(params, batch, context):
+    y, z, log_q = draw(params, batch[x.name], context.keys)
+    losses, terms = base.loss(params, {**batch, x.name: z}, context)
+    terms = {name: share * u if name in ('bits_per_dim', *compose.IN_NATS) else u
+             for name, u in terms.items()}
+    bound = terms.pop('bits_per_dim', None)
+    if log_q is None:
+      return losses, terms
+    bits = lambda nats: bits_per_dim(nats, x.shape)
+    terms['encoding'] = bits(log_q)
+    if not context.train:  # a call of the decoder, which no gradient needs
+      terms['decoding'] = bits(-stage(params).log_prob(batch[x.name], y))
+      if bound is not None:
+        terms['bits_per_dim'] = bound + terms['decoding'] + terms['encoding']
+    return losses, terms
+
+  def model(params, keys=None):
+    drawn = lambda images, keys: draw(params, images, keys)
+    return _of_data(base.model(params, keys), stage(params), params['scale'],
+                    drawn if random_latents else None, begins_at_data)
+
+  def first_stage(params, trained, batch):
+    """The parameters with the autoencoder `trained`, and with s of these data."""
+    own = {'autoencoder': {name: trained[name] for name in ('net', 'log_std')}}
+    params = params | jax.tree.map(jnp.asarray, own)
+    if config.model.scale:
+      return params | {'scale': jnp.float32(config.model.scale)}
+    keys = random.per_example(random.key(config.seed), jnp.arange(len(batch[x.name])))
+    y = jax.jit(lambda own, images: stage(own).draw(images, keys)[0])(own, batch[x.name])
+    std = np.std(np.asarray(y, np.float64))
+    require(bool(np.isfinite(std) and std > 0.0), 'config.model.autoencoder',
+            config.model.autoencoder, f'the standard deviation of its latents is {std:g}',
+            'name the run of another autoencoder')
+    return params | {'scale': jnp.float32(1.0 / std)}
+
+  players = {'net': step.Player(loss, base.tx, names)}
+  play = step.players(players, base.ema)
+
+  def update(state, batch, key, axis, accumulate: int = 1):
+    """The step of the only player, with the usual names of the metrics."""
+    state, metrics = play(state, batch, key, axis, accumulate=accumulate)
+    return state, {name.removeprefix('net_'): u for name, u in metrics.items()}
+
+  return base._replace(init=init, loss=loss, model=model, data=data.Data(config.data),
+                       tx=step.optimisers(players), update=update, first_stage=first_stage)
+
+
+def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_at_data: bool
+             ) -> Model:
+  """The model `m` of latents z = s y as a model of the data of an autoencoder.
+
+  draw: (data, keys) -> y, z and log q(z | data); None: q has no density.
+  """
+  def decoder(images, z, level):
+    return a.log_prob(images, z / (s * level.expand(z).alpha))
+
+  made = m._replace(
+      encode=lambda images: s * a.encode(images)[0], decode=lambda z: a.decode(z / s),
+      decoder=decoder, bounded=False,
+      latent=m.latent and (lambda keys: _of_data(m.latent(keys), a, s, draw, begins_at_data)))
+  if draw is None:
+    return made._replace(bound=None, dequantise=None, no_likelihood=_NO_DENSITY)
+
+  def dequantise(images, keys):
+    y, z, log_q = draw(images, keys)
+    return z, log_q - a.log_prob(images, y)
+
+  def bound(batch, t, keys, steps=0):
+    y, z, log_q = draw(batch[m.field], keys)
+    nats, terms = _bound(m, {**batch, m.field: z}, t, keys, steps, begins_at_data)
+    own = {'decoding': -a.log_prob(batch[m.field], y), 'encoding': log_q}
+    return nats + sum_of_terms(own), own | terms
+
+  # A system with a bound of its own may have no flow of that bound.
+  flows = m.bound is None or m.dequantise is not None
+  return made._replace(bound=bound, dequantise=dequantise if flows else None)
+
+
+def _of_latents(config: ml_collections.ConfigDict, spec: data.Spec, shape: tuple[int, ...]
+                ) -> ml_collections.ConfigDict:
+  """The config of real data of this shape, in the place of x."""
+  inner = config.copy_and_resolve_references()
+  latents = data.Spec(spec.name, (fields.reals(spec.x.name, shape), *spec.fields[1:]))
+  with inner.unlocked():
+    inner.data.update(latents.to_config())
+  return inner
+
+
+def _names(base: Experiment) -> tuple[str, ...]:
+  """The parameters of a system, all of which it trains."""
+  names = tuple(sorted(jax.eval_shape(base.init, random.key(0))))
+  if taken := {'autoencoder', 'scale'} & set(names):
+    raise InputError(problem=f'the system has parameters called {", ".join(sorted(taken))}',
+                     remedy='call them by another name')
+  return names
+
+
+def _begins_at_data(base: Experiment) -> bool:
+  """Whether the process begins at infinite log-SNR, as a published chain does.
+
+  A schedule that is learned has finite ends.
+  """
+  unknown = lambda leaf: np.broadcast_to(np.array(np.nan, leaf.dtype), leaf.shape)
+  params = jax.tree.map(unknown, jax.eval_shape(base.init, random.key(0)))
+  m = base.model(params)
+  return m.latent is None and bool(np.isposinf(m.process(0.0).logsnr).any())
+
+
+def _bound(m: Model, batch: PyTree, t: Array, keys: Array, steps: int, at_data: bool
+           ) -> tuple[Array, dict[str, Array]]:
+  """The bound of a model of latents on -log p(z), nats [B], and its terms."""
+  if m.bound is not None:
+    return m.bound(batch, t, keys, steps)
+  z, cond = batch[m.field], m.cond(batch)
+  args = m.denoise, m.process, z, t, keys, cond
+  if at_data and steps:
+    log_prob = lambda z, mean, std: sum_over_data(norm.logpdf(z, mean, std))
+    kernel = {'steps': steps, 'data': z, 'last': log_prob, 'variance': _variance}
+    first = vlb.first_step(m.denoise, m.process, z, keys, cond, **kernel)
+    return vlb.discrete(*args, **kernel, decoder=None, first=first)
+  # The reconstruction depends on the noise's square alone, whose mean is 1.
+  keywords = {'data': z, 'decoder': decoders.normal, 'eps_0': jnp.ones_like(z)}
+  return (vlb.discrete(*args, steps=steps, **keywords) if steps
+          else vlb.continuous(*args, **keywords))
+
+
+def _variance(estimate, at_t, at_s):
+  """The variance of a published chain: the network's own, or that of q(z_t | z_s)."""
+  own = 'variance' in (estimate.extra or {})
+  return (vlb.learned if own else vlb.fixed_large)(estimate, at_t, at_s)
