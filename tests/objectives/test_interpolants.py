@@ -9,7 +9,7 @@ from vdm_jax import interpolants as interpolants_lib
 from vdm_jax import oracles, random, schedules
 from vdm_jax.interpolants import interpolant, interpolate, one_sided
 from vdm_jax.objectives import flow_matching, interpolants
-from vdm_jax.processes import GaussianProcess, from_alpha_sigma
+from vdm_jax.processes import GaussianProcess, RectifiedFlow, from_alpha_sigma
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -84,6 +84,20 @@ def test_one_sided_losses_are_flow_matching_on_a_process(path):
   close(loss('drift', False, -1.0), saved[f'{case}/loss/one-sided-b'])  # time runs the other way
   close(2.0 * loss('score', True, 1.0), saved[f'{case}/loss/one-sided-s'])
   close(loss('noise', False, -1.0), saved[f'{case}/loss/one-sided-eta'])
+
+
+def test_the_mirror_s_loss_is_that_of_the_public_code():
+  """Theirs goes from the data x_1 back to them, and calls the noise x_0 and gamma a."""
+  saved = recordings.shared('stochastic_interpolants')
+  t, x, eps = (jnp.asarray(saved[name]) for name in ('t', 'x_1', 'x_0'))
+  made, case = interpolant(lib.mirror, lib.quadratic), 'mirror/bsquared'
+  at = made(t)
+  for field, name in {'gamma': 'a', 'dgamma': 'adot', 'a': 'b', 'da': 'bdot'}.items():
+    close(getattr(at, field), saved[f'{case}/{name}'])
+  close(interpolate(x, 7.0 + x, eps, at), x + at.gamma[:, None] * eps)  # y has no part in it
+  loss = interpolants.objective(linear_network(saved), made, x, 7.0 + x, t, keys(len(t)),
+                                of='score', antithetic=False, eps=eps)
+  close(loss, saved[f'{case}/loss/mirror'])
 
 
 def between_mixtures(made, t, z, of_x, of_y):
@@ -179,6 +193,12 @@ def test_matchers_of_minibatch_ot_are_interpolants():
   n = len(t)
   y, x = (jnp.asarray(saved[f'B{n}/{name}']) for name in ('noise', 'data'))
   constant = lambda t: jnp.full_like(t, sigma**2)
+  # Its path to noise itself, with sigma left at the data, is Lipman's: a process.
+  target = one_sided(RectifiedFlow(sigma))(t)
+  close(target.gamma, saved['target/sigma_t'])
+  close(target.a[:, None] * x, saved['target/mu_t'], rtol=1e-7)
+  close(interpolate(x, y, eps, target), saved['target/x_t'], rtol=1e-7)
+  close(-interpolants.target('drift', x, y, eps, target), saved['target/u_t'], rtol=1e-5, atol=1e-6)
   for name, path, variance in (('cfm', lib.linear, constant), ('vp', lib.trigonometric(), constant),
                                ('sb', lib.linear, lib.brownian(sigma**2))):
     at = interpolant(path, variance)(t)

@@ -60,6 +60,28 @@ def test_marginals_are_kept_down_and_up_at_every_diffusivity(name):
   assert (np.asarray(errors[1]) < 0.6 * np.asarray(errors[0]) + 1e-6).all()
 
 
+@pytest.mark.parametrize('e', [0.0, 0.7])
+def test_a_mirror_goes_through_noise_and_back_to_the_same_distribution(e):
+  """z ~ N(M, S^2 + gamma^2) at every t, so its score is known, and its drift is -gamma gamma' s.
+
+  The flow maps each z_1 to itself; with e > 0 only the distribution comes back.
+  """
+  made = interpolants.interpolant(interpolants.mirror, interpolants.brownian(2.0))
+
+  def through_noise(z, t, cond=None):
+    at = made(t)
+    score = -(z - M) / (S**2 + at.gamma**2)
+    return Drift(-at.gamma_dgamma * score, score)
+  sampler = samplers.euler(through_noise, lambda t: e + 0.0 * t)
+  for start, end in ((1.0, 0.5), (1.0, 0.0), (0.0, 1.0)):
+    std = (S**2 + 2.0 * end * (1.0 - end))**0.5
+    moved = moments(sampler, np.linspace(start, end, 4001), M, S**2)
+    np.testing.assert_allclose(moved, (M, std), rtol=2e-3)
+  if not e:
+    flow = moments(sampler, np.linspace(1.0, 0.0, 4001), M + 1.0, 0.0)
+    np.testing.assert_allclose(flow, (M + 1.0, 0.0), rtol=2e-3)
+
+
 @pytest.mark.parametrize('s,public', [(0.5, 0.459), (1.0, 0.886), (2.0, 1.709)])
 def test_the_sde_of_rectified_flow_keeps_the_data_s_deviation_and_the_public_one_does_not(
     s, public):
