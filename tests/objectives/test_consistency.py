@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from tests.support import distillation, recordings
 from vdm_jax import oracles, processes, schedules, weightings
@@ -74,6 +75,19 @@ def test_scalings_and_weights_are_those_of_the_public_code():
   for name, theirs in {'constant': 'uniform', 'snr': 'snr', 'truncated_snr': 'truncated-snr',
                        'snr_plus_one': 'snr+1'}.items():
     np.testing.assert_allclose(weightings.OF_X[name](level), arrays[f'weight/{theirs}'], rtol=1e-12)
+  # EDM's weight of x is that of eps over sigma^2; ours has the density of its noise levels, too.
+  mean, std = -1.2, 1.2
+  density = stats.norm(-2.0 * mean, 2.0 * std).pdf(level.logsnr)
+  of_eps = weightings.edm(mean, std, SIGMA_DATA)(level) / (2.0 * density)
+  np.testing.assert_allclose(of_eps / sigma**2, arrays['weight/karras'], rtol=1e-12)
+
+
+@pytest.mark.parametrize('n', [2, 18, 40])
+def test_noise_levels_are_those_of_the_public_code(n):
+  """From the noisiest to the least, at even times of ours; it appends a 0."""
+  theirs = distillation.recorded('consistency')[f'sigmas_karras/n{n}']
+  np.testing.assert_allclose(PROCESS(jnp.linspace(1.0, 0.0, n)).sigma, theirs[:-1], rtol=1e-10)
+  assert theirs[-1] == 0.0
 
 
 # --------------------------------------------------------------- linear learners

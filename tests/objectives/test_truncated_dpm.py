@@ -171,10 +171,7 @@ def test_losses_and_gradients_of_one_step_are_those_of_the_public_code(x64, run)
       np.testing.assert_allclose(u, of[f'grad/{who}/{name}'], rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize('run,skip', [('T99', 1), ('T99', 10), ('T499', 10)])
-def test_samples_from_the_generator_s_z_are_those_of_the_public_code(x64, run, skip):
-  """It takes the z of its generator for that of the largest step in its list, whichever that is."""
-  arrays = recordings.recording('truncated_dpm')
+def recorded_denoiser(arrays, run):
   w, u, b = (jnp.asarray(arrays[f'{run}/G/{name}']) for name in ('W', 'u', 'b'))
   process = GaussianProcess(TableSchedule.from_betas(arrays['betas/linear']))
 
@@ -183,10 +180,36 @@ def test_samples_from_the_generator_s_z_are_those_of_the_public_code(x64, run, s
     eps = z @ w.T + u * index[:, None] / 1000 + b
     level = level.expand(z)
     return Estimate((z - level.sigma * eps) / level.alpha, eps)
+  return denoise, process
 
+
+def times_of(run, skip):
+  return np.append(np.arange(0, int(run[1:]) + 1, skip)[::-1] + 1, 0) / 1000
+
+
+@pytest.mark.parametrize('run,skip', [('T99', 1), ('T99', 10), ('T499', 10)])
+def test_samples_from_the_generator_s_z_are_those_of_the_public_code(x64, run, skip):
+  """It takes the z of its generator for that of the largest step in its list, whichever that is."""
+  arrays = recordings.recording('truncated_dpm')
+  denoise, process = recorded_denoiser(arrays, run)
   z = jnp.asarray(arrays[f'{run}/generated_z'])
-  entries = np.arange(0, int(run[1:]) + 1, skip)[::-1] + 1
-  times = jnp.asarray(np.append(entries, 0) / 1000)
   keys = jax.random.split(jax.random.key(0), len(z))
-  got = samplers.sample(samplers.ddim(denoise, process), keys, z, times)
+  got = samplers.sample(samplers.ddim(denoise, process), keys, z, jnp.asarray(times_of(run, skip)))
   np.testing.assert_allclose(got, arrays[f'{run}/ddim/skip{skip}'], rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize('run', ['T99', 'T499'])
+def test_noisy_samples_are_those_of_the_public_code_whose_x_hat_is_clipped(x64, run):
+  """Ancestral steps with the larger of the two variances, from the generator's z."""
+  arrays = recordings.recording('truncated_dpm')
+  inner, process = recorded_denoiser(arrays, run)
+
+  def denoise(z, level, cond=None):
+    x, level = jnp.clip(inner(z, level).x, -1.0, 1.0), level.expand(z)
+    return Estimate(x, (z - level.alpha * x) / level.sigma)
+
+  noise = jnp.asarray(arrays[f'{run}/ddpm/skip10/noise'])[:, None]
+  got = recordings.replay(samplers.ancestral(denoise, process, share=1.0),
+                          jnp.asarray(arrays[f'{run}/generated_z']),
+                          jnp.asarray(times_of(run, 10)), noise)
+  np.testing.assert_allclose(got, arrays[f'{run}/ddpm/skip10'], rtol=1e-7, atol=1e-8)
