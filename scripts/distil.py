@@ -2,9 +2,8 @@
 
   python scripts/distil.py --workdir=runs/students --out=quality_against_evaluations.png
 
-The students are progressive, guided, consistency, knowledge and rectified: see
-configs/digits/distilled.py.  What is there already is neither trained nor drawn again, and a
-training that was stopped goes on.
+The students are progressive, consistency, knowledge, reflow, one_step, guided and few_guided: see
+configs/digits/distilled.py.  Existing runs and samples are kept.  A stopped training continues.
 """
 import bootstrap
 from absl import flags
@@ -18,10 +17,11 @@ OVERWRITE = cli.overwrite()
 TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, 'Steps of training.  Default: as in the '
                                    'configs.')
 STUDENTS = flags.DEFINE_list('students', list(distilling.RUNS)[1:], 'Which students to train.')
-COUNT = flags.DEFINE_integer('count', 10_000, 'Samples of a point.')
-MOST = flags.DEFINE_integer('most', distilling.MOST, 'Evaluations of a point, where --count '
-                            'samples would take more.')
-PAIRS = flags.DEFINE_integer('pairs', distilling.PAIRS, 'Pairs that a student of pairs learns.')
+COUNT = flags.DEFINE_integer('count', 10_000, 'Samples for each point of the curve.')
+MOST = flags.DEFINE_integer('most', distilling.MOST, 'Most evaluations for one point; such a '
+                            'point draws fewer than --count samples.')
+PAIRS = flags.DEFINE_integer('pairs', distilling.PAIRS, 'Pairs on which knowledge, reflow and '
+                             'one_step train.')
 MEASURED = cli.measured()
 
 

@@ -2,8 +2,8 @@
 
   python scripts/straighten.py --workdir=runs/toys --out=straightening.png
 
-The flows have independent noise, minibatch OT, a learned coupling, reflow, and reflow again.  They
-take ten minutes on one CPU core.  Existing runs are not trained again.
+There are five flows: with independent noise, with minibatch OT, with a learned coupling, after one
+reflow, and after two.  They take ten minutes on one CPU core.  Existing runs are not trained again.
 """
 import bootstrap
 from absl import flags

@@ -230,7 +230,7 @@ def test_as_many_draws_as_later_steps_draw_each_of_them_once():
 
 @pytest.mark.parametrize('own,steps,message', [
     (True, 5, r'variance, last: this model has a bound of its own; .*_replace\(bound=None\)'),
-    (False, 0, 'variance, last: only a chain has this; give steps'),
+    (False, 0, 'variance, last: this option applies only to a chain of steps; give `steps`'),
 ])
 def test_a_variance_that_would_be_ignored_is_an_error(own, steps, message):
   model = GAUSSIAN._replace(bound=lambda *args: None) if own else GAUSSIAN

@@ -107,7 +107,7 @@ def test_two_players_of_the_same_parameters_have_each_an_optimiser():
 
 def test_a_player_of_parameters_that_are_not_there_is_refused():
   players = GAME | {'right': GAME['right']._replace(moves=('d',))}
-  with pytest.raises(InputError, match="players=.right.: it moves d, and the parameters are a, b"):
+  with pytest.raises(InputError, match='it moves d, which are no parameters; choose among a, b'):
     step_lib.optimisers(players).init(START)
 
 

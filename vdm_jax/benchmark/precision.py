@@ -178,7 +178,7 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
 
   Args:
     times: the evaluations of the network for an image, in each precision and repetition.  Half of
-      them are above logsnr 8.
+      them are drawn above log-SNR 8, so the number is even.
     batch_size: the evaluations at a time.
 
   The other arguments are as for `runs.evaluate`.
@@ -190,7 +190,8 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
                              ('batch_size', batch_size, 1), ('times', times, 2)]:
     require_at_least(flag, value, least)
   if times % 2:
-    raise InputError('times', times, 'half of them are above logsnr 8', 'give an even number')
+    raise InputError('times', times, 'half of the times are drawn above log-SNR 8, so their number '
+                     'must be even', 'give an even number')
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   config = trained.config

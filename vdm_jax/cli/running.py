@@ -24,8 +24,8 @@ def run(main: Callable, checkout: Path | None = None, *, required: Mapping[str, 
   its output leaves.
 
   Args:
-    main: a function without arguments or, if `arguments`, of the list of words after the flags.  It
-      runs when all other processes have joined, if there are any.
+    main: a function.  If `arguments` is true, it receives the words after the flags; otherwise
+      nothing.  It runs when all other processes have joined, if there are any.
     checkout: the folder whose configs are listed and proposed.
     required: the flags that must be given, each with an example.
     alone: the command does not run in several processes.

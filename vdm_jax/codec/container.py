@@ -82,7 +82,7 @@ def read(path: str | Path) -> Container:
     words = np.frombuffer(body[length:], '<u4').astype(np.uint32)
     sizes, lowest = zip(*header['lanes'], strict=True)
     if sum(sizes) != len(words):
-      raise ValueError('words of no lane')
+      raise ValueError('some words belong to no lane')
     parts = np.split(words, np.cumsum(sizes)[:-1])
   except (zlib.error, ValueError, KeyError, TypeError):  # the work of another program
     raise InputError('file', str(path), 'it is damaged: its header and its payload do not agree',

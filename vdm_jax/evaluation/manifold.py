@@ -38,7 +38,7 @@ def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
   """The squared distance of each member to its k-th nearest other member: [n]."""
   if not 0 < k < len(x):
-    raise ValueError(f'k = {k}: among {len(x)} features none has so many others')
+    raise ValueError(f'k = {k}: it must be 1 or more, and below the number of features, {len(x)}')
   out = np.empty(len(x))
   for rows, square in _squares(x, x):
     i = np.arange(len(square))

@@ -520,7 +520,7 @@ def needs(requests: Sequence[Request], options: Options, model: Model, batch: Py
 def flow_estimates(requests: Sequence[Request]) -> list[Request]:
   """The estimates of a flow of coupled noise: `ode` comes first, in the place of 'vlb'.
 
-  The bound is of the reverse SDE, which does not draw the data of such a flow.
+  The bound measures the reverse SDE, and that SDE does not draw the data of such a flow.
   """
   asked = [one for one in requests if one.name != VLB.name]
   first = next((one for one in asked if one.family is ODE), ODE.request())

@@ -56,7 +56,7 @@ def require_likelihood(model: Model, workdir: str | None = None) -> None:
 def require_score(model: Model) -> None:
   """Raises InputError if no SDE draws what the model samples, so that no bound is of its samples.
 
-  A model without a likelihood has none, nor has a flow of coupled noise, which has no score.
+  Models without a likelihood, and flows of coupled noise, have no such SDE.
   """
   require_likelihood(model)
   if model.coupled:
@@ -66,7 +66,8 @@ def require_score(model: Model) -> None:
 
 
 def require_default_bound(model: Model, what: str) -> None:
-  """Raises InputError if the model brings its own bound, without `what`, or has no bound."""
+  """Raises InputError if the model has a bound of its own (which cannot take `what`), or no bound.
+  """
   require_score(model)
   if model.bound is not None:
     raise InputError(problem=f'{what}: this model has a bound of its own',
@@ -110,8 +111,8 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
   if kernel:
     require_default_bound(model, ', '.join(kernel))
     if not steps:
-      raise InputError(problem=f"{', '.join(kernel)}: only a chain has this",
-                       remedy='give steps, or leave it out')
+      raise InputError(problem=f"{', '.join(kernel)}: this option applies only to a chain of steps",
+                       remedy='give `steps`, or leave the option out')
   if model.bound is not None:
     return model.bound(batch, t, keys, steps)
   x = model.encode(batch[model.field])

@@ -48,7 +48,7 @@ def density(samples: BoundSamples, shape: tuple[int, ...], moments: Moments | No
             ) -> Density:
   """The density of the images in `samples`.
 
-  moments: of the training data, if levels are of z alone.
+  moments: moments of the training data; needed only if a level depends on nothing but z.
   """
   bins = int(np.clip(samples.logsnr.size // 200, 8, 60))
   low, high = samples.logsnr.min(), samples.logsnr.max()

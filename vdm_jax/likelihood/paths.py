@@ -34,7 +34,7 @@ def log_weights(model: Model, batch: PyTree, keys: Array, steps: int,
                 ) -> Array:
   """log w of one path for each image, in nats, [B]: T = `steps` evaluations of the network.
 
-  variance, last: of `vlb.discrete`, whose bound is the mean of -log w.
+  variance, last: as in `vlb.discrete`.  Its bound is the mean of -log w.
   """
   data, cond = batch[model.field], model.cond(batch)
   x = model.encode(data)

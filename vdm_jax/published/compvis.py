@@ -111,7 +111,7 @@ def autoencoder_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTre
 
 
 def unet_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
-  """As `autoencoder_from_flat`, of a `LatentUNet`."""
+  """The same as `autoencoder_from_flat`, but for a `LatentUNet`."""
   return fitting.fit(flat, like, unet_name(like), layout=from_torch, hint=_HINT_UNET)
 
 

@@ -70,7 +70,7 @@ def read(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], Pat
 
 def autoencoder_of(flat: Mapping[str, np.ndarray],
                    groups: int = 32) -> KLAutoencoder | VQAutoencoder:
-  """As `compvis.autoencoder_of`, of names in diffusers."""
+  """The same as `compvis.autoencoder_of`, but for diffusers' names."""
   return compvis.autoencoder_of(flat, _PLACES, groups)
 
 
@@ -135,5 +135,5 @@ def autoencoder_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTre
 
 
 def unet_from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
-  """As `autoencoder_from_flat`, of a `LatentUNet`."""
+  """The same as `autoencoder_from_flat`, but for a `LatentUNet`."""
   return fitting.fit(flat, like, unet_name(like), layout=compvis.from_torch)

@@ -357,7 +357,7 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
     sound = [str(step) for step in steps if step != chosen and not read(step)[1]]
     raise InputError('step', chosen, f'its checkpoint is corrupted ({reason})',
                      f'choose {" or ".join(sound)}' if sound else
-                     'train anew, as no other is sound')
+                     'no other checkpoint is intact: train again from the start')
   return params
 
 

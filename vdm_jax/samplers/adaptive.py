@@ -77,9 +77,9 @@ def adaptive_ode(denoise: Denoiser, process: Process, z: Array, t0: ArrayLike = 
       end == t1, lambda z: z,
       lambda z: transition(denoise(z, process(end)), process(end), process(t1)), z)
   if not isinstance(arrived, Tracer) and not np.all(arrived):
-    raise InputError('max_steps', max_steps, f'within them {np.sum(~np.asarray(arrived))} of '
-                     f'{len(z)} examples did not arrive', 'raise it or the tolerances, or see '
-                     'whether the network is finite between t0 and t1')
+    raise InputError('max_steps', max_steps, f'{np.sum(~np.asarray(arrived))} of {len(z)} examples '
+                     'did not reach the end in max_steps steps', 'raise max_steps or the '
+                     'tolerances, or check that the network is finite between t0 and t1')
   # A method whose last stage is the next step's first evaluates that one once.
   reused = int(tableau.fsal)
   per_step = tableau.num_stages - reused

@@ -126,7 +126,7 @@ def data_axes(process: Process) -> int:
 
 
 def one_time(process: Process) -> Process:
-  """`process` for a sampler; if levels have data axes, it accepts one time at a time.
+  """Wraps `process` for a sampler.  If a level has data axes, only one time may be given per call.
 
   A plan is made from the levels of all times.  With data axes, the axis of times would be confused
   with the axis of examples; the returned process raises InputError instead.

@@ -27,7 +27,7 @@ def of_trajectory(trajectory: Array, times: ArrayLike) -> Array:
 
 def straightness(denoise: Denoiser, process: Process, keys: Array, z: Array, times: ArrayLike,
                  sampler: SamplerMaker = euler) -> tuple[Array, Array]:
-  """(S [B], samples [B, ...]) of the trajectories from z down `times`, of Euler's method.
+  """(S [B], samples [B, ...]) of the trajectories from z along `times`, by Euler's method.
 
   S is 0 if one step is exact.  sampler: any deterministic sampler instead of Euler's method.
   """

@@ -108,7 +108,8 @@ class Checkpoints:
           self._set_aside(int(directory.name), 'its validation loss cannot be read')
         elif not isinstance(error, FileNotFoundError):  # which a run may be deleting
           raise InputError(problem=f'{directory} is corrupted: its validation loss cannot be read',
-                           remedy='remove it, or train on, which sets it aside') from None
+                           remedy='remove it, or continue the training, which moves it to '
+                                  'corrupted/') from None
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())

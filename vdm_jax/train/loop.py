@@ -90,7 +90,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   step_lib.check_averages(config.ema.to_dict(), 'config.ema')
   if config.data.validation < 1:
     raise InputError('config.data.validation', config.data.validation,
-                     'there is no image to validate on', 'hold out at least one of train')
+                     'there is no image to validate on', 'hold out at least one training image')
   _steps_per_dispatch(run)
   random.key(config.seed, 'config.seed')  # its range
 

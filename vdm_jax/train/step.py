@@ -222,8 +222,8 @@ class Player(NamedTuple):
 
 def _moved_by(name: str, player: Player, params: PyTree) -> PyTree:
   if missing := [part for part in player.moves if part not in params]:
-    raise InputError('players', name, f'it moves {", ".join(missing)}, and the parameters are '
-                     f'{", ".join(sorted(params))}', 'name some of these')
+    raise InputError('players', name, f'it moves {", ".join(missing)}, which are no parameters',
+                     f'choose among {", ".join(sorted(params))}')
   return {part: params[part] for part in player.moves}
 
 

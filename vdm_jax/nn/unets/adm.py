@@ -357,7 +357,8 @@ class UNet(_SelfAttending):
 class UNetClassifier(_SelfAttending):
   """Logits of the label of noisy images; ADM, section 4.  The fields are `UNet`'s.
 
-  classes: the number of labels.  head_features: channels of a head, of the pooling too, so not 0.
+  classes: the number of labels.  head_features: channels of each attention head, including the
+  pooling head; must not be 0.
   The parameters fit images of one size.
   """
   classes: int = 1000

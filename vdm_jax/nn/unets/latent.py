@@ -102,8 +102,8 @@ class SpatialTransformer(nn.Module):
 class LatentUNet(adm.Trunk):
   """The networks of latent diffusion that read a context; the defaults are Stable Diffusion v1's.
 
-  attention_levels  the resolutions at which a transformer follows each block; 0 is that of z.  So
-                    the network takes latents of any size
+  attention_levels  the resolutions at which a transformer follows each block; 0 is the resolution
+                    of z.  So the network takes latents of any size
   depth             blocks of each transformer
   outputs           channels of y; 0: those of z.  An inpainting network sees more than it returns
 

@@ -158,7 +158,7 @@ def binomial(config: ml_collections.ConfigDict,
                   'give more')
   if spec.levels != 2:
     raise InputError('config.data.name', spec.name,
-                     f'it has {spec.levels} levels, and the binomial chain is of bits',
+                     f'it has {spec.levels} levels, and the binomial chain needs bits (2 levels)',
                      'choose heartbeat')
   compose.require(config, 'activity', 0.0 < m.activity < 1.0, 'it must be a share of ones',
                   'give a number between 0 and 1')
