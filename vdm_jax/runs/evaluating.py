@@ -86,7 +86,8 @@ def evaluate(directory: str | Path, *, split: str = 'test',
 
   Args:
     estimates: names and estimates of your own, as for `ledger.families.parse`.  The bound of
-      continuous time, 'vlb', is always computed.
+      continuous time, 'vlb', comes first.  A chain that begins at the data has its own bound first
+      instead (`families.chain_estimates`), and a flow trained on coupled noise has 'ode'.
     schedules: compute that bound also under other schedules with the same ends.
     examples: take only this number of images, from the first on.
     data_dir, data_name: where the data are now, as fields of config.data.
