@@ -23,6 +23,7 @@ def test_every_identity_of_the_walk_is_two_equal_numbers(pairs):
 
 def test_the_numbers_could_tell_and_none_is_missing(pairs):
   assert len(pairs) == PRINTS + 3  # the four transitions are one print in a loop
+  assert PRINTS == pages.promised(TEXT)
   assert all(abs(float(right)) > 1e-4 for _, _, right in pairs)
   assert len({float(right) for _, _, right in pairs}) > 15
 

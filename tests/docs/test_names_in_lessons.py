@@ -1,59 +1,14 @@
-"""Beside tests/docs/test_pages.py: the names in the lessons and in the table of papers exist."""
-import importlib
-import pkgutil
+"""Beside tests/docs/test_pages.py: the table of papers, and the pictures of the lessons."""
 import re
 import runpy
-import types
 from pathlib import Path
 
 import pytest
 
-import vdm_jax
 from vdm_jax.samplers import catalogue
 
 ROOT = Path(__file__).parents[2]
 LEARN = ROOT / 'docs' / 'learn'
-
-
-def modules() -> dict[str, list]:
-  """Every module of the library, by its last name."""
-  found: dict[str, list] = {}
-  for info in pkgutil.walk_packages(vdm_jax.__path__, 'vdm_jax.'):
-    found.setdefault(info.name.rpartition('.')[2], []).append(info.name)
-  return found
-
-
-def exists(name: str, by_name: dict[str, list]) -> bool:
-  """Whether `a.b.c` is an attribute of a module that ends in a, or of a class or value a."""
-  head, *rest = name.removeprefix('vdm_jax.').split('.')
-  starts = [importlib.import_module(module) for module in by_name.get(head, [])]
-  starts += [getattr(importlib.import_module(f'vdm_jax.{home}'), head)
-             for home in ('typing', 'decoders', 'schedules', 'processes')
-             if hasattr(importlib.import_module(f'vdm_jax.{home}'), head)]
-  return any(reaches(start, rest) for start in starts)
-
-
-def reaches(start, rest: list[str]) -> bool:
-  for name in rest:
-    if isinstance(start, types.ModuleType) and not hasattr(start, name):
-      try:
-        start = importlib.import_module(f'{start.__name__}.{name}')
-        continue
-      except ImportError:
-        return False
-    if not hasattr(start, name):
-      return False
-    start = getattr(start, name)
-  return True
-
-
-def test_the_functions_that_the_pages_name_exist():
-  by_name = modules()
-  names = {(page.name, name) for page in LEARN.glob('*.md') for name in re.findall(
-      r'`((?:\w+\.)+\w+)`', re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL))
-      if not name.endswith(('.py', '.md', '.json', '.npz', '.sh'))}
-  assert len(names) > 80
-  assert not [name for name in sorted(names) if not exists(name[1], by_name)]
 
 
 def test_the_tests_configs_and_samplers_in_the_table_of_papers_exist():

@@ -15,18 +15,20 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.support import pages, stand_in_config
+from tests.support import names, pages, stand_in_config
 from tests.support.pages import PAGES, ROOT
 from vdm_jax import __version__, measured, recipes, runs
 from vdm_jax.model import Model
 from vdm_jax.runs import provenance, workdir
+from vdm_jax.samplers import catalogue
 from vdm_jax.systems.variational import vdm
 
 TEXTS = {name: path.read_text() for name, path in PAGES.items()}
 MEASURED = measured.read_all(ROOT)
 PACKAGE = ROOT / 'vdm_jax'
 ROOMS = {path.stem for path in PACKAGE.iterdir() if path.suffix == '.py' or path.is_dir()}
-ENDINGS = 'py|sh|json|jsonl|md|txt|png|toml|yml|npz'
+ENDINGS = 'py|sh|json|jsonl|md|txt|png|toml|yml|npz|npy|html'
+OTHERS = ('flax', 'functools', 'jax', 'lax', 'numpy', 'optax')  # packages that pages name
 # Flags of other programs that the pages speak of.
 FOREIGN = ('--xla', '--gpu', '--ntasks', '--cpus', '--nodes', '--worker', '--zone', '--signal',
            '--time', '--strict', '--command')
@@ -51,6 +53,7 @@ def test_a_page_that_is_run_apart_is_run_by_its_test():
 def test_the_code_of_a_page_runs_and_its_pairs_of_numbers_are_equal(name, tmp_path):
   pairs = pages.pairs(pages.run(TEXTS[name], tmp_path).printed)
   assert not [line for line, left, right in pairs if not pages.agree(left, right)]
+  assert len(pairs) >= pages.promised(TEXTS[name])
 
 
 # A run that a program loads, and the system of its stand-in.
@@ -128,15 +131,19 @@ def is_python(text: str) -> bool:
 @pytest.mark.parametrize('left,right,equal', [
     ('0.1234567', '0.1234568', True), ('1.2345', '1.2346', True), ('1.2345', '1.2347', False),
     ('0.97', '0.98', False), ('1.5', '1.5', True), ('256', '257', False), ('0.5', '0.50', True),
-    ('1e-07', '2e-07', False), ('nan', 'nan', False)])
+    ('1e-07', '2e-07', False), ('nan', 'nan', False), ('True', 'True', True),
+    ('False', 'True', False), ('True', '1', False), ('[0.1]', '0.1', False)])
 def test_numbers_agree_to_the_digits_that_are_printed(left, right, equal):
   assert pages.agree(left, right) == equal
 
 
 def test_blocks_share_a_namespace_and_a_block_with_a_name_is_a_file(tmp_path):
   page = ('```python\n# part.py\nx = 2\n```\n- a list:\n  ```python\n  import part\n  y = 1\n'
-          '  ```\n```python\nprint("a sum:", part.x + y, 3)\nprint("x:", 1)\n```\n')
-  assert pages.pairs(pages.run(page, tmp_path).printed) == [('a sum: 3 3', '3', '3')]
+          '  ```\n```python\nprint("a sum:", part.x + y, 3)\nprint("x:", 1)\n'
+          'print(f"{y}:", [y], True)\nprint("both:", "a", "b")\n```\n')
+  assert pages.pairs(pages.run(page, tmp_path).printed) == [
+      ('a sum: 3 3', '3', '3'), ('1: [1] True', '[1]', 'True')]
+  assert pages.promised(page) == 4
   assert 'part' not in sys.modules and (tmp_path / 'part.py').exists()
 
 
@@ -215,6 +222,11 @@ def config_of(where: str):
   return workdir.open_config(where)
 
 
+@functools.cache
+def module_of(file: Path):
+  return workdir.import_config(file)
+
+
 def is_placeholder(text: str) -> bool:
   return bool(re.search(r'[A-Z]{2,}|\.\.\.|[$<]', text.removeprefix(str(ROOT))))
 
@@ -261,9 +273,11 @@ def test_a_link_leads_to_a_file_and_to_a_heading_in_it(name):
 
 @functools.cache
 def fields_of_configs() -> set[str]:
-  config = recipes.digits(vdm.default_config())
-  return {f'{room}.{field}' for room in config if hasattr(config[room], 'keys')
-          for field in config[room]} | {'model.label_dropping', 'model.clip'}
+  latent = module_of(ROOT / 'configs' / 'digits' / 'latent.py').get_config
+  chosen = [recipes.digits(vdm.default_config()), latent('autoencoder'), latent('latent')]
+  return {f'{room}.{field}' for config in chosen for room in config
+          if hasattr(config[room], 'keys') for field in config[room]} | {
+              'model.label_dropping', 'model.clip'}
 
 
 def imports(dotted: str) -> bool:
@@ -280,11 +294,23 @@ def imports(dotted: str) -> bool:
   return False
 
 
+@functools.cache
+def by_last_name() -> dict[str, list[str]]:
+  return names.modules()
+
+
+def is_field(dotted: str) -> bool:
+  """Whether it is `config.ROOM` or `config.ROOM.FIELD` of some config."""
+  first, _, field = dotted.partition('.')
+  rooms = {known.partition('.')[0] for known in fields_of_configs()} | {'ema'}
+  return first == 'config' and (field in rooms or field in fields_of_configs())
+
+
 @every_page
 def test_a_dotted_name_in_backticks_can_be_imported(name):
   wrong = []
   for span in pages.spans(TEXTS[name]):
-    match = re.match(r'([a-z_]\w*(?:\.\w+)+)', span)
+    match = re.match(r'([A-Za-z_]\w*(?:\.\w+)+)', span)
     if not match or re.search(rf'\.({ENDINGS})\b', span) or '/' in match[1]:
       continue
     dotted, room = match[1], match[1].partition('.')[0]
@@ -293,11 +319,42 @@ def test_a_dotted_name_in_backticks_can_be_imported(name):
     elif room in ROOMS:
       of_model = room == 'model' and hasattr(Model, dotted.split('.')[1])
       fine = of_model or dotted in fields_of_configs() or imports(f'vdm_jax.{dotted}')
+    elif room in OTHERS:
+      fine = imports(f'jax.{dotted}' if room == 'lax' else dotted)
     else:
-      fine = True
+      fine = is_field(dotted) or names.exists(dotted, by_last_name())
     if not fine:
       wrong.append(span)
   assert not wrong
+
+
+@pytest.mark.parametrize('dotted,there', [
+    ('edm.objective', True), ('edm.objectives', False), ('KarrasSigma', True),
+    ('DiscretisedNormal.log_prob', True), ('Experiment.model', True), ('Experiment.models', False),
+    ('nowhere.at_all', False)])
+def test_a_name_that_is_not_there_is_told(dotted, there):
+  assert names.exists(dotted, by_last_name()) == there
+  assert is_field('config.model.dtype') and not is_field('config.model.detype')
+
+
+@every_page
+def test_the_variants_of_configs_and_the_samplers_that_a_page_names_exist(name):
+  folders = [ROOT, ROOT / 'configs', PAGES[name].parent]
+  for file, variant in names.variants(TEXTS[name], folders):
+    module_of(file).get_config(variant)  # an InputError for a variant that is not there
+  for sampler in names.samplers(TEXTS[name]):
+    catalogue.find(sampler)
+
+
+def test_variants_and_samplers_are_seen_in_every_form():
+  page = ('`configs/digits/flows.py:ot`, `:reflow`, `gone.py:a`, `:b`, `systems.py`, `x`, '
+          '`:vdm,cifar10`, `systems.py:NAME`\n\n`--sampler=ddim`, `--sampler=my.py:mine`, `:c`\n'
+          "```\n--samplers=heun,dpmpp_2m --sampler=NAME\nsampler='ddpm', sampler=mine\n```\n")
+  folders = [ROOT, ROOT / 'configs']
+  flows, systems = ROOT / 'configs/digits/flows.py', ROOT / 'configs/systems.py'
+  assert names.variants(page, folders) == [
+      (flows, 'ot'), (flows, 'reflow'), (systems, 'vdm,cifar10')]
+  assert names.samplers(page) == ['ddim', 'heun', 'dpmpp_2m', 'ddpm']
 
 
 @functools.cache

@@ -1,4 +1,5 @@
 """The pages of the docs as tests read them: prose, blocks, commands, links, and code that runs."""
+import ast
 import contextlib
 import importlib.util
 import io
@@ -20,6 +21,7 @@ SCRIPTS = {path.name for path in (ROOT / 'scripts').glob('*.py')}
 _FENCE = re.compile(r'^( *)(`{3,})(\w*)\n(.*?)^\1\2 *$', re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r'# (\w+\.py)\n')
 _PAIR = re.compile(r'.*: *(\S+) +(\S+)')
+_TRUTHS = ('True', 'False')
 # What ends a command in a line of a shell.
 _ENDS = {'|', '||', '&', '&&', ';', '>', '>>', 'then', 'done'}
 
@@ -146,18 +148,42 @@ def run(text: str, folder: Path) -> Ran:
 
 
 def pairs(printed: str) -> list[tuple[str, str, str]]:
-  """(line, left, right) of the lines `what: left right` of two numbers."""
-  found = []
-  for line in printed.splitlines():
-    if match := _PAIR.fullmatch(line):
-      with contextlib.suppress(ValueError):
-        float(match[1]), float(match[2])
-        found.append((line, match[1], match[2]))
-  return found
+  """(line, left, right) of the lines `what: left right` where a side is a number, True or False."""
+  return [(line, match[1], match[2]) for line in printed.splitlines()
+          if (match := _PAIR.fullmatch(line)) and (_is_value(match[1]) or _is_value(match[2]))]
+
+
+def promised(text: str) -> int:
+  """How many calls of print in a page's Python blocks are of the form print('what:', ...)."""
+  calls = [node for block in blocks(text, 'python') for node in ast.walk(ast.parse(block))
+           if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'print']
+  return sum(any(_ends(argument).endswith(':') for argument in call.args) for call in calls)
+
+
+def _ends(argument: ast.expr) -> str:
+  """A text, or the last part of an f-string if that is a text; '' for anything else."""
+  part = argument.values[-1] if isinstance(argument, ast.JoinedStr) else argument
+  return part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else ''
+
+
+def _is_value(word: str) -> bool:
+  try:
+    float(word)
+  except ValueError:
+    return word in _TRUTHS
+  return True
 
 
 def agree(left: str, right: str) -> bool:
-  """Whether two printed numbers are equal: to 2e-6, or of four digits and more by the last one."""
+  """Whether two printed values are equal.
+
+  Numbers are equal to 2e-6, or those of four digits and more by the last digit.  True and False are
+  equal only to themselves.  A word that is neither, such as '[0.1]', is equal to nothing.
+  """
+  if not (_is_value(left) and _is_value(right)):
+    return False
+  if left in _TRUTHS or right in _TRUTHS:
+    return left == right
   a, b = float(left), float(right)
   unit = max(map(_last_digit, (left, right)))
   return abs(a - b) <= max(2e-6 * abs(b), 1.01 * unit if unit < 2e-3 * abs(b) else 0.0)
