@@ -1,6 +1,7 @@
 """Every config builds, and its update traces: eval_shape computes no number."""
 import ast
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,28 @@ def of_loss(experiment, params, batch, reported):
   losses, terms = jax.eval_shape(loss, params, batch)
   assert losses.shape == (2,) and all(u.shape == (2,) for u in terms.values())
   assert terms.keys() >= reported
+
+
+def sizes() -> dict[str, list[int]]:
+  """{config: parameters of its network, and of its other parts if there are any} of the page."""
+  page = (configs.FOLDER.parent / 'docs' / 'reference' / 'configs.md').read_text()
+  table = page.partition('\n## Configs and their sizes\n')[2].partition('\n## ')[0]
+  rows = re.findall(r'^\| `configs/([\w/]+)\.py(:\w+)?` \|[^|]*\|([^|]*)\|', table, re.MULTILINE)
+  numbers = lambda cell: [int(u.replace(',', '')) for u in re.findall(r'\d[\d,]+', cell)]
+  return {(name + variant).replace(':NAME', ':vdm'): numbers(cell) for name, variant, cell in rows}
+
+
+def test_the_sizes_of_networks_on_the_page_of_configs_are_theirs(tmp_path):
+  for name, stated in sizes().items():
+    if name in PUBLISHED:  # the next test counts them
+      assert stated == [PUBLISHED[name]]
+      continue
+    params = built(name, tmp_path)[2]
+    counts = {part: sum(math.prod(u.shape) for u in jax.tree.leaves(tree))
+              for part, tree in params.items()}
+    net = counts.pop('net')
+    counts = {} if counts == {'schedule': 2} else counts  # the two ends of a VDM's
+    assert stated == [net, *([sum(counts.values())] if counts else [])], name
 
 
 @pytest.mark.parametrize('name', [
