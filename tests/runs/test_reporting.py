@@ -10,14 +10,20 @@ import re
 import shutil
 import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support import tiny_config
 from tests.support.markup import Page
-from vdm_jax.runs import pictures, reporting, workdir
+from vdm_jax import ledger as ledgers
+from vdm_jax.ledger import families
+from vdm_jax.ledger import family as family_lib
+from vdm_jax.ledger import rows as rows_lib
+from vdm_jax.runs import evaluations, pictures, reporting, workdir
 
+DOCS = Path(__file__).parents[2] / 'docs'
 SAMPLE = np.arange(4 * 8 * 8).reshape(4, 8, 8, 1) % 5
 
 
@@ -36,6 +42,32 @@ def run(tmp_path):
 
 def log(run, *records):
   (run / 'metrics.jsonl').write_text(''.join(json.dumps(one) + '\n' for one in records))
+
+
+def evaluate(run):
+  """The files of an evaluation: the widest rows of a ledger with checks, and pictures of the docs.
+
+  The bits are made up: 2.5 bits/dim of 300 images, by four repetitions.
+  """
+  draws = np.random.default_rng(0).normal(2.5, 0.3, (4, 300))
+  rows = []
+  for request in families.parse(['vlb@1000/analytic/ddpm', 'iw@16x1000/learned/ddpm', 'ode',
+                                 'codec@1000/learned', 'immse']):
+    about = family_lib.about(request, ledgers.Options(repeats=4))
+    parts = {name: share * draws for name, share in (
+        ('reconstruction', 0.01), ('latent', 0.02), ('diffusion', 0.97))}
+    rows.append(rows_lib.row(about, {'total': draws, **parts}, np.full((4, 300), 1000)) | {
+        'logsnr_max': 13.3, 'logsnr_min': -5.0, 'seconds': 30.0, 'images_per_second': 0.123})
+  files = evaluations.Files.of(run)
+  ledger = ledgers.Ledger(
+      {'name': 'digits', 'version': '1.0.0', 'split': 'test', 'examples': 300, 'of': 300,
+       'sha256': '0123456789abcdef' * 4}, {'step': 1500, 'average': 'ema'}, rows, {'seed': 1},
+      [{'name': 'vlb@1000/analytic/ddpm >= iw@16x1000/learned/ddpm', 'difference': -0.12345,
+        'standard_error': 0.01, 'passed': passed, 'serious': True,
+        'meaning': 'more paths have a higher bound'} for passed in (True, False)])
+  files.ledger.write_text(ledger.to_json())
+  shutil.copy(DOCS / 'digits_bits_by_noise.png', files.bits_by_noise)
+  shutil.copy(DOCS / 'digits_curves.png', files.curves)
 
 
 def test_of_a_run_that_has_just_begun_the_page_says_what_is_not_there_yet(run):
@@ -123,6 +155,16 @@ def test_the_first_and_the_last_samples_are_shown_and_some_between_and_those_of_
   assert 'samples.png: sampler <ddim>' in page.text
 
 
+def test_an_evaluation_is_shown_with_its_rows_its_checks_and_its_pictures(run):
+  evaluate(run)
+  page = Page(reporting.page(run))
+  assert [row[0] for row in page.rows].count('iw@16x1000/learned/ddpm') == 2  # rows, terms
+  assert 'more paths have a higher bound' in page.text and 'could not be made' not in page.text
+  shown = {page.images[alt] for alt in page.images}
+  assert {(DOCS / f'digits_{name}.png').read_bytes() for name in (
+      'bits_by_noise', 'curves')} <= shown
+
+
 def test_damaged_files_spoil_their_own_part_alone(run):
   (run / 'ledger.json').write_text('{"dataset": ')
   (run / 'samples.png').write_text('no picture')
@@ -153,6 +195,8 @@ FRAMES = '''<!DOCTYPE html><link rel="icon" href="data:,"><pre id="out"></pre>
     page.querySelectorAll('details').forEach(one => { one.open = true })
     return {width: frame.innerWidth, content: page.documentElement.scrollWidth,
             background: of(frame.getComputedStyle(page.body).backgroundColor),
+            loaded: [...page.images].map(one => one.complete && one.naturalWidth > 0),
+            cells: page.querySelectorAll('td').length,
             texts: [...page.querySelectorAll('p, a, th, td, dt, dd, h2, caption, figcaption')].map(
                 one => of(frame.getComputedStyle(one).color))}
   }))
@@ -180,8 +224,9 @@ def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk_without_a_complaint(
     pytest.skip('needs Chromium: apt-get install chromium')
   log(run, *(record(step, kind, 3.0 / step, grad_norm=1.0) for step in range(1, 99)
              for kind in ('train', 'validation')))
-  pictures.save_png(run / 'samples.png', pictures.samples(SAMPLE, 5))
-  (run / 'ledger.json').write_text('{')
+  for path in (run / 'samples.png', run / 'samples' / 'step_50.png'):
+    pictures.save_png(path, pictures.samples(SAMPLE, 5))
+  evaluate(run)
   site = tmp_path / 'site'
   site.mkdir()
   (site / 'report.html').write_text(reporting.page(run))
@@ -208,7 +253,8 @@ def test_a_browser_shows_the_page_on_a_phone_and_on_a_desk_without_a_complaint(
   for frame in (phone, desk):
     assert frame['content'] <= frame['width']  # only what is in a box of its own scrolls
     assert (luminance(frame['background']) < 0.1) == (scheme == 'dark')
-    assert len(frame['texts']) > 60
+    assert len(frame['texts']) > 300
+    assert frame['loaded'] == 4 * [True] and frame['cells'] > 100
     assert min(contrast(colour, frame['background']) for colour in frame['texts']) > 4.5
 
 
