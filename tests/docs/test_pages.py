@@ -271,6 +271,12 @@ def test_a_link_leads_to_a_file_and_to_a_heading_in_it(name):
   assert not wrong
 
 
+def test_every_picture_of_the_docs_is_shown_by_a_page():
+  shown = {(PAGES[name].parent / target).resolve() for name, text in TEXTS.items()
+           for target in re.findall(r'!\[[^]]*\]\(([^)\s]+)\)', text)}
+  assert not [path for path in (ROOT / 'docs').rglob('*.png') if path not in shown]
+
+
 @functools.cache
 def fields_of_configs() -> set[str]:
   latent = module_of(ROOT / 'configs' / 'digits' / 'latent.py').get_config

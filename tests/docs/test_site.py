@@ -1,4 +1,5 @@
 """The site that mkdocs.yml makes of the docs."""
+import ast
 import os
 import shutil
 import subprocess
@@ -17,9 +18,15 @@ def test_every_room_of_the_package_has_a_page_of_its_docstrings():
   package = ROOT / 'vdm_jax'
   rooms = {path.stem for path in package.glob('[!_]*.py')} | {
       path.parent.name for path in package.glob('*/__init__.py')}
-  assert {page.stem for page in API.glob('*.md')} == rooms
-  for page in API.glob('*.md'):
-    assert f'::: vdm_jax.{page.stem}\n' in page.read_text()
+  assert {page.stem for page in API.glob('*.md')} == rooms | {'index'}
+  index = (API / 'index.md').read_text()
+  for room in rooms:
+    assert f'::: vdm_jax.{room}\n' in (API / f'{room}.md').read_text()
+    file = next(path for path in (package / f'{room}.py', package / room / '__init__.py')
+                if path.exists())
+    first = (ast.get_docstring(ast.parse(file.read_text())) or '').splitlines()[0]
+    first = first.replace('|', r'\|')
+    assert f'| [`vdm_jax.{room}`]({room}.md) | {first} |\n' in index
 
 
 @pytest.mark.long

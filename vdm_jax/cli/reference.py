@@ -16,7 +16,8 @@ _HEAD = """\
 <!-- Written by scripts/render_docs.py from the scripts themselves: change those. -->
 # Commands
 
-For users of the command line: every script and every flag, generated from the scripts.
+This page is for users of the command line. It lists every script and every flag, generated from the
+scripts.
 
 `python scripts/NAME.py --help` prints the same. Start the scripts with the interpreter of `.venv`.
 A command with `--config` also takes each field of that config as a flag, as in
