@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from vdm_jax import random
+from vdm_jax.errors import InputError
 from vdm_jax.schedules import as_float
 from vdm_jax.typing import Array, ArrayLike, Curve, Estimate, Level, Process, Scalar, Schedule
 from vdm_jax.values import static, value
@@ -233,12 +234,12 @@ class Truncated:
     A limit beyond an end of `process` (for example an infinite limit) keeps that end.  The two
     times are found once, here, and carry no gradient.
 
-    Raises ValueError unless logsnr_max > logsnr_min.  Traced limits are not checked.
+    Raises InputError unless logsnr_max > logsnr_min.  Traced limits are not checked.
     """
     traced = any(isinstance(u, Tracer) for u in (logsnr_max, logsnr_min))
     if not traced and not logsnr_max > logsnr_min:
-      raise ValueError(f'logsnr_max = {logsnr_max}, logsnr_min = {logsnr_min}: the first, at '
-                       't = 0, must be larger; exchange them')
+      raise InputError(problem=f'logsnr_max = {logsnr_max}, logsnr_min = {logsnr_min}: the first, '
+                       'at t = 0, must be larger', remedy='exchange them')
     limits = jnp.stack([jnp.asarray(u, float) for u in (logsnr_max, logsnr_min)])
     return cls(process, *jax.lax.stop_gradient(time_of(process, limits)))
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+from vdm_jax.errors import InputError
 from vdm_jax.evaluation import density_coverage, manifold, precision_recall
 
 
@@ -79,5 +80,5 @@ def test_of_one_distribution_density_is_one_and_coverage_known(n, m):
 
 @pytest.mark.parametrize('of', [precision_recall, density_coverage])
 def test_more_neighbours_than_there_are_is_refused(of):
-  with pytest.raises(ValueError, match='k = 4: among 4 features'):
+  with pytest.raises(InputError, match='k=4: k must be below the number of features, 4'):
     of(np.eye(4), np.eye(4), k=4)

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from vdm_jax import oracles, processes, schedules, targets, values
+from vdm_jax.errors import InputError
 from vdm_jax.processes import (
   GaussianProcess,
   RectifiedFlow,
@@ -224,7 +225,7 @@ def test_a_limit_beyond_an_end_leaves_that_end():
 
 @pytest.mark.parametrize('limits', [(-1.0, 3.0), (2.0, 2.0), (np.nan, 0.0)])
 def test_a_truncated_process_from_the_smaller_logsnr_to_the_larger_is_refused(limits):
-  with pytest.raises(ValueError, match=f'logsnr_max = {limits[0]}, logsnr_min = {limits[1]}'):
+  with pytest.raises(InputError, match=f'logsnr_max = {limits[0]}, logsnr_min = {limits[1]}'):
     Truncated.between(RectifiedFlow(), *limits)
 
 

@@ -447,7 +447,7 @@ def test_a_sampler_runs_from_no_signal_to_clean_data_along_a_table():
      'within 0 .. 1000'),
     (lambda: TableSchedule(np.array([3.0, 2.0, 1.0])).respaced([1]), 'two or more')])
 def test_a_table_that_is_none_is_refused(make, says):
-  with pytest.raises(ValueError, match=says):
+  with pytest.raises(InputError, match=says):
     make()
 
 
@@ -493,13 +493,13 @@ def test_the_largest_distance_is_between_opposite_corners():
 
 
 def test_the_ratio_of_noise_levels_is_refused_in_few_dimensions():
-  with pytest.raises(ValueError, match='dim 2.*GeometricSigma'):
+  with pytest.raises(InputError, match='dim=2.*GeometricSigma'):
     schedules.ncsnv2_sigmas(1.0, 0.01, 2)
 
 
 @pytest.mark.parametrize('high,low', [(0.01, 50.0), (1.0, 1.0), (1.0, 0.0)])
 def test_noise_levels_that_do_not_decrease_to_above_zero_are_refused(high, low):
-  with pytest.raises(ValueError, match=f'sigma_max = {high:g}, sigma_min = {low:g}'):
+  with pytest.raises(InputError, match=f'sigma_max = {high:g}, sigma_min = {low:g}'):
     schedules.ncsnv2_sigmas(high, low, 100)
 
 

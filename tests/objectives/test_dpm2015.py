@@ -13,6 +13,7 @@ from scipy.special import binom, logit, xlogy
 from tests.support import configs
 from vdm_jax import oracles, random, samplers, schedules
 from vdm_jax.data import formulas
+from vdm_jax.errors import InputError
 from vdm_jax.nn.blocks.rbf import RadialBasis
 from vdm_jax.objectives import dpm2015, dpm2015_bits, vlb
 from vdm_jax.processes import GaussianProcess, posterior
@@ -428,9 +429,9 @@ def test_a_second_distribution_multiplies_the_odds_of_each_kernel(x64):
 
 @pytest.mark.parametrize('betas', [[0.5], [0.0, 0.5], [0.5, 1.5]])
 def test_rates_that_make_no_chain_are_refused(betas):
-  with pytest.raises(ValueError, match='rates of a binomial chain'):
+  with pytest.raises(InputError, match='rates of a binomial chain'):
     dpm2015_bits.BinomialChain.from_betas(np.array(betas))
-  with pytest.raises(ValueError, match='activity = 1.0: a share of ones'):
+  with pytest.raises(InputError, match='activity=1.0: it must be a share of ones'):
     dpm2015_bits.BinomialChain.erasing(10, 1.0)
 
 

@@ -173,7 +173,7 @@ def test_the_gradient_of_such_a_chain_is_finite_at_every_step_in_float32():
 
 
 def test_a_chain_that_ends_in_the_data_needs_two_steps():
-  with pytest.raises(ValueError, match='steps = 1: a chain that ends in the data has 2 or more'):
+  with pytest.raises(InputError, match='steps=1: a chain that ends in the data has 2 or more'):
     jax.eval_shape(lambda: terms_of(1, [0.0]))
 
 

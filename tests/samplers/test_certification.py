@@ -9,6 +9,7 @@ from scipy import stats
 
 from vdm_jax import certification, random
 from vdm_jax.certification import certify, exact
+from vdm_jax.errors import InputError
 from vdm_jax.processes import tau
 from vdm_jax.samplers import ancestral, ddim, heun, sample
 from vdm_jax.samplers.first_order import transition
@@ -227,10 +228,10 @@ def test_encoding_is_judged_by_the_flow_upwards():
 
 @pytest.mark.parametrize('options', [{'curves': ['vpp']}, {'models': ['gauss']}])
 def test_an_unknown_curve_or_model_is_named(options):
-  with pytest.raises(ValueError, match='choose one of'):
+  with pytest.raises(InputError, match='choose one of'):
     certify(ddim, 1, **options)
 
 
 def test_a_slope_takes_four_numbers_of_steps():
-  with pytest.raises(ValueError, match='four'):
+  with pytest.raises(InputError, match='four'):
     certify(ddim, 1, steps=(10, 20, 40))

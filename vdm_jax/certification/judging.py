@@ -18,6 +18,7 @@ from vdm_jax.certification.exact import (
   process_of,
   quantiles,
 )
+from vdm_jax.errors import InputError, require_choice
 from vdm_jax.samplers.grids import warm_up
 from vdm_jax.typing import SamplerMaker
 
@@ -96,10 +97,9 @@ def _evaluations(make: SamplerMaker) -> tuple[int, bool]:
 
 
 def _cases(curves, models):
-  for chosen, known in ((curves, CURVES), (models, MODELS)):
-    unknown = set(chosen) - set(known)
-    if unknown:
-      raise ValueError(f'{", ".join(sorted(unknown))}: choose one of {", ".join(known)}.')
+  for field, chosen, known in (('curves', curves, CURVES), ('models', models, MODELS)):
+    for name in chosen:
+      require_choice(field, name, known)
   return [(curve, model) for model in models for curve in curves]
 
 
@@ -175,7 +175,8 @@ def _flow(make, curves, models, grids, up=False):
 def _judge_order(make, order, curves, models, steps, tolerance, grid, up):
   """(curve, model, claimed order, slope, passed, detail) of every case."""
   if len(steps) < 4:
-    raise ValueError(f'steps {tuple(steps)}: a slope takes at least four numbers of steps.')
+    raise InputError('steps', tuple(steps), 'a slope takes at least four numbers of steps',
+                     'give more')
   with jax.enable_x64(True):
     padded = [np.pad(grid(n), (0, max(steps) - n)) for n in steps]
     grids = [1.0 - times if up else np.asarray(warm_up(times, int(order))) for times in padded]

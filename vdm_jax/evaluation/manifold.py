@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vdm_jax.errors import InputError
+
 BLOCK = 1024  # rows of a distance matrix at a time
 
 
@@ -38,7 +40,8 @@ def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
   """The squared distance of each member to its k-th nearest other member: [n]."""
   if not 0 < k < len(x):
-    raise ValueError(f'k = {k}: it must be 1 or more, and below the number of features, {len(x)}')
+    raise InputError('k', k, f'k must be below the number of features, {len(x)}',
+                     'choose a smaller k, of 1 or more')
   out = np.empty(len(x))
   for rows, square in _squares(x, x):
     i = np.arange(len(square))
@@ -51,7 +54,7 @@ def precision_recall(data: np.ndarray, samples: np.ndarray, k: int = 3) -> Preci
   """Improved precision and recall: Kynkäänniemi et al. (2019).
 
   A point is in the support of a set if it is no farther from some member than that member's k-th
-  nearest neighbour.  data: [n, D]; samples: [m, D].  Raises ValueError unless 0 < k < n and m.
+  nearest neighbour.  data: [n, D]; samples: [m, D].  Raises InputError unless 0 < k < n and m.
   """
   data, samples = np.asarray(data, np.float64), np.asarray(samples, np.float64)
   of_data, of_samples = _radii(data, k), _radii(samples, k)
@@ -67,7 +70,7 @@ def density_coverage(data: np.ndarray, samples: np.ndarray, k: int = 5) -> Densi
 
   Density is 1 / (k m) times the sum over samples of the number of data's balls that contain the
   sample.  It is 1 on average if the two distributions agree.  Coverage is then 1 - 2^-k, for many
-  data and equally many samples. data: [n, D]; samples: [m, D].  Raises ValueError unless 0 < k < n.
+  data and equally many samples. data: [n, D]; samples: [m, D].  Raises InputError unless 0 < k < n.
   """
   data, samples = np.asarray(data, np.float64), np.asarray(samples, np.float64)
   radii = _radii(data, k)

@@ -31,6 +31,7 @@ import numpy as np
 from jax.nn import log_sigmoid
 
 from vdm_jax import random
+from vdm_jax.errors import InputError
 from vdm_jax.typing import Array, ArrayLike, PyTree, Scalar
 from vdm_jax.units import sum_of_terms, sum_over_data
 from vdm_jax.values import value
@@ -53,14 +54,15 @@ class BinomialChain:
   def from_betas(cls, betas: np.ndarray, activity: float = 0.5) -> 'BinomialChain':
     """betas: beta_1, ..., beta_T in (0, 1], [T]; activity: pi.
 
-    Raises ValueError if a rate is outside, if there are fewer than two rates, or if the activity is
+    Raises InputError if a rate is outside, if there are fewer than two rates, or if the activity is
     not between 0 and 1.
     """
     betas = np.asarray(betas, np.float64)
     if len(betas) < 2 or not ((betas > 0.0) & (betas <= 1.0)).all():
-      raise ValueError('the rates of a binomial chain are two or more, above 0 and at most 1')
+      raise InputError('betas', None, 'the rates of a binomial chain are two or more, above 0 and '
+                       'at most 1', 'change them')
     if not 0.0 < activity < 1.0:
-      raise ValueError(f'activity = {activity}: a share of ones, between 0 and 1')
+      raise InputError('activity', activity, 'it must be a share of ones, between 0 and 1')
     final = np.log(activity) - np.log1p(-activity)
 
     def log_odds(log_unchanged):  # [T] -> [T + 1, 2]; given 1, and by symmetry given 0

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
+from vdm_jax.errors import require_at_least
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import diffuse
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Process, PyTree
@@ -50,10 +51,9 @@ def simple(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
     noise: [m + 1, B, ...], for the later step and then for each step back; drawn if not given.
 
   Returns [B] and {'eps_error'}, which are equal.
-  Raises ValueError if `rollout` is below 1.
+  Raises InputError if `rollout` is below 1.
   """
-  if rollout < 1:
-    raise ValueError(f'rollout = {rollout}: scheduled sampling makes one step or more.')
+  require_at_least('rollout', rollout)
   number = vlb.step_number(t, steps)
   own = random.bernoulli(random.stream(keys, 'own'),
                          jnp.broadcast_to(jnp.asarray(probability, t.dtype), t.shape))

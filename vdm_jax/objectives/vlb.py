@@ -116,13 +116,13 @@ def step_levels(process: Process, grid: Array, steps: int, to_data: bool) -> tup
   q(z_s | z_t, x) is 0 too.  The variance of the second step replaces it, as in the code of Ho et
   al. (2020) and of Nichol and Dhariwal (2021).
 
-  Raises ValueError if to_data is true and there are fewer than two steps.
+  Raises InputError if to_data is true and there are fewer than two steps.
   """
   at_t, at_s = process(grid / steps), process((grid - 1.0) / steps)
   if not to_data:
     return at_t, at_s
   if steps < 2:
-    raise ValueError(f'steps = {steps}: a chain that ends in the data has 2 or more.')
+    raise InputError('steps', steps, 'a chain that ends in the data has 2 or more', 'give more')
   one, two = process(jnp.full_like(grid, 1.0 / steps)), process(jnp.full_like(grid, 2.0 / steps))
   start = process(jnp.zeros_like(grid))
   data = at_s._replace(logsnr=jnp.full_like(one.logsnr, jnp.inf),

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import optimize
 from scipy.special import ndtr
 
+from vdm_jax.errors import InputError
 from vdm_jax.schedules.fixed import as_float
 from vdm_jax.typing import Array, ArrayLike
 from vdm_jax.values import value
@@ -34,11 +35,12 @@ class TableSchedule:
     """alphas: alpha_i^2 on the `vp` curve, i = 1 ... T: `alpha bar` of Ho et al. (2020), [T].
 
     clean: if true, entry 0 is the data themselves, sigma = 0; else it is the first alpha.
-    Raises ValueError unless 1 >= alpha_1^2 > ... >= 0.
+    Raises InputError unless 1 >= alpha_1^2 > ... >= 0.
     """
     alphas = np.asarray(alphas, np.float64)
     if (alphas < 0.0).any() or (alphas > 1.0).any():
-      raise ValueError('the squared alphas of a table lie in [0, 1]; betas go to `from_betas`')
+      raise InputError('alphas', None, 'the squared alphas of a table lie in [0, 1]',
+                       'give alpha_i^2, or give betas to `from_betas`')
     with np.errstate(divide='ignore'):
       return cls._of(np.log(alphas) - np.log1p(-alphas), clean)
 
@@ -58,8 +60,8 @@ class TableSchedule:
     logsnr = np.concatenate([[np.inf], logsnr]) if clean else logsnr
     wrong = np.flatnonzero(~(logsnr[1:] < logsnr[:-1]))
     if len(logsnr) < 2 or wrong.size:
-      raise ValueError('a table needs two entries or more, of decreasing logsnr'
-                       + (f'; entry {wrong[0] + 1} does not decrease' if wrong.size else ''))
+      raise InputError(problem='a table needs two entries or more, of decreasing logsnr', remedy=(
+          f'entry {wrong[0] + 1} does not decrease: change it' if wrong.size else 'give more'))
     return cls(logsnr)
 
   @property
@@ -94,13 +96,13 @@ class TableSchedule:
     Nichol and Dhariwal (2021), section 4, `strided` sampling.  To end in clean data, keep index 0.
     The steps of the new chain are longer, so its betas differ.  A network still reads `index` of
     this table.
-    Raises ValueError if there are fewer than two indices, or if they do not increase within 0 .. N.
+    Raises InputError if there are fewer than two indices, or if they do not increase within 0 .. N.
     """
     indices = np.asarray(indices)
     if (indices.size < 2 or (np.diff(indices) <= 0).any() or indices[0] < 0
         or indices[-1] > self.steps):
-      raise ValueError(f'indices {indices}: a respaced table needs two or more, which '
-                       f'increase within 0 .. {self.steps}')
+      raise InputError('indices', indices.tolist(), 'a respaced table needs two or more',
+                       f'give indices that increase within 0 .. {self.steps}')
     return TableSchedule(self.logsnr[indices])
 
   def __call__(self, t: ArrayLike) -> Array:
@@ -193,15 +195,16 @@ def ncsnv2_sigmas(sigma_max: float, sigma_min: float, dim: int,
   sigma_max: `largest_distance` of the data; dim: the numbers in one example.  Returns [L],
   decreasing.  The step size that belongs to them is `samplers.langevin.annealing_step_size`.
 
-  Raises ValueError if dim is below 5, where the equation has no root, or unless
+  Raises InputError if dim is below 5, where the equation has no root, or unless
   0 < sigma_min < sigma_max.
   """
   if not 0.0 < sigma_min < sigma_max:
-    raise ValueError(f'sigma_max = {sigma_max:.6g}, sigma_min = {sigma_min:.6g}: noise levels go '
-                     'from the larger to the smaller, which is above 0')
+    raise InputError(problem=f'sigma_max = {sigma_max:.6g}, sigma_min = {sigma_min:.6g}: noise '
+                     'levels go from the larger to the smaller, which is above 0',
+                     remedy='exchange them, or give positive ones')
   if dim < 5:
-    raise ValueError(f'dim {dim}: the ratio of noise levels is determined for 5 dimensions or more;'
-                     ' choose GeometricSigma and a number of levels instead')
+    raise InputError('dim', dim, 'the ratio of noise levels is determined for 5 dimensions or more',
+                     'choose GeometricSigma and a number of levels instead')
   c = np.sqrt(2.0 * dim)
   excess = lambda gamma: (ndtr(c * (gamma - 1.0) + 3.0 * gamma)
                           - ndtr(c * (gamma - 1.0) - 3.0 * gamma) - overlap)
