@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.support import recordings
-from vdm_jax import oracles, schedules
+from vdm_jax import oracles, samplers, schedules
 from vdm_jax.objectives import ddpm, scheduled_sampling
 from vdm_jax.processes import GaussianProcess, posterior
 from vdm_jax.schedules import TableSchedule
@@ -36,7 +36,7 @@ def by_step(denoise, std, probability, rollout):
 def linear(gain):
   """x_hat = gain_i z at step i, gain: [T]."""
   def denoise(z, level, cond=None):
-    x = gain[jnp.round(level.t * STEPS).astype(int) - 1][:, None] * z
+    x = gain[jnp.round(level.t * STEPS).astype(int) - 1].reshape(-1, 1) * z  # t: [B] or []
     level = level.expand(z)
     return Estimate(x, (z - level.alpha * x) / level.sigma)
   return denoise
@@ -82,6 +82,18 @@ def test_the_best_linear_network_draws_samples_that_are_too_narrow(x64, probabil
   for i in reversed(range(STEPS)):
     variance = float(mean[i, 0])**2 * variance + float(noise[i, 0])**2
   assert variance**0.5 == pytest.approx(std, abs=5e-7)
+
+
+@pytest.mark.parametrize('probability', [0.0, 0.8])
+def test_its_ddim_samples_are_narrower_still(x64, probability):
+  """Of the same best network, by closed forms of another implementation."""
+  saved, gain = recordings.shared('flows_closed_forms'), best_gains(probability, 1)
+  np.testing.assert_allclose(gain, saved[f'ss/p{probability:g}/gain'], rtol=1e-9)
+  z = jnp.array([[1.0]])
+  keys = jax.random.split(jax.random.key(0), 1)
+  got = samplers.sample(samplers.ddim(linear(jnp.asarray(gain)), PROCESS), keys, z,
+                        jnp.arange(STEPS, -1, -1) / STEPS)
+  assert float(got[0, 0]) == pytest.approx(float(saved[f'ss/p{probability:g}/std_ddim']), rel=1e-9)
 
 
 def network(arrays):
