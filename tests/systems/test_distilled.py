@@ -15,6 +15,7 @@ import vdm_jax
 from tests.support import commands, students_config
 from vdm_jax import guidance, inputs, random, runs, schedules, targets, weightings
 from vdm_jax.errors import InputError
+from vdm_jax.nn.blocks.layers import Dropout
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.objectives.guided import draw_weights
 from vdm_jax.processes import diffuse, vp
@@ -362,6 +363,39 @@ def test_a_consistency_model_samples_in_one_step_and_in_two(tmp_path):
   assert runs.sample(tmp_path / 'run', tmp_path / 'one.npz', count=4) == 1
   assert runs.sample(tmp_path / 'run', tmp_path / 'two.npz', count=4,
                      method=catalogue.method('consistency', 2)) == 2
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_student_and_target_drop_the_same_features_and_other_keys_drop_others(train):
+  """With equal parameters and mu = 0, of a network that returns what is kept of ones."""
+  kept = []
+
+  class Told(nn.Module):
+
+    @nn.compact
+    def __call__(self, z, time, cond=None, keys=None):
+      out = Dropout(0.5, name='dropout')(jnp.ones((len(z), 64)), keys)
+      kept.append(np.asarray(out))
+      return self.param('scale', nn.initializers.ones, ()) * out[:, :2]
+
+  made = config('consistency')
+  base = students_config.base(made)
+  experiment = consistency.distillation(made, base, net=Told())
+  params, batch = {'net': {'scale': jnp.ones(())}}, experiment.data.batch(0)
+  teacher = base.init(random.key(1))  # a network of its own, with no dropout
+
+  def asked(seed):
+    kept.clear()
+    keys = random.per_example(random.key(seed), jnp.arange(8))
+    experiment.loss(params, batch, Context(
+        jnp.linspace(0.1, 0.9, 8), keys, jnp.int32(0), ema={'target': params}, aux=teacher,
+        train=train))
+    return kept
+  target, student = asked(0)
+  np.testing.assert_array_equal(target, student)
+  assert len({row.tobytes() for row in student}) == (8 if train else 1)  # its own of each example
+  assert set(np.unique(student)) == ({0.0, 2.0} if train else {1.0})
+  assert (asked(1)[1] != student).any() == train
 
 
 def test_a_consistency_update_costs_three_evaluations_more_than_its_teacher_s():
