@@ -12,10 +12,12 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import gallery, needs, reconstructing, scoring, workdir
+from vdm_jax.runs import compressing, gallery, needs, reconstructing, scoring, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
 from vdm_jax.systems.chains.dpm2015 import Binomial
+from vdm_jax.systems.flows.interpolants import Between
+from vdm_jax.systems.flows.rectified_flow import OneStep
 from vdm_jax.systems.guided.classifier import Classifier
 from vdm_jax.systems.guided.noisy_classifier import NoisyClassifier
 from vdm_jax.systems.latent.autoencoder import Autoencoder
@@ -31,6 +33,8 @@ MADE = {
     'classifier': Classifier(NOTHING, NOTHING, (8, 8, 1), 17),
     'noisy': NoisyClassifier(NOTHING, PROCESS, NOTHING, (8, 8, 1)),
     'autoencoder': Autoencoder(*[NOTHING] * 5, (8, 8, 1), (2, 2, 4), 17),
+    'between': Between(NOTHING, NOTHING, (2,)),
+    'one step': OneStep(NOTHING, (2,)),
 }
 SHOWN = {
     'model': 'Model(shape=(8, 8, 1): denoise, process, decoder, encode, decode, cond, '
@@ -41,18 +45,22 @@ SHOWN = {
     'noisy': 'NoisyClassifier(shape=(8, 8, 1): logits, process, encode)',
     'autoencoder': 'Autoencoder(shape=(8, 8, 1), latent_shape=(2, 2, 4), levels=17: encode, '
                    'decode, mean, log_prob, prior_nats)',
+    'between': 'Between(shape=(2,): sample, drifts)', 'one step': 'OneStep(shape=(2,): sample)',
 }
 DOES = {'model': 'denoises and samples and bounds the likelihood and codes images',
         'vae': 'samples and bounds the likelihood', 'bits': 'samples',
         'classifier': 'has features', 'noisy': 'does nothing that commands need',
-        'autoencoder': 'bounds the likelihood and reconstructs images'}
+        'autoencoder': 'bounds the likelihood and reconstructs images',
+        'between': 'samples', 'one step': 'samples'}
+OWN = ('between', 'one step')  # of flows, which draw their own samples
 COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
-    'sample': (lambda: runs.sample('run', 'a.npz'), {'model', 'vae', 'bits'}),
+    'sample': (lambda: runs.sample('run', 'a.npz'), {'model', 'vae', 'bits', *OWN}),
     'reconstruct': (lambda: reconstructing.evaluate('run'), {'autoencoder'}),
     'features': (lambda: scoring.extractor('classifier:run'), {'classifier'}),
     'benchmark': (lambda: speed.denoising(speed.of_run('run'), {}), {'model'}),
-    'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model', 'vae', 'bits'}),
+    'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model', 'vae', 'bits', *OWN}),
+    'compress': (lambda: compressing.encode('run', 'images.npz', 'a.vdmz'), {'model'}),
     'make_pairs': (lambda: runs.make_pairs('run', 'pairs', method=catalogue.method('heun', 2)),
                    {'model'}),
 }
