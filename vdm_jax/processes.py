@@ -172,6 +172,10 @@ def from_alpha_sigma(alpha: Callable[[Array], Array], sigma: Callable[[Array], A
   An example is rectified flow, `from_alpha_sigma(lambda t: 1 - t, lambda t: t)`.  Its logsnr is
   infinite at both ends, but alpha, sigma and their derivatives are finite.
 
+  A sigma that grows like sqrt(t), for example sqrt(t (2 - t)), has an infinite slope at t = 0, and
+  so has the velocity of a loss there.  Take `Truncated.between` of the process then, or the same
+  path as a schedule on `vp`, whose slopes are taken at a distance of 1e-6.
+
   An alpha below the rounding of sigma (sigma times machine epsilon) counts as 0.  For example,
   cos(pi / 2) is 6e-17 in float64, which would give a logsnr of -75.
   """

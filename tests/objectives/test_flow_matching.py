@@ -13,6 +13,7 @@ from vdm_jax.objectives import flow_matching
 from vdm_jax.processes import (
     GaussianProcess,
     RectifiedFlow,
+    Truncated,
     diffuse,
     flow,
     from_alpha_sigma,
@@ -164,6 +165,21 @@ def test_the_diffusion_paths_have_finite_slopes_at_the_data():
     loss, _ = flow_matching.objective(oracles.Gaussian(0.0, 0.5), process, x, jnp.array([0.0, 1.0]),
                                       keys(2))
     assert np.isfinite(loss).all() and np.isfinite(process(jnp.zeros(())).dsigma)
+
+
+def test_a_square_root_of_time_has_an_infinite_slope_at_the_data_and_cut_ends_have_none():
+  """sigma = sqrt(t (2 - t)), the variance-preserving partner of alpha = 1 - t."""
+  def loss(process):
+    return flow_matching.objective(oracles.Gaussian(0.0, 0.5), process, jnp.full((1, 3), 0.5),
+                                   jnp.zeros(1), keys(1))[0]
+  whole = PATHS['linear_vp']
+  cut = Truncated.between(whole, 20.0, -np.inf)
+  assert np.isposinf(whole(jnp.zeros(())).dsigma) and not np.isfinite(loss(whole)).any()
+  assert np.isfinite(loss(cut)).all()
+  # d/dt sqrt(t (2 - t)) = (1 - t) / sigma, at the first of the times that are kept.
+  level = cut(jnp.zeros(()))
+  np.testing.assert_allclose(level.dsigma, (cut.last - cut.first) * level.alpha / level.sigma,
+                             rtol=1e-9)
 
 
 @pytest.mark.parametrize('process', [
