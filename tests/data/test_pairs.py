@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -133,9 +134,30 @@ def test_a_command_that_ended_goes_on_bit_for_bit_and_holds_a_batch_at_a_time(te
     assert ours[name].tobytes() == values.tobytes()
 
 
-def test_pairs_that_are_there_are_not_made_again(teacher, made, monkeypatch):
+TOLD = re.compile(r'(?P<count>[\d,]+) pairs(, (?P<rate>[\d.e+]+) a second)?(, (?P<evaluations>\d+) '
+                  r'evaluations of the network for each)?, E\|x - z_1\|\^2 = (?P<cost>[\d.e-]+) '
+                  r'\+- (?P<error>[\d.e-]+)\n')
+
+
+def test_pairs_that_are_there_are_not_made_again(teacher, made, monkeypatch, capsys):
   monkeypatch.setattr(pairs.Writer, 'write', None)
   assert runs.make_pairs(teacher, made, method=HEUN, count=60, batch_size=16) == made
+  told = TOLD.search(capsys.readouterr().out)
+  assert told['count'] == '60' and told['rate'] is told['evaluations'] is None
+
+
+def test_the_cost_of_pairs_is_the_mean_square_of_their_distance(tmp_path, monkeypatch):
+  """Pair i has the distance (3 i, 4 i), in more blocks than one."""
+  place, n = tmp_path / 'pairs', 1000
+  writer = pairs.Writer(place, {}, n, pairs.fields_of(fields.reals('x_0', (2,))))
+  writer.begin()
+  i = np.arange(n, dtype=np.float32)[:, None]
+  writer.write(0, {'x': 3.0 + i * [3.0, 0.0], 'z_1': 3.0 - i * [0.0, 4.0]})
+  writer.close()
+  for most in (n, 300):
+    costs = 25.0 * np.arange(most)**2
+    np.testing.assert_allclose(pairs.cost(place, most),
+                               (costs.mean(), costs.std() / most**0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize('options,says', [
@@ -207,11 +229,20 @@ def of_labels(monkeypatch):
   monkeypatch.setattr(workdir, 'load_trained', lambda *_, **options: trained)
 
 
-def test_pairs_of_a_guided_teacher_keep_their_labels_and_have_its_means(of_labels, tmp_path):
-  """Of equal widths the guided flow ends at the mean (1 + w) 0.2 label: both scores are linear."""
+def test_pairs_of_a_guided_teacher_keep_their_labels_and_have_its_means(of_labels, tmp_path,
+                                                                       capsys):
+  """Of equal widths the guided flow ends at the mean (1 + w) 0.2 label: both scores are linear.
+
+  The flow is x = mean + 0.3 z_1, so the printed cost of the two dimensions is 2 (mean^2 + 0.7^2).
+  """
   w, n = 1.5, 600
   place = runs.make_pairs(tmp_path / 'run', tmp_path / 'pairs', method=catalogue.method('heun', 20),
                           count=n, batch_size=200, guided=guidance.Guidance(w))
+  told = TOLD.search(capsys.readouterr().out)
+  assert (told['count'], told['evaluations']) == ('600', '80') and float(told['rate']) > 0.0
+  cost = 2.0 * (np.mean(((1.0 + w) * 0.2 * np.arange(3))**2) + 0.7**2)
+  assert abs(float(told['cost']) - cost) < 4.0 * float(told['error']) + 0.02
+  assert 0.01 < float(told['error']) < 0.1
   got = arrays(place)
   np.testing.assert_array_equal(got['label.npy'], np.arange(n) % 3)
   for k in range(3):

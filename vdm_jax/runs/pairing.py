@@ -1,6 +1,7 @@
 """Pairs of noise and sample of a run, for reflow and for distillation: see `data.pairs`."""
 import contextlib
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   memory.  After an interruption, the same call continues with the next batch.  The pairs are bit
   for bit the same, because pair i depends only on (seed, i) and the batch size.  pairs.json records
   what the pairs depend on, with a checksum of the weights.
+
+  The last line that is printed tells the pairs in a second, the evaluations of the network for a
+  pair, and the cost E|x - z_1|^2 (`data.pairs.cost`).  The rate is of all batches but the first,
+  which is compiled, and includes the writing to the disk.
 
   Args:
     condition: values of the fields that the model is conditioned on, by name, the label among them.
@@ -88,6 +93,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   writer = pairs.Writer(out, about, count, pairs.fields_of(x, told),
                         process=levels.tolist() if levels.ndim == 2 else ())
   if writer.complete:
+    _tell(out, count)
     return out
   with contextlib.ExitStack() as stack:
     stack.enter_context(lock.exclusive(writer.part, 'out', 'makes pairs'))
@@ -100,15 +106,31 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
     stack.callback(writer.keep)
     bar = stack.enter_context(tqdm.tqdm(total=count, initial=writer.done, unit='pair', desc='pairs',
                                         dynamic_ncols=True))
+    evaluations, done, began = 0, writer.done, time.monotonic()
     for drawn in draw_pairs(drawn_by, trained.params, method.make, times=times, start=writer.done,
                             stop=count, seed=seed, batch_size=batch_size, cond=cond):
       # Real numbers are kept once, as the network sees them.
       writer.write(writer.done, {**cond(drawn.numbers), x.name: drawn.data,
                                  pairs.SAMPLE: drawn.x, pairs.NOISE: drawn.z_1})
       bar.update(len(drawn.numbers))
+      if not evaluations:  # the first batch is compiled
+        done, began = writer.done, time.monotonic()
+      evaluations = max(evaluations, drawn.evaluations)
     writer.close()
     (out / 'lock').unlink(missing_ok=True)  # which moved with the folder
+  rate = (writer.done - done) / (time.monotonic() - began)
+  _tell(out, count, evaluations * (2 if guided else 1), rate)
   return out
+
+
+def _tell(out: Path, count: int, evaluations: int = 0, rate: float = 0.0) -> None:
+  """Prints what the pairs are: their cost, and how they were made if they were made now."""
+  parts, (mean, error) = [f'{count:,} pairs'], pairs.cost(out)
+  if rate:
+    parts.append(f'{rate:.4g} a second')
+  if evaluations:
+    parts.append(f'{evaluations} evaluations of the network for each')
+  print(', '.join([*parts, f'E|x - z_1|^2 = {mean:.4g} +- {error:.2g}']))
 
 
 def _digest(cond: Conditions, count: int) -> str:

@@ -104,6 +104,7 @@ class DrawnPairs(NamedTuple):
   z_1: np.ndarray      # [n, ...]  the noise
   x: np.ndarray        # [n, ...]  what it becomes, in the units of the network
   data: np.ndarray     # [n, ...]  the datum nearest to that
+  evaluations: int     # of the network, for each of them
 
 
 def draw_pairs(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,
@@ -119,18 +120,18 @@ def draw_pairs(model: Callable[[PyTree], Model], params: PyTree, sampler: Sample
   for rows, requested in _batches(start, stop, batch_size):
     local = devices.local_rows(rows)
     xs = devices.place((local, cond(local)))
-    *drawn, finite = jax.device_get(batch(shared, xs))
+    *drawn, finite, evaluations = jax.device_get(batch(shared, xs))
     check_finite(finite, times, model(params).process)
-    yield DrawnPairs(rows[requested], *(u[requested] for u in drawn))
+    yield DrawnPairs(rows[requested], *(u[requested] for u in drawn), int(evaluations))
 
 
 @functools.lru_cache(maxsize=1)
 def _pair_program(model, sampler):
   def batch(shared, xs):
     (params, key, times), (numbers, conditions) = shared, xs
-    m, z_1, x, finite, _, _ = _floats(model(params), sampler, random.per_example(key, numbers),
-                                      times, conditions, ())
-    return z_1, x, m.decode(x), finite
+    m, z_1, x, finite, _, count = _floats(model(params), sampler, random.per_example(key, numbers),
+                                          times, conditions, ())
+    return z_1, x, m.decode(x), finite, count
   return devices.over_rows(batch)
 
 
