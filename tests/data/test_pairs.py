@@ -501,17 +501,25 @@ def test_pairs_of_images_of_another_size_are_refused_by_the_config_of_others(mad
 
 
 @pytest.mark.long
-def test_a_command_that_is_killed_goes_on_bit_for_bit(teacher, made):
-  out = teacher.parent / 'killed'
+def test_a_command_that_is_killed_goes_on_bit_for_bit(teacher):
+  """200 batches, so that the command is still writing when it is killed after the first."""
+  out, count = teacher.parent / 'killed', 3200
   command = [sys.executable, str(ROOT / 'scripts' / 'make_pairs.py'), f'--workdir={teacher}',
-             f'--out={out}', '--sampler=heun', '--steps=3', '--count=60', '--batch_size=16']
+             f'--out={out}', '--sampler=heun', '--steps=3', f'--count={count}', '--batch_size=16']
   env = os.environ | {'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
-  first = subprocess.Popen(command, env=env)
-  part = out.with_name('killed.part') / 'pairs.json'
-  while first.poll() is None and not (part.exists() and pairs.record(part.parent)['done']):
+  first, part = subprocess.Popen(command, env=env), out.with_name('killed.part')
+  while not (pairs.is_pairs(part) and pairs.record(part)['done']):
+    assert first.poll() is None
     time.sleep(0.001)
   first.send_signal(signal.SIGKILL)
   first.wait()
-  assert subprocess.run(command, env=env).returncode == 0
-  for name, values in arrays(made).items():
+  done = pairs.record(part)['done']
+  assert 0 < done < count and not out.exists()
+  again = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert again.returncode == 0, again.stderr
+  assert TOLD.search(again.stdout)['count'] == '3,200'
+  assert f'{done}/{count} [' in again.stderr and f' 0/{count} [' not in again.stderr
+  whole = runs.make_pairs(teacher, teacher.parent / 'whole', method=HEUN, count=count,
+                          batch_size=16)
+  for name, values in arrays(whole).items():
     assert arrays(out)[name].tobytes() == values.tobytes()
