@@ -10,9 +10,9 @@ After the colon:
   progressive_teacher  Salimans and Ho (2022), their public config: x-prediction, cosine log-SNR
                        from 20 to -20, truncated SNR, Adam at 2e-4, average 0.9999
   progressive          8,192 steps to 1 in 13 halvings of 50,000 updates; Adam's rate falls from
-                       5e-5 to 0 in each halving; no average, no dropout.  The students of 8, 4, 2
-                       and 1 steps are the checkpoints of 500,000, 550,000, 600,000 and 650,000
-                       updates (sample.py --step=500000)
+                       5e-5 to 0 in each halving; no average, no dropout; x_hat is clipped when a
+                       student is sampled.  The students of 8, 4, 2 and 1 steps are the checkpoints
+                       of 500,000, 550,000, 600,000 and 650,000 updates (sample.py --step=500000)
   knowledge            Luhman and Luhman (2021), their public code: the teacher is ddpm.py, and
                        100 steps of DDIM make 1,024,000 pairs (make_pairs.py --sampler=ddim
                        --grid=ddim_quadratic --steps=100); L1, batch 512, Adam at 2e-4, average
@@ -46,7 +46,8 @@ from vdm_jax.typing import Experiment
 
 SIGMA_DATA = 0.5  # of images whose outermost levels are -1 and 1
 TO_ENDS = Pixels(256).to_ends
-PROGRESSIVE = progressive.fields() | {'teacher_steps': 8192, 'halving_updates': 50_000}
+PROGRESSIVE = progressive.fields() | {'teacher_steps': 8192, 'halving_updates': 50_000,
+                                      'clip': True}
 CONSISTENCY = consistency.fields() | {'sigma_data': SIGMA_DATA / TO_ENDS}
 GROWING = {'discretisation': 'paper', 'levels': 2, 'last_levels': 150, 'growing_updates': 800_000,
            'target_rate': 0.9}

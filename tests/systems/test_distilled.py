@@ -91,6 +91,32 @@ def test_the_student_becomes_the_teacher_and_the_optimiser_begins_afresh_where_a
   assert moved(7) == 0.0 and 0.2 < moved(2) / moved(1) < 0.8
 
 
+def test_a_student_is_clipped_where_it_is_used_and_neither_it_nor_its_teacher_in_training():
+  """The codes of 256 levels reach from -255/256 to 255/256."""
+  plain, clipped = (students_config.build(config('progressive', model__clip=clip))
+                    for clip in (False, True))
+  params = jax.tree.map(lambda leaf: 10.0 * leaf, shaken(plain.init(random.key(1))))
+  free, kept = (experiment.model(params) for experiment in (plain, clipped))
+  assert (free.clips, kept.clips, clipped.at(5).model(params).clips) == (False, True, True)
+  z, end = 3.0 * jnp.array([[1.0, -1.0], [0.5, 0.2]]), 255 / 256
+  level = free.process(jnp.array([0.6, 0.9]))
+  x = free.denoise(z, level).x
+  assert float(jnp.abs(x).max()) > 2.0
+  np.testing.assert_allclose(kept.denoise(z, level).x, jnp.clip(x, -end, end), rtol=1e-6)
+  batch = plain.data.split('train').get(np.arange(8))
+  context = Context(jnp.linspace(0.1, 1.0, 8), random.per_example(random.key(0), jnp.arange(8)),
+                    jnp.int32(0), aux=params)
+  for ours, theirs in zip(*(experiment.loss(params, batch, context)
+                            for experiment in (plain, clipped)), strict=True):
+    leaves_equal(ours, theirs)
+  # A clipped student may be the teacher of a further halving, also of a run that does not clip.
+  four = clipped.at(5).model(params)
+  assert four.distilled == ('ddim_to_x', 4)
+  for clip in (False, True):
+    made = config('progressive', model__clip=clip, model__teacher_steps=4, model__student_steps=2)
+    students_config.build(made).teacher(four, params)
+
+
 def calls(experiment, params):
   """How many products of matrices an update makes."""
   batch = experiment.data.split('train').get(np.arange(8))

@@ -101,8 +101,11 @@ def within(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
 
   Raises InputError for data without levels.
   """
-  if not config.model.clip:
-    return denoise
+  return clipped(config, denoise) if config.model.clip else denoise
+
+
+def clipped(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
+  """`denoise` with x_hat clipped to the outermost levels.  Raises InputError as `within` does."""
   levels = data.resolve(config.data).x.levels
   compose.require(config, 'clip', bool(levels), 'the data are real numbers, without outermost '
                   'levels', 'set it to False')

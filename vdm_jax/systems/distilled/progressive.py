@@ -9,7 +9,8 @@ The phase is a function of the number of the update, and the teacher is a part o
 stopped run resumes bit for bit.  A checkpoint samples with the steps of its own phase.
 
 There is no average, as in the published config, because an average would mix students of different
-steps.
+steps.  With `clip`, samples are made of clipped estimates, as in the published config; the targets
+of training are not clipped.
 
 Training starts from the teacher's run (--init_from).  The config of that run must build the same
 `base`.
@@ -27,9 +28,10 @@ from vdm_jax import weightings
 from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.objectives import progressive
 from vdm_jax.systems import compose
+from vdm_jax.systems.chains import ddpm
 from vdm_jax.systems.distilled import teachers
 from vdm_jax.train import step as step_lib
-from vdm_jax.typing import Array, Experiment, PyTree, Update
+from vdm_jax.typing import Array, Experiment, PyTree, Update, denoises
 
 SAMPLER = 'ddim_to_x'  # what is distilled
 
@@ -41,6 +43,8 @@ def fields() -> dict:
       'student_steps': 1,        # N at the end: a power of two
       'halving_updates': 250,    # of each phase
       'weight': 'truncated_snr', # of the error of x: a name of weightings.OF_X
+      'clip': False,             # whether x_hat stays between the outermost levels where a student
+                                 # is used; it does not where it is trained, nor does its teacher
   }
 
 
@@ -90,9 +94,15 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
     losses, terms = compose.loss_of(objective, model, teacher.shape)(params, batch, context)
     return losses, {**terms, 'student_steps': jnp.broadcast_to(1.0 * steps, losses.shape)}
 
+  def clipped(params, keys=None):
+    of = base.model(params, keys)
+    return of._replace(denoise=ddpm.clipped(config, of.denoise), clips=True)
+
+  in_use = clipped if m.get('clip', False) else base.model  # a run may be older than the field
+
   @functools.cache  # the pictures of a phase are drawn by one program
   def model_of(steps):
-    return lambda params, keys=None: base.model(params, keys)._replace(
+    return lambda params, keys=None: in_use(params, keys)._replace(
         distilled=(SAMPLER, steps), bound=None, null=None, ends_denoised=False)
 
   def at(updates):
@@ -100,7 +110,9 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
     return students._replace(model=model_of(int(progressive.steps_at(last, *table))))
 
   def teacher(made, params):
-    teachers.require_same(base, made, params)
+    # A student of another run may be clipped.
+    same = base._replace(model=clipped) if denoises(made) and made.clips else base
+    teachers.require_same(same, made, params)
     if made.distilled and made.distilled[1] < m.teacher_steps:
       raise InputError('config.model.teacher_steps', m.teacher_steps, 'the teacher was distilled '
                        f'down to {made.distilled[1]}, and a student cannot begin with more steps',
