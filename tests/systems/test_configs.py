@@ -12,7 +12,7 @@ from tests.support import configs
 from vdm_jax import random, recipes, schedules, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.processes import vp
-from vdm_jax.systems import compose
+from vdm_jax.systems import compose, networks
 from vdm_jax.systems.distilled import teachers
 from vdm_jax.systems.scores import score_sde, scoreflow
 from vdm_jax.train import loop, parallel
@@ -26,6 +26,11 @@ PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
              # Counted from the public code of each, with its published settings.
              **{f'cifar10/flows:{name}': 61_804_419 for name in (
                  'flow_matching', 'rectified', 'reflow', 'distilled', 'curvature')},
+             **{f'cifar10/distilled:{name}': 60_004_099 for name in (
+                 'progressive_teacher', 'progressive')},
+             **{f'cifar10/distilled:{name}': 55_733_891 for name in (
+                 'consistency', 'consistency_training')},
+             'cifar10/distilled:knowledge': 35_746_307,
              'cifar10/ddpm:published': 35_746_307, 'published/ddpm': 35_746_307,
              'published/adm': 52_546_438, 'published/edm': 55_733_891,
              'published/score_sde': 61_804_419, 'published/ncsnv2': 29_694_083,
@@ -136,6 +141,11 @@ def test_a_config_builds_and_its_update_traces(name, tmp_path):
   if name.startswith(('published/', 'cifar10/flows', 'cifar10/distilled')):
     of_loss(experiment, params, batch, REPORTED.get(name, BOUND))
     return
+  of_update(config, experiment, params, batch, REPORTED.get(name, BOUND))
+
+
+def of_update(config, experiment, params, batch, reported):
+  """An update, with the config's optimiser and averages, keeps the shapes of the state."""
   state = jax.eval_shape(lambda p: step_lib.init(p, experiment.tx, experiment.ema, experiment.aux),
                          params)
   assert state.ema.keys() - {'target'} == dict(config.ema).keys()  # of a consistency model
@@ -145,7 +155,21 @@ def test_a_config_builds_and_its_update_traces(name, tmp_path):
   alike = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
   assert all(jax.tree.leaves(alike))
   assert metrics['loss'].shape == ()
-  assert metrics.keys() >= REPORTED.get(name, BOUND)
+  assert metrics.keys() >= reported
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=() if name == 'cifar10/distilled:knowledge' else pytest.mark.long)
+    for name in configs.names() if name.startswith(('cifar10/flows', 'cifar10/distilled'))])
+def test_the_update_of_a_published_recipe_traces_with_a_block_of_each_size(
+    name, tmp_path, monkeypatch):
+  configured = networks.configured
+  monkeypatch.setattr(networks, 'configured', lambda net, config: configured(
+      net.clone(blocks=1), config))
+  config, experiment, params, batch = built(name, tmp_path)
+  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params['net']))
+  assert count < PUBLISHED[name]
+  of_update(config, experiment, params, batch, REPORTED.get(name, BOUND))
 
 
 @pytest.mark.parametrize('data', ['cifar10', pytest.param('mnist', marks=pytest.mark.long)])
