@@ -80,7 +80,8 @@ def pairs(subject: speed.Subject, *, sampler_steps: int = 250, repetitions: int 
 
   The sampler is DDIM.  Pairs are drawn and written into mapped arrays, and samples are only drawn.
   The writer puts the arrays on the disk once in `data.pairs.SECONDS`.  So the median has no disk in
-  it where a batch takes much less.  Raises InputError: a model whose samples are latents.
+  it where a batch takes much less; the rate that `runs.make_pairs` prints includes the disk.
+  Raises InputError: a model whose samples are latents.
   """
   require_at_least('sampler_steps', sampler_steps, 1)
   size, params = devices.global_batch_size(subject.config.data.batch_size), (
