@@ -113,6 +113,13 @@ def denoising(subject: Subject, params) -> Model:
   return needs.require(subject.experiment.model(params), 'benchmark', subject.file, 'config')
 
 
+def x_shape(subject: Subject) -> tuple[int, ...]:
+  """The shape of the x that the subject denoises: of the data, or of their latents."""
+  nothing = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+  shapes = jax.eval_shape(lambda: initial_params(subject))
+  return denoising(subject, jax.tree.map(nothing, shapes)).shape
+
+
 def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
   """A batch like a batch of training, but of random numbers: [size, ...]."""
   return subject.experiment.data.spec.random(size)
@@ -174,10 +181,9 @@ def evaluation_flop(subject: Subject, size: int) -> float:
       m = m.latent(random.per_example(key, jnp.arange(size)))
     return m.denoise(z, m.process(jnp.float32(0.5)), m.cond(batch))
 
-  spec = subject.experiment.data.spec
   return _flop(jax.jit(evaluate).lower(
       jax.eval_shape(lambda: initial_params(subject)),
-      jax.ShapeDtypeStruct((size, *spec.shape), jnp.float32), random_batch(subject, size),
+      jax.ShapeDtypeStruct((size, *x_shape(subject)), jnp.float32), random_batch(subject, size),
       jax.eval_shape(lambda: random.key(0))))
 
 

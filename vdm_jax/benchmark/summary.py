@@ -43,9 +43,8 @@ def summary(subject: speed.Subject) -> list[Row]:
       m = m.latent(random.per_example(key, jnp.arange(1)))
     return m.denoise(z, m.process(jnp.float32(0.5)), m.cond(batch))
 
-  shape = subject.experiment.data.spec.shape
   program = jax.make_jaxpr(evaluate)(
-      params, jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+      params, jax.ShapeDtypeStruct((1, *speed.x_shape(subject)), jnp.float32),
       speed.random_batch(subject, 1),
       jax.eval_shape(lambda: random.key(0)))
   counts, products = _parameters(params), list(operations(program.jaxpr))
