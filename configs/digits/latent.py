@@ -32,7 +32,7 @@ def get_config(stage: str = 'autoencoder') -> ml_collections.ConfigDict:
       stage=stage, features=32, multipliers=(1, 2), blocks=1, groups=8, latent_channels=2, kl=0.01,
       kind='vq' if stage == 'vq' else 'kl', entries=64)
   if stage == 'latent':
-    fields = {'features': 48, 'dropout': 0.0, **networks.how_computed(), 'remat': 'none'}
+    fields = {'features': 32, 'dropout': 0.0, **networks.how_computed(), 'remat': 'none'}
     return recipes.digits(latent.default_config(first.model, stage=stage, **fields))
   config = recipes.digits(first, steps=1000)
   config.optimizer.update(learning_rate=3e-3, weight_decay=0.0)

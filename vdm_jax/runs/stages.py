@@ -49,8 +49,8 @@ def settle(config: ml_collections.ConfigDict, spec: data.Spec, directory: str | 
     trained = _read(asked, spec)
     _take(config, trained.config.model, checksum(_own(trained.params)), _absolute(asked))
     return lambda: trained
-  kept = workdir.read_config(init_from) if init_from else {}
-  if 'autoencoder' in kept:
+  kept = workdir.read_config(init_from) if init_from else None
+  if kept is not None and 'autoencoder' in kept:
     _take(config, kept.autoencoder.model, kept.autoencoder.sha256, '')
   return None
 

@@ -21,6 +21,7 @@ moves the latter alone.
 """
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +52,13 @@ def add(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict |
   settings: `config.model` of the autoencoder, such as `autoencoder.default_config().model`, which
   is the default.  A new run replaces these by the settings of the run that it names.
   """
-  if settings is None:
-    settings = autoencoders.default_config().model
+  own: Any = autoencoders.default_config().model if settings is None else settings
   with config.unlocked():
     config.model.autoencoder = ''  # the run of the autoencoder that a new run takes
     config.model.scale = 0.0       # s; 0: measured on the first batch
     config.autoencoder = {
         'sha256': '',              # of its parameters, when the run began
-        'model': settings.copy_and_resolve_references()}
+        'model': own.copy_and_resolve_references()}
   return config.lock()
 
 
@@ -185,10 +185,11 @@ def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_a
   def decoder(images, z, level):
     return a.log_prob(images, z / (s * level.expand(z).alpha))
 
+  given = m.latent
   made = m._replace(
       encode=lambda images: s * a.encode(images)[0], decode=lambda z: a.decode(z / s),
-      decoder=decoder, bounded=False,
-      latent=m.latent and (lambda keys: _of_data(m.latent(keys), a, s, draw, begins_at_data)))
+      decoder=decoder, bounded=False, latent=None if given is None else (
+          lambda keys: _of_data(given(keys), a, s, draw, begins_at_data)))
   if draw is None:
     return made._replace(bound=None, dequantise=None, no_likelihood=_NO_DENSITY)
 
