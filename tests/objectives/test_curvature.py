@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.support import recordings
-from vdm_jax import random
+from vdm_jax import random, schedules
 from vdm_jax.objectives import curvature
-from vdm_jax.processes import RectifiedFlow
-from vdm_jax.samplers import euler, sample, straightness
+from vdm_jax.processes import GaussianProcess, RectifiedFlow, diffuse
+from vdm_jax.samplers import encode, euler, heun, sample, straightness
 from vdm_jax.typing import Estimate
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -50,15 +50,54 @@ def test_the_loss_and_all_its_gradients_are_those_of_the_public_code():
     np.testing.assert_allclose(grad, saved[f'grad/{name}'], rtol=1e-7, atol=1e-10)
 
 
-def test_the_curvature_of_euler_s_trajectories_is_that_of_the_public_code():
+@pytest.mark.first(2)
+@pytest.mark.parametrize('n', [4, 128, 1, 16])
+def test_the_curvature_of_euler_s_trajectories_is_that_of_the_public_code(n):
   saved = recordings.shared('fast_ode')
   oracle, z = recordings.exact(saved, 'mix'), jnp.asarray(saved['sample/z_1'])
-  for n in (4, 128):
-    times = np.linspace(1.0, 0.0, n + 1)
-    bent, x = straightness.straightness(oracle, LINES, keys(len(z)), z, times)
-    np.testing.assert_allclose(x, saved[f'sample/euler/n{n}'], atol=1e-10)
-    np.testing.assert_allclose(bent.mean() / z.shape[1],
-                               saved[f'sample/euler/n{n}/straightness'], atol=1e-10)
+  times = np.linspace(1.0, 0.0, n + 1)
+  bent, x = straightness.straightness(oracle, LINES, keys(len(z)), z, times)
+  np.testing.assert_allclose(x, saved[f'sample/euler/n{n}'], atol=1e-10)
+  np.testing.assert_allclose(bent.mean() / z.shape[1], saved[f'sample/euler/n{n}/straightness'],
+                             atol=1e-10)
+  if n == 128:
+    back = encode(euler.euler(oracle, LINES), keys(len(z)), x, times[::-1])
+    np.testing.assert_allclose(back, saved['sample/forward_of_euler128'], atol=1e-9)
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize('n', [15, 5, 121])
+def test_heun_s_trajectories_and_their_curvature_are_those_of_the_public_code(n):
+  """It counts evaluations: n = 5 is three steps, of which the last is one of Euler, as here."""
+  saved = recordings.shared('fast_ode')
+  oracle, z = recordings.exact(saved, 'mix'), jnp.asarray(saved['sample/z_1'])
+  times = np.linspace(1.0, 0.0, (n + 1) // 2 + 1)
+  bent, x = straightness.straightness(oracle, LINES, keys(len(z)), z, times, sampler=heun)
+  np.testing.assert_allclose(x, saved[f'sample/heun/n{n}'], atol=1e-10)
+  np.testing.assert_allclose(bent.mean() / z.shape[1], saved[f'sample/heun/n{n}/straightness'],
+                             atol=1e-10)
+
+
+def test_its_path_of_ddpm_and_its_divergences_are_those_of_the_public_code():
+  """A prior of covariance diag(36, 1), as in its plane, is N(0, 1) in units of its deviations.
+
+  The public code adds log 36 in both dimensions, so its divergence is not 0 where q is the prior.
+  """
+  saved = recordings.shared('fast_ode')
+  x, eps, t = (jnp.asarray(saved[name]) for name in ('vp/x', 'vp/z', 't'))
+  level = GaussianProcess(schedules.BetaLinear(t_min=0.0))(t)
+  near = {'rtol': 1e-6, 'atol': 1e-7}
+  np.testing.assert_allclose(diffuse(x, eps, level), saved['vp/z_t'], **near)
+  wide = level.expand(x)
+  np.testing.assert_allclose(wide.dalpha * x + wide.dsigma * eps, saved['vp/target'], **near)
+  mean, log_variance = (jnp.asarray(saved[f'kl2/{name}']) for name in ('mu', 'logvar'))
+  for name, prior, excess in (('standard', np.ones(2), 0.0),
+                              ('wide', np.array([36.0, 1.0]), 0.5 * np.log(36.0))):
+    divergence = lambda mean, log_variance, prior=prior: curvature.divergence(
+        mean / np.sqrt(prior), log_variance - np.log(prior))
+    np.testing.assert_allclose((divergence(mean, log_variance).mean() + excess) / 2,
+                               saved[f'kl2/{name}'], rtol=1e-12)
+    np.testing.assert_allclose(divergence(np.zeros((1, 2)), np.log(prior)[None]), 0.0, atol=1e-15)
 
 
 S = 0.5  # of the data

@@ -8,7 +8,7 @@ from tests.support import recordings
 from vdm_jax import oracles, random
 from vdm_jax.objectives import flow_matching, rectified_flow
 from vdm_jax.processes import RectifiedFlow
-from vdm_jax.samplers import euler, runge_kutta, sample, straightness
+from vdm_jax.samplers import adaptive, euler, runge_kutta, sample, straightness
 from vdm_jax.typing import Estimate
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -52,22 +52,54 @@ def test_losses_are_those_of_the_public_code(data):
     np.testing.assert_allclose(0.5 * loss.mean(), saved[f'{case}/half_sum'], rtol=1e-10)
 
 
-@pytest.mark.parametrize('data', ['gauss', 'mix'])
+@pytest.mark.first(1)
+@pytest.mark.parametrize('data', ['mix', 'gauss'])
 def test_euler_steps_are_those_of_the_public_code_at_its_times_which_are_squeezed(data):
   """It takes steps of 1/N at times from 1e-3 to 1, which are .999/N apart, so that one step of the
   exact flow does not end in the mean.  Here it does."""
   saved = recordings.shared('rectified_flow')
   oracle, z0 = recordings.exact(saved, data), jnp.asarray(saved[f'{data}/z0'])
-  for n in (1, 4, 100):
+  for n in (1, 2, 4, 16, 100):
     def step(z, i, n=n):
       t = 1.0 - (i / n * (1.0 - 1e-3) + 1e-3)
       return z - flow_matching.velocity(oracle, LINES, z, t) / n, None
     theirs, _ = jax.lax.scan(step, z0, jnp.arange(n))
     np.testing.assert_allclose(theirs, saved[f'{data}/euler/n{n}'], atol=1e-10)
+    # Its sampler of reflow takes the same steps.
+    np.testing.assert_allclose(theirs, saved[f'{data}/euler_ode/n{n}'], atol=1e-10)
   one = sample(euler.euler(oracle, LINES), keys(len(z0)), z0, down(1))
   mean = oracle(jnp.zeros_like(z0), LINES(1.0)).x
   np.testing.assert_allclose(one, mean, atol=1e-12)
   assert np.abs(saved[f'{data}/euler/n1'] - mean).max() > 1e-3
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize('data', ['mix', 'gauss'])
+def test_pairs_of_the_public_code_are_the_flow_from_a_thousandth_inside(data):
+  """It takes z_0 for the flow's z at our t = .999, in float32, and comes back to it.
+
+  So its pairs are off by a thousandth of the velocity at the noise end.  Those made here are not.
+  """
+  saved = recordings.shared('rectified_flow')
+  oracle, z = recordings.exact(saved, data), jnp.asarray(saved[f'{data}/z0'])
+
+  @jax.jit
+  def flow(z, start, end):
+    return adaptive.adaptive_ode(oracle, LINES, z, start, end, rtol=1e-9, atol=1e-9).z
+
+  def near(a, b):  # its tolerance is 1e-5 of a step; two points between the clusters are worse
+    np.testing.assert_allclose(a, b, atol=1e-3)
+    return np.median(np.abs(a - b).max(axis=1))
+  inside, ours = flow(z, 0.999, 0.0), flow(z, 1.0, 0.0)
+  z_1, back = (jnp.asarray(saved[f'{data}/reflow_pairs/{name}'], float) for name in ('z1', 'back'))
+  assert near(saved[f'{data}/rk45'], inside) < 1e-4
+  assert near(z_1, inside) < 1e-4
+  assert near(back, flow(z_1, 0.0, 0.999)) < 1e-4
+  assert near(back, z) < 2e-4
+  if data == 'gauss':
+    exact = oracle.flow_map(z, LINES(jnp.ones(len(z))), LINES(jnp.zeros(len(z))))
+    np.testing.assert_allclose(ours, exact, atol=1e-7)
+  assert np.median(np.abs(z_1 - ours).max(axis=1)) > 3e-4
 
 
 def test_euler_steps_of_the_first_flow_have_the_standard_deviations_of_the_closed_form():
