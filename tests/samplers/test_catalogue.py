@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from vdm_jax.certification import catalogue as certified
 from vdm_jax.certification import report
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.samplers import catalogue
+from vdm_jax.samplers import catalogue, interpolants
 
 ROOT = Path(__file__).parents[2]
 
@@ -244,6 +245,41 @@ def test_the_program_of_a_sampler_does_not_grow_with_its_steps():
   for name, entry in catalogue.SAMPLERS.items():
     if not entry.needs and entry.evaluations is not None:
       assert size(entry.make, 12) == size(entry.make, 200), name
+
+
+def test_samplers_by_a_drift_and_a_score_are_among_those_certified():
+  kinds = [job.kind for job in certified.jobs()]
+  assert kinds.count('drift') == len(certified.BY_DRIFT) == 2
+  assert 'drift' not in [job.kind for job in certified.jobs(['ddim'])]
+  orders = [order for _, order in certified.BY_DRIFT.values()]
+  assert orders == [1, None]
+
+
+@pytest.mark.parametrize('name', certified.BY_DRIFT)
+@pytest.mark.parametrize('curve', [
+    'flow', *(pytest.param(curve, marks=pytest.mark.long)
+              for curve in certification.CURVES if curve != 'flow')])
+def test_samplers_by_a_drift_and_a_score_keep_their_claims(curve, name):
+  make, order = certified.BY_DRIFT[name]
+  assert all(row.passed for row in certification.certify(make, order, curves=[curve]))
+
+
+@pytest.mark.long
+def test_noise_without_its_score_is_not_certified_nor_half_of_the_score():
+  make, _ = certified.BY_DRIFT['interpolants.euler, e = sigma^2 / 2']
+  of_process = interpolants.of_process
+
+  def short_of(share):
+    def made(denoise, process):
+      def drifts(*at):
+        drift = of_process(denoise, process)(*at)
+        return drift._replace(score=share * drift.score)
+      return drifts
+    return made
+  for share in (0.0, 0.5):
+    with mock.patch.object(interpolants, 'of_process', short_of(share)):
+      rows = certification.certify(make, curves=['flow'])
+    assert not any(row.passed for row in rows)
 
 
 def certify(*flags):

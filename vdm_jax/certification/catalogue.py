@@ -21,10 +21,10 @@ from vdm_jax.certification.exact import (
 )
 from vdm_jax.certification.judging import CertificateRow, certify, certify_adaptive, equality
 from vdm_jax.errors import require
-from vdm_jax.samplers import catalogue, grids, runge_kutta
+from vdm_jax.samplers import catalogue, grids, interpolants, runge_kutta
 from vdm_jax.typing import SamplerMaker
 
-__all__ = ['Job', 'OPTIONS', 'bind', 'certify_all', 'certify_job', 'equalities', 'jobs']
+__all__ = ['BY_DRIFT', 'Job', 'OPTIONS', 'bind', 'certify_all', 'certify_job', 'equalities', 'jobs']
 
 # Of samplers of the catalogue that the usual options of `certify` do not suit.
 OPTIONS: dict[str, dict] = {
@@ -46,9 +46,24 @@ _SUPPLIED: dict[str, Callable[[Callable], SamplerMaker]] = {
     'ends': with_ends}
 
 
+def by_drift(e: float) -> SamplerMaker:
+  """`interpolants.euler` by the drift and the score of the process, with e(t) = e sigma^2."""
+  def make(denoise, process):
+    return interpolants.euler(interpolants.of_process(denoise, process),
+                              lambda t: e * process(t).sigma**2)
+  return make
+
+
+# Samplers that are not made of a denoiser alone, so no names of the catalogue: (make, order).
+BY_DRIFT: dict[str, tuple[SamplerMaker, float | None]] = {
+    'interpolants.euler, e = 0': (by_drift(0.0), 1),
+    'interpolants.euler, e = sigma^2 / 2': (by_drift(0.5), None),
+}
+
+
 class Job(NamedTuple):
   """The work that one process does at a time."""
-  kind: str  # 'sampler', 'one step', 'encoding' or 'equality'
+  kind: str  # 'sampler', 'one step', 'encoding', 'drift' or 'equality'
   name: str  # of the sampler, or the claim
   order: float | None = None  # claimed of a sampler of the user's own
 
@@ -70,6 +85,7 @@ def equalities() -> dict[str, list[SamplerMaker]]:
           of('ancestral'), of('ddim', eta=1.0), of('dpmpp_2m_sde', order=1)],
       'ancestral_learned with a head of -1 = ancestral': [of('ancestral_learned'), of('ancestral')],
       'unip_2 with B(h) = e^h - 1 = dpmpp_2m': [of('unip_2'), of('dpmpp_2m')],
+      'interpolants.euler, e = 0, of a process = euler': [by_drift(0.0), of('euler')],
       'edm with Euler = ddim': [of('edm', tableau=runge_kutta.EULER), of('ddim')],
       'pc_ancestral with no correction = ancestral': [
           of('pc_ancestral', n_corrections=0), of('ancestral')],
@@ -79,7 +95,7 @@ def equalities() -> dict[str, list[SamplerMaker]]:
 
 
 def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
-  """The jobs of these samplers; by default of the whole catalogue, with the equalities.
+  """The jobs of these samplers; by default of the whole catalogue, `BY_DRIFT` and the equalities.
 
   order: the claimed order of samplers given as FILE.py:NAME; None if they are stochastic.
   Raises InputError.
@@ -90,6 +106,7 @@ def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
           if ':' not in name and catalogue.SAMPLERS[name].needs == 'variances']
   out += [Job('encoding', name) for name in names if name in ('ddim', 'heun')]
   if set(names) == set(catalogue.SAMPLERS):
+    out += [Job('drift', name) for name in BY_DRIFT]
     out += [Job('equality', claim) for claim in equalities()]
   return out
 
@@ -106,6 +123,9 @@ def certify_job(job: Job) -> list[CertificateRow]:
   """The rows of one job."""
   if job.kind == 'equality':
     return equality(job.name, equalities()[job.name])
+  if job.kind == 'drift':
+    make, order = BY_DRIFT[job.name]
+    return certify(make, order, name=job.name)
   name, entry = catalogue.find(job.name, 'samplers')
   if job.kind == 'one step':  # the best variance is exact for a Gaussian whatever the steps
     return certify(bind(entry), name=f'{name}, one step', models=['gaussian'],
