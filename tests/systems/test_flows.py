@@ -8,8 +8,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from tests.support import configs
-from vdm_jax import inputs, interpolants, oracles, random, schedules, train
+from tests.support import commands, configs
+from vdm_jax import inputs, interpolants, oracles, random, runs, schedules, train
 from vdm_jax.denoisers import denoiser
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import Options, families
@@ -252,6 +252,31 @@ def test_a_mean_flow_older_than_its_scale_of_time_reads_t_itself_and_a_new_one_t
   np.testing.assert_allclose(read.pop(), 1.0)
   with pytest.raises(InputError, match='time_scale=0.0: it divides the time'):
     built('plane/flows:mean_flow', time_scale=0.0)
+
+
+@pytest.mark.long
+def test_scripts_sample_a_mean_flow_and_refuse_it_elsewhere_in_a_line(tmp_path):
+  """With nothing written.  Other models without a denoiser: tests/runs/test_needs.py."""
+  _, config = configs.read('plane/flows:mean_flow')
+  config.model.update(features=8, blocks=1)
+  config.data.update(batch_size=8, validation=8)
+  config.train.update(steps=2, checkpoint_every=2, validate_every=2, pictures_every=0, log_every=1,
+                      validation_repeats=1)
+  run, images, out = (tmp_path / name for name in ('run', 'a.npz', 'out'))
+  runs.train(config, configs.file('plane/flows'), run)
+  at = f'--workdir={run}'
+  script = lambda name, *flags: commands.start(f'scripts/{name}.py', *flags, count=1, devices=1)
+  (code, *said), = commands.finish(script('sample', at, '--count=4', f'--out={images}'))
+  assert code == 0, said
+  with np.load(images) as file:
+    assert file['images'].shape == (4, 2)
+  files = sorted(run.rglob('*'))
+  for running in (script('evaluate', at), script('make_pairs', at, '--count=4', f'--out={out}'),
+                  script('compress', 'encode', at, str(images), f'--out={out}.vdmz')):
+    (code, _, error), = commands.finish(running)
+    assert code != 0 and 'Traceback' not in error
+    assert 'this run made a OneStep, which samples; a model that ' in error.splitlines()[-1]
+  assert sorted(run.rglob('*')) == files and not list(tmp_path.glob('out*'))
 
 
 def test_one_step_shows_what_it_is():
