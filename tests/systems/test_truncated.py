@@ -10,11 +10,13 @@ from flax import linen as nn
 from scipy import stats
 
 from tests.support import configs
-from vdm_jax import decoders, random, schedules
+from vdm_jax import decoders, random, runs, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.nn.small.discriminator import Discriminator
 from vdm_jax.objectives import adversarial, truncated_dpm, vlb
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.runs import workdir
+from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.systems.chains import truncated
 from vdm_jax.train import loop, parallel
@@ -193,6 +195,37 @@ def test_a_run_of_three_players_that_is_resumed_is_the_same_bit_for_bit(tmp_path
     checkpoints.close()
   assert int(states[whole].step) == 8
   jax.tree.map(np.testing.assert_array_equal, states[whole], states[parts])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('prior', ['adversarial', 'gaussian'])
+def test_a_trained_run_is_sampled_from_the_prior_that_it_learned(prior, tmp_path):
+  """Its images are those of the chain from this prior, made here by hand, and not from N(0, 1)."""
+  _, config = built(prior)
+  config.optimizer.update(learning_rate=0.1, warmup_steps=0)
+  config.model.generator_learning_rate = 0.1
+  config.ema = {'ema': 0.0}
+  config.train.update(steps=2, log_every=2, validate_every=2, checkpoint_every=2, pictures_every=0,
+                      validation_repeats=1)
+  runs.train(config, configs.file('plane/truncated'), tmp_path / 'run')
+  assert 10 == runs.sample(tmp_path / 'run', tmp_path / 'a.npz', count=8, seed=3,
+                           method=catalogue.method('ancestral', 10))
+  with np.load(tmp_path / 'a.npz') as file:
+    images = file['images'].astype(int)
+  trained = workdir.load_trained(tmp_path / 'run')
+  model, params = trained.experiment.model(trained.params), trained.params
+
+  def learned(keys, like):
+    z = random.normal(random.stream(keys, 'z_1'), like)
+    if prior == 'gaussian':
+      return params['prior']['mean'] + jnp.exp(params['prior']['log_std']) * z
+    return truncated.points(config).apply({'params': params['net']}, z, jnp.full(len(z), 100.0))
+
+  def by_hand(prior):
+    drawn = model._replace(prior=prior).sample(random.key(3), 8, sampler='ancestral', steps=10)
+    return np.asarray(drawn).astype(int)
+  assert np.abs(images - by_hand(learned)).max() <= 1
+  assert np.abs(images - by_hand(None)).max() > 4
 
 
 def test_its_three_losses_are_named_and_the_generator_s_gradient_leaves_the_judge_alone():
