@@ -139,7 +139,7 @@ def ledgers() -> list[tuple[str, str]]:
 
 
 def test_a_page_says_when_and_on_what_a_ledger_was_printed():
-  assert len(ledgers()) == 2
+  assert len(ledgers()) == 3
   for before, _ in ledgers():
     words = ' '.join(before.split())
     assert re.search(r'on \d{4}-\d\d-\d\d\b', words) and 'CPU cores (' in words, before
