@@ -34,7 +34,10 @@ PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
              'cifar10/ddpm:published': 35_746_307, 'published/ddpm': 35_746_307,
              'published/adm': 52_546_438, 'published/edm': 55_733_891,
              'published/score_sde': 61_804_419, 'published/ncsnv2': 29_694_083,
-             'published/dit': 674_834_720}
+             'published/dit': 674_834_720,
+             'published/dit:DiT-XL-2-256x256,images': 674_834_720,
+             'published/latent': 274_056_163, 'published/autoencoder': 83_653_863,
+             'published/autoencoder:vq-f4': 55_322_782, 'published/autoencoder:taesd': 2_445_063}
 # Of each kind of config one; the others are traced by the long tests.
 EXAMPLES = {'cifar10/vdm', 'plane/flows:minibatch_ot', 'plane/flows:reflow', 'digits/vdm',
             'digits/classifier', 'plane/dpm2015', 'sequences/motion'}
@@ -64,6 +67,10 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
                              'cifar10/distilled:consistency',
                              'cifar10/distilled:consistency_training'), {'x_error', 'levels'}),
             'digits/slim': {'student_eps_error', 'student_spatial', 'student_spectral'},
+            'published/latent': BOUND - {'bits_per_dim'},
+            'published/dit:DiT-XL-2-256x256,images': BOUND - {'bits_per_dim'} | {'encoding'},
+            **dict.fromkeys(('published/autoencoder', 'published/autoencoder:vq-f4'),
+                            BOUND - {'diffusion'} | {'l1', 'psnr'}),
             **dict.fromkeys(('digits/latent:autoencoder', 'digits/latent:vq'),
                             BOUND - {'diffusion'} | {'l1', 'psnr'}),
             'mnist/autoencoder_kl': {'autoencoder_psnr', 'discriminator_loss',
@@ -133,8 +140,9 @@ def test_a_config_builds_and_its_update_traces(name, tmp_path):
   config, experiment, params, batch = built(name, tmp_path)
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params['net']))
   assert count == PUBLISHED.get(name, count)
-  if name == 'published/dit':  # of latents, of which there are no data
-    with pytest.raises(InputError, match='latents'):
+  # Of latents, of which there are no data, and a network that was distilled from another.
+  if name in ('published/dit', 'published/autoencoder:taesd'):
+    with pytest.raises(InputError, match='latents|tiny'):
       experiment.loss(params, batch, None)
     return
   # Of many blocks, written out: the gradient of a step takes long.

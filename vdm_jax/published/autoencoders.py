@@ -10,7 +10,7 @@ The arrays of a file tell which code it is from, and the size of the network:
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,27 @@ from vdm_jax.typing import PyTree
 
 Flat = Mapping[str, np.ndarray]
 Autoencoder = KLAutoencoder | VQAutoencoder | TinyAutoencoder
+
+
+NETWORKS: dict[str, Autoencoder] = {**compvis.AUTOENCODERS, 'taesd': TinyAutoencoder()}
+
+
+def name(net: Autoencoder) -> str:
+  """The name of a published network; '' if `net` has another size."""
+  return next((name for name, published in NETWORKS.items() if published == net), '')
+
+
+def settings(net: Autoencoder) -> dict[str, Any]:
+  """The fields of `systems.latent.autoencoder` for `net`: the inverse of its `network`."""
+  if isinstance(net, TinyAutoencoder):
+    return {'kind': 'tiny', 'features': net.features, 'multipliers': (1,) * (net.halvings + 1),
+            'latent_channels': net.latent_channels}
+  own = ('features', 'multipliers', 'blocks', 'attention_levels', 'middle_attention', 'groups')
+  common = {field: getattr(net.trunk, field) for field in own}
+  common['latent_channels'] = net.latent_channels
+  if isinstance(net, VQAutoencoder):
+    return {'kind': 'vq', **common, 'entries': net.entries}
+  return {'kind': 'kl', **common}
 
 
 class Read(NamedTuple):
@@ -56,7 +77,20 @@ def read(path: str | Path) -> Read:
     return _tiny(*_halves_beside(path))
   if any(name.startswith(('encoder.down_blocks.', 'encoder.layers.')) for name in flat):
     return _of_diffusers(flat, {}, path)
-  parts = compvis.parts(flat)
+  return _of_parts(compvis.parts(flat), path)
+
+
+def read_diffusion(path: str | Path) -> tuple[compvis.Parts, Read]:
+  """The networks of a file of a whole latent diffusion of CompVis, and its autoencoder.
+
+  Raises InputError as `read` does, and for a file without a U-Net.
+  """
+  parts = compvis.parts(readers.read(path))
+  compvis.require_unet(parts)
+  return parts, _of_parts(parts, Path(path))
+
+
+def _of_parts(parts: compvis.Parts, path: Path) -> Read:
   if not parts.autoencoder:
     raise InputError(problem='it holds no autoencoder: no encoder.* and no first_stage_model.*',
                      remedy='give the file of an autoencoder, or of a whole latent diffusion')

@@ -318,15 +318,20 @@ def network(name: str) -> adm.UNet | LabelledUNet:
   return LabelledUNet(net, trained.classes, context[1], trained.untold)
 
 
+def require_unet(parts: Parts) -> None:
+  """Raises InputError if the file has no U-Net."""
+  if not parts.unet:
+    raise InputError(problem='it has no U-Net: no model.diffusion_model.*',
+                     remedy='give the file of a whole latent diffusion')
+
+
 def diffusion_from_flat(parts: Parts, like: PyTree) -> PyTree:
   """The network of a latent diffusion as a tree like `like`, the parameters of `network`.
 
   Raises InputError if the file has no U-Net, or lacks the vectors of the labels, and as
   `unet_from_flat` does.
   """
-  if not parts.unet:
-    raise InputError(problem='it has no U-Net: no model.diffusion_model.*',
-                     remedy='give the file of a whole latent diffusion')
+  require_unet(parts)
   if 'label' not in like:
     if parts.condition:
       raise InputError(problem=f'it has {_some(list(parts.condition))} under cond_stage_model, and '

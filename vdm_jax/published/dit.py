@@ -38,6 +38,8 @@ MODELS = _sizes()
 MODELS |= {'DiT-XL-2-256x256': MODELS['DiT-XL/2'], 'DiT-XL-2-512x512': MODELS['DiT-XL/2']}
 SHAPES = {'DiT-XL-2-256x256': (32, 32, 4), 'DiT-XL-2-512x512': (64, 64, 4)}  # of z
 
+SCALE = 0.18215  # z = SCALE y, for y of the autoencoder of Stable Diffusion
+
 # Names here -> published names, each applied to the whole name.
 _renamed = fitting.renaming(
     (r'^patches/', r'x_embedder/proj/'),

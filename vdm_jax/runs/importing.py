@@ -9,8 +9,15 @@
   score-sde            yang-song/score_sde_pytorch     published.score_sde.MODELS       score_sde
   edm                  NVlabs/edm                      published.edm.MODELS             edm
   ncsnv2               ermongroup/ncsn, ncsnv2         published.ncsnv2.MODELS          ncsnv2
+  sd-vae               diffusers, stable-diffusion     any autoencoder                  autoencoder
+  taesd                madebyollin/taesd, diffusers    any tiny autoencoder             autoencoder
+  latent-diffusion     CompVis/latent-diffusion        compvis.AUTOENCODERS             autoencoder
+                                                       compvis.LATENT_DIFFUSIONS        latent
 
 If a file has averaged parameters, these are taken, as in the publications.
+
+A file of an autoencoder says what size its network has (`published.autoencoders`).  So its settings
+go from the file into the config of the run.
 """
 import hashlib
 import json
@@ -22,13 +29,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from vdm_jax import random
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.machine import files
-from vdm_jax.published import ddpm, dit, edm, google_vdm, ncsnv2, openai, readers, score_sde
+from vdm_jax.published import (
+  autoencoders,
+  compvis,
+  ddpm,
+  dit,
+  edm,
+  google_vdm,
+  ncsnv2,
+  openai,
+  readers,
+  score_sde,
+)
 from vdm_jax.runs import workdir
+from vdm_jax.systems.latent.autoencoder import FIRST_STD
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.typing import PyTree
@@ -93,6 +113,112 @@ SOURCES = {
 }
 
 
+class Weights(NamedTuple):
+  """The weights of files, before the network that they belong to is built."""
+  model: str
+  config: tuple[str, tuple[str, ...]]                # config file, its variant
+  params: Callable[[PyTree], PyTree]                 # params here, shapes -> params
+  files: tuple[Path, ...]
+  settle: Callable[[ml_collections.ConfigDict], None] = lambda config: None
+                                                     # sets what the files say of the config
+
+
+def _stage(net: PyTree) -> PyTree:
+  """The parameters of a first stage.  No file has the standard deviation of its p(x | y)."""
+  return {'net': net, 'log_std': np.float32(math.log(FIRST_STD))}
+
+
+def _open_autoencoder(file: Path, model: str) -> Weights:
+  """An autoencoder alone, from a file of any code."""
+  read = autoencoders.read(file)
+  name = autoencoders.name(read.net)
+  if model:
+    require_choice('model', model, autoencoders.NETWORKS)
+    require(model == name, 'model', model, f'the file is of {name or "another network"}',
+            'leave it out')
+
+  def settle(config):
+    config.model.update(autoencoders.settings(read.net))
+  return Weights(name or file.stem, ('published/autoencoder', (name,) if name else ()),
+                 lambda like: _stage(read.params), read.files, settle)
+
+
+def _open_latent_diffusion(file: Path, model: str) -> Weights:
+  """A whole latent diffusion of CompVis, or an autoencoder alone."""
+  model = model or file.stem
+  if model not in compvis.LATENT_DIFFUSIONS:
+    require(model not in compvis.UNETS, 'model', model, 'it is told a text or an image, and needs '
+            'an encoder that is not here', 'use its network from Python: '
+            'vdm_jax.published.compvis.UNETS')
+    known = model in compvis.AUTOENCODERS
+    return _open_autoencoder(file, model if known else '')
+  parts, read = autoencoders.read_diffusion(file)
+  trained = compvis.LATENT_DIFFUSIONS[model]
+  scale = parts.scale if trained.scale is None else trained.scale
+  require(scale is not None, None, None, 'it has no scale_factor, which this model multiplies its '
+          'latents by', 'give the published file')
+
+  def settle(config):
+    config.autoencoder.model.update(autoencoders.settings(read.net))
+  return Weights(model, ('published/latent', (model,)), lambda like: {
+      'net': compvis.diffusion_from_flat(parts, like['net']), 'autoencoder': _stage(read.params),
+      'scale': np.float32(scale)}, read.files, settle)
+
+
+def _open_decoded(file: Path, model: str, autoencoder: Path) -> Weights:
+  """DiT, whose latents an autoencoder decodes."""
+  try:
+    read = autoencoders.read(autoencoder)
+    settings = autoencoders.settings(read.net)
+    require((settings['latent_channels'], len(settings['multipliers'])) == (4, 4), None, None,
+            f'it has latents of {settings["latent_channels"]} channels and halves images '
+            f'{len(settings["multipliers"]) - 1} times; DiT knows 4 channels and 3 times',
+            'give the autoencoder of Stable Diffusion, or TAESD')
+  except InputError as error:
+    raise InputError('autoencoder', f'{autoencoder}', f'it cannot be read: {error}') from None
+  of = SOURCES['dit']
+
+  def settle(config):
+    config.autoencoder.model.update(settings)
+
+  def params(like):
+    net = of.params(readers.read(file), like, model)
+    scale = dit.SCALE if read.scale is None else read.scale
+    return net | {'autoencoder': _stage(read.params), 'scale': np.float32(scale)}
+  return Weights(model, ('published/dit', (f'{model},images',)), params, (file, *read.files),
+                 settle)
+
+
+# Sources whose files say which network they hold: (file or folder, model) -> weights.
+OPENED: dict[str, Callable[[Path, str], Weights]] = {
+    'sd-vae': _open_autoencoder, 'taesd': _open_autoencoder,
+    'latent-diffusion': _open_latent_diffusion}
+
+
+def _open(source: str, file: Path, model: str, autoencoder: Path | None) -> Weights:
+  """The weights of `file`.  Raises InputError."""
+  if autoencoder is not None:
+    require(source == 'dit', 'autoencoder', f'{autoencoder}', 'only dit takes its autoencoder from '
+            'another file', 'leave it out')
+  if source in OPENED:
+    try:
+      return OPENED[source](file, model)
+    except InputError as error:
+      if error.field is not None:
+        raise
+      raise InputError('in', f'{file}', f'it cannot be read as {source}: {error}') from None
+  if not file.is_file():
+    raise InputError('in', f'{file}', 'it is a directory', 'name the file of weights')
+  of, model = SOURCES[source], model or file.stem
+  if model not in of.models:
+    raise InputError('model', model, 'this source has no such model',
+                     f'choose one of {", ".join(of.models)}')
+  if autoencoder is not None:
+    return _open_decoded(file, model, autoencoder)
+  return Weights(model, of.config(model), lambda like: of.params(readers.read(file), like, model),
+                 (file,))
+
+
 class Imported(NamedTuple):
   model: str
   config: str       # FILE.py, or FILE.py:VARIANT
@@ -100,44 +226,46 @@ class Imported(NamedTuple):
 
 
 def import_weights(source: str, file: str | Path, out: str | Path, configs: str | Path,
-                   model: str = '') -> Imported:
+                   model: str = '', autoencoder: str | Path = '') -> Imported:
   """Makes `out` a run at step 0 that has the weights in `file`.
 
   Args:
     source: a row of the table above.
-    model: which of the source's models the weights are.  Default: the file's name.
+    file: the file of weights, or a folder of diffusers.
+    model: which of the source's models the weights are.  Default: the file's name, or what the file
+      says.
     configs: the folder of the config files.
+    autoencoder: the file or the folder of the autoencoder that decodes the latents of DiT.
+      Default: its samples are latents.
 
   Raises InputError, and then writes nothing.  The reasons are an unknown source or model, a file
   without weights or with other parameters, or an `out` that is not empty.
   """
-  if source not in SOURCES:
+  if source not in SOURCES and source not in OPENED:
     raise InputError('source', source, 'there is no such choice',
-                     f'choose one of {", ".join(SOURCES)}')
-  of = SOURCES[source]
+                     f'choose one of {", ".join([*SOURCES, *OPENED])}')
   file, out = files.user_path('in', file), files.run_directory('out', out)
-  if not file.is_file():
-    raise InputError('in', f'{file}', 'there is no such file', 'name the file of weights')
-  model = model or file.stem
-  if model not in of.models:
-    raise InputError('model', model, 'this source has no such model',
-                     f'choose one of {", ".join(of.models)}')
+  decoder = files.user_path('autoencoder', autoencoder) if autoencoder else None
+  for field, path in (('in', file), ('autoencoder', decoder)):
+    if path is not None and not path.exists():
+      raise InputError(field, f'{path}', 'there is no such file', 'name the file of weights')
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise InputError('out', f'{out}', 'it is there already',
                      'choose another directory, or an empty one')
-  name, variant = of.config(model)
+  weights = _open(source, file, model, decoder)
+  name, variant = weights.config
   config_file = Path(configs) / f'{name}.py'
   code = workdir.source(config_file)
   module = code.module()
   config = module.get_config(*variant)
+  weights.settle(config)
   experiment = module.build(config)
   like = jax.eval_shape(experiment.init, random.key(config.seed))
 
-  flat = readers.read(file)
   try:
-    params = of.params(flat, like, model)
+    params = weights.params(like)
   except InputError as error:
-    raise InputError('in', f'{file}', f'it cannot be read as {model}: {error}') from None
+    raise InputError('in', f'{file}', f'it cannot be read as {weights.model}: {error}') from None
   integers = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
               if not jnp.issubdtype(u.dtype, jnp.inexact)]
   if integers:
@@ -150,8 +278,11 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     raise InputError('in', f'{file}', f'{jax.tree_util.keystr(wrong[0])} is not finite',
                      'give other weights')
 
-  with file.open('rb') as opened:
-    digest = hashlib.file_digest(opened, 'sha256').hexdigest()
+  digest = hashlib.sha256()
+  for read in weights.files:
+    with read.open('rb') as opened:
+      while block := opened.read(2**20):
+        digest.update(block)
   # Made beside it and renamed: a run is there whole, or not at all.
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
@@ -161,9 +292,10 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
     checkpoints.close()
     files.write_text(folder / 'imported.json', json.dumps(
-        {'source': source, 'model': model, 'file': file.name, 'sha256': digest}, indent=2))
+        {'source': source, 'model': weights.model, 'sha256': digest.hexdigest(),
+         'file': ', '.join(read.name for read in weights.files)}, indent=2))
     if out.exists():
       out.rmdir()
     folder.rename(out)
-  return Imported(model, ':'.join([str(config_file), *variant]),
+  return Imported(weights.model, ':'.join([str(config_file), *variant]),
                   sum(math.prod(u.shape) for u in jax.tree.leaves(params)))

@@ -39,6 +39,7 @@ from vdm_jax.decoders import DiscretisedNormal, Pixels
 from vdm_jax.errors import InputError, require_choice
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
+from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
 from vdm_jax.nn.lpips import LPIPS
 from vdm_jax.objectives import autoencoding
 from vdm_jax.systems import compose, networks
@@ -47,7 +48,7 @@ from vdm_jax.typing import Array, Experiment, PyTree, Update, brief
 from vdm_jax.units import bits_per_dim, mean_over_data, sum_over_data
 from vdm_jax.values import Bound
 
-KINDS = 'kl', 'vq'
+KINDS = 'kl', 'vq', 'tiny'
 LAST_KERNEL = 'decoder', 'conv_out', 'kernel'  # of the networks of `nn.autoencoders.compvis`
 FIRST_STD = 0.1                                # of p(x | y), before it is fitted
 
@@ -112,7 +113,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
   """
   how = networks.how_computed()
   return compose.default_config(**{
-      'kind': 'kl',               # or 'vq'
+      'kind': 'kl',               # 'vq', or 'tiny', the kind of TAESD: it is imported alone
       'features': 128,            # of the first resolution; see `compvis.Trunk`
       'multipliers': (1, 2, 4, 4),
       'blocks': 2,
@@ -145,6 +146,9 @@ def network(settings: ml_collections.ConfigDict, channels: int) -> nn.Module:
   Raises InputError for an unknown kind.
   """
   require_choice('config.model.kind', settings.kind, KINDS)
+  if settings.kind == 'tiny':
+    return TinyAutoencoder(channels, settings.latent_channels, settings.features,
+                           len(settings.multipliers) - 1, settings.weight_gradient)
   trunk = Trunk(features=settings.features, multipliers=tuple(settings.multipliers),
                 blocks=settings.blocks, attention_levels=tuple(settings.attention_levels),
                 middle_attention=settings.middle_attention, groups=settings.groups,
@@ -377,6 +381,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
     return ({'weight': jnp.zeros(())} if m.adversarial else {}) | (
         {'lpips': distance()} if distance is not None and m.perceptual else {})
 
+  if m.kind == 'tiny':
+    return compose.assemble(config, init=initial, loss=_untrained, model=model)
   base = compose.assemble(config, init=initial, loss=generator, model=model)
   if m.adversarial or m.perceptual:
     base = base._replace(aux=aux)
@@ -388,6 +394,11 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
       'discriminator': step.Player(discriminator, _adam(config), ('discriminator',))}
   return base._replace(tx=step.optimisers(players), settled=m.adversarial_from,
                        update=_balanced(step.players(players, base.ema), gradients))
+
+
+def _untrained(params, batch, context):
+  raise InputError('config.model.kind', 'tiny', 'this kind is distilled from another autoencoder, '
+                   'which no system here does', 'import its weights, or choose kl or vq')
 
 
 def _balanced(update: Update, gradients: Callable) -> Update:
