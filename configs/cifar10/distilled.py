@@ -17,9 +17,11 @@ After the colon:
                        100 steps of DDIM make 1,024,000 pairs (make_pairs.py --sampler=ddim
                        --grid=ddim_quadratic --steps=100); L1, batch 512, Adam at 2e-4, average
                        0.995.  The length of their training could not be checked
-  consistency          Song et al. (2023), distillation: N = 18, Heun, the student as its target;
-                       the teacher is configs/published/edm.py.  The paper uses LPIPS as the metric
-                       (its network is not here), RAdam, and the network of Song et al. (2021)
+  consistency          Song et al. (2023), distillation: N = 18, Heun, the student as its target,
+                       RAdam at 4e-4; the teacher is configs/published/edm.py.  The published metric
+                       is LPIPS, whose weights are files of its authors: --config.model.metric=lpips
+                       --config.model.lpips=vgg16-397923af.pth,vgg.pth.  Without them it is L2.  The
+                       paper uses the network of Song et al. (2021)
   consistency_training the same paper, from data alone: s0 = 2, s1 = 150, mu0 = 0.9 over 800,000
                        updates
 
@@ -36,6 +38,7 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import require_choice
 from vdm_jax.nn.unets import adm, ddpm
 from vdm_jax.processes import Scaled, ve, vp
+from vdm_jax.published import lpips
 from vdm_jax.published.edm import MODELS
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.chains import ddpm as chain
@@ -48,7 +51,7 @@ SIGMA_DATA = 0.5  # of images whose outermost levels are -1 and 1
 TO_ENDS = Pixels(256).to_ends
 PROGRESSIVE = progressive.fields() | {'teacher_steps': 8192, 'halving_updates': 50_000,
                                       'clip': True}
-CONSISTENCY = consistency.fields() | {'sigma_data': SIGMA_DATA / TO_ENDS}
+CONSISTENCY = consistency.fields() | {'sigma_data': SIGMA_DATA / TO_ENDS, 'lpips': ''}
 GROWING = {'discretisation': 'paper', 'levels': 2, 'last_levels': 150, 'growing_updates': 800_000,
            'target_rate': 0.9}
 FIELDS = {'progressive_teacher': {'dropout': 0.2}, 'progressive': {'dropout': 0.0, **PROGRESSIVE},
@@ -65,7 +68,7 @@ def get_config(which: str = 'progressive') -> ml_collections.ConfigDict:
   config.train.steps = 800_000
   if which.startswith('consistency'):
     config.data.batch_size = 512
-    config.optimizer.update(learning_rate=4e-4, warmup_steps=0, clip_norm=0.0)
+    config.optimizer.update(name='radam', learning_rate=4e-4, warmup_steps=0, clip_norm=0.0)
   elif which == 'knowledge':
     config.data.update(shape=(32, 32, 3), levels=256, classes=10, batch_size=512)
     config.optimizer.b2, config.ema = 0.98, {'ema': 0.995}
@@ -89,7 +92,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         curve=Scaled(ve, TO_ENDS), target=targets.edm(SIGMA_DATA / TO_ENDS), condition=None,
         inputs=inputs.edm(SIGMA_DATA), weight=weightings.edm(sigma_data=SIGMA_DATA / TO_ENDS))
     made = consistency.distillation if which == 'consistency' else consistency.training
-    return made(config, base, net=net)
+    files = config.model.get('lpips', '')  # a run's config may be older than the field
+    return made(config, base, net=net, perceptual=lpips.distance(files) if files else None)
   if which == 'knowledge':
     schedule, net = chain.table(config, TO_ENDS), networks.configured(ddpm.UNet(), config)
     student = compose.experiment(

@@ -13,8 +13,8 @@ After the colon:
                   of warm-up, gradients clipped at norm 1, dropout 0.15, an average of rate 0.999999
   reflow          the same on a million pairs or more, made to a tolerance of 1e-5; the average has
                   rate 0.9999
-  distilled       one step, on pairs of the flow that it starts from; the loss is L2 (LPIPS in the
-                  paper)
+  distilled       one step, on pairs of the flow that it starts from; the loss is L2.  The paper
+                  has LPIPS, which this system does not offer
   curvature       Lee, Kim and Ye (2023): beta 20, Adam 2e-4, batch 128, 500,000 steps, an average
                   of rate 0.9999, a small U-Net as the encoder
 

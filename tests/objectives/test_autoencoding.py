@@ -14,7 +14,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
 from vdm_jax.nn.lpips import LPIPS
 from vdm_jax.objectives import autoencoding
-from vdm_jax.published import lpips, patchgan
+from vdm_jax.published import fitting, lpips, patchgan, readers
 from vdm_jax.units import mean_over_data, sum_over_data
 
 ORACLES = Path(__file__).parents[3] / 'shared' / 'oracles'
@@ -60,6 +60,40 @@ def test_lpips_and_its_gradient_repeat_the_public_code(recorded, distance):
   assert_close(distance(x, y), recorded['lpips/out'])
   slope = jax.grad(lambda y: jnp.sum(distance(x, y)))(y)
   assert_close(slope, last(recorded['lpips/grad_reconstruction']))
+
+
+@pytest.mark.long
+def test_lpips_of_files_is_lpips_of_the_enlarged_images_also_inside_jit(tmp_path):
+  """The weights of VGG-16 and of the layers in two files; they are random, and not negative."""
+  rng = np.random.default_rng(0)
+  x, y = (jnp.asarray(rng.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32) for _ in range(2))
+  params = jax.tree.map(jnp.abs, LPIPS().init(jax.random.key(0), *map(enlarged, (x, y)))['params'])
+  flat = fitting.flat(params, lpips._published, layout=lambda name, array: (
+      array[None, :, None, None] if name.startswith('weight_') else fitting.to_torch(name, array)))
+  files = [tmp_path / 'vgg.safetensors', tmp_path / 'layers.safetensors']
+  of_layers = {name: array for name, array in flat.items() if name.startswith('lin')}
+  of_vgg = {name: array for name, array in flat.items() if name not in of_layers}
+  for file, arrays in zip(files, (of_vgg, of_layers), strict=True):
+    readers.write_safetensors(file, arrays, {})
+  distance = jax.jit(lpips.distance(','.join(map(str, files)), size=16))
+  wanted = LPIPS().apply({'params': params}, enlarged(x), enlarged(y))
+  np.testing.assert_allclose(distance(x, y), wanted, rtol=1e-4)
+  assert float(wanted.min()) > 1e-4
+  with pytest.raises(InputError, match='config.model.lpips=.*: there is no file .*nowhere.pth'):
+    lpips.distance(f'{files[0]},{tmp_path / "nowhere.pth"}')(x, y)
+  with pytest.raises(InputError, match='lin0.model.1.weight'):
+    lpips.distance(str(files[0]))(x, y)
+
+
+def enlarged(x):
+  """[B, 8, 8, C] -> [B, 16, 16, C]: a new pixel lies a quarter of a pixel from an old one."""
+  for axis in (1, 2):
+    ends = jnp.take(x, jnp.array([0]), axis), jnp.take(x, jnp.array([7]), axis)
+    before, after = (jnp.concatenate([ends[0], jnp.take(x, jnp.arange(7), axis)], axis),
+                     jnp.concatenate([jnp.take(x, jnp.arange(1, 8), axis), ends[1]], axis))
+    pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
+    x = pair.reshape(*x.shape[:axis], 16, *x.shape[axis + 1:])
+  return x
 
 
 @there

@@ -380,6 +380,34 @@ def test_what_no_consistency_model_can_have_is_refused_by_its_field(field, value
     students_config.build(config('consistency', **{f'model__{field}': value}))
 
 
+def test_a_perceptual_metric_reads_images_between_their_ends_and_is_a_mean_over_the_image():
+  """|u - v|_1 of u in [-1, 1] instead of LPIPS: D |u - v|_1 is D to_ends times the metric l1."""
+  made, seen = config('consistency', model__metric='lpips'), []
+  net = students_config.tiny_config.Net(8, 0.2)
+
+  def perceptual(u, v):
+    seen.append((u, v))
+    return jnp.sum(jnp.abs(u - v), axis=-1)
+
+  def loss(**given):
+    experiment = consistency.training(made, students_config.base(made), net=net, **given)
+    params = shaken(experiment.init(random.key(1)))
+    batch = experiment.data.split('train').get(np.arange(8))
+    return experiment.loss(params, batch, Context(
+        jnp.linspace(0.1, 1.0, 8), random.per_example(random.key(0), jnp.arange(8)), jnp.int32(0),
+        {'target': params}))
+
+  with pytest.raises(InputError, match="config.model.metric='lpips': the weights of LPIPS are not"):
+    loss()
+  losses, terms = loss(perceptual=perceptual)
+  (u, v), = seen
+  np.testing.assert_allclose(jnp.sum((u - v)**2, axis=-1) / 2, (256 / 255)**2 * terms['x_error'],
+                             rtol=1e-5)
+  np.testing.assert_allclose(losses, jnp.sum(jnp.abs(u - v), axis=-1) / math.log(2), rtol=1e-5)
+  made.model.metric = 'l1'
+  np.testing.assert_allclose(losses, 2 * 256 / 255 * loss()[0], rtol=1e-5)
+
+
 @pytest.mark.long
 def test_a_consistency_model_samples_in_one_step_and_in_two(tmp_path):
   runs.train(config('of_consistency', train__steps=5), CONFIG, tmp_path / 'teacher')

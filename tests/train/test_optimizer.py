@@ -1,6 +1,7 @@
 """The optimiser against steps computed by hand, and its mask against the names that it is about."""
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -32,6 +33,34 @@ def shapes(schedule, net=None):
       'net': net.init(key, z, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params'],
       'schedule': schedule.init(key, jnp.zeros(1))['params']})
   return params
+
+
+def test_radam_begins_with_momentum_and_then_shortens_its_steps_as_in_the_paper():
+  """Liu et al. (2020), algorithm 2.  Under a constant gradient both corrected moments are known."""
+  b2, rate, g, factors = 0.9, 0.1, np.array([0.5, -2.0]), []
+  tx = optimizer.named(config(name='radam', learning_rate=rate, warmup_steps=0, b1=0.9, b2=b2,
+                              weight_decay=0.0))
+  params = {'net': {'kernel': jnp.zeros(2)}}
+  state, last = tx.init(params), 2.0 / (1.0 - b2) - 1.0
+  for t in range(1, 12):
+    moved, state = tx.update({'net': {'kernel': jnp.asarray(g)}}, state, params)
+    length = last - 2.0 * t * b2**t / (1.0 - b2**t)
+    factors.append(np.sqrt((length - 4.0) * (length - 2.0) * last / (
+        (last - 4.0) * (last - 2.0) * length)) if length > 5.0 else 0.0)
+    wanted = -rate * (factors[-1] * np.sign(g) if factors[-1] else g)
+    np.testing.assert_allclose(moved['net']['kernel'], wanted, rtol=1e-3)
+  assert factors[4] == 0.0 < factors[6] < factors[10] < 1.0
+
+
+def test_an_optimiser_has_a_name_and_an_older_config_has_none():
+  with pytest.raises(InputError, match="config.optimizer.name='sgd': "):
+    optimizer.named(config(name='sgd'))
+  with pytest.raises(InputError, match="config.optimizer.moments='bfloat16': RAdam keeps"):
+    optimizer.named(config(name='radam', moments='bfloat16'))
+  old, params = config().to_dict(), {'net': {'kernel': jnp.ones(2)}}
+  del old['name']
+  assert jax.tree.structure(optimizer.named(ml_collections.ConfigDict(old)).init(params)) == (
+      jax.tree.structure(optimizer.adamw(config()).init(params)))
 
 
 @pytest.mark.first(2)

@@ -6,6 +6,7 @@ Two files hold them: torchvision's VGG-16, `vgg16-397923af.pth`, and the weights
     features.0.weight, net.slice1.0.weight   vgg/conv_0_0/kernel
     lin0.model.1.weight                      weight_0
 """
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -17,7 +18,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 from vdm_jax.nn.lpips import LPIPS, STAGES
 from vdm_jax.published import fitting, readers
-from vdm_jax.typing import PyTree
+from vdm_jax.typing import Array, PyTree
 
 
 def _numbers() -> dict[str, int]:
@@ -82,3 +83,25 @@ def reader(names: str, field: str = 'config.model.vgg') -> Callable[[], PyTree]:
     except InputError as error:
       raise InputError(field, names, f'{error}') from None
   return read
+
+
+def distance(names: str, field: str = 'config.model.lpips', size: int = 224
+             ) -> Callable[[Array, Array], Array]:
+  """LPIPS of images [B, H, W, C] in [-1, 1], twice -> [B], with the weights in the files `names`.
+
+  The files are read at the first call, which raises InputError as `reader` says.
+
+  size: the least side.  Smaller images are enlarged, bilinearly, as in the public code of
+  consistency models (Song et al. 2023).
+  """
+  def of(x: Array, y: Array) -> Array:
+    shape = (len(x), *(max(side, size) for side in x.shape[1:3]), x.shape[3])
+    x, y = (jax.image.resize(u, shape, 'bilinear') for u in (x, y))
+    return LPIPS().apply({'params': _read(names, field)}, x, y)
+  return of
+
+
+@functools.lru_cache(maxsize=1)
+def _read(names: str, field: str) -> PyTree:
+  with jax.ensure_compile_time_eval():  # the first call may be inside jit
+    return jax.tree.map(np.asarray, reader(names, field)())

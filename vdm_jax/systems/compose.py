@@ -180,7 +180,7 @@ def assemble(config: ml_collections.ConfigDict, *, init: Callable[[Array], PyTre
              model: Callable[..., object], **more) -> Experiment:
   """The Experiment of these functions, with the data, optimiser and averages of `config`."""
   return Experiment(init=init, loss=loss, model=model, data=data.Data(config.data),
-                    tx=optimizer.adamw(config.optimizer), ema=dict(config.ema), **more)
+                    tx=optimizer.named(config.optimizer), ema=dict(config.ema), **more)
 
 
 def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:

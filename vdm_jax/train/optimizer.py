@@ -1,5 +1,7 @@
 """The optimiser of the VDM recipe: AdamW, linear warm-up, no decay where decay has no meaning.
 
+RAdam, which consistency models are trained with, is the other choice.
+
 AdamW keeps two moments of each parameter's gradient; `moments` says how they are kept:
 
   'float32'   both as they are: 8 bytes
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.typing import PyTree
 
 
@@ -40,6 +42,7 @@ def decay_mask(params: PyTree, official: bool = False) -> PyTree:
 def default_config() -> ml_collections.ConfigDict:
   """config.optimizer: the values of the official VDM configs."""
   return ml_collections.ConfigDict({
+      'name': 'adamw',       # or 'radam'
       'learning_rate': 2e-4,
       'schedule_learning_rate': 0.0,  # of params['schedule']; 0: the same
       'warmup_steps': 100,   # linear, from 0
@@ -118,16 +121,44 @@ def adamw(config) -> optax.GradientTransformation:
   Raises InputError: a number outside of its range; no such `moments`; a decay that ends before the
   warm-up.
   """
-  _check(config)
   # A run's config may be older than a field.
   moments = config.get('moments', 'float32')
   if moments not in MOMENTS:
     raise InputError('config.optimizer.moments', moments, 'there is no such choice',
                      f'choose one of {", ".join(MOMENTS)}')
+  return _of(config, MOMENTS[moments])
+
+
+def radam(config) -> optax.GradientTransformation:
+  """config.optimizer -> RAdam (Liu et al. 2020, algorithm 2), with the decay of AdamW.
+
+  The step is shorter while few gradients were seen: the second moment is used from the update on
+  at which its variance is known (the sixth for b2 = 0.999), with a factor that grows to 1.
+
+  Raises InputError as `adamw` does; also for moments that are not float32.
+  """
+  require(config.get('moments', 'float32') == 'float32', 'config.optimizer.moments',
+          config.get('moments'), 'RAdam keeps its moments in float32', 'leave it at float32')
+  return _of(config, optax.scale_by_radam)
+
+
+NAMES = {'adamw': adamw, 'radam': radam}
+
+
+def named(config) -> optax.GradientTransformation:
+  """The optimiser config.optimizer.name.  Raises InputError as `adamw` and `radam` do."""
+  name = config.get('name', 'adamw')  # a run's config may be older than the field
+  require_choice('config.optimizer.name', name, NAMES)
+  return NAMES[name](config)
+
+
+def _of(config, scaling) -> optax.GradientTransformation:
+  """Clipping, `scaling` by the moments, decay and the rate of config.optimizer."""
+  _check(config)
 
   def of(rate):
     tx = optax.chain(
-        MOMENTS[moments](b1=config.b1, b2=config.b2, eps=config.eps),
+        scaling(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay,
                                   lambda params: decay_mask(params, config.official_decay_mask)),
         optax.scale_by_learning_rate(learning_rate(config, rate)))

@@ -139,7 +139,7 @@ def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | Non
   def adam(rate: float):
     own = config.optimizer.copy_and_resolve_references()
     own.update(learning_rate=rate, b1=0.0, weight_decay=0.0)
-    return optimizer.adamw(own)
+    return optimizer.named(own)
 
   players = {
       'denoiser': step.Player(base.loss, base.tx, ('net',)),

@@ -6,23 +6,27 @@ on the update k.
 """
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
 from vdm_jax import weightings
-from vdm_jax.errors import InputError, require_choice
+from vdm_jax.decoders import Pixels
+from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.inputs import Inputs
 from vdm_jax.objectives import consistency
 from vdm_jax.systems import compose
 from vdm_jax.systems.distilled import teachers
 from vdm_jax.train import step as step_lib
-from vdm_jax.typing import Experiment, Update
+from vdm_jax.typing import Array, Experiment, Update
 from vdm_jax.values import Bound
 
 TARGET = 'target'  # the name of the average
 DISCRETISATIONS = ('fixed', 'paper', 'public')
+Perceptual = Callable[[Array, Array], Array]  # images [B, H, W, C] in [-1, 1], twice -> [B]
 
 
 def fields() -> dict:
@@ -35,7 +39,7 @@ def fields() -> dict:
       'growing_updates': 0,       # K, over which it grows
       'target_rate': 0.0,         # mu, or mu0 where it grows
       'solver': 'heun',           # of distillation: or euler
-      'metric': 'l2',             # or l1
+      'metric': 'l2',             # or l1, or lpips where the config offers it
       'sigma_data': 0.5,          # standard deviation of x
   }
 
@@ -57,17 +61,17 @@ def _discretisation(config: ml_collections.ConfigDict) -> consistency.Discretisa
 
 
 def training(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Module,
-             inputs: Inputs | None = None) -> Experiment:
+             inputs: Inputs | None = None, perceptual: Perceptual | None = None) -> Experiment:
   """Consistency training: z_s comes from the datum, not from a teacher.
 
   Arguments and errors are as in `distillation`.
   """
-  return _experiment(config, base, net, inputs)
+  return _experiment(config, base, net, inputs, perceptual=perceptual)
 
 
 def distillation(config: ml_collections.ConfigDict, base: Experiment, *, net: nn.Module,
                  inputs: Inputs | None = None, teacher: Experiment | None = None,
-                 sign: float = 1.0) -> Experiment:
+                 sign: float = 1.0, perceptual: Perceptual | None = None) -> Experiment:
   """Consistency distillation of the diffusion model that the run starts from (--init_from).
 
   Args:
@@ -80,19 +84,37 @@ def distillation(config: ml_collections.ConfigDict, base: Experiment, *, net: nn
       of `base`.  The network has to estimate the same at an equal level.  Default: `base`.
     sign: -1 for a network that predicts v.  On `vp`, v is -F of a sigma_data of 1, so the student
       begins with the estimates of its teacher.
+    perceptual: LPIPS with its weights (`published.lpips.distance`), for the metric of this name.
 
-  The loss is divided by D ln 2.  The term 'levels' is N(k).
+  The loss is divided by D ln 2.  The metric 'lpips' is D LPIPS, so that the loss of each metric is
+  a mean over the image.  The term 'levels' is N(k).
 
-  Raises InputError for impossible numbers of levels or rates, or for a process with infinite
-  levels.
+  Raises InputError for impossible numbers of levels or rates, for a process with infinite levels,
+  or for the metric 'lpips' without `perceptual`.
   """
-  return _experiment(config, base, net, inputs, teacher or base, sign)
+  return _experiment(config, base, net, inputs, teacher or base, sign, perceptual)
 
 
-def _experiment(config, base, net, inputs, taught_by=None, sign=1.0) -> Experiment:
-  m, table = config.model, _discretisation(config)
+def _metric(config: ml_collections.ConfigDict, base: Experiment, perceptual: Perceptual | None
+            ) -> Callable[[Array, Array], Array]:
+  """d of config.model.metric, in units of the data.  Raises InputError."""
+  name, x = config.model.metric, base.data.spec.x
+  require_choice('config.model.metric', name, (*consistency.METRICS, 'lpips'))
+  if name != 'lpips':
+    return consistency.METRICS[name]
+  if perceptual is None:
+    raise InputError('config.model.metric', name, 'the weights of LPIPS are not given',
+                     'name their file in config.model.lpips, if the config has this field, or '
+                     'choose l1 or l2')
+  require(bool(x.levels), 'config.model.metric', name, 'the data are real numbers, and LPIPS is of '
+          'images', 'choose l1 or l2')
+  to_ends = Pixels(x.levels).to_ends
+  return lambda a, b: math.prod(x.shape) * perceptual(to_ends * a, to_ends * b)
+
+
+def _experiment(config, base, net, inputs, taught_by=None, sign=1.0, perceptual=None) -> Experiment:
+  m, table, metric = config.model, _discretisation(config), _metric(config, base, perceptual)
   require_choice('config.model.solver', m.solver, consistency.SOLVERS)
-  require_choice('config.model.metric', m.metric, consistency.METRICS)
   if TARGET in config.ema:
     raise InputError(f'config.ema.{TARGET}', config.ema[TARGET], 'the average of this name is the '
                      "target's, with the rate config.model.target_rate", 'choose another name')
@@ -112,7 +134,7 @@ def _experiment(config, base, net, inputs, taught_by=None, sign=1.0) -> Experime
     objective = functools.partial(
         consistency.objective, target=target.denoise, levels=levels,
         teacher=teacher.denoise if teacher else None, solver=consistency.SOLVERS[m.solver],
-        metric=consistency.METRICS[m.metric], weight=weightings.OF_X['constant'])
+        metric=metric, weight=weightings.OF_X['constant'])
     losses, terms = compose.loss_of(objective, model, target.shape)(params, batch, context)
     return losses, {**terms, 'levels': jnp.broadcast_to(1.0 * levels, losses.shape)}
 

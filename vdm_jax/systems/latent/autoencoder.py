@@ -391,7 +391,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   _leaf(jax.eval_shape(initial, random.key(0))['net'], last_kernel)  # refused now
   players = {
       'autoencoder': step.Player(generator, base.tx, own),
-      'discriminator': step.Player(discriminator, _adam(config), ('discriminator',))}
+      'discriminator': step.Player(discriminator, _optimiser(config), ('discriminator',))}
   return base._replace(tx=step.optimisers(players), settled=m.adversarial_from,
                        update=_balanced(step.players(players, base.ema), gradients))
 
@@ -437,11 +437,11 @@ def _with_leaf(tree: PyTree, path: tuple[str, ...], leaf: Array) -> PyTree:
   return tree | {name: _with_leaf(tree[name], tuple(rest), leaf) if rest else leaf}
 
 
-def _adam(config: ml_collections.ConfigDict):
+def _optimiser(config: ml_collections.ConfigDict):
   """The discriminator's optimiser: that of the config, with a rate of its own."""
   own = config.optimizer.copy_and_resolve_references()
   own.update(learning_rate=config.model.discriminator_learning_rate or own.learning_rate)
-  return optimizer.adamw(own)
+  return optimizer.named(own)
 
 
 def _check(config: ml_collections.ConfigDict, distance: Callable | None, x: Field) -> None:
