@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.support import configs
 from vdm_jax import data, oracles, random, runs
 from vdm_jax.benchmark import speed
 from vdm_jax.decoders import Pixels
@@ -107,3 +108,10 @@ def test_the_nats_of_an_autoencoder_are_its_bound_with_a_key_for_each_image():
   images, key = jnp.arange(3.0), jax.random.key(5)
   noise = [jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)]
   assert jnp.allclose(vae.nats({'image': images}, key=key), images + jnp.stack(noise))
+
+
+def test_a_system_that_computes_on_its_parameters_is_no_autoencoder(tmp_path):
+  """The learned rates of this chain are a table, which is computed where its model is made."""
+  _, config = configs.read('plane/dpm2015')
+  workdir.prepare(tmp_path, config, configs.file('plane/dpm2015'))
+  assert not runs.is_autoencoder(tmp_path)

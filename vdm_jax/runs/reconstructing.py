@@ -55,7 +55,10 @@ def is_autoencoder(directory: str | Path) -> bool:
     return False
   config = workdir.read_config(directory)
   experiment = config_files.build(workdir.import_config(directory / 'config.py'), config)
-  return isinstance(experiment.model(jax.eval_shape(experiment.init, random.key(0))), Reconstructs)
+  made = []
+  # A system may compute on its parameters where it makes its model, so they are arrays there.
+  jax.eval_shape(lambda key: made.append(experiment.model(experiment.init(key))), random.key(0))
+  return isinstance(made[0], Reconstructs)
 
 
 def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
