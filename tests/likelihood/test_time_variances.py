@@ -120,6 +120,11 @@ def test_models_of_another_bound_or_process_are_refused():
   linear = GaussianProcess(schedules.Linear())
   own = oracle(linear, bound=lambda batch, t, keys, steps: None)
   straight = oracle(from_alpha_sigma(lambda t: 1.0 - t, lambda t: t))
+  none = oracle(linear, no_likelihood='its latents have no density')
+  with pytest.raises(InputError, match='its latents have no density'):
+    time_variances.require_proposable(none)
+  with pytest.raises(InputError, match='^workdir: '):
+    time_variances.with_published_schedules(lambda params: none, None)
   for model in (own, straight):
     with pytest.raises(InputError, match='^workdir: '):
       time_variances.with_published_schedules(lambda params, model=model: model, None)

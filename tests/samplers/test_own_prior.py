@@ -97,6 +97,14 @@ def test_the_flow_and_the_codec_know_one_prior_alone():
     codec.chain(IMPLICIT, 4, 4)
 
 
+@pytest.mark.parametrize('field,says', [
+    ({'no_likelihood': 'its latents have no density'}, 'the model has no likelihood, so its chain'),
+    ({'bounded': False}, 'the model has x that are no pixels, so its chain')])
+def test_latents_of_images_have_no_code(field, says):
+  with pytest.raises(InputError, match=says):
+    codec.chain(IMPLICIT._replace(prior=None, **field), 4, 4)
+
+
 def test_an_explicit_prior_comes_with_a_bound_which_is_asked():
   explicit = IMPLICIT._replace(bound=lambda batch, t, keys, steps: (
       jnp.full(t.shape, 1.5 + steps), {'diffusion': jnp.full(t.shape, 1.5 + steps)}))

@@ -84,9 +84,11 @@ def require_chain(model: Model, levels: int | None) -> None:
                            (model.latent is not None, 'has latents of its own'),
                            (model.is_latent, 'draws latents'),
                            (model.distilled is not None, 'was distilled, and has no likelihood'),
+                           (bool(model.no_likelihood), 'has no likelihood'),
                            (model.coupled, 'is a flow of coupled noise, which has no score'),
                            (bool(level_axes(model)), 'has a log-SNR for every pixel'),
-                           (not levels, 'is one of real numbers')):
+                           (not levels, 'is one of real numbers'),
+                           (not model.bounded, 'has x that are no pixels')):
     require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',
             'name a run of configs/digits/vdm.py, for example')
 

@@ -35,8 +35,10 @@ def with_schedule(model: Callable[[PyTree], Model], name: str) -> Callable[[PyTr
 
 def has_replaceable_schedule(model: Model) -> bool:
   """Whether `with_schedule` applies: the bound is objectives.vlb's, and the process has a
-  schedule, one for all pixels, with finite ends.  A flow of coupled noise has no bound."""
-  own = model.bound is not None or model.prior is not None or model.coupled
+  schedule, one for all pixels, with finite ends.  A flow of coupled noise has no bound, and neither
+  has a model without a likelihood."""
+  own = (model.bound is not None or model.prior is not None or model.coupled
+         or bool(model.no_likelihood))
   if own or not hasattr(model.process, 'schedule'):
     return False
   ends = model.process(jnp.array([0.0, 1.0])).logsnr

@@ -19,6 +19,7 @@ import numpy as np
 
 from vdm_jax import random, schedules
 from vdm_jax.errors import InputError
+from vdm_jax.likelihood.bounds import require_score
 from vdm_jax.likelihood.replaced_schedules import has_replaceable_schedule
 from vdm_jax.machine import devices
 from vdm_jax.objectives import proposals, weighted_diffusion
@@ -89,7 +90,11 @@ def with_published_schedules(model: Callable[[PyTree], Model], params: PyTree
 
 
 def require_proposable(model: Model) -> None:
-  """Raises InputError unless proposals of `objectives.proposals` apply to the model's bound."""
+  """Raises InputError unless proposals of `objectives.proposals` apply to the model's bound.
+
+  Raises InputError also as `bounds.require_score`, for a model without such a bound.
+  """
+  require_score(model)
   if model.bound is not None:
     raise InputError('workdir', None,
                      'this model has a bound of its own, with another diffusion term',
