@@ -18,8 +18,8 @@ TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, 'Steps of training.  Def
                                    'configs.')
 STUDENTS = flags.DEFINE_list('students', list(distilling.RUNS)[1:], 'Which students to train.')
 COUNT = flags.DEFINE_integer('count', 10_000, 'Samples for each point of the curve.')
-MOST = flags.DEFINE_integer('most', distilling.MOST, 'Most evaluations for one point; such a '
-                            'point draws fewer than --count samples.')
+MOST = flags.DEFINE_integer('most', distilling.MOST, 'At most so many evaluations for one '
+                            'point; beyond this, fewer samples are drawn.')
 PAIRS = flags.DEFINE_integer('pairs', distilling.PAIRS, 'Pairs on which knowledge, reflow and '
                              'one_step train.')
 MEASURED = cli.measured()

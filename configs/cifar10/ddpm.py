@@ -11,7 +11,7 @@ their public code, and appendix B for the length: 35,746,307 parameters, 128 ima
 1.1 M parameters and trains for 900 steps of 32 images.  docs/learn/ddpm_on_mnist.md shows the curve
 and the samples of `small`.
 Hardware and time: `published` took 8 TPU v3 cores and 10.6 hours in the paper; it was not run here.
-`small` took 44 minutes of processor time here: an estimated half an hour on 2 idle CPU cores.
+`small` took 44 minutes of processor time here, so about half an hour on 2 idle cores (estimated).
 To reach, as published: FID 3.17 (train, 50,000 samples) and 3.75 bits/dim (test, the bound of the
 chain, `vlb@1000/large/ddpm`).
 """

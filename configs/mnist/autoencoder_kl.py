@@ -6,8 +6,8 @@
   python scripts/evaluate.py --workdir=runs/mnist_kl --data_dir=DIR
 
 Rombach et al. (2022).  It is the first stage of latent.py and latent_dit.py.  The discriminator
-begins after half of the steps.  There is no LPIPS, which needs the weights of VGG-16:
-`--config.model.perceptual=1 --config.model.vgg=vgg16-397923af.pth,vgg.pth` adds it.
+begins after half of the steps.  LPIPS is off by default, because it needs the weights of
+VGG-16.  `--config.model.perceptual=1 --config.model.vgg=vgg16-397923af.pth,vgg.pth` turns it on.
 Hardware, time and what it reaches: see configs/mnist/README.md.
 """
 import ml_collections

@@ -1,4 +1,4 @@
-"""DiT on the latents of MNIST: a transformer told the digit, with guidance (Peebles and Xie 2023).
+"""DiT on latents of MNIST: a class-conditional transformer, with guidance (Peebles and Xie 2023).
 
   python scripts/train.py --config=configs/mnist/latent_dit.py --workdir=runs/mnist_latent_dit \
     --config.model.autoencoder=runs/mnist_kl --data_dir=DIR
@@ -19,7 +19,8 @@ from vdm_jax.typing import Experiment
 
 
 def get_config() -> ml_collections.ConfigDict:
-  # Those of configs/mnist/autoencoder_kl.py; a run has the settings of the run that it names.
+  # Defaults for --print_config, as in configs/mnist/autoencoder_kl.py; a run copies the settings of
+  # the autoencoder that it names.
   first = autoencoder.default_config(features=16, multipliers=(1, 2, 2), blocks=1, groups=8,
                                      middle_attention=False)
   config = latent.default_config(

@@ -4,8 +4,8 @@
   python scripts/train.py --config=configs/mnist/vdm.py --workdir=runs/mnist --data_dir=DIR
 
 Hardware and time: planned for one GPU; not run to its end here.
-To reach: no table is published for this network.  The 8-block VDMs in DiffEnc (Nielsen et al. 2024)
-reach about 0.37 bits/dim (test, variational bound); this figure was not checked.
+To reach: no figure is published for this exact network.  Nielsen et al. (2024) report about 0.37
+bits/dim (test, variational bound) for a model of 8 blocks; this figure was not checked.
 """
 import ml_collections
 

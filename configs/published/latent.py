@@ -1,12 +1,12 @@
-"""Latent diffusion: Rombach et al. (2022), the models that are told nothing or a class.
+"""Latent diffusion: Rombach et al. (2022), unconditional and class-conditional models.
 
   python scripts/import_weights.py --source=latent-diffusion --model=celeba256 --in=model.ckpt \
     --out=RUN
   python scripts/sample.py --workdir=RUN --sampler=ddim --steps=200 --out=samples.png
 
 After the colon stands the name of a published model.  The chain is "linear" in the public code,
-`schedules.scaled_linear_betas` here.  The loss is L_simple; the published loss of the churches is
-|eps - eps_hat|.  The models of vq autoencoders have no likelihood.
+`schedules.scaled_linear_betas` here.  Training here uses L_simple.  The published churches model
+was trained with |eps - eps_hat|.  The models of vq autoencoders have no likelihood.
 Hardware and time: not run here.
 To reach, as published: FID 5.11 on CelebA-HQ, 4.98 on FFHQ, 4.02 on churches, 2.95 on bedrooms.
 """

@@ -21,8 +21,8 @@ def measured() -> flags.FlagHolder:
 
 def row() -> flags.FlagHolder:
   """Defines --row, the row of a table that exists."""
-  return flags.DEFINE_string('row', '', 'Write only this row of the table in --measured: its '
-                             'minutes and bits/dim.')
+  return flags.DEFINE_string('row', '', 'With --measured: update only this row, its minutes '
+                             'and bits/dim.')
 
 
 def keep_row(file: str, name: str, cells: Mapping[str, str]) -> None:

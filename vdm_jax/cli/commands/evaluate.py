@@ -12,9 +12,7 @@ from vdm_jax.train import metrics
 WORKDIR = cli.run_directory()
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
 ESTIMATES = flags.DEFINE_list('estimates', ['vlb'], f'{families.ACCEPTED}.  The first row is '
-                              'vlb.  Exceptions: a chain that begins at the data (DDPM) has '
-                              'vlb@T/large/ddpm first, and a flow trained on coupled noise has ode '
-                              'first.')
+                              'vlb, with the exceptions in docs/reference/likelihoods.md.')
 SCHEDULES = flags.DEFINE_bool('schedules', False, 'Also vlb under other schedules with the same '
                               'ends.')
 REPEATS = flags.DEFINE_integer('repeats', 1, 'Independent repetitions of all draws.')
