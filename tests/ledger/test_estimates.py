@@ -224,6 +224,8 @@ def test_the_bound_of_a_model_with_a_dequantiser_says_so():
   assert (said['dequantiser'], said['decoder']) == ('of the model', 'normal, of the dequantised')
   said = measured('vlb', model(bound=bound), 2, 1).row
   assert (said['dequantiser'], said['decoder']) == (None, 'of the model')
+  said = measured('vlb', model(bound=bound, bounded=False), 2, 1).row  # of drawn latents
+  assert (said['dequantiser'], said['decoder']) == ('of the model', 'normal, of the dequantised')
 
 
 def test_what_was_read_from_the_data_is_an_argument_of_the_program(monkeypatch):

@@ -56,7 +56,8 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   Raises InputError if a result is not finite, or if the model cannot have this estimate.
   """
   family, of = request.family, model(params)
-  row = about(request, options, of.dequantise is not None) | (fields or {})
+  # Latents of images are continuous too, whether or not the model has a flow of them.
+  row = about(request, options, of.dequantise is not None or not of.bounded) | (fields or {})
   # What was read from data is an argument of the program, as parameters are, and no constant in it.
   needed = statistics.only(family.needs(request, options, of, split.get(np.arange(1))))
 
