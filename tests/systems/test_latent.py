@@ -18,6 +18,8 @@ from vdm_jax.likelihood import bounds, ode
 from vdm_jax.objectives import autoencoding
 from vdm_jax.runs import needs, reconstructing, workdir
 from vdm_jax.schedules import TableSchedule, linear_betas
+from vdm_jax.systems import compose
+from vdm_jax.systems.flows.rectified_flow import OneStep
 from vdm_jax.systems.latent import autoencoder, latent
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
@@ -233,12 +235,16 @@ class Exact(nn.Module):
     return jnp.sqrt(jax.nn.sigmoid(-logsnr))[:, None] * z
 
 
-def pca(net=None, schedule=None, s=1.0):
+def pca_config():
   config = latent.default_config()
   spec = data.Spec('normal', (data.fields.reals('x', (4,)),))
   with config.unlocked():
     config.data.update(spec.to_config())
-  experiment = latent.experiment(config, net=Exact(), autoencoder=net or PCA(),
+  return config
+
+
+def pca(net=None, schedule=None, s=1.0):
+  experiment = latent.experiment(pca_config(), net=Exact(), autoencoder=net or PCA(),
                                  schedule=schedule or schedules.Linear(13.3, -5.0))
   unused = {'unused': np.zeros(1)}
   params = {'net': unused, 'scale': jnp.float32(s),
@@ -323,6 +329,40 @@ def test_validation_reports_the_bound_on_the_data_and_training_calls_no_decoder(
                              - terms['encoding'], rtol=1e-4, atol=1e-5)
   _, training = jax.jit(lambda: experiment.loss(params, batch, of._replace(train=True)))()
   assert not {'decoding', 'bits_per_dim'} & training.keys()
+
+
+def remade(change):
+  """The experiment of `pca`, of another system: `change` makes it of the usual one."""
+  config = pca_config()
+  build = lambda inner: change(compose.experiment(
+      inner, net=Exact(), schedule=schedules.Linear(13.3, -5.0)))
+  return latent.of(config, build, autoencoder=PCA()), pca()[1]
+
+
+def test_all_parts_of_a_bound_of_the_system_s_own_are_reported_per_number_of_the_data():
+  def change(base):
+    def model(params, keys=None):
+      def bound(batch, t, keys, steps=0):
+        terms = {'auxiliary': jnp.full(len(t), 3.0), 'diffusion': jnp.full(len(t), 5.0)}
+        return sum(terms.values()), terms
+      return base.model(params, keys)._replace(bound=bound)
+    return base._replace(model=model, loss=compose.bound_loss(model, (2,)))
+  experiment, params = remade(change)
+  batch, t, keys = draws(4)
+  _, terms = experiment.loss(params, batch, Context(t, keys, jnp.int32(0), train=False))
+  bits = terms.pop('bits_per_dim')
+  np.testing.assert_allclose(terms['auxiliary'], 3.0 / (4 * np.log(2)), rtol=1e-6)
+  np.testing.assert_allclose(bits, sum(terms.values()), rtol=1e-5)
+
+
+def test_a_system_without_a_denoiser_is_refused_and_one_with_an_unknown_prior_has_no_likelihood():
+  with pytest.raises(InputError, match='makes a OneStep, and latents need a model that denoises'):
+    remade(lambda base: base._replace(model=lambda params, keys=None: OneStep(None, (2,))))
+  unknown = lambda base: base._replace(model=lambda params, keys=None: base.model(
+      params, keys)._replace(prior=lambda keys, like: like))
+  experiment, params = remade(unknown)
+  with pytest.raises(InputError, match='draws z_1 by a network, whose density nobody knows'):
+    bounds.require_likelihood(experiment.model(params))
 
 
 def test_latents_without_a_density_are_drawn_and_have_no_likelihood():

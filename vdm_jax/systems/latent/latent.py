@@ -38,7 +38,7 @@ from vdm_jax.systems import compose
 from vdm_jax.systems.latent import autoencoder as autoencoders
 from vdm_jax.systems.latent.autoencoder import Autoencoder
 from vdm_jax.train import step
-from vdm_jax.typing import Array, Experiment, Model, PyTree, Schedule
+from vdm_jax.typing import Array, Experiment, Model, PyTree, Schedule, denoises
 from vdm_jax.units import bits_per_dim, sum_of_terms, sum_over_data
 
 _NO_DENSITY = ('the latents of this autoencoder are a function of the data, without a density, so '
@@ -100,7 +100,7 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
       config.autoencoder.model.
 
   Raises InputError for images that the autoencoder cannot halve so often, and for a system that
-  makes its own steps.
+  makes its own steps, or no `Model`.
   """
   spec = data.resolve(config.data)
   x = spec.x
@@ -109,7 +109,10 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
   base = build(_of_latents(config, spec, shape))
   require(base.update is None, None, None, 'this system makes its own steps, and latents need the '
           'usual ones', 'take another system')
-  begins_at_data, names = _begins_at_data(base), _names(base)
+  made = _made(base)
+  require(denoises(made), None, None, f'this system makes a {type(made).__name__}, and latents need'
+          ' a model that denoises', 'take another system')
+  begins_at_data, names = _begins_at_data(made), _names(base)
   share = math.prod(shape) / math.prod(x.shape)  # bits per number of y -> bits per number of x
 
   def stage(params) -> Autoencoder:
@@ -132,8 +135,12 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
   def loss(params, batch, context):
     y, z, log_q = draw(params, batch[x.name], context.keys)
     losses, terms = base.loss(params, {**batch, x.name: z}, context)
-    terms = {name: share * u if name in ('bits_per_dim', *compose.IN_NATS) else u
-             for name, u in terms.items()}
+    inner = base.model(params)
+    in_bits = {'bits_per_dim', *compose.IN_NATS}
+    if inner.bound is not None:  # whose further parts have names of the system's own
+      own = lambda: inner.bound({**batch, x.name: z}, context.t, context.keys, inner.steps)[1]
+      in_bits |= jax.eval_shape(own).keys()
+    terms = {name: share * u if name in in_bits else u for name, u in terms.items()}
     bound = terms.pop('bits_per_dim', None)
     if log_q is None:
       return losses, terms
@@ -192,6 +199,8 @@ def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_a
           lambda keys: _of_data(given(keys), a, s, draw, begins_at_data)))
   if draw is None:
     return made._replace(bound=None, dequantise=None, no_likelihood=_NO_DENSITY)
+  if m.prior is not None and m.bound is None:  # nobody knows the density of its z_1
+    return made._replace(dequantise=None)
 
   def dequantise(images, keys):
     y, z, log_q = draw(images, keys)
@@ -227,14 +236,17 @@ def _names(base: Experiment) -> tuple[str, ...]:
   return names
 
 
-def _begins_at_data(base: Experiment) -> bool:
+def _made(base: Experiment) -> Any:
+  """The product of a system, of parameters that are not known."""
+  unknown = lambda leaf: np.broadcast_to(np.array(np.nan, leaf.dtype), leaf.shape)
+  return base.model(jax.tree.map(unknown, jax.eval_shape(base.init, random.key(0))))
+
+
+def _begins_at_data(m: Model) -> bool:
   """Whether the process begins at infinite log-SNR, as a published chain does.
 
   A schedule that is learned has finite ends.
   """
-  unknown = lambda leaf: np.broadcast_to(np.array(np.nan, leaf.dtype), leaf.shape)
-  params = jax.tree.map(unknown, jax.eval_shape(base.init, random.key(0)))
-  m = base.model(params)
   return m.latent is None and bool(np.isposinf(m.process(0.0).logsnr).any())
 
 
