@@ -8,15 +8,15 @@ the run is loaded and goes on without the run of the autoencoder.
 The settings must be known before an experiment is built, and a system knows no runs.  Therefore
 `settle` changes the config, and `Experiment.first_stage` puts the parameters in their place.
 """
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import ml_collections
-from absl import logging
 
 from vdm_jax import data, random
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.runs import needs, workdir
 from vdm_jax.typing import Experiment, PyTree
@@ -30,8 +30,9 @@ def settle(config: ml_collections.ConfigDict, spec: data.Spec, directory: str | 
            init_from: str = '') -> Callable[[], workdir.Trained] | None:
   """Puts the settings of its autoencoder into `config`; returns a function that reads its run.
 
-  A run in `directory` that has begun keeps its own settings.  If it is told the autoencoder again,
-  the fingerprint is compared.  A new run takes the settings of the run that is named by
+  A run in `directory` that has begun keeps its own settings.  It does not read the run of its
+  autoencoder again, which may be gone or trained further.  If another run is named, its fingerprint
+  must be the same.  A new run takes the settings of the run that is named by
   config.model.autoencoder, or else of the run of latents that it starts from.  The result is None
   if no run of an autoencoder is named.
 
@@ -64,18 +65,17 @@ def _keep(config: ml_collections.ConfigDict, kept: ml_collections.ConfigDict, as
   """The autoencoder of a run that has begun."""
   if 'autoencoder' not in kept:
     return None  # another run, which is refused later
-  own, began = kept.autoencoder, kept.model.autoencoder
-  if asked and Path(_absolute(asked)).is_dir():
+  own, of = kept.autoencoder, kept.model.autoencoder
+  if asked and _absolute(asked) != of:  # not what the run itself remembers
+    if not Path(_absolute(asked)).is_dir():
+      raise InputError(_FIELD, asked, 'there is no such directory', 'leave it out, since the run '
+                       'has a copy of its autoencoder')
     if checksum(_own(workdir.load_trained(asked).params)) != own.sha256:
       raise InputError(_FIELD, asked, 'its weights are not those that this run began with',
                        'leave it out, since the run has its own copy; or choose another workdir')
-  elif asked and _absolute(asked) != began:
-    raise InputError(_FIELD, asked, 'there is no such directory', 'leave it out, since the run has '
-                     'a copy of its autoencoder')
-  elif asked and jax.process_index() == 0:
-    logging.warning('--%s=%s is gone; the run goes on with its own copy.', _FIELD, asked)
-  _take(config, own.model, own.sha256, began)
-  return (lambda: _same(began, own.sha256)) if began else None
+    of = _absolute(asked)  # the same weights at another place
+  _take(config, own.model, own.sha256, of)
+  return (lambda: _same(of, own.sha256)) if of else None
 
 
 def _same(directory: str, sha256: str) -> workdir.Trained:
@@ -83,7 +83,8 @@ def _same(directory: str, sha256: str) -> workdir.Trained:
   trained = workdir.load_trained(directory)
   if checksum(_own(trained.params)) != sha256:
     raise InputError(_FIELD, directory, 'its weights are not those that this run began with, and '
-                     'this run has lost its own copy', 'choose another workdir')
+                     'this run has lost its own copy', 'name a run of the same weights, or choose '
+                     'another workdir')
   return trained
 
 
@@ -110,19 +111,26 @@ def _read(directory: str, spec: data.Spec) -> workdir.Trained:
   return trained
 
 
-def check(experiment: Experiment, first_stage: Callable[[], workdir.Trained] | None,
+def check(experiment: Experiment, scale: float, first_stage: Callable[[], workdir.Trained] | None,
           start: Callable[[], workdir.Trained] | None) -> None:
   """Raises InputError if a new run of latents has no autoencoder, or one of another network.
 
-  start: reads the run that it starts from, whose autoencoder it takes if `first_stage` is None.
+  Args:
+    scale: config.model.scale.  It cannot change the scale of an autoencoder that `start` gives.
+    start: reads the run that it starts from, whose autoencoder and scale it takes if `first_stage`
+      is None.
   """
   shapes = jax.eval_shape(experiment.init, random.key(0))
   if first_stage is not None:
     _require_fit(_FIELD, shapes['autoencoder'], _own(first_stage().params))
   elif start is not None:
     parts = ('autoencoder', 'scale')
-    _require_fit('init_from', {name: shapes[name] for name in parts},
-                 {name: u for name, u in start().params.items() if name in parts})
+    given = {name: u for name, u in start().params.items() if name in parts}
+    _require_fit('init_from', {name: shapes[name] for name in parts}, given)
+    s = float(given['scale'])
+    require(not scale or math.isclose(scale, s, rel_tol=1e-6), 'config.model.scale', scale,
+            f'the run starts with the autoencoder of --init_from and its scale, {s:g}',
+            f'leave it out, or also name the autoencoder by --{_FIELD}')
   else:
     raise InputError(_FIELD, None, 'a diffusion of latents needs a trained autoencoder, and none '
                      'is named', 'name its run (configs/digits/latent.py:autoencoder trains one)')

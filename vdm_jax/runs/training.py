@@ -85,7 +85,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     if not workdir.begun(directory):  # a run that goes on needs it no more
       read()
   if experiment.first_stage and not workdir.begun(directory):
-    stages.check(experiment, first_stage, read)
+    stages.check(experiment, config.model.scale, first_stage, read)
   measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
               if frechet else None)
   with lock.exclusive(directory):
@@ -168,7 +168,7 @@ def _beginning(experiment: Experiment, read: Callable[[], workdir.Trained] | Non
   """
   put = experiment.first_stage
   if read is None and (first_stage is None or put is None):
-    return None
+    return _without_autoencoder if put else None
 
   def begin(params):
     if read is not None:
@@ -177,6 +177,12 @@ def _beginning(experiment: Experiment, read: Callable[[], workdir.Trained] | Non
       return params
     return put(params, first_stage().params, experiment.data.batch(0))
   return begin
+
+
+def _without_autoencoder(params: PyTree) -> PyTree:
+  raise InputError('config.model.autoencoder', None, 'this run has lost its own copy of its '
+                   'autoencoder, and remembers no run of one', 'name that run; if the weights were '
+                   'imported, import them again')
 
 
 def _train(experiment, spec, description, config, directory, initial, profile, measures

@@ -99,9 +99,11 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     autoencoder: as the argument `net` of `autoencoder.of`.  Default: the network of the settings
       config.autoencoder.model.
 
-  Raises InputError for images that the autoencoder cannot halve so often, and for a system that
-  makes its own steps, or no `Model`.
+  Raises InputError for images that the autoencoder cannot halve so often, for a scale below 0, and
+  for a system that makes its own steps, or no `Model`.
   """
+  compose.require(config, 'scale', 0.0 <= config.model.scale < math.inf, 'it is no factor',
+                  'give a number above 0, or 0 to measure it on the first batch')
   spec = data.resolve(config.data)
   x = spec.x
   net = autoencoder or autoencoders.network(config.autoencoder.model, x.shape[-1])
