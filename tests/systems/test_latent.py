@@ -408,7 +408,7 @@ def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):
   rows = {row['name']: row['mean'] for row in result.rows}
   assert list(rows) == [name for name in reconstructing.MEANINGS if name != 'entries_used']
   np.testing.assert_allclose(rows['bits_per_dim'], rows['reconstruction'] + rows['latent'])
-  kept = json.loads((trained / 'first' / 'reconstruction.json').read_text())
+  kept = json.loads((trained / 'first' / 'reconstruction_20_images.json').read_text())
   assert kept['rows'] == result.rows and kept['dataset']['examples'] == 20
   images = load_images(trained / 'first', 20)
   y, _ = model.draw(images, random.per_example(

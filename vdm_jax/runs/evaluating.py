@@ -40,13 +40,6 @@ from vdm_jax.typing import Experiment, Model
 from vdm_jax.units import bits_per_dim
 
 
-def _ending(split: str, step: int | None, average: str | None, examples: int | None) -> str:
-  """The ending of the names of an evaluation's files.  None: as in the main evaluation."""
-  other = [None if split == 'test' else split, None if step is None else f'step{step}', average,
-           None if examples is None else f'{examples}_images']
-  return ''.join(f'_{part}' for part in other if part is not None)
-
-
 def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: int,
                      times: int) -> None:
   """Raises InputError if the ledger in `path` has more rows or draws of the same evaluation."""
@@ -207,9 +200,7 @@ def _weights(directory: Path, average: str, step: int | str, where: dict
   rate = trained.experiment.ema.get(trained.average, 0.0)
   if warning := caution(trained.average, rate, trained.step):
     logging.warning(warning)
-  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)):
-    raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '
-                     'training had diverged', 'choose another --step or --average')
+  needs.finite(trained)
   model = needs.require(trained.experiment.model(trained.params), 'evaluate', directory)
   check_decreasing(model.process)  # a learned schedule may be anything by now
   if model.is_latent:
@@ -225,7 +216,7 @@ def _files(question: _Question, out: str | Path, overwrite: bool) -> Files:
   rows = ([family_lib.about(one, options)['estimate'] for one in question.requests]
           + [f'vlb ({name})' for name in question.schedules])
   newest, default = _newest(question.directory), default_average(trained.experiment.ema)
-  written = Files.of(out or question.directory, _ending(
+  written = Files.of(out or question.directory, evaluations.ending(
       question.about['dataset']['split'], None if trained.step == newest else trained.step,
       None if trained.average == default else trained.average,
       None if count == len(question.part) else count))
@@ -374,7 +365,7 @@ def report(directory: str | Path, split: str = 'test', out: str | Path = '') -> 
 
   Raises InputError if there is no such ledger, or if it is not of the newest checkpoint.
   """
-  named = Files.of(out or directory, _ending(split, None, None, None))
+  named = Files.of(out or directory, evaluations.ending(split, None, None, None))
   written, ledger = evaluations.read(named.ledger)
   newest = _newest(directory)
   if ledger.checkpoint['step'] != newest:

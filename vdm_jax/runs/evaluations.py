@@ -7,7 +7,14 @@ from vdm_jax.ledger.tables import Ledger
 from vdm_jax.machine import files
 from vdm_jax.runs.provenance import FORMAT
 
-__all__ = ['Files', 'read']
+__all__ = ['Files', 'ending', 'read']
+
+
+def ending(split: str, step: int | None, average: str | None, examples: int | None) -> str:
+  """The ending of the names of an evaluation's files.  None: as in the main evaluation."""
+  other = [None if split == 'test' else split, None if step is None else f'step{step}', average,
+           None if examples is None else f'{examples}_images']
+  return ''.join(f'_{part}' for part in other if part is not None)
 
 
 class Files(NamedTuple):

@@ -1,6 +1,9 @@
 """The capabilities that each command needs of a run's model."""
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from vdm_jax.data import Field, Spec, Split, is_path
 from vdm_jax.errors import InputError
 from vdm_jax.runs.workdir import Trained
@@ -62,6 +65,13 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
                    f"{' and '.join(does) or 'does nothing that commands need'}; a model that "
                    f'{able} is needed to {need.to}', need.remedy)
+
+
+def finite(trained: Trained) -> None:
+  """Raises InputError if the weights of a run are not finite."""
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params)):
+    raise InputError('step', trained.step, f'these weights ({trained.average}) are not finite: '
+                     'training had diverged', 'choose another --step or --average')
 
 
 def data_field(model: Any, spec: Spec) -> Field:

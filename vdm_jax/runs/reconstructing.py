@@ -1,7 +1,7 @@
 """Measures what the autoencoder of a run keeps of images, and draws originals beside it."""
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,10 @@ from vdm_jax import data, random
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.machine import config_files, files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import evaluations, needs, pictures, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
+from vdm_jax.systems.latent.autoencoder import Autoencoder
+from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree, Reconstructs
 from vdm_jax.units import bits_per_dim
 
@@ -41,6 +43,7 @@ class Reconstruction(NamedTuple):
   dataset: dict
   checkpoint: dict
   rows: list[dict]  # name, mean, standard_error over images (None if it has none), meaning
+  repeats: int      # draws of the latent of each image
   provenance: dict
   format: int
 
@@ -64,59 +67,100 @@ def is_autoencoder(directory: str | Path) -> bool:
 def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
              step: int | str = 'latest', examples: int | None = None, batch_size: int = 512,
              repeats: int = 1, seed: int = 0, data_dir: str = '', data_name: str = '',
-             out: str | Path = '', show: Callable[[Reconstruction], None] = lambda found: None
-             ) -> Reconstruction:
+             out: str | Path = '', overwrite: bool = False,
+             show: Callable[[Reconstruction], None] = lambda found: None) -> Reconstruction:
   """Measures the autoencoder of a run on every image of a split.
 
-  Writes reconstruction.json and reconstructions.png, into the run's directory or into `out`.  Their
-  names end in the split if it is not the test split.  Each image has `repeats` draws of its latent.
+  Writes reconstruction.json and reconstructions.png, into the run's directory or into `out`.  As
+  for `runs.evaluate`, their names end in the differences from the main evaluation, of all test
+  images and the newest weights.  Each image has `repeats` draws of its latent.
 
-  show: gets the result before it is written.  The other arguments are those of `runs.evaluate`.
+  Args:
+    overwrite: also replace a file of the same name, weights and images that has more draws.
+    show: gets the result before it is written.
 
-  Raises InputError for wrong arguments, a run that is no autoencoder, and files that cannot be
-  written.
+  The other arguments are those of `runs.evaluate`.
+
+  Raises InputError for wrong arguments, a run that is no autoencoder, weights or measurements that
+  are not finite, and files that cannot be written.  Then nothing is written.
   """
   if split not in ('train', 'validation', 'test'):
     raise InputError('split', split, 'there is no such choice', 'choose train, validation or test')
   for name, value in {'examples': examples, 'batch_size': batch_size, 'repeats': repeats}.items():
     require_at_least(name, value)
   directory = files.run_directory('workdir', directory)
-  ending = '' if split == 'test' else f'_{split}'
-  folder = Path(out or directory)
-  files.output('out', folder / f'reconstruction{ending}.json', '.json', overwrite=True)
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   experiment = trained.experiment
+  needs.finite(trained)
   model = needs.require(experiment.model(trained.params), 'reconstruct', directory)
   part = needs.split(trained, split)
   count = min(len(part), examples or len(part))
   if not count:
     raise InputError('split', split, 'this run has no such images', 'choose another')
+  folder, newest = Path(out or directory), workdir.steps_made(directory)
+  ending = evaluations.ending(
+      split, None if trained.step == newest else trained.step,
+      None if trained.average == default_average(experiment.ema) else trained.average,
+      None if count == len(part) else count)
+  about = {
+      'dataset': {'name': part.spec.name, 'version': part.version, 'split': split,
+                  'examples': count, 'of': len(part), 'sha256': part.sha256(model.field)},
+      'checkpoint': {'step': trained.step, 'average': trained.average}}
+  written = folder / f'reconstruction{ending}.json'
+  files.output('out', written, '.json', overwrite=True)
+  if not overwrite:
+    _require_no_less(written, about, repeats)
   found = over_images(lambda of, batch, keys: of.quality(batch, keys), experiment.model,
                       trained.params, part, random.key(seed), label='reconstruction',
                       at_once=batch_size, repeats=repeats, count=count)
-  result = Reconstruction(
-      {'name': part.spec.name, 'version': part.version, 'split': split, 'examples': count,
-       'of': len(part), 'sha256': part.sha256(model.field)},
-      {'step': trained.step, 'average': trained.average}, _rows(found, part.spec.x),
-      provenance(), FORMAT)
+  rows = _rows(found, part.spec.x, _has_prior(model, part.spec.x))
+  if wrong := [row['name'] for row in rows if not math.isfinite(row['mean'])]:
+    raise InputError('step', trained.step, f'not finite for these images: {", ".join(wrong)}',
+                     'choose another --step or --average')
+  result = Reconstruction(**about, rows=rows, repeats=repeats, provenance=provenance(),
+                          format=FORMAT)
   show(result)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / f'reconstruction{ending}.json', result.to_json())
+    files.write_text(written, result.to_json())
     pictures.save_png(folder / f'reconstructions{ending}.png',
                       picture(experiment, trained.params, part, seed))
   return result
 
 
-def _rows(found: dict[str, np.ndarray], x: data.Field) -> list[dict]:
-  bits = {new: bits_per_dim(found[old], x.shape) for new, old in (
-      ('bits_per_dim', 'nats'), ('reconstruction', 'reconstruction'), ('latent', 'latent'))}
+def _require_no_less(path: Path, about: Mapping, repeats: int) -> None:
+  """Raises InputError if `path` has more draws of the same images and weights."""
+  try:
+    old = json.loads(path.read_text())
+    same = (old['checkpoint'] == about['checkpoint']
+            and old['dataset']['sha256'] == about['dataset']['sha256'])
+    more = old['repeats'] > repeats
+  except FileNotFoundError:
+    return
+  except (ValueError, KeyError, TypeError):  # of an older version, or damaged
+    return
+  if same and more:
+    raise InputError('overwrite', False, f'{path} has {old["repeats"]} draws of each image',
+                     'ask for at least as many (--repeats), write elsewhere (--out), or overwrite '
+                     'it')
+
+
+def _has_prior(model: Autoencoder, x: data.Field) -> bool:
+  """Whether the latents have a prior: a density, or a codebook.  The tiny kind has neither."""
+  image = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+  return model.index is not None or jax.eval_shape(model.encode, image)[1] is not None
+
+
+def _rows(found: dict[str, np.ndarray], x: data.Field, prior: bool) -> list[dict]:
+  """The rows of a result.  Without a prior of the latents, there is no bound."""
+  names = {'bits_per_dim': 'nats', 'reconstruction': 'reconstruction', 'latent': 'latent'}
+  bits = {new: bits_per_dim(found[old], x.shape) for new, old in names.items()
+          if prior or new == 'reconstruction'}
   each = bits | {name: found[name] for name in ('psnr', 'l1') if name in found}
   rows = [{'name': name, 'mean': float(u.mean()),
            'standard_error': float(u.mean(axis=0).std(ddof=1) / math.sqrt(u.shape[1]))
-           if u.shape[1] > 1 else None, 'meaning': MEANINGS[name]}
-          for name, u in each.items() if np.isfinite(u).all()]
+           if u.shape[1] > 1 else None, 'meaning': MEANINGS[name]} for name, u in each.items()]
   mean = float(found['y'].mean())
   std = math.sqrt(max(float(found['y_squared'].mean()) - mean**2, 0.0))
   whole = {'latent_mean': mean, 'latent_std': std}

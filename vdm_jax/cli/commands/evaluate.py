@@ -58,15 +58,16 @@ def main():
 
 def _autoencoder():
   """Measures the reconstructions of an autoencoder.  Raises InputError for flags of a ledger."""
-  others = [flag.name for flag in (ESTIMATES, SCHEDULES, REPORT, TIMES, IMPORTANCE, START, PROBES)
-            if flag.value != flag.default]
+  of_ledger = (ESTIMATES, SCHEDULES, REPORT, TIMES, IMPORTANCE, TOLERANCE, START, PROBES, PROBE)
+  others = [flag.name for flag in of_ledger if flag.value != flag.default]
   if others:
     raise InputError(others[0], None, 'this run made an autoencoder, which has no ledger',
                      'leave it out')
   result = reconstructing.evaluate(
       WORKDIR.value, out=OUT.value or '',
       show=lambda found: metrics.show(reconstructing.table(found)),
-      **cli.values(SPLIT, REPEATS, AVERAGE, STEP, SEED, BATCH_SIZE, EXAMPLES, DATA_DIR, DATA_NAME))
+      **cli.values(SPLIT, REPEATS, AVERAGE, STEP, SEED, BATCH_SIZE, EXAMPLES, OVERWRITE, DATA_DIR,
+                   DATA_NAME))
   cli.keep(MEASURED.value, f'Reconstructions of {WORKDIR.value}',
            measured.cells(reconstructing.table(result)))
 
