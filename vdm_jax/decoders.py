@@ -16,7 +16,7 @@ from vdm_jax.typing import Array, Level, Scalar
 from vdm_jax.units import sum_over_data
 from vdm_jax.values import static, value
 
-__all__ = ['DiscretisedNormal', 'Pixels', 'Reals', 'normal']
+__all__ = ['DiscretisedNormal', 'Pixels', 'Reals', 'log_normal', 'normal']
 
 
 @value
@@ -91,13 +91,18 @@ def _log_interval(a: Array, b: Array) -> Array:
   return log_b + jnp.log(-jnp.expm1(-difference))
 
 
+def log_normal(x: Array, mean: Array, std: Array) -> Array:
+  """log N(x; mean, std^2) in nats, [B].  x: [B, ...]; mean and std broadcast against x."""
+  return sum_over_data(norm.logpdf(x, mean, std))
+
+
 def normal(y: Array, z: Array, level: Level) -> Array:
   """log N(y; z_0 / alpha_0, (sigma_0 / alpha_0)^2) in nats, [B]: the decoder of continuous data.
 
   y, z: [B, ...]; level: at t = 0.
   """
   level = level.expand(z)
-  return sum_over_data(norm.logpdf(y, z / level.alpha, jnp.exp(-0.5 * level.logsnr)))
+  return log_normal(y, z / level.alpha, jnp.exp(-0.5 * level.logsnr))
 
 
 @value

@@ -10,8 +10,6 @@ where both gradients are by the last kernel of the decoder.  The KL kind takes s
 and the VQ kind takes means, as in the public code.  The sums |x - x'| and LPIPS are in `units` and
 `nn.lpips`.  Images are in [-1, 1].
 """
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -53,21 +51,13 @@ def hinge(real: Array, fake: Array) -> Array:
   return 0.5 * (mean_over_data(jax.nn.relu(1.0 - real)) + mean_over_data(jax.nn.relu(1.0 + fake)))
 
 
-def adaptive_weight(reconstruction: Callable[[PyTree], Array],
-                    adversarial: Callable[[PyTree], Array], kernel: PyTree) -> Array:
+def balance(reconstruction: PyTree, adversarial: PyTree) -> Array:
   """d, []: the weight that makes both gradients by the last kernel of the decoder equally long.
 
-  Esser et al. (2021), section 3.2.  reconstruction, adversarial: kernel -> a loss of the batch, [].
-  d is at most 1e4, and it has no gradient.
-  """
-  return balance(jax.grad(reconstruction)(kernel), jax.grad(adversarial)(kernel))
+  Esser et al. (2021), section 3.2.  d is at most 1e4, and it has no gradient.
 
-
-def balance(reconstruction: PyTree, adversarial: PyTree) -> Array:
-  """d of `adaptive_weight`, [], from the two gradients by the kernel.
-
-  The gradients are of means over a batch.  If devices share the batch, average the gradients first:
-  d is no mean of numbers of the devices.
+  reconstruction, adversarial: the gradients by the kernel, of means over a batch.  If devices share
+  the batch, average the gradients first: d is no mean of numbers of the devices.
   """
   length = lambda gradient: jnp.sqrt(sum(jnp.sum(jnp.square(u)) for u in jax.tree.leaves(gradient)))
   weight = length(reconstruction) / (length(adversarial) + 1e-4)

@@ -21,10 +21,9 @@ import math
 import ml_collections
 import numpy as np
 from flax import linen as nn
-from jax.scipy.stats import norm
 
 from vdm_jax import data, guidance, inputs
-from vdm_jax.decoders import DiscretisedNormal, Pixels, normal
+from vdm_jax.decoders import DiscretisedNormal, Pixels, log_normal, normal
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import ddpm, iddpm, vlb
 from vdm_jax.processes import Scaled
@@ -37,8 +36,7 @@ from vdm_jax.schedules import (
 )
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.variational import vdm
-from vdm_jax.typing import Array, Denoiser, Experiment, Objective
-from vdm_jax.units import sum_over_data
+from vdm_jax.typing import Denoiser, Experiment, Objective
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
@@ -113,11 +111,6 @@ def clipped(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
   return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends)
 
 
-def _normal(x: Array, mean: Array, std: Array) -> Array:
-  """log N(x; mean, std^2) in nats, [B]."""
-  return sum_over_data(norm.logpdf(x, mean, std))
-
-
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                scale: float = 1.0, condition: str | None = '',
                trained: Objective | None = None) -> Experiment:
@@ -138,7 +131,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   m, levels, net = config.model, data.resolve(config.data).x.levels, net or unet(config)
   to_ends = Pixels(levels).to_ends if levels else 1.0
   schedule = table(config, to_ends)
-  last = DiscretisedNormal(levels).log_prob if levels else _normal
+  last = DiscretisedNormal(levels).log_prob if levels else log_normal
   chosen = (functools.partial(iddpm.hybrid, weight=0.001 / np.log(2.0)) if m.variances else
             ddpm.objective)
   variance = vlb.learned if m.variances else vlb.fixed_large

@@ -35,7 +35,7 @@ from jax.scipy.stats import norm
 
 from vdm_jax import data, random
 from vdm_jax.data import Field
-from vdm_jax.decoders import DiscretisedNormal, Pixels
+from vdm_jax.decoders import DiscretisedNormal, Pixels, log_normal
 from vdm_jax.errors import InputError, require_choice
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
@@ -170,6 +170,13 @@ def _x(images: Array, levels: int | None) -> Array:
   return Pixels(levels).encode(images) if levels else images.astype(jnp.float32)
 
 
+def _log_prob(images: Array, mean: Array, std: Array, levels: int | None) -> Array:
+  """log p(x | y), [B], of the mean x' in our coding of x."""
+  if levels:
+    return DiscretisedNormal(levels).log_prob(images, mean, std)
+  return log_normal(_x(images, levels), mean, std)
+
+
 def _method(net: nn.Module, params: PyTree, name: str) -> Callable:
   """A method of a module at its parameters."""
   return functools.partial(net.apply, {'params': params}, method=name)
@@ -215,10 +222,7 @@ def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Auto
     return _method(net, params['net'], 'decode')(y) / _to_ends(levels)
 
   def log_prob(images, y):
-    std = jnp.exp(params['log_std'])
-    if levels:
-      return DiscretisedNormal(levels).log_prob(images, mean(y), std)
-    return sum_over_data(norm.logpdf(_x(images, levels), mean(y), std))
+    return _log_prob(images, mean(y), jnp.exp(params['log_std']), levels)
 
   def prior_nats(images):
     m, log_variance = encode(images)
@@ -329,10 +333,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   def log_prob(images, found, log_std):
     """log p(x | y), [B], of a mean without a gradient."""
-    mean, std = jax.lax.stop_gradient(found) / _to_ends(x.levels), jnp.exp(log_std)
-    if x.levels:
-      return DiscretisedNormal(x.levels).log_prob(images, mean, std)
-    return sum_over_data(norm.logpdf(_x(images, x.levels), mean, std))
+    mean = jax.lax.stop_gradient(found) / _to_ends(x.levels)
+    return _log_prob(images, mean, jnp.exp(log_std), x.levels)
 
   def on(context):
     return (context.step >= m.adversarial_from).astype(jnp.float32)

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
-from jax.scipy.stats import norm
 
 from vdm_jax import data, decoders, random
 from vdm_jax.data import fields
@@ -39,7 +38,7 @@ from vdm_jax.systems.latent import autoencoder as autoencoders
 from vdm_jax.systems.latent.autoencoder import Autoencoder
 from vdm_jax.train import step
 from vdm_jax.typing import Array, Experiment, Model, PyTree, Schedule, denoises
-from vdm_jax.units import bits_per_dim, sum_of_terms, sum_over_data
+from vdm_jax.units import bits_per_dim, sum_of_terms
 
 _NO_DENSITY = ('the latents of this autoencoder are a function of the data, without a density, so '
                'the model has no likelihood')
@@ -260,8 +259,7 @@ def _bound(m: Model, batch: PyTree, t: Array, keys: Array, steps: int, at_data: 
   z, cond = batch[m.field], m.cond(batch)
   args = m.denoise, m.process, z, t, keys, cond
   if at_data and steps:
-    log_prob = lambda z, mean, std: sum_over_data(norm.logpdf(z, mean, std))
-    kernel = {'steps': steps, 'data': z, 'last': log_prob, 'variance': _variance}
+    kernel = {'steps': steps, 'data': z, 'last': decoders.log_normal, 'variance': _variance}
     first = vlb.first_step(m.denoise, m.process, z, keys, cond, **kernel)
     return vlb.discrete(*args, **kernel, decoder=None, first=first)
   # The reconstruction depends on the noise's square alone, whose mean is 1.
