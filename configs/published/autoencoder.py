@@ -10,7 +10,7 @@ losses have LPIPS and a discriminator: add --config.model.perceptual=1, --config
 --config.model.adversarial=0.5.  A run of latents takes an imported autoencoder by
 --config.model.autoencoder=RUN.
 Hardware and time: not run here.
-To reach, as published (ImageNet 256x256): reconstruction FID 0.90, PSNR 24.2 (kl-f8).
+To reach, as published (ImageNet 256x256): reconstruction FID 0.90, PSNR 24.19 (kl-f8).
 """
 import ml_collections
 

@@ -200,7 +200,7 @@ def test_the_command_s_own_sampler_makes_pairs_and_its_next_line_names_them():
       capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert not catalogue.method(done.stdout.split()[0]).stochastic
-  told = "Guidance(weight=1.5, low=-inf, high=inf)"
+  told = repr(guidance.Guidance(1.5))
   assert f"adaptive_ode {{'label': 3}} {told}\n" in done.stdout
   assert f"adaptive_ode {{'w': ['2'], 'label': 3}} {told}\n" in done.stdout
   for place in shown.values():
@@ -494,8 +494,13 @@ def test_a_student_by_knowledge_refuses_the_noise_of_another_process(made, tmp_p
 
 
 def test_pairs_of_images_of_another_size_are_refused_by_the_config_of_others(made, tmp_path):
+  """Pairs of an older version, which kept no process: another process is found before the size."""
   module, config = configs.read('digits/flows:reflow')
-  config.data.update(name=str(made), validation=5, batch_size=8)
+  older = shutil.copytree(made, tmp_path / 'older')
+  said = json.loads((older / 'pairs.json').read_text())
+  del said['process']
+  (older / 'pairs.json').write_text(json.dumps(said))
+  config.data.update(name=str(older), validation=5, batch_size=8)
   with pytest.raises(InputError, match=r'has examples of \(2,\); correct it'):
     runs.train(config, configs.file('digits/flows'), tmp_path / 'student')
 
