@@ -227,6 +227,10 @@ class Model(NamedTuple):
   shape: tuple[int, ...]               # of x, without the batch
   bound: Callable | None = None        # (batch, t, keys, steps) -> nats [B], {term: [B]}: one draw
                                        # of a bound of its own; None: that of objectives.vlb
+  bound_variance: str = 'small'        # of the reverse steps of that bound: small, large, learned;
+                                       # or published: learned if the network has variances, else
+                                       # large
+  bound_evaluations: int = 1           # of the network, for a draw of that bound
   latent: Callable | None = None       # keys [B] -> the Model given latents from their prior
   dequantise: Callable | None = None   # (data, keys) -> y, log q(y | data): see dequantisers; None:
                                        # the model has none of its own

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.gaussian import chain_nats
 from vdm_jax import dequantisers, oracles, schedules
-from vdm_jax.decoders import Pixels
+from vdm_jax.decoders import Pixels, Reals
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import families, family, measuring, relations
 from vdm_jax.ledger.families import BoundSettings, FlowSettings
@@ -226,6 +227,42 @@ def test_the_bound_of_a_model_with_a_dequantiser_says_so():
   assert (said['dequantiser'], said['decoder']) == (None, 'of the model')
   said = measured('vlb', model(bound=bound, bounded=False), 2, 1).row  # of drawn latents
   assert (said['dequantiser'], said['decoder']) == ('of the model', 'normal, of the dequantised')
+
+
+def test_the_row_of_a_chain_with_a_bound_of_its_own_says_its_variance_and_counts_its_calls():
+  bound = lambda batch, t, keys, steps: (jnp.ones(len(t)), {'diffusion': jnp.ones(len(t))})
+  def said(denoise=ORACLE, **more):
+    found = measured('vlb@10', model(denoise, bound=bound, **more), 3, 1).row
+    return found['variance'], found['evaluations_per_image']
+  assert said() == ('small', 3)
+  assert said(bound_variance='learned') == ('learned', 3)
+  published = {'bound_variance': 'published', 'bound_evaluations': 2}
+  assert said(**published) == ('large', 6) and said(heads, **published) == ('learned', 6)
+
+
+def test_a_chain_of_real_numbers_ends_in_their_normal_density():
+  """Of x ~ N(0, 1); the data are 2 x + 1, whose density is half as large in each dimension."""
+  betas, coding = np.linspace(0.02, 0.6, 10), Reals(1.0, 2.0)
+  process = GaussianProcess(schedules.TableSchedule.from_betas(betas))
+  of = Model(denoise=oracles.Gaussian(0.0, 1.0), process=process, decoder=coding.log_prob,
+             encode=coding.encode, decode=coding.decode, cond=lambda batch: None, shape=(2,),
+             steps=10)
+  points = np.random.default_rng(0).normal(1.0, 2.0, (4000, 2)).astype(np.float32)
+
+  class Points(Split):
+    def __len__(self):
+      return len(points)
+    def get(self, rows):
+      return {'image': points[rows]}
+  one = Points().get(np.arange(1))
+  first, = families.chain_estimates(families.parse([]), Options(), of, one)
+  assert first.name == 'vlb@10/large/ddpm' and not families.needs([first], Options(), of, one)
+  row = measuring.measure(
+      first, Options(times=9, batch_size=1 << 16), lambda params: of, {}, Points(), shape=(2,),
+      levels=None, statistics=TrainingStatistics(), progress=False).row
+  expected = (chain_nats(betas) + np.log(2.0)) / np.log(2.0)
+  assert abs(row['bits_per_dim'] - expected) < 4 * row['standard_error'] < 0.1
+  assert row['decoder'] == 'normal'
 
 
 def test_what_was_read_from_the_data_is_an_argument_of_the_program(monkeypatch):

@@ -2,6 +2,7 @@
 import functools
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,14 @@ from flax import linen as nn
 from scipy import stats
 
 from tests.support import commands, latent_config
+from tests.support.gaussian import chain_nats
 from tests.support.latent_config import LAST, Judge, Linear, Quantising
 from vdm_jax import data, decoders, random, runs, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import bounds, ode
 from vdm_jax.objectives import autoencoding
-from vdm_jax.runs import needs, reconstructing, workdir
-from vdm_jax.schedules import TableSchedule, linear_betas
+from vdm_jax.runs import needs, reconstructing, sampling, workdir
+from vdm_jax.schedules import TableSchedule
 from vdm_jax.systems import compose
 from vdm_jax.systems.flows.rectified_flow import OneStep
 from vdm_jax.systems.latent import autoencoder, latent
@@ -227,12 +229,16 @@ class PCA(nn.Module):
 
 
 class Exact(nn.Module):
-  """E[eps | z] where z_0 ~ N(0, 1): sigma z."""
+  """E[eps | z] where z_0 ~ N(0, 1): sigma z.  share: of a head for the variance."""
+  share: float | None = None
 
   @nn.compact
   def __call__(self, z, logsnr, cond=None, keys=None):
     self.param('unused', nn.initializers.zeros, (1,))
-    return jnp.sqrt(jax.nn.sigmoid(-logsnr))[:, None] * z
+    eps = jnp.sqrt(jax.nn.sigmoid(-logsnr))[:, None] * z
+    if self.share is None:
+      return eps
+    return jnp.concatenate([eps, jnp.full_like(z, 2.0 * self.share - 1.0)], axis=-1)
 
 
 def pca_config():
@@ -243,9 +249,10 @@ def pca_config():
   return config
 
 
-def pca(net=None, schedule=None, s=1.0):
-  experiment = latent.experiment(pca_config(), net=Exact(), autoencoder=net or PCA(),
-                                 schedule=schedule or schedules.Linear(13.3, -5.0))
+def pca(net=None, schedule=None, s=1.0, share=None):
+  experiment = latent.experiment(pca_config(), net=Exact(share), autoencoder=net or PCA(),
+                                 schedule=schedule or schedules.Linear(13.3, -5.0),
+                                 heads=() if share is None else ('variance',))
   unused = {'unused': np.zeros(1)}
   params = {'net': unused, 'scale': jnp.float32(s),
             'autoencoder': {'net': unused, 'log_std': 0.5 * jnp.log(NOISE)}}
@@ -303,14 +310,43 @@ def test_the_flow_of_the_latents_gives_the_evidence_of_the_images():
   np.testing.assert_allclose(nats, evidence, atol=5e-3)
 
 
-def test_a_chain_that_begins_at_the_latents_themselves_has_a_bound_of_its_steps():
-  experiment, params = pca(schedule=TableSchedule.from_betas(linear_betas(1000)))
-  model, (batch, t, keys) = experiment.model(params), draws(4000)
-  nats, terms = jax.jit(lambda *args: model.bound(*args, 1000))(batch, t, keys)
-  error = np.std(nats) / np.sqrt(len(nats))
-  # The posterior of the first step is a normal of another width than the chain's.
-  assert 4.471781 - 4 * error < np.mean(nats) < 4.471781 + 0.2 + 4 * error
+@pytest.mark.parametrize('share', [None, 0.5])
+def test_a_chain_that_begins_at_the_latents_themselves_has_the_bound_of_its_variance(share):
+  """The network's own variance if it has one, else that of q(z_t | z_s): 10 steps tell them apart.
+  """
+  betas = np.linspace(0.02, 0.6, 10)
+  experiment, params = pca(schedule=TableSchedule.from_betas(betas), share=share)
+  model, (batch, t, keys) = experiment.model(params), draws(20_000)
+  _, terms = jax.jit(lambda *args: model.bound(*args, 10))(batch, t, keys)
   assert terms.keys() == {'decoding', 'encoding', 'reconstruction', 'latent', 'diffusion'}
+  latents = terms['reconstruction'] + terms['latent'] + terms['diffusion']
+  parts = np.reshape(latents, (-1, 100)).mean(axis=0)  # the steps of each part are even in 1 .. 10
+  error = np.std(parts, ddof=1) / 10
+  expected = {of: 2 * chain_nats(betas, of) for of in (None, 0.0, 0.5)}
+  apart = min(abs(expected[share] - u) for of, u in expected.items() if of != share)
+  assert abs(np.mean(parts) - expected[share]) < 4 * error < 0.5 * apart
+  # A draw evaluates its step and the first one.
+  assert (model.bound_variance, model.bound_evaluations) == ('published', 2)
+
+
+def test_the_variances_of_a_model_of_latents_are_those_of_draws_of_them(monkeypatch):
+  """Of z ~ N(0, 1) the variance is 1 at each level; of their means, which are 0 here, 1 - sigma^2.
+  """
+  experiment, params = pca()
+  model = experiment.model(params)._replace(
+      encode=lambda images: jnp.zeros_like(images[:, :2]),
+      dequantise=lambda images, keys: (random.normal(keys, images[:, :2]), None))
+  class Rows:
+    def __len__(self):
+      return 512
+    def get(self, rows):
+      return {'x': np.zeros((len(rows), 4), np.float32)}
+  monkeypatch.setattr(needs, 'split', lambda trained, name: Rows())
+  trained = types.SimpleNamespace(params=params, experiment=types.SimpleNamespace(
+      model=lambda params: model))
+  found = sampling.variances_of(trained, np.array([0.0, 0.5, 1.0]), 0)
+  assert np.all(np.abs(found.variance - 1.0) < 4.0 * found.standard_error + 1e-3)
+  assert np.all(found.standard_error < 0.1)
 
 
 def test_validation_reports_the_bound_on_the_data_and_training_calls_no_decoder(bound):

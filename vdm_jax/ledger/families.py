@@ -4,7 +4,7 @@
   vlb@T                  the bound of the chain of T steps, with the variance of q(z_s | z_t, x);
   vlb@T/large            of q(z_t | z_s); /learned: the network's own; /analytic: the optimal one
   vlb@T/ddpm             whose first step ends in the data, by a discretised normal: the decoder of
-                         DDPM, and with vlb@T/learned/ddpm of IDDPM
+                         DDPM, and with vlb@T/learned/ddpm of IDDPM; real numbers have a normal
   iw@KxT, iw@KxT/...     the importance-weighted bound of K whole paths of such a chain
   ode                    the likelihood of the probability flow, by an adaptive method; data enter
                          it through the model's decoder
@@ -51,7 +51,7 @@ from vdm_jax.likelihood.bounds import heads, level_axes
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.machine import config_files
 from vdm_jax.objectives import vlb
-from vdm_jax.typing import Model, PyTree
+from vdm_jax.typing import Level, Model, PyTree
 
 __all__ = ['ACCEPTED', 'CODEC', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'BoundSettings',
            'FlowSettings', 'chain_estimates', 'needs', 'own', 'parse']
@@ -119,8 +119,6 @@ def _needs_of_chain(request, options, model, batch):
   if model.bound is not None and (chain.paths or chain.variance or chain.ddpm):
     raise _refused(request, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
                    'has one of T steps')
-  if chain.ddpm:
-    _require_levels(request, model, batch)
   if chain.paths or chain.variance == 'analytic':
     _require_one_level(request, model)
   if chain.variance == 'learned' and 'variance' not in heads(model, batch):
@@ -142,8 +140,8 @@ def _levels(request: Request, levels: int | None) -> int:
 
 
 def _without_levels(request: Request) -> InputError:
-  return _refused(request, 'the data are real numbers, which have no levels to be dequantised or '
-                  'to end in', 'ask for vlb, vlb@T or ode')
+  return _refused(request, 'the data are real numbers, which have no levels', 'ask for vlb, vlb@T '
+                  'or ode; for a chain that begins at the data, for vlb@T/large/ddpm')
 
 
 def _require_one_level(request: Request, model: Model) -> None:
@@ -152,7 +150,7 @@ def _require_one_level(request: Request, model: Model) -> None:
                    'ask for vlb or vlb@T')
 
 
-def _kernel(request: Request, levels: int | None, statistics) -> dict[str, Any]:
+def _kernel(request: Request, model: Model, levels: int | None, statistics) -> dict[str, Any]:
   """The arguments of `vlb.discrete` for the steps."""
   chain: BoundSettings = request.settings
   kernel: dict[str, Any] = {}
@@ -161,19 +159,33 @@ def _kernel(request: Request, levels: int | None, statistics) -> dict[str, Any]:
                           vlb.learned if chain.variance == 'learned' else
                           bounds.analytic_variance(statistics.variances))
   if chain.ddpm:
-    kernel['last'] = DiscretisedNormal(_levels(request, levels)).log_prob
+    kernel['last'] = DiscretisedNormal(levels).log_prob if levels else _density(model)
   return kernel
 
 
+def _density(model: Model) -> vlb.LastStep:
+  """log p(data) of real numbers, whose x are normal: the model's decoder of z_0 = mean."""
+  def log_prob(data, mean, std):
+    one, none = jnp.ones_like(std), jnp.zeros_like(std)
+    return model.decoder(data, mean, Level(none, -2.0 * jnp.log(std), one, std, none, none, none))
+  return log_prob
+
+
 def _bound(request, options, levels, statistics):
-  return bounds.at_times(request.settings.steps or 0, options.times,
-                         **_kernel(request, levels, statistics))
+  def estimate(model, batch, keys):
+    return bounds.at_times(request.settings.steps or 0, options.times, **_kernel(
+        request, model, levels, statistics))(model, batch, keys)
+  return estimate
 
 
 def _importance_weighted(request, options, levels, statistics):
   chain = request.settings
-  return paths.importance_weighted(chain.paths, chain.steps, **_kernel(request, levels, statistics),
-                                   at_once=_paths_at_once(request, options))
+
+  def estimate(model, batch, keys):
+    return paths.importance_weighted(
+        chain.paths, chain.steps, **_kernel(request, model, levels, statistics),
+        at_once=_paths_at_once(request, options))(model, batch, keys)
+  return estimate
 
 
 def _paths_at_once(request, options, shape=()):
@@ -345,9 +357,10 @@ def _needs_of_codec(request, options, model, batch):
 def _codec(request, options, levels, statistics):
   from vdm_jax import codec
   from vdm_jax.codec import rates
-  chain, kernel = request.settings, _kernel(request, levels, statistics)
+  chain = request.settings
 
   def estimate(model, split, count, keys, progress):
+    kernel = _kernel(request, model, levels, statistics)
     # Some files of some images in each lane, wherever there are enough.
     lanes = min(options.batch_size, -(-count // rates.ONE_AFTER_ANOTHER**2))
     coder = codec.chain(model, _levels(request, levels), chain.steps, lanes=lanes,

@@ -10,7 +10,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.ledger import rows
 from vdm_jax.ledger.family import Options, Request, TrainingStatistics, about
 from vdm_jax.ledger.rows import Measured
-from vdm_jax.likelihood.bounds import BoundSamples
+from vdm_jax.likelihood.bounds import BoundSamples, heads
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.typing import Model, PyTree
 from vdm_jax.units import bits_per_dim
@@ -57,9 +57,11 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   """
   family, of = request.family, model(params)
   # Latents of images are continuous too, whether or not the model has a flow of them.
-  row = about(request, options, of.dequantise is not None or not of.bounded) | (fields or {})
+  one = split.get(np.arange(1))
+  row = about(request, options, of.dequantise is not None or not of.bounded)
+  row = row | _of_bound(row, of, one, levels) | (fields or {})
   # What was read from data is an argument of the program, as parameters are, and no constant in it.
-  needed = statistics.only(family.needs(request, options, of, split.get(np.arange(1))))
+  needed = statistics.only(family.needs(request, options, of, one))
 
   clock, key = _Clock(split), family.key(request, random.key(options.seed))
   if family.on_host is not None:
@@ -87,6 +89,18 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
     draws = BoundSamples(nats, out['logsnr'], out['draws'], row['steps'] or 0)
   shared = 1 if family.on_host is not None else jax.process_count()
   return Measured(rows.row(row | clock.read(shared), bits, out.get('evaluations')), bits, draws)
+
+
+def _of_bound(row: dict, model: Model, batch: PyTree, levels: int | None) -> dict:
+  """What a row says of the model's chain, which no name of an estimate tells."""
+  found = {}
+  if levels is None and row['decoder'] == 'discretised normal':
+    found['decoder'] = 'normal'
+  if model.bound is not None and row['variance']:
+    found['variance'] = model.bound_variance
+    if model.bound_variance == 'published':
+      found['variance'] = 'learned' if 'variance' in heads(model, batch) else 'large'
+  return found
 
 
 def _run(request: Request, options: Options, levels: int | None) -> Callable:

@@ -173,11 +173,12 @@ def at_times(steps: int, times: int, variance: vlb.Variance | None = None,
       drawn = later * by_image(u)[:, :times].mean(axis=1)
       return drawn if last is None else drawn + by_image(u)[:, times] / steps
 
+    calls = 1 if model.bound is None else model.bound_evaluations
     logsnr = model.process(t).logsnr
     # Of levels that differ from pixel to pixel, the mean.
     logsnr = jnp.mean(logsnr.reshape(len(t), -1), axis=1)
     return {'nats': mean(nats), **{name: mean(u) for name, u in terms.items()},
-            'evaluations': jnp.full(len(keys), len(t) // len(keys)),
+            'evaluations': jnp.full(len(keys), calls * len(t) // len(keys)),
             'logsnr': by_image(logsnr)[:, :times],
             'draws': later * by_image(terms['diffusion'])[:, :times]}
   return estimator

@@ -118,6 +118,7 @@ def gaussian(config: ml_collections.ConfigDict, *, net: Callable[[int], nn.Modul
 
     return Model(
         denoise=denoise, process=process, decoder=decoder, encode=encode, bound=bound,
+        bound_variance='learned',
         decode=lambda x: jnp.clip(jnp.round(x * m.std + mean), 0, spec.levels - 1).astype(
             jnp.int32),
         cond=lambda batch: None, shape=spec.shape, steps=m.timesteps, field=spec.x.name)

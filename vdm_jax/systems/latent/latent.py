@@ -215,6 +215,8 @@ def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_a
 
   # A system with a bound of its own may have no flow of that bound.
   flows = m.bound is None or m.dequantise is not None
+  if m.bound is None and begins_at_data:  # see `_bound`
+    made = made._replace(bound_variance='published', bound_evaluations=2)
   return made._replace(bound=bound, dequantise=dequantise if flows else None)
 
 
