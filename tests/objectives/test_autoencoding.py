@@ -170,6 +170,15 @@ def test_the_adaptive_weight_makes_both_gradients_equally_long():
   assert autoencoding.balance(np.float32([1e9]), np.zeros(1, np.float32)) == 1e4
 
 
+@pytest.mark.parametrize('shape', [(2,), (16, 16), (16, 16, 2), (16, 16, 4)])
+def test_lpips_refuses_what_is_no_image_before_its_files_are_read(shape):
+  x = np.zeros((1, *shape), np.float32)
+  with pytest.raises(InputError, match='config.model.lpips=.none.: LPIPS is of images of 1 or 3'):
+    lpips.distance('none')(x, x)
+  with pytest.raises(InputError, match='^LPIPS is of images of 1 or 3 channels with sides of 16'):
+    LPIPS().apply({}, x, x)
+
+
 @pytest.mark.long
 def test_lpips_of_an_image_and_itself_is_zero_and_so_is_its_gradient_also_on_black():
   x = jnp.concatenate([jnp.zeros((1, 16, 16, 1)), jnp.ones((1, 16, 16, 1))])

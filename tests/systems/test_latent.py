@@ -194,6 +194,16 @@ def test_what_no_autoencoder_can_have_is_refused_in_a_line(field, value, says):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('shape', [(16, 16, 2), (16, 16, 4), (8, 8, 1)])
+def test_lpips_is_of_images_of_one_or_three_channels(shape):
+  config = latent_config.get_config('autoencoder')
+  config.model.update(perceptual=1.0, vgg='vgg.pth')
+  with config.unlocked():
+    config.data.update(data.Spec('own', (data.fields.reals('image', shape),)).to_config())
+  with pytest.raises(InputError, match='config.model.perceptual=1.0: LPIPS is of images of 1 or 3'):
+    autoencoder.experiment(config, net=Linear(), distance=dict)
+
+
 def test_a_network_whose_last_kernel_is_elsewhere_is_refused_where_a_judge_needs_it():
   config = latent_config.get_config('autoencoder')
   autoencoder.experiment(config, net=Linear())

@@ -7,16 +7,29 @@ With f_l the features of layer l, of unit length over the channels, and weights 
 The layers are the last of each of the five stages of VGG-16 (Simonyan and Zisserman 2015), after
 the relu.  The parameters are published ones: see `published.lpips`.
 """
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdm_jax.nn.blocks.layers import require_images
+from vdm_jax.errors import require
 from vdm_jax.typing import Array
 
 STAGES = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 # The mean and the standard deviation of ImageNet's channels, for images in [-1, 1].
 _SHIFT = -0.030, -0.088, -0.188
 _SCALE = 0.458, 0.448, 0.450
+
+
+def require_channels(field: str | None, value: Any, shape: Sequence[int], least: int = 16) -> None:
+  """Raises InputError, of this field, unless LPIPS has a distance of examples of this shape.
+
+  least: the least side, since four poolings halve the images.
+  """
+  require(len(shape) == 3 and min(shape[:2]) >= least and shape[2] in (1, 3), field, value,
+          f'LPIPS is of images of 1 or 3 channels with sides of {least} or more, and these are '
+          f'{list(shape)}', 'choose a loss without it')
 
 
 class VGG(nn.Module):
@@ -40,12 +53,12 @@ class VGG(nn.Module):
 class LPIPS(nn.Module):
   """d(x, y), [B].  x, y: images [B, H, W, C] in [-1, 1]; one channel stands for three equal ones.
 
-  The sides are 16 or more, since four poolings halve them.  Raises InputError: no images.
+  The sides are 16 or more, since four poolings halve them.  Raises InputError: no such images.
   """
 
   @nn.compact
   def __call__(self, x: Array, y: Array) -> Array:
-    require_images(x)
+    require_channels(None, None, x.shape[1:])
     both = jnp.concatenate([x, y])
     if both.shape[-1] == 1:
       both = jnp.repeat(both, 3, axis=-1)

@@ -16,7 +16,7 @@ import numpy as np
 from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
-from vdm_jax.nn.lpips import LPIPS, STAGES
+from vdm_jax.nn.lpips import LPIPS, STAGES, require_channels
 from vdm_jax.published import fitting, readers
 from vdm_jax.typing import Array, PyTree
 
@@ -89,12 +89,14 @@ def distance(names: str, field: str = 'config.model.lpips', size: int = 224
              ) -> Callable[[Array, Array], Array]:
   """LPIPS of images [B, H, W, C] in [-1, 1], twice -> [B], with the weights in the files `names`.
 
-  The files are read at the first call, which raises InputError as `reader` says.
+  The files are read at the first call, which raises InputError as `reader` says, and for examples
+  that are no images of 1 or 3 channels.
 
   size: the least side.  Smaller images are enlarged, bilinearly, as in the public code of
   consistency models (Song et al. 2023).
   """
   def of(x: Array, y: Array) -> Array:
+    require_channels(field, names, x.shape[1:], least=1)
     shape = (len(x), *(max(side, size) for side in x.shape[1:3]), x.shape[3])
     x, y = (jax.image.resize(u, shape, 'bilinear') for u in (x, y))
     return LPIPS().apply({'params': _read(names, field)}, x, y)

@@ -40,7 +40,7 @@ from vdm_jax.errors import InputError, require_choice
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
-from vdm_jax.nn.lpips import LPIPS
+from vdm_jax.nn.lpips import LPIPS, require_channels
 from vdm_jax.objectives import autoencoding
 from vdm_jax.systems import compose, networks
 from vdm_jax.train import optimizer, step
@@ -457,5 +457,4 @@ def _check(config: ml_collections.ConfigDict, distance: Callable | None, x: Fiel
                     'that you have', 'name it, or set config.model.perceptual=0')
     compose.require(config, 'perceptual', distance is not None, 'this config reads no weights of '
                     'LPIPS', 'pass `distance`, or set it to 0')
-    compose.require(config, 'perceptual', len(x.shape) == 3 and min(x.shape[:2]) >= 16,
-                    f'LPIPS halves images four times, and these are {x.shape}', 'set it to 0')
+    require_channels('config.model.perceptual', m.perceptual, x.shape)
