@@ -6,8 +6,9 @@
     --workdir=TUNED --data_dir=DIR
 
 After the colon stands the name of a published network.  kl-f8 is Stable Diffusion's.  The published
-losses have LPIPS and a discriminator: add --config.model.perceptual=1, --config.model.vgg=FILES and
---config.model.adversarial=0.5.  A run of latents takes an imported autoencoder by
+losses have LPIPS and a discriminator: add --config.model.perceptual=1 and --config.model.vgg=FILES,
+and --config.model.adversarial=0.5 for kl-..., 0.75 for vq-..., but 0.6 for vq-f8.  The loss of a
+codebook is the published one, `legacy`.  A run of latents takes an imported autoencoder by
 --config.model.autoencoder=RUN.
 Hardware and time: not run here.
 To reach, as published (ImageNet 256x256): reconstruction FID 0.90, PSNR 24.19 (kl-f8).

@@ -61,6 +61,7 @@ def tiny(tmp_path_factory):
 def test_the_fields_of_a_config_describe_an_autoencoder(net):
   config = autoencoder.default_config(**autoencoders.settings(net))
   assert autoencoder.network(config.model, 3) == net
+  assert config.model.legacy == isinstance(net, VQAutoencoder)  # beta on the wrong term
 
 
 def settled(source, path, model=''):
@@ -117,6 +118,17 @@ def test_the_tiny_autoencoder_becomes_a_run_and_is_not_trained(tiny, tmp_path):
   assert_close(256 / 255 * jax.jit(model.mean)(y), want)
   with pytest.raises(InputError, match='tiny'):
     jax.eval_shape(lambda p: trained.experiment.loss(p, {}, None), trained.params)
+
+
+@pytest.mark.parametrize('source', ['sd-vae', 'latent-diffusion'])
+def test_an_autoencoder_of_grey_images_does_not_become_a_run_of_colours(source, tmp_path):
+  grey = VQAutoencoder(1, 2, 5, Trunk(32, (1,), 1, middle_attention=False))
+  path = write(tmp_path / 'grey.safetensors', compvis.autoencoder_to_flat(
+      random(autoencoders.shapes(grey))))
+  with pytest.raises(InputError, match=r'^in=.*grey.*: it has net/decoder/conv_out/bias of shape '
+                     r'\(1,\), and the network of published/autoencoder \(3,\)'):
+    import_weights(source, path, tmp_path / 'run', CONFIGS)
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.fixture(scope='module')

@@ -36,7 +36,10 @@ def name(net: Autoencoder) -> str:
 
 
 def settings(net: Autoencoder) -> dict[str, Any]:
-  """The fields of `systems.latent.autoencoder` for `net`: the inverse of its `network`."""
+  """The fields of `systems.latent.autoencoder` for `net`: the inverse of its `network`.
+
+  Codebooks are trained further by the loss that they were published with (`legacy`).
+  """
   if isinstance(net, TinyAutoencoder):
     return {'kind': 'tiny', 'features': net.features, 'multipliers': (1,) * (net.halvings + 1),
             'latent_channels': net.latent_channels}
@@ -44,7 +47,7 @@ def settings(net: Autoencoder) -> dict[str, Any]:
   common = {field: getattr(net.trunk, field) for field in own}
   common['latent_channels'] = net.latent_channels
   if isinstance(net, VQAutoencoder):
-    return {'kind': 'vq', **common, 'entries': net.entries}
+    return {'kind': 'vq', **common, 'entries': net.entries, 'legacy': True}
   return {'kind': 'kl', **common}
 
 

@@ -219,6 +219,20 @@ def _open(source: str, file: Path, model: str, autoencoder: Path | None) -> Weig
                  (file,))
 
 
+def _require_fit(like: PyTree, params: PyTree, file: Path, config: str) -> None:
+  """Raises InputError unless `params` are those of the network of the config, `like`.
+
+  The settings of a config cannot follow all that a file tells: its data have 3 channels.
+  """
+  wanted, there = ({jax.tree_util.keystr(path, simple=True, separator='/'): np.shape(leaf)
+                    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+                   for tree in (like, params))
+  for name in sorted(wanted.keys() | there.keys()):
+    if wanted.get(name) != there.get(name):
+      raise InputError('in', f'{file}', f'it has {name} of shape {there.get(name)}, and the '
+                       f'network of {config} {wanted.get(name)}', 'give weights of that network')
+
+
 class Imported(NamedTuple):
   model: str
   config: str       # FILE.py, or FILE.py:VARIANT
@@ -266,6 +280,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     params = weights.params(like)
   except InputError as error:
     raise InputError('in', f'{file}', f'it cannot be read as {weights.model}: {error}') from None
+  _require_fit(like, params, file, name)
   integers = [path for path, u in jax.tree_util.tree_flatten_with_path(params)[0]
               if not jnp.issubdtype(u.dtype, jnp.inexact)]
   if integers:
