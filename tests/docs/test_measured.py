@@ -91,7 +91,7 @@ def test_a_row_of_another_day_or_machine_than_its_table_says_so(date, machine, s
 
 @pytest.mark.parametrize('records,text', [
     ([('validation', 1, 2.0), ('test', 1, 2.5), ('validation', 2, 1.8), ('test', 2, 1.9)], '1.900'),
-    ([('train', 1, 2.0), ('validation', 1, 3.0)], '3.000')])
+    ([('train', 1, 2.0), ('validation', 1, 3.0)], '3.000 (validation)')])
 def test_a_run_has_reached_its_last_bound_on_the_test_split_if_there_is_one(
     records, text, tmp_path):
   (tmp_path / 'metrics.jsonl').write_text(''.join(
@@ -102,7 +102,7 @@ def test_a_run_has_reached_its_last_bound_on_the_test_split_if_there_is_one(
 
 def test_a_run_without_bits_has_reached_a_loss_which_is_named(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "kind": "validation", "loss": 0.25}\n')
-  assert metrics.reached(tmp_path) == 'loss 0.25'
+  assert metrics.reached(tmp_path) == 'loss 0.25 (validation)'
 
 
 def test_the_cells_of_a_table_of_the_screen_are_its_words():

@@ -36,12 +36,14 @@ def validations(workdir: str | Path) -> list[list[str]]:
 def reached(workdir: str | Path) -> str:
   """The last bits/dim of a run as text: on its test split if training measured it there.
 
-  A run without bits/dim has its loss instead, which is named.
+  Otherwise it is of the last validation, which the text says.  A run without bits/dim has its loss
+  instead, which is named.
   """
   records = {record['kind']: record for record in read(workdir)}
   last = records.get('test') or records['validation']
   name, value = headline(last)
-  return f'{value:.3f}' if name == 'bits/dim' else f'{name} {value:.4g}'
+  text = f'{value:.3f}' if name == 'bits/dim' else f'{name} {value:.4g}'
+  return text if 'test' in records else f'{text} (validation)'
 
 
 class Writer:
