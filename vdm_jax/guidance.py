@@ -202,4 +202,7 @@ def parse(texts: Sequence[str]) -> Guidance | None:
   except ValueError:
     raise InputError('guidance', texts, 'it must be W, or W,LOW,HIGH with LOW < HIGH; '
                      'channels=N may follow', 'give one number or three') from None
-  return Guidance(*numbers)._replace(channels=channels) if numbers else None
+  if not numbers:
+    return None
+  weight, low, high = numbers if numbers[1:] else (numbers[0], -math.inf, math.inf)
+  return Guidance(weight, low, high, channels)

@@ -309,11 +309,11 @@ LATENT_DIFFUSIONS = {
 }
 
 
-def network(name: str) -> adm.UNet | LabelledUNet:
+def network(name: str) -> adm.UNet | LatentUNet | LabelledUNet:
   """The network of a name of `LATENT_DIFFUSIONS`, which reads labels if it was trained on them."""
   net, _, context = UNETS[name]
   trained = LATENT_DIFFUSIONS[name]
-  if not trained.classes:
+  if not isinstance(net, LatentUNet) or context is None:
     return net
   return LabelledUNet(net, trained.classes, context[1], trained.untold)
 

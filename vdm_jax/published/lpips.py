@@ -8,6 +8,7 @@ Two files hold them: torchvision's VGG-16, `vgg16-397923af.pth`, and the weights
 """
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,8 @@ def distance(names: str, field: str = 'config.model.lpips', size: int = 224
     require_channels(field, names, x.shape[1:], least=1)
     shape = (len(x), *(max(side, size) for side in x.shape[1:3]), x.shape[3])
     x, y = (jax.image.resize(u, shape, 'bilinear') for u in (x, y))
-    return LPIPS().apply({'params': _read(names, field)}, x, y)
+    apply: Callable[..., Any] = LPIPS().apply
+    return apply({'params': _read(names, field)}, x, y)
   return of
 
 

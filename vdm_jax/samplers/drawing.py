@@ -120,9 +120,10 @@ def draw_pairs(model: Callable[[PyTree], Model], params: PyTree, sampler: Sample
   for rows, requested in _batches(start, stop, batch_size):
     local = devices.local_rows(rows)
     xs = devices.place((local, cond(local)))
-    *drawn, finite, evaluations = jax.device_get(batch(shared, xs))
+    z_1, x, drawn, finite, evaluations = jax.device_get(batch(shared, xs))
     check_finite(finite, times, model(params).process)
-    yield DrawnPairs(rows[requested], *(u[requested] for u in drawn), int(evaluations))
+    yield DrawnPairs(rows[requested], z_1[requested], x[requested], drawn[requested],
+                     int(evaluations))
 
 
 @functools.lru_cache(maxsize=1)

@@ -105,8 +105,9 @@ def within(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
 def clipped(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
   """`denoise` with x_hat clipped to the outermost levels.  Raises InputError as `within` does."""
   levels = data.resolve(config.data).x.levels
-  compose.require(config, 'clip', bool(levels), 'the data are real numbers, without outermost '
-                  'levels', 'set it to False')
+  if not levels:
+    raise InputError('config.model.clip', config.model.clip, 'the data are real numbers, without '
+                     'outermost levels', 'set it to False')
   to_ends = Pixels(levels).to_ends
   return guidance.clip(denoise, -1.0 / to_ends, 1.0 / to_ends)
 

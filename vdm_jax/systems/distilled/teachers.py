@@ -55,7 +55,8 @@ def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
   require(tuple(teacher.shape) == tuple(own.shape), 'init_from', None,
           f'the teacher makes data of {tuple(teacher.shape)}, and the student of '
           f'{tuple(own.shape)}', 'name a run of the same data')
-  if difference := differ(*(levels(m.process) for m in models), 'the student'):
+  if difference := differ(levels(models[0].process), levels(models[1].process),
+                             'the student'):
     raise InputError('init_from', None, f'the teacher has another process: {difference}',
                      'give config.model the fields of the teacher')
   own_x, its_x = (np.asarray(_estimates(m)) for m in models)
