@@ -37,6 +37,7 @@ def get_config(which: str = 'published') -> ml_collections.ConfigDict:
   if which == 'small':
     recipes.short(config, 'cifar10', steps=900, learning_rate=1e-3)
     config.model.update(dropout=0.0, remat='none')
+    config.ema = {'ema': 0.992}
   else:
     recipes.published(recipes.cifar10(config))
     config.train.steps = 800_000

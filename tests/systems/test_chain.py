@@ -270,7 +270,7 @@ def test_the_bound_of_a_chain_takes_the_place_of_that_of_continuous_time():
 
 @pytest.mark.parametrize('field,value,remedy', [('timesteps', 1, 'two steps or more'),
                                                 ('timesteps', 20, 'config.model.betas=cosine'),
-                                                ('betas', 'square', 'linear or cosine')])
+                                                ('betas', 'square', 'cosine or scaled_linear')])
 def test_a_chain_that_cannot_be_is_refused(field, value, remedy):
   with pytest.raises(InputError, match=f'^config.model.{field}={value!r}: .*{remedy}'):
     build(config_of(**{field: value}))
