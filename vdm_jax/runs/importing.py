@@ -47,7 +47,7 @@ from vdm_jax.published import (
   readers,
   score_sde,
 )
-from vdm_jax.runs import workdir
+from vdm_jax.runs import needs, workdir
 from vdm_jax.systems.latent.autoencoder import FIRST_STD
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
@@ -224,13 +224,9 @@ def _require_fit(like: PyTree, params: PyTree, file: Path, config: str) -> None:
 
   The settings of a config cannot follow all that a file tells: its data have 3 channels.
   """
-  wanted, there = ({jax.tree_util.keystr(path, simple=True, separator='/'): np.shape(leaf)
-                    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-                   for tree in (like, params))
-  for name in sorted(wanted.keys() | there.keys()):
-    if wanted.get(name) != there.get(name):
-      raise InputError('in', f'{file}', f'it has {name} of shape {there.get(name)}, and the '
-                       f'network of {config} {wanted.get(name)}', 'give weights of that network')
+  for name, (wanted, there) in needs.misfits(like, params).items():
+    raise InputError('in', f'{file}', f'it has {name} of shape {there}, and the network of '
+                     f'{config} {wanted}', 'give weights of that network')
 
 
 class Imported(NamedTuple):

@@ -1,4 +1,4 @@
-"""The capabilities that each command needs of a run's model."""
+"""The capabilities that each command needs of a run's model, and checks of its weights."""
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from vdm_jax.typing import (
   Codes,
   Denoises,
   Features,
+  PyTree,
   Reconstructs,
   Samples,
   denoises,
@@ -65,6 +66,20 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
                    f"{' and '.join(does) or 'does nothing that commands need'}; a model that "
                    f'{able} is needed to {need.to}', need.remedy)
+
+
+def by_name(params: PyTree) -> dict[str, Any]:
+  """The leaves by their paths, 'net/dense/kernel', in the order of the tree."""
+  return {'/'.join(entry.key for entry in path): leaf
+          for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+
+def misfits(params: PyTree, other: PyTree) -> dict[str, tuple]:
+  """{name: (shape in `params`, shape in `other`)} where they differ; None: it is not there."""
+  own, there = ({name: np.shape(leaf) for name, leaf in by_name(tree).items()}
+                for tree in (params, other))
+  return {name: (own.get(name), there.get(name)) for name in sorted(own.keys() | there.keys())
+          if own.get(name) != there.get(name)}
 
 
 def finite(trained: Trained) -> None:

@@ -137,13 +137,9 @@ def check(experiment: Experiment, scale: float, first_stage: Callable[[], workdi
 
 
 def _require_fit(field: str, shapes: PyTree, params: PyTree) -> None:
-  wanted, there = ({jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-                    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-                   for tree in (shapes, params))
-  wrong = [name for name in sorted(wanted.keys() | there.keys())
-           if wanted.get(name) != there.get(name)]
-  if wrong:
-    more = f', and {len(wrong) - 1} others' if wrong[1:] else ''
-    raise InputError(field, None, f'that run has {wrong[0]} of shape {there.get(wrong[0])}, and '
-                     f'the network here {wanted.get(wrong[0])}{more}',
+  if wrong := needs.misfits(shapes, params):
+    name, (wanted, there) = next(iter(wrong.items()))
+    more = f', and {len(wrong) - 1} others' if len(wrong) > 1 else ''
+    raise InputError(field, None, f'that run has {name} of shape {there}, and the network here '
+                     f'{wanted}{more}',
                      'build the config with the same network, or train another autoencoder')

@@ -23,7 +23,7 @@ from vdm_jax.runs import (
   stages,
   workdir,
 )
-from vdm_jax.runs.needs import data_field, draws_data
+from vdm_jax.runs.needs import by_name, data_field, draws_data, misfits
 from vdm_jax.samplers import catalogue, grids
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.schedules import check_decreasing
@@ -199,16 +199,10 @@ def _train(experiment, spec, description, config, directory, initial, profile, m
                                                            config.seed))
 
 
-def _by_name(params: PyTree) -> dict[str, jax.Array]:
-  """The leaves by their paths, 'net/dense/kernel', in the order of the tree."""
-  return {'/'.join(entry.key for entry in path): leaf
-          for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-
-
 def _missing(params: PyTree, other: PyTree) -> list[str]:
   """The names of the parameters that `other` lacks, or has with another shape."""
-  there = {name: leaf.shape for name, leaf in _by_name(other).items()}
-  return [name for name, leaf in _by_name(params).items() if there.get(name) != leaf.shape]
+  wrong = misfits(params, other)
+  return [name for name in by_name(params) if name in wrong]
 
 
 def transfer(params: PyTree, other: PyTree) -> PyTree:
@@ -217,7 +211,7 @@ def transfer(params: PyTree, other: PyTree) -> PyTree:
   A warning lists the parameters that differ.  Raises InputError if no parameter agrees.  If an
   experiment needs all parameters of its start, they are checked earlier.
   """
-  own, values, missing = _by_name(params), _by_name(other), _missing(params, other)
+  own, values, missing = by_name(params), by_name(other), _missing(params, other)
   if len(missing) == len(own):
     raise InputError('init_from', None, 'none of its parameters has a name and shape of this model',
                      'choose another run')
