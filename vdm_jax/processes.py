@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from vdm_jax import random
@@ -19,10 +20,10 @@ from vdm_jax.schedules import as_float
 from vdm_jax.typing import Array, ArrayLike, Curve, Estimate, Level, Process, Scalar, Schedule
 from vdm_jax.values import static, value
 
-__all__ = ['GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated', 'diffuse', 'flow',
-           'from_alpha_sigma', 'inside', 'interpolated_std', 'learned_share', 'posterior',
-           'prior_kl', 'prior_std', 'sample_prior', 'sde', 'slopes', 'sub_vp', 'tau', 'time_of',
-           've', 'vp']
+__all__ = ['COMPARED_AT', 'GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated',
+           'compared_levels', 'difference', 'diffuse', 'flow', 'from_alpha_sigma', 'inside',
+           'interpolated_std', 'learned_share', 'posterior', 'prior_kl', 'prior_std',
+           'sample_prior', 'sde', 'slopes', 'sub_vp', 'tau', 'time_of', 've', 'vp']
 
 # ----------------------------------------------------------------- curves
 
@@ -360,3 +361,25 @@ def prior_kl(x: Array, level: Level) -> Array:
   """
   logsnr = level.expand(x).logsnr
   return 0.5 * (jax.nn.sigmoid(logsnr) * (jnp.square(x) - 1.0) - jax.nn.log_sigmoid(-logsnr))
+
+
+# ------------------------------------------------------------- comparison
+
+COMPARED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)  # the times at which two processes are compared
+
+
+def compared_levels(process: Process) -> np.ndarray:
+  """alpha and sigma at the times `COMPARED_AT`: [2, 5]."""
+  return np.stack(np.broadcast_arrays(*process(jnp.array(COMPARED_AT))[2:4]))
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, owner: str) -> str:
+  """How two processes differ, given their `compared_levels`; '' if they are the same.
+
+  owner: of the process `ours`, as in 'the student'.
+  """
+  if np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
+    return ''
+  at = int(np.abs(ours - theirs).max(axis=0).argmax())
+  say = lambda level: f'alpha = {level[0, at]:.4g} and sigma = {level[1, at]:.4g}'
+  return f'at t = {COMPARED_AT[at]:g} {say(theirs)}, where {owner} has {say(ours)}'

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from tests.support import configs
-from vdm_jax import random, recipes, schedules, weightings
+from vdm_jax import processes, random, recipes, schedules, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.processes import vp
 from vdm_jax.systems import compose, networks
-from vdm_jax.systems.distilled import teachers
 from vdm_jax.systems.scores import score_sde, scoreflow
 from vdm_jax.train import loop, parallel
 from vdm_jax.train import step as step_lib
@@ -205,9 +204,9 @@ def test_a_student_of_pairs_may_start_from_the_run_that_its_config_names(student
     ('cifar10/distilled:knowledge', 'cifar10/ddpm'), ('cifar10/flows:reflow', 'cifar10/flows')])
 def test_a_published_student_of_pairs_has_the_process_of_its_teacher(student, start, tmp_path):
   """Its network is too large to be evaluated here."""
-  ours, theirs = (teachers.levels(built(name, tmp_path)[1].model({'net': {}}).process)
+  ours, theirs = (processes.compared_levels(built(name, tmp_path)[1].model({'net': {}}).process)
                   for name in (student, start))
-  assert not teachers.differ(ours, theirs, 'the student')
+  assert not processes.difference(ours, theirs, 'the student')
 
 
 def test_images_may_be_flipped_and_the_network_not_told_which(tmp_path):

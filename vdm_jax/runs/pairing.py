@@ -18,12 +18,11 @@ from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
-from vdm_jax.processes import prior_std
+from vdm_jax.processes import compared_levels, prior_std
 from vdm_jax.runs import needs, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import check_pairs, draw_pairs
-from vdm_jax.systems.distilled import teachers
 from vdm_jax.train import check, lock
 
 __all__ = ['check_start', 'make_pairs', 'truth']
@@ -89,7 +88,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
     about['condition'] = _digest(cond, count)
   if guided:
     about['guidance'] = [str(u) for u in guided.recorded()]
-  levels = teachers.levels(model.process)  # a process of each pixel would fill the file
+  levels = compared_levels(model.process)  # a process of each pixel would fill the file
   writer = pairs.Writer(out, about, count, pairs.fields_of(x, told),
                         process=levels.tolist() if levels.ndim == 2 else ())
   if writer.complete:

@@ -6,8 +6,7 @@ import numpy as np
 from vdm_jax import data, random
 from vdm_jax.data import pairs
 from vdm_jax.errors import InputError, require
-from vdm_jax.processes import prior_std
-from vdm_jax.systems.distilled import teachers
+from vdm_jax.processes import compared_levels, difference, prior_std
 from vdm_jax.typing import Experiment, Model
 
 __all__ = ['require_pairs']
@@ -42,10 +41,9 @@ def require_pairs(config: ml_collections.ConfigDict, base: Experiment, *, carrie
                      f'has standard deviation {own:g}',
                      'make pairs with a model whose process has this noise')
   if model is not None and not carried and said.get('process'):  # older pairs have none
-    difference = teachers.differ(teachers.levels(model.process), np.array(said['process']),
-                                 'this model')
-    require(not difference, 'config.data.name', place, 'a model of another process made its pairs: '
-            f'{difference}', 'give config.model the fields of that model, such as its path')
+    wrong = difference(compared_levels(model.process), np.array(said['process']), 'this model')
+    require(not wrong, 'config.data.name', place, 'a model of another process made its pairs: '
+            f'{wrong}', 'give config.model the fields of that model, such as its path')
   there = len(base.data.split('train'))
   require(there >= config.data.batch_size, 'config.data.batch_size', config.data.batch_size,
           f'{place} has {there:,} pairs to train on', 'make more, or choose a smaller batch')

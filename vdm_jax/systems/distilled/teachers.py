@@ -9,35 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import random
+from vdm_jax import processes, random
 from vdm_jax.errors import InputError, require
 from vdm_jax.model import Model
-from vdm_jax.typing import Array, Experiment, Process, PyTree, denoises
-
-# The levels at which two processes are compared, beside those of all students.
-_TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
+from vdm_jax.typing import Array, Experiment, PyTree, denoises
 
 
 def first_parameters(params: PyTree) -> PyTree:
   """The `aux` of an experiment that starts from its teacher: the first parameters themselves."""
   return params
-
-
-def levels(process: Process) -> np.ndarray:
-  """alpha and sigma at the five times at which two processes are compared: [2, 5]."""
-  return np.stack(np.broadcast_arrays(*process(jnp.array(_TIMES))[2:4]))
-
-
-def differ(ours: np.ndarray, theirs: np.ndarray, owner: str) -> str:
-  """How two processes differ, given their `levels`; '' if they are the same.
-
-  owner: of the process `ours`, as in 'the student'.
-  """
-  if np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
-    return ''
-  at = int(np.abs(ours - theirs).max(axis=0).argmax())
-  say = lambda level: f'alpha = {level[0, at]:.4g} and sigma = {level[1, at]:.4g}'
-  return f'at t = {_TIMES[at]:g} {say(theirs)}, where {owner} has {say(ours)}'
 
 
 def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
@@ -55,8 +35,8 @@ def require_same(base: Experiment, teacher: Any, params: PyTree) -> None:
   require(tuple(teacher.shape) == tuple(own.shape), 'init_from', None,
           f'the teacher makes data of {tuple(teacher.shape)}, and the student of '
           f'{tuple(own.shape)}', 'name a run of the same data')
-  if difference := differ(levels(models[0].process), levels(models[1].process),
-                             'the student'):
+  if difference := processes.difference(
+      *(processes.compared_levels(m.process) for m in models), owner='the student'):
     raise InputError('init_from', None, f'the teacher has another process: {difference}',
                      'give config.model the fields of the teacher')
   own_x, its_x = (np.asarray(_estimates(m)) for m in models)
@@ -80,7 +60,7 @@ def _whole(base: Experiment, params: PyTree) -> PyTree:
 
 def _estimates(model: Model) -> Array:
   """x_hat at z ~ N(0, alpha^2 + sigma^2), under the first conditions of the data."""
-  t = jnp.array(_TIMES[1:-1])
+  t = jnp.array(processes.COMPARED_AT[1:-1])
   cond = model.cond(model.conditions(np.arange(t.size)))
   level = model.process(t)
   eps = random.normal(random.per_example(random.key(0), jnp.arange(t.size)),
