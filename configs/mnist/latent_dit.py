@@ -8,12 +8,12 @@ A latent of configs/mnist/autoencoder_kl.py is 7x7 tokens.  A tenth of the label
 training.
 Hardware, time and what it reaches: see configs/mnist/README.md.
 """
-import jax.numpy as jnp
 import ml_collections
 
 from vdm_jax import data, inputs, recipes, schedules
 from vdm_jax.nn.transformers.dit import DiT
 from vdm_jax.systems import networks
+from vdm_jax.systems.guided import label_dropping
 from vdm_jax.systems.latent import autoencoder, latent
 from vdm_jax.typing import Experiment
 
@@ -35,10 +35,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   ends = m.logsnr_max, m.logsnr_min
   net = DiT(patch=1, features=m.features, depth=m.blocks, attention_heads=4, scan=m.scan,
             classes=data.resolve(config.data).classes, label_dropout=m.label_dropping)
-  base = latent.experiment(config, net=networks.configured(net, config),
-                           schedule=schedules.Linear(*ends), inputs=inputs.scaled(*ends))
-
-  def model(params, keys=None):
-    return base.model(params, keys)._replace(null=lambda label: jnp.full_like(label, -1))
-
-  return base._replace(model=model)
+  return label_dropping.with_null(latent.experiment(
+      config, net=networks.configured(net, config), schedule=schedules.Linear(*ends),
+      inputs=inputs.scaled(*ends)))

@@ -11,7 +11,6 @@ alone is the model of latents of four channels, times 0.18215: for sampling, wit
 Hardware and time: not run here.
 To reach, as published: ImageNet 256x256 FID 2.27 (XL/2, guidance of weight 1.5; table 2).
 """
-import jax.numpy as jnp
 import ml_collections
 
 from vdm_jax import recipes
@@ -19,6 +18,7 @@ from vdm_jax.errors import require_choice
 from vdm_jax.published.dit import MODELS, SHAPES
 from vdm_jax.systems import networks
 from vdm_jax.systems.chains import ddpm as chain
+from vdm_jax.systems.guided import label_dropping
 from vdm_jax.systems.latent import latent
 from vdm_jax.typing import Experiment
 
@@ -48,8 +48,4 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     base = latent.of(config, lambda inner: chain.experiment(inner, net=net))
   else:
     base = chain.latent_experiment(config, net=net)
-
-  def model(params, keys=None):  # trained with labels left out now and then
-    return base.model(params, keys)._replace(null=lambda label: jnp.full_like(label, -1))
-
-  return base._replace(model=model)
+  return label_dropping.with_null(base)  # trained with labels left out now and then

@@ -33,8 +33,13 @@ def experiment(base: Experiment, probability: float) -> Experiment:
       batch = batch | {'label': drop(batch['label'], context.keys, probability)}
     return base.loss(params, batch, context)
 
+  return with_null(base)._replace(loss=loss)
+
+
+def with_null(base: Experiment) -> Experiment:
+  """`base`, whose network does without labels already: its model has `null`, the label -1."""
   def model(params, keys=None):
     return base.model(params, keys)._replace(
         null=lambda label: jnp.full_like(label, NO_LABEL))
 
-  return base._replace(loss=loss, model=model)
+  return base._replace(model=model)
