@@ -23,6 +23,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from vdm_jax import random
+from vdm_jax.decoders import normal
 from vdm_jax.errors import InputError
 from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.processes import diffuse, interpolated_std, learned_share, prior_kl, tau
@@ -221,3 +222,17 @@ def last_step(last: LastStep, data: Array, x: Array, estimate: Estimate, at_t: L
   at_s = at_s.expand(x)
   std = jnp.sqrt(variance(estimate, at_t.expand(x), at_s)) / at_s.alpha  # in units of x
   return last(data, jnp.where(first, estimate.x, x), std)
+
+
+def density(denoise: Denoiser, process: Process, y: Array, t: Array, keys: Array,
+            cond: PyTree = None, *, steps: int = 0) -> tuple[Array, dict[str, Array]]:
+  """One-sample estimate of a bound on -log p(y) of real numbers y, a density: nats [B].
+
+  The decoder is `decoders.normal`.  steps: T of the chain, or 0 for continuous time.  The other
+  arguments and the result are as in `continuous`.
+  """
+  # The reconstruction depends on the noise's square alone, whose mean is 1.
+  ends = {'data': y, 'decoder': normal, 'eps_0': jnp.ones_like(y)}
+  if steps:
+    return discrete(denoise, process, y, t, keys, cond, steps=steps, **ends)
+  return continuous(denoise, process, y, t, keys, cond, **ends)

@@ -264,10 +264,7 @@ def _bound(m: Model, batch: PyTree, t: Array, keys: Array, steps: int, at_data: 
     kernel = {'steps': steps, 'data': z, 'last': decoders.log_normal, 'variance': _variance}
     first = vlb.first_step(m.denoise, m.process, z, keys, cond, **kernel)
     return vlb.discrete(*args, **kernel, decoder=None, first=first)
-  # The reconstruction depends on the noise's square alone, whose mean is 1.
-  keywords = {'data': z, 'decoder': decoders.normal, 'eps_0': jnp.ones_like(z)}
-  return (vlb.discrete(*args, steps=steps, **keywords) if steps
-          else vlb.continuous(*args, **keywords))
+  return vlb.density(*args, steps=steps)
 
 
 def _variance(estimate, at_t, at_s):

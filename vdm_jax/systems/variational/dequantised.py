@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import data, decoders, dequantisers, schedules, targets
+from vdm_jax import data, dequantisers, schedules, targets
 from vdm_jax.nn.small.dequantiser import Couplings
 from vdm_jax.objectives import vlb
 from vdm_jax.systems import compose, networks
@@ -76,11 +76,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
     def bound(batch, t, keys, steps=0):
       y, log_q = dequantise(batch[m.field], keys)
-      args = m.denoise, m.process, y, t, keys, m.cond(batch)
-      # The reconstruction depends on the noise's square alone, whose mean is 1.
-      keywords = {'data': y, 'decoder': decoders.normal, 'eps_0': jnp.ones_like(y)}
-      nats, terms = (vlb.discrete(*args, steps=steps, **keywords) if steps
-                     else vlb.continuous(*args, **keywords))
+      nats, terms = vlb.density(m.denoise, m.process, y, t, keys, m.cond(batch), steps=steps)
       return nats + log_q, {'dequantisation': log_q, **terms}
 
     return m._replace(bound=bound, dequantise=dequantise)
