@@ -79,9 +79,8 @@ def test_a_run_of_real_data_is_trained_evaluated_and_sampled(run, tmp_path):
 
 
 def test_what_needs_levels_is_refused_of_real_data(run):
-  for name in ('ode/uniform', 'vlb@4/ddpm'):
-    with pytest.raises(InputError, match='the data are real numbers'):
-      runs.evaluate(run, estimates=[name], examples=4)
+  with pytest.raises(InputError, match='the data are real numbers'):
+    runs.evaluate(run, estimates=['ode/uniform'], examples=4)
   spec = workdir.load_trained(run).experiment.data.spec
   with pytest.raises(InputError, match='real numbers, and this needs integers'):
     data.fields.levels(spec, spec.x)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from tests.support import tiny_config
+from vdm_jax.benchmark import timing
 from vdm_jax.train import parallel
 from vdm_jax.train import step as step_lib
 
@@ -112,10 +113,13 @@ def test_a_copy_taken_of_the_state_survives_the_steps_that_reuse_its_memory(make
 def test_the_second_step_runs_the_program_of_the_first(experiment, start, make):
   """Its state comes back placed as it went in."""
   layout = make(step_lib.make_step(experiment.loss, experiment.tx, experiment.ema))
-  state = layout.put(start)
+  state, compilations = layout.put(start), []
   for i in range(3):
-    state, _ = layout.step(state, layout.place(experiment.data.batch(i)), jax.random.key(2))
-  assert layout.step._cache_size() == 1
+    batch, key = layout.place(experiment.data.batch(i)), jax.random.key(2)
+    with timing.events() as seen:
+      state, _ = layout.step(state, batch, key)
+    compilations.append(timing.compilations(seen))
+  assert compilations[0] >= 1 and compilations[1:] == [0, 0]
 
 
 @pytest.mark.parametrize('shape,devices,want', [

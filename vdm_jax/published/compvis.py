@@ -182,7 +182,7 @@ def parts(flat: Flat) -> Parts:
 
 
 def _some(names: list[str]) -> str:
-  return ', '.join(names[:10]) + (f' and {len(names) - 10} more' if names[10:] else '')
+  return ', '.join(sorted(names)[:10]) + (f' and {len(names) - 10} more' if names[10:] else '')
 
 
 class Places(NamedTuple):
