@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import published
+from tests.support import published, vgg
 from tests.support.published import last
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
 from vdm_jax.nn.lpips import LPIPS
 from vdm_jax.objectives import autoencoding
-from vdm_jax.published import fitting, lpips, patchgan, readers
+from vdm_jax.published import lpips, patchgan
 from vdm_jax.units import mean_over_data, sum_over_data
 
 ORACLES = Path(__file__).parents[3] / 'shared' / 'oracles'
@@ -67,14 +67,8 @@ def test_lpips_of_files_is_lpips_of_the_enlarged_images_also_inside_jit(tmp_path
   """The weights of VGG-16 and of the layers in two files; they are random, and not negative."""
   rng = np.random.default_rng(0)
   x, y = (jnp.asarray(rng.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32) for _ in range(2))
-  params = jax.tree.map(jnp.abs, LPIPS().init(jax.random.key(0), *map(enlarged, (x, y)))['params'])
-  flat = fitting.flat(params, lpips._published, layout=lambda name, array: (
-      array[None, :, None, None] if name.startswith('weight_') else fitting.to_torch(name, array)))
-  files = [tmp_path / 'vgg.safetensors', tmp_path / 'layers.safetensors']
-  of_layers = {name: array for name, array in flat.items() if name.startswith('lin')}
-  of_vgg = {name: array for name, array in flat.items() if name not in of_layers}
-  for file, arrays in zip(files, (of_vgg, of_layers), strict=True):
-    readers.write_safetensors(file, arrays, {})
+  params = vgg.parameters()
+  files = vgg.write(tmp_path, params)
   distance = jax.jit(lpips.distance(','.join(map(str, files)), size=16))
   wanted = LPIPS().apply({'params': params}, enlarged(x), enlarged(y))
   np.testing.assert_allclose(distance(x, y), wanted, rtol=1e-4)

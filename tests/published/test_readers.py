@@ -3,6 +3,7 @@
 The files in tests/data were made by PyTorch; tests/data/README.md says how.
 """
 import collections
+import hashlib
 import io
 import os
 import pickle
@@ -358,3 +359,15 @@ def test_lists_within_themselves_or_without_end_are_refused(tmp_path):
   for endless in (loop, doubled):
     path.write_bytes(pickle.dumps(endless))
     refused(path, 'truncated or damaged')
+
+
+def test_a_file_whose_name_tells_its_hash_must_have_it(tmp_path):
+  """The convention of PyTorch's published weights; eight digits without a letter are a date."""
+  content = (DATA / 'torch_zip.pt').read_bytes()
+  digest = hashlib.sha256(content).hexdigest()
+  for name in (f'net-{digest[:8]}.pth', 'net-20231201.pth', 'net-0000000a.pt'):
+    (tmp_path / name).write_bytes(content)
+    assert readers.read(tmp_path / name)
+  (tmp_path / 'net-0000000a.pth').write_bytes(content)
+  refused(tmp_path / 'net-0000000a.pth', f'its SHA-256 begins with {digest[:8]}, and its name says'
+          ' 0000000a; download it again')

@@ -1,5 +1,6 @@
 """Every config builds, and its update traces: eval_shape computes no number."""
 import ast
+import functools
 import math
 import re
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import configs
+from tests.support import configs, vgg
 from vdm_jax import processes, random, recipes, schedules, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.processes import vp
+from vdm_jax.published import lpips
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.scores import score_sde, scoreflow
 from vdm_jax.train import loop, parallel
@@ -177,6 +179,37 @@ def test_the_update_of_a_published_recipe_traces_with_a_block_of_each_size(
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params['net']))
   assert count < PUBLISHED[name]
   of_update(config, experiment, params, batch, REPORTED.get(name, BOUND))
+
+
+@pytest.mark.long
+def test_the_consistency_recipe_makes_a_step_with_lpips_whose_loss_is_linear_in_its_layers(
+    tmp_path, monkeypatch):
+  configured = networks.configured
+  monkeypatch.setattr(networks, 'configured', lambda net, config: configured(
+      net.clone(features=16, blocks=1), config))
+  monkeypatch.setattr(lpips, 'distance', functools.partial(lpips.distance, size=32))  # not 224
+  rng = np.random.default_rng(0)
+
+  def step(files):
+    _, experiment, *_ = built('cifar10/distilled:consistency_training', tmp_path, metric='lpips',
+                              lpips=','.join(map(str, files)))
+    noisy = lambda u: u + jnp.asarray(0.02 * rng.standard_normal(u.shape), u.dtype)
+    params = jax.tree.map(noisy, experiment.init(random.key(0)))
+    image = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    batch = experiment.data.spec.zeros(1) | {'image': image}
+    state = step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
+    after, metrics = jax.jit(lambda state, batch: step_lib.update_of(experiment)(
+        state, batch, random.key(1), parallel.Axis()))(state, batch)
+    assert any(not np.array_equal(a, b) for a, b in zip(
+        jax.tree.leaves(params), jax.tree.leaves(after.params), strict=True))
+    return float(metrics['loss'])
+
+  params, losses = vgg.parameters(), []
+  for scale in (1.0, 2.0):
+    rng = np.random.default_rng(0)  # the same weights and the same image
+    losses.append(step(vgg.write(tmp_path, params, scale)))
+  assert losses[0] > 0.0
+  np.testing.assert_allclose(losses[1], 2.0 * losses[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize('data', ['cifar10', pytest.param('mnist', marks=pytest.mark.long)])

@@ -17,6 +17,7 @@ The source joins the names of nested parts by '.', or by '/' for Flax, and the s
 Lists number their parts.  Numbers become arrays without axes.  Text and all other values are left
 out.
 """
+import hashlib
 import io
 import itertools
 import pickle
@@ -37,6 +38,7 @@ import safetensors.numpy
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
+_HASH = re.compile(r'-(?=\d*[a-f])([0-9a-f]{8})\.pth$')  # at least one letter: a date is no hash
 _FORMATS = ('readable formats: PyTorch (.pt, .pth, .ckpt), NVIDIA EDM (.pkl), safetensors, .npz, '
             'Flax msgpack')
 _CONVERT = ('where torch is installed, and only if you trust the file, '
@@ -57,7 +59,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
   For an EDM pickle, these are the parameters and buffers of the network under the key 'ema'.
 
   Raises InputError, in one line: no such file; a file in none of these formats; a truncated or
-  damaged file; a pickle that asks for anything but tensors.
+  damaged file; a pickle that asks for anything but tensors; a file NAME-HASH.pth whose SHA-256
+  does not begin with HASH, the 8 hexadecimal digits that PyTorch gives its published weights.
   """
   path = Path(path)
   if not path.is_file():
@@ -68,6 +71,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
   if reader is None:
     raise InputError(problem=f'{path} is no weight file, or a truncated one ({_FORMATS})',
                      remedy=f'convert any other kind to safetensors: {_CONVERT}')
+  _require_hash(path)
   try:
     return reader(path)
   except InputError as error:
@@ -75,6 +79,15 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
   except Exception as error:  # of a damaged file, any: the parsers have no common class of errors
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     raise InputError(problem=f'{path} is truncated or damaged: {reason}') from None
+
+
+def _require_hash(path: Path) -> None:
+  if told := _HASH.search(path.name):
+    with path.open('rb') as file:
+      found = hashlib.file_digest(file, 'sha256').hexdigest()
+    if not found.startswith(told[1]):
+      raise InputError(problem=f'{path} is damaged or another file: its SHA-256 begins with '
+                       f'{found[:8]}, and its name says {told[1]}', remedy='download it again')
 
 
 def subtree(flat: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
