@@ -1,4 +1,4 @@
-"""The losses of the autoencoders of latent diffusion (Esser et al. 2021; Rombach et al. 2022).
+"""The losses of the autoencoders of latent diffusion.
 
 With x' the reconstruction of an image x, D a discriminator of patches and n the numbers of x,
 
@@ -9,6 +9,8 @@ With x' the reconstruction of an image x, D a discriminator of patches and n the
 where both gradients are by the last kernel of the decoder.  The KL kind takes sums over an image,
 and the VQ kind takes means, as in the public code.  The sums |x - x'| and LPIPS are in `units` and
 `nn.lpips`.  Images are in [-1, 1].
+
+Esser et al. (2021), section 3.1, and Rombach et al. (2022), eq. 25.
 """
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,8 @@ def hinge(real: Array, fake: Array) -> Array:
 def balance(reconstruction: PyTree, adversarial: PyTree) -> Array:
   """d, []: the weight that makes both gradients by the last kernel of the decoder equally long.
 
-  Esser et al. (2021), section 3.2.  d is at most 1e4, and it has no gradient.
+  Esser et al. (2021), section 3.1, eq. 7, with 1e-4 of the public code instead of 1e-6.  d is at
+  most 1e4, and it has no gradient.
 
   reconstruction, adversarial: the gradients by the kernel, of means over a batch.  If devices share
   the batch, average the gradients first: d is no mean of numbers of the devices.

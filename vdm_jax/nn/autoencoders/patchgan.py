@@ -1,7 +1,7 @@
 """The discriminator of image patches, which autoencoders are trained against (Isola et al. 2017).
 
 4x4 convolutions see patches of the images; each position of the output judges one patch.  It is the
-discriminator of Esser et al. (2021) and Rombach et al. (2022).
+discriminator of Esser et al. (2021), section 3.1, and Rombach et al. (2022), section 3.1.
 """
 from typing import Literal, get_args
 

@@ -1,6 +1,7 @@
 """Autoencoders of images, the first stage of latent diffusion.
 
-Esser et al. (2021) and Rombach et al. (2022).  The loss of an image x, of n numbers in [-1, 1], is
+Esser et al. (2021), section 3.1, and Rombach et al. (2022), section 3.1 and eq. 25.  The loss of an
+image x, of n numbers in [-1, 1], is
 
   KL kind   sum |x - x'| + n w_p LPIPS(x, x') + w_KL KL(q(y | x) || N(0, 1)) + d w_a g
   VQ kind   mean |x - x'| + w_p LPIPS(x, x') + w_c codebook(h, q) + d w_a g

@@ -1,8 +1,9 @@
 """Latent diffusion, the second stage: a diffusion model of the latents of a trained autoencoder.
 
-Rombach et al. (2022).  The model of z = s y is any system of real data; y are the latents of an
-autoencoder that is trained no more (`systems.latent.autoencoder`), and s is 1 over the standard
-deviation of the latents of a first batch.  Without s, the noise of t = 1 does not hide y.
+Rombach et al. (2022), section 3.2, eq. 2.  The model of z = s y is any system of real data; y are
+the latents of an autoencoder that is trained no more (`systems.latent.autoencoder`).  s is 1 over
+the standard deviation of the latents of a first batch (their appendix G).  Without s, the noise of
+t = 1 does not hide y.
 
 With y ~ q(y | x), the encoder's draw, and the decoder's p(x | y),
 
