@@ -13,7 +13,9 @@ Suppose a Gaussian channel sends a Gaussian m in R bits.  Here m costs `rate(R)`
 and step.  At large R this is 1/2 log2(2 pi e / 12) = 0.25 bits more than R, and at small R it is
 O(sqrt R).  So few steps are best.  No search is needed.
 
-Yang, Will and Mandt (2025), Progressive Compression with Universally Quantized Diffusion Models.
+Yang, Will and Mandt (2025), Progressive Compression with Universally Quantized Diffusion Models,
+section 3.3, algorithms 1 and 2, with the widths w of section 3.1.  Their k is coded under a density
+with the variance of q, or with a learned one (eq. 5 to 7), instead of a measured scale.
 """
 import math
 from collections.abc import Iterator
@@ -49,7 +51,7 @@ def rate(bits: float) -> float:
 
   The result is the entropy of N(0, (4^bits - 1) / 12) convolved with the uniform density on
   [-1/2, 1/2], by quadrature.  Universal quantisation costs exactly this entropy if k is coded under
-  its own density.
+  its own density (their section 2).
   """
   std = math.sqrt((4.0**bits - 1.0) / 12.0)
   # y = 1/2 + std v, y > 0: the density changes on the scale of std around 1/2 alone.
