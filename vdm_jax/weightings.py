@@ -62,7 +62,7 @@ def snr_plus_one(level: Level) -> Array:
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-  """The loss is min(SNR, gamma) |x - x_hat|^2: Hang et al. (2023), min-SNR-gamma."""
+  """The loss is min(SNR, gamma) |x - x_hat|^2: Hang et al. (2023), section 3.4, min-SNR-gamma."""
   return lambda level: simple(level) * jnp.minimum(1.0, gamma * jnp.exp(-level.logsnr))
 
 

@@ -1,9 +1,9 @@
 """Pairs the noise with the data of a batch: optimal transport within groups.
 
-Tong et al. (2023), 2302.00482, minibatch OT: the noise and the data of a batch are paired at the
-least total squared distance.  This straightens the paths, and keeps both marginals.  The pairs are
-a permutation: the exact plan between equal numbers of points on both sides.  (The public code draws
-pairs of indices from the plan with replacement: some data come twice, others never.)
+Tong et al. (2023), 2302.00482, eq. 17, minibatch OT: the noise and the data of a batch are paired
+at the least total squared distance.  This straightens the paths, and keeps both marginals.  The
+pairs are a permutation: the exact plan between equal numbers of points on both sides.  (The public
+code draws pairs of indices from the plan with replacement: some data come twice, others never.)
 
 Where data have labels, the plan of a whole batch would bias the noise that a label is trained with.
 So noise is exchanged only within a label.  Every label keeps its own draws, whose distribution does
@@ -34,9 +34,9 @@ def optimal_transport(noise: Array, x: Array, labels: Array | None = None, *, gr
                       ) -> Array:
   """The noise of each datum, [B, ...]: `noise` permuted within groups of consecutive examples.
 
-  Tong et al. (2023), the exact plan of each group.  labels: integers [B]; no noise is exchanged
-  between two labels.  group: the number of examples that are paired together; the work for each
-  example grows with the square of `group`.
+  Tong et al. (2023), eq. 17, the exact plan of each group.  labels: integers [B]; no noise is
+  exchanged between two labels.  group: the number of examples that are paired together; the work
+  for each example grows with the square of `group`.
 
   Raises InputError if `group` does not divide the batch.
   """

@@ -64,8 +64,8 @@ def by_mass(process: Process, mass: Mass, first: float | Array = 0.0) -> Proposa
 def by_logsnr(process: Process, first: float | Array = 0.0) -> Proposal:
   """logsnr uniform: p(t) ~ -dlogsnr/dt = g^2 / sigma^2.
 
-  The proposal for likelihood weighting of Song, Durkan, Murray and Ermon (2021), section 5.  On the
-  VP SDE, where SNR = 1 / expm1(int beta), it is beta / (1 - alpha^2).
+  The proposal for likelihood weighting of Song, Durkan, Murray and Ermon (2021), section 5.1.  On
+  the VP SDE, where SNR = 1 / expm1(int beta), it is beta / (1 - alpha^2).
   """
   return by_mass(process, lambda logsnr: logsnr, first)
 

@@ -24,7 +24,7 @@ from vdm_jax.units import sum_over_data
 
 def reflow(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            cond: PyTree = None, *, z_1: Array, steps: int = 0) -> tuple[Array, dict[str, Array]]:
-  """Flow matching on pairs: [B], {'eps_error'}.  Liu et al. (2023), reflow.
+  """Flow matching on pairs: [B], {'eps_error'}.  Liu et al. (2023), section 2.2, reflow.
 
   x, z_1: [B, ...].  steps: k, to train only at the times t = 1/k ... 1 from which k Euler steps
   start, as in their distillation; 0 trains at all times.

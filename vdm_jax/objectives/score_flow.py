@@ -21,7 +21,8 @@ which is the bound of `vlb` without E[-log p(data | z_0)], for z_0 instead of th
 score this bound exceeds E[-log q(z_0)] by exactly KL(q(z_1) || pi).
 
 Song, Durkan, Murray and Ermon (2021), `Maximum Likelihood Training of Score-Based Diffusion
-Models`.  They draw the times by `proposals.by_logsnr`.
+Models`, theorems 1 (likelihood weighting) and 3 (the bound).  They draw the times by
+`proposals.by_logsnr`, section 5.1.
 """
 from collections.abc import Callable
 
@@ -42,6 +43,8 @@ def density_bound(denoise: Denoiser, process: Process, x: Array, t: Array, keys:
                   cond: PyTree = None, *, eps: Array | None = None
                   ) -> tuple[Array, dict[str, Array]]:
   """One-sample estimate of the bound on E[-log p(z_0)] over q(z_0 | x): nats [B].
+
+  Song, Durkan et al. (2021), theorem 3.
 
   x: [B, ...], continuous; t, keys: [B].  Also returns the terms {'entropy', 'latent', 'diffusion'}.
   With -log p(x | z_0) - H(q(z_0 | x)) added, it bounds -log p(x).

@@ -57,5 +57,8 @@ def truncation(prior: Reciprocal, seed: int, step: Array) -> Array:
 
 
 def weight(prior: Reciprocal) -> Weighting:
-  """P(tau <= t): on average, the loss is `objectives.weighted_diffusion` with this weighting."""
+  """P(tau <= t): on average, the loss is `objectives.weighted_diffusion` with this weighting.
+
+  Kim et al. (2022), section 4.3.
+  """
   return lambda level: prior.probability(level.t)

@@ -144,9 +144,9 @@ def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of
                          second_difference: float = 2.0) -> Sampler:
   """DPM-Solver++ (2M), (3M) (of = 'x'), multistep DPM-Solver (of = 'eps'): one evaluation per step.
 
-  Lu et al. (2022b), and their SDE solver.  The derivatives of e come from the polynomial in lambda
-  through the latest `order` estimates; the first steps are of order 1, 2, .... Order 1 is `ddim`;
-  with `sde` and of = 'x' it is `ancestral`.
+  Lu et al. (2022b), algorithm 2 (2M), and their SDE solver.  The derivatives of e come from the
+  polynomial in lambda through the latest `order` estimates; the first steps are of order 1, 2, ....
+  Order 1 is `ddim`; with `sde` and of = 'x' it is `ancestral`.
 
   sde: the reverse SDE, eta = 1.  With of = 'eps' the step of first order is z_s = alpha_s / alpha_t
   z_t - 2 sigma_s (e^h - 1) eps_hat + sigma_s sqrt(e^2h - 1) noise: eps_hat is constant, not x_hat.

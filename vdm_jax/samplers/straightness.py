@@ -13,7 +13,7 @@ __all__ = ['of_trajectory', 'straightness']
 def of_trajectory(trajectory: Array, times: ArrayLike) -> Array:
   """int |(z_1 - z_0) - dz/dt|^2 dt of broken lines: [N + 1, B, ...] at times [N + 1] -> [B].
 
-  The sum over the data of the straightness of Liu et al. (2023); Lee, Kim and Ye
+  The sum over the data of the straightness of Liu et al. (2023), section 2.2; Lee, Kim and Ye
   (2023) measure its mean over the dimensions as curvature.  times: from 1 down to 0.
   """
   times = jnp.asarray(times, trajectory.dtype)

@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 class UViT(nn.Module):
-  """The network of Bao et al. (2023), for images of one size whose sides are multiples of `patch`.
+  """Bao et al. (2023), section 3.1, for images of one size whose sides are multiples of `patch`.
 
   patch, features        p, and the length D of a token
   depth                  blocks beside the one in the middle, an even number

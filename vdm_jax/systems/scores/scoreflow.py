@@ -1,8 +1,9 @@
 """ScoreFlow: likelihood weighting on the VP SDE, with importance-sampled times.
 
-Song, Durkan, Murray and Ermon (2021): beta from 0.1 to 20, lambda = g^2, and t with the density
-g^2 / sigma^2.  Likelihood weighting is the bound with weight 1, and these times are uniform in
-log-SNR.  So only the range of log-SNR differs from `vdm`: it goes down to -10.05 instead of -5.
+Song, Durkan, Murray and Ermon (2021): beta from 0.1 to 20, lambda = g^2 (theorem 1), and t with the
+density g^2 / sigma^2 (section 5.1).  Likelihood weighting is the bound with weight 1, and these
+times are uniform in log-SNR.  So only the range of log-SNR differs from `vdm`: it goes down to
+-10.05 instead of -5.
 
 The differences from the paper:
 

@@ -1,8 +1,8 @@
 """Soft Truncation: every step leaves out the times before a random time.
 
-Kim et al. (2022): `scoreflow`, but the smallest time tau of each step is random, with a density
-proportional to 1 / tau.  In training, bits_per_dim counts only the remaining times.  In validation,
-it is the whole bound, which is another quantity than the training loss.
+Kim et al. (2022), section 4: `scoreflow`, but the smallest time tau of each step is random, with a
+density proportional to 1 / tau.  In training, bits_per_dim counts only the remaining times.  In
+validation, it is the whole bound, which is another quantity than the training loss.
 """
 import ml_collections
 from flax import linen as nn
