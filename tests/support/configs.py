@@ -39,7 +39,7 @@ def names() -> list[str]:
       'cifar10/distilled': [':progressive_teacher', ':progressive', ':knowledge', ':consistency',
                             ':consistency_training'],
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
-      'imagenet/vdm': [':32', ':64'],
+      'imagenet/vdm': [':32', ':64'], 'imagenet/dit': [':DiT-XL/2', ':DiT-S/8'],
       'published/dit': ['', ':DiT-XL-2-256x256,images'],
       'published/autoencoder': ['', ':vq-f4', ':taesd']}
   return [name + variant for name in files for variant in offered.get(name, [''])]

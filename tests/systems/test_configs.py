@@ -36,6 +36,7 @@ PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
              'published/adm': 52_546_438, 'published/edm': 55_733_891,
              'published/score_sde': 61_804_419, 'published/ncsnv2': 29_694_083,
              'published/dit': 674_834_720,
+             'imagenet/dit:DiT-XL/2': 674_834_720, 'imagenet/dit:DiT-S/8': 33_142_016,
              'published/dit:DiT-XL-2-256x256,images': 674_834_720,
              'published/latent': 274_056_163, 'published/autoencoder': 83_653_863,
              'published/autoencoder:vq-f4': 55_322_782, 'published/autoencoder:taesd': 2_445_063}
@@ -76,7 +77,8 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
                             BOUND - {'diffusion'} | {'l1', 'psnr'}),
             'mnist/autoencoder_kl': {'autoencoder_psnr', 'discriminator_loss',
                                      'adversarial_weight'},
-            **dict.fromkeys(('digits/latent:latent', 'mnist/latent', 'mnist/latent_dit'),
+            **dict.fromkeys(('digits/latent:latent', 'mnist/latent', 'mnist/latent_dit',
+                             'imagenet/dit:DiT-XL/2', 'imagenet/dit:DiT-S/8'),
                             BOUND - {'bits_per_dim'} | {'encoding'}),
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
 
@@ -112,7 +114,8 @@ def sizes() -> dict[str, list[int]]:
   """{config: parameters of its network, and of its other parts if there are any} of the page."""
   page = (configs.FOLDER.parent / 'docs' / 'reference' / 'configs.md').read_text()
   table = page.partition('\n## Configs and their sizes\n')[2].partition('\n## ')[0]
-  rows = re.findall(r'^\| `configs/([\w/]+)\.py(:\w+)?` \|[^|]*\|([^|]*)\|', table, re.MULTILINE)
+  rows = re.findall(r'^\| `configs/([\w/]+)\.py(:[\w/-]+)?` \|[^|]*\|([^|]*)\|', table,
+                    re.MULTILINE)
   numbers = lambda cell: [int(u.replace(',', '')) for u in re.findall(r'\d[\d,]+', cell)]
   return {(name + variant).replace(':NAME', ':vdm'): numbers(cell) for name, variant, cell in rows}
 
@@ -281,7 +284,8 @@ def test_a_value_that_a_config_cannot_use_is_refused_by_its_name(name, field, va
 
 
 @pytest.mark.parametrize('name', ['systems:idode', 'systems:vdm,cifar', 'plane/spiral:edm2',
-                                  'imagenet/vdm:128', 'published/ddpm:cifar10'])
+                                  'imagenet/vdm:128', 'imagenet/dit:DiT-M/2',
+                                  'published/ddpm:cifar10'])
 def test_a_choice_that_a_config_does_not_offer_is_refused_with_those_it_has(name):
   with pytest.raises(InputError, match='choose one of'):
     configs.read(name)

@@ -34,8 +34,8 @@ def _sizes() -> dict[str, DiT]:
 
 # DiT-XL/2 is the one whose parameters are public, for ImageNet of 256 and of 512 pixels; it sees
 # latents of an eighth of that, with four channels, and steps 0 .. 999 of a chain.
-MODELS = _sizes()
-MODELS |= {'DiT-XL-2-256x256': MODELS['DiT-XL/2'], 'DiT-XL-2-512x512': MODELS['DiT-XL/2']}
+SIZES = _sizes()
+MODELS = SIZES | dict.fromkeys(('DiT-XL-2-256x256', 'DiT-XL-2-512x512'), SIZES['DiT-XL/2'])
 SHAPES = {'DiT-XL-2-256x256': (32, 32, 4), 'DiT-XL-2-512x512': (64, 64, 4)}  # of z
 
 SCALE = 0.18215  # z = SCALE y, for y of the autoencoder of Stable Diffusion
