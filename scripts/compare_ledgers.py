@@ -1,39 +1,39 @@
 """Compares the ledgers of several runs: one row for each run, with the best of each column marked.
 
   python scripts/compare_ledgers.py runs/digits runs/digits_small [--markdown]
+  python scripts/compare_ledgers.py runs/vdm runs/mulan --rows --measured=objectives.json
 
-The directory of a run means its main evaluation (ledger.json).  For another evaluation, name the
-file of its ledger (runs/digits/ledger_raw.json).
+RUN means its main evaluation (ledger.json).  For another, name the file (RUN/ledger_raw.json).
 """
+from pathlib import Path
+
 import bootstrap
-import rich.table
 from absl import flags
 
 from vdm_jax import cli, measured, runs
 from vdm_jax.errors import InputError
-from vdm_jax.ledger import comparison
+from vdm_jax.ledger import comparison, tables
 from vdm_jax.machine import files
 from vdm_jax.train import metrics
 
 MEASURED = cli.measured()
+ROWS = flags.DEFINE_bool('rows', False, 'With --measured: update rows of a table that exists, each '
+                         "named as a run's directory.")
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print a Markdown table.')
 
 
 def main(directories):
   if not directories:
-    raise InputError(problem='no run is named',
-                     remedy='name the directories of one or more runs that were evaluated')
-  header, *lines = comparison.comparison_cells(runs.evaluated(
-      [files.run_directory('workdir', directory) for directory in directories]))
-  cli.keep(MEASURED.value, 'Runs side by side, bits/dim', [header, *lines])
-  if MARKDOWN.value:
-    print(measured.markdown([header, *lines]))
-    return
-  table = rich.table.Table(*header, caption='bits/dim ± standard error over images; in **: no run '
-                           'is better by two standard errors of the difference')
-  for line in lines:
-    table.add_row(*line)
-  metrics.show(table)
+    raise InputError(problem='no run is named', remedy='name runs that were evaluated')
+  found = runs.evaluated([files.run_directory('workdir', name) for name in directories])
+  table = comparison.table(found)
+  if ROWS.value:
+    cli.keep_rows(MEASURED.value, {Path(name).name: tables.figures(run.ledger)
+                                   for name, run in found.items()},
+                  date=max(tables.date(run.ledger) for run in found.values()))
+  else:
+    cli.keep(MEASURED.value, 'Runs side by side, bits/dim', measured.cells(table))
+  print(measured.markdown(measured.cells(table))) if MARKDOWN.value else metrics.show(table)
 
 
 if __name__ == '__main__':

@@ -13,14 +13,18 @@ from vdm_jax.benchmark import speed, summary
 
 CONFIG = cli.config_flag()
 DATA_DIR = cli.config_data_dir()
-MEASURED = cli.measured()
+MEASURED, ROW = cli.measured(), cli.row()
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 
 
 def main():
+  cli.check_row(MEASURED.value, ROW.value, summary.COLUMNS[1:])
   rows = summary.summary(speed.of_config(cli.config_file(), cli.config()))
   table = summary.table(cli.config_name(), rows)
-  cli.keep(MEASURED.value, cli.config_name(), measured.cells(table))
+  if ROW.value:
+    cli.keep_row(MEASURED.value, ROW.value, summary.figures(rows))
+  else:
+    cli.keep(MEASURED.value, cli.config_name(), measured.cells(table))
   if JSON.value:
     print(summary.as_json(cli.config_name(), rows))
   else:

@@ -14,6 +14,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -23,6 +24,43 @@ flags.FLAGS.mark_as_parsed()
 # What `-m quick` runs: the mathematics alone.  Files of other tests are not even imported then.
 QUICK = {'processes', 'schedules', 'targets', 'weightings', 'decoders', 'oracles', 'random',
          'layering'}
+
+
+differences = collections.defaultdict(dict)  # {table: {row: the largest}}, for --measured
+
+
+def pytest_addoption(parser):
+  parser.addoption('--measured', metavar='DIR', help='If all tests pass, write the largest '
+                   'differences from public code into the tables in this folder: docs/measured.')
+
+
+@pytest.fixture
+def differs(request):
+  """differs(table, row, got, want, relative=True): notes the largest difference, for --measured.
+
+  relative: to the largest of the numbers `want`.
+  """
+  def note(table, row, got, want, relative=True):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    difference = np.abs(got - want).max() / (np.abs(want).max() if relative else 1.0)
+    request.node.user_properties.append(('differs', (table, row, float(difference))))
+  return note
+
+
+def pytest_runtest_logreport(report):  # also of the tests of other processes
+  for name, value in report.user_properties:
+    if name == 'differs':
+      table, row, difference = value
+      differences[table][row] = max(differences[table].get(row, 0.0), difference)
+
+
+def pytest_sessionfinish(session, exitstatus):
+  folder = session.config.getoption('measured')
+  if folder and exitstatus == pytest.ExitCode.OK and not hasattr(session.config, 'workerinput'):
+    from vdm_jax import cli  # which the quick tests do without
+    for table, rows in differences.items():
+      cli.keep_rows(str(Path(folder, f'{table}.json')), {
+          row: {'largest difference': f'{value:.1e}'} for row, value in rows.items()})
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -11,7 +11,7 @@ page never shows a number that differs from the file.
 """
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
 __all__ = ['Measurement', 'cells', 'fill', 'markdown', 'named', 'pages', 'read', 'read_all',
-           'render', 'with_cells', 'write']
+           'render', 'shared', 'with_cells', 'write']
 
 _MARKED = re.compile(
     r'^(?P<indent> *)<!-- measured: (?P<name>\S+) -->\n(?P<table>.*?)^ *<!-- /measured -->$',
@@ -32,7 +32,7 @@ _MARKED = re.compile(
 class Measurement(NamedTuple):
   """A table, and how it was measured.  Cells are text; their digits show the precision."""
   title: str
-  command: str               # what measured it
+  command: str               # what writes it
   date: str                  # YYYY-MM-DD
   machine: str
   versions: dict[str, str]   # {package: version}
@@ -59,29 +59,49 @@ def write(path: str | Path, measurement: Measurement) -> None:
   files.write_text(path, f'{text},\n  "{name}": [\n{lines}\n  ]\n}}\n')
 
 
+def shared(table: Measurement, row: str, names: Iterable[str]) -> list[str]:
+  """Those of `names` that are columns of the table.
+
+  The name of a column is its header without backticks, and without brackets at its end.
+
+  Args:
+    row: the first cell of a row, without its backticks.
+    names: the names of measurements.
+
+  Raises InputError if the table has no such row, or none of the columns.
+  """
+  rows = [_plain(line[0]) for line in table.rows]
+  if row not in rows:
+    raise InputError('row', row, f'the table {table.title!r} has no such row',
+                     f'choose one of: {"; ".join(rows)}')
+  names, columns = list(names), list(map(_name, table.columns))
+  if not (common := [name for name in names if name in columns]):
+    raise InputError('row', row, f'the table {table.title!r} has none of the columns '
+                     f'{", ".join(names)}', 'name another --measured')
+  return common
+
+
 def with_cells(table: Measurement, row: str, cells: Mapping[str, str]) -> Measurement:
   """The table with other cells in one row.
 
   Args:
     row: the first cell of the row, without its backticks.
-    cells: {the beginning of the name of a column: text}.
-
-  Raises InputError if the table has no such row or column.
+    cells: {the name of a column: text}.  Cells of columns that the table lacks are left out; see
+      `shared`, also for the errors.
   """
-  names = [line[0].replace('`', '') for line in table.rows]
-  if row not in names:
-    raise InputError('row', row, f'the table {table.title!r} has no such row',
-                     f'choose one of: {"; ".join(names)}')
-  line = list(table.rows[names.index(row)])
-  for start, text in cells.items():
-    places = [i for i, column in enumerate(table.columns) if column.startswith(start)]
-    if not places:
-      raise InputError('row', row, f'the table {table.title!r} has no column {start!r}',
-                       'name another --measured')
-    line[places[0]] = text
-  rows = list(table.rows)
-  rows[names.index(row)] = line
+  columns = list(map(_name, table.columns))
+  places = {columns.index(name): cells[name] for name in shared(table, row, cells)}
+  rows = [[places.get(i, cell) for i, cell in enumerate(line)] if _plain(line[0]) == row else line
+          for line in table.rows]
   return table._replace(rows=rows)
+
+
+def _plain(cell: str) -> str:
+  return cell.replace('`', '')
+
+
+def _name(column: str) -> str:
+  return re.sub(r' \([^)]*\)$', '', _plain(column))
 
 
 def cells(table: rich.table.Table) -> list[list[str]]:

@@ -135,7 +135,7 @@ def test_the_work_of_a_step_is_that_of_its_matrix_products(blocks, features, bat
 
 
 def test_the_recipe_of_cifar10_takes_what_the_table_of_performance_says():
-  table = json.loads((ROOT / 'docs' / 'measured' / 'memory.json').read_text())
+  table = json.loads((ROOT / 'docs' / 'measured' / 'memory_summary.json').read_text())
   column = table['columns'].index('TFLOP a step')
   said, = (float(row[column]) for row in table['rows'] if row[0] == '`cifar10/vdm` (128)')
   by_hand = step_flop_by_hand(32, 128, 128, INSIDE) / 1e12

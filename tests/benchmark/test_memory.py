@@ -110,6 +110,17 @@ def test_parameters_of_the_published_configs(name):
   assert sum(math.prod(u.shape) for u in jax.tree.leaves(params)) == PARAMETERS[name]
 
 
+def test_a_summary_has_the_gib_of_each_number_of_devices_and_the_seconds_of_one():
+  row = lambda n, replicated, fsdp: {
+      'devices': n, 'replicated_bytes': replicated, 'fsdp_bytes': fsdp, 'H200_seconds': 0.5,
+      'v4_seconds': 1.0, 'v5p_seconds': 2.0}
+  about = {'config': 'a', 'batch': 1024, 'parameters': 12, 'flop_per_step': 2.5e12}
+  assert memory.summary(about, [row(1, 2**31, 2**30), row(8, None, None)]) == {
+      'config': '`a` (1,024)', 'parameters': 12, 'TFLOP a step': '2.5',
+      'replicated: on 1, 8 devices': '2, -', 'fsdp: on 1, 8': '1, -',
+      'seconds on one H200, v4, v5p': '0.5, 1, 2'}
+
+
 def test_the_rows_are_tables_of_markdown():
   result = {'command': 'memory', 'configs': [{'config': 'a', 'state_bytes': 2048}],
             'rows': [{'devices': 8, 'fsdp_bytes': None}]}

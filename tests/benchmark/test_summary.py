@@ -32,6 +32,7 @@ def test_a_dit_takes_the_published_gflops(size, gflop):
 def test_the_blocks_of_a_network_add_up_to_the_published_count():
   rows = of('cifar10/augmented:paper')
   assert sum(row.parameters for row in rows) == 139_279_877  # its schedule of 3,074 included
+  assert summary.figures(rows)['parameters'] == '139,279,877'
   named = {row.block: row for row in rows}
   down, each = named['net/down'], 3 * 3 * 256 * 256  # weights of a convolution
   # Two convolutions on every pixel, and the conditioning once.

@@ -67,8 +67,18 @@ def test_one_row_is_written_and_the_rest_of_the_table_stays():
   assert table.rows[0] == ['`a`', '1.0']
 
 
+def test_a_column_is_known_by_its_name_and_others_of_a_command_are_left_out():
+  """`vlb` is not the beginning of `vlb@100`, and what stands in brackets is no name."""
+  table = ONE._replace(columns=['name', '`vlb@100`', '`vlb` (test, bits/dim)'],
+                       rows=[['`a`', '1', '2'], ['b', '3', '4']])
+  changed = measured.with_cells(table, 'a', {'minutes': '9', 'vlb': '5'})
+  assert changed.rows == [['`a`', '1', '5'], ['b', '3', '4']]
+  assert measured.shared(table, 'a', ['minutes', 'vlb', 'vlb@100']) == ['vlb', 'vlb@100']
+
+
 @pytest.mark.parametrize('row,column,message', [
-    ('c', 'value', 'no such row.*choose one of: a; b'), ('a', 'minutes', "no column 'minutes'")])
+    ('c', 'value', 'no such row.*choose one of: a; b'),
+    ('a', 'minutes', 'none of the columns minutes')])
 def test_a_row_or_a_column_that_the_table_has_not_is_refused(row, column, message):
   with pytest.raises(InputError, match=message):
     measured.with_cells(ONE, row, {column: ''})
@@ -100,6 +110,40 @@ def test_a_run_has_reached_its_last_bound_on_the_test_split_if_there_is_one(
   assert metrics.reached(tmp_path) == text
 
 
+@pytest.mark.parametrize('values,text', [
+    ({'loss': 0.1, 'accuracy': 0.98321}, 'accuracy 0.983 (validation)'),
+    ({'loss': 0.1, 'bits_per_dim': 0.5, 'K_bits': -2.4214}, '0.500, K = -2.421 bits (validation)')])
+def test_a_classifier_has_reached_its_accuracy_and_the_chain_of_2015_its_bound(
+    values, text, tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'kind': 'validation', **values}))
+  assert metrics.reached(tmp_path) == text
+
+
+def test_the_minutes_of_a_run_are_of_its_updates_whatever_lies_between(tmp_path):
+  """60 steps at 1 a second, and 120 at 2 a second: two minutes."""
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in [
+      {'step': 60, 'kind': 'train', 'loss': 1.0, 'steps_per_second': 1.0},
+      {'step': 60, 'kind': 'validation', 'loss': 1.0},
+      {'step': 180, 'kind': 'train', 'loss': 1.0, 'steps_per_second': 2.0}]))
+  assert metrics.minutes(tmp_path) == pytest.approx(2.0)
+
+
+def test_several_rows_are_written_together_or_not_at_all(tmp_path):
+  path = tmp_path / 'a.json'
+  measured.write(path, ONE)
+  with pytest.raises(InputError, match='no such row'):
+    cli.keep_rows(str(path), {'a': {'value': '2'}, 'c': {'value': '3'}})
+  assert measured.read(path) == ONE
+  cli.keep_rows(str(path), {'a': {'value': '2'}, 'b': {'value': '3'}})
+  assert [row[1].split()[0] for row in measured.read(path).rows] == ['2', '3']
+
+
+def test_a_row_without_a_table_is_refused_before_the_work():
+  cli.check_row(None, '')
+  with pytest.raises(InputError, match='no table is given; add --measured'):
+    cli.check_row(None, 'a')
+
+
 def test_a_run_without_bits_has_reached_a_loss_which_is_named(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "kind": "validation", "loss": 0.25}\n')
   assert metrics.reached(tmp_path) == 'loss 0.25 (validation)'
@@ -121,6 +165,29 @@ def test_a_measurement_says_when_on_what_and_by_which_command(path):
   scripts = re.findall(r'scripts/\w+\.\w+', found.command)
   assert all((ROOT / script).is_file() for script in scripts)
   assert all(isinstance(cell, str) and '\n' not in cell for row in found.rows for cell in row)
+
+
+REFERENCE = (ROOT / 'docs' / 'reference' / 'commands.md').read_text()
+
+
+PENDING = {'official_vdm', 'parity'}  # tables without a command yet
+
+
+@pytest.mark.parametrize('path', [path for path in TABLES if path.stem not in PENDING],
+                         ids=lambda path: path.stem)
+def test_the_command_of_a_table_writes_it(path, request):
+  """Each part names a command, or the tests, with the flags that it has and with --measured."""
+  for command in measured.read(path).command.split('; '):
+    script, *words = re.sub(r'^python ', '', command).split()
+    given = {word.partition('=')[0].removeprefix('--') for word in words if word.startswith('--')
+             and not word.startswith('--config.')}
+    assert 'measured' in given, command
+    if script == 'scripts/test.sh':
+      assert request.config.getoption('measured', 'absent') != 'absent'
+      continue
+    section = REFERENCE.partition(f'## {Path(script).name}\n')[2].partition('\n## ')[0]
+    flags = set(re.findall(r'^\| `--(\w+)`', section, re.MULTILINE))
+    assert given <= flags, (command, given - flags)
 
 
 def test_a_measured_table_is_shown_on_one_page():

@@ -8,7 +8,16 @@ import pytest
 import rich.console
 
 from vdm_jax.errors import InputError
-from vdm_jax.ledger import Evaluated, Ledger, Options, comparison, families, over_seeds, table
+from vdm_jax.ledger import (
+  Evaluated,
+  Ledger,
+  Options,
+  comparison,
+  families,
+  over_seeds,
+  table,
+  tables,
+)
 from vdm_jax.ledger import family as family_lib
 from vdm_jax.ledger import rows as rows_lib
 from vdm_jax.machine import files
@@ -237,6 +246,22 @@ def test_a_run_that_fails_what_must_hold_is_never_best_and_others_are_not_measur
   assert lines[1][0] == 'right' and lines[1][1].startswith('**')
   # Alone, it is not best either.
   assert not comparison.comparison({'wrong': wrong})['vlb']['wrong'][2]
+
+
+def test_the_figures_of_a_ledger_are_its_estimates_with_their_errors_over_images():
+  """The mean of 1 and 2 has the standard error 1/2; one image has none."""
+  assert tables.figures(ledger([row([[1.0, 2.0]]), row([[4.0]], 'ode')])) == {
+      'vlb': '1.500 +- 0.500', 'ode': '4.000'}
+
+
+def test_the_figures_of_a_code_are_its_rate_its_bound_and_their_difference():
+  rows = [row([[1.0, 2.0]], 'vlb@20'), row([[1.0, 3.0]], 'codec@20')]
+  names = 'codec@20 <= vlb@20, within 1 %', 'vlb@20 <= codec@20, within 1 %'
+  checks = [{**check(True), 'name': name, 'difference': u, 'standard_error': 0.5}
+            for name, u in zip(names, (0.5, -0.5), strict=True)]
+  found = tables.figures(ledger(rows)._replace(checks=checks))
+  assert {name: found[name] for name in ('bound', 'net rate', 'net minus bound')} == {
+      'bound': '1.500 +- 0.500', 'net rate': '2.000 +- 1.000', 'net minus bound': '0.500 +- 0.500'}
 
 
 def test_several_seeds_have_a_mean_and_a_standard_deviation():

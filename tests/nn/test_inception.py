@@ -31,7 +31,7 @@ def recorded():
 
 
 @pytest.mark.long
-def test_the_public_features_repeat_for_small_and_for_large_images(recorded):
+def test_the_public_features_repeat_for_small_and_for_large_images(recorded, differs):
   """Of noise, fine and coarse; both sizes are resized to 299 x 299."""
   r, flat = recorded
   params = inception.from_flat(flat)
@@ -43,6 +43,7 @@ def test_the_public_features_repeat_for_small_and_for_large_images(recorded):
   for images, want in ((small, r['features']), (large, r['features_large'])):
     got = features(images.astype(np.uint8))
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    differs('parity', 'nn/inception.py', got, want)
 
 
 def test_what_is_not_the_network_of_the_fid_is_refused(recorded):

@@ -55,9 +55,11 @@ def judged(recorded):
 
 @there
 @pytest.mark.long
-def test_lpips_and_its_gradient_repeat_the_public_code(recorded, distance):
+def test_lpips_and_its_gradient_repeat_the_public_code(recorded, distance, differs):
   x, y = last(recorded['in/x']), last(recorded['in/reconstruction'])
-  assert_close(distance(x, y), recorded['lpips/out'])
+  got = distance(x, y)
+  assert_close(got, recorded['lpips/out'])
+  differs('parity', 'nn/lpips.py', got, recorded['lpips/out'])
   slope = jax.grad(lambda y: jnp.sum(distance(x, y)))(y)
   assert_close(slope, last(recorded['lpips/grad_reconstruction']))
 
@@ -91,11 +93,12 @@ def enlarged(x):
 
 
 @there
-def test_the_discriminator_repeats_the_public_code(recorded):
+def test_the_discriminator_repeats_the_public_code(recorded, differs):
   discriminate = judged(recorded)
   for name, images in (('real', 'in/x'), ('fake', 'in/reconstruction')):
-    assert_close(discriminate(last(recorded[images])),
-                 recorded[f'discriminator/logits_{name}'][:, 0])
+    got, want = discriminate(last(recorded[images])), recorded[f'discriminator/logits_{name}'][:, 0]
+    assert_close(got, want)
+    differs('parity', 'nn/autoencoders/patchgan.py', got, want)
 
 
 @there

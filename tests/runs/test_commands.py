@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.support.images_run import ONCE, SHAPE, by, make_run
 from tests.support.markup import Page
-from vdm_jax import runs, samplers, schedules
+from vdm_jax import measured, runs, samplers, schedules
 from vdm_jax.benchmark import speed
 from vdm_jax.errors import InputError
 from vdm_jax.machine import devices, files
@@ -861,6 +861,19 @@ def test_the_ledgers_of_several_runs_are_one_table_of_markdown(evaluated, run):
   assert f'{ledger.rows[0]["bits_per_dim"]:.4f} ± ' in first[1]
   with pytest.raises(InputError, match='has no ledger.json; evaluate it first'):
     runs.evaluated([other, run.parent.parent])
+  file = run.parent / 'table.json'
+  measured.write(file, measured.Measurement('', '', '', '', {}, ['run', 'what', '`vlb`'], [
+      [f'`{other.name}`', 'a run', ''], [run.name, 'the same, raw', '']]))
+  done = called('compare_ledgers.py', str(other), str(run), '--rows', f'--measured={file}',
+                devices=1)
+  assert done.returncode == 0, done.stderr
+  (_, what, vlb), (_, same, raw) = measured.read(file).rows
+  assert (what, same) == ('a run', 'the same, raw')
+  assert vlb.startswith(f'{ledger.rows[0]["bits_per_dim"]:.3f} +- ') and '+-' in raw
+  done = called('evaluate.py', f'--workdir={other}', '--report', f'--measured={file}',
+                f'--row={run.name}', devices=1)
+  assert done.returncode == 0, done.stderr
+  assert measured.read(file).rows[1][2].startswith(f'{ledger.rows[0]["bits_per_dim"]:.3f} +- ')
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.images_run import by, make_run
-from vdm_jax import runs
+from vdm_jax import measured, runs
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features as features_lib
 from vdm_jax.evaluation import frechet, kernel_distance, manifold, references, scores
@@ -307,6 +307,14 @@ def test_the_command_prints_what_its_scores_depend_on(folder, tmp_path):
   for shown in ('samples.npz', 'data.npz', '80', '90', found['reference_hash'], 'pixels',
                 f'{found["frechet"]:.5g}', f'{found["coverage"]:.5g}', 'scores.json'):
     assert shown in done.stdout
+  table = tmp_path / 'table.json'
+  measured.write(table, measured.Measurement('', '', '', '', {}, ['images', 'what', 'Fréchet'], [
+      ['80 samples', 'text', '']]))
+  done = command(f'--samples={folder}/samples.npz', *flags, f'--measured={table}',
+                 '--row=80 samples')
+  assert done.returncode == 0, done.stderr
+  [[_, text, frechet]] = measured.read(table).rows
+  assert text == 'text' and frechet.startswith(f'{found["frechet"]:.2f}')
   done = command('--samples=nowhere.npz', *flags)
   assert done.returncode == 2 and done.stderr == (
       'error: --samples=nowhere.npz: there is no such file; give the path of an .npz.\n')

@@ -37,7 +37,7 @@ def device_name() -> str:
     return device.device_kind
   # Not every system says which it lets a process use.
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  return f'{_cpu_model()}, {cores} cores'
+  return f'{cores} CPU core{"s" if cores != 1 else ""} ({_cpu_model()})'
 
 
 def _cpu_model() -> str:

@@ -32,7 +32,7 @@ from vdm_jax.train import parallel
 from vdm_jax.typing import PyTree
 
 PUBLISHED = ('cifar10/vdm', 'cifar10/augmented', 'cifar10/augmented:paper', 'imagenet/vdm:32',
-             'imagenet/vdm:64', 'mnist/vdm')
+             'imagenet/vdm:64', 'mnist/vdm', 'published/ddpm', 'published/adm')
 DEVICES = (1, 8, 64, 512)
 KINDS = ('NVIDIA H200', 'TPU v4', 'TPU v5p')
 UTILISATION = 0.4  # share of the peak
@@ -114,6 +114,19 @@ def account(name: str, file: str | Path, config: ml_collections.ConfigDict,
   return about, rows
 
 
+def summary(about: Mapping, rows: Sequence[Mapping]) -> dict:
+  """A row of text for a config, of an `account`: GiB on each device, and seconds on one device."""
+  numbers = lambda values: ', '.join('-' if u is None else f'{u:.3g}' for u in values)
+  on = ', '.join(f'{row["devices"]}' for row in rows)
+  gib = lambda kind: numbers(u and u / 2**30 for u in (row[f'{kind}_bytes'] for row in rows))
+  kinds = [kind.split()[-1] for kind in KINDS]
+  return {'config': f'`{about["config"]}` ({about["batch"]:,})', 'parameters': about['parameters'],
+          'TFLOP a step': numbers([about['flop_per_step'] / 1e12]),
+          f'replicated: on {on} devices': gib('replicated'), f'fsdp: on {on}': gib('fsdp'),
+          f'seconds on one {", ".join(kinds)}': numbers(rows[0][f'{kind}_seconds']
+                                                        for kind in kinds)}
+
+
 def memory(configs: Mapping[str, tuple[str | Path, ml_collections.ConfigDict]],
            devices: Sequence[int] = DEVICES) -> dict:
   """`account` of each of {name: (file, config)}: lists of rows, which `report` can show."""
@@ -122,5 +135,6 @@ def memory(configs: Mapping[str, tuple[str | Path, ml_collections.ConfigDict]],
           **{f'{kind.split()[-1]}_peak_flop_per_second': hardware.PEAKS[kind].flop_per_second
              for kind in KINDS},
           'compiled_for': jax.default_backend(), 'jax': jax.__version__,
+          'summary': [summary(*one) for one in accounts],
           'configs': [about for about, _ in accounts],
           'on_each_device': [row for _, rows in accounts for row in rows]}

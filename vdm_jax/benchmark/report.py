@@ -89,6 +89,14 @@ def cells(result: dict) -> dict[str, list[list[str]]]:
                                           result.items() if not isinstance(value, dict)]]}
 
 
+def figures(result: dict) -> dict[str, str]:
+  """{name in words: text} of the single values, and of the values of dictionaries among them."""
+  inner = {f'{name}_{key}': value for name, of in result.items() if isinstance(of, dict)
+           for key, value in of.items()}
+  return {_words(name): text(name, value) for name, value in {**result, **inner}.items()
+          if not isinstance(value, (dict, list))}
+
+
 def markdown(result: dict) -> str:
   """`cells` as tables of Markdown."""
   return '\n\n'.join(map(measured.markdown, cells(result).values()))

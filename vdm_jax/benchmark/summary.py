@@ -64,10 +64,18 @@ def together(rows: Sequence[Row]) -> Row:
   return Row('together', *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
 
 
+COLUMNS = ('block', 'parameters', 'GFLOP an image', 'activations, MiB an image')
+
+
+def figures(rows: Sequence[Row]) -> dict[str, str]:
+  """The sums over all blocks as text, by the names of their columns."""
+  return dict(zip(COLUMNS[1:], _cells(together(rows))[1:], strict=True))
+
+
 def table(title: str, rows: Sequence[Row]) -> rich.table.Table:
   """A table with a line for each block, and a line for all blocks together."""
   out = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
-  for name in ('block', 'parameters', 'GFLOP an image', 'activations, MiB an image'):
+  for name in COLUMNS:
     out.add_column(name, justify='left' if name == 'block' else 'right')
   for row in rows:
     out.add_row(*_cells(row), end_section=row is rows[-1])

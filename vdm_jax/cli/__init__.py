@@ -19,11 +19,11 @@ from vdm_jax.cli.flags import (
     step,
     values,
 )
-from vdm_jax.cli.measuring import keep, keep_row, measured, row
+from vdm_jax.cli.measuring import check_row, keep, keep_row, keep_rows, measured, row
 from vdm_jax.cli.messages import command, script, wrote
 from vdm_jax.cli.running import run
 
-__all__ = ['average', 'batch_size', 'command', 'config', 'config_data_dir', 'config_file',
-           'config_flag', 'config_name', 'data_dir', 'integers', 'keep', 'keep_row', 'measured',
-           'moved_data', 'of_run', 'overwrite', 'path', 'row', 'run', 'run_directory', 'script',
-           'seed', 'step', 'values', 'wrote']
+__all__ = ['average', 'batch_size', 'check_row', 'command', 'config', 'config_data_dir',
+           'config_file', 'config_flag', 'config_name', 'data_dir', 'integers', 'keep', 'keep_row',
+           'keep_rows', 'measured', 'moved_data', 'of_run', 'overwrite', 'path', 'row', 'run',
+           'run_directory', 'script', 'seed', 'step', 'values', 'wrote']

@@ -1,7 +1,7 @@
 """The flags --measured and --row: files for the tables of commands, as in docs/measured."""
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 from absl import flags
@@ -9,6 +9,7 @@ from absl import flags
 from vdm_jax import measured as measured_lib
 from vdm_jax.benchmark import hardware
 from vdm_jax.cli.flags import path
+from vdm_jax.errors import InputError
 
 flags.disclaim_key_flags()  # what is defined here belongs to the command, for its --help
 
@@ -21,27 +22,61 @@ def measured() -> flags.FlagHolder:
 
 def row() -> flags.FlagHolder:
   """Defines --row, the row of a table that exists."""
-  return flags.DEFINE_string('row', '', 'With --measured: update only this row, its minutes '
-                             'and bits/dim.')
+  return flags.DEFINE_string('row', '', 'With --measured: update this row of a table that exists, '
+                             'in the columns that the command measures.')
 
 
-def keep_row(file: str, name: str, cells: Mapping[str, str]) -> None:
-  """Writes `cells` into one row of the table in `file`; see `measured.with_cells`.
+def check_row(file: str | None, name: str, columns: Iterable[str] = ()) -> None:
+  """Raises InputError if `keep_row` could not write the row.  Call it before the work.
 
-  The table states a date, a machine and a version of JAX.  If the row differs, the last of the
-  cells says so.
+  Args:
+    name: the value of --row.  '': no row is to be written.
+    columns: the names of the measurements, if they are known before.
+  """
+  if name:
+    table = _table(file, name)
+    measured_lib.shared(table, name, columns or table.columns)
+
+
+def keep_row(file: str | None, name: str, cells: Mapping[str, str], date: str = '') -> None:
+  """`keep_rows` of one row."""
+  keep_rows(file, {name: cells}, date)
+
+
+def keep_rows(file: str | None, rows: Mapping[str, Mapping[str, str]], date: str = '') -> None:
+  """Writes cells {row: {column: text}} into the table in `file`; see `measured.with_cells`.
+
+  The table states a date, a machine and versions.  If all its rows are written, these are new.
+  Otherwise the last new cell of a row says where the row differs.
+
+  date: the day of the measurements, YYYY-MM-DD.  Default: today.
+
+  Raises InputError, before anything is written, if the table cannot hold a row.
   """
   if jax.process_index() != 0:
     return
   from vdm_jax.runs.provenance import provenance  # see `keep`
-  table, origin = measured_lib.read(file), provenance()
-  own = {origin['date'][:10]: table.date, hardware.device_name(): table.machine,
+  table, origin = _table(file, next(iter(rows))), provenance()
+  date, machine = date or origin['date'][:10], hardware.device_name()
+  if len(rows) == len(table.rows):
+    table = table._replace(date=date, machine=machine, versions=_versions(origin))
+  own = {date: table.date, machine: table.machine,
          f'jax {origin["jax"]}': f'jax {table.versions.get("jax")}'}
-  if differs := [here for here, there in own.items() if here != there]:
-    last = list(cells)[-1]
-    cells = {**cells, last: f'{cells[last]} ({", ".join(differs)})'}
-  measured_lib.write(file, measured_lib.with_cells(table, name, cells))
-  print(f'wrote {name} in {file}', file=sys.stderr)
+  differs = [here for here, there in own.items() if here != there]
+  stamp = f' ({", ".join(differs)})' if differs else ''
+  for name, cells in rows.items():
+    last = measured_lib.shared(table, name, cells)[-1]
+    table = measured_lib.with_cells(table, name, {**cells, last: cells[last] + stamp})
+  measured_lib.write(str(file), table)
+  print(f'wrote {", ".join(rows)} in {file}', file=sys.stderr)
+
+
+def _table(file: str | None, name: str) -> measured_lib.Measurement:
+  """The table in `file`, for the row `name`."""
+  if not file:
+    raise InputError('row', name, 'it is a row of a table, and no table is given',
+                     'add --measured')
+  return measured_lib.read(file)
 
 
 def keep(file: str | None, title: str, cells: Sequence[Sequence[str]]) -> None:
@@ -52,6 +87,10 @@ def keep(file: str | None, title: str, cells: Sequence[Sequence[str]]) -> None:
   origin, (header, *rows) = provenance(), cells
   measured_lib.write(file, measured_lib.Measurement(
       title, f'python {origin["command"]}', origin['date'][:10], hardware.device_name(),
-      {'vdm_jax': origin['vdm_jax'], 'jax': origin['jax'], 'python': platform.python_version()},
-      list(header), [list(row) for row in rows]))
+      _versions(origin), list(header), [list(row) for row in rows]))
   print(f'wrote {file}', file=sys.stderr)  # stdout may be a command's JSON
+
+
+def _versions(origin: Mapping[str, str]) -> dict[str, str]:
+  """{package: version} of a provenance, with Python's."""
+  return {'vdm_jax': origin['vdm_jax'], 'jax': origin['jax'], 'python': platform.python_version()}

@@ -109,6 +109,21 @@ def table(scores: Scores) -> rich.table.Table:
   return out
 
 
+NAMES = ('Fréchet', 'to infinity', 'kernel distance', 'precision', 'recall', 'density', 'coverage',
+         'reached here')
+
+
+def figures(scores: Scores) -> dict[str, str]:
+  """The scores as text by `NAMES`, for a row of a table.  'reached here' is the first, in words."""
+  s = scores
+  shown = lambda value: '-' if value is None else f'{value:.2f}'
+  kernel = shown(s.kernel) + ('' if s.kernel is None else f' +- {s.kernel_error:.2f}')
+  each = [shown(getattr(s, name)) for name in NAMES[3:7]]
+  return dict(zip(NAMES, [
+      shown(s.frechet), shown(s.frechet_infinity), kernel, *each,
+      f'Fréchet distance {s.frechet:.2f} of {s.count:,} samples'], strict=True))
+
+
 def to_json(scores: Scores) -> str:
   """The fields by name; a number that is not finite is null."""
   finite = lambda u: None if isinstance(u, float) and not math.isfinite(u) else u

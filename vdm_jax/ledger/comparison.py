@@ -9,7 +9,7 @@ import rich.table
 from vdm_jax.errors import InputError
 from vdm_jax.ledger.tables import Ledger, number
 
-__all__ = ['Evaluated', 'comparison', 'comparison_cells', 'failed', 'over_seeds']
+__all__ = ['Evaluated', 'comparison', 'comparison_cells', 'failed', 'over_seeds', 'table']
 
 
 class Evaluated(NamedTuple):
@@ -77,6 +77,16 @@ def comparison_cells(runs: Mapping[str, Evaluated]) -> list[list[str]]:
       line.append(f'**{text}**' if best else text)
     lines.append(line)
   return lines
+
+
+def table(runs: Mapping[str, Evaluated]) -> rich.table.Table:
+  """`comparison_cells` for the screen."""
+  header, *lines = comparison_cells(runs)
+  out = rich.table.Table(*header, caption='bits/dim ± standard error over images; in **: no run '
+                         'is better by two standard errors of the difference')
+  for line in lines:
+    out.add_row(*line)
+  return out
 
 
 def over_seeds(ledgers: Mapping[str, Ledger]) -> rich.table.Table:

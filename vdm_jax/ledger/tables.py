@@ -130,6 +130,34 @@ def cells(row: Mapping) -> list[str]:
           calls, '-' if speed is None else f'{speed:.3g}']
 
 
+def figures(ledger: Ledger) -> dict[str, str]:
+  """{estimate: its bits/dim with the standard error over images} as text: '1.822 +- 0.014'.
+
+  The last code length also has the names 'net rate', 'bound' (of its chain) and 'net minus bound'
+  (their difference, image by image), if the ledger compares the two.
+  """
+  found = {row['estimate']: shown(row['bits_per_dim'], row['standard_error'])
+           for row in ledger.rows}
+  for row in ledger.rows:
+    name = row['estimate']
+    bound = name.replace('codec', 'vlb', 1)
+    for check in ledger.checks:
+      if row['kind'] == 'code length' and check['name'].startswith(f'{name} <= {bound},'):
+        found |= {'bound': found[bound], 'net rate': found[name],
+                  'net minus bound': shown(check['difference'], check['standard_error'])}
+  return found
+
+
+def date(ledger: Ledger) -> str:
+  """The day of the evaluation, YYYY-MM-DD; '' of an older version, which did not keep it."""
+  return ledger.provenance.get('date', '')[:10]
+
+
+def shown(value: float, error: float | None) -> str:
+  """A mean and its standard error, if it is known, as text: '1.822 +- 0.014'."""
+  return number(value, 3) + ('' if error is None else f' +- {number(error, 3)}')
+
+
 def terms(row: Mapping) -> str:
   """The terms of a row that is a sum; '' for other rows."""
   parts = row['parts'].values()

@@ -12,6 +12,7 @@ import rich.table
 
 from vdm_jax import data, random
 from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.ledger.tables import shown
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.machine import config_files, files
 from vdm_jax.runs import evaluations, needs, pictures, workdir
@@ -21,7 +22,7 @@ from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree, Reconstructs
 from vdm_jax.units import bits_per_dim
 
-__all__ = ['Reconstruction', 'evaluate', 'is_autoencoder', 'picture', 'table']
+__all__ = ['Reconstruction', 'evaluate', 'figures', 'is_autoencoder', 'picture', 'table']
 
 SHOWN = 8  # originals in a picture
 
@@ -181,6 +182,13 @@ def table(result: Reconstruction) -> rich.table.Table:
     out.add_row(row['name'], f'{row["mean"]:.4f}', '-' if error is None else f'{error:.4f}',
                 row['meaning'])
   return out
+
+
+def figures(result: Reconstruction) -> dict[str, str]:
+  """{quantity: its mean and standard error} as text.  'reached here' is the headline of a run."""
+  found = {row['name']: shown(row['mean'], row['standard_error']) for row in result.rows}
+  headline = f'PSNR {found["psnr"]} dB' if 'psnr' in found else f'{found["bits_per_dim"]}'
+  return {**found, 'reached here': headline}
 
 
 def picture(experiment: Experiment, params: PyTree, part: data.Split, seed: int) -> np.ndarray:

@@ -10,8 +10,9 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.machine import files
 from vdm_jax.runs import gallery, pictures, workdir
 from vdm_jax.samplers import catalogue
+from vdm_jax.train import metrics
 
-__all__ = ['SYSTEMS', 'Toy', 'pairs_of', 'shorten', 'study']
+__all__ = ['COLUMNS', 'SYSTEMS', 'Toy', 'figures', 'pairs_of', 'shorten', 'study']
 
 
 class Toy(NamedTuple):
@@ -24,8 +25,14 @@ class Toy(NamedTuple):
   start: str = ''            # the toy that it starts from
   pairs: bool = False        # whether the pairs of that toy are its data
 
+  @property
+  def row(self) -> str:
+    """The name of its row in the table of the folder's configs: 'flows.py:ot'."""
+    return ':'.join((f'{Path(self.config).name}.py', *self.variant))
+
 
 PAIRS = 20_000
+COLUMNS = ('minutes', 'reached here')  # of `figures`
 SYSTEMS = {
     'dpm': Toy('DPM 2015', 'plane/dpm2015', (), 'ancestral_learned', 39),
     'vdm': Toy('VDM', 'plane/spiral', ('vdm',), 'ancestral', 250),
@@ -33,7 +40,7 @@ SYSTEMS = {
     'subvp': Toy('sub-VP score SDE', 'plane/spiral', ('subvp',), 'euler_maruyama', 1000),
     've': Toy('VE score SDE', 'plane/spiral', ('ve',), 'ancestral', 250),
     'edm': Toy('EDM', 'plane/spiral', ('edm',), 'edm', 40),
-    'sliced': Toy('sliced score matching', 'plane/matching', (), 'ancestral', 250),
+    'sliced': Toy('sliced score matching', 'plane/matching', ('sliced',), 'ancestral', 250),
     'truncated': Toy('truncated DPM', 'plane/truncated', ('adversarial',), 'ancestral', 40),
     'energy': Toy('energy', 'plane/energy', (), 'ancestral', 250),
     'ot': Toy('rectified flow', 'plane/flows', ('ot',), 'euler', 100),
@@ -87,8 +94,8 @@ def pairs_of(directory: Path, count: int, method: catalogue.Method | None = None
 
 def study(directory: str | Path, out: str | Path, configs: Path, *,
           systems: Sequence[str] = tuple(SYSTEMS), train_steps: int | None = None,
-          overwrite: bool = False) -> list[Path]:
-  """Trains each system that is not there yet, and draws all systems.  Returns their directories.
+          overwrite: bool = False) -> dict[str, gallery.GalleryRow]:
+  """Trains each system that is not there yet, and draws all systems.  Returns {system: its row}.
 
   Args:
     directory: the directory of the runs, DIRECTORY/SYSTEM.
@@ -105,9 +112,9 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
                      f"choose one of {', '.join(SYSTEMS)}")
   files.output('out', out, '.png', overwrite=overwrite)
   require_at_least('train_steps', train_steps)
-  rows, places = [], [Path(directory, name) for name in systems]
-  for name, place in zip(systems, places, strict=True):
-    toy = SYSTEMS[name]
+  rows = {}
+  for name in systems:
+    toy, place = SYSTEMS[name], Path(directory, name)
     file = configs / f'{toy.config}.py'
     config = workdir.import_config(file).get_config(*toy.variant)
     shorten(config, train_steps)
@@ -119,6 +126,26 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
     row = gallery.row(toy.title, place, catalogue.method(toy.sampler, toy.steps, ''))
     print(f'{toy.title}: distance {row.distance:.4f}, of training data {row.floor:.4f}; '
           'energy distance {:.5f} +- {:.5f}'.format(*row.energy))
-    rows.append(row)
-  pictures.save_png(out, gallery.picture(rows))
-  return places
+    rows[name] = row
+  pictures.save_png(out, gallery.picture(list(rows.values())))
+  return rows
+
+
+def figures(name: str, directory: str | Path, row: gallery.GalleryRow) -> dict[str, str]:
+  """A system's minutes of training and its result as text, by `COLUMNS`.
+
+  The result is the bound at the end of training.  A system without a bound has the distance of its
+  samples from the data.
+
+  Args:
+    name: in `SYSTEMS`.
+    directory: as for `study`.
+    row: of `study`.
+  """
+  toy, place = SYSTEMS[name], Path(directory, name)
+  result = metrics.reached(place)
+  if result.startswith('loss'):
+    steps = f'{toy.steps} step{"s" if toy.steps > 1 else ""}'
+    result = (f'sliced Wasserstein {row.distance:.3f} in {steps} '
+              f'(training data {row.floor:.3f})')
+  return dict(zip(COLUMNS, (f'{metrics.minutes(place):.1f}', result), strict=True))

@@ -33,16 +33,33 @@ def validations(workdir: str | Path) -> list[list[str]]:
   return [['step', *names], *rows]
 
 
+def minutes(workdir: str | Path) -> float:
+  """The minutes that the updates of a run took, by its record, with their compilation.
+
+  Validation, pictures and checkpoints are not counted, and neither are the pauses of a run that was
+  stopped.
+  """
+  train = [record for record in read(workdir) if record['kind'] == 'train']
+  steps = [0, *(record['step'] for record in train)]
+  return sum((step - before) / record['steps_per_second'] for before, step, record in zip(
+      steps, steps[1:], train, strict=False)) / 60.0
+
+
 def reached(workdir: str | Path) -> str:
   """The last bits/dim of a run as text: on its test split if training measured it there.
 
-  Otherwise it is of the last validation, which the text says.  A run without bits/dim has its loss
-  instead, which is named.
+  Otherwise it is of the last validation, which the text says.  A run without bits/dim has its
+  accuracy or its loss instead, which is named.
   """
   records = {record['kind']: record for record in read(workdir)}
   last = records.get('test') or records['validation']
   name, value = headline(last)
-  text = f'{value:.3f}' if name == 'bits/dim' else f'{name} {value:.4g}'
+  if 'accuracy' in last:
+    text = f'accuracy {last["accuracy"]:.3f}'
+  else:
+    text = f'{value:.3f}' if name == 'bits/dim' else f'{name} {value:.4g}'
+  if 'K_bits' in last:  # the bound of Sohl-Dickstein et al. (2015), who publish it
+    text += f', K = {last["K_bits"]:.3f} bits'
   return text if 'test' in records else f'{text} (validation)'
 
 

@@ -35,7 +35,7 @@ EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: how many images, t
 REPEATS = flags.DEFINE_integer('repeats', 1, 'precision: independent repetitions of all draws.')
 AVERAGE = cli.average("precision: a name in config.ema, or 'raw'.  Default: the slowest.")
 MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
-MEASURED = cli.measured()
+MEASURED, ROW = cli.measured(), cli.row()
 DATA_DIR = cli.config_data_dir()
 DATA_NAME = cli.moved_data()
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object on stdout, and nothing else.')
@@ -49,8 +49,11 @@ def main(configs: Path, arguments: Sequence[str]):
     what = f'{words!r} is not a measurement' if words else 'no measurement is named'
     raise InputError(problem=what, remedy=f'name one of {", ".join(names)} (and further '
                      'options as --name=value)')
+  cli.check_row(MEASURED.value, ROW.value)
   result = measurements.measure(arguments[0], _settings(configs))
-  if MEASURED.value:
+  if ROW.value:
+    cli.keep_row(MEASURED.value, ROW.value, report.figures(result))
+  elif MEASURED.value:
     tables, path = report.cells(result), Path(MEASURED.value)
     for name, cells in tables.items():  # of several, a file each
       file = path.with_stem(f'{path.stem}_{name}') if len(tables) > 1 else path

@@ -4,7 +4,7 @@ from pathlib import Path
 from absl import flags
 
 from vdm_jax import cli, ledger, measured, runs
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.ledger import families, family, tables
 from vdm_jax.runs import reconstructing
 from vdm_jax.train import metrics
@@ -33,11 +33,12 @@ REPORT = flags.DEFINE_bool('report', False, 'Evaluate nothing; print the main le
                            '--split.')
 OUT = cli.path('out', 'The directory for the files.  Default: the run.')
 OVERWRITE = cli.overwrite('Replace a ledger even if it has more rows or draws.')
-MEASURED = cli.measured()
+MEASURED, ROW = cli.measured(), cli.row()
 DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
 
 
 def main():
+  cli.check_row(MEASURED.value, ROW.value)
   if runs.is_autoencoder(WORKDIR.value):
     _autoencoder()
     return
@@ -46,14 +47,29 @@ def main():
     raise InputError('report', True, 'it shows the main evaluation of a split: all images, the '
                      'newest weights, the default average', f'leave out --{other[0]}, or '
                      'show another ledger by scripts/compare_ledgers.py RUN/ledger_....json')
-  ledgers = {run.name: _evaluated(run, Path(OUT.value) / run.name if OUT.value else '')
-             for run in runs.seeds(WORKDIR.value)}
-  if ledgers:
-    table = ledger.over_seeds(ledgers)
+  seeds = runs.seeds(WORKDIR.value)
+  require(not (seeds and ROW.value), 'row', ROW.value, f'{WORKDIR.value} holds several runs',
+          'name one of them')
+  if seeds:
+    table = ledger.over_seeds({
+        run.name: _evaluated(run, Path(OUT.value) / run.name if OUT.value else '')
+        for run in seeds})
     metrics.show(table)
   else:
-    table = tables.rows_table(_evaluated(Path(WORKDIR.value), OUT.value or '').rows)
-  cli.keep(MEASURED.value, f'Estimates of {WORKDIR.value}, bits/dim', measured.cells(table))
+    found = _evaluated(Path(WORKDIR.value), OUT.value or '')
+    table = tables.rows_table(found.rows)
+  if ROW.value:
+    cli.keep_row(MEASURED.value, ROW.value, _cells(found), date=tables.date(found))
+  else:
+    cli.keep(MEASURED.value, f'Estimates of {WORKDIR.value}, bits/dim', measured.cells(table))
+
+
+def _cells(found: ledger.Ledger) -> dict[str, str]:
+  """What --row writes: each estimate by its name, and the first one as the result of the run."""
+  figures = tables.figures(found)
+  first, text = next(iter(figures.items()))
+  named = text if first == 'vlb' else f'{text} ({first})'
+  return {**figures, 'bits/dim': text, 'reached here': named}
 
 
 def _autoencoder():
@@ -68,8 +84,11 @@ def _autoencoder():
       show=lambda found: metrics.show(reconstructing.table(found)),
       **cli.values(SPLIT, REPEATS, AVERAGE, STEP, SEED, BATCH_SIZE, EXAMPLES, OVERWRITE, DATA_DIR,
                    DATA_NAME))
-  cli.keep(MEASURED.value, f'Reconstructions of {WORKDIR.value}',
-           measured.cells(reconstructing.table(result)))
+  if ROW.value:
+    cli.keep_row(MEASURED.value, ROW.value, reconstructing.figures(result))
+  else:
+    cli.keep(MEASURED.value, f'Reconstructions of {WORKDIR.value}',
+             measured.cells(reconstructing.table(result)))
 
 
 def _evaluated(run: Path, out: str | Path) -> ledger.Ledger:

@@ -27,10 +27,11 @@ COUNT = flags.DEFINE_integer('count', 1000, 'How many samples are drawn.  All of
 SEED = cli.seed('the samples')
 BATCH_SIZE = cli.batch_size(100)
 OF_RUN = cli.of_run()
-MEASURED = cli.measured()
+MEASURED, ROW = cli.measured(), cli.row()
 
 
 def main():
+  cli.check_row(MEASURED.value, ROW.value, scores.NAMES)
   # A run that draws its own samples takes no sampler by name.
   method = SAMPLER.method() if SAMPLER.chosen() else None
   out = OUT.value or (str(Path(WORKDIR.value, 'scores.json')) if WORKDIR.value else '')
@@ -40,6 +41,9 @@ def main():
   if scored is not None:
     table = scores.table(scored)
     metrics.show(table)
-    cli.keep(MEASURED.value, 'Scores of samples', measured.cells(table))
+    if ROW.value:
+      cli.keep_row(MEASURED.value, ROW.value, scores.figures(scored))
+    else:
+      cli.keep(MEASURED.value, 'Scores of samples', measured.cells(table))
   if written := [file for file in (scored and out, SAVE_REFERENCE.value) if file]:
     cli.wrote(*written)

@@ -1,12 +1,11 @@
 """The flags and the `main` of scripts/train.py."""
 import shlex
-import time
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from vdm_jax import cli, measured, runs
+from vdm_jax import cli, runs
 from vdm_jax.errors import require
 from vdm_jax.runs import workdir
 from vdm_jax.train import metrics
@@ -32,9 +31,7 @@ def main():
   jax.config.update('jax_debug_nans', DEBUG_NANS.value)
   config, options = cli.config(), cli.values(
       INIT_FROM, EXTEND, PROFILE, FRECHET, FRECHET_SAMPLES)
-  if ROW.value:
-    _check_row()
-  start = time.monotonic()
+  cli.check_row(MEASURED.value, ROW.value, CELLS)
   if SEEDS.value:
     require(not MEASURED.value, 'measured', MEASURED.value, 'it is the table of one run, and '
             '--seeds trains several', 'leave one of the two out')
@@ -45,9 +42,9 @@ def main():
     runs.train(config, cli.config_file(), WORKDIR.value, **options)
     directories = [WORKDIR.value]
     if ROW.value:
-      minutes = (time.monotonic() - start) / 60.0
-      cli.keep_row(MEASURED.value, ROW.value, dict(zip(
-          CELLS, (f'{minutes:.1f}', metrics.reached(WORKDIR.value)), strict=True)))
+      reached = f'{metrics.minutes(WORKDIR.value):.1f}', metrics.reached(WORKDIR.value)
+      cli.keep_row(MEASURED.value, ROW.value, dict(zip(CELLS, reached, strict=True)),
+                   date=workdir.record(WORKDIR.value)['starts'][0]['date'][:10])
     else:
       cli.keep(MEASURED.value, f'Validation of {WORKDIR.value}',
                metrics.validations(WORKDIR.value))
@@ -56,15 +53,6 @@ def main():
   cli.wrote(*directories, verb='kept in', then=', '.join(then))
   if PROFILE.value and jax.process_index() == 0:
     print(_of_trace(Path(directories[-1], 'profile')))
-
-
-def _check_row() -> None:
-  """Raises InputError if the row cannot be written after the training."""
-  require(bool(MEASURED.value), 'row', ROW.value, 'it is a row of a table, and no table is given',
-          'add --measured')
-  require(not workdir.begun(WORKDIR.value), 'row', ROW.value, f'the run in {WORKDIR.value} has '
-          'begun, and the minutes are of a whole training', 'name another --workdir')
-  measured.with_cells(measured.read(MEASURED.value), ROW.value, dict.fromkeys(CELLS, ''))
 
 
 def _of_trace(profile: Path) -> str:
