@@ -170,7 +170,7 @@ def test_a_measurement_says_when_on_what_and_by_which_command(path):
 REFERENCE = (ROOT / 'docs' / 'reference' / 'commands.md').read_text()
 
 
-PENDING = {'official_vdm', 'parity'}  # tables without a command yet
+PENDING = {'parity'}  # tables without a command yet
 
 
 @pytest.mark.parametrize('path', [path for path in TABLES if path.stem not in PENDING],

@@ -285,8 +285,9 @@ def test_three_steps_of_adamw_and_its_average_repeat(scalar, differs):
       assert off.max() < 6.1e-6, name
     else:
       assert norm(off) < 2e-3 * norm(move) + 1e-9, name
-      differs('official_vdm', 'movement of a tensor in three AdamW steps, in norm',
-              norm(off) / norm(move), 0.0, relative=False)
+      if norm(move) > 1e-6:  # others hardly move
+        differs('official_vdm', 'movement of a tensor in three AdamW steps, in norm',
+                norm(off) / norm(move), 0.0, relative=False)
     # Two units in the last place.  At this rate an average of numbers near 1 does not move at all
     # in three steps, and must not drift either.
     np.testing.assert_allclose(ema, start + average, rtol=2.4e-7,
