@@ -81,6 +81,15 @@ def test_a_run_conditioned_on_captions_is_evaluated_and_sampled(run, tmp_path):
   with np.load(tmp_path / 'a.npz') as drawn:
     assert drawn['images'].shape == (3, 8, 8, 1) and drawn['images'].dtype == np.uint8
     assert text.decode(drawn['caption']) == ['three', 'seven', 'three']
+    first = drawn['images']
+  with pytest.raises(InputError, match='it is there already, with another condition'):
+    runs.sample(run, tmp_path / 'a.npz', method=FEW, count=5, batch_size=4,
+                condition={'caption': ['three', 'two']})
+  runs.sample(run, tmp_path / 'a.npz', method=FEW, count=5, batch_size=4,
+              condition={'caption': ['three', 'seven']})
+  with np.load(tmp_path / 'a.npz') as drawn:
+    np.testing.assert_array_equal(drawn['images'][:3], first)
+    assert text.decode(drawn['caption']) == ['three', 'seven', 'three', 'seven', 'three']
   for condition, message in ({'caption': 'eleven'}, 'have 5 bytes at most'), (
       {'label': 3}, "not conditioned on classes; leave it out, or give caption"):
     with pytest.raises(InputError, match=message):

@@ -99,7 +99,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   levels = 0 if model.is_latent else x.levels
   _write(out, pieces, count, levels, trained, about, overwrite, {
       'labels' if name == LABEL else name: values
-      for name, values in conditions.items() if name != AUGMENTED})
+      for name, values in conditions.items() if name != AUGMENTED or name in (condition or {})})
   if trace:
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
     path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
@@ -251,8 +251,11 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, condition
   Raises InputError if `out` exists with other settings, unless `overwrite`.
   """
   there = _about(out) if out.exists() else None
-  other = sorted(name for name in {*there, *about} - {'count'}
+  # The digest of the conditions is of all `count` samples: a longer file has another.
+  other = sorted(name for name in {*there, *about} - {'count', 'condition'}
                  if there.get(name) != about.get(name)) if there else []
+  if there and not _told_alike(out, conditions):
+    other.append('condition')
   fits = bool(there) and not other and there['count'] <= count
   # All go by what process 0 finds.
   if devices.broadcast_from_first(lambda: fits and there['count'] == count):
@@ -294,6 +297,14 @@ def _about(out: Path) -> dict:
     return about if {'count', 'weights'} <= about.keys() else {}
   except (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
     return {}
+
+
+def _told_alike(out: Path, conditions: dict) -> bool:
+  """Whether the samples of an .npz have the first of these conditions."""
+  with np.load(out) as there:
+    return all(name in there and np.array_equal(there[name][:len(values)],
+                                                values[:len(there['images'])])
+               for name, values in conditions.items())
 
 
 def _part(parts: Path, first: int) -> Path:
