@@ -1,0 +1,300 @@
+"""Tokenisers: texts as the integers that a network of texts reads.
+
+  of_bytes   the bytes of UTF-8, see `text`
+  of_words   the words of a data set's own captions
+  of_clip    the byte-pair encoding of CLIP, which Stable Diffusion reads
+  of_gpt2    the byte-pair encoding of GPT-2, as GLIDE reads it
+
+A byte-pair encoding (Sennrich et al. 2016) splits a text into words, and a word into bytes.  It
+then joins neighbours, again and again, by a list of merges: always the pair that comes first in the
+list.  The list is a file of the public code.
+"""
+import difflib
+import functools
+import gzip
+import html
+import re
+import sys
+import unicodedata
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vdm_jax.data import text
+from vdm_jax.data.fields import Field
+from vdm_jax.errors import InputError
+
+Merge = tuple[str, str]
+
+
+class Tokeniser(NamedTuple):
+  """Texts as tokens 0 .. levels - 1, and back.
+
+  encode raises InputError for a text of more than `length` tokens, and for one that it cannot say.
+  decode leaves out padding, and the marks of a start and an end.
+  """
+  encode: Callable[[Sequence[str]], np.ndarray]  # n texts -> int32 [n, length]
+  decode: Callable[[np.ndarray], list[str]]      # [n, length] -> n texts
+  length: int
+  levels: int
+  padding: int  # the token that fills a text up
+
+  def field(self, name: str) -> Field:
+    """The field of such texts in a data set."""
+    return Field(name, (self.length,), 'int32', self.levels)
+
+
+def of_bytes(length: int) -> Tokeniser:
+  """The bytes of UTF-8.  0 pads, and b + 1 is the byte b."""
+  def encode(texts):
+    for one in texts:
+      _require_length(one, len(one.encode()), length, 'bytes')
+    return text.encode(texts, length)
+  return Tokeniser(encode, text.decode, length, text.LEVELS, 0)
+
+
+# --------------------------------------------------------------------------------------- words
+
+
+def split(text: str) -> list[str]:
+  """The words and the marks of punctuation of a text, in lower case."""
+  return re.findall(r'\w+|[^\w\s]', text.lower())
+
+
+def vocabulary(texts: Sequence[str]) -> tuple[str, ...]:
+  """All words of texts, in alphabetical order."""
+  return tuple(sorted({word for text in texts for word in split(text)}))
+
+
+def of_words(words: Sequence[str], length: int) -> Tokeniser:
+  """A token for each word: 0 pads, and i + 1 is word i.
+
+  words: of the data, see `vocabulary`.  Upper case is lower case, and decoded words stand one space
+  apart.  A text with any other word is refused, with the nearest that there are.
+  """
+  numbers = {word: i + 1 for i, word in enumerate(words)}
+
+  def codes(text):
+    found = split(text)
+    for word in found:
+      if word not in numbers:
+        near = difflib.get_close_matches(word, words, 3) or words[:3]
+        raise InputError('text', text, f'the texts of the data have no word {word!r}',
+                         f'take words of theirs, e.g. {", ".join(near)}')
+    return [numbers[word] for word in found]
+
+  decode = lambda tokens: [' '.join(words[i - 1] for i in row if i > 0) for row in tokens.tolist()]
+  return Tokeniser(functools.partial(_padded, codes, length, 0, 'words'), decode, length,
+                   len(words) + 1, 0)
+
+
+# -------------------------------------------------------------------------- byte-pair encodings
+
+
+def of_clip(merges: str | Path, length: int = 77, count: int = 48_894) -> Tokeniser:
+  """CLIP's encoding (Radford et al. 2021): a start, the tokens, an end, and ends as padding.
+
+  Stable Diffusion pads with ends.  CLIP pads with 0, but nothing that it returns depends on it.
+  Case and spaces are not kept.  Some characters are written plainly first, as the public code does
+  by ftfy: curly quotes, ligatures, characters of full width.  Garbled text is not mended.
+
+  merges: the file bpe_simple_vocab_16e6.txt.gz of openai/CLIP, or merges.txt of the same tokeniser.
+  count: how many of its merges the encoding has; the longer file has more.
+  Raises InputError: no such file, or a file of other merges.
+  """
+  found = read_merges(merges)
+  ends = any(second.endswith(_END) for _, second in found)
+  if len(found) < count or not ends:
+    raise InputError('merges', str(merges), f'it has {len(found):,} merges'
+                     + ('' if ends else ' without ends of words')
+                     + f", and CLIP's encoding has {count:,} with them",
+                     'give bpe_simple_vocab_16e6.txt.gz of openai/CLIP, or merges.txt of its '
+                     'tokeniser')
+  found = found[:count]
+  letters = list(_LETTERS.values())
+  symbols = [*letters, *(letter + _END for letter in letters), *map(''.join, found)]
+  numbers = {symbol: i for i, symbol in enumerate(symbols)}
+  start, end = len(symbols), len(symbols) + 1
+  special = {'<|startoftext|>': start, '<|endoftext|>': end}
+  join = _joining(found)
+
+  def codes(text):
+    out = [start]
+    for word in _clip_words().findall(_plain(text)):
+      if word in special:
+        out.append(special[word])
+      else:
+        *first, last = _letters(word)
+        out += [numbers[symbol] for symbol in join((*first, last + _END))]
+    return [*out, end]
+
+  def decode(tokens):
+    rows = [''.join(symbols[i] for i in row if i < start) for row in tokens.tolist()]
+    return [_text(row).replace(_END, ' ').rstrip() for row in rows]
+  return Tokeniser(functools.partial(_padded, codes, length, end, 'tokens'), decode, length,
+                   len(symbols) + 2, end)
+
+
+def of_gpt2(merges: str | Path, length: int = 128, count: int = 50_000) -> Tokeniser:
+  """GPT-2's encoding (Radford et al. 2019) as GLIDE reads it: in lower case, without start or end.
+
+  merges: the file vocab.bpe of openai/gpt-2, or merges.txt of the same tokeniser.
+  Raises InputError: no such file, or a file of other merges.
+  """
+  found = read_merges(merges)
+  ends = any(second.endswith(_END) for _, second in found)
+  if len(found) != count or ends:
+    raise InputError('merges', str(merges), f'it has {len(found):,} merges'
+                     + (' with ends of words' if ends else '')
+                     + f", and GPT-2's encoding has {count:,} without them",
+                     'give vocab.bpe of openai/gpt-2, or merges.txt of its tokeniser')
+  symbols = [*_LETTERS.values(), *map(''.join, found)]
+  numbers = {symbol: i for i, symbol in enumerate(symbols)}
+  join = _joining(found)
+  codes = lambda text: [numbers[symbol] for word in _gpt2_words().findall(text.lower())
+                        for symbol in join(tuple(_letters(word)))]
+  decode = lambda tokens: [_text(''.join(symbols[i] for i in row if i < len(symbols)))
+                           for row in tokens.tolist()]
+  return Tokeniser(functools.partial(_padded, codes, length, len(symbols), 'tokens'), decode,
+                   length, len(symbols) + 1, len(symbols))
+
+
+def read_merges(path: str | Path) -> list[Merge]:
+  """The pairs of a file of merges, one a line, in their order; the file may be compressed by gzip.
+
+  Raises InputError: no such file; a file that holds anything else.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise InputError('merges', str(path), 'there is no such file', 'name a file of merges')
+  data = path.read_bytes()
+  try:
+    lines = (gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data).decode().split('\n')
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    raise InputError('merges', str(path), f'it cannot be read: {error}',
+                     'give a whole file of merges') from None
+  lines = lines['#version' in lines[0]:]
+  rows = [line.split() for line in lines if line.strip()]
+  wrong = next((row for row in rows if len(row) != 2), None)
+  if wrong is not None or not rows:
+    what = 'it is empty' if wrong is None else f'{" ".join(wrong)[:40]!r} is no pair'
+    raise InputError('merges', str(path), f'{what}, so it is no file of merges',
+                     'give a file with two symbols a line')
+  return [(first, second) for first, second in rows]
+
+
+def _padded(codes: Callable[[str], list[int]], length: int, padding: int, unit: str,
+            texts: Sequence[str]) -> np.ndarray:
+  """The codes of texts, int32 [n, length].  Raises InputError for a longer text."""
+  tokens = np.full((len(texts), length), padding, np.int32)
+  for row, one in zip(tokens, texts, strict=True):
+    found = codes(one)
+    _require_length(one, len(found), length, unit)
+    row[:len(found)] = found
+  return tokens
+
+
+def _require_length(text: str, size: int, length: int, unit: str) -> None:
+  if size > length:
+    raise InputError('text', text, f'it has {size} {unit}, and {length} are read', 'shorten it')
+
+
+_END = '</w>'  # of a word, in CLIP's symbols
+
+
+def _alphabet() -> dict[int, str]:
+  """A visible letter for each byte, as both encodings have it: {byte: letter} in their order.
+
+  A byte that is a visible character of Latin-1 stands for itself.
+  """
+  visible = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1),
+             *range(ord('®'), ord('ÿ') + 1)]
+  others = [byte for byte in range(256) if byte not in visible]
+  return {**{byte: chr(byte) for byte in visible},
+          **{byte: chr(256 + i) for i, byte in enumerate(others)}}
+
+
+_LETTERS = _alphabet()
+_BYTES = {letter: byte for byte, letter in _LETTERS.items()}
+
+
+def _letters(word: str) -> list[str]:
+  return [_LETTERS[byte] for byte in word.encode()]
+
+
+def _text(letters: str) -> str:
+  return bytes(_BYTES[letter] for letter in letters).decode(errors='replace')
+
+
+def _joining(merges: Sequence[Merge]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+  """The function of a word's symbols that joins neighbours by these merges."""
+  ranks: Mapping[Merge, int] = {pair: i for i, pair in enumerate(merges)}
+
+  @functools.lru_cache(maxsize=2**16)
+  def join(word):
+    while len(word) > 1:
+      first = min(zip(word, word[1:], strict=False),
+                  key=lambda pair: ranks.get(pair, len(ranks)))
+      if first not in ranks:
+        break
+      joined, i = [], 0
+      while i < len(word):
+        both = word[i:i + 2] == first
+        joined.append(''.join(first) if both else word[i])
+        i += 1 + both
+      word = tuple(joined)
+    return word
+  return join
+
+
+@functools.cache
+def _categories() -> tuple[str, str]:
+  r"""The letters and the numbers of Unicode, as ranges of a regular expression: \p{L}, \p{N}."""
+  ranges = {'L': [], 'N': []}
+  for i in range(sys.maxunicode + 1):
+    found = ranges.get(unicodedata.category(chr(i))[0])
+    if found is None:
+      continue
+    if found and found[-1][1] == i - 1:
+      found[-1][1] = i
+    else:
+      found.append([i, i])
+  letters, numbers = (''.join(f'{chr(a)}-{chr(b)}' for a, b in found) for found in ranges.values())
+  return letters, numbers
+
+
+_ENDINGS = "'s|'t|'re|'ve|'m|'ll|'d"
+
+
+@functools.cache
+def _clip_words() -> re.Pattern:
+  letters, numbers = _categories()
+  return re.compile(rf'<\|startoftext\|>|<\|endoftext\|>|{_ENDINGS}|[{letters}]+|[{numbers}]|'
+                    rf'[^\s{letters}{numbers}]+')
+
+
+@functools.cache
+def _gpt2_words() -> re.Pattern:
+  letters, numbers = _categories()
+  return re.compile(rf'{_ENDINGS}| ?[{letters}]+| ?[{numbers}]+| ?[^\s{letters}{numbers}]+|'
+                    r'\s+(?!\S)|\s+')
+
+
+@functools.cache
+def _plain_characters() -> dict[int, str]:
+  """Quotes without curls, ligatures as letters, and characters of full or half width as usual."""
+  wide = [0x3000, *range(0xff01, 0xfff0)]
+  ligatures = [*range(0x132, 0x134), 0x149, *range(0x1c4, 0x1cd), *range(0x1f1, 0x1f4),
+               *range(0xfb00, 0xfb07)]
+  return {**{i: unicodedata.normalize('NFKC', chr(i)) for i in (*wide, *ligatures)},
+          **dict.fromkeys([0x2bc, *range(0x2018, 0x201c)], "'"),
+          **dict.fromkeys(range(0x201c, 0x2020), '"')}
+
+
+def _plain(text: str) -> str:
+  """A text as CLIP's encoding splits it: characters written plainly, single spaces, lower case."""
+  text = unicodedata.normalize('NFC', text.translate(_plain_characters()))
+  return ' '.join(html.unescape(html.unescape(text)).split()).lower()
