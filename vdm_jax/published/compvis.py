@@ -5,6 +5,8 @@ takes off:
 
     first_stage_model       an autoencoder, of `nn.autoencoders.compvis`
     model.diffusion_model   a U-Net, of `nn.unets.latent` or, without a context, of `nn.unets.adm`
+    cond_stage_model        the vectors of labels, or a network of texts: `nn.text.bert`, or in
+                            Stable Diffusion the text tower of CLIP, by its names in transformers
 
 The file of an autoencoder alone has no prefix.  Beside the autoencoder it holds the networks of its
 loss, under `loss`, which are left out here.  Either file may hold averages, under `model_ema`: the
@@ -21,13 +23,18 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
+from vdm_jax.nn.blocks import stack
+from vdm_jax.nn.text.bert import LatentBERT
+from vdm_jax.nn.text.clip import TextTower
+from vdm_jax.nn.text.trunk import STACK
 from vdm_jax.nn.unets import adm
 from vdm_jax.nn.unets.latent import LabelledUNet, LatentUNet
-from vdm_jax.published import fitting, openai, readers
+from vdm_jax.published import clip, fitting, openai, readers
 from vdm_jax.typing import Array, PyTree
 
 Flat = Mapping[str, np.ndarray]
@@ -316,6 +323,67 @@ def network(name: str) -> adm.UNet | LatentUNet | LabelledUNet:
   if not isinstance(net, LatentUNet) or context is None:
     return net
   return LabelledUNet(net, trained.classes, context[1], trained.untold)
+
+
+# ------------------------------------------------------- networks of texts
+
+# Names here -> published names, each applied to the whole name.  Two layers there are a block here.
+_of_bert = fitting.renaming(
+    (r'^tokens/embedding$', r'token_emb/embedding'),
+    (r'^tokens/positions$', r'pos_emb/emb/embedding'),
+    (r'^norm_out/', r'norm/'),
+    (r'^blocks_(\d+)/(norm1|attention)/',
+     lambda found: f'attn_layers/layers/{2 * int(found[1])}/{found[2]}/'),
+    (r'^blocks_(\d+)/(norm2|mlp)/',
+     lambda found: f'attn_layers/layers/{2 * int(found[1]) + 1}/{found[2]}/'),
+    (r'/norm[12]/', r'/0/'),
+    (r'/attention/qkv/', r'/1/to_qkv/'),
+    (r'/attention/out/', r'/1/to_out/'),
+    (r'/mlp/dense0/', r'/1/net/0/0/'),
+    (r'/mlp/dense1/', r'/1/net/2/'),
+)
+
+
+def text_encoder_of(condition: Flat) -> TextTower | LatentBERT:
+  """The network of texts in a file's `Parts.condition`, by its names and shapes.
+
+  Raises InputError if it is none that is here.
+  """
+  if any(name.startswith('transformer.text_model.') for name in condition):
+    return clip.text_of(_of_stable_diffusion(condition))
+  if 'transformer.token_emb.weight' not in condition:
+    there = _some(list(condition)) or 'nothing'
+    raise InputError(problem=f'it has {there} under cond_stage_model, which is no network of texts '
+                     'here',
+                     remedy='give the file of Stable Diffusion v1, or of txt2img-f8-large')
+  levels, features = condition['transformer.token_emb.weight'].shape
+  inner, _ = condition['transformer.attn_layers.layers.0.1.to_q.weight'].shape
+  return LatentBERT(
+      features, fitting.depth(condition, r'transformer\.attn_layers\.layers\.(\d+)\.') // 2,
+      attention_heads=inner // LatentBERT.head_features, levels=levels,
+      length=len(condition['transformer.pos_emb.emb.weight']))
+
+
+def text_encoder_from_flat(condition: Flat, like: PyTree) -> PyTree:
+  """The parameters of `text_encoder_of(condition)` as a tree like `like`, arrays or shapes.
+
+  The "BERT" of a file also has a map to the levels of tokens, `to_logits`, which nothing reads; it
+  is left out.  Raises InputError naming every other parameter that does not fit.
+  """
+  if any(name.startswith('transformer.text_model.') for name in condition):
+    return clip.text_from_flat(_of_stable_diffusion(condition), like)
+  own = {name: array for name, array in condition.items()
+         if not name.startswith('transformer.to_logits.')}
+  own = fitting.joined(own, r'(.*\.)to_([qkv])\.(weight)', 'qkv', '{0}to_qkv.{1}')
+  params = fitting.fit(
+      own, jax.eval_shape(lambda u: stack.unrolled(u, {STACK}), like),
+      lambda name: f'transformer.{fitting.torch_leaf(_of_bert(name))}',
+      layout=fitting.from_torch, hint='compare features, depth, levels and length')
+  return stack.stacked(params, {STACK})
+
+
+def _of_stable_diffusion(condition: Flat) -> dict[str, np.ndarray]:
+  return clip.of_transformers(readers.subtree(condition, 'transformer'))
 
 
 def require_unet(parts: Parts) -> None:

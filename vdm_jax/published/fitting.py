@@ -8,7 +8,7 @@ layouts differ from Flax's:
     norms         weight, bias                 scale, bias
 """
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -54,6 +54,39 @@ def torch_leaf(name: str) -> str:
   *path, leaf = name.split('/')
   return '.'.join([*path, {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}.get(
       leaf, leaf)])
+
+
+def depth(flat: Mapping[str, np.ndarray], pattern: str) -> int:
+  """How many blocks `flat` has: one more than the largest number in the group of `pattern`.
+
+  pattern: matched at the start of each name; 0 if none fits.
+  """
+  return max((int(found[1]) + 1 for name in flat if (found := re.match(pattern, name))), default=0)
+
+
+def joined(flat: Mapping[str, np.ndarray], pattern: str, parts: Sequence[str],
+           name: str) -> dict[str, np.ndarray]:
+  """Arrays that `flat` keeps apart, q, k and v say, as one array along its first axis.
+
+  pattern: matches the whole name of a part, and has three groups: what stands before the part, the
+  part, and what stands after it.  parts: in their order.  name: of the joined array, with {0} and
+  {1} for what stands before and after.  All other arrays stay as they are.
+  Raises InputError naming the part that is missing.
+  """
+  out, found = {}, {}
+  for old, array in flat.items():
+    match = re.fullmatch(pattern, old)
+    if match and match[2] in parts:
+      found.setdefault((match[1], match[3]), {})[match[2]] = array
+    else:
+      out[old] = array
+  for ends, arrays in found.items():
+    lack = [part for part in parts if part not in arrays]
+    if lack:
+      raise InputError(problem=f'{ends[0]} has no {lack[0]} for its {ends[1]}',
+                       remedy='give a whole file')
+    out[name.format(*ends)] = np.concatenate([arrays[part] for part in parts])
+  return out
 
 
 def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str], str], *,

@@ -245,9 +245,10 @@ def _flash_attention_exists() -> bool:
 
 
 def attend(query: Array, key: Array, value: Array, attention: Attention = 'auto',
-           training: bool = False) -> Array:
+           training: bool = False, causal: bool = False) -> Array:
   """softmax(q k^T / sqrt(C)) v for each head, the softmax float32: [B, positions, heads, C] each.
 
+  causal: whether a position reads only itself and the positions before it.
   attention: 'cudnn' never holds the [positions, positions] scores in memory.  It needs a GPU and
   bfloat16, and it has no forward derivative, which the flow's likelihood needs.  'auto' takes
   'cudnn' where it exists and `training` is set.  A loss that takes derivatives forwards needs
@@ -257,7 +258,8 @@ def attend(query: Array, key: Array, value: Array, attention: Attention = 'auto'
   if attention == 'auto':
     fits = query.dtype == jnp.bfloat16 and features <= 128 and features % 8 == 0
     attention = 'cudnn' if training and fits and _flash_attention_exists() else 'xla'
-  return jax.nn.dot_product_attention(query, key, value, implementation=attention)
+  return jax.nn.dot_product_attention(query, key, value, is_causal=causal,
+                                      implementation=attention)
 
 
 class AttentionBlock(nn.Module):

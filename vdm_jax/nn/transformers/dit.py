@@ -68,7 +68,7 @@ class Block(nn.Module):
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
     attention = SelfAttention(self.attention_heads, kernel_init=_xavier, dtype=self.dtype,
                               attention=self.attention, name='attention')
-    mlp = MLP(tanh=True, kernel_init=_xavier, dtype=self.dtype, name='mlp')
+    mlp = MLP('tanh', kernel_init=_xavier, dtype=self.dtype, name='mlp')
     x = attention(_modulated(_norm(self.dtype)(h), shift1, scale1), training)
     h = h + gate1[:, None] * x
     return h + gate2[:, None] * mlp(_modulated(_norm(self.dtype)(h), shift2, scale2))

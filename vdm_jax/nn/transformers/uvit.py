@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdm_jax.errors import require
-from vdm_jax.nn.blocks import stack
+from vdm_jax.nn.blocks import stack, transformer
 from vdm_jax.nn.blocks.convolution import Conv, WeightGradient
 from vdm_jax.nn.blocks.layers import (
   Attention,
@@ -25,7 +25,7 @@ from vdm_jax.nn.blocks.layers import (
   require_sizes,
   sinusoidal_embedding,
 )
-from vdm_jax.nn.blocks.transformer import MLP, Labels, Patches, SelfAttention, unpatchify
+from vdm_jax.nn.blocks.transformer import Labels, Patches, unpatchify
 from vdm_jax.typing import Array
 
 # Initial values as in the published code, whose convolutions have PyTorch's own.
@@ -33,25 +33,20 @@ _normal = nn.initializers.normal(0.02)
 _uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
-class Block(nn.Module):
+class Block(transformer.Block):
   """One block of the module's equations: [B, tokens, C] -> [B, tokens, C].
 
   skip: None, or of that shape too; h is then joined with it.
   """
-  attention_heads: int
-  dtype: jnp.dtype = jnp.float32
-  attention: Attention = 'auto'
+  bias: bool = False
+  kernel_init: nn.initializers.Initializer = _normal
 
   @nn.compact
   def __call__(self, h: Array, skip: Array | None = None, training: bool = False) -> Array:
-    norm = lambda name: nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype,
-                                     name=name)
     if skip is not None:
-      h = nn.Dense(h.shape[-1], kernel_init=_normal, dtype=self.dtype, name='skip')(
+      h = nn.Dense(h.shape[-1], kernel_init=self.kernel_init, dtype=self.dtype, name='skip')(
           jnp.concatenate([h, skip], axis=-1))
-    h = h + SelfAttention(self.attention_heads, bias=False, kernel_init=_normal, dtype=self.dtype,
-                          attention=self.attention, name='attention')(norm('norm1')(h), training)
-    return h + MLP(tanh=False, kernel_init=_normal, dtype=self.dtype, name='mlp')(norm('norm2')(h))
+    return super().__call__(h, training)
 
 
 class UViT(nn.Module):

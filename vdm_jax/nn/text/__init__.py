@@ -1,0 +1,1 @@
+"""Networks that read texts: integer tokens [B, L] -> vectors."""

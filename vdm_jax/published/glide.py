@@ -1,0 +1,187 @@
+"""Parameters of GLIDE (openai/glide-text2im): its text transformer and its noise-aware CLIP.
+
+The text transformer is in the file of the U-Net, of `nn.text.glide.GLIDEText`:
+
+    token_embedding.weight                     tokens/embedding
+    padding_embedding                          padding
+    transformer.resblocks.3.attn.c_qkv.weight  blocks/attention/qkv/kernel [3]; in the file the
+                                               features of a head are side by side: q, k, v of the
+                                               first head, then those of the second, ...
+    transformer_proj.weight                    out/kernel
+
+The noise-aware CLIP is two files, of the towers of `nn.text.clip.NoisyCLIP`:
+
+    blocks.input.w_voc, blocks.input.w_t       tokens/embedding, time
+    blocks.block_3.f_attn.f_q.w, f_k.w, f_v.w  blocks/attention/qkv/kernel [3]
+    blocks.block_3.f_attn.f_q.b, f_v.b         blocks/attention/query_value_bias [3]
+    blocks.output.f.w                          out/kernel
+"""
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from vdm_jax.errors import InputError
+from vdm_jax.nn.blocks import stack
+from vdm_jax.nn.text.clip import ImageTower, TextTower
+from vdm_jax.nn.text.glide import GLIDEText
+from vdm_jax.nn.text.trunk import STACK
+from vdm_jax.published import fitting
+from vdm_jax.typing import Array, PyTree
+
+Flat = Mapping[str, np.ndarray]
+
+_HEAD = 64  # features of a head in all published networks
+_OF_TEXT = re.compile(r'(token_embedding\.weight|positional_embedding|padding_embedding|'
+                      r'transformer\..*|final_ln\..*|transformer_proj\..*)')
+
+# Names here -> published names, each applied to the whole name.
+_text_renamed = fitting.renaming(
+    (r'^tokens/positions$', r'positional_embedding'),
+    (r'^tokens/', r'token_embedding/'),
+    (r'^padding$', r'padding_embedding'),
+    (r'^blocks_', r'transformer/resblocks/'),
+    (r'^norm_out/', r'final_ln/'),
+    (r'^out/', r'transformer_proj/'),
+    (r'/norm(\d)/', r'/ln_\1/'),
+    (r'/attention/qkv/', r'/attn/c_qkv/'),
+    (r'/attention/out/', r'/attn/c_proj/'),
+    (r'/mlp/dense0/', r'/mlp/c_fc/'),
+    (r'/mlp/dense1/', r'/mlp/c_proj/'),
+)
+_tower_renamed = fitting.renaming(
+    (r'^tokens/embedding$', r'input/w_voc'),
+    (r'^tokens/positions$', r'input/w_pos'),
+    (r'^positions$', r'input/w_pos'),
+    (r'^time$', r'input/w_t'),
+    (r'^patches/kernel$', r'input/patch_proj'),
+    (r'^norm_in/', r'input/ln/'),
+    (r'^norm_out/', r'output/ln/'),
+    (r'^out/', r'output/f/'),
+    (r'^blocks_', r'block_'),
+    (r'/norm1/', r'/f_attn/ln/'),
+    (r'/norm2/', r'/f_mlp/ln/'),
+    (r'/attention/qkv/', r'/f_attn/f_qkv/'),
+    (r'/attention/query_value_bias$', r'/f_attn/f_qv/b'),
+    (r'/attention/out/', r'/f_attn/f_c/'),
+    (r'/mlp/dense0/', r'/f_mlp/f_1/'),
+    (r'/mlp/dense1/', r'/f_mlp/f_2/'),
+    (r'/kernel$', r'/w'),
+    (r'/scale$', r'/g'),
+    (r'/bias$', r'/b'),
+)
+
+
+def text_name(name: str) -> str:
+  """'blocks_0/mlp/dense0/kernel' -> 'transformer.resblocks.0.mlp.c_fc.weight'."""
+  return fitting.torch_leaf(_text_renamed(name))
+
+
+def tower_name(name: str) -> str:
+  """'blocks_0/mlp/dense0/kernel' -> 'blocks.block_0.f_mlp.f_1.w'."""
+  return 'blocks.' + _tower_renamed(name).replace('/', '.')
+
+
+# -------------------------------------------------------------------------- the text transformer
+
+
+def text_of(flat: Flat, heads: int = 0) -> GLIDEText:
+  """The text transformer of a file of GLIDE, of any size, by its shapes.
+
+  heads: of an attention, which no shape tells; 0: of 64 features each, as in the published ones.
+  Raises InputError if there is no text transformer.
+  """
+  for name in ('token_embedding.weight', 'positional_embedding', 'transformer_proj.weight'):
+    if name not in flat:
+      raise InputError(problem=f'it has no {name}, so it is no GLIDE with a text',
+                       remedy='give the file of a whole GLIDE')
+  levels, features = flat['token_embedding.weight'].shape
+  return GLIDEText(features, fitting.depth(flat, r'transformer\.resblocks\.(\d+)\.'),
+                   heads or features // _HEAD, levels=levels,
+                   length=len(flat['positional_embedding']), padding=levels - 1,
+                   outputs=len(flat['transformer_proj.weight']))
+
+
+def text_from_flat(flat: Flat, like: PyTree, heads: int = 0) -> PyTree:
+  """The text transformer of a file of GLIDE as a tree like `like`, arrays or shapes.
+
+  The U-Net of `flat`, if it is there, is left out.  heads: as in `text_of`.
+  Raises InputError naming every parameter that does not fit.
+  """
+  own = {name: array for name, array in flat.items() if _OF_TEXT.fullmatch(name)}
+
+  def layout(name, array):
+    return fitting.from_torch(name, _by_part(array, heads) if '/qkv/' in name else array)
+  return _fitted(own, like, text_name, layout)
+
+
+def text_to_flat(params: PyTree, heads: int = 0) -> dict[str, Array]:
+  """The inverse of `text_from_flat`."""
+  def layout(name, array):
+    array = fitting.to_torch(name, array)
+    return _by_head(array, heads) if '/qkv/' in name else array
+  return fitting.flat(stack.unrolled(params, {STACK}), text_name, layout=layout)
+
+
+def _by_part(array: np.ndarray, heads: int) -> np.ndarray:
+  """Rows [head, (q, k, v), feature] -> [(q, k, v), head, feature]."""
+  heads = heads or len(array) // (3 * _HEAD)
+  return array.reshape(heads, 3, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+
+
+def _by_head(array: np.ndarray, heads: int) -> np.ndarray:
+  heads = heads or len(array) // (3 * _HEAD)
+  return array.reshape(3, heads, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+
+
+# -------------------------------------------------------------------------- the noise-aware CLIP
+
+
+def text_tower_of(flat: Flat, heads: int = 0) -> TextTower:
+  """The text tower of its file, of any size, by its shapes.
+
+  heads: as in `text_of`.  Raises InputError if it is no text tower.
+  """
+  _require_input(flat, 'w_voc', 'text')
+  levels, features = flat['blocks.input.w_voc'].shape
+  return TextTower(features, _tower_depth(flat), heads or features // _HEAD, levels=levels,
+                   length=len(flat['blocks.input.w_pos']), outputs=len(flat['blocks.output.f.w']),
+                   gelu='exact', key_bias=False)
+
+
+def image_tower_of(flat: Flat, heads: int = 0) -> ImageTower:
+  """The image tower of its file, as `text_tower_of`."""
+  _require_input(flat, 'w_t', 'image')
+  features, _, patch, _ = flat['blocks.input.patch_proj'].shape
+  return ImageTower(features, _tower_depth(flat), heads or features // _HEAD, patch=patch,
+                    outputs=len(flat['blocks.output.f.w']), steps=len(flat['blocks.input.w_t']),
+                    gelu='exact', key_bias=False)
+
+
+def _require_input(flat: Flat, name: str, kind: str) -> None:
+  if f'blocks.input.{name}' not in flat:
+    raise InputError(problem=f'it has no blocks.input.{name}, so it is no {kind} tower of the '
+                     'noise-aware CLIP', remedy=f'give the file of the {kind} encoder')
+
+
+def _tower_depth(flat: Flat) -> int:
+  return fitting.depth(flat, r'blocks\.block_(\d+)\.')
+
+
+def tower_from_flat(flat: Flat, like: PyTree) -> PyTree:
+  """A tower of the noise-aware CLIP from its file, as a tree like `like`, arrays or shapes.
+
+  Raises InputError naming every parameter that does not fit.
+  """
+  own = fitting.joined(flat, r'(.*\.f_attn\.)f_([qkv])\.(w)', 'qkv', '{0}f_qkv.{1}')
+  own = fitting.joined(own, r'(.*\.f_attn\.)f_([qv])\.(b)', 'qv', '{0}f_qv.{1}')
+
+  def layout(name, array):
+    return array.reshape(2, -1) if name.endswith('_bias') else fitting.from_torch(name, array)
+  return _fitted(own, like, tower_name, layout)
+
+
+def _fitted(flat, like, published, layout) -> PyTree:
+  like = jax.eval_shape(lambda u: stack.unrolled(u, {STACK}), like)
+  return stack.stacked(fitting.fit(flat, like, published, layout=layout), {STACK})
