@@ -170,11 +170,7 @@ def test_a_measurement_says_when_on_what_and_by_which_command(path):
 REFERENCE = (ROOT / 'docs' / 'reference' / 'commands.md').read_text()
 
 
-PENDING = {'parity'}  # tables without a command yet
-
-
-@pytest.mark.parametrize('path', [path for path in TABLES if path.stem not in PENDING],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', TABLES, ids=lambda path: path.stem)
 def test_the_command_of_a_table_writes_it(path, request):
   """Each part names a command, or the tests, with the flags that it has and with --measured."""
   for command in measured.read(path).command.split('; '):

@@ -36,7 +36,7 @@ def of_clip():
   return recorded, flat, clip.network_of(flat, text_heads=4)
 
 
-def test_both_towers_of_clip_repeat_the_public_code(of_clip):
+def test_both_towers_of_clip_repeat_the_public_code(of_clip, differs):
   recorded, flat, net = of_clip
   images, tokens = last(recorded['in/image']), recorded['in/tokens'].astype(np.int32)
   params = clip.from_flat(flat, shapes_of(net, images, tokens))
@@ -54,6 +54,7 @@ def test_both_towers_of_clip_repeat_the_public_code(of_clip):
   assert_close(gradient, last(recorded['grad_cosine']))
   logits = jax.jit(net.apply)({'params': params}, images, tokens)
   assert_close(logits, recorded['logits_per_image'])
+  differs('parity', 'nn/text/clip.py', logits, recorded['logits_per_image'])
 
 
 def test_the_text_of_clip_is_found_by_the_names_of_both_public_codes(of_clip):
@@ -116,7 +117,7 @@ def of_noisy_clip():
   return recorded, text, image, net
 
 
-def test_the_noise_aware_clip_repeats_the_public_code(of_noisy_clip):
+def test_the_noise_aware_clip_repeats_the_public_code(of_noisy_clip, differs):
   recorded, text, image, net = of_noisy_clip
   z, time = last(recorded['clip/in/z']), np.float32(recorded['clip/in/t'])
   tokens, lengths = (np.int32(recorded[f'clip/in/{name}']) for name in ('tokens', 'lengths'))
@@ -132,6 +133,7 @@ def test_the_noise_aware_clip_repeats_the_public_code(of_noisy_clip):
   assert_close(gradient, last(recorded['clip/grad_100_cosine']))
   _, features = net.text.apply({'params': params['text']}, tokens, lengths)
   assert_close(features, recorded['clip/text'])
+  differs('parity', 'nn/text/clip.py', features, recorded['clip/text'])
   assert_close(net.image.apply({'params': params['image']}, networks.standardised(z), time),
                recorded['clip/image'])
   with pytest.raises(InputError, match=r'no blocks\.input\.w_t, so it is no image tower'):
@@ -146,7 +148,7 @@ def test_the_published_noise_aware_clip_has_its_published_sizes():
 
 
 @pytest.mark.parametrize('name', ['base', 'super_res', 'inpaint'])
-def test_glide_s_text_transformer_repeats_the_public_code(name):
+def test_glide_s_text_transformer_repeats_the_public_code(name, differs):
   """The third text of `base` has no token, so the network reads its vectors for padding alone."""
   recorded = recordings.shared('glide_small')
   flat = weights(recorded, f'{name}/shapes')
@@ -156,6 +158,7 @@ def test_glide_s_text_transformer_repeats_the_public_code(name):
   sequence, pooled = jax.jit(net.apply)({'params': params}, tokens, mask)
   assert_close(sequence, recorded[f'{name}/text/sequence'].swapaxes(1, 2))
   assert_close(pooled, recorded[f'{name}/text/pooled'])
+  differs('parity', 'nn/text/glide.py', pooled, recorded[f'{name}/text/pooled'])
   if (mask == (tokens != net.padding)).all():
     np.testing.assert_array_equal(net.apply({'params': params}, tokens).pooled,
                                   net.apply({'params': params}, tokens, mask).pooled)
@@ -173,7 +176,7 @@ def condition(flat):
   return {name.removeprefix('cond_stage_model.'): array for name, array in flat.items()}
 
 
-def test_the_bert_of_latent_diffusion_repeats_the_public_code():
+def test_the_bert_of_latent_diffusion_repeats_the_public_code(differs):
   recorded = recordings.shared('latent_diffusion_small')
   flat = condition(weights(recorded, 'bert/shapes'))
   net, tokens = compvis.text_encoder_of(flat), np.int32(recorded['bert/in/tokens'])
@@ -181,6 +184,7 @@ def test_the_bert_of_latent_diffusion_repeats_the_public_code():
   params = compvis.text_encoder_from_flat(flat, shapes_of(net, tokens))
   sequence, pooled = jax.jit(net.apply)({'params': params}, tokens)
   assert_close(sequence, recorded['bert/out'])
+  differs('parity', 'nn/text/bert.py', sequence, recorded['bert/out'])
   assert pooled is None
 
 
