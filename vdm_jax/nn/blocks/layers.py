@@ -20,6 +20,7 @@ embedding of logsnr, normalisation statistics, the attention's softmax and the o
 They must, because near the data the noise is below the resolution of bfloat16.
 """
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -244,11 +245,29 @@ def _flash_attention_exists() -> bool:
           and float(device.compute_capability) >= 8.0)
 
 
+class Attends(nn.Module):
+  """A layer whose attention maps can be read and changed from outside, by one method.
+
+  `flax.linen.intercept_methods` replaces the method `attended`; see `vdm_jax.editing.attention`.
+  """
+
+  def attended(self, maps: Array, told: int = 0) -> Array:
+    """The maps that are multiplied by the values: `maps` themselves, [B, heads, positions, read].
+
+    Each row is a softmax over what a position reads.  told: so many columns, the first, are tokens
+    of the condition.  The other columns are positions of the image.
+    """
+    return maps
+
+
 def attend(query: Array, key: Array, value: Array, attention: Attention = 'auto',
-           training: bool = False, causal: bool = False) -> Array:
+           training: bool = False, causal: bool = False,
+           attended: Callable[[Array], Array] | None = None) -> Array:
   """softmax(q k^T / sqrt(C)) v for each head, the softmax float32: [B, positions, heads, C] each.
 
   causal: whether a position reads only itself and the positions before it.
+  attended: the softmax, [B, heads, positions, read] -> what multiplies v, see `Attends`.  A fused
+  kernel never calls it.
   attention: 'cudnn' never holds the [positions, positions] scores in memory.  It needs a GPU and
   bfloat16, and it has no forward derivative, which the flow's likelihood needs.  'auto' takes
   'cudnn' where it exists and `training` is set.  A loss that takes derivatives forwards needs
@@ -258,11 +277,21 @@ def attend(query: Array, key: Array, value: Array, attention: Attention = 'auto'
   if attention == 'auto':
     fits = query.dtype == jnp.bfloat16 and features <= 128 and features % 8 == 0
     attention = 'cudnn' if training and fits and _flash_attention_exists() else 'xla'
-  return jax.nn.dot_product_attention(query, key, value, is_causal=causal,
-                                      implementation=attention)
+  if attended is None or attention == 'cudnn':
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal,
+                                        implementation=attention)
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  # Named, because the default of mixed precisions is not the same in the backward pass.
+  precision = (jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if query.dtype == jnp.bfloat16 else None)
+  scores = jnp.einsum('bqhc,bkhc->bhqk', query, key, precision=precision,
+                      preferred_element_type=wide) * features**-0.5
+  if causal:
+    scores = jnp.where(jnp.tril(jnp.ones(scores.shape[2:], bool)), scores, -jnp.inf)
+  maps = attended(nn.softmax(scores, axis=-1))
+  return jnp.einsum('bhqk,bkhc->bqhc', maps.astype(value.dtype), value, precision=precision)
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Attends):
   """h + W softmax(q k^T / sqrt(C)) v over all positions, one head: [B, ..., C] -> [B, ..., C].
 
   The block starts as the identity.  attention, training: see `attend`.
@@ -277,7 +306,8 @@ class AttentionBlock(nn.Module):
     x = nn.GroupNorm(self.groups, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, 1, features)  # one head
     dense = lambda name: nn.Dense(features, dtype=self.dtype, name=name)(x)
-    x = attend(dense('query'), dense('key'), dense('value'), self.attention, training)
+    x = attend(dense('query'), dense('key'), dense('value'), self.attention, training,
+               attended=self.attended)
     x = nn.Dense(features, dtype=self.dtype, kernel_init=zeros, name='out')(x)
     return h + x.reshape(h.shape)
 

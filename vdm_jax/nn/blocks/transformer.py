@@ -13,6 +13,7 @@ from flax import linen as nn
 from vdm_jax import random
 from vdm_jax.errors import require
 from vdm_jax.nn.blocks.layers import (
+  Attends,
   Attention,
   attend,
   require_choices,
@@ -90,7 +91,7 @@ class Labels(nn.Module):
     return jnp.take(table, jnp.where(cond < 0, self.classes, cond), axis=0, mode='fill')
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Attends):
   """W softmax(q k^T / sqrt(D)) v of all tokens: [B, tokens, C] -> the same shape.
 
   One linear map gives q, k and v of all heads, in this order.  D is the number of features of a
@@ -118,7 +119,8 @@ class SelfAttention(nn.Module):
       of_query, of_value = self.param('query_value_bias', zeros, (2, inner)).astype(self.dtype)
       qkv += jnp.concatenate([of_query, jnp.zeros_like(of_query), of_value])
     qkv = qkv.reshape(batch, tokens, 3, self.heads, -1)
-    x = attend(*(qkv[:, :, i] for i in range(3)), self.attention, training, self.causal)
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    x = attend(query, key, value, self.attention, training, self.causal, self.attended)
     return dense(features, 'out')(x.reshape(batch, tokens, inner))
 
 

@@ -28,20 +28,21 @@ from vdm_jax.errors import require
 from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.convolution import Conv, WeightGradient
 from vdm_jax.nn.blocks.layers import (
-    Attention,
-    Dropout,
-    attend,
-    downsample,
-    require_choices,
-    require_groups,
-    require_halvable,
-    require_heads,
-    require_labels,
-    require_sizes,
-    sinusoidal_embedding,
-    torch_init,
-    upsample,
-    zeros,
+  Attends,
+  Attention,
+  Dropout,
+  attend,
+  downsample,
+  require_choices,
+  require_groups,
+  require_halvable,
+  require_heads,
+  require_labels,
+  require_sizes,
+  sinusoidal_embedding,
+  torch_init,
+  upsample,
+  zeros,
 )
 from vdm_jax.typing import Array, PyTree
 
@@ -138,7 +139,7 @@ def number_of_heads(features: int, attention_heads: int, head_features: int) -> 
   return attention_heads
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Attends):
   """h + W softmax(q k^T / sqrt(C)) v in each head, over all positions: [B, H, W, C'], as h.
 
   attention_heads, head_features, qkv_order: see `UNet`.  attention, training: see `layers.attend`.
@@ -159,7 +160,8 @@ class AttentionBlock(nn.Module):
     x = nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, features)
     qkv = nn.Dense(3 * features, kernel_init=torch_init, dtype=self.dtype, name='qkv')(x)
-    x = attend(*_apart(qkv, heads, self.qkv_order), self.attention, self.training)
+    x = attend(*_apart(qkv, heads, self.qkv_order), self.attention, self.training,
+               attended=self.attended)
     x = nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name='out')(x.reshape(
         h.shape[0], -1, features))
     return h + x.reshape(h.shape)

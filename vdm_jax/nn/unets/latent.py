@@ -16,6 +16,7 @@ from flax import linen as nn
 from vdm_jax.errors import require
 from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.layers import (
+  Attends,
   Attention,
   attend,
   require_labels,
@@ -27,10 +28,11 @@ from vdm_jax.nn.unets import adm
 from vdm_jax.typing import Array
 
 
-class HeadsAttention(nn.Module):
+class HeadsAttention(Attends):
   """W softmax(q k^T / sqrt(C)) v in each head: [B, positions, C'], [B, tokens, C''] -> as h.
 
-  q is a linear map of h; k and v are linear maps of what h reads.
+  q is a linear map of h; k and v are linear maps of what h reads.  told: whether h reads tokens of
+  the condition.
   """
   heads: int
   dtype: jnp.dtype = jnp.float32
@@ -38,13 +40,13 @@ class HeadsAttention(nn.Module):
   training: bool = False
 
   @nn.compact
-  def __call__(self, h: Array, read: Array) -> Array:
+  def __call__(self, h: Array, read: Array, told: bool = False) -> Array:
     features = h.shape[-1]
     split = lambda u: u.reshape(*u.shape[:2], self.heads, features // self.heads)
     dense = lambda name, u: split(nn.Dense(features, use_bias=False, kernel_init=torch_init,
                                            dtype=self.dtype, name=name)(u))
     x = attend(dense('query', h), dense('key', read), dense('value', read), self.attention,
-               self.training)
+               self.training, attended=lambda maps: self.attended(maps, told * read.shape[1]))
     return nn.Dense(features, kernel_init=torch_init, dtype=self.dtype, name='out')(
         x.reshape(h.shape))
 
@@ -69,7 +71,8 @@ class TransformerBlock(nn.Module):
     x = norm('norm_self')
     h += attention('self')(x, x)
     x = norm('norm_cross')
-    h += attention('cross')(x, x if context is None else context.astype(self.dtype))
+    read = x if context is None else context.astype(self.dtype)
+    h += attention('cross')(x, read, context is not None)
     a, b = jnp.split(dense(8 * h.shape[-1], 'mlp_in')(norm('norm_mlp')), 2, axis=-1)
     return h + dense(h.shape[-1], 'mlp_out')(a * nn.gelu(b, approximate=False))
 

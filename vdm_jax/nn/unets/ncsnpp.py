@@ -29,15 +29,16 @@ from vdm_jax.errors import require
 from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.blocks.convolution import Conv, WeightGradient
 from vdm_jax.nn.blocks.layers import (
-    Attention,
-    Dropout,
-    attend,
-    require_choices,
-    require_halvable,
-    require_heads,
-    require_labels,
-    require_sizes,
-    sinusoidal_embedding,
+  Attends,
+  Attention,
+  Dropout,
+  attend,
+  require_choices,
+  require_halvable,
+  require_heads,
+  require_labels,
+  require_sizes,
+  sinusoidal_embedding,
 )
 from vdm_jax.typing import Array, PyTree
 
@@ -222,7 +223,7 @@ class ResBlock(nn.Module):
     return (h + x) * math.sqrt(0.5) if self.rescale else h + x
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Attends):
   """h + W softmax(q k^T / sqrt(c)) v over all positions, in heads of c channels: [B, H, W, C].
 
   head_features: c; 0 means one head.  fused: one linear map gives q, k and v.  Its outputs are in
@@ -250,7 +251,8 @@ class SelfAttention(nn.Module):
     else:
       q, k, v = (dense(features, name, self.initial.qkv)(x).reshape(heads)
                  for name in ('query', 'key', 'value'))
-    x = attend(q, k, v, self.attention, training=keys is not None)
+    x = attend(q, k, v, self.attention, keys is not None,
+               attended=self.attended)
     x = dense(features, 'out', self.initial.last)(x.reshape(h.shape))
     return (h + x) * math.sqrt(0.5) if self.rescale else h + x
 
