@@ -19,7 +19,7 @@ import pytest
 
 from tests.support import configs
 from vdm_jax import data, guidance, oracles, runs, schedules
-from vdm_jax.data import conditions, fields, pairs
+from vdm_jax.data import conditions, fields, pairs, writers
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
@@ -113,7 +113,7 @@ def test_samples_of_a_student_are_compared_with_the_data_of_the_teacher_and_not_
 def test_a_command_that_ended_goes_on_bit_for_bit_and_holds_a_batch_at_a_time(teacher, made,
                                                                               monkeypatch):
   place, batches = teacher.parent / 'resumed', []
-  write = pairs.Writer.write
+  write = writers.Writer.write
 
   def once(self, first, batch):
     if len(batches) == 2:
@@ -121,7 +121,7 @@ def test_a_command_that_ended_goes_on_bit_for_bit_and_holds_a_batch_at_a_time(te
     batches.append(len(batch['x']))
     write(self, first, batch)
   with monkeypatch.context() as patched:
-    patched.setattr(pairs.Writer, 'write', once)
+    patched.setattr(writers.Writer, 'write', once)
     with pytest.raises(KeyboardInterrupt):
       runs.make_pairs(teacher, place, method=HEUN, count=60, batch_size=16)
   assert batches == [16, 16] and not place.exists()  # nothing that looks finished
@@ -140,7 +140,7 @@ TOLD = re.compile(r'(?P<count>[\d,]+) pairs(, (?P<rate>[\d.e+]+) a second)?(, (?
 
 
 def test_pairs_that_are_there_are_not_made_again(teacher, made, monkeypatch, capsys):
-  monkeypatch.setattr(pairs.Writer, 'write', None)
+  monkeypatch.setattr(writers.Writer, 'write', None)
   assert runs.make_pairs(teacher, made, method=HEUN, count=60, batch_size=16) == made
   told = TOLD.search(capsys.readouterr().out)
   assert told['count'] == '60' and told['rate'] is told['evaluations'] is None
@@ -149,7 +149,7 @@ def test_pairs_that_are_there_are_not_made_again(teacher, made, monkeypatch, cap
 def test_the_cost_of_pairs_is_the_mean_square_of_their_distance(tmp_path, monkeypatch):
   """Pair i has the distance (3 i, 4 i), in more blocks than one."""
   place, n = tmp_path / 'pairs', 1000
-  writer = pairs.Writer(place, {}, n, pairs.fields_of(fields.reals('x_0', (2,))))
+  writer = pairs.writer(place, {}, n, pairs.fields_of(fields.reals('x_0', (2,))))
   writer.begin()
   i = np.arange(n, dtype=np.float32)[:, None]
   writer.write(0, {'x': 3.0 + i * [3.0, 0.0], 'z_1': 3.0 - i * [0.0, 4.0]})

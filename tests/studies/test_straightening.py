@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support import commands
-from vdm_jax.data import pairs
+from vdm_jax.data import pairs, writers
 from vdm_jax.runs import workdir
 from vdm_jax.studies import straightening
 from vdm_jax.train import metrics
@@ -52,7 +52,8 @@ def test_a_study_that_is_stopped_in_its_pairs_and_in_a_training_ends_as_one_that
                                            train_steps=STEPS, pairs=6000)
   place = tmp_path / 'stopped'
   with monkeypatch.context() as patched:  # at the second batch of 5,000
-    patched.setattr(pairs.Writer, 'write', stopped(pairs.Writer, 'write', lambda *given: given[1]))
+    patched.setattr(writers.Writer, 'write', stopped(
+        writers.Writer, 'write', lambda *given: given[1]))
     with pytest.raises(KeyboardInterrupt):
       study('stopped')
   assert pairs.record(place / 'ot_pairs.part')['done'] == 5000

@@ -79,8 +79,8 @@ def pairs(subject: speed.Subject, *, sampler_steps: int = 250, repetitions: int 
   """Seconds of a batch of pairs, and of a batch of samples by the same sampler.
 
   The sampler is DDIM.  Pairs are drawn and written into mapped arrays, and samples are only drawn.
-  The writer puts the arrays on the disk once in `data.pairs.SECONDS`.  So the median has no disk in
-  it where a batch takes much less; the rate that `runs.make_pairs` prints includes the disk.
+  The writer puts the arrays on the disk once in `data.writers.SECONDS`.  So the median has no disk
+  in it where a batch takes much less; the rate that `runs.make_pairs` prints includes the disk.
   Raises InputError: a model whose samples are latents.
   """
   require_at_least('sampler_steps', sampler_steps, 1)
@@ -114,7 +114,7 @@ def _written(subject: speed.Subject, model: Model, batches: Iterator[DrawnPairs]
   """Writes each batch of pairs over the one before it; yields its numbers."""
   spec = subject.experiment.data.spec
   x, told = spec[model.field], pairs_lib.conditions_of(spec, model.conditions(np.arange(1)))
-  writer = pairs_lib.Writer(place, {}, size, pairs_lib.fields_of(x, told))
+  writer = pairs_lib.writer(place, {}, size, pairs_lib.fields_of(x, told))
   writer.begin()
   for drawn in batches:
     writer.write(0, {**model.conditions(drawn.numbers), x.name: drawn.data,

@@ -1,5 +1,4 @@
 """Pairs of noise and sample of a run, for reflow and for distillation: see `data.pairs`."""
-import contextlib
 import hashlib
 import time
 from collections.abc import Mapping
@@ -9,7 +8,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import tqdm
 
 from vdm_jax import data
 from vdm_jax.data import pairs
@@ -19,11 +17,11 @@ from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
 from vdm_jax.processes import compared_levels, prior_std
-from vdm_jax.runs import needs, workdir
+from vdm_jax.runs import needs, workdir, writing
 from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import check_pairs, draw_pairs
-from vdm_jax.train import check, lock
+from vdm_jax.train import check
 
 __all__ = ['check_start', 'make_pairs', 'truth']
 
@@ -89,22 +87,12 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   if guided:
     about['guidance'] = [str(u) for u in guided.recorded()]
   levels = compared_levels(model.process)  # a process of each pixel would fill the file
-  writer = pairs.Writer(out, about, count, pairs.fields_of(x, told),
+  writer = pairs.writer(out, about, count, pairs.fields_of(x, told),
                         process=levels.tolist() if levels.ndim == 2 else ())
-  if writer.complete:
-    _tell(out, count)
-    return out
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(lock.exclusive(writer.part, 'out', 'makes pairs'))
-    if out.exists():  # another process has ended between the two looks: leave what others made
-      (writer.part / 'lock').unlink(missing_ok=True)
-      with contextlib.suppress(OSError):
-        writer.part.rmdir()
+  with writing.resumed(writer, 'pair') as bar:
+    if bar is None:
+      _tell(out, count)
       return out
-    writer.begin()
-    stack.callback(writer.keep)
-    bar = stack.enter_context(tqdm.tqdm(total=count, initial=writer.done, unit='pair', desc='pairs',
-                                        dynamic_ncols=True))
     evaluations, done, began = 0, writer.done, time.monotonic()
     for drawn in draw_pairs(drawn_by, trained.params, method.make, times=times, start=writer.done,
                             stop=count, seed=seed, batch_size=batch_size, cond=cond):
@@ -115,8 +103,6 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
       if not evaluations:  # the first batch is compiled
         done, began = writer.done, time.monotonic()
       evaluations = max(evaluations, drawn.evaluations)
-    writer.close()
-    (out / 'lock').unlink(missing_ok=True)  # which moved with the folder
   rate = (writer.done - done) / (time.monotonic() - began)
   _tell(out, count, evaluations * (2 if guided else 1), rate)
   return out
