@@ -23,6 +23,8 @@ from vdm_jax.systems.guided.classifier import Classifier
 from vdm_jax.systems.guided.noisy_classifier import NoisyClassifier
 from vdm_jax.systems.latent.autoencoder import Autoencoder
 from vdm_jax.systems.variational.autoencoders import VAE
+from vdm_jax.train import step
+from vdm_jax.train.checkpoint import Checkpoints
 
 PIXELS, PROCESS = Pixels(17), GaussianProcess(Linear())
 NOTHING = lambda *args, **options: None
@@ -110,8 +112,15 @@ def test_the_nats_of_an_autoencoder_are_its_bound_with_a_key_for_each_image():
   assert jnp.allclose(vae.nats({'image': images}, key=key), images + jnp.stack(noise))
 
 
-def test_a_system_that_computes_on_its_parameters_is_no_autoencoder(tmp_path):
+def test_a_system_that_computes_on_its_parameters_is_no_autoencoder(tmp_path, monkeypatch):
   """The learned rates of this chain are a table, which is computed where its model is made."""
   _, config = configs.read('plane/dpm2015')
   workdir.prepare(tmp_path, config, configs.file('plane/dpm2015'))
+  assert not runs.is_autoencoder(tmp_path)  # it has made nothing yet
+  experiment = configs.read('plane/dpm2015')[0].build(config)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(step.init(jax.jit(experiment.init)(random.key(0)), experiment.tx,
+                             experiment.ema, experiment.aux))
+  checkpoints.close()
+  monkeypatch.setattr(Checkpoints, 'restore_weights', None)  # which it does not need
   assert not runs.is_autoencoder(tmp_path)

@@ -18,6 +18,7 @@ from vdm_jax.machine import config_files, files
 from vdm_jax.runs import evaluations, needs, pictures, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.systems.latent.autoencoder import Autoencoder
+from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree, Reconstructs
 from vdm_jax.units import bits_per_dim
@@ -53,16 +54,25 @@ class Reconstruction(NamedTuple):
 
 
 def is_autoencoder(directory: str | Path) -> bool:
-  """Whether the run in `directory` made an autoencoder.  No weights are read."""
+  """Whether the run in `directory` made an autoencoder.
+
+  No weights are read and nothing is traced: the shapes of the weights come from the newest
+  checkpoint.  A run without a checkpoint has made nothing yet.
+  """
   directory = files.run_directory('workdir', directory)
-  if not (directory / 'config.json').exists():
+  if not (directory / 'config.json').exists() or not workdir.begun(directory):
     return False
-  config = workdir.read_config(directory)
-  experiment = config_files.build(workdir.import_config(directory / 'config.py'), config)
-  made = []
-  # A system may compute on its parameters where it makes its model, so they are arrays there.
-  jax.eval_shape(lambda key: made.append(experiment.model(experiment.init(key))), random.key(0))
-  return isinstance(made[0], Reconstructs)
+  experiment = config_files.build(workdir.import_config(directory / 'config.py'),
+                                  workdir.read_config(directory))
+  step = workdir.steps_made(directory)
+  checkpoints = Checkpoints(directory, read_only=True)
+  try:
+    shapes = checkpoints.shapes(step)
+  finally:
+    checkpoints.close()
+  # A system may compute on its parameters where it makes its model, so they are arrays.
+  unknown = jax.tree.map(lambda u: np.broadcast_to(np.zeros((), u.dtype), u.shape), shapes)
+  return isinstance(experiment.after(step).model(unknown), Reconstructs)
 
 
 def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',

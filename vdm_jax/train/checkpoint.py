@@ -223,6 +223,11 @@ class Checkpoints:
     """The kept step with the lowest validation loss; None if no loss was measured."""
     return self._best.of({step: self._manager.metrics(step) for step in self.steps()})
 
+  def shapes(self, step: int) -> PyTree:
+    """The shapes and types of the parameters of `step`.  No weights are read."""
+    return jax.tree.map(lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype),
+                        self._manager.item_metadata(step)['params'].tree)
+
   def restore_weights(self, step: int, average: str | None) -> PyTree:
     """The parameters of `step`, as numpy: the average with this name, or the raw ones for None.
 
