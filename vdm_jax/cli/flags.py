@@ -46,9 +46,13 @@ def data_dir() -> flags.FlagHolder:
   return path('data_dir', 'The folder that holds the data sets, if it has moved.')
 
 
-def moved_data() -> flags.FlagHolder:
-  """Defines --data_name for data that have moved."""
-  return path('data_name', "The run's data, if they have moved: ./photos or x.npz.")
+def moved_data(help_text: str = "The run's data, if they have moved: ./photos or x.npz."
+               ) -> flags.FlagHolder:
+  """Defines --data_name for data that have moved.
+
+  It is a name as in config.data.name and no path, which would lose the dot of ./photos.
+  """
+  return flags.DEFINE_string('data_name', None, help_text)
 
 
 def average(help_text: str = "Which average: a name in config.ema, or 'raw'.  Default: the slowest."
