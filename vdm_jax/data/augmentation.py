@@ -28,20 +28,30 @@ def flips_and_turns(batch: Batch, u: np.ndarray, field: str) -> Batch:
   The field is [n, H, H, C].  u [3, n] are the flip, whether to turn, and the angle.  Source: the
   augmented CIFAR-10 of the official VDM repository (google-research/vdm, `dataset.py`).
   """
-  flip, turn, angle = u
-  images, flipped = batch[field], flip < 0.5
+  left_right, turn, angle = u
+  images, changed = batch[field], left_right < 0.5
   quarters = np.where(turn < 0.5, 1 + np.floor(3 * angle), 0).astype(int)
-  out = np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+  out = np.where(changed[:, None, None, None], flip(images), images)
   for k in (1, 2, 3):
     out[quarters == k] = np.rot90(out[quarters == k], k, axes=(1, 2))
-  return batch | {field: out, AUGMENTED: (flipped | (quarters > 0)).astype(np.float32)}
+  return batch | {field: out, AUGMENTED: (changed | (quarters > 0)).astype(np.float32)}
+
+
+def flipped(u: np.ndarray) -> np.ndarray:
+  """Which images `flips` flips, bool [n]; u: [1, n]."""
+  return u[0] < 0.5
+
+
+def flip(images: np.ndarray) -> np.ndarray:
+  """Images [n, H, W, C], each flipped left-right."""
+  return images[:, :, ::-1]
 
 
 def flips(batch: Batch, u: np.ndarray, field: str) -> Batch:
   """Flips left-right with probability 1/2.  The field is [n, H, W, C]; u: [1, n]."""
-  flipped = u[0] < 0.5
-  out = np.where(flipped[:, None, None, None], batch[field][:, :, ::-1], batch[field])
-  return batch | {field: out, AUGMENTED: flipped.astype(np.float32)}
+  which = flipped(u)
+  out = np.where(which[:, None, None, None], flip(batch[field]), batch[field])
+  return batch | {field: out, AUGMENTED: which.astype(np.float32)}
 
 
 def _images(square: bool) -> Callable[[Field], str]:

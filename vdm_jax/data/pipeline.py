@@ -11,19 +11,29 @@ are indexed.  Larger ones are read by grain's worker processes, which compute th
 import atexit
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import ml_collections
 import numpy as np
 from absl import flags, logging
 
-from vdm_jax.data import augmentation, fields, fingerprints, random, records, sources, stores
+from vdm_jax.data import (
+  augmentation,
+  fields,
+  fingerprints,
+  latents,
+  random,
+  records,
+  sources,
+  stores,
+)
 from vdm_jax.data.fields import Batch, Spec
 from vdm_jax.errors import InputError
 
@@ -51,6 +61,8 @@ def default_config() -> ml_collections.ConfigDict:
       'seed': 0,           # of the order and the augmentation
       'augment': False,    # changes of x, and the field 'augmented' that says so
       'augmentation': 'flips_and_turns',  # which ones: see vdm_jax/data/augmentation.py
+      'latents': '',       # a folder of the training images' latents, which a diffusion of latents
+                           # reads in training: see scripts/encode_latents.py
       'memory_gb': 1.0,    # splits up to this size live in RAM
       'workers': 4,        # processes that read the larger ones
   }).lock()
@@ -233,10 +245,48 @@ class Data:
   def stream(self, start_step: int = 0, process_index: int = 0,
              process_count: int = 1) -> Iterator[Batch]:
     """The batches of start_step, start_step + 1, ... without end, read before they are needed."""
-    batches = self._batches(process_index, process_count)
-    if self._small('train') or not self.config.workers:
+    small = (self._small('train') if self.latents is None else
+             self.latents.bytes <= self.config.memory_gb * 1e9)
+    return self._ahead(self._batches(process_index, process_count), start_step, small)
+
+  def in_order(self, name: str, batch_size: int, start: int = 0) -> Iterator[Batch]:
+    """A split in its order, read ahead: the batches start, start + 1, ... of `batch_size` examples.
+
+    The last batch repeats the last example until it is full.
+    """
+    split = self.split(name)
+    batches = self._ahead(functools.partial(_consecutive, split, batch_size), start,
+                          self._small('test' if name == 'test' else 'train'))
+    with contextlib.closing(batches):
+      yield from itertools.islice(batches, max(-(-len(split) // batch_size) - start, 0))
+
+  def _ahead(self, batches, start_step: int, small: bool) -> Generator[Batch, None, None]:
+    if small or not self.config.workers:
       return _threaded(batches, start_step)
     return _workers(batches, start_step, self.config.workers)
+
+  @functools.cached_property
+  def latents(self) -> latents.Latents | None:
+    """The latents that training reads in the place of images, or None.
+
+    Raises InputError if the folder holds no latents of so many images with these fields, or no
+    flipped images where training flips.
+    """
+    c = self.config
+    if not c.get('latents', ''):
+      return None
+    found = latents.open_latents(c.latents, self.spec)
+    images = self._store.train.length
+    if found.images != images:
+      raise InputError('config.data.latents', c.latents, f'it has latents of {found.images:,} '
+                       f'images, and {c.name} has {images:,}', latents.LATENTS.remedy)
+    if c.augment and c.augmentation != 'flips':
+      raise InputError('config.data.augmentation', c.augmentation, 'latents are kept of flipped '
+                       'images alone', 'set it to flips, or config.data.augment to False')
+    if c.augment and not found.flips:
+      raise InputError('config.data.latents', c.latents, 'it has no flipped images, and training '
+                       'flips them', f'make them ({latents.LATENTS.command} --flips)')
+    return found
 
   def describe(self) -> str:
     """One line that describes the data that were found."""
@@ -248,7 +298,9 @@ class Data:
             f'{" x ".join(map(str, spec.shape))}, {of_x}, {spec.classes} classes{others}; '
             f'{len(self.split("train")):,} to train on, {self._validation:,} for validation '
             f'({"not" if c.hold_out else "also"} trained on), {store.test.length:,} for test '
-            f'({store.test.name}){"".join(f"; {note}" for note in self._notes())}')
+            f'({store.test.name}){"".join(f"; {note}" for note in self._notes())}'
+            f'{"; training reads the latents in " if c.get("latents") else ""}'
+            f'{c.get("latents", "")}')
 
   def fingerprint(self) -> dict[str, Any]:
     """The content of the data, for `fingerprints.changes`.  No image is decoded."""
@@ -343,7 +395,8 @@ class Data:
     change = augmentation.named(c.get('augmentation', 'flips_and_turns'), split.spec
                                 ) if c.augment else None
     rows = np.arange(c.batch_size).reshape(process_count, -1)[process_index]
-    return functools.partial(make_batch, split, c.seed, c.batch_size, change, rows)
+    return functools.partial(make_batch, split, c.seed, c.batch_size, change, rows,
+                             kept=self.latents)
 
 
 def _check_numbering(name: str, store: sources.Store) -> None:
@@ -365,19 +418,34 @@ def _renamed(read, old: str, new: str, rows: np.ndarray) -> Batch:
 
 
 def make_batch(split: Split, seed: int, batch_size: int,
-               augment: augmentation.Augmentation | None, rows: np.ndarray, step: int) -> Batch:
-  """Rows [n] of the global batch of `step`, by the module's equation."""
+               augment: augmentation.Augmentation | None, rows: np.ndarray, step: int,
+               kept: latents.Latents | None = None) -> Batch:
+  """Rows [n] of the global batch of `step`, by the module's equation.
+
+  kept: has the moments of the images, which the batch has in their place.
+  """
   epochs, offsets = np.divmod(step * batch_size + rows, len(split))
   indices = np.empty_like(rows)
   for epoch in np.unique(epochs):
     here = epochs == epoch
     indices[here] = random.permutation(seed, int(epoch), len(split))[offsets[here]]
-  batch = split.get(indices)
+  u = None
   if augment is not None:
     # Drawn for the whole batch: what row i gets does not depend on who asks for it.
     u = random.uniform(seed, step, random.AUGMENT, augment.draws * batch_size)
-    batch = augment.apply(batch, u.reshape(augment.draws, batch_size)[:, rows], split.spec.x.name)
+    u = u.reshape(augment.draws, batch_size)[:, rows]
+  if kept is not None:
+    return kept.get(split.start + indices, None if u is None else augmentation.flipped(u),
+                    split.spec.names[1:])
+  batch = split.get(indices)
+  if augment is not None and u is not None:
+    batch = augment.apply(batch, u, split.spec.x.name)
   return batch
+
+
+def _consecutive(split: Split, batch_size: int, step: int) -> Batch:
+  rows = np.arange(step * batch_size, (step + 1) * batch_size)
+  return split.get(np.minimum(rows, len(split) - 1))
 
 
 def _in_ram(source: sources.Source) -> sources.Source:
@@ -400,7 +468,7 @@ def _chunks(length: int) -> Iterator[np.ndarray]:
     yield np.arange(start, min(start + CHUNK, length))
 
 
-def _threaded(batches, start_step: int, ahead: int = 2) -> Iterator[Batch]:
+def _threaded(batches, start_step: int, ahead: int = 2) -> Generator[Batch, None, None]:
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     steps = itertools.count(start_step)
     waiting = collections.deque(pool.submit(batches, next(steps)) for _ in range(ahead))
@@ -416,7 +484,7 @@ def _leave_to_parent(*_) -> None:
     signal.signal(each, signal.SIG_IGN)
 
 
-def _workers(batches, start_step: int, workers: int) -> Iterator[Batch]:
+def _workers(batches, start_step: int, workers: int) -> Generator[Batch, None, None]:
   import grain  # only the large data sets need it
 
   if not flags.FLAGS.is_parsed():  # in a notebook; grain reads its own flags

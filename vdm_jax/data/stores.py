@@ -17,9 +17,10 @@ import functools
 import os
 from collections.abc import Sequence
 
-from vdm_jax.data import arrays, captions, folders, formulas, pairs, records
+from vdm_jax.data import arrays, captions, folders, formulas, latents, pairs, records
 from vdm_jax.data.fields import IMAGE, Field
 from vdm_jax.data.sources import Source, Store
+from vdm_jax.errors import InputError
 
 
 def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Sequence[str] = (),
@@ -41,6 +42,9 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return arrays.open_arrays(path, text_length)
   if is_path(name) and pairs.begun(path):
     return pairs.open_pairs(path)
+  if is_path(name) and latents.begun(path):
+    raise InputError('config.data.name', name, 'it holds latents, which only training reads',
+                     'name the images here, and the latents in config.data.latents')
   if is_path(name):
     return folders.open_folder(path, image_size, text_length)
   return records.open_records(name, data_dir, image_size, fields, text_length)

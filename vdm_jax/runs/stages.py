@@ -21,7 +21,7 @@ from vdm_jax.evaluation.features import checksum
 from vdm_jax.runs import needs, workdir
 from vdm_jax.typing import Experiment, PyTree
 
-__all__ = ['check', 'settle']
+__all__ = ['check', 'own', 'settle']
 
 _FIELD = 'config.model.autoencoder'
 
@@ -48,7 +48,7 @@ def settle(config: ml_collections.ConfigDict, spec: data.Spec, directory: str | 
     return _keep(config, workdir.read_config(directory), asked)
   if asked:
     trained = _read(asked, spec)
-    _take(config, trained.config.model, checksum(_own(trained.params)), _absolute(asked))
+    _take(config, trained.config.model, checksum(own(trained.params)), _absolute(asked))
     return lambda: trained
   kept = workdir.read_config(init_from) if init_from else None
   if kept is not None and 'autoencoder' in kept:
@@ -65,23 +65,23 @@ def _keep(config: ml_collections.ConfigDict, kept: ml_collections.ConfigDict, as
   """The autoencoder of a run that has begun."""
   if 'autoencoder' not in kept:
     return None  # another run, which is refused later
-  own, of = kept.autoencoder, kept.model.autoencoder
+  section, of = kept.autoencoder, kept.model.autoencoder
   if asked and _absolute(asked) != of:  # not what the run itself remembers
     if not Path(_absolute(asked)).is_dir():
       raise InputError(_FIELD, asked, 'there is no such directory', 'leave it out, since the run '
                        'has a copy of its autoencoder')
-    if checksum(_own(workdir.load_trained(asked).params)) != own.sha256:
+    if checksum(own(workdir.load_trained(asked).params)) != section.sha256:
       raise InputError(_FIELD, asked, 'its weights are not those that this run began with',
                        'leave it out, since the run has its own copy; or choose another workdir')
     of = _absolute(asked)  # the same weights at another place
-  _take(config, own.model, own.sha256, of)
-  return (lambda: _same(of, own.sha256)) if of else None
+  _take(config, section.model, section.sha256, of)
+  return (lambda: _same(of, section.sha256)) if of else None
 
 
 def _same(directory: str, sha256: str) -> workdir.Trained:
   """The run that a run began with, if its weights are still the same."""
   trained = workdir.load_trained(directory)
-  if checksum(_own(trained.params)) != sha256:
+  if checksum(own(trained.params)) != sha256:
     raise InputError(_FIELD, directory, 'its weights are not those that this run began with, and '
                      'this run has lost its own copy', 'name a run of the same weights, or choose '
                      'another workdir')
@@ -95,7 +95,7 @@ def _take(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict
     config.model.autoencoder = directory
 
 
-def _own(params: PyTree) -> PyTree:
+def own(params: PyTree) -> PyTree:
   """The parameters of an autoencoder, without those of its discriminator."""
   return {name: u for name, u in params.items() if name != 'discriminator'}
 
@@ -104,9 +104,9 @@ def _read(directory: str, spec: data.Spec) -> workdir.Trained:
   """The run of an autoencoder.  Raises InputError if it is none, or of other data."""
   trained = workdir.load_trained(directory)
   needs.require(trained.experiment.model(trained.params), 'first_stage', directory, _FIELD)
-  x, own = trained.experiment.data.spec.x, spec.x
-  if (x.shape, x.levels) != (own.shape, own.levels):
-    raise InputError(_FIELD, directory, f'it encodes {x}, and the data here are {own}',
+  x, here = trained.experiment.data.spec.x, spec.x
+  if (x.shape, x.levels) != (here.shape, here.levels):
+    raise InputError(_FIELD, directory, f'it encodes {x}, and the data here are {here}',
                      'train an autoencoder on these data')
   return trained
 
@@ -122,7 +122,7 @@ def check(experiment: Experiment, scale: float, first_stage: Callable[[], workdi
   """
   shapes = jax.eval_shape(experiment.init, random.key(0))
   if first_stage is not None:
-    _require_fit(_FIELD, shapes['autoencoder'], _own(first_stage().params))
+    _require_fit(_FIELD, shapes['autoencoder'], own(first_stage().params))
   elif start is not None:
     parts = ('autoencoder', 'scale')
     given = {name: u for name, u in start().params.items() if name in parts}

@@ -15,6 +15,7 @@ from vdm_jax.data import pairs
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.runs import (
+  encoding,
   pairing,
   pictures,
   reconstructing,
@@ -86,6 +87,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
       read()
   if experiment.first_stage and not workdir.begun(directory):
     stages.check(experiment, config.model.scale, first_stage, read)
+  if config.data.get('latents'):
+    encoding.check(config, experiment)
   measures = (_distance(experiment, spec, config.seed, frechet, frechet_samples)
               if frechet else None)
   with lock.exclusive(directory):

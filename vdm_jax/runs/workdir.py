@@ -45,6 +45,7 @@ __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_con
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
+              'data.latents',  # of the same autoencoder and images: see `encoding`
               'model.scan', 'model.remat', 'model.weight_gradient', 'model.attention',
               'model.autoencoder')  # its settings and its fingerprint may not differ
 
@@ -278,9 +279,9 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
   saved = record(workdir)
   config = ml_collections.ConfigDict(_tuples(saved['config']))
   if (began := saved.get('cwd', os.getcwd())) != os.getcwd() and 'data' in config:
-    for field in ('name', 'data_dir'):
+    for field in ('name', 'data_dir', 'latents'):
       path = config.data.get(field, '')
-      if path and (field == 'data_dir' or data.is_path(path)):
+      if path and (field != 'name' or data.is_path(path)):
         there = Path(began, Path(path).expanduser())
         config.data[field] = str(there) if there.exists() else path
   return config

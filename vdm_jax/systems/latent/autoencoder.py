@@ -54,6 +54,18 @@ LAST_KERNEL = 'decoder', 'conv_out', 'kernel'  # of the networks of `nn.autoenco
 FIRST_STD = 0.1                                # of p(x | y), before it is fitted
 
 
+def drawn(mean: Array, log_variance: Array | None, keys: Array) -> tuple[Array, Array | None]:
+  """y ~ N(mean, exp(log_variance)), [B, ...], and its log density in nats [B].
+
+  Without a variance, y is the mean and has no density, which is None.
+  """
+  if log_variance is None:
+    return mean, None
+  eps = random.normal(random.stream(keys, 'y'), mean)
+  return (mean + jnp.exp(0.5 * log_variance) * eps,
+          sum_over_data(norm.logpdf(eps) - 0.5 * log_variance))
+
+
 class Autoencoder(NamedTuple):
   """A trained autoencoder.  Data are integers, or real numbers; y are its latents."""
   encode: Callable[[Array], tuple]       # data [B, ...] -> m, log v of q(y | data), [B, ...] each;
@@ -71,11 +83,7 @@ class Autoencoder(NamedTuple):
   def draw(self, data: Array, keys: Array) -> tuple[Array, Array | None]:
     """y ~ q(y | data), and log q(y | data) in nats [B], which is None if y has no density."""
     mean, log_variance = self.encode(data)
-    if log_variance is None:
-      return mean, None
-    eps = random.normal(random.stream(keys, 'y'), mean)
-    return (mean + jnp.exp(0.5 * log_variance) * eps,
-            sum_over_data(norm.logpdf(eps) - 0.5 * log_variance))
+    return drawn(mean, log_variance, keys)
 
   def reconstruct(self, data: Array, keys: Array) -> Array:
     """The data nearest to D(y), for one draw of y for each example."""

@@ -14,6 +14,9 @@ where log q(z | x) = log q(y | x) - D log s, for D numbers of y.  So the terms o
 up to a bound on the probability of the images, in bits per dimension of the images.  The gradient
 of the bound by the diffusion model is the gradient of its last part alone.
 
+Training may read the moments of q(y | x) in the place of x (config.data.latents).  It draws y from
+them by the same keys, so its losses are the same to rounding.  Validation and all commands read x.
+
 If y is a function of x, as for a codebook's encoder, q has no density, and the model draws images
 but has no likelihood.
 
@@ -32,6 +35,7 @@ from flax import linen as nn
 
 from vdm_jax import data, decoders, random
 from vdm_jax.data import fields
+from vdm_jax.data.latents import LOG_VARIANCE, MEAN
 from vdm_jax.errors import InputError, require
 from vdm_jax.objectives import vlb
 from vdm_jax.systems import compose
@@ -128,14 +132,18 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     return {**base.init(key), 'autoencoder': autoencoders.init(net, x, jax.random.fold_in(key, 2)),
             'scale': jnp.ones(())}
 
-  def draw(params, images, keys) -> tuple[Array, Array, Array | None]:
+  def encoded(own, batch) -> tuple[Array, Array | None]:
+    """m and log v of q(y | x), which a batch of latents has already; own: the autoencoder."""
+    return (batch[MEAN], batch.get(LOG_VARIANCE)) if MEAN in batch else own.encode(batch[x.name])
+
+  def draw(params, batch, keys) -> tuple[Array, Array, Array | None]:
     """y and z = s y, with log q(z | x), which is None if z has no density."""
-    y, log_q = stage(params).draw(images, keys)
+    y, log_q = autoencoders.drawn(*encoded(stage(params), batch), keys)
     s = params['scale']
     return y, s * y, None if log_q is None else log_q - math.prod(shape) * jnp.log(s)
 
   def loss(params, batch, context):
-    y, z, log_q = draw(params, batch[x.name], context.keys)
+    y, z, log_q = draw(params, batch, context.keys)
     losses, terms = base.loss(params, {**batch, x.name: z}, context)
     inner = base.model(params)
     in_bits = {'bits_per_dim', *compose.IN_NATS}
@@ -155,7 +163,7 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     return losses, terms
 
   def model(params, keys=None):
-    drawn = lambda images, keys: draw(params, images, keys)
+    drawn = lambda images, keys: draw(params, {x.name: images}, keys)
     return _of_data(base.model(params, keys), stage(params), params['scale'],
                     drawn if random_latents else None, begins_at_data)
 
@@ -165,8 +173,9 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     params = params | jax.tree.map(jnp.asarray, own)
     if config.model.scale:
       return params | {'scale': jnp.float32(config.model.scale)}
-    keys = random.per_example(random.key(config.seed), jnp.arange(len(batch[x.name])))
-    y = jax.jit(lambda own, images: stage(own).draw(images, keys)[0])(own, batch[x.name])
+    keys = random.per_example(random.key(config.seed), jnp.arange(len(jax.tree.leaves(batch)[0])))
+    y = jax.jit(lambda own, batch: autoencoders.drawn(*encoded(stage(own), batch), keys)[0])(
+        own, batch)
     std = np.std(np.asarray(y, np.float64))
     require(bool(np.isfinite(std) and std > 0.0), 'config.model.autoencoder',
             config.model.autoencoder, f'the standard deviation of its latents is {std:g}',
