@@ -5,6 +5,7 @@ the eps of an estimate always change together: z = alpha x + sigma eps holds aft
 wherever it held before.  A wrapper keeps `extra`.
 
   limits on x_hat             `clip`, `dynamic_threshold`
+  a known part of x           `known`
   another condition           `conditioned_on`
   guidance                    `classifier`, `classifier_free`
   guidance at some levels     `guided_between` two values of log-SNR
@@ -23,7 +24,7 @@ from vdm_jax.errors import InputError, require
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, Model, PyTree
 
 __all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'conditioned_on',
-           'dynamic_threshold', 'guided_between', 'label_gradient', 'parse', 'revise']
+           'dynamic_threshold', 'guided_between', 'known', 'label_gradient', 'parse', 'revise']
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
@@ -65,6 +66,23 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
     s = jnp.maximum(s, 1.0)
     return revise(estimate, jnp.clip(estimate.x, -s, s) / s, level)
   return thresholded
+
+
+def known(denoise: Denoiser, part: Callable[[PyTree], tuple[ArrayLike, ArrayLike]]) -> Denoiser:
+  """x_hat with the known part of x: mask y + (1 - mask) x_hat.
+
+  The public sampling code of GLIDE (Nichol et al. 2021) does so for its models for inpainting,
+  after guidance and before clipping: clip(known(classifier_free(...), part)).  The model itself
+  must know the known part, or the rest will not fit it.
+
+  part: cond -> (y, mask), which broadcast against z.  y: x where it is known, in the units of x.
+  mask: 1 where it is known, 0 where it is not.
+  """
+  def completed(z, level, cond=None):
+    estimate = denoise(z, level, cond)
+    y, mask = part(cond)
+    return revise(estimate, mask * y + (1.0 - mask) * estimate.x, level)
+  return completed
 
 
 # ------------------------------------------------------ what it is led to

@@ -19,6 +19,7 @@ WRAPPERS = {
     'classifier_free': lambda d: guidance.classifier_free(d, oracles.Gaussian(0.0, 2.0), 3.0),
     'classifier': lambda d: guidance.classifier(
         d, lambda z, level, cond: level.expand(z).alpha * jnp.sin(z), 2.0),
+    'known': lambda d: guidance.known(d, lambda cond: (0.3, 0.75)),
     'guided_between': lambda d: guidance.guided_between(d, guidance.clip(d), -2.0, 2.0),
 }
 
@@ -111,6 +112,18 @@ def test_clipping_is_to_the_range_that_was_given():
   np.testing.assert_array_equal(guidance.clip(fixed(x))(z, level).x, [[-1.0, -0.5, 0.2, 1.0]])
   np.testing.assert_array_equal(guidance.clip(fixed(x), 0.0, 5.0)(z, level).x,
                                 [[0.0, 0.0, 0.2, 5.0]])
+
+
+def test_a_sample_has_the_known_part_and_the_rest_is_not_changed():
+  """The numbers of `WIDE` are independent, so the unknown ones are those of plain samples."""
+  y, mask = jnp.linspace(-0.9, 0.9, 8).reshape(2, 4), np.array([1.0, 0.0, 0.0, 1.0])
+  completed = guidance.known(WIDE, lambda cond: (cond, mask))
+  process, z = rectified_flow(), jax.random.normal(jax.random.key(3), (2, 4))
+  keys, times = jax.random.split(jax.random.key(0), 2), np.linspace(1.0, 0.0, 5)
+  told = lambda z, level, cond=None: completed(z, level, y)
+  got = sample(ddim(told, process), keys, z, times)
+  plain = sample(ddim(WIDE, process), keys, z, times)
+  np.testing.assert_allclose(got, jnp.where(mask > 0, y, plain), rtol=1e-9)
 
 
 def test_dynamic_thresholding_divides_each_image_by_its_own_percentile():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import oracles, processes, random, schedules
+from vdm_jax import guidance, oracles, processes, random, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, learned_share, sub_vp, ve, vp
 from vdm_jax.samplers import ancestral, ddim, encode, sample
@@ -134,6 +134,25 @@ def test_reverse_diffusion_without_noise_does_not_converge_from_alpha_zero_and_s
       sample(reverse_flow(DATA, PROCESSES[name]), keys, z, np.linspace(1.0, 0.0, 5))
   got = sample(reverse_flow(DATA, RECTIFIED), keys, z, np.linspace(0.9, 0.0, 5))
   assert np.isfinite(got).all()
+
+
+def test_a_gradient_multiplies_the_kernel_by_the_exponential_of_its_slope():
+  """N(z_s; m, v) exp(g z_s) is N(m + v g, v) up to a constant, for every variance v.
+
+  A classifier of the same slope moves the mean by (alpha_s / alpha_t) beta g.
+  """
+  process, t, s, g = OFFICIAL, np.array([0.9, 0.5]), np.array([0.6, 0.45]), 0.7
+  slope = lambda z, level, cond=None: jnp.full_like(z, g)
+  at_t, at_s = process(t), process(s)
+  beta = at_t.sigma**2 * processes.tau(at_t, at_s)
+  for share in (0.0, 0.4, 1.0):
+    make = functools.partial(ancestral, share=share)
+    gain, offset, std = affine(make, DATA, process, t, s).T
+    found = affine(functools.partial(make, gradient=slope), DATA, process, t, s).T
+    np.testing.assert_allclose(found, [gain, offset + std**2 * g, std], rtol=1e-9)
+    found = affine(make, guidance.classifier(DATA, slope), process, t, s).T
+    moved = at_s.alpha / at_t.alpha * beta * g
+    np.testing.assert_allclose(found, [gain, offset + moved, std], rtol=1e-9)
 
 
 # ---------------------------------------------------------- the variances

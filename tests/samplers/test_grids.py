@@ -156,6 +156,10 @@ def test_the_sequences_of_the_ddim_paper():
     ('1,1,1', 9, [0, 3, 6]),             # of one step, the first
     ('3', 10, [0, 4, 9]),                # 4.5 is rounded to even
     ('1000', 1000, range(1000)),
+    # Five sections of 200; the last index would be 999.
+    ('fast27', 1000, [0, 22, 44, 66, 88, 111, 133, 155, 177, 199,
+                      200, 222, 244, 266, 288, 311, 333, 355, 377, 399,
+                      400, 500, 599, 600, 799, 800, 997]),
 ])
 def test_the_respacing_of_iddpm(sections, table, expected):
   np.testing.assert_array_equal(grids.iddpm(sections, table), list(expected))

@@ -21,6 +21,7 @@ from vdm_jax import denoisers, oracles, processes, random, schedules, targets
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
 from vdm_jax.samplers import ancestral, ddim, encode, heun, sample
+from vdm_jax.samplers.sampling import tempered
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -162,6 +163,15 @@ def test_a_network_of_zero_noise_is_not_defined_and_heun_needs_none():
   got = on_grids(heun(denoise, process), z, [200, 180])
   exact = oracles.Gaussian(0.0, 0.3).flow_map(z, process(jnp.ones(())), process(jnp.zeros(())))
   np.testing.assert_allclose(got, jnp.broadcast_to(exact, got.shape), atol=2e-3)
+
+
+def test_samples_of_centred_data_are_as_much_smaller_as_their_noise():
+  """The flow of N(0, s^2) is linear, and so is every step of DDIM."""
+  process, z = GaussianProcess(schedules.Linear(6.0, -4.0)), jnp.linspace(-2.0, 2.0, 4)[:, None]
+  sampler = ddim(oracles.Gaussian(0.0, 0.5), process)
+  keys, times = jax.random.split(jax.random.key(0), 4), np.linspace(1.0, 0.0, 9)
+  np.testing.assert_allclose(sample(tempered(sampler, 0.7), keys, z, times),
+                             0.7 * sample(sampler, keys, z, times), rtol=1e-12)
 
 
 def test_a_step_of_length_zero_is_the_identity():

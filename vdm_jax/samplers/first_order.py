@@ -65,7 +65,8 @@ def ddim_to_x(denoise: Denoiser, process: Process) -> Sampler:
 
 
 def ancestral(denoise: Denoiser, process: Process,
-              share: float | Callable[[Estimate], Array] = 0.0) -> Sampler:
+              share: float | Callable[[Estimate], Array] = 0.0,
+              gradient: Callable[[Array, Level], Array] | None = None) -> Sampler:
   """z_s ~ N(mean of q(z_s | z_t, x = x_hat), beta^v beta_tilde^(1 - v)) with v = `share`.
 
   beta_tilde = sigma_s^2 tau is the variance of the posterior; beta = sigma_t^2 tau is the variance
@@ -77,15 +78,22 @@ def ancestral(denoise: Denoiser, process: Process,
 
   A step to sigma_s = 0 draws no noise, whatever v, like the last step of the algorithm.  beta is in
   the units of the curve, so only v = 0 gives the same samples on all curves.
+
+  gradient: (z_t, level of t) -> [B, ...], of what guides; the mean moves by variance x gradient.
+  Dhariwal and Nichol (2021), algorithm 1; Nichol et al. (2021), section 2.4, with CLIP.
+  `guidance.classifier` moves it by (alpha_s / alpha_t) beta x gradient, whatever v.
   """
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
     estimate = denoise(z, at_t)
     v = share(estimate) if callable(share) else share
+    slope = None if gradient is None else gradient(z, at_t)
     at_t, at_s = at_t.expand(z), at_s.expand(z)
     std = interpolated_std(at_t, at_s, v)
     std = jnp.where(at_s.sigma > 0.0, std, 0.0)
     eps_scale = jnp.sqrt(1.0 - tau(at_t, at_s))
     mean = at_s.alpha * estimate.x + at_s.sigma * eps_scale * estimate.eps
+    if slope is not None:
+      mean += jnp.square(std) * slope
     return mean + std * random.normal(random.stream(keys, 'noise'), z)
   return Sampler(step)
