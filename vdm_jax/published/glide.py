@@ -1,7 +1,9 @@
-"""Parameters of GLIDE (openai/glide-text2im): its text transformer and its noise-aware CLIP.
+"""Parameters of GLIDE (openai/glide-text2im): its U-Nets with their texts, its noise-aware CLIP.
 
-The text transformer is in the file of the U-Net, of `nn.text.glide.GLIDEText`:
+The file of a model holds a U-Net, by the names of `published.openai`, and its text transformer, of
+`nn.text.glide.GLIDEText`.  Beside ADM's, the U-Net has the keys and values of the text:
 
+    input_blocks.4.1.encoder_kv.weight         down_4_attention/text/kernel
     token_embedding.weight                     tokens/embedding
     padding_embedding                          padding
     transformer.resblocks.3.attn.c_qkv.weight  blocks/attention/qkv/kernel [3]; in the file the
@@ -27,7 +29,8 @@ from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.text.clip import ImageTower, TextTower
 from vdm_jax.nn.text.glide import GLIDEText
 from vdm_jax.nn.text.trunk import STACK
-from vdm_jax.published import fitting
+from vdm_jax.nn.unets import adm
+from vdm_jax.published import fitting, openai
 from vdm_jax.typing import Array, PyTree
 
 Flat = Mapping[str, np.ndarray]
@@ -35,6 +38,22 @@ Flat = Mapping[str, np.ndarray]
 _HEAD = 64  # features of a head in all published networks
 _OF_TEXT = re.compile(r'(token_embedding\.weight|positional_embedding|padding_embedding|'
                       r'transformer\..*|final_ln\..*|transformer_proj\..*)')
+
+_UNET = {'features': 192, 'head_features': _HEAD, 'resblock_updown': True, 'heads': 1,
+         'dropout': 0.1, 'text': True}
+_LARGE = {**_UNET, 'multipliers': (1, 1, 2, 2, 4, 4), 'blocks': 2, 'super_resolution': True}
+# By the file's name without `.pt`; the settings are those of the public code.  The text transformer
+# of each is GLIDEText().
+MODELS: dict[str, adm.UNet] = {
+    'base': adm.UNet(**_UNET),
+    'upsample': adm.UNet(**_LARGE),
+    'base_inpaint': adm.UNet(**_UNET, inpainting=True),
+    'upsample_inpaint': adm.UNet(**_LARGE, inpainting=True),
+}
+SHAPES = {name: (256, 256, 3) if net.super_resolution else (64, 64, 3)
+          for name, net in MODELS.items()}
+CHAINS = {name: openai.TrainedChain(1000, 'linear' if net.super_resolution else 'cosine')
+          for name, net in MODELS.items()}
 
 # Names here -> published names, each applied to the whole name.
 _text_renamed = fitting.renaming(
@@ -133,6 +152,68 @@ def _by_part(array: np.ndarray, heads: int) -> np.ndarray:
 def _by_head(array: np.ndarray, heads: int) -> np.ndarray:
   heads = heads or len(array) // (3 * _HEAD)
   return array.reshape(3, heads, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+
+
+# ---------------------------------------------------------------------------------- the U-Net
+
+
+def unet_of(flat: Flat, side: int = 0, head_features: int = _HEAD) -> adm.UNet:
+  """The U-Net of a file of GLIDE, of any size, by its shapes: see `MODELS` for its settings.
+
+  side: the height of its images, which no shape tells; 0: 256 for an upsampler, else 64.
+  head_features: of an attention, which no shape tells either.
+  Raises InputError if a part is missing, or if it reads another number of channels.
+  """
+  def shape(name):
+    if name not in flat:
+      raise InputError(problem=f'it has no {name}, so it is no U-Net of GLIDE',
+                       remedy='give the file of a whole GLIDE')
+    return flat[name].shape
+
+  inputs, features = shape('input_blocks.0.0.weight')[1], shape('time_embed.0.weight')[1]
+  channels = shape('out.2.weight')[0] // 2  # of y; the others are of the variance
+  reads = {channels: (False, False), 2 * channels: (True, False), 2 * channels + 1: (False, True),
+           3 * channels + 1: (True, True)}
+  if inputs not in reads:
+    raise InputError(problem=f'it reads {inputs} channels and returns {channels}, besides the '
+                     'variances', remedy=f'give a network that reads one of {sorted(reads)}')
+  small, inpainting = reads[inputs]
+  side = side or (256 if small else 64)
+
+  # The last block of a resolution on the way up holds a change of size too, which is a second
+  # block, or a convolution alone.  Each resolution has as many on the way down, and a part before.
+  count = fitting.depth(flat, r'output_blocks\.(\d+)\.')
+  changes = re.compile(r'output_blocks\.(\d+)\.[12]\.(in_layers\.0|conv)\.weight')
+  each = 1 + min((int(found[1]) for name in flat if (found := changes.fullmatch(name))),
+                 default=count - 1)
+  levels = range(count // each if each else 0)
+  first = lambda level: f'output_blocks.{(len(levels) - 1 - level) * each}'
+  width = lambda level: shape(f'{first(level)}.0.out_layers.3.weight')[0]
+  attends = lambda level: f'{first(level)}.1.qkv.weight' in flat
+  return adm.UNet(
+      features=features, multipliers=tuple(width(level) // features for level in levels),
+      blocks=each - 1,
+      attention_resolutions=tuple(side >> level for level in levels if attends(level)),
+      head_features=head_features,
+      scale_shift=shape('middle_block.0.emb_layers.1.weight')[0] == 2 * width(len(levels) - 1),
+      resblock_updown=f'input_blocks.{each}.0.op.weight' not in flat,
+      heads=1, super_resolution=small, inpainting=inpainting,
+      text='middle_block.1.encoder_kv.weight' in flat)
+
+
+def unet_from_flat(flat: Flat, like: PyTree) -> PyTree:
+  """The U-Net of a file of GLIDE as a tree like `like`, arrays or shapes.
+
+  The text transformer of `flat`, if it is there, is left out.
+  Raises InputError naming every other parameter that does not fit.
+  """
+  return openai.from_flat(
+      {name: array for name, array in flat.items() if not _OF_TEXT.fullmatch(name)}, like)
+
+
+def unet_to_flat(params: PyTree) -> dict[str, Array]:
+  """The inverse of `unet_from_flat`."""
+  return openai.to_flat(params)
 
 
 # -------------------------------------------------------------------------- the noise-aware CLIP

@@ -19,7 +19,7 @@ from vdm_jax.published import fitting
 from vdm_jax.typing import Array, PyTree
 
 _HINT = ('compare features, multipliers, blocks, attention_resolutions, scale_shift, '
-         'resblock_updown, classes, heads and super_resolution')
+         'resblock_updown, classes, heads, super_resolution, text and inpainting')
 
 # Names here -> published names, each applied to the whole name.
 _renamed = fitting.renaming(
@@ -48,6 +48,7 @@ _renamed = fitting.renaming(
     (r'/conv2/', r'/out_layers/3/'),
     (r'/shortcut/', r'/skip_connection/'),
     (r'/1/out/', r'/1/proj_out/'),
+    (r'/1/text/', r'/1/encoder_kv/'),
 )
 
 
@@ -83,7 +84,7 @@ def to_flat(params: PyTree) -> dict[str, Array]:
 def _to_torch(name, array):
   array = fitting.to_torch(name, array)
   # The maps of the attention are convolutions over the positions.
-  return array[..., None] if re.search(r'/(qkv|out)/kernel$', name) else array
+  return array[..., None] if re.search(r'/(qkv|out|text)/kernel$', name) else array
 
 
 _MULTIPLIERS = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4),

@@ -95,7 +95,8 @@ class ImageTower(Trunk):
   def __call__(self, images: Array, time: Array | None = None) -> Array:
     """The features [B, D], float32.
 
-    images: [B, H, W, 3], see `standardised`.  time: [B], the step 0 .. steps - 1 of the noise.
+    images: [B, H, W, 3], see `standardised`.  time: [B], the step 0 .. steps - 1 of the noise, of
+    which the nearest whole number is taken.
     Raises InputError: images that cannot be cut into patches; a time where there are no steps, or
     none where there are.
     """
@@ -106,7 +107,7 @@ class ImageTower(Trunk):
     start = nn.initializers.normal(self.features ** -0.5)
     if self.steps:
       table = self.param('time', start, (self.steps, self.features))
-      first = jnp.take(table, time.astype(jnp.int32), axis=0, mode='fill')
+      first = jnp.take(table, jnp.rint(time).astype(jnp.int32), axis=0, mode='fill')
     else:
       first = jnp.broadcast_to(self.param('class', start, (self.features,)),
                                (len(h), self.features))

@@ -17,6 +17,11 @@ heads, and attention at 16x16 and 8x8.  They also let the embedding scale and sh
 `UNetClassifier` has only the way down, with attention over the pixels that are left.  It gives
 p(label | z), for guidance (ADM, section 4).  The super-resolution network sees a small image too.
 The image is brought to the size of z, and becomes further channels of the input.
+
+GLIDE (Nichol et al. 2021) tells ADM's U-Net a text, by two ways (section 3.1).  One vector for the
+text is added to the embedding of the step.  And wherever pixels attend to pixels, they also attend
+to the tokens: each attention has further keys and values.  For inpainting, the network also reads
+the known part of the image and its mask (section 3.3).
 """
 from typing import Literal, get_args
 
@@ -118,13 +123,13 @@ class ResBlock(nn.Module):
     return h + x
 
 
-def _apart(qkv: Array, heads: int, order: QKVOrder) -> tuple[Array, Array, Array]:
-  """Splits [B, positions, 3 C] into q, k and v: [B, positions, heads, C / heads] each."""
+def _apart(u: Array, heads: int, order: QKVOrder, parts: int = 3) -> list[Array]:
+  """Splits [B, positions, parts C], into q, k and v say: [B, positions, heads, C / heads] each."""
   if order == 'legacy':
-    x = qkv.reshape(*qkv.shape[:2], heads, 3, -1)
-    return x[:, :, :, 0], x[:, :, :, 1], x[:, :, :, 2]
-  x = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
-  return x[:, :, 0], x[:, :, 1], x[:, :, 2]
+    x = u.reshape(*u.shape[:2], heads, parts, -1)
+    return [x[:, :, :, i] for i in range(parts)]
+  x = u.reshape(*u.shape[:2], parts, heads, -1)
+  return [x[:, :, i] for i in range(parts)]
 
 
 def number_of_heads(features: int, attention_heads: int, head_features: int) -> int:
@@ -142,6 +147,9 @@ def number_of_heads(features: int, attention_heads: int, head_features: int) -> 
 class AttentionBlock(Attends):
   """h + W softmax(q k^T / sqrt(C)) v in each head, over all positions: [B, H, W, C'], as h.
 
+  text: None, or [B, L, D]; the positions attend to these L tokens too, by one softmax.  The tokens
+  come first.
+
   attention_heads, head_features, qkv_order: see `UNet`.  attention, training: see `layers.attend`.
   The block starts as the identity.  Raises InputError if the heads do not divide C'.
   """
@@ -154,14 +162,21 @@ class AttentionBlock(Attends):
   training: bool = False
 
   @nn.compact
-  def __call__(self, h: Array) -> Array:
+  def __call__(self, h: Array, text: Array | None = None) -> Array:
     features = h.shape[-1]
     heads = number_of_heads(features, self.attention_heads, self.head_features)
     x = nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name='norm')(h)
     x = x.reshape(h.shape[0], -1, features)
     qkv = nn.Dense(3 * features, kernel_init=torch_init, dtype=self.dtype, name='qkv')(x)
-    x = attend(*_apart(qkv, heads, self.qkv_order), self.attention, self.training,
-               attended=self.attended)
+    query, key, value = _apart(qkv, heads, self.qkv_order)
+    if text is not None:
+      told = nn.Dense(2 * features, kernel_init=torch_init, dtype=self.dtype, name='text')(text)
+      told_key, told_value = _apart(told, heads, self.qkv_order, parts=2)
+      key = jnp.concatenate([told_key, key], axis=1)
+      value = jnp.concatenate([told_value, value], axis=1)
+    tokens = 0 if text is None else text.shape[1]
+    x = attend(query, key, value, self.attention, self.training,
+               attended=lambda maps: self.attended(maps, tokens))
     x = nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name='out')(x.reshape(
         h.shape[0], -1, features))
     return h + x.reshape(h.shape)
@@ -297,7 +312,7 @@ class _SelfAttending(Trunk):
   def _attention(self, h: Array, keys: Array | None, name: str, context: Array | None) -> Array:
     block = stack.rematerialised(AttentionBlock, self.remat)
     return block(self.attention_heads, self.head_features, self.qkv_order, self.groups, self.dtype,
-                 self.attention, keys is not None, name=name)(h)
+                 self.attention, keys is not None, name=name)(h, context)
 
 
 class UNet(_SelfAttending):
@@ -326,14 +341,24 @@ class UNet(_SelfAttending):
   super_resolution        whether a small image is part of the condition
   outputs                 channels of y; 0: those of z.  A network for inpainting reads more
                           channels than it returns
+  text                    whether a text is part of the condition, as in GLIDE
+  inpainting              whether a part of the image is part of the condition, as in GLIDE
 
-  cond is the label, integers [B], -1 for none; or None.  With `super_resolution` it is a dict,
-  {'low_res': [B, h, w, C], 'label': [B]}, without 'label' if there are no labels.
+  cond is the label, integers [B], -1 for none; or None.  With `super_resolution`, `text` or
+  `inpainting` it is a dict, but a text may also stand alone:
+
+    label          as above; it may be left out
+    text           `nn.text.trunk.Encoded`: a sequence [B, L, D], and a pooled vector [B, 4 C]
+    low_res        the small image [B, h, w, channels of z], for `super_resolution`
+    known, mask    an image [B, H, W, channels of z], and [B, H, W, 1]: 1 where it is known, and 0
+                   where it is not.  The network reads no more of it.  For `inpainting`
   """
   classes: int = 0
   heads: int = 0
   super_resolution: bool = False
   outputs: int = 0
+  text: bool = False
+  inpainting: bool = False
 
   @nn.compact
   def __call__(self, z: Array, time: Array, cond: PyTree = None,
@@ -344,16 +369,54 @@ class UNet(_SelfAttending):
     """
     self._check(z)
     require_sizes(self, outputs=0)
-    h, label = z, cond
-    if self.super_resolution:
-      require(isinstance(cond, dict) and 'low_res' in cond, 'cond', None, 'a super_resolution '
-              'network is conditioned on images', "give {'low_res': images, 'label': labels}")
-      label = cond.get('label')
-      h = jnp.concatenate([z, jax.image.resize(cond['low_res'], z.shape, 'bilinear')], axis=-1)
-    embedding = StepEmbedding(self.features, self.classes, name='embedding')(time, label)
-    h, outs = self._encode(h, embedding, keys)
+    told = self._told(z, cond)
+    embedding = StepEmbedding(self.features, self.classes, name='embedding')(
+        time, told.get('label'))
+    text = told.get('text')
+    if text is not None:
+      embedding += text.pooled
+    tokens = None if text is None else text.sequence
+    h, outs = self._encode(jnp.concatenate([z, *self._images(z, told)], axis=-1), embedding, keys,
+                           tokens)
     channels = (1 + self.heads) * (self.outputs or z.shape[-1])
-    return self._decode(h, outs, embedding, keys, channels)
+    return self._decode(h, outs, embedding, keys, channels, tokens)
+
+  def _told(self, z: Array, cond: PyTree) -> dict[str, PyTree]:
+    """The parts of `cond` by name.  Raises InputError unless they are those of this network."""
+    parts = {'text': self.text, 'low_res': self.super_resolution, 'known': self.inpainting,
+             'mask': self.inpainting}
+    names = [name for name, needed in parts.items() if needed]
+    if not names:
+      return {'label': cond}
+    if names == ['text'] and not isinstance(cond, dict) and cond is not None:
+      cond = {'text': cond}
+    listed = ', '.join(names)
+    require(isinstance(cond, dict) and set(names) <= set(cond) <= {*names, 'label'}, 'cond', None,
+            f'this network is conditioned on {listed}' + ' and a label' * bool(self.classes),
+            f'give a dict of {listed}')
+    if self.text:
+      require(hasattr(cond['text'], 'pooled'), 'cond', None, 'the text is not encoded',
+              'give what a network of texts returns: nn.text.trunk.Encoded')
+      sequence, pooled = cond['text'].sequence, cond['text'].pooled
+      count, width = len(z), 4 * self.features
+      fits = sequence.ndim == 3 and len(sequence) == count
+      require(fits and pooled is not None and pooled.shape == (count, width), 'cond', None,
+              'the text does not fit this network',
+              f'give a sequence [{count}, L, D], and a pooled vector [{count}, {width}]')
+    if self.inpainting:
+      shapes = cond['known'].shape, cond['mask'].shape
+      require(shapes == (z.shape, (*z.shape[:-1], 1)), 'cond', None, 'the known part and its mask '
+              f'have the shapes {shapes}', f'give {z.shape} and {(*z.shape[:-1], 1)}')
+    return cond
+
+  def _images(self, z: Array, told: dict[str, PyTree]) -> list[Array]:
+    """The further channels of the input."""
+    images = []
+    if self.inpainting:
+      images += [told['known'] * told['mask'], told['mask']]
+    if self.super_resolution:
+      images.append(jax.image.resize(told['low_res'], z.shape, 'bilinear'))
+    return images
 
 
 class UNetClassifier(_SelfAttending):
