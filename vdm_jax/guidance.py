@@ -80,7 +80,7 @@ def known(denoise: Denoiser, part: Callable[[PyTree], tuple[ArrayLike, ArrayLike
   """
   def completed(z, level, cond=None):
     estimate = denoise(z, level, cond)
-    y, mask = part(cond)
+    y, mask = (jnp.asarray(u, estimate.x.dtype) for u in part(cond))
     return revise(estimate, mask * y + (1.0 - mask) * estimate.x, level)
   return completed
 

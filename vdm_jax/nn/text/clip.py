@@ -105,7 +105,7 @@ class ImageTower(Trunk):
             f'this network has {self.steps} steps', 'give the steps [B], or None for 0 steps')
     h = Patches(self.patch, self.features, bias=False, name='patches')(images)
     start = nn.initializers.normal(self.features ** -0.5)
-    if self.steps:
+    if time is not None:
       table = self.param('time', start, (self.steps, self.features))
       first = jnp.take(table, jnp.rint(time).astype(jnp.int32), axis=0, mode='fill')
     else:

@@ -394,6 +394,7 @@ class UNet(_SelfAttending):
     require(isinstance(cond, dict) and set(names) <= set(cond) <= {*names, 'label'}, 'cond', None,
             f'this network is conditioned on {listed}' + ' and a label' * bool(self.classes),
             f'give a dict of {listed}')
+    assert isinstance(cond, dict)
     if self.text:
       require(hasattr(cond['text'], 'pooled'), 'cond', None, 'the text is not encoded',
               'give what a network of texts returns: nn.text.trunk.Encoded')
