@@ -1,4 +1,6 @@
 """Images told texts, through the commands: the digits and their names, as in scikit-learn."""
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 
 from tests.support import commands, configs
 from vdm_jax import data, runs
+from vdm_jax.cli import drawing
 from vdm_jax.data import text
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
@@ -40,7 +43,7 @@ def trained(run):
 def test_every_digit_has_its_name_and_the_rest_is_as_of_the_digits(trained):
   from sklearn.datasets import load_digits
   digits, d = load_digits(), trained.experiment.data
-  assert d.spec.names == ('image', 'label', 'caption') and d.spec['caption'] == (
+  assert d.spec.names == ('image', 'label', 'caption') and d.spec['caption'][:4] == (
       'caption', (5,), 'int32', 257)
   test = d.split('test').get(np.arange(300))
   np.testing.assert_array_equal(test['image'][..., 0], digits.images[::6])
@@ -77,7 +80,7 @@ def test_a_run_conditioned_on_captions_is_evaluated_and_sampled(run, tmp_path):
   assert ledger.dataset['name'] == 'captioned_digits'
   assert all(check['passed'] for check in ledger.checks)
   runs.sample(run, tmp_path / 'a.npz', method=FEW, count=3, batch_size=4,
-              condition={'caption': ['three', 'seven']})
+              prompts=['three', 'seven'])
   with np.load(tmp_path / 'a.npz') as drawn:
     assert drawn['images'].shape == (3, 8, 8, 1) and drawn['images'].dtype == np.uint8
     assert text.decode(drawn['caption']) == ['three', 'seven', 'three']
@@ -90,10 +93,12 @@ def test_a_run_conditioned_on_captions_is_evaluated_and_sampled(run, tmp_path):
   with np.load(tmp_path / 'a.npz') as drawn:
     np.testing.assert_array_equal(drawn['images'][:3], first)
     assert text.decode(drawn['caption']) == ['three', 'seven', 'three', 'seven', 'three']
-  for condition, message in ({'caption': 'eleven'}, 'have 5 bytes at most'), (
+  for condition, message in ({'caption': 'eleven'}, 'it has 6 bytes, and 5 are read; shorten'), (
       {'label': 3}, "not conditioned on classes; leave it out, or give caption"):
     with pytest.raises(InputError, match=message):
       runs.sample(run, tmp_path / 'b.npz', method=FEW, count=2, condition=condition)
+  with pytest.raises(InputError, match="^prompt='eleven': it has 6 bytes, and 5 are read"):
+    runs.sample(run, tmp_path / 'b.npz', method=FEW, count=2, prompts=['two', 'eleven'])
 
 
 @pytest.mark.long
@@ -102,5 +107,20 @@ def test_a_text_that_does_not_fit_is_refused_by_the_flag_that_gave_it(run, tmp_p
       'scripts/sample.py', f'--workdir={run}', '--condition=caption=three',
       '--condition=caption=eleven', f'--out={tmp_path}/a.png', count=1))
   assert (code, out, err) == (
-      2, '', 'error: --condition=caption=eleven: the texts of the data have 5 bytes at most; '
+      2, '', 'error: --condition=caption=eleven: it has 6 bytes, and 5 are read; '
       'shorten it.\n')
+
+
+def test_prompts_are_one_text_or_the_lines_of_a_file(tmp_path):
+  file, empty = tmp_path / 'texts.txt', tmp_path / 'empty.txt'
+  file.write_text('three\n\nseven\n')
+  empty.write_text('\n')
+  of = lambda prompt=None, prompts=None: drawing.Prompts(
+      SimpleNamespace(value=prompt), SimpleNamespace(value=prompts)).texts()
+  assert (of(), of('two words'), of(None, file)) == ([], ['two words'], ['three', 'seven'])
+  for prompt, path, message in (
+      ('two', file, "prompt='two': --prompts is given too; leave one of them out"),
+      (None, empty, 'it is empty; write one text a line'),
+      (None, tmp_path / 'gone', 'it cannot be read: .*No such file')):
+    with pytest.raises(InputError, match=message):
+      of(prompt, path)

@@ -81,7 +81,6 @@ def test_words_are_those_of_the_captions():
   tokens = one.encode(['a red disk', '', 'A BLACK cat'])
   np.testing.assert_array_equal(tokens[:, :4], [[3, 11, 8, 0], [0, 0, 0, 0], [3, 5, 7, 0]])
   assert one.levels == 15 and one.decode(tokens) == ['a red disk', '', 'a black cat']
-  assert one.field('caption') == ('caption', (8,), 'int32', 15)
   with pytest.raises(InputError, match="no word 'bleu'; take words of theirs, e.g. blue"):
     one.encode(['a bleu disk'])
 
@@ -90,7 +89,7 @@ def test_bytes_are_one_of_the_tokenisers():
   one = tokenisers.of_bytes(6)
   tokens = one.encode(['ab', 'é'])
   np.testing.assert_array_equal(tokens, [[98, 99, 0, 0, 0, 0], [0xc4, 0xaa, 0, 0, 0, 0]])
-  assert one.decode(tokens) == ['ab', 'é'] and one.field('name').levels == 257
+  assert one.decode(tokens) == ['ab', 'é'] and one.levels == 257
 
 
 def test_a_text_that_is_too_long_is_refused(merges):
@@ -117,3 +116,65 @@ def test_gpt_2_refuses_the_merges_of_clip(merges):
     tokenisers.of_gpt2(merges)
   with pytest.raises(InputError, match='there is no such file'):
     tokenisers.of_gpt2(merges.with_name('none'))
+
+
+def test_a_field_of_texts_makes_the_tokeniser_of_its_values():
+  """CLIP's and GPT-2's fields have the published sizes; words and bytes are those of the texts."""
+  words = tokenisers.field('caption', tokenisers.Settings('words'), CAPTIONS)
+  assert words[:4] == ('caption', (8,), 'int32', 15) and words.texts.kind == 'words'
+  own = tokenisers.of(words)
+  assert own.decode(own.encode(['The Red disk'])) == ['the red disk']
+  for kind, length, levels in (('clip', 77, 49_408), ('gpt2', 128, 50_257)):
+    settings = tokenisers.Settings(kind)
+    field = tokenisers.field('caption', settings)
+    assert settings.complete and field[:4] == ('caption', (length,), 'int32', levels)
+    with pytest.raises(InputError, match=f"config.data.merges='': the tokeniser {kind} needs a"):
+      tokenisers.of(field)
+  assert tokenisers.field('caption', tokenisers.BYTES, CAPTIONS).shape == (31,)
+  with pytest.raises(InputError, match='config.data.tokeniser=.word.: did you mean words'):
+    tokenisers.field('caption', tokenisers.Settings('word'))
+
+
+def test_nothing_is_the_empty_text(tmp_path):
+  """A file of 48,894 merges of two letters each, by a rule: CLIP's levels are then the published
+  ones, and so are those of GPT-2 for 50,000."""
+  letters = [chr(i) for i in range(0x21, 0x7f)] + [chr(i) for i in range(0xae, 0x100)]
+  pairs = [(a, b) for a in letters for b in letters]
+  pairs += [(a, b * 2) for a, b in pairs]
+  for kind, count, end in (('clip', 48_894, '</w>'), ('gpt2', 50_000, '')):
+    path = tmp_path / kind
+    path.write_text(''.join(f'{a} {b}{end}\n' for a, b in pairs[:count]), encoding='utf-8')
+    field = tokenisers.field('caption', tokenisers.Settings(kind, 5, str(path)))
+    np.testing.assert_array_equal(tokenisers.nothing(field), tokenisers.of(field).encode([''])[0])
+  pieces = ['[PAD]', *(f'[unused{i}]' for i in range(99)), '[UNK]', '[CLS]', '[SEP]']
+  path = tmp_path / 'vocab.txt'
+  path.write_text('\n'.join([*pieces, *map(str, range(30_522 - len(pieces))), '']))
+  field = tokenisers.field('caption', tokenisers.Settings('bert', 5, str(path)))
+  np.testing.assert_array_equal(tokenisers.nothing(field), tokenisers.of(field).encode([''])[0])
+  for kind in ('bytes', 'words'):
+    field = tokenisers.field('caption', tokenisers.Settings(kind), CAPTIONS)
+    np.testing.assert_array_equal(tokenisers.nothing(field), tokenisers.of(field).encode([''])[0])
+
+
+def test_a_caption_of_the_data_is_cut_and_clip_s_end_stays(merges):
+  clip = tokenisers.of_clip(merges, 4, count=600)
+  whole = tokenisers.of_clip(merges, 9, count=600).encode(['a a a a'])[0]
+  np.testing.assert_array_equal(clip.encode(['a a a a'], cut=True), [[*whole[:3], 1113]])
+  words = tokenisers.of_words(('a', 'b'), 2)
+  np.testing.assert_array_equal(words.encode(['b a a'], cut=True), [[2, 1]])
+  np.testing.assert_array_equal(tokenisers.of_bytes(2).encode(['abc'], cut=True), [[98, 99]])
+
+
+def test_bert_s_pieces_are_those_of_its_public_test(tmp_path):
+  """google-research/bert, tokenization_test.py; [PAD] is put first here, so all are one more."""
+  path = tmp_path / 'vocab.txt'
+  pieces = ['[UNK]', '[CLS]', '[SEP]', 'want', '##want', '##ed', 'wa', 'un', 'runn', '##ing', ',']
+  path.write_text('\n'.join(['[PAD]', *pieces]) + '\n')
+  bert = tokenisers.of_bert(path, 9, count=12)
+  tokens = bert.encode(['UNwant\u00E9d,running', 'unwantedX running'])
+  np.testing.assert_array_equal(tokens[0], [2, *np.array([7, 4, 5, 10, 8, 9]) + 1, 3, 0])
+  np.testing.assert_array_equal(tokens[1], [2, 1, 9, 10, 3, 0, 0, 0, 0])
+  assert bert.decode(tokens)[0] == 'unwanted , running' and bert.levels == 12
+  np.testing.assert_array_equal(bert.encode(['un ' * 9], cut=True)[0], [2, *[8] * 7, 3])
+  with pytest.raises(InputError, match="it has 12 pieces of words, and BERT's encoding has 30,522"):
+    tokenisers.of_bert(path)

@@ -1,10 +1,12 @@
 """The flags that choose a sampler and its grid, and that condition and guide a model."""
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
 
+from vdm_jax.cli.flags import path
 from vdm_jax.errors import InputError, require
 from vdm_jax.guidance import Guidance, parse
 from vdm_jax.samplers import catalogue
@@ -66,6 +68,35 @@ class Conditions(NamedTuple):
         raise
       raise InputError(f'condition={error.field}', error.value, error.problem,
                        error.remedy) from None
+
+
+class Prompts(NamedTuple):
+  """--prompt and --prompts."""
+  prompt: flags.FlagHolder
+  prompts: flags.FlagHolder
+
+  def texts(self) -> list[str]:
+    """The texts of either flag; [] without both.  Raises InputError."""
+    if self.prompts.value is None:
+      return [] if self.prompt.value is None else [self.prompt.value]
+    require(self.prompt.value is None, 'prompt', self.prompt.value, '--prompts is given too',
+            'leave one of them out')
+    try:
+      lines = Path(self.prompts.value).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise InputError('prompts', self.prompts.value, f'it cannot be read: {error}',
+                       'name a file of texts, one a line') from None
+    texts = [line for line in lines if line.strip()]
+    require(bool(texts), 'prompts', self.prompts.value, 'it is empty', 'write one text a line')
+    return texts
+
+
+def prompts() -> Prompts:
+  """Defines the flags."""
+  return Prompts(
+      flags.DEFINE_string('prompt', None, 'The text of all samples, for a model that is told a '
+                          "text.  Default: the empty text."),
+      path('prompts', 'A file of texts, one a line; the samples take them in turn.'))
 
 
 def conditions(of: str) -> Conditions:

@@ -13,7 +13,7 @@ The splits are called x_train and x_test (with y_train and y_test, caption_train
 x, the first field, is the first of image, images, arr_0 and x, or else the first array.  Integers
 [N, H, W(, C)] are images, with grey levels 0 .. 255.  For integers of other shapes, the largest
 value decides the number of levels.  Floats are real numbers, kept as they are.  Strings [N] are
-texts: see `text`.
+texts: see `tokenisers`.
 """
 import functools
 import hashlib
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vdm_jax.data import fields, images, text
+from vdm_jax.data import fields, images, tokenisers
 from vdm_jax.data.fields import IMAGE, LABEL, Field
 from vdm_jax.data.sources import Source, Store, check_lengths, every_sixth
 from vdm_jax.errors import InputError
@@ -32,13 +32,13 @@ from vdm_jax.errors import InputError
 _BEGINS = {'.npy': b'\x93NUMPY', '.npz': b'PK'}
 
 
-def open_arrays(path: str, text_length: int = 0) -> Store:
+def open_arrays(path: str, texts: tokenisers.Settings = tokenisers.BYTES) -> Store:
   """The arrays of a file as a Store; no image is read.  Raises FileNotFoundError or InputError."""
   if not os.path.exists(path):
     raise FileNotFoundError(f'there is no file {path}: see --config.data.name')
   _check_begins(path)
   places, splits = _chosen(path, _keys(path))
-  declared = [_field(path, name, keys, text_length) for name, keys in places.items()]
+  declared = [_field(path, name, keys, texts) for name, keys in places.items()]
   counts = [len(_array(path, key)) for key in next(iter(places.values()))]
   for keys in places.values():
     for key, count in zip(keys, counts, strict=True):
@@ -65,14 +65,14 @@ def open_arrays(path: str, text_length: int = 0) -> Store:
   return Store(*sources, tuple(declared), '', functools.partial(_marks, path))
 
 
-def _field(path: str, name: str, keys: Sequence[str], text_length: int) -> Field:
+def _field(path: str, name: str, keys: Sequence[str], texts: tokenisers.Settings) -> Field:
   """The field of these arrays, one array for each split.  Raises InputError."""
   arrays = [(_place(path, key), _array(path, key)) for key in keys]
   if name == LABEL:
     return fields.label(1 + max(int(_labels(path, key, len(_array(path, key))).max())
                                 for key in keys))
   if all(array.dtype.kind in 'US' and array.ndim == 1 for _, array in arrays):
-    return text.field(name, text_length or max(text.longest(_strings(u)) for _, u in arrays))
+    return tokenisers.field(name, texts, [one for _, u in arrays for one in _strings(u)])
   each = []
   for place, array in arrays:
     if array.dtype.kind in 'uib' and (array.ndim in (3, 4) or name == IMAGE):
@@ -249,7 +249,7 @@ def _read(path, keys, declared, subset, rows):
 def _values(array: np.ndarray, field: Field) -> np.ndarray:
   """Rows of an array, with the shape and the type of the field."""
   if array.dtype.kind in 'US':
-    return text.encode(_strings(array), field.shape[0])
+    return tokenisers.of(field).encode(_strings(array), cut=True)
   return array.reshape(len(array), *field.shape).astype(field.dtype)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.data import arrays, text
+from vdm_jax.data import arrays, tokenisers
 from vdm_jax.data.fields import LABEL, Batch, Field, Spec
 from vdm_jax.errors import InputError, require
 
@@ -20,10 +20,11 @@ def of(spec: Spec, names: Sequence[str]) -> Conditions:
 
   A value may also be a string, or several strings that the samples take in turn.  'rows.npz' and
   'rows.npy' stand for the values in a file: see `arrays.named`.  For a text field any other string
-  is a text.  For another field it is numbers with commas: '0.5,1'.
+  is a text, which the field's own tokeniser encodes.  For another field it is numbers with commas:
+  '0.5,1'.
 
-  By default labels are 0, 1, ... in turn.  All other fields are zero, which means no augmentation
-  or the empty text.
+  By default labels are 0, 1, ... in turn, and texts are empty.  All other fields are zero, which
+  means no augmentation.
 
   The returned function raises InputError for a field that does not condition the model, and for bad
   values.
@@ -52,6 +53,8 @@ def _in_turn(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def _default(field: Field, numbers: np.ndarray) -> np.ndarray:
   if field.name == LABEL and field.levels:
     return (numbers % field.levels).astype(field.dtype)
+  if field.texts is not None:
+    return np.tile(tokenisers.nothing(field), (len(numbers), 1))
   return np.zeros((len(numbers), *field.shape), field.dtype)
 
 
@@ -62,7 +65,7 @@ def _read(field: Field, strings: Sequence[str]) -> np.ndarray:
     if string.endswith(('.npz', '.npy')):
       rows = arrays.named(string, field.name)
       return rows[None] if rows.shape == field.shape else rows
-    if text.is_text(field):
+    if field.texts is not None:
       return np.array([string])
     try:
       numbers = np.array([(float if field.levels is None else int)(u) for u in string.split(',')])
@@ -88,13 +91,13 @@ def _values(field: Field, value: Any) -> np.ndarray:
   value = [value] if isinstance(value, str) else value
   if isinstance(value, (list, tuple)) and value and all(isinstance(u, str) for u in value):
     value = _read(field, value)
-  if text.is_text(field) and np.asarray(value).dtype.kind == 'U':
-    texts = [str(one) for one in value]
-    long = next((u for u in texts if len(u.encode()) > field.shape[0]), None)
-    if long is not None:
-      raise InputError(field.name, long, f'the texts of the data have {field.shape[0]} bytes at '
-                       'most', 'shorten it')
-    return text.encode(texts, field.shape[0])
+  if field.texts is not None and np.asarray(value).dtype.kind == 'U':
+    try:
+      return tokenisers.of(field).encode([str(one) for one in value])
+    except InputError as error:
+      if error.field != 'text':
+        raise
+      raise InputError(field.name, error.value, error.problem, error.remedy) from None
   try:
     values = np.asarray(value, np.float32 if field.levels is None else None)
   except ValueError:
@@ -114,4 +117,3 @@ def _values(field: Field, value: Any) -> np.ndarray:
   elif not np.isfinite(values).all():
     raise InputError(field.name, value, 'it is not finite', 'give numbers')
   return values.astype(field.dtype)
-

@@ -12,7 +12,18 @@ Batch = dict[str, np.ndarray]
 
 IMAGE = 'image'          # what x is called where a source gives it no name
 LABEL = 'label'
+CAPTION = 'caption'
 AUGMENTED = 'augmented'  # whether an example was augmented, 0 or 1: see `augmentation`
+
+MERGED = ('clip', 'gpt2', 'bert')  # the kinds of texts whose tokens a file defines
+
+
+class Texts(NamedTuple):
+  """How texts become the values of a field: see `tokenisers`."""
+  kind: str = 'bytes'          # of the tokeniser
+  words: tuple[str, ...] = ()  # of the kind `words`: all that the texts consist of
+  merges: str = ''             # of the kinds `clip`, `gpt2` and `bert`: their file of merges, or
+                               # of pieces of words
 
 
 class Field(NamedTuple):
@@ -21,6 +32,7 @@ class Field(NamedTuple):
   shape: tuple[int, ...]  # of one example; () of a number
   dtype: str
   levels: int | None      # values are the integers 0 .. levels - 1; None: real numbers
+  texts: Texts | None = None  # of a field whose values are the tokens of texts
 
   def __str__(self) -> str:
     what = 'real numbers' if self.levels is None else f'{self.levels} levels'
@@ -98,13 +110,33 @@ class Spec:
     """The values that `config.data` keeps, so that later commands read no data: see `from_config`.
     """
     return {'shape': self.shape, 'levels': self.x.levels or 0, 'classes': self.classes,
-            'found': tuple(tuple(f) for f in self.fields if f.name != AUGMENTED)}
+            'found': tuple(row(f) for f in self.fields if f.name != AUGMENTED)}
 
 
-def from_config(name: str, rows: Sequence) -> Spec:
-  """The Spec of the values that `Spec.to_config` put into config.data.found."""
-  return Spec(name, tuple(Field(field, tuple(shape), dtype, count)
-                          for field, shape, dtype, count in rows))
+def row(field: Field) -> tuple:
+  """A field as configs and records keep it: without the place of its merges, which may change."""
+  *own, texts = field
+  return tuple(own) if texts is None else (*own, (texts.kind, texts.words))
+
+
+def from_config(name: str, rows: Sequence, merges: str = '') -> Spec:
+  """The Spec of the values that `Spec.to_config` put into config.data.found.
+
+  merges: the file of merges, config.data.merges.
+  """
+  return Spec(name, tuple(from_row(*one, merges=merges) for one in rows))
+
+
+def from_row(name: str, shape: Sequence[int], dtype: str, levels: int | None,
+             texts: Sequence | None = None, *, merges: str = '') -> Field:
+  """The field of these values of `row`."""
+  if texts is None and len(shape) == 1 and levels == 257:  # older runs do not say that it is a text
+    texts = 'bytes', ()
+  if texts is None:
+    return Field(name, tuple(shape), dtype, levels)
+  kind, words = texts
+  known = Texts(kind, tuple(words), merges if kind in MERGED else '')
+  return Field(name, tuple(shape), dtype, levels, known)
 
 
 def of_images(name: str, shape: Sequence[int], count: int, classes: int = 0, *, x: str = IMAGE

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax.data import fields, images, text
+from vdm_jax.data import fields, images, tokenisers
 from vdm_jax.data.fields import IMAGE, LABEL, Batch, Field
 from vdm_jax.data.sources import HELD_OUT, Source, Store, every_sixth
 from vdm_jax.errors import InputError
@@ -39,11 +39,11 @@ class Listing(NamedTuple):
   others: collections.Counter  # the endings of all other files, but `CAPTIONS` and `METADATA`
 
 
-def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
+def open_folder(root: str, image_size: int,
+                texts: tokenisers.Settings = tokenisers.BYTES) -> Store:
   """The pictures below `root` as a Store; only their headers are read.
 
-  text_length: bytes of a text; 0 for the length of the longest text.  Raises FileNotFoundError or
-  InputError.
+  texts: how texts become tokens.  Raises FileNotFoundError or InputError.
   """
   if os.path.isfile(root):
     raise InputError('config.data.name', root, 'it is a file, and neither .npy nor .npz',
@@ -70,7 +70,7 @@ def open_folder(root: str, image_size: int, text_length: int = 0) -> Store:
            for name, part in zip(subfolders, parts, strict=True)]
   headers = [images.header(path) for part in paths for path in part]
   channels = 1 if all(header.grey for header in headers) else 3
-  extra, columns = _described(root, subfolders, parts, text_length)
+  extra, columns = _described(root, subfolders, parts, texts)
   if classes:
     if LABEL in extra:
       raise InputError('config.data.name', root, f'{METADATA} has a label, and the folders are '
@@ -94,8 +94,8 @@ def _descriptions(root: str, subfolders: Sequence[str]) -> list[str]:
           if os.path.isfile(path := os.path.join(folder, name))]
 
 
-def _described(root: str, subfolders: Sequence[str], parts: list[list[str]], text_length: int
-               ) -> tuple[dict[str, Field], list[Batch]]:
+def _described(root: str, subfolders: Sequence[str], parts: list[list[str]],
+               texts: tokenisers.Settings) -> tuple[dict[str, Field], list[Batch]]:
   """The fields that `CAPTIONS` and `METADATA` give the pictures, and their values by split."""
   described = collections.defaultdict(dict)  # path from root -> {name: value}
   files = _descriptions(root, subfolders)
@@ -118,7 +118,7 @@ def _described(root: str, subfolders: Sequence[str], parts: list[list[str]], tex
   declared, by_split = {}, [{} for _ in pictures]
   for name in names:
     values = [[described[file][name] for file in part] for part in pictures]
-    declared[name], columns = _column(root, name, values, text_length)
+    declared[name], columns = _column(root, name, values, texts)
     for each, column in zip(by_split, columns, strict=True):
       each[name] = column
   return declared, by_split
@@ -146,13 +146,13 @@ def _lines(path: str) -> list[tuple[str, dict]]:
   return out
 
 
-def _column(root: str, name: str, values: list[list], text_length: int
+def _column(root: str, name: str, values: list[list], texts: tokenisers.Settings
             ) -> tuple[Field, list[np.ndarray]]:
   """The field of these values, and its array in each split.  Raises InputError."""
   every = [value for part in values for value in part]
   if all(isinstance(value, str) for value in every):
-    length = text_length or text.longest(every)
-    return text.field(name, length), [text.encode(part, length) for part in values]
+    field = tokenisers.field(name, texts, every)
+    return field, [tokenisers.of(field).encode(part, cut=True) for part in values]
   try:
     array = np.array(every)
     if array.dtype.kind not in 'uibf':

@@ -33,6 +33,7 @@ from vdm_jax.data import (
   records,
   sources,
   stores,
+  tokenisers,
 )
 from vdm_jax.data.fields import Batch, Spec
 from vdm_jax.errors import InputError
@@ -53,7 +54,9 @@ def default_config() -> ml_collections.ConfigDict:
       'classes': 0,        # of the field 'label'
       'fields': (),        # which fields, x first; empty: all (of TFDS image and label)
       'found': (),         # the fields that were found, kept with the run
-      'text_length': 0,    # bytes that are kept of a text; 0: of the longest
+      'tokeniser': 'bytes',  # of texts; or 'words' (of the data), 'clip', 'gpt2', 'bert'
+      'text_length': 0,    # tokens that are kept of a text; 0: of the longest, or as published
+      'merges': '',        # the file of 'clip', 'gpt2' or 'bert'; the run keeps a copy
       'image_size': 0,     # crop and resize images to this square; 0: as they are
       'validation': 0,     # the last so many images of train
       'hold_out': True,    # False: they are trained on as well, as published recipes do
@@ -146,8 +149,9 @@ class Data:
   def spec(self) -> Spec:
     """The fields of one example, as configured, or else as found in the data.
 
-    If shape and levels are configured, nothing is read.  The Spec then has an image, and a label if
-    there are classes.
+    If shape and levels are configured, nothing is read.  The Spec then has an image, a label if
+    there are classes, and a text for each further name in `fields` if the settings of texts are
+    complete.
 
     Found levels are 256 for pixels if any pixel exceeds 127.  Otherwise they are the largest value
     plus one, over all splits.  For a known TFDS data set that is not prepared, TFDS's declaration
@@ -155,14 +159,25 @@ class Data:
     """
     c = self.config
     if c.get('found', ()):
-      spec = fields.from_config(c.name, c.found)
+      spec = fields.from_config(c.name, c.found, c.get('merges', ''))
     elif c.shape and c.levels:
       spec = fields.of_images(c.name, c.shape, c.levels, c.classes, x=self._x_name)
+      texts = [name for name in c.get('fields', ()) if name not in (spec.x.name, fields.LABEL)
+               and self._texts.complete]
+      spec = Spec(c.name, (*spec.fields, *(tokenisers.field(name, self._texts)
+                                           for name in texts)))
     else:
       spec = Spec(c.name, tuple(self._declared()))
     if c.augment:
       spec = Spec(c.name, (*spec.fields, augmentation.FIELD))
     return spec
+
+  @property
+  def _texts(self) -> tokenisers.Settings:
+    """How texts become tokens.  A run's config may be older than a field."""
+    c = self.config
+    return tokenisers.Settings(c.get('tokeniser', 'bytes'), c.get('text_length', 0),
+                               c.get('merges', ''))
 
   @property
   def _x_name(self) -> str:
@@ -177,7 +192,7 @@ class Data:
       prepared = True
     except sources.NotPrepared:
       declared = list(records.declared(c.name, c.data_dir, c.image_size, c.get('fields', ()),
-                                       c.get('text_length', 0)))
+                                       self._texts))
       prepared = False
       if not (c.shape or declared[0].shape):
         raise
@@ -322,7 +337,7 @@ class Data:
   def _store(self) -> sources.Store:
     c = self.config
     store = self._chosen(stores.open_store(
-        c.name, c.data_dir, c.image_size, c.get('fields', ()), c.get('text_length', 0)))
+        c.name, c.data_dir, c.image_size, c.get('fields', ()), self._texts))
     shape = store.fields[0].shape
     if not shape:
       raise InputError('config.data.name', c.name, f'its first field, {store.fields[0].name}, has '

@@ -2,7 +2,7 @@
 
 Its image and its label are read, or the features that config.data.fields names.  Those may be
 numbers, arrays of numbers, classes and texts.  Texts become config.data.text_length tokens: see
-`text`.
+`tokenisers`.
 """
 import difflib
 import functools
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax.data import fields, formulas, images, text
+from vdm_jax.data import fields, formulas, images, tokenisers
 from vdm_jax.data.fields import IMAGE, LABEL, Field
 from vdm_jax.data.sources import HELD_OUT, NotPrepared, Source, Store, check_lengths
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 
 PREPARED_BY_US = ('cifar10', 'digits', 'mnist')  # by scripts/prepare_data.py
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
@@ -30,7 +30,7 @@ class _Feature(NamedTuple):
 
 
 def open_records(name: str, data_dir: str, image_size: int, requested: Sequence[str] = (),
-                 text_length: int = 0) -> Store:
+                 texts: tokenisers.Settings = tokenisers.BYTES) -> Store:
   """The data set as TFDS prepared it; the digits are prepared here.
 
   requested: the names of features, where 'image' means the single image.  Empty: image and label.
@@ -55,7 +55,7 @@ def open_records(name: str, data_dir: str, image_size: int, requested: Sequence[
     raise InputError('config.data.name', name, f'it has the splits {sorted(splits)}',
                      f'choose one with train and one of {", ".join(HELD_OUT)}')
   check_lengths(name, splits['train'].num_examples, splits[test].num_examples)
-  features = _features(builder, image_size, requested, text_length)
+  features = _features(builder, image_size, requested, texts)
   source = lambda split: Source(split, splits[split].num_examples, functools.partial(
       _read, os.fspath(builder.data_path), split, features, image_size))
   declared = [feature.field for feature in features]
@@ -72,10 +72,10 @@ def open_records(name: str, data_dir: str, image_size: int, requested: Sequence[
 
 
 def declared(name: str, data_dir: str, image_size: int, requested: Sequence[str] = (),
-             text_length: int = 0) -> tuple[Field, ...]:
+             texts: tokenisers.Settings = tokenisers.BYTES) -> tuple[Field, ...]:
   """The fields that TFDS declares without the data.  Images of different sizes have shape ()."""
   return tuple(feature.field for feature in _features(
-      tfds_builder(name, data_dir), image_size, requested, text_length))
+      tfds_builder(name, data_dir), image_size, requested, texts))
 
 
 def data_directory(data_dir: str) -> str:
@@ -120,7 +120,7 @@ def _no_such_name(name: str, error: Exception) -> InputError:
                     'file, or the path of a folder', remedy)
 
 
-def _features(builder, image_size: int, requested: Sequence[str], text_length: int
+def _features(builder, image_size: int, requested: Sequence[str], texts: tokenisers.Settings
               ) -> list[_Feature]:
   """The features to read.  Raises InputError."""
   import tensorflow_datasets as tfds
@@ -134,7 +134,7 @@ def _features(builder, image_size: int, requested: Sequence[str], text_length: i
   classes = isinstance(features.get(LABEL), tfds.features.ClassLabel)
   requested = requested or (IMAGE, *[LABEL] * bool(classes and features[LABEL].num_classes))
   return [_feature(builder.name, features, image if name == IMAGE and image else name, name,
-                   image_size, text_length) for name in requested]
+                   image_size, texts) for name in requested]
 
 
 def _array(feature) -> tuple[tuple, np.dtype]:
@@ -143,7 +143,7 @@ def _array(feature) -> tuple[tuple, np.dtype]:
 
 
 def _feature(data_set: str, features: dict, key: str, name: str, image_size: int,
-             text_length: int) -> _Feature:
+             texts: tokenisers.Settings) -> _Feature:
   import tensorflow_datasets as tfds
   kind = features.get(key)
   if isinstance(kind, tfds.features.Image) and kind.np_dtype == np.uint8:
@@ -157,10 +157,11 @@ def _feature(data_set: str, features: dict, key: str, name: str, image_size: int
   if isinstance(kind, tfds.features.ClassLabel) and kind.num_classes:
     return _Feature(key, fields.label(kind.num_classes)._replace(name=name), 0)
   if isinstance(kind, tfds.features.Text):
-    if not text_length:
-      raise InputError('config.data.text_length', 0, f'{key!r} of {data_set} is text of any length',
-                       'set how many bytes are kept')
-    return _Feature(key, text.field(name, text_length), 0)
+    require(texts.kind != 'words', 'config.data.tokeniser', texts.kind, f'the words of {key!r} of '
+            f'{data_set} are not known', 'choose bytes, clip or gpt2')
+    require(texts.complete, 'config.data.text_length', texts.length, f'{key!r} of {data_set} is '
+            'text of any length', 'set how many bytes are kept')
+    return _Feature(key, tokenisers.field(name, texts), 0)
   if isinstance(kind, tfds.features.Tensor):
     shape, dtype = _array(kind)
     if None not in shape and np.issubdtype(dtype, np.floating):
@@ -197,9 +198,9 @@ def _values(feature: _Feature, values: list, rows, place: str, image_size: int) 
     return images.stack([images.decode(io.BytesIO(u), f'image {i} of {place}', feature.channels,
                                        image_size) for i, u in zip(rows, values, strict=True)],
                         place)
-  if text.is_text(feature.field) and isinstance(values[0], (bytes, str)):
-    return text.encode([u if isinstance(u, str) else u.decode(errors='replace') for u in values],
-                       feature.field.shape[0])
+  if feature.field.texts is not None:
+    return tokenisers.of(feature.field).encode(
+        [u if isinstance(u, str) else u.decode(errors='replace') for u in values], cut=True)
   return np.array(values, feature.field.dtype)
 
 

@@ -17,18 +17,27 @@ import functools
 import os
 from collections.abc import Sequence
 
-from vdm_jax.data import arrays, captions, folders, formulas, latents, pairs, records
+from vdm_jax.data import (
+  arrays,
+  captions,
+  folders,
+  formulas,
+  latents,
+  pairs,
+  records,
+  tokenisers,
+)
 from vdm_jax.data.fields import IMAGE, Field
 from vdm_jax.data.sources import Source, Store
 from vdm_jax.errors import InputError
 
 
 def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Sequence[str] = (),
-               text_length: int = 0) -> Store:
+               texts: tokenisers.Settings = tokenisers.BYTES) -> Store:
   """Finds the data set `name` and reads its headers, not its images (see the module's table).
 
   fields: the names of the requested fields, x first.  Empty means all fields, or image and label
-  for TFDS.  text_length: bytes of a text; 0 for the length of the longest text.
+  for TFDS.  texts: how texts become tokens.
 
   Raises NotPrepared or FileNotFoundError if the data set is missing.  Raises InputError if it
   cannot be used, or if no data set can have that name.
@@ -37,17 +46,17 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
   if name in formulas.FORMULAS:
     return _formula(name)
   if name == 'captioned_digits':
-    return captions.open_digits(data_dir, image_size, text_length)
+    return captions.open_digits(data_dir, image_size, texts)
   if name.endswith(('.npy', '.npz')):
-    return arrays.open_arrays(path, text_length)
+    return arrays.open_arrays(path, texts)
   if is_path(name) and pairs.begun(path):
     return pairs.open_pairs(path)
   if is_path(name) and latents.begun(path):
     raise InputError('config.data.name', name, 'it holds latents, which only training reads',
                      'name the images here, and the latents in config.data.latents')
   if is_path(name):
-    return folders.open_folder(path, image_size, text_length)
-  return records.open_records(name, data_dir, image_size, fields, text_length)
+    return folders.open_folder(path, image_size, texts)
+  return records.open_records(name, data_dir, image_size, fields, texts)
 
 
 def is_path(name: str) -> bool:

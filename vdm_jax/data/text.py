@@ -3,19 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vdm_jax.data.fields import Field
-
 LEVELS = 257  # of a token: 0 pads, b + 1 is the byte b
-
-
-def field(name: str, length: int) -> Field:
-  """The field of texts of at most `length` bytes."""
-  return Field(name, (length,), 'int32', LEVELS)
-
-
-def is_text(field: Field) -> bool:
-  """Whether the values of a field are tokens of texts."""
-  return len(field.shape) == 1 and field.levels == LEVELS
 
 
 def longest(texts: Sequence[str]) -> int:

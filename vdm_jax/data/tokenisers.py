@@ -1,9 +1,13 @@
 """Tokenisers: texts as the integers that a network of texts reads.
 
+A text field says which tokeniser made its values (`fields.Texts`), and `of` makes the tokeniser.
+The kinds are `bytes`, `words`, `clip`, `gpt2` and `bert`:
+
   of_bytes   the bytes of UTF-8, see `text`
   of_words   the words of a data set's own captions
   of_clip    the byte-pair encoding of CLIP, which Stable Diffusion reads
   of_gpt2    the byte-pair encoding of GPT-2, as GLIDE reads it
+  of_bert    the pieces of words of BERT, which latent diffusion's text models read
 
 A byte-pair encoding (Sennrich et al. 2016) splits a text into words, and a word into bytes.  It
 then joins neighbours, again and again, by a list of merges: always the pair that comes first in the
@@ -24,8 +28,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.data import text
-from vdm_jax.data.fields import Field
-from vdm_jax.errors import InputError
+from vdm_jax.data.fields import MERGED, Field, Texts
+from vdm_jax.errors import InputError, require, require_choice
 
 Merge = tuple[str, str]
 
@@ -33,24 +37,89 @@ Merge = tuple[str, str]
 class Tokeniser(NamedTuple):
   """Texts as tokens 0 .. levels - 1, and back.
 
-  encode raises InputError for a text of more than `length` tokens, and for one that it cannot say.
+  encode raises InputError for a text that it cannot say, and for one of more than `length` tokens,
+  which is cut instead if `cut` is set.  CLIP's end stays at the end of a text that is cut.
   decode leaves out padding, and the marks of a start and an end.
   """
-  encode: Callable[[Sequence[str]], np.ndarray]  # n texts -> int32 [n, length]
+  encode: Callable[..., np.ndarray]              # n texts (, cut=False) -> int32 [n, length]
   decode: Callable[[np.ndarray], list[str]]      # [n, length] -> n texts
   length: int
   levels: int
   padding: int  # the token that fills a text up
 
-  def field(self, name: str) -> Field:
-    """The field of such texts in a data set."""
-    return Field(name, (self.length,), 'int32', self.levels)
+
+KINDS = ('bytes', 'words', *MERGED)
+# Kind -> length, levels, and the empty text: its first tokens, and the token that follows.
+_PUBLISHED = {'clip': (77, 49_408, (49_406,), 49_407), 'gpt2': (128, 50_257, (), 50_256),
+              'bert': (77, 30_522, (101, 102), 0)}
+
+
+class Settings(NamedTuple):
+  """The fields of `config.data` about texts."""
+  kind: str = 'bytes'
+  length: int = 0   # tokens of a text; 0: of the longest text, or as published for clip, gpt2, bert
+  merges: str = ''  # of clip, gpt2 and bert: their file
+
+  @property
+  def complete(self) -> bool:
+    """Whether the fields of texts are known without the texts."""
+    return self.kind in MERGED or (self.kind == 'bytes' and self.length > 0)
+
+
+BYTES = Settings()
+
+
+def field(name: str, settings: Settings, texts: Sequence[str] = ()) -> Field:
+  """The field of texts in a data set.  texts: all of them, unless the settings are `complete`.
+
+  Raises InputError: no such tokeniser.
+  """
+  kind, length, merges = settings
+  require_choice('config.data.tokeniser', kind, KINDS)
+  if kind in MERGED:
+    usual, levels, *_ = _PUBLISHED[kind]
+    return Field(name, (length or usual,), 'int32', levels, Texts(kind, merges=merges))
+  if kind == 'bytes':
+    return Field(name, (length or text.longest(texts),), 'int32', text.LEVELS, Texts(kind))
+  words, longest = vocabulary(texts), max((len(split(one)) for one in texts), default=0) or 1
+  return Field(name, (length or longest,), 'int32', len(words) + 1, Texts(kind, words))
+
+
+def of(field: Field) -> Tokeniser:
+  """The tokeniser of a text field.  Raises InputError: no file of merges, or another one."""
+  assert field.texts is not None
+  return _made(field.shape[0], *field.texts)
+
+
+_FILES = {'clip': 'bpe_simple_vocab_16e6.txt.gz of openai/CLIP',
+          'gpt2': 'vocab.bpe of openai/gpt-2', 'bert': 'vocab.txt of bert-base-uncased'}
+
+
+@functools.lru_cache(maxsize=8)
+def _made(length: int, kind: str, words: tuple[str, ...], merges: str) -> Tokeniser:
+  if kind not in MERGED:
+    return of_words(words, length) if kind == 'words' else of_bytes(length)
+  require(bool(merges), 'config.data.merges', merges, f'the tokeniser {kind} needs a file',
+          f'name {_FILES[kind]}')
+  try:
+    return {'clip': of_clip, 'gpt2': of_gpt2, 'bert': of_bert}[kind](merges, length)
+  except InputError as error:
+    raise InputError('config.data.merges', error.value, error.problem, error.remedy) from None
+
+
+def nothing(field: Field) -> np.ndarray:
+  """The tokens of the empty text [L], for which no file of merges is read."""
+  assert field.texts is not None
+  *_, first, rest = _PUBLISHED.get(field.texts.kind, ((), 0))
+  tokens = np.full(field.shape, rest, field.dtype)
+  tokens[:len(first)] = first
+  return tokens
 
 
 def of_bytes(length: int) -> Tokeniser:
   """The bytes of UTF-8.  0 pads, and b + 1 is the byte b."""
-  def encode(texts):
-    for one in texts:
+  def encode(texts, cut=False):
+    for one in texts if not cut else ():
       _require_length(one, len(one.encode()), length, 'bytes')
     return text.encode(texts, length)
   return Tokeniser(encode, text.decode, length, text.LEVELS, 0)
@@ -134,8 +203,8 @@ def of_clip(merges: str | Path, length: int = 77, count: int = 48_894) -> Tokeni
   def decode(tokens):
     rows = [''.join(symbols[i] for i in row if i < start) for row in tokens.tolist()]
     return [_text(row).replace(_END, ' ').rstrip() for row in rows]
-  return Tokeniser(functools.partial(_padded, codes, length, end, 'tokens'), decode, length,
-                   len(symbols) + 2, end)
+  encode = functools.partial(_padded, codes, length, end, 'tokens', end=end)
+  return Tokeniser(encode, decode, length, len(symbols) + 2, end)
 
 
 def of_gpt2(merges: str | Path, length: int = 128, count: int = 50_000) -> Tokeniser:
@@ -162,20 +231,90 @@ def of_gpt2(merges: str | Path, length: int = 128, count: int = 50_000) -> Token
                    length, len(symbols) + 1, len(symbols))
 
 
-def read_merges(path: str | Path) -> list[Merge]:
-  """The pairs of a file of merges, one a line, in their order; the file may be compressed by gzip.
+# --------------------------------------------------------------------------- pieces of words
 
-  Raises InputError: no such file; a file that holds anything else.
+
+def of_bert(pieces: str | Path, length: int = 77, count: int = 30_522) -> Tokeniser:
+  """BERT's encoding (Devlin et al. 2019; Wu et al. 2016, section 4.1), in lower case.
+
+  A text is split at spaces and at every mark of punctuation, and loses its accents.  A word becomes
+  the longest piece that begins it, then the longest that goes on, which is written ##piece.  A word
+  that is not all pieces is the token [UNK].  A text begins with [CLS] and ends with [SEP].
+
+  pieces: the file vocab.txt of bert-base-uncased, one piece a line.  count: of the pieces.
+  Raises InputError: no such file, or a file of other pieces.
+  """
+  found = read_text(pieces).split('\n')
+  found = [one.rstrip('\r') for one in (found if found[-1] else found[:-1])]
+  numbers = {piece: i for i, piece in enumerate(found)}
+  lack = [mark for mark in ('[PAD]', '[UNK]', '[CLS]', '[SEP]') if mark not in numbers]
+  if len(found) != count or lack:
+    raise InputError('merges', str(pieces), f'it has {len(found):,} pieces of words'
+                     + (f' and no {lack[0]}' if lack else '')
+                     + f", and BERT's encoding has {count:,}",
+                     'give vocab.txt of bert-base-uncased')
+  unknown, start, end = (numbers[mark] for mark in ('[UNK]', '[CLS]', '[SEP]'))
+
+  def parts(word):
+    out, begin = [], 0
+    while begin < len(word):
+      mark = '##' * (begin > 0)
+      stop = next((stop for stop in range(len(word), begin, -1)
+                   if mark + word[begin:stop] in numbers), None)
+      if stop is None:
+        return [unknown]
+      out.append(numbers[mark + word[begin:stop]])
+      begin = stop
+    return out
+
+  def codes(text):
+    return [start, *(one for word in _bert_words(text) for one in parts(word)), end]
+
+  def decode(tokens):
+    marks = {numbers[mark] for mark in ('[PAD]', '[CLS]', '[SEP]')}
+    rows = [' '.join(found[i] for i in row if i not in marks) for row in tokens.tolist()]
+    return [row.replace(' ##', '') for row in rows]
+  encode = functools.partial(_padded, codes, length, numbers['[PAD]'], 'tokens', end=end)
+  return Tokeniser(encode, decode, length, count, numbers['[PAD]'])
+
+
+def _bert_words(text: str) -> list[str]:
+  """The words and the marks of a text, in lower case and without accents."""
+  plain = [letter for letter in unicodedata.normalize('NFD', text.lower())
+           if unicodedata.category(letter) != 'Mn']
+  return ''.join(f' {letter} ' if _is_alone(letter) else letter for letter in plain).split()
+
+
+def _is_alone(letter: str) -> bool:
+  """Whether a letter is a word of its own: punctuation, symbols of ASCII, and ideographs."""
+  symbol = letter.isascii() and not letter.isalnum() and letter.isprintable() and letter != ' '
+  ideograph = any(a <= ord(letter) <= b for a, b in (
+      (0x3400, 0x4dbf), (0x4e00, 0x9fff), (0xf900, 0xfaff), (0x20000, 0x2fa1f)))
+  return symbol or ideograph or unicodedata.category(letter).startswith('P')
+
+
+def read_text(path: str | Path) -> str:
+  """The text of a file of merges, which may be compressed by gzip.
+
+  Raises InputError: no such file; a file that holds no text.
   """
   path = Path(path)
   if not path.is_file():
     raise InputError('merges', str(path), 'there is no such file', 'name a file of merges')
   data = path.read_bytes()
   try:
-    lines = (gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data).decode().split('\n')
+    return (gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data).decode()
   except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
     raise InputError('merges', str(path), f'it cannot be read: {error}',
                      'give a whole file of merges') from None
+
+
+def read_merges(path: str | Path) -> list[Merge]:
+  """The pairs of a file of merges, one a line, in their order.
+
+  Raises InputError: no such file; a file that holds anything else.
+  """
+  lines = read_text(path).split('\n')
   lines = lines['#version' in lines[0]:]
   rows = [line.split() for line in lines if line.strip()]
   wrong = next((row for row in rows if len(row) != 2), None)
@@ -187,13 +326,19 @@ def read_merges(path: str | Path) -> list[Merge]:
 
 
 def _padded(codes: Callable[[str], list[int]], length: int, padding: int, unit: str,
-            texts: Sequence[str]) -> np.ndarray:
-  """The codes of texts, int32 [n, length].  Raises InputError for a longer text."""
+            texts: Sequence[str], cut: bool = False, *, end: int | None = None) -> np.ndarray:
+  """The codes of texts, int32 [n, length].  Raises InputError for a longer text, unless `cut`.
+
+  end: the last token of a text that is cut.
+  """
   tokens = np.full((len(texts), length), padding, np.int32)
   for row, one in zip(tokens, texts, strict=True):
     found = codes(one)
-    _require_length(one, len(found), length, unit)
-    row[:len(found)] = found
+    if not cut:
+      _require_length(one, len(found), length, unit)
+    row[:len(found)] = found[:length]
+    if len(found) > length and end is not None:
+      row[-1] = end
   return tokens
 
 

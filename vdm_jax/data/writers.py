@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdm_jax.data import fields
 from vdm_jax.data.fields import Batch, Field
 from vdm_jax.errors import InputError, require
 from vdm_jax.machine import files
@@ -74,8 +75,7 @@ def open_fields(kind: Kind, path: str) -> tuple[dict[str, Any], tuple[Field, ...
                      f'{kind.rows} are made', f'let {kind.command} finish; the same command '
                      'resumes it')
   said = record(kind, path)
-  declared = tuple(Field(name, tuple(shape), dtype, levels)
-                   for name, shape, dtype, levels in said['fields'])
+  declared = tuple(fields.from_row(*one) for one in said['fields'])
   for field in declared:
     shape = array(kind, path, field.name).shape
     require(shape == (said['count'], *field.shape), kind.field, path,
@@ -119,7 +119,7 @@ class Writer:
                declared: Sequence[Field], field: str = 'out', **more: Any):
     self.kind, self.path, self.part = kind, path, path.with_name(f'{path.name}.part')
     self._record = {'format': FORMAT, 'about': dict(about), 'count': count, 'done': 0,
-                    'fields': [list(one) for one in declared], **more}
+                    'fields': [list(fields.row(one)) for one in declared], **more}
     self._record = json.loads(json.dumps(self._record))
     for place in (self.path, self.part):
       if place.exists():
@@ -134,7 +134,7 @@ class Writer:
     """Makes the arrays, or goes on with those that are there."""
     self.part.mkdir(parents=True, exist_ok=True)
     if not is_complete(self.kind, self.part):
-      for name, shape, dtype, _ in self._record['fields']:
+      for name, shape, dtype, *_ in self._record['fields']:
         made = np.lib.format.open_memmap(self._file(name), 'w+', dtype,
                                          (self._record['count'], *shape))
         del made

@@ -94,6 +94,17 @@ def data_field(model: Any, spec: Spec) -> Field:
   return spec[model.field] if denoises(model) else spec.x
 
 
+def text_field(model: Any, spec: Spec) -> Field:
+  """The text that the model is told.  Raises InputError if it is told none, or several."""
+  names = model.conditions(np.arange(1))
+  texts = [spec[name] for name in names if name in spec and spec[name].texts is not None]
+  if len(texts) != 1:
+    told = ', '.join(field.name for field in texts) or 'no text'
+    raise InputError('prompt', None, f'this model is told {told}',
+                     'name the field: --condition=FIELD=TEXT' if texts else 'leave it out')
+  return texts[0]
+
+
 def draws_data(model: Any) -> bool:
   """Whether samples of the model are data: latents are not."""
   return not model.is_latent if denoises(model) else isinstance(model, Samples)

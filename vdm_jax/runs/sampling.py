@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import tqdm
 
 from vdm_jax import data, random
+from vdm_jax.data import tokenisers
 from vdm_jax.data.fields import AUGMENTED, LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
@@ -34,6 +35,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
            count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
            step: int | str = 'latest', batch_size: int = 64, trace: str | Path | None = None,
            guided: Guidance | None = None, condition: Mapping[str, Any] | None = None,
+           prompts: Sequence[str] = (),
            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
@@ -49,6 +51,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     guided: the guidance, for a model that has `null`.
     label, condition: values of the fields that condition the model, `condition` by name; see
       `data.conditions`.
+    prompts: texts for a model that is told one; the images take them in turn.
     data_dir, data_name: where the data are now.  Only methods that use the model's variances read
       the data.
 
@@ -67,12 +70,13 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   _check_sizes(count, batch_size, x)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
-    _check_own(directory, method, trace, label, guided, condition)
+    _check_own(directory, method, trace, label, guided, condition or prompts)
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
   method = method or catalogue.usual(model)
-  cond = functools.partial(model.conditions, **{'label': label, **(condition or {})})
+  condition = {**(condition or {}), **_told(model, spec, prompts)}
+  cond = functools.partial(model.conditions, **{'label': label, **condition})
   conditions = cond(np.arange(count))
   _check(model, spec, method, guided)
   times = method.times(model.process)
@@ -140,7 +144,20 @@ def _check_own(directory, method, trace: Path | None, label, guided, condition) 
   if method or trace or label is not None or guided or condition:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
                      'samples', 'leave out --sampler, --steps, --grid, --trace, --label, '
-                     '--condition and --guidance')
+                     '--condition, --prompt and --guidance')
+
+
+def _told(model: Model, spec: data.Spec, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+  """The tokens of these texts, by the name of their field.  Raises InputError."""
+  if not prompts:
+    return {}
+  field = needs.text_field(model, spec)
+  try:
+    return {field.name: tokenisers.of(field).encode(prompts)}
+  except InputError as error:
+    if error.field != 'text':
+      raise
+    raise InputError('prompt', error.value, error.problem, error.remedy) from None
 
 
 def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:

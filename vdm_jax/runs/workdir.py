@@ -7,6 +7,7 @@
                       relative; the data's fingerprint; every start of the run, with versions,
                       commit, date and command; the format of these files
     checkpoints/      see train/checkpoint.py
+    merges.txt        a copy of config.data.merges, the file of a tokeniser, if there is one
     metrics.jsonl, tensorboard/, report.html, ...
 
 The directory holds all that `load` needs.  It also holds all that a run needs to continue, except
@@ -31,6 +32,7 @@ import numpy as np
 from absl import logging
 
 from vdm_jax import data
+from vdm_jax.data import tokenisers
 from vdm_jax.errors import InputError, require
 from vdm_jax.machine import config_files, files
 from vdm_jax.runs.provenance import FORMAT, changed, provenance
@@ -47,7 +49,10 @@ __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_con
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
               'data.latents',  # of the same autoencoder and images: see `encoding`
               'model.scan', 'model.remat', 'model.weight_gradient', 'model.attention',
+              'data.merges',        # the run's own copy may not differ
               'model.autoencoder')  # its settings and its fingerprint may not differ
+
+MERGES = 'merges.txt'
 
 
 class Trained(NamedTuple):
@@ -173,6 +178,7 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
                      'choose another directory') from None
   code = config_file if isinstance(config_file, config_files.ConfigCode) else source(config_file)
   values, old = config.to_dict(), {}
+  merges = _merges(workdir, config)
   if (workdir / 'config.json').exists() and begun(workdir):
     old = record(workdir)
     changed = changed_data(workdir, fingerprint) if fingerprint else ''
@@ -206,6 +212,8 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
     for name, text in code.neighbours.items():
       files.write_text(workdir / 'config' / name, text)
     files.write_text(workdir / 'config.py', code.text)
+    if merges:
+      files.write_text(workdir / MERGES, merges)
     files.write_text(workdir / 'config.json', json.dumps({
         'format': FORMAT, 'config': values, 'from': began, 'neighbours': list(code.neighbours),
         'cwd': os.getcwd(),
@@ -215,6 +223,24 @@ def prepare(workdir: str | Path, config: ml_collections.ConfigDict,
     for file in (workdir / 'config').rglob('*.py'):  # of another start
       if str(file.relative_to(workdir / 'config')) not in code.neighbours:
         file.unlink()
+
+
+def _merges(workdir: Path, config: ml_collections.ConfigDict) -> str:
+  """The text of the tokeniser's file that the run keeps; '' if it has none.
+
+  Raises InputError if there is no such file, or if the run in `workdir` began with another.
+  """
+  path = config.data.get('merges', '') if 'data' in config else ''
+  if not path:
+    return ''
+  try:
+    text, kept = tokenisers.read_text(path), workdir / MERGES
+  except InputError as error:
+    raise InputError('config.data.merges', path, error.problem, error.remedy) from None
+  require(not (begun(workdir) and kept.is_file()) or kept.read_text(encoding='utf-8') == text,
+          'config.data.merges', path, f'the run in {workdir} began with another file',
+          'leave it out, since the run has a copy, or choose another directory')
+  return text
 
 
 def _later_decay(old: dict, new: dict) -> bool:
@@ -284,6 +310,8 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
       if path and (field != 'name' or data.is_path(path)):
         there = Path(began, Path(path).expanduser())
         config.data[field] = str(there) if there.exists() else path
+  if (kept := Path(workdir) / MERGES).is_file():
+    config.data.merges = str(kept)
   return config
 
 

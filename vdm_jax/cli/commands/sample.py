@@ -10,7 +10,7 @@ WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'A .png to look at, or an .npz, which the same command resumes.')
 OVERWRITE = cli.overwrite()
 SAMPLER = drawing.sampler(
-    catalogue.describe(), f'The times of the steps: {", ".join(catalogue.GRIDS)}.  The last five '
+    catalogue.describe(), f'The times of the steps: {", ".join(catalogue.GRIDS)}.  The last six '
     'and iddpm:10,10,5 select from a chain of 1000.  Or your own times: 1,0.7,0.3,0 or a .npy '
     "file.  Default: the sampler's own grid, mostly uniform.",
     'ddim: its noise, from 0 (none) to 1 (as ancestral).')
@@ -18,6 +18,7 @@ TRACE = cli.path('trace', 'Also write a .png that shows the first images on thei
 COUNT = flags.DEFINE_integer('count', 64, 'How many images.  Image i is the same for any count.')
 SEED = cli.seed('the samples')
 CONDITIONS = drawing.conditions('samples')
+PROMPTS = drawing.prompts()
 BATCH_SIZE = cli.batch_size(64)
 OF_RUN = cli.of_run()
 
@@ -28,6 +29,7 @@ def main():
   with CONDITIONS.named() as values:
     evaluations = runs.sample(
         WORKDIR.value, OUT.value, method=method, guided=CONDITIONS.guided(), condition=values,
+        prompts=PROMPTS.texts(),
         **cli.values(OVERWRITE, TRACE, COUNT, SEED, CONDITIONS.label, BATCH_SIZE, *OF_RUN))
   if jax.process_index() == 0 and evaluations:
     print(f'{evaluations} evaluations of the network for each image')
