@@ -14,6 +14,7 @@ Wrappers nest, and the outermost wrapper acts last.  Guidance extrapolates, so c
 (`clip(classifier_free(...))`), not its input.
 """
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -180,6 +181,9 @@ class Guidance(NamedTuple):
   def of(self, model: Model) -> Model:
     """`model` with this guidance.
 
+    Its `cond` returns a pair, the condition and that of an image of which nothing is told.  So a
+    sampler computes both once, before its first step.
+
     Raises InputError if the model has not learned to do without a label, if the model clips its
     estimates before guidance, or if it has fewer channels.
     """
@@ -194,9 +198,16 @@ class Guidance(NamedTuple):
             f'z has {most} channels', f'choose 1 .. {most}, or leave it out for all')
     weight = (jnp.where(jnp.arange(most) < self.channels, self.weight, 0.0) if self.channels else
               self.weight)
-    unconditional = conditioned_on(model.denoise, model.null)
-    guided = classifier_free(model.denoise, unconditional, weight)
-    return model._replace(denoise=guided_between(model.denoise, guided, self.low, self.high))
+    null = model.null
+
+    def pair(batch: PyTree) -> tuple[PyTree, PyTree]:
+      told = model.cond(batch)
+      return told, null(told)
+
+    told, untold = (conditioned_on(model.denoise, operator.itemgetter(i)) for i in (0, 1))
+    guided = classifier_free(told, untold, weight)
+    return model._replace(cond=pair,
+                          denoise=guided_between(told, guided, self.low, self.high))
 
   def recorded(self) -> tuple[float, ...]:
     """The numbers that samples depend on, as files of samples keep them."""

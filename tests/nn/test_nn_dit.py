@@ -115,11 +115,12 @@ def test_classifier_free_guidance_repeats_the_published_one(recorded, channels):
   told = denoisers.denoiser(net, targets.eps, lambda z, level: (z, jnp.full(1, 100.0)),
                               heads=('variance',))
   process = processes.GaussianProcess(schedules.Linear())
-  model = Model(told, process, None, None, None, None, (8, 8, 4),
+  model = Model(told, process, None, None, None, lambda label: label, (8, 8, 4),
                 null=lambda label: jnp.full_like(label, -1))
   guided = guidance.Guidance(3.0, channels=channels % 4).of(model)  # 0: all
   level = process(jnp.full(1, 0.4))
-  estimate = jax.jit(lambda z: guided.denoise(z, level, jnp.array([3])))(to_nhwc(r['cfg_x']))
+  label = guided.cond(jnp.array([3]))
+  estimate = jax.jit(lambda z: guided.denoise(z, level, label))(to_nhwc(r['cfg_x']))
   want = to_nhwc(r[f'cfg_out_{channels}'])
   got = jnp.concatenate([estimate.eps, estimate.extra['variance']], axis=-1)
   assert_close(got, want, 2e-5)

@@ -98,10 +98,12 @@ def test_a_model_so_trained_says_what_it_believes_without_a_label():
   np.testing.assert_allclose(without.eps, 0.4 * z, rtol=1e-5)
   vector = jnp.concatenate([params['net']['vectors'], jnp.zeros(1)])[:, None, None, None]
   for w in (0.0, 1.5):
-    got = guidance.Guidance(w).of(model).denoise(z, level, label)
+    guided = guidance.Guidance(w).of(model)
+    got = guided.denoise(z, level, guided.cond({'label': label}))
     np.testing.assert_allclose(got.eps, 0.4 * z + (1.0 + w) * vector, rtol=1e-5, atol=1e-6)
   # log-SNR is 4, 2, 0, -2: only the middle two are guided.
-  got = guidance.Guidance(1.5, -1.0, 3.0).of(model).denoise(z, level, label)
+  guided = guidance.Guidance(1.5, -1.0, 3.0).of(model)
+  got = guided.denoise(z, level, guided.cond({'label': label}))
   factor = jnp.array([1.0, 2.5, 2.5, 1.0])[:, None, None, None]
   np.testing.assert_allclose(got.eps, 0.4 * z + factor * vector, rtol=1e-5, atol=1e-6)
   with pytest.raises(InputError, match='guidance=.channels=2.: z has 1 channels'):

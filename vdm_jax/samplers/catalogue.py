@@ -305,6 +305,7 @@ GRIDS: dict[str, Callable] = {  # (process, n) -> times
     **{name: partial(_on_chain, indices) for name, indices in {
         'trailing': grids.trailing, 'leading': grids.leading, 'linspace': grids.linspace,
         'ddim_linear': grids.ddim_linear, 'ddim_quadratic': grids.ddim_quadratic}.items()},
+    'stable_diffusion': lambda process, n: grids.stable_diffusion(n),
 }
 
 MISSING = {

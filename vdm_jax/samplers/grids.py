@@ -135,6 +135,18 @@ def on_table(indices: np.ndarray, table: int) -> np.ndarray:
   return np.append((indices[::-1] + 1) / table, 0.0)
 
 
+def stable_diffusion(n: int) -> np.ndarray:
+  """The times of Stable Diffusion's samplers in a chain of 1000 levels.
+
+  The indices are 1, 1 + c, 1 + 2 c, ... below 1000, with c = floor(1000 / n): those of `leading`,
+  one level later.  The last step ends at the first level, not at the data.  If n does not divide
+  1000, there are more than n steps, as in the public code (CompVis/stable-diffusion).
+  """
+  _check_table(n, 1000)
+  indices = np.arange(1, 1000, 1000 // n)
+  return np.append((indices[::-1] + 1) / 1000, 1 / 1000)
+
+
 def _check_table(n: int, table: int) -> None:
   _check(n)
   if n > table:

@@ -200,7 +200,7 @@ def _condition(config: ml_collections.ConfigDict, spec: data.Spec) -> str:
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: nn.Module | Schedule,
                target: Target = targets.eps, objective: Objective | None = None,
                curve: Curve = vp, heads: tuple[str, ...] = (), inputs: Inputs = logsnr,
-               field: str = '', condition: str | None = '',
+               field: str = '', condition: str | None = '', encoder: nn.Module | None = None,
                scale: tuple[Scalar, Scalar] | None = None) -> Experiment:
   """The experiment of `config` with this network, an estimate of `target`, and this schedule.
 
@@ -215,6 +215,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     condition: the field of the data that the network is given.  Default: the label if
       config.model.class_conditional, 'augmented' if config.data.augment, else none.  None: no
       field, whatever the data have.
+    encoder: a network of the condition, whose output `net` is given in its place.  Its parameters
+      are params['encoder'].  Samplers call it once, before their first step.
     scale: the mean and the standard deviation that standardise real data.  They are numbers, or
       arrays that broadcast against an example.  Integers are coded by `Pixels`.
 
@@ -222,8 +224,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   may be negative.
 
   Raises InputError if timesteps is below 0, if class_conditional is set without labels or with
-  `augment`, or if the data lack a field.  Raises InputError also for a scale of integers, and for
-  an objective that requires other keywords.
+  `augment`, or if the data lack a field.  Raises InputError also for a scale of integers, for an
+  encoder without a condition, and for an objective that requires other keywords.
   """
   require(config, 'timesteps', config.model.timesteps >= 0,
           'it is negative',
@@ -234,20 +236,28 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   if condition == x.name:
     raise InputError('condition', condition, 'it is x itself', 'name another field of the data')
   conditioning = [spec[condition].name] if condition else []
+  if encoder is not None and not condition:
+    raise InputError('encoder', None, 'this system is told nothing that it could read',
+                     'name the field of the data: condition=...')
   if x.levels and scale is not None:
     raise InputError('scale', scale, f'the field {x.name!r} holds integers, which are coded in '
                      '[-1, 1]', 'leave it out')
   learned = isinstance(schedule, nn.Module)
   coding = Pixels(x.levels) if x.levels else Reals(*(scale or (0.0, 1.0)))
 
-  def cond(batch: PyTree) -> PyTree:
+  def cond(params: PyTree, batch: PyTree) -> PyTree:
     """The network's input besides z and logsnr."""
-    return batch[condition] if condition else None
+    if not condition or encoder is None:
+      return batch[condition] if condition else None
+    return Bound(params['encoder'], encoder)(batch[condition])
 
   def init(key):
     key_net, key_schedule = jax.random.split(key)
-    z = jnp.zeros((1, *x.shape))
-    params = {'net': net.init(key_net, z, jnp.zeros(1), cond(spec.zeros(1)))['params']}
+    z, one = jnp.zeros((1, *x.shape)), spec.zeros(1)
+    params = {}
+    if encoder is not None and condition:
+      params['encoder'] = encoder.init(jax.random.fold_in(key, 1), one[condition])['params']
+    params['net'] = net.init(key_net, z, jnp.zeros(1), cond(params, one))['params']
     if learned:
       params['schedule'] = schedule.init(key_schedule, jnp.zeros(1))['params']
     return params
@@ -257,7 +267,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
     return Model(denoise=denoisers.denoiser(Bound(params['net'], net, keys), target,
                                               inputs, heads),
                  process=GaussianProcess(at_time, curve), decoder=coding.log_prob,
-                 encode=coding.encode, decode=coding.decode, cond=cond, shape=x.shape,
+                 encode=coding.encode, decode=coding.decode,
+                 cond=functools.partial(cond, params), shape=x.shape,
                  field=x.name, conditions=conditions.of(spec, conditioning),
                  steps=config.model.timesteps)
 

@@ -43,6 +43,20 @@ class Tokens(nn.Module):
     return jnp.take(vector, tokens, axis=0, mode='fill') + position
 
 
+class Sequence(nn.Module):
+  """The vectors of all tokens by `text`, a network of texts: [B, L] -> [B, L, C].
+
+  Cross-attention reads them.  The parameters are those of `text`.
+  """
+  text: nn.Module
+
+  def setup(self):
+    nn.share_scope(self, self.text)
+
+  def __call__(self, tokens: Array) -> Array:
+    return self.text(tokens).sequence
+
+
 class Trunk(nn.Module):
   """The transformer of a network, whose class adds what comes before and after.
 

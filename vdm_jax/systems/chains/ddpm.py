@@ -113,7 +113,7 @@ def clipped(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
-               scale: float = 1.0, condition: str | None = '',
+               scale: float = 1.0, condition: str | None = '', encoder: nn.Module | None = None,
                trained: Objective | None = None) -> Experiment:
   """The experiment of `config` with this network of (z, scale * step, label, keys).
 
@@ -123,7 +123,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   Args:
     net: the network.  Default: `unet`, for a config of `unet_config`.
     scale: the factor of the step that the network reads.
-    condition: as in `compose.experiment`.
+    condition, encoder: as in `compose.experiment`.
     trained: another objective to minimise, with the keywords `steps` and `context`.  Then only
       validation measures the bound.
 
@@ -149,7 +149,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
 
   base = compose.experiment(
       config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends), objective=objective,
-      heads=_heads(config), inputs=inputs.chain(schedule, scale), condition=condition)
+      heads=_heads(config), inputs=inputs.chain(schedule, scale), condition=condition,
+      encoder=encoder)
 
   def model(params, keys=None):
     of = base.model(params, keys)

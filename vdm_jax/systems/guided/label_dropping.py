@@ -1,26 +1,37 @@
-"""Classifier-free training: one network learns to estimate with labels and without labels.
+"""Classifier-free training: one network learns to estimate with its condition and without it.
 
-Ho and Salimans (2022), algorithm 1: in training, a label is dropped with a probability of 0.1 or
-0.2.  The network's estimate without a label is then the other half of `guidance.classifier_free`.
-The network and the objective of an experiment stay the same.
+Ho and Salimans (2022), algorithm 1: in training, a label or a text is dropped with a probability of
+0.1 or 0.2.  The network's estimate without it is then the other half of
+`guidance.classifier_free`.  The network and the objective of an experiment stay the same.
+
+A label that is dropped is -1, and a text that is dropped is the empty text.
 """
+import jax
 import jax.numpy as jnp
 
 from vdm_jax import random
+from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError
-from vdm_jax.typing import Array, Experiment
+from vdm_jax.typing import Array, ArrayLike, Experiment
 
 NO_LABEL = -1
 
 
-def drop(label: Array, keys: Array, probability: float) -> Array:
-  """Each label, or -1 with this probability, independently.  label: integers [B]; keys: [B]."""
-  u = random.uniform(random.stream(keys, 'label_dropping'), jnp.zeros(label.shape))
-  return jnp.where(u < probability, NO_LABEL, label)
+def drop(values: Array, keys: Array, probability: float, untold: ArrayLike = NO_LABEL) -> Array:
+  """Each value, or `untold` with this probability, independently.
+
+  values: integers [B, ...], labels or the tokens of texts; keys: [B]; untold: [...].
+  """
+  u = random.uniform(random.stream(keys, 'label_dropping'), jnp.zeros(len(values)))
+  dropped = (u < probability).reshape(-1, *(1,) * (values.ndim - 1))
+  return jnp.where(dropped, jnp.asarray(untold), values)
 
 
-def experiment(base: Experiment, probability: float) -> Experiment:
-  """`base`, trained with this share of its labels dropped, and validated with all labels.
+def experiment(base: Experiment, probability: float, field: str = LABEL,
+               untold: ArrayLike = NO_LABEL) -> Experiment:
+  """`base`, trained with this share of its conditions dropped, and validated with all of them.
+
+  field: of the data, the condition.  untold: its value where it is dropped.
 
   The model has `null`, so it can be guided.  The loss raises InputError if `base` is not
   conditioned on labels.
@@ -30,16 +41,24 @@ def experiment(base: Experiment, probability: float) -> Experiment:
       raise InputError('config.model.class_conditional', False,
                        'a model without labels has none to drop', 'set it to True')
     if context.train:
-      batch = batch | {'label': drop(batch['label'], context.keys, probability)}
+      batch = batch | {field: drop(batch[field], context.keys, probability, untold)}
     return base.loss(params, batch, context)
 
-  return with_null(base)._replace(loss=loss)
+  return with_null(base, field, untold)._replace(loss=loss)
 
 
-def with_null(base: Experiment) -> Experiment:
-  """`base`, whose network does without labels already: its model has `null`, the label -1."""
+def with_null(base: Experiment, field: str = LABEL, untold: ArrayLike = NO_LABEL) -> Experiment:
+  """`base`, whose network does without its condition already: its model has `null`.
+
+  field, untold: as for `experiment`.
+  """
   def model(params, keys=None):
-    return base.model(params, keys)._replace(
-        null=lambda label: jnp.full_like(label, NO_LABEL))
+    m = base.model(params, keys)
+
+    def null(cond):
+      nothing = m.cond({field: jnp.asarray(untold)[None]})
+      return jax.tree.map(lambda one, u: jnp.broadcast_to(one, u.shape).astype(u.dtype), nothing,
+                          cond)
+    return m._replace(null=null)
 
   return base._replace(model=model)

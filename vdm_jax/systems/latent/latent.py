@@ -191,7 +191,8 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     return state, {name.removeprefix('net_'): u for name, u in metrics.items()}
 
   return base._replace(init=init, loss=loss, model=model, data=data.Data(config.data),
-                       tx=step.optimisers(players), update=update, first_stage=first_stage)
+                       tx=step.optimisers(players), update=update, first_stage=first_stage,
+                       adds=(*base.adds, 'autoencoder', 'scale') if base.adds else ())
 
 
 def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_at_data: bool
