@@ -4,34 +4,23 @@
     --out=runs/iddpm
   python scripts/import_weights.py --source=dit --in=DiT-XL-2-256x256.pt \\
     --autoencoder=sd-vae-ft-ema --out=runs/dit
+  python scripts/import_weights.py --source=stable-diffusion --in=sd-v1-4.ckpt \\
+    --merges=bpe_simple_vocab_16e6.txt.gz --out=runs/sd
 
 It reads PyTorch files, NVIDIA's pickles, safetensors, .npz and Flax's msgpack.  It never executes
 code in a file.
 """
+import functools
+
 import bootstrap
 from absl import flags
 
 from vdm_jax import cli
-from vdm_jax.runs import importing
+from vdm_jax.cli.commands import import_weights
 
-SOURCE = flags.DEFINE_enum('source', None, sorted([*importing.SOURCES, *importing.OPENED]),
-                           'The public codebase that the file is from.')
-IN = cli.path('in', 'The file of weights, or a folder of diffusers.')
-OUT = cli.run_directory('The directory of the new run.', 'out')
-MODEL = flags.DEFINE_string('model', '', 'Which model of the source it is.  Default: the name of '
-                            'the file, or what the file says.')
-AUTOENCODER = cli.path('autoencoder', 'The file or folder of the autoencoder that decodes the '
-                       'latents of DiT.')
-
-
-def main():
-  imported = importing.import_weights(
-      SOURCE.value, IN.value, OUT.value, bootstrap.ROOT / 'configs', MODEL.value,
-      AUTOENCODER.value or '')
-  print(f'{imported.model}, {imported.parameters:,} parameters, {imported.config}')
-  cli.wrote(OUT.value, then=cli.command('sample.py', workdir=OUT.value, out='samples.png'))
-
+flags.adopt_module_key_flags(import_weights)
 
 if __name__ == '__main__':
-  cli.run(main, bootstrap.ROOT, required={
-      'source': 'score-sde', 'in': 'checkpoint_8.pth', 'out': 'runs/ddpmpp'}, alone=True)
+  cli.run(functools.partial(import_weights.main, bootstrap.ROOT / 'configs'), bootstrap.ROOT,
+          required={'source': 'score-sde', 'in': 'checkpoint_8.pth', 'out': 'runs/ddpmpp'},
+          alone=True)

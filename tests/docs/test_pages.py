@@ -280,7 +280,8 @@ def test_every_picture_of_the_docs_is_shown_by_a_page():
 @functools.cache
 def fields_of_configs() -> set[str]:
   latent = module_of(ROOT / 'configs' / 'digits' / 'latent.py').get_config
-  chosen = [recipes.digits(vdm.default_config()), latent('autoencoder'), latent('latent')]
+  told = module_of(ROOT / 'configs' / 'published' / 'latent.py').get_config('stable-diffusion-v1')
+  chosen = [recipes.digits(vdm.default_config()), latent('autoencoder'), latent('latent'), told]
   return {f'{room}.{field}' for config in chosen for room in config
           if hasattr(config[room], 'keys') for field in config[room]} | {
               'model.label_dropping', 'model.clip'}

@@ -261,12 +261,15 @@ def test_the_vectors_of_labels_are_those_of_the_public_code():
 
 @pytest.mark.parametrize('name', compvis.LATENT_DIFFUSIONS)
 def test_a_published_latent_diffusion_fits_its_autoencoder(name):
-  """The channels of its latents, and their side for images of 256 pixels."""
+  """The channels of its latents, and their side; what it is told."""
   trained = compvis.LATENT_DIFFUSIONS[name]
   net = compvis.AUTOENCODERS[trained.autoencoder]
-  side = 256 // net.trunk.factor
+  side = trained.side // net.trunk.factor
   assert compvis.UNETS[name][1] == (side, side, net.latent_channels)
-  assert (compvis.UNETS[name][2] is not None) == (trained.classes > 0)
+  context, encoder = compvis.UNETS[name][2], compvis.TEXT_ENCODERS.get(name)
+  assert (context is not None) == (trained.classes > 0 or encoder is not None)
+  assert (encoder is not None) == bool(trained.tokeniser)
+  assert encoder is None or context == (encoder.length, encoder.features)
 
 
 def test_the_tiny_autoencoder_has_its_published_size_names_and_shapes():

@@ -223,7 +223,9 @@ def test_a_whole_latent_diffusion_becomes_a_run(whole, tmp_path):
     ('dit', 'small', {'autoencoder': 'gone'}, r'^autoencoder=.*gone.*: there is no such file'),
     ('ddpm', 'small', {'autoencoder': 'vq'}, r'^autoencoder=.*: only dit takes its autoencoder'),
     ('latent-diffusion', 'vq', {'model': 'celeba256'}, r'^in=.*: .* it has no U-Net'),
-    ('latent-diffusion', 'vq', {'model': 'stable-diffusion-v1'}, '^model=.*: it is told a text'),
+    ('latent-diffusion', 'vq', {'model': 'stable-diffusion-v1'}, r'^in=.*: .* it has no U-Net'),
+    ('latent-diffusion', 'vq', {'model': 'inpainting_big'}, '^model=.*: it completes images'),
+    ('sd-vae', 'vq', {'merges': 'vq'}, '^merges=.*: this model is told no text; leave it out'),
     ('sd-vae', 'small', {}, r'^in=.*: it cannot be read as sd-vae: it holds .*which belong to no'),
     ('sd-vae', 'vq', {'model': 'kl-f9'}, '^model=.kl-f9.: did you mean kl-f')])
 def test_what_cannot_be_imported_leaves_nothing(source, file, options, message, small, vq,

@@ -41,5 +41,6 @@ def names() -> list[str]:
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
       'imagenet/vdm': [':32', ':64'], 'imagenet/dit': [':DiT-XL/2', ':DiT-S/8'],
       'published/dit': ['', ':DiT-XL-2-256x256,images'],
+      'published/latent': ['', ':stable-diffusion-v1'],
       'published/autoencoder': ['', ':vq-f4', ':taesd']}
   return [name + variant for name in files for variant in offered.get(name, [''])]

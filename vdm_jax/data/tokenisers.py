@@ -155,7 +155,8 @@ def of_words(words: Sequence[str], length: int) -> Tokeniser:
                          f'take words of theirs, e.g. {", ".join(near)}')
     return [numbers[word] for word in found]
 
-  decode = lambda tokens: [' '.join(words[i - 1] for i in row if i > 0) for row in tokens.tolist()]
+  decode = lambda tokens: [' '.join(words[int(i) - 1] for i in row if i > 0)
+                           for row in tokens.tolist()]
   return Tokeniser(functools.partial(_padded, codes, length, 0, 'words'), decode, length,
                    len(words) + 1, 0)
 

@@ -80,7 +80,7 @@ def read(path: str | Path) -> Read:
     return _tiny(*_halves_beside(path))
   if any(name.startswith(('encoder.down_blocks.', 'encoder.layers.')) for name in flat):
     return _of_diffusers(flat, {}, path)
-  return _of_parts(compvis.parts(flat), path)
+  return of_parts(compvis.parts(flat), path)
 
 
 def read_diffusion(path: str | Path) -> tuple[compvis.Parts, Read]:
@@ -90,10 +90,11 @@ def read_diffusion(path: str | Path) -> tuple[compvis.Parts, Read]:
   """
   parts = compvis.parts(readers.read(path))
   compvis.require_unet(parts)
-  return parts, _of_parts(parts, Path(path))
+  return parts, of_parts(parts, Path(path))
 
 
-def _of_parts(parts: compvis.Parts, path: Path) -> Read:
+def of_parts(parts: compvis.Parts, path: Path) -> Read:
+  """The autoencoder of a file of CompVis.  Raises InputError as `read` does."""
   if not parts.autoencoder:
     raise InputError(problem='it holds no autoencoder: no encoder.* and no first_stage_model.*',
                      remedy='give the file of an autoencoder, or of a whole latent diffusion')

@@ -297,15 +297,18 @@ class LatentDiffusion(NamedTuple):
 
   autoencoder: of `AUTOENCODERS`.  betas: the ends of `schedules.scaled_linear_betas`.  classes: of
   its labels; 0: none.  untold: whether "no label" has a vector.  scale: s; None: the file has it.
+  tokeniser: of its texts, a kind of `data.tokenisers`; '': it is told none.  side: of its images.
   """
   autoencoder: str
   betas: tuple[float, float] = (0.0015, 0.0195)
   classes: int = 0
   untold: bool = False
   scale: float | None = 1.0
+  tokeniser: str = ''
+  side: int = 256
 
 
-# Those that are told nothing, or a class.
+# Those that are told nothing, a class or a text.
 LATENT_DIFFUSIONS = {
     'celeba256': LatentDiffusion('vq-f4'),
     'ffhq256': LatentDiffusion('vq-f4'),
@@ -313,6 +316,17 @@ LATENT_DIFFUSIONS = {
     'lsun_churches256': LatentDiffusion('kl-f8', (0.0015, 0.0155), scale=None),
     'cin256': LatentDiffusion('vq-f8', classes=1000),
     'cin256-v2': LatentDiffusion('vq-f4', classes=1000, untold=True),
+    'text2img256': LatentDiffusion('vq-f4', tokeniser='bert'),
+    'txt2img-f8-large': LatentDiffusion('kl-f8', (0.00085, 0.012), scale=0.18215,
+                                        tokeniser='bert'),
+    'stable-diffusion-v1': LatentDiffusion('kl-f8', (0.00085, 0.012), scale=0.18215,
+                                           tokeniser='clip', side=512),
+}
+# Of those that are told a text.
+TEXT_ENCODERS: dict[str, TextTower | LatentBERT] = {
+    'text2img256': LatentBERT(features=640),
+    'txt2img-f8-large': LatentBERT(),
+    'stable-diffusion-v1': TextTower(),
 }
 
 
@@ -320,7 +334,7 @@ def network(name: str) -> adm.UNet | LatentUNet | LabelledUNet:
   """The network of a name of `LATENT_DIFFUSIONS`, which reads labels if it was trained on them."""
   net, _, context = UNETS[name]
   trained = LATENT_DIFFUSIONS[name]
-  if not isinstance(net, LatentUNet) or context is None:
+  if not isinstance(net, LatentUNet) or context is None or not trained.classes:
     return net
   return LabelledUNet(net, trained.classes, context[1], trained.untold)
 
@@ -347,15 +361,19 @@ _of_bert = fitting.renaming(
 def text_encoder_of(condition: Flat) -> TextTower | LatentBERT:
   """The network of texts in a file's `Parts.condition`, by its names and shapes.
 
-  Raises InputError if it is none that is here.
+  Raises InputError if it is none that is here, or if there are other arrays beside it.
   """
-  if any(name.startswith('transformer.text_model.') for name in condition):
-    return clip.text_of(_of_stable_diffusion(condition))
-  if 'transformer.token_emb.weight' not in condition:
-    there = _some(list(condition)) or 'nothing'
+  of_clip = any(name.startswith('transformer.text_model.') for name in condition)
+  other = [name for name in condition if not name.startswith('transformer.')]
+  if other or not (of_clip or 'transformer.token_emb.weight' in condition):
+    there = _some(other or list(condition)) or 'nothing'
     raise InputError(problem=f'it has {there} under cond_stage_model, which is no network of texts '
                      'here',
                      remedy='give the file of Stable Diffusion v1, or of txt2img-f8-large')
+  if of_clip:
+    named = _of_stable_diffusion(condition)
+    clip.require_text_alone(named)
+    return clip.text_of(named)
   levels, features = condition['transformer.token_emb.weight'].shape
   inner, _ = condition['transformer.attn_layers.layers.0.1.to_q.weight'].shape
   return LatentBERT(
@@ -384,6 +402,70 @@ def text_encoder_from_flat(condition: Flat, like: PyTree) -> PyTree:
 
 def _of_stable_diffusion(condition: Flat) -> dict[str, np.ndarray]:
   return clip.of_transformers(readers.subtree(condition, 'transformer'))
+
+
+# --------------------------------------------------------------- the U-Net by its file
+
+_UNET_FIELDS = ('features', 'multipliers', 'blocks', 'attention_heads', 'head_features',
+                'attention_levels', 'depth', 'groups')
+
+
+def unet_settings(net: LatentUNet) -> dict[str, object]:
+  """The fields that describe `net`: `LatentUNet(**unet_settings(net))` is `net`, but for the way in
+  which it is computed."""
+  return {name: getattr(net, name) for name in _UNET_FIELDS}
+
+
+class Row(NamedTuple):
+  """A block on the way down: the channels of its output, and whether attention follows."""
+  width: int
+  attends: bool
+
+
+def sized(net: LatentUNet, features: int, rows: list[list[Row]], depth: int) -> LatentUNet:
+  """`net` with these sizes.  rows: the blocks of each resolution on the way down, from z on.
+
+  No shape tells the numbers of heads and of groups, which stay.  Raises InputError if a resolution
+  has no blocks.
+  """
+  if not rows or not all(rows):
+    raise InputError(problem='its U-Net lacks blocks', remedy='give a whole file')
+  widths = [row[0].width for row in rows]
+  return net.clone(
+      features=features, blocks=len(rows[0]), depth=max(depth, 1),
+      multipliers=tuple(width / features if width % features else width // features
+                        for width in widths),
+      attention_levels=tuple(level for level, row in enumerate(rows) if row[0].attends))
+
+
+def unet_of(flat: Flat, net: LatentUNet) -> LatentUNet:
+  """`net` with the sizes of these parameters, by their names and shapes.
+
+  Raises InputError, in one line, for a part of a U-Net, and for one that reads other channels than
+  it returns, as a network for inpainting does.
+  """
+  for name in ('input_blocks.0.0.weight', 'out.2.weight'):
+    if name not in flat:
+      raise InputError(problem=f'its U-Net has no {name}', remedy='give a whole file')
+  features, channels = flat['input_blocks.0.0.weight'].shape[:2]
+  require_same_channels(channels, len(flat['out.2.weight']))
+  rows: list[list[Row]] = [[]]
+  for k in range(1, fitting.depth(flat, r'input_blocks\.(\d+)\.')):
+    kernel = flat.get(f'input_blocks.{k}.0.in_layers.2.weight')
+    if kernel is None:  # halves the resolution
+      rows.append([])
+    else:
+      rows[-1].append(Row(len(kernel), f'input_blocks.{k}.1.norm.weight' in flat))
+  return sized(net, features, rows, fitting.depth(
+      flat, r'middle_block\.1\.transformer_blocks\.(\d+)\.'))
+
+
+def require_same_channels(reads: int, returns: int) -> None:
+  """Raises InputError unless both numbers are the same."""
+  if reads != returns:
+    raise InputError(problem=f'its U-Net reads {reads} channels and returns {returns}, as for '
+                     'inpainting, so it is no model of images alone',
+                     remedy='give a model that draws whole images')
 
 
 def require_unet(parts: Parts) -> None:

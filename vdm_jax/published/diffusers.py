@@ -21,10 +21,12 @@ import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, VQAutoencoder
+from vdm_jax.nn.unets.latent import LatentUNet
 from vdm_jax.published import compvis, ddpm, fitting, readers
 from vdm_jax.typing import PyTree
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin'
+TEXT_WEIGHTS = 'model.safetensors', 'pytorch_model.bin'  # of a text encoder, which is transformers'
 _PLACES = compvis.Places('encoder.down_blocks.{level}.resnets.{i}.',
                          'encoder.down_blocks.{level}.attentions.',
                          'encoder.mid_block.attentions.0.')
@@ -45,20 +47,22 @@ def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
   return name
 
 
-def read(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], Path]:
+def read(folder: str | Path, weights: tuple[str, ...] = WEIGHTS
+         ) -> tuple[dict[str, np.ndarray], dict[str, Any], Path]:
   """The arrays of a model's folder by name, its settings (config.json), and the file of the arrays.
 
   The folder of a whole pipeline is read as its autoencoder, in the folder vae or vqvae.
+  weights: the names that the file of the arrays may have.
   Raises InputError for a folder without these files.
   """
   folder = Path(folder)
   if (folder / 'model_index.json').is_file():
     folder = next((folder / part for part in ('vae', 'vqvae') if (folder / part).is_dir()), folder)
-  file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+  file = next((folder / name for name in weights if (folder / name).is_file()), None)
   if file is None or not (folder / 'config.json').is_file():
-    lacks = 'config.json' if file else WEIGHTS[0]
+    lacks = 'config.json' if file else weights[0]
     raise InputError(problem=f'{folder} has no {lacks}',
-                     remedy=f'give a folder of diffusers: config.json and {WEIGHTS[0]}')
+                     remedy=f'give a folder of diffusers: config.json and {weights[0]}')
   try:
     settings = json.loads((folder / 'config.json').read_text())
     if not isinstance(settings, dict):
@@ -72,6 +76,24 @@ def autoencoder_of(flat: Mapping[str, np.ndarray],
                    groups: int = 32) -> KLAutoencoder | VQAutoencoder:
   """The same as `compvis.autoencoder_of`, but for diffusers' names."""
   return compvis.autoencoder_of(flat, _PLACES, groups)
+
+
+def unet_of(flat: Mapping[str, np.ndarray], net: LatentUNet) -> LatentUNet:
+  """The same as `compvis.unet_of`, but for diffusers' names."""
+  for name in ('conv_in.weight', 'conv_out.weight'):
+    if name not in flat:
+      raise InputError(problem=f'its U-Net has no {name}', remedy='give a whole file')
+  features, channels = flat['conv_in.weight'].shape[:2]
+  compvis.require_same_channels(channels, len(flat['conv_out.weight']))
+  rows: list[list[compvis.Row]] = []
+  for level in range(fitting.depth(flat, r'down_blocks\.(\d+)\.')):
+    start = f'down_blocks.{level}.'
+    rows.append([compvis.Row(len(flat[f'{start}resnets.{i}.conv1.weight']),
+                             f'{start}attentions.{i}.norm.weight' in flat)
+                 for i in range(fitting.depth(flat, rf'down_blocks\.{level}\.resnets\.(\d+)\.'))
+                 if f'{start}resnets.{i}.conv1.weight' in flat])
+  return compvis.sized(net, features, rows, fitting.depth(
+      flat, r'mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.'))
 
 
 def autoencoder_name(params: PyTree) -> Callable[[str], str]:

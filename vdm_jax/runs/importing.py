@@ -13,11 +13,13 @@
   taesd                madebyollin/taesd, diffusers    any tiny autoencoder             autoencoder
   latent-diffusion     CompVis/latent-diffusion        compvis.AUTOENCODERS             autoencoder
                                                        compvis.LATENT_DIFFUSIONS        latent
+  stable-diffusion     CompVis, diffusers              Stable Diffusion v1 of any size  latent
 
 If a file has averaged parameters, these are taken, as in the publications.
 
 A file of an autoencoder says what size its network has (`published.autoencoders`).  So its settings
-go from the file into the config of the run.
+go from the file into the config of the run.  The same holds for a model that is told a text
+(`published.stable_diffusion`).  The file of its tokeniser is copied into the run.
 """
 import hashlib
 import json
@@ -32,8 +34,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vdm_jax import random
-from vdm_jax.errors import InputError, require, require_choice
+from vdm_jax import data, random
+from vdm_jax.data import tokenisers
+from vdm_jax.data.fields import CAPTION
+from vdm_jax.errors import InputError, require, require_at_least, require_choice
 from vdm_jax.machine import files
 from vdm_jax.published import (
   autoencoders,
@@ -46,8 +50,10 @@ from vdm_jax.published import (
   openai,
   readers,
   score_sde,
+  stable_diffusion,
 )
 from vdm_jax.runs import needs, workdir
+from vdm_jax.systems import texts
 from vdm_jax.systems.latent.autoencoder import FIRST_STD
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
@@ -146,10 +152,11 @@ def _open_autoencoder(file: Path, model: str) -> Weights:
 def _open_latent_diffusion(file: Path, model: str) -> Weights:
   """A whole latent diffusion of CompVis, or an autoencoder alone."""
   model = model or file.stem
+  if model in compvis.TEXT_ENCODERS:
+    return _open_told(file, model)
   if model not in compvis.LATENT_DIFFUSIONS:
-    require(model not in compvis.UNETS, 'model', model, 'it is told a text or an image, and needs '
-            'an encoder that is not here', 'use its network from Python: '
-            'vdm_jax.published.compvis.UNETS')
+    require(model not in compvis.UNETS, 'model', model, 'it completes images, and is told their '
+            'known part', 'use its network from Python: vdm_jax.published.compvis.UNETS')
     known = model in compvis.AUTOENCODERS
     return _open_autoencoder(file, model if known else '')
   parts, read = autoencoders.read_diffusion(file)
@@ -162,6 +169,36 @@ def _open_latent_diffusion(file: Path, model: str) -> Weights:
     config.autoencoder.model.update(autoencoders.settings(read.net))
   return Weights(model, ('published/latent', (model,)), lambda like: {
       'net': compvis.diffusion_from_flat(parts, like['net']), 'autoencoder': _stage(read.params),
+      'scale': np.float32(scale)}, read.files, settle)
+
+
+def _open_told(file: Path, model: str) -> Weights:
+  """A whole latent diffusion that is told a text."""
+  model = model or 'stable-diffusion-v1'
+  require_choice('model', model, compvis.TEXT_ENCODERS)
+  read, trained = stable_diffusion.read(file, model), compvis.LATENT_DIFFUSIONS[model]
+  scale = trained.scale if read.scale is None else read.scale
+  published = compvis.TEXT_ENCODERS[model]
+  require(type(read.encoder) is type(published), None, None,
+          f'its text encoder is a {type(read.encoder).__name__}, and {model} has a '
+          f'{type(published).__name__}', 'name the model that the file is')
+  require(read.encoder.levels == published.levels, None, None, f'its text encoder has '
+          f'{read.encoder.levels:,} tokens, and the tokeniser of {model} has {published.levels:,}',
+          'give a model that reads the published tokens')
+
+  def settle(config):
+    config.autoencoder.model.update(autoencoders.settings(read.autoencoder.net))
+    config.unet.update(compvis.unet_settings(read.unet))
+    config.text.update(texts.settings(read.encoder))
+    config.data.text_length = read.encoder.length
+    if read.betas:
+      config.model.beta_ends = read.betas
+    if read.merges:
+      config.data.merges = str(read.merges.absolute())
+    if read.side:
+      config.data.update(shape=(read.side, read.side, 3), image_size=read.side)
+  return Weights(model, ('published/latent', (model,)), lambda like: {
+      **read.params(like), 'autoencoder': _stage(read.autoencoder.params),
       'scale': np.float32(scale)}, read.files, settle)
 
 
@@ -192,7 +229,7 @@ def _open_decoded(file: Path, model: str, autoencoder: Path) -> Weights:
 # Sources whose files say which network they hold: (file or folder, model) -> weights.
 OPENED: dict[str, Callable[[Path, str], Weights]] = {
     'sd-vae': _open_autoencoder, 'taesd': _open_autoencoder,
-    'latent-diffusion': _open_latent_diffusion}
+    'latent-diffusion': _open_latent_diffusion, 'stable-diffusion': _open_told}
 
 
 def _open(source: str, file: Path, model: str, autoencoder: Path | None) -> Weights:
@@ -229,6 +266,29 @@ def _require_fit(like: PyTree, params: PyTree, file: Path, config: str) -> None:
                      f'{config} {wanted}', 'give weights of that network')
 
 
+def _settle_texts(config: ml_collections.ConfigDict, merges: str | Path, image_size: int) -> None:
+  """Puts the tokeniser's file and the size of the images into the config.
+
+  Raises InputError for a file of another tokeniser, or for a model that is told no text.
+  """
+  told = 'text' in config
+  for name, value in (('merges', merges), ('image_size', image_size)):
+    require(told or not value, name, f'{value}', 'this model is told no text', 'leave it out')
+  if not told:
+    return
+  if image_size:
+    require_at_least('image_size', image_size)
+    config.data.update(shape=(image_size, image_size, 3), image_size=image_size)
+  if merges:
+    config.data.merges = str(files.user_path('merges', merges).absolute())
+  try:
+    tokenisers.of(data.resolve(config.data)[CAPTION])
+  except InputError as error:
+    if error.field != 'config.data.merges':
+      raise
+    raise InputError('merges', config.data.merges or None, error.problem, error.remedy) from None
+
+
 class Imported(NamedTuple):
   model: str
   config: str       # FILE.py, or FILE.py:VARIANT
@@ -236,7 +296,8 @@ class Imported(NamedTuple):
 
 
 def import_weights(source: str, file: str | Path, out: str | Path, configs: str | Path,
-                   model: str = '', autoencoder: str | Path = '') -> Imported:
+                   model: str = '', autoencoder: str | Path = '', merges: str | Path = '',
+                   image_size: int = 0) -> Imported:
   """Makes `out` a run at step 0 that has the weights in `file`.
 
   Args:
@@ -247,6 +308,9 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     configs: the folder of the config files.
     autoencoder: the file or the folder of the autoencoder that decodes the latents of DiT.
       Default: its samples are latents.
+    merges: the file of the tokeniser, for a model that is told a text.  Default: the folder's own.
+    image_size: the side of the images, for a model that is told a text.  Default: as published, or
+      as the folder says.
 
   Raises InputError, and then writes nothing.  The reasons are an unknown source or model, a file
   without weights or with other parameters, or an `out` that is not empty.
@@ -269,6 +333,7 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
   module = code.module()
   config = module.get_config(*variant)
   weights.settle(config)
+  _settle_texts(config, merges, image_size)
   experiment = module.build(config)
   like = jax.eval_shape(experiment.init, random.key(config.seed))
 
