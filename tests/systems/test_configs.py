@@ -41,6 +41,7 @@ PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
              'published/latent': 274_056_163,
              'published/latent:stable-diffusion-v1': 859_520_964,
              'published/autoencoder': 83_653_863,
+             'published/glide': 385_030_726 - 76_695_808,  # less its text transformer
              'published/autoencoder:vq-f4': 55_322_782, 'published/autoencoder:taesd': 2_445_063}
 # Of each kind of config one; the others are traced by the long tests.
 EXAMPLES = {'cifar10/vdm', 'plane/flows:minibatch_ot', 'plane/flows:reflow', 'digits/vdm',

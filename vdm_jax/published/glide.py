@@ -201,6 +201,16 @@ def unet_of(flat: Flat, side: int = 0, head_features: int = _HEAD) -> adm.UNet:
       text='middle_block.1.encoder_kv.weight' in flat)
 
 
+_FIELDS = ('features', 'multipliers', 'blocks', 'attention_resolutions', 'head_features',
+           'scale_shift', 'resblock_updown', 'heads', 'super_resolution', 'inpainting', 'text')
+
+
+def unet_settings(net: adm.UNet) -> dict[str, object]:
+  """The fields that describe `net`: `adm.UNet(**unet_settings(net))` is `net`, but for the way in
+  which it is computed, and its dropout."""
+  return {name: getattr(net, name) for name in _FIELDS}
+
+
 def unet_from_flat(flat: Flat, like: PyTree) -> PyTree:
   """The U-Net of a file of GLIDE as a tree like `like`, arrays or shapes.
 

@@ -14,6 +14,7 @@
   latent-diffusion     CompVis/latent-diffusion        compvis.AUTOENCODERS             autoencoder
                                                        compvis.LATENT_DIFFUSIONS        latent
   stable-diffusion     CompVis, diffusers              Stable Diffusion v1 of any size  latent
+  glide                openai/glide-text2im            published.glide.MODELS           glide
 
 If a file has averaged parameters, these are taken, as in the publications.
 
@@ -45,6 +46,7 @@ from vdm_jax.published import (
   ddpm,
   dit,
   edm,
+  glide,
   google_vdm,
   ncsnv2,
   openai,
@@ -202,6 +204,26 @@ def _open_told(file: Path, model: str) -> Weights:
       'scale': np.float32(scale)}, read.files, settle)
 
 
+def _open_glide(file: Path, model: str) -> Weights:
+  """A U-Net of GLIDE and its text transformer."""
+  require(file.is_file(), 'in', f'{file}', 'it is a directory', 'name the file of weights')
+  model = model or file.stem
+  require_choice('model', model, glide.MODELS)
+  flat = readers.read(file)
+  net, encoder, known = glide.unet_of(flat), glide.text_of(flat), glide.MODELS[model]
+  told = lambda net: [name for name in ('text', 'super_resolution', 'inpainting')
+                      if getattr(net, name)]
+  require(told(net) == told(known), None, None, f'its network has {" and ".join(told(net))}, and '
+          f'{model} has {" and ".join(told(known))}', 'name the model that the file is')
+
+  def settle(config):
+    config.unet.update(glide.unet_settings(net))
+    config.text.update(texts.settings(encoder))
+  return Weights(model, ('published/glide', (model,)), lambda like: {
+      'net': glide.unet_from_flat(flat, like['net']),
+      'encoder': glide.text_from_flat(flat, like['encoder'])}, (file,), settle)
+
+
 def _open_decoded(file: Path, model: str, autoencoder: Path) -> Weights:
   """DiT, whose latents an autoencoder decodes."""
   try:
@@ -229,7 +251,8 @@ def _open_decoded(file: Path, model: str, autoencoder: Path) -> Weights:
 # Sources whose files say which network they hold: (file or folder, model) -> weights.
 OPENED: dict[str, Callable[[Path, str], Weights]] = {
     'sd-vae': _open_autoencoder, 'taesd': _open_autoencoder,
-    'latent-diffusion': _open_latent_diffusion, 'stable-diffusion': _open_told}
+    'latent-diffusion': _open_latent_diffusion, 'stable-diffusion': _open_told,
+    'glide': _open_glide}
 
 
 def _open(source: str, file: Path, model: str, autoencoder: Path | None) -> Weights:
@@ -278,6 +301,8 @@ def _settle_texts(config: ml_collections.ConfigDict, merges: str | Path, image_s
     return
   if image_size:
     require_at_least('image_size', image_size)
+    require(not config.data.found, 'image_size', image_size, 'this model has images of one size',
+            'leave it out')
     config.data.update(shape=(image_size, image_size, 3), image_size=image_size)
   if merges:
     config.data.merges = str(files.user_path('merges', merges).absolute())

@@ -201,6 +201,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
                target: Target = targets.eps, objective: Objective | None = None,
                curve: Curve = vp, heads: tuple[str, ...] = (), inputs: Inputs = logsnr,
                field: str = '', condition: str | None = '', encoder: nn.Module | None = None,
+               beside: tuple[str, ...] = (),
                scale: tuple[Scalar, Scalar] | None = None) -> Experiment:
   """The experiment of `config` with this network, an estimate of `target`, and this schedule.
 
@@ -217,6 +218,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
       field, whatever the data have.
     encoder: a network of the condition, whose output `net` is given in its place.  Its parameters
       are params['encoder'].  Samplers call it once, before their first step.
+    beside: further fields of the data that `net` is given.  Its condition is then a dict of these
+      fields and of `condition`, by their names.
     scale: the mean and the standard deviation that standardise real data.  They are numbers, or
       arrays that broadcast against an example.  Integers are coded by `Pixels`.
 
@@ -235,7 +238,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
   condition = _condition(config, spec) if condition == '' else condition
   if condition == x.name:
     raise InputError('condition', condition, 'it is x itself', 'name another field of the data')
-  conditioning = [spec[condition].name] if condition else []
+  conditioning = [spec[name].name for name in (condition, *beside) if name]
   if encoder is not None and not condition:
     raise InputError('encoder', None, 'this system is told nothing that it could read',
                      'name the field of the data: condition=...')
@@ -247,9 +250,12 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
 
   def cond(params: PyTree, batch: PyTree) -> PyTree:
     """The network's input besides z and logsnr."""
-    if not condition or encoder is None:
-      return batch[condition] if condition else None
-    return Bound(params['encoder'], encoder)(batch[condition])
+    told = batch[condition] if condition else None
+    if encoder is not None:
+      told = Bound(params['encoder'], encoder)(told)
+    if not beside:
+      return told
+    return {**({condition: told} if condition else {}), **{name: batch[name] for name in beside}}
 
   def init(key):
     key_net, key_schedule = jax.random.split(key)

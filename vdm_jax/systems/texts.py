@@ -61,17 +61,20 @@ def add(config: ml_collections.ConfigDict, encoder: Encoder, *, trained: bool = 
   return config.lock()
 
 
-def experiment(config: ml_collections.ConfigDict, build: Callable[..., Experiment]) -> Experiment:
+def experiment(config: ml_collections.ConfigDict, build: Callable[..., Experiment], *,
+               pooled: bool = False) -> Experiment:
   """The experiment of a system that is told texts as config.text says.
 
   build: the system, (condition=..., encoder=...) -> its experiment; see `compose.experiment`.
+  pooled: whether its network also reads the pooled vector, so that it is given an `Encoded`.
 
   Raises InputError for data without a text `caption`, for an encoder that reads other tokens than
   the data have, and for a frozen encoder in a system that makes its own steps.
   """
   text, field = config.text, data.resolve(config.data)[CAPTION]
   _check(text, field)
-  base = build(condition=field.name, encoder=Sequence(network(text)))
+  encoder = network(text)
+  base = build(condition=field.name, encoder=encoder if pooled else Sequence(encoder))
   if not text.trained:
     base = _frozen(base)
   return label_dropping.experiment(base, text.dropped, field.name, tokenisers.nothing(field))

@@ -14,8 +14,9 @@ MODEL = flags.DEFINE_string('model', '', 'Which model of the source it is.  Defa
                             'the file, or what the file says.')
 AUTOENCODER = cli.path('autoencoder', 'The file or folder of the autoencoder that decodes the '
                        'latents of DiT.')
-MERGES = cli.path('merges', "The file of a text model's tokeniser: bpe_simple_vocab_16e6.txt.gz of "
-                  'CLIP, or vocab.txt of BERT.  The run keeps a copy.')
+MERGES = cli.path('merges', "The file of a text model's tokeniser: bpe_simple_vocab_16e6.txt.gz "
+                  'of CLIP, vocab.bpe of GPT-2 for GLIDE, or vocab.txt of BERT.  The run keeps a '
+                  'copy.')
 IMAGE_SIZE = flags.DEFINE_integer('image_size', 0, 'The side of the images of a text model.  '
                                   'Default: as published, or as the folder says.')
 

@@ -114,7 +114,7 @@ def clipped(config: ml_collections.ConfigDict, denoise: Denoiser) -> Denoiser:
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
                scale: float = 1.0, condition: str | None = '', encoder: nn.Module | None = None,
-               trained: Objective | None = None) -> Experiment:
+               beside: tuple[str, ...] = (), trained: Objective | None = None) -> Experiment:
   """The experiment of `config` with this network of (z, scale * step, label, keys).
 
   The loss is L_simple or, with learned variances, L_hybrid.  In L_hybrid, 0.001 times L_vlb in
@@ -123,7 +123,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   Args:
     net: the network.  Default: `unet`, for a config of `unet_config`.
     scale: the factor of the step that the network reads.
-    condition, encoder: as in `compose.experiment`.
+    condition, encoder, beside: as in `compose.experiment`.
     trained: another objective to minimise, with the keywords `steps` and `context`.  Then only
       validation measures the bound.
 
@@ -150,7 +150,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   base = compose.experiment(
       config, net=net, schedule=schedule, curve=Scaled(curve_vp, to_ends), objective=objective,
       heads=_heads(config), inputs=inputs.chain(schedule, scale), condition=condition,
-      encoder=encoder)
+      encoder=encoder, beside=beside)
 
   def model(params, keys=None):
     of = base.model(params, keys)

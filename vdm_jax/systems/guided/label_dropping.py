@@ -56,7 +56,8 @@ def with_null(base: Experiment, field: str = LABEL, untold: ArrayLike = NO_LABEL
     m = base.model(params, keys)
 
     def null(cond):
-      nothing = m.cond({field: jnp.asarray(untold)[None]})
+      beside = cond if isinstance(cond, dict) else {}  # images, which stay told
+      nothing = m.cond({**beside, field: jnp.asarray(untold)[None]})
       return jax.tree.map(lambda one, u: jnp.broadcast_to(one, u.shape).astype(u.dtype), nothing,
                           cond)
     return m._replace(null=null)
