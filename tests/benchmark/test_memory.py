@@ -102,6 +102,25 @@ def test_the_time_is_that_of_the_work_at_the_assumed_share_of_the_peak(wide):
   assert hardware.PEAKS['TPU v5p'].flop_per_second == 459e12
 
 
+@pytest.mark.long
+def test_the_autoencoder_of_a_diffusion_of_latents_has_no_moments():
+  """DiT of two small blocks with a bfloat16 trunk: the net is there four times, the rest twice."""
+  file = ROOT / 'configs' / 'imagenet' / 'dit.py'
+  config = workdir.import_config(file).get_config('DiT-S/2')
+  config.model.update(blocks=2, features=64, attention_heads=2, dtype='bfloat16')
+  config.autoencoder.model.update(features=8, multipliers=(1, 1), blocks=1, groups=4)
+  config.data.update(shape=(16, 16, 3), image_size=16, batch_size=64)
+  about, rows = memory.account('dit', file, config, (1, 8))
+  subject = speed.of_config(file, config)
+  params = jax.eval_shape(lambda: speed.initial_params(subject))
+  count = {name: sum(math.prod(u.shape) for u in jax.tree.leaves(tree))
+           for name, tree in params.items()}
+  assert about['parameters'] == sum(count.values())
+  others = count['autoencoder'] + count['scale']
+  assert 0 < about['state_bytes'] - 16 * count['net'] - 8 * others <= 64
+  assert rows[1]['fsdp_bytes'] < rows[1]['replicated_bytes'] < rows[0]['replicated_bytes']
+
+
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_parameters_of_the_published_configs(name):
   file, config = memory.published(ROOT / 'configs')[name]
