@@ -3,8 +3,9 @@
 Data are integers 0 .. levels - 1 (pixels, or quantised coordinates).  The x of an integer is the
 centre of one of `levels` equal bins of [-1, 1].  The decoder p(data | z_0) of Kingma et al. (2021),
 eq. 8, gives each level a probability proportional to q(z_0 | x of the level).  These probabilities
-are the exact posterior under a flat prior.
+are the exact posterior under a flat prior.  `Codebook` has vectors in the place of levels.
 """
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
-from vdm_jax.typing import Array, Level, Scalar
+from vdm_jax.typing import Array, Decoder, Level, Scalar
 from vdm_jax.units import sum_over_data
 from vdm_jax.values import static, value
 
-__all__ = ['DiscretisedNormal', 'Pixels', 'Reals', 'log_normal', 'normal']
+__all__ = ['Codebook', 'DiscretisedNormal', 'Pixels', 'Reals', 'at_mean', 'log_normal', 'normal']
+
+_BLOCK = 64  # entries of a codebook at a time
 
 
 @value
@@ -52,6 +55,43 @@ class Pixels:
     chosen = logit(centres[data][..., None]) - best
     total = jnp.sum(jnp.exp(logit(centres) - best), axis=-1)
     return sum_over_data(chosen[..., 0] - jnp.log(total))
+
+
+@value
+class Codebook:
+  """Indices of a codebook: the x of an index is its vector.
+
+  The decoder p(k | z_0) of a position is proportional to N(z_0; alpha_0 e_k, sigma_0^2): as for the
+  levels of `Pixels`, it is the exact posterior under equal odds of all K entries.
+
+  vectors: [K, C], in the units of x.
+  """
+  vectors: Array
+
+  def encode(self, data: Array) -> Array:
+    """Indices [B, ...] -> their vectors [B, ..., C]."""
+    return jnp.take(self.vectors, data, axis=0)
+
+  def decode(self, x: Array) -> Array:
+    """[B, ..., C] -> the nearest index, int32.  It is the argmax of `log_prob` at x = z_0 / alpha.
+    """
+    distance = jnp.sum(jnp.square(x[..., None, :] - self.vectors), axis=-1)
+    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+
+  def log_prob(self, data: Array, z: Array, level: Level) -> Array:
+    """log p(indices | z_0) in nats, [B].  data: [B, ...]; z: [B, ..., C]; level: at t = 0."""
+    level = level.expand(z)
+    x, snr = (z / level.alpha)[..., None, :], jnp.exp(level.logsnr)[..., None, :]
+    logit = lambda vectors: -0.5 * jnp.sum(snr * jnp.square(x - vectors), axis=-1)
+    # Some entries after others, so that [B, ..., K] never stands in memory.
+    first = len(self.vectors) % _BLOCK or _BLOCK
+    blocks = self.vectors[first:].reshape(-1, _BLOCK, self.vectors.shape[1])
+
+    def add(total, block):
+      return jnp.logaddexp(total, jax.nn.logsumexp(logit(block), axis=-1)), None
+    total, _ = jax.lax.scan(add, jax.nn.logsumexp(logit(self.vectors[:first]), axis=-1), blocks)
+    chosen = logit(self.encode(data)[..., None, :])
+    return sum_over_data(chosen[..., 0] - total)
 
 
 @value
@@ -103,6 +143,18 @@ def normal(y: Array, z: Array, level: Level) -> Array:
   """
   level = level.expand(z)
   return log_normal(y, z / level.alpha, jnp.exp(-0.5 * level.logsnr))
+
+
+def at_mean(decoder: Decoder) -> Callable[[Array, Array, Array], Array]:
+  """(data, mean, std) -> log p(data) in nats, [B]: the decoder of z_0 = mean, of that noise.
+
+  It is the last step of a chain that begins at the data, `vlb.LastStep`.  std broadcasts against
+  mean [B, ...], and alpha is 1.
+  """
+  def log_prob(data, mean, std):
+    one, none = jnp.ones_like(std), jnp.zeros_like(std)
+    return decoder(data, mean, Level(none, -2.0 * jnp.log(std), one, std, none, none, none))
+  return log_prob
 
 
 @value

@@ -201,7 +201,8 @@ CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs)
 def brief(parts: Any) -> str:
   """A NamedTuple's numbers and functions: 'VAE(shape=(8, 8, 1), levels=17: sample, bound)'."""
   plain = {name: part for name, part in parts._asdict().items()
-           if isinstance(part, (bool, int, str, tuple)) and parts._field_defaults.get(name) != part}
+           if isinstance(part, (bool, int, str, tuple)) and not hasattr(part, '_fields')
+           and parts._field_defaults.get(name) != part}
   has = [name for name, part in parts._asdict().items() if callable(part)]
   numbers = ', '.join(f'{name}={part!r}' for name, part in plain.items())
   return f'{type(parts).__name__}({numbers}: {", ".join(has)})'
@@ -232,6 +233,12 @@ class Model(NamedTuple):
                                        # large
   bound_evaluations: int = 1           # of the network, for a draw of that bound
   latent: Callable | None = None       # keys [B] -> the Model given latents from their prior
+  inner: 'Model | None' = None         # of latents of the data: a Model of z whose bound has the
+                                       # terms of objectives.vlb; None: it has no such part
+  enter: Callable | None = None        # (batch, keys) -> the batch of `inner`, and nats {term:
+                                       # [B]}, whose sum with the bound of `inner` is the bound
+  index_nats: float | None = None      # of the indices of an example, of equal odds, if the data of
+                                       # `inner` are indices of a codebook
   dequantise: Callable | None = None   # (data, keys) -> y, log q(y | data): see dequantisers; None:
                                        # the model has none of its own
   null: Callable[[PyTree], PyTree] | None = None  # cond -> that of an image of which nothing is

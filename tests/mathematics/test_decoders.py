@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from vdm_jax.decoders import DiscretisedNormal, Pixels, normal
+from vdm_jax.decoders import Codebook, DiscretisedNormal, Pixels, normal
 from vdm_jax.processes import GaussianProcess, flow
 from vdm_jax.schedules import Linear
 from vdm_jax.units import bits_per_dim, log_mean_exp
@@ -183,3 +183,44 @@ def test_the_mean_of_weights_is_taken_where_their_exponentials_vanish_or_overflo
   np.testing.assert_allclose(jax.jit(log_mean_exp)(log_weights),
                              [-2000.0, 900.0 + np.log1p(np.exp(-10.0)) - np.log(2.0),
                               3.0 - np.log(2.0), -np.inf], rtol=1e-6)
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('entries', [1, 3, 64, 130])
+def test_the_decoder_of_a_codebook_is_bayes_rule_under_equal_odds_of_its_entries(entries):
+  rng = np.random.default_rng(entries)
+  vectors, data = rng.standard_normal((entries, 3)), rng.integers(0, entries, (5, 2, 2))
+  # A log-SNR of its own for every number.
+  process = GaussianProcess(Linear(rng.uniform(0.0, 3.0, (1, 2, 2, 3)), -9.0))
+  level = jax.jit(process)(jnp.zeros(()))
+  z = rng.standard_normal((5, 2, 2, 3))
+  book = Codebook(jnp.asarray(vectors))
+  got = jax.jit(book.log_prob)(jnp.asarray(data), jnp.asarray(z), level)
+  joint = stats.norm.logpdf(z[..., None, :], level.alpha[..., None, :] * vectors,
+                            level.sigma[..., None, :]).sum(-1)
+  log_p = joint - special.logsumexp(joint, axis=-1, keepdims=True)
+  expected = np.take_along_axis(log_p, data[..., None], -1).sum((1, 2, 3))
+  np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
+  np.testing.assert_array_equal(book.decode(book.encode(data)), data)
+
+
+@pytest.mark.parametrize('logsnr', [2.0, 13.3])
+def test_a_codebook_of_the_centres_of_bins_is_the_decoder_of_pixels(logsnr):
+  level = GaussianProcess(Linear(logsnr, -5.0))(jnp.zeros(()))
+  pixels, data = Pixels(100), jnp.arange(100)[:, None]
+  book = Codebook(pixels.encode(jnp.arange(100))[:, None])
+  z = level.alpha * pixels.encode(data) + level.sigma * np.random.default_rng(0).standard_normal(
+      (100, 1)).astype(np.float32)
+  np.testing.assert_allclose(book.log_prob(data, z[..., None], level),
+                             pixels.log_prob(data, z, level), atol=1e-4)
+  np.testing.assert_array_equal(book.decode(z[..., None] / level.alpha),
+                                pixels.decode(z / level.alpha))
+
+
+def test_the_slope_of_a_codebook_s_decoder_points_from_the_only_likely_entry_to_the_datum():
+  level = GaussianProcess(Linear(13.3, -5.0))(jnp.zeros(()))
+  book = Codebook(jnp.linspace(-3.0, 3.0, 70)[:, None])  # two blocks
+  log_prob = lambda z: book.log_prob(jnp.array([[3]]), z, level).sum()
+  slope = jax.grad(log_prob)(jnp.full((1, 1, 1), 9.0))  # nearest to the last entry, 3
+  expected = level.alpha * (book.vectors[3, 0] - 3.0) / jnp.square(level.sigma)
+  np.testing.assert_allclose(slope.sum(), expected, rtol=1e-5)

@@ -8,6 +8,7 @@ from vdm_jax.systems.latent import autoencoder, latent
 from vdm_jax.typing import Experiment
 
 LAST = 'decoder', 'kernel'
+STAGES = 'autoencoder', 'vq'  # of the first stage
 ENDS = 10.0, -5.0
 
 
@@ -73,7 +74,9 @@ class Net(nn.Module):
 
 def get_config(stage: str = 'latent') -> ml_collections.ConfigDict:
   first = autoencoder.default_config(stage=stage, kl=0.01, scaled=1.0)
-  config = first if stage == 'autoencoder' else latent.default_config(first.model, stage=stage)
+  if stage == 'vq':
+    first.model.kind = 'vq'
+  config = first if stage in STAGES else latent.default_config(first.model, stage=stage)
   recipes.digits(config)
   config.data.batch_size = 8
   config.optimizer.update(learning_rate=1e-2, warmup_steps=0, decay_steps=0, weight_decay=0.0)
@@ -83,8 +86,12 @@ def get_config(stage: str = 'latent') -> ml_collections.ConfigDict:
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  if config.model.stage == 'autoencoder':
-    return autoencoder.experiment(config, net=Linear(config.model.scaled), judge=Judge(),
+  if config.model.stage in STAGES:
+    return autoencoder.experiment(config, net=network(config.model), judge=Judge(),
                                   last_kernel=LAST)
   return latent.experiment(config, net=Net(), schedule=schedules.Linear(*ENDS),
-                           autoencoder=Linear(config.autoencoder.model.scaled))
+                           autoencoder=network(config.autoencoder.model))
+
+
+def network(settings) -> nn.Module:
+  return (Quantising if settings.kind == 'vq' else Linear)(settings.scaled)

@@ -14,11 +14,12 @@ from scipy import stats
 from tests.support import commands, latent_config
 from tests.support.gaussian import chain_nats
 from tests.support.latent_config import LAST, Judge, Linear, Quantising
-from vdm_jax import data, decoders, random, runs, schedules
+from vdm_jax import data, decoders, oracles, random, runs, schedules
 from vdm_jax.errors import InputError
-from vdm_jax.likelihood import bounds, ode
+from vdm_jax.likelihood import bounds, ode, paths
 from vdm_jax.objectives import autoencoding
 from vdm_jax.runs import needs, reconstructing, sampling, workdir
+from vdm_jax.samplers.analytic import reverse_variance
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.systems import compose
 from vdm_jax.systems.flows.rectified_flow import OneStep
@@ -220,15 +221,19 @@ WIDTHS = np.sqrt(VARIANCES[:2] - NOISE)
 
 
 class PCA(nn.Module):
-  """The exact autoencoder of probabilistic PCA: x = W y + N(0, NOISE), y ~ N(0, scale^2)."""
+  """The exact autoencoder of probabilistic PCA: x = W y + N(0, NOISE), y ~ N(0, scale^2).
+
+  wider: the variance of its encoder, in units of the exact one.
+  """
   scale: float = 1.0
   random: bool = True
+  wider: float = 1.0
 
   @nn.compact
   def encode(self, x):
     self.param('unused', nn.initializers.zeros, (1,))
     mean = self.scale * x[:, :2] * WIDTHS / VARIANCES[:2]
-    log_variance = jnp.log(self.scale**2 * NOISE / VARIANCES[:2])
+    log_variance = jnp.log(self.wider * self.scale**2 * NOISE / VARIANCES[:2])
     return (mean, jnp.broadcast_to(log_variance, mean.shape)) if self.random else mean
 
   def decode(self, y):
@@ -245,7 +250,7 @@ class Exact(nn.Module):
   @nn.compact
   def __call__(self, z, logsnr, cond=None, keys=None):
     self.param('unused', nn.initializers.zeros, (1,))
-    eps = jnp.sqrt(jax.nn.sigmoid(-logsnr))[:, None] * z
+    eps = jnp.sqrt(jax.nn.sigmoid(-logsnr)).reshape(-1, *(1,) * (z.ndim - 1)) * z
     if self.share is None:
       return eps
     return jnp.concatenate([eps, jnp.full_like(z, 2.0 * self.share - 1.0)], axis=-1)
@@ -423,6 +428,231 @@ def test_latents_without_a_density_are_drawn_and_have_no_likelihood():
   assert 'bits_per_dim' not in terms
 
 
+# ------------------------------------------------------- indices of a codebook
+
+# Two independent positions of three entries in the plane, used with these odds.
+CODEBOOK = np.float32([[1.0, 0.0], [-1.0, 0.5], [0.2, -1.2]])
+ODDS = np.array([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]])
+ENTROPY = -(ODDS * np.log(ODDS)).sum()
+SPREAD, GRAIN = 0.1, 0.05  # of h around the codebook, and of p(x | y)
+
+
+class Coded(nn.Module):
+  """x of two positions are h themselves; `scale` times as large in the latent."""
+  scale: float = 1.0
+
+  def setup(self):
+    self.codebook = self.param('codebook', lambda key: self.scale * jnp.asarray(CODEBOOK))
+
+  def encode(self, x):
+    return self.scale * x
+
+  def quantise(self, h):
+    index = jnp.argmin(jnp.square(h[..., None, :] - self.codebook).sum(-1), axis=-1)
+    return self.codebook[index], index
+
+  def decode(self, h):
+    return self.quantise(h)[0] / self.scale
+
+  def __call__(self, x):
+    return self.decode(self.encode(x))
+
+
+def coded(scale=1.0, s=1.0, quantised=True, schedule=None, odds=ODDS, **changes):
+  """The experiment whose network knows the law of the vectors, and its parameters."""
+  config = latent.default_config()
+  config.model.quantised = quantised
+  spec = data.Spec('coded', (data.fields.reals('x', (2, 1, 2)),))
+  with config.unlocked():
+    config.data.update(spec.to_config())
+  pairs = np.stack(np.meshgrid(range(3), range(3), indexing='ij'), -1).reshape(-1, 2)
+  oracle = oracles.Mixture(np.prod([odds[i][pairs[:, i]] for i in (0, 1)], axis=0),
+                           CODEBOOK[pairs][:, :, None], np.zeros(len(pairs)))
+
+  def build(inner):
+    base = compose.experiment(inner, net=Exact(), schedule=schedule or schedules.Linear(12.0,
+                                                                                        -12.0))
+    return base._replace(model=lambda params, keys=None: base.model(params, keys)._replace(
+        denoise=oracle, **changes))
+  experiment = latent.of(config, build, autoencoder=Coded(scale))
+  params = {'net': {'unused': np.zeros(1)}, 'scale': jnp.float32(s), 'autoencoder': {
+      'net': {'codebook': jnp.asarray(scale * CODEBOOK)}, 'log_std': jnp.log(GRAIN)}}
+  return experiment, params
+
+
+def coded_data(n):
+  rng = np.random.default_rng(0)
+  index = np.stack([rng.choice(3, n, p=odds) for odds in ODDS], axis=1)
+  x = CODEBOOK[index] + SPREAD * rng.uniform(-1, 1, (n, 2, 2))
+  return {'x': np.float32(x[:, :, None])}, index
+
+
+def mean_and_error(values, parts=100):
+  """The times of each part are even in 0 .. 1."""
+  of = np.reshape(values, (-1, parts)).mean(axis=0)
+  return of.mean(), np.std(of, ddof=1) / np.sqrt(parts)
+
+
+@pytest.mark.parametrize('scale', [1.0, 5.49])
+def test_the_bound_of_exact_indices_is_their_entropy_whatever_the_scale(scale):
+  n = 100_000
+  batch, index = coded_data(n)
+  experiment, params = coded(scale, 1 / scale)
+  model = experiment.model(params)
+  keys = random.per_example(random.key(3), jnp.arange(n))
+  t = (jnp.arange(n) + 0.5) / n
+  nats, terms = jax.jit(lambda *args: experiment.model(params).bound(*args))(batch, t, keys)
+  assert terms.keys() == {'decoding', 'reconstruction', 'latent', 'diffusion'}
+  mean, error = mean_and_error(terms['reconstruction'] + terms['latent'] + terms['diffusion'])
+  assert abs(mean - ENTROPY) < 4 * error < 0.15
+  assert np.mean(terms['reconstruction']) < 1e-3  # at this noise the entries are apart
+  decoding = -stats.norm.logpdf(batch['x'][:, :, 0], CODEBOOK[index], GRAIN).sum((1, 2))
+  np.testing.assert_allclose(terms['decoding'], decoding, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(nats, sum(terms.values()), rtol=1e-4, atol=1e-4)
+  assert model.index_nats == pytest.approx(2 * np.log(3))
+
+
+def test_a_network_of_equal_odds_pays_them_and_a_chain_pays_at_least_the_entropy():
+  """Of equal odds, each image costs 2 log 3, whatever its indices; few steps cost more."""
+  n = 100_000
+  batch, _ = coded_data(n)
+  keys, t = random.per_example(random.key(3), jnp.arange(n)), (jnp.arange(n) + 0.5) / n
+  experiment, params = coded(odds=np.full((2, 3), 1 / 3))
+  inside, _ = experiment.model(params).enter(batch, keys)
+  nats, _ = jax.jit(lambda *args: experiment.model(params).inner.bound(*args))(inside, t, keys)
+  mean, error = mean_and_error(nats)
+  assert abs(mean - 2 * np.log(3)) < 4 * error < 0.15
+  experiment, params = coded()
+  nats, _ = jax.jit(lambda *args: experiment.model(params).inner.bound(*args, 5))(inside, t, keys)
+  mean, error = mean_and_error(nats)
+  assert mean - ENTROPY > 8 * error
+
+
+@pytest.mark.parametrize('quantised', [True, False])
+def test_whole_paths_of_indices_and_single_times_are_one_bound_and_more_paths_tighten_it(quantised):
+  batch, _ = coded_data(1000)
+  keys = random.per_example(random.key(4), jnp.arange(1000))
+  experiment, params = coded(quantised=quantised)
+  model = experiment.model(params)
+  expected = np.float32(CODEBOOK)[np.asarray(model.enter(batch, keys)[0]['x'])]
+  np.testing.assert_allclose(model.encode(batch['x']), expected if quantised else batch['x'],
+                             atol=1e-6)
+  times = jax.jit(lambda keys: bounds.at_times(4, 4)(experiment.model(params), batch, keys))(
+      random.per_example(random.key(5), jnp.arange(1000)))['nats']
+  several = jax.jit(lambda keys: paths.importance_weighted(8, 4)(
+      experiment.model(params), batch, keys))(keys)
+  difference = np.asarray(several['single'] - times)
+  assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(1000)
+  decoding = np.asarray(model.enter(batch, keys)[1]['decoding'])
+  gain = np.asarray(several['single'] - several['nats'])
+  assert gain.mean() > 4 * gain.std() / np.sqrt(1000)
+  left = np.asarray(several['nats']) - decoding - ENTROPY
+  assert left.mean() > -4 * left.std() / np.sqrt(1000)
+
+
+def test_the_flow_of_exact_indices_costs_no_less_than_their_entropy():
+  batch, _ = coded_data(200)
+  keys = random.per_example(random.key(4), jnp.arange(200))
+  experiment, params = coded()
+  found = jax.jit(lambda keys: ode.estimator(probe='exact', steps=40)(
+      experiment.model(params), batch, keys))(keys)
+  decoding = np.asarray(experiment.model(params).enter(batch, keys)[1]['decoding'])
+  nats = np.asarray(found['nats']) - decoding
+  error = nats.std() / np.sqrt(200)
+  assert abs(nats.mean() - ENTROPY) < 4 * error < 0.3
+
+
+def test_a_published_chain_of_indices_ends_in_their_law():
+  """Its last step is a choice of an entry.
+
+  Near the data x is known, and a variance r times that of q costs 1/2 (log r + 1 / r - 1) nats for
+  each of 4 numbers.  Elsewhere r is about 1, and 1000 steps cost the entropy.
+  """
+  n, betas = 100_000, schedules.linear_betas(1000)
+  batch, _ = coded_data(n)
+  keys, t = random.per_example(random.key(3), jnp.arange(n)), (jnp.arange(n) + 0.5) / n
+  experiment, params = coded(schedule=TableSchedule.from_betas(betas))
+  _, terms = jax.jit(lambda *args: experiment.model(params).bound(*args, 1000))(batch, t, keys)
+  mean, error = mean_and_error(terms['reconstruction'] + terms['latent'] + terms['diffusion'])
+  variances = 1.0 - np.cumprod(1.0 - betas)
+  r = variances[1:] / variances[:-1]
+  wide = 4 * 0.5 * (np.log(r) + 1 / r - 1).sum()
+  assert abs(mean - ENTROPY - wide) < 0.05 + 4 * error < 0.3 < 0.5 * wide
+  # Entries are far apart beside the noise of the first step: it names them.
+  assert abs(np.mean(terms['reconstruction'])) < 1e-3
+
+
+def test_validation_of_a_codebook_reports_the_bound_of_its_indices():
+  experiment, params = coded(quantised=False)
+  batch, _ = coded_data(16)
+  t, keys = (jnp.arange(16) + 0.5) / 16, jax.random.split(jax.random.key(1), 16)
+  of = Context(t, keys, jnp.int32(0), train=False)
+  _, terms = jax.jit(lambda: experiment.loss(params, batch, of))()
+  nats, parts = jax.jit(lambda: experiment.model(params).bound(batch, t, keys))()
+  np.testing.assert_allclose(terms['bits_per_dim'], nats / (4 * np.log(2)), rtol=1e-5)
+  np.testing.assert_allclose(terms['decoding'], parts['decoding'] / (4 * np.log(2)), rtol=1e-5)
+  _, training = jax.eval_shape(lambda: experiment.loss(params, batch, of._replace(train=True)))
+  assert not {'bits_per_dim', 'reconstruction', 'decoding'} & training.keys()
+
+
+@pytest.mark.parametrize('quantised', [True, False])
+def test_a_codebook_trains_alike_on_images_and_on_the_encoder_s_kept_output(quantised):
+  experiment, params = coded(quantised=quantised)
+  batch, _ = coded_data(16)
+  of = Context((jnp.arange(16) + 0.5) / 16, jax.random.split(jax.random.key(1), 16), jnp.int32(0))
+  loss = jax.jit(lambda batch: experiment.loss(params, batch, of)[0])
+  np.testing.assert_allclose(loss({'latent_mean': batch['x']}), loss(batch), rtol=1e-6)
+
+
+def test_vectors_of_a_codebook_need_one_a_fixed_schedule_and_the_usual_bound():
+  config = pca_config()
+  config.model.quantised = True
+  with pytest.raises(InputError, match='config.model.quantised=True: this autoencoder has no code'):
+    latent.experiment(config, net=Exact(), autoencoder=PCA(), schedule=schedules.Linear(13.3, -5.0))
+  with pytest.raises(InputError, match='the end of a learned schedule has no optimum'):
+    coded(schedule=schedules.LearnedLinear(13.3, -5.0))
+  experiment, params = coded(bound=lambda *args: None)
+  with pytest.raises(InputError, match='bounds a density of the latents.*are discrete'):
+    bounds.require_likelihood(experiment.model(params))
+
+
+# ------------------------------------------------------- importance weights
+
+
+def evidence_gap(estimate, net, n):
+  experiment, params = pca(net)
+  batch, _, keys = draws(n)
+  nats = jax.jit(lambda keys: estimate(experiment.model(params), batch, keys))(keys)['nats']
+  exact = -stats.norm.logpdf(batch['x'], 0, np.sqrt([4.0, 1.0, NOISE, NOISE])).sum(axis=1)
+  return nats - exact
+
+
+def of_normal(estimate, at_t, at_s):
+  """The variance of q(z_s | z_t) where z_0 ~ N(0, 1): with it a chain of few steps is exact."""
+  return reverse_variance(at_t, at_s, jax.nn.sigmoid(-at_t.logsnr))
+
+
+@pytest.mark.parametrize('estimate', [
+    lambda k: paths.importance_weighted(k, 2, of_normal),
+    lambda k: ode.estimator(probe='exact', steps=2, importance=k)], ids=['iw', 'ode'])
+def test_importance_weights_close_the_gap_of_an_encoder_that_is_not_exact(estimate):
+  """q has twice the variance of p(y | x), so K = 1 costs KL(q || p), and the gap of K draws is
+  E[(p / q)^2 - 1] / 2K nats for many: 1/3 / 2K here, (2 / sqrt(3))^2 = 4/3.
+  """
+  n, k = 2000, 32
+  one, many = (evidence_gap(estimate(count), PCA(wider=2.0), n) for count in (1, k))
+  error = lambda u: np.std(u) / np.sqrt(n)
+  assert abs(one.mean() - 2 * 0.5 * (2.0 - 1.0 - np.log(2.0))) < 4 * error(one)
+  assert abs(many.mean() - 1 / 3 / (2 * k)) < 4 * error(many) < 0.2 * one.mean()
+  assert many.mean() > -4 * error(many)
+
+
+@pytest.mark.parametrize('k', [1, 3])
+def test_with_the_exact_encoder_each_number_of_paths_is_the_evidence(k):
+  gap = evidence_gap(paths.importance_weighted(k, 2, of_normal), PCA(), 200)
+  np.testing.assert_allclose(gap, 0.0, atol=2e-2)  # rounding, beside the 0.3 nats of a wider one
+
+
 # ---------------------------------------------------------------------- runs
 
 
@@ -544,9 +774,35 @@ def test_a_run_of_latents_draws_images_and_has_a_ledger_in_bits_of_the_images(tr
   assert list(rows['vlb']['parts']) == ['decoding', 'encoding', 'reconstruction', 'latent',
                                         'diffusion']
   assert rows['vlb']['dequantiser'] == 'of the model'
-  for name in ('iw@2x3', 'ode/uniform', 'immse'):
+  checked = runs.evaluate(tmp_path / 'second', examples=8, times=2,
+                          estimates=['vlb@3', 'iw@2x3', 'iw@4x3'])
+  assert {check['name'] for check in checked.checks} >= {
+      'iw@2x3, its paths one by one = vlb@3', 'iw@4x3 <= iw@2x3'}
+  assert all(check['passed'] for check in checked.checks if check['serious'])
+  for name in ('ode/uniform', 'immse', 'indices'):
     with pytest.raises(InputError, match=name):
       runs.evaluate(tmp_path / 'second', examples=3, estimates=[name])
+
+
+@pytest.mark.long
+def test_a_ledger_of_a_codebook_has_the_bits_of_its_indices(trained, tmp_path):
+  runs.train(run_config('vq'), FILE, tmp_path / 'first')
+  runs.train(run_config(model__autoencoder=str(tmp_path / 'first'), model__quantised=True,
+                        train__steps=2), FILE, tmp_path / 'second')
+  ledger = runs.evaluate(tmp_path / 'second', examples=8, times=2,
+                         estimates=['vlb@3', 'iw@2x3', 'ode@2'])
+  rows = {row['estimate']: row for row in ledger.rows}
+  assert list(rows) == ['vlb', 'indices', 'indices/uniform', 'vlb@3', 'iw@2x3', 'ode@2']
+  assert [row['kind'] for row in ledger.rows[:3]] == ['upper bound', 'upper bound', 'exact']
+  assert rows['vlb']['decoder'] == 'of the codebook' and rows['vlb']['dequantiser'] is None
+  # 4 positions of 5 entries, per number of 64.
+  assert rows['indices/uniform']['bits_per_dim'] == pytest.approx(4 * np.log2(5) / D)
+  assert list(rows['vlb']['parts']) == ['decoding', 'reconstruction', 'latent', 'diffusion']
+  assert rows['vlb']['bits_per_dim'] - rows['vlb']['parts']['decoding'] == pytest.approx(
+      rows['indices']['bits_per_dim'], rel=1e-5)
+  assert 'iw@2x3, its paths one by one = vlb@3' in [check['name'] for check in ledger.checks]
+  assert 'indices <= indices/uniform' in [check['name'] for check in ledger.checks]
+  assert all(check['passed'] for check in ledger.checks if check['serious'])
 
 
 @pytest.mark.long

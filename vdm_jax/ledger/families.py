@@ -5,6 +5,8 @@
   vlb@T/large            of q(z_t | z_s); /learned: the network's own; /analytic: the optimal one
   vlb@T/ddpm             whose first step ends in the data, by a discretised normal: the decoder of
                          DDPM, and with vlb@T/learned/ddpm of IDDPM; real numbers have a normal
+  indices, indices@T     of latents that are indices of a codebook: their part of vlb, vlb@T
+  indices/uniform        their bits under equal odds of all entries
   iw@KxT, iw@KxT/...     the importance-weighted bound of K whole paths of such a chain
   ode                    the likelihood of the probability flow, by an adaptive method; data enter
                          it through the model's decoder
@@ -15,8 +17,8 @@
   immse                  the curve of the mean square error, by the I-MMSE relation
   FILE.py:NAME           an estimate of your own: see `own`
 
-The kind of each number.  vlb, vlb@T and iw are upper bounds on the negative log-likelihood of
-the reverse SDE, or of the chain.  An ode row is an upper bound on the negative log-likelihood of
+The kind of each number.  vlb, vlb@T, iw and indices are upper bounds on the negative log-likelihood
+of the reverse SDE, or of the chain.  An ode row is an upper bound on the negative log-likelihood of
 the probability flow, up to the error of its steps.  The flow is another model unless the score is
 exact.  An ode row with fixed steps is only an estimate.  No row is the likelihood itself: with any
 decoder and any dequantiser, discrete data reach continuous latents at the cost of a divergence.
@@ -42,16 +44,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import dequantisers, random
-from vdm_jax.decoders import DiscretisedNormal
+from vdm_jax import decoders, dequantisers, random
 from vdm_jax.errors import InputError
+from vdm_jax.ledger import relations
 from vdm_jax.ledger.family import ABOUT, Family, Options, Request
 from vdm_jax.likelihood import bounds, immse, ode, paths
 from vdm_jax.likelihood.bounds import heads, level_axes
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.machine import config_files
 from vdm_jax.objectives import vlb
-from vdm_jax.typing import Level, Model, PyTree
+from vdm_jax.typing import Model, PyTree
 
 __all__ = ['ACCEPTED', 'CODEC', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'BoundSettings',
            'FlowSettings', 'chain_estimates', 'needs', 'own', 'parse']
@@ -116,7 +118,8 @@ def _is_wide(chain: BoundSettings) -> bool:
 
 def _needs_of_chain(request, options, model, batch):
   chain = request.settings
-  if model.bound is not None and (chain.paths or chain.variance or chain.ddpm):
+  within = chain.paths and model.inner is not None  # whose bound is that of objectives.vlb
+  if model.bound is not None and not within and (chain.paths or chain.variance or chain.ddpm):
     raise _refused(request, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
                    'has one of T steps')
   if chain.paths or chain.variance == 'analytic':
@@ -159,16 +162,11 @@ def _kernel(request: Request, model: Model, levels: int | None, statistics) -> d
                           vlb.learned if chain.variance == 'learned' else
                           bounds.analytic_variance(statistics.variances))
   if chain.ddpm:
-    kernel['last'] = DiscretisedNormal(levels).log_prob if levels else _density(model)
+    if levels and model.inner is None:
+      kernel['last'] = decoders.DiscretisedNormal(levels).log_prob
+    else:  # of real numbers, or of latents
+      kernel['last'] = decoders.at_mean((model.inner or model).decoder)
   return kernel
-
-
-def _density(model: Model) -> vlb.LastStep:
-  """log p(data) of real numbers, whose x are normal: the model's decoder of z_0 = mean."""
-  def log_prob(data, mean, std):
-    one, none = jnp.ones_like(std), jnp.zeros_like(std)
-    return model.decoder(data, mean, Level(none, -2.0 * jnp.log(std), one, std, none, none, none))
-  return log_prob
 
 
 def _bound(request, options, levels, statistics):
@@ -200,13 +198,13 @@ def _about_chain(request, options, dequantised):
          'steps': chain.steps, 'paths': chain.paths,
          'variance': (chain.variance or 'small') if chain.steps else None,
          'decoder': 'discretised normal' if chain.ddpm else 'of the model'}
-  if chain.paths:
-    heavy = 'the error of heavy-tailed weights: a step at least doubles the variance of q'
-    return row | {'error_beside': heavy if _is_wide(chain) else None}
   if dequantised:
     row['dequantiser'] = 'of the model'
     if not chain.ddpm:
       row['decoder'] = 'normal, of the dequantised'
+  if chain.paths:
+    heavy = 'the error of heavy-tailed weights: a step at least doubles the variance of q'
+    return row | {'error_beside': heavy if _is_wide(chain) else None}
   return row | {'times_per_image': options.times}
 
 
@@ -224,6 +222,71 @@ IW = Family(
     key=lambda request, key: request.family.draws(key, request.settings.steps),
     at_data=lambda request, options: request.settings.ddpm,
     accepts=f'iw@KxT[/{_VARIANCES}][/ddpm]')
+
+
+# ------------------------------------------------------- indices of a codebook
+
+
+_UNIFORM = 'indices/uniform'
+
+
+class IndexSettings(NamedTuple):
+  """The law of the indices."""
+  steps: int | None = None  # T of the model's bound; None: continuous time
+  uniform: bool = False     # equal odds of all entries, in place of the model
+
+
+def _indices(name):
+  fields = _read(r'indices(@(?P<steps>\d+))?', name)
+  if fields is None:
+    return IndexSettings(uniform=True) if name == _UNIFORM else None
+  return IndexSettings(**fields)
+
+
+def _needs_of_indices(request, options, model, batch):
+  if model.index_nats is None:
+    raise _refused(request, 'the data of this model are not encoded by a codebook', 'ask for vlb')
+  return ()
+
+
+def _bits_of_indices(request, options, levels, statistics):
+  settings: IndexSettings = request.settings
+
+  def estimate(model, batch, keys):
+    if settings.uniform:
+      each = jnp.full(len(keys), model.index_nats)
+      return {'nats': each, 'evaluations': jnp.zeros_like(each)}
+    batch, _ = model.enter(batch, keys)
+    return bounds.at_times(settings.steps or 0, options.times)(model.inner, batch, keys)
+  return estimate
+
+
+def _about_indices(request, options, dequantised):
+  settings: IndexSettings = request.settings
+  if settings.uniform:
+    return {'kind': 'exact', 'model': 'equal odds'}
+  return {'kind': 'upper bound', 'model': 'chain' if settings.steps else 'reverse SDE',
+          'steps': settings.steps, 'variance': 'small' if settings.steps else None,
+          'decoder': 'of the model', 'times_per_image': options.times}
+
+
+def _relations_of_indices(measured, rows):
+  if measured.row['estimate'] == _UNIFORM:
+    return []
+  found = [relations.compare(measured, '<=', row, 'the network gives the indices more bits than '
+                             'equal odds of all entries: it is not trained well, or it was trained '
+                             'on what the encoder gives before the codebook', serious=False)
+           for row in rows if row.row['estimate'] == _UNIFORM]
+  return [one for one in found if one is not None]
+
+
+INDICES = Family(
+    'indices', _indices, _bits_of_indices, _needs_of_indices, _about_indices,
+    width=lambda request, options, shape: 1 if request.settings.uniform else options.times,
+    # The draws of vlb.
+    key=lambda request, key: jax.random.fold_in(key, request.settings.steps or 0),
+    at_data=lambda request, options: bool(request.settings.uniform or request.settings.steps),
+    relations=_relations_of_indices, accepts='indices[@T], indices/uniform')
 
 
 # ---------------------------------------------------------- the probability flow
@@ -248,7 +311,7 @@ def _needs_of_flow(request, options, model, batch):
   if model.latent is not None:
     raise _refused(request, 'this model has latents of its own, and so no density of one flow',
                    'ask for vlb')
-  if model.bound is not None and model.dequantise is None:
+  if model.bound is not None and model.dequantise is None and model.inner is None:
     # DiffEnc's, e.g.: the drift of its encoder would enter the flow by half.
     raise _refused(request, 'this model has a bound of its own, and its denoiser alone gives no '
                    'probability flow of that bound', 'ask for vlb')
@@ -385,7 +448,7 @@ CODEC = Family(
     at_data=lambda request, options: False, on_host=_codec,
     accepts='codec@T[/learned|analytic]')
 
-FAMILIES = VLB, IW, ODE, IMMSE, CODEC
+FAMILIES = VLB, IW, INDICES, ODE, IMMSE, CODEC
 ACCEPTED = (f'{", ".join(family.accepts for family in FAMILIES)} (whole numbers T, K, N from 1), '
             'or FILE.py:NAME of your own')
 
@@ -523,7 +586,7 @@ def needs(requests: Sequence[Request], options: Options, model: Model, batch: Py
   """
   bounds.require_likelihood(model)
   for one in requests:
-    if model.coupled and one.family in (VLB, IW, IMMSE, CODEC):
+    if model.coupled and one.family in (VLB, IW, INDICES, IMMSE, CODEC):
       raise _refused(one, 'it is of the reverse SDE, and this model is a flow of coupled noise, '
                      'which has no score', 'ask for ode')
   return {name for one in requests
@@ -557,3 +620,15 @@ def chain_estimates(requests: Sequence[Request], options: Options, model: Model,
       raise _refused(one, 'this model begins at the data themselves, where that has no value',
                      f'ask for {bound.name}, or for ode with --ode_start')
   return [bound, *others]
+
+
+def index_estimates(requests: Sequence[Request]) -> list[Request]:
+  """The estimates of a model of indices of a codebook: after its bound, the bits of the indices.
+
+  They are the bits under the model, by the same bound, and the bits under equal odds.
+  """
+  first = requests[0]
+  steps = first.settings.steps if first.family is VLB else None
+  names = f'{INDICES.name}@{steps}' if steps else INDICES.name, _UNIFORM
+  others = [one for one in requests[1:] if one.name not in names]
+  return [first, *map(INDICES.request, names), *others]

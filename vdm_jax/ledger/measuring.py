@@ -58,7 +58,8 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   family, of = request.family, model(params)
   # Latents of images are continuous too, whether or not the model has a flow of them.
   one = split.get(np.arange(1))
-  row = about(request, options, of.dequantise is not None or not of.bounded)
+  dequantised = of.dequantise is not None or not (of.bounded or of.index_nats)
+  row = about(request, options, dequantised)
   row = row | _of_bound(row, of, one, levels) | (fields or {})
   # What was read from data is an argument of the program, as parameters are, and no constant in it.
   needed = statistics.only(family.needs(request, options, of, one))
@@ -96,6 +97,8 @@ def _of_bound(row: dict, model: Model, batch: PyTree, levels: int | None) -> dic
   found = {}
   if levels is None and row['decoder'] == 'discretised normal':
     found['decoder'] = 'normal'
+  if model.index_nats and row['decoder'] in ('of the model', 'discretised normal'):
+    found['decoder'] = 'of the codebook'
   if model.bound is not None and row['variance']:
     found['variance'] = model.bound_variance
     if model.bound_variance == 'published':

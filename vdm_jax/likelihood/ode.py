@@ -33,7 +33,7 @@ from vdm_jax.likelihood.bounds import repeated, require_likelihood
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.processes import diffuse, time_of
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Process, PyTree
-from vdm_jax.units import log_mean_exp, sum_over_data
+from vdm_jax.units import log_mean_exp, sum_of_terms, sum_over_data
 
 # Beyond this |logsnr| u stands still: all that is left there of the data in the noise, or of the
 # noise in the data, is 3e-7 of it, and no network is asked where alpha or sigma is 0.
@@ -113,6 +113,8 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
 
     log p_k - log q_k = log P(data | z) + log p(z) - log q(z | x).
 
+  A model of latents (`Model.inner`) draws these too, and adds log p(data | y) - log q(y | data).
+
   dequantise: data [n, ...], keys [n] -> y [n, ...], log q(y | data) [n], y in the coordinates of x
   and within the datum's bin.  With start = None, y is taken as a noiseless z_0 / alpha_0, whatever
   sigma_0 is:
@@ -145,9 +147,13 @@ def estimator(dequantise: Dequantiser | None = None, *, importance: int = 1,
             'data, and this model has a prior of its own', 'ask for vlb, if it has a bound')
     require_likelihood(model)
     batch, each = repeated(batch, keys, jnp.arange(importance))
+    drawn = 0.0
+    if dequantise is None and model.inner is not None:
+      batch, own = model.enter(batch, each)
+      model, drawn = model.inner, sum_of_terms(own)
     data, cond = batch[model.field], model.cond(batch)
     if dequantise is None:
-      y, log_q = model.encode(data), 0.0
+      y, log_q = model.encode(data), drawn
     else:
       y, log_q = dequantise(data, each)
     level = model.process(jnp.full(len(y), t0, y.dtype))

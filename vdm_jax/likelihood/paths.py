@@ -26,7 +26,7 @@ from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.objectives import vlb
 from vdm_jax.processes import diffuse, prior_std, tau
 from vdm_jax.typing import Array, Model, PyTree
-from vdm_jax.units import log_mean_exp, sum_over_data
+from vdm_jax.units import log_mean_exp, sum_of_terms, sum_over_data
 
 
 def log_weights(model: Model, batch: PyTree, keys: Array, steps: int,
@@ -78,7 +78,11 @@ def importance_weighted(paths: int, steps: int, variance: vlb.Variance = vlb.fix
   least the mean of the logarithms (Jensen).  It takes K T evaluations per image.  variance, last:
   of `vlb.discrete`; at_once: paths of an image at a time, all of them if not given.
 
-  Raises InputError if K is no multiple of at_once, or if the model brings its own bound.
+  A model of latents, such as those of an autoencoder, has K draws of the latents y ~ q(y | x) too,
+  each with a path of its own:  w = p(x | y) p(path from y) / (q(y | x) q(path | y)).
+
+  Raises InputError if K is no multiple of at_once, or if the model brings its own bound, and no
+  `Model.inner` with the bound of `objectives.vlb`.
   """
   at_once = at_once or paths
   if paths % at_once:
@@ -86,11 +90,16 @@ def importance_weighted(paths: int, steps: int, variance: vlb.Variance = vlb.fix
                      'give a divisor')
 
   def estimator(model, batch, keys):
-    require_default_bound(model, 'importance-weighted paths')
+    if model.inner is None:
+      require_default_bound(model, 'importance-weighted paths')
 
     def some(numbers):
       many, each = repeated(batch, keys, numbers)
-      return log_weights(model, many, each, steps, variance, last).reshape(-1, at_once)
+      if model.inner is None:
+        return log_weights(model, many, each, steps, variance, last).reshape(-1, at_once)
+      many, own = model.enter(many, each)
+      log_w = log_weights(model.inner, many, each, steps, variance, last) - sum_of_terms(own)
+      return log_w.reshape(-1, at_once)
 
     log_w = jax.lax.map(some, jnp.arange(paths).reshape(-1, at_once))  # [K / at_once, n, at_once]
     log_w = jnp.moveaxis(log_w, 1, 0).reshape(-1, paths)

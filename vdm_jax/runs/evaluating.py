@@ -80,7 +80,8 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   Args:
     estimates: names and estimates of your own, as for `ledger.families.parse`.  The bound of
       continuous time, 'vlb', comes first.  A chain that begins at the data has its own bound first
-      instead (`families.chain_estimates`), and a flow trained on coupled noise has 'ode'.
+      instead (`families.chain_estimates`), and a flow trained on coupled noise has 'ode'.  A model
+      of indices of a codebook has the bits of the indices next (`families.index_estimates`).
     schedules: compute that bound also under other schedules with the same ends.
     examples: take only this number of images, from the first on.
     data_dir, data_name: where the data are now, as fields of config.data.
@@ -163,6 +164,8 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
     requests = families.flow_estimates(requests)
     logging.warning('This model is a flow of coupled noise: the ledger has %s, and no vlb, which '
                     'bounds an SDE that does not draw its data.', requests[0].name)
+  if model.index_nats:
+    requests = families.index_estimates(requests)
   read = families.needs(requests, options, model, one)
   if np.isinf(ends).any():
     raise InputError(problem=f'the log-SNR of this model runs from {ends[0]:g} to {ends[1]:g}, '

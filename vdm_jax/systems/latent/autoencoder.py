@@ -20,13 +20,13 @@ else, and no other gradient reaches it.  So an autoencoder bounds the likelihood
   -log P(x) <= E[-log p(x | y)] + KL(q(y | x) || N(0, 1))          KL kind
   -log P(x) <= -log p(x | q) + h w log(entries)                    VQ kind, indices of equal odds
 
-and a latent diffusion replaces the last term by its own.
+and a latent diffusion replaces the last term by its own, `systems.latent.latent`.
 """
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,11 +79,22 @@ class Autoencoder(NamedTuple):
   levels: int | None = None              # of the data; None: real numbers
   field: str = 'image'                   # which field of a batch is the data
   index: Callable[[Array], Array] | None = None  # y -> the indices of its codebook, [B, h, w]
+  codebook: Array | None = None          # [entries, latent channels]
 
   def draw(self, data: Array, keys: Array) -> tuple[Array, Array | None]:
     """y ~ q(y | data), and log q(y | data) in nats [B], which is None if y has no density."""
     mean, log_variance = self.encode(data)
     return drawn(mean, log_variance, keys)
+
+  def vectors(self, y: Array) -> Array:
+    """The vectors q of its codebook that are nearest to y."""
+    if self.codebook is None or self.index is None:
+      raise ValueError('this autoencoder has no codebook')
+    return jnp.take(self.codebook, self.index(y), axis=0)
+
+  def of_vectors(self) -> 'Autoencoder':
+    """The same one, whose y are the vectors q of its codebook, and not h before it."""
+    return self._replace(encode=lambda data: (self.vectors(self.encode(data)[0]), None))
 
   def reconstruct(self, data: Array, keys: Array) -> Array:
     """The data nearest to D(y), for one draw of y for each example."""
@@ -222,7 +233,8 @@ def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Auto
   """The autoencoder of these parameters, as from `init`, for data of the field `x`.
 
   net: has the methods `encode`, x -> (m, log v) or y alone, and `decode`, y -> x'.  Images are in
-  [-1, 1] for it, and the outermost levels are -1 and 1.  shape: its `latent_shape`.
+  [-1, 1] for it, and the outermost levels are -1 and 1.  With a method `quantise`, y -> (q,
+  indices), it also has the array `codebook`.  shape: its `latent_shape`.
   """
   levels = x.levels
   encode = _encoder(net, params['net'], levels)
@@ -239,12 +251,15 @@ def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Auto
       return autoencoding.kl(m, log_variance)
     return jnp.full(len(images), _index_nats(net, m.shape[1:]))
 
-  index = (lambda y: _method(net, params['net'], 'quantise')(y)[1]) if _quantises(net) else None
+  index, codebook = None, None
+  if quantises(net):
+    index = lambda y: _method(net, params['net'], 'quantise')(y)[1]
+    codebook: Any = net.apply({'params': params['net']}, method=lambda net: net.codebook)
   return Autoencoder(encode, lambda y: Pixels(levels).decode(mean(y)) if levels else mean(y), mean,
-                     log_prob, prior_nats, x.shape, shape, levels, x.name, index)
+                     log_prob, prior_nats, x.shape, shape, levels, x.name, index, codebook)
 
 
-def _quantises(net: nn.Module) -> bool:
+def quantises(net: nn.Module) -> bool:
   """Whether the latents of a network become vectors of a codebook."""
   return hasattr(net, 'quantise')
 
@@ -304,9 +319,9 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   _check(config, distance, x)
   net = net or network(m, x.shape[-1])
   judge = judge or PatchDiscriminator(m.discriminator_features, m.discriminator_layers)
-  quantises = _quantises(net)
-  sized = sum_over_data if not quantises else mean_over_data
-  numbers = 1 if quantises else math.prod(x.shape)  # the KL kind adds LPIPS at every number
+  is_vq = quantises(net)
+  sized = sum_over_data if not is_vq else mean_over_data
+  numbers = 1 if is_vq else math.prod(x.shape)  # the KL kind adds LPIPS at every number
   own, shape = ('net', 'log_std'), latent_shape(net, x)
 
   def initial(key):
@@ -319,7 +334,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   def forward(params, images, keys) -> Forward:
     to_ends = _to_ends(x.levels)
     coded = to_ends * _x(images, x.levels)
-    if quantises:
+    if is_vq:
       h = _method(net, params['net'], 'encode')(coded)
       q, _ = _method(net, params['net'], 'quantise')(h)
       found = _method(net, params['net'], 'decode_quantised')(h + jax.lax.stop_gradient(q - h))

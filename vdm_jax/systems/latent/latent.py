@@ -17,15 +17,34 @@ of the bound by the diffusion model is the gradient of its last part alone.
 Training may read the moments of q(y | x) in the place of x (config.data.latents).  It draws y from
 them by the same keys, so its losses are the same to rounding.  Validation and all commands read x.
 
-If y is a function of x, as for a codebook's encoder, q has no density, and the model draws images
-but has no likelihood.
+A codebook's encoder gives an image a vector h at each position, and the index k of the vector e_k
+that is nearest to h.  The decoder sees e_k alone.  So the latents of an image are its indices, and
+they are discrete.  The bound treats them as `vdm` treats pixels, with the entries s e_k of the
+codebook in the place of levels,
+
+  p(k | z_0) proportional to N(z_0; alpha_0 s e_k, sigma_0^2)         `decoders.Codebook`
+  -log P(x) <= -log p(x | k) + the bound on -log P(k) of the diffusion
+               decoding        reconstruction + latent + diffusion
+
+of vectors z = s e_k.  This bound holds for every network and every noise.  Under equal odds of all
+entries, -log P(k) is log(entries) at each position.  An encoding term, and so -D log s, is absent:
+k is a function of x.
+
+Two things can be diffused in training (`config.model.quantised`).  Rombach et al. (2022) diffuse
+h, and the decoder rounds what is drawn to the nearest e_k.  The likelihood is that of e_k in both
+cases.  But a network that was trained on h does not know the codebook, and its bound is loose.  To
+measure a likelihood, diffuse e_k.
+
+If y is a function of x without a codebook, it has no law, and the model draws images but has no
+likelihood.
 
 The parameters are params['autoencoder'], params['scale'] and those of the system.  The optimiser
 moves the latter alone.
 """
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +56,7 @@ from vdm_jax import data, decoders, random
 from vdm_jax.data import fields
 from vdm_jax.data.latents import LOG_VARIANCE, MEAN
 from vdm_jax.errors import InputError, require
+from vdm_jax.likelihood.bounds import one_draw
 from vdm_jax.objectives import vlb
 from vdm_jax.systems import compose
 from vdm_jax.systems.latent import autoencoder as autoencoders
@@ -45,6 +65,8 @@ from vdm_jax.train import step
 from vdm_jax.typing import Array, Experiment, Model, PyTree, Schedule, denoises
 from vdm_jax.units import bits_per_dim, sum_of_terms
 
+_NO_INDICES = ('this system bounds a density of the latents, and the latents of a codebook are '
+               'discrete, so the model has no likelihood')
 _NO_DENSITY = ('the latents of this autoencoder are a function of the data, without a density, so '
                'the model has no likelihood')
 
@@ -60,6 +82,7 @@ def add(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict |
   with config.unlocked():
     config.model.autoencoder = ''  # the run of the autoencoder that a new run takes
     config.model.scale = 0.0       # s; 0: measured on the first batch
+    config.model.quantised = False  # whether the vectors of a codebook are diffused, or h before it
     config.autoencoder = {
         'sha256': '',              # of its parameters, when the run began
         'model': own.copy_and_resolve_references()}
@@ -94,8 +117,9 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
 
   The loss is the system's own loss of z, the latents of the data.  Its parts of a bound are
   reported in bits per dimension of the data.  Validation adds 'decoding' and 'encoding', and their
-  sum, 'bits_per_dim'.  `Experiment.model` gives the system's `Model`, which encodes data as z and
-  decodes z as data.
+  sum, 'bits_per_dim'.  With a codebook, all parts of the bound are those of the indices, and are
+  reported by validation alone.  `Experiment.model` gives the system's `Model`, which encodes data
+  as z and decodes z as data.
 
   Args:
     build: a system: the config of real data, of the shape of the latents -> its experiment.  The
@@ -104,7 +128,8 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
       config.autoencoder.model.
 
   Raises InputError for images that the autoencoder cannot halve so often, for a scale below 0, and
-  for a system that makes its own steps, or no `Model`.
+  for a system that makes its own steps, or no `Model`.  Raises InputError also if vectors of a
+  codebook are to be diffused, and there is no codebook, or the schedule is learned.
   """
   compose.require(config, 'scale', 0.0 <= config.model.scale < math.inf, 'it is no factor',
                   'give a number above 0, or 0 to measure it on the first batch')
@@ -120,9 +145,18 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
           ' a model that denoises', 'take another system')
   begins_at_data, names = _begins_at_data(made), _names(base)
   share = math.prod(shape) / math.prod(x.shape)  # bits per number of y -> bits per number of x
+  has_codebook = autoencoders.quantises(net)
+  quantised = config.model.get('quantised', False)  # runs before it had that field
+  if quantised:
+    compose.require(config, 'quantised', has_codebook, 'this autoencoder has no codebook',
+                    'leave it out, or name a run of the VQ kind')
+    compose.require(config, 'quantised', 'schedule' not in names, 'the end of a learned schedule '
+                    'has no optimum where latents are discrete', 'leave it out, or take a fixed '
+                    'schedule')
 
   def stage(params) -> Autoencoder:
-    return autoencoders.of(net, params['autoencoder'], x, shape)
+    a = autoencoders.of(net, params['autoencoder'], x, shape)
+    return a.of_vectors() if quantised else a
 
   random_latents = jax.eval_shape(lambda: autoencoders.of(
       net, autoencoders.init(net, x, random.key(0)), x, shape).encode(
@@ -134,7 +168,10 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
 
   def encoded(own, batch) -> tuple[Array, Array | None]:
     """m and log v of q(y | x), which a batch of latents has already; own: the autoencoder."""
-    return (batch[MEAN], batch.get(LOG_VARIANCE)) if MEAN in batch else own.encode(batch[x.name])
+    if MEAN not in batch:
+      return own.encode(batch[x.name])
+    mean = batch[MEAN]  # of a codebook's encoder, h
+    return own.vectors(mean) if quantised else mean, batch.get(LOG_VARIANCE)
 
   def draw(params, batch, keys) -> tuple[Array, Array, Array | None]:
     """y and z = s y, with log q(z | x), which is None if z has no density."""
@@ -152,15 +189,26 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
       in_bits |= jax.eval_shape(own).keys()
     terms = {name: share * u if name in in_bits else u for name, u in terms.items()}
     bound = terms.pop('bits_per_dim', None)
+    bits = lambda nats: bits_per_dim(nats, x.shape)
+    if has_codebook:  # the terms of a bound are those of a density
+      terms = {name: u for name, u in terms.items() if name not in compose.IN_NATS}
+      return losses, terms | ({} if context.train else of_indices(params, batch, context))
     if log_q is None:
       return losses, terms
-    bits = lambda nats: bits_per_dim(nats, x.shape)
     terms['encoding'] = bits(log_q)
     if not context.train:  # a call of the decoder, which no gradient needs
       terms['decoding'] = bits(-stage(params).log_prob(batch[x.name], y))
       if bound is not None:
         terms['bits_per_dim'] = bound + terms['decoding'] + terms['encoding']
     return losses, terms
+
+  def of_indices(params, batch, context) -> dict[str, Array]:
+    """The bound of the indices and its parts, in bits; {} if the model has no likelihood."""
+    of = model(params)
+    if of.bound is None or begins_at_data and not of.steps:
+      return {}
+    nats, parts = of.bound(batch, context.t, context.keys, of.steps)
+    return {name: bits_per_dim(u, x.shape) for name, u in {'bits_per_dim': nats, **parts}.items()}
 
   def model(params, keys=None):
     drawn = lambda images, keys: draw(params, {x.name: images}, keys)
@@ -209,26 +257,56 @@ def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_a
       encode=lambda images: s * a.encode(images)[0], decode=lambda z: a.decode(z / s),
       decoder=decoder, bounded=False, latent=None if given is None else (
           lambda keys: _of_data(given(keys), a, s, draw, begins_at_data)))
-  if draw is None:
-    return made._replace(bound=None, dequantise=None, no_likelihood=_NO_DENSITY)
+  if draw is None and (a.codebook is None or m.bound is not None):
+    return made._replace(bound=None, dequantise=None,
+                         no_likelihood=_NO_DENSITY if a.codebook is None else _NO_INDICES)
   if m.prior is not None and m.bound is None:  # nobody knows the density of its z_1
     return made._replace(dequantise=None)
+
+  inner, enter, dequantise = _of_indices(m, a, s) if draw is None else _of_draws(m, a, draw)
+  of_latents: Callable = m.bound or functools.partial(_bound, inner, begins_at_data)
+  if m.bound is None:
+    inner = inner._replace(bound=of_latents)
+    if begins_at_data:  # see `_bound`
+      calls = {'bound_variance': 'published', 'bound_evaluations': 2}
+      made, inner = made._replace(**calls), inner._replace(**calls)
+    made = made._replace(inner=inner, enter=enter)
+
+  def bound(batch, t, keys, steps=0):
+    batch, own = enter(batch, keys)
+    nats, terms = of_latents(batch, t, keys, steps)
+    return nats + sum_of_terms(own), own | terms
+
+  if draw is None:
+    codebook: Any = a.codebook
+    index_nats = math.prod(m.shape[:-1]) * math.log(len(codebook))
+    return made._replace(bound=bound, dequantise=None, index_nats=index_nats)
+  # A system with a bound of its own may have no flow of that bound.
+  flows = m.bound is None or m.dequantise is not None
+  return made._replace(bound=bound, dequantise=dequantise if flows else None)
+
+
+def _of_draws(m: Model, a: Autoencoder, draw: Callable) -> tuple[Model, Callable, Callable]:
+  """The model of z, what enters it, and a dequantiser, of an encoder with a density."""
+  def enter(batch, keys):
+    y, z, log_q = draw(batch[m.field], keys)
+    return {**batch, m.field: z}, {'decoding': -a.log_prob(batch[m.field], y), 'encoding': log_q}
 
   def dequantise(images, keys):
     y, z, log_q = draw(images, keys)
     return z, log_q - a.log_prob(images, y)
+  return m, enter, dequantise
 
-  def bound(batch, t, keys, steps=0):
-    y, z, log_q = draw(batch[m.field], keys)
-    nats, terms = _bound(m, {**batch, m.field: z}, t, keys, steps, begins_at_data)
-    own = {'decoding': -a.log_prob(batch[m.field], y), 'encoding': log_q}
-    return nats + sum_of_terms(own), own | terms
 
-  # A system with a bound of its own may have no flow of that bound.
-  flows = m.bound is None or m.dequantise is not None
-  if m.bound is None and begins_at_data:  # see `_bound`
-    made = made._replace(bound_variance='published', bound_evaluations=2)
-  return made._replace(bound=bound, dequantise=dequantise if flows else None)
+def _of_indices(m: Model, a: Autoencoder, s: Array) -> tuple[Model, Callable, None]:
+  """The model of the indices of a codebook, and what enters it."""
+  codebook, index = cast(Array, a.codebook), cast(Callable, a.index)
+  book = decoders.Codebook(s * codebook)
+
+  def enter(batch, keys):
+    y, _ = a.encode(batch[m.field])
+    return {**batch, m.field: index(y)}, {'decoding': -a.log_prob(batch[m.field], y)}
+  return m._replace(encode=book.encode, decode=book.decode, decoder=book.log_prob), enter, None
 
 
 def _of_latents(config: ml_collections.ConfigDict, spec: data.Spec, shape: tuple[int, ...]
@@ -264,18 +342,21 @@ def _begins_at_data(m: Model) -> bool:
   return m.latent is None and bool(np.isposinf(m.process(0.0).logsnr).any())
 
 
-def _bound(m: Model, batch: PyTree, t: Array, keys: Array, steps: int, at_data: bool
+def _bound(m: Model, at_data: bool, batch: PyTree, t: Array, keys: Array, steps: int = 0
            ) -> tuple[Array, dict[str, Array]]:
-  """The bound of a model of latents on -log p(z), nats [B], and its terms."""
-  if m.bound is not None:
-    return m.bound(batch, t, keys, steps)
-  z, cond = batch[m.field], m.cond(batch)
+  """The bound of a model of latents, on -log p(z) or on -log P(k): nats [B], and its terms."""
+  latents, cond = batch[m.field], m.cond(batch)
+  real = jnp.issubdtype(latents.dtype, jnp.floating)
+  z, decoder = (latents, decoders.normal) if real else (m.encode(latents), m.decoder)
   args = m.denoise, m.process, z, t, keys, cond
   if at_data and steps:
-    kernel = {'steps': steps, 'data': z, 'last': decoders.log_normal, 'variance': _variance}
+    kernel = {'steps': steps, 'data': latents, 'last': decoders.at_mean(decoder),
+              'variance': _variance}
     first = vlb.first_step(m.denoise, m.process, z, keys, cond, **kernel)
     return vlb.discrete(*args, **kernel, decoder=None, first=first)
-  return vlb.density(*args, steps=steps)
+  if real:
+    return vlb.density(*args, steps=steps)
+  return one_draw(m._replace(bound=None), batch, t, keys, steps)
 
 
 def _variance(estimate, at_t, at_s):
