@@ -15,7 +15,7 @@ BASELINE = ROOT / '.ci' / 'pyright_baseline.json'
 WITHOUT_ERRORS = ('typing', 'values', 'random', 'units', 'schedules', 'processes', 'targets',
                   'inputs', 'denoisers', 'weightings', 'decoders', 'dequantisers', 'guidance',
                   'oracles', 'errors',
-                  'samplers/', 'objectives/', 'likelihood/', 'ledger/')
+                  'samplers/', 'objectives/', 'likelihood/', 'ledger/', 'editing/')
 
 
 def errors() -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from vdm_jax.values import static, value
 
 __all__ = ['COMPARED_AT', 'GaussianProcess', 'RectifiedFlow', 'Scaled', 'SubVP', 'Truncated',
            'compared_levels', 'difference', 'diffuse', 'flow', 'from_alpha_sigma', 'inside',
-           'interpolated_std', 'learned_share', 'posterior', 'prior_kl', 'prior_std',
+           'interpolated_std', 'learned_share', 'posterior', 'prior_kl', 'prior_std', 'renoise',
            'sample_prior', 'sde', 'slopes', 'sub_vp', 'tau', 'time_of', 've', 'vp']
 
 # ----------------------------------------------------------------- curves
@@ -265,6 +265,15 @@ def diffuse(x: Array, eps: Array, level: Level) -> Array:
   """z = alpha x + sigma eps.  x, eps: [B, ...].  On `vp`, Ho et al. (2020), eq. 4."""
   level = level.expand(x)
   return level.alpha * x + level.sigma * eps
+
+
+def renoise(z: Array, eps: Array, at_s: Level, at_t: Level) -> Array:
+  """z_t ~ q(z_t | z_s), s <= t: (alpha_t / alpha_s) z_s + sigma_t sqrt(tau) eps.
+
+  z, eps: [B, ...].  Kingma et al. (2021), appendix A.1: tau sigma_t^2 is their sigma_{t|s}^2.
+  """
+  at_s, at_t = at_s.expand(z), at_t.expand(z)
+  return at_t.alpha / at_s.alpha * z + at_t.sigma * jnp.sqrt(tau(at_t, at_s)) * eps
 
 
 def time_of(process: Process, logsnr: ArrayLike) -> Array:

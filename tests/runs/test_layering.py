@@ -25,6 +25,8 @@ ROOMS = {
     'objectives': [*MATHEMATICS, 'errors'],
     'samplers': [*MATHEMATICS, 'errors', 'machine'],
     'likelihood': [*MATHEMATICS, 'errors', 'machine', 'objectives', 'samplers'],
+    # It changes given images by the samplers, and knows no network.
+    'editing': [*MATHEMATICS, 'errors', 'samplers'],
     'certification': [*MATHEMATICS, 'errors', 'samplers'],
     'evaluation': [*MATHEMATICS, 'errors', 'machine', 'samplers'],
     # It follows the chains of `objectives`, as the bounds of `likelihood` do.

@@ -6,8 +6,7 @@ a sample.  Further steps add noise again, and go to another end.
 """
 import jax.numpy as jnp
 
-from vdm_jax import random
-from vdm_jax.processes import tau
+from vdm_jax import processes, random
 from vdm_jax.typing import Array, Denoiser, Level, Process, Sampler
 
 
@@ -17,9 +16,8 @@ def renoise(x: Array, at_0: Level, at_s: Level, keys: Array) -> Array:
   alpha_s x + sigma_s sqrt(1 - SNR(s)/SNR(0)) noise.  On `ve` this is x + sqrt(s^2 - e^2) noise, as
   in the paper, since z_0 already contains noise of level e.
   """
-  share = jnp.sqrt(tau(at_s.expand(x), at_0.expand(x)))
-  to = at_s.expand(x)
-  return to.alpha * x + to.sigma * share * random.normal(random.stream(keys, 'noise'), x)
+  noise = random.normal(random.stream(keys, 'noise'), x)
+  return processes.renoise(at_0.expand(x).alpha * x, noise, at_0, at_s)
 
 
 def consistency(denoise: Denoiser, process: Process) -> Sampler:

@@ -3,6 +3,7 @@
 `ddim` chooses how much of the noise in z_s is drawn anew, and keeps the variance of that noise.
 `ancestral` draws from the posterior at x_hat, with the posterior's variance or a larger one.  At
 eta = 1 and share = 0 the two are equal.  `ddim_to_x` is `ddim` that ends in its last estimate of x.
+`noisier_ddim` is `ddim` that inverts with less error.
 """
 from collections.abc import Callable
 
@@ -62,6 +63,27 @@ def ddim_to_x(denoise: Denoiser, process: Process) -> Sampler:
     end = estimate._replace(eps=jnp.where(last, 0.0, estimate.eps))
     return transition(end, at_t, at_s)
   return Sampler(step, plan=lambda times: times[1:] == times[-1])
+
+
+def noisier_ddim(denoise: Denoiser, process: Process) -> Sampler:
+  """DDIM, whose estimate is of the noisier of its two levels, on the way up too.
+
+  On the way down it is `ddim`.  On the way up it evaluates the network at the level to which the
+  step leads, on the z of the level before:
+
+    z_s = alpha_s x + sigma_s eps,  eps = eps_hat(z_t, level s),  x = (z_t - sigma_t eps) / alpha_t
+
+  The inversions of public editing code do so (of Mokady et al. 2023, say).  A round trip then
+  uses the same levels in both directions, and loses less than with `ddim`, which inverts at the
+  level where it is.  `encode` with it may not begin where alpha = 0.
+  """
+  def step(keys, z, t, s, _):
+    at_t, at_s = process(t), process(s)
+    estimate = denoise(z, process(jnp.maximum(t, s)))
+    wide, up = at_t.expand(z), s > t
+    x = (z - wide.sigma * estimate.eps) / jnp.where(up, wide.alpha, 1.0)
+    return transition(estimate._replace(x=jnp.where(up, x, estimate.x)), at_t, at_s)
+  return Sampler(step)
 
 
 def ancestral(denoise: Denoiser, process: Process,

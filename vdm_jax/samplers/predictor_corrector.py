@@ -6,12 +6,10 @@ z came from.
 """
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from vdm_jax import random
-from vdm_jax.errors import InputError
 from vdm_jax.samplers.first_order import ancestral
 from vdm_jax.samplers.langevin import Corrector, annealed_corrector
+from vdm_jax.samplers.sampling import require_one_step
 from vdm_jax.typing import Denoiser, Process, Sampler
 
 
@@ -29,11 +27,7 @@ def predictor_corrector(denoise: Denoiser, process: Process,
   Raises InputError if the predictor remembers estimates, since the corrector has moved their z.
   """
   forward, correct = predictor(denoise, process), corrector(denoise)
-  probe = jnp.zeros((1, 1))
-  calls = forward.evaluations
-  if calls is None or forward.init(probe) is not probe:
-    raise InputError('predictor', None, 'its state holds more than z (a multistep history), which '
-                     'a corrector would make stale', 'take a one-step method, e.g. ddim or heun')
+  calls = require_one_step(forward, 'predictor', 'a corrector')
 
   def step(keys, z, t, s, plan):
     at_t, at_s = process(t), process(s)

@@ -1,6 +1,6 @@
 """Runs a sampler down a grid of times, or a deterministic sampler up the grid."""
 from collections.abc import Callable
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def sample(sampler: Sampler, keys: Array, z: Array, times: ArrayLike,
   is not finite, and names the first such time.
   """
   check_grid(times)
-  return _run(sampler, keys, z, times, trace)
+  return run(sampler, keys, z, times, trace)
 
 
 @overload
@@ -51,7 +51,7 @@ def encode(sampler: Sampler, keys: Array, x: Array, times: ArrayLike,
   would be NaN or wrong.  The rest is as for `sample`.
   """
   check_grid(times, up=True)
-  return _run(sampler, keys, x, times, trace)
+  return run(sampler, keys, x, times, trace)
 
 
 def tempered(sampler: Sampler, temperature: float) -> Sampler:
@@ -101,7 +101,23 @@ def as_latent(z: Array) -> Array:
   return z.astype(jnp.promote_types(z.dtype, jnp.float32))
 
 
-def _run(sampler, keys, z, times, trace):
+def require_one_step(sampler: Sampler, field: str, change: str) -> int:
+  """The calls of the denoiser in a step of a sampler whose state is z.
+
+  Raises InputError if the state holds more than z, which `change` makes stale.
+
+  field: the name of the argument that is the sampler.
+  """
+  probe = jnp.zeros((1, 1))
+  if sampler.evaluations is None or sampler.init(probe) is not probe:
+    raise InputError(field, None, 'its state holds more than z (a multistep history), which '
+                     f'{change} would make stale', 'take a one-step method, e.g. ddim or heun')
+  return sampler.evaluations
+
+
+def run(sampler: Sampler, keys: Array, z: Array, times: ArrayLike,
+        trace: Callable[[PyTree], PyTree] | None = None) -> Any:
+  """`sample` along times that are not checked: they may go down and up, as in `inpainting`."""
   if not np.shape(keys) or np.shape(keys)[:1] != np.shape(z)[:1]:
     raise InputError('keys', None, f'they are {np.shape(keys)}, and z {np.shape(z)}',
                      'give keys [B] and z [B, ...], a key for each image (jax.random.split(key, '
