@@ -169,6 +169,12 @@ def test_captions_beside_pictures_are_a_field_of_text(tmp_path):
   assert 'left out' not in d.describe() and 'captions.txt' in d.fingerprint()['parts']
   short = make(name=str(tmp_path), text_length=3)
   assert text.decode(every(short, 'test')['caption']) == ['num', 'num']
+  lines = (tmp_path / 'captions.txt').read_text().replace('\n', '\r\n')
+  (tmp_path / 'captions.txt').write_bytes(b'\xef\xbb\xbf' + lines.encode())  # as Windows writes it
+  assert text.decode(every(make(name=str(tmp_path)), 'test')['caption']) == ['number 0', 'number 6']
+  (tmp_path / 'captions.txt').write_bytes('0.png\tété\n'.encode('latin-1'))
+  with pytest.raises(InputError, match='captions.txt.: it is not text in UTF-8'):
+    make(name=str(tmp_path)).batch(0)
   (tmp_path / 'captions.txt').write_text('0.png number 0\n')
   with pytest.raises(InputError, match='line 1.: the line cannot be read; write file<TAB>caption'):
     make(name=str(tmp_path)).batch(0)

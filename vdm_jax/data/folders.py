@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.data import fields, images, tokenisers
-from vdm_jax.data.fields import IMAGE, LABEL, Batch, Field
+from vdm_jax.data.fields import CAPTION, IMAGE, LABEL, Batch, Field
 from vdm_jax.data.sources import HELD_OUT, Source, Store, every_sixth
 from vdm_jax.errors import InputError
 
@@ -129,20 +129,25 @@ def _lines(path: str) -> list[tuple[str, dict]]:
   remedy = ('write file<TAB>caption' if path.endswith(CAPTIONS) else
             'write {"file_name": "a.png", ...}')
   out = []
-  with open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, 1):
-      if not line.strip():
-        continue
-      try:
-        if path.endswith(CAPTIONS):
-          name, caption = line.rstrip('\n').split('\t', 1)
-          out.append((name, {'caption': caption}))
-        else:
-          values = json.loads(line)
-          out.append((values.pop('file_name'), values))
-      except (ValueError, KeyError, AttributeError) as error:
-        raise InputError('config.data.name', f'{path}, line {number}', 'the line cannot be read',
-                         remedy) from error
+  try:
+    with open(path, encoding='utf-8-sig') as file:  # editors of Windows begin a file with a mark
+      lines = file.readlines()
+  except UnicodeDecodeError as error:
+    raise InputError('config.data.name', path, 'it is not text in UTF-8',
+                     'save it in this encoding') from error
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      if path.endswith(CAPTIONS):
+        name, caption = line.rstrip('\n').split('\t', 1)
+        out.append((name, {CAPTION: caption}))
+      else:
+        values = json.loads(line)
+        out.append((values.pop('file_name'), values))
+    except (ValueError, KeyError, AttributeError) as error:
+      raise InputError('config.data.name', f'{path}, line {number}', 'the line cannot be read',
+                       remedy) from error
   return out
 
 
