@@ -1,7 +1,8 @@
-"""Prepares a data set for training, without TensorFlow: cifar10, mnist or digits.
+"""Prepares a data set for training, without TensorFlow: cifar10, mnist, digits or emoji.
 
   python scripts/prepare_data.py cifar10 --data_dir=DIR
   python scripts/prepare_data.py mnist --data_dir=DIR --from=FOLDER_OF_THE_FOUR_FILES
+  python scripts/prepare_data.py emoji --data_dir=DIR --from=NotoColorEmoji.ttf,emoji-test.txt
 
 The archives are downloaded, or read from disk (--from).  It is safe to run the command again.
 """
@@ -16,13 +17,13 @@ from vdm_jax.machine import files
 DATA_DIR = cli.path(
     'data_dir', 'The folder to write to.  Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.')
 FROM = flags.DEFINE_list(
-    'from', [], 'The official archives on disk, or their folders, separated by commas.')
+    'from', [], 'The official archives or the font on disk, or their folders, separated by commas.')
 
 
 def main(names):
   if len(names) != 1:
     raise InputError(problem='one data set is prepared at a time',
-                     remedy='name cifar10, mnist or digits')
+                     remedy='name cifar10, mnist, digits or emoji')
   print(prepare.prepare(names[0], DATA_DIR.value or '',
                         [str(files.user_path('from', each)) for each in FROM.value]))
 

@@ -4,8 +4,8 @@
   python scripts/sample.py --workdir=runs/digits_captioned --condition=caption=three --out=three.png
 
 x is the field `image`.  The network is conditioned on the field `caption`, tokens [B, 5].  Any data
-with a field `caption` can be used as well: pictures with a captions.txt, or an .npz with strings
-`caption`.
+with a field `caption` can be used as well: `shapes`, `emoji`, pictures with a captions.txt, or an
+.npz with strings `caption`.
 Hardware and time: not measured.
 """
 import ml_collections

@@ -28,7 +28,8 @@ ROOMS = {
     # It changes given images by the samplers, and knows no network.
     'editing': [*MATHEMATICS, 'errors', 'samplers'],
     'certification': [*MATHEMATICS, 'errors', 'samplers'],
-    'evaluation': [*MATHEMATICS, 'errors', 'machine', 'samplers'],
+    # It judges samples of data whose distribution is known.
+    'evaluation': [*MATHEMATICS, 'errors', 'machine', 'samplers', 'data'],
     # It follows the chains of `objectives`, as the bounds of `likelihood` do.
     # It finishes what has arrived by the chains of `samplers`.
     'codec': [*MATHEMATICS, 'errors', 'machine', 'objectives', 'likelihood', 'samplers'],

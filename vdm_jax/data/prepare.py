@@ -1,4 +1,4 @@
-"""CIFAR-10, MNIST and the digits as TFDS writes them, without TensorFlow.
+"""CIFAR-10, MNIST and the digits as TFDS writes them, without TensorFlow; emoji from a font.
 
 The builders of CIFAR-10 and MNIST in TFDS call TensorFlow only to open files and to encode images.
 Here the same builders read the official archives by `tarfile` and `gzip`, and Pillow encodes the
@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from vdm_jax.data import records, stores
+from vdm_jax.data import emoji, records, stores
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
@@ -58,6 +58,8 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
   if name not in records.PREPARED_BY_US:
     raise InputError(problem=f'{name} is none of {", ".join(records.PREPARED_BY_US)}',
                      remedy=records.how_to_prepare(name, records.data_directory(data_dir)))
+  if name == 'emoji':
+    return _emoji(data_dir, places)
   from vdm_jax.data import builders
   builder = records.tfds_builder(name, data_dir)
   if builder.info.splits:
@@ -70,6 +72,23 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
     # The builder keeps everything but its reading: what it writes is what TFDS writes.
     builder._split_generators = lambda dl_manager: read(paths, builder.info.features)
   return f'{name} is prepared in {builders.generate(builder)}'
+
+
+def _emoji(data_dir: str, places: Sequence[str]) -> str:
+  """Prepares `emoji` from a font and a list of names, and names their checksums."""
+  found = _files(places)
+  chosen = []
+  for ending, what in (('.ttf', 'the font NotoColorEmoji.ttf'),
+                       ('.txt', 'the list of names, emoji-test.txt')):
+    named = [path for path in found if path.endswith(ending)]
+    if len(named) != 1:
+      raise InputError('from', ','.join(places), f'{len(named)} of its files are {what}',
+                       'give NotoColorEmoji.ttf,emoji-test.txt: Debian has them in the packages '
+                       'fonts-noto-color-emoji and unicode-data')
+    chosen += named
+  folder = emoji.write(emoji.read(*chosen), data_dir)
+  used = ', '.join(f'{os.path.basename(path)} (sha256 {_sha256(path)})' for path in chosen)
+  return f'emoji is prepared in {folder} from {used}'
 
 
 def _obtain(name: str, archives: Sequence[Archive], places: Sequence[str],

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax.data import fields, formulas, images, tokenisers
+from vdm_jax.data import fields, formulas, images, shapes, tokenisers
 from vdm_jax.data.fields import IMAGE, LABEL, Field
 from vdm_jax.data.sources import HELD_OUT, NotPrepared, Source, Store, check_lengths
 from vdm_jax.errors import InputError, require
 
-PREPARED_BY_US = ('cifar10', 'digits', 'mnist')  # by scripts/prepare_data.py
+PREPARED_BY_US = ('cifar10', 'digits', 'emoji', 'mnist')  # by scripts/prepare_data.py
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 
 
@@ -101,7 +101,7 @@ def tfds_builder(name: str, data_dir: str):
 def _no_such_name(name: str, error: Exception) -> InputError:
   """The error for a name that TFDS cannot use, with the name that the user perhaps meant."""
   import tensorflow_datasets as tfds
-  own = ['digits', 'captioned_digits', *formulas.FORMULAS]
+  own = ['digits', 'captioned_digits', *shapes.NAMES, *formulas.FORMULAS]
   known = tfds.list_builders(with_community_datasets=False)
   base = name.split('/')[0].split(':')[0]
   if base in known:
@@ -232,6 +232,7 @@ def imagenet_version(validation: int) -> str:
 
 def how_to_prepare(name: str, directory: str) -> str:
   if name in PREPARED_BY_US:
-    return f'run `python scripts/prepare_data.py {name} --data_dir={directory}`'
+    given = ' --from=NotoColorEmoji.ttf,emoji-test.txt' * (name == 'emoji')
+    return f'run `python scripts/prepare_data.py {name} --data_dir={directory}{given}`'
   return (f'run `tfds build {name} --data_dir={directory} --file_format=array_record` in an '
           'environment with TensorFlow (pip install tensorflow-cpu tensorflow-datasets)')

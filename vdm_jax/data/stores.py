@@ -2,6 +2,8 @@
 
   name                         data
   `digits`                     scikit-learn's handwritten digits, prepared when first used
+  `shapes`, `shapes:held_out`  captioned shapes of 16 x 16 pixels: see `shapes`
+  `emoji`, `emoji:held_out`    emoji and their names, prepared from a font: see `emoji`
   `captioned_digits`           the same with the field `caption`, 'zero' .. 'nine': see `captions`
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
   `./photos`, `/data/photos`   a folder of images (any name with a leading `.`, `/` or `~`):
@@ -20,11 +22,13 @@ from collections.abc import Sequence
 from vdm_jax.data import (
   arrays,
   captions,
+  emoji,
   folders,
   formulas,
   latents,
   pairs,
   records,
+  shapes,
   tokenisers,
 )
 from vdm_jax.data.fields import IMAGE, Field
@@ -45,6 +49,10 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
   path = os.path.expanduser(name)
   if name in formulas.FORMULAS:
     return _formula(name)
+  if name in shapes.NAMES:
+    return shapes.open_shapes(name, texts)
+  if name in emoji.FILES:
+    return emoji.open_emoji(name, data_dir, texts)
   if name == 'captioned_digits':
     return captions.open_digits(data_dir, image_size, texts)
   if name.endswith(('.npy', '.npz')):
