@@ -2,7 +2,8 @@
 
   python scripts/train.py --config=configs/digits/flows.py --workdir=runs/digits_flow
   python scripts/evaluate.py --workdir=runs/digits_flow --estimates=ode/uniform --importance=5
-  python scripts/make_pairs.py --workdir=runs/digits_flow --out=./runs/digits_pairs --count=10000
+  python scripts/make_pairs.py --workdir=runs/digits_flow --sampler=heun --steps=20 --count=5000 \
+    --out=./runs/digits_pairs
   python scripts/train.py --config=configs/digits/flows.py:reflow --workdir=runs/digits_reflow \
     --init_from=runs/digits_flow
 
