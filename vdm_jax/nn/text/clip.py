@@ -129,7 +129,8 @@ class CLIP(nn.Module):
     Raises InputError as the towers do.
     """
     scale = self.param('logit_scale', nn.initializers.constant(math.log(1.0 / 0.07)), ())
-    _, text = self.text(tokens)
+    text = self.text(tokens).pooled
+    assert text is not None
     return jnp.exp(scale) * cosine(self.image(images)[:, None], text)
 
 
@@ -146,4 +147,6 @@ class NoisyCLIP(nn.Module):
     z: [B, H, W, 3], alpha x + sigma eps, where x is from -1 to 1; time: [B], the step of z.
     tokens, lengths: see `TextTower`.  Raises InputError as the towers do.
     """
-    return cosine(self.image(standardised(z), time), self.text(tokens, lengths).pooled)
+    text = self.text(tokens, lengths).pooled
+    assert text is not None
+    return cosine(self.image(standardised(z), time), text)

@@ -3,7 +3,8 @@
 Every network here is a transformer whose blocks normalise first (`blocks.transformer.Block`).  The
 networks differ in what they read, in whether a token reads later tokens, and in what they return.
 """
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class Trunk(nn.Module):
     block = transformer.Block(self.attention_heads, self.dtype, **settings, parent=None)
     h = h.astype(self.dtype)
     params = stack.parameters(self, STACK, block, self.depth, h)
-    apply = lambda params, h, each: block.apply({'params': params}, h)
+    apply: Callable[..., Any] = lambda params, h, each: block.apply({'params': params}, h)
     with jax.named_scope(STACK):
       h, _ = stack.run(apply, params, h, {}, self.scan, self.remat)
     return h.astype(jnp.float32)
