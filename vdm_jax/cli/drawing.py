@@ -79,7 +79,7 @@ class Prompts(NamedTuple):
     """The texts of either flag; [] without both.  Raises InputError."""
     if self.prompts.value is None:
       return [] if self.prompt.value is None else [self.prompt.value]
-    require(self.prompt.value is None, 'prompt', self.prompt.value, '--prompts is given too',
+    require(self.prompt.value is None, 'prompt', self.prompt.value, 'there is --prompts too',
             'leave one of them out')
     try:
       lines = Path(self.prompts.value).read_text(encoding='utf-8').splitlines()

@@ -102,8 +102,8 @@ def open_latents(path: str, spec: Spec) -> Latents:
     if field.name == AUGMENTED:
       continue
     own = stored.get(field.name)
-    other = own is None or fields.row(own)[4:] != fields.row(field)[4:]  # texts, otherwise told
-    if other or own.shape != field.shape or (own.levels or 0) > (field.levels or 0):
+    if (own is None or own.shape != field.shape or (own.levels or 0) > (field.levels or 0)
+        or fields.row(own)[4:] != fields.row(field)[4:]):  # a text of another tokeniser
       raise InputError(FIELD, path, f'the data have the field {field}, and the latents '
                        f'{own or "have none"}', LATENTS.remedy)
   flips = bool(said['about']['flips'])
