@@ -119,7 +119,7 @@ def test_prompts_are_one_text_or_the_lines_of_a_file(tmp_path):
       SimpleNamespace(value=prompt), SimpleNamespace(value=prompts)).texts()
   assert (of(), of('two words'), of(None, file)) == ([], ['two words'], ['three', 'seven'])
   for prompt, path, message in (
-      ('two', file, "prompt='two': --prompts is given too; leave one of them out"),
+      ('two', file, "prompt='two': there is --prompts too; leave one of them out"),
       (None, empty, 'it is empty; write one text a line'),
       (None, tmp_path / 'gone', 'it cannot be read: .*No such file')):
     with pytest.raises(InputError, match=message):
