@@ -68,7 +68,7 @@ def test_what_the_package_imports_is_required_by_it():
   """By the room's own name in an import; those that come with another are named here."""
   within = {'PIL': 'pillow', 'absl': 'absl-py', 'sklearn': 'scikit-learn', 'orbax':
             'orbax-checkpoint', 'tensorboardX': 'tensorboardx', 'ml_dtypes': 'jax',
-            'pillow_jxl': 'pillow-jxl-plugin'}
+            'pillow_jxl': 'pillow-jxl-plugin', 'fontTools': 'fonttools'}
   required = set(ranges('3.11'))
   for path in sorted((ROOT / 'vdm_jax').rglob('*.py')):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -147,11 +147,7 @@ class _Font:
   """The glyphs of a font with pictures: code points, ligatures and PNG files."""
 
   def __init__(self, path: str):
-    try:
-      from fontTools import ttLib  # only this needs it
-    except ImportError as error:
-      raise InputError(problem='fontTools is not installed', remedy='pip install fonttools'
-                       ) from error
+    from fontTools import ttLib  # only this needs it
     try:
       font = ttLib.TTFont(path)
       self.glyphs = font.getBestCmap() or {}
