@@ -106,11 +106,9 @@ def of_transformers(flat: Flat) -> dict[str, np.ndarray]:
 
 def require_text_alone(flat: Flat) -> None:
   """Raises InputError naming the arrays that are no part of a text tower."""
-  if other := sorted(name for name in flat if not _OF_TEXT.match(name)):
-    raise InputError(problem=f'it holds {", ".join(other[:10])}'
-                     + (f' and {len(other) - 10} more' if other[10:] else '')
-                     + ', which are no part of a text tower of CLIP',
-                     remedy='leave them out of the file')
+  if other := [name for name in flat if not _OF_TEXT.match(name)]:
+    raise InputError(problem=f'it holds {fitting.some(other)}, which are no part of a text tower '
+                     'of CLIP', remedy='leave them out of the file')
 
 
 def text_of(flat: Flat, heads: int = 0) -> TextTower:

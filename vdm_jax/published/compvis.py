@@ -23,12 +23,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
-from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.text.bert import LatentBERT
 from vdm_jax.nn.text.clip import TextTower
 from vdm_jax.nn.text.trunk import STACK
@@ -176,20 +174,16 @@ def parts(flat: Flat) -> Parts:
     own = {of(name).replace('.', ''): name for name in (unet if whole else autoencoder)}
     lack = [name for short, name in own.items() if short not in averages]
     if lack:
-      raise InputError(problem=f'its averages lack {_some(lack)}',
+      raise InputError(problem=f'its averages lack {fitting.some(lack)}',
                        remedy='give a whole file, or one without model_ema')
     other += [f'model_ema.{short}' for short in averages if short not in own]
     averaged = {name: averages[short] for short, name in own.items()}
     unet, autoencoder = (averaged, autoencoder) if whole else (unet, averaged)
   if other:
-    raise InputError(problem=f'it holds {_some(other)}, which belong to no network here',
+    raise InputError(problem=f'it holds {fitting.some(other)}, which belong to no network here',
                      remedy='leave them out of the file')
   scale = flat.get('scale_factor')
   return Parts(autoencoder, unet, condition, None if scale is None else float(scale))
-
-
-def _some(names: list[str]) -> str:
-  return ', '.join(sorted(names)[:10]) + (f' and {len(names) - 10} more' if names[10:] else '')
 
 
 class Places(NamedTuple):
@@ -366,7 +360,7 @@ def text_encoder_of(condition: Flat) -> TextTower | LatentBERT:
   of_clip = any(name.startswith('transformer.text_model.') for name in condition)
   other = [name for name in condition if not name.startswith('transformer.')]
   if other or not (of_clip or 'transformer.token_emb.weight' in condition):
-    there = _some(other or list(condition)) or 'nothing'
+    there = fitting.some(other or condition) or 'nothing'
     raise InputError(problem=f'it has {there} under cond_stage_model, which is no network of texts '
                      'here',
                      remedy='give the file of Stable Diffusion v1, or of txt2img-f8-large')
@@ -393,11 +387,9 @@ def text_encoder_from_flat(condition: Flat, like: PyTree) -> PyTree:
   own = {name: array for name, array in condition.items()
          if not name.startswith('transformer.to_logits.')}
   own = fitting.joined(own, r'(.*\.)to_([qkv])\.(weight)', 'qkv', '{0}to_qkv.{1}')
-  params = fitting.fit(
-      own, jax.eval_shape(lambda u: stack.unrolled(u, {STACK}), like),
-      lambda name: f'transformer.{fitting.torch_leaf(_of_bert(name))}',
-      layout=fitting.from_torch, hint='compare features, depth, levels and length')
-  return stack.stacked(params, {STACK})
+  return fitting.fit(
+      own, like, lambda name: f'transformer.{fitting.torch_leaf(_of_bert(name))}',
+      layout=fitting.from_torch, hint='compare features, depth, levels and length', stacks={STACK})
 
 
 def _of_stable_diffusion(condition: Flat) -> dict[str, np.ndarray]:
@@ -484,8 +476,8 @@ def diffusion_from_flat(parts: Parts, like: PyTree) -> PyTree:
   require_unet(parts)
   if 'label' not in like:
     if parts.condition:
-      raise InputError(problem=f'it has {_some(list(parts.condition))} under cond_stage_model, and '
-                       'this network is told nothing', remedy='name the model that the file is')
+      raise InputError(problem=f'it has {fitting.some(parts.condition)} under cond_stage_model, '
+                       'and this network is told nothing', remedy='name the model that the file is')
     return unet_from_flat(parts.unet, like)
   labels = fitting.fit({f'cond_stage_model.{name}': u for name, u in parts.condition.items()},
                        like['label'], lambda name: f'cond_stage_model.{name}.weight',

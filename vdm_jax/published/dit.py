@@ -11,11 +11,9 @@ Here blocks are stacked (`nn.blocks.stack`), and the table of positions is compu
 import math
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.transformers.dit import DiT, positions
 from vdm_jax.published import fitting
 from vdm_jax.typing import PyTree
@@ -78,11 +76,9 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
       raise InputError(problem=f'pos_embed {table.shape} is not the fixed table of sines and '
                        'cosines that nn.transformers.dit.DiT computes',
                        remedy='give weights of it: a network with learned positions does not fit')
-  params = fitting.fit(flat, jax.eval_shape(lambda u: stack.unrolled(u, _STACKS), like),
-                       published, layout=fitting.from_torch, hint=_HINT)
-  return stack.stacked(params, _STACKS)
+  return fitting.fit(flat, like, published, layout=fitting.from_torch, hint=_HINT, stacks=_STACKS)
 
 
 def to_flat(params: PyTree) -> dict[str, np.ndarray]:
   """The inverse of `from_flat`, without `pos_embed`."""
-  return fitting.flat(stack.unrolled(params, _STACKS), published, layout=fitting.to_torch)
+  return fitting.flat(params, published, layout=fitting.to_torch, stacks=_STACKS)

@@ -8,12 +8,13 @@ layouts differ from Flax's:
     norms         weight, bias                 scale, bias
 """
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from vdm_jax.errors import InputError
+from vdm_jax.nn.blocks import stack
 from vdm_jax.typing import Array, PyTree
 
 Layout = Callable[[str, np.ndarray], np.ndarray]  # name here, published array -> array here
@@ -56,6 +57,11 @@ def torch_leaf(name: str) -> str:
       leaf, leaf)])
 
 
+def some(names: Collection[str]) -> str:
+  """Names of an error, in alphabetical order; of more than ten only the first."""
+  return ', '.join(sorted(names)[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
+
+
 def depth(flat: Mapping[str, np.ndarray], pattern: str) -> int:
   """How many blocks `flat` has: one more than the largest number in the group of `pattern`.
 
@@ -90,16 +96,20 @@ def joined(flat: Mapping[str, np.ndarray], pattern: str, parts: Sequence[str],
 
 
 def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str], str], *,
-        layout: Layout = lambda name, array: array, hint: str = '') -> PyTree:
+        layout: Layout = lambda name, array: array, hint: str = '',
+        stacks: Collection[str] = ()) -> PyTree:
   """The published parameters `flat` as a tree like `like`, nested dicts of arrays or shapes.
 
   published: name here, joined by '/', -> published name.
   layout: changes the layout of an array, e.g. `from_torch`.
   hint: what the error tells the user to compare.
+  stacks: the names at the root of `like` that hold stacks of blocks, which are apart in `flat`: the
+  functions see the names of `nn.blocks.stack.unrolled`.
 
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
-  names, leaves, treedef = named(like)
+  names, leaves, treedef = named(jax.eval_shape(lambda u: stack.unrolled(u, stacks), like)
+                                 if stacks else like)
   published_names = [published(name) for name in names]
   known = set(published_names)
   rows = list(zip(names, published_names, leaves, strict=True))
@@ -117,13 +127,15 @@ def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str],
   if wrong:
     raise InputError(problem='the parameters do not fit this network'
                      + (f' ({hint})' if hint else '') + ':\n  ' + '\n  '.join(wrong))
-  return jax.tree.unflatten(treedef, [arrays[name] for name in names])
+  params = jax.tree.unflatten(treedef, [arrays[name] for name in names])
+  return stack.stacked(params, stacks) if stacks else params
 
 
 def flat(params: PyTree, published: Callable[[str], str], *,
-         layout: Layout = lambda name, array: array) -> dict[str, Array]:
+         layout: Layout = lambda name, array: array, stacks: Collection[str] = ()
+         ) -> dict[str, Array]:
   """The inverse of `fit`.  layout: the inverse layout, e.g. `to_torch`."""
-  names, leaves, _ = named(params)
+  names, leaves, _ = named(stack.unrolled(params, stacks) if stacks else params)
   return {published(name): layout(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
 
 

@@ -21,11 +21,9 @@ The noise-aware CLIP is two files, of the towers of `nn.text.clip.NoisyCLIP`:
 import re
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from vdm_jax.errors import InputError
-from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.text.clip import ImageTower, TextTower
 from vdm_jax.nn.text.glide import GLIDEText
 from vdm_jax.nn.text.trunk import STACK
@@ -132,7 +130,7 @@ def text_from_flat(flat: Flat, like: PyTree, heads: int = 0) -> PyTree:
 
   def layout(name, array):
     return fitting.from_torch(name, _by_part(array, heads) if '/qkv/' in name else array)
-  return _fitted(own, like, text_name, layout)
+  return fitting.fit(own, like, text_name, layout=layout, stacks={STACK})
 
 
 def text_to_flat(params: PyTree, heads: int = 0) -> dict[str, Array]:
@@ -140,7 +138,7 @@ def text_to_flat(params: PyTree, heads: int = 0) -> dict[str, Array]:
   def layout(name, array):
     array = fitting.to_torch(name, array)
     return _by_head(array, heads) if '/qkv/' in name else array
-  return fitting.flat(stack.unrolled(params, {STACK}), text_name, layout=layout)
+  return fitting.flat(params, text_name, layout=layout, stacks={STACK})
 
 
 def _by_part(array: np.ndarray, heads: int) -> np.ndarray:
@@ -270,9 +268,4 @@ def tower_from_flat(flat: Flat, like: PyTree) -> PyTree:
 
   def layout(name, array):
     return array.reshape(2, -1) if name.endswith('_bias') else fitting.from_torch(name, array)
-  return _fitted(own, like, tower_name, layout)
-
-
-def _fitted(flat, like, published, layout) -> PyTree:
-  like = jax.eval_shape(lambda u: stack.unrolled(u, {STACK}), like)
-  return stack.stacked(fitting.fit(flat, like, published, layout=layout), {STACK})
+  return fitting.fit(own, like, tower_name, layout=layout, stacks={STACK})

@@ -10,10 +10,8 @@ Blocks are stacked here (`nn.blocks.stack`):
 """
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
-from vdm_jax.nn.blocks import stack
 from vdm_jax.nn.transformers.uvit import UViT
 from vdm_jax.published import fitting
 from vdm_jax.typing import PyTree
@@ -77,11 +75,9 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
   Raises InputError naming every parameter that does not fit.
   """
-  params = fitting.fit(flat, jax.eval_shape(lambda u: stack.unrolled(u, _STACKS), like),
-                       published, layout=fitting.from_torch, hint=_HINT)
-  return stack.stacked(params, _STACKS)
+  return fitting.fit(flat, like, published, layout=fitting.from_torch, hint=_HINT, stacks=_STACKS)
 
 
 def to_flat(params: PyTree) -> dict[str, np.ndarray]:
   """The inverse of `from_flat`."""
-  return fitting.flat(stack.unrolled(params, _STACKS), published, layout=fitting.to_torch)
+  return fitting.flat(params, published, layout=fitting.to_torch, stacks=_STACKS)

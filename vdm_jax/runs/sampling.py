@@ -271,7 +271,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, condition
   # The digest of the conditions is of all `count` samples: a longer file has another.
   other = sorted(name for name in {*there, *about} - {'count', 'condition'}
                  if there.get(name) != about.get(name)) if there else []
-  if there and not _told_alike(out, conditions):
+  if there and not _told_alike(out, there['count'], conditions):
     other.append('condition')
   fits = bool(there) and not other and there['count'] <= count
   # All go by what process 0 finds.
@@ -316,11 +316,10 @@ def _about(out: Path) -> dict:
     return {}
 
 
-def _told_alike(out: Path, conditions: dict) -> bool:
-  """Whether the samples of an .npz have the first of these conditions."""
+def _told_alike(out: Path, count: int, conditions: dict) -> bool:
+  """Whether the `count` samples of an .npz have the first of these conditions."""
   with np.load(out) as there:
-    return all(name in there and np.array_equal(there[name][:len(values)],
-                                                values[:len(there['images'])])
+    return all(name in there and np.array_equal(there[name][:len(values)], values[:count])
                for name, values in conditions.items())
 
 
