@@ -5,7 +5,8 @@
 
 After the colon stands the system, and the data set if it is not the digits.  `SYSTEMS` lists the
 systems.  The docstring of a system's module describes the system, and names the paper.  All systems
-have the network of VDM, with 220,097 parameters on the digits, so their objectives can be compared.
+but the VAEs have the network of VDM, with 220,097 parameters on the digits.  So their objectives
+can be compared.
 Hardware, time and what each reaches on the digits: see configs/README.md.  scoreode starts from the
 weights of another run: --init_from=runs/vdm.
 """
@@ -64,7 +65,7 @@ SYSTEMS = {  # name: (its fields, those that differ, config -> Experiment)
 
 NETWORK = {'digits': {'features': 32, 'blocks': 2, 'groups': 8},
            'mnist': {'blocks': 8}, 'cifar10': {}}
-# Of the digits: smaller parts, and as many steps as three minutes hold.
+# On the digits the other parts are smaller, and a training has as many steps as fit three minutes.
 ON_DIGITS = {
     'mulan': {'latent': 16, 'latent_hot': 4, 'schedule_features': 64, 'encoder_features': 16,
               'encoder_blocks': 1, 'encoder_groups': 4},
@@ -92,7 +93,7 @@ def get_config(which: str = 'vdm') -> ml_collections.ConfigDict:
       config.optimizer.learning_rate = 1e-3
       config.train.update(log_every=200, validate_every=1000, checkpoint_every=2000)
   if system == 'learned_schedule':
-    # A log-density has some units to go in these steps, weights of the network a hundredth of one.
+    # In these steps a log-density moves by some units, but a weight of the network by a hundredth.
     config.optimizer.schedule_learning_rate = 0.03
   if system == 'ncsnv2':
     config.model.timesteps = ncsn.v2_levels(config)

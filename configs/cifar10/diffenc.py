@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
 def build(config: ml_collections.ConfigDict) -> Experiment:
   m = config.model
   networks.require_groups(config, 'encoder_')
-  # No dropout and no Fourier features; and z is added to its output, which starts at zero.
+  # No dropout and no Fourier features.  z is added to the output, which is 0 at first.
   encoder = networks.unet(config).clone(features=m.encoder_features, blocks=m.encoder_blocks,
                                         groups=m.encoder_groups, dropout=0.0, fourier=())
   return diffenc.experiment(config, encoder=encoder)

@@ -75,7 +75,7 @@ def get_config(which: str = 'progressive') -> ml_collections.ConfigDict:
     of_pairs(config, './pairs')
   elif which == 'progressive':
     recipes.students(config, steps=progressive.updates(config), learning_rate=5e-5)
-    # A halving ends in a checkpoint, and the newest are kept from the student of 8 steps on.
+    # Each halving ends in a checkpoint.  The newest 16 go back to the student of 8 steps.
     config.train.update(validate_every=10_000, checkpoint_every=10_000, keep=16)
   else:
     config.optimizer.update(warmup_steps=1000, weight_decay=0.001)

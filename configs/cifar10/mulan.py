@@ -3,7 +3,7 @@
   python scripts/prepare_data.py cifar10 --data_dir=DIR
   python scripts/train.py --config=configs/cifar10/mulan.py --workdir=RUN --data_dir=DIR
 
-Network: 30,603,779 parameters, with an encoder of 2,632,883 and a schedule of 37,917,696.
+Network: 30,603,779 parameters.  Beside it are an encoder of 2,632,883 and a schedule of 37,917,696.
 Hardware and time: 10 M steps in the public configuration.  Not run to its end here.
 To reach: 2.55 bits/dim (test; likelihood of the probability flow, with the latent's KL).  The
 public code does not count the KL of a k-hot latent, which may be up to

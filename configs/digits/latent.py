@@ -11,7 +11,8 @@ After the colon:
   vq           the VQ kind: each of the 4x4 positions takes one of 64 vectors
   latent       a diffusion of the latents of either, by the U-Net of Ho et al. (2020)
 
-For a likelihood of a model of the VQ kind, train `latent` with --config.model.quantised=True.
+For a tight bound on the likelihood with the VQ kind, train `latent` with
+--config.model.quantised=True.
 A run of `latent` keeps the settings and the weights of its autoencoder.
 Hardware, time and what it reaches: see configs/digits/README.md.
 """

@@ -3,8 +3,8 @@
   python scripts/train.py --config=configs/digits/noisy_classifier.py \
     --workdir=runs/digits_noisy_classifier
 
-Dhariwal and Nichol (2021), section 4: the half of their U-Net that goes down, at the noise levels
-of the other configs of digits.  The classifier is not a diffusion model: it learns the label.
+Dhariwal and Nichol (2021), section 4: the downward half of their U-Net, at the noise levels of the
+other configs of digits.  The classifier is not a diffusion model: it learns the label.
 metrics.jsonl has its accuracy over all levels and for each quarter of time; accuracy_1 is nearest
 the data.  In Python, the classifier can guide any model of these levels:
 
@@ -12,7 +12,7 @@ the data.  In Python, the classifier can guide any model of these levels:
   unlabelled = guidance.conditioned_on(model.denoise, lambda label: None)
   denoise = guidance.classifier(unlabelled, guidance.label_gradient(noisy.logits), scale=2.0)
 
-The `cond` of this denoiser are labels [B].
+The `cond` of this denoiser is a label for each image, [B].
 Hardware, time and what it reaches: see configs/digits/README.md.
 """
 import ml_collections

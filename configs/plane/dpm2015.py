@@ -5,8 +5,8 @@
     --out=roll.png
 
 Sohl-Dickstein et al. (2015), section 3.1 and appendix D.1.1, have 16 functions.  Their K of 2.35
-bits belongs to a roll with less noise, scaled to variance 1.  Compare K with K_bits, which is at
-most -0.65 on this roll (`data.formulas`), not with bits/dim.
+bits belongs to a roll with less noise, scaled to variance 1.  A run reports its own K as K_bits,
+which is at most -0.65 on this roll (`data.formulas`).  Compare K with K_bits, not with bits/dim.
 Hardware, time and what it reaches: see configs/plane/README.md.
 The bound, in bits/dim, belongs to the chain; the entropy of the data is 6.09 bits/dim.
 """

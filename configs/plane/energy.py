@@ -8,7 +8,6 @@ denoising score matching with lambda = 2 sigma^2 on all levels.  --config.data.n
 points.  In Python, the functions of `systems.scores.energy` take the denoiser of a loaded model.
 They sample by MALA, multiply models and estimate normalisers.
 Hardware, time and what it reaches: see configs/plane/README.md.
-A free network, trained on another loss, reaches 5.57 bits/dim (spiral.py).
 """
 import ml_collections
 

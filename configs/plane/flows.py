@@ -40,7 +40,7 @@ from vdm_jax.typing import Experiment
 PAIRS = './runs/plane_pairs'
 OWN = {
     **{path: {'path': path} for path in flow_matching.PATHS},
-    # The 20 of images, whose divergence is of far more dimensions, hardly couples points.
+    # For images beta is 20, and their KL has far more dimensions.  With 20, points hardly couple.
     'curvature': {'beta': 2.0},
     # The adaptive weight suits images.  In two dimensions the error of one example is far from its
     # mean, so this weight moves the minimum.

@@ -43,7 +43,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     return vdm.experiment(config, net=networks.mlp(config))
   schedule, curve, scale = {
       'vp': (schedules.BetaLinear(t_min=1e-5), vp, None),
-      # From where it has the first noise of `vp`: at t = 1e-5 log-SNR would be 27.
+      # It starts where it has the first noise of `vp`.  At t = 1e-5 its log-SNR would be 27.
       'subvp': (schedules.SameAlpha(schedules.BetaLinear(t_min=6.2e-3)), sub_vp, None),
       # The network sees z as on `vp`, as if the data had this standard deviation.
       've': (schedules.GeometricSigma(0.002, 20.0), ve, 1.0),

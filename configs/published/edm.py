@@ -4,8 +4,9 @@
   python scripts/train.py --config=configs/published/edm.py:edm-cifar10-32x32-cond-vp --workdir=RUN
   python scripts/sample.py --workdir=RUN --sampler=edm --steps=17 --out=samples.npz
 
-After the colon stands the name of a published network.  Noise levels run from 80 to 0.002.  The
-loss has their weight times their density of noise levels, as a weight of the error at even times.
+After the colon stands the name of a published network.  Noise levels run from 80 to 0.002.
+Their loss draws noise levels from a density, with a weight.  The loss here draws even times, and
+its weight is the product of the two.
 Seventeen steps down the 18 levels, and one evaluation at the last level, make their 35 evaluations.
 Hardware and time: not run here; 200 M images on 8 V100 as published.
 To reach, as published (table 2, 35 evaluations): CIFAR-10 FID 1.79 conditional, 1.97 unconditional.

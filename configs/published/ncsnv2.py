@@ -41,11 +41,11 @@ def get_config(model: str = 'ncsnv2-cifar10') -> ml_collections.ConfigDict:
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
   name = config.model.checkpoint
-  # NCSN was trained on levels that are spread over bins of 1 / 256, ours; NCSNv2 on k / 255.
+  # NCSN was trained on levels that are spread over bins of 1 / 256, as ours are; NCSNv2 on k / 255.
   conditional = MODELS[name].levels > 0
   to_ends = 1.0 if conditional else Pixels(config.data.levels).to_ends
   largest, smallest, count = LEVELS[name]
-  # Of images in [0, 1], half as wide as those between -1 and 1; clean data are no level of it.
+  # Their levels are for images in [0, 1], half as wide as [-1, 1].  Clean data are no level.
   ladder = schedules.TableSchedule.from_sigmas(
       2.0 / to_ends * np.geomspace(largest, smallest, count), clean=False)
 

@@ -44,7 +44,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   net, to_ends = networks.configured(MODELS[name], config), Pixels(config.data.levels).to_ends
   shifted = lambda schedule: schedules.Shifted(schedule, 2.0 * np.log(to_ends))
   if name.startswith('ve/'):
-    # Noise levels in that code are of images in [0, 1], half of those here; the network reads them.
+    # In that code images are in [0, 1], so its noise levels, which the network reads, are half.
     schedule = schedules.GeometricSigma(0.02, 2.0 * (348.0 if 'ffhq' in name else 50.0))
     return score.experiment(
         config, net=net, schedule=shifted(schedule), curve=Scaled(ve, to_ends),
