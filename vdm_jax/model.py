@@ -8,7 +8,7 @@ The rest of the library takes the record `typing.Model`; systems make the `Model
 """
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import at_times, require_score
 from vdm_jax.likelihood.passes import over_images
-from vdm_jax.samplers.drawing import check_start, from_keys
+from vdm_jax.samplers.drawing import check_start, from_keys, in_tiles
 from vdm_jax.samplers.sampling import check_finite, check_grid
 from vdm_jax.typing import Array, ArrayLike, Process, PyTree, SamplerMaker
 
@@ -68,6 +68,10 @@ class Model(typing.Model):
     data, finite = _drawing(_Same(self), make, guidance)(keys, conditions, times)
     check_finite(finite, times, self.process)
     return data
+
+  def in_tiles(self, tile: int, overlap: int | None = None) -> 'Model':
+    """The same model, which decodes large latents in tiles: see `samplers.drawing.in_tiles`."""
+    return cast(Model, in_tiles(self, tile, overlap))
 
   def nats(self, batch: PyTree, *, key: Array, draws: int = 32, steps: int = 0,
            batch_size: int = 512) -> np.ndarray:

@@ -253,8 +253,11 @@ class Model(NamedTuple):
                                        # score, so neither an SDE nor its bounds describe its data
   clips: bool = False                  # whether `denoise` keeps x_hat in the range of the data
   is_latent: bool = False              # whether the data are latents, and no images yet
-  bounded: bool = True                 # whether the x of integers stay in [-1, 1]; latents do not
+  data_space: bool = True              # whether x are the data, scaled to [-1, 1] if they are
+                                       # integers; False: they are latents of an autoencoder
   no_likelihood: str = ''              # why it has no likelihood, a clause; '': it has one
+  decode_tiled: Callable | None = None  # (x, tile, overlap) -> `decode` in tiles, for large images
+                                       # of latents: see samplers.drawing.in_tiles; None: whole
   field: str = 'image'                 # which field of a batch is the data
   prior: Callable | None = None        # keys [B], like [B, ...] -> z_1 [B, ...]; None: of N(0,
                                        # alpha_1^2 + sigma_1^2), `processes.sample_prior`

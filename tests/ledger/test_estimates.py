@@ -225,7 +225,7 @@ def test_the_bound_of_a_model_with_a_dequantiser_says_so():
   assert (said['dequantiser'], said['decoder']) == ('of the model', 'normal, of the dequantised')
   said = measured('vlb', model(bound=bound), 2, 1).row
   assert (said['dequantiser'], said['decoder']) == (None, 'of the model')
-  said = measured('vlb', model(bound=bound, bounded=False), 2, 1).row  # of drawn latents
+  said = measured('vlb', model(bound=bound, data_space=False), 2, 1).row  # of drawn latents
   assert (said['dequantiser'], said['decoder']) == ('of the model', 'normal, of the dequantised')
 
 

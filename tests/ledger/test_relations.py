@@ -201,10 +201,10 @@ def test_a_check_says_what_its_failure_means():
 # ------------------------------------------------------------------- ranges
 
 
-def in_range(bits, levels=4, bounded=True, **parts):
+def in_range(bits, levels=4, data_space=True, **parts):
   of = row('vlb', bits, **parts)
   of.row.update(logsnr_max=2.0, logsnr_min=-2.0)
-  return [check['passed'] for check in relations.ranges([of], levels, bounded)]
+  return [check['passed'] for check in relations.ranges([of], levels, data_space)]
 
 
 def test_bits_of_discrete_data_are_between_0_and_what_a_network_of_zeros_reaches():
@@ -236,6 +236,6 @@ def test_the_density_of_what_is_continuous_and_the_parts_of_a_difference_may_be_
 def test_latents_of_images_may_cost_any_number_of_bits_but_no_fewer_than_0():
   """Their density may be above 1, and no network of zeros bounds the cost of an autoencoder."""
   density = {'reconstruction': np.full((R, N), -1.0), 'latent': np.ones((R, N))}
-  assert in_range(draws(1, mean=40.0), bounded=False, **density) == [True, True]
-  assert in_range(draws(1, mean=-0.05), bounded=False, **density) == [False, True]
-  assert in_range(np.ones((R, N)), bounded=False, latent=-np.ones((R, N))) == [True, False]
+  assert in_range(draws(1, mean=40.0), data_space=False, **density) == [True, True]
+  assert in_range(draws(1, mean=-0.05), data_space=False, **density) == [False, True]
+  assert in_range(np.ones((R, N)), data_space=False, latent=-np.ones((R, N))) == [True, False]

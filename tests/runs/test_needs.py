@@ -87,7 +87,7 @@ def test_a_command_names_the_run_what_it_is_and_can_and_what_it_takes(command, m
     call()
   told = str(error.value)
   assert re.match(r"\w+='(classifier:)?run('|/config.py')", told) and '\n' not in told
-  assert f'this run made a {type(MADE[made]).__name__}, which {DOES[made]}; a model that ' in told
+  assert f' {type(MADE[made]).__name__}, which {DOES[made]}; a model that ' in told
   assert all(needs._DOES[kind] in told for kind in needs.NEEDS[command].any_of)
   assert needs.NEEDS[command].remedy in told
 

@@ -99,7 +99,7 @@ def test_the_flow_and_the_codec_know_one_prior_alone():
 
 @pytest.mark.parametrize('field,says', [
     ({'no_likelihood': 'its latents have no density'}, 'the model has no likelihood, so its chain'),
-    ({'bounded': False}, 'the model has x that are no pixels, so its chain')])
+    ({'data_space': False}, 'the model has x that are no pixels, so its chain')])
 def test_latents_of_images_have_no_code(field, says):
   with pytest.raises(InputError, match=says):
     codec.chain(IMPLICIT._replace(prior=None, **field), 4, 4)

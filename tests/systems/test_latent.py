@@ -691,8 +691,8 @@ def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):
       jax.random.fold_in(random.key(0), 0), jnp.arange(20)))
   np.testing.assert_allclose(rows['latent_std'], np.std(y), rtol=1e-5)
   for command in ('evaluate', 'sample'):
-    with pytest.raises(InputError, match='this run made a Autoencoder, which bounds the likelihood '
-                       'and reconstructs images'):
+    with pytest.raises(InputError, match='this run made an Autoencoder, which bounds the '
+                       'likelihood and reconstructs images'):
       needs.require(model, command, 'run')
 
 

@@ -88,7 +88,7 @@ def require_chain(model: Model, levels: int | None) -> None:
                            (model.coupled, 'is a flow of coupled noise, which has no score'),
                            (bool(level_axes(model)), 'has a log-SNR for every pixel'),
                            (not levels, 'is one of real numbers'),
-                           (not model.bounded, 'has x that are no pixels')):
+                           (not model.data_space, 'has x that are no pixels')):
     require(not missing, 'workdir', None, f'the model {problem}, so its chain cannot be coded',
             'name a run of configs/digits/vdm.py, for example')
 

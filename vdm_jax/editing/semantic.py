@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from optax import cosine_similarity
 
 from vdm_jax import random
 from vdm_jax.errors import require
@@ -24,12 +25,6 @@ from vdm_jax.typing import Array, Level, PyTree
 Gradient = Callable[[Array, Level, PyTree], Array]
 Encoder = Callable[[Array, Level], Array]             # z [B, ...], level -> features [B, D]
 Stages = Callable[[Array, Level], Sequence[Array]]    # z, level -> maps [B, H, W, C] of each stage
-
-
-def cosine(a: Array, b: Array) -> Array:
-  """a b / (|a| |b|) over the last axis: [..., D] -> [...]."""
-  norm = lambda u: jnp.sqrt(jnp.sum(jnp.square(u), axis=-1))
-  return jnp.sum(a * b, axis=-1) / (norm(a) * norm(b))
 
 
 def gram(maps: Array) -> Array:
@@ -57,7 +52,7 @@ def text(encode: Encoder, words: Array) -> Gradient:
 
   words: the embedding of the text, [B, D] or [D].
   """
-  return _gradient_of(lambda z, level: cosine(encode(z, level), words))
+  return _gradient_of(lambda z, level: cosine_similarity(encode(z, level), words))
 
 
 def image(encode: Encoder, reference: Array, keys: Array) -> Gradient:
@@ -66,7 +61,7 @@ def image(encode: Encoder, reference: Array, keys: Array) -> Gradient:
   reference: images, [B, ...] in the units of x.  keys: [B]; the noise of the reference is new at
   each level.
   """
-  return _gradient_of(lambda z, level: cosine(
+  return _gradient_of(lambda z, level: cosine_similarity(
       encode(z, level), encode(_renewed(reference, keys, level), level)))
 
 

@@ -317,7 +317,7 @@ def _needs_of_flow(request, options, model, batch):
                    'probability flow of that bound', 'ask for vlb')
   if request.settings.dequantiser in ('uniform', 'truncated_normal'):
     _require_levels(request, model, batch)
-    if not model.bounded:
+    if not model.data_space:
       raise _refused(request, 'x are the latents of an autoencoder here, and have no bins',
                      'ask for ode or ode/variational')
   if request.settings.dequantiser == 'variational' and model.dequantise is None:

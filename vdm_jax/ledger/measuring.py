@@ -58,7 +58,7 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   family, of = request.family, model(params)
   # Latents of images are continuous too, whether or not the model has a flow of them.
   one = split.get(np.arange(1))
-  dequantised = of.dequantise is not None or not (of.bounded or of.index_nats)
+  dequantised = of.dequantise is not None or not (of.data_space or of.index_nats)
   row = about(request, options, dequantised)
   row = row | _of_bound(row, of, one, levels) | (fields or {})
   # What was read from data is an argument of the program, as parameters are, and no constant in it.

@@ -118,15 +118,15 @@ def compare(left: Measured, sign: str, right: Measured, meaning: str, *, part: s
                  margin=within * abs(float(np.mean(right.bits['total']))))
 
 
-def ranges(measured: Sequence[Measured], levels: int | None, bounded: bool = True) -> list[dict]:
+def ranges(measured: Sequence[Measured], levels: int | None, data_space: bool = True) -> list[dict]:
   """Checks that every row is in its range, and that terms which cannot be negative are not.
 
   The results are like the relations of `check`.  bits/dim of discrete data are at least 0.  They
   are at most log2(levels), the cost of equal odds for all levels, plus the diffusion term of a
   network that returns zeros, 1/2 E|eps|^2 = 1/2 at each log-SNR.  A network above this maximum is
   worse than none.  levels is None for real numbers; their density, and so the reconstruction, has
-  no such range.  bounded: see `typing.Model`.  False for a model of the latents of images: its bits
-  have no maximum, since an autoencoder may cost any number of bits.
+  no such range.  data_space: see `typing.Model`.  False for a model of the latents of images: its
+  bits have no maximum, since an autoencoder may cost any number of bits.
   """
   checks = []
   for m in measured:
@@ -134,16 +134,16 @@ def ranges(measured: Sequence[Measured], levels: int | None, bounded: bool = Tru
       range_ = m.row['logsnr_max'] - m.row['logsnr_min']
       limit = math.log2(levels) + range_ / (2.0 * math.log(2.0))
       below, above = -m.bits['total'], m.bits['total'] - limit
-      outside = max(below, above, key=np.mean) if bounded else below
+      outside = max(below, above, key=np.mean) if data_space else below
       name, zeros = f'0 <= {m.row["estimate"]}', ''
-      if bounded:
+      if data_space:
         name += f' <= {limit:.1f}'
         zeros = ', and a network that returns zeros costs no more than the upper limit'
       checks.append(_at_most_0(
           name, outside, f'data of so many levels have no probability above 1{zeros}: a formula is '
           'wrong, or data, decoder and network do not belong together'))
     # The density of what is continuous may be above 1.
-    of_numbers = (levels is not None and bounded
+    of_numbers = (levels is not None and data_space
                   and m.row['decoder'] != 'normal, of the dequantised')
     terms = [name for name in ('reconstruction', 'latent', 'diffusion')
              if name in m.bits and (of_numbers or name != 'reconstruction')]

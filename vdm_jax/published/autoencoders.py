@@ -24,18 +24,18 @@ from vdm_jax.published import compvis, diffusers, readers, taesd
 from vdm_jax.typing import PyTree
 
 Flat = Mapping[str, np.ndarray]
-Autoencoder = KLAutoencoder | VQAutoencoder | TinyAutoencoder
+Network = KLAutoencoder | VQAutoencoder | TinyAutoencoder
 
 
-NETWORKS: dict[str, Autoencoder] = {**compvis.AUTOENCODERS, 'taesd': TinyAutoencoder()}
+NETWORKS: dict[str, Network] = {**compvis.AUTOENCODERS, 'taesd': TinyAutoencoder()}
 
 
-def name(net: Autoencoder) -> str:
+def name(net: Network) -> str:
   """The name of a published network; '' if `net` has another size."""
   return next((name for name, published in NETWORKS.items() if published == net), '')
 
 
-def settings(net: Autoencoder) -> dict[str, Any]:
+def settings(net: Network) -> dict[str, Any]:
   """The fields of `systems.latent.autoencoder` for `net`: the inverse of its `network`.
 
   Codebooks are trained further by the loss that they were published with (`legacy`).
@@ -57,7 +57,7 @@ class Read(NamedTuple):
   scale: s, by which a latent diffusion multiplies its latents; None: the file does not say it.
   files: which were read.
   """
-  net: Autoencoder
+  net: Network
   params: PyTree
   scale: float | None
   files: tuple[Path, ...]
@@ -103,7 +103,7 @@ def of_parts(parts: compvis.Parts, path: Path) -> Read:
   return Read(net, params, parts.scale, (path,))
 
 
-def shapes(net: Autoencoder) -> PyTree:
+def shapes(net: Network) -> PyTree:
   """The parameters of `net` as shapes."""
   factor = 2**net.halvings if isinstance(net, TinyAutoencoder) else net.trunk.factor
   images = jax.ShapeDtypeStruct((1, factor, factor, net.channels), jnp.float32)

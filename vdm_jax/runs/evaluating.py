@@ -273,7 +273,7 @@ def _check(question: _Question, statistics: TrainingStatistics,
   bound = (None if of_times is None else
            density.density(of_times, x.shape, statistics.moments))
   draws = question.options.times * question.options.repeats
-  checks = relations.ranges(rows, x.levels, question.model.bounded) + relations.check(
+  checks = relations.ranges(rows, x.levels, question.model.data_space) + relations.check(
       rows, _closed_forms(question.part, x, question.count, draws, *question.ends)
       if question.plain and x.levels else None)
   checks += [one for request, m in measured for one in request.family.relations(m, rows) if one]

@@ -63,9 +63,13 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
     return model
   does = [_DOES[one] for one in CAPABILITIES if isinstance(model, one)]
   able = ' or '.join(_DOES[one] for one in need.any_of)
-  raise InputError(field, str(value), f'this run made a {type(model).__name__}, which '
+  raise InputError(field, str(value), f'this run made {_indefinite(type(model).__name__)}, which '
                    f"{' and '.join(does) or 'does nothing that commands need'}; a model that "
                    f'{able} is needed to {need.to}', need.remedy)
+
+
+def _indefinite(name: str) -> str:
+  return f'{"an" if name[0] in "AEI" else "a"} {name}'
 
 
 def by_name(params: PyTree) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   model = needs.require(at(trained.params), 'make_pairs', directory)
   require(not model.is_latent, 'workdir', str(directory), 'its samples are latents',
           'name a run whose data are x')
-  require(model.bounded, 'workdir', str(directory), 'its x are the latents of an autoencoder',
+  require(model.data_space, 'workdir', str(directory), 'its x are the latents of an autoencoder',
           'name a run whose x are the data')
   require(not catalogue.draws_noise(method, model.shape), 'sampler', method.name, 'it draws noise '
           'on the way, so that x is no function of z_1', 'choose a deterministic one '

@@ -25,7 +25,7 @@ from vdm_jax.machine import devices, files
 from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.samplers import analytic, catalogue
 from vdm_jax.samplers.catalogue import Method
-from vdm_jax.samplers.drawing import draw, draw_own, draw_path
+from vdm_jax.samplers.drawing import draw, draw_own, draw_path, in_tiles
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import check
 from vdm_jax.typing import Model, SamplerMaker, denoises
@@ -35,7 +35,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
            count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
            step: int | str = 'latest', batch_size: int = 64, trace: str | Path | None = None,
            guided: Guidance | None = None, condition: Mapping[str, Any] | None = None,
-           prompts: Sequence[str] = (),
+           prompts: Sequence[str] = (), tile: int | None = None, overlap: int | None = None,
            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
@@ -52,6 +52,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     label, condition: values of the fields that condition the model, `condition` by name; see
       `data.conditions`.
     prompts: texts for a model that is told one; the images take them in turn.
+    tile, overlap: decode large latents in tiles of this side, which share so many positions: see
+      `samplers.drawing.in_tiles`.  Default: whole.
     data_dir, data_name: where the data are now.  Only methods that use the model's variances read
       the data.
 
@@ -62,6 +64,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   """
   directory = files.run_directory('workdir', directory)
   out, trace = _check_files(out, trace, count, batch_size, overwrite)
+  require(overlap is None or tile is not None, 'overlap', overlap, 'without tiles nothing overlaps',
+          'set the side of a tile too (tile), or leave it out')
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   spec, at = data.resolve(trained.config.data), trained.experiment.model
@@ -70,10 +74,12 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   _check_sizes(count, batch_size, x)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
-    _check_own(directory, method, trace, label, guided, condition or prompts)
+    _check_own(directory, method, trace, label, guided, condition or prompts or tile)
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
+  tiled = at if tile is None else lambda params: in_tiles(at(params), tile, overlap)
+  model = tiled(trained.params)
   method = method or catalogue.usual(model)
   condition = {**(condition or {}), **_told(model, spec, prompts)}
   cond = functools.partial(model.conditions, **{'label': label, **condition})
@@ -81,12 +87,12 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   _check(model, spec, method, guided)
   times = method.times(model.process)
   make = _maker(method, model, times, trained, seed,
-                (-1.0, 1.0) if x.levels and model.bounded else None)
+                (-1.0, 1.0) if x.levels and model.data_space else None)
   if model.is_latent and (out.suffix == '.png' or trace):
     raise InputError('out', str(out), 'the samples of this model are latents, not images',
                      'choose an .npz, and leave out --trace')
 
-  drawn = (lambda params: guided.of(at(params))) if guided else at
+  drawn = (lambda params: guided.of(tiled(params))) if guided else tiled
   counted = []
 
   def pieces(start):
@@ -96,7 +102,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
 
   about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
-           **({'guidance': list(guided.recorded())} if guided else {})}
+           **({'guidance': list(guided.recorded())} if guided else {}),
+           **({'tile': tile, 'overlap': overlap} if tile else {})}
   if condition:
     values = b''.join(u.tobytes() for u in conditions.values())
     about['condition'] = hashlib.sha256(values).hexdigest()[:16]
@@ -144,7 +151,7 @@ def _check_own(directory, method, trace: Path | None, label, guided, condition) 
   if method or trace or label is not None or guided or condition:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
                      'samples', 'leave out --sampler, --steps, --grid, --trace, --label, '
-                     '--condition, --prompt and --guidance')
+                     '--condition, --prompt, --guidance and --tile')
 
 
 def _told(model: Model, spec: data.Spec, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -233,7 +240,7 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
     m = trained.experiment.model(params)
     condition, given = m.cond(batch), batch[m.field]
     # A model of latents was trained on draws of them: their means alone have a smaller variance.
-    x = (m.encode(given) if m.bounded or m.dequantise is None
+    x = (m.encode(given) if m.data_space or m.dequantise is None
          else m.dequantise(given, random.stream(random.per_example(key, rows), 'x'))[0])
     return analytic.estimate_variances(
         lambda z, level, _=None: m.denoise(z, level, condition), m.process,

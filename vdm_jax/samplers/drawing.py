@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random
-from vdm_jax.errors import require
+from vdm_jax.errors import InputError, require
 from vdm_jax.machine import devices
 from vdm_jax.processes import prior_std, sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, one_time, sample
@@ -62,6 +62,29 @@ def check_pairs(m: Model, times: np.ndarray) -> None:
     require(abs(first - last) <= 1e-3 * last, 'grid', float(times[0]), 'the grid begins at this t, '
             f'where noise has standard deviation {first:.4g}, but {last:.4g} at t = 1',
             'choose a grid from 1 to 0')
+
+
+def in_tiles(m: Model, tile: int, overlap: int | None = None) -> Model:
+  """The same model, which decodes large latents in overlapping tiles: `nn.autoencoders.tiling`.
+
+  Then the memory of decoding depends on the tile and not on the image.  A decoder that sees the
+  whole image, by normalisation or attention, gives images that differ a little.
+
+  Args:
+    tile: the side of a tile, in positions of the latent.  Latents of no larger sides stay whole.
+    overlap: the positions that neighbouring tiles share at least.  Default: a quarter of `tile`.
+
+  Raises InputError for a model that decodes no latents, and for sizes that do not fit each other.
+  """
+  decode, latent = m.decode_tiled, m.latent
+  if decode is None:
+    raise InputError('tile', tile, 'this model decodes no latents of an autoencoder',
+                     'leave it out')
+  shared = tile // 4 if overlap is None else overlap
+  tiled = m._replace(decode=lambda x: decode(x, tile, shared), latent=None if latent is None else (
+      lambda keys: in_tiles(latent(keys), tile, shared)))
+  jax.eval_shape(tiled.decode, jnp.zeros((1, *m.shape)))  # refused now
+  return tiled
 
 
 def draw(model: Callable[[PyTree], Model], params: PyTree, sampler: SamplerMaker, *,

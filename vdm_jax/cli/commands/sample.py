@@ -20,6 +20,11 @@ SEED = cli.seed('the samples')
 CONDITIONS = drawing.conditions('samples')
 PROMPTS = drawing.prompts()
 BATCH_SIZE = cli.batch_size(64)
+TILE = flags.DEFINE_integer(
+    'tile', None, 'Decode large latents in tiles of this side, in positions of the latent: memory '
+    'then depends on the tile.  Default: whole.')
+OVERLAP = flags.DEFINE_integer('overlap', None, 'The positions that neighbouring tiles share.  '
+                               'Default: a quarter of --tile.')
 OF_RUN = cli.of_run()
 
 
@@ -30,7 +35,8 @@ def main():
     evaluations = runs.sample(
         WORKDIR.value, OUT.value, method=method, guided=CONDITIONS.guided(), condition=values,
         prompts=PROMPTS.texts(),
-        **cli.values(OVERWRITE, TRACE, COUNT, SEED, CONDITIONS.label, BATCH_SIZE, *OF_RUN))
+        **cli.values(OVERWRITE, TRACE, COUNT, SEED, CONDITIONS.label, BATCH_SIZE, TILE,
+                     OVERLAP, *OF_RUN))
   if jax.process_index() == 0 and evaluations:
     print(f'{evaluations} evaluations of the network for each image')
   if evaluations == 0:

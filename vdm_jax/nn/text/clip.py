@@ -12,6 +12,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from optax import cosine_similarity
 
 from vdm_jax.errors import require
 from vdm_jax.nn.blocks.layers import require_sizes
@@ -27,12 +28,6 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 def standardised(images: Array) -> Array:
   """Images as the image tower reads them: [B, H, W, 3], from -1 to 1 -> (u - mean) / std."""
   return (0.5 * (images + 1.0) - MEAN) / STD
-
-
-def cosine(u: Array, v: Array) -> Array:
-  """The cosine of the angle between vectors: [..., D], [..., D] -> [...]."""
-  unit = lambda w: w / jnp.maximum(jnp.linalg.norm(w, axis=-1, keepdims=True), 1e-12)
-  return jnp.sum(unit(u) * unit(v), axis=-1)
 
 
 class TextTower(Trunk):
@@ -131,7 +126,7 @@ class CLIP(nn.Module):
     scale = self.param('logit_scale', nn.initializers.constant(math.log(1.0 / 0.07)), ())
     text = self.text(tokens).pooled
     assert text is not None
-    return jnp.exp(scale) * cosine(self.image(images)[:, None], text)
+    return jnp.exp(scale) * cosine_similarity(self.image(images)[:, None], text)
 
 
 class NoisyCLIP(nn.Module):
@@ -149,4 +144,4 @@ class NoisyCLIP(nn.Module):
     """
     text = self.text(tokens, lengths).pooled
     assert text is not None
-    return cosine(self.image(standardised(z), time), text)
+    return cosine_similarity(self.image(standardised(z), time), text)

@@ -41,6 +41,7 @@ from vdm_jax.errors import InputError, require_choice
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
+from vdm_jax.nn.autoencoders.tiling import decode_tiled
 from vdm_jax.nn.lpips import LPIPS, require_channels
 from vdm_jax.objectives import autoencoding
 from vdm_jax.systems import compose, networks
@@ -95,6 +96,15 @@ class Autoencoder(NamedTuple):
   def of_vectors(self) -> 'Autoencoder':
     """The same one, whose y are the vectors q of its codebook, and not h before it."""
     return self._replace(encode=lambda data: (self.vectors(self.encode(data)[0]), None))
+
+  def in_tiles(self, tile: int, overlap: int) -> 'Autoencoder':
+    """The same one, which decodes large latents by `nn.autoencoders.tiling.decode_tiled`.
+
+    Its `log_prob` still decodes whole images.
+    """
+    def mean(y):
+      return decode_tiled(self.mean, y, tile, overlap)
+    return self._replace(mean=mean, decode=lambda y: _nearest(mean(y), self.levels))
 
   def reconstruct(self, data: Array, keys: Array) -> Array:
     """The data nearest to D(y), for one draw of y for each example."""
@@ -190,6 +200,10 @@ def _x(images: Array, levels: int | None) -> Array:
   return Pixels(levels).encode(images) if levels else images.astype(jnp.float32)
 
 
+def _nearest(x: Array, levels: int | None) -> Array:
+  return Pixels(levels).decode(x) if levels else x
+
+
 def _log_prob(images: Array, mean: Array, std: Array, levels: int | None) -> Array:
   """log p(x | y), [B], of the mean x' in our coding of x."""
   if levels:
@@ -255,8 +269,8 @@ def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Auto
   if quantises(net):
     index = lambda y: _method(net, params['net'], 'quantise')(y)[1]
     codebook: Any = net.apply({'params': params['net']}, method=lambda net: net.codebook)
-  return Autoencoder(encode, lambda y: Pixels(levels).decode(mean(y)) if levels else mean(y), mean,
-                     log_prob, prior_nats, x.shape, shape, levels, x.name, index, codebook)
+  return Autoencoder(encode, lambda y: _nearest(mean(y), levels), mean, log_prob, prior_nats,
+                     x.shape, shape, levels, x.name, index, codebook)
 
 
 def quantises(net: nn.Module) -> bool:

@@ -255,7 +255,8 @@ def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_a
   given = m.latent
   made = m._replace(
       encode=lambda images: s * a.encode(images)[0], decode=lambda z: a.decode(z / s),
-      decoder=decoder, bounded=False, latent=None if given is None else (
+      decode_tiled=lambda z, tile, overlap: a.in_tiles(tile, overlap).decode(z / s),
+      decoder=decoder, data_space=False, latent=None if given is None else (
           lambda keys: _of_data(given(keys), a, s, draw, begins_at_data)))
   if draw is None and (a.codebook is None or m.bound is not None):
     return made._replace(bound=None, dequantise=None,
