@@ -178,3 +178,29 @@ def test_bert_s_pieces_are_those_of_its_public_test(tmp_path):
   np.testing.assert_array_equal(bert.encode(['un ' * 9], cut=True)[0], [2, *[8] * 7, 3])
   with pytest.raises(InputError, match="it has 12 pieces of words, and BERT's encoding has 30,522"):
     tokenisers.of_bert(path)
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'words'])
+def test_the_tokens_of_the_words_of_a_text_are_those_of_the_text(kind):
+  field = tokenisers.field('caption', tokenisers.Settings(kind), ['a red, small disk  ', 'on grey'])
+  text = 'a small  red, disk'
+  apart = tokenisers.apart(field, text)
+  assert apart.words == ('a', 'small', 'red,', 'disk') and apart.start == apart.end == ()
+  whole = tokenisers.of(field).encode([' '.join(text.split())])[0]
+  assert [one for word in apart.tokens for one in word] == whole[whole > 0].tolist()
+  assert len(apart.tokens[2]) == {'bytes': 5, 'words': 2}[kind]
+  with pytest.raises(InputError, match='words|bytes'):
+    tokenisers.apart(field, 'a red, small disk on grey, red')
+
+
+def test_the_marks_around_a_text_belong_to_no_word(tmp_path):
+  """BERT's pieces, by a vocabulary of its size whose other pieces are never used."""
+  pieces = ['[PAD]', '[UNK]', *map(str, range(2, 101)), '[CLS]', '[SEP]', 'red', '##dish', 'cat']
+  file = tmp_path / 'vocab.txt'
+  file.write_text('\n'.join([*pieces, *(f'unused{i}' for i in range(30_522 - len(pieces)))]))
+  field = tokenisers.field('caption', tokenisers.Settings('bert', 9, str(file)))
+  apart = tokenisers.apart(field, 'reddish cat')
+  number = {piece: i for i, piece in enumerate(pieces)}
+  assert number['[CLS]'] == 101
+  assert apart == (('reddish', 'cat'), ((number['red'], number['##dish']), (number['cat'],)),
+                   (101,), (102,))

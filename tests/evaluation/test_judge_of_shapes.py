@@ -90,3 +90,27 @@ def test_the_overlap_of_masks_is_a_count_of_pixels():
 def test_images_of_another_size_are_refused():
   with pytest.raises(InputError, match='pictures of `shapes` are 16 x 16 x 3'):
     judge.name(np.zeros((2, 8, 8, 3)))
+
+
+def test_an_ideal_edit_keeps_every_pixel_and_a_wrong_one_is_found():
+  at = lambda caption, place: shapes.images()[64 * shapes.CAPTIONS.index(caption) + place]
+  disk, square = 'a large red disk on grey', 'a large red square on grey'
+  originals = np.stack(4 * [at(disk, 20)])
+  noisy = np.clip(at(square, 20).astype(int) + 2, 0, 255)
+  edits = np.stack([at(square, 20), at(disk, 20), at(square, 21), noisy])
+  captions = np.full(4, shapes.CAPTIONS.index(square))
+  found = judge.judge(edits, originals, captions)
+  np.testing.assert_array_equal(found.right, [True, False, True, True])
+  np.testing.assert_array_equal(found.in_place, [True, True, False, True])
+  np.testing.assert_array_equal(found.same[[0, 1, 3]], [1.0, 1.0, 0.0])
+  np.testing.assert_array_equal(found.difference[[0, 1, 3]], [0.0, 0.0, 2.0])
+  # The disk dy^2 + dx^2 <= 18 leaves out in each corner of the square |dy|, |dx| <= 4 the pixels
+  # (4, 4), (4, 3), (3, 4), (4, 2) and (2, 4).
+  assert judge.to_change(originals, captions).sum(axis=(1, 2)).tolist() == 4 * [20]
+
+
+def test_no_pixel_is_to_be_kept_if_the_edit_changes_them_all():
+  black = shapes.images()[64 * shapes.CAPTIONS.index('a large red disk on black')][None]
+  white = np.array([shapes.CAPTIONS.index('a large blue disk on white')])
+  assert judge.to_change(black, white).all()
+  assert np.isnan(judge.judge(black, black, white).same).all()

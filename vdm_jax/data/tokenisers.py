@@ -52,6 +52,15 @@ KINDS = ('bytes', 'words', *MERGED)
 # Kind -> length, levels, and the empty text: its first tokens, and the token that follows.
 _PUBLISHED = {'clip': (77, 49_408, (49_406,), 49_407), 'gpt2': (128, 50_257, (), 50_256),
               'bert': (77, 30_522, (101, 102), 0)}
+_MARKS = {'clip': ((49_406,), (49_407,)), 'bert': ((101,), (102,))}  # the start and the end
+
+
+class Apart(NamedTuple):
+  """A text as words, and the tokens of each word."""
+  words: tuple[str, ...]
+  tokens: tuple[tuple[int, ...], ...]  # of each word
+  start: tuple[int, ...]               # before the first word
+  end: tuple[int, ...]                 # after the last word, without padding
 
 
 class Settings(NamedTuple):
@@ -114,6 +123,22 @@ def nothing(field: Field) -> np.ndarray:
   tokens = np.full(field.shape, rest, field.dtype)
   tokens[:len(first)] = first
   return tokens
+
+
+def apart(field: Field, text: str) -> Apart:
+  """The words of a text between spaces, each with its own tokens.
+
+  A word has the space before it, as byte-pair encodings have.  So the tokens of all words, one
+  after another, are those of the text.  Raises InputError as `Tokeniser.encode` does.
+  """
+  tokeniser, (start, end) = of(field), _MARKS.get(field.texts.kind if field.texts else '', ((), ()))
+  tokeniser.encode([text])  # refused as a whole
+  words = tuple(text.split())
+  rows = tokeniser.encode([' ' * (i > 0) + word for i, word in enumerate(words)]).tolist()
+  for row in rows:
+    while row and row[-1] in (tokeniser.padding, *end):
+      row.pop()
+  return Apart(words, tuple(tuple(row[len(start):]) for row in rows), start, end)
 
 
 def of_bytes(length: int) -> Tokeniser:

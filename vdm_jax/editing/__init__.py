@@ -6,6 +6,7 @@
   sdedit            Meng et al. (2022): noise is added to an image and removed again
   null_text         Mokady et al. (2023): an image is inverted under guidance
   semantic          Liu et al. (2023): guidance towards a text, an image or a style
+  methods           all but the last, by name, as edits of a model
 
 Known pixels are kept by `samplers.inpainting`.
 """

@@ -71,3 +71,36 @@ def overlap(masks: np.ndarray, images: np.ndarray) -> np.ndarray:
   named = name(images)
   shown, masks = shapes.masks(named.captions, named.places), np.asarray(masks, bool)
   return np.sum(masks & shown, axis=(1, 2)) / np.sum(masks | shown, axis=(1, 2))
+
+
+class Judged(NamedTuple):
+  """The verdicts on edited pictures, [n] each.
+
+  The ideal edit shows the caption that is asked for, with the shape where it was.  The pixels in
+  which it agrees with the original should be kept.  If there is none, `same` and `difference` are
+  nan.
+  """
+  right: np.ndarray       # whether the caption is the one that is asked for
+  in_place: np.ndarray    # whether the shape is where it was
+  same: np.ndarray        # the share of the pixels to keep that are unchanged, each number of them
+  difference: np.ndarray  # mean |change| of the pixels to keep, 0 .. 255
+
+
+def to_change(originals: np.ndarray, captions: np.ndarray) -> np.ndarray:
+  """The pixels in which the ideal edit differs from the original, bool [n, 16, 16].
+
+  originals: [n, 16, 16, 3], of which the nearest pictures are taken; captions: [n], numbers.
+  """
+  found, all_pictures = name(originals), shapes.images()
+  at = lambda captions: all_pictures[len(shapes.PLACES) * captions + found.places]
+  return np.any(at(np.asarray(captions)) != at(found.captions), axis=-1)
+
+
+def judge(images: np.ndarray, originals: np.ndarray, captions: np.ndarray) -> Judged:
+  """The verdicts on edits of `originals` into these captions: [n, 16, 16, 3], uint8, and [n]."""
+  found, keep = name(images), ~to_change(originals, captions)
+  change = np.abs(np.asarray(images, np.float64) - originals)
+  count = np.where(keep.any(axis=(1, 2)), keep.sum(axis=(1, 2)), np.nan)
+  mean = lambda u: np.sum(u * keep, axis=(1, 2)) / count
+  return Judged(found.captions == captions, found.places == name(originals).places,
+                mean(np.all(change == 0.0, axis=-1)), mean(np.mean(change, axis=-1)))

@@ -31,6 +31,7 @@ _DIFFUSION = 'name a run of a diffusion model (configs/digits/vdm.py); vdm_jax.l
 NEEDS = {
     'evaluate': Need((Denoises,), 'evaluate it', _DIFFUSION),
     'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
+    'edit': Need((Denoises,), 'edit images by it', _DIFFUSION),
     'make_pairs': Need((Denoises,), 'make pairs', _DIFFUSION),
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
@@ -98,14 +99,18 @@ def data_field(model: Any, spec: Spec) -> Field:
   return spec[model.field] if denoises(model) else spec.x
 
 
-def text_field(model: Any, spec: Spec) -> Field:
-  """The text that the model is told.  Raises InputError if it is told none, or several."""
+def text_field(model: Any, spec: Spec, flag: str = 'prompt') -> Field:
+  """The text that the model is told.
+
+  Raises InputError if it is told none, or several; flag: the name of the text in the error.
+  """
   names = model.conditions(np.arange(1))
   texts = [spec[name] for name in names if name in spec and spec[name].texts is not None]
   if len(texts) != 1:
     told = ', '.join(field.name for field in texts) or 'no text'
-    raise InputError('prompt', None, f'this model is told {told}',
-                     'name the field: --condition=FIELD=TEXT' if texts else 'leave it out')
+    named = 'name the field: --condition=FIELD=TEXT' if texts else 'leave it out'
+    raise InputError(flag, None, f'this model is told {told}', named if flag == 'prompt' else
+                     'name a run of a model that is told one text (systems.texts)')
   return texts[0]
 
 
