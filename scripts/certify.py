@@ -1,4 +1,4 @@
-"""Certifies every sampler against closed forms: order, moments, the samplers that it equals.
+"""Certifies every sampler against closed forms: its order or moments, and the samplers it equals.
 
   python scripts/certify.py                      # all of them; --samplers=ddim,edm for some
   python scripts/certify.py --json > rows.json   # the same rows, with the errors behind each slope

@@ -17,8 +17,8 @@ CHOSEN = flags.DEFINE_list('samplers', comparing.USUAL,
                            f'Names, or FILE.py:NAME.  {", ".join(comparing.COMPARABLE)}.')
 EVALUATIONS = flags.DEFINE_list('evaluations', ['5', '10', '20', '50'],
                                 'Numbers of network evaluations for each image.')
-COUNT = flags.DEFINE_integer('count', 300, 'How many images each sampler draws, and at most how '
-                             'many test images they are compared with.')
+COUNT = flags.DEFINE_integer('count', 300, 'How many images each sampler draws.  They are compared '
+                             'with as many test images, or with all if there are fewer.')
 SEED = cli.seed('the samples')
 BATCH_SIZE = cli.batch_size(100)
 OF_RUN = cli.of_run()

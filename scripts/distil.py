@@ -18,10 +18,10 @@ TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, 'Steps of training.  Def
                                    'configs.')
 STUDENTS = flags.DEFINE_list('students', list(distilling.RUNS)[1:], 'Which students to train.')
 COUNT = flags.DEFINE_integer('count', 10_000, 'Samples for each point of the curve.')
-MOST = flags.DEFINE_integer('most', distilling.MOST, 'At most so many evaluations for one '
-                            'point; beyond this, fewer samples are drawn.')
-PAIRS = flags.DEFINE_integer('pairs', distilling.PAIRS, 'Pairs on which knowledge, reflow and '
-                             'one_step train.')
+MOST = flags.DEFINE_integer('most', distilling.MOST, 'The most network evaluations for one '
+                            'point.  Points that need more get fewer samples.')
+PAIRS = flags.DEFINE_integer('pairs', distilling.PAIRS, 'How many pairs knowledge, reflow and '
+                             'one_step are trained on.')
 MEASURED = cli.measured()
 
 

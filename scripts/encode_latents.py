@@ -1,4 +1,4 @@
-"""Encodes the training images of an autoencoder's run, so that later trainings need not.
+"""Encodes the training images of an autoencoder's run once, for all later trainings on latents.
 
   python scripts/encode_latents.py --workdir=runs/vae --out=./latents --data_name=./imagenet --flips
   python scripts/train.py --config=configs/imagenet/dit.py --config.data.name=./imagenet \\

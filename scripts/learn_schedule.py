@@ -13,7 +13,7 @@ from absl import flags
 from vdm_jax import cli, measured
 from vdm_jax.studies import learned_schedule
 
-WORKDIR = cli.run_directory('A run to measure.  Default: none; learn on Gaussian data.')
+WORKDIR = cli.run_directory('A run to measure.  Without it, schedules learn on Gaussian data.')
 OUT = cli.path('out', 'A .png file.  Default: schedules.png, in the workdir or here.')
 OVERWRITE = cli.overwrite()
 TRAIN_STEPS = flags.DEFINE_integer('train_steps', 1000, 'Steps of training.')

@@ -4,9 +4,9 @@
   python scripts/time_sampling.py --workdir=runs/digits_small --out=proposals.json
 
 Without --workdir, the data are Gaussian, with variance 1/4 in 3,072 dimensions, and three schedules
-run from log-SNR 13.3 to -5.  These numbers are exact, except for the histories of losses, which are
-drawn.  With --workdir, the command measures the network and schedule of a run on random images of
---split.
+run from log-SNR 13.3 to -5.  These variances are exact, except for the histories of losses, which
+are drawn.  With --workdir, the command measures the network and schedule of a run on random images
+of --split.
 """
 import bootstrap
 from absl import flags
@@ -14,7 +14,7 @@ from absl import flags
 from vdm_jax import cli, measured
 from vdm_jax.studies import sampling_times
 
-WORKDIR = cli.run_directory('A run to measure.  Default: none; Gaussian data.')
+WORKDIR = cli.run_directory('A run to measure.  Without it, the data are Gaussian.')
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
 BATCH_SIZE = cli.batch_size(128, 'How many stratified times are drawn together.')
 BATCHES = flags.DEFINE_integer('batches', 128, 'How many batches are drawn.')

@@ -91,7 +91,7 @@ def test_a_spec_survives_the_config_of_a_run_and_reads_no_data(several):
   tuples = lambda u: tuple(map(tuples, u)) if isinstance(u, list) else u
   d = make(**{name: tuples(value) for name, value in kept.items()})
   assert d.spec == data.Spec('gone.npz', spec.fields)
-  with pytest.raises(InputError, match='holds real numbers, and this needs integers'):
+  with pytest.raises(InputError, match='holds real numbers, and this system needs integers'):
     fields.levels(d.spec, d.spec.x)
 
 

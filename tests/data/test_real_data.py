@@ -82,5 +82,5 @@ def test_what_needs_levels_is_refused_of_real_data(run):
   with pytest.raises(InputError, match='the data are real numbers'):
     runs.evaluate(run, estimates=['ode/uniform'], examples=4)
   spec = workdir.load_trained(run).experiment.data.spec
-  with pytest.raises(InputError, match='real numbers, and this needs integers'):
+  with pytest.raises(InputError, match='real numbers, and this system needs integers'):
     data.fields.levels(spec, spec.x)

@@ -81,7 +81,7 @@ def test_words_are_those_of_the_captions():
   tokens = one.encode(['a red disk', '', 'A BLACK cat'])
   np.testing.assert_array_equal(tokens[:, :4], [[3, 11, 8, 0], [0, 0, 0, 0], [3, 5, 7, 0]])
   assert one.levels == 15 and one.decode(tokens) == ['a red disk', '', 'a black cat']
-  with pytest.raises(InputError, match="no word 'bleu'; take words of theirs, e.g. blue"):
+  with pytest.raises(InputError, match="no word 'bleu'; use words of the data, e.g. blue"):
     one.encode(['a bleu disk'])
 
 

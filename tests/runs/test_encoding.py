@@ -157,7 +157,7 @@ def test_a_run_on_latents_is_the_run_on_images_and_validates_on_images(
 @pytest.mark.parametrize('changes,says', [
     ({'latents': 'none'}, 'it holds no latents; make them'),
     ({'latents': 'plain', 'augment': True, 'augmentation': 'flips'}, 'it has no flipped images'),
-    ({'latents': 'latents', 'augment': True}, 'config.data.augmentation=.*flipped images alone'),
+    ({'latents': 'latents', 'augment': True}, 'config.data.augmentation=.*of latents is flips'),
     ({'latents': 'foreign'}, 'of an autoencoder with other weights .*name latents of this'),
     ({'latents': 'strange'}, 'of other images than digits: .* parts then and')])
 def test_latents_that_are_not_of_this_run_are_refused_before_anything_is_written(

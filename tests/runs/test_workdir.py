@@ -309,7 +309,7 @@ def test_runs_of_two_checkouts_load_side_by_side_from_their_directories_alone(tw
 
 def test_a_run_that_lost_a_neighbour_names_it(two):
   (two['a'] / 'config' / 'deeper.py').unlink()
-  with pytest.raises(InputError, match='config/deeper.py is missing.*copy it back.*came from'):
+  with pytest.raises(InputError, match='config/deeper.py, which is missing.*copy it back.*from'):
     vdm_jax.load(two['a'])
 
 

@@ -33,7 +33,8 @@ class Sampler(NamedTuple):
 def sampler(names: str, grids: str, eta: str, default: str = 'ancestral') -> Sampler:
   """Defines the flags --sampler, --steps, --grid and --eta, with these texts for --help."""
   return Sampler(flags.DEFINE_string('sampler', default, names),
-                 flags.DEFINE_integer('steps', None, 'Number of steps.  Default: 250.'),
+                 flags.DEFINE_integer('steps', None, 'Number of steps.  Default: 250, unless '
+                                      'the sampler or the model sets another number.'),
                  flags.DEFINE_string('grid', '', grids), flags.DEFINE_float('eta', None, eta))
 
 

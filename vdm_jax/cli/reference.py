@@ -79,11 +79,15 @@ def _text(docstring: str) -> str:
 
 
 def _table(of: list[flags.Flag]) -> str:
-  rows = [[f'`--{flag.name}`', _default(flag.default), re.sub(r'\s+', ' ', flag.help or '')]
-          for flag in of]
+  rows = [[f'`--{flag.name}`', _default(flag.default), _cell(flag.help or '')] for flag in of]
   # Brackets would be a reference, and a bar the end of a cell.
   escaped = [[re.sub(r'([|\[\]])', r'\\\1', cell) for cell in row] for row in rows]
   return measured.markdown([['flag', 'default', 'meaning'], *escaped]) + '\n'
+
+
+def _cell(text: str) -> str:
+  """A help text in one line, in which the items of its lists still begin on lines of their own."""
+  return re.sub(r'\s+', ' ', re.sub(r'\n\s*\n|\n(?=- )', '<br>', text.strip()))
 
 
 def _default(value: Any) -> str:

@@ -149,7 +149,7 @@ def levels(spec: Spec, field: Field) -> int:
   """The number of levels of an integer field.  Raises InputError for real numbers."""
   if field.levels is None:
     raise InputError('config.data.name', spec.name, f'its field {field.name!r} holds real numbers, '
-                     'and this needs integers 0, 1, ...', 'take a system of continuous data '
+                     'and this system needs integers 0, 1, ...', 'take a system of continuous data '
                      '(configs/sequences/motion.py), or round and count the values')
   return field.levels
 

@@ -296,8 +296,8 @@ class Data:
       raise InputError('config.data.latents', c.latents, f'it has latents of {found.images:,} '
                        f'images, and {c.name} has {images:,}', latents.LATENTS.remedy)
     if c.augment and c.augmentation != 'flips':
-      raise InputError('config.data.augmentation', c.augmentation, 'latents are kept of flipped '
-                       'images alone', 'set it to flips, or config.data.augment to False')
+      raise InputError('config.data.augmentation', c.augmentation, 'the only augmentation '
+                       'of latents is flips', 'set it to flips, or config.data.augment to False')
     if c.augment and not found.flips:
       raise InputError('config.data.latents', c.latents, 'it has no flipped images, and training '
                        'flips them', f'make them ({latents.LATENTS.command} --flips)')

@@ -177,7 +177,7 @@ def of_words(words: Sequence[str], length: int) -> Tokeniser:
       if word not in numbers:
         near = difflib.get_close_matches(word, words, 3) or words[:3]
         raise InputError('text', text, f'the texts of the data have no word {word!r}',
-                         f'take words of theirs, e.g. {", ".join(near)}')
+                         f'use words of the data, e.g. {", ".join(near)}')
     return [numbers[word] for word in found]
 
   decode = lambda tokens: [' '.join(words[int(i) - 1] for i in row if i > 0)

@@ -69,8 +69,8 @@ def mask(maps: Array, ratio: float = 3.0) -> Array:
       raise InputError(
           'ratio', ratio, f'the mask of image {i} is empty: ' + (
               'both texts have the same estimate at all pixels' if even else 'no pixel is above '
-              f'{ratio / 2:g} times the mean, as where the texts differ in a share of the image of '
-              f'2 / ratio = {2 / ratio:.2g} or more'),
+              f'{ratio / 2:g} times the mean, perhaps because the texts differ in a share of the '
+              f'image of 2 / ratio = {2 / ratio:.2g} or more'),
           'choose other texts' if even else 'choose a smaller ratio')
   return found[..., None]
 

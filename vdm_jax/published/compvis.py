@@ -477,7 +477,7 @@ def diffusion_from_flat(parts: Parts, like: PyTree) -> PyTree:
   if 'label' not in like:
     if parts.condition:
       raise InputError(problem=f'it has {fitting.some(parts.condition)} under cond_stage_model, '
-                       'and this network is told nothing', remedy='name the model that the file is')
+                       'and this network is told nothing', remedy='name the model in the file')
     return unet_from_flat(parts.unet, like)
   labels = fitting.fit({f'cond_stage_model.{name}': u for name, u in parts.condition.items()},
                        like['label'], lambda name: f'cond_stage_model.{name}.weight',

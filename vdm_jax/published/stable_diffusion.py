@@ -102,7 +102,7 @@ def _with_heads(net: LatentUNet, settings: Mapping[str, Any]) -> LatentUNet:
   """
   for name, value in settings.items():
     if name in ('class_embed_type', 'addition_embed_type', 'encoder_hid_dim_type') and value:
-      raise InputError(problem=f'its U-Net has {name}={value}, which the network here has not',
+      raise InputError(problem=f'its U-Net has {name}={value}, which the network here lacks',
                        remedy='give a Stable Diffusion of version 1')
   heads = settings.get('num_attention_heads') or settings.get('attention_head_dim', 8)
   if not isinstance(heads, int):

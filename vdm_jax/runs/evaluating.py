@@ -55,8 +55,8 @@ def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: i
   except (ValueError, KeyError, TypeError):  # of an older version, or damaged
     return
   if same and lost:
-    raise InputError('overwrite', False, f'{path}: it has rows that this evaluation lacks, or has '
-                     f'with fewer draws: {", ".join(lost)}', 'ask for at least as much '
+    raise InputError('overwrite', False, f'{path} has rows that this evaluation lacks, or '
+                     f'has with fewer draws: {", ".join(lost)}', 'ask for at least as much '
                      '(--estimates, --repeats, --times), write elsewhere (--out), or overwrite it')
 
 

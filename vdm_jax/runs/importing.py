@@ -183,7 +183,7 @@ def _open_told(file: Path, model: str) -> Weights:
   published = compvis.TEXT_ENCODERS[model]
   require(type(read.encoder) is type(published), None, None,
           f'its text encoder is a {type(read.encoder).__name__}, and {model} has a '
-          f'{type(published).__name__}', 'name the model that the file is')
+          f'{type(published).__name__}', 'name the model in the file')
   require(read.encoder.levels == published.levels, None, None, f'its text encoder has '
           f'{read.encoder.levels:,} tokens, and the tokeniser of {model} has {published.levels:,}',
           'give a model that reads the published tokens')
@@ -214,7 +214,7 @@ def _open_glide(file: Path, model: str) -> Weights:
   told = lambda net: [name for name in ('text', 'super_resolution', 'inpainting')
                       if getattr(net, name)]
   require(told(net) == told(known), None, None, f'its network has {" and ".join(told(net))}, and '
-          f'{model} has {" and ".join(told(known))}', 'name the model that the file is')
+          f'{model} has {" and ".join(told(known))}', 'name the model in the file')
 
   def settle(config):
     config.unet.update(glide.unet_settings(net))

@@ -184,8 +184,8 @@ def _beginning(experiment: Experiment, read: Callable[[], workdir.Trained] | Non
 
 def _without_autoencoder(params: PyTree) -> PyTree:
   raise InputError('config.model.autoencoder', None, 'this run has lost its own copy of its '
-                   'autoencoder, and remembers no run of one', 'name that run; if the weights were '
-                   'imported, import them again')
+                   'autoencoder, and does not know the run that the copy came from', 'name that '
+                   'run; if the weights were imported, import them again')
 
 
 def _train(experiment, spec, description, config, directory, initial, profile, measures

@@ -88,9 +88,9 @@ def _read_neighbour(path: Path, began: str) -> str:
   try:
     return path.read_text()
   except FileNotFoundError:
-    raise InputError('workdir', str(path.parent.parent), f'its {path.parent.name}/{path.name} is '
-                     f'missing, which its config imports', f'copy it back; it came from {began}'
-                     ) from None
+    raise InputError('workdir', str(path.parent.parent), f'its config imports '
+                     f'{path.parent.name}/{path.name}, which is missing', 'copy it back; it came '
+                     f'from {began}') from None
 
 
 def import_config(path: str | Path) -> ModuleType:

@@ -57,8 +57,8 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   alpha = process(times).alpha
   if not isinstance(alpha, Tracer) and np.any(np.asarray(alpha) == 0.0):
     raise InputError('times', None, 'alpha = 0 at t = '
-                     f'{np.asarray(times)[np.asarray(alpha == 0.0).argmax()]:.6g}, where z says '
-                     'nothing of z / alpha', 'begin the grid of the chain later')
+                     f'{np.asarray(times)[np.asarray(alpha == 0.0).argmax()]:.6g}, where z / '
+                     'alpha is undefined', 'begin the grid of the chain at a smaller t')
   calls = sampler(denoise, process).evaluations
   if calls is None:
     raise InputError('sampler', None, 'its calls of the denoiser vary from step to step',

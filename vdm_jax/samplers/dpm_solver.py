@@ -131,7 +131,7 @@ def fast_times(process: Process, evaluations: int, order: int = 3, lower_order_f
   lam, finite = half_logsnr(process, ends)
   if not isinstance(finite, Tracer) and not finite.all():
     raise InputError('start', start, f'logsnr is infinite there or at end={end}, and equal steps '
-                     'in logsnr need two finite ends', 'begin and end inside')
+                     'in logsnr need two finite ends', 'begin and end where it is finite')
   fraction = jnp.asarray([(i + j / size) / len(sizes) for i, size in enumerate(sizes)
                           for j in range(size)])[1:]
   between = time_of(process, 2.0 * (lam[0] + fraction * (lam[1] - lam[0])))

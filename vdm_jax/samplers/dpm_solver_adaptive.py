@@ -57,13 +57,13 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
   """
   check_options(order, of, solver_type)
   if order == 1:
-    raise InputError('order', 1, 'the step size is chosen by comparing with the order below',
-                     'give 2 or 3')
+    raise InputError('order', 1, 'the step size comes from a comparison with the method of one '
+                     'order less', 'give 2 or 3')
   (first, last), finite = half_logsnr(process, jnp.asarray([start, end], z.dtype))
   known = not isinstance(finite, Tracer)
   if known and not finite.all():
     raise InputError('start', start, f'logsnr is infinite there or at end={end}, and steps in '
-                     'logsnr need two finite ends', 'begin and end inside')
+                     'logsnr need two finite ends', 'begin and end where it is finite')
   fine = stage_by_stage(denoise, process, of)
 
   def attempt(z, lam, to):
@@ -107,7 +107,7 @@ def dpm_solver_adaptive(denoise: Denoiser, process: Process, z: Array, order: in
                             _State(z, z, first, jnp.asarray(h, z.dtype), count, count))
   reached = done.lam == last
   if not isinstance(reached, Tracer) and not reached:
-    raise InputError(problem='no step has a tolerated error at logsnr = '
+    raise InputError(problem='no step has an error within the tolerances at logsnr = '
                      f'{2.0 * float(done.lam):.6g} '
                      f'after {int(done.accepted + done.rejected)} attempts',
                      remedy='loosen atol and rtol, raise attempts, or see whether the network '

@@ -74,7 +74,7 @@ def reverse_diffusion(denoise: Denoiser, process: Process, noise: bool = True) -
     if not noise and not isinstance(lost, Tracer) and bool(lost):
       raise InputError('noise', False, f'reverse_diffusion begins at t = {float(times[0]):.6g}, '
                        'where alpha = 0, and its error there does not vanish with more steps',
-                       'begin the grid inside, or take `ddim` or `euler`')
+                       'begin the grid at a smaller t, or take `ddim` or `euler`')
 
   def step(keys, z, t, s, _):
     level = process(t)

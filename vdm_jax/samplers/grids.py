@@ -216,7 +216,7 @@ def iddpm(sections: str | Sequence[int], table: int) -> np.ndarray:
     for stride in range(1, table + 1):
       if [len(range(0, table, stride))] == counts:
         return np.arange(0, table, stride)
-    raise InputError('sections', text, f'no stride keeps this number of {table} steps',
+    raise InputError('sections', text, f'no stride through {table} steps keeps this number',
                      'choose another number')
   sizes = [table // len(counts) + (i < table % len(counts)) for i in range(len(counts))]
   for count, size in zip(counts, sizes, strict=True):

@@ -24,13 +24,13 @@ PEAK = flags.DEFINE_float('peak_tflops', 0.0, 'Peak of one device, in TFLOP/s.  
                           'published peak in bfloat16, where it is known.')
 TIMES = flags.DEFINE_integer('times', 32, 'eval, precision: evaluations of the network for each '
                              'image.')
-SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample, pairs: steps of the '
-                                     'ancestral sampler, and of DDIM.')
+SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: steps of the ancestral '
+                                     'sampler.  pairs: steps of DDIM.')
 CHAIN_STEPS = flags.DEFINE_integer('chain_steps', 20, 'codec: T, the steps of the chain.')
 DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: numbers of blocks to compile.')
 START = flags.DEFINE_bool('start', True, 'compile: also measure the time from start to first step.')
 SPLIT = flags.DEFINE_string('split', 'test', 'precision: train, validation or test.')
-EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: how many images, the first ones.  '
+EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: how many images, from the first on.  '
                                 'Default: all.')
 REPEATS = flags.DEFINE_integer('repeats', 1, 'precision: independent repetitions of all draws.')
 AVERAGE = cli.average("precision: a name in config.ema, or 'raw'.  Default: the slowest.")

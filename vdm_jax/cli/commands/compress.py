@@ -21,19 +21,20 @@ METHOD = flags.DEFINE_enum('method', container.LOSSLESS, [container.LOSSLESS, *p
                            'can be decoded from the first part of their payload: see --prefix.')
 T = flags.DEFINE_integer('T', None, 'Steps of the chain.  Default: 50 for bits_back, 20 for diffc, '
                          '4 for uqdm.  More steps bring bits_back closer to the bound in '
-                         'continuous time; diffc and uqdm take at most 20.  curve: the steps of '
+                         'continuous time.  diffc and uqdm take at most 20.  curve: the steps of '
                          'diffc.')
 APPROXIMATE = flags.DEFINE_bool('approximate', False, 'diffc: a cheaper file, whose samples are '
                                 'biased.  The bias is printed.')
 PREFIX = flags.DEFINE_float('prefix', 1.0, 'decode: the share of a lossy file that is read, from '
                             'its start.  The file itself must be whole.')
-FINISH = flags.DEFINE_enum('finish', 'flow', FINISHES, 'decode: how a prefix becomes images: along '
-                           'the probability flow, by ancestral sampling, or by the mean, which is '
-                           'blurred and has the least squared error.')
+FINISH = flags.DEFINE_enum('finish', 'flow', FINISHES, 'decode: how a prefix becomes images.  '
+                           'flow: along the probability flow.  ancestral: by ancestral sampling.  '
+                           'mean: by the mean, which is blurred and has the least squared error.')
 TRACE = cli.path('trace', 'curve: a .png of the first eight images as their bytes arrive.')
-VARIANCE = flags.DEFINE_enum('variance', 'small', VARIANCES, 'Variance of each step.  analytic '
+VARIANCE = flags.DEFINE_enum('variance', 'small', VARIANCES, 'The variance of each step.  analytic '
                              'needs half as many steps; to encode, it reads training images.')
-LANES = flags.DEFINE_integer('lanes', 1, 'Images at a time.  Each lane borrows bits of its own.')
+LANES = flags.DEFINE_integer('lanes', 1, 'Lanes: images that are coded at a time.  Each lane '
+                             'borrows its own initial bits.')
 VERIFY = flags.DEFINE_bool('verify', False, 'Also decode the images, and compare them, before '
                            'the file is written.')
 SEED = cli.seed('the bits that the stacks begin with')

@@ -13,8 +13,8 @@ WORKDIR = cli.run_directory()
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
 ESTIMATES = flags.DEFINE_list('estimates', ['vlb'], f'{families.ACCEPTED}.  The first row is '
                               'vlb, with the exceptions in docs/reference/likelihoods.md.')
-SCHEDULES = flags.DEFINE_bool('schedules', False, 'Also vlb under other schedules with the same '
-                              'ends.')
+SCHEDULES = flags.DEFINE_bool('schedules', False, 'Also evaluate vlb under other schedules '
+                              'with the same ends.')
 REPEATS = flags.DEFINE_integer('repeats', 1, 'Independent repetitions of all draws.')
 TIMES = flags.DEFINE_integer('times', 32, 'vlb, immse: times for each image and repetition, '
                              'evenly spread.')
@@ -28,7 +28,8 @@ PROBE = flags.DEFINE_string('probe', 'rademacher', f'ode: {", ".join(family.PROB
 AVERAGE, STEP = cli.average(), cli.step()
 SEED = cli.seed('the draws')
 BATCH_SIZE = cli.batch_size(512, 'Evaluations of the network at a time.')
-EXAMPLES = flags.DEFINE_integer('examples', None, 'How many images, the first ones.  Default: all.')
+EXAMPLES = flags.DEFINE_integer('examples', None, 'How many images, from the first on.  '
+                                'Default: all.')
 REPORT = flags.DEFINE_bool('report', False, 'Evaluate nothing; print the main ledger of '
                            '--split.')
 OUT = cli.path('out', 'The directory for the files.  Default: the run.')

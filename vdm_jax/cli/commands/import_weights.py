@@ -10,8 +10,8 @@ SOURCE = flags.DEFINE_enum('source', None, sorted([*importing.SOURCES, *importin
                            'The public codebase that the file is from.')
 IN = cli.path('in', 'The file of weights, or a folder of diffusers.')
 OUT = cli.run_directory('The directory of the new run.', 'out')
-MODEL = flags.DEFINE_string('model', '', 'Which model of the source it is.  Default: the name of '
-                            'the file, or what the file says.')
+MODEL = flags.DEFINE_string('model', '', 'Which model of the source the file holds.  Default: as '
+                            'its name or its content says.')
 AUTOENCODER = cli.path('autoencoder', 'The file or folder of the autoencoder that decodes the '
                        'latents of DiT.')
 MERGES = cli.path('merges', "The file of a text model's tokeniser: bpe_simple_vocab_16e6.txt.gz "

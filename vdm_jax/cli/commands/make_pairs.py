@@ -10,7 +10,7 @@ WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'The folder of the pairs, as in ./pairs.  The same command resumes it.')
 SAMPLER = drawing.sampler(
     'A deterministic sampler, see sample.py --help.', 'The times of the steps, see sample.py '
-    "--help.  Default: the sampler's own grid.", 'ddim: its noise, which is 0 for pairs.',
+    "--help.  Default: the sampler's own grid.", 'ddim: its noise.  Pairs need 0.',
     default='adaptive_ode')
 COUNT = flags.DEFINE_integer('count', 10_000, 'How many pairs.')
 SEED = cli.seed('the noise')

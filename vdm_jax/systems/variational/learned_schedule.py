@@ -63,8 +63,8 @@ def by_variance(experiment: Experiment, memory: float = 0.9) -> Experiment:
   def loss(params, batch, context):
     ends = {'logsnr_max', 'logsnr_min'}
     if not ends < params.get('schedule', {}).keys():
-      raise InputError(problem="params['schedule'] has not logsnr_max, logsnr_min and an interior: "
-                       'least variance would move the end points',
+      raise InputError(problem="params['schedule'] lacks logsnr_max, logsnr_min or an interior: "
+                       'the gradient of the variance would move the end points',
                        remedy='choose schedules.KnotSchedule or PinnedMonotone')
     losses, terms = experiment.loss(params, batch, context)
     return losses, {**terms, 'usual_diffusion': jnp.broadcast_to(context.aux, losses.shape)}
