@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from vdm_jax.errors import InputError
 
-__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Codes', 'Context', 'Curve', 'Decoder',
+__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Captions', 'Codes', 'Context', 'Curve', 'Decoder',
            'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
            'Objective', 'Process', 'PyTree', 'Reconstructs', 'Sampler', 'SamplerMaker', 'Samples',
            'Scalar', 'Schedule', 'Target', 'Update', 'Weighting', 'brief', 'denoises']
@@ -181,6 +181,16 @@ class Codes(Protocol):
 
 
 @runtime_checkable
+class Captions(Protocol):
+  """The protocol of models that say in words what an image shows."""
+
+  @property
+  def caption(self) -> Callable[[Array], Array]:
+    """Data, integers [B, ...] -> the tokens of a text for each, integers [B, L]."""
+    ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
   """The protocol of autoencoders: the first stage of a diffusion of latents."""
 
@@ -195,7 +205,7 @@ class Reconstructs(Protocol):
     ...
 
 
-CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs)
+CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs, Captions)
 
 
 def brief(parts: Any) -> str:

@@ -13,9 +13,10 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import compressing, gallery, needs, reconstructing, scoring, workdir
+from vdm_jax.runs import captioning, compressing, gallery, needs, reconstructing, scoring, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
+from vdm_jax.systems.captioners import Captioner
 from vdm_jax.systems.chains.dpm2015 import Binomial
 from vdm_jax.systems.flows.interpolants import Between
 from vdm_jax.systems.flows.rectified_flow import OneStep
@@ -36,6 +37,7 @@ MADE = {
     'classifier': Classifier(NOTHING, NOTHING, (8, 8, 1), 17),
     'noisy': NoisyClassifier(NOTHING, PROCESS, NOTHING, (8, 8, 1)),
     'autoencoder': Autoencoder(*[NOTHING] * 5, (8, 8, 1), (2, 2, 4), 17),
+    'captioner': Captioner(NOTHING, NOTHING, (8, 8, 1), 17),
     'between': Between(NOTHING, NOTHING, (2,)),
     'one step': OneStep(NOTHING, (2,)),
 }
@@ -48,18 +50,21 @@ SHOWN = {
     'noisy': 'NoisyClassifier(shape=(8, 8, 1): logits, process, encode)',
     'autoencoder': 'Autoencoder(shape=(8, 8, 1), latent_shape=(2, 2, 4), levels=17: encode, '
                    'decode, mean, log_prob, prior_nats)',
+    'captioner': 'Captioner(shape=(8, 8, 1), levels=17: caption, text_nats)',
     'between': 'Between(shape=(2,): sample, drifts)', 'one step': 'OneStep(shape=(2,): sample)',
 }
 DOES = {'model': 'denoises and samples and bounds the likelihood and codes images',
         'vae': 'samples and bounds the likelihood', 'bits': 'samples',
         'classifier': 'has features', 'noisy': 'does nothing that commands need',
         'autoencoder': 'bounds the likelihood and reconstructs images',
+        'captioner': 'captions images',
         'between': 'samples', 'one step': 'samples'}
 OWN = ('between', 'one step')  # of flows, which draw their own samples
 COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
     'sample': (lambda: runs.sample('run', 'a.npz'), {'model', 'vae', 'bits', *OWN}),
     'reconstruct': (lambda: reconstructing.evaluate('run'), {'autoencoder'}),
+    'caption': (lambda: captioning.evaluate('run'), {'captioner'}),
     'features': (lambda: scoring.extractor('classifier:run'), {'classifier'}),
     'benchmark': (lambda: speed.denoising(speed.of_run('run'), {}), {'model'}),
     'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model', 'vae', 'bits', *OWN}),
@@ -112,15 +117,15 @@ def test_the_nats_of_an_autoencoder_are_its_bound_with_a_key_for_each_image():
   assert jnp.allclose(vae.nats({'image': images}, key=key), images + jnp.stack(noise))
 
 
-def test_a_system_that_computes_on_its_parameters_is_no_autoencoder(tmp_path, monkeypatch):
+def test_a_run_says_what_it_has_made_and_no_weights_are_read(tmp_path, monkeypatch):
   """The learned rates of this chain are a table, which is computed where its model is made."""
   _, config = configs.read('plane/dpm2015')
   workdir.prepare(tmp_path, config, configs.file('plane/dpm2015'))
-  assert not runs.is_autoencoder(tmp_path)  # it has made nothing yet
+  assert runs.made(tmp_path) is None
   experiment = configs.read('plane/dpm2015')[0].build(config)
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(step.init(jax.jit(experiment.init)(random.key(0)), experiment.tx,
                              experiment.ema, experiment.aux))
   checkpoints.close()
   monkeypatch.setattr(Checkpoints, 'restore_weights', None)  # which it does not need
-  assert not runs.is_autoencoder(tmp_path)
+  assert isinstance(runs.made(tmp_path), Binomial)

@@ -100,12 +100,13 @@ def test_latents_without_a_prior_have_no_bound(evaluate):
                                            'latent_std']
 
 
-def test_every_flag_of_the_command_is_used_or_refused_for_an_autoencoder():
+@pytest.mark.parametrize('made', ['_autoencoder', '_captioner'])
+def test_every_flag_of_the_command_is_used_or_refused(made):
   """Read from the source: the import defines flags, which other commands have too."""
   source = (Path(reconstructing.__file__).parents[1] / 'cli' / 'commands' / 'evaluate.py')
   tree = ast.parse(source.read_text())
   flags = {name.id for one in tree.body if isinstance(one, ast.Assign)
            for name in ast.walk(one.targets[0]) if isinstance(name, ast.Name)}
   used = {name.id for one in tree.body if isinstance(one, ast.FunctionDef)
-          and one.name == '_autoencoder' for name in ast.walk(one) if isinstance(name, ast.Name)}
+          and one.name == made for name in ast.walk(one) if isinstance(name, ast.Name)}
   assert {'PROBE', 'OVERWRITE'} <= flags and not flags - used

@@ -50,6 +50,9 @@ BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
 REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             'digits/noisy_classifier': {'accuracy'},
             'systems:scheduled_sampling': {'eps_error'},
+            **dict.fromkeys(('text/captioner:teacher_forcing', 'text/captioner:scheduled'),
+                            {'nats', 'accuracy'}),
+            'text/captioner:imitation': {'nats', 'accuracy', 'divergence'},
             'plane/truncated:adversarial': {'denoiser_loss', 'generator_loss'},
             'plane/truncated:gaussian': {'eps_error', 'latent'},
             # Of coupled noise the bound is not trained, but validated.

@@ -679,7 +679,8 @@ def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):
   assert isinstance(model, Reconstructs)
   assert repr(model).startswith('Autoencoder(shape=(8, 8, 1), latent_shape=(2, 2, 2), levels=17')
   assert (trained / 'first' / 'samples' / 'step_4.png').exists()
-  assert runs.is_autoencoder(trained / 'first') and not runs.is_autoencoder(trained / 'second')
+  assert isinstance(runs.made(trained / 'first'), Reconstructs)
+  assert not isinstance(runs.made(trained / 'second'), Reconstructs)
   result = reconstructing.evaluate(trained / 'first', examples=20)
   rows = {row['name']: row['mean'] for row in result.rows}
   assert list(rows) == [name for name in reconstructing.MEANINGS if name != 'entries_used']

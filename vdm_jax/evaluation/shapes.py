@@ -10,7 +10,7 @@ import numpy as np
 
 from vdm_jax.data import shapes
 from vdm_jax.errors import require
-from vdm_jax.evaluation.distances import Estimated
+from vdm_jax.evaluation.distances import Estimated, share
 
 BLOCK = 512  # images at a time
 
@@ -47,7 +47,7 @@ def accuracy(images: np.ndarray, captions: np.ndarray) -> Estimated:
 
   captions: [n], numbers of `shapes.CAPTIONS`, as in the field 'label'.
   """
-  return _share(name(images).captions == captions)
+  return share(name(images).captions == captions)
 
 
 def kept(images: np.ndarray, originals: np.ndarray) -> Estimated:
@@ -55,12 +55,7 @@ def kept(images: np.ndarray, originals: np.ndarray) -> Estimated:
 
   images, originals: [n, 16, 16, 3], in pairs.
   """
-  return _share(name(images).places == name(originals).places)
-
-
-def _share(hits: np.ndarray) -> Estimated:
-  share = float(np.mean(hits))
-  return Estimated(share, float(np.sqrt(share * (1.0 - share) / len(hits))))
+  return share(name(images).places == name(originals).places)
 
 
 def overlap(masks: np.ndarray, images: np.ndarray) -> np.ndarray:

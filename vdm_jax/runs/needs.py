@@ -10,6 +10,7 @@ from vdm_jax.runs.workdir import Trained
 from vdm_jax.typing import (
   CAPABILITIES,
   Bounds,
+  Captions,
   Codes,
   Denoises,
   Features,
@@ -45,11 +46,14 @@ NEEDS = {
                      'train a classifier (configs/digits/classifier.py)'),
     'reconstruct': Need((Reconstructs,), 'measure its reconstructions',
                         'name a run of an autoencoder (configs/digits/latent.py:autoencoder)'),
+    'caption': Need((Captions,), 'measure its captions',
+                    'name a run of a captioner (configs/text/captioner.py)'),
     'first_stage': Need((Reconstructs,), 'diffuse its latents',
                         'train an autoencoder (configs/digits/latent.py:autoencoder)'),
 }
 _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihood',
-         Features: 'has features', Codes: 'codes images', Reconstructs: 'reconstructs images'}
+         Features: 'has features', Codes: 'codes images', Reconstructs: 'reconstructs images',
+         Captions: 'captions images'}
 
 
 def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:

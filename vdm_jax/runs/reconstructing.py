@@ -14,16 +14,15 @@ from vdm_jax import data, random
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger.tables import shown
 from vdm_jax.likelihood.passes import over_images
-from vdm_jax.machine import config_files, files
+from vdm_jax.machine import files
 from vdm_jax.runs import evaluations, needs, pictures, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.systems.latent.autoencoder import Autoencoder
-from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.step import default_average
-from vdm_jax.typing import Experiment, PyTree, Reconstructs
+from vdm_jax.typing import Experiment, PyTree
 from vdm_jax.units import bits_per_dim
 
-__all__ = ['Reconstruction', 'evaluate', 'figures', 'is_autoencoder', 'picture', 'table']
+__all__ = ['Reconstruction', 'evaluate', 'figures', 'picture', 'table']
 
 SHOWN = 8  # originals in a picture
 
@@ -51,28 +50,6 @@ class Reconstruction(NamedTuple):
 
   def to_json(self) -> str:
     return json.dumps(self._asdict(), indent=2, allow_nan=False)
-
-
-def is_autoencoder(directory: str | Path) -> bool:
-  """Whether the run in `directory` made an autoencoder.
-
-  No weights are read and nothing is traced: the shapes of the weights come from the newest
-  checkpoint.  A run without a checkpoint has made nothing yet.
-  """
-  directory = files.run_directory('workdir', directory)
-  if not (directory / 'config.json').exists() or not workdir.begun(directory):
-    return False
-  experiment = config_files.build(workdir.import_config(directory / 'config.py'),
-                                  workdir.read_config(directory))
-  step = workdir.steps_made(directory)
-  checkpoints = Checkpoints(directory, read_only=True)
-  try:
-    shapes = checkpoints.shapes(step)
-  finally:
-    checkpoints.close()
-  # A system may compute on its parameters where it makes its model, so they are arrays.
-  unknown = jax.tree.map(lambda u: np.broadcast_to(np.zeros((), u.dtype), u.shape), shapes)
-  return isinstance(experiment.after(step).model(unknown), Reconstructs)
 
 
 def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',

@@ -42,7 +42,7 @@ from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
 
 __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_config', 'load',
-           'load_trained', 'open_config', 'prepare', 'read_config', 'record', 'say_what_changed',
+           'load_trained', 'made', 'open_config', 'prepare', 'read_config', 'record', 'say_what_changed',
            'source', 'start_of', 'steps_made']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
@@ -388,6 +388,27 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
                      f'choose {" or ".join(sound)}' if sound else
                      'no other checkpoint is intact: train again from the start')
   return params
+
+
+def made(directory: str | Path) -> Any:
+  """What the run in `directory` has made, to be asked for its capabilities: its numbers are zeros.
+
+  No weights are read and nothing is traced: the shapes of the weights come from the newest
+  checkpoint.  None: the run has no checkpoint, so it has made nothing yet.
+  """
+  directory = files.run_directory('workdir', directory)
+  if not (directory / 'config.json').exists() or not begun(directory):
+    return None
+  experiment = config_files.build(import_config(directory / 'config.py'), read_config(directory))
+  step = steps_made(directory)
+  checkpoints = Checkpoints(directory, read_only=True)
+  try:
+    shapes = checkpoints.shapes(step)
+  finally:
+    checkpoints.close()
+  # A system may compute on its parameters where it makes its model, so they are arrays.
+  unknown = jax.tree.map(lambda u: np.broadcast_to(np.zeros((), u.dtype), u.shape), shapes)
+  return experiment.after(step).model(unknown)
 
 
 def load(workdir: str | Path, *, average: str = '', step: int | str = 'latest') -> Any:

@@ -6,8 +6,9 @@ from absl import flags
 from vdm_jax import cli, ledger, measured, runs
 from vdm_jax.errors import InputError, require
 from vdm_jax.ledger import families, family, tables
-from vdm_jax.runs import reconstructing
+from vdm_jax.runs import captioning, reconstructing
 from vdm_jax.train import metrics
+from vdm_jax.typing import Captions, Reconstructs
 
 WORKDIR = cli.run_directory()
 SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
@@ -40,8 +41,12 @@ DATA_DIR, DATA_NAME = cli.data_dir(), cli.moved_data()
 
 def main():
   cli.check_row(MEASURED.value, ROW.value)
-  if runs.is_autoencoder(WORKDIR.value):
+  made = runs.made(WORKDIR.value)
+  if isinstance(made, Reconstructs):
     _autoencoder()
+    return
+  if isinstance(made, Captions):
+    _captioner()
     return
   of_main = AVERAGE, STEP, EXAMPLES
   if REPORT.value and (other := [flag.name for flag in of_main if flag.value != flag.default]):
@@ -75,11 +80,8 @@ def _cells(found: ledger.Ledger) -> dict[str, str]:
 
 def _autoencoder():
   """Measures the reconstructions of an autoencoder.  Raises InputError for flags of a ledger."""
-  of_ledger = (ESTIMATES, SCHEDULES, REPORT, TIMES, IMPORTANCE, TOLERANCE, START, PROBES, PROBE)
-  others = [flag.name for flag in of_ledger if flag.value != flag.default]
-  if others:
-    raise InputError(others[0], None, 'this run made an autoencoder, which has no ledger',
-                     'leave it out')
+  _refuse('an autoencoder, which has no ledger', ESTIMATES, SCHEDULES, REPORT, TIMES, IMPORTANCE,
+          TOLERANCE, START, PROBES, PROBE)
   result = reconstructing.evaluate(
       WORKDIR.value, out=OUT.value or '',
       show=lambda found: metrics.show(reconstructing.table(found)),
@@ -90,6 +92,27 @@ def _autoencoder():
   else:
     cli.keep(MEASURED.value, f'Reconstructions of {WORKDIR.value}',
              measured.cells(reconstructing.table(result)))
+
+
+def _captioner():
+  """Measures the captions of a captioner.  Raises InputError for flags of a ledger."""
+  _refuse('a captioner, which has no ledger and no draws', ESTIMATES, SCHEDULES, REPORT, TIMES,
+          IMPORTANCE, TOLERANCE, START, PROBES, PROBE, REPEATS, SEED)
+  result = captioning.evaluate(
+      WORKDIR.value, out=OUT.value or '', show=lambda found: metrics.show(captioning.table(found)),
+      **cli.values(SPLIT, AVERAGE, STEP, BATCH_SIZE, EXAMPLES, OVERWRITE, DATA_DIR, DATA_NAME))
+  if ROW.value:
+    cli.keep_row(MEASURED.value, ROW.value, captioning.figures(result))
+  else:
+    cli.keep(MEASURED.value, f'Captions of {WORKDIR.value}',
+             measured.cells(captioning.table(result)))
+
+
+def _refuse(made: str, *of_ledger: flags.FlagHolder):
+  """Raises InputError if one of these flags was given to a run that made something else."""
+  others = [flag.name for flag in of_ledger if flag.value != flag.default]
+  if others:
+    raise InputError(others[0], None, f'this run made {made}', 'leave it out')
 
 
 def _evaluated(run: Path, out: str | Path) -> ledger.Ledger:
