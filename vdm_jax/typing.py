@@ -19,10 +19,11 @@ from jax.typing import ArrayLike
 
 from vdm_jax.errors import InputError
 
-__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Captions', 'Codes', 'Context', 'Curve', 'Decoder',
-           'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level', 'Loss', 'Model',
-           'Objective', 'Process', 'PyTree', 'Reconstructs', 'Sampler', 'SamplerMaker', 'Samples',
-           'Scalar', 'Schedule', 'Target', 'Update', 'Weighting', 'brief', 'denoises']
+__all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Captions', 'Codes', 'Context', 'Curve',
+           'Decoder', 'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level',
+           'Loss', 'Model', 'Objective', 'Process', 'PyTree', 'Reconstructs', 'Sampler',
+           'SamplerMaker', 'Samples', 'Scalar', 'Schedule', 'Target', 'Update', 'Weighting',
+           'brief', 'denoises']
 
 Array = jax.Array
 PyTree = Any

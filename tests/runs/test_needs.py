@@ -13,7 +13,7 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import captioning, compressing, gallery, needs, reconstructing, scoring, workdir
+from vdm_jax.runs import compressing, describing, gallery, needs, reconstructing, scoring, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
 from vdm_jax.systems.captioners import Captioner
@@ -64,7 +64,7 @@ COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
     'sample': (lambda: runs.sample('run', 'a.npz'), {'model', 'vae', 'bits', *OWN}),
     'reconstruct': (lambda: reconstructing.evaluate('run'), {'autoencoder'}),
-    'caption': (lambda: captioning.evaluate('run'), {'captioner'}),
+    'caption': (lambda: describing.evaluate('run'), {'captioner'}),
     'features': (lambda: scoring.extractor('classifier:run'), {'classifier'}),
     'benchmark': (lambda: speed.denoising(speed.of_run('run'), {}), {'model'}),
     'gallery': (lambda: gallery.row('one', 'run', runs.ANCESTRAL), {'model', 'vae', 'bits', *OWN}),

@@ -9,8 +9,7 @@ import pytest
 from tests.support import commands, configs
 from vdm_jax import runs
 from vdm_jax.errors import InputError
-from vdm_jax.objectives import dysi
-from vdm_jax.runs import captioning
+from vdm_jax.runs import describing
 from vdm_jax.systems import captioners
 from vdm_jax.typing import Captions, Context
 
@@ -57,7 +56,7 @@ def test_all_trainings_begin_alike_and_validation_is_teacher_forcing():
       return of(0, True), of(10**6, False)
     found[training] = losses(params, batch)
   forced, _ = plain = found['teacher_forcing'][0]
-  for (loss, _), validated in found.values():
+  for _, validated in found.values():
     jax.tree.map(np.testing.assert_array_equal, validated, plain)
   np.testing.assert_array_equal(found['scheduled'][0][0], forced)
   assert found['imitation'][0][1].keys() == {'nats', 'accuracy', 'divergence'}
@@ -80,6 +79,7 @@ def test_data_without_texts_are_refused():
     module.build(config)
 
 
+@pytest.mark.long
 def test_a_run_that_is_resumed_ends_bit_for_bit_and_its_captions_are_measured(tmp_path):
   path = configs.file('text/captioner')
   _, config = read('imitation', data__name='shapes')
@@ -93,11 +93,11 @@ def test_a_run_that_is_resumed_ends_bit_for_bit_and_its_captions_are_measured(tm
   jax.tree.map(np.testing.assert_array_equal, *states)
 
   assert isinstance(runs.made(tmp_path / 'run'), Captions)
-  result = captioning.evaluate(tmp_path / 'run', examples=40, batch_size=16)
+  result = describing.evaluate(tmp_path / 'run', examples=40, batch_size=16)
   record = json.loads((tmp_path / 'run' / 'captions_40_images.json').read_text())
   assert record['captions'] == result.captions and len(result.captions) == 40
   rows = {row['name']: row['mean'] for row in result.rows}
-  assert rows.keys() == captioning.MEANINGS.keys() == captioning.figures(result).keys() - {
+  assert rows.keys() == describing.MEANINGS.keys() == describing.figures(result).keys() - {
       'reached here'}
   right = [said == text for said, text in result.captions]
   assert rows['exact'] == pytest.approx(100 * np.mean(right))
@@ -108,7 +108,7 @@ def test_a_run_that_is_resumed_ends_bit_for_bit_and_its_captions_are_measured(tm
   model = trained.experiment.model(trained.params)
   assert rows['nats'] == pytest.approx(float(jnp.mean(
       model.text_nats(batch['image'], batch['caption']))), rel=1e-5)
-  captioning.evaluate(tmp_path / 'run', examples=40)  # its own file may be replaced
+  describing.evaluate(tmp_path / 'run', examples=40)  # its own file may be replaced
   (tmp_path / 'captions_validation.json').write_text('{}')
   with pytest.raises(InputError, match='out='):
-    captioning.evaluate(tmp_path / 'run', split='validation', out=tmp_path)
+    describing.evaluate(tmp_path / 'run', split='validation', out=tmp_path)

@@ -38,12 +38,6 @@ class Estimated(NamedTuple):
   error: float
 
 
-def share(hits: np.ndarray) -> Estimated:
-  """The share of `hits`, bool [n], that are true, and its standard error."""
-  mean = float(np.mean(hits))
-  return Estimated(mean, float(np.sqrt(mean * (1.0 - mean) / len(hits))))
-
-
 def energy(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """-|a_i - b_j|, the kernel of the energy distance, which tells any two distributions apart.
 

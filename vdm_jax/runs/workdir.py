@@ -42,8 +42,8 @@ from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
 
 __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_config', 'load',
-           'load_trained', 'made', 'open_config', 'prepare', 'read_config', 'record', 'say_what_changed',
-           'source', 'start_of', 'steps_made']
+           'load_trained', 'made', 'open_config', 'prepare', 'read_config', 'record',
+           'say_what_changed', 'source', 'start_of', 'steps_made']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',

@@ -6,7 +6,7 @@ from absl import flags
 from vdm_jax import cli, ledger, measured, runs
 from vdm_jax.errors import InputError, require
 from vdm_jax.ledger import families, family, tables
-from vdm_jax.runs import captioning, reconstructing
+from vdm_jax.runs import describing, reconstructing
 from vdm_jax.train import metrics
 from vdm_jax.typing import Captions, Reconstructs
 
@@ -98,14 +98,14 @@ def _captioner():
   """Measures the captions of a captioner.  Raises InputError for flags of a ledger."""
   _refuse('a captioner, which has no ledger and no draws', ESTIMATES, SCHEDULES, REPORT, TIMES,
           IMPORTANCE, TOLERANCE, START, PROBES, PROBE, REPEATS, SEED)
-  result = captioning.evaluate(
-      WORKDIR.value, out=OUT.value or '', show=lambda found: metrics.show(captioning.table(found)),
+  result = describing.evaluate(
+      WORKDIR.value, out=OUT.value or '', show=lambda found: metrics.show(describing.table(found)),
       **cli.values(SPLIT, AVERAGE, STEP, BATCH_SIZE, EXAMPLES, OVERWRITE, DATA_DIR, DATA_NAME))
   if ROW.value:
-    cli.keep_row(MEASURED.value, ROW.value, captioning.figures(result))
+    cli.keep_row(MEASURED.value, ROW.value, describing.figures(result))
   else:
     cli.keep(MEASURED.value, f'Captions of {WORKDIR.value}',
-             measured.cells(captioning.table(result)))
+             measured.cells(describing.table(result)))
 
 
 def _refuse(made: str, *of_ledger: flags.FlagHolder):

@@ -13,7 +13,7 @@ from vdm_jax import random
 from vdm_jax.data import tokenisers
 from vdm_jax.data.fields import CAPTION
 from vdm_jax.errors import InputError, require_at_least, require_choice
-from vdm_jax.evaluation import captions
+from vdm_jax.evaluation import bleu
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.machine import files
 from vdm_jax.runs import evaluations, needs, workdir
@@ -96,10 +96,10 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
   if not np.isfinite(nats).all():
     raise InputError('step', trained.step, 'not finite for these images: nats',
                      'choose another --step or --average')
-  exact = captions.exact(said, texts)
+  exact = bleu.exact(said, texts)
   error = nats.std(ddof=1) / math.sqrt(count) if count > 1 else None
   numbers = {'exact': (100.0 * exact.value, 100.0 * exact.error),
-             'BLEU': (100.0 * captions.bleu(said, texts), None),
+             'BLEU': (100.0 * bleu.score(said, texts), None),
              'nats': (float(nats.mean()), error if error is None else float(error))}
   result = Captioned(
       dataset={'name': part.spec.name, 'version': part.version, 'split': split,

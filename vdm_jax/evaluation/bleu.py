@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vdm_jax.errors import require
-from vdm_jax.evaluation.distances import Estimated, share
+from vdm_jax.evaluation.distances import Estimated
+from vdm_jax.evaluation.shapes import share
 
 ORDER = 4  # of the longest n-grams of BLEU
 
@@ -17,7 +18,7 @@ def exact(said: Sequence[str], texts: Sequence[str]) -> Estimated:
   return share(np.array([a.split() == b.split() for a, b in zip(said, texts, strict=True)]))
 
 
-def bleu(said: Sequence[str], texts: Sequence[str], order: int = ORDER) -> float:
+def score(said: Sequence[str], texts: Sequence[str], order: int = ORDER) -> float:
   """BLEU of captions with one reference each, from 0 to 1: Papineni et al. (2002), section 2.3.
 
     BP exp(mean over n of log p_n),    BP = min(1, exp(1 - r / c)),    n = 1 .. order
