@@ -7,9 +7,10 @@ from vdm_jax.errors import InputError
 from vdm_jax.evaluation import bleu
 
 # Papineni et al. (2002), example 1.
-CANDIDATES = ('it is a guide to action which ensures that the military always obeys the commands of '
-              'the party',
-              'it is to insure the troops forever hearing the activity guidebook that party direct')
+CANDIDATES = (
+    'it is a guide to action which ensures that the military always obeys the commands of the '
+    'party',
+    'it is to insure the troops forever hearing the activity guidebook that party direct')
 # sacrebleu 2.6.0, corpus_bleu(said, [texts], ...) with tokenize='none', smooth_method='none' and
 # force=True: of up to 4 and up to 2 words.
 RECORDED = [
