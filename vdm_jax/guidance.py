@@ -181,8 +181,8 @@ class Guidance(NamedTuple):
   def of(self, model: Model) -> Model:
     """`model` with this guidance.
 
-    Its `cond` returns a pair, the condition and that of an image of which nothing is told.  So a
-    sampler computes both once, before its first step.
+    Its `cond` returns a pair: the condition, and the condition that tells nothing.  So a sampler
+    computes both once, before its first step.
 
     Raises InputError if the model has not learned to do without a label, if the model clips its
     estimates before guidance, or if it has fewer channels.

@@ -79,8 +79,9 @@ def pairs(subject: speed.Subject, *, sampler_steps: int = 250, repetitions: int 
   """Seconds of a batch of pairs, and of a batch of samples by the same sampler.
 
   The sampler is DDIM.  Pairs are drawn and written into mapped arrays, and samples are only drawn.
-  The writer puts the arrays on the disk once in `data.writers.SECONDS`.  So the median has no disk
-  in it where a batch takes much less; the rate that `runs.make_pairs` prints includes the disk.
+  The writer puts the arrays on the disk once in `data.writers.SECONDS`.  If a
+  batch takes much less time than that, the median leaves out the disk.  The rate that
+  `runs.make_pairs` prints includes the disk.
   Raises InputError: a model whose samples are latents.
   """
   require_at_least('sampler_steps', sampler_steps, 1)

@@ -60,7 +60,7 @@ class Conditions(NamedTuple):
 
   @contextlib.contextmanager
   def named(self) -> Iterator[dict[str, list[str]]]:
-    """`values`; an error inside of a field among them shows the flag that set it."""
+    """`values`, in whose context an error of a field shows the flag that set the field."""
     values = self.values()
     try:
       yield values

@@ -50,7 +50,7 @@ def moved_data(help_text: str = "The run's data, if they have moved: ./photos or
                ) -> flags.FlagHolder:
   """Defines --data_name for data that have moved.
 
-  It is a name as in config.data.name and no path, which would lose the dot of ./photos.
+  The value is a name as in config.data.name.  As a path, ./photos would lose its dot.
   """
   return flags.DEFINE_string('data_name', None, help_text)
 

@@ -12,7 +12,7 @@ FLAGS = [
 
 
 def join(argv: list[str]) -> None:
-  """Joins the other processes.  Call it before a config is read, which may use a device.
+  """Joins the other processes.  Call it before a config is read: the reading may use a device.
 
   Raises InputError, or absl's flags.Error.
   """

@@ -161,8 +161,7 @@ def decode(kernels: Kernels, words: np.ndarray, tables: list[list], count: int, 
 
 def ideal(kernels: Kernels, x: np.ndarray, *, seed: int = 0, conditions: Conditions = nothing
           ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-  """(i, z_i, bits of divergence [n] of this level), by a channel that costs exactly its divergence.
-  """
+  """Yields (i, z_i, bits of divergence [n]) by a channel that costs exactly the divergence."""
   x = np.asarray(x, np.float64)
   rng, z = np.random.default_rng([seed, 1]), x  # not the stream of data made from the same seed
   for i in range(kernels.steps, -1, -1):

@@ -140,7 +140,7 @@ class Stack:
 
   def push_residual(self, residual: np.ndarray, mean: np.ndarray, std: np.ndarray, half: int
                     ) -> None:
-    """Pushes any integers [D].  Likely ones lie within the window; its ends mean an escape.
+    """Pushes any integers [D]: likely ones within a window, all others by an escape at its ends.
 
     A wide window would cost more than an escape, because each of its symbols has a probability of
     at least 2^-24.

@@ -11,8 +11,8 @@ bits, and 6 bits if the caption is known.
 
 So `shapes` is the whole distribution, and the mean over its test images is a mean over the
 distribution, without an error of sampling.  `shapes:held_out` asks whether a model composes.  The
-captions of four pairs of colour and shape (`HELD_OUT`) never occur in training, but each of their
-words does, with every word of the other kinds but one.
+captions of four pairs of colour and shape (`HELD_OUT`) never occur in training.  But each of
+their words occurs there, with every word of the other kinds but one.
 """
 import functools
 

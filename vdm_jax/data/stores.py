@@ -4,7 +4,7 @@
   `digits`                     scikit-learn's handwritten digits, prepared when first used
   `shapes`, `shapes:held_out`  captioned shapes of 16 x 16 pixels: see `shapes`
   `emoji`, `emoji:held_out`    emoji and their names, prepared from a font: see `emoji`
-  `captioned_digits`           the same with the field `caption`, 'zero' .. 'nine': see `captions`
+  `captioned_digits`           `digits` with the field `caption`, 'zero' .. 'nine': see `captions`
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
   `./photos`, `/data/photos`   a folder of images (any name with a leading `.`, `/` or `~`):
                                see `folders`

@@ -37,8 +37,8 @@ Merge = tuple[str, str]
 class Tokeniser(NamedTuple):
   """Texts as tokens 0 .. levels - 1, and back.
 
-  encode raises InputError for a text that it cannot say, and for one of more than `length` tokens,
-  which is cut instead if `cut` is set.  CLIP's end stays at the end of a text that is cut.
+  encode raises InputError for a text that has no tokens here, and for a text of more than `length`
+  tokens.  With `cut`, it cuts such a text instead, and CLIP's end stays at the end of the text.
   decode leaves out padding, and the marks of a start and an end.
   """
   encode: Callable[..., np.ndarray]              # n texts (, cut=False) -> int32 [n, length]
@@ -95,7 +95,7 @@ def field(name: str, settings: Settings, texts: Sequence[str] = ()) -> Field:
 
 
 def of(field: Field) -> Tokeniser:
-  """The tokeniser of a text field.  Raises InputError: no file of merges, or another one."""
+  """The tokeniser of a text field.  Raises InputError: its file is missing, or is another one."""
   assert field.texts is not None
   return _made(field.shape[0], *field.texts)
 
@@ -167,7 +167,7 @@ def of_words(words: Sequence[str], length: int) -> Tokeniser:
   """A token for each word: 0 pads, and i + 1 is word i.
 
   words: of the data, see `vocabulary`.  Upper case is lower case, and decoded words stand one space
-  apart.  A text with any other word is refused, with the nearest that there are.
+  apart.  A text with any other word is refused, and the error names the nearest words.
   """
   numbers = {word: i + 1 for i, word in enumerate(words)}
 
@@ -263,9 +263,10 @@ def of_gpt2(merges: str | Path, length: int = 128, count: int = 50_000) -> Token
 def of_bert(pieces: str | Path, length: int = 77, count: int = 30_522) -> Tokeniser:
   """BERT's encoding (Devlin et al. 2019; Wu et al. 2016, section 4.1), in lower case.
 
-  A text is split at spaces and at every mark of punctuation, and loses its accents.  A word becomes
-  the longest piece that begins it, then the longest that goes on, which is written ##piece.  A word
-  that is not all pieces is the token [UNK].  A text begins with [CLS] and ends with [SEP].
+  A text is split at spaces and at every mark of punctuation, and loses its accents.  A word is
+  split into the longest piece at its start, then the longest piece that follows (written ##piece),
+  and so on.  If no piece follows, the whole word is the token [UNK].  A text begins with [CLS] and
+  ends with [SEP].
 
   pieces: the file vocab.txt of bert-base-uncased, one piece a line.  count: of the pieces.
   Raises InputError: no such file, or a file of other pieces.

@@ -54,7 +54,7 @@ def mask(maps: Array, ratio: float = 3.0) -> Array:
   [0, 1] and has the threshold 1/2.
 
   If the map is constant in a region, and 0 elsewhere, the region's share of the image must be below
-  2 / ratio.  A larger region is not found: it is not above ratio / 2 times the mean that it makes.
+  2 / ratio.  A larger region also has a larger mean, so it is not above ratio / 2 times this mean.
 
   Raises InputError if the mask of an image is empty.  Under `jit`, where values are unknown, the
   mask stays empty, and `edit` then returns the image.
@@ -80,8 +80,8 @@ def edit(query: Denoiser, reference: Denoiser, process: Process, keys: Array, x:
          decode: SamplerMaker = ddim) -> Array:
   """z at the last time: the image x, told the query where the mask `where` is True: [B, ...].
 
-  Couairon et al. (2023), steps 2 and 3.  The paper inverts untold: then `reference` is the
-  denoiser without a text.
+  Couairon et al. (2023), steps 2 and 3.  The paper inverts without a text: then
+  `reference` is the denoiser without a text.
 
   x: z at the last time of the grid.  where: bool, broadcasts to x.  times: down from the strength
   of the edit, for example 0.8.  invert, decode: deterministic samplers of one step; the inversion

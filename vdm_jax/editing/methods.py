@@ -182,7 +182,8 @@ class PromptToPrompt(NamedTuple):
 
   change: 'replace' or 'refine'; cross, own: the shares of the time, from noise, in which attention
   to words, and of positions to each other, is the source's; weights: (word of the target, c) pairs;
-  blend: words of either text; only pixels that attend to them change; threshold: of this.
+  blend: words of either text, if only the pixels that attend to them may change; threshold: of
+  this attention.
   """
   change: str = 'replace'
   cross: float = 0.8
@@ -216,8 +217,8 @@ class PromptToPrompt(NamedTuple):
 class NullText(NamedTuple):
   """Mokady et al. (2023): prompt-to-prompt, with an untold embedding that is tuned at each step.
 
-  So the source comes back under guidance.  updates: of the embedding, at most, in each step.  All
-  that a network is told of the empty text is tuned: of GLIDE, the pooled vector too.
+  So the source comes back under guidance.  updates: the most updates of the embedding in a
+  step.  All that a network is told of the empty text is tuned: for GLIDE, the pooled vector too.
   """
   change: str = 'replace'
   cross: float = 0.8
@@ -250,7 +251,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 def named(name: str, **fields: Any) -> Method:
   """The method of a name, with these numbers.
 
-  Raises InputError: no such method; a field that the method has not; a wrong number.
+  Raises InputError: no such method; a field that the method does not have; a wrong number.
   """
   require_choice('method', name, METHODS)
   make = METHODS[name]
@@ -294,7 +295,8 @@ def aligned(method: PromptToPrompt | NullText, source: prompt_to_prompt.Prompt,
             target: prompt_to_prompt.Prompt, length: int) -> prompt_to_prompt.Words:
   """The words of a pair.  length: the tokens that the network reads, with padding.
 
-  Raises InputError as `prompt_to_prompt.replace` does, and for a weight of no word of the target.
+  Raises InputError as `prompt_to_prompt.replace` does, and for a weight of a word that the target
+  does not have.
   """
   make = {'replace': prompt_to_prompt.replace, 'refine': prompt_to_prompt.refine}[method.change]
   words = make(source, target, length, method.cross)

@@ -8,9 +8,9 @@ batch is [2 n, ...]: n sources, then their n targets.
     told = attention.edited(denoise, edit(words), told=True)
     guided = guidance.classifier_free(told, conditioned_on(denoise, null), w)
 
-Guidance edits its conditional half alone.  M_s and M_t are the maps of source and target, their
-columns are tokens, and A says which tokens of the source each token of the target reads.  Section
-3.2 of the paper has three edits:
+Under guidance, only the conditional half is edited.  M_s and M_t are the maps of source and target,
+their columns are tokens, and A says which tokens of the source each token of the target reads.
+Section 3.2 of the paper has three edits:
 
   replace   M_t <- M_s A             words are exchanged, one for one
   refine    M_t[:, j] <- M_s[:, a(j)]  where token j is also in the source; else M_t[:, j]
@@ -275,7 +275,7 @@ class BlendState(NamedTuple):
 
 def local_blend(denoise: Denoiser, process: Process, size: int = 16,
                 threshold: float = 0.3) -> Sampler:
-  """DDIM, after each step of which a target is its source wherever `blend_mask` is False.
+  """DDIM; after each step, a target becomes its source wherever `blend_mask` is False.
 
   Hertz et al. (2022), "local editing".  The maps are summed over the steps so far.
 

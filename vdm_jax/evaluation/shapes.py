@@ -16,7 +16,7 @@ BLOCK = 512  # images at a time
 
 
 class Named(NamedTuple):
-  """The nearest pictures to images, [n] each."""
+  """The picture that is nearest to each of n images: all fields are [n]."""
   captions: np.ndarray   # numbers of `shapes.CAPTIONS`
   places: np.ndarray     # numbers of `shapes.PLACES`
   distances: np.ndarray  # Euclidean, where 0 .. 255 is coded as -1 .. 1

@@ -117,7 +117,7 @@ def _short(name: str) -> str:
 
 
 def cells(row: Mapping) -> list[str]:
-  """A row's cells below `COLUMNS`."""
+  """The cells of a row, one for each of `COLUMNS`."""
   calls = '-'
   if row['evaluations_per_image'] is not None:
     calls = f'{row["evaluations_per_image"]:.0f}'
@@ -174,7 +174,7 @@ def verdict(check: Mapping) -> str:
 
 
 def check_cells(check: Mapping) -> list[str]:
-  """A check's cells below `CHECK_COLUMNS`."""
+  """The cells of a check, one for each of `CHECK_COLUMNS`."""
   return [check['name'], number(check['difference'], 5), number(check['standard_error'], 5),
           verdict(check)]
 

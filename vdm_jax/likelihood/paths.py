@@ -81,8 +81,8 @@ def importance_weighted(paths: int, steps: int, variance: vlb.Variance = vlb.fix
   A model of latents, such as those of an autoencoder, has K draws of the latents y ~ q(y | x) too,
   each with a path of its own:  w = p(x | y) p(path from y) / (q(y | x) q(path | y)).
 
-  Raises InputError if K is no multiple of at_once, or if the model brings its own bound, and no
-  `Model.inner` with the bound of `objectives.vlb`.
+  Raises InputError if K is no multiple of at_once, or if the model brings its own bound without a
+  `Model.inner` that has the bound of `objectives.vlb`.
   """
   at_once = at_once or paths
   if paths % at_once:

@@ -23,7 +23,7 @@ _SCALE = 0.458, 0.448, 0.450
 
 
 def require_channels(field: str | None, value: Any, shape: Sequence[int], least: int = 16) -> None:
-  """Raises InputError, of this field, unless LPIPS has a distance of examples of this shape.
+  """Raises InputError that names `field`, unless LPIPS can compare examples of this shape.
 
   least: the least side, since four poolings halve the images.
   """

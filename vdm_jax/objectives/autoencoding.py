@@ -48,7 +48,7 @@ def generator(fake: Array) -> Array:
 def hinge(real: Array, fake: Array) -> Array:
   """The discriminator's loss, [B]: half of mean relu(1 - D(x)) + mean relu(1 + D(x')).
 
-  Lim and Ye (2017); the half is of the public code.  real, fake: logits [B, h, w].
+  Lim and Ye (2017); the factor 1/2 is that of the public code.  real, fake: logits [B, h, w].
   """
   return 0.5 * (mean_over_data(jax.nn.relu(1.0 - real)) + mean_over_data(jax.nn.relu(1.0 + fake)))
 
@@ -60,7 +60,7 @@ def balance(reconstruction: PyTree, adversarial: PyTree) -> Array:
   most 1e4, and it has no gradient.
 
   reconstruction, adversarial: the gradients by the kernel, of means over a batch.  If devices share
-  the batch, average the gradients first: d is no mean of numbers of the devices.
+  the batch, average the gradients first: d is not the mean of what each device would compute.
   """
   length = lambda gradient: jnp.sqrt(sum(jnp.sum(jnp.square(u)) for u in jax.tree.leaves(gradient)))
   weight = length(reconstruction) / (length(adversarial) + 1e-4)

@@ -88,7 +88,7 @@ def denoising(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
 
 
 def at_level(objective: Matching, scale: Callable[[Level], Array] = variance) -> Objective:
-  """lambda(t) times an objective of one density, for q(z_t): the data have noise, the target not.
+  """lambda(t) times an objective of one density, for q(z_t): only the data have noise.
 
   Its minimum is at the score of q(z_t), like the minimum of `denoising`.  It needs sigma > 0.
   """

@@ -6,7 +6,7 @@ images,
 
     L = L_simple + spatial sum |Y_T - Y_S|^2 + spectral sum w |F Y_T - F Y_S|^2,   w = 1 / |F x|,
 
-so a frequency that the datum has little of weighs more.  The transform is not normalised: with
+so a frequency weighs more if the datum has little of it.  The transform is not normalised: with
 w = 1 the last sum is H W times the sum before it (Parseval).  The weight has no limit where x has
 nothing of a frequency, so |F x| is kept above a floor.  In the paper Y is outputs and features;
 here Y is outputs.

@@ -58,7 +58,7 @@ def torch_leaf(name: str) -> str:
 
 
 def some(names: Collection[str]) -> str:
-  """Names of an error, in alphabetical order; of more than ten only the first."""
+  """Names for an error, in alphabetical order: the first ten, and the number of the others."""
   return ', '.join(sorted(names)[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
 
 
@@ -72,7 +72,7 @@ def depth(flat: Mapping[str, np.ndarray], pattern: str) -> int:
 
 def joined(flat: Mapping[str, np.ndarray], pattern: str, parts: Sequence[str],
            name: str) -> dict[str, np.ndarray]:
-  """Arrays that `flat` keeps apart, q, k and v say, as one array along its first axis.
+  """`flat` with arrays that it keeps apart, such as q, k and v, as one along the first axis.
 
   pattern: matches the whole name of a part, and has three groups: what stands before the part, the
   part, and what stands after it.  parts: in their order.  name: of the joined array, with {0} and

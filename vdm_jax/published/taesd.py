@@ -1,13 +1,13 @@
 """Checkpoints of madebyollin/taesd as parameters of `nn.autoencoders.taesd`.
 
 Two files, `taesd_encoder` and `taesd_decoder`, hold the two halves.  Each is a list of layers, in
-which a relu, the bound of the latents and a doubling have a number too:
+which a relu, a doubling and the layer that bounds the latents have a number too:
 
     encoder   0 in, 1 block, then three times: a convolution of stride 2, three blocks;  out
     decoder   1 in, 3 to 5 blocks, 7 a convolution after the doubling, ...;  a block, out
 
 huggingface/diffusers (AutoencoderTiny) has one file with both.  There the layers are under
-encoder.layers and decoder.layers, and the bound of the latents has no number.
+encoder.layers and decoder.layers, and the layer that bounds the latents has no number.
 """
 import re
 from collections.abc import Mapping

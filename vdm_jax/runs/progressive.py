@@ -233,7 +233,7 @@ def decode(file: str | Path, out: str | Path, *, prefix: float = 1.0, finish: st
   """Decodes a lossy .vdmz into the folder `out`: pictures or `images.npz`, as `compressing.decode`.
 
   Args:
-    prefix: the share of the payload that is read.  The levels that end in this share are decoded.
+    prefix: the share of the payload that is read.  The levels that end within it are decoded.
     finish: how the last of these levels becomes images: along the `flow`, by `ancestral` sampling,
       or by the `mean` of x.  The mean is blurred and has the least squared error.
     directory: the run that encoded the file, if the run has moved.

@@ -211,7 +211,7 @@ def frechet(by: str, reference: Images, *, batch_size: int = 100
 
 def jackknifed(by: str, reference: Images, *, batch_size: int = 100
                ) -> Callable[[np.ndarray], tuple[float, float]]:
-  """As `frechet`, without the bias by few samples, and its standard error.
+  """Like `frechet`, but the distance without the bias of few samples, and its standard error.
 
   See `evaluation.frechet.jackknifed`.
   """

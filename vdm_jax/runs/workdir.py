@@ -145,9 +145,9 @@ def steps_made(workdir: str | Path) -> int:
 
 
 def start_of(workdir: str | Path) -> str:
-  """The workdir that the run in `workdir` started from: of its first start since it began.
+  """The workdir that the run in `workdir` started from, as its first start since it began says.
 
-  '' where there is none, or no run, or an older version began it.
+  It is '' if there is none or no run, or if an older version began the run.
   """
   if not (Path(workdir) / 'config.json').exists():
     return ''

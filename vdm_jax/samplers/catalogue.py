@@ -458,7 +458,7 @@ def require_suited(method: Method, model: Model, field: str = 'sampler') -> None
   """Raises InputError where the method cannot draw what this model has learned.
 
   A method for consistency models needs one; a stochastic method needs a score, which a flow of
-  coupled noise has not.  Whether a function of the user's own is stochastic is tried out.
+  coupled noise does not have.  A function of the user's own is tried, to see if it is stochastic.
   """
   require(not method.ends or (model.distilled or ('',))[0] == 'consistency', field, method.name,
           'the estimate of this model is the mean of the data, not the end of a path',

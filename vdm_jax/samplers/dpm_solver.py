@@ -142,7 +142,7 @@ def dpm_solver_multistep(denoise: Denoiser, process: Process, order: int = 2, of
                          sde: bool = False, solver_type: str = 'dpmsolver',
                          lower_order_below: int = 10, euler_at_final: bool = False,
                          second_difference: float = 2.0) -> Sampler:
-  """DPM-Solver++ (2M), (3M) (of = 'x'), multistep DPM-Solver (of = 'eps'): one evaluation per step.
+  """Multistep: DPM-Solver++ 2M, 3M (of = 'x'), DPM-Solver (of = 'eps'), one evaluation per step.
 
   Lu et al. (2022b), algorithm 2 (2M), and their SDE solver.  The derivatives of e come from the
   polynomial in lambda through the latest `order` estimates; the first steps are of order 1, 2, ....

@@ -66,14 +66,14 @@ def ddim_to_x(denoise: Denoiser, process: Process) -> Sampler:
 
 
 def noisier_ddim(denoise: Denoiser, process: Process) -> Sampler:
-  """DDIM, whose estimate is of the noisier of its two levels, on the way up too.
+  """DDIM that evaluates the network at the noisier of its two levels, on the way up too.
 
   On the way down it is `ddim`.  On the way up it evaluates the network at the level to which the
   step leads, on the z of the level before:
 
     z_s = alpha_s x + sigma_s eps,  eps = eps_hat(z_t, level s),  x = (z_t - sigma_t eps) / alpha_t
 
-  The inversions of public editing code do so (of Mokady et al. 2023, say).  A round trip then
+  Public editing code inverts in this way (Mokady et al. 2023, for example).  A round trip then
   uses the same levels in both directions, and loses less than with `ddim`, which inverts at the
   level where it is.  `encode` with it may not begin where alpha = 0.
   """
@@ -101,7 +101,7 @@ def ancestral(denoise: Denoiser, process: Process,
   A step to sigma_s = 0 draws no noise, whatever v, like the last step of the algorithm.  beta is in
   the units of the curve, so only v = 0 gives the same samples on all curves.
 
-  gradient: (z_t, level of t) -> [B, ...], of what guides; the mean moves by variance x gradient.
+  gradient: (z_t, level of t) -> [B, ...], for guidance; the mean moves by variance x gradient.
   Dhariwal and Nichol (2021), algorithm 1; Nichol et al. (2021), section 2.4, with CLIP.
   `guidance.classifier` moves it by (alpha_s / alpha_t) beta x gradient, whatever v.
   """

@@ -25,7 +25,7 @@ from vdm_jax.typing import Array, ArrayLike, Process, Sampler
 
 
 def replacement(sampler: Sampler, process: Process, y: ArrayLike, known: ArrayLike) -> Sampler:
-  """`sampler`, after each step of which the known part of z_s is alpha_s y + sigma_s noise.
+  """`sampler`; after each step, the known part of z_s becomes alpha_s y + sigma_s noise.
 
   Song et al. (2021), appendix I.2; the noise is new in every step.  After the last step the known
   part is alpha_s y exactly.
@@ -112,7 +112,7 @@ def repaint(sampler: Sampler, process: Process, keys: Array, z: Array, path: Arr
 
 
 def blended(sampler: Sampler, path: Array, mask: ArrayLike) -> Sampler:
-  """`sampler`, after each step of which z is that of `path` where the mask is False.
+  """`sampler`; after each step, z is replaced by the z of `path` where the mask is False.
 
   Both are at the level to which the step leads.  So at the end the sample is path[-1] there.
 

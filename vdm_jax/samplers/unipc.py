@@ -5,12 +5,13 @@ On the probability flow, with lambda = logsnr / 2 and h its change over a step,
   z_s = (sigma_s / sigma_t) z_t + sigma_s int x_hat d(alpha / sigma)      (data prediction)
       = (alpha_s / alpha_t) z_t + alpha_s int eps_hat d(sigma / alpha)    (noise prediction).
 
-UniP-p puts under the integral the polynomial in lambda through the latest p estimates, and has
-order p.  The next step evaluates the network at the point of arrival anyway.  UniC-p then goes back
-and takes the polynomial through that estimate too: order p + 1 at no further evaluation.  Zhao et
-al. solve a system of equations for their coefficients, with a function B(h) on both sides.  Its
-solution is these integrals, whatever B(h) is.  B(h) matters only where they replace the solution of
-a single equation by 1/2: in UniP-2 and UniC-1, as in their code.
+UniP-p replaces the estimate in the integral by a polynomial in lambda through the latest p
+estimates, and has order p.  The next step evaluates the network at the point of arrival anyway.
+UniC-p then goes back, and takes the polynomial through this new estimate too.  This gives order
+p + 1 without a further evaluation.  Zhao et al. solve a system of equations for their coefficients,
+with a function B(h) on both sides.  Its solution is these integrals, whatever B(h) is.  B(h)
+matters only in UniP-2 and UniC-1.  There they replace the solution of a single equation by 1/2, as
+in their code.
 """
 import jax
 import jax.numpy as jnp

@@ -30,7 +30,7 @@ LEARNED = {'learned, `PinnedMonotone`': schedules.PinnedMonotone(),
 
 
 class Line(NamedTuple):
-  """The curves of a schedule: logsnr at times t; the estimate, bits/dim, at other times."""
+  """The curves of a schedule: logsnr at the times t, and the estimate in bits/dim at others."""
   t: np.ndarray
   logsnr: np.ndarray
   at: np.ndarray

@@ -67,7 +67,7 @@ SYSTEMS = {
 
 
 def shorten(config: ml_collections.ConfigDict, train_steps: int | None) -> None:
-  """Sets the training steps of `config` to `train_steps`, if given; its phases in proportion."""
+  """Sets the training steps of `config`, if given; its phases are shortened in proportion."""
   if train_steps is None:
     return
   for field in ('halving_updates', 'growing_updates'):

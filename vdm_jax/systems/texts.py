@@ -1,4 +1,4 @@
-"""A system that is told texts: a network of texts, the encoder, makes the condition of a system.
+"""A system that is told texts: a network that reads texts, the encoder, makes its condition.
 
 The text is the field `caption` of the data, whose tokens a tokeniser of `data.tokenisers` made.
 The system's network reads the vectors of the tokens, [B, L, C], for example by cross-attention

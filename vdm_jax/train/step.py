@@ -154,7 +154,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, ema: dict[str, float
     t, keys = context.t, context.keys
 
     def gradient(batch, t, keys):
-      """1/n sum of c_i d loss_i over these examples, with n for the shard; the losses and terms."""
+      """(1/n sum c_i d loss_i over these examples, with n for the shard; the losses; the terms)."""
       part = context._replace(t=t, keys=keys)
       losses, pull_back, terms = jax.vjp(
           lambda params: loss(axis.gather_params(params), batch, part), state.params, has_aux=True)

@@ -7,7 +7,7 @@ resolutions:
     decoder  conv_in  ->  block, attention, block  ->  N + 1 blocks at each resolution  ->  conv_out
 
 A 1x1 convolution stands between each of them and the latent.  A convolution of stride 2 halves the
-images; it is padded on the right and below alone.  A convolution follows their doubling.  Two kinds
+images; it is padded on the right and below alone.  A convolution follows each doubling.  Two kinds
 differ in the latent h of the encoder:
 
   `KLAutoencoder`  h is the mean m and the log-variance log v of q(y | x) = N(m, v)

@@ -254,8 +254,8 @@ class Attends(nn.Module):
   def attended(self, maps: Array, told: int = 0) -> Array:
     """The maps that are multiplied by the values: `maps` themselves, [B, heads, positions, read].
 
-    Each row is a softmax over what a position reads.  told: so many columns, the first, are tokens
-    of the condition.  The other columns are positions of the image.
+    Each row is a softmax over what a position reads.  told: how many of the first columns are
+    tokens of the condition.  The other columns are positions of the image.
     """
     return maps
 

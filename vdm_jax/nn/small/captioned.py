@@ -10,8 +10,8 @@ from vdm_jax.typing import Array, PyTree
 class Captioned(nn.Module):
   """`net`, whose condition is swish(dense(the mean embedding of the tokens that are there)).
 
-  The network does not see the order of the tokens.  It is the smallest that tells short texts
-  apart.
+  The network does not see the order of the tokens.  It is a small network that can tell
+  short texts apart.
 
   net       takes numbers [B, classes] as its `cond`, e.g. `unets.vdm.UNet`, `mlp.MLP`
   levels    tokens are 0 .. levels - 1, and 0 is padding; bytes need 257

@@ -1,4 +1,4 @@
-"""The networks of learned adaptive noise: an image to a latent, and the latent to its schedules.
+"""The networks of learned adaptive noise: from an image to a latent, from a latent to schedules.
 
 Sahoo, Gokaslan, De Sa and Kuleshov (2024), Diffusion Models With Learned Adaptive Noise.  Neither
 network takes the time.  The encoder gives the logits of a k-hot vector.  The coefficients define

@@ -8,7 +8,7 @@ Every block sees the step of the chain.  With C = `features`:
 
 A block on the way up reads its input and one output of the way down, last in first out.  That is an
 output of a block, of a change of size or of conv_in.  A convolution of stride 2, padded on the
-right and below, halves the images.  A convolution follows their doubling.  The network estimates
+right and below, halves the images.  A convolution follows each doubling.  The network estimates
 the noise.
 """
 from typing import Literal

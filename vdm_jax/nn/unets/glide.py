@@ -34,5 +34,5 @@ class GLIDEUNet(nn.Module):
 
 
 def images_of(net: adm.UNet) -> tuple[str, ...]:
-  """The names of the images that such a network is told."""
+  """The names of the images that `net` reads beside z."""
   return (LOW_RES,) * net.super_resolution + (KNOWN, MASK) * net.inpainting

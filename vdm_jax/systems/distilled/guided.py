@@ -35,7 +35,7 @@ def fields() -> dict:
 
 
 def told(base: Experiment) -> Experiment:
-  """`base` with a model that also reads w (0 if a batch has none), and that is not guided."""
+  """`base` with a model that also reads w, or 0 if a batch has no w.  The model is not guided."""
   spec, field = base.data.spec, Field(WEIGHT, (), 'float32', None)
 
   def model(params, keys=None):

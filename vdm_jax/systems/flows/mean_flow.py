@@ -2,8 +2,8 @@
 
 Geng et al. (2025); see `objectives.mean_flow`.  The network reads t / time_scale as its time, and
 t - r as its scalar condition.  The target of the loss has the network's derivative in t.  Networks
-embed 1000 times their time in sines.  Of t itself, this derivative would be far larger than the
-velocity, and would hide it.
+embed 1000 times their time in sines.  If t itself were the time, this derivative would be far
+larger than the velocity, and would hide it.
 """
 import math
 

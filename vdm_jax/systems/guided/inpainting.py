@@ -10,7 +10,7 @@ KNOWN, MASK = 'known', 'mask'
 
 
 def experiment(base: Experiment) -> Experiment:
-  """`base`, in the estimates of whose model the known part is exact; its loss is not changed.
+  """`base` with a model whose estimates are exact in the known part; the loss is not changed.
 
   The condition of its network is a dict with `known` and `mask`, see `compose.experiment`.
   Guidance of two such estimates keeps the known part.

@@ -31,7 +31,7 @@ def experiment(base: Experiment, probability: float, field: str = LABEL,
                untold: ArrayLike = NO_LABEL) -> Experiment:
   """`base`, trained with this share of its conditions dropped, and validated with all of them.
 
-  field: of the data, the condition.  untold: its value where it is dropped.
+  field: the name of the condition in the data.  untold: the value that replaces a dropped one.
 
   The model has `null`, so it can be guided.  The loss raises InputError if `base` is not
   conditioned on labels.

@@ -94,11 +94,11 @@ class Autoencoder(NamedTuple):
     return jnp.take(self.codebook, self.index(y), axis=0)
 
   def of_vectors(self) -> 'Autoencoder':
-    """The same one, whose y are the vectors q of its codebook, and not h before it."""
+    """The same autoencoder, but y are the vectors q of its codebook, not h before the codebook."""
     return self._replace(encode=lambda data: (self.vectors(self.encode(data)[0]), None))
 
   def in_tiles(self, tile: int, overlap: int) -> 'Autoencoder':
-    """The same one, which decodes large latents by `nn.autoencoders.tiling.decode_tiled`.
+    """The same autoencoder, which decodes large latents by `nn.autoencoders.tiling.decode_tiled`.
 
     Its `log_prob` still decodes whole images.
     """
