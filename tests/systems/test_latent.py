@@ -17,7 +17,7 @@ from tests.support.latent_config import LAST, Judge, Linear, Quantising
 from vdm_jax import data, decoders, oracles, random, runs, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import bounds, ode, paths
-from vdm_jax.objectives import autoencoding
+from vdm_jax.objectives import autoencoding, vlb
 from vdm_jax.runs import needs, reconstructing, sampling, workdir
 from vdm_jax.samplers.analytic import reverse_variance
 from vdm_jax.schedules import TableSchedule
@@ -344,6 +344,40 @@ def test_a_chain_that_begins_at_the_latents_themselves_has_the_bound_of_its_vari
   assert (model.bound_variance, model.bound_evaluations) == ('published', 2)
 
 
+def test_a_chain_of_two_steps_with_the_best_variance_has_the_bound_of_continuous_time():
+  """Bao et al. (2022), theorem 1: so latents cost their entropy, and the images the evidence."""
+  experiment, params = pca()
+  batch, _, keys = draws(20_000)
+  run = lambda **kernel: jax.jit(lambda batch, keys: bounds.at_times(2, 2, **kernel)(
+      experiment.model(params), batch, keys))(batch, keys)
+  found, own = run(variance=of_normal), run()
+  error = np.std(found['nats']) / np.sqrt(20_000)
+  assert abs(np.mean(found['nats']) - 4.471781) < 4 * error < 0.1
+  assert np.mean(own['nats']) > 4.471781 + 8 * error  # of the variance of q(z_s | z_t, x)
+  terms = ('decoding', 'encoding', 'reconstruction', 'latent', 'diffusion')
+  np.testing.assert_allclose(found['nats'], sum(found[name] for name in terms), rtol=1e-4,
+                             atol=1e-4)
+  with pytest.raises(InputError, match='variance: this option applies only to a chain of steps'):
+    bounds.at_times(0, 2, of_normal)(experiment.model(params), batch, keys)
+
+
+@pytest.mark.parametrize('variance, of, other', [(vlb.fixed_large, None, 0.0),
+                                                 (vlb.fixed_small, 0.0, None)])
+def test_a_chain_that_ends_in_the_latents_has_the_bound_of_the_variance_that_is_asked_for(
+    variance, of, other):
+  betas = np.linspace(0.02, 0.6, 10)
+  experiment, params = pca(schedule=TableSchedule.from_betas(betas))
+  batch, _, keys = draws(20_000)
+  last = decoders.at_mean(experiment.model(params).inner.decoder)
+  found = jax.jit(lambda batch, keys: bounds.at_times(10, 9, variance, last)(
+      experiment.model(params), batch, keys))(batch, keys)
+  latents = sum(found[name] for name in ('reconstruction', 'latent', 'diffusion'))
+  error = np.std(latents) / np.sqrt(20_000)
+  expected, apart = (2 * chain_nats(betas, share) for share in (of, other))
+  assert abs(np.mean(latents) - expected) < 4 * error < 0.5 * abs(expected - apart)
+  assert set(np.asarray(found['evaluations'])) == {10}  # each step once
+
+
 def test_the_variances_of_a_model_of_latents_are_those_of_draws_of_them(monkeypatch):
   """Of z ~ N(0, 1) the variance is 1 at each level; of their means, which are 0 here, 1 - sigma^2.
   """
@@ -458,8 +492,11 @@ class Coded(nn.Module):
     return self.decode(self.encode(x))
 
 
-def coded(scale=1.0, s=1.0, quantised=True, schedule=None, odds=ODDS, **changes):
-  """The experiment whose network knows the law of the vectors, and its parameters."""
+def coded(scale=1.0, s=1.0, quantised=True, schedule=None, odds=ODDS, inputs=None, **changes):
+  """The experiment whose network knows the law of the vectors, and its parameters.
+
+  inputs: of a network that knows it not, and which the loss calls too.
+  """
   config = latent.default_config()
   config.model.quantised = quantised
   spec = data.Spec('coded', (data.fields.reals('x', (2, 1, 2)),))
@@ -470,8 +507,10 @@ def coded(scale=1.0, s=1.0, quantised=True, schedule=None, odds=ODDS, **changes)
                            CODEBOOK[pairs][:, :, None], np.zeros(len(pairs)))
 
   def build(inner):
-    base = compose.experiment(inner, net=Exact(), schedule=schedule or schedules.Linear(12.0,
-                                                                                        -12.0))
+    linear = schedules.Linear(12.0, -12.0)
+    if inputs is not None:
+      return compose.experiment(inner, net=Exact(), schedule=schedule or linear, inputs=inputs)
+    base = compose.experiment(inner, net=Exact(), schedule=schedule or linear)
     return base._replace(model=lambda params, keys=None: base.model(params, keys)._replace(
         denoise=oracle, **changes))
   experiment = latent.of(config, build, autoencoder=Coded(scale))
@@ -582,17 +621,30 @@ def test_a_published_chain_of_indices_ends_in_their_law():
   assert abs(np.mean(terms['reconstruction'])) < 1e-3
 
 
-def test_validation_of_a_codebook_reports_the_bound_of_its_indices():
-  experiment, params = coded(quantised=False)
+def test_validation_of_vectors_reports_the_bound_of_their_indices_by_one_call_of_the_network():
+  calls = []
+
+  def counted(z, level):
+    calls.append(z.shape)
+    return z, level.logsnr
+  experiment, params = coded(inputs=counted)
   batch, _ = coded_data(16)
   t, keys = (jnp.arange(16) + 0.5) / 16, jax.random.split(jax.random.key(1), 16)
   of = Context(t, keys, jnp.int32(0), train=False)
+  calls.clear()
   _, terms = jax.jit(lambda: experiment.loss(params, batch, of))()
+  assert len(calls) == 1
   nats, parts = jax.jit(lambda: experiment.model(params).bound(batch, t, keys))()
-  np.testing.assert_allclose(terms['bits_per_dim'], nats / (4 * np.log(2)), rtol=1e-5)
-  np.testing.assert_allclose(terms['decoding'], parts['decoding'] / (4 * np.log(2)), rtol=1e-5)
+  expected = {'bits_per_dim': nats, **parts}
+  for name, u in expected.items():
+    np.testing.assert_allclose(terms[name], u / (4 * np.log(2)), rtol=1e-5, atol=1e-6)
   _, training = jax.eval_shape(lambda: experiment.loss(params, batch, of._replace(train=True)))
-  assert not {'bits_per_dim', 'reconstruction', 'decoding'} & training.keys()
+  assert not expected.keys() & training.keys()
+  # A network of h is not told the codebook, and its bound is left to the ledger.
+  experiment, params = coded(quantised=False, inputs=counted)
+  calls.clear()
+  _, terms = jax.eval_shape(lambda: experiment.loss(params, batch, of))
+  assert not expected.keys() & terms.keys() and len(calls) == 1
 
 
 @pytest.mark.parametrize('quantised', [True, False])
@@ -776,9 +828,14 @@ def test_a_run_of_latents_draws_images_and_has_a_ledger_in_bits_of_the_images(tr
                                         'diffusion']
   assert rows['vlb']['dequantiser'] == 'of the model'
   checked = runs.evaluate(tmp_path / 'second', examples=8, times=2,
-                          estimates=['vlb@3', 'iw@2x3', 'iw@4x3'])
+                          estimates=['vlb@3', 'iw@2x3', 'iw@4x3', 'vlb@12/large',
+                                     'iw@2x12/large', 'vlb@12/analytic', 'vlb@12/large/ddpm'])
   assert {check['name'] for check in checked.checks} >= {
-      'iw@2x3, its paths one by one = vlb@3', 'iw@4x3 <= iw@2x3'}
+      'iw@2x3, its paths one by one = vlb@3', 'iw@4x3 <= iw@2x3',
+      'iw@2x12/large, its paths one by one = vlb@12/large'}
+  assert {row['estimate']: row['variance'] for row in checked.rows} == {
+      'vlb': None, 'vlb@3': 'small', 'iw@2x3': 'small', 'iw@4x3': 'small', 'vlb@12/large': 'large',
+      'iw@2x12/large': 'large', 'vlb@12/analytic': 'analytic', 'vlb@12/large/ddpm': 'large'}
   assert all(check['passed'] for check in checked.checks if check['serious'])
   for name in ('ode/uniform', 'immse', 'indices'):
     with pytest.raises(InputError, match=name):

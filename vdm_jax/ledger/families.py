@@ -118,8 +118,9 @@ def _is_wide(chain: BoundSettings) -> bool:
 
 def _needs_of_chain(request, options, model, batch):
   chain = request.settings
-  within = chain.paths and model.inner is not None  # whose bound is that of objectives.vlb
-  if model.bound is not None and not within and (chain.paths or chain.variance or chain.ddpm):
+  # The bound of `inner` is one of objectives.vlb, which takes all of these.
+  if (model.bound is not None and model.inner is None
+      and (chain.paths or chain.variance or chain.ddpm)):
     raise _refused(request, 'this model has a bound of its own', 'ask for vlb, or for vlb@T if it '
                    'has one of T steps')
   if chain.paths or chain.variance == 'analytic':

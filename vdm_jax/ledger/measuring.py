@@ -60,7 +60,7 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   one = split.get(np.arange(1))
   dequantised = of.dequantise is not None or not (of.data_space or of.index_nats)
   row = about(request, options, dequantised)
-  row = row | _of_bound(row, of, one, levels) | (fields or {})
+  row = row | _of_bound(request, row, of, one, levels) | (fields or {})
   # What was read from data is an argument of the program, as parameters are, and no constant in it.
   needed = statistics.only(family.needs(request, options, of, one))
 
@@ -92,14 +92,17 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   return Measured(rows.row(row | clock.read(shared), bits, out.get('evaluations')), bits, draws)
 
 
-def _of_bound(row: dict, model: Model, batch: PyTree, levels: int | None) -> dict:
+def _of_bound(request: Request, row: dict, model: Model, batch: PyTree, levels: int | None) -> dict:
   """What a row says of the model's chain, which no name of an estimate tells."""
   found = {}
   if levels is None and row['decoder'] == 'discretised normal':
     found['decoder'] = 'normal'
   if model.index_nats and row['decoder'] in ('of the model', 'discretised normal'):
     found['decoder'] = 'of the codebook'
-  if model.bound is not None and row['variance']:
+  # Whole paths, and a chain whose variance or end is named, do not use the model's own bound.
+  own = not row['paths'] and not any(getattr(request.settings, name, None)
+                                     for name in ('variance', 'ddpm'))
+  if model.bound is not None and row['variance'] and own:
     found['variance'] = model.bound_variance
     if model.bound_variance == 'published':
       found['variance'] = 'learned' if 'variance' in heads(model, batch) else 'large'

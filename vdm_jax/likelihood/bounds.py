@@ -18,6 +18,7 @@ from vdm_jax.likelihood.passes import Estimator, over_images
 from vdm_jax.objectives import vlb
 from vdm_jax.samplers.analytic import Variances, reverse_variance
 from vdm_jax.typing import Array, Model, PyTree
+from vdm_jax.units import sum_of_terms
 
 
 class BoundSamples(NamedTuple):
@@ -102,17 +103,22 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
   """The model's own bound at one time per image: nats [B], and the terms whose sum it is.
 
   It is a draw of `objectives.vlb`, unless the model brings another bound.  variance, last: as for
-  `vlb.discrete`, for a chain of steps only.
-  Raises InputError if they are given for continuous time, or for a model that brings a bound, or as
-  `require_score`.
+  `vlb.discrete`, for a chain of steps only.  A model of latents takes them as the chain of its
+  latents, `Model.inner`.
+  Raises InputError if they are given for continuous time, or for a model that brings a bound and no
+  `Model.inner`, or as `require_score`.
   """
   require_score(model)
   kernel = {name: u for name, u in (('variance', variance), ('last', last)) if u is not None}
+  if kernel and not steps:
+    raise InputError(problem=f"{', '.join(kernel)}: this option applies only to a chain of steps",
+                     remedy='give `steps`, or leave the option out')
+  if kernel and model.inner is not None and model.enter is not None:
+    inside, own = model.enter(batch, keys)
+    nats, terms = one_draw(model.inner._replace(bound=None), inside, t, keys, steps, **kernel)
+    return nats + sum_of_terms(own), own | terms
   if kernel:
     require_default_bound(model, ', '.join(kernel))
-    if not steps:
-      raise InputError(problem=f"{', '.join(kernel)}: this option applies only to a chain of steps",
-                       remedy='give `steps`, or leave the option out')
   if model.bound is not None:
     return model.bound(batch, t, keys, steps)
   x = model.encode(batch[model.field])
@@ -173,7 +179,8 @@ def at_times(steps: int, times: int, variance: vlb.Variance | None = None,
       drawn = later * by_image(u)[:, :times].mean(axis=1)
       return drawn if last is None else drawn + by_image(u)[:, times] / steps
 
-    calls = 1 if model.bound is None else model.bound_evaluations
+    is_own = model.bound is not None and variance is None and last is None
+    calls = model.bound_evaluations if is_own else 1
     logsnr = model.process(t).logsnr
     # Of levels that differ from pixel to pixel, the mean.
     logsnr = jnp.mean(logsnr.reshape(len(t), -1), axis=1)

@@ -117,9 +117,9 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
 
   The loss is the system's own loss of z, the latents of the data.  Its parts of a bound are
   reported in bits per dimension of the data.  Validation adds 'decoding' and 'encoding', and their
-  sum, 'bits_per_dim'.  With a codebook, all parts of the bound are those of the indices, and are
-  reported by validation alone.  `Experiment.model` gives the system's `Model`, which encodes data
-  as z and decodes z as data.
+  sum, 'bits_per_dim'.  With a codebook, all parts of the bound are those of the indices.  Only
+  validation reports them, and only if the vectors are diffused.  The ledger has them in any case.
+  `Experiment.model` gives the system's `Model`, which encodes data as z and decodes z as data.
 
   Args:
     build: a system: the config of real data, of the shape of the latents -> its experiment.  The
@@ -191,8 +191,10 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     bound = terms.pop('bits_per_dim', None)
     bits = lambda nats: bits_per_dim(nats, x.shape)
     if has_codebook:  # the terms of a bound are those of a density
-      terms = {name: u for name, u in terms.items() if name not in compose.IN_NATS}
-      return losses, terms | ({} if context.train else of_indices(params, batch, context))
+      parts = {} if context.train or not quantised else of_indices(
+          params, batch, context, terms.get('diffusion'))
+      return losses, {name: u for name, u in terms.items()
+                      if name not in compose.IN_NATS} | parts
     if log_q is None:
       return losses, terms
     terms['encoding'] = bits(log_q)
@@ -202,13 +204,25 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
         terms['bits_per_dim'] = bound + terms['decoding'] + terms['encoding']
     return losses, terms
 
-  def of_indices(params, batch, context) -> dict[str, Array]:
-    """The bound of the indices and its parts, in bits; {} if the model has no likelihood."""
-    of = model(params)
+  def of_indices(params, batch, context, diffusion: Array | None) -> dict[str, Array]:
+    """The bound of the indices and its parts, in bits; {} if the model has no likelihood.
+
+    diffusion: this part in bits, if the loss has it.  Both are of the same vectors and noise, so
+    the network need not be called again, unless the bound also has a first step to the data.
+    """
+    of, t, keys = model(params), context.t, context.keys
     if of.bound is None or begins_at_data and not of.steps:
       return {}
-    nats, parts = of.bound(batch, context.t, context.keys, of.steps)
-    return {name: bits_per_dim(u, x.shape) for name, u in {'bits_per_dim': nats, **parts}.items()}
+    bits = lambda parts: {name: bits_per_dim(u, x.shape) for name, u in parts.items()}
+    if diffusion is None or begins_at_data or of.inner is None:
+      nats, parts = of.bound(batch, t, keys, of.steps)
+      return bits({'bits_per_dim': nats, **parts})
+    inside, own = of.enter(batch, keys)
+    index, inner = inside[x.name], of.inner
+    z = inner.encode(index)
+    ends = vlb.end_terms(inner.process, z, z, t, keys, index, inner.decoder, None)
+    parts = {**bits(own | ends), 'diffusion': diffusion}
+    return {'bits_per_dim': sum_of_terms(parts), **parts}
 
   def model(params, keys=None):
     drawn = lambda images, keys: draw(params, {x.name: images}, keys)
