@@ -1,0 +1,117 @@
+"""The study of edits: its tasks, its verdicts on edits that are known, and how it goes on."""
+import jax
+import numpy as np
+import pytest
+
+from tests.support import shapes_config
+from vdm_jax import data
+from vdm_jax.data import shapes
+from vdm_jax.editing import methods
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation import shapes as judge
+from vdm_jax.runs import editing as edits_of_runs
+from vdm_jax.runs import workdir
+from vdm_jax.studies import editing
+
+PARAMS = jax.jit(shapes_config.build(shapes_config.get_config()).init)
+
+
+@pytest.fixture(scope='module')
+def of():
+  config = shapes_config.get_config()
+  return editing.tasks(data.Data(config.data).split('test').get(np.arange(80))['image'])
+
+
+def ideal(of):
+  return shapes.images()[len(shapes.PLACES) * of.targets + of.places]
+
+
+def test_a_task_exchanges_one_word_and_its_mask_by_hand_holds_all_that_changes(of):
+  for i, (source, target) in enumerate(zip(of.sources, of.targets, strict=True)):
+    apart = [a != b for a, b in zip(shapes.WORDS[source], shapes.WORDS[target], strict=True)]
+    assert apart == [kind == of.kinds[i] for kind in range(4)]
+  assert np.bincount(of.kinds).tolist() == 4 * [20]
+  region = judge.to_change(of.originals, of.targets)
+  masks = editing.painted(of)[..., 0]
+  assert not (region & ~masks).any() and (masks.sum(axis=(1, 2)) > region.sum(axis=(1, 2))).any()
+  np.testing.assert_array_equal(np.any(ideal(of) != of.originals, axis=-1), region)
+
+
+def test_ideal_edits_and_ideal_masks_have_the_best_verdicts_and_originals_the_worst(of):
+  region = judge.to_change(of.originals, of.targets)[..., None]
+  best = editing.measure('best', of, ideal(of), region, found=True, sources=of.originals)
+  worst = editing.measure('worst', of, of.originals, ~region, found=True)
+  assert best.judged.right.all() and best.judged.in_place.all()
+  assert (best.judged.same == 1.0).all() and (best.judged.difference == 0.0).all()
+  assert (best.overlap == 1.0).all() and (best.back == 0.0).all()
+  assert not worst.judged.right.any() and worst.judged.in_place.all()
+  assert (worst.overlap == 0.0).all() and worst.back is None
+  cells = [list(column.cells) for column in editing.table(of, [best, worst]).columns]
+  assert [cell[0] for cell in cells[1:]] == [
+      *6 * ['100 ± 0'], '100.0 ± 0.0', '0.0 ± 0.0', '1.00 ± 0.00', '0 ± 0', '0.0 ± 0.0']
+  assert [cell[1] for cell in cells[1:6]] == 5 * ['0 ± 0'] and cells[-1][1] == ''
+
+
+def test_the_standard_error_of_a_share_is_binomial(of):
+  half = np.where((np.arange(80) // 4 % 2 == 0)[:, None, None, None], ideal(of), of.originals)
+  cells = [list(column.cells) for column in editing.table(
+      of, [editing.measure('half', of, half)]).columns]
+  assert cells[1] == ['50 ± 6'] and cells[2] == ['50 ± 11']  # sqrt(1 / 4 n) of n = 80 and 20
+
+
+@pytest.fixture
+def run(monkeypatch):
+  """A run with random weights, which is loaded without a directory."""
+  config = shapes_config.get_config()
+  made = workdir.Trained(shapes_config.build(config), config, PARAMS(jax.random.key(0)), 4, 'ema')
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: made)
+  return made
+
+
+def test_a_stopped_study_goes_on_with_the_batches_that_are_there(run, monkeypatch, tmp_path):
+  made, few = [], {'SDEdit': methods.SDEdit(0.5)}
+  usual = edits_of_runs.editor
+
+  def counted(*args, **settings):
+    make = usual(*args, **settings)
+    return lambda request: made.append(request.numbers.tolist()) or make(request)
+  monkeypatch.setattr(edits_of_runs, 'editor', counted)
+  ask = lambda out, **more: editing.study(tmp_path / 'run', tmp_path / out, count=3, steps=2,
+                                          batch_size=2, methods=few, **more)
+  (first,), _ = ask('a.png')
+  assert made == [[0, 1], [2, 2]]  # the last batch is filled up
+  parts = sorted((tmp_path / 'run' / 'edits').iterdir())
+  parts[1].unlink()
+  (again,), _ = ask('b.png')
+  assert made[2:] == [[2, 2]]
+  np.testing.assert_array_equal(again.edits, first.edits)
+  assert (tmp_path / 'b.png').stat().st_size < 200_000
+  with pytest.raises(InputError, match='^out=.*it is there already'):
+    ask('a.png')
+
+
+@pytest.mark.long
+def test_every_method_edits_and_the_picture_shows_all_of_them(run, tmp_path):
+  measured, table = editing.study(tmp_path / 'run', tmp_path / 'a.png', count=4, steps=8,
+                                  batch_size=4)
+  assert [row.name for row in measured] == list(editing.METHODS) == list(table.columns[0].cells)
+  for row in measured:
+    if row.masks is not None:
+      kept = ~row.masks
+      np.testing.assert_array_equal(row.edits[kept], measured_originals(run)[kept])
+  assert (tmp_path / 'a.png').stat().st_size < 200_000
+
+
+def measured_originals(run):
+  return run.experiment.data.split('test').get(np.arange(4))['image']
+
+
+def test_data_that_no_judge_knows_are_refused(run, monkeypatch, tmp_path):
+  config = run.config.copy_and_resolve_references()
+  config.data.name = 'digits'
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: run._replace(config=config))
+  with pytest.raises(InputError, match='its data are digits, which no judge knows'):
+    editing.study(tmp_path / 'run', tmp_path / 'a.png')
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: run)
+  with pytest.raises(InputError, match='count=9217: there are 9,216 test images'):
+    editing.study(tmp_path / 'run', tmp_path / 'a.png', count=9217)
