@@ -42,7 +42,8 @@ METHODS: dict[str, Method] = {
     'SDEdit, strength 1': SDEdit(1.0),
     'inpainting, replacement': Inpaint(),
     'inpainting, RePaint': Inpaint('repaint'),
-    'DiffEdit': DiffEdit(),
+    'DiffEdit, ratio 3': DiffEdit(),
+    'DiffEdit, ratio 1.5': DiffEdit(ratio=1.5),
     'prompt-to-prompt': PromptToPrompt(),
     'prompt-to-prompt, null text': NullText(),
 }
@@ -120,8 +121,8 @@ def measure(name: str, of: Tasks, edits: np.ndarray, masks: np.ndarray | None = 
   return Measured(name, edits, flat, judged, overlap, back)
 
 
-def study(directory: str | Path, out: str | Path, *, count: int = 240, guidance: float = 1.0,
-          steps: int = 50, seed: int = 0, batch_size: int = 40, average: str = '',
+def study(directory: str | Path, out: str | Path, *, count: int = 96, guidance: float = 1.0,
+          steps: int = 30, seed: int = 0, batch_size: int = 32, average: str = '',
           step: int | str = 'latest', overwrite: bool = False,
           methods: Mapping[str, Method] = METHODS) -> tuple[list[Measured], rich.table.Table]:
   """Edits test images of a run by every method, judges the edits, and draws the first of them.
@@ -231,7 +232,7 @@ def picture(of: Tasks, measured: list[Measured]) -> Figure:
       ('source', of.originals, None), ('mask by hand', np.where(painted(of), 255, 0), None)]
   for each in measured:
     if each.overlap is not None and each.masks is not None:
-      rows.append(('mask that DiffEdit finds', np.where(each.masks[..., None], 255, 0), None))
+      rows.append(('mask that it finds', np.where(each.masks[..., None], 255, 0), None))
     rows.append((each.name, each.edits, each.judged.right))
   figure = Figure(figsize=(0.8 * shown + 1.9, 0.8 * len(rows) + 0.3), layout='constrained')
   for axes, (name, images, right) in zip(figure.subplots(len(rows), shown, squeeze=False), rows,
