@@ -71,8 +71,10 @@ def experiment(config: ml_collections.ConfigDict, build: Callable[..., Experimen
   Raises InputError for data without a text `caption`, for an encoder that reads other tokens than
   the data have, and for a frozen encoder in a system that makes its own steps.
   """
-  text, field = config.text, data.resolve(config.data)[CAPTION]
-  _check(text, field)
+  field = data.resolve(config.data)[CAPTION]
+  text = fitted(config.text, field)
+  require(0.0 <= text.dropped < 1.0, 'config.text.dropped', text.dropped, 'it is no share',
+          'give a number from 0, below 1')
   encoder = network(text)
   base = build(condition=field.name, encoder=encoder if pooled else Sequence(encoder))
   if not text.trained:
@@ -80,17 +82,20 @@ def experiment(config: ml_collections.ConfigDict, build: Callable[..., Experimen
   return label_dropping.experiment(base, text.dropped, field.name, tokenisers.nothing(field))
 
 
-def _check(text: ml_collections.ConfigDict, field: Field) -> None:
+def fitted(text: ml_collections.ConfigDict, field: Field) -> ml_collections.ConfigDict:
+  """config.text for the tokens of this field: levels and length of 0 become those of the field.
+
+  Raises InputError unless the field holds texts, and for other levels or another length.
+  """
   if field.texts is None:
     raise InputError('config.data.name', str(field), 'this field holds no texts',
                      'name data whose captions are texts')
   own = {'levels': field.levels, 'length': field.shape[0]}
   for name, there in own.items():
-    require(text[name] == there, f'config.text.{name}', text[name], f'the tokens of the data have '
-            f'{name}={there}', f'set it to {there}, or choose another config.data.tokeniser or '
+    require(text[name] in (0, there), f'config.text.{name}', text[name], f'the tokens of the data '
+            f'have {name}={there}', f'set it to {there}, or choose another config.data.tokeniser or '
             'config.data.text_length')
-  require(0.0 <= text.dropped < 1.0, 'config.text.dropped', text.dropped, 'it is no share',
-          'give a number from 0, below 1')
+  return ml_collections.ConfigDict({**text, **own})
 
 
 def _frozen(base: Experiment) -> Experiment:
