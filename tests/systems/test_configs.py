@@ -48,7 +48,7 @@ EXAMPLES = {'cifar10/vdm', 'plane/flows:minibatch_ot', 'plane/flows:reflow', 'di
             'digits/classifier', 'plane/dpm2015', 'sequences/motion'}
 BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
 REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
-            'digits/noisy_classifier': {'accuracy'},
+            'digits/noisy_classifier': {'accuracy'}, 'text/dual_encoder': {'accuracy'},
             'systems:scheduled_sampling': {'eps_error'},
             **dict.fromkeys(('text/captioner:teacher_forcing', 'text/captioner:scheduled'),
                             {'nats', 'accuracy'}),
