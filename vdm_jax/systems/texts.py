@@ -93,8 +93,8 @@ def fitted(text: ml_collections.ConfigDict, field: Field) -> ml_collections.Conf
   own = {'levels': field.levels, 'length': field.shape[0]}
   for name, there in own.items():
     require(text[name] in (0, there), f'config.text.{name}', text[name], f'the tokens of the data '
-            f'have {name}={there}', f'set it to {there}, or choose another config.data.tokeniser or '
-            'config.data.text_length')
+            f'have {name}={there}', f'set it to {there}, or choose another config.data.tokeniser '
+            'or config.data.text_length')
   return ml_collections.ConfigDict({**text, **own})
 
 
