@@ -32,7 +32,8 @@ STEPS = 1000  # noise levels that the image tower tells apart
 
 def get_config(which: str = 'shapes') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
-  tower = dict(features=64, attention_heads=4, outputs=64, gelu='exact', key_bias=False)
+  tower = {'features': 64, 'attention_heads': 4, 'outputs': 64, 'gelu': 'exact',
+           'key_bias': False}
   # The levels and the length of the tokens are those of the data.
   config = dual_encoder.default_config(TextTower(depth=2, levels=0, length=0, **tower), group=128,
                                        **tower, depth=3, patch=4)
