@@ -7,8 +7,8 @@ After the colon:
 
   teacher_forcing  the decoder reads the true words before a word
   scheduled        it reads more and more words of its own (scheduled sampling)
-  imitation        as many as it is accurate, and it imitates itself with true words (DySI, Lin et
-                   al. 2023)
+  imitation        the share of its own words is its accuracy, and it imitates its own answer to the
+                   true words (DySI, Lin et al. 2023)
 
 A second choice names the data: `imitation,emoji:held_out`.  The default is `shapes:held_out`, whose
 captions for testing never occur in training.

@@ -175,7 +175,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_compiled(
            'guidance': 1.0}
   own = set().union(*(make._fields for make in methods.METHODS.values()))
   numbers = {name: given.pop(name) for name in own & given.keys()}
-  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: trained(run))
+  loaded = trained(run)
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: loaded)
   monkeypatch.setattr(jax.stages.Lowered, 'compile', None)
   monkeypatch.setattr(editing.pictures, 'save_png', None)
   with pytest.raises(InputError, match=message) as raised:
@@ -213,4 +214,5 @@ def test_the_command_names_the_flag(run, tmp_path):
        f'--target={TARGETS[0]}', '--method=prompt_to_prompt', '--weights=red',
        f'--out={tmp_path / "a.png"}'], capture_output=True, text=True, cwd=ROOT)
   assert done.returncode == 2
-  assert done.stderr == ('error: --weights=red: it is not of the form WORD=C; write red=2, say.\n')
+  assert done.stderr == ('error: --weights=red: it is not of the form WORD=C; write red=2, for '
+                         'example.\n')

@@ -437,7 +437,7 @@ def make_batch(split: Split, seed: int, batch_size: int,
                kept: latents.Latents | None = None) -> Batch:
   """Rows [n] of the global batch of `step`, by the module's equation.
 
-  kept: has the moments of the images, which the batch has in their place.
+  kept: the latents whose moments take the place of the images in the batch.
   """
   epochs, offsets = np.divmod(step * batch_size + rows, len(split))
   indices = np.empty_like(rows)

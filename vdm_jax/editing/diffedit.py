@@ -78,7 +78,7 @@ def mask(maps: Array, ratio: float = 3.0) -> Array:
 def edit(query: Denoiser, reference: Denoiser, process: Process, keys: Array, x: Array,
          where: Array, times: Array | np.ndarray, invert: SamplerMaker = noisier_ddim,
          decode: SamplerMaker = ddim) -> Array:
-  """z at the last time: the image x, told the query where the mask `where` is True: [B, ...].
+  """The edited image, z at the last time: x, redrawn by the query where `where` is True: [B, ...].
 
   Couairon et al. (2023), steps 2 and 3.  The paper inverts without a text: then
   `reference` is the denoiser without a text.

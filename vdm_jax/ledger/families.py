@@ -475,7 +475,7 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
 
   Args:
     name: the name of the row; by default the function's name.
-    width: the number of the network's examples that the function makes of an image at a time.
+    width: how many examples the function gives the network at a time, for one image.
     says: more fields of the row: {'kind': 'upper bound', 'model': 'chain', ...}, see
       `family.ABOUT`.
 

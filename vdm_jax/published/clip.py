@@ -130,7 +130,7 @@ def text_of(flat: Flat, heads: int = 0) -> TextTower:
 
 
 def network_of(flat: Flat, text_heads: int = 0, image_heads: int = 0) -> CLIP:
-  """Both towers of these parameters, as `text_of`.
+  """Both towers of these parameters, of any size, by their shapes: see `text_of`.
 
   Raises InputError if a tower is missing, or if images are read by a ResNet.
   """

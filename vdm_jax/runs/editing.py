@@ -233,7 +233,7 @@ def _read_image(name: str, trained: workdir.Trained, x: Field, field: Field
   if kind == 'data' and len(rest) == 2:
     split, index = rest
     require(split in ('train', 'validation', 'test') and index.isdecimal(), 'image', name,
-            'it is not of the form data:SPLIT:INDEX', 'write data:test:0, say')
+            'it is not of the form data:SPLIT:INDEX', 'write data:test:0, for example')
     part = needs.split(trained, split)
     require(int(index) < len(part), 'image', name, f'the split has {len(part):,} images',
             'choose one of them')
@@ -252,7 +252,7 @@ def _read_image(name: str, trained: workdir.Trained, x: Field, field: Field
 def _decoded(flag: str, name: str, channels: int) -> np.ndarray:
   """The pixels of a picture file.  Raises InputError."""
   require(channels in image_files.MODES, flag, name, f'the images of this run have {channels} '
-          'channels, as no picture has', 'take an image of the data: data:test:0')
+          'channels, and no picture has so many', 'take an image of the data: data:test:0')
   path = files.user_path(flag, name)
   require(path.is_file(), flag, name, 'there is no such file', 'name a picture, or an image of the '
           'data: data:test:0')

@@ -192,7 +192,7 @@ SAMPLERS: dict[str, Entry] = {
     'dpm_solver_3': Entry(_EXPONENTIAL, _LU, partial(_single, order=3), 3, evaluations=3,
                           use='unguided, 20 evaluations and more'),
     'dpm_solver_fast': Entry(_EXPONENTIAL, _LU, dpm_solver.dpm_solver_fast, 2,
-                             use='as dpm_solver_3, for any number of evaluations',
+                             use='unguided, any number of evaluations from 20 on',
                              times=lambda process, n: np.asarray(
                                  dpm_solver.fast_times(process, n))),
     'dpm_solver_12': Entry(_EXPONENTIAL, _LU, _dpm_adaptive(2), evaluations=None,

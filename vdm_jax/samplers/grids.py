@@ -243,12 +243,13 @@ def warm_up(times: Array, order: int) -> Array:
 
     q_k = max(order / (k + 1), 1 + q_(k+1) + ... + q_(order-2)),      k = 1 ... order - 2:
 
-  q = 3/2 for order 3, and 7/3, 4/3 for order 4.  The k-th step leaves an error of x_k^(k+1), which
-  falls like N^-order by the first term.  But a step of length h = 1/N that interpolates between
-  points before and after that error multiplies it by h h^(order-2) / (x_k^k x_(k+1) ...
-  x_(order-2)); by the second term the product, too, falls like N^-order.  For orders 1 and 2 the
-  grid does not change.  Rounding is multiplied too: by N^(2/3) for order 4, and by N^4 for order 5,
-  where it is visible in float64 from about N = 40.
+  q = 3/2 for order 3, and 7/3, 4/3 for order 4.  For orders 1 and 2 the grid does not change.
+
+  The k-th step leaves an error of x_k^(k+1).  By the first term of q_k it falls like N^-order.  A
+  later step of length h = 1/N interpolates between points before and after that error.  It
+  multiplies the error by h h^(order-2) / (x_k^k x_(k+1) ... x_(order-2)).  By the second term of
+  q_k, the product falls like N^-order too.  Rounding is also multiplied: by N^(2/3) for order 4,
+  and by N^4 for order 5, where it is visible in float64 from about N = 40.
   """
   distances = []
   for k in range(order - 2, 0, -1):

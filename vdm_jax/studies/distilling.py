@@ -213,7 +213,7 @@ def table(results: list[Result], root: Path, pairs: int) -> rich.table.Table:
 
 
 def picture(results: list[Result]) -> Figure:
-  """The distances over the evaluations; beside them a row of samples of each point."""
+  """The distances against the evaluations, and beside this plot a row of samples for each point."""
   figure = Figure(figsize=(11, 6.5), layout='constrained')
   left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
   lines = dict.fromkeys(result.point.line for result in results)

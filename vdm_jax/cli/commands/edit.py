@@ -10,26 +10,26 @@ from vdm_jax.runs import editing
 WORKDIR = cli.run_directory('The directory of the run, whose model is told a text.')
 OUT = cli.path('out', 'The .png file to write: source, mask and edit side by side.')
 OVERWRITE = cli.overwrite()
-IMAGE = flags.DEFINE_string('image', '', "A picture of the model's size, or data:SPLIT:INDEX, as "
-                            'data:test:0, of the data.  Without it, prompt_to_prompt draws its '
-                            'source.')
+IMAGE = flags.DEFINE_string('image', '', "A picture of the model's size, or an image of the data, "
+                            'data:SPLIT:INDEX (data:test:0).  Without it, prompt_to_prompt draws '
+                            'its source.')
 SOURCE = flags.DEFINE_string('source', '', 'The text of the image.  Default: its caption in the '
                              'data.')
 TARGET = flags.DEFINE_string('target', None, 'The text that the edit should show.')
 METHOD = flags.DEFINE_string('method', None, f'One of {", ".join(methods.METHODS)}.')
 MASK = cli.path('mask', 'inpaint: a picture that is white where the image may change.')
-GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'w of classifier-free guidance; 0: none.')
-STEPS = flags.DEFINE_integer('steps', 50, 'Steps, from the noise that the method adds to the data.')
+GUIDANCE = flags.DEFINE_float('guidance', 2.0, 'The weight of classifier-free guidance; 0: none.')
+STEPS = flags.DEFINE_integer('steps', 50, 'Steps down from the noise that the method adds.')
 COUNT = flags.DEFINE_integer('count', 1, 'How many edits, each with noise of its own.')
 SEED = cli.seed('the noise')
 BATCH_SIZE = cli.batch_size(16, 'How many edits are made at a time.')
 JUDGE = flags.DEFINE_bool('judge', None, 'Whether the judge of shapes says what the edits show.  '
-                          'Default: if the data of the run are shapes.')
+                          'Default: only if the data of the run are shapes.')
 OF_RUN = cli.of_run()
 # A method has the fields of its own flags; their defaults stand in vdm_jax.editing.methods.
 OF_METHOD = (
     flags.DEFINE_float('strength', None, 'sdedit, diffedit: the time of the noise that is added, '
-                       'from 0 (none) to 1.  Default: 0.6, 0.8.'),
+                       'from 0 (none) to 1.  Default: 0.6 for sdedit, 0.8 for diffedit.'),
     flags.DEFINE_string('sampler', None, f'sdedit, inpaint: {" or ".join(methods.SAMPLERS)}.  '
                         'Default: ancestral.'),
     flags.DEFINE_string('by', None, 'inpaint: replacement or repaint.  Default: replacement.'),
@@ -38,7 +38,7 @@ OF_METHOD = (
                          'Default: 4.'),
     flags.DEFINE_float('noise', None, 'diffedit: the time of the noise at which the texts are '
                        'compared.  Default: 0.5.'),
-    flags.DEFINE_integer('noises', None, 'diffedit: over how many noises the map is a mean.  '
+    flags.DEFINE_integer('noises', None, 'diffedit: the number of noises that the map averages.  '
                          'Default: 10.'),
     flags.DEFINE_float('ratio', None, 'diffedit: the mask is where the map is above ratio / 2 '
                        'times its mean.  Default: 3.'),
@@ -46,16 +46,16 @@ OF_METHOD = (
                         'or refine (words are added).  Default: replace.'),
     flags.DEFINE_float('cross', None, 'prompt_to_prompt, null_text: the share of the time, from '
                        "noise, in which attention to words is the source's.  Default: 0.8."),
-    flags.DEFINE_float('own', None, 'The same, of the attention of positions to each other.  '
-                       'Default: 0.4.'),
+    flags.DEFINE_float('own', None, 'prompt_to_prompt, null_text: the share of the time, from '
+                       "noise, in which attention among positions is the source's.  Default: 0.4."),
     flags.DEFINE_list('weights', None, 'prompt_to_prompt, null_text: WORD=C,...: the attention to '
                       'a word of the target is multiplied by C.'),
     flags.DEFINE_list('blend', None, 'prompt_to_prompt: words of both texts; only pixels that '
                       'attend to them change.'),
     flags.DEFINE_float('threshold', None, 'prompt_to_prompt, with --blend: the share of the '
                        'largest attention above which a pixel changes.  Default: 0.3.'),
-    flags.DEFINE_integer('updates', None, 'null_text: updates of the embedding in a step, at '
-                         'most.  Default: 10.'))
+    flags.DEFINE_integer('updates', None, 'null_text: the most updates of the embedding in a '
+                         'step.  Default: 10.'))
 
 
 def _method() -> methods.Method:
@@ -74,7 +74,8 @@ def _weight(text: str) -> tuple[str, float]:
     require(bool(word), 'weights', text, 'it has no word', 'write WORD=C')
     return word, float(number)
   except ValueError:
-    raise InputError('weights', text, 'it is not of the form WORD=C', 'write red=2, say') from None
+    raise InputError('weights', text, 'it is not of the form WORD=C',
+                     'write red=2, for example') from None
 
 
 def main():

@@ -171,7 +171,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def network(settings: ml_collections.ConfigDict, channels: int) -> nn.Module:
-  """The autoencoder that the fields `settings` of config.model describe, for so many channels.
+  """The autoencoder that the fields `settings` of config.model describe, for these channels.
 
   Raises InputError for an unknown kind.
   """
