@@ -89,7 +89,7 @@ def pairs(subject: speed.Subject, *, sampler_steps: int = 250, repetitions: int 
       speed.initial_params(subject))
   model, of = speed.denoising(subject, params), functools.partial(speed.denoising, subject)
   require(not model.is_latent, 'config', str(subject.file), 'its samples are latents',
-          'name a config whose data are x')
+          'name a config whose model samples its data')
   grid: dict[str, Any] = {'times': grids.uniform(sampler_steps), 'start': 0, 'stop': 2**30,
                           'seed': 0, 'batch_size': size, 'cond': model.conditions}
   say('compiling the samplers')

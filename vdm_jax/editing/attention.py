@@ -119,5 +119,7 @@ def _told(maps: Any, told: int = 0) -> int:
 def _require_layers(layers: list[Layer], told: bool) -> None:
   what = 'attention to tokens' if told else 'attention'
   require(any(layer.told for layer in layers) if told else bool(layers), 'denoise', None,
-          f'its network shows no {what}: it has none, a fused kernel computes it, or an older '
-          'program is called', "take a network with it, attention='xla', and no jit of its own")
+          f'its network shows no {what}: it has none, or a fused kernel computes it, or the '
+          'denoiser runs a program that was compiled before',
+          f"take a network that has {what}, set attention='xla', and wrap a denoiser without a jit "
+          'of its own')

@@ -62,9 +62,9 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
   spec, at = data.resolve(trained.config.data), trained.experiment.model
   model = needs.require(at(trained.params), 'make_pairs', directory)
   require(not model.is_latent, 'workdir', str(directory), 'its samples are latents',
-          'name a run whose data are x')
-  require(model.data_space, 'workdir', str(directory), 'its x are the latents of an autoencoder',
-          'name a run whose x are the data')
+          'name a run that samples its data')
+  require(model.data_space, 'workdir', str(directory), 'it diffuses the latents of an '
+          'autoencoder', 'name a run that diffuses the data themselves')
   require(not catalogue.draws_noise(method, model.shape), 'sampler', method.name, 'it draws noise '
           'on the way, so that x is no function of z_1', 'choose a deterministic one '
           '(adaptive_ode, heun, dpmpp_2m, ddim)')

@@ -134,7 +134,7 @@ def _encode_lossy(images: str) -> None:
     print(f'{report.blocks:,} blocks of {report.ideal / report.blocks:.2f} bits; each costs '
           f'{excess:.2f} bits more')
     print(f'noise along the mean: {report.noise.mean():+.3f} +- {error:.3f}, variance '
-          f'{report.noise.var():.3f}; of exact samples 0 and 1')
+          f'{report.noise.var():.3f}; exact samples have 0 and 1')
     if report.large and not APPROXIMATE.value:
       print(f'{report.large:,} of {report.blocks:,} blocks hold more than 4 bits: approximate')
     if APPROXIMATE.value:
@@ -167,8 +167,8 @@ def _encode(images: str) -> None:
     print('The net bits of one image are one draw: only their mean over images meets the bound.')
   else:
     above = report.net - report.bound
-    print(f'net - {name}: {above:+.4f} +- {report.above_error:.4f} bits/dim, image by image '
-          f'({above / report.bound:+.1%})')
+    print(f'net - {name}: {above:+.4f} +- {report.above_error:.4f} bits/dim '
+          f'({above / report.bound:+.1%}), compared image by image')
   if report.sheet:
     print('the same images as one lossless sheet: ' + ', '.join(
         f'{name} {"(not installed)" if value is None else f"{value:.3f}"}'
