@@ -180,10 +180,10 @@ class PromptToPrompt(NamedTuple):
 
   An image is inverted by DDIM without guidance, and its source is sampled again beside the target.
 
-  change: 'replace' or 'refine'; cross, own: the shares of the time, from noise, in which attention
-  to words, and of positions to each other, is the source's; weights: (word of the target, c) pairs;
-  blend: words of either text, if only the pixels that attend to them may change; threshold: of
-  this attention.
+  change: 'replace' or 'refine'; cross: the share of the time, from noise, in which attention to
+  words is the source's; own: such a share for attention among positions; weights: (word of the
+  target, c) pairs; blend: words of either text, if only the pixels that attend to them may change;
+  threshold: of this attention.
   """
   change: str = 'replace'
   cross: float = 0.8

@@ -5,14 +5,14 @@ it reads the tokens of the data (teacher forcing).  In use it reads its own toke
 
   teacher forcing     sum_i -log p(x_i | x_<i)
   scheduled sampling  sum_i -log p(x_i | m_<i), where some tokens m_j are the decoder's own
-  DySI                that, + weight x sum_i KL(p(. | x_<i) || p(. | m_<i))
+  DySI                the same + weight x sum_i KL(p(. | x_<i) || p(. | m_<i))
 
 Scheduled sampling is of Bengio et al. (2015), sections 2.3 and 2.4.  A transformer makes its own
 tokens in a first pass, all at once, from the tokens of the data (Mihaylova and Martins 2019).  Here
 an own token is the most probable one.  No gradient passes through the first pass.
 
 DySI is of Lin, Jwalapuram and Joty (2023), `Dynamic Scheduled Sampling with Imitation Loss for
-Neural Text Generation`.  From the text of the paper only the abstract was at hand.  It says that
+Neural Text Generation`.  Only the abstract of the paper was at hand.  It says that
 the schedule depends on the accuracy in training alone, and that the imitation loss makes the
 decoder behave as a decoder under teacher forcing.  The rest is inferred:
 

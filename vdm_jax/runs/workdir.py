@@ -391,7 +391,7 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
 
 
 def made(directory: str | Path) -> Any:
-  """What the run in `directory` has made, to be asked for its capabilities: its numbers are zeros.
+  """The product of the run in `directory` with zeros as weights, to be asked for its capabilities.
 
   No weights are read and nothing is traced: the shapes of the weights come from the newest
   checkpoint.  None: the run has no checkpoint, so it has made nothing yet.

@@ -1,7 +1,7 @@
 """A noise-aware dual encoder: one network for noisy images, one for texts, a common space of both.
 
-Radford et al. (2021), figure 3, is the loss; Nichol et al. (2021), section 3.4, train such a pair
-("noised CLIP") on noisy images with their level.  In a group of B images and their texts,
+The loss is that of Radford et al. (2021), figure 3.  Nichol et al. (2021), section 3.4, train such
+a pair ("noised CLIP") on noisy images with their level.  In a group of B images and their texts,
 
     logits[i, j] = s cos(f(z_i, level_i), g(text_j)),   z = alpha x + sigma eps,  t uniform,
 
@@ -73,7 +73,7 @@ def contrastive(image: Array, text: Array, scale: Scalar, group: int) -> tuple[A
   """The loss in nats [B], and whether an image's text has the largest logit in its group [B].
 
   Radford et al. (2021), figure 3.  image, text: features [B, D], of length 1; row i of each belong
-  together.  group: divides B.  Equal texts have equal logits, and each of them is right.
+  together.  group: divides B.  Equal texts have equal logits, and each counts as right.
   """
   rows = lambda u: u.reshape(-1, group, u.shape[-1])
   logits = scale * jnp.einsum('gid,gjd->gij', rows(image), rows(text))

@@ -122,8 +122,9 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
   `Experiment.model` gives the system's `Model`, which encodes data as z and decodes z as data.
 
   Args:
-    build: a system: the config of real data, of the shape of the latents -> its experiment.  The
-      config's other fields, and the other fields of the data, are those of `config`.
+    build: the system, a function from a config to an experiment.  The data of that config are real
+      numbers of the shape of the latents.  Its other fields, and the other fields of the data, are
+      those of `config`.
     autoencoder: as the argument `net` of `autoencoder.of`.  Default: the network of the settings
       config.autoencoder.model.
 
