@@ -11,6 +11,7 @@ from vdm_jax.cli.flags import (
     data_dir,
     integers,
     moved_data,
+    numbers,
     of_run,
     overwrite,
     path,
@@ -25,5 +26,5 @@ from vdm_jax.cli.running import run
 
 __all__ = ['average', 'batch_size', 'check_row', 'command', 'config', 'config_data_dir',
            'config_file', 'config_flag', 'config_name', 'data_dir', 'integers', 'keep', 'keep_row',
-           'keep_rows', 'measured', 'moved_data', 'of_run', 'overwrite', 'path', 'row', 'run',
-           'run_directory', 'script', 'seed', 'step', 'values', 'wrote']
+           'keep_rows', 'measured', 'moved_data', 'numbers', 'of_run', 'overwrite', 'path', 'row',
+           'run', 'run_directory', 'script', 'seed', 'step', 'values', 'wrote']

@@ -97,3 +97,12 @@ def integers(name: str, words: Sequence[str]) -> list[int]:
   except ValueError:
     raise InputError(name, words, 'these are not whole numbers',
                      'give whole numbers, separated by commas') from None
+
+
+def numbers(name: str, words: Sequence[str]) -> list[float]:
+  """The real numbers of a list flag.  Raises InputError."""
+  try:
+    return [float(word) for word in words]
+  except ValueError:
+    raise InputError(name, words, 'these are not numbers',
+                     'give numbers, separated by commas') from None

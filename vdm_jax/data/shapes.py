@@ -39,8 +39,10 @@ GROUNDS = {'black': 20, 'grey': 128, 'white': 235}
 WORDS = tuple((size, colour, shape, ground) for size in SIZES for colour in COLOURS
               for shape in SHAPES for ground in GROUNDS)  # of each caption
 CAPTIONS = tuple(f'a {size} {colour} {shape} on {ground}' for size, colour, shape, ground in WORDS)
+# Pairs that `shapes:held_out` never has in training, and `NEW`, the numbers of their captions.
 HELD_OUT = {('red', 'square'), ('green', 'disk'), ('blue', 'triangle'), ('yellow', 'cross')}
 NAMES = ('shapes', 'shapes:held_out')
+NEW = frozenset(i for i, (_, colour, shape, _) in enumerate(WORDS) if (colour, shape) in HELD_OUT)
 
 
 def masks(captions: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -81,8 +83,8 @@ def open_shapes(name: str, texts: tokenisers.Settings = tokenisers.BYTES) -> Sto
   if name == 'shapes':
     splits = everything
   else:
-    new = np.array([(colour, shape) in HELD_OUT for _, colour, shape, _ in WORDS])
-    splits = [order[new[order // len(PLACES)] == test] for test, order in enumerate(everything)]
+    splits = [order[np.isin(order // len(PLACES), list(NEW)) == test]
+              for test, order in enumerate(everything)]
   train, test = (Source(split, len(order), functools.partial(_read, order, caption),
                         (order // len(PLACES)).astype(np.int32))
                  for split, order in zip(('train', 'test'), splits, strict=True))

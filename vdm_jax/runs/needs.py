@@ -35,6 +35,8 @@ NEEDS = {
     'edit': Need((Denoises,), 'edit images by it', _DIFFUSION),
     'make_pairs': Need((Denoises,), 'make pairs', _DIFFUSION),
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
+    'score_captions': Need((Denoises,), 'draw what captions say',
+                           'name a run of configs/text/glide_shapes.py'),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
     'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
     'benchmark': Need((Denoises,), 'measure its evaluations',

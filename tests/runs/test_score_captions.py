@@ -1,0 +1,61 @@
+"""Scoring captions: an exact model follows them all, at all places; and what is refused."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support import exact_shapes_config, tiny_config
+from vdm_jax import runs
+from vdm_jax.errors import InputError
+from vdm_jax.runs import captioning
+from vdm_jax.samplers import catalogue
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def exact(tmp_path_factory):
+  out = tmp_path_factory.mktemp('exact')
+  runs.train(exact_shapes_config.get_config(), exact_shapes_config.__file__, out)
+  return out
+
+
+@pytest.mark.long
+def test_an_exact_model_shows_every_caption_at_places_of_six_bits(exact):
+  """Its flow ends in a picture of its caption, and the place is as random as the noise."""
+  found, out = captioning.score_captions(
+      exact, weights=(0.0,), method=catalogue.method('dpmpp_2m', 12), count=576)
+  assert list(found) == [0.0] and out == exact / 'captions.png'
+  assert found[0.0].accuracy == (1.0, 0.0) and found[0.0].new is None
+  assert abs(found[0.0].places.value - 6.0) < 4 * found[0.0].places.error
+  with Image.open(out) as picture:
+    assert picture.size[0] == 880
+  with pytest.raises(InputError, match='captions.png'):
+    captioning.score_captions(exact, count=576)
+
+
+@pytest.mark.parametrize('flags, message', [
+    ({'count': 287}, 'count=287: it must be at least 288'),
+    ({'weights': (0.0, -1.0)}, r'weights=\[0.0, -1.0\]: one is negative'),
+    ({'method': catalogue.method('analytic_dpm', 5)}, 'sampler=.analytic_dpm')])
+def test_settings_that_measure_nothing_are_refused(exact, flags, message, tmp_path):
+  with pytest.raises(InputError, match=message):
+    captioning.score_captions(exact, tmp_path / 'captions.png', **flags)
+
+
+def test_a_run_of_other_data_is_refused(tmp_path):
+  config = tiny_config.get_config()
+  config.train.update(steps=2, validate_every=2, checkpoint_every=2)
+  runs.train(config, tiny_config.__file__, tmp_path)
+  with pytest.raises(InputError, match='its data are swirl, and only samples of shapes'):
+    captioning.score_captions(tmp_path)
+
+
+@pytest.mark.long
+def test_the_command_refuses_weights_that_are_no_numbers(tmp_path):
+  done = subprocess.run([sys.executable, 'scripts/score_captions.py', f'--workdir={tmp_path}',
+                         '--weights=0,one'], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 2 and '--weights=0,one: these are not numbers' in done.stderr
+  assert len(done.stderr.splitlines()) == 1

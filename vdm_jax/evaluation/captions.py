@@ -1,0 +1,129 @@
+"""Whether samples of `shapes` show their captions, and how many places the shapes take.
+
+Both are exact by the judge `evaluation.shapes`.  Guidance trades one for the other: with a larger
+weight more samples show their caption, and fewer places remain.
+"""
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import rich.table
+from matplotlib.figure import Figure
+
+from vdm_jax.data import shapes
+from vdm_jax.errors import require
+from vdm_jax.evaluation import shapes as judge
+from vdm_jax.evaluation.distances import Estimated
+
+NAMES = ('w', 'caption accuracy', 'of new captions', 'bits of places')
+MOST = float(np.log2(len(shapes.PLACES)))  # bits of places
+
+
+class Followed(NamedTuple):
+  """How well samples follow their captions."""
+  accuracy: Estimated    # the share of samples that show their caption
+  new: Estimated | None  # the same, of captions that training never had; None: there are none
+  places: Estimated      # bits, see `bits_of_places`
+
+
+def followed(images: np.ndarray, captions: np.ndarray, new: Collection[int] = ()) -> Followed:
+  """images: [n, 16, 16, 3], integers.  captions: [n], numbers of `shapes.CAPTIONS`.
+
+  new: the numbers of captions that training never had.  `accuracy` is then that of the others.
+  Raises InputError if no caption has two images, or for images of another shape.
+  """
+  named, never = judge.name(images), np.isin(captions, list(new))
+  right = named.captions == captions
+  return Followed(judge.share(right[~never]), judge.share(right[never]) if never.any() else None,
+                  bits_of_places(named.places, captions))
+
+
+def bits_of_places(places: np.ndarray, captions: np.ndarray) -> Estimated:
+  """-log2 of the probability that two images of one caption have their shape at one place.
+
+  This is Renyi's entropy of order 2 of the place, given the caption.  It is 6 bits if all 64 places
+  are equally probable, and 0 bits if a caption has one place.  It is at most Shannon's entropy.
+  The share of pairs at one place is estimated without bias from few images, so the estimate may
+  exceed 6 bits by its error.  It is infinite if no pair is at one place.
+
+  places, captions: numbers [n].  The standard error is over captions.
+  Raises InputError if no caption has two images.
+  """
+  counts = np.zeros((len(shapes.CAPTIONS), len(shapes.PLACES)))
+  np.add.at(counts, (captions, places), 1)
+  count = counts.sum(axis=1)
+  pairs = count * (count - 1.0)
+  require(bool(pairs.any()), 'count', len(places), 'no caption has two images',
+          f'draw at least {2 * len(shapes.CAPTIONS)}')
+  at_one = (counts * (counts - 1.0)).sum(axis=1)
+  share = at_one.sum() / pairs.sum()
+  used = np.count_nonzero(pairs)
+  # Of a ratio of sums over captions, which are independent.
+  error = np.sqrt(np.sum((at_one - share * pairs)**2) * used / max(used - 1, 1)) / pairs.sum()
+  if not share:
+    return Estimated(np.inf, np.inf)
+  return Estimated(float(-np.log2(share)), float(error / (share * np.log(2.0))))
+
+
+# ------------------------------------------------------- table and picture
+
+
+def best(found: Mapping[float, Followed]) -> float:
+  """The weight with the highest accuracy; of equal ones the least."""
+  return max(sorted(found), key=lambda w: found[w].accuracy.value)
+
+
+def figures(found: Mapping[float, Followed]) -> dict[str, str]:
+  """The measurements at the best weight as text by `NAMES`, for a row of a table."""
+  w = best(found)
+  accuracy, new, places = found[w]
+  return dict(zip(NAMES, [f'{w:g}', _shown(accuracy), _shown(new), _shown(places)], strict=True))
+
+
+def _shown(one: Estimated | None) -> str:
+  return '-' if one is None else f'{one.value:.3f} +- {one.error:.3f}'
+
+
+def table(found: Mapping[float, Followed], count: int) -> rich.table.Table:
+  """A row for each weight."""
+  out = rich.table.Table(*NAMES, title=f'{count:,} samples of each weight w')
+  for column in out.columns:
+    column.justify = 'right'
+  for w, one in found.items():
+    out.add_row(f'{w:g}', *map(_shown, one))
+  return out
+
+
+def picture(found: Mapping[float, Followed], images: Mapping[float, np.ndarray],
+            captions: Sequence[str]) -> Figure:
+  """Accuracy and bits of places against the weight, and samples: a row for each caption.
+
+  images: {weight: integers [len(captions), 16, 16, 3]}.
+  """
+  figure = Figure(figsize=(8.0, 2.8 + 0.62 * len(captions)), layout='constrained')
+  curves, sheet = figure.subfigures(2, 1, height_ratios=[2.6, 0.62 * len(captions)])
+  left, right = curves.subplots(1, 2)
+  weights = sorted(found)
+  lines = {'caption accuracy': [found[w].accuracy for w in weights]}
+  if found[weights[0]].new is not None:
+    lines['of new captions'] = [found[w].new for w in weights]
+  for name, line in lines.items():
+    left.errorbar(weights, [one.value for one in line], yerr=[one.error for one in line],
+                  marker='o', ms=4, lw=1, label=name)
+  left.set(xlabel='w', ylabel='share of samples', ylim=(0.0, 1.02))
+  left.legend(loc='lower right')
+  bits = [found[w].places for w in weights]
+  right.errorbar(weights, [one.value for one in bits], yerr=[one.error for one in bits],
+                 marker='o', ms=4, lw=1, color='C2')
+  right.axhline(MOST, ls='--', color='grey')
+  right.set(xlabel='w', ylabel='bits of places', ylim=(0.0, MOST + 0.6))
+
+  across = len(weights)
+  for row, axes in enumerate(sheet.subplots(len(captions), across, squeeze=False)):
+    for w, one in zip(weights, axes, strict=True):
+      one.imshow(images[w][row].astype(np.uint8))
+      one.set(xticks=[], yticks=[])
+      if not row:
+        one.set_title(f'w = {w:g}', fontsize=8)
+    axes[0].set_ylabel(captions[row], rotation=0, ha='right', va='center', fontsize=7)
+  return figure

@@ -1,0 +1,94 @@
+"""The work of scripts/score_captions.py: how well the samples of a run follow their captions."""
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from vdm_jax import data
+from vdm_jax.data import shapes, tokenisers
+from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.evaluation import captions
+from vdm_jax.evaluation.captions import Followed
+from vdm_jax.guidance import Guidance
+from vdm_jax.machine import files
+from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.samplers import catalogue
+from vdm_jax.samplers.catalogue import Method
+from vdm_jax.samplers.drawing import draw
+
+__all__ = ['WEIGHTS', 'score_captions']
+
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
+SHOWN = 6  # captions in the picture
+
+
+def score_captions(directory: str | Path, out: str | Path = '', *,
+                   weights: Sequence[float] = WEIGHTS, method: Method | None = None,
+                   count: int = 720, seed: int = 0, average: str = '', step: int | str = 'latest',
+                   batch_size: int = 144, overwrite: bool = False
+                   ) -> tuple[dict[float, Followed], Path]:
+  """{w: how well `count` samples follow their captions}, and the path of the picture.
+
+  The samples have the captions of `shapes` in turn, and all weights start from the same noise.
+
+  Args:
+    out: the picture, a .png.  Default: captions.png in the run's directory.
+    weights: of guidance; 0 is the model that is told the caption.
+    method: the sampler and its grid.  Default: `catalogue.usual`.
+
+  Raises InputError: for a run of other data, and for a model without texts or without guidance.
+  """
+  for field, least, value in (('count', 2 * len(shapes.CAPTIONS), count),
+                              ('batch_size', 1, batch_size), ('weights', 1, len(weights))):
+    require_at_least(field, value, least)
+  require(all(w >= 0.0 for w in weights), 'weights', list(weights), 'one is negative',
+          'give weights from 0 on')
+  out = files.output('out', out or Path(directory, 'captions.png'), '.png', overwrite=overwrite)
+  trained = workdir.load_trained(directory, average=average, step=step)
+  spec, at = data.resolve(trained.config.data), trained.experiment.model
+  model = needs.require(at(trained.params), 'score_captions', directory)
+  if spec.name not in shapes.NAMES:
+    raise InputError('workdir', str(directory), f'its data are {spec.name}, and only samples of '
+                     f'{" or ".join(shapes.NAMES)} can be judged', 'name a run of '
+                     'configs/text/glide_shapes.py')
+  field = needs.text_field(model, spec)
+  method = method or catalogue.usual(model)
+  require(not (method.variances or method.head), 'sampler', method.name, 'the variances of the '
+          'model are not those of the guided model', 'choose another sampler')
+  catalogue.require_suited(method, model)
+  Guidance(0.0).of(model)
+  tokens = tokenisers.of(field).encode(shapes.CAPTIONS)
+  # The weight is an argument, so that one program serves all weights.
+  guided = lambda params: Guidance(params['w']).of(at(params['of']))
+  cond = lambda numbers: model.conditions(numbers, **{field.name: tokens})
+  drawn = {}
+  with tqdm.tqdm(total=len(weights) * count, unit='image', dynamic_ncols=True,
+                 disable=jax.process_index() != 0) as bar:
+    for w in weights:
+      bar.set_description(f'w = {w:g}')
+      pieces = []
+      for piece in draw(guided, {'of': trained.params, 'w': jnp.float32(w)}, method.make,
+                        times=method.times(model.process), start=0, stop=count, seed=seed,
+                        batch_size=batch_size, cond=cond):
+        pieces.append(piece.data)
+        bar.update(len(piece.numbers))
+      drawn[float(w)] = np.concatenate(pieces)
+
+  own, everything = np.arange(count) % len(shapes.CAPTIONS), range(len(shapes.CAPTIONS))
+  new = sorted(shapes.NEW) if spec.name == 'shapes:held_out' else []
+  found = {w: captions.followed(images, own, new) for w, images in drawn.items()}
+  # Where there are new captions, they are half of those in the picture.
+  seen = [i for i in everything if i not in new]
+  shown = _evenly(seen, SHOWN // 2) + _evenly(new, SHOWN // 2) if new else _evenly(seen, SHOWN)
+  if jax.process_index() == 0:
+    pictures.save_png(out, captions.picture(
+        found, {w: images[shown] for w, images in drawn.items()},
+        [shapes.CAPTIONS[i] for i in shown]))
+  return found, out
+
+
+def _evenly(numbers: Sequence[int], count: int) -> list[int]:
+  return [numbers[i * len(numbers) // count] for i in range(count)]
