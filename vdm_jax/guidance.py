@@ -25,7 +25,8 @@ from vdm_jax.errors import InputError, require
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, Model, PyTree
 
 __all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'conditioned_on',
-           'dynamic_threshold', 'guided_between', 'known', 'label_gradient', 'parse', 'revise']
+           'dynamic_threshold', 'guided_between', 'known', 'label_gradient', 'parse', 'revise',
+           'untold']
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
@@ -212,6 +213,18 @@ class Guidance(NamedTuple):
   def recorded(self) -> tuple[float, ...]:
     """The numbers that samples depend on, as files of samples keep them."""
     return self if self.channels else self[:3]
+
+
+def untold(model: Model) -> Model:
+  """`model` without its label or text: `cond` drops it, as in a part of the training.
+
+  Raises InputError if the model has not learned to do without.
+  """
+  if model.null is None:
+    raise InputError('untold', True, 'this model has not learned to do without a label or a text',
+                     'train one that has (configs/text/glide_shapes.py)')
+  null = model.null
+  return model._replace(cond=lambda batch: null(model.cond(batch)))
 
 
 def parse(texts: Sequence[str]) -> Guidance | None:

@@ -20,6 +20,7 @@ from vdm_jax.ledger import (
 )
 from vdm_jax.ledger import family as family_lib
 from vdm_jax.ledger import rows as rows_lib
+from vdm_jax.ledger import tables
 from vdm_jax.machine import files
 
 DATA = {'name': 'digits', 'version': '1.0.0', 'split': 'test', 'examples': 300, 'of': 300,
@@ -181,6 +182,13 @@ def test_an_average_that_still_holds_the_first_weights_says_so(share, said):
     console.print(table(of._replace(checkpoint=of.checkpoint | {'first_weights': share})))
   text = ' '.join(console.export_text().split())
   assert (f'{100 * share:.0f} % of the average ema are still the first weights' in text) == said
+
+
+def test_a_ledger_without_labels_or_texts_says_so():
+  of = ledger([row([[1.0, 2.0]])])
+  untold = of._replace(checkpoint=of.checkpoint | {'untold': True})
+  assert 'told nothing' in tables.heading(untold)[1]
+  assert 'told nothing' not in tables.heading(of)[1]
 
 
 # ------------------------------------------------------------- kinds of number

@@ -29,6 +29,7 @@ def names() -> list[str]:
       'cifar10/flows': [
           f':{name}' for name in workdir.import_config(file('cifar10/flows')).SYSTEMS],
       'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
+      'text/glide_shapes': [':shapes', ':held_out'],
       'sequences/motion': [':orbits', ':oscillations'],
       'plane/truncated': [':adversarial', ':gaussian'],
       'plane/matching': [':sliced', ':implicit'],

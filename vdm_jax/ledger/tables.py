@@ -21,7 +21,8 @@ __all__ = ['CHECK_COLUMNS', 'COLUMNS', 'Ledger', 'caution', 'cells', 'check_cell
 
 class Ledger(NamedTuple):
   dataset: dict       # name, split, version, examples, sha256 of the decoded images
-  checkpoint: dict    # step, average, and first_weights: the share of those in the average
+  checkpoint: dict    # step, average, and first_weights: the share of those in the average;
+                      # untold: true if the label or the text was dropped
   rows: list[dict]
   config: dict
   checks: list[dict]  # what `relations.check` found
@@ -69,7 +70,8 @@ def heading(ledger: Ledger) -> tuple[str, str]:
     count += f' of {data["of"]:,}'
   return (f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
           f'{data["sha256"][:12]}',
-          f'step {weights["step"]:,} ({weights["average"]}); log-SNR {first["logsnr_max"]:.3f} to '
+          f'step {weights["step"]:,} ({weights["average"]})'
+          f'{", told nothing" if weights.get("untold") else ""}; log-SNR {first["logsnr_max"]:.3f} to '
           f'{first["logsnr_min"]:.3f}')
 
 

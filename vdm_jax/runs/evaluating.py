@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from vdm_jax import data, random
+from vdm_jax import data, guidance, random
 from vdm_jax.data import fields
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger import families, measuring, relations
@@ -63,8 +63,8 @@ def _require_no_less(path: Path, about: Mapping, rows: Sequence[str], repeats: i
 def evaluate(directory: str | Path, *, split: str = 'test',
              estimates: Sequence[str | Family | Request | Estimator] = (), schedules: bool = False,
              average: str = '', step: int | str = 'latest', examples: int | None = None,
-             data_dir: str = '', data_name: str = '', out: str | Path = '',
-             overwrite: bool = False,
+             data_dir: str = '', data_name: str = '', untold: bool = False,
+             out: str | Path = '', overwrite: bool = False,
              show: Callable[[Ledger], None] = lambda ledger: None, **options) -> Ledger:
   """Estimates the likelihood of every image of a split; writes the ledger, the bits, two pictures.
 
@@ -85,6 +85,8 @@ def evaluate(directory: str | Path, *, split: str = 'test',
     schedules: compute that bound also under other schedules with the same ends.
     examples: take only this number of images, from the first on.
     data_dir, data_name: where the data are now, as fields of config.data.
+    untold: whether the label or text is dropped, as in a part of the training of a model that can
+      be guided.  So the ledger has the bits of the images alone.
     out: the directory to write into.  Default: the run's.
     overwrite: also replace a ledger of the same name, weights and images that has more rows or
       draws.
@@ -97,7 +99,7 @@ def evaluate(directory: str | Path, *, split: str = 'test',
   """
   directory = files.run_directory('workdir', directory)
   question = _ask(directory, split, estimates, schedules, Options(**options), average, step,
-                  examples, {'data_dir': data_dir, 'data_name': data_name})
+                  examples, {'data_dir': data_dir, 'data_name': data_name}, untold)
   written = _files(question, out, overwrite)
   statistics, measured, failed = _measure(question)
   bound, checks = _check(question, statistics, measured)
@@ -137,8 +139,8 @@ class _Question(NamedTuple):
     return self.part.spec[self.model.field]
 
 
-def _ask(directory, split, estimates, schedules, options, average, step, examples, where
-         ) -> _Question:
+def _ask(directory, split, estimates, schedules, options, average, step, examples, where,
+         untold: bool) -> _Question:
   """Checks the arguments of `evaluate`.  Weights are read, but no image.
 
   where: the place of the data now, as keywords of `workdir.load_trained`.
@@ -148,7 +150,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   require_at_least('examples', examples)
   check_options(options)
   requests = families.parse(estimates)
-  trained, model = _weights(directory, average, step, where)
+  trained, model = _weights(directory, average, step, where, untold)
   workdir.say_what_changed(directory)
   experiment, spec = trained.experiment, data.resolve(trained.config.data)
   one = spec.zeros(1)
@@ -188,7 +190,8 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
                        'levels': part.spec[model.field].levels},
            'checkpoint': {'step': trained.step, 'average': trained.average,
                           # The share of the first weights in it.
-                          'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step}}
+                          'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step,
+                          **({'untold': True} if untold else {})}}
   return _Question(directory, trained, model, requests, options,
                    list(replaced_schedules.SCHEDULES) if schedules else [], read, part, count,
                    (ends[0], ends[1]),
@@ -196,10 +199,14 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
                    logsnr_at, about)
 
 
-def _weights(directory: Path, average: str, step: int | str, where: dict
+def _weights(directory: Path, average: str, step: int | str, where: dict, untold: bool
              ) -> tuple[workdir.Trained, Model]:
   """A run's weights, and their model.  Raises InputError if the model has no likelihood."""
   trained = workdir.load_trained(directory, average=average, step=step, **where)
+  if untold:
+    of = trained.experiment.model
+    trained = trained._replace(experiment=trained.experiment._replace(
+        model=lambda params, keys=None: guidance.untold(of(params, keys))))
   rate = trained.experiment.ema.get(trained.average, 0.0)
   if warning := caution(trained.average, rate, trained.step):
     logging.warning(warning)
@@ -222,7 +229,8 @@ def _files(question: _Question, out: str | Path, overwrite: bool) -> Files:
   written = Files.of(out or question.directory, evaluations.ending(
       question.about['dataset']['split'], None if trained.step == newest else trained.step,
       None if trained.average == default else trained.average,
-      None if count == len(question.part) else count))
+      None if count == len(question.part) else count,
+      untold='untold' in question.about['checkpoint']))
   try:
     files.probe(written.ledger.parent, (1 << 20) + 64 * count * options.repeats * len(rows))
   except OSError as error:

@@ -10,9 +10,14 @@ from vdm_jax.runs.provenance import FORMAT
 __all__ = ['Files', 'ending', 'read']
 
 
-def ending(split: str, step: int | None, average: str | None, examples: int | None) -> str:
-  """The ending of the names of an evaluation's files.  None: as in the main evaluation."""
-  other = [None if split == 'test' else split, None if step is None else f'step{step}', average,
+def ending(split: str, step: int | None, average: str | None, examples: int | None,
+           untold: bool = False) -> str:
+  """The ending of the names of an evaluation's files.  None: as in the main evaluation.
+
+  untold: whether the model is told nothing.
+  """
+  other = ['untold' if untold else None, None if split == 'test' else split,
+           None if step is None else f'step{step}', average,
            None if examples is None else f'{examples}_images']
   return ''.join(f'_{part}' for part in other if part is not None)
 

@@ -31,6 +31,8 @@ SEED = cli.seed('the draws')
 BATCH_SIZE = cli.batch_size(512, 'Evaluations of the network at a time.')
 EXAMPLES = flags.DEFINE_integer('examples', None, 'How many images, from the first on.  '
                                 'Default: all.')
+UNTOLD = flags.DEFINE_bool('untold', False, 'Drop the label or the text: the bits of the images '
+                           'alone.  For a model that can be guided.')
 REPORT = flags.DEFINE_bool('report', False, 'Evaluate nothing; print the main ledger of '
                            '--split.')
 OUT = cli.path('out', 'The directory for the files.  Default: the run.')
@@ -48,11 +50,12 @@ def main():
   if isinstance(made, Captions):
     _captioner()
     return
-  of_main = AVERAGE, STEP, EXAMPLES
+  of_main = AVERAGE, STEP, EXAMPLES, UNTOLD
   if REPORT.value and (other := [flag.name for flag in of_main if flag.value != flag.default]):
     raise InputError('report', True, 'it shows the main evaluation of a split: all images, the '
-                     'newest weights, the default average', f'leave out --{other[0]}, or '
-                     'show another ledger by scripts/compare_ledgers.py RUN/ledger_....json')
+                     'newest weights, the default average, with labels or texts',
+                     f'leave out --{other[0]}, or show another ledger by '
+                     'scripts/compare_ledgers.py RUN/ledger_....json')
   seeds = runs.seeds(WORKDIR.value)
   require(not (seeds and ROW.value), 'row', ROW.value, f'{WORKDIR.value} holds several runs',
           'name one of them')
@@ -123,4 +126,4 @@ def _evaluated(run: Path, out: str | Path) -> ledger.Ledger:
     return reported
   return runs.evaluate(run, out=out, show=show, **cli.values(
       SPLIT, ESTIMATES, SCHEDULES, REPEATS, TIMES, IMPORTANCE, TOLERANCE, START, PROBES, PROBE,
-      AVERAGE, STEP, SEED, BATCH_SIZE, EXAMPLES, OVERWRITE, DATA_DIR, DATA_NAME))
+      AVERAGE, STEP, SEED, BATCH_SIZE, EXAMPLES, UNTOLD, OVERWRITE, DATA_DIR, DATA_NAME))

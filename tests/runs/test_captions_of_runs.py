@@ -1,8 +1,9 @@
-"""Scoring captions: an exact model follows them all, at all places; and what is refused."""
+"""Captions of runs: an exact model follows them all, and they are worth 7.17 bits."""
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,12 +46,30 @@ def test_settings_that_measure_nothing_are_refused(exact, flags, message, tmp_pa
     captioning.score_captions(exact, tmp_path / 'captions.png', **flags)
 
 
-def test_a_run_of_other_data_is_refused(tmp_path):
+@pytest.mark.long
+def test_an_exact_model_needs_seven_bits_more_if_it_is_not_told_the_caption(exact):
+  """log2 144 = 7.1699 bits; log-SNR 6 .. -10 holds all of the difference."""
+  bits = []
+  for untold in (False, True):
+    ledger = runs.evaluate(exact, untold=untold, examples=96, times=32, batch_size=256)
+    ending = '_untold' * untold + '_96_images'
+    assert (exact / f'ledger{ending}.json').exists()
+    assert ledger.checkpoint.get('untold', False) == untold
+    with np.load(exact / f'bits{ending}.npz') as file:
+      bits.append(768 * file['vlb/total'].mean(axis=0))
+  more = bits[1] - bits[0]  # image by image, of the same noise
+  error = np.std(more, ddof=1) / np.sqrt(len(more))
+  assert error < 1.0 and abs(more.mean() - np.log2(144)) < 4 * error
+
+
+def test_runs_of_other_data_and_without_a_null_text_are_refused(tmp_path):
   config = tiny_config.get_config()
   config.train.update(steps=2, validate_every=2, checkpoint_every=2)
   runs.train(config, tiny_config.__file__, tmp_path)
   with pytest.raises(InputError, match='its data are swirl, and only samples of shapes'):
     captioning.score_captions(tmp_path)
+  with pytest.raises(InputError, match='untold=True: this model has not learned to do without'):
+    runs.evaluate(tmp_path, untold=True)
 
 
 @pytest.mark.long
