@@ -5,8 +5,9 @@
     --prompt='a large red disk on grey'
 
 Nichol et al. (2021).  A text transformer is trained with the U-Net.  The U-Net reads its last
-vector with the time, and all its vectors in each attention.  A fifth of the texts is dropped, so
-the model can be guided.  Unlike GLIDE, time is continuous and the target is v.
+vector with the time, and all its vectors in each attention.  A tenth of the texts is dropped, so the
+model can be guided.  Unlike GLIDE, time is continuous, the target is v, and the U-Net reads patches
+of 2x2 pixels.
 
 After the colon:
 
@@ -22,6 +23,7 @@ from vdm_jax.errors import require_choice
 from vdm_jax.nn.text.glide import GLIDEText
 from vdm_jax.nn.unets.adm import UNet
 from vdm_jax.nn.unets.glide import GLIDEUNet
+from vdm_jax.nn.unets.patched import Patched
 from vdm_jax.processes import vp
 from vdm_jax.systems import compose, networks, texts
 from vdm_jax.systems.scores import score_sde
@@ -32,22 +34,22 @@ DATA = {'shapes': 'shapes', 'held_out': 'shapes:held_out'}
 
 def get_config(which: str = 'shapes') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
-  config = score_sde.default_config(features=16, dropout=0.0, logsnr_max=13.3, logsnr_min=-9.0)
-  recipes.short(config, DATA[which], steps=2000)
+  config = score_sde.default_config(features=48, dropout=0.0, logsnr_max=13.3, logsnr_min=-9.0)
+  recipes.short(config, DATA[which], steps=2400)
   config.data.update(tokeniser='words', hold_out=False)
   config.model.remat = 'none'
   caption = data.resolve(config.data)['caption']
   encoder = GLIDEText(features=32, depth=2, attention_heads=4, levels=caption.levels,
                       length=caption.shape[0], padding=0, outputs=4 * config.model.features)
-  return texts.add(config, encoder, dropped=0.2)
+  return texts.add(config, encoder, dropped=0.1)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
   ends = compose.end_points(config)
-  # 16x16, 8x8 and 4x4 pixels, with attention at the last two.
-  net = UNet(features=config.model.features, multipliers=(1, 2, 4), blocks=1,
+  # 8x8 patches of 2x2 pixels, and half as many, with attention at both.
+  net = UNet(features=config.model.features, multipliers=(1, 2), blocks=1,
              attention_resolutions=(8, 4), head_features=16, groups=8, text=True)
   return texts.experiment(config, lambda **told: score_sde.experiment(
-      config, net=GLIDEUNet(networks.configured(net, config)), schedule=schedules.Cosine(*ends),
-      curve=vp, target=targets.v, weight=weightings.snr_plus_one, inputs=inputs.scaled(*ends),
+      config, net=Patched(GLIDEUNet(networks.configured(net, config)), 2),
+      schedule=schedules.Cosine(*ends), curve=vp, target=targets.v, weight=weightings.snr_plus_one, inputs=inputs.scaled(*ends),
       ends_denoised=False, **told), pooled=True)
