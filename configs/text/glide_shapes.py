@@ -5,9 +5,9 @@
     --prompt='a large red disk on grey'
 
 Nichol et al. (2021).  A text transformer is trained with the U-Net.  The U-Net reads its last
-vector with the time, and all its vectors in each attention.  A tenth of the texts is dropped, so the
-model can be guided.  Unlike GLIDE, time is continuous, the target is v, and the U-Net reads patches
-of 2x2 pixels.
+vector with the time, and all its vectors in each attention.  A tenth of the texts is dropped, so
+the model can be guided.  Unlike GLIDE, time is continuous, the target is v, and the U-Net reads
+patches of 2x2 pixels.
 
 After the colon:
 
@@ -51,5 +51,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
              attention_resolutions=(8, 4), head_features=16, groups=8, text=True)
   return texts.experiment(config, lambda **told: score_sde.experiment(
       config, net=Patched(GLIDEUNet(networks.configured(net, config)), 2),
-      schedule=schedules.Cosine(*ends), curve=vp, target=targets.v, weight=weightings.snr_plus_one, inputs=inputs.scaled(*ends),
-      ends_denoised=False, **told), pooled=True)
+      schedule=schedules.Cosine(*ends), curve=vp, target=targets.v,
+      weight=weightings.snr_plus_one, inputs=inputs.scaled(*ends), ends_denoised=False, **told),
+                          pooled=True)

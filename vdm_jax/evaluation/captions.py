@@ -100,10 +100,10 @@ def picture(found: Mapping[float, Followed], images: Mapping[float, np.ndarray],
 
   images: {weight: integers [len(captions), 16, 16, 3]}.
   """
-  figure = Figure(figsize=(8.0, 2.8 + 0.62 * len(captions)), layout='constrained')
-  curves, sheet = figure.subfigures(2, 1, height_ratios=[2.6, 0.62 * len(captions)])
+  weights, tall = sorted(found), 0.5 * len(captions) + 0.3
+  figure = Figure(figsize=(8.0, 2.6 + tall), layout='constrained')
+  curves, sheet = figure.subfigures(2, 1, height_ratios=[2.6, tall])
   left, right = curves.subplots(1, 2)
-  weights = sorted(found)
   lines = {'caption accuracy': [found[w].accuracy for w in weights]}
   if found[weights[0]].new is not None:
     lines['of new captions'] = [found[w].new for w in weights]
@@ -118,8 +118,8 @@ def picture(found: Mapping[float, Followed], images: Mapping[float, np.ndarray],
   right.axhline(MOST, ls='--', color='grey')
   right.set(xlabel='w', ylabel='bits of places', ylim=(0.0, MOST + 0.6))
 
-  across = len(weights)
-  for row, axes in enumerate(sheet.subplots(len(captions), across, squeeze=False)):
+  for row, axes in enumerate(sheet.subplots(len(captions), len(weights), squeeze=False,
+                                            gridspec_kw={'wspace': 0.0, 'hspace': 0.0})):
     for w, one in zip(weights, axes, strict=True):
       one.imshow(images[w][row].astype(np.uint8))
       one.set(xticks=[], yticks=[])
