@@ -20,7 +20,6 @@ from vdm_jax.ledger import (
 )
 from vdm_jax.ledger import family as family_lib
 from vdm_jax.ledger import rows as rows_lib
-from vdm_jax.ledger import tables
 from vdm_jax.machine import files
 
 DATA = {'name': 'digits', 'version': '1.0.0', 'split': 'test', 'examples': 300, 'of': 300,

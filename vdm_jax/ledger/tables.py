@@ -65,13 +65,14 @@ _WORDS = ('estimate', 'kind', 'of', 'what must hold', '')  # all other columns a
 def heading(ledger: Ledger) -> tuple[str, str]:
   """Two lines on the evaluation: the images, and the weights with the ends of the schedule."""
   data, weights, first = ledger.dataset, ledger.checkpoint, ledger.rows[0]
+  untold = ', told nothing' if weights.get('untold') else ''
   count = f'{data["examples"]:,}'
   if data['examples'] < data['of']:  # the checksum is that of all
     count += f' of {data["of"]:,}'
   return (f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
           f'{data["sha256"][:12]}',
-          f'step {weights["step"]:,} ({weights["average"]})'
-          f'{", told nothing" if weights.get("untold") else ""}; log-SNR {first["logsnr_max"]:.3f} to '
+          f'step {weights["step"]:,} ({weights["average"]}){untold}; '
+          f'log-SNR {first["logsnr_max"]:.3f} to '
           f'{first["logsnr_min"]:.3f}')
 
 

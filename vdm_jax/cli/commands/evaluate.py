@@ -83,8 +83,8 @@ def _cells(found: ledger.Ledger) -> dict[str, str]:
 
 def _autoencoder():
   """Measures the reconstructions of an autoencoder.  Raises InputError for flags of a ledger."""
-  _refuse('an autoencoder, which has no ledger', ESTIMATES, SCHEDULES, REPORT, TIMES, IMPORTANCE,
-          TOLERANCE, START, PROBES, PROBE)
+  _refuse('an autoencoder, which has no ledger', ESTIMATES, SCHEDULES, REPORT, UNTOLD, TIMES,
+          IMPORTANCE, TOLERANCE, START, PROBES, PROBE)
   result = reconstructing.evaluate(
       WORKDIR.value, out=OUT.value or '',
       show=lambda found: metrics.show(reconstructing.table(found)),
@@ -99,8 +99,8 @@ def _autoencoder():
 
 def _captioner():
   """Measures the captions of a captioner.  Raises InputError for flags of a ledger."""
-  _refuse('a captioner, which has no ledger and no draws', ESTIMATES, SCHEDULES, REPORT, TIMES,
-          IMPORTANCE, TOLERANCE, START, PROBES, PROBE, REPEATS, SEED)
+  _refuse('a captioner, which has no ledger and no draws', ESTIMATES, SCHEDULES, REPORT, UNTOLD,
+          TIMES, IMPORTANCE, TOLERANCE, START, PROBES, PROBE, REPEATS, SEED)
   result = describing.evaluate(
       WORKDIR.value, out=OUT.value or '', show=lambda found: metrics.show(describing.table(found)),
       **cli.values(SPLIT, AVERAGE, STEP, BATCH_SIZE, EXAMPLES, OVERWRITE, DATA_DIR, DATA_NAME))

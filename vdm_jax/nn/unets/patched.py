@@ -17,10 +17,7 @@ class Patched(nn.Module):
 
   def __call__(self, z: Array, time: Array, cond: PyTree = None,
                keys: Array | None = None) -> Array:
-    """y: as z, [B, H, W, C]; with heads of `net`, [B, H, W, (1 + heads) C].
-
-    Raises InputError unless patches fill the sides, and as `net` does.
-    """
+    """y: [B, H, W, C], as z.  Raises InputError unless patches fill the sides."""
     require_patches(z, self.patch)
     count, height, width, _ = z.shape
     h = patchify(z, self.patch).reshape(count, height // self.patch, width // self.patch, -1)
