@@ -14,7 +14,7 @@ from vdm_jax.studies import editing
 WORKDIR = cli.run_directory('A run of shapes whose model is told a text.')
 OUT = cli.path('out', 'The .png file to write.')
 OVERWRITE = cli.overwrite()
-COUNT = flags.DEFINE_integer('count', 96, 'Edits by each method.')
+COUNT = flags.DEFINE_integer('count', 64, 'Edits by each method.')
 GUIDANCE = flags.DEFINE_float('guidance', 1.0, 'w of classifier-free guidance.')
 STEPS = flags.DEFINE_integer('steps', 30, 'Steps of each method.')
 SEED = cli.seed('the words and the noise')

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.runs import editing, workdir
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.typing import Estimate
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ['a large red disk on grey', 'a small blue cross on white']
@@ -198,6 +200,38 @@ def test_a_model_without_a_text_or_without_attention_is_refused(run, monkeypatch
   monkeypatch.setattr(shapes_config.HeadsAttention, '__call__', lambda self, h, *_: h)
   with pytest.raises(InputError, match='method: this model cannot be edited by attention'):
     editing.editor(blind, methods.PromptToPrompt())
+
+
+def told_the_known_part(run):
+  """The run with a model that is told the known part, and estimates that the rest has its mean."""
+  whole = trained(run)
+  of = whole.experiment.model
+
+  def model(params):
+    m = of(params)
+
+    def denoise(z, level, cond):
+      known, mask = m.encode(cond['known']), cond['mask'].astype(float)
+      mean = (known * mask).sum((1, 2, 3), keepdims=True) / (3 * mask.sum((1, 2, 3), keepdims=True))
+      x, at = jnp.broadcast_to(mean, z.shape), level.expand(z)
+      return Estimate(x, (z - at.alpha * x) / at.sigma)
+    conditions = lambda numbers, caption=None, known=None, mask=None: {
+        'caption': caption, 'known': known, 'mask': mask}
+    return m._replace(denoise=denoise, conditions=conditions, cond=lambda batch: batch, null=None)
+  return whole._replace(experiment=whole.experiment._replace(model=model))
+
+
+def test_a_model_that_is_told_the_known_part_draws_the_rest_by_it(run):
+  method = methods.Inpaint('model', 'ddim')
+  make = editing.editor(told_the_known_part(run), method, steps=40)
+  found = make(editing.Request(NUMBERS, IMAGES, SOURCES, TARGETS, LEFT))
+  for edit, image in zip(found.images, IMAGES, strict=True):
+    np.testing.assert_array_equal(edit[:, 8:], image[:, 8:])
+    # The noise of the last level, exp(-5), is 0.86 of a level.
+    off = edit[:, :8] - image[:, 8:].mean()
+    assert abs(off.mean()) < 0.3 and 0.7 < off.std() < 1.1
+  with pytest.raises(InputError, match="by='model': this model is not told a part of the image"):
+    editing.editor(trained(run), method)
 
 
 def test_an_empty_mask_of_diffedit_is_an_error_that_says_why(run, tmp_path):

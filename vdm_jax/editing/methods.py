@@ -61,10 +61,15 @@ class Case(NamedTuple):
     draw = self.model.prior or functools.partial(sample_prior, self.model.process)
     return draw(self.keys, like)
 
+  @property
+  def image(self) -> Array:
+    """The images, which this method cannot do without."""
+    assert self.x is not None
+    return self.x
+
   def z(self) -> Array:
     """The images at t = 0, without noise."""
-    assert self.x is not None
-    return self.model.process(0.0).alpha * self.x
+    return self.model.process(0.0).alpha * self.image
 
   def from_z(self, z: Array, times: np.ndarray, cond: PyTree) -> Array:
     """x of z at the last time."""
@@ -110,15 +115,16 @@ class SDEdit(NamedTuple):
   def __call__(self, case: Case) -> Edited:
     process, times = case.model.process, np.linspace(self.strength, 0.0, case.steps + 1)
     sampler = SAMPLERS[self.sampler](case.guided(case.told(case.target)), process)
-    z = sdedit.edit(sampler, process, case.keys, case.x, times)
+    z = sdedit.edit(sampler, process, case.keys, case.image, times)
     return Edited(case.from_z(z, times, case.target))
 
 
 class Inpaint(NamedTuple):
   """The region of the mask is drawn anew, from noise, and the rest of the image is known.
 
-  by: 'replacement', Song et al. (2021); or 'repaint', Lugmayr et al. (2022), which walks back by
-  `jump` steps and visits each level `visits` times.
+  by: 'replacement', Song et al. (2021); 'repaint', Lugmayr et al. (2022), which walks back by
+  `jump` steps and visits each level `visits` times; or 'model', a model that is told the known part
+  (Nichol et al. 2021, section 3.3; `systems.guided.inpainting`).
   """
   by: str = 'replacement'
   sampler: str = 'ancestral'
@@ -126,7 +132,7 @@ class Inpaint(NamedTuple):
   visits: int = 4
 
   def check(self) -> None:
-    require_choice('by', self.by, ('replacement', 'repaint'))
+    require_choice('by', self.by, ('replacement', 'repaint', 'model'))
     require_choice('sampler', self.sampler, SAMPLERS)
     require_at_least('jump', self.jump)
     require_at_least('visits', self.visits)
@@ -137,11 +143,13 @@ class Inpaint(NamedTuple):
     sampler = SAMPLERS[self.sampler](case.guided(case.told(case.target)), process)
     if self.by == 'repaint':
       path = inpainting.jumps(times, self.jump, self.visits)
-      z = inpainting.repaint(sampler, process, case.keys, case.noise(), path, case.x, ~case.mask)
+      z = inpainting.repaint(sampler, process, case.keys, case.noise(), path, case.image,
+                             ~case.mask)
     else:
-      sampler = inpainting.replacement(sampler, process, case.x, ~case.mask)
+      if self.by == 'replacement':
+        sampler = inpainting.replacement(sampler, process, case.image, ~case.mask)
       z = sample(sampler, case.keys, case.noise(), times)
-    x = _keep(case.mask, case.from_z(z, times, case.target), case.x)
+    x = _keep(case.mask, case.from_z(z, times, case.target), case.image)
     return Edited(x, mask=case.mask)
 
 
@@ -165,11 +173,11 @@ class DiffEdit(NamedTuple):
   def __call__(self, case: Case) -> Edited:
     process, times = case.model.process, np.linspace(self.strength, 0.0, case.steps + 1)
     source, target = case.told(case.source), case.told(case.target)
-    eps = diffedit.noises(case.keys, case.x, self.noises)
-    maps = diffedit.difference(target, source, process, case.x, eps, self.noise)
+    eps = diffedit.noises(case.keys, case.image, self.noises)
+    maps = diffedit.difference(target, source, process, case.image, eps, self.noise)
     mask = diffedit.mask(maps, self.ratio)
     z = diffedit.edit(case.guided(target), source, process, case.keys, case.z(), mask, times)
-    return Edited(_keep(mask, case.from_z(z, times, case.target), case.x), mask=mask, maps=maps)
+    return Edited(_keep(mask, case.from_z(z, times, case.target), case.image), mask=mask, maps=maps)
 
 
 Change = Literal['replace', 'refine']
@@ -243,25 +251,25 @@ class NullText(NamedTuple):
 
 
 Method = SDEdit | Inpaint | DiffEdit | PromptToPrompt | NullText
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, Any] = {
     'prompt_to_prompt': PromptToPrompt, 'null_text': NullText, 'diffedit': DiffEdit,
     'sdedit': SDEdit, 'inpaint': Inpaint}
 
 
-def named(name: str, **fields: Any) -> Method:
+def named(method: str, **fields: Any) -> Method:
   """The method of a name, with these numbers.
 
-  Raises InputError: no such method; a field that the method does not have; a wrong number.
+  Raises InputError: no such method; a field that the method has not; a wrong number.
   """
-  require_choice('method', name, METHODS)
-  make = METHODS[name]
+  require_choice('method', method, METHODS)
+  make = METHODS[method]
   own = make._fields  # of a NamedTuple
   for field, given in fields.items():
-    require(field in own, field, given, f'{name} does not read it',
+    require(field in own, field, given, f'{method} does not read it',
             f'leave it out; it reads {", ".join(own)}')
-  method = make(**fields)
-  method.check()
-  return method
+  made = make(**fields)
+  made.check()
+  return made
 
 
 def layers(model: Model, cond: PyTree) -> list[tuple[int, int]]:

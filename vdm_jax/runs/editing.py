@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -18,7 +19,8 @@ from vdm_jax.evaluation import shapes as judge_of_shapes
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
 from vdm_jax.runs import needs, pictures, workdir
-from vdm_jax.typing import Model
+from vdm_jax.systems.guided.inpainting import KNOWN, MASK
+from vdm_jax.typing import Array, Model
 
 __all__ = ['Edits', 'Request', 'Result', 'edit', 'editor', 'picture', 'report', 'require_editable']
 
@@ -72,6 +74,9 @@ def require_editable(trained: workdir.Trained, method: Method, guidance: float,
   if isinstance(method, NullText):
     require(guidance > 0.0, 'guidance', guidance, 'null_text tunes the estimate without a text, '
             'which is then not read', 'give more than 0, or choose prompt_to_prompt')
+  if isinstance(method, Inpaint) and method.by == 'model':
+    require({KNOWN, MASK} <= model.conditions(np.arange(1)).keys(), 'by', method.by,
+            'this model is not told a part of the image', 'choose replacement or repaint')
   if isinstance(method, (PromptToPrompt, NullText)):
     one = jax.eval_shape(model.cond, model.conditions(np.arange(1)))
     methods.layers(model, one)
@@ -135,7 +140,11 @@ def editor(trained: workdir.Trained, method: Method, *, guidance: float = 0.0, s
 
   def make(request: Request) -> Edits:
     rows = np.arange(len(request.numbers))  # which take the texts in turn
-    conditions = [model.conditions(rows, **{field.name: _encoded(field, texts, flag)})
+    part = {}
+    if isinstance(method, Inpaint) and method.by == 'model':
+      assert request.masks is not None
+      part = {KNOWN: request.images, MASK: (~request.masks).astype(np.int32)}
+    conditions = [model.conditions(rows, **{field.name: _encoded(field, texts, flag)}, **part)
                   for flag, texts in (('source', request.sources), ('target', request.targets))]
     words = columns = None
     if isinstance(method, (PromptToPrompt, NullText)):
@@ -150,7 +159,7 @@ def editor(trained: workdir.Trained, method: Method, *, guidance: float = 0.0, s
   return make
 
 
-def _of_size(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _of_size(mask: Array, shape: tuple[int, ...]) -> Array:
   """The mask of pixels as one of x, which may be latents: where any pixel may change."""
   n, height, width, _ = mask.shape
   h, w = shape[:2]
@@ -205,8 +214,8 @@ def edit(directory: str | Path, out: str | Path, method: Method, target: str, *,
                     many(masks))
   make = editor(trained, method, guidance=guidance, steps=steps, seed=seed)
   edits = _joined(list(_in_batches(make, request, min(batch_size, count))))
-  if isinstance(method, methods.DiffEdit):
-    diffedit.mask(edits.maps, method.ratio)  # an empty one is an error
+  if isinstance(method, methods.DiffEdit) and edits.maps is not None:
+    diffedit.mask(jnp.asarray(edits.maps), method.ratio)  # an empty one is an error
   originals = edits.sources if request.images is None else request.images
   assert originals is not None
   result = Result(edits, originals, given is None, source, target, judged)
@@ -297,11 +306,14 @@ def _in_batches(make: Callable[[Request], Edits], request: Request, size: int) -
   for start in tqdm.tqdm(range(0, count, size), desc='editing', unit='batch', disable=count <= size,
                          dynamic_ncols=True):
     rows = np.minimum(np.arange(start, start + size), count - 1)
-    rows_of = lambda u, rows=rows: None if u is None else np.asarray(u)[rows]
-    edits = make(Request(rows_of(request.numbers), rows_of(request.images),
-                         [request.sources[i] for i in rows], [request.targets[i] for i in rows],
-                         rows_of(request.masks)))
+    texts = lambda of, rows=rows: [of[i] for i in rows.tolist()]
+    edits = make(Request(request.numbers[rows], _rows(request.images, rows), texts(request.sources),
+                         texts(request.targets), _rows(request.masks, rows)))
     yield Edits(*(None if u is None else u[:count - start] for u in edits))
+
+
+def _rows(u: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+  return None if u is None else u[rows]
 
 
 def _joined(parts: Sequence[Edits]) -> Edits:

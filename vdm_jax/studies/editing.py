@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.table
@@ -37,15 +37,15 @@ __all__ = ['KINDS', 'METHODS', 'Measured', 'Tasks', 'measure', 'painted', 'pictu
 KINDS = ('size', 'colour', 'shape', 'ground')  # in the order of the words of a caption
 CHOICES = (tuple(shapes.SIZES), tuple(shapes.COLOURS), tuple(shapes.SHAPES), tuple(shapes.GROUNDS))
 METHODS: dict[str, Method] = {
+    'SDEdit, strength 0.3': SDEdit(0.3),
     'SDEdit, strength 0.5': SDEdit(0.5),
-    'SDEdit, strength 0.7': SDEdit(0.7),
     'SDEdit, strength 1': SDEdit(1.0),
     'inpainting, replacement': Inpaint(),
     'inpainting, RePaint': Inpaint('repaint'),
     'DiffEdit, ratio 3': DiffEdit(),
     'DiffEdit, ratio 1.5': DiffEdit(ratio=1.5),
     'prompt-to-prompt': PromptToPrompt(),
-    'prompt-to-prompt, null text': NullText(),
+    'prompt-to-prompt, null text': NullText(updates=5),
 }
 SHOWN = 8  # edits in the picture
 
@@ -121,7 +121,7 @@ def measure(name: str, of: Tasks, edits: np.ndarray, masks: np.ndarray | None = 
   return Measured(name, edits, flat, judged, overlap, back)
 
 
-def study(directory: str | Path, out: str | Path, *, count: int = 96, guidance: float = 1.0,
+def study(directory: str | Path, out: str | Path, *, count: int = 64, guidance: float = 1.0,
           steps: int = 30, seed: int = 0, batch_size: int = 32, average: str = '',
           step: int | str = 'latest', overwrite: bool = False,
           methods: Mapping[str, Method] = METHODS) -> tuple[list[Measured], rich.table.Table]:
@@ -189,8 +189,8 @@ def _measured(title: str, method: Method, of: Tasks, trained: workdir.Trained, f
 # ------------------------------------------------------------------ what is shown
 
 
-def _percent(hits: np.ndarray) -> str:
-  """A share and its binomial standard error, in per cent."""
+def _percent(hits: Any) -> str:
+  """A share and its binomial standard error, in per cent; hits: bool [n]."""
   share = float(np.mean(hits))
   error = np.sqrt(share * (1.0 - share) / len(hits))
   return f'{100 * share:.0f} ± {100 * error:.0f}'

@@ -32,7 +32,8 @@ OF_METHOD = (
                        'from 0 (none) to 1.  Default: 0.6 for sdedit, 0.8 for diffedit.'),
     flags.DEFINE_string('sampler', None, f'sdedit, inpaint: {" or ".join(methods.SAMPLERS)}.  '
                         'Default: ancestral.'),
-    flags.DEFINE_string('by', None, 'inpaint: replacement or repaint.  Default: replacement.'),
+    flags.DEFINE_string('by', None, 'inpaint: replacement, repaint, or model (one that is told the '
+                        'known part).  Default: replacement.'),
     flags.DEFINE_integer('jump', None, 'inpaint, by repaint: steps of a walk back.  Default: 5.'),
     flags.DEFINE_integer('visits', None, 'inpaint, by repaint: how often a level is visited.  '
                          'Default: 4.'),
@@ -60,12 +61,12 @@ OF_METHOD = (
 
 def _method() -> methods.Method:
   """The method with the numbers that are given.  Raises InputError."""
-  fields = cli.values(*OF_METHOD)
+  fields = cli.values(METHOD, *OF_METHOD)
   if 'blend' in fields:
     fields['blend'] = tuple(fields['blend'])
   if 'weights' in fields:
     fields['weights'] = tuple(map(_weight, fields['weights']))
-  return methods.named(METHOD.value, **fields)
+  return methods.named(**fields)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -79,9 +80,8 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def main():
-  result = editing.edit(
-      WORKDIR.value, OUT.value, _method(), TARGET.value, mask=MASK.value or '', **cli.values(
-          IMAGE, SOURCE, COUNT, GUIDANCE, STEPS, SEED, BATCH_SIZE, JUDGE, OVERWRITE, *OF_RUN))
+  result = editing.edit(WORKDIR.value, OUT.value, _method(), mask=MASK.value or '', **cli.values(
+      TARGET, IMAGE, SOURCE, COUNT, GUIDANCE, STEPS, SEED, BATCH_SIZE, JUDGE, OVERWRITE, *OF_RUN))
   if jax.process_index() == 0:
     print('\n'.join(editing.report(result)))
   cli.wrote(OUT.value)
