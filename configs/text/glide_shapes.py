@@ -12,7 +12,7 @@ patches of 2x2 pixels.
 After the colon:
 
   shapes    all 144 captions
-  held_out  120 of them: the four pairs of colour and shape of the others are never seen together
+  held_out  120 of them: no red square, green disk, blue triangle or yellow cross
 
 Hardware, time and what they reach: see configs/text/README.md.
 """
