@@ -3,6 +3,7 @@
   name                         data
   `digits`                     scikit-learn's handwritten digits, prepared when first used
   `shapes`, `shapes:held_out`  captioned shapes of 16 x 16 pixels: see `shapes`
+  `expressions`                pictures of expressions of shapes: see `expressions`
   `emoji`, `emoji:held_out`    emoji and their names, prepared from a font: see `emoji`
   `captioned_digits`           `digits` with the field `caption`, 'zero' .. 'nine': see `captions`
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
@@ -23,6 +24,7 @@ from vdm_jax.data import (
   arrays,
   captions,
   emoji,
+  expressions,
   folders,
   formulas,
   latents,
@@ -51,6 +53,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return _formula(name)
   if name in shapes.NAMES:
     return shapes.open_shapes(name, texts)
+  if name == expressions.NAME:
+    return expressions.open_expressions(texts)
   if name in emoji.FILES:
     return emoji.open_emoji(name, data_dir, texts)
   if name == 'captioned_digits':

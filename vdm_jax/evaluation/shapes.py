@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.data import shapes
-from vdm_jax.errors import require
 from vdm_jax.evaluation.distances import Estimated
-
-BLOCK = 512  # images at a time
+from vdm_jax.evaluation.nearest import nearest
 
 
 class Named(NamedTuple):
@@ -27,19 +25,8 @@ def name(images: np.ndarray) -> Named:
 
   images: [n, 16, 16, 3].  Raises InputError for another shape.
   """
-  images = np.asarray(images)
-  require(images.shape[1:] == shapes.images().shape[1:], 'images', images.shape,
-          'pictures of `shapes` are 16 x 16 x 3', 'give images of this shape')
-  pictures = shapes.images().reshape(len(shapes.images()), -1) / 127.5 - 1.0
-  halves = np.sum(pictures**2, axis=1) / 2.0
-  nearest = np.zeros(len(images), np.int64)
-  distances = np.zeros(len(images))
-  for start in range(0, len(images), BLOCK):
-    rows = slice(start, start + BLOCK)
-    x = images[rows].reshape(-1, pictures.shape[1]) / 127.5 - 1.0
-    nearest[rows] = np.argmin(halves - x @ pictures.T, axis=1)
-    distances[rows] = np.linalg.norm(x - pictures[nearest[rows]], axis=1)
-  return Named(*np.divmod(nearest, len(shapes.PLACES)), distances)
+  numbers, distances = nearest(images, shapes.images())
+  return Named(*np.divmod(numbers, len(shapes.PLACES)), distances)
 
 
 def accuracy(images: np.ndarray, captions: np.ndarray) -> Estimated:

@@ -37,6 +37,8 @@ NEEDS = {
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
     'score_captions': Need((Denoises,), 'draw what captions say',
                            'name a run of configs/text/glide_shapes.py'),
+    'score_expressions': Need((Denoises,), 'draw expressions',
+                              'name a run of configs/text/markup.py'),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
     'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
     'benchmark': Need((Denoises,), 'measure its evaluations',

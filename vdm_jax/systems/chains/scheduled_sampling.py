@@ -20,8 +20,11 @@ def default_config(**model) -> ml_collections.ConfigDict:
   } | model)
 
 
-def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None) -> Experiment:
+def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
+               **options) -> Experiment:
   """`chains.ddpm` with the loss of scheduled sampling; validation measures the bound.
+
+  net, options: the network, and the other keywords of `ddpm.experiment`.
 
   Raises InputError for a rollout of no steps or of as many steps as the chain, for a wrong
   probability, and for learned variances.
@@ -41,4 +44,4 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
         *args, steps=steps, rollout=m.rollout,
         probability=scheduled_sampling.rising(context.step, m.rise_steps, m.probability))
 
-  return ddpm.experiment(config, net=net, trained=trained)
+  return ddpm.experiment(config, net=net, trained=trained, **options)
