@@ -41,6 +41,7 @@ def names() -> list[str]:
                             ':consistency_training'],
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
       'imagenet/vdm': [':32', ':64'], 'imagenet/dit': [':DiT-XL/2', ':DiT-S/8'],
+      'text/markup': [':teacher_forced', ':scheduled'],
       'text/captioner': [':teacher_forcing', ':scheduled', ':imitation'],
       'published/dit': ['', ':DiT-XL-2-256x256,images'],
       'published/latent': ['', ':stable-diffusion-v1'],

@@ -49,7 +49,8 @@ EXAMPLES = {'cifar10/vdm', 'plane/flows:minibatch_ot', 'plane/flows:reflow', 'di
 BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
 REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             'digits/noisy_classifier': {'accuracy'}, 'text/dual_encoder': {'accuracy'},
-            'systems:scheduled_sampling': {'eps_error'},
+            **dict.fromkeys(('systems:scheduled_sampling', 'text/markup:scheduled'),
+                            {'eps_error'}),
             **dict.fromkeys(('text/captioner:teacher_forcing', 'text/captioner:scheduled'),
                             {'nats', 'accuracy'}),
             'text/captioner:imitation': {'nats', 'accuracy', 'divergence'},
