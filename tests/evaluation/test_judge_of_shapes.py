@@ -88,7 +88,7 @@ def test_the_overlap_of_masks_is_a_count_of_pixels():
 
 
 def test_images_of_another_size_are_refused():
-  with pytest.raises(InputError, match='pictures of `shapes` are 16 x 16 x 3'):
+  with pytest.raises(InputError, match='pictures of these data are 16 x 16 x 3'):
     judge.name(np.zeros((2, 8, 8, 3)))
 
 
