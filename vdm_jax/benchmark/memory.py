@@ -64,10 +64,9 @@ def gathered_bytes(params: PyTree, devices: int) -> int:
 def temporary(subject: speed.Subject, images: int) -> int:
   """Bytes of all temporary arrays of a training step with `images` images on one device."""
   layout = parallel.jit_layout(speed.make_update(subject), jax.devices()[:1])
-  shape = lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype)
   state = jax.eval_shape(lambda: speed.initial_state(subject))
   lowered = layout.step.lower(
-      layout.target(state), jax.tree.map(shape, speed.random_batch(subject, images)),
+      layout.target(state), speed.batch_shapes(subject, images),
       jax.eval_shape(lambda: random.key(0)))
   # LLVM comes after memory has been assigned.
   return lowered.compile(compiler_options={
@@ -81,7 +80,7 @@ def account(name: str, file: str | Path, config: ml_collections.ConfigDict,
   A row for a number of devices has the bytes of everything on each device, replicated (jit, pmap)
   and under fsdp, and the seconds of a step.  They are None if the devices do not divide the batch.
   """
-  subject = speed.of_config(file, speed.on_accelerators(config))
+  subject = speed.of_config(file, speed.on_accelerators(config), runs=False)
   say(f'{name}: compiling the step')
   few, many = (temporary(subject, images) for images in _BATCHES)
   activations = (many - few) // (_BATCHES[1] - _BATCHES[0])

@@ -51,11 +51,13 @@ class Subject(NamedTuple):
 
 
 def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: int | None = None,
-              features: int | None = None, batch_size: int | None = None) -> Subject:
+              features: int | None = None, batch_size: int | None = None,
+              runs: bool = True) -> Subject:
   """The experiment of a config, whose data need not be there.
 
   blocks, features, batch_size: replace config.model.blocks, config.model.features and
-  config.data.batch_size.  Raises InputError.
+  config.data.batch_size.  runs: whether its step is run here, so that the batch must fit.
+  Raises InputError.
   """
   config = config.copy_and_resolve_references()
   for flag, value, group, field, least in [
@@ -74,8 +76,9 @@ def of_config(file: str | Path, config: ml_collections.ConfigDict, *, blocks: in
                      f'choose a multiple of {count}')
   loop.check(config)
   spec = data_lib.resolve(config.data)
-  check.require_fits('config.data.batch_size' if batch_size is None else 'batch_size', size,
-                     spec.shape, count)
+  if runs:
+    check.require_fits('config.data.batch_size' if batch_size is None else 'batch_size', size,
+                       spec.shape, count)
   config.data.update(spec.to_config())
   try:
     subject = Subject(workdir.import_config(file).build(config), config, Path(file))
@@ -125,6 +128,12 @@ def random_batch(subject: Subject, size: int) -> dict[str, np.ndarray]:
   return subject.experiment.data.spec.random(size)
 
 
+def batch_shapes(subject: Subject, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of `random_batch`."""
+  return {field.name: jax.ShapeDtypeStruct((size, *field.shape), field.dtype)
+          for field in subject.experiment.data.spec.fields}
+
+
 def initial_params(subject: Subject) -> PyTree:
   if subject.params is not None:
     return subject.params
@@ -162,7 +171,7 @@ def lowered_step(subject: Subject) -> jax.stages.Lowered:
   update = make_update(subject)
   return jax.jit(lambda *args: update(*args, parallel.Axis())).lower(
       jax.eval_shape(lambda: initial_state(subject)),
-      random_batch(subject, subject.config.data.batch_size),
+      batch_shapes(subject, subject.config.data.batch_size),
       jax.eval_shape(lambda: random.key(0)))
 
 
@@ -183,7 +192,7 @@ def evaluation_flop(subject: Subject, size: int) -> float:
 
   return _flop(jax.jit(evaluate).lower(
       jax.eval_shape(lambda: initial_params(subject)),
-      jax.ShapeDtypeStruct((size, *x_shape(subject)), jnp.float32), random_batch(subject, size),
+      jax.ShapeDtypeStruct((size, *x_shape(subject)), jnp.float32), batch_shapes(subject, size),
       jax.eval_shape(lambda: random.key(0))))
 
 
