@@ -1,8 +1,10 @@
 """The one kind of error that the user can mend."""
+import contextlib
 import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ['InputError', 'require', 'require_at_least', 'require_choice']
+__all__ = ['InputError', 'renamed', 'require', 'require_at_least', 'require_choice']
 
 
 class InputError(ValueError):
@@ -62,3 +64,17 @@ def require_choice(field: str, value: Any, choices) -> None:
   near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
   raise InputError(field, value, f'did you mean {near[0]}' if near else 'there is no such choice',
                    f'choose one of {", ".join(map(str, choices))}')
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+  """An InputError inside whose field is among `names` shows the name that the user gave.
+
+  names: field -> the argument or the flag that set it.
+  """
+  try:
+    yield
+  except InputError as error:
+    if error.field not in names:
+      raise
+    raise InputError(names[error.field], error.value, error.problem, error.remedy) from None

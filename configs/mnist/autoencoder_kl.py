@@ -19,9 +19,8 @@ from vdm_jax.typing import Experiment
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = autoencoder.default_config(
-      features=16, multipliers=(1, 2, 2), blocks=1, groups=8, middle_attention=False, kl=0.01,
-      adversarial=0.5, adversarial_from=500, discriminator_features=16, discriminator_layers=2)
+  config = autoencoder.small_config(adversarial=0.5, adversarial_from=500,
+                                    discriminator_features=16, discriminator_layers=2)
   config = recipes.short(config, 'mnist', steps=1000)
   config.optimizer.update(b1=0.5, b2=0.9, clip_norm=0.0)
   config.ema = {'ema': 0.99}

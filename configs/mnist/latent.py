@@ -17,10 +17,8 @@ from vdm_jax.typing import Experiment
 
 
 def get_config() -> ml_collections.ConfigDict:
-  # Defaults for --print_config, as in configs/mnist/autoencoder_kl.py; a run copies the settings of
-  # the autoencoder that it names.
-  first = autoencoder.default_config(features=16, multipliers=(1, 2, 2), blocks=1, groups=8,
-                                     middle_attention=False)
+  # For --print_config: a run copies the settings of the autoencoder that it names.
+  first = autoencoder.small_config()
   config = latent.default_config(first.model, features=64, dropout=0.0, **networks.how_computed())
   config.model.remat = 'none'
   return recipes.short(config, 'mnist', steps=1600)

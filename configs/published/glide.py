@@ -47,7 +47,7 @@ def get_config(model: str = 'base') -> ml_collections.ConfigDict:
         for name in images_of(net))))
   config.data.update(name=spec.name, tokeniser='gpt2', **spec.to_config())
   with config.unlocked():
-    config.unet = glide.unet_settings(net)
+    config.unet = networks.sizes(net)
   return config
 
 

@@ -51,7 +51,7 @@ def get_config(model: str = 'celeba256') -> ml_collections.ConfigDict:
     encoder = compvis.TEXT_ENCODERS[model]
     config = texts.add(config, encoder, trained=trained.tokeniser == 'bert')
     with config.unlocked():
-      config.unet = compvis.unet_settings(compvis.UNETS[model][0])
+      config.unet = networks.sizes(compvis.UNETS[model][0])
     config.data.update(name='./captioned', fields=('image', 'caption'), text_length=encoder.length,
                        tokeniser=trained.tokeniser)
   if trained.tokeniser == 'clip':  # v1.4, by the README of CompVis/stable-diffusion

@@ -128,7 +128,7 @@ def test_a_field_of_texts_makes_the_tokeniser_of_its_values():
     settings = tokenisers.Settings(kind)
     field = tokenisers.field('caption', settings)
     assert settings.complete and field[:4] == ('caption', (length,), 'int32', levels)
-    with pytest.raises(InputError, match=f"config.data.merges='': the tokeniser {kind} needs a"):
+    with pytest.raises(InputError, match=f'config.data.merges: the tokeniser {kind} needs a'):
       tokenisers.of(field)
   assert tokenisers.field('caption', tokenisers.BYTES, CAPTIONS).shape == (31,)
   with pytest.raises(InputError, match='config.data.tokeniser=.word.: did you mean words'):

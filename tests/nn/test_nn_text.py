@@ -80,6 +80,20 @@ def test_the_text_of_clip_is_found_by_the_names_of_both_public_codes(of_clip):
     clip.of_transformers(theirs)
 
 
+@pytest.mark.parametrize('of, flat', [
+    (clip.text_of, {'token_embedding.weight': (9, 100), 'positional_embedding': (5, 100)}),
+    (glide.text_of, {'token_embedding.weight': (9, 100), 'positional_embedding': (5, 100),
+                     'transformer_proj.weight': (7, 100)}),
+    (glide.text_tower_of, {'blocks.input.w_voc': (9, 100), 'blocks.input.w_pos': (5, 100),
+                           'blocks.output.f.w': (7, 100)})])
+def test_features_that_64_does_not_divide_need_the_number_of_heads(of, flat):
+  flat = {name: np.zeros(shape) for name, shape in flat.items()}
+  with pytest.raises(InputError, match='features=100: it is no multiple of 64, so no shape tells '
+                     'the number of heads; give the number of heads'):
+    of(flat)
+  assert of(flat, 4).attention_heads == 4
+
+
 def test_names_of_clip_go_back(of_clip):
   recorded, flat, net = of_clip
   like = shapes_of(net, last(recorded['in/image']), recorded['in/tokens'].astype(np.int32))

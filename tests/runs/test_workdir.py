@@ -179,6 +179,18 @@ def test_how_a_run_goes_may_change(made):
   workdir.prepare(directory, config(), CONFIG)
 
 
+def test_a_file_whose_weights_the_checkpoints_have_may_move(tmp_path):
+  def asked(vgg):
+    of = config()
+    with of.unlocked():
+      of.model.vgg = vgg
+    return of
+  workdir.prepare(tmp_path, asked('there/vgg.pth'), CONFIG)
+  (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
+  workdir.prepare(tmp_path, asked('here/vgg.pth'), CONFIG)
+  assert workdir.read_config(tmp_path).model.vgg == 'here/vgg.pth'
+
+
 def test_a_learning_rate_falls_to_0_later_where_that_is_asked_for(tmp_path, capsys):
   """A cosine after 5 steps of warm-up, of 0.01: at 15 of 20 steps, then of 40."""
   asked = lambda end, **fields: config(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from absl import flags
 
 from vdm_jax.cli.flags import path
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import InputError, renamed, require
 from vdm_jax.guidance import Guidance, parse
 from vdm_jax.samplers import catalogue
 
@@ -62,13 +62,8 @@ class Conditions(NamedTuple):
   def named(self) -> Iterator[dict[str, list[str]]]:
     """`values`, in whose context an error of a field shows the flag that set the field."""
     values = self.values()
-    try:
+    with renamed({field: f'condition={field}' for field in values}):
       yield values
-    except InputError as error:
-      if error.field not in values:
-        raise
-      raise InputError(f'condition={error.field}', error.value, error.problem,
-                       error.remedy) from None
 
 
 class Prompts(NamedTuple):

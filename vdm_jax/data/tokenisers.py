@@ -108,7 +108,7 @@ _FILES = {'clip': 'bpe_simple_vocab_16e6.txt.gz of openai/CLIP',
 def _made(length: int, kind: str, words: tuple[str, ...], merges: str) -> Tokeniser:
   if kind not in MERGED:
     return of_words(words, length) if kind == 'words' else of_bytes(length)
-  require(bool(merges), 'config.data.merges', merges, f'the tokeniser {kind} needs a file',
+  require(bool(merges), 'config.data.merges', None, f'the tokeniser {kind} needs a file',
           f'name {_FILES[kind]}')
   try:
     return {'clip': of_clip, 'gpt2': of_gpt2, 'bert': of_bert}[kind](merges, length)

@@ -14,11 +14,9 @@ apart.  Here blocks are stacked (`nn.blocks.stack`):
 import re
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
-from vdm_jax.errors import InputError, require
-from vdm_jax.nn.blocks import stack
+from vdm_jax.errors import InputError
 from vdm_jax.nn.text.clip import CLIP, ImageTower, TextTower
 from vdm_jax.nn.text.trunk import STACK
 from vdm_jax.published import fitting
@@ -26,7 +24,7 @@ from vdm_jax.typing import Array, PyTree
 
 Flat = Mapping[str, np.ndarray]
 
-_HEAD = 64  # features of a head in all published networks
+_STACKS = {f'text/{STACK}', f'image/{STACK}'}
 _HINT = 'compare features, depth, levels, length, patch, outputs and the size of the image'
 # Beside the parameters: settings in files of openai/CLIP, a table in those of transformers.
 _NO_PARAMETER = re.compile(r'(input_resolution|context_length|vocab_size|(.*\.)?position_ids)')
@@ -36,9 +34,9 @@ _OF_TEXT = re.compile(r'(token_embedding\.|positional_embedding$|transformer\.|l
 # By the names of openai/CLIP.  The text tower of ViT-L/14 without its last map is the text encoder
 # of Stable Diffusion v1.
 MODELS: dict[str, CLIP] = {
-    name: CLIP(TextTower(features=width, attention_heads=width // _HEAD, outputs=width),
-               ImageTower(features=image, depth=depth, attention_heads=image // _HEAD, patch=patch,
-                          outputs=width))
+    name: CLIP(TextTower(features=width, attention_heads=fitting.heads(width), outputs=width),
+               ImageTower(features=image, depth=depth, attention_heads=fitting.heads(image),
+                          patch=patch, outputs=width))
     for name, width, image, depth, patch in (
         ('ViT-B/32', 512, 768, 12, 32), ('ViT-B/16', 512, 768, 12, 16),
         ('ViT-L/14', 768, 1024, 24, 14))}
@@ -116,7 +114,7 @@ def text_of(flat: Flat, heads: int = 0) -> TextTower:
 
   flat: {name of openai/CLIP: array}.  heads: of an attention, which no shape tells; 0: of 64
   features each, as in all published networks.
-  Raises InputError if there is no text tower.
+  Raises InputError if there is no text tower, or if 64 does not divide its features.
   """
   vectors, positions = flat.get('token_embedding.weight'), flat.get('positional_embedding')
   if vectors is None or positions is None:
@@ -125,7 +123,7 @@ def text_of(flat: Flat, heads: int = 0) -> TextTower:
   levels, features = vectors.shape
   projection = flat.get('text_projection')
   return TextTower(features, fitting.depth(flat, r'transformer\.resblocks\.(\d+)\.'),
-                   heads or _heads(features), levels=levels, length=len(positions),
+                   heads or fitting.heads(features), levels=levels, length=len(positions),
                    outputs=0 if projection is None else projection.shape[1])
 
 
@@ -141,14 +139,8 @@ def network_of(flat: Flat, text_heads: int = 0, image_heads: int = 0) -> CLIP:
   features, _, patch, _ = flat['visual.conv1.weight'].shape
   image = ImageTower(
       features, fitting.depth(flat, r'visual\.transformer\.resblocks\.(\d+)\.'),
-      image_heads or _heads(features), patch=patch, outputs=flat['visual.proj'].shape[1])
+      image_heads or fitting.heads(features), patch=patch, outputs=flat['visual.proj'].shape[1])
   return CLIP(text_of(flat, text_heads), image)
-
-
-def _heads(features: int) -> int:
-  require(features % _HEAD == 0, 'features', features, f'it is no multiple of {_HEAD}, so no shape '
-          'tells the number of heads', 'give the number of heads')
-  return features // _HEAD
 
 
 def from_flat(flat: Flat, like: PyTree) -> PyTree:
@@ -157,10 +149,7 @@ def from_flat(flat: Flat, like: PyTree) -> PyTree:
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """
   own = {name: array for name, array in flat.items() if not _NO_PARAMETER.fullmatch(name)}
-  params = fitting.fit(own, jax.eval_shape(_unrolled, like), published, layout=_from_torch,
-                       hint=_HINT)
-  return {name: stack.stacked(part, {STACK}) if isinstance(part, dict) else part
-          for name, part in params.items()}
+  return fitting.fit(own, like, published, layout=_from_torch, hint=_HINT, stacks=_STACKS)
 
 
 def text_from_flat(flat: Flat, like: PyTree) -> PyTree:
@@ -175,12 +164,7 @@ def text_from_flat(flat: Flat, like: PyTree) -> PyTree:
 
 def to_flat(params: PyTree) -> dict[str, Array]:
   """The inverse of `from_flat`."""
-  return fitting.flat(_unrolled(params), published, layout=_to_torch)
-
-
-def _unrolled(params: PyTree) -> PyTree:
-  return {name: stack.unrolled(part, {STACK}) if isinstance(part, Mapping) else part
-          for name, part in params.items()}
+  return fitting.flat(params, published, layout=_to_torch, stacks=_STACKS)
 
 
 _AS_HERE = ('text/out/kernel', 'image/out/kernel')  # [in, out] there too

@@ -398,16 +398,6 @@ def _of_stable_diffusion(condition: Flat) -> dict[str, np.ndarray]:
 
 # --------------------------------------------------------------- the U-Net by its file
 
-_UNET_FIELDS = ('features', 'multipliers', 'blocks', 'attention_heads', 'head_features',
-                'attention_levels', 'depth', 'groups')
-
-
-def unet_settings(net: LatentUNet) -> dict[str, object]:
-  """The fields that describe `net`: `LatentUNet(**unet_settings(net))` is `net`, but for the way in
-  which it is computed."""
-  return {name: getattr(net, name) for name in _UNET_FIELDS}
-
-
 class Row(NamedTuple):
   """A block on the way down: the channels of its output, and whether attention follows."""
   width: int

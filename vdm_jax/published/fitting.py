@@ -13,9 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import jax
 import numpy as np
 
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.nn.blocks import stack
 from vdm_jax.typing import Array, PyTree
+
+HEAD = 64  # features of a head, in all published networks whose shapes do not tell it
 
 Layout = Callable[[str, np.ndarray], np.ndarray]  # name here, published array -> array here
 
@@ -70,6 +72,13 @@ def depth(flat: Mapping[str, np.ndarray], pattern: str) -> int:
   return max((int(found[1]) + 1 for name in flat if (found := re.match(pattern, name))), default=0)
 
 
+def heads(features: int) -> int:
+  """The number of heads of `HEAD` features each.  Raises InputError if they do not divide."""
+  require(features % HEAD == 0, 'features', features, f'it is no multiple of {HEAD}, so no shape '
+          'tells the number of heads', 'give the number of heads')
+  return features // HEAD
+
+
 def joined(flat: Mapping[str, np.ndarray], pattern: str, parts: Sequence[str],
            name: str) -> dict[str, np.ndarray]:
   """`flat` with arrays that it keeps apart, such as q, k and v, as one along the first axis.
@@ -103,8 +112,8 @@ def fit(flat: Mapping[str, np.ndarray], like: PyTree, published: Callable[[str],
   published: name here, joined by '/', -> published name.
   layout: changes the layout of an array, e.g. `from_torch`.
   hint: what the error tells the user to compare.
-  stacks: the names at the root of `like` that hold stacks of blocks, which are apart in `flat`: the
-  functions see the names of `nn.blocks.stack.unrolled`.
+  stacks: the paths in `like` of stacks of blocks, which are apart in `flat`: the functions see the
+  names of `nn.blocks.stack.unrolled`.
 
   Raises InputError naming every parameter that is missing, left over or of another shape.
   """

@@ -33,11 +33,10 @@ from vdm_jax.typing import Array, PyTree
 
 Flat = Mapping[str, np.ndarray]
 
-_HEAD = 64  # features of a head in all published networks
 _OF_TEXT = re.compile(r'(token_embedding\.weight|positional_embedding|padding_embedding|'
                       r'transformer\..*|final_ln\..*|transformer_proj\..*)')
 
-_UNET = {'features': 192, 'head_features': _HEAD, 'resblock_updown': True, 'heads': 1,
+_UNET = {'features': 192, 'head_features': fitting.HEAD, 'resblock_updown': True, 'heads': 1,
          'dropout': 0.1, 'text': True}
 _LARGE = {**_UNET, 'multipliers': (1, 1, 2, 2, 4, 4), 'blocks': 2, 'super_resolution': True}
 # By the file's name without `.pt`; the settings are those of the public code.  The text transformer
@@ -107,7 +106,7 @@ def text_of(flat: Flat, heads: int = 0) -> GLIDEText:
   """The text transformer of a file of GLIDE, of any size, by its shapes.
 
   heads: of an attention, which no shape tells; 0: of 64 features each, as in the published ones.
-  Raises InputError if there is no text transformer.
+  Raises InputError if there is no text transformer, or if 64 does not divide its features.
   """
   for name in ('token_embedding.weight', 'positional_embedding', 'transformer_proj.weight'):
     if name not in flat:
@@ -115,7 +114,7 @@ def text_of(flat: Flat, heads: int = 0) -> GLIDEText:
                        remedy='give the file of a whole GLIDE')
   levels, features = flat['token_embedding.weight'].shape
   return GLIDEText(features, fitting.depth(flat, r'transformer\.resblocks\.(\d+)\.'),
-                   heads or features // _HEAD, levels=levels,
+                   heads or fitting.heads(features), levels=levels,
                    length=len(flat['positional_embedding']), padding=levels - 1,
                    outputs=len(flat['transformer_proj.weight']))
 
@@ -143,19 +142,19 @@ def text_to_flat(params: PyTree, heads: int = 0) -> dict[str, Array]:
 
 def _by_part(array: np.ndarray, heads: int) -> np.ndarray:
   """Rows [head, (q, k, v), feature] -> [(q, k, v), head, feature]."""
-  heads = heads or len(array) // (3 * _HEAD)
+  heads = heads or fitting.heads(len(array) // 3)
   return array.reshape(heads, 3, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
 
 
 def _by_head(array: np.ndarray, heads: int) -> np.ndarray:
-  heads = heads or len(array) // (3 * _HEAD)
+  heads = heads or fitting.heads(len(array) // 3)
   return array.reshape(3, heads, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
 
 
 # ---------------------------------------------------------------------------------- the U-Net
 
 
-def unet_of(flat: Flat, side: int = 0, head_features: int = _HEAD) -> adm.UNet:
+def unet_of(flat: Flat, side: int = 0, head_features: int = fitting.HEAD) -> adm.UNet:
   """The U-Net of a file of GLIDE, of any size, by its shapes: see `MODELS` for its settings.
 
   side: the height of its images, which no shape tells; 0: 256 for an upsampler, else 64.
@@ -199,16 +198,6 @@ def unet_of(flat: Flat, side: int = 0, head_features: int = _HEAD) -> adm.UNet:
       text='middle_block.1.encoder_kv.weight' in flat)
 
 
-_FIELDS = ('features', 'multipliers', 'blocks', 'attention_resolutions', 'head_features',
-           'scale_shift', 'resblock_updown', 'heads', 'super_resolution', 'inpainting', 'text')
-
-
-def unet_settings(net: adm.UNet) -> dict[str, object]:
-  """The fields that describe `net`: `adm.UNet(**unet_settings(net))` is `net`, but for the way in
-  which it is computed, and its dropout."""
-  return {name: getattr(net, name) for name in _FIELDS}
-
-
 def unet_from_flat(flat: Flat, like: PyTree) -> PyTree:
   """The U-Net of a file of GLIDE as a tree like `like`, arrays or shapes.
 
@@ -230,11 +219,11 @@ def unet_to_flat(params: PyTree) -> dict[str, Array]:
 def text_tower_of(flat: Flat, heads: int = 0) -> TextTower:
   """The text tower of its file, of any size, by its shapes.
 
-  heads: as in `text_of`.  Raises InputError if it is no text tower.
+  heads: as in `text_of`.  Raises InputError if it is no text tower, and as `text_of`.
   """
   _require_input(flat, 'w_voc', 'text')
   levels, features = flat['blocks.input.w_voc'].shape
-  return TextTower(features, _tower_depth(flat), heads or features // _HEAD, levels=levels,
+  return TextTower(features, _tower_depth(flat), heads or fitting.heads(features), levels=levels,
                    length=len(flat['blocks.input.w_pos']), outputs=len(flat['blocks.output.f.w']),
                    gelu='exact', key_bias=False)
 
@@ -243,7 +232,7 @@ def image_tower_of(flat: Flat, heads: int = 0) -> ImageTower:
   """The image tower of its file, as `text_tower_of`."""
   _require_input(flat, 'w_t', 'image')
   features, _, patch, _ = flat['blocks.input.patch_proj'].shape
-  return ImageTower(features, _tower_depth(flat), heads or features // _HEAD, patch=patch,
+  return ImageTower(features, _tower_depth(flat), heads or fitting.heads(features), patch=patch,
                     outputs=len(flat['blocks.output.f.w']), steps=len(flat['blocks.input.w_t']),
                     gelu='exact', key_bias=False)
 

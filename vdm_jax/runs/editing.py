@@ -14,7 +14,7 @@ from vdm_jax.data import shapes, tokenisers
 from vdm_jax.data.fields import Field
 from vdm_jax.editing import diffedit, methods, prompt_to_prompt
 from vdm_jax.editing.methods import Case, Inpaint, Method, NullText, PromptToPrompt
-from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.evaluation import shapes as judge_of_shapes
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
@@ -85,10 +85,8 @@ def require_editable(trained: workdir.Trained, method: Method, guidance: float,
 
 def _encoded(field: Field, texts: Sequence[str], flag: str) -> np.ndarray:
   """The tokens of texts.  Raises InputError, which names the flag."""
-  try:
+  with renamed({'text': flag}):
     return tokenisers.of(field).encode(texts)
-  except InputError as error:
-    raise InputError(flag, error.value, error.problem, error.remedy) from None
 
 
 def _aligned(method: PromptToPrompt | NullText, field: Field, request: Request

@@ -38,7 +38,7 @@ import numpy as np
 from vdm_jax import data, random
 from vdm_jax.data import tokenisers
 from vdm_jax.data.fields import CAPTION
-from vdm_jax.errors import InputError, require, require_at_least, require_choice
+from vdm_jax.errors import InputError, renamed, require, require_at_least, require_choice
 from vdm_jax.machine import files
 from vdm_jax.published import (
   autoencoders,
@@ -55,7 +55,7 @@ from vdm_jax.published import (
   stable_diffusion,
 )
 from vdm_jax.runs import needs, workdir
-from vdm_jax.systems import texts
+from vdm_jax.systems import networks, texts
 from vdm_jax.systems.latent.autoencoder import FIRST_STD
 from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
@@ -190,7 +190,7 @@ def _open_told(file: Path, model: str) -> Weights:
 
   def settle(config):
     config.autoencoder.model.update(autoencoders.settings(read.autoencoder.net))
-    config.unet.update(compvis.unet_settings(read.unet))
+    config.unet.update(networks.sizes(read.unet))
     config.text.update(texts.settings(read.encoder))
     config.data.text_length = read.encoder.length
     if read.betas:
@@ -217,7 +217,7 @@ def _open_glide(file: Path, model: str) -> Weights:
           f'{model} has {" and ".join(told(known))}', 'name the model in the file')
 
   def settle(config):
-    config.unet.update(glide.unet_settings(net))
+    config.unet.update(networks.sizes(net))
     config.text.update(texts.settings(encoder))
   return Weights(model, ('published/glide', (model,)), lambda like: {
       'net': glide.unet_from_flat(flat, like['net']),
@@ -306,12 +306,8 @@ def _settle_texts(config: ml_collections.ConfigDict, merges: str | Path, image_s
     config.data.update(shape=(image_size, image_size, 3), image_size=image_size)
   if merges:
     config.data.merges = str(files.user_path('merges', merges).absolute())
-  try:
+  with renamed({'config.data.merges': 'merges'}):
     tokenisers.of(data.resolve(config.data)[CAPTION])
-  except InputError as error:
-    if error.field != 'config.data.merges':
-      raise
-    raise InputError('merges', config.data.merges or None, error.problem, error.remedy) from None
 
 
 class Imported(NamedTuple):

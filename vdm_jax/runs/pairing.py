@@ -11,7 +11,7 @@ import numpy as np
 
 from vdm_jax import data
 from vdm_jax.data import pairs
-from vdm_jax.data.conditions import Conditions
+from vdm_jax.data.conditions import digest
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
@@ -83,7 +83,7 @@ def make_pairs(directory: str | Path, out: str | Path, *, method: Method, count:
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'steps': len(times) - 1,
            'seed': seed, 'batch_size': batch_size, 'devices': jax.device_count()}
   if condition:
-    about['condition'] = _digest(cond, count)
+    about['condition'] = digest(cond, count)
   if guided:
     about['guidance'] = [str(u) for u in guided.recorded()]
   levels = compared_levels(model.process)  # a process of each pixel would fill the file
@@ -116,17 +116,6 @@ def _tell(out: Path, count: int, evaluations: int = 0, rate: float = 0.0) -> Non
   if evaluations:
     parts.append(f'{evaluations} evaluations of the network for each')
   print(', '.join([*parts, f'E|x - z_1|^2 = {mean:.4g} +- {error:.2g}']))
-
-
-def _digest(cond: Conditions, count: int) -> str:
-  """Of the conditions of `count` pairs, whatever names them: a file may have other rows by now."""
-  sha = hashlib.sha256()
-  for first in range(0, count, 1 << 16):
-    numbers = np.arange(first, min(first + (1 << 16), count))
-    for name, values in sorted(cond(numbers).items()):
-      sha.update(name.encode())
-      sha.update(np.ascontiguousarray(values).data)
-  return sha.hexdigest()[:16]
 
 
 def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:

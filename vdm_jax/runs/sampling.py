@@ -16,8 +16,9 @@ import tqdm
 
 from vdm_jax import data, random
 from vdm_jax.data import tokenisers
+from vdm_jax.data.conditions import digest
 from vdm_jax.data.fields import AUGMENTED, LABEL
-from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
@@ -105,8 +106,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
            **({'guidance': list(guided.recorded())} if guided else {}),
            **({'tile': tile, 'overlap': overlap} if tile else {})}
   if condition:
-    values = b''.join(u.tobytes() for u in conditions.values())
-    about['condition'] = hashlib.sha256(values).hexdigest()[:16]
+    about['condition'] = digest(cond, count)
   levels = 0 if model.is_latent else x.levels
   _write(out, pieces, count, levels, trained, about, overwrite, {
       'labels' if name == LABEL else name: values
@@ -159,12 +159,8 @@ def _told(model: Model, spec: data.Spec, prompts: Sequence[str]) -> dict[str, np
   if not prompts:
     return {}
   field = needs.text_field(model, spec)
-  try:
+  with renamed({'text': 'prompt'}):
     return {field.name: tokenisers.of(field).encode(prompts)}
-  except InputError as error:
-    if error.field != 'text':
-      raise
-    raise InputError('prompt', error.value, error.problem, error.remedy) from None
 
 
 def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:

@@ -50,6 +50,7 @@ RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.w
               'data.latents',  # of the same autoencoder and images: see `encoding`
               'model.scan', 'model.remat', 'model.weight_gradient', 'model.attention',
               'data.merges',        # the run's own copy may not differ
+              'model.vgg',          # whose weights the checkpoints have
               'model.autoencoder')  # its settings and its fingerprint may not differ
 
 MERGES = 'merges.txt'

@@ -4,7 +4,7 @@ A system takes any network.  Configs build these networks from numbers.
 """
 import dataclasses
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import ml_collections
@@ -54,6 +54,16 @@ def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
   settings = {'dropout': m.dropout, 'dtype': jnp.dtype(m.dtype), 'remat': m.remat,
               'weight_gradient': m.weight_gradient, 'attention': m.attention}
   return net.clone(**{name: value for name, value in settings.items() if name in has})
+
+
+def sizes(net: nn.Module) -> dict[str, Any]:
+  """The fields that describe `net`, but for those that `configured` sets, and names of Flax.
+
+  So type(net)(**sizes(net)) has the parameters of `net`.
+  """
+  others = {'dropout', 'name', 'parent', *how_computed()}
+  return {field.name: getattr(net, field.name) for field in dataclasses.fields(net)
+          if field.name not in others}
 
 
 def require_groups(config: ml_collections.ConfigDict, of: str = '') -> None:

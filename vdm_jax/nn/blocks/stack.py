@@ -85,11 +85,15 @@ def apart(params: PyTree) -> list[PyTree]:
 def unrolled(params: PyTree, stacks: Collection[str]) -> PyTree:
   """Stacked blocks one by one, as published checkpoints name them: 'a' [depth, ...] -> 'a_0', ...
 
-  stacks: the names at the root of the tree that hold stacks of blocks.
+  stacks: the paths of the stacks of blocks, 'a' at the root of the tree, or 'b/a'.
   """
-  out = {name: part for name, part in params.items() if name not in stacks}
-  for name in params.keys() & set(stacks):
-    out |= {f'{name}_{i}': block for i, block in enumerate(apart(params[name]))}
+  out = {}
+  for name, part in params.items():
+    if name in stacks:
+      out |= {f'{name}_{i}': block for i, block in enumerate(apart(part))}
+    else:
+      below = _below(stacks, name)
+      out[name] = unrolled(part, below) if below else part
   return out
 
 
@@ -101,7 +105,13 @@ def stacked(params: PyTree, stacks: Collection[str]) -> PyTree:
     if stem in stacks:
       blocks.setdefault(stem, {})[int(number)] = part
     else:
-      out[name] = part
+      below = _below(stacks, name)
+      out[name] = stacked(part, below) if below else part
   for stem, parts in blocks.items():
     out[stem] = jax.tree.map(lambda *rows: jnp.stack(rows), *(parts[i] for i in range(len(parts))))
   return out
+
+
+def _below(stacks: Collection[str], name: str) -> list[str]:
+  """The paths of the stacks in the part `name` of a tree."""
+  return [path.removeprefix(f'{name}/') for path in stacks if path.startswith(f'{name}/')]

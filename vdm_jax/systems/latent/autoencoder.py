@@ -167,6 +167,12 @@ def default_config(**model) -> ml_collections.ConfigDict:
   } | model)
 
 
+def small_config(**model) -> ml_collections.ConfigDict:
+  """`default_config` of a small network of the KL kind: 28x28 pixels become 7x7 latents."""
+  return default_config(**{'features': 16, 'multipliers': (1, 2, 2), 'blocks': 1, 'groups': 8,
+                           'middle_attention': False, 'kl': 0.01} | model)
+
+
 # ------------------------------------------------------------ the network
 
 
