@@ -11,6 +11,7 @@ import pytest
 from tests.support.published import assert_close, shapes_of
 from vdm_jax import guidance, runs, samplers
 from vdm_jax.errors import InputError
+from vdm_jax.evaluation.features import checksum
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
 from vdm_jax.nn.transformers.dit import DiT
@@ -209,6 +210,9 @@ def test_a_whole_latent_diffusion_becomes_a_run(whole, tmp_path):
   assert imported.config.endswith('configs/published/latent.py:small')
   trained = workdir.load_trained(tmp_path / 'run')
   same(trained.params['net'], params['net'])
+  # Latents that are kept of an import of the autoencoder alone have this fingerprint too.
+  assert trained.config.autoencoder.sha256 == checksum(
+      {'net': params['autoencoder'], 'log_std': np.float32(np.log(autoencoder.FIRST_STD))})
   model = trained.experiment.model(trained.params)
   assert model.shape == (128, 128, 2) and not model.is_latent
   # The chain of Stable Diffusion, as its public code has it.

@@ -90,3 +90,15 @@ def test_a_scale_that_a_run_would_not_have_is_refused():
     config.model.scale = scale
     with pytest.raises(InputError, match='config.model.scale=.*: it is no factor'):
       latent.of(config, None)
+
+
+def test_a_run_that_starts_from_an_import_has_the_fingerprint_of_its_autoencoder(
+    tmp_path, monkeypatch):
+  """Old imports did not keep it; without it no latents could be read in their place."""
+  kept = latent_config.get_config('latent')
+  assert kept.autoencoder.sha256 == ''
+  monkeypatch.setattr(workdir, 'read_config', lambda directory: kept)
+  monkeypatch.setattr(workdir, 'load_trained', lambda directory: trained({'autoencoder': WEIGHTS}))
+  config = latent_config.get_config('latent')
+  read = stages.settle(config, data.resolve(config.data), tmp_path / 'run', str(tmp_path / 'old'))
+  assert read is None and config.autoencoder.sha256 == checksum(WEIGHTS)

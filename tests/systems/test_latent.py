@@ -18,6 +18,7 @@ from vdm_jax import data, decoders, oracles, random, runs, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import bounds, ode, paths
 from vdm_jax.objectives import autoencoding, vlb
+from vdm_jax.published import lpips
 from vdm_jax.runs import needs, reconstructing, sampling, workdir
 from vdm_jax.samplers.analytic import reverse_variance
 from vdm_jax.schedules import TableSchedule
@@ -193,6 +194,28 @@ def test_what_no_autoencoder_can_have_is_refused_in_a_line(field, value, says):
   with pytest.raises(InputError, match=says) as error:
     autoencoder.experiment(config)
   assert '\n' not in str(error.value)
+
+
+def test_groups_that_divide_no_features_are_named_as_a_field_of_the_config():
+  config = latent_config.get_config('autoencoder')
+  config.model.update(features=9, groups=8, multipliers=(1, 2))
+  with pytest.raises(InputError, match=r'^config\.model\.groups=8: it does not divide 9 and 18'):
+    autoencoder.experiment(config)
+  config = pca_config()
+  config.autoencoder.model.update(features=9, groups=8, multipliers=(1, 2))
+  with config.unlocked():
+    config.data.update(data.Spec('grey', (data.fields.reals('x', (8, 8, 1)),)).to_config())
+  with pytest.raises(InputError, match=r'^config\.autoencoder\.model\.groups=8: it does not'):
+    latent.experiment(config, net=Exact(), schedule=schedules.Linear(13.3, -5.0))
+
+
+def test_weights_of_vgg_that_are_others_than_their_name_says_are_refused_with_their_field(tmp_path):
+  (tmp_path / 'vgg16-397923af.pth').write_bytes(b'PK\x03\x04 and nothing else')
+  for name, says in (('vgg16-397923af.pth', 'SHA-256 begins with .* and its name says 397923af'),
+                     ('vgg.pth', 'there is no file .*vgg.pth')):
+    with pytest.raises(InputError, match=f'^config.model.vgg=.*{name}.*: .*{says}') as error:
+      lpips.reader(str(tmp_path / name))()
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('shape', [(16, 16, 2), (16, 16, 4), (8, 8, 1)])
@@ -785,7 +808,7 @@ def test_a_run_of_latents_keeps_its_autoencoder_and_the_scale_of_its_first_batch
 
 @pytest.mark.parametrize('changes,says', [
     ({}, 'needs a trained autoencoder, and none is named'),
-    ({'model__autoencoder': 'none'}, 'it holds no run'),
+    ({'model__autoencoder': 'none'}, '^config.model.autoencoder=.none.: it holds no run'),
     ({'model__autoencoder': 'second'}, 'this run made a Model.*a model that reconstructs images is '
      'needed to diffuse its latents'),
     ({'model__autoencoder': 'first', 'data__levels': 18}, 'it encodes image 8 x 8 x 1, 17 levels, '

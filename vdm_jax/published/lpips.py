@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import random
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 from vdm_jax.machine import files
 from vdm_jax.nn.lpips import LPIPS, STAGES, require_channels
 from vdm_jax.published import fitting, readers
@@ -73,16 +73,15 @@ def reader(names: str, field: str = 'config.model.vgg') -> Callable[[], PyTree]:
   """
   def read():
     flat: dict[str, np.ndarray] = {}
-    for name in names.split(','):
-      file = files.user_path(field, name)
-      if not file.is_file():
-        raise InputError(field, names, f'there is no file {file}', "give torchvision's "
-                         "vgg16-397923af.pth and the layers' vgg.pth, with a comma between them")
-      flat |= readers.read(file)
     try:
+      for name in names.split(','):
+        file = files.user_path(field, name)
+        require(file.is_file(), field, names, f'there is no file {file}', "give torchvision's "
+                "vgg16-397923af.pth and the layers' vgg.pth, with a comma between them")
+        flat |= readers.read(file)
       return from_flat(flat)
     except InputError as error:
-      raise InputError(field, names, f'{error}') from None
+      raise InputError(field, names, error.problem, error.remedy) from None
   return read
 
 

@@ -39,6 +39,7 @@ from vdm_jax import data, random
 from vdm_jax.data import tokenisers
 from vdm_jax.data.fields import CAPTION
 from vdm_jax.errors import InputError, renamed, require, require_at_least, require_choice
+from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import files
 from vdm_jax.published import (
   autoencoders,
@@ -375,6 +376,9 @@ def import_weights(source: str, file: str | Path, out: str | Path, configs: str 
     raise InputError('in', f'{file}', f'{jax.tree_util.keystr(wrong[0])} is not finite',
                      'give other weights')
 
+  if 'autoencoder' in config:  # as of a run that copies it: see `stages`
+    with config.unlocked():
+      config.autoencoder.sha256 = checksum(params['autoencoder'])
   digest = hashlib.sha256()
   for read in weights.files:
     with read.open('rb') as opened:

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from vdm_jax import data, random
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import InputError, renamed, require
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.runs import needs, workdir
 from vdm_jax.typing import Experiment, PyTree
@@ -52,7 +52,9 @@ def settle(config: ml_collections.ConfigDict, spec: data.Spec, directory: str | 
     return lambda: trained
   kept = workdir.read_config(init_from) if init_from else None
   if kept is not None and 'autoencoder' in kept:
-    _take(config, kept.autoencoder.model, kept.autoencoder.sha256, '')
+    sha256 = kept.autoencoder.sha256 or checksum(  # older versions imported runs without it
+        workdir.load_trained(init_from).params['autoencoder'])
+    _take(config, kept.autoencoder.model, sha256, '')
   return None
 
 
@@ -70,7 +72,7 @@ def _keep(config: ml_collections.ConfigDict, kept: ml_collections.ConfigDict, as
     if not Path(_absolute(asked)).is_dir():
       raise InputError(_FIELD, asked, 'there is no such directory', 'leave it out, since the run '
                        'has a copy of its autoencoder')
-    if checksum(own(workdir.load_trained(asked).params)) != section.sha256:
+    if checksum(own(_load(asked).params)) != section.sha256:
       raise InputError(_FIELD, asked, 'its weights are not those that this run began with',
                        'leave it out, since the run has its own copy; or choose another workdir')
     of = _absolute(asked)  # the same weights at another place
@@ -78,9 +80,15 @@ def _keep(config: ml_collections.ConfigDict, kept: ml_collections.ConfigDict, as
   return (lambda: _same(of, section.sha256)) if of else None
 
 
+def _load(directory: str) -> workdir.Trained:
+  """The run of an autoencoder, as the user named it.  Raises InputError."""
+  with renamed({'workdir': _FIELD}):
+    return workdir.load_trained(directory)
+
+
 def _same(directory: str, sha256: str) -> workdir.Trained:
   """The run that a run began with, if its weights are still the same."""
-  trained = workdir.load_trained(directory)
+  trained = _load(directory)
   if checksum(own(trained.params)) != sha256:
     raise InputError(_FIELD, directory, 'its weights are not those that this run began with, and '
                      'this run has lost its own copy', 'name a run of the same weights, or choose '
@@ -102,7 +110,7 @@ def own(params: PyTree) -> PyTree:
 
 def _read(directory: str, spec: data.Spec) -> workdir.Trained:
   """The run of an autoencoder.  Raises InputError if it is none, or of other data."""
-  trained = workdir.load_trained(directory)
+  trained = _load(directory)
   needs.require(trained.experiment.model(trained.params), 'first_stage', directory, _FIELD)
   x, here = trained.experiment.data.spec.x, spec.x
   if (x.shape, x.levels) != (here.shape, here.levels):

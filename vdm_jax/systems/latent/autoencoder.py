@@ -37,7 +37,7 @@ from jax.scipy.stats import norm
 from vdm_jax import data, random
 from vdm_jax.data import Field
 from vdm_jax.decoders import DiscretisedNormal, Pixels, log_normal
-from vdm_jax.errors import InputError, require_choice
+from vdm_jax.errors import InputError, renamed, require_choice
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
@@ -342,7 +342,9 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
   is_vq = quantises(net)
   sized = sum_over_data if not is_vq else mean_over_data
   numbers = 1 if is_vq else math.prod(x.shape)  # the KL kind adds LPIPS at every number
-  own, shape = ('net', 'log_std'), latent_shape(net, x)
+  own = 'net', 'log_std'
+  with renamed({'groups': 'config.model.groups'}):
+    shape = latent_shape(net, x)
 
   def initial(key):
     params = init(net, x, key)

@@ -55,7 +55,7 @@ from flax import linen as nn
 from vdm_jax import data, decoders, random
 from vdm_jax.data import fields
 from vdm_jax.data.latents import LOG_VARIANCE, MEAN
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import InputError, renamed, require
 from vdm_jax.likelihood.bounds import one_draw
 from vdm_jax.objectives import vlb
 from vdm_jax.systems import compose
@@ -137,7 +137,8 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
   spec = data.resolve(config.data)
   x = spec.x
   net = autoencoder or autoencoders.network(config.autoencoder.model, x.shape[-1])
-  shape = autoencoders.latent_shape(net, x)
+  with renamed({'groups': 'config.autoencoder.model.groups'}):
+    shape = autoencoders.latent_shape(net, x)
   base = build(_of_latents(config, spec, shape))
   require(base.update is None, None, None, 'this system makes its own steps, and latents need the '
           'usual ones', 'take another system')
