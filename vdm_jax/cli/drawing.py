@@ -9,6 +9,7 @@ from absl import flags
 from vdm_jax.cli.flags import path
 from vdm_jax.errors import InputError, renamed, require
 from vdm_jax.guidance import Guidance, parse
+from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers import catalogue
 
 flags.disclaim_key_flags()  # what is defined here belongs to the command, for its --help
@@ -85,6 +86,36 @@ class Prompts(NamedTuple):
     texts = [line for line in lines if line.strip()]
     require(bool(texts), 'prompts', self.prompts.value, 'it is empty', 'write one text a line')
     return texts
+
+
+class Clips(NamedTuple):
+  """--clip, --clip_scale, --like and --like_scale."""
+  clip: flags.FlagHolder
+  clip_scale: flags.FlagHolder
+  like: flags.FlagHolder
+  like_scale: flags.FlagHolder
+
+  def guided(self) -> Clip | None:
+    """The guidance; None without --clip.  Raises InputError."""
+    if self.clip.value is not None:
+      return Clip(self.clip.value, self.clip_scale.value, self.like.value, self.like_scale.value)
+    for flag in self[1:]:
+      require(not flag.present, flag.name, flag.value, 'without --clip it has no effect',
+              'name the run of a dual encoder: --clip=runs/dual_shapes')
+    return None
+
+
+def clips() -> Clips:
+  """Defines the flags."""
+  return Clips(
+      path('clip', 'The run of a dual encoder (configs/text/dual_encoder.py).  Its gradient guides '
+           'the samples to --prompt, --prompts or --like, also of a model without texts.'),
+      flags.DEFINE_float('clip_scale', 1.0, 'How many times the logit of the text is added to '
+                         'log p(z).'),
+      flags.DEFINE_string('like', '', 'A picture, or data:SPLIT:INDEX: the samples shall be like '
+                          'it, for the encoder.'),
+      flags.DEFINE_float('like_scale', 1.0, 'How many times the logit of --like is added to '
+                         'log p(z).'))
 
 
 def prompts() -> Prompts:

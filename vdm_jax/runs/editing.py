@@ -9,7 +9,6 @@ import numpy as np
 import tqdm
 
 from vdm_jax import data, random
-from vdm_jax.data import images as image_files
 from vdm_jax.data import shapes, tokenisers
 from vdm_jax.data.fields import Field
 from vdm_jax.editing import diffedit, methods, prompt_to_prompt
@@ -18,7 +17,7 @@ from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.evaluation import shapes as judge_of_shapes
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import needs, pictures, reading, workdir
 from vdm_jax.systems.guided.inpainting import KNOWN, MASK
 from vdm_jax.typing import Array, Model
 
@@ -203,7 +202,7 @@ def edit(directory: str | Path, out: str | Path, method: Method, target: str, *,
   require(len(shape) == 3, 'workdir', str(directory), f'its data have the shape {shape}, and are '
           'no images', 'name the run of a model of images')
   judged = _is_judged(trained, shape, judge)
-  given, caption = _read_image(image, trained, x, field) if image else (None, '')
+  given, caption = reading.image('image', image, trained, x, field) if image else (None, '')
   source = source or caption
   _check_inputs(method, given, source, mask, count)
   masks = _read_mask(mask, shape) if mask else None
@@ -233,45 +232,9 @@ def _is_judged(trained: workdir.Trained, shape: tuple[int, ...], judge: bool | N
   return fits and trained.config.data.name in shapes.NAMES if judge is None else judge
 
 
-def _read_image(name: str, trained: workdir.Trained, x: Field, field: Field
-                ) -> tuple[np.ndarray, str]:
-  """An image and its caption: data:SPLIT:INDEX, or the path of a picture.  Raises InputError."""
-  kind, *rest = name.split(':')
-  if kind == 'data' and len(rest) == 2:
-    split, index = rest
-    require(split in ('train', 'validation', 'test') and index.isdecimal(), 'image', name,
-            'it is not of the form data:SPLIT:INDEX', 'write data:test:0, for example')
-    part = needs.split(trained, split)
-    require(int(index) < len(part), 'image', name, f'the split has {len(part):,} images',
-            'choose one of them')
-    row = part.get([int(index)])
-    caption = (tokenisers.of(field).decode(row[field.name])[0] if field.name in row else '')
-    return row[x.name][0], caption
-  pixels = _decoded('image', name, x.shape[-1])
-  require(pixels.shape == x.shape, 'image', name, f'it has {pixels.shape[0]} x {pixels.shape[1]} '
-          f'pixels, and the model makes {x.shape[0]} x {x.shape[1]}', 'resize it')
-  require(x.levels is not None, 'image', name, 'the data of this run are real numbers, and a '
-          'picture has integers', 'take an image of the data: data:test:0')
-  assert x.levels is not None
-  return np.round(pixels * ((x.levels - 1) / 255.0)).astype(x.dtype), ''
-
-
-def _decoded(flag: str, name: str, channels: int) -> np.ndarray:
-  """The pixels of a picture file.  Raises InputError."""
-  require(channels in image_files.MODES, flag, name, f'the images of this run have {channels} '
-          'channels, and no picture has so many', 'take an image of the data: data:test:0')
-  path = files.user_path(flag, name)
-  require(path.is_file(), flag, name, 'there is no such file', 'name a picture, or an image of the '
-          'data: data:test:0')
-  try:
-    return image_files.decode(path, str(path), channels, 0)
-  except InputError as error:
-    raise InputError(flag, name, error.problem, error.remedy) from None
-
-
 def _read_mask(name: str, shape: tuple[int, ...]) -> np.ndarray:
   """bool [H, W, 1], where the file is white.  Raises InputError."""
-  mask = _decoded('mask', name, 1) > 127
+  mask = reading.pixels('mask', name, 1) > 127
   require(mask.shape[:2] == shape[:2], 'mask', name, f'it has {mask.shape[0]} x {mask.shape[1]} '
           f'pixels, and the image has {shape[0]} x {shape[1]}', 'give a mask of that size')
   require(bool(mask.any()), 'mask', name, 'it is black everywhere, so nothing may change',

@@ -107,19 +107,24 @@ def data_field(model: Any, spec: Spec) -> Field:
   return spec[model.field] if denoises(model) else spec.x
 
 
+def texts(model: Any, spec: Spec) -> list[Field]:
+  """The texts that the model is told."""
+  names = model.conditions(np.arange(1))
+  return [spec[name] for name in names if name in spec and spec[name].texts is not None]
+
+
 def text_field(model: Any, spec: Spec, flag: str = 'prompt') -> Field:
   """The text that the model is told.
 
   Raises InputError if it is told none, or several; flag: the name of the text in the error.
   """
-  names = model.conditions(np.arange(1))
-  texts = [spec[name] for name in names if name in spec and spec[name].texts is not None]
-  if len(texts) != 1:
-    told = ', '.join(field.name for field in texts) or 'no text'
-    named = 'name the field: --condition=FIELD=TEXT' if texts else 'leave it out'
+  found = texts(model, spec)
+  if len(found) != 1:
+    told = ', '.join(field.name for field in found) or 'no text'
+    named = 'name the field: --condition=FIELD=TEXT' if found else 'leave it out'
     raise InputError(flag, None, f'this model is told {told}', named if flag == 'prompt' else
                      'name a run of a model that is told one text (systems.texts)')
-  return texts[0]
+  return found[0]
 
 
 def draws_data(model: Any) -> bool:

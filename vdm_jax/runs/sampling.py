@@ -23,7 +23,8 @@ from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
 from vdm_jax.machine import devices, files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import needs, pictures, steering, workdir
+from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers import analytic, catalogue
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import draw, draw_own, draw_path, in_tiles
@@ -35,8 +36,9 @@ from vdm_jax.typing import Model, SamplerMaker, denoises
 def sample(directory: str | Path, out: str | Path, *, method: Method | None = None,
            count: int = 64, seed: int = 0, label: int | None = None, average: str = '',
            step: int | str = 'latest', batch_size: int = 64, trace: str | Path | None = None,
-           guided: Guidance | None = None, condition: Mapping[str, Any] | None = None,
-           prompts: Sequence[str] = (), tile: int | None = None, overlap: int | None = None,
+           guided: Guidance | None = None, clip: Clip | None = None,
+           condition: Mapping[str, Any] | None = None, prompts: Sequence[str] = (),
+           tile: int | None = None, overlap: int | None = None,
            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
 
@@ -52,7 +54,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     guided: the guidance, for a model that has `null`.
     label, condition: values of the fields that condition the model, `condition` by name; see
       `data.conditions`.
-    prompts: texts for a model that is told one; the images take them in turn.
+    clip: guidance by a dual encoder, also of a model that is told no text.
+    prompts: texts for a model that is told one, and for `clip`; the images take them in turn.
     tile, overlap: decode large latents in tiles of this side, which share so many positions: see
       `samplers.drawing.in_tiles`.  Default: whole.
     data_dir, data_name: where the data are now.  Only methods that use the model's variances read
@@ -75,45 +78,54 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   _check_sizes(count, batch_size, x)
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
-    _check_own(directory, method, trace, label, guided, condition or prompts or tile)
+    _check_own(directory, method, trace, label, guided or clip, condition or prompts or tile)
     own = functools.partial(draw_own, at, trained.params, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
   tiled = at if tile is None else lambda params: in_tiles(at(params), tile, overlap)
   model = tiled(trained.params)
   method = method or catalogue.usual(model)
-  condition = {**(condition or {}), **_told(model, spec, prompts)}
+  told = prompts if clip is None or needs.texts(model, spec) else ()
+  condition = {**(condition or {}), **_told(model, spec, told)}
   cond = functools.partial(model.conditions, **{'label': label, **condition})
   conditions = cond(np.arange(count))
-  _check(model, spec, method, guided)
+  _check(model, spec, method, guided, clip)
   times = method.times(model.process)
+  steered = steering.steering(clip, model, trained, times, prompts) if clip else None
   make = _maker(method, model, times, trained, seed,
                 (-1.0, 1.0) if x.levels and model.data_space else None)
   if model.is_latent and (out.suffix == '.png' or trace):
     raise InputError('out', str(out), 'the samples of this model are latents, not images',
                      'choose an .npz, and leave out --trace')
 
-  drawn = (lambda params: guided.of(tiled(params))) if guided else tiled
+  drawn, params = (lambda params: guided.of(tiled(params))) if guided else tiled, trained.params
+  given, shown = cond, conditions
+  if steered:
+    unsteered, params = drawn, {'model': params, 'clip': steered.params}
+    drawn = lambda params: steered.of(unsteered(params['model']), params['clip'])
+    given = lambda numbers: {**cond(numbers), **steered.batch(numbers)}
+    shown = {**steered.told(count), **conditions}
   counted = []
 
   def pieces(start):
-    for piece in draw(drawn, trained.params, make, times=times, start=start, cond=cond, **draws):
+    for piece in draw(drawn, params, make, times=times, start=start, cond=given, **draws):
       counted.append(piece.evaluations)
       yield piece
 
   about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
            'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
            **({'guidance': list(guided.recorded())} if guided else {}),
-           **({'tile': tile, 'overlap': overlap} if tile else {})}
+           **({'tile': tile, 'overlap': overlap} if tile else {}),
+           **(steered.recorded() if steered else {})}
   if condition:
     about['condition'] = digest(cond, count)
   levels = 0 if model.is_latent else x.levels
   _write(out, pieces, count, levels, trained, about, overwrite, {
       'labels' if name == LABEL else name: values
-      for name, values in conditions.items() if name != AUGMENTED or name in (condition or {})})
+      for name, values in shown.items() if name != AUGMENTED or name in (condition or {})})
   if trace:
     frames = np.unique(np.linspace(0, len(times) - 1, 12).round().astype(int))
-    path = draw_path(drawn, trained.params, make, times=times, seed=seed, cond=cond,
+    path = draw_path(drawn, params, make, times=times, seed=seed, cond=given,
                      count=count if len(x.shape) == 1 else min(count, 8),
                      frames=frames.tolist())
     if jax.process_index() == 0:
@@ -151,7 +163,7 @@ def _check_own(directory, method, trace: Path | None, label, guided, condition) 
   if method or trace or label is not None or guided or condition:
     raise InputError('workdir', str(directory), 'this run has no denoiser and draws its own '
                      'samples', 'leave out --sampler, --steps, --grid, --trace, --label, '
-                     '--condition, --prompt, --guidance and --tile')
+                     '--condition, --prompt, --guidance, --clip and --tile')
 
 
 def _told(model: Model, spec: data.Spec, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -163,7 +175,8 @@ def _told(model: Model, spec: data.Spec, prompts: Sequence[str]) -> dict[str, np
     return {field.name: tokenisers.of(field).encode(prompts)}
 
 
-def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None) -> None:
+def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None,
+           clip: Clip | None) -> None:
   """Raises InputError for a method or a guidance that does not suit this model."""
   if method.head and 'variance' not in heads(model, spec.zeros(1)):
     raise InputError('sampler', method.name, "this model's network has no head for the variance",
@@ -171,8 +184,9 @@ def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | Non
   catalogue.require_suited(method, model)
   if guided:
     guided.of(model)
-    require(not method.variances, 'guidance', guided.weight, f'the sampler {method.name} has the '
-            'variances of the unguided model', 'choose another sampler')
+  for flag, value in (('guidance', guided and guided.weight), ('clip', clip and str(clip.run))):
+    require(value is None or not method.variances, flag, value, f'the sampler {method.name} has '
+            'the variances of the unguided model', 'choose another sampler')
 
 
 def _maker(method: Method, model: Model, times: np.ndarray, trained: workdir.Trained, seed: int,

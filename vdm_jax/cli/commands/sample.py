@@ -19,6 +19,7 @@ COUNT = flags.DEFINE_integer('count', 64, 'How many images.  Image i is the same
 SEED = cli.seed('the samples')
 CONDITIONS = drawing.conditions('samples')
 PROMPTS = drawing.prompts()
+CLIP = drawing.clips()
 BATCH_SIZE = cli.batch_size(64)
 TILE = flags.DEFINE_integer(
     'tile', None, 'Decode large latents in tiles of this side, in positions of the latent: memory '
@@ -33,7 +34,8 @@ def main():
   method = SAMPLER.method() if SAMPLER.chosen() else None
   with CONDITIONS.named() as values:
     evaluations = runs.sample(
-        WORKDIR.value, OUT.value, method=method, guided=CONDITIONS.guided(), condition=values,
+        WORKDIR.value, OUT.value, method=method, guided=CONDITIONS.guided(), clip=CLIP.guided(),
+        condition=values,
         prompts=PROMPTS.texts(),
         **cli.values(OVERWRITE, TRACE, COUNT, SEED, CONDITIONS.label, BATCH_SIZE, TILE,
                      OVERLAP, *OF_RUN))

@@ -1,0 +1,157 @@
+"""Samples guided by a dual encoder: the estimates by hand, and runs on disk."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import images_run
+from vdm_jax import runs, schedules
+from vdm_jax.data import tokenisers
+from vdm_jax.data.fields import CAPTION, Field, Texts
+from vdm_jax.errors import InputError
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.runs import workdir
+from vdm_jax.runs.steering import Clip, Steering
+from vdm_jax.systems.guided.dual_encoder import DualEncoder
+from vdm_jax.typing import Estimate, Model
+
+PROCESS = GaussianProcess(schedules.Linear(20.0, -5.0))
+FIELD = Field(CAPTION, (2,), 'int32', 3, Texts('words', ('east', 'north')))
+WAYS = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # of the tokens
+
+
+def encoder(params):
+  """Images and texts are points in the plane: a text is its first word's direction."""
+  return DualEncoder(lambda z, level: z, lambda tokens: WAYS[tokens[:, 0]], params['scale'],
+                     PROCESS, lambda u: u.astype(jnp.float32), (2,), FIELD)
+
+
+def model():
+  """It estimates x = 0, and is conditioned on a number that it adds."""
+  def denoise(z, level, cond):
+    x = jnp.zeros_like(z) + cond[:, None]
+    level = level.expand(z)
+    return Estimate(x, (z - level.alpha * x) / level.sigma, {})
+  return Model(denoise, PROCESS, None, None, None, lambda batch: batch['number'], (2,))
+
+
+def test_a_text_moves_each_estimate_by_the_gradient_of_its_logit():
+  """At z = (3, 4), cos(z, east) has the gradient (0.128, -0.096), and cos(z, north) the other."""
+  tokens = np.array([[1, 0], [2, 0]], np.int32)
+  steered = Steering(encoder, {'scale': jnp.float32(5.0)}, FIELD, tokens, None, (2.0, 1.0))
+  guided = steered.of(model(), steered.params)
+  batch = {'number': jnp.array([0.0, 1.0, 7.0]), **steered.batch(np.arange(3))}
+  level = PROCESS(jnp.float32(0.8))
+  z = jnp.tile(jnp.array([[3.0, 4.0]]), (3, 1))
+  x = guided.denoise(z, level, guided.cond(batch)).x
+  ratio = float(level.sigma**2 / level.alpha)
+  east, north = np.array([0.128, -0.096]), np.array([-0.096, 0.072])
+  want = np.array([[0.0], [1.0], [7.0]]) + 2.0 * 5.0 * ratio * np.array([east, north, east])
+  np.testing.assert_allclose(x, want, rtol=1e-4)
+  # The scale may be an argument, so that one program serves many.
+  again = steered.of(model(), steered.params, scale=jnp.float32(0.0))
+  np.testing.assert_allclose(again.denoise(z, level, again.cond(batch)).x[1], 1.0, atol=1e-6)
+
+
+def test_a_picture_guides_as_the_text_that_it_resembles():
+  """Near the data the reference has no noise: (2, 0) is `east`."""
+  like = np.array([2, 0], np.int32)
+  steered = Steering(encoder, {'scale': jnp.float32(5.0)}, FIELD, None, like, (0.0, 3.0))
+  guided = steered.of(model(), steered.params)
+  batch = {'number': jnp.zeros(1), **steered.batch(np.arange(1))}
+  level = PROCESS(jnp.float32(0.0))
+  x = guided.denoise(jnp.array([[3.0, 4.0]]), level, guided.cond(batch)).x
+  want = 15.0 * float(level.sigma**2 / level.alpha) * np.array([[0.128, -0.096]])
+  np.testing.assert_allclose(x, want, rtol=1e-3)
+
+
+# ------------------------------------------------------------------ runs
+
+
+DUAL = '''
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdm_jax import inputs, schedules
+from vdm_jax.nn.text.clip import TextTower
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.systems.guided import dual_encoder
+
+
+class Linear(nn.Module):
+  @nn.compact
+  def __call__(self, z, time):
+    return nn.Dense(3)(z.reshape(len(z), -1))
+
+
+def get_config():
+  tower = TextTower(features=8, depth=1, attention_heads=2, levels=0, length=0, outputs=3)
+  config = dual_encoder.default_config(tower, group=8)
+  config.data.update(name='shapes', tokeniser='words', validation=8, batch_size=8)
+  config.optimizer.update(warmup_steps=1)
+  config.train.update(steps=1, log_every=1, validate_every=1, checkpoint_every=1,
+                      pictures_every=0)
+  return config
+
+
+def build(config):
+  return dual_encoder.experiment(config, net=Linear(), process=GaussianProcess(
+      schedules.Linear(13.3, LOWEST)), inputs=inputs.logsnr)
+'''
+
+
+def encoder_run(folder, lowest):
+  folder.mkdir()
+  file = folder / 'dual.py'
+  file.write_text(DUAL.replace('LOWEST', str(lowest)))
+  runs.train(workdir.import_config(file).get_config(), file, folder / 'run')
+  return folder / 'run'
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('steering')
+  return images_run.make_run(folder, 'shapes', False), encoder_run(folder / 'dual', -12.0)
+
+
+@pytest.mark.long
+def test_an_untold_model_draws_what_the_encoder_takes_for_the_text(made, tmp_path):
+  run, dual = made
+  draw = {'method': images_run.by(8), 'count': 32, 'batch_size': 32}
+  runs.sample(run, tmp_path / 'plain.npz', **draw)
+  prompts = ['a large red disk on grey', 'a small blue cross on white']
+  runs.sample(run, tmp_path / 'led.npz', clip=Clip(dual, 50.0), prompts=prompts, **draw)
+  trained = workdir.load_trained(dual)
+  m = trained.experiment.model(trained.params)
+  plain, led = np.load(tmp_path / 'plain.npz'), np.load(tmp_path / 'led.npz')
+  assert tokenisers.of(m.caption).decode(led['caption']) == prompts * 16
+  cosines = lambda images: np.asarray(jnp.sum(m.text(led['caption']) * m.image(
+      m.encode(images), m.process(jnp.float32(0.0))), axis=1))
+  difference = cosines(led['images']) - cosines(plain['images'])
+  assert difference.mean() > 4 * difference.std(ddof=1) / 32**0.5
+
+
+@pytest.mark.long
+def test_an_encoder_that_does_not_fit_is_refused_in_one_line(made, tmp_path):
+  run, dual = made
+  small = images_run.make_run(tmp_path, _pictures(tmp_path), False)
+  near = encoder_run(tmp_path / 'near', 0.0)
+  prompt = 'a large red disk on grey'
+  for directory, clip, prompts, field, words in (
+      (run, Clip(run), [prompt], 'clip', 'no dual encoder'),
+      (run, Clip(dual), ['a large pink disk'], 'prompt', "no word 'pink'"),
+      (run, Clip(dual), [], 'clip_scale', 'neither a text nor a picture'),
+      (run, Clip(dual, like='none.png'), [prompt], 'like', 'no such file'),
+      (run, Clip(near), [prompt], 'clip', 'it has learned log-SNR 0 .. 13.3'),
+      (small, Clip(dual), [prompt], 'clip', r'reads images of \(16, 16, 3\)')):
+    with pytest.raises(InputError, match=words) as caught:
+      runs.sample(directory, tmp_path / 'x.npz', clip=clip, prompts=prompts,
+                  method=images_run.by(4))
+    assert caught.value.field == field
+  assert not (tmp_path / 'x.npz').exists()
+
+
+def _pictures(folder):
+  np.savez(folder / 'data.npz', images=np.random.default_rng(0).integers(
+      0, 256, (60, 4, 4, 1), np.uint8))
+  return folder / 'data.npz'

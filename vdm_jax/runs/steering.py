@@ -1,0 +1,161 @@
+"""Guidance of samples by the run of a dual encoder: towards a text, and towards an image.
+
+The gradient of the encoder's logits by z moves the estimates of any model of such images, whether
+it is told texts or not: CLIP guidance (Nichol et al. 2021, section 2.4) and semantic diffusion
+guidance (Liu et al. 2023).  See `guidance.classifier` and `editing.semantic`.
+"""
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import data, guidance, random
+from vdm_jax.data import Field, tokenisers
+from vdm_jax.editing import semantic
+from vdm_jax.errors import InputError, require
+from vdm_jax.evaluation.features import checksum
+from vdm_jax.machine import files
+from vdm_jax.processes import time_of
+from vdm_jax.runs import needs, reading, workdir
+from vdm_jax.systems.guided.dual_encoder import DualEncoder
+from vdm_jax.typing import Model, PyTree
+
+_TEXT, _LIKE, _NUMBER = 'clip_text', 'clip_like', 'clip_number'  # in the batch of the conditions
+
+
+class Clip(NamedTuple):
+  """Guidance by a dual encoder, as the user asks for it.
+
+  run         the directory of the encoder's run
+  scale       how many times the logit of the text is added to log p; 0: no guidance by the text
+  like        a picture; its logit with the sample is added to log p.  '': none
+  like_scale  how many times
+  """
+  run: str | Path
+  scale: float = 1.0
+  like: str = ''
+  like_scale: float = 1.0
+
+
+class Steering(NamedTuple):
+  """A trained encoder and where it leads."""
+  encoder: Callable[[PyTree], DualEncoder]
+  params: PyTree
+  caption: Field                # the texts that it reads
+  tokens: np.ndarray | None     # [K, L], of the texts that samples take in turn; None: no text
+  like: np.ndarray | None       # [...], data; None: no picture
+  scales: tuple[float, float]   # of the text, and of the picture
+
+  def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """What `of` reads of the samples with these numbers [n], beside their conditions."""
+    out = {_NUMBER: np.asarray(numbers)}
+    if self.tokens is not None:
+      out[_TEXT] = self.tokens[numbers % len(self.tokens)]
+    if self.like is not None:
+      out[_LIKE] = np.broadcast_to(self.like, (len(numbers), *self.like.shape))
+    return out
+
+  def of(self, model: Model, params: PyTree, scale: Any = None) -> Model:
+    """`model`, guided.  Its `cond` also reads `batch`, and encodes texts once, before any step.
+
+    params: of the encoder.  scale: of the text, instead of the user's own.
+    """
+    encoder = self.encoder(params)
+    scale = self.scales[0] if scale is None else scale
+
+    def cond(batch):
+      goals = {name: batch[name] for name in (_NUMBER, _TEXT, _LIKE) if name in batch}
+      if _TEXT in goals:
+        goals[_TEXT] = encoder.text(goals[_TEXT])
+      if _LIKE in goals:
+        goals[_LIKE] = encoder.encode(goals[_LIKE])
+      return model.cond(batch), goals
+
+    def denoise(z, level, both):
+      own, goals = both
+      parts = []
+      if _TEXT in goals:
+        parts.append((semantic.text(encoder.image, goals[_TEXT]), scale * encoder.scale))
+      if _LIKE in goals:
+        keys = random.per_example(random.key(0), goals[_NUMBER])
+        parts.append((semantic.image(encoder.image, goals[_LIKE], keys),
+                      self.scales[1] * encoder.scale))
+      return guidance.classifier(model.denoise, semantic.together(*parts))(z, level, own)
+
+    return model._replace(cond=cond, denoise=denoise, null=None)
+
+  def told(self, count: int) -> dict[str, np.ndarray]:
+    """The texts of the first `count` samples, by the name of their field; {} without texts."""
+    return {} if self.tokens is None else {
+        self.caption.name: self.tokens[np.arange(count) % len(self.tokens)]}
+
+  def recorded(self) -> dict[str, Any]:
+    """What samples depend on, as files of samples keep it."""
+    goals = [goal for goal in (self.tokens, self.like) if goal is not None]
+    return {'clip': checksum(self.params), 'clip_scales': list(self.scales),
+            'clip_goals': checksum(goals)}
+
+
+def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
+             texts: Sequence[str] = ()) -> Steering:
+  """The encoder of a run, and the texts and the picture to which it leads samples of `model`.
+
+  of: the run of `model`.  times: the grid of sampling.  texts: samples take them in turn.
+
+  Raises InputError: a run of another kind; an encoder of other images, of another curve, or that
+  has not learned the noise levels of the grid; texts that it cannot read; a picture that does not
+  fit; no text and no picture; a model that clips its estimates, or whose data are latents.
+  """
+  trained = workdir.load_trained(files.run_directory('clip', clip.run))
+  encoder = trained.experiment.model(trained.params)
+  if not isinstance(encoder, DualEncoder):
+    raise InputError('clip', str(clip.run), f'this run made {type(encoder).__name__}, and no dual '
+                     'encoder', 'name a run of configs/text/dual_encoder.py')
+  _check(clip, encoder, model, times)
+  x = needs.data_field(model, data.resolve(of.config.data))
+  has_text = bool(texts) and clip.scale != 0.0
+  require(has_text or bool(clip.like), 'clip_scale', clip.scale, 'there is neither a text nor a '
+          'picture to guide to', 'give --prompt with a scale other than 0, or --like')
+  return Steering(trained.experiment.model, trained.params, encoder.caption,
+                  _encoded(encoder.caption, texts) if has_text else None,
+                  reading.image('like', clip.like, of, x)[0] if clip.like else None,
+                  (clip.scale, clip.like_scale))
+
+
+def _check(clip: Clip, encoder: DualEncoder, model: Model, times: np.ndarray) -> None:
+  """Raises InputError for an encoder that cannot guide this model on this grid."""
+  place = str(clip.run)
+  require(not model.is_latent and model.data_space, 'clip', place, 'the model draws latents, and '
+          'this encoder reads images', 'guide a model of images')
+  require(not model.clips, 'clip', place, 'the model clips its estimates (config.model.clip), and '
+          'clipping must come after guidance', 'guide its denoiser from Python, and clip last: '
+          'vdm_jax.guidance')
+  require(encoder.shape == model.shape, 'clip', place, f'this encoder reads images of '
+          f'{encoder.shape}, and the model makes {model.shape}', 'train an encoder on its data')
+  level = jax.device_get(model.process(jnp.asarray(times, jnp.float32)))
+  require(level.logsnr.ndim == 1, 'clip', place, 'each pixel of this model has its own noise '
+          'level', 'guide a model with one level for each image')
+  ends = jax.device_get(encoder.process(jnp.array([1.0, 0.0]))).logsnr
+  inside = (level.logsnr >= ends[0] - 1e-3) & (level.logsnr <= ends[1] + 1e-3)
+  require(bool(inside.all()), 'clip', place, f'it has learned log-SNR {ends[0]:.4g} .. '
+          f'{ends[1]:.4g}, and the grid goes from {level.logsnr[0]:.4g} to {level.logsnr[-1]:.4g}',
+          'train an encoder with other config.model.logsnr_min and logsnr_max, or choose another '
+          'grid')
+  own = jax.device_get(encoder.process(time_of(encoder.process, level.logsnr)))
+  require(np.allclose(own.alpha, level.alpha, rtol=1e-2, atol=1e-2), 'clip', place, 'it has '
+          'learned noise on another curve, with another alpha at the same log-SNR', 'train an '
+          'encoder on the curve of the model')
+
+
+def _encoded(field: Field, texts: Sequence[str]) -> np.ndarray:
+  """The tokens of texts [K, L].  Raises InputError."""
+  try:
+    return tokenisers.of(field).encode(texts)
+  except InputError as error:
+    if error.field != 'text':
+      raise
+    raise InputError('prompt', error.value, 'the encoder of `clip` cannot read it: '
+                     f'{error.problem}', error.remedy) from None
