@@ -13,7 +13,7 @@ from vdm_jax.data import shapes, tokenisers
 from vdm_jax.data.fields import Field
 from vdm_jax.editing import diffedit, methods, prompt_to_prompt
 from vdm_jax.editing.methods import Case, Inpaint, Method, NullText, PromptToPrompt
-from vdm_jax.errors import InputError, renamed, require, require_at_least
+from vdm_jax.errors import renamed, require, require_at_least
 from vdm_jax.evaluation import shapes as judge_of_shapes
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files

@@ -15,7 +15,7 @@ import numpy as np
 from vdm_jax import data, guidance, random
 from vdm_jax.data import Field, tokenisers
 from vdm_jax.editing import semantic
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import InputError, renamed, require
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import files
 from vdm_jax.processes import time_of
@@ -152,10 +152,5 @@ def _check(clip: Clip, encoder: DualEncoder, model: Model, times: np.ndarray) ->
 
 def _encoded(field: Field, texts: Sequence[str]) -> np.ndarray:
   """The tokens of texts [K, L].  Raises InputError."""
-  try:
+  with renamed({'text': 'prompt'}):
     return tokenisers.of(field).encode(texts)
-  except InputError as error:
-    if error.field != 'text':
-      raise
-    raise InputError('prompt', error.value, 'the encoder of `clip` cannot read it: '
-                     f'{error.problem}', error.remedy) from None
