@@ -75,6 +75,6 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
   try:
     yield
   except InputError as error:
-    if error.field not in names:
+    if error.field is None or error.field not in names:
       raise
     raise InputError(names[error.field], error.value, error.problem, error.remedy) from None

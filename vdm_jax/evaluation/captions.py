@@ -102,11 +102,11 @@ def picture(found: Mapping[float, Followed], images: Mapping[float, np.ndarray],
   """
   weights, tall = sorted(found), 0.5 * len(captions) + 0.3
   figure = Figure(figsize=(8.0, 2.6 + tall), layout='constrained')
-  curves, sheet = figure.subfigures(2, 1, height_ratios=[2.6, tall])
+  (curves,), (sheet,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, tall])
   left, right = curves.subplots(1, 2)
   lines = {'caption accuracy': [found[w].accuracy for w in weights]}
-  if found[weights[0]].new is not None:
-    lines['of new captions'] = [found[w].new for w in weights]
+  if new := [one for w in weights if (one := found[w].new) is not None]:
+    lines['of new captions'] = new
   for name, line in lines.items():
     left.errorbar(weights, [one.value for one in line], yerr=[one.error for one in line],
                   marker='o', ms=4, lw=1, label=name)

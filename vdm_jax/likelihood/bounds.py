@@ -115,7 +115,8 @@ def one_draw(model: Model, batch: PyTree, t: Array, keys: Array, steps: int = 0,
                      remedy='give `steps`, or leave the option out')
   if kernel and model.inner is not None and model.enter is not None:
     inside, own = model.enter(batch, keys)
-    nats, terms = one_draw(model.inner._replace(bound=None), inside, t, keys, steps, **kernel)
+    nats, terms = one_draw(model.inner._replace(bound=None), inside, t, keys, steps, variance,
+                           last)
     return nats + sum_of_terms(own), own | terms
   if kernel:
     require_default_bound(model, ', '.join(kernel))

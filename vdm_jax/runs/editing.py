@@ -270,7 +270,8 @@ def _in_batches(make: Callable[[Request], Edits], request: Request, size: int) -
     texts = lambda of, rows=rows: [of[i] for i in rows.tolist()]
     edits = make(Request(request.numbers[rows], _rows(request.images, rows), texts(request.sources),
                          texts(request.targets), _rows(request.masks, rows)))
-    yield Edits(*(None if u is None else u[:count - start] for u in edits))
+    kept: list[Any] = [None if u is None else u[:count - start] for u in edits]
+    yield Edits(*kept)
 
 
 def _rows(u: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:

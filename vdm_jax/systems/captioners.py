@@ -6,7 +6,7 @@ diffusion model also train a captioner.  But the run gives a `Captioner`, not a 
 can be drawn from it.  `evaluate.py` measures its captions.
 """
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   net = CaptionDecoder(m.features, m.depth, m.attention_heads, levels=field.levels, length=length)
   encode = Pixels(spec.levels).encode
 
-  def decoder(params, images):
+  def decoder(params, images) -> Callable[..., Any]:
     seen = grid.apply({'params': params['grid']}, encode(images))
     return lambda tokens: net.apply({'params': params['net']}, seen, tokens)
 

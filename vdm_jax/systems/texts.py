@@ -95,7 +95,9 @@ def fitted(text: ml_collections.ConfigDict, field: Field) -> ml_collections.Conf
     require(text[name] in (0, there), f'config.text.{name}', text[name], f'the tokens of the data '
             f'have {name}={there}', f'set it to {there}, or choose another config.data.tokeniser '
             'or config.data.text_length')
-  return ml_collections.ConfigDict({**text, **own})
+  fitted = text.copy_and_resolve_references()
+  fitted.update(own)
+  return fitted
 
 
 def _frozen(base: Experiment) -> Experiment:

@@ -216,7 +216,7 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     if of.bound is None or begins_at_data and not of.steps:
       return {}
     bits = lambda parts: {name: bits_per_dim(u, x.shape) for name, u in parts.items()}
-    if diffusion is None or begins_at_data or of.inner is None:
+    if diffusion is None or begins_at_data or of.inner is None or of.enter is None:
       nats, parts = of.bound(batch, t, keys, of.steps)
       return bits({'bits_per_dim': nats, **parts})
     inside, own = of.enter(batch, keys)
