@@ -86,8 +86,9 @@ def captions(config: Config, name: str = 'shapes', *, steps: int = 1500) -> Conf
   name: the data's name, as in `config.data.name`.  The last 200 training images are held out.
   """
   config.data.update(name=name, tokeniser='words', validation=200, batch_size=64)
-  config.optimizer.update(learning_rate=2e-3, warmup_steps=100, decay_steps=steps, clip_norm=1.0)
-  config.ema = {'ema': 0.99}
+  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 10, decay_steps=steps,
+                          clip_norm=1.0)
+  config.ema = {'ema': 1.0 - 10.0 / steps}  # of a tenth of the run
   config.train.update(steps=steps, log_every=50, validate_every=steps // 3,
                       checkpoint_every=steps // 3, pictures_every=0, keep=2,
                       splits=('validation', 'test'), validation_repeats=1)

@@ -25,8 +25,9 @@ from vdm_jax.typing import Experiment
 def get_config(chosen: str = 'teacher_forcing') -> ml_collections.ConfigDict:
   training, _, name = chosen.partition(',')
   require_choice('config', training, captioners.TRAININGS)
-  config = recipes.captions(captioners.default_config(training=training),
-                            name or 'shapes:held_out')
+  name = name or 'shapes:held_out'
+  config = recipes.captions(captioners.default_config(training=training), name,
+                            steps=300 if name.startswith('shapes') else 1500)
   config.model.rise_steps = config.train.steps
   return config
 
