@@ -91,4 +91,4 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
 
 
 def _evenly(numbers: Sequence[int], count: int) -> list[int]:
-  return [numbers[i * len(numbers) // count] for i in range(count)]
+  return [numbers[i * (len(numbers) - 1) // (count - 1)] for i in range(count)]
