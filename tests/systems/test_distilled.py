@@ -273,7 +273,7 @@ def test_a_run_that_needs_no_start_goes_back_to_the_one_it_had_and_not_to_random
   runs.train(asked, directory / 'config.json', directory)
   leaves_equal(commands.final_state(directory), first)
   shutil.rmtree(start)
-  with pytest.raises(InputError, match='start.*: it holds no run') as error:
+  with pytest.raises(InputError, match='^init_from=.*start.*: it holds no run') as error:
     runs.train(asked, copy / 'config.json', copy)
   assert '\n' not in str(error.value) and not workdir.begun(copy)
 

@@ -50,8 +50,11 @@ def settle(config: ml_collections.ConfigDict, spec: data.Spec, directory: str | 
     trained = _read(asked, spec)
     _take(config, trained.config.model, checksum(own(trained.params)), _absolute(asked))
     return lambda: trained
-  kept = workdir.read_config(init_from) if init_from else None
-  if kept is not None and 'autoencoder' in kept:
+  if not init_from:
+    return None
+  with renamed({'workdir': 'init_from'}):
+    kept = workdir.read_config(init_from)
+  if 'autoencoder' in kept:
     sha256 = kept.autoencoder.sha256 or checksum(  # older versions imported runs without it
         workdir.load_trained(init_from).params['autoencoder'])
     _take(config, kept.autoencoder.model, sha256, '')

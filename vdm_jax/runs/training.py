@@ -12,7 +12,7 @@ from absl import logging
 
 from vdm_jax import data, random, samplers
 from vdm_jax.data import pairs
-from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.runs import (
   encoding,
@@ -114,8 +114,9 @@ def _start(experiment: Experiment, spec, config: ml_collections.ConfigDict,
   if not directory:
     raise InputError('init_from', None, experiment.needs_start,
                      'name the workdir of the run that it starts from')
-  pairing.check_start(config.data.name, directory)
-  start = workdir.load_trained(directory)
+  with renamed({'workdir': 'init_from'}):
+    pairing.check_start(config.data.name, directory)
+    start = workdir.load_trained(directory)
   _check_start(experiment, spec, start, directory)
   return start
 
