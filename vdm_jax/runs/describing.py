@@ -142,7 +142,8 @@ def table(result: Captioned) -> rich.table.Table:
 
 def figures(result: Captioned) -> dict[str, str]:
   """{quantity: its mean and standard error} as text.  'reached here' is the headline of a run."""
-  found = {row['name']: f'{row["mean"]:.1f}' + (
-      '' if row['standard_error'] is None else f' ± {row["standard_error"]:.1f}')
+  digits = lambda row: 2 if row['name'] == 'nats' else 1
+  found = {row['name']: f'{row["mean"]:.{digits(row)}f}' + (
+      '' if row['standard_error'] is None else f' ± {row["standard_error"]:.{digits(row)}f}')
       for row in result.rows}
   return {**found, 'reached here': f'{found["exact"]} % exact'}
