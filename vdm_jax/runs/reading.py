@@ -23,8 +23,9 @@ def image(flag: str, name: str, trained: workdir.Trained, x: Field, field: Field
     require(int(index) < len(part), flag, name, f'the split has {len(part):,} images',
             'choose one of them')
     row = part.get([int(index)])
-    told = field is not None and field.name in row
-    return row[x.name][0], tokenisers.of(field).decode(row[field.name])[0] if told else ''
+    if field is None or field.name not in row:
+      return row[x.name][0], ''
+    return row[x.name][0], tokenisers.of(field).decode(row[field.name])[0]
   read = pixels(flag, name, x.shape[-1])
   require(read.shape == x.shape, flag, name, f'it has {read.shape[0]} x {read.shape[1]} '
           f'pixels, and the model makes {x.shape[0]} x {x.shape[1]}', 'resize it')
