@@ -3,7 +3,8 @@
   python scripts/edit.py --workdir=RUN --image=data:test:0 --target='a large blue disk on grey' \\
     --method=diffedit --out=edit.png
 
-The model must be told a text.  --image is an image of the run's data, or a file.
+The model must be told a text, as that of configs/text/glide_shapes.py is.  --image is an image of
+the run's data, or a file.
 """
 import bootstrap
 from absl import flags
