@@ -6,11 +6,12 @@ import pytest
 
 from tests.support import images_run
 from vdm_jax import runs, schedules
-from vdm_jax.data import tokenisers
+from vdm_jax.data import shapes, tokenisers
 from vdm_jax.data.fields import CAPTION, Field, Texts
 from vdm_jax.errors import InputError
+from vdm_jax.evaluation import shapes as judge
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import workdir
+from vdm_jax.runs import captioning, workdir
 from vdm_jax.runs.steering import Clip, Steering
 from vdm_jax.systems.guided.dual_encoder import DualEncoder
 from vdm_jax.typing import Estimate, Model
@@ -129,6 +130,18 @@ def test_an_untold_model_draws_what_the_encoder_takes_for_the_text(made, tmp_pat
       m.encode(images), m.process(jnp.float32(0.0))), axis=1))
   difference = cosines(led['images']) - cosines(plain['images'])
   assert difference.mean() > 4 * difference.std(ddof=1) / 32**0.5
+
+
+@pytest.mark.long
+def test_captions_are_scored_at_scale_0_as_the_samples_of_the_model_alone(made, tmp_path):
+  run, dual = made
+  count = 2 * len(shapes.CAPTIONS)
+  found, _ = captioning.score_captions(run, tmp_path / 'x.png', clip=dual, weights=(0.0, 50.0),
+                                       method=images_run.by(2), count=count, batch_size=count)
+  runs.sample(run, tmp_path / 'plain.npz', method=images_run.by(2), count=count, batch_size=count)
+  own = np.arange(count) % len(shapes.CAPTIONS)
+  assert found[0.0].accuracy == judge.accuracy(np.load(tmp_path / 'plain.npz')['images'], own)
+  assert list(found) == [0.0, 50.0]
 
 
 @pytest.mark.long

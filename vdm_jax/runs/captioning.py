@@ -14,7 +14,8 @@ from vdm_jax.evaluation import captions
 from vdm_jax.evaluation.captions import Followed
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import needs, pictures, steering, workdir
+from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import draw
@@ -28,7 +29,7 @@ SHOWN = 6  # captions in the picture
 def score_captions(directory: str | Path, out: str | Path = '', *,
                    weights: Sequence[float] = WEIGHTS, method: Method | None = None,
                    count: int = 720, seed: int = 0, average: str = '', step: int | str = 'latest',
-                   batch_size: int = 144, overwrite: bool = False
+                   batch_size: int = 144, overwrite: bool = False, clip: str | Path | None = None
                    ) -> tuple[dict[float, Followed], Path]:
   """{w: how well `count` samples follow their captions}, and the path of the picture.
 
@@ -37,6 +38,8 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
   Args:
     out: the picture, a .png.  Default: captions.png in the run's directory.
     weights: of guidance; 0 is the model that is told the caption.
+    clip: the run of a dual encoder that guides to the captions, of which the model is told nothing.
+      The weights are then scales of its logits: see `steering.Clip`.
     method: the sampler and its grid.  Default: `catalogue.usual`.
 
   Raises InputError: for a run of other data, and for a model without texts or without guidance.
@@ -54,24 +57,31 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     raise InputError('workdir', str(directory), f'its data are {spec.name}, and only samples of '
                      f'{" or ".join(shapes.NAMES)} can be judged', 'name a run of '
                      'configs/text/glide_shapes.py')
-  field = needs.text_field(model, spec)
   method = method or catalogue.usual(model)
   require(not (method.variances or method.head), 'sampler', method.name, 'the variances of the '
           'model are not those of the guided model', 'choose another sampler')
   catalogue.require_suited(method, model)
-  Guidance(0.0).of(model)
-  tokens = tokenisers.of(field).encode(shapes.CAPTIONS)
+  times, encoder = method.times(model.process), None
   # The weight is an argument, so that one program serves all weights.
-  guided = lambda params: Guidance(params['w']).of(at(params['of']))
-  cond = lambda numbers: model.conditions(numbers, **{field.name: tokens})
+  if clip is None:
+    field = needs.text_field(model, spec)
+    Guidance(0.0).of(model)
+    tokens = tokenisers.of(field).encode(shapes.CAPTIONS)
+    guided = lambda params: Guidance(params['w']).of(at(params['of']))
+    cond = lambda numbers: model.conditions(numbers, **{field.name: tokens})
+  else:
+    steered = steering.steering(Clip(clip), model, trained, times, shapes.CAPTIONS)
+    encoder = steered.params
+    guided = lambda params: steered.of(at(params['of']), params['clip'], params['w'])
+    cond = lambda numbers: {**model.conditions(numbers), **steered.batch(numbers)}
   drawn = {}
   with tqdm.tqdm(total=len(weights) * count, unit='image', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for w in weights:
       bar.set_description(f'w = {w:g}')
       pieces = []
-      for piece in draw(guided, {'of': trained.params, 'w': jnp.float32(w)}, method.make,
-                        times=method.times(model.process), start=0, stop=count, seed=seed,
+      for piece in draw(guided, {'of': trained.params, 'w': jnp.float32(w), 'clip': encoder},
+                        method.make, times=times, start=0, stop=count, seed=seed,
                         batch_size=batch_size, cond=cond):
         pieces.append(piece.data)
         bar.update(len(piece.numbers))

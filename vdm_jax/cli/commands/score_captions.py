@@ -11,7 +11,10 @@ WORKDIR = cli.run_directory()
 OUT = cli.path('out', 'A .png file.  Default: captions.png in the workdir.')
 OVERWRITE = cli.overwrite()
 WEIGHTS = flags.DEFINE_list('weights', [f'{w:g}' for w in captioning.WEIGHTS],
-                            'Weights of classifier-free guidance; see sample.py --guidance.')
+                            'Weights of classifier-free guidance; see sample.py --guidance.  '
+                            'With --clip: scales of its logits.')
+CLIP = cli.path('clip', 'The run of a dual encoder that guides to the captions; the model is then '
+                'told nothing.')
 SAMPLER = drawing.sampler(*3 * ['See sample.py --help.'])
 COUNT = flags.DEFINE_integer('count', 720, 'How many images for each weight, 288 or more.')
 SEED = cli.seed('the samples')
@@ -25,7 +28,7 @@ def main():
   found, out = captioning.score_captions(
       WORKDIR.value, OUT.value or '', weights=cli.numbers('weights', WEIGHTS.value),
       method=SAMPLER.method() if SAMPLER.chosen() else None,
-      **cli.values(OVERWRITE, COUNT, SEED, BATCH_SIZE, AVERAGE, STEP))
+      **cli.values(CLIP, OVERWRITE, COUNT, SEED, BATCH_SIZE, AVERAGE, STEP))
   table = captions.table(found, COUNT.value)
   metrics.show(table)
   if ROW.value:
