@@ -218,11 +218,15 @@ class Guidance(NamedTuple):
 def untold(model: Model) -> Model:
   """`model` without its label or text: `cond` drops it, as in a part of the training.
 
-  Raises InputError if the model has not learned to do without.
+  Raises InputError if the model has not learned to do without, or if it brings its own bound, which
+  reads the label by itself.
   """
   if model.null is None:
     raise InputError('untold', True, 'this model has not learned to do without a label or a text',
                      'train one that has (configs/text/glide_shapes.py)')
+  require(model.bound is None, 'untold', True, 'this model has a bound of its own, as models of '
+          'latents have, and that bound reads the label or the text',
+          'leave it out, or name a run whose bound is that of objectives.vlb')
   null = model.null
   return model._replace(cond=lambda batch: null(model.cond(batch)))
 

@@ -163,6 +163,9 @@ def test_an_edit_is_a_picture_of_source_mask_and_edit_with_its_settings(run, tmp
     ('inpaint', {'mask': 'black.png'}, 'mask=.*black everywhere'),
     ('inpaint', {'mask': 'wide.png'}, 'mask=.*16 x 20 pixels, and the image has 16 x 16'),
     ('inpaint', {'by': 'repant'}, "by='repant': did you mean repaint"),
+    ('inpaint', {'jump': 2}, 'jump=2: only RePaint walks back'),
+    ('prompt_to_prompt', {'threshold': 0.5}, 'threshold=0.5: .* leave it out, or give words'),
+    ('inpaint', {'by': 'repaint', 'jump': 3, 'mask': 'left.png'}, 'jump=3: the grid has 3 steps'),
     ('diffedit', {'mask': 'black.png'}, 'mask=.*only inpaint reads it'),
     ('diffedit', {'visits': 3}, 'visits=3: diffedit does not read it; .*strength, noise'),
     ('diffedit', {'strength': 1.5}, 'strength=1.5: the time of noise'),
@@ -172,6 +175,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_compiled(
     run, tmp_path, monkeypatch, method, given, message):
   Image.fromarray(np.full((16, 20, 3), 200, np.uint8)).save(tmp_path / 'wide.png')
   Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / 'black.png')
+  Image.fromarray(np.uint8(255 * LEFT[0, ..., 0])).save(tmp_path / 'left.png')
   given = {name: str(tmp_path / u) if str(u).endswith('.png') else u for name, u in given.items()}
   named = {'image': 'data:test:0', 'target': TARGETS[0], 'source': SOURCES[0], 'steps': STEPS,
            'guidance': 1.0}
@@ -194,6 +198,10 @@ def test_a_model_without_a_text_or_without_attention_is_refused(run, monkeypatch
       model=lambda params: of(params)._replace(conditions=lambda numbers: {})))
   with pytest.raises(InputError, match='target: this model is told no text; name a run'):
     editing.editor(bare, methods.SDEdit())
+  student = whole._replace(experiment=whole.experiment._replace(
+      model=lambda params: of(params)._replace(distilled=('ddim_to_x', 1))))
+  with pytest.raises(InputError, match='cannot be edited: it is a student'):
+    editing.editor(student, methods.SDEdit())
   blind = whole._replace(experiment=whole.experiment._replace(
       model=lambda params: of(params)._replace(denoise=lambda z, level, cond: of(params).denoise(
           z, level, cond)._replace(x=z, eps=z))))

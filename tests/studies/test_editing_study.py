@@ -76,8 +76,8 @@ def test_a_stopped_study_goes_on_with_the_batches_that_are_there(run, monkeypatc
     make = usual(*args, **settings)
     return lambda request: made.append(request.numbers.tolist()) or make(request)
   monkeypatch.setattr(edits_of_runs, 'editor', counted)
-  ask = lambda out, **more: editing.study(tmp_path / 'run', tmp_path / out, count=3, steps=2,
-                                          batch_size=2, methods=few, **more)
+  ask = lambda out, count=3: editing.study(tmp_path / 'run', tmp_path / out, count=count, steps=2,
+                                           batch_size=2, methods=few)
   (first,), _ = ask('a.png')
   assert made == [[0, 1], [2, 2]]  # the last batch is filled up
   parts = sorted((tmp_path / 'run' / 'edits').iterdir())
@@ -86,6 +86,10 @@ def test_a_stopped_study_goes_on_with_the_batches_that_are_there(run, monkeypatc
   assert made[2:] == [[2, 2]]
   np.testing.assert_array_equal(again.edits, first.edits)
   assert (tmp_path / 'b.png').stat().st_size < 200_000
+  (more,), _ = ask('c.png', 4)  # the batch that was filled up does not stand for edit 3
+  assert made[3:] == [[2, 3]]
+  np.testing.assert_array_equal(more.edits[:3], first.edits)
+  assert np.any(more.edits[3] != more.edits[2])
   with pytest.raises(InputError, match='^out=.*it is there already'):
     ask('a.png')
 

@@ -111,6 +111,7 @@ def test_the_scale_of_the_logits_is_at_most_100():
 
 def test_what_does_not_fit_is_refused():
   for field, value, words in (('model.group', 3, 'does not divide'),
+                              ('model.group', 1, 'needs others to be compared with'),
                               ('text.levels', 9, 'levels=257'), ('text.kind', 'bert', 'CLIP'),
                               ('data.fields', ('image',), "no field 'caption'")):
     with pytest.raises(InputError, match=words):

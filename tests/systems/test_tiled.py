@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 from tests.support import latent_config
-from vdm_jax import data, random, runs, schedules
+from vdm_jax import data, guidance, random, runs, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.guidance import Guidance
 from vdm_jax.nn.blocks.layers import upsample
@@ -93,6 +93,13 @@ def test_a_command_decodes_in_tiles_and_the_file_says_so(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=says):
       draw('wrong.npz', **tiles)
   assert not (tmp_path / 'wrong.npz').exists()
+
+
+def test_a_bound_of_latents_cannot_be_untold():
+  """It reads the label by a condition of its own, so its bits would be those with the label."""
+  of = trained(17)
+  with pytest.raises(InputError, match='untold=True: this model has a bound of its own'):
+    guidance.untold(of.experiment.model(of.params))
 
 
 def test_a_model_of_pixels_has_nothing_to_decode_in_tiles():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.editing import attention, diffedit, null_text, prompt_to_prompt, sdedit
-from vdm_jax.errors import InputError, require, require_at_least, require_choice
+from vdm_jax.errors import InputError, renamed, require, require_at_least, require_choice
 from vdm_jax.guidance import classifier_free, conditioned_on
 from vdm_jax.processes import sample_prior
 from vdm_jax.samplers import first_order, inpainting
@@ -142,7 +142,8 @@ class Inpaint(NamedTuple):
     process, times = case.model.process, np.linspace(1.0, 0.0, case.steps + 1)
     sampler = SAMPLERS[self.sampler](case.guided(case.told(case.target)), process)
     if self.by == 'repaint':
-      path = inpainting.jumps(times, self.jump, self.visits)
+      with renamed({'length': 'jump'}):
+        path = inpainting.jumps(times, self.jump, self.visits)
       z = inpainting.repaint(sampler, process, case.keys, case.noise(), path, case.image,
                              ~case.mask)
     else:
@@ -259,7 +260,8 @@ METHODS: dict[str, Any] = {
 def named(method: str, **fields: Any) -> Method:
   """The method of a name, with these numbers.
 
-  Raises InputError: no such method; a field that the method has not; a wrong number.
+  Raises InputError: no such method; a field that the method does not have, or does not read with
+  these numbers; a wrong number.
   """
   require_choice('method', method, METHODS)
   make = METHODS[method]
@@ -269,6 +271,11 @@ def named(method: str, **fields: Any) -> Method:
             f'leave it out; it reads {", ".join(own)}')
   made = make(**fields)
   made.check()
+  for field in fields:
+    require(field not in ('jump', 'visits') or made.by == 'repaint', field, fields[field],
+            'only RePaint walks back', "leave it out, or set by to 'repaint'")
+    require(field != 'threshold' or made.blend, field, fields[field], 'it is the threshold of '
+            'blend, which names no words', 'leave it out, or give words to blend by')
   return made
 
 

@@ -58,13 +58,15 @@ def require_editable(trained: workdir.Trained, method: Method, guidance: float,
                      directory: str | Path = '') -> tuple[Model, Field]:
   """The model, and the field of its text.
 
-  Raises InputError: a model that is told no text, or has latents of its own; one that cannot be
-  guided, with guidance; one without attention to tokens, for a method that reads it.
+  Raises InputError: a model that is told no text, has latents of its own, or has no score; one that
+  cannot be guided, with guidance; one without attention to tokens, for a method that reads it.
   """
   model = needs.require(trained.experiment.model(trained.params), 'edit', directory)
   field = needs.text_field(model, data.resolve(trained.config.data), 'target')
   for holds, problem in ((model.latent is None, 'it draws latents of its own'),
-                         (not model.is_latent, 'its data are latents, not images')):
+                         (not model.is_latent, 'its data are latents, not images'),
+                         (not model.distilled, 'it is a student of a single sampler'),
+                         (not model.coupled, 'it is a flow of coupled noise')):
     require(holds, 'workdir', str(directory), f'this model cannot be edited: {problem}',
             'name the run of another model')
   require(guidance >= 0.0, 'guidance', guidance, 'it is below 0', 'give 0 for none, or more')

@@ -203,15 +203,16 @@ def _weights(directory: Path, average: str, step: int | str, where: dict, untold
              ) -> tuple[workdir.Trained, Model]:
   """A run's weights, and their model.  Raises InputError if the model has no likelihood."""
   trained = workdir.load_trained(directory, average=average, step=step, **where)
+  of = trained.experiment.model
+  needs.require(of(trained.params), 'evaluate', directory)
   if untold:
-    of = trained.experiment.model
     trained = trained._replace(experiment=trained.experiment._replace(
         model=lambda params, keys=None: guidance.untold(of(params, keys))))
   rate = trained.experiment.ema.get(trained.average, 0.0)
   if warning := caution(trained.average, rate, trained.step):
     logging.warning(warning)
   needs.finite(trained)
-  model = needs.require(trained.experiment.model(trained.params), 'evaluate', directory)
+  model = trained.experiment.model(trained.params)
   check_decreasing(model.process)  # a learned schedule may be anything by now
   if model.is_latent:
     raise InputError('workdir', str(directory), 'this model draws latents, and has no likelihood '

@@ -107,7 +107,8 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
 
   Raises InputError: a run of another kind; an encoder of other images, of another curve, or that
   has not learned the noise levels of the grid; texts that it cannot read; a picture that does not
-  fit; no text and no picture; a model that clips its estimates, or whose data are latents.
+  fit; no text and no picture; a model that clips its estimates, that has no score, or whose data
+  are latents.
   """
   trained = workdir.load_trained(files.run_directory('clip', clip.run))
   encoder = trained.experiment.model(trained.params)
@@ -133,6 +134,9 @@ def _check(clip: Clip, encoder: DualEncoder, model: Model, times: np.ndarray) ->
   require(not model.clips, 'clip', place, 'the model clips its estimates (config.model.clip), and '
           'clipping must come after guidance', 'guide its denoiser from Python, and clip last: '
           'vdm_jax.guidance')
+  require(not (model.distilled or model.coupled), 'clip', place, 'the model is a student or a flow '
+          'of coupled noise, and has no score to which a gradient could be added',
+          'guide the model that it was made from')
   require(encoder.shape == model.shape, 'clip', place, f'this encoder reads images of '
           f'{encoder.shape}, and the model makes {model.shape}', 'train an encoder on its data')
   level = jax.device_get(model.process(jnp.asarray(times, jnp.float32)))

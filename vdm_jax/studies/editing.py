@@ -166,13 +166,15 @@ def _measured(title: str, method: Method, of: Tasks, trained: workdir.Trained, f
               guidance: float, steps: int, seed: int, size: int) -> Measured:
   """The edits by one method, of which batches that are there are not made again."""
   about = {'method': type(method).__name__, **method._asdict(), 'guidance': guidance,
-           'steps': steps, 'seed': seed, 'size': size, 'weights': checksum(trained.params)}
-  tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+           'steps': steps, 'seed': seed, 'weights': checksum(trained.params)}
   make, count, parts = None, len(of.kinds), []
   masks = painted(of) if isinstance(method, Inpaint) else None
   for start in tqdm.tqdm(range(0, count, size), desc=title, unit='batch', dynamic_ncols=True):
-    file = folder / f'{tag}_{start:06d}.npz'
     rows = np.minimum(np.arange(start, start + size), count - 1)
+    # Of the tasks too: a batch that was filled up has other rows where more edits are asked for.
+    asked = checksum([rows, of.originals[rows], of.sources[rows], of.targets[rows]])
+    tag = hashlib.sha256(json.dumps(about | {'tasks': asked}, sort_keys=True).encode()).hexdigest()
+    file = folder / f'{tag[:16]}_{start:06d}.npz'
     if not file.exists():
       make = make or editing.editor(trained, method, guidance=guidance, steps=steps, seed=seed)
       edits = make(editing.Request(

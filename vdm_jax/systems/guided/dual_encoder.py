@@ -104,7 +104,9 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
   field = spec[CAPTION]
   require(config.text.kind == 'clip', 'config.text.kind', config.text.kind,
           'a dual encoder reads texts by a tower of CLIP', "leave it at 'clip'")
-  compose.require(config, 'group', group > 0 and config.data.batch_size % group == 0,
+  compose.require(config, 'group', group > 1, 'an example needs others to be compared with',
+                  'choose 2 or more')
+  compose.require(config, 'group', config.data.batch_size % group == 0,
                   f'it does not divide config.data.batch_size={config.data.batch_size}',
                   'choose one that does')
   tower = texts.network(texts.fitted(config.text, field))
