@@ -1,6 +1,7 @@
 """Captions of runs: an exact model follows them all, and they are worth 7.17 bits."""
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,14 @@ import pytest
 from PIL import Image
 
 from tests.support import exact_shapes_config, tiny_config
-from vdm_jax import runs
+from vdm_jax import data, oracles, runs
+from vdm_jax.data import conditions
 from vdm_jax.errors import InputError
-from vdm_jax.runs import captioning
+from vdm_jax.model import Model
+from vdm_jax.processes import GaussianProcess
+from vdm_jax.runs import captioning, workdir
 from vdm_jax.samplers import catalogue
+from vdm_jax.schedules import Linear
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +75,22 @@ def test_runs_of_other_data_and_without_a_null_text_are_refused(tmp_path):
     captioning.score_captions(tmp_path)
   with pytest.raises(InputError, match='untold=True: this model has not learned to do without'):
     runs.evaluate(tmp_path, untold=True)
+
+
+def test_a_model_that_is_told_labels_is_refused_in_the_name_of_a_flag_that_there_is(
+    monkeypatch, tmp_path):
+  config = data.default_config()
+  config.update(name='shapes')
+  model = Model(oracles.Gaussian(0.0, 1.0), GaussianProcess(Linear()), None, None, None,
+                lambda batch: batch['label'], (16, 16, 3),
+                conditions=conditions.of(data.resolve(config), ['label']))
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: workdir.Trained(
+      types.SimpleNamespace(model=lambda params: model), types.SimpleNamespace(data=config), {}, 1,
+      'raw'))
+  for given, message in (({'clip': 'dual'}, "clip='dual': the model is told labels"),
+                         ({}, 'workdir: this model is told no text; name a run')):
+    with pytest.raises(InputError, match=f'^{message}'):
+      captioning.score_captions(tmp_path, **given)
 
 
 @pytest.mark.long

@@ -98,6 +98,14 @@ def test_a_command_names_the_run_what_it_is_and_can_and_what_it_takes(command, m
   assert needs.NEEDS[command].remedy in told
 
 
+def test_a_run_without_a_denoiser_is_named_also_if_its_label_is_to_be_dropped(monkeypatch):
+  config = types.SimpleNamespace(data=data.default_config())
+  monkeypatch.setattr(workdir, 'load_trained', lambda *args, **options: workdir.Trained(
+      types.SimpleNamespace(model=lambda params: MADE['noisy'], ema={}), config, {}, 1, 'raw'))
+  with pytest.raises(InputError, match="^workdir='run': this run made a NoisyClassifier"):
+    runs.evaluate('run', untold=True)
+
+
 @pytest.mark.parametrize('command', needs.NEEDS)
 def test_every_need_is_met_by_some_run_and_not_by_all(command):
   met = []

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vdm_jax.errors import require
-from vdm_jax.evaluation.distances import Estimated
-from vdm_jax.evaluation.shapes import share
+from vdm_jax.evaluation.distances import Estimated, share
 
 ORDER = 4  # of the longest n-grams of BLEU
 

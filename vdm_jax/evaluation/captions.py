@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from vdm_jax.data import shapes
 from vdm_jax.errors import require
 from vdm_jax.evaluation import shapes as judge
-from vdm_jax.evaluation.distances import Estimated
+from vdm_jax.evaluation.distances import Estimated, share
 
 NAMES = ('w', 'caption accuracy', 'of new captions', 'bits of places')
 MOST = float(np.log2(len(shapes.PLACES)))  # bits of places
@@ -34,7 +34,7 @@ def followed(images: np.ndarray, captions: np.ndarray, new: Collection[int] = ()
   """
   named, never = judge.name(images), np.isin(captions, list(new))
   right = named.captions == captions
-  return Followed(judge.share(right[~never]), judge.share(right[never]) if never.any() else None,
+  return Followed(share(right[~never]), share(right[never]) if never.any() else None,
                   bits_of_places(named.places, captions))
 
 

@@ -38,6 +38,12 @@ class Estimated(NamedTuple):
   error: float
 
 
+def share(hits: np.ndarray) -> Estimated:
+  """The share of hits, bool [n], and its binomial standard error."""
+  value = float(np.mean(hits))
+  return Estimated(value, float(np.sqrt(value * (1.0 - value) / len(hits))))
+
+
 def energy(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """-|a_i - b_j|, the kernel of the energy distance, which tells any two distributions apart.
 

@@ -5,9 +5,8 @@ Different pictures are at least 1.1895 apart, if 0 .. 255 is coded as -1 .. 1.
 import numpy as np
 
 from vdm_jax.data import expressions
-from vdm_jax.evaluation.distances import Estimated
+from vdm_jax.evaluation.distances import Estimated, share
 from vdm_jax.evaluation.nearest import Nearest, nearest
-from vdm_jax.evaluation.shapes import share
 
 
 def name(images: np.ndarray) -> Nearest:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.data import shapes
-from vdm_jax.evaluation.distances import Estimated
+from vdm_jax.evaluation.distances import Estimated, share
 from vdm_jax.evaluation.nearest import nearest
 
 
@@ -43,12 +43,6 @@ def kept(images: np.ndarray, originals: np.ndarray) -> Estimated:
   images, originals: [n, 16, 16, 3], in pairs.
   """
   return share(name(images).places == name(originals).places)
-
-
-def share(hits: np.ndarray) -> Estimated:
-  """The share of hits, bool [n], and its binomial standard error."""
-  value = float(np.mean(hits))
-  return Estimated(value, float(np.sqrt(value * (1.0 - value) / len(hits))))
 
 
 def overlap(masks: np.ndarray, images: np.ndarray) -> np.ndarray:

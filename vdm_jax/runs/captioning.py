@@ -9,6 +9,7 @@ import tqdm
 
 from vdm_jax import data
 from vdm_jax.data import shapes, tokenisers
+from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation import captions
 from vdm_jax.evaluation.captions import Followed
@@ -43,6 +44,7 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     method: the sampler and its grid.  Default: `catalogue.usual`.
 
   Raises InputError: for a run of other data, and for a model without texts or without guidance.
+  With `clip`: for a model that is told labels, and as `steering.steering` does.
   """
   for field, least, value in (('count', 2 * len(shapes.CAPTIONS), count),
                               ('batch_size', 1, batch_size), ('weights', 1, len(weights))):
@@ -64,12 +66,14 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
   times, encoder = method.times(model.process), None
   # The weight is an argument, so that one program serves all weights.
   if clip is None:
-    field = needs.text_field(model, spec)
+    field = needs.text_field(model, spec, 'workdir')
     Guidance(0.0).of(model)
     tokens = tokenisers.of(field).encode(shapes.CAPTIONS)
     guided = lambda params: Guidance(params['w']).of(at(params['of']))
     cond = lambda numbers: model.conditions(numbers, **{field.name: tokens})
   else:
+    require(LABEL not in model.conditions(np.arange(1)), 'clip', str(clip), 'the model is told '
+            'labels, and the label of a shape names its caption', 'name a run without labels')
     steered = steering.steering(Clip(clip), model, trained, times, shapes.CAPTIONS)
     encoder = steered.params
     guided = lambda params: steered.of(at(params['of']), params['clip'], params['w'])

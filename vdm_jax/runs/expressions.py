@@ -13,8 +13,7 @@ from vdm_jax.data import expressions
 from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError, require_at_least, require_choice
 from vdm_jax.evaluation import expressions as judge
-from vdm_jax.evaluation.distances import Estimated
-from vdm_jax.evaluation.shapes import share
+from vdm_jax.evaluation.distances import Estimated, share
 from vdm_jax.machine import files
 from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.samplers import catalogue
@@ -61,7 +60,7 @@ def score_expressions(directory: str | Path, out: str | Path = '', *, split: str
   if spec.name != expressions.NAME:
     raise InputError('workdir', str(directory), f'its data are {spec.name}, and only samples of '
                      f'{expressions.NAME} can be judged', 'name a run of configs/text/markup.py')
-  field = needs.text_field(model, spec)
+  field = needs.text_field(model, spec, 'workdir')
   method = method or catalogue.method('ancestral', model.steps or None)
   catalogue.require_suited(method, model)
   part = needs.split(trained, split)
