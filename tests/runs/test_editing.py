@@ -90,6 +90,17 @@ def test_without_shared_maps_the_edit_is_the_sample_of_the_target_from_the_inver
   assert np.ptp(found.images) > 50
 
 
+@pytest.mark.long
+def test_a_blend_by_words_changes_nothing_or_all_at_the_ends_of_its_threshold(run):
+  """No attention is above its largest, and all attention is above 0."""
+  none, everything = (edits(run, methods.PromptToPrompt(blend=('on',), threshold=threshold))
+                      for threshold in (1.0, 0.0))
+  np.testing.assert_array_equal(none.images, none.sources)
+  plain = edits(run, methods.PromptToPrompt())
+  assert np.abs(np.int32(everything.images) - np.int32(plain.images)).max() <= 1
+  assert np.any(everything.images != everything.sources, axis=(1, 2, 3)).all()
+
+
 @pytest.mark.parametrize('method', [methods.Inpaint(), methods.Inpaint('repaint', 'ddim', 1, 2),
                                     methods.DiffEdit(ratio=1.0, noises=2)],
                          ids=['replacement', 'repaint', 'diffedit'])

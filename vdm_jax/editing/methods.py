@@ -339,10 +339,10 @@ def _pair(case: Case, sampler: Sampler, start: Array, times: np.ndarray) -> Edit
 def _size(case: Case) -> int:
   """The side of the finest attention to tokens of at most 16 x 16 positions."""
   one = jax.tree.map(lambda u: u[:1], case.target)
-  sides = {round(positions**0.5) for told, positions in layers(case.model, one)
-           if told and positions <= 256}
-  require(bool(sides), 'blend', None, 'no attention to tokens has at most 16 x 16 positions',
-          'leave it out')
+  fits = {positions for told, positions in layers(case.model, one) if told and positions <= 256}
+  sides = [side for side in range(1, 17) if side**2 in fits]
+  require(bool(sides), 'blend', None, 'no attention to tokens has a square of at most 16 x 16 '
+          'positions', 'leave it out')
   return max(sides)
 
 

@@ -32,7 +32,8 @@ BATCH_SIZE = cli.batch_size(512, 'Evaluations of the network at a time.')
 EXAMPLES = flags.DEFINE_integer('examples', None, 'How many images, from the first on.  '
                                 'Default: all.')
 UNTOLD = flags.DEFINE_bool('untold', False, 'Evaluate without the label or the text, for the bits '
-                           'of the images alone.  The model must be one that can be guided.')
+                           'of the images alone.  For a model that can be guided, but not of '
+                           'latents.')
 REPORT = flags.DEFINE_bool('report', False, 'Evaluate nothing; print the main ledger of '
                            '--split.')
 OUT = cli.path('out', 'The directory for the files.  Default: the run.')
