@@ -1,4 +1,5 @@
 """Samples guided by a dual encoder: the estimates by hand, and runs on disk."""
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from vdm_jax.data.fields import CAPTION, Field, Texts
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import shapes as judge
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import captioning, workdir
+from vdm_jax.runs import captioning, steering, workdir
 from vdm_jax.runs.steering import Clip, Steering
 from vdm_jax.systems.guided.dual_encoder import DualEncoder
 from vdm_jax.typing import Estimate, Model
@@ -64,6 +65,14 @@ def test_a_picture_guides_as_the_text_that_it_resembles():
   x = guided.denoise(jnp.array([[3.0, 4.0]]), level, guided.cond(batch)).x
   want = 15.0 * float(level.sigma**2 / level.alpha) * np.array([[0.128, -0.096]])
   np.testing.assert_allclose(x, want, rtol=1e-3)
+
+
+@pytest.mark.parametrize('made', [{'distilled': ('consistency', 1)}, {'coupled': True}])
+def test_a_model_without_a_score_is_refused(made, tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir, 'load_trained', lambda _: workdir.Trained(
+      types.SimpleNamespace(model=encoder), None, {'scale': 5.0}, 1, 'raw'))
+  with pytest.raises(InputError, match='^clip=.*has no score to which a gradient'):
+    steering.steering(Clip(tmp_path), model()._replace(**made), None, np.linspace(1.0, 0.0, 3))
 
 
 # ------------------------------------------------------------------ runs
