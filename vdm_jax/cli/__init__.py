@@ -20,11 +20,11 @@ from vdm_jax.cli.flags import (
     step,
     values,
 )
-from vdm_jax.cli.measuring import check_row, keep, keep_row, keep_rows, measured, row
+from vdm_jax.cli.measuring import check_row, keep, keep_row, keep_rows, keep_table, measured, row
 from vdm_jax.cli.messages import command, script, wrote
 from vdm_jax.cli.running import run
 
 __all__ = ['average', 'batch_size', 'check_row', 'command', 'config', 'config_data_dir',
            'config_file', 'config_flag', 'config_name', 'data_dir', 'integers', 'keep', 'keep_row',
-           'keep_rows', 'measured', 'moved_data', 'numbers', 'of_run', 'overwrite', 'path', 'row',
-           'run', 'run_directory', 'script', 'seed', 'step', 'values', 'wrote']
+           'keep_rows', 'keep_table', 'measured', 'moved_data', 'numbers', 'of_run', 'overwrite',
+           'path', 'row', 'run', 'run_directory', 'script', 'seed', 'step', 'values', 'wrote']

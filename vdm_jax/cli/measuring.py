@@ -1,9 +1,10 @@
 """The flags --measured and --row: files for the tables of commands, as in docs/measured."""
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
+import rich.table
 from absl import flags
 
 from vdm_jax import measured as measured_lib
@@ -89,6 +90,18 @@ def keep(file: str | None, title: str, cells: Sequence[Sequence[str]]) -> None:
       title, f'python {origin["command"]}', origin['date'][:10], hardware.device_name(),
       _versions(origin), list(header), [list(row) for row in rows]))
   print(f'wrote {file}', file=sys.stderr)  # stdout may be a command's JSON
+
+
+def keep_table(file: str | None, row: str, title: str, table: rich.table.Table,
+               figures: Callable[[], Mapping[str, str]]) -> None:
+  """Keeps what a command measured: all of `table` by `keep`, or `figures` as one row.
+
+  row: the value of --row.  '': the whole table is kept, if a file is given.
+  """
+  if row:
+    keep_row(file, row, figures())
+  else:
+    keep(file, title, measured_lib.cells(table))
 
 
 def _versions(origin: Mapping[str, str]) -> dict[str, str]:

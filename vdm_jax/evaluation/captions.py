@@ -81,7 +81,7 @@ def figures(found: Mapping[float, Followed]) -> dict[str, str]:
 
 
 def _shown(one: Estimated | None) -> str:
-  return '-' if one is None else f'{one.value:.3f} +- {one.error:.3f}'
+  return '-' if one is None else str(one)
 
 
 def table(found: Mapping[float, Followed], count: int) -> rich.table.Table:

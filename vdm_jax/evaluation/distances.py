@@ -37,6 +37,9 @@ class Estimated(NamedTuple):
   value: float
   error: float
 
+  def __str__(self) -> str:
+    return f'{self.value:.3f} +- {self.error:.3f}'
+
 
 def share(hits: np.ndarray) -> Estimated:
   """The share of hits, bool [n], and its binomial standard error."""

@@ -126,14 +126,7 @@ def _is_ours(path: Path) -> bool:
 
 def table(result: Captioned) -> rich.table.Table:
   """The measurements for the screen, and the first captions."""
-  of, weights = result.dataset, result.checkpoint
-  out = rich.table.Table(
-      'quantity', 'mean', '+-', 'meaning', title=f'{of["name"]}, {of["split"]}: '
-      f'{of["examples"]:,} images, step {weights["step"]:,} ({weights["average"]})')
-  for row in result.rows:
-    error = row['standard_error']
-    out.add_row(row['name'], f'{row["mean"]:.2f}', '-' if error is None else f'{error:.2f}',
-                row['meaning'])
+  out = evaluations.table(result.dataset, result.checkpoint, result.rows, digits=2)
   for said, text in result.captions[:SHOWN]:
     right = 'right' if said.split() == text.split() else f'not: {text}'
     out.add_row('said', '', '', f'{said} ({right})')

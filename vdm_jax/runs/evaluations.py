@@ -1,13 +1,16 @@
-"""The files of an evaluation in a directory: their names, and a reader of the ledger."""
+"""What evaluations share: the names of their files, a reader of the ledger, a table of means."""
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import rich.table
 
 from vdm_jax.errors import InputError
 from vdm_jax.ledger.tables import Ledger
 from vdm_jax.machine import files
 from vdm_jax.runs.provenance import FORMAT
 
-__all__ = ['Files', 'ending', 'read']
+__all__ = ['Files', 'ending', 'read', 'table']
 
 
 def ending(split: str, step: int | None, average: str | None, examples: int | None,
@@ -64,3 +67,19 @@ def read(where: str | Path) -> tuple[Files, Ledger]:
     raise InputError(problem=f'{written.ledger} was written by an older version',
                      remedy='evaluate it again')
   return written, Ledger(**record)
+
+
+def table(dataset: Mapping, checkpoint: Mapping, rows: Sequence[Mapping], digits: int
+          ) -> rich.table.Table:
+  """Means over the images of a split, with their standard errors and meanings, for the screen.
+
+  rows: each has a name, mean, standard_error (None if it has none) and meaning.
+  """
+  out = rich.table.Table(
+      'quantity', 'mean', '+-', 'meaning', title=f'{dataset["name"]}, {dataset["split"]}: '
+      f'{dataset["examples"]:,} images, step {checkpoint["step"]:,} ({checkpoint["average"]})')
+  for row in rows:
+    error = row['standard_error']
+    out.add_row(row['name'], f'{row["mean"]:.{digits}f}',
+                '-' if error is None else f'{error:.{digits}f}', row['meaning'])
+  return out

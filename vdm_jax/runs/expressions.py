@@ -93,7 +93,7 @@ def score(images: np.ndarray, numbers: np.ndarray) -> Drawn:
 def figures(found: Drawn) -> dict[str, str]:
   """The measurements as text by `NAMES`, for a row of a table."""
   shares = [found.exact, *found.by_kind.values()]
-  text = ['-' if one is None else f'{one.value:.3f} +- {one.error:.3f}' for one in shares]
+  text = ['-' if one is None else str(one) for one in shares]
   return dict(zip(NAMES, [*text, f'{found.distance:.2f}'], strict=True))
 
 

@@ -160,15 +160,7 @@ def _rows(found: dict[str, np.ndarray], x: data.Field, prior: bool) -> list[dict
 
 def table(result: Reconstruction) -> rich.table.Table:
   """The measurements for the screen."""
-  of, weights = result.dataset, result.checkpoint
-  out = rich.table.Table(
-      'quantity', 'mean', '+-', 'meaning', title=f'{of["name"]}, {of["split"]}: '
-      f'{of["examples"]:,} images, step {weights["step"]:,} ({weights["average"]})')
-  for row in result.rows:
-    error = row['standard_error']
-    out.add_row(row['name'], f'{row["mean"]:.4f}', '-' if error is None else f'{error:.4f}',
-                row['meaning'])
-  return out
+  return evaluations.table(result.dataset, result.checkpoint, result.rows, digits=4)
 
 
 def figures(result: Reconstruction) -> dict[str, str]:

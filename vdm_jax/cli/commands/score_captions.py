@@ -1,7 +1,7 @@
 """The flags and the `main` of scripts/score_captions.py."""
 from absl import flags
 
-from vdm_jax import cli, measured
+from vdm_jax import cli
 from vdm_jax.cli import drawing
 from vdm_jax.evaluation import captions
 from vdm_jax.runs import captioning
@@ -31,8 +31,6 @@ def main():
       **cli.values(CLIP, OVERWRITE, COUNT, SEED, BATCH_SIZE, AVERAGE, STEP))
   table = captions.table(found, COUNT.value)
   metrics.show(table)
-  if ROW.value:
-    cli.keep_row(MEASURED.value, ROW.value, captions.figures(found))
-  else:
-    cli.keep(MEASURED.value, 'Samples and their captions', measured.cells(table))
+  cli.keep_table(MEASURED.value, ROW.value, 'Samples and their captions', table,
+                 lambda: captions.figures(found))
   cli.wrote(out)

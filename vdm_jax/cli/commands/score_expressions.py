@@ -1,7 +1,7 @@
 """The flags and the `main` of scripts/score_expressions.py."""
 from absl import flags
 
-from vdm_jax import cli, measured
+from vdm_jax import cli
 from vdm_jax.cli import drawing
 from vdm_jax.runs import expressions
 from vdm_jax.train import metrics
@@ -25,8 +25,6 @@ def main():
       **cli.values(OVERWRITE, SPLIT, COUNT, SEED, BATCH_SIZE, AVERAGE, STEP))
   table = expressions.table(found)
   metrics.show(table)
-  if ROW.value:
-    cli.keep_row(MEASURED.value, ROW.value, expressions.figures(found))
-  else:
-    cli.keep(MEASURED.value, 'Expressions that are drawn exactly', measured.cells(table))
+  cli.keep_table(MEASURED.value, ROW.value, 'Expressions that are drawn exactly', table,
+                 lambda: expressions.figures(found))
   cli.wrote(out)

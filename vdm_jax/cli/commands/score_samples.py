@@ -3,7 +3,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vdm_jax import cli, measured
+from vdm_jax import cli
 from vdm_jax.cli import drawing
 from vdm_jax.evaluation import scores
 from vdm_jax.runs import scoring
@@ -41,9 +41,7 @@ def main():
   if scored is not None:
     table = scores.table(scored)
     metrics.show(table)
-    if ROW.value:
-      cli.keep_row(MEASURED.value, ROW.value, scores.figures(scored))
-    else:
-      cli.keep(MEASURED.value, 'Scores of samples', measured.cells(table))
+    cli.keep_table(MEASURED.value, ROW.value, 'Scores of samples', table,
+                   lambda: scores.figures(scored))
   if written := [file for file in (scored and out, SAVE_REFERENCE.value) if file]:
     cli.wrote(*written)
