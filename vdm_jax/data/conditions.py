@@ -8,7 +8,7 @@ import numpy as np
 
 from vdm_jax.data import arrays, tokenisers
 from vdm_jax.data.fields import LABEL, Batch, Field, Spec
-from vdm_jax.errors import InputError, renamed, require
+from vdm_jax.errors import InputError, require
 
 Conditions = Callable[..., Batch]  # numbers [n] of samples, and values by field -> a batch
 
@@ -93,8 +93,7 @@ def _values(field: Field, value: Any) -> np.ndarray:
   if isinstance(value, (list, tuple)) and value and all(isinstance(u, str) for u in value):
     value = _read(field, value)
   if field.texts is not None and np.asarray(value).dtype.kind == 'U':
-    with renamed({'text': field.name}):
-      return tokenisers.of(field).encode([str(one) for one in value])
+    return tokenisers.tokens(field, [str(one) for one in value], field.name)
   try:
     values = np.asarray(value, np.float32 if field.levels is None else None)
   except ValueError:

@@ -29,7 +29,7 @@ import numpy as np
 
 from vdm_jax.data import text
 from vdm_jax.data.fields import MERGED, Field, Texts
-from vdm_jax.errors import InputError, require, require_choice
+from vdm_jax.errors import InputError, renamed, require, require_choice
 
 Merge = tuple[str, str]
 
@@ -123,6 +123,15 @@ def nothing(field: Field) -> np.ndarray:
   tokens = np.full(field.shape, rest, field.dtype)
   tokens[:len(first)] = first
   return tokens
+
+
+def tokens(field: Field, texts: Sequence[str], name: str) -> np.ndarray:
+  """The tokens of texts that a user gave, [n, L].
+
+  name: the argument or the flag that gave them.  Raises InputError about it, as `Tokeniser.encode`.
+  """
+  with renamed({'text': name}):
+    return of(field).encode(texts)
 
 
 def apart(field: Field, text: str) -> Apart:

@@ -13,7 +13,7 @@ from vdm_jax.data import shapes, tokenisers
 from vdm_jax.data.fields import Field
 from vdm_jax.editing import diffedit, methods, prompt_to_prompt
 from vdm_jax.editing.methods import Case, Inpaint, Method, NullText, PromptToPrompt
-from vdm_jax.errors import renamed, require, require_at_least
+from vdm_jax.errors import require, require_at_least
 from vdm_jax.evaluation import shapes as judge_of_shapes
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
@@ -84,12 +84,6 @@ def require_editable(trained: workdir.Trained, method: Method, guidance: float,
   return model, field
 
 
-def _encoded(field: Field, texts: Sequence[str], flag: str) -> np.ndarray:
-  """The tokens of texts.  Raises InputError, which names the flag."""
-  with renamed({'text': flag}):
-    return tokenisers.of(field).encode(texts)
-
-
 def _aligned(method: PromptToPrompt | NullText, field: Field, request: Request
              ) -> tuple[prompt_to_prompt.Words, np.ndarray | None]:
   """The words of the pairs, and the columns of the words to blend by, [2 n, L].
@@ -120,7 +114,7 @@ def editor(trained: workdir.Trained, method: Method, *, guidance: float = 0.0, s
   """The function that makes edits by one method; it is compiled once for requests of one size.
 
   Raises InputError, also when it is called: see `require_editable`, `prompt_to_prompt` and
-  `Tokeniser.encode`.
+  `tokenisers.tokens`.
   """
   require_at_least('steps', steps)
   model, field = require_editable(trained, method, guidance)
@@ -143,8 +137,9 @@ def editor(trained: workdir.Trained, method: Method, *, guidance: float = 0.0, s
     if isinstance(method, Inpaint) and method.by == 'model':
       assert request.masks is not None
       part = {KNOWN: request.images, MASK: (~request.masks).astype(np.int32)}
-    conditions = [model.conditions(rows, **{field.name: _encoded(field, texts, flag)}, **part)
-                  for flag, texts in (('source', request.sources), ('target', request.targets))]
+    told = [tokenisers.tokens(field, texts, flag)
+            for flag, texts in (('source', request.sources), ('target', request.targets))]
+    conditions = [model.conditions(rows, **{field.name: tokens}, **part) for tokens in told]
     words = columns = None
     if isinstance(method, (PromptToPrompt, NullText)):
       words, columns = _aligned(method, field, request)
@@ -200,7 +195,8 @@ def edit(directory: str | Path, out: str | Path, method: Method, target: str, *,
                                  data_name=data_name)
   model, field = require_editable(trained, method, guidance, directory)
   spec = data.resolve(trained.config.data)
-  x, shape = needs.data_field(model, spec), needs.data_field(model, spec).shape
+  x = needs.data_field(model, spec)
+  shape = x.shape
   require(len(shape) == 3, 'workdir', str(directory), f'its data have the shape {shape}, and are '
           'no images', 'name the run of a model of images')
   judged = _is_judged(trained, shape, judge)

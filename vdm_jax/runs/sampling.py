@@ -18,7 +18,7 @@ from vdm_jax import data, random
 from vdm_jax.data import tokenisers
 from vdm_jax.data.conditions import digest
 from vdm_jax.data.fields import AUGMENTED, LABEL
-from vdm_jax.errors import InputError, renamed, require, require_at_least
+from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
@@ -171,8 +171,7 @@ def _told(model: Model, spec: data.Spec, prompts: Sequence[str]) -> dict[str, np
   if not prompts:
     return {}
   field = needs.text_field(model, spec)
-  with renamed({'text': 'prompt'}):
-    return {field.name: tokenisers.of(field).encode(prompts)}
+  return {field.name: tokenisers.tokens(field, prompts, 'prompt')}
 
 
 def _check(model: Model, spec: data.Spec, method: Method, guided: Guidance | None,

@@ -15,7 +15,7 @@ import numpy as np
 from vdm_jax import data, guidance, random
 from vdm_jax.data import Field, tokenisers
 from vdm_jax.editing import semantic
-from vdm_jax.errors import InputError, renamed, require
+from vdm_jax.errors import InputError, require
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import files
 from vdm_jax.processes import time_of
@@ -121,7 +121,7 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
   require(has_text or bool(clip.like), 'clip_scale', clip.scale, 'there is neither a text nor a '
           'picture to guide to', 'give --prompt with a scale other than 0, or --like')
   return Steering(trained.experiment.model, trained.params, encoder.caption,
-                  _encoded(encoder.caption, texts) if has_text else None,
+                  tokenisers.tokens(encoder.caption, texts, 'prompt') if has_text else None,
                   reading.image('like', clip.like, of, x)[0] if clip.like else None,
                   (clip.scale, clip.like_scale))
 
@@ -152,9 +152,3 @@ def _check(clip: Clip, encoder: DualEncoder, model: Model, times: np.ndarray) ->
   require(np.allclose(own.alpha, level.alpha, rtol=1e-2, atol=1e-2), 'clip', place, 'it has '
           'learned noise on another curve, with another alpha at the same log-SNR', 'train an '
           'encoder on the curve of the model')
-
-
-def _encoded(field: Field, texts: Sequence[str]) -> np.ndarray:
-  """The tokens of texts [K, L].  Raises InputError."""
-  with renamed({'text': 'prompt'}):
-    return tokenisers.of(field).encode(texts)

@@ -26,6 +26,7 @@ from vdm_jax.editing.methods import (
 )
 from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.evaluation import shapes as judge_of_shapes
+from vdm_jax.evaluation.distances import share
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import files
 from vdm_jax.runs import editing, needs, pictures, workdir
@@ -193,9 +194,8 @@ def _measured(title: str, method: Method, of: Tasks, trained: workdir.Trained, f
 
 def _percent(hits: Any) -> str:
   """A share and its binomial standard error, in per cent; hits: bool [n]."""
-  share = float(np.mean(hits))
-  error = np.sqrt(share * (1.0 - share) / len(hits))
-  return f'{100 * share:.0f} ± {100 * error:.0f}'
+  found = share(hits)
+  return f'{100 * found.value:.0f} ± {100 * found.error:.0f}'
 
 
 def _mean(values: np.ndarray | None, scale: float = 1.0, digits: int = 1) -> str:
