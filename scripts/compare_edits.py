@@ -11,7 +11,7 @@ from absl import flags
 from vdm_jax import cli, measured
 from vdm_jax.studies import editing
 
-WORKDIR = cli.run_directory('A run of shapes whose model is told a text.')
+WORKDIR = cli.run_directory('A run of shapes whose model is conditioned on text.')
 OUT = cli.path('out', 'The .png file to write.')
 OVERWRITE = cli.overwrite()
 COUNT = flags.DEFINE_integer('count', 64, 'Edits by each method.')

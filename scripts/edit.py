@@ -1,10 +1,10 @@
-"""Edits an image by a model that is told a text, and shows source, mask and edit side by side.
+"""Edits an image by a model conditioned on text, and shows source, mask and edit side by side.
 
   python scripts/edit.py --workdir=RUN --image=data:test:0 --target='a large blue disk on grey' \\
     --method=diffedit --out=edit.png
 
-The model must be told a text, as that of configs/text/glide_shapes.py is.  --image is an image of
-the run's data, or a file.
+The model must be conditioned on text, like the model of configs/text/glide_shapes.py.  --image is
+an image of the run's data, or a file.
 """
 import bootstrap
 from absl import flags

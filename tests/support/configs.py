@@ -43,6 +43,8 @@ def names() -> list[str]:
       'imagenet/vdm': [':32', ':64'], 'imagenet/dit': [':DiT-XL/2', ':DiT-S/8'],
       'text/markup': [':teacher_forced', ':scheduled'],
       'text/captioner': [':teacher_forcing', ':scheduled', ':imitation'],
+      'text/dual_encoder': [
+          f':{name}' for name in workdir.import_config(file('text/dual_encoder')).DATA],
       'published/dit': ['', ':DiT-XL-2-256x256,images'],
       'published/latent': ['', ':stable-diffusion-v1'],
       'published/autoencoder': ['', ':vq-f4', ':taesd']}

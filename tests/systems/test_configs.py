@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.support import configs, vgg
-from vdm_jax import processes, random, recipes, schedules, weightings
+from vdm_jax import data, processes, random, recipes, schedules, weightings
+from vdm_jax.data import emoji, tokenisers
 from vdm_jax.errors import InputError
 from vdm_jax.processes import vp
 from vdm_jax.published import lpips
@@ -48,7 +49,9 @@ EXAMPLES = {'cifar10/vdm', 'plane/flows:minibatch_ot', 'plane/flows:reflow', 'di
             'digits/classifier', 'plane/dpm2015', 'sequences/motion'}
 BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
 REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
-            'digits/noisy_classifier': {'accuracy'}, 'text/dual_encoder': {'accuracy'},
+            'digits/noisy_classifier': {'accuracy'},
+            **{f'text/dual_encoder:{name}': {'accuracy'}
+               for name in ('shapes', 'held_out', 'emoji')},
             **dict.fromkeys(('systems:scheduled_sampling', 'text/markup:scheduled'),
                             {'eps_error'}),
             **dict.fromkeys(('text/captioner:teacher_forcing', 'text/captioner:scheduled'),
@@ -89,6 +92,9 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
                              'imagenet/dit:DiT-XL/2', 'imagenet/dit:DiT-S/8'),
                             BOUND - {'bits_per_dim'} | {'encoding'}),
             'systems:vae': BOUND - {'diffusion'}, 'systems:hvae': BOUND - {'diffusion'}}
+EMOJI = data.Spec('emoji', (
+    data.fields.integers('image', (emoji.SIDE, emoji.SIDE, 3), 256), data.fields.label(10),
+    tokenisers.field('caption', tokenisers.Settings('words'), ['woman guard dark skin tone'])))
 
 
 def built(name, tmp_path, **model):
@@ -97,6 +103,8 @@ def built(name, tmp_path, **model):
   config.model.update({field: u for field, u in model.items() if field in config.model})
   config.data.data_dir = str(tmp_path)  # without the data, but for those that make themselves
   config.data.batch_size = 2
+  if config.data.name in emoji.FILES:  # it takes a font to make them: the fields that they have
+    config.data.update(EMOJI.to_config())
   if 'group' in config.model:
     config.model.group = 2
   experiment = module.build(config)

@@ -102,7 +102,7 @@ def test_a_bound_of_latents_cannot_be_untold():
     guidance.untold(of.experiment.model(of.params))
 
 
-def test_a_model_of_pixels_has_nothing_to_decode_in_tiles():
+def test_a_latent_model_that_cannot_decode_in_tiles_is_refused():
   of = trained(0)
   model = of.experiment.model(of.params)._replace(decode_tiled=None)
   with pytest.raises(InputError, match='tile=4: this model decodes no latents of an autoencoder'):

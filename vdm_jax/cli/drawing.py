@@ -121,8 +121,8 @@ def clips() -> Clips:
 def prompts() -> Prompts:
   """Defines the flags."""
   return Prompts(
-      flags.DEFINE_string('prompt', None, 'The text of all samples, for a model that is told a '
-                          "text.  Default: the empty text."),
+      flags.DEFINE_string('prompt', None, 'The text of all samples, for a model conditioned on '
+                          'text.  Default: the empty text.'),
       path('prompts', 'A file of texts, one a line; the samples take them in turn.'))
 
 

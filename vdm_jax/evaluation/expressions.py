@@ -5,7 +5,6 @@ Different pictures are at least 1.1895 apart, if 0 .. 255 is coded as -1 .. 1.
 import numpy as np
 
 from vdm_jax.data import expressions
-from vdm_jax.evaluation.distances import Estimated, share
 from vdm_jax.evaluation.nearest import Nearest, nearest
 
 
@@ -15,11 +14,3 @@ def name(images: np.ndarray) -> Nearest:
   images: [n, 12, 24, 3], as for `nearest`.  Raises InputError for another shape.
   """
   return nearest(images, expressions.images())
-
-
-def accuracy(images: np.ndarray, numbers: np.ndarray) -> Estimated:
-  """The share of images [n, 12, 24, 3] that show their expression, and its standard error.
-
-  numbers: [n], of `expressions.EXPRESSIONS`, as in the field 'label'.
-  """
-  return share(name(images).numbers == numbers)

@@ -139,8 +139,9 @@ def stable_diffusion(n: int) -> np.ndarray:
   """The times of Stable Diffusion's samplers in a chain of 1000 levels.
 
   The indices are 1, 1 + c, 1 + 2 c, ... below 1000, with c = floor(1000 / n): those of `leading`,
-  one level later.  The last step ends at the first level, not at the data.  If n does not divide
-  1000, there are more than n steps, as in the public code (CompVis/stable-diffusion).
+  one level later.  The last step of sampling ends at the chain's lowest noise level, not at the
+  data.  If n does not divide 1000, there are more than n steps, as in the public code
+  (CompVis/stable-diffusion).
   """
   _check_table(n, 1000)
   indices = np.arange(1, 1000, 1000 // n)

@@ -7,7 +7,7 @@ from vdm_jax.editing import methods
 from vdm_jax.errors import InputError, require
 from vdm_jax.runs import editing
 
-WORKDIR = cli.run_directory('The directory of the run, whose model is told a text.')
+WORKDIR = cli.run_directory('The directory of a run whose model is conditioned on text.')
 OUT = cli.path('out', 'The .png file to write: source, mask and edit side by side.')
 OVERWRITE = cli.overwrite()
 IMAGE = flags.DEFINE_string('image', '', "A picture of the model's size, or an image of the data, "
@@ -32,8 +32,8 @@ OF_METHOD = (
                        'from 0 (none) to 1.  Default: 0.6 for sdedit, 0.8 for diffedit.'),
     flags.DEFINE_string('sampler', None, f'sdedit, inpaint: {" or ".join(methods.SAMPLERS)}.  '
                         'Default: ancestral.'),
-    flags.DEFINE_string('by', None, 'inpaint: replacement, repaint, or model (one that is told the '
-                        'known part).  Default: replacement.'),
+    flags.DEFINE_string('by', None, 'inpaint: replacement, repaint, or model (one conditioned on '
+                        'the known part).  Default: replacement.'),
     flags.DEFINE_integer('jump', None, 'inpaint, by repaint: steps of a walk back.  Default: 5.'),
     flags.DEFINE_integer('visits', None, 'inpaint, by repaint: how often a level is visited.  '
                          'Default: 4.'),
