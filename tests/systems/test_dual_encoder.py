@@ -13,6 +13,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn.text.clip import TextTower
 from vdm_jax.processes import GaussianProcess, diffuse, vp
 from vdm_jax.systems.guided import dual_encoder
+from vdm_jax.train import parallel, step
 from vdm_jax.typing import Context
 
 TOWER = TextTower(features=8, depth=1, attention_heads=2, levels=0, length=0, outputs=3,
@@ -107,6 +108,22 @@ def test_the_scale_of_the_logits_is_at_most_100():
   _, experiment = built()
   params = {'net': {}, 'encoder': {}, 'scale': jnp.float32(9.0)}
   np.testing.assert_allclose(experiment.model(params).scale, 100.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize('group', [4, 8])
+def test_groups_that_a_layout_would_cut_are_refused_before_a_step_is_compiled(group, monkeypatch):
+  """A batch of 8 on 4 devices: pmap would compare 2 examples with each other."""
+  _, experiment = built(**{'model.group': group})
+  state = jax.eval_shape(lambda: step.init(experiment.init(jax.random.key(0)), experiment.tx,
+                                           experiment.ema))
+  state = jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), state)
+  batch = {name: np.asarray(u) for name, u in experiment.data.spec.zeros(8).items()}
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', None)
+  layout = parallel.pmap_layout(experiment.update)
+  placed = layout.put(state), layout.place(batch)
+  with pytest.raises(InputError, match=f"group={group}: config.train.layout=pmap .*2 examples on "
+                     "each are no whole .*layout to 'jit'"):
+    layout.step(*placed, jax.random.key(0))
 
 
 def test_what_does_not_fit_is_refused():

@@ -12,8 +12,8 @@ The gradient of a logit by z guides any diffusion model of the same images and c
 told texts or not: see `editing.semantic`, and `sample.py --clip`.
 
 Examples are compared within groups of `config.model.group` consecutive examples of the global
-batch.  So the loss depends neither on devices nor on layouts, if a device has whole groups.  If a
-device has fewer rows, they are its group.
+batch, so the loss depends neither on the devices nor on the layout.  Under 'jit' and 'fsdp' a group
+may span devices.  Under 'pmap' each device must have whole groups: else the update is refused.
 """
 import math
 from collections.abc import Callable
@@ -97,8 +97,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
   `noisy_classifier.cross_entropy`.
 
   Raises InputError for data without texts, for a network of other tokens or of another kind, and
-  for groups that do not divide the batch, or the rows of a device.  There are no microbatches,
-  since these would cut the groups.
+  for groups that do not divide the batch.  The update raises it, when it is traced, if the layout
+  cuts groups.  There are no microbatches, since these would cut groups too.
   """
   spec, group = data.resolve(config.data), config.model.group
   field = spec[CAPTION]
@@ -129,12 +129,12 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
   def loss(params, batch, context):
     m = model(params)
     x, t = encode(batch[spec.x.name]), context.t
-    compose.require(config, 'group', len(x) % min(group, len(x)) == 0,
-                    f'it does not divide the {len(x)} rows of a device', 'choose one that does')
+    # The few examples by which `train.check` compares shapes are one group; `update` takes no such
+    # batch, and a validation has batches of the same size.
+    size = len(x) if len(x) % group else group
     level = process(t)
     z = diffuse(x, random.normal(random.stream(context.keys, 'eps'), x), level)
-    nats, right = contrastive(m.image(z, level), m.text(batch[field.name]), m.scale,
-                              min(group, len(x)))
+    nats, right = contrastive(m.image(z, level), m.text(batch[field.name]), m.scale, size)
     quarter = jnp.minimum(jnp.floor(QUARTERS * t), QUARTERS - 1.0)
     return nats, {'accuracy': right, **{
         f'accuracy_{i + 1}': jnp.where(quarter == i, QUARTERS * right, 0.0)
@@ -142,7 +142,15 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
 
   made = compose.assemble(config, init=init, loss=loss, model=model)
   whole = step.make_step(loss, made.tx, made.ema)
-  return made._replace(update=lambda state, batch, key, axis: whole(state, batch, key, axis))
+
+  def update(state, batch, key, axis):
+    rows = len(batch[field.name])
+    compose.require(config, 'group', rows % group == 0, 'config.train.layout=pmap compares '
+                    f'examples on one device, and {rows} examples on each are no whole number of '
+                    'groups',
+                    "set config.train.layout to 'jit', or choose a group that divides them")
+    return whole(state, batch, key, axis)
+  return made._replace(update=update)
 
 
 def _unit(u: Array) -> Array:
