@@ -13,7 +13,7 @@ from PIL import Image
 from tests.support import shapes_config
 from vdm_jax import guidance, random, samplers
 from vdm_jax.data import shapes
-from vdm_jax.editing import methods, null_text
+from vdm_jax.editing import diffedit, methods, null_text
 from vdm_jax.errors import InputError
 from vdm_jax.runs import editing, workdir
 from vdm_jax.train import step as step_lib
@@ -253,12 +253,27 @@ def test_a_model_that_is_told_the_known_part_draws_the_rest_by_it(run):
     editing.editor(trained(run), method)
 
 
-def test_an_empty_mask_of_diffedit_is_an_error_that_says_why(run, tmp_path):
+def test_an_empty_mask_of_diffedit_is_an_error_that_says_why_before_an_edit_is_made(
+    run, tmp_path, monkeypatch):
+  monkeypatch.setattr(diffedit, 'edit', None)  # not even traced
   with pytest.raises(InputError, match='ratio=40.*the mask of image 0 is empty: no pixel is above '
                                        '20 times the mean'):
     editing.edit(run, tmp_path / 'a.png', methods.DiffEdit(ratio=40.0, noises=2), TARGETS[0],
-                 image='data:test:0', steps=STEPS, guidance=1.0)
+                 image='data:test:0', steps=STEPS, guidance=1.0, count=3, batch_size=2)
   assert not (tmp_path / 'a.png').exists()
+
+
+def test_edits_of_diffedit_in_batches_are_those_of_one_batch(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: trained(run))
+  whole, parts = (editing.edit(
+      run, tmp_path / f'{size}.png', methods.DiffEdit(ratio=1.0, noises=2), TARGETS[0],
+      image='data:test:0', steps=STEPS, guidance=1.0, count=3, batch_size=size).edits
+                  for size in (3, 2))
+  np.testing.assert_allclose(parts.maps, whole.maps, rtol=1e-4)
+  assert np.mean(parts.masks != whole.masks) < 0.01  # a pixel at the threshold may round
+  same = np.broadcast_to(parts.masks == whole.masks, whole.images.shape)
+  assert np.abs(np.int32(parts.images) - np.int32(whole.images))[same].max() <= 1
+  assert any(np.any(whole.maps[0] != one) for one in whole.maps[1:])  # own noise
 
 
 def test_the_command_names_the_flag(run, tmp_path):

@@ -43,6 +43,7 @@ class Case(NamedTuple):
   mask: Array | None = None              # bool, broadcasts to x: where the image may change
   words: prompt_to_prompt.Words | None = None  # of n pairs
   columns: Array | None = None           # [2 n, L]  1 for the tokens of words to blend by
+  maps: Array | None = None              # [n, H, W]  of DiffEdit: see `DiffEdit.find`
 
   def guided(self, told: Denoiser, times: int = 1) -> Denoiser:
     """`told` under guidance; times: how often the n texts are repeated."""
@@ -82,7 +83,6 @@ class Edited(NamedTuple):
   x: Array                    # [n, ...]
   source: Array | None = None  # [n, ...]  the source that was sampled beside it, if one was
   mask: Array | None = None    # bool [n, H, W, 1]  where the image could change
-  maps: Array | None = None    # [n, H, W]  by which the mask was found
 
 
 def _repeated(tree: PyTree, times: int) -> PyTree:
@@ -171,14 +171,19 @@ class DiffEdit(NamedTuple):
     require(self.ratio > 0.0, 'ratio', self.ratio, 'it must be above 0')
     require_at_least('noises', self.noises)
 
+  def find(self, case: Case) -> Array:
+    """How much the texts differ at each pixel: `diffedit.difference`, [n, H, W]."""
+    return diffedit.difference(
+        case.told(case.target), case.told(case.source), case.model.process, case.image,
+        diffedit.noises(case.keys, case.image, self.noises), self.noise)
+
   def __call__(self, case: Case) -> Edited:
+    assert case.maps is not None
     process, times = case.model.process, np.linspace(self.strength, 0.0, case.steps + 1)
     source, target = case.told(case.source), case.told(case.target)
-    eps = diffedit.noises(case.keys, case.image, self.noises)
-    maps = diffedit.difference(target, source, process, case.image, eps, self.noise)
-    mask = diffedit.mask(maps, self.ratio)
+    mask = diffedit.mask(case.maps, self.ratio)
     z = diffedit.edit(case.guided(target), source, process, case.keys, case.z(), mask, times)
-    return Edited(_keep(mask, case.from_z(z, times, case.target), case.image), mask=mask, maps=maps)
+    return Edited(_keep(mask, case.from_z(z, times, case.target), case.image), mask=mask)
 
 
 Change = Literal['replace', 'refine']

@@ -1,5 +1,5 @@
 """Edits images by the model of a run, as a text says."""
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from vdm_jax.runs import needs, pictures, reading, workdir
 from vdm_jax.systems.guided.inpainting import KNOWN, MASK
 from vdm_jax.typing import Array, Model
 
-__all__ = ['Edits', 'Request', 'Result', 'edit', 'editor', 'picture', 'report', 'require_editable']
+__all__ = ['Editor', 'Edits', 'Request', 'Result', 'edit', 'editor', 'picture', 'report',
+           'require_editable']
 
 
 class Request(NamedTuple):
@@ -31,6 +32,7 @@ class Request(NamedTuple):
   sources: Sequence[str]      # n texts
   targets: Sequence[str]      # n texts
   masks: np.ndarray | None = None  # bool [n, H, W, 1]  where the images may change
+  maps: np.ndarray | None = None   # [n, h, w]  of DiffEdit: see `Editor.find`
 
 
 class Edits(NamedTuple):
@@ -109,9 +111,22 @@ def _aligned(method: PromptToPrompt | NullText, field: Field, request: Request
   return words, columns.reshape(2 * len(pairs), length)
 
 
+class Editor(NamedTuple):
+  """Makes edits by one method.  It is compiled once for requests of one size."""
+  make: Callable[[Request], Edits]
+  # The maps by which DiffEdit finds its masks, [n, h, w]; None for another method.  They cost few
+  # evaluations beside the edits, so an empty mask can be found before any edit is made.
+  find: Callable[[Request], np.ndarray] | None
+
+  def __call__(self, request: Request) -> Edits:
+    if self.find is not None and request.maps is None:
+      request = request._replace(maps=self.find(request))
+    return self.make(request)
+
+
 def editor(trained: workdir.Trained, method: Method, *, guidance: float = 0.0, steps: int = 50,
-           seed: int = 0) -> Callable[[Request], Edits]:
-  """The function that makes edits by one method; it is compiled once for requests of one size.
+           seed: int = 0) -> Editor:
+  """The function that makes edits by one method.
 
   Raises InputError, also when it is called: see `require_editable`, `prompt_to_prompt` and
   `tokenisers.tokens`.
@@ -119,38 +134,48 @@ def editor(trained: workdir.Trained, method: Method, *, guidance: float = 0.0, s
   require_at_least('steps', steps)
   model, field = require_editable(trained, method, guidance)
 
-  @jax.jit
-  def program(params, key, numbers, images, source, target, masks, words, columns):
-    m = trained.experiment.model(params)
-    told, asked = m.cond(source), m.cond(target)
-    untold = m.null(asked) if m.null is not None else None
-    x = None if images is None else m.encode(images)
-    mask = None if masks is None else _of_size(masks, m.shape)
-    found = method(Case(m, random.per_example(key, numbers), x, told, asked, untold, guidance,
-                        steps, mask, words, columns))
+  def program(act: Callable[[Case], Any]) -> Callable[[Request], Any]:
+    """A function of a request: `act` of its case."""
+    @jax.jit
+    def run(params, key, numbers, images, source, target, masks, words, columns, maps):
+      m = trained.experiment.model(params)
+      told, asked = m.cond(source), m.cond(target)
+      untold = m.null(asked) if m.null is not None else None
+      x = None if images is None else m.encode(images)
+      mask = None if masks is None else _of_size(masks, m.shape)
+      return act(Case(m, random.per_example(key, numbers), x, told, asked, untold, guidance,
+                      steps, mask, words, columns, maps))
+
+    def on(request: Request):
+      rows = np.arange(len(request.numbers))  # which take the texts in turn
+      part = {}
+      if isinstance(method, Inpaint) and method.by == 'model':
+        assert request.masks is not None
+        part = {KNOWN: request.images, MASK: (~request.masks).astype(np.int32)}
+      told = [tokenisers.tokens(field, texts, flag)
+              for flag, texts in (('source', request.sources), ('target', request.targets))]
+      conditions = [model.conditions(rows, **{field.name: tokens}, **part) for tokens in told]
+      words = columns = None
+      if isinstance(method, (PromptToPrompt, NullText)):
+        words, columns = _aligned(method, field, request)
+      return jax.device_get(run(
+          trained.params, random.key(seed), request.numbers, request.images, *conditions,
+          request.masks, words, columns, request.maps))
+    return on
+
+  def edited(case: Case):
+    found, m = method(case), case.model
     again = None if found.source is None else m.decode(found.source)
-    return m.decode(found.x), again, found.mask, found.maps
+    return m.decode(found.x), again, found.mask
+
+  draw = program(edited)
 
   def make(request: Request) -> Edits:
-    rows = np.arange(len(request.numbers))  # which take the texts in turn
-    part = {}
-    if isinstance(method, Inpaint) and method.by == 'model':
-      assert request.masks is not None
-      part = {KNOWN: request.images, MASK: (~request.masks).astype(np.int32)}
-    told = [tokenisers.tokens(field, texts, flag)
-            for flag, texts in (('source', request.sources), ('target', request.targets))]
-    conditions = [model.conditions(rows, **{field.name: tokens}, **part) for tokens in told]
-    words = columns = None
-    if isinstance(method, (PromptToPrompt, NullText)):
-      words, columns = _aligned(method, field, request)
-    images, again, masks, maps = jax.device_get(program(
-        trained.params, random.key(seed), request.numbers, request.images, *conditions,
-        request.masks, words, columns))
+    images, again, masks = draw(request)
     if masks is not None:
       masks = np.broadcast_to(_enlarged(masks, images.shape), (*images.shape[:3], 1))
-    return Edits(images, again, masks, maps)
-
-  return make
+    return Edits(images, again, masks, request.maps)
+  return Editor(make, program(method.find) if isinstance(method, methods.DiffEdit) else None)
 
 
 def _of_size(mask: Array, shape: tuple[int, ...]) -> Array:
@@ -185,7 +210,8 @@ def edit(directory: str | Path, out: str | Path, method: Method, target: str, *,
     guidance: the weight w of classifier-free guidance.
     judge: whether the judge of shapes names the edits.  None: if the data of the run are shapes.
 
-  Raises InputError before anything is compiled, except for an empty mask of DiffEdit.
+  Raises InputError before anything is compiled; for an empty mask of DiffEdit, before any edit is
+  made.
   """
   directory = files.run_directory('workdir', directory)
   out = files.output('out', out, '.png', overwrite=overwrite)
@@ -208,9 +234,11 @@ def edit(directory: str | Path, out: str | Path, method: Method, target: str, *,
   request = Request(np.arange(count), many(given), [source or target] * count, [target] * count,
                     many(masks))
   make = editor(trained, method, guidance=guidance, steps=steps, seed=seed)
-  edits = _joined(list(_in_batches(make, request, min(batch_size, count))))
-  if isinstance(method, methods.DiffEdit) and edits.maps is not None:
-    diffedit.mask(jnp.asarray(edits.maps), method.ratio)  # an empty one is an error
+  size = min(batch_size, count)
+  if isinstance(method, methods.DiffEdit) and make.find is not None:
+    request = request._replace(maps=_in_batches(make.find, request, size, 'finding masks'))
+    diffedit.mask(jnp.asarray(request.maps), method.ratio)  # an empty one is an error
+  edits = _in_batches(make, request, size, 'editing')
   originals = edits.sources if request.images is None else request.images
   assert originals is not None
   result = Result(edits, originals, given is None, source, target, judged)
@@ -259,27 +287,22 @@ def _check_inputs(method: Method, image: np.ndarray | None, source: str, mask: s
     require(not mask, 'mask', mask, 'only inpaint reads it', 'leave it out')
 
 
-def _in_batches(make: Callable[[Request], Edits], request: Request, size: int) -> Iterator[Edits]:
-  """The edits, `size` at a time; the last of them are repeated to fill the last batch."""
-  count = len(request.numbers)
-  for start in tqdm.tqdm(range(0, count, size), desc='editing', unit='batch', disable=count <= size,
+def _in_batches(of: Callable[[Request], Any], request: Request, size: int, doing: str) -> Any:
+  """of(request), `size` rows at a time; the last of them are repeated to fill the last batch."""
+  count, parts = len(request.numbers), []
+  for start in tqdm.tqdm(range(0, count, size), desc=doing, unit='batch', disable=count <= size,
                          dynamic_ncols=True):
     rows = np.minimum(np.arange(start, start + size), count - 1)
     texts = lambda of, rows=rows: [of[i] for i in rows.tolist()]
-    edits = make(Request(request.numbers[rows], _rows(request.images, rows), texts(request.sources),
-                         texts(request.targets), _rows(request.masks, rows)))
-    kept: list[Any] = [None if u is None else u[:count - start] for u in edits]
-    yield Edits(*kept)
+    found = of(Request(request.numbers[rows], _rows(request.images, rows), texts(request.sources),
+                       texts(request.targets), _rows(request.masks, rows),
+                       _rows(request.maps, rows)))
+    parts.append(jax.tree.map(lambda u, left=count - start: u[:left], found))
+  return jax.tree.map(lambda *u: np.concatenate(u), *parts)
 
 
 def _rows(u: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
   return None if u is None else u[rows]
-
-
-def _joined(parts: Sequence[Edits]) -> Edits:
-  whole: list[Any] = [None if each[0] is None else np.concatenate(each) for each in zip(
-      *parts, strict=True)]
-  return Edits(*whole)
 
 
 # ------------------------------------------------------------------------ what is shown
