@@ -13,4 +13,5 @@ from vdm_jax.cli.commands import score_captions
 flags.adopt_module_key_flags(score_captions)
 
 if __name__ == '__main__':
-  cli.run(score_captions.main, bootstrap.ROOT, required={'workdir': 'runs/glide_shapes'})
+  cli.run(score_captions.main, bootstrap.ROOT, required={'workdir': 'runs/glide_shapes'},
+          kept='Whole batches of samples are kept, and the same command goes on from there.')

@@ -11,4 +11,5 @@ from vdm_jax.cli.commands import score_expressions
 flags.adopt_module_key_flags(score_expressions)
 
 if __name__ == '__main__':
-  cli.run(score_expressions.main, bootstrap.ROOT, required={'workdir': 'runs/markup'})
+  cli.run(score_expressions.main, bootstrap.ROOT, required={'workdir': 'runs/markup'},
+          kept='Whole batches of samples are kept, and the same command goes on from there.')

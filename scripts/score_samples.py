@@ -15,4 +15,5 @@ flags.adopt_module_key_flags(score_samples)
 
 if __name__ == '__main__':
   cli.run(score_samples.main, bootstrap.ROOT,
-          required={'reference': 'digits:train', 'features': 'pixels'})
+          required={'reference': 'digits:train', 'features': 'pixels'},
+          kept='Whole batches of drawn samples are kept, and the same command goes on from there.')

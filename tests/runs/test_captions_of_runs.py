@@ -4,21 +4,26 @@ import sys
 import types
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support import exact_shapes_config, tiny_config
 from vdm_jax import data, oracles, runs
-from vdm_jax.data import conditions
+from vdm_jax.data import conditions, shapes, tokenisers
+from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
+from vdm_jax.machine import files
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import captioning, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
+from vdm_jax.typing import Estimate
 
 ROOT = Path(__file__).parents[2]
+PIXELS = Pixels(256)
 
 
 @pytest.fixture(scope='module')
@@ -91,6 +96,56 @@ def test_a_model_that_is_told_labels_is_refused_in_the_name_of_a_flag_that_there
                          ({}, 'workdir: this model is told no text; name a run')):
     with pytest.raises(InputError, match=f'^{message}'):
       captioning.score_captions(tmp_path, **given)
+
+
+class Interrupted(Exception):
+  pass
+
+
+@pytest.fixture
+def obedient(monkeypatch):
+  """A run whose model draws the picture of its caption, without training."""
+  config = data.default_config()
+  config.update(name='shapes', tokeniser='words')
+  spec = data.resolve(config)
+  tokens = tokenisers.of(spec['caption']).encode(shapes.CAPTIONS)
+  pictures = PIXELS.encode(jnp.asarray(shapes.images()[::len(shapes.PLACES)]))
+
+  def denoise(z, level, cond):
+    x = pictures[jnp.argmax((cond[:, None] == tokens).all(axis=-1), axis=1)]
+    level = level.expand(z)
+    return Estimate(x, (z - level.alpha * x) / level.sigma)
+  model = Model(denoise, GaussianProcess(Linear(20.0, -8.0)), PIXELS.log_prob, PIXELS.encode,
+                PIXELS.decode, lambda batch: batch['caption'], (16, 16, 3), null=lambda cond: cond,
+                conditions=conditions.of(spec, ['caption']))
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: workdir.Trained(
+      types.SimpleNamespace(model=lambda params: model), types.SimpleNamespace(data=config), {}, 1,
+      'raw'))
+
+
+def test_a_drawing_that_was_killed_goes_on_with_the_batches_that_it_kept(
+    obedient, tmp_path, monkeypatch):
+  save, draw, starts, written = files.save_npz, captioning.draw, [], []
+
+  def failing(path, **arrays):
+    if len(written) == 4:  # two batches of w = 0, their file, and a batch of w = 1
+      raise Interrupted
+    written.append(path)
+    save(path, **arrays)
+  given = {'weights': (0.0, 1.0), 'method': catalogue.method('ddim', 2, 'uniform'), 'count': 288}
+  with monkeypatch.context() as patched, pytest.raises(Interrupted):
+    patched.setattr(files, 'save_npz', failing)
+    captioning.score_captions(tmp_path, **given)
+  monkeypatch.setattr(captioning, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
+      *args, **kw))
+  found, _ = captioning.score_captions(tmp_path, **given)
+  assert starts == [144]
+  assert [one.accuracy for one in found.values()] == 2 * [(1.0, 0.0)]
+  assert {path.name for path in (tmp_path / 'captions').iterdir()} == {'w_0.npz', 'w_1.npz'}
+  captioning.score_captions(tmp_path, **given, overwrite=True)
+  assert starts == [144]  # all are there
+  captioning.score_captions(tmp_path, **{**given, 'weights': (1.0,)}, seed=1, overwrite=True)
+  assert starts == [144, 0]  # other noise
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ from vdm_jax import data
 from vdm_jax.data import conditions, expressions, tokenisers
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
+from vdm_jax.machine import files
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.runs import expressions as scoring
@@ -59,6 +60,34 @@ def test_a_model_that_knows_the_pictures_draws_all_of_them_and_its_files_are_not
     run(0, count=4)
   wrong, _ = run(1, count=20, batch_size=8, overwrite=True)
   assert wrong.exact == (0.0, 0.0)
+
+
+class Interrupted(Exception):
+  pass
+
+
+def test_a_drawing_that_was_killed_goes_on_with_the_batches_that_it_kept(
+    run, tmp_path, monkeypatch):
+  save, draw, starts, written = files.save_npz, scoring.draw, [], []
+
+  def failing(path, **arrays):
+    if len(written) == 2:
+      raise Interrupted
+    written.append(path)
+    save(path, **arrays)
+  with monkeypatch.context() as patched, pytest.raises(Interrupted):
+    patched.setattr(files, 'save_npz', failing)
+    run(0, count=20, batch_size=8)
+  monkeypatch.setattr(scoring, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
+      *args, **kw))
+  found, _ = run(0, count=20, batch_size=8)
+  assert starts == [16] and found.exact == (1.0, 0.0) and found.count == 20
+  with np.load(tmp_path / 'expressions.npz') as file:
+    assert file['images'].shape == (20, 12, 24, 3) and len(file['caption']) == 20
+  run(0, count=20, overwrite=True)
+  assert starts == [16]  # all are there
+  run(0, count=20, overwrite=True, split='validation')
+  assert starts == [16, 0]  # other expressions
 
 
 def test_runs_of_other_data_are_refused(run):

@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from vdm_jax import data
 from vdm_jax.data import shapes, tokenisers
@@ -15,7 +14,7 @@ from vdm_jax.evaluation import captions
 from vdm_jax.evaluation.captions import Followed
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, steering, workdir
+from vdm_jax.runs import needs, pictures, sampling, steering, workdir
 from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.catalogue import Method
@@ -35,6 +34,7 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
   """{w: how well `count` samples follow their captions}, and the path of the picture.
 
   The samples have the captions of `shapes` in turn, and all weights start from the same noise.
+  They are kept in DIRECTORY/captions, so after a stop the same call goes on.
 
   Args:
     out: the picture, a .png.  Default: captions.png in the run's directory.
@@ -71,6 +71,7 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     tokens = tokenisers.of(field).encode(shapes.CAPTIONS)
     guided = lambda params: Guidance(params['w']).of(at(params['of']))
     cond = lambda numbers: model.conditions(numbers, **{field.name: tokens})
+    recorded = lambda w: {'guidance': list(Guidance(w).recorded())}
   else:
     require(LABEL not in model.conditions(np.arange(1)), 'clip', str(clip), 'the model is told '
             'labels, and the label of a shape names its caption', 'name a run without labels')
@@ -78,19 +79,18 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     encoder = steered.params
     guided = lambda params: steered.of(at(params['of']), params['clip'], params['w'])
     cond = lambda numbers: {**model.conditions(numbers), **steered.batch(numbers)}
-  drawn = {}
-  with tqdm.tqdm(total=len(weights) * count, unit='image', dynamic_ncols=True,
-                 disable=jax.process_index() != 0) as bar:
-    for w in weights:
-      bar.set_description(f'w = {w:g}')
-      pieces = []
-      for piece in draw(guided, {'of': trained.params, 'w': jnp.float32(w), 'clip': encoder},
-                        method.make, times=times, start=0, stop=count, seed=seed,
-                        batch_size=batch_size, cond=cond):
-        pieces.append(piece.data)
-        bar.update(len(piece.numbers))
-      drawn[float(w)] = np.concatenate(pieces)
+    recorded = lambda w: steered._replace(scales=(w, steered.scales[1])).recorded()
 
+  def drawn_at(w):
+    pieces = lambda start: draw(
+        guided, {'of': trained.params, 'w': jnp.float32(w), 'clip': encoder}, method.make,
+        times=times, start=start, stop=count, seed=seed, batch_size=batch_size, cond=cond)
+    return sampling.draw_kept(
+        Path(directory, 'captions', f'{"w" if clip is None else "clip"}_{w:g}.npz'), pieces, count,
+        256, trained=trained, about={**sampling.settings(method, times, seed), **recorded(w)},
+        cond=cond, doing=f'w = {w:g}')
+
+  drawn = {float(w): drawn_at(float(w)) for w in weights}
   own, everything = np.arange(count) % len(shapes.CAPTIONS), range(len(shapes.CAPTIONS))
   new = sorted(shapes.NEW) if spec.name == 'shapes:held_out' else []
   found = {w: captions.followed(images, own, new) for w, images in drawn.items()}

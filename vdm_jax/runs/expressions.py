@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import rich.table
-import tqdm
 from matplotlib.figure import Figure
 
 from vdm_jax import data
@@ -15,7 +14,7 @@ from vdm_jax.errors import InputError, require_at_least, require_choice
 from vdm_jax.evaluation import expressions as judge
 from vdm_jax.evaluation.distances import Estimated, share
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import needs, pictures, sampling, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.drawing import draw
@@ -40,6 +39,8 @@ def score_expressions(directory: str | Path, out: str | Path = '', *, split: str
                       average: str = '', step: int | str = 'latest', batch_size: int = 128,
                       overwrite: bool = False) -> tuple[Drawn, Path]:
   """Draws each expression of a split once, and returns how many are right, and a picture's path.
+
+  The samples are kept in DIRECTORY/expressions.npz, so after a stop the same call goes on.
 
   Args:
     out: the picture, a .png.  Default: expressions.png in the run's directory.
@@ -66,15 +67,13 @@ def score_expressions(directory: str | Path, out: str | Path = '', *, split: str
   part = needs.split(trained, split)
   told = part.get(np.arange(min(len(part), count or len(part))))
   cond = lambda numbers: model.conditions(numbers, **{field.name: told[field.name]})
-  drawn, own = [], told[LABEL]
-  with tqdm.tqdm(total=len(own), unit='image', dynamic_ncols=True,
-                 disable=jax.process_index() != 0) as bar:
-    for piece in draw(trained.experiment.model, trained.params, method.make,
-                      times=method.times(model.process), start=0, stop=len(own), seed=seed,
-                      batch_size=batch_size, cond=cond):
-      drawn.append(piece.data)
-      bar.update(len(piece.numbers))
-  images = np.concatenate(drawn)
+  own, times = told[LABEL], method.times(model.process)
+  pieces = lambda start: draw(
+      trained.experiment.model, trained.params, method.make, times=times, start=start,
+      stop=len(own), seed=seed, batch_size=batch_size, cond=cond)
+  images = sampling.draw_kept(
+      Path(directory, 'expressions.npz'), pieces, len(own), 256, trained=trained,
+      about=sampling.settings(method, times, seed), cond=cond)
   if jax.process_index() == 0:
     pictures.save_png(out, picture(images[:SHOWN], own[:SHOWN]))
   return score(images, own), out

@@ -27,7 +27,7 @@ from vdm_jax.runs import needs, pictures, steering, workdir
 from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers import analytic, catalogue
 from vdm_jax.samplers.catalogue import Method
-from vdm_jax.samplers.drawing import draw, draw_own, draw_path, in_tiles
+from vdm_jax.samplers.drawing import DrawnBatch, draw, draw_own, draw_path, in_tiles
 from vdm_jax.samplers.sampling import check_grid
 from vdm_jax.train import check
 from vdm_jax.typing import Model, SamplerMaker, denoises
@@ -79,7 +79,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
     _check_own(directory, method, trace, label, guided or clip, condition or prompts or tile)
-    own = functools.partial(draw_own, at, trained.params, **draws)
+    own = lambda start: draw_own(at, trained.params, start=start, **draws)
     _write(out, own, count, spec.levels, trained, {'seed': seed}, overwrite)
     return None
   tiled = at if tile is None else lambda params: in_tiles(at(params), tile, overlap)
@@ -112,8 +112,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
       counted.append(piece.evaluations)
       yield piece
 
-  about = {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
-           'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed, 'label': label,
+  about = {**settings(method, times, seed), 'label': label,
            **({'guidance': list(guided.recorded())} if guided else {}),
            **({'tile': tile, 'overlap': overlap} if tile else {}),
            **(steered.recorded() if steered else {})}
@@ -131,6 +130,36 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     if jax.process_index() == 0:
       pictures.save_png(trace, pictures.strip(path, x.levels), _provenance(about, trained))
   return max(counted, default=0) * (2 if guided else 1)
+
+
+def draw_kept(out: Path, pieces: Callable[[int], Iterator[DrawnBatch]], count: int, levels: int, *,
+              trained: workdir.Trained, about: dict, doing: str = 'sampling',
+              cond: Callable[[np.ndarray], Mapping[str, Any]]) -> np.ndarray:
+  """The images 0 .. count - 1 of the .npz `out`: those that are there, or else they are drawn now.
+
+  As in `sample`, finished batches are kept beside `out`, and after a stop the same call goes on.  A
+  file of other settings, conditions or weights is replaced.
+
+  Args:
+    pieces: number of the first image -> batches, up to image count - 1: see `draw`.
+    levels: the images have the values 0 .. levels - 1.
+    about: what the images depend on, besides the weights of `trained` and the conditions: see
+      `settings`.
+    cond: numbers of images [n] -> their conditions, by field.
+    doing: the words at the progress bar.
+  """
+  about = {**about, 'condition': digest(cond, count)}
+  _write(out, pieces, count, levels, trained, about, True,
+         dict(cond(np.arange(count))), doing)
+  devices.broadcast_from_first(lambda: 0)  # process 0 has written the file
+  with np.load(out) as file:
+    return file['images']
+
+
+def settings(method: Method, times: np.ndarray, seed: int) -> dict[str, Any]:
+  """The sampler, its grid and the seed, as files of samples keep them."""
+  return {'sampler': method.name, 'grid': method.grid, 'steps': len(times) - 1,
+          'times': hashlib.sha256(times.tobytes()).hexdigest()[:16], 'seed': seed}
 
 
 # ------------------------------------------------------------------ checks
@@ -213,16 +242,17 @@ def _provenance(about: dict, trained: workdir.Trained) -> dict:
 
 
 def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.Trained,
-           about: dict, overwrite: bool, conditions: dict | None = None) -> None:
+           about: dict, overwrite: bool, conditions: dict | None = None, doing: str = 'sampling'
+           ) -> None:
   """Draws the samples and writes `out`.
 
   pieces: first number -> `DrawnBatch`es.  levels: None for real numbers, 0 for latents.  about:
   what the samples depend on, besides the weights.  conditions: the conditions of the samples, which
-  are saved with them.
+  are saved with them.  doing: the words at the progress bar.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
   if out.suffix == '.png':
-    parts = list(_with_bar(pieces(start=0), 0, count))
+    parts = list(_with_bar(pieces(0), 0, count, doing))
     if jax.process_index() == 0:
       provenance = _provenance(about, trained)
       shown = ('sampler', 'steps', 'seed', 'checkpoint', 'average')
@@ -232,7 +262,7 @@ def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.T
   else:
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
     about = {**_provenance(about, trained), 'weights': checksum(trained.params)}
-    _draw_resumably(out, about, count, pieces, dtype, conditions or {}, overwrite)
+    _draw_resumably(out, about, count, pieces, dtype, conditions or {}, overwrite, doing)
 
 
 def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:
@@ -266,8 +296,8 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
   return analytic.pool(estimates)
 
 
-def _with_bar(pieces, start: int, count: int):
-  with tqdm.tqdm(total=count, initial=start, unit='image', desc='sampling', dynamic_ncols=True,
+def _with_bar(pieces, start: int, count: int, doing: str):
+  with tqdm.tqdm(total=count, initial=start, unit='image', desc=doing, dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for piece in pieces:
       yield piece.data
@@ -275,7 +305,7 @@ def _with_bar(pieces, start: int, count: int):
 
 
 def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, conditions: dict,
-                    overwrite: bool) -> None:
+                    overwrite: bool, doing: str) -> None:
   """Draws images in parts beside `out`, and puts the parts together at the end.
 
   Existing parts are not drawn again.  The name of their folder has a digest of `about`, all that
@@ -311,7 +341,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, condition
     return done
 
   done = devices.broadcast_from_first(begun)
-  for images in _with_bar(pieces(start=min(done, count)), min(done, count), count):
+  for images in _with_bar(pieces(min(done, count)), min(done, count), count, doing):
     if jax.process_index() == 0:
       files.save_npz(_part(parts, done), images=images.astype(dtype))
     done += len(images)
