@@ -7,7 +7,7 @@ import pytest
 from vdm_jax.data import shapes
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import captions
-from vdm_jax.evaluation.captions import Followed
+from vdm_jax.evaluation.captions import Chosen, Followed
 from vdm_jax.evaluation.distances import Estimated
 
 
@@ -50,10 +50,42 @@ def made_up(new):
           for w, a in ((0.0, 0.5), (3.0, 0.9), (1.0, 0.9))}
 
 
-def test_the_row_is_of_the_least_of_the_best_weights():
-  assert list(captions.figures(made_up(True)).values()) == [
-      '1', '0.900 +- 0.010', '0.450 +- 0.020', '5.000 +- 0.100']
-  table = captions.table(made_up(False), 720)
+def test_the_samples_that_choose_the_weight_do_not_measure_it():
+  """Half as many of the second half are right at the weight that the first half finds best."""
+  own = np.arange(576) % 144
+
+  def images(first, second):  # how many samples of each half show their caption
+    wrong = np.r_[first:288, 288 + second:576]
+    shown = own.copy()
+    shown[wrong] = (own[wrong] + 1) % 144
+    return shapes.images()[64 * shown + np.arange(576) % 64]
+  drawn = {3.0: images(216, 108), 1.0: images(216, 72), 0.0: images(72, 288)}
+  chosen = captions.choose(drawn, own)
+  assert chosen.w == 1.0  # of equal ones the least
+  assert chosen.followed.accuracy == pytest.approx((0.25, math.sqrt(0.25 * 0.75 / 288)))
+  places = captions.followed(drawn[1.0], own).places
+  assert chosen.followed.places == places
+  assert list(captions.figures(chosen).values()) == ['1', '0.250 +- 0.026', '-', str(places)]
+  alone = captions.choose({1.0: drawn[1.0]}, own)
+  assert alone == (1.0, captions.followed(drawn[1.0], own))
+
+
+def test_the_weight_is_not_chosen_by_new_captions():
+  own, new = np.arange(288) % 144, list(shapes.NEW)
+  known = np.flatnonzero(~np.isin(np.arange(144), new))
+  picture = lambda shown: shapes.images()[64 * shown]
+  none_new = np.where(np.isin(own, new), (own + 1) % 144, own)
+  one_wrong = own.copy()
+  one_wrong[known[0]] = (own[known[0]] + 1) % 144
+  chosen = captions.choose({0.0: picture(one_wrong), 2.0: picture(none_new)}, own, new)
+  assert chosen.w == 2.0 and chosen.followed.accuracy == (1.0, 0.0)
+  assert chosen.followed.new == (0.0, 0.0)
+
+
+def test_the_table_has_a_row_for_each_weight_and_says_which_is_best():
+  chosen = Chosen(1.0, made_up(False)[1.0])
+  table = captions.table(made_up(False), 720, chosen)
+  assert 'w = 1 is best on the first half' in table.caption and '0.900 +- 0.010' in table.caption
   columns = [list(column.cells) for column in table.columns]
   assert columns[0] == ['0', '3', '1'] and columns[2] == ['-'] * 3
   assert '720 samples' in str(table.title)

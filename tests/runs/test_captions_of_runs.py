@@ -36,9 +36,9 @@ def exact(tmp_path_factory):
 @pytest.mark.long
 def test_an_exact_model_shows_every_caption_at_places_of_six_bits(exact):
   """Its flow ends in a picture of its caption, and the place is as random as the noise."""
-  found, out = captioning.score_captions(
+  found, chosen, out = captioning.score_captions(
       exact, weights=(0.0,), method=catalogue.method('dpmpp_2m', 12), count=576)
-  assert list(found) == [0.0] and out == exact / 'captions.png'
+  assert list(found) == [0.0] and chosen == (0.0, found[0.0]) and out == exact / 'captions.png'
   assert found[0.0].accuracy == (1.0, 0.0) and found[0.0].new is None
   assert abs(found[0.0].places.value - 6.0) < 4 * found[0.0].places.error
   with Image.open(out) as picture:
@@ -138,7 +138,7 @@ def test_a_drawing_that_was_killed_goes_on_with_the_batches_that_it_kept(
     captioning.score_captions(tmp_path, **given)
   monkeypatch.setattr(captioning, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
       *args, **kw))
-  found, _ = captioning.score_captions(tmp_path, **given)
+  found, *_ = captioning.score_captions(tmp_path, **given)
   assert starts == [144]
   assert [one.accuracy for one in found.values()] == 2 * [(1.0, 0.0)]
   assert {path.name for path in (tmp_path / 'captions').iterdir()} == {'w_0.npz', 'w_1.npz'}

@@ -145,8 +145,8 @@ def test_an_untold_model_draws_what_the_encoder_takes_for_the_text(made, tmp_pat
 def test_captions_are_scored_at_scale_0_as_the_samples_of_the_model_alone(made, tmp_path):
   run, dual = made
   count = 2 * len(shapes.CAPTIONS)
-  found, _ = captioning.score_captions(run, tmp_path / 'x.png', clip=dual, weights=(0.0, 50.0),
-                                       method=images_run.by(2), count=count, batch_size=count)
+  found, *_ = captioning.score_captions(run, tmp_path / 'x.png', clip=dual, weights=(0.0, 50.0),
+                                        method=images_run.by(2), count=count, batch_size=count)
   runs.sample(run, tmp_path / 'plain.npz', method=images_run.by(2), count=count, batch_size=count)
   own = np.arange(count) % len(shapes.CAPTIONS)
   assert found[0.0].accuracy == judge.accuracy(np.load(tmp_path / 'plain.npz')['images'], own)

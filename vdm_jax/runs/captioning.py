@@ -11,7 +11,7 @@ from vdm_jax.data import shapes, tokenisers
 from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation import captions
-from vdm_jax.evaluation.captions import Followed
+from vdm_jax.evaluation.captions import Chosen, Followed
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
 from vdm_jax.runs import needs, pictures, sampling, steering, workdir
@@ -30,17 +30,18 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
                    weights: Sequence[float] = WEIGHTS, method: Method | None = None,
                    count: int = 720, seed: int = 0, average: str = '', step: int | str = 'latest',
                    batch_size: int = 144, overwrite: bool = False, clip: str | Path | None = None
-                   ) -> tuple[dict[float, Followed], Path]:
-  """{w: how well `count` samples follow their captions}, and the path of the picture.
+                   ) -> tuple[dict[float, Followed], Chosen, Path]:
+  """{w: how well `count` samples follow their captions}, the best w, and the path of the picture.
 
   The samples have the captions of `shapes` in turn, and all weights start from the same noise.
-  They are kept in DIRECTORY/captions, so after a stop the same call goes on.
+  They are kept in DIRECTORY/captions, so after a stop the same call goes on.  The first half of the
+  samples chooses the best w, and the second half measures it: see `captions.choose`.
 
   Args:
     out: the picture, a .png.  Default: captions.png in the run's directory.
-    weights: of guidance; 0 is the model that is told the caption.
-    clip: the run of a dual encoder that guides to the captions, of which the model is told nothing.
-      The weights are then scales of its logits: see `steering.Clip`.
+    weights: of guidance; 0 is the model conditioned on the caption, without guidance.
+    clip: the run of a dual encoder that guides to the captions; the model is then not conditioned
+      on them.  The weights are then scales of its logits: see `steering.Clip`.
     method: the sampler and its grid.  Default: `catalogue.usual`.
 
   Raises InputError: for a run of other data, and for a model without texts or without guidance.
@@ -101,7 +102,7 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     pictures.save_png(out, captions.picture(
         found, {w: images[shown] for w, images in drawn.items()},
         [shapes.CAPTIONS[i] for i in shown]))
-  return found, out
+  return found, captions.choose(drawn, own, new), out
 
 
 def _evenly(numbers: Sequence[int], count: int) -> list[int]:
