@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.support import images_run
-from vdm_jax import runs, schedules
-from vdm_jax.data import shapes, tokenisers
+from vdm_jax import data, runs, schedules
+from vdm_jax.data import fields, shapes, tokenisers
 from vdm_jax.data.fields import CAPTION, Field, Texts
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import shapes as judge
@@ -73,6 +73,25 @@ def test_a_model_without_a_score_is_refused(made, tmp_path, monkeypatch):
       types.SimpleNamespace(model=encoder), None, {'scale': 5.0}, 1, 'raw'))
   with pytest.raises(InputError, match='^clip=.*has no score to which a gradient'):
     steering.steering(Clip(tmp_path), model()._replace(**made), None, np.linspace(1.0, 0.0, 3))
+
+
+@pytest.mark.parametrize('levels, made', [(16, '16 levels'), (None, 'real numbers')])
+def test_an_encoder_of_images_with_other_levels_is_refused_and_one_of_other_data_is_not(
+    levels, made, tmp_path, monkeypatch):
+  def run(name, levels):
+    field = (fields.reals if levels is None else fields.integers)(
+        'x', (2,), *[levels] * (levels is not None))
+    config = data.default_config()
+    config.update(data.Spec(name, (field,)).to_config() | {'name': name})
+    return workdir.Trained(types.SimpleNamespace(model=encoder), types.SimpleNamespace(
+        data=config), {'scale': 5.0}, 1, 'raw')
+  monkeypatch.setattr(workdir, 'load_trained', lambda _: run('one', 256))
+  named = model()._replace(field='x')
+  lead = lambda levels: steering.steering(Clip(tmp_path), named, run('other', levels),
+                                          np.linspace(1.0, 0.0, 3), ['north'])
+  np.testing.assert_array_equal(lead(256).tokens, [[2, 0]])
+  with pytest.raises(InputError, match=f'^clip=.*of 256 levels, and the model makes .*{made}'):
+    lead(levels)
 
 
 # ------------------------------------------------------------------ runs

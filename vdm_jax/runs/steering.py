@@ -105,10 +105,10 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
 
   of: the run of `model`.  times: the grid of sampling.  texts: samples take them in turn.
 
-  Raises InputError: a run of another kind; an encoder of other images, of another curve, or that
-  has not learned the noise levels of the grid; texts that it cannot read; a picture that does not
-  fit; no text and no picture; a model that clips its estimates, that has no score, or whose data
-  are latents.
+  Raises InputError: a run of another kind; an encoder of images of another size or other levels, of
+  another curve, or that has not learned the noise levels of the grid; texts that it cannot read; a
+  picture that does not fit; no text and no picture; a model that clips its estimates, that has no
+  score, or whose data are latents.
   """
   trained = workdir.load_trained(files.run_directory('clip', clip.run))
   encoder = trained.experiment.model(trained.params)
@@ -116,7 +116,12 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
     raise InputError('clip', str(clip.run), f'this run made {type(encoder).__name__}, and no dual '
                      'encoder', 'name a run of configs/text/dual_encoder.py')
   _check(clip, encoder, model, times)
-  x = needs.data_field(model, data.resolve(of.config.data))
+  # An encoder of other data may guide too, if its images have the same size and levels.  Texts
+  # become tokens by its own tokeniser, and one of words refuses words that it has not learned.
+  x, own = needs.data_field(model, data.resolve(of.config.data)), data.resolve(trained.config.data)
+  made = 'real numbers' if x.levels is None else f'images of {x.levels} levels'
+  require(own.levels == x.levels, 'clip', str(clip.run), 'this encoder reads images of '
+          f'{own.levels} levels, and the model makes {made}', 'train an encoder on its data')
   has_text = bool(texts) and clip.scale != 0.0
   require(has_text or bool(clip.like), 'clip_scale', clip.scale, 'there is neither a text nor a '
           'picture to guide to', 'give --prompt with a scale other than 0, or --like')
