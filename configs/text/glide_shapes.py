@@ -18,15 +18,9 @@ Hardware, time and what they reach: see configs/text/README.md.
 """
 import ml_collections
 
-from vdm_jax import data, inputs, recipes, schedules, targets, weightings
+from vdm_jax import recipes
 from vdm_jax.errors import require_choice
-from vdm_jax.nn.text.glide import GLIDEText
-from vdm_jax.nn.unets.adm import UNet
-from vdm_jax.nn.unets.glide import GLIDEUNet
-from vdm_jax.nn.unets.patched import Patched
-from vdm_jax.processes import vp
-from vdm_jax.systems import compose, networks, texts
-from vdm_jax.systems.scores import score_sde
+from vdm_jax.systems import glide
 from vdm_jax.typing import Experiment
 
 DATA = {'shapes': 'shapes', 'held_out': 'shapes:held_out'}
@@ -34,23 +28,11 @@ DATA = {'shapes': 'shapes', 'held_out': 'shapes:held_out'}
 
 def get_config(which: str = 'shapes') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
-  config = score_sde.default_config(features=48, dropout=0.0, logsnr_max=13.3, logsnr_min=-9.0)
-  recipes.short(config, DATA[which], steps=2400)
+  config = recipes.short(glide.default_config(), DATA[which], steps=2400)
   config.data.update(tokeniser='words', hold_out=False)
   config.model.remat = 'none'
-  caption = data.resolve(config.data)['caption']
-  encoder = GLIDEText(features=32, depth=2, attention_heads=4, levels=caption.levels,
-                      length=caption.shape[0], padding=0, outputs=4 * config.model.features)
-  return texts.add(config, encoder, dropped=0.1)
+  return config
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  ends = compose.end_points(config)
-  # 8x8 patches of 2x2 pixels, and half as many, with attention at both.
-  net = UNet(features=config.model.features, multipliers=(1, 2), blocks=1,
-             attention_resolutions=(8, 4), head_features=16, groups=8, text=True)
-  return texts.experiment(config, lambda **told: score_sde.experiment(
-      config, net=Patched(GLIDEUNet(networks.configured(net, config)), 2),
-      schedule=schedules.Cosine(*ends), curve=vp, target=targets.v,
-      weight=weightings.snr_plus_one, inputs=inputs.scaled(*ends), ends_denoised=False, **told),
-                          pooled=True)
+  return glide.experiment(config)

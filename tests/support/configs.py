@@ -30,6 +30,7 @@ def names() -> list[str]:
           f':{name}' for name in workdir.import_config(file('cifar10/flows')).SYSTEMS],
       'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
       'text/glide_shapes': [':shapes', ':held_out'],
+      'text/emoji': [':new_names', ':held_out'],
       'sequences/motion': [':orbits', ':oscillations'],
       'plane/truncated': [':adversarial', ':gaussian'],
       'plane/matching': [':sliced', ':implicit'],
