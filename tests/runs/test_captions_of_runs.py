@@ -17,7 +17,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import captioning, workdir
+from vdm_jax.runs import captioning, guided, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
 from vdm_jax.typing import Estimate
@@ -125,7 +125,7 @@ def obedient(monkeypatch):
 
 def test_a_drawing_that_was_killed_goes_on_with_the_batches_that_it_kept(
     obedient, tmp_path, monkeypatch):
-  save, draw, starts, written = files.save_npz, captioning.draw, [], []
+  save, draw, starts, written = files.save_npz, guided.draw, [], []
 
   def failing(path, **arrays):
     if len(written) == 4:  # two batches of w = 0, their file, and a batch of w = 1
@@ -136,7 +136,7 @@ def test_a_drawing_that_was_killed_goes_on_with_the_batches_that_it_kept(
   with monkeypatch.context() as patched, pytest.raises(Interrupted):
     patched.setattr(files, 'save_npz', failing)
     captioning.score_captions(tmp_path, **given)
-  monkeypatch.setattr(captioning, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
+  monkeypatch.setattr(guided, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(
       *args, **kw))
   found, *_ = captioning.score_captions(tmp_path, **given)
   assert starts == [144]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import rich.table
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from vdm_jax.data import shapes
 from vdm_jax.errors import require
@@ -129,7 +129,7 @@ def picture(found: Mapping[float, Followed], images: Mapping[float, np.ndarray],
   """
   weights, tall = sorted(found), 0.5 * len(captions) + 0.3
   figure = Figure(figsize=(8.0, 2.6 + tall), layout='constrained')
-  (curves,), (sheet,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, tall])
+  (curves,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, tall])
   left, right = curves.subplots(1, 2)
   lines = {'caption accuracy': [found[w].accuracy for w in weights]}
   if new := [one for w in weights if (one := found[w].new) is not None]:
@@ -145,12 +145,21 @@ def picture(found: Mapping[float, Followed], images: Mapping[float, np.ndarray],
   right.axhline(MOST, ls='--', color='grey')
   right.set(xlabel='w', ylabel='bits of places', ylim=(0.0, MOST + 0.6))
 
-  for row, axes in enumerate(sheet.subplots(len(captions), len(weights), squeeze=False,
-                                            gridspec_kw={'wspace': 0.0, 'hspace': 0.0})):
-    for w, one in zip(weights, axes, strict=True):
-      one.imshow(images[w][row].astype(np.uint8))
+  sheet(below, {f'w = {w:g}': images[w] for w in weights}, captions)
+  return figure
+
+
+def sheet(figure: FigureBase, columns: Mapping[str, np.ndarray], captions: Sequence[str]) -> None:
+  """Draws images: a row for each caption, and a column for each kind of images.
+
+  columns: {name: integers 0 .. 255 [len(captions), H, W, 3]}.
+  """
+  grid = figure.subplots(len(captions), len(columns), squeeze=False,
+                         gridspec_kw={'wspace': 0.0, 'hspace': 0.0})
+  for row, axes in enumerate(grid):
+    for (name, images), one in zip(columns.items(), axes, strict=True):
+      one.imshow(images[row].astype(np.uint8))
       one.set(xticks=[], yticks=[])
       if not row:
-        one.set_title(f'w = {w:g}', fontsize=8)
+        one.set_title(name, fontsize=8)
     axes[0].set_ylabel(captions[row], rotation=0, ha='right', va='center', fontsize=7)
-  return figure

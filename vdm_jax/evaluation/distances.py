@@ -41,6 +41,12 @@ class Estimated(NamedTuple):
     return f'{self.value:.3f} +- {self.error:.3f}'
 
 
+def mean(values: np.ndarray) -> Estimated:
+  """The mean of values [n], and its standard error; the error of one value is infinite."""
+  error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
+  return Estimated(float(np.mean(values)), error)
+
+
 def share(hits: np.ndarray) -> Estimated:
   """The share of hits, bool [n], and its binomial standard error."""
   value = float(np.mean(hits))

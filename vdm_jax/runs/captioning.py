@@ -3,7 +3,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import data
@@ -14,11 +13,9 @@ from vdm_jax.evaluation import captions
 from vdm_jax.evaluation.captions import Chosen, Followed
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, sampling, steering, workdir
+from vdm_jax.runs import guided, needs, pictures, steering, workdir
 from vdm_jax.runs.steering import Clip
-from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.catalogue import Method
-from vdm_jax.samplers.drawing import draw
 
 __all__ = ['WEIGHTS', 'score_captions']
 
@@ -48,10 +45,9 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
   With `clip`: for a model that is told labels, and as `steering.steering` does.
   """
   for field, least, value in (('count', 2 * len(shapes.CAPTIONS), count),
-                              ('batch_size', 1, batch_size), ('weights', 1, len(weights))):
+                              ('batch_size', 1, batch_size)):
     require_at_least(field, value, least)
-  require(all(w >= 0.0 for w in weights), 'weights', list(weights), 'one is negative',
-          'give weights from 0 on')
+  guided.check_weights(weights)
   out = files.output('out', out or Path(directory, 'captions.png'), '.png', overwrite=overwrite)
   trained = workdir.load_trained(directory, average=average, step=step)
   spec, at = data.resolve(trained.config.data), trained.experiment.model
@@ -60,38 +56,27 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     raise InputError('workdir', str(directory), f'its data are {spec.name}, and only samples of '
                      f'{" or ".join(shapes.NAMES)} can be judged', 'name a run of '
                      'configs/text/glide_shapes.py')
-  method = method or catalogue.usual(model)
-  require(not (method.variances or method.head), 'sampler', method.name, 'the variances of the '
-          'model are not those of the guided model', 'choose another sampler')
-  catalogue.require_suited(method, model)
+  method = guided.suited(method, model)
   times, encoder = method.times(model.process), None
-  # The weight is an argument, so that one program serves all weights.
   if clip is None:
     field = needs.text_field(model, spec, 'workdir')
     Guidance(0.0).of(model)
     tokens = tokenisers.of(field).encode(shapes.CAPTIONS)
-    guided = lambda params: Guidance(params['w']).of(at(params['of']))
+    led = lambda params: Guidance(params['w']).of(at(params['of']))
     cond = lambda numbers: model.conditions(numbers, **{field.name: tokens})
-    recorded = lambda w: {'guidance': list(Guidance(w).recorded())}
+    recorded = guided.by_weight
   else:
     require(LABEL not in model.conditions(np.arange(1)), 'clip', str(clip), 'the model is told '
             'labels, and the label of a shape names its caption', 'name a run without labels')
     steered = steering.steering(Clip(clip), model, trained, times, shapes.CAPTIONS)
     encoder = steered.params
-    guided = lambda params: steered.of(at(params['of']), params['clip'], params['w'])
+    led = lambda params: steered.of(at(params['of']), params['more'], params['w'])
     cond = lambda numbers: {**model.conditions(numbers), **steered.batch(numbers)}
     recorded = lambda w: steered._replace(scales=(w, steered.scales[1])).recorded()
-
-  def drawn_at(w):
-    pieces = lambda start: draw(
-        guided, {'of': trained.params, 'w': jnp.float32(w), 'clip': encoder}, method.make,
-        times=times, start=start, stop=count, seed=seed, batch_size=batch_size, cond=cond)
-    return sampling.draw_kept(
-        Path(directory, 'captions', f'{"w" if clip is None else "clip"}_{w:g}.npz'), pieces, count,
-        256, trained=trained, about={**sampling.settings(method, times, seed), **recorded(w)},
-        cond=cond, doing=f'w = {w:g}')
-
-  drawn = {float(w): drawn_at(float(w)) for w in weights}
+  drawn = guided.draw_each(
+      led, trained, method, times, weights, count=count, seed=seed, batch_size=batch_size,
+      cond=cond, to=Path(directory, 'captions', 'w' if clip is None else 'clip'), levels=256,
+      recorded=recorded, more=encoder)
   own, everything = np.arange(count) % len(shapes.CAPTIONS), range(len(shapes.CAPTIONS))
   new = sorted(shapes.NEW) if spec.name == 'shapes:held_out' else []
   found = {w: captions.followed(images, own, new) for w, images in drawn.items()}

@@ -37,6 +37,7 @@ NEEDS = {
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
     'score_captions': Need((Denoises,), 'draw what captions say',
                            'name a run of configs/text/glide_shapes.py'),
+    'score_clip': Need((Denoises,), 'draw what texts say', 'name a run of configs/text/emoji.py'),
     'score_expressions': Need((Denoises,), 'draw expressions',
                               'name a run of configs/text/markup.py'),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),

@@ -99,6 +99,16 @@ class Steering(NamedTuple):
             'clip_goals': checksum(goals)}
 
 
+def load_encoder(run: str | Path) -> tuple[workdir.Trained, DualEncoder]:
+  """The dual encoder of a run.  Raises InputError, about `clip`, for a run of another kind."""
+  trained = workdir.load_trained(files.run_directory('clip', run))
+  encoder = trained.experiment.model(trained.params)
+  if not isinstance(encoder, DualEncoder):
+    raise InputError('clip', str(run), f'this run made {type(encoder).__name__}, and no dual '
+                     'encoder', 'name a run of configs/text/dual_encoder.py')
+  return trained, encoder
+
+
 def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
              texts: Sequence[str] = ()) -> Steering:
   """The encoder of a run, and the texts and the picture to which it leads samples of `model`.
@@ -110,11 +120,7 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
   picture that does not fit; no text and no picture; a model that clips its estimates, that has no
   score, or whose data are latents.
   """
-  trained = workdir.load_trained(files.run_directory('clip', clip.run))
-  encoder = trained.experiment.model(trained.params)
-  if not isinstance(encoder, DualEncoder):
-    raise InputError('clip', str(clip.run), f'this run made {type(encoder).__name__}, and no dual '
-                     'encoder', 'name a run of configs/text/dual_encoder.py')
+  trained, encoder = load_encoder(clip.run)
   _check(clip, encoder, model, times)
   # An encoder of other data may guide too, if its images have the same size and levels.  Texts
   # become tokens by its own tokeniser, and one of words refuses words that it has not learned.
