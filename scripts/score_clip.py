@@ -16,4 +16,5 @@ flags.adopt_module_key_flags(score_clip)
 
 if __name__ == '__main__':
   cli.run(score_clip.main, bootstrap.ROOT,
-          required={'workdir': 'runs/emoji', 'clip': 'runs/dual_emoji'}, resumable=True)
+          required={'workdir': 'runs/emoji', 'clip': 'runs/dual_emoji'},
+          kept='Whole batches of samples are kept, and the same command goes on from there.')
