@@ -4,7 +4,7 @@ A system takes any network.  Configs build these networks from numbers.
 """
 import dataclasses
 import math
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import jax.numpy as jnp
 import ml_collections
@@ -17,6 +17,8 @@ from vdm_jax.nn.blocks.layers import Attention
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.nn.unets.vdm import UNet
 from vdm_jax.systems.compose import end_points, require
+
+Network = TypeVar('Network', bound=nn.Module)
 
 
 def how_computed() -> dict:
@@ -34,7 +36,7 @@ def published_fields() -> dict:
   return {'class_conditional': False, 'dropout': 0.1, **how_computed()}
 
 
-def configured(net: nn.Module, config: ml_collections.ConfigDict) -> nn.Module:
+def configured(net: Network, config: ml_collections.ConfigDict) -> Network:
   """`net` with the dropout, precision, memory and speed that `config.model` sets.
 
   Raises InputError for an unknown remat, weight gradient, attention or dtype, and for dropout in a
