@@ -16,7 +16,7 @@ import tqdm
 
 from vdm_jax import data, random
 from vdm_jax.data import tokenisers
-from vdm_jax.data.conditions import digest
+from vdm_jax.data.conditions import Conditions, digest
 from vdm_jax.data.fields import AUGMENTED, LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
@@ -133,8 +133,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
 
 
 def draw_kept(out: Path, pieces: Callable[[int], Iterator[DrawnBatch]], count: int, levels: int, *,
-              trained: workdir.Trained, about: dict, doing: str = 'sampling',
-              cond: Callable[[np.ndarray], Mapping[str, Any]]) -> np.ndarray:
+              trained: workdir.Trained, about: dict, cond: Conditions, doing: str = 'sampling'
+              ) -> np.ndarray:
   """The images 0 .. count - 1 of the .npz `out`: those that are there, or else they are drawn now.
 
   As in `sample`, finished batches are kept beside `out`, and after a stop the same call goes on.  A
@@ -150,7 +150,7 @@ def draw_kept(out: Path, pieces: Callable[[int], Iterator[DrawnBatch]], count: i
   """
   about = {**about, 'condition': digest(cond, count)}
   _write(out, pieces, count, levels, trained, about, True,
-         dict(cond(np.arange(count))), doing)
+         cond(np.arange(count)), doing)
   devices.broadcast_from_first(lambda: 0)  # process 0 has written the file
   with np.load(out) as file:
     return file['images']
