@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.data.conditions import Conditions
 from vdm_jax.errors import require, require_at_least
 from vdm_jax.guidance import Guidance
 from vdm_jax.runs import sampling
@@ -41,8 +42,8 @@ def suited(method: Method | None, model: Model) -> Method:
 
 def draw_each(led: Callable[[PyTree], Model], trained: Trained, method: Method,
               times: np.ndarray, weights: Sequence[float], *, count: int, seed: int,
-              batch_size: int, cond: Callable[[np.ndarray], dict[str, np.ndarray]], to: Path,
-              levels: int, recorded: Callable[[float], dict[str, Any]] = by_weight,
+              batch_size: int, cond: Conditions, to: Path, levels: int,
+              recorded: Callable[[float], dict[str, Any]] = by_weight,
               more: Any = None) -> dict[float, np.ndarray]:
   """{w: `count` samples, integers [count, ...]}, which are kept: see `sampling.draw_kept`.
 
