@@ -7,6 +7,7 @@ import pytest
 from vdm_jax.data import shapes
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import captions
+from vdm_jax.evaluation import shapes as judge
 from vdm_jax.evaluation.captions import Chosen, Followed
 from vdm_jax.evaluation.distances import Estimated
 
@@ -31,6 +32,11 @@ def test_equally_probable_places_have_the_logarithm_of_their_number(places):
   assert abs(np.mean(np.square(z)) - 1.0) < 4 * math.sqrt(2 / 200)
 
 
+def named(rows):
+  """The judge's names of these pictures of `shapes`."""
+  return judge.name(shapes.images()[rows])
+
+
 def test_samples_that_show_another_caption_are_counted_apart_for_new_captions():
   own = np.arange(288) % 144
   shown = own.copy()
@@ -38,10 +44,10 @@ def test_samples_that_show_another_caption_are_counted_apart_for_new_captions():
   wrong = [i for i in range(288) if own[i] in new][:12] + [i for i in range(288)
                                                            if own[i] not in new][:24]
   shown[wrong] = (own[wrong] + 1) % 144
-  found = captions.followed(shapes.images()[64 * shown + np.arange(288) % 64], own, new)
+  found = captions.followed(named(64 * shown + np.arange(288) % 64), own, new)
   assert found.new == pytest.approx((0.75, math.sqrt(0.75 * 0.25 / 48)))
   assert found.accuracy == pytest.approx((0.9, math.sqrt(0.9 * 0.1 / 240)))
-  assert captions.followed(shapes.images()[64 * shown], own).new is None
+  assert captions.followed(named(64 * shown), own).new is None
 
 
 def made_up(new):
@@ -54,12 +60,12 @@ def test_the_samples_that_choose_the_weight_do_not_measure_it():
   """Half as many of the second half are right at the weight that the first half finds best."""
   own = np.arange(576) % 144
 
-  def images(first, second):  # how many samples of each half show their caption
+  def samples(first, second):  # how many samples of each half show their caption
     wrong = np.r_[first:288, 288 + second:576]
     shown = own.copy()
     shown[wrong] = (own[wrong] + 1) % 144
-    return shapes.images()[64 * shown + np.arange(576) % 64]
-  drawn = {3.0: images(216, 108), 1.0: images(216, 72), 0.0: images(72, 288)}
+    return named(64 * shown + np.arange(576) % 64)
+  drawn = {3.0: samples(216, 108), 1.0: samples(216, 72), 0.0: samples(72, 288)}
   chosen = captions.choose(drawn, own)
   assert chosen.w == 1.0  # of equal ones the least
   assert chosen.followed.accuracy == pytest.approx((0.25, math.sqrt(0.25 * 0.75 / 288)))
@@ -73,7 +79,7 @@ def test_the_samples_that_choose_the_weight_do_not_measure_it():
 def test_the_weight_is_not_chosen_by_new_captions():
   own, new = np.arange(288) % 144, list(shapes.NEW)
   known = np.flatnonzero(~np.isin(np.arange(144), new))
-  picture = lambda shown: shapes.images()[64 * shown]
+  picture = lambda shown: named(64 * shown)
   none_new = np.where(np.isin(own, new), (own + 1) % 144, own)
   one_wrong = own.copy()
   one_wrong[known[0]] = (own[known[0]] + 1) % 144

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure, FigureBase
 
 from vdm_jax.data import shapes
 from vdm_jax.errors import require
-from vdm_jax.evaluation import shapes as judge
 from vdm_jax.evaluation.distances import Estimated, share
+from vdm_jax.evaluation.shapes import Named
 
 NAMES = ('w', 'caption accuracy', 'of new captions', 'bits of places')
 MOST = float(np.log2(len(shapes.PLACES)))  # bits of places
@@ -26,13 +26,12 @@ class Followed(NamedTuple):
   places: Estimated      # bits, see `bits_of_places`
 
 
-def followed(images: np.ndarray, captions: np.ndarray, new: Collection[int] = ()) -> Followed:
-  """images: [n, 16, 16, 3], integers.  captions: [n], numbers of `shapes.CAPTIONS`.
+def followed(named: Named, captions: np.ndarray, new: Collection[int] = ()) -> Followed:
+  """named: n images, by the judge.  captions: their own, [n], numbers of `shapes.CAPTIONS`.
 
   new: the numbers of captions that training never had.  `accuracy` is then that of the others.
-  Raises InputError if no caption has two images, or for images of another shape.
+  Raises InputError if no caption has two images.
   """
-  named = judge.name(images)
   return Followed(*_shares(named.captions == captions, captions, new),
                   bits_of_places(named.places, captions))
 
@@ -50,7 +49,7 @@ class Chosen(NamedTuple):
   followed: Followed  # shares of samples that did not choose the weight
 
 
-def choose(images: Mapping[float, np.ndarray], captions: np.ndarray, new: Collection[int] = ()
+def choose(named: Mapping[float, Named], captions: np.ndarray, new: Collection[int] = ()
            ) -> Chosen:
   """The weight that is best on the first half of the samples; its shares are of the second half.
 
@@ -58,13 +57,12 @@ def choose(images: Mapping[float, np.ndarray], captions: np.ndarray, new: Collec
   places choose nothing, and are of all samples, as are the shares of a single weight.  Of equally
   good weights the least is chosen.
 
-  images: {weight: [n, 16, 16, 3]}.  captions, new: as for `followed`.
+  named: {weight: n images, by the judge}.  captions, new: as for `followed`.
   """
-  named = {w: judge.name(images[w]) for w in sorted(images)}
   half = len(captions) // 2 if len(named) > 1 else 0
   right = {w: one.captions == captions for w, one in named.items()}
   seen = ~np.isin(captions[:half], list(new))
-  w = max(named, key=lambda w: np.sum(right[w][:half] & seen))
+  w = max(sorted(named), key=lambda w: np.sum(right[w][:half] & seen))
   return Chosen(w, Followed(*_shares(right[w][half:], captions[half:], new),
                             bits_of_places(named[w].places, captions)))
 

@@ -10,6 +10,7 @@ from vdm_jax.data import shapes, tokenisers
 from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation import captions
+from vdm_jax.evaluation import shapes as judge
 from vdm_jax.evaluation.captions import Chosen, Followed
 from vdm_jax.guidance import Guidance
 from vdm_jax.machine import files
@@ -79,7 +80,8 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
       recorded=recorded, more=encoder)
   own, everything = np.arange(count) % len(shapes.CAPTIONS), range(len(shapes.CAPTIONS))
   new = sorted(shapes.NEW) if spec.name == 'shapes:held_out' else []
-  found = {w: captions.followed(images, own, new) for w, images in drawn.items()}
+  named = {w: judge.name(images) for w, images in drawn.items()}
+  found = {w: captions.followed(one, own, new) for w, one in named.items()}
   # Where there are new captions, they are half of those in the picture.
   seen = [i for i in everything if i not in new]
   shown = _evenly(seen, SHOWN // 2) + _evenly(new, SHOWN // 2) if new else _evenly(seen, SHOWN)
@@ -87,7 +89,7 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     pictures.save_png(out, captions.picture(
         found, {w: images[shown] for w, images in drawn.items()},
         [shapes.CAPTIONS[i] for i in shown]))
-  return found, captions.choose(drawn, own, new), out
+  return found, captions.choose(named, own, new), out
 
 
 def _evenly(numbers: Sequence[int], count: int) -> list[int]:
