@@ -28,7 +28,7 @@ from vdm_jax.train import metrics
 __all__ = ['POINTS', 'Point', 'RUNS', 'Result', 'Run', 'picture', 'study', 'table']
 
 PAIRS, BATCH, SHOWN = 5000, 250, 10
-MOST = 80_000  # evaluations of a point: a sampler of many steps draws fewer samples
+MOST = 320_000  # evaluations of a point: a sampler of more than 32 draws fewer than 10,000 samples
 WEIGHT = 1.0   # w of the guided points
 
 
