@@ -142,6 +142,15 @@ def test_a_term_at_an_end_is_its_closed_form(name):
   assert not checked(noisy * 1.05, error) and not checked(exact * 1.001, 0.0)
 
 
+def test_a_term_of_almost_no_bits_may_differ_from_its_closed_form_by_the_rounding_of_float32():
+  """log p of a certain level is log(1 - tiny), which float32 rounds in units of 6e-8."""
+  def passes(bits):
+    rounded = row('vlb', draws(1), reconstruction=np.full((R, N), bits))
+    check, = relations.check([rounded], {'reconstruction': (np.full(N, 1e-12), 0.0)})
+    return check['passed']
+  assert passes(6e-8) and not passes(1e-6)
+
+
 def test_a_term_of_rare_events_is_not_missed_where_none_was_drawn():
   """Draws without any have no spread; the closed form knows how many to expect."""
   zeros = row('vlb', draws(1), reconstruction=np.zeros((R, N)))

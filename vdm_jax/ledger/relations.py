@@ -31,6 +31,7 @@ from vdm_jax.likelihood.statistics import RARE, ROUNDING
 __all__ = ['check', 'compare', 'ranges']
 
 CODED = 0.01  # what the bins of a codec may cost, a share of the bound
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
 
 def check(measured: Sequence[Measured],
@@ -206,7 +207,8 @@ def _judged(name, sign, difference, meaning, serious, scale=1.0, error=None, mar
     allowed = error * stats.t.isf(RARE, freedom)
   else:
     allowed = _rare_events(scale, error)
-  allowed += ROUNDING * abs(scale) + margin
+  # A log probability near 0 is rounded as 1 is.
+  allowed += max(ROUNDING * abs(scale), FLOAT32_EPS) + margin
   passed = (abs(mean) if sign == '=' else mean) <= allowed
   return {'name': name, 'difference': mean, 'standard_error': error, 'passed': bool(passed),
           'serious': serious, 'meaning': meaning}
