@@ -317,7 +317,7 @@ def test_the_command_prints_json_and_nothing_else_on_stdout():
     (['train', '--workdir=runs/a'], 'this command takes no workdir'),
     (['compile', f'--config={TINY}', '--depths=1,b', '--nostart'], '--depths=1,b'),
     (['compile', '--config=configs/digits/vdm.py', '--features=50'],
-     '--features=50: config.model.groups=12')])
+     'config.model.groups=12: it does not divide config.model.features=50')])
 def test_a_mistake_is_one_line_and_code_2(arguments, expected):
   done = command(*arguments)
   assert done.returncode == 2

@@ -454,9 +454,11 @@ def _first_step(command: Sequence[str], limit: float) -> float:
       while not metrics.read(directory):
         if process.poll() is not None:
           said.seek(0)
-          last = ' '.join(said.read().strip().splitlines()[-1:]).removeprefix('error: ')
-          raise InputError(problem=f'start to first step: {last.rstrip(".")}',
-                           remedy='leave it out by --nostart')
+          last = ' '.join(said.read().strip().splitlines()[-1:])
+          mistake = last.startswith('error: ')  # a bad input, which the other parts need mended too
+          raise InputError(problem='start to first step: '
+                           f'{last.removeprefix("error: ").rstrip(".")}',
+                           remedy='' if mistake else 'leave it out by --nostart')
         if time.perf_counter() - start > limit:
           raise InputError(problem=f'start to first step: there is none within {limit:g} s',
                            remedy='leave it out by --nostart')
