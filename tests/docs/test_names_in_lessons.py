@@ -15,7 +15,8 @@ NCSNv2, VE SDE, VP SDE, sub-VP SDE, Predictor-corrector, Probability flow, Score
 VDM, i-DODE, MuLAN, DiffEnc, ADM, Classifier guidance, Classifier-free guidance, GLIDE, Latent
 diffusion, DiT, v-prediction, Progressive distillation, Guided distillation, Knowledge
 distillation, Analytic-DPM, Extended-Analytic-DPM, DPM-Solver, DPM-Solver++, DEIS, Splitting,
-Quasi-Taylor, Flow matching, Rectified flow, Minimising trajectory curvature, DiffC, UQDM,
+Quasi-Taylor, Flow matching, Rectified flow, Reflow and one step, Minibatch OT, MeanFlow,
+Stochastic interpolants, Consistency models, Minimising trajectory curvature, DiffC, UQDM,
 Truncated DPM, Denoising MCMC, DPM made slim, Scheduled sampling, Boomerang, DiffusionMBIR,
 Decision Diffuser, DreamFusion, Prompt-to-prompt, DiffEdit, Semantic diffusion guidance, TimeGrad,
 DiffPure, Symbolic music diffusion"""
