@@ -19,7 +19,8 @@ FLIPS = flags.DEFINE_bool('flips', False, 'Also encode each image flipped left-r
                           'that flip images in training.')
 BATCH_SIZE = cli.batch_size(64, 'How many images are encoded at a time.')
 DATA_DIR = cli.data_dir()
-DATA_NAME = cli.moved_data('The images: a data set, ./photos or x.npz.  Default: those of the run.')
+DATA_NAME = cli.moved_data('The images: a data set, ./photos or x.npz.  Default: the images of the '
+                           'run.')
 
 
 def main():

@@ -129,7 +129,7 @@ def check(config: ml_collections.ConfigDict, experiment: Experiment) -> None:
   about = images.latents.about
   if about['autoencoder'] != config.autoencoder.sha256:
     raise InputError(latents.FIELD, place, 'these latents are of an autoencoder with other weights '
-                     f'(checksum {about["autoencoder"]}, and that of this run is '
+                     f'(checksum {about["autoencoder"]}; this run\'s autoencoder has '
                      f'{config.autoencoder.sha256})', 'name latents of this run\'s autoencoder, or '
                      'make them (scripts/encode_latents.py)')
   here = _of_images(images)
