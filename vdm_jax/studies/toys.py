@@ -63,6 +63,8 @@ SYSTEMS = {
                        'consistency', 1, 'edm'),
     'consistency_training': Toy('the same, of data', 'plane/consistency', ('training',),
                                 'consistency', 1),
+    'consistency_public': Toy('of data, public rate', 'plane/consistency', ('public',),
+                              'consistency', 1),
 }
 
 
