@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import InputError
+from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
 from vdm_jax.nn.autoencoders.tiling import decode_tiled
 from vdm_jax.nn.blocks.layers import upsample
 
@@ -33,6 +34,39 @@ def test_a_local_decoder_gives_the_same_images_in_tiles(height, width, tile, ove
   tiled = jax.jit(lambda margin: decode_tiled(decode, y, tile, overlap, margin), static_argnums=0)
   np.testing.assert_allclose(tiled(2), whole, atol=1e-5)
   assert jnp.abs(tiled(1) - whole).max() > 0.01  # it looks two positions far, not one
+
+
+def tiny(features, weigh):
+  """The decoder of a `TinyAutoencoder` of three doublings; weigh: of each random parameter."""
+  net = TinyAutoencoder(latent_channels=2, features=features, weight_gradient='xla')
+  like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda u: weigh(np.float32(rng.standard_normal(u.shape)), u.shape), like)
+  return lambda y: net.apply({'params': params}, y, method=net.decode)
+
+
+@pytest.mark.long
+def test_a_pixel_of_a_tiny_autoencoder_sees_18_or_19_positions_to_each_side():
+  """A number of neither sign hides another, so the gradient is 0 exactly where nothing is seen."""
+  decode_row = tiny(2, lambda u, shape: np.abs(u) / np.sqrt(np.prod(shape[:-1])))
+  y, seen = jnp.full((1, 1, 45, 2), 0.1), jnp.zeros((1, 8, 360, 3))
+  pixels = 8 * 22 + np.arange(8)  # those of position 22
+  pull_back = jax.jit(lambda cotangent: jax.vjp(decode_row, y)[1](cotangent)[0])
+  for pixel, (left, right) in ((pixels[0], (19, 18)), (pixels[-1], (18, 19))):
+    gradient = pull_back(seen.at[0, 0, pixel].set(1.0))[0, 0].sum(-1)
+    positions = np.flatnonzero(gradient)
+    assert (22 - positions.min(), positions.max() - 22) == (left, right)
+
+
+def test_a_tiny_autoencoder_gives_the_same_images_in_tiles_of_its_margin():
+  decode = tiny(4, lambda u, shape: u * np.sqrt(2.0 / np.prod(shape[:-1])) if len(shape) > 1
+                else 0.1 * u)
+  y = jax.random.normal(jax.random.key(0), (1, 3, 44, 2))
+  whole = jax.jit(decode)(y)
+  tiled = jax.jit(lambda margin: decode_tiled(decode, y, 40, 38, margin), static_argnums=0)
+  scale = jnp.abs(whole).max()
+  assert jnp.abs(tiled(19) - whole).max() < 1e-5 * scale
+  assert jnp.abs(tiled(2) - whole).max() > 1e-3 * scale
 
 
 def test_a_decoder_that_sees_all_is_blended_linearly():

@@ -13,7 +13,8 @@ decoder of convolutions alone gives the same images, up to rounding, if it looks
 `margin` positions.  The autoencoders of `compvis` also have normalisations and an attention that
 see the whole image, and in tiles these see one square.  Their tiles differ a little in brightness
 and colour, and blending only makes this change gradual.  Take large squares there.  The networks of
-`taesd` are convolutions alone; with three doublings they look 18 positions far (margin 19).
+`taesd` are convolutions alone; with three doublings a pixel sees up to 19 positions far (margin
+19).
 """
 from collections.abc import Callable
 
