@@ -12,11 +12,14 @@ from flax import linen as nn
 
 from tests.support import published
 from tests.support.published import last, shapes_of
+from vdm_jax.editing import attention
 from vdm_jax.errors import InputError
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
 from vdm_jax.nn.unets.latent import LabelledUNet, LatentUNet
+from vdm_jax.objectives import autoencoding
 from vdm_jax.published import compvis, diffusers, fitting, taesd
+from vdm_jax.typing import Estimate
 
 RECORDED = Path(__file__).parents[3] / 'shared' / 'oracles' / 'latent_diffusion_small.npz'
 there = pytest.mark.skipif(not RECORDED.exists(), reason='../shared/oracles is not there')
@@ -69,6 +72,8 @@ def test_a_kl_autoencoder_and_its_gradients_repeat_the_public_code(recorded, dif
     z = mean + jnp.exp(0.5 * log_variance) * noise
     return mean, log_variance, z, run(KL.decode, z)
   mean, log_variance, z, decoded = jax.jit(run)(params, x)
+  at_mean = jax.jit(KL.apply)({'params': params}, x)
+  assert_close(at_mean, last(r['decoded_mode']))
   assert_close(np.concatenate([mean, log_variance], -1), last(r['moments']))
   assert_close(jnp.exp(0.5 * log_variance), last(r['std']))
   assert_close(z, last(r['z']))
@@ -85,6 +90,7 @@ def test_a_kl_autoencoder_and_its_gradients_repeat_the_public_code(recorded, dif
 @there
 def test_a_vq_autoencoder_repeats_the_public_code_and_passes_gradients_straight_through(
     recorded, differs):
+  """The gradients of sum(decoded x cotangent) + the legacy loss of the codebook."""
   r = {key.removeprefix('vq/'): u for key, u in recorded.items() if key.startswith('vq/')}
   _, flat = weights(recorded, 'vq')
   x = last(r['in/x'])
@@ -92,12 +98,31 @@ def test_a_vq_autoencoder_repeats_the_public_code_and_passes_gradients_straight_
   run = lambda params, method, *args: VQ.apply({'params': params}, *args, method=method)
   h = jax.jit(lambda: run(params, VQ.encode, x))()
   assert_close(h, last(r['h']))
-  q, index = jax.jit(lambda: run(params, VQ.quantise, h))()
+  cotangent = last(published.array('cotangent/vq', r['decoded'].shape))
+
+  def loss(entries, h):
+    of = params | {'codebook': entries}
+    (q, index), decoded = run(of, VQ.quantise, h), run(of, VQ.decode, h)
+    apart = autoencoding.codebook(h, q, legacy=True).mean()
+    return jnp.sum(decoded * cotangent) + apart, (q, index, decoded)
+  (by_codebook, by_h), (q, index, decoded) = jax.jit(jax.grad(
+      loss, argnums=(0, 1), has_aux=True))(params['codebook'], h)
   np.testing.assert_array_equal(index, r['indices'].reshape(index.shape))
   assert_close(q, last(r['quantised']))
-  decoded = jax.jit(lambda: run(params, VQ.decode, h))()
   assert_close(decoded, last(r['decoded']))
   differs('parity', 'nn/autoencoders/compvis.py', decoded, last(r['decoded']))
+  assert_close(by_codebook, r['grad/codebook'])
+  assert_close(by_h, last(r['grad/h']))
+
+
+@there
+@pytest.mark.long
+def test_the_gradient_by_an_image_of_a_vq_autoencoder_is_that_by_h_through_its_encoder(recorded):
+  _, flat = weights(recorded, 'vq')
+  x = last(recorded['vq/in/x'])
+  params = compvis.autoencoder_from_flat(flat, shapes_of(VQ, x))
+  _, pull_back = jax.vjp(jax.jit(lambda x: VQ.apply({'params': params}, x, method=VQ.encode)), x)
+  assert_close(pull_back(last(recorded['vq/grad/h']))[0], last(recorded['vq/grad/x']))
 
 
 @there
@@ -119,6 +144,29 @@ def test_a_u_net_with_a_context_and_its_gradients_repeat_the_public_code(recorde
   assert_close(by_z, last(r['grad/z']))
   assert_close(by_context, r['grad/context'])
   require_gradients(recorded, 'unet', gradients, compvis.unet_to_flat(gradients))
+
+
+@there
+@pytest.mark.long
+def test_the_maps_of_the_attention_to_tokens_are_those_of_the_public_code(recorded):
+  r = {key.removeprefix('unet/'): u for key, u in recorded.items() if key.startswith('unet/')}
+  _, flat = weights(recorded, 'unet')
+  args = last(r['in/z']), np.float32(r['in/t']), r['in/context']
+  params = compvis.unet_from_flat(flat, shapes_of(UNET, *args))
+
+  def denoise(z, time, cond):
+    y = UNET.apply({'params': params}, z, time, cond)
+    return Estimate(y, y)
+  maps = jax.jit(lambda *args: attention.captured(denoise, lambda maps: maps)(
+      *args).extra['attention'])(*args)
+  name = compvis.unet_name(params)
+  layer = lambda path: name(f'{path}/query/kernel').removesuffix('.to_q.weight')
+  got = {layer(path.removesuffix('/told')): u for path, u in maps.items()
+         if path.endswith('/told')}
+  want = {key.removeprefix('map/'): u for key, u in r.items() if key.startswith('map/')}
+  assert got.keys() == want.keys() and len(got) == 7
+  for key, u in want.items():
+    np.testing.assert_allclose(got[key], u, rtol=0, atol=1e-5, err_msg=key)
 
 
 @there
@@ -298,3 +346,59 @@ def test_the_tiny_autoencoder_has_its_published_size_names_and_shapes():
   for name in ('encoder.2', 'encoder.6', 'encoder.10', 'decoder.7', 'decoder.12', 'decoder.17'):
     layer(name, 64, 64, bias=False)
   taesd.from_flat(flat, like)  # which refuses a name that is missing or left over
+
+
+def convolved(h, flat, name, stride=1):
+  """A 3x3 convolution with a border of one 0, [B, C, H, W], by its kernel [out, in, 3, 3]."""
+  rows, columns = h.shape[2:]
+  h = np.pad(h, ((0, 0), (0, 0), (1, 1), (1, 1)))
+  kernel = flat[f'{name}.weight']
+  found = sum(np.einsum('bihw,oi->bohw', h[:, :, y:y + rows:stride, x:x + columns:stride],
+                        kernel[:, :, y, x]) for y in range(3) for x in range(3))
+  bias = flat.get(f'{name}.bias', np.zeros(len(kernel)))
+  return found + bias[:, None, None]
+
+
+def residual(h, flat, name):
+  """A block of three convolutions, added to h: a relu follows each and the sum."""
+  relu = lambda h: np.maximum(h, 0.0)
+  first = relu(convolved(h, flat, f'{name}.conv.0'))
+  second = relu(convolved(first, flat, f'{name}.conv.2'))
+  return relu(h + convolved(second, flat, f'{name}.conv.4'))
+
+
+def test_the_arithmetic_of_the_tiny_autoencoder_is_that_of_its_public_list_of_layers():
+  """In float64 by NumPy, with one halving: the layers and their order are those of taesd.py."""
+  net = TinyAutoencoder(features=5, halvings=1)
+  like = shapes_of(net, jnp.zeros((1, 4, 4, 3)))
+  ends = {'encoder.0': (5, 3), 'encoder.6': (4, 5), 'decoder.1': (5, 4), 'decoder.9': (3, 5)}
+  blocks = [f'{half}.{i}.conv.{j}' for half, places in (('encoder', (1, 3, 4, 5)),
+                                                       ('decoder', (3, 4, 5, 8)))
+            for i in places for j in (0, 2, 4)]
+  shapes = dict.fromkeys([*blocks, 'encoder.2', 'decoder.7'], (5, 5)) | ends
+  flat = {f'{name}.weight': 1.5 * published.array(f'tiny.{name}.weight', (*shape, 3, 3))
+          for name, shape in shapes.items()}
+  flat |= {f'{name}.bias': 3.0 * published.array(f'tiny.{name}.bias', shape[:1])
+           for name, shape in shapes.items() if name not in ('encoder.2', 'decoder.7')}
+  params = taesd.from_flat(flat, like)
+  rng = np.random.default_rng(0)
+
+  x = rng.uniform(0.0, 1.0, (2, 3, 6, 8))
+  h = residual(convolved(x, flat, 'encoder.0'), flat, 'encoder.1')
+  h = convolved(h, flat, 'encoder.2', stride=2)
+  for i in (3, 4, 5):
+    h = residual(h, flat, f'encoder.{i}')
+  want = convolved(h, flat, 'encoder.6')
+  images = np.float32(2.0 * last(x) - 1.0)  # the public code has them in [0, 1]
+  run = lambda method, u: jax.jit(lambda u: net.apply({'params': params}, u, method=method))(u)
+  encoded = run(net.encode, images)
+  assert_close(encoded, last(want), tolerance=1e-5)
+
+  y = 4.0 * rng.standard_normal((2, 4, 3, 4))  # far enough that the bound matters
+  h = np.maximum(convolved(3.0 * np.tanh(y / 3.0), flat, 'decoder.1'), 0.0)
+  for i in (3, 4, 5):
+    h = residual(h, flat, f'decoder.{i}')
+  h = convolved(h.repeat(2, axis=2).repeat(2, axis=3), flat, 'decoder.7')
+  want = convolved(residual(h, flat, 'decoder.8'), flat, 'decoder.9')
+  decoded = run(net.decode, np.float32(last(y)))
+  assert_close(decoded, 2.0 * last(want) - 1.0, tolerance=1e-5)
