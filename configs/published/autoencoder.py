@@ -7,7 +7,9 @@
 
 After the colon stands the name of a published network.  kl-f8 is Stable Diffusion's.  The published
 losses have LPIPS and a discriminator: add --config.model.perceptual=1 and --config.model.vgg=FILES,
-and --config.model.adversarial=0.5 for kl-..., 0.75 for vq-..., but 0.6 for vq-f8.  The loss of a
+and --config.model.adversarial=0.5 for kl-..., 0.75 for vq-..., but 0.6 for vq-f8.  The published
+discriminator normalises over the batch: add --config.model.discriminator_norm=batch.  The default
+normalises each image alone, so results do not depend on how devices share the batch.  The loss of a
 codebook is the published one, `legacy`.  A run of latents takes an imported autoencoder by
 --config.model.autoencoder=RUN.
 Hardware and time: not run here.

@@ -1,5 +1,7 @@
 """Latent diffusion: an autoencoder with its judge, and a model of its latents with a likelihood."""
+import contextlib
 import functools
+import io
 import json
 import shutil
 import types
@@ -19,7 +21,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.likelihood import bounds, ode, paths
 from vdm_jax.objectives import autoencoding, vlb
 from vdm_jax.published import lpips
-from vdm_jax.runs import needs, reconstructing, sampling, workdir
+from vdm_jax.runs import needs, reconstructing, sampling, training, workdir
 from vdm_jax.samplers.analytic import reverse_variance
 from vdm_jax.schedules import TableSchedule
 from vdm_jax.systems import compose
@@ -30,10 +32,10 @@ from vdm_jax.train import step as step_lib
 from vdm_jax.typing import Context, Reconstructs
 
 FILE = latent_config.__file__
-D = 64
+D, JUDGE = 64, Judge()
 
 
-def first_stage(net=None, real=False, **model):
+def first_stage(net=None, real=False, judge=JUDGE, **model):
   """real: of real numbers, whose likelihood compiles in a tenth of the time."""
   config = latent_config.get_config('autoencoder')
   config.model.update(model)
@@ -41,7 +43,7 @@ def first_stage(net=None, real=False, **model):
     spec = data.Spec('numbers', (data.fields.reals('image', (8, 8, 1)),))
     with config.unlocked():
       config.data.update(spec.to_config())
-  return autoencoder.experiment(config, net=net or Linear(), judge=Judge(), last_kernel=LAST)
+  return autoencoder.experiment(config, net=net or Linear(), judge=judge, last_kernel=LAST)
 
 
 def numbers(step=0):
@@ -185,9 +187,25 @@ def test_the_judge_and_its_weight_wait_for_their_step(alone):
   assert experiment.settled == 1
 
 
+@pytest.mark.parametrize('norm,alone', [('example', True), ('batch', False)])
+def test_the_norm_of_the_judge_says_whether_the_other_images_of_a_batch_move_what_it_finds(norm,
+                                                                                           alone):
+  experiment = first_stage(real=True, judge=None, adversarial=0.5, discriminator_features=4,
+                           discriminator_layers=1, discriminator_norm=norm)
+  params = started(experiment)
+  found = jax.jit(lambda batch: experiment.loss(params, batch, context(aux={'weight': 1.0}))[1][
+      'adversarial'])
+  one, other = numbers(0)['image'], numbers(1)['image'].copy()
+  other[0] = one[0]
+  apart = np.abs(found({'image': one}) - found({'image': other}))
+  assert (apart[0] < 1e-6) == alone and apart[1:].min() > 1e-5
+
+
 @pytest.mark.parametrize('field,value,says', [
     ('kind', 'vqq', 'did you mean vq'), ('perceptual', 1.0, 'weights of VGG-16'),
-    ('kl', -1.0, 'negative'), ('adversarial', -0.5, 'negative')])
+    ('kl', -1.0, 'negative'), ('adversarial', -0.5, 'negative'),
+    ('discriminator_norm', 'layer', "norm='layer': there is no such choice; choose one of example, "
+     'batch')])
 def test_what_no_autoencoder_can_have_is_refused_in_a_line(field, value, says):
   config = latent_config.get_config('autoencoder')
   config.model.update({field: value})
@@ -744,9 +762,36 @@ def trained(tmp_path_factory):
   place = tmp_path_factory.mktemp('latent')
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(place)
-    runs.train(run_config('autoencoder', train__pictures_every=4), FILE, place / 'first')
-    runs.train(run_config(model__autoencoder='first', train__steps=2), FILE, place / 'second')
+    for name, config in (
+        ('first', run_config('autoencoder', train__pictures_every=4)),
+        ('second', run_config(model__autoencoder='first', train__steps=2))):
+      said = io.StringIO()
+      with contextlib.redirect_stdout(said):
+        runs.train(config, FILE, place / name)
+      (place / f'{name}.txt').write_text(said.getvalue())
   return place
+
+
+def test_the_training_of_an_autoencoder_without_lpips_says_so(trained):
+  said = (trained / 'first.txt').read_text().splitlines()
+  line, = [line for line in said if 'LPIPS' in line]
+  assert line.startswith('LPIPS is off: --config.model.perceptual is 0.  It compares images of')
+  assert 'LPIPS' not in (trained / 'second.txt').read_text()  # of latents
+
+
+@pytest.mark.parametrize('shape,says', [
+    ((28, 28, 1), 'To use it, set 1, and name the files of its weights: '
+     '--config.model.vgg=vgg16-397923af.pth,vgg.pth.'),
+    ((32, 8, 3), 'It compares images of 1 or 3 channels with sides of 16 or more, and these are '
+     '32 x 8 x 3.'),
+    ((32, 32, 4), 'It compares images of 1 or 3 channels with sides of 16 or more, and these are '
+     '32 x 32 x 4.')])
+def test_how_lpips_is_turned_on_is_said_where_it_can_be(shape, says):
+  config = latent_config.get_config('autoencoder')
+  assert training._without_lpips(config, shape) == (
+      f'LPIPS is off: --config.model.perceptual is 0.  {says}')
+  config.model.update(perceptual=1.0, vgg='vgg.pth')
+  assert not training._without_lpips(config, shape)
 
 
 def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):

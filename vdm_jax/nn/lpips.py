@@ -22,12 +22,20 @@ _SHIFT = -0.030, -0.088, -0.188
 _SCALE = 0.458, 0.448, 0.450
 
 
-def require_channels(field: str | None, value: Any, shape: Sequence[int], least: int = 16) -> None:
-  """Raises InputError that names `field`, unless LPIPS can compare examples of this shape.
+def compares(shape: Sequence[int], least: int = 16) -> bool:
+  """Whether LPIPS can compare examples of this shape.
 
   least: the least side, since four poolings halve the images.
   """
-  require(len(shape) == 3 and min(shape[:2]) >= least and shape[2] in (1, 3), field, value,
+  return len(shape) == 3 and min(shape[:2]) >= least and shape[2] in (1, 3)
+
+
+def require_channels(field: str | None, value: Any, shape: Sequence[int], least: int = 16) -> None:
+  """Raises InputError that names `field`, unless LPIPS can compare examples of this shape.
+
+  least: see `compares`.
+  """
+  require(compares(shape, least), field, value,
           f'LPIPS is of images of 1 or 3 channels with sides of {least} or more, and these are '
           f'{list(shape)}', 'choose a loss without it')
 

@@ -14,6 +14,7 @@ from vdm_jax import data, random, samplers
 from vdm_jax.data import pairs
 from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.machine import config_files, files
+from vdm_jax.nn import lpips
 from vdm_jax.runs import (
   encoding,
   pairing,
@@ -197,10 +198,24 @@ def _train(experiment, spec, description, config, directory, initial, profile, m
       print(f'The learning rate is 0 from step {config.optimizer.decay_steps:,} on '
             '(--config.optimizer.decay_steps): later steps move the averages alone, unless '
             '--extend lets it fall later.')
+    if line := _without_lpips(config, spec.shape):
+      print(line)
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
                     measures=measures,
                     pictures=lambda params, step: _preview(experiment.after(step), spec, params,
                                                            config.seed))
+
+
+def _without_lpips(config: ml_collections.ConfigDict, shape: tuple[int, ...]) -> str:
+  """A line if an autoencoder is trained without LPIPS, else ''.  shape: of an image."""
+  if config.get('model', {}).get('perceptual', 1.0):  # only an autoencoder has that field
+    return ''
+  what = 'LPIPS is off: --config.model.perceptual is 0'
+  if not lpips.compares(shape):
+    return (f'{what}.  It compares images of 1 or 3 channels with sides of 16 or more, and these '
+            f'are {" x ".join(map(str, shape))}.')
+  return (f'{what}.  To use it, set 1, and name the files of its weights: '
+          '--config.model.vgg=vgg16-397923af.pth,vgg.pth.')
 
 
 def _missing(params: PyTree, other: PyTree) -> list[str]:

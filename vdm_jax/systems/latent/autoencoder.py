@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ from vdm_jax.data import Field
 from vdm_jax.decoders import DiscretisedNormal, Pixels, log_normal
 from vdm_jax.errors import InputError, renamed, require_choice
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
-from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
+from vdm_jax.nn.autoencoders.patchgan import Norm, PatchDiscriminator
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
 from vdm_jax.nn.autoencoders.tiling import decode_tiled
 from vdm_jax.nn.lpips import LPIPS, require_channels
@@ -162,6 +162,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
       'adversarial_from': 50_001,  # the step at which it begins
       'discriminator_features': 64,
       'discriminator_layers': 3,
+      'discriminator_norm': 'example',  # 'batch', as published: see `PatchDiscriminator`
       'discriminator_learning_rate': 0.0,  # 0: that of the autoencoder
       **how, 'remat': 'none',
   } | model)
@@ -332,13 +333,13 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
       `config.model.vgg`.  It is called when a training begins or goes on, and not by `load`.
     last_kernel: the path of the last kernel of the decoder in params['net'].
 
-  Raises InputError for weights below 0, an unknown kind, and a perceptual weight without
-  `distance`.
+  Raises InputError for weights below 0, an unknown kind or norm of the discriminator, and a
+  perceptual weight without `distance`.
   """
   m, x = config.model, data.resolve(config.data).x
   _check(config, distance, x)
   net = net or network(m, x.shape[-1])
-  judge = judge or PatchDiscriminator(m.discriminator_features, m.discriminator_layers)
+  judge = judge or PatchDiscriminator(m.discriminator_features, m.discriminator_layers, _norm(m))
   is_vq = quantises(net)
   sized = sum_over_data if not is_vq else mean_over_data
   numbers = 1 if is_vq else math.prod(x.shape)  # the KL kind adds LPIPS at every number
@@ -492,12 +493,17 @@ def _optimiser(config: ml_collections.ConfigDict):
   return optimizer.named(own)
 
 
+def _norm(settings: ml_collections.ConfigDict) -> Norm:
+  return settings.get('discriminator_norm', 'example')  # runs before it had that field
+
+
 def _check(config: ml_collections.ConfigDict, distance: Callable | None, x: Field) -> None:
   """Raises InputError for fields of config.model that no training can have."""
   m = config.model
   for name in ('kl', 'codebook', 'beta', 'perceptual', 'adversarial', 'adversarial_from',
                'discriminator_learning_rate'):
     compose.require(config, name, m[name] >= 0, 'it is negative', 'give 0 or more')
+  require_choice('config.model.discriminator_norm', _norm(m), get_args(Norm))
   if m.perceptual:
     compose.require(config, 'vgg', bool(m.vgg), 'LPIPS needs the weights of VGG-16, from a file '
                     'that you have', 'name it, or set config.model.perceptual=0')
