@@ -231,10 +231,22 @@ def test_a_whole_latent_diffusion_becomes_a_run(whole, tmp_path):
     ('latent-diffusion', 'vq', {'model': 'inpainting_big'}, '^model=.*: it completes images'),
     ('sd-vae', 'vq', {'merges': 'vq'}, '^merges=.*: this model is told no text; leave it out'),
     ('sd-vae', 'small', {}, r'^in=.*: it cannot be read as sd-vae: it holds .*which belong to no'),
-    ('sd-vae', 'vq', {'model': 'kl-f9'}, '^model=.kl-f9.: did you mean kl-f')])
+    ('sd-vae', 'vq', {'model': 'kl-f9'}, '^model=.kl-f9.: did you mean kl-f'),
+    *(('latent-diffusion', 'folder', {'model': model}, r'^in=.*: it is a folder of diffusers, .*; '
+       r'give the file of CompVis \(model.ckpt\), or .* by the source sd-vae\.$')
+      for model in ('', 'celeba256', 'txt2img-f8-large')),
+    *(('dit', 'folder', {'model': model}, r'^in=.*: it is a directory; name the file of facebook'
+       r'research/DiT \(.*\), because folders of diffusers are not read for this source\.$')
+      for model in ('', 'DiT-XL-2-256x256')),
+    ('dit', 'names', {}, '^in=.*: its names are those of diffusers, .*; give the '
+     'file of facebookresearch/DiT')])
 def test_what_cannot_be_imported_leaves_nothing(source, file, options, message, small, vq,
                                                 tmp_path):
-  paths = {'small': small[0], 'vq': vq[0], 'gone': tmp_path / 'gone'}
+  paths = {'small': small[0], 'vq': vq[0], 'gone': tmp_path / 'gone',
+           'folder': tmp_path / 'ldm-celebahq-256', 'names': tmp_path / 'small.safetensors'}
+  (paths['folder'] / 'unet').mkdir(parents=True)
+  (paths['folder'] / 'model_index.json').write_text('{}')
+  write(paths['names'], {'transformer_blocks.0.attn1.to_q.bias': np.zeros(2)})
   options = {name: paths.get(u, u) for name, u in options.items()}
   with pytest.raises(InputError, match=message):
     import_weights(source, paths[file], tmp_path / 'run', CONFIGS, **options)

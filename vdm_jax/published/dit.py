@@ -64,9 +64,12 @@ def from_flat(flat: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
   """The published parameters `flat`, {name: array}, as a tree like `like`, arrays or shapes.
 
   Raises InputError naming every parameter that does not fit, or if `pos_embed` differs from the
-  table that is computed here.
+  table that is computed here.  Raises InputError also for names of diffusers.
   """
   flat = dict(flat)
+  if any(name.startswith('transformer_blocks.') for name in flat):
+    raise InputError(problem='its names are those of diffusers, which are not read for DiT',
+                     remedy='give the file of facebookresearch/DiT')
   if 'pos_embed' in flat:  # [1, tokens, features], of a square image
     table = flat.pop('pos_embed')
     side = math.isqrt(table.shape[-2])

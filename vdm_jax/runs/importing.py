@@ -16,7 +16,8 @@
   stable-diffusion     CompVis, diffusers              Stable Diffusion v1 of any size  latent
   glide                openai/glide-text2im            published.glide.MODELS           glide
 
-If a file has averaged parameters, these are taken, as in the publications.
+If a file has averaged parameters, these are taken, as in the publications.  Folders of diffusers
+are read for sd-vae, taesd and stable-diffusion, not for the others.
 
 A file of an autoencoder says what size its network has (`published.autoencoders`).  So its settings
 go from the file into the config of the run.  The same holds for a model that is told a text
@@ -152,11 +153,20 @@ def _open_autoencoder(file: Path, model: str) -> Weights:
                  lambda like: _stage(read.params), read.files, settle)
 
 
+def _require_no_folder(file: Path, is_one: bool) -> None:
+  """Raises InputError if `file` is the folder of a latent diffusion in the format of diffusers."""
+  require(not is_one, 'in', f'{file}', 'it is a folder of diffusers, which is read for Stable '
+          'Diffusion alone', 'give the file of CompVis (model.ckpt), or import the autoencoder of '
+          'this folder by the source sd-vae')
+
+
 def _open_latent_diffusion(file: Path, model: str) -> Weights:
   """A whole latent diffusion of CompVis, or an autoencoder alone."""
   model = model or file.stem
   if model in compvis.TEXT_ENCODERS:
     return _open_told(file, model)
+  whole = any((file / part).exists() for part in ('model_index.json', 'unet'))
+  _require_no_folder(file, file.is_dir() and (whole or model in compvis.LATENT_DIFFUSIONS))
   if model not in compvis.LATENT_DIFFUSIONS:
     require(model not in compvis.UNETS, 'model', model, 'it completes images, and is told their '
             'known part', 'use its network from Python: vdm_jax.published.compvis.UNETS')
@@ -179,6 +189,7 @@ def _open_told(file: Path, model: str) -> Weights:
   """A whole latent diffusion that is told a text."""
   model = model or 'stable-diffusion-v1'
   require_choice('model', model, compvis.TEXT_ENCODERS)
+  _require_no_folder(file, file.is_dir() and compvis.LATENT_DIFFUSIONS[model].tokeniser != 'clip')
   read, trained = stable_diffusion.read(file, model), compvis.LATENT_DIFFUSIONS[model]
   scale = trained.scale if read.scale is None else read.scale
   published = compvis.TEXT_ENCODERS[model]
@@ -269,7 +280,9 @@ def _open(source: str, file: Path, model: str, autoencoder: Path | None) -> Weig
         raise
       raise InputError('in', f'{file}', f'it cannot be read as {source}: {error}') from None
   if not file.is_file():
-    raise InputError('in', f'{file}', 'it is a directory', 'name the file of weights')
+    raise InputError('in', f'{file}', 'it is a directory', 'name the file of weights' if source !=
+                     'dit' else 'name the file of facebookresearch/DiT (DiT-XL-2-256x256.pt), '
+                     'because folders of diffusers are not read for this source')
   of, model = SOURCES[source], model or file.stem
   if model not in of.models:
     raise InputError('model', model, 'this source has no such model',
