@@ -9,7 +9,7 @@ import pytest
 
 from vdm_jax import data
 from vdm_jax.errors import InputError
-from vdm_jax.runs import reconstructing, workdir
+from vdm_jax.runs import latents, reconstructing, workdir
 from vdm_jax.systems.latent.autoencoder import Autoencoder
 
 SPEC = data.Spec('small', (data.fields.integers('image', (4, 4, 1), 17),))
@@ -44,7 +44,9 @@ def evaluate(tmp_path, monkeypatch):
                                data=types.SimpleNamespace(split=lambda name: Part()))
     return workdir.Trained(of, None, weights, 4 if step == 'latest' else step, average or 'slow')
   monkeypatch.setattr(workdir, 'load_trained', load)
-  monkeypatch.setattr(reconstructing, 'picture', lambda *args: np.zeros((2, 2, 3), np.uint8))
+  for of in (reconstructing, latents):
+    monkeypatch.setattr(of, 'picture', lambda *args: np.zeros((2, 2, 3), np.uint8))
+  monkeypatch.setattr(latents, 'draw', lambda *args, count, **_: np.ones((count, 2, 2, 2)))
   monkeypatch.setattr(
       reconstructing, 'over_images',
       lambda *args, count, repeats, **_: found(count, repeats, **measured))
@@ -67,7 +69,8 @@ def names(place):
     ({'examples': 5, 'average': 'fast'}, '_fast_5_images')])
 def test_only_the_main_evaluation_replaces_the_main_files(evaluate, options, ending):
   evaluate(**options)
-  assert names(evaluate.place) == [f'reconstruction{ending}.json', f'reconstructions{ending}.png']
+  assert names(evaluate.place) == [f'latents{ending}.png', f'reconstruction{ending}.json',
+                                   f'reconstructions{ending}.png']
 
 
 def test_fewer_draws_of_the_same_images_do_not_replace_more(evaluate):
@@ -98,6 +101,26 @@ def test_latents_without_a_prior_have_no_bound(evaluate):
   rows = evaluate({'nats': nan, 'latent': nan}).rows
   assert [row['name'] for row in rows] == ['reconstruction', 'psnr', 'l1', 'latent_mean',
                                            'latent_std']
+
+
+def test_each_image_has_its_reconstruction_below_it():
+  images = np.random.default_rng(0).integers(0, 17, (3, 4, 4, 1))
+
+  class Few(Part):
+    def __len__(self):
+      return 3
+
+    def get(self, rows):
+      return {'image': images[rows]}
+
+  inverted = types.SimpleNamespace(reconstruct=lambda images, keys: 16 - images)
+  sheet = reconstructing.picture(types.SimpleNamespace(model=lambda params: inverted), {}, Few(), 0)
+  scale = sheet.shape[1] // (3 * 5 + 1)
+  grey = sheet[::scale, ::scale, 0]
+  for i, image in enumerate(images[..., 0]):
+    above, below = (grey[y:y + 4, 5 * i + 1:5 * i + 5] for y in (1, 6))
+    np.testing.assert_array_equal(above, np.round(image * 255 / 16))
+    np.testing.assert_array_equal(below, np.round((16 - image) * 255 / 16))
 
 
 @pytest.mark.parametrize('made', ['_autoencoder', '_captioner'])

@@ -1,4 +1,4 @@
-"""Measures what the autoencoder of a run keeps of images, and draws originals beside it."""
+"""Measures what the autoencoder of a run keeps of images, and draws it and the latents."""
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger.tables import shown
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.machine import files
-from vdm_jax.runs import evaluations, needs, pictures, workdir
+from vdm_jax.runs import evaluations, latents, needs, pictures, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.systems.latent.autoencoder import Autoencoder
 from vdm_jax.train.step import default_average
@@ -59,9 +59,10 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
              show: Callable[[Reconstruction], None] = lambda found: None) -> Reconstruction:
   """Measures the autoencoder of a run on every image of a split.
 
-  Writes reconstruction.json and reconstructions.png, into the run's directory or into `out`.  As
-  for `runs.evaluate`, their names end in the differences from the main evaluation, of all test
-  images and the newest weights.  Each image has `repeats` draws of its latent.
+  Writes reconstruction.json, reconstructions.png and latents.png, into the run's directory or into
+  `out`.  As for `runs.evaluate`, their names end in the differences from the main evaluation, of
+  all test images and the newest weights.  Each image has `repeats` draws of its latent, and one in
+  latents.png.
 
   Args:
     overwrite: also replace a file of the same name, weights and images that has more draws.
@@ -109,11 +110,17 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
   result = Reconstruction(**about, rows=rows, repeats=repeats, provenance=provenance(),
                           format=FORMAT)
   show(result)
+  y = latents.draw(experiment.model, trained.params, part, random.key(seed), count=count,
+                   at_once=batch_size)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(written, result.to_json())
     pictures.save_png(folder / f'reconstructions{ending}.png',
                       picture(experiment, trained.params, part, seed))
+    codebook = None if model.codebook is None else latents.usage(found['index'],
+                                                                 len(model.codebook))
+    pictures.save_png(folder / f'latents{ending}.png', latents.picture(
+        latents.statistics(y), f'{part.spec.name}, {split}', codebook))
   return result
 
 
@@ -171,11 +178,10 @@ def figures(result: Reconstruction) -> dict[str, str]:
 
 
 def picture(experiment: Experiment, params: PyTree, part: data.Split, seed: int) -> np.ndarray:
-  """uint8 [H, W, 3]: images of a split, each with its reconstruction to its right."""
+  """uint8 [H, W, 3]: images of a split in a row, each with its reconstruction below it."""
   x, count = part.spec.x, min(SHOWN, len(part))
   images = part.get(np.arange(count))[x.name]
   keys = random.per_example(random.key(seed), jnp.arange(count))
   found = jax.jit(lambda params, images: experiment.model(params).reconstruct(images, keys))(
       params, images)
-  pairs = np.stack([images, np.asarray(found)], axis=1).reshape(2 * count, *x.shape)
-  return pictures.samples(pairs, x.levels)
+  return pictures.strip(np.stack([images, np.asarray(found)], axis=1), x.levels)
