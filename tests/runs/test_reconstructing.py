@@ -103,6 +103,24 @@ def test_latents_without_a_prior_have_no_bound(evaluate):
                                            'latent_std']
 
 
+def test_the_usage_of_a_codebook_is_drawn(evaluate, monkeypatch):
+  load, drawn = workdir.load_trained, []
+
+  def with_codebook(*args, **named):
+    trained = load(*args, **named)
+    model = trained.experiment.model({})._replace(index=lambda y: y, codebook=np.zeros((5, 2)))
+    trained.experiment.model = lambda params: model
+    return trained
+
+  def picture(found, name, codebook):
+    drawn.append((name, codebook.used, len(codebook.share), codebook.perplexity))
+    return np.zeros((2, 2, 3), np.uint8)
+  monkeypatch.setattr(workdir, 'load_trained', with_codebook)
+  monkeypatch.setattr(latents, 'picture', picture)
+  evaluate({'index': np.array([0, 0, 4, 4, 4, 0]).reshape(1, 6, 1, 1)})
+  assert drawn == [('small, test', 2, 5, pytest.approx(2.0))]
+
+
 def test_each_image_has_its_reconstruction_below_it():
   images = np.random.default_rng(0).integers(0, 17, (3, 4, 4, 1))
 
