@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from tests.support import published, recordings
 from tests.support.published import last, shapes_of
@@ -17,6 +18,7 @@ from vdm_jax.nn.text import clip as networks
 from vdm_jax.nn.text.bert import LatentBERT
 from vdm_jax.nn.text.clip import CLIP, ImageTower, NoisyCLIP, TextTower
 from vdm_jax.nn.text.glide import GLIDEText
+from vdm_jax.nn.text.trunk import STACK
 from vdm_jax.published import clip, compvis, glide
 
 assert_close = functools.partial(published.assert_close, tolerance=1e-4)
@@ -38,6 +40,10 @@ def of_clip():
   return recorded, flat, CLIP(net.text.clone(remat='none'), net.image.clone(remat='none'))
 
 
+def before_the_last_norm(call, args, kwargs, context):
+  return args[0] if context.module.name == 'norm_out' else call(*args, **kwargs)
+
+
 def test_both_towers_of_clip_repeat_the_public_code(of_clip, differs):
   recorded, flat, net = of_clip
   images, tokens = last(recorded['in/image']), recorded['in/tokens'].astype(np.int32)
@@ -45,11 +51,16 @@ def test_both_towers_of_clip_repeat_the_public_code(of_clip, differs):
 
   def run(images):
     sequence, text = net.text.apply({'params': params['text']}, tokens)
+    first = {**params['text'], STACK: jax.tree.map(lambda u: u[:-1], params['text'][STACK])}
+    with nn.intercept_methods(before_the_last_norm):
+      hidden = net.text.clone(depth=net.text.depth - 1).apply({'params': first}, tokens).sequence
     features = net.image.apply({'params': params['image']}, images)
     logits = net.apply({'params': params}, images, tokens)
     cosines = optax.cosine_similarity(features, recorded['text/features'])
-    return jnp.sum(cosines), (sequence, text, features, logits)
-  gradient, (sequence, text, features, logits) = jax.jit(jax.grad(run, has_aux=True))(images)
+    return jnp.sum(cosines), (hidden, sequence, text, features, logits)
+  gradient, (hidden, sequence, text, features, logits) = jax.jit(
+      jax.grad(run, has_aux=True))(images)
+  assert_close(hidden, recorded['hidden_states/-2'])  # of the last block but one
   assert_close(sequence, recorded['text/sequence'])
   assert_close(text, recorded['text/features'])
   assert_close(features, recorded['image/features'])
