@@ -35,8 +35,8 @@ def get_config(stage: str = 'autoencoder') -> ml_collections.ConfigDict:
       kind='vq' if stage == 'vq' else 'kl', entries=64)
   if stage == 'latent':
     fields = {'features': 32, 'dropout': 0.0, **networks.how_computed(), 'remat': 'none'}
-    return recipes.digits(latent.default_config(first.model, stage=stage, **fields), steps=1000)
-  config = recipes.digits(first, steps=1000)
+    return recipes.digits(latent.default_config(first.model, stage=stage, **fields), steps=750)
+  config = recipes.digits(first, steps=750)
   config.optimizer.update(learning_rate=3e-3, weight_decay=0.0)
   config.train.update(validation_repeats=1, pictures_every=500)
   return config
