@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from vdm_jax import inputs, schedules, targets
 from vdm_jax.denoisers import denoiser
 from vdm_jax.editing import attention, prompt_to_prompt
 from vdm_jax.errors import InputError
 from vdm_jax.nn.transformers.dit import DiT
+from vdm_jax.nn.unets import adm
 from vdm_jax.nn.unets.latent import HeadsAttention, LabelledUNet, LatentUNet
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.samplers import ddim, sample
@@ -82,6 +84,65 @@ def test_limits_of_an_edit_hold_bit_for_bit_under_jit(remat):
   both = edited(same, 1.0, 1.0)
   np.testing.assert_array_equal(both[:2], both[2:])
   np.testing.assert_array_equal(both, drawn(same))
+
+
+def split(cross):
+  """A text of three words, of which one is exchanged for a word of two tokens."""
+  source, target = (prompt_to_prompt.prompt(text, lambda word: [ord(one) for one in word])
+                    for text in ('a b c', 'a xy c'))
+  return prompt_to_prompt.replace(source, target, LENGTH, cross=cross)
+
+
+def of_split(told):
+  """M_s A for `split`: each token of the new word reads half of the old word's map."""
+  a, b, c, _, padding = np.moveaxis(np.asarray(told), -1, 0)
+  return np.stack([a, b / 2, b / 2, c, padding], axis=-1)
+
+
+@pytest.mark.parametrize('t, cross, own, positions, told_edited, own_edited', [
+    (0.9, 1.0, 1.0, 6, True, True), (0.9, 1.0, 1.0, 5, True, False),
+    (0.9, 1.0, 0.0, 6, True, False), (0.9, 0.0, 1.0, 6, False, True),
+    (0.9, 0.0, 0.0, 6, False, False), (1.0, 0.0, 0.0, 6, False, False),
+    (0.25, 0.8, 0.8, 6, True, True), (0.2, 0.8, 0.8, 6, False, False)])
+def test_one_softmax_over_text_and_pixels_is_edited_in_both_of_its_parts(
+    t, cross, own, positions, told_edited, own_edited):
+  """Attention of ADM's U-Net that is told a text, with 2 x 3 positions."""
+  layer = adm.AttentionBlock(attention_heads=2, qkv_order='new', groups=2)
+  h = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
+  text = jax.random.normal(jax.random.key(1), (2, LENGTH, 5))
+  params = layer.init(jax.random.key(2), h, text)['params']
+  params['out']['kernel'] = jax.random.normal(jax.random.key(3), (4, 4))
+  change = prompt_to_prompt.edit(prompt_to_prompt.stack([split(cross)]), own, positions)
+  seen = []
+
+  def denoise(z, level, cond=None):
+    y = layer.apply({'params': params}, z, text)
+    return Estimate(y, y)
+
+  def keep(maps, where, level, cond):
+    seen.extend([maps, change(maps, where, level, cond)])
+    return seen[-1]
+  level = PROCESS(jnp.full(2, t))
+  plain, y = (np.asarray(found(h, level).x) for found in (
+      denoise, attention.edited(denoise, keep, told=True)))
+  maps, new = map(np.asarray, seen)
+  assert maps.shape == (2, 2, 6, LENGTH + 6)
+  np.testing.assert_allclose(maps.sum(axis=-1), 1.0, atol=1e-6)
+  told, pixels = maps[..., :LENGTH], maps[..., LENGTH:]
+  want = np.concatenate([of_split(told[0]) if told_edited else told[1],
+                         pixels[0] if own_edited else pixels[1]], axis=-1)
+  np.testing.assert_array_equal(new, np.stack([maps[0], want]))
+
+  np.testing.assert_array_equal(y[0], plain[0])
+  if not (told_edited or own_edited):
+    np.testing.assert_array_equal(y, plain)
+  normed = nn.GroupNorm(2, epsilon=1e-5).apply({'params': params['norm']}, h).reshape(2, 6, 4)
+  values = np.concatenate([
+      (u @ params[name]['kernel'] + params[name]['bias'])[1, :, -4:].reshape(-1, 2, 2)
+      for name, u in (('text', text), ('qkv', normed))])
+  out = np.einsum('hqk,khc->qhc', np.float64(want), np.float64(values)).reshape(2, 3, 4)
+  np.testing.assert_allclose(y[1] - h[1], out @ np.float64(params['out']['kernel'])
+                             + params['out']['bias'], atol=1e-5)
 
 
 def test_a_layer_multiplies_the_edited_maps_by_its_values():
