@@ -204,3 +204,18 @@ def test_the_marks_around_a_text_belong_to_no_word(tmp_path):
   assert number['[CLS]'] == 101
   assert apart == (('reddish', 'cat'), ((number['red'], number['##dish']), (number['cat'],)),
                    (101,), (102,))
+
+
+@pytest.mark.parametrize('kind, count, merges, tokens, start, end', [
+    ('clip', 48_894, ('r e', 're d</w>', 'c a'), ((513, 267), (514, 339)), (49_406,), (49_407,)),
+    ('gpt2', 50_000, ('Ġ c', 'Ġc a', 'r e'), ((258, 67, 11), (257, 83)), (), ())])
+def test_joined_bytes_belong_to_their_word(kind, count, merges, tokens, start, end, tmp_path):
+  """Three merges, and others that are never used.  In both published vocabularies "," is 11, "d"
+  is 67 and "t" is 83; at the end of a word CLIP adds 256.  Merges follow these bytes."""
+  file = tmp_path / 'merges.txt'
+  others = (f'unused {i}{"</w>" * (kind == "clip")}' for i in range(count - len(merges)))
+  file.write_text('\n'.join([*merges, *others, '']), encoding='utf-8')
+  field = tokenisers.field('caption', tokenisers.Settings(kind, 9, str(file)))
+  assert tokenisers.apart(field, 'red, cat') == (('red,', 'cat'), tokens, start, end)
+  whole = [*start, *tokens[0], *tokens[1], *end]
+  assert tokenisers.of(field).encode(['red, cat'])[0, :len(whole)].tolist() == whole
