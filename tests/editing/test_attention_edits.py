@@ -99,6 +99,30 @@ def of_split(told):
   return np.stack([a, b / 2, b / 2, c, padding], axis=-1)
 
 
+def test_in_all_of_the_time_every_map_of_a_target_is_made_of_its_source_bit_for_bit():
+  """tau = 1: one pair exchanges a word for another of one token, the other for one of two."""
+  z, context, params = case()
+  words = jax.tree.map(lambda one, other: jnp.stack([one[0], other]), exchanged(1.0), split(1.0))
+
+  @jax.jit
+  def maps(params, t):
+    keep = lambda denoise: attention.captured(denoise, lambda maps: maps)(
+        z, PROCESS(jnp.full(4, t)), context).extra['attention']
+    denoise = denoise_of(NET, params)
+    change = prompt_to_prompt.edit(words, own=1.0)
+    return keep(denoise), keep(attention.edited(denoise, change, told=True))
+
+  for t in TIMES[:-1]:  # those at which a sampler calls the network
+    plain, edited = maps(params, t)
+    assert {name.rpartition('/')[2] for name in edited} == {'told', 'own'}
+    for name, found in edited.items():
+      want = found[:2]
+      if name.endswith('told'):
+        want = np.stack([found[0], of_split(found[1])])
+        assert np.abs(plain[name][2:] - want).max() > 1e-3  # another text has other maps
+      np.testing.assert_array_equal(found[2:], want, err_msg=name)
+
+
 @pytest.mark.parametrize('t, cross, own, positions, told_edited, own_edited', [
     (0.9, 1.0, 1.0, 6, True, True), (0.9, 1.0, 1.0, 5, True, False),
     (0.9, 1.0, 0.0, 6, True, False), (0.9, 0.0, 1.0, 6, False, True),
