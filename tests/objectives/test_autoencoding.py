@@ -1,7 +1,8 @@
 """Losses of autoencoders, LPIPS and the discriminator: the public code, closed forms, examples."""
 import functools
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
 from vdm_jax.nn.lpips import LPIPS
 from vdm_jax.objectives import autoencoding
 from vdm_jax.published import lpips, patchgan
-from vdm_jax.units import mean_over_data, sum_over_data
+from vdm_jax.units import mean_over_data
 
 ORACLES = Path(__file__).parents[3] / 'shared' / 'oracles'
 there = pytest.mark.skipif(not ORACLES.exists(), reason='../shared/oracles is not there')
@@ -29,27 +30,16 @@ def recorded():
     return {name: file[name] for name in file.files}
 
 
-def weights(recorded, name):
-  """By their published names; the rule that makes them knows the part too."""
-  shapes = json.loads(str(recorded[f'{name}/shapes']))
-  return {key: published.array(f'{name}/{key}', tuple(shape)) for key, shape in shapes.items()}
-
-
 @pytest.fixture(scope='module')
 def distance(recorded):
   """x, y -> LPIPS, with the recording's weights."""
-  flat = weights(recorded, 'lpips')
-  flat = {name: np.abs(array) if name.startswith('lin') else array for name, array in flat.items()}
-  params = lpips.from_flat(flat)
-  return jax.jit(lambda x, y: LPIPS().apply({'params': params}, x, y))
+  params = published.lpips_of_losses(recorded)
+  return functools.partial(jax.jit(LPIPS().apply), {'params': params})
 
 
 def judged(recorded):
   """The recording's discriminator, images -> logits."""
-  net = PatchDiscriminator(features=8, layers=2, norm='batch')
-  x = jnp.zeros((1, 32, 32, 3))
-  params = patchgan.from_flat(weights(recorded, 'discriminator'),
-                              jax.eval_shape(net.init, jax.random.key(0), x)['params'])
+  net, params = published.discriminator_of_losses(recorded)
   return jax.jit(lambda x: net.apply({'params': params}, x))
 
 
@@ -103,11 +93,11 @@ def test_the_discriminator_repeats_the_public_code(recorded, differs):
 
 @there
 def test_buffers_of_the_public_files_are_left_out(recorded):
-  flat = weights(recorded, 'lpips')
+  flat = published.state_dict(recorded, 'lpips')
   more = {'scaling_layer.shift': np.zeros((1, 3, 1, 1)), 'lins.0.model.1.weight': np.zeros(3),
           'classifier.0.bias': np.zeros(3)}
   jax.tree.map(np.testing.assert_array_equal, lpips.from_flat(flat | more), lpips.from_flat(flat))
-  flat = weights(recorded, 'discriminator')
+  flat = published.state_dict(recorded, 'discriminator')
   net = PatchDiscriminator(features=8, layers=2)
   like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
   more = {f'main.3.{name}': np.zeros(16) for name in ('running_mean', 'running_var')}
@@ -115,33 +105,85 @@ def test_buffers_of_the_public_files_are_left_out(recorded):
                patchgan.from_flat(flat, like))
 
 
-@there
-def test_the_kl_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, distance):
-  """Of a last layer W alone, on the recorded features; the code averages the sums over images."""
-  r = {key.removeprefix('kl/'): u for key, u in recorded.items() if key.startswith('kl/')}
+class Terms(NamedTuple):
+  """Of a last layer W alone, on the recorded features: kernel -> means over the images."""
+  decoded: Callable
+  absolute: Callable   # mean |x - x'|
+  perceptual: Callable
+  adversarial: Callable
+
+
+@pytest.fixture(scope='module')
+def terms(recorded, distance):
   x, features = last(recorded['in/x']), last(recorded['in/reconstruction'])
   discriminate = judged(recorded)
-  moments = last(r['moments'])
-  assert_close(autoencoding.kl(*np.split(moments, 2, axis=-1)).mean(), r['step99/kl_loss'])
 
   def decoded(kernel):
     return jax.lax.conv_general_dilated(features, kernel, (1, 1), 'SAME',
                                         dimension_numbers=('NHWC', 'OIHW', 'NHWC'))
+  return Terms(
+      decoded, lambda kernel: jnp.mean(mean_over_data(jnp.abs(x - decoded(kernel)))),
+      lambda kernel: jnp.mean(distance(x, decoded(kernel))),
+      lambda kernel: jnp.mean(autoencoding.generator(discriminate(decoded(kernel)))))
 
-  def reconstruction(kernel):
-    found = decoded(kernel)
-    return jnp.mean(sum_over_data(jnp.abs(x - found)) + NUMBERS * distance(x, found))
-  adversarial = lambda kernel: jnp.mean(autoencoding.generator(discriminate(decoded(kernel))))
-  kernel = r['last_layer']
-  assert_close(decoded(kernel), last(r['reconstruction']))
-  assert_close(reconstruction(kernel), r['step99/nll_loss'])
-  assert_close(adversarial(kernel), r['step99/g_loss'])
-  d = 0.5 * autoencoding.balance(
-      jax.grad(reconstruction)(kernel), jax.grad(adversarial)(kernel))
-  assert_close(d, r['step100/d_weight'], tolerance=1e-3)
-  assert_close(reconstruction(kernel) + d * adversarial(kernel), r['step100/loss'])
-  hinge = autoencoding.hinge(discriminate(x), discriminate(decoded(kernel))).mean()
+
+@pytest.fixture(scope='module')
+def slopes(recorded, terms):
+  """The gradients by W of the mean reconstruction, |x - x'| + LPIPS, and of the adversarial term.
+  """
+  kernel = recorded['kl/last_layer']
+  return (jax.grad(lambda kernel: terms.absolute(kernel) + terms.perceptual(kernel))(kernel),
+          jax.grad(terms.adversarial)(kernel))
+
+
+@there
+def test_the_kl_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, terms, slopes):
+  """The code averages sums over images, and adds LPIPS to each number of an image."""
+  r = {key.removeprefix('kl/'): u for key, u in recorded.items() if key.startswith('kl/')}
+  kernel, found = r['last_layer'], terms.decoded(r['last_layer'])
+  discriminate = judged(recorded)
+  moments = last(r['moments'])
+  kl = autoencoding.kl(*np.split(moments, 2, axis=-1)).mean()
+  assert_close(kl, r['step99/kl_loss'])
+  assert_close(found, last(r['reconstruction']))
+  mean = terms.absolute(kernel) + terms.perceptual(kernel)
+  assert_close(mean, r['step99/rec_loss'])
+  assert_close(NUMBERS * mean, r['step99/nll_loss'])
+  g = terms.adversarial(kernel)
+  assert_close(g, r['step99/g_loss'])
+  by_mean, by_g = slopes
+  by_sum = NUMBERS * by_mean
+  d = 0.5 * autoencoding.balance(by_sum, by_g)
+  assert_close(d, r['step100/d_weight'])
+  cost = NUMBERS * mean + 1e-6 * kl
+  assert_close(cost, r['step99/loss'])  # before the discriminator
+  assert_close(by_sum, r['step99/grad_last_layer'])
+  assert_close(cost + d * g, r['step100/loss'])
+  assert_close(by_sum + d * by_g, r['step100/grad_last_layer'])
+  hinge = autoencoding.hinge(discriminate(last(recorded['in/x'])), discriminate(found)).mean()
   assert_close(hinge, r['step100/disc_loss'])
+
+
+@there
+def test_the_vq_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, terms, slopes):
+  """The code takes means; its weights are 0.75 and 1.  The loss of the codebook was given to it."""
+  r = {key.removeprefix('vq/'): u for key, u in recorded.items() if key.startswith('vq/')}
+  kernel = recorded['kl/last_layer']
+  perceptual, g = terms.perceptual(kernel), terms.adversarial(kernel)
+  assert_close(perceptual, r['p_loss'])
+  reconstruction = terms.absolute(kernel) + perceptual
+  assert_close(reconstruction, r['nll_loss'])
+  assert_close(g, r['g_loss'])
+  d = 0.75 * autoencoding.balance(*slopes)
+  assert_close(d, r['d_weight'])
+  assert_close(reconstruction + d * g + r['codebook_loss'], r['loss'])
+
+
+@there
+def test_the_divergence_of_a_latent_repeats_the_public_code():
+  with np.load(ORACLES / 'latent_diffusion_small.npz') as file:
+    moments, want = last(file['kl/moments']), file['kl/kl']
+  assert_close(autoencoding.kl(*np.split(moments, 2, axis=-1)), want)
 
 
 @there

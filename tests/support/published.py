@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdm_jax.nn.autoencoders.patchgan import PatchDiscriminator
+from vdm_jax.published import lpips, patchgan
+from vdm_jax.typing import PyTree
+
 
 def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
   """Matrices and kernels, [out, in, ...] as in PyTorch: normal with variance 1 / inputs.  Vectors:
@@ -22,10 +26,27 @@ def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
   return noise.astype(np.float32)
 
 
-def state_dict(recorded, name: str) -> dict[str, np.ndarray]:
-  """The weights of one recorded network, whose names and shapes are `name`/shapes, JSON."""
+def state_dict(recorded, name: str, prefix: str = '') -> dict[str, np.ndarray]:
+  """The weights of one recorded network, whose names and shapes are `name`/shapes, JSON.
+
+  prefix: of the names from which the rule makes them.
+  """
   shapes = json.loads(str(recorded[f'{name}/shapes']))
-  return {k: array(k, tuple(shape)) for k, shape in shapes.items()}
+  return {k: array(prefix + k, tuple(shape)) for k, shape in shapes.items()}
+
+
+def lpips_of_losses(recorded) -> PyTree:
+  """The parameters of LPIPS in the recording of losses of autoencoders."""
+  flat = state_dict(recorded, 'lpips', 'lpips/')
+  return lpips.from_flat({name: np.abs(array) if name.startswith('lin') else array
+                          for name, array in flat.items()})
+
+
+def discriminator_of_losses(recorded) -> tuple[PatchDiscriminator, PyTree]:
+  """The discriminator in the same recording, for images of 32x32 pixels: network, parameters."""
+  net = PatchDiscriminator(features=8, layers=2, norm='batch')
+  return net, patchgan.from_flat(state_dict(recorded, 'discriminator', 'discriminator/'),
+                                 shapes_of(net, jnp.zeros((1, 32, 32, 3))))
 
 
 def last(images):
