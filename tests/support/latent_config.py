@@ -13,18 +13,19 @@ ENDS = 10.0, -5.0
 
 
 class Linear(nn.Module):
-  """8x8 pixels -> 2x2 latents of 2 channels, and back; `scale` times as large."""
+  """8x8 pixels, or side x side -> 2x2 latents of 2 channels, and back; `scale` times as large."""
   scale: float = 1.0
+  side: int = 8
 
   def setup(self):
-    self.encoder, self.decoder = nn.Dense(16), nn.Dense(64)
+    self.encoder, self.decoder = nn.Dense(16), nn.Dense(self.side**2)
 
   def encode(self, x):
     mean, width = jnp.split(self.encoder(x.reshape(len(x), -1)), 2, axis=-1)
     return (self.scale * mean).reshape(-1, 2, 2, 2), (width - 2.0).reshape(-1, 2, 2, 2)
 
   def decode(self, y):
-    return self.decoder(y.reshape(len(y), -1)).reshape(-1, 8, 8, 1)
+    return self.decoder(y.reshape(len(y), -1)).reshape(-1, self.side, self.side, 1)
 
   def __call__(self, x):
     return self.decode(self.encode(x)[0])

@@ -10,7 +10,7 @@ from vdm_jax.published import fitting, lpips, readers
 def parameters():
   """Random parameters of LPIPS, not negative, so that no distance is 0."""
   images = jnp.zeros((1, 16, 16, 3))
-  return jax.tree.map(jnp.abs, LPIPS().init(jax.random.key(0), images, images)['params'])
+  return jax.tree.map(jnp.abs, jax.jit(LPIPS().init)(jax.random.key(0), images, images)['params'])
 
 
 def write(directory, params, scale=1.0):

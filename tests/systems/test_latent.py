@@ -13,12 +13,13 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from tests.support import commands, latent_config
+from tests.support import commands, latent_config, published, recordings, vgg
 from tests.support.gaussian import chain_nats
 from tests.support.latent_config import LAST, Judge, Linear, Quantising
-from vdm_jax import data, decoders, oracles, random, runs, schedules
+from vdm_jax import data, decoders, oracles, random, runs, samplers, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.likelihood import bounds, ode, paths
+from vdm_jax.nn.lpips import LPIPS
 from vdm_jax.objectives import autoencoding, vlb
 from vdm_jax.published import lpips
 from vdm_jax.runs import needs, reconstructing, sampling, training, workdir
@@ -35,20 +36,25 @@ FILE = latent_config.__file__
 D, JUDGE = 64, Judge()
 
 
-def first_stage(net=None, real=False, judge=JUDGE, **model):
-  """real: of real numbers, whose likelihood compiles in a tenth of the time."""
-  config = latent_config.get_config('autoencoder')
-  config.model.update(model)
+def first_stage(net=None, real=False, distance=None, judge=JUDGE, **model):
+  """real: of real numbers, whose likelihood compiles in a tenth of the time.
+
+  distance: the parameters of LPIPS, which sees images of 16x16 pixels.
+  """
+  config, net = latent_config.get_config('autoencoder'), net or Linear()
+  config.model.update(model, vgg='' if distance is None else 'not read')
   if real:
-    spec = data.Spec('numbers', (data.fields.reals('image', (8, 8, 1)),))
+    spec = data.Spec('numbers', (data.fields.reals('image', (net.side, net.side, 1)),))
     with config.unlocked():
       config.data.update(spec.to_config())
-  return autoencoder.experiment(config, net=net or Linear(), judge=judge, last_kernel=LAST)
+  return autoencoder.experiment(config, net=net, judge=judge, last_kernel=LAST,
+                                distance=None if distance is None else lambda: distance)
 
 
-def numbers(step=0):
+def numbers(step=0, side=8):
   """A batch of real numbers."""
-  return {'image': np.random.default_rng(step).standard_normal((8, 8, 8, 1)).astype(np.float32)}
+  shape = 8, side, side, 1
+  return {'image': np.random.default_rng(step).standard_normal(shape).astype(np.float32)}
 
 
 def started(experiment):
@@ -65,6 +71,16 @@ def apply(net, params, method, *args):
 
 
 # --------------------------------------------------------------- the first stage
+
+
+@pytest.fixture(scope='module')
+def layers():
+  """Random parameters of LPIPS, large enough that each image has a distance."""
+  return vgg.parameters()
+
+
+def lpips_of(layers, x, y):
+  return jax.jit(LPIPS().apply)({'params': layers}, x, y)
 
 
 @pytest.mark.parametrize('kind', [Linear, Quantising])
@@ -96,6 +112,141 @@ def test_the_loss_is_the_published_one_of_its_kind(kind):
   p = decoders.DiscretisedNormal(17).log_prob(batch['image'], found * 16 / 17,
                                               autoencoder.FIRST_STD)
   np.testing.assert_allclose(after[1]['reconstruction'], -p / (D * np.log(2)), rtol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('kind', [Linear, Quantising])
+def test_lpips_is_added_at_each_number_of_an_image_in_the_kl_kind_and_once_in_the_vq_kind(
+    kind, layers):
+  net, n, w = kind(side=16), 3, 0.7
+  perceptual, plain = (first_stage(net, real=True, kl=0.1, **more) for more in (
+      {'perceptual': w, 'distance': layers}, {}))
+  params = started(perceptual)
+  batch = {'image': numbers(side=16)['image'][:n]}
+  x, keys = batch['image'], context(n).keys
+  losses, terms = jax.jit(lambda layers: perceptual.loss(
+      params, batch, context(n, aux={'lpips': layers})))(layers)
+  without, others = jax.jit(lambda: plain.loss(params, batch, context(n)))()
+  if kind is Linear:
+    mean, log_variance = apply(net, params, 'encode', x)
+    eps = random.normal(random.stream(keys, 'y'), mean)
+    found = apply(net, params, 'decode', mean + jnp.exp(0.5 * log_variance) * eps)
+  else:
+    found = apply(net, params, 'decode', apply(net, params, 'encode', x))
+  distance = lpips_of(layers, x, found)
+  assert float(distance.min()) > 1e-3
+  np.testing.assert_allclose(terms['perceptual'], distance, rtol=1e-4)
+  numbers_of_an_image = 256 if kind is Linear else 1
+  np.testing.assert_allclose(losses - without, numbers_of_an_image * w * distance, rtol=1e-3)
+  assert 'perceptual' not in others
+
+
+@pytest.mark.long
+def test_the_weight_of_the_judge_counts_lpips(layers):
+  """The gradient of the reconstruction by the last kernel is of both of its parts."""
+  net, n, w = Linear(side=16), 2, 0.7
+  experiment = first_stage(net, real=True, perceptual=w, distance=layers, adversarial=0.5,
+                           adversarial_from=0)
+  params = started(experiment)
+  batch = {'image': numbers(side=16)['image'][:n]}
+  of = parallel.jit_layout(experiment.update, jax.devices()[:1])
+  state = of.put(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
+  _, metrics = of.step(state, of.place(batch), jax.random.key(2))
+  keys = random.per_example(jax.random.fold_in(jax.random.key(2), 0), jnp.arange(n) + 1)
+  x, params = batch['image'], started(experiment)
+
+  def means(kernel, layers):
+    """Of the sums |x - x'|, of 256 w LPIPS, and of the adversarial term."""
+    moved = {'net': params['net'] | {'decoder': params['net']['decoder'] | {'kernel': kernel}}}
+    mean, log_variance = apply(net, moved, 'encode', x)
+    eps = random.normal(random.stream(keys, 'y'), mean)
+    found = apply(net, moved, 'decode', mean + jnp.exp(0.5 * log_variance) * eps)
+    judged = Judge().apply({'params': params['discriminator']}, found)
+    return jnp.stack([jnp.abs(x - found).sum((1, 2, 3)).mean(),
+                      256 * w * lpips_of(layers, x, found).mean(), -judged.mean()])
+  absolute, perceptual, g = jax.jit(jax.jacrev(means))(
+      params['net']['decoder']['kernel'], layers)
+  length = jnp.linalg.norm
+  expected = length(absolute + perceptual) / (length(g) + 1e-4)
+  np.testing.assert_allclose(metrics['adversarial_weight'], expected, rtol=1e-3)
+  assert abs(expected - length(absolute) / (length(g) + 1e-4)) > 0.01 * expected
+
+
+class Recorded(nn.Module):
+  """x' = conv(recorded features), whatever y; y has the recorded moments."""
+  moments: np.ndarray
+  features: np.ndarray
+
+  def setup(self):
+    self.decoder = nn.Conv(3, (3, 3), use_bias=False)
+
+  def encode(self, x):
+    return tuple(np.split(self.moments, 2, axis=-1))
+
+  def decode(self, y):
+    return self.decoder(self.features)
+
+  def __call__(self, x):
+    return self.decode(self.encode(x)[0])
+
+
+class RecordedCodes(Recorded):
+  """The same, with a codebook whose only entry is what is encoded: its loss is 0."""
+  entries: int = 1
+
+  def encode(self, x):
+    return jnp.zeros((2, 4, 4, 4))
+
+  def quantise(self, h):
+    return h, jnp.zeros(h.shape[:-1], int)
+
+  def decode_quantised(self, q):
+    return self.decode(q)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('kind, name, weight', [(Recorded, 'kl', 0.5), (RecordedCodes, 'vq', 0.75)])
+def test_losses_and_the_weight_of_the_judge_repeat_the_recordings_of_the_public_code(
+    kind, name, weight):
+  r = recordings.shared('autoencoder_loss_small')
+  net = kind(published.last(r['kl/moments']), published.last(r['in/reconstruction']))
+  judge, discriminator = published.discriminator_of_losses(r)
+  layers = published.lpips_of_losses(r)
+  config = latent_config.get_config('autoencoder')
+  config.model.update(kl=1e-6, perceptual=1.0, vgg='not read', adversarial=weight,
+                      adversarial_from=100)
+  with config.unlocked():
+    config.data.update(data.Spec(
+        'recorded', (data.fields.reals('image', (32, 32, 3)),)).to_config())
+  experiment = autoencoder.experiment(config, net=net, judge=judge, last_kernel=LAST,
+                                      distance=lambda: layers)
+  params = {'net': {'decoder': {'kernel': r['kl/last_layer'].transpose(2, 3, 1, 0)}},
+            'log_std': np.float32(0.0), 'discriminator': discriminator}
+  batch = {'image': published.last(r['in/x'])}
+  of = parallel.jit_layout(experiment.update, jax.devices()[:1])
+  state = of.put(step_lib.init(jax.tree.map(np.array, params), experiment.tx, experiment.ema,
+                               experiment.aux))
+  _, metrics = of.step(state, of.place(batch), jax.random.key(2))
+  d = metrics['adversarial_weight']
+  recorded = {100: r['vq/d_weight']} if name == 'vq' else {
+      step: r[f'kl/step{step}/d_weight'] for step in (99, 100)}
+  for expected in recorded.values():
+    np.testing.assert_allclose(weight * d, expected, rtol=1e-4)
+
+  def loss(kernel, step, layers):
+    moved = params | {'net': {'decoder': {'kernel': kernel}}}
+    of = context(2, aux={'weight': d, 'lpips': layers})._replace(step=step)
+    return jnp.mean(experiment.loss(moved, batch, of)[0])
+  both = jax.jit(jax.value_and_grad(loss))
+  kernel = params['net']['decoder']['kernel']
+  if name == 'vq':
+    found, _ = both(kernel, 100, layers)
+    np.testing.assert_allclose(found, r['vq/loss'] - r['vq/codebook_loss'], rtol=1e-4)
+    return
+  for step in recorded:
+    found, slope = both(kernel, step, layers)
+    np.testing.assert_allclose(found, r[f'kl/step{step}/loss'], rtol=1e-4)
+    published.assert_close(slope.transpose(3, 2, 0, 1), r[f'kl/step{step}/grad_last_layer'], 1e-4)
 
 
 def test_the_quality_of_a_codebook_counts_its_indices():
@@ -338,6 +489,103 @@ def test_the_terms_of_probabilistic_pca_are_those_of_its_closed_form(bound):
     assert abs(np.mean(values) - expected) < 4 * error, name
     assert error < 0.05, name
   np.testing.assert_allclose(nats, sum(terms.values()), rtol=1e-4, atol=1e-4)
+
+
+def test_the_bound_of_probabilistic_pca_is_its_gap_above_the_entropy_of_the_images(bound):
+  """Two variances of the data, 0.25 and 0.05, are one in the model: 1/2 log(0.15^2 / 0.0125)."""
+  own = -stats.norm.logpdf(draws()[0]['x'], 0, np.sqrt(VARIANCES)).sum(axis=1)
+  entropy, error = np.mean(own), np.std(own) / np.sqrt(len(own))
+  assert abs(entropy - 4.177888) < 4 * error < 0.02
+  mean, error = mean_and_error(bound[0] - own)
+  assert abs(mean - 0.293893) < 4 * error < 0.15
+
+
+def test_each_term_of_the_latents_is_that_of_its_closed_form(bound):
+  """Of N(0, 1) between the log-SNRs 13.3 and -5; a number of the latent is half of a term."""
+  _, terms = bound
+  for name, expected in (('diffusion', 6.646643), ('latent', 0.003358),
+                         ('reconstruction', -5.231061)):
+    mean, error = mean_and_error(terms[name] / 2)
+    assert abs(mean - expected) < 4 * error + 1e-5, name
+    assert error < 0.03, name
+
+
+def latent_nats(model, denoise, std):
+  """The exact mean of the bound of y ~ N(0, std^2), of one number: {term: nats}.
+
+  The terms are polynomials of degree 2 in y and eps, so the means over y = +-std and eps = +-1 are
+  the expectations.  The integral over the time is a Gauss-Legendre sum.
+  """
+  nodes, weights = np.polynomial.legendre.leggauss(64)
+  t, y, eps = (u.ravel() for u in np.meshgrid(0.5 * (nodes + 1.0), [-std, std], [-1.0, 1.0],
+                                              indexing='ij'))
+  y, eps = y[:, None], eps[:, None]
+  _, terms = jax.jit(lambda t, y, eps: vlb.continuous(
+      denoise, model.process, y, t, None, data=y, decoder=decoders.normal, eps=eps, eps_0=eps))(
+          t, y, eps)
+  return {name: np.sum(np.repeat(weights / 8.0, 4) * term) for name, term in terms.items()}
+
+
+def test_the_bound_of_the_latents_is_their_entropy_but_for_the_noise_that_is_left(x64):
+  """Its excess is 1/2 log(1 + exp(-13.3)), of the noise that is left at t = 0: in float64."""
+  experiment, params = pca()
+  model = experiment.model(params)
+  terms = latent_nats(model.inner, model.inner.denoise, 1.0)
+  expected = {'reconstruction': -5.231061, 'latent': 0.003358, 'diffusion': 6.646643}
+  assert terms.keys() == expected.keys()
+  for name, nats in expected.items():
+    assert terms[name] == pytest.approx(nats, abs=1e-6), name
+  entropy = 0.5 * np.log(2 * np.pi * np.e)
+  assert sum(terms.values()) - entropy == pytest.approx(8.372e-7, abs=1e-10)
+
+
+def test_latents_that_are_not_scaled_pay_for_a_prior_that_is_not_theirs(x64):
+  """y ~ N(0, 5.49^2): the entropy has ln 5.49 more, which the encoder pays back, and z_1 is not
+  N(0, 1).
+  """
+  experiment, params = pca(PCA(5.49))
+  terms = latent_nats(experiment.model(params).inner, oracles.Gaussian(0.0, 5.49), 5.49)
+  assert sum(terms.values()) == pytest.approx(1.418939 + np.log(5.49) + 0.008429, abs=1e-6)
+  batch, _, keys = draws(100)
+  encoding = lambda of, params: jax.jit(of.model(params).enter)(batch, keys)[1]['encoding']
+  np.testing.assert_allclose(encoding(experiment, params), encoding(*pca()) - 2 * np.log(5.49),
+                             atol=1e-5)
+
+
+# The first two principal components of four numbers.
+AXES = np.linalg.qr(np.random.default_rng(7).standard_normal((4, 4)))[0]
+
+
+class Principal(nn.Module):
+  """Principal component analysis: y are the first two components of x, of standard deviation 5.49.
+  """
+
+  @nn.compact
+  def encode(self, x):
+    self.param('unused', nn.initializers.zeros, (1,))
+    return 5.49 * x @ AXES[:, :2].astype(np.float32) / np.sqrt(VARIANCES[:2])
+
+  def decode(self, y):
+    return (y / 5.49 * np.sqrt(VARIANCES[:2])) @ AXES[:, :2].T.astype(np.float32)
+
+  def __call__(self, x):
+    return self.encode(x)
+
+
+def test_decoded_samples_have_the_covariance_of_the_principal_components_and_its_rank():
+  """With the published variance of a step, a chain of N(0, 1) is exact however few its steps."""
+  experiment, params = pca(Principal(), s=1 / 5.49)
+  n = 50_000
+  x = np.asarray(experiment.model(params).sample(
+      jax.random.key(0), n, steps=5, sampler=lambda *of: samplers.ancestral(*of, share=1.0)),
+                 np.float64)
+  products = x[:, :, None] * x[:, None, :]
+  error = products.std(axis=0) / np.sqrt(n)
+  expected = AXES[:, :2] @ np.diag(VARIANCES[:2]) @ AXES[:, :2].T
+  assert np.all(np.abs(products.mean(axis=0) - expected) < 4 * error)
+  assert np.all(error < 0.03)
+  assert np.abs(x @ AXES[:, 2:]).max() < 1e-5
+  assert np.linalg.matrix_rank(products.mean(axis=0), tol=1e-3) == 2
 
 
 def test_a_scale_of_the_latents_is_paid_back(bound):
