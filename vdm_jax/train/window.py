@@ -27,7 +27,10 @@ class Window:
       jax.block_until_ready(self._parts[-1 - self._in_flight])
 
   def take(self) -> dict[str, float]:
-    """The means of the metrics.  Raises Diverged with the first step whose loss is not finite."""
+    """The means of the metrics; {} if no step was added since the last `take`.
+
+    Raises Diverged with the first step whose loss is not finite.
+    """
     parts, self._parts = jax.device_get(self._parts), []
     rows = [(first + k, {name: float(np.ravel(u)[k]) for name, u in metrics.items()})
             for first, metrics in parts for k in range(np.size(metrics['loss']))]
@@ -37,6 +40,8 @@ class Window:
         if not math.isfinite(row[name]):
           terms = ', '.join(f'{name} {value:.6g}' for name, value in row.items())
           raise Diverged(f'The {what} is not finite at step {step}: {terms}.')
+    if not rows:
+      return {}
     return {name: math.fsum(row[name] for _, row in rows) / len(rows) for name in rows[0][1]}
 
 
