@@ -10,7 +10,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.objectives import weighted_diffusion
 from vdm_jax.processes import GaussianProcess
 from vdm_jax.schedules import Linear
-from vdm_jax.train import parallel, step
+from vdm_jax.train import fitting, parallel, step
 from vdm_jax.train.window import Diverged
 from vdm_jax.typing import Estimate
 
@@ -80,6 +80,15 @@ def test_its_steps_are_those_of_a_run():
   np.testing.assert_allclose(averaged['mean'], state.ema['ema']['mean'], rtol=1e-6)
   np.testing.assert_allclose(last['mean'], state.params['mean'], rtol=1e-6)
   assert np.abs(averaged['mean'] - last['mean']).min() > 1e-3
+
+
+def test_a_look_at_the_loss_after_the_last_step_changes_nothing(monkeypatch):
+  """Each step takes longer than the bar waits between two looks, the last step too."""
+  quiet = train.fit(loss, START, optax.sgd(0.1), batches(3), progress=False)
+  seconds = iter(range(0, 1000, 2))
+  monkeypatch.setattr(fitting.time, 'monotonic', lambda: float(next(seconds)))
+  looked = train.fit(loss, START, optax.sgd(0.1), batches(3), progress=False)
+  np.testing.assert_array_equal(looked['mean'], quiet['mean'])
 
 
 def test_an_average_of_rate_zero_is_the_parameters_and_what_was_given_is_left_alone():
