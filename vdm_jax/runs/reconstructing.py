@@ -103,7 +103,9 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
   found = over_images(lambda of, batch, keys: of.quality(batch, keys), experiment.model,
                       trained.params, part, random.key(seed), label='reconstruction',
                       at_once=batch_size, repeats=repeats, count=count)
-  rows = _rows(found, part.spec.x, _has_prior(model, part.spec.x))
+  codebook = None if model.codebook is None else latents.usage(found['index'],
+                                                               len(model.codebook))
+  rows = _rows(found, part.spec.x, _has_prior(model, part.spec.x), codebook)
   if wrong := [row['name'] for row in rows if not math.isfinite(row['mean'])]:
     raise InputError('step', trained.step, f'not finite for these images: {", ".join(wrong)}',
                      'choose another --step or --average')
@@ -117,8 +119,6 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
     files.write_text(written, result.to_json())
     pictures.save_png(folder / f'reconstructions{ending}.png',
                       picture(experiment, trained.params, part, seed))
-    codebook = None if model.codebook is None else latents.usage(found['index'],
-                                                                 len(model.codebook))
     pictures.save_png(folder / f'latents{ending}.png', latents.picture(
         latents.statistics(y), f'{part.spec.name}, {split}', codebook))
   return result
@@ -147,7 +147,8 @@ def _has_prior(model: Autoencoder, x: data.Field) -> bool:
   return model.index is not None or jax.eval_shape(model.encode, image)[1] is not None
 
 
-def _rows(found: dict[str, np.ndarray], x: data.Field, prior: bool) -> list[dict]:
+def _rows(found: dict[str, np.ndarray], x: data.Field, prior: bool,
+          codebook: latents.Usage | None) -> list[dict]:
   """The rows of a result.  Without a prior of the latents, there is no bound."""
   names = {'bits_per_dim': 'nats', 'reconstruction': 'reconstruction', 'latent': 'latent'}
   bits = {new: bits_per_dim(found[old], x.shape) for new, old in names.items()
@@ -159,8 +160,8 @@ def _rows(found: dict[str, np.ndarray], x: data.Field, prior: bool) -> list[dict
   mean = float(found['y'].mean())
   std = math.sqrt(max(float(found['y_squared'].mean()) - mean**2, 0.0))
   whole = {'latent_mean': mean, 'latent_std': std}
-  if 'index' in found:
-    whole['entries_used'] = float(len(np.unique(found['index'])))
+  if codebook is not None:
+    whole['entries_used'] = float(codebook.used)
   return rows + [{'name': name, 'mean': value, 'standard_error': None, 'meaning': MEANINGS[name]}
                  for name, value in whole.items()]
 
