@@ -49,8 +49,7 @@ SYSTEMS = {  # name: (its fields, those that differ, config -> Experiment)
     'iddpm_hybrid': (iddpm.default_config, {}, iddpm.hybrid),
     'ddpm': (ddpm.unet_config, {}, ddpm.experiment),
     'iddpm': (ddpm.unet_config, {'betas': 'cosine', 'variances': True}, ddpm.experiment),
-    'scheduled_sampling': (scheduled_sampling.default_config,
-                           {'class_conditional': True, 'rise_steps': 1000},
+    'scheduled_sampling': (scheduled_sampling.default_config, {'class_conditional': True},
                            scheduled_sampling.experiment),
     'scoreflow': (scoreflow.default_config, {}, scoreflow.experiment),
     'soft_truncation': (soft_truncation.default_config, {}, soft_truncation.experiment),
@@ -70,8 +69,9 @@ ON_DIGITS = {
     'mulan': {'latent': 16, 'latent_hot': 4, 'schedule_features': 64, 'encoder_features': 16,
               'encoder_blocks': 1, 'encoder_groups': 4},
     'diffenc': {'encoder_features': 16, 'encoder_blocks': 1, 'encoder_groups': 4},
+    'scheduled_sampling': {'rise_steps': 500},
 }
-STEPS = {'ddpm': 1300, 'iddpm': 1300, 'scheduled_sampling': 1000, 'ncsn': 1100, 'ncsnv2': 1100,
+STEPS = {'ddpm': 1300, 'iddpm': 1300, 'scheduled_sampling': 500, 'ncsn': 1100, 'ncsnv2': 1100,
          'vae': 4000, 'hvae': 4000, 'mhvae': 4000, **dict.fromkeys(weighted.OBJECTIVES, 1400)}
 
 

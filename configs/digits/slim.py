@@ -19,7 +19,7 @@ from vdm_jax.typing import Experiment
 def get_config() -> ml_collections.ConfigDict:
   # The teacher has these features, blocks and groups, as in configs/systems.py.
   config = slim.default_config(features=32, blocks=2, groups=8, student_features=8)
-  return recipes.digits(config, steps=1200)
+  return recipes.digits(config, steps=800)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
