@@ -67,6 +67,40 @@ def test_a_picture_guides_as_the_text_that_it_resembles():
   np.testing.assert_allclose(x, want, rtol=1e-3)
 
 
+def test_a_style_guides_by_its_gram_matrix_and_adds_to_a_text_and_a_picture():
+  """Of one pixel (3, 4) and the style of (2, 0): -(G - R) z / 2 = (-15.75, -25), by hand.
+
+  A cosine with `east`, as a text or as the picture (2, 0), has the gradient (0.128, -0.096).
+  """
+  def staged(params):
+    return encoder(params)._replace(stages=lambda z, level: [z[:, None, None]])
+  picture = np.array([2, 0], np.int32)
+  level = PROCESS(jnp.float32(0.0))
+  ratio = float(level.sigma**2 / level.alpha)
+
+  def moved(tokens, like):
+    steered = Steering(staged, {'scale': jnp.float32(5.0)}, FIELD, tokens, like, (2.0, 3.0),
+                       picture, 0.01)
+    guided = steered.of(model(), steered.params)
+    batch = {'number': jnp.zeros(1), **steered.batch(np.arange(1))}
+    return guided.denoise(jnp.array([[3.0, 4.0]]), level, guided.cond(batch)).x / ratio
+  style, east = np.array([-0.1575, -0.25]), np.array([0.128, -0.096])
+  np.testing.assert_allclose(moved(None, None), style[None], rtol=1e-3)
+  both = moved(np.array([[1, 0]], np.int32), picture)
+  np.testing.assert_allclose(both, (style + (10.0 + 15.0) * east)[None], rtol=1e-3)
+
+
+def test_a_style_is_refused_of_an_encoder_without_stages(tmp_path, monkeypatch):
+  config = data.default_config()
+  config.update(data.Spec('one', (fields.integers('x', (2,), 256),)).to_config())
+  run = workdir.Trained(types.SimpleNamespace(model=encoder), types.SimpleNamespace(data=config),
+                        {'scale': 5.0}, 1, 'raw')
+  monkeypatch.setattr(workdir, 'load_trained', lambda _: run)
+  with pytest.raises(InputError, match='^style=.a.png.: the image network .* has no stages'):
+    steering.steering(Clip(tmp_path, style='a.png'), model()._replace(field='x'), run,
+                      np.linspace(1.0, 0.0, 3))
+
+
 @pytest.mark.parametrize('made', [{'distilled': ('consistency', 1)}, {'coupled': True}])
 def test_a_model_without_a_score_is_refused(made, tmp_path, monkeypatch):
   monkeypatch.setattr(workdir, 'load_trained', lambda _: workdir.Trained(

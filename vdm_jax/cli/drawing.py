@@ -89,16 +89,18 @@ class Prompts(NamedTuple):
 
 
 class Clips(NamedTuple):
-  """--clip, --clip_scale, --like and --like_scale."""
+  """--clip, --clip_scale, --like, --like_scale, --style and --style_scale."""
   clip: flags.FlagHolder
   clip_scale: flags.FlagHolder
   like: flags.FlagHolder
   like_scale: flags.FlagHolder
+  style: flags.FlagHolder
+  style_scale: flags.FlagHolder
 
   def guided(self) -> Clip | None:
     """The guidance; None without --clip.  Raises InputError."""
     if self.clip.value is not None:
-      return Clip(self.clip.value, self.clip_scale.value, self.like.value, self.like_scale.value)
+      return Clip(*(flag.value for flag in self))
     for flag in self[1:]:
       require(not flag.present, flag.name, flag.value, 'without --clip it has no effect',
               'name the run of a dual encoder: --clip=runs/dual_shapes')
@@ -109,13 +111,17 @@ def clips() -> Clips:
   """Defines the flags."""
   return Clips(
       path('clip', 'The run of a dual encoder (configs/text/dual_encoder.py).  Its gradient guides '
-           'the samples to --prompt, --prompts or --like, also of a model without texts.'),
+           'the samples to --prompt, --prompts, --like or --style, also of a model without texts.'),
       flags.DEFINE_float('clip_scale', 1.0, 'How many times the logit of the text is added to '
                          'log p(z).'),
       flags.DEFINE_string('like', '', 'A picture, or data:SPLIT:INDEX: the samples shall be like '
                           'it, for the encoder.'),
       flags.DEFINE_float('like_scale', 1.0, 'How many times the logit of --like is added to '
-                         'log p(z).'))
+                         'log p(z).'),
+      flags.DEFINE_string('style', '', 'A picture, or data:SPLIT:INDEX: the samples shall have its '
+                          'style, for the encoder, wherever its parts stand.'),
+      flags.DEFINE_float('style_scale', 1.0, 'How many times the distance of styles, the mean '
+                         'squared difference of Gram matrices, is taken from log p(z).'))
 
 
 def prompts() -> Prompts:

@@ -1,4 +1,4 @@
-"""Guidance of samples by the run of a dual encoder: towards a text, and towards an image.
+"""Guidance of samples by the run of a dual encoder: to a text, to an image, and to a style.
 
 The gradient of the encoder's logits by z moves the estimates of any model of such images, whether
 it is told texts or not: CLIP guidance (Nichol et al. 2021, section 2.4) and semantic diffusion
@@ -23,7 +23,8 @@ from vdm_jax.runs import needs, reading, workdir
 from vdm_jax.systems.guided.dual_encoder import DualEncoder
 from vdm_jax.typing import Model, PyTree
 
-_TEXT, _LIKE, _NUMBER = 'clip_text', 'clip_like', 'clip_number'  # in the batch of the conditions
+# In the batch of the conditions.
+_TEXT, _LIKE, _STYLE, _NUMBER = 'clip_text', 'clip_like', 'clip_style', 'clip_number'
 
 
 class Clip(NamedTuple):
@@ -33,11 +34,15 @@ class Clip(NamedTuple):
   scale       how many times the logit of the text is added to log p; 0: no guidance by the text
   like        a picture; its logit with the sample is added to log p.  '': none
   like_scale  how many times
+  style       a picture; minus the distance of its style to the sample's is added to log p
+  style_scale how many times
   """
   run: str | Path
   scale: float = 1.0
   like: str = ''
   like_scale: float = 1.0
+  style: str = ''
+  style_scale: float = 1.0
 
 
 class Steering(NamedTuple):
@@ -48,14 +53,17 @@ class Steering(NamedTuple):
   tokens: np.ndarray | None     # [K, L], of the texts that samples take in turn; None: no text
   like: np.ndarray | None       # [...], data; None: no picture
   scales: tuple[float, float]   # of the text, and of the picture
+  style: np.ndarray | None = None  # [...], data; None: no style
+  style_scale: float = 1.0
 
   def batch(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
     """What `of` reads of the samples with these numbers [n], beside their conditions."""
     out = {_NUMBER: np.asarray(numbers)}
     if self.tokens is not None:
       out[_TEXT] = self.tokens[numbers % len(self.tokens)]
-    if self.like is not None:
-      out[_LIKE] = np.broadcast_to(self.like, (len(numbers), *self.like.shape))
+    for name, picture in ((_LIKE, self.like), (_STYLE, self.style)):
+      if picture is not None:
+        out[name] = np.broadcast_to(picture, (len(numbers), *picture.shape))
     return out
 
   def of(self, model: Model, params: PyTree, scale: Any = None) -> Model:
@@ -67,11 +75,12 @@ class Steering(NamedTuple):
     scale = self.scales[0] if scale is None else scale
 
     def cond(batch):
-      goals = {name: batch[name] for name in (_NUMBER, _TEXT, _LIKE) if name in batch}
+      goals = {name: batch[name] for name in (_NUMBER, _TEXT, _LIKE, _STYLE) if name in batch}
       if _TEXT in goals:
         goals[_TEXT] = encoder.text(goals[_TEXT])
-      if _LIKE in goals:
-        goals[_LIKE] = encoder.encode(goals[_LIKE])
+      for name in (_LIKE, _STYLE):
+        if name in goals:
+          goals[name] = encoder.encode(goals[name])
       return model.cond(batch), goals
 
     def denoise(z, level, both):
@@ -79,13 +88,19 @@ class Steering(NamedTuple):
       parts = []
       if _TEXT in goals:
         parts.append((semantic.text(encoder.image, goals[_TEXT]), scale * encoder.scale))
+      keys = random.per_example(random.key(0), goals[_NUMBER])
       if _LIKE in goals:
-        keys = random.per_example(random.key(0), goals[_NUMBER])
         parts.append((semantic.image(encoder.image, goals[_LIKE], keys),
                       self.scales[1] * encoder.scale))
+      if _STYLE in goals:
+        assert encoder.stages is not None
+        parts.append((semantic.style(encoder.stages, goals[_STYLE], keys), self.style_scale))
       return guidance.classifier(model.denoise, semantic.together(*parts))(z, level, own)
 
-    return model._replace(cond=cond, denoise=denoise, null=None)
+    latent = model.latent
+    return model._replace(
+        cond=cond, denoise=denoise, null=None,
+        latent=None if latent is None else lambda keys: self.of(latent(keys), params, scale))
 
   def told(self, count: int) -> dict[str, np.ndarray]:
     """The texts of the first `count` samples, by the name of their field; {} without texts."""
@@ -94,9 +109,10 @@ class Steering(NamedTuple):
 
   def recorded(self) -> dict[str, Any]:
     """What samples depend on, as files of samples keep it."""
-    goals = [goal for goal in (self.tokens, self.like) if goal is not None]
+    goals = [goal for goal in (self.tokens, self.like, self.style) if goal is not None]
+    style = {} if self.style is None else {'clip_style': self.style_scale}
     return {'clip': checksum(self.params), 'clip_scales': list(self.scales),
-            'clip_goals': checksum(goals)}
+            'clip_goals': checksum(goals), **style}
 
 
 def load_encoder(run: str | Path) -> tuple[workdir.Trained, DualEncoder]:
@@ -111,14 +127,14 @@ def load_encoder(run: str | Path) -> tuple[workdir.Trained, DualEncoder]:
 
 def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
              texts: Sequence[str] = ()) -> Steering:
-  """The encoder of a run, and the texts and the picture to which it leads samples of `model`.
+  """The encoder of a run, and the texts and the pictures to which it leads samples of `model`.
 
   of: the run of `model`.  times: the grid of sampling.  texts: samples take them in turn.
 
   Raises InputError: a run of another kind; an encoder of images of another size or other levels, of
   another curve, or that has not learned the noise levels of the grid; texts that it cannot read; a
-  picture that does not fit; no text and no picture; a model that clips its estimates, that has no
-  score, or whose data are latents.
+  picture that does not fit; no text and no picture; a style, and an encoder without stages; a model
+  that clips its estimates, that has no score, or whose data are latents.
   """
   trained, encoder = load_encoder(clip.run)
   _check(clip, encoder, model, times)
@@ -129,12 +145,17 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
   require(own.levels == x.levels, 'clip', str(clip.run), 'this encoder reads images of '
           f'{own.levels} levels, and the model makes {made}', 'train an encoder on its data')
   has_text = bool(texts) and clip.scale != 0.0
-  require(has_text or bool(clip.like), 'clip_scale', clip.scale, 'there is neither a text nor a '
-          'picture to guide to', 'give --prompt with a scale other than 0, or --like')
+  require(has_text or bool(clip.like or clip.style), 'clip_scale', clip.scale, 'there is neither a '
+          'text nor a picture to guide to', 'give --prompt with a scale other than 0, --like or '
+          '--style')
+  require(not clip.style or encoder.stages is not None, 'style', clip.style, 'the image network of '
+          'this encoder has no stages, whose styles are compared', 'name a run of '
+          'configs/text/dual_encoder.py')
+  picture = lambda flag, name: reading.image(flag, name, of, x)[0] if name else None
   return Steering(trained.experiment.model, trained.params, encoder.caption,
                   tokenisers.tokens(encoder.caption, texts, 'prompt') if has_text else None,
-                  reading.image('like', clip.like, of, x)[0] if clip.like else None,
-                  (clip.scale, clip.like_scale))
+                  picture('like', clip.like), (clip.scale, clip.like_scale),
+                  picture('style', clip.style), clip.style_scale)
 
 
 def _check(clip: Clip, encoder: DualEncoder, model: Model, times: np.ndarray) -> None:

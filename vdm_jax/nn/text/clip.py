@@ -8,6 +8,7 @@ The text tower without its last map is the text encoder of Stable Diffusion.  GL
 CLIP (Nichol et al. 2021, section 3.4) reads noisy images and their step; see `NoisyCLIP`.
 """
 import math
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +75,7 @@ class ImageTower(Trunk):
   patch     p: patches of p x p pixels are the tokens
   outputs   D of the features
   steps     0, or the number of noise levels: the vector before the patches is then the step's own
+  scaled    whether the images are from -1 to 1, and the network applies `standardised`
   gelu, key_bias as of `TextTower`
 
   The defaults are ViT-B/32.
@@ -85,20 +87,23 @@ class ImageTower(Trunk):
   steps: int = 0
   gelu: Gelu = 'quick'
   key_bias: bool = True
+  scaled: bool = False
 
   @nn.compact
-  def __call__(self, images: Array, time: Array | None = None) -> Array:
-    """The features [B, D], float32.
+  def __call__(self, images: Array, time: Array | None = None, stages: bool = False
+               ) -> Array | list[Array]:
+    """The features [B, D], float32.  With `stages`: the patches after each block instead.
 
     images: [B, H, W, 3], see `standardised`.  time: [B], the step 0 .. steps - 1 of the noise, of
-    which the nearest whole number is taken.
+    which the nearest whole number is taken.  A stage is [B, H / p, W / p, C].
     Raises InputError: images that cannot be cut into patches; a time where there are no steps, or
     none where there are.
     """
     require_sizes(self, features=1, depth=1, outputs=1, steps=0)
     require((time is not None) == (self.steps > 0), 'time', None,
             f'this network has {self.steps} steps', 'give the steps [B], or None for 0 steps')
-    h = Patches(self.patch, self.features, bias=False, name='patches')(images)
+    read = standardised(images) if self.scaled else images
+    h = Patches(self.patch, self.features, bias=False, name='patches')(read)
     start = nn.initializers.normal(self.features ** -0.5)
     if time is not None:
       table = self.param('time', start, (self.steps, self.features))
@@ -108,7 +113,10 @@ class ImageTower(Trunk):
                                (len(h), self.features))
     h = jnp.concatenate([first[:, None], h], axis=1)
     h += self.param('positions', start, h.shape[1:])
-    h = self._blocks(norm('norm_in')(h), gelu=self.gelu, key_bias=self.key_bias)
+    h, each = self._each_block(norm('norm_in')(h), gelu=self.gelu, key_bias=self.key_bias)
+    if stages:
+      rows = images.shape[1] // self.patch
+      return [u[:, 1:].astype(jnp.float32).reshape(len(h), rows, -1, self.features) for u in each]
     return nn.Dense(self.outputs, use_bias=False, name='out')(norm('norm_out')(h[:, 0]))
 
 
@@ -126,7 +134,8 @@ class CLIP(nn.Module):
     scale = self.param('logit_scale', nn.initializers.constant(math.log(1.0 / 0.07)), ())
     text = self.text(tokens).pooled
     assert text is not None
-    return jnp.exp(scale) * cosine_similarity(self.image(images)[:, None], text)
+    image = cast(Array, self.image(images))
+    return jnp.exp(scale) * cosine_similarity(image[:, None], text)
 
 
 class NoisyCLIP(nn.Module):
@@ -144,4 +153,4 @@ class NoisyCLIP(nn.Module):
     """
     text = self.text(tokens, lengths).pooled
     assert text is not None
-    return cosine_similarity(self.image(standardised(z), time), text)
+    return cosine_similarity(cast(Array, self.image(standardised(z), time)), text)

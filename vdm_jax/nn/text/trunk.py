@@ -77,13 +77,17 @@ class Trunk(nn.Module):
 
   def _blocks(self, h: Array, **settings) -> Array:
     """h through the blocks: [B, L, C] -> the same shape.  settings: of `transformer.Block`."""
+    return self._each_block(h, **settings)[0]
+
+  def _each_block(self, h: Array, **settings) -> tuple[Array, Array | list[Array]]:
+    """h after the last block, and after each: [depth, B, L, C], or a list."""
     block = transformer.Block(self.attention_heads, self.dtype, **settings, parent=None)
     h = h.astype(self.dtype)
     params = stack.parameters(self, STACK, block, self.depth, h)
     apply: Callable[..., Any] = lambda params, h, each: block.apply({'params': params}, h)
     with jax.named_scope(STACK):
-      h, _ = stack.run(apply, params, h, {}, self.scan, self.remat)
-    return h.astype(jnp.float32)
+      h, outs = stack.run(apply, params, h, {}, self.scan, self.remat)
+    return h.astype(jnp.float32), outs
 
 
 def norm(name: str) -> nn.LayerNorm:

@@ -31,7 +31,7 @@ from vdm_jax.data.fields import CAPTION, Field
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import require
 from vdm_jax.inputs import Inputs
-from vdm_jax.nn.text.clip import TextTower
+from vdm_jax.nn.text.clip import ImageTower, TextTower
 from vdm_jax.processes import diffuse
 from vdm_jax.systems import compose, networks, texts
 from vdm_jax.systems.guided.noisy_classifier import QUARTERS
@@ -51,6 +51,8 @@ class DualEncoder(NamedTuple):
   encode: Callable[[Array], Array]        # data, integers [B, ...] -> x [B, ...]
   shape: tuple[int, ...]                  # of x, without the batch
   caption: Field                          # the texts that it reads
+  stages: Callable[[Array, Level], list[Array]] | None = None  # z, level -> maps [B, h, w, C] of
+                                          # each stage of the network of images; None: it has none
 
   def __repr__(self) -> str:
     return brief(self)
@@ -90,7 +92,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
   """The contrastive loss of a network (z, time) -> features [B, D] of images, without dropout.
 
   config.text describes the network of texts; its features have the same D.  inputs: what `net`
-  reads, as in `denoisers.denoiser`.  `Experiment.model` gives a `DualEncoder`.
+  reads, as in `denoisers.denoiser`.  `Experiment.model` gives a `DualEncoder`, which has the stages
+  of an `ImageTower`.
 
   The term 'accuracy' is the share of images whose text is the likeliest of its group, and
   'accuracy_1' ... 'accuracy_4' are the shares in each quarter of time; see
@@ -124,7 +127,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, process: Pr
         lambda z, level: _unit(net_of(*inputs(z, level))),
         lambda tokens: _unit(text_of(tokens, _lengths(tokens, field)).pooled),
         jnp.exp(jnp.minimum(params['scale'], math.log(LARGEST_SCALE))), process, encode,
-        spec.shape, field)
+        spec.shape, field,
+        (lambda z, level: net_of(*inputs(z, level), True)) if isinstance(net, ImageTower) else None)
 
   def loss(params, batch, context):
     m = model(params)
