@@ -47,6 +47,17 @@ def test_an_exact_model_shows_every_caption_at_places_of_six_bits(exact):
     captioning.score_captions(exact, count=576)
 
 
+def test_the_captions_in_the_picture_have_all_words_and_half_of_them_are_new_if_any_are():
+  for new in ((), sorted(shapes.NEW)):
+    shown = captioning.captions_shown(new)
+    assert len(set(shown)) == 6
+    assert [i in shapes.NEW for i in shown] == [False] * 3 + [True] * 3 or not new
+    words = [word for i in shown for word in shapes.WORDS[i]]
+    for kind, often in ((shapes.SIZES, {3}), (shapes.SHAPES, {1, 2}), (shapes.GROUNDS, {2})):
+      assert {words.count(word) for word in kind} == often
+    assert sum(word in words for word in shapes.COLOURS) == (6 if not new else 4)
+
+
 @pytest.mark.parametrize('flags, message', [
     ({'count': 287}, 'count=287: it must be at least 288'),
     ({'weights': (0.0, -1.0)}, r'weights=\[0.0, -1.0\]: one is negative'),

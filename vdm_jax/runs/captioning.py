@@ -1,4 +1,5 @@
 """The work of scripts/score_captions.py: how well the samples of a run follow their captions."""
+import collections
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,13 +79,11 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
       led, trained, method, times, weights, count=count, seed=seed, batch_size=batch_size,
       cond=cond, to=Path(directory, 'captions', 'w' if clip is None else 'clip'), levels=256,
       recorded=recorded, more=encoder)
-  own, everything = np.arange(count) % len(shapes.CAPTIONS), range(len(shapes.CAPTIONS))
+  own = np.arange(count) % len(shapes.CAPTIONS)
   new = sorted(shapes.NEW) if spec.name == 'shapes:held_out' else []
   named = {w: judge.name(images) for w, images in drawn.items()}
   found = {w: captions.followed(one, own, new) for w, one in named.items()}
-  # Where there are new captions, they are half of those in the picture.
-  seen = [i for i in everything if i not in new]
-  shown = _evenly(seen, SHOWN // 2) + _evenly(new, SHOWN // 2) if new else _evenly(seen, SHOWN)
+  shown = captions_shown(new)
   if jax.process_index() == 0:
     pictures.save_png(out, captions.picture(
         found, {w: images[shown] for w, images in drawn.items()},
@@ -92,5 +91,19 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
   return found, captions.choose(named, own, new), out
 
 
-def _evenly(numbers: Sequence[int], count: int) -> list[int]:
-  return [numbers[i * (len(numbers) - 1) // (count - 1)] for i in range(count)]
+def captions_shown(new: Sequence[int] = ()) -> list[int]:
+  """The numbers of the captions in the picture, whose words are as different as they can be.
+
+  Each is the first caption whose words are rarest in those before it.
+
+  new: the numbers of captions that do not occur in training.  If there are any, they are the second
+  half.
+  """
+  chosen = []
+  seen = [i for i in range(len(shapes.CAPTIONS)) if i not in new]
+  for row in range(SHOWN):
+    often = collections.Counter(word for i in chosen for word in shapes.WORDS[i])
+    candidates = new if new and row >= SHOWN // 2 else seen
+    chosen.append(min(candidates, key=lambda i, often=often: sum(
+        often[word] for word in shapes.WORDS[i])))
+  return chosen
