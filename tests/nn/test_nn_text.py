@@ -167,6 +167,46 @@ def test_the_noise_aware_clip_repeats_the_public_code(of_noisy_clip, differs):
     glide.image_tower_of(text)
 
 
+def test_names_of_the_noise_aware_clip_go_back(of_noisy_clip):
+  recorded, text, image, net = of_noisy_clip
+  z, time = last(recorded['clip/in/z']), np.float32(recorded['clip/in/t'])
+  like = shapes_of(net, z, time, np.int32(recorded['clip/in/tokens']))
+  for kind, flat in (('text', text), ('image', image)):
+    back = glide.tower_to_flat(glide.tower_from_flat(flat, like[kind]))
+    assert back.keys() == flat.keys()
+    for name, array in flat.items():
+      np.testing.assert_array_equal(back[name], array, err_msg=name)
+  few = glide.with_tokens(text, 30)
+  np.testing.assert_array_equal(few['blocks.input.w_voc'], text['blocks.input.w_voc'][:30])
+  with pytest.raises(InputError, match='its text tower has 40 tokens, and the tokeniser 41'):
+    glide.with_tokens(text, 41)
+
+
+def test_a_stage_of_the_image_tower_has_its_patches_in_their_places():
+  """Blocks whose last maps are 0 change nothing: each stage is norm(patch W + position)."""
+  net = ImageTower(features=4, depth=2, attention_heads=2, patch=2, outputs=3, steps=5,
+                   remat='none')
+  rng = np.random.default_rng(0)
+  images, time = rng.normal(size=(2, 4, 6, 3)).astype(np.float32), np.array([1.0, 3.0], np.float32)
+  params = jax.tree.map(lambda u: rng.normal(size=u.shape).astype(np.float32),
+                        shapes_of(net, images, time))
+  params['norm_in'] = {'scale': np.ones(4, np.float32), 'bias': np.zeros(4, np.float32)}
+  for part in (params['blocks']['attention']['out'], params['blocks']['mlp']['dense1']):
+    part.update(jax.tree.map(np.zeros_like, dict(part)))
+  found = net.apply({'params': params}, images, time, stages=True)
+  assert [u.shape for u in found] == 2 * [(2, 2, 3, 4)]
+  for row, column in np.ndindex(2, 3):
+    patch = images[:, 2 * row:2 * row + 2, 2 * column:2 * column + 2].reshape(2, 12)
+    h = patch @ params['patches']['kernel'].reshape(12, 4) + params['positions'][
+        1 + 3 * row + column]
+    want = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+    for stage in found:
+      np.testing.assert_allclose(stage[:, row, column], want, rtol=1e-4, atol=1e-5)
+  # The first vector, of the step, has no place.
+  other = net.apply({'params': params}, images, time[::-1], stages=True)
+  np.testing.assert_allclose(other[1], found[1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_published_noise_aware_clip_has_its_published_sizes():
   z, tokens = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 77), jnp.int32)
   like = shapes_of(NoisyCLIP(), z, jnp.zeros(1), tokens)

@@ -52,6 +52,7 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             'digits/noisy_classifier': {'accuracy'},
             **{f'text/dual_encoder:{name}': {'accuracy'}
                for name in ('shapes', 'held_out', 'emoji')},
+            'published/noisy_clip': {'accuracy'},
             **dict.fromkeys(('systems:scheduled_sampling', 'text/markup:scheduled'),
                             {'eps_error'}),
             **dict.fromkeys(('text/captioner:teacher_forcing', 'text/captioner:scheduled'),

@@ -52,6 +52,8 @@ SHAPES = {name: (256, 256, 3) if net.super_resolution else (64, 64, 3)
 CHAINS = {name: openai.TrainedChain(1000, 'linear' if net.super_resolution else 'cosine')
           for name, net in MODELS.items()}
 
+LOGIT_SCALE = 100.0  # of the cosines of the noise-aware CLIP
+
 # Names here -> published names, each applied to the whole name.
 _text_renamed = fitting.renaming(
     (r'^tokens/positions$', r'positional_embedding'),
@@ -258,3 +260,33 @@ def tower_from_flat(flat: Flat, like: PyTree) -> PyTree:
   def layout(name, array):
     return array.reshape(2, -1) if name.endswith('_bias') else fitting.from_torch(name, array)
   return fitting.fit(own, like, tower_name, layout=layout, stacks={STACK})
+
+
+def tower_to_flat(params: PyTree) -> dict[str, Array]:
+  """The inverse of `tower_from_flat`."""
+  def layout(name, array):
+    array = np.asarray(array)
+    return array.reshape(-1) if name.endswith('_bias') else fitting.to_torch(name, array)
+  flat = {}
+  for name, array in fitting.flat(params, tower_name, layout=layout, stacks={STACK}).items():
+    joined = re.fullmatch(r'(.*\.f_attn\.)f_(qkv|qv)\.([wb])', name)
+    if joined is None:
+      flat[name] = array
+      continue
+    place, parts, kind = joined.groups()
+    for part, own in zip(parts, np.split(array, len(parts)), strict=True):
+      flat[f'{place}f_{part}.{kind}'] = own
+  return flat
+
+
+def with_tokens(flat: Flat, levels: int) -> dict[str, np.ndarray]:
+  """The file of the text tower with the vectors of the tokens 0 .. levels - 1 alone.
+
+  The published table has more rows than its tokeniser has tokens.
+  Raises InputError if it has fewer.
+  """
+  table = flat['blocks.input.w_voc']
+  if len(table) < levels:
+    raise InputError(problem=f'its text tower has {len(table):,} tokens, and the tokeniser '
+                     f'{levels:,}', remedy='give the published file')
+  return {**flat, 'blocks.input.w_voc': table[:levels]}

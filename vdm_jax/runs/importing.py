@@ -15,6 +15,7 @@
                                                        compvis.LATENT_DIFFUSIONS        latent
   stable-diffusion     CompVis, diffusers              Stable Diffusion v1 of any size  latent
   glide                openai/glide-text2im            published.glide.MODELS           glide
+                                                       clip: both towers                noisy_clip
 
 If a file has averaged parameters, these are taken, as in the publications.  Folders of diffusers
 are read for sd-vae, taesd and stable-diffusion, not for the others.
@@ -216,11 +217,47 @@ def _open_told(file: Path, model: str) -> Weights:
       'scale': np.float32(scale)}, read.files, settle)
 
 
+_TOWERS = {'image': 'clip_image_enc', 'text': 'clip_text_enc'}  # published files of GLIDE's CLIP
+
+
+def _open_noisy_clip(folder: Path) -> Weights:
+  """Both towers of GLIDE's noise-aware CLIP, from a folder with their files."""
+  require(folder.is_dir(), 'in', f'{folder}', 'it is one file, and the noise-aware CLIP has two',
+          f'name a folder with {" and ".join(f"{name}.pt" for name in _TOWERS.values())}')
+  read = {}
+  for kind, name in _TOWERS.items():
+    found = sorted(path for path in folder.iterdir() if path.stem == name)
+    require(len(found) == 1, 'in', f'{folder}', f'it has {len(found)} files {name}.*, the {kind} '
+            'tower', 'keep one of each tower')
+    read[kind] = found[0]
+  text, image = (readers.read(read[kind]) for kind in ('text', 'image'))
+  reads, sees = glide.text_tower_of(text), glide.image_tower_of(image)
+  caption = tokenisers.field(CAPTION, tokenisers.Settings('clip', reads.length))
+  levels = caption.levels or 0
+
+  def settle(config):
+    config.model.update({name: getattr(sees, name) for name in (
+        'features', 'depth', 'attention_heads', 'patch', 'outputs', 'steps')})
+    config.text.update({**texts.settings(reads), 'levels': levels})
+    spec = data.resolve(config.data)
+    side = sees.patch * math.isqrt(len(image['blocks.input.w_pos']) - 1)
+    config.data.update(data.Spec(spec.name, (
+        spec.x._replace(shape=(side, side, 3)), caption)).to_config())
+    config.data.text_length = reads.length
+  return Weights('clip', ('published/noisy_clip', ()), lambda like: {
+      'net': glide.tower_from_flat(image, like['net']),
+      'encoder': glide.tower_from_flat(glide.with_tokens(text, levels), like['encoder']),
+      'scale': np.float32(math.log(glide.LOGIT_SCALE))}, tuple(read.values()), settle)
+
+
 def _open_glide(file: Path, model: str) -> Weights:
-  """A U-Net of GLIDE and its text transformer."""
-  require(file.is_file(), 'in', f'{file}', 'it is a directory', 'name the file of weights')
+  """A U-Net of GLIDE and its text transformer; or its noise-aware CLIP."""
+  if model == 'clip':
+    return _open_noisy_clip(file)
+  require(file.is_file(), 'in', f'{file}', 'it is a directory', 'name the file of weights, or '
+          'choose --model=clip for the folder of the noise-aware CLIP')
   model = model or file.stem
-  require_choice('model', model, glide.MODELS)
+  require_choice('model', model, [*glide.MODELS, 'clip'])
   flat = readers.read(file)
   net, encoder, known = glide.unet_of(flat), glide.text_of(flat), glide.MODELS[model]
   told = lambda net: [name for name in ('text', 'super_resolution', 'inpainting')

@@ -8,15 +8,16 @@ from vdm_jax.runs import importing
 
 SOURCE = flags.DEFINE_enum('source', None, sorted([*importing.SOURCES, *importing.OPENED]),
                            'The public codebase that the file is from.')
-IN = cli.path('in', 'The file of weights, or a folder of diffusers.')
+IN = cli.path('in', "The file of weights, or a folder of diffusers, or of both towers of GLIDE's "
+              'CLIP.')
 OUT = cli.run_directory('The directory of the new run.', 'out')
 MODEL = flags.DEFINE_string('model', '', 'Which model of the source the file holds.  Default: as '
                             'its name or its content says.')
 AUTOENCODER = cli.path('autoencoder', 'The file or folder of the autoencoder that decodes the '
                        'latents of DiT.')
 MERGES = cli.path('merges', "The file of a text model's tokeniser: bpe_simple_vocab_16e6.txt.gz "
-                  'of CLIP, vocab.bpe of GPT-2 for GLIDE, or vocab.txt of BERT.  The run keeps a '
-                  'copy.')
+                  "of CLIP (of GLIDE's CLIP too), vocab.bpe of GPT-2 for GLIDE, or vocab.txt of "
+                  'BERT.  The run keeps a copy.')
 IMAGE_SIZE = flags.DEFINE_integer('image_size', 0, 'The side of the images of a text model.  '
                                   'Default: as published, or as the folder says.')
 
