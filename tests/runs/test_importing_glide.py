@@ -21,7 +21,6 @@ from vdm_jax.nn.unets import adm
 from vdm_jax.published import glide, readers
 from vdm_jax.runs import steering, workdir
 from vdm_jax.runs.importing import import_weights
-from vdm_jax.samplers import grids
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 TEXT = GLIDEText(features=64, depth=1, attention_heads=1, outputs=256)
@@ -146,7 +145,7 @@ def test_the_noise_aware_clip_becomes_a_run_that_guides_the_base_model(merges, o
   import_weights('glide', tmp_path / 'base.safetensors', tmp_path / 'base', CONFIGS, merges=merges)
   base = workdir.load_trained(tmp_path / 'base')
   steered = steering.steering(steering.Clip(tmp_path / 'clip', 3.0), base.experiment.model(
-      base.params), base, grids.iddpm(100), ['ab c'])
+      base.params), base, np.linspace(1.0, 0.0, 101), ['ab c'])
   np.testing.assert_array_equal(steered.tokens, tokens[:1])
 
 
