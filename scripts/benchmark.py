@@ -9,11 +9,14 @@
   python scripts/benchmark.py codec --config=configs/cifar10/vdm.py --blocks=2 --batch_size=1
   python scripts/benchmark.py data --config=configs/cifar10/vdm.py --data_dir=DIR
   python scripts/benchmark.py compile --config=configs/digits/vdm.py --depths=1,2,4,8
+  python scripts/benchmark.py compile --config=configs/cifar10/vdm.py --target=h200
+  python scripts/benchmark.py targets --measured=docs/measured/targets.json
   python scripts/benchmark.py precision --workdir=runs/cifar10 --data_dir=DIR
   python scripts/benchmark.py memory [--config=configs/cifar10/vdm.py] [--markdown]
   python scripts/benchmark.py scaling --config=configs/cifar10/vdm.py
 
 `data` and `precision` need the data.  `compile` needs the data for the time to the first step.
+With --target it compiles for a machine that need not be here; `targets` fills the table of them.
 `memory` (by default for all published configs) and `scaling` compile for the CPU, and run nothing.
 """
 import functools

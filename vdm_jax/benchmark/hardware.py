@@ -1,4 +1,4 @@
-"""The device of the measurements, and its rated speed."""
+"""The device of the measurements, and the rated speed and memory of devices."""
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -7,20 +7,28 @@ import jax
 
 
 class Peak(NamedTuple):
-  """The stated peak of one device, in dense bfloat16 floating-point operations per second."""
-  flop_per_second: float
+  """The vendor's figures for one device."""
+  flop_per_second: float    # dense, in bfloat16
+  bytes_per_second: float   # of the main memory
+  memory_bytes: int         # of the main memory
   source: str
 
 
-# By `device_kind`; the longest name that it begins with counts.
+_HOPPER = '790e12 FLOP/s is the figure that our tables use; the data sheet of the SXM module '\
+          'states 989e12; memory and bandwidth: NVIDIA, data sheet of the '
+_GIB = 2**30
+# By `device_kind`; the longest name that it begins with counts.  The compiler for TPUs has the GB
+# of Google's pages as GiB.
 PEAKS = {
-    'NVIDIA H200': Peak(790e12, 'the figure that our tables use; the data sheet of the SXM module '
-                                'states 989e12'),
-    'TPU v4': Peak(275e12, 'Google Cloud, TPU v4'),
-    'TPU v5': Peak(459e12, 'Google Cloud, TPU v5p'),      # as JAX calls v5p
-    'TPU v5p': Peak(459e12, 'Google Cloud, TPU v5p'),
-    'TPU v5 lite': Peak(197e12, 'Google Cloud, TPU v5e'),
-    'TPU v5e': Peak(197e12, 'Google Cloud, TPU v5e'),
+    'NVIDIA H100': Peak(790e12, 3.35e12, 80 * 10**9, f'{_HOPPER}H100 SXM'),
+    'NVIDIA H200': Peak(790e12, 4.8e12, 141 * 10**9, f'{_HOPPER}H200 SXM'),
+    'TPU v4': Peak(275e12, 1.2e12, 32 * _GIB, 'Google Cloud, TPU v4'),
+    'TPU v5': Peak(459e12, 2.765e12, 95 * _GIB, 'Google Cloud, TPU v5p'),      # as JAX calls v5p
+    'TPU v5p': Peak(459e12, 2.765e12, 95 * _GIB, 'Google Cloud, TPU v5p'),
+    'TPU v5 lite': Peak(197e12, 0.819e12, 16 * _GIB, 'Google Cloud, TPU v5e'),
+    'TPU v5e': Peak(197e12, 0.819e12, 16 * _GIB, 'Google Cloud, TPU v5e'),
+    'TPU v6 lite': Peak(918e12, 1.6e12, 32 * _GIB, 'Google Cloud, TPU v6e'),
+    'TPU v6e': Peak(918e12, 1.6e12, 32 * _GIB, 'Google Cloud, TPU v6e'),
 }
 
 

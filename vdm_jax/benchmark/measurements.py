@@ -5,7 +5,17 @@ from pathlib import Path
 
 import ml_collections
 
-from vdm_jax.benchmark import coding, distillation, memory, precision, scaling, speed
+from vdm_jax.benchmark import (
+  coding,
+  compiled,
+  distillation,
+  machines,
+  memory,
+  precision,
+  scaling,
+  speed,
+  target_table,
+)
 from vdm_jax.errors import InputError, require
 
 __all__ = ['MEASUREMENTS', 'Settings', 'measure']
@@ -30,12 +40,16 @@ class Settings:
   sampler_steps: int = 250
   chain_steps: int = 20               # T of the codec
   depths: Sequence[int] = (1, 2, 4, 8)
+  target: str = ''                    # a machine to compile for
+  largest: bool = False               # with the largest batch that fits there
   training: Sequence[str] = ()        # the command of a training whose start is timed; (): none
   split: str = 'test'
   examples: int | None = None
   repeats: int = 1
   average: str = ''
   published: Path | None = None       # the folder of the configs of published models
+  table: Path | None = None           # the file of the table of targets
+  script: Path | None = None          # scripts/benchmark.py
 
 
 def measure(name: str, settings: Settings) -> dict:
@@ -43,12 +57,13 @@ def measure(name: str, settings: Settings) -> dict:
   return MEASUREMENTS[name](settings)
 
 
-def _of_config(settings: Settings, blocks: int | None = None) -> speed.Subject:
+def _of_config(settings: Settings, blocks: int | None = None, runs: bool = True
+               ) -> speed.Subject:
   if settings.config is None:
     raise InputError('config', None, 'it is missing', 'name a config file' + (
         ', as this command takes no workdir' if settings.workdir else ''))
   return speed.of_config(settings.config_file, settings.config, features=settings.features,
-                         batch_size=settings.batch_size,
+                         batch_size=settings.batch_size, runs=runs,
                          blocks=settings.blocks if blocks is None else blocks)
 
 
@@ -104,12 +119,25 @@ def _data(settings: Settings) -> dict:
 
 
 def _compile(settings: Settings) -> dict:
+  if settings.target:
+    return _compile_for(machines.machine(settings.target), settings)
+  require(not settings.largest, 'largest', True, 'it needs a target', 'add --target')
   require(bool(settings.depths), 'depths', None, 'it is empty', 'name one or more')
   start = {}
   if settings.training and settings.config is not None:
     # Before this process takes the accelerator.
     start = speed.start_to_first_step(settings.training)
   return speed.compilation([_of_config(settings, depth) for depth in settings.depths], start=start)
+
+
+def _compile_for(machine: machines.Machine, settings: Settings) -> dict:
+  machines.require_compiler(machine)
+  scaling.simulate(1)  # this process computes on the CPU
+  if settings.config is not None:
+    settings = dataclasses.replace(settings, config=speed.on_accelerators(settings.config))
+  subject = _of_config(settings, runs=False)
+  compiled.check(subject, machine, settings.largest)
+  return compiled.account(subject, machine, machines.devices(machine), settings.largest)
 
 
 def _precision(settings: Settings) -> dict:
@@ -140,7 +168,15 @@ def _scaling(settings: Settings) -> dict:
                          features=settings.features, **_batch_size(settings))
 
 
+def _targets(settings: Settings) -> dict:
+  if settings.table is None:
+    raise InputError('measured', None, 'it is missing', 'name the file of the table')
+  if settings.published is None or settings.script is None:
+    raise InputError(problem='the scripts of a checkout are needed', remedy='call benchmark.py')
+  return target_table.fill(settings.table, settings.script, settings.published, settings.target)
+
+
 MEASUREMENTS: dict[str, Callable[[Settings], dict]] = {
     'train': _train, 'distillation': _distillation, 'eval': _evaluate, 'sample': _sample,
     'pairs': _pairs, 'codec': _codec, 'data': _data, 'compile': _compile, 'precision': _precision,
-    'memory': _memory, 'scaling': _scaling}
+    'memory': _memory, 'scaling': _scaling, 'targets': _targets}

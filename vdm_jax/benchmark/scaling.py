@@ -16,99 +16,20 @@ and Yuan 2009).  So the bytes sent tend to a constant: 2 P, or 3 S in all.
 The programs are compiled for simulated devices, n threads of a CPU.  XLA's own partitioner splits
 the programs, as on all backends, except for the fusion of collectives.  Nothing is run or timed.
 """
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import ml_collections
 
 from vdm_jax import random
-from vdm_jax.benchmark import speed
+from vdm_jax.benchmark import kernels, speed
 from vdm_jax.benchmark.timing import say
 from vdm_jax.errors import InputError
 from vdm_jax.train import loop, parallel
 from vdm_jax.typing import PyTree
 
 DEVICES = (1, 2, 4, 8)
-SCALAR = 4  # bytes: what is no larger belongs to the metrics, or is a parameter of the schedule
-
-# --------------------------------------------------------------- from the program
-
-_KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
-_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) .*\{$')
-_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z-]*)\((.*)$')
-_CALLED = re.compile(r'(?:body|condition|to_apply|calls|true_computation|false_computation)'
-                     r'=%?([\w.-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}')
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_TENSOR = re.compile(r'\b(?:(pred)|[a-z]+(\d+)\w*)\[([\d,]*)\]')
-
-
-class Collective(NamedTuple):
-  """An operation between the devices."""
-  kind: str
-  sizes: tuple[int, ...]  # bytes of each of its tensors: the whole one, not a device's part
-  times: int              # it runs in a step
-
-
-def _sizes(types: str) -> tuple[int, ...]:
-  """Bytes of each tensor of an HLO type."""
-  return tuple(math.prod(int(d) for d in shape.split(',') if d) * int(bits or 8) // 8
-               for _, bits, shape in _TENSOR.findall(types))
-
-
-def collectives(hlo: str) -> list[Collective]:
-  """All collectives of a compiled program.  Those in a loop count as often as the loop runs.
-
-  Raises ValueError if a collective is in a loop of unknown length.
-  """
-  bodies: dict[str, list[tuple[str, str, str, str]]] = {}
-  entry = body = None
-  for line in hlo.splitlines():
-    if header := _COMPUTATION.match(line):
-      body = bodies[header[2]] = []
-      entry = header[2] if header[1] else entry
-    elif instruction := _INSTRUCTION.match(line):
-      body.append(instruction.groups())
-  return _within(bodies, entry, 1)
-
-
-def _within(bodies, name: str, times: int | None) -> list[Collective]:
-  out = []
-  types = {own: what for own, what, _, _ in bodies[name]}
-  for _, result, opcode, rest in bodies[name]:
-    kind = opcode.removesuffix('-done')  # of a pair that is run beside other work
-    if kind in _KINDS:
-      if times is None:
-        raise ValueError(f'{opcode} in a loop of unknown length: {name}')
-      if kind == 'reduce-scatter':
-        operands = re.findall(r'%?([\w.-]+)', rest.partition(')')[0])
-        result = ' '.join(types.get(operand, '') for operand in operands)
-      out.append(Collective(kind, _sizes(result), times))
-    inside = times
-    if opcode == 'while':
-      trips = _TRIPS.search(rest)
-      inside = times * int(trips[1]) if trips and times is not None else None
-    for one, several in _CALLED.findall(rest):
-      for called in [one] if one else re.findall(r'[\w.-]+', several):
-        out += _within(bodies, called, inside)
-  return out
-
-
-def by_kind(seen: Sequence[Collective]) -> dict[str, dict[str, int]]:
-  """{kind: {'operations', 'bytes', 'scalars'}}: the bytes of tensors, and the count of scalars."""
-  out = {}
-  for kind in _KINDS:
-    those = [c for c in seen if c.kind == kind]
-    if those:
-      out[kind] = {
-          'operations': sum(c.times for c in those),
-          'bytes': sum(c.times * sum(s for s in c.sizes if s > SCALAR) for c in those),
-          'scalars': sum(c.times * sum(s <= SCALAR for s in c.sizes) for c in those)}
-  return out
-
 
 # ------------------------------------------------------------------ foretold
 
@@ -126,7 +47,7 @@ def expected(layout: str, params: PyTree, devices: int, scatters: bool = False) 
   """
   if devices == 1 and layout != 'pmap':  # whose program of one device reduces all the same
     return {}
-  leaves = [leaf for leaf in jax.tree.leaves(params) if _bytes(leaf) > SCALAR]
+  leaves = [leaf for leaf in jax.tree.leaves(params) if _bytes(leaf) > kernels.SCALAR]
   if layout != 'fsdp':
     return {'all-reduce': sum(map(_bytes, leaves))}
   sharded = {i: parts for i, leaf in enumerate(leaves)
@@ -155,22 +76,25 @@ def simulate(devices: int) -> None:
   jax.config.update('jax_num_cpu_devices', devices)
 
 
-def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], batch: int) -> str:
-  """The compiled HLO of a training step with `batch` images on each device."""
+def lowered(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], batch: int,
+            accumulate: int = 1) -> jax.stages.Lowered:
+  """A training step with `batch` images on each device, before XLA compiles it."""
   n = len(devices)
-  chosen = loop.LAYOUTS[layout](speed.make_update(subject), devices)
+  chosen = loop.LAYOUTS[layout](speed.make_update(subject, accumulate), devices)
   shape = lambda u, *first: jax.ShapeDtypeStruct((*first, *u.shape), u.dtype)
   state = jax.eval_shape(lambda: speed.initial_state(subject))
-  rows = speed.random_batch(subject, n * batch)
   if layout == 'pmap':  # each device's, one after another
     state = jax.tree.map(lambda u: shape(u, n), state)
-    rows = {name: jax.ShapeDtypeStruct((n, batch, *u.shape[1:]), u.dtype)
-            for name, u in rows.items()}
+    rows = jax.tree.map(lambda u: shape(u, n), speed.batch_shapes(subject, batch))
   else:
-    state, rows = chosen.target(state), jax.tree.map(shape, rows)
-  key = jax.eval_shape(lambda: random.key(0))
+    state, rows = chosen.target(state), speed.batch_shapes(subject, n * batch)
+  return chosen.step.lower(state, rows, jax.eval_shape(lambda: random.key(0)))
+
+
+def program(subject: speed.Subject, layout: str, devices: Sequence[jax.Device], batch: int) -> str:
+  """The compiled HLO of a training step with `batch` images on each device."""
   # LLVM has nothing to do with what the devices send.
-  return chosen.step.lower(state, rows, key).compile(
+  return lowered(subject, layout, devices, batch).compile(
       compiler_options={'xla_backend_optimization_level': 0}).as_text()
 
 
@@ -185,7 +109,8 @@ def rehearse(subject: speed.Subject, devices: Sequence[int] = DEVICES, batch: in
   for layout in loop.LAYOUTS:
     for n in devices:
       say(f'compiling the step: {layout} on {n} simulated devices')
-      kinds = by_kind(collectives(program(subject, layout, jax.devices()[:n], batch)))
+      text = program(subject, layout, jax.devices()[:n], batch)
+      kinds = kernels.by_kind(kernels.collectives(text))
       tensors = {kind: u['bytes'] for kind, u in kinds.items() if u['bytes']}
       foretold = expected(layout, params, n, 'reduce-scatter' in tensors)
       rows.append({'layout': layout, 'devices': n,
@@ -209,7 +134,7 @@ def foretell(subject: speed.Subject, devices: Sequence[int]) -> list[dict]:
 
 
 def _columns(tensors: Mapping[str, int]) -> dict[str, int]:
-  named, others = _KINDS[:3], _KINDS[3:]
+  named, others = kernels.COLLECTIVES[:3], kernels.COLLECTIVES[3:]
   return {**{f'{kind.replace("-", "_")}_bytes': tensors.get(kind, 0) for kind in named},
           'other_bytes': sum(tensors.get(kind, 0) for kind in others)}
 

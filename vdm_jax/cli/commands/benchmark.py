@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from vdm_jax import cli
-from vdm_jax.benchmark import measurements, report
+from vdm_jax.benchmark import measurements, report, target_table
 from vdm_jax.errors import InputError
 
 CONFIG = cli.config_flag()
@@ -28,6 +28,11 @@ SAMPLER_STEPS = flags.DEFINE_integer('sampler_steps', 250, 'sample: steps of the
                                      'sampler.  pairs: steps of DDIM.')
 CHAIN_STEPS = flags.DEFINE_integer('chain_steps', 20, 'codec: T, the steps of the chain.')
 DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8'], 'compile: numbers of blocks to compile.')
+TARGET = flags.DEFINE_string('target', '', 'compile: a machine that need not be here, such as '
+                             'h200, h200x8, v5e:2x4 or v5p:4x4x4.  The step is compiled for it, '
+                             'and not run.  targets: fill only the rows of this machine.')
+LARGEST = flags.DEFINE_bool('largest', False, 'compile, with --target: the largest power of two '
+                            'of images on each device that fits, instead of the batch size.')
 START = flags.DEFINE_bool('start', True, 'compile: also measure the time from start to first step.')
 SPLIT = flags.DEFINE_string('split', 'test', 'precision: train, validation or test.')
 EXAMPLES = flags.DEFINE_integer('examples', None, 'precision: how many images, from the first on.  '
@@ -50,7 +55,13 @@ def main(configs: Path, arguments: Sequence[str]):
     raise InputError(problem=what, remedy=f'name one of {", ".join(names)} (and further '
                      'options as --name=value)')
   cli.check_row(MEASURED.value, ROW.value)
+  fills = arguments[0] == 'targets'  # and writes each row itself
+  if fills and MEASURED.value and not Path(MEASURED.value).exists():
+    cli.keep(MEASURED.value, 'benchmark.py targets', target_table.cells())
   result = measurements.measure(arguments[0], _settings(configs))
+  if fills:
+    report.show(arguments[0], result, JSON.value)
+    return
   if ROW.value:
     cli.keep_row(MEASURED.value, ROW.value, report.figures(result))
   elif MEASURED.value:
@@ -69,9 +80,11 @@ def _settings(configs: Path) -> measurements.Settings:
                                             'config': cli.config()}
   return measurements.Settings(
       **config, depths=cli.integers('depths', DEPTHS.value), published=configs,
+      table=Path(MEASURED.value) if MEASURED.value else None, script=cli.script('benchmark.py'),
       training=_training() if START.value else (), **cli.values(
           WORKDIR, DATA_DIR, DATA_NAME, BLOCKS, FEATURES, BATCH_SIZE, REPETITIONS, WARM_UP, COLD,
-          PEAK, TIMES, SAMPLER_STEPS, CHAIN_STEPS, SPLIT, EXAMPLES, REPEATS, AVERAGE))
+          PEAK, TIMES, SAMPLER_STEPS, CHAIN_STEPS, TARGET, LARGEST, SPLIT, EXAMPLES, REPEATS,
+          AVERAGE))
 
 
 def _training() -> list[str]:
