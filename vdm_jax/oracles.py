@@ -13,7 +13,7 @@ from vdm_jax.typing import Array, ArrayLike, Estimate, Level, PyTree
 from vdm_jax.units import sum_over_data
 from vdm_jax.values import value
 
-__all__ = ['Empirical', 'Gaussian', 'Mixture']
+__all__ = ['Correlated', 'Empirical', 'Gaussian', 'Mixture', 'condition']
 
 
 @value
@@ -78,6 +78,93 @@ class Mixture:
   def log_prob(self, z: Array, level: Level) -> Array:
     """log q(z_t) in nats, [B]."""
     return jax.nn.logsumexp(self._components(z, level)[0], axis=-1)
+
+
+def condition(covariance: np.ndarray, matrix: np.ndarray, noise: float
+              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Of x ~ N(m, covariance) and y = matrix x + noise n: the gain, and two covariances, in float64.
+
+  The mean of x given y is m + gain (y - matrix m), and its covariance is the second result.  The
+  third is the covariance of y.  covariance: [D, D]; matrix: [M, D].  Raises numpy.linalg.LinAlgError
+  if the third has no inverse.
+  """
+  c, a = (np.asarray(u, np.float64) for u in (covariance, matrix))
+  of_y = a @ c @ a.T + noise**2 * np.eye(len(a))
+  gain = np.linalg.solve(of_y, a @ c).T
+  left = c - gain @ a @ c
+  return gain, 0.5 * (left + left.T), of_y
+
+
+@value
+class Correlated:
+  """x ~ sum_k weights_k N(means_k, covariance_k), with any covariances.  Made by `of`.
+
+  A covariance is kept as its eigenvalues [K, D] and eigenvectors [K, D, D], one in each column.  D
+  is the number of numbers of one x.
+  """
+  weights: ArrayLike
+  means: ArrayLike
+  values: ArrayLike
+  vectors: ArrayLike
+
+  @classmethod
+  def of(cls, means: ArrayLike, covariances: ArrayLike, weights: ArrayLike | None = None
+         ) -> 'Correlated':
+    """means: [K, ...]; covariances: [K, D, D]; weights: [K], or None for one component."""
+    means, covariances = np.asarray(means), np.asarray(covariances)
+    if len(means) != len(covariances) or covariances.shape[1:] != (means[0].size,) * 2:
+      raise ValueError(f'covariances {covariances.shape} are not [K, D, D] for means {means.shape}')
+    values, vectors = np.linalg.eigh(covariances)
+    return cls(np.ones(1) if weights is None else np.asarray(weights), means,
+               np.maximum(values, 0.0), vectors)
+
+  def _components(self, z, level):
+    """log(weight_k N(z; ..)) [B, K]; deviations in its axes over variances [B, K, D]; the level.
+    """
+    flat = z.reshape(len(z), 1, -1)
+    level = level.expand(flat)
+    means = jnp.reshape(self.means, (len(self.means), -1))
+    deviation = jnp.einsum('bkd,kde->bke', flat - level.alpha * means, self.vectors)
+    variance = jnp.square(level.alpha) * self.values + jnp.square(level.sigma)
+    safe = jnp.where(variance > 0.0, variance, 1.0)
+    log_joint = jnp.log(self.weights) - 0.5 * jnp.sum(
+        jnp.square(deviation) / safe + jnp.log(2.0 * jnp.pi * safe), axis=-1)
+    return log_joint, deviation / safe, level
+
+  def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
+    log_joint, scaled, level = self._components(z, level)
+    share = jax.nn.softmax(log_joint, axis=-1)
+    means = jnp.reshape(self.means, (len(self.means), -1))
+    back = lambda u: jnp.einsum('bke,kde->bkd', u, self.vectors)
+    x = means + back(level.alpha * self.values * scaled)
+    mean = lambda u: jnp.einsum('bk,bkd->bd', share, u).reshape(z.shape)
+    return Estimate(x=mean(x), eps=mean(back(level.sigma * scaled)))
+
+  def log_prob(self, z: Array, level: Level) -> Array:
+    """log q(z_t) in nats, [B]."""
+    return jax.nn.logsumexp(self._components(z, level)[0], axis=-1)
+
+  def given(self, matrix: np.ndarray, y: np.ndarray, noise: float) -> 'Correlated':
+    """The law of x given y = matrix x + noise n: the posterior, a mixture again.
+
+    matrix: [M, D]; y: [M].  So `oracle.given(...)` is the exact denoiser that is told y, and its
+    log_prob at t = 0 is the log-density of the posterior.
+    """
+    means = np.asarray(self.means, np.float64)
+    flat, y = means.reshape(len(means), -1), np.asarray(y, np.float64)
+    vectors, values = np.asarray(self.vectors), np.asarray(self.values)
+    covariances = np.einsum('kde,ke,kfe->kdf', vectors, values, vectors)
+    told, left, logs = [], [], []
+    for weight, mean, covariance in zip(np.asarray(self.weights), flat, covariances, strict=True):
+      gain, after, of_y = condition(covariance, matrix, noise)
+      r = y - matrix @ mean
+      told.append(mean + gain @ r)
+      left.append(after)
+      logs.append(np.log(weight) - 0.5 * (r @ np.linalg.solve(of_y, r)
+                                          + np.linalg.slogdet(2.0 * np.pi * of_y)[1]))
+    weights = np.exp(np.array(logs) - np.max(logs))
+    return Correlated.of(np.stack(told).reshape(means.shape), np.stack(left),
+                         weights / weights.sum())
 
 
 @value
