@@ -85,7 +85,7 @@ def condition(covariance: np.ndarray, matrix: np.ndarray, noise: float
   """Of x ~ N(m, covariance) and y = matrix x + noise n: the gain, and two covariances, in float64.
 
   The mean of x given y is m + gain (y - matrix m), and its covariance is the second result.  The
-  third is the covariance of y.  covariance: [D, D]; matrix: [M, D].  Raises numpy.linalg.LinAlgError
+  third is the covariance of y.  covariance: [D, D]; matrix: [M, D].  Raises LinAlgError of NumPy
   if the third has no inverse.
   """
   c, a = (np.asarray(u, np.float64) for u in (covariance, matrix))
