@@ -1,0 +1,358 @@
+"""Restores measured images with the model of a run as the prior, and measures how well."""
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from vdm_jax import data, inverse, oracles, random
+from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.inverse import Operator, Problem
+from vdm_jax.machine import config_files, devices, files
+from vdm_jax.processes import sample_prior
+from vdm_jax.runs import needs, pictures, reading, workdir
+from vdm_jax.samplers import conditioned
+from vdm_jax.samplers.sampling import check_finite
+from vdm_jax.typing import Model
+
+__all__ = ['EXACT', 'Restored', 'Result', 'Scores', 'TASKS', 'operator_of', 'picture', 'ranks',
+           'report', 'restore', 'score']
+
+TASKS = ('inpaint', 'mask:FILE', 'downsample:N', 'blur:SIGMA', 'gray', 'phase', 'FILE.py:NAME')
+EXACT = 'exact'  # the posterior of Gaussian data with the moments of the training images
+_MOST = 12_000   # training images for these moments
+
+
+class Scores(NamedTuple):
+  """How near estimates are to the truth.  The peak is 2, the range of x.
+
+  A PSNR is of the mean squared error over all images.  Its error is over images.
+  """
+  psnr: float
+  error: float            # the standard error of `psnr`, dB; NaN for one image
+  ssim: float | None      # the mean over images; None without scikit-image, or for small images
+
+
+class Restored(NamedTuple):
+  """The samples of one method."""
+  samples: np.ndarray     # [n, K, ...]  x
+  one: Scores             # of a sample
+  mean: Scores            # of the mean of the K samples
+  ranks: np.ndarray       # [K + 1]  how often so many samples are below the truth, see `ranks`
+
+
+class Result(NamedTuple):
+  """What was restored."""
+  task: str
+  method: str
+  x: np.ndarray           # [n, ...]  the truth
+  y: np.ndarray           # [n, ...]
+  shown: np.ndarray       # [n, ...]  y as an image of the shape of x
+  restored: Restored
+  wiener: Restored | None
+  cost: tuple[int, int]   # evaluations of the network for a sample, and products with J^T
+
+
+# ------------------------------------------------------------------------ the problem
+
+
+def operator_of(task: str, shape: tuple[int, ...]) -> Operator:
+  """The operator of a task, by its name.  shape: of one x.  Raises InputError."""
+  kind, _, rest = task.partition(':')
+  plain = {'inpaint': inverse.inpaint, 'gray': inverse.gray, 'phase': inverse.phase}
+  if task in plain:
+    return plain[task](shape)
+  if kind == 'downsample' and rest.isdecimal():
+    return inverse.downsample(shape, int(rest))
+  if kind == 'blur':
+    try:
+      return inverse.blur(shape, float(rest))
+    except ValueError:
+      raise InputError('task', task, 'sigma is not a number', 'write blur:1.5, for example'
+                       ) from None
+  if kind == 'mask' and rest:
+    return inverse.kept(~_missing(rest, shape), task)
+  file, _, name = task.rpartition(':')
+  if file.endswith('.py'):
+    apply, _ = config_files.own('task', task, file, name)
+    require(callable(apply), 'task', task, 'it is not a function',
+            'give a function x [B, ...] -> y [B, ...]')
+    return inverse.custom(task, apply, shape)
+  raise InputError('task', task, 'there is no such task', f'choose one of {", ".join(TASKS)}')
+
+
+def _missing(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """bool [H, W, C], where the file is white.  Raises InputError."""
+  white = reading.pixels('task', name, 1) > 127
+  require(white.shape[:2] == shape[:2], 'task', f'mask:{name}', f'it has {white.shape[0]} x '
+          f'{white.shape[1]} pixels, and the images have {shape[0]} x {shape[1]}',
+          'give a mask of that size, white where the image is missing')
+  return np.broadcast_to(white, shape)
+
+
+def _require_prior(model: Model, directory: Path) -> None:
+  """Raises InputError for a model whose data are not images that a denoiser estimates."""
+  for holds, problem in ((model.latent is None, 'it draws latents of its own'),
+                         (model.data_space and not model.is_latent, 'it is a model of latents'),
+                         (not model.coupled, 'its noise was coupled with the data, so it has no '
+                          'score')):
+    require(holds, 'workdir', str(directory), f'this model cannot be a prior: {problem}',
+            'name the run of another model')
+
+
+def _names(names: Sequence[str]) -> list[str]:
+  """The images that are named: data:SPLIT:FIRST-LAST becomes one name for each."""
+  require(bool(names), 'images', None, 'none is named', 'write data:test:0-7, for example')
+  found = []
+  for name in names:
+    head, _, last = name.rpartition(':')
+    first, dash, end = last.partition('-')
+    if head.startswith('data:') and dash and first.isdecimal() and end.isdecimal():
+      require(int(first) <= int(end), 'images', name, 'the last number is below the first',
+              'write data:test:0-7, for example')
+      found += [f'{head}:{i}' for i in range(int(first), int(end) + 1)]
+    else:
+      found.append(name)
+  return found
+
+
+# ------------------------------------------------------------------------ one restoration
+
+
+def restore(directory: str | Path, out: str | Path, task: str, method: conditioned.Method | str,
+            images: Sequence[str], *, noise: float = 0.1, count: int = 4, steps: int = 100,
+            clip: bool = True, wiener: bool = False, label: int | None = None, seed: int = 0,
+            batch_size: int = 64, samples: str | Path = '', average: str = '',
+            step: int | str = 'latest', overwrite: bool = False, data_dir: str = '',
+            data_name: str = '') -> Result:
+  """Measures images, draws `count` samples of each given its measurement, and compares.
+
+  Args:
+    out: a .png: the image, its measurement, one sample, mean and standard deviation of the samples.
+    task: see `operator_of`.
+    method: of `samplers.conditioned`, or 'exact': the posterior of Gaussian data with the moments
+      of the training images (Wiener), which does not use the network.
+    images: picture files, data:SPLIT:INDEX, or data:SPLIT:FIRST-LAST.
+    noise: the standard deviation of the noise of y, for x in [-1, 1].
+    steps: of the sampler; RePaint walks back and makes more.
+    clip: whether x_hat is clipped to [-1, 1], if the data are integers.
+    wiener: whether the samples of 'exact' are drawn too, and shown beside.
+    samples: an .npz, to which x, y and the samples are written.
+
+  Sample k of image i depends on (seed, i, k) alone.  Raises InputError before anything is compiled,
+  except for samples that are not finite.
+  """
+  directory = files.run_directory('workdir', directory)
+  out = files.output('out', out, '.png', overwrite=overwrite)
+  kept = files.output('samples', samples, '.npz', overwrite=overwrite) if samples else None
+  for flag, value in {'count': count, 'steps': steps, 'batch_size': batch_size}.items():
+    require_at_least(flag, value)
+  require(0.0 <= noise < math.inf, 'noise', noise, 'it must be at least 0, and finite',
+          'give the standard deviation, for x in [-1, 1]')
+  names = _names(images)
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
+                                 data_name=data_name)
+  model = needs.require(trained.experiment.model(trained.params), 'restore', directory)
+  _require_prior(model, directory)
+  field = needs.data_field(model, data.resolve(trained.config.data))
+  require(len(field.shape) == 3, 'workdir', str(directory), f'its data have the shape '
+          f'{field.shape}, and are no images', 'name the run of a model of images')
+  operator = operator_of(task, model.shape)
+  exact = method == EXACT
+  if exact or wiener:
+    inverse.require_linear(operator, EXACT)
+    require(noise > 0.0, 'noise', noise, 'the covariance of y needs some', 'give 0.01, for example')
+  if not isinstance(method, str):
+    conditioned.require_suited(method, operator, noise)
+  given = np.stack([reading.image('images', name, trained, field)[0] for name in names])
+  conditions = lambda rows: model.conditions(rows, label=label)
+  conditions(np.arange(1))
+
+  x, y = _measure(trained, operator, noise, seed, given)
+  times = np.linspace(1.0, 0.0, steps + 1)
+  limits = (-1.0, 1.0) if clip and field.levels else None
+  gaussian = None
+  if exact or wiener:
+    gaussian = score(_wiener(trained, operator, noise, seed, y, count), x, operator)
+  if exact:
+    assert gaussian is not None
+    restored, wiener_too, cost = gaussian, None, (0, 0)
+  else:
+    assert not isinstance(method, str)
+    cost = conditioned.cost(method, times)
+    drawn = _draw(trained, method, operator, noise, seed, y, count, times, limits, conditions,
+                  batch_size)
+    restored, wiener_too = score(drawn, x, operator), gaussian
+  name = EXACT if exact else type(method).__name__.lower()
+  result = Result(operator.name, name, x, y, _shown(operator, y, x), restored, wiener_too, cost)
+  about = {} if isinstance(method, str) else method._asdict()
+  pictures.save_png(out, picture(result), {
+      'task': task, 'method': name, **about, 'noise': noise, 'count': count, 'steps': steps,
+      'seed': seed, 'checkpoint': trained.step, 'average': trained.average})
+  if kept:
+    files.save_npz(kept, x=x, y=y, samples=restored.samples,
+                   **({} if wiener_too is None else {'wiener': wiener_too.samples}))
+  return result
+
+
+def _measure(trained: workdir.Trained, operator: Operator, noise: float, seed: int,
+             given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """x and y of these images; the noise of image i depends on (seed, i)."""
+  @jax.jit
+  def program(params, key, given):
+    x = trained.experiment.model(params).encode(given)
+    y = operator(x)
+    keys = random.stream(random.per_example(key, jnp.arange(len(given))), 'measurement')
+    return x, y + noise * random.normal(keys, y)
+  x, y = jax.device_get(program(trained.params, random.key(seed), given))
+  return x, y
+
+
+def _draw(trained: workdir.Trained, method: conditioned.Method, operator: Operator, noise: float,
+          seed: int, y: np.ndarray, count: int, times: np.ndarray,
+          limits: tuple[float, float] | None, conditions: Callable, batch_size: int) -> np.ndarray:
+  """[n, K, ...] samples of x, each image's together."""
+  def draw(shared, xs):
+    (params, key), (numbers, measured, condition) = shared, xs
+    m = trained.experiment.model(params)
+    keys = jax.vmap(jax.random.fold_in)(random.per_example(key, numbers // count),
+                                        numbers % count)
+    told = m.cond(condition)
+    denoise = lambda z, level, _=None: m.denoise(z, level, told)
+    like = jnp.zeros((len(numbers), *m.shape))
+    z = (sample_prior(m.process, keys, like) if m.prior is None else m.prior(keys, like))
+    z = conditioned.sample_posterior(method, denoise, m.process, Problem(operator, measured, noise),
+                                     random.stream(keys, 'sampler'), z, times, limits)
+    last = m.process(times[-1])
+    x = denoise(z, last).x if m.ends_denoised else z / last.alpha
+    return x, jnp.all(jnp.isfinite(x))
+
+  program = devices.over_rows(draw)
+  shared = devices.replicate((trained.params, random.key(seed)))
+  total = len(y) * count
+  size = devices.global_batch_size(min(batch_size, total))
+  parts = []
+  for rows, real in tqdm.tqdm(list(devices.padded_rows(0, total, size)), desc='restoring',
+                              unit='batch', dynamic_ncols=True):
+    local = devices.local_rows(rows)
+    x, finite = jax.device_get(program(shared, devices.place(
+        (local, y[local // count], conditions(local // count)))))
+    check_finite(np.atleast_1d(finite), times[[0, -1]])
+    parts.append(x[real])
+  return np.concatenate(parts).reshape(len(y), count, *parts[0].shape[1:])
+
+
+def _wiener(trained: workdir.Trained, operator: Operator, noise: float, seed: int, y: np.ndarray,
+            count: int) -> np.ndarray:
+  """[n, K, ...] samples of the posterior of Gaussian data with the moments of the training images.
+  """
+  part = needs.split(trained, 'train')
+  model: Model = trained.experiment.model(trained.params)
+  rows = np.arange(min(len(part), _MOST))
+  x = np.asarray(jax.jit(model.encode)(part.get(rows)[model.field]), np.float64)
+  x = x.reshape(len(x), -1)
+  matrix = operator.matrix().astype(np.float64)
+  gain, covariance, _ = oracles.condition(np.cov(x.T), matrix, noise)
+  mean = x.mean(axis=0)
+  means = mean + (y.reshape(len(y), -1) - mean @ matrix.T) @ gain.T
+  values, vectors = np.linalg.eigh(covariance)
+  root = vectors * np.sqrt(np.maximum(values, 0.0))
+  each = [np.random.default_rng((seed, i)).normal(size=(count, len(mean))) for i in range(len(y))]
+  return (means[:, None] + np.stack(each) @ root.T).reshape(len(y), count, *model.shape)
+
+
+def _shown(operator: Operator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """y as an image of the shape of x: at its places, or by the pseudo-inverse, or y itself."""
+  if operator.known is not None:
+    return np.asarray(operator.spread(jnp.asarray(y)))
+  if y.shape == x.shape:
+    return y
+  if operator.linear:
+    return np.asarray(inverse.pseudo_inverse(operator, jnp.asarray(y)))
+  return np.zeros_like(x)
+
+
+# ------------------------------------------------------------------------ how well
+
+
+def score(samples: np.ndarray, x: np.ndarray, operator: Operator) -> Restored:
+  """The scores of samples [n, K, ...] of images x [n, ...]."""
+  return Restored(samples, _scores(samples, x), _scores(samples.mean(axis=1, keepdims=True), x),
+                  ranks(samples, x, operator.known))
+
+
+def _scores(estimates: np.ndarray, x: np.ndarray) -> Scores:
+  """Of estimates [n, K, ...]: all of an image count alike."""
+  each = np.square(estimates - x[:, None]).reshape(len(x), -1).mean(axis=1)
+  mean = each.mean()
+  error = (math.nan if len(x) < 2 else
+           10.0 / math.log(10.0) * each.std(ddof=1) / math.sqrt(len(x)) / mean)
+  return Scores(float(10.0 * np.log10(4.0 / mean)), float(error), _ssim(estimates, x))
+
+
+def _ssim(estimates: np.ndarray, x: np.ndarray) -> float | None:
+  """The structural similarity by scikit-image, windows of 7 x 7; None where it is not possible."""
+  if importlib.util.find_spec('skimage') is None or min(x.shape[1:3]) < 7:
+    return None
+  from skimage.metrics import structural_similarity
+  return float(np.mean([structural_similarity(truth, one, data_range=2.0, channel_axis=-1)
+                        for truth, of in zip(x, estimates, strict=True) for one in of]))
+
+
+def ranks(samples: np.ndarray, x: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+  """[K + 1] shares: how often 0, 1, ..., K of the samples of a number of x are below it.
+
+  All shares are 1 / (K + 1) if the truth and the samples have one law.  More at both ends: the
+  samples spread too little.  More in the middle: too much.  Equal numbers are put in random order.
+  samples: [n, K, ...].  known: bool, of one x; these numbers do not count.
+  """
+  chosen = (np.ones(x.shape[1:], bool) if known is None else ~known).ravel()
+  truth = x.reshape(len(x), 1, -1)[:, :, chosen]
+  drawn = samples.reshape(*samples.shape[:2], -1)[:, :, chosen]
+  below, equal = (drawn < truth).sum(axis=1), (drawn == truth).sum(axis=1)
+  rank = below + np.random.default_rng(0).integers(0, equal + 1)
+  return np.bincount(rank.ravel(), minlength=samples.shape[1] + 1) / rank.size
+
+
+# ------------------------------------------------------------------------ what is shown
+
+
+def picture(result: Result, most: int = 12) -> np.ndarray:
+  """uint8 [H, W, 3]: a row for each of the first images, with what it is in columns."""
+  as_levels = lambda x: np.clip(127.5 * (x[:most] + 1.0), 0.0, 255.0)
+  columns = {'image': as_levels(result.x), 'measured': as_levels(result.shown)}
+  for name, found in (('', result.restored), ('Wiener ', result.wiener)):
+    if found is not None:
+      spread = found.samples.std(axis=1)[:most]
+      columns |= {f'{name}sample': as_levels(found.samples[:, 0]),
+                  f'{name}mean': as_levels(found.samples.mean(axis=1)),
+                  f'{name}std': 255.0 * spread / max(spread.max(), 1e-12)}
+  return pictures.labelled(pictures.strip(np.stack(list(columns.values())), 256), list(columns))
+
+
+def report(result: Result) -> list[str]:
+  """Lines that say how near the samples are to the truth, and how well they are spread."""
+  return list(_lines(result))
+
+
+def _lines(result: Result) -> Iterator[str]:
+  n, count = result.restored.samples.shape[:2]
+  evaluations, products = result.cost
+  yield (f'{result.task} by {result.method}: {n} images, {count} samples of each; '
+         f'{evaluations:,} evaluations and {products:,} products with J^T for a sample')
+  for name, found in ((result.method, result.restored), ('Wiener', result.wiener)):
+    if found is None:
+      continue
+    for what, scores in (('one sample', found.one), (f'the mean of {count}', found.mean)):
+      error = '' if math.isnan(scores.error) else f' ± {scores.error:.2f}'
+      ssim = '' if scores.ssim is None else f', SSIM {scores.ssim:.3f}'
+      yield f'{name}, {what}: PSNR {scores.psnr:.2f}{error} dB{ssim}'
+    if count > 1:
+      outside = found.ranks[0] + found.ranks[-1]
+      yield (f'{name}: the truth is below or above all samples in {outside:.1%} of the pixels; '
+             f'of a calibrated posterior, in {2 / (count + 1):.1%}')
