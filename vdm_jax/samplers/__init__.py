@@ -15,6 +15,7 @@ file has one family:
   predictor_corrector    any of each; `denoising_mcmc`
   multiplied             the posterior under a second density r(x): inpainting, denoising
   inpainting             known numbers are replaced: replacement, RePaint, a path from before
+  conditioned            of a posterior given y = A(x) + noise: DPS, PGDM, MCG, and all methods
   consistency            from consistency models, in one step or in several
   splitting              PLMS, and guided sampling in two parts
   grids                  the times to step along

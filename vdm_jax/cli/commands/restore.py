@@ -3,6 +3,7 @@ import jax
 from absl import flags
 
 from vdm_jax import cli
+from vdm_jax.errors import InputError
 from vdm_jax.runs import restoring
 from vdm_jax.samplers import conditioned
 
@@ -49,8 +50,12 @@ OF_METHOD = (
 
 def main():
   fields = cli.values(*OF_METHOD)
-  exact = METHOD.value == restoring.EXACT and not fields
-  method = restoring.EXACT if exact else conditioned.named(METHOD.value, **fields)
+  if METHOD.value == restoring.EXACT:
+    for name, value in fields.items():
+      raise InputError(name, value, f'{restoring.EXACT} does not read it', 'leave it out')
+    method = restoring.EXACT
+  else:
+    method = conditioned.named(METHOD.value, **fields)
   result = restoring.restore(
       WORKDIR.value, OUT.value, TASK.value, method, IMAGES.value, samples=SAMPLES.value or '',
       **cli.values(NOISE, COUNT, STEPS, CLIP, WIENER, LABEL, SEED, BATCH_SIZE, OVERWRITE, *OF_RUN))
