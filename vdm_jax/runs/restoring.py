@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from vdm_jax import data, inverse, oracles, random
+from vdm_jax import data, guidance, inverse, oracles, random
+from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.inverse import Operator, Problem
 from vdm_jax.machine import config_files, devices, files
@@ -18,7 +19,7 @@ from vdm_jax.processes import sample_prior
 from vdm_jax.runs import needs, pictures, reading, workdir
 from vdm_jax.samplers import conditioned
 from vdm_jax.samplers.sampling import check_finite
-from vdm_jax.typing import Model
+from vdm_jax.typing import Model, PyTree
 
 __all__ = ['EXACT', 'Restored', 'Result', 'Scores', 'TASKS', 'operator_of', 'picture', 'ranks',
            'report', 'restore', 'score']
@@ -105,6 +106,24 @@ def _require_prior(model: Model, directory: Path) -> None:
             'name the run of another model')
 
 
+def _prior(at: Callable[[PyTree], Model], labelled: bool, label: int | None
+           ) -> Callable[[PyTree], Model]:
+  """The model, which is told no class if none is given: the class of an image is not known.
+
+  labelled: whether it is told a class.  Raises InputError for a model that needs one.
+  """
+  if not labelled or label is not None:
+    return at
+
+  def untold(params):
+    model = at(params)
+    require(model.null is not None, 'label', None, 'this model is told a class, and has not '
+            'learned to do without', 'give the class of the images, or name the run of a model '
+            'without classes')
+    return guidance.untold(model)
+  return untold
+
+
 def _names(names: Sequence[str]) -> list[str]:
   """The images that are named: data:SPLIT:FIRST-LAST becomes one name for each."""
   require(bool(names), 'images', None, 'none is named', 'write data:test:0-7, for example')
@@ -142,6 +161,7 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
     steps: of the sampler; RePaint walks back and makes more.
     clip: whether x_hat is clipped to [-1, 1], if the data are integers.
     wiener: whether the samples of 'exact' are drawn too, and shown beside.
+    label: the class of all images, for a model that is told one.  Default: it is told none.
     samples: an .npz, to which x, y and the samples are written.
 
   Sample k of image i depends on (seed, i, k) alone.  Raises InputError before anything is compiled,
@@ -171,7 +191,8 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
     conditioned.require_suited(method, operator, noise)
   given = np.stack([reading.image('images', name, trained, field)[0] for name in names])
   conditions = lambda rows: model.conditions(rows, label=label)
-  conditions(np.arange(1))
+  at = _prior(trained.experiment.model, LABEL in conditions(np.arange(1)), label)
+  at(trained.params)
 
   x, y = _measure(trained, operator, noise, seed, given)
   times = np.linspace(1.0, 0.0, steps + 1)
@@ -185,8 +206,8 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
   else:
     assert not isinstance(method, str)
     cost = conditioned.cost(method, times)
-    drawn = _draw(trained, method, operator, noise, seed, y, count, times, limits, conditions,
-                  batch_size)
+    drawn = _draw(at, trained.params, method, operator, noise, seed, y, count, times, limits,
+                  conditions, batch_size)
     restored, wiener_too = score(drawn, x, operator), gaussian
   name = EXACT if exact else type(method).__name__.lower()
   result = Result(operator.name, name, x, y, _shown(operator, y, x), restored, wiener_too, cost)
@@ -213,13 +234,13 @@ def _measure(trained: workdir.Trained, operator: Operator, noise: float, seed: i
   return x, y
 
 
-def _draw(trained: workdir.Trained, method: conditioned.Method, operator: Operator, noise: float,
-          seed: int, y: np.ndarray, count: int, times: np.ndarray,
+def _draw(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Method,
+          operator: Operator, noise: float, seed: int, y: np.ndarray, count: int, times: np.ndarray,
           limits: tuple[float, float] | None, conditions: Callable, batch_size: int) -> np.ndarray:
   """[n, K, ...] samples of x, each image's together."""
   def draw(shared, xs):
     (params, key), (numbers, measured, condition) = shared, xs
-    m = trained.experiment.model(params)
+    m = at(params)
     keys = jax.vmap(jax.random.fold_in)(random.per_example(key, numbers // count),
                                         numbers % count)
     told = m.cond(condition)
@@ -233,7 +254,7 @@ def _draw(trained: workdir.Trained, method: conditioned.Method, operator: Operat
     return x, jnp.all(jnp.isfinite(x))
 
   program = devices.over_rows(draw)
-  shared = devices.replicate((trained.params, random.key(seed)))
+  shared = devices.replicate((params, random.key(seed)))
   total = len(y) * count
   size = devices.global_batch_size(min(batch_size, total))
   parts = []

@@ -25,8 +25,8 @@ STEPS = flags.DEFINE_integer('steps', 100, 'Steps of the sampler.')
 CLIP = flags.DEFINE_bool('clip', True, 'Whether the estimate of x is clipped to [-1, 1].')
 WIENER = flags.DEFINE_bool('wiener', False, f'Also draw the samples of {restoring.EXACT}, and show '
                            'them beside.')
-LABEL = flags.DEFINE_integer('label', None, 'The class that the model is told.  Default: all '
-                             'classes in turn.')
+LABEL = flags.DEFINE_integer('label', None, 'The class that the model is told.  Default: '
+                             'none.')
 SAMPLES = cli.path('samples', 'Also write x, y and all samples to this .npz.')
 SEED = cli.seed('the noise')
 BATCH_SIZE = cli.batch_size(64, 'How many samples are drawn at a time.')
