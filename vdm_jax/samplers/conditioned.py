@@ -24,7 +24,7 @@ from vdm_jax.guidance import clip
 from vdm_jax.inverse import Operator, Problem
 from vdm_jax.processes import tau
 from vdm_jax.samplers import first_order, inpainting
-from vdm_jax.samplers.sampling import check_grid, one_time, run
+from vdm_jax.samplers.sampling import check_grid, data_axes, run
 from vdm_jax.typing import Array, Denoiser, Process, Sampler, SamplerMaker
 from vdm_jax.units import sum_over_data
 
@@ -348,10 +348,12 @@ def sample_posterior(method: Method, denoise: Denoiser, process: Process, proble
 
   keys, z, times: as for `sample`.  limits: x_hat is clipped to them.
 
-  Raises InputError: as `sample`, `Problem.check` and `require_suited`.
+  Raises InputError: as `sample`, `Problem.check` and `require_suited`; levels of each pixel.
   """
   check_grid(times)
+  require(not data_axes(process), 'method', None, 'y is compared at one noise level, and here '
+          'every pixel has its own', 'take a model with one schedule for all pixels')
   problem.check()
   require_suited(method, problem.operator, problem.noise)
-  sampler, path = method(Case(denoise, one_time(process), problem, np.asarray(times), limits))
+  sampler, path = method(Case(denoise, process, problem, np.asarray(times), limits))
   return run(sampler, keys, z, path)
