@@ -126,7 +126,7 @@ def test_a_correlated_oracle_of_diagonal_covariances_is_the_mixture(x):
 
 
 @pytest.mark.parametrize('make,match', [
-    (lambda: inverse.downsample(SHAPE, 5), 'task=downsample:5: 5 does not divide'),
+    (lambda: inverse.downsample(SHAPE, 5), 'task=.downsample:5.: 5 does not divide'),
     (lambda: inverse.downsample(SHAPE, 1), 'must be at least 2'),
     (lambda: inverse.blur(SHAPE, 0.0), 'sigma must be above 0'),
     (lambda: inverse.gray((8, 8, 1)), 'one channel and are gray already'),
