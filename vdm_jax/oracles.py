@@ -123,7 +123,7 @@ class Correlated:
     """
     flat = z.reshape(len(z), 1, -1)
     level = level.expand(flat)
-    means = jnp.reshape(self.means, (len(self.means), -1))
+    means = jnp.reshape(self.means, (jnp.shape(self.means)[0], -1))
     deviation = jnp.einsum('bkd,kde->bke', flat - level.alpha * means, self.vectors)
     variance = jnp.square(level.alpha) * self.values + jnp.square(level.sigma)
     safe = jnp.where(variance > 0.0, variance, 1.0)
@@ -134,7 +134,7 @@ class Correlated:
   def __call__(self, z: Array, level: Level, cond: PyTree = None) -> Estimate:
     log_joint, scaled, level = self._components(z, level)
     share = jax.nn.softmax(log_joint, axis=-1)
-    means = jnp.reshape(self.means, (len(self.means), -1))
+    means = jnp.reshape(self.means, (jnp.shape(self.means)[0], -1))
     back = lambda u: jnp.einsum('bke,kde->bkd', u, self.vectors)
     x = means + back(level.alpha * self.values * scaled)
     mean = lambda u: jnp.einsum('bk,bkd->bd', share, u).reshape(z.shape)

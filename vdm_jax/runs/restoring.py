@@ -1,4 +1,5 @@
 """Restores measured images with the model of a run as the prior, and measures how well."""
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -320,8 +321,8 @@ def _ssim(estimates: np.ndarray, x: np.ndarray) -> float | None:
   """The structural similarity by scikit-image, windows of 7 x 7; None where it is not possible."""
   if importlib.util.find_spec('skimage') is None or min(x.shape[1:3]) < 7:
     return None
-  from skimage.metrics import structural_similarity
-  return float(np.mean([structural_similarity(truth, one, data_range=2.0, channel_axis=-1)
+  metrics = importlib.import_module('skimage.metrics')
+  return float(np.mean([metrics.structural_similarity(truth, one, data_range=2.0, channel_axis=-1)
                         for truth, of in zip(x, estimates, strict=True) for one in of]))
 
 

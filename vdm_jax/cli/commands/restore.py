@@ -49,16 +49,18 @@ OF_METHOD = (
 
 
 def main():
-  fields = cli.values(*OF_METHOD)
+  fields = cli.values(METHOD, *OF_METHOD)
   if METHOD.value == restoring.EXACT:
+    del fields['method']
     for name, value in fields.items():
       raise InputError(name, value, f'{restoring.EXACT} does not read it', 'leave it out')
     method = restoring.EXACT
   else:
-    method = conditioned.named(METHOD.value, **fields)
+    method = conditioned.named(**fields)
   result = restoring.restore(
-      WORKDIR.value, OUT.value, TASK.value, method, IMAGES.value, samples=SAMPLES.value or '',
-      **cli.values(NOISE, COUNT, STEPS, CLIP, WIENER, LABEL, SEED, BATCH_SIZE, OVERWRITE, *OF_RUN))
+      WORKDIR.value, OUT.value, method=method, samples=SAMPLES.value or '', **cli.values(
+          TASK, IMAGES, NOISE, COUNT, STEPS, CLIP, WIENER, LABEL, SEED, BATCH_SIZE, OVERWRITE,
+          *OF_RUN))
   if jax.process_index() == 0:
     print('\n'.join(restoring.report(result)))
   cli.wrote(*filter(None, (OUT.value, SAMPLES.value)))
