@@ -36,7 +36,7 @@ from vdm_jax.units import sum_over_data
 
 __all__ = ['Operator', 'Problem', 'blur', 'conjugate_gradients', 'custom', 'diffpir', 'downsample',
            'gmres', 'gray', 'inpaint', 'kept', 'mmps', 'norm', 'phase', 'pigdm', 'point',
-           'pseudo_inverse', 'tmpd']
+           'pseudo_inverse', 'require_linear', 'scattered', 'tmpd']
 
 
 # ---------------------------------------------------------------- operators
@@ -107,6 +107,20 @@ def inpaint(shape: tuple[int, ...]) -> Operator:
   known = np.ones(shape, bool)
   known[height // 4:height // 4 + height // 2, width // 4:width // 4 + width // 2] = False
   return kept(known, 'inpaint')
+
+
+def scattered(shape: tuple[int, ...], share: float) -> Operator:
+  """A share of the pixels is known, at random places that depend on the shape and share alone.
+
+  Raises InputError unless 0 < share < 1, and if this leaves no pixel, or all.
+  """
+  name = f'keep:{share:g}'
+  height, width, _ = _images(name, shape)
+  require(0.0 < share < 1.0, 'task', name, 'the share must be between 0 and 1',
+          'give 0.3, for example')
+  known = np.zeros(height * width, bool)
+  known[np.random.default_rng(0).permutation(len(known))[:round(share * len(known))]] = True
+  return kept(np.broadcast_to(known.reshape(height, width, 1), shape), name)
 
 
 def downsample(shape: tuple[int, ...], factor: int) -> Operator:

@@ -15,6 +15,7 @@ SHAPE = (8, 12, 3)
 LINEAR = {
     'inpaint': inverse.inpaint(SHAPE),
     'mask': inverse.kept(np.random.default_rng(0).random(SHAPE) < 0.3),
+    'keep': inverse.scattered(SHAPE, 0.3),
     'downsample': inverse.downsample(SHAPE, 4),
     'blur': inverse.blur(SHAPE, 1.5),
     'gray': inverse.gray(SHAPE),
@@ -50,6 +51,9 @@ def test_what_an_operator_measures(x):
   np.testing.assert_allclose(middle[1, 0, 2], x[1, :4, 8:].mean(axis=(0, 1)))
   known = LINEAR['inpaint'].known
   assert known.sum() == known.size * 3 // 4 and not known[2:6, 3:9].any()
+  scattered = LINEAR['keep'].known
+  assert (scattered == scattered[..., :1]).all() and scattered[..., 0].sum() == 29  # of 96
+  assert 0 < scattered[:4, :6].sum() < 72 and 0 < scattered[4:, 6:].sum() < 72
   spread = LINEAR['inpaint'].spread(LINEAR['inpaint'](jnp.asarray(x)), 7.0)
   np.testing.assert_array_equal(spread, np.where(known, x, 7.0))
 
@@ -130,6 +134,8 @@ def test_a_correlated_oracle_of_diagonal_covariances_is_the_mixture(x):
     (lambda: inverse.downsample(SHAPE, 1), 'must be at least 2'),
     (lambda: inverse.blur(SHAPE, 0.0), 'sigma must be above 0'),
     (lambda: inverse.gray((8, 8, 1)), 'one channel and are gray already'),
+    (lambda: inverse.scattered(SHAPE, 0.0), 'the share must be between 0 and 1'),
+    (lambda: inverse.scattered((2, 2, 1), 0.1), 'nothing of the image is known'),
     (lambda: inverse.inpaint((8,)), 'it is for images, and x has the shape'),
     (lambda: inverse.kept(np.zeros(SHAPE, bool)), 'nothing of the image is known'),
     (lambda: inverse.kept(np.ones(SHAPE, bool)), 'all of the image is known')])
