@@ -14,7 +14,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.inverse import Operator, Problem
 from vdm_jax.processes import GaussianProcess, from_alpha_sigma
 from vdm_jax.samplers import ancestral, conditioned, ddim, sample
-from vdm_jax.typing import Level
+from vdm_jax.typing import Estimate, Level
 
 pytestmark = pytest.mark.usefixtures('x64')
 PROCESS = GaussianProcess(schedules.Linear(10.0, -10.0))
@@ -308,6 +308,42 @@ def test_a_method_that_does_not_suit_the_problem_is_refused(method, operator, no
 def test_a_wrong_method_or_number_is_refused(method, fields, match):
   with pytest.raises(InputError, match=match):
     conditioned.named(method, **fields)
+
+
+@pytest.mark.parametrize('method', [
+    conditioned.PiGDM(), conditioned.TMPD(), conditioned.MMPS(), conditioned.MMPS(3),
+    conditioned.DiffPIR(), conditioned.DPS(), conditioned.PGDM(), conditioned.MCG(),
+    conditioned.Replacement(), conditioned.RePaint(2, 3)], ids=repr)
+def test_a_method_costs_the_evaluations_and_products_that_it_says(method):
+  """By a network that counts when it is run, forwards and backwards."""
+  calls = {'evaluations': 0, 'products': 0}
+
+  def count(kind):
+    def add():
+      calls[kind] += 1
+    jax.debug.callback(add)
+
+  @jax.custom_vjp
+  def network(z):
+    count('evaluations')
+    return 0.5 * z
+
+  def forwards(z):
+    return network(z), None
+
+  def backwards(_, g):
+    count('products')
+    return (0.5 * g,)
+  network.defvjp(forwards, backwards)
+
+  def denoise(z, level, cond=None):
+    x, wide = network(z), level.expand(z)
+    return Estimate(x=x, eps=(z - wide.alpha * x) / wide.sigma)
+  problem = Problem(inverse.kept(np.array([True, False])), jnp.array([[1.5]]), 0.1)
+  keys, times = jax.random.split(jax.random.key(0), 1), np.linspace(1.0, 0.0, 7)
+  conditioned.sample_posterior(method, denoise, PROCESS, problem, keys, jnp.ones((1, 2)), times)
+  jax.effects_barrier()
+  assert (calls['evaluations'], calls['products']) == conditioned.cost(method, times)
 
 
 def test_the_cost_of_repaint_is_the_published_one():

@@ -293,10 +293,16 @@ class RePaint(NamedTuple):
     require_at_least('jump', self.jump)
     require_at_least('visits', self.visits)
 
+  def path(self, times: np.ndarray) -> np.ndarray:
+    """The times in the order of the walk.  Raises InputError for a jump of as many steps."""
+    steps = len(times) - 1
+    require(self.jump < steps, 'jump', self.jump, f'the grid has {steps} steps', 'jump by fewer, '
+            'or make more steps')
+    return inpainting.jumps(times, self.jump, self.visits)
+
   def __call__(self, case: Case) -> tuple[Sampler, np.ndarray]:
     sampler = first_order.ancestral(case.clipped(case.denoise), case.process)
-    return (inpainting.walking(sampler, case.process, *_known(case.problem)),
-            inpainting.jumps(case.times, self.jump, self.visits))
+    return inpainting.walking(sampler, case.process, *_known(case.problem)), self.path(case.times)
 
 
 Method = PiGDM | TMPD | MMPS | DiffPIR | DPS | PGDM | MCG | Replacement | RePaint
@@ -333,11 +339,13 @@ def require_suited(method: Method, operator: Operator, noise: float) -> None:
 
 
 def cost(method: Method, times: np.ndarray) -> tuple[int, int]:
-  """The evaluations of the network for a sample, and the products with the transpose of its J."""
+  """The evaluations of the network for a sample, and the products with the transpose of its J.
+
+  Raises InputError for a grid that does not suit the method.
+  """
   steps = len(times) - 1
   if isinstance(method, RePaint):
-    path = inpainting.jumps(times, method.jump, method.visits)
-    steps = int(np.sum(np.diff(path) < 0))
+    steps = int(np.sum(np.diff(method.path(times)) < 0))
   return steps, steps * method.products
 
 
