@@ -5,6 +5,7 @@
 
 Images are measured by the task, with noise, and each gets several samples.  The report compares
 them with the images: PSNR, SSIM if scikit-image is installed, and how well the samples are spread.
+Batches of samples are kept beside the picture until it is written, so a stopped command goes on.
 """
 import bootstrap
 from absl import flags
@@ -16,4 +17,5 @@ flags.adopt_module_key_flags(restore)
 
 if __name__ == '__main__':
   cli.run(restore.main, bootstrap.ROOT, alone=True, required={
-      'workdir': 'runs/digits', 'task': 'inpaint', 'method': 'pigdm', 'out': 'restored.png'})
+      'workdir': 'runs/digits', 'task': 'inpaint', 'method': 'pigdm', 'out': 'restored.png'},
+      kept='Whole batches of samples are kept, and the same command goes on from there.')

@@ -1,5 +1,11 @@
 """Images restored by a run: what must hold whatever the weights, scores, and input that is refused.
 """
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,8 +13,11 @@ from PIL import Image
 from tests.support import images_run
 from vdm_jax import inverse
 from vdm_jax.errors import InputError
+from vdm_jax.machine import files
 from vdm_jax.runs import restoring, workdir
 from vdm_jax.samplers import conditioned
+
+ROOT = Path(__file__).parents[2]
 
 SHORT = {'count': 2, 'steps': 3, 'batch_size': 4}
 
@@ -51,6 +60,69 @@ def test_samples_of_replacement_have_the_measured_pixels_and_are_written(run, tm
   assert result.cost == (3, 0)
   lines = restoring.report(result)
   assert '2 images, 2 samples of each' in lines[0] and 'PSNR' in lines[1]
+  assert not (tmp_path / 'out.png.parts').exists()
+
+
+@pytest.mark.parametrize('method', ['pigdm', 'mcg'])
+def test_a_stopped_restoration_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, method):
+  """Stopped when one batch of two is kept; afterwards the second alone is drawn."""
+  options = {'method': method, 'samples': tmp_path / 'all.npz', 'count': 3, 'batch_size': 4,
+             'images': ['data:test:0-1']}
+  whole = restored(run, tmp_path, **options)
+  bits = [(tmp_path / name).read_bytes() for name in ('out.png', 'all.npz')]
+  (tmp_path / 'out.png').unlink()
+  written, save = [], files.save_npz
+
+  def stop_at(number):
+    def stopping(path, **arrays):
+      if len(written) == number:
+        raise KeyboardInterrupt
+      written.append(path)
+      save(path, **arrays)
+    return stopping
+  monkeypatch.setattr(files, 'save_npz', stop_at(1))
+  with pytest.raises(KeyboardInterrupt):
+    restored(run, tmp_path, **options)
+  assert [path.parent.name for path in written] == ['out.png.parts']
+  assert not (tmp_path / 'out.png').exists()
+  written.clear()
+  monkeypatch.setattr(files, 'save_npz', stop_at(None))
+  again = restored(run, tmp_path, **options)
+  assert len(written) == 2  # the second batch, and --samples
+  np.testing.assert_array_equal(again.restored.samples, whole.restored.samples)
+  assert [(tmp_path / name).read_bytes() for name in ('out.png', 'all.npz')] == bits
+
+
+@pytest.mark.parametrize('other', [{'seed': 1}, {'noise': 0.2}, {'steps': 4}, {'average': 'fast'}])
+def test_batches_of_other_settings_are_not_taken(run, tmp_path, monkeypatch, other):
+  monkeypatch.setattr(restoring.shutil, 'rmtree', lambda path: None)  # as if it were stopped
+  first = restored(run, tmp_path, images=['data:test:0'])
+  got = restored(run, tmp_path, images=['data:test:0'], **other).restored.samples
+  want = restored(run, tmp_path / 'apart', images=['data:test:0'], **other).restored.samples
+  np.testing.assert_array_equal(got, want)
+  assert (got != first.restored.samples).any()
+
+
+@pytest.mark.long
+def test_a_killed_command_goes_on_to_the_same_bits(run, tmp_path):
+  def line(name):
+    return [sys.executable, 'scripts/restore.py', f'--workdir={run}', '--task=downsample:2',
+            '--method=mmps', '--images=data:test:0-1', '--count=400', '--steps=60',
+            '--batch_size=20', f'--out={tmp_path}/{name}.png', f'--samples={tmp_path}/{name}.npz']
+  process = subprocess.Popen(line('a'), cwd=ROOT, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 100
+  while len(parts := list((tmp_path / 'a.png.parts').glob('[!.]*.npz'))) < 2:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert 2 <= len(parts) < 40 and not (tmp_path / 'a.png').exists()
+  for name in 'ab':
+    done = subprocess.run(line(name), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+  for ending in ('png', 'npz'):
+    assert (tmp_path / f'a.{ending}').read_bytes() == (tmp_path / f'b.{ending}').read_bytes()
 
 
 def test_a_sample_depends_on_the_seed_its_image_and_its_number_alone(run, tmp_path):
@@ -75,9 +147,11 @@ def test_exact_samples_have_the_posterior_mean_of_gaussian_data(run, tmp_path):
   matrix = inverse.blur((4, 4, 1), 1.0).matrix().astype(float)
   precision = np.linalg.inv(np.cov(x.T)) + matrix.T @ matrix / 0.3**2
   mean = x.mean(axis=0)
-  for y, samples in zip(result.y, result.restored.samples.reshape(2, count, 16), strict=True):
+  for y, estimate, samples in zip(result.y, result.restored.estimate,
+                                  result.restored.samples.reshape(2, count, 16), strict=True):
     want = mean + np.linalg.solve(precision, matrix.T @ (y.ravel() - matrix @ mean)) / 0.3**2
     std = np.sqrt(np.diag(np.linalg.inv(precision)))
+    np.testing.assert_allclose(estimate.ravel(), want, atol=1e-5)
     np.testing.assert_array_less(np.abs(samples.mean(axis=0) - want), 5 * std / np.sqrt(count))
     np.testing.assert_array_less(np.abs(samples.std(axis=0) - std), 5 * std / np.sqrt(2 * count))
 
@@ -86,7 +160,7 @@ def test_exact_samples_have_the_posterior_mean_of_gaussian_data(run, tmp_path):
 def test_the_ranks_are_even_if_truth_and_samples_have_one_law(spread, ends):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(500, 4, 4, 1))
-  share = restoring.ranks(spread * rng.normal(size=(500, 9, 4, 4, 1)), x)
+  share = restoring.ranks(spread * rng.normal(size=(500, 9, 4, 4, 1)), x).mean(axis=0)
   assert share.shape == (10,)
   np.testing.assert_allclose(share.sum(), 1.0)
   if spread == 1.0:
@@ -96,11 +170,22 @@ def test_the_ranks_are_even_if_truth_and_samples_have_one_law(spread, ends):
 
 def test_equal_numbers_have_even_ranks_and_known_ones_do_not_count():
   x = np.zeros((500, 4, 4, 1))
-  np.testing.assert_allclose(restoring.ranks(np.zeros((500, 3, 4, 4, 1)), x), 0.25, atol=0.02)
+  even = restoring.ranks(np.zeros((500, 3, 4, 4, 1)), x)
+  np.testing.assert_allclose(even.mean(axis=0), 0.25, atol=4 * np.sqrt(3 / 16 / 8000))
   known = np.zeros((4, 4, 1), bool)
   known[0] = True
   samples = np.where(known, -1.0, 1.0) * np.ones((500, 3, 4, 4, 1))
-  np.testing.assert_array_equal(restoring.ranks(samples, x, known), [1.0, 0.0, 0.0, 0.0])
+  np.testing.assert_array_equal(restoring.ranks(samples, x, known), 500 * [[1.0, 0.0, 0.0, 0.0]])
+
+
+def test_ranks_are_of_data_so_that_a_black_pixel_is_not_below_every_sample():
+  x = -np.ones((400, 2, 2, 1))
+  samples = x[:, None] + 1e-3 * np.random.default_rng(0).exponential(size=(400, 4, 2, 2, 1))
+  operator = inverse.blur((2, 2, 1), 1.0)
+  assert restoring.score(samples, x, operator).outside == (1.0, 0.0)
+  found = restoring.score(samples, x, operator, decode=lambda u: np.round(8 * u).astype(int))
+  assert abs(found.outside.value - 0.4) < 4 * found.outside.error
+  np.testing.assert_allclose(found.outside.error, np.sqrt(0.24 / 1600), rtol=0.2)
 
 
 def test_the_scores_of_a_known_error():
@@ -112,11 +197,47 @@ def test_the_scores_of_a_known_error():
   np.testing.assert_allclose(found.mean.psnr, 10 * np.log10(4e8), atol=1e-3)
 
 
-def test_the_structural_similarity_of_an_image_with_itself_is_one():
+def test_the_structural_similarity_of_two_constants_is_the_ratio_of_their_means():
+  """(2 a b + c) / (a^2 + b^2 + c), c = (0.01 x 2)^2: Wang et al. (2004), eq. 13."""
   pytest.importorskip('skimage')
-  x = np.random.default_rng(0).uniform(-1.0, 1.0, (2, 8, 8, 1))
-  found = restoring.score(x[:, None], x, inverse.blur((8, 8, 1), 1.0))
-  np.testing.assert_allclose(found.one.ssim, 1.0)
+  a, b, c = 0.5, 0.2, 0.02**2
+  found = restoring.score(np.full((2, 1, 8, 8, 1), a), np.full((2, 8, 8, 1), b),
+                          inverse.blur((8, 8, 1), 1.0))
+  np.testing.assert_allclose(found.one.ssim, (2 * a * b + c) / (a**2 + b**2 + c), rtol=1e-6)
+  np.testing.assert_allclose(found.mean.ssim, found.one.ssim)
+
+
+def test_without_scikit_image_the_report_says_how_to_have_the_similarity(
+    run, tmp_path, monkeypatch):
+  monkeypatch.setattr(restoring.importlib.util, 'find_spec', lambda name: None)
+  result = restored(run, tmp_path)
+  assert result.restored.one.ssim is None
+  assert restoring.report(result)[-1].endswith("pip install 'vdm_jax[ssim]')")
+
+
+def test_a_gain_is_in_decibels_and_its_error_is_of_paired_differences():
+  """Errors of 0.1 s and 0.2 s in images of any difficulty s: 20 log10 2 dB, without error."""
+  rng = np.random.default_rng(0)
+  s = rng.exponential(size=(20, 1, 1, 1))
+  x = rng.normal(size=(20, 4, 4, 1))
+  sure = restoring.gain(x + 0.1 * s, x - 0.2 * s, x)
+  np.testing.assert_allclose(sure, (20 * np.log10(2.0), 0.0), atol=1e-12)
+  noisy = lambda std: x + std * rng.normal(size=x.shape)
+  x = rng.normal(size=(200, 4, 4, 1))
+  found = [restoring.gain(noisy(0.1), noisy(0.2), x) for _ in range(200)]
+  values, errors = np.array(found).T
+  assert abs(values.mean() - 20 * np.log10(2.0)) < 4 * errors.mean() / np.sqrt(200)
+  assert abs(values.std() / errors.mean() - 1.0) < 4 / np.sqrt(2 * 200)
+
+
+@pytest.mark.long
+def test_the_gaussian_prior_restores_the_digits_as_well_as_was_found_elsewhere(tmp_path):
+  """All 300 test images; there, the noise and the number of training images were others."""
+  directory = images_run.make_run(tmp_path, 'digits', False)
+  for task, mean, sample in (('inpaint', 17.64, 14.71), ('downsample:2', 16.04, 13.08)):
+    found = restored(directory, tmp_path, 'exact', task, ['data:test:0-299'], count=8).restored
+    assert abs(found.mean.psnr - mean) < 0.15
+    assert abs(found.one.psnr - sample) < 0.15
 
 
 @pytest.mark.parametrize('options,match', [
@@ -125,17 +246,37 @@ def test_the_structural_similarity_of_an_image_with_itself_is_one():
     ({'method': 'mmps', 'noise': 0.0}, 'noise=0.0: mmps divides by it'),
     ({'method': 'exact', 'noise': 0.0}, 'noise=0.0: the covariance of y needs some'),
     ({'task': 'downsample:3'}, '3 does not divide the sides of 4 x 4'),
-    ({'task': 'blur:wide'}, 'sigma is not a number'), ({'task': 'gray'}, 'one channel'),
+    ({'task': 'blur:wide'}, "task='blur:wide': 'wide' is not a number"),
+    ({'task': 'keep:all'}, "'all' is not a number; write keep:0.3"),
+    ({'task': 'keep:1.5'}, 'the share must be between 0 and 1'), ({'task': 'gray'}, 'one channel'),
     ({'task': 'smear'}, 'task=.smear.: there is no such task'),
     ({'task': 'mask:none.png'}, 'there is no such file'),
     ({'task': 'blur:1'}, 'it replaces known numbers, and blur:1 tells none'),
     ({'images': ['data:test:3-1']}, 'the last number is below the first'),
     ({'images': []}, 'images: none is named'), ({'noise': -1.0}, 'noise=-1.0: it must be'),
+    ({'method': 'repaint'}, 'jump=10: the grid has 3 steps'),
     ({'count': 0}, 'count=0'), ({'label': 1}, 'not conditioned on classes')])
 def test_wrong_input_is_refused(run, tmp_path, options, match):
   with pytest.raises(InputError, match=match):
     restored(run, tmp_path, **options)
   assert not (tmp_path / 'out.png').exists()
+
+
+def test_no_run_or_a_run_without_a_prior_is_refused(run, tmp_path, monkeypatch):
+  with pytest.raises(InputError, match='workdir=.*it holds no run'):
+    restored(tmp_path / 'none', tmp_path)
+  made = workdir.load_trained(run)
+  model = made.experiment.model(made.params)
+
+  def of(other):
+    monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: made._replace(
+        experiment=made.experiment._replace(model=lambda params, keys=None: other)))
+  of(object())
+  with pytest.raises(InputError, match='a model that denoises is needed to restore images by it'):
+    restored(run, tmp_path)
+  of(model._replace(coupled=True))
+  with pytest.raises(InputError, match='cannot be a prior: its noise was coupled'):
+    restored(run, tmp_path)
 
 
 def test_a_mask_and_an_operator_of_ones_own_are_read_from_files(tmp_path):

@@ -1,7 +1,10 @@
 """Restores measured images with the model of a run as the prior, and measures how well."""
+import hashlib
 import importlib
 import importlib.util
+import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +17,9 @@ import tqdm
 from vdm_jax import data, guidance, inverse, oracles, random
 from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.evaluation import distances
+from vdm_jax.evaluation.distances import Estimated
+from vdm_jax.evaluation.features import checksum
 from vdm_jax.inverse import Operator, Problem
 from vdm_jax.machine import config_files, devices, files
 from vdm_jax.processes import sample_prior
@@ -22,10 +28,11 @@ from vdm_jax.samplers import conditioned
 from vdm_jax.samplers.sampling import check_finite
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['EXACT', 'Restored', 'Result', 'Scores', 'TASKS', 'operator_of', 'picture', 'ranks',
-           'report', 'restore', 'score']
+__all__ = ['EXACT', 'Restored', 'Result', 'Scores', 'TASKS', 'gain', 'operator_of', 'picture',
+           'ranks', 'report', 'restoration', 'restore', 'score', 'training_images']
 
-TASKS = ('inpaint', 'mask:FILE', 'downsample:N', 'blur:SIGMA', 'gray', 'phase', 'FILE.py:NAME')
+TASKS = ('inpaint', 'keep:SHARE', 'mask:FILE', 'downsample:N', 'blur:SIGMA', 'gray', 'phase',
+         'FILE.py:NAME')
 EXACT = 'exact'  # the posterior of Gaussian data with the moments of the training images
 _MOST = 12_000   # training images for these moments
 
@@ -41,11 +48,13 @@ class Scores(NamedTuple):
 
 
 class Restored(NamedTuple):
-  """The samples of one method."""
+  """The samples of one method, and its estimate of the posterior mean."""
   samples: np.ndarray     # [n, K, ...]  x
+  estimate: np.ndarray    # [n, ...]  the mean of the K samples; of `EXACT`, the mean itself
   one: Scores             # of a sample
-  mean: Scores            # of the mean of the K samples
+  mean: Scores            # of the estimate
   ranks: np.ndarray       # [K + 1]  how often so many samples are below the truth, see `ranks`
+  outside: Estimated      # the share of the truth below or above all samples, over images
 
 
 class Result(NamedTuple):
@@ -71,12 +80,15 @@ def operator_of(task: str, shape: tuple[int, ...]) -> Operator:
     return plain[task](shape)
   if kind == 'downsample' and rest.isdecimal():
     return inverse.downsample(shape, int(rest))
-  if kind == 'blur':
+  numbers = {'blur': (inverse.blur, '1.5'), 'keep': (inverse.scattered, '0.3')}
+  if kind in numbers:
+    make, example = numbers[kind]
     try:
-      return inverse.blur(shape, float(rest))
+      number = float(rest)
     except ValueError:
-      raise InputError('task', task, 'sigma is not a number', 'write blur:1.5, for example'
-                       ) from None
+      raise InputError('task', task, f'{rest!r} is not a number',
+                       f'write {kind}:{example}, for example') from None
+    return make(shape, number)
   if kind == 'mask' and rest:
     return inverse.kept(~_missing(rest, shape), task)
   file, _, name = task.rpartition(':')
@@ -152,6 +164,9 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
             data_name: str = '') -> Result:
   """Measures images, draws `count` samples of each given its measurement, and compares.
 
+  Whole batches of samples are kept beside `out` until it is written.  So after a stop the same call
+  goes on, and its result is the same bit for bit.
+
   Args:
     out: a .png: the image, its measurement, one sample, mean and standard deviation of the samples.
     task: see `operator_of`.
@@ -171,13 +186,38 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
   directory = files.run_directory('workdir', directory)
   out = files.output('out', out, '.png', overwrite=overwrite)
   kept = files.output('samples', samples, '.npz', overwrite=overwrite) if samples else None
+  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
+                                 data_name=data_name)
+  parts = out.with_name(f'{out.name}.parts')
+  result = restoration(directory, trained, task, method, images, parts, noise=noise, count=count,
+                       steps=steps, clip=clip, wiener=wiener, label=label, seed=seed,
+                       batch_size=batch_size)
+  about = {} if isinstance(method, str) else method._asdict()
+  if kept:
+    files.save_npz(kept, x=result.x, y=result.y, samples=result.restored.samples, **(
+        {} if result.wiener is None else {'wiener': result.wiener.samples}))
+  pictures.save_png(out, picture(result), {
+      'task': task, 'method': result.method, **about, 'noise': noise, 'count': count,
+      'steps': steps, 'seed': seed, 'checkpoint': trained.step, 'average': trained.average})
+  if parts.is_dir():
+    shutil.rmtree(parts)
+  return result
+
+
+def restoration(directory: Path, trained: workdir.Trained, task: str,
+                method: conditioned.Method | str, images: Sequence[str], parts: Path, *,
+                noise: float = 0.1, count: int = 4, steps: int = 100, clip: bool = True,
+                wiener: bool = False, label: int | None = None, seed: int = 0,
+                batch_size: int = 64) -> Result:
+  """What `restore` shows and writes.  See there for the arguments, and for the errors.
+
+  directory: of the run, for messages.  parts: a folder, in which batches of samples are kept.
+  """
   for flag, value in {'count': count, 'steps': steps, 'batch_size': batch_size}.items():
     require_at_least(flag, value)
   require(0.0 <= noise < math.inf, 'noise', noise, 'it must be at least 0, and finite',
           'give the standard deviation, for x in [-1, 1]')
   names = _names(images)
-  trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
-                                 data_name=data_name)
   model = needs.require(trained.experiment.model(trained.params), 'restore', directory)
   _require_prior(model, directory)
   field = needs.data_field(model, data.resolve(trained.config.data))
@@ -188,38 +228,36 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
   if exact or wiener:
     inverse.require_linear(operator, EXACT)
     require(noise > 0.0, 'noise', noise, 'the covariance of y needs some', 'give 0.01, for example')
+  times, cost = np.linspace(1.0, 0.0, steps + 1), (0, 0)
   if not isinstance(method, str):
     conditioned.require_suited(method, operator, noise)
+    cost = conditioned.cost(method, times)
   given = np.stack([reading.image('images', name, trained, field)[0] for name in names])
   conditions = lambda rows: model.conditions(rows, label=label)
   at = _prior(trained.experiment.model, LABEL in conditions(np.arange(1)), label)
   at(trained.params)
 
+  decode = jax.jit(model.decode) if field.levels else lambda x: x
+  judged = lambda drawn, estimate=None: score(
+      drawn, x, operator, estimate, lambda u: np.asarray(decode(u)))
   x, y = _measure(trained, operator, noise, seed, given)
-  times = np.linspace(1.0, 0.0, steps + 1)
   limits = (-1.0, 1.0) if clip and field.levels else None
   gaussian = None
   if exact or wiener:
-    gaussian = score(_wiener(trained, operator, noise, seed, y, count), x, operator)
+    means, drawn = _wiener(trained, operator, noise, seed, y, count)
+    gaussian = judged(drawn, means)
   if exact:
     assert gaussian is not None
-    restored, wiener_too, cost = gaussian, None, (0, 0)
+    restored, wiener_too = gaussian, None
   else:
     assert not isinstance(method, str)
-    cost = conditioned.cost(method, times)
+    about = {'task': task, 'method': type(method).__name__, **method._asdict(), 'noise': noise,
+             'label': label, 'limits': limits, 'given': checksum([x, y])}
     drawn = _draw(at, trained.params, method, operator, noise, seed, y, count, times, limits,
-                  conditions, batch_size)
-    restored, wiener_too = score(drawn, x, operator), gaussian
+                  conditions, batch_size, parts, about)
+    restored, wiener_too = judged(drawn), gaussian
   name = EXACT if exact else type(method).__name__.lower()
-  result = Result(operator.name, name, x, y, _shown(operator, y, x), restored, wiener_too, cost)
-  about = {} if isinstance(method, str) else method._asdict()
-  pictures.save_png(out, picture(result), {
-      'task': task, 'method': name, **about, 'noise': noise, 'count': count, 'steps': steps,
-      'seed': seed, 'checkpoint': trained.step, 'average': trained.average})
-  if kept:
-    files.save_npz(kept, x=x, y=y, samples=restored.samples,
-                   **({} if wiener_too is None else {'wiener': wiener_too.samples}))
-  return result
+  return Result(operator.name, name, x, y, _shown(operator, y, x), restored, wiener_too, cost)
 
 
 def _measure(trained: workdir.Trained, operator: Operator, noise: float, seed: int,
@@ -237,8 +275,12 @@ def _measure(trained: workdir.Trained, operator: Operator, noise: float, seed: i
 
 def _draw(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Method,
           operator: Operator, noise: float, seed: int, y: np.ndarray, count: int, times: np.ndarray,
-          limits: tuple[float, float] | None, conditions: Callable, batch_size: int) -> np.ndarray:
-  """[n, K, ...] samples of x, each image's together."""
+          limits: tuple[float, float] | None, conditions: Callable, batch_size: int, parts: Path,
+          about: dict) -> np.ndarray:
+  """[n, K, ...] samples of x, each image's together.
+
+  A batch that is in the folder `parts` is not drawn again.  about: what else the samples depend on.
+  """
   def draw(shared, xs):
     (params, key), (numbers, measured, condition) = shared, xs
     m = at(params)
@@ -258,26 +300,39 @@ def _draw(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Met
   shared = devices.replicate((params, random.key(seed)))
   total = len(y) * count
   size = devices.global_batch_size(min(batch_size, total))
-  parts = []
+  tag = hashlib.sha256(json.dumps({
+      **about, 'seed': seed, 'count': count, 'steps': len(times) - 1, 'batch': size,
+      'weights': checksum(params)}, sort_keys=True).encode()).hexdigest()[:16]
+  drawn = []
   for rows, real in tqdm.tqdm(list(devices.padded_rows(0, total, size)), desc='restoring',
                               unit='batch', dynamic_ncols=True):
-    local = devices.local_rows(rows)
-    x, finite = jax.device_get(program(shared, devices.place(
-        (local, y[local // count], conditions(local // count)))))
-    check_finite(np.atleast_1d(finite), times[[0, -1]])
-    parts.append(x[real])
-  return np.concatenate(parts).reshape(len(y), count, *parts[0].shape[1:])
+    file = parts / f'{tag}_{rows[0]:09d}.npz'
+    if not file.exists():
+      local = devices.local_rows(rows)
+      x, finite = jax.device_get(program(shared, devices.place(
+          (local, y[local // count], conditions(local // count)))))
+      check_finite(np.atleast_1d(finite), times[[0, -1]])
+      files.save_npz(file, x=x)
+    with np.load(file) as kept:
+      drawn.append(kept['x'][real])
+  return np.concatenate(drawn).reshape(len(y), count, *drawn[0].shape[1:])
+
+
+def training_images(trained: workdir.Trained, most: int = _MOST) -> np.ndarray:
+  """[n, ...] x of the first training images of a run, at most so many."""
+  part = needs.split(trained, 'train')
+  model: Model = trained.experiment.model(trained.params)
+  return np.asarray(jax.jit(model.encode)(part.get(np.arange(min(len(part), most)))[model.field]))
 
 
 def _wiener(trained: workdir.Trained, operator: Operator, noise: float, seed: int, y: np.ndarray,
-            count: int) -> np.ndarray:
-  """[n, K, ...] samples of the posterior of Gaussian data with the moments of the training images.
+            count: int) -> tuple[np.ndarray, np.ndarray]:
+  """The posterior of Gaussian data with the moments of the training images.
+
+  Means [n, ...] and samples [n, K, ...].
   """
-  part = needs.split(trained, 'train')
-  model: Model = trained.experiment.model(trained.params)
-  rows = np.arange(min(len(part), _MOST))
-  x = np.asarray(jax.jit(model.encode)(part.get(rows)[model.field]), np.float64)
-  x = x.reshape(len(x), -1)
+  images = training_images(trained).astype(np.float64)
+  x = images.reshape(len(images), -1)
   matrix = operator.matrix().astype(np.float64)
   gain, covariance, _ = oracles.condition(np.cov(x.T), matrix, noise)
   mean = x.mean(axis=0)
@@ -285,7 +340,8 @@ def _wiener(trained: workdir.Trained, operator: Operator, noise: float, seed: in
   values, vectors = np.linalg.eigh(covariance)
   root = vectors * np.sqrt(np.maximum(values, 0.0))
   each = [np.random.default_rng((seed, i)).normal(size=(count, len(mean))) for i in range(len(y))]
-  return (means[:, None] + np.stack(each) @ root.T).reshape(len(y), count, *model.shape)
+  drawn = means[:, None] + np.stack(each) @ root.T
+  return means.reshape(len(y), *images.shape[1:]), drawn.reshape(len(y), count, *images.shape[1:])
 
 
 def _shown(operator: Operator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -302,19 +358,49 @@ def _shown(operator: Operator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------ how well
 
 
-def score(samples: np.ndarray, x: np.ndarray, operator: Operator) -> Restored:
-  """The scores of samples [n, K, ...] of images x [n, ...]."""
-  return Restored(samples, _scores(samples, x), _scores(samples.mean(axis=1, keepdims=True), x),
-                  ranks(samples, x, operator.known))
+def score(samples: np.ndarray, x: np.ndarray, operator: Operator,
+          estimate: np.ndarray | None = None,
+          decode: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Restored:
+  """The scores of samples [n, K, ...] of images x [n, ...].
+
+  Args:
+    estimate: [n, ...], of the posterior mean.  Default: the mean of the samples.
+    decode: [m, ...] x -> the nearest data.  Ranks are of data: a black pixel is the least value of
+      x, and a sample that is black but for rounding would never be below it.
+  """
+  estimate = samples.mean(axis=1) if estimate is None else estimate
+  rounded = decode(samples.reshape(-1, *x.shape[1:])).reshape(samples.shape)
+  each = ranks(rounded, decode(x), operator.known)
+  return Restored(samples, estimate, _scores(samples, x), _scores(estimate[:, None], x),
+                  each.mean(axis=0), distances.mean(each[:, 0] + each[:, -1]))
+
+
+def _errors(estimates: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """[n] the mean squared errors of estimates [n, K, ...]: all of an image count alike."""
+  return np.square(estimates - x[:, None]).reshape(len(x), -1).mean(axis=1)
+
+
+def _decibels(shares: np.ndarray) -> float:
+  """The standard error of 10 log10 of a mean.  shares: [n], over their mean; NaN of one."""
+  if len(shares) < 2:
+    return math.nan
+  return float(10.0 / math.log(10.0) * shares.std(ddof=1) / math.sqrt(len(shares)))
 
 
 def _scores(estimates: np.ndarray, x: np.ndarray) -> Scores:
-  """Of estimates [n, K, ...]: all of an image count alike."""
-  each = np.square(estimates - x[:, None]).reshape(len(x), -1).mean(axis=1)
-  mean = each.mean()
-  error = (math.nan if len(x) < 2 else
-           10.0 / math.log(10.0) * each.std(ddof=1) / math.sqrt(len(x)) / mean)
-  return Scores(float(10.0 * np.log10(4.0 / mean)), float(error), _ssim(estimates, x))
+  each = _errors(estimates, x)
+  return Scores(float(10.0 * np.log10(4.0 / each.mean())), _decibels(each / each.mean()),
+                _ssim(estimates, x))
+
+
+def gain(ours: np.ndarray, theirs: np.ndarray, x: np.ndarray) -> Estimated:
+  """The PSNR of estimates [n, ...] less the PSNR of others, dB, and the error of the difference.
+
+  The error is over images, of paired differences: both PSNRs depend on how hard the images are.
+  """
+  a, b = (_errors(u[:, None], x) for u in (ours, theirs))
+  return Estimated(float(10.0 * np.log10(b.mean() / a.mean())),
+                   _decibels(b / b.mean() - a / a.mean()))
 
 
 def _ssim(estimates: np.ndarray, x: np.ndarray) -> float | None:
@@ -327,18 +413,18 @@ def _ssim(estimates: np.ndarray, x: np.ndarray) -> float | None:
 
 
 def ranks(samples: np.ndarray, x: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-  """[K + 1] shares: how often 0, 1, ..., K of the samples of a number of x are below it.
+  """[n, K + 1] shares: how often 0, 1, ..., K of the samples of a number of x are below it.
 
-  All shares are 1 / (K + 1) if the truth and the samples have one law.  More at both ends: the
-  samples spread too little.  More in the middle: too much.  Equal numbers are put in random order.
-  samples: [n, K, ...].  known: bool, of one x; these numbers do not count.
+  On average, all shares are 1 / (K + 1) if the truth and the samples have one law.  More at both
+  ends: the samples spread too little.  More in the middle: too much.  Equal numbers are put in
+  random order.  samples: [n, K, ...].  known: bool, of one x; these numbers do not count.
   """
   chosen = (np.ones(x.shape[1:], bool) if known is None else ~known).ravel()
   truth = x.reshape(len(x), 1, -1)[:, :, chosen]
   drawn = samples.reshape(*samples.shape[:2], -1)[:, :, chosen]
   below, equal = (drawn < truth).sum(axis=1), (drawn == truth).sum(axis=1)
   rank = below + np.random.default_rng(0).integers(0, equal + 1)
-  return np.bincount(rank.ravel(), minlength=samples.shape[1] + 1) / rank.size
+  return np.stack([(rank == k).mean(axis=1) for k in range(samples.shape[1] + 1)], axis=1)
 
 
 # ------------------------------------------------------------------------ what is shown
@@ -352,7 +438,7 @@ def picture(result: Result, most: int = 12) -> np.ndarray:
     if found is not None:
       spread = found.samples.std(axis=1)[:most]
       columns |= {f'{name}sample': as_levels(found.samples[:, 0]),
-                  f'{name}mean': as_levels(found.samples.mean(axis=1)),
+                  f'{name}mean': as_levels(found.estimate),
                   f'{name}std': 255.0 * spread / max(spread.max(), 1e-12)}
   return pictures.labelled(pictures.strip(np.stack(list(columns.values())), 256), list(columns))
 
@@ -370,11 +456,22 @@ def _lines(result: Result) -> Iterator[str]:
   for name, found in ((result.method, result.restored), ('Wiener', result.wiener)):
     if found is None:
       continue
-    for what, scores in (('one sample', found.one), (f'the mean of {count}', found.mean)):
+    mean = f'the mean of {count}' if name not in (EXACT, 'Wiener') else 'the posterior mean'
+    for what, scores in (('one sample', found.one), (mean, found.mean)):
       error = '' if math.isnan(scores.error) else f' ± {scores.error:.2f}'
       ssim = '' if scores.ssim is None else f', SSIM {scores.ssim:.3f}'
       yield f'{name}, {what}: PSNR {scores.psnr:.2f}{error} dB{ssim}'
     if count > 1:
-      outside = found.ranks[0] + found.ranks[-1]
-      yield (f'{name}: the truth is below or above all samples in {outside:.1%} of the pixels; '
-             f'of a calibrated posterior, in {2 / (count + 1):.1%}')
+      error = f' ± {found.outside.error:.1%}' if n > 1 else ''
+      yield (f'{name}: the truth is below or above all samples in {found.outside.value:.1%}{error} '
+             f'of the pixels; of a calibrated posterior, in {2 / (count + 1):.1%}')
+      yield (f'{name}: ranks of the truth among the samples, 0 to {count}, in %: '
+             f'{" ".join(f"{100 * share:.1f}" for share in found.ranks)}; of a calibrated '
+             f'posterior, {100 / (count + 1):.1f} each')
+  if result.wiener is not None:
+    more = gain(result.restored.estimate, result.wiener.estimate, result.x)
+    error = f' ± {more.error:.2f}' if n > 1 else ''
+    yield (f'the mean of {count} by {result.method} has {more.value:+.2f}{error} dB more than the '
+           'posterior mean of Wiener')
+  if importlib.util.find_spec('skimage') is None:
+    yield "no SSIM: it needs scikit-image (pip install 'vdm_jax[ssim]')"
