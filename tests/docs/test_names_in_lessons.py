@@ -19,7 +19,7 @@ Quasi-Taylor, Flow matching, Rectified flow, Reflow and one step, Minibatch OT, 
 Stochastic interpolants, Consistency models, Minimising trajectory curvature, DiffC, UQDM,
 Truncated DPM, Denoising MCMC, DPM made slim, Scheduled sampling, Boomerang, DiffusionMBIR,
 Decision Diffuser, DreamFusion, Prompt-to-prompt, DiffEdit, Semantic diffusion guidance, TimeGrad,
-DiffPure, Symbolic music diffusion"""
+DiffPure, Symbolic music diffusion, MCG, DPS, PiGDM, DiffPIR, TMPD, MMPS"""
 # Lessons that are longer than the others, with their bounds.
 LONG = {'ddpm_on_mnist': 360, 'from_elbo_to_flow': 260, 'from_1000_steps_to_one': 220}
 NOT_LESSONS = ('README', 'papers', 'notation', 'from_elbo_to_flow')
