@@ -111,7 +111,7 @@ def test_a_killed_command_goes_on_to_the_same_bits(run, tmp_path):
             '--batch_size=20', f'--out={tmp_path}/{name}.png', f'--samples={tmp_path}/{name}.npz']
   process = subprocess.Popen(line('a'), cwd=ROOT, stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
-  deadline = time.monotonic() + 100
+  deadline = time.monotonic() + 240
   while len(parts := list((tmp_path / 'a.png.parts').glob('[!.]*.npz'))) < 2:
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.01)

@@ -368,10 +368,10 @@ def score(samples: np.ndarray, x: np.ndarray, operator: Operator,
     decode: [m, ...] x -> the nearest data.  Ranks are of data: a black pixel is the least value of
       x, and a sample that is black but for rounding would never be below it.
   """
-  estimate = samples.mean(axis=1) if estimate is None else estimate
+  mean: np.ndarray = samples.mean(axis=1) if estimate is None else estimate
   rounded = decode(samples.reshape(-1, *x.shape[1:])).reshape(samples.shape)
   each = ranks(rounded, decode(x), operator.known)
-  return Restored(samples, estimate, _scores(samples, x), _scores(estimate[:, None], x),
+  return Restored(samples, mean, _scores(samples, x), _scores(mean[:, None], x),
                   each.mean(axis=0), distances.mean(each[:, 0] + each[:, -1]))
 
 
