@@ -828,6 +828,21 @@ def test_validation_is_the_end_of_train_and_held_out_if_so_configured(tmp_path, 
   assert f'{19 if hold_out else 23} to train on, 4 for validation' in d.describe()
 
 
+def test_a_class_that_is_left_out_is_only_in_the_test_images(tmp_path):
+  path, labels = str(tmp_path / 'x.npz'), np.arange(12) % 4
+  images = np.broadcast_to(np.arange(12, dtype=np.uint8)[:, None, None, None], (12, 4, 4, 1))
+  np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+  d = make(name=path, left_out=2, validation=3, batch_size=6)
+  kept = [i for i in range(12) if i % 4 != 2]
+  whole = [*d.split('train').get(np.arange(6))['image'][:, 0, 0, 0],
+           *d.split('validation').get(np.arange(3))['image'][:, 0, 0, 0]]
+  assert whole == kept and sorted(d.batch(0)['image'][:, 0, 0, 0]) == kept[:6]
+  assert len(d.split('test')) == 12 and d.spec.classes == 4
+  assert 'without an image to train on: class 2' in d.describe()
+  with pytest.raises(InputError, match=r'config.data.left_out=4: the classes are 0 .. 3; give a'):
+    make(name=path, left_out=4).split('train')
+
+
 def test_sha256_is_that_of_the_pixels_in_order(tmp_path, monkeypatch):
   monkeypatch.setattr(pipeline, 'CHUNK', 3)
   d = make(name=numbered(tmp_path / 'x.npz'))

@@ -60,6 +60,7 @@ def default_config() -> ml_collections.ConfigDict:
       'image_size': 0,     # crop and resize images to this square; 0: as they are
       'validation': 0,     # the last so many images of train
       'hold_out': True,    # False: they are trained on as well, as published recipes do
+      'left_out': -1,      # a class of the field 'label' that only the test images have; -1: none
       'batch_size': 128,   # of all processes together
       'seed': 0,           # of the order and the augmentation
       'augment': False,    # changes of x, and the field 'augmented' that says so
@@ -355,6 +356,8 @@ class Data:
                        'correct it, or leave it at 0')
     if not c.classes:
       _check_numbering(c.name, store)
+    if c.get('left_out', -1) >= 0:
+      store = store._replace(train=_without(c.left_out, store))
     logging.info('%s: %s, %d classes, %d images for training, %d for test (%s)', c.name,
                  ' x '.join(map(str, shape)), store.classes, store.train.length,
                  store.test.length, store.test.name)
@@ -425,6 +428,24 @@ def _check_numbering(name: str, store: sources.Store) -> None:
     raise InputError('config.data.name', name, f'its labels are {values[0]} to {values[-1]}, and '
                      f'class {absent} has no image', 'number them from 0 without a gap, or set '
                      f'config.data.classes={store.classes}')
+
+
+def _without(label: int, store: sources.Store) -> sources.Source:
+  """The training images without a class.  Raises InputError."""
+  train = store.train
+  if not 0 <= label < store.classes:
+    there = f'the classes are 0 .. {store.classes - 1}' if store.classes else 'there are no labels'
+    raise InputError('config.data.left_out', label, there, 'give a class, or -1 for none')
+  labels = train.labels
+  if labels is None:
+    labels = np.concatenate([train.read(rows)[fields.LABEL] for rows in _chunks(train.length)])
+  rows = np.flatnonzero(labels != label)
+  return train._replace(length=len(rows), labels=labels[rows],
+                        read=functools.partial(_of_rows, train.read, rows))
+
+
+def _of_rows(read, chosen: np.ndarray, rows: np.ndarray) -> Batch:
+  return read(chosen[rows])
 
 
 def _renamed(read, old: str, new: str, rows: np.ndarray) -> Batch:

@@ -11,9 +11,7 @@ so an SDE is more realistic, and a flow more faithful.  To keep known pixels of 
 """
 import numpy as np
 
-from vdm_jax import random
-from vdm_jax.processes import diffuse
-from vdm_jax.samplers.sampling import check_grid, sample
+from vdm_jax.samplers.around import around
 from vdm_jax.typing import Array, Process, Sampler
 
 
@@ -24,6 +22,4 @@ def edit(sampler: Sampler, process: Process, keys: Array, guide: Array, times: A
   guide: g in the units of x, [B, ...].  times: a grid that goes down from any time, for example
   from 0.5.  keys: [B].  Raises InputError as `sample` does.
   """
-  check_grid(times)
-  noise = random.normal(random.stream(keys, 'guide'), guide)
-  return sample(sampler, keys, diffuse(guide, noise, process(times[0])), times)
+  return around(sampler, process, keys, guide, times)

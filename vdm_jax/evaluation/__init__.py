@@ -1,4 +1,7 @@
-"""The quality of samples: distances between sets of samples, or between sets of features."""
+"""The quality of samples: distances between sets of samples, or between sets of features.
+
+`robustness` attacks classifiers, and `anomalies` judges scores of odd examples.
+"""
 from vdm_jax.evaluation.comparison import compare
 from vdm_jax.evaluation.distances import (
     blocked_kernel_distance,

@@ -34,6 +34,7 @@ NEEDS = {
     'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
     'edit': Need((Denoises,), 'edit images by it', _DIFFUSION),
     'restore': Need((Denoises,), 'restore images by it', _DIFFUSION),
+    'purify': Need((Denoises,), 'bring images back from noise', _DIFFUSION),
     'make_pairs': Need((Denoises,), 'make pairs', _DIFFUSION),
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
     'score_captions': Need((Denoises,), 'draw what captions say',

@@ -14,6 +14,7 @@ file has one family:
   langevin               annealed Langevin dynamics, correctors
   predictor_corrector    any of each; `denoising_mcmc`
   multiplied             the posterior under a second density r(x): inpainting, denoising
+  around                 noise is added to given data and removed again
   inpainting             known numbers are replaced: replacement, RePaint, a path from before
   conditioned            of a posterior given y = A(x) + noise: DPS, PGDM, MCG, and all methods
   consistency            from consistency models, in one step or in several
