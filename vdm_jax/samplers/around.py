@@ -15,7 +15,7 @@ at t*.  In many small steps, x comes back as x' with
 where the last mean is over x of the data too.  Both ways keep the law of the data.
 """
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax
 import equinox
@@ -66,7 +66,7 @@ class _Paths(diffrax.AbstractBrownianPath):
   last: float = equinox.field(static=True)
   tolerance: float = equinox.field(static=True)
   like: jax.ShapeDtypeStruct = equinox.field(static=True)
-  levy_area: ClassVar = diffrax.BrownianIncrement
+  levy_area: Any = equinox.field(static=True)
 
   @property
   def t0(self):
@@ -122,8 +122,9 @@ def adjoint(denoise: Denoiser, process: Process, keys: Array, z: Array, start: f
 
   terms: Any = diffrax.ODETerm(drift)
   if noise:
-    paths = _Paths(keys, end, start, 0.5 * (start - end) / steps,
-                   jax.ShapeDtypeStruct(z.shape[1:], z.dtype))
+    paths = _Paths(keys=keys, first=end, last=start, tolerance=0.5 * (start - end) / steps,
+                   like=jax.ShapeDtypeStruct(z.shape[1:], z.dtype),
+                   levy_area=diffrax.BrownianIncrement)
     g = lambda t, z, _: jnp.broadcast_to(sde(process(t).expand(z))[1], z.shape)
     terms = diffrax.MultiTerm(terms, _Diagonal(g, paths))
   solution = diffrax.diffeqsolve(
