@@ -20,12 +20,14 @@ STEPS = flags.DEFINE_integer('steps', 30, 'Steps of each method.')
 SEED = cli.seed('the words and the noise')
 BATCH_SIZE = cli.batch_size(32, 'How many edits are made at a time.')
 AVERAGE, STEP = cli.average(), cli.step()
+INPAINTING = cli.run_directory('A run of shapes told a part of the image, for one more row '
+                               '(glide_shapes.py:inpainting).', 'inpainting')
 MEASURED = cli.measured()
 
 
 def main():
   _, table = editing.study(WORKDIR.value, OUT.value, **cli.values(
-      OVERWRITE, COUNT, GUIDANCE, STEPS, SEED, BATCH_SIZE, AVERAGE, STEP))
+      OVERWRITE, COUNT, GUIDANCE, STEPS, SEED, BATCH_SIZE, AVERAGE, STEP, INPAINTING))
   cli.keep(MEASURED.value, str(table.title), measured.cells(table))
   cli.wrote(OUT.value)
 

@@ -207,8 +207,9 @@ class Guidance(NamedTuple):
 
     told, untold = (conditioned_on(model.denoise, operator.itemgetter(i)) for i in (0, 1))
     guided = classifier_free(told, untold, weight)
-    return model._replace(cond=pair,
-                          denoise=guided_between(told, guided, self.low, self.high))
+    latent = model.latent
+    return model._replace(cond=pair, denoise=guided_between(told, guided, self.low, self.high),
+                          latent=None if latent is None else lambda keys: self.of(latent(keys)))
 
   def recorded(self) -> tuple[float, ...]:
     """The numbers that samples depend on, as files of samples keep them."""

@@ -11,8 +11,10 @@ patches of 2x2 pixels.
 
 After the colon:
 
-  shapes    all 144 captions
-  held_out  120 of them: no red square, green disk, blue triangle or yellow cross
+  shapes      all 144 captions
+  held_out    120 of them: no red square, green disk, blue triangle or yellow cross
+  inpainting  all of them, and the model is told a part of the image: edit.py --method=inpaint
+              --by=model, and compare_edits.py --inpainting (section 3.3)
 
 Hardware, time and what they reach: see configs/text/README.md.
 """
@@ -23,12 +25,13 @@ from vdm_jax.errors import require_choice
 from vdm_jax.systems import glide
 from vdm_jax.typing import Experiment
 
-DATA = {'shapes': 'shapes', 'held_out': 'shapes:held_out'}
+DATA = {'shapes': 'shapes', 'held_out': 'shapes:held_out', 'inpainting': 'shapes'}
 
 
 def get_config(which: str = 'shapes') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
-  config = recipes.short(glide.default_config(), DATA[which], steps=2400)
+  config = recipes.short(glide.default_config(inpainting=which == 'inpainting'), DATA[which],
+                         steps=2400)
   config.data.update(tokeniser='words', hold_out=False)
   config.model.remat = 'none'
   return config

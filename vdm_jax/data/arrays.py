@@ -198,15 +198,17 @@ def _array(path: str, key: str) -> np.ndarray:
 def named(path: str, name: str) -> np.ndarray:
   """The array with this name in a .npz file, or the file's only array; of a .npy file, its array.
 
-  Raises InputError about this name if there is no such array.
+  Of a file of sample.py, it is the array of images.  Raises InputError about this name if there is
+  no such array.
   """
   if not os.path.isfile(path):
     raise InputError(name, path, 'there is no such file', 'name a .npz or .npy file')
   keys = _keys(path)
-  if name not in keys and len(keys) != 1:
+  if name not in keys and len(keys) != 1 and not {'images', 'about'} <= set(keys):
     raise InputError(name, path, f"it has no array {name!r}, only {', '.join(keys)}",
                      'rename one of them')
-  return np.asarray(_array(path, name if name in keys else keys[0]))
+  other = 'images' if 'images' in keys else keys[0]
+  return np.asarray(_array(path, name if name in keys else other))
 
 
 def _check_axes(place: str, array: np.ndarray) -> None:

@@ -12,7 +12,7 @@ header decides the mode.  So a colour file has three channels, even if all its p
 """
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -59,6 +59,18 @@ def decode(file, place: str, channels: int, image_size: int) -> np.ndarray:
       image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
   return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def block_means(images: Any, factor: int) -> Any:
+  """The mean of each block of `factor` x `factor` pixels, rounded: [B, H, W, C] -> [B, h, w, C].
+
+  images: integers, an array of NumPy or of JAX, whose sides `factor` divides.  Halves round up.
+  """
+  count, height, width, channels = images.shape
+  blocks = images.astype('int32').reshape(
+      count, height // factor, factor, width // factor, factor, channels)
+  size = factor * factor
+  return ((blocks.sum(axis=(2, 4)) + size // 2) // size).astype(images.dtype)
 
 
 def unreadable(place: str, error: Exception) -> InputError:

@@ -28,6 +28,7 @@ from vdm_jax.data import (
   augmentation,
   fields,
   fingerprints,
+  images,
   latents,
   random,
   records,
@@ -57,7 +58,8 @@ def default_config() -> ml_collections.ConfigDict:
       'tokeniser': 'bytes',  # of texts; or 'words' (of the data), 'clip', 'gpt2', 'bert'
       'text_length': 0,    # tokens that are kept of a text; 0: of the longest, or as published
       'merges': '',        # the file of 'clip', 'gpt2' or 'bert'; the run keeps a copy
-      'image_size': 0,     # crop and resize images to this square; 0: as they are
+      'image_size': 0,     # crop and resize images to this square; 0: as they are.  Arrays become
+                           # means of blocks of pixels, if the blocks fill the sides
       'validation': 0,     # the last so many images of train
       'hold_out': True,    # False: they are trained on as well, as published recipes do
       'left_out': -1,      # a class of the field 'label' that only the test images have; -1: none
@@ -214,7 +216,7 @@ class Data:
 
   def _find_levels(self, unknown: dict[str, int]) -> None:
     """Sets the levels of these fields: 256 for pixels if any exceeds 127, else the largest + 1."""
-    images = [f.name for f in self._store.fields if f.dtype == 'uint8']
+    pictures = [f.name for f in self._store.fields if f.dtype == 'uint8']
     largest = dict.fromkeys(unknown, 0)
     for split in ('test', 'train') if unknown else ():  # the smaller one first: it usually tells
       source = self._source(split)
@@ -222,7 +224,7 @@ class Data:
         batch = source.read(rows)
         for name in largest:
           largest[name] = max(largest[name], int(batch[name].max()))
-        if all(name in images and u > 127 for name, u in largest.items()):
+        if all(name in pictures and u > 127 for name, u in largest.items()):
           break
       else:
         continue
@@ -231,8 +233,8 @@ class Data:
       if not u:
         raise InputError('config.data.name', self.config.name, 'all its values are 0, and so there '
                          'is nothing to learn', 'name other data, or set config.data.levels')
-      unknown[name] = 256 if name in images and u > 127 else u + 1
-      if name in images and self._store.levels > unknown[name]:
+      unknown[name] = 256 if name in pictures and u > 127 else u + 1
+      if name in pictures and self._store.levels > unknown[name]:
         logging.warning('%s: no value exceeds %d, so it is taken to have %d levels; '
                         '--config.data.levels=%d keeps all of its format.', self.config.name, u,
                         u + 1, self._store.levels)
@@ -292,10 +294,10 @@ class Data:
     if not c.get('latents', ''):
       return None
     found = latents.open_latents(c.latents, self.spec)
-    images = self._store.train.length
-    if found.images != images:
+    length = self._store.train.length
+    if found.images != length:
       raise InputError('config.data.latents', c.latents, f'it has latents of {found.images:,} '
-                       f'images, and {c.name} has {images:,}', latents.LATENTS.remedy)
+                       f'images, and {c.name} has {length:,}', latents.LATENTS.remedy)
     if c.augment and c.augmentation != 'flips':
       raise InputError('config.data.augmentation', c.augmentation, 'the only augmentation '
                        'of latents is flips', 'set it to flips, or config.data.augment to False')
@@ -345,9 +347,8 @@ class Data:
                        'one number per example and cannot be x', 'name another field first in '
                        'config.data.fields, or give this field an axis')
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
-      raise InputError('config.data.image_size', c.image_size, f'{c.name} has examples of '
-                       f'{shape}, and only pictures of a folder or of TFDS are resized',
-                       'resize the arrays, and leave it at 0')
+      store = _shrunk(store, c.name, c.image_size)
+      shape = store.fields[0].shape
     if c.shape and tuple(c.shape) != shape:
       raise InputError('config.data.shape', tuple(c.shape), f'{c.name} has examples of '
                        f'{shape}', 'correct it, or leave it empty')
@@ -446,6 +447,28 @@ def _without(label: int, store: sources.Store) -> sources.Source:
 
 def _of_rows(read, chosen: np.ndarray, rows: np.ndarray) -> Batch:
   return read(chosen[rows])
+
+
+def _shrunk(store: sources.Store, name: str, side: int) -> sources.Store:
+  """The store with means of blocks of pixels as x, side x side of them.
+
+  Raises InputError unless x are square images of integers, whose sides are multiples of `side`.
+  """
+  x = store.fields[0]
+  height, *others = x.shape
+  if len(x.shape) != 3 or others[0] != height or height % side or x.levels is None:
+    raise InputError('config.data.image_size', side, f'{name} has examples of {x.shape}, and '
+                     'arrays become smaller only if blocks of pixels fill their sides',
+                     'choose a divisor of the side, or resize the arrays and leave it at 0')
+  read = lambda source: source._replace(read=functools.partial(
+      _block_means, source.read, x.name, height // side))
+  return store._replace(fields=(x._replace(shape=(side, side, x.shape[2])), *store.fields[1:]),
+                        train=read(store.train), test=read(store.test))
+
+
+def _block_means(read, name: str, factor: int, rows: np.ndarray) -> Batch:
+  batch = read(rows)
+  return {**batch, name: images.block_means(batch[name], factor)}
 
 
 def _renamed(read, old: str, new: str, rows: np.ndarray) -> Batch:

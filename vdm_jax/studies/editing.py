@@ -24,7 +24,7 @@ from vdm_jax.editing.methods import (
   PromptToPrompt,
   SDEdit,
 )
-from vdm_jax.errors import InputError, require_at_least
+from vdm_jax.errors import InputError, renamed, require_at_least
 from vdm_jax.evaluation import shapes as judge_of_shapes
 from vdm_jax.evaluation.distances import share
 from vdm_jax.evaluation.features import checksum
@@ -32,8 +32,8 @@ from vdm_jax.machine import files
 from vdm_jax.runs import editing, needs, pictures, workdir
 from vdm_jax.train import metrics
 
-__all__ = ['KINDS', 'METHODS', 'Measured', 'Tasks', 'measure', 'painted', 'picture', 'study',
-           'table', 'tasks']
+__all__ = ['INPAINTER', 'KINDS', 'METHODS', 'Measured', 'Tasks', 'measure', 'painted', 'picture',
+           'study', 'table', 'tasks']
 
 KINDS = ('size', 'colour', 'shape', 'ground')  # in the order of the words of a caption
 CHOICES = (tuple(shapes.SIZES), tuple(shapes.COLOURS), tuple(shapes.SHAPES), tuple(shapes.GROUNDS))
@@ -48,6 +48,8 @@ METHODS: dict[str, Method] = {
     'prompt-to-prompt': PromptToPrompt(),
     'prompt-to-prompt, null text': NullText(updates=5),
 }
+# The same by a model that is told the part to keep (Nichol et al. 2021, section 3.3).
+INPAINTER = 'inpainting, by a model'
 SHOWN = 8  # edits in the picture
 
 
@@ -124,7 +126,7 @@ def measure(name: str, of: Tasks, edits: np.ndarray, masks: np.ndarray | None = 
 
 def study(directory: str | Path, out: str | Path, *, count: int = 64, guidance: float = 1.0,
           steps: int = 30, seed: int = 0, batch_size: int = 32, average: str = '',
-          step: int | str = 'latest', overwrite: bool = False,
+          step: int | str = 'latest', overwrite: bool = False, inpainting: str | Path = '',
           methods: Mapping[str, Method] = METHODS) -> tuple[list[Measured], rich.table.Table]:
   """Edits test images of a run by every method, judges the edits, and draws the first of them.
 
@@ -135,6 +137,8 @@ def study(directory: str | Path, out: str | Path, *, count: int = 64, guidance: 
     out: a .png.
     count: how many edits by each method.
     guidance: the weight w.
+    inpainting: a run of shapes whose model is told a part of the image, for the row `INPAINTER`.
+      Its edits are kept in its own directory.  '': no such row.
 
   Raises InputError: a run of other data, a file that is there, unless `overwrite`, or as
   `runs.editing.editor` does.
@@ -144,23 +148,37 @@ def study(directory: str | Path, out: str | Path, *, count: int = 64, guidance: 
     require_at_least(flag, value)
   directory = files.run_directory('workdir', directory)
   trained = workdir.load_trained(directory, average=average, step=step)
-  name = trained.config.data.name
-  if name not in shapes.NAMES:
-    raise InputError('workdir', str(directory), f'its data are {name}, which no judge knows',
-                     f'name a run of {" or ".join(shapes.NAMES)}')
+  _require_shapes('workdir', directory, trained)
+  rows = [(title, method, trained, directory) for title, method in methods.items()]
+  if inpainting:
+    other = files.run_directory('inpainting', inpainting)
+    with renamed({'workdir': 'inpainting', 'by': 'inpainting'}):
+      told = workdir.load_trained(other)
+      editing.require_editable(told, Inpaint('model'), guidance, other)
+    _require_shapes('inpainting', other, told)
+    last = max((i for i, row in enumerate(rows) if isinstance(row[1], Inpaint)), default=-1)
+    rows.insert(last + 1, (INPAINTER, Inpaint('model'), told, other))
   part = needs.split(trained, 'test')
   if count > len(part):
     raise InputError('count', count, f'there are {len(part):,} test images', 'ask for fewer')
   of = tasks(part.get(np.arange(count))[part.spec.x.name], seed)
   measured = []
-  for title, method in methods.items():
-    measured.append(_measured(title, method, of, trained, directory / 'edits', guidance, steps,
-                              seed, min(batch_size, count)))
+  for title, method, run, place in rows:
+    measured.append(_measured(title, method, of, run, place / 'edits', guidance, steps, seed,
+                              min(batch_size, count)))
     judged = measured[-1].judged
     print(f'{title}: {judged.right.mean():.1%} show their caption, {judged.in_place.mean():.1%} '
           'in its place')
   pictures.save_png(out, picture(of, measured))
   return measured, table(of, measured)
+
+
+def _require_shapes(flag: str, directory: Path, trained: workdir.Trained) -> None:
+  """Raises InputError about the flag unless the data of the run are shapes."""
+  name = trained.config.data.name
+  if name not in shapes.NAMES:
+    raise InputError(flag, str(directory), f'its data are {name}, which no judge knows',
+                     f'name a run of {" or ".join(shapes.NAMES)}')
 
 
 def _measured(title: str, method: Method, of: Tasks, trained: workdir.Trained, folder: Path,

@@ -22,6 +22,9 @@ GLIDE (Nichol et al. 2021) tells ADM's U-Net a text, by two ways (section 3.1). 
 text is added to the embedding of the step.  And wherever pixels attend to pixels, they also attend
 to the tokens: each attention has further keys and values.  For inpainting, the network also reads
 the known part of the image and its mask (section 3.3).
+
+The small image of an upsampler may be noisy, and the network is then told its noise by a second
+embedding (Ho et al. 2022, section 3.3).
 """
 from typing import Literal, get_args
 
@@ -339,6 +342,7 @@ class UNet(_SelfAttending):
   heads                   further outputs of the shape of y, after y on the last axis.  Published
                           networks have one, the variance's v (Nichol and Dhariwal 2021, eq. 15)
   super_resolution        whether a small image is part of the condition
+  low_res_noise           whether the noise of the small image is part of the condition too
   outputs                 channels of y; 0: those of z.  A network for inpainting reads more
                           channels than it returns
   text                    whether a text is part of the condition, as in GLIDE
@@ -349,13 +353,15 @@ class UNet(_SelfAttending):
 
     label          as above; it may be left out
     text           `nn.text.trunk.Encoded`: a sequence [B, L, D], and a pooled vector [B, 4 C]
-    low_res        the small image [B, h, w, channels of z], for `super_resolution`
-    known, mask    an image [B, H, W, channels of z], and [B, H, W, 1]: 1 where it is known, and 0
-                   where it is not.  The network reads no more of it.  For `inpainting`
+    low_res        the small image [B, h, w, c], for `super_resolution`
+    low_res_time   the time of its noise [B], on the scale of `time`, for `low_res_noise`
+    known, mask    an image [B, H, W, channels of z], and [B, H, W, 1] or as z: 1 where it is known,
+                   and 0 where it is not.  The network reads no more of it.  For `inpainting`
   """
   classes: int = 0
   heads: int = 0
   super_resolution: bool = False
+  low_res_noise: bool = False
   outputs: int = 0
   text: bool = False
   inpainting: bool = False
@@ -375,6 +381,8 @@ class UNet(_SelfAttending):
     text = told.get('text')
     if text is not None:
       embedding += text.pooled
+    if self.low_res_noise:
+      embedding += StepEmbedding(self.features, name='low_res_embedding')(told['low_res_time'])
     tokens = None if text is None else text.sequence
     h, outs = self._encode(jnp.concatenate([z, *self._images(z, told)], axis=-1), embedding, keys,
                            tokens)
@@ -383,8 +391,10 @@ class UNet(_SelfAttending):
 
   def _told(self, z: Array, cond: PyTree) -> dict[str, PyTree]:
     """The parts of `cond` by name.  Raises InputError unless they are those of this network."""
-    parts = {'text': self.text, 'low_res': self.super_resolution, 'known': self.inpainting,
-             'mask': self.inpainting}
+    require(self.super_resolution or not self.low_res_noise, 'low_res_noise', True,
+            'this network reads no small image', 'set super_resolution too')
+    parts = {'text': self.text, 'low_res': self.super_resolution,
+             'low_res_time': self.low_res_noise, 'known': self.inpainting, 'mask': self.inpainting}
     names = [name for name, needed in parts.items() if needed]
     if not names:
       return {'label': cond}
@@ -406,8 +416,9 @@ class UNet(_SelfAttending):
               f'give a sequence [{count}, L, D], and a pooled vector [{count}, {width}]')
     if self.inpainting:
       shapes = cond['known'].shape, cond['mask'].shape
-      require(shapes == (z.shape, (*z.shape[:-1], 1)), 'cond', None, 'the known part and its mask '
-              f'have the shapes {shapes}', f'give {z.shape} and {(*z.shape[:-1], 1)}')
+      require(shapes in ((z.shape, (*z.shape[:-1], 1)), (z.shape, z.shape)), 'cond', None,
+              f'the known part and its mask have the shapes {shapes}',
+              f'give {z.shape} and {(*z.shape[:-1], 1)}')
     return cond
 
   def _images(self, z: Array, told: dict[str, PyTree]) -> list[Array]:
@@ -416,7 +427,8 @@ class UNet(_SelfAttending):
     if self.inpainting:
       images += [told['known'] * told['mask'], told['mask']]
     if self.super_resolution:
-      images.append(jax.image.resize(told['low_res'], z.shape, 'bilinear'))
+      small = told['low_res']
+      images.append(jax.image.resize(small, (*z.shape[:-1], small.shape[-1]), 'bilinear'))
     return images
 
 

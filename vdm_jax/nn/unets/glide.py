@@ -9,13 +9,16 @@ from vdm_jax.nn.unets import adm
 from vdm_jax.typing import Array, PyTree
 
 CAPTION, LOW_RES, KNOWN, MASK = 'caption', 'low_res', 'known', 'mask'
+LOW_RES_NOISE = 'low_res_noise'
+TIMES = 1000.0  # the time that means pure noise
 
 
 class GLIDEUNet(nn.Module):
   """`net`, which is told a text by `Encoded`, and images by the integers 0 .. 255.
 
   Its parameters are those of `net`.  cond is the text; or a dict {'caption': text} with the images
-  that `net` reads: 'low_res'; 'known' and 'mask', see `adm.UNet`.
+  that `net` reads: 'low_res'; 'known' and 'mask', see `adm.UNet`.  Images may also be real numbers
+  from -1 to 1.  'low_res_noise' is the noise of the small image, a time [B] from 0 to 1.
   """
   net: adm.UNet
 
@@ -28,8 +31,12 @@ class GLIDEUNet(nn.Module):
     told = dict(cond) if isinstance(cond, dict) else {CAPTION: cond}
     parts = {'text': told.pop(CAPTION, None)}
     for name, image in told.items():
+      if name == LOW_RES_NOISE:
+        parts['low_res_time'] = TIMES * image
+        continue
+      real = name == MASK or jnp.issubdtype(jnp.result_type(image), jnp.floating)
       image = jnp.asarray(image, jnp.float32)
-      parts[name] = image if name == MASK else image / 127.5 - 1.0
+      parts[name] = image if real else image / 127.5 - 1.0
     return self.net(z, time, parts, keys)
 
 

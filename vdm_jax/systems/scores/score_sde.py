@@ -27,13 +27,14 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
                inputs: Inputs = logsnr,
                wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
                trained_at: Callable[[Array], Array] = lambda t: t, ends_denoised: bool = True,
-               condition: str | None = '', encoder: nn.Module | None = None) -> Experiment:
+               condition: str | None = '', encoder: nn.Module | None = None,
+               beside: tuple[str, ...] = ()) -> Experiment:
   """The experiment of `config` with this network, process and weighting.
 
   The loss is `weighted_diffusion` with this weight, divided by D ln 2.
 
   Args:
-    net, schedule, curve, target, inputs, condition, encoder: as for `compose.experiment`.
+    net, schedule, curve, target, inputs, condition, encoder, beside: as for `compose.experiment`.
     weight: the weighting of the error.
     wrap: a function that turns the network's denoiser into another, such as an energy's.
     trained_at: t ~ U[0, 1] -> the times of training, such as the times of a ladder.
@@ -56,7 +57,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
 
   base = compose.experiment(config, net=net, schedule=schedule, curve=curve, target=target,
                             inputs=inputs, objective=objective, condition=condition,
-                            encoder=encoder)
+                            encoder=encoder, beside=beside)
 
   def model(params, keys=None):
     m = base.model(params, keys)
