@@ -29,7 +29,8 @@ def names() -> list[str]:
       'cifar10/flows': [
           f':{name}' for name in workdir.import_config(file('cifar10/flows')).SYSTEMS],
       'plane/spiral': [':vdm', ':vp', ':subvp', ':ve', ':edm'],
-      'text/glide_shapes': [':shapes', ':held_out'],
+      'text/glide_shapes': [':shapes', ':held_out', ':inpainting'],
+      'text/cascade_shapes': [':base', ':upsampler'],
       'text/emoji': [':new_names', ':held_out'],
       'sequences/motion': [':orbits', ':oscillations'],
       'plane/truncated': [':adversarial', ':gaussian'],
@@ -43,6 +44,7 @@ def names() -> list[str]:
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
       'imagenet/vdm': [':32', ':64'], 'imagenet/dit': [':DiT-XL/2', ':DiT-S/8'],
       'text/markup': [':teacher_forced', ':scheduled'],
+      'text/latent_shapes': [':autoencoder', ':latent'],
       'text/captioner': [':teacher_forcing', ':scheduled', ':imitation'],
       'text/dual_encoder': [
           f':{name}' for name in workdir.import_config(file('text/dual_encoder')).DATA],
