@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import shapes_config
+from tests.support import configs, shapes_config
 from vdm_jax import data
 from vdm_jax.data import shapes
 from vdm_jax.editing import methods
@@ -104,6 +104,30 @@ def test_every_method_edits_and_the_picture_shows_all_of_them(run, tmp_path):
       kept = ~row.masks
       np.testing.assert_array_equal(row.edits[kept], measured_originals(run)[kept])
   assert (tmp_path / 'a.png').stat().st_size < 200_000
+
+
+@pytest.mark.long
+def test_a_model_that_is_told_the_part_to_keep_has_a_row_after_the_other_ways_to_inpaint(
+    run, monkeypatch, tmp_path):
+  module, config = configs.read('text/glide_shapes:inpainting')
+  config.model.features = 16
+  config.text.update(features=8, depth=1, outputs=64)
+  experiment = module.build(config)
+  told = workdir.Trained(experiment, config, jax.jit(experiment.init)(jax.random.key(0)), 4, 'ema')
+  monkeypatch.setattr(workdir, 'load_trained', lambda place, **_: (
+      told if place.name == 'told' else run))
+  few = {'one': methods.Inpaint(), 'two': methods.SDEdit(0.5)}
+  measured, table = editing.study(tmp_path / 'run', tmp_path / 'a.png', count=2, steps=2,
+                                  batch_size=2, methods=few, inpainting=tmp_path / 'told')
+  assert [row.name for row in measured] == ['one', editing.INPAINTER, 'two']
+  assert list(table.columns[0].cells) == ['one', editing.INPAINTER, 'two']
+  kept = ~measured[1].masks
+  np.testing.assert_array_equal(measured[1].masks, measured[0].masks)
+  np.testing.assert_array_equal(measured[1].edits[kept], measured_originals(run)[:2][kept])
+  assert np.any(measured[1].edits != measured[0].edits)
+  with pytest.raises(InputError, match='^inpainting=.*this model is not told a part of the image'):
+    editing.study(tmp_path / 'run', tmp_path / 'b.png', count=2, methods=few,
+                  inpainting=tmp_path / 'run')
 
 
 def measured_originals(run):
