@@ -28,6 +28,9 @@ ROOMS = {
     # It changes given images by the samplers, and knows no network.
     'editing': [*MATHEMATICS, 'errors', 'samplers'],
     'certification': [*MATHEMATICS, 'errors', 'samplers'],
+    # The laws of z_t and of samples, and what they say of a sampler's error.
+    'laws': [*MATHEMATICS, 'errors'],
+    'convergence': [*MATHEMATICS, 'errors', 'samplers', 'likelihood', 'laws'],
     # It judges samples of data whose distribution is known.
     'evaluation': [*MATHEMATICS, 'errors', 'machine', 'samplers', 'data'],
     # It follows the chains of `objectives`, as the bounds of `likelihood` do.

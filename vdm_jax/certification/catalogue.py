@@ -29,7 +29,8 @@ __all__ = ['BY_DRIFT', 'Job', 'OPTIONS', 'bind', 'certify_all', 'certify_job', '
 # Of samplers of the catalogue that the usual options of `certify` do not suit.
 OPTIONS: dict[str, dict] = {
     **{name: {'curves': FINITE}  # not where logsnr is infinite
-       for name in ('reverse_diffusion_flow', 'dpm_solver_12', 'dpm_solver_23')},
+       for name in ('reverse_diffusion_flow', 'exponential_sde', 'dpm_solver_12',
+                    'dpm_solver_23')},
     'dpm_solver_fast': {'steps': (48, 96, 192, 384, 768)},  # steps of three
     'annealed_langevin': {'tolerance': 0.1},
     'denoising_mcmc': {'steps': [1], 'curves': FINITE},

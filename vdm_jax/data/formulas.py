@@ -20,6 +20,7 @@ import functools
 import numpy as np
 
 from vdm_jax.data import random
+from vdm_jax.errors import InputError
 
 
 def _uniform(n: int, index: int, k: int) -> np.ndarray:
@@ -135,6 +136,39 @@ def orbits(n: int, index: int) -> np.ndarray:
 
 FORMULAS = {f.__name__: f for f in (swirl, swiss_roll, moons, checkerboard, rings,
                                     eight_gaussians, heartbeat, oscillations, orbits)}
+
+
+def components(name: str, n: int = 512) -> tuple[np.ndarray, np.ndarray, float]:
+  """The law of a set of points, as a mixture of normals: weights [K], means [K, 2], one std.
+
+  Means and std are in levels, and a point of level k counts as k.  Curves become n normals.  The
+  rounding to levels counts as a variance of 1/12.  So this is the law of noisy points, where the
+  noise is wider than the distances of the means and than a level.
+
+  Raises InputError for a set that is no curve or mixture with normal noise.
+  """
+  half = (np.arange(n) + 0.5) / n
+  if name == 'swirl':
+    theta = 3 * np.pi * np.sqrt(half)
+    means, std = 4 * ((2 * theta + np.pi)[:, None] * _circle(theta) + 30), 1.0
+  elif name == 'swiss_roll':
+    theta = 1.5 * np.pi * (1 + 2 * half)
+    means, std = 8 * (theta[:, None] * _circle(theta) + 16), 8 / 5
+  elif name == 'moons':
+    arc = _circle(np.pi * (np.arange(n // 2) + 0.5) / (n // 2))
+    both = np.concatenate([arc, np.array([1, 0.5]) - arc])
+    means, std = 60 * (both - np.array([0.5, 0.25])) + 128, 60 / 16
+  elif name == 'rings':
+    angle = 2 * np.pi * np.arange(n // 4) / (n // 4)
+    means = np.concatenate([26 * r * _circle(angle) + 128 for r in (1, 2, 3, 4)])
+    std = 26 / 12
+  elif name == 'eight_gaussians':
+    means, std = 56 * _circle(np.pi / 4 * np.arange(8)) + 128, 7.0
+  else:
+    raise InputError('data', name, 'its law is no mixture of normals',
+                     'choose swirl, swiss_roll, moons, rings or eight_gaussians')
+  weights = np.full(len(means), 1 / len(means))
+  return weights, means - 0.5, float(np.hypot(std, np.sqrt(1 / 12)))
 
 
 @functools.lru_cache(maxsize=4)

@@ -44,6 +44,8 @@ NEEDS = {
                               'name a run of configs/text/markup.py'),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
     'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
+    'convergence': Need((Denoises,), 'bound the error of its samples',
+                        'name a run of configs/plane/spiral.py'),
     'benchmark': Need((Denoises,), 'measure its evaluations',
                       'name a config or run of a diffusion model (configs/digits/vdm.py)'),
     'compress': Need((Codes,), 'compress by it', _DIFFUSION),

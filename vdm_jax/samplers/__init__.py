@@ -4,7 +4,7 @@ A sampler is given a denoiser and a process, and knows nothing of networks, targ
 file has one family:
 
   first_order            ancestral (any variance), ddim
-  euler                  probability flow, Euler-Maruyama, reverse diffusion
+  euler                  probability flow, Euler-Maruyama, reverse diffusion, exponential_sde
   analytic               Analytic-DPM, SN-DDPM, NPR-DDPM; the optimal trajectory
   dpm_solver             DPM-Solver and DPM-Solver++; `dpm_solver_adaptive`
   deis, unipc            exponential multistep methods, on the engine of `multistep`

@@ -173,6 +173,9 @@ SAMPLERS: dict[str, Entry] = {
     'euler': Entry(_FIRST, _SONG, euler.euler, 1, use='rectified flow'),
     'euler_maruyama': Entry(_FIRST, _SONG, euler.euler_maruyama, use='the SDE as it is written',
                             stochastic=True),
+    'exponential_sde': Entry(_FIRST, 'Chen et al. (2022), arXiv 2209.11215', euler.exponential_sde,
+                             use='the algorithm that convergence bounds are about; not from '
+                             'alpha = 0', stochastic=True),
     'reverse_diffusion': Entry(_FIRST, _SONG + ', appendix E', euler.reverse_diffusion,
                                use='a predictor for predictor-corrector sampling', stochastic=True),
     'reverse_diffusion_flow': Entry(_FIRST, _SONG + ', appendix E',
