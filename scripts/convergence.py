@@ -25,7 +25,7 @@ OPTIONS = (
     flags.DEFINE_integer('points', None, 'Points of the quadrature along an axis.'),
     flags.DEFINE_integer('times', 32, 'Of a run: draws for each held-out point.'),
     flags.DEFINE_integer('count', 1000, 'Of a run: held-out points.'), cli.seed('these draws'))
-STEPS = flags.DEFINE_list('steps', bounds.STEPS, 'Numbers of steps.')
+STEPS = flags.DEFINE_list('steps', [*map(str, bounds.STEPS)], 'Numbers of steps.')
 OTHERS, MEASURED = (cli.overwrite(), *cli.of_run()), cli.measured()
 
 

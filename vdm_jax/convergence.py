@@ -115,7 +115,7 @@ class Result(NamedTuple):
 class ScoreError(NamedTuple):
   """E |eps_hat - E[eps | z_t]|^2 in M intervals of log-SNR, estimated on N held-out images."""
   edges: np.ndarray           # [M + 1]  increasing
-  each: np.ndarray            # [N, M]   |eps - eps_hat|^2 of an image, less its least mean
+  each: np.ndarray            # [N, M]   of each image; its mean alone cannot be negative
   mean: np.ndarray            # [M]      over images
   error: np.ndarray           # [M]      its standard error
 
@@ -209,31 +209,30 @@ def held_out(terms: Terms, walk: Walk, measured: ScoreError, weight: np.ndarray
   return terms._replace(score=float(each.mean()), cross=0.0), error
 
 
-def score_error(samples: BoundSamples, truth: laws.Truth, edges: np.ndarray,
-                shape: tuple[int, ...] | None = None) -> ScoreError:
+def score_error(samples: BoundSamples, best: BoundSamples, edges: np.ndarray) -> ScoreError:
   """The error of a model's score on held-out images, from its density of nats over log-SNR.
 
   E |eps - eps_hat|^2 = E |eps - E[eps | z]|^2 + E |eps_hat - E[eps | z]|^2.  Draws of the bound
-  estimate the left side (`likelihood.density`).  The first term on the right is that of the best
-  denoiser, whose integral over log-SNR is twice the growth of the mutual information of x and z
-  (Guo, Shamai and Verdu 2005).
+  estimate the left side (`likelihood.density`), and the same draws with the best denoiser estimate
+  the first term on the right.  Most of their noise cancels in the difference.
 
-  samples: draws in continuous time, all between the first and the last edge.
-  edges: [M + 1], increasing.
+  samples, best: draws in continuous time, with the same key, of the model and of the model with the
+    exact denoiser.
+  edges: [M + 1], increasing, from the least log-SNR of a draw to the largest.
+
+  Raises InputError if the draws are not the same, or lie beyond the edges.
   """
-  require(samples.steps == 0, 'samples', None, 'they are of a chain of steps',
+  require(samples.steps == best.steps == 0, 'samples', None, 'they are of a chain of steps',
           'draw the bound in continuous time (steps=0)')
-  with jax.enable_x64(True):
-    law = laws.of(truth, shape)
-    entropy = jax.jit(lambda logsnr: law.entropy(laws.on_vp(logsnr)))
-    # With -log sigma on `vp`; up to a constant.
-    information = np.array([float(entropy(logsnr)) + 0.5 * law.dimensions
-                            * np.logaddexp(0.0, logsnr) for logsnr in edges])
-  least = 2.0 * np.diff(information) / np.diff(edges)
-  each = 2.0 * by_image(samples, np.asarray(edges, np.float64)) - least
+  require(np.array_equal(samples.logsnr, best.logsnr), 'best', None, 'its draws are at other '
+          'log-SNRs', 'draw both with one key')
+  require(edges[0] <= samples.logsnr.min() and samples.logsnr.max() <= edges[-1], 'edges', None,
+          'there are draws beyond them', 'give edges that enclose all draws')
+  edges = np.asarray(edges, np.float64)
+  each = 2.0 * by_image(samples._replace(diffusion=samples.diffusion - best.diffusion), edges)
   n = len(each)
-  error = np.std(each, axis=0, ddof=1) / math.sqrt(n) if n > 1 else np.full(len(least), np.inf)
-  return ScoreError(np.asarray(edges), each, each.mean(axis=0), error)
+  error = np.std(each, axis=0, ddof=1) / math.sqrt(n) if n > 1 else np.full(len(edges) - 1, np.inf)
+  return ScoreError(edges, each, each.mean(axis=0), error)
 
 
 # --------------------------------------------------------------- the computation

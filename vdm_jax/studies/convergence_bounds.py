@@ -6,6 +6,7 @@ points, from the density of the bound over log-SNR.
 """
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
@@ -25,7 +27,6 @@ from vdm_jax.processes import Truncated
 from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.sampling import data_axes
-from vdm_jax.train import metrics
 from vdm_jax.typing import Denoiser, Model, Process
 
 __all__ = ['DATA', 'STEPS', 'Case', 'law_of_points', 'of_oracle', 'of_run', 'picture', 'study',
@@ -86,7 +87,7 @@ def study(out: str | Path, *, workdir: str = '', data: str | None = None,
                      stop, score_error or 0.0)
   rows = _rows(case, sampler, grid, sorted(set(steps)), points)
   shown = table(case.name, sampler, rows)
-  metrics.show(shown)
+  rich.console.Console(width=max(120, shutil.get_terminal_size().columns)).print(shown)
   about = {'data': case.name, 'sampler': sampler, 'grid': grid or 'its own', 'horizon': horizon,
            'stop': stop, 'score_error': score_error, 'seed': seed}
   files.write_text(record, json.dumps({'settings': about, 'rows': rows}, indent=1,
@@ -164,14 +165,16 @@ def of_run(directory: str, *, stop: float = STOP, times: int = 32, count: int = 
           'name a run with one schedule')
   truth = _encoded(law_of_points(trained.config.data.name), m)
   split = needs.split(trained, 'test')
-  samples = bounds.evaluate_bound(model, params, split, random.key(seed), times=times, count=count)
+  draw = lambda of: bounds.evaluate_bound(of, params, split, random.key(seed), times=times,
+                                          count=count)
+  samples, best = draw(model), draw(lambda params: model(params)._replace(denoise=truth))
   low, high = (float(m.process(jnp.asarray(t)).logsnr) for t in (1.0, 0.0))
   with jax.enable_x64(True):
     process = _stopped(m.process, stop)
     edges = np.linspace(low, stop, _INTERVALS + 1)
-    edges[0] = min(low, samples.logsnr.min())
-    beyond = [max(high, samples.logsnr.max())] if high > stop else []
-    measured = convergence.score_error(samples, truth, np.append(edges, beyond))
+    edges = np.append(edges, [high] if high > stop else [])
+    edges[[0, -1]] += -1e-3, 1e-3  # the draws are in float32
+    measured = convergence.score_error(samples, best, edges)
   return Case(f'{trained.config.data.name}, {directory}', truth, process, m.denoise, measured)
 
 
@@ -226,9 +229,11 @@ def table(data: str, sampler: str, rows: Sequence[dict[str, Any]]) -> rich.table
   held_out = 'score_held_out' in rows[0]
   if not any(abs(row['cross'] or 0.0) > 1e-9 for row in rows):
     del columns['cross']
+  if all(row['bound'] == row['bound_by_steps'] for row in rows):
+    del columns['bound_by_steps']
   out = rich.table.Table(*columns.values(), *['score, held out', 'bound, held out'] * held_out,
                          title=f'{sampler} on {data}: nats, and total variation')
-  show = lambda u: 'infinite' if u is None else f'{u:.4g}'
+  show = lambda u: 'infinite' if u is None else f'{u:.3g}'
   for row in rows:
     cells = [str(row['steps']), *(show(row[name]) for name in list(columns)[1:])]
     if held_out:
