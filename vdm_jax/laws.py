@@ -23,7 +23,8 @@ from vdm_jax.units import sum_over_data
 __all__ = ['Normal', 'OnGrid', 'Truth', 'of', 'on_vp']
 
 Truth = oracles.Gaussian | oracles.Mixture
-POINTS = {1: 600, 2: 160}  # of the quadrature along an axis, by the number of dimensions
+POINTS = {1: 800, 2: 160}  # of the quadrature along an axis, by the number of dimensions
+_WIDER = {1: 2.5, 2: 1.4}  # than 8 standard deviations of q around its means, for samples beyond
 SHARES = 16                # the most components whose shares of the samples are computed
 ROUNDING = 1e-7            # differences below this are rounding
 _CHUNK = 4096              # points that a denoiser is given at a time
@@ -201,7 +202,7 @@ class OnGrid:
     std = jnp.hypot(level.alpha * self.stds, level.sigma)
     low = jnp.min(level.alpha * self.means - 8.0 * std, axis=0)
     high = jnp.max(level.alpha * self.means + 8.0 * std, axis=0)
-    middle, half = 0.5 * (low + high), 0.575 * (high - low)
+    middle, half = 0.5 * (low + high), 0.5 * _WIDER[self.dimensions] * (high - low)
     unit = jnp.linspace(-1.0, 1.0, self.count)
     return ([middle[d] + half[d] * unit for d in range(self.dimensions)],
             jnp.prod(2.0 * half / (self.count - 1)), 2.0 * half.max() / (self.count - 1))
@@ -247,9 +248,11 @@ class OnGrid:
     require(statistics['resolved'][step] > 0.75, 'points', self.count, 'the noise of step '
             f'{step} is narrower than the grid of the quadrature', 'give more points or fewer '
             'steps, or end the grid at more noise')
-    lost = max(np.abs(statistics[name] - 1.0).max() for name in ('mass', 'mass_of_samples'))
-    require(lost < _LOST, 'points', self.count, f'the quadrature is wrong by {lost:.1g} of '
-            'the mass', 'give more points; or the samples are far from the data')
+    q, p = (np.abs(statistics[name] - 1.0).max() for name in ('mass', 'mass_of_samples'))
+    require(q < _LOST, 'points', self.count, f'the quadrature is wrong by {q:.1g} of the mass',
+            'give more points')
+    require(p < _LOST, 'grids', None, f'with {len(statistics["mass"])} steps, {p:.1g} of the '
+            'samples are beyond the grid of the quadrature', 'take more steps')
 
   def initial(self, process, t):
     level = process(jnp.asarray(t, float))

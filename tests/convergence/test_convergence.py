@@ -96,6 +96,7 @@ def test_the_discretisation_of_ancestral_is_the_bound_of_t_steps_less_that_of_co
   assert terms.score == terms.cross == 0.0 and 0.0 < result.kl < terms.bound
 
 
+@pytest.mark.long
 def test_an_error_of_x_hat_adds_its_square_to_the_bound_of_ancestral_and_no_cross_term():
   """1/2 (SNR(s) - SNR(t)) |x - x_hat|^2 a step: eq. 13 of Kingma et al. (2021)."""
   process = processes.GaussianProcess(schedules.Linear(4.0, -5.0))
@@ -119,6 +120,7 @@ def test_an_error_of_x_hat_adds_its_square_to_the_bound_of_ancestral_and_no_cros
   np.testing.assert_allclose(result.walk.weight @ result.walk.error, terms.score, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_girsanovs_bound_of_an_error_that_grows_with_z_is_the_integral_over_pairs_of_times():
   """z_r and z_t are jointly normal: E |score_hat(z_t) - score(z_r)|^2 by hand, one dimension."""
   c, std, horizon, steps = 0.2, 0.5, 2.0, 4
@@ -140,6 +142,7 @@ def test_girsanovs_bound_of_an_error_that_grows_with_z_is_the_integral_over_pair
   assert result.kl < convergence.by_steps(result.walk).bound < terms.bound
 
 
+@pytest.mark.long
 def test_moments_and_quadrature_agree_for_samplers_with_and_without_noise():
   """N(m, s^2) as normal data, and as a mixture of one: no code of expectations is shared."""
   process = processes.GaussianProcess(schedules.Linear(4.0, -4.0))
@@ -156,6 +159,7 @@ def test_moments_and_quadrature_agree_for_samplers_with_and_without_noise():
     assert math.isinf(convergence.by_steps(exact.walk).bound) == (make is ddim)
 
 
+@pytest.mark.long
 def test_the_divergence_of_a_deterministic_sampler_tends_to_that_of_the_exact_flow():
   process = processes.GaussianProcess(schedules.Linear(4.0, -2.0))
   oracle = oracles.Gaussian(0.8, 0.5)
