@@ -409,11 +409,12 @@ def _as_walk(law, initial, of, at_end) -> Walk:
               + np.square(alpha[1:] * share) * remaining + of['gap'])
     discretisation = (0.5 * dimensions * np.log(2.0 * np.pi * variance) - of_step
                       + 0.5 * square / variance)
-    parts = (0.5 * of['moved'], of['moved_product'], 0.5 * of['unit'])
+    score, cross, weight = (
+        np.where(silent, 0.0, part / variance)
+        for part in (0.5 * of['moved'], of['moved_product'], 0.5 * of['unit']))
     return Walk(dimensions, initial, 0.5 * np.logaddexp(0.0, -logsnr), logsnr,
                 entropy - dimensions * np.log(np.hypot(alpha, sigma)), of['square'], of['error'],
-                of['product'], np.where(silent, np.inf, discretisation),
-                *(np.where(silent, 0.0, part / variance) for part in parts))
+                of['product'], np.where(silent, np.inf, discretisation), score, cross, weight)
 
 
 def _by_map(law, sampler, process, times, known) -> Result:
@@ -421,8 +422,9 @@ def _by_map(law, sampler, process, times, known) -> Result:
   logsnr, steps = np.asarray(jax.jit(lambda t: process(t).logsnr)(times)), len(times) - 1
   nothing, zeros = np.full(steps + 1, np.nan), np.zeros(steps)
   initial = float(jax.jit(lambda t: law.initial(process, t))(times[0]))
-  walk = Walk(law.dimensions, initial, 0.5 * np.logaddexp(0.0, -logsnr), logsnr, nothing,
-              *[nothing[1:]] * 3, np.full(steps, np.inf), zeros, zeros, zeros)
+  unknown = nothing[1:]
+  walk = Walk(law.dimensions, initial, 0.5 * np.logaddexp(0.0, -logsnr), logsnr, nothing, unknown,
+              unknown, unknown, np.full(steps, np.inf), zeros, zeros, zeros)
   return Result(walk, *law.mapped(_map_of(sampler, law.shape, times, known), process, times))
 
 

@@ -5,7 +5,17 @@ exact moments, in any number of dimensions.  `OnGrid` has densities in one or tw
 expectations by quadrature.  Each follows the law p_t of samples, through steps N(m(z_t), v I) or
 through a map of the noise, and compares p_t with q_t.
 
-Everything is to be called in float64.
+Call everything in float64.  Both classes have these functions; those marked * run on the host:
+
+  points(level)                    points, weights and entropy of q_t, for expectations
+  entropy(level)                   of q_t, nats
+  start(process, t)                the state of p: the prior at t
+  initial(process, t)              KL(q_t || prior), nats
+  advance(state, mean, std, ...)   the state after a step N(mean(z), std^2 I), and numbers to check
+  check(statistics)                * raises InputError if these numbers are wrong
+  summary(state, level)            arrays, which `distances` takes
+  distances(summary)               * KL(q_t || p_t), total variation, its error, the shares
+  mapped(run, process, times)      * the distances for a map z_1 -> z_0 of the noise
 """
 import math
 from collections.abc import Callable
@@ -17,7 +27,7 @@ import numpy as np
 from vdm_jax import oracles
 from vdm_jax.errors import InputError, require
 from vdm_jax.processes import prior_std, vp
-from vdm_jax.typing import Array, Estimate, Level, Process
+from vdm_jax.typing import Array, ArrayLike, Estimate, Level, Process
 from vdm_jax.units import sum_over_data
 
 __all__ = ['Normal', 'OnGrid', 'Truth', 'of', 'on_vp']
@@ -33,11 +43,11 @@ _DRAWS = 1 << 16           # of the total variation in more than two dimensions
 _NORMAL = 0.5 * math.log(2.0 * math.pi * math.e)  # the entropy of N(0, 1)
 
 
-def on_vp(logsnr: float) -> Level:
+def on_vp(logsnr: ArrayLike) -> Level:
   """The level on `vp` with this log-SNR; its derivatives are 0."""
-  logsnr = jnp.asarray(logsnr, float)
-  zero = jnp.zeros_like(logsnr)
-  return Level(zero, logsnr, *vp(logsnr), zero, zero, zero)
+  at = jnp.asarray(logsnr, float)
+  zero = jnp.zeros_like(at)
+  return Level(zero, at, *vp(at), zero, zero, zero)
 
 
 def of(truth: Truth, shape: tuple[int, ...] | None = None, points: int | None = None
@@ -75,6 +85,7 @@ class Normal:
     return oracles.Mixture(np.ones(1), at(self.mean), at(self.std))
 
   def evaluate(self, denoise, z, level):
+    """The estimate at the points z."""
     return denoise(z, level)
 
   def moments(self, level):
@@ -93,6 +104,7 @@ class Normal:
     return z.reshape(-1, *self.shape), weight, self.entropy(level)
 
   def entropy(self, level):
+    """Of z_t, in nats."""
     _, std = self.moments(level)
     return jnp.sum(jnp.log(std)) + self.dimensions * _NORMAL
 
@@ -181,7 +193,7 @@ class OnGrid:
     self.rows = self.count**self.dimensions  # of `points`
 
   def evaluate(self, denoise, z, level):
-    """A denoiser at many points, in parts, so that a mixture of many components fits in memory."""
+    """The estimate at the points z, in parts, so that many components fit in memory."""
     if len(z) <= _CHUNK:
       return denoise(z, level)
     out = jax.lax.map(lambda part: tuple(denoise(part, level)[:2]), self._parts(z))
@@ -220,6 +232,7 @@ class OnGrid:
     return z, weight, -jnp.sum(weight * log_q)
 
   def entropy(self, level):
+    """Of z_t, in nats."""
     return self.points(level)[2]
 
   def start(self, process, t):

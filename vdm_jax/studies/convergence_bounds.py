@@ -131,8 +131,9 @@ def of_oracle(data: str, horizon: float = HORIZON, stop: float | None = None,
           'give 0.1, for example')
   denoise = None
   if score_error:
-    moments = truth.mean if isinstance(truth, oracles.Gaussian) else truth.means[0]
-    first = np.zeros(np.shape(moments) or (1,))
+    shape = (np.shape(truth.mean) if isinstance(truth, oracles.Gaussian)
+             else np.shape(truth.means)[1:])
+    first = np.zeros(shape or (1,))
     first.flat[0] = score_error
     denoise = convergence.with_score_error(truth, first)
   with jax.enable_x64(True):
@@ -175,15 +176,15 @@ def of_run(directory: str, *, stop: float = STOP, times: int = 32, count: int = 
     edges = np.append(edges, [high] if high > stop else [])
     edges[[0, -1]] += -1e-3, 1e-3  # the draws are in float32
     measured = convergence.score_error(samples, best, edges)
-  return Case(f'{trained.config.data.name}, {directory}', truth, process, m.denoise, measured)
+  return Case(f'{trained.config.data.name}, {Path(directory).name}', truth, process, m.denoise, measured)
 
 
 def _encoded(truth: oracles.Mixture, model: Model) -> oracles.Mixture:
   """The law in the units of the model's x, which are affine in the level."""
   zero, one = (np.asarray(model.encode(jnp.full((1, 2), level)), np.float64)[0]
                for level in (0, 1))
-  level = ((truth.means + 1.0) * 256.0 - 1.0) / 2.0
-  scale = np.broadcast_to(one - zero, truth.means.shape)
+  level = ((np.asarray(truth.means) + 1.0) * 256.0 - 1.0) / 2.0
+  scale = np.broadcast_to(one - zero, level.shape)
   return oracles.Mixture(truth.weights, zero + scale * level,
                          128.0 * scale * np.asarray(truth.stds)[:, None])
 
@@ -251,15 +252,16 @@ def picture(data: str, sampler: str, rows: Sequence[dict[str, Any]]) -> Figure:
   values = lambda name: [row.get(name) or math.nan for row in rows]  # no logarithm of 0
   for name, label, style in (
       ('initial', 'initial', 'C7:'), ('discretisation', 'discretisation', 'C1--'),
-      ('score', 'score', 'C2--'), ('bound', 'bound', 'C3o-'),
-      ('bound_by_steps', 'bound by steps', 'C4.-'),
-      ('bound_held_out', 'bound, score held out', 'C5x-'), ('kl', 'exact KL', 'C0o-')):
+      ('score', 'score', 'C2--'), ('bound', 'bound', 'C3o-'), ('kl', 'exact KL', 'C0o-')):
     if np.isfinite(values(name)).any():
       left.loglog(steps, values(name), style, label=label)
+  if 'score_held_out' in rows[0]:
+    left.errorbar(steps, values('score_held_out'), values('score_held_out_error'), fmt='C2x',
+                  capsize=3, label='score, held out')
   for name, label, style in (('tv_bound', 'bound', 'C3o-'), ('tv', 'exact', 'C0o-')):
     right.loglog(steps, values(name), style, label=label)
   left.set(xlabel='steps', ylabel='nats', title=f'KL(data || samples): {data}')
   right.set(xlabel='steps', title=f'total variation: {sampler}')
-  left.legend(fontsize='small')
+  left.legend(fontsize='x-small')
   right.legend()
   return figure
