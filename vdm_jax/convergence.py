@@ -30,8 +30,8 @@ polynomial and need the L2 error of the score, in Wasserstein distance for data 
 and in total variation for smooth data.  The bounds of this module have all their constants, and
 hold for the given data only.
 
-The truth is an oracle, `oracles.Gaussian` or `oracles.Mixture`.  Expectations are exact: by moments
-if the data are Gaussian and the error is affine in z, else by quadrature on a grid, for data of one
+The truth is an oracle of `vdm_jax.oracles`.  Expectations are exact: by moments for an
+`oracles.Gaussian` and an error that is affine in z, else by quadrature on a grid, for data of one
 or two dimensions (`vdm_jax.laws`).  All computations are in float64.
 """
 import functools

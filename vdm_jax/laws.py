@@ -32,7 +32,7 @@ from vdm_jax.units import sum_over_data
 
 __all__ = ['Normal', 'OnGrid', 'Truth', 'of', 'on_vp']
 
-Truth = oracles.Gaussian | oracles.Mixture
+Truth = oracles.Gaussian | oracles.Mixture | oracles.Correlated | oracles.Empirical
 POINTS = {1: 800, 2: 160}  # of the quadrature along an axis, by the number of dimensions
 _WIDER = {1: 2.5, 2: 1.4}  # than 8 standard deviations of q around its means, for samples beyond
 SHARES = 16                # the most components whose shares of the samples are computed
@@ -57,17 +57,32 @@ def of(truth: Truth, shape: tuple[int, ...] | None = None, points: int | None = 
   shape: of one x, needed if the moments of a Gaussian are scalars.
   points: of the quadrature, along each axis.
 
-  Raises InputError if the law is not known, or if a mixture has more than two dimensions.
+  Raises InputError if the law is not known, or if data that are not of `oracles.Gaussian` have more
+  than two dimensions.
   """
-  if not isinstance(truth, oracles.Gaussian | oracles.Mixture):
+  if not isinstance(truth, Truth):
     raise InputError('truth', None, f'the law of a {type(truth).__name__} is not known',
-                     'give an oracles.Gaussian or an oracles.Mixture')
+                     'give an oracle of vdm_jax.oracles')
   if isinstance(truth, oracles.Gaussian):
     own = np.broadcast_shapes(np.shape(truth.mean), np.shape(truth.std))
     require(bool(own) or shape is not None, 'shape', None, 'it is missing, and the moments of the '
             'data are scalars', 'give the shape of one example, (1,) for instance')
     return Normal(truth, tuple(shape or own))
-  return OnGrid(truth, tuple(np.shape(truth.means)[1:]), points)
+  return OnGrid(truth, np.shape(_components(truth)[1])[1:], points)
+
+
+def _components(truth: oracles.Mixture | oracles.Correlated | oracles.Empirical
+                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The weights [K], means [K, ...] and standard deviations [K, ...] of the components."""
+  if isinstance(truth, oracles.Empirical):
+    data = np.asarray(truth.data, np.float64)
+    return np.full(len(data), 1.0 / len(data)), data, np.zeros_like(data)
+  weights, means = np.asarray(truth.weights, np.float64), np.asarray(truth.means, np.float64)
+  if isinstance(truth, oracles.Correlated):
+    variance = np.einsum('kde,ke->kd', np.square(truth.vectors), np.asarray(truth.values))
+    return weights, means, np.sqrt(variance).reshape(means.shape)
+  stds = np.reshape(truth.stds, np.shape(truth.stds) + (1,) * (means.ndim - np.ndim(truth.stds)))
+  return weights, means, np.broadcast_to(stds, means.shape)
 
 
 class Normal:
@@ -176,18 +191,17 @@ class Normal:
 
 
 class OnGrid:
-  """Mixtures in one or two dimensions: densities on a grid that moves with q_t."""
+  """Data of one or two dimensions: densities on a grid that moves with q_t."""
 
-  def __init__(self, truth: oracles.Mixture, shape: tuple[int, ...], points: int | None):
+  def __init__(self, truth: oracles.Mixture | oracles.Correlated | oracles.Empirical,
+               shape: tuple[int, ...], points: int | None):
     self.truth, self.shape, self.dimensions = truth, shape, math.prod(shape)
     require(self.dimensions <= 2, 'truth', None, f'the data have {self.dimensions} dimensions, and '
             'quadrature takes two', 'give normal data and an affine error, or fewer dimensions')
     require(points is None or points >= 16, 'points', points, 'they are too few', 'give 16 or more')
     self.count = points or POINTS[self.dimensions]
-    means, weights = np.asarray(truth.means, np.float64), np.asarray(truth.weights, np.float64)
-    self.means = means.reshape(len(weights), -1)
-    stds = np.reshape(truth.stds, np.shape(truth.stds) + (1,) * (means.ndim - np.ndim(truth.stds)))
-    self.stds = np.broadcast_to(stds, means.shape).reshape(len(weights), -1)
+    weights, means, stds = _components(truth)
+    self.means, self.stds = (u.reshape(len(weights), -1) for u in (means, stds))
     square = np.square(self.means) + np.square(self.stds)
     self.second_moment = float(weights @ square.sum(axis=1))
     self.rows = self.count**self.dimensions  # of `points`

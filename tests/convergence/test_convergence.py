@@ -148,10 +148,12 @@ def test_moments_and_quadrature_agree_for_samplers_with_and_without_noise():
   process = processes.GaussianProcess(schedules.Linear(4.0, -4.0))
   one = oracles.Mixture(np.ones(1), np.array([[0.4, -0.3]]), np.array([[0.5, 0.8]]))
   normal = oracles.Gaussian(np.array([0.4, -0.3]), np.array([0.5, 0.8]))
+  turned = oracles.Correlated.of(one.means, np.diag([0.25, 0.64])[None])
   times = [np.linspace(1.0, 0.0, 7)]
   for make in (euler.euler_maruyama, ddim):
-    [exact], [on_grid] = (convergence.compare(truth, make, process, times)
-                          for truth in (normal, one))
+    [exact], [on_grid], [other] = (convergence.compare(truth, make, process, times)
+                                   for truth in (normal, one, turned))
+    assert other.kl == pytest.approx(on_grid.kl, rel=1e-9)
     np.testing.assert_allclose(on_grid.kl, exact.kl, rtol=1e-5)
     np.testing.assert_allclose(on_grid.tv, exact.tv, rtol=2e-3)
     np.testing.assert_allclose(convergence.by_steps(on_grid.walk),
@@ -189,7 +191,7 @@ churned = functools.partial(edm.edm, s_churn=40.0)
 
 
 @pytest.mark.parametrize('arguments,words', [
-    ({'truth': oracles.Empirical(np.zeros((2, 1)))}, 'the law of a Empirical is not known'),
+    ({'truth': NORMAL.__call__}, 'the law of a method is not known'),
     ({'truth': oracles.Gaussian(0.0, 1.0)}, 'shape: it is missing'),
     ({'truth': oracles.Mixture(np.ones(1), np.zeros((1, 3)), np.ones(1))}, '3 dimensions'),
     ({'grids': [np.array([0.0, 1.0])]}, 'must decrease'),

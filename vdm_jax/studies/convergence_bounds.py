@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
-from vdm_jax import convergence, oracles, random
+from vdm_jax import convergence, laws, oracles, random
 from vdm_jax.data import formulas
 from vdm_jax.errors import InputError, require, require_at_least, require_choice
 from vdm_jax.likelihood import bounds
@@ -44,7 +44,7 @@ _INTERVALS = 40               # of log-SNR, between the ends of the grid
 class Case(NamedTuple):
   """What is sampled: the truth, the process from its stop to noise, and the denoiser."""
   name: str
-  truth: convergence.laws.Truth
+  truth: laws.Truth
   process: Process
   denoise: Denoiser | None = None              # None: the exact one
   measured: convergence.ScoreError | None = None  # on held-out data
@@ -110,14 +110,14 @@ def law_of_points(name: str) -> oracles.Mixture:
                          np.full(len(weights), std / 128.0))
 
 
-def _oracle(data: str) -> convergence.laws.Truth:
+def _oracle(data: str) -> laws.Truth:
   if data in DATA:
     return DATA[data]
   file, colon, name = data.rpartition(':')
   if colon:
     oracle, _ = config_files.own('data', data, file, name)
-    require(isinstance(oracle, oracles.Gaussian | oracles.Mixture), 'data', data, f'it is a '
-            f'{type(oracle).__name__}', 'name an oracles.Gaussian (of arrays) or oracles.Mixture')
+    require(isinstance(oracle, laws.Truth), 'data', data, f'it is a {type(oracle).__name__}',
+            'name an oracle of vdm_jax.oracles, a Gaussian with arrays')
     return oracle
   require_choice('data', data, [*DATA, *formulas.FORMULAS])
   return law_of_points(data)
@@ -131,9 +131,7 @@ def of_oracle(data: str, horizon: float = HORIZON, stop: float | None = None,
           'give 0.1, for example')
   denoise = None
   if score_error:
-    shape = (np.shape(truth.mean) if isinstance(truth, oracles.Gaussian)
-             else np.shape(truth.means)[1:])
-    first = np.zeros(shape or (1,))
+    first = np.zeros(laws.of(truth).shape)
     first.flat[0] = score_error
     denoise = convergence.with_score_error(truth, first)
   with jax.enable_x64(True):
@@ -176,7 +174,8 @@ def of_run(directory: str, *, stop: float = STOP, times: int = 32, count: int = 
     edges = np.append(edges, [high] if high > stop else [])
     edges[[0, -1]] += -1e-3, 1e-3  # the draws are in float32
     measured = convergence.score_error(samples, best, edges)
-  return Case(f'{trained.config.data.name}, {Path(directory).name}', truth, process, m.denoise, measured)
+  name = f'{trained.config.data.name}, {Path(directory).name}'
+  return Case(name, truth, process, m.denoise, measured)
 
 
 def _encoded(truth: oracles.Mixture, model: Model) -> oracles.Mixture:
