@@ -196,15 +196,19 @@ def held_out(terms: Terms, walk: Walk, measured: ScoreError, weight: np.ndarray
 
   weight: `walk.weight` for `by_steps`, `girsanov_weight(walk)` for `by_girsanov`.
 
-  The error of the score counts as constant within an interval of log-SNR.  Raises InputError if a
-  step begins outside of the intervals.
+  The error of the score is interpolated between the centres of its intervals.  Raises InputError if
+  a step begins outside of them.
   """
   at = walk.logsnr[:-1]
   inside = (at >= measured.edges[0] - 1e-6) & (at <= measured.edges[-1] + 1e-6)
   require(bool(inside.all()), 'measured', None, 'the grid has steps at log-SNRs that were not '
           'measured', 'measure the error between the ends of the grid')
-  place = np.clip(np.searchsorted(measured.edges, at, side='right') - 1, 0, len(measured.mean) - 1)
-  each = measured.each @ np.bincount(place, weight, len(measured.mean))
+  count = len(measured.mean)
+  centres = 0.5 * (measured.edges[1:] + measured.edges[:-1])
+  place, share = np.divmod(np.interp(at, centres, np.arange(count)), 1.0)
+  place = place.astype(int)
+  each = measured.each @ (np.bincount(place, weight * (1.0 - share), count)
+                          + np.bincount(np.minimum(place + 1, count - 1), weight * share, count))
   error = float(np.std(each, ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.inf
   return terms._replace(score=float(each.mean()), cross=0.0), error
 

@@ -77,7 +77,7 @@ def test_the_error_on_held_out_points_is_the_known_error_of_a_score_within_its_s
   assert (np.abs(measured.mean - known) < 4.0 * measured.error + 0.02 * known).all()
   assert abs((measured.mean - known).sum()) < 4.0 * measured.each.sum(axis=1).std() / 600**0.5
   # The score term of held-out points is that of quadrature.
-  times = np.linspace(1.0, 0.0, 49)
+  times = np.linspace(1.0, 0.0, 25)
   [result] = convergence.compare(truth, ancestral, process, [times], denoise=denoise, points=120)
   exact = convergence.by_steps(result.walk)
   held_out, error = convergence.held_out(exact, result.walk, measured, result.walk.weight)
