@@ -62,7 +62,7 @@ def open_arrays(path: str, texts: tokenisers.Settings = tokenisers.BYTES) -> Sto
     length = counts[i] if part is None else len(part)
     read = functools.partial(_read, path, keys, declared, part)
     sources.append(Source(name, length, read, labels))
-  return Store(*sources, tuple(declared), '', functools.partial(_marks, path))
+  return Store(*sources, tuple(declared), '', functools.partial(marks, path))
 
 
 def _field(path: str, name: str, keys: Sequence[str], texts: tokenisers.Settings) -> Field:
@@ -255,10 +255,10 @@ def _values(array: np.ndarray, field: Field) -> np.ndarray:
   return array.reshape(len(array), *field.shape).astype(field.dtype)
 
 
-def _marks(path: str) -> dict[str, int | str]:
-  """A checksum of each array: from the directory of a .npz; for a .npy, by `_digest`."""
-  if path.endswith('.npy'):
-    return {'the array': _digest(path)}
+def marks(path: str) -> dict[str, int | str]:
+  """A checksum of each array: from the directory of a .npz; for others, by `_digest`."""
+  if not path.endswith('.npz'):
+    return {'the array' if path.endswith('.npy') else 'the file': _digest(path)}
   with zipfile.ZipFile(path) as file:
     return {member.filename.removesuffix('.npy'): f'{member.CRC:08x}, {member.file_size} bytes'
             for member in file.infolist()}

@@ -32,6 +32,7 @@ from vdm_jax.data import (
   latents,
   random,
   records,
+  series,
   sources,
   stores,
   tokenisers,
@@ -65,6 +66,7 @@ def default_config() -> ml_collections.ConfigDict:
       'left_out': -1,      # a class of the field 'label' that only the test images have; -1: none
       'batch_size': 128,   # of all processes together
       'seed': 0,           # of the order and the augmentation
+      'series': series.default_config(),  # windows of time series: see vdm_jax/data/series.py
       'augment': False,    # changes of x, and the field 'augmented' that says so
       'augmentation': 'flips_and_turns',  # which ones: see vdm_jax/data/augmentation.py
       'latents': '',       # a folder of the training images' latents, which a diffusion of latents
@@ -340,7 +342,8 @@ class Data:
   def _store(self) -> sources.Store:
     c = self.config
     store = self._chosen(stores.open_store(
-        c.name, c.data_dir, c.image_size, c.get('fields', ()), self._texts))
+        c.name, c.data_dir, c.image_size, c.get('fields', ()), self._texts,
+        series.settings(c)))
     shape = store.fields[0].shape
     if not shape:
       raise InputError('config.data.name', c.name, f'its first field, {store.fields[0].name}, has '

@@ -11,6 +11,7 @@
                                see `folders`
   `./pairs`                    a folder of pairs of noise and sample: see `pairs`
   `x.npy`, `x.npz`             arrays: images, points, sequences, labels, texts: see `arrays`
+  `x.csv`, `x.npy`, `x.npz`    time series, if config.data.series has windows: see `series`
   anything else                a TFDS name: `cifar10`, `mnist`, `downsampled_imagenet/32x32`: see
                                `records`
 
@@ -30,6 +31,7 @@ from vdm_jax.data import (
   latents,
   pairs,
   records,
+  series,
   shapes,
   tokenisers,
 )
@@ -39,11 +41,12 @@ from vdm_jax.errors import InputError
 
 
 def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Sequence[str] = (),
-               texts: tokenisers.Settings = tokenisers.BYTES) -> Store:
+               texts: tokenisers.Settings = tokenisers.BYTES,
+               windows: series.Windows = series.NONE) -> Store:
   """Finds the data set `name` and reads its headers, not its images (see the module's table).
 
   fields: the names of the requested fields, x first.  Empty means all fields, or image and label
-  for TFDS.  texts: how texts become tokens.
+  for TFDS.  texts: how texts become tokens.  windows: of time series, which the file then holds.
 
   Raises NotPrepared or FileNotFoundError if the data set is missing.  Raises InputError if it
   cannot be used, or if no data set can have that name.
@@ -59,6 +62,12 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return emoji.open_emoji(name, data_dir, texts)
   if name == 'captioned_digits':
     return captions.open_digits(data_dir, image_size, texts)
+  if windows.history:
+    return series.open_series(path, windows)
+  if name.endswith('.csv'):
+    raise InputError('config.data.name', name, 'a .csv file holds time series, and this config has '
+                     'no windows of them', 'take a config of forecasts '
+                     '(configs/applications/greensboro.py), or set config.data.series.history')
   if name.endswith(('.npy', '.npz')):
     return arrays.open_arrays(path, texts)
   if is_path(name) and pairs.begun(path):
@@ -73,7 +82,7 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
 
 def is_path(name: str) -> bool:
   """Whether `name` names a file or a folder."""
-  return (name.endswith(('.npy', '.npz')) or name.startswith('.')
+  return (name.endswith(('.npy', '.npz', '.csv')) or name.startswith('.')
           or os.path.isabs(os.path.expanduser(name)))
 
 

@@ -172,8 +172,8 @@ def _mean_losses(target: np.ndarray, samples: np.ndarray, levels: Sequence[float
 def _ratio(losses: np.ndarray, target: np.ndarray) -> Estimated:
   """sum(losses) / sum |target|, with the standard error of a ratio over the first axis."""
   above, below = (u.reshape(len(u), -1).sum(axis=1) for u in (losses, np.abs(target)))
-  require(below.sum() > 0.0, 'target', None, 'all targets are 0, and the score is relative to their '
-          'size', 'leave this series out')
+  require(below.sum() > 0.0, 'target', None, 'all targets are 0, and the score is relative to '
+          'their size', 'leave this series out')
   value = above.sum() / below.sum()
   return Estimated(float(value), _error(above - value * below) / float(below.mean()))
 
