@@ -20,7 +20,8 @@ from jax.typing import ArrayLike
 from vdm_jax.errors import InputError
 
 __all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Captions', 'Codes', 'Context', 'Curve',
-           'Decoder', 'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features', 'Level',
+           'Decoder', 'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features',
+           'Forecasts', 'Level',
            'Loss', 'Model', 'Objective', 'Process', 'PyTree', 'Reconstructs', 'Sampler',
            'SamplerMaker', 'Samples', 'Scalar', 'Schedule', 'Target', 'Update', 'Weighting',
            'brief', 'denoises']
@@ -192,6 +193,16 @@ class Captions(Protocol):
 
 
 @runtime_checkable
+class Forecasts(Protocol):
+  """The protocol of models that draw the rows of a time series that follow its past."""
+
+  @property
+  def forecast(self) -> Callable[..., Array]:
+    """(batch of histories, keys [B], paths=S, horizon=H) -> [B, S, H, C]."""
+    ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
   """The protocol of autoencoders: the first stage of a diffusion of latents."""
 
@@ -206,7 +217,7 @@ class Reconstructs(Protocol):
     ...
 
 
-CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs, Captions)
+CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs, Captions, Forecasts)
 
 
 def brief(parts: Any) -> str:

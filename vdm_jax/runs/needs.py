@@ -14,6 +14,7 @@ from vdm_jax.typing import (
   Codes,
   Denoises,
   Features,
+  Forecasts,
   PyTree,
   Reconstructs,
   Samples,
@@ -57,12 +58,14 @@ NEEDS = {
                         'name a run of an autoencoder (configs/digits/latent.py:autoencoder)'),
     'caption': Need((Captions,), 'measure its captions',
                     'name a run of a captioner (configs/text/captioner.py)'),
+    'forecast': Need((Forecasts,), 'forecast by it',
+                     'name a run of configs/applications/greensboro.py'),
     'first_stage': Need((Reconstructs,), 'diffuse its latents',
                         'train an autoencoder (configs/digits/latent.py:autoencoder)'),
 }
 _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihood',
          Features: 'has features', Codes: 'codes images', Reconstructs: 'reconstructs images',
-         Captions: 'captions images'}
+         Captions: 'captions images', Forecasts: 'forecasts time series'}
 
 
 def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:

@@ -1,0 +1,1 @@
+"""Systems whose data are no images: forecasts of time series."""
