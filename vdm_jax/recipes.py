@@ -6,8 +6,8 @@ official VDM code for CIFAR-10.
 """
 import ml_collections
 
-__all__ = ['Config', 'IMAGES', 'captions', 'cifar10', 'digits', 'fine_tuning', 'imagenet', 'mnist',
-           'plane', 'published', 'short', 'students']
+__all__ = ['Config', 'IMAGES', 'captions', 'cifar10', 'digits', 'fine_tuning', 'forecasts', 'imagenet',
+           'mnist', 'plane', 'published', 'short', 'students']
 
 Config = ml_collections.ConfigDict
 
@@ -92,6 +92,22 @@ def captions(config: Config, name: str = 'shapes', *, steps: int = 1500) -> Conf
   config.train.update(steps=steps, log_every=50, validate_every=steps // 3,
                       checkpoint_every=steps // 3, pictures_every=0, keep=2,
                       splits=('validation', 'test'), validation_repeats=1)
+  return config
+
+
+def forecasts(config: Config, name: str, *, steps: int = 5000) -> Config:
+  """Windows of time series: batches of 64 and a learning rate that falls to 0, with weight decay.
+
+  name: the file, as in `config.data.name`.  The last 168 training windows are held out.  They
+  overlap with windows of training, so their loss is no measure of forecasts.
+  """
+  config.data.update(name=name, validation=168, batch_size=64)
+  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps,
+                          b2=0.999, clip_norm=1.0)
+  config.ema = {'ema': 1.0 - 10.0 / steps}  # of a tenth of the run
+  config.train.update(steps=steps, log_every=50, validate_every=steps // 5,
+                      checkpoint_every=steps // 5, pictures_every=0, keep=2,
+                      splits=('validation', 'test'), validation_repeats=2)
   return config
 
 

@@ -52,7 +52,7 @@ class Past(nn.Module):
     h = jnp.concatenate([*h, features], axis=-1)
     states = []
     for i in range(self.layers):
-      units = nn.RNN(nn.GRUCell(self.cells), return_carry=True, name=f'layer_{i}')
+      units = nn.RNN(nn.GRUCell(self.cells, name=f'layer_{i}'), return_carry=True)
       state, h = units(h, initial_carry=None if carry is None else carry[i])
       states.append(state)
     return nn.Dense(self.conditioning, name='dense')(h), tuple(states)

@@ -1,0 +1,35 @@
+"""Forecasts of the weather of Greensboro: seven hourly series, 24 hours ahead, by TimeGrad.
+
+  python scripts/train.py --config=configs/applications/greensboro.py --workdir=runs/greensboro \
+    --config.data.name=greensboro_hourly.npz
+  python scripts/forecast.py --workdir=runs/greensboro
+
+The second command forecasts the last 73 days, each from all hours before it.  `chain` after the
+colon is the published chain, and the default.  `flow` is flow matching.
+
+The data are a typical year (TMY3) of station 723170, 8,760 hours, as the package pvlib ships them:
+`values` [8760, 7] and `names` in a .npz file.
+Hardware, time and what it reaches: see configs/applications/README.md.
+"""
+import ml_collections
+
+from vdm_jax import recipes
+from vdm_jax.errors import require_choice
+from vdm_jax.systems.applications import timegrad
+from vdm_jax.typing import Experiment
+
+CUT = ('ghi', 'dni', 'dhi', 'relative_humidity', 'wind_speed')  # which cannot be negative
+
+
+def get_config(kind: str = 'chain') -> ml_collections.ConfigDict:
+  require_choice('config', kind, timegrad.KINDS)
+  config = timegrad.default_config(
+      kind=kind, net='mlp', features=64, blocks=3, dropout=0.1, cells=64, conditioning=64,
+      lags=(1, 2, 3, 24, 48, 72, 168), scaler='standard', nonnegative=CUT)
+  config.data.series.update(history=192, horizon=24, test=73 * 24, periods=(24.0,), columns=(
+      'ghi', 'dni', 'dhi', 'temp_air', 'temp_dew', 'relative_humidity', 'wind_speed'))
+  return recipes.forecasts(config, 'greensboro_hourly.npz')
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  return timegrad.experiment(config)
