@@ -6,8 +6,8 @@ official VDM code for CIFAR-10.
 """
 import ml_collections
 
-__all__ = ['Config', 'IMAGES', 'captions', 'cifar10', 'digits', 'fine_tuning', 'forecasts', 'imagenet',
-           'mnist', 'plane', 'published', 'short', 'students']
+__all__ = ['Config', 'IMAGES', 'captions', 'cifar10', 'digits', 'fine_tuning', 'forecasts',
+           'imagenet', 'mnist', 'plane', 'published', 'short', 'students']
 
 Config = ml_collections.ConfigDict
 

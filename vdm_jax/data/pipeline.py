@@ -156,7 +156,7 @@ class Data:
 
     If shape and levels are configured, nothing is read.  The Spec then has an image, a label if
     there are classes, and a text for each further name in `fields` if the settings of texts are
-    complete.
+    complete.  Nothing is read for time series either, if their columns are configured.
 
     Found levels are 256 for pixels if any pixel exceeds 127.  Otherwise they are the largest value
     plus one, over all splits.  For a known TFDS data set that is not prepared, TFDS's declaration
@@ -165,6 +165,8 @@ class Data:
     c = self.config
     if c.get('found', ()):
       spec = fields.from_config(c.name, c.found, c.get('merges', ''))
+    elif (windows := series.settings(c)).columns:
+      spec = Spec(c.name, series.declared(windows, len(windows.columns)))
     elif c.shape and c.levels:
       spec = fields.of_images(c.name, c.shape, c.levels, c.classes, x=self._x_name)
       texts = [name for name in c.get('fields', ()) if name not in (spec.x.name, fields.LABEL)

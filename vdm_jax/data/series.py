@@ -25,12 +25,12 @@ import ml_collections
 import numpy as np
 
 from vdm_jax.data import arrays, fields
-from vdm_jax.data.fields import Batch
+from vdm_jax.data.fields import Batch, Field
 from vdm_jax.data.sources import Source, Store
 from vdm_jax.errors import InputError, require, require_at_least, require_choice
 
-__all__ = ['FEATURES', 'NONE', 'SERIES', 'Series', 'Windows', 'ahead', 'default_config', 'features',
-           'open_series', 'read', 'settings']
+__all__ = ['FEATURES', 'NONE', 'SERIES', 'Series', 'Windows', 'ahead', 'declared', 'default_config',
+           'features', 'open_series', 'read', 'settings']
 
 SERIES, FEATURES = 'series', 'features'
 
@@ -228,6 +228,13 @@ def features(windows: Windows, known: np.ndarray, rows: np.ndarray, first_row: i
   return np.concatenate([phases, known[rows]], axis=-1).astype(np.float32)
 
 
+def declared(windows: Windows, count: int) -> tuple[Field, ...]:
+  """The fields of windows of `count` series."""
+  of_rows = 2 * len(windows.periods) + len(windows.known)
+  features = (fields.reals(FEATURES, (windows.rows, of_rows)),) if of_rows else ()
+  return fields.reals(SERIES, (windows.rows, count)), *features
+
+
 def open_series(path: str, windows: Windows) -> Store:
   """The windows of a file as a Store.
 
@@ -248,10 +255,8 @@ def open_series(path: str, windows: Windows) -> Store:
   sources = [Source('all before', starts, functools.partial(_read, series, windows, 0, 1)),
              Source(f'the last {test} rows', count, functools.partial(
                  _read, series, windows, first, windows.horizon))]
-  declared = [fields.reals(SERIES, (windows.rows, len(series.names)))]
-  if count_features := 2 * len(windows.periods) + series.known.shape[1]:
-    declared.append(fields.reals(FEATURES, (windows.rows, count_features)))
-  return Store(*sources, tuple(declared), '', functools.partial(arrays.marks, path))
+  return Store(*sources, declared(windows, len(series.names)), '',
+               functools.partial(arrays.marks, path))
 
 
 def _read(series: Series, windows: Windows, first: int, stride: int, rows: np.ndarray) -> Batch:

@@ -1,0 +1,123 @@
+"""Forecasts of a run: from a file to quantiles, and the scores of its test rows."""
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import forecasts_config, tiny_config
+from vdm_jax import runs
+from vdm_jax.errors import InputError
+from vdm_jax.evaluation import forecasts
+from vdm_jax.runs import forecasting
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(the run, its file of 100 rows of `sea` and `air`)."""
+  folder = tmp_path_factory.mktemp('forecasts')
+  rng, rows = np.random.default_rng(0), np.arange(100)
+  waves = np.stack([10.0 + np.sin(np.pi * rows / 2), 500.0 * np.cos(np.pi * rows / 2)], axis=1)
+  np.savez(folder / 'waves.npz', values=waves + 0.1 * rng.standard_normal(waves.shape),
+           names=['sea', 'air'])
+  config = forecasts_config.get_config(str(folder / 'waves.npz'))
+  runs.train(config, forecasts_config.__file__, folder / 'run')
+  return folder / 'run', folder / 'waves.npz'
+
+
+def test_a_forecast_is_written_as_quantiles_a_table_and_a_fan_chart(trained, tmp_path):
+  run, data = trained
+  found, wrote = forecasting.forecast(run, str(data), tmp_path / 'out.npz', horizon=5, paths=20,
+                                      levels=(0.1, 0.5, 0.9))
+  assert [path.name for path in wrote] == ['out.npz', 'out.csv', 'out.png']
+  with np.load(wrote[0]) as file:
+    assert file['quantiles'].shape == (3, 5, 2) and list(file['names']) == ['sea', 'air']
+    assert (np.diff(file['quantiles'], axis=0) >= 0.0).all()
+    quantiles = file['quantiles']
+  with open(wrote[1], newline='') as file:
+    lines = list(csv.DictReader(file))
+  assert len(lines) == 10 and lines[3]['step'] == '2' and lines[3]['series'] == 'air'
+  np.testing.assert_allclose([float(lines[3][name]) for name in ('q0.1', 'q0.5', 'q0.9')],
+                             quantiles[:, 1, 1], rtol=1e-5)
+  # An untrained model already knows the units: its paths are scaled by the history.
+  assert 100.0 < np.abs(quantiles[..., 1]).max() < 1e4 and abs(found.mean[:, 0] - 10.0).max() < 9.0
+  with pytest.raises(InputError, match='out.npz'):
+    forecasting.forecast(run, str(data), tmp_path / 'out.npz')
+
+
+def test_the_same_history_in_another_file_has_the_same_forecast(trained, tmp_path):
+  """A .csv of the last rows, with their number on the clock of training."""
+  run, data = trained
+  with np.load(data) as file:
+    values = file['values'][60:]
+  lines = ['sea,air', *(f'{a!r},{b!r}' for a, b in values.tolist())]
+  (tmp_path / 'late.csv').write_text('\n'.join(lines))
+  whole, _ = forecasting.forecast(run, str(data), tmp_path / 'a.npz', paths=8)
+  late, _ = forecasting.forecast(run, str(tmp_path / 'late.csv'), tmp_path / 'b.npz', paths=8,
+                                 first_row=60)
+  np.testing.assert_allclose(late.quantiles, whole.quantiles, rtol=1e-4, atol=1e-3)
+
+
+def test_the_test_rows_are_forecast_in_turn_and_scored(trained):
+  run, data = trained
+  rolling, (out, picture) = forecasting.evaluate(run, paths=10, batch_size=2)
+  assert rolling.windows == 3 and picture.exists()
+  saved = json.loads(out.read_text())
+  assert saved['scores']['CRPS']['value'] == rolling.scores.crps.value
+  assert set(saved['series']) == {'sea', 'air'} and rolling.nats is not None
+  # A model that says the mean of the history is the floor of what is sensible.
+  with np.load(data) as file:
+    values = file['values']
+  target = values[91:].reshape(3, 3, 2)
+  history = np.stack([values[i - 12:i] for i in (91, 94, 97)])
+  samples = np.repeat(history.mean(axis=1)[:, None, None], 3, axis=2)
+  constant = forecasts.scores(target, samples, weights=1.0 / np.abs(values[:91]).mean(axis=0))
+  assert rolling.scores.crps.value < 3.0 * constant.crps.value
+
+
+@pytest.mark.parametrize('change,message', [
+    ('short', 'reads 12 before the first forecast'), ('nan', 'air has no finite number in row 30'),
+    ('columns', '3 columns to forecast and this run forecasts 2'), ('gone', 'no such file')])
+def test_a_history_that_cannot_be_forecast_is_refused_in_one_line(trained, change, message,
+                                                                  tmp_path):
+  run, data = trained
+  with np.load(data) as file:
+    values, names = file['values'], ['sea', 'air']
+  if change == 'short':
+    values = values[:11]
+  elif change == 'nan':
+    values[30, 1] = np.nan
+  elif change == 'columns':
+    values, names = np.concatenate([values, values[:, :1]], axis=1), ['sea', 'air', 'land']
+  if change != 'gone':
+    np.savez(tmp_path / 'x.npz', values=values, names=names)
+  with pytest.raises(InputError, match=message) as error:
+    forecasting.forecast(run, str(tmp_path / 'x.npz'), tmp_path / 'out.npz')
+  assert error.value.field == 'data' and not (tmp_path / 'out.npz').exists()
+
+
+def test_a_run_that_does_not_forecast_is_named(tmp_path):
+  config = tiny_config.get_config()
+  config.train.update(steps=2, validate_every=2, checkpoint_every=2)
+  runs.train(config, tiny_config.__file__, tmp_path)
+  with pytest.raises(InputError, match='a model that forecasts time series is needed'):
+    forecasting.evaluate(tmp_path)
+
+
+@pytest.mark.long
+def test_the_command_prints_the_scores_and_refuses_flags_that_do_not_belong(trained):
+  run, data = trained
+  command = [sys.executable, 'scripts/forecast.py', f'--workdir={run}', '--overwrite']
+  start = lambda *flags: subprocess.run([*command, *flags], cwd=ROOT, capture_output=True,
+                                        text=True)
+  done = start('--paths=5')
+  assert done.returncode == 0 and 'CRPS_sum' in done.stdout, done.stderr
+  done = start('--horizon=3')
+  assert done.returncode == 2 and '--horizon=3: the test rows' in done.stderr
+  done = start(f'--data={data}', '--horizon=4', '--paths=5')
+  assert done.returncode == 0 and 'forecast.csv' in done.stdout, done.stderr
