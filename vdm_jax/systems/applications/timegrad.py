@@ -31,7 +31,7 @@ from flax import linen as nn
 from vdm_jax import data, denoisers, inputs, processes, random, samplers, schedules, targets
 from vdm_jax.data import series
 from vdm_jax.decoders import Reals
-from vdm_jax.errors import InputError, require_choice
+from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.likelihood import ode
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.nn.small.timegrad import Past, StepDenoiser
@@ -143,11 +143,14 @@ class Forecaster(NamedTuple):
     """`paths` draws of the rows after histories: [B, S, H, C]; see the function `forecast`.
 
     batch: `series` [B, history or more, C], of which later rows are not read, and `features`
-    [B, history + H, F].
+    [B, history + H, F], if the model reads any.  Raises InputError if the features end before.
     """
     horizon = horizon or self.horizon
-    batch = {series.SERIES: batch[series.SERIES][:, :self.history],
-             series.FEATURES: _features(batch)[:, :self.history + horizon]}
+    rows, values = self.history + horizon, batch[series.SERIES][:, :self.history]
+    told = batch.get(series.FEATURES, jnp.zeros((len(values), rows, 0), jnp.float32))
+    require(told.shape[1] >= rows, 'horizon', horizon, f'the features go on for '
+            f'{told.shape[1] - self.history} rows after the history', 'forecast fewer rows')
+    batch = {series.SERIES: values, series.FEATURES: told[:, :rows]}
     return forecast(self.recurrence, batch, keys, (paths, horizon, self.series),
                     method or self.method)
 
