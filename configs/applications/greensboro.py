@@ -18,16 +18,22 @@ from vdm_jax.errors import require_choice
 from vdm_jax.systems.applications import timegrad
 from vdm_jax.typing import Experiment
 
+# Each with its mean and standard deviation over the first 7,008 hours, which are for training.
+COLUMNS = {'ghi': (198.2, 271.4), 'dni': (177.8, 277.0), 'dhi': (86.1, 112.0),
+           'temp_air': (16.1, 9.9), 'temp_dew': (9.9, 10.3), 'relative_humidity': (70.2, 20.4),
+           'wind_speed': (3.0, 1.8)}
 CUT = ('ghi', 'dni', 'dhi', 'relative_humidity', 'wind_speed')  # which cannot be negative
 
 
 def get_config(kind: str = 'chain') -> ml_collections.ConfigDict:
   require_choice('config', kind, timegrad.KINDS)
+  location, scale = zip(*COLUMNS.values(), strict=True)
   config = timegrad.default_config(
       kind=kind, net='mlp', features=64, blocks=3, dropout=0.1, cells=64, conditioning=64,
-      lags=(1, 2, 3, 24, 48, 72, 168), scaler='standard', nonnegative=CUT)
-  config.data.series.update(history=192, horizon=24, test=73 * 24, periods=(24.0,), columns=(
-      'ghi', 'dni', 'dhi', 'temp_air', 'temp_dew', 'relative_humidity', 'wind_speed'))
+      lags=(1, 2, 3, *range(24, 169, 24)), scaler='fixed', location=location, scale=scale,
+      nonnegative=CUT)
+  config.data.series.update(history=192, horizon=24, test=73 * 24, periods=(24.0,),
+                            columns=tuple(COLUMNS))
   return recipes.forecasts(config, 'greensboro_hourly.npz')
 
 

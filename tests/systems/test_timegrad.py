@@ -260,6 +260,22 @@ def test_forecasts_depend_on_the_history_alone_and_on_the_key_of_their_window():
   np.testing.assert_allclose(run(turned, keys[::-1])[::-1], run(batch, keys), rtol=1e-4, atol=1e-4)
 
 
+def test_fixed_scales_are_those_of_the_config():
+  """Series that were standardised before need none."""
+  batch, keys = _batch(_config()), random.each(random.key(1), 3)
+  location, scale = np.array([5.0, -2.0]), np.array([2.0, 10.0])
+  paths = []
+  for own, at, by in ((((5.0, -2.0), (2.0, 10.0)), location, scale), (((), ()), 0.0, 1.0)):
+    config = _config(count=2, features=0, net='mlp', scaler='fixed', location=own[0], scale=own[1])
+    built = timegrad.experiment(config)
+    made = built.model(jax.tree.map(lambda u: u + 0.1, built.init(random.key(0))))
+    values = {SERIES: jnp.asarray(at + by * (batch[SERIES] - 5.0), jnp.float32)}
+    run = jax.jit(lambda batch, made=made: made.forecast(
+        batch, keys, paths=2, horizon=2, method=catalogue.method('ddim', 5)))
+    paths.append((np.asarray(run(values)) - at) / by)
+  np.testing.assert_allclose(*paths, rtol=1e-3, atol=1e-4)
+
+
 def test_columns_that_cannot_be_negative_are_cut_at_zero():
   config = _config(count=2, features=0, net='mlp')
   config.data.series.columns = ('rain', 'temperature')
@@ -276,6 +292,7 @@ def test_columns_that_cannot_be_negative_are_cut_at_zero():
 @pytest.mark.parametrize('field,value,problem', [
     ('lags', (1, 11), 'shorter than the history of 11'), ('lags', (), 'give one lag'),
     ('kind', 'chains', 'did you mean chain'), ('nonnegative', ('rain',), 'nonnegative'),
+    ('scale', (1.0,) * 5, 'takes it from each window'), ('scale', (1.0,), 'there are 5 columns'),
     ('dropout', 0.5, 'no dropout'), ('last_beta', 1.5, 'betas rise'),
 ])
 def test_settings_that_no_forecaster_has_are_refused(field, value, problem):

@@ -9,7 +9,8 @@ Training feeds the true past, and its loss is a mean over the rows of the contex
 A forecast feeds back the rows that it drew.  So forecasts have any horizon, and S paths are S draws
 of the joint distribution of all its rows and series.
 
-Every window is scaled by itself, so that series of any units and levels are alike.
+Every window is scaled by itself, so that series of any units and levels are alike.  For one long
+record the config may give the scales instead.
 
 There are two kinds of p(x_t | h_t).  `chain` is the published one: a chain of T steps, trained by
 L_simple.  `flow` is flow matching on straight lines.  The probability flow of a kind gives a
@@ -49,7 +50,7 @@ __all__ = ['Forecaster', 'KINDS', 'NETS', 'Recurrence', 'SCALERS', 'default_conf
 
 KINDS = ('chain', 'flow')
 NETS = ('convolutions', 'mlp')
-SCALERS = ('mean_abs', 'standard')
+SCALERS = ('mean_abs', 'standard', 'fixed')
 
 
 # ------------------------------------------------------------------ forecasts
@@ -175,10 +176,13 @@ def scaled_by(history: Array, context: int, scaler: str) -> tuple[Array, Array]:
 
     mean_abs   0, and the mean of |x| over the context, as published
     standard   the mean and the standard deviation over the whole history
+    fixed      0 and 1: the config gives the numbers, the same for all windows
 
   A series that is constant (of `mean_abs`: zero) has the scale 1.  The public code takes another
   window's scale there, so that a forecast depends on the batch.
   """
+  if scaler == 'fixed':
+    return jnp.zeros_like(history[:, :1]), jnp.ones_like(history[:, :1])
   if scaler == 'mean_abs':
     location = jnp.zeros_like(history[:, :1])
     scale = jnp.mean(jnp.abs(history[:, -context:]), axis=1, keepdims=True)
@@ -204,7 +208,8 @@ def default_config(**model) -> ml_collections.ConfigDict:
   config = compose.default_config(**{
       'kind': 'chain',         # of p(x_t | h_t): or flow
       'lags': (1, 24, 168),    # in rows; the rest of the history is the context
-      'scaler': 'mean_abs',    # or standard: see `scaled_by`
+      'scaler': 'mean_abs',    # or standard, fixed: see `scaled_by`
+      'location': (), 'scale': (),  # of `fixed`: a number for each column; empty: 0 and 1
       'nonnegative': (),       # columns that are cut at 0; they must be in data.series.columns
       'cells': 40, 'layers': 2, 'conditioning': 100, 'embedding': 1,
       'net': 'convolutions',   # or mlp
@@ -245,12 +250,21 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   most = max(m.lags)
   context = windows.history - most
   parts = _parts(config)
+  for name in ('location', 'scale'):
+    compose.require(config, name, len(m[name]) in (0, count), f'there are {count} columns',
+                    'give one number for each, or none')
+    compose.require(config, name, not m[name] or m.scaler == 'fixed', f'{m.scaler} takes it from '
+                    'each window', 'leave it empty, or set config.model.scaler=fixed')
+  compose.require(config, 'scale', all(u > 0.0 for u in m.scale), 'a scale is above 0',
+                  'give such numbers')
   cut = np.array([name in m.nonnegative for name in windows.columns] or [False] * count)
 
   def scaled(batch):
     """The values of a window as the network sees them, their location and their scale."""
     values = batch[series.SERIES]
     location, scale = scaled_by(values[:, :windows.history], context, m.scaler)
+    location = location + np.array(m.location or 0.0, np.float32)
+    scale = scale * np.array(m.scale or 1.0, np.float32)
     return (values - location) / scale, location, scale
 
   def conditions(params, values, features):
