@@ -5,14 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from tests.support import forecasts_config, tiny_config
-from vdm_jax import runs
+from tests.support import forecasts_config, tiny_config, var1_config
+from vdm_jax import random, runs
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import forecasts
-from vdm_jax.runs import forecasting
+from vdm_jax.runs import forecasting, workdir
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,3 +122,35 @@ def test_the_command_prints_the_scores_and_refuses_flags_that_do_not_belong(trai
   assert done.returncode == 2 and '--horizon=3: the test rows' in done.stderr
   done = start(f'--data={data}', '--horizon=4', '--paths=5')
   assert done.returncode == 0 and 'forecast.csv' in done.stdout, done.stderr
+
+
+@pytest.mark.long
+def test_a_trained_forecaster_has_the_predictive_mean_and_covariance_of_a_var1(tmp_path):
+  """Of 200 histories: what is left is the error of learning, a small share of the deviation."""
+  a, noise = np.array([[0.6, 0.2], [-0.3, 0.7]]), np.array([[1.0, 0.5], [0.5, 2.0]])
+  rng, rows = np.random.default_rng(0), [np.zeros(2)]
+  shocks = rng.standard_normal((12_000, 2)) @ np.linalg.cholesky(noise).T
+  for shock in shocks:
+    rows.append(a @ rows[-1] + shock)
+  np.savez(tmp_path / 'var1.npz', values=np.array(rows[1:]))
+  config = var1_config.get_config(str(tmp_path / 'var1.npz'))
+  runs.train(config, var1_config.__file__, tmp_path / 'run')
+  trained = workdir.load_trained(tmp_path / 'run')
+  batch = trained.experiment.data.split('test').get(np.arange(200))
+  made = trained.experiment.model(trained.params)
+  paths = np.asarray(jax.jit(lambda batch: made.forecast(
+      batch, random.each(random.key(0), 200), paths=200))(batch), np.float64)
+  mean, covariance = batch['series'][:, 7].astype(np.float64), np.zeros((2, 2))
+  for h in range(3):
+    mean, covariance = mean @ a.T, a @ covariance @ a.T + noise
+    std = np.sqrt(np.diag(covariance))
+    deviation = paths[:, :, h] - mean[:, None]
+    # The mean of 200 paths has an error of 0.07 std of its own.
+    assert np.sqrt(np.mean((deviation.mean(axis=1) / std)**2)) < 0.2, h
+    found = np.einsum('nsi,nsj->ij', deviation, deviation) / deviation[..., 0].size
+    assert np.abs((found - covariance) / np.outer(std, std)).max() < 0.1, h
+  # The entropy of a row, given the row before it: no model has a lower mean, but for its error.
+  entropy = 0.5 * np.linalg.slogdet(2.0 * np.pi * np.e * noise)[1]
+  nats = np.asarray(jax.jit(made.row_nats)(batch, random.each(random.key(1), 200)))
+  error = nats.mean(axis=1).std(ddof=1) / np.sqrt(200)
+  assert entropy - 4.0 * error < nats.mean() < entropy + 4.0 * error + 0.05

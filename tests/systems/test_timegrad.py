@@ -238,7 +238,8 @@ def test_a_forecaster_of_each_kind_forecasts_and_scales_with_its_series(kind, ne
                                             method=catalogue.method('ddim', 5)))
   paths = run(batch)
   assert paths.shape == (3, 4, 2, 2)
-  np.testing.assert_allclose(run({SERIES: 10.0 * batch[SERIES]}), 10.0 * paths, rtol=1e-3, atol=0.05)
+  np.testing.assert_allclose(run({SERIES: 10.0 * batch[SERIES]}), 10.0 * paths, rtol=1e-3,
+                             atol=0.05)
   shape = jax.eval_shape(made.row_nats, batch, keys).shape
   assert shape == (3, 4)
   context = Context(jnp.array([0.1, 0.4, 0.8]), keys, jnp.zeros(()))
