@@ -75,8 +75,8 @@ def settings(config: ml_collections.ConfigDict) -> Windows:
   section = config.get('series')
   if section is None or not section.history:
     return NONE
-  out = Windows(**{name: tuple(value) if isinstance(value, (list, tuple)) else value
-                   for name, value in section.to_dict().items()})
+  out = Windows(section.history, section.horizon, section.test, tuple(section.columns),
+                tuple(section.known), tuple(section.periods))
   for name, least in (('history', 0), ('horizon', 1), ('test', 0)):
     require_at_least(f'config.data.series.{name}', getattr(out, name), least)
   for period in out.periods:
@@ -252,10 +252,10 @@ def open_series(path: str, windows: Windows) -> Store:
           f'and {test} for testing', 'give a longer series, or shorter windows '
           '(config.data.series)')
   first = len(series) - test - windows.history
-  sources = [Source('all before', starts, functools.partial(_read, series, windows, 0, 1)),
-             Source(f'the last {test} rows', count, functools.partial(
-                 _read, series, windows, first, windows.horizon))]
-  return Store(*sources, declared(windows, len(series.names)), '',
+  before = Source('all before', starts, functools.partial(_read, series, windows, 0, 1))
+  last = Source(f'the last {test} rows', count, functools.partial(
+      _read, series, windows, first, windows.horizon))
+  return Store(before, last, declared(windows, len(series.names)), '',
                functools.partial(arrays.marks, path))
 
 

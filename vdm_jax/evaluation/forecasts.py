@@ -36,10 +36,9 @@ def quantiles(samples: np.ndarray, levels: Sequence[float] = LEVELS) -> np.ndarr
   Level q is the sample of rank round((S - 1) q), from 0, and a half is rounded to the even rank.
   gluonts has the same convention.  Raises InputError for a level outside [0, 1].
   """
-  levels = np.asarray(levels, np.float64)
-  require(bool(((levels >= 0.0) & (levels <= 1.0)).all()), 'levels', levels.tolist(),
+  require(all(0.0 <= level <= 1.0 for level in levels), 'levels', list(levels),
           'a level of a quantile is from 0 to 1', 'give such numbers')
-  ranks = np.round((samples.shape[1] - 1) * levels).astype(int)
+  ranks = np.round((samples.shape[1] - 1) * np.asarray(levels, np.float64)).astype(int)
   return np.sort(samples, axis=1)[:, ranks]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -67,7 +68,7 @@ def forecast(directory: str | Path, source: str, out: str | Path = '', *,
   trained = workdir.load_trained(directory, average=average, step=step)
   model = _forecaster(trained, directory, method)
   windows = series.settings(trained.config.data)
-  horizon = horizon or model.horizon
+  rows = horizon or model.horizon
   if not Path(source).exists():
     raise InputError('data', source, 'there is no such file', 'name a .npz or .csv file')
   with renamed({'config.data.name': 'data', 'config.data.series.columns': 'data',
@@ -76,8 +77,8 @@ def forecast(directory: str | Path, source: str, out: str | Path = '', *,
     require(len(read.names) == model.series, 'config.data.name', source, f'it has '
             f'{len(read.names)} columns to forecast and this run forecasts {model.series}',
             'give the columns of the run')
-    batch = series.ahead(read, windows, horizon, first_row)
-  program = _program(trained, paths, horizon, method)
+    batch = series.ahead(read, windows, rows, first_row)
+  program = _program(trained, paths, rows, method)
   drawn = np.asarray(program(trained.params, batch, random.each(random.key(seed), 1)))[0]
   _require_finite(drawn)
   at_levels = forecasts.quantiles(drawn[None], levels)[0]
@@ -86,9 +87,8 @@ def forecast(directory: str | Path, source: str, out: str | Path = '', *,
     files.save_npz(out, levels=found.levels, quantiles=at_levels, mean=found.mean,
                    names=np.array(read.names))
     files.write_text(table, _csv(found))
-    shown = max(SHOWN * horizon, 2)
     pictures.save_png(picture, forecasts.fan(
-        read.values[-shown:], _fan_levels(drawn), read.names))
+        read.values[-SHOWN * rows:], _fan_levels(drawn), read.names))
   return found, [out, table, picture]
 
 
@@ -139,7 +139,7 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
       # The last batch repeats its last window, so that one program serves all.
       rows = np.minimum(np.arange(start, start + batch_size), len(split) - 1)
       count = min(batch_size, len(split) - start)
-      batch, keys = split.get(rows), random.per_example(key, rows)
+      batch, keys = split.get(rows), random.per_example(key, jnp.asarray(rows))
       drawn.append(np.asarray(program(trained.params, batch, keys))[:count])
       target.append(batch[SERIES][:count, -model.horizon:])
       if nats_of:
