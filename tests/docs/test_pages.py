@@ -27,7 +27,7 @@ TEXTS = {name: path.read_text() for name, path in PAGES.items()}
 MEASURED = measured.read_all(ROOT)
 PACKAGE = ROOT / 'vdm_jax'
 ROOMS = {path.stem for path in PACKAGE.iterdir() if path.suffix == '.py' or path.is_dir()}
-ENDINGS = 'py|sh|json|jsonl|md|txt|png|toml|yml|npz|npy|html'
+ENDINGS = 'py|sh|json|jsonl|md|txt|png|toml|yml|npz|npy|csv|html'
 OTHERS = ('flax', 'functools', 'jax', 'lax', 'numpy', 'optax')  # packages that pages name
 # Flags of other programs that the pages speak of.
 FOREIGN = ('--xla', '--gpu', '--ntasks', '--cpus', '--nodes', '--worker', '--zone', '--signal',
@@ -281,8 +281,10 @@ def test_every_picture_of_the_docs_is_shown_by_a_page():
 def fields_of_configs() -> set[str]:
   latent = module_of(ROOT / 'configs' / 'digits' / 'latent.py').get_config
   told = module_of(ROOT / 'configs' / 'published' / 'latent.py').get_config('stable-diffusion-v1')
-  chosen = [recipes.digits(vdm.default_config()), latent('autoencoder'), latent('latent'), told]
-  return {f'{room}.{field}' for config in chosen for room in config
+  series = module_of(ROOT / 'configs' / 'applications' / 'greensboro.py').get_config()
+  chosen = [recipes.digits(vdm.default_config()), latent('autoencoder'), latent('latent'), told,
+            series]
+  return {f'data.series.{field}' for field in series.data.series} | {f'{room}.{field}' for config in chosen for room in config
           if hasattr(config[room], 'keys') for field in config[room]} | {
               'model.label_dropping', 'model.clip'}
 
