@@ -284,9 +284,10 @@ def fields_of_configs() -> set[str]:
   series = module_of(ROOT / 'configs' / 'applications' / 'greensboro.py').get_config()
   chosen = [recipes.digits(vdm.default_config()), latent('autoencoder'), latent('latent'), told,
             series]
-  return {f'data.series.{field}' for field in series.data.series} | {f'{room}.{field}' for config in chosen for room in config
+  return {f'{room}.{field}' for config in chosen for room in config
           if hasattr(config[room], 'keys') for field in config[room]} | {
-              'model.label_dropping', 'model.clip'}
+              'model.label_dropping', 'model.clip'} | {
+                  f'data.series.{field}' for field in series.data.series}
 
 
 def imports(dotted: str) -> bool:
