@@ -14,6 +14,7 @@ from vdm_jax import random, runs
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import forecasts
 from vdm_jax.runs import forecasting, workdir
+from vdm_jax.samplers import catalogue
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,11 +53,11 @@ def test_a_forecast_is_written_as_quantiles_a_table_and_a_fan_chart(trained, tmp
 
 
 def test_the_same_history_in_another_file_has_the_same_forecast(trained, tmp_path):
-  """A .csv of the last rows, with their number on the clock of training."""
+  """A .csv of the last rows, with their number on the clock of training, and a column more."""
   run, data = trained
   with np.load(data) as file:
     values = file['values'][60:]
-  lines = ['sea,air', *(f'{a!r},{b!r}' for a, b in values.tolist())]
+  lines = ['air,land,sea', *(f'{b!r},7,{a!r}' for a, b in values.tolist())]
   (tmp_path / 'late.csv').write_text('\n'.join(lines))
   whole, _ = forecasting.forecast(run, str(data), tmp_path / 'a.npz', paths=8)
   late, _ = forecasting.forecast(run, str(tmp_path / 'late.csv'), tmp_path / 'b.npz', paths=8,
@@ -71,6 +72,9 @@ def test_the_test_rows_are_forecast_in_turn_and_scored(trained):
   saved = json.loads(out.read_text())
   assert saved['scores']['CRPS']['value'] == rolling.scores.crps.value
   assert set(saved['series']) == {'sea', 'air'} and rolling.nats is not None
+  page = (run / 'report.html').read_text()
+  assert f'{rolling.scores.crps_sum.value:.4f}' in page and '3 forecasts of the test rows' in page
+  assert 'id="forecasts"' in page and 'id="likelihood"' not in page and 'data:image/png' in page
   # A model that says the mean of the history is the floor of what is sensible.
   with np.load(data) as file:
     values = file['values']
@@ -83,23 +87,37 @@ def test_the_test_rows_are_forecast_in_turn_and_scored(trained):
 
 @pytest.mark.parametrize('change,message', [
     ('short', 'reads 12 before the first forecast'), ('nan', 'air has no finite number in row 30'),
-    ('columns', '3 columns to forecast and this run forecasts 2'), ('gone', 'no such file')])
+    ('columns', 'it has no column air; .* sea, land'), ('gone', 'no such file'),
+    ('unequal', 'unequal lengths: air has 99 rows and sea has 100')])
 def test_a_history_that_cannot_be_forecast_is_refused_in_one_line(trained, change, message,
                                                                   tmp_path):
   run, data = trained
   with np.load(data) as file:
-    values, names = file['values'], ['sea', 'air']
+    columns = dict(zip(('sea', 'air'), file['values'].T.copy(), strict=True))
   if change == 'short':
-    values = values[:11]
+    columns = {name: one[:11] for name, one in columns.items()}
   elif change == 'nan':
-    values[30, 1] = np.nan
+    columns['air'][30] = np.nan
   elif change == 'columns':
-    values, names = np.concatenate([values, values[:, :1]], axis=1), ['sea', 'air', 'land']
+    columns['land'] = columns.pop('air')
+  elif change == 'unequal':
+    columns['air'] = columns['air'][1:]
   if change != 'gone':
-    np.savez(tmp_path / 'x.npz', values=values, names=names)
+    np.savez(tmp_path / 'x.npz', **columns)
   with pytest.raises(InputError, match=message) as error:
     forecasting.forecast(run, str(tmp_path / 'x.npz'), tmp_path / 'out.npz')
-  assert error.value.field == 'data' and not (tmp_path / 'out.npz').exists()
+  assert error.value.field == 'data' and '\n' not in str(error.value)
+  assert not (tmp_path / 'out.npz').exists()
+
+
+@pytest.mark.parametrize('options,message', [
+    ({'horizon': 0}, 'horizon=0'), ({'paths': 1}, 'paths=1'), ({'levels': ()}, 'levels=0'),
+    ({'levels': (0.5, 1.5)}, 'from 0 to 1'), ({'first_row': -1}, 'first_row=-1'),
+    ({'method': catalogue.method('analytic_dpm', 5)}, 'another sampler')])
+def test_options_that_no_forecast_can_have_are_refused(trained, options, message, tmp_path):
+  run, data = trained
+  with pytest.raises(InputError, match=message):
+    forecasting.forecast(run, str(data), tmp_path / 'out.npz', **options)
 
 
 def test_a_run_that_does_not_forecast_is_named(tmp_path):

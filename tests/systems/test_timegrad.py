@@ -12,6 +12,7 @@ from tests.support.recordings import replay, shared
 from vdm_jax import random, samplers, schedules
 from vdm_jax.data.series import FEATURES, SERIES
 from vdm_jax.errors import InputError
+from vdm_jax.evaluation import forecasts
 from vdm_jax.nn.small.timegrad import Past, StepDenoiser
 from vdm_jax.objectives import ddpm
 from vdm_jax.processes import GaussianProcess, vp
@@ -181,6 +182,32 @@ def test_paths_of_a_var1_have_its_predictive_mean_and_covariance():
     assert (np.abs(one.mean(axis=0) - expected) < 4.0 * error).all()
     error = np.sqrt((np.outer(spread, spread) + covariance**2) / paths)
     assert (np.abs(np.cov(one.T) - covariance) < 4.0 * error).all()
+
+
+def test_paths_of_an_ar1_have_the_spread_and_the_crps_of_its_closed_form():
+  """phi = 0.8, sigma = 1: std_h / sqrt(pi), times 1 + 1 / S for S paths; targets of numpy."""
+  rng, n, count, horizon = np.random.default_rng(1), 1000, 20, 24
+  process = GaussianProcess(schedules.Cosine(10.0, -10.0), vp)
+  last = rng.standard_normal(n) / 0.6
+  at, target = last, []
+  for _ in range(horizon):
+    at = 0.8 * at + rng.standard_normal(n)
+    target.append(at)
+  target = np.stack(target, axis=1)
+  batch = {SERIES: jnp.asarray(last, jnp.float32)[:, None, None],
+           FEATURES: jnp.zeros((n, 1 + horizon, 0))}
+  paths = np.asarray(jax.jit(lambda batch: timegrad.forecast(
+      _autoregression(process, np.full((1, 1), 0.8), np.eye(1)), batch,
+      random.each(random.key(4), n), (count, horizon, 1), catalogue.method('heun', 20)))(batch),
+      np.float64)[..., 0]
+  crps = forecasts.crps(target, paths)
+  for step, std, ideal in ((1, 1.0, 0.56419), (2, 1.280625, 0.722515), (4, 1.520442, 0.857818),
+                           (8, 1.643043, 0.926988), (24, 1.666648, 0.940305)):
+    deviation = paths[:, :, step - 1] - 0.8**step * last[:, None]
+    found = np.sqrt(np.mean(deviation**2))
+    assert abs(found / std - 1.0) < 4.0 / math.sqrt(2 * n * count), step
+    each = crps[:, step - 1]
+    assert abs(each.mean() - ideal * (1.0 + 1.0 / count)) < 4.0 * each.std() / math.sqrt(n), step
 
 
 @pytest.mark.parametrize('std,ratio', [(2.0, 0.97801), (1.0, 0.97062), (0.5, 0.95272),

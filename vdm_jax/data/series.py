@@ -27,10 +27,10 @@ import numpy as np
 from vdm_jax.data import arrays, fields
 from vdm_jax.data.fields import Batch, Field
 from vdm_jax.data.sources import Source, Store
-from vdm_jax.errors import InputError, require, require_at_least, require_choice
+from vdm_jax.errors import InputError, require, require_at_least
 
-__all__ = ['FEATURES', 'NONE', 'SERIES', 'Series', 'Windows', 'ahead', 'declared', 'default_config',
-           'features', 'open_series', 'read', 'settings']
+__all__ = ['FEATURES', 'NONE', 'SERIES', 'Series', 'Windows', 'ahead', 'column_names', 'declared',
+           'default_config', 'features', 'open_series', 'read', 'settings']
 
 SERIES, FEATURES = 'series', 'features'
 
@@ -104,7 +104,8 @@ def read(path: str, columns: Sequence[str] = (), known: Sequence[str] = ()) -> S
   table = _read_csv(path) if path.endswith('.csv') else _read_arrays(path)
   for field, asked in (('columns', columns), ('known', known)):
     for name in asked:
-      require_choice(f'config.data.series.{field}', name, table)
+      require(name in table, 'config.data.name', path, f'it has no column {name}', 'add it, or '
+              f'set config.data.series.{field} to some of its columns: {", ".join(table)}')
   both = set(columns) & set(known)
   require(not both, 'config.data.series.known', sorted(both), 'these columns are also forecast',
           'leave them out of one of the two')
@@ -122,6 +123,11 @@ def read(path: str, columns: Sequence[str] = (), known: Sequence[str] = ()) -> S
   _require_finite(path, names, values)
   _require_finite(path, tuple(known), others)
   return Series(values.astype(np.float32), names, others.astype(np.float32))
+
+
+def column_names(path: str, windows: Windows) -> tuple[str, ...]:
+  """The names of the columns that are forecast.  Raises FileNotFoundError, InputError as `read`."""
+  return windows.columns or read(path, (), windows.known).names
 
 
 def _require_finite(path: str, names: Sequence[str], values: np.ndarray) -> None:

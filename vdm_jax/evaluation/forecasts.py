@@ -22,12 +22,18 @@ from vdm_jax.errors import InputError, require
 from vdm_jax.evaluation.distances import Estimated
 
 __all__ = ['CENTRAL', 'LEVELS', 'NAMES', 'Scores', 'coverage', 'crps', 'crps_of_normal',
-           'energy_score', 'fan', 'figures', 'quantile_loss', 'quantiles', 'scores', 'table',
-           'weighted_quantile_loss']
+           'energy_score', 'fan', 'figures', 'quantile_loss', 'quantiles', 'require_levels',
+           'scores', 'table', 'weighted_quantile_loss']
 
 LEVELS = tuple(i / 20 for i in range(1, 20))  # 0.05 ... 0.95
 CENTRAL = (0.5, 0.9)                          # the central intervals whose coverage is reported
 NAMES = ('CRPS', 'CRPS_sum', 'ND', 'NRMSE', '50 % interval', '90 % interval')
+
+
+def require_levels(levels: Sequence[float]) -> None:
+  """Raises InputError unless all levels of quantiles are in [0, 1]."""
+  require(all(0.0 <= level <= 1.0 for level in levels), 'levels', list(levels),
+          'a level of a quantile is from 0 to 1', 'give such numbers')
 
 
 def quantiles(samples: np.ndarray, levels: Sequence[float] = LEVELS) -> np.ndarray:
@@ -36,8 +42,7 @@ def quantiles(samples: np.ndarray, levels: Sequence[float] = LEVELS) -> np.ndarr
   Level q is the sample of rank round((S - 1) q), from 0, and a half is rounded to the even rank.
   gluonts has the same convention.  Raises InputError for a level outside [0, 1].
   """
-  require(all(0.0 <= level <= 1.0 for level in levels), 'levels', list(levels),
-          'a level of a quantile is from 0 to 1', 'give such numbers')
+  require_levels(levels)
   ranks = np.round((samples.shape[1] - 1) * np.asarray(levels, np.float64)).astype(int)
   return np.sort(samples, axis=1)[:, ranks]
 
@@ -212,7 +217,8 @@ def fan(history: np.ndarray, at_levels: Mapping[float, np.ndarray], names: Seque
   """A fan chart: for each series its past, the median and the central intervals of `CENTRAL`.
 
   history: [P, C]; at_levels: {level: [H, C]}, with 0.5 and both ends of every interval; target:
-  what came [H, C], if it is known.  Steps count from the forecast on, and the past is negative.
+  the observed values [H, C], if they are known.  Steps count from the forecast on, and the past is
+  negative.
   """
   count = len(names)
   columns = 1 if count == 1 else 2
@@ -228,7 +234,7 @@ def fan(history: np.ndarray, at_levels: Mapping[float, np.ndarray], names: Seque
                        color='C0', alpha=0.25, lw=0, label=f'{100 * central:.0f} %')
     one.plot(ahead, at_levels[0.5][:, i], color='C0', lw=1.2, label='median')
     if target is not None:
-      one.plot(ahead, target[:, i], color='C3', lw=1, label='what came')
+      one.plot(ahead, target[:, i], color='C3', lw=1, label='observed')
     one.axvline(0.5, color='grey', lw=0.5)
     one.set_title(name, fontsize=9)
   for one in axes[count:]:

@@ -20,11 +20,13 @@ from vdm_jax.evaluation import forecasts
 from vdm_jax.evaluation.distances import Estimated
 from vdm_jax.evaluation.forecasts import LEVELS, Scores
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import needs, pictures, reporting, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.samplers.catalogue import Method
 
-__all__ = ['Forecast', 'Rolling', 'evaluate', 'forecast']
+__all__ = ['Forecast', 'NAMES', 'Rolling', 'evaluate', 'figures', 'forecast']
+
+NAMES = (*forecasts.NAMES, 'nats a row')  # of the measurements of `evaluate`
 
 SHOWN = 3  # horizons of the past in a fan chart, at least
 
@@ -45,7 +47,7 @@ def forecast(directory: str | Path, source: str, out: str | Path = '', *,
   """Forecasts the rows after the last row of a file, and the files that were written.
 
   Writes OUT.npz (`levels`, `quantiles` [Q, H, C], `mean`, `names`), OUT.csv (a line for each row
-  and series) and OUT.png (a fan chart).
+  and series) and OUT.png (a fan chart).  Renews report.html of the run.
 
   Args:
     source: a .npz, .npy or .csv with the columns of the run: see `data.series`.
@@ -57,11 +59,12 @@ def forecast(directory: str | Path, source: str, out: str | Path = '', *,
     method: the sampler of a row.  Default: the model's own.
 
   Raises InputError for a run that does not forecast, a history that is too short, values that are
-  not finite, and columns that the run does not know.  Raises FileNotFoundError for no such file.
+  not finite, columns of unequal lengths, and a file that is not there or lacks a column of the run.
   """
   for field, least, value in (('paths', 2, paths), ('horizon', 1, horizon),
                               ('first_row', 0, first_row), ('levels', 1, len(levels))):
     require_at_least(field, value, least)
+  forecasts.require_levels(levels)
   out = files.output('out', out or Path(directory, 'forecast.npz'), '.npz', overwrite=overwrite)
   table, picture = (files.output('out', out.with_suffix(ending), ending, overwrite=overwrite)
                     for ending in ('.csv', '.png'))
@@ -71,12 +74,8 @@ def forecast(directory: str | Path, source: str, out: str | Path = '', *,
   rows = horizon or model.horizon
   if not Path(source).exists():
     raise InputError('data', source, 'there is no such file', 'name a .npz or .csv file')
-  with renamed({'config.data.name': 'data', 'config.data.series.columns': 'data',
-                'config.data.series.known': 'data'}):
+  with renamed({'config.data.name': 'data'}):
     read = series.read(source, windows.columns, windows.known)
-    require(len(read.names) == model.series, 'config.data.name', source, f'it has '
-            f'{len(read.names)} columns to forecast and this run forecasts {model.series}',
-            'give the columns of the run')
     batch = series.ahead(read, windows, rows, first_row)
   program = _program(trained, paths, rows, method)
   drawn = np.asarray(program(trained.params, batch, random.each(random.key(seed), 1)))[0]
@@ -89,6 +88,7 @@ def forecast(directory: str | Path, source: str, out: str | Path = '', *,
     files.write_text(table, _csv(found))
     pictures.save_png(picture, forecasts.fan(
         read.values[-SHOWN * rows:], _fan_levels(drawn), read.names))
+    reporting.write(directory)
   return found, [out, table, picture]
 
 
@@ -108,7 +108,8 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
   """Rolling evaluation: a forecast from every `horizon` rows of the test rows, given all before.
 
   Series count alike: each is divided by its mean absolute value over the rows of training.  Writes
-  OUT.json with the scores, and OUT.png with the last forecast beside the series.
+  OUT.json with the scores, and OUT.png with the last forecast beside the series.  Renews
+  report.html of the run.
 
   Args:
     out: the .json.  Default: forecasts.json in the run's directory.
@@ -154,7 +155,14 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
     past = split.get(np.array([len(split) - 1]))[SERIES][0, :-model.horizon]
     pictures.save_png(picture, forecasts.fan(past[-SHOWN * model.horizon:], _fan_levels(drawn[-1]),
                                              read.names, target[-1]))
+    reporting.write(directory)
   return found, [out, picture]
+
+
+def figures(found: Rolling) -> dict[str, str]:
+  """The measurements as text by `NAMES`, for a row of a table."""
+  nats = '-' if found.nats is None else f'{found.nats.value:.2f} +- {found.nats.error:.2f}'
+  return forecasts.figures(found.scores) | {NAMES[-1]: nats}
 
 
 def _forecaster(trained: workdir.Trained, directory: str | Path, method: Method | None):

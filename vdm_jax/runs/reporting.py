@@ -1,9 +1,9 @@
 """The page that shows a run: report.html, one file that a browser opens anywhere.
 
 The page shows what the run's directory holds at that moment: curves, evaluations, samples, data,
-config, provenance.  A sentence stands in for a missing part.  The page loads nothing from outside
-and runs no script, and its pictures are inside it.  Its text is ASCII, so that no encoding can
-spoil it.
+config, provenance.  A run of time series has forecasts in the place of evaluations and samples.  A
+sentence stands in for a missing part.  The page loads nothing from outside and runs no script, and
+its pictures are inside it.  Its text is ASCII, so that no encoding can spoil it.
 """
 import base64
 import html
@@ -58,8 +58,10 @@ def page(directory: str | Path, out: str | Path = '') -> str:
   run = _Run(directory, workdir.record(directory), metrics_lib.read(directory),
              workdir.steps_made(directory), *_evaluations(Path(out or directory)))
   name = _text(directory.absolute().name)
-  sections = {'Likelihood': _likelihood, 'Training': _training, 'Samples': _samples,
-              'Data': _data, 'Config': _config, 'Provenance': _provenance}
+  series = run.record['config'].get('data', {}).get('series', {}).get('history')
+  sections = ({'Forecasts': _forecasts, 'Training': _training} if series else
+              {'Likelihood': _likelihood, 'Training': _training, 'Samples': _samples})
+  sections |= {'Data': _data, 'Config': _config, 'Provenance': _provenance}
   links = ''.join(f'<a href="#{title.lower()}">{title}</a> ' for title in sections)
   body = ''.join(f'<section id="{title.lower()}">\n<h2>{title}</h2>\n{_guarded(make, run)}'
                  '</section>\n' for title, make in sections.items())
@@ -201,6 +203,37 @@ def _samples(run: _Run) -> str:
     return _paragraph('This run has no samples yet: scripts/sample.py '
                       f'--out={drawn} draws some.')
   return f'<div class="grid">\n{out}</div>\n'
+
+
+def _forecasts(run: _Run) -> str:
+  """The scores of the test rows, and fan charts of the last of them and of rows to come."""
+  scores, ahead = (run.directory / name for name in ('forecasts.json', 'forecast.png'))
+  if scores.exists():
+    found = json.loads(scores.read_text())
+    out = _paragraph(f'{found["windows"]} forecasts of the test rows, {found["paths"]} paths each, '
+                     f'by step {found["checkpoint"]["step"]:,} ({found["checkpoint"]["average"]}).')
+    shares = {f'{100 * float(share):.0f} % interval': one
+              for share, one in found['coverage'].items()}
+    rows = ((name, *_with_error(one)) for name, one in (found['scores'] | shares).items()
+            if one is not None)
+    columns = ('score', 'value', 'standard error')
+    out += _table('Scores', columns, rows, words=1)
+    out += _table('CRPS of each series', columns, (
+        (name, *_with_error(one)) for name, one in found['series'].items()), words=1)
+    out += _picture(scores.with_suffix('.png'), 'The last forecast of the test rows',
+                    'Fan charts of each series, beside the observed values', wide=True)
+  else:
+    out = _paragraph('The test rows have not been forecast yet: scripts/forecast.py does it.')
+  if ahead.exists():
+    out += _picture(ahead, 'The rows after a history', 'Fan charts of each series', wide=True)
+  return out
+
+
+def _with_error(one: float | Mapping) -> tuple[str, str]:
+  """The cells of a number, or of {'value': .., 'error': ..}, where an error may be unknown."""
+  if not isinstance(one, Mapping):
+    return f'{one:.4f}', '-'
+  return f'{one["value"]:.4f}', '-' if one['error'] is None else f'{one["error"]:.4f}'
 
 
 def _data(run: _Run) -> str:

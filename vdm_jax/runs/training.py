@@ -11,7 +11,7 @@ import rich.table
 from absl import logging
 
 from vdm_jax import data, random, samplers
-from vdm_jax.data import pairs
+from vdm_jax.data import pairs, series
 from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.nn import lpips
@@ -69,6 +69,9 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
   config = config.copy_and_resolve_references()
   with config.unlocked():  # that of a run which began before a field existed has it not
     config.data.update(spec.to_config())
+    if (windows := series.settings(config.data)).history:  # later commands read other files too
+      config.data.series.columns = series.column_names(
+          str(Path(config.data.name).expanduser()), windows)
   init_from = init_from and str(files.run_directory('init_from', init_from).absolute())
   first_stage = stages.settle(config, spec, directory, init_from)
   code = workdir.source(config_file)

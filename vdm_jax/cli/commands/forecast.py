@@ -44,7 +44,7 @@ def main():
     for flag in (HORIZON, FIRST_ROW, LEVELS):
       require(not flag.present, flag.name, flag.value, 'the test rows are forecast as in training',
               'leave it out, or give --data')
-    cli.check_row(MEASURED.value, ROW.value, forecasts.NAMES)
+    cli.check_row(MEASURED.value, ROW.value, forecasting.NAMES)
     rolling, wrote = forecasting.evaluate(WORKDIR.value, OUT.value or '', **options,
                                           **cli.values(BATCH_SIZE, DATA_NAME))
     metrics.show(forecasts.table(rolling.scores, f'{rolling.windows} forecasts, '
@@ -52,5 +52,5 @@ def main():
     if rolling.nats:
       print(f'{rolling.nats.value:.3f} +- {rolling.nats.error:.3f} nats a row')
     if ROW.value:
-      cli.keep_row(MEASURED.value, ROW.value, forecasts.figures(rolling.scores))
+      cli.keep_row(MEASURED.value, ROW.value, forecasting.figures(rolling))
   cli.wrote(*wrote)
