@@ -52,6 +52,7 @@ def test_a_forecast_is_written_as_quantiles_a_table_and_a_fan_chart(trained, tmp
     forecasting.forecast(run, str(data), tmp_path / 'out.npz')
 
 
+@pytest.mark.long
 def test_the_same_history_in_another_file_has_the_same_forecast(trained, tmp_path):
   """A .csv of the last rows, with their number on the clock of training, and a column more."""
   run, data = trained
