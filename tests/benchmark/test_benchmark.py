@@ -264,6 +264,12 @@ def test_a_report_gives_units_by_name_and_valid_json():
   assert json.loads(report.as_json(result))['model'] == {'fourier': [-1, 0]}
 
 
+def test_the_figures_for_a_row_are_single_values_without_those_of_several_numbers():
+  result = {'share_of_peak': 0.4, 'model': {'fourier': (-1, 0), 'blocks': 32},
+            'depths': [{'blocks': 2}]}
+  assert report.figures(result) == {'share of peak': '40.00 %', 'model blocks': '32'}
+
+
 def test_every_value_of_a_wide_table_can_be_read_in_80_columns():
   rows = [{'config': f'configs/a_long_name_{i}.py', **{f'some_long_name_{j}_bytes': 2.0**30 * i + j
           for j in range(8)}} for i in range(1, 6)]

@@ -43,7 +43,7 @@ class Step(NamedTuple):
   problem: str = ''
 
   def fits(self, machine: machines.Machine) -> bool:
-    return self.program is not None and self.memory['total_bytes'] <= machine.peak.memory_bytes
+    return self.program is not None and self.memory['total_bytes'] <= machine.usable_bytes
 
 
 def check(subject: speed.Subject, machine: machines.Machine, most: bool = False) -> None:
@@ -98,7 +98,7 @@ def largest(subject: speed.Subject, machine: machines.Machine, devices: Sequence
   few, many = (compile_step(subject, machine, devices, images) for images in (4, 8))
   images = 8
   if many.fits(machine) and (each := many.memory['total_bytes'] - few.memory['total_bytes']) > 0:
-    free = machine.peak.memory_bytes - many.memory['total_bytes']
+    free = machine.usable_bytes - many.memory['total_bytes']
     while images < MOST_IMAGES and (2 * images - 8) * each / 4 <= free:
       images *= 2
   found = {4: few, 8: many}
@@ -117,7 +117,7 @@ def largest(subject: speed.Subject, machine: machines.Machine, devices: Sequence
 
 def _close(step: Step, machine: machines.Machine) -> bool:
   """Whether twice the images might fit."""
-  return 2 * step.memory['temp_bytes'] < 1.2 * machine.peak.memory_bytes
+  return 2 * step.memory['temp_bytes'] < 1.2 * machine.usable_bytes
 
 
 def account(subject: speed.Subject, machine: machines.Machine, devices: Sequence[Any],
@@ -140,7 +140,8 @@ def account(subject: speed.Subject, machine: machines.Machine, devices: Sequence
       'batch_size': step.images * machine.count, 'images_on_each_device': step.images,
       'compiles': step.program is not None, 'fits': step.fits(machine),
       'problem': step.problem or None, 'compile_seconds': step.seconds,
-      'memory_bytes': peak.memory_bytes, **step.memory, 'jax': jax.__version__,
+      'memory_bytes': peak.memory_bytes,
+      'usable_bytes': machine.usable_bytes, **step.memory, 'jax': jax.__version__,
       'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
       'source': peak.source, 'model': config.model.to_dict()}
   if step.program is None:

@@ -38,6 +38,16 @@ class Machine(NamedTuple):
   def peak(self) -> hardware.Peak:
     return hardware.PEAKS[self.kind]
 
+  @property
+  def usable_bytes(self) -> int:
+    """The bytes that a program may take on a device.
+
+    The compiler for TPUs refuses what is too large.  On a GPU, CUDA, its libraries and gaps between
+    arrays take a part, for which we leave a tenth.  JAX itself takes only three quarters of a GPU's
+    memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
+    """
+    return self.peak.memory_bytes if self.is_tpu else self.peak.memory_bytes * 9 // 10
+
 
 def machine(name: str) -> Machine:
   """The machine of that name.  Raises InputError if the name is unknown."""
@@ -60,6 +70,8 @@ def machine(name: str) -> Machine:
 
 def devices(of: Machine) -> list[Any]:
   """Devices that programs can be compiled for, and that cannot run them.
+
+  This process must compute on the CPU (`scaling.simulate`): else JAX looks for a GPU here.
 
   Raises InputError if the compiler is not installed, or if it knows no such slice.
   """

@@ -94,7 +94,7 @@ def figures(result: dict) -> dict[str, str]:
   inner = {f'{name}_{key}': value for name, of in result.items() if isinstance(of, dict)
            for key, value in of.items()}
   return {_words(name): text(name, value) for name, value in {**result, **inner}.items()
-          if not isinstance(value, (dict, list))}
+          if not isinstance(value, (dict, list, tuple))}
 
 
 def markdown(result: dict) -> str:
