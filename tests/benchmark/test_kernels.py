@@ -123,6 +123,13 @@ def test_the_memory_of_the_core_is_not_the_main_memory_and_a_pair_is_one_kernel(
   assert [k.bytes for k in work.kernels] == [4096, 0, 4096] and work.launches == 2
 
 
+def test_a_slice_that_is_fetched_beside_other_work_reads_itself():
+  work = entry('''  %x = f32[32,8,128]{2,1,0:T(8,128)} parameter(0)
+  %start = ((f32[32,8,128]{2,1,0:T(8,128)}), f32[4,8,128]{2,1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:4], [0:8], [0:128]}
+  ROOT %near = f32[4,8,128]{2,1,0:T(8,128)S(1)} slice-done(%start)''')  # noqa: E501
+  assert [(k.kind, k.bytes) for k in work.kernels] == [('slice', 4 * 4 * 8 * 128), ('slice', 0)]
+
+
 CONVOLUTIONS = {
     '__cudnn$convForward': ('%x, %k', 'bf16[4,8,8,64]{3,2,1,0}'),
     '__cudnn$convBackwardInput': ('%y, %k', 'bf16[4,8,8,16]{3,2,1,0}'),
@@ -190,18 +197,30 @@ def test_collectives_are_found_in_fusions_and_at_the_end_of_pairs():
 
 
 def test_a_collective_beside_the_work_of_several_fusions_is_one():
-  """As on TPUs: the first two fusions make the collective of channel 7 together."""
+  """As on TPUs: two fusions make the collective of channel 7 together, one of them in a loop."""
   fused = lambda name, channel: f'''
 %{name} (a: bf16[2]) -> bf16[8] {{
   %a = bf16[2]{{0}} parameter(0)
   ROOT %g = bf16[8]{{0}} all-gather(%a), channel_id={channel}, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}
 }}
 '''  # noqa: E501
+  loop = '''
+%body (p: bf16[2]) -> bf16[2] {
+  %p = bf16[2]{0} parameter(0)
+  %second = bf16[8]{0} fusion(%p), kind=kCustom, calls=%two
+  ROOT %same = bf16[2]{0} bitcast(%p)
+}
+
+%condition (p: bf16[2]) -> pred[] {
+  %p = bf16[2]{0} parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+'''
   work = entry('''  %x = bf16[2]{0} parameter(0)
   %first = bf16[8]{0} fusion(%x), kind=kCustom, calls=%one
-  %second = bf16[8]{0} fusion(%x), kind=kCustom, calls=%two
-  ROOT %third = bf16[8]{0} fusion(%x), kind=kCustom, calls=%three''',
-               fused('one', 7) + fused('two', 7) + fused('three', 8))
+  %loop = bf16[2]{0} while(%x), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"32"}}
+  ROOT %third = bf16[8]{0} fusion(%x), kind=kCustom, calls=%three''',  # noqa: E501
+               fused('one', 7) + fused('two', 7) + fused('three', 8) + loop)
   assert work.collectives == (Collective('all-gather', (16,), 1, 4),) * 2
 
 

@@ -73,14 +73,14 @@ def compile_step(subject: speed.Subject, machine: machines.Machine, devices: Seq
   start = time.perf_counter()
   try:
     executable = lowered.compile(
-        compiler_options=None if machine.is_tpu else {'xla_gpu_autotune_level': 0})
+        compiler_options={} if machine.is_tpu else {'xla_gpu_autotune_level': 0})
   except jax.errors.JaxRuntimeError as error:
     return Step(images, time.perf_counter() - start, _needed(f'{error}'), None,
                 f'{error}'.strip().splitlines()[0])
   memory = program_memory(executable)
   memory['total_bytes'] = (memory['argument_bytes'] + memory['temp_bytes']
                            + memory['output_bytes'] - memory['alias_bytes'])
-  return Step(images, time.perf_counter() - start, memory, hlo.parse(executable.as_text()))
+  return Step(images, time.perf_counter() - start, memory, hlo.parse(executable.as_text() or ''))
 
 
 def _needed(message: str) -> dict[str, int]:

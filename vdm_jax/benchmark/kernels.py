@@ -85,18 +85,19 @@ class Work(NamedTuple):
 
 def work(program: hlo.Program) -> Work:
   """What a program does in one run."""
-  kernels, collectives, loops, calls = [], [], [], {}
+  kernels, collectives, fused, loops, calls = [], [], {}, [], {}
 
   def visit(c: hlo.Computation, times: int, known: bool = True) -> None:
-    channels = set()
     for one in c.instructions.values():
       if (found := _collective(program, c, one)) is not None:
-        # On TPUs, several fusions in a row make one collective beside their own work.
-        *collective, channel = found
-        if one.opcode != 'fusion' or channel is None or channel not in channels:
-          kind, sizes, group = collective
-          collectives.append(Collective(kind, sizes, times, group, known))
-        channels.add(channel)
+        kind, sizes, group, channel = found
+        own = Collective(kind, sizes, times, group, known)
+        if one.opcode != 'fusion' or channel is None:
+          collectives.append(own)
+        # On TPUs, several fusions make one collective beside their own work.  Some of them may be
+        # in a loop through which it runs.
+        elif channel not in fused or times < fused[channel].times:
+          fused[channel] = own
       if one.opcode in _LOOPS:
         inside, long = times, known
         if one.opcode == 'while':
@@ -117,7 +118,7 @@ def work(program: hlo.Program) -> Work:
                               one.opcode.endswith('-done')))
 
   visit(program.entry, 1)
-  return Work(tuple(kernels), tuple(collectives), tuple(loops), calls)
+  return Work(tuple(kernels), (*collectives, *fused.values()), tuple(loops), calls)
 
 
 def _is_free(one: hlo.Instruction) -> bool:
@@ -156,9 +157,8 @@ def _collective(program: hlo.Program, c: hlo.Computation, one: hlo.Instruction
 
 def _wrapped(program: hlo.Program, one: hlo.Instruction) -> _Found | None:
   """`_collective` of the first collective that an instruction calls."""
-  for how, name in one.called:
-    inside = program.computations[name] if how == 'calls' else None
-    for inner in inside.instructions.values() if inside else []:
+  for inside in [program.computations[name] for how, name in one.called if how == 'calls']:
+    for inner in inside.instructions.values():
       if (found := _collective(program, inside, inner)) is not None:
         return found
   return None
@@ -212,6 +212,8 @@ def _stored(of: Sequence[hlo.Array]) -> int:
 def _bytes(program: hlo.Program, c: hlo.Computation, one: hlo.Instruction) -> int:
   """Bytes that the instruction moves between the main memory and the device's cores."""
   operands = [c.instructions[name].result for name in dict.fromkeys(one.operands)]
+  if one.opcode in ('slice-start', 'dynamic-slice-start'):  # its result has operand and slice
+    return _part(operands[0], one.result[1:2])
   if one.opcode.endswith('-start'):    # the end of the pair writes
     return sum(map(_stored, operands))
   if one.opcode.endswith('-done'):
