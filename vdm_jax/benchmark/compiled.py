@@ -70,10 +70,11 @@ def compile_step(subject: speed.Subject, machine: machines.Machine, devices: Seq
   layout = subject.config.train.layout
   say(f'compiling for {machine.name}, {layout}, {images:,} images on each device')
   lowered = scaling.lowered(subject, layout, devices, images, accumulate)
+  # Autotuning would run kernels on a GPU.
+  options: dict[str, Any] = {} if machine.is_tpu else {'xla_gpu_autotune_level': 0}
   start = time.perf_counter()
   try:
-    executable = lowered.compile(
-        compiler_options={} if machine.is_tpu else {'xla_gpu_autotune_level': 0})
+    executable = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     return Step(images, time.perf_counter() - start, _needed(f'{error}'), None,
                 f'{error}'.strip().splitlines()[0])
