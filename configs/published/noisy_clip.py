@@ -8,8 +8,7 @@
 FOLDER has both published files, clip_image_enc.pt and clip_text_enc.pt.  BASE is a run of
 glide.py:base, whose chain of noise levels is the one here.  The logits are 100 times the cosine.
 The sizes are the fields of config.model and config.text, so an import may have others.
-Hardware and time: not run here.
-To reach: no figure is published.
+Hardware, time and what it reaches: see configs/published/README.md.
 """
 import ml_collections
 
