@@ -143,7 +143,7 @@ def _drawn(setting: Setting, folder: Path, times: Sequence[float], judge: Traine
           found.append((arrays['levels'][mask], arrays['seen'][mask]))
           bar.update()
       whole = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-      yield t, *(part.reshape(draws, count, *part.shape[1:]) for part in whole)
+      yield t, *(part.reshape(draws, count, *part.shape[1:]) for part in whole)  # pyright: ignore
 
 
 def _measured(setting: Setting, t: float, levels: np.ndarray, seen: np.ndarray | None,

@@ -331,7 +331,7 @@ def picture(setting: Setting, results: Sequence[Purified], attack: Attack) -> Fi
   shown = min(SHOWN, len(setting.labels))
   height = 0.62 * len(rows) + 0.5
   figure = Figure(figsize=(4.2 + 0.62 * shown + 1.0, max(height, 3.2)), layout='constrained')
-  left, right = figure.subfigures(1, 2, width_ratios=(4.2, 0.62 * shown + 1.0))
+  left, right = figure.subfigures(1, 2, width_ratios=(4.2, 0.62 * shown + 1.0))  # pyright: ignore
   axes = left.subplots()
   at = [each.t for each in purified]
   for i, name in enumerate(COLUMNS):

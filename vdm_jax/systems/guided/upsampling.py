@@ -57,7 +57,7 @@ def experiment(config: ml_collections.ConfigDict, factor: int, process: Process,
   shape = height // factor, width // factor, channels
   told = (fields.integers(LOW_RES, shape, x.levels),
           *[fields.reals(NOISE, ())] * (noise > 0.0))
-  scaled = lambda image: image.astype(jnp.float32) * (2.0 / (x.levels - 1)) - 1.0
+  scaled = lambda image: image.astype(jnp.float32) * (2.0 / (x.levels - 1)) - 1.0  # pyright: ignore
 
   def noised(image: Array, s: Array, keys: Array) -> Array:
     y = scaled(image)
