@@ -20,12 +20,11 @@ from vdm_jax import data, random
 from vdm_jax.data import fields
 from vdm_jax.data.images import block_means
 from vdm_jax.errors import InputError
+from vdm_jax.nn.unets.glide import LOW_RES, LOW_RES_NOISE
 from vdm_jax.processes import diffuse
 from vdm_jax.systems import compose
 from vdm_jax.systems.guided import parts
 from vdm_jax.typing import Array, Experiment, Process, PyTree
-
-LOW_RES, NOISE = 'low_res', 'low_res_noise'
 
 
 def experiment(config: ml_collections.ConfigDict, factor: int, process: Process, noise: float,
@@ -56,8 +55,9 @@ def experiment(config: ml_collections.ConfigDict, factor: int, process: Process,
   height, width, channels = x.shape
   shape = height // factor, width // factor, channels
   told = (fields.integers(LOW_RES, shape, x.levels),
-          *[fields.reals(NOISE, ())] * (noise > 0.0))
-  scaled = lambda image: image.astype(jnp.float32) * (2.0 / (x.levels - 1)) - 1.0  # pyright: ignore
+          *[fields.reals(LOW_RES_NOISE, ())] * (noise > 0.0))
+  unit = 2.0 / (x.levels - 1)
+  scaled = lambda image: image.astype(jnp.float32) * unit - 1.0
 
   def noised(image: Array, s: Array, keys: Array) -> Array:
     y = scaled(image)
@@ -68,9 +68,9 @@ def experiment(config: ml_collections.ConfigDict, factor: int, process: Process,
     if not noise:
       return {LOW_RES: small if keys is None else scaled(small)}
     if keys is None:
-      return {LOW_RES: small, NOISE: jnp.zeros(len(small))}
-    s = noise * random.uniform(random.stream(keys, NOISE), jnp.zeros(len(small)))
-    return {LOW_RES: noised(small, s, keys), NOISE: s}
+      return {LOW_RES: small, LOW_RES_NOISE: jnp.zeros(len(small))}
+    s = noise * random.uniform(random.stream(keys, LOW_RES_NOISE), jnp.zeros(len(small)))
+    return {LOW_RES: noised(small, s, keys), LOW_RES_NOISE: s}
 
   base = parts.experiment(config, told, make, build)
 
@@ -85,7 +85,7 @@ def experiment(config: ml_collections.ConfigDict, factor: int, process: Process,
       return m._replace(cond=cond)
 
     clean = reading(lambda own: scaled(own[LOW_RES]))
-    noisy = lambda keys: reading(lambda own: noised(own[LOW_RES], own[NOISE], keys))
+    noisy = lambda keys: reading(lambda own: noised(own[LOW_RES], own[LOW_RES_NOISE], keys))
     return clean._replace(latent=noisy) if noise else clean
 
   return base._replace(model=model)
