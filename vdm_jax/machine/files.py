@@ -1,17 +1,19 @@
 """Paths that a user gives, and files that are written whole or not at all."""
 import contextlib
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vdm_jax.errors import InputError
 
-__all__ = ['atomic_write', 'output', 'probe', 'read_json', 'run_directory', 'save_npz', 'user_path',
-           'write_text']
+__all__ = ['atomic_write', 'digest', 'kept', 'output', 'probe', 'read_json', 'run_directory',
+           'save_npz', 'user_path', 'write_text']
 
 # The checkpoint library takes these for a pattern, or for a bucket, wherever they are in a path.
 _NO_RUN = re.compile(r'[*?\[\\]|/(?:gs|s3):(?:/|$)')
@@ -112,6 +114,22 @@ def save_npz(path: str | Path, **arrays) -> None:
   """Does np.savez_compressed, but writes the file whole or not at all."""
   with atomic_write(path) as partial:
     np.savez_compressed(partial, **arrays)
+
+
+def digest(about: Mapping[str, Any]) -> str:
+  """A name for results that depend on `about`, which JSON can hold: 64 hexadecimal digits."""
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def kept(file: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The arrays of the .npz `file`; if it is not there, it is written from `make` first.
+
+  So a command that was stopped goes on with the batches that are there.
+  """
+  if not file.exists():
+    save_npz(file, **make())
+  with np.load(file) as arrays:
+    return {name: arrays[name] for name in arrays.files}
 
 
 def read_json(path: str | Path, of: Sequence[str], remedy: str, newest: int = 0) -> dict:

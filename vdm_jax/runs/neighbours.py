@@ -20,7 +20,7 @@ from vdm_jax.evaluation.distances import Estimated, mean
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import devices, files
 from vdm_jax.runs import pictures
-from vdm_jax.runs.purifying import Setting, classifier_of, grid, kept, ready, returning
+from vdm_jax.runs.purifying import Setting, classifier_of, grid, ready, returning
 from vdm_jax.runs.workdir import Trained
 from vdm_jax.samplers import around
 from vdm_jax.samplers.catalogue import Method, draws_noise
@@ -139,11 +139,12 @@ def _drawn(setting: Setting, folder: Path, times: Sequence[float], judge: Traine
             levels, seen = jax.device_get(run(given, devices.place(batch)))
             return {'levels': np.float32(levels), 'seen': seen}
           asked = {**about, 't': t, 'draw': draw, 'rows': checksum(list(batch))}
-          arrays = kept(folder, asked, make)
+          arrays = files.kept(folder / f'{files.digest(asked)[:24]}.npz', make)
           found.append((arrays['levels'][mask], arrays['seen'][mask]))
           bar.update()
-      whole = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-      yield t, *(part.reshape(draws, count, *part.shape[1:]) for part in whole)  # pyright: ignore
+      levels, seen = (np.concatenate(parts).reshape(draws, count, *parts[0].shape[1:])
+                      for parts in zip(*found, strict=True))
+      yield t, levels, seen
 
 
 def _measured(setting: Setting, t: float, levels: np.ndarray, seen: np.ndarray | None,

@@ -4,11 +4,9 @@ Nie et al. (2022), DiffPure: noise of the time t* hides the attack, and the mode
 An attack that knows the purifier takes gradients through it.  How strong the purifier looks depends
 on what such an attack knows of its noise, so the table has both answers.
 """
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +34,7 @@ from vdm_jax.systems.guided.classifier import Classifier
 from vdm_jax.train import metrics
 from vdm_jax.typing import Array, Model, PyTree
 
-__all__ = ['COLUMNS', 'Purified', 'Setting', 'classifier_of', 'kept', 'picture', 'purify', 'ready',
+__all__ = ['COLUMNS', 'Purified', 'Setting', 'classifier_of', 'picture', 'purify', 'ready',
            'returning', 'table']
 
 # The attacks of the table, in its order; all are judged with new noise but the last.
@@ -199,20 +197,6 @@ def _programs(setting: Setting, judge: Trained, attack: Attack) -> tuple[Callabl
   return devices.over_rows(alone), devices.over_rows(through)
 
 
-def kept(folder: Path, about: dict[str, Any], make: Callable[[], dict[str, np.ndarray]]
-         ) -> dict[str, np.ndarray]:
-  """The arrays of `make`, or those of an earlier call with the same `about`.
-
-  They are kept in `folder`, so a command that was stopped goes on with the batches that are there.
-  """
-  tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-  file = folder / f'{tag[:24]}.npz'
-  if not file.exists():
-    files.save_npz(file, **make())
-  with np.load(file) as arrays:
-    return {name: arrays[name] for name in arrays.files}
-
-
 def purify(directory: str | Path, out: str | Path, *, classifier: str | Path,
            times: Sequence[float] = (0.05, 0.1, 0.2), method: Method | None = None,
            attack: Attack | None = None, count: int = 100, split: str = 'test', seed: int = 0,
@@ -267,7 +251,8 @@ def purify(directory: str | Path, out: str | Path, *, classifier: str | Path,
           given = devices.replicate({**shared, 'times': np.float32(grid(t or 1.0, steps))})
           right, images = jax.device_get(program(given, devices.place(batch)))
           return {'right': right, 'images': np.float32(images)}
-        arrays = kept(directory / 'purified', {**about, 'rows': asked, 't': t}, make)
+        tag = files.digest({**about, 'rows': asked, 't': t})[:24]
+        arrays = files.kept(directory / 'purified' / f'{tag}.npz', make)
         found[t].append(Purified(t, arrays['right'][:, mask], arrays['images'][:, mask]))
         bar.update()
         return arrays['images']
@@ -331,7 +316,7 @@ def picture(setting: Setting, results: Sequence[Purified], attack: Attack) -> Fi
   shown = min(SHOWN, len(setting.labels))
   height = 0.62 * len(rows) + 0.5
   figure = Figure(figsize=(4.2 + 0.62 * shown + 1.0, max(height, 3.2)), layout='constrained')
-  left, right = figure.subfigures(1, 2, width_ratios=(4.2, 0.62 * shown + 1.0))  # pyright: ignore
+  left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(4.2, 0.62 * shown + 1.0)))
   axes = left.subplots()
   at = [each.t for each in purified]
   for i, name in enumerate(COLUMNS):

@@ -1,8 +1,6 @@
 """Restores measured images with the model of a run as the prior, and measures how well."""
-import hashlib
 import importlib
 import importlib.util
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -300,21 +298,19 @@ def _draw(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Met
   shared = devices.replicate((params, random.key(seed)))
   total = len(y) * count
   size = devices.global_batch_size(min(batch_size, total))
-  tag = hashlib.sha256(json.dumps({
-      **about, 'seed': seed, 'count': count, 'steps': len(times) - 1, 'batch': size,
-      'weights': checksum(params)}, sort_keys=True).encode()).hexdigest()[:16]
+  tag = files.digest({**about, 'seed': seed, 'count': count, 'steps': len(times) - 1,
+                      'batch': size, 'weights': checksum(params)})[:16]
   drawn = []
   for rows, real in tqdm.tqdm(list(devices.padded_rows(0, total, size)), desc='restoring',
                               unit='batch', dynamic_ncols=True):
-    file = parts / f'{tag}_{rows[0]:09d}.npz'
-    if not file.exists():
+
+    def batch(rows=rows):
       local = devices.local_rows(rows)
       x, finite = jax.device_get(program(shared, devices.place(
           (local, y[local // count], conditions(local // count)))))
       check_finite(np.atleast_1d(finite), times[[0, -1]])
-      files.save_npz(file, x=x)
-    with np.load(file) as kept:
-      drawn.append(kept['x'][real])
+      return {'x': x}
+    drawn.append(files.kept(parts / f'{tag}_{rows[0]:09d}.npz', batch)['x'][real])
   return np.concatenate(drawn).reshape(len(y), count, *drawn[0].shape[1:])
 
 

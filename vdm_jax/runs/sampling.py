@@ -328,7 +328,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, condition
         f', with another {", ".join(other)}' if other else
         f', with {there["count"]:,} images' if there else ', and is no file of sample.py'),
                      'choose another name, or ask for `overwrite`')
-  tag = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+  tag = files.digest(about)[:16]
   parts = out.with_name(f'{out.name}.{tag}.parts')
   parts.mkdir(exist_ok=True)
 

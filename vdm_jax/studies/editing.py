@@ -4,8 +4,7 @@ An edit exchanges one word of the caption of a test image: the colour, the shape
 ground, in turn.  The ideal edit shows the new caption with the shape where it was.  So its pixels
 are known, and so are the pixels to keep (`evaluation.shapes.judge`).
 """
-import hashlib
-import json
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,22 +185,24 @@ def _measured(title: str, method: Method, of: Tasks, trained: workdir.Trained, f
   """The edits by one method, of which batches that are there are not made again."""
   about = {'method': type(method).__name__, **method._asdict(), 'guidance': guidance,
            'steps': steps, 'seed': seed, 'weights': checksum(trained.params)}
-  make, count, parts = None, len(of.kinds), []
+  count, parts = len(of.kinds), []
+  # Nothing is compiled where all batches are there.
+  edit = functools.cache(lambda: editing.editor(trained, method, guidance=guidance, steps=steps,
+                                                seed=seed))
   masks = painted(of) if isinstance(method, Inpaint) else None
   for start in tqdm.tqdm(range(0, count, size), desc=title, unit='batch', dynamic_ncols=True):
     rows = np.minimum(np.arange(start, start + size), count - 1)
     # Of the tasks too: a batch that was filled up has other rows where more edits are asked for.
     asked = checksum([rows, of.originals[rows], of.sources[rows], of.targets[rows]])
-    tag = hashlib.sha256(json.dumps(about | {'tasks': asked}, sort_keys=True).encode()).hexdigest()
-    file = folder / f'{tag[:16]}_{start:06d}.npz'
-    if not file.exists():
-      make = make or editing.editor(trained, method, guidance=guidance, steps=steps, seed=seed)
-      edits = make(editing.Request(
+    tag = files.digest(about | {'tasks': asked})
+
+    def edited(rows=rows):
+      edits = edit()(editing.Request(
           rows, of.originals[rows], [shapes.CAPTIONS[i] for i in of.sources[rows]],
           [shapes.CAPTIONS[i] for i in of.targets[rows]], None if masks is None else masks[rows]))
-      files.save_npz(file, **{field: u for field, u in edits._asdict().items() if u is not None})
-    with np.load(file) as kept:
-      parts.append({field: kept[field][:count - start] for field in kept.files})
+      return {field: u for field, u in edits._asdict().items() if u is not None}
+    kept = files.kept(folder / f'{tag[:16]}_{start:06d}.npz', edited)
+    parts.append({field: u[:count - start] for field, u in kept.items()})
   whole = {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
   return measure(title, of, whole['images'], whole.get('masks'), isinstance(method, DiffEdit),
                  whole.get('sources'))
