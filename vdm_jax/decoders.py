@@ -36,9 +36,13 @@ class Pixels:
     """The factor that turns x into DDPM's coding, where the outermost levels are -1 and 1."""
     return self.levels / (self.levels - 1)
 
+  def unrounded(self, x: Array) -> Array:
+    """x on the scale of the levels, real numbers: the inverse of `encode`."""
+    return (x + 1.0) * (self.levels / 2) - 0.5
+
   def decode(self, x: Array) -> Array:
     """[B, ...] -> the nearest level, int32.  It is the argmax of `log_prob` at x = z_0 / alpha."""
-    level = jnp.round((x + 1.0) * (self.levels / 2) - 0.5)
+    level = jnp.round(self.unrounded(x))
     return jnp.clip(level, 0, self.levels - 1).astype(jnp.int32)
 
   def log_prob(self, data: Array, z: Array, level: Level) -> Array:

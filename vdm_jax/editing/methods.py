@@ -8,7 +8,6 @@
 
 A method acts under `jit`, on n images at once.  Guidance is classifier-free: w = 0 is none.
 """
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,15 +18,13 @@ import numpy as np
 from vdm_jax.editing import attention, diffedit, null_text, prompt_to_prompt, sdedit
 from vdm_jax.errors import InputError, renamed, require, require_at_least, require_choice
 from vdm_jax.guidance import classifier_free, conditioned_on
-from vdm_jax.processes import sample_prior
-from vdm_jax.samplers import first_order, inpainting
+from vdm_jax.samplers import drawing, first_order, inpainting
+from vdm_jax.samplers.conditioned import SAMPLERS
 from vdm_jax.samplers.sampling import sample
-from vdm_jax.typing import Array, Denoiser, Model, PyTree, Sampler, SamplerMaker
+from vdm_jax.typing import Array, Denoiser, Model, PyTree, Sampler
 
 __all__ = ['Case', 'DiffEdit', 'Edited', 'Inpaint', 'METHODS', 'Method', 'NullText',
            'PromptToPrompt', 'SAMPLERS', 'SDEdit', 'aligned', 'layers', 'named']
-
-SAMPLERS: dict[str, SamplerMaker] = {'ancestral': first_order.ancestral, 'ddim': first_order.ddim}
 
 
 class Case(NamedTuple):
@@ -58,9 +55,7 @@ class Case(NamedTuple):
 
   def noise(self) -> Array:
     """z at t = 1."""
-    like = jnp.zeros((len(self.keys), *self.model.shape))
-    draw = self.model.prior or functools.partial(sample_prior, self.model.process)
-    return draw(self.keys, like)
+    return drawing.z_at_start(self.model, self.keys)
 
   @property
   def image(self) -> Array:
@@ -74,8 +69,7 @@ class Case(NamedTuple):
 
   def from_z(self, z: Array, times: np.ndarray, cond: PyTree) -> Array:
     """x of z at the last time."""
-    last = self.model.process(times[-1])
-    return self.told(cond)(z, last).x if self.model.ends_denoised else z / last.alpha
+    return drawing.x_at_end(self.model, self.told(cond), z, times[-1])
 
 
 class Edited(NamedTuple):

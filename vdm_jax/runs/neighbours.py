@@ -113,7 +113,7 @@ def _drawn(setting: Setting, folder: Path, times: Sequence[float], judge: Traine
     keys = random.per_example(shared['key'], numbers)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, shared['draw']))(keys)
     x = back(shared['of'], keys, pixels.encode(images), shared['times'])
-    levels = (x + 1.0) * (0.5 * pixels.levels) - 0.5
+    levels = pixels.unrounded(x)
     if judge is None:
       return levels, jnp.zeros(len(numbers), int)
     logits = judge.experiment.model(shared['judge']).logits(levels)

@@ -27,7 +27,7 @@ from vdm_jax.evaluation.robustness import Attack
 from vdm_jax.machine import devices, files
 from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.runs.workdir import Trained
-from vdm_jax.samplers import around, catalogue
+from vdm_jax.samplers import around, catalogue, drawing
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.samplers.sampling import one_time
 from vdm_jax.systems.guided.classifier import Classifier
@@ -140,8 +140,7 @@ def returning(setting: Setting) -> Callable[[PyTree, Array, Array, Array], Array
     denoise = lambda z, level, _=None: m.denoise(z, level, cond)
     sampler = setting.method.make(denoise, one_time(m.process))
     z = around.around(sampler, m.process, keys, x, times)
-    last = m.process(times[-1])
-    return denoise(z, last).x if m.ends_denoised else z / last.alpha
+    return drawing.x_at_end(m, denoise, z, times[-1])
   return back
 
 
@@ -163,8 +162,7 @@ def _programs(setting: Setting, judge: Trained, attack: Attack) -> tuple[Callabl
   low, high = setting.ends
 
   def logits(shared, x):
-    levels = (x + 1.0) * (0.5 * pixels.levels) - 0.5
-    return judge.experiment.model(shared['judge']).logits(levels)
+    return judge.experiment.model(shared['judge']).logits(pixels.unrounded(x))
 
   def nats(shared, x, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits(shared, x), labels)
@@ -260,10 +258,10 @@ def purify(directory: str | Path, out: str | Path, *, classifier: str | Path,
       attacked = run(alone, 0.0, batch)[0]
       for t in times:
         run(through, t, (batch, attacked))
-  levels = lambda x: (x + 1.0) * (0.5 * setting.pixels.levels) - 0.5
   join = lambda parts: np.concatenate(parts, axis=1)
   results = [Purified(t, join([part.right for part in parts]),
-                      levels(join([part.images for part in parts]))) for t, parts in found.items()]
+                      setting.pixels.unrounded(join([part.images for part in parts])))
+             for t, parts in found.items()]
   pictures.save_png(out, picture(setting, results, attack))
   return results, table(setting, results, attack)
 

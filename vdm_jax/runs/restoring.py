@@ -20,9 +20,8 @@ from vdm_jax.evaluation.distances import Estimated
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.inverse import Operator, Problem
 from vdm_jax.machine import config_files, devices, files
-from vdm_jax.processes import sample_prior
 from vdm_jax.runs import needs, pictures, reading, workdir
-from vdm_jax.samplers import conditioned
+from vdm_jax.samplers import conditioned, drawing
 from vdm_jax.samplers.sampling import check_finite
 from vdm_jax.typing import Model, PyTree
 
@@ -286,12 +285,10 @@ def _draw(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Met
                                         numbers % count)
     told = m.cond(condition)
     denoise = lambda z, level, _=None: m.denoise(z, level, told)
-    like = jnp.zeros((len(numbers), *m.shape))
-    z = (sample_prior(m.process, keys, like) if m.prior is None else m.prior(keys, like))
-    z = conditioned.sample_posterior(method, denoise, m.process, Problem(operator, measured, noise),
-                                     random.stream(keys, 'sampler'), z, times, limits)
-    last = m.process(times[-1])
-    x = denoise(z, last).x if m.ends_denoised else z / last.alpha
+    z = conditioned.sample_posterior(
+        method, denoise, m.process, Problem(operator, measured, noise),
+        random.stream(keys, 'sampler'), drawing.z_at_start(m, keys), times, limits)
+    x = drawing.x_at_end(m, denoise, z, times[-1])
     return x, jnp.all(jnp.isfinite(x))
 
   program = devices.over_rows(draw)

@@ -18,7 +18,7 @@ from vdm_jax.errors import InputError, require
 from vdm_jax.machine import devices
 from vdm_jax.processes import prior_std, sample_prior
 from vdm_jax.samplers.sampling import check_finite, check_grid, one_time, sample
-from vdm_jax.typing import Array, Model, PyTree, SamplerMaker, Samples, Scalar
+from vdm_jax.typing import Array, ArrayLike, Denoiser, Model, PyTree, SamplerMaker, Samples, Scalar
 
 
 class DrawnBatch(NamedTuple):
@@ -38,6 +38,21 @@ def _batches(start: int, stop: int, batch_size: int) -> Iterator[tuple[np.ndarra
   aligned = start - start % size if start < stop else stop
   for rows, mask in devices.padded_rows(aligned, stop, size):
     yield rows, mask & (rows >= start)
+
+
+def z_at_start(m: Model, keys: Array, t: ArrayLike = 1.0) -> Array:
+  """z of the model's prior at the first time: [n, *m.shape].  keys: [n]."""
+  like = jnp.zeros((keys.shape[0], *m.shape))
+  return sample_prior(m.process, keys, like, t) if m.prior is None else m.prior(keys, like)
+
+
+def x_at_end(m: Model, denoise: Denoiser, z: Array, t: ArrayLike) -> Array:
+  """x of the z [n, ...] at which a sampler ends: z / alpha, or x_hat if the model says so.
+
+  denoise: the model's denoiser, with its condition.
+  """
+  last = m.process(t)
+  return denoise(z, last).x if m.ends_denoised else z / last.alpha
 
 
 def check_start(m: Model, times: np.ndarray) -> None:
@@ -223,12 +238,10 @@ def _floats(m: Model, sampler: SamplerMaker, keys: Array, times: Array, conditio
     count = state.evaluations if bound.evaluations is None else 0
     return jnp.all(jnp.isfinite(z)), z if frames else None, count
 
-  like = jnp.zeros((keys.shape[0], *m.shape))
-  z_1 = sample_prior(m.process, keys, like, times[0]) if m.prior is None else m.prior(keys, like)
+  z_1 = z_at_start(m, keys, times[0])
   z, (finite, states, counts) = sample(bound, random.stream(keys, 'sampler'), z_1, times,
                                        trace=look)
-  last = m.process(times[-1])
-  x = denoise(z, last).x if m.ends_denoised else z / last.alpha
+  x = x_at_end(m, denoise, z, times[-1])
   path = [m.decode(states[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
   steps = times.shape[0] - 1
   count = counts[-1] if bound.evaluations is None else steps * bound.evaluations
