@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ['InputError', 'renamed', 'require', 'require_at_least', 'require_choice']
+__all__ = ['InputError', 'method_named', 'renamed', 'require', 'require_at_least',
+           'require_choice']
 
 
 class InputError(ValueError):
@@ -64,6 +65,23 @@ def require_choice(field: str, value: Any, choices) -> None:
   near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
   raise InputError(field, value, f'did you mean {near[0]}' if near else 'there is no such choice',
                    f'choose one of {", ".join(map(str, choices))}')
+
+
+def method_named(methods: Mapping[str, Any], method: str, **fields: Any) -> Any:
+  """methods[method] with these fields, after its own `check`.
+
+  methods: classes of NamedTuple by name.
+
+  Raises InputError: no such method; a field that the method does not have; a wrong value.
+  """
+  require_choice('method', method, methods)
+  make = methods[method]
+  for field, given in fields.items():
+    require(field in make._fields, field, given, f'{method} does not read it',
+            f'leave it out; it reads {", ".join(make._fields)}')
+  made = make(**fields)
+  made.check()
+  return made
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from vdm_jax.units import sum_over_data
 
 __all__ = ['Operator', 'Problem', 'blur', 'conjugate_gradients', 'custom', 'diffpir', 'downsample',
            'gmres', 'gray', 'inpaint', 'kept', 'mmps', 'norm', 'phase', 'pigdm', 'point',
-           'pseudo_inverse', 'require_linear', 'scattered', 'tmpd']
+           'pseudo_inverse', 'require_linear', 'require_noise', 'scattered', 'tmpd']
 
 
 # ---------------------------------------------------------------- operators
@@ -370,8 +370,9 @@ def require_linear(operator: Operator, method: str = '') -> None:
           f'{operator.name} is not linear', 'choose dps')
 
 
-def _require_noise(problem: Problem, method: str) -> None:
-  require(problem.noise > 0.0, 'noise', problem.noise, f'{method} divides by it',
+def require_noise(noise: float, method: str) -> None:
+  """Raises InputError for noise 0, by which the method divides."""
+  require(noise > 0.0, 'noise', noise, f'{method} divides by it',
           'give a small noise, for example 0.01, or choose pigdm')
 
 
@@ -402,7 +403,7 @@ def tmpd(denoise: Denoiser, problem: Problem) -> Denoiser:
   Boys et al. (2023), Tweedie moment projected diffusions.  Two products with J^T.
   Raises InputError for an operator that is not linear, and for noise 0.
   """
-  _require_noise(problem, 'tmpd')
+  require_noise(problem.noise, 'tmpd')
   a = problem.operator
 
   def solve(r, covariance, level):
@@ -420,7 +421,7 @@ def mmps(denoise: Denoiser, problem: Problem, iterations: int = 1,
 
   Raises InputError for an operator that is not linear, for noise 0, for fewer iterations than 1.
   """
-  _require_noise(problem, 'mmps')
+  require_noise(problem.noise, 'mmps')
   require_at_least('iterations', iterations)
   require_choice('solver', solver, _SOLVERS)
   a = problem.operator
@@ -437,7 +438,7 @@ def point(denoise: Denoiser, problem: Problem) -> Denoiser:
   It follows y much too closely at high noise, and diverges in few steps.  It is here to be compared
   with.  Raises InputError for an operator that is not linear, and for noise 0.
   """
-  _require_noise(problem, 'point')
+  require_noise(problem.noise, 'point')
   return _told(denoise, problem, lambda r, covariance, level: r / problem.noise**2)
 
 
@@ -449,7 +450,7 @@ def diffpir(denoise: Denoiser, problem: Problem, strength: float = 10.0) -> Deno
 
   Raises InputError for an operator that is not linear, for noise 0, for strength <= 0.
   """
-  _require_noise(problem, 'diffpir')
+  require_noise(problem.noise, 'diffpir')
   require(strength > 0.0, 'strength', strength, 'it must be above 0', 'give 10, for example')
   require_linear(problem.operator)
   a = problem.operator

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.editing import attention, diffedit, null_text, prompt_to_prompt, sdedit
-from vdm_jax.errors import InputError, renamed, require, require_at_least, require_choice
+from vdm_jax.errors import (
+  InputError,
+  method_named,
+  renamed,
+  require,
+  require_at_least,
+  require_choice,
+)
 from vdm_jax.guidance import classifier_free, conditioned_on
 from vdm_jax.samplers import drawing, first_order, inpainting
 from vdm_jax.samplers.conditioned import SAMPLERS
@@ -262,14 +269,7 @@ def named(method: str, **fields: Any) -> Method:
   Raises InputError: no such method; a field that the method does not have, or does not read with
   these numbers; a wrong number.
   """
-  require_choice('method', method, METHODS)
-  make = METHODS[method]
-  own = make._fields  # of a NamedTuple
-  for field, given in fields.items():
-    require(field in own, field, given, f'{method} does not read it',
-            f'leave it out; it reads {", ".join(own)}')
-  made = make(**fields)
-  made.check()
+  made = method_named(METHODS, method, **fields)
   for field in fields:
     require(field not in ('jump', 'visits') or made.by == 'repaint', field, fields[field],
             'only RePaint walks back', "leave it out, or set by to 'repaint'")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import inverse
-from vdm_jax.errors import require, require_at_least, require_choice
+from vdm_jax.errors import method_named, require, require_at_least, require_choice
 from vdm_jax.guidance import clip
 from vdm_jax.inverse import Operator, Problem
 from vdm_jax.processes import tau
@@ -51,8 +51,7 @@ def dps(denoise: Denoiser, process: Process, problem: Problem, scale: float = 0.
   public code: there the samples of an image depend on the other images.
   Raises InputError for a scale below 0, and for another `over`.
   """
-  require(scale >= 0.0, 'scale', scale, 'it is below 0', 'give 0.3, for example')
-  require_choice('over', over, ('example', 'batch'))
+  DPS(scale, over).check()
 
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
@@ -106,7 +105,7 @@ def mcg(denoise: Denoiser, process: Process, problem: Problem, scale: float = 1.
 
   Raises InputError for an operator without known numbers, and for a scale below 0.
   """
-  require(scale >= 0.0, 'scale', scale, 'it is below 0', 'give 1, for example')
+  MCG(scale).check()
   _require_known(problem.operator, 'mcg')
 
   def step(keys, z, t, s, _):
@@ -316,15 +315,7 @@ def named(method: str, **fields: Any) -> Method:
 
   Raises InputError: no such method; a field that the method has not; a wrong number.
   """
-  require_choice('method', method, METHODS)
-  make = METHODS[method]
-  own = make._fields  # of a NamedTuple
-  for field, given in fields.items():
-    require(field in own, field, given, f'{method} does not read it',
-            f'leave it out; it reads {", ".join(own)}')
-  made = make(**fields)
-  made.check()
-  return made
+  return method_named(METHODS, method, **fields)
 
 
 def require_suited(method: Method, operator: Operator, noise: float) -> None:
@@ -334,8 +325,8 @@ def require_suited(method: Method, operator: Operator, noise: float) -> None:
     inverse.require_linear(operator, name)
   if 'known' in method.needs:
     _require_known(operator, name)
-  require(noise > 0.0 or 'noise' not in method.needs, 'noise', noise, f'{name} divides by it',
-          'give a small noise, for example 0.01, or choose pigdm')
+  if 'noise' in method.needs:
+    inverse.require_noise(noise, name)
 
 
 def cost(method: Method, times: np.ndarray) -> tuple[int, int]:
