@@ -48,6 +48,10 @@ class Windows(NamedTuple):
   def rows(self) -> int:
     return self.history + self.horizon
 
+  def tested(self, length: int) -> int:
+    """The rows at the end of a series of `length` rows that are for testing."""
+    return self.test or length // 6
+
 
 NONE = Windows()  # of data that are no series
 
@@ -248,7 +252,7 @@ def open_series(path: str, windows: Windows) -> Store:
   too short for one window of training and one of testing.
   """
   series = read(path, windows.columns, windows.known)
-  test = windows.test or len(series) // 6
+  test = windows.tested(len(series))
   count = test // windows.horizon
   require(count >= 1, 'config.data.series.test', test, 'it is shorter than one forecast of '
           f'{windows.horizon} rows (config.data.series.horizon)', 'give more rows')

@@ -40,6 +40,10 @@ class Estimated(NamedTuple):
   def __str__(self) -> str:
     return f'{self.value:.3f} +- {self.error:.3f}'
 
+  def __format__(self, spec: str) -> str:
+    """Both numbers by one format: f'{found:.2f}' is '0.88 ± 0.03'."""
+    return f'{self.value:{spec}} ± {self.error:{spec}}' if spec else str(self)
+
 
 def mean(values: np.ndarray) -> Estimated:
   """The mean of values [n], and its standard error; the error of one value is infinite."""
@@ -51,6 +55,12 @@ def share(hits: np.ndarray) -> Estimated:
   """The share of hits, bool [n], and its binomial standard error."""
   value = float(np.mean(hits))
   return Estimated(value, float(np.sqrt(value * (1.0 - value) / len(hits))))
+
+
+def percent(hits: np.ndarray) -> str:
+  """`share` in per cent, as text: '41 ± 6'."""
+  value, error = share(hits)
+  return f'{Estimated(100.0 * value, 100.0 * error):.0f}'
 
 
 def energy(a: np.ndarray, b: np.ndarray) -> np.ndarray:

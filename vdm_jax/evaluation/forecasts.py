@@ -22,7 +22,7 @@ from vdm_jax.errors import InputError, require
 from vdm_jax.evaluation.distances import Estimated
 
 __all__ = ['CENTRAL', 'LEVELS', 'NAMES', 'Scores', 'coverage', 'crps', 'crps_of_normal',
-           'energy_score', 'fan', 'figures', 'quantile_loss', 'quantiles', 'require_levels',
+           'energy_score', 'fan', 'figures', 'mean', 'quantile_loss', 'quantiles', 'require_levels',
            'scores', 'table', 'weighted_quantile_loss']
 
 LEVELS = tuple(i / 20 for i in range(1, 20))  # 0.05 ... 0.95
@@ -107,8 +107,13 @@ def coverage(target: np.ndarray, samples: np.ndarray, central: float) -> Estimat
   require(0.0 < central < 1.0, 'central', central, 'it is no share', 'give one between 0 and 1')
   target, samples = _checked(target, samples)
   low, high = np.moveaxis(quantiles(samples, [0.5 - central / 2, 0.5 + central / 2]), 1, 0)
-  inside = ((low <= target) & (target <= high)).reshape(len(target), -1).mean(axis=1)
-  return Estimated(float(inside.mean()), _error(inside))
+  return mean((low <= target) & (target <= high))
+
+
+def mean(values: np.ndarray) -> Estimated:
+  """The mean of values [n, ...], with the standard error over the n forecasts; NaN for one."""
+  each = np.asarray(values, np.float64).reshape(len(values), -1).mean(axis=1)
+  return Estimated(float(each.mean()), _error(each))
 
 
 class Scores(NamedTuple):

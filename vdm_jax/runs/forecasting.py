@@ -128,7 +128,7 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
   windows = series.settings(trained.config.data)
   read = series.read(str(Path(trained.config.data.name).expanduser()), windows.columns,
                      windows.known)
-  before = read.values[:len(read) - (windows.test or len(read) // 6)]
+  before = read.values[:len(read) - windows.tested(len(read))]
   program = _program(trained, paths, model.horizon, method)
   nats_of = (jax.jit(lambda params, batch, keys: trained.experiment.model(params).row_nats(
       batch, keys)) if model.row_nats else None)
@@ -149,7 +149,7 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
   drawn, target = np.concatenate(drawn), np.concatenate(target)
   _require_finite(drawn)
   scores = forecasts.scores(target, drawn, read.names, 1.0 / _sizes(before, read.names))
-  found = Rolling(scores, _mean(np.concatenate(nats)) if nats else None, len(drawn), paths)
+  found = Rolling(scores, forecasts.mean(np.concatenate(nats)) if nats else None, len(drawn), paths)
   if jax.process_index() == 0:
     files.write_text(out, _json(found, trained))
     past = split.get(np.array([len(split) - 1]))[SERIES][0, :-model.horizon]
@@ -198,13 +198,6 @@ def _sizes(before: np.ndarray, names: Sequence[str]) -> np.ndarray:
     require(size > 0.0, 'config.data.series.columns', name, 'all its values before the test rows '
             'are 0, and scores are relative to their size', 'leave it out')
   return sizes
-
-
-def _mean(nats: np.ndarray) -> Estimated:
-  """The mean over windows and rows, with the standard error over windows."""
-  each = nats.astype(np.float64).mean(axis=1)
-  error = each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
-  return Estimated(float(each.mean()), float(error))
 
 
 def _fan_levels(drawn: np.ndarray) -> dict[float, np.ndarray]:

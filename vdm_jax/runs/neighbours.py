@@ -171,18 +171,14 @@ def table(setting: Setting, results: Sequence[Neighbours], odd: int | None = Non
                          title=f'Neighbours of {len(setting.labels):,} images')
   for each in results:
     level = float(setting.model.process(jnp.asarray(each.t)).logsnr)
-    cells = [f'{each.t:.3g}', f'{level:.1f}', _shown(mean(each.distances))]
+    cells = [f'{each.t:.3g}', f'{level:.1f}', f'{mean(each.distances):.3f}']
     if each.same is not None:
-      cells.append(_shown(mean(100.0 * each.same.mean(axis=0)), 0))
+      cells.append(f'{mean(100.0 * each.same.mean(axis=0)):.0f}')
     if each.anomaly is not None:
-      cells.append(_shown(each.anomaly, 2))
+      cells.append(f'{each.anomaly:.2f}')
     out.add_row(*cells)
   metrics.show(out)
   return out
-
-
-def _shown(of: Estimated, digits: int = 3) -> str:
-  return f'{of.value:.{digits}f} ± {of.error:.{digits}f}'
 
 
 def picture(setting: Setting, results: Sequence[Neighbours]) -> np.ndarray:

@@ -21,7 +21,7 @@ from vdm_jax.data.fields import AUGMENTED, LABEL
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation import robustness
-from vdm_jax.evaluation.distances import share
+from vdm_jax.evaluation.distances import percent, share
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.evaluation.robustness import Attack
 from vdm_jax.machine import devices, files
@@ -277,7 +277,7 @@ def table(setting: Setting, results: Sequence[Purified], attack: Attack) -> rich
                          f'{attack.norm} {attack.radius:g}, {attack.steps} steps, '
                          f'{attack.draws} draws')
   for each in results:
-    shown = [f'{100 * hits.value:.0f} ± {100 * hits.error:.0f}' for hits in map(share, each.right)]
+    shown = [percent(hits) for hits in each.right]
     level = float(setting.model.process(jnp.asarray(each.t)).logsnr) if each.t else np.inf
     out.add_row(f'{each.t:g}' if each.t else 'no purifier', f'{level:.1f}' if each.t else '',
                 *shown, *[''] * (len(COLUMNS) - len(shown)))

@@ -7,7 +7,7 @@ are known, and so are the pixels to keep (`evaluation.shapes.judge`).
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import rich.table
@@ -25,7 +25,7 @@ from vdm_jax.editing.methods import (
 )
 from vdm_jax.errors import InputError, renamed, require_at_least
 from vdm_jax.evaluation import shapes as judge_of_shapes
-from vdm_jax.evaluation.distances import share
+from vdm_jax.evaluation.distances import percent
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import files
 from vdm_jax.runs import editing, needs, pictures, workdir
@@ -211,12 +211,6 @@ def _measured(title: str, method: Method, of: Tasks, trained: workdir.Trained, f
 # ------------------------------------------------------------------ what is shown
 
 
-def _percent(hits: Any) -> str:
-  """A share and its binomial standard error, in per cent; hits: bool [n]."""
-  found = share(hits)
-  return f'{100 * found.value:.0f} ± {100 * found.error:.0f}'
-
-
 def _mean(values: np.ndarray | None, scale: float = 1.0, digits: int = 1) -> str:
   """A mean and its standard error over images; '' for None."""
   if values is None:
@@ -234,11 +228,11 @@ def table(of: Tasks, measured: list[Measured]) -> rich.table.Table:
                          title=f'Edits of shapes, {len(of.kinds):,} by each method')
   for row in measured:
     right = row.judged.right
-    kinds = [_percent(right[of.kinds == i]) if (of.kinds == i).any() else ''
+    kinds = [percent(right[of.kinds == i]) if (of.kinds == i).any() else ''
              for i in range(len(KINDS))]
     found = row.overlap is not None and row.masks is not None
-    empty = _percent(~row.masks.any(axis=(1, 2))) if found and row.masks is not None else ''
-    out.add_row(row.name, _percent(right), *kinds, _percent(row.judged.in_place),
+    empty = percent(~row.masks.any(axis=(1, 2))) if found and row.masks is not None else ''
+    out.add_row(row.name, percent(right), *kinds, percent(row.judged.in_place),
                 _mean(row.judged.same, 100.0), _mean(row.judged.difference), _mean(
                     row.overlap, digits=2), empty, _mean(row.back))
   metrics.show(out)

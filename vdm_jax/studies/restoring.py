@@ -57,12 +57,12 @@ def study(directory: str | Path, out: str | Path, method: Method, *, images: int
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   parts, found = out.with_name(f'{out.name}.parts'), []
+  training = _flat(restoring.training_images(trained, _TRAINING))
   for task, title in TASKS.items():
     result = restoring.restoration(
         directory, trained, task, method, [f'data:test:0-{images - 1}'], parts, noise=noise,
         count=count, steps=steps, wiener=True, seed=seed, batch_size=batch_size)
     assert result.wiener is not None
-    training = _flat(restoring.training_images(trained, _TRAINING))
     laws = [kernel_distance(_flat(of.samples[:, 0]), training)
             for of in (result.restored, result.wiener)]
     found.append(Measured(title, result, *laws))
@@ -93,24 +93,23 @@ def table(found: list[Measured], truth: Estimated, data: str, steps: int) -> ric
   out = rich.table.Table('task', *(rich.table.Column(name, justify='right') for name in columns),
                          title=f'{n:,} restored test images of {data}, {count} samples of each, '
                          f'{steps:,} steps')
-  plus_minus = lambda value, error, digits: f'{value:.{digits}f} ± {error:.{digits}f}'
 
   def row(title: str, by: str, of: Restored, more: str, law: Estimated, cost: str):
     ssim = '' if of.mean.ssim is None else f'{of.mean.ssim:.3f}'
-    out.add_row(title, by, plus_minus(of.one.psnr, of.one.error, 2),
-                plus_minus(of.mean.psnr, of.mean.error, 2), more, ssim,
-                plus_minus(law.value, law.error, 3),
-                plus_minus(100 * of.outside.value, 100 * of.outside.error, 1), cost)
+    outside = Estimated(100 * of.outside.value, 100 * of.outside.error)
+    out.add_row(title, by, *(f'{Estimated(scores.psnr, scores.error):.2f}'
+                             for scores in (of.one, of.mean)), more, ssim, f'{law:.3f}',
+                f'{outside:.1f}', cost)
 
   for each in found:
     result = each.result
     assert result.wiener is not None
     more = restoring.gain(result.restored.estimate, result.wiener.estimate, result.x)
-    row(each.title, result.method, result.restored, plus_minus(more.value, more.error, 2),
+    row(each.title, result.method, result.restored, f'{more:.2f}',
         each.law, '{:,}, {:,}'.format(*result.cost))
     row(each.title, 'Wiener', result.wiener, '', each.wiener_law, '')
   out.add_row('none', 'the images themselves', '', '', '', '',
-              plus_minus(truth.value, truth.error, 3), '', '')
+              f'{truth:.3f}', '', '')
   return out
 
 
