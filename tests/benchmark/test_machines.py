@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import wide_config
 from vdm_jax.benchmark import hardware, machines
 from vdm_jax.errors import InputError
 
@@ -47,37 +48,9 @@ def test_the_extras_bring_what_a_compiler_needs():
 
 # ------------------------------------------------------------ with the compilers
 
-CONFIG = '''
-import jax.numpy as jnp
-from flax import linen as nn
-
-from vdm_jax import schedules
-from vdm_jax.systems.variational import vdm
-
-
-class Net(nn.Module):
-  """A wide layer: 2 x 16,384 and 16,384 x 2."""
-
-  @nn.compact
-  def __call__(self, z, logsnr, cond=None, keys=None):
-    h = nn.Dense(2**14, use_bias=False)(z)
-    return z + nn.Dense(2, use_bias=False)(nn.tanh(h))
-
-
-def get_config():
-  config = vdm.default_config()
-  config.data.update(name='swirl', shape=(2,), levels=256, validation=8, batch_size=64)
-  return config
-
-
-def build(config):
-  return vdm.experiment(config, net=Net(), schedule=schedules.Linear(8.0, -5.0))
-'''
-
-
-def compiled(tmp_path, *arguments: str) -> dict:
-  file = tmp_path / 'config.py'
-  file.write_text(CONFIG)
+def compiled(*arguments: str) -> dict:
+  """The account of a network of products 2 x 16,384 and 16,384 x 2."""
+  file = f'{wide_config.__file__}:{2**14}'
   done = subprocess.run(
       [sys.executable, 'scripts/benchmark.py', 'compile', f'--config={file}', '--json', *arguments],
       cwd=ROOT, capture_output=True, text=True)
@@ -91,12 +64,12 @@ needs = lambda module: pytest.mark.skipif(
 
 @pytest.mark.long
 @needs('jax_cuda13_plugin')
-def test_a_step_is_compiled_for_a_gpu_that_is_not_here(tmp_path):
+def test_a_step_is_compiled_for_a_gpu_that_is_not_here():
   """The state is 2^16 numbers four times; the network is two products, of 2 x 16,384 each.
 
   Forwards there are two products, and backwards three: the input needs no gradient.
   """
-  account = compiled(tmp_path, '--target=h200')
+  account = compiled('--target=h200')
   assert account['compiles'] and account['fits'] and account['collectives'] == 'none'
   assert 16 * 2**16 <= account['argument_bytes'] <= 16 * 2**16 + 2**12
   assert account['flop_on_each_device'] >= 5 * 2 * 64 * 2 * 2**14
@@ -107,9 +80,9 @@ def test_a_step_is_compiled_for_a_gpu_that_is_not_here(tmp_path):
 
 @pytest.mark.long
 @needs('libtpu')
-def test_a_step_is_compiled_for_a_slice_of_tpus_under_fsdp(tmp_path):
+def test_a_step_is_compiled_for_a_slice_of_tpus_under_fsdp():
   """Each of 8 chips keeps an eighth of the state, and 8 of the 64 examples."""
-  account = compiled(tmp_path, '--target=v5e:2x4', '--config.train.layout=fsdp')
+  account = compiled('--target=v5e:2x4', '--config.train.layout=fsdp')
   assert account['compiles'] and account['fits'] and account['images_on_each_device'] == 8
   assert 2 * 2**16 <= account['argument_bytes'] <= 2 * 2**16 + 2**16
   assert account['sent_by_each_bytes'] >= 2 * 4 * 2**16 * 7 / 8

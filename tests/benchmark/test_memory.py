@@ -7,55 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import wide_config
 from vdm_jax.benchmark import hardware, memory, report, speed
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 from vdm_jax.train import check
 
 ROOT = Path(__file__).parents[2]
+WIDE = Path(wide_config.__file__)
 # Counted from the published code, with the schedule's.
 PARAMETERS = {'cifar10/vdm': 30_578_181, 'cifar10/augmented': 122_140_677,
               'cifar10/augmented:paper': 139_279_877, 'imagenet/vdm:32': 122_137_605,
               'imagenet/vdm:64': 237_603_845}
 
-CONFIG = '''
-import jax.numpy as jnp
-from flax import linen as nn
-
-from vdm_jax import schedules
-from vdm_jax.systems.variational import vdm
-
-
-class Net(nn.Module):
-  """One layer wide enough to be sharded: 2 x 32,768 and 32,768 x 2."""
-
-  @nn.compact
-  def __call__(self, z, logsnr, cond=None, keys=None):
-    h = nn.Dense(2**15, use_bias=False)(z)
-    return z + nn.Dense(2, use_bias=False)(nn.tanh(h))
-
-
-def get_config():
-  config = vdm.default_config()
-  config.data.update(name='swirl', shape=(2,), levels=256, validation=8, batch_size=64)
-  return config
-
-
-def build(config):
-  return vdm.experiment(config, net=Net(), schedule=schedules.Linear(8.0, -5.0))
-'''
-
-
 @pytest.fixture(scope='module')
-def file(tmp_path_factory):
-  path = tmp_path_factory.mktemp('config') / 'config.py'
-  path.write_text(CONFIG)
-  return path
-
-
-@pytest.fixture(scope='module')
-def wide(file):
-  return memory.account('wide', file, workdir.import_config(file).get_config(), (1, 4, 64, 128))
+def wide():
+  return memory.account('wide', WIDE, wide_config.get_config(), (1, 4, 64, 128))
 
 
 def test_the_state_is_the_parameters_four_times(wide):
@@ -68,11 +35,11 @@ def test_the_state_is_the_parameters_four_times(wide):
     assert 0 < row['fsdp_state_bytes'] - 16 * 2**17 // parts <= 64
 
 
-def test_temporary_arrays_grow_in_proportion_to_the_images(file, wide):
+def test_temporary_arrays_grow_in_proportion_to_the_images(wide):
   """At least tanh(h) is kept of each, 2^17 bytes; what is counted at 4 and 8 holds at 32."""
   about, _ = wide
   assert 2**17 <= about['activation_bytes'] <= 4 * 2**17
-  found = memory.temporary(speed.of_config(file, workdir.import_config(file).get_config()), 32)
+  found = memory.temporary(speed.of_config(WIDE, wide_config.get_config()), 32)
   np.testing.assert_allclose(about['gradient_bytes'] + 32 * about['activation_bytes'], found,
                              rtol=0.01)
 
@@ -105,13 +72,13 @@ def test_the_time_is_that_of_the_work_at_the_assumed_share_of_the_peak(wide):
 
 
 def test_a_batch_that_is_too_large_for_this_machine_is_counted_from_shapes(
-    file, wide, monkeypatch):
+    wide, monkeypatch):
   monkeypatch.setattr(check, 'MOST_NUMBERS', 2**9)
-  config = workdir.import_config(file).get_config()
+  config = wide_config.get_config()
   config.data.batch_size = 2**16
   with pytest.raises(InputError, match='config.data.batch_size=65536: this many examples of 2'):
-    speed.of_config(file, config)
-  flop = speed.step_flop(speed.of_config(file, config, runs=False))
+    speed.of_config(WIDE, config)
+  flop = speed.step_flop(speed.of_config(WIDE, config, runs=False))
   # But for the update of the parameters, which is the same for any batch.
   np.testing.assert_allclose(flop, wide[0]['flop_per_step'] * 2**10, rtol=0.05)
 

@@ -148,8 +148,9 @@ def account(subject: speed.Subject, machine: machines.Machine, devices: Sequence
   if step.program is None:
     return about
   say('counting the work')
-  config.data.batch_size = step.images * machine.count
-  return {**about, **figures(kernels.work(step.program), machine, speed.step_flop(subject))}
+  whole = subject._replace(config=config.copy_and_resolve_references())
+  whole.config.data.batch_size = step.images * machine.count
+  return {**about, **figures(kernels.work(step.program), machine, speed.step_flop(whole))}
 
 
 def figures(work: kernels.Work, machine: machines.Machine, step_flop: float) -> dict:

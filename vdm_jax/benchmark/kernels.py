@@ -59,7 +59,7 @@ class Collective(NamedTuple):
   sizes: tuple[int, ...]  # bytes of each of its tensors: the whole one, not a device's part
   times: int              # it runs in a step
   group: int = 0          # devices that take part together; 0: all
-  known: bool = True      # whether the lengths of its loops are known
+  unknown: str = ''       # the computation that has it, in a loop of unknown length; '': none
 
 
 class Work(NamedTuple):
@@ -91,7 +91,7 @@ def work(program: hlo.Program) -> Work:
     for one in c.instructions.values():
       if (found := _collective(program, c, one)) is not None:
         kind, sizes, group, channel = found
-        own = Collective(kind, sizes, times, group, known)
+        own = Collective(kind, sizes, times, group, '' if known else c.name)
         if one.opcode != 'fusion' or channel is None:
           collectives.append(own)
         # On TPUs, several fusions make one collective beside their own work.  Some of them may be
@@ -170,8 +170,8 @@ def collectives(text: str) -> list[Collective]:
   Raises ValueError if a collective is in a loop of unknown length.
   """
   found = list(work(hlo.parse(text)).collectives)
-  if unknown := [c.kind for c in found if not c.known]:
-    raise ValueError(f'{unknown[0]} in a loop of unknown length')
+  if unknown := [c for c in found if c.unknown]:
+    raise ValueError(f'{unknown[0].kind} in a loop of unknown length: {unknown[0].unknown}')
   return found
 
 
@@ -244,7 +244,7 @@ def _fused_bytes(c: hlo.Computation, operands: Sequence[Sequence[hlo.Array]],
   """Bytes that a fusion reads and writes; c: what is fused."""
   share = lambda of, part: round(_stored(of) * part / max(1, sum(u.size for u in of)))
   reads = _Reads(c)
-  read = sum(share(own, reads.of(parameter.name))
+  read = sum(share(own, reads.of[parameter.name])
              for parameter, own in zip(c.parameters, operands, strict=False))
   written = 0
   for name, own in zip(reads.outputs, result, strict=False):
@@ -269,7 +269,9 @@ class _Reads:
         for place, name in enumerate(one.operands):
           self.users.setdefault(name, []).append((one, place))
     self.in_place = {u for name in self.outputs for u in self._updates(name) or []}
-    self.of = functools.cache(self._of)
+    self.of: dict[str, int] = {}
+    for name in reversed(c.instructions):  # users stand behind their operands
+      self.of[name] = self._of(name)
 
   def size(self, name: str) -> int:
     return sum(u.size for u in self.c.instructions[name].result)
@@ -312,7 +314,7 @@ class _Reads:
       # A scatter adds to what is there; a slice that is overwritten is not read.
       own = self._update_size(user)
       return {0: own if user.opcode == 'scatter' else 0}.get(place, min(size, own))
-    needed = self.of(user.name)
+    needed = self.of[user.name]
     if user.opcode in _WHOLE:
       return size if needed else 0
     return min(needed, size)
