@@ -124,6 +124,14 @@ def clips() -> Clips:
                          'squared difference of Gram matrices, is taken from log p(z).'))
 
 
+def way_back(steps: int) -> tuple[flags.FlagHolder, flags.FlagHolder]:
+  """Defines --sampler and --steps of the way back from noise; steps: the default."""
+  return (flags.DEFINE_string('sampler', 'ancestral', 'The way back: a sampler of sample.py --help '
+                              'with fixed steps.  ancestral: the reverse SDE; ddim, heun: the '
+                              'flow.'),
+          flags.DEFINE_integer('steps', steps, 'Steps of the way back.'))
+
+
 def prompts() -> Prompts:
   """Defines the flags."""
   return Prompts(

@@ -2,6 +2,7 @@
 from absl import flags
 
 from vdm_jax import cli, measured
+from vdm_jax.cli import drawing
 from vdm_jax.runs import neighbours
 from vdm_jax.samplers import catalogue
 
@@ -16,10 +17,7 @@ CLASSIFIER = cli.run_directory('The run of a classifier of the same data, which 
 ODD = flags.DEFINE_integer('odd', None, 'A class that the model was trained without '
                            '(config.data.left_out): how well does the distance tell it from the '
                            'others?')
-SAMPLER = flags.DEFINE_string('sampler', 'ancestral', 'The way back: a sampler of sample.py --help '
-                              'with fixed steps.  ancestral: the reverse SDE; ddim, heun: the '
-                              'flow.')
-STEPS = flags.DEFINE_integer('steps', 20, 'Steps of the way back.')
+SAMPLER, STEPS = drawing.way_back(20)
 DRAWS = flags.DEFINE_integer('draws', 4, 'Neighbours of each image.')
 COUNT = flags.DEFINE_integer('count', 100, 'How many images.')
 SPLIT = flags.DEFINE_string('split', 'test', 'The split of the images: train, validation or test.')

@@ -2,6 +2,7 @@
 from absl import flags
 
 from vdm_jax import cli, measured
+from vdm_jax.cli import drawing
 from vdm_jax.evaluation.robustness import NORMS, Attack
 from vdm_jax.runs import purifying
 from vdm_jax.samplers import catalogue
@@ -13,10 +14,7 @@ OUT = cli.path('out', 'The .png file to write.')
 OVERWRITE = cli.overwrite()
 TIMES = flags.DEFINE_list('times', ['0.05', '0.1', '0.2'], 'The times t* of the noise, above 0 and '
                           'at most 1.')
-SAMPLER = flags.DEFINE_string('sampler', 'ancestral', 'The way back: a sampler of sample.py --help '
-                              'with fixed steps.  ancestral: the reverse SDE; ddim, heun: the '
-                              'flow.')
-STEPS = flags.DEFINE_integer('steps', 10, 'Steps of the way back.')
+SAMPLER, STEPS = drawing.way_back(10)
 RADIUS = flags.DEFINE_float('radius', 0.1, 'The largest change of an image, as a share of the '
                             'range of grey levels: of each pixel (linf), or of all pixels together '
                             '(l2).')
