@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import configs
 from tests.support.published import shapes_of
-from vdm_jax import data, random, schedules
-from vdm_jax.data import images
+from vdm_jax import data, guidance, random, runs, schedules
+from vdm_jax.data import images, shapes
 from vdm_jax.errors import InputError
 from vdm_jax.nn.unets import adm
 from vdm_jax.nn.unets.glide import GLIDEUNet
 from vdm_jax.processes import GaussianProcess
+from vdm_jax.samplers import catalogue
 from vdm_jax.systems import compose
 from vdm_jax.systems.guided import upsampling
 from vdm_jax.systems.variational import vdm
@@ -144,3 +146,34 @@ def test_the_network_reads_the_time_of_the_noise_by_an_embedding_of_its_own():
   np.testing.assert_array_equal(seen[0]['low_res'], cond['low_res'])
   with pytest.raises(InputError, match='low_res_noise=True: this network reads no small image'):
     shapes_of(noisy.clone(super_resolution=False), z, time, with_time(0.0))
+
+
+@pytest.mark.long
+def test_a_cascade_of_runs_draws_small_images_and_then_large_ones(tmp_path):
+  def trained(stage):
+    module, config = configs.read(f'text/cascade_shapes:{stage}')
+    config.model.features = 16
+    config.text.update(features=8, depth=1, outputs=64)
+    config.data.update(batch_size=4, validation=4)
+    config.train.update(steps=2, log_every=2, validate_every=2, checkpoint_every=2,
+                        validation_repeats=1, splits=('validation',))
+    runs.train(config, configs.file('text/cascade_shapes'), tmp_path / stage)
+    return tmp_path / stage
+  base, large = trained('base'), trained('upsampler')
+  draw = {'count': 4, 'batch_size': 4, 'method': catalogue.method('ddim', 2),
+          'prompts': shapes.CAPTIONS[:2]}
+  runs.sample(base, tmp_path / 'small.npz', **draw)
+  small = np.load(tmp_path / 'small.npz')['images']
+  assert small.shape == (4, 8, 8, 3)
+
+  def upsampled(name, noise, w=None):
+    runs.sample(large, tmp_path / f'{name}.npz', condition={
+        'low_res': str(tmp_path / 'small.npz'), 'low_res_noise': noise},
+                guided=None if w is None else guidance.Guidance(w), **draw)
+    return np.load(tmp_path / f'{name}.npz')
+  plain = upsampled('plain', '0.2')
+  assert plain['images'].shape == (4, 16, 16, 3)
+  np.testing.assert_array_equal(plain['low_res'], small)
+  np.testing.assert_allclose(plain['low_res_noise'], 0.2, rtol=1e-6)
+  guided = upsampled('guided', '0.2', 0.0)  # of weight 0, so the same noise gives the same images
+  assert np.abs(np.int32(plain['images']) - guided['images']).max() <= 1
