@@ -1,14 +1,14 @@
 """A training step, compiled for a machine that need not be here, and its account.
 
-The account says whether the step compiles and fits, what the devices send each other, and how long
-a step takes at least.  Nothing is run.
+The account says whether the step compiles and fits, and what the devices send each other.  It also
+predicts how long a step takes.  Nothing is run.
 
   memory      the compiler's own count of bytes on a device: arguments, temporary arrays and results
               that do not take the place of an argument
   roofline    the seconds of the program's FLOP at the peak rate, and of its bytes at the bandwidth
               of the main memory (see `kernels` for both counts); summed, as if the two never
-              overlapped, and with the longer of the two for each kernel.  Collectives, launches and
-              caches are left out.
+              overlapped, and with the longer of the two for each kernel.  The time between devices
+              and the launches are left out, and no kernel is taken to find its operands in a cache.
   share       the FLOP of the step as `speed` counts them (without what is computed twice), divided
               by the roofline's seconds and by the peak.  The peak is bfloat16's, also for a float32
               program.
