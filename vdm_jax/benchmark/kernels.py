@@ -270,7 +270,7 @@ class _Reads:
           self.users.setdefault(name, []).append((one, place))
     self.in_place = {u for name in self.outputs for u in self._updates(name) or []}
     self.of: dict[str, int] = {}
-    for name in reversed(c.instructions):  # users stand behind their operands
+    for name in reversed(list(c.instructions)):  # users stand behind their operands
       self.of[name] = self._of(name)
 
   def size(self, name: str) -> int:

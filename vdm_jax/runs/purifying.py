@@ -6,7 +6,7 @@ on what such an attack knows of its noise, so the table has both answers.
 """
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -259,9 +259,9 @@ def purify(directory: str | Path, out: str | Path, *, classifier: str | Path,
       for t in times:
         run(through, t, (batch, attacked))
   join = lambda parts: np.concatenate(parts, axis=1)
+  levels = lambda x: np.asarray(setting.pixels.unrounded(jnp.asarray(x)))
   results = [Purified(t, join([part.right for part in parts]),
-                      setting.pixels.unrounded(join([part.images for part in parts])))
-             for t, parts in found.items()]
+                      levels(join([part.images for part in parts]))) for t, parts in found.items()]
   pictures.save_png(out, picture(setting, results, attack))
   return results, table(setting, results, attack)
 
@@ -314,7 +314,8 @@ def picture(setting: Setting, results: Sequence[Purified], attack: Attack) -> Fi
   shown = min(SHOWN, len(setting.labels))
   height = 0.62 * len(rows) + 0.5
   figure = Figure(figsize=(4.2 + 0.62 * shown + 1.0, max(height, 3.2)), layout='constrained')
-  left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(4.2, 0.62 * shown + 1.0)))
+  halves: Any = figure.subfigures(1, 2, width_ratios=(4.2, 0.62 * shown + 1.0))
+  left, right = halves
   axes = left.subplots()
   at = [each.t for each in purified]
   for i, name in enumerate(COLUMNS):

@@ -231,7 +231,9 @@ def table(of: Tasks, measured: list[Measured]) -> rich.table.Table:
     kinds = [percent(right[of.kinds == i]) if (of.kinds == i).any() else ''
              for i in range(len(KINDS))]
     found = row.overlap is not None and row.masks is not None
-    empty = percent(~row.masks.any(axis=(1, 2))) if found and row.masks is not None else ''
+    empty = ''
+    if found and row.masks is not None:
+      empty = percent(np.asarray(~row.masks.any(axis=(1, 2))))
     out.add_row(row.name, percent(right), *kinds, percent(row.judged.in_place),
                 _mean(row.judged.same, 100.0), _mean(row.judged.difference), _mean(
                     row.overlap, digits=2), empty, _mean(row.back))
