@@ -88,6 +88,8 @@ def get_config(which: str = 'vdm') -> ml_collections.ConfigDict:
     recipes.IMAGES[data](config)
   else:
     recipes.digits(config, steps=STEPS.get(system, 1500))
+    if system == 'scheduled_sampling':
+      config.ema = {'ema': 0.98}  # its steps are few
     if default_config is autoencoders.default_config:
       config.model.dropout = 0.2
       config.optimizer.learning_rate = 1e-3

@@ -64,7 +64,8 @@ from vdm_jax.typing import (
 from vdm_jax.units import sum_over_data
 
 __all__ = ['Result', 'ScoreError', 'Terms', 'Walk', 'by_girsanov', 'by_steps', 'compare',
-           'held_out', 'ornstein_uhlenbeck', 'score_error', 'tv_bound', 'with_score_error']
+           'girsanov_weight', 'held_out', 'ornstein_uhlenbeck', 'score_error', 'tv_bound',
+           'with_score_error']
 
 _BLOCK = 16  # steps of one program
 _CHOOSE = ('choose exponential_sde, ancestral, reverse_diffusion, euler_maruyama, or a '

@@ -30,12 +30,12 @@ from vdm_jax.processes import prior_std, vp
 from vdm_jax.typing import Array, ArrayLike, Estimate, Level, Process
 from vdm_jax.units import sum_over_data
 
-__all__ = ['Normal', 'OnGrid', 'Truth', 'of', 'on_vp']
+__all__ = ['Normal', 'OnGrid', 'ROUNDING', 'Truth', 'of', 'on_vp']
 
 Truth = oracles.Gaussian | oracles.Mixture | oracles.Correlated | oracles.Empirical
-POINTS = {1: 800, 2: 160}  # of the quadrature along an axis, by the number of dimensions
+_POINTS = {1: 800, 2: 160}  # of the quadrature along an axis, by the number of dimensions
 _WIDER = {1: 2.5, 2: 1.4}  # than 8 standard deviations of q around its means, for samples beyond
-SHARES = 16                # the most components whose shares of the samples are computed
+_SHARES = 16                # the most components whose shares of the samples are computed
 ROUNDING = 1e-7            # differences below this are rounding
 _FINER = 16                # points for each of one dimension, where integrands have kinks
 _CHUNK = 4096              # points that a denoiser is given at a time
@@ -200,7 +200,7 @@ class OnGrid:
     require(self.dimensions <= 2, 'truth', None, f'the data have {self.dimensions} dimensions, and '
             'quadrature takes two', 'give normal data and an affine error, or fewer dimensions')
     require(points is None or points >= 16, 'points', points, 'they are too few', 'give 16 or more')
-    self.count = points or POINTS[self.dimensions]
+    self.count = points or _POINTS[self.dimensions]
     weights, means, stds = _components(truth)
     self.means, self.stds = (u.reshape(len(weights), -1) for u in (means, stds))
     square = np.square(self.means) + np.square(self.stds)
@@ -315,7 +315,7 @@ class OnGrid:
 
   def _shares(self, z, weight, level):
     """The shares of these weighted points that are nearest to each mean [K]; [0] if K is large."""
-    if not 1 < len(self.means) <= SHARES:
+    if not 1 < len(self.means) <= _SHARES:
       return jnp.zeros(0)
     apart = z.reshape(len(z), 1, -1) - level.alpha * self.means
     nearest = jnp.argmin(jnp.square(apart).sum(axis=-1), axis=1)

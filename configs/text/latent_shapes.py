@@ -48,6 +48,7 @@ def get_config(stage: str = 'latent') -> ml_collections.ConfigDict:
     config.model.remat = 'none'
   else:
     config = recipes.short(first, 'shapes', steps=1000, learning_rate=3e-3)
+    config.ema = {'ema': 0.99}  # a longer average would keep a part of the initial weights
   config.data.update(tokeniser='words', hold_out=False)
   return config
 

@@ -14,9 +14,19 @@ from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
 from vdm_jax.model import Model
 from vdm_jax.processes import GaussianProcess
-from vdm_jax.runs import compressing, describing, gallery, needs, reconstructing, scoring, workdir
+from vdm_jax.runs import (
+    compressing,
+    describing,
+    forecasting,
+    gallery,
+    needs,
+    reconstructing,
+    scoring,
+    workdir,
+)
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
+from vdm_jax.systems.applications.timegrad import Forecaster, Recurrence
 from vdm_jax.systems.captioners import Captioner
 from vdm_jax.systems.chains.dpm2015 import Binomial
 from vdm_jax.systems.flows.interpolants import Between
@@ -41,6 +51,8 @@ MADE = {
     'captioner': Captioner(NOTHING, NOTHING, (8, 8, 1), 17),
     'between': Between(NOTHING, NOTHING, (2,)),
     'one step': OneStep(NOTHING, (2,)),
+    'forecaster': Forecaster(Recurrence(*[NOTHING] * 5), NOTHING, catalogue.method('ancestral', 9),
+                             series=3, history=24, horizon=6),
 }
 SHOWN = {
     'model': 'Model(shape=(8, 8, 1): denoise, process, decoder, encode, decode, cond, '
@@ -53,13 +65,14 @@ SHOWN = {
                    'decode, mean, log_prob, prior_nats)',
     'captioner': 'Captioner(shape=(8, 8, 1), levels=17: caption, text_nats)',
     'between': 'Between(shape=(2,): sample, drifts)', 'one step': 'OneStep(shape=(2,): sample)',
+    'forecaster': 'Forecaster(series=3, history=24, horizon=6: row_nats)',
 }
 DOES = {'model': 'denoises and samples and bounds the likelihood and codes images',
         'vae': 'samples and bounds the likelihood', 'bits': 'samples',
         'classifier': 'has features', 'noisy': 'does nothing that commands need',
         'autoencoder': 'bounds the likelihood and reconstructs images',
         'captioner': 'captions images',
-        'between': 'samples', 'one step': 'samples'}
+        'between': 'samples', 'one step': 'samples', 'forecaster': 'forecasts time series'}
 OWN = ('between', 'one step')  # of flows, which draw their own samples
 COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
@@ -72,6 +85,7 @@ COMMANDS = {
     'compress': (lambda: compressing.encode('run', 'images.npz', 'a.vdmz'), {'model'}),
     'make_pairs': (lambda: runs.make_pairs('run', 'pairs', method=catalogue.method('heun', 2)),
                    {'model'}),
+    'forecast': (lambda: forecasting.forecast('run', 'history.csv'), {'forecaster'}),
 }
 WITHOUT = [(command, made) for command, (_, able) in COMMANDS.items()
            for made in MADE if made not in able]
