@@ -29,12 +29,12 @@ def get_config(kind: str = 'chain') -> ml_collections.ConfigDict:
   require_choice('config', kind, timegrad.KINDS)
   location, scale = zip(*COLUMNS.values(), strict=True)
   config = timegrad.default_config(
-      kind=kind, net='mlp', features=64, blocks=3, dropout=0.1, cells=64, conditioning=64,
+      kind=kind, net='mlp', features=64, blocks=3, dropout=0.2, cells=32, layers=1, conditioning=32,
       lags=(1, 2, 3, *range(24, 169, 24)), scaler='fixed', location=location, scale=scale,
       nonnegative=CUT)
   config.data.series.update(history=192, horizon=24, test=73 * 24, periods=(24.0, 12.0),
                             columns=tuple(COLUMNS))
-  return recipes.forecasts(config, 'greensboro_hourly.npz')
+  return recipes.forecasts(config, 'greensboro_hourly.npz', steps=1500)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
