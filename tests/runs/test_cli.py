@@ -57,6 +57,8 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
      '--condition=caption=three.\n'),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--eta=0.5'],
      'error: --eta=0.5: the sampler ancestral has none; leave it out, or choose ddim.\n'),
+    (['sample.py', '--workdir=runs/none', '--out=a.png', '--clip=b', '--like_scale=2'],
+     'error: --like_scale=2.0: without --like it has no effect; name a picture by --like.\n'),
 ])
 def test_what_is_wrong_with_a_flag_is_one_line_with_its_remedy(line, message, tmp_path):
   done = called(*line, cwd=ROOT if 'summarize.py' in line else tmp_path)

@@ -90,6 +90,30 @@ def test_a_style_guides_by_its_gram_matrix_and_adds_to_a_text_and_a_picture():
   np.testing.assert_allclose(both, (style + (10.0 + 15.0) * east)[None], rtol=1e-3)
 
 
+def test_a_model_given_its_latent_is_guided_too():
+  """Such a model estimates another x; the gradient of the logit is added to its own estimate."""
+  def given(keys):
+    return model()._replace(denoise=lambda z, level, cond: model().denoise(z, level, cond + 5.0))
+  steered = Steering(encoder, {'scale': jnp.float32(5.0)}, FIELD, np.array([[1, 0]], np.int32),
+                     None, (2.0, 1.0))
+  guided = steered.of(model()._replace(latent=given), steered.params).latent(None)
+  batch = {'number': jnp.array([1.0]), **steered.batch(np.arange(1))}
+  level = PROCESS(jnp.float32(0.8))
+  x = guided.denoise(jnp.array([[3.0, 4.0]]), level, guided.cond(batch)).x
+  ratio = float(level.sigma**2 / level.alpha)
+  np.testing.assert_allclose(x, 6.0 + 10.0 * ratio * np.array([[0.128, -0.096]]), rtol=1e-4)
+
+
+@pytest.mark.parametrize('scales, field, words', [
+    ({'like': 'a.png', 'like_scale': 0.0}, 'like_scale', 'no effect'),
+    ({'style': 'a.png', 'style_scale': 0.0}, 'style_scale', 'no effect'),
+    ({'scale': float('nan')}, 'clip_scale', 'finite')])
+def test_a_scale_without_effect_is_refused_before_anything_is_read(scales, field, words):
+  with pytest.raises(InputError, match=words) as error:
+    steering.steering(Clip('none', **scales), model(), None, np.linspace(1.0, 0.0, 3))
+  assert error.value.field == field
+
+
 def test_a_style_is_refused_of_an_encoder_without_stages(tmp_path, monkeypatch):
   config = data.default_config()
   config.update(data.Spec('one', (fields.integers('x', (2,), 256),)).to_config())

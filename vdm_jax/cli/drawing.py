@@ -99,12 +99,17 @@ class Clips(NamedTuple):
 
   def guided(self) -> Clip | None:
     """The guidance; None without --clip.  Raises InputError."""
-    if self.clip.value is not None:
-      return Clip(*(flag.value for flag in self))
-    for flag in self[1:]:
-      require(not flag.present, flag.name, flag.value, 'without --clip it has no effect',
-              'name the run of a dual encoder: --clip=runs/dual_shapes')
-    return None
+    if self.clip.value is None:
+      for flag in self[1:]:
+        require(not flag.present, flag.name, flag.value, 'without --clip it has no effect',
+                'name the run of a dual encoder: --clip=runs/dual_shapes')
+      return None
+    for goal, scale in ((self.like, self.like_scale), (self.style, self.style_scale)):
+      require(bool(goal.value) or not scale.present, scale.name, scale.value,
+              f'without --{goal.name} it has no effect', f'name a picture by --{goal.name}')
+    return Clip(self.clip.value, scale=self.clip_scale.value, like=self.like.value,
+                like_scale=self.like_scale.value, style=self.style.value,
+                style_scale=self.style_scale.value)
 
 
 def clips() -> Clips:

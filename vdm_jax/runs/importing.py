@@ -240,7 +240,10 @@ def _open_noisy_clip(folder: Path) -> Weights:
         'features', 'depth', 'attention_heads', 'patch', 'outputs', 'steps')})
     config.text.update({**texts.settings(reads), 'levels': levels})
     spec = data.resolve(config.data)
-    side = sees.patch * math.isqrt(len(image['blocks.input.w_pos']) - 1)
+    patches = len(image['blocks.input.w_pos']) - 1
+    side = sees.patch * math.isqrt(patches)
+    require(side * side == sees.patch**2 * patches, 'in', f'{folder}', f'its image tower reads '
+            f'{patches} patches, which is no square', 'give the published file')
     config.data.update(data.Spec(spec.name, (
         spec.x._replace(shape=(side, side, 3)), caption)).to_config())
     config.data.text_length = reads.length

@@ -4,6 +4,7 @@ The gradient of the encoder's logits by z moves the estimates of any model of su
 it is told texts or not: CLIP guidance (Nichol et al. 2021, section 2.4) and semantic diffusion
 guidance (Liu et al. 2023).  See `guidance.classifier` and `editing.semantic`.
 """
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,11 +132,13 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
 
   of: the run of `model`.  times: the grid of sampling.  texts: samples take them in turn.
 
-  Raises InputError: a run of another kind; an encoder of images of another size or other levels, of
-  another curve, or that has not learned the noise levels of the grid; texts that it cannot read; a
-  picture that does not fit; no text and no picture; a style, and an encoder without stages; a model
-  that clips its estimates, that has no score, or whose data are latents.
+  Raises InputError: a run of another kind; a scale that is not finite, or 0 with its picture; an
+  encoder of images of another size or other levels, of another curve, or that has not learned the
+  noise levels of the grid; texts that it cannot read; a picture that does not fit; no text and no
+  picture; a style, and an encoder without stages; a model that clips its estimates, that has no
+  score, or whose data are latents.
   """
+  _check_scales(clip)
   trained, encoder = load_encoder(clip.run)
   _check(clip, encoder, model, times)
   # An encoder of other data may guide too, if its images have the same size and levels.  Texts
@@ -156,6 +159,16 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
                   tokenisers.tokens(encoder.caption, texts, 'prompt') if has_text else None,
                   picture('like', clip.like), (clip.scale, clip.like_scale),
                   picture('style', clip.style), clip.style_scale)
+
+
+def _check_scales(clip: Clip) -> None:
+  for flag, value in (('clip_scale', clip.scale), ('like_scale', clip.like_scale),
+                      ('style_scale', clip.style_scale)):
+    require(math.isfinite(value), flag, value, 'it must be finite')
+  for flag, picture, value in (('like_scale', clip.like, clip.like_scale),
+                               ('style_scale', clip.style, clip.style_scale)):
+    require(not picture or value != 0.0, flag, value, 'with 0 the picture has no effect',
+            'choose another scale, or leave the picture out')
 
 
 def _check(clip: Clip, encoder: DualEncoder, model: Model, times: np.ndarray) -> None:
