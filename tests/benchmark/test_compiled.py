@@ -1,11 +1,22 @@
 """The account of a compiled step of known work, and the search for the largest batch."""
 import math
+from pathlib import Path
 
+import jax
 import ml_collections
 import pytest
 
+from tests.support import wide_config
 from vdm_jax import measured
-from vdm_jax.benchmark import compiled, hlo, kernels, machines, speed, target_table
+from vdm_jax.benchmark import (
+    compiled,
+    hlo,
+    kernels,
+    machines,
+    measurements,
+    speed,
+    target_table,
+)
 from vdm_jax.errors import InputError
 
 GIB = 2**30
@@ -38,19 +49,32 @@ def test_a_program_that_is_too_large_for_a_tpu_says_how_many_bytes_it_needs():
   assert compiled._needed('INTERNAL: no such thing') == {}
 
 
-@pytest.mark.parametrize('fixed,each,least,most', [
-    (1.0, 1.0, 64, 4), (1.0, 0.25, 256, 4), (10.0, 50.0, 2, 4), (1.0, 100.0, 1, 4)])
-def test_the_largest_batch_is_found_in_few_compilations(fixed, each, least, most, monkeypatch):
-  """Of 118.2 GiB, nine tenths of an H200: `fixed` + `each` GiB an image; least: what fits."""
+def test_the_work_of_a_step_is_that_of_its_products_computed_once():
+  """Forwards a layer of 2 x 1,024 numbers and one of 1,024 x 2; backwards three products.
+
+  An elementwise operation is no product, and what the backward pass computes again counts once.
+  """
+  config = wide_config.get_config('1024')
+  config.model.remat = 'all'
+  subject = speed.Subject(wide_config.build(config), config, Path(wide_config.__file__))
+  batch = config.data.batch_size
+  assert compiled.step_flop(subject) == 5 * 2 * batch * 2 * 1024
+
+
+@pytest.mark.parametrize('fixed,each,images,most', [
+    (1.0, 1.0, 64, 4), (1.0, 0.25, 256, 4), (10.0, 50.0, 2, 4), (1.0, 100.0, 1, 4),
+    (100.0, 0.25, 64, 4)])
+def test_the_largest_batch_is_found_in_few_compilations(fixed, each, images, most, monkeypatch):
+  """Of 118.2 GiB, nine tenths of an H200: `fixed` + `each` GiB an image; images: what fits."""
   made = []
 
-  def step(subject, machine, devices, images):
-    made.append(images)
-    total = round((fixed + each * images) * GIB)
-    return compiled.Step(images, 0.0, {'total_bytes': total, 'temp_bytes': total}, EMPTY)
+  def step(subject, machine, devices, count):
+    made.append(count)
+    total = round((fixed + each * count) * GIB)
+    return compiled.Step(count, 0.0, {'total_bytes': total, 'temp_bytes': total}, EMPTY)
   monkeypatch.setattr(compiled, 'compile_step', step)
   found = compiled.largest(None, machines.machine('h200'), [])
-  assert found.images == least and found.fits(machines.machine('h200'))
+  assert found.images == images and found.fits(machines.machine('h200'))
   assert len(made) == len(set(made)) <= most
 
 
@@ -119,6 +143,49 @@ def test_a_second_call_fills_only_the_rows_that_are_open(tmp_path):
   assert out['failed'] == 1 and out['rows_filled'] == len(called) - 1
 
 
-def test_a_machine_that_the_table_has_not_is_refused(tmp_path):
+def test_a_machine_that_the_table_has_not_is_refused():
   with pytest.raises(InputError, match='^target=.*the table has no such machine'):
-    target_table.fill(table(tmp_path / 'a.json'), tmp_path, tmp_path, 'v4:2x2x2')
+    target_table.check_target('v4:2x2x2')
+
+
+def test_another_table_is_not_filled(tmp_path):
+  other = tmp_path / 'other.json'
+  measured.write(other, measured.Measurement('t', 'c', '2026-12-02', 'm', {}, ['a'], [['1']]))
+  with pytest.raises(InputError, match='^measured=.*it is another table'):
+    target_table.fill(other, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize('field', ['target', 'largest'])
+def test_a_setting_that_a_measurement_does_not_read_is_refused(field):
+  with pytest.raises(InputError, match=f'^{field}=.*train does not read it'):
+    measurements.measure('train', measurements.Settings(**{field: 'h200'}))
+
+
+# -------------------------------------------------------- what a compiler says
+
+
+class Refusing:
+  """A lowered step that its compiler does not compile."""
+
+  def __init__(self, message):
+    self.message = message
+
+  def compile(self, compiler_options):
+    raise jax.errors.JaxRuntimeError(self.message)
+
+
+def refused(message, monkeypatch):
+  monkeypatch.setattr(compiled.scaling, 'lowered', lambda *args: Refusing(message))
+  config = ml_collections.ConfigDict({'train': {'layout': 'jit'}})
+  return compiled.compile_step(speed.Subject(None, config, None), machines.machine('v5e:2x4'), [],
+                               4)
+
+
+def test_a_step_that_is_too_large_does_not_fit(monkeypatch):
+  step = refused('RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm.', monkeypatch)
+  assert step.program is None and step.memory == {'total_bytes': round(20.5 * GIB)}
+
+
+def test_any_other_failure_of_the_compiler_is_an_error(monkeypatch):
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no such operation'):
+    refused('INTERNAL: no such operation', monkeypatch)

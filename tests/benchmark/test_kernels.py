@@ -73,8 +73,9 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named():
 
 def test_an_array_that_is_made_anew_is_written_whole():
   """The update of a sum is no update in place: 40,000 bytes are read twice and written."""
-  made = LOOP.replace('bitcast(%q0)', 'negate(%q0)')
-  assert kernels.work(hlo.parse(made)).kernels[0].bytes == 40000 + 4000 + 4 + 40000 + 4000
+  for other in ('negate(%q0)', 'copy(%q0)'):
+    made = LOOP.replace('bitcast(%q0)', other)
+    assert kernels.work(hlo.parse(made)).kernels[0].bytes == 40000 + 4000 + 4 + 40000 + 4000
 
 
 @pytest.mark.parametrize('groups,size', [
@@ -175,14 +176,14 @@ def test_zeros_between_the_numbers_are_no_products():
 
 def test_collectives_are_found_in_fusions_and_at_the_end_of_pairs():
   work = entry('''  %x = f32[8]{0} parameter(0)
-  %both = f32[2]{0} fusion(%x), kind=kCustom, calls=%scatter
+  %both = f32[8]{0} fusion(%x), kind=kCustom, calls=%sum
   %start = ((f32[8]{0}), f32[2]{0}) reduce-scatter-start(%x), replica_groups=[2,4]<=[8], to_apply=%add
   %part = f32[2]{0} reduce-scatter-done(%start)
   %wrapped = ((f32[2]{0}), f32[8]{0}, s32[]) async-start(%part), calls=%gather
   ROOT %whole = f32[8]{0} async-done(%wrapped), calls=%gather''', more='''
-%scatter (a: f32[8]) -> f32[2] {
+%sum (a: f32[8]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
-  ROOT %sum = f32[8]{0} all-reduce(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %all = f32[8]{0} all-reduce(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 }
 
 %gather (b: f32[2]) -> f32[8] {
@@ -194,6 +195,34 @@ def test_collectives_are_found_in_fusions_and_at_the_end_of_pairs():
       Collective('all-reduce', (32,), 1, 4), Collective('reduce-scatter', (32,), 1, 4),
       Collective('all-gather', (32,), 1, 0)]
   assert {k.kind for k in work.kernels} == {'collective'}
+
+
+def test_a_sum_of_which_a_tpu_keeps_a_slice_is_a_reduce_scatter():
+  """Of the padded 192 x 64 numbers, a device keeps 192 x 8."""
+  work = entry('''  %x = bf16[192,48]{0,1:T(8,128)(2,1)} parameter(0)
+  ROOT %part = bf16[192,8]{0,1:T(8,128)(2,1)} fusion(%x), kind=kCustom, calls=%all-reduce-scatter''', more='''
+%all-reduce-scatter (input: bf16[192,48]) -> bf16[192,8] {
+  %input = bf16[192,48]{0,1:T(8,128)(2,1)} parameter(0)
+  %zero = bf16[] constant(0)
+  %pad = bf16[192,64]{0,1:T(8,128)(2,1)} pad(%input, %zero), padding=0_0x0_16
+  %sum = bf16[192,64]{0,1:T(8,128)(2,1)} all-reduce(%pad), channel_id=8, replica_groups={{0,1,2,3,4,5,6,7}}, use_global_device_ids=true, to_apply=%add
+  %first = u32[] constant(0)
+  %id = u32[] partition-id()
+  %size = u32[] constant(8)
+  %at = u32[]{:T(128)} multiply(%id, %size)
+  ROOT %own = bf16[192,8]{0,1:T(8,128)(2,1)} dynamic-slice(%sum, %first, %at), dynamic_slice_sizes={192,8}
+}
+''')  # noqa: E501
+  assert work.collectives == (Collective('reduce-scatter', (2 * 192 * 64,), 1, 8),)
+
+
+def test_an_update_beside_other_work_moves_the_update_alone():
+  work = entry('''  %x = f32[10,1000]{1,0} parameter(0)
+  %u = f32[1,1000]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %start = (f32[10,1000]{1,0}, u32[]) dynamic-update-slice-start(%x, %u, %i, %i)
+  ROOT %y = f32[10,1000]{1,0} dynamic-update-slice-done(%start)''')
+  assert [k.bytes for k in work.kernels] == [4000, 4000] and work.launches == 1
 
 
 def test_a_collective_beside_the_work_of_several_fusions_is_one():

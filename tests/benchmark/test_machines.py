@@ -41,6 +41,13 @@ def test_a_missing_compiler_is_one_line_that_says_how_to_get_it(name, module, ex
     machines.devices(machines.machine(name))
 
 
+@pytest.mark.parametrize('kind,known', [
+    ('NVIDIA H100 80GB HBM3', True), ('NVIDIA H200', True), ('NVIDIA H100 PCIe', False),
+    ('NVIDIA H100 NVL', False), ('NVIDIA H200 NVL', False)])
+def test_the_rates_are_of_the_modules_and_not_of_other_boards(kind, known):
+  assert (hardware.peak(kind) is not None) == known
+
+
 def test_the_extras_bring_what_a_compiler_needs():
   text = (ROOT / 'pyproject.toml').read_text()
   assert 'cuda13 = ["jax[cuda13]' in text and 'tpu = ["jax[tpu]' in text

@@ -9,8 +9,8 @@ predicts how long a step takes.  Nothing is run.
               of the main memory (see `kernels` for both counts); summed, as if the two never
               overlapped, and with the longer of the two for each kernel.  The time between devices
               and the launches are left out, and no kernel is taken to find its operands in a cache.
-  share       the FLOP of the step as `speed` counts them (without what is computed twice), divided
-              by the roofline's seconds and by the peak.  The peak is bfloat16's, also for a float32
+  share       the FLOP of the step's products without those that are computed twice, divided by the
+              roofline's seconds and by the peak.  The peak is bfloat16's, also for a float32
               program.
 
 Where a GPU would run cuDNN's attention (`config.model.attention=auto`), the account has XLA's.
@@ -29,17 +29,18 @@ from vdm_jax.errors import require
 
 LAYOUTS = ('jit', 'fsdp')
 MOST_IMAGES = 2**14   # on a device, of the search for the largest batch
+_SLACK = 1.1          # more bytes than there are, at which a batch is still tried
 _LARGEST_KERNELS = 8  # in the report
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 class Step(NamedTuple):
-  """A compiled step, or the reason why there is none."""
+  """A compiled step; or what it needs, if that is more than the machine has."""
   images: int                     # on each device
   seconds: float                  # of compiling
   memory: dict[str, int]          # argument_bytes, temp_bytes, ..., and total_bytes
-  program: hlo.Program | None     # None: it does not compile
+  program: hlo.Program | None     # None: the compiler refuses it, because it does not fit
   problem: str = ''
 
   def fits(self, machine: machines.Machine) -> bool:
@@ -76,6 +77,8 @@ def compile_step(subject: speed.Subject, machine: machines.Machine, devices: Seq
   try:
     executable = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in f'{error}':
+      raise
     return Step(images, time.perf_counter() - start, _needed(f'{error}'), None,
                 f'{error}'.strip().splitlines()[0])
   memory = program_memory(executable)
@@ -96,29 +99,29 @@ def largest(subject: speed.Subject, machine: machines.Machine, devices: Sequence
   The memory of two small batches tells about which power it is.  If not even one image fits, the
   step with one image is returned.
   """
-  few, many = (compile_step(subject, machine, devices, images) for images in (4, 8))
-  images = 8
-  if many.fits(machine) and (each := many.memory['total_bytes'] - few.memory['total_bytes']) > 0:
-    free = machine.usable_bytes - many.memory['total_bytes']
-    while images < MOST_IMAGES and (2 * images - 8) * each / 4 <= free:
-      images *= 2
-  found = {4: few, 8: many}
+  found: dict[int, Step] = {}
 
   def step(n):
     if n not in found:
       found[n] = compile_step(subject, machine, devices, n)
     return found[n]
+
+  def expected(n):  # bytes for n images, on the line through the two largest steps that fit
+    few, many = sorted(k for k, one in found.items() if one.fits(machine))[-2:]
+    least, most = (found[k].memory['total_bytes'] for k in (few, many))
+    return most + (n - many) * (most - least) / (many - few)
+  images = 8
+  if step(4).fits(machine) and step(8).fits(machine):
+    if expected(16) > step(8).memory['total_bytes']:
+      while images < MOST_IMAGES and expected(2 * images) <= machine.usable_bytes:
+        images *= 2
   while images > 1 and not step(images).fits(machine):
     images //= 2
-  while images < MOST_IMAGES and step(images).fits(machine) and _close(step(images), machine) and (
+  # The memory is not quite a line.
+  while 8 <= images < MOST_IMAGES and expected(2 * images) < _SLACK * machine.usable_bytes and (
       step(2 * images).fits(machine)):
     images *= 2
   return step(images)
-
-
-def _close(step: Step, machine: machines.Machine) -> bool:
-  """Whether twice the images might fit."""
-  return 2 * step.memory['temp_bytes'] < 1.2 * machine.usable_bytes
 
 
 def account(subject: speed.Subject, machine: machines.Machine, devices: Sequence[Any],
@@ -150,13 +153,19 @@ def account(subject: speed.Subject, machine: machines.Machine, devices: Sequence
   say('counting the work')
   whole = subject._replace(config=config.copy_and_resolve_references())
   whole.config.data.batch_size = step.images * machine.count
-  return {**about, **figures(kernels.work(step.program), machine, speed.step_flop(whole))}
+  return {**about, **figures(kernels.work(step.program), machine, step_flop(whole))}
+
+
+def step_flop(subject: speed.Subject) -> float:
+  """FLOP of the products of a training step on the global batch, each computed once."""
+  lowered = speed.lowered_step(speed.written_out(subject))
+  return kernels.work(hlo.parse(lowered.compiler_ir('hlo').as_hlo_text())).flop
 
 
 def figures(work: kernels.Work, machine: machines.Machine, step_flop: float) -> dict:
   """The numbers of an account that are counted in the program of a device.
 
-  step_flop: of the step on the global batch, without what is computed twice.
+  step_flop: as the function of this name counts them.
   """
   peak = machine.peak
   roof = kernels.roofline(work.kernels, peak.flop_per_second, peak.bytes_per_second)

@@ -7,18 +7,18 @@ import jax
 
 
 class Peak(NamedTuple):
-  """The vendor's figures for one device."""
+  """The figures of one device, with which shares of a peak are stated."""
   flop_per_second: float    # dense, in bfloat16
   bytes_per_second: float   # of the main memory
   memory_bytes: int         # of the main memory
   source: str
 
 
-_HOPPER = '790e12 FLOP/s is the figure that our tables use; the data sheet of the SXM module '\
-          'states 989e12; memory and bandwidth: NVIDIA, data sheet of the '
+_HOPPER = '790e12 FLOP/s: a rate that we set, which large matrix products reach; the data sheet '\
+          'of the SXM module states 989e12; memory and bandwidth: NVIDIA, data sheet of the '
 _GIB = 2**30
-# By `device_kind`; the longest name that it begins with counts.  The compiler for TPUs has the GB
-# of Google's pages as GiB.
+# By `device_kind`; the longest name that it begins with counts.  The GPUs are the SXM modules.  The
+# compiler for TPUs has the GB of Google's pages as GiB.
 PEAKS = {
     'NVIDIA H100': Peak(790e12, 3.35e12, 80 * 10**9, f'{_HOPPER}H100 SXM'),
     'NVIDIA H200': Peak(790e12, 4.8e12, 141 * 10**9, f'{_HOPPER}H200 SXM'),
@@ -31,9 +31,13 @@ PEAKS = {
     'TPU v6e': Peak(918e12, 1.6e12, 32 * _GIB, 'Google Cloud, TPU v6e'),
 }
 
+_SLOWER = ('PCIe', 'NVL')  # boards with the same chips and other rates
+
 
 def peak(kind: str) -> Peak | None:
   """The stated peak of a device of that kind; None for a CPU, or for an unknown device."""
+  if kind.endswith(_SLOWER):
+    return None
   names = [name for name in PEAKS if kind.startswith(name)]
   return PEAKS[max(names, key=len)] if names else None
 

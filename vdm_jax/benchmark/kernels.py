@@ -7,8 +7,8 @@ often as the loop runs.  Both branches of a condition count.
   FLOP    of convolutions and matrix products: a multiplication and an addition are two.  Products
           with the zeros around an image, or with zeros between numbers, do not count.
   bytes   that a kernel reads from the device's main memory and writes to it: its operands and
-          results.  A fusion reads its parameters and writes its results, and nothing between.  Of
-          an array of which a kernel reads or writes only a slice, the slice counts.
+          results.  A fusion reads its parameters and writes its results, and nothing between.
+          Where a kernel reads or writes only a slice of an array, the slice counts.
 
 So the bytes assume that no kernel finds its operands in a cache, and reads none of them twice.
 """
@@ -27,15 +27,16 @@ COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute
 
 # What moves nothing: it names memory, or the work is inside of what it calls.
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'domain',
-         'opt-barrier', 'partition-id', 'replica-id', 'add-dependency', 'async-update'}
+         'opt-barrier', 'partition-id', 'replica-id', 'add-dependency', 'async-update',
+         'call-done'}
 _FREE_CALLS = {'AllocateBuffer', 'ConcatBitcast', 'Sharding', 'AssumeGatherIndicesInBound',
                'AsyncCollectiveStart', 'AsyncCollectiveDone'}
-_LOOPS = {'while', 'conditional', 'call'}
+_LOOPS = {'while', 'conditional', 'call', 'call-start'}
 # What reads all of an operand for any part of its result.
 _WHOLE = {'dot', 'convolution', 'reduce', 'reduce-window', 'sort', 'custom-call', 'fft', 'scatter',
           'select-and-scatter', 'cholesky', 'triangular-solve', 'fusion', 'call', 'while',
           'conditional'}
-_RENAMING = {'bitcast', 'reshape', 'copy'}  # inside of a fusion
+_RENAMING = {'bitcast', 'reshape'}  # inside of a fusion
 
 
 # A collective: its kind, the bytes of its tensors, the devices in a group, its channel.
@@ -160,7 +161,10 @@ def _wrapped(program: hlo.Program, one: hlo.Instruction) -> _Found | None:
   for inside in [program.computations[name] for how, name in one.called if how == 'calls']:
     for inner in inside.instructions.values():
       if (found := _collective(program, inside, inner)) is not None:
-        return found
+        # A TPU's reduce-scatter is a fused sum, of which a device keeps its slice.
+        sliced = any(u.opcode == 'dynamic-slice' and inner.name in u.operands[:1]
+                     for u in inside.instructions.values())
+        return ('reduce-scatter', *found[1:]) if found[0] == 'all-reduce' and sliced else found
   return None
 
 
@@ -214,6 +218,11 @@ def _bytes(program: hlo.Program, c: hlo.Computation, one: hlo.Instruction) -> in
   operands = [c.instructions[name].result for name in dict.fromkeys(one.operands)]
   if one.opcode in ('slice-start', 'dynamic-slice-start'):  # its result has operand and slice
     return _part(operands[0], one.result[1:2])
+  if one.opcode == 'dynamic-update-slice-start':  # the rest is updated in place
+    return _stored(operands[1])
+  if one.opcode == 'dynamic-update-slice-done':
+    start = c.instructions[one.operands[0]]
+    return _part(one.result, c.instructions[start.operands[1]].result)
   if one.opcode.endswith('-start'):    # the end of the pair writes
     return sum(map(_stored, operands))
   if one.opcode.endswith('-done'):
@@ -332,7 +341,7 @@ def _flop(program: hlo.Program, c: hlo.Computation, one: hlo.Instruction
                    one.numbers('lhs_contracting_dims')), []
   if one.opcode == 'convolution':
     return _convolution(one, shape(one.operands[0]), one.result[0].shape), []
-  if one.opcode == 'custom-call':
+  if one.opcode in ('custom-call', 'custom-call-start'):
     return _library(c, one)
   if one.opcode.endswith('-done'):  # whose beginning has counted
     return 0.0, []

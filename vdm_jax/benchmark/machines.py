@@ -87,7 +87,8 @@ def devices(of: Machine) -> list[Any]:
     found = topologies.get_topology_desc(of.name, 'tpu' if of.is_tpu else 'cuda', **arguments)
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
     raise InputError('target', of.name, f'the compiler does not take it ({_first(error)})',
-                     'name another slice' if of.is_tpu else '') from None
+                     'name another slice' if of.is_tpu else
+                     f'pip install "jax[cuda13]=={jax.__version__}"') from None
   if len(found.devices) != of.count:
     raise InputError('target', of.name, f'the compiler makes {len(found.devices)} devices of it',
                      'name another slice')
@@ -114,7 +115,7 @@ def _slice(of: Machine) -> dict[str, Any]:
 
 
 def _first(error: Exception) -> str:
-  return str(error).strip().splitlines()[0].rstrip('.')
+  return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')
 
 
 def _gpu(of: Machine) -> str:

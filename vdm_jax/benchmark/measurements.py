@@ -54,6 +54,9 @@ class Settings:
 
 def measure(name: str, settings: Settings) -> dict:
   """The numbers of the measurement called `name`, a key of `MEASUREMENTS`.  Raises InputError."""
+  for field, value, readers in (('target', settings.target, ('compile', 'targets')),
+                                ('largest', settings.largest, ('compile',))):
+    require(not value or name in readers, field, value, f'{name} does not read it', 'leave it out')
   return MEASUREMENTS[name](settings)
 
 
@@ -137,7 +140,12 @@ def _compile_for(machine: machines.Machine, settings: Settings) -> dict:
     settings = dataclasses.replace(settings, config=speed.on_accelerators(settings.config))
   subject = _of_config(settings, runs=False)
   compiled.check(subject, machine, settings.largest)
-  return compiled.account(subject, machine, machines.devices(machine), settings.largest)
+  account = compiled.account(subject, machine, machines.devices(machine), settings.largest)
+  loops, calls = account.get('unknown_loops', 0), account.get('unknown_calls') or {}
+  require(settings.table is None or not (loops or calls), 'measured', f'{settings.table}',
+          f'the counts are too low for a table: the program has {loops} loops of unknown length, '
+          f'and calls of unknown work ({", ".join(calls) or "none"})', 'leave it out')
+  return account
 
 
 def _precision(settings: Settings) -> dict:

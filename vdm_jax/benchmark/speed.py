@@ -152,7 +152,7 @@ def make_update(subject: Subject, accumulate: int = 1) -> Update:
 # -------------------------------------------------------------------- work
 
 
-def _written_out(subject: Subject) -> Subject:
+def written_out(subject: Subject) -> Subject:
   config = subject.config.copy_and_resolve_references()
   with config.unlocked():
     config.model.update(_WRITTEN_OUT)
@@ -177,12 +177,12 @@ def lowered_step(subject: Subject) -> jax.stages.Lowered:
 
 def step_flop(subject: Subject) -> float:
   """Floating-point operations of a training step on the global batch."""
-  return _flop(lowered_step(_written_out(subject)))
+  return _flop(lowered_step(written_out(subject)))
 
 
 def evaluation_flop(subject: Subject, size: int) -> float:
   """Floating-point operations of one evaluation of the network for `size` images."""
-  subject = _written_out(subject)
+  subject = written_out(subject)
 
   def evaluate(params, z, batch, key):
     m = denoising(subject, params)

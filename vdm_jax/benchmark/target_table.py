@@ -13,7 +13,7 @@ import tqdm
 
 from vdm_jax import measured
 from vdm_jax.benchmark import compiled, machines, memory
-from vdm_jax.errors import InputError
+from vdm_jax.errors import require
 
 CONFIGS = (*memory.PUBLISHED, 'imagenet/dit:DiT-XL/2', 'published/latent:stable-diffusion-v1')
 MACHINES = ('h200', 'h200x8', 'v5e:4x4', 'v5p:4x4x4', 'v6e:16x16')
@@ -53,6 +53,12 @@ def command(name: str, file: str | Path, script: Path, configs: Path) -> list[st
           f'--target={machine}', '--largest', f'--measured={file}', f'--row={name}']
 
 
+def check_target(target: str) -> None:
+  """Raises InputError unless the table has this machine; '': all its machines."""
+  require(target in ('', *MACHINES), 'target', target, 'the table has no such machine',
+          f'name one of {", ".join(MACHINES)}')
+
+
 def fill(file: str | Path, script: Path, configs: Path, target: str = '',
          run: Callable[[Sequence[str]], int] | None = None) -> dict:
   """Fills the open rows of the table in `file`.
@@ -63,14 +69,16 @@ def fill(file: str | Path, script: Path, configs: Path, target: str = '',
     target: only the rows of this machine; '': of all.
     run: runs a command and returns its exit status.
 
-  A row whose command fails stays open, and the next one is tried.  Raises InputError if no open row
-  is of this machine.
+  A row whose command fails stays open, and the next one is tried.  Raises InputError if the file is
+  another table, or if the compiler for a machine of the open rows is not installed.
   """
-  run = run or (lambda words: subprocess.run(words, stdout=subprocess.DEVNULL).returncode)
+  require(measured.read(file).columns == cells()[0], 'measured', str(file), 'it is another table',
+          'name a new file, or the table that this command made')
   names = open_rows(file, target)
-  if target and target not in MACHINES:
-    raise InputError('target', target, 'the table has no such machine',
-                     f'name one of {", ".join(MACHINES)}')
+  if run is None:
+    for machine in dict.fromkeys(rows()[name][1] for name in names):
+      machines.require_compiler(machines.machine(machine))
+    run = lambda words: subprocess.run(words, stdout=subprocess.DEVNULL).returncode
   failed = []
   with tqdm.tqdm(names, desc='rows', unit='row', dynamic_ncols=True) as bar:
     for name in bar:

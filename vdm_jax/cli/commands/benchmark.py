@@ -7,7 +7,7 @@ from absl import flags
 
 from vdm_jax import cli
 from vdm_jax.benchmark import measurements, report, target_table
-from vdm_jax.errors import InputError
+from vdm_jax.errors import InputError, require
 
 CONFIG = cli.config_flag()
 WORKDIR = cli.run_directory('eval, sample, pairs, codec, precision: a run, instead of --config.')
@@ -56,6 +56,9 @@ def main(configs: Path, arguments: Sequence[str]):
                      'options as --name=value)')
   cli.check_row(MEASURED.value, ROW.value)
   fills = arguments[0] == 'targets'  # and writes each row itself
+  if fills:
+    target_table.check_target(TARGET.value)
+    require(not ROW.value, 'row', ROW.value, 'targets fills all open rows', 'leave it out')
   if fills and MEASURED.value and not Path(MEASURED.value).exists():
     cli.keep(MEASURED.value, 'benchmark.py targets', target_table.cells())
   result = measurements.measure(arguments[0], _settings(configs))
