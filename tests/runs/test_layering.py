@@ -43,6 +43,8 @@ ROOMS = {
     'data': ['errors', 'machine'],
     'train': ['typing', 'errors', 'random', 'machine'],
 }
+# Parameters that render to pictures.
+ROOMS['scenes'] = ['typing', 'errors']
 ROOMS['systems'] = list(ROOMS)
 ROOMS['recipes'] = []
 # What the estimates of `likelihood` say of a run, and what must hold between them.

@@ -35,6 +35,8 @@ NEEDS = {
     'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
     'edit': Need((Denoises,), 'edit images by it', _DIFFUSION),
     'restore': Need((Denoises,), 'restore images by it', _DIFFUSION),
+    'distil_scene': Need((Denoises,), 'teach a scene',
+                         'name a run of configs/text/glide_shapes.py'),
     'purify': Need((Denoises,), 'bring images back from noise', _DIFFUSION),
     'make_pairs': Need((Denoises,), 'make pairs', _DIFFUSION),
     'compare_samplers': Need((Denoises,), 'compare samplers', _DIFFUSION),
