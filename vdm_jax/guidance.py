@@ -5,9 +5,9 @@ the eps of an estimate always change together: z = alpha x + sigma eps holds aft
 wherever it held before.  A wrapper keeps `extra`.
 
   limits on x_hat             `clip`, `dynamic_threshold`
-  a known part of x           `known`
+  a known part of x           `known`, `pinned`
   another condition           `conditioned_on`
-  guidance                    `classifier`, `classifier_free`
+  guidance                    `classifier`, `classifier_free`, `composed`
   guidance at some levels     `guided_between` two values of log-SNR
 
 Wrappers nest, and the outermost wrapper acts last.  Guidance extrapolates, so clip its result
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from vdm_jax.errors import InputError, require
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Estimate, Level, Model, PyTree
 
-__all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'conditioned_on',
-           'dynamic_threshold', 'guided_between', 'known', 'label_gradient', 'parse', 'revise',
-           'untold']
+__all__ = ['Guidance', 'classifier', 'classifier_free', 'clip', 'composed', 'conditioned_on',
+           'dynamic_threshold', 'guided_between', 'known', 'label_gradient', 'parse', 'pinned',
+           'revise', 'untold']
 
 
 def revise(estimate: Estimate, x: Array, level: Level) -> Estimate:
@@ -87,6 +87,26 @@ def known(denoise: Denoiser, part: Callable[[PyTree], tuple[ArrayLike, ArrayLike
   return completed
 
 
+def pinned(denoise: Denoiser, y: ArrayLike, mask: ArrayLike) -> Denoiser:
+  """A part of x is known to the network: it reads y there, without noise, at all levels.
+
+  So the estimate of the rest is conditioned on y, as far as the network was trained to be read so.
+  Janner et al. (2022) and Ajay et al. (2023) overwrite the first state of a plan in this way, in
+  training and in sampling.  There the estimate of x is y, with the eps that belongs to it at z.  So
+  any sampler may be used, and it needs no step of its own.
+
+  y, mask: bool, broadcast to z.  y may be anything where the mask is false.
+  """
+  def completed(z, level, cond=None):
+    wide = level.expand(z)
+    estimate = denoise(jnp.where(mask, y, z), level, cond)
+    sigma = jnp.where(wide.sigma > 0.0, wide.sigma, 1.0)
+    eps = jnp.where(wide.sigma > 0.0, (z - wide.alpha * jnp.where(mask, y, 0.0)) / sigma, 0.0)
+    return estimate._replace(x=jnp.where(mask, y, estimate.x),
+                             eps=jnp.where(mask, eps, estimate.eps))
+  return completed
+
+
 # ------------------------------------------------------ what it is led to
 
 
@@ -108,6 +128,30 @@ def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: ArrayLike
     with_label, without = conditional(z, level, cond), unconditional(z, level, cond)
     return with_label._replace(x=with_label.x + w * (with_label.x - without.x),
                                eps=with_label.eps + w * (with_label.eps - without.eps))
+  return guided
+
+
+def composed(unconditional: Denoiser, conditionals: Sequence[Denoiser], weights: Sequence[ArrayLike]
+             ) -> Denoiser:
+  """eps = eps_u + sum_i w_i (eps_i - eps_u): several conditions at once, by their estimates.
+
+  Liu et al. (2022), composable diffusion; Ajay et al. (2023), eq. 8, for constraints and skills.
+  With w_i = 1 the score is that of p(z) prod_i p(c_i | z), in which the conditions are independent
+  given z; a weight below 0 leads away from a condition.  One condition of weight w is
+  `classifier_free` of weight w - 1.  `extra` comes from the unconditional denoiser.
+
+  Raises InputError unless there is a weight for each condition.
+  """
+  require(len(weights) == len(conditionals), 'weights', len(weights),
+          f'there are {len(conditionals)} conditions', 'give one for each')
+
+  def guided(z, level, cond=None):
+    base = unconditional(z, level, cond)
+    x, eps = base.x, base.eps
+    for one, w in zip(conditionals, weights, strict=True):
+      estimate = one(z, level, cond)
+      x, eps = x + w * (estimate.x - base.x), eps + w * (estimate.eps - base.eps)
+    return base._replace(x=x, eps=eps)
   return guided
 
 

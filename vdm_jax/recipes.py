@@ -7,7 +7,7 @@ official VDM code for CIFAR-10.
 import ml_collections
 
 __all__ = ['Config', 'IMAGES', 'captions', 'cifar10', 'digits', 'fine_tuning', 'forecasts',
-           'imagenet', 'mnist', 'plane', 'published', 'short', 'students']
+           'imagenet', 'mnist', 'plane', 'plans', 'published', 'short', 'students']
 
 Config = ml_collections.ConfigDict
 
@@ -109,6 +109,22 @@ def forecasts(config: Config, name: str, *, steps: int = 5000) -> Config:
   config.train.update(steps=steps, log_every=50, validate_every=steps // 10,
                       checkpoint_every=steps // 10, pictures_every=0, keep=2,
                       splits=('validation', 'test'), validation_repeats=4)
+  return config
+
+
+def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
+  """Windows of episodes: batches of 64 and a learning rate that falls to 0.
+
+  name: the file, as in `config.data.name`.  The last 2,000 training windows are held out, which are
+  whole episodes but for a part of one.
+  """
+  config.data.update(name=name, validation=2000, batch_size=64)
+  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps,
+                          b2=0.999, weight_decay=0.0, clip_norm=1.0)
+  config.ema = {'ema': 1.0 - 20.0 / steps}  # of a twentieth of the run
+  config.train.update(steps=steps, log_every=50, validate_every=steps // 5,
+                      checkpoint_every=steps // 5, pictures_every=0, keep=2,
+                      splits=('validation', 'test'), validation_repeats=1)
   return config
 
 

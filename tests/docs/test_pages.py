@@ -287,7 +287,8 @@ def fields_of_configs() -> set[str]:
   return {f'{room}.{field}' for config in chosen for room in config
           if hasattr(config[room], 'keys') for field in config[room]} | {
               'model.label_dropping', 'model.clip'} | {
-                  f'data.series.{field}' for field in series.data.series}
+                  f'data.{part}.{field}' for part in ('series', 'episodes')
+                  for field in series.data[part]}
 
 
 def imports(dotted: str) -> bool:

@@ -26,6 +26,7 @@ from absl import flags, logging
 
 from vdm_jax.data import (
   augmentation,
+  episodes,
   fields,
   fingerprints,
   images,
@@ -67,6 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
       'batch_size': 128,   # of all processes together
       'seed': 0,           # of the order and the augmentation
       'series': series.default_config(),  # windows of time series: see vdm_jax/data/series.py
+      'episodes': episodes.default_config(),  # windows of episodes: see vdm_jax/data/episodes.py
       'augment': False,    # changes of x, and the field 'augmented' that says so
       'augmentation': 'flips_and_turns',  # which ones: see vdm_jax/data/augmentation.py
       'latents': '',       # a folder of the training images' latents, which a diffusion of latents
@@ -156,7 +158,8 @@ class Data:
 
     If shape and levels are configured, nothing is read.  The Spec then has an image, a label if
     there are classes, and a text for each further name in `fields` if the settings of texts are
-    complete.  Nothing is read for time series either, if their columns are configured.
+    complete.  Nothing is read for time series either, if their columns are configured, nor for
+    episodes if their maps are.
 
     Found levels are 256 for pixels if any pixel exceeds 127.  Otherwise they are the largest value
     plus one, over all splits.  For a known TFDS data set that is not prepared, TFDS's declaration
@@ -167,6 +170,10 @@ class Data:
       spec = fields.from_config(c.name, c.found, c.get('merges', ''))
     elif (windows := series.settings(c)).columns:
       spec = Spec(c.name, series.declared(windows, len(windows.columns)))
+    elif (plans := episodes.settings(c)).observations and plans.actions and (
+        len(plans.widths) == len(plans.told)):
+      sizes = len(plans.observations), len(plans.actions)
+      spec = Spec(c.name, episodes.declared(plans, sizes, plans.widths))
     elif c.shape and c.levels:
       spec = fields.of_images(c.name, c.shape, c.levels, c.classes, x=self._x_name)
       texts = [name for name in c.get('fields', ()) if name not in (spec.x.name, fields.LABEL)
@@ -345,7 +352,7 @@ class Data:
     c = self.config
     store = self._chosen(stores.open_store(
         c.name, c.data_dir, c.image_size, c.get('fields', ()), self._texts,
-        series.settings(c)))
+        series.settings(c), episodes.settings(c)))
     shape = store.fields[0].shape
     if not shape:
       raise InputError('config.data.name', c.name, f'its first field, {store.fields[0].name}, has '

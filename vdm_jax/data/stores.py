@@ -12,6 +12,7 @@
   `./pairs`                    a folder of pairs of noise and sample: see `pairs`
   `x.npy`, `x.npz`             arrays: images, points, sequences, labels, texts: see `arrays`
   `x.csv`, `x.npy`, `x.npz`    time series, if config.data.series has windows: see `series`
+  `x.npz`                      episodes, if config.data.episodes has windows: see `episodes`
   anything else                a TFDS name: `cifar10`, `mnist`, `downsampled_imagenet/32x32`: see
                                `records`
 
@@ -25,6 +26,7 @@ from vdm_jax.data import (
   arrays,
   captions,
   emoji,
+  episodes,
   expressions,
   folders,
   formulas,
@@ -42,11 +44,13 @@ from vdm_jax.errors import InputError
 
 def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Sequence[str] = (),
                texts: tokenisers.Settings = tokenisers.BYTES,
-               windows: series.Windows = series.NONE) -> Store:
+               windows: series.Windows = series.NONE,
+               plans: episodes.Windows = episodes.NONE) -> Store:
   """Finds the data set `name` and reads its headers, not its images (see the module's table).
 
   fields: the names of the requested fields, x first.  Empty means all fields, or image and label
-  for TFDS.  texts: how texts become tokens.  windows: of time series, which the file then holds.
+  for TFDS.  texts: how texts become tokens.  windows: of time series, which the file then holds;
+  plans: of episodes.
 
   Raises NotPrepared or FileNotFoundError if the data set is missing.  Raises InputError if it
   cannot be used, or if no data set can have that name.
@@ -64,6 +68,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return captions.open_digits(data_dir, image_size, texts)
   if windows.history:
     return series.open_series(path, windows)
+  if plans.horizon:
+    return episodes.open_episodes(path, plans)
   if name.endswith('.csv'):
     raise InputError('config.data.name', name, 'a .csv file holds time series, and this config has '
                      'no windows of them', 'take a config of forecasts '

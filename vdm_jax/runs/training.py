@@ -11,7 +11,7 @@ import rich.table
 from absl import logging
 
 from vdm_jax import data, random, samplers
-from vdm_jax.data import pairs, series
+from vdm_jax.data import episodes, pairs, series
 from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.machine import config_files, files
 from vdm_jax.nn import lpips
@@ -72,6 +72,8 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
     if (windows := series.settings(config.data)).history:  # later commands read other files too
       config.data.series.columns = series.column_names(
           str(Path(config.data.name).expanduser()), windows)
+    if (plans := episodes.settings(config.data)).horizon:
+      config.data.episodes.update(episodes.found(config.data.name, plans, config.data.validation))
   init_from = init_from and str(files.run_directory('init_from', init_from).absolute())
   first_stage = stages.settle(config, spec, directory, init_from)
   code = workdir.source(config_file)

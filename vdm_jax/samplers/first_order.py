@@ -88,7 +88,8 @@ def noisier_ddim(denoise: Denoiser, process: Process) -> Sampler:
 
 def ancestral(denoise: Denoiser, process: Process,
               share: float | Callable[[Estimate], Array] = 0.0,
-              gradient: Callable[[Array, Level], Array] | None = None) -> Sampler:
+              gradient: Callable[[Array, Level], Array] | None = None,
+              temperature: float = 1.0) -> Sampler:
   """z_s ~ N(mean of q(z_s | z_t, x = x_hat), beta^v beta_tilde^(1 - v)) with v = `share`.
 
   beta_tilde = sigma_s^2 tau is the variance of the posterior; beta = sigma_t^2 tau is the variance
@@ -104,6 +105,9 @@ def ancestral(denoise: Denoiser, process: Process,
   gradient: (z_t, level of t) -> [B, ...], for guidance; the mean moves by variance x gradient.
   Dhariwal and Nichol (2021), algorithm 1; Nichol et al. (2021), section 2.4, with CLIP.
   `guidance.classifier` moves it by (alpha_s / alpha_t) beta x gradient, whatever v.
+
+  temperature: a factor of the noise of every step.  Ajay et al. (2023) halve it, and the noise of
+  z_1 too: see `sampling.tempered`.
   """
   def step(keys, z, t, s, _):
     at_t, at_s = process(t), process(s)
@@ -117,5 +121,5 @@ def ancestral(denoise: Denoiser, process: Process,
     mean = at_s.alpha * estimate.x + at_s.sigma * eps_scale * estimate.eps
     if slope is not None:
       mean += jnp.square(std) * slope
-    return mean + std * random.normal(random.stream(keys, 'noise'), z)
+    return mean + temperature * std * random.normal(random.stream(keys, 'noise'), z)
   return Sampler(step)
