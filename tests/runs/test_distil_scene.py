@@ -86,21 +86,20 @@ def test_a_stopped_scene_goes_on_to_the_same_bits(run, tmp_path, monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize('scene', ['image', 'mlp'])
 def test_a_picture_shows_its_caption(exact, tmp_path, scene):
-  """Without guidance an exact model leads to a mode: a picture of the caption, in some place."""
-  result = distil(exact, tmp_path / 'a.png', ['a small blue cross on grey'], scene=scene,
-                  guidance=0.0, steps=600, batch_size=4, rate=0.02)
-  [line] = [line for line in scenes.report(result) if line.startswith('from 0')]
-  assert 'a small blue cross on grey at row' in line and 'as told' in line
+  """With guidance the colours of an exact model are too strong, and its shapes are in one place."""
+  text = 'a large blue cross on grey'
+  result = distil(exact, tmp_path / 'a.png', [text], scene=scene, steps=400, batch_size=4,
+                  rate=0.02)
+  assert [row[2] for row in scenes.verdicts(result)[1:]] == [text]
+  assert ', as told; ' in scenes.report(result)[2]
   assert result.turntable.shape == (1, 16, 16, 3)
 
 
 @pytest.mark.long
 def test_a_scene_shows_another_picture_from_another_side(exact, tmp_path):
-  result = distil(exact, tmp_path / 'a.png', guidance=0.0, steps=1000, batch_size=4)
-  lines = scenes.report(result)[2:]
-  assert [line.split(': ')[1].split(' at ')[0] for line in lines] == [
+  result = distil(exact, tmp_path / 'a.png', guidance=0.0, steps=400, batch_size=4)
+  assert [row[2] for row in scenes.verdicts(result)[1:]] == [
       text.partition('=')[2] for text in TOLD]
-  assert all('as told' in line for line in lines)
 
 
 def test_views_are_read_from_texts():
@@ -132,9 +131,9 @@ def test_bad_input_is_refused_before_anything_is_compiled(run, tmp_path, monkeyp
 
 
 @pytest.mark.long
-def test_the_command_says_what_is_wrong_in_one_line_and_what_it_made(exact, tmp_path):
+def test_the_command_says_what_is_wrong_in_one_line_and_what_it_made(run, tmp_path):
   def command(*flags):
-    return subprocess.run([sys.executable, 'scripts/distil_scene.py', f'--workdir={exact}',
+    return subprocess.run([sys.executable, 'scripts/distil_scene.py', f'--workdir={run}',
                            f'--out={tmp_path}/a.png', *flags], cwd=ROOT, capture_output=True,
                           text=True)
   wrong = command('--view=0=a large pink disk on white')

@@ -24,7 +24,7 @@ from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.scenes import Scene
 from vdm_jax.typing import Array, Model, PyTree
 
-__all__ = ['Result', 'View', 'distil', 'picture', 'report', 'view']
+__all__ = ['Result', 'View', 'distil', 'picture', 'report', 'verdicts', 'view']
 
 CHUNK = 50  # steps after which the state is kept, and in the mean of an error
 
@@ -94,7 +94,7 @@ def _require_teacher(trained: workdir.Trained, guidance: float, directory: Path)
 
 
 def distil(directory: str | Path, out: str | Path, views: Sequence[View], *, scene: str = 'voxels',
-           guidance: float = 10.0, steps: int = 1000, batch_size: int = 8,
+           guidance: float = 3.0, steps: int = 1000, batch_size: int = 8,
            rate: float | None = None, jitter: float = 0.0, first: float = 0.02, last: float = 0.98,
            frames: int = 12, seed: int = 0, judge: bool | None = None, average: str = '',
            step: int | str = 'latest', overwrite: bool = False, data_dir: str = '',
@@ -272,11 +272,23 @@ def _lines(result: Result) -> Iterator[str]:
   yield (f'{result.evaluations:,} evaluations of the network; w (eps_hat - eps)^2 is '
          f'{result.errors[0]:.4f} in the first {CHUNK} steps, {result.errors[-1]:.4f} in the last')
   yield f'x is from {low:.2f} to {high:.2f}; data are from -1 to 1'
-  if not result.judged:
-    return
+  if result.judged:
+    for angle, told, shows, row, column, distance in verdicts(result)[1:]:
+      verdict = 'as told' if shows == told else f'and was told {told!r}'
+      yield (f'from {angle} degrees: {shows} at row {row}, column {column}, {verdict}; '
+             f'{distance} from that picture')
+
+
+def verdicts(result: Result) -> list[list[str]]:
+  """A table as cells: the judge's words on each view, below a header.
+
+  The judge names the picture of `shapes` that is nearest to what is shown, and says how far it is
+  in Euclidean distance, with pixels in [-1, 1].
+  """
+  rows = [['degrees', 'told', 'shown', 'row', 'column', 'distance']]
   named = judge_of_shapes.name(result.shown)
   for each, caption, place, distance in zip(result.views, *named, strict=True):
-    shows, (row, column) = shapes.CAPTIONS[caption], shapes.PLACES[place]
-    verdict = 'as told' if shows == each.text else f'and was told {each.text!r}'
-    yield (f'from {each.degrees:g} degrees: {shows} at row {row}, column {column}, {verdict}; '
-           f'{distance:.2f} from that picture')
+    row, column = shapes.PLACES[place]
+    rows.append([f'{each.degrees:g}', each.text, shapes.CAPTIONS[caption], f'{row}', f'{column}',
+                 f'{distance:.2f}'])
+  return rows

@@ -2,6 +2,7 @@
 from absl import flags
 
 from vdm_jax import cli
+from vdm_jax.errors import require
 from vdm_jax.runs import scenes
 from vdm_jax.scenes import SCENES
 
@@ -14,7 +15,7 @@ VIEW = flags.DEFINE_multi_string('view', None, 'What the scene should show from 
                                  'side.')
 SCENE = flags.DEFINE_string('scene', 'voxels', f'One of {", ".join(SCENES)}.  Only voxels look '
                             'different from different sides.')
-GUIDANCE = flags.DEFINE_float('guidance', 10.0, 'The weight of classifier-free guidance; 0: none.')
+GUIDANCE = flags.DEFINE_float('guidance', 3.0, 'The weight of classifier-free guidance; 0: none.')
 STEPS = flags.DEFINE_integer('steps', 1000, 'Steps of Adam.')
 BATCH_SIZE = cli.batch_size(8, 'Pictures of the scene in a step, of all views in turn.')
 RATE = flags.DEFINE_float('rate', None, 'The learning rate of Adam.  Default: 0.005 for mlp, '
@@ -28,11 +29,17 @@ JUDGE = flags.DEFINE_bool('judge', None, 'Whether the judge of shapes names what
                           'Default: only if the data of the run are shapes.')
 SEED = cli.seed('the noise')
 OF_RUN = cli.of_run()
+MEASURED = cli.measured()
 
 
 def main():
+  require(not MEASURED.value or JUDGE.value is not False, 'measured', MEASURED.value,
+          'the table holds the words of the judge', 'leave out --judge=false')
   result = scenes.distil(WORKDIR.value, OUT.value, [scenes.view(text) for text in VIEW.value],
-                         **cli.values(SCENE, GUIDANCE, STEPS, BATCH_SIZE, RATE, JITTER, FIRST, LAST,
-                                      FRAMES, JUDGE, SEED, OVERWRITE, *OF_RUN))
+                         judge=True if MEASURED.value else JUDGE.value, **cli.values(
+                             SCENE, GUIDANCE, STEPS, BATCH_SIZE, RATE, JITTER, FIRST, LAST, FRAMES,
+                             SEED, OVERWRITE, *OF_RUN))
   print('\n'.join(scenes.report(result)))
+  if MEASURED.value:
+    cli.keep(MEASURED.value, 'What a scene shows from each side', scenes.verdicts(result))
   cli.wrote(OUT.value, OUT.value.removesuffix('.png') + '.npz')
