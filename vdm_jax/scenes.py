@@ -22,6 +22,7 @@ from flax import linen as nn
 
 from vdm_jax.errors import require, require_choice
 from vdm_jax.typing import Array, PyTree
+from vdm_jax.values import Bound
 
 __all__ = ['Coordinates', 'SCENES', 'Scene', 'composite', 'image', 'mlp', 'named', 'quarters',
            'turned', 'voxels']
@@ -72,7 +73,7 @@ def mlp(shape: tuple[int, ...], net: Coordinates | None = None) -> Scene:
   places = lambda: jnp.stack(jnp.meshgrid(side(height), side(width), indexing='ij'), axis=-1)
 
   def render(theta, angles):
-    x = jnp.tanh(net.apply({'params': theta}, places()))
+    x = jnp.tanh(Bound(theta, net)(places()))
     return jnp.broadcast_to(x, (*angles.shape, *shape))
   return Scene(lambda key: net.init(key, places())['params'], render, False, 0.005)
 

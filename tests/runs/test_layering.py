@@ -44,7 +44,7 @@ ROOMS = {
     'train': ['typing', 'errors', 'random', 'machine'],
 }
 # Parameters that render to pictures.
-ROOMS['scenes'] = ['typing', 'errors']
+ROOMS['scenes'] = ['typing', 'values', 'errors']
 ROOMS['systems'] = list(ROOMS)
 ROOMS['recipes'] = []
 # What the estimates of `likelihood` say of a run, and what must hold between them.

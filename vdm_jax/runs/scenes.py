@@ -214,7 +214,7 @@ def _optimised(trained: workdir.Trained, scene: Scene, key: Array, told: PyTree,
               about['rate'], f'the scene is not finite after {until} steps', 'give a smaller one')
       errors = state.errors.copy()
       errors[before // CHUNK] = error
-      state = _State(theta, optimizer, np.int32(until), errors)
+      state = _State(theta, optimizer, np.array(until, np.int32), errors)
       files.save_npz(file, **{f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(state))})
       bar.update(until - before)
       bar.set_postfix_str(f'error {error:.4f}', refresh=False)
