@@ -37,6 +37,7 @@ from vdm_jax.samplers import (
   grids,
   langevin,
   predictor_corrector,
+  recovery,
   runge_kutta,
   splitting,
   taylor,
@@ -262,6 +263,9 @@ SAMPLERS: dict[str, Entry] = {
     'annealed_langevin': Entry(_SCORE, 'Song and Ermon (2019, 2020)',
                                partial(langevin.annealed_langevin, n_steps=5), evaluations=5,
                                use='NCSN; hundreds of levels', stochastic=True),
+    'recovery': Entry(_SCORE, 'Gao et al. (2021), 30 Langevin moves a step', recovery.recovery,
+                      evaluations=30, use='energies trained by recovery likelihood, one step for '
+                      'each of their levels', stochastic=True),
     'pc_ancestral': Entry(_SCORE, _SONG, _corrected(first_order.ancestral,
                                                     langevin.langevin_corrector), evaluations=2,
                           use='predictor-corrector, hundreds of steps', stochastic=True),

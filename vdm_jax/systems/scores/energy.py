@@ -19,6 +19,7 @@ Only at sigma = 0 is the sum of two energies the energy of the product of the da
 noise does not commute with products.  So reverse steps with the sum do not draw from the product,
 but Markov chains do (Du et al. 2023, `Reduce, Reuse, Recycle`).
 """
+import math
 from collections.abc import Callable
 
 import jax
@@ -27,10 +28,11 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import processes, targets, weightings
+from vdm_jax.errors import require
 from vdm_jax.samplers import langevin
 from vdm_jax.systems.scores import score_sde
 from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Level, Process, PyTree, Schedule
-from vdm_jax.units import sum_over_data
+from vdm_jax.units import log_mean_exp, sum_over_data
 
 # (z [B, ...], level, cond=None) -> nats [B], up to a number for each level
 Energy = Callable[..., Array]
@@ -110,6 +112,20 @@ def log_weights(denoise: Denoiser, process: Process, keys: Array, like: Array, t
   steps = jnp.arange(len(times) - 1), at(slice(-1)), at(slice(1, None))
   (z, log_w), _ = jax.lax.scan(step, (prior, log_density(prior, at(0)) - log_prior), steps)
   return log_w, z
+
+
+def log_normaliser(log_weights: Array) -> tuple[Array, Array]:
+  """log Z_0 from the log weights [B] of independent chains, and its standard error.
+
+  The estimate is the log of a mean, and so below log Z_0 on average, by about half the square of
+  its error.  The error is of first order, std(w) / (mean(w) sqrt(B)).  If it is above some 0.3,
+  few chains have most of the weight, and neither number is trustworthy: take more times or moves.
+  Raises InputError for fewer than two chains.
+  """
+  n = log_weights.shape[0]
+  require(n > 1, 'log_weights', n, 'one chain has no standard error', 'give the weights of more')
+  log_z = log_mean_exp(log_weights)
+  return log_z, jnp.std(jnp.exp(log_weights - log_z), ddof=1) / math.sqrt(n)
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: Schedule,
