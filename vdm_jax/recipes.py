@@ -6,8 +6,8 @@ official VDM code for CIFAR-10.
 """
 import ml_collections
 
-__all__ = ['Config', 'IMAGES', 'captions', 'cifar10', 'digits', 'fine_tuning', 'forecasts',
-           'imagenet', 'mnist', 'plane', 'plans', 'published', 'short', 'students']
+__all__ = ['Config', 'IMAGES', 'captions', 'chorales', 'cifar10', 'digits', 'fine_tuning',
+           'forecasts', 'imagenet', 'mnist', 'plane', 'plans', 'published', 'short', 'students']
 
 Config = ml_collections.ConfigDict
 
@@ -125,6 +125,23 @@ def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
   config.train.update(steps=steps, log_every=50, validate_every=steps // 5,
                       checkpoint_every=steps // 5, pictures_every=0, keep=2,
                       splits=('validation', 'test'), validation_repeats=1)
+  return config
+
+
+def chorales(config: Config, name: str = 'chorales', *, steps: int = 2000) -> Config:
+  """Windows of chorales: batches of 64 and a learning rate that falls to 0, with weight decay.
+
+  name: as in `config.data.name`.  The last 200 training windows are held out: pieces of their own,
+  but for one.
+  """
+  config.data.update(name=name, fields=('pitches',), shape=(32, 4, 1), levels=128, validation=200,
+                     batch_size=64)
+  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps,
+                          b2=0.99, weight_decay=0.05, clip_norm=1.0)
+  config.ema = {'ema': 1.0 - 20.0 / steps}  # of a twentieth of the run
+  config.train.update(steps=steps, log_every=50, validate_every=steps // 6,
+                      checkpoint_every=steps // 6, pictures_every=0, keep=2,
+                      splits=('validation', 'test'), validation_repeats=4)
   return config
 
 

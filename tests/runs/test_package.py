@@ -14,8 +14,9 @@ import vdm_jax
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-# A choice of machine, a rendering of the docs or one more number, which the lock leaves open.
-NOT_LOCKED = {'cuda13', 'tpu', 'docs', 'ssim'}
+# A choice of machine, a rendering of the docs, one more number or a format of music, which the lock
+# leaves open.
+NOT_LOCKED = {'cuda13', 'tpu', 'docs', 'ssim', 'music'}
 PYTHONS = ['3.11', '3.12', '3.13']
 
 

@@ -44,6 +44,7 @@ def names() -> list[str]:
       'cifar10/augmented': [':open', ':paper'], 'cifar10/ddpm': [':published', ':small'],
       'imagenet/vdm': [':32', ':64'], 'imagenet/dit': [':DiT-XL/2', ':DiT-S/8'],
       'applications/greensboro': [':chain', ':flow'],
+      'applications/chorales': [':eighths', ':quarters'],
       'text/markup': [':teacher_forced', ':scheduled'],
       'text/latent_shapes': [':autoencoder', ':latent'],
       'text/captioner': [':teacher_forcing', ':scheduled', ':imitation'],

@@ -1,8 +1,9 @@
-"""CIFAR-10, MNIST and the digits as TFDS writes them, without TensorFlow; emoji from a font.
+"""CIFAR-10, MNIST and the digits as TFDS writes them; emoji from a font; chorales from music21.
 
-The builders of CIFAR-10 and MNIST in TFDS call TensorFlow only to open files and to encode images.
-Here the same builders read the official archives by `tarfile` and `gzip`, and Pillow encodes the
-images.  Names, versions, features, keys (and so the shuffled order) and file layout are as in TFDS.
+Nothing here needs TensorFlow.  The builders of CIFAR-10 and MNIST in TFDS call it only to open
+files and to encode images.  Here the same builders read the official archives by `tarfile` and
+`gzip`, and Pillow encodes the images.  Names, versions, features, keys (and so the shuffled order)
+and file layout are as in TFDS.
 """
 import gzip
 import hashlib
@@ -19,7 +20,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from vdm_jax.data import emoji, records, stores
+from vdm_jax.data import chorales, emoji, records, stores
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
@@ -60,6 +61,8 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
                      remedy=records.how_to_prepare(name, records.data_directory(data_dir)))
   if name == 'emoji':
     return _emoji(data_dir, places)
+  if name == 'chorales':
+    return _chorales(data_dir)
   from vdm_jax.data import builders
   builder = records.tfds_builder(name, data_dir)
   if builder.info.splits:
@@ -89,6 +92,18 @@ def _emoji(data_dir: str, places: Sequence[str]) -> str:
   folder = emoji.write(emoji.read(*chosen), data_dir)
   used = ', '.join(f'{os.path.basename(path)} (sha256 {_sha256(path)})' for path in chosen)
   return f'emoji is prepared in {folder} from {used}'
+
+
+def _chorales(data_dir: str) -> str:
+  """Prepares `chorales` from the package music21, and names the checksums of the grids."""
+  pieces = chorales.read()
+  path = chorales.write(pieces, data_dir)
+  lines = [f'chorales is prepared in {path}: {len(pieces.lengths)} pieces']
+  for what, found in chorales.checksums(pieces).items():
+    known = chorales.KNOWN[what]
+    lines.append(f'{what}: sha256 {found}, ' + ('as expected' if found == known else
+                 f'expected {known}: another version of music21, whose results differ a little'))
+  return '\n'.join(lines)
 
 
 def _obtain(name: str, archives: Sequence[Archive], places: Sequence[str],

@@ -5,6 +5,7 @@
   `shapes`, `shapes:held_out`  captioned shapes of 16 x 16 pixels: see `shapes`
   `expressions`                pictures of expressions of shapes: see `expressions`
   `emoji`, `emoji:held_out`    emoji and their names, prepared from a font: see `emoji`
+  `chorales`, `chorales:...`   windows of Bach's chorales, prepared from music21: see `chorales`
   `captioned_digits`           `digits` with the field `caption`, 'zero' .. 'nine': see `captions`
   `swirl`, `swiss_roll`, ...   points in the plane, binary sequences: see `formulas`
   `./photos`, `/data/photos`   a folder of images (any name with a leading `.`, `/` or `~`):
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 from vdm_jax.data import (
   arrays,
   captions,
+  chorales,
   emoji,
   episodes,
   expressions,
@@ -64,6 +66,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return expressions.open_expressions(texts)
   if name in emoji.FILES:
     return emoji.open_emoji(name, data_dir, texts)
+  if name in chorales.STEPS:
+    return chorales.open_chorales(name, data_dir)
   if name == 'captioned_digits':
     return captions.open_digits(data_dir, image_size, texts)
   if windows.history:

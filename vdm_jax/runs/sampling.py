@@ -23,7 +23,7 @@ from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
 from vdm_jax.machine import devices, files
-from vdm_jax.runs import needs, pictures, steering, workdir
+from vdm_jax.runs import needs, notation, pictures, steering, workdir
 from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers import analytic, catalogue
 from vdm_jax.samplers.catalogue import Method
@@ -41,6 +41,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
            tile: int | None = None, overlap: int | None = None,
            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
   """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
+
+  Of music, a .png shows piano rolls, and a .mid holds the notes of all pieces one after another.
 
   If `out` is an .npz of the same settings and weights, sampling continues until it has `count`
   images.  Any other existing file is refused, unless `overwrite`.  The text of a .png says what the
@@ -76,6 +78,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   model = needs.require(at(trained.params), 'sample', directory)
   x = needs.data_field(model, spec)
   _check_sizes(count, batch_size, x)
+  require(out.suffix != '.mid' or notation.is_music(x), 'out', str(out), 'the samples of this '
+          'model are not music', 'choose a .png or an .npz')
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
     _check_own(directory, method, trace, label, guided or clip, condition or prompts or tile)
@@ -169,7 +173,9 @@ def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_si
                  overwrite: bool) -> tuple[Path, Path | None]:
   """The paths of both files.  Raises InputError for a file that cannot be written, or exists."""
   resumed = not overwrite and Path(out).suffix == '.npz'  # `_draw_resumably` looks into it
-  out = files.output('out', out, '.png', '.npz', overwrite=overwrite or resumed)
+  out = files.output('out', out, '.png', '.npz', '.mid', overwrite=overwrite or resumed)
+  if out.suffix == '.mid':
+    notation.mido()  # refused now
   if trace:
     trace = files.output('trace', trace, '.png', overwrite=overwrite)
     require(trace.absolute() != out.absolute(), 'trace', f'{trace}', 'it is the file of --out',
@@ -251,7 +257,15 @@ def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.T
   are saved with them.  doing: the words at the progress bar.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
-  if out.suffix == '.png':
+  x = data.resolve(trained.config.data).x
+  if out.suffix == '.mid' or out.suffix == '.png' and notation.is_music(x):
+    parts = list(_with_bar(pieces(0), 0, count, doing))
+    grids = np.concatenate(parts)
+    if jax.process_index() == 0 and out.suffix == '.mid':
+      notation.save_midi(out, grids, notation.sixteenths(trained.config.data.name))
+    elif jax.process_index() == 0:
+      pictures.save_png(out, notation.piano_roll(grids), _provenance(about, trained))
+  elif out.suffix == '.png':
     parts = list(_with_bar(pieces(0), 0, count, doing))
     if jax.process_index() == 0:
       provenance = _provenance(about, trained)
