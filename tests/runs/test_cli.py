@@ -56,7 +56,7 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
      'error: --condition=three: it is not of the form FIELD=VALUE; write '
      '--condition=caption=three.\n'),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--eta=0.5'],
-     'error: --eta=0.5: the sampler ancestral has none; leave it out, or choose ddim.\n'),
+     'error: --eta=0.5: the sampler ancestral has no eta; leave it out, or choose ddim.\n'),
     (['sample.py', '--workdir=runs/none', '--out=a.png', '--clip=b', '--like_scale=2'],
      'error: --like_scale=2.0: without --like it has no effect; name a picture by --like.\n'),
 ])

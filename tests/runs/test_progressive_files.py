@@ -150,9 +150,11 @@ def test_the_curve_is_a_picture_whose_points_rise_with_the_rate(folder, run, tmp
   curve = progressive.curve(run, folder / 'few', tmp_path / 'rd.png', trace=tmp_path / 'path.png',
                             progress=False, steps={'diffc': 3, 'uqdm': 2})
   for name in ('rd.png', 'path.png'):
-    assert Image.open(tmp_path / name).size[0] > 100
+    with Image.open(tmp_path / name) as picture:
+      assert picture.size[0] > 100
   sent, ideal = curve.points['DiffC, flow'], curve.points['DiffC, flow, ideal channel']
-  assert all(a[0] > b[0] for a, b in zip(sent, ideal, strict=True))  # a search has its price
+  # A search has its price.  The first step sends less than a bit, and so may be cheap by chance.
+  assert all(a[0] > b[0] for a, b in zip(sent[1:], ideal[1:], strict=True))
   assert sent[-1][1] > sent[0][1] + 10.0
   assert curve.path.shape == (5, 3, 4, 4, 1) and len(curve.rates) == 4
   assert {'JPEG'} < set(curve.points)
