@@ -99,7 +99,7 @@ class Conv(nn.Module):
   weight_gradient: WeightGradient = 'auto'
 
   @nn.compact
-  def __call__(self, h: Array) -> Array:
+  def __call__(self, h: Array, shift: Array | None = None) -> Array:
     how = self.weight_gradient
     if how == 'auto':
       on_cpu = jax.default_backend() == 'cpu'
@@ -108,4 +108,9 @@ class Conv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
     convolve = {'xla': _convolve, 'winograd': _convolve_winograd}[how]
     h, kernel, bias = (u.astype(self.dtype) for u in (h, kernel, bias))
-    return checkpoint_name(convolve(h, kernel) + bias, NAME)
+    y = convolve(h, kernel)
+    if shift is not None:
+      # Without the barriers, XLA makes an image of the shift for the convolution to add, and sums
+      # the gradient over the image twice: for the shift, and for the bias.
+      y, bias = lax.optimization_barrier(y), lax.optimization_barrier(bias + shift)[:, None, None]
+    return checkpoint_name(y + bias, NAME)

@@ -21,11 +21,13 @@ They must, because near the data the noise is below the resolution of bfloat16.
 """
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from vdm_jax import random
@@ -211,6 +213,137 @@ class Embedding(nn.Module):
       seen = fourier_features((nothing if w is None else w)[:, None], _OF_GUIDANCE)
       h += nn.Dense(4 * self.features, kernel_init=zeros, name='guidance')(seen)
     return nn.swish(h)
+
+
+NORM = 'group_norm'  # the name of its statistics for the policies of `jax.checkpoint`
+
+
+def _spread(u: Array, groups: int) -> Array:
+  """The mean of each group of channels, for each of its channels: [B, C] -> [B, C]."""
+  width = u.shape[-1] // groups
+  return jnp.repeat(jnp.mean(u.reshape(len(u), groups, width), axis=-1), width, axis=-1)
+
+
+def _statistics(h: Array, groups: int, epsilon: float) -> tuple[Array, Array]:
+  """The mean and 1 / sqrt(variance + epsilon) of each group, for each of its channels: [B, C]."""
+  wide, space = h.astype(jnp.promote_types(h.dtype, jnp.float32)), tuple(range(1, h.ndim - 1))
+  # So the sums of a channel are computed once for all normalisations that read h.
+  each = lax.optimization_barrier((jnp.mean(wide, axis=space),
+                                   jnp.mean(jnp.square(wide), axis=space)))
+  mean, square = (_spread(u, groups) for u in each)
+  rate = lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + epsilon)
+  return checkpoint_name(mean, NORM), checkpoint_name(rate, NORM)
+
+
+def group_norm(h: Array, scale: Array, bias: Array, groups: int, epsilon: float = 1e-6,
+               swish: bool = False) -> Array:
+  """`GroupNorm` with a derivative that moves few bytes: h [B, ..., C]; scale, bias [C].
+
+  The backward pass keeps h and the statistics, and computes the rest again.  It reads h and the
+  gradient of the result once for all sums, and once for the gradient of h.
+  """
+  own = jax.checkpoint(partial(_group_norm, groups=groups, epsilon=epsilon, swish=swish),
+                       policy=jax.checkpoint_policies.save_only_these_names(NORM),
+                       prevent_cse=False)
+  return own(h, scale, bias)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def _group_norm(h, scale, bias, groups, epsilon, swish):
+  return _applied(h, *_statistics(h, groups, epsilon), scale, bias, swish)[1].astype(h.dtype)
+
+
+def _applied(h, mean, rate, scale, bias, swish):
+  """(u, the normalised numbers; y, the result; dy / dv, where v = scale u + bias)."""
+  over = lambda a: lax.expand_dims(a, range(1, h.ndim - 1))  # [B, C] -> [B, 1, ..., C]
+  u = (h.astype(rate.dtype) - over(mean)) * over(rate)
+  v = u * scale.astype(rate.dtype) + bias.astype(rate.dtype)
+  if not swish:
+    return u, v, jnp.ones_like(v)
+  sigmoid = nn.sigmoid(v)
+  return u, v * sigmoid, sigmoid * (1.0 + v * (1.0 - sigmoid))
+
+
+def _group_norm_jvp(groups, epsilon, swish, primals, tangents):
+  (h, scale, bias), (dh, dscale, dbias) = primals, tangents
+  space = tuple(range(1, h.ndim - 1))
+  mean, rate = _statistics(h, groups, epsilon)
+  own = lambda a: jnp.broadcast_to(a.astype(rate.dtype), rate.shape)
+  y = _applied(h, mean, rate, scale, bias, swish)[1]
+  slope, dh = rate * own(scale), dh.astype(rate.dtype)
+  within = lambda w: slope * _spread(jnp.mean(w, axis=space), groups)
+  # XLA reads an array twice rather than compute it twice.  Behind the barriers it cannot see that
+  # it could: so nothing of the size of h is written in between.
+  again = lax.optimization_barrier((h, mean, rate))
+  u, _, gate = _applied(*again, scale, bias, swish)
+  dy = gate * lax.expand_dims(slope, space) * dh
+  # The transpose of this broadcast is the sum of both parts in one pass.
+  shift = lax.complex(own(dbias) - within(dh), own(dscale) - within(u * dh))
+  shift = jnp.broadcast_to(lax.expand_dims(shift, space), h.shape)
+  u, _, gate = _applied(*lax.optimization_barrier(again), scale, bias, swish)
+  return y.astype(h.dtype), (dy + gate * (shift.real + u * shift.imag)).astype(h.dtype)
+
+
+_group_norm.defjvp(_group_norm_jvp)
+
+
+class GroupNorm(nn.Module):
+  """Normalises groups of channels (Wu and He 2018), then applies swish if asked: [B, ..., C].
+
+  The parameters are those of Flax's GroupNorm.  In bfloat16, with which networks train on
+  accelerators, the derivative is that of `group_norm`; otherwise it is Flax's.
+
+  groups  divides C
+  swish   whether swish is applied to the result
+  """
+  groups: int
+  dtype: jnp.dtype = jnp.float32
+  swish: bool = False
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, *parts: Array) -> Array:
+    """The normalised concatenation of the parts by channels.  The parts are not joined before."""
+    widths = [part.shape[-1] for part in parts]
+    total = sum(widths)
+    scale = self.param('scale', nn.initializers.ones_init(), (total,))
+    bias = self.param('bias', zeros, (total,))
+    if any(width * self.groups % total for width in widths):  # a group has channels of two parts
+      parts, widths = (jnp.concatenate(parts, axis=-1),), [total]
+    out, start = [], 0
+    for part, width in zip(parts, widths, strict=True):
+      there = slice(start, start + width)
+      start += width
+      out.append(self._of(part, scale[there], bias[there], width * self.groups // total))
+    return out[0] if len(out) == 1 else jnp.concatenate(out, axis=-1)
+
+  def _of(self, h, scale, bias, groups):
+    if self.dtype == jnp.bfloat16:
+      return group_norm(h.astype(self.dtype), scale, bias, groups, self.epsilon, self.swish)
+    y = nn.GroupNorm(groups, dtype=self.dtype, epsilon=self.epsilon, parent=None).apply(
+        {'params': {'scale': scale, 'bias': bias}}, h)
+    return nn.swish(y) if self.swish else y
+
+
+class DenseOfParts(nn.Module):
+  """A linear map of the concatenation of parts by channels, which is not made: [..., features].
+
+  The parameters are those of `nn.Dense`.
+  """
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, *parts: Array) -> Array:
+    kernel = self.param('kernel', nn.initializers.lecun_normal(),
+                        (sum(part.shape[-1] for part in parts), self.features))
+    out = self.param('bias', zeros, (self.features,)).astype(self.dtype)
+    start = 0
+    for part in parts:
+      there = kernel[start:start + part.shape[-1]].astype(self.dtype)
+      start += part.shape[-1]
+      out = part.astype(self.dtype) @ there + out
+    return out
 
 
 class Dropout(nn.Module):

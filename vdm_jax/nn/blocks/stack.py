@@ -25,7 +25,7 @@ _POLICIES = {
     'dots': jax.checkpoint_policies.save_from_both_policies(
         # Not the attention's scores, [B, positions, positions].
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(convolution.NAME, layers.MASK)),
+        jax.checkpoint_policies.save_only_these_names(convolution.NAME, layers.MASK, layers.NORM)),
     'block': None}
 
 

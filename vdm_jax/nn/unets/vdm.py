@@ -21,8 +21,10 @@ from vdm_jax.nn.blocks.convolution import Conv, WeightGradient
 from vdm_jax.nn.blocks.layers import (
     Attention,
     AttentionBlock,
+    DenseOfParts,
     Dropout,
     Embedding,
+    GroupNorm,
     fourier_features,
     require_groups,
     require_images,
@@ -47,18 +49,19 @@ class ResBlock(nn.Module):
   weight_gradient: WeightGradient = 'auto'
 
   @nn.compact
-  def __call__(self, h: Array, embedding: Array, keys: Array | None = None) -> Array:
-    norm = lambda name: nn.GroupNorm(self.groups, dtype=self.dtype, name=name)
+  def __call__(self, h: Array, embedding: Array, keys: Array | None = None,
+               skip: Array | None = None) -> Array:
+    norm = lambda name: GroupNorm(self.groups, self.dtype, swish=True, name=name)
     conv = lambda name, **kw: Conv(self.features, self.dtype, name=name,
                                    weight_gradient=self.weight_gradient, **kw)
-    x = nn.swish(norm('norm1')(h))
-    x = conv('conv1')(x)
-    x += nn.Dense(self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype,
-                  name='embedding')(embedding)[:, None, None]
-    x = Dropout(self.dropout, name='dropout')(nn.swish(norm('norm2')(x)), keys)
+    parts = (h,) if skip is None else (h, skip)
+    shift = nn.Dense(self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype,
+                     name='embedding')(embedding)
+    x = conv('conv1')(norm('norm1')(*parts), shift)
+    x = Dropout(self.dropout, name='dropout')(norm('norm2')(x), keys)
     x = conv('conv2', kernel_init=zeros)(x)
-    if h.shape[-1] != self.features:
-      h = nn.Dense(self.features, dtype=self.dtype, name='shortcut')(h)
+    if sum(part.shape[-1] for part in parts) != self.features:
+      h = DenseOfParts(self.features, self.dtype, name='shortcut')(*parts)
     return h + x
 
 
@@ -124,17 +127,17 @@ class UNet(nn.Module):
 
     def blocks(name, depth, h, skips=None):
       """Runs `depth` blocks on h, each with one of `skips` beside its input; see `stack.run`."""
-      h_in = h if skips is None else jnp.concatenate([h, skips[0]], axis=-1)
-      params = {'block': stack.parameters(self, name, block, depth, h_in, embedding)}
+      first_skip = None if skips is None else skips[0]
+      params = {'block': stack.parameters(self, name, block, depth, h, embedding, None,
+                                          first_skip)}
       if self.attention_everywhere:
         params['attention'] = stack.parameters(self, f'{name}_attention', attention, depth, h)
       own_keys = None if keys is None else random.streams(
           keys, [f'{name}_{i}' for i in range(depth)])
 
       def apply(params, h, each):
-        h = h if skips is None else jnp.concatenate([h, each['skip']], axis=-1)
         with jax.named_scope(name):
-          h = block.apply({'params': params['block']}, h, embedding, each['keys'])
+          h = block.apply({'params': params['block']}, h, embedding, each['keys'], each['skip'])
         if self.attention_everywhere:
           with jax.named_scope(f'{name}_attention'):
             h = attention.apply({'params': params['attention']}, h, training)
