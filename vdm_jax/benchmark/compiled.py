@@ -158,8 +158,8 @@ def account(subject: speed.Subject, machine: machines.Machine, devices: Sequence
 
 def step_flop(subject: speed.Subject) -> float:
   """FLOP of the products of a training step on the global batch, each computed once."""
-  lowered = speed.lowered_step(speed.written_out(subject))
-  return kernels.work(hlo.parse(lowered.compiler_ir('hlo').as_hlo_text())).flop
+  program: Any = speed.lowered_step(speed.written_out(subject)).compiler_ir('hlo')
+  return kernels.work(hlo.parse(program.as_hlo_text())).flop
 
 
 def figures(work: kernels.Work, machine: machines.Machine, step_flop: float) -> dict:

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,7 +91,7 @@ def read() -> Pieces:
   return collect(tqdm(scores, desc='chorales', total=371))
 
 
-def collect(scores: Iterator[Any] | Sequence[Any]) -> Pieces:
+def collect(scores: Iterable[Any]) -> Pieces:
   """The scores of four parts as `Pieces`.  A grid that occurred before is left out.
 
   Raises InputError if there is no score of four parts.

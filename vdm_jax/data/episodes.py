@@ -263,12 +263,13 @@ def open_episodes(path: str, windows: Windows) -> Store:
   starts = _starts(train, windows, path)
   widths = [train.others[name].shape[1] for name in windows.told]
   sizes = train.observations.shape[-1], train.actions.shape[-1]
-  sources = (Source(name, len(part) * starts, functools.partial(
-      _read, part, returns_to_go(part.rewards, windows.discount, windows.span).astype(np.float32),
-      windows, starts))
-             for name, part in (('not every sixth', train), ('every sixth', test)))
-  return Store(*sources, declared(windows, sizes, widths), '',
-               functools.partial(arrays.marks, path))
+
+  def source(name, part):
+    returns = returns_to_go(part.rewards, windows.discount, windows.span).astype(np.float32)
+    return Source(name, len(part) * starts,
+                  functools.partial(_read, part, returns, windows, starts))
+  return Store(source('not every sixth', train), source('every sixth', test),
+               declared(windows, sizes, widths), '', functools.partial(arrays.marks, path))
 
 
 def _parts(path: str, windows: Windows) -> tuple[Episodes, Episodes]:

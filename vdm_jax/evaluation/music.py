@@ -93,8 +93,9 @@ class Voices(NamedTuple):
   def fit(cls, grids: Sequence[np.ndarray], levels: int = 128, discount: float = 0.75) -> 'Voices':
     """The n-grams of grids [T, 4]."""
     parts = [_of_voices(grid) for grid in grids]
-    return cls(tuple(NGram(*(np.concatenate([part[i][j] for part in parts]) for j in range(2)),
-                           levels, discount) for i in range(len(_ORDER))))
+    joined = lambda i, j: np.concatenate([part[i][j] for part in parts])
+    return cls(tuple(NGram(joined(i, 0), joined(i, 1), levels, discount)
+                     for i in range(len(_ORDER))))
 
   def bits(self, grid: np.ndarray) -> np.ndarray:
     """The bits of each note of a grid: [T, 4], columns as in the grid."""

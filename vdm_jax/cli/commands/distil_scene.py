@@ -35,7 +35,7 @@ MEASURED = cli.measured()
 def main():
   require(not MEASURED.value or JUDGE.value is not False, 'measured', MEASURED.value,
           'the table holds the words of the judge', 'leave out --judge=false')
-  result = scenes.distil(WORKDIR.value, OUT.value, [scenes.view(text) for text in VIEW.value],
+  result = scenes.distil(WORKDIR.value, OUT.value, [scenes.view(text) for text in VIEW.value or ()],
                          judge=True if MEASURED.value else JUDGE.value, **cli.values(
                              SCENE, GUIDANCE, STEPS, BATCH_SIZE, RATE, JITTER, FIRST, LAST, FRAMES,
                              SEED, OVERWRITE, *OF_RUN))

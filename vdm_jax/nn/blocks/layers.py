@@ -22,7 +22,7 @@ They must, because near the data the noise is below the resolution of bfloat16.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -274,13 +274,14 @@ def _group_norm_jvp(groups, epsilon, swish, primals, tangents):
   within = lambda w: slope * _spread(jnp.mean(w, axis=space), groups)
   # XLA reads an array twice rather than compute it twice.  Behind the barriers it cannot see that
   # it could: so nothing of the size of h is written in between.
-  again = lax.optimization_barrier((h, mean, rate))
-  u, _, gate = _applied(*again, scale, bias, swish)
+  h1, mean1, rate1 = lax.optimization_barrier((h, mean, rate))
+  u, _, gate = _applied(h1, mean1, rate1, scale, bias, swish)
   dy = gate * lax.expand_dims(slope, space) * dh
   # The transpose of this broadcast is the sum of both parts in one pass.
   shift = lax.complex(own(dbias) - within(dh), own(dscale) - within(u * dh))
   shift = jnp.broadcast_to(lax.expand_dims(shift, space), h.shape)
-  u, _, gate = _applied(*lax.optimization_barrier(again), scale, bias, swish)
+  h2, mean2, rate2 = lax.optimization_barrier((h1, mean1, rate1))
+  u, _, gate = _applied(h2, mean2, rate2, scale, bias, swish)
   return y.astype(h.dtype), (dy + gate * (shift.real + u * shift.imag)).astype(h.dtype)
 
 
@@ -320,8 +321,9 @@ class GroupNorm(nn.Module):
   def _of(self, h, scale, bias, groups):
     if self.dtype == jnp.bfloat16:
       return group_norm(h.astype(self.dtype), scale, bias, groups, self.epsilon, self.swish)
-    y = nn.GroupNorm(groups, dtype=self.dtype, epsilon=self.epsilon, parent=None).apply(
-        {'params': {'scale': scale, 'bias': bias}}, h)
+    y = cast(Array, nn.GroupNorm(
+        groups, dtype=self.dtype, epsilon=self.epsilon, parent=None).apply(
+            {'params': {'scale': scale, 'bias': bias}}, h))
     return nn.swish(y) if self.swish else y
 
 

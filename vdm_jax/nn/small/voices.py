@@ -10,6 +10,8 @@ So the network learns what the other numbers tell about a number.  At high log-S
 number itself is enough, the estimate is exact without any training.  Dieleman et al. (2022) and
 Gulrajani and Hashimoto (2023, "output prior") do likewise for vectors of words.
 """
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +95,8 @@ class Voices(nn.Module):
     c = Time(width, name='time')(_TIME * logsnr)
     block = Block(self.attention_heads, self.dropout, parent=None)
     params = stack.parameters(self, 'blocks', block, self.depth, h, c)
-    apply = lambda params, h, each: block.apply({'params': params}, h, c, each['keys'])
+    apply = lambda params, h, each: cast(
+        Array, block.apply({'params': params}, h, c, each['keys']))
     # Every block has keys of its own: their masks differ.
     own_keys = None if keys is None else jax.vmap(
         lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(keys))(jnp.arange(self.depth))

@@ -23,7 +23,7 @@ A run makes a `Planner`.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -76,12 +76,12 @@ class Normaliser(NamedTuple):
 
 
 def _interpolate(u: Array, at: Sequence[float], to: Sequence[float], cut: bool) -> Array:
-  at, to = np.asarray(at, np.float32), np.asarray(to, np.float32)
-  if len(at) == 2:  # a line, which loses no digits
-    u = jnp.clip(u, at[0], at[1]) if cut else u
-    return to[0] + (u - at[0]) * ((to[1] - to[0]) / (at[1] - at[0]))
+  x, y = np.asarray(at, np.float32), np.asarray(to, np.float32)
+  if len(x) == 2:  # a line, which loses no digits
+    u = jnp.clip(u, x[0], x[1]) if cut else u
+    return y[0] + (u - x[0]) * ((y[1] - y[0]) / (x[1] - x[0]))
   beyond = None if cut else 'extrapolate'
-  return jnp.interp(u, at, to, left=beyond, right=beyond)
+  return jnp.interp(u, x, y, left=beyond, right=beyond)
 
 
 # ---------------------------------------------------------------------- plans
@@ -274,7 +274,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     return denoisers.denoiser(net, parts.target, parts.read)
 
   def act(params, state, following):
-    return parts.act.apply({'params': params['actions']}, state, following)
+    return cast(Array, parts.act.apply({'params': params['actions']}, state, following))
 
   def init(key):
     key_net, key_act = jax.random.split(key)

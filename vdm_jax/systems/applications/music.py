@@ -54,7 +54,8 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   require(len(x.shape) == 3 and x.shape[-1] == 1 and bool(x.levels), 'config.data.name',
           config.data.name, f'its field {x.name!r} is {x}, and voices are integers [T, voices, 1]',
           'choose chorales, or save windows as integers')
-  net = Voices(x.levels, m.features, m.depth, m.attention_heads, m.dropout, m.scan, m.remat)
+  levels = x.levels or 0
+  net = Voices(levels, m.features, m.depth, m.attention_heads, m.dropout, m.scan, m.remat)
   made = compose.experiment(config, net=net, schedule=schedules.Linear(*compose.end_points(config)),
                             target=targets.x)
   if not m.transpose:
@@ -62,7 +63,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
 
   def loss(params, batch, context):
     if context.train:
-      batch = {**batch, x.name: transposed(batch[x.name], context.keys, m.transpose, x.levels)}
+      batch = {**batch, x.name: transposed(batch[x.name], context.keys, m.transpose, levels)}
     return made.loss(params, batch, context)
   return made._replace(loss=loss)
 
