@@ -12,7 +12,7 @@ PACKAGE = 'vdm_jax'
 # The mathematics, from the bottom up: each may use those before it, and `errors`.
 MATHEMATICS = ['typing', 'values', 'random', 'units', 'schedules', 'processes', 'interpolants',
                'targets', 'inputs', 'denoisers', 'weightings', 'decoders', 'dequantisers',
-               'guidance', 'inverse', 'oracles']
+               'guidance', 'inverse', 'volumes', 'oracles']
 ROOMS = {
     'errors': [],
     **{room: ['errors', *MATHEMATICS[:i]] for i, room in enumerate(MATHEMATICS)},

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax.data import expressions, fields, formulas, images, shapes, tokenisers
+from vdm_jax.data import expressions, fields, formulas, images, shapes, slices, tokenisers
 from vdm_jax.data.fields import IMAGE, LABEL, Field
 from vdm_jax.data.sources import HELD_OUT, NotPrepared, Source, Store, check_lengths
 from vdm_jax.errors import InputError, require
@@ -101,7 +101,8 @@ def tfds_builder(name: str, data_dir: str):
 def _no_such_name(name: str, error: Exception) -> InputError:
   """The error for a name that TFDS cannot use, with the name that the user perhaps meant."""
   import tensorflow_datasets as tfds
-  own = ['digits', 'captioned_digits', *shapes.NAMES, expressions.NAME, *formulas.FORMULAS]
+  own = ['digits', 'captioned_digits', *shapes.NAMES, expressions.NAME, slices.NAME,
+         *formulas.FORMULAS]
   known = tfds.list_builders(with_community_datasets=False)
   base = name.split('/')[0].split(':')[0]
   if base in known:

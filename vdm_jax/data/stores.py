@@ -4,6 +4,7 @@
   `digits`                     scikit-learn's handwritten digits, prepared when first used
   `shapes`, `shapes:held_out`  captioned shapes of 16 x 16 pixels: see `shapes`
   `expressions`                pictures of expressions of shapes: see `expressions`
+  `textured_ellipses`          slices through a body with a texture: see `slices`
   `emoji`, `emoji:held_out`    emoji and their names, prepared from a font: see `emoji`
   `chorales`, `chorales:...`   windows of Bach's chorales, prepared from music21: see `chorales`
   `captioned_digits`           `digits` with the field `caption`, 'zero' .. 'nine': see `captions`
@@ -37,6 +38,7 @@ from vdm_jax.data import (
   records,
   series,
   shapes,
+  slices,
   tokenisers,
 )
 from vdm_jax.data.fields import IMAGE, Field
@@ -62,6 +64,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return _formula(name)
   if name in shapes.NAMES:
     return shapes.open_shapes(name, texts)
+  if name == slices.NAME:
+    return slices.open_slices()
   if name == expressions.NAME:
     return expressions.open_expressions(texts)
   if name in emoji.FILES:

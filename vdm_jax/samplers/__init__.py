@@ -17,6 +17,7 @@ file has one family:
   around                 noise is added to given data and removed again
   inpainting             known numbers are replaced: replacement, RePaint, a path from before
   conditioned            of a posterior given y = A(x) + noise: DPS, PGDM, MCG, and all methods
+  mbir                   volumes given few measurements, by a prior of slices: DiffusionMBIR
   consistency            from consistency models, in one step or in several
   splitting              PLMS, and guided sampling in two parts
   grids                  the times to step along

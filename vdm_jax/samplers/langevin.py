@@ -31,7 +31,8 @@ class Corrector(NamedTuple):
   evaluations: int = 1        # calls of the denoiser
 
 
-def langevin_corrector(denoise: Denoiser, snr: float = 0.16, over_batch: bool = False) -> Corrector:
+def langevin_corrector(denoise: Denoiser, snr: float = 0.16, over_batch: bool = False,
+                       over_slices: bool = False) -> Corrector:
   """h = 2 (snr |noise| / |score|)^2 (alpha_t / alpha_s)^2, norms over one example.
 
   Song et al. (2021), algorithms 4 (VE, where the last factor is 1) and 5 (VP, their alpha_i =
@@ -39,11 +40,18 @@ def langevin_corrector(denoise: Denoiser, snr: float = 0.16, over_batch: bool = 
   image then depends on the other images of its batch.  Without `over_batch`, the step depends on z
   and on its own noise.  In D dimensions this makes the variance of a Gaussian too large by
   (1 + 2 / D)^2.  That is small for images, but not for D = 2; use `annealed_corrector` there.
+
+  over_slices: examples are volumes [Z, H, W, C], and a norm is the mean of the norms of slices.
   """
+  def norm(u):
+    if not over_slices:
+      return jnp.sqrt(sum_over_data(jnp.square(u)))
+    return jnp.mean(jnp.sqrt(jnp.sum(jnp.square(u), axis=(2, 3, 4))), axis=1)
+
   def size(noise, score, at_t, at_s):
-    norms = [jnp.sqrt(sum_over_data(jnp.square(u))) for u in (noise, score)]
+    norms = [norm(u) for u in (noise, score)]
     if over_batch:
-      norms = [jnp.mean(norm, keepdims=True) for norm in norms]
+      norms = [jnp.mean(u, keepdims=True) for u in norms]
     # A score of zero (the mode of a Gaussian) would make the step infinite, and move z nowhere.
     ratio = jnp.where(norms[1] > 0.0, norms[0] / norms[1], 0.0)
     ratio = jnp.reshape(ratio, ratio.shape + (1,) * (score.ndim - 1))
