@@ -119,7 +119,7 @@ def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
   whole episodes but for a part of one.
   """
   config.data.update(name=name, validation=2000, batch_size=64)
-  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps,
+  config.optimizer.update(learning_rate=3e-3, warmup_steps=steps // 20, decay_steps=steps,
                           b2=0.999, weight_decay=0.0, clip_norm=1.0)
   config.ema = {'ema': 1.0 - 20.0 / steps}  # of a twentieth of the run
   config.train.update(steps=steps, log_every=50, validate_every=steps // 5,

@@ -22,7 +22,7 @@ from vdm_jax.errors import InputError
 __all__ = ['Array', 'ArrayLike', 'Bounds', 'CAPABILITIES', 'Captions', 'Codes', 'Context', 'Curve',
            'Decoder', 'Denoiser', 'Denoises', 'Estimate', 'Experiment', 'Features',
            'Forecasts', 'Level',
-           'Loss', 'Model', 'Objective', 'Process', 'PyTree', 'Reconstructs', 'Sampler',
+           'Loss', 'Model', 'Objective', 'Plans', 'Process', 'PyTree', 'Reconstructs', 'Sampler',
            'SamplerMaker', 'Samples', 'Scalar', 'Schedule', 'Target', 'Update', 'Weighting',
            'brief', 'denoises']
 
@@ -203,6 +203,16 @@ class Forecasts(Protocol):
 
 
 @runtime_checkable
+class Plans(Protocol):
+  """The protocol of agents, which plan the states to come and the actions that lead there."""
+
+  @property
+  def plan(self) -> Callable[..., Any]:
+    """(known rows [B, R, O], keys [B], what it is told) -> observations [B, H, O], actions."""
+    ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
   """The protocol of autoencoders: the first stage of a diffusion of latents."""
 
@@ -217,7 +227,8 @@ class Reconstructs(Protocol):
     ...
 
 
-CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs, Captions, Forecasts)
+CAPABILITIES = (Denoises, Samples, Bounds, Features, Codes, Reconstructs, Captions, Forecasts,
+                Plans)
 
 
 def brief(parts: Any) -> str:

@@ -20,12 +20,14 @@ from vdm_jax.runs import (
     forecasting,
     gallery,
     needs,
+    planning,
     reconstructing,
     scoring,
     workdir,
 )
 from vdm_jax.samplers import catalogue
 from vdm_jax.schedules import Linear
+from vdm_jax.systems.applications.decisions import Dynamics, Normaliser, Planner
 from vdm_jax.systems.applications.timegrad import Forecaster, Recurrence
 from vdm_jax.systems.captioners import Captioner
 from vdm_jax.systems.chains.dpm2015 import Binomial
@@ -53,6 +55,8 @@ MADE = {
     'one step': OneStep(NOTHING, (2,)),
     'forecaster': Forecaster(Recurrence(*[NOTHING] * 5), NOTHING, catalogue.method('ancestral', 9),
                              series=3, history=24, horizon=6),
+    'planner': Planner(Dynamics(*[NOTHING] * 3), *[Normaliser(())] * 2, {}, 1.0, (), steps=10,
+                       horizon=4, bounded=True),
 }
 SHOWN = {
     'model': 'Model(shape=(8, 8, 1): denoise, process, decoder, encode, decode, cond, '
@@ -66,13 +70,15 @@ SHOWN = {
     'captioner': 'Captioner(shape=(8, 8, 1), levels=17: caption, text_nats)',
     'between': 'Between(shape=(2,): sample, drifts)', 'one step': 'OneStep(shape=(2,): sample)',
     'forecaster': 'Forecaster(series=3, history=24, horizon=6: row_nats)',
+    'planner': 'Planner(returns=(), steps=10, horizon=4, bounded=True: )',
 }
 DOES = {'model': 'denoises and samples and bounds the likelihood and codes images',
         'vae': 'samples and bounds the likelihood', 'bits': 'samples',
         'classifier': 'has features', 'noisy': 'does nothing that commands need',
         'autoencoder': 'bounds the likelihood and reconstructs images',
         'captioner': 'captions images',
-        'between': 'samples', 'one step': 'samples', 'forecaster': 'forecasts time series'}
+        'between': 'samples', 'one step': 'samples', 'forecaster': 'forecasts time series',
+        'planner': 'plans'}
 OWN = ('between', 'one step')  # of flows, which draw their own samples
 COMMANDS = {
     'evaluate': (lambda: runs.evaluate('run'), {'model'}),
@@ -86,6 +92,7 @@ COMMANDS = {
     'make_pairs': (lambda: runs.make_pairs('run', 'pairs', method=catalogue.method('heun', 2)),
                    {'model'}),
     'forecast': (lambda: forecasting.forecast('run', 'history.csv'), {'forecaster'}),
+    'plan': (lambda: planning.plan('run'), {'planner'}),
 }
 WITHOUT = [(command, made) for command, (_, able) in COMMANDS.items()
            for made in MADE if made not in able]

@@ -57,8 +57,8 @@ def test_its_metadata_are_those_of_the_project(wheel):
   field = lambda name: re.findall(rf'^{name}: (.*)$', text, re.MULTILINE)
   assert field('Version') == [vdm_jax.__version__]
   assert field('License-Expression') == ['Apache-2.0']
-  assert set(field('Provides-Extra')) == {'train', 'data', 'eval', 'ssim', 'test', 'docs', 'cuda13',
-                                          'tpu', 'music'}
+  assert set(field('Provides-Extra')) == {'train', 'data', 'eval', 'ssim', 'plan', 'test', 'docs',
+                                          'cuda13', 'tpu', 'music'}
   without_extra = [line for line in field('Requires-Dist') if 'extra ==' not in line]
   assert without_extra and not any('==' in line for line in without_extra)
 

@@ -88,7 +88,7 @@ def _told(returns, kept):
 
 def test_the_networks_equal_those_of_the_public_code():
   data = shared('decision_diffuser')
-  of = decisions.experiment(_config()).model(_imported(data))
+  of = decisions.experiment(_config()).model(_imported(data)).dynamics
   level = of.process((jnp.asarray(data['net/t'], jnp.float32) + 1.0) / 20)
   run = jax.jit(lambda z, cond: of.denoise(z, level, cond).eps)
   z = jnp.asarray(data['net/x'])
@@ -108,7 +108,7 @@ def test_the_loss_and_its_gradient_equal_those_of_the_public_code():
   keys = random.each(random.key(0), 3)
 
   def loss(params):
-    of = make.model(params)
+    of = make.model(params).dynamics
     known = jnp.broadcast_to(jnp.arange(16) == 0, (3, 16))
     return jnp.mean(decisions.losses(
         of.denoise, of.act, of.process, jnp.asarray(x), jnp.asarray(actions), known, t, keys,
@@ -127,7 +127,7 @@ def test_the_loss_and_its_gradient_equal_those_of_the_public_code():
 def test_plans_and_actions_equal_those_of_the_public_code_with_its_draws():
   """Its draws are halved, the first too, and the first row is the state at all times."""
   data = shared('decision_diffuser')
-  of = decisions.experiment(_config()).model(_imported(data))
+  of = decisions.experiment(_config()).model(_imported(data)).dynamics
   hidden, shown = (guidance.conditioned_on(of.denoise, lambda _, kept=kept: _told(
       data['sample/return'], kept)) for kept in (0.0, 1.0))
   denoise = guidance.clip(guidance.classifier_free(shown, hidden, 0.2))
@@ -147,9 +147,10 @@ def test_plans_and_actions_equal_those_of_the_public_code_with_its_draws():
 def test_the_planner_composes_one_condition_as_classifier_free_guidance_does():
   """The same plans by `Planner.plan`, whose draws are those of its keys."""
   data = shared('decision_diffuser')
-  of = decisions.experiment(_config()).model(_imported(data))
+  planner = decisions.experiment(_config()).model(_imported(data))
+  of = planner.dynamics
   state, keys = jnp.asarray(data['sample/state'])[:, None], random.each(random.key(1), 3)
-  one = jax.jit(lambda keys: of.plan(state, keys, {RETURNS: 0.9}))(keys)
+  one = jax.jit(lambda keys: planner.plan(state, keys, {RETURNS: 0.9}))(keys)
   hidden, shown = (guidance.conditioned_on(of.denoise, lambda _, kept=kept: _told(
       data['sample/return'], kept)) for kept in (0.0, 1.0))
   denoise = guidance.clip(guidance.classifier_free(shown, hidden, 0.2))

@@ -15,6 +15,7 @@ from vdm_jax.typing import (
   Denoises,
   Features,
   Forecasts,
+  Plans,
   PyTree,
   Reconstructs,
   Samples,
@@ -62,12 +63,14 @@ NEEDS = {
                     'name a run of a captioner (configs/text/captioner.py)'),
     'forecast': Need((Forecasts,), 'forecast by it',
                      'name a run of configs/applications/greensboro.py'),
+    'plan': Need((Plans,), 'plan by it', 'name a run of configs/applications/pendulum.py'),
     'first_stage': Need((Reconstructs,), 'diffuse its latents',
                         'train an autoencoder (configs/digits/latent.py:autoencoder)'),
 }
 _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihood',
          Features: 'has features', Codes: 'codes images', Reconstructs: 'reconstructs images',
-         Captions: 'captions images', Forecasts: 'forecasts time series'}
+         Captions: 'captions images', Forecasts: 'forecasts time series',
+         Plans: 'plans'}
 
 
 def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any:

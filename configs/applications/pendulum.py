@@ -1,0 +1,38 @@
+"""Plans for a pendulum that is to swing up: Decision Diffuser, from recorded episodes.
+
+  python scripts/train.py --config=configs/applications/pendulum.py --workdir=runs/pendulum \
+    --config.data.name=pendulum_offline.npz
+  python scripts/plan.py --workdir=runs/pendulum --env=Pendulum-v1 --episodes=50
+
+The data are episodes of gymnasium's Pendulum-v1 under a controller, some of whose actions are
+random: `observations` [E, 200, 3], `actions` and `rewards` [E, 200], and `epsilon` [E], the share
+of random actions.  The controller's own episodes, epsilon = 0, are left out.
+Hardware, time and what it reaches: see configs/applications/README.md.
+"""
+import ml_collections
+
+from vdm_jax import recipes
+from vdm_jax.errors import require_choice
+from vdm_jax.systems.applications import decisions
+from vdm_jax.typing import Experiment
+
+# The limits of cos, sin and speed, and of the torque, in the environment.
+STATES = (((-1.0, 1.0), (-1.0, 1.0)), ((-1.0, 1.0), (-1.0, 1.0)), ((-8.0, 8.0), (-1.0, 1.0)))
+TORQUE = (((-2.0, 2.0), (-1.0, 1.0)),)
+# The deviations of their changes in a step, in the units of the limits.
+INCREMENTS = (0.12, 0.12, 0.06)
+
+
+def get_config(net: str = 'unet') -> ml_collections.ConfigDict:
+  require_choice('config', net, decisions.NETS)
+  config = decisions.default_config(
+      kind='continuous', net=net, features=24 if net == 'unet' else 48, multipliers=(1, 2),
+      depth=2, hidden=128, returns_scale=400.0, increments=INCREMENTS, logsnr_max=10.0,
+      logsnr_min=-6.0, steps=10)
+  config.data.episodes.update(horizon=8, where='epsilon>0', discount=0.98, span=100,
+                              normaliser='limits', observations=STATES, actions=TORQUE)
+  return recipes.plans(config, 'pendulum_offline.npz', steps=2500)
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  return decisions.experiment(config)
