@@ -61,6 +61,8 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             'plane/truncated:adversarial': {'denoiser_loss', 'generator_loss'},
             **dict.fromkeys(('applications/greensboro:chain', 'applications/greensboro:flow'),
                             {'eps_error'}),
+            **dict.fromkeys(('applications/pendulum:unet', 'applications/pendulum:transformer'),
+                            {'eps_error', 'action_error'}),
             'plane/truncated:gaussian': {'eps_error', 'latent'},
             # Of coupled noise the bound is not trained, but validated.
             **{f'{place}/flows:{name}': {'eps_error'} for place in ('plane', 'digits', 'cifar10')
