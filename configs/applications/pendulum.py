@@ -16,21 +16,20 @@ from vdm_jax.errors import require_choice
 from vdm_jax.systems.applications import decisions
 from vdm_jax.typing import Experiment
 
-# The limits of cos, sin and speed, and of the torque, in the environment.
-STATES = (((-1.0, 1.0), (-1.0, 1.0)), ((-1.0, 1.0), (-1.0, 1.0)), ((-8.0, 8.0), (-1.0, 1.0)))
-TORQUE = (((-2.0, 2.0), (-1.0, 1.0)),)
-# The deviations of their changes in a step, in the units of the limits.
-INCREMENTS = (0.12, 0.12, 0.06)
+# The mean less, and plus, the deviation of cos, sin and speed go to -1 and 1.  A torque changes the
+# speed by at most 0.3 in a step, so the speed must not be small in the units of the network.
+STATES = (((-0.55, 1.01), (-1.0, 1.0)), ((-0.58, 0.58), (-1.0, 1.0)), ((-3.3, 3.3), (-1.0, 1.0)))
+TORQUE = (((-2.0, 2.0), (-1.0, 1.0)),)  # its limits
 
 
 def get_config(net: str = 'unet') -> ml_collections.ConfigDict:
   require_choice('config', net, decisions.NETS)
   config = decisions.default_config(
       kind='continuous', net=net, features=24 if net == 'unet' else 48, multipliers=(1, 2),
-      depth=2, hidden=128, returns_scale=400.0, increments=INCREMENTS, logsnr_max=10.0,
-      logsnr_min=-6.0, steps=10)
+      depth=2, hidden=128, returns_scale=400.0, logsnr_max=12.0,
+      logsnr_min=-8.0, steps=6, guidance=2.0, temperature=0.7)
   config.data.episodes.update(horizon=8, where='epsilon>0', discount=0.98, span=100,
-                              normaliser='limits', observations=STATES, actions=TORQUE)
+                              normaliser='standard', observations=STATES, actions=TORQUE)
   return recipes.plans(config, 'pendulum_offline.npz', steps=2500)
 
 

@@ -1,5 +1,6 @@
 """The work of scripts/plan.py: a run's agent acts in an environment, and is told which return to
 reach."""
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -47,9 +48,10 @@ class Acted(NamedTuple):
 
 def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1',
          episodes: int = 50, first_seed: int = 90_000, asked: Sequence[float] = (),
-         guidance: float = 0.2, temperature: float = 0.5, method: Method | None = None,
-         seed: int = 0, average: str = '', step: int | str = 'latest', batch_size: int = 50,
-         overwrite: bool = False) -> tuple[list[Acted], list[Path]]:
+         guidance: float | None = None, temperature: float | None = None,
+         method: Method | None = None, seed: int = 0, average: str = '',
+         step: int | str = 'latest', batch_size: int = 50, overwrite: bool = False
+         ) -> tuple[list[Acted], list[Path]]:
   """Acts in an environment by plans, of which only the first action is made.
 
   Writes OUT.json (the mean return with its standard error, and the return of each episode, for each
@@ -62,7 +64,8 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
     env: a name of gymnasium's, with real observations and actions as in the run's data.
     first_seed: episode i is reset with the seed first_seed + i.
     asked: returns that plans are told, discounted as in training.  Default: the largest there.
-    guidance: w; the paper calls 1 + w the guidance.  temperature: a factor of the noise.
+    guidance: w; the paper calls 1 + w the guidance.  temperature: a factor of the noise.  Default
+      of both: the model's own.
     method: the sampler of plans.  Default: `ancestral` at this temperature.
     batch_size: episodes that plan together.
 
@@ -72,13 +75,16 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
   """
   for field, value in (('episodes', episodes), ('batch_size', batch_size)):
     require_at_least(field, value)
-  require(temperature >= 0.0, 'temperature', temperature, 'it is below 0', 'give 0.5, for example')
+  require(temperature is None or temperature >= 0.0, 'temperature', temperature, 'it is below 0',
+          'give 0.5, for example')
   out = files.output('out', out or Path(directory, 'plans.json'), '.json', overwrite=overwrite)
   picture, curve = (files.output('out', out.with_name(f'{out.stem}{more}.png'), '.png',
                                  overwrite=overwrite) for more in ('', '_returns'))
   trained = workdir.load_trained(directory, average=average, step=step)
   needs.finite(trained)
   model = needs.require(trained.experiment.model(trained.params), 'plan', directory)
+  guidance = model.guidance if guidance is None else guidance
+  temperature = model.temperature if temperature is None else temperature
   make = _maker(env)
   _require_fits(make(), env, model)
   asked = _asked(model, asked)
@@ -128,7 +134,7 @@ def figures(found: Sequence[Acted]) -> dict[str, str]:
 def _maker(env: str) -> Callable[[], Any]:
   """() -> the environment of this name.  Raises InputError."""
   try:
-    import gymnasium
+    gymnasium = importlib.import_module('gymnasium')
   except ImportError:
     raise InputError('env', env, 'it needs the package gymnasium',
                      "pip install 'vdm_jax[plan]'") from None

@@ -12,9 +12,10 @@ EPISODES = flags.DEFINE_integer('episodes', 50, 'Episodes for each return.')
 FIRST_SEED = flags.DEFINE_integer('first_seed', 90_000, 'Episode i is reset with this seed + i.')
 ASKED = flags.DEFINE_list('returns', [], 'Returns to reach, discounted as in training, such as '
                           '-300,-200,-100.  Default: the largest of training.')
-GUIDANCE = flags.DEFINE_float('guidance', 0.2, 'Classifier-free guidance; the paper of Ajay et al. '
-                              'calls 1 more the guidance.  0: none.')
-TEMPERATURE = flags.DEFINE_float('temperature', 0.5, 'A factor of the noise of plans.')
+GUIDANCE = flags.DEFINE_float('guidance', None, 'Classifier-free guidance; the paper of Ajay et '
+                              'al. calls 1 more the guidance.  0: none.  Default: of the config.')
+TEMPERATURE = flags.DEFINE_float('temperature', None, 'A factor of the noise of plans.  Default: '
+                                 'of the config.')
 OUT = cli.path('out', 'A .json file; a .png is written beside it.  Default: plans.json in the '
                'workdir.')
 OVERWRITE = cli.overwrite()

@@ -15,10 +15,6 @@ them, and be led beyond them: classifier-free guidance.  Conditions that were ne
 are composed by their estimates.  Plans are drawn with less noise than the chain has (a low
 temperature), which leads to the likely plans.
 
-An action may move a state by little, compared with the range of states.  Then `increments` makes
-the diffused rows s_0, s_1 - s_0, s_2 - s_1, ..., each scaled to about unit size, so that a plan is
-as precise as the action between two of its rows needs it.  Published plans are the states.
-
 There are two kinds of process.  `chain` is the published one: T steps with cosine betas, trained by
 L_simple.  `continuous` has a log-SNR that is linear in time, and the target v.
 
@@ -52,8 +48,8 @@ from vdm_jax.schedules import TableSchedule, cosine_betas
 from vdm_jax.systems import compose
 from vdm_jax.typing import Array, ArrayLike, Denoiser, Experiment, Process, PyTree, Target, brief
 
-__all__ = ['Dynamics', 'KINDS', 'NETS', 'Normaliser', 'Plan', 'Planner', 'accumulated', 'ancestral',
-           'default_config', 'experiment', 'increments_of', 'losses', 'plan']
+__all__ = ['Dynamics', 'KINDS', 'NETS', 'Normaliser', 'Plan', 'Planner', 'ancestral',
+           'default_config', 'experiment', 'losses', 'plan']
 
 KINDS = ('chain', 'continuous')
 NETS = ('unet', 'transformer')
@@ -139,11 +135,12 @@ class Planner(NamedTuple):
   steps: int                   # of the sampler, if none is chosen
   horizon: int                 # H
   bounded: bool                # whether estimates of x are cut to [-1, 1]
-  increments: tuple[float, ...] = ()  # [O] the scale of increments; (): states are diffused
+  guidance: float = 0.2        # w, if none is chosen
+  temperature: float = 0.5     # if none is chosen
 
   def plan(self, known: ArrayLike, keys: Array,
            told: Mapping[str, ArrayLike] | Sequence[Mapping[str, ArrayLike]] | None = None, *,
-           weights: float | Sequence[float] = 0.2, temperature: float = 0.5,
+           weights: float | Sequence[float] | None = None, temperature: float | None = None,
            method: Method | None = None) -> Plan:
     """Draws plans, and their actions.
 
@@ -154,8 +151,9 @@ class Planner(NamedTuple):
       told: vectors by name, [B, K] or [K] or a number; returns are in the units of the data.  A
         sequence of several dicts composes these conditions.  None: nothing is told.
       weights: w of classifier-free guidance, one, or one for each condition; 0: none.  The paper
-        calls 1 + w the guidance.
+        calls 1 + w the guidance.  Default: the model's own.
       temperature: a factor of the noise of the start, and of the steps of the default sampler.
+        Default: the model's own.
       method: the sampler.  Default: `ancestral`.
 
     Raises InputError: a name that is not told; numbers of another shape; too many rows.
@@ -164,27 +162,24 @@ class Planner(NamedTuple):
     count, size = len(self.states.maps), jnp.shape(known)
     require(len(size) == 3 and size[2] == count and 1 <= size[1] <= self.horizon, 'known', size,
             f'a plan has {self.horizon} rows of {count} numbers', 'give its first rows, [B, R, O]')
-    require(size[1] == 1 or not self.increments, 'known', size, 'this model diffuses increments, '
-            'so its first row alone can be known', 'give the state, [B, 1, O]')
-    own = self.states.to(known)
     told = [told] if isinstance(told, Mapping) else list(told or ())
+    weights = self.guidance if weights is None else weights
+    temperature = self.temperature if temperature is None else temperature
     weights = [weights] * len(told) if isinstance(weights, (int, float)) else list(weights)
     of = lambda one: guidance.conditioned_on(self.dynamics.denoise,
-                                             lambda _: self._told(one, own[:, 0]))
+                                             lambda _: self._told(one, len(known)))
     denoise = of({})
     if told:
       denoise = guidance.composed(denoise, [of(one) for one in told], [1.0 + w for w in weights])
     if self.bounded:
       denoise = guidance.clip(denoise)
-    x = plan(denoise, self.dynamics.process, own, keys, (self.horizon, count),
+    x = plan(denoise, self.dynamics.process, self.states.to(known), keys, (self.horizon, count),
              method or ancestral(self.steps, temperature), temperature)
-    x = accumulated(x, self.increments)
     actions = self.actions.back(self.dynamics.act(x[:, :-1], x[:, 1:]))
     given = jnp.pad(known, ((0, 0), (0, self.horizon - size[1]), (0, 0)), constant_values=jnp.nan)
     return Plan(jnp.where(jnp.isnan(given), self.states.back(x), given), actions)
 
-  def _told(self, values: Mapping[str, ArrayLike], state: Array) -> Told:
-    count = len(state)
+  def _told(self, values: Mapping[str, ArrayLike], count: int) -> Told:
     for name in values:
       require(name in self.told, 'told', name, 'this model is not told so',
               f'choose of {", ".join(self.told) or "nothing"}')
@@ -196,34 +191,10 @@ class Planner(NamedTuple):
       value = jnp.broadcast_to(value, (count, width))
       each.append(value / self.scale if name == RETURNS else value)
     kept = jnp.array([float(name in values) for name in self.told])
-    return _with_state(Told(tuple(each), jnp.broadcast_to(kept, (count, len(self.told)))), state,
-                       self.increments)
+    return Told(tuple(each), jnp.broadcast_to(kept, (count, len(self.told))))
 
   def __repr__(self) -> str:
     return brief(self)
-
-
-def increments_of(x: Array, scale: Sequence[float]) -> Array:
-  """The first row, and the scaled differences of rows: [B, H, O]; x itself without a scale."""
-  if not scale:
-    return x
-  return jnp.concatenate([x[:, :1], jnp.diff(x, axis=1) / np.array(scale, np.float32)], axis=1)
-
-
-def accumulated(y: Array, scale: Sequence[float]) -> Array:
-  """The inverse of `increments_of`."""
-  if not scale:
-    return y
-  moved = jnp.cumsum(y[:, 1:] * np.array(scale, np.float32), axis=1)
-  return jnp.concatenate([y[:, :1], y[:, :1] + moved], axis=1)
-
-
-def _with_state(told: Told, state: Array, increments: Sequence[float]) -> Told:
-  """Of increments the network is told the first state too, on which all of them depend."""
-  if not increments:
-    return told
-  kept = jnp.concatenate([told.kept, jnp.ones((len(state), 1))], axis=1)
-  return Told((*told.values, state), kept)
 
 
 def ancestral(steps: int, temperature: float) -> Method:
@@ -247,11 +218,9 @@ def default_config(**model) -> ml_collections.ConfigDict:
       'hidden_rate': 0.25,      # how often each of them is hidden in training
       'goal_rate': 0.0,         # how often the last row is known too in training
       'returns_scale': 400.0,   # by which returns are divided
-      'increments': (),         # the scale of the increments of each number, in the units of the
-                                # network; empty: states are diffused
       'timesteps': 200,         # of the chain
       'logsnr_max': 12.0, 'logsnr_min': -8.0,  # of `continuous`
-      'steps': 200,             # of the sampler
+      'steps': 200, 'guidance': 0.2, 'temperature': 0.5,  # of a plan, if none are chosen
   } | model)
   config.data.episodes.update(horizon=100, normaliser='cdf')
   return config
@@ -269,8 +238,8 @@ class _Parts(NamedTuple):
 
 def losses(denoise: Denoiser, act: Callable[[Array, Array], Array], process: Process,
            x: Array, actions: Array, known: Array, t: Array, keys: Array, cond: PyTree = None, *,
-           steps: int | None = None, target: Target = targets.eps, eps: Array | None = None,
-           states: Array | None = None) -> tuple[Array, dict[str, Array]]:
+           steps: int | None = None, target: Target = targets.eps, eps: Array | None = None
+           ) -> tuple[Array, dict[str, Array]]:
   """Half the mean squared error of y in the unknown rows, and of the actions: [B], and the terms.
 
   The means are over all numbers of a window, also the known ones, whose error is 0.
@@ -279,13 +248,11 @@ def losses(denoise: Denoiser, act: Callable[[Array, Array], Array], process: Pro
     x: [B, H, O]; actions: [B, H, A], the last of which is not used; both in the network's units.
     known: bool [B, H], the rows that the network reads without noise.
     steps, target, eps: as in `ddpm.simple`.
-    states: [B, H, O], between which the actions are, if x are increments.  Default: x.
   """
   nats, terms = ddpm.simple(guidance.pinned(denoise, x, known[..., None]), process, x, t, keys,
                             cond, steps=steps, target=target, eps=eps)
   size = math.prod(x.shape[1:])
-  states = x if states is None else states
-  error = jnp.mean(jnp.square(act(states[:, :-1], states[:, 1:]) - actions[:, :-1]), axis=(1, 2))
+  error = jnp.mean(jnp.square(act(x[:, :-1], x[:, 1:]) - actions[:, :-1]), axis=(1, 2))
   return 0.5 * (nats / size + error), {'eps_error': terms['eps_error'] / size,
                                        'action_error': error}
 
@@ -303,9 +270,6 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   told = {name: math.prod(spec[name].shape) for name in m.told}
   parts = _parts(config, spec[ACTIONS].shape[-1])
   bounded = windows.normaliser != 'standard'
-  scale = tuple(m.increments)
-  compose.require(config, 'increments', len(scale) in (0, size) and all(u > 0.0 for u in scale),
-                  f'an observation has {size} numbers', 'give a scale above 0 for each, or none')
 
   @functools.cache
   def normalisers() -> tuple[Normaliser, Normaliser]:
@@ -320,19 +284,13 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     return denoisers.denoiser(net, parts.target, parts.read)
 
   def act(params, state, following):
-<<<<<<< HEAD
     return cast(Array, parts.act.apply({'params': params['actions']}, state, following))
-=======
-    if scale:
-      following = (following - state) / np.array(scale, np.float32)
-    return parts.act.apply({'params': params['actions']}, state, following)
->>>>>>> 79a2e6d (Plans are made in environments: scripts/plan.py, and a config of the pendulum)
 
   def init(key):
     key_net, key_act = jax.random.split(key)
     state = jnp.zeros((1, size))
-    hidden = _with_state(Told(tuple(jnp.zeros((1, width)) for width in told.values()),
-                              jnp.zeros((1, len(told)))), state, scale)
+    hidden = Told(tuple(jnp.zeros((1, width)) for width in told.values()),
+                  jnp.zeros((1, len(told))))
     return {'net': parts.net.init(key_net, jnp.zeros((1, horizon, size)), jnp.zeros(1), hidden
                                   )['params'],
             'actions': parts.act.init(key_act, state, state)['params']}
@@ -350,22 +308,21 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     goal = draw('goal') < m.goal_rate
     known = (rows == 0) | ((rows == horizon - 1) & goal[:, None])
     return losses(denoiser(params), functools.partial(act, params), parts.process,
-                  increments_of(x, scale), actions.to(batch[ACTIONS]), known, context.t, keys,
-                  _with_state(cond, x[:, 0], scale), steps=parts.chain, target=parts.target,
-                  states=x)
+                  x, actions.to(batch[ACTIONS]), known, context.t, keys, cond, steps=parts.chain,
+                  target=parts.target)
 
   def model(params, keys=None):
     states, actions = normalisers()
     of = Dynamics(denoiser(params, keys), parts.process, functools.partial(act, params))
     return Planner(of, states, actions, told, m.returns_scale, tuple(windows.returns), m.steps,
-                   horizon, bounded and not scale, scale)
+                   horizon, bounded, m.guidance, m.temperature)
 
   return compose.assemble(config, init=init, loss=loss, model=model)
 
 
 def _parts(config: ml_collections.ConfigDict, actions: int) -> _Parts:
   m = config.model
-  conditions = len(m.told) + bool(m.increments)
+  conditions = len(m.told)
   if m.net == 'unet':
     net = TemporalUNet(m.features, tuple(m.multipliers), m.kernel, m.groups, conditions)
   else:
@@ -389,8 +346,7 @@ def _check(config: ml_collections.ConfigDict, windows: episodes.Windows) -> None
     require_choice('config.model.told', name, (RETURNS, *windows.told))
   for name in ('hidden_rate', 'goal_rate'):
     compose.require(config, name, 0.0 <= m[name] <= 1.0, 'it is a share', 'give 0 to 1')
-  compose.require(config, 'goal_rate', not (m.goal_rate and m.increments), 'of increments the '
-                  'first row alone can be known', 'set it to 0, or config.model.increments=()')
+  compose.require(config, 'temperature', m.temperature >= 0.0, 'it is below 0', 'give 0.5')
   compose.require(config, 'returns_scale', m.returns_scale > 0.0, 'it must be above 0',
                   'give the size of a return')
   for name, least in (('timesteps', 2), ('steps', 1)):
