@@ -83,8 +83,8 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
   trained = workdir.load_trained(directory, average=average, step=step)
   needs.finite(trained)
   model = needs.require(trained.experiment.model(trained.params), 'plan', directory)
-  guidance = model.guidance if guidance is None else guidance
-  temperature = model.temperature if temperature is None else temperature
+  guidance = float(model.guidance if guidance is None else guidance)
+  temperature = float(model.temperature if temperature is None else temperature)
   make = _maker(env)
   _require_fits(make(), env, model)
   asked = _asked(model, asked)
@@ -210,7 +210,7 @@ def _act(environments: list, seeds: np.ndarray, decide: Callable, seed: int
   # The first step compiles.
   return {'returns': returns, 'observations': np.stack(observations),
           'actions': np.stack(actions), 'plans': np.stack(plans),
-          'milliseconds': np.float64(1e3 * np.mean(seconds[1:] or seconds))}
+          'milliseconds': np.asarray(1e3 * np.mean(seconds[1:] or seconds))}
 
 
 def _json(found: Sequence[Acted], trained: workdir.Trained, about: dict) -> str:
@@ -235,7 +235,7 @@ def episode_picture(acted: Acted, names: Sequence[str] = ()) -> Figure:
   """
   length, count = acted.observations.shape
   figure = Figure(figsize=(7.0, 1.2 * (count + 1) + 0.6), layout='constrained')
-  axes = np.ravel(figure.subplots(count + 1, 1, sharex=True))
+  axes = figure.subplots(count + 1, 1, sharex=True, squeeze=False)[:, 0]
   every = max(length // SHOWN, 1)
   for i in range(count):
     for start in range(0, length, every):
