@@ -80,19 +80,28 @@ def short(config: Config, name: str, *, steps: int, learning_rate: float = 2e-3)
   return config
 
 
+def _minutes(config: Config, steps: int, *, validations: int, repeats: int = 1, share: int = 20,
+             learning_rate: float = 2e-3) -> Config:
+  """A run of minutes whose rate falls to 0, and that is validated and kept some times.
+
+  share: the warm-up, and what the average remembers, are this part of the run: 1 / share.
+  """
+  config.optimizer.update(learning_rate=learning_rate, warmup_steps=steps // share,
+                          decay_steps=steps, clip_norm=1.0)
+  config.ema = {'ema': 1.0 - share / steps}
+  config.train.update(steps=steps, log_every=50, validate_every=steps // validations,
+                      checkpoint_every=steps // validations, pictures_every=0, keep=2,
+                      splits=('validation', 'test'), validation_repeats=repeats)
+  return config
+
+
 def captions(config: Config, name: str = 'shapes', *, steps: int = 1500) -> Config:
   """Small pictures and their texts, as words: some minutes on 2 CPU cores.
 
   name: the data's name, as in `config.data.name`.  The last 200 training images are held out.
   """
   config.data.update(name=name, tokeniser='words', validation=200, batch_size=64)
-  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 10, decay_steps=steps,
-                          clip_norm=1.0)
-  config.ema = {'ema': 1.0 - 10.0 / steps}  # of a tenth of the run
-  config.train.update(steps=steps, log_every=50, validate_every=steps // 3,
-                      checkpoint_every=steps // 3, pictures_every=0, keep=2,
-                      splits=('validation', 'test'), validation_repeats=1)
-  return config
+  return _minutes(config, steps, validations=3, share=10)
 
 
 def forecasts(config: Config, name: str, *, steps: int = 5000) -> Config:
@@ -103,13 +112,8 @@ def forecasts(config: Config, name: str, *, steps: int = 5000) -> Config:
   has been learned by heart: the checkpoint `best` is of before.
   """
   config.data.update(name=name, validation=336, batch_size=32)
-  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps,
-                          b2=0.999, clip_norm=1.0)
-  config.ema = {'ema': 1.0 - 20.0 / steps}  # of a twentieth of the run
-  config.train.update(steps=steps, log_every=50, validate_every=steps // 10,
-                      checkpoint_every=steps // 10, pictures_every=0, keep=2,
-                      splits=('validation', 'test'), validation_repeats=4)
-  return config
+  config.optimizer.b2 = 0.999
+  return _minutes(config, steps, validations=10, repeats=4)
 
 
 def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
@@ -119,13 +123,8 @@ def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
   whole episodes but for a part of one.
   """
   config.data.update(name=name, validation=2000, batch_size=64)
-  config.optimizer.update(learning_rate=3e-3, warmup_steps=steps // 20, decay_steps=steps,
-                          b2=0.999, weight_decay=0.0, clip_norm=1.0)
-  config.ema = {'ema': 1.0 - 20.0 / steps}  # of a twentieth of the run
-  config.train.update(steps=steps, log_every=50, validate_every=steps // 5,
-                      checkpoint_every=steps // 5, pictures_every=0, keep=2,
-                      splits=('validation', 'test'), validation_repeats=1)
-  return config
+  config.optimizer.update(b2=0.999, weight_decay=0.0)
+  return _minutes(config, steps, learning_rate=3e-3, validations=5)
 
 
 def chorales(config: Config, name: str = 'chorales', *, steps: int = 2000) -> Config:
@@ -136,13 +135,8 @@ def chorales(config: Config, name: str = 'chorales', *, steps: int = 2000) -> Co
   """
   config.data.update(name=name, fields=('pitches',), shape=(32, 4, 1), levels=128, validation=200,
                      batch_size=64)
-  config.optimizer.update(learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps,
-                          b2=0.99, weight_decay=0.05, clip_norm=1.0)
-  config.ema = {'ema': 1.0 - 20.0 / steps}  # of a twentieth of the run
-  config.train.update(steps=steps, log_every=50, validate_every=steps // 6,
-                      checkpoint_every=steps // 6, pictures_every=0, keep=2,
-                      splits=('validation', 'test'), validation_repeats=4)
-  return config
+  config.optimizer.update(b2=0.99, weight_decay=0.05)
+  return _minutes(config, steps, validations=6, repeats=4)
 
 
 def fine_tuning(config: Config, *, steps: int = 300) -> Config:

@@ -3,44 +3,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import exact_shapes_config, shapes_config
+from tests.support import exact_shapes_config, shapes_config, untrained
 from vdm_jax.data import shapes
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
-from vdm_jax.runs import scenes, workdir
-from vdm_jax.train import step as step_lib
-from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.runs import scenes
 
 ROOT = Path(__file__).parents[2]
 TOLD = ['0=a large red disk on white', '90=a large red cross on white']
 
 
-def make_run(folder, made):
-  config, file = made.get_config(), made.__file__
-  experiment = made.build(config)
-  params = jax.jit(experiment.init)(jax.random.key(0))
-  workdir.prepare(folder, config, file)
-  checkpoints = Checkpoints(folder)
-  checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
-  checkpoints.close()
-  return folder
-
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """The directory of a run whose weights are random."""
-  return make_run(tmp_path_factory.mktemp('scenes') / 'run', shapes_config)
+  return untrained.make_run(tmp_path_factory.mktemp('scenes') / 'run', shapes_config)
 
 
 @pytest.fixture(scope='module')
 def exact(tmp_path_factory):
   """The directory of a run whose model is exact: it knows all pictures and their captions."""
-  return make_run(tmp_path_factory.mktemp('exact_scenes') / 'run', exact_shapes_config)
+  return untrained.make_run(tmp_path_factory.mktemp('exact_scenes') / 'run', exact_shapes_config)
 
 
 def distil(run, out, views=TOLD, **options):

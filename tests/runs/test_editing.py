@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import shapes_config
+from tests.support import shapes_config, untrained
 from vdm_jax import guidance, random, samplers
 from vdm_jax.data import shapes
 from vdm_jax.editing import diffedit, methods, null_text
 from vdm_jax.errors import InputError
 from vdm_jax.runs import editing, workdir
-from vdm_jax.train import step as step_lib
-from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.typing import Estimate
 
 ROOT = Path(__file__).parents[2]
@@ -38,15 +36,7 @@ IMAGES = np.stack([picture_of(caption) for caption in SOURCES])
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """The directory of a run whose weights are random."""
-  folder = tmp_path_factory.mktemp('editing') / 'run'
-  config, file = shapes_config.get_config(), shapes_config.__file__
-  experiment = shapes_config.build(config)
-  params = jax.jit(experiment.init)(jax.random.key(0))
-  workdir.prepare(folder, config, file)
-  checkpoints = Checkpoints(folder)
-  checkpoints.save(step_lib.init(params, experiment.tx, experiment.ema, experiment.aux))
-  checkpoints.close()
-  return folder
+  return untrained.make_run(tmp_path_factory.mktemp('editing') / 'run', shapes_config)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.data import shapes
+from vdm_jax.errors import require
 from vdm_jax.evaluation.distances import Estimated, share
 from vdm_jax.evaluation.nearest import nearest
 
@@ -18,6 +19,19 @@ class Named(NamedTuple):
   captions: np.ndarray   # numbers of `shapes.CAPTIONS`
   places: np.ndarray     # numbers of `shapes.PLACES`
   distances: np.ndarray  # Euclidean, where 0 .. 255 is coded as -1 .. 1
+
+
+def is_asked(data_name: str, shape: tuple[int, ...], judge: bool | None) -> bool:
+  """Whether pictures of this shape, by a model of these data, are judged.
+
+  judge: what the user says; None: they are if the data are shapes.  Raises InputError if the judge
+  is asked of other images.
+  """
+  fits = shape == shapes.images().shape[1:]
+  if judge:
+    require(fits, 'judge', True, f'it names pictures of shapes, {shapes.images().shape[1:]}, and '
+            f'this model makes {shape}', 'leave it out')
+  return fits and data_name in shapes.NAMES if judge is None else judge
 
 
 def name(images: np.ndarray) -> Named:

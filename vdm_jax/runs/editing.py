@@ -225,7 +225,7 @@ def edit(directory: str | Path, out: str | Path, method: Method, target: str, *,
   shape = x.shape
   require(len(shape) == 3, 'workdir', str(directory), f'its data have the shape {shape}, and are '
           'no images', 'name the run of a model of images')
-  judged = _is_judged(trained, shape, judge)
+  judged = judge_of_shapes.is_asked(trained.config.data.name, shape, judge)
   given, caption = reading.image('image', image, trained, x, field) if image else (None, '')
   source = source or caption
   _check_inputs(method, given, source, mask, count)
@@ -247,15 +247,6 @@ def edit(directory: str | Path, out: str | Path, method: Method, target: str, *,
       'guidance': guidance, 'steps': steps, 'seed': seed, 'checkpoint': trained.step,
       'average': trained.average})
   return result
-
-
-def _is_judged(trained: workdir.Trained, shape: tuple[int, ...], judge: bool | None) -> bool:
-  """Whether edits are judged.  Raises InputError if the judge is asked of other images."""
-  fits = shape == shapes.images().shape[1:]
-  if judge:
-    require(fits, 'judge', True, f'it names pictures of shapes, {shapes.images().shape[1:]}, and '
-            f'this model makes {shape}', 'leave it out')
-  return fits and trained.config.data.name in shapes.NAMES if judge is None else judge
 
 
 def _read_mask(name: str, shape: tuple[int, ...]) -> np.ndarray:

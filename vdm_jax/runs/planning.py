@@ -24,6 +24,7 @@ from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.systems.applications.decisions import Planner
+from vdm_jax.typing import Array
 
 __all__ = ['Acted', 'NAMES', 'episode_picture', 'figures', 'plan', 'returns_picture']
 
@@ -184,18 +185,23 @@ def _program(trained: workdir.Trained, guidance: float, temperature: float,
   return program
 
 
+@jax.jit
+def _at(keys: Array, t: int) -> Array:
+  """The keys of step t of the episodes with these keys: [B]."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
+
+
 def _act(environments: list, seeds: np.ndarray, decide: Callable, seed: int
          ) -> dict[str, np.ndarray]:
   """Runs the environments to their ends, together.  See `Acted`."""
   observed = np.stack([one.reset(seed=int(number))[0] for one, number in
                        zip(environments, seeds, strict=True)]).astype(np.float32)
   keys = random.per_example(random.key(seed), jnp.asarray(seeds))
-  at = jax.jit(lambda keys, t: jax.vmap(lambda key: jax.random.fold_in(key, t))(keys))
   returns, going = np.zeros(len(seeds)), np.ones(len(seeds), bool)
   observations, actions, plans, seconds = [], [], [], []
   while going.any():
     began = time.perf_counter()
-    action, planned = jax.device_get(decide(observed, at(keys, len(actions))))
+    action, planned = jax.device_get(decide(observed, _at(keys, len(actions))))
     seconds.append(time.perf_counter() - began)
     if going[0]:
       observations.append(observed[0].copy())

@@ -257,26 +257,24 @@ def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.T
   are saved with them.  doing: the words at the progress bar.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
-  x = data.resolve(trained.config.data).x
-  if out.suffix == '.mid' or out.suffix == '.png' and notation.is_music(x):
-    parts = list(_with_bar(pieces(0), 0, count, doing))
-    grids = np.concatenate(parts)
-    if jax.process_index() == 0 and out.suffix == '.mid':
-      notation.save_midi(out, grids, notation.sixteenths(trained.config.data.name))
-    elif jax.process_index() == 0:
-      pictures.save_png(out, notation.piano_roll(grids), _provenance(about, trained))
-  elif out.suffix == '.png':
-    parts = list(_with_bar(pieces(0), 0, count, doing))
-    if jax.process_index() == 0:
-      provenance = _provenance(about, trained)
-      shown = ('sampler', 'steps', 'seed', 'checkpoint', 'average')
-      caption = ', '.join(f'{name} {provenance[name]}' for name in shown if name in provenance)
-      pictures.save_png(out, pictures.captioned(
-          pictures.samples(np.concatenate(parts), levels), caption), provenance)
-  else:
+  if out.suffix not in ('.png', '.mid'):
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
     about = {**_provenance(about, trained), 'weights': checksum(trained.params)}
     _draw_resumably(out, about, count, pieces, dtype, conditions or {}, overwrite, doing)
+    return
+  parts = list(_with_bar(pieces(0), 0, count, doing))
+  if jax.process_index() != 0:
+    return
+  drawn, provenance = np.concatenate(parts), _provenance(about, trained)
+  if out.suffix == '.mid':
+    notation.save_midi(out, drawn, notation.sixteenths(trained.config.data.name))
+  elif notation.is_music(data.resolve(trained.config.data).x):
+    pictures.save_png(out, notation.piano_roll(drawn), provenance)
+  else:
+    shown = ('sampler', 'steps', 'seed', 'checkpoint', 'average')
+    caption = ', '.join(f'{name} {provenance[name]}' for name in shown if name in provenance)
+    pictures.save_png(out, pictures.captioned(pictures.samples(drawn, levels), caption),
+                      provenance)
 
 
 def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:

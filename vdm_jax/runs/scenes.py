@@ -139,7 +139,7 @@ def distil(directory: str | Path, out: str | Path, views: Sequence[View], *, sce
   field, x = needs.text_field(model, spec, 'view'), needs.data_field(model, spec)
   require(len(x.shape) == 3, 'workdir', str(directory), f'its data have the shape {x.shape}, and '
           'are no images', 'name the run of a model of images')
-  judged = _is_judged(trained, x.shape, judge)
+  judged = judge_of_shapes.is_asked(trained.config.data.name, x.shape, judge)
   made = scene_types.named(scene, x.shape)
   _check(views, made, scene, batch_size)
   rows = np.arange(len(views))
@@ -170,15 +170,6 @@ def distil(directory: str | Path, out: str | Path, views: Sequence[View], *, sce
       **about, 'checkpoint': trained.step, 'average': trained.average})
   shutil.rmtree(parts)
   return result
-
-
-def _is_judged(trained: workdir.Trained, shape: tuple[int, ...], judge: bool | None) -> bool:
-  """Whether views are judged.  Raises InputError if the judge is asked of other images."""
-  fits = shape == shapes.images().shape[1:]
-  if judge:
-    require(fits, 'judge', True, f'it names pictures of shapes, {shapes.images().shape[1:]}, and '
-            f'this model makes {shape}', 'leave it out')
-  return fits and trained.config.data.name in shapes.NAMES if judge is None else judge
 
 
 # ------------------------------------------------------------------------ the loop

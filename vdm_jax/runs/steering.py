@@ -162,11 +162,10 @@ def steering(clip: Clip, model: Model, of: workdir.Trained, times: np.ndarray,
 
 
 def _check_scales(clip: Clip) -> None:
-  for flag, value in (('clip_scale', clip.scale), ('like_scale', clip.like_scale),
-                      ('style_scale', clip.style_scale)):
+  for flag, value, picture in (('clip_scale', clip.scale, ''),
+                               ('like_scale', clip.like_scale, clip.like),
+                               ('style_scale', clip.style_scale, clip.style)):
     require(math.isfinite(value), flag, value, 'it must be finite')
-  for flag, picture, value in (('like_scale', clip.like, clip.like_scale),
-                               ('style_scale', clip.style, clip.style_scale)):
     require(not picture or value != 0.0, flag, value, 'with 0 the picture has no effect',
             'choose another scale, or leave the picture out')
 
