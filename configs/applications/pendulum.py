@@ -7,7 +7,9 @@
 The data are episodes of gymnasium's Pendulum-v1 under a controller, some of whose actions are
 random: `observations` [E, 200, 3], `actions` and `rewards` [E, 200], and `epsilon` [E], the share
 of random actions.  The controller's own episodes, epsilon = 0, are left out.
-Hardware, time and what it reaches: see configs/applications/README.md.
+To reach: -146 +- 17 in the mean of 50 episodes, told the largest return of training; in 50 others,
+-181 +- 21.
+Hardware and time: see configs/applications/README.md.
 """
 import ml_collections
 

@@ -124,21 +124,25 @@ def test_the_loss_and_its_gradient_equal_those_of_the_public_code():
 
 
 @pytest.mark.long
-def test_plans_and_actions_equal_those_of_the_public_code_with_its_draws():
-  """Its draws are halved, the first too, and the first row is the state at all times."""
+def test_plans_and_actions_equal_those_of_the_public_code_with_its_draws(x64):
+  """Its draws are halved, the first too, and the first row is the state at all times.
+
+  In float64, since 20 guided steps amplify rounding: what is left is that of the public code.
+  """
   data = shared('decision_diffuser')
-  of = decisions.experiment(_config()).model(_imported(data)).dynamics
-  hidden, shown = (guidance.conditioned_on(of.denoise, lambda _, kept=kept: _told(
-      data['sample/return'], kept)) for kept in (0.0, 1.0))
+  wide = lambda tree: jax.tree.map(lambda u: jnp.asarray(u, jnp.float64), tree)
+  of = decisions.experiment(_config()).model(wide(_imported(data))).dynamics
+  hidden, shown = (guidance.conditioned_on(of.denoise, lambda _, kept=kept: wide(_told(
+      data['sample/return'], kept))) for kept in (0.0, 1.0))
   denoise = guidance.clip(guidance.classifier_free(shown, hidden, 0.2))
-  state = jnp.asarray(data['sample/state'])[:, None]
+  state = wide(data['sample/state'])[:, None]
   mask = (jnp.arange(16) == 0)[:, None]
   sampler = tempered(first_order.ancestral(guidance.pinned(denoise, state, mask), of.process,
                                            temperature=0.5), 0.5)
-  noise = jnp.asarray(data['sample/noise'])
+  noise = wide(data['sample/noise'])
   x = jax.jit(lambda z, draws: replay(sampler, z, jnp.linspace(1.0, 0.0, 21), draws))(
       noise[0], noise[1:, None])
-  np.testing.assert_allclose(x[:, 1:], data['sample/plan'][:, 1:], atol=4e-5)
+  np.testing.assert_allclose(x[:, 1:], data['sample/plan'][:, 1:], atol=2e-5)
   action = of.act(state[:, 0], x[:, 1])
   np.testing.assert_allclose(action, data['sample/action'], atol=1e-5)
 
