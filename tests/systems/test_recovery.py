@@ -62,7 +62,7 @@ def test_the_conditional_law_of_gaussian_data_is_the_gaussian_of_bayes(curve, x6
   assert np.all(np.square(unit.sigma)[:, None] < variance)
 
 
-@pytest.mark.parametrize('metropolis', [True, False])
+@pytest.mark.parametrize('metropolis', [pytest.param(True, marks=pytest.mark.long), False])
 def test_the_chain_draws_from_the_conditional_law_and_without_a_test_its_variance_is_known(
     metropolis):
   """Of a Gaussian each move is affine: v <- (1 - h / v*)^2 v + 2 h, so v* / (1 - h / (2 v*))."""
@@ -187,6 +187,7 @@ def test_no_gradient_goes_through_the_draw():
   np.testing.assert_allclose(slope, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_chain_is_run_forwards_alone_and_validation_is_the_bound():
   module, config = configs.read('plane/recovery')
   config.model.update(features=8, blocks=1, moves=2)
