@@ -112,6 +112,17 @@ def test_a_miscounted_evaluation_fails():
   assert certification.count_evaluations(heun, steps=5) == 10
 
 
+def test_of_the_branches_of_a_condition_the_one_with_most_calls_counts():
+  def longer_but_at_the_end(denoise, process):
+    two, one = heun(denoise, process), ddim(denoise, process)
+
+    def step(keys, z, t, s, _):
+      return jax.lax.cond(s > 0.0, lambda: two.step(keys, z, t, s, None),
+                          lambda: one.step(keys, z, t, s, None))
+    return Sampler(step, evaluations=2)
+  assert certification.count_evaluations(longer_but_at_the_end, steps=5) == 10
+
+
 def test_a_network_that_is_used_at_sigma_zero_fails_at_the_ends():
   def midpoint_of_both_ends(denoise, process):
     def step(keys, z, t, s, _):

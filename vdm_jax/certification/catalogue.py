@@ -33,7 +33,7 @@ OPTIONS: dict[str, dict] = {
                     'dpm_solver_23')},
     'dpm_solver_fast': {'steps': (48, 96, 192, 384, 768)},  # steps of three
     'annealed_langevin': {'tolerance': 0.1},
-    'recovery': {'tolerance': 0.2},  # no Metropolis test
+    'recovery': {'tolerance': 0.1},  # no Metropolis test
     'denoising_mcmc': {'steps': [1], 'curves': FINITE},
     'plms': {'grid': grids.uniform},  # its coefficients are those of equal steps
     'split_lie': {'tolerance': 0.2},

@@ -51,6 +51,8 @@ def alternating_grid(steps: int) -> np.ndarray:
 
 def count_evaluations(make: SamplerMaker, steps: int = 8) -> int:
   """The number of calls of the denoiser in a run of `steps` steps, counted in the traced program.
+
+  Of the branches of a condition one runs, and the one with most calls counts.
   """
   @jax.jit
   def counted_denoiser(z, level):
@@ -70,9 +72,10 @@ def count_evaluations(make: SamplerMaker, steps: int = 8) -> int:
       if equation.params.get('name') == 'counted_denoiser':
         total += 1
         continue
-      inner = sum(calls(getattr(u, 'jaxpr', u)) for value in equation.params.values()
-                  for u in (value if isinstance(value, (tuple, list)) else (value,))
-                  if hasattr(u, 'eqns') or hasattr(getattr(u, 'jaxpr', None), 'eqns'))
+      each = [calls(getattr(u, 'jaxpr', u)) for value in equation.params.values()
+              for u in (value if isinstance(value, (tuple, list)) else (value,))
+              if hasattr(u, 'eqns') or hasattr(getattr(u, 'jaxpr', None), 'eqns')]
+      inner = max(each) if equation.primitive.name == 'cond' else sum(each)
       if inner and equation.primitive.name == 'while':
         raise ValueError('the denoiser is called in a loop whose length depends on values')
       total += inner * equation.params.get('length', 1)
