@@ -48,6 +48,29 @@ def test_the_density_of_scaled_data_counts_the_scale():
   np.testing.assert_allclose(coding.log_prob(jnp.asarray(y), z, level), exact, rtol=1e-5)
 
 
+@pytest.mark.parametrize('axes', [1, 2, 3, 4])
+def test_points_sequences_images_and_volumes_of_real_numbers_are_kept_as_they_are(axes, tmp_path):
+  x = np.random.default_rng(0).normal(size=(12, *(3, 2, 4, 1)[:axes])).astype(np.float32)
+  for name in ('x', 'image'):
+    np.savez(tmp_path / 'x.npz', **{name: x})
+    config = data.default_config()
+    config.update(name=str(tmp_path / 'x.npz'), validation=1, batch_size=2)
+    split = data.Data(config).split('test')
+    assert split.spec.x == data.fields.reals(name, x.shape[1:])
+    np.testing.assert_array_equal(split.get([0, 1])[name], x[[0, 6]])  # every sixth
+
+
+@pytest.mark.parametrize('x, message', [
+    (np.zeros((12, 2, 2, 2, 2, 2)), r'12, 2, 2, 2, 2, 2.*or volumes \[N, D, H, W, C\]'),
+    (np.zeros((12, 2, 2, 2, 2), np.uint8), r'store \[N, H, W, C\], \[N, H, W\] or \[N, D\]\.?$')])
+def test_data_of_too_many_axes_are_refused(x, message, tmp_path):
+  np.save(tmp_path / 'x.npy', x)
+  config = data.default_config()
+  config.update(name=str(tmp_path / 'x.npy'))
+  with pytest.raises(InputError, match=message):
+    data.resolve(config)
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   directory = tmp_path_factory.mktemp('motion') / 'run'

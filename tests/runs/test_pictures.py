@@ -103,6 +103,35 @@ def test_sequences_are_the_rows_of_one_picture():
                                 255 * data)
 
 
+def test_volumes_are_rows_of_slices_whether_or_not_they_have_channels():
+  data = np.arange(2 * 5 * 3 * 4).reshape(2, 5, 3, 4, 1).astype(np.float32)
+  sheet = pictures.samples(data, None)
+  across, down = 5 * 5 + 1, 2 * 4 + 1  # with lines between them
+  scale = sheet.shape[1] // across
+  assert sheet.shape == (scale * down, scale * across, 3)
+  small = sheet[::scale, ::scale, 0]
+  for i in range(2):
+    for k in range(5):
+      np.testing.assert_allclose(small[4 * i + 1:, 5 * k + 1:][:3, :4],
+                                 data[i, k, ..., 0] * 255 / 119, atol=0.51)
+  bare = np.moveaxis(data[..., 0], 1, -1)
+  np.testing.assert_array_equal(pictures.samples(bare, None), sheet)
+  # On the way from noise, the slice in the middle.
+  way = pictures.strip(np.stack([data, data]), None)
+  np.testing.assert_array_equal(
+      way, pictures.strip(np.stack([data[:, 2], data[:, 2]]), None))
+  np.testing.assert_array_equal(way, pictures.strip(np.stack([bare, bare]), None))
+
+
+def test_rows_of_two_real_numbers_are_curves_and_points_in_the_plane():
+  turn = np.linspace(0.0, 6.0, 30)
+  circle = np.stack([np.cos(turn), np.sin(turn)], -1)[None]
+  picture, curves = pictures.samples(circle, None), pictures.samples(circle[..., :1], None)
+  assert picture.shape[1] > 1.4 * curves.shape[1]
+  ink = np.argwhere(np.ptp(picture[:, picture.shape[1] // 2:].astype(int), axis=-1) > 50)
+  assert np.ptp(ink[:, 0]) == pytest.approx(np.ptp(ink[:, 1]), rel=0.05)  # equal axes
+
+
 def test_a_png_has_the_pixels_it_was_given_and_nothing_is_left_beside_it(tmp_path):
   picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
   pictures.save_png(tmp_path / 'new' / 'a.png', picture)

@@ -6,9 +6,9 @@ from vdm_jax.train import step as step_lib
 from vdm_jax.train.checkpoint import Checkpoints
 
 
-def make_run(folder, module):
+def make_run(folder, module, config=None):
   """The directory `folder` of a run of a module of configs, with initial weights."""
-  config = module.get_config()
+  config = config or module.get_config()
   experiment = module.build(config)
   params = jax.jit(experiment.init)(jax.random.key(0))
   workdir.prepare(folder, config, module.__file__)

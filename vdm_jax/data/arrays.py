@@ -12,8 +12,9 @@ The splits are called x_train and x_test (with y_train and y_test, caption_train
 
 x, the first field, is the first of image, images, arr_0 and x, or else the first array.  Integers
 [N, H, W(, C)] are images, with grey levels 0 .. 255.  For integers of other shapes, the largest
-value decides the number of levels.  Floats are real numbers, kept as they are.  Strings [N] are
-texts: see `tokenisers`.
+value decides the number of levels.  Floats are real numbers, kept as they are: points [N, D],
+sequences or sets of points [N, T, C], images, volumes [N, D, H, W(, C)].  Strings [N] are texts:
+see `tokenisers`.
 """
 import functools
 import hashlib
@@ -212,9 +213,11 @@ def named(path: str, name: str) -> np.ndarray:
 
 
 def _check_axes(place: str, array: np.ndarray) -> None:
-  if array.ndim not in (2, 3, 4):
+  volumes = array.dtype.kind == 'f'  # of real numbers alone
+  if not 2 <= array.ndim <= (5 if volumes else 4):
     raise InputError(problem=f'{place} has shape {array.shape}',
-                     remedy='store [N, H, W, C], [N, H, W] or [N, D]')
+                     remedy='store [N, H, W, C], [N, H, W] or [N, D]'
+                     + (', or volumes [N, D, H, W, C]' if volumes else ''))
 
 
 def _check_images(place: str, array: np.ndarray) -> None:

@@ -17,6 +17,8 @@ from vdm_jax.machine import files
 __all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'labelled', 'rate_distortion',
            'samples', 'save_png', 'strip']
 
+_SLICES = 8  # of a volume that are shown, and volumes, at most
+
 
 def save_png(path: str | Path, picture: np.ndarray | Figure,
              about: Mapping[str, object] | None = None) -> None:
@@ -73,17 +75,26 @@ def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
 
   data: integers below `levels`, images [n, h, w, c] or points [n, D].  If `levels` is None, real
   numbers: images are shown between their least and largest value, and sequences [n, T(, C)] as
-  curves.
+  curves.  Rows of two numbers are shown also as points in the plane.
 
   An image with two channels is shown as two grey pictures side by side.  Of more than three
   channels, the first three are shown.  Of a point, the first and last coordinates are shown.  A
   point of more than three coordinates is a sequence, and each sequence of integers is one row of
-  the picture.
+  the picture.  Of a volume (see `_volumes`), a row of slices is shown.
   """
   if levels is None and _are_sequences(data.shape[1:]):
-    figure = Figure(figsize=(6, 4), layout='constrained')
-    _sequences(figure.subplots(), data[:16])
+    planar = data.shape[2:] == (2,)
+    figure = Figure(figsize=(9 if planar else 6, 4), layout='constrained')
+    left, *plane = figure.subplots(1, 1 + planar, squeeze=False)[0]
+    _sequences(left, data[:16])
+    for axes in plane:
+      _in_the_plane(axes, data[:16])
     return _pixels(figure)
+  if (volumes := _volumes(data, levels)) is not None:
+    depth = volumes.shape[1]
+    chosen = np.unique(np.linspace(0, depth - 1, _SLICES).round().astype(int))
+    slices = volumes[:_SLICES, chosen]
+    return _sheet(slices.reshape(-1, *slices.shape[2:]), levels, across=len(chosen), width=480)
   if data.ndim == 2 and data.shape[1] > 3:
     return _sheet(data[None, :, :, None], levels, across=1, width=480)
   if data.ndim == 2:
@@ -94,6 +105,25 @@ def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
 def _are_sequences(shape: tuple[int, ...]) -> bool:
   """Whether real numbers are drawn as curves.  shape: of one example."""
   return len(shape) == 2 or len(shape) == 1 and shape[0] > 3
+
+
+def _volumes(data: np.ndarray, levels: int | None) -> np.ndarray | None:
+  """Volumes as slices [n, D, H, W, C]; None if the data [n, ...] are no volumes.
+
+  Real numbers [n, a, b, c] with c > 4 are volumes without channels, or images of so many channels.
+  The pictures [a, b] along the last axis are slices of both.
+  """
+  if data.ndim == 5:
+    return data
+  if levels is None and data.ndim == 4 and data.shape[-1] > 4:
+    return np.moveaxis(data, -1, 1)[..., None]
+  return None
+
+
+def _middle(data: np.ndarray, levels: int | None) -> np.ndarray:
+  """The middle slices [n, H, W, C] of volumes; other data as they are."""
+  volumes = _volumes(data, levels)
+  return data if volumes is None else volumes[:, volumes.shape[1] // 2]
 
 
 def _stretched(data: np.ndarray) -> np.ndarray:
@@ -108,6 +138,13 @@ def _sequences(axes, data: np.ndarray) -> None:
     axes.plot(one, color=f'C{i % 10}', lw=1)
 
 
+def _in_the_plane(axes, data: np.ndarray) -> None:
+  """The points of [n, T, 2], in the colours of `_sequences`."""
+  for i, one in enumerate(data):
+    axes.plot(*one.T, '.', color=f'C{i % 10}', ms=3)
+  axes.set(aspect='equal', title='the rows as points')
+
+
 def _pixels(figure: Figure) -> np.ndarray:
   """uint8 [H, W, 3]."""
   file = io.BytesIO()
@@ -119,6 +156,7 @@ def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
   """uint8 [H, W, 3]: the path of each sample, one image a row, from noise (left) to data (right).
 
   path: integers below `levels`, [frames, n, h, w, c] or points [frames, n, D], as for `samples`.
+  Of a volume, the middle slice is shown.
   """
   if levels is None and _are_sequences(path.shape[2:]):
     figure = Figure(figsize=(2 * len(path), 2), layout='constrained')
@@ -127,8 +165,8 @@ def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
     return _pixels(figure)
   if path.ndim == 3:
     return _scatter(path, levels)
-  frames = path.shape[0]
-  return _sheet(np.swapaxes(path, 0, 1).reshape(-1, *path.shape[2:]), levels, frames, width=960)
+  images = np.swapaxes(path, 0, 1).reshape(-1, *path.shape[2:])
+  return _sheet(_middle(images, levels), levels, across=len(path), width=960)
 
 
 def _sheet(data: np.ndarray, levels: int | None, across: int, width: int) -> np.ndarray:
@@ -275,6 +313,7 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
     _sequences(shown, np.concatenate([extremes[:1], extremes[-1:]]))
     shown.set_title('the most likely sequence (first colour) and the least likely')
     return figure
+  extremes = _middle(extremes, levels)
   shown.set_axis_off()
   if extremes.ndim == 2:
     shown.set_axis_on()
