@@ -12,5 +12,5 @@ flags.adopt_module_key_flags(sample)
 
 if __name__ == '__main__':
   cli.run(sample.main, bootstrap.ROOT, required={'workdir': 'runs/digits', 'out': 'samples.png'},
-          kept='Whole batches of an .npz are kept, and the same command goes on from there.  '
-               'Nothing of a .png is kept.')
+          kept='Whole batches of an .npz or a .csv are kept, and the same command goes on from '
+               'there.  Nothing of a .png is kept.')

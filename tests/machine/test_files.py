@@ -91,3 +91,16 @@ def test_a_file_that_could_not_be_written_is_refused_before_anything_is_computed
     with pytest.raises(InputError, match=message):
       files.output('out', path, '.png', '.npz', overwrite=True)
   assert sorted(os.listdir(tmp_path)) == ['b.png', 'file']
+
+
+def test_numbers_of_a_table_are_read_back_as_they_were(tmp_path):
+  rng = np.random.default_rng(0)
+  x = (rng.normal(size=(7, 2, 3)) * 10.0**rng.integers(-30, 30, (7, 2, 3))).astype(np.float32)
+  y, n = rng.normal(size=7), np.array([0, -1, 2**31 - 1, 5, 6, 7, 8])
+  files.save_csv(tmp_path / 'a.csv', x=x, y=y, n=n)
+  header, *lines = (tmp_path / 'a.csv').read_text().splitlines()
+  assert header == 'x_0_0,x_0_1,x_0_2,x_1_0,x_1_1,x_1_2,y,n' and len(lines) == 7
+  rows = [line.split(',') for line in lines]
+  np.testing.assert_array_equal(np.array([row[:6] for row in rows], np.float32), x.reshape(7, 6))
+  assert [float(row[6]) for row in rows] == y.tolist()
+  assert [int(row[7]) for row in rows] == n.tolist()

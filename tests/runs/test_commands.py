@@ -1,4 +1,5 @@
 """Evaluating and sampling a run: what the commands write, and what they refuse."""
+import csv
 import hashlib
 import json
 import os
@@ -628,6 +629,21 @@ def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finishe
   runs.sample(finished, tmp_path / 'a.npz', **options)
   np.testing.assert_array_equal(*(samples_of(tmp_path / name)[0] for name in ('a.npz',
                                                                              'whole.npz')))
+
+
+def test_a_table_of_samples_is_resumed_and_has_their_labels(finished, tmp_path, monkeypatch):
+  options = {'method': by(5), 'count': 22, 'batch_size': 4}
+  runs.sample(finished, tmp_path / 'whole.npz', **options)
+  sample_interrupted(monkeypatch, 3, finished, tmp_path / 'a.csv', **options)
+  assert not (tmp_path / 'a.csv').exists()
+  runs.sample(finished, tmp_path / 'a.csv', **options)
+  with (tmp_path / 'a.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  with np.load(tmp_path / 'whole.npz') as whole:
+    assert [int(row['labels']) for row in rows] == whole['labels'].tolist()
+    for (y, x, c), value in np.ndenumerate(whole['images'][21]):
+      assert int(rows[21][f'image_{y}_{x}_{c}']) == value
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a.csv', 'whole.npz']
 
 
 def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):

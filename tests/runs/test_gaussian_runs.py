@@ -6,6 +6,7 @@ from PIL import Image
 from tests.support import gaussian_config, untrained
 from tests.support.images_run import by
 from vdm_jax import runs
+from vdm_jax.errors import InputError
 
 COUNT = 96  # test examples
 
@@ -104,3 +105,21 @@ def test_volumes_are_trained_and_sampled_and_shown(tmp_path):
   assert x.shape == (400, 3, 2, 2, 1) and x.dtype == np.float32
   # The variances of the data are 1, and those of 400 samples have the error sqrt(2 / 400).
   assert np.abs(x.var(axis=0) - 1.0).max() < 4.0 * (2.0 / 400)**0.5
+
+
+@pytest.mark.parametrize('law', ['sequences', 'volumes'])
+def test_samples_as_a_table_have_a_row_each_and_are_read_back_as_they_were(exact, law, tmp_path):
+  options = {'method': by(2), 'count': 5, 'batch_size': 4}
+  runs.sample(exact[law], tmp_path / 'a.npz', **options)
+  runs.sample(exact[law], tmp_path / 'a.csv', **options)
+  with np.load(tmp_path / 'a.npz') as drawn:
+    x = drawn['images']
+  names = (tmp_path / 'a.csv').read_text().splitlines()[0].split(',')
+  rows = np.loadtxt(tmp_path / 'a.csv', np.float32, delimiter=',', skiprows=1)
+  np.testing.assert_array_equal(rows.reshape(x.shape), x)
+  place = names.index('x_1_1' if law == 'sequences' else 'x_2_1_0_0')
+  np.testing.assert_array_equal(rows[:, place],
+                                x[:, 1, 1] if law == 'sequences' else x[:, 2, 1, 0, 0])
+  assert [path.name for path in sorted(tmp_path.iterdir())] == ['a.csv', 'a.npz']  # no parts
+  with pytest.raises(InputError, match='a.csv.: it is there already'):
+    runs.sample(exact[law], tmp_path / 'a.csv', **options)

@@ -13,7 +13,7 @@ import numpy as np
 from vdm_jax.errors import InputError
 
 __all__ = ['atomic_write', 'digest', 'kept', 'output', 'probe', 'read_json', 'run_directory',
-           'save_npz', 'user_path', 'write_text']
+           'save_csv', 'save_npz', 'user_path', 'write_text']
 
 # The checkpoint library takes these for a pattern, or for a bucket, wherever they are in a path.
 _NO_RUN = re.compile(r'[*?\[\\]|/(?:gs|s3):(?:/|$)')
@@ -114,6 +114,25 @@ def save_npz(path: str | Path, **arrays) -> None:
   """Does np.savez_compressed, but writes the file whole or not at all."""
   with atomic_write(path) as partial:
     np.savez_compressed(partial, **arrays)
+
+
+def save_csv(path: str | Path, **arrays: np.ndarray) -> None:
+  """Writes numbers [N, ...] as a table: a line of names, then a row for each of the N examples.
+
+  An array [N] is a column of its own name.  An array x [N, 2, 3] has the columns x_0_0, x_0_1,
+  x_0_2, x_1_0, ...: so each row is one example, flattened.  Numbers have as many digits as it takes
+  to read them back unchanged.
+  """
+  names, formats, columns = [], [], []
+  for name, array in arrays.items():
+    places = list(np.ndindex(array.shape[1:]))
+    names += ['_'.join([name, *map(str, place)]) for place in places]
+    digits = '%d' if array.dtype.kind != 'f' else '%.9g' if array.dtype.itemsize <= 4 else '%.17g'
+    formats += [digits] * len(places)
+    columns.append(array.reshape(len(array), -1))
+  with atomic_write(path) as partial:
+    np.savetxt(partial, np.concatenate(columns, axis=1, dtype=np.float64), formats, ',',
+               header=','.join(names), comments='', encoding='utf-8')
 
 
 def digest(about: Mapping[str, Any]) -> str:

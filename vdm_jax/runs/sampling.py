@@ -40,9 +40,11 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
            condition: Mapping[str, Any] | None = None, prompts: Sequence[str] = (),
            tile: int | None = None, overlap: int | None = None,
            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> int | None:
-  """Draws `count` images into `out`: a .png, or an .npz that is resumed where it was left.
+  """Draws `count` images into `out`: a .png, a .csv, or an .npz that is resumed where it was left.
 
-  Of music, a .png shows piano rolls, and a .mid holds the notes of all pieces one after another.
+  A .csv has a row for each sample: see `files.save_csv`.  If it was not complete, it is resumed
+  too.  Of music, a .png shows piano rolls, and a .mid holds the notes of all pieces one after
+  another.
 
   If `out` is an .npz of the same settings and weights, sampling continues until it has `count`
   images.  Any other existing file is refused, unless `overwrite`.  The text of a .png says what the
@@ -79,7 +81,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   x = needs.data_field(model, spec)
   _check_sizes(count, batch_size, x)
   require(out.suffix != '.mid' or notation.is_music(x), 'out', str(out), 'the samples of this '
-          'model are not music', 'choose a .png or an .npz')
+          'model are not music', 'choose a .png, an .npz or a .csv')
   draws = {'stop': count, 'seed': seed, 'batch_size': batch_size}
   if not denoises(model):
     _check_own(directory, method, trace, label, guided or clip, condition or prompts or tile)
@@ -98,7 +100,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   steered = steering.steering(clip, model, trained, times, prompts) if clip else None
   make = _maker(method, model, times, trained, seed,
                 (-1.0, 1.0) if x.levels and model.data_space else None)
-  if model.is_latent and (out.suffix == '.png' or trace):
+  if model.is_latent and (out.suffix != '.npz' or trace):
     raise InputError('out', str(out), 'the samples of this model are latents, not images',
                      'choose an .npz, and leave out --trace')
 
@@ -173,7 +175,7 @@ def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_si
                  overwrite: bool) -> tuple[Path, Path | None]:
   """The paths of both files.  Raises InputError for a file that cannot be written, or exists."""
   resumed = not overwrite and Path(out).suffix == '.npz'  # `_draw_resumably` looks into it
-  out = files.output('out', out, '.png', '.npz', '.mid', overwrite=overwrite or resumed)
+  out = files.output('out', out, '.png', '.npz', '.csv', '.mid', overwrite=overwrite or resumed)
   if out.suffix == '.mid':
     notation.mido()  # refused now
   if trace:
@@ -260,7 +262,9 @@ def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.T
   if out.suffix not in ('.png', '.mid'):
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
     about = {**_provenance(about, trained), 'weights': checksum(trained.params)}
-    _draw_resumably(out, about, count, pieces, dtype, conditions or {}, overwrite, doing)
+    x = needs.data_field(trained.experiment.model(trained.params),
+                         data.resolve(trained.config.data))
+    _draw_resumably(out, about, count, pieces, x.name, dtype, conditions or {}, overwrite, doing)
     return
   parts = list(_with_bar(pieces(0), 0, count, doing))
   if jax.process_index() != 0:
@@ -316,9 +320,11 @@ def _with_bar(pieces, start: int, count: int, doing: str):
       bar.update(len(piece.numbers))
 
 
-def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, conditions: dict,
+def _draw_resumably(out: Path, about: dict, count: int, pieces, name: str, dtype, conditions: dict,
                     overwrite: bool, doing: str) -> None:
   """Draws images in parts beside `out`, and puts the parts together at the end.
+
+  name: of the field that is drawn.
 
   Existing parts are not drawn again.  The name of their folder has a digest of `about`, all that
   the images depend on.  A part is named after its first image.
@@ -359,8 +365,11 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, dtype, condition
     done += len(images)
   if jax.process_index() != 0:
     return
-  files.save_npz(out, images=np.concatenate(list(_consecutive(parts)))[:count], **conditions,
-           about=json.dumps({**about, 'count': count}))
+  images = np.concatenate(list(_consecutive(parts)))[:count]
+  if out.suffix == '.csv':
+    files.save_csv(out, **{name: images, **conditions})
+  else:
+    files.save_npz(out, images=images, **conditions, about=json.dumps({**about, 'count': count}))
   shutil.rmtree(parts)
 
 

@@ -7,8 +7,8 @@ from vdm_jax.cli import drawing
 from vdm_jax.samplers import catalogue
 
 WORKDIR = cli.run_directory()
-OUT = cli.path('out', 'A .png to look at, or an .npz, which the same command resumes; of music '
-               'also a .mid.')
+OUT = cli.path('out', 'A .png to look at; an .npz, which the same command resumes; or a .csv with '
+               'a row for each sample; of music also a .mid.')
 OVERWRITE = cli.overwrite()
 SAMPLER = drawing.sampler(
     catalogue.describe(), f'The times of the steps: {", ".join(catalogue.GRIDS)}.  The last six '
