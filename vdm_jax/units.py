@@ -3,13 +3,30 @@ import functools
 import math
 import operator
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vdm_jax.typing import Array
 
-__all__ = ['bits_per_dim', 'log_mean_exp', 'mean_over_data', 'sum_of_terms', 'sum_over_data']
+__all__ = ['BITS_PER_DIM', 'NATS_PER_DIM', 'Unit', 'bits_per_dim', 'log_mean_exp', 'mean_over_data',
+           'nats_of', 'sum_of_terms', 'sum_over_data']
+
+
+class Unit(NamedTuple):
+  """A unit of -log p, for people to read."""
+  name: str
+  per_bit: float  # the number of these units in a bit/dim
+
+
+BITS_PER_DIM = Unit('bits/dim', 1.0)
+NATS_PER_DIM = Unit('nats/dim', math.log(2.0))
+
+
+def nats_of(shape: tuple[int, ...]) -> Unit:
+  """Nats of a whole example of this shape."""
+  return Unit('nats', math.prod(shape) * math.log(2.0))
 
 
 def sum_over_data(u: Array) -> Array:

@@ -124,6 +124,23 @@ def test_the_table_of_usual_rows_has_one_line_each_in_80_columns():
         f'{of["standard_error"]:.4f}', f'({of["standard_error_draws"]:.4f})', '4500', '12.5']
 
 
+def test_of_real_numbers_the_table_is_in_nats_of_an_example_and_nats_per_dimension():
+  nats = np.array([[-7.0, -5.0], [-9.0, -7.0]])  # of examples of 2 x 3 numbers
+  about = {'dataset': DATA | {'shape': [2, 3], 'levels': None}}
+  rows = [row(nats / (6 * math.log(2)), name) | about for name in ('vlb', 'ode')]
+  text = printed(rows, [check(True) | {'difference': 1 / math.log(2)}],
+                 **about['dataset']).export_text().replace('\N{NO-BREAK SPACE}', ' ')
+  assert 'bits' not in text and 'test: 300 examples' in text
+  header = next(line for line in text.splitlines() if line.startswith('estimate'))
+  assert header.split() == ['estimate', 'kind', 'of', 'nats', '+-', 'nats/dim', 'calls',
+                            'examples/s']
+  line = next(line for line in text.splitlines() if line.startswith('vlb'))
+  assert line.split() == ['vlb', 'bound', 'SDE', '-7.0000', '1.0000', '(0.7071)', '-1.1667', '64',
+                          '12.5']
+  assert 'vlb -0.07000 recon. - 0.14000 latent - 6.79000 diff.' in text
+  assert 'difference, nats' in text and '6.00000' in text  # of six dimensions
+
+
 def test_an_adaptive_row_shows_its_most_expensive_image():
   text = printed([row(np.ones((1, 2)), 'ode', [[100, 200]])]).export_text()
   assert '150 (max 200)' in text

@@ -5,8 +5,10 @@ from PIL import Image
 
 from tests.support import gaussian_config, untrained
 from tests.support.images_run import by
+from tests.support.markup import Page
 from vdm_jax import runs
 from vdm_jax.errors import InputError
+from vdm_jax.runs import reporting
 
 COUNT = 96  # test examples
 
@@ -80,6 +82,20 @@ def test_the_flow_of_an_exact_denoiser_has_the_density_of_the_data_and_the_bound
   assert agree(bound, gaps(law)[0]) and agree(flow, gaps(law)[1])
   assert flow.std(ddof=1) < 0.05  # nats: each example has its own density, not the mean alone
   assert max(map(abs, gaps(law))) < 1e-3
+
+
+def test_the_page_of_such_a_run_is_in_nats_and_has_its_pictures(exact):
+  directory = exact['sequences']
+  if not (directory / 'ledger.json').exists():
+    runs.evaluate(directory, times=16)
+  runs.sample(directory, directory / 'samples.png', method=by(2), count=4)
+  reporting.write(directory)
+  page = Page((directory / 'report.html').read_text())
+  assert 'could not be made' not in page.text and 'is not there' not in page.text
+  assert 'bits/dim' not in page.text and len(page.images) == 3
+  with np.load(directory / 'bits.npz') as bits:
+    mean = bits['vlb/total'].mean() * np.log(2.0)
+  assert f'{10 * mean:.4f}' in page.text and f'({mean:.4f} nats/dim)' in page.text
 
 
 def test_of_a_wrong_denoiser_the_bound_is_above_the_density_of_the_data(tmp_path):

@@ -15,12 +15,15 @@ import rich.console
 import rich.table
 import rich.text
 
-__all__ = ['CHECK_COLUMNS', 'COLUMNS', 'Ledger', 'caution', 'cells', 'check_cells', 'explained',
-           'heading', 'number', 'rows_table', 'table', 'terms', 'verdict']
+from vdm_jax.units import BITS_PER_DIM, NATS_PER_DIM, Unit, nats_of
+
+__all__ = ['Ledger', 'caution', 'cells', 'check_cells', 'check_columns', 'columns', 'explained',
+           'heading', 'number', 'one', 'rows_table', 'table', 'terms', 'units', 'verdict']
 
 
 class Ledger(NamedTuple):
-  dataset: dict       # name, split, version, examples, sha256 of the decoded images
+  dataset: dict       # name, split, version, examples, sha256 of the decoded images, shape of one,
+                      # levels: None of real numbers
   checkpoint: dict    # step, average, and first_weights: the share of those in the average;
                       # untold: true if the label or the text was dropped
   rows: list[dict]
@@ -57,9 +60,44 @@ _PLAIN = {'box': rich.box.SIMPLE_HEAD, 'show_edge': False, 'pad_edge': False,
           'padding': 0}
 
 
-COLUMNS = ('estimate', 'kind', 'of', 'bits/dim', '+-', 'calls', 'images/s')
-CHECK_COLUMNS = ('what must hold', 'difference', '+-', '')
 _WORDS = ('estimate', 'kind', 'of', 'what must hold', '')  # all other columns are numbers
+
+
+def units(dataset: Mapping) -> tuple[Unit, ...]:
+  """The units of a ledger's numbers, the first with the errors: bits/dim of discrete data.
+
+  -log p of real numbers is in nats of an example, and in nats/dim.  A ledger of an older version
+  has no shape, and bits/dim.
+  """
+  if _discrete(dataset) or 'shape' not in dataset:
+    return (BITS_PER_DIM,)
+  return nats_of(tuple(dataset['shape'])), NATS_PER_DIM
+
+
+def _discrete(dataset: Mapping) -> bool:
+  return dataset.get('levels', 0) is not None
+
+
+def one(dataset: Mapping) -> str:
+  """The word for one of the data."""
+  return 'image' if _discrete(dataset) else 'example'
+
+
+def _dataset(rows: Sequence[Mapping]) -> Mapping:
+  return rows[0].get('dataset', {}) if rows else {}
+
+
+def columns(dataset: Mapping) -> tuple[str, ...]:
+  """The names of the columns of rows of these data."""
+  first, *others = (unit.name for unit in units(dataset))
+  return ('estimate', 'kind', 'of', first, '+-', *others, 'calls', f'{one(dataset)}s/s')
+
+
+def check_columns(dataset: Mapping) -> tuple[str, ...]:
+  """The names of the columns of checks of these data."""
+  unit = units(dataset)[0]
+  return ('what must hold', 'difference' + ('' if unit is BITS_PER_DIM else f', {unit.name}'), '+-',
+          '')
 
 
 def heading(ledger: Ledger) -> tuple[str, str]:
@@ -69,7 +107,7 @@ def heading(ledger: Ledger) -> tuple[str, str]:
   count = f'{data["examples"]:,}'
   if data['examples'] < data['of']:  # the checksum is that of all
     count += f' of {data["of"]:,}'
-  return (f'{data["name"]} {data["version"]}, {data["split"]}: {count} images, sha256 '
+  return (f'{data["name"]} {data["version"]}, {data["split"]}: {count} {one(data)}s, sha256 '
           f'{data["sha256"][:12]}',
           f'step {weights["step"]:,} ({weights["average"]}){untold}; '
           f'log-SNR {first["logsnr_max"]:.3f} to '
@@ -89,18 +127,19 @@ def explained(rows: Sequence[Mapping]) -> list[str]:
   """The notes that a reader of these rows needs, one paragraph each."""
   flow = [_FLOW] if any(row['model'] == 'probability flow' for row in rows) else []
   code = [_CODE] if any(row['kind'] == 'code length' for row in rows) else []
-  return [_EXPLAINED, *flow, *code, *(f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
-                               for row in rows if row['error_beside'])]
+  return [_EXPLAINED.replace('image', one(_dataset(rows))), *flow, *code, *(
+      f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
+      for row in rows if row['error_beside'])]
 
 
 def table(ledger: Ledger) -> rich.console.Group:
-  """The ledger for the screen, in bits/dim: the rows, their terms, and the relations."""
+  """The ledger for the screen, in its `units`: the rows, their terms, and the relations."""
   parts: list[rich.console.RenderableType] = [*heading(ledger)]
   if warning := caution(ledger):
     parts.append(rich.text.Text(warning, 'yellow'))
   parts += ['', rows_table(ledger.rows), *explained(ledger.rows), '', _sums(ledger.rows)]
   if ledger.checks:
-    parts += ['', _checks(ledger.checks)]
+    parts += ['', _checks(ledger.checks, ledger.dataset)]
   return rich.console.Group(*parts)
 
 
@@ -120,16 +159,19 @@ def _short(name: str) -> str:
 
 
 def cells(row: Mapping) -> list[str]:
-  """The cells of a row, one for each of `COLUMNS`."""
+  """The cells of a row, one for each of `columns`."""
   calls = '-'
   if row['evaluations_per_image'] is not None:
     calls = f'{row["evaluations_per_image"]:.0f}'
     if row['evaluations_max'] > row['evaluations_per_image']:
       calls += f' (max {row["evaluations_max"]})'
   speed = row['images_per_second']
+  first, *others = units(row.get('dataset', {}))
+  shown = lambda name, unit: number(None if row[name] is None else row[name] * unit.per_bit)
   return [row['estimate'], _short(row['kind']), _short(row['model'] or '-'),
-          number(row['bits_per_dim']),
-          f'{number(row["standard_error"])} ({number(row["standard_error_draws"])})',
+          shown('bits_per_dim', first),
+          f'{shown("standard_error", first)} ({shown("standard_error_draws", first)})',
+          *(shown('bits_per_dim', unit) for unit in others),
           calls, '-' if speed is None else f'{speed:.3g}']
 
 
@@ -162,13 +204,14 @@ def shown(value: float, error: float | None) -> str:
 
 
 def terms(row: Mapping) -> str:
-  """The terms of a row that is a sum; '' for other rows."""
+  """The terms of a row that is a sum, in the first unit; '' for other rows."""
   parts = row['parts'].values()
   if not (parts and math.isclose(sum(parts), row['bits_per_dim'], rel_tol=1e-4, abs_tol=1e-4)):
     return ''
-  shown = (f'{u:+.5f} {_short(name)}' for name, u in row['parts'].items())
+  unit = units(row.get('dataset', {}))[0]
+  shown = (f'{u * unit.per_bit:+.5f} {_short(name)}' for name, u in row['parts'].items())
   text = ' '.join(f'{u[0]} {u[1:]}'.replace(' ', _UNBROKEN) for u in shown)
-  return text.removeprefix('+' + _UNBROKEN)
+  return text[2:] if text[0] == '+' else text.replace(_UNBROKEN, '', 1)  # as signs of a number
 
 
 def verdict(check: Mapping) -> str:
@@ -176,9 +219,11 @@ def verdict(check: Mapping) -> str:
   return 'holds' if check['passed'] else 'VIOLATED' if check['serious'] else 'unusual'
 
 
-def check_cells(check: Mapping) -> list[str]:
-  """The cells of a check, one for each of `CHECK_COLUMNS`."""
-  return [check['name'], number(check['difference'], 5), number(check['standard_error'], 5),
+def check_cells(check: Mapping, dataset: Mapping) -> list[str]:
+  """The cells of a check of these data, one for each of `check_columns`."""
+  unit = units(dataset)[0]
+  shown = lambda u: number(None if u is None else u * unit.per_bit, 5)
+  return [check['name'], shown(check['difference']), shown(check['standard_error']),
           verdict(check)]
 
 
@@ -192,7 +237,7 @@ def _columns(names: Sequence[str]) -> rich.table.Table:
 
 def rows_table(rows: Sequence[Mapping]) -> rich.table.Table:
   """A line for each row of a ledger."""
-  out = _columns(COLUMNS)
+  out = _columns(columns(_dataset(rows)))
   for row in rows:
     out.add_row(*cells(row))
   return out
@@ -209,11 +254,11 @@ def _sums(rows):
   return out
 
 
-def _checks(checks):
-  out, failures = _columns(CHECK_COLUMNS), []
+def _checks(checks, dataset):
+  out, failures = _columns(check_columns(dataset)), []
   for check in checks:
     style = {'holds': '', 'VIOLATED': 'bold red', 'unusual': 'yellow'}[verdict(check)]
-    out.add_row(*check_cells(check), style=style)
+    out.add_row(*check_cells(check, dataset), style=style)
     if not check['passed']:
       failures.append(rich.text.Text(f'{check["name"]}: {check["meaning"]}.', style))
   return rich.console.Group(out, *failures)

@@ -17,7 +17,7 @@ from absl import logging
 from vdm_jax import data, guidance, random
 from vdm_jax.data import fields
 from vdm_jax.errors import InputError, require_at_least
-from vdm_jax.ledger import families, measuring, relations
+from vdm_jax.ledger import families, measuring, relations, tables
 from vdm_jax.ledger import family as family_lib
 from vdm_jax.ledger.comparison import Evaluated
 from vdm_jax.ledger.family import Family, Options, Request, TrainingStatistics, check_options
@@ -187,6 +187,7 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
   about = {'dataset': {'name': part.spec.name, 'version': part.version, 'split': split,
                        'source_split': part.source_split, 'examples': count, 'of': len(part),
                        'sha256': part.sha256(model.field),
+                       'shape': list(part.spec[model.field].shape),
                        'levels': part.spec[model.field].levels},
            'checkpoint': {'step': trained.step, 'average': trained.average,
                           # The share of the first weights in it.
@@ -329,7 +330,8 @@ def _curves(directory: Path, trained: workdir.Trained, logsnr_at: Callable, row:
   key_init, *_ = jax.random.split(random.key(trained.config.seed), 3)
   initial = jax.jit(lambda key: logsnr_at(trained.experiment.init(key), t))
   return pictures.curves(metrics_lib.read(directory), t, np.asarray(initial(key_init)),
-                         np.asarray(logsnr_at(trained.params, t)), row['bits_per_dim'], split)
+                         np.asarray(logsnr_at(trained.params, t)), row['bits_per_dim'], split,
+                         tables.units(row['dataset'])[-1])
 
 
 def _moments(experiment: Experiment, model: Model, levels: int | None) -> gaussian.Moments:

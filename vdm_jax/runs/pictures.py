@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vdm_jax.likelihood.density import Density
 from vdm_jax.machine import files
+from vdm_jax.units import BITS_PER_DIM, NATS_PER_DIM, Unit
 
 __all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'labelled', 'rate_distortion',
            'samples', 'save_png', 'strip']
@@ -136,6 +137,8 @@ def _sequences(axes, data: np.ndarray) -> None:
   """Curves of [n, T] or [n, T, C], each sequence in a colour."""
   for i, one in enumerate(data):
     axes.plot(one, color=f'C{i % 10}', lw=1)
+  axes.set_xlabel('row')
+  axes.locator_params(axis='x', integer=True)
 
 
 def _in_the_plane(axes, data: np.ndarray) -> None:
@@ -205,25 +208,28 @@ def _scatter(clouds: np.ndarray, levels: int | None) -> np.ndarray:
 
 
 def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.ndarray,
-           final: float, split: str) -> Figure:
+           final: float, split: str, unit: Unit = BITS_PER_DIM) -> Figure:
   """A run at a glance: bits/dim against steps, and the schedule before and after.
 
   Args:
     records: the records of metrics.jsonl.  The loss is drawn if they have no bits/dim.
     t, initial, learned: times, and logsnr at these times before and after training.
     final: bits/dim, evaluated on `split`.
+    unit: of all that is in bits/dim here, in the picture.
   """
   figure = Figure(figsize=(9, 3.8), layout='constrained')
   left, right = figure.subplots(1, 2)
 
   in_bits = any('bits_per_dim' in r for r in records)
   drawn = 'bits_per_dim' if in_bits else 'loss'
-  lines = {kind: [(r['step'], r[drawn]) for r in records if r['kind'] == kind and drawn in r]
+  scale = unit.per_bit if in_bits else 1.0
+  lines = {kind: [(r['step'], scale * r[drawn]) for r in records
+                  if r['kind'] == kind and drawn in r]
            for kind in dict.fromkeys(r['kind'] for r in records if drawn in r)}
   for kind, line in lines.items():
     left.plot(*zip(*line, strict=True), label=kind, marker='.' if len(line) < 40 else None)
-  left.set(xlabel='step', ylabel='bits/dim' if in_bits else 'loss',
-           title=f'variational bound: {final:.3f} bits/dim on {split}')
+  left.set(xlabel='step', ylabel=unit.name if in_bits else 'loss',
+           title=f'variational bound: {final * unit.per_bit:.3f} {unit.name} on {split}')
   if in_bits:  # the first steps would flatten the rest
     low = min(_finite([value for line in lines.values() for _, value in line]), default=np.nan)
     high = max(_finite([line[-1][1] for line in lines.values()]), default=np.nan)
@@ -255,7 +261,7 @@ def extremes(bits: np.ndarray) -> np.ndarray:
 
 def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: np.ndarray,
                   levels: int | None, row: dict) -> Figure:
-  """Where the bits of the bound are, by noise level and by image.
+  """Where the bits of the bound are, by noise level and by image; of real numbers, the nats.
 
   Args:
     each: bits/dim of every image [N].
@@ -265,7 +271,12 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   """
   figure = Figure(figsize=(13, 8), layout='constrained')
   (density, running), (histogram, shown) = figure.subplots(2, 2)
-  name = f'{row["dataset"]["name"]}, {row["dataset"]["split"]}: {len(each):,} images'
+  (unit, per_bit), one = (NATS_PER_DIM, 'example') if levels is None else (BITS_PER_DIM, 'image')
+  each, bits, parts = each * per_bit, bits * per_bit, {
+      name: value * per_bit for name, value in row['parts'].items()}
+  bound = bound._replace(**{name: u * per_bit for name, u in bound._asdict().items()
+                            if name not in ('edges', 'above') and u is not None})
+  name = f'{row["dataset"]["name"]}, {row["dataset"]["split"]}: {len(each):,} {one}s'
   centre = 0.5 * (bound.edges[1:] + bound.edges[:-1])
 
   density.stairs(bound.mean, bound.edges, baseline=None, color='C0',
@@ -282,8 +293,8 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
     limit = max(_finite(bound.gaussian), default=np.nan)
     top = min(max(top, 1.05 * limit), 2.0 * top)
   _limit(density.set_ylim, 0.0, top)
-  density.set(xlabel='log-SNR', ylabel='bits/dim per unit of log-SNR',
-              title='where the bits of the diffusion term are')
+  density.set(xlabel='log-SNR', ylabel=f'{unit} per unit of log-SNR',
+              title=f'where the {unit.partition("/")[0]} of the diffusion term are')
   density.legend()
 
   total = float(each.mean())
@@ -291,9 +302,9 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   running.fill_between(bound.edges, bound.running - 2 * bound.running_error,
                        bound.running + 2 * bound.running_error, color='C0', alpha=0.3, lw=0)
   running.axhline(total, color='grey', ls=':', lw=1)
-  running.set(xlabel='log-SNR', ylabel='bits/dim',
-              title=f'running sum from the data to the noise: {total:.3f} bits/dim')
-  terms = ''.join(f'\n{value:9.4f} {name}' for name, value in row['parts'].items())
+  running.set(xlabel='log-SNR', ylabel=unit,
+              title=f'running sum from the data to the noise: {total:.3f} {unit}')
+  terms = ''.join(f'\n{value:9.4f} {name}' for name, value in parts.items())
   running.text(0.97, 0.06, terms.strip('\n'), transform=running.transAxes, ha='right', va='bottom',
                family='monospace', fontsize=9)
   for axes in (density, running):
@@ -307,7 +318,7 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
                    alpha=0.7)
   histogram.axvline(total, color='grey', ls=':', lw=1)
   histogram.locator_params(axis='y', integer=True)
-  histogram.set(xlabel='bits/dim of an image', ylabel='images', title=name)
+  histogram.set(xlabel=f'{unit} of an {one}', ylabel=f'{one}s', title=name)
 
   if levels is None and _are_sequences(extremes.shape[1:]):
     _sequences(shown, np.concatenate([extremes[:1], extremes[-1:]]))
@@ -318,15 +329,15 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   if extremes.ndim == 2:
     shown.set_axis_on()
     points = shown.scatter(extremes[:, 0], extremes[:, -1], c=bits, s=12)
-    figure.colorbar(points, ax=shown, label='bits/dim')
+    figure.colorbar(points, ax=shown, label=unit)
     _of_levels(shown, levels)
     shown.set_title('the most and the least likely points')
     return figure
   half = -(-len(bits) // 2)
   shown.imshow(_sheet(extremes, levels, across=min(half, 8), width=960))
   of = lambda part: f'{part[0]:.2f} to {part[-1]:.2f}'
-  shown.set_title(f'above, the most likely images: {of(bits[:half])} bits/dim\n'
-                  f'below, the least likely: {of(bits[half:] if len(bits) > 1 else bits)} bits/dim',
+  shown.set_title(f'above, the most likely {one}s: {of(bits[:half])} {unit}\n'
+                  f'below, the least likely: {of(bits[half:] if len(bits) > 1 else bits)} {unit}',
                   fontsize='medium')
   return figure
 

@@ -17,6 +17,7 @@ import jax
 from absl import logging
 from PIL import Image
 
+from vdm_jax.data.fields import from_row
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import tables
 from vdm_jax.ledger.tables import Ledger
@@ -25,6 +26,7 @@ from vdm_jax.runs import evaluations, workdir
 from vdm_jax.runs.evaluations import Files
 from vdm_jax.runs.provenance import provenance
 from vdm_jax.train import metrics as metrics_lib
+from vdm_jax.units import BITS_PER_DIM, NATS_PER_DIM, Unit
 
 __all__ = ['page', 'write']
 
@@ -112,14 +114,22 @@ def _summary(run: _Run) -> str:
            'steps': f'{run.steps:,}' + (f' of {wanted:,}' if wanted else '')}
   for _, ledger in run.ledgers[:1]:
     first, checks = ledger.rows[0], ledger.checks
-    error = '' if first['standard_error'] is None else f' ± {first["standard_error"]:.4f}'
-    facts[f'{first["estimate"]}, {ledger.dataset["split"]}'] = (
-        f'{first["bits_per_dim"]:.4f}{error} bits/dim')
+    facts[f'{first["estimate"]}, {ledger.dataset["split"]}'] = _value(first, ledger.dataset)
     verdicts = [tables.verdict(check).replace('holds', 'hold') for check in checks]
     facts['checks'] = ', '.join(f'{verdicts.count(one)} {one}' for one in dict.fromkeys(verdicts))
   items = ''.join(f'<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>\n'
                   for name, value in facts.items() if value)
   return f'<dl>\n{items}</dl>\n'
+
+
+def _value(row: Mapping, dataset: Mapping) -> str:
+  """The value of a row with its error, and in further units if it has some."""
+  unit, *others = tables.units(dataset)
+  error = row['standard_error']
+  text = f'{row["bits_per_dim"] * unit.per_bit:.4f}'
+  text += f' {unit.name}' if error is None else f' ± {error * unit.per_bit:.4f} {unit.name}'
+  return text + ''.join(f' ({row["bits_per_dim"] * other.per_bit:.4f} {other.name})'
+                        for other in others)
 
 
 def _likelihood(run: _Run) -> str:
@@ -132,6 +142,7 @@ def _likelihood(run: _Run) -> str:
 
 def _evaluation(run: _Run, written: Files, ledger: Ledger) -> str:
   images, weights = tables.heading(ledger)
+  data, one, unit = ledger.dataset, tables.one(ledger.dataset), tables.units(ledger.dataset)[-1]
   out = f'<h3>{_text(ledger.dataset["split"])} ({_text(written.ledger.name)})</h3>\n'
   out += _paragraph(images) + _paragraph(weights)
   step = ledger.checkpoint['step']
@@ -140,35 +151,36 @@ def _evaluation(run: _Run, written: Files, ledger: Ledger) -> str:
                       f'step {step:,}: evaluate it again.', 'bad')
   if warning := tables.caution(ledger):
     out += _paragraph(warning, 'bad')
-  out += _table('Estimates', tables.COLUMNS, map(tables.cells, ledger.rows), words=3)
+  out += _table('Estimates', tables.columns(data), map(tables.cells, ledger.rows), words=3)
   out += ''.join(_paragraph(text.replace('+-', '±'), 'note')
                  for text in tables.explained(ledger.rows))
   if sums := [(row['estimate'], text) for row in ledger.rows if (text := tables.terms(row))]:
-    out += _table('Terms of the sums', ('estimate', 'bits/dim'), sums, words=2)
+    out += _table('Terms of the sums', ('estimate', tables.units(data)[0].name), sums, words=2)
   if ledger.checks:
     # The verdict comes second, where a phone shows it.
-    name, *numbers, _ = tables.CHECK_COLUMNS
-    lines = [(first, verdict, *rest) for first, *rest, verdict in map(
-        tables.check_cells, ledger.checks)]
+    name, *numbers, _ = tables.check_columns(data)
+    lines = [(first, verdict, *rest) for first, *rest, verdict in (
+        tables.check_cells(check, data) for check in ledger.checks)]
     out += _table('Checks', (name, 'verdict', *numbers), lines, words=2, verdicts=True)
     out += ''.join(_paragraph(f'{check["name"]}: {check["meaning"]}.',
                               _KINDS[tables.verdict(check)])
                    for check in ledger.checks if not check['passed'])
-  out += _picture(written.bits_by_noise, 'Where the bits are, by noise level and by image',
+  measure = unit.name.partition('/')[0]
+  out += _picture(written.bits_by_noise, f'Where the {measure} are, by noise level and by {one}',
                   'Four panels: the density of the bound over log-SNR with its error; its running '
-                  'sum from the data to the noise; a histogram of the bits/dim of each image; '
-                  'the most and the least likely images', wide=True)
-  out += _picture(written.curves, 'Bits/dim against steps, and the noise schedule',
+                  f'sum from the data to the noise; a histogram of the {unit.name} of each {one}; '
+                  f'the most and the least likely {one}s', wide=True)
+  out += _picture(written.curves, f'{unit.name.capitalize()} against steps, and the noise schedule',
                   'Two panels: the bound or the loss against steps; the log-SNR against time '
                   'before and after training', wide=True)
   names = dict.fromkeys(name for row in ledger.rows for name in row)
   fields = [(name, *(_json(row.get(name)) for row in ledger.rows)) for name in names
             if name not in ('dataset', 'checkpoint')]
-  data = [(name, _json(value)) for part in (ledger.dataset, ledger.checkpoint)
-          for name, value in part.items()]
+  about = [(name, _json(value)) for part in (ledger.dataset, ledger.checkpoint)
+           for name, value in part.items()]
   return out + _details('Every field of this ledger', _table(
       'Rows', ('field', *(row['estimate'] for row in ledger.rows)), fields, words=None)
-      + _table('Images and weights', ('field', 'value'), data, words=None))
+      + _table(f'{one.capitalize()}s and weights', ('field', 'value'), about, words=None))
 
 
 def _training(run: _Run) -> str:
@@ -180,7 +192,15 @@ def _training(run: _Run) -> str:
   twice = all(str(one.get('loss')) == str(one.get(first)) for one in run.metrics)  # or NaN
   shown = [name for name in sorted(names, key=lambda name: name != first)
            if name == first or name != 'loss' or not twice]
-  return '<div class="grid">\n' + ''.join(_chart(run.metrics, name) for name in shown) + '</div>\n'
+  unit = _unit(run.record['config'])
+  return '<div class="grid">\n' + ''.join(_chart(run.metrics, name, unit) for name in shown) + (
+      '</div>\n')
+
+
+def _unit(config: Mapping) -> Unit:
+  """The unit of the bound in training: nats/dim of real numbers."""
+  found = config.get('data', {}).get('found')
+  return NATS_PER_DIM if found and from_row(*found[0]).levels is None else BITS_PER_DIM
 
 
 def _samples(run: _Run) -> str:
@@ -273,18 +293,23 @@ def _provenance(run: _Run) -> str:
 
 # -------------------------------------------------------------------- curves
 
-_LABELS = {'bits_per_dim': 'bits/dim', 'grad_norm': 'norm of the gradient'}
+_LABELS = {'grad_norm': 'norm of the gradient'}
+_IN_BITS = ('bits_per_dim', 'reconstruction', 'latent', 'diffusion')  # per dimension
 _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 348, 10, 190  # where the axes are
 
 
-def _chart(records: Sequence[Mapping], name: str) -> str:
-  """A figure of one number against steps, a line for each kind of record."""
-  lines = {kind: [(record['step'], record[name]) for record in records
+def _chart(records: Sequence[Mapping], name: str, unit: Unit) -> str:
+  """A figure of one number against steps, a line for each kind of record.
+
+  unit: for all that is recorded in bits/dim.
+  """
+  scale = unit.per_bit if name in _IN_BITS else 1.0
+  lines = {kind: [(record['step'], record[name] * scale) for record in records
                   if record['kind'] == kind and name in record]
            for kind in dict.fromkeys(record['kind'] for record in records)}
   lines = {kind: line for kind, line in lines.items() if line}
-  label = _LABELS.get(name, name.replace('_', ' '))
+  label = unit.name if name == 'bits_per_dim' else _LABELS.get(name, name.replace('_', ' '))
   steps = [step for line in lines.values() for step, _ in line]
   x_limits, y_limits = _padded(min(steps), max(steps), 0.0), _limits(lines.values())
   x = _scale(x_limits, _LEFT, _RIGHT)

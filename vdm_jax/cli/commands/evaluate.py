@@ -71,7 +71,7 @@ def main():
   if ROW.value:
     cli.keep_row(MEASURED.value, ROW.value, _cells(found), date=tables.date(found))
   else:
-    cli.keep(MEASURED.value, f'Estimates of {WORKDIR.value}, bits/dim', measured.cells(table))
+    cli.keep(MEASURED.value, f'Estimates of {WORKDIR.value}', measured.cells(table))
 
 
 def _cells(found: ledger.Ledger) -> dict[str, str]:
