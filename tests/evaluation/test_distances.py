@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import special
 
+from vdm_jax.errors import InputError
 from vdm_jax.evaluation import blocked_kernel_distance, kernel_distance, sliced_wasserstein
-from vdm_jax.evaluation.distances import energy, polynomial
+from vdm_jax.evaluation.distances import energy, jackknifed_sliced_wasserstein, polynomial
 
 KEY = jax.random.key(0)
 
@@ -69,6 +70,18 @@ def test_the_same_key_looks_in_the_same_directions():
   a, b = np.random.default_rng(0).normal(size=(2, 30, 8))
   assert sliced_wasserstein(KEY, a, b, 5) == sliced_wasserstein(KEY, a, b, 5)
   assert sliced_wasserstein(KEY, a, b, 5) != sliced_wasserstein(jax.random.key(1), a, b, 5)
+
+
+def test_the_sliced_distance_knows_its_error():
+  """Of many draws of Gaussians with unequal sizes: the spread, within a fifth."""
+  rng = np.random.default_rng(3)
+  draws = [(rng.normal(size=(200, 2)) + [1.0, 0.5], 1.3 * rng.normal(size=(300, 2)))
+           for _ in range(120)]
+  values, errors = np.array([jackknifed_sliced_wasserstein(KEY, a, b, 32) for a, b in draws]).T
+  assert np.mean(errors**2)**0.5 == pytest.approx(np.std(values, ddof=1), rel=0.2)
+  assert values[0] == sliced_wasserstein(KEY, *draws[0], 32)
+  with pytest.raises(InputError, match='blocks=20: a set has 19 examples'):
+    jackknifed_sliced_wasserstein(KEY, np.zeros((19, 2)), np.zeros((30, 2)))
 
 
 # ----------------------------------------------------------- kernel distance

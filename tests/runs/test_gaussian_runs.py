@@ -8,7 +8,7 @@ from tests.support.images_run import by
 from tests.support.markup import Page
 from vdm_jax import runs
 from vdm_jax.errors import InputError
-from vdm_jax.runs import reporting
+from vdm_jax.runs import reporting, scoring
 
 COUNT = 96  # test examples
 
@@ -96,6 +96,19 @@ def test_the_page_of_such_a_run_is_in_nats_and_has_its_pictures(exact):
   with np.load(directory / 'bits.npz') as bits:
     mean = bits['vlb/total'].mean() * np.log(2.0)
   assert f'{10 * mean:.4f}' in page.text and f'({mean:.4f} nats/dim)' in page.text
+
+
+@pytest.mark.long
+def test_samples_of_an_exact_denoiser_are_scored_beside_the_held_out_sequences(exact):
+  directory = exact['sequences']
+  found = scoring.score(directory=str(directory), method=by(100), count=200, batch_size=200,
+                        reference=f'{directory.parent}/data.npz:test', by='values')
+  assert (found.count, found.reference_count, found.dimensions) == (200, COUNT, 10)
+  assert abs(found.energy) < 4.0 * found.energy_error
+  np.savez(directory.parent / 'wrong.npz', images=2.5 * gaussian_config.draw('sequences', 200, 2))
+  wrong = scoring.score(samples=str(directory.parent / 'wrong.npz'), by='values',
+                        reference=f'{directory.parent}/data.npz:test')
+  assert wrong.energy > 4.0 * wrong.energy_error and wrong.sliced > found.sliced
 
 
 def test_of_a_wrong_denoiser_the_bound_is_above_the_density_of_the_data(tmp_path):

@@ -8,6 +8,7 @@ from vdm_jax.likelihood import density
 from vdm_jax.likelihood.bounds import BoundSamples
 from vdm_jax.likelihood.density import Density
 from vdm_jax.runs import pictures
+from vdm_jax.units import NATS_PER_DIM
 
 GAP = 128  # the grey between images
 
@@ -165,6 +166,16 @@ def test_the_first_panel_has_a_labelled_curve_for_every_split_and_shows_its_end(
     assert line.get_ydata()[-1] == pytest.approx(end, abs=1e-3)
     assert bottom < min(line.get_ydata()) and line.get_ydata()[-1] < top < 9
   assert '3.000' in left.get_title() and 'test' in left.get_title()
+
+
+def test_curves_of_a_density_are_in_nats_and_their_ends_are_seen_above_zero_and_below():
+  rows = records(train=-1.0, validation=-0.01)
+  t = np.linspace(0, 1, 11)
+  left, _ = pictures.curves(rows, t, 8 - 13 * t, 8 - 13 * t, -0.02, 'test', NATS_PER_DIM).axes
+  bottom, top = left.get_ylim()
+  assert bottom < -np.log(2) and 0.2 < top < 1.0 and left.get_ylabel() == 'nats/dim'
+  assert left.lines[0].get_ydata()[-1] == pytest.approx(-np.log(2), abs=1e-3)
+  assert '-0.014 nats/dim' in left.get_title()
 
 
 def test_the_second_panel_has_both_schedules_and_their_ends_in_figures():

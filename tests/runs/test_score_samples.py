@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from tests.support.images_run import by, make_run
 from vdm_jax import measured, runs
@@ -148,6 +149,53 @@ def test_too_few_samples_for_the_dimensions_are_warned_of(folder, tmp_path):
   assert json.loads(scores.to_json(found))['frechet_infinity'] is None
 
 
+# ------------------------------------------------------------ real numbers
+
+
+def between(shift, dimensions):
+  """E|x - y| of x ~ N(0, 1) and y ~ N(shift, 1) in so many dimensions."""
+  length = special.gamma((dimensions + 1) / 2) / special.gamma(dimensions / 2)
+  return 2.0 * length * special.hyp1f1(-0.5, dimensions / 2, -np.sum(np.square(shift)) / 4.0)
+
+
+def test_sequences_of_real_numbers_are_at_the_known_distances_of_their_gaussians(tmp_path):
+  rng, shift = np.random.default_rng(0), np.array([[0.8, 0.0], [0.0, -0.4], [0.2, 0.0]])
+  x, y = rng.normal(size=(1500, 3, 2)) + shift, rng.normal(size=(2500, 3, 2))
+  np.savez(tmp_path / 'samples.npz', images=x.astype(np.float32))
+  np.save(tmp_path / 'data.npy', y.astype(np.float32))
+  found = score(tmp_path, samples=str(tmp_path / 'samples.npz'),
+                reference=f'{tmp_path}/data.npy:train', by='values', batch_size=500,
+                save_reference=str(tmp_path / 'reference.npz'))
+  assert (found.dimensions, found.reference_count, found.compared) == (6, 2083, 1500)
+  energy = 2.0 * between(shift, 6) - 2.0 * between(0.0, 6)
+  assert abs(found.energy - energy) < 4.0 * found.energy_error < energy
+  sliced = np.sqrt(np.mean(np.square(shift)))  # |shift . u|^2 over directions u
+  assert abs(found.sliced - sliced) < 4.0 * found.sliced_error < sliced
+  # Of equal covariances, the squared distance of the means; the rest is the bias of few samples.
+  assert found.frechet == pytest.approx(np.sum(np.square(shift)), abs=0.1)
+  table = scores.table(found)
+  cells = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
+  assert cells['energy distance'] == f'{found.energy:.5g} ± {found.energy_error:.2g}'
+  again = score(tmp_path, samples=str(tmp_path / 'samples.npz'), by='values', batch_size=500,
+                reference=str(tmp_path / 'reference.npz'))
+  assert again == found
+  figures = scores.figures(found)
+  assert figures['reached here'] == f'sliced Wasserstein {found.sliced:.3f} of 1,500 samples'
+
+
+def test_real_numbers_and_images_are_not_compared(folder, tmp_path):
+  np.savez(tmp_path / 'real.npz', images=np.zeros((30, *SHAPE), np.float32))
+  np.save(tmp_path / 'real.npy', np.zeros((90, *SHAPE), np.float32))
+  real = {'samples': str(tmp_path / 'real.npz'), 'reference': f'{tmp_path}/real.npy:train'}
+  for options, message in (
+      (real, "^features='pixels': the values of the reference are real numbers.*choose 'values'"),
+      ({'by': 'values'}, "^features='values': the values of the reference are integers.*'pixels'"),
+      (real | {'by': 'values', 'samples': f'{folder}/samples.npz'},
+       "^features='values': the values of the samples are integers")):
+    with pytest.raises(InputError, match=message):
+      score(folder, **options)
+
+
 # -------------------------------------------------------------- classifier
 
 
@@ -260,7 +308,9 @@ def test_bad_flags_are_refused_by_name(folder, options, message):
 @pytest.mark.parametrize('arrays,message', [
     ({'images': np.zeros((9, 5, 5, 1), np.uint8)}, r'shape \[5, 5, 1\], .* \[4, 4, 1\]'),
     ({'images': images(9, 0, 256)}, 'values are below 25[0-6], .* below'),
-    ({'images': np.zeros((9, *SHAPE))}, 'images holds float64 .* integers'),
+    ({'images': np.zeros((9, *SHAPE))}, 'real numbers, .* of integers; choose .values'),
+    ({'images': np.full((9, *SHAPE), np.inf)}, 'images holds numbers that are not finite'),
+    ({'images': np.zeros((9, *SHAPE), complex)}, 'images holds complex128 .*or real numbers'),
     ({'images': -np.ones((9, *SHAPE), np.int32)}, 'the value -1'),
     ({'images': np.zeros((0, *SHAPE), np.uint8)}, r'uint8 \[0, 4, 4, 1\]'),
     ({'a': images(9, 0), 'b': images(9, 0)}, 'holds the arrays a, b; give'),
@@ -268,7 +318,7 @@ def test_bad_flags_are_refused_by_name(folder, options, message):
 ])
 def test_bad_samples_are_refused_with_the_reason(folder, tmp_path, arrays, message):
   np.savez(tmp_path / 'bad.npz', **arrays)
-  with pytest.raises(InputError, match=f'^samples.*{message}'):
+  with pytest.raises(InputError, match=f'^(samples|features).*{message}'):
     score(folder, samples=str(tmp_path / 'bad.npz'))
 
 

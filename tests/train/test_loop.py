@@ -405,7 +405,7 @@ def test_a_run_records_how_far_its_samples_are_from_the_training_images(tmp_path
 
 
 @pytest.mark.parametrize('options, fields, message', [
-    ({'frechet': 'colours'}, {'train.pictures_every': 2}, '^features=.*choose pixels'),
+    ({'frechet': 'colours'}, {'train.pictures_every': 2}, '^frechet=.*choose pixels'),
     ({'frechet': 'pixels'}, {}, '^frechet=.*pictures_every is 0; set it'),
     ({'frechet': 'pixels', 'frechet_samples': 1}, {'train.pictures_every': 2},
      '^frechet_samples=1: it must be at least 2')])

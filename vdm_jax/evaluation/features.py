@@ -1,5 +1,7 @@
 """Features of images, from a network or the pixels themselves, on which sets are compared.
 
+Real numbers are their own features.
+
 A score belongs to its extractor.  Scores of two extractors are not comparable, not even of two
 conversions of one network's weights.  So an extractor has a name and a checksum, which scores
 repeat.
@@ -21,9 +23,9 @@ class Extractor(NamedTuple):
   """Maps images to features; an image's features do not depend on the rest of the batch."""
   name: str
   checksum: str                                 # of its weights; '' where it has none
-  features: Callable[[np.ndarray], np.ndarray]  # integers [B, ...] -> float32 [B, D]
+  features: Callable[[np.ndarray], np.ndarray]  # integers (or reals) [B, ...] -> float32 [B, D]
   shape: tuple[int, ...] = ()                   # of the images it takes; (): any
-  levels: int = 0                               # of their values; 0: any
+  levels: int | None = 0                        # of their values; 0: any; None: real numbers
 
 
 class Statistics(NamedTuple):
@@ -41,7 +43,16 @@ class Summary(NamedTuple):
 
 def pixels() -> Extractor:
   """The extractor of the grey levels themselves, in a row."""
-  return Extractor('pixels', '', lambda images: images.reshape(len(images), -1).astype(np.float32))
+  return Extractor('pixels', '', _in_a_row)
+
+
+def values() -> Extractor:
+  """The extractor of real numbers themselves, in a row, in their own units."""
+  return Extractor('values', '', _in_a_row, levels=None)
+
+
+def _in_a_row(examples: np.ndarray) -> np.ndarray:
+  return examples.reshape(len(examples), -1).astype(np.float32)
 
 
 def of_network(name: str, checksum: str, apply: Callable[[PyTree, Array], Array], params: PyTree,

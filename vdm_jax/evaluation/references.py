@@ -29,7 +29,7 @@ class Reference(NamedTuple):
   extractor: str          # its name, '' where it is not known
   checksum: str           # of the extractor's weights
   shape: tuple[int, ...]  # of the images, () where it is not known
-  levels: int             # of the images, 0 where it is not known
+  levels: int | None      # of the images, 0 where it is not known; None of real numbers
   statistics: Statistics  # of all; count 0 where it is not known
   features: np.ndarray    # float32 [n, D], of some, in random order
 

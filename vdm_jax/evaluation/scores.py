@@ -7,22 +7,31 @@ import json
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import rich.table
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features as features_lib
 from vdm_jax.evaluation import frechet, manifold
-from vdm_jax.evaluation.distances import blocked_kernel_distance
+from vdm_jax.evaluation.distances import (
+  blocked_kernel_distance,
+  energy,
+  jackknifed_sliced_wasserstein,
+)
 from vdm_jax.evaluation.features import Extractor
 from vdm_jax.evaluation.references import Reference, digest
 
 MOST_COMPARED = 10_000  # of each set at most, for the scores that compare pairs
 K_RECALL, K_COVERAGE = 3, 5  # neighbours, as published
+BLOCKS = 20  # of the jackknife of the sliced distance
 
 
 class Scores(NamedTuple):
-  """The result of `score`; a field is None if it needs features that the reference lacks."""
+  """The result of `score`; a field is None if it needs features that the reference lacks.
+
+  `energy` and `sliced` are of real numbers alone.  Of real numbers, images are examples.
+  """
   samples: str
   count: int
   extractor: str
@@ -40,6 +49,10 @@ class Scores(NamedTuple):
   recall: float | None
   density: float | None
   coverage: float | None
+  energy: float | None     # the energy distance, in the units of the data
+  energy_error: float | None      # one standard error
+  sliced: float | None     # the sliced Wasserstein distance; None too for fewer than `BLOCKS`
+  sliced_error: float | None      # one standard error
   warning: str             # '' where nothing is doubtful
 
 
@@ -64,18 +77,23 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
                        'neighbours of each', f'take at least {K_COVERAGE + 1}, better thousands')
   moments = features_lib.statistics(samples)
   compared = min(count, len(reference.features), MOST_COMPARED)
-  kernel, near, cover = (None,) * 2, (None,) * 2, (None,) * 2
+  kernel = near = cover = by_energy = sliced = (None,) * 2
   if compared:
     data = reference.features[:compared]  # in random order already
     drawn = samples[features_lib.some(count, compared)]
     kernel = blocked_kernel_distance(drawn, data)
     near = manifold.precision_recall(data, drawn, K_RECALL)
     cover = manifold.density_coverage(data, drawn, K_COVERAGE)
+    if extractor.levels is None:
+      by_energy = blocked_kernel_distance(drawn, data, energy)
+      if compared >= BLOCKS:
+        sliced = jackknifed_sliced_wasserstein(jax.random.key(0), drawn, data, blocks=BLOCKS)
   return Scores(
       name, count, extractor.name, extractor.checksum, dimensions, reference.name,
       reference.statistics.count, digest(reference),
       frechet.distance(moments, reference.statistics),
       frechet.extrapolated(samples, reference.statistics), compared, *kernel, *near, *cover,
+      *by_energy, *sliced,
       frechet.warning(dimensions, samples=count,
                       **{'images of the reference': reference.statistics.count}))
 
@@ -87,6 +105,7 @@ def table(scores: Scores) -> rich.table.Table:
   out.add_column()
   out.add_column(justify='right', overflow='fold')
   shown = lambda value: '-' if value is None else f'{value:.5g}'
+  with_error = lambda value, error: shown(value) + ('' if value is None else f' ± {error:.2g}')
   out.add_row('samples', s.samples)
   out.add_row('  number', f'{s.count:,}')
   out.add_row('reference', s.reference)
@@ -100,8 +119,10 @@ def table(scores: Scores) -> rich.table.Table:
   out.add_row('  n to infinity', shown(s.frechet_infinity))
   out.add_section()
   out.add_row('of each, below', f'{s.compared:,}')
-  out.add_row('kernel distance', shown(s.kernel) + (
-      '' if s.kernel is None else f' ± {s.kernel_error:.2g}'))
+  out.add_row('kernel distance', with_error(s.kernel, s.kernel_error))
+  if s.energy is not None:
+    out.add_row('energy distance', with_error(s.energy, s.energy_error))
+    out.add_row('sliced Wasserstein', with_error(s.sliced, s.sliced_error))
   for name in ('precision', 'recall', 'density', 'coverage'):
     out.add_row(name, shown(getattr(s, name)))
   notes = [] if s.compared else ['The reference holds no features to compare with one by one.']
@@ -110,7 +131,7 @@ def table(scores: Scores) -> rich.table.Table:
 
 
 NAMES = ('Fréchet', 'to infinity', 'kernel distance', 'precision', 'recall', 'density', 'coverage',
-         'reached here')
+         'energy distance', 'sliced Wasserstein', 'reached here')
 
 
 def figures(scores: Scores) -> dict[str, str]:
@@ -119,9 +140,12 @@ def figures(scores: Scores) -> dict[str, str]:
   shown = lambda value: '-' if value is None else f'{value:.2f}'
   kernel = shown(s.kernel) + ('' if s.kernel is None else f' +- {s.kernel_error:.2f}')
   each = [shown(getattr(s, name)) for name in NAMES[3:7]]
+  small = lambda value, error: '-' if value is None else f'{value:.4f} +- {error:.4f}'
   return dict(zip(NAMES, [
       shown(s.frechet), shown(s.frechet_infinity), kernel, *each,
-      f'Fréchet distance {s.frechet:.2f} of {s.count:,} samples'], strict=True))
+      small(s.energy, s.energy_error), small(s.sliced, s.sliced_error),
+      f'Fréchet distance {s.frechet:.2f} of {s.count:,} samples' if s.sliced is None else
+      f'sliced Wasserstein {s.sliced:.3f} of {s.count:,} samples'], strict=True))
 
 
 def to_json(scores: Scores) -> str:

@@ -233,7 +233,8 @@ def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.
   if in_bits:  # the first steps would flatten the rest
     low = min(_finite([value for line in lines.values() for _, value in line]), default=np.nan)
     high = max(_finite([line[-1][1] for line in lines.values()]), default=np.nan)
-    _limit(left.set_ylim, low - 0.05 * abs(low), high + 0.35 * abs(high))
+    span = high - low  # which is the larger one, where the bits of a density are near 0
+    _limit(left.set_ylim, low - 0.05 * max(abs(low), span), high + 0.35 * max(abs(high), span))
   if lines:
     left.legend()
 

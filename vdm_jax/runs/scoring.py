@@ -35,21 +35,20 @@ __all__ = ['FEATURES', 'INCEPTION', 'Images', 'SPLITS', 'extractor', 'find_refer
 
 SPLITS = ('train', 'validation', 'test')
 INCEPTION = '6726825d'  # how the SHA-256 of the usual weights begins, by their name
-FEATURES = 'pixels, classifier:RUN or inception:FILE'
+FEATURES = 'pixels, values (of real numbers), classifier:RUN or inception:FILE'
 
 
 class Images(NamedTuple):
-  """Images that have been found, but not read yet."""
+  """Images, or examples of real numbers, that have been found, but not read yet."""
   name: str
   count: int
-  read: Callable[[np.ndarray], np.ndarray]  # numbers [n] -> integers [n, ...]
+  read: Callable[[np.ndarray], np.ndarray]  # numbers [n] -> integers or real numbers [n, ...]
   shape: tuple[int, ...]                    # of one
-  levels: int                               # values are 0 .. levels - 1
+  levels: int | None                        # values are 0 .. levels - 1; None: real numbers
 
 
 def images_of(part: data.Split, x: data.Field, name: str = '') -> Images:
-  """The images of a split: its field `x`, of integers.  name: by default the split's."""
-  assert x.levels is not None  # real numbers are refused before
+  """The images of a split: its field `x`.  name: by default the split's."""
   return Images(name or part.name, len(part), lambda rows: part.get(rows)[x.name], x.shape,
                 x.levels)
 
@@ -62,6 +61,8 @@ def extractor(name: str) -> Extractor:
   kind, _, path = name.partition(':')
   if name == 'pixels':
     return features.pixels()
+  if name == 'values':
+    return features.values()
   if kind == 'classifier' and path:
     return _classifier(path)
   if kind == 'inception' and path:
@@ -118,12 +119,16 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
                      'give `images` or `arr_0`'
                      + (', or statistics' if flag == 'reference' else ''))
   images = arrays[key]
-  if images.ndim < 2 or not len(images) or not np.issubdtype(images.dtype, np.integer):
+  real = np.issubdtype(images.dtype, np.floating)
+  if images.ndim < 2 or not len(images) or not (real or np.issubdtype(images.dtype, np.integer)):
     raise InputError(flag, f'{path}', f'{key} holds {images.dtype} {list(images.shape)}',
-                     'give integers [N, H, W, C], values from 0 on')
-  if images.min() < 0:
+                     'give integers [N, H, W, C], values from 0 on, or real numbers [N, ...]')
+  if not real and images.min() < 0:
     raise InputError(flag, f'{path}', f'{key} has the value {images.min()}',
-                     'give values from 0 on')
+                     'give values from 0 on, or real numbers as floats')
+  if real and not np.isfinite(images).all():
+    raise InputError(flag, f'{path}', f'{key} holds numbers that are not finite',
+                     'leave them out, or mend them')
   name = Path(path).name
   if {'images', 'about'} <= arrays.keys():  # written by scripts/sample.py
     try:
@@ -134,7 +139,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], path: str, flag: str) -> Images:
     name += ': ' + ', '.join(f'{field} {about[field]}' for field in (
         'sampler', 'steps', 'seed', 'checkpoint', 'average', 'weights') if field in about)
   return Images(name, len(images), lambda rows: images[rows], images.shape[1:],
-                int(images.max()) + 1)
+                None if real else int(images.max()) + 1)
 
 
 def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str = ''
@@ -153,7 +158,7 @@ def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str 
         return statistics
       images = _from_arrays(arrays, text, 'reference')
       # What no image reaches may still be allowed.
-      return images._replace(levels=256 if images.levels > 128 else 128)
+      return images._replace(levels=images.levels and (256 if images.levels > 128 else 128))
   if name.endswith('.py'):
     config = ml_collections.ConfigDict(
         workdir.open_config(str(files.user_path('reference', name))).data)
@@ -173,17 +178,31 @@ def find_reference(text: str, of: Extractor, data_dir: str = '', data_name: str 
   return images_of(part, part.spec.x, f'{config.name}:{split}')
 
 
-def _check(flag: str, shape: tuple[int, ...], levels: int, of: str, other_shape: tuple[int, ...],
-           other_levels: int) -> None:
+def _check(flag: str, shape: tuple[int, ...], levels: int | None, of: str,
+           other_shape: tuple[int, ...], other_levels: int | None) -> None:
   """Raises InputError if images differ in shape or levels from the other images (() and 0: any)."""
+  if other_levels != 0 and (levels is None) != (other_levels is None):
+    what = lambda of: 'real numbers' if of is None else 'integers'
+    raise InputError(flag, None, f'its values are {what(levels)}, and the values of {of} '
+                     f'{what(other_levels)}', 'bring both to one kind')
   if other_shape and tuple(shape) != tuple(other_shape):
     raise InputError(flag, None, f'its images have shape {list(shape)}, and the images of {of} '
                      f'{list(other_shape)}',
                      'bring both to one size')
-  if other_levels and (levels > other_levels or levels <= 128 < other_levels):
+  if other_levels and levels and (levels > other_levels or levels <= 128 < other_levels):
     raise InputError(flag, None,
                      f'its values are below {levels}, and the values of {of} below {other_levels}',
                      'bring both to one scale')
+
+
+def _check_features(flag: str, shape: tuple[int, ...], levels: int | None, of: Extractor) -> None:
+  """Raises InputError if images, which `flag` names, are not those that the extractor takes."""
+  if (levels is None) != (of.levels is None):
+    raise InputError('features', of.name, f'the values of the {flag} are '
+                     f'{"real numbers" if levels is None else "integers"}, and these features are '
+                     f'of {"integers" if levels is None else "real numbers"}',
+                     "choose 'values'" if levels is None else "choose 'pixels', or a network's")
+  _check(flag, shape, levels, 'the features', of.shape, of.levels)
 
 
 # ------------------------------------------------------------------- score
@@ -221,7 +240,7 @@ def jackknifed(by: str, reference: Images, *, batch_size: int = 100
 def _compared(by, reference, batch_size, measure):
   """Samples [n, ...] -> measure(their features, the statistics of the reference)."""
   of = extractor(by)
-  _check('features', reference.shape, reference.levels, 'the features', of.shape, of.levels)
+  _check_features('reference', reference.shape, reference.levels, of)
   target = functools.cache(lambda: _summary(of, reference, batch_size, keep=0).statistics)
 
   def measured(samples: np.ndarray):
@@ -237,6 +256,8 @@ def score(*, samples: str = '', directory: str = '', method: Method | None = Non
           reference: str, by: str, out: str = '', save_reference: str = '', batch_size: int = 100,
           data_dir: str = '', data_name: str = '', overwrite: bool = False) -> Scores | None:
   """Scores the images of the file `samples`, or `count` images drawn from the run in `directory`.
+
+  Images may also be examples of real numbers, such as sequences.
 
   The drawn images are kept in `directory`.  Without samples and without a run, only the statistics
   of the reference are written, and None is returned.
@@ -269,16 +290,16 @@ def score(*, samples: str = '', directory: str = '', method: Method | None = Non
   of = extractor(by)
   against = find_reference(reference, of, data_dir, data_name)
   if isinstance(against, Images):
-    _check('reference', against.shape, against.levels, 'the features', of.shape, of.levels)
+    _check_features('reference', against.shape, against.levels, of)
 
   def check(flag, shape, levels):
-    _check(flag, shape, levels, 'the features', of.shape, of.levels)
+    _check_features(flag, shape, levels, of)
     _check(flag, shape, levels, 'the reference', against.shape, against.levels)
 
   images = None
   if run:
     spec = data.resolve(workdir.read_config(run).data)
-    check('workdir', spec.shape, spec.levels)
+    check('workdir', spec.shape, spec.x.levels)
     samples = str(run / f'scored_{method.name}.npz' if method else 'scored.npz')
     sampling.sample(run, samples, method=method, count=count, seed=seed, average=average,
                     step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,

@@ -297,11 +297,9 @@ def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
   model = experiment.model(jax.eval_shape(experiment.init, random.key(0)))
   require(draws_data(model), 'frechet', by, 'this model draws no data', 'leave it out')
   x = data_field(model, spec)
-  if not x.levels:
-    raise InputError('frechet', by, f'{x.name} has real numbers, and features are computed from '
-                     'integers', 'leave it out')
   part = pairing.truth(experiment.data).split('train')
-  distance = scoring.frechet(by, scoring.images_of(part, x))
+  with renamed({'features': 'frechet'}):
+    distance = scoring.frechet(by, scoring.images_of(part, x))
 
   def measure(params, step):
     drawn = _samples(experiment.after(step), params, count, seed, min(count, 100))

@@ -2,8 +2,9 @@
 import jax
 from absl import flags
 
-from vdm_jax import cli, runs
+from vdm_jax import cli, data, runs
 from vdm_jax.cli import drawing
+from vdm_jax.runs import workdir
 from vdm_jax.samplers import catalogue
 
 WORKDIR = cli.run_directory()
@@ -47,6 +48,10 @@ def main():
     if TRACE.value:
       cli.wrote(TRACE.value)
     return
-  then = (cli.command('score_samples.py', samples=OUT.value, reference='digits', features='pixels')
-          if OUT.value.endswith('.npz') else '')
+  then = ''
+  if OUT.value.endswith('.npz'):
+    config = workdir.read_config(WORKDIR.value).data
+    real = data.resolve(config).x.levels is None
+    then = cli.command('score_samples.py', samples=OUT.value, reference=f'{config.name}:test',
+                       features='values' if real else 'pixels')
   cli.wrote(*filter(None, (OUT.value, TRACE.value)), then=then)

@@ -20,6 +20,7 @@ EXTEND = flags.DEFINE_bool('extend', False, 'Train longer: the learning rate the
 PROFILE = flags.DEFINE_integer('profile', 0, 'How many steps to trace, into WORKDIR/profile.')
 FRECHET = flags.DEFINE_string('frechet', '', 'With each picture, record the Fréchet distance of '
                               'samples to the training images, in these features: pixels, '
+                              'values (of real numbers), '
                               'classifier:RUN or inception:FILE.')
 FRECHET_SAMPLES = flags.DEFINE_integer('frechet_samples', 1000, 'How many samples --frechet draws.')
 MEASURED, ROW = cli.measured(), cli.row()
