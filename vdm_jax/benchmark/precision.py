@@ -33,7 +33,6 @@ from vdm_jax.machine import files
 from vdm_jax.objectives import vlb
 from vdm_jax.objectives.weighted import weighted_diffusion
 from vdm_jax.processes import time_of
-from vdm_jax.runs import needs, workdir
 from vdm_jax.typing import Array, Denoiser, Estimate, Model, PyTree
 from vdm_jax.units import bits_per_dim
 
@@ -186,6 +185,7 @@ def compare(directory: str | Path, *, split: str = 'test', examples: int | None 
   Raises InputError if there is no such run, or if it has no such images.  Raises InputError for a
   run with a bound of its own, with a logsnr for each pixel, or with a network of one precision.
   """
+  from vdm_jax.runs import needs, workdir  # whose packages `measure` does without
   for flag, value, least in [('repeats', repeats, 1), ('examples', examples, 1),
                              ('batch_size', batch_size, 1), ('times', times, 2)]:
     require_at_least(flag, value, least)
