@@ -1,6 +1,7 @@
 """Four simulated devices, one compilation cache for all tests, and float64 where a test asks."""
 import collections
 import os
+import zlib
 from pathlib import Path
 
 # Before JAX is imported.  What the user has set comes last, and so wins.
@@ -29,9 +30,19 @@ QUICK = {'processes', 'schedules', 'targets', 'weightings', 'decoders', 'oracles
 differences = collections.defaultdict(dict)  # {table: {row: the largest}}, for --measured
 
 
+def share(text):
+  """'2/6' -> (2, 6)."""
+  k, _, n = text.partition('/')
+  if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+    raise pytest.UsageError(f'--share={text}: give K/N with K = 1 ... N, such as 2/6')
+  return int(k), int(n)
+
+
 def pytest_addoption(parser):
   parser.addoption('--measured', metavar='DIR', help='If all tests pass, write the largest '
                    'differences from public code into the tables in this folder: docs/measured.')
+  parser.addoption('--share', metavar='K/N', type=share, help='Of the long tests, run only part K '
+                   'of N parts: 1/6 ... 6/6.  All parts together are all long tests.')
 
 
 @pytest.fixture
@@ -70,7 +81,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m reads the markers
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
   cases = collections.Counter()
   for item in items:
     function = item.nodeid.partition('[')[0]
@@ -79,6 +90,13 @@ def pytest_collection_modifyitems(items):
       item.add_marker('long')
     if item.path.stem.removeprefix('test_') in QUICK and not item.get_closest_marker('long'):
       item.add_marker('quick')
+  if part := config.getoption('share'):
+    k, n = part
+    # All cases of a test are in one part: they share what they compile.
+    there = lambda item: zlib.crc32(item.nodeid.partition('[')[0].encode()) % n == k - 1
+    left_out = [item for item in items if item.get_closest_marker('long') and not there(item)]
+    items[:] = [item for item in items if not item.get_closest_marker('long') or there(item)]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture
