@@ -125,6 +125,7 @@ def step_flop_by_hand(blocks, features, batch, inside):
 INSIDE = ((3 * 32 - 2) / (3 * 32)) ** 2  # at the border a third of the kernel's side is outside
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('blocks,features,batch', [
     (2, 256, 4), pytest.param(32, 128, 128, marks=pytest.mark.long)])
 def test_the_work_of_a_step_is_that_of_its_matrix_products(blocks, features, batch, tmp_path):
@@ -184,7 +185,7 @@ COMMON = {'command', 'config', 'blocks', 'features', 'batch_size', 'layout', 'de
           'jax', 'date', 'peak_memory_bytes', 'compile_seconds'}
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('layout,together', [('jit', 1), ('fsdp', 1), ('pmap', 1), ('jit', 5)])
 def test_a_training_is_measured_with_one_compilation_of_its_step(layout, together):
   config = workdir.import_config(TINY).get_config()
@@ -201,6 +202,7 @@ def test_a_training_is_measured_with_one_compilation_of_its_step(layout, togethe
   assert out['flop_per_step'] > 16 * 3 * 2 * (3 * 8 + 8 * 2)
 
 
+@pytest.mark.long
 def test_the_bound_and_samples_are_measured_by_their_evaluations():
   of = subject(TINY, batch_size=16)
   out = speed.evaluate(of, times=4, repetitions=3)
@@ -213,6 +215,7 @@ def test_the_bound_and_samples_are_measured_by_their_evaluations():
   assert out['seconds_per_evaluation'] == pytest.approx(out['seconds_per_image'] * 16 / 5)
 
 
+@pytest.mark.long
 def test_the_codec_is_measured_with_the_shares_of_the_network_and_of_the_coder():
   out = coding.codec(subject(TINY, batch_size=4), steps=3, repetitions=2)
   assert out.keys() >= COMMON
@@ -223,6 +226,7 @@ def test_the_codec_is_measured_with_the_shares_of_the_network_and_of_the_coder()
     assert out[f'{way}_images_per_second'] > 0.0
 
 
+@pytest.mark.long
 def test_a_step_of_a_student_is_compared_with_a_step_without_a_teacher():
   config = students_config.get_config('progressive')
   config.data.batch_size = 16
@@ -234,6 +238,7 @@ def test_a_step_of_a_student_is_compared_with_a_step_without_a_teacher():
     distillation.step(subject(TINY))
 
 
+@pytest.mark.long
 def test_pairs_are_compared_with_samples_of_the_same_sampler():
   out = distillation.pairs(subject(TINY, batch_size=16), sampler_steps=5, repetitions=3)
   assert out.keys() >= COMMON - {'compile_seconds'}
@@ -242,6 +247,7 @@ def test_pairs_are_compared_with_samples_of_the_same_sampler():
       out['seconds_per_batch'])
 
 
+@pytest.mark.long
 def test_input_is_compared_with_training():
   out = speed.data(subject(TINY), repetitions=3)
   assert out['input_images_per_second'] * out['input_seconds_per_batch'] == pytest.approx(8)

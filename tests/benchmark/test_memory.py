@@ -25,6 +25,7 @@ def wide():
   return memory.account('wide', WIDE, wide_config.get_config(), (1, 4, 64, 128))
 
 
+@pytest.mark.long
 def test_the_state_is_the_parameters_four_times(wide):
   """Parameters, one average, two moments; 4 bytes each; and a few counters of the optimiser."""
   about, rows = wide
@@ -102,6 +103,7 @@ def test_the_autoencoder_of_a_diffusion_of_latents_has_no_moments():
   assert rows[1]['fsdp_bytes'] < rows[1]['replicated_bytes'] < rows[0]['replicated_bytes']
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_parameters_of_the_published_configs(name):
   file, config = memory.published(ROOT / 'configs')[name]

@@ -120,6 +120,7 @@ def measured(denoisers, split, encode=PIXELS.encode, decoder=PIXELS.log_prob, **
   return {row['precision']: row for row in rows}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('logsnr', RECORDED)
 def test_who_knows_the_data_and_the_rounded_z_is_left_with_the_recorded_error(logsnr):
   rng = np.random.default_rng(1)
@@ -134,6 +135,7 @@ def test_who_knows_the_data_and_the_rounded_z_is_left_with_the_recorded_error(lo
   np.testing.assert_allclose(error.mean(), RECORDED[logsnr], rtol=0.03)
 
 
+@pytest.mark.long
 def test_once_z_is_rounded_even_the_best_denoiser_is_a_fifth_of_a_bit_above_the_entropy():
   """The floor is 1/2 of the integral of the error above over the log-SNRs from 8 to 13.3."""
   nodes, weights = np.polynomial.legendre.leggauss(12)
@@ -157,6 +159,7 @@ def test_once_z_is_rounded_even_the_best_denoiser_is_a_fifth_of_a_bit_above_the_
   assert exact['bits_difference'] is None
 
 
+@pytest.mark.long
 def test_the_two_parts_are_those_of_the_bound_of_a_gaussian():
   """1/2 log((1 + s^2 e^b) / (1 + s^2 e^a)) from the log-SNR a to b, in nats for each dimension."""
   rows = measured({'exact': oracles.Gaussian(0.0, 0.5)}, Normal(), times=32, encode=lambda u: u,
@@ -186,6 +189,7 @@ def run(tmp_path_factory):
   return directory
 
 
+@pytest.mark.long
 def test_a_trunk_in_bfloat16_differs_by_its_rounding_and_no_more(run):
   result = precision.compare(run, examples=100, times=8)
   single, trunk, naive, floor = result['precisions']

@@ -113,7 +113,7 @@ def rows(subject):
   return {row['layout']: row for row in scaling.rehearse(subject, devices=[4])}
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('layout', loop.LAYOUTS)
 def test_the_compiled_step_sends_what_theory_says(rows, layout):
   """The gradients of all parameters but the schedule's; under fsdp the large one is gathered."""

@@ -43,12 +43,14 @@ def test_the_blocks_of_a_network_add_up_to_the_published_count():
   assert named['net/norm_out'] == ('net/norm_out', 512, 0.0, 0)
 
 
+@pytest.mark.long
 def test_loops_count_as_often_as_they_run():
   scanned, written_out = (of('cifar10/vdm', scan=scan, blocks=3, features=32)
                           for scan in (True, False))
   assert scanned == written_out
 
 
+@pytest.mark.long
 def test_parts_are_told_apart_by_their_modules():
   named = {row.block: row for row in of('systems:mulan')}
   assert named['net/conv_in'].flop and named['schedule/dense0'].flop

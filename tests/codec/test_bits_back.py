@@ -45,6 +45,7 @@ def back(chain, coded, count, **options):
   return out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('steps, lanes', [(20, 4), (50, 16)])
 def test_where_the_data_are_known_the_net_is_what_the_ends_cost(steps, lanes):
   """With x_hat = x the kernels p and q are equal: reconstruction + latent, whatever T."""
@@ -64,6 +65,7 @@ def test_where_the_data_are_known_the_net_is_what_the_ends_cost(steps, lanes):
   assert abs(difference.mean()) < 4.0 * difference.std() / 202**0.5
 
 
+@pytest.mark.long
 def test_the_net_rate_is_the_bound_of_the_chain_image_by_image():
   """Within one percent and two standard errors; of analytic variances, too, which cost less."""
   data = images(300)
@@ -91,6 +93,7 @@ def test_the_net_rate_is_the_bound_of_the_chain_image_by_image():
   assert rates['analytic'] < rates['small'] - 0.25
 
 
+@pytest.mark.long
 def test_the_variance_of_the_network_is_the_variance_of_the_chain():
   """At the ends of its head it is beta_tilde = sigma_s^2 tau and beta = sigma_t^2 tau."""
   def with_head(share):
@@ -109,6 +112,7 @@ def test_the_variance_of_the_network_is_the_variance_of_the_chain():
   np.testing.assert_array_equal(back(chain, coded, 6), data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('steps', [20, 100])
 def test_the_bits_that_are_borrowed_at_first_are_two_latents_less_the_reconstruction(steps):
   """Entropies of Gaussians in bins; and the two words of the state, which no image has touched."""

@@ -54,6 +54,7 @@ def test_images_of_a_data_set_come_back_byte_for_byte(name, shape):
   require_back(model_of(of), images)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('channels', [1, 3])
 def test_images_of_odd_sides_come_back_byte_for_byte(channels):
   rng, pixels = np.random.default_rng(0), decoders.Pixels(256)
@@ -71,6 +72,7 @@ def test_images_of_odd_sides_come_back_byte_for_byte(channels):
                      lambda batch: None, (7, 5, channels)), images)
 
 
+@pytest.mark.long
 def test_where_the_digits_are_known_they_cost_what_their_ends_cost():
   """0.0462 bits/dim: the reconstruction and the latent term, of a chain of any length."""
   part, pixels = experiment('digits').data.split('test'), decoders.Pixels(17)

@@ -49,6 +49,7 @@ def encoded(folder, run):
   return out, report
 
 
+@pytest.mark.long
 def test_a_folder_of_pictures_comes_back_pixel_by_pixel(folder, encoded, tmp_path):
   out, report = encoded
   written = compressing.decode(out, tmp_path / 'decoded', progress=False)
@@ -70,6 +71,7 @@ def test_the_parts_of_a_file_are_its_size(encoded):
   assert info['names'] == 'a.png, b.png, d.png, ...'
 
 
+@pytest.mark.long
 def test_the_bound_that_is_reported_is_that_of_the_images_and_their_chain(folder, run, encoded):
   report = encoded[1]
   trained = workdir.load_trained(run)
@@ -82,6 +84,7 @@ def test_the_bound_that_is_reported_is_that_of_the_images_and_their_chain(folder
   assert report.above_error > 0.0 and 0.0 < report.net_error < report.net
 
 
+@pytest.mark.long
 def test_images_that_are_too_many_to_be_held_are_read_a_lane_at_a_time(folder, run, tmp_path,
                                                                       monkeypatch):
   whole = compressing.encode(run, folder / 'pictures', tmp_path / 'whole.vdmz', steps=2, lanes=2,
@@ -126,6 +129,7 @@ def test_arrays_are_decoded_in_the_memory_of_a_few(tmp_path):
   assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['images.npz']
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', ['PNG', 'WebP', 'JPEG XL'])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_a_sheet_of_noise_costs_its_entropy_and_a_plain_one_nearly_nothing(name, channels):
@@ -136,6 +140,7 @@ def test_a_sheet_of_noise_costs_its_entropy_and_a_plain_one_nearly_nothing(name,
   assert compressing.as_sheet(np.full_like(noise, 9))[name] < 0.1
 
 
+@pytest.mark.long
 def test_other_arrays_keep_their_labels_and_a_model_of_classes_wants_them(folder, tmp_path):
   pictures = tmp_path / 'classes'
   rng = np.random.default_rng(1)
@@ -159,6 +164,7 @@ def test_other_arrays_keep_their_labels_and_a_model_of_classes_wants_them(folder
     compressing.encode(run, tmp_path / 'four.npz', tmp_path / 'y.vdmz', steps=2, progress=False)
 
 
+@pytest.mark.long
 def test_a_model_of_augmented_images_codes_them_as_they_are(folder, tmp_path):
   text, file = images_run.CONFIG, tmp_path / 'tiny.py'
   for old, new in [('NAME', str(folder / 'pictures')), ('CONDITIONAL', 'False'),
@@ -172,6 +178,7 @@ def test_a_model_of_augmented_images_codes_them_as_they_are(folder, tmp_path):
   assert report.count == 24
 
 
+@pytest.mark.long
 def test_the_ledger_has_the_bits_of_a_file_beside_the_bound(run, tmp_path):
   ledger = runs.evaluate(run, split='validation', estimates=['vlb@3', 'codec@3'], times=32,
                          out=tmp_path)
@@ -412,6 +419,7 @@ print(json.dumps(said))
 '''
 
 
+@pytest.mark.long
 def test_a_flag_that_would_be_ignored_is_refused(encoded):
   """In a process of its own: the commands of a process share their flags."""
   words = [[word.replace('FILE', str(encoded[0])) for word in words] for words, _ in IGNORED]

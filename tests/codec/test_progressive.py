@@ -24,6 +24,7 @@ def data(count, size, seed=0):
   return STD * np.random.default_rng(seed).standard_normal((count, size))
 
 
+@pytest.mark.long
 def test_the_ideal_rate_and_the_two_distortions_are_those_of_gaussian_data():
   """Theis et al. (2022): D_A = 2 s^2 (1 - rho^2), D_F = 2 s^2 (1 - rho); half of D_A of x_hat."""
   of_gaussian, x = of(np.linspace(0.0, 1.0, 11), (16, 16, 1)), data(40, 256)
@@ -162,6 +163,7 @@ def test_at_a_large_rate_the_excess_is_that_of_a_uniform_noise():
   assert uqdm.rate(8.0) - 8.0 == pytest.approx(0.5 * np.log2(2.0 * np.pi * np.e / 12.0), abs=1e-4)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('steps, published', [(1, 8.847), (4, 9.551)])
 def test_the_rate_of_a_chain_grows_with_its_steps(steps, published):
   """N(0, 1/4), log-SNR 13.3 to -5, whose Gaussian rate is 8.5927 bits at any T."""

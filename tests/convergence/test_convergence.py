@@ -49,6 +49,7 @@ OF_NORMAL = {
     (10, 1000, 0.3): (4.1223e-9, .484914, .9, .102836)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('error', [0.0, pytest.param(0.1, marks=pytest.mark.long), 0.3])
 def test_the_terms_and_the_divergence_of_normal_data_are_those_of_the_table(error):
   cases = [case for case in OF_NORMAL if case[2] == error]
@@ -64,6 +65,7 @@ OF_MIXTURE = {(2, 100, 0.0): (.148, .0147, .0589, .206), (5, 100, 0.0): (.480, .
               (5, 200, 0.0): (.253, .0223, .0734, .203), (5, 100, 0.3): (.930, .227, .295, .430)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('error', [0.0, 0.3])
 def test_the_bound_and_the_distances_of_a_mixture_are_those_of_the_table(error):
   cases = [case for case in OF_MIXTURE if case[2] == error]
@@ -78,6 +80,7 @@ def test_the_bound_and_the_distances_of_a_mixture_are_those_of_the_table(error):
     assert result.tv <= convergence.tv_bound(result.kl) and sum(result.shares) > 0.9999
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [processes.vp, pytest.param(
     processes.ve, marks=pytest.mark.long)])
 def test_the_discretisation_of_ancestral_is_the_bound_of_t_steps_less_that_of_continuous_time(
@@ -190,6 +193,7 @@ def test_the_total_variation_in_many_dimensions_is_within_its_error_and_known_in
 churned = functools.partial(edm.edm, s_churn=40.0)
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize('arguments,words', [
     ({'truth': NORMAL.__call__}, 'the law of a method is not known'),
     ({'truth': oracles.Gaussian(0.0, 1.0)}, 'shape: it is missing'),

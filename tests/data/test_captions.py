@@ -58,6 +58,7 @@ def test_every_digit_has_its_name_and_the_rest_is_as_of_the_digits(trained):
       'ze', 'on', 'tw', 'th', 'fo', 'fi', 'si', 'se', 'ei', 'ni'}
 
 
+@pytest.mark.long
 def test_the_estimate_of_a_trained_run_s_network_depends_on_the_caption_and_not_on_padding(trained):
   rng = np.random.default_rng(0)  # two steps have not moved the network off its zeros
   params = jax.tree.map(lambda u: u + 0.3 * rng.normal(size=u.shape).astype(np.float32),
@@ -75,6 +76,7 @@ def test_the_estimate_of_a_trained_run_s_network_depends_on_the_caption_and_not_
   np.testing.assert_allclose(believed(9), eps, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_conditioned_on_captions_is_evaluated_and_sampled(run, tmp_path):
   ledger = runs.evaluate(run, examples=8, times=2, repeats=1, batch_size=16)
   assert ledger.dataset['name'] == 'captioned_digits'

@@ -83,6 +83,7 @@ def test_a_histogram_of_each_pixel_codes_the_digits_at_the_known_2_422_bits(data
   assert -np.log2(p[np.arange(64), test]).mean() == pytest.approx(2.422, abs=5e-4)
 
 
+@pytest.mark.long
 @needs_tfds
 def test_cifar10_has_its_published_counts_and_second_moment():
   d = make(name='cifar10', data_dir=str(TFDS))
@@ -96,6 +97,7 @@ def test_cifar10_has_its_published_counts_and_second_moment():
       np.bincount(d.split('test').get(np.arange(10_000))['label']), 10 * [1000])
 
 
+@pytest.mark.long
 @needs_tfds
 def test_mnist_has_its_published_counts_by_class():
   d = make(name='mnist', data_dir=str(TFDS), memory_gb=0.01)
@@ -910,6 +912,7 @@ def test_a_stream_started_at_step_k_reads_batch_k(tmp_path):
   check_stream(d.stream(40, 1, 2), d, 40, process_index=1, process_count=2)
 
 
+@pytest.mark.long
 def test_worker_processes_make_the_batches_that_ram_makes(tmp_path):
   fields = {'name': numbered(tmp_path / 'x.npz'), 'batch_size': 8, 'augment': True}
   large = make(**fields, memory_gb=0.0, workers=2)

@@ -68,6 +68,7 @@ def test_fields_are_chosen_and_the_first_that_is_named_is_x(several):
     make(name=several, fields=('speed',)).batch(0)
 
 
+@pytest.mark.long
 def test_batches_of_several_fields_keep_each_example_together(several):
   """By RAM and by worker processes: the rows of all fields are those of one permutation."""
   given = {'name': several, 'batch_size': 6}
@@ -327,6 +328,7 @@ class OfCaption(nn.Module):
     return jnp.broadcast_to(scale * white[:, None, None, None], z.shape)
 
 
+@pytest.mark.long
 def test_a_model_conditioned_on_captions_draws_what_each_says(tmp_path):
   np.savez(tmp_path / 'x.npz', images=np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2),
            caption=np.array(['white', 'dark'] * 6))

@@ -63,6 +63,7 @@ def arrays(place):
   return {path.name: np.load(path) for path in sorted(Path(place).glob('*.npy'))}
 
 
+@pytest.mark.long
 def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it_as_floats(teacher, made):
   trained = workdir.load_trained(teacher)
   model = trained.experiment.model(trained.params)
@@ -110,6 +111,7 @@ def test_samples_of_a_student_are_compared_with_the_data_of_the_teacher_and_not_
                                 own.split('test').get(rows)['image'])
 
 
+@pytest.mark.long
 def test_a_command_that_ended_goes_on_bit_for_bit_and_holds_a_batch_at_a_time(teacher, made,
                                                                               monkeypatch):
   place, batches = teacher.parent / 'resumed', []
@@ -193,6 +195,7 @@ for out in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_the_command_s_own_sampler_makes_pairs_and_its_next_line_names_them():
   shown = {'./runs/pairs': './runs/pairs', 'pairs': './pairs', '/data/pairs': '/data/pairs'}
   done = subprocess.run(
@@ -335,6 +338,7 @@ def students(made, system, tmp_path, start='', **changes):
                     init_from=str(start))
 
 
+@pytest.mark.long
 def test_a_reflow_starts_from_its_teacher_trains_on_floats_and_samples(teacher, made, tmp_path):
   means = students(made, 'reflow', tmp_path, teacher)
   assert 0 < means['loss'] < 100
@@ -358,6 +362,7 @@ def test_the_ledger_of_a_reflow_has_the_likelihood_of_its_flow_in_the_place_of_t
     runs.evaluate(tmp_path / 'student', examples=4, estimates=['vlb@4'])
 
 
+@pytest.mark.long
 def test_one_step_samples_and_is_refused_a_likelihood_in_one_line(teacher, made, tmp_path):
   students(made, 'distilled', tmp_path, teacher)
   runs.sample(tmp_path / 'student', tmp_path / 'a.npz', count=4)
@@ -368,6 +373,7 @@ def test_one_step_samples_and_is_refused_a_likelihood_in_one_line(teacher, made,
     runs.evaluate(tmp_path / 'student')
 
 
+@pytest.mark.long
 def test_pairs_of_another_teacher_are_refused_before_anything_is_written(teacher, made, tmp_path):
   other = teacher.parent / 'other'
   module, config = tiny()
@@ -418,6 +424,7 @@ def of_path(path):
   return experiment, experiment.init(jax.random.key(0))
 
 
+@pytest.mark.long
 def test_pairs_of_a_model_on_another_path_are_refused_and_older_pairs_are_not_compared(
     made, tmp_path):
   """The noise at t = 1 is N(0, 1) on both paths."""

@@ -85,6 +85,7 @@ def run(tmp_path_factory):
   return directory
 
 
+@pytest.mark.long
 def test_a_run_of_real_data_is_trained_evaluated_and_sampled(run, tmp_path):
   ledger = runs.evaluate(run, examples=16, times=4, repeats=1, batch_size=64)
   assert ledger.dataset['levels'] is None and all(check['passed'] for check in ledger.checks)

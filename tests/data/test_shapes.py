@@ -51,6 +51,7 @@ def test_a_small_shape_is_what_is_drawn_here_by_hand(shape):
   assert (image == 128).all()
 
 
+@pytest.mark.long
 def test_each_caption_is_told_of_its_64_places_and_captions_are_of_seventeen_words():
   d = make(batch_size=9)
   assert tuple(field[:4] for field in d.spec.fields) == (

@@ -17,6 +17,7 @@ def pairs(tmp_path_factory):
                                tmp_path_factory.mktemp('walk')).printed)
 
 
+@pytest.mark.long
 def test_every_identity_of_the_walk_is_two_equal_numbers(pairs):
   assert not [line for line, left, right in pairs if not pages.agree(left, right)]
 

@@ -21,6 +21,7 @@ def program(page: str, file: str) -> str:
   return block
 
 
+@pytest.mark.long
 def test_the_sampler_has_the_order_that_its_page_claims(tmp_path):
   path = tmp_path / 'my_sampler.py'
   path.write_text(program('your_sampler.md', 'my_sampler.py'))
@@ -40,6 +41,7 @@ def of_the_library(*args):
   return objectives_lib.weighted_diffusion(*args, weight=weightings.min_snr(5.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('whose', ['of the page', 'of the library'])
 def test_min_snr_has_the_error_of_the_best_denoiser_on_gaussian_data(mine, whose):
   """min(SNR, 5) E|x - x_hat|^2, with the variance of x given z: 1 / (1 / v + SNR) a dimension."""
@@ -55,6 +57,7 @@ def test_min_snr_has_the_error_of_the_best_denoiser_on_gaussian_data(mine, whose
     assert abs(losses.mean() - exact) < 4.0 * losses.std() / np.sqrt(n)
 
 
+@pytest.mark.long
 def test_the_objective_of_the_page_is_that_of_the_library_draw_by_draw(mine):
   assert len(mine.read_text().splitlines()) <= 24
   process = processes.GaussianProcess(schedules.Linear(4.0, -4.0))

@@ -279,6 +279,7 @@ def test_a_header_that_sends_to_a_table_sends_to_one_with_its_name():
       assert f'`{path.name}' in (ROOT / page).read_text() or path.name == 'systems.py', path
 
 
+@pytest.mark.long
 def test_a_command_keeps_its_table_with_what_made_it(tmp_path):
   path = tmp_path / 'digits.json'
   line = ['scripts/summarize.py', '--config=configs/digits/vdm.py', '--json', f'--measured={path}']

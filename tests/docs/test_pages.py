@@ -48,6 +48,7 @@ def test_a_page_that_is_run_apart_is_run_by_its_test():
     assert f"pages.run(PAGES['{name}']" in (ROOT / 'tests' / 'docs' / file).read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', [name for name in TEXTS if '```python' in TEXTS[name]
                                   and name not in APART])
 def test_the_code_of_a_page_runs_and_its_pairs_of_numbers_are_equal(name, tmp_path):
@@ -181,6 +182,7 @@ def of_scripts() -> dict:
   return json.loads(done.stdout)
 
 
+@pytest.mark.long
 def test_the_reference_of_the_commands_is_what_the_scripts_say():
   committed = (ROOT / 'docs' / 'reference' / 'commands.md').read_text()
   assert committed == of_scripts()['page'], 'run scripts/render_docs.py'
@@ -348,6 +350,7 @@ def test_a_name_that_is_not_there_is_told(dotted, there):
   assert is_field('config.model.dtype') and not is_field('config.model.detype')
 
 
+@pytest.mark.first(43)
 @every_page
 def test_the_variants_of_configs_and_the_samplers_that_a_page_names_exist(name):
   folders = [ROOT, ROOT / 'configs', PAGES[name].parent]

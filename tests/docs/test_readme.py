@@ -14,6 +14,7 @@ def readme(tmp_path_factory):
   return pages.run(PAGES['README.md'].read_text(), tmp_path_factory.mktemp('readme'))
 
 
+@pytest.mark.long
 def test_the_two_dimensional_example_draws_a_circle(readme):
   points = np.asarray(readme.files['circle'].points)
   radius = np.linalg.norm(points, axis=-1)

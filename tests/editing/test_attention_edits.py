@@ -70,6 +70,7 @@ def exchanged(cross):
       2 * [prompt_to_prompt.replace(source, target, LENGTH, cross=cross)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('remat', ['none', 'block'])
 def test_limits_of_an_edit_hold_bit_for_bit_under_jit(remat):
   drawn, edited = programs(remat)
@@ -99,6 +100,7 @@ def of_split(told):
   return np.stack([a, b / 2, b / 2, c, padding], axis=-1)
 
 
+@pytest.mark.long
 def test_in_all_of_the_time_every_map_of_a_target_is_made_of_its_source_bit_for_bit():
   """tau = 1: one pair exchanges a word for another of one token, the other for one of two."""
   z, context, params = case()
@@ -123,6 +125,7 @@ def test_in_all_of_the_time_every_map_of_a_target_is_made_of_its_source_bit_for_
       np.testing.assert_array_equal(found[2:], want, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('t, cross, own, positions, told_edited, own_edited', [
     (0.9, 1.0, 1.0, 6, True, True), (0.9, 1.0, 1.0, 5, True, False),
     (0.9, 1.0, 0.0, 6, True, False), (0.9, 0.0, 1.0, 6, False, True),
@@ -169,6 +172,7 @@ def test_one_softmax_over_text_and_pixels_is_edited_in_both_of_its_parts(
                              + params['out']['bias'], atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_layer_multiplies_the_edited_maps_by_its_values():
   """out(c) - out(1) = W (c - 1) M[:, j] v_j, and a source's maps give W M_s V_t."""
   layer = HeadsAttention(heads=2)
@@ -204,6 +208,7 @@ def test_a_layer_multiplies_the_edited_maps_by_its_values():
   np.testing.assert_array_equal(taken[0], plain[0])
 
 
+@pytest.mark.long
 def test_maps_are_captured_under_jit_and_remat_after_an_edit_and_are_softmaxes():
   z, context, params = case()
 

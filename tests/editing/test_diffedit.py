@@ -120,6 +120,7 @@ def of_case(name):
 CASES = ['plain', 'guided', 'large_region', 'not_so_large_region']
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', CASES)
 def test_the_mask_is_that_of_diffusers(name):
   """Its noises are recorded.  It takes told for untold there, which changes the map by a factor
@@ -136,6 +137,7 @@ def test_the_mask_is_that_of_diffusers(name):
     np.testing.assert_array_equal(diffedit.mask(maps, config['ratio'])[..., 0], data['mask'])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_inversion_and_decoding_repeat_diffusers(name):
   """The inversion was told the source, without guidance.  diffusers blends with the latents of the

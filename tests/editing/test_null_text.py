@@ -49,6 +49,7 @@ def test_guided_sampling_leaves_the_inversion_and_comes_back_with_tuned_embeddin
   np.testing.assert_allclose(nulls[0], 0.2, atol=0.01)
 
 
+@pytest.mark.long
 def test_an_embedding_is_left_after_the_first_update_whose_loss_was_small():
   """The null guides to nowhere, and the path is off by a little: its square is the loss."""
   times, null = np.linspace(1.0, 0.0, 3), jnp.full((3, 4), 0.4)

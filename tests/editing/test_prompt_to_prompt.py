@@ -62,6 +62,7 @@ def edited(words, config, maps, step, told):
 CASES = ['replace', 'refine', 'reweight', 'refine_reweight']
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', CASES)
 def test_edits_repeat_the_public_code(name):
   data, _, config = case(name)
@@ -143,6 +144,7 @@ def test_symbols_are_aligned_in_order(source, target, want):
   assert p2p.align(source, target) == want
 
 
+@pytest.mark.long
 def test_a_local_blend_repeats_the_public_code():
   data = {key.removeprefix('blend/'): array
           for key, array in recordings.shared('prompt_to_prompt').items()}
@@ -159,6 +161,7 @@ def test_a_local_blend_repeats_the_public_code():
   assert 0.0 < np.mean(inside) < 1.0
 
 
+@pytest.mark.long
 def test_a_blended_target_is_its_source_where_no_word_of_either_looks():
   """Two flows of known end; the source's map is in the first columns, the target's in the next."""
   source, target = oracles.Gaussian(1.0, 0.5), oracles.Gaussian(-1.0, 0.25)

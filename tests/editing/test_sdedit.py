@@ -15,6 +15,7 @@ PROCESS = GaussianProcess(schedules.Linear(12.0, -6.0))
 START = 2 / 3  # where logsnr = 0, so kappa = 1
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,std,factor,variance', [
     (heun, 1.0, 0.5**0.5, 0.5), (ancestral, 1.0, 0.5, 0.75),
     # s / sqrt(s^2 + 1), s^2 / (s^2 + 1); s^2 / (s^2 + 1), (that + s^4 / (s^2 + 1)^2) for s = 2.

@@ -21,6 +21,7 @@ Z = jnp.array([[3.0, 4.0]])
 itself = lambda z, level: z
 
 
+@pytest.mark.long
 def test_the_gradient_of_a_cosine_is_the_one_by_hand():
   want = [[0.128, -0.096]]
   np.testing.assert_allclose(semantic.text(itself, jnp.array([1.0, 0.0]))(Z, CLEAN, None), want)
@@ -43,6 +44,7 @@ def test_the_reference_has_new_noise_at_each_level_and_the_same_in_each_call():
   assert np.abs(noise).max() < 5.0
 
 
+@pytest.mark.long
 def test_the_gradient_of_a_style_is_the_one_by_hand():
   """One pixel (3, 4): G = z z' / 2, and F = - mean((G - R)^2) has the gradient - (G - R) z / 2.
 

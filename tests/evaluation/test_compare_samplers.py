@@ -47,6 +47,7 @@ def found():
                  [1, 41])
 
 
+@pytest.mark.long
 def test_a_sampler_takes_the_steps_that_fit_into_the_evaluations(found):
   assert list(found.results['ddim']) == [1, 41]
   assert list(found.results['heun']) == [40]
@@ -79,6 +80,7 @@ def test_a_grid_of_its_own_is_what_a_sampler_is_judged_on():
   assert got.results['lame'][2] == got.results['one'][1]
 
 
+@pytest.mark.long
 def test_what_a_sampler_refuses_is_a_gap_with_its_reason():
   def picky(denoise, process):
     def plan(times):
@@ -146,6 +148,7 @@ def command(*flags):
                         capture_output=True, text=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('flag,message', [
     ('--samplers=ddim,nonsense', '--samplers=nonsense: '),
     ('--samplers=my.py:mine', '--samplers=my.py:mine: there is no file my.py'),

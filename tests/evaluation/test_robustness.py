@@ -20,6 +20,7 @@ def keys_of(n, seed=0):
   return jax.random.split(jax.random.key(seed), n)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('norm_of', robustness.NORMS)
 def test_a_linear_loss_is_raised_as_far_as_the_ball_allows(norm_of):
   x = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
@@ -39,6 +40,7 @@ def test_the_range_of_x_is_kept():
   np.testing.assert_allclose(found, [[1.0, -0.2, 1.0]], atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('norm_of', robustness.NORMS)
 def test_the_accuracy_under_attack_is_that_of_the_margin(norm_of):
   """Of N(y m, s^2) and the classifier sign(w x): Phi((m w - radius |w|_dual) / (s |w|))."""
@@ -57,6 +59,7 @@ def noisy(x, keys):
   return jnp.sum(x * (W + 2.0 * random.normal(keys, x)), axis=-1)
 
 
+@pytest.mark.long
 def test_more_draws_bring_the_direction_to_that_of_the_mean():
   """The angle from W after one long step: its tangent has the deviation 2 sqrt(2 / n) / |W|."""
   x, n = jnp.zeros((2000, 3)), 16

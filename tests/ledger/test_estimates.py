@@ -190,6 +190,7 @@ def test_on_an_oracle_every_relation_holds_and_every_bound_is_above_the_entropy(
     assert mean > entropy() - 4 * error
 
 
+@pytest.mark.long
 def test_a_code_of_an_oracle_is_as_long_as_the_bound_of_its_chain():
   rows = [measured(name, model(), repeats=2) for name in ('vlb@10', 'codec@10')]
   checks = relations.check(rows)

@@ -118,6 +118,7 @@ def test_the_reconstruction_term_of_each_image_is_its_quadrature():
   assert np.all(error < 0.03 * got.mean(axis=1))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('steps', [1, 1000])
 def test_a_chain_of_any_number_of_steps_has_the_sum_of_its_divergences(steps):
   values = np.array([-0.2, 0.3, 1.0])
@@ -174,6 +175,7 @@ def gaps_of_pairs(high, low):
   return latent, decoder
 
 
+@pytest.mark.long
 def test_the_bound_on_a_known_distribution_is_its_entropy_where_the_ends_are_wide():
   bound, error = bound_of_pairs(6.0, -6.0)
   entropy = entropy_of_pairs()
@@ -181,6 +183,7 @@ def test_the_bound_on_a_known_distribution_is_its_entropy_where_the_ends_are_wid
   assert error < 0.01 * entropy
 
 
+@pytest.mark.long
 def test_what_narrow_ends_cost_is_the_two_divergences_at_them():
   bound, error = bound_of_pairs(2.0, -1.0)
   latent, decoder = gaps_of_pairs(2.0, -1.0)
@@ -205,6 +208,7 @@ def thirteen():
 QUANTISED = oracle_model(oracles.Gaussian(0.0, STD), (2, 2, 1), levels=32)
 
 
+@pytest.mark.long
 def test_every_image_counts_once_in_every_repetition_whatever_the_batch():
   """13 images in batches of 4 and 8 on 4 devices; the latent term tells images apart."""
   images = thirteen()
@@ -236,6 +240,7 @@ def test_the_first_images_alone_get_the_numbers_they_get_among_all():
   assert evaluate(QUANTISED, images, count=99).total.shape == (1, 13)
 
 
+@pytest.mark.long
 def test_repetitions_and_seeds_are_other_draws_and_more_repetitions_keep_the_first():
   images = thirteen()
   two, three = (evaluate(QUANTISED, images, repeats=r) for r in (2, 3))
@@ -300,6 +305,7 @@ def test_the_error_over_images_is_what_other_sets_of_images_show():
   assert stats.kstest(scores, stats.t(39).cdf).pvalue > 1e-3
 
 
+@pytest.mark.long
 def test_four_times_the_repetitions_halve_the_error_over_draws():
   samples = evaluate(GAUSSIAN, gaussian_images(20), times=4, repeats=480)
   variance = lambda groups: np.mean([row['standard_error_draws']**2
@@ -308,6 +314,7 @@ def test_four_times_the_repetitions_halve_the_error_over_draws():
   assert 0.9 < 4 * variance(12) / variance(48) < 1.1
 
 
+@pytest.mark.long
 def test_spreading_the_times_of_an_image_beats_as_many_independent_draws():
   """With K times spread from one offset, a function f of t leaves (f(0) - f(1))^2 / (12 K^2).
 

@@ -66,6 +66,7 @@ def check(z, there, back, expected, scale):
 # ------------------------------------------------------------ the density
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('method', [
     pytest.param({'steps': 300}, id='fixed'),
     pytest.param({'rtol': 1e-7, 'atol': 1e-7}, id='adaptive', marks=pytest.mark.long)])
@@ -88,6 +89,7 @@ def test_so_it_is_on_other_schedules(process):
   check(*jax.jit(lambda: flows(process, steps=300))())
 
 
+@pytest.mark.long
 def test_the_density_of_a_mixture_is_the_known_one_where_the_end_is_pure_noise():
   mixture = oracles.Mixture(jnp.array([0.3, 0.7]), jnp.array([[-1.0, 0.4], [0.8, 0.1]]),
                             jnp.array([[0.2, 0.5], [0.4, 0.1]]))
@@ -122,6 +124,7 @@ def test_fixed_steps_are_of_fourth_order():
 # -------------------------------------------------------- independence
 
 
+@pytest.mark.long
 def test_an_example_depends_neither_on_its_neighbours_nor_on_their_steps_conditions_or_failures():
   calls = []
 
@@ -149,6 +152,7 @@ def test_an_example_depends_neither_on_its_neighbours_nor_on_their_steps_conditi
   assert np.isnan(together.log_prob[2]) and np.isnan(together.z[2]).all()
 
 
+@pytest.mark.long
 def test_a_pass_over_a_split_is_one_program_and_gives_an_image_the_same_number_in_any_batch():
   class Split:
     __len__ = lambda self: 5
@@ -213,6 +217,7 @@ def test_the_probes_are_unbiased_with_the_variance_that_the_integrated_jacobian_
 # ------------------------------------------------------------ gradients
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('method', [
     pytest.param({'steps': 96}, id='fixed'),
     pytest.param({'rtol': 1e-8, 'atol': 1e-8}, id='adaptive', marks=pytest.mark.long)])
@@ -276,6 +281,7 @@ def probability(dequantised, start):
   return np.diff(stats.norm.cdf([CENTRE - HALF, CENTRE + HALF], mean, std))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('dequantised,start,importance', [
     (False, None, 1), (True, None, 3), (True, 0.1, 1)])
 def test_the_weights_have_the_probability_of_the_data_as_their_mean_for_any_number_of_them(

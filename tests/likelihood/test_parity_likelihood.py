@@ -21,6 +21,7 @@ PROCESSES = {'vp': GaussianProcess(schedules.BetaLinear(t_min=0.0), vp),
              've': from_alpha_sigma(jnp.ones_like, lambda t: 0.01 * (50.0 / 0.01)**t)}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve,method', [('vp', {'steps': 400}),
                                           ('ve', {'rtol': 1e-9, 'atol': 1e-9})])
 def test_likelihoods_latents_and_exact_traces_of_the_public_code_are_reproduced(curve, method):

@@ -180,6 +180,7 @@ def estimate(images, keys, paths=6, at_once=None):
   return jax.jit(lambda image, keys: run(model, {'image': image}, keys))(images, keys)
 
 
+@pytest.mark.long
 def test_an_image_has_its_own_paths_however_many_go_together():
   images, each = images_and_keys()
   whole = estimate(images, each)

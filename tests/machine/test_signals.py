@@ -35,6 +35,7 @@ def ended(process, *numbers, pause=0.3):
   return process.returncode, err, time.monotonic() - begin
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize('busy', ['time.sleep(60)', 'blocked()'], ids=['in Python', 'in C'])
 def test_a_signal_ends_a_command_with_one_line_wherever_it_is(number, busy):

@@ -68,6 +68,7 @@ def by_one(experiment, start):
   return five_steps.trained(experiment, start, layout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_two_processes_make_the_steps_of_one_device_to_rounding(by_two, by_one, start, name):
   expected, values, _ = by_one

@@ -15,6 +15,7 @@ from vdm_jax.units import bits_per_dim, log_mean_exp
 LEVELS = [2, 3, 17, 256, 65536]
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('levels', LEVELS)
 def test_decoding_undoes_encoding_for_any_number_of_levels(levels):
   pixels, data = Pixels(levels), jnp.arange(levels).reshape(1, -1)
@@ -185,6 +186,7 @@ def test_the_mean_of_weights_is_taken_where_their_exponentials_vanish_or_overflo
                               3.0 - np.log(2.0), -np.inf], rtol=1e-6)
 
 
+@pytest.mark.first(3)
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('entries', [1, 3, 64, 130])
 def test_the_decoder_of_a_codebook_is_bayes_rule_under_equal_odds_of_its_entries(entries):
@@ -204,6 +206,7 @@ def test_the_decoder_of_a_codebook_is_bayes_rule_under_equal_odds_of_its_entries
   np.testing.assert_array_equal(book.decode(book.encode(data)), data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('logsnr', [2.0, 13.3])
 def test_a_codebook_of_the_centres_of_bins_is_the_decoder_of_pixels(logsnr):
   level = GaussianProcess(Linear(logsnr, -5.0))(jnp.zeros(()))
@@ -217,6 +220,7 @@ def test_a_codebook_of_the_centres_of_bins_is_the_decoder_of_pixels(logsnr):
                                 pixels.decode(z / level.alpha))
 
 
+@pytest.mark.long
 def test_the_slope_of_a_codebook_s_decoder_points_from_the_only_likely_entry_to_the_datum():
   level = GaussianProcess(Linear(13.3, -5.0))(jnp.zeros(()))
   book = Codebook(jnp.linspace(-3.0, 3.0, 70)[:, None])  # two blocks

@@ -79,6 +79,7 @@ def test_a_draw_belongs_to_its_example_and_key_alone():
     np.testing.assert_allclose(log_q[2:], shifted[name][1][:2], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 def test_every_density_has_mass_one_on_its_bins():
   """E_q[1 / q] is the volume of the bins, whatever q > 0 there is."""
   data = jnp.broadcast_to(jnp.array([0, 5, 16, 3]).reshape(2, 2, 1), (20_000, 2, 2, 1))
@@ -237,6 +238,7 @@ def test_any_other_noise_costs_its_divergence_from_the_posterior(dequantise, log
     assert abs(got[k].mean() - divergence) < 4 * standard_error(got[k])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_more_draws_come_closer_and_never_below_unless_log_k_is_forgotten():
   """E[-log mean of K weights] falls towards the truth as K grows (Burda et al. 2016)."""
@@ -256,6 +258,7 @@ def test_more_draws_come_closer_and_never_below_unless_log_k_is_forgotten():
   assert wrong.mean() < -1.0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_a_trained_flow_loses_less_than_a_third_of_what_uniform_noise_does():
   module, tx = Couplings(features=8, couplings=1), optax.adam(2e-2)

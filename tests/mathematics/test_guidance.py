@@ -39,6 +39,7 @@ def at(process, times=(0.9, 0.6, 0.5, 0.2, 0.1), shape=(3, 4), seed=0):
   return level.expand(x).alpha * 1.5 * x + level.expand(x).sigma * eps, level
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize('curve', CURVES)
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_x_and_eps_change_together_and_add_up_to_z(name, curve):
@@ -163,6 +164,7 @@ def test_each_image_may_have_a_weight_of_its_own():
     np.testing.assert_allclose(got.eps[i], alone.eps[i], rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('curve', CURVES)
 def test_an_exact_classifier_leads_to_the_class(curve):
   """Bayes' rule: score of the mixture + gradient of log p(y | z) = score of the component."""

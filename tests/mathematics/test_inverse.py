@@ -27,6 +27,7 @@ def x():
   return np.random.default_rng(1).normal(size=(2, *SHAPE))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', LINEAR)
 def test_the_adjoint_is_exact_and_the_matrix_is_that_of_the_operator(name, x):
   operator = LINEAR[name]
@@ -68,6 +69,7 @@ def test_the_moduli_of_a_phase_problem_keep_the_energy_and_lose_shifts():
   assert np.isfinite(jax.grad(lambda x: operator(x).sum())(jnp.zeros((1, 6, 6, 1)))).all()
 
 
+@pytest.mark.long
 def test_a_pseudo_inverse_is_that_of_the_matrix(x):
   for name, operator in LINEAR.items():
     if name != 'blur':  # whose smallest singular values are below rounding
@@ -76,6 +78,7 @@ def test_a_pseudo_inverse_is_that_of_the_matrix(x):
       np.testing.assert_allclose(inverse.pseudo_inverse(operator, y)[0].ravel(), want, atol=1e-10)
 
 
+@pytest.mark.long
 def test_the_solvers_solve_and_treat_each_example_alone():
   rng = np.random.default_rng(3)
   square = rng.normal(size=(2, 6, 6))
@@ -111,6 +114,7 @@ def test_the_posterior_of_a_mixture_has_the_density_of_bayes_rule():
   np.testing.assert_allclose(gap, gap[0], rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_correlated_oracle_of_diagonal_covariances_is_the_mixture(x):
   weights, means = np.array([0.3, 0.7]), np.array([[0.5, -1.0], [1.0, 2.0]])
   stds = np.array([[0.3, 1.0], [0.8, 0.2]])

@@ -55,6 +55,7 @@ def test_density_and_posterior_means_are_the_integrals_over_x(oracle, prior, cur
   np.testing.assert_allclose(got.eps[:, 0], np.trapezoid(joint * eps, x) / evidence, rtol=1e-8)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('oracle', [gaussian, mixture, empirical])
 def test_the_score_is_the_gradient_of_the_density(oracle):
   """Tweedie: E[eps | z] = -sigma grad log q(z), E[x | z] = (z + sigma^2 grad log q(z)) / alpha."""
@@ -68,6 +69,7 @@ def test_the_score_is_the_gradient_of_the_density(oracle):
   np.testing.assert_allclose(diffuse(got.x, got.eps, level), z, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_an_empirical_measure_is_a_mixture_of_points():
   points = empirical((2,))
   same = oracles.Mixture(jnp.full(5, 0.2), points.data, jnp.zeros(5))
@@ -79,6 +81,7 @@ def test_an_empirical_measure_is_a_mixture_of_points():
   np.testing.assert_allclose(points.log_prob(z, level), same.log_prob(z, level), rtol=1e-9)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('oracle,mean', [(gaussian, 0.7), (mixture, np.dot(WEIGHTS, MEANS)),
                                          (empirical, None)])
 def test_without_signal_the_estimate_is_the_mean_of_the_data_and_all_is_noise(oracle, mean):

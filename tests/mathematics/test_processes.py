@@ -395,6 +395,7 @@ def test_diffusion_adds_noise_at_the_level_of_each_example_or_each_pixel():
                                 [[2.0, 2.5, 3.0], [0.0, 0.5, 1.0]])
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize('curve', [*CURVES, processes.Scaled(vp, 256 / 255),
                                    processes.Scaled(ve, 0.5)])
 def test_float32_slopes_of_every_curve_are_right_to_3e_6_from_one_end_to_the_other(curve):

@@ -97,6 +97,7 @@ def test_end_points_are_the_ones_asked_for(schedule):
   np.testing.assert_allclose(evaluate(schedule, jnp.array([0.0, 1.0])), [7.0, -3.0], rtol=1e-9)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
 @pytest.mark.parametrize('module', [schedules.PinnedMonotone(features=16),
                                     schedules.KnotSchedule(knots=8)], ids=name)
@@ -546,7 +547,7 @@ def test_a_module_built_and_bound_anew_is_not_traced_again():
     np.testing.assert_allclose(end(Bound(params, module)), low, rtol=1e-6)
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
 @pytest.mark.parametrize('step', [89.0, -89.0, 20.0, -20.0, 400.0])
 def test_knots_may_differ_by_more_than_float32_can_raise_e_to(step, single):

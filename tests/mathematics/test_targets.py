@@ -34,6 +34,7 @@ def there_and_back(target, x, eps, level):
   return targets.solve(target, a * x + b * eps, diffuse(x, eps, level), level)
 
 
+@pytest.mark.long
 def test_solving_gives_back_x_and_eps_for_every_target_schedule_and_curve():
   t = jnp.linspace(0.02, 0.98, 7)
   x, eps = draws(7 * len(all_schedules()))

@@ -187,6 +187,7 @@ def test_log_normal_times_are_those_of_sigma_over_alpha():
                              atol=1e-4)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('mean,std,sigma_data', [(-1.2, 1.2, 0.5), (-0.4, 0.9, 0.7)])
 def test_edm_at_its_own_noise_levels_is_the_plain_squared_error_of_f(mean, std, sigma_data):
   """lambda c_out^2 = 1; times the probability of the levels that the process has."""
@@ -263,7 +264,7 @@ def limit(name, process, end):
   return {'vlb': of_vlb, 'sigmoid': of_sigmoid}.get(name, LIMITS[name])[end]
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(('process', 'single'), [
     *((process, False) for process in ENDS), ('flow', True), ('sub_vp', True), ('cosine', True)])
 def test_the_loss_and_its_gradient_at_the_ends_of_time_are_their_limits(process, single):
@@ -305,6 +306,7 @@ def test_the_loss_and_its_gradient_at_the_ends_of_time_are_their_limits(process,
                                    rtol=0.05 if single else 1e-3, atol=atol, err_msg=name)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('name', [name for name in WEIGHTS if name != 'vlb'])
 def test_every_weighting_but_that_of_the_bound_has_limits_on_every_process(name):
   for process, _, _ in ENDS.values():

@@ -66,7 +66,7 @@ def to(dtype, tree):
   return jax.tree.map(lambda u: jnp.asarray(u, dtype), tree)
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('size', SIZES)
 def test_winograd_s_products_are_the_convolution(x64, size):
   (h, kernel), _, _ = draws(*size)
@@ -78,6 +78,7 @@ def test_winograd_s_products_are_the_convolution(x64, size):
   assert_close(jax.jit(winograd)(*to(jnp.float32, (h, kernel))), truth, 2e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('size', [(1, 1), (7, 4)])
 def test_forward_and_backward_derivatives_are_convolutions_and_correlations(x64, way, size):
@@ -92,6 +93,7 @@ def test_forward_and_backward_derivatives_are_convolutions_and_correlations(x64,
         correlated(dh, kernel) + correlated(h, dkernel)), tolerance)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('way', WAYS)
 def test_derivatives_by_one_of_the_two_are_those_with_the_other_held(x64, way):
   (h, kernel), (dh, dkernel), u = draws(4, 5)
@@ -143,6 +145,7 @@ def hessian():
           'h': by_input(kernel, bend * by_h), 'kernel': by_kernel(h, bend * by_k)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('way', WAYS)
 def test_second_derivatives_are_right_in_every_order_of_the_modes(x64, hessian, way):
   point, direction, _ = draws(3, 4)
@@ -154,6 +157,7 @@ def test_second_derivatives_are_right_in_every_order_of_the_modes(x64, hessian, 
         assert_close(value, hessian[argument], tolerance)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('way', WAYS)
 def test_in_bfloat16_results_and_gradients_keep_its_resolution(way):
   """2^-8 of a number and some more for sums; parameters and their gradients stay float32."""
@@ -221,6 +225,7 @@ WRAPS = {
     'products kept': lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable)}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('wrap', WRAPS)
 def test_in_a_loop_and_computed_again_it_has_the_gradients_written_out(x64, wrap):
   rng = np.random.default_rng(5)
@@ -231,6 +236,7 @@ def test_in_a_loop_and_computed_again_it_has_the_gradients_written_out(x64, wrap
   assert_close(value, jax.tree.map(np.asarray, truth), 1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('way', WAYS)
 def test_gradients_of_many_at_once_are_those_of_each(x64, way):
   """vmap over the images, over the kernels, and over both."""

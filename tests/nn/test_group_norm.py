@@ -28,6 +28,7 @@ def own_norm(params, h, swish):
   return group_norm(h, params['scale'], params['bias'], GROUPS, swish=swish)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('swish', [False, True])
 def test_its_values_and_derivatives_of_each_order_are_those_of_flax(swish, x64):
   h, w, params = arrays(jnp.float64)
@@ -41,6 +42,7 @@ def test_its_values_and_derivatives_of_each_order_are_those_of_flax(swish, x64):
                of(own_norm), of(flax_norm))
 
 
+@pytest.mark.long
 def test_each_example_has_a_derivative_of_its_own(x64):
   h, _, params = arrays(jnp.float64)
   one = lambda h: jnp.sum(jnp.sin(own_norm(params, h[None], True)))
@@ -48,6 +50,7 @@ def test_each_example_has_a_derivative_of_its_own(x64):
   np.testing.assert_allclose(jax.vmap(jax.grad(one))(h), whole, atol=1e-12)
 
 
+@pytest.mark.long
 def test_its_gradient_in_bfloat16_is_as_near_to_the_exact_one_as_that_of_flax(x64):
   h, w, params = arrays(jnp.float64)
   rounded = h.astype(jnp.bfloat16)
@@ -60,6 +63,7 @@ def test_its_gradient_in_bfloat16_is_as_near_to_the_exact_one_as_that_of_flax(x6
   assert errors[0] <= 1.1 * errors[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 1e-5), (jnp.bfloat16, 0.03)])
 @pytest.mark.parametrize('first', [4, 3])  # with 3 channels, a group has channels of both parts
 def test_parts_are_normalised_as_their_concatenation(first, dtype, tolerance):
@@ -73,6 +77,7 @@ def test_parts_are_normalised_as_their_concatenation(first, dtype, tolerance):
   np.testing.assert_allclose(y, flax_norm(params, h, True), atol=tolerance)
 
 
+@pytest.mark.long
 def test_a_linear_map_of_parts_is_that_of_their_concatenation(x64):
   h, _, _ = arrays(jnp.float64)
   params = nn.Dense(6).init(jax.random.key(1), h)
@@ -80,6 +85,7 @@ def test_a_linear_map_of_parts_is_that_of_their_concatenation(x64):
   np.testing.assert_allclose(got, nn.Dense(6).apply(params, h), atol=1e-12)
 
 
+@pytest.mark.long
 def test_a_shift_of_a_convolution_is_added_to_each_pixel_of_its_example(x64):
   h, _, _ = arrays(jnp.float64)
   conv = Conv(6, jnp.float64)

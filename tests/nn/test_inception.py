@@ -46,6 +46,7 @@ def test_the_public_features_repeat_for_small_and_for_large_images(recorded, dif
     differs('parity', 'nn/inception.py', got, want)
 
 
+@pytest.mark.long
 def test_what_is_not_the_network_of_the_fid_is_refused(recorded):
   _, flat = recorded
   with pytest.raises(InputError, match=r"Mixed_5b.branch1x1: has \['bn.bias', 'bn.running_mean'"):

@@ -42,6 +42,7 @@ def apply(net):
 # ----------------------------------------------------------------- sizes
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('settings,size,count', [
     ({'features': 128, 'blocks': 32}, 32, 30_578_179),
     ({'features': 256, 'blocks': 32}, 32, 122_137_603),
@@ -54,6 +55,7 @@ def test_official_settings_give_the_official_number_of_parameters(settings, size
   assert sum(u.size for u in jax.tree.leaves(shapes)) == count
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('settings', [{}, {'fourier': (), 'attention_everywhere': True},
                                       {'dtype': jnp.bfloat16, 'blocks': 2}], ids=str)
 @pytest.mark.parametrize('shape', [(2, 8, 8, 1), (2, 5, 7, 4), (1, 1, 1, 3)], ids=str)
@@ -81,6 +83,7 @@ def test_the_embedding_spans_frequencies_from_1_to_1e_4():
   np.testing.assert_allclose(h[2, [1, 3]], [1, 0], atol=1e-6)
 
 
+@pytest.mark.long
 def test_attention_with_equal_scores_adds_the_mean_value_of_all_positions():
   block = layers.AttentionBlock(groups=2)
   h = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
@@ -126,6 +129,7 @@ class TwoDropouts(nn.Module):
     return layers.Dropout(0.25, name='a')(h, keys), layers.Dropout(0.25, name='b')(h, keys)
 
 
+@pytest.mark.long
 def test_dropout_keeps_its_share_and_the_mean_and_differs_from_site_to_site():
   n = 40_000
   keys = jax.random.split(jax.random.key(0), 4)
@@ -143,6 +147,7 @@ def test_dropout_keeps_its_share_and_the_mean_and_differs_from_site_to_site():
 # ---------------------------------------------------------- dependencies
 
 
+@pytest.mark.long
 def test_conditioning_needs_several_channels_to_a_group():
   """A norm over one channel takes away whatever was added to all its pixels alike."""
   z, logsnr, _ = inputs((2, 4, 4, 3))
@@ -176,6 +181,7 @@ def test_conditioning_is_nothing_a_scalar_or_labels():
   np.testing.assert_allclose(several, labelled, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_bfloat16_trunk_leaves_z_and_the_output_in_float32():
   """y - z comes from the trunk; some 40 roundings of it, each 2^-9 at most, add up like noise.
 

@@ -52,7 +52,7 @@ def recorded_case(recorded, name):
   return flat, (last(recorded[f'{name}/z']), recorded[f'{name}/time'], cond)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_the_output_of_the_public_code_repeats(recorded, name, differs):
   flat, args = recorded_case(recorded, name)
@@ -63,7 +63,7 @@ def test_the_output_of_the_public_code_repeats(recorded, name, differs):
   differs('parity', 'nn/unets/adm.py', got, want if name == 'classifier' else last(want))
 
 
-@pytest.mark.first(4)
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_parameters_go_back_to_their_published_names_and_shapes(recorded, name):
   flat, args = recorded_case(recorded, name)
@@ -73,6 +73,7 @@ def test_parameters_go_back_to_their_published_names_and_shapes(recorded, name):
     np.testing.assert_array_equal(back[key], array, err_msg=key)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('file, name, settings', [
     ('guided_diffusion_small', 'adm_full',
      {'head_features': 16, 'resblock_updown': True, 'qkv_order': 'new'}),

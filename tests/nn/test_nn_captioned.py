@@ -27,6 +27,7 @@ def apply(params, tokens):
   return np.asarray(NET.apply({'params': params}, Z, TIME, tokens))
 
 
+@pytest.mark.long
 def test_the_inner_network_is_told_the_mean_of_the_tokens_that_are_there(params):
   mean = np.zeros((4, 5), np.float32)
   for row, tokens in zip(mean[:3], ([3, 7], [3], [3, 7, 19, 1]), strict=True):
@@ -39,6 +40,7 @@ def test_the_inner_network_is_told_the_mean_of_the_tokens_that_are_there(params)
   assert apart.min() > 1e-2
 
 
+@pytest.mark.long
 def test_padding_says_nothing_and_none_is_the_empty_text(params):
   y = apply(params, TOKENS)
   for more in (np.pad(TOKENS, ((0, 0), (0, 6))), np.pad(TOKENS, ((0, 0), (2, 0)))):

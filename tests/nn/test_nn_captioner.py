@@ -23,6 +23,7 @@ def captioner():
   return jax.jit(lambda images, tokens: NET.apply(net, GRID.apply(grid, images), tokens))
 
 
+@pytest.mark.long
 def test_the_logits_of_a_token_change_with_each_token_before_and_with_none_after(captioner):
   logits = captioner(IMAGES, TOKENS)
   assert logits.shape == (2, 4, 5)

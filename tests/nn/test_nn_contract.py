@@ -162,6 +162,7 @@ def test_what_is_computed_again_or_written_out_is_the_same_function_with_the_sam
       u, v, rtol=0, atol=1e-5 * max(1.0, np.abs(v).max())), found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', [name for name, case in NETS.items() if case.fixed])
 def test_numbers_that_are_fixed_have_no_gradient_and_all_others_have(name):
   _, (gradient, _) = kept(name)(parameters(name), *arguments(name))
@@ -171,7 +172,7 @@ def test_numbers_that_are_fixed_have_no_gradient_and_all_others_have(name):
   assert sum(at.values()) > 0.9 * len(at)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @every
 def test_an_example_s_output_is_its_own_whatever_stands_beside_it(name):
   """Other images, noise levels, labels and keys; with its own key alone its dropout changes."""
@@ -188,7 +189,7 @@ def test_an_example_s_output_is_its_own_whatever_stands_beside_it(name):
   assert all(changed) == (NETS[name].random == 'dropout')
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', [name for name, case in NETS.items() if case.random])
 def test_without_keys_nothing_is_drawn(name):
   net, (z, time, cond, keys) = NETS[name].net, arguments(name)
@@ -221,7 +222,7 @@ def test_labels_that_do_not_fit_are_refused(name):
       init(case.net, np.zeros(BATCH, np.int32))
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('name', [name for name, case in NETS.items()
                                   if hasattr(case.net, 'dtype')])
 def test_a_trunk_in_bfloat16_is_close_and_its_parameters_and_output_are_float32(name):
@@ -234,7 +235,7 @@ def test_a_trunk_in_bfloat16_is_close_and_its_parameters_and_output_are_float32(
   assert {u.dtype for u in jax.tree.leaves(initial)} == {jnp.dtype('float32')}
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', [name for name, case in NETS.items() if case.start != 'any'])
 def test_an_untrained_network_says_nothing_or_z(name):
   """z where the target is x, or near it; zero otherwise, as it is of a network that adds no z."""

@@ -38,6 +38,7 @@ def recorded():
   return flat, (np.moveaxis(r['z'], 1, -1), r['time']), np.moveaxis(r['out'], 1, -1)
 
 
+@pytest.mark.long
 def test_the_output_of_the_public_code_repeats(recorded, differs):
   flat, args, want = recorded
   params = ddpm.from_flat(flat, shapes_of(SMALL, *args))
@@ -69,6 +70,7 @@ def test_parameters_go_back_to_their_published_names_and_both_generations_of_the
     ddpm.from_flat({key: u for key, u in flat.items() if 'attentions.0' not in key}, like)
 
 
+@pytest.mark.long
 def test_published_networks_have_their_published_sizes():
   """Ho et al. (2020), appendix B: 35.7 and 114 million; counted by instantiating public code."""
   for name, size in (('ddpm-cifar10-32', 35_746_307), ('ddpm-ema-church-256', 113_673_219)):

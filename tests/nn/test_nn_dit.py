@@ -72,6 +72,7 @@ def test_the_published_output_and_its_gradients_repeat(recorded, differs):
     assert abs(np.sum(got * probe) - product) < 1e-4 * norm * np.linalg.norm(probe), name
 
 
+@pytest.mark.long
 def test_the_published_values_within_the_network_repeat(recorded):
   r, params = recorded
   seen = jax.jit(lambda *args: SMALL.apply(
@@ -89,6 +90,7 @@ def test_the_published_values_within_the_network_repeat(recorded):
       assert_close(h, r[f'inter/blocks.{i}'], 2e-5, f'block {i}')
 
 
+@pytest.mark.long
 def test_full_recorded_gradients_repeat_for_every_parameter():
   if not FULL.exists():
     pytest.skip(f'the full recording {FULL.name} is not in ../shared/oracles')
@@ -104,6 +106,7 @@ def test_full_recorded_gradients_repeat_for_every_parameter():
     assert_close(u, r['grad/' + name], 1e-4, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('channels', [3, 4])
 def test_classifier_free_guidance_repeats_the_published_one(recorded, channels):
   """The public code guides the first three of four channels alone; four are recorded too.
@@ -184,6 +187,7 @@ COUNTS = {'S': (32_865_056, 32_920_448, 33_142_016),
           'XL': (674_834_720, 675_000_704, 675_664_640)}
 
 
+@pytest.mark.long
 def test_every_published_size_has_its_number_of_parameters():
   for size, counts in COUNTS.items():
     for patch, count in zip((2, 4, 8), counts, strict=True):

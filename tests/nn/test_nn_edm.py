@@ -68,7 +68,7 @@ def relative(value, expected):
 # ------------------------------------------------------------ the public code
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_preconditioned_it_denoises_as_the_public_code_did(recorded, name, differs):
   """F and D of EDMPrecond with labels 3, 0 and none, at sigma = 0.05, 0.9 and 30.
@@ -98,6 +98,7 @@ def test_preconditioned_it_denoises_as_the_public_code_did(recorded, name, diffe
       assert relative(mine, theirs) < 1e-5
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('name', CASES)
 def test_written_out_again_the_published_parameters_are_the_same(recorded, name):
   flat = published.state_dict(recorded, name)

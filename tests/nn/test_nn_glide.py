@@ -98,11 +98,13 @@ def test_a_u_net_of_glide_and_its_gradients_repeat_the_public_code(name, differs
     assert abs(np.sum(gradient * probe) - product) < 1e-4 * scale * np.linalg.norm(probe), key
 
 
+@pytest.mark.long
 def test_the_base_model_repeats_the_public_code():
   case = Recorded('base')
   case.require_forward(*jax.jit(case.run)(case.params(), case.z))
 
 
+@pytest.mark.long
 def test_guidance_moves_eps_alone_and_keeps_the_variance_of_the_told_half():
   """The outputs of the public code, told and untold, become those of its notebook for scale 3."""
   arrays = Recorded('base').arrays
@@ -145,6 +147,7 @@ def test_guidance_by_clip_moves_the_mean_by_the_variance_times_the_recorded_grad
   assert_close(eps, -wide(COSINE(t).sigma) * want)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_the_names_of_a_file_of_glide_go_there_and_back(name):
   case = Recorded(name)
@@ -176,6 +179,7 @@ def cond_of(net, z):
   return cond
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', published.some(COUNTS, 'base'))
 def test_a_published_model_has_its_published_size_and_tells_its_settings(name):
   net, z = glide.MODELS[name], jnp.zeros((1, *glide.SHAPES[name]))
@@ -188,6 +192,7 @@ def test_a_published_model_has_its_published_size_and_tells_its_settings(name):
   assert glide.unet_of(flat) == net.clone(dropout=0.0)
 
 
+@pytest.mark.long
 def test_pixels_attend_to_tokens_and_pixels_by_one_softmax():
   """In each head, W softmax(q [k_text, k]^T / sqrt(C)) [v_text, v], in plain NumPy."""
   rng = np.random.default_rng(0)

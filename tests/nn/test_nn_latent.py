@@ -88,6 +88,7 @@ def test_a_kl_autoencoder_and_its_gradients_repeat_the_public_code(recorded, dif
   require_gradients(recorded, 'kl', gradients, compvis.autoencoder_to_flat(gradients))
 
 
+@pytest.mark.long
 @there
 def test_a_vq_autoencoder_repeats_the_public_code_and_passes_gradients_straight_through(
     recorded, differs):
@@ -170,6 +171,7 @@ def test_the_maps_of_the_attention_to_tokens_are_those_of_the_public_code(record
     np.testing.assert_allclose(got[key], u, rtol=0, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.first(2)
 @there
 @pytest.mark.parametrize('name', ['kl', 'vq', 'unet'])
 def test_names_are_those_of_both_public_codes_and_go_back(recorded, name):

@@ -69,7 +69,7 @@ def relative(value, expected):
 # ------------------------------------------------------------ the public code
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_with_the_same_parameters_it_returns_what_the_public_code_returned(recorded, name, differs):
   net = network(**CASES[name])
@@ -79,7 +79,7 @@ def test_with_the_same_parameters_it_returns_what_the_public_code_returned(recor
   differs('parity', 'nn/unets/ncsnpp.py', y, recorded[f'{name}/y'])
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', CASES)
 def test_written_out_again_the_published_parameters_are_the_same(recorded, name):
   flat = published.state_dict(recorded, name)
@@ -143,7 +143,7 @@ def test_sub_vp_networks_are_those_of_vp():
     assert score_sde.MODELS[f'subvp/{name}'] == score_sde.MODELS[f'vp/{name}']
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [processes.ve, processes.vp])
 def test_a_ve_network_of_data_in_0_1_denoises_data_in_minus_1_1(curve):
   """The public network of N(m, s^2), in closed form: it reads 2 z - 1 and returns the score."""
@@ -166,6 +166,7 @@ def test_a_ve_network_of_data_in_0_1_denoises_data_in_minus_1_1(curve):
 # -------------------------------------------------------------------- the parts
 
 
+@pytest.mark.long
 def test_without_a_wider_filter_pixels_are_repeated_and_averaged():
   h = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
   np.testing.assert_allclose(upsample(h), layers.upsample(h), rtol=1e-6)
@@ -208,6 +209,7 @@ def test_heads_are_further_outputs_of_which_the_first_is_divided_by_sigma():
   np.testing.assert_allclose(y[..., :3] * time[:, None, None, None], expected[..., :3], rtol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('settings, remedy', [
     ({'embedding': 'positional'}, "scale_by_sigma=True: it needs embedding = 'fourier'"),
     ({'embedding': 'sigma'}, "embedding='sigma': .* choose one of fourier"),

@@ -55,7 +55,7 @@ def assert_close(got, want, tolerance):
   np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', SMALL)
 def test_the_output_of_the_public_code_repeats(name, differs):
   params, z, time, y = parameters(name)

@@ -44,6 +44,7 @@ def before_the_last_norm(call, args, kwargs, context):
   return args[0] if context.module.name == 'norm_out' else call(*args, **kwargs)
 
 
+@pytest.mark.long
 def test_both_towers_of_clip_repeat_the_public_code(of_clip, differs):
   recorded, flat, net = of_clip
   images, tokens = last(recorded['in/image']), recorded['in/tokens'].astype(np.int32)
@@ -144,6 +145,7 @@ def of_noisy_clip():
   return recorded, text, image, net
 
 
+@pytest.mark.long
 def test_the_noise_aware_clip_repeats_the_public_code(of_noisy_clip, differs):
   recorded, text, image, net = of_noisy_clip
   z, time = last(recorded['clip/in/z']), np.float32(recorded['clip/in/t'])
@@ -182,6 +184,7 @@ def test_names_of_the_noise_aware_clip_go_back(of_noisy_clip):
     glide.with_tokens(text, 41)
 
 
+@pytest.mark.long
 def test_a_stage_of_the_image_tower_has_its_patches_in_their_places():
   """Blocks whose last maps are 0 change nothing: each stage is norm(patch W + position)."""
   net = ImageTower(features=4, depth=2, attention_heads=2, patch=2, outputs=3, steps=5,
@@ -279,6 +282,7 @@ def test_a_file_of_stable_diffusion_has_the_text_tower_of_clip_as_its_condition(
 SMALL = TextTower(features=16, depth=2, attention_heads=2, levels=10, length=5, outputs=3)
 
 
+@pytest.mark.long
 def test_a_token_does_not_depend_on_later_tokens_and_the_end_is_the_first_largest():
   rng = np.random.default_rng(0)
   tokens = np.array([[1, 2, 9, 0, 0], [1, 2, 9, 9, 4]], np.int32)

@@ -27,6 +27,7 @@ def mean(y):
   return jnp.broadcast_to(jnp.mean(y, axis=(1, 2), keepdims=True), upsample(y).shape)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('height, width, tile, overlap', [(21, 13, 10, 5), (7, 30, 9, 4)])
 def test_a_local_decoder_gives_the_same_images_in_tiles(height, width, tile, overlap):
   y = jax.random.normal(jax.random.key(0), (2, height, width, 3))
@@ -58,6 +59,7 @@ def test_a_pixel_of_a_tiny_autoencoder_sees_18_or_19_positions_to_each_side():
     assert (22 - positions.min(), positions.max() - 22) == (left, right)
 
 
+@pytest.mark.long
 def test_a_tiny_autoencoder_gives_the_same_images_in_tiles_of_its_margin():
   decode = tiny(4, lambda u, shape: u * np.sqrt(2.0 / np.prod(shape[:-1])) if len(shape) > 1
                 else 0.1 * u)

@@ -43,6 +43,7 @@ def test_sides_that_are_odd_are_refused():
     wavelets.haar(jnp.zeros((1, 5, 4, 1)))
 
 
+@pytest.mark.long
 def test_open_gates_sum_the_bands_and_put_the_quarters_together():
   """A bias of 30 opens every gate."""
   down, up = wavelets.WaveletDown(), wavelets.WaveletUp()
@@ -58,6 +59,7 @@ def test_open_gates_sum_the_bands_and_put_the_quarters_together():
   np.testing.assert_allclose(opened(up, bands), x, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_gate_is_of_its_own_example():
   down = wavelets.WaveletDown()
   x = jnp.asarray(X, jnp.float32)
@@ -67,6 +69,7 @@ def test_a_gate_is_of_its_own_example():
   assert gates.shape == (4, 3, 1, 1, 2) and 0.0 < gates.min() and gates.max() < 1.0
 
 
+@pytest.mark.long
 def test_a_network_that_resamples_by_wavelets_has_the_parameters_of_the_gates():
   """With C channels: down 5 C^2 + 5 C of the gates; up 4 C^2 + 4 C, and gates of 8 C^2 + 5 C.
 

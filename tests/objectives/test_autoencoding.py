@@ -136,6 +136,7 @@ def slopes(recorded, terms):
           jax.grad(terms.adversarial)(kernel))
 
 
+@pytest.mark.long
 @there
 def test_the_kl_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, terms, slopes):
   """The code averages sums over images, and adds LPIPS to each number of an image."""
@@ -229,6 +230,7 @@ def test_lpips_of_an_image_and_itself_is_zero_and_so_is_its_gradient_also_on_bla
   assert value == 0.0 and np.all(slope == 0.0)
 
 
+@pytest.mark.long
 def test_logits_of_an_example_depend_on_it_alone_unless_the_norm_is_published():
   x = np.random.default_rng(0).standard_normal((3, 16, 16, 2)).astype(np.float32)
   for norm, alone in (('example', True), ('batch', False)):

@@ -53,6 +53,7 @@ def test_a_noise_level_that_rounding_put_below_the_least_one_is_the_identity_too
   np.testing.assert_allclose(f(z, level._replace(sigma=0.9999999 * level.sigma)).x, z, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_scalings_and_weights_are_those_of_the_public_code():
   arrays = distillation.recorded('consistency')
   sigma = jnp.asarray(arrays['sigma'])
@@ -112,6 +113,7 @@ def learned_gain(levels, **options):
   return jax.lax.scan(best, jnp.ones(()), jnp.arange(1.0, levels))[0]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('levels', RATIOS)
 def test_a_linear_learner_has_the_gain_of_the_closed_form(levels):
   by_datum, by_euler, by_heun = jax.jit(lambda: (
@@ -135,6 +137,7 @@ def test_no_gradient_goes_through_the_target():
 # ------------------------------------------------------------------- schedules
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('of', ['paper', 'public'])
 def test_the_numbers_of_levels_and_rates_are_those_of_the_formulas(of):
   """N(k) in exact integers: the least N with N^2 K >= k ((s1+1)^2 - s0^2) + s0^2 K."""
@@ -152,6 +155,7 @@ def test_the_numbers_of_levels_and_rates_are_those_of_the_formulas(of):
   assert table.at(jnp.asarray(10**7))[0] == last + 1
 
 
+@pytest.mark.long
 def test_the_public_schedules_are_those_of_the_public_code():
   arrays = distillation.recorded('consistency')
   for key in (key for key in arrays if key.startswith('schedule/')):
@@ -202,6 +206,7 @@ def runs(arrays, data, kind):
       yield n, arrays[key]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_losses_and_gradients_agree_with_the_public_code(data):
   arrays = distillation.recorded('consistency')
@@ -233,6 +238,7 @@ def test_losses_and_gradients_agree_with_the_public_code(data):
                                      atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_its_progressive_distillation_is_ours_without_the_end_in_x_hat(data):
   """Theirs, for comparison, distils Euler's steps to the least noise on EDM's preconditioning."""
@@ -256,6 +262,7 @@ def test_its_progressive_distillation_is_ours_without_the_end_in_x_hat(data):
                                rtol=1e-7, atol=1e-11)
 
 
+@pytest.mark.long
 def test_one_and_several_steps_of_sampling_agree_with_the_public_code():
   arrays = distillation.recorded('consistency')
   oracle = distillation.teacher(arrays, 'gauss')

@@ -14,6 +14,7 @@ from vdm_jax.objectives import couplings
 pytestmark = pytest.mark.usefixtures('x64')
 
 
+@pytest.mark.long
 def test_the_pairs_are_the_exact_plan_of_the_recordings():
   """POT's plan, as a permutation: the datum of each noise, and the mean cost."""
   saved = recordings.shared('minibatch_ot')
@@ -25,6 +26,7 @@ def test_the_pairs_are_the_exact_plan_of_the_recordings():
     np.testing.assert_allclose(cost, saved[f'B{n}/cost'], rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('labelled', [False, True])
 def test_the_cost_is_that_of_another_solver_in_every_group_and_within_labels(labelled):
   keys = random.per_example(random.key(1), jnp.arange(24))
@@ -42,6 +44,7 @@ def test_the_cost_is_that_of_another_solver_in_every_group_and_within_labels(lab
       np.testing.assert_array_equal(first(paired[rows]), first(noise[rows]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('n', [1, 2, 4, 8, 16, 64])
 def test_the_cost_in_one_dimension_is_that_of_normal_order_statistics(n):
   """E = 1 + s^2 - 2 s c_n, c_n the mean of the squared means of n ordered normal numbers."""
@@ -55,6 +58,7 @@ def test_the_cost_in_one_dimension_is_that_of_normal_order_statistics(n):
   assert abs(each.mean() - (1 + s**2 - 2 * s * c)) < 4 * stats.sem(each)
 
 
+@pytest.mark.long
 def test_noise_keeps_its_law_under_every_label_where_nothing_crosses():
   """Two labels at +-3: across them the noise of a label would have the mean of its half."""
   n = 4096

@@ -28,6 +28,7 @@ def by_velocity(u):
   return denoise
 
 
+@pytest.mark.long
 def test_the_loss_and_all_its_gradients_are_those_of_the_public_code():
   """sangyun884/fast-ode: a linear encoder and a linear velocity; its time is ours."""
   saved = recordings.shared('fast_ode')
@@ -50,7 +51,7 @@ def test_the_loss_and_all_its_gradients_are_those_of_the_public_code():
     np.testing.assert_allclose(grad, saved[f'grad/{name}'], rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('n', [4, 128, 1, 16])
 def test_the_curvature_of_euler_s_trajectories_is_that_of_the_public_code(n):
   saved = recordings.shared('fast_ode')
@@ -65,7 +66,7 @@ def test_the_curvature_of_euler_s_trajectories_is_that_of_the_public_code(n):
     np.testing.assert_allclose(back, saved['sample/forward_of_euler128'], atol=1e-9)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('n', [15, 5, 121])
 def test_heun_s_trajectories_and_their_curvature_are_those_of_the_public_code(n):
   """It counts evaluations: n = 5 is three steps, of which the last is one of Euler, as here."""
@@ -78,6 +79,7 @@ def test_heun_s_trajectories_and_their_curvature_are_those_of_the_public_code(n)
                              atol=1e-10)
 
 
+@pytest.mark.long
 def test_its_path_of_ddpm_and_its_divergences_are_those_of_the_public_code():
   """A prior of covariance diag(36, 1), as in its plane, is N(0, 1) in units of its deviations.
 
@@ -134,6 +136,7 @@ def whole(gain, log_variance, beta):
   return mean(loss), jax.tree.map(mean, terms)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('beta,gain,std,loss,kl,marginal', [
     (20.0, 0.0499676, 0.9805579, 0.7576392, 0.0006926, 0.98088),
     (1.0, 0.7666110, 0.6946922, 0.3704796, 0.1790466, 0.79342)])
@@ -162,6 +165,7 @@ def of_the_noise_end(gain, log_variance):
   return seen[0]
 
 
+@pytest.mark.long
 def test_the_encoder_s_own_draws_have_the_marginal_of_the_closed_form_and_not_the_prior():
   """Where samples start, at N(0, 1), no training was: at beta = 1 eps has a deviation of .79342."""
   n, gain, std = 20_000, 0.7666110, 0.6946922
@@ -175,6 +179,7 @@ def test_the_encoder_s_own_draws_have_the_marginal_of_the_closed_form_and_not_th
   assert abs(seen[0].std() - 0.79342) < 4 * 0.79342 / (2 * n)**0.5
 
 
+@pytest.mark.long
 def test_a_coupling_of_correlation_r_has_the_loss_and_straightness_of_the_closed_form():
   """loss = s sqrt(1 - r^2) arccos r; S = E|x - eps|^2 - loss - E|x' - eps|^2."""
   saved = recordings.shared('flows_closed_forms')
@@ -190,6 +195,7 @@ def test_a_coupling_of_correlation_r_has_the_loss_and_straightness_of_the_closed
     np.testing.assert_allclose(bent, straight, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('variance,prior,means,loss', [
     (3.0, 36.0, (8.0, -8.0), 64.27826), (0.1, 1.0, (8.0,), 0.49673)])
 def test_far_clusters_have_the_published_example_s_loss(variance, prior, means, loss):

@@ -60,6 +60,7 @@ def bound_mean(bars, steps):
   return divergence.sum() + last + first
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('objective,mean', [
     (lambda *given: ddpm.simple(ORACLE, PROCESS, *given, steps=STEPS)[0], simple_mean),
     (lambda x, *given: ddpm.bound(ORACLE, PROCESS, x, *given, steps=STEPS, data=x,
@@ -115,6 +116,7 @@ def test_a_respaced_chain_keeps_its_alphas_and_has_a_bound_of_its_own(x64):
 # -------------------------------------------------------------- minimisers
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('target', [targets.eps, targets.x, targets.v],
                          ids=['eps', 'x', 'v'])
 @pytest.mark.parametrize('steps', [None, STEPS], ids=['continuous', 'discrete'])
@@ -141,6 +143,7 @@ def test_a_linear_network_that_minimises_l_simple_is_the_best_denoiser(steps, ta
   np.testing.assert_allclose(*minimum(), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('steps', [None, STEPS], ids=['continuous', 'discrete'])
 def test_l_simple_of_a_target_is_the_squared_error_of_that_target(steps, x64):
   """|eps - eps_hat|^2 = SNR |x - x_hat|^2, and on vp |v - v_hat|^2 = (SNR + 1) |x - x_hat|^2."""
@@ -165,6 +168,7 @@ def arguments(n=16):
   return (PROCESS, x, t, keys), {'steps': STEPS, 'data': x, 'last': normal_density}
 
 
+@pytest.mark.long
 def test_the_objective_is_l_simple_beside_a_bound_that_trains_nothing():
   given, chain = arguments()
 
@@ -193,6 +197,7 @@ def test_the_objective_is_l_simple_beside_a_bound_that_trains_nothing():
   assert abs(alone) > 0.1
 
 
+@pytest.mark.long
 def test_the_hybrid_of_weight_zero_is_l_simple(x64):
   given, chain = arguments()
 

@@ -38,7 +38,7 @@ def inner(x, logsnr):
   return jnp.sin(2.0 * x + 0.3 * logsnr.reshape(-1, 1, 1, 1)) + 0.5 * jnp.roll(x, 1, axis=2)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', [vp, flow])
 @pytest.mark.parametrize('steps', [0, 7])
 def test_an_encoder_that_leaves_the_data_alone_gives_the_bound_of_the_vdm(curve, steps):
@@ -81,6 +81,7 @@ def test_the_diffusion_term_is_the_published_one_in_v_and_the_inner_encoding():
   np.testing.assert_allclose(terms['diffusion'], expected, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_the_ends_are_those_of_the_encoded_data():
   """x_1 costs what a VDM pays for data x_1, and so does the reconstruction from x_0."""
   data, x, t, keys = drawn()
@@ -114,6 +115,7 @@ def mean_over_times(function, n):
   return mean()
 
 
+@pytest.mark.long
 def test_a_chain_of_many_steps_has_the_bound_of_continuous_time_at_the_rate_of_its_steps():
   limit = mean_over_times(diffenc.continuous, 4000)
   of = lambda steps: mean_over_times(

@@ -71,7 +71,7 @@ def test_the_bound_of_normal_data_under_their_own_reverse_kernel_is_minus_their_
     np.testing.assert_allclose(bound, stats.norm.entropy(), rtol=1e-12)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('std', [0.3, 1.6])
 def test_under_the_exact_reverse_kernel_the_bound_is_made_of_three_entropies(x64, std):
   # K = -H(X^(1)) + H(X^(T)) - H_p(X^(T)): the divergences add up to an information.
@@ -242,6 +242,7 @@ def test_divergence_and_entropy_of_bits_are_those_of_scipy(x64):
                              stats.entropy(np.stack([p, 1 - p])), rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('at_rest', [False, True])
 def test_the_bound_of_four_bits_is_the_sum_over_all_states_and_above_their_entropy(at_rest, x64):
   betas = np.array([0.05, 0.2, 0.4, 0.7])
@@ -368,6 +369,7 @@ def test_a_network_that_says_nothing_leaves_the_published_bound_of_independent_b
   np.testing.assert_allclose(terms['K_bits'], -20.0 * loss, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_samples_of_bits_have_the_data_s_probabilities_and_keep_what_is_known():
   steps, n = 200, 4000
   made = dpm2015_bits.BinomialChain.erasing(steps)

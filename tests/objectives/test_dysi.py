@@ -40,6 +40,7 @@ def mean(loss):
   return jax.value_and_grad(lambda parts: jnp.sum(ODDS * loss(table(*parts))))
 
 
+@pytest.mark.long
 def test_the_least_loss_of_teacher_forcing_is_the_entropy_of_the_language():
   value, gradient = mean(lambda decode: dysi.teacher_forcing(decode, TEXTS, 0)[0])(TRUE)
   np.testing.assert_allclose(value, math.log(2) + OF_SECOND, rtol=1e-5)
@@ -81,6 +82,7 @@ def test_the_divergence_is_that_of_two_coins_and_zero_only_where_they_are_equal(
   assert of(loaded, loaded.at[2].add(1e-2), 1) > 1e-6
 
 
+@pytest.mark.long
 def test_the_imitation_is_weighted_and_its_own_tokens_are_as_many_as_it_is_accurate():
   """It says 1 first, and then 2: of the first text half is right, and a quarter is its own."""
   parts = logits((2, 1))[0], logits((1, 1), (1, 4), (1, 4))
@@ -96,6 +98,7 @@ def test_the_imitation_is_weighted_and_its_own_tokens_are_as_many_as_it_is_accur
   assert abs(float(own[:, 1].mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / n)
 
 
+@pytest.mark.long
 def test_a_text_is_learned_up_to_its_first_padding_which_is_learned_too():
   tokens = jnp.array([[2, 0, 0], [0, 1, 0], [1, 2, 1]])
   assert dysi.learned(tokens, 0).tolist() == [[True, True, False], [True, False, False],

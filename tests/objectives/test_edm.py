@@ -43,7 +43,7 @@ def spreads(sampler, lengths, start):
   return jax.jit(jax.vmap(spread))(grids(lengths))
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('process,tableau', [
     (GaussianProcess(LINEAR, vp), HEUN), (GaussianProcess(LINEAR, ve), HEUN),
     (rectified_flow(), MIDPOINT)], ids=['vp', 've', 'rectified flow'])
@@ -104,6 +104,7 @@ def test_without_churn_it_is_the_flow_alone():
     np.testing.assert_allclose(got, flow_alone, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_draws_are_new_at_every_step_and_the_data_s_moments_come_out():
   """The library's own draws, within four standard errors, from sigma = 80 down to 0."""
   def denoise(z, level, cond=None):

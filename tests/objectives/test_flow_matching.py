@@ -38,6 +38,7 @@ def keys(n):
   return random.per_example(random.key(0), jnp.arange(n))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('path', PATHS)
 def test_paths_velocities_and_losses_are_those_of_the_public_code(path):
   """facebookresearch/flow_matching, whose time is 1 - t."""
@@ -59,6 +60,7 @@ def test_paths_velocities_and_losses_are_those_of_the_public_code(path):
     close(loss / x.shape[1], f'{data}/cfm_loss')
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('path', PATHS)
 def test_conversions_between_targets_are_those_of_the_public_code(path):
   """A network of x, eps or the velocity has the same velocity, and its time follows from logsnr."""
@@ -94,7 +96,7 @@ METHODS = {'euler': (runge_kutta.EULER, (1, 2, 4, 16)),
            'rk4': (THREE_EIGHTHS, (4, 16))}
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('path', NOISY)
 @pytest.mark.parametrize('data', ['mix', 'gauss'])
 def test_chains_of_four_methods_are_those_of_the_public_code(data, path):
@@ -110,7 +112,7 @@ def test_chains_of_four_methods_are_those_of_the_public_code(data, path):
                                  atol=1e-8, err_msg=f'{method} {n}')
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('path', NOISY)
 @pytest.mark.parametrize('data', ['mix', 'gauss'])
 def test_samples_and_their_density_are_those_of_the_public_code_and_of_the_closed_form(data, path):
@@ -135,6 +137,7 @@ def four_points(s, t):
   return x, jnp.tile(t, 4), eps
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('s', [0.1, 0.5, 2.0])
 def test_the_oracle_s_loss_is_s_pi_over_2_on_straight_lines_and_no_other_gain_has_less(s):
   """int_0^1 s^2 / (s^2 (1 - t)^2 + t^2) dt = s pi / 2, for data N(0, s^2)."""
@@ -158,6 +161,7 @@ def test_the_oracle_s_loss_is_s_pi_over_2_on_straight_lines_and_no_other_gain_ha
   assert losses(1.01 * best) > losses(best) < losses(0.99 * best)
 
 
+@pytest.mark.long
 def test_the_diffusion_paths_have_finite_slopes_at_the_data():
   """The public code has dsigma/dt = -inf there, and so an infinite target."""
   for process in (PATHS['vp'], PATHS['cosine'], PATHS['poly3']):
@@ -182,6 +186,7 @@ def test_a_square_root_of_time_has_an_infinite_slope_at_the_data_and_cut_ends_ha
                              rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('process', [
     GaussianProcess(schedules.Polynomial(1.0, 20.0, -25.0), flow),
     GaussianProcess(schedules.Cosine(20.0, -25.0), vp)], ids=['straight', 'cosine'])
@@ -221,6 +226,7 @@ def test_sums_are_over_the_data():
   assert sum_over_data(jnp.ones((2, 3, 2)))[0] == 6
 
 
+@pytest.mark.long
 def test_bits_of_a_flow_with_k_draws_of_dequantisation_fall_towards_the_probability_of_the_bin():
   """Four bins of N(.1, .6^2), known by Phi: K = 1 costs what a uniform y costs, K = 32 little."""
   levels, mean, std, n = 4, 0.1, 0.6, 400

@@ -57,6 +57,7 @@ def test_the_mean_square_of_the_test_images_of_cifar10():
   assert frequencies() @ x**2 == pytest.approx(0.2526525, abs=5e-8)
 
 
+@pytest.mark.long
 def test_the_latent_term_of_cifar10():
   """Bits/dim at logsnr_min = -5, -4, -6."""
   x = jnp.full((1, *IMAGES), 0.2526525**0.5)
@@ -112,6 +113,7 @@ def test_the_range_of_log_snr_of_the_chain_of_ddpm():
   np.testing.assert_allclose([table.logsnr[1], table.logsnr[1000]], [9.2102, -10.1177], atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_continuous_bound_of_the_gaussian():
   nodes, weights = np.polynomial.legendre.leggauss(400)
   x, t, eps = points(jnp.asarray(0.5 * (nodes + 1.0)))
@@ -246,6 +248,7 @@ def test_in_float32_sigma_and_the_bound_of_a_fine_chain_keep_the_digits_naive_fo
   assert off['exp(d) - 1'] == pytest.approx(1.3e-5, rel=0.2) and off['ours'] < 3e-6
 
 
+@pytest.mark.long
 def test_a_latent_rounded_to_bfloat16_no_longer_has_its_noise():
   """E Var(eps | bfloat16(z), x) of a pixel of CIFAR-10: what no network could get back."""
   known = {-13.3: 0.2445, -12.3: 0.1055, -11.3: 0.0444, -10.3: 0.0174, -8.3: 0.0025}

@@ -23,6 +23,7 @@ def nothing(data, z, level):
 # ------------------------------------------------------- further outputs
 
 
+@pytest.mark.long
 def test_further_outputs_leave_the_first_alone_and_have_no_z_in_them():
   z = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
   logsnr = jnp.array([3.0, -2.0])
@@ -75,6 +76,7 @@ def test_v_of_0_and_1_are_the_variances_of_the_posterior_and_of_the_forward_step
   np.testing.assert_allclose(highest, np.broadcast_to(missing[:, None], z.shape), rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('steps', [1, 4, pytest.param(25, marks=pytest.mark.long)])
 def test_the_best_v_on_gaussian_data_is_that_of_the_true_variance(steps, x64):
   """p(z_s | z_t) is normal there: Bayes' rule on the two marginals and the forward step.
@@ -151,6 +153,7 @@ def test_the_bound_in_the_hybrid_trains_the_variance_alone():
   assert abs(alone['head']) > 0.01
 
 
+@pytest.mark.long
 def test_the_hybrid_is_the_sum_of_two_losses_at_the_same_draws(x64):
   process, x, t, keys = arguments()
   denoise = denoiser({'mean': 0.3, 'head': 0.2})

@@ -74,7 +74,7 @@ def test_the_times_on_the_straight_curve_have_the_density_of_alpha_squared():
   np.testing.assert_allclose((HIGH - LOW) * weight * density(gamma), total, rtol=1e-9)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @VELOCITIES
 def test_the_velocity_loss_is_the_diffusion_term_of_the_bound(process, target, mass):
   """By quadrature over u, with x = +-std and eps = +-1: whatever the schedule, and the target."""
@@ -104,6 +104,7 @@ def test_the_velocity_loss_is_the_diffusion_term_of_the_bound(process, target, m
     np.testing.assert_allclose(terms['vlb'], terms['diffusion'] + terms['latent'], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_velocity_loss_is_unbiased_by_the_library_s_own_draws_with_less_variance():
   n = 8_000
   key_u, key_x, key = jax.random.split(jax.random.key(0), 3)
@@ -123,6 +124,7 @@ def test_the_velocity_loss_is_unbiased_by_the_library_s_own_draws_with_less_vari
   assert ours.var() < 0.7 * plain.var()
 
 
+@pytest.mark.first(1)
 @VELOCITIES
 def test_the_second_order_term_is_the_published_one(process, target, mass):
   """0.1 Z/2 (sigma div F - alpha (D - |F - F_hat|^2))^2 / D, and its like on the other curve."""

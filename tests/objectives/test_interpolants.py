@@ -39,6 +39,7 @@ def linear_network(saved):
   return lambda z, t, cond: z @ w.T + t[:, None] * u + b
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('name', VARIANCES)
 def test_gamma_its_slope_and_their_product_are_those_of_the_public_code(name):
   saved = recordings.shared('stochastic_interpolants')
@@ -48,6 +49,7 @@ def test_gamma_its_slope_and_their_product_are_those_of_the_public_code(name):
     close(value, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('path,variance', TWO_SIDED)
 def test_two_sided_losses_are_those_of_the_public_code(path, variance):
   """malbergo/stochastic-interpolants.  Theirs are sums over eps and -eps, here means."""
@@ -117,6 +119,7 @@ def between_mixtures(made, t, z, of_x, of_y):
   return (mean(mx + at.a * sx**2 * pull), mean(my + at.b * sy**2 * pull), mean(at.gamma * pull))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('path,variance', [('linear', 'brownian'), ('trig', 'brownian'),
                                            ('linear', 'sinesquared')])
 def test_the_drift_and_the_score_between_two_mixtures_are_those_of_the_public_code(path, variance):
@@ -132,6 +135,7 @@ def test_the_drift_and_the_score_between_two_mixtures_are_those_of_the_public_co
         rtol=1e-7)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('of', ['velocity', 'drift', 'score', 'noise'])
 def test_the_minimiser_is_the_conditional_mean(of):
   """Of N(m, s^2) and N(k, r^2): the gradient by slope and intercept vanishes at every t.

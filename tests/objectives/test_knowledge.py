@@ -34,6 +34,7 @@ def test_the_end_point_of_a_gaussian_teacher_is_its_closed_form(name):
                              atol=1e-7)
 
 
+@pytest.mark.long
 def test_end_points_agree_with_the_public_code():
   arrays = distillation.recorded('knowledge_distillation')
   np.testing.assert_allclose(jnp.square(CHAIN(jnp.arange(1, 1001) / 1000).alpha),
@@ -48,6 +49,7 @@ def test_end_points_agree_with_the_public_code():
                                  arrays[f'{data}/{name}'], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.long
 def test_a_student_with_its_teacher_s_weights_is_z_less_the_noise_as_in_the_public_code():
   arrays = distillation.recorded('knowledge_distillation')
   seen = []
@@ -70,6 +72,7 @@ def test_the_removed_noise_is_the_flow_where_nothing_of_the_data_is_left():
     np.testing.assert_array_equal(part, other)
 
 
+@pytest.mark.long
 def test_a_student_comes_to_the_end_points_by_least_squares():
   """The minimum over linear students is the teacher's own map, which is linear; l1 agrees."""
   z = jax.random.normal(jax.random.key(0), (64, 2))

@@ -51,6 +51,7 @@ def test_the_gradient_vanishes_at_the_average_velocity_and_not_beside_it():
   assert (slope(0.1 * jnp.ones(3)) > 0.01).all() and (slope(-0.1 * jnp.ones(3)) < -0.01).all()
 
 
+@pytest.mark.long
 def test_at_equal_times_it_is_flow_matching_and_the_weight_is_a_constant_of_the_gradient():
   n, oracle = 6, oracles.Gaussian(0.0, 0.8)
   x = random.normal(keys(n), jnp.zeros((n, 3)))
@@ -68,6 +69,7 @@ def test_at_equal_times_it_is_flow_matching_and_the_weight_is_a_constant_of_the_
   np.testing.assert_allclose(by(1.0), by(0.0) / (error + 1e-3), rtol=1e-10)
 
 
+@pytest.mark.long
 def test_times_are_in_order_and_so_many_of_them_the_same():
   n = 4000
   r, t = mean_flow.times(jnp.linspace(0.0, 1.0, n), keys(n), 0.75)

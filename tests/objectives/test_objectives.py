@@ -58,6 +58,7 @@ def learned(kind, key=0, std=0.5):
   return module, params
 
 
+@pytest.mark.long
 def test_the_bound_depends_on_the_ends_of_the_schedule_alone_and_on_no_curve():
   """Kingma et al. (2021), section 5.1."""
   module, params = learned(schedules.PinnedMonotone)
@@ -142,6 +143,7 @@ def test_with_an_optimal_denoiser_and_decoder_the_gap_is_the_divergence_at_the_e
   np.testing.assert_allclose(bound - entropy, GAP, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_the_library_s_own_draws_estimate_all_terms_without_bias():
   """Independent times and noise, within four standard errors; and terms that are uncorrelated."""
   n = 40_000

@@ -59,6 +59,7 @@ def distilled(teacher, process=PROCESS, **options):
   return out
 
 
+@pytest.mark.long
 def test_every_student_makes_the_map_of_the_teacher_s_eight_steps():
   teacher, z = oracles.Gaussian(0.0, 0.5), jnp.array([[1.0], [-0.3]])
   np.testing.assert_allclose(end(teacher, 8, z), GAIN * z, rtol=1e-12)
@@ -98,6 +99,7 @@ def test_without_the_end_in_x_hat_students_keep_the_map_of_plain_ddim():
     np.testing.assert_allclose(end(net, steps, z, process, samplers.ddim), wanted, rtol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('w,gain,shift', [(0.0, .411373354, .999981324),
                                           (1.0, .140676128, 1.275171082),
                                           (4.0, .000526946, 1.234533651)])
@@ -108,6 +110,7 @@ def test_a_guided_teacher_s_map_is_kept_by_its_students(w, gain, shift):
     np.testing.assert_allclose([got[1] - got[0], got[0]], [gain, shift], atol=2e-9)
 
 
+@pytest.mark.long
 def test_the_loss_of_the_first_guided_stage_vanishes_at_the_guided_estimate_alone():
   """Its minimum in an affine student, one for each w, is the guided estimate of the teachers."""
   keys = random.per_example(jax.random.key(0), jnp.arange(64))
@@ -140,6 +143,7 @@ def test_the_schedule_is_that_of_the_public_code():
                              arrays['schedule/logsnr'], atol=1e-9)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_targets_and_losses_agree_with_the_public_code(data):
   arrays = distillation.recorded('progressive_distillation')
@@ -170,6 +174,7 @@ def test_targets_and_losses_agree_with_the_public_code(data):
                                    atol=1e-14)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_the_sampler_that_ends_in_x_hat_agrees_with_the_public_code(data):
   arrays = distillation.recorded('progressive_distillation')

@@ -70,6 +70,7 @@ KNOWN = {'log-SNR-linear': (LINEAR, 30.156), 'alpha-cosine': (
     GaussianProcess(schedules.Cosine(HIGH, LOW)), 2307.1), 'beta-linear': (None, 22345.7)}
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', KNOWN)
 def test_uniform_times_have_the_known_variance_and_uniform_log_snr_that_of_the_linear_schedule(
     name, x64):
@@ -139,6 +140,7 @@ def test_a_tabulated_density_of_the_error_is_optimal_and_unbiased(x64):
   np.testing.assert_allclose(variance, 0.0481 + added, rtol=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('ends', [(14.0, -6.0), (14.0, -4.0), (12.0, -6.0)])
 def test_a_process_that_goes_beyond_the_table_of_a_density_has_its_own_bound(x64, ends):
   process = GaussianProcess(schedules.Linear(*ends))
@@ -198,6 +200,7 @@ def test_a_histogram_has_the_density_of_its_bins_and_keeps_the_order_of_u():
 # ----------------------------------------------------- losses seen so far
 
 
+@pytest.mark.long
 def test_a_history_holds_the_latest_losses_of_each_bin():
   """As deques of limited length do, also where a batch brings more to a bin than they hold."""
   draw = np.random.default_rng(0)
@@ -251,6 +254,7 @@ def run(layout, devices, steps, batch=B):
   return jax.device_get(made.view(state))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('layout', [parallel.jit_layout,
                                     pytest.param(parallel.pmap_layout, marks=pytest.mark.long)])
 def test_the_history_of_a_run_is_the_same_on_one_device_and_on_four_and_holds_the_losses_as_such(
@@ -268,6 +272,7 @@ def test_the_history_of_a_run_is_the_same_on_one_device_and_on_four_and_holds_th
 # ----------------------------------------------------------- their use
 
 
+@pytest.mark.long
 def test_only_the_diffusion_term_is_weighted_and_the_library_s_draws_stay_unbiased():
   n, high, low = 40_000, 6.0, -2.0
   process = GaussianProcess(schedules.Cosine(high, low), flow)
@@ -293,6 +298,7 @@ def test_only_the_diffusion_term_is_weighted_and_the_library_s_draws_stay_unbias
   assert draws.std() / n**0.5 < 0.01 * mean
 
 
+@pytest.mark.long
 def test_validation_takes_uniform_times_whatever_is_proposed():
   """So that a history, full or empty, is not seen in it."""
   pixels = Pixels(8)

@@ -33,6 +33,7 @@ def shifted(oracle, offset):
   return denoise
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('data', ['gauss', 'mix'])
 def test_losses_are_those_of_the_public_code(data):
   """gnobitab/RectifiedFlow, whose time is 1 - t; a network that is off by an offset."""
@@ -52,7 +53,7 @@ def test_losses_are_those_of_the_public_code(data):
     np.testing.assert_allclose(0.5 * loss.mean(), saved[f'{case}/half_sum'], rtol=1e-10)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('data', ['mix', 'gauss'])
 def test_euler_steps_are_those_of_the_public_code_at_its_times_which_are_squeezed(data):
   """It takes steps of 1/N at times from 1e-3 to 1, which are .999/N apart, so that one step of the
@@ -73,7 +74,7 @@ def test_euler_steps_are_those_of_the_public_code_at_its_times_which_are_squeeze
   assert np.abs(saved[f'{data}/euler/n1'] - mean).max() > 1e-3
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('data', ['mix', 'gauss'])
 def test_pairs_of_the_public_code_are_the_flow_from_a_thousandth_inside(data):
   """It takes z_0 for the flow's z at our t = .999, in float32, and comes back to it.
@@ -119,6 +120,7 @@ def test_one_and_two_euler_steps_of_the_first_flow_are_the_mean_and_a_fifth():
     np.testing.assert_allclose(out, std, atol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('s', [0.1, 0.5, 1.0])
 def test_straightness_of_the_first_flow_is_s_times_2_minus_pi_over_2(s):
   """S = int E|(Z_1 - Z_0) - v|^2, of the exact trajectory of a z with z^2 = 1."""
@@ -137,6 +139,7 @@ def reflowed(m, s):
   return denoise
 
 
+@pytest.mark.long
 def test_after_reflow_trajectories_are_straight_and_one_euler_step_is_exact():
   m, s, n = 0.3, 0.5, 200
   z = random.normal(keys(n), jnp.zeros((n, 2)))
@@ -172,6 +175,7 @@ def test_a_network_at_the_noise_end_sees_the_noise_alone():
     np.testing.assert_array_equal(sigma, 1.0)
 
 
+@pytest.mark.long
 def test_straightness_is_the_cost_that_reflow_saves_less_the_loss_of_any_data():
   """S = E|x - eps|^2 - loss - E|x' - eps|^2, on a mixture: each term by quadrature."""
   saved = recordings.shared('flows_closed_forms')

@@ -57,12 +57,14 @@ def best_gains(probability, rollout):
   return gain
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('std,ratio', [(0.5, 1.814), (0.1, 1.738), (0.001, 1.009)])
 def test_a_perfect_denoiser_pays_for_its_own_samples_unless_the_data_are_a_point(x64, std, ratio):
   of = jax.jit(lambda p: by_step(oracles.Gaussian(0.0, std), std, p, 1).sum())
   assert float(of(1.0) / of(0.0)) == pytest.approx(ratio, abs=5e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('probability,rollout,std', [
     (0.0, 1, 0.496110), (0.8, 1, 0.425589), (0.8, 4, 0.306889), (1.0, 1, 0.0)])
 def test_the_best_linear_network_draws_samples_that_are_too_narrow(x64, probability, rollout, std):
@@ -101,6 +103,7 @@ def network(arrays):
   return {'W': w, 'u': u, 'b': b}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('rollout', [0, 1, 2, 4])
 def test_loss_and_gradient_are_those_of_the_public_code(x64, rollout):
   arrays = recordings.recording('scheduled_sampling')
@@ -140,6 +143,7 @@ def four_back(x, t, keys, noise, probability):
                                    probability=probability, rollout=4, noise=noise)[0]
 
 
+@pytest.mark.long
 def test_with_the_probability_0_it_is_l_simple():
   x = jax.random.normal(jax.random.key(1), (2, 1))
   t, keys = jnp.array([0.05, 0.95]), jax.random.split(jax.random.key(2), 2)
@@ -162,6 +166,7 @@ def test_an_example_near_the_end_leaves_the_others_all_their_steps():
   assert float(both[1]) == float(plain[1])  # no step comes after the last
 
 
+@pytest.mark.long
 def test_its_own_draws_mix_the_two_losses_in_proportion():
   n, number = 20_000, 50
   t, keys = jnp.full(n, (number - 0.5) / STEPS), jax.random.split(jax.random.key(4), n)

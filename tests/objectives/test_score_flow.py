@@ -80,6 +80,7 @@ def test_the_entropy_is_that_of_the_published_correction():
   np.testing.assert_allclose(terms['entropy'] / (3 * np.log(2)), -7.92, atol=5e-3)
 
 
+@pytest.mark.long
 def test_the_weighting_of_a_score_matching_loss_gives_that_loss(x64):
   """1/2 lambda |score_hat - score|^2; lambda = g^2 is the bound and sigma^2 half of L_simple."""
   t = jnp.linspace(0.05, 0.95, 9)
@@ -122,6 +123,7 @@ def test_the_truncation_has_a_density_in_proportion_to_a_power_of_time(k, x64):
   np.testing.assert_allclose(prior.probability(prior.quantile(p)), p, atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_mean_over_truncations_is_the_loss_weighted_by_their_distribution(x64):
   """Kim et al. (2022), theorem 1: E_tau L(tau) and int P(tau <= t) f(t) dt, both by quadrature.
 

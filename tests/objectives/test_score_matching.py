@@ -63,7 +63,7 @@ FORMS = {'denoising': denoising, 'implicit': at_level(implicit),
          'reduced': at_level(lambda *args: sliced(*args, probes=all_signs))}
 
 
-@pytest.mark.first(4)
+@pytest.mark.long
 @pytest.mark.parametrize('name', FORMS)
 @pytest.mark.parametrize('process', [PROCESSES['vp'], PROCESSES['VE SDE'], RectifiedFlow()],
                          ids=['vp', 've', 'flow'])
@@ -135,7 +135,7 @@ def test_the_best_sum_of_bumps_is_the_score_of_a_mixture(form):
 # -------------------------------------------------------------- constants
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('scale', [score_matching.variance, score_matching.likelihood],
                          ids=['variance', 'likelihood'])
 @pytest.mark.parametrize('name', ['vp', 've', 'rectified_flow'])
@@ -166,7 +166,7 @@ def test_two_models_differ_by_the_same_in_every_form(name, scale):
     np.testing.assert_allclose(one[i] - other[i], explicit[0] - explicit[1], rtol=1e-6)
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('reduced', [True, False])
 @pytest.mark.parametrize('probes', ['signs', 'normal'])
 def test_sliced_is_implicit_in_expectation(reduced, probes):
@@ -192,6 +192,7 @@ def test_sliced_is_implicit_in_expectation(reduced, probes):
 # ----------------------------------------------------------------- levels
 
 
+@pytest.mark.long
 def test_the_probes_and_the_noise_of_a_level_are_independent():
   process, t, n = PROCESSES['vp'], 0.25, 60_000
   at = lambda form, x, **more: at_level(form)(MIXTURE, process, x, jnp.full(len(x), t),
@@ -205,6 +206,7 @@ def test_the_probes_and_the_noise_of_a_level_are_independent():
   assert abs(np.mean(draws) - exact) < 4 * np.std(draws) / n**0.5
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('name', PROCESSES)
 def test_on_every_process_it_is_the_weighted_error_of_the_score(name):
   """1/2 lambda |score_hat - grad log q(z | x)|^2 by the densities; lambda = g^2 is the bound."""
@@ -251,6 +253,7 @@ def test_the_ladder_of_ncsn_has_its_levels_equally_often():
   np.testing.assert_allclose(loss, expected, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_ncsn_is_half_of_the_simple_loss_of_a_chain_of_its_levels():
   process = GaussianProcess(schedules.TableSchedule.from_sigmas(np.geomspace(9.0, 0.05, 12)), ve)
   n, pixels = 50, Pixels(17)

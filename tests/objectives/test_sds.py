@@ -89,6 +89,7 @@ def opaque(z):
 opaque.defvjp(lambda z: (z, None), lambda _, g: (jnp.full_like(g, jnp.nan),))
 
 
+@pytest.mark.long
 def test_the_jacobian_of_the_network_is_not_in_the_gradient_and_that_of_the_picture_is():
   data, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(1), 6)
   matrix, t = jax.random.normal(jax.random.key(2), (6, 4, 2)), jnp.linspace(0.1, 0.9, 6)

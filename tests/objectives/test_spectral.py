@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.support import recordings
 from vdm_jax import oracles, schedules
@@ -26,6 +27,7 @@ def test_the_losses_are_those_of_numpy_s_transform(x64):
   np.testing.assert_allclose(weighed, arrays['freq_loss'], rtol=1e-10)
 
 
+@pytest.mark.long
 def test_a_frequency_that_the_datum_lacks_weighs_no_more_than_the_floor_says():
   flat = jnp.ones((1, 4, 4, 1))  # which has the frequency 0 alone
   weight = spectral.inverse_spectrum(flat, floor=0.5)
@@ -34,6 +36,7 @@ def test_a_frequency_that_the_datum_lacks_weighs_no_more_than_the_floor_says():
   assert np.isfinite(jax.grad(lambda d: spectral.spectral_square(d, weight)[0])(flat)).all()
 
 
+@pytest.mark.long
 def test_a_student_that_is_its_teacher_pays_l_simple_alone():
   t, keys = jnp.array([0.1, 0.5, 0.9]), jax.random.split(jax.random.key(1), 3)
   of = oracles.Gaussian(0.1, 0.5)
@@ -44,6 +47,7 @@ def test_a_student_that_is_its_teacher_pays_l_simple_alone():
   np.testing.assert_array_equal(terms['spectral'], 0.0)
 
 
+@pytest.mark.long
 def test_the_parts_have_their_factors_and_the_teacher_no_gradient():
   t, keys = jnp.array([0.1, 0.5, 0.9]), jax.random.split(jax.random.key(1), 3)
 

@@ -32,6 +32,7 @@ def mean_latent(points, weights, entry, of):
   return float(np.asarray(weights) @ np.asarray(each))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('entry,mean,std,excess', [
     (499, 0.1401671, 0.9635796, 0.0111664), (99, 0.4735552, 0.4286181, 0.5511730),
     (3, 0.4998701, 0.3007868, 0.8715251)])
@@ -48,6 +49,7 @@ def test_the_fitted_prior_of_gaussian_data_is_exact_and_the_standard_one_is_not(
   assert of(prior(0.0, 1.0)) - information == pytest.approx(excess, abs=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('entry,gap', [(499, 3.2e-6), (99, 0.4127269), (3, 1.5893385)])
 def test_a_gaussian_prior_fails_data_of_two_points_when_the_chain_is_short(x64, entry, gap):
   """x = +-1 with a standard deviation of 0.1; the gap is KL(q(z) || the best Gaussian)."""
@@ -65,6 +67,7 @@ def test_a_gaussian_prior_fails_data_of_two_points_when_the_chain_is_short(x64, 
   assert got - information == pytest.approx(gap, abs=1e-7)
 
 
+@pytest.mark.long
 def test_the_kl_is_least_at_the_mean_and_the_variance_of_what_is_there(x64):
   x = jax.random.normal(jax.random.key(0), (50, 2)) * jnp.array([0.3, 1.0]) + 0.5
   level = PROCESS(jnp.full(50, 0.1))
@@ -104,6 +107,7 @@ def test_the_best_discriminator_s_loss_is_the_jensen_shannon_divergence(x64):
   np.testing.assert_allclose(losses, terms['real'] + terms['fake'])
 
 
+@pytest.mark.long
 def test_the_penalty_in_some_steps_has_the_mean_of_one_in_all():
   z = jax.random.normal(jax.random.key(0), (7, 3))
   discriminate = lambda z: jnp.sum(jnp.sin(z), axis=1)
@@ -118,6 +122,7 @@ def test_no_gradient_of_the_discriminator_s_loss_reaches_the_generator():
   assert float(jax.grad(of)(0.3)) == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('run', ['T99', 'T499'])
 def test_losses_and_gradients_of_one_step_are_those_of_the_public_code(x64, run):
   arrays = recordings.recording('truncated_dpm')

@@ -124,7 +124,7 @@ def encoded_mean():
           + normal_decoder(share(HIGH))[1])
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('loss,mean', [
     (scoreflow_density, scoreflow_mean), (truncated, truncated_mean), (hybrid_bound, hybrid_mean),
     (encoded, encoded_mean)], ids=['scoreflow', 'soft_truncation', 'iddpm_hybrid', 'diffenc'])
@@ -141,7 +141,7 @@ def test_the_mean_over_the_library_s_own_draws_is_the_integral(loss, mean):
   assert error < 0.03
 
 
-@pytest.mark.first(3)
+@pytest.mark.long
 @pytest.mark.parametrize('objective', [
     lambda *a: ddpm.simple(*a, steps=STEPS),
     lambda *a: ddpm.bound(*a, steps=STEPS, data=a[2],

@@ -196,7 +196,7 @@ def test_a_pass_over_images_draws_the_bound_of_the_variance_that_is_asked_for():
     assert abs(got.mean() - expected) < 4 * got.std(ddof=1) / 20
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('times', [1, 2, 5])
 def test_the_first_step_of_every_image_and_some_of_the_others_are_the_sum_of_all(times):
   """One draw of the three steps would have no first step in two images of three."""

@@ -82,6 +82,7 @@ def evidence():
 STANDARD = Normal(jnp.zeros((len(X), 2)), 1.0)
 
 
+@pytest.mark.long
 def test_with_the_exact_posterior_every_draw_of_the_elbo_is_the_evidence():
   mean, std = exact_posterior()
   losses, terms = variational.elbo(jnp.asarray(X), keys_of(len(X)), decoder=linear_decoder,
@@ -103,6 +104,7 @@ def test_a_posterior_mean_off_by_delta_costs_delta_squared_by_twice_the_variance
   np.testing.assert_allclose(gap, np.sum(delta**2 / (2 * std**2)), rtol=1e-10)
 
 
+@pytest.mark.long
 def test_the_library_s_own_draws_estimate_the_same_number():
   (mean, std), n, delta = exact_posterior(), 20_000, 0.3
   x = jnp.asarray(np.repeat(X[:1], n, axis=0))
@@ -183,6 +185,7 @@ def two_layers(q=Normal):
   return down, up, decoder, prior
 
 
+@pytest.mark.long
 def test_two_layers_with_the_true_posterior_give_the_evidence_in_either_order():
   down, up, decoder, prior = two_layers()
   expected = stats.norm.logpdf(Y[:, 0], 0.0, np.sqrt(VARIANCE))
@@ -305,6 +308,7 @@ def test_the_path_of_the_chain_is_distributed_as_the_process():
     assert abs(eps.var() - 1.0) < 4 * (2 / n)**0.5
 
 
+@pytest.mark.long
 def test_of_a_chain_the_sampled_divergences_have_the_mean_of_the_closed_forms():
   n, steps = 20_000, 3
   process = processes.GaussianProcess(schedules.Linear(3.0, -3.0))
@@ -403,6 +407,7 @@ def test_a_markov_chain_of_latents_is_generated_from_the_top_down():
     assert np.abs(expected - other).max() > 3
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name,field,value', [
     ('vae', 'latents', ()), ('vae', 'latents', (0,)), ('vae', 'beta', -1.0),
     ('mhvae', 'latents', (8, 16)), ('mhvae', 'beta', 2.0)])

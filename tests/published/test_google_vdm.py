@@ -233,6 +233,7 @@ def test_the_three_terms_of_the_bound_repeat(case, differs):
           relative=False)
 
 
+@pytest.mark.first(1)
 def test_the_gradient_repeats_for_every_parameter(case, differs):
   (bits, _), got = case.value_and_grad(case.params, case.draw('grad/'))
   want = google_vdm.fit(under(case.recorded, 'grad/d/'), case.like)

@@ -148,6 +148,7 @@ def samples(folder):
   return {path.name: path.read_bytes() for path in paths}
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('name', [*PUBLIC, 'w.safetensors', 'w.npz', 'w.msgpack'])
 def test_a_file_cut_anywhere_is_refused(tmp_path, name):
   data = samples(tmp_path)[name]

@@ -58,6 +58,7 @@ def test_the_captions_in_the_picture_have_all_words_and_half_of_them_are_new_if_
     assert sum(word in words for word in shapes.COLOURS) == (6 if not new else 4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('flags, message', [
     ({'count': 287}, 'count=287: it must be at least 288'),
     ({'weights': (0.0, -1.0)}, r'weights=\[0.0, -1.0\]: one is negative'),
@@ -83,6 +84,7 @@ def test_an_exact_model_needs_seven_bits_more_if_it_is_not_told_the_caption(exac
   assert error < 1.0 and abs(more.mean() - np.log2(144)) < 4 * error
 
 
+@pytest.mark.long
 def test_runs_of_other_data_and_without_a_null_text_are_refused(tmp_path):
   config = tiny_config.get_config()
   config.train.update(steps=2, validate_every=2, checkpoint_every=2)
@@ -134,6 +136,7 @@ def obedient(monkeypatch):
       'raw'))
 
 
+@pytest.mark.long
 def test_a_drawing_that_was_killed_goes_on_with_the_batches_that_it_kept(
     obedient, tmp_path, monkeypatch):
   save, draw, starts, written = files.save_npz, guided.draw, [], []

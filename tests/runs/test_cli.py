@@ -40,7 +40,7 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
   assert all(f'  {line}' in help_text.splitlines() for line in shown.stdout.splitlines())
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('line,message', [
     (['sample.py', '--out=a.png'], 'error: --workdir: it is missing; give it, as in '
      '--workdir=runs/digits.\n'),
@@ -67,6 +67,7 @@ def test_what_is_wrong_with_a_flag_is_one_line_with_its_remedy(line, message, tm
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_python_without_jax_is_told_where_the_environment_is():
   isolated = (sys.executable, '-I', '-S')  # as the system's: the standard library alone
   for script in sorted((ROOT / 'scripts').glob('*.py')):
@@ -101,6 +102,7 @@ if __name__ == '__main__':
 '''
 
 
+@pytest.mark.long
 def test_a_table_is_spelt_in_ascii_where_the_terminal_has_no_more(tmp_path):
   (tmp_path / 'showing.py').write_text(SHOWING)
   line = [sys.executable, str(tmp_path / 'showing.py')]

@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 
+import pytest
 from absl import flags
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,7 @@ def wrong():
     yield f'only {calls} calls were seen'
 
 
+@pytest.mark.long
 def test_flags_that_are_handed_by_name_are_arguments():
   """In a process of its own: a flag is defined when its command is first imported."""
   done = subprocess.run([sys.executable, __file__], cwd=ROOT, capture_output=True, text=True,

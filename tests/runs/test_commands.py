@@ -61,6 +61,7 @@ def evaluated(finished, tmp_path_factory):
                              batch_size=128)
 
 
+@pytest.mark.long
 def test_the_ledger_has_every_field_that_it_promises(evaluated):
   run, _ = evaluated
   def refuse(name):
@@ -437,6 +438,7 @@ def test_an_evaluation_of_less_or_other_has_names_of_its_own_and_the_main_one_st
   assert runs.report(run).checkpoint['average'] == 'ema'
 
 
+@pytest.mark.long
 def test_what_is_asked_for_by_its_own_name_is_the_main_evaluation(run):
   runs.evaluate(run, average='ema', step=4, examples=13, **ONCE)
   assert names_of(run) == MAIN
@@ -496,6 +498,7 @@ def test_a_picture_that_fails_is_a_warning_and_the_rest_is_written(run, monkeypa
   assert len(warned) == 1 and 'bits_by_noise.png was not drawn' in warned[0]
 
 
+@pytest.mark.long
 def test_one_image_drawn_once_has_a_ledger_and_pictures(run):
   ledger = runs.evaluate(run, examples=1, times=1, batch_size=4)
   assert ledger.rows[0]['standard_error'] is None
@@ -530,6 +533,7 @@ def test_all_seeds_of_a_directory_are_found_by_their_number(tmp_path):
   assert runs.seeds(tmp_path / 'seed_2') == []
 
 
+@pytest.mark.long
 def test_a_ledger_vouches_for_the_bits_beside_it(run):
   runs.evaluate(run, **ONCE)
   with np.load(run / 'bits.npz') as file:
@@ -552,6 +556,7 @@ def test_a_log_snr_without_end_is_refused_before_anything_is_measured(run, monke
     runs.evaluate(run, **ONCE)
 
 
+@pytest.mark.long
 def test_a_run_can_be_evaluated_while_it_writes_its_metrics(run):
   """The last line may be half there, and a loss need not be in bits/dim."""
   lines = [json.dumps({'step': 1, 'kind': 'train', 'loss': 3.0}), '{"step": 2, "ki']
@@ -602,6 +607,7 @@ def sample_interrupted(monkeypatch, writes, *args, **options):
     runs.sample(*args, **options)
 
 
+@pytest.mark.long
 def test_an_interrupted_file_is_resumed_to_what_it_would_have_been(finished, tmp_path,
                                                                   monkeypatch):
   options = {'method': by(5), 'count': 22, 'batch_size': 4}
@@ -656,6 +662,7 @@ def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
                                                                              'whole.npz')))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('change', [{'seed': 1}, {'method': by(5, 'ddim', samplers.ddim)},
                                     {'average': 'raw'}])
 def test_parts_of_other_settings_are_not_mixed_in(finished, tmp_path, monkeypatch, change):
@@ -668,6 +675,7 @@ def test_parts_of_other_settings_are_not_mixed_in(finished, tmp_path, monkeypatc
   assert starts == [0]
 
 
+@pytest.mark.long
 def test_parts_of_other_weights_are_not_mixed_in(finished, run, tmp_path, monkeypatch):
   """The same command on another run of the same length."""
   trained = workdir.load_trained
@@ -736,6 +744,7 @@ def test_a_png_shows_the_images_of_the_npz(finished, tmp_path):
     np.testing.assert_array_equal(np.asarray(picture)[:len(shown)], shown)  # and a caption
 
 
+@pytest.mark.long
 def test_a_png_says_what_it_shows(finished, tmp_path):
   runs.sample(finished, tmp_path / 'a.png', method=by(5), count=2, seed=3, label=1, average='fast',
               trace=tmp_path / 'way.png')
@@ -760,6 +769,7 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(finished,
   assert samples_of(tmp_path / 'a.npz')[0].shape == (4, *SHAPE)
 
 
+@pytest.mark.long
 def test_an_npz_of_the_same_settings_is_complete_or_drawn_on(finished, tmp_path, monkeypatch):
   options = {'method': by(5), 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', count=12, **options)
@@ -794,6 +804,7 @@ def test_points_in_the_plane_are_drawn_as_a_scatter_plot(tmp_path):
     runs.sample(run, tmp_path / 'b.png', label=1)
 
 
+@pytest.mark.long
 def test_the_way_of_the_first_images_is_drawn_beside_them(finished, tmp_path):
   evaluations = runs.sample(finished, tmp_path / 'a.npz', method=by(5, 'heun', samplers.heun),
                             count=10, trace=tmp_path / 'way.png')

@@ -34,6 +34,7 @@ def distil(run, out, views=TOLD, **options):
       'steps': 5, 'batch_size': 2, 'guidance': 1.0, 'frames': 4, **options})
 
 
+@pytest.mark.long
 def test_a_stopped_scene_goes_on_to_the_same_bits(run, tmp_path, monkeypatch):
   monkeypatch.setattr(scenes, 'CHUNK', 2)
   whole = distil(run, tmp_path / 'a.png', jitter=5.0)
@@ -100,6 +101,7 @@ def test_views_that_are_none_are_refused(text, problem):
     scenes.view(text)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize('options,problem', [
     ({'views': []}, '^view'), ({'views': [TOLD[0], '360=a large red disk on grey']}, 'same side'),
     ({'scene': 'image'}, 'looks the same from every side'), ({'scene': 'mesh'}, "^scene='mesh'"),

@@ -49,6 +49,7 @@ def edits(run, method, sources=SOURCES, targets=TARGETS, images=IMAGES, masks=No
   return make(editing.Request(NUMBERS, images, sources, targets, masks))
 
 
+@pytest.mark.long
 def test_the_same_text_gives_the_source_bit_for_bit_and_another_text_does_not(run):
   make = editing.editor(trained(run), methods.PromptToPrompt(), guidance=1.0, steps=STEPS)
   same, other = (make(editing.Request(NUMBERS, IMAGES, SOURCES, texts))
@@ -58,6 +59,7 @@ def test_the_same_text_gives_the_source_bit_for_bit_and_another_text_does_not(ru
   assert np.any(other.images != other.sources, axis=(1, 2, 3)).all()
 
 
+@pytest.mark.long
 def test_without_shared_maps_the_edit_is_the_sample_of_the_target_from_the_inverted_image(run):
   found = edits(run, methods.PromptToPrompt(cross=0.0, own=0.0))
   experiment, params = trained(run).experiment, trained(run).params
@@ -91,6 +93,7 @@ def test_a_blend_by_words_changes_nothing_or_all_at_the_ends_of_its_threshold(ru
   assert np.any(everything.images != everything.sources, axis=(1, 2, 3)).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('method', [methods.Inpaint(), methods.Inpaint('repaint', 'ddim', 1, 2),
                                     methods.DiffEdit(ratio=1.0, noises=2)],
                          ids=['replacement', 'repaint', 'diffedit'])
@@ -243,6 +246,7 @@ def test_a_model_that_is_told_the_known_part_draws_the_rest_by_it(run):
     editing.editor(trained(run), method)
 
 
+@pytest.mark.long
 def test_an_empty_mask_of_diffedit_is_an_error_that_says_why_before_an_edit_is_made(
     run, tmp_path, monkeypatch):
   monkeypatch.setattr(diffedit, 'edit', None)  # not even traced
@@ -253,6 +257,7 @@ def test_an_empty_mask_of_diffedit_is_an_error_that_says_why_before_an_edit_is_m
   assert not (tmp_path / 'a.png').exists()
 
 
+@pytest.mark.long
 def test_edits_of_diffedit_in_batches_are_those_of_one_batch(run, tmp_path, monkeypatch):
   monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: trained(run))
   whole, parts = (editing.edit(
@@ -266,6 +271,7 @@ def test_edits_of_diffedit_in_batches_are_those_of_one_batch(run, tmp_path, monk
   assert any(np.any(whole.maps[0] != one) for one in whole.maps[1:])  # own noise
 
 
+@pytest.mark.long
 def test_the_command_names_the_flag(run, tmp_path):
   done = subprocess.run(
       [sys.executable, ROOT / 'scripts' / 'edit.py', f'--workdir={run}', '--image=data:test:0',

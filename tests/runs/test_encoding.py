@@ -51,6 +51,7 @@ def images_of(config):
   return split.get(np.arange(len(split)))
 
 
+@pytest.mark.long
 def test_the_moments_of_all_training_images_and_of_their_mirror_images_are_kept(first, encoded):
   trained = workdir.load_trained(first)
   batch, kept = images_of(trained.config.data), arrays(encoded)
@@ -65,6 +66,7 @@ def test_the_moments_of_all_training_images_and_of_their_mirror_images_are_kept(
       'latents.json', *(f'{name}.npy' for name in kept)}
 
 
+@pytest.mark.long
 def test_encoding_that_was_killed_goes_on_bit_for_bit_and_holds_a_batch_at_a_time(
     first, encoded, monkeypatch):
   place, sizes = first.parent / 'resumed', []
@@ -114,6 +116,7 @@ def built(first, place=''):
   return experiment, params | {'autoencoder': own, 'scale': jnp.float32(0.7)}
 
 
+@pytest.mark.long
 def test_a_batch_of_latents_has_the_loss_of_its_images_and_a_fresh_draw_each_time(first, encoded):
   experiment, params = built(first)
   of_latents, _ = built(first, encoded)
@@ -154,6 +157,7 @@ def test_a_run_on_latents_is_the_run_on_images_and_validates_on_images(
     runs.train(run_config(**flips, **more, train__steps=2), FILE, tmp_path / 'kept')
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('changes,says', [
     ({'latents': 'none'}, 'it holds no latents; make them'),
     ({'latents': 'plain', 'augment': True, 'augmentation': 'flips'}, 'it has no flipped images'),

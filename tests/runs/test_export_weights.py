@@ -45,6 +45,7 @@ def fitted(flat, like):
   return fitting.fit(flat, like, lambda name: name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('average, step', [('', 'latest'), ('fast', 5), ('raw', 'latest')])
 def test_the_weights_come_back_bit_for_bit(run, tmp_path, average, step):
   out = tmp_path / 'new' / 'w.safetensors'

@@ -32,6 +32,7 @@ def trained(tmp_path_factory):
   return folder / 'run', folder / 'waves.npz'
 
 
+@pytest.mark.long
 def test_a_forecast_is_written_as_quantiles_a_table_and_a_fan_chart(trained, tmp_path):
   run, data = trained
   found, wrote = forecasting.forecast(run, str(data), tmp_path / 'out.npz', horizon=5, paths=20,
@@ -66,6 +67,7 @@ def test_the_same_history_in_another_file_has_the_same_forecast(trained, tmp_pat
   np.testing.assert_allclose(late.quantiles, whole.quantiles, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.long
 def test_the_test_rows_are_forecast_in_turn_and_scored(trained):
   run, data = trained
   rolling, (out, picture) = forecasting.evaluate(run, paths=10, batch_size=2)
@@ -121,6 +123,7 @@ def test_options_that_no_forecast_can_have_are_refused(trained, options, message
     forecasting.forecast(run, str(data), tmp_path / 'out.npz', **options)
 
 
+@pytest.mark.long
 def test_a_run_that_does_not_forecast_is_named(tmp_path):
   config = tiny_config.get_config()
   config.train.update(steps=2, validate_every=2, checkpoint_every=2)

@@ -62,6 +62,7 @@ def test_samples_of_an_exact_network_are_as_far_from_the_truth_as_the_data(run):
   gallery.picture([row, row])
 
 
+@pytest.mark.long
 def test_the_field_points_the_way_that_sampling_goes(run):
   row = gallery.row('exact', 'anywhere', run, count=1000)
   # On `vp` at log-SNR 2.5; in time, dlogsnr = -14: the flow of a Gaussian is known.
@@ -91,6 +92,7 @@ def assert_variance(cloud, exact):
   assert abs(np.mean(np.var(cloud, axis=0)) / exact - 1.0) < 4.0 * np.sqrt(2.0 / cloud.size)
 
 
+@pytest.mark.long
 def test_a_network_that_is_off_is_as_far_as_its_mean_is(run, monkeypatch):
   """The sliced distance of a shift by d is |d| / sqrt(2): directions in the plane are even."""
   changed(monkeypatch, denoise=oracles.Gaussian(jnp.asarray(MEAN + [0.3, 0.0], jnp.float32), STD))
@@ -99,6 +101,7 @@ def test_a_network_that_is_off_is_as_far_as_its_mean_is(run, monkeypatch):
   assert row.energy[0] > 4.0 * row.energy[1]
 
 
+@pytest.mark.long
 def test_on_ve_the_arrows_stand_where_the_noisy_data_are(run, monkeypatch):
   changed(monkeypatch, process=GaussianProcess(schedules.Linear(8.0, -6.0), ve))
   row = gallery.row('ve', 'anywhere', run, count=1000)
@@ -111,6 +114,7 @@ def test_on_ve_the_arrows_stand_where_the_noisy_data_are(run, monkeypatch):
     assert_variance(cloud, (STD**2 + np.exp(-logsnr)) / (1.0 + np.exp(-logsnr)))
 
 
+@pytest.mark.long
 def test_a_student_of_few_steps_shows_its_samples_and_no_flow(run, monkeypatch):
   changed(monkeypatch, distilled=('ddim_to_x', 1))
   row = gallery.row('student', 'anywhere', run, count=100)

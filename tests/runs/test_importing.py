@@ -47,6 +47,7 @@ def published(tmp_path_factory):
   return path, params
 
 
+@pytest.mark.long
 def test_the_run_that_comes_of_a_file_has_its_weights(published, tmp_path):
   path, params = published
   out = tmp_path / 'run'
@@ -91,6 +92,7 @@ def test_averages_are_taken_where_a_file_has_them():
   same(SOURCES['dit'].params(dit.to_flat(old), {'net': shapes}, ''), {'net': old})
 
 
+@pytest.mark.long
 def test_a_flax_checkpoint_of_the_official_vdm_code_is_read(tmp_path):
   net = UNet(features=8, blocks=2, groups=2)
   shapes = {'net': like(net), 'schedule': {'w': jax.ShapeDtypeStruct((1,), np.float32),
@@ -113,7 +115,7 @@ def test_a_flax_checkpoint_of_the_official_vdm_code_is_read(tmp_path):
   same(SOURCES['google-vdm'].params(readers.read(path), shapes, ''), new)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('source,model', [
     ('google-vdm', 'cifar10'), ('ddpm', 'ddpm-cifar10-32'), ('dit', 'DiT-S/8'),
     ('improved-diffusion', 'cifar10_uncond_50M_500K'), ('edm', 'edm-cifar10-32x32-cond-ve'),

@@ -66,6 +66,7 @@ def written(path, **settings):
   return params
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', KINDS)
 def test_a_file_of_glide_becomes_a_run_with_its_weights_and_its_conditions(
     name, merges, tmp_path):
@@ -117,6 +118,7 @@ def towers(folder):
   return out
 
 
+@pytest.mark.long
 def test_the_noise_aware_clip_becomes_a_run_that_guides_the_base_model(merges, of_clip, tmp_path):
   flat = towers(tmp_path)
   imported = import_weights('glide', tmp_path, tmp_path / 'clip', CONFIGS, model='clip',

@@ -81,6 +81,7 @@ def vq(tmp_path_factory):
   return write(path, compvis.autoencoder_to_flat(params)), params
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('source', ['sd-vae', 'latent-diffusion'])
 def test_the_file_of_an_autoencoder_settles_its_config(vq, source):
   path, params = vq
@@ -121,6 +122,7 @@ def test_the_tiny_autoencoder_becomes_a_run_and_is_not_trained(tiny, tmp_path):
     jax.eval_shape(lambda p: trained.experiment.loss(p, {}, None), trained.params)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('source', ['sd-vae', 'latent-diffusion'])
 def test_an_autoencoder_of_grey_images_does_not_become_a_run_of_colours(source, tmp_path):
   grey = VQAutoencoder(1, 2, 5, Trunk(32, (1,), 1, middle_attention=False))
@@ -192,6 +194,7 @@ def whole(monkeypatch, tmp_path):
          for name, u in compvis.autoencoder_to_flat(params['autoencoder']).items()}}), params
 
 
+@pytest.mark.long
 def test_the_file_of_a_latent_diffusion_settles_its_config(whole):
   path, params = whole
   weights, config = settled('latent-diffusion', path)
@@ -221,6 +224,7 @@ def test_a_whole_latent_diffusion_becomes_a_run(whole, tmp_path):
   assert model.null(jnp.array([2])) == -1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('source, file, options, message', [
     ('dit', 'small', {'autoencoder': 'vq'}, '^autoencoder=.*: it cannot be read: it has latents '
      'of 2 channels and halves images 1 times; DiT knows'),

@@ -120,6 +120,7 @@ def shapes():
           'encoder': shapes_of(TEXT, jnp.zeros((1, 77), jnp.int32))}
 
 
+@pytest.mark.long
 def test_a_file_and_a_folder_tell_the_sizes_of_all_networks_and_hold_the_same_arrays(
     parts, file, folder):
   like = shapes()
@@ -141,6 +142,7 @@ def test_a_file_and_a_folder_tell_the_sizes_of_all_networks_and_hold_the_same_ar
       'cond_stage_model.transformer.text_model.embeddings.token_embedding.weight'])
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('change, message', [
     (lambda name: name.startswith('cond_stage_model.'), 'it has no text encoder: no cond_stage_m'),
     (lambda name: name.startswith('first_stage_model.'), 'it holds no autoencoder'),
@@ -164,6 +166,7 @@ def test_a_file_that_lacks_a_part_or_has_another_leaves_nothing(parts, merges, c
   assert [path.name for path in tmp_path.iterdir()] == ['a.safetensors']
 
 
+@pytest.mark.long
 def test_what_a_text_model_needs_is_asked_for(file, merges, tmp_path, folder):
   for options, message in (
       ({}, '^merges: the tokeniser clip needs a file; name bpe_simple_vocab'),

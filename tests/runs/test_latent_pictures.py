@@ -84,6 +84,7 @@ def test_latents_of_the_prior_cover_its_density():
   assert stats.chi2.sf(chi, many.sum()) > 1e-4
 
 
+@pytest.mark.long
 def test_large_latents_are_drawn_for_fewer_images(monkeypatch):
   monkeypatch.setattr(latents, 'DRAWN', 12 * 7)
   few = latents.draw(linear, {'none': np.zeros(1)}, Part(), random.key(3), count=100, at_once=4)
@@ -130,6 +131,7 @@ def test_a_codebook_has_a_panel_and_many_channels_are_cut():
   assert figure.axes[-1].lines[0].get_ydata()[0] == 1 / 16
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('y', [np.zeros((1, 2, 2, 1)), np.ones((3, 2)), np.full((2, 4, 3), -2.0)])
 def test_latents_that_are_one_or_equal_are_drawn(y, tmp_path):
   found = latents.statistics(y)

@@ -115,6 +115,7 @@ def test_every_module_has_a_room():
   assert not homeless, f'no room in ROOMS, nor in docs/design.md: {homeless}'
 
 
+@pytest.mark.long
 def test_imports_point_down_only():
   wrong = []
   for module, path, room in modules():
@@ -140,6 +141,7 @@ def test_a_script_is_a_thin_main():
     assert defined <= {'main'}, f'{path} defines {defined}'
 
 
+@pytest.mark.long
 def test_what_tests_share_is_imported_from_tests_support():
   # But for a user's files, which lie beside each other.
   files = [path for path in (ROOT / 'tests').rglob('*.py') if path.parent.name != 'newcomer']

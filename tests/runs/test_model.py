@@ -26,6 +26,7 @@ GAUSSIAN = Model(
     cond=lambda batch: None, shape=(2,))
 
 
+@pytest.mark.long
 def test_samples_of_an_exact_denoiser_have_the_moments_of_the_data():
   n = 20_000
   x = np.asarray(GAUSSIAN.sample(jax.random.key(0), n, steps=100))
@@ -36,7 +37,7 @@ def test_samples_of_an_exact_denoiser_have_the_moments_of_the_data():
   assert (np.abs(x.var(axis=0) / variance - 1.0) < 4.0 * np.sqrt(2.0 / n)).all()
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('sampler', [samplers.ancestral, samplers.ddim])
 @pytest.mark.parametrize('grid', [None, grids.logsnr, np.array([1.0, 0.6, 0.3, 0.0])])
 def test_they_are_the_samples_of_the_command_number_by_number(sampler, grid):
@@ -91,6 +92,7 @@ def test_a_sampler_and_a_grid_go_by_their_names_in_the_catalogue():
                                 draw(sampler='k_euler', steps=6, grid='logsnr'))
 
 
+@pytest.mark.long
 def test_the_same_call_again_compiles_nothing():
   traced = []
 
@@ -106,6 +108,7 @@ def test_the_same_call_again_compiles_nothing():
   assert len(traced) == 2
 
 
+@pytest.mark.long
 def test_the_bound_of_an_exact_denoiser_is_the_closed_form_within_its_error():
   """D/2 log((1 + s^2 SNR_0) / (1 + s^2 SNR_1)), and the divergence of the last latent."""
   n, model = 4000, GAUSSIAN._replace(denoise=oracles.Gaussian(0.0, STD))

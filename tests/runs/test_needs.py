@@ -103,6 +103,7 @@ def test_what_comes_of_a_run_says_what_it_is_and_has(made):
   assert repr(MADE[made]) == SHOWN[made]
 
 
+@pytest.mark.first(13)
 @pytest.mark.parametrize('command,made', WITHOUT)
 def test_a_command_names_the_run_what_it_is_and_can_and_what_it_takes(command, made, monkeypatch):
   config = types.SimpleNamespace(data=data.default_config())
@@ -147,6 +148,7 @@ def test_the_nats_of_an_autoencoder_are_its_bound_with_a_key_for_each_image():
   assert jnp.allclose(vae.nats({'image': images}, key=key), images + jnp.stack(noise))
 
 
+@pytest.mark.long
 def test_a_run_says_what_it_has_made_and_no_weights_are_read(tmp_path, monkeypatch):
   """The learned rates of this chain are a table, which is computed where its model is made."""
   _, config = configs.read('plane/dpm2015')

@@ -42,6 +42,7 @@ def test_samples_are_those_of_the_model_and_depend_on_seed_and_number_alone(run,
     assert picture.size[0] > 20
 
 
+@pytest.mark.long
 def test_its_samples_are_the_pictures_of_its_training(run):
   with Image.open(run / 'samples' / 'step_2.png') as picture:
     assert len(picture.getcolors()) > 1
@@ -53,6 +54,7 @@ def test_a_model_that_draws_nothing_has_no_pictures():
   assert training._preview(experiment, spec, {}, seed=0) is None
 
 
+@pytest.mark.first(1)
 def test_what_needs_a_denoiser_is_refused(run, tmp_path):
   for more in ({'method': runs.ANCESTRAL}, {'label': 1}, {'trace': 'a.png'},
                {'guided': guidance.Guidance(1.0)}):

@@ -65,6 +65,7 @@ def test_extras_of_the_package_itself_exist():
         assert requirement.extras <= set(extras)
 
 
+@pytest.mark.long
 def test_what_the_package_imports_is_required_by_it():
   """By the room's own name in an import; those that come with another are named here."""
   within = {'PIL': 'pillow', 'absl': 'absl-py', 'sklearn': 'scikit-learn', 'orbax':

@@ -51,6 +51,7 @@ def pixels(folder, names=('0', '1', '2')):
   return np.stack([np.asarray(Image.open(folder / f'{name}.png')) for name in names]).astype(int)
 
 
+@pytest.mark.long
 def test_a_file_decodes_to_the_quality_that_it_states(folder, encoded, tmp_path):
   out, report, method = encoded
   decoded = progressive.decode(out, tmp_path / 'out')
@@ -69,6 +70,7 @@ def test_a_file_decodes_to_the_quality_that_it_states(folder, encoded, tmp_path)
     assert report.blocks == len(report.noise) > 0
 
 
+@pytest.mark.long
 def test_a_longer_prefix_is_a_nearer_image(folder, encoded, tmp_path):
   out, _, _ = encoded
   errors, levels = [], []

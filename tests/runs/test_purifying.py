@@ -68,6 +68,7 @@ def purify(tmp_path, workdir='classes', out='a.png', **given):
       'method': catalogue.method('ancestral', 6), 'attack': Attack(0.15, steps=4, draws=2)} | given)
 
 
+@pytest.mark.long
 def test_the_table_shows_every_attack_within_its_ball_and_what_it_costs(tmp_path):
   (plain, purified), table = purify(tmp_path)
   clean = np.argmax(np.asarray(logits(TEST['image'].astype(float))), axis=-1) == TEST['label']
@@ -93,6 +94,7 @@ def test_the_table_shows_every_attack_within_its_ball_and_what_it_costs(tmp_path
     assert picture.size[0] > 600
 
 
+@pytest.mark.long
 def test_a_stopped_command_goes_on_with_the_batches_that_are_there(tmp_path, monkeypatch):
   made, usual = [], purifying.files.save_npz
   monkeypatch.setattr(purifying.files, 'save_npz',
@@ -109,6 +111,7 @@ def test_a_stopped_command_goes_on_with_the_batches_that_are_there(tmp_path, mon
   assert len(made) == 5
 
 
+@pytest.mark.long
 def test_neighbours_are_as_far_as_the_closed_form_says(tmp_path):
   """x' = m + k (x - m) + noise of variance s^2 (1 - k^2), for the given images."""
   found, table = neighbours.neighbours(
@@ -131,6 +134,7 @@ def test_neighbours_are_as_far_as_the_closed_form_says(tmp_path):
     assert picture.size[0] > 100
 
 
+@pytest.mark.long
 def test_a_chosen_distance_has_the_time_of_gaussian_pixels(tmp_path):
   """Of Gaussian data they come out; the images are no such data, but near."""
   found, _ = neighbours.neighbours(
@@ -140,6 +144,7 @@ def test_a_chosen_distance_has_the_time_of_gaussian_pixels(tmp_path):
   assert 0.07 < near < 0.13 and 0.14 < far < 0.27 and found[0].t < found[1].t
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('given, message', [
     ({'workdir': 'nearest'}, 'workdir=.*nearest.*a model that denoises is needed to bring images'),
     ({'workdir': 'told'}, 'workdir=.*cannot purify: it is told what an image shows; .*ddpm'),

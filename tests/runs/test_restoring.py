@@ -43,6 +43,7 @@ def restored(run, tmp_path, method='replacement', task='inpaint', images=('data:
                            **{**SHORT, 'overwrite': True, **options})
 
 
+@pytest.mark.long
 def test_samples_of_replacement_have_the_measured_pixels_and_are_written(run, tmp_path):
   result = restored(run, tmp_path, samples=tmp_path / 'all.npz')
   known = inverse.inpaint((4, 4, 1)).known
@@ -63,6 +64,7 @@ def test_samples_of_replacement_have_the_measured_pixels_and_are_written(run, tm
   assert not (tmp_path / 'out.png.parts').exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('method', ['pigdm', 'mcg'])
 def test_a_stopped_restoration_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, method):
   """Stopped when one batch of two is kept; afterwards the second alone is drawn."""
@@ -93,6 +95,7 @@ def test_a_stopped_restoration_goes_on_to_the_same_bits(run, tmp_path, monkeypat
   assert [(tmp_path / name).read_bytes() for name in ('out.png', 'all.npz')] == bits
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('other', [{'seed': 1}, {'noise': 0.2}, {'steps': 4}, {'average': 'fast'}])
 def test_batches_of_other_settings_are_not_taken(run, tmp_path, monkeypatch, other):
   monkeypatch.setattr(restoring.shutil, 'rmtree', lambda path: None)  # as if it were stopped
@@ -125,6 +128,7 @@ def test_a_killed_command_goes_on_to_the_same_bits(run, tmp_path):
     assert (tmp_path / f'a.{ending}').read_bytes() == (tmp_path / f'b.{ending}').read_bytes()
 
 
+@pytest.mark.long
 def test_a_sample_depends_on_the_seed_its_image_and_its_number_alone(run, tmp_path):
   both = restored(run, tmp_path, method='pigdm', task='downsample:2')
   one = restored(run, tmp_path, method='pigdm', task='downsample:2', images=['data:test:0'],
@@ -136,6 +140,7 @@ def test_a_sample_depends_on_the_seed_its_image_and_its_number_alone(run, tmp_pa
   assert np.abs(other.restored.samples - one.restored.samples).max() > 0.01
 
 
+@pytest.mark.long
 def test_exact_samples_have_the_posterior_mean_of_gaussian_data(run, tmp_path):
   """Against the form with precisions: (S^-1 + A^T A / noise^2)^-1."""
   count = 4000
@@ -240,6 +245,7 @@ def test_the_gaussian_prior_restores_the_digits_as_well_as_was_found_elsewhere(t
     assert abs(found.one.psnr - sample) < 0.15
 
 
+@pytest.mark.first(13)
 @pytest.mark.parametrize('options,match', [
     ({'task': 'phase', 'method': 'pigdm'}, 'needs a linear operator, and phase is not linear'),
     ({'task': 'phase', 'method': 'exact'}, 'needs a linear operator, and phase is not linear'),

@@ -91,6 +91,7 @@ def score(tmp_path, monkeypatch):
   return call
 
 
+@pytest.mark.long
 def test_the_scores_of_samples_and_of_real_images_are_the_known_cosines(score, tmp_path):
   """Images of their text are 15 degrees from it, and images of the next text 105 degrees."""
   found, out = score(weights=(0.0, 1.0))

@@ -49,6 +49,7 @@ def run(tmp_path, monkeypatch):
   return score
 
 
+@pytest.mark.long
 def test_a_model_that_knows_the_pictures_draws_all_of_them_and_its_files_are_not_replaced(
     run, tmp_path):
   found, out = run(0, count=20, batch_size=8)
@@ -66,6 +67,7 @@ class Interrupted(Exception):
   pass
 
 
+@pytest.mark.long
 def test_a_drawing_that_was_killed_goes_on_with_the_batches_that_it_kept(
     run, tmp_path, monkeypatch):
   save, draw, starts, written = files.save_npz, scoring.draw, [], []

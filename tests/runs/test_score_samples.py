@@ -239,6 +239,7 @@ def test_samples_are_judged_by_a_classifier_and_drawn_of_a_run(classifier, folde
     scoring.extractor(f'classifier:{run}')
 
 
+@pytest.mark.long
 def test_statistics_of_other_features_are_refused(classifier, folder, tmp_path):
   path = str(tmp_path / 'reference.npz')
   score(folder, samples='', save_reference=path)

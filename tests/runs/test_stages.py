@@ -49,6 +49,7 @@ def begun(tmp_path, monkeypatch):
 OTHER = WEIGHTS | {'log_std': np.float32(1.0)}
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('asked', ['', 'first'])  # config.json of the run itself names the latter
 @pytest.mark.parametrize('there', [{}, {'first': OTHER}], ids=['gone', 'trained further'])
 def test_a_run_goes_on_whatever_became_of_the_run_of_its_autoencoder(begun, asked, there):
@@ -58,6 +59,7 @@ def test_a_run_goes_on_whatever_became_of_the_run_of_its_autoencoder(begun, aske
     read()  # for a run that has lost all checkpoints
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_may_be_told_where_its_autoencoder_is_now(begun):
   name, read = begun('moved', moved=WEIGHTS)
   assert name == 'moved' and read().params is WEIGHTS

@@ -37,6 +37,7 @@ def model():
   return Model(denoise, PROCESS, None, None, None, lambda batch: batch['number'], (2,))
 
 
+@pytest.mark.long
 def test_a_text_moves_each_estimate_by_the_gradient_of_its_logit():
   """At z = (3, 4), cos(z, east) has the gradient (0.128, -0.096), and cos(z, north) the other."""
   tokens = np.array([[1, 0], [2, 0]], np.int32)
@@ -55,6 +56,7 @@ def test_a_text_moves_each_estimate_by_the_gradient_of_its_logit():
   np.testing.assert_allclose(again.denoise(z, level, again.cond(batch)).x[1], 1.0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_picture_guides_as_the_text_that_it_resembles():
   """Near the data the reference has no noise: (2, 0) is `east`."""
   like = np.array([2, 0], np.int32)
@@ -67,6 +69,7 @@ def test_a_picture_guides_as_the_text_that_it_resembles():
   np.testing.assert_allclose(x, want, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_a_style_guides_by_its_gram_matrix_and_adds_to_a_text_and_a_picture():
   """Of one pixel (3, 4) and the style of (2, 0): -(G - R) z / 2 = (-15.75, -25), by hand.
 

@@ -36,7 +36,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', MISTAKES)
 def test_a_mistake_is_one_line_and_code_2(name, tmp_path):
   arguments, expected = MISTAKES[name]

@@ -44,6 +44,7 @@ def unpacked(wheel, tmp_path_factory):
   return folder
 
 
+@pytest.mark.long
 def test_the_wheel_contains_the_package_its_types_and_nothing_else(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
   about = f'vdm_jax-{vdm_jax.__version__}.dist-info/'

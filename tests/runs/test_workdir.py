@@ -54,6 +54,7 @@ def assert_equal(one, other):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.long
 def test_load_gives_the_model_of_the_averaged_weights(made):
   """denoise is the network of the config: eps = net(z, logsnr), x = (z - sigma eps) / alpha."""
   directory, states = made
@@ -93,6 +94,7 @@ def test_weights_are_chosen_by_average_and_step(made, options, step, average):
   assert_equal(trained.params, state.params if average == 'raw' else state.ema[average])
 
 
+@pytest.mark.long
 def test_what_is_not_there_is_named_with_what_is(made, tmp_path):
   directory, _ = made
   with pytest.raises(InputError, match="^average='none': .*fast, slow and raw"):
@@ -366,6 +368,7 @@ def test_what_is_kept_is_what_was_imported_and_not_what_the_file_has_become(tmp_
   assert vdm_jax.load(begun(tmp_path / 'run', read))[0] == 'first'
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('text', ['{"config": {"seed"', '[]', '{"from": "."}', '\udcff'])
 def test_a_damaged_config_json_is_one_line_with_the_remedy(two, text):
   (two['a'] / 'config.json').write_text(text, errors='surrogateescape')

@@ -29,7 +29,7 @@ PROCESSES = {'vp': GaussianProcess(schedules.Linear(6.0, -5.0)),
              'rectified flow': rectified_flow(), 'edm': edm()}
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', PROCESSES)
 def test_the_exact_map_is_met_to_ten_times_the_tolerance_and_cheaper_if_it_is_loose(name):
   process = PROCESSES[name]
@@ -48,6 +48,7 @@ def test_the_exact_map_is_met_to_ten_times_the_tolerance_and_cheaper_if_it_is_lo
   assert 10 < counts[0] < counts[1] < counts[2] < 1000
 
 
+@pytest.mark.long
 def test_run_upwards_it_encodes_and_down_again_it_returns_asking_nothing_at_sigma_zero():
   def denoise(z, level, cond=None):
     x, eps, _ = ORACLE(z, level)
@@ -62,7 +63,7 @@ def test_run_upwards_it_encodes_and_down_again_it_returns_asking_nothing_at_sigm
   np.testing.assert_allclose(run(up, 1.0, 0.0), x, atol=1e-7)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('solver,name', [
     (diffrax.Dopri5(), 'edm'), (diffrax.Heun(), 'vp'), (diffrax.Bosh3(), 'vp')])
 def test_the_number_of_evaluations_is_that_of_calls_for_the_batch(solver, name):
@@ -99,6 +100,7 @@ def test_examples_have_steps_and_conditions_of_their_own():
   np.testing.assert_allclose(together.z, exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_float32_stays_float32():
   with jax.enable_x64(False):
     z = jnp.asarray(UNIT, jnp.float32)

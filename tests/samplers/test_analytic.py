@@ -100,7 +100,7 @@ def test_the_bound_of_gaussian_data_is_exact_for_any_number_of_steps_even_one():
     np.testing.assert_allclose(np.sum(kl), 5.956014634, atol=1e-8)
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('curve,eta', [(vp, 0.6), (ve, 1.0), (flow, 0.0), (sub_vp, 1.0)])
 def test_the_spread_of_gaussian_data_is_kept_on_every_curve_and_at_every_eta(curve, eta):
   process = GaussianProcess(schedules.Linear(6.0, -4.0), curve)
@@ -114,6 +114,7 @@ def test_the_spread_of_gaussian_data_is_kept_on_every_curve_and_at_every_eta(cur
     np.testing.assert_allclose(std[:5, 0], reverse_std(process, times[:6], 0.5), rtol=1e-10)
 
 
+@pytest.mark.long
 def test_one_step_and_many_draw_gaussian_data_of_the_right_spread():
   n = 20_000
   keys = jax.random.split(jax.random.key(0), n)
@@ -185,6 +186,7 @@ def test_where_sigma_vanishes_a_denoiser_is_not_used_and_x_is_known():
   np.testing.assert_array_equal(got.of_x(jnp.array([jnp.inf])), [0.0])
 
 
+@pytest.mark.long
 def test_a_wrong_estimate_is_kept_within_what_the_variance_can_be():
   """Theorem 2: between that of q(z_s | z_t, x) and what data in [-1, 1] or noise allow."""
   times = grid(6, 6)
@@ -202,6 +204,7 @@ def test_a_wrong_estimate_is_kept_within_what_the_variance_can_be():
     np.testing.assert_allclose(got**2, least**2 + of_x**2 * most, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_last_noise_drawn_can_be_bounded_and_no_other_is():
   for process, last in [(OFFICIAL, 4), (rectified_flow(), 3)]:
     times = grid(5, 8)
@@ -230,6 +233,7 @@ def with_heads(std, bias=0.0):
   return denoise
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('make', [sn_ddpm, npr_ddpm])
 def test_the_heads_give_every_dimension_its_own_variance(make):
   for process in (OFFICIAL, GaussianProcess(schedules.Cosine(5.0, -5.0), flow)):
@@ -263,6 +267,7 @@ def test_a_biased_mean_is_paid_for_by_the_residual_and_gets_the_wrong_sign_from_
   assert (known - paid > narrow).any() and (paid > 1e-3 * known).all()
 
 
+@pytest.mark.long
 def test_heads_leave_the_step_from_pure_noise_and_to_pure_data_finite():
   """At alpha = 0 the noise says nothing of x, so that its variance is the range's, or left out."""
   process, times = rectified_flow(), grid(2, 2)
@@ -331,6 +336,7 @@ def test_the_optimal_trajectory_is_the_best_of_all_of_them():
   assert len(chosen) > 8
 
 
+@pytest.mark.long
 def test_the_optimal_trajectory_reaches_from_pure_noise_to_pure_data():
   """The ends are the limit of finite ones, of which all trajectories have the same part."""
   inside = lambda t: 1e-6 + (1.0 - 2e-6) * t
@@ -349,6 +355,7 @@ def test_a_trajectory_of_more_steps_than_there_are_is_refused():
     optimal_trajectory(exact(OFFICIAL, times), OFFICIAL, times[::-1], 2)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make', [
     lambda denoise: analytic_dpm(denoise, OFFICIAL, exact(OFFICIAL, jnp.linspace(1.0, 0.0, 9))),
     lambda denoise: sn_ddpm(denoise, OFFICIAL), lambda denoise: npr_ddpm(denoise, OFFICIAL)])

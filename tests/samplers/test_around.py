@@ -26,6 +26,7 @@ def keys_of(n, seed=0):
   return jax.random.split(jax.random.key(seed), n)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('make, power', [(ancestral, 1.0), (heun, 0.5)])
 def test_data_come_back_by_the_law_of_k_and_stay_data(make, power):
   n = 20_000
@@ -56,6 +57,7 @@ def test_the_gradient_through_all_steps_is_k_or_its_root(make, power):
   np.testing.assert_allclose(slope, 0.2**power, atol=3e-3)
 
 
+@pytest.mark.long
 def test_the_gradient_keeps_a_state_a_step_and_nothing_of_the_network():
   wide = jnp.ones((1, 256))
 
@@ -76,6 +78,7 @@ def test_the_gradient_keeps_a_state_a_step_and_nothing_of_the_network():
   assert grown(sampler) > 200 * state
 
 
+@pytest.mark.long
 def test_a_gradient_takes_two_evaluations_and_one_product_in_a_step():
   counts = {'evaluation': 0, 'product': 0}
 
@@ -105,7 +108,7 @@ def test_a_gradient_takes_two_evaluations_and_one_product_in_a_step():
 # ---------------------------------------------------------------------------- the adjoint
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('noise', [False, True])
 def test_the_adjoint_of_gaussian_data_has_the_gradient_of_the_exact_solution(noise):
   """Exact: cov(z_s, z_t) / var(z_t) of the SDE, the ratio of standard deviations of the flow."""
@@ -158,7 +161,7 @@ def test_the_adjoint_of_a_mixture_is_the_slope_of_its_own_solution(noise):
 # ---------------------------------------------------------------------------- distances
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('make, noise', [(ancestral, True), (heun, False)])
 def test_the_chosen_distance_comes_out(make, noise):
   n = 20_000
@@ -179,6 +182,7 @@ ACCURACIES = {0.0025: 0.40267, 0.005: 0.72824, 0.01: 0.90863, 0.02: 0.95983, 0.0
               0.1: 0.96051, 0.2: 0.84378, 0.5: 0.53836}
 
 
+@pytest.mark.long
 def test_purified_accuracy_follows_the_closed_form():
   n = 10_000
   data = oracles.Mixture(jnp.array([0.5, 0.5]), jnp.array([[1.0, 0.0], [-1.0, 0.0]]),
@@ -197,6 +201,7 @@ def test_purified_accuracy_follows_the_closed_form():
     assert abs(right(run(x, t * grids.quadratic(150))) - accuracy) < se(accuracy) + 0.004
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('means, table', [
     ([1.0], {0.0: 1.388889, 0.05: 1.038847, 0.1: 0.607622, 0.2: 0.205281, 0.3: 0.077489}),
     ([1.0, -1.0], {0.0: 1.353115, 0.05: 0.988728, 0.1: 0.536296, 0.2: 0.132154, 0.3: 0.030517})])
@@ -221,7 +226,7 @@ def recorded_process():
                           lambda t: jnp.sqrt(-jnp.expm1(-integral(t))))
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['t100', 't75', 't150'])
 def test_the_recorded_purification_is_met_with_its_gradient(name):
   """The public code diffuses by the discrete chain, and returns by the SDE in Euler's steps."""

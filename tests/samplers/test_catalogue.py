@@ -39,6 +39,7 @@ def test_every_sampler_says_what_it_is_and_what_it_claims():
 SEEN = ('ancestral', 'ddim', 'adaptive_ode', 'consistency')
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', [
     name if name in SEEN else pytest.param(name, marks=pytest.mark.long)
     for name, entry in catalogue.SAMPLERS.items() if entry.needs in ('', 'ends')])
@@ -57,6 +58,7 @@ def test_the_noise_of_ddim_makes_it_stochastic():
   assert not catalogue.method('ddim', eta=0.0).stochastic
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('grid', ['', *catalogue.GRIDS, '1,0.7,0.2,0.05,0', 'iddpm:4'])
 def test_every_grid_runs_from_noise_to_data(grid):
   own = ',' in grid or ':' in grid
@@ -120,7 +122,7 @@ def test_every_name_from_elsewhere_is_one_sampler_here():
   assert set(catalogue.ALIASES.values()) <= catalogue.SAMPLERS.keys()
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name,share', [('euler_a', 1.0), ('k_euler', 0.0)])
 def test_the_steps_of_k_diffusion_are_those_of_their_namesakes(name, share):
   """In y = z / alpha: y + (y - x) / sigma (sigma_down - sigma), and noise of sigma_up."""
@@ -183,6 +185,7 @@ def test_a_sampler_of_ones_own_is_a_function_in_a_file(tmp_path):
   assert catalogue.method(f'{tmp_path}/my.py:heun', 6).name != method.name
 
 
+@pytest.mark.long
 def test_a_sampler_of_ones_own_is_tried_where_noise_would_do_harm(tmp_path):
   """A flow of coupled noise refuses one that draws noise, and takes one that does not."""
   flow = types.SimpleNamespace(coupled=True, distilled=None, shape=(2,))
@@ -257,6 +260,7 @@ def test_samplers_by_a_drift_and_a_score_are_among_those_certified():
   assert orders == [1, None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', certified.BY_DRIFT)
 @pytest.mark.parametrize('curve', [
     'flow', *(pytest.param(curve, marks=pytest.mark.long)
@@ -367,6 +371,7 @@ def test_every_sampler_takes_a_z_in_any_precision_at_times_in_any_and_keeps_floa
           assert z.dtype == jnp.float32, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('times', [np.array([1, 0]), [1, 0]])
 def test_integer_times_are_a_grid(times):
   oracle, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(0), 2)

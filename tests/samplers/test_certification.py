@@ -47,10 +47,12 @@ def test_a_sampler_with_its_true_order_is_certified_on_every_curve_and_model():
     np.testing.assert_allclose(slopes, order, atol=0.15)
 
 
+@pytest.mark.long
 def test_a_claim_of_too_high_an_order_fails():
   assert not any(passed(certify(ddim, order=2, curves=['vp'])).values())
 
 
+@pytest.mark.long
 def test_ddim_with_the_alpha_of_the_step_before_fails():
   def wrong(denoise, process):
     def step(keys, z, t, s, _):
@@ -62,11 +64,13 @@ def test_ddim_with_the_alpha_of_the_step_before_fails():
   assert not any(ok for (curve, _), ok in passed(rows).items() if curve != 've')
 
 
+@pytest.mark.long
 def test_a_two_step_method_that_forgets_the_ratio_of_its_steps_fails():
   assert not any(ok for (curve, _), ok in passed(certify(two_step(ratio=False), 2)).items()
                  if curve != 'ends')
 
 
+@pytest.mark.long
 def test_ancestral_sampling_is_certified_by_its_moments_and_half_its_noise_is_not():
   some = {'curves': ['vp', 'ends']}
   assert all(passed(certify(ancestral, **some)).values())
@@ -106,6 +110,7 @@ def test_langevin_dynamics_is_certified_and_with_half_its_noise_is_not():
   assert not any(passed(certify(langevin(0.5), **some)).values())
 
 
+@pytest.mark.long
 def test_a_miscounted_evaluation_fails():
   wrong = lambda denoise, process: heun(denoise, process)._replace(evaluations=1)
   assert not any(passed(certify(wrong, 2, curves=['vp'])).values())
@@ -123,6 +128,7 @@ def test_of_the_branches_of_a_condition_the_one_with_most_calls_counts():
   assert certification.count_evaluations(longer_but_at_the_end, steps=5) == 10
 
 
+@pytest.mark.long
 def test_a_network_that_is_used_at_sigma_zero_fails_at_the_ends():
   def midpoint_of_both_ends(denoise, process):
     def step(keys, z, t, s, _):
@@ -209,6 +215,7 @@ def test_a_tolerance_that_has_no_effect_fails():
   assert all(row.passed for row in rows)
 
 
+@pytest.mark.long
 def test_what_an_oracle_supplies_is_exact():
   """E Var(x | z_t) of a Gaussian in closed form, of the mixture by a grid over x and z."""
   with jax.enable_x64(True):
@@ -230,6 +237,7 @@ def test_what_an_oracle_supplies_is_exact():
     np.testing.assert_allclose(got, np.sum(variance * mass) / mass.sum(), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_encoding_is_judged_by_the_flow_upwards():
   rows = certify(ddim, 1, up=True, curves=certification.FINITE)
   np.testing.assert_allclose([row.measured_order for row in rows], 1.0, atol=0.1)

@@ -92,6 +92,7 @@ TABLE = {  # steps 10, 100, 1000; run elsewhere
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name,make', TABLE)
 def test_the_law_of_a_method_is_as_far_from_the_posterior_as_was_found_elsewhere(name, make):
   sampler = make(WRAPPERS[name](), PROCESS)
@@ -110,6 +111,7 @@ def test_the_exact_law_falls_with_the_square_of_the_steps():
   assert 3.5 < far[0] / far[1] < 4.5
 
 
+@pytest.mark.long
 def test_pigdm_is_exact_for_data_of_its_own_variance():
   prior = oracles.Correlated.of(MEAN[None], 0.49 * np.eye(3)[None])
   gain, covariance, _ = oracles.condition(0.49 * np.eye(3), MATRIX, NOISE)
@@ -120,6 +122,7 @@ def test_pigdm_is_exact_for_data_of_its_own_variance():
     assert abs(divergence(law(sampler, times, 3), posterior) - want) < 0.6 * digit
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('scale,want,digit', [
     (0.3, 4.7, 0.1), pytest.param(0.1, 4.6, 0.1, marks=pytest.mark.long),
     pytest.param(1.0, 16.8, 0.1, marks=pytest.mark.long)])
@@ -139,6 +142,7 @@ PAIR = oracles.Correlated.of(np.zeros((1, 2)), np.array([[[1.0, 0.9], [0.9, 1.0]
 FIRST = Problem(inverse.kept(np.array([True, False])), jnp.array([[1.5]]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('visits,mean,variance', [
     (1, 0.93775, 0.30913), (2, 1.14689, 0.24083),
     pytest.param(5, 1.28257, 0.20594, marks=pytest.mark.long),
@@ -182,6 +186,7 @@ def azula(prior):
   return data, oracle, problem
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('prior', ['gauss', 'mix'])
 @pytest.mark.parametrize('name', OF_AZULA)
 def test_a_told_denoiser_repeats_the_public_code(name, prior):
@@ -205,6 +210,7 @@ RUNS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', RUNS)
 @pytest.mark.parametrize('prior', ['gauss', 'mix'])
 def test_a_sampler_repeats_the_run_of_the_public_code(name, prior):
@@ -233,6 +239,7 @@ def published(kind):
   return data, process, oracle, Problem(operator, jnp.asarray(data[f'{kind}/y'])[None])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind,name', [
     ('dense', 'pgdm_awd'), ('dense', 'pgdm_noawd'), ('dense', 'dps_norm'), ('mask', 'pgdm_awd'),
     ('mask', 'pgdm_noawd'), ('mask', 'dps_norm'), ('mask', 'mcg')])
@@ -252,6 +259,7 @@ def test_a_step_that_is_told_repeats_the_published_one(kind, name):
   np.testing.assert_allclose(got, traj[-1], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
 def test_the_norm_of_a_batch_is_that_of_the_authors_code():
   """One step for three examples; without the guidance, the step is z_s_before."""
   data, _, oracle, _ = published('dense')
@@ -276,6 +284,7 @@ def test_the_norm_of_a_batch_is_that_of_the_authors_code():
 # ----------------------------------------------------------------- bad input
 
 
+@pytest.mark.long
 def test_an_image_does_not_depend_on_the_others_of_its_batch():
   times = np.linspace(1.0, 0.0, 6)
   keys = jax.random.split(jax.random.key(0), 3)
@@ -310,6 +319,7 @@ def test_a_wrong_method_or_number_is_refused(method, fields, match):
     conditioned.named(method, **fields)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('method', [
     conditioned.PiGDM(), conditioned.TMPD(), conditioned.MMPS(), conditioned.MMPS(3),
     conditioned.DiffPIR(), conditioned.DPS(), conditioned.PGDM(), conditioned.MCG(),

@@ -28,6 +28,7 @@ from vdm_jax.samplers.grids import warm_up
 pytestmark = pytest.mark.usefixtures('x64')
 
 
+@pytest.mark.long
 def test_degree_zero_is_ddim():
   for variable, process in (('t', rectified_flow()), ('rho', CURVED), ('logsnr', CURVED)):
     np.testing.assert_array_equal(
@@ -60,6 +61,7 @@ STEEP = (rectified_flow(), lambda t: t / (1.0 - t), lambda t: 1.0 / (1.0 - t)**2
          np.array([1.0, 0.999, 0.9, 0.5, 0.1, 0.001, 0.0]))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('variable,case', [
     ('t', even(vp)), ('t', STEEP), ('rho', even(ve)), ('logsnr', even(sub_vp))])
 def test_the_coefficients_are_the_integrals_of_the_lagrange_polynomials(variable, case):
@@ -78,7 +80,7 @@ def test_the_coefficients_are_the_integrals_of_the_lagrange_polynomials(variable
     np.testing.assert_array_equal(got[i, len(nodes) - 1:], 0.0)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('degree,variable,process,atol', [
     (1, 't', BEND, 0.03), (2, 't', CURVED, 0.15), (3, 't', BEND, 0.12), (3, 'rho', CURVED, 0.08)])
 def test_on_grids_with_a_warm_up_the_order_is_one_more_than_the_degree(degree, variable, process,
@@ -88,6 +90,7 @@ def test_on_grids_with_a_warm_up_the_order_is_one_more_than_the_degree(degree, v
   assert got[0] > degree + 0.8
 
 
+@pytest.mark.long
 def test_with_a_warm_up_for_order_four_the_first_points_do_not_spoil_later_interpolation():
   """Which divides what they are wrong by by their distances."""
   gaussian = oracles.Gaussian(0.3, 0.7)
@@ -95,10 +98,12 @@ def test_with_a_warm_up_for_order_four_the_first_points_do_not_spoil_later_inter
   np.testing.assert_allclose(got, 4.0, atol=0.05)
 
 
+@pytest.mark.long
 def test_without_a_warm_up_the_first_step_leaves_an_error_of_second_order():
   np.testing.assert_allclose(slopes(deis(mixture(), BEND, 3), BEND)[1], 2.0, atol=0.08)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('variable', ['t', 'rho', 'logsnr'])
 def test_rectified_flow_converges_from_pure_noise_to_pure_data(variable):
   """From alpha = 0 to sigma = 0 the exact map is z -> m + s z."""
@@ -109,6 +114,7 @@ def test_rectified_flow_converges_from_pure_noise_to_pure_data(variable):
   assert error[0] / error[1] > 3.0
 
 
+@pytest.mark.long
 def test_run_upwards_it_encodes_data_as_noise():
   """From sigma = 0 to alpha = 0: the inverse of the exact map, z_1 = (x - m) / s."""
   x = 0.7 + 0.4 * Z
@@ -124,7 +130,7 @@ def test_a_time_repeated_within_a_grid_begins_the_history_anew():
   np.testing.assert_allclose(run(Z, np.concatenate([above, below])), in_turn, rtol=1e-13)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('variable,process', [
     ('t', rectified_flow()), ('logsnr', GaussianProcess(schedules.Linear(*LINEAR)))])
 def test_float32_stays_float32_and_near_float64(variable, process):
@@ -137,6 +143,7 @@ def test_float32_stays_float32_and_near_float64(variable, process):
   np.testing.assert_allclose(single, run(), atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_warm_up_adds_times_to_the_first_step_alone():
   """At 8^-4/3 and 8^-1/3 of it for order 4."""
   grid = np.linspace(1.0, 0.0, 9)

@@ -49,6 +49,7 @@ def test_the_chain_is_at_every_level_equally_often():
   np.testing.assert_allclose(shares, p, atol=4 * (p * (1 - p) / len(index))**0.5)
 
 
+@pytest.mark.long
 def test_denoised_draws_have_the_weights_and_moments_of_the_modes():
   """From chains that all began in the mode of weight 0.2."""
   x = drawn().z
@@ -99,6 +100,7 @@ def test_evaluations_of_a_draw_are_those_of_its_moves_and_of_its_own_way_down():
   assert sum(asked) == n * (3 * 2 + 8)  # all take the steps of the longest way together
 
 
+@pytest.mark.long
 def test_a_multistep_method_starts_anew_at_the_level_of_its_chain():
   """As `sample` from there alone, on the rest of the grid."""
   def second_order(denoise, process):
@@ -118,6 +120,7 @@ def test_a_multistep_method_starts_anew_at_the_level_of_its_chain():
   np.testing.assert_array_equal(draw.evaluations, [8, 5, 2])
 
 
+@pytest.mark.long
 def test_each_chain_is_denoised_with_its_own_condition():
   """A denoiser that is told the datum: every chain ends at its own, where sigma = 0."""
   process = from_alpha_sigma(lambda t: 1.0 - 0.9 * t, lambda t: t)

@@ -56,7 +56,7 @@ def cases(usual, long):
   return usual + [pytest.param(*case, marks=pytest.mark.long) for case in long]
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('make,order,of,solver_type', cases(
     [(dpm_solver, 3, 'eps', 'dpmsolver'), (dpm_solver_multistep, 2, 'x', 'dpmsolver'),
      (dpm_solver_multistep, 3, 'x', 'dpmsolver')],
@@ -72,6 +72,7 @@ def test_the_order_of_convergence_is_the_published_one(make, order, of, solver_t
   np.testing.assert_allclose(got, order, atol=0.08)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('split,order', cases([(True, 2)], [(False, 3)]))
 def test_the_fast_schedule_ends_in_a_first_order_step_and_has_order_two_then(split, order):
   """Where evaluations are a multiple of three: 3, ..., 3, 2, 1; else 3, ..., 3."""
@@ -79,11 +80,13 @@ def test_the_fast_schedule_ends_in_a_first_order_step_and_has_order_two_then(spl
   np.testing.assert_allclose(got, order, atol=0.06)
 
 
+@pytest.mark.long
 def test_half_of_the_second_derivative_as_in_public_code_makes_the_third_order_method_a_second():
   got = slopes(dpm_solver_multistep, [160, 320, 640], order=3, of='eps', second_difference=1.0)
   np.testing.assert_allclose(got, 2.0, atol=0.04)
 
 
+@pytest.mark.long
 def test_order_one_is_ddim_and_with_noise_ancestral():
   oracle, z = oracles.Gaussian(0.7, 0.4), jnp.linspace(-2.0, 2.0, 8)[:, None]
   ones = [make(oracle, PROCESS, order=1) for make in (dpm_solver, dpm_solver_fast)]
@@ -117,6 +120,7 @@ def variance_error(lengths, **options):
   return got - float(std(PROCESS(jnp.zeros(()))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('order,solver_type,of', cases(
     [(2, 'taylor', 'x'), (2, 'dpmsolver', 'eps')],
     [(1, 'taylor', 'x'), (1, 'taylor', 'eps'), (2, 'dpmsolver', 'x'), (2, 'taylor', 'eps')]))
@@ -187,6 +191,7 @@ def test_a_deterministic_sampler_run_upwards_encodes_data_as_noise():
   np.testing.assert_allclose(got, z, atol=2e-3)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_phi_is_its_integral_at_every_size_of_step(dtype):
   """phi_k(h) = int_0^1 e^((1 - u) h) u^(k - 1) / (k - 1)! du."""
@@ -198,6 +203,7 @@ def test_phi_is_its_integral_at_every_size_of_step(dtype):
     np.testing.assert_allclose(got, want, rtol=4e-6 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('order,of', cases([(3, 'eps')], [(2, 'x')]))
 def test_adaptive_steps_keep_the_error_near_the_tolerance_by_as_many_steps_as_it_takes(order, of):
   z, target = exact()

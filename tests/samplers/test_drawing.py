@@ -42,7 +42,7 @@ def drawn(model, start, stop, *, sampler=samplers.ancestral, seed=0, steps=16, b
   return np.concatenate(images)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('sampler', SAMPLERS)
 def test_samples_of_an_optimal_denoiser_have_the_frequencies_of_the_data(sampler):
   n = 4000
@@ -57,6 +57,7 @@ def test_samples_of_an_optimal_denoiser_have_the_frequencies_of_the_data(sampler
   assert stats.chisquare(got[present], expected).pvalue > 1e-3
 
 
+@pytest.mark.long
 def test_image_i_of_a_seed_is_the_same_for_any_count_batch_and_start():
   ten = drawn(pairs_model, 0, 10)
   np.testing.assert_array_equal(drawn(pairs_model, 0, 3), ten[:3])
@@ -67,7 +68,7 @@ def test_image_i_of_a_seed_is_the_same_for_any_count_batch_and_start():
   assert np.any(drawn(pairs_model, 0, 10, seed=1) != ten)
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('start,stop,batch_size,computed', [
     (0, 1, 64, [4]),  # on four devices
     (0, 5, 64, [8]), (0, 64, 64, [64]), (0, 65, 64, [64, 64]), (0, 10, 6, [8, 8]),
@@ -83,6 +84,7 @@ def test_hardly_more_images_are_computed_than_are_asked_for(start, stop, batch_s
   assert sizes == computed
 
 
+@pytest.mark.long
 def test_one_device_and_four_draw_the_same_images(monkeypatch):
   four = drawn(pairs_model, 0, 10)
   one_device = jax.devices()[:1]
@@ -93,6 +95,7 @@ def test_one_device_and_four_draw_the_same_images(monkeypatch):
   drawing._program.cache_clear()
 
 
+@pytest.mark.long
 def test_what_is_asked_for_reaches_the_denoiser_image_by_image():
   """A denoiser that is sure of the level it is told: 0, 1, 2, 0, 1, ..."""
   def told(z, level, cond=None):
@@ -119,6 +122,7 @@ def test_a_datum_is_read_off_z_0_in_the_units_of_x():
   np.testing.assert_array_equal(images, np.full((3, 2), 31))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('process', [
     processes.RectifiedFlow(), GaussianProcess(schedules.Linear(6.0, -6.0), processes.flow)],
     ids=['rectified flow', 'flow'])
@@ -135,6 +139,7 @@ def test_a_grid_that_ends_inside_is_decoded_in_the_units_of_its_end(process):
   np.testing.assert_array_equal(images, np.full((4, 2), 31))
 
 
+@pytest.mark.long
 def test_the_evaluations_of_the_network_are_counted_also_where_they_vary():
   """Three calls in the first step and two in the second, as a state tells."""
   class State(NamedTuple):
@@ -192,6 +197,7 @@ def test_an_adaptive_sampler_of_a_network_that_gives_nan_draws_nothing():
     drawn(model, 0, 4, sampler=adaptive, steps=1)
 
 
+@pytest.mark.long
 def test_a_target_that_cannot_be_inverted_where_the_grid_begins_is_named_with_the_remedy():
   network = lambda z, logsnr, cond: 0.1 * z
   model = lambda params: pairs_model(params)._replace(

@@ -89,7 +89,7 @@ def known():
   return jax.tree.map(np.asarray, found)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('make', STOCHASTIC.values(), ids=STOCHASTIC)
 def test_a_short_step_draws_from_the_exact_reverse_kernel(make):
   """Gain, offset and variance are wrong by O(h^2) on every curve, so the chain by O(h)."""
@@ -116,7 +116,7 @@ def error(make, name):
   return np.abs(spread(make, name) - known()[name][2][:, None])
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('kind', [*STOCHASTIC, *FLOWS])
 def test_mean_and_variance_converge_with_order_one_on_every_process(kind):
   """Also from alpha = 0 to sigma = 0; only the flow of `reverse_diffusion` is refused there."""
@@ -126,6 +126,7 @@ def test_mean_and_variance_converge_with_order_one_on_every_process(kind):
       assert wrong.max() < 1e-12 or np.log2(wrong[-2] / wrong[-1]) > 0.9, name
 
 
+@pytest.mark.long
 def test_reverse_diffusion_without_noise_does_not_converge_from_alpha_zero_and_says_so():
   keys, z = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 1))
   for name in ('rectified', 'zero_terminal'):
@@ -136,6 +137,7 @@ def test_reverse_diffusion_without_noise_does_not_converge_from_alpha_zero_and_s
   assert np.isfinite(got).all()
 
 
+@pytest.mark.long
 def test_a_gradient_multiplies_the_kernel_by_the_exponential_of_its_slope():
   """N(z_s; m, v) exp(g z_s) is N(m + v g, v) up to a constant, for every variance v.
 
@@ -158,6 +160,7 @@ def test_a_gradient_multiplies_the_kernel_by_the_exponential_of_its_slope():
 # ---------------------------------------------------------- the variances
 
 
+@pytest.mark.long
 def test_the_two_variances_on_the_chain_of_ddpm_are_its_beta_and_beta_tilde():
   """Ho et al. (2020), section 4 (beta from 1e-4 to 0.02) and eq. 7; no noise at its last step."""
   beta = np.linspace(1e-4, 0.02, 1000)
@@ -248,7 +251,7 @@ def test_encoding_by_ddim_is_inverted_up_to_an_error_that_halves_with_the_steps(
   assert wrong[-1] < 0.02
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('kind', ['between', 'euler_maruyama', 'reverse_diffusion'])
 def test_the_samples_spread_as_the_kernels_say(kind):
   """The library's own draws are new at every step: four standard errors of 20000 samples."""
@@ -268,7 +271,7 @@ def test_the_samples_spread_as_the_kernels_say(kind):
   np.testing.assert_allclose(np.var(got), variance, rtol=4 * (2 / n)**0.5)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make', NEW)
 def test_where_sigma_vanishes_a_denoiser_is_not_used(make):
   """The denoiser is NaN at sigma = 0, where the grid is padded too; samples come near the data."""
@@ -287,7 +290,7 @@ def test_where_sigma_vanishes_a_denoiser_is_not_used(make):
   assert len(np.unique(np.round(got, 1))) > 1
 
 
-@pytest.mark.first(5)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('make', [*NEW, reverse_flow])
 def test_float32_stays_float32_and_near_float64_with_one_evaluation_a_step(make):
   asked = []

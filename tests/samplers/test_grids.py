@@ -67,6 +67,7 @@ def test_uniform_and_quadratic_times_of_four_steps():
 # --------------------------------------------------------------- in noise
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_a_logsnr_grid_is_uniform_where_the_schedule_is_linear():
   """Then time and log-SNR are the same thing; the curve is no matter."""
@@ -104,6 +105,7 @@ def test_karras_sigmas_are_those_that_the_authors_code_evaluated():
     np.testing.assert_array_equal(grids.karras(edm(), run.count), times)  # 0.002 by default
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_karras_sigmas_of_a_process_that_stops_short_of_the_data_are_those_of_diffusers():
   recorded = {tuple(run.arrays['sigmas'][:-1])  # their last step is of length zero
@@ -118,6 +120,7 @@ def test_karras_sigmas_of_a_process_that_stops_short_of_the_data_are_those_of_di
     np.testing.assert_allclose(low + times * (high - low), sigmas, rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('x64')
 def test_karras_bounds_inside_of_a_process_leave_one_step_to_each_end():
   times = grids.karras(rectified_flow(), 12, rho=1.0, sigma_min=1.0, sigma_max=11.0)

@@ -45,6 +45,7 @@ def spread(make, rho, y, n, steps=300, visits=1):
   return x[:, 1].mean(), x[:, 1].std()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('make,mean,std', [(ddim, 0.346837, 0.774597), (ancestral, 0.5, 0.704)])
 def test_replacement_is_biased_as_its_continuous_limit(make, mean, std):
   """The right answer is 0.8 and 0.6, of rho = 0.8 and y = 1."""
@@ -66,6 +67,7 @@ def limit(rho, y):
   return 2 * rho * y * (1 - rho**2) * inside
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('visits,mean,variance', [
     (2, limit(0.9, 1.5), 0.24083),
     pytest.param(5, 1.28257, 0.20594, marks=pytest.mark.long)])
@@ -89,6 +91,7 @@ def test_the_path_of_repaint_is_the_published_one(length, visits):
     assert (len(path), int(np.sum(np.diff(path) < 0))) == (4571, 2410)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind', ['vp', 'flow'])
 def test_repaint_repeats_the_public_code(kind):
   """azula: two visits of each step, with an ancestral sampler.  Its last known numbers have noise
@@ -137,6 +140,7 @@ def test_noise_is_added_so_that_the_marginals_fit():
     np.testing.assert_allclose(a**2 * before + b**2, t.alpha**2 * std**2 + t.sigma**2, rtol=1e-10)
 
 
+@pytest.mark.long
 def test_outside_of_the_mask_a_blended_sample_is_the_end_of_the_path():
   oracle, keys = oracles.Gaussian(0.3, 0.5), jax.random.split(jax.random.key(0), 3)
   times = np.linspace(0.8, 0.0, 9)
@@ -155,6 +159,7 @@ def test_outside_of_the_mask_a_blended_sample_is_the_end_of_the_path():
 # --------------------------------------------------------------- inversion
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('steps,std,own,noisier', [
     (20, 0.5, 0.799294, 0.903804), (50, 0.5, 0.909842, 0.962995),
     (20, 1.0, 0.877705, 0.994994), (50, 1.0, 0.947924, 0.999192)])

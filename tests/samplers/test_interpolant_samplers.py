@@ -47,6 +47,7 @@ DIFFUSIVITIES = {'flow': samplers.none, 'constant': lambda t: 0.5 + 0.0 * t,
                  'large': lambda t: 3.0 + 0.0 * t, 'in time': lambda t: 2.0 * t * (1.0 - t)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', DIFFUSIVITIES)
 def test_marginals_are_kept_down_and_up_at_every_diffusivity(name):
   """To first order: the error halves with the step."""
@@ -60,6 +61,7 @@ def test_marginals_are_kept_down_and_up_at_every_diffusivity(name):
   assert (np.asarray(errors[1]) < 0.6 * np.asarray(errors[0]) + 1e-6).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('e', [0.0, 0.7])
 def test_a_mirror_goes_through_noise_and_back_to_the_same_distribution(e):
   """z ~ N(M, S^2 + gamma^2) at every t, so its score is known, and its drift is -gamma gamma' s.
@@ -82,6 +84,7 @@ def test_a_mirror_goes_through_noise_and_back_to_the_same_distribution(e):
     np.testing.assert_allclose(flow, (M + 1.0, 0.0), rtol=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('s,public', [(0.5, 0.459), (1.0, 0.886), (2.0, 1.709)])
 def test_the_sde_of_rectified_flow_keeps_the_data_s_deviation_and_the_public_one_does_not(
     s, public):
@@ -104,6 +107,7 @@ def test_the_sde_of_rectified_flow_keeps_the_data_s_deviation_and_the_public_one
   np.testing.assert_allclose(moments(ours, down, 0.0, 1.0), (0.0, s), rtol=2e-3, atol=1e-12)
 
 
+@pytest.mark.long
 def test_euler_of_the_interpolant_runs_by_the_sampler_s_own_driver():
   keys = random.per_example(random.key(0), jnp.arange(4000))
   y = K + R * random.normal(random.stream(keys, 'y'), jnp.zeros((4000, 1)))

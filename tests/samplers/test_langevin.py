@@ -56,6 +56,7 @@ def test_the_variance_after_k_moves_is_that_of_the_recursion():
     np.testing.assert_allclose(annealed_variance(growth, n_steps, h), variance, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_no_other_step_size_brings_the_variance_nearer_to_one():
   growth, n_steps = np.array([1.01, 1.2, 3.0, 20.0]), 4
   best = jax.jit(lambda: annealed_variance(growth, n_steps, annealing_step_size(growth, n_steps)))()
@@ -75,6 +76,7 @@ def variances(sampler, n, times):
   return np.var(seen[..., 0], axis=1), (2.0 / n)**0.5
 
 
+@pytest.mark.long
 def test_for_data_at_a_point_the_moves_leave_the_variance_that_ncsnv2_plans():
   """At the first level down from one where the variance is right."""
   point, times = oracles.Gaussian(0.0, 0.0), np.linspace(1.0, 0.0, 9)
@@ -85,6 +87,7 @@ def test_for_data_at_a_point_the_moves_leave_the_variance_that_ncsnv2_plans():
   assert planned < 0.9 * growth**2
 
 
+@pytest.mark.long
 def test_the_variance_of_gaussian_data_follows_its_recursion_down_the_levels():
   """Per move (1 - h / V)^2 v + 2 h with V the variance of the marginal, h = epsilon s_i^2 / s_L^2.
 
@@ -145,6 +148,7 @@ def test_annealed_dynamics_finds_the_weights_of_far_modes_where_plain_dynamics_d
   assert share(plain()) < 0.6
 
 
+@pytest.mark.long
 def test_on_every_curve_annealed_samples_are_the_same_in_its_own_units():
   oracle, unit = oracles.Gaussian(0.7, 0.4), np.linspace(-1.5, 1.5, 4)[:, None]
 
@@ -163,6 +167,7 @@ def test_on_every_curve_annealed_samples_are_the_same_in_its_own_units():
   assert np.std(got[0]) > 0.1
 
 
+@pytest.mark.long
 def test_a_last_step_to_sigma_zero_is_the_final_denoising():
   """x = u + sigma_L^2 score(u), after all the moves at sigma_L."""
   process = from_alpha_sigma(jnp.ones_like, lambda t: 3.0 * t**2)
@@ -256,6 +261,7 @@ def test_a_langevin_corrector_has_the_signal_to_noise_ratio_it_is_told(curve):
   np.testing.assert_allclose((norm(kick) / norm(noise))**2, 2.0 * norm(drift) / norm(score))
 
 
+@pytest.mark.long
 def test_a_corrected_image_depends_on_its_neighbours_only_where_norms_are_averaged():
   z = np.random.default_rng(5).normal(size=(6, 4))
 
@@ -305,6 +311,7 @@ def stationary_variance(corrector, at_t, at_s):
   return std**2 / (1.0 - gain**2)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('curve', [vp, ve, flow, sub_vp])
 def test_unadjusted_moves_keep_a_variance_too_large_by_a_known_share(curve):
   """2 / (2 - h / V) of the marginal's V: for an affine move, by solving v = (1 - h/V)^2 v + 2 h."""
@@ -331,6 +338,7 @@ def settle(z, moves):
   return jax.lax.fori_loop(0, moves, body, z), at
 
 
+@pytest.mark.long
 def test_moves_with_a_metropolis_test_settle_at_the_marginal_itself():
   """Mean, variance and third moment of a mixture, at a step whose unadjusted form is far off."""
   n = 20_000
@@ -382,6 +390,7 @@ def test_examples_of_a_batch_may_be_at_levels_of_their_own():
   np.testing.assert_allclose(*run(split(3), z, times), rtol=1e-12)
 
 
+@pytest.mark.long
 def test_float32_annealed_samples_are_near_float64():
   def run():
     sampler = annealed_langevin(oracles.Gaussian(0.7, 0.4), rectified_flow(), 3)

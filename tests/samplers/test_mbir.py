@@ -77,6 +77,7 @@ def test_a_projection_along_the_axes_is_a_sum_of_rows_or_columns():
   np.testing.assert_allclose(y[..., 1, 0], x[..., ::-1, :, 0].sum(axis=3), atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('make', [
     lambda: beams(True), lambda: beams(False),
     lambda: volumes.fourier((6, 10, 10, 1), np.arange(10) % 3 == 0)],
@@ -130,6 +131,7 @@ LADDER = from_alpha_sigma(jnp.ones_like, ladder)
 RUNS = {'ct_exact': volumes.TV(0.04, 10.0), 'mri': volumes.TV(0.04, 10.0)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('run', RUNS)
 def test_a_recorded_run_is_reproduced(recorded, run):
   if run == 'mri':
@@ -159,6 +161,7 @@ def public_gradients(matrix, b, iterations):
   return x
 
 
+@pytest.mark.long
 def test_isotropic_total_variation_is_the_recorded_one(recorded, monkeypatch):
   monkeypatch.setattr(volumes, 'conjugate_gradients', public_gradients)
   matrix = jnp.asarray(recorded['dense/A'])

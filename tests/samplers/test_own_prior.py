@@ -32,6 +32,7 @@ MODEL = Model(
     cond=lambda batch: None, shape=(1,), prior=exact)
 
 
+@pytest.mark.long
 def test_a_truncated_chain_draws_the_data_from_its_prior_and_others_from_n_0_1():
   n = 10_000
   x = np.asarray(MODEL.sample(jax.random.key(0), n, sampler=samplers.ancestral, steps=STEPS))

@@ -42,7 +42,7 @@ def times_of(run):
   return times
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('algorithm,sampler_of', [('deis_multistep', deis_of),
                                                   ('unipc_multistep', unipc_of)])
 def test_every_recorded_run_is_reproduced(algorithm, sampler_of):

@@ -98,7 +98,7 @@ def solve(data, schedule, algorithm, multistep, order, solver_type, times, optio
       pad(np.asarray(times), length), option)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('algorithm,wanted', [
     ('dpmsolver', 'taylor'), ('dpmsolver++', 'dpmsolver'),
     pytest.param('dpmsolver', 'dpmsolver', marks=pytest.mark.long),

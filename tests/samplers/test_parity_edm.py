@@ -59,6 +59,7 @@ def scheduled(schedule, scaling, lowest, highest):
   return from_alpha_sigma(scale, lambda t: sigma(t) * scale(t)), time
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('algorithm', [a for a in algorithms(EDM) if a.startswith('abl_')])
 def test_the_ablation_of_edm_is_a_tableau_in_the_time_of_a_process(algorithm):
   runs = recordings.runs(EDM, algorithm)
@@ -87,6 +88,7 @@ def test_the_ablation_of_edm_is_a_tableau_in_the_time_of_a_process(algorithm):
                                  err_msg=f'{expected.path} {expected.count}')
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', ['ve', 'vp'])
 @pytest.mark.parametrize('algorithm', [a for a in algorithms(EDM) if a.startswith('edm')])
 def test_the_sampler_of_edm_on_any_curve_and_clock(algorithm, curve):
@@ -167,6 +169,7 @@ def stale(sampler_of, oracle, process, sigma_data):
   return sampler_of(oracle)._replace(step=step)
 
 
+@pytest.mark.long
 def test_euler_of_edm_in_diffusers_is_algorithm_2_with_a_network_asked_before_the_churn():
   def sampler_of(oracle, process, run):
     names = {'s_churn', 's_tmin', 's_tmax', 's_noise'} & run.options.keys()

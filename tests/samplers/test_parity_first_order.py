@@ -76,6 +76,7 @@ def alphas_cumprod(options):
   return np.cumprod(1 - betas)
 
 
+@pytest.mark.long
 def test_ancestral_is_the_ddpm_of_diffusers_but_for_its_noise_at_the_end():
   """With `trailing` spacing diffusers adds the noise of `fixed_large` to the final sample too.
 
@@ -98,6 +99,7 @@ def test_ancestral_is_the_ddpm_of_diffusers_but_for_its_noise_at_the_end():
     check(run, got)
 
 
+@pytest.mark.long
 def test_ddim_is_that_of_diffusers_given_the_levels_it_thinks_to_step_to():
   """It steps back by 1000 // N timesteps.  With `linspace` spacing the next is not there."""
   program = Replay()
@@ -121,6 +123,7 @@ def test_ddim_is_that_of_diffusers_given_the_levels_it_thinks_to_step_to():
 SIGMA_IS_TIME = from_alpha_sigma(jnp.ones_like, lambda t: t)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name,make', [('euler_discrete', euler), ('euler_discrete', ddim),
                                        ('euler_ancestral_discrete', ancestral)])
 def test_in_the_time_sigma_euler_is_ddim_and_euler_ancestral_is_ancestral(name, make):
@@ -211,6 +214,7 @@ def test_euler_maruyama_is_that_of_score_sde_whose_steps_are_longer_than_their_s
   assert seen >= 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('predictor', ['reverse_diffusion', 'ancestral_sampling'])
 def test_the_predictors_of_score_sde_are_ours_on_its_chain_with_its_score(predictor):
   """Its chain has betas or sigmas of its own, and the score is asked at the SDE's times.

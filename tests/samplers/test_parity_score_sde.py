@@ -95,6 +95,7 @@ def sampler_of(data, curve, predictor, corrector, n):
   return predictor_corrector(told, mixed, predict, correct)
 
 
+@pytest.mark.long
 def test_corrected_runs_of_the_public_code_are_reproduced():
   """Where its ancestral sampler divides by sqrt(1 - beta) = 0, as at N = 20, there is no number."""
   arrays, compared = recordings.recording(FILE), 0

@@ -50,6 +50,7 @@ def spread(sampler, steps, draws):
   return variance**0.5
 
 
+@pytest.mark.long
 def test_corrections_shrink_the_bias_of_a_coarse_predictor():
   """Ten ancestral steps end at 0.338525 where the data have 0.5; corrections bring it nearer."""
   ends = [spread(predictor_corrector(HALF, OFFICIAL, ancestral, small, n), 10, n + 1)
@@ -65,6 +66,7 @@ def test_infinitesimal_corrections_leave_a_predictor_as_it_is():
       spread(predictor_corrector(HALF, OFFICIAL, ancestral, tiny, 2), 50, 3), 0.457558, atol=1e-6)
 
 
+@pytest.mark.long
 def test_corrections_and_predictor_draw_noise_of_their_own():
   """With the library's draws the spread is that of independent ones, within four errors."""
   n, sampler = 20_000, predictor_corrector(HALF, OFFICIAL, n_corrections=2)
@@ -73,6 +75,7 @@ def test_corrections_and_predictor_draw_noise_of_their_own():
   np.testing.assert_allclose(np.std(got), spread(sampler, 10, 3), rtol=4 / (2 * n)**0.5)
 
 
+@pytest.mark.long
 def test_pure_noise_becomes_data_through_levels_that_end_at_sigma_zero():
   """From alpha = 0, where alpha_t / alpha_s makes the corrector's step zero, to a data set."""
   process = from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)
@@ -106,6 +109,7 @@ def test_a_predictor_that_remembers_estimates_is_refused():
     predictor_corrector(HALF, OFFICIAL, remembers)
 
 
+@pytest.mark.long
 def test_image_i_is_the_same_however_many_are_corrected_together_in_float32_too():
   sampler = predictor_corrector(oracles.Gaussian(0.7, 0.4), GaussianProcess(
       schedules.GeometricSigma(0.1, 10.0), ve), ancestral, langevin_corrector)

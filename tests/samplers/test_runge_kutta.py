@@ -40,7 +40,7 @@ def undefined_at_sigma_zero(z, level, cond=None):
   return Estimate(x + nothing, eps + nothing)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,tableau,order', [
     (runge_kutta, EULER, 1), (runge_kutta, MIDPOINT, 2), (runge_kutta, RALSTON, 2),
     (runge_kutta, RK3, 3), (runge_kutta, RK4, 4), (rho_rk, HEUN, 2), (rho_rk, RK3, 3)])
@@ -68,6 +68,7 @@ def test_on_a_linear_flow_a_step_is_the_exponential_as_far_as_its_order(tableau,
   np.testing.assert_allclose(got, [[sum(terms[:order + 1])]], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_in_rho_the_steps_are_the_same_on_every_curve_and_clock():
   z = np.linspace(-1.5, 1.5, 4)[:, None]
   keys = jax.random.split(jax.random.key(0), 4)
@@ -101,6 +102,7 @@ def test_in_rho_one_step_is_exact_for_data_at_a_point_and_is_euler_for_one_stage
   np.testing.assert_allclose(one_stage, first_order, rtol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,tableau', [
     (runge_kutta, HEUN), (runge_kutta, RK4), (rho_rk, MIDPOINT)])
 def test_from_pure_noise_to_pure_data_the_order_is_two_and_sigma_zero_is_never_asked(make, tableau):
@@ -128,7 +130,7 @@ def test_run_upwards_it_inverts_itself_to_its_order(make):
   np.testing.assert_allclose(run(up, jnp.linspace(1.0, 0.0, 81)), x, atol=1e-5)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('make,process', [
     (runge_kutta, GaussianProcess(LINEAR)), (rho_rk, rectified_flow())])
 def test_a_padded_grid_gives_the_same(make, process):
@@ -156,6 +158,7 @@ def test_it_declares_how_often_it_asks_the_denoiser(make, tableau):
   assert len(asked) == sampler.evaluations  # the scan traces a step once
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make', [runge_kutta, rho_rk])
 def test_float32_stays_float32_and_near_float64(make):
   def run():

@@ -30,6 +30,7 @@ OFFICIAL = GaussianProcess(schedules.Linear(13.3, -5.0))
 HALF = oracles.Gaussian(0.0, 0.5)
 
 
+@pytest.mark.long
 def test_ancestral_noise_is_new_at_every_step_and_of_unit_variance():
   """The same chain with the library's own draws, within four standard errors."""
   n = 20_000
@@ -39,6 +40,7 @@ def test_ancestral_noise_is_new_at_every_step_and_of_unit_variance():
   np.testing.assert_allclose(np.mean(got[:, :, 0], axis=1), 0.0, atol=4 * 0.46 / n**0.5)
 
 
+@pytest.mark.long
 def test_an_ancestral_step_draws_from_the_posterior_at_the_estimate():
   t, s = jnp.array([1.0, 0.7, 0.2]), jnp.array([0.5, 0.6, 0.0])
   for process in (GaussianProcess(schedules.Cosine(6.0, -6.0), sub_vp), rectified_flow()):
@@ -50,6 +52,7 @@ def test_an_ancestral_step_draws_from_the_posterior_at_the_estimate():
     np.testing.assert_allclose(std, expected[:, 0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_eta_moves_between_the_flow_and_the_ancestral_step():
   """Song et al. (2021), eq. 16: the fresh noise has eta times the ancestral deviation."""
   t, s = jnp.array([0.9, 0.5]), jnp.array([0.6, 0.1])
@@ -63,6 +66,7 @@ def test_eta_moves_between_the_flow_and_the_ancestral_step():
     np.testing.assert_allclose(gain**2 * at_t.sigma**2 + std**2, at_s.sigma**2, rtol=1e-9)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,order', [(ddim, 1), (heun, 2)])
 def test_the_order_of_convergence_on_a_mixture_is_the_published_one(make, order):
   weights, means, stds = map(jnp.array, MIXTURE)
@@ -82,7 +86,7 @@ ELSEWHERE = {'ve': GaussianProcess(schedules.Linear(6.0, -4.0), ve),
              'rectified flow': rectified_flow()}
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('name', ELSEWHERE)
 def test_a_network_of_one_curve_gives_the_same_samples_on_another(name):
   oracle, elsewhere = oracles.Gaussian(0.7, 0.4), ELSEWHERE[name]
@@ -138,6 +142,7 @@ def test_a_deterministic_sampler_run_upwards_encodes_data_as_noise(make):
   np.testing.assert_allclose(got, (x - 0.7) / 0.4, atol=0.02)
 
 
+@pytest.mark.long
 def test_ancestral_rectified_flow_approaches_the_spread_of_the_data():
   """From alpha = 0 to sigma = 0 the chain falls short of it by what twice the steps halve."""
   short = [0.4 - spread(ancestral(oracles.Gaussian(0.0, 0.4), rectified_flow()), steps)
@@ -146,6 +151,7 @@ def test_ancestral_rectified_flow_approaches_the_spread_of_the_data():
   np.testing.assert_allclose(short[0] / short[1], 2.0, rtol=0.02)
 
 
+@pytest.mark.long
 def test_a_network_of_zero_noise_is_not_defined_and_heun_needs_none():
   """EDM's own coordinates: sigma from 80 to 0 at alpha = 1, c_noise = log(sigma) / 4 = -inf."""
   process = from_alpha_sigma(lambda t: jnp.ones_like(t), lambda t: 80.0 * t**3)
@@ -213,6 +219,7 @@ def test_a_sampler_declares_how_often_it_asks_the_denoiser(make):
   assert len(asked) == sampler.evaluations
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('make', SAMPLERS)
 def test_float32_stays_float32_and_near_float64(make):
   def run():

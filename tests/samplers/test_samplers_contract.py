@@ -90,7 +90,7 @@ def padded(name):
       lambda k: run(k, times), jnp.arange(ENDS + 1)))(np.pad(UNEVEN, (0, 3))))
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @kinds(set(CATALOGUE) - OF_THEIR_CURVE)
 def test_in_its_own_units_every_curve_has_the_same_samples(name):
   got = padded(name)[:ENDS]
@@ -98,7 +98,7 @@ def test_in_its_own_units_every_curve_has_the_same_samples(name):
   assert np.std(got[0]) > 0.1
 
 
-@pytest.mark.first(5)
+@pytest.mark.first(1)
 @kinds(set(CATALOGUE) - FINITE - BESIDE)
 def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
   """logsnr is infinite at both ends, and the data have no density at sigma = 0.
@@ -111,6 +111,7 @@ def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
   assert len(np.unique(np.round(got, 1))) > 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', sorted(BESIDE))
 def test_what_lands_beside_the_points_in_seven_steps_reaches_them_in_a_hundred(name):
   beside = np.abs(padded(name)[ENDS] - POINTS.data[:, 0]).min(axis=-1)
@@ -119,7 +120,7 @@ def test_what_lands_beside_the_points_in_seven_steps_reaches_them_in_a_hundred(n
   np.testing.assert_allclose(np.abs(got - POINTS.data[:, 0]).min(axis=-1), 0.0, atol=2e-3)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @kinds(CATALOGUE)
 def test_a_padded_grid_gives_what_the_plain_one_does(name):
   plain = jax.jit(program(name))

@@ -63,7 +63,7 @@ def slopes(sampler, process, oracle, lengths=(20, 40, 80, 160)):
 SECOND = {'diffusion': heun, 'guide': 'heun'}
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, ve, flow, sub_vp])
 def test_strang_splitting_is_of_order_two_on_every_curve_if_its_parts_are(curve):
   process = GaussianProcess(PROCESS.schedule, curve)
@@ -72,7 +72,7 @@ def test_strang_splitting_is_of_order_two_on_every_curve_if_its_parts_are(curve)
   assert error < 1e-3
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('options', [
     {'scheme': 'lie-trotter'}, {'scheme': 'lie-trotter', **SECOND},
     # Euler's halves are of order 1, and so is a memory across what guidance did in between.
@@ -85,6 +85,7 @@ def test_lie_trotter_and_what_is_published_of_strang_are_of_order_one(options):
   assert error < 0.02
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('options', [{'scheme': 'lie-trotter'}, {}, SECOND],
                          ids=['lie-trotter', 'strang', 'second'])
 def test_guidance_reaches_from_pure_noise_to_pure_data(options):
@@ -98,7 +99,7 @@ def test_guidance_reaches_from_pure_noise_to_pure_data(options):
   assert error < 0.02
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('scheme', ['lie-trotter', 'strang'])
 def test_where_the_parts_commute_splitting_is_the_product_of_both(scheme):
   """Two linear flows of one dimension, so neither order nor interleaving of the two matters."""
@@ -117,6 +118,7 @@ def test_where_the_parts_commute_splitting_is_the_product_of_both(scheme):
                              rtol=1e-10)
 
 
+@pytest.mark.long
 def test_under_strong_guidance_the_multistep_method_diverges_and_splitting_does_not():
   """The guidance alone contracts, and its steps are outside of what Adams-Bashforth bears."""
   process = GaussianProcess(PROCESS.schedule, ve)
@@ -160,6 +162,7 @@ def test_plms_integrates_a_polynomial_of_its_degree_once_it_has_its_memory():
     assert order < 2 or abs(path[1] - path[0] - known[0]) > 1e-3
 
 
+@pytest.mark.long
 def test_plms_of_order_one_is_ddim():
   z = jnp.linspace(-2.0, 2.0, 3)[:, None]
   for process in (PROCESS, rectified_flow()):
@@ -167,6 +170,7 @@ def test_plms_of_order_one_is_ddim():
                                on_grids(ddim(PRIOR, process), z, grids([6])), rtol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve,order', [(vp, 2), (vp, 4), (ve, 4), (sub_vp, 4)])
 def test_plms_is_of_order_two_as_it_starts_with_ddim_on_unequal_steps(curve, order):
   process = GaussianProcess(PROCESS.schedule, curve)
@@ -175,6 +179,7 @@ def test_plms_is_of_order_two_as_it_starts_with_ddim_on_unequal_steps(curve, ord
   assert error < 1e-3
 
 
+@pytest.mark.long
 def test_plms_converges_from_pure_noise_to_pure_data():
   """Where rho is infinite it begins anew; the steps after are the most unequal there are."""
   for order in (2, 4):
@@ -183,7 +188,7 @@ def test_plms_converges_from_pure_noise_to_pure_data():
     assert (orders > 1.5).all() and error < 1e-4
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('make,count', [
     (plms, 1), (lambda *a: splitting(*a, measurement), 1),
     (lambda *a: splitting(*a, measurement, 'lie-trotter', diffusion=heun), 2)])

@@ -35,6 +35,7 @@ def slope(error):
   return np.log2(error[:-1] / error[1:])
 
 
+@pytest.mark.long
 def test_on_straight_lines_one_step_is_exact_for_data_at_a_point():
   z = jnp.linspace(-2.0, 2.0, 5)[:, None]
   keys = jax.random.split(jax.random.key(0), 5)
@@ -44,7 +45,7 @@ def test_on_straight_lines_one_step_is_exact_for_data_at_a_point():
     np.testing.assert_allclose(got, exact, rtol=1e-12)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, ve, flow, sub_vp])
 def test_for_data_at_a_point_a_step_errs_in_the_third_order(curve):
   """Against the exact flow, and the exact posterior q(z_s | z_t, x): its mean and variance."""
@@ -90,6 +91,7 @@ def test_for_other_data_the_order_is_one_since_the_ideal_derivatives_are_not_tru
   assert error[-1] < 1e-3
 
 
+@pytest.mark.long
 def test_the_stochastic_one_spreads_gaussian_data_to_first_order():
   oracle = oracles.Gaussian(0.0, 0.5)
   process = GaussianProcess(schedules.Linear(6.0, -6.0))
@@ -112,6 +114,7 @@ def test_the_stochastic_one_spreads_gaussian_data_to_first_order():
   assert error[-1] < 5e-3
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,limit', [(quasi_taylor, ddim), (quasi_ito_taylor, ancestral)])
 def test_steps_from_alpha_zero_and_to_sigma_zero_are_of_first_order(make, limit):
   oracle = oracles.Gaussian(0.7, 0.4)
@@ -122,6 +125,7 @@ def test_steps_from_alpha_zero_and_to_sigma_zero_are_of_first_order(make, limit)
   np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make', [quasi_taylor, quasi_ito_taylor])
 def test_float32_stays_float32_and_near_float64(make):
   def run(times):

@@ -34,6 +34,7 @@ def test_the_predictor_of_first_order_is_ddim(variant, of):
   np.testing.assert_array_equal(got, program(ddim(ODD, rectified_flow()))(Z, UNEVEN))
 
 
+@pytest.mark.long
 def test_the_predictor_of_second_order_with_data_and_bh2_is_dpm_solver_pp_2m():
   """Lu et al. (2022, DPM-Solver++), algorithm 2, step by step."""
   denoise = mixture()
@@ -64,6 +65,7 @@ def test_the_predictor_of_third_order_with_noise_is_deis_in_log_rho_but_for_its_
   assert np.abs(got[1, 0] / expected[1, 0] - 1.0) > 1e-3
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('of,curve', [('x', sub_vp), ('eps', vp)])
 def test_the_coefficients_are_the_integrals_of_the_lagrange_polynomials(of, curve):
   """Uneven steps over 18 units of logsnr, through the estimates before and the one after."""
@@ -103,7 +105,7 @@ def test_the_corrector_of_short_steps_is_the_method_of_adams_and_moulton():
   np.testing.assert_allclose(plan.correct[2:, 0] / h, [-1 / 12, -1 / 12], rtol=1e-5)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('order,variant,of,corrector,warm,atol', [
     (2, 'bh1', 'x', False, 0, 0.03), (3, 'bh2', 'x', False, 3, 0.05),
     (1, 'bh1', 'x', True, 0, 0.03), (2, 'bh2', 'eps', True, 0, 0.05),
@@ -117,11 +119,13 @@ def test_the_order_is_p_and_with_the_corrector_p_plus_1(order, variant, of, corr
   assert got[0] > order + corrector - 0.2
 
 
+@pytest.mark.long
 def test_lower_orders_at_the_end_leave_an_error_of_second_order():
   sampler = unipc(mixture(), BEND, 3, lower_order_below=1000)
   np.testing.assert_allclose(slopes(sampler, BEND)[1], 2.0, atol=0.05)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('variant,of', [('bh1', 'x'), ('bh2', 'eps')])
 def test_rectified_flow_converges_from_pure_noise_to_pure_data(variant, of):
   """From alpha = 0 to sigma = 0 the exact map is z -> m + s z."""
@@ -132,6 +136,7 @@ def test_rectified_flow_converges_from_pure_noise_to_pure_data(variant, of):
   assert error[0] / error[1] > 3.0
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('of', ['x', 'eps'])
 def test_run_upwards_it_encodes_data_as_noise(of):
   """From sigma = 0 to alpha = 0: the inverse of the exact map, z_1 = (x - m) / s."""
@@ -147,7 +152,7 @@ def test_a_time_repeated_within_a_grid_begins_the_history_anew():
   np.testing.assert_allclose(run(Z, np.concatenate([above, below])), in_turn, rtol=1e-13)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('of,process', [
     ('eps', rectified_flow()), ('x', GaussianProcess(schedules.Linear(*LINEAR)))])
 def test_float32_stays_float32_and_near_float64(of, process):

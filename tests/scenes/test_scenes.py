@@ -108,6 +108,7 @@ def test_colours_have_their_shares_of_a_ray_as_slopes():
   np.testing.assert_allclose(by_background, [np.exp(-2.0), 0.0, 0.0], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_scenes_are_in_the_range_of_the_data_and_begin_at_grey():
   for name in scenes.SCENES:
     scene = scenes.named(name, (N, N, 3))

@@ -19,6 +19,7 @@ def get_config():
   return workdir.import_config(CONFIGS / 'digits' / 'distilled.py').get_config
 
 
+@pytest.mark.long
 def test_every_student_is_a_system_of_the_config_and_makes_as_many_updates(get_config):
   updates = {name: get_config(name).train.steps for name in distilling.RUNS}
   assert len({updates[name] for name in list(distilling.RUNS)[1:]}) == 1
@@ -27,6 +28,7 @@ def test_every_student_is_a_system_of_the_config_and_makes_as_many_updates(get_c
     assert bool(run.pairs) == (get_config(name).data.name == './runs/digits_pairs')
 
 
+@pytest.mark.first(14)
 @pytest.mark.parametrize('point', distilling.POINTS, ids=lambda p: f'{p.run}-{p.steps}-{p.w}')
 def test_a_point_is_a_sampler_of_a_run_at_a_checkpoint_that_is_kept(point, get_config):
   assert catalogue.method(point.sampler, point.steps).name == point.sampler
@@ -73,6 +75,7 @@ def test_a_line_has_its_points_in_the_order_of_their_evaluations():
   assert [label.get_text() for label in right.get_yticklabels()] == ['a: 4', 'a: 1', 'a: 2']
 
 
+@pytest.mark.long
 def test_a_point_is_measured_again_with_any_number_of_samples(tmp_path):
   rng = np.random.default_rng(0)
   np.save(tmp_path / 'data.npy', rng.integers(0, 256, (24, 4, 4, 1), np.uint8))

@@ -68,6 +68,7 @@ def run(monkeypatch):
   return made
 
 
+@pytest.mark.long
 def test_a_stopped_study_goes_on_with_the_batches_that_are_there(run, monkeypatch, tmp_path):
   made, few = [], {'SDEdit': methods.SDEdit(0.5)}
   usual = edits_of_runs.editor

@@ -40,6 +40,7 @@ def test_a_greedy_text_follows_the_most_probable_transitions_of_a_markov_chain()
                            2, 4, 0).tolist() == [[2, 3, 3, 3], [1, 3, 3, 3]]
 
 
+@pytest.mark.long
 def test_all_trainings_begin_alike_and_validation_is_teacher_forcing():
   """The scheduled one begins without own tokens, and validation has none."""
   found = {}

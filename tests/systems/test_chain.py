@@ -46,6 +46,7 @@ def build(config, net=None):
   return experiment, experiment.model(params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('betas,alpha_bar', [
     # Ho et al. (2020): betas in equal steps.  Nichol and Dhariwal (2021), eq. 17.
     ('linear', lambda i: np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))[i - 1]),
@@ -98,7 +99,7 @@ def test_other_numbers_of_steps_end_at_about_the_same_level():
   np.testing.assert_allclose(ends, -10.1177 + 2.0 * np.log(256 / 255), rtol=2e-2)
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('levels', [17, 256])
 @pytest.mark.parametrize('learned', [False, True])
 def test_the_first_step_ends_in_the_published_discretised_normal(levels, learned):
@@ -139,6 +140,7 @@ def of_reals(**model):
   return config
 
 
+@pytest.mark.long
 def test_a_chain_of_real_numbers_ends_in_a_normal_and_scales_nothing():
   """The chain of latent diffusion.  Of an estimate of noise that is 0, the last step is known."""
   config = of_reals(betas='scaled_linear', beta_ends=(0.0015, 0.0195), clip=False)
@@ -170,6 +172,7 @@ def test_a_chain_of_real_numbers_needs_its_settings(config, message):
     build(config(), Reader())
 
 
+@pytest.mark.long
 def test_samples_end_in_the_estimate_where_the_last_noise_is_visible():
   """Data that are all at one level, noise of three levels at the end: its samples have none."""
   pixels, at = decoders.Pixels(), 100

@@ -144,6 +144,7 @@ def sizes() -> dict[str, list[int]]:
   return {(name + variant).replace(':NAME', ':vdm'): numbers(cell) for name, variant, cell in rows}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=pytest.mark.long if name not in PUBLISHED
                  and name.startswith(('cifar10', 'systems')) else ())
@@ -161,6 +162,7 @@ def test_the_size_of_a_network_on_the_page_of_configs_is_its_own(name, tmp_path)
   assert stated == [net, *([sum(counts.values())] if counts else [])]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=() if name in EXAMPLES else pytest.mark.long)
     for name in configs.names()])
@@ -194,6 +196,7 @@ def of_update(config, experiment, params, batch, reported):
   assert metrics.keys() >= reported
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=() if name == 'cifar10/distilled:knowledge' else pytest.mark.long)
     for name in configs.names() if name.startswith(('cifar10/flows', 'cifar10/distilled'))])
@@ -239,6 +242,7 @@ def test_the_consistency_recipe_makes_a_step_with_lpips_whose_loss_is_linear_in_
   np.testing.assert_allclose(losses[1], 2.0 * losses[0], rtol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('data', ['cifar10', pytest.param('mnist', marks=pytest.mark.long)])
 @pytest.mark.parametrize('system', configs.read('systems')[0].SYSTEMS)
 def test_every_system_has_a_loss_of_every_data_set_of_images(system, data, tmp_path):
@@ -248,6 +252,7 @@ def test_every_system_has_a_loss_of_every_data_set_of_images(system, data, tmp_p
   of_loss(experiment, params, batch, REPORTED.get(f'systems:{system}', BOUND))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('student,start', [
     pytest.param('digits/distilled:knowledge', 'digits/distilled:teacher', marks=pytest.mark.long),
     pytest.param('digits/distilled:one_step', 'digits/distilled:reflow', marks=pytest.mark.long),
@@ -260,6 +265,7 @@ def test_a_student_of_pairs_may_start_from_the_run_that_its_config_names(student
   experiment.teacher(of_start.model(params), params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('student,start', [
     ('cifar10/distilled:knowledge', 'cifar10/ddpm'), ('cifar10/flows:reflow', 'cifar10/flows')])
 def test_a_published_student_of_pairs_has_the_process_of_its_teacher(student, start, tmp_path):
@@ -285,6 +291,7 @@ def test_configs_import_the_package_and_no_neighbour():
       assert not {name.split('.')[0] for name in names} & apart, path
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize('name,field,value', [
     *(('systems:' + name, 'timesteps', 10) for name in (
         'scoreflow', 'soft_truncation', 'resampled', 'idode_vp', 'idode_sp', 'scoreode',
@@ -330,6 +337,7 @@ def test_an_objective_that_asks_for_what_nobody_has_is_refused_when_it_is_built(
     compose.experiment(config, net=None, schedule=schedules.Linear(), objective=objective)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('data', ['digits', 'swirl'])  # of 17 levels and of 256
 def test_the_sde_of_scoreflow_starts_at_the_log_snr_of_the_data_s_levels(data):
   config = recipes.digits(scoreflow.default_config())
@@ -340,6 +348,7 @@ def test_the_sde_of_scoreflow_starts_at_the_log_snr_of_the_data_s_levels(data):
   assert scoreflow.vp_sde(config).t_min == 0.25
 
 
+@pytest.mark.first(32)
 @pytest.mark.parametrize('name', configs.names())
 def test_a_configs_schedule_of_work_is_consistent(name):
   _, config = configs.read(name)

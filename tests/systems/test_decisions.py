@@ -86,6 +86,7 @@ def _told(returns, kept):
   return Told((returns,), jnp.broadcast_to(jnp.asarray(kept, jnp.float32), returns.shape))
 
 
+@pytest.mark.long
 def test_the_networks_equal_those_of_the_public_code():
   data = shared('decision_diffuser')
   of = decisions.experiment(_config()).model(_imported(data)).dynamics
@@ -165,6 +166,7 @@ def test_the_planner_composes_one_condition_as_classifier_free_guidance_does():
   np.testing.assert_allclose(one.actions[:, 0], of.act(x[:, 0], x[:, 1]), atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name,theirs', [('cdf', 'CDF'), ('limits', 'Limits'),
                                          ('standard', 'Gaussian')])
 def test_normalisers_equal_those_of_the_public_code(name, theirs):
@@ -242,6 +244,7 @@ def test_composed_conditions_have_the_score_of_the_product():
     guidance.composed(posterior(0.0, 0), [posterior(1.0, 1)], [])
 
 
+@pytest.mark.long
 def test_the_loss_of_the_known_rows_is_zero_whatever_the_network_says():
   process = processes.GaussianProcess(schedules.Cosine(8.0, -8.0))
   wrong = lambda z, level, cond=None: Estimate(z + 1.0, z - 2.0)

@@ -75,6 +75,7 @@ def updates(experiment, params, count):
   return states, metrics
 
 
+@pytest.mark.long
 def test_the_student_becomes_the_teacher_and_the_optimiser_begins_afresh_where_a_phase_begins():
   made = config('progressive', model__halving_updates=2)
   experiment = students_config.build(made)
@@ -91,6 +92,7 @@ def test_the_student_becomes_the_teacher_and_the_optimiser_begins_afresh_where_a
   assert moved(7) == 0.0 and 0.2 < moved(2) / moved(1) < 0.8
 
 
+@pytest.mark.long
 def test_a_student_is_clipped_where_it_is_used_and_neither_it_nor_its_teacher_in_training():
   """The codes of 256 levels reach from -255/256 to 255/256."""
   plain, clipped = (students_config.build(config('progressive', model__clip=clip))
@@ -126,6 +128,7 @@ def calls(experiment, params):
   return str(trace).count('dot_general')
 
 
+@pytest.mark.long
 def test_a_progressive_update_costs_two_evaluations_more_than_the_teacher_s_own():
   experiment = students_config.build(config('progressive'))
   params = experiment.init(random.key(1))
@@ -138,6 +141,7 @@ def test_a_progressive_update_costs_two_evaluations_more_than_the_teacher_s_own(
   assert calls(experiment, params) <= calls(plain, params) + 2 * one
 
 
+@pytest.mark.long
 def test_a_progressive_run_goes_on_bit_for_bit_from_the_middle_of_a_phase(teacher, student):
   """The second start is told no teacher: it is a part of the state."""
   directory = teacher.parent / 'broken_off'
@@ -146,6 +150,7 @@ def test_a_progressive_run_goes_on_bit_for_bit_from_the_middle_of_a_phase(teache
   leaves_equal(commands.final_state(directory), commands.final_state(student))
 
 
+@pytest.mark.long
 def test_a_student_is_loaded_and_sampled_without_its_teacher(teacher, student, tmp_path):
   moved = shutil.copytree(student, tmp_path / 'run')
   evaluations = runs.sample(moved, tmp_path / 'one.npz', count=4)
@@ -161,6 +166,7 @@ def test_a_student_is_loaded_and_sampled_without_its_teacher(teacher, student, t
   assert not np.array_equal(one, np.load(tmp_path / 'four.npz')['images'])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('ask', ['evaluate', 'nats', 'codec'])
 def test_a_student_has_no_likelihood(student, ask):
   model = vdm_jax.load(student)
@@ -178,6 +184,7 @@ def test_a_sampler_of_consistency_models_is_refused_to_others(teacher, tmp_path)
   assert not (tmp_path / 'no.npz').exists()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('changes,message', [
     ({}, 'init_from: its teacher is what it starts from'),
     ({'model__features': 16}, 'it has no net/dense_in/bias of this shape, nor 2 others'),
@@ -200,6 +207,7 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_written(
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.long
 def test_a_student_is_no_longer_than_its_teacher(student, tmp_path):
   """Of a run that was distilled for one step there is nothing to halve."""
   with pytest.raises(InputError, match='config.model.teacher_steps=8: the teacher was distilled '
@@ -207,12 +215,14 @@ def test_a_student_is_no_longer_than_its_teacher(student, tmp_path):
     runs.train(config('progressive'), CONFIG, tmp_path / 'run', init_from=student)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize('step,steps', [(5, 4), (10, 4), (15, 2), (20, 2), (25, 1), (30, 1)])
 def test_a_checkpoint_on_the_way_samples_with_the_steps_of_its_own_phase(student, step, steps):
   trained = workdir.load_trained(student, step=step)
   assert trained.experiment.model(trained.params).distilled == ('ddim_to_x', steps)
 
 
+@pytest.mark.long
 def test_pictures_and_distances_on_the_way_are_of_the_phase_and_no_phase_but_the_last_has_a_best(
     teacher, student, tmp_path, monkeypatch):
   """The loss of a student depends on its N, so losses of two phases are not comparable."""
@@ -240,6 +250,7 @@ def lose_the_checkpoint(directory, how):
     (saved / 'params' / 'manifest.ocdbt').write_bytes(b'')
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('how', ['half-written', 'damaged'])
 def test_a_run_that_lost_its_only_checkpoint_starts_from_its_teacher_again(
     teacher, tmp_path, how):
@@ -260,6 +271,7 @@ def test_a_run_that_lost_its_only_checkpoint_starts_from_its_teacher_again(
   leaves_equal(commands.final_state(directory), first)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('how', ['half-written', 'damaged'])
 def test_a_run_that_needs_no_start_goes_back_to_the_one_it_had_and_not_to_random_weights(
     teacher, tmp_path, how):
@@ -278,6 +290,7 @@ def test_a_run_that_needs_no_start_goes_back_to_the_one_it_had_and_not_to_random
   assert '\n' not in str(error.value) and not workdir.begun(copy)
 
 
+@pytest.mark.long
 def test_a_run_that_has_begun_keeps_its_start_and_warns_of_another(teacher, tmp_path, caplog):
   """Also where its checkpoints are lost later: it begins again as it began."""
   directory, other, asked = tmp_path / 'run', tmp_path / 'other', config(train__steps=5)
@@ -346,6 +359,7 @@ def test_a_progressive_run_that_is_killed_goes_on_bit_for_bit(teacher, tmp_path)
 # ---------------------------------------------------------------- consistency
 
 
+@pytest.mark.long
 def test_the_target_s_average_goes_by_mu_of_the_update():
   made = config('consistency', model__target_rate=0.75)
   experiment = students_config.build(made)
@@ -359,6 +373,7 @@ def test_the_target_s_average_goes_by_mu_of_the_update():
   assert experiment.ema['slow'] == 0.9 and step_lib.default_average(experiment.ema) == 'slow'
 
 
+@pytest.mark.long
 def test_the_discretisation_grows_with_the_update():
   made = config('consistency', model__discretisation='public', model__levels=2,
                 model__last_levels=6, model__growing_updates=4, model__target_rate=0.9)
@@ -380,6 +395,7 @@ def test_what_no_consistency_model_can_have_is_refused_by_its_field(field, value
     students_config.build(config('consistency', **{f'model__{field}': value}))
 
 
+@pytest.mark.long
 def test_a_perceptual_metric_reads_images_between_their_ends_and_is_a_mean_over_the_image():
   """|u - v|_1 of u in [-1, 1] instead of LPIPS: D |u - v|_1 is D to_ends times the metric l1."""
   made, seen = config('consistency', model__metric='lpips'), []
@@ -418,6 +434,7 @@ def test_a_consistency_model_samples_in_one_step_and_in_two(tmp_path):
                      method=catalogue.method('consistency', 2)) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('train', [True, False])
 def test_student_and_target_drop_the_same_features_and_other_keys_drop_others(train):
   """With equal parameters and mu = 0, of a network that returns what is kept of ones."""
@@ -459,6 +476,7 @@ def test_a_consistency_update_costs_three_evaluations_more_than_its_teacher_s():
   assert calls(experiment, params) == calls(plain, params) + 3 * 2
 
 
+@pytest.mark.long
 def test_a_student_of_a_v_teacher_begins_with_its_estimates_on_levels_of_its_own():
   """With sigma_data = 1, v is -F on `vp`: the two differ by the least noise level alone."""
   made = config('consistency', model__sigma_data=1.0)
@@ -494,6 +512,7 @@ def of_lines():
   return made
 
 
+@pytest.mark.long
 def test_a_model_on_straight_lines_is_the_same_network_at_equal_log_snr():
   made = of_lines()
   base = students_config.base(made)
@@ -557,6 +576,7 @@ def without_guidance(params):
   return wrap(embedding), wrap({**embedding, 'guidance': zero})
 
 
+@pytest.mark.long
 def test_a_guided_student_starts_as_its_teacher_and_its_loss_is_the_guidance_it_lacks():
   made, base = of_labels(True)
   experiment = guided.first(made, base)
@@ -590,6 +610,7 @@ def test_a_guided_student_starts_as_its_teacher_and_its_loss_is_the_guidance_it_
   np.testing.assert_allclose(losses, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_teacher_that_has_not_learned_to_do_without_labels_guides_no_student():
   made, base = of_labels(True)
   experiment = guided.first(made, base)
@@ -621,6 +642,7 @@ def test_a_network_that_is_told_no_weight_refuses_one():
     net.init(random.key(0), z, jnp.zeros(2), (label, jnp.ones(2)))
 
 
+@pytest.mark.long
 def test_w_is_drawn_anew_in_the_second_stage():
   made, base = of_labels(True)
   made = vdm.default_config(**progressive.fields() | guided.fields())
@@ -662,6 +684,7 @@ def test_aux_may_be_a_function_of_the_first_parameters_and_owns_its_arrays():
   assert state.aux['w'].unsafe_buffer_pointer() != state.params['w'].unsafe_buffer_pointer()
 
 
+@pytest.mark.long
 def test_a_learned_schedule_is_not_trained_by_distillation():
   """The student's process is the teacher's: no gradient reaches params['schedule']."""
   made = config('progressive')

@@ -38,6 +38,7 @@ def built(**fields):
                                          inputs=inputs.scaled(8.0, -8.0, 1.0))
 
 
+@pytest.mark.long
 def test_the_loss_of_orthogonal_pairs_and_of_equal_features():
   """Logits s on the diagonal and 0 elsewhere: ln(1 + (B - 1) e^-s).  All logits equal: ln B."""
   apart = jnp.eye(4)
@@ -55,6 +56,7 @@ def test_the_loss_of_orthogonal_pairs_and_of_equal_features():
   np.testing.assert_array_equal(right, [1.0, 0.0, 0.0, 0.0])
 
 
+@pytest.mark.long
 def test_examples_are_compared_within_their_group_alone():
   rows = jnp.concatenate([jnp.eye(2), jnp.eye(2)])
   nats, _ = dual_encoder.contrastive(rows, rows, 3.0, 2)
@@ -64,6 +66,7 @@ def test_examples_are_compared_within_their_group_alone():
   np.testing.assert_allclose(swapped[2:], math.log1p(math.exp(3.0)), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_it_reads_noisy_images_at_their_levels_and_texts_up_to_their_ends():
   _, experiment = built()
   rng = np.random.default_rng(0)

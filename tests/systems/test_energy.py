@@ -31,6 +31,7 @@ def gaussian(mean, precision):
 # ------------------------------------------------------------ the denoiser
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('curve', [vp, ve])
 def test_the_denoiser_of_minus_a_log_density_is_that_of_the_data(curve, x64):
   oracle = oracles.Mixture(jnp.array([0.3, 0.7]), jnp.array([[-0.6, 0.2], [0.5, 0.0]]),
@@ -51,6 +52,7 @@ def test_the_denoiser_of_minus_a_log_density_is_that_of_the_data(curve, x64):
   np.testing.assert_allclose(ours, truth - 7.0, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_an_energy_has_a_symmetric_jacobian_and_a_free_network_has_not(x64):
   net = MLP(features=16, blocks=1)
   shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 3)), jnp.zeros(1))['params']
@@ -70,6 +72,7 @@ def test_an_energy_has_a_symmetric_jacobian_and_a_free_network_has_not(x64):
   assert curl(unbound) > 0.1
 
 
+@pytest.mark.long
 def test_the_best_quadratic_energy_of_gaussian_data_is_minus_their_log_density(x64):
   """By the normal equations of denoising score matching, averaged exactly by eight points."""
   covariance, u = np.array([[0.5, 0.2], [0.2, 0.3]]), np.concatenate([np.eye(4), -np.eye(4)])
@@ -91,6 +94,7 @@ def test_the_best_quadratic_energy_of_gaussian_data_is_minus_their_log_density(x
 # ------------------------------------------------------ chains and weights
 
 
+@pytest.mark.long
 def test_chains_draw_from_the_product_of_two_gaussians():
   """Precisions add, and precision-weighted means; 8,000 independent chains, each looked at once."""
   precisions = np.array([[[4.0, 1.0], [1.0, 2.0]], [[1.0, -0.5], [-0.5, 3.0]]])
@@ -116,7 +120,7 @@ def test_chains_draw_from_the_product_of_two_gaussians():
                                4 * square.std(axis=0) / n**0.5)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, ve])
 def test_annealed_importance_sampling_finds_the_normaliser_and_the_weights_of_modes(curve):
   """exp(-E) = sum_k a_k exp(-|z - alpha m_k|^2 / (2 v_k)), v_k = alpha^2 s_k^2 + sigma^2, and at

@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from vdm_jax import decoders, random, schedules
@@ -14,6 +15,7 @@ from vdm_jax.typing import Context
 N = 4000
 
 
+@pytest.mark.long
 def test_a_rectangle_is_erased_or_all_outside_of_one_or_everything():
   keys = random.per_example(random.key(0), jnp.arange(N))
   known = np.asarray(jax.jit(lambda keys: inpainting.erased(keys, 6, 9))(keys))[..., 0]
@@ -49,6 +51,7 @@ class Told(nn.Module):
     return z * jnp.asarray(cond['known'], jnp.float32) + jnp.asarray(cond['mask'], jnp.float32)
 
 
+@pytest.mark.long
 def test_a_network_of_patches_reads_the_part_as_patches_and_other_conditions_as_they_are():
   rng = np.random.default_rng(0)
   z, known = rng.normal(size=(2, 2, 4, 6, 3)).astype(np.float32)
@@ -65,6 +68,7 @@ def test_a_network_of_patches_reads_the_part_as_patches_and_other_conditions_as_
   assert seen == [{'known': (2, 2, 3, 12), 'mask': (2, 2, 3, 12), 'low_res': (2, 2, 3, 3)}]
 
 
+@pytest.mark.long
 def test_training_is_told_the_image_and_a_mask_and_estimates_are_exact_where_it_is_known():
   config = vdm.default_config()
   config.data.update(name='made', shape=(4, 6, 1), levels=256)

@@ -101,6 +101,7 @@ def test_groups_are_of_the_global_batch_whatever_the_devices_and_microbatches(ba
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[0], two[0])
 
 
+@pytest.mark.long
 def test_groups_of_one_are_flow_matching_with_independent_noise(batch):
   alone = built('plane/flows:minibatch_ot', group=1)
   layout = lambda update: parallel.jit_layout(update, jax.devices()[:1])

@@ -397,6 +397,7 @@ def test_lpips_is_of_images_of_one_or_three_channels(shape):
     autoencoder.experiment(config, net=Linear(), distance=dict)
 
 
+@pytest.mark.long
 def test_a_network_whose_last_kernel_is_elsewhere_is_refused_where_a_judge_needs_it():
   config = latent_config.get_config('autoencoder')
   autoencoder.experiment(config, net=Linear())
@@ -478,6 +479,7 @@ def bound():
   return jax.jit(lambda *args: experiment.model(params).bound(*args))(*draws())
 
 
+@pytest.mark.long
 def test_the_terms_of_probabilistic_pca_are_those_of_its_closed_form(bound):
   nats, terms = bound
   latents = terms['reconstruction'] + terms['latent'] + terms['diffusion']
@@ -539,6 +541,7 @@ def test_the_bound_of_the_latents_is_their_entropy_but_for_the_noise_that_is_lef
   assert sum(terms.values()) - entropy == pytest.approx(8.372e-7, abs=1e-10)
 
 
+@pytest.mark.long
 def test_latents_that_are_not_scaled_pay_for_a_prior_that_is_not_theirs(x64):
   """y ~ N(0, 5.49^2): the entropy has ln 5.49 more, which the encoder pays back, and z_1 is not
   N(0, 1).
@@ -572,6 +575,7 @@ class Principal(nn.Module):
     return self.encode(x)
 
 
+@pytest.mark.long
 def test_decoded_samples_have_the_covariance_of_the_principal_components_and_its_rank():
   """With the published variance of a step, a chain of N(0, 1) is exact however few its steps."""
   experiment, params = pca(Principal(), s=1 / 5.49)
@@ -588,6 +592,7 @@ def test_decoded_samples_have_the_covariance_of_the_principal_components_and_its
   assert np.linalg.matrix_rank(products.mean(axis=0), tol=1e-3) == 2
 
 
+@pytest.mark.long
 def test_a_scale_of_the_latents_is_paid_back(bound):
   """y is 5.49 times as large, and s makes z of it as before: the same images, the same nats."""
   experiment, params = pca(PCA(5.49), s=1 / 5.49)
@@ -601,6 +606,7 @@ def test_a_scale_of_the_latents_is_paid_back(bound):
                              atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_flow_of_the_latents_gives_the_evidence_of_the_images():
   """The flow of N(0, 1) is the identity, so only the draw of y is left of the variance: an ELBO."""
   experiment, params = pca()
@@ -614,6 +620,7 @@ def test_the_flow_of_the_latents_gives_the_evidence_of_the_images():
   np.testing.assert_allclose(nats, evidence, atol=5e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('share', [None, 0.5])
 def test_a_chain_that_begins_at_the_latents_themselves_has_the_bound_of_its_variance(share):
   """The network's own variance if it has one, else that of q(z_t | z_s): 10 steps tell them apart.
@@ -633,6 +640,7 @@ def test_a_chain_that_begins_at_the_latents_themselves_has_the_bound_of_its_vari
   assert (model.bound_variance, model.bound_evaluations) == ('published', 2)
 
 
+@pytest.mark.long
 def test_a_chain_of_two_steps_with_the_best_variance_has_the_bound_of_continuous_time():
   """Bao et al. (2022), theorem 1: so latents cost their entropy, and the images the evidence."""
   experiment, params = pca()
@@ -650,6 +658,7 @@ def test_a_chain_of_two_steps_with_the_best_variance_has_the_bound_of_continuous
     bounds.at_times(0, 2, of_normal)(experiment.model(params), batch, keys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('variance, of, other', [(vlb.fixed_large, None, 0.0),
                                                  (vlb.fixed_small, 0.0, None)])
 def test_a_chain_that_ends_in_the_latents_has_the_bound_of_the_variance_that_is_asked_for(
@@ -667,6 +676,7 @@ def test_a_chain_that_ends_in_the_latents_has_the_bound_of_the_variance_that_is_
   assert set(np.asarray(found['evaluations'])) == {10}  # each step once
 
 
+@pytest.mark.long
 def test_the_variances_of_a_model_of_latents_are_those_of_draws_of_them(monkeypatch):
   """Of z ~ N(0, 1) the variance is 1 at each level; of their means, which are 0 here, 1 - sigma^2.
   """
@@ -687,6 +697,7 @@ def test_the_variances_of_a_model_of_latents_are_those_of_draws_of_them(monkeypa
   assert np.all(found.standard_error < 0.1)
 
 
+@pytest.mark.long
 def test_validation_reports_the_bound_on_the_data_and_training_calls_no_decoder(bound):
   experiment, params = pca()
   batch, t, keys = draws(64)
@@ -713,6 +724,7 @@ def remade(change):
   return latent.of(config, build, autoencoder=PCA()), pca()[1]
 
 
+@pytest.mark.long
 def test_all_parts_of_a_bound_of_the_system_s_own_are_reported_per_number_of_the_data():
   def change(base):
     def model(params, keys=None):
@@ -821,6 +833,7 @@ def mean_and_error(values, parts=100):
   return of.mean(), np.std(of, ddof=1) / np.sqrt(parts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('scale', [1.0, 5.49])
 def test_the_bound_of_exact_indices_is_their_entropy_whatever_the_scale(scale):
   n = 100_000
@@ -840,6 +853,7 @@ def test_the_bound_of_exact_indices_is_their_entropy_whatever_the_scale(scale):
   assert model.index_nats == pytest.approx(2 * np.log(3))
 
 
+@pytest.mark.long
 def test_a_network_of_equal_odds_pays_them_and_a_chain_pays_at_least_the_entropy():
   """Of equal odds, each image costs 2 log 3, whatever its indices; few steps cost more."""
   n = 100_000
@@ -856,6 +870,7 @@ def test_a_network_of_equal_odds_pays_them_and_a_chain_pays_at_least_the_entropy
   assert mean - ENTROPY > 8 * error
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('quantised', [True, False])
 def test_whole_paths_of_indices_and_single_times_are_one_bound_and_more_paths_tighten_it(quantised):
   batch, _ = coded_data(1000)
@@ -878,6 +893,7 @@ def test_whole_paths_of_indices_and_single_times_are_one_bound_and_more_paths_ti
   assert left.mean() > -4 * left.std() / np.sqrt(1000)
 
 
+@pytest.mark.long
 def test_the_flow_of_exact_indices_costs_no_less_than_their_entropy():
   batch, _ = coded_data(200)
   keys = random.per_example(random.key(4), jnp.arange(200))
@@ -890,6 +906,7 @@ def test_the_flow_of_exact_indices_costs_no_less_than_their_entropy():
   assert abs(nats.mean() - ENTROPY) < 4 * error < 0.3
 
 
+@pytest.mark.long
 def test_a_published_chain_of_indices_ends_in_their_law():
   """Its last step is a choice of an entry.
 
@@ -910,6 +927,7 @@ def test_a_published_chain_of_indices_ends_in_their_law():
   assert abs(np.mean(terms['reconstruction'])) < 1e-3
 
 
+@pytest.mark.long
 def test_validation_of_vectors_reports_the_bound_of_their_indices_by_one_call_of_the_network():
   calls = []
 
@@ -936,6 +954,7 @@ def test_validation_of_vectors_reports_the_bound_of_their_indices_by_one_call_of
   assert not expected.keys() & terms.keys() and len(calls) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('quantised', [True, False])
 def test_a_codebook_trains_alike_on_images_and_on_the_encoder_s_kept_output(quantised):
   experiment, params = coded(quantised=quantised)
@@ -973,6 +992,7 @@ def of_normal(estimate, at_t, at_s):
   return reverse_variance(at_t, at_s, jax.nn.sigmoid(-at_t.logsnr))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('estimate', [
     lambda k: paths.importance_weighted(k, 2, of_normal),
     lambda k: ode.estimator(probe='exact', steps=2, importance=k)], ids=['iw', 'ode'])
@@ -988,6 +1008,7 @@ def test_importance_weights_close_the_gap_of_an_encoder_that_is_not_exact(estima
   assert many.mean() > -4 * error(many)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('k', [1, 3])
 def test_with_the_exact_encoder_each_number_of_paths_is_the_evidence(k):
   gap = evidence_gap(paths.importance_weighted(k, 2, of_normal), PCA(), 200)
@@ -1020,6 +1041,7 @@ def trained(tmp_path_factory):
   return place
 
 
+@pytest.mark.long
 def test_the_training_of_an_autoencoder_without_lpips_says_so(trained):
   said = (trained / 'first.txt').read_text().splitlines()
   line, = [line for line in said if 'LPIPS' in line]
@@ -1042,6 +1064,7 @@ def test_how_lpips_is_turned_on_is_said_where_it_can_be(shape, says):
   assert not training._without_lpips(config, shape)
 
 
+@pytest.mark.long
 def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):
   model = workdir.load(trained / 'first')
   assert isinstance(model, Reconstructs)
@@ -1081,6 +1104,7 @@ def test_an_autoencoder_and_its_judge_resume_bit_for_bit(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
+@pytest.mark.long
 def test_a_run_of_latents_keeps_its_autoencoder_and_the_scale_of_its_first_batch(trained):
   first, second = (workdir.load_trained(trained / name) for name in ('first', 'second'))
   own = {name: first.params[name] for name in ('net', 'log_std')}
@@ -1099,6 +1123,7 @@ def test_a_run_of_latents_keeps_its_autoencoder_and_the_scale_of_its_first_batch
               if 'autoencoder' in jax.tree_util.keystr(path)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('changes,says', [
     ({}, 'needs a trained autoencoder, and none is named'),
     ({'model__autoencoder': 'none'}, '^config.model.autoencoder=.none.: it holds no run'),
@@ -1115,6 +1140,7 @@ def test_a_run_of_latents_that_cannot_begin_writes_nothing(trained, tmp_path, mo
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.long
 def test_a_run_of_latents_goes_on_without_its_autoencoder_but_not_with_another(
     trained, tmp_path, monkeypatch):
   shutil.copytree(trained / 'first', tmp_path / 'first')

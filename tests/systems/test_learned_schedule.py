@@ -46,6 +46,7 @@ def test_stratified_times_divide_the_variance_of_the_linear_schedule_by_167(publ
   np.testing.assert_allclose(ratio, 167, atol=0.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['alpha-cosine', 'beta-linear'])
 def test_uniform_log_snr_has_the_variances_of_the_linear_schedule_under_every_other(published, name,
                                                                                     x64):
@@ -120,6 +121,7 @@ def test_the_gradient_of_the_interior_is_that_of_the_mean_square_and_of_the_ends
   assert (noise[1] < noise[0]).all()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('make,devices', [
     (parallel.jit_layout, jax.devices()[:1]), (parallel.jit_layout, None),
     (parallel.pmap_layout, None)], ids=['one', 'jit', 'pmap'])
@@ -214,6 +216,7 @@ def after_one_step(gradient, **fields):
   return optax.apply_updates(PARAMS, updates)
 
 
+@pytest.mark.long
 def test_the_schedule_has_its_own_rate_and_no_decay():
   """The first step of Adam is the rate times the sign of the gradient; the kernel decays."""
   ones = jax.tree.map(jnp.ones_like, PARAMS)

@@ -71,6 +71,7 @@ def test_every_schedule_ends_where_it_should_to_the_bit_and_has_the_square_as_it
     np.testing.assert_array_equal(at(1.0), np.full((5, 100), np.float32(-5.0)))
 
 
+@pytest.mark.long
 def test_times_that_are_not_one_for_each_example_are_refused():
   schedule = PolynomialSchedule(*jnp.ones((3, 4, 2)))
   assert schedule(0.5).shape == schedule(jnp.full(4, 0.5)).shape == (4, 2)
@@ -132,6 +133,7 @@ def test_the_integral_is_that_of_a_gradient_field_for_the_exact_denoiser_and_no_
   assert abs(by_path[2] - by_path[3]) > 0.05
 
 
+@pytest.mark.long
 def test_one_schedule_for_all_pixels_is_a_scalar_one_and_its_interior_does_not_matter(x64):
   """1/2 log (1 + s^2 e^6) / (1 + s^2 e^-4), s = 1/2, for each of four pixels."""
   t, weights = gauss_legendre(200)
