@@ -127,7 +127,7 @@ INSIDE = ((3 * 32 - 2) / (3 * 32)) ** 2  # at the border a third of the kernel's
 
 @pytest.mark.long
 @pytest.mark.parametrize('blocks,features,batch', [
-    (2, 256, 4), pytest.param(32, 128, 128, marks=pytest.mark.long)])
+    (2, 256, 4), (32, 128, 128)])
 def test_the_work_of_a_step_is_that_of_its_matrix_products(blocks, features, batch, tmp_path):
   counted = speed.step_flop(subject(CIFAR10, tmp_path, blocks=blocks, features=features,
                                     batch_size=batch))

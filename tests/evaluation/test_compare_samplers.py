@@ -152,10 +152,9 @@ def command(*flags):
 @pytest.mark.parametrize('flag,message', [
     ('--samplers=ddim,nonsense', '--samplers=nonsense: '),
     ('--samplers=my.py:mine', '--samplers=my.py:mine: there is no file my.py'),
-    *(pytest.param(*case, marks=pytest.mark.long) for case in (
-        ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose one of'),
-        ('--count=1', '--count=1: it must be at least 2'),
-        ('--seed=0', 'holds no run'))),
+    ('--samplers=ddim,pc_mala', '--samplers=pc_mala: there is no such choice; choose one of'),
+    ('--count=1', '--count=1: it must be at least 2'),
+    ('--seed=0', 'holds no run'),
 ])
 def test_the_command_refuses_bad_input_in_one_line(tmp_path, flag, message):
   done = command(f'--workdir={tmp_path}', flag)

@@ -69,7 +69,7 @@ def check(z, there, back, expected, scale):
 @pytest.mark.long
 @pytest.mark.parametrize('method', [
     pytest.param({'steps': 300}, id='fixed'),
-    pytest.param({'rtol': 1e-7, 'atol': 1e-7}, id='adaptive', marks=pytest.mark.long)])
+    pytest.param({'rtol': 1e-7, 'atol': 1e-7}, id='adaptive')])
 def test_on_every_curve_the_density_is_that_of_the_exact_map_and_the_way_back_agrees(method):
   @jax.jit
   def run(which):
@@ -220,7 +220,7 @@ def test_the_probes_are_unbiased_with_the_variance_that_the_integrated_jacobian_
 @pytest.mark.long
 @pytest.mark.parametrize('method', [
     pytest.param({'steps': 96}, id='fixed'),
-    pytest.param({'rtol': 1e-8, 'atol': 1e-8}, id='adaptive', marks=pytest.mark.long)])
+    pytest.param({'rtol': 1e-8, 'atol': 1e-8}, id='adaptive')])
 def test_gradients_by_data_denoiser_and_schedule_are_those_of_the_closed_form(method):
   params = {'mean': jnp.array([0.3, -0.2]), 'std': jnp.array([0.4, 1.3]),
             'high': jnp.asarray(4.0), 'low': jnp.asarray(-3.0)}

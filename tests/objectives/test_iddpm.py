@@ -77,7 +77,7 @@ def test_v_of_0_and_1_are_the_variances_of_the_posterior_and_of_the_forward_step
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('steps', [1, 4, pytest.param(25, marks=pytest.mark.long)])
+@pytest.mark.parametrize('steps', [1, 4, 25])
 def test_the_best_v_on_gaussian_data_is_that_of_the_true_variance(steps, x64):
   """p(z_s | z_t) is normal there: Bayes' rule on the two marginals and the forward step.
 

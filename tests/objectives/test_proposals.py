@@ -256,7 +256,7 @@ def run(layout, devices, steps, batch=B):
 
 @pytest.mark.long
 @pytest.mark.parametrize('layout', [parallel.jit_layout,
-                                    pytest.param(parallel.pmap_layout, marks=pytest.mark.long)])
+                                    parallel.pmap_layout])
 def test_the_history_of_a_run_is_the_same_on_one_device_and_on_four_and_holds_the_losses_as_such(
     layout):
   """Losses without their weights, in the order of the global batch."""

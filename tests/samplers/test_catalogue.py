@@ -262,9 +262,7 @@ def test_samplers_by_a_drift_and_a_score_are_among_those_certified():
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', certified.BY_DRIFT)
-@pytest.mark.parametrize('curve', [
-    'flow', *(pytest.param(curve, marks=pytest.mark.long)
-              for curve in certification.CURVES if curve != 'flow')])
+@pytest.mark.parametrize('curve', certification.CURVES)
 def test_samplers_by_a_drift_and_a_score_keep_their_claims(curve, name):
   make, order = certified.BY_DRIFT[name]
   assert all(row.passed for row in certification.certify(make, order, curves=[curve]))

@@ -124,8 +124,8 @@ def test_pigdm_is_exact_for_data_of_its_own_variance():
 
 @pytest.mark.long
 @pytest.mark.parametrize('scale,want,digit', [
-    (0.3, 4.7, 0.1), pytest.param(0.1, 4.6, 0.1, marks=pytest.mark.long),
-    pytest.param(1.0, 16.8, 0.1, marks=pytest.mark.long)])
+    (0.3, 4.7, 0.1), (0.1, 4.6, 0.1),
+    (1.0, 16.8, 0.1)])
 def test_dps_is_far_from_the_posterior_as_was_found_elsewhere(scale, want, digit):
   """By the moments of the samples; the error is that of ten parts."""
   n, times = 10_000, np.linspace(1.0, 0.0, 1001)
@@ -145,9 +145,9 @@ FIRST = Problem(inverse.kept(np.array([True, False])), jnp.array([[1.5]]))
 @pytest.mark.long
 @pytest.mark.parametrize('visits,mean,variance', [
     (1, 0.93775, 0.30913), (2, 1.14689, 0.24083),
-    pytest.param(5, 1.28257, 0.20594, marks=pytest.mark.long),
-    pytest.param(10, 1.32007, 0.19647, marks=pytest.mark.long),
-    pytest.param(20, 1.33599, 0.19218, marks=pytest.mark.long)])
+    (5, 1.28257, 0.20594),
+    (10, 1.32007, 0.19647),
+    (20, 1.33599, 0.19218)])
 def test_replacement_and_repaint_have_the_moments_that_were_found_elsewhere(visits, mean, variance):
   """Two unit Gaussians of correlation 0.9; the right ones are 1.35 and 0.19."""
   times = np.linspace(1.0, 0.0, 1001)

@@ -70,7 +70,7 @@ def limit(rho, y):
 @pytest.mark.long
 @pytest.mark.parametrize('visits,mean,variance', [
     (2, limit(0.9, 1.5), 0.24083),
-    pytest.param(5, 1.28257, 0.20594, marks=pytest.mark.long)])
+    (5, 1.28257, 0.20594)])
 def test_more_visits_bring_the_mean_nearer_to_the_right_one(visits, mean, variance):
   """The right ones are 1.35 and 0.19, and of one visit 0.94 and 0.31.  Other variances, and the
   mean of 5 visits, were run elsewhere, with 1,000 steps."""

@@ -101,8 +101,8 @@ def solve(data, schedule, algorithm, multistep, order, solver_type, times, optio
 @pytest.mark.long
 @pytest.mark.parametrize('algorithm,wanted', [
     ('dpmsolver', 'taylor'), ('dpmsolver++', 'dpmsolver'),
-    pytest.param('dpmsolver', 'dpmsolver', marks=pytest.mark.long),
-    pytest.param('dpmsolver++', 'taylor', marks=pytest.mark.long)])
+    ('dpmsolver', 'dpmsolver'),
+    ('dpmsolver++', 'taylor')])
 def test_the_runs_of_the_authors_are_reproduced(algorithm, wanted):
   @functools.cache
   def to_zero(data, schedule):

@@ -45,8 +45,7 @@ PUBLISHED = {'cifar10/vdm': 30_578_179, 'cifar10/augmented:open': 122_137_603,
              'published/glide': 385_030_726 - 76_695_808,  # less its text transformer
              'published/autoencoder:vq-f4': 55_322_782, 'published/autoencoder:taesd': 2_445_063}
 # Of each kind of config one; the others are traced by the long tests.
-EXAMPLES = {'cifar10/vdm', 'plane/flows:minibatch_ot', 'plane/flows:reflow', 'digits/vdm',
-            'digits/classifier', 'plane/dpm2015', 'sequences/motion'}
+EXAMPLES = {'digits/vdm', 'digits/classifier', 'plane/dpm2015'}
 BOUND = {'bits_per_dim', 'reconstruction', 'latent', 'diffusion'}
 REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
             'digits/noisy_classifier': {'accuracy'},
@@ -145,10 +144,7 @@ def sizes() -> dict[str, list[int]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.long if name not in PUBLISHED
-                 and name.startswith(('cifar10', 'systems')) else ())
-    for name in sizes()])
+@pytest.mark.parametrize('name', sizes())
 def test_the_size_of_a_network_on_the_page_of_configs_is_its_own(name, tmp_path):
   stated = sizes()[name]
   if name in PUBLISHED:  # the next test counts them
@@ -162,7 +158,6 @@ def test_the_size_of_a_network_on_the_page_of_configs_is_its_own(name, tmp_path)
   assert stated == [net, *([sum(counts.values())] if counts else [])]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=() if name in EXAMPLES else pytest.mark.long)
     for name in configs.names()])
@@ -198,8 +193,7 @@ def of_update(config, experiment, params, batch, reported):
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=() if name == 'cifar10/distilled:knowledge' else pytest.mark.long)
-    for name in configs.names() if name.startswith(('cifar10/flows', 'cifar10/distilled'))])
+    name for name in configs.names() if name.startswith(('cifar10/flows', 'cifar10/distilled'))])
 def test_the_update_of_a_published_recipe_traces_with_a_block_of_each_size(
     name, tmp_path, monkeypatch):
   configured = networks.configured
@@ -254,8 +248,8 @@ def test_every_system_has_a_loss_of_every_data_set_of_images(system, data, tmp_p
 
 @pytest.mark.long
 @pytest.mark.parametrize('student,start', [
-    pytest.param('digits/distilled:knowledge', 'digits/distilled:teacher', marks=pytest.mark.long),
-    pytest.param('digits/distilled:one_step', 'digits/distilled:reflow', marks=pytest.mark.long),
+    ('digits/distilled:knowledge', 'digits/distilled:teacher'),
+    ('digits/distilled:one_step', 'digits/distilled:reflow'),
     ('plane/distilled:knowledge', 'plane/distilled:teacher'),
     ('plane/flows:distilled', 'plane/flows:ot'), ('plane/flows:distilled', 'plane/flows:reflow')])
 def test_a_student_of_pairs_may_start_from_the_run_that_its_config_names(student, start, tmp_path):
