@@ -143,6 +143,7 @@ def test_the_recipe_of_cifar10_takes_what_the_table_of_performance_says():
   assert by_hand < said < 1.015 * by_hand
 
 
+@pytest.mark.long
 def test_one_evaluation_is_a_third_of_a_step(tmp_path):
   one = subject(CIFAR10, tmp_path, blocks=1, features=256, batch_size=4)
   by_hand = step_flop_by_hand(1, 256, 4, INSIDE) / 3

@@ -36,6 +36,7 @@ def test_the_state_is_the_parameters_four_times(wide):
     assert 0 < row['fsdp_state_bytes'] - 16 * 2**17 // parts <= 64
 
 
+@pytest.mark.long
 def test_temporary_arrays_grow_in_proportion_to_the_images(wide):
   """At least tanh(h) is kept of each, 2^17 bytes; what is counted at 4 and 8 holds at 32."""
   about, _ = wide

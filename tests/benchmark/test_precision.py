@@ -201,6 +201,7 @@ def test_a_trunk_in_bfloat16_differs_by_its_rounding_and_no_more(run):
   assert result['examples'] == 100 and floor['bits_above'] > 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('options,message', [
     ({'times': 3}, '^times=3: .*give an even number'), ({'examples': 0}, '^examples=0: '),
     ({'repeats': 0}, '^repeats=0: '), ({'split': 'test', 'step': 7}, '^step=7: ')])

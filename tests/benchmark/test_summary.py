@@ -29,6 +29,7 @@ def test_a_dit_takes_the_published_gflops(size, gflop):
   np.testing.assert_allclose(flop / 2e9, gflop, rtol=0.006)
 
 
+@pytest.mark.long
 def test_the_blocks_of_a_network_add_up_to_the_published_count():
   rows = of('cifar10/augmented:paper')
   assert sum(row.parameters for row in rows) == 139_279_877  # its schedule of 3,074 included

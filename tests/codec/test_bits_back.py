@@ -164,6 +164,7 @@ def one_draw(t, keys, data, variance=None):
   return (_analytic if variance else _small)(t, keys, data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('white', [True, False], ids=['whitened', 'plain'])
 def test_popped_latents_are_fresh_noise_only_if_the_stack_is_whitened(white, monkeypatch):
   """E noise^2 = 1 + 1 / (12 c^2) in standard deviations of q, for c = 2 bins each."""
@@ -202,6 +203,7 @@ def test_a_model_without_a_chain_is_refused(problem, fields):
     codec.chain(of(uniform, **fields), LEVELS, 20)
 
 
+@pytest.mark.long
 def test_a_log_snr_that_stands_still_is_refused():
   flat = lambda t: jnp.where(t < 0.5, 7.4 - 20.0 * t, -2.6)
   still = of(uniform)._replace(process=processes.GaussianProcess(flat))

@@ -25,7 +25,7 @@ def along_the_mean(shift, ratio, count, draws):
   return noise, np.array([c.number for c in chosen])
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('bits, draws', [(0.5, 2000), (2.0, 1000), (4.0, 300)])
 def test_what_arrives_is_a_sample_of_q_at_the_price_of_its_divergence(bits, draws):
   shift, ratio = block(bits)

@@ -54,7 +54,7 @@ def test_images_of_a_data_set_come_back_byte_for_byte(name, shape):
   require_back(model_of(of), images)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('channels', [1, 3])
 def test_images_of_odd_sides_come_back_byte_for_byte(channels):
   rng, pixels = np.random.default_rng(0), decoders.Pixels(256)

@@ -59,6 +59,7 @@ def test_a_folder_of_pictures_comes_back_pixel_by_pixel(folder, encoded, tmp_pat
     np.testing.assert_array_equal(np.asarray(Image.open(decoded)), np.asarray(Image.open(path)))
 
 
+@pytest.mark.long
 def test_the_parts_of_a_file_are_its_size(encoded):
   out, report = encoded
   net = report.net * report.dimensions * report.count / 8.0
@@ -129,7 +130,7 @@ def test_arrays_are_decoded_in_the_memory_of_a_few(tmp_path):
   assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['images.npz']
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', ['PNG', 'WebP', 'JPEG XL'])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_a_sheet_of_noise_costs_its_entropy_and_a_plain_one_nearly_nothing(name, channels):
@@ -263,6 +264,7 @@ def test_a_file_of_a_newer_version_is_refused(encoded, tmp_path):
     compressing.info(tmp_path / 'new.vdmz')
 
 
+@pytest.mark.long
 def test_what_cannot_be_encoded_is_refused_and_leaves_no_file(folder, run, tmp_path, monkeypatch):
   np.savez(tmp_path / 'wide.npz', images=np.zeros((2, 4, 5, 1), np.uint8))
   np.savez(tmp_path / 'other.npz', pictures=np.zeros((2, 4, 4, 1), np.uint8))

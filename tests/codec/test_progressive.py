@@ -163,7 +163,7 @@ def test_at_a_large_rate_the_excess_is_that_of_a_uniform_noise():
   assert uqdm.rate(8.0) - 8.0 == pytest.approx(0.5 * np.log2(2.0 * np.pi * np.e / 12.0), abs=1e-4)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('steps, published', [(1, 8.847), (4, 9.551)])
 def test_the_rate_of_a_chain_grows_with_its_steps(steps, published):
   """N(0, 1/4), log-SNR 13.3 to -5, whose Gaussian rate is 8.5927 bits at any T."""

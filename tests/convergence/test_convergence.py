@@ -178,6 +178,7 @@ def test_the_divergence_of_a_deterministic_sampler_tends_to_that_of_the_exact_fl
   np.testing.assert_allclose(result.kl, kl, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_the_total_variation_in_many_dimensions_is_within_its_error_and_known_in_one():
   """Of N(0, 1) and N(m, 1), as a step without noise would leave them: 2 Phi(m / 2) - 1."""
   for d in (1, 4):
@@ -192,7 +193,7 @@ def test_the_total_variation_in_many_dimensions_is_within_its_error_and_known_in
 churned = functools.partial(edm.edm, s_churn=40.0)
 
 
-@pytest.mark.first(5)
+@pytest.mark.first(4)
 @pytest.mark.parametrize('arguments,words', [
     ({'truth': NORMAL.__call__}, 'the law of a method is not known'),
     ({'truth': oracles.Gaussian(0.0, 1.0)}, 'shape: it is missing'),

@@ -55,6 +55,7 @@ def numbered(path, n=23, shape=(4, 4, 3)):
 # The data sets.
 
 
+@pytest.mark.long
 def test_of_two_preparations_at_once_one_is_used_and_nothing_else_is_left(data_dir):
   assert os.listdir(data_dir / 'digits') == ['1.0.0']
 

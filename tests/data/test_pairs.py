@@ -82,6 +82,7 @@ def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it_as_floats(teacher,
   assert abs(got['z_1.npy'].std() - 1.0) < 4 / (2 * 120)**0.5
 
 
+@pytest.mark.long
 def test_pairs_are_read_as_named_float_fields_and_their_hash_is_kept(teacher, made):
   _, config = tiny()
   config.data.update(name=str(made), validation=5)
@@ -451,6 +452,7 @@ def test_pairs_of_a_model_on_another_path_are_refused_and_older_pairs_are_not_co
   learner(place)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('student', ['distilled', 'knowledge'])
 def test_a_student_of_pairs_checks_the_process_and_the_estimate_of_the_run_it_starts_from(
     made, student):
@@ -500,6 +502,7 @@ def test_a_student_by_knowledge_refuses_the_noise_of_another_process(made, tmp_p
     learner(place)
 
 
+@pytest.mark.long
 def test_pairs_of_images_of_another_size_are_refused_by_the_config_of_others(made, tmp_path):
   """Pairs of an older version, which kept no process: another process is found before the size."""
   module, config = configs.read('digits/flows:reflow')

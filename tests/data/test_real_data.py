@@ -102,6 +102,7 @@ def test_a_run_of_real_data_is_trained_evaluated_and_sampled(run, tmp_path):
     assert drawn['images'].shape == (3, 32, 2) and drawn['images'].dtype == np.float32
 
 
+@pytest.mark.long
 def test_what_needs_levels_is_refused_of_real_data(run):
   with pytest.raises(InputError, match='the data are real numbers'):
     runs.evaluate(run, estimates=['ode/uniform'], examples=4)

@@ -21,6 +21,7 @@ def every(d, split):
   return d.split(split).get(np.arange(len(d.split(split))))
 
 
+@pytest.mark.long
 def test_the_pictures_have_the_counted_number_sum_and_second_moment():
   """Counted apart from this code: 9,216, 902,587,392 and 0.458510."""
   images = shapes.images()

@@ -135,6 +135,7 @@ def test_a_field_of_texts_makes_the_tokeniser_of_its_values():
     tokenisers.field('caption', tokenisers.Settings('word'))
 
 
+@pytest.mark.long
 def test_nothing_is_the_empty_text(tmp_path):
   """A file of 48,894 merges of two letters each, by a rule: CLIP's levels are then the published
   ones, and so are those of GPT-2 for 50,000."""

@@ -22,6 +22,7 @@ def test_every_identity_of_the_walk_is_two_equal_numbers(pairs):
   assert not [line for line, left, right in pairs if not pages.agree(left, right)]
 
 
+@pytest.mark.long
 def test_the_numbers_could_tell_and_none_is_missing(pairs):
   assert len(pairs) == PRINTS + 3  # the four transitions are one print in a loop
   assert PRINTS == pages.promised(TEXT)

@@ -194,6 +194,7 @@ def named(argument: str) -> str:
   return match[1] if match and argument.startswith('--') else ''
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('text', [
     *(pytest.param(text, id=name) for name, text in TEXTS.items()),
     *(pytest.param(f'`{of.command}`', id=f'measured/{table}') for table, of in MEASURED.items())])

@@ -31,6 +31,7 @@ def test_the_two_dimensional_example_is_short():
   assert len(program.splitlines()) <= 32
 
 
+@pytest.mark.long
 def test_the_objective_is_a_weighted_bound_draw_by_draw(readme):
   process = processes.GaussianProcess(schedules.Linear(4.0, -4.0))
   args = (oracles.Gaussian(0.3, 0.5), process, jax.random.normal(jax.random.key(1), (64, 3)),
@@ -41,6 +42,7 @@ def test_the_objective_is_a_weighted_bound_draw_by_draw(readme):
   np.testing.assert_allclose(nats, alpha * bound, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_sampler_has_first_order(readme):
   rows = certification.certify(readme.names['sampler'], order=1)
   assert all(row.passed and row.evaluations_per_step == 1 for row in rows)

@@ -231,6 +231,7 @@ def test_maps_are_captured_under_jit_and_remat_after_an_edit_and_are_softmaxes()
     np.testing.assert_allclose(np.sum(doubled.extra['attention'][name], axis=-1), 2.0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_maps_are_captured_of_a_network_inside_another():
   z, _, _ = case()
   net = LabelledUNet(NET, classes=3, features=6)
@@ -243,6 +244,7 @@ def test_maps_are_captured_of_a_network_inside_another():
   assert found['net/mid_attention/block_0/cross/told'].shape == (4, 2, 16, 1)
 
 
+@pytest.mark.long
 def test_what_shows_no_maps_is_refused_in_one_clear_line():
   z, context, params = case()
   level = PROCESS(jnp.full(4, 0.5))
@@ -273,6 +275,7 @@ def _without_a_gpu(denoise, *args):
     return denoise(*args)
 
 
+@pytest.mark.long
 def test_maps_of_stacked_blocks_are_edited_but_not_captured():
   net = DiT(patch=2, features=8, depth=2, attention_heads=2)
   level, seen = PROCESS(jnp.full(2, 0.5)), []

@@ -31,6 +31,7 @@ def differing(inside, source=0.5, target=-0.8, std=0.5):
   return [oracles.Gaussian(np.where(wide, mean, 0.2), std) for mean in (target, source)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('w', [0.0, 3.0])
 def test_the_difference_is_the_closed_form_for_every_noise(w):
   """sigma alpha |m_t - m_s| / (alpha^2 s^2 + sigma^2) inside, 0 outside; 1 + w times under
@@ -120,7 +121,7 @@ def of_case(name):
 CASES = ['plain', 'guided', 'large_region', 'not_so_large_region']
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_the_mask_is_that_of_diffusers(name):
   """Its noises are recorded.  It takes told for untold there, which changes the map by a factor

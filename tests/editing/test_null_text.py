@@ -23,6 +23,7 @@ def untold(z, level, null):
   return oracles.Gaussian(null, 0.5)(z, level)
 
 
+@pytest.mark.long
 def test_guided_sampling_leaves_the_inversion_and_comes_back_with_tuned_embeddings():
   null = jnp.full((3, 4), 0.1)
 

@@ -30,6 +30,7 @@ def test_the_gradient_of_a_cosine_is_the_one_by_hand():
   np.testing.assert_allclose(image(Z, CLEAN, None), want, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_reference_has_new_noise_at_each_level_and_the_same_in_each_call():
   seen = []
   watch = lambda z, level: seen.append(z) or z
@@ -74,6 +75,7 @@ def test_gradients_add_with_their_weights():
     semantic.together()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('std,shift', [(0.5, 1.394891), (1.0, 2.503358)])
 def test_a_linear_similarity_moves_the_flow_by_the_closed_form(std, shift):
   """F = a z of weight w, from noise of sigma / alpha = e^2.5: the samples move by shift w a."""

@@ -55,6 +55,7 @@ def test_a_sampler_takes_the_steps_that_fit_into_the_evaluations(found):
   assert found.evaluations == (1, 41) and found.count == 400
 
 
+@pytest.mark.long
 def test_one_step_of_ddim_is_as_far_as_is_known_and_many_are_at_the_floor(found):
   """After one step all samples are at the mean: |x - m| in 3 dimensions is 2 STD sqrt(2 / pi)."""
   one, many = found.results['ddim'].values()

@@ -34,6 +34,7 @@ def test_a_linear_loss_is_raised_as_far_as_the_ball_allows(norm_of):
   np.testing.assert_array_equal(one[0], found[2])
 
 
+@pytest.mark.long
 def test_the_range_of_x_is_kept():
   x = jnp.array([[0.9, 0.0, 0.9]])
   found = robustness.pgd(lambda x, _: x @ W, keys_of(1), x, Attack(0.3), low=-0.2, high=1.0)
@@ -75,6 +76,7 @@ def test_more_draws_bring_the_direction_to_that_of_the_mean():
     assert abs(np.mean(np.abs(tangent) < want) - q) < 4 * (q * (1 - q) / 2000)**0.5
 
 
+@pytest.mark.long
 def test_a_known_noise_is_a_fixed_function():
   keys, x = keys_of(4, 7), jnp.zeros((4, 3))
   found = robustness.pgd(noisy, keys_of(4), x, Attack(0.3, steps=8), known=keys)

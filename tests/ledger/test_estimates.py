@@ -212,6 +212,7 @@ def test_the_flow_of_an_oracle_is_above_the_entropy_and_says_what_it_cost():
   assert of.row['evaluations_per_image'] == of.row['evaluations_max'] == 4 * 8 * 4 * 3
 
 
+@pytest.mark.long
 def test_where_jax_has_64_bits_the_times_of_the_bound_are_those_of_32():
   """In float64 a key draws other numbers."""
   times = lambda: np.asarray(bounds.draw_times({}, jax.random.split(jax.random.key(0), 5), 4)[1])

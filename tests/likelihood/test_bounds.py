@@ -231,6 +231,7 @@ def test_one_device_and_four_give_the_same_numbers(monkeypatch):
   same_samples(evaluate(QUANTISED, thirteen(), batch_size=64), four)
 
 
+@pytest.mark.long
 def test_the_first_images_alone_get_the_numbers_they_get_among_all():
   images = thirteen()
   all_of_them = evaluate(QUANTISED, images)
@@ -281,6 +282,7 @@ def latent_of(x):
   return 0.5 * (sigma2 + alpha2 * x**2 - 1 - np.log(sigma2))
 
 
+@pytest.mark.long
 def test_the_error_over_draws_is_what_repeated_evaluations_of_the_same_images_show():
   """Also where a ledger has no more than two repetitions of a few images."""
   images = gaussian_images(20)

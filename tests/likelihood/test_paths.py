@@ -71,6 +71,7 @@ def test_a_single_path_has_the_bound_of_the_chain_in_expectation():
   np.testing.assert_allclose(found['single'], found['nats'], rtol=1e-5, atol=2e-4)
 
 
+@pytest.mark.long
 def test_with_the_best_variance_every_path_of_gaussian_data_has_the_weight_of_its_density():
   """p(z_s | z_t) is then the data's own, and one path is exact, up to q(z_1) against p(z_1)."""
   high, low, steps = 6.0, -12.0, 7

@@ -102,6 +102,7 @@ def test_a_history_of_losses_learns_the_density_of_least_variance():
   np.testing.assert_allclose(shares, root / root.sum(), atol=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, flow], ids=['vp', 'flow'])
 def test_published_schedules_keep_the_ends_and_the_curve(curve, x64):
   found = time_variances.published_schedules(GaussianProcess(schedules.Cosine(9.0, -6.0), curve))

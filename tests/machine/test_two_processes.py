@@ -83,6 +83,7 @@ def test_two_processes_make_the_steps_of_one_device_to_rounding(by_two, by_one, 
   assert moved['net']['dense_out']['kernel'] > 1e-4  # there is something to agree on
 
 
+@pytest.mark.long
 def test_each_process_reads_its_own_rows_alone_and_together_they_are_the_batch(by_two, by_one):
   rows = [np.load(by_two / f'rows_{process}.npz')['rows'] for process in (0, 1)]
   assert [u.shape for u in rows] == [(five_steps.STEPS, 4, 2)] * 2

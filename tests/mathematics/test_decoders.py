@@ -186,7 +186,7 @@ def test_the_mean_of_weights_is_taken_where_their_exponentials_vanish_or_overflo
                               3.0 - np.log(2.0), -np.inf], rtol=1e-6)
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('entries', [1, 3, 64, 130])
 def test_the_decoder_of_a_codebook_is_bayes_rule_under_equal_odds_of_its_entries(entries):

@@ -140,6 +140,7 @@ def test_a_flow_that_starts_is_uniform_noise():
   np.testing.assert_allclose(got[1], expected[1], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_the_density_of_a_flow_is_the_numerical_change_of_variables():
   levels, data = 5, jnp.array([0, 2, 4, 1]).reshape(1, 2, 2, 1)
   transport, keys = flow((2, 2, 1)), keys_of(1)

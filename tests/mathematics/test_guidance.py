@@ -39,7 +39,7 @@ def at(process, times=(0.9, 0.6, 0.5, 0.2, 0.1), shape=(3, 4), seed=0):
   return level.expand(x).alpha * 1.5 * x + level.expand(x).sigma * eps, level
 
 
-@pytest.mark.first(12)
+@pytest.mark.first(4)
 @pytest.mark.parametrize('curve', CURVES)
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_x_and_eps_change_together_and_add_up_to_z(name, curve):
@@ -59,6 +59,7 @@ def test_extra_goes_through(name):
   np.testing.assert_array_equal(got.extra['variance'], extra['variance'])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_the_end_points_of_rectified_flow_stay_finite(name):
   z, level = at(rectified_flow(), times=(1.0, 0.5, 0.0))

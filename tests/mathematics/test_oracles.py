@@ -35,6 +35,7 @@ def rectified_flow(t):
   return from_alpha_sigma(lambda t: 1.0 - t, lambda t: t)(t)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('oracle,prior', [
     (gaussian, density(0.7, 0.4)),
     (mixture, lambda x: sum(w * density(m, s)(x)
@@ -81,7 +82,7 @@ def test_an_empirical_measure_is_a_mixture_of_points():
   np.testing.assert_allclose(points.log_prob(z, level), same.log_prob(z, level), rtol=1e-9)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('oracle,mean', [(gaussian, 0.7), (mixture, np.dot(WEIGHTS, MEANS)),
                                          (empirical, None)])
 def test_without_signal_the_estimate_is_the_mean_of_the_data_and_all_is_noise(oracle, mean):
@@ -101,6 +102,7 @@ def test_without_noise_the_estimate_is_z_and_no_noise_is_known(oracle):
   np.testing.assert_allclose(got.eps, 0.0, atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_flow_map_of_a_gaussian_follows_its_probability_flow():
   """Its time derivative is dalpha x_hat + dsigma eps_hat at the point it has reached."""
   process = GaussianProcess(schedules.Cosine(5.0, -5.0), ve)

@@ -183,6 +183,7 @@ def test_levels_at_infinite_ends_take_any_shape_of_time_and_of_schedule():
       1 + np.exp(-0.5))**2, np.exp(-0.5)], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_truncated_process_visits_the_same_levels_from_one_logsnr_to_another():
   t = jnp.linspace(0.0, 1.0, 9)
   module = schedules.LearnedLinear(6.0, -6.0)

@@ -178,6 +178,7 @@ def test_learned_schedules_start_as_the_straight_line():
     np.testing.assert_allclose(initial(t), 13.3 - 18.3 * t, atol=off, err_msg=name(module))
 
 
+@pytest.mark.long
 def test_alpha_of_the_cosine_schedule_is_the_cosine_of_an_angle_linear_in_time():
   angle = np.arccos(GaussianProcess(schedules.Cosine(), vp)(times()).alpha)
   np.testing.assert_allclose(np.diff(angle, n=2), 0.0, atol=1e-9)
@@ -358,6 +359,7 @@ def test_a_real_index_is_the_fractional_time_step_of_the_public_scheduler():
   np.testing.assert_allclose(index, np.array(recorded) + 1, rtol=1e-9)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('table', [
     [np.inf, 3.0, 1.0, -0.5, -np.inf], [np.inf, 3.0], [2.0, -np.inf], [np.inf, -np.inf],
     [6.0, 5.0, 1.0, -4.0]], ids=str)

@@ -76,7 +76,7 @@ def test_sigmoid_is_the_variance_of_the_noise_of_vp_shifted_by_its_bias():
   np.testing.assert_allclose(weightings.sigmoid(-2.0)(level), vp(logsnr + 2.0)[1]**2, rtol=1e-9)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('data_std', [0.5, 2.0])
 def test_edm_is_the_loss_of_karras_et_al_for_their_optimal_denoiser(data_std):
   """E over ln s ~ N(-1.2, 1.2^2) of (s^2 + 0.25) / (0.5 s)^2 |D - x|^2 = 1 for data of std 0.5.
@@ -187,7 +187,7 @@ def test_log_normal_times_are_those_of_sigma_over_alpha():
                              atol=1e-4)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('mean,std,sigma_data', [(-1.2, 1.2, 0.5), (-0.4, 0.9, 0.7)])
 def test_edm_at_its_own_noise_levels_is_the_plain_squared_error_of_f(mean, std, sigma_data):
   """lambda c_out^2 = 1; times the probability of the levels that the process has."""
@@ -306,7 +306,7 @@ def test_the_loss_and_its_gradient_at_the_ends_of_time_are_their_limits(process,
                                    rtol=0.05 if single else 1e-3, atol=atol, err_msg=name)
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', [name for name in WEIGHTS if name != 'vlb'])
 def test_every_weighting_but_that_of_the_bound_has_limits_on_every_process(name):
   for process, _, _ in ENDS.values():

@@ -157,7 +157,7 @@ def test_second_derivatives_are_right_in_every_order_of_the_modes(x64, hessian, 
         assert_close(value, hessian[argument], tolerance)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('way', WAYS)
 def test_in_bfloat16_results_and_gradients_keep_its_resolution(way):
   """2^-8 of a number and some more for sums; parameters and their gradients stay float32."""
@@ -173,6 +173,7 @@ def test_in_bfloat16_results_and_gradients_keep_its_resolution(way):
   assert_close(grads, (by_input(kernel, u), by_kernel(h, u)), 2.0**-6)
 
 
+@pytest.mark.long
 def test_it_has_the_parameters_the_initial_values_and_the_output_of_flax_s():
   h = jax.random.normal(jax.random.key(0), (2, 5, 4, C))
   mine, theirs = Conv(F), nn.Conv(F, (3, 3))
@@ -225,7 +226,7 @@ WRAPS = {
     'products kept': lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable)}
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('wrap', WRAPS)
 def test_in_a_loop_and_computed_again_it_has_the_gradients_written_out(x64, wrap):
   rng = np.random.default_rng(5)

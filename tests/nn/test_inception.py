@@ -56,6 +56,7 @@ def test_what_is_not_the_network_of_the_fid_is_refused(recorded):
     inception.from_flat(gone)
 
 
+@pytest.mark.long
 def test_it_has_as_many_parameters_as_the_public_network():
   """21,785,568, counted by instantiating the public code.
 

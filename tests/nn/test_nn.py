@@ -42,7 +42,7 @@ def apply(net):
 # ----------------------------------------------------------------- sizes
 
 
-@pytest.mark.first(3)
+@pytest.mark.long
 @pytest.mark.parametrize('settings,size,count', [
     ({'features': 128, 'blocks': 32}, 32, 30_578_179),
     ({'features': 256, 'blocks': 32}, 32, 122_137_603),
@@ -55,7 +55,7 @@ def test_official_settings_give_the_official_number_of_parameters(settings, size
   assert sum(u.size for u in jax.tree.leaves(shapes)) == count
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('settings', [{}, {'fourier': (), 'attention_everywhere': True},
                                       {'dtype': jnp.bfloat16, 'blocks': 2}], ids=str)
 @pytest.mark.parametrize('shape', [(2, 8, 8, 1), (2, 5, 7, 4), (1, 1, 1, 3)], ids=str)
@@ -162,6 +162,7 @@ def test_conditioning_needs_several_channels_to_a_group():
   assert change(16) < 1e-5
 
 
+@pytest.mark.long
 def test_conditioning_is_nothing_a_scalar_or_labels():
   logsnr = jnp.linspace(12.0, -4.0, 4)
 

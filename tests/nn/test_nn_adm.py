@@ -152,6 +152,7 @@ def test_weights_of_another_network_are_refused_by_name(recorded):
 # ------------------------------------------------------- settings
 
 
+@pytest.mark.long
 def test_untrained_blocks_are_the_identity():
   h, embedding = jnp.ones((1, 4, 4, 8)), jnp.ones((1, 32))
   for block, inputs in ((adm.ResBlock(8, groups=2), (h, embedding)),

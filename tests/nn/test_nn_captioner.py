@@ -33,6 +33,7 @@ def test_the_logits_of_a_token_change_with_each_token_before_and_with_none_after
     assert (jnp.abs(other - logits)[:, i + 1:].max(axis=-1) > 1e-4).all()
 
 
+@pytest.mark.long
 def test_every_logit_depends_on_every_part_of_the_own_image_alone(captioner):
   logits = captioner(IMAGES, TOKENS)
   for y, x in ((0, 0), (7, 7), (3, 4)):

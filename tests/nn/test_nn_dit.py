@@ -198,6 +198,7 @@ def test_every_published_size_has_its_number_of_parameters():
     assert sum(u.size for u in leaves) == COUNTS['XL'][0]
 
 
+@pytest.mark.long
 def test_every_parameter_goes_to_its_published_name_and_back(recorded):
   r, params = recorded
   flat = dit.to_flat(params)

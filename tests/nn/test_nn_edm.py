@@ -108,6 +108,7 @@ def test_written_out_again_the_published_parameters_are_the_same(recorded, name)
     np.testing.assert_array_equal(value, flat[k], err_msg=k)
 
 
+@pytest.mark.long
 def test_missing_and_left_over_parameters_are_named(recorded):
   flat = published.state_dict(recorded, 'ncsnpp')
   with pytest.raises(InputError) as error:

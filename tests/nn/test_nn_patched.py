@@ -25,6 +25,7 @@ def run(net, z):
   return Patched(net).apply({}, z, jnp.zeros(len(z)), mutable=['intermediates'])
 
 
+@pytest.mark.long
 def test_a_patch_is_four_pixels_of_all_channels_and_each_returns_to_its_place():
   z = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
   y, seen = run(Keeps(0, 12), z)

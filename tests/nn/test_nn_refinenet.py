@@ -65,6 +65,7 @@ def test_the_output_of_the_public_code_repeats(name, differs):
   differs('parity', 'nn/unets/refinenet.py', got, y)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', SMALL)
 def test_parameters_go_back_to_their_public_names(name):
   flat, *_ = case(name)
@@ -95,6 +96,7 @@ COUNTS = {'ncsn-mnist': 7_638_657, 'ncsn-cifar10': 30_117_635, 'ncsn-celeba': 30
           'ncsnv2-bedroom': 83_445_379, 'ncsnv2-tower': 83_445_379, 'ncsnv2-ffhq': 94_132_611}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', published.some(
     ncsnv2.MODELS, 'ncsn-mnist', 'ncsnv2-church', 'ncsnv2-ffhq'))
 def test_published_models_have_their_number_of_parameters(name):
@@ -106,6 +108,7 @@ def test_published_models_have_their_number_of_parameters(name):
   assert levels in (0, ncsnv2.LEVELS[name][2])
 
 
+@pytest.mark.long
 def test_the_score_of_ncsnv2_is_divided_by_sigma_and_reads_it_nowhere_else():
   params, z, time, _ = parameters('ncsnv2')
   apply = jax.jit(SMALL['ncsnv2'].apply)
@@ -113,6 +116,7 @@ def test_the_score_of_ncsnv2_is_divided_by_sigma_and_reads_it_nowhere_else():
   assert_close(10.0 * ten, one, 1e-6)
 
 
+@pytest.mark.long
 def test_an_image_is_seen_alone_and_its_level_is_the_nearest_there_is():
   params, z, time, y = parameters('ncsn')
   apply = jax.jit(SMALL['ncsn'].apply)

@@ -106,6 +106,7 @@ def test_features_that_64_does_not_divide_need_the_number_of_heads(of, flat):
   assert of(flat, 4).attention_heads == 4
 
 
+@pytest.mark.long
 def test_names_of_clip_go_back(of_clip):
   recorded, flat, net = of_clip
   like = shapes_of(net, last(recorded['in/image']), recorded['in/tokens'].astype(np.int32))
@@ -299,6 +300,7 @@ def test_a_token_does_not_depend_on_later_tokens_and_the_end_is_the_first_larges
                              atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_text_without_tokens_is_the_same_text_whatever_pads_it():
   net = GLIDEText(features=16, depth=1, attention_heads=2, levels=5, length=3, padding=0,
                   outputs=4)

@@ -89,6 +89,7 @@ def test_every_published_network_has_its_number_of_parameters():
     assert sum(u.size for u in leaves) == count, name
 
 
+@pytest.mark.long
 def test_deep_blocks_read_the_shallow_ones_in_reverse_order():
   """With depth 4, what the first shallow block makes enters by the second deep block's skip."""
   params, z, time, cond, _ = tiny_arguments()

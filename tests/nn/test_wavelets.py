@@ -12,6 +12,7 @@ from vdm_jax.nn.unets import ddpm
 X = np.random.default_rng(0).standard_normal((3, 6, 4, 2))
 
 
+@pytest.mark.long
 def test_the_bands_are_those_of_pywavelets(x64):
   arrays = recordings.recording('wavelets')
   bands = wavelets.haar(jnp.asarray(arrays['x']))
@@ -24,12 +25,14 @@ def test_the_bands_are_those_of_pywavelets(x64):
                              atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_inverse_restores_the_image_and_no_energy_is_lost(x64):
   bands = wavelets.haar(jnp.asarray(X))
   np.testing.assert_allclose(wavelets.inverse_haar(bands), X, atol=1e-14)
   np.testing.assert_allclose(jnp.sum(bands**2), np.sum(X**2), rtol=1e-13)
 
 
+@pytest.mark.long
 def test_an_image_without_edges_has_one_band_alone():
   bands = wavelets.haar(jnp.full((1, 4, 4, 1), 3.0))
   np.testing.assert_array_equal(bands[0], 6.0)

@@ -165,6 +165,7 @@ def test_the_kl_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, te
   assert_close(hinge, r['step100/disc_loss'])
 
 
+@pytest.mark.long
 @there
 def test_the_vq_loss_and_its_adaptive_weight_repeat_the_public_code(recorded, terms, slopes):
   """The code takes means; its weights are 0.75 and 1.  The loss of the codebook was given to it."""

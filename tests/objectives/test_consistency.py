@@ -83,6 +83,7 @@ def test_scalings_and_weights_are_those_of_the_public_code():
   np.testing.assert_allclose(of_eps / sigma**2, arrays['weight/karras'], rtol=1e-12)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('n', [2, 18, 40])
 def test_noise_levels_are_those_of_the_public_code(n):
   """From the noisiest to the least, at even times of ours; it appends a 0."""

@@ -38,7 +38,7 @@ def inner(x, logsnr):
   return jnp.sin(2.0 * x + 0.3 * logsnr.reshape(-1, 1, 1, 1)) + 0.5 * jnp.roll(x, 1, axis=2)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, flow])
 @pytest.mark.parametrize('steps', [0, 7])
 def test_an_encoder_that_leaves_the_data_alone_gives_the_bound_of_the_vdm(curve, steps):

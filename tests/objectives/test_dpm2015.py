@@ -354,6 +354,7 @@ class Silent(nn.Module):
     return self.param('scale', nn.initializers.zeros_init(), ()) * z
 
 
+@pytest.mark.long
 def test_a_network_that_says_nothing_leaves_the_published_bound_of_independent_bits():
   """Divergences from a chain at rest telescope.  Table 1: K - L_null = 12.024 with K = -2.414."""
   _, config = configs.read('sequences/dpm2015')
@@ -390,6 +391,7 @@ def test_samples_of_bits_have_the_data_s_probabilities_and_keep_what_is_known():
   np.testing.assert_array_equal(known[:, 1], -1.0)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('activity', [0.5, 0.3])
 def test_of_one_bit_the_best_chain_is_exact_in_any_number_of_steps(activity, x64):
   """The chance of a 1 is that of x^(1), once more through the first kernel."""
@@ -417,6 +419,7 @@ def test_the_variance_is_learned_where_no_other_is_named(x64):
   assert np.abs(of() - of(vlb.fixed_large)).min() > 1e-6
 
 
+@pytest.mark.long
 def test_a_second_distribution_multiplies_the_odds_of_each_kernel(x64):
   c, d = 0.3, 0.85
   made = dpm2015_bits.BinomialChain.from_betas(np.array([1e-12, 0.5]))

@@ -47,6 +47,7 @@ def test_the_least_loss_of_teacher_forcing_is_the_entropy_of_the_language():
   assert all(jnp.abs(leaf).max() < 1e-6 for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.long
 def test_scheduled_sampling_is_biased_to_the_odds_of_a_token_alone():
   """All tokens are the decoder's own: the first is always 1, whatever the text."""
   loss = mean(lambda decode: dysi.scheduled(decode, TEXTS, 0, KEYS, probability=1.0)[0])

@@ -60,7 +60,7 @@ def test_paths_velocities_and_losses_are_those_of_the_public_code(path):
     close(loss / x.shape[1], f'{data}/cfm_loss')
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('path', PATHS)
 def test_conversions_between_targets_are_those_of_the_public_code(path):
   """A network of x, eps or the velocity has the same velocity, and its time follows from logsnr."""
@@ -171,6 +171,7 @@ def test_the_diffusion_paths_have_finite_slopes_at_the_data():
     assert np.isfinite(loss).all() and np.isfinite(process(jnp.zeros(())).dsigma)
 
 
+@pytest.mark.long
 def test_a_square_root_of_time_has_an_infinite_slope_at_the_data_and_cut_ends_have_none():
   """sigma = sqrt(t (2 - t)), the variance-preserving partner of alpha = 1 - t."""
   def loss(process):
@@ -207,6 +208,7 @@ def test_the_flow_s_likelihood_of_an_image_is_its_density_and_so_is_its_gradient
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), grads, expected[1])
 
 
+@pytest.mark.long
 def test_the_polynomial_path_keeps_its_digits_at_both_ends_in_float32():
   schedule = schedules.Polynomial(3.0, 13.3, -20.0)
   t = jnp.array([0.0, 1e-4, 0.5, 0.9999, 1.0])

@@ -69,6 +69,7 @@ def test_the_latent_term_of_cifar10():
   np.testing.assert_allclose(got, [0.0012360, 0.0033961, 0.0004528], atol=5e-8)
 
 
+@pytest.mark.long
 def test_the_reconstruction_term_of_cifar10():
   """Bits/dim by logsnr_max, the mean over eps_0 by quadrature."""
   pixels = Pixels(256)
@@ -128,6 +129,7 @@ def chain_bound(steps, **options):
   return jnp.mean(terms['diffusion'])
 
 
+@pytest.mark.long
 def test_the_bound_of_a_chain_of_the_smaller_variance():
   known = {10: 15.727564, 50: 7.081741, 100: 6.485690, 250: 6.160468, 1000: 6.006237,
            10_000: 5.961011}

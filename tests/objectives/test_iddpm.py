@@ -129,6 +129,7 @@ def denoiser(params):
   return denoisers.denoiser(net, targets.eps, heads=('variance',))
 
 
+@pytest.mark.long
 def test_the_bound_in_the_hybrid_trains_the_variance_alone():
   process, x, t, keys = arguments()
   given = {'steps': 20, 'data': x, 'decoder': nothing}

@@ -68,6 +68,7 @@ def test_two_sided_losses_are_those_of_the_public_code(path, variance):
   close(loss('noise', False, -1.0), saved[f'{case}/loss/eta'])  # eta estimates -eps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('path', ['linear', 'trig'])
 def test_one_sided_losses_are_flow_matching_on_a_process(path):
   """Their base x_0 is eps, and their time 1 - t."""
@@ -135,7 +136,7 @@ def test_the_drift_and_the_score_between_two_mixtures_are_those_of_the_public_co
         rtol=1e-7)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('of', ['velocity', 'drift', 'score', 'noise'])
 def test_the_minimiser_is_the_conditional_mean(of):
   """Of N(m, s^2) and N(k, r^2): the gradient by slope and intercept vanishes at every t.
@@ -189,6 +190,7 @@ def test_a_one_sided_interpolant_is_a_gaussian_process():
   close(interpolate(z, 7.0 + z, z, at), (process(t).alpha + process(t).sigma)[:, None] * z)
 
 
+@pytest.mark.long
 def test_matchers_of_minibatch_ot_are_interpolants():
   """atong01/conditional-flow-matching: constant noise, Brownian bridges, trigonometric paths."""
   saved = recordings.shared('minibatch_ot')

@@ -214,6 +214,7 @@ def test_a_schedule_per_pixel_is_summed_pixel_by_pixel():
   jax.tree.map(lambda left: np.testing.assert_allclose(left, 0.0, atol=1e-9), terms)
 
 
+@pytest.mark.long
 def test_a_weighting_of_one_over_the_error_leaves_half_the_range_of_logsnr():
   weight = lambda level: 1.0 + jnp.exp(-level.logsnr) / STD**2
   nodes, weights = gauss_legendre(400)

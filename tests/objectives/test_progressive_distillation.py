@@ -69,6 +69,7 @@ def test_every_student_makes_the_map_of_the_teacher_s_eight_steps():
     assert abs(GAIN - UNDISTILLED[steps]) > 0.05
 
 
+@pytest.mark.long
 def test_the_gains_of_the_students_are_those_of_the_closed_form():
   teacher = oracles.Gaussian(0.0, 0.5)
   for steps, gains in STUDENTS.items():
@@ -91,6 +92,7 @@ def test_the_end_in_x_hat_is_the_formula_itself_where_sigma_vanishes():
   assert not apart[:, 1:].any()
 
 
+@pytest.mark.long
 def test_without_the_end_in_x_hat_students_keep_the_map_of_plain_ddim():
   process = GaussianProcess(schedules.Cosine(6.0, -6.0))
   teacher, z = oracles.Gaussian(0.3, 0.5), jnp.array([[0.7], [-1.0]])
@@ -99,7 +101,7 @@ def test_without_the_end_in_x_hat_students_keep_the_map_of_plain_ddim():
     np.testing.assert_allclose(end(net, steps, z, process, samplers.ddim), wanted, rtol=1e-12)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('w,gain,shift', [(0.0, .411373354, .999981324),
                                           (1.0, .140676128, 1.275171082),
                                           (4.0, .000526946, 1.234533651)])
@@ -143,7 +145,7 @@ def test_the_schedule_is_that_of_the_public_code():
                              arrays['schedule/logsnr'], atol=1e-9)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_targets_and_losses_agree_with_the_public_code(data):
   arrays = distillation.recorded('progressive_distillation')

@@ -70,7 +70,7 @@ KNOWN = {'log-SNR-linear': (LINEAR, 30.156), 'alpha-cosine': (
     GaussianProcess(schedules.Cosine(HIGH, LOW)), 2307.1), 'beta-linear': (None, 22345.7)}
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', KNOWN)
 def test_uniform_times_have_the_known_variance_and_uniform_log_snr_that_of_the_linear_schedule(
     name, x64):
@@ -123,6 +123,7 @@ def test_the_times_of_the_vp_sde_for_likelihood_weighting_have_their_closed_form
                              rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_tabulated_density_of_the_error_is_optimal_and_unbiased(x64):
   mass = proposals.tabulated(error_of_eps, HIGH, LOW, cells=60)
   process = GaussianProcess(schedules.Cosine(HIGH, LOW))

@@ -103,6 +103,7 @@ def test_pairs_of_the_public_code_are_the_flow_from_a_thousandth_inside(data):
   assert np.median(np.abs(z_1 - ours).max(axis=1)) > 3e-4
 
 
+@pytest.mark.long
 def test_euler_steps_of_the_first_flow_have_the_standard_deviations_of_the_closed_form():
   saved = recordings.shared('flows_closed_forms')
   oracle = oracles.Gaussian(0.3, float(saved['s']))

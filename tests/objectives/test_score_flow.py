@@ -162,6 +162,7 @@ def test_the_loss_of_a_step_at_importance_sampled_times_is_that_beyond_its_trunc
                              rtol=1e-9)
 
 
+@pytest.mark.long
 def test_the_truncation_is_drawn_anew_at_every_step_and_is_a_function_of_seed_and_step():
   """Log-uniform for k = 1: theirs is first^(1 - u)."""
   prior = soft_truncation.Reciprocal()

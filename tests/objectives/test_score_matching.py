@@ -109,7 +109,7 @@ def mixture_points(n):
   return x, eps, np.outer(np.concatenate([0.3 * weights, 0.7 * weights]), weights).ravel()
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('form', [denoising, at_level(implicit)], ids=['denoising', 'implicit'])
 def test_the_best_sum_of_bumps_is_the_score_of_a_mixture(form):
   """Ten on a line, their heights by the normal equations: 99 % of the score's variance."""
@@ -206,7 +206,7 @@ def test_the_probes_and_the_noise_of_a_level_are_independent():
   assert abs(np.mean(draws) - exact) < 4 * np.std(draws) / n**0.5
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', PROCESSES)
 def test_on_every_process_it_is_the_weighted_error_of_the_score(name):
   """1/2 lambda |score_hat - grad log q(z | x)|^2 by the densities; lambda = g^2 is the bound."""

@@ -47,6 +47,7 @@ def expected_gradients(covariance, params):
   return jax.tree.map(lambda u: u[0], each), jax.tree.map(lambda u: u[1:].mean(axis=0), each)
 
 
+@pytest.mark.long
 def test_each_term_rests_at_the_true_derivatives_and_nowhere_near_a_wrong_score():
   true = expected_gradients(COVARIANCE, at_rest())
   # Half the variances, no correlation, another mean.

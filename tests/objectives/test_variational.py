@@ -92,6 +92,7 @@ def test_with_the_exact_posterior_every_draw_of_the_elbo_is_the_evidence():
   np.testing.assert_allclose(terms['reconstruction'] + terms['latent'], losses, rtol=1e-14)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('divergence', [variational.one_sample, variational.gaussian_kl])
 def test_a_posterior_mean_off_by_delta_costs_delta_squared_by_twice_the_variance(divergence):
   (mean, std), delta = exact_posterior(), np.array([0.3, -0.2])
@@ -201,6 +202,7 @@ def test_two_layers_with_the_true_posterior_give_the_evidence_in_either_order():
   np.testing.assert_allclose(four - losses, 3.0 * terms['latent'], rtol=1e-9)
 
 
+@pytest.mark.long
 def test_the_layers_draw_noise_of_their_own():
   """Layers without divergence, and z_1 z_2 for the reconstruction: 0 in the mean, 1 if shared."""
   n = 20_000
@@ -214,6 +216,7 @@ def test_the_layers_draw_noise_of_their_own():
     assert abs(losses.mean()) < 4 * losses.std(ddof=1) / n**0.5
 
 
+@pytest.mark.long
 def test_the_divergences_of_the_layers_sum_to_that_of_all_latents():
   totals, layers = [], []
   for sign in (-1.0, 1.0):  # of z_2, on which the divergence at z_1 depends as a quadratic
@@ -407,7 +410,7 @@ def test_a_markov_chain_of_latents_is_generated_from_the_top_down():
     assert np.abs(expected - other).max() > 3
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name,field,value', [
     ('vae', 'latents', ()), ('vae', 'latents', (0,)), ('vae', 'beta', -1.0),
     ('mhvae', 'latents', (8, 16)), ('mhvae', 'beta', 2.0)])

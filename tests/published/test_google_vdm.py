@@ -130,6 +130,7 @@ def norm(tree):
 # ------------------------------------------------------------ the import
 
 
+@pytest.mark.long
 def test_every_official_name_has_its_place_and_shape():
   recorded = read(DATA / 'vdm_monotone_2x32.npz')
   flat = {k: np.zeros(v) for k, v in json.loads(str(recorded['shapes'])).items()}
@@ -138,6 +139,7 @@ def test_every_official_name_has_its_place_and_shape():
   assert sum(u.size for u in jax.tree.leaves(params)) == sum(u.size for u in flat.values())
 
 
+@pytest.mark.long
 def test_written_out_again_the_official_parameters_are_the_same(scalar):
   flat = google_vdm.to_flat(scalar.params)
   official = under(scalar.recorded, 'params/')
@@ -297,7 +299,7 @@ def test_three_steps_of_adamw_and_its_average_repeat(scalar, differs):
       differs('official_vdm', 'averages', ema, start + average)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 def test_every_transition_of_the_ancestral_sampler_repeats(case, differs):
   r, process = case.recorded, case.process(case.params)
   keys = jax.random.split(jax.random.key(0), len(r['sample/z_T']))

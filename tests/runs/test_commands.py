@@ -93,6 +93,7 @@ def test_the_ledger_has_every_field_that_it_promises(evaluated):
     assert 0 < abs(row['logsnr_max'] - 6) < 0.5 and 0 < abs(row['logsnr_min'] + 4) < 0.5
 
 
+@pytest.mark.long
 def test_what_must_hold_of_a_run_is_in_its_ledger_and_holds(evaluated):
   _, ledger = evaluated
   assert {check['name']: check['passed'] for check in ledger.checks if check['serious']} == {
@@ -267,6 +268,7 @@ def test_a_report_is_of_the_newest_checkpoint_or_refused(run):
     runs.report(run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('options,message', [
     ({'split': 'tests'}, "split='tests': there is no such choice; choose train, "),
     ({'repeats': 0}, 'repeats=0: '),
@@ -308,6 +310,7 @@ def test_a_split_without_images_is_refused(run):
     runs.evaluate(run, split='validation')
 
 
+@pytest.mark.long
 def test_data_that_have_moved_are_missed_by_name_and_not_by_sampling(run, tmp_path):
   saved = json.loads((run / 'config.json').read_text())
   saved['config']['data']['name'] = str(tmp_path / 'gone.npz')
@@ -475,6 +478,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_computed(run, monk
     runs.evaluate(run, **ONCE)
 
 
+@pytest.mark.long
 def test_the_ledger_is_shown_whatever_becomes_of_the_files(run, monkeypatch):
   def full(path, text):
     raise OSError(28, 'No space left on device')
@@ -486,6 +490,7 @@ def test_the_ledger_is_shown_whatever_becomes_of_the_files(run, monkeypatch):
   assert names_of(run) == ['bits.npz']
 
 
+@pytest.mark.long
 def test_a_picture_that_fails_is_a_warning_and_the_rest_is_written(run, monkeypatch):
   warned = []
   monkeypatch.setattr(evaluating.logging, 'warning', lambda text, *of: warned.append(text % of))
@@ -627,6 +632,7 @@ def test_an_interrupted_file_is_resumed_to_what_it_would_have_been(finished, tmp
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a.npz', 'whole.npz']
 
 
+@pytest.mark.long
 def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finished, tmp_path,
                                                                         monkeypatch):
   options = {'method': by(5), 'count': 6, 'batch_size': 4}
@@ -652,6 +658,7 @@ def test_a_table_of_samples_is_resumed_and_has_their_labels(finished, tmp_path, 
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a.csv', 'whole.npz']
 
 
+@pytest.mark.long
 def test_a_part_that_is_missing_is_drawn_again(finished, tmp_path, monkeypatch):
   options = {'method': by(5), 'count': 22, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)
@@ -690,6 +697,7 @@ def test_parts_of_other_weights_are_not_mixed_in(finished, run, tmp_path, monkey
   np.testing.assert_array_equal(*(samples_of(tmp_path / f'{name}.npz')[0] for name in 'ab'))
 
 
+@pytest.mark.long
 def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished, tmp_path):
   runs.sample(finished, tmp_path / 'turns.npz', method=by(5), count=7)
   runs.sample(finished, tmp_path / 'ones.npz', method=by(5), count=7, label=1)
@@ -736,6 +744,7 @@ def test_a_file_of_another_kind_is_refused(finished, tmp_path, out):
     runs.sample(finished, tmp_path / out)
 
 
+@pytest.mark.long
 def test_a_png_shows_the_images_of_the_npz(finished, tmp_path):
   runs.sample(finished, tmp_path / 'new' / 'a.png', method=by(5), count=5)
   runs.sample(finished, tmp_path / 'a.npz', method=by(5), count=5)
@@ -754,6 +763,7 @@ def test_a_png_says_what_it_shows(finished, tmp_path):
               'checkpoint': '4', 'average': 'fast'}.items() <= picture.text.items()
 
 
+@pytest.mark.long
 def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(finished, tmp_path):
   options = {'method': by(5), 'count': 4, 'batch_size': 4}
   for name in ('a.png', 'a.npz', 'way.png'):

@@ -101,7 +101,7 @@ def test_views_that_are_none_are_refused(text, problem):
     scenes.view(text)
 
 
-@pytest.mark.first(7)
+@pytest.mark.long
 @pytest.mark.parametrize('options,problem', [
     ({'views': []}, '^view'), ({'views': [TOLD[0], '360=a large red disk on grey']}, 'same side'),
     ({'scene': 'image'}, 'looks the same from every side'), ({'scene': 'mesh'}, "^scene='mesh'"),

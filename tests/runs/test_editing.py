@@ -109,6 +109,7 @@ def test_pixels_outside_the_mask_stay_bit_for_bit_and_those_inside_change(run, m
     np.testing.assert_array_equal(found.masks, LEFT)
 
 
+@pytest.mark.long
 def test_an_edit_depends_on_its_number_and_not_on_the_others(run):
   make = editing.editor(trained(run), methods.SDEdit(0.5), guidance=0.0, steps=STEPS)
   ask = lambda numbers, rows: make(editing.Request(
@@ -125,6 +126,7 @@ def test_null_text_inversion_brings_the_source_closer_to_the_image_under_guidanc
   assert lost(tuned) < lost(plain)
 
 
+@pytest.mark.long
 def test_an_edit_is_a_picture_of_source_mask_and_edit_with_its_settings(run, tmp_path):
   mask = tmp_path / 'mask.png'
   Image.fromarray(np.uint8(255 * LEFT[0, ..., 0])).save(mask)
@@ -147,6 +149,7 @@ def test_an_edit_is_a_picture_of_source_mask_and_edit_with_its_settings(run, tmp
     editing.edit(run, out, methods.SDEdit(), TARGETS[0], image='data:test:3')
 
 
+@pytest.mark.first(20)
 @pytest.mark.parametrize('method, given, message', [
     ('sdedit', {'target': 'a large rad disk on grey'}, "target=.* no word 'rad'; .* e.g. red"),
     ('sdedit', {'target': f'{TARGETS[0]} on white'}, 'target=.*8 words, and 6 are read'),

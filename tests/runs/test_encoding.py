@@ -98,6 +98,7 @@ def test_encoding_that_was_killed_goes_on_bit_for_bit_and_holds_a_batch_at_a_tim
     assert arrays(place)[name].tobytes() == values.tobytes()
 
 
+@pytest.mark.long
 def test_latents_that_are_there_are_not_made_again_and_others_are_refused(
     first, encoded, monkeypatch):
   monkeypatch.setattr(writers.Writer, 'write', None)
@@ -157,7 +158,7 @@ def test_a_run_on_latents_is_the_run_on_images_and_validates_on_images(
     runs.train(run_config(**flips, **more, train__steps=2), FILE, tmp_path / 'kept')
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('changes,says', [
     ({'latents': 'none'}, 'it holds no latents; make them'),
     ({'latents': 'plain', 'augment': True, 'augmentation': 'flips'}, 'it has no flipped images'),

@@ -66,6 +66,7 @@ def test_the_weights_come_back_bit_for_bit(run, tmp_path, average, step):
   assert sorted(os.listdir(out.parent)) == ['w.json', 'w.safetensors']
 
 
+@pytest.mark.long
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(run, tmp_path):
   for directory, out, options, message in (
       (run, 'w.npz', {}, r'out=.*its name must end in \.safetensors'),

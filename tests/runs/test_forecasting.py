@@ -88,6 +88,7 @@ def test_the_test_rows_are_forecast_in_turn_and_scored(trained):
   assert rolling.scores.crps.value < 3.0 * constant.crps.value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('change,message', [
     ('short', 'reads 12 before the first forecast'), ('nan', 'air has no finite number in row 30'),
     ('columns', 'it has no column air; .* sea, land'), ('gone', 'no such file'),

@@ -90,6 +90,7 @@ def test_a_file_of_glide_becomes_a_run_with_its_weights_and_its_conditions(
   assert alpha**2 < 1e-7 if name == 'base' else abs(alpha**2 - 4.0e-5) < 1e-6
 
 
+@pytest.mark.long
 def test_a_file_of_another_model_is_refused_and_leaves_no_run(merges, tmp_path):
   written(tmp_path / 'base.safetensors')
   for changes, message in (

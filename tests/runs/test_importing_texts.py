@@ -142,7 +142,7 @@ def test_a_file_and_a_folder_tell_the_sizes_of_all_networks_and_hold_the_same_ar
       'cond_stage_model.transformer.text_model.embeddings.token_embedding.weight'])
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(3)
 @pytest.mark.parametrize('change, message', [
     (lambda name: name.startswith('cond_stage_model.'), 'it has no text encoder: no cond_stage_m'),
     (lambda name: name.startswith('first_stage_model.'), 'it holds no autoencoder'),

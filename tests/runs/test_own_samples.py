@@ -54,7 +54,7 @@ def test_a_model_that_draws_nothing_has_no_pictures():
   assert training._preview(experiment, spec, {}, seed=0) is None
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 def test_what_needs_a_denoiser_is_refused(run, tmp_path):
   for more in ({'method': runs.ANCESTRAL}, {'label': 1}, {'trace': 'a.png'},
                {'guided': guidance.Guidance(1.0)}):

@@ -107,6 +107,7 @@ def defined(tree):
   return {name for name in names if not name.startswith('_')}, exported
 
 
+@pytest.mark.first(14)
 @pytest.mark.parametrize('path', sorted((ROOT / 'vdm_jax').glob('*.py')), ids=lambda p: p.stem)
 def test_a_module_exports_the_public_names_that_it_defines(path):
   """`__all__` is in order, so that two changes seldom meet; of `typing` also its ArrayLike."""

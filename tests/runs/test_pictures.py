@@ -213,7 +213,7 @@ def test_a_run_without_records_has_its_other_panel(tmp_path):
     assert image.size == (990, 418)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('values', [[0.0], [2.0, 2.0], [-3.0], [np.nan], [2.0, np.nan, 3.0]])
 def test_the_curves_of_one_record_of_equal_ones_and_of_nan_are_drawn(values, tmp_path):
   rows = [{'step': step, 'kind': 'train', 'bits_per_dim': u} for step, u in enumerate(values)]
@@ -226,6 +226,7 @@ def test_the_curves_of_one_record_of_equal_ones_and_of_nan_are_drawn(values, tmp
     pictures.save_png(tmp_path / 'a.png', figure)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize('data', [np.zeros((1, 3, 3, 1), int), np.zeros((1, 2), int),
                                   np.zeros((1, 9), int), np.full((2, 3, 3, 1), np.nan),
                                   np.full((2, 2), np.nan)])
@@ -317,7 +318,7 @@ def test_extreme_points_are_drawn_in_the_colour_of_their_bits():
   np.testing.assert_allclose(shown.collections[0].get_array(), [1.0, 1.5])
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('points', [False, True])
 @pytest.mark.parametrize('each', [[1.5], [2.0, 2.0], [0.0, 0.0], [1.0, 1.0 + 1e-15], [np.nan] * 3,
                                   [1.0, np.nan, 2.0]])

@@ -87,6 +87,7 @@ def test_a_longer_prefix_is_a_nearer_image(folder, encoded, tmp_path):
   assert not (tmp_path / 'x').exists()
 
 
+@pytest.mark.long
 def test_a_cut_or_changed_file_and_other_weights_are_refused(encoded, tmp_path):
   out, _, _ = encoded
   content = out.read_bytes()

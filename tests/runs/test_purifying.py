@@ -168,6 +168,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_compiled(
     purify(tmp_path, **given)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('given, message', [
     ({'times': (0.1,), 'distances': (0.1,)}, r'distances=\[0.1\]: times are given too'),
     ({'distances': (3.0,)}, 'distances=3.0: neighbours of these images have distances above 0'),

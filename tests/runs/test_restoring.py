@@ -212,6 +212,7 @@ def test_the_structural_similarity_of_two_constants_is_the_ratio_of_their_means(
   np.testing.assert_allclose(found.mean.ssim, found.one.ssim)
 
 
+@pytest.mark.long
 def test_without_scikit_image_the_report_says_how_to_have_the_similarity(
     run, tmp_path, monkeypatch):
   monkeypatch.setattr(restoring.importlib.util, 'find_spec', lambda name: None)
@@ -245,7 +246,7 @@ def test_the_gaussian_prior_restores_the_digits_as_well_as_was_found_elsewhere(t
     assert abs(found.one.psnr - sample) < 0.15
 
 
-@pytest.mark.first(13)
+@pytest.mark.first(11)
 @pytest.mark.parametrize('options,match', [
     ({'task': 'phase', 'method': 'pigdm'}, 'needs a linear operator, and phase is not linear'),
     ({'task': 'phase', 'method': 'exact'}, 'needs a linear operator, and phase is not linear'),

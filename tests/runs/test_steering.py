@@ -93,6 +93,7 @@ def test_a_style_guides_by_its_gram_matrix_and_adds_to_a_text_and_a_picture():
   np.testing.assert_allclose(both, (style + (10.0 + 15.0) * east)[None], rtol=1e-3)
 
 
+@pytest.mark.long
 def test_a_model_given_its_latent_is_guided_too():
   """Such a model estimates another x; the gradient of the logit is added to its own estimate."""
   def given(keys):

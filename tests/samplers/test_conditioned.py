@@ -105,6 +105,7 @@ def test_the_law_of_a_method_is_as_far_from_the_posterior_as_was_found_elsewhere
     assert abs(got - want) < 0.6 * digit, (steps, got, want)
 
 
+@pytest.mark.long
 def test_the_exact_law_falls_with_the_square_of_the_steps():
   sampler = ddim(WRAPPERS['exact'](), PROCESS)
   far = [divergence(law(sampler, np.linspace(1.0, 0.0, n + 1), 3), POSTERIOR) for n in (100, 200)]

@@ -150,6 +150,7 @@ def test_rectified_flow_is_better_than_of_the_first_order():
     assert error(make(oracle, rectified_flow())) < 0.2 * first
 
 
+@pytest.mark.long
 def test_a_time_that_is_repeated_begins_a_multistep_history_anew():
   oracle, z = oracles.Gaussian(0.7, 0.4), jnp.linspace(-2.0, 2.0, 8)[:, None]
   times = jnp.sort(jnp.append(jnp.linspace(1.0, 0.0, 81), 0.5))[::-1]

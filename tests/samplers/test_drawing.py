@@ -68,7 +68,7 @@ def test_image_i_of_a_seed_is_the_same_for_any_count_batch_and_start():
   assert np.any(drawn(pairs_model, 0, 10, seed=1) != ten)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('start,stop,batch_size,computed', [
     (0, 1, 64, [4]),  # on four devices
     (0, 5, 64, [8]), (0, 64, 64, [64]), (0, 65, 64, [64, 64]), (0, 10, 6, [8, 8]),

@@ -298,6 +298,7 @@ def test_in_few_dimensions_norms_of_one_example_widen_a_gaussian_by_a_known_shar
   np.testing.assert_allclose(got, [(1.0 + 2.0 / d)**2, 1.0], rtol=0.05)  # steps of 2 %
 
 
+@pytest.mark.long
 def test_where_the_score_vanishes_a_langevin_corrector_stays():
   step = jax.jit(langevin_corrector(HALF).step)
   zero, (at_t, at_s) = np.zeros((2, 3)), jax.jit(lambda: (GEOMETRIC(0.6), GEOMETRIC(0.5)))()

@@ -98,7 +98,7 @@ def test_in_its_own_units_every_curve_has_the_same_samples(name):
   assert np.std(got[0]) > 0.1
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @kinds(set(CATALOGUE) - FINITE - BESIDE)
 def test_from_pure_noise_to_pure_data_every_sample_lands_on_a_point(name):
   """logsnr is infinite at both ends, and the data have no density at sigma = 0.

@@ -72,7 +72,7 @@ def test_strang_splitting_is_of_order_two_on_every_curve_if_its_parts_are(curve)
   assert error < 1e-3
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('options', [
     {'scheme': 'lie-trotter'}, {'scheme': 'lie-trotter', **SECOND},
     # Euler's halves are of order 1, and so is a memory across what guidance did in between.

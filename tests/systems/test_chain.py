@@ -93,6 +93,7 @@ def test_data_that_the_model_decodes_to_numbers_with_fractions_are_latents():
     assert model.is_latent == jnp.issubdtype(decoded.dtype, jnp.floating) == fractions
 
 
+@pytest.mark.long
 def test_other_numbers_of_steps_end_at_about_the_same_level():
   ends = [float(build(config_of(timesteps=steps))[1].process(jnp.float32(1.0)).logsnr)
           for steps in (1000, 4000)]

@@ -166,7 +166,7 @@ def test_a_student_is_loaded_and_sampled_without_its_teacher(teacher, student, t
   assert not np.array_equal(one, np.load(tmp_path / 'four.npz')['images'])
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('ask', ['evaluate', 'nats', 'codec'])
 def test_a_student_has_no_likelihood(student, ask):
   model = vdm_jax.load(student)
@@ -622,6 +622,7 @@ def test_a_teacher_that_has_not_learned_to_do_without_labels_guides_no_student()
     experiment.teacher(plain.model(lacking), lacking)
 
 
+@pytest.mark.long
 def test_a_guided_student_is_told_w_by_a_condition_and_lacks_no_other_parameter():
   made, base = of_labels(True)
   experiment = guided.first(made, base)

@@ -147,6 +147,7 @@ def reflowed(s):
                encode=same, decode=same, cond=lambda batch: None, shape=(1,), coupled=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('s', [0.1, 0.5])
 def test_a_flow_of_coupled_noise_has_the_data_s_deviation_by_its_own_sampler_alone(s):
   """Its eps_hat is not -sigma times a score: ancestral steps, were they allowed, end elsewhere."""
@@ -197,6 +198,7 @@ def test_a_flow_says_whether_its_noise_is_coupled(system, coupled, model):
   assert built(f'plane/flows:{system}', **model).model({'net': {}}).coupled == coupled
 
 
+@pytest.mark.long
 def test_mean_flow_is_validated_by_its_error_and_not_by_its_weighted_loss(batch):
   """Whose value is error / (error + 1e-3), about 1 for any network."""
   experiment = built('plane/flows:mean_flow', power=1.0)
@@ -210,6 +212,7 @@ def test_mean_flow_is_validated_by_its_error_and_not_by_its_weighted_loss(batch)
   assert validated.std() > 0.1
 
 
+@pytest.mark.long
 def test_the_network_of_mean_flow_changes_with_t_about_as_fast_as_its_sines_of_10_t():
   """Its derivative in t is in the target of the loss; with sines of 1000 t that hides the data."""
   _, config = configs.read('plane/flows:mean_flow')
@@ -305,6 +308,7 @@ class Exact(nn.Module):
     return jnp.concatenate([at.da * M + at.db * K + slope * pull, at.gamma * pull], axis=-1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('diffusivity', [0.0, 5.0])
 def test_samples_of_an_exact_interpolant_have_the_data_s_mean_and_deviation(diffusivity):
   """From the base N(K, R^2), by the flow and by the SDE of e = 5 gamma^2."""

@@ -75,6 +75,7 @@ SMALL = adm.UNet(features=8, multipliers=(1, 2), blocks=0, groups=2, attention_h
                  text=True, inpainting=True, super_resolution=True)
 
 
+@pytest.mark.long
 def test_a_network_of_data_reads_levels_from_minus_one_to_one_and_the_mask_as_it_is():
   rng = np.random.default_rng(0)
   z, time = rng.normal(size=(1, 8, 8, 3)).astype(np.float32), np.array([5.0], np.float32)

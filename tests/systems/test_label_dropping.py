@@ -86,6 +86,7 @@ def test_in_training_the_loss_is_that_of_the_labels_left_and_in_validation_of_al
   np.testing.assert_allclose(validated, all_told, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_model_so_trained_says_what_it_believes_without_a_label():
   """The guided estimate of this network: its vector counts 1 + w times, and its rest once."""
   _, plain = base()

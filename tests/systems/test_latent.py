@@ -83,6 +83,7 @@ def lpips_of(layers, x, y):
   return jax.jit(LPIPS().apply)({'params': layers}, x, y)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind', [Linear, Quantising])
 def test_the_loss_is_the_published_one_of_its_kind(kind):
   net = kind()
@@ -249,6 +250,7 @@ def test_losses_and_the_weight_of_the_judge_repeat_the_recordings_of_the_public_
     published.assert_close(slope.transpose(3, 2, 0, 1), r[f'kl/step{step}/grad_last_layer'], 1e-4)
 
 
+@pytest.mark.long
 def test_the_quality_of_a_codebook_counts_its_indices():
   net, x = Quantising(), data.fields.reals('image', (8, 8, 1))
   of = autoencoder.of(net, autoencoder.init(net, x, jax.random.key(0)), x, (2, 2, 2))
@@ -259,6 +261,7 @@ def test_the_quality_of_a_codebook_counts_its_indices():
   assert 'psnr' not in found  # of real numbers
 
 
+@pytest.mark.long
 def test_the_width_of_the_likelihood_is_fitted_and_moves_nothing_else():
   experiment = first_stage(real=True)
   params, batch = started(experiment), numbers()
@@ -297,6 +300,7 @@ def alone():
   return steps('one')
 
 
+@pytest.mark.long
 def test_the_weight_of_the_judge_is_of_the_global_batch(alone):
   """A weight of the mean of devices' weights, or of a part of the batch, would be another."""
   (state, metrics), _ = alone
@@ -316,9 +320,9 @@ def test_the_weight_of_the_judge_is_of_the_global_batch(alone):
   np.testing.assert_allclose(state.aux['weight'], expected, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('layout,accumulate', [
-    ('pmap', 2), *(pytest.param(*case, marks=pytest.mark.long) for case in (
-        ('pmap', 1), ('one', 4), ('jit', 1), ('fsdp', 1)))])
+    ('pmap', 2), ('pmap', 1), ('one', 4), ('jit', 1), ('fsdp', 1)])
 def test_both_players_move_the_same_on_any_devices(alone, layout, accumulate):
   _, (state, metrics) = steps(layout, accumulate)
   expected, expected_metrics = alone[1]
@@ -338,6 +342,7 @@ def test_the_judge_and_its_weight_wait_for_their_step(alone):
   assert experiment.settled == 1
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('norm,alone', [('example', True), ('batch', False)])
 def test_the_norm_of_the_judge_says_whether_the_other_images_of_a_batch_move_what_it_finds(norm,
                                                                                            alone):
@@ -352,6 +357,7 @@ def test_the_norm_of_the_judge_says_whether_the_other_images_of_a_batch_move_wha
   assert (apart[0] < 1e-6) == alone and apart[1:].min() > 1e-5
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('field,value,says', [
     ('kind', 'vqq', 'did you mean vq'), ('perceptual', 1.0, 'weights of VGG-16'),
     ('kl', -1.0, 'negative'), ('adversarial', -0.5, 'negative'),
@@ -493,6 +499,7 @@ def test_the_terms_of_probabilistic_pca_are_those_of_its_closed_form(bound):
   np.testing.assert_allclose(nats, sum(terms.values()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_bound_of_probabilistic_pca_is_its_gap_above_the_entropy_of_the_images(bound):
   """Two variances of the data, 0.25 and 0.05, are one in the model: 1/2 log(0.15^2 / 0.0125)."""
   own = -stats.norm.logpdf(draws()[0]['x'], 0, np.sqrt(VARIANCES)).sum(axis=1)

@@ -375,6 +375,7 @@ def test_image_i_of_a_seed_has_its_own_latent_whatever_is_drawn_beside_it(swirl)
   np.testing.assert_array_equal(images(swirl, samplers.ancestral, 3, 6, batch_size=4), six[3:])
 
 
+@pytest.mark.long
 def test_a_sampler_that_plans_for_one_level_is_refused_also_where_its_shapes_would_fit(swirl):
   with pytest.raises(InputError, match='every pixel has its own'):
     images(swirl, dpm_solver.dpm_solver_multistep, batch_size=8, steps=7)  # 8 times, and 8 images

@@ -33,6 +33,7 @@ def _pitches(n, seed=0):
   return np.random.default_rng(seed).integers(0, 128, (n, *SHAPE)).astype(np.uint8)
 
 
+@pytest.mark.long
 def test_before_training_a_note_costs_seven_bits():
   """The odds of 128 levels are equal at first, and the bound of the exact posterior is log2 128."""
   experiment, params = _made()
@@ -42,6 +43,7 @@ def test_before_training_a_note_costs_seven_bits():
   assert abs(bits.mean() - 7.0) < 4 * error + 0.01 and error < 0.05
 
 
+@pytest.mark.long
 def test_transposition_moves_all_notes_alike_and_leaves_rests():
   pitches = np.random.default_rng(0).integers(40, 80, (400, *SHAPE)).astype(np.uint8)
   pitches[:, 2, 1] = 0
@@ -55,6 +57,7 @@ def test_transposition_moves_all_notes_alike_and_leaves_rests():
   assert len(counts) == 7 and np.abs(counts - 57).max() < 4 * np.sqrt(57 * 6 / 7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('method', [conditioned.Replacement(), conditioned.RePaint(2, 2)])
 @pytest.mark.parametrize('which', music.KNOWN)
 def test_known_notes_are_kept_exactly(which, method):
@@ -90,6 +93,7 @@ def test_data_that_are_no_voices_are_refused():
     music.experiment(_config(transpose=-1))
 
 
+@pytest.mark.long
 def test_with_little_noise_the_network_rounds_to_the_nearest_level():
   """The exact likelihood of the noisy number decides, whatever the parameters."""
   net = Voices(features=16, depth=1, attention_heads=2)

@@ -24,6 +24,7 @@ def blurring():
   return workdir.import_config(FILES / 'digits_blurring.py').blurring
 
 
+@pytest.mark.long
 def test_it_blurs_as_a_gaussian_filter_does(blurring):
   """SciPy convolves with a sampled Gaussian; an image goes on beyond its borders as its mirror."""
   images = np.random.default_rng(0).normal(size=(2, 12, 8, 1))
@@ -35,6 +36,7 @@ def test_it_blurs_as_a_gaussian_filter_does(blurring):
     np.testing.assert_allclose(blurred, exact, atol=1e-4)
 
 
+@pytest.mark.long
 def test_without_a_blur_its_loss_is_that_of_ddpm_draw_by_draw(blurring):
   std = 0.5  # the same in all directions, so that the best denoiser is the same in both coordinates
   x = std * random.normal(random.each(random.key(0), 64), jnp.zeros((64, 8, 8, 1)))
@@ -46,6 +48,7 @@ def test_without_a_blur_its_loss_is_that_of_ddpm_draw_by_draw(blurring):
   np.testing.assert_allclose(mine, ddpm, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_its_loss_is_least_where_theory_says(blurring):
   """E|eps - E[eps | z]|^2 = sum v alpha^2 / (v alpha^2 + sigma^2), v the data's power."""
   n, t = 20_000, 0.4
@@ -64,6 +67,7 @@ def test_its_loss_is_least_where_theory_says(blurring):
   assert abs(losses.mean() - exact) < 4.0 * losses.std() / np.sqrt(n)
 
 
+@pytest.mark.long
 def test_two_files_elsewhere_train_and_are_evaluated_sampled_and_loaded_without_them(tmp_path):
   files = tmp_path / 'files'
   shutil.copytree(FILES, files)

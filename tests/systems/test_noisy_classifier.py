@@ -75,7 +75,7 @@ def test_its_own_noise_leaves_the_error_and_the_entropy_of_bayes_rule():
     assert abs(np.mean(draws) - integrate.trapezoid(density, z)) < 4 * np.std(draws) / n**0.5
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, ve, flow])
 def test_scale_one_with_the_exact_classifier_draws_from_the_class(curve, x64):
   """Guided, the probability flow takes quantiles of the prior to quantiles of each class."""

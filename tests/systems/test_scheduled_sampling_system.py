@@ -34,6 +34,7 @@ def context(step, train=True):
                  jnp.int32(step), train=train)
 
 
+@pytest.mark.long
 def test_the_loss_begins_as_l_simple_and_ends_apart_and_validation_is_the_bound():
   experiment, config = built(Tiny(), probability=1.0)
   params = jax.jit(experiment.init)(jax.random.key(0))

@@ -29,6 +29,7 @@ def context(train=True):
                  train=train)
 
 
+@pytest.mark.long
 def test_the_student_moves_and_its_teacher_stays():
   experiment, _ = built()
   params = jax.jit(experiment.init)(jax.random.key(0))
@@ -43,6 +44,7 @@ def test_the_student_moves_and_its_teacher_stays():
   assert metrics.keys() >= {'student_eps_error', 'student_spatial', 'student_spectral'}
 
 
+@pytest.mark.long
 def test_a_student_with_its_teacher_s_weights_is_apart_from_it_by_the_scale():
   """Outputs h and h / 2 are apart by h / 2, at every z: the distance is known from eps_hat."""
   experiment, config = built(spatial=0.0, spectral=0.0)
@@ -77,6 +79,7 @@ def run_config(system='slim', **changes):
   return config
 
 
+@pytest.mark.long
 def test_a_student_learns_from_the_run_that_it_starts_from_and_is_loaded_without_it(tmp_path):
   file, teacher, directory = slim_config.__file__, tmp_path / 'teacher', tmp_path / 'slim'
   runs.train(run_config('teacher'), file, teacher)

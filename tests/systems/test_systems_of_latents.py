@@ -46,6 +46,7 @@ def of_shape(config, shape):
   return config
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', SYSTEMS)
 def test_the_loss_of_latents_and_its_gradient_are_those_of_the_system_itself(name):
   config, build = SYSTEMS[name]

@@ -55,6 +55,7 @@ def system():
   return made, one, params, tokenisers.of(data.resolve(made.data)['caption']).encode(['ab', 'c'])
 
 
+@pytest.mark.long
 def test_the_network_reads_the_vectors_of_the_tokens_and_untold_those_of_the_empty_text(system):
   """The guided estimate of this network: w z, and (1 + w) times the told term less w the untold."""
   _, one, params, tokens = system
@@ -80,6 +81,7 @@ def test_the_network_reads_the_vectors_of_the_tokens_and_untold_those_of_the_emp
   assert np.abs(told - untold).min() > 1e-2  # so the text matters
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('trained', [True, False])
 def test_the_encoder_is_trained_or_frozen(system, trained):
   """A frozen one has no gradient, no decay of its weights and no moments."""
@@ -103,6 +105,7 @@ def test_the_encoder_is_trained_or_frozen(system, trained):
   assert bool(one.needs_start) != trained and one.adds == (() if trained else ('net', 'schedule'))
 
 
+@pytest.mark.long
 def test_a_text_is_dropped_as_a_whole():
   tokens = jnp.arange(1, 61).reshape(20, 3)
   keys = jax.random.split(jax.random.key(0), 20)

@@ -58,6 +58,7 @@ def trained(levels):
   return workdir.Trained(experiment, config, params, 1, 'raw')
 
 
+@pytest.mark.long
 def test_a_large_image_is_the_same_in_tiles_up_to_rounding():
   of = trained(0)
   model = of.experiment.model(of.params)
@@ -72,6 +73,7 @@ def test_a_large_image_is_the_same_in_tiles_up_to_rounding():
   np.testing.assert_array_equal(model.in_tiles(20).decode(z), decoded)  # no larger than a tile
 
 
+@pytest.mark.long
 def test_a_command_decodes_in_tiles_and_the_file_says_so(tmp_path, monkeypatch):
   of = trained(17)
   monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: of)

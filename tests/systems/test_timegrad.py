@@ -77,6 +77,7 @@ def _whole(data):
   return {SERIES: jnp.asarray(both('target_cdf')), FEATURES: jnp.asarray(both('time_feat'))}
 
 
+@pytest.mark.long
 def test_the_state_of_the_past_equals_that_of_the_public_code():
   data = shared('timegrad')
   meta, batch, params = json.loads(str(data['meta'])), _whole(data), _imported(data)
@@ -91,6 +92,7 @@ def test_the_state_of_the_past_equals_that_of_the_public_code():
   np.testing.assert_allclose(cond, data['encoder/condition'], atol=2e-6)
 
 
+@pytest.mark.long
 def test_the_denoiser_and_the_loss_equal_those_of_the_public_code():
   data = shared('timegrad')
   batch, params = _whole(data), _imported(data)
@@ -109,6 +111,7 @@ def test_the_denoiser_and_the_loss_equal_those_of_the_public_code():
   np.testing.assert_allclose(loss.mean() / 5, data['loss/value'], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_paths_equal_those_of_the_public_code_with_its_draws():
   data = shared('timegrad')
   of = timegrad.experiment(_config()).model(_imported(data)).recurrence
@@ -159,6 +162,7 @@ def _autoregression(process, a=A, covariance=NOISE):
       observe=lambda state, x: (x, x))
 
 
+@pytest.mark.long
 def test_paths_of_a_var1_have_its_predictive_mean_and_covariance():
   """Within rows, and between rows: a path is a draw of all rows together."""
   start, paths, horizon = np.array([[2.0, -1.0], [0.0, 3.0]]), 4000, 3
@@ -184,6 +188,7 @@ def test_paths_of_a_var1_have_its_predictive_mean_and_covariance():
     assert (np.abs(np.cov(one.T) - covariance) < 4.0 * error).all()
 
 
+@pytest.mark.long
 def test_paths_of_an_ar1_have_the_spread_and_the_crps_of_its_closed_form():
   """phi = 0.8, sigma = 1: std_h / sqrt(pi), times 1 + 1 / S for S paths; targets of numpy."""
   rng, n, count, horizon = np.random.default_rng(1), 1000, 20, 24
@@ -210,6 +215,7 @@ def test_paths_of_an_ar1_have_the_spread_and_the_crps_of_its_closed_form():
     assert abs(each.mean() - ideal * (1.0 + 1.0 / count)) < 4.0 * each.std() / math.sqrt(n), step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('std,ratio', [(2.0, 0.97801), (1.0, 0.97062), (0.5, 0.95272),
                                        (0.1, 0.83910)])
 def test_the_published_chain_narrows_perfect_forecasts_by_a_known_factor(std, ratio):
@@ -224,6 +230,7 @@ def test_the_published_chain_narrows_perfect_forecasts_by_a_known_factor(std, ra
   assert abs(found - ratio) < 4.0 * ratio / math.sqrt(2 * 40_000)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('start', [None, 0.01])
 def test_the_nats_of_rows_are_those_of_their_normal_distribution(start):
   """Both ends of the flow: sigma_0 > 0, and a last step to data without noise."""
@@ -252,6 +259,7 @@ def _batch(config, rows=15, count=2, seed=0, n=3):
   return {SERIES: jnp.asarray(5.0 + rng.standard_normal((n, rows, count)), jnp.float32)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind,net', [('chain', 'mlp'), ('flow', 'convolutions'), ('flow', 'mlp')])
 def test_a_forecaster_of_each_kind_forecasts_and_scales_with_its_series(kind, net):
   """Units do not matter: ten times the series are forecast by ten times the paths."""
@@ -274,6 +282,7 @@ def test_a_forecaster_of_each_kind_forecasts_and_scales_with_its_series(kind, ne
   assert loss.shape == (3,) and set(terms) == {'eps_error'}
 
 
+@pytest.mark.long
 def test_forecasts_depend_on_the_history_alone_and_on_the_key_of_their_window():
   config = _config(count=2, features=0, net='mlp', nonnegative=(), scaler='standard')
   built = timegrad.experiment(config)
@@ -287,6 +296,7 @@ def test_forecasts_depend_on_the_history_alone_and_on_the_key_of_their_window():
   np.testing.assert_allclose(run(turned, keys[::-1])[::-1], run(batch, keys), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_fixed_scales_are_those_of_the_config():
   """Series that were standardised before need none."""
   batch, keys = _batch(_config()), random.each(random.key(1), 3)
@@ -303,6 +313,7 @@ def test_fixed_scales_are_those_of_the_config():
   np.testing.assert_allclose(*paths, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_columns_that_cannot_be_negative_are_cut_at_zero():
   config = _config(count=2, features=0, net='mlp')
   config.data.series.columns = ('rain', 'temperature')

@@ -70,6 +70,7 @@ class Reader(nn.Module):
     return jnp.broadcast_to(time[:, None], z.shape)
 
 
+@pytest.mark.long
 def test_the_steps_are_the_first_of_the_chain_and_the_generator_is_told_the_one_after_them():
   _, config = built()
   experiment = truncated.adversarial_prior(config, net=Reader())
@@ -87,6 +88,7 @@ def test_the_steps_are_the_first_of_the_chain_and_the_generator_is_told_the_one_
   np.testing.assert_array_equal(model.prior(keys, jnp.zeros((4, 2))), 100.0)
 
 
+@pytest.mark.long
 def test_the_denoiser_is_trained_by_l_simple_of_these_steps():
   experiment, _ = built()
   params = jax.jit(experiment.init)(jax.random.key(0))
@@ -105,6 +107,7 @@ def test_the_denoiser_is_trained_by_l_simple_of_these_steps():
 # -------------------------------------------------------------- a Gaussian
 
 
+@pytest.mark.long
 def test_the_bound_has_the_divergence_from_the_fitted_prior_beside_the_steps_of_its_chain(gaussian):
   experiment, params, batch = gaussian
   params = copy.copy(params)
@@ -128,6 +131,7 @@ def test_the_bound_has_the_divergence_from_the_fitted_prior_beside_the_steps_of_
     model.bound(batch, of.t, of.keys, 50)
 
 
+@pytest.mark.long
 def test_validation_reports_the_bound_and_training_the_divergence(gaussian):
   experiment, params, batch = gaussian
   trained, of_training = jax.jit(lambda: experiment.loss(params, batch, context(8)))()
@@ -139,6 +143,7 @@ def test_validation_reports_the_bound_and_training_the_divergence(gaussian):
   np.testing.assert_allclose(of_validation['bits_per_dim'], bits_per_dim(nats, (2,)), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_its_prior_learns_the_mean_and_the_spread_of_where_the_chain_ends():
   experiment, config = built('gaussian')
   field = experiment.model(experiment.init(jax.random.key(0))).field
@@ -177,6 +182,7 @@ def test_the_ledger_asks_for_the_bound_of_its_steps(gaussian):
 # ------------------------------------------------------------- a generator
 
 
+@pytest.mark.long
 def test_a_run_of_three_players_that_is_resumed_is_the_same_bit_for_bit(tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   states = {}
@@ -228,6 +234,7 @@ def test_a_trained_run_is_sampled_from_the_prior_that_it_learned(prior, tmp_path
   assert np.abs(images - by_hand(None)).max() > 4
 
 
+@pytest.mark.long
 def test_its_three_losses_are_named_and_the_generator_s_gradient_leaves_the_judge_alone():
   experiment, config = built()
   state = step_lib.init(experiment.init(jax.random.key(0)), experiment.tx, experiment.ema)

@@ -93,6 +93,7 @@ def test_training_is_told_the_small_image_with_noise_of_uniform_time_in_closed_f
   np.testing.assert_array_equal(plain['s'], 0.0)
 
 
+@pytest.mark.long
 def test_sampling_is_told_the_given_image_with_noise_of_the_given_time():
   model = experiment().model({'net': {}})
   batch = model.conditions(np.arange(N), low_res=np.full((2, 2, 1), 204), low_res_noise=0.3)
@@ -115,6 +116,7 @@ def test_sampling_is_told_the_given_image_with_noise_of_the_given_time():
     experiment(1.5)
 
 
+@pytest.mark.long
 def test_the_network_reads_the_time_of_the_noise_by_an_embedding_of_its_own():
   net = adm.UNet(features=8, multipliers=(1, 2), blocks=0, groups=4, attention_resolutions=(),
                  super_resolution=True)

@@ -131,7 +131,7 @@ def test_what_fits_passes_and_nothing_is_compiled():
   assert timing.compilations(seen) == 0
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('name,trained', [
     ('systems:mulan', False), ('systems:vae', True), ('digits/classifier', True),
     ('sequences/dpm2015', True), ('published/dit', False)])

@@ -144,7 +144,7 @@ def three(tmp_path_factory):
   return directory
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('damage', [flip, truncate, lambda path: path.unlink()],
                          ids=['a bit flipped', 'a byte short', 'missing'])
 def test_a_damaged_checkpoint_is_reported_and_set_aside_whichever_file_it_is(

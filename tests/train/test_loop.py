@@ -76,6 +76,7 @@ def test_a_run_records_every_window_and_returns_its_last_validation(trained):
   assert list((directory / 'tensorboard').iterdir())
 
 
+@pytest.mark.long
 def test_the_best_by_validation_is_among_the_checkpoints(trained):
   directory, _ = trained
   losses = {r['step']: r['loss'] for r in records(directory, 'validation')}
@@ -119,6 +120,7 @@ def go_on(directory, extend=False, **fields):
   return state_in(directory)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_by_its_directory_alone_as_one_that_never_stopped(trained, tmp_path,
                                                                         monkeypatch):
   runs.train(config(**{'train.steps': 10}), CONFIG, tmp_path / 'run')
@@ -152,6 +154,7 @@ def test_a_run_whose_learning_rate_is_0_moves_on_when_it_is_extended(decayed, tm
     assert np.any(u != v)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('steps', [40, 20], ids=['as many steps', 'fewer steps'])
 def test_a_finished_run_started_again_compiles_and_changes_nothing(copy, trained, steps,
                                                                    monkeypatch, capsys):
@@ -262,7 +265,7 @@ def heeded():
     signal.signal(number, handler)
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('number', STOPPING, ids=lambda number: number.name)
 def test_a_signal_saves_the_step_it_is_at_and_the_run_goes_on_from_there(trained, tmp_path, heeded,
                                                                          number, capsys):
@@ -327,6 +330,7 @@ def test_a_validation_that_a_signal_cuts_off_is_made_when_the_run_goes_on(
                state_in(tmp_path / 'run').params)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
 def test_an_error_leaves_the_checkpoint_under_way_whole(tmp_path, error, monkeypatch):
   """Raised two steps after the save of step 10 began."""
@@ -386,6 +390,7 @@ def test_pictures_are_files_of_the_run_as_well(tmp_path):
       np.testing.assert_array_equal(picture, drawn)
 
 
+@pytest.mark.long
 def test_a_run_records_how_far_its_samples_are_from_the_training_images(tmp_path):
   """The distance is the one of the samples that sample.py draws from the same checkpoint."""
   fields = {'train.steps': 4, 'train.pictures_every': 2, 'train.checkpoint_every': 2}
@@ -586,6 +591,7 @@ def test_the_noise_of_validation_is_new_for_each_repeat_and_the_same_at_each_cal
 # ---------------------------------------------------------------- several
 
 
+@pytest.mark.long
 def test_a_run_begins_from_the_weights_of_another(trained, tmp_path):
   """The first step of the warm-up has rate 0, so after it the parameters are those given."""
   directory, _ = trained
@@ -598,6 +604,7 @@ def test_a_run_begins_from_the_weights_of_another(trained, tmp_path):
              init_from=str(tmp_path / 'gone'))
 
 
+@pytest.mark.long
 def test_seeds_have_a_directory_each_and_a_table_of_their_spread(tmp_path, capsys):
   runs.train_seeds(config(**{'train.steps': 2}), CONFIG, tmp_path, [3, 5])
   rows = [line.replace('│', ' ').split() for line in capsys.readouterr().out.splitlines()]

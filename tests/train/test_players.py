@@ -52,7 +52,7 @@ def play(players=GAME, steps=5, layout='one', accumulate=1, rate=0.5):
   return seen
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(3)
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_players_move_in_turn_and_each_sees_who_moved_before(layout, accumulate):
