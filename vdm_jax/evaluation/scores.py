@@ -7,10 +7,10 @@ import json
 import math
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import rich.table
 
+from vdm_jax import random
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import features as features_lib
 from vdm_jax.evaluation import frechet, manifold
@@ -87,7 +87,7 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
     if extractor.levels is None:
       by_energy = blocked_kernel_distance(drawn, data, energy)
       if compared >= BLOCKS:
-        sliced = jackknifed_sliced_wasserstein(jax.random.key(0), drawn, data, blocks=BLOCKS)
+        sliced = jackknifed_sliced_wasserstein(random.key(0), drawn, data, blocks=BLOCKS)
   return Scores(
       name, count, extractor.name, extractor.checksum, dimensions, reference.name,
       reference.statistics.count, digest(reference),

@@ -117,7 +117,7 @@ def step_flop_per_image(size: Size, images: int = 8) -> float:
   """
   e = experiment(size, _WRITTEN_OUT)
   update = step_lib.make_step(e.loss, e.tx, e.ema)
-  state = jax.eval_shape(lambda key: step_lib.init(e.init(key), e.tx, e.ema), jax.random.key(0))
+  state = jax.eval_shape(lambda key: step_lib.init(e.init(key), e.tx, e.ema), random.key(0))
   batch = {'image': jax.ShapeDtypeStruct((images, *SHAPE), jnp.uint8)}
   return _flop(lambda *args: update(*args, parallel.Axis()), state, batch) / images
 
@@ -129,7 +129,7 @@ def evaluation_flop_per_image(size: Size, images: int = 8) -> float:
   def evaluate(params, z, key):
     m = e.model(params)
     return m.denoise(z, m.process(jnp.full(images, 0.5)), None)
-  return _flop(evaluate, jax.eval_shape(e.init, jax.random.key(0)),
+  return _flop(evaluate, jax.eval_shape(e.init, random.key(0)),
                jax.ShapeDtypeStruct((images, *SHAPE), jnp.float32)) / images
 
 
