@@ -89,6 +89,7 @@ def test_the_record_has_every_point_at_once_and_keeps_the_stages_of_earlier_call
   assert not [path for path in tmp_path.iterdir() if path != record.path]
 
 
+@pytest.mark.long
 def test_a_stage_that_fails_or_hangs_keeps_its_points_and_the_next_one_begins(tmp_path):
   record = Record(tmp_path / 'r.json')
   writes = ('import sys; sys.path.insert(0, {!r}); from vdm_jax.benchmark.device.stages import '
@@ -141,6 +142,7 @@ def test_an_interpreter_without_jax_is_refused_in_one_line(capsys, monkeypatch):
 # -------------------------------------------------------------------- model
 
 
+@pytest.mark.long
 def test_the_model_of_the_check_is_the_model_of_the_config():
   file = ROOT / 'configs' / 'cifar10' / 'vdm.py'
   config = workdir.open_config(str(file))
@@ -236,6 +238,7 @@ def test_a_folder_without_the_archive_is_refused(tmp_path):
     images.read(str(tmp_path))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('without,source', [((), 'photographs'), (('sklearn',), 'random waves')])
 def test_without_a_folder_the_images_are_others_and_their_source_says_so(
     without, source, monkeypatch):
@@ -257,6 +260,7 @@ def test_without_a_folder_the_images_are_others_and_their_source_says_so(
 # ---------------------------------------------------------------- rehearsal
 
 
+@pytest.mark.long
 def test_nothing_of_the_check_needs_a_package_that_a_machine_on_loan_lacks(tmp_path):
   code = 'import vdm_jax.benchmark.device.checks, vdm_jax.train.checkpoint'
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=without(tmp_path),

@@ -46,6 +46,7 @@ def test_temporary_arrays_grow_in_proportion_to_the_images(wide):
                              rtol=0.01)
 
 
+@pytest.mark.long
 def test_a_device_holds_the_state_the_gradients_and_its_images(wide):
   about, rows = wide
   for row in rows[:3]:

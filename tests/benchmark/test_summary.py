@@ -16,6 +16,7 @@ def of(name: str, **model) -> list[summary.Row]:
   return summary.summary(speed.of_config(configs.file(name), config))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('size,gflop', [
     # Peebles and Xie (2023), table 4; their Gflops count a multiplication with an addition as one.
     ('S/2', 6.06), ('B/4', 5.56), ('L/8', 5.01), ('XL/2', 118.64), ('XL/8', 7.39)])

@@ -197,6 +197,7 @@ def test_the_ledger_has_the_bits_of_a_file_beside_the_bound(run, tmp_path):
     runs.evaluate(run, split='validation', estimates=['codec'], out=tmp_path)
 
 
+@pytest.mark.long
 def test_a_changed_bit_anywhere_is_noticed_before_decoding(encoded, tmp_path):
   content, bad = encoded[0].read_bytes(), tmp_path / 'bad.vdmz'
   sample = np.random.default_rng(0).integers(48 * 8, len(content) * 8, 64)

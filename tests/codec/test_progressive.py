@@ -185,6 +185,7 @@ def test_the_rate_of_a_chain_grows_with_its_steps(steps, published):
   assert stats.kstest(np.ravel(off) + 0.5, 'uniform').pvalue > 1e-4
 
 
+@pytest.mark.long
 def test_a_prefix_of_uqdm_has_its_levels():
   of_gaussian, x = of(np.linspace(0.0, 1.0, 5), (16, 16, 1)), data(64, 256)
   scales = np.zeros((4, 256), int)

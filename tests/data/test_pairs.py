@@ -100,6 +100,7 @@ def test_pairs_are_read_as_named_float_fields_and_their_hash_is_kept(teacher, ma
   np.testing.assert_allclose(about['prior_std'], 1.0, atol=1e-4)
 
 
+@pytest.mark.long
 def test_samples_of_a_student_are_compared_with_the_data_of_the_teacher_and_not_the_pairs(made):
   _, config = tiny()
   own = data.Data(config.data)

@@ -211,6 +211,7 @@ def test_a_command_is_a_script_with_the_flags_that_it_has(text):
   assert not wrong
 
 
+@pytest.mark.long
 @every_page
 def test_a_flag_in_the_prose_is_one_of_some_script(name):
   known = {flag for flags in of_scripts()['flags'].values() for flag in flags}

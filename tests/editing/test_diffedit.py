@@ -68,6 +68,7 @@ def test_texts_with_the_same_estimates_have_an_empty_mask_that_says_so():
     diffedit.mask(jnp.ones((1, 4, 4)), 0.0)
 
 
+@pytest.mark.long
 def test_an_edit_moves_the_masked_pixels_to_the_query_and_keeps_the_others_exactly():
   """The flows of both Gaussians are affine: up with one mean, down with the other."""
   inside = region(1 / 3)

@@ -62,7 +62,7 @@ def edited(words, config, maps, step, told):
 CASES = ['replace', 'refine', 'reweight', 'refine_reweight']
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_edits_repeat_the_public_code(name):
   data, _, config = case(name)

@@ -66,6 +66,7 @@ def test_a_style_forgets_positions():
   np.testing.assert_allclose(semantic.gram(maps), semantic.gram(turned), rtol=1e-12)
 
 
+@pytest.mark.long
 def test_gradients_add_with_their_weights():
   first, second = (semantic.text(itself, jnp.array(words)) for words in ([1.0, 0.0], [0.0, 1.0]))
   both = semantic.together((first, 160.0), (second, -2.0))

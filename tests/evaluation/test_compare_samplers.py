@@ -68,6 +68,7 @@ def test_one_step_of_ddim_is_as_far_as_is_known_and_many_are_at_the_floor(found)
   assert many.sliced < 3 * found.floor.sliced < 0.5 * one.sliced
 
 
+@pytest.mark.long
 def test_a_grid_of_its_own_is_what_a_sampler_is_judged_on():
   """Two steps of which one is of length zero are as one."""
   asked = []

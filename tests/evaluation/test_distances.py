@@ -72,6 +72,7 @@ def test_the_same_key_looks_in_the_same_directions():
   assert sliced_wasserstein(KEY, a, b, 5) != sliced_wasserstein(jax.random.key(1), a, b, 5)
 
 
+@pytest.mark.long
 def test_the_sliced_distance_knows_its_error():
   """Of many draws of Gaussians with unequal sizes: the spread, within a fifth."""
   rng = np.random.default_rng(3)

@@ -40,6 +40,7 @@ def faults(source):
       yield call.lineno
 
 
+@pytest.mark.long
 def test_no_message_is_one_sentence_or_begins_with_a_flag():
   found = [f'{path.relative_to(ROOT)}:{line}' for room in ('vdm_jax', 'configs', 'scripts')
            for path in sorted((ROOT / room).rglob('*.py')) for line in faults(path.read_text())]

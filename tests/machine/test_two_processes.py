@@ -90,6 +90,7 @@ def test_each_process_reads_its_own_rows_alone_and_together_they_are_the_batch(b
   np.testing.assert_array_equal(np.concatenate(rows, axis=1), by_one[2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_a_checkpoint_of_one_device_is_restored_bit_for_bit_by_two_processes(by_two, start, name):
   for process in (0, 1):

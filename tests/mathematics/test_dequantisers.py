@@ -219,6 +219,7 @@ def test_noise_from_the_posterior_leaves_no_gap_at_all():
   np.testing.assert_allclose(got, 0.0, atol=1e-4)
 
 
+@pytest.mark.first(1)
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('dequantise,logpdf', [
     (dequantisers.uniform(LEVELS), lambda y, c: np.log(LEVELS / 2)),

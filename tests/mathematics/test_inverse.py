@@ -27,7 +27,7 @@ def x():
   return np.random.default_rng(1).normal(size=(2, *SHAPE))
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', LINEAR)
 def test_the_adjoint_is_exact_and_the_matrix_is_that_of_the_operator(name, x):
   operator = LINEAR[name]

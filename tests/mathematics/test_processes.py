@@ -365,7 +365,7 @@ def test_a_small_sigma_near_data_and_a_small_alpha_before_the_end_are_kept():
   np.testing.assert_allclose(cubic.sigma[0], 80e-27, rtol=1e-12)
 
 
-@pytest.mark.first(7)
+@pytest.mark.first(4)
 @pytest.mark.parametrize('name', ENDS)
 def test_samplers_go_from_a_cosine_of_no_signal_to_clean_data(name):
   """Along the exact flow of N(m, s^2), (z - alpha m) / sqrt(alpha^2 s^2 + sigma^2) constant.
@@ -396,7 +396,7 @@ def test_diffusion_adds_noise_at_the_level_of_each_example_or_each_pixel():
                                 [[2.0, 2.5, 3.0], [0.0, 0.5, 1.0]])
 
 
-@pytest.mark.first(5)
+@pytest.mark.first(4)
 @pytest.mark.parametrize('curve', [*CURVES, processes.Scaled(vp, 256 / 255),
                                    processes.Scaled(ve, 0.5)])
 def test_float32_slopes_of_every_curve_are_right_to_3e_6_from_one_end_to_the_other(curve):

@@ -48,7 +48,7 @@ def test_a_fixed_schedule_decreases(schedule):
   assert (np.diff(evaluate(schedule, times())) < 0).all()
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('module', LEARNED, ids=name)
 def test_a_learned_schedule_decreases_whatever_its_parameters(module):
   curves = jax.jit(jax.vmap(
@@ -97,7 +97,7 @@ def test_end_points_are_the_ones_asked_for(schedule):
   np.testing.assert_allclose(evaluate(schedule, jnp.array([0.0, 1.0])), [7.0, -3.0], rtol=1e-9)
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('single', [False, True], ids=['float64', 'float32'])
 @pytest.mark.parametrize('module', [schedules.PinnedMonotone(features=16),
                                     schedules.KnotSchedule(knots=8)], ids=name)

@@ -306,7 +306,7 @@ def test_the_loss_and_its_gradient_at_the_ends_of_time_are_their_limits(process,
                                    rtol=0.05 if single else 1e-3, atol=atol, err_msg=name)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', [name for name in WEIGHTS if name != 'vlb'])
 def test_every_weighting_but_that_of_the_bound_has_limits_on_every_process(name):
   for process, _, _ in ENDS.values():

@@ -208,6 +208,7 @@ def test_every_parameter_goes_to_its_published_name_and_back(recorded):
     np.testing.assert_array_equal(u, published.array(name, tuple(shapes[name])), err_msg=name)
 
 
+@pytest.mark.long
 def test_positions_that_are_not_the_fixed_ones_are_refused(recorded):
   _, params = recorded
   flat = dit.to_flat(params)

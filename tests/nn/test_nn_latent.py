@@ -275,6 +275,7 @@ class Reads(nn.Module):
     return cond
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('untold', [True, False])
 def test_a_label_is_the_only_token_of_a_context(untold):
   net = LabelledUNet(Reads(), 3, 6, untold)

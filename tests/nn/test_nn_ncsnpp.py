@@ -79,7 +79,7 @@ def test_with_the_same_parameters_it_returns_what_the_public_code_returned(recor
   differs('parity', 'nn/unets/ncsnpp.py', y, recorded[f'{name}/y'])
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', CASES)
 def test_written_out_again_the_published_parameters_are_the_same(recorded, name):
   flat = published.state_dict(recorded, name)

@@ -65,7 +65,7 @@ def test_the_output_of_the_public_code_repeats(name, differs):
   differs('parity', 'nn/unets/refinenet.py', got, y)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', SMALL)
 def test_parameters_go_back_to_their_public_names(name):
   flat, *_ = case(name)
@@ -76,6 +76,7 @@ def test_parameters_go_back_to_their_public_names(name):
     np.testing.assert_array_equal(back[key], array)
 
 
+@pytest.mark.long
 def test_a_prefix_of_parallel_training_is_taken_off_and_what_does_not_fit_is_named():
   net = SMALL['ncsnv2']
   flat, *_ = case('ncsnv2')
@@ -96,7 +97,7 @@ COUNTS = {'ncsn-mnist': 7_638_657, 'ncsn-cifar10': 30_117_635, 'ncsn-celeba': 30
           'ncsnv2-bedroom': 83_445_379, 'ncsnv2-tower': 83_445_379, 'ncsnv2-ffhq': 94_132_611}
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', published.some(
     ncsnv2.MODELS, 'ncsn-mnist', 'ncsnv2-church', 'ncsnv2-ffhq'))
 def test_published_models_have_their_number_of_parameters(name):

@@ -218,7 +218,7 @@ def test_the_published_noise_aware_clip_has_its_published_sizes():
   assert count(like['image']) == 86_443_776
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['base', 'super_res', 'inpaint'])
 def test_glide_s_text_transformer_repeats_the_public_code(name, differs):
   """The third text of `base` has no token, so the network reads its vectors for padding alone."""

@@ -108,6 +108,7 @@ def test_deep_blocks_read_the_shallow_ones_in_reverse_order():
     assert off == 0.0 if same else off > 1e-2
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('settings, cond, message', [
     ({'patch': 3}, None, 'patch=3: images of 4 x 4 pixels cannot be cut'),
     ({'depth': 3}, None, 'choose an even number'),

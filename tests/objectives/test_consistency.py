@@ -30,6 +30,7 @@ RATIOS = {2: (.01025, 80.0), 18: (.846086, 1.055278), 40: (.929727, 1.009782),
 # ------------------------------------------------------------------ the function
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('process', [PROCESS, processes.GaussianProcess(
     schedules.Shifted(schedules.KarrasSigma(), 0.01), processes.Scaled(processes.ve, 1.005)),
     processes.GaussianProcess(schedules.Cosine(8.0, -6.0)), processes.RectifiedFlow(0.01)],
@@ -46,6 +47,7 @@ def test_the_function_is_the_identity_at_the_least_noise_whatever_the_network(pr
   np.testing.assert_allclose(processes.diffuse(*f(z, noisy)[:2], noisy), z, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_noise_level_that_rounding_put_below_the_least_one_is_the_identity_too():
   f = consistency.function(lambda z, time, cond: 1e6 + z, PROCESS)
   level = PROCESS(jnp.zeros(1))
@@ -127,6 +129,7 @@ def test_a_linear_learner_has_the_gain_of_the_closed_form(levels):
   np.testing.assert_allclose(by_heun / EXACT, of_heun, atol=digits)
 
 
+@pytest.mark.long
 def test_no_gradient_goes_through_the_target():
   f = lambda g: lambda z, level, cond=None: Estimate(g * z, z)
   keys = jax.random.split(jax.random.key(0), 4)

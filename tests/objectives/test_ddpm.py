@@ -116,7 +116,7 @@ def test_a_respaced_chain_keeps_its_alphas_and_has_a_bound_of_its_own(x64):
 # -------------------------------------------------------------- minimisers
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('target', [targets.eps, targets.x, targets.v],
                          ids=['eps', 'x', 'v'])
 @pytest.mark.parametrize('steps', [None, STEPS], ids=['continuous', 'discrete'])

@@ -125,6 +125,7 @@ def test_a_chain_of_many_steps_has_the_bound_of_continuous_time_at_the_rate_of_i
   np.testing.assert_allclose(off[:-1] / off[1:], 2.0, rtol=0.03)
 
 
+@pytest.mark.long
 def test_the_term_of_one_step_is_the_divergence_of_two_gaussians():
   """q(z_s | z_t, x) from the joint normal of (z_s, z_t), against the ancestral step from w_hat."""
   steps, x, eps = 4, jnp.array([[0.7]]), jnp.array([[-0.6]])

@@ -467,6 +467,7 @@ def carried(level):
   return Y / level.alpha, jnp.sqrt(jnp.square(level.sigma) + STD**2) / level.alpha
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('steps', [1, 6])
 def test_a_gaussian_times_a_gaussian_is_their_product_in_any_number_of_steps(steps):
   wide = lambda level: carried(level.expand(jnp.zeros((N, 1))) if level.t.ndim else level)
@@ -506,6 +507,7 @@ def test_known_coordinates_are_kept_exactly_and_the_others_are_as_without():
   assert abs(z[:, 1].var() - 1.0) < 4 * (2 / N)**0.5
 
 
+@pytest.mark.long
 def test_without_a_second_distribution_it_is_the_ancestral_sampler():
   nothing = multiplied.gaussian(lambda _: (0.0, jnp.inf))
   keys = jax.random.split(jax.random.key(0), 5)

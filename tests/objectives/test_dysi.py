@@ -59,6 +59,7 @@ def test_scheduled_sampling_is_biased_to_the_odds_of_a_token_alone():
   assert all(jnp.abs(leaf).max() < 1e-3 for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.long
 def test_without_own_tokens_all_three_are_teacher_forcing_bit_for_bit():
   parts = jax.random.normal(jax.random.key(1), (3,)), jax.random.normal(jax.random.key(2), (3, 3))
   wanted = mean(lambda decode: dysi.teacher_forcing(decode, TEXTS, 0)[0])(parts)

@@ -60,7 +60,7 @@ def test_paths_velocities_and_losses_are_those_of_the_public_code(path):
     close(loss / x.shape[1], f'{data}/cfm_loss')
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('path', PATHS)
 def test_conversions_between_targets_are_those_of_the_public_code(path):
   """A network of x, eps or the velocity has the same velocity, and its time follows from logsnr."""
@@ -220,6 +220,7 @@ def test_the_polynomial_path_keeps_its_digits_at_both_ends_in_float32():
   np.testing.assert_allclose(np.diff(alpha**(1 / 3), 2), 0.0, atol=1e-12)
 
 
+@pytest.mark.long
 def test_sums_are_over_the_data():
   loss, terms = flow_matching.objective(
       oracles.Gaussian(0.0, 1.0), RectifiedFlow(), jnp.ones((2, 3, 2)), jnp.array([0.3, 0.6]),

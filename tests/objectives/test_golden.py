@@ -164,6 +164,7 @@ def test_the_gap_of_the_best_denoiser_is_the_divergence_at_the_end():
 # -------------------------------------------------------------- samplers
 
 
+@pytest.mark.long
 def test_the_spread_that_ddim_gives_the_gaussian():
   """The map is linear, so a single z of 1 ends at the standard deviation."""
   known = {5: 0.317239, 10: 0.398878, 20: 0.447171, 50: 0.478882, 100: 0.489944, 1000: 0.500118}

@@ -38,6 +38,7 @@ def published(curve, x, eps, gamma):
   return z, (eps - z) / (alpha * np.sqrt(2)), alpha * np.sqrt(2)
 
 
+@pytest.mark.long
 @VELOCITIES
 def test_the_targets_are_the_published_ones_and_of_the_scale_of_the_data(process, target, mass):
   rng = np.random.default_rng(0)

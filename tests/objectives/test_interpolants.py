@@ -39,7 +39,7 @@ def linear_network(saved):
   return lambda z, t, cond: z @ w.T + t[:, None] * u + b
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', VARIANCES)
 def test_gamma_its_slope_and_their_product_are_those_of_the_public_code(name):
   saved = recordings.shared('stochastic_interpolants')
@@ -89,6 +89,7 @@ def test_one_sided_losses_are_flow_matching_on_a_process(path):
   close(loss('noise', False, -1.0), saved[f'{case}/loss/one-sided-eta'])
 
 
+@pytest.mark.long
 def test_the_mirror_s_loss_is_that_of_the_public_code():
   """Theirs goes from the data x_1 back to them, and calls the noise x_0 and gamma a."""
   saved = recordings.shared('stochastic_interpolants')

@@ -79,6 +79,7 @@ def test_the_gains_of_the_students_are_those_of_the_closed_form():
     teacher = affine(got, shift)
 
 
+@pytest.mark.long
 def test_the_end_in_x_hat_is_the_formula_itself_where_sigma_vanishes():
   teacher, z = oracles.Gaussian(0.3, 0.5), jnp.array([[0.7]])
   own = student(teacher, 4, ANGLE)

@@ -114,6 +114,7 @@ def test_euler_steps_of_the_first_flow_have_the_standard_deviations_of_the_close
     np.testing.assert_allclose(out[1], 0.3, atol=1e-12)
 
 
+@pytest.mark.long
 def test_one_and_two_euler_steps_of_the_first_flow_are_the_mean_and_a_fifth():
   oracle = oracles.Gaussian(0.0, 0.5)
   for n, std in {1: 0.0, 2: 0.2, 4: 0.3405405, 8: 0.4147846, 16: 0.4556831}.items():
@@ -159,6 +160,7 @@ def test_after_reflow_trajectories_are_straight_and_one_euler_step_is_exact():
   assert abs(each.mean() - m**2 - (1 - s)**2) < 4 * each.std() / each.size**0.5
 
 
+@pytest.mark.long
 def test_a_network_at_the_noise_end_sees_the_noise_alone():
   """The public code trains on t = 1e-3, where a thousandth of the data is in z."""
   seen = []

@@ -15,6 +15,7 @@ PROCESS = GaussianProcess(TableSchedule.from_betas(schedules.linear_betas(STEPS,
 X = jax.random.normal(jax.random.key(0), (3, 4, 6, 2))
 
 
+@pytest.mark.long
 def test_the_losses_are_those_of_numpy_s_transform(x64):
   arrays = recordings.recording('wavelets')
   apart = jnp.asarray(arrays['x'] - arrays['student'])

@@ -192,6 +192,7 @@ def times_of(run, skip):
   return np.append(np.arange(0, int(run[1:]) + 1, skip)[::-1] + 1, 0) / 1000
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('run,skip', [('T99', 1), ('T99', 10), ('T499', 10)])
 def test_samples_from_the_generator_s_z_are_those_of_the_public_code(x64, run, skip):
   """It takes the z of its generator for that of the largest step in its list, whichever that is."""
@@ -203,6 +204,7 @@ def test_samples_from_the_generator_s_z_are_those_of_the_public_code(x64, run, s
   np.testing.assert_allclose(got, arrays[f'{run}/ddim/skip{skip}'], rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('run', ['T99', 'T499'])
 def test_noisy_samples_are_those_of_the_public_code_whose_x_hat_is_clipped(x64, run):
   """Ancestral steps with the larger of the two variances, from the generator's z."""

@@ -138,8 +138,8 @@ def terms_of(steps, noise, **options):
   return {name: u.reshape(shape) for name, u in terms.items()}
 
 
-@pytest.mark.first(1)
-@pytest.mark.parametrize('v', [0.0, 0.65, pytest.param(1.0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('v', [0.0, 0.65, 1.0])
 def test_a_chain_that_ends_in_the_data_has_the_bound_of_ddpm_and_of_iddpm(v):
   """Fixed small and large variance, and one between them as Nichol and Dhariwal (2021) learn it."""
   eps, h = np.linspace(-8, 8, 641, retstep=True)

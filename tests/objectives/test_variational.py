@@ -117,6 +117,7 @@ def test_the_library_s_own_draws_estimate_the_same_number():
     assert abs(losses.mean() - expected) < 4 * losses.std(ddof=1) / n**0.5
 
 
+@pytest.mark.long
 def test_beta_weighs_the_latent_term_of_the_loss_and_leaves_the_terms():
   mean, std = exact_posterior()
   run = lambda beta: variational.elbo(
@@ -127,6 +128,7 @@ def test_beta_weighs_the_latent_term_of_the_loss_and_leaves_the_terms():
   assert all(np.array_equal(terms[name], same[name]) for name in terms)
 
 
+@pytest.mark.long
 def test_the_best_linear_autoencoder_is_probabilistic_principal_components():
   """Tipping and Bishop (1999), eq. 4 and 8 at their maximum; a q of independent dimensions."""
   rng, d, k = np.random.default_rng(1), 4, 2
@@ -238,6 +240,7 @@ def test_the_divergences_of_the_layers_sum_to_that_of_all_latents():
 # ------------------------------------------------------------ Markov chains
 
 
+@pytest.mark.long
 def test_the_reverse_of_a_gaussian_chain_has_the_joint_density_of_the_chain():
   rng = np.random.default_rng(3)
   scales, stds = rng.uniform(0.3, 1.2, (3, 4)), rng.uniform(0.2, 1.0, (3, 4))

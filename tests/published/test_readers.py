@@ -160,6 +160,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, name):
     refused(path)
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize('name', [*PUBLIC, 'w.safetensors', 'w.npz', 'w.msgpack'])
 def test_a_file_with_a_wrong_byte_is_read_or_refused_and_nothing_else(tmp_path, name):
   data = samples(tmp_path)[name]

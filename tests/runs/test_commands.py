@@ -105,6 +105,7 @@ def test_what_must_hold_of_a_run_is_in_its_ledger_and_holds(evaluated):
       'vlb <= vlb@1000', 'density of vlb <= best linear denoiser'}
 
 
+@pytest.mark.long
 def test_the_bits_of_each_image_have_the_means_of_the_ledger(evaluated):
   run, ledger = evaluated
   with np.load(run / 'bits.npz') as bits:
@@ -643,6 +644,7 @@ def test_a_file_whose_parts_are_all_there_is_put_together_without_a_draw(finishe
                                                                              'whole.npz')))
 
 
+@pytest.mark.long
 def test_a_table_of_samples_is_resumed_and_has_their_labels(finished, tmp_path, monkeypatch):
   options = {'method': by(5), 'count': 22, 'batch_size': 4}
   runs.sample(finished, tmp_path / 'whole.npz', **options)

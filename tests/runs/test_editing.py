@@ -149,7 +149,7 @@ def test_an_edit_is_a_picture_of_source_mask_and_edit_with_its_settings(run, tmp
     editing.edit(run, out, methods.SDEdit(), TARGETS[0], image='data:test:3')
 
 
-@pytest.mark.first(20)
+@pytest.mark.long
 @pytest.mark.parametrize('method, given, message', [
     ('sdedit', {'target': 'a large rad disk on grey'}, "target=.* no word 'rad'; .* e.g. red"),
     ('sdedit', {'target': f'{TARGETS[0]} on white'}, 'target=.*8 words, and 6 are read'),

@@ -186,6 +186,7 @@ def test_latents_that_are_not_of_this_run_are_refused_before_anything_is_written
   assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
 
 
+@pytest.mark.long
 def test_only_a_diffusion_of_latents_reads_latents(encoded, tmp_path):
   with pytest.raises(InputError, match='config.data.name=.*: it holds latents.*name the images'):
     data.resolve(run_config(data__name=str(encoded)).data)

@@ -114,6 +114,7 @@ def test_a_history_that_cannot_be_forecast_is_refused_in_one_line(trained, chang
   assert not (tmp_path / 'out.npz').exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('options,message', [
     ({'horizon': 0}, 'horizon=0'), ({'paths': 1}, 'paths=1'), ({'levels': ()}, 'levels=0'),
     ({'levels': (0.5, 1.5)}, 'from 0 to 1'), ({'first_row': -1}, 'first_row=-1'),

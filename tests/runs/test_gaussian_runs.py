@@ -70,7 +70,7 @@ def agree(differences, expected):
   return abs(differences.mean() - expected) < 4.0 * error
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('law', gaussian_config.SHAPES)
 def test_the_flow_of_an_exact_denoiser_has_the_density_of_the_data_and_the_bound_is_tight(
     exact, law):
@@ -84,6 +84,7 @@ def test_the_flow_of_an_exact_denoiser_has_the_density_of_the_data_and_the_bound
   assert max(map(abs, gaps(law))) < 1e-3
 
 
+@pytest.mark.long
 def test_the_page_of_such_a_run_is_in_nats_and_has_its_pictures(exact):
   directory = exact['sequences']
   if not (directory / 'ledger.json').exists():
@@ -111,6 +112,7 @@ def test_samples_of_an_exact_denoiser_are_scored_beside_the_held_out_sequences(e
   assert wrong.energy > 4.0 * wrong.energy_error and wrong.sliced > found.sliced
 
 
+@pytest.mark.long
 def test_of_a_wrong_denoiser_the_bound_is_above_the_density_of_the_data(tmp_path):
   directory = make_run(tmp_path, 'sequences', scale=0.8)
   runs.evaluate(directory, times=16)
@@ -136,6 +138,7 @@ def test_volumes_are_trained_and_sampled_and_shown(tmp_path):
   assert np.abs(x.var(axis=0) - 1.0).max() < 4.0 * (2.0 / 400)**0.5
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('law', ['sequences', 'volumes'])
 def test_samples_as_a_table_have_a_row_each_and_are_read_back_as_they_were(exact, law, tmp_path):
   options = {'method': by(2), 'count': 5, 'batch_size': 4}

@@ -115,7 +115,7 @@ def test_a_flax_checkpoint_of_the_official_vdm_code_is_read(tmp_path):
   same(SOURCES['google-vdm'].params(readers.read(path), shapes, ''), new)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('source,model', [
     ('google-vdm', 'cifar10'), ('ddpm', 'ddpm-cifar10-32'), ('dit', 'DiT-S/8'),
     ('improved-diffusion', 'cifar10_uncond_50M_500K'), ('edm', 'edm-cifar10-32x32-cond-ve'),

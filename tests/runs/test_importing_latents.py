@@ -81,7 +81,7 @@ def vq(tmp_path_factory):
   return write(path, compvis.autoencoder_to_flat(params)), params
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('source', ['sd-vae', 'latent-diffusion'])
 def test_the_file_of_an_autoencoder_settles_its_config(vq, source):
   path, params = vq

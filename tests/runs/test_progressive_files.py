@@ -105,6 +105,7 @@ def test_a_cut_or_changed_file_and_other_weights_are_refused(encoded, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.long
 def test_a_file_of_diffc_is_refused_where_its_candidates_are_drawn_otherwise(
     encoded, tmp_path, monkeypatch):
   """The other candidates have the same signs and the same law, but other sizes."""

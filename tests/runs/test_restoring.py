@@ -246,7 +246,7 @@ def test_the_gaussian_prior_restores_the_digits_as_well_as_was_found_elsewhere(t
     assert abs(found.one.psnr - sample) < 0.15
 
 
-@pytest.mark.first(11)
+@pytest.mark.long
 @pytest.mark.parametrize('options,match', [
     ({'task': 'phase', 'method': 'pigdm'}, 'needs a linear operator, and phase is not linear'),
     ({'task': 'phase', 'method': 'exact'}, 'needs a linear operator, and phase is not linear'),

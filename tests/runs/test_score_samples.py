@@ -158,6 +158,7 @@ def between(shift, dimensions):
   return 2.0 * length * special.hyp1f1(-0.5, dimensions / 2, -np.sum(np.square(shift)) / 4.0)
 
 
+@pytest.mark.long
 def test_sequences_of_real_numbers_are_at_the_known_distances_of_their_gaussians(tmp_path):
   rng, shift = np.random.default_rng(0), np.array([[0.8, 0.0], [0.0, -0.4], [0.2, 0.0]])
   x, y = rng.normal(size=(1500, 3, 2)) + shift, rng.normal(size=(2500, 3, 2))

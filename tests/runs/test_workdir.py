@@ -74,6 +74,7 @@ def test_load_gives_the_model_of_the_averaged_weights(made):
   assert model.sample(jax.random.key(0), 3, steps=4).shape == (3, *model.shape) == (3, 2)
 
 
+@pytest.mark.long
 def test_a_model_says_its_shape_and_what_it_can_and_not_its_weights(made):
   model = vdm_jax.load(made[0])
   has = 'denoise, process, decoder, encode, decode, cond'

@@ -126,6 +126,7 @@ def test_one_step_and_many_draw_gaussian_data_of_the_right_spread():
   np.testing.assert_allclose(np.mean(got, axis=(1, 2)), 0.0, atol=4 * 0.5 / n**0.5)
 
 
+@pytest.mark.long
 def test_rectified_flow_keeps_the_spread_from_pure_noise_and_adds_nothing_to_pure_data():
   process, times = rectified_flow(), grid(4, 6)
   for eta in (0.0, 1.0):

@@ -320,7 +320,7 @@ def test_a_wrong_method_or_number_is_refused(method, fields, match):
     conditioned.named(method, **fields)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('method', [
     conditioned.PiGDM(), conditioned.TMPD(), conditioned.MMPS(), conditioned.MMPS(3),
     conditioned.DiffPIR(), conditioned.DPS(), conditioned.PGDM(), conditioned.MCG(),

@@ -116,7 +116,7 @@ def error(make, name):
   return np.abs(spread(make, name) - known()[name][2][:, None])
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('kind', [*STOCHASTIC, *FLOWS])
 def test_mean_and_variance_converge_with_order_one_on_every_process(kind):
   """Also from alpha = 0 to sigma = 0; only the flow of `reverse_diffusion` is refused there."""
@@ -231,6 +231,7 @@ def test_with_the_best_learned_variance_the_chain_of_gaussian_data_is_exact():
 # -------------------------------------------------------------- as wholes
 
 
+@pytest.mark.long
 def test_encoding_by_ddim_is_inverted_up_to_an_error_that_halves_with_the_steps():
   process = PROCESSES['vp']
   x = jnp.linspace(-0.5, 1.5, 7)[:, None]

@@ -105,6 +105,7 @@ def test_the_variance_of_gaussian_data_follows_its_recursion_down_the_levels():
   np.testing.assert_allclose(got, expected, rtol=4 * error)
 
 
+@pytest.mark.long
 def test_one_move_a_level_is_exactly_the_affine_map_of_its_step_size():
   times, epsilon = np.linspace(1.0, 0.0, 7), 2e-3
   sampler = annealed_langevin(HALF, GEOMETRIC, 1, epsilon)

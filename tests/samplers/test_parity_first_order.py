@@ -123,7 +123,7 @@ def test_ddim_is_that_of_diffusers_given_the_levels_it_thinks_to_step_to():
 SIGMA_IS_TIME = from_alpha_sigma(jnp.ones_like, lambda t: t)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name,make', [('euler_discrete', euler), ('euler_discrete', ddim),
                                        ('euler_ancestral_discrete', ancestral)])
 def test_in_the_time_sigma_euler_is_ddim_and_euler_ancestral_is_ancestral(name, make):

@@ -40,7 +40,7 @@ def undefined_at_sigma_zero(z, level, cond=None):
   return Estimate(x + nothing, eps + nothing)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('make,tableau,order', [
     (runge_kutta, EULER, 1), (runge_kutta, MIDPOINT, 2), (runge_kutta, RALSTON, 2),
     (runge_kutta, RK3, 3), (runge_kutta, RK4, 4), (rho_rk, HEUN, 2), (rho_rk, RK3, 3)])

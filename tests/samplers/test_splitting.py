@@ -85,7 +85,7 @@ def test_lie_trotter_and_what_is_published_of_strang_are_of_order_one(options):
   assert error < 0.02
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('options', [{'scheme': 'lie-trotter'}, {}, SECOND],
                          ids=['lie-trotter', 'strang', 'second'])
 def test_guidance_reaches_from_pure_noise_to_pure_data(options):

@@ -55,6 +55,7 @@ def test_the_predictor_of_second_order_with_data_and_bh2_is_dpm_solver_pp_2m():
   np.testing.assert_allclose(got, z, rtol=1e-10)
 
 
+@pytest.mark.long
 def test_the_predictor_of_third_order_with_noise_is_deis_in_log_rho_but_for_its_second_step():
   """Both are exact for the same polynomials; UniP-2 has 1/2 in place of an integral."""
   predictor = unipc(ODD, CURVED, 3, of='eps', corrector=False, lower_order_below=0)
@@ -105,13 +106,13 @@ def test_the_corrector_of_short_steps_is_the_method_of_adams_and_moulton():
   np.testing.assert_allclose(plan.correct[2:, 0] / h, [-1 / 12, -1 / 12], rtol=1e-5)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('order,variant,of,corrector,warm,atol', [
     (2, 'bh1', 'x', False, 0, 0.03), (3, 'bh2', 'x', False, 3, 0.05),
     (1, 'bh1', 'x', True, 0, 0.03), (2, 'bh2', 'eps', True, 0, 0.05),
     (3, 'bh1', 'eps', True, 4, 0.2),
-    pytest.param(1, 'bh2', 'eps', True, 0, 0.03, marks=pytest.mark.long),
-    pytest.param(2, 'bh1', 'x', True, 0, 0.05, marks=pytest.mark.long)])
+    (1, 'bh2', 'eps', True, 0, 0.03),
+    (2, 'bh1', 'x', True, 0, 0.05)])
 def test_the_order_is_p_and_with_the_corrector_p_plus_1(order, variant, of, corrector, warm, atol):
   sampler = unipc(mixture(), BEND, order, variant, of, corrector, lower_order_below=0)
   got = slopes(sampler, BEND, warm, (160, 320, 640))

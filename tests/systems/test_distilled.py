@@ -177,6 +177,7 @@ def test_a_student_has_no_likelihood(student, ask):
   assert 'distilled' in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.long
 def test_a_sampler_of_consistency_models_is_refused_to_others(teacher, tmp_path):
   with pytest.raises(InputError, match="sampler='consistency': the estimate of this model"):
     runs.sample(teacher, tmp_path / 'no.npz',
@@ -215,7 +216,7 @@ def test_a_student_is_no_longer_than_its_teacher(student, tmp_path):
     runs.train(config('progressive'), CONFIG, tmp_path / 'run', init_from=student)
 
 
-@pytest.mark.first(3)
+@pytest.mark.long
 @pytest.mark.parametrize('step,steps', [(5, 4), (10, 4), (15, 2), (20, 2), (25, 1), (30, 1)])
 def test_a_checkpoint_on_the_way_samples_with_the_steps_of_its_own_phase(student, step, steps):
   trained = workdir.load_trained(student, step=step)
@@ -308,6 +309,7 @@ def test_a_run_that_has_begun_keeps_its_start_and_warns_of_another(teacher, tmp_
   assert workdir.start_of(directory) == str(teacher)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('changes', [
     {'target': targets.eps}, {'inputs': lambda z, level: (2.0 * z, level.logsnr)}],
     ids=['target', 'inputs'])

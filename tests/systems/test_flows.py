@@ -323,6 +323,7 @@ def test_samples_of_an_exact_interpolant_have_the_data_s_mean_and_deviation(diff
   assert (np.abs(x.std(0) - S) < 4 * S / 8000**0.5 + 0.01).all()
 
 
+@pytest.mark.long
 def test_a_flow_s_denoiser_samples_by_any_sde_of_its_own_score():
   """One-sided: the drifts of a trained model, and of an oracle's at e = g^2 / 2."""
   process = GaussianProcess(schedules.Polynomial(1.0, 10.0, -20.0), flow)

@@ -36,6 +36,7 @@ def base() -> tuple:
   return config, vdm.experiment(config, net=Net(), schedule=schedules.Linear(6.0, -4.0))
 
 
+@pytest.mark.long
 def test_a_label_is_dropped_as_often_as_asked_whichever_it_is():
   n = 60_000
   label = jnp.arange(n) % CLASSES

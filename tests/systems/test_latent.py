@@ -332,6 +332,7 @@ def test_both_players_move_the_same_on_any_devices(alone, layout, accumulate):
                expected.params)
 
 
+@pytest.mark.long
 def test_the_judge_and_its_weight_wait_for_their_step(alone):
   experiment, ((one, _), (two, _)) = judged(), alone
   start = started(experiment)
@@ -342,7 +343,7 @@ def test_the_judge_and_its_weight_wait_for_their_step(alone):
   assert experiment.settled == 1
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('norm,alone', [('example', True), ('batch', False)])
 def test_the_norm_of_the_judge_says_whether_the_other_images_of_a_batch_move_what_it_finds(norm,
                                                                                            alone):
@@ -357,7 +358,7 @@ def test_the_norm_of_the_judge_says_whether_the_other_images_of_a_batch_move_wha
   assert (apart[0] < 1e-6) == alone and apart[1:].min() > 1e-5
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(3)
 @pytest.mark.parametrize('field,value,says', [
     ('kind', 'vqq', 'did you mean vq'), ('perceptual', 1.0, 'weights of VGG-16'),
     ('kl', -1.0, 'negative'), ('adversarial', -0.5, 'negative'),
@@ -509,6 +510,7 @@ def test_the_bound_of_probabilistic_pca_is_its_gap_above_the_entropy_of_the_imag
   assert abs(mean - 0.293893) < 4 * error < 0.15
 
 
+@pytest.mark.long
 def test_each_term_of_the_latents_is_that_of_its_closed_form(bound):
   """Of N(0, 1) between the log-SNRs 13.3 and -5; a number of the latent is half of a term."""
   _, terms = bound

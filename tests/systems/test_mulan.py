@@ -176,6 +176,7 @@ def test_the_divergence_and_the_marginals_of_a_k_hot_vector_are_those_of_all_its
     np.testing.assert_allclose(log_z, np.log(np.sum(np.exp(SUBSETS @ logits))), rtol=1e-12)
 
 
+@pytest.mark.long
 def test_a_certain_latent_costs_the_logarithm_of_their_number_in_float32():
   certain = np.where(np.arange(50) % 3 == 0, 40.0, -40.0)  # 17 of 50
   logits = jnp.array([certain, np.full(50, 7.0)])
@@ -195,6 +196,7 @@ def test_draws_are_k_hot_and_have_the_frequencies_of_their_distribution():
     assert stats.chisquare(counts, n * enumerated(logits)).pvalue > 1e-3
 
 
+@pytest.mark.long
 def test_the_gradient_passes_a_draw_as_that_of_the_marginals(x64):
   keys = jax.random.split(jax.random.key(1), 3)
   weights = jnp.array([1.0, -2.0, 0.5, 3.0, 0.0])
@@ -399,6 +401,7 @@ def test_ancestral_sampling_with_a_level_for_each_pixel_has_the_distribution_of_
   np.testing.assert_array_less(np.abs(got - expected), 4 * error + 0.01)
 
 
+@pytest.mark.long
 def test_what_this_system_cannot_do_is_said(swirl):
   config, experiment, params = swirl
   m = experiment.model(params)

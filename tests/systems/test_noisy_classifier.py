@@ -28,7 +28,7 @@ def exact(z, level):
   return jnp.stack(each, axis=-1) + jnp.log(PRIOR)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, ve, flow])
 def test_a_linear_classifier_learns_the_log_odds_of_two_gaussians(curve, x64):
   """They are 2 m alpha z / (alpha^2 s^2 + sigma^2) + ..., at each level; Newton on quadrature."""
@@ -140,6 +140,7 @@ class Linear(nn.Module):
     return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.5))(h)
 
 
+@pytest.mark.long
 def test_the_accuracy_is_told_by_quarters_of_time():
   config = ml_collections.ConfigDict(classifier.default_config())
   config.data.update(name='made', shape=(2, 2, 1), levels=5, classes=3)

@@ -38,7 +38,7 @@ def given(z_t, at_t, at_s):
   return variance * (f(at_s.alpha) * f(MEAN) / prior + ratio * f(z_t) / noise), variance
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize('curve', [vp, ve])
 def test_the_conditional_law_of_gaussian_data_is_the_gaussian_of_bayes(curve, x64):
   process, rng = process_on(curve), np.random.default_rng(0)

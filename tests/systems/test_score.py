@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from vdm_jax import weightings
@@ -18,6 +19,7 @@ class Silent(nn.Module):
     return self.param('scale', nn.initializers.zeros_init(), ()) * z
 
 
+@pytest.mark.long
 def test_the_loss_is_weighed_at_its_own_times_and_validated_at_even_log_snr():
   """log-SNR is 6 - 10 t^2: even in it, t = sqrt(u) and 1 / density = 1 / (2 sqrt(u))."""
   config = score.default_config()

@@ -115,6 +115,7 @@ def test_a_text_is_dropped_as_a_whole():
   np.testing.assert_array_equal(got, np.where((labels == -1)[:, None], [7, 8, 8], tokens))
 
 
+@pytest.mark.long
 def test_samplers_encode_the_text_and_the_empty_text_once():
   calls = []
 

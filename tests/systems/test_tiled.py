@@ -97,6 +97,7 @@ def test_a_command_decodes_in_tiles_and_the_file_says_so(tmp_path, monkeypatch):
   assert not (tmp_path / 'wrong.npz').exists()
 
 
+@pytest.mark.long
 def test_a_bound_of_latents_cannot_be_untold():
   """It reads the label by a condition of its own, so its bits would be those with the label."""
   of = trained(17)

@@ -170,6 +170,7 @@ def test_its_prior_learns_the_mean_and_the_spread_of_where_the_chain_ends():
                              np.sqrt(alpha**2 * x.var(axis=0) + 1.0 - BARS[99]), rtol=2e-3)
 
 
+@pytest.mark.long
 def test_the_ledger_asks_for_the_bound_of_its_steps(gaussian):
   from vdm_jax.ledger import Options, families
   experiment, params, batch = gaussian

@@ -75,6 +75,7 @@ def told(noise, u):
   return {'mean': np.float64(losses), **{name: np.float64(u) for name, u in terms.items()}}
 
 
+@pytest.mark.long
 def test_training_is_told_the_small_image_with_noise_of_uniform_time_in_closed_form():
   """On this schedule alpha_s = cos(a s + b) and sigma_s = sin(a s + b), and s ~ U[0, S]."""
   b = math.atan(math.exp(-0.5 * ENDS[0]))

@@ -266,7 +266,7 @@ def test_the_size_that_is_proposed_can_be_halved(side, times, near):
     layers.require_halvable(z(side), times)
 
 
-@pytest.mark.first(7)
+@pytest.mark.first(6)
 @pytest.mark.parametrize('name,fields,said', [
     ('digits/vdm', {'data.name': 'swirl', 'data.augment': False}, 'takes images'),
     ('plane/spiral', {'data.name': 'digits', 'data.validation': 97}, 'takes points'),

@@ -79,6 +79,7 @@ def test_every_layout_makes_the_steps_of_one_device(experiment, start, reference
   assert_close(trained(experiment, start, *CASES[case]), reference)
 
 
+@pytest.mark.long
 def test_the_reference_trains_with_dropout(experiment, start, reference):
   """What the comparison is worth: the parameters move, and dropout moves them elsewhere."""
   without = trained(experiment, start, parallel.jit_layout, ONE,
@@ -109,6 +110,7 @@ def test_a_copy_taken_of_the_state_survives_the_steps_that_reuse_its_memory(make
     assert all(isinstance(u, np.ndarray) for u in copy.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('make', MAKES[:2], ids=lambda make: make.__name__)
 def test_the_second_step_runs_the_program_of_the_first(experiment, start, make):
   """Its state comes back placed as it went in."""

@@ -53,6 +53,7 @@ def test_the_lock_of_another_host_is_kept_and_the_error_says_how_to_remove_it(tm
   assert (tmp_path / 'lock').read_text() == text
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_lets_go_of_its_directory(tmp_path):
   code = ('import sys, time; from vdm_jax.train import lock\n'
           'with lock.exclusive(sys.argv[1]): print("held", flush=True); time.sleep(600)')

@@ -87,6 +87,7 @@ def test_the_best_by_validation_is_among_the_checkpoints(trained):
   checkpoints.close()
 
 
+@pytest.mark.long
 def test_the_averages_differ_as_their_rates_do(trained):
   """The slow one is farther from the parameters, and nearer to where they began."""
   state = state_in(trained[0])
@@ -368,6 +369,7 @@ def test_a_checkpoint_is_saved_before_a_picture_is_drawn(tmp_path, monkeypatch):
   assert done == [('save', 10), 'picture', ('save', 15)]  # it drew nothing: no more is asked
 
 
+@pytest.mark.long
 def test_a_picture_or_measurement_that_fails_is_a_warning_and_costs_the_run_nothing(
     trained, tmp_path, monkeypatch):
   warnings = []
@@ -537,6 +539,7 @@ def test_validation_is_the_mean_over_every_example_once(batch_size):
   np.testing.assert_allclose(values['first'], POINTS[:, 0].mean(), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_validation_knows_no_batch_size_and_no_dropout():
   experiment = tiny_config.build(config())
   params = experiment.init(jax.random.key(0))
@@ -577,6 +580,7 @@ def test_no_two_times_of_validation_are_one_where_repeats_and_examples_share_a_f
   assert abs(53 * values['first'] / count - 0.5) < 1 / 53  # of one example
 
 
+@pytest.mark.long
 def test_the_noise_of_validation_is_new_for_each_repeat_and_the_same_at_each_call():
   """The mean of n R independent standard normals has variance 1 / (n R)."""
   draw = lambda keys: jax.vmap(jax.random.normal)(keys)
@@ -621,6 +625,7 @@ def test_seeds_have_a_directory_each_and_a_table_of_their_spread(tmp_path, capsy
   assert std == pytest.approx(abs(losses[0] - losses[1]) / math.sqrt(2), abs=6e-5)
 
 
+@pytest.mark.long
 def test_a_split_is_evaluated_on_the_way_if_it_is_named(tmp_path):
   np.save(tmp_path / 'points.npy', np.arange(600).astype(np.uint8).reshape(300, 2))
   fields = {'train.steps': 1, 'train.splits': ('validation', 'test'),

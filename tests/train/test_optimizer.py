@@ -276,6 +276,7 @@ def test_rounding_the_first_moment_moves_a_step_by_its_resolution():
   assert 1e-3 < max(error) < 2 * 2.0**-9 * 0.9 / 0.1
 
 
+@pytest.mark.long
 def test_where_squared_gradients_have_rank_one_the_factored_second_moment_is_exact():
   """Signs times s_t r_i c_j: V is (r_i c_j)^2 times an average of s^2, whose root divides."""
   rng = np.random.default_rng(1)
@@ -350,6 +351,7 @@ def test_epsilon_keeps_factored_steps_of_a_vanishing_gradient_small():
   np.testing.assert_array_equal(still['net']['kernel'], 0.0)
 
 
+@pytest.mark.long
 def test_every_kind_of_moments_learns_a_linear_map():
   """|(W - A) x|^2 for fresh x, whose sizes differ tenfold: all fall a thousandfold, and alike."""
   rng = np.random.default_rng(3)

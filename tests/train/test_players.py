@@ -78,6 +78,7 @@ def test_a_step_of_several_counts_as_one_for_all_of_them():
   assert all(state.params['c']['w'] == 3.0 for state, _ in seen)
 
 
+@pytest.mark.long
 def test_players_draw_the_same_in_a_step_however_the_batch_is_split():
   draws = [[float(m['right_draw']) for _, m in play(steps=2, layout=layout, accumulate=k)]
            for layout, k in (('one', 1), ('one', 4), ('jit', 2))]

@@ -219,7 +219,7 @@ def test_cotangents_of_twice_the_loss_are_the_gradient_of_its_mean_square_for_th
   np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_what_is_remembered_is_of_the_global_batch_in_its_order(layout, accumulate):
