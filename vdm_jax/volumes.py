@@ -20,7 +20,7 @@ import numpy as np
 
 from vdm_jax.errors import require, require_at_least
 from vdm_jax.inverse import Operator, Problem, conjugate_gradients, require_linear
-from vdm_jax.typing import Array
+from vdm_jax.typing import Array, ArrayLike
 
 __all__ = ['Split', 'TV', 'admm', 'angles_of', 'differences', 'filtered_back_projection', 'fourier',
            'least_squares', 'parallel_beams', 'require_volume', 'start', 'total_variation',
@@ -220,17 +220,19 @@ def start(x: Array, tv: TV) -> Split:
   return Split(zeros, zeros)
 
 
-def admm(problem: Problem, tv: TV, x: Array, split: Split, iterations: int = 1
-         ) -> tuple[Array, Split]:
+def admm(problem: Problem, tv: TV, x: Array, split: Split, iterations: int = 1,
+         near: ArrayLike = 0.0) -> tuple[Array, Split]:
   """A step of ADMM for 1/2 |A x - y|^2 + weight |D x|_1: x, d, u -> x, d, u.
 
   x makes (A^T A + rho D^T D) x = A^T y + rho D^T (d - u) nearer, by `iterations` steps of conjugate
   gradients; d = D x + u, moved towards 0 by weight / rho; u = u + D x - d.  Chung et al. (2023),
   DiffusionMBIR, section 3.  It takes 1 + iterations products with A, and as many with A^T.
+
+  near: the weight of 1/2 |x - x_given|^2, which is added.
   """
   a, axes = problem.operator, tv.axes
   back = lambda v: tv.rho * transposed_differences(v, axes)
-  matrix = lambda p: a.adjoint(a(p)) + back(differences(p, axes))
+  matrix = lambda p: a.adjoint(a(p)) + back(differences(p, axes)) + near * p
   slope = a.adjoint(problem.residual(x)) + back(split.d - split.u - differences(x, axes))
   x = x + conjugate_gradients(matrix, slope, iterations)
   moved = differences(x, axes) + split.u

@@ -11,12 +11,13 @@ from vdm_jax import oracles, processes, random, schedules, volumes
 from vdm_jax.errors import InputError
 from vdm_jax.inverse import Operator, Problem
 from vdm_jax.processes import GaussianProcess, from_alpha_sigma
-from vdm_jax.samplers import mbir, sample
+from vdm_jax.samplers import ancestral, mbir, sample
 from vdm_jax.typing import Estimate, Sampler
 
 pytestmark = pytest.mark.usefixtures('x64')
 DATA = Path(__file__).parents[3] / 'shared' / 'applications'
 ANGLES = volumes.angles_of(8)
+VP = GaussianProcess(schedules.Cosine(8.0, -6.0))
 STEPS, SMALLEST, LARGEST = 12, 0.01, 20.0
 
 
@@ -174,11 +175,53 @@ def test_isotropic_total_variation_is_the_recorded_one(recorded, monkeypatch):
   np.testing.assert_allclose(theirs(found), want, atol=1e-10 * np.abs(want).max())
 
 
+# ------------------------------------------------------- decomposed sampling
+
+
+def of_vectors(denoise, shape):
+  """A denoiser of vectors [B, D] as one of volumes [B, *shape]."""
+  def of_volumes(z, level, cond=None):
+    estimate = denoise(z.reshape(len(z), -1), level)
+    return jax.tree.map(lambda u: u.reshape(len(z), *shape), estimate)
+  return of_volumes
+
+
+def test_decomposed_sampling_of_gaussian_data_without_total_variation_is_exact():
+  """Its samples are those of the denoiser of the posterior, which is known."""
+  shape, std, noise, size = (2, 3, 3, 1), 0.4, 0.3, 18
+  operator = volumes.parallel_beams(shape, volumes.angles_of(2), circle=False)
+  truth = 0.2 + std * jax.random.normal(jax.random.key(0), (1, *shape))
+  y = operator(truth) + noise
+  prior = oracles.Correlated.of(jnp.full((1, size), 0.2), std**2 * jnp.eye(size)[None])
+  posterior = prior.given(operator.matrix(), np.asarray(y).ravel(), noise)
+
+  def variance(logsnr):  # on the curve vp
+    signal = jax.nn.sigmoid(logsnr)
+    return std**2 * (1.0 - signal) / (1.0 - signal + std**2 * signal)
+  keys, times = jax.random.split(jax.random.key(1), 4), jnp.linspace(1.0, 0.0, 9)
+  z = jax.random.normal(jax.random.key(2), (4, *shape))
+  problem = Problem(operator, jnp.tile(y, (4, 1, 1, 1, 1)), noise)
+  sampler = mbir.dds(mbir.slicewise(oracles.Gaussian(0.2, std)), VP, problem, variance,
+                     volumes.TV(0.0, 1e-9), iterations=20)
+  want = sample(ancestral(of_vectors(posterior, shape), VP), keys, z, times)
+  np.testing.assert_allclose(sample(sampler, keys, z, times), want, atol=1e-6)
+
+
+def test_the_squared_errors_of_gaussian_data_are_known():
+  """s^2 sigma^2 / (sigma^2 + s^2 alpha^2).  A mean of n squares has the error sqrt(2 / n)."""
+  x = 0.3 + 0.5 * jax.random.normal(jax.random.key(0), (5000, 1))
+  times = jnp.linspace(1.0, 0.0, 5)
+  found = mbir.squared_errors(oracles.Gaussian(0.3, 0.5), VP, x, times,
+                              jax.random.split(jax.random.key(1), len(x)))
+  level = VP(times)
+  want = 0.25 * level.sigma**2 / (level.sigma**2 + 0.25 * level.alpha**2)
+  np.testing.assert_allclose(found(level.logsnr), want, rtol=4 * np.sqrt(2 / 5000))
+
+
 # ------------------------------------------------------------------- bad input
 
 
 LINEAR = Problem(beams(True, 8, 2), jnp.zeros((1, 2, 8, 8, 1)))
-VP = GaussianProcess(schedules.Cosine(8.0, -6.0))
 
 
 @pytest.mark.parametrize('make,match', [
@@ -196,6 +239,8 @@ VP = GaussianProcess(schedules.Cosine(8.0, -6.0))
     (lambda: volumes.least_squares(LINEAR, 0), 'iterations=0'),
     (lambda: mbir.mbir(prior, VP, LINEAR, snr=0.0), 'snr=0.0'),
     (lambda: mbir.mbir(prior, VP, LINEAR, iterations=0), 'iterations=0'),
+    (lambda: mbir.dds(prior, VP, LINEAR, jnp.exp, iterations=0), 'iterations=0'),
+    (lambda: mbir.dds(prior, VP, LINEAR, jnp.exp, eta=2.0), 'eta=2.0'),
     (lambda: mbir.mbir(prior, VP, LINEAR._replace(y=jnp.zeros((1, 2, 8, 7, 1)))), 'y: it has'),
     (lambda: mbir.mbir(prior, VP, LINEAR._replace(operator=LINEAR.operator._replace(
         linear=False))), 'it needs a linear operator'),

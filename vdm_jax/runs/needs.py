@@ -1,4 +1,5 @@
 """The capabilities that each command needs of a run's model, and checks of its weights."""
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from vdm_jax.typing import (
   Denoises,
   Features,
   Forecasts,
+  Model,
   Plans,
   PyTree,
   Reconstructs,
@@ -36,6 +38,8 @@ NEEDS = {
     'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
     'edit': Need((Denoises,), 'edit images by it', _DIFFUSION),
     'restore': Need((Denoises,), 'restore images by it', _DIFFUSION),
+    'volumes': Need((Denoises,), 'reconstruct volumes by it',
+                    'name a run of configs/applications/ct_slices.py'),
     'distil_scene': Need((Denoises,), 'teach a scene',
                          'name a run of configs/text/glide_shapes.py'),
     'purify': Need((Denoises,), 'bring images back from noise', _DIFFUSION),
@@ -88,6 +92,17 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   raise InputError(field, str(value), f'this run made {_indefinite(type(model).__name__)}, which '
                    f"{' and '.join(does) or 'does nothing that commands need'}; a model that "
                    f'{able} is needed to {need.to}', need.remedy)
+
+
+def require_prior(model: Model, directory: Path) -> None:
+  """Raises InputError for a model whose data are not images that a denoiser estimates."""
+  for holds, problem in ((model.latent is None, 'it draws latents of its own'),
+                         (model.data_space and not model.is_latent, 'it is a model of latents'),
+                         (not model.coupled, 'its noise was coupled with the data, so it has no '
+                          'score')):
+    if not holds:
+      raise InputError('workdir', str(directory), f'this model cannot be a prior: {problem}',
+                       'name the run of another model')
 
 
 def _indefinite(name: str) -> str:

@@ -106,16 +106,6 @@ def _missing(name: str, shape: tuple[int, ...]) -> np.ndarray:
   return np.broadcast_to(white, shape)
 
 
-def _require_prior(model: Model, directory: Path) -> None:
-  """Raises InputError for a model whose data are not images that a denoiser estimates."""
-  for holds, problem in ((model.latent is None, 'it draws latents of its own'),
-                         (model.data_space and not model.is_latent, 'it is a model of latents'),
-                         (not model.coupled, 'its noise was coupled with the data, so it has no '
-                          'score')):
-    require(holds, 'workdir', str(directory), f'this model cannot be a prior: {problem}',
-            'name the run of another model')
-
-
 def _prior(at: Callable[[PyTree], Model], labelled: bool, label: int | None
            ) -> Callable[[PyTree], Model]:
   """The model, which is told no class if none is given: the class of an image is not known.
@@ -216,7 +206,7 @@ def restoration(directory: Path, trained: workdir.Trained, task: str,
           'give the standard deviation, for x in [-1, 1]')
   names = _names(images)
   model = needs.require(trained.experiment.model(trained.params), 'restore', directory)
-  _require_prior(model, directory)
+  needs.require_prior(model, directory)
   field = needs.data_field(model, data.resolve(trained.config.data))
   require(len(field.shape) == 3, 'workdir', str(directory), f'its data have the shape '
           f'{field.shape}, and are no images', 'name the run of a model of images')

@@ -1,19 +1,26 @@
-"""DiffusionMBIR: volumes from few measurements, by a prior of slices and ADMM across slices.
+"""Volumes from few measurements, by a prior of slices and ADMM across slices: DiffusionMBIR, DDS.
 
-Chung et al. (2023), "Solving 3D inverse problems using pre-trained 2D diffusion models".  A volume
-[Z, H, W, C] is one example, and `slicewise` makes a denoiser of volumes from a denoiser of slices.
-A step of `mbir` is:
+A volume [Z, H, W, C] is one example, and `slicewise` makes a denoiser of volumes from a denoiser of
+slices.  A step of `mbir`, DiffusionMBIR, is:
 
   the predictor, at level t, and the corrector, at level t     each slice alone
   a step of ADMM for 1/2 |A u - y|^2 + weight |D u|_1          all slices
 
-u = z / alpha is noisy data.  ADMM moves the noisy u itself, and its variables d and the multipliers
-are carried from step to step: so a run of the sampler is a run of ADMM.  The samples are no exact
-samples of a posterior.
+u = z / alpha is noisy data.  Chung et al. (2023), "Solving 3D inverse problems using pre-trained 2D
+diffusion models".  The method was published for alpha = 1.  Here the steps are taken in u, so a
+model of any process has the steps of the same noise levels.  A step of `dds` is:
 
-The method was published for alpha = 1.  Here the steps are taken in u, so a model of any process
-has the steps of the same noise levels.
+  x_hat, the estimate of x                                     each slice alone
+  a step of ADMM for 1/2 |A x - y|^2 + weight |D x|_1 + near / 2 |x - x_hat|^2, from x_hat
+  the step of `ddim` with this x                               each number alone
+
+Chung, Lee and Ye (2024), decomposed diffusion sampling.  x_hat has no noise, so this takes tens of
+steps instead of thousands.
+
+In both, the variables of ADMM beside x are carried from step to step: so a run of the sampler is a
+run of ADMM.  The samples are no exact samples of a posterior.
 """
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,14 +29,17 @@ from jax.core import Tracer
 
 from vdm_jax import random
 from vdm_jax.errors import InputError, require, require_at_least
+from vdm_jax.guidance import revise
 from vdm_jax.inverse import Problem, require_linear
+from vdm_jax.processes import diffuse
 from vdm_jax.samplers.euler import reverse_diffusion
+from vdm_jax.samplers.first_order import transition
 from vdm_jax.samplers.langevin import langevin_corrector
 from vdm_jax.samplers.sampling import data_axes, require_one_step
 from vdm_jax.typing import Array, Denoiser, Process, Sampler, SamplerMaker
 from vdm_jax.volumes import TV, Split, admm, require_volume, start
 
-__all__ = ['State', 'mbir', 'slicewise']
+__all__ = ['SquaredErrors', 'State', 'dds', 'mbir', 'slicewise', 'squared_errors']
 
 
 class State(NamedTuple):
@@ -67,6 +77,20 @@ def _without_alpha(denoise: Denoiser, process: Process) -> tuple[Denoiser, Proce
   return of_noisy, exploding
 
 
+def _checked(method: str, process: Process, problem: Problem, tv: TV | None, iterations: int
+             ) -> TV:
+  """The TV, by default across slices.  Raises InputError for what does not fit the others."""
+  tv = TV() if tv is None else tv
+  tv.check()
+  require_at_least('iterations', iterations)
+  require_linear(problem.operator, method)
+  require_volume(problem.operator.shape)
+  require(not data_axes(process), 'process', None, 'every pixel has its own noise level',
+          'take a model with one schedule for all pixels')
+  problem.check()
+  return tv
+
+
 def mbir(denoise: Denoiser, process: Process, problem: Problem, tv: TV | None = None,
          snr: float = 0.16, iterations: int = 1, predictor: SamplerMaker = reverse_diffusion
          ) -> Sampler:
@@ -90,16 +114,9 @@ def mbir(denoise: Denoiser, process: Process, problem: Problem, tv: TV | None = 
   Raises InputError for an operator that is not linear or not of volumes, for wrong numbers, for
   levels of each pixel, where alpha = 0, and for a predictor that remembers estimates.
   """
-  tv = TV() if tv is None else tv
-  tv.check()
   require(0.0 < snr < jnp.inf, 'snr', snr, 'it must be above 0, and finite',
           'give 0.16, for example')
-  require_at_least('iterations', iterations)
-  require_linear(problem.operator, 'mbir')
-  require_volume(problem.operator.shape)
-  require(not data_axes(process), 'process', None, 'every pixel has its own noise level',
-          'take a model with one schedule for all pixels')
-  problem.check()
+  tv = _checked('mbir', process, problem, tv, iterations)
   told, exploding = _without_alpha(denoise, process)
   forward = predictor(told, exploding)
   calls = require_one_step(forward, 'predictor', 'ADMM')
@@ -122,3 +139,67 @@ def mbir(denoise: Denoiser, process: Process, problem: Problem, tv: TV | None = 
 
   return Sampler(step, init=lambda z: State(z, start(z, tv)), value=lambda state: state.z,
                  plan=plan, evaluations=calls + correct.evaluations)
+
+
+# ------------------------------------------------------------- of clean estimates
+
+
+class SquaredErrors(NamedTuple):
+  """The mean square of x - x_hat, over examples and numbers, at K noise levels."""
+  logsnr: Array  # [K] increasing
+  value: Array   # [K]
+
+  def __call__(self, logsnr: Array) -> Array:
+    """At any level, of the same shape: its logarithm is interpolated; beyond the ends, constant."""
+    return jnp.exp(jnp.interp(logsnr, self.logsnr, jnp.log(self.value)))
+
+
+def squared_errors(denoise: Denoiser, process: Process, x: Array, times: Array, keys: Array
+                   ) -> SquaredErrors:
+  """`SquaredErrors` of a denoiser at `times` [K], from one z for each example and time.
+
+  x: [B, ...], data; keys: [B].
+  """
+  def at(k, t):
+    level = process(t)
+    at_k = jax.vmap(lambda key: jax.random.fold_in(key, k))(keys)
+    noise = random.normal(random.stream(at_k, 'eps'), x)
+    return level.logsnr, jnp.mean(jnp.square(denoise(diffuse(x, noise, level), level).x - x))
+  logsnr, value = jax.lax.map(lambda xs: at(*xs), (jnp.arange(len(times)), jnp.asarray(times)))
+  order = jnp.argsort(logsnr)
+  return SquaredErrors(logsnr[order], value[order])
+
+
+def dds(denoise: Denoiser, process: Process, problem: Problem,
+        variance: Callable[[Array], Array], tv: TV | None = None, iterations: int = 5,
+        eta: float = 1.0, limits: tuple[float, float] | None = None) -> Sampler:
+  """The sampler of the page's head, where near = noise^2 / variance(logsnr).
+
+  So x is the posterior mean of Gaussian data if x given z has this variance, and no covariances.
+  In the paper, near is one number for all levels.  If the noise of y is 0, then near is 0.
+
+  Args:
+    denoise: of volumes; see `slicewise`.
+    problem: y = A(x) + noise, for x of volumes.  A must be linear.
+    variance: logsnr -> of a number of x given z, such as the `squared_errors` of the denoiser.
+    tv: of ADMM.  Default: across slices, with the weight and the rho of `mbir`.
+    iterations: of conjugate gradients in a step.
+    eta: the share of new noise in a step, as in `ddim`; the paper has 0.85.
+    limits: x is clipped to them.
+
+  A step takes an evaluation, and 1 + iterations products with A and with A^T.
+
+  Raises InputError as `mbir` does, and for an eta outside of [0, 1].
+  """
+  tv = _checked('dds', process, problem, tv, iterations)
+  require(0.0 <= eta <= 1.0, 'eta', eta, 'it must be from 0 to 1', 'give 1, for example')
+
+  def step(keys, state, t, s, _):
+    at_t, at_s = process(t), process(s)
+    estimate = denoise(state.z, at_t)
+    near = problem.noise**2 / variance(at_t.logsnr)
+    x, split = admm(problem, tv, estimate.x, state.split, iterations, near)
+    told = revise(estimate, jnp.clip(x, *limits) if limits else x, at_t)
+    return State(transition(told, at_t, at_s, keys, eta), split)
+
+  return Sampler(step, init=lambda z: State(z, start(z, tv)), value=lambda state: state.z)

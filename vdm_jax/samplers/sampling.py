@@ -125,24 +125,43 @@ def run(sampler: Sampler, keys: Array, z: Array, times: ArrayLike,
   z = as_latent(z)
   times = jnp.asarray(times, z.dtype)  # also integers, and float64 of a NumPy grid
   look = trace or (lambda state: None)
+  xs = jnp.arange(times.shape[0] - 1), times[:-1], times[1:], sampler.plan(times)
+  state = sampler.init(z)
+  first = look(state)
+  state, (traced, finite) = jax.lax.scan(_body(sampler, keys, look), state, xs)
+  check_finite(finite, times)
+  z = sampler.value(state)
+  if trace is None:
+    return z
+  return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, traced)
 
+
+def part(sampler: Sampler, keys: Array, state: PyTree, times: Array, start: ArrayLike, count: int
+         ) -> tuple[PyTree, Array]:
+  """Steps start ... start + count - 1 of `sample`: the state, and whether z is finite [count].
+
+  The parts one after another are the steps of `sample`.  So a long run can be kept and resumed.
+  Beyond the end of the grid, a step is the identity.
+
+  state: before step `start`.  Before step 0, it is `sampler.init(z)`.
+  """
+  numbers, last = start + jnp.arange(count), times.shape[0] - 1
+  plan = jax.tree.map(lambda u: u[jnp.minimum(numbers, last - 1)], sampler.plan(times))
+  t, s = (times[jnp.minimum(numbers + i, last)] for i in (0, 1))
+  state, (_, finite) = jax.lax.scan(_body(sampler, keys, lambda state: None), state,
+                                    (numbers, t, s, plan))
+  return state, finite
+
+
+def _body(sampler: Sampler, keys: Array, look: Callable[[PyTree], PyTree]) -> Callable:
+  """A step for `lax.scan`: state, (its number, t, s, its plan) -> state, what is looked at."""
   def body(state, xs):
     i, t, s, plan = xs
     at_i = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
     moved = sampler.step(at_i, state, t, s, plan)
     state = jax.tree.map(lambda old, new: jnp.where(t == s, old, new), state, moved)
     return state, (look(state), jnp.all(jnp.isfinite(sampler.value(state))))
-
-  steps = jnp.arange(times.shape[0] - 1)
-  xs = steps, times[:-1], times[1:], sampler.plan(times)
-  state = sampler.init(z)
-  first = look(state)
-  state, (traced, finite) = jax.lax.scan(body, state, xs)
-  check_finite(finite, times)
-  z = sampler.value(state)
-  if trace is None:
-    return z
-  return z, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, traced)
+  return body
 
 
 def data_axes(process: Process) -> int:
