@@ -27,12 +27,14 @@ STD = 0.25  # of x, but for its mean
 def get_config() -> ml_collections.ConfigDict:
   config = score_sde.default_config(features=48, dropout=0.0, logsnr_max=13.3, logsnr_min=-5.0,
                                     remat='none')
-  return recipes.short(config, 'textured_ellipses', steps=3000)
+  recipes.short(config, 'textured_ellipses', steps=3500)
+  config.data.batch_size = 16
+  return config
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
   ends, shift = compose.end_points(config), -2.0 * np.log(STD)
-  net = UNet(features=config.model.features, multipliers=(1, 2), blocks=1,
+  net = UNet(features=config.model.features, multipliers=(1, 1), blocks=1,
              attention_resolutions=(8,), groups=8)
   # |F - F_hat|^2 at even times, of EDM's output F.
   weight = lambda level: weightings.simple(level) * (1.0 + jnp.exp(shift - level.logsnr))
