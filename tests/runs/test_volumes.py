@@ -1,5 +1,10 @@
 """Volumes reconstructed by a run: what must hold whatever the weights, scores, and bad input."""
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +16,8 @@ from vdm_jax import volumes as operators
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 from vdm_jax.runs import volumes, workdir
+
+ROOT = Path(__file__).parents[2]
 
 SHORT = {'views': 3, 'count': 2, 'steps': 12, 'batch_size': 3, 'seed': 0}
 
@@ -94,7 +101,8 @@ def test_a_sample_depends_on_the_seed_its_volume_and_its_number_alone(folder, tm
   assert np.abs(other.samples - both.samples).max() > 0.05
 
 
-@pytest.mark.parametrize('method', [volumes.DDS(eta=0.5), volumes.MBIR()])
+@pytest.mark.parametrize('method', [volumes.DDS(eta=0.5),
+                                    pytest.param(volumes.MBIR(), marks=pytest.mark.long)])
 def test_measurements_in_a_file_give_what_measuring_gives(folder, tmp_path, method):
   """Sinograms and their angles in degrees; without a truth, there are no scores."""
   found = made(folder, tmp_path, method=method)
@@ -111,7 +119,7 @@ def test_frequencies_are_measured_or_given(folder, tmp_path):
   white = np.zeros((4, 4), np.uint8)
   white[1:] = 255
   Image.fromarray(white).save(tmp_path / 'mask.png')
-  found = made(folder, tmp_path, views=None, mri=f'mask:{tmp_path}/mask.png'.removeprefix('mask:'))
+  found = made(folder, tmp_path, views=None, mri=f'{tmp_path}/mask.png')
   y = found.measured.y[..., 0, :]
   assert not y[:, :, 0].any() and y[:, :, 1:].all()
   np.savez(tmp_path / 'given.npz', kspace=y[..., 0] + 1j * y[..., 1], known=white > 127)
@@ -223,3 +231,25 @@ def test_batches_over_devices_have_the_numbers_of_one_device(folder, tmp_path, m
   alone = made(folder, tmp_path, batch_size=4)
   np.testing.assert_allclose(over.samples, alone.samples, atol=1e-5)
   np.testing.assert_allclose(over.found['TV'], alone.found['TV'], atol=1e-5)
+
+
+@pytest.mark.long
+def test_a_killed_command_goes_on_to_the_same_bits(folder, tmp_path):
+  def line(name):
+    return [sys.executable, 'scripts/reconstruct.py', f'--workdir={folder}/run',
+            f'--volume={folder}/volumes.npz', '--views=3', '--steps=400', '--count=3',
+            f'--out={tmp_path}/{name}.png', f'--samples={tmp_path}/{name}.npz']
+  process = subprocess.Popen(line('a'), cwd=ROOT, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 240
+  while not list((tmp_path / 'a.png.parts').glob('[!.]*.npz')):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (tmp_path / 'a.png').exists()
+  for name in 'ab':
+    done = subprocess.run(line(name), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+  for ending in ('png', 'npz'):
+    assert (tmp_path / f'a.{ending}').read_bytes() == (tmp_path / f'b.{ending}').read_bytes()
