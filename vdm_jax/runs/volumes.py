@@ -280,7 +280,7 @@ def _given(arrays: Mapping[str, np.ndarray], path: Path, side: int
   if beside == 'known':
     operator = volumes.fourier(shape, other)
     y = np.where(np.broadcast_to(other, (side, side)), y, 0.0)[..., None]
-    return operator, np.stack([y.real, y.imag], axis=-1).astype(np.float32), None
+    return operator, np.stack([np.real(y), np.imag(y)], axis=-1).astype(np.float32), None
   require(other.shape == y.shape[3:], 'volume', str(path), f'it has {y.shape[3]} views, and the '
           f'shape of its angles is {other.shape}', 'give one angle, in degrees, for each view')
   angles = np.deg2rad(other.astype(float))
@@ -404,7 +404,8 @@ def _errors(trained: workdir.Trained, seed: int) -> mbir.SquaredErrors:
     told = m.cond(m.conditions(rows))
     denoise = lambda z, level, _=None: m.denoise(z, level, told)
     return mbir.squared_errors(denoise, m.process, m.encode(images),
-                               jnp.linspace(1.0, 0.0, _LEVELS), random.per_example(key, rows))
+                               jnp.linspace(1.0, 0.0, _LEVELS),
+                               random.per_example(key, jnp.asarray(rows)))
   model = trained.experiment.model(trained.params)
   found = program(trained.params, part.get(rows)[model.field], random.key(seed))
   return jax.tree.map(jnp.asarray, jax.device_get(found))
