@@ -275,7 +275,7 @@ def test_the_size_that_is_proposed_can_be_halved(side, times, near):
     ('digits/networks:dit', {'model.patch': 3}, 'config.model.patch=3: images of 8 x 8 pixels'),
     ('systems:mulan', {'model.encoder_blocks': -1}, 'config.model.encoder_blocks=-1: '),
     ('systems:mulan', {'model.schedule_features': 0}, 'config.model.schedule_features=0: '),
-    ('systems:vae', {'model.dropout': 1.5}, 'config.model.dropout=1.5: a probability'),
+    ('systems:vae', {'model.dropout': 1.5}, 'config.model.dropout=1.5: it must be a probability'),
 ], ids=str)
 def test_a_config_names_its_field_before_anything_is_compiled(name, fields, said, tmp_path):
   file, (_, c) = configs.file(name), configs.read(name)
