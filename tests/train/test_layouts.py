@@ -110,6 +110,19 @@ def test_a_copy_taken_of_the_state_survives_the_steps_that_reuse_its_memory(make
     assert all(isinstance(u, np.ndarray) for u in copy.values())
 
 
+@pytest.mark.parametrize('make', MAKES, ids=lambda make: make.__name__)
+def test_a_layout_initialises_the_state_where_a_step_finds_it(experiment, make):
+  layout = make(step_lib.make_step(experiment.loss, experiment.tx, experiment.ema))
+  fresh = lambda key: step_lib.init(experiment.init(key), experiment.tx, experiment.ema)
+  key = jax.random.key(3)
+  want = jax.device_get(jax.jit(fresh)(key))
+  made = layout.init(fresh, key)
+  jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-6, atol=1e-7),
+               jax.device_get(layout.view(made)), want)
+  placed = layout.put(want)
+  assert jax.tree.map(lambda u: u.sharding, made) == jax.tree.map(lambda u: u.sharding, placed)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('make', MAKES[:2], ids=lambda make: make.__name__)
 def test_the_second_step_runs_the_program_of_the_first(experiment, start, make):

@@ -199,13 +199,60 @@ def test_a_run_goes_on_under_another_layout_from_the_middle_of_a_chunk(trained, 
 
 
 @pytest.mark.parametrize('start', [0, 3, 5, 19])
-def test_chunks_cover_the_steps_and_keep_to_their_grid(start):
-  sizes = list(loop._chunks(start, config(**{'train.steps': 20}).train, 5))
+@pytest.mark.parametrize('given', [True, False])
+def test_chunks_cover_the_steps_and_keep_to_their_grid(start, given):
+  dispatches = loop._Dispatches(5, given)
+  sizes = []
+  for number, size in enumerate(dispatches.chunks(start, 20)):
+    sizes.append(size)
+    if dispatches.timed(number):
+      dispatches.took(loop.DISPATCH_SECONDS / 3.2)
   ends = np.cumsum([start, *sizes])
   assert ends[-1] == 20
-  assert set(sizes) <= {1, 5}
-  assert all(end % 5 == 0 for end, size in zip(ends[1:], sizes, strict=True) if size == 5)
   assert set(range(5 * -(-start // 5), 21, 5)) <= set(ends)  # where the cadences fall
+  if given:
+    assert set(sizes[1:]) <= {5}
+  elif start == 0:
+    assert sizes == [1, 1, 3, *[3, 2] * 3]
+
+
+@pytest.mark.parametrize('seconds,most', [(1e-9, 100), (0.02, 100), (0.1, 20), (0.9, 2), (30.0, 1)])
+def test_a_dispatch_takes_about_two_seconds_whatever_a_step_takes(seconds, most):
+  dispatches = loop._Dispatches(100, given=False)
+  assert [number for number in range(9) if dispatches.timed(number)] == [1, 3]
+  chunks = dispatches.chunks(0, 1000)
+  assert [next(chunks), next(chunks)] == [1, 1]
+  dispatches.took(seconds)
+  step = 2
+  for size in chunks:
+    step += size
+    assert size == most or size < most and step % 100 == 0
+  assert step == 1000
+  assert most == 1 or most * seconds <= 1.1 * loop.DISPATCH_SECONDS
+  assert not loop._Dispatches(1, given=False).timed(1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('layout', loop.LAYOUTS)
+def test_a_state_does_not_depend_on_how_many_steps_are_dispatched_together(
+    tmp_path, monkeypatch, layout):
+  """Bit for bit: the loop over the steps is one program."""
+  monkeypatch.setattr(loop, '_steps_per_dispatch', lambda run: 5)
+  monkeypatch.setattr(parallel, 'SMALLEST_SHARDED', 1)
+  states = []
+  for name, seconds in (('one', 1e-9), ('many', 1e9)):
+    monkeypatch.setattr(loop, 'DISPATCH_SECONDS', seconds)
+    sizes = []
+    add = loop.Window.add
+    monkeypatch.setattr(loop.Window, 'add', lambda window, first, out, size, sizes=sizes, add=add: (
+        sizes.append(size), add(window, first, out, size)))
+    runs.train(config(**{'train.layout': layout, 'train.steps': 20}), CONFIG, tmp_path / name)
+    monkeypatch.setattr(loop.Window, 'add', add)
+    assert sizes == ([1] * 20 if name == 'one' else [1, 1, 1, 2, 5, 5, 5])
+    states.append(state_in(tmp_path / name))
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  losses = [[r['loss'] for r in records(tmp_path / name, 'train')] for name in ('one', 'many')]
+  assert losses[0] == losses[1]
 
 
 def test_a_torn_last_line_of_the_metrics_is_dropped_and_nothing_else(copy):
@@ -438,7 +485,7 @@ def test_an_infinite_loss_stops_with_its_step_and_terms_and_spares_the_checkpoin
   with pytest.raises(loop.Diverged) as stopped:
     runs.train(config(**fields), CONFIG, tmp_path / 'run')
   text = str(stopped.value)
-  for part in ('step 19', 'loss inf', 'reconstruction', 'latent', 'diffusion', 'that of step 10',
+  for part in ('step 19', 'loss inf', 'reconstruction', 'latent', 'diffusion', 'is of step 10',
                '--debug_nans', '--config.optimizer.learning_rate (it is 0.01)'):
     assert part in text
   state = state_in(tmp_path / 'run')

@@ -33,6 +33,7 @@ from vdm_jax.train.window import IN_FLIGHT, Diverged, Window, headline
 from vdm_jax.typing import Experiment, PyTree
 
 LAYOUTS = {'jit': parallel.jit_layout, 'fsdp': parallel.fsdp_layout, 'pmap': parallel.pmap_layout}
+DISPATCH_SECONDS = 2.0  # of a dispatch whose steps are not given; it has at most 100 steps
 SPLITS = ('validation', 'test')  # `train` names the records of training itself
 
 
@@ -47,7 +48,7 @@ def default_config() -> ml_collections.ConfigDict:
       'steps': 10_000_000,
       'layout': 'jit',          # 'jit' or 'pmap' (the batch split), 'fsdp' (the state too)
       'accumulate': 1,          # microbatches a step, one after another: less memory, same step
-      'steps_per_dispatch': 0,  # 0: one on the CPU, 100 elsewhere, as far as the cadences allow
+      'steps_per_dispatch': 0,  # 0: one on the CPU; elsewhere the steps of `DISPATCH_SECONDS`
       'log_every': 1000,
       'validate_every': 10_000,
       'checkpoint_every': 10_000,
@@ -111,24 +112,46 @@ def _steps_per_dispatch(run) -> int:
   return 1 if jax.default_backend() == 'cpu' else math.gcd(cadence, 100)
 
 
-def _chunks(start: int, run, n: int) -> Iterator[int]:
-  """The numbers of steps that are dispatched together: n, but 1 up to the first multiple of n."""
-  step = start
-  while step < run.steps:
-    size = n if step % n == 0 else 1
-    yield size
-    step += size
+class _Dispatches:
+  """How many steps are dispatched together: n; or as many as take `DISPATCH_SECONDS`, up to n.
+
+  A signal waits for the dispatches under way, so these should take seconds.
+  """
+  TIMED = (1, 3)  # of the dispatches of a start: the first compiles, and each is chosen one early
+
+  def __init__(self, n: int, given: bool):
+    self._n = n
+    self._most = n if given else 1
+    self._open = n > 1 and not given
+
+  def chunks(self, start: int, stop: int) -> Iterator[int]:
+    """The numbers of steps; no chunk goes beyond a multiple of n, where the cadences fall."""
+    step = start
+    while step < stop:
+      size = min(self._most, self._n - step % self._n)
+      yield size
+      step += size
+
+  def timed(self, number: int) -> bool:
+    """Whether the dispatch of this number, from 0 on, is timed."""
+    return self._open and number in self.TIMED
+
+  def took(self, seconds: float) -> None:
+    """Notes the seconds of a step.  All processes call it, and the first one decides."""
+    most = round(max(1.0, min(DISPATCH_SECONDS / seconds, self._n)))
+    self._most = devices.broadcast_from_first(lambda: most)
 
 
-def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], layouts) -> Iterator:
+def _placed_batches(batches: Iterator[PyTree], chunks: Iterator[int], place: Callable, n: int
+                    ) -> Iterator:
   """(steps, placed batch), each placed while the step before it runs."""
   queue = collections.deque()
   for size in chunks:
-    if size == 1:
+    if n == 1:
       batch = next(batches)
     else:
       batch = jax.tree.map(lambda *rows: np.stack(rows), *itertools.islice(batches, size))
-    queue.append((size, layouts[size].place(batch)))
+    queue.append((size, place(batch)))
     if len(queue) > 1:
       yield queue.popleft()
   yield from queue
@@ -187,16 +210,19 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
   stack.callback(checkpoints.close)
   fresh = lambda params: step_lib.init(params, experiment.tx, experiment.ema, experiment.aux)
   update = step_lib.update_of(experiment, run.accumulate)
-  layouts = {size: LAYOUTS[run.layout](update, steps=size) for size in {1, n}}
-  shapes = jax.eval_shape(lambda key: fresh(experiment.init(key)), key_init)
-  restored = checkpoints.restore(layouts[1].target(shapes))
+  layout = LAYOUTS[run.layout](update, steps=n)
+  make = lambda key: fresh(experiment.init(key))
+  restored = checkpoints.restore(layout.target(jax.eval_shape(make, key_init)))
   owed = []
   if restored is None:
-    params = jax.jit(experiment.init)(key_init)
-    metrics_lib.show(metrics_lib.parameter_table(params))
-    state, start = fresh(initial(params) if initial is not None else params), 0
+    if initial is None:
+      state = layout.init(make, key_init)
+    else:
+      state = layout.put(fresh(initial(jax.jit(experiment.init)(key_init))))
+    metrics_lib.show(metrics_lib.parameter_table(layout.view(state).params))
+    start = 0
   else:
-    state, start = restored.state, restored.step
+    state, start = layout.put(restored.state), restored.step
     owed = _owed(workdir, run, start)
     if first:
       print(f'Resuming at step {start:,} of {run.steps:,}.' if start < run.steps else
@@ -217,8 +243,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
                  _long_validation(config, len(experiment.data.split('validation')))):
       if line:
         print(line)
-  state = layouts[1].put(state)
-  restored = params = None  # the first step takes the state's memory; keep no other copy
+  restored = None  # the first step takes the state's memory; keep no other copy
 
   batches = experiment.data.stream(start, jax.process_index(), jax.process_count())
   stack.callback(batches.close)
@@ -250,7 +275,7 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
 
   try:
     look()  # it came while the run was set up
-    measure(layouts[1].view(state) if owed else None, owed)
+    measure(layout.view(state) if owed else None, owed)
   except _Stopped as stopped:
     leave(*stopped.args, start)
   if start >= run.steps:
@@ -260,12 +285,20 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
   since, since_step = time.monotonic(), start
   tracing = False
   stack.callback(lambda: tracing and jax.profiler.stop_trace())
-  for size, batch in _placed_batches(batches, _chunks(start, run, n), layouts):
+  dispatches = _Dispatches(n, given=bool(run.steps_per_dispatch))
+  for dispatch, (size, batch) in enumerate(_placed_batches(
+      batches, dispatches.chunks(start, run.steps), layout.place, n)):
     if first and profile and not tracing and step - start >= n + 1:
       jax.profiler.start_trace(str(workdir / 'profile'))  # past the step that compiles
       tracing, profile_until = True, step + profile
-    state, out = layouts[size].step(state, batch, key_step)
-    window.add(step, out)
+    if dispatches.timed(dispatch):
+      jax.block_until_ready(state)
+    begun = time.monotonic()
+    state, out = layout.step(state, batch, key_step)
+    window.add(step, out, size)
+    if dispatches.timed(dispatch):
+      jax.block_until_ready(out)
+      dispatches.took((time.monotonic() - begun) / size)
     step += size
     bar.update(size)
     if tracing and step >= profile_until:
@@ -290,27 +323,27 @@ def _train(experiment, config, workdir, pictures, measures, initial, profile, st
       bar.set_postfix_str(f'{name} {value:.4f}')
     view, measured = None, math.inf
     if (due(run.validate_every) or due(run.checkpoint_every)) and not number:
-      view = layouts[1].view(state)
+      view = layout.view(state)
       try:
         measure(view, run.splits)
         measured = results['validation']['loss']
       except _Stopped as stopped:
         number, = stopped.args
     if due(run.checkpoint_every) or number:
-      checkpoints.save(view or layouts[1].view(state), measured)
+      checkpoints.save(view or layout.view(state), measured)
       saved = step
     if number:
       checkpoints.seal()
       leave(number, saved)
     if pictures is not None and run.pictures_every and due(run.pictures_every):
-      view = view or layouts[1].view(state)
+      view = view or layout.view(state)
       bar.set_postfix_str('drawing samples')
       if not _picture(writer, step, pictures, view.ema[average]):
         pictures = None
         if first:
           bar.write('This model has nothing to draw: no pictures are made.')
     if measures is not None and run.pictures_every and due(run.pictures_every):
-      view = view or layouts[1].view(state)
+      view = view or layout.view(state)
       bar.set_postfix_str('measuring samples')
       with _may_fail('measurement', step):
         values = measures(view.ema[average], step)

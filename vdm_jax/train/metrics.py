@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
@@ -112,15 +113,18 @@ def _sound_lines(path: Path) -> list[dict]:
 
 def parameter_table(params: PyTree) -> rich.table.Table:
   """The parameters by block: their count, and their present root mean square."""
-  groups: dict[str, list[np.ndarray]] = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+  groups: dict[str, list[tuple[int, float]]] = {}  # sizes, and sums of squares
+  # On the devices, of which each may have a part of the parameters.
+  squares = jax.device_get(jax.jit(lambda params: jax.tree.map(
+      lambda u: jnp.sum(jnp.square(u.astype(jnp.float32))), params))(params))
+  for (path, leaf), square in zip(jax.tree_util.tree_flatten_with_path(params)[0],
+                                  jax.tree.leaves(squares), strict=True):
     names = [entry.key for entry in path]
-    groups.setdefault('/'.join(names[:2]), []).append(np.asarray(leaf))
+    groups.setdefault('/'.join(names[:2]), []).append((leaf.size, float(square)))
   table = rich.table.Table('block', 'tensors', 'parameters', 'rms', title='Parameters')
   total = 0
   for name, leaves in groups.items():
-    count = sum(leaf.size for leaf in leaves)
-    square = sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in leaves)
+    count, square = map(sum, zip(*leaves, strict=True))
     table.add_row(name, str(len(leaves)), f'{count:,}', f'{math.sqrt(square / max(count, 1)):.3g}')
     total += count
   table.add_section()

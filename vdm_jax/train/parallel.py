@@ -13,7 +13,7 @@ and wraps the update.  All layouts agree to rounding, over one process or severa
 """
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ class Axis(NamedTuple):
 
 class Layout(NamedTuple):
   """Where the state and the batch are placed, and the update that runs there."""
+  init: Callable    # (key -> state), key -> placed state
   put: Callable     # state on one device or the host, or as `target` has it -> placed state
   place: Callable   # this process's rows of a batch, [B, ...] on the host -> placed batch
   step: Callable    # placed state (donated), placed batch, key -> placed state, metrics
@@ -62,20 +63,52 @@ class Layout(NamedTuple):
   target: Callable  # shapes of the state -> what a checkpoint is restored as
 
 
-def several(update: Update) -> Update:
-  """An update for several steps: batch leaves [steps, B, ...] -> metrics [steps].
+class Several(NamedTuple):
+  """The placed batches of several steps."""
+  rows: PyTree   # leaves [steps, B, ...]
+  count: Any     # []  how many of the steps are made; the batches of the others are padding
 
-  One dispatch for many steps keeps an accelerator busy.
+
+def several(update: Update) -> Update:
+  """An update for `Several` batches -> metrics [steps], which are 0 of steps that are not made.
+
+  One dispatch for many steps keeps an accelerator busy.  The loop is the same program for every
+  count, so a state does not depend on how many of its steps were dispatched together.
   """
   def updates(state, batches, key, axis):
-    return jax.lax.scan(lambda state, batch: update(state, batch, key, axis), state, batches)
+    row = lambda i: jax.tree.map(
+        lambda u: jax.lax.dynamic_index_in_dim(u, i, keepdims=False), batches.rows)
+    steps = len(jax.tree.leaves(batches.rows)[0])
+    nothing = jax.tree.map(lambda u: jnp.zeros((steps, *u.shape), u.dtype),
+                           jax.eval_shape(lambda: update(state, row(0), key, axis)[1]))
+
+    def make(i, carry):
+      state, seen = carry
+      state, metrics = update(state, row(i), key, axis)
+      return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), seen, metrics)
+    return jax.lax.fori_loop(0, batches.count, make, (state, nothing))
   return updates
+
+
+def _padded(u: np.ndarray, steps: int) -> np.ndarray:
+  """[m, ...] -> [steps, ...], with zeros behind the m rows."""
+  u = np.asarray(u)
+  if len(u) == steps:
+    return u
+  out = np.zeros((steps, *u.shape[1:]), u.dtype)
+  out[:len(u)] = u
+  return out
+
+
+def _count(batches: PyTree) -> np.int32:
+  return np.int32(len(jax.tree.leaves(batches)[0]))
 
 
 def jit_layout(update: Update, devices=None, steps: int = 1) -> Layout:
   """Global view: the state is on every device, and the batch is split over a mesh.
 
-  With steps > 1, one call makes that many steps and takes batches [steps, B, ...].
+  With steps > 1, one call makes up to so many steps, and `place` takes batches [m, B, ...] with
+  m <= steps.
   """
   everywhere, split = shardings(devices)
   return _global_layout(update, steps, split, lambda shapes: jax.tree.map(
@@ -150,8 +183,10 @@ def _global_layout(update: Update, steps: int, split: NamedSharding,
                    state_shardings: Callable[[PyTree], PyTree], axis: Axis) -> Layout:
   """jit over the global batch.  state_shardings: shapes of the state -> its shardings."""
   everywhere = NamedSharding(split.mesh, P())
+  rows = batches = split
   if steps > 1:
-    split = NamedSharding(split.mesh, P(None, *split.spec))
+    rows = NamedSharding(split.mesh, P(None, *split.spec))
+    batches = Several(rows, everywhere)
   run = update if steps == 1 else several(update)
 
   def placed_step(state, batch, key):
@@ -159,11 +194,20 @@ def _global_layout(update: Update, steps: int, split: NamedSharding,
     # Placed as it came, so that the next call finds the program of this one.
     return jax.lax.with_sharding_constraint(state, state_shardings(state)), metrics
 
-  step = jax.jit(placed_step, in_shardings=(None, split, everywhere),
+  step = jax.jit(placed_step, in_shardings=(None, batches, everywhere),
                  out_shardings=(None, everywhere), donate_argnums=0)
+  local = jax.make_array_from_process_local_data
 
   def place(batch):
-    return jax.tree.map(lambda u: jax.make_array_from_process_local_data(split, u), batch)
+    if steps == 1:
+      return jax.tree.map(lambda u: local(rows, u), batch)
+    return Several(jax.tree.map(lambda u: local(rows, _padded(u, steps)), batch),
+                   local(everywhere, _count(batch)))
+
+  def init(make, key):
+    # Each device computes its own part, and never has the whole state.
+    shardings = state_shardings(jax.eval_shape(make, key))
+    return jax.jit(make, in_shardings=everywhere, out_shardings=shardings)(key)
 
   def put(state):
     def on(u, sharding):
@@ -176,7 +220,7 @@ def _global_layout(update: Update, steps: int, split: NamedSharding,
   def target(shapes):
     return jax.tree.map(lambda u, s: jax.ShapeDtypeStruct(u.shape, u.dtype, sharding=s),
                         shapes, state_shardings(shapes))
-  return Layout(put, place, step, identity, target)
+  return Layout(init, put, place, step, identity, target)
 
 
 def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
@@ -187,19 +231,21 @@ def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
   mapped = NamedSharding(Mesh(np.array(here), ('batch',)), P('batch'))  # of this process alone
   run = update if steps == 1 else several(update)
   axis = 0 if steps == 1 else 1
+  batches = axis if steps == 1 else Several(axis, None)
   # The batch keeps its [B, ...] order, split in consecutive rows: [n, B/n, ...] on the mapped axis.
   fn = jax.pmap(lambda state, batch, key: run(state, batch, key, Axis('batch')),
-                axis_name='batch', devices=devices, in_axes=(0, axis, None),
+                axis_name='batch', devices=devices, in_axes=(0, batches, None),
                 out_axes=(0, None), donate_argnums=0)
 
   rows = NamedSharding(mapped.mesh, P('batch') if steps == 1 else P(None, 'batch'))
 
   def place(batch):
     def shard(u):
-      u = np.asarray(u)
+      u = np.asarray(u) if steps == 1 else _padded(u, steps)
       u = u.reshape(*u.shape[:axis], n, u.shape[axis] // n, *u.shape[axis + 1:])
       return jax.device_put(u, rows)
-    return jax.tree.map(shard, batch)
+    placed = jax.tree.map(shard, batch)
+    return placed if steps == 1 else Several(placed, _count(batch))
 
   # From the host, where a broadcast costs nothing: no device ever holds more than its own copy.
   put = lambda state: jax.tree.map(
@@ -208,4 +254,5 @@ def pmap_layout(update: Update, devices=None, steps: int = 1) -> Layout:
   view = lambda state: jax.tree.map(
       lambda u: np.array(u.addressable_shards[0].data)[0, ...], state)
   target = lambda shapes: jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), shapes)
-  return Layout(put, place, fn, view, target)
+  init = lambda make, key: put(jax.jit(make)(key))
+  return Layout(init, put, place, fn, view, target)

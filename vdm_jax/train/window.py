@@ -21,8 +21,12 @@ class Window:
   def __init__(self, in_flight: int):
     self._parts, self._in_flight = [], in_flight
 
-  def add(self, first: int, metrics: PyTree) -> None:
-    self._parts.append((first, metrics))
+  def add(self, first: int, metrics: PyTree, count: int | None = None) -> None:
+    """Adds the metrics, [] or [steps], of the steps from `first` on.
+
+    count: only so many of the steps were made.  Default: all.
+    """
+    self._parts.append((first, np.size(metrics['loss']) if count is None else count, metrics))
     if len(self._parts) > self._in_flight:  # else the host would queue batches without end
       jax.block_until_ready(self._parts[-1 - self._in_flight])
 
@@ -33,7 +37,7 @@ class Window:
     """
     parts, self._parts = jax.device_get(self._parts), []
     rows = [(first + k, {name: float(np.ravel(u)[k]) for name, u in metrics.items()})
-            for first, metrics in parts for k in range(np.size(metrics['loss']))]
+            for first, count, metrics in parts for k in range(count)]
     for step, row in rows:
       # A gradient that is not finite, of a loss that is, has spoiled the parameters already.
       for what, name in (('loss', 'loss'), ('gradient', 'grad_norm')):
