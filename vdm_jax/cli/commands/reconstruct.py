@@ -36,12 +36,12 @@ MEASURED, ROW = cli.measured(), cli.row()
 # A method has the fields of its own flags; their defaults stand in vdm_jax.runs.volumes.
 OF_METHOD = (
     flags.DEFINE_float('weight', None, 'Of the total variation across slices, in the units of the '
-                       'volumes.  Default: 0.04.'),
+                       'volumes.  Default: 0.2 for dds, 0.04 for mbir.'),
     flags.DEFINE_float('rho', None, 'Of the augmented Lagrangian.  Default: 10.'),
-    flags.DEFINE_integer('iterations', None, 'Of conjugate gradients in a step.  Default: 5 for '
+    flags.DEFINE_integer('iterations', None, 'Of conjugate gradients in a step.  Default: 20 for '
                          'dds, 1 for mbir.'),
     flags.DEFINE_float('eta', None, 'dds: the share of new noise in a step.  Default: 1.'),
-    flags.DEFINE_float('scale', None, 'dds: a factor of the variance of x given z.  Default: 1.'),
+    flags.DEFINE_float('scale', None, 'dds: a factor of the variance of x given z.  Default: 6.'),
     flags.DEFINE_float('snr', None, 'mbir: of the corrector.  Default: 0.16.'))
 
 
