@@ -172,7 +172,7 @@ def test_the_scores_of_a_known_error():
     ({'method': volumes.DDS(eta=2.0)}, 'eta=2.0'), ({'method': volumes.DDS(scale=0.0)}, 'scale=0'),
     ({'method': volumes.MBIR(snr=0.0)}, 'snr=0.0'), ({'method': volumes.MBIR(rho=0.0)}, 'rho=0.0'),
     ({'volume': 'none.npz'}, 'there is no such file'),
-    ({'volume': 'data.npy'}, 'it is no .npz of arrays')])
+    ({'volume': 'data.npy'}, 'it cannot be read .*give an .npz of arrays')])
 def test_wrong_input_is_refused(folder, tmp_path, options, match):
   with pytest.raises(InputError, match=match):
     made(folder, tmp_path, **options)
@@ -185,7 +185,11 @@ X = np.full((2, 3, 4, 4), 0.5)
 @pytest.mark.parametrize('arrays,match', [
     ({'volumes': X[0, 0]}, r'its volumes have the shape \(4, 4\)'),
     ({'volumes': X[..., :3]}, 'its slices have 4 x 3 pixels, and those of the prior 4 x 4'),
-    ({'volume': np.full((3, 4, 4), np.nan)}, "'volume' has no numbers, or some that are not fin"),
+    ({'volume': np.full((3, 4, 4), np.nan)}, "'volume' has no real numbers, or some that are not"),
+    ({'volumes': X + 0j}, "'volumes' has no real numbers"),
+    ({'volumes': X * [[[[0]]], [[[1]]]]}, 'a volume is 0 everywhere'),
+    ({'volumes': np.ones((2, 3, 4, 4), np.int32)}, 'peak: the volumes are int32'),
+    ({'volumes': X[:1], 'sinograms': X, 'angles': np.zeros(4), 'views': None}, 'are not as many'),
     ({'volume': -X[0]}, 'the volumes are from -0.5 to -0.5'),
     ({'other': X}, 'it has other; give volumes, sinograms or kspace'),
     ({'sinograms': X, 'angles': np.zeros(4)}, 'its measurements are there already'),

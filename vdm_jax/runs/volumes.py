@@ -1,8 +1,8 @@
 """Reconstructs volumes from few measurements, with the model of a run as the prior of slices.
 
 The measurements are sums along parallel beams, or a part of the Fourier transform of each slice.
-Three reconstructions without a prior stand beside: a direct inverse, least squares, and total
-variation.
+There are also three reconstructions without a prior, to compare with: a direct inverse, least
+squares, and total variation.
 """
 import importlib
 import importlib.util
@@ -10,7 +10,6 @@ import json
 import math
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,8 @@ import tqdm
 
 from vdm_jax import data, processes, random, volumes
 from vdm_jax.data.fields import AUGMENTED
-from vdm_jax.errors import InputError, require, require_at_least
-from vdm_jax.evaluation import distances
+from vdm_jax.errors import require, require_at_least
+from vdm_jax.evaluation import distances, references
 from vdm_jax.evaluation.distances import Estimated
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.inverse import Operator, Problem
@@ -35,8 +34,8 @@ from vdm_jax.samplers.sampling import check_finite
 from vdm_jax.typing import Array, Model, Process, PyTree, Sampler
 from vdm_jax.volumes import TV
 
-__all__ = ['COLUMNS', 'DDS', 'MBIR', 'Measured', 'NAMES', 'Quality', 'Result', 'figures', 'mask_of',
-           'measured', 'picture', 'reconstruct', 'report', 'score']
+__all__ = ['COLUMNS', 'DDS', 'MBIR', 'METHODS', 'Measured', 'NAMES', 'Quality', 'Result', 'figures',
+           'mask_of', 'measured', 'picture', 'reconstruct', 'report', 'score']
 
 # The reconstructions, in the order of the picture.
 NAMES = ('direct', 'least squares', 'TV', 'ours')
@@ -174,7 +173,8 @@ def measured(file: str | Path, side: int, *, views: int | None = None, mri: str 
     views: parallel beams from so many angles.
     mri: see `mask_of`.
     noise: the standard deviation, as a share of the largest |y|.  Given y have such noise already.
-    peak: the largest number that volumes may have.  Default: 1, or the largest of their integers.
+    peak: the largest number that volumes may have.  Default: 1; for integers of 8 or 16 bits, the
+      largest of their type.
     seed: of the noise.
 
   Raises InputError.
@@ -191,6 +191,9 @@ def measured(file: str | Path, side: int, *, views: int | None = None, mri: str 
             f'are there already: {" and ".join(given)}', 'keep one of them, and leave out --views '
             'and --mri')
     operator, y, angles = _given(arrays, path, side)
+    require(truth is None or truth.shape[:2] == y.shape[:2], 'volume', str(path),
+            f'its {given[0]} have the shape {arrays[given[0]].shape}, and its volumes are not as '
+            'many, or have other slices', 'give the volumes that were measured, or none')
   else:
     require(truth is not None, 'volume', str(path), f'it has {", ".join(arrays) or "no arrays"}',
             'give volumes, sinograms or kspace')
@@ -230,20 +233,13 @@ def _with_noise(operator: Operator, truth: np.ndarray, noise: float, seed: int) 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
   """The arrays of an .npz.  Raises InputError."""
-  require(path.is_file(), 'volume', str(path), 'there is no such file', 'name an .npz')
-  try:
-    with zipfile.ZipFile(path):  # np.load also reads a single array, and pickles
-      pass
-    with np.load(path) as file:
-      found = {name: file[name] for name in file.files}
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise InputError('volume', str(path), f'it is no .npz of arrays ({error})',
-                     'write it by np.savez') from None
+  found = references.arrays(path, 'volume')
   for name, u in found.items():
     if name in ('volume', 'volumes', 'sinograms', 'angles', 'kspace'):
-      require(u.dtype.kind in 'uifc' and u.size > 0 and bool(np.isfinite(u).all()), 'volume',
-              str(path), f'{name!r} has no numbers, or some that are not finite',
-              'give finite numbers')
+      kinds, numbers = ('uifc', 'numbers') if name == 'kspace' else ('uif', 'real numbers')
+      require(u.dtype.kind in kinds and u.size > 0 and bool(np.isfinite(u).all()), 'volume',
+              str(path), f'{name!r} has no {numbers}, or some that are not finite',
+              f'give finite {numbers}')
   return found
 
 
@@ -260,10 +256,16 @@ def _truth(arrays: Mapping[str, np.ndarray], path: Path, side: int, peak: float 
   require(found.shape[2:] == (side, side), 'volume', str(path), f'its slices have {found.shape[2]} '
           f'x {found.shape[3]} pixels, and those of the prior {side} x {side}', 'resample them, or '
           'name the run of another prior')
-  peak = peak or (float(np.iinfo(found.dtype).max) if found.dtype.kind in 'ui' else 1.0)
+  whole = found.dtype.kind in 'ui'
+  require(peak is not None or not whole or found.dtype.itemsize <= 2, 'peak', peak, 'the volumes '
+          f'are {found.dtype}, whose largest number says nothing about them',
+          'give the largest number that volumes may have')
+  peak = peak or (float(np.iinfo(found.dtype).max) if whole else 1.0)
   low, high = float(found.min()), float(found.max())
   require(0.0 <= low and high <= peak, 'peak', peak, f'the volumes are from {low:.4g} to '
           f'{high:.4g}', 'give the largest number that volumes may have; the smallest is 0')
+  require(bool(found.any(axis=(1, 2, 3)).all()), 'volume', str(path),
+          'a volume is 0 everywhere, so it has no scores', 'leave it out')
   return found[..., None].astype(np.float32), peak
 
 
@@ -375,7 +377,7 @@ def reconstruct(directory: str | Path, volume: str | Path, out: str | Path, *,
   parts = out.with_name(f'{out.name}.parts')
   began = time.perf_counter()
   x = _draw(trained, make, y, count, steps, seed, batch_size, parts,
-            {**about, 'given': checksum([y]), 'limits': limits})
+            {**about, 'given': checksum([y, given.angles]), 'limits': limits})
   seconds = time.perf_counter() - began
   drawn = np.clip((x - offset) / unit, 0.0, given.peak)
   found = {**_plain(given, plain, batch_size), 'ours': drawn.mean(axis=1)}

@@ -20,29 +20,30 @@ MRI = flags.DEFINE_string('mri', '', 'Measure a part of the Fourier transform: e
 NOISE = flags.DEFINE_float('noise', 0.005, 'The standard deviation of the noise, as a share of the '
                            'largest measurement; of given measurements, of the noise in them.')
 PEAK = flags.DEFINE_float('peak', None, 'The largest number that volumes may have: that of the '
-                          "largest level of the prior's data.  Default: 1, or the largest of their "
-                          'integers.')
+                          "largest level of the prior's data.  Default: 1; for integers of 8 or 16 "
+                          'bits, the largest of their type.')
 METHOD = flags.DEFINE_string('method', 'dds', f'One of {", ".join(volumes.METHODS)}.')
 STEPS = flags.DEFINE_integer('steps', 50, 'Steps of the sampler.')
 COUNT = flags.DEFINE_integer('count', 4, 'How many samples of each volume are averaged.')
-TV_WEIGHT = flags.DEFINE_float('tv_weight', 0.04, 'Of the reconstruction by total variation in all '
-                               'three directions, which stands beside.')
+TV_WEIGHT = flags.DEFINE_float('tv_weight', 0.04, 'The weight of total variation in the '
+                               'reconstruction without a prior, in all three directions.')
 SAMPLES = cli.path('samples', 'Also write the truth, y, the samples and all reconstructions to '
                    'this .npz.')
-SEED = cli.seed('the noise')
-BATCH_SIZE = cli.batch_size(16, 'How many volumes are drawn at a time.')
+SEED = cli.seed('the noise and the samples')
+BATCH_SIZE = cli.batch_size(16, 'How many samples are drawn at a time.')
 OF_RUN = cli.of_run()
 MEASURED, ROW = cli.measured(), cli.row()
 # A method has the fields of its own flags; their defaults stand in vdm_jax.runs.volumes.
 OF_METHOD = (
-    flags.DEFINE_float('weight', None, 'Of the total variation across slices, in the units of the '
-                       'volumes.  Default: 0.2 for dds, 0.04 for mbir.'),
-    flags.DEFINE_float('rho', None, 'Of the augmented Lagrangian.  Default: 10.'),
-    flags.DEFINE_integer('iterations', None, 'Of conjugate gradients in a step.  Default: 20 for '
-                         'dds, 1 for mbir.'),
+    flags.DEFINE_float('weight', None, 'The weight of total variation across slices, in the units '
+                       'of the volumes.  Default: 0.2 for dds, 0.04 for mbir.'),
+    flags.DEFINE_float('rho', None, 'The rho of the augmented Lagrangian.  Default: 10.'),
+    flags.DEFINE_integer('iterations', None, 'How many conjugate gradients a step takes.  Default: '
+                         '20 for dds, 1 for mbir.'),
     flags.DEFINE_float('eta', None, 'dds: the share of new noise in a step.  Default: 1.'),
     flags.DEFINE_float('scale', None, 'dds: a factor of the variance of x given z.  Default: 6.'),
-    flags.DEFINE_float('snr', None, 'mbir: of the corrector.  Default: 0.16.'))
+    flags.DEFINE_float('snr', None, 'mbir: the signal-to-noise ratio of the corrector.  Default: '
+                       '0.16.'))
 
 
 def main():
