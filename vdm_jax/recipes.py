@@ -127,7 +127,7 @@ def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
   return _minutes(config, steps, learning_rate=3e-3, validations=5)
 
 
-def chorales(config: Config, name: str = 'chorales', *, steps: int = 2000) -> Config:
+def chorales(config: Config, name: str = 'chorales', *, steps: int = 2500) -> Config:
   """Windows of chorales: batches of 64 and a learning rate that falls to 0, with weight decay.
 
   name: as in `config.data.name`.  The last 200 training windows are held out: pieces of their own,

@@ -22,7 +22,7 @@ DATA = {'eighths': 'chorales', 'quarters': 'chorales:quarters'}
 
 def get_config(steps: str = 'eighths') -> ml_collections.ConfigDict:
   require_choice('config', steps, DATA)
-  config = music.default_config(features=128, depth=3, dropout=0.15, transpose=3)
+  config = music.default_config(features=128, depth=3, dropout=0.15)
   return recipes.chorales(config, DATA[steps])
 
 

@@ -1,5 +1,6 @@
 """The VDM on pitches: its bound before training is known, and known notes stay as they are."""
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from vdm_jax import data, inverse, processes, random, schedules
 from vdm_jax.errors import InputError
 from vdm_jax.inverse import Problem
-from vdm_jax.nn.small.voices import Voices
+from vdm_jax.nn.small.voices import Voices, smoothed
 from vdm_jax.samplers import conditioned
 from vdm_jax.systems.applications import music
 
@@ -91,6 +92,26 @@ def test_data_that_are_no_voices_are_refused():
     music.experiment(config)
   with pytest.raises(InputError, match='transpose'):
     music.experiment(_config(transpose=-1))
+
+
+def test_smoothed_odds_are_the_posterior_of_a_chain():
+  """Against a sum over all paths."""
+  rng = np.random.default_rng(7)
+  odds = rng.random((2, 4, 2, 3))
+  after = rng.random((2, 3, 3))
+  after /= after.sum(axis=-1, keepdims=True)
+  wanted = np.zeros(odds.shape)
+  for path in itertools.product(range(3), repeat=4):
+    p = np.ones((2, 2))  # [B, voices]
+    for t, state in enumerate(path):
+      p *= odds[:, t, :, state] * (after[:, path[t - 1], state] if t else 1.0)
+    for t, state in enumerate(path):
+      wanted[:, t, :, state] += p
+  wanted /= wanted.sum(axis=-1, keepdims=True)
+  np.testing.assert_allclose(smoothed(jnp.asarray(odds), jnp.asarray(after)), wanted, atol=1e-5)
+  same = odds / odds.sum(axis=-1, keepdims=True)
+  np.testing.assert_allclose(smoothed(jnp.asarray(odds), jnp.full((2, 3, 3), 1 / 3)), same,
+                             atol=1e-6)
 
 
 @pytest.mark.long

@@ -9,6 +9,11 @@ The last term is the exact likelihood of the noisy number itself, and b is a tab
 So the network learns what the other numbers tell about a number.  At high log-SNR, where the
 number itself is enough, the estimate is exact without any training.  Dieleman et al. (2022) and
 Gulrajani and Hashimoto (2023, "output prior") do likewise for vectors of words.
+
+Each voice is also a Markov chain, with learned probabilities of the next level given a level.  The
+chain takes the softmax above as the likelihoods of its states, and x_hat is the mean of their
+posterior (`smoothed`).  Another chain smooths what the transformer reads.  Untrained chains have
+equal probabilities and change nothing.
 """
 from typing import cast
 
@@ -54,6 +59,29 @@ class Block(nn.Module):
     return h + gate2 * drop('drop2')(x, keys)
 
 
+def smoothed(odds: Array, after: Array) -> Array:
+  """The posterior of the states of Markov chains: the forward-backward algorithm.
+
+  odds: [B, T, voices, levels], p(what is seen of step t | state), up to a factor for each step.
+  after: [voices, levels, levels], p(next state | state), with rows that sum to 1.  All first states
+    are equally probable.
+
+  Returns p(state of step t | all that is seen), as odds; see Rabiner (1989, "A tutorial on hidden
+  Markov models").
+  """
+  normed = lambda p: p / jnp.maximum(jnp.sum(p, axis=-1, keepdims=True), 1e-30)
+
+  def step(along: str):
+    def pass_on(p: Array, odds: Array) -> tuple[Array, Array]:
+      return normed(jnp.einsum(along, p * odds, after)), p
+    return pass_on
+  odds = jnp.moveaxis(odds, 1, 0)
+  uniform = jnp.full_like(odds[0], 1.0 / odds.shape[-1])
+  _, before = jax.lax.scan(step('bvk,vkl->bvl'), uniform, odds)
+  _, behind = jax.lax.scan(step('bvl,vkl->bvk'), uniform, odds, reverse=True)
+  return jnp.moveaxis(normed(before * odds * behind), 0, 1)
+
+
 class Voices(nn.Module):
   """The network of the module's text, on x of integers 0 .. levels - 1 as `decoders.Pixels` codes.
 
@@ -87,8 +115,10 @@ class Voices(nn.Module):
     table = self.param('odds', zeros, (voices, self.levels))
     own = table - 0.5 * jnp.exp(level) * jnp.square(y - centres)
 
+    chain = lambda name: nn.softmax(
+        self.param(name, zeros, (voices, self.levels, self.levels)))
     seen = self.param('seen', nn.initializers.normal(1.0), (voices, self.levels, width))
-    h = jnp.einsum('btvk,vkc->btc', nn.softmax(own), seen) * voices**-0.5
+    h = jnp.einsum('btvk,vkc->btc', smoothed(nn.softmax(own), chain('near')), seen) * voices**-0.5
     h += nn.Dense(width, name='raw')(z[..., 0])
     h = Dropout(self.dropout, name='drop')(h, keys)
     h += positions(1, steps, width)
@@ -104,4 +134,5 @@ class Voices(nn.Module):
     h = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name='norm')(h)
     logits = nn.Dense(voices * self.levels, kernel_init=zeros, name='out')(h)
     odds = nn.softmax(own + logits.reshape(-1, steps, voices, self.levels))
+    odds = smoothed(odds, chain('after'))
     return jnp.sum(odds * centres, axis=-1, keepdims=True)
