@@ -6,8 +6,8 @@
   python scripts/sample.py --workdir=runs/chorales --sampler=ancestral --steps=200 --out=chorale.mid
 
 `quarters` after the colon takes steps of a quarter: `eighths` is the default.  The network reads a
-step as one token, and knows that a number is one of 128 pitches.
-It does not reach an n-gram of the same pieces yet: it needs 7.70 bits a step, the n-gram 6.87.
+step as one token.  It knows that a number is one of 128 pitches, and that a voice is a chain.
+Its bound is 6.37 bits a step, where an n-gram of the same pieces has 6.87.
 Hardware, time and what it reaches: see configs/applications/README.md.
 """
 import ml_collections
