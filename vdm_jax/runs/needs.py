@@ -38,6 +38,8 @@ NEEDS = {
     'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
     'edit': Need((Denoises,), 'edit images by it', _DIFFUSION),
     'restore': Need((Denoises,), 'restore images by it', _DIFFUSION),
+    'harmonise': Need((Denoises,), 'write voices by it',
+                      'name a run of configs/applications/chorales.py'),
     'volumes': Need((Denoises,), 'reconstruct volumes by it',
                     'name a run of configs/applications/ct_slices.py'),
     'distil_scene': Need((Denoises,), 'teach a scene',

@@ -25,8 +25,9 @@ from vdm_jax.samplers import conditioned, drawing
 from vdm_jax.samplers.sampling import check_finite
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['EXACT', 'Restored', 'Result', 'Scores', 'TASKS', 'gain', 'operator_of', 'picture',
-           'ranks', 'report', 'restoration', 'restore', 'score', 'training_images']
+__all__ = ['EXACT', 'Restored', 'Result', 'Scores', 'TASKS', 'draw_posterior', 'gain',
+           'operator_of', 'picture', 'ranks', 'report', 'restoration', 'restore', 'score',
+           'training_images']
 
 TASKS = ('inpaint', 'keep:SHARE', 'mask:FILE', 'downsample:N', 'blur:SIGMA', 'gray', 'phase',
          'FILE.py:NAME')
@@ -240,8 +241,8 @@ def restoration(directory: Path, trained: workdir.Trained, task: str,
     assert not isinstance(method, str)
     about = {'task': task, 'method': type(method).__name__, **method._asdict(), 'noise': noise,
              'label': label, 'limits': limits, 'given': checksum([x, y])}
-    drawn = _draw(at, trained.params, method, operator, noise, seed, y, count, times, limits,
-                  conditions, batch_size, parts, about)
+    drawn = draw_posterior(at, trained.params, method, operator, noise, seed, y, count, times,
+                           limits, conditions, batch_size, parts, about)
     restored, wiener_too = judged(drawn), gaussian
   name = EXACT if exact else type(method).__name__.lower()
   return Result(operator.name, name, x, y, _shown(operator, y, x), restored, wiener_too, cost)
@@ -260,13 +261,15 @@ def _measure(trained: workdir.Trained, operator: Operator, noise: float, seed: i
   return x, y
 
 
-def _draw(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Method,
-          operator: Operator, noise: float, seed: int, y: np.ndarray, count: int, times: np.ndarray,
-          limits: tuple[float, float] | None, conditions: Callable, batch_size: int, parts: Path,
-          about: dict) -> np.ndarray:
+def draw_posterior(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Method,
+                   operator: Operator, noise: float, seed: int, y: np.ndarray, count: int,
+                   times: np.ndarray, limits: tuple[float, float] | None, conditions: Callable,
+                   batch_size: int, parts: Path, about: dict, doing: str = 'restoring'
+                   ) -> np.ndarray:
   """[n, K, ...] samples of x, each image's together.
 
   A batch that is in the folder `parts` is not drawn again.  about: what else the samples depend on.
+  doing: the words at the progress bar.
   """
   def draw(shared, xs):
     (params, key), (numbers, measured, condition) = shared, xs
@@ -288,8 +291,8 @@ def _draw(at: Callable[[PyTree], Model], params: PyTree, method: conditioned.Met
   tag = files.digest({**about, 'seed': seed, 'count': count, 'steps': len(times) - 1,
                       'batch': size, 'weights': checksum(params)})[:16]
   drawn = []
-  for rows, real in tqdm.tqdm(list(devices.padded_rows(0, total, size)), desc='restoring',
-                              unit='batch', dynamic_ncols=True):
+  for rows, real in tqdm.tqdm(list(devices.padded_rows(0, total, size)), desc=doing, unit='batch',
+                              dynamic_ncols=True):
 
     def batch(rows=rows):
       local = devices.local_rows(rows)
