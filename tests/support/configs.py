@@ -45,6 +45,7 @@ def names() -> list[str]:
       'imagenet/vdm': [':32', ':64'], 'imagenet/dit': [':DiT-XL/2', ':DiT-S/8'],
       'applications/greensboro': [':chain', ':flow'],
       'applications/chorales': [':eighths', ':quarters'],
+      'applications/chorales_latent': [':autoencoder', ':latent'],
       'applications/pendulum': [':unet', ':transformer'],
       'text/markup': [':teacher_forced', ':scheduled'],
       'text/latent_shapes': [':autoencoder', ':latent'],

@@ -62,6 +62,9 @@ REPORTED = {'digits/classifier': {'accuracy'}, 'mnist/classifier': {'accuracy'},
                             {'eps_error'}),
             **dict.fromkeys(('applications/pendulum:unet', 'applications/pendulum:transformer'),
                             {'eps_error', 'action_error'}),
+            'applications/chorales_latent:autoencoder': BOUND - {'diffusion'} | {'accuracy'},
+            'applications/chorales_latent:latent': BOUND - {'bits_per_dim'} | {
+                'encoding', 'eps_error'},
             'plane/truncated:gaussian': {'eps_error', 'latent'},
             # Of coupled noise the bound is not trained, but validated.
             **{f'{place}/flows:{name}': {'eps_error'} for place in ('plane', 'digits', 'cifar10')

@@ -33,6 +33,7 @@ MEANINGS = {
     'latent': 'bits/dim of the latent under its prior: N(0, 1), or equal odds of all indices',
     'psnr': 'dB, of decoded images clipped to the range of the data',
     'l1': 'mean |x - decoded|, images in [-1, 1]',
+    'accuracy': 'share of the numbers that are decoded as they were',
     'latent_mean': 'mean of all numbers of the latents',
     'latent_std': 'standard deviation of all numbers of the latents: 1 / s of a latent diffusion',
     'entries_used': 'how many entries of the codebook occur',
@@ -153,7 +154,7 @@ def _rows(found: dict[str, np.ndarray], x: data.Field, prior: bool,
   names = {'bits_per_dim': 'nats', 'reconstruction': 'reconstruction', 'latent': 'latent'}
   bits = {new: bits_per_dim(found[old], x.shape) for new, old in names.items()
           if prior or new == 'reconstruction'}
-  each = bits | {name: found[name] for name in ('psnr', 'l1') if name in found}
+  each = bits | {name: found[name] for name in ('psnr', 'l1', 'accuracy') if name in found}
   rows = [{'name': name, 'mean': float(u.mean()),
            'standard_error': float(u.mean(axis=0).std(ddof=1) / math.sqrt(u.shape[1]))
            if u.shape[1] > 1 else None, 'meaning': MEANINGS[name]} for name, u in each.items()]
@@ -174,7 +175,8 @@ def table(result: Reconstruction) -> rich.table.Table:
 def figures(result: Reconstruction) -> dict[str, str]:
   """{quantity: its mean and standard error} as text.  'reached here' is the headline of a run."""
   found = {row['name']: shown(row['mean'], row['standard_error']) for row in result.rows}
-  headline = f'PSNR {found["psnr"]} dB' if 'psnr' in found else f'{found["bits_per_dim"]}'
+  headline = (f'PSNR {found["psnr"]} dB' if 'psnr' in found else
+              f'accuracy {found["accuracy"]}' if 'accuracy' in found else found['bits_per_dim'])
   return {**found, 'reached here': headline}
 
 

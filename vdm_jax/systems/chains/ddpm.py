@@ -43,7 +43,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
   """The fields of a published chain."""
   return compose.default_config(**{
       'timesteps': 1000,
-      'betas': 'linear',   # 'cosine', or 'scaled_linear' with the two `beta_ends`
+      'betas': 'linear',   # 'cosine', or 'scaled_linear'; the two `beta_ends` are a further field
       'variances': False,  # whether those of the reverse steps are learned
       'clip': True,        # whether x_hat stays between the outermost levels where the model is
                            # used or measured; it is not where it is trained
@@ -70,8 +70,9 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
   """The chain of `config.model`, as a schedule of x; to_ends: see `decoders.Pixels.to_ends`.
 
   Linear betas go from 1e-4 to 0.02 for 1,000 steps.  For other numbers of steps they are scaled, so
-  that the last level is about the same (the public code of Nichol and Dhariwal 2021).  The ends of
-  `schedules.scaled_linear_betas` are config.model.beta_ends.
+  that the last level is about the same (the public code of Nichol and Dhariwal 2021).  With
+  config.model.beta_ends, linear betas go from the first to the second of these, whatever the number
+  of steps.  `schedules.scaled_linear_betas` needs both ends.
 
   Raises InputError.
   """
@@ -80,17 +81,18 @@ def table(config: ml_collections.ConfigDict, to_ends: float) -> TableSchedule:
                   'give more')
   compose.require(config, 'betas', m.betas in ('linear', 'cosine', 'scaled_linear'),
                   'there is no such choice', 'choose linear, cosine or scaled_linear')
-  if m.betas == 'scaled_linear':
-    compose.require(config, 'betas', 'beta_ends' in m, 'it needs config.model.beta_ends, the first '
-                    'and the last beta', 'add it: default_config(beta_ends=(0.00085, 0.012))')
-    betas = scaled_linear_betas(m.timesteps, *m.beta_ends)
-    return TableSchedule(TableSchedule.from_betas(betas).logsnr + 2.0 * np.log(to_ends))
-  compose.require(config, 'timesteps', m.betas == 'cosine' or m.timesteps > 20,
+  own = 'beta_ends' in m
+  compose.require(config, 'betas', own or m.betas != 'scaled_linear', 'it needs '
+                  'config.model.beta_ends, the first and the last beta',
+                  'add it: default_config(beta_ends=(0.00085, 0.012))')
+  compose.require(config, 'timesteps', own or m.betas != 'linear' or m.timesteps > 20,
                   'with 20 steps or fewer, a linear beta reaches 1',
                   'take more steps, or config.model.betas=cosine')
   scale = 1000.0 / m.timesteps
-  betas = (cosine_betas(m.timesteps) if m.betas == 'cosine' else
-           linear_betas(m.timesteps, 1e-4 * scale, 0.02 * scale))
+  ends = m.beta_ends if own else (1e-4 * scale, 0.02 * scale)
+  betas = {'cosine': lambda: cosine_betas(m.timesteps),
+           'linear': lambda: linear_betas(m.timesteps, *ends),
+           'scaled_linear': lambda: scaled_linear_betas(m.timesteps, *ends)}[m.betas]()
   return TableSchedule(TableSchedule.from_betas(betas).logsnr + 2.0 * np.log(to_ends))
 
 

@@ -1,4 +1,4 @@
-"""Autoencoders of images, the first stage of latent diffusion.
+"""Autoencoders, the first stage of latent diffusion: of images, and of integers in general.
 
 Esser et al. (2021), section 3.1, and Rombach et al. (2022), section 3.1 and eq. 25.  The loss of an
 image x, of n numbers in [-1, 1], is
@@ -21,6 +21,10 @@ else, and no other gradient reaches it.  So an autoencoder bounds the likelihood
   -log P(x) <= -log p(x | q) + h w log(entries)                    VQ kind, indices of equal odds
 
 and a latent diffusion replaces the last term by its own, `systems.latent.latent`.
+
+A network of integers that are no brightness, such as pitches, may have a method `logits`.  Then
+p(x | y) is no normal: it is the network's own, with log-odds of every level, and it is trained
+(`of_levels`).
 """
 import dataclasses
 import functools
@@ -37,7 +41,7 @@ from jax.scipy.stats import norm
 from vdm_jax import data, random
 from vdm_jax.data import Field
 from vdm_jax.decoders import DiscretisedNormal, Pixels, log_normal
-from vdm_jax.errors import InputError, renamed, require_choice
+from vdm_jax.errors import InputError, renamed, require, require_choice
 from vdm_jax.nn.autoencoders.compvis import KLAutoencoder, Trunk, VQAutoencoder
 from vdm_jax.nn.autoencoders.patchgan import Norm, PatchDiscriminator
 from vdm_jax.nn.autoencoders.taesd import TinyAutoencoder
@@ -81,6 +85,7 @@ class Autoencoder(NamedTuple):
   field: str = 'image'                   # which field of a batch is the data
   index: Callable[[Array], Array] | None = None  # y -> the indices of its codebook, [B, h, w]
   codebook: Array | None = None          # [entries, latent channels]
+  odds: Callable[[Array], Array] | None = None  # y -> log-odds of every level, [B, ..., levels]
 
   def draw(self, data: Array, keys: Array) -> tuple[Array, Array | None]:
     """y ~ q(y | data), and log q(y | data) in nats [B], which is None if y has no density."""
@@ -107,7 +112,7 @@ class Autoencoder(NamedTuple):
     return self._replace(mean=mean, decode=lambda y: _nearest(mean(y), self.levels))
 
   def reconstruct(self, data: Array, keys: Array) -> Array:
-    """The data nearest to D(y), for one draw of y for each example."""
+    """The data nearest to D(y), or of the largest odds, for one draw of y for each example."""
     return self.decode(self.draw(data, keys)[0])
 
   def quality(self, batch: PyTree, keys: Array) -> dict[str, Array]:
@@ -115,17 +120,22 @@ class Autoencoder(NamedTuple):
 
     'nats': the bound of the module's docstring, the sum of 'reconstruction' and 'latent'.  'psnr':
     in dB, of x' clipped to the range of the data, if they are integers.  'l1': mean |x - x'|, for x
-    in [-1, 1].  'y' and 'y_squared': means over the numbers of y.  'index': the indices of y [B, h,
-    w], if there is a codebook.
+    in [-1, 1].  'accuracy', in the place of these two if there are odds of levels: the share of
+    numbers whose level has the largest odds.  'y' and 'y_squared': means over the numbers of y.
+    'index': the indices of y [B, h, w], if there is a codebook.
     """
     images = batch[self.field]
     y, _ = self.draw(images, keys)
     terms = {'reconstruction': -self.log_prob(images, y), 'latent': self.prior_nats(images)}
-    x, found = _x(images, self.levels), self.mean(y)
     index = {} if self.index is None else {'index': self.index(y)}
-    return {'nats': terms['reconstruction'] + terms['latent'], **terms, **_distances(
-        x, found, self.levels), 'y': mean_over_data(y), 'y_squared': mean_over_data(jnp.square(y)),
-            **index}
+    return {'nats': terms['reconstruction'] + terms['latent'], **terms, **self._near(images, y),
+            'y': mean_over_data(y), 'y_squared': mean_over_data(jnp.square(y)), **index}
+
+  def _near(self, images: Array, y: Array) -> dict[str, Array]:
+    """How near the data are that y gives, {name: [B]}."""
+    if self.odds is not None:
+      return {'accuracy': mean_over_data((self.decode(y) == images).astype(jnp.float32))}
+    return _distances(_x(images, self.levels), self.mean(y), self.levels)
 
   def nats(self, batch: PyTree, *, key: Array) -> Array:
     """One draw of the bound on -log p of each example: nats [B]."""
@@ -244,10 +254,13 @@ def latent_shape(net: nn.Module, x: Field) -> tuple[int, ...]:
 
 
 def init(net: nn.Module, x: Field, key: Array) -> dict[str, PyTree]:
-  """{'net': the network's parameters, 'log_std': of p(x | y)}, before training."""
+  """{'net': the network's parameters, 'log_std': of p(x | y)}, before training.
+
+  A network with odds of levels has no log_std.
+  """
   images = jnp.zeros((1, *x.shape), x.dtype)
-  return {'net': net.init(key, _x(images, x.levels))['params'],
-          'log_std': jnp.full((), math.log(FIRST_STD))}
+  width = {} if has_odds(net) else {'log_std': jnp.full((), math.log(FIRST_STD))}
+  return {'net': net.init(key, _x(images, x.levels))['params'], **width}
 
 
 def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Autoencoder:
@@ -255,7 +268,8 @@ def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Auto
 
   net: has the methods `encode`, x -> (m, log v) or y alone, and `decode`, y -> x'.  Images are in
   [-1, 1] for it, and the outermost levels are -1 and 1.  With a method `quantise`, y -> (q,
-  indices), it also has the array `codebook`.  shape: its `latent_shape`.
+  indices), it also has the array `codebook`.  With a method `logits`, y -> [B, ..., levels],
+  p(x | y) has these log-odds.  shape: its `latent_shape`.
   """
   levels = x.levels
   encode = _encoder(net, params['net'], levels)
@@ -263,8 +277,20 @@ def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Auto
   def mean(y):
     return _method(net, params['net'], 'decode')(y) / _to_ends(levels)
 
+  def odds(y):
+    return _method(net, params['net'], 'logits')(y)
+
   def log_prob(images, y):
+    if has_odds(net):
+      levels_of = images[..., None].astype(jnp.int32)
+      each = jnp.take_along_axis(jax.nn.log_softmax(odds(y)), levels_of, axis=-1)
+      return sum_over_data(each)
     return _log_prob(images, mean(y), jnp.exp(params['log_std']), levels)
+
+  def decode(y):
+    if has_odds(net):
+      return jnp.argmax(odds(y), axis=-1).astype(jnp.int32)
+    return _nearest(mean(y), levels)
 
   def prior_nats(images):
     m, log_variance = encode(images)
@@ -276,13 +302,18 @@ def of(net: nn.Module, params: PyTree, x: Field, shape: tuple[int, ...]) -> Auto
   if quantises(net):
     index = lambda y: _method(net, params['net'], 'quantise')(y)[1]
     codebook: Any = net.apply({'params': params['net']}, method=lambda net: net.codebook)
-  return Autoencoder(encode, lambda y: _nearest(mean(y), levels), mean, log_prob, prior_nats,
-                     x.shape, shape, levels, x.name, index, codebook)
+  return Autoencoder(encode, decode, mean, log_prob, prior_nats, x.shape, shape, levels, x.name,
+                     index, codebook, odds if has_odds(net) else None)
 
 
 def quantises(net: nn.Module) -> bool:
   """Whether the latents of a network become vectors of a codebook."""
   return hasattr(net, 'quantise')
+
+
+def has_odds(net: nn.Module) -> bool:
+  """Whether a network gives log-odds of every level of the data."""
+  return hasattr(net, 'logits')
 
 
 def _index_nats(net: nn.Module, shape: tuple[int, ...]) -> float:
@@ -443,6 +474,45 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module | None = Non
       'discriminator': step.Player(discriminator, _optimiser(config), ('discriminator',))}
   return base._replace(tx=step.optimisers(players), settled=m.adversarial_from,
                        update=_balanced(step.players(players, base.ema), gradients))
+
+
+def of_levels(config: ml_collections.ConfigDict, net: nn.Module, *,
+              change: Callable[[PyTree, Array], PyTree] | None = None) -> Experiment:
+  """The training of an autoencoder with odds of levels.  `Experiment.model` gives an `Autoencoder`.
+
+  The loss is the bound itself, in bits per dimension, with another weight of its last term (Higgins
+  et al. 2017):
+
+    -log p(x | y) + w_KL KL(q(y | x) || N(0, 1))
+
+  The terms are 'bits_per_dim', the bound (where w_KL is 1), with its parts 'reconstruction' and
+  'latent', and 'accuracy'; see `Autoencoder.quality`.
+
+  Args:
+    config: with config.model.kl, w_KL.
+    net: as the argument of `of`, with the method `logits` and a log v.
+    change: (batch, keys) -> batch, what training does to a batch first.
+
+  Raises InputError for data without levels, and for a weight that is not above 0.
+  """
+  x = data.resolve(config.data).x
+  require(bool(x.levels), 'config.data.name', config.data.name, f'its field {x.name!r} is {x}, and '
+          'this autoencoder has odds of levels', 'choose data that are integers')
+  compose.require(config, 'kl', 0.0 < config.model.kl < math.inf, 'it is no weight',
+                  'give a number above 0, such as 1 for the bound itself')
+  shape = latent_shape(net, x)
+
+  def loss(params, batch, context):
+    if change is not None and context.train:
+      batch = change(batch, context.keys)
+    found = of(net, params, x, shape).quality(batch, context.keys)
+    bits = {name: bits_per_dim(found[name], x.shape) for name in ('reconstruction', 'latent')}
+    return bits['reconstruction'] + config.model.kl * bits['latent'], {
+        'bits_per_dim': bits['reconstruction'] + bits['latent'], **bits,
+        'accuracy': found['accuracy']}
+
+  return compose.assemble(config, init=lambda key: init(net, x, key), loss=loss,
+                          model=lambda params, keys=None: of(net, params, x, shape))
 
 
 def _untrained(params, batch, context):

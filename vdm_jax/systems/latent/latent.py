@@ -112,7 +112,8 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: n
 
 
 def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.ConfigDict], Experiment],
-       *, autoencoder: nn.Module | None = None) -> Experiment:
+       *, autoencoder: nn.Module | None = None,
+       change: Callable[[PyTree, Array], PyTree] | None = None) -> Experiment:
   """The experiment that `build` makes of latents, between the data and an autoencoder's.
 
   The loss is the system's own loss of z, the latents of the data.  Its parts of a bound are
@@ -127,6 +128,7 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
       those of `config`.
     autoencoder: as the argument `net` of `autoencoder.of`.  Default: the network of the settings
       config.autoencoder.model.
+    change: (batch, keys) -> batch, what training does to a batch of data before it is encoded.
 
   Raises InputError for images that the autoencoder cannot halve so often, for a scale below 0, and
   for a system that makes its own steps, or no `Model`.  Raises InputError also if vectors of a
@@ -182,6 +184,8 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
     return y, s * y, None if log_q is None else log_q - math.prod(shape) * jnp.log(s)
 
   def loss(params, batch, context):
+    if change is not None and context.train:
+      batch = change(batch, context.keys)
     y, z, log_q = draw(params, batch, context.keys)
     losses, terms = base.loss(params, {**batch, x.name: z}, context)
     inner = base.model(params)
@@ -233,7 +237,7 @@ def of(config: ml_collections.ConfigDict, build: Callable[[ml_collections.Config
 
   def first_stage(params, trained, batch):
     """The parameters with the autoencoder `trained`, and with s of these data."""
-    own = {'autoencoder': {name: trained[name] for name in ('net', 'log_std')}}
+    own = {'autoencoder': {name: trained[name] for name in params['autoencoder']}}
     params = params | jax.tree.map(jnp.asarray, own)
     if config.model.scale:
       return params | {'scale': jnp.float32(config.model.scale)}
@@ -271,7 +275,8 @@ def _of_data(m: Model, a: Autoencoder, s: Array, draw: Callable | None, begins_a
   given = m.latent
   made = m._replace(
       encode=lambda images: s * a.encode(images)[0], decode=lambda z: a.decode(z / s),
-      decode_tiled=lambda z, tile, overlap: a.in_tiles(tile, overlap).decode(z / s),
+      decode_tiled=None if a.odds is not None else (
+          lambda z, tile, overlap: a.in_tiles(tile, overlap).decode(z / s)),
       decoder=decoder, data_space=False, latent=None if given is None else (
           lambda keys: _of_data(given(keys), a, s, draw, begins_at_data)))
   if draw is None and (a.codebook is None or m.bound is not None):
