@@ -103,6 +103,20 @@ def test_latents_without_a_prior_have_no_bound(evaluate):
                                            'latent_std']
 
 
+def test_odds_of_levels_have_an_accuracy_and_no_distances(evaluate, monkeypatch):
+  of = reconstructing.over_images
+
+  def over_images(*args, **named):
+    measured = of(*args, **named)
+    share = {'accuracy': np.array([[1.0, 0.5, 1.0, 1.0, 0.5, 0.5]])}
+    return {name: u for name, u in measured.items() if name not in ('psnr', 'l1')} | share
+  monkeypatch.setattr(reconstructing, 'over_images', over_images)
+  result = evaluate()
+  assert [row['name'] for row in result.rows] == [
+      'reconstruction', 'accuracy', 'latent_mean', 'latent_std']
+  assert reconstructing.figures(result)['reached here'].startswith('accuracy 0.75')
+
+
 def test_the_usage_of_a_codebook_is_drawn(evaluate, monkeypatch):
   load, drawn = workdir.load_trained, []
 
