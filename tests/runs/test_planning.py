@@ -17,7 +17,8 @@ STEPS = 6
 class Walk:
   """A point on a line that starts at its seed, and moves by the action; the reward is -|x|."""
   observation_space = types.SimpleNamespace(shape=(1,), low=-9.0)
-  action_space = types.SimpleNamespace(shape=(1,), low=-1.0)
+  action_space = types.SimpleNamespace(shape=(1,), low=np.float32([-1.0]),
+                                       high=np.float32([1.0]))
   made = 0
 
   def reset(self, seed):
@@ -96,6 +97,21 @@ def test_environments_that_do_not_fit_are_refused_in_one_line(trained, tmp_path,
   for options, message in (({'episodes': 0}, 'episodes=0'), ({'temperature': -1.0}, 'below 0')):
     with pytest.raises(InputError, match=message):
       planning.plan(run, tmp_path / 'a.json', **options)
+
+
+def test_an_action_beyond_the_range_of_the_environment_is_cut_to_it():
+  """Plans ask for 3, -0.5 and -7 in turn; the environment takes actions from -1 to 1."""
+  asked = iter([3.0, -0.5, -7.0] * (STEPS // 3))
+
+  def decide(observed, keys):
+    return np.full((2, 1), next(asked), np.float32), np.zeros((2, 4, 1), np.float32)
+  found = planning._act([Walk(), Walk()], np.array([1, 5]), decide, seed=0)
+  taken = np.array([1.0, -0.5, -1.0] * (STEPS // 3))
+  np.testing.assert_array_equal(found['actions'][:, 0], taken)
+  np.testing.assert_array_equal(found['observations'][:, 0],
+                                1.0 + np.cumsum([0.0, *taken[:-1]]))
+  np.testing.assert_array_equal(found['returns'], [
+      -np.abs(start + np.cumsum(taken)).sum() for start in (1.0, 5.0)])
 
 
 def test_without_gymnasium_one_line_names_the_extra(monkeypatch):

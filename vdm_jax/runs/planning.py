@@ -38,7 +38,7 @@ class Acted(NamedTuple):
   asked: float
   returns: np.ndarray       # [N]           the sum of the rewards of each episode, not discounted
   observations: np.ndarray  # [T, O]        of the first episode
-  actions: np.ndarray       # [T, A]
+  actions: np.ndarray       # [T, A]        as they were made
   plans: np.ndarray         # [T, H, O]
   milliseconds: float       # of a step in which all episodes of a batch plan together
 
@@ -54,6 +54,8 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
          step: int | str = 'latest', batch_size: int = 50, overwrite: bool = False
          ) -> tuple[list[Acted], list[Path]]:
   """Acts in an environment by plans, of which only the first action is made.
+
+  An action beyond the range of the environment's actions is cut to this range.
 
   Writes OUT.json (the mean return with its standard error, and the return of each episode, for each
   return that was asked for) and OUT.png (the first episode with its plans).  If several returns are
@@ -198,11 +200,13 @@ def _act(environments: list, seeds: np.ndarray, decide: Callable, seed: int
                        zip(environments, seeds, strict=True)]).astype(np.float32)
   keys = random.per_example(random.key(seed), jnp.asarray(seeds))
   returns, going = np.zeros(len(seeds)), np.ones(len(seeds), bool)
+  space = environments[0].action_space
   observations, actions, plans, seconds = [], [], [], []
   while going.any():
     began = time.perf_counter()
     action, planned = jax.device_get(decide(observed, _at(keys, len(actions))))
     seconds.append(time.perf_counter() - began)
+    action = np.clip(action, space.low, space.high)
     if going[0]:
       observations.append(observed[0].copy())
       actions.append(action[0])
