@@ -140,6 +140,22 @@ def test_every_need_is_met_by_some_run_and_not_by_all(command):
   assert 0 < len(met) < len(MADE)
 
 
+@pytest.mark.parametrize('made', MADE)
+def test_every_script_that_is_next_after_training_takes_the_run(made):
+  """By hand: which of the scripts accept which run."""
+  want = {'model': ['evaluate.py', 'sample.py'], 'autoencoder': ['evaluate.py'],
+          'captioner': ['evaluate.py'], 'classifier': [], 'noisy': [],
+          'forecaster': ['forecast.py'], 'planner': ['plan.py']}
+  assert needs.scripts(MADE[made]) == want.get(made, ['sample.py'])
+
+
+def test_a_model_without_a_likelihood_is_sampled_next_and_not_evaluated():
+  model = MADE['model']
+  for other in (model._replace(distilled=('ddim', 4)), model._replace(no_likelihood='it has none')):
+    assert needs.scripts(other) == ['sample.py']
+  assert needs.scripts(None) == []  # of a run without a checkpoint
+
+
 def test_the_nats_of_an_autoencoder_are_its_bound_with_a_key_for_each_image():
   vae = MADE['vae']._replace(bound=lambda images, keys: (
       images + random.normal(keys, images), {}))

@@ -24,7 +24,7 @@ from vdm_jax.ledger.family import Family, Options, Request, TrainingStatistics, 
 from vdm_jax.ledger.rows import Measured
 from vdm_jax.ledger.tables import Ledger
 from vdm_jax.likelihood import closed_forms, density, gaussian, replaced_schedules
-from vdm_jax.likelihood.bounds import level_axes, require_likelihood
+from vdm_jax.likelihood.bounds import level_axes
 from vdm_jax.likelihood.passes import Estimator
 from vdm_jax.machine import files
 from vdm_jax.runs import evaluations, needs, pictures, reporting, workdir
@@ -215,10 +215,7 @@ def _weights(directory: Path, average: str, step: int | str, where: dict, untold
   needs.finite(trained)
   model = trained.experiment.model(trained.params)
   check_decreasing(model.process)  # a learned schedule may be anything by now
-  if model.is_latent:
-    raise InputError('workdir', str(directory), 'this model draws latents, and has no likelihood '
-                     'of images', 'sample from it')
-  require_likelihood(model, str(directory))
+  needs.require_likelihood(model, directory)
   return trained, model
 
 

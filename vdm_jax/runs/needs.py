@@ -7,6 +7,7 @@ import numpy as np
 
 from vdm_jax.data import Field, Spec, Split, is_path
 from vdm_jax.errors import InputError
+from vdm_jax.likelihood import bounds
 from vdm_jax.runs.workdir import Trained
 from vdm_jax.typing import (
   CAPABILITIES,
@@ -30,12 +31,13 @@ class Need(NamedTuple):
   any_of: tuple[type, ...]
   to: str      # what for, after "to": 'evaluate it'
   remedy: str
+  script: str = ''  # the one that does it, if it is a next one after training
 
 
 _DIFFUSION = 'name a run of a diffusion model (configs/digits/vdm.py); vdm_jax.load gives this one'
 NEEDS = {
-    'evaluate': Need((Denoises,), 'evaluate it', _DIFFUSION),
-    'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION),
+    'evaluate': Need((Denoises,), 'evaluate it', _DIFFUSION, 'evaluate.py'),
+    'sample': Need((Denoises, Samples), 'sample from it', _DIFFUSION, 'sample.py'),
     'edit': Need((Denoises,), 'edit images by it', _DIFFUSION),
     'restore': Need((Denoises,), 'restore images by it', _DIFFUSION),
     'harmonise': Need((Denoises,), 'write voices by it',
@@ -64,12 +66,14 @@ NEEDS = {
     'features': Need((Features,), 'score samples by it',
                      'train a classifier (configs/digits/classifier.py)'),
     'reconstruct': Need((Reconstructs,), 'measure its reconstructions',
-                        'name a run of an autoencoder (configs/digits/latent.py:autoencoder)'),
+                        'name a run of an autoencoder (configs/digits/latent.py:autoencoder)',
+                        'evaluate.py'),
     'caption': Need((Captions,), 'measure its captions',
-                    'name a run of a captioner (configs/text/captioner.py)'),
+                    'name a run of a captioner (configs/text/captioner.py)', 'evaluate.py'),
     'forecast': Need((Forecasts,), 'forecast by it',
-                     'name a run of configs/applications/greensboro.py'),
-    'plan': Need((Plans,), 'plan by it', 'name a run of configs/applications/pendulum.py'),
+                     'name a run of configs/applications/greensboro.py', 'forecast.py'),
+    'plan': Need((Plans,), 'plan by it', 'name a run of configs/applications/pendulum.py',
+                 'plan.py'),
     'first_stage': Need((Reconstructs,), 'diffuse its latents',
                         'train an autoencoder (configs/digits/latent.py:autoencoder)'),
 }
@@ -94,6 +98,30 @@ def require(model: Any, command: str, value: Any, field: str = 'workdir') -> Any
   raise InputError(field, str(value), f'this run made {_indefinite(type(model).__name__)}, which '
                    f"{' and '.join(does) or 'does nothing that commands need'}; a model that "
                    f'{able} is needed to {need.to}', need.remedy)
+
+
+def require_likelihood(model: Any, directory: Path) -> None:
+  """Raises InputError for a model that 'evaluate' does not take, or without a likelihood."""
+  require(model, 'evaluate', directory)
+  if model.is_latent:
+    raise InputError('workdir', str(directory), 'this model draws latents, and has no likelihood '
+                     'of images', 'sample from it')
+  bounds.require_likelihood(model, str(directory))
+
+
+def scripts(model: Any) -> list[str]:
+  """The names of the scripts that are next after training, and take this model.
+
+  [] if none does: the run of a classifier, for example, is read by commands about other runs.
+  """
+  able = {name: need.script for name, need in NEEDS.items()
+          if need.script and isinstance(model, need.any_of)}
+  if 'evaluate' in able:
+    try:
+      require_likelihood(model, Path())
+    except InputError:
+      del able['evaluate']
+  return list(dict.fromkeys(able.values()))
 
 
 def require_prior(model: Model, directory: Path) -> None:

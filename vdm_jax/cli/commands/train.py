@@ -7,7 +7,7 @@ from absl import flags
 
 from vdm_jax import cli, runs
 from vdm_jax.errors import require
-from vdm_jax.runs import workdir
+from vdm_jax.runs import needs, workdir
 from vdm_jax.train import metrics
 
 CONFIG = cli.config_flag()
@@ -49,8 +49,10 @@ def main():
     else:
       cli.keep(MEASURED.value, f'Validation of {WORKDIR.value}',
                metrics.validations(WORKDIR.value))
-  then = [cli.command('evaluate.py', workdir=directories[0]),
-          cli.command('sample.py', workdir=directories[0], out='samples.png')]
+  made = runs.made(directories[0])
+  out = {'sample.py': {'out': 'samples.png' if needs.draws_data(made) else 'samples.npz'}}
+  then = [cli.command(script, workdir=directories[0], **out.get(script, {}))
+          for script in needs.scripts(made)]
   cli.wrote(*directories, verb='kept in', then=', '.join(then))
   if PROFILE.value and jax.process_index() == 0:
     print(_of_trace(Path(directories[-1], 'profile')))
