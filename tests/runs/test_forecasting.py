@@ -13,6 +13,7 @@ from tests.support import forecasts_config, tiny_config, var1_config
 from vdm_jax import random, runs
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import forecasts
+from vdm_jax.machine import files
 from vdm_jax.runs import forecasting, workdir
 from vdm_jax.samplers import catalogue
 
@@ -86,6 +87,34 @@ def test_the_test_rows_are_forecast_in_turn_and_scored(trained):
   samples = np.repeat(history.mean(axis=1)[:, None, None], 3, axis=2)
   constant = forecasts.scores(target, samples, weights=1.0 / np.abs(values[:91]).mean(axis=0))
   assert rolling.scores.crps.value < 3.0 * constant.crps.value
+
+
+@pytest.mark.long
+def test_stopped_scores_go_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+  """Stopped when two batches of three are kept; afterwards the third alone is drawn."""
+  run, _ = trained
+  options = {'paths': 4, 'batch_size': 1}
+  whole, _ = forecasting.evaluate(run, tmp_path / 'a.json', **options)
+  save, written = files.save_npz, []
+
+  def stop_at(number):
+    def stopping(path, **arrays):
+      if len(written) == number:
+        raise KeyboardInterrupt
+      written.append(path)
+      save(path, **arrays)
+    return stopping
+  monkeypatch.setattr(files, 'save_npz', stop_at(2))
+  with pytest.raises(KeyboardInterrupt):
+    forecasting.evaluate(run, tmp_path / 'b.json', **options)
+  assert [path.parent.name for path in written] == 2 * ['b.json.parts']
+  assert not (tmp_path / 'b.json').exists()
+  monkeypatch.setattr(files, 'save_npz', stop_at(None))
+  written.clear()
+  again, _ = forecasting.evaluate(run, tmp_path / 'b.json', **options)
+  assert len(written) == 1 and again == whole
+  assert not (tmp_path / 'b.json.parts').exists()
+  assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
 
 
 @pytest.mark.long

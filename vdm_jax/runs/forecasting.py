@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from vdm_jax.data.series import SERIES
 from vdm_jax.errors import InputError, renamed, require, require_at_least
 from vdm_jax.evaluation import forecasts
 from vdm_jax.evaluation.distances import Estimated
+from vdm_jax.evaluation.features import checksum
 from vdm_jax.evaluation.forecasts import LEVELS, Scores
 from vdm_jax.machine import files
 from vdm_jax.runs import needs, pictures, reporting, workdir
@@ -109,7 +111,8 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
 
   Series count alike: each is divided by its mean absolute value over the rows of training.  Writes
   OUT.json with the scores, and OUT.png with the last forecast beside the series.  Renews
-  report.html of the run.
+  report.html of the run.  Whole batches of forecasts are kept beside OUT until it is written.  So
+  after a stop the same call goes on, and its result is the same bit for bit.
 
   Args:
     out: the .json.  Default: forecasts.json in the run's directory.
@@ -132,6 +135,11 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
   program = _program(trained, paths, model.horizon, method)
   nats_of = (jax.jit(lambda params, batch, keys: trained.experiment.model(params).row_nats(
       batch, keys)) if model.row_nats else None)
+  sampler = model.method if method is None else method
+  about = {'paths': paths, 'seed': seed, 'batch_size': batch_size, 'sampler': [
+      sampler.name, np.asarray(sampler.times(model.recurrence.process)).tolist()],
+           'weights': checksum(trained.params)}
+  parts = out.with_name(f'{out.name}.parts')
   drawn, nats, target = [], [], []
   key = random.key(seed)
   with tqdm.tqdm(total=len(split), unit='forecast', dynamic_ncols=True,
@@ -141,10 +149,18 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
       rows = np.minimum(np.arange(start, start + batch_size), len(split) - 1)
       count = min(batch_size, len(split) - start)
       batch, keys = split.get(rows), random.per_example(key, jnp.asarray(rows))
-      drawn.append(np.asarray(program(trained.params, batch, keys))[:count])
+
+      def make(batch=batch, keys=keys):
+        of_rows = {'nats': nats_of(trained.params, batch, keys)} if nats_of else {}
+        return {'paths': program(trained.params, batch, keys), **of_rows}
+      tag = files.digest({**about, 'rows': rows.tolist(), 'given': checksum(batch)})[:24]
+      # All processes forecast the same, and the first one alone keeps it.
+      made = (files.kept(parts / f'{tag}.npz', make) if jax.process_index() == 0
+              else jax.device_get(make()))
+      drawn.append(made['paths'][:count])
       target.append(batch[SERIES][:count, -model.horizon:])
       if nats_of:
-        nats.append(np.asarray(nats_of(trained.params, batch, keys))[:count])
+        nats.append(made['nats'][:count])
       bar.update(count)
   drawn, target = np.concatenate(drawn), np.concatenate(target)
   _require_finite(drawn)
@@ -156,6 +172,8 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
     pictures.save_png(picture, forecasts.fan(past[-SHOWN * model.horizon:], _fan_levels(drawn[-1]),
                                              read.names, target[-1]))
     reporting.write(directory)
+    if parts.is_dir():
+      shutil.rmtree(parts)
   return found, [out, picture]
 
 
