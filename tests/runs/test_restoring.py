@@ -128,6 +128,93 @@ def test_a_killed_command_goes_on_to_the_same_bits(run, tmp_path):
     assert (tmp_path / f'a.{ending}').read_bytes() == (tmp_path / f'b.{ending}').read_bytes()
 
 
+def given(run, file, task='inpaint', method='replacement', **options):
+  """The restoration of measurements in a file."""
+  return restored(run, file.parent, method, task, (), measurements=file, **options)
+
+
+@pytest.mark.parametrize('task', [
+    'inpaint', pytest.param('downsample:2', marks=pytest.mark.long),
+    pytest.param('phase', marks=pytest.mark.long)])
+def test_given_measurements_have_the_samples_of_those_that_are_made_here(run, tmp_path, task):
+  """Bit for bit, and without the truth."""
+  method = 'replacement' if task == 'inpaint' else 'dps'
+  made = restored(run, tmp_path, method, task)
+  np.savez(tmp_path / 'y.npz', y=made.y.astype(float))
+  found = given(run, tmp_path / 'y.npz', task, method, samples=tmp_path / 'found.npz')
+  np.testing.assert_array_equal(found.restored.samples, made.restored.samples)
+  assert found.x is found.restored.quality is None
+  lines = restoring.report(found)
+  assert len(lines) == 2 and 'PSNR' not in ''.join(lines) and 'truth' not in ''.join(lines)
+  spread = np.sqrt(made.restored.samples.var(axis=1).mean())
+  assert lines[1].endswith(f'the standard deviation of the samples of a pixel is {spread:.3f}')
+  with np.load(tmp_path / 'found.npz') as file:
+    assert sorted(file.files) == ['samples', 'y']
+  with Image.open(tmp_path / 'out.png') as picture:
+    assert picture.text['task'] == task
+
+
+@pytest.mark.long
+def test_given_images_of_known_pixels_and_the_samples_of_this_command_are_read(run, tmp_path):
+  """Pixels that are not known may be NaN; the truth of the second file gives the scores."""
+  made = restored(run, tmp_path, samples=tmp_path / 'all.npz')
+  operator = inverse.inpaint((4, 4, 1))
+  np.savez(tmp_path / 'images.npz', y=np.asarray(operator.spread(made.y, np.nan)),
+           known=operator.known[..., 0])
+  found = given(run, tmp_path / 'images.npz', '')
+  assert found.task == 'known'
+  np.testing.assert_array_equal(found.restored.samples, made.restored.samples)
+  scored = given(run, tmp_path / 'all.npz')
+  assert restoring.report(scored) == restoring.report(made)
+
+
+def test_the_picture_of_measurements_has_no_image_and_more_samples(monkeypatch):
+  monkeypatch.setattr(restoring.pictures, 'labelled', lambda picture, names: names)
+  samples = np.zeros((2, 4, 8, 8, 1))
+  names = lambda x, count: restoring.picture(restoring.Result(
+      'blur:1', 'pigdm', x, samples[:, 0], samples[:, 0],
+      restoring.Restored(samples[:, :count], samples[:, 0], None), None, (1, 1)))
+  assert names(samples[:, 0], 4) == ['image', 'measured', 'sample', 'mean', 'std']
+  assert names(None, 4) == ['measured', 'sample 1', 'sample 2', 'sample 3', 'mean', 'std']
+  assert names(None, 1) == ['measured', 'sample', 'mean', 'std']
+
+
+KNOWN = np.arange(16).reshape(4, 4) < 8
+
+
+@pytest.mark.parametrize('arrays,task,match', [
+    ({'x': np.zeros((2, 4, 4, 1))}, 'inpaint', "measurements='.*y.npz': it has x, and no 'y'"),
+    ({'y': np.zeros((2, 11))}, 'inpaint', r"its 'y' has the shape \(2, 11\); give \(n, 12,\) for "
+     'inpaint'),
+    ({'y': np.zeros(12)}, 'inpaint', r"its 'y' has the shape \(12,\)"),
+    ({'y': np.zeros((0, 12))}, 'inpaint', r"its 'y' has the shape \(0, 12\)"),
+    ({'y': np.full((2, 12), np.nan)}, 'inpaint', "'y' has no real numbers, or some that are not"),
+    ({'y': np.zeros((2, 12), complex)}, 'inpaint', "'y' has no real numbers"),
+    ({'y': np.full((2, 12), 200)}, 'inpaint', 'measurements: it is from 200 to 200.*scale y'),
+    ({'y': np.zeros((2, 12))}, '', 'task: it is missing'),
+    ({'y': np.zeros((2, 8)), 'known': KNOWN}, 'inpaint', "task='inpaint': .* has 'known', which"),
+    ({'y': np.zeros((2, 8)), 'known': KNOWN[:3]}, '', r"its 'known' is bool of shape \(3, 4\)"),
+    ({'y': np.zeros((2, 8)), 'known': 1 * KNOWN}, '', "its 'known' is int64 of shape"),
+    ({'y': np.zeros((2, 8)), 'known': KNOWN | True}, '', "its 'known' is the same everywhere"),
+    ({'y': np.zeros((2, 12)), 'x': np.zeros((3, 4, 4, 1))}, 'inpaint',
+     r"its 'x' has the shape \(3, 4, 4, 1\); give the 2 images"),
+    ({}, 'inpaint', "it has no arrays, and no 'y'")])
+def test_measurements_that_do_not_fit_are_refused_in_one_line(arrays, task, match, tmp_path):
+  np.savez(tmp_path / 'y.npz', **arrays)
+  with pytest.raises(InputError, match=match) as error:
+    restoring.measured(tmp_path / 'y.npz', task, (4, 4, 1))
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.long
+def test_images_to_measure_and_measurements_are_not_taken_together(run, tmp_path):
+  np.savez(tmp_path / 'y.npz', y=np.zeros((1, 12)))
+  with pytest.raises(InputError, match="images='data:test:0': images are named to be measured"):
+    restored(run, tmp_path, images=['data:test:0'], measurements=tmp_path / 'y.npz')
+  with pytest.raises(InputError, match='none.npz.*there is no such file'):
+    given(run, tmp_path / 'none.npz')
+
+
 @pytest.mark.long
 def test_a_sample_depends_on_the_seed_its_image_and_its_number_alone(run, tmp_path):
   both = restored(run, tmp_path, method='pigdm', task='downsample:2')
@@ -217,7 +304,7 @@ def test_without_scikit_image_the_report_says_how_to_have_the_similarity(
     run, tmp_path, monkeypatch):
   monkeypatch.setattr(restoring.importlib.util, 'find_spec', lambda name: None)
   result = restored(run, tmp_path)
-  assert result.restored.one.ssim is None
+  assert result.restored.quality.one.ssim is None
   assert restoring.report(result)[-1].endswith("pip install 'vdm_jax[ssim]')")
 
 
@@ -241,7 +328,8 @@ def test_the_gaussian_prior_restores_the_digits_as_well_as_was_found_elsewhere(t
   """All 300 test images; there, the noise and the number of training images were others."""
   directory = images_run.make_run(tmp_path, 'digits', False)
   for task, mean, sample in (('inpaint', 17.64, 14.71), ('downsample:2', 16.04, 13.08)):
-    found = restored(directory, tmp_path, 'exact', task, ['data:test:0-299'], count=8).restored
+    result = restored(directory, tmp_path, 'exact', task, ['data:test:0-299'], count=8)
+    found = result.restored.quality
     assert abs(found.mean.psnr - mean) < 0.15
     assert abs(found.one.psnr - sample) < 0.15
 
@@ -262,6 +350,7 @@ def test_the_gaussian_prior_restores_the_digits_as_well_as_was_found_elsewhere(t
     ({'images': ['data:test:3-1']}, 'the last number is below the first'),
     ({'images': []}, 'images: none is named'), ({'noise': -1.0}, 'noise=-1.0: it must be'),
     ({'method': 'repaint'}, 'jump=10: the grid has 3 steps'),
+    ({'task': ''}, 'task: it is missing; choose one of inpaint'),
     ({'count': 0}, 'count=0'), ({'label': 1}, 'not conditioned on classes')])
 def test_wrong_input_is_refused(run, tmp_path, options, match):
   with pytest.raises(InputError, match=match):

@@ -8,7 +8,7 @@ from vdm_jax import inverse
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import Estimated
 from vdm_jax.machine import files
-from vdm_jax.runs.restoring import Result, score
+from vdm_jax.runs.restoring import Restored, Result, score
 from vdm_jax.samplers import conditioned
 from vdm_jax.studies import restoring
 from vdm_jax.studies.restoring import Measured
@@ -68,8 +68,9 @@ def test_the_table_has_the_numbers_of_restorations_that_are_known():
   """Errors of 0.2 and -0.2 in turn, and of 0.4; of the mean, of 0.02 and of 0.2: +20 dB."""
   x = np.zeros((4, 2, 2, 1))
   operator = inverse.kept(np.array([[True, False], [False, False]])[..., None])
-  ours = score(np.stack([x + 0.2, x - 0.2], axis=1), x, operator, x + 0.02)
-  theirs = score(np.stack([x + 0.4, x + 0.4], axis=1), x, operator, x + 0.2)
+  restored = lambda samples, mean: Restored(samples, mean, score(samples, x, operator, mean))
+  ours = restored(np.stack([x + 0.2, x - 0.2], axis=1), x + 0.02)
+  theirs = restored(np.stack([x + 0.4, x + 0.4], axis=1), x + 0.2)
   result = Result('inpaint', 'pigdm', x, x, x, ours, theirs, (1200, 2400))
   measured = Measured('centre', result, Estimated(0.25, 0.125), Estimated(1.0, 0.5))
   table = restoring.table([measured], Estimated(0.0, 0.125), 'toys', 1200)

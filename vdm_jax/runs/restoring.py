@@ -1,4 +1,7 @@
-"""Restores measured images with the model of a run as the prior, and measures how well."""
+"""Restores measured images with the model of a run as the prior, and measures how well.
+
+The measurements are made here, of given images, or given in a file.
+"""
 import importlib
 import importlib.util
 import math
@@ -14,8 +17,8 @@ import tqdm
 
 from vdm_jax import data, guidance, inverse, oracles, random
 from vdm_jax.data.fields import LABEL
-from vdm_jax.errors import InputError, require, require_at_least
-from vdm_jax.evaluation import distances
+from vdm_jax.errors import InputError, renamed, require, require_at_least
+from vdm_jax.evaluation import distances, references
 from vdm_jax.evaluation.distances import Estimated
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.inverse import Operator, Problem
@@ -25,14 +28,15 @@ from vdm_jax.samplers import conditioned, drawing
 from vdm_jax.samplers.sampling import check_finite
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['EXACT', 'Restored', 'Result', 'Scores', 'TASKS', 'draw_posterior', 'gain',
-           'operator_of', 'picture', 'ranks', 'report', 'restoration', 'restore', 'score',
-           'training_images']
+__all__ = ['EXACT', 'Measured', 'Quality', 'Restored', 'Result', 'Scores', 'TASKS',
+           'draw_posterior', 'gain', 'measured', 'operator_of', 'picture', 'ranks', 'report',
+           'restoration', 'restore', 'score', 'training_images']
 
 TASKS = ('inpaint', 'keep:SHARE', 'mask:FILE', 'downsample:N', 'blur:SIGMA', 'gray', 'phase',
          'FILE.py:NAME')
 EXACT = 'exact'  # the posterior of Gaussian data with the moments of the training images
 _MOST = 12_000   # training images for these moments
+_SAMPLES = 3     # of an image in the picture, if the truth is not known
 
 
 class Scores(NamedTuple):
@@ -45,21 +49,33 @@ class Scores(NamedTuple):
   ssim: float | None      # the mean over images; None without scikit-image, or for small images
 
 
+class Quality(NamedTuple):
+  """How near the samples of one method are to the truth, and how well they are spread."""
+  one: Scores             # of a sample
+  mean: Scores            # of the estimate of the posterior mean
+  ranks: np.ndarray       # [K + 1]  how often so many samples are below the truth, see `ranks`
+  outside: Estimated      # the share of the truth below or above all samples, over images
+
+
 class Restored(NamedTuple):
   """The samples of one method, and its estimate of the posterior mean."""
   samples: np.ndarray     # [n, K, ...]  x
   estimate: np.ndarray    # [n, ...]  the mean of the K samples; of `EXACT`, the mean itself
-  one: Scores             # of a sample
-  mean: Scores            # of the estimate
-  ranks: np.ndarray       # [K + 1]  how often so many samples are below the truth, see `ranks`
-  outside: Estimated      # the share of the truth below or above all samples, over images
+  quality: Quality | None  # None: the truth is not known
+
+
+class Measured(NamedTuple):
+  """Measurements of images."""
+  operator: Operator
+  y: np.ndarray           # [n, ...]  float32
+  x: np.ndarray | None    # [n, ...]  the truth, if it is known
 
 
 class Result(NamedTuple):
   """What was restored."""
   task: str
   method: str
-  x: np.ndarray           # [n, ...]  the truth
+  x: np.ndarray | None    # [n, ...]  the truth, if it is known
   y: np.ndarray           # [n, ...]
   shown: np.ndarray       # [n, ...]  y as an image of the shape of x
   restored: Restored
@@ -72,6 +88,7 @@ class Result(NamedTuple):
 
 def operator_of(task: str, shape: tuple[int, ...]) -> Operator:
   """The operator of a task, by its name.  shape: of one x.  Raises InputError."""
+  require(bool(task), 'task', None, 'it is missing', f'choose one of {", ".join(TASKS)}')
   kind, _, rest = task.partition(':')
   plain = {'inpaint': inverse.inpaint, 'gray': inverse.gray, 'phase': inverse.phase}
   if task in plain:
@@ -105,6 +122,54 @@ def _missing(name: str, shape: tuple[int, ...]) -> np.ndarray:
           f'{white.shape[1]} pixels, and the images have {shape[0]} x {shape[1]}',
           'give a mask of that size, white where the image is missing')
   return np.broadcast_to(white, shape)
+
+
+def measured(file: str | Path, task: str, shape: tuple[int, ...], noise: float = 0.1) -> Measured:
+  """The measurements in an .npz.
+
+  Args:
+    file: it has `y` [n, ...], in the units of A(x) for x in [-1, 1].  It may have `known`, bool
+      [H, W] or [H, W, C]: y are these numbers of x, and there is no task.  Where y are numbers of
+      x, y may also be the images [n, H, W, C]; their other numbers are not read.  If the file has
+      `x` [n, H, W, C], that is the truth.
+    task: see `operator_of`; '' with `known`.
+    shape: of one x.
+    noise: the standard deviation of the noise in y.
+
+  Raises InputError.
+  """
+  path = files.user_path('measurements', file)
+  arrays = references.arrays(path, 'measurements')
+
+  def need(holds: bool, problem: str, remedy: str):
+    require(holds, 'measurements', str(path), problem, remedy)
+  need('y' in arrays, f"it has {', '.join(arrays) or 'no arrays'}, and no 'y'",
+       'give y, the measurements of n images')
+  if 'known' in arrays:
+    require(not task, 'task', task, f"{path} has 'known', which says what is measured",
+            'leave one of the two out')
+    known = arrays['known']
+    need(known.dtype == bool and known.shape in (shape[:2], shape), f"its 'known' is "
+         f'{known.dtype} of shape {known.shape}', f'give bool of shape {shape[:2]} or {shape}')
+    need(bool(known.any() and not known.all()), "its 'known' is the same everywhere",
+         'mark the numbers that are known by true, and the others by false')
+    operator = inverse.kept(np.broadcast_to(known.reshape(*shape[:2], -1), shape), 'known')
+  else:
+    operator = operator_of(task, shape)
+  y, x = arrays['y'], arrays.get('x')
+  if operator.known is not None and y.shape[1:] == shape:
+    y = y[:, operator.known]
+  need(len(y.shape) > 1 and y.shape[1:] == operator.measured and len(y) > 0, f"its 'y' has the "
+       f"shape {arrays['y'].shape}", f'give (n, {str(operator.measured)[1:]} for {operator.name}')
+  for name, u in {'y': y, 'x': x}.items():
+    need(u is None or u.dtype.kind in 'uif' and bool(np.isfinite(u).all()), f'{name!r} has no real '
+         'numbers, or some that are not finite', 'give finite real numbers')
+  need(x is None or x.shape == (len(y), *shape), f"its 'x' has the shape {getattr(x, 'shape', None)}",
+       f'give the {len(y)} images that were measured, of shape {shape}, or none')
+  y = y.astype(np.float32)
+  with renamed({'y': 'measurements'}):
+    Problem(operator, jnp.asarray(y), noise).check()
+  return Measured(operator, y, None if x is None else x.astype(np.float32))
 
 
 def _prior(at: Callable[[PyTree], Model], labelled: bool, label: int | None
@@ -145,28 +210,33 @@ def _names(names: Sequence[str]) -> list[str]:
 
 
 def restore(directory: str | Path, out: str | Path, task: str, method: conditioned.Method | str,
-            images: Sequence[str], *, noise: float = 0.1, count: int = 4, steps: int = 100,
-            clip: bool = True, wiener: bool = False, label: int | None = None, seed: int = 0,
-            batch_size: int = 64, samples: str | Path = '', average: str = '',
-            step: int | str = 'latest', overwrite: bool = False, data_dir: str = '',
-            data_name: str = '') -> Result:
+            images: Sequence[str] = (), *, measurements: str | Path = '', noise: float = 0.1,
+            count: int = 4, steps: int = 100, clip: bool = True, wiener: bool = False,
+            label: int | None = None, seed: int = 0, batch_size: int = 64,
+            samples: str | Path = '', average: str = '', step: int | str = 'latest',
+            overwrite: bool = False, data_dir: str = '', data_name: str = '') -> Result:
   """Measures images, draws `count` samples of each given its measurement, and compares.
+
+  If measurements are given, nothing is measured; without a truth, nothing is compared.
 
   Whole batches of samples are kept beside `out` until it is written.  So after a stop the same call
   goes on, and its result is the same bit for bit.
 
   Args:
     out: a .png: the image, its measurement, one sample, mean and standard deviation of the samples.
-    task: see `operator_of`.
+      If the image is not known, some samples.
+    task: see `operator_of`; '' for measurements with `known`.
     method: of `samplers.conditioned`, or 'exact': the posterior of Gaussian data with the moments
       of the training images (Wiener), which does not use the network.
-    images: picture files, data:SPLIT:INDEX, or data:SPLIT:FIRST-LAST.
-    noise: the standard deviation of the noise of y, for x in [-1, 1].
+    images: picture files, data:SPLIT:INDEX, or data:SPLIT:FIRST-LAST; none if there are
+      measurements.
+    measurements: an .npz with y, see `measured`.
+    noise: the standard deviation of the noise of y, for x in [-1, 1].  Given y have it already.
     steps: of the sampler; RePaint walks back and makes more.
     clip: whether x_hat is clipped to [-1, 1], if the data are integers.
     wiener: whether the samples of 'exact' are drawn too, and shown beside.
     label: the class of all images, for a model that is told one.  Default: it is told none.
-    samples: an .npz, to which x, y and the samples are written.
+    samples: an .npz, to which x (if it is known), y and the samples are written.
 
   Sample k of image i depends on (seed, i, k) alone.  Raises InputError before anything is compiled,
   except for samples that are not finite.
@@ -177,15 +247,16 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
   trained = workdir.load_trained(directory, average=average, step=step, data_dir=data_dir,
                                  data_name=data_name)
   parts = out.with_name(f'{out.name}.parts')
-  result = restoration(directory, trained, task, method, images, parts, noise=noise, count=count,
-                       steps=steps, clip=clip, wiener=wiener, label=label, seed=seed,
-                       batch_size=batch_size)
+  result = restoration(directory, trained, task, method, images, parts, measurements=measurements,
+                       noise=noise, count=count, steps=steps, clip=clip, wiener=wiener, label=label,
+                       seed=seed, batch_size=batch_size)
   about = {} if isinstance(method, str) else method._asdict()
   if kept:
-    files.save_npz(kept, x=result.x, y=result.y, samples=result.restored.samples, **(
-        {} if result.wiener is None else {'wiener': result.wiener.samples}))
+    files.save_npz(kept, **({} if result.x is None else {'x': result.x}), y=result.y,
+                   samples=result.restored.samples, **(
+                       {} if result.wiener is None else {'wiener': result.wiener.samples}))
   pictures.save_png(out, picture(result), {
-      'task': task, 'method': result.method, **about, 'noise': noise, 'count': count,
+      'task': result.task, 'method': result.method, **about, 'noise': noise, 'count': count,
       'steps': steps, 'seed': seed, 'checkpoint': trained.step, 'average': trained.average})
   if parts.is_dir():
     shutil.rmtree(parts)
@@ -194,9 +265,9 @@ def restore(directory: str | Path, out: str | Path, task: str, method: condition
 
 def restoration(directory: Path, trained: workdir.Trained, task: str,
                 method: conditioned.Method | str, images: Sequence[str], parts: Path, *,
-                noise: float = 0.1, count: int = 4, steps: int = 100, clip: bool = True,
-                wiener: bool = False, label: int | None = None, seed: int = 0,
-                batch_size: int = 64) -> Result:
+                measurements: str | Path = '', noise: float = 0.1, count: int = 4,
+                steps: int = 100, clip: bool = True, wiener: bool = False,
+                label: int | None = None, seed: int = 0, batch_size: int = 64) -> Result:
   """What `restore` shows and writes.  See there for the arguments, and for the errors.
 
   directory: of the run, for messages.  parts: a folder, in which batches of samples are kept.
@@ -205,13 +276,19 @@ def restoration(directory: Path, trained: workdir.Trained, task: str,
     require_at_least(flag, value)
   require(0.0 <= noise < math.inf, 'noise', noise, 'it must be at least 0, and finite',
           'give the standard deviation, for x in [-1, 1]')
-  names = _names(images)
+  names = []
+  if measurements:
+    require(not images, 'images', ','.join(images), 'images are named to be measured, and '
+            'measurements are given', 'leave one of the two out')
+  else:
+    names = _names(images)
   model = needs.require(trained.experiment.model(trained.params), 'restore', directory)
   needs.require_prior(model, directory)
   field = needs.data_field(model, data.resolve(trained.config.data))
   require(len(field.shape) == 3, 'workdir', str(directory), f'its data have the shape '
           f'{field.shape}, and are no images', 'name the run of a model of images')
-  operator = operator_of(task, model.shape)
+  given = measured(measurements, task, tuple(model.shape), noise) if measurements else None
+  operator = given.operator if given else operator_of(task, model.shape)
   exact = method == EXACT
   if exact or wiener:
     inverse.require_linear(operator, EXACT)
@@ -220,15 +297,18 @@ def restoration(directory: Path, trained: workdir.Trained, task: str,
   if not isinstance(method, str):
     conditioned.require_suited(method, operator, noise)
     cost = conditioned.cost(method, times)
-  given = np.stack([reading.image('images', name, trained, field)[0] for name in names])
+  read = [reading.image('images', name, trained, field)[0] for name in names]
   conditions = lambda rows: model.conditions(rows, label=label)
   at = _prior(trained.experiment.model, LABEL in conditions(np.arange(1)), label)
   at(trained.params)
 
   decode = jax.jit(model.decode) if field.levels else lambda x: x
-  judged = lambda drawn, estimate=None: score(
-      drawn, x, operator, estimate, lambda u: np.asarray(decode(u)))
-  x, y = _measure(trained, operator, noise, seed, given)
+
+  def judged(drawn, estimate):
+    quality = None if x is None else score(drawn, x, operator, estimate,
+                                           lambda u: np.asarray(decode(u)))
+    return Restored(drawn, estimate, quality)
+  x, y = (given.x, given.y) if given else _measure(trained, operator, noise, seed, np.stack(read))
   limits = (-1.0, 1.0) if clip and field.levels else None
   gaussian = None
   if exact or wiener:
@@ -239,13 +319,16 @@ def restoration(directory: Path, trained: workdir.Trained, task: str,
     restored, wiener_too = gaussian, None
   else:
     assert not isinstance(method, str)
-    about = {'task': task, 'method': type(method).__name__, **method._asdict(), 'noise': noise,
-             'label': label, 'limits': limits, 'given': checksum([x, y])}
+    # Two operators of one name, of files that changed, measure the same image differently.
+    probe = np.random.default_rng(0).uniform(-1.0, 1.0, (1, *operator.shape)).astype(np.float32)
+    about = {'task': operator.name, 'method': type(method).__name__, **method._asdict(),
+             'noise': noise, 'label': label, 'limits': limits,
+             'given': checksum([y, operator(jnp.asarray(probe))])}
     drawn = draw_posterior(at, trained.params, method, operator, noise, seed, y, count, times,
                            limits, conditions, batch_size, parts, about)
-    restored, wiener_too = judged(drawn), gaussian
+    restored, wiener_too = judged(drawn, drawn.mean(axis=1)), gaussian
   name = EXACT if exact else type(method).__name__.lower()
-  return Result(operator.name, name, x, y, _shown(operator, y, x), restored, wiener_too, cost)
+  return Result(operator.name, name, x, y, _shown(operator, y), restored, wiener_too, cost)
 
 
 def _measure(trained: workdir.Trained, operator: Operator, noise: float, seed: int,
@@ -330,15 +413,15 @@ def _wiener(trained: workdir.Trained, operator: Operator, noise: float, seed: in
   return means.reshape(len(y), *images.shape[1:]), drawn.reshape(len(y), count, *images.shape[1:])
 
 
-def _shown(operator: Operator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _shown(operator: Operator, y: np.ndarray) -> np.ndarray:
   """y as an image of the shape of x: at its places, or by the pseudo-inverse, or y itself."""
   if operator.known is not None:
     return np.asarray(operator.spread(jnp.asarray(y)))
-  if y.shape == x.shape:
+  if y.shape[1:] == operator.shape:
     return y
   if operator.linear:
     return np.asarray(inverse.pseudo_inverse(operator, jnp.asarray(y)))
-  return np.zeros_like(x)
+  return np.zeros((len(y), *operator.shape), y.dtype)
 
 
 # ------------------------------------------------------------------------ how well
@@ -346,8 +429,8 @@ def _shown(operator: Operator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def score(samples: np.ndarray, x: np.ndarray, operator: Operator,
           estimate: np.ndarray | None = None,
-          decode: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Restored:
-  """The scores of samples [n, K, ...] of images x [n, ...].
+          decode: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Quality:
+  """The quality of samples [n, K, ...] of images x [n, ...].
 
   Args:
     estimate: [n, ...], of the posterior mean.  Default: the mean of the samples.
@@ -357,8 +440,8 @@ def score(samples: np.ndarray, x: np.ndarray, operator: Operator,
   mean: np.ndarray = samples.mean(axis=1) if estimate is None else estimate
   rounded = decode(samples.reshape(-1, *x.shape[1:])).reshape(samples.shape)
   each = ranks(rounded, decode(x), operator.known)
-  return Restored(samples, mean, _scores(samples, x), _scores(mean[:, None], x),
-                  each.mean(axis=0), distances.mean(each[:, 0] + each[:, -1]))
+  return Quality(_scores(samples, x), _scores(mean[:, None], x), each.mean(axis=0),
+                 distances.mean(each[:, 0] + each[:, -1]))
 
 
 def _errors(estimates: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -419,18 +502,24 @@ def ranks(samples: np.ndarray, x: np.ndarray, known: np.ndarray | None = None) -
 def picture(result: Result, most: int = 12) -> np.ndarray:
   """uint8 [H, W, 3]: a row for each of the first images, with what it is in columns."""
   as_levels = lambda x: np.clip(127.5 * (x[:most] + 1.0), 0.0, 255.0)
-  columns = {'image': as_levels(result.x), 'measured': as_levels(result.shown)}
+  columns = {} if result.x is None else {'image': as_levels(result.x)}
+  columns['measured'] = as_levels(result.shown)
   for name, found in (('', result.restored), ('Wiener ', result.wiener)):
     if found is not None:
       spread = found.samples.std(axis=1)[:most]
-      columns |= {f'{name}sample': as_levels(found.samples[:, 0]),
-                  f'{name}mean': as_levels(found.estimate),
+      drawn = found.samples[:, :_SAMPLES if result.x is None else 1]
+      columns |= {f'{name}sample {k + 1}' if drawn.shape[1] > 1 else f'{name}sample':
+                  as_levels(drawn[:, k]) for k in range(drawn.shape[1])}
+      columns |= {f'{name}mean': as_levels(found.estimate),
                   f'{name}std': 255.0 * spread / max(spread.max(), 1e-12)}
   return pictures.labelled(pictures.strip(np.stack(list(columns.values())), 256), list(columns))
 
 
 def report(result: Result) -> list[str]:
-  """Lines that say how near the samples are to the truth, and how well they are spread."""
+  """Lines that say how near the samples are to the truth, and how well they are spread.
+
+  If the truth is not known, they say only what was drawn, and how much the samples differ.
+  """
   return list(_lines(result))
 
 
@@ -442,18 +531,26 @@ def _lines(result: Result) -> Iterator[str]:
   for name, found in ((result.method, result.restored), ('Wiener', result.wiener)):
     if found is None:
       continue
+    if found.quality is None:
+      spread = np.sqrt(found.samples.var(axis=1).mean())
+      yield f'{name}: the standard deviation of the samples of a pixel is {spread:.3f}'
+      continue
+    quality = found.quality
     mean = f'the mean of {count}' if name not in (EXACT, 'Wiener') else 'the posterior mean'
-    for what, scores in (('one sample', found.one), (mean, found.mean)):
+    for what, scores in (('one sample', quality.one), (mean, quality.mean)):
       error = '' if math.isnan(scores.error) else f' ± {scores.error:.2f}'
       ssim = '' if scores.ssim is None else f', SSIM {scores.ssim:.3f}'
       yield f'{name}, {what}: PSNR {scores.psnr:.2f}{error} dB{ssim}'
     if count > 1:
-      error = f' ± {found.outside.error:.1%}' if n > 1 else ''
-      yield (f'{name}: the truth is below or above all samples in {found.outside.value:.1%}{error} '
+      error = f' ± {quality.outside.error:.1%}' if n > 1 else ''
+      yield (f'{name}: the truth is below or above all samples in '
+             f'{quality.outside.value:.1%}{error} '
              f'of the pixels; of a calibrated posterior, in {2 / (count + 1):.1%}')
       yield (f'{name}: ranks of the truth among the samples, 0 to {count}, in %: '
-             f'{" ".join(f"{100 * share:.1f}" for share in found.ranks)}; of a calibrated '
+             f'{" ".join(f"{100 * share:.1f}" for share in quality.ranks)}; of a calibrated '
              f'posterior, {100 / (count + 1):.1f} each')
+  if result.x is None:
+    return
   if result.wiener is not None:
     more = gain(result.restored.estimate, result.wiener.estimate, result.x)
     error = f' ± {more.error:.2f}' if n > 1 else ''

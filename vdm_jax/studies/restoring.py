@@ -62,12 +62,14 @@ def study(directory: str | Path, out: str | Path, method: Method, *, images: int
     result = restoring.restoration(
         directory, trained, task, method, [f'data:test:0-{images - 1}'], parts, noise=noise,
         count=count, steps=steps, wiener=True, seed=seed, batch_size=batch_size)
-    assert result.wiener is not None
+    assert result.wiener is not None and result.x is not None
     laws = [kernel_distance(_flat(of.samples[:, 0]), training)
             for of in (result.restored, result.wiener)]
     found.append(Measured(title, result, *laws))
     print('\n'.join(restoring.report(result)))
-  truth = kernel_distance(_flat(found[0].result.x), training)
+  images_themselves = found[0].result.x
+  assert images_themselves is not None
+  truth = kernel_distance(_flat(images_themselves), training)
   pictures.save_png(out, picture(found))
   shown = table(found, truth, str(trained.config.data.name), steps)
   metrics.show(shown)
@@ -95,15 +97,17 @@ def table(found: list[Measured], truth: Estimated, data: str, steps: int) -> ric
                          f'{steps:,} steps')
 
   def row(title: str, by: str, of: Restored, more: str, law: Estimated, cost: str):
-    ssim = '' if of.mean.ssim is None else f'{of.mean.ssim:.3f}'
-    outside = Estimated(100 * of.outside.value, 100 * of.outside.error)
+    quality = of.quality
+    assert quality is not None
+    ssim = '' if quality.mean.ssim is None else f'{quality.mean.ssim:.3f}'
+    outside = Estimated(100 * quality.outside.value, 100 * quality.outside.error)
     out.add_row(title, by, *(f'{Estimated(scores.psnr, scores.error):.2f}'
-                             for scores in (of.one, of.mean)), more, ssim, f'{law:.3f}',
+                             for scores in (quality.one, quality.mean)), more, ssim, f'{law:.3f}',
                 f'{outside:.1f}', cost)
 
   for each in found:
     result = each.result
-    assert result.wiener is not None
+    assert result.wiener is not None and result.x is not None
     more = restoring.gain(result.restored.estimate, result.wiener.estimate, result.x)
     row(each.title, result.method, result.restored, f'{more:.2f}',
         each.law, '{:,}, {:,}'.format(*result.cost))

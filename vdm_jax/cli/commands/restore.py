@@ -8,7 +8,8 @@ from vdm_jax.runs import restoring
 from vdm_jax.samplers import conditioned
 
 WORKDIR = cli.run_directory('The directory of the run, whose model is the prior.')
-OUT = cli.path('out', 'The .png file to write: image, measurement, sample, mean, deviation.')
+OUT = cli.path('out', 'The .png file to write: image, measurement, sample, mean, deviation.  '
+               'Without an image, up to three samples.')
 OVERWRITE = cli.overwrite()
 TASK = flags.DEFINE_string('task', None, f'What is measured: {", ".join(restoring.TASKS)}.  A mask '
                            'is a picture, white where the image is missing.  NAME is your own '
@@ -16,10 +17,15 @@ TASK = flags.DEFINE_string('task', None, f'What is measured: {", ".join(restorin
 METHOD = flags.DEFINE_string('method', None, f'One of {", ".join(conditioned.METHODS)}, '
                              f'{restoring.EXACT} (the posterior of Gaussian data with the moments '
                              'of the training images; no network).')
+MEASUREMENTS = cli.path('measurements', 'An .npz with measurements y [n, ...] of your own, for '
+                        'images in [-1, 1], in the place of --images.  It may have known, bool '
+                        '[H, W] or [H, W, C], in the place of --task; and x, the images, if you '
+                        'know them.')
 IMAGES = flags.DEFINE_list('images', ['data:test:0-7'], "Pictures of the model's size, or images "
                            'of the data: data:test:0, data:test:0-7.')
 NOISE = flags.DEFINE_float('noise', 0.1, 'The standard deviation of the noise that is added to the '
-                           'measurement, for images in [-1, 1].')
+                           'measurement, for images in [-1, 1]; of given measurements, of the '
+                           'noise in them.')
 COUNT = flags.DEFINE_integer('count', 4, 'How many samples of each image.')
 STEPS = flags.DEFINE_integer('steps', 100, 'Steps of the sampler.')
 CLIP = flags.DEFINE_bool('clip', True, 'Whether the estimate of x is clipped to [-1, 1].')
@@ -27,7 +33,7 @@ WIENER = flags.DEFINE_bool('wiener', False, f'Also draw the samples of {restorin
                            'them beside.')
 LABEL = flags.DEFINE_integer('label', None, 'The class that the model is told.  Default: '
                              'none.')
-SAMPLES = cli.path('samples', 'Also write x, y and all samples to this .npz.')
+SAMPLES = cli.path('samples', 'Also write x (if it is known), y and all samples to this .npz.')
 SEED = cli.seed('the noise')
 BATCH_SIZE = cli.batch_size(64, 'How many samples are drawn at a time.')
 OF_RUN = cli.of_run()
@@ -57,10 +63,12 @@ def main():
     method = restoring.EXACT
   else:
     method = conditioned.named(**fields)
+  # The images that --images has by default are measured only if nothing is given.
+  images = IMAGES.value if IMAGES.present or not MEASUREMENTS.value else []
   result = restoring.restore(
-      WORKDIR.value, OUT.value, method=method, samples=SAMPLES.value or '', **cli.values(
-          TASK, IMAGES, NOISE, COUNT, STEPS, CLIP, WIENER, LABEL, SEED, BATCH_SIZE, OVERWRITE,
-          *OF_RUN))
+      WORKDIR.value, OUT.value, TASK.value or '', method, images, samples=SAMPLES.value or '',
+      **cli.values(MEASUREMENTS, NOISE, COUNT, STEPS, CLIP, WIENER, LABEL, SEED, BATCH_SIZE,
+                   OVERWRITE, *OF_RUN))
   if jax.process_index() == 0:
     print('\n'.join(restoring.report(result)))
   cli.wrote(*filter(None, (OUT.value, SAMPLES.value)))
