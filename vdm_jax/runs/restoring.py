@@ -164,7 +164,8 @@ def measured(file: str | Path, task: str, shape: tuple[int, ...], noise: float =
   for name, u in {'y': y, 'x': x}.items():
     need(u is None or u.dtype.kind in 'uif' and bool(np.isfinite(u).all()), f'{name!r} has no real '
          'numbers, or some that are not finite', 'give finite real numbers')
-  need(x is None or x.shape == (len(y), *shape), f"its 'x' has the shape {getattr(x, 'shape', None)}",
+  need(x is None or x.shape == (len(y), *shape),
+       f"its 'x' has the shape {getattr(x, 'shape', None)}",
        f'give the {len(y)} images that were measured, of shape {shape}, or none')
   y = y.astype(np.float32)
   with renamed({'y': 'measurements'}):
