@@ -9,11 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import forecasts_config, tiny_config, var1_config
+from tests.support import forecasts_config, stopping, tiny_config, var1_config
 from vdm_jax import random, runs
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import forecasts
-from vdm_jax.machine import files
 from vdm_jax.runs import forecasting, workdir
 from vdm_jax.samplers import catalogue
 
@@ -95,22 +94,12 @@ def test_stopped_scores_go_on_to_the_same_bits(trained, tmp_path, monkeypatch):
   run, _ = trained
   options = {'paths': 4, 'batch_size': 1}
   whole, _ = forecasting.evaluate(run, tmp_path / 'a.json', **options)
-  save, written = files.save_npz, []
-
-  def stop_at(number):
-    def stopping(path, **arrays):
-      if len(written) == number:
-        raise KeyboardInterrupt
-      written.append(path)
-      save(path, **arrays)
-    return stopping
-  monkeypatch.setattr(files, 'save_npz', stop_at(2))
+  written = stopping.stop_at(monkeypatch, 2)
   with pytest.raises(KeyboardInterrupt):
     forecasting.evaluate(run, tmp_path / 'b.json', **options)
-  assert [path.parent.name for path in written] == 2 * ['b.json.parts']
+  assert [path.parent.name for path, _ in written] == 2 * ['b.json.parts']
   assert not (tmp_path / 'b.json').exists()
-  monkeypatch.setattr(files, 'save_npz', stop_at(None))
-  written.clear()
+  written = stopping.stop_at(monkeypatch, None)
   again, _ = forecasting.evaluate(run, tmp_path / 'b.json', **options)
   assert len(written) == 1 and again == whole
   assert not (tmp_path / 'b.json.parts').exists()

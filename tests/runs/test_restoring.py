@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import images_run
+from tests.support import images_run, stopping
 from vdm_jax import inverse
 from vdm_jax.errors import InputError
-from vdm_jax.machine import files
 from vdm_jax.runs import restoring, workdir
 from vdm_jax.samplers import conditioned
 
@@ -73,22 +72,12 @@ def test_a_stopped_restoration_goes_on_to_the_same_bits(run, tmp_path, monkeypat
   whole = restored(run, tmp_path, **options)
   bits = [(tmp_path / name).read_bytes() for name in ('out.png', 'all.npz')]
   (tmp_path / 'out.png').unlink()
-  written, save = [], files.save_npz
-
-  def stop_at(number):
-    def stopping(path, **arrays):
-      if len(written) == number:
-        raise KeyboardInterrupt
-      written.append(path)
-      save(path, **arrays)
-    return stopping
-  monkeypatch.setattr(files, 'save_npz', stop_at(1))
+  written = stopping.stop_at(monkeypatch, 1)
   with pytest.raises(KeyboardInterrupt):
     restored(run, tmp_path, **options)
-  assert [path.parent.name for path in written] == ['out.png.parts']
+  assert [path.parent.name for path, _ in written] == ['out.png.parts']
   assert not (tmp_path / 'out.png').exists()
-  written.clear()
-  monkeypatch.setattr(files, 'save_npz', stop_at(None))
+  written = stopping.stop_at(monkeypatch, None)
   again = restored(run, tmp_path, **options)
   assert len(written) == 2  # the second batch, and --samples
   np.testing.assert_array_equal(again.restored.samples, whole.restored.samples)

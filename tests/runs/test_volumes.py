@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import images_run
+from tests.support import images_run, stopping
 from vdm_jax import volumes as operators
 from vdm_jax.errors import InputError
-from vdm_jax.machine import files
 from vdm_jax.runs import volumes, workdir
 
 ROOT = Path(__file__).parents[2]
@@ -68,23 +67,14 @@ def test_a_stopped_reconstruction_goes_on_to_the_same_bits(folder, tmp_path, mon
   made(folder, tmp_path, **options)
   bits = [(tmp_path / name).read_bytes() for name in ('out.png', 'all.npz')]
   (tmp_path / 'out.png').unlink()
-  written, save = [], files.save_npz
-
-  def stop_at(number):
-    def stopping(path, **arrays):
-      if len(written) == number:
-        raise KeyboardInterrupt
-      written.append((path.name, arrays.get('done')))
-      save(path, **arrays)
-    return stopping
-  monkeypatch.setattr(files, 'save_npz', stop_at(3))
+  written = stopping.stop_at(monkeypatch, 3)
   with pytest.raises(KeyboardInterrupt):
     made(folder, tmp_path, **options)
-  assert [done for _, done in written] == [10, 12, 10] and not (tmp_path / 'out.png').exists()
-  written.clear()
-  monkeypatch.setattr(files, 'save_npz', stop_at(None))
+  done = lambda written: [arrays.get('done') for _, arrays in written]
+  assert done(written) == [10, 12, 10] and not (tmp_path / 'out.png').exists()
+  written = stopping.stop_at(monkeypatch, None)
   made(folder, tmp_path, **options)
-  assert [done for _, done in written] == [12, None]  # the rest of the second batch, and --samples
+  assert done(written) == [12, None]  # the rest of the second batch, and --samples
   assert [(tmp_path / name).read_bytes() for name in ('out.png', 'all.npz')] == bits
 
 

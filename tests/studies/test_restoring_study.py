@@ -3,11 +3,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import images_run
+from tests.support import images_run, stopping
 from vdm_jax import inverse
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.distances import Estimated
-from vdm_jax.machine import files
 from vdm_jax.runs.restoring import Restored, Result, score
 from vdm_jax.samplers import conditioned
 from vdm_jax.studies import restoring
@@ -36,19 +35,12 @@ def lines(table):
 @pytest.mark.long
 def test_a_stopped_study_goes_on_to_the_same_table_and_picture(run, tmp_path, monkeypatch):
   _, whole = study(run, tmp_path / 'a.png')
-  written, save = [], files.save_npz
-
-  def stopping(path, **arrays):
-    if len(written) == 3:  # in the second task: two batches are of the first
-      raise KeyboardInterrupt
-    written.append(path)
-    save(path, **arrays)
-  monkeypatch.setattr(files, 'save_npz', stopping)
+  first = stopping.stop_at(monkeypatch, 3)  # in the second task: two batches are of the first
   with pytest.raises(KeyboardInterrupt):
     study(run, tmp_path / 'b.png')
-  monkeypatch.setattr(files, 'save_npz', lambda path, **arrays: written.append(path) or save(
-      path, **arrays))
+  rest = stopping.stop_at(monkeypatch, None)
   _, again = study(run, tmp_path / 'b.png')
+  written = [path for path, _ in first + rest]
   assert len(set(written)) == len(written) == 6
   assert lines(again) == lines(whole)
   assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()

@@ -7,6 +7,8 @@ and 0 is a rest.  So the bound is on -log p(notes), and compares with n-grams of
 Voices are columns of x [T, 4, 1].  `known` says which notes of a window are given: a melody to be
 harmonised, or bars around a gap.  Replacement and RePaint (`samplers.conditioned`) keep them.
 """
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -15,9 +17,9 @@ from vdm_jax import data, random, schedules, targets
 from vdm_jax.errors import require, require_choice
 from vdm_jax.nn.small.voices import Voices
 from vdm_jax.systems import compose
-from vdm_jax.typing import Array, Experiment
+from vdm_jax.typing import Array, Experiment, PyTree
 
-__all__ = ['KNOWN', 'default_config', 'experiment', 'known', 'transposed']
+__all__ = ['KNOWN', 'default_config', 'experiment', 'known', 'transposed', 'transposing', 'voices']
 
 KNOWN = ('soprano', 'bass', 'ends')
 
@@ -47,25 +49,41 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   Raises InputError for data that are no voices, [T, voices, 1] of integers, for a transposition
   below 0, and as `compose.experiment` does.
   """
-  m, x = config.model, data.resolve(config.data).x
-  compose.require(config, 'transpose', m.transpose >= 0, 'it is negative', 'give 0 or more')
+  m, change = config.model, transposing(config)
   compose.require(config, 'class_conditional', not m.class_conditional,
                   'this network is told nothing', 'set it to False')
-  require(len(x.shape) == 3 and x.shape[-1] == 1 and bool(x.levels), 'config.data.name',
-          config.data.name, f'its field {x.name!r} is {x}, and voices are integers [T, voices, 1]',
-          'choose chorales, or save windows as integers')
-  levels = x.levels or 0
-  net = Voices(levels, m.features, m.depth, m.attention_heads, m.dropout, m.scan, m.remat)
+  net = Voices(voices(config).levels or 0, m.features, m.depth, m.attention_heads, m.dropout,
+               m.scan, m.remat)
   made = compose.experiment(config, net=net, schedule=schedules.Linear(*compose.end_points(config)),
                             target=targets.x)
-  if not m.transpose:
+  if change is None:
     return made
 
   def loss(params, batch, context):
-    if context.train:
-      batch = {**batch, x.name: transposed(batch[x.name], context.keys, m.transpose, levels)}
-    return made.loss(params, batch, context)
+    return made.loss(params, change(batch, context.keys) if context.train else batch, context)
   return made._replace(loss=loss)
+
+
+def voices(config: ml_collections.ConfigDict) -> data.Field:
+  """The field of the data, integers [T, voices, 1].  Raises InputError for data of another kind."""
+  x = data.resolve(config.data).x
+  require(len(x.shape) == 3 and x.shape[-1] == 1 and bool(x.levels), 'config.data.name',
+          config.data.name, f'its field {x.name!r} is {x}, and voices are integers [T, voices, 1]',
+          'choose chorales, or save windows as integers')
+  return x
+
+
+def transposing(config: ml_collections.ConfigDict) -> Callable[[PyTree, Array], PyTree] | None:
+  """(batch, keys) -> the batch with each window moved by up to config.model.transpose semitones.
+
+  None if this number is 0.  Raises InputError if it is negative, and as `voices` does.
+  """
+  most, x = config.model.transpose, voices(config)
+  compose.require(config, 'transpose', most >= 0, 'it is negative', 'give 0 or more')
+  if not most:
+    return None
+  return lambda batch, keys: {
+      **batch, x.name: transposed(batch[x.name], keys, most, x.levels or 0)}
 
 
 def transposed(pitches: Array, keys: Array, most: int, levels: int) -> Array:

@@ -20,12 +20,8 @@ diffusion (`systems.latent`), with p(x | y) of odds of pitches in the place of a
 The log-SNR of the published chain goes from 13.816 to -5.011.  With the autoencoder's odds, the
 bound of the whole model is on -log P(notes), as that of the direct route (`music`) is.
 """
-from collections.abc import Callable
-
 import ml_collections
 
-from vdm_jax import data
-from vdm_jax.errors import require
 from vdm_jax.nn.autoencoders.bars import BarAutoencoder
 from vdm_jax.nn.transformers.dit import DiT
 from vdm_jax.systems import compose
@@ -33,7 +29,7 @@ from vdm_jax.systems.applications import music
 from vdm_jax.systems.chains import ddpm
 from vdm_jax.systems.latent import autoencoder as autoencoders
 from vdm_jax.systems.latent import latent
-from vdm_jax.typing import Array, Experiment, PyTree
+from vdm_jax.typing import Experiment
 
 __all__ = ['autoencoder', 'autoencoder_config', 'default_config', 'experiment']
 
@@ -73,7 +69,8 @@ def autoencoder(config: ml_collections.ConfigDict) -> Experiment:
   Raises InputError for data that are no voices, for bars that do not fit the windows, for a
   transposition below 0, and as `systems.latent.autoencoder.of_levels` does.
   """
-  return autoencoders.of_levels(config, _network(config, config.model), change=_transposing(config))
+  return autoencoders.of_levels(config, _network(config, config.model),
+                                change=music.transposing(config))
 
 
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -89,25 +86,12 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
                   'config.data.latents cannot be transposed', 'set one of the two to nothing')
   return latent.of(config, lambda inner: ddpm.experiment(inner, net=net),
                    autoencoder=_network(config, config.autoencoder.model),
-                   change=_transposing(config))
+                   change=music.transposing(config))
 
 
 def _network(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict
              ) -> BarAutoencoder:
   """The autoencoder of these settings for the data of `config`."""
-  x = data.resolve(config.data).x
-  require(len(x.shape) == 3 and x.shape[-1] == 1 and bool(x.levels), 'config.data.name',
-          config.data.name, f'its field {x.name!r} is {x}, and voices are integers [T, voices, 1]',
-          'choose chorales, or save windows as integers')
+  x = music.voices(config)
   return BarAutoencoder(x.levels or 0, x.shape[1], settings.steps, settings.latent_channels,
                         settings.features, settings.depth)
-
-
-def _transposing(config: ml_collections.ConfigDict) -> Callable[[PyTree, Array], PyTree] | None:
-  """(batch, keys) -> the batch with each window moved by up to config.model.transpose semitones."""
-  most, x = config.model.transpose, data.resolve(config.data).x
-  compose.require(config, 'transpose', most >= 0, 'it is negative', 'give 0 or more')
-  if not most:
-    return None
-  return lambda batch, keys: batch | {
-      x.name: music.transposed(batch[x.name], keys, most, x.levels or 0)}
