@@ -14,7 +14,7 @@ X = np.random.default_rng(0).standard_normal((3, 6, 4, 2))
 
 @pytest.mark.long
 def test_the_bands_are_those_of_pywavelets(x64):
-  arrays = recordings.recording('wavelets')
+  arrays = recordings.shared('wavelets')
   bands = wavelets.haar(jnp.asarray(arrays['x']))
   names = ('LL', 'cV', 'cH', 'HH')  # cV is high along the width, cH along the height
   for band, name in zip(bands, names, strict=True):

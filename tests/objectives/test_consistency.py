@@ -57,7 +57,7 @@ def test_a_noise_level_that_rounding_put_below_the_least_one_is_the_identity_too
 
 @pytest.mark.long
 def test_scalings_and_weights_are_those_of_the_public_code():
-  arrays = distillation.recorded('consistency')
+  arrays = recordings.shared('consistency')
   sigma = jnp.asarray(arrays['sigma'])
   level = PROCESS(jnp.zeros_like(sigma))._replace(sigma=sigma, logsnr=-2.0 * jnp.log(sigma))
   seen = []
@@ -89,7 +89,7 @@ def test_scalings_and_weights_are_those_of_the_public_code():
 @pytest.mark.parametrize('n', [2, 18, 40])
 def test_noise_levels_are_those_of_the_public_code(n):
   """From the noisiest to the least, at even times of ours; it appends a 0."""
-  theirs = distillation.recorded('consistency')[f'sigmas_karras/n{n}']
+  theirs = recordings.shared('consistency')[f'sigmas_karras/n{n}']
   np.testing.assert_allclose(PROCESS(jnp.linspace(1.0, 0.0, n)).sigma, theirs[:-1], rtol=1e-10)
   assert theirs[-1] == 0.0
 
@@ -161,7 +161,7 @@ def test_the_numbers_of_levels_and_rates_are_those_of_the_formulas(of):
 
 @pytest.mark.long
 def test_the_public_schedules_are_those_of_the_public_code():
-  arrays = distillation.recorded('consistency')
+  arrays = recordings.shared('consistency')
   for key in (key for key in arrays if key.startswith('schedule/')):
     kind, grows, rate, first, last = key.removeprefix('schedule/').split('_')
     if grows == 'progdist':
@@ -213,7 +213,7 @@ def runs(arrays, data, kind):
 @pytest.mark.long
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_losses_and_gradients_agree_with_the_public_code(data):
-  arrays = distillation.recorded('consistency')
+  arrays = recordings.shared('consistency')
   np.testing.assert_allclose(arrays['settings'], [SIGMA_DATA, SIGMA_MIN, SIGMA_MAX, 7.0])
   params, f = linear(arrays, 'student')
   target = linear(arrays, 'target')[1](linear(arrays, 'target')[0])
@@ -246,7 +246,7 @@ def test_losses_and_gradients_agree_with_the_public_code(data):
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_its_progressive_distillation_is_ours_without_the_end_in_x_hat(data):
   """Theirs, for comparison, distils Euler's steps to the least noise on EDM's preconditioning."""
-  arrays = distillation.recorded('consistency')
+  arrays = recordings.shared('consistency')
   params, _ = linear(arrays, 'student')
   x, eps = jnp.asarray(arrays[f'{data}/x']), jnp.asarray(arrays[f'{data}/noise'])
   keys = jax.random.split(jax.random.key(0), len(x))
@@ -268,7 +268,7 @@ def test_its_progressive_distillation_is_ours_without_the_end_in_x_hat(data):
 
 @pytest.mark.long
 def test_one_and_several_steps_of_sampling_agree_with_the_public_code():
-  arrays = distillation.recorded('consistency')
+  arrays = recordings.shared('consistency')
   oracle = distillation.teacher(arrays, 'gauss')
   z = jnp.asarray(arrays['sample/z_T'])
   at_0 = PROCESS(jnp.zeros(()))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import distillation
+from tests.support import distillation, recordings
 from vdm_jax import denoisers, inputs, oracles, samplers, schedules, targets
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import knowledge
@@ -36,7 +36,7 @@ def test_the_end_point_of_a_gaussian_teacher_is_its_closed_form(name):
 
 @pytest.mark.long
 def test_end_points_agree_with_the_public_code():
-  arrays = distillation.recorded('knowledge_distillation')
+  arrays = recordings.shared('knowledge_distillation')
   np.testing.assert_allclose(jnp.square(CHAIN(jnp.arange(1, 1001) / 1000).alpha),
                              arrays['alpha_bar'], rtol=1e-9)
   for data in distillation.DATA:
@@ -51,7 +51,7 @@ def test_end_points_agree_with_the_public_code():
 
 @pytest.mark.long
 def test_a_student_with_its_teacher_s_weights_is_z_less_the_noise_as_in_the_public_code():
-  arrays = distillation.recorded('knowledge_distillation')
+  arrays = recordings.shared('knowledge_distillation')
   seen = []
 
   def denoise(data):

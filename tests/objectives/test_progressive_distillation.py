@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import distillation
+from tests.support import distillation, recordings
 from vdm_jax import guidance, oracles, random, samplers, schedules, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import guided, progressive
@@ -140,7 +140,7 @@ WEIGHTS = {'constant': 'constant', 'snr': 'snr', 'truncated_snr': 'snr_trunc',
 
 
 def test_the_schedule_is_that_of_the_public_code():
-  arrays = distillation.recorded('progressive_distillation')
+  arrays = recordings.shared('progressive_distillation')
   high, low = arrays['ends']
   np.testing.assert_allclose(schedules.Cosine(high, low)(arrays['schedule/u']),
                              arrays['schedule/logsnr'], atol=1e-9)
@@ -149,7 +149,7 @@ def test_the_schedule_is_that_of_the_public_code():
 @pytest.mark.long
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_targets_and_losses_agree_with_the_public_code(data):
-  arrays = distillation.recorded('progressive_distillation')
+  arrays = recordings.shared('progressive_distillation')
   teacher, x = distillation.teacher(arrays, data), arrays[f'{data}/x']
   keys = jax.random.split(jax.random.key(0), len(x))
 
@@ -180,7 +180,7 @@ def test_targets_and_losses_agree_with_the_public_code(data):
 @pytest.mark.long
 @pytest.mark.parametrize('data', distillation.DATA)
 def test_the_sampler_that_ends_in_x_hat_agrees_with_the_public_code(data):
-  arrays = distillation.recorded('progressive_distillation')
+  arrays = recordings.shared('progressive_distillation')
   teacher, z = distillation.teacher(arrays, data), jnp.asarray(arrays[f'{data}/z_1'])
   counts = sorted(int(key.rpartition('n')[2]) for key in arrays
                   if key.startswith(f'{data}/ddim/n') and not key.endswith('clipped'))
@@ -200,7 +200,7 @@ def test_the_sampler_that_ends_in_x_hat_agrees_with_the_public_code(data):
 
 
 def test_the_halving_is_that_of_the_public_code():
-  arrays = distillation.recorded('consistency')
+  arrays = recordings.shared('consistency')
   for key in (key for key in arrays if key.startswith('schedule/fixed_progdist')):
     first = int(key.split('_')[3])
     table = progressive.phases(first, 1, 50_000, few=2)

@@ -106,7 +106,7 @@ def network(arrays):
 @pytest.mark.long
 @pytest.mark.parametrize('rollout', [0, 1, 2, 4])
 def test_loss_and_gradient_are_those_of_the_public_code(x64, rollout):
-  arrays = recordings.recording('scheduled_sampling')
+  arrays = recordings.shared('scheduled_sampling')
   of = lambda name: arrays[f'm{rollout}/{name}']
   made, step = int(of('m_made')), of('step')
   # Its tables are float32, entry i - 1 is step i.

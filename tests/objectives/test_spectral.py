@@ -17,7 +17,7 @@ X = jax.random.normal(jax.random.key(0), (3, 4, 6, 2))
 
 @pytest.mark.long
 def test_the_losses_are_those_of_numpy_s_transform(x64):
-  arrays = recordings.recording('wavelets')
+  arrays = recordings.shared('wavelets')
   apart = jnp.asarray(arrays['x'] - arrays['student'])
   plain = spectral.spectral_square(apart)
   np.testing.assert_allclose(plain, arrays['freq_loss_unweighted'], rtol=1e-12)

@@ -125,7 +125,7 @@ def test_no_gradient_of_the_discriminator_s_loss_reaches_the_generator():
 @pytest.mark.long
 @pytest.mark.parametrize('run', ['T99', 'T499'])
 def test_losses_and_gradients_of_one_step_are_those_of_the_public_code(x64, run):
-  arrays = recordings.recording('truncated_dpm')
+  arrays = recordings.shared('truncated_dpm')
   of = {name.removeprefix(f'{run}/'): u for name, u in arrays.items() if name.startswith(run)}
   params = {who: {name.rpartition('/')[2]: jnp.asarray(u) for name, u in of.items()
                   if name.startswith(f'{who}/')} for who in ('G', 'D')}
@@ -196,7 +196,7 @@ def times_of(run, skip):
 @pytest.mark.parametrize('run,skip', [('T99', 1), ('T99', 10), ('T499', 10)])
 def test_samples_from_the_generator_s_z_are_those_of_the_public_code(x64, run, skip):
   """It takes the z of its generator for that of the largest step in its list, whichever that is."""
-  arrays = recordings.recording('truncated_dpm')
+  arrays = recordings.shared('truncated_dpm')
   denoise, process = recorded_denoiser(arrays, run)
   z = jnp.asarray(arrays[f'{run}/generated_z'])
   keys = jax.random.split(jax.random.key(0), len(z))
@@ -208,7 +208,7 @@ def test_samples_from_the_generator_s_z_are_those_of_the_public_code(x64, run, s
 @pytest.mark.parametrize('run', ['T99', 'T499'])
 def test_noisy_samples_are_those_of_the_public_code_whose_x_hat_is_clipped(x64, run):
   """Ancestral steps with the larger of the two variances, from the generator's z."""
-  arrays = recordings.recording('truncated_dpm')
+  arrays = recordings.shared('truncated_dpm')
   inner, process = recorded_denoiser(arrays, run)
 
   def denoise(z, level, cond=None):

@@ -1,21 +1,11 @@
-"""Recordings of distillation by public code, and their closed-form teachers."""
+"""The closed-form teachers of the recordings of distillation."""
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from tests.support import recordings
 from vdm_jax import oracles
 from vdm_jax.typing import Denoiser
 
 DATA = ('gauss', 'mix')
-
-
-def recorded(name: str) -> dict[str, np.ndarray]:
-  """All arrays of a recording; the test is skipped where it is not beside the checkout."""
-  try:
-    return recordings.recording(name)
-  except FileNotFoundError:
-    pytest.skip(f'the recording {name}.npz is not beside this checkout')
 
 
 def teacher(arrays: dict[str, np.ndarray], data: str) -> Denoiser:
