@@ -2,14 +2,16 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from tests.support import images_run
+from tests.support import commands, images_run, stopping
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.studies import distilling
+from vdm_jax.train import metrics
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -101,3 +103,55 @@ def test_the_study_trains_all_students_and_goes_on_with_what_is_there(tmp_path):
   assert [r.evaluations for r in results if r.point.w and r.point.run == 'teacher'] == [16]
   again, _ = distilling.study(tmp_path / 'runs', tmp_path / 'b.png', CONFIGS, **asked)
   assert [(r.distance, r.error) for r in again] == [(r.distance, r.error) for r in results]
+
+
+@pytest.fixture
+def small(tmp_path):
+  """The configs of the study with small networks, batches of 8 and a record of each update."""
+  short = """config.data.update(batch_size=8, validation=8)
+  config.train.update(log_every=1, splits=('validation',), validation_repeats=1)
+  """
+  folder = tmp_path / 'configs' / 'digits'
+  folder.mkdir(parents=True)
+  for name, changes in {
+      'distilled.py': {'features=16, blocks=2': 'features=8, blocks=1',
+                       'if system in PAIRS:\n': f'{short}if system in PAIRS:\n'},
+      'classifier.py': {'default_config()': 'default_config(channels=(8, 8), features=8)',
+                        'return config\n': f'{short}return config\n'}}.items():
+    text = (CONFIGS / 'digits' / name).read_text()
+    for old, new in changes.items():
+      assert text.count(old) == 1
+      text = text.replace(old, new)
+    (folder / name).write_text(text)
+  return tmp_path / 'configs'
+
+
+@pytest.mark.long
+def test_a_study_that_is_stopped_in_the_training_of_a_teacher_and_of_its_student_ends_as_one_not(
+    small, tmp_path, monkeypatch):
+  """The students of 4 and of 2 steps are checkpoints from before the second stop."""
+  monkeypatch.setattr(distilling, 'POINTS', [p for p in distilling.POINTS
+                                             if p.run == 'progressive'])
+  study = lambda name: distilling.study(
+      tmp_path / name, tmp_path / f'{name}.png', small, students=['progressive'], train_steps=6,
+      count=20)[0]
+  place = tmp_path / 'stopped'
+  for run in ('teacher', 'progressive'):  # checkpoints are of updates 2, 4 and 6
+    with monkeypatch.context() as patched:
+      patched.setattr(metrics.Writer, 'write', stopping.stopped(
+          metrics.Writer, 'write',
+          lambda writer, step, *_, run=run: step == 5 and (place / run).exists()))
+      with pytest.raises(KeyboardInterrupt):
+        study('stopped')
+    assert workdir.steps_made(place / run) == 4
+  assert workdir.steps_made(place / 'teacher') == 6
+  assert not (tmp_path / 'stopped.png').exists()
+  ours, whole = study('stopped'), study('whole')
+  assert [result.point.steps for result in ours] == [4, 2, 1]
+  for one, other in zip(ours, whole, strict=True):
+    assert (one.distance, one.error) == (other.distance, other.error)
+    np.testing.assert_array_equal(one.images, other.images)
+  for run in ('teacher', 'progressive'):
+    states = [commands.final_state(tmp_path / name / run) for name in ('stopped', 'whole')]
+    assert [int(state.step) for state in states] == [6, 6]
+    jax.tree.map(np.testing.assert_array_equal, *states)

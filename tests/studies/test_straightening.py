@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import commands
+from tests.support import commands, stopping
 from vdm_jax.data import pairs, writers
 from vdm_jax.runs import workdir
 from vdm_jax.studies import straightening
@@ -34,17 +34,6 @@ def configs(tmp_path, monkeypatch):
   return tmp_path / 'configs'
 
 
-def stopped(owner, name, when):
-  """That method of `owner`, which ends with Ctrl-C instead if when(self, *arguments) is true."""
-  method = getattr(owner, name)
-
-  def run(self, *arguments, **named):
-    if when(self, *arguments):
-      raise KeyboardInterrupt
-    return method(self, *arguments, **named)
-  return run
-
-
 @pytest.mark.long
 def test_a_study_that_is_stopped_in_its_pairs_and_in_a_training_ends_as_one_that_was_not(
     configs, tmp_path, monkeypatch, capsys):
@@ -52,14 +41,14 @@ def test_a_study_that_is_stopped_in_its_pairs_and_in_a_training_ends_as_one_that
                                            train_steps=STEPS, pairs=6000)
   place = tmp_path / 'stopped'
   with monkeypatch.context() as patched:  # at the second batch of 5,000
-    patched.setattr(writers.Writer, 'write', stopped(
+    patched.setattr(writers.Writer, 'write', stopping.stopped(
         writers.Writer, 'write', lambda *given: given[1]))
     with pytest.raises(KeyboardInterrupt):
       study('stopped')
   assert pairs.record(place / 'ot_pairs.part')['done'] == 5000
   assert workdir.steps_made(place / 'ot') == STEPS and not (place / 'reflow').exists()
   with monkeypatch.context() as patched:
-    patched.setattr(metrics.Writer, 'write', stopped(
+    patched.setattr(metrics.Writer, 'write', stopping.stopped(
         metrics.Writer, 'write', lambda writer, step, *_: step == 5))
     with pytest.raises(KeyboardInterrupt):
       study('stopped')

@@ -1,4 +1,5 @@
 """Stops a procedure that keeps its parts, as a killed command would end."""
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: int | None) -> list[tuple[P
     _SAVE(path, **arrays)
   monkeypatch.setattr(files, 'save_npz', stopping)
   return written
+
+
+def stopped(owner: type, name: str, when: Callable[..., Any]) -> Callable[..., Any]:
+  """That method of `owner`, which ends with Ctrl-C instead if when(self, *arguments) is true."""
+  method = getattr(owner, name)
+
+  def run(self, *arguments, **named):
+    if when(self, *arguments):
+      raise KeyboardInterrupt
+    return method(self, *arguments, **named)
+  return run
