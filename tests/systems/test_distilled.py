@@ -18,7 +18,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.nn.blocks.layers import Dropout
 from vdm_jax.nn.small.mlp import MLP
 from vdm_jax.objectives.guided import draw_weights
-from vdm_jax.processes import diffuse, vp
+from vdm_jax.processes import diffuse, sample_prior, vp
 from vdm_jax.runs import training, workdir
 from vdm_jax.samplers import catalogue
 from vdm_jax.systems import compose
@@ -164,6 +164,31 @@ def test_a_student_is_loaded_and_sampled_without_its_teacher(teacher, student, t
   np.testing.assert_allclose(own, one, atol=1)  # a level, where rounding decides
   # One step is the estimate of x at t = 1, and no other evaluation.
   assert not np.array_equal(one, np.load(tmp_path / 'four.npz')['images'])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('steps,asked', [(1, []), (4, ['--step=10'])], ids=['one', 'four'])
+def test_the_command_samples_a_student_in_its_own_steps_of_ddim_that_end_in_x(
+    student, tmp_path, steps, asked):
+  """No sampler is named: the checkpoint of update 10 is the last one of the student of four steps.
+
+  The images are those of the steps as the paper writes them: z_s = alpha_s x_hat + sigma_s eps_hat.
+  """
+  said = commands.succeed('scripts/sample.py', f'--workdir={student}', '--count=6', '--seed=3',
+                          *asked, f'--out={tmp_path}/drawn.npz', count=1, devices=1)
+  assert f'{steps} evaluations of the network for each image' in said
+  trained = workdir.load_trained(student, step=10 if asked else 'latest')
+  model = trained.experiment.model(trained.params)
+  z = sample_prior(model.process, random.per_example(random.key(3), jnp.arange(6)),
+                   jnp.zeros((6, 2)))
+  x = z
+  for t in np.arange(steps, 0, -1) / steps:
+    x, eps, _ = model.denoise(z, model.process(jnp.full(6, t)))
+    down = model.process(jnp.float32(t - 1 / steps))
+    z = down.alpha * x + down.sigma * eps
+  by_hand, drawn = np.asarray(model.decode(x)), np.load(tmp_path / 'drawn.npz')['images']
+  np.testing.assert_allclose(drawn, by_hand, atol=1)  # a level, where rounding decides
+  assert len(np.unique(drawn, axis=0)) == 6  # and not all at an end
 
 
 @pytest.mark.long
