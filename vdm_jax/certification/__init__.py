@@ -11,6 +11,10 @@ first step is shortened (`grids.warm_up`), since a multistep method begins with 
 
 An *adaptive* sampler claims that its distance to the exact flow follows its tolerance.
 
+A sampler that is *exact* in one step claims that its distance to the exact flow is rounding alone.
+The data are normal and the process is the rectified flow, because the exact networks of such
+samplers are known there.
+
 A stochastic sampler claims the *moments* of the marginal at the end of its grid.  These are the
 mean, the standard deviation and the share of draws above 0.  Each must agree within four standard
 errors plus a stated tolerance for the finite number of steps.  The sampler starts from the exact
@@ -39,12 +43,13 @@ from vdm_jax.certification.judging import (
     alternating_grid,
     certify,
     certify_adaptive,
+    certify_exact,
     count_evaluations,
     equality,
     largest_deviation,
 )
 
 __all__ = ['CURVES', 'CertificateRow', 'ExactDenoiser', 'FINITE', 'MODELS', 'MixtureData',
-           'SCHEDULE', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive',
+           'SCHEDULE', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive', 'certify_exact',
            'count_evaluations', 'equality', 'largest_deviation', 'quantiles', 'with_ends',
            'with_guidance', 'with_log_prob', 'with_variances']

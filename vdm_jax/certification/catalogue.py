@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import tqdm
 
 from vdm_jax.certification.exact import (
@@ -19,12 +20,20 @@ from vdm_jax.certification.exact import (
     with_log_prob,
     with_variances,
 )
-from vdm_jax.certification.judging import CertificateRow, certify, certify_adaptive, equality
+from vdm_jax.certification.judging import (
+    CertificateRow,
+    certify,
+    certify_adaptive,
+    certify_exact,
+    equality,
+)
 from vdm_jax.errors import require
+from vdm_jax.objectives import mean_flow, rectified_flow
 from vdm_jax.samplers import catalogue, grids, interpolants, runge_kutta
-from vdm_jax.typing import SamplerMaker
+from vdm_jax.typing import Denoiser, Estimate, Process, Sampler, SamplerMaker
 
-__all__ = ['BY_DRIFT', 'Job', 'OPTIONS', 'bind', 'certify_all', 'certify_job', 'equalities', 'jobs']
+__all__ = ['ENTRIES', 'FROM_PYTHON', 'Job', 'OPTIONS', 'bind', 'certify_all', 'certify_job',
+           'equalities', 'jobs']
 
 # Of samplers of the catalogue that the usual options of `certify` do not suit.
 OPTIONS: dict[str, dict] = {
@@ -56,16 +65,59 @@ def by_drift(e: float) -> SamplerMaker:
   return make
 
 
-# Samplers that are not made of a denoiser alone, so no names of the catalogue: (make, order).
-BY_DRIFT: dict[str, tuple[SamplerMaker, float | None]] = {
-    'interpolants.euler, e = 0': (by_drift(0.0), 1),
-    'interpolants.euler, e = sigma^2 / 2': (by_drift(0.5), None),
+def _of_normal(denoise, z, level):
+  """(m, s, level, z - alpha m) for data N(m, s^2): the last one by eps_hat."""
+  m, s = denoise.data.means[0], denoise.data.stds[0]
+  eps, level = denoise(z, level).eps, level.expand(z)
+  return m, s, level, (jnp.square(level.alpha * s) + jnp.square(level.sigma)) / level.sigma * eps
+
+
+def by_average_velocity(denoise: Denoiser, process: Process) -> Sampler:
+  """`mean_flow.step` by the exact average velocity of normal data, (z_t - z_r) / (t - r)."""
+  def network(z, r, t):
+    m, s, at_t, deviation = _of_normal(denoise, z, process(t))
+    at_r = process(r).expand(z)
+    spread = lambda level: jnp.hypot(level.alpha * s, level.sigma)
+    z_r = at_r.alpha * m + spread(at_r) / spread(at_t) * deviation
+    return (z - z_r) / (t - r).reshape(-1, *[1] * (z.ndim - 1))
+
+  each = lambda t, z: jnp.broadcast_to(t, z.shape[:1])
+  return Sampler(lambda keys, z, t, s, _: mean_flow.step(network, z, each(t, z), each(s, z)))
+
+
+def of_pairs(denoise: Denoiser, process: Process) -> Sampler:
+  """`rectified_flow.one_step` by the exact denoiser of the pairs of the flow of normal data.
+
+  The flow carries z_1 to x = m + s z_1, so z_t = alpha x + sigma z_1 shows both of a pair.
+  """
+  def of_z_t(z, level, cond=None):
+    m, s, level, deviation = _of_normal(denoise, z, level)
+    z_1 = deviation / (level.alpha * s + level.sigma)
+    return Estimate(m + s * z_1, z_1)
+  return Sampler(lambda keys, z, t, s, _: rectified_flow.one_step(of_z_t, process, z))
+
+
+_PYTHON = 'from Python alone'
+# Samplers that are not made of a denoiser alone, so they are no names of the samplers' catalogue.
+FROM_PYTHON: dict[str, catalogue.Entry] = {
+    'interpolants.euler, e = 0': catalogue.Entry(
+        _PYTHON, 'Albergo et al. (2023)', by_drift(0.0), 1, 'the flow of a stochastic interpolant'),
+    'interpolants.euler, e = sigma^2 / 2': catalogue.Entry(
+        _PYTHON, 'Albergo et al. (2023)', by_drift(0.5), stochastic=True,
+        use='the SDE of a stochastic interpolant'),
+    'mean_flow.step': catalogue.Entry(
+        _PYTHON, 'Geng et al. (2025), algorithm 2', by_average_velocity,
+        use='MeanFlow, in one step'),
+    'rectified_flow.one_step': catalogue.Entry(
+        _PYTHON, 'Liu et al. (2023)', of_pairs, use='a flow that was distilled into one step'),
 }
+_EXACT = ('mean_flow.step', 'rectified_flow.one_step')
+ENTRIES = {**catalogue.SAMPLERS, **FROM_PYTHON}
 
 
 class Job(NamedTuple):
   """The work that one process does at a time."""
-  kind: str  # 'sampler', 'one step', 'encoding', 'drift' or 'equality'
+  kind: str  # 'sampler', 'one step', 'encoding' or 'equality'
   name: str  # of the sampler, or the claim
   order: float | None = None  # claimed of a sampler of the user's own
 
@@ -97,38 +149,40 @@ def equalities() -> dict[str, list[SamplerMaker]]:
 
 
 def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
-  """The jobs of these samplers; by default of the whole catalogue, `BY_DRIFT` and the equalities.
+  """The jobs of these samplers; by default of all `ENTRIES` and the equalities.
 
+  names: of samplers; interpolants.euler is both entries of this function.
   order: the claimed order of samplers given as FILE.py:NAME; None if they are stochastic.
   Raises InputError.
   """
-  names = [_certifiable(name) for name in names] or list(catalogue.SAMPLERS)
+  names = [known for name in names for known in _certifiable(name)] or list(ENTRIES)
   out = [Job('sampler', name, order if ':' in name else None) for name in names]
   out += [Job('one step', name) for name in names
-          if ':' not in name and catalogue.SAMPLERS[name].needs == 'variances']
+          if ':' not in name and ENTRIES[name].needs == 'variances']
   out += [Job('encoding', name) for name in names if name in ('ddim', 'heun')]
-  if set(names) == set(catalogue.SAMPLERS):
-    out += [Job('drift', name) for name in BY_DRIFT]
+  if set(names) == set(ENTRIES):
     out += [Job('equality', claim) for claim in equalities()]
   return out
 
 
-def _certifiable(name: str) -> str:
+def _certifiable(name: str) -> list[str]:
+  if alone := [known for known in FROM_PYTHON if name in (known, known.partition(',')[0])]:
+    return alone
   name, entry = catalogue.find(name, 'samplers')
   require(entry.evaluations is not None or entry.at_tolerance is not None, 'samplers', name,
           'it is adaptive, and its tolerance is unknown here',
           'certify it from Python, by certification.certify_adaptive')
-  return name
+  return [name]
 
 
 def certify_job(job: Job) -> list[CertificateRow]:
   """The rows of one job."""
   if job.kind == 'equality':
     return equality(job.name, equalities()[job.name])
-  if job.kind == 'drift':
-    make, order = BY_DRIFT[job.name]
-    return certify(make, order, name=job.name)
-  name, entry = catalogue.find(job.name, 'samplers')
+  name = job.name
+  entry = ENTRIES[name] if name in ENTRIES else catalogue.find(name, 'samplers')[1]
+  if name in _EXACT:
+    return certify_exact(entry.make, name=name)
   if job.kind == 'one step':  # the best variance is exact for a Gaussian whatever the steps
     return certify(bind(entry), name=f'{name}, one step', models=['gaussian'],
                    curves=FINITE, steps=[1], tolerance=0.0, draws=4096)

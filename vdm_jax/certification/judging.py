@@ -23,7 +23,7 @@ from vdm_jax.samplers.grids import warm_up
 from vdm_jax.typing import SamplerMaker
 
 __all__ = ['CertificateRow', 'STEPS', 'alternating_grid', 'certify', 'certify_adaptive',
-           'count_evaluations', 'equality', 'largest_deviation']
+           'certify_exact', 'count_evaluations', 'equality', 'largest_deviation']
 
 STEPS = (40, 80, 160, 320, 640)
 
@@ -33,7 +33,7 @@ class CertificateRow(NamedTuple):
   sampler: str
   curve: str
   model: str
-  kind: str                        # 'order', 'tolerance', 'moments' or 'equality'
+  kind: str                        # 'order', 'tolerance', 'moments', 'exact' or 'equality'
   claimed_order: float | None
   measured_order: float | None     # slope over the last four numbers of steps
   evaluations_per_step: int | None
@@ -254,6 +254,25 @@ def certify_adaptive(make: Callable[[float], SamplerMaker], *, name: str = '',
     rows.append(CertificateRow(name, curve, model, 'tolerance', None, None, None, bool(fine),
                     {'tolerances': list(tolerances), 'errors': errors.tolist()}))
   return rows
+
+
+def certify_exact(make: SamplerMaker, *, name: str = '', curves: Sequence[str] = ('ends',),
+                  models: Sequence[str] = ('gaussian',), tolerance: float = 1e-10
+                  ) -> list[CertificateRow]:
+  """Certifies a sampler whose one step, from t = 1 to t = 0, is the whole flow of its data.
+
+  By default the data are normal and the process is the rectified flow.  The distance to the exact
+  flow must not exceed `tolerance`.
+
+  If the sampler states a wrong number of evaluations, no row passes.
+  """
+  name = name or getattr(make, '__name__', 'sampler')
+  evaluations, exact_count = _evaluations(make)
+  cases, error = _flow(make, curves, models, np.array([[1.0, 0.0]]))
+  return [CertificateRow(name, curve, model, 'exact', None, None, evaluations,
+                         bool(off <= tolerance and exact_count),
+                         {'error': float(off), 'evaluations_exact': exact_count})
+          for (curve, model), off in zip(cases, error[:, 0], strict=True)]
 
 
 # ------------------------------------------------------------ and comparisons

@@ -6,6 +6,7 @@ from typing import Any
 
 import rich.table
 
+from vdm_jax.certification.catalogue import ENTRIES, FROM_PYTHON
 from vdm_jax.certification.exact import CURVES
 from vdm_jax.certification.judging import CertificateRow, largest_deviation
 from vdm_jax.samplers import catalogue
@@ -18,7 +19,7 @@ def table(rows: Sequence[CertificateRow]) -> rich.table.Table:
   columns = ['sampler', 'model', 'claims', 'calls', *CURVES]
   out = rich.table.Table(*columns, title='slopes of log error against log steps; deviations of '
                          'moments in standard deviations of the data; errors at a tolerance of '
-                         '1e-5; differences of equals')
+                         '1e-5; distances of one exact step; differences of equals')
   lines = {}
   for row in rows:
     lines.setdefault((row.sampler, row.model), []).append(row)
@@ -36,6 +37,8 @@ def _cell(row: CertificateRow) -> str:
     text = 'exact' if row.measured_order is None else f'{row.measured_order:.2f}'
   elif row.kind == 'moments':
     text = f'{largest_deviation(row):.3f}'
+  elif row.kind == 'exact':
+    text = f'{row.detail["error"]:.0e}'
   elif row.kind == 'tolerance':
     text = f'{row.detail["errors"][-1]:.0e}'
   else:
@@ -44,28 +47,32 @@ def _cell(row: CertificateRow) -> str:
 
 
 def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
-  """A header, and a line for each sampler of the catalogue that has rows, by family.
+  """A header, and a line for each sampler of `ENTRIES` that has rows, by family.
 
-  A line shows the range of measured orders, or the largest error or deviation.
+  A line shows the range of measured orders, or the largest error or deviation.  Rows between the
+  ends of the rectified flow count only for samplers that have no others.
   """
   lines = [['`--sampler=`', 'paper', 'order', 'calls a step', 'certified', 'good for']]
   family = None
-  for name, entry in catalogue.SAMPLERS.items():
-    of = [row for row in rows if row.sampler == name and row.curve != 'ends']
+  for name, entry in ENTRIES.items():
+    every = [row for row in rows if row.sampler == name]
+    of = [row for row in every if row.curve != 'ends'] or every
     if not of:
       continue
     if entry.family != family:
       family = entry.family
       lines.append([f'**{family}**', '', '', '', '', ''])
     slopes = [row.measured_order for row in of if row.measured_order is not None]
-    if entry.at_tolerance is not None:
+    if of[0].kind == 'exact':
+      order, result = 'exact', f'one step to {max(row.detail["error"] for row in of):.0e}'
+    elif entry.at_tolerance is not None:
       order, result = 'adaptive', f'{max(row.detail["errors"][-1] for row in of):.0e} at 1e-5'
     elif entry.stochastic:
       order = 'stochastic'
       result = f'moments to {max(map(largest_deviation, of)):.3f}'
     else:
       order, result = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
-    mark = ' \\*' if entry.needs in catalogue.MISSING else ''
+    mark = ' \\*' if entry.needs in catalogue.MISSING or name in FROM_PYTHON else ''
     lines.append([f'`{name}`{mark}', entry.paper, order, str(entry.evaluations or 'varies'), result,
                   entry.use])
   return lines
