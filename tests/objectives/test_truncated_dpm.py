@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, stats
 
 from tests.support import recordings
 from vdm_jax import samplers, schedules
@@ -30,6 +30,19 @@ def mean_latent(points, weights, entry, of):
   each = truncated_dpm.latent(jnp.asarray(points)[:, None],
                               PROCESS(jnp.full(len(points), (entry + 1) / 1000)), of)
   return float(np.asarray(weights) @ np.asarray(each))
+
+
+@pytest.mark.parametrize('mean,std', [(0.4, 0.7), (-0.2, 0.5)])
+def test_the_energy_distance_of_two_normals_is_known_and_0_where_they_agree(mean, std):
+  """Truth N(-0.2, 0.5^2); E|N(m, v)| is that of a folded normal.  Neighbours share a draw."""
+  n, rng = 40_000, np.random.default_rng(0)
+  draw = lambda m, s: m + s * rng.standard_normal((n, 1))
+  got = np.asarray(truncated_dpm.energy_distance(draw(mean, std), draw(mean, std), draw(-0.2, 0.5)))
+  blocks = got.reshape(200, -1).mean(axis=1)
+  folded = lambda m, v: stats.foldnorm(abs(m) / v**0.5, scale=v**0.5).mean()
+  exact = 2 * folded(mean + 0.2, std**2 + 0.25) - folded(0.0, 2 * std**2) - folded(0.0, 0.5)
+  assert exact == pytest.approx(0.0, abs=1e-12) if (mean, std) == (-0.2, 0.5) else exact > 0.1
+  assert abs(got.mean() - exact) < 4 * blocks.std(ddof=1) / 200**0.5
 
 
 @pytest.mark.long

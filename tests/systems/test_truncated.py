@@ -104,6 +104,43 @@ def test_the_denoiser_is_trained_by_l_simple_of_these_steps():
   np.testing.assert_allclose(losses, np.sum((eps - z)**2, axis=1) / (2 * np.log(2)), rtol=1e-3)
 
 
+class Scaled(nn.Module):
+  """A prior N(0, scale^2)."""
+  scale: float
+
+  @nn.compact
+  def __call__(self, z, time, cond=None, keys=None):
+    self.param('unused', nn.initializers.zeros_init(), (1,))
+    return self.scale * z
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('prior,std', [('adversarial', 1.3), ('gaussian', 1.0)])
+def test_validation_reports_the_energy_distance_of_the_prior_from_where_the_chain_ends(prior, std):
+  """For one point x in the plane and a normal prior, all distances are of Rice's distribution.
+
+  |N(m, v I)| has the mean sqrt(v) rice(|m| / sqrt(v)); terms of neighbours have a draw in common.
+  """
+  _, config = built(prior)
+  make = {'adversarial': truncated.adversarial_prior, 'gaussian': truncated.gaussian_prior}[prior]
+  experiment = make(config, net=Scaled(std))
+  params, n = experiment.init(random.key(0)), 20_000
+  batch = {'image': np.tile(np.array([[200, 90]], np.int32), (n, 1))}
+
+  def terms(train):
+    of = context(n, train)
+    return jax.jit(lambda: experiment.loss(params, batch, of)[1])()
+  assert 'prior_energy' not in terms(True)
+  got = np.asarray(terms(False)['prior_energy']).reshape(200, -1).mean(axis=1)  # of blocks
+  x = (np.array([200, 90]) - 127.5) / 127.5
+  sigma = (1.0 - BARS[99])**0.5
+  mean = lambda m, v: v**0.5 * stats.rice(np.linalg.norm(m) / v**0.5).mean()
+  exact = (2 * mean(BARS[99]**0.5 * x, std**2 + sigma**2) - mean(0 * x, 2 * std**2)
+           - mean(0 * x, 2 * sigma**2))
+  assert exact > 0.2
+  assert abs(got.mean() - exact) < 4 * got.std(ddof=1) / 200**0.5
+
+
 # -------------------------------------------------------------- a Gaussian
 
 

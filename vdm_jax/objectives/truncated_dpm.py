@@ -18,6 +18,7 @@ from vdm_jax import random
 from vdm_jax.objectives.variational import Normal, gaussian_kl
 from vdm_jax.processes import diffuse
 from vdm_jax.typing import Array, Level
+from vdm_jax.units import sum_over_data
 
 
 def latent(x: Array, level: Level, prior: Normal) -> Array:
@@ -29,3 +30,16 @@ def latent(x: Array, level: Level, prior: Normal) -> Array:
 def truth(x: Array, level: Level, keys: Array) -> Array:
   """z ~ q(z | x), [B, ...], with noise of its own: the draws that a prior should match."""
   return diffuse(x, random.normal(random.stream(keys, 'z_truth'), x), level)
+
+
+def energy_distance(fake: Array, other: Array, real: Array) -> Array:
+  """|p - q| + |p' - q| - |p - p'| - |q - q'|, [B]: on average the energy distance to q(z_T').
+
+  Székely and Rizzo (2013).  The distance is 0 only if p(z_T') = q(z_T').
+
+  fake, other: p and p', two draws from a prior for each example, [B, ...].  real: q, from `truth`.
+  q' is the q of the example before, so the examples must be in a random order.
+  """
+  apart = lambda a, b: jnp.sqrt(sum_over_data(jnp.square(a - b)))
+  return (apart(fake, real) + apart(other, real) - apart(fake, other)
+          - apart(real, jnp.roll(real, 1, axis=0)))

@@ -11,11 +11,16 @@ Gaussian prior, the model has a likelihood.  The mean and the standard deviation
 are parameters.  The bound has the divergence from this Gaussian in place of the divergence from
 N(0, 1).
 
+Validation also reports 'prior_energy', the energy distance of the prior from z_T' of the data.  So
+the two priors can be compared.  It compares neighbours of the split, so a split that is sorted by
+its contents makes the distance too large.
+
 The public code trains the prior at the step after T', and samples from that prior in step T'.  Here
 both use step T'.  The public code has R1 with gamma 0.01 in every 16th step, which is 0.01 / 16
 here.
 """
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +95,15 @@ def _end(experiment: Experiment, params, n: int) -> Level:
   return experiment.model(params).process(jnp.ones(n))
 
 
+def _distance(draw: Callable[[Array, Array], Array], x: Array, level: Level, keys: Array
+              ) -> dict[str, Array]:
+  """{'prior_energy': [B]} of a prior, draw(keys [B], like [B, ...]) -> z_T', at this level of z_T'.
+  """
+  real = truncated_dpm.truth(x, level, keys)
+  fake, other = (draw(random.stream(keys, name), real) for name in ('prior', 'prior_again'))
+  return {'prior_energy': truncated_dpm.energy_distance(fake, other, real)}
+
+
 # ------------------------------------------------------------- a generator
 
 
@@ -120,6 +134,14 @@ def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | Non
   def model(params, keys=None):
     return base.model(params, keys)._replace(prior=functools.partial(generate, params))
 
+  def loss(params, batch, context):
+    losses, terms = base.loss(params, batch, context)
+    if not context.train:
+      own = model(params)
+      terms = terms | _distance(own.prior, own.encode(batch[own.field]),
+                                _end(base, params, len(context.t)), context.keys)
+    return losses, terms
+
   def of_generator(params, batch, context):
     like = jnp.zeros((len(context.t), *shape))
     fake = generate(params, random.stream(context.keys, 'generator'), like,
@@ -146,7 +168,7 @@ def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | Non
       'generator': step.Player(of_generator, adam(m.generator_learning_rate), ('net',)),
       'discriminator': step.Player(of_discriminator, adam(m.discriminator_learning_rate),
                                    ('discriminator',))}
-  return base._replace(init=init, model=model, tx=step.optimisers(players),
+  return base._replace(init=init, model=model, loss=loss, tx=step.optimisers(players),
                        update=step.players(players, base.ema))
 
 
@@ -210,6 +232,8 @@ def gaussian_prior(config: ml_collections.ConfigDict, *, net: nn.Module | None =
       nats, parts = own.bound(batch, context.t, context.keys, m.truncated_at)
       terms |= {name: bits_per_dim(u, spec.x.shape)
                 for name, u in {**parts, 'bits_per_dim': nats}.items()}
+      x = own.encode(batch[own.field])
+      terms |= _distance(own.prior, x, _end(base, params, len(x)), context.keys)
     return losses + of_prior, terms
 
   return base._replace(init=init, model=model, loss=loss)
