@@ -15,8 +15,8 @@ from vdm_jax import cli
 from vdm_jax.certification import catalogue, report
 from vdm_jax.errors import InputError
 
-SAMPLERS = flags.DEFINE_list('samplers', [], 'Names, mean_flow.step too, or FILE.py:NAME of your '
-                             'own.  Default: all.')
+SAMPLERS = flags.DEFINE_list('samplers', [], 'Names, as docs/reference/samplers.md has them, or '
+                             'FILE.py:NAME of your own.  Default: all.')
 ORDER = flags.DEFINE_float('order', None, 'The order that your own samplers claim.  Default: '
                            'they are stochastic, and judged by their moments.')
 MEASURED = cli.measured()

@@ -254,18 +254,17 @@ def test_the_program_of_a_sampler_does_not_grow_with_its_steps():
       assert size(entry.make, 12) == size(entry.make, 200), name
 
 
+BY_DRIFT = ['samplers.interpolants.euler, e = 0', 'samplers.interpolants.euler, e = sigma^2 / 2']
+EXACT = ['objectives.mean_flow.step', 'objectives.rectified_flow.one_step']
+
+
 def test_samplers_from_python_alone_are_among_those_certified_and_can_be_chosen():
   jobs = certified.jobs()
   assert {job.name for job in jobs} > set(certified.FROM_PYTHON)
   assert {job.kind for job in jobs} == {'sampler', 'one step', 'encoding', 'equality'}
-  assert [job.name for job in certified.jobs(['interpolants.euler', 'mean_flow.step'])] == [
-      'interpolants.euler, e = 0', 'interpolants.euler, e = sigma^2 / 2', 'mean_flow.step']
-  orders = [certified.FROM_PYTHON[job.name].order
-            for job in certified.jobs(['interpolants.euler'])]
-  assert orders == [1, None]
-
-
-BY_DRIFT = ['interpolants.euler, e = 0', 'interpolants.euler, e = sigma^2 / 2']
+  chosen = certified.jobs(['objectives.mean_flow.step', 'samplers.interpolants.euler'])
+  assert [job.name for job in chosen] == ['objectives.mean_flow.step', *BY_DRIFT]
+  assert [certified.FROM_PYTHON[name].order for name in BY_DRIFT] == [1, None]
 
 
 @pytest.mark.long
@@ -277,14 +276,14 @@ def test_samplers_by_a_drift_and_a_score_keep_their_claims(curve, name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', ['mean_flow.step', 'rectified_flow.one_step'])
+@pytest.mark.parametrize('name', EXACT)
 def test_one_step_of_an_exact_network_is_certified_and_of_another_it_is_not(name):
   """Another: an average velocity of another process, and a denoiser of a flow of curved lines."""
   [row] = certified.certify_job(certified.Job('sampler', name))
   assert (row.kind, row.curve, row.evaluations_per_step, row.passed) == ('exact', 'ends', 1, True)
 
   def wrong(denoise, process):
-    if name == 'mean_flow.step':
+    if 'mean_flow' in name:
       return certified.by_average_velocity(denoise, lambda t: process(0.5 * t))
     return Sampler(lambda keys, z, t, s, _: rectified_flow.one_step(denoise, process, z))
   assert not any(row.passed for row in certification.certify_exact(wrong))
@@ -292,7 +291,7 @@ def test_one_step_of_an_exact_network_is_certified_and_of_another_it_is_not(name
 
 @pytest.mark.long
 def test_noise_without_its_score_is_not_certified_nor_half_of_the_score():
-  make = certified.FROM_PYTHON['interpolants.euler, e = sigma^2 / 2'].make
+  make = certified.FROM_PYTHON[BY_DRIFT[1]].make
   of_process = interpolants.of_process
 
   def short_of(share):
@@ -348,7 +347,7 @@ def test_the_table_shows_every_kind_of_row():
                        detail={'difference': 0.0}),
           row._replace(sampler='ddim', curve='ends', measured_order=1.5),
           row._replace(sampler='ddim_to_x', curve='ends'),
-          row._replace(sampler='mean_flow.step', curve='ends', kind='exact', claimed_order=None,
+          row._replace(sampler=EXACT[0], curve='ends', kind='exact', claimed_order=None,
                        detail={'error': 2e-16})]
   assert report.cells(rows)[1:] == [
       ['**first order**', '', '', '', '', ''],
@@ -358,7 +357,7 @@ def test_the_table_shows_every_kind_of_row():
       ['`ddim_to_x`', 'Salimans and Ho (2022)', '1', '1', '0.99 to 0.99',
        catalogue.SAMPLERS['ddim_to_x'].use],
       ['**from Python alone**', '', '', '', '', ''],
-      ['`mean_flow.step` \\*', 'Geng et al. (2025), algorithm 2', 'exact', '1',
+      ['`objectives.mean_flow.step` \\*', 'Geng et al. (2025), algorithm 2', 'exact', '1',
        'one step to 2e-16', 'MeanFlow, in one step']]
   console = rich.console.Console(width=150, record=True, file=io.StringIO())
   console.print(report.table(rows))

@@ -100,18 +100,18 @@ def of_pairs(denoise: Denoiser, process: Process) -> Sampler:
 _PYTHON = 'from Python alone'
 # Samplers that are not made of a denoiser alone, so they are no names of the samplers' catalogue.
 FROM_PYTHON: dict[str, catalogue.Entry] = {
-    'interpolants.euler, e = 0': catalogue.Entry(
+    'samplers.interpolants.euler, e = 0': catalogue.Entry(
         _PYTHON, 'Albergo et al. (2023)', by_drift(0.0), 1, 'the flow of a stochastic interpolant'),
-    'interpolants.euler, e = sigma^2 / 2': catalogue.Entry(
+    'samplers.interpolants.euler, e = sigma^2 / 2': catalogue.Entry(
         _PYTHON, 'Albergo et al. (2023)', by_drift(0.5), stochastic=True,
         use='the SDE of a stochastic interpolant'),
-    'mean_flow.step': catalogue.Entry(
+    'objectives.mean_flow.step': catalogue.Entry(
         _PYTHON, 'Geng et al. (2025), algorithm 2', by_average_velocity,
         use='MeanFlow, in one step'),
-    'rectified_flow.one_step': catalogue.Entry(
+    'objectives.rectified_flow.one_step': catalogue.Entry(
         _PYTHON, 'Liu et al. (2023)', of_pairs, use='a flow that was distilled into one step'),
 }
-_EXACT = ('mean_flow.step', 'rectified_flow.one_step')
+_EXACT = ('objectives.mean_flow.step', 'objectives.rectified_flow.one_step')
 ENTRIES = {**catalogue.SAMPLERS, **FROM_PYTHON}
 
 
@@ -151,7 +151,7 @@ def equalities() -> dict[str, list[SamplerMaker]]:
 def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
   """The jobs of these samplers; by default of all `ENTRIES` and the equalities.
 
-  names: of samplers; interpolants.euler is both entries of this function.
+  names: of samplers; samplers.interpolants.euler is both entries of this function.
   order: the claimed order of samplers given as FILE.py:NAME; None if they are stochastic.
   Raises InputError.
   """
