@@ -1,6 +1,7 @@
 """Trains the systems of points in the plane and draws them side by side: one picture.
 
-  python scripts/toy_gallery.py --workdir=runs/toys --out=toys.png [--systems=vdm,edm]
+  python scripts/toy_gallery.py --workdir=runs/toys --out=toys.png [--systems=vdm,edm] \
+    [--only_samples]
 
 Each system takes a minute or two on 2 CPU cores.  Existing runs are not trained again.  --measured
 updates the rows of the systems in a table that exists, docs/measured/plane.json.
@@ -19,6 +20,8 @@ OVERWRITE = cli.overwrite()
 CHOSEN = flags.DEFINE_list('systems', list(toys.SYSTEMS), 'Which systems to train.')
 TRAIN_STEPS = flags.DEFINE_integer('train_steps', None, 'Steps of training.  Default: as in the '
                                    'configs.')
+ONLY_SAMPLES = flags.DEFINE_bool('only_samples', False, 'Draws the samples of each system alone, '
+                                 'five systems in a line.')
 MEASURED = cli.measured()
 
 
@@ -27,7 +30,7 @@ def main():
     if name in toys.SYSTEMS:  # `study` refuses others
       cli.check_row(MEASURED.value, toys.SYSTEMS[name].row, toys.COLUMNS)
   drawn = toys.study(WORKDIR.value, OUT.value, bootstrap.ROOT / 'configs',
-                     **cli.values(OVERWRITE, CHOSEN, TRAIN_STEPS))
+                     **cli.values(OVERWRITE, CHOSEN, TRAIN_STEPS, ONLY_SAMPLES))
   if MEASURED.value:
     cli.keep_rows(MEASURED.value, {toys.SYSTEMS[name].row: toys.figures(name, WORKDIR.value, row)
                                    for name, row in drawn.items()})

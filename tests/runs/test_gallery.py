@@ -62,6 +62,19 @@ def test_samples_of_an_exact_network_are_as_far_from_the_truth_as_the_data(run):
   gallery.picture([row, row])
 
 
+def test_a_picture_of_samples_has_a_panel_with_the_points_of_each_system():
+  points = np.arange(14.0).reshape(7, 2)
+  row = lambda i: gallery.GalleryRow(f'system {i}', points, [], points[:0], points[:0], points + i,
+                                     0.1 * i, 0.05, (0.0, 0.0))
+  figure = gallery.samples([row(i) for i in range(4)], across=3)
+  shown = [place for place in figure.axes if place.get_title()]
+  assert [place.get_title() for place in shown] == [f'system {i}' for i in range(4)]
+  for i, place in enumerate(shown):
+    np.testing.assert_array_equal(place.collections[0].get_offsets(), points + i)
+    assert place.get_xlabel() == f'distance {0.1 * i:.3f} (data 0.050)'
+  assert len(figure.axes) == 6  # two lines of three
+
+
 @pytest.mark.long
 def test_the_field_points_the_way_that_sampling_goes(run):
   row = gallery.row('exact', 'anywhere', run, count=1000)

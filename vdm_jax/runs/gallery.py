@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vdm_jax import random, runs
@@ -21,7 +22,7 @@ from vdm_jax.runs import needs, pairing, workdir
 from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.typing import Model, PyTree, denoises
 
-__all__ = ['FIELD', 'NOISY', 'GalleryRow', 'SIDE', 'extent', 'picture', 'row']
+__all__ = ['FIELD', 'NOISY', 'GalleryRow', 'SIDE', 'extent', 'picture', 'row', 'samples']
 
 NOISY = (4.0, 1.0)   # log-SNR at which the data are shown with noise; of x in each system's units
 FIELD = 2.5          # log-SNR of the field
@@ -117,17 +118,39 @@ def picture(rows: list[GalleryRow]) -> Figure:
   axes = figure.subplots(len(rows), len(titles), squeeze=False)
   for one, line in zip(rows, axes, strict=True):
     clouds = [one.data, *(one.noisy or [None] * len(NOISY)), None, one.samples]
-    reach = extent(one.data)
     for place, cloud in zip(line, clouds, strict=True):
-      place.set(xticks=[], yticks=[], xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal')
-      if cloud is not None:
-        place.scatter(cloud[:, 0], cloud[:, 1], s=1, lw=0, color='C0')
+      _points(place, cloud, extent(one.data))
     if len(one.grid):
       arrows = one.field / np.maximum(np.linalg.norm(one.field, axis=1, keepdims=True), 1e-9)
       line[3].quiver(*one.grid.T, *arrows.T, np.linalg.norm(one.field, axis=1), scale=26,
                      width=0.006, cmap='viridis')
     line[0].set_ylabel(one.name)
-    line[-1].set_xlabel(f'distance {one.distance:.3f} (data {one.floor:.3f})', fontsize=8)
+    _distances(line[-1], one)
   for place, title in zip(axes[0], titles, strict=True):
     place.set_title(title, fontsize='medium')
   return figure
+
+
+def samples(rows: list[GalleryRow], across: int = 5) -> Figure:
+  """The samples of each system alone, `across` systems in a line."""
+  down = -(-len(rows) // across)
+  figure = Figure(figsize=(2.0 * across, 2.4 * down), layout='constrained')
+  places = figure.subplots(down, across, squeeze=False).ravel()
+  for one, place in zip(rows, places[:len(rows)], strict=True):
+    _points(place, one.samples, extent(one.data))
+    place.set_title(one.name, fontsize=9)
+    _distances(place, one)
+  for place in places[len(rows):]:
+    place.axis('off')
+  return figure
+
+
+def _points(place: Axes, cloud: np.ndarray | None, reach: float) -> None:
+  """A square panel that reaches this far, with these points, if any."""
+  place.set(xticks=[], yticks=[], xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal')
+  if cloud is not None:
+    place.scatter(cloud[:, 0], cloud[:, 1], s=1, lw=0, color='C0')
+
+
+def _distances(place: Axes, row: GalleryRow) -> None:
+  place.set_xlabel(f'distance {row.distance:.3f} (data {row.floor:.3f})', fontsize=8)

@@ -96,7 +96,7 @@ def pairs_of(directory: Path, count: int, method: catalogue.Method | None = None
 
 def study(directory: str | Path, out: str | Path, configs: Path, *,
           systems: Sequence[str] = tuple(SYSTEMS), train_steps: int | None = None,
-          overwrite: bool = False) -> dict[str, gallery.GalleryRow]:
+          only_samples: bool = False, overwrite: bool = False) -> dict[str, gallery.GalleryRow]:
   """Trains each system that is not there yet, and draws all systems.  Returns {system: its row}.
 
   Args:
@@ -105,6 +105,7 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
     configs: the folder of configs.
     systems: names in `SYSTEMS`.
     train_steps: the steps of training.  Default: as in the configs.
+    only_samples: draws the samples of each system alone, which suits many systems.
 
   Raises InputError if there is no such system.  Raises InputError also if the file exists, unless
   `overwrite`.
@@ -129,7 +130,8 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
     print(f'{toy.title}: distance {row.distance:.4f}, of training data {row.floor:.4f}; '
           'energy distance {:.5f} +- {:.5f}'.format(*row.energy))
     rows[name] = row
-  pictures.save_png(out, gallery.picture(list(rows.values())))
+  draw = gallery.samples if only_samples else gallery.picture
+  pictures.save_png(out, draw(list(rows.values())))
   return rows
 
 
