@@ -137,7 +137,7 @@ def test_the_bound_of_a_trained_network_is_above_its_divergence_by_quadrature_an
   config.data.update(name='eight_gaussians', batch_size=64)
   config.model.update(features=32, blocks=1)
   toys.shorten(config, 300)
-  config.train.update(validate_every=0, pictures_every=0, log_every=100)
+  config.train.update(validate_every=300, pictures_every=0, log_every=100)
   runs.train(config, file, tmp_path / 'run')
   line = [ROOT / 'scripts' / 'convergence.py', f'--workdir={tmp_path}/run', '--sampler=ancestral',
           '--stop=4', '--grid=logsnr', '--steps=40', '--points=120', f'--out={tmp_path}/a.png']
