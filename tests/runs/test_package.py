@@ -14,9 +14,9 @@ import vdm_jax
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-# A choice of machine, a rendering of the docs, one more number, a format of music, an environment:
-# the lock leaves them open.
-NOT_LOCKED = {'cuda13', 'tpu', 'docs', 'ssim', 'plan', 'music'}
+# A choice of machine, a rendering of the docs, one more number, a format of music, a head, an
+# environment: the lock leaves them open.
+NOT_LOCKED = {'cuda13', 'tpu', 'docs', 'ssim', 'plan', 'music', 'brain'}
 PYTHONS = ['3.11', '3.12', '3.13']
 
 

@@ -59,7 +59,7 @@ def test_its_metadata_are_those_of_the_project(wheel):
   assert field('Version') == [vdm_jax.__version__]
   assert field('License-Expression') == ['Apache-2.0']
   assert set(field('Provides-Extra')) == {'train', 'data', 'eval', 'ssim', 'plan', 'test', 'docs',
-                                          'cuda13', 'tpu', 'music'}
+                                          'cuda13', 'tpu', 'music', 'brain'}
   without_extra = [line for line in field('Requires-Dist') if 'extra ==' not in line]
   assert without_extra and not any('==' in line for line in without_extra)
 

@@ -46,6 +46,7 @@ def names() -> list[str]:
       'applications/greensboro': [':chain', ':flow'],
       'applications/chorales': [':eighths', ':quarters'],
       'applications/chorales_latent': [':autoencoder', ':latent'],
+      'applications/ct_slices': [':ellipses', ':brain'],
       'applications/pendulum': [':unet', ':transformer'],
       'text/markup': [':teacher_forced', ':scheduled'],
       'text/latent_shapes': [':autoencoder', ':latent'],

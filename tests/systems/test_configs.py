@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import configs, vgg
 from vdm_jax import data, processes, random, recipes, schedules, weightings
-from vdm_jax.data import emoji, tokenisers
+from vdm_jax.data import brain, emoji, tokenisers
 from vdm_jax.errors import InputError
 from vdm_jax.processes import vp
 from vdm_jax.published import lpips
@@ -115,6 +115,8 @@ def built(name, tmp_path, **model):
   config.data.batch_size = 2
   if config.data.name in emoji.FILES:  # it takes a font to make them: the fields that they have
     config.data.update(EMOJI.to_config())
+  if config.data.name == brain.NAME:  # it takes a package to make them
+    config.data.update(shape=(brain.SIDE, brain.SIDE, 1), levels=256)
   if 'group' in config.model:
     config.model.group = 2
   experiment = module.build(config)

@@ -1,4 +1,4 @@
-"""CIFAR-10, MNIST and the digits as TFDS writes them; emoji from a font; chorales from music21.
+"""CIFAR-10, MNIST and the digits as TFDS writes them; data from a font, music21 and nilearn.
 
 Nothing here needs TensorFlow.  The builders of CIFAR-10 and MNIST in TFDS call it only to open
 files and to encode images.  Here the same builders read the official archives by `tarfile` and
@@ -12,7 +12,7 @@ import os
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from vdm_jax.data import chorales, emoji, records, stores
+from vdm_jax.data import brain, chorales, emoji, records, stores
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
@@ -63,6 +63,8 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
     return _emoji(data_dir, places)
   if name == 'chorales':
     return _chorales(data_dir)
+  if name == brain.NAME:
+    return _brain(data_dir)
   from vdm_jax.data import builders
   builder = records.tfds_builder(name, data_dir)
   if builder.info.splits:
@@ -98,12 +100,28 @@ def _chorales(data_dir: str) -> str:
   """Prepares `chorales` from the package music21, and names the checksums of the grids."""
   pieces = chorales.read()
   path = chorales.write(pieces, data_dir)
-  lines = [f'chorales is prepared in {path}: {len(pieces.lengths)} pieces']
-  for what, found in chorales.checksums(pieces).items():
-    known = chorales.KNOWN[what]
-    lines.append(f'{what}: sha256 {found}, ' + ('as expected' if found == known else
-                 f'expected {known}: another version of music21, whose results differ a little'))
-  return '\n'.join(lines)
+  return '\n'.join([f'chorales is prepared in {path}: {len(pieces.lengths)} pieces',
+                    *_compared(chorales.checksums(pieces), chorales.KNOWN, 'music21')])
+
+
+def _brain(data_dir: str) -> str:
+  """Prepares `brain` from the package nilearn, and names the checksums of the pictures."""
+  found = brain.read()
+  folder = brain.write(found, data_dir)
+  count = len(found.train) - brain.VALIDATION
+  return '\n'.join([
+      f'brain is prepared in {folder}: {count:,} pictures for training, {brain.VALIDATION} for '
+      f'validation, {len(found.test)} for testing, and two volumes',
+      *_compared(brain.checksums(found), brain.KNOWN, 'nilearn'),
+      f'the nearest pictures of training have a PSNR of {brain.nearest(found):.2f} dB to the '
+      'slices of the volume'])
+
+
+def _compared(found: Mapping[str, str], known: Mapping[str, str], package: str) -> Iterator[str]:
+  """A line for each checksum, which says whether the package gave what its known version gives."""
+  for what, one in found.items():
+    yield f'{what}: sha256 {one}, ' + ('as expected' if one == known[what] else
+          f'expected {known[what]}: another version of {package}, whose results differ a little')
 
 
 def _obtain(name: str, archives: Sequence[Archive], places: Sequence[str],

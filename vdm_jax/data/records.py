@@ -18,7 +18,8 @@ from vdm_jax.data.fields import IMAGE, LABEL, Field
 from vdm_jax.data.sources import HELD_OUT, NotPrepared, Source, Store, check_lengths
 from vdm_jax.errors import InputError, require
 
-PREPARED_BY_US = ('chorales', 'cifar10', 'digits', 'emoji', 'mnist')  # by scripts/prepare_data.py
+# By scripts/prepare_data.py.
+PREPARED_BY_US = ('brain', 'chorales', 'cifar10', 'digits', 'emoji', 'mnist')
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 
 

@@ -5,6 +5,7 @@
   `shapes`, `shapes:held_out`  captioned shapes of 16 x 16 pixels: see `shapes`
   `expressions`                pictures of expressions of shapes: see `expressions`
   `textured_ellipses`          slices through a body with a texture: see `slices`
+  `brain`                      slices of a head, prepared from nilearn: see `brain`
   `emoji`, `emoji:held_out`    emoji and their names, prepared from a font: see `emoji`
   `chorales`, `chorales:...`   windows of Bach's chorales, prepared from music21: see `chorales`
   `captioned_digits`           `digits` with the field `caption`, 'zero' .. 'nine': see `captions`
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 
 from vdm_jax.data import (
   arrays,
+  brain,
   captions,
   chorales,
   emoji,
@@ -68,6 +70,8 @@ def open_store(name: str, data_dir: str = '', image_size: int = 0, fields: Seque
     return slices.open_slices()
   if name == expressions.NAME:
     return expressions.open_expressions(texts)
+  if name == brain.NAME:
+    return brain.open_brain(data_dir)
   if name in emoji.FILES:
     return emoji.open_emoji(name, data_dir, texts)
   if name in chorales.STEPS:
