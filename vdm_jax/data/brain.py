@@ -89,9 +89,9 @@ def collect(template: np.ndarray) -> Brain:
 
 
 def nearest(brain: Brain) -> float:
-  """The PSNR in dB of a volume whose slices are the nearest pictures of training.
+  """The PSNR in dB of the volume if each slice is replaced by the nearest picture of training.
 
-  What a prior must beat that only remembers pictures.  The peak is the largest number.
+  The peak is the largest number of the volume.
   """
   flat = lambda u: u.reshape(len(u), -1).astype(np.float64)
   x, others = flat(brain.volume), flat(brain.train[:-VALIDATION])
