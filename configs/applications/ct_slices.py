@@ -38,7 +38,7 @@ class Choice(NamedTuple):
 
 
 CHOICES = {'ellipses': Choice(slices.NAME, 1000, 0.25, 3500),
-           'brain': Choice(brain.NAME, brain.VALIDATION, 0.5, 2500)}
+           'brain': Choice(brain.NAME, brain.VALIDATION, 0.5, 1800)}
 
 
 def get_config(which: str = 'ellipses') -> ml_collections.ConfigDict:
