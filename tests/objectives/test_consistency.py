@@ -12,6 +12,7 @@ from tests.support import distillation, recordings
 from vdm_jax import oracles, processes, schedules, weightings
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import consistency, progressive
+from vdm_jax.objectives.metrics import METRICS
 from vdm_jax.samplers.consistency import consistency as sampler_of
 from vdm_jax.typing import Estimate
 
@@ -226,7 +227,7 @@ def test_losses_and_gradients_agree_with_the_public_code(data):
     def loss(params):
       losses, _ = consistency.objective(
           f(params), PROCESS, x, t, keys, target=target, levels=levels, eps=eps,
-          teacher=teacher if taught else None, metric=consistency.METRICS[metric])
+          teacher=teacher if taught else None, metric=METRICS[metric])
       return losses.mean() / x.shape[1], losses / x.shape[1]
     return jax.grad(loss, has_aux=True)(params)
 

@@ -160,6 +160,27 @@ def test_after_reflow_trajectories_are_straight_and_one_euler_step_is_exact():
   assert abs(each.mean() - m**2 - (1 - s)**2) < 4 * each.std() / each.size**0.5
 
 
+def test_one_step_is_trained_by_the_distance_of_its_image_from_that_of_the_pair():
+  """A student g z of pairs x = m + s z, by sum_k w_k (x_k - g_k z_k)^2, at the points z_k = +-1.
+
+  The mean is sum_k w_k (m^2 + (s - g_k)^2), and its slope by g_k is 2 w_k (g_k - s): the distance
+  weighs the dimensions, and its gradient reaches the student.
+  """
+  m, s, w, g = 0.3, 0.5, jnp.array([3.0, 0.25]), jnp.array([0.2, 0.9])
+  z = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+
+  def loss(g):
+    losses, terms = rectified_flow.distil(
+        lambda z, level, cond=None: Estimate(g * z, z), LINES, m + s * z, jnp.zeros(4), keys(4),
+        z_1=z, metric=lambda a, b: jnp.sum(w * jnp.square(a - b), axis=-1))
+    return losses.mean(), terms
+
+  (value, terms), slope = jax.value_and_grad(loss, has_aux=True)(g)
+  np.testing.assert_allclose(value, jnp.sum(w * (m**2 + (s - g)**2)), rtol=1e-12)
+  np.testing.assert_allclose(slope, 2.0 * w * (g - s), rtol=1e-12)
+  np.testing.assert_allclose(terms['x_error'].mean(), jnp.sum(m**2 + (s - g)**2), rtol=1e-12)
+
+
 @pytest.mark.long
 def test_a_network_at_the_noise_end_sees_the_noise_alone():
   """The public code trains on t = 1e-3, where a thousandth of the data is in z."""

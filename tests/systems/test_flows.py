@@ -283,6 +283,46 @@ def test_scripts_sample_a_mean_flow_and_refuse_it_elsewhere_in_a_line(tmp_path):
   assert sorted(run.rglob('*')) == files and not list(tmp_path.glob('out*'))
 
 
+@pytest.mark.parametrize('metric', ['lpips', pytest.param('l1', marks=pytest.mark.long)])
+def test_one_step_is_trained_by_a_perceptual_distance_of_images_between_their_ends(metric):
+  """|u - v|_1 of u in [-1, 1] instead of LPIPS: D |u - v|_1 is D to_ends times the metric l1."""
+  module, config = configs.read('plane/flows:distilled')
+  config.model.update(features=8, blocks=1, metric=metric)
+  seen, net, rng = [], networks.mlp(config), np.random.default_rng(0)
+
+  def perceptual(u, v):
+    seen.append((u, v))
+    return jnp.sum(jnp.abs(u - v), axis=-1)
+
+  if metric == 'lpips':
+    with pytest.raises(InputError, match="config.model.metric='lpips': the weights of LPIPS are"):
+      module.build(config)
+  made = rectified_flow.distilled(config, net=net, perceptual=perceptual)
+  flow = flow_matching_system.experiment(config, net=net, condition=None)
+  params = jax.tree.map(lambda u: u + 0.3 * rng.standard_normal(u.shape).astype(np.float32),
+                        made.init(random.key(0)))
+  batch = made.data.spec.random(4)
+  context = Context(jnp.linspace(0.1, 0.9, 4), random.per_example(random.key(1), jnp.arange(4)),
+                    jnp.int32(0))
+
+  def loss(params):
+    losses, terms = made.loss(params, batch, context)
+    return losses.mean(), (losses, terms)
+
+  slope, (losses, terms) = jax.grad(loss, has_aux=True)(params)
+  assert any(np.any(u != 0.0) for u in jax.tree.leaves(slope))
+  model = flow.model(params)
+  x_hat = model.denoise(batch['z_1'], model.process(jnp.ones(4))).x
+  apart = jnp.abs(batch['x'] - x_hat)
+  np.testing.assert_allclose(terms['x_error'], jnp.mean(jnp.square(apart), axis=-1), rtol=1e-4)
+  scale = 256 / 255 if metric == 'lpips' else 0.5
+  np.testing.assert_allclose(losses, scale * jnp.sum(apart, axis=-1) / np.log(2.0), rtol=1e-4)
+  assert bool(seen) == (metric == 'lpips')
+  for u, v in seen:
+    np.testing.assert_allclose(u, 256 / 255 * batch['x'], rtol=1e-6)
+    assert np.shape(v) == (4, 2)
+
+
 def test_one_step_shows_what_it_is():
   made = rectified_flow.OneStep(lambda key: key, (8, 8, 1))
   assert repr(made) == 'OneStep(shape=(8, 8, 1): sample)'

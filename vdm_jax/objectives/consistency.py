@@ -25,6 +25,7 @@ import numpy as np
 from vdm_jax import random, weightings
 from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.inputs import Inputs, edm
+from vdm_jax.objectives.metrics import Metric, l2
 from vdm_jax.objectives.vlb import step_number
 from vdm_jax.processes import diffuse
 from vdm_jax.typing import (
@@ -37,7 +38,6 @@ from vdm_jax.typing import (
     Scalar,
     Weighting,
 )
-from vdm_jax.units import sum_over_data
 
 # (teacher, z_t, level of t, level of s, cond) -> z_s
 Solver = Callable[[Denoiser, Array, Level, Level, PyTree], Array]
@@ -105,25 +105,11 @@ SOLVERS = {'euler': euler, 'heun': heun}
 # --------------------------------------------------------------- objectives
 
 
-def l1(a: Array, b: Array) -> Array:
-  """|a - b|, a sum over the data: [B, ...] -> [B]."""
-  return sum_over_data(jnp.abs(a - b))
-
-
-def l2(a: Array, b: Array) -> Array:
-  """|a - b|^2, a sum over the data: [B, ...] -> [B]."""
-  return sum_over_data(jnp.square(a - b))
-
-
-METRICS = {'l1': l1, 'l2': l2}
-
-
 def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
               cond: PyTree = None, *, target: Denoiser, levels: Scalar,
               teacher: Denoiser | None = None, solver: Solver = heun,
-              metric: Callable[[Array, Array], Array] = l2,
-              weight: Weighting = weightings.OF_X['constant'], eps: Array | None = None
-              ) -> tuple[Array, dict[str, Array]]:
+              metric: Metric = l2, weight: Weighting = weightings.OF_X['constant'],
+              eps: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """w d(f(z_t, t), f_target(z_s, s)): consistency distillation, or training if `teacher` is None.
 
   Song et al. (2023): eq. 7 and algorithm 2 for distillation, eq. 10 and algorithm 3 for training.

@@ -8,10 +8,8 @@ a factor (`targets.removed`).  It starts from the teacher's weights.
 import jax.numpy as jnp
 
 from vdm_jax.errors import require_choice
+from vdm_jax.objectives.metrics import METRICS, l2
 from vdm_jax.typing import Array, Denoiser, Process, PyTree
-from vdm_jax.units import sum_over_data
-
-NORMS = ('l1', 'l2')
 
 
 def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
@@ -25,7 +23,6 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   Returns [B] and {'x_error'}, the square.
   Raises InputError if the norm is another.
   """
-  require_choice('norm', norm, NORMS)
-  error = x - denoise(z_1, process(jnp.ones_like(t)), cond).x
-  square = sum_over_data(jnp.square(error))
-  return square if norm == 'l2' else sum_over_data(jnp.abs(error)), {'x_error': square}
+  require_choice('norm', norm, METRICS)
+  x_hat = denoise(z_1, process(jnp.ones_like(t)), cond).x
+  return METRICS[norm](x, x_hat), {'x_error': l2(x, x_hat)}

@@ -17,9 +17,9 @@ t = 1e-3 and samples from pure noise there.)
 import jax.numpy as jnp
 
 from vdm_jax.objectives import flow_matching, vlb
+from vdm_jax.objectives.metrics import Metric, l2
 from vdm_jax.processes import prior_std
 from vdm_jax.typing import Array, Denoiser, Process, PyTree
-from vdm_jax.units import sum_over_data
 
 
 def reflow(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
@@ -40,9 +40,11 @@ def one_step(denoise: Denoiser, process: Process, z_1: Array, cond: PyTree = Non
 
 
 def distil(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
-           cond: PyTree = None, *, z_1: Array) -> tuple[Array, dict[str, Array]]:
-  """|x - one_step(z_1)|^2: [B], {}.  Liu et al. (2023), distillation of a flow.
+           cond: PyTree = None, *, z_1: Array, metric: Metric = l2
+           ) -> tuple[Array, dict[str, Array]]:
+  """d(x, one_step(z_1)): [B], {'x_error'}, the square.  Liu et al. (2023), distillation of a flow.
 
-  x, z_1: [B, ...]; t and keys are not used.
+  x, z_1: [B, ...]; t and keys are not used.  metric: d, a sum over the data; LPIPS in the paper.
   """
-  return sum_over_data(jnp.square(x - one_step(denoise, process, z_1, cond))), {}
+  x_hat = one_step(denoise, process, z_1, cond)
+  return metric(x, x_hat), {'x_error': l2(x, x_hat)}

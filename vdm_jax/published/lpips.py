@@ -92,8 +92,9 @@ def distance(names: str, field: str = 'config.model.lpips', size: int = 224
   The files are read at the first call, which raises InputError as `reader` says, and for examples
   that are no images of 1 or 3 channels.
 
-  size: the least side.  Smaller images are enlarged, bilinearly, as in the public code of
-  consistency models (Song et al. 2023).
+  size: the least side.  Smaller images are enlarged, bilinearly.  The public code of consistency
+  models (Song et al. 2023) enlarges to 224.  That of rectified flow (Liu et al. 2023) does not
+  enlarge CIFAR-10.
   """
   def of(x: Array, y: Array) -> Array:
     require_channels(field, names, x.shape[1:], least=1)

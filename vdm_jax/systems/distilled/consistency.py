@@ -6,27 +6,24 @@ on the update k.
 """
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
 from vdm_jax import weightings
-from vdm_jax.decoders import Pixels
-from vdm_jax.errors import InputError, require, require_choice
+from vdm_jax.errors import InputError, require_choice
 from vdm_jax.inputs import Inputs
 from vdm_jax.objectives import consistency
 from vdm_jax.systems import compose
-from vdm_jax.systems.distilled import teachers
+from vdm_jax.systems.distilled import metrics, teachers
+from vdm_jax.systems.distilled.metrics import Perceptual
 from vdm_jax.train import step as step_lib
-from vdm_jax.typing import Array, Experiment, Update
+from vdm_jax.typing import Experiment, Update
 from vdm_jax.values import Bound
 
 TARGET = 'target'  # the name of the average
 DISCRETISATIONS = ('fixed', 'paper', 'public')
-Perceptual = Callable[[Array, Array], Array]  # images [B, H, W, C] in [-1, 1], twice -> [B]
 
 
 def fields() -> dict:
@@ -86,34 +83,17 @@ def distillation(config: ml_collections.ConfigDict, base: Experiment, *, net: nn
       begins with the estimates of its teacher.
     perceptual: LPIPS with its weights (`published.lpips.distance`), for the metric of this name.
 
-  The loss is divided by D ln 2.  The metric 'lpips' is D LPIPS, so that the loss of each metric is
-  a mean over the image.  The term 'levels' is N(k).
+  The loss is divided by D ln 2.  The term 'levels' is N(k).
 
   Raises InputError for impossible numbers of levels or rates, for a process with infinite levels,
-  or for the metric 'lpips' without `perceptual`.
+  or as `metrics.of_config` does.
   """
   return _experiment(config, base, net, inputs, teacher or base, sign, perceptual)
 
 
-def _metric(config: ml_collections.ConfigDict, base: Experiment, perceptual: Perceptual | None
-            ) -> Callable[[Array, Array], Array]:
-  """d of config.model.metric, in units of the data.  Raises InputError."""
-  name, x = config.model.metric, base.data.spec.x
-  require_choice('config.model.metric', name, (*consistency.METRICS, 'lpips'))
-  if name != 'lpips':
-    return consistency.METRICS[name]
-  if perceptual is None:
-    raise InputError('config.model.metric', name, 'the weights of LPIPS are not given',
-                     'name their file in config.model.lpips, if the config has this field, or '
-                     'choose l1 or l2')
-  require(bool(x.levels), 'config.model.metric', name, 'the data are real numbers, and LPIPS is of '
-          'images', 'choose l1 or l2')
-  to_ends = Pixels(x.levels).to_ends
-  return lambda a, b: math.prod(x.shape) * perceptual(to_ends * a, to_ends * b)
-
-
 def _experiment(config, base, net, inputs, taught_by=None, sign=1.0, perceptual=None) -> Experiment:
-  m, table, metric = config.model, _discretisation(config), _metric(config, base, perceptual)
+  m, table = config.model, _discretisation(config)
+  metric = metrics.of_config(config, base.data.spec.x, perceptual)
   require_choice('config.model.solver', m.solver, consistency.SOLVERS)
   if TARGET in config.ema:
     raise InputError(f'config.ema.{TARGET}', config.ema[TARGET], 'the average of this name is the '
@@ -153,7 +133,7 @@ def _averaging(step: Update, table: consistency.Discretisation) -> Update:
   """`step`, with the average 'target' at the rate mu(k): Song et al. (2023), eq. 8."""
   def update(state, batch, key, axis, accumulate=1):
     _, rate = table.at(state.step)
-    after, metrics = step(state, batch, key, axis, accumulate=accumulate)
+    after, reported = step(state, batch, key, axis, accumulate=accumulate)
     target = step_lib.average(state.ema[TARGET], after.params, rate)
-    return dataclasses.replace(after, ema={**after.ema, TARGET: target}), metrics
+    return dataclasses.replace(after, ema={**after.ema, TARGET: target}), reported
   return update

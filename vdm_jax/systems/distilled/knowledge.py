@@ -9,6 +9,7 @@ import ml_collections
 from vdm_jax.data import pairs
 from vdm_jax.errors import require_choice
 from vdm_jax.objectives import knowledge
+from vdm_jax.objectives.metrics import METRICS
 from vdm_jax.systems import compose, paired
 from vdm_jax.systems.distilled import teachers
 from vdm_jax.typing import Experiment
@@ -36,7 +37,7 @@ def experiment(config: ml_collections.ConfigDict, base: Experiment, *,
   """
   spec = base.data.spec
   paired.require_pairs(config, base)
-  require_choice('config.model.norm', config.model.norm, knowledge.NORMS)
+  require_choice('config.model.norm', config.model.norm, METRICS)
 
   def loss(params, batch, context):
     def objective(denoise, process, _, t, keys, cond=None):

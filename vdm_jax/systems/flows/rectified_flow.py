@@ -21,14 +21,17 @@ from vdm_jax.denoisers import on_curve
 from vdm_jax.objectives import rectified_flow
 from vdm_jax.processes import GaussianProcess, sample_prior
 from vdm_jax.systems import compose, paired
-from vdm_jax.systems.distilled import teachers
+from vdm_jax.systems.distilled import metrics, teachers
 from vdm_jax.systems.flows import flow_matching as system
 from vdm_jax.typing import Array, Curve, Experiment, Model, brief
 
 
 def default_config(**model) -> ml_collections.ConfigDict:
-  """The fields of flow matching, and `steps`: k trains for k Euler steps, 0 for any number."""
-  return system.default_config(**{'steps': 0} | model)
+  """The fields of flow matching, those of `reflow` and those of `distilled`."""
+  return system.default_config(**{
+      'steps': 0,      # reflow: k trains for k Euler steps, 0 for any number
+      'metric': 'l2',  # distilled: or l1, or lpips where the config offers it
+  } | model)
 
 
 def of_pairs(config: ml_collections.ConfigDict, place: str) -> ml_collections.ConfigDict:
@@ -97,15 +100,21 @@ def reflow(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
 
 
 def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None,
-              read: inputs.Inputs | None = None) -> Experiment:
-  """The one step of a flow, learned from the flow's pairs.
+              read: inputs.Inputs | None = None, perceptual: metrics.Perceptual | None = None
+              ) -> Experiment:
+  """The one step of a flow, learned from the flow's pairs by config.model.metric.
 
-  Raises InputError for labels, and as `paired.require_pairs` does.  The check of the run that
-  training starts from raises InputError as `teachers.require_same` does.
+  perceptual: LPIPS with its weights, as in `metrics.of_config`.
+
+  The loss is divided by D ln 2.
+
+  Raises InputError for labels, and as `metrics.of_config` and `paired.require_pairs` do.  The check
+  of the run that training starts from raises InputError as `teachers.require_same` does.
   """
   compose.require(config, 'class_conditional', not config.model.class_conditional,
                   'a one-step student draws without labels', 'set it to False')
   base = _checked(config, net, read, None)
+  metric = metrics.of_config(config, base.data.spec.x, perceptual)
 
   def model(params, keys=None):
     m: Model = base.model(params, keys)
@@ -116,7 +125,7 @@ def distilled(config: ml_collections.ConfigDict, *, net: nn.Module | None = None
       return m.decode(rectified_flow.one_step(m.denoise, m.process, z_1))
     return OneStep(sample, m.shape, m.field)
 
-  return _on_pairs(base, rectified_flow.distil)._replace(
+  return _on_pairs(base, rectified_flow.distil, metric=metric)._replace(
       model=model, needs_start='one step is distilled from the flow that made the pairs',
       teacher=lambda made, params: teachers.require_same(base, made, params))
 
