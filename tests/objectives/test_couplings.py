@@ -26,6 +26,21 @@ def test_the_pairs_are_the_exact_plan_of_the_recordings():
     np.testing.assert_allclose(cost, saved[f'B{n}/cost'], rtol=1e-12)
 
 
+def test_the_pairs_of_a_line_are_in_order_and_those_of_a_square_are_counted_by_hand():
+  """On a line the least cost pairs the sorted noise with the sorted data.  In the plane: a square.
+
+  The data (0, 0), (2, 0), (0, 2), (2, 2) have noise half a unit or a unit away, of cost 2.5.
+  """
+  noise, x = jnp.array([3.0, -1.0, 0.5, 2.0]), jnp.array([0.1, 5.0, -4.0, 0.2])
+  paired = couplings.optimal_transport(noise[:, None], x[:, None], group=4)[:, 0]
+  np.testing.assert_array_equal(paired, [0.5, 3.0, -1.0, 2.0])
+  np.testing.assert_allclose(jnp.square(paired - x).sum(), 0.16 + 4.0 + 9.0 + 3.24, rtol=1e-12)
+  x = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+  near = x + jnp.array([[0.5, 0.0], [0.0, 1.0], [1.0, 0.0], [-0.5, 0.0]])
+  paired = couplings.optimal_transport(near[jnp.array([2, 3, 1, 0])], x, group=4)
+  np.testing.assert_allclose(jnp.square(paired - x).sum(), 2.5, rtol=1e-12)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('labelled', [False, True])
 def test_the_cost_is_that_of_another_solver_in_every_group_and_within_labels(labelled):

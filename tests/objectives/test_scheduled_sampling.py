@@ -86,16 +86,15 @@ def test_the_best_linear_network_draws_samples_that_are_too_narrow(x64, probabil
   assert variance**0.5 == pytest.approx(std, abs=5e-7)
 
 
-@pytest.mark.parametrize('probability', [0.0, 0.8])
-def test_its_ddim_samples_are_narrower_still(x64, probability):
-  """Of the same best network, by closed forms of another implementation."""
-  saved, gain = recordings.shared('flows_closed_forms'), best_gains(probability, 1)
-  np.testing.assert_allclose(gain, saved[f'ss/p{probability:g}/gain'], rtol=1e-9)
+@pytest.mark.parametrize('probability,std', [(0.0, 0.49849528299606777), (0.8, 0.380821132251101)])
+def test_its_ddim_samples_are_narrower_still(x64, probability, std):
+  """Of the same best network; the deviations are closed forms of another implementation."""
+  gain = best_gains(probability, 1)
   z = jnp.array([[1.0]])
   keys = jax.random.split(jax.random.key(0), 1)
   got = samplers.sample(samplers.ddim(linear(jnp.asarray(gain)), PROCESS), keys, z,
                         jnp.arange(STEPS, -1, -1) / STEPS)
-  assert float(got[0, 0]) == pytest.approx(float(saved[f'ss/p{probability:g}/std_ddim']), rel=1e-9)
+  assert float(got[0, 0]) == pytest.approx(std, rel=1e-9)
 
 
 def network(arrays):

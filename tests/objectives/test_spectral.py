@@ -28,6 +28,17 @@ def test_the_losses_are_those_of_numpy_s_transform(x64):
   np.testing.assert_allclose(weighed, arrays['freq_loss'], rtol=1e-10)
 
 
+def test_without_a_weight_the_loss_is_parseval_s_and_a_flat_spectrum_weighs_all_alike():
+  """sum |F d|^2 = H W sum |d|^2.  A datum that is one pixel of height a has |F x| = |a|."""
+  d = jax.random.normal(jax.random.key(2), (3, 4, 6, 2))
+  spatial = 4 * 6 * jnp.sum(jnp.square(d), axis=(1, 2, 3))
+  np.testing.assert_allclose(spectral.spectral_square(d), spatial, rtol=1e-5)
+  heights = jnp.array([0.5, -2.0, 4.0])
+  pixel = jnp.zeros_like(d).at[:, 1, 3].set(heights[:, None])
+  weighed = spectral.spectral_square(d, spectral.inverse_spectrum(pixel, floor=0.1))
+  np.testing.assert_allclose(weighed, spatial / jnp.abs(heights), rtol=1e-5)
+
+
 @pytest.mark.long
 def test_a_frequency_that_the_datum_lacks_weighs_no_more_than_the_floor_says():
   flat = jnp.ones((1, 4, 4, 1))  # which has the frequency 0 alone
