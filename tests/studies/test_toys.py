@@ -27,17 +27,21 @@ def test_a_toy_has_a_row_in_the_table_of_its_configs(name):
   assert measured.shared(table, toys.SYSTEMS[name].row, toys.COLUMNS) == list(toys.COLUMNS)
 
 
-@pytest.mark.parametrize('last,result', [
-    ({'bits_per_dim': 5.5}, '5.500 (validation)'),
-    ({}, 'sliced Wasserstein 0.022 in 1 step (training data 0.019)')])
+DISTANCE = 'sliced Wasserstein 0.022 in 1 step (training data 0.019)'
+
+
+@pytest.mark.parametrize('last,coupled,result', [
+    ({'bits_per_dim': 5.5}, False, '5.500 (validation)'), ({}, False, DISTANCE),
+    ({'bits_per_dim': 7.1}, True, DISTANCE)])
 def test_the_result_of_a_toy_is_its_bound_or_else_the_distance_of_its_samples(
-    last, result, tmp_path):
+    last, coupled, result, tmp_path):
   (tmp_path / 'knowledge').mkdir()
   records = ({'step': 120, 'kind': 'train', 'loss': 1.0, 'steps_per_second': 2.0},
              {'step': 120, 'kind': 'validation', 'loss': 1.0, **last})
   (tmp_path / 'knowledge' / 'metrics.jsonl').write_text(
       ''.join(json.dumps(record) + '\n' for record in records))
-  row = gallery.GalleryRow(*[None] * 6, distance=0.0221, floor=0.0189, energy=(0.0, 0.0))
+  row = gallery.GalleryRow(*[None] * 6, distance=0.0221, floor=0.0189, energy=(0.0, 0.0),
+                           coupled=coupled)
   assert toys.figures('knowledge', tmp_path, row) == {'minutes': '1.0', 'reached here': result}
 
 

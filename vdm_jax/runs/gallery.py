@@ -40,6 +40,7 @@ class GalleryRow(NamedTuple):
   distance: float                  # sliced Wasserstein, of samples and test data in [-1, 1]
   floor: float                     # of as many training data and test data
   energy: tuple[float, float]      # the energy distance, and its standard error
+  coupled: bool = False            # whether noise and data are coupled: see `Model.coupled`
 
 
 def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000) -> GalleryRow:
@@ -79,7 +80,7 @@ def row(name: str, directory: str | Path, method: runs.Method, count: int = 2000
                     np.asarray(encode(jnp.asarray(integers))),
                     sliced_wasserstein(key, generated, tested),
                     sliced_wasserstein(key, training, tested),
-                    tuple(kernel_distance(generated, tested)))
+                    tuple(kernel_distance(generated, tested)), m.coupled)
 
 
 def _on_the_way(model: Callable[[PyTree], Model], params: PyTree, test: np.ndarray

@@ -138,8 +138,8 @@ def study(directory: str | Path, out: str | Path, configs: Path, *,
 def figures(name: str, directory: str | Path, row: gallery.GalleryRow) -> dict[str, str]:
   """A system's minutes of training and its result as text, by `COLUMNS`.
 
-  The result is the bound at the end of training.  A system without a bound has the distance of its
-  samples from the data.
+  The result is the bound at the end of training.  A system without a bound, or one that couples
+  noise and data, has the distance of its samples from the data.
 
   Args:
     name: in `SYSTEMS`.
@@ -148,7 +148,7 @@ def figures(name: str, directory: str | Path, row: gallery.GalleryRow) -> dict[s
   """
   toy, place = SYSTEMS[name], Path(directory, name)
   result = metrics.reached(place)
-  if result.startswith('loss'):
+  if result.startswith('loss') or row.coupled:  # whose bound, of independent noise, says little
     steps = f'{toy.steps} step{"s" if toy.steps > 1 else ""}'
     result = (f'sliced Wasserstein {row.distance:.3f} in {steps} '
               f'(training data {row.floor:.3f})')
