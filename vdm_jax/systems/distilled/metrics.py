@@ -6,7 +6,7 @@ import ml_collections
 
 from vdm_jax.data.fields import Field
 from vdm_jax.decoders import Pixels
-from vdm_jax.errors import InputError, require, require_choice
+from vdm_jax.errors import InputError, require_choice
 from vdm_jax.objectives.metrics import METRICS, Metric
 from vdm_jax.typing import Array
 
@@ -34,7 +34,9 @@ def of_config(config: ml_collections.ConfigDict, x: Field, perceptual: Perceptua
     raise InputError('config.model.metric', name, 'the weights of LPIPS are not given',
                      'name their file in config.model.lpips, if the config has this field, or '
                      'choose l1 or l2')
-  require(bool(x.levels), 'config.model.metric', name, 'the data are real numbers, and LPIPS is of '
-          'images', 'choose l1 or l2')
+  if not x.levels:
+    raise InputError('config.model.metric', name,
+                     'the data are real numbers, and LPIPS is of images',
+                     'choose l1 or l2')
   to_ends = Pixels(x.levels).to_ends
   return lambda a, b: math.prod(x.shape) * perceptual(to_ends * a, to_ends * b)
