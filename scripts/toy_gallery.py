@@ -1,7 +1,6 @@
 """Trains the systems of points in the plane and draws them side by side: one picture.
 
-  python scripts/toy_gallery.py --workdir=runs/toys --out=toys.png [--systems=vdm,edm] \
-    [--only_samples]
+  python scripts/toy_gallery.py --workdir=runs/toys --out=toys.png [--systems=vdm,edm]
 
 Each system takes a minute or two on 2 CPU cores.  Existing runs are not trained again.  --measured
 updates the rows of the systems in a table that exists, docs/measured/plane.json.
