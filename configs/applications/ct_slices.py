@@ -32,8 +32,8 @@ from vdm_jax.typing import Experiment
 
 class Choice(NamedTuple):
   data: str
-  validation: int  # slices
-  std: float       # of x, but for its mean; of heads, but for the mean head
+  validation: int  # pictures
+  std: float       # of x about its mean; for brain: about the mean picture
   steps: int
 
 
@@ -52,7 +52,9 @@ def get_config(which: str = 'ellipses') -> ml_collections.ConfigDict:
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  ends, shift = compose.end_points(config), -2.0 * np.log(config.model.std)
+  # A run's config may be older than the field.
+  std = config.model.get('std', CHOICES['ellipses'].std)
+  ends, shift = compose.end_points(config), -2.0 * np.log(std)
   coarsest = data.resolve(config.data).x.shape[0] // 4  # pixels, after the patches and a level
   net = UNet(features=config.model.features, multipliers=(1, 1), blocks=1,
              attention_resolutions=(coarsest,), groups=8)
@@ -61,5 +63,5 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   return score_sde.experiment(
       config, net=Patched(networks.configured(net, config)),
       schedule=schedules.Shifted(schedules.Cosine(*(end - shift for end in ends)), shift), curve=vp,
-      target=targets.edm(config.model.std), inputs=inputs.scaled(*ends), weight=weight,
+      target=targets.edm(std), inputs=inputs.scaled(*ends), weight=weight,
       ends_denoised=False)

@@ -40,7 +40,7 @@ def test_the_volume_and_its_neighbours_are_in_no_picture_of_training(made):
 
 
 def test_pictures_of_a_slice_are_all_grids_of_4_mm():
-  """Levels are shares of the number at the places of the volume, and at most 255."""
+  """A level is 255 times the ratio to the largest number of the volume, and at most 255."""
   x, y = np.mgrid[:SHAPE[0], :SHAPE[1]]
   found = brain.collect(np.broadcast_to((16 * (x % 4) + y % 4)[..., None] + 20.0, SHAPE))
   want = [min(255, round(255 * (16 * i + j + 20) / 20)) for i in range(4) for j in range(4)]
@@ -96,6 +96,6 @@ def test_the_template_of_nilearn_gives_the_known_pictures(tmp_path):
   said = prepare.prepare('brain', str(tmp_path)).splitlines()
   assert [line.endswith('as expected') for line in said] == [False, True, True, False]
   if not SHARED.exists():
-    pytest.skip(f'{SHARED} is not here')
+    pytest.skip(f'{SHARED.name}, made by an independent program, is not here')
   with np.load(SHARED) as file, np.load(tmp_path / 'brain' / 'volume.npz') as own:
     np.testing.assert_array_equal(np.round(255.0 * own['volume']), file['volume'])

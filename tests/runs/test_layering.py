@@ -27,7 +27,7 @@ ROOMS = {
     'likelihood': [*MATHEMATICS, 'errors', 'machine', 'objectives', 'samplers'],
     # It changes given images by the samplers, and knows no network.
     'editing': [*MATHEMATICS, 'errors', 'samplers'],
-    # Two steps of one-step models are with their objectives.
+    # The steps of MeanFlow and of a distilled flow lie in objectives, beside their losses.
     'certification': [*MATHEMATICS, 'errors', 'objectives', 'samplers'],
     # The laws of z_t and of samples, and what they say of a sampler's error.
     'laws': [*MATHEMATICS, 'errors'],

@@ -254,7 +254,7 @@ def test_the_program_of_a_sampler_does_not_grow_with_its_steps():
       assert size(entry.make, 12) == size(entry.make, 200), name
 
 
-BY_DRIFT = ['samplers.interpolants.euler, e = 0', 'samplers.interpolants.euler, e = sigma^2 / 2']
+BY_DRIFT = ['samplers.interpolants.euler (e = 0)', 'samplers.interpolants.euler (e = sigma^2 / 2)']
 EXACT = ['objectives.mean_flow.step', 'objectives.rectified_flow.one_step']
 
 

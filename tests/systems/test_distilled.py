@@ -170,7 +170,7 @@ def test_a_student_is_loaded_and_sampled_without_its_teacher(teacher, student, t
 @pytest.mark.parametrize('steps,asked', [(1, []), (4, ['--step=10'])], ids=['one', 'four'])
 def test_the_command_samples_a_student_in_its_own_steps_of_ddim_that_end_in_x(
     student, tmp_path, steps, asked):
-  """No sampler is named: the checkpoint of update 10 is the last one of the student of four steps.
+  """The command names no sampler.  Update 10 made the last checkpoint of the four-step student.
 
   The images are those of the steps as the paper writes them: z_s = alpha_s x_hat + sigma_s eps_hat.
   """

@@ -66,7 +66,7 @@ def by_drift(e: float) -> SamplerMaker:
 
 
 def _of_normal(denoise, z, level):
-  """(m, s, level, z - alpha m) for data N(m, s^2): the last one by eps_hat."""
+  """(m, s, level, z - alpha m) for data N(m, s^2); z - alpha m is computed from eps_hat."""
   m, s = denoise.data.means[0], denoise.data.stds[0]
   eps, level = denoise(z, level).eps, level.expand(z)
   return m, s, level, (jnp.square(level.alpha * s) + jnp.square(level.sigma)) / level.sigma * eps
@@ -88,7 +88,7 @@ def by_average_velocity(denoise: Denoiser, process: Process) -> Sampler:
 def of_pairs(denoise: Denoiser, process: Process) -> Sampler:
   """`rectified_flow.one_step` by the exact denoiser of the pairs of the flow of normal data.
 
-  The flow carries z_1 to x = m + s z_1, so z_t = alpha x + sigma z_1 shows both of a pair.
+  The flow carries z_1 to x = m + s z_1.  So z_t = alpha x + sigma z_1 determines both.
   """
   def of_z_t(z, level, cond=None):
     m, s, level, deviation = _of_normal(denoise, z, level)
@@ -100,9 +100,9 @@ def of_pairs(denoise: Denoiser, process: Process) -> Sampler:
 _PYTHON = 'from Python alone'
 # Samplers that are not made of a denoiser alone, so they are no names of the samplers' catalogue.
 FROM_PYTHON: dict[str, catalogue.Entry] = {
-    'samplers.interpolants.euler, e = 0': catalogue.Entry(
+    'samplers.interpolants.euler (e = 0)': catalogue.Entry(
         _PYTHON, 'Albergo et al. (2023)', by_drift(0.0), 1, 'the flow of a stochastic interpolant'),
-    'samplers.interpolants.euler, e = sigma^2 / 2': catalogue.Entry(
+    'samplers.interpolants.euler (e = sigma^2 / 2)': catalogue.Entry(
         _PYTHON, 'Albergo et al. (2023)', by_drift(0.5), stochastic=True,
         use='the SDE of a stochastic interpolant'),
     'objectives.mean_flow.step': catalogue.Entry(
@@ -151,11 +151,12 @@ def equalities() -> dict[str, list[SamplerMaker]]:
 def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
   """The jobs of these samplers; by default of all `ENTRIES` and the equalities.
 
-  names: of samplers; samplers.interpolants.euler is both entries of this function.
+  names: of samplers; 'samplers.interpolants.euler' stands for both entries of this function.
   order: the claimed order of samplers given as FILE.py:NAME; None if they are stochastic.
   Raises InputError.
   """
-  names = [known for name in names for known in _certifiable(name)] or list(ENTRIES)
+  given = dict.fromkeys(known for name in names for known in _certifiable(name))
+  names = list(given or ENTRIES)
   out = [Job('sampler', name, order if ':' in name else None) for name in names]
   out += [Job('one step', name) for name in names
           if ':' not in name and ENTRIES[name].needs == 'variances']
@@ -166,7 +167,7 @@ def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
 
 
 def _certifiable(name: str) -> list[str]:
-  if alone := [known for known in FROM_PYTHON if name in (known, known.partition(',')[0])]:
+  if alone := [known for known in FROM_PYTHON if name in (known, known.partition(' (')[0])]:
     return alone
   name, entry = catalogue.find(name, 'samplers')
   require(entry.evaluations is not None or entry.at_tolerance is not None, 'samplers', name,

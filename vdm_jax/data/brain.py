@@ -13,7 +13,7 @@ flips would add no picture.  Slices are 1 mm apart, and z mod 8 decides what a s
   z mod 8      use
   2, 3, 5, 6   training
   4            validation: the last `VALIDATION` pictures of the training split
-  0            testing, and the volume
+  0            testing, and the volume: from z = 32 on
   1, 7         none: these are next to slices of the volume
 
 So a slice of the volume is 2 mm or more from every slice of training, in the same head.  The

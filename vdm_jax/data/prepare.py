@@ -46,7 +46,7 @@ def official_archives(name: str) -> tuple[Archive, ...]:
 
 def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
             archives: Sequence[Archive] | None = None) -> str:
-  """Writes the data set `name` below `data_dir` and returns one line that says where it is.
+  """Writes the data set `name` below `data_dir`, and returns a text that says where it is.
 
   Archives are looked for in `places` (files and folders).  Without `places`, they are looked for
   where TFDS keeps its downloads (data_dir/downloads), and missing ones are downloaded into it.

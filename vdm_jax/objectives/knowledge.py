@@ -20,7 +20,7 @@ def objective(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Arr
   Luhman and Luhman (2021); their public code uses l1 on CIFAR-10 and l2 elsewhere.
   z_1, x: [B, ...], the two ends of a path of the teacher.  Nothing is drawn, so t and keys are not
   used.
-  Returns [B] and {'x_error'}, the square.
+  Returns [B] and {'x_error': |x - x_hat|^2}.
   Raises InputError if the norm is another.
   """
   require_choice('norm', norm, METRICS)

@@ -42,7 +42,9 @@ def one_step(denoise: Denoiser, process: Process, z_1: Array, cond: PyTree = Non
 def distil(denoise: Denoiser, process: Process, x: Array, t: Array, keys: Array,
            cond: PyTree = None, *, z_1: Array, metric: Metric = l2
            ) -> tuple[Array, dict[str, Array]]:
-  """d(x, one_step(z_1)): [B], {'x_error'}, the square.  Liu et al. (2023), distillation of a flow.
+  """d(x, x_hat) with x_hat = one_step(z_1), [B], and {'x_error': |x - x_hat|^2}.
+
+  Liu et al. (2023), distillation of a flow.
 
   x, z_1: [B, ...]; t and keys are not used.  metric: d, a sum over the data; LPIPS in the paper.
   """

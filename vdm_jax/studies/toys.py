@@ -61,9 +61,9 @@ SYSTEMS = {
                      'teacher', pairs=True),
     'consistency': Toy('consistency, 1 step', 'plane/consistency', ('distillation',),
                        'consistency', 1, 'edm'),
-    'consistency_training': Toy('the same, of data', 'plane/consistency', ('training',),
+    'consistency_training': Toy('consistency training', 'plane/consistency', ('training',),
                                 'consistency', 1),
-    'consistency_public': Toy('of data, public rate', 'plane/consistency', ('public',),
+    'consistency_public': Toy('public rate, 1 step', 'plane/consistency', ('public',),
                               'consistency', 1),
 }
 
@@ -148,7 +148,8 @@ def figures(name: str, directory: str | Path, row: gallery.GalleryRow) -> dict[s
   """
   toy, place = SYSTEMS[name], Path(directory, name)
   result = metrics.reached(place)
-  if result.startswith('loss') or row.coupled:  # whose bound, of independent noise, says little
+  # The bound of a coupled flow assumes independent noise, so it says little.
+  if result.startswith('loss') or row.coupled:
     steps = f'{toy.steps} step{"s" if toy.steps > 1 else ""}'
     result = (f'sliced Wasserstein {row.distance:.3f} in {steps} '
               f'(training data {row.floor:.3f})')

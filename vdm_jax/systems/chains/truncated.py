@@ -11,9 +11,9 @@ Gaussian prior, the model has a likelihood.  The mean and the standard deviation
 are parameters.  The bound has the divergence from this Gaussian in place of the divergence from
 N(0, 1).
 
-Validation also reports 'prior_energy', the energy distance of the prior from z_T' of the data.  So
-the two priors can be compared.  It compares neighbours of the split, so a split that is sorted by
-its contents makes the distance too large.
+Validation also reports 'prior_energy', the energy distance between draws of the prior and z_T' of
+the data, by which the two kinds of prior can be compared.  The estimate uses pairs of neighbouring
+examples, so it is too large if the split is sorted by its contents.
 
 The public code trains the prior at the step after T', and samples from that prior in step T'.  Here
 both use step T'.  The public code has R1 with gamma 0.01 in every 16th step, which is 0.01 / 16
@@ -97,7 +97,9 @@ def _end(experiment: Experiment, params, n: int) -> Level:
 
 def _distance(draw: Callable[[Array, Array], Array], x: Array, level: Level, keys: Array
               ) -> dict[str, Array]:
-  """{'prior_energy': [B]} of a prior, draw(keys [B], like [B, ...]) -> z_T', at this level of z_T'.
+  """{'prior_energy': [B]}: the energy distance between a prior and z_T' of the data x.
+
+  draw: (keys [B], like [B, ...]) -> z_T' of the prior.  level: of z_T'.
   """
   real = truncated_dpm.truth(x, level, keys)
   fake, other = (draw(random.stream(keys, name), real) for name in ('prior', 'prior_again'))

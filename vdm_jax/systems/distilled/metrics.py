@@ -16,8 +16,7 @@ Perceptual = Callable[[Array, Array], Array]  # images [B, H, W, C] in [-1, 1], 
 def of_config(config: ml_collections.ConfigDict, x: Field, perceptual: Perceptual | None) -> Metric:
   """The metric config.model.metric, in units of the data; l2 if the config has no such field.
 
-  The metric 'lpips' is D LPIPS, so that a loss which is divided by D is a mean over the image, for
-  each metric.
+  The metric 'lpips' is D LPIPS.  A loss that is divided by D is then LPIPS itself.
 
   Args:
     config: the name of the metric is in config.model.metric.
@@ -32,7 +31,7 @@ def of_config(config: ml_collections.ConfigDict, x: Field, perceptual: Perceptua
     return METRICS[name]
   if perceptual is None:
     raise InputError('config.model.metric', name, 'the weights of LPIPS are not given',
-                     'name their file in config.model.lpips, if the config has this field, or '
+                     'name their files in config.model.lpips, if the config has this field, or '
                      'choose l1 or l2')
   if not x.levels:
     raise InputError('config.model.metric', name,
