@@ -13,8 +13,8 @@ After the colon:
                   of warm-up, gradients clipped at norm 1, dropout 0.15, an average of rate 0.999999
   reflow          the same on a million pairs or more, made to a tolerance of 1e-5; the average has
                   rate 0.9999
-  distilled       one step, on pairs of the flow that it starts from.  The loss is L2.  The published
-                  loss is LPIPS of images of 32x32, which needs two files of weights of its authors:
+  distilled       one step, on pairs of the flow that it starts from.  The loss is L2.  The loss of
+                  the paper is LPIPS of images of 32x32, which needs two files of weights:
                   --config.model.metric=lpips --config.model.lpips=vgg16-397923af.pth,vgg.pth
   curvature       Lee, Kim and Ye (2023): beta 20, Adam 2e-4, batch 128, 500,000 steps, an average
                   of rate 0.9999, a small U-Net as the encoder
