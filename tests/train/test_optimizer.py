@@ -52,6 +52,44 @@ def test_radam_begins_with_momentum_and_then_shortens_its_steps_as_in_the_paper(
   assert factors[4] == 0.0 < factors[6] < factors[10] < 1.0
 
 
+def first_step(gradients, **fields):
+  """The first step with a learning rate of 1, along these gradients."""
+  tx = optimizer.named(config(name='muon', learning_rate=1.0, warmup_steps=0, weight_decay=0.0,
+                              **fields))
+  params = jax.tree.map(jnp.zeros_like, gradients)
+  return tx.update(gradients, tx.init(params), params)[0]
+
+
+@pytest.mark.parametrize('shape,matrices', [
+    ((12, 8), (1, 12, 8)), ((3, 3, 2, 8), (1, 18, 8)), ((4, 6, 5), (4, 6, 5)),
+    ((2, 3, 3, 2, 8), (2, 18, 8))], ids=['dense', 'convolution', 'stacked', 'both'])
+def test_a_step_of_muon_has_the_singular_vectors_of_the_gradient_and_equal_lengths(shape, matrices):
+  """The singular value decomposition is numpy's.  Newton-Schulz leaves values of 0.7 to 1.2."""
+  gradient = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  step = first_step({'net': {'kernel': jnp.asarray(gradient)}})['net']['kernel']
+  for g, moved in zip(gradient.reshape(matrices), np.asarray(step).reshape(matrices), strict=True):
+    u, _, v = np.linalg.svd(g, full_matrices=False)
+    values = u.T @ -moved @ v.T / (0.2 * np.sqrt(max(g.shape)))
+    np.testing.assert_allclose(values - np.diag(np.diag(values)), 0.0, atol=1e-3)
+    assert 0.6 < np.diag(values).min() and np.diag(values).max() < 1.3
+    rest = -moved - u @ (u.T @ -moved @ v.T) @ v  # outside of these vectors there is nothing
+    np.testing.assert_allclose(rest, 0.0, atol=1e-3)
+
+
+def test_with_muon_all_but_kernels_of_the_network_make_the_steps_of_adam():
+  """The first step of Adam is the sign of the gradient.  A step of Muon is as long for kernels."""
+  draw = lambda *shape: jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+  gradients = {'net': {'bias': draw(4), 'embedding': draw(3, 4), 'kernel': draw(64, 64)},
+               'schedule': {'kernel': draw(4, 4)}}
+  step = first_step(gradients)
+  for of, name in (('net', 'bias'), ('net', 'embedding'), ('schedule', 'kernel')):
+    np.testing.assert_allclose(step[of][name], -jnp.sign(gradients[of][name]), rtol=1e-4)
+  # RMS of an orthogonal matrix [n, n] is 1 / sqrt(n); Adam's long average RMS is some 0.2.
+  assert 0.7 * 0.2 < jnp.sqrt(jnp.mean(jnp.square(step['net']['kernel']))) < 1.2 * 0.2
+  with pytest.raises(InputError, match="config.optimizer.moments='factored': Muon keeps"):
+    optimizer.named(config(name='muon', moments='factored'))
+
+
 def test_an_optimiser_has_a_name_and_an_older_config_has_none():
   with pytest.raises(InputError, match="config.optimizer.name='sgd': "):
     optimizer.named(config(name='sgd'))

@@ -1,6 +1,7 @@
 """The optimiser of the VDM recipe: AdamW, linear warm-up, no decay where decay has no meaning.
 
-RAdam, which consistency models are trained with, is the other choice.
+RAdam, which consistency models are trained with, is another choice.  Muon is a third: it needs
+fewer steps, each of which costs more.
 
 AdamW keeps two moments of each parameter's gradient; `moments` says how they are kept:
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from optax import contrib
 
 from vdm_jax.errors import InputError, require, require_choice
 from vdm_jax.typing import PyTree
@@ -42,7 +44,7 @@ def decay_mask(params: PyTree, official: bool = False) -> PyTree:
 def default_config() -> ml_collections.ConfigDict:
   """config.optimizer: the values of the official VDM configs."""
   return ml_collections.ConfigDict({
-      'name': 'adamw',       # or 'radam'
+      'name': 'adamw',       # or 'radam', or 'muon'
       'learning_rate': 2e-4,
       'schedule_learning_rate': 0.0,  # of params['schedule']; 0: the same
       'warmup_steps': 100,   # linear, from 0
@@ -142,11 +144,56 @@ def radam(config) -> optax.GradientTransformation:
   return _of(config, optax.scale_by_radam)
 
 
-NAMES = {'adamw': adamw, 'radam': radam}
+def scale_by_muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Muon for the kernels of the network, Adam for all other parameters.
+
+  Muon (Jordan et al. 2024): the average of a matrix of gradients, with decay 0.95 and a look ahead
+  (Nesterov), is made orthogonal by five Newton-Schulz iterations.  The result [n, m] is multiplied
+  by 0.2 sqrt(max(n, m)).  Then its root mean square is about that of a step of Adam, so both kinds
+  of parameters have one learning rate: Liu et al. (2025), `Muon is Scalable for LLM Training`.
+  b1, b2 and eps are those of Adam.
+
+  A convolution over two axes is one matrix, [taps C, C'].  Each entry along any other axis has a
+  matrix of its own: stacked blocks, and the taps of a convolution over one axis.
+  """
+  def inputs(kernel):
+    return (-4, -3, -2) if kernel.ndim > 3 else (-2,)
+
+  def numbers(kernel):
+    return contrib.MuonDimensionNumbers(inputs(kernel), (-1,))
+
+  def scaled(updates, _):
+    def one(kernel):
+      rows = math.prod(kernel.shape[axis] for axis in inputs(kernel))
+      return 0.2 * math.sqrt(max(rows, kernel.shape[-1])) * kernel
+    return jax.tree.map(one, updates)
+
+  def label(path, leaf):
+    names = [entry.key for entry in path]
+    return 'muon' if names[0] != 'schedule' and names[-1] == 'kernel' and leaf.ndim > 1 else 'adam'
+
+  orthogonal = contrib.scale_by_muon(weight_dimension_numbers=lambda u: jax.tree.map(numbers, u))
+  return optax.multi_transform(
+      {'muon': optax.chain(orthogonal, optax.stateless(scaled)),
+       'adam': optax.scale_by_adam(b1, b2, eps)},
+      lambda params: jax.tree_util.tree_map_with_path(label, params))
+
+
+def muon(config) -> optax.GradientTransformation:
+  """config.optimizer -> Muon for kernels and Adam for the rest (`scale_by_muon`), with decay.
+
+  Raises InputError as `adamw` does; also for moments that are not float32.
+  """
+  require(config.get('moments', 'float32') == 'float32', 'config.optimizer.moments',
+          config.get('moments'), 'Muon keeps its moments in float32', 'leave it at float32')
+  return _of(config, scale_by_muon)
+
+
+NAMES = {'adamw': adamw, 'radam': radam, 'muon': muon}
 
 
 def named(config) -> optax.GradientTransformation:
-  """The optimiser config.optimizer.name.  Raises InputError as `adamw` and `radam` do."""
+  """The optimiser config.optimizer.name.  Raises InputError as the optimisers of `NAMES` do."""
   name = config.get('name', 'adamw')  # a run's config may be older than the field
   require_choice('config.optimizer.name', name, NAMES)
   return NAMES[name](config)
