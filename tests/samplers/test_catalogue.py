@@ -264,6 +264,7 @@ def test_samplers_from_python_alone_are_among_those_certified_and_can_be_chosen(
   assert {job.kind for job in jobs} == {'sampler', 'one step', 'encoding', 'equality'}
   chosen = certified.jobs(['objectives.mean_flow.step', 'samplers.interpolants.euler'])
   assert [job.name for job in chosen] == ['objectives.mean_flow.step', *BY_DRIFT]
+  assert certified.jobs(['mean_flow.step', 'interpolants.euler']) == chosen
   assert [certified.FROM_PYTHON[name].order for name in BY_DRIFT] == [1, None]
 
 

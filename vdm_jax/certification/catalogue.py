@@ -167,7 +167,9 @@ def jobs(names: Sequence[str] = (), order: float | None = None) -> list[Job]:
 
 
 def _certifiable(name: str) -> list[str]:
-  if alone := [known for known in FROM_PYTHON if name in (known, known.partition(' (')[0])]:
+  heads = {known: known.partition(' (')[0] for known in FROM_PYTHON}
+  if alone := [known for known, head in heads.items()
+               if name in (known, head, head.partition('.')[2])]:  # with its room, or without
     return alone
   name, entry = catalogue.find(name, 'samplers')
   require(entry.evaluations is not None or entry.at_tolerance is not None, 'samplers', name,
