@@ -24,7 +24,6 @@ Neurological Institute, McGill University: it may be used, copied, modified and 
 purpose without fee, if this notice is kept.  It comes as is, without a warranty.
 """
 import hashlib
-import importlib
 import os
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ import numpy as np
 
 from vdm_jax.data import arrays, records
 from vdm_jax.data.sources import Store
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import require
 from vdm_jax.machine import files
 
 NAME = 'brain'
@@ -56,11 +55,7 @@ class Brain(NamedTuple):
 
 def read() -> Brain:
   """The slices of nilearn's template.  Raises InputError if the package is not installed."""
-  try:
-    datasets = importlib.import_module('nilearn.datasets')
-  except ImportError as error:
-    raise InputError(problem='the head is in the package nilearn, which is not installed',
-                     remedy='pip install "vdm_jax[brain]"') from error
+  datasets = records.optional_module('nilearn.datasets', 'the head is', 'brain')
   return collect(np.asarray(datasets.load_mni152_template(resolution=1).dataobj))
 
 
@@ -122,8 +117,4 @@ def write(brain: Brain, data_dir: str) -> str:
 
 def open_brain(data_dir: str) -> Store:
   """The store of the pictures.  Raises FileNotFoundError, with the command that prepares it."""
-  directory = records.data_directory(data_dir)
-  path = os.path.join(directory, NAME, FILES[0])
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'there is no {path}: {records.how_to_prepare(NAME, directory)}')
-  return arrays.open_arrays(path)
+  return arrays.open_arrays(records.prepared_file(data_dir, NAME, FILES[0]))

@@ -15,7 +15,6 @@ of a piece belong to one split.
 """
 import functools
 import hashlib
-import importlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from vdm_jax.data import arrays, records
 from vdm_jax.data.fields import Field
 from vdm_jax.data.sources import Source, Store, every_sixth
-from vdm_jax.errors import InputError, require
+from vdm_jax.errors import require
 from vdm_jax.machine import files
 
 LEVELS = 128
@@ -86,7 +85,7 @@ def read() -> Pieces:
 
   Raises InputError if the package is not installed, or if its corpus has no such piece.
   """
-  chorales = _music21('corpus.chorales')
+  chorales = records.optional_module('music21.corpus.chorales', 'the chorales are', 'music')
   scores = chorales.Iterator(1, 371, numberingSystem='riemenschneider', returnType='stream')
   return collect(tqdm(scores, desc='chorales', total=371))
 
@@ -109,15 +108,6 @@ def collect(scores: Iterable[Any]) -> Pieces:
   grids, shifts = zip(*seen.values(), strict=True)
   return Pieces(np.concatenate(grids), np.array([len(u) for u in grids], np.int32),
                 np.array(shifts, np.int16))
-
-
-def _music21(module: str) -> Any:
-  try:
-    importlib.import_module('music21')
-  except ImportError as error:
-    raise InputError(problem='the chorales are in the package music21, which is not installed',
-                     remedy='pip install "vdm_jax[music]"') from error
-  return importlib.import_module(f'music21.{module}')
 
 
 # --------------------------------------------------------------------------- files
@@ -143,10 +133,7 @@ def write(pieces: Pieces, data_dir: str) -> str:
 
 def load(data_dir: str) -> Pieces:
   """What `write` wrote.  Raises FileNotFoundError, with the command that prepares the file."""
-  path = _path(data_dir)
-  if not os.path.exists(path):
-    directory = records.data_directory(data_dir)
-    raise FileNotFoundError(f'there is no {path}: {records.how_to_prepare("chorales", directory)}')
+  path = records.prepared_file(data_dir, 'chorales', FILE)
   return Pieces(*(arrays.named(path, name) for name in Pieces._fields))
 
 

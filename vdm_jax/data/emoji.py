@@ -45,11 +45,7 @@ class Emoji(NamedTuple):
 
 def open_emoji(name: str, data_dir: str, texts: tokenisers.Settings = tokenisers.BYTES) -> Store:
   """The store of one of `FILES`.  Raises FileNotFoundError, with the command that prepares it."""
-  directory = records.data_directory(data_dir)
-  path = os.path.join(directory, 'emoji', FILES[name])
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'there is no {path}: {records.how_to_prepare("emoji", directory)}')
-  return arrays.open_arrays(path, texts)
+  return arrays.open_arrays(records.prepared_file(data_dir, 'emoji', FILES[name]), texts)
 
 
 def write(emoji: Emoji, data_dir: str) -> str:

@@ -6,9 +6,11 @@ numbers, arrays of numbers, classes and texts.  Texts become config.data.text_le
 """
 import difflib
 import functools
+import importlib
 import io
 import os
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -230,6 +232,28 @@ def imagenet_version(validation: int) -> str:
   """
   known = {49_999: 'old', 50_000: 'new'}
   return f'{known.get(validation, "neither old nor new")} ({validation:,} validation images)'
+
+
+def prepared_file(data_dir: str, name: str, file: str) -> str:
+  """The path data_dir/name/file.  Raises FileNotFoundError, with the command that prepares it."""
+  directory = data_directory(data_dir)
+  path = os.path.join(directory, name, file)
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'there is no {path}: {how_to_prepare(name, directory)}')
+  return path
+
+
+def optional_module(module: str, holds: str, extra: str) -> ModuleType:
+  """A module of a package that an extra installs.  Raises InputError if it is not installed.
+
+  holds: what the package is needed for, as in 'the chorales are'.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    package = module.partition('.')[0]
+    raise InputError(problem=f'{holds} in the package {package}, which is not installed',
+                     remedy=f'pip install "vdm_jax[{extra}]"') from error
 
 
 def how_to_prepare(name: str, directory: str) -> str:
