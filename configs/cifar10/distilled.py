@@ -92,8 +92,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         curve=Scaled(ve, TO_ENDS), target=targets.edm(SIGMA_DATA / TO_ENDS), condition=None,
         inputs=inputs.edm(SIGMA_DATA), weight=weightings.edm(sigma_data=SIGMA_DATA / TO_ENDS))
     made = consistency.distillation if which == 'consistency' else consistency.training
-    files = config.model.get('lpips', '')  # a run's config may be older than the field
-    return made(config, base, net=net, perceptual=lpips.distance(files) if files else None)
+    return made(config, base, net=net, perceptual=lpips.of_config(config))
   if which == 'knowledge':
     schedule, net = chain.table(config, TO_ENDS), networks.configured(ddpm.UNet(), config)
     student = compose.experiment(

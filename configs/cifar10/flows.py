@@ -65,8 +65,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   if which == 'reflow':
     return rectified_flow.reflow(config, **shared)
   if which == 'distilled':
-    files = config.model.get('lpips', '')  # a run's config may be older than the field
-    compare = lpips.distance(files, size=32) if files else None  # not enlarged, as in public code
+    compare = lpips.of_config(config, size=32)  # not enlarged, as in public code
     return rectified_flow.distilled(config, perceptual=compare, **shared)
   if which == 'curvature':
     return curvature.experiment(config, **shared)

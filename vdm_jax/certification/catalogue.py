@@ -111,7 +111,6 @@ FROM_PYTHON: dict[str, catalogue.Entry] = {
     'objectives.rectified_flow.one_step': catalogue.Entry(
         _PYTHON, 'Liu et al. (2023)', of_pairs, use='a flow that was distilled into one step'),
 }
-_EXACT = ('objectives.mean_flow.step', 'objectives.rectified_flow.one_step')
 ENTRIES = {**catalogue.SAMPLERS, **FROM_PYTHON}
 
 
@@ -184,7 +183,7 @@ def certify_job(job: Job) -> list[CertificateRow]:
     return equality(job.name, equalities()[job.name])
   name = job.name
   entry = ENTRIES[name] if name in ENTRIES else catalogue.find(name, 'samplers')[1]
-  if name in _EXACT:
+  if name in FROM_PYTHON and entry.order is None and not entry.stochastic:
     return certify_exact(entry.make, name=name)
   if job.kind == 'one step':  # the best variance is exact for a Gaussian whatever the steps
     return certify(bind(entry), name=f'{name}, one step', models=['gaussian'],

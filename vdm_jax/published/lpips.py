@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from vdm_jax import random
@@ -103,6 +104,13 @@ def distance(names: str, field: str = 'config.model.lpips', size: int = 224
     apply: Callable[..., Any] = LPIPS().apply
     return apply({'params': _read(names, field)}, x, y)
   return of
+
+
+def of_config(config: ml_collections.ConfigDict, size: int = 224
+              ) -> Callable[[Array, Array], Array] | None:
+  """`distance` with the weights in the files config.model.lpips; None if it names none."""
+  files = config.model.get('lpips', '')  # a run's config may be older than the field
+  return distance(files, size=size) if files else None
 
 
 @functools.lru_cache(maxsize=1)

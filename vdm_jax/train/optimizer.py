@@ -114,6 +114,11 @@ def _check(config) -> None:
             'it must be in [0, 1)' if below == 1.0 else 'it must be 0 or more, and finite')
 
 
+def _require_float32(config, name: str) -> None:
+  require(config.get('moments', 'float32') == 'float32', 'config.optimizer.moments',
+          config.get('moments'), f'{name} keeps its moments in float32', 'leave it at float32')
+
+
 def adamw(config) -> optax.GradientTransformation:
   """config.optimizer -> AdamW (Loshchilov and Hutter 2019); fields as in `default_config`.
 
@@ -139,8 +144,7 @@ def radam(config) -> optax.GradientTransformation:
 
   Raises InputError as `adamw` does; also for moments that are not float32.
   """
-  require(config.get('moments', 'float32') == 'float32', 'config.optimizer.moments',
-          config.get('moments'), 'RAdam keeps its moments in float32', 'leave it at float32')
+  _require_float32(config, 'RAdam')
   return _of(config, optax.scale_by_radam)
 
 
@@ -184,8 +188,7 @@ def muon(config) -> optax.GradientTransformation:
 
   Raises InputError as `adamw` does; also for moments that are not float32.
   """
-  require(config.get('moments', 'float32') == 'float32', 'config.optimizer.moments',
-          config.get('moments'), 'Muon keeps its moments in float32', 'leave it at float32')
+  _require_float32(config, 'Muon')
   return _of(config, scale_by_muon)
 
 

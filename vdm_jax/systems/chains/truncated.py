@@ -20,7 +20,6 @@ both use step T'.  The public code has R1 with gamma 0.01 in every 16th step, wh
 here.
 """
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ from vdm_jax.processes import vp as curve_vp
 from vdm_jax.systems import compose, networks
 from vdm_jax.systems.chains import ddpm as chain
 from vdm_jax.train import optimizer, step
-from vdm_jax.typing import Array, Experiment, Level
+from vdm_jax.typing import Array, Experiment, Level, PyTree
 from vdm_jax.units import bits_per_dim, sum_of_terms
 from vdm_jax.values import Bound
 
@@ -95,14 +94,14 @@ def _end(experiment: Experiment, params, n: int) -> Level:
   return experiment.model(params).process(jnp.ones(n))
 
 
-def _distance(draw: Callable[[Array, Array], Array], x: Array, level: Level, keys: Array
-              ) -> dict[str, Array]:
-  """{'prior_energy': [B]}: the energy distance between a prior and z_T' of the data x.
+def _distance(model, batch: PyTree, keys: Array) -> dict[str, Array]:
+  """{'prior_energy': [B]}: the energy distance between a prior and z_T' of the data.
 
-  draw: (keys [B], like [B, ...]) -> z_T' of the prior.  level: of z_T'.
+  model: a `Model` with the prior.
   """
-  real = truncated_dpm.truth(x, level, keys)
-  fake, other = (draw(random.stream(keys, name), real) for name in ('prior', 'prior_again'))
+  x = model.encode(batch[model.field])
+  real = truncated_dpm.truth(x, model.process(jnp.ones(len(x))), keys)
+  fake, other = (model.prior(random.stream(keys, name), real) for name in ('prior', 'prior_again'))
   return {'prior_energy': truncated_dpm.energy_distance(fake, other, real)}
 
 
@@ -139,9 +138,7 @@ def adversarial_prior(config: ml_collections.ConfigDict, *, net: nn.Module | Non
   def loss(params, batch, context):
     losses, terms = base.loss(params, batch, context)
     if not context.train:
-      own = model(params)
-      terms = terms | _distance(own.prior, own.encode(batch[own.field]),
-                                _end(base, params, len(context.t)), context.keys)
+      terms = terms | _distance(model(params), batch, context.keys)
     return losses, terms
 
   def of_generator(params, batch, context):
@@ -234,8 +231,7 @@ def gaussian_prior(config: ml_collections.ConfigDict, *, net: nn.Module | None =
       nats, parts = own.bound(batch, context.t, context.keys, m.truncated_at)
       terms |= {name: bits_per_dim(u, spec.x.shape)
                 for name, u in {**parts, 'bits_per_dim': nats}.items()}
-      x = own.encode(batch[own.field])
-      terms |= _distance(own.prior, x, _end(base, params, len(x)), context.keys)
+      terms |= _distance(own, batch, context.keys)
     return losses + of_prior, terms
 
   return base._replace(init=init, model=model, loss=loss)
