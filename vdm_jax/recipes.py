@@ -7,7 +7,8 @@ official VDM code for CIFAR-10.
 import ml_collections
 
 __all__ = ['Config', 'IMAGES', 'captions', 'chorales', 'cifar10', 'digits', 'fine_tuning',
-           'forecasts', 'imagenet', 'mnist', 'plane', 'plans', 'published', 'short', 'students']
+           'forecasts', 'imagenet', 'mnist', 'plane', 'plans', 'published', 'shapes', 'short',
+           'students']
 
 Config = ml_collections.ConfigDict
 
@@ -102,6 +103,16 @@ def captions(config: Config, name: str = 'shapes', *, steps: int = 1500) -> Conf
   """
   config.data.update(name=name, tokeniser='words', validation=200, batch_size=64)
   return _minutes(config, steps, validations=3, share=10)
+
+
+def shapes(config: Config, name: str = 'shapes', *, steps: int = 6000) -> Config:
+  """Shapes drawn from captions: small batches and Muon, a quarter of an hour on 2 CPU cores.
+
+  name: the data's name, as in `config.data.name`.  All training images are used.
+  """
+  config.data.update(name=name, tokeniser='words', hold_out=False, validation=1000, batch_size=16)
+  config.optimizer.update(name='muon', b2=0.999, weight_decay=0.0)
+  return _minutes(config, steps, learning_rate=4e-3, validations=4, share=12)
 
 
 def forecasts(config: Config, name: str, *, steps: int = 5000) -> Config:

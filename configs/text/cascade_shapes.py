@@ -29,15 +29,15 @@ from vdm_jax.errors import require_choice
 from vdm_jax.systems import glide
 from vdm_jax.typing import Experiment
 
-STAGES = ('base', 'upsampler')
+STEPS = {'base': 6000, 'upsampler': 2400}
 
 
 def get_config(stage: str = 'upsampler') -> ml_collections.ConfigDict:
-  require_choice('config', stage, STAGES)
-  config = (glide.default_config(patch=1) if stage == 'base' else
-            glide.default_config(upsampling=2, low_res_noise=0.5))
-  recipes.short(config, 'shapes', steps=2400)
-  config.data.update(tokeniser='words', hold_out=False, image_size=8 if stage == 'base' else 0)
+  require_choice('config', stage, STEPS)
+  config = recipes.shapes(
+      glide.default_config() if stage == 'base' else
+      glide.default_config(upsampling=2, low_res_noise=0.5), steps=STEPS[stage])
+  config.data.image_size = 8 if stage == 'base' else 0
   config.model.remat = 'none'
   return config
 

@@ -29,7 +29,8 @@ DATA = {'new_names': 'emoji', 'held_out': 'emoji:held_out'}
 
 def get_config(which: str = 'new_names') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
-  config = glide.default_config(text_features=64, text_depth=1, patch=4, logsnr_max=4.0)
+  config = glide.default_config(features=48, multipliers=(1, 2), patch=4, logsnr_max=4.0,
+                                text_features=64, text_depth=1)
   recipes.short(config, DATA[which], steps=3000, learning_rate=4e-3)
   config.data.update(tokeniser='words', batch_size=16, validation=256)
   config.model.remat = 'none'

@@ -6,8 +6,9 @@
 
 Nichol et al. (2021).  A text transformer is trained with the U-Net.  The U-Net reads its last
 vector with the time, and all its vectors in each attention.  A tenth of the texts is dropped, so
-the model can be guided.  Unlike GLIDE, time is continuous, the target is v, and the U-Net reads
-patches of 2x2 pixels.
+the model can be guided.  Unlike GLIDE, time is continuous, and the target is v.  Muon trains it:
+in 400 steps of batch 32, a network of patches reached a caption accuracy of 12 % with it, and of
+3 % with Adam.
 
 After the colon:
 
@@ -30,9 +31,7 @@ DATA = {'shapes': 'shapes', 'held_out': 'shapes:held_out', 'inpainting': 'shapes
 
 def get_config(which: str = 'shapes') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
-  config = recipes.short(glide.default_config(inpainting=which == 'inpainting'), DATA[which],
-                         steps=2400)
-  config.data.update(tokeniser='words', hold_out=False)
+  config = recipes.shapes(glide.default_config(inpainting=which == 'inpainting'), DATA[which])
   config.model.remat = 'none'
   return config
 

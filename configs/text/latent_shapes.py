@@ -44,12 +44,12 @@ def get_config(stage: str = 'latent') -> ml_collections.ConfigDict:
     # The levels and the length of the tokens are those of the data.
     texts.add(config, LatentBERT(features=32, depth=2, attention_heads=4, levels=0, length=0,
                                  head_features=8))
-    recipes.short(config, 'shapes', steps=2400)
+    recipes.shapes(config)
     config.model.remat = 'none'
   else:
     config = recipes.short(first, 'shapes', steps=1000, learning_rate=3e-3)
+    config.data.update(tokeniser='words', hold_out=False)
     config.ema = {'ema': 0.99}  # a longer average would keep a part of the initial weights
-  config.data.update(tokeniser='words', hold_out=False)
   return config
 
 

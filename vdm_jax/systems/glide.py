@@ -1,9 +1,10 @@
 """A small GLIDE (Nichol et al. 2021): a U-Net that is told a text, in continuous time.
 
 A text transformer is trained with the U-Net.  The U-Net reads its pooled vector with the time, and
-all its vectors in each attention (section 3.1).  Unlike GLIDE's, this U-Net reads patches, has two
-resolutions with attention at both, and its noise levels are those of the continuous cosine
-schedule.
+all its vectors in each attention (section 3.1).  Unlike GLIDE's, this U-Net has two resolutions,
+attention at those of at most 8x8, and the noise levels of the continuous cosine schedule.  It may
+read patches.  A network that reads patches is faster, but it has to learn a shape at each of its
+positions in a patch; without patches, the convolutions know that a shape may move.
 
 The U-Net may also be told a small image (`guided.upsampling`), or a part of the image
 (`guided.inpainting`).
@@ -29,11 +30,13 @@ def default_config(*, text_features: int = 32, text_depth: int = 2, dropped: flo
   text_features, text_depth: of the text transformer.  dropped: the share of texts that are dropped
   in training.
 
-  `model` may set: features, of the first resolution; patch, the side of a patch in pixels;
-  logsnr_max and logsnr_min, the levels; and the fields of `score_sde.default_config`.
+  `model` may set: features and multipliers, which make the channels of the two resolutions; patch,
+  the side of a patch in pixels; logsnr_max and logsnr_min, the levels; and the fields of
+  `score_sde.default_config`.
   """
   config = score_sde.default_config(**{
-      'features': 48, 'patch': 2, 'dropout': 0.0, 'logsnr_max': 13.3, 'logsnr_min': -9.0,
+      'features': 32, 'multipliers': (1, 1), 'patch': 1, 'dropout': 0.0,
+      'logsnr_max': 13.3, 'logsnr_min': -9.0,
       'upsampling': 0,       # how many times larger the image is than the small one that the model
                              # is told; 0: it is told none
       'low_res_noise': 0.0,  # the largest time of noise on the small image in training; 0: none
@@ -60,8 +63,9 @@ def experiment(config: ml_collections.ConfigDict, *, target: Target = targets.v,
   factor, noise, known = (m.get(name, 0) for name in ('upsampling', 'low_res_noise', 'inpainting'))
   compose.require(config, 'low_res_noise', bool(factor or not noise), 'this model is told no small '
                   'image', 'set config.model.upsampling too, or leave it at 0')
-  net = UNet(features=m.features, multipliers=(1, 2), blocks=1,
-             attention_resolutions=(side, side // 2), head_features=16, groups=8, text=True,
+  net = UNet(features=m.features, multipliers=tuple(m.get('multipliers', (1, 2))), blocks=1,
+             attention_resolutions=tuple(size for size in (side, side // 2) if size <= 8),
+             head_features=16, groups=8, text=True,
              super_resolution=factor > 0, low_res_noise=noise > 0.0, inpainting=bool(known))
   beside = (*images_of(net), *[LOW_RES_NOISE] * net.low_res_noise)
   schedule = schedules.Cosine(*ends)
