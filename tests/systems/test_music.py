@@ -94,6 +94,14 @@ def test_data_that_are_no_voices_are_refused():
     music.experiment(_config(transpose=-1))
 
 
+def test_the_windows_are_looked_up_once_when_an_experiment_is_built(monkeypatch):
+  """Where nothing is configured yet, a look-up reads all windows."""
+  calls, voices = [], music.voices
+  monkeypatch.setattr(music, 'voices', lambda config: calls.append(1) or voices(config))
+  music.experiment(_config(transpose=2))
+  assert len(calls) == 1
+
+
 def test_smoothed_odds_are_the_posterior_of_a_chain():
   """Against a sum over all paths."""
   rng = np.random.default_rng(7)

@@ -49,11 +49,11 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   Raises InputError for data that are no voices, [T, voices, 1] of integers, for a transposition
   below 0, and as `compose.experiment` does.
   """
-  m, change = config.model, transposing(config)
+  m, x = config.model, voices(config)
+  change = transposing(config, x)
   compose.require(config, 'class_conditional', not m.class_conditional,
                   'this network is told nothing', 'set it to False')
-  net = Voices(voices(config).levels or 0, m.features, m.depth, m.attention_heads, m.dropout,
-               m.scan, m.remat)
+  net = Voices(x.levels or 0, m.features, m.depth, m.attention_heads, m.dropout, m.scan, m.remat)
   made = compose.experiment(config, net=net, schedule=schedules.Linear(*compose.end_points(config)),
                             target=targets.x)
   if change is None:
@@ -73,12 +73,14 @@ def voices(config: ml_collections.ConfigDict) -> data.Field:
   return x
 
 
-def transposing(config: ml_collections.ConfigDict) -> Callable[[PyTree, Array], PyTree] | None:
+def transposing(config: ml_collections.ConfigDict, x: data.Field
+                ) -> Callable[[PyTree, Array], PyTree] | None:
   """(batch, keys) -> the batch with each window moved by up to config.model.transpose semitones.
 
-  None if this number is 0.  Raises InputError if it is negative, and as `voices` does.
+  None if this number is 0.  x: the field of the windows.  Raises InputError if the number is
+  negative.
   """
-  most, x = config.model.transpose, voices(config)
+  most = config.model.transpose
   compose.require(config, 'transpose', most >= 0, 'it is negative', 'give 0 or more')
   if not most:
     return None

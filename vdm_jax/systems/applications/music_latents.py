@@ -22,6 +22,7 @@ bound of the whole model is on -log P(notes), as that of the direct route (`musi
 """
 import ml_collections
 
+from vdm_jax.data import Field
 from vdm_jax.nn.autoencoders.bars import BarAutoencoder
 from vdm_jax.nn.transformers.dit import DiT
 from vdm_jax.systems import compose
@@ -69,8 +70,9 @@ def autoencoder(config: ml_collections.ConfigDict) -> Experiment:
   Raises InputError for data that are no voices, for bars that do not fit the windows, for a
   transposition below 0, and as `systems.latent.autoencoder.of_levels` does.
   """
-  return autoencoders.of_levels(config, _network(config, config.model),
-                                change=music.transposing(config))
+  x = music.voices(config)
+  return autoencoders.of_levels(config, _network(x, config.model),
+                                change=music.transposing(config, x))
 
 
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -79,19 +81,17 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   Raises InputError as `autoencoder` and `systems.chains.ddpm.experiment` do, and for windows that
   are encoded in advance and transposed.
   """
-  m = config.model
+  m, x = config.model, music.voices(config)
   net = DiT(patch=1, features=m.features, depth=m.depth, attention_heads=m.attention_heads,
             scan=m.scan, remat=m.remat)
   compose.require(config, 'transpose', not (m.transpose and config.data.latents), 'the latents of '
                   'config.data.latents cannot be transposed', 'set one of the two to nothing')
   return latent.of(config, lambda inner: ddpm.experiment(inner, net=net),
-                   autoencoder=_network(config, config.autoencoder.model),
-                   change=music.transposing(config))
+                   autoencoder=_network(x, config.autoencoder.model),
+                   change=music.transposing(config, x))
 
 
-def _network(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict
-             ) -> BarAutoencoder:
-  """The autoencoder of these settings for the data of `config`."""
-  x = music.voices(config)
+def _network(x: Field, settings: ml_collections.ConfigDict) -> BarAutoencoder:
+  """The autoencoder of these settings for windows of the field `x`."""
   return BarAutoencoder(x.levels or 0, x.shape[1], settings.steps, settings.latent_channels,
                         settings.features, settings.depth)
