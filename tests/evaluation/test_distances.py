@@ -6,7 +6,13 @@ from scipy import special
 
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import blocked_kernel_distance, kernel_distance, sliced_wasserstein
-from vdm_jax.evaluation.distances import energy, jackknifed_sliced_wasserstein, polynomial
+from vdm_jax.evaluation.distances import (
+  energy,
+  jackknifed_sliced_wasserstein,
+  mean,
+  polynomial,
+  ratio,
+)
 
 KEY = jax.random.key(0)
 
@@ -159,3 +165,17 @@ def test_the_kernel_distance_over_blocks_is_unbiased_and_knows_its_error(shift):
 def test_of_one_block_it_is_the_kernel_distance():
   a, b = np.random.default_rng(0).normal(size=(2, 30, 4))
   assert blocked_kernel_distance(a, b) == kernel_distance(a, b, polynomial)
+
+
+def test_a_ratio_of_sums_knows_its_error():
+  """Of equal steps it is a mean.  Else its error is the spread of ratios in many repetitions."""
+  rng = np.random.default_rng(0)
+  a = rng.normal(3.0, 1.0, 20)
+  np.testing.assert_allclose(ratio(a, np.full(20, 4.0)), mean(a / 4.0))
+  found = []
+  for _ in range(2000):
+    steps = rng.integers(20, 200, 60)
+    found.append(ratio(steps * rng.normal(5.0, 1.0, 60), steps))
+  values, errors = np.array(found).T
+  assert abs(values.mean() - 5.0) < 4.0 * values.std() / np.sqrt(2000)
+  assert abs(errors.mean() / values.std() - 1.0) < 4.0 / np.sqrt(2 * 2000) + 0.02

@@ -73,6 +73,16 @@ def mean(values: np.ndarray) -> Estimated:
   return Estimated(float(np.mean(values)), error)
 
 
+def ratio(a: np.ndarray, b: np.ndarray) -> Estimated:
+  """sum a / sum b of values [n], such as bits and steps of pieces, and its standard error.
+
+  The error is that of the mean of a - r b, divided by the mean of b (Cochran 1977, section 2.11).
+  If all b are equal, it is the error of the mean of a / b.
+  """
+  value = float(np.sum(a) / np.sum(b))
+  return Estimated(value, mean(a - value * b).error / float(np.mean(b)))
+
+
 def share(hits: np.ndarray) -> Estimated:
   """The share of hits, bool [n], and its binomial standard error."""
   value = float(np.mean(hits))

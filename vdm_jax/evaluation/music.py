@@ -14,8 +14,9 @@ import numpy as np
 
 from vdm_jax.errors import InputError, require
 
-__all__ = ['Consistency', 'NGram', 'Voices', 'areas', 'consistency', 'histories', 'kernel_mmd',
-           'notes', 'overlap_area', 'polynomial', 'published_overlap_area', 'rbf']
+__all__ = ['Consistency', 'NGram', 'Voices', 'areas', 'areas_of_voices', 'consistency',
+           'histories', 'kernel_mmd', 'notes', 'overlap_area', 'polynomial',
+           'published_overlap_area', 'rbf']
 
 
 # ------------------------------------------------------------------------ n-grams
@@ -204,6 +205,14 @@ def areas(voice: np.ndarray, frame: int, hop: int, published: bool = False) -> n
   found = [area(*a, *b) for a, b in zip(frames, frames[1:], strict=False)
            if a is not None and b is not None]
   return np.stack(found) if found else np.zeros((0, 2))
+
+
+def areas_of_voices(grids: Sequence[np.ndarray], frame: int, hop: int, published: bool = False
+                    ) -> np.ndarray:
+  """`areas` of all voices of grids [T, voices]: [K, 2], without those that are undefined."""
+  found = np.concatenate([areas(grid[:, voice], frame, hop, published)
+                          for grid in grids for voice in range(grid.shape[1])])
+  return found[np.isfinite(found).all(axis=1)]
 
 
 class Consistency(NamedTuple):

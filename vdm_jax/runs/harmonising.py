@@ -175,10 +175,8 @@ def score(grids: Mapping[str, np.ndarray], train: Sequence[np.ndarray]) -> dict[
 
 
 def _areas(grids: np.ndarray, published: bool) -> np.ndarray:
-  """[K, 2], of all voices; areas that the published formula leaves undefined are left out."""
-  found = np.concatenate([music.areas(grid[:, voice], _FRAME, _FRAME, published)
-                          for grid in grids for voice in range(grid.shape[1])])
-  found = found[np.isfinite(found).all(axis=1)]
+  """[K, 2], of all voices."""
+  found = music.areas_of_voices(grids, _FRAME, _FRAME, published)
   if not len(found):
     raise InputError('count', len(grids), 'the windows have no two neighbouring frames of at least '
                      'two notes', 'take more windows')

@@ -54,6 +54,8 @@ NEEDS = {
     'score_clip': Need((Denoises,), 'draw what texts say', 'name a run of configs/text/emoji.py'),
     'score_expressions': Need((Denoises,), 'draw expressions',
                               'name a run of configs/text/markup.py'),
+    'score_music': Need((Denoises, Samples, Reconstructs), 'score its music',
+                        'name a run of configs/applications/chorales.py'),
     'time_sampling': Need((Denoises,), 'choose the times of training', _DIFFUSION),
     'learn_schedule': Need((Denoises,), 'measure its schedule', _DIFFUSION),
     'convergence': Need((Denoises,), 'bound the error of its samples',
