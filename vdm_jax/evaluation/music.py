@@ -7,7 +7,7 @@ Mittal et al. 2021, section 5.1).
 """
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -207,7 +207,7 @@ def areas(voice: np.ndarray, frame: int, hop: int, published: bool = False) -> n
   return np.stack(found) if found else np.zeros((0, 2))
 
 
-def areas_of_voices(grids: Sequence[np.ndarray], frame: int, hop: int, published: bool = False
+def areas_of_voices(grids: Iterable[np.ndarray], frame: int, hop: int, published: bool = False
                     ) -> np.ndarray:
   """`areas` of all voices of grids [T, voices]: [K, 2], without those that are undefined."""
   found = np.concatenate([areas(grid[:, voice], frame, hop, published)
