@@ -15,7 +15,7 @@ from vdm_jax import dequantisers, oracles, schedules
 from vdm_jax.decoders import Pixels, Reals
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import families, family, measuring, relations
-from vdm_jax.ledger.families import BoundSettings, FlowSettings
+from vdm_jax.ledger.families import AnnealedSettings, BoundSettings, FlowSettings
 from vdm_jax.ledger.family import Options, TrainingStatistics
 from vdm_jax.likelihood import bounds, closed_forms, gaussian, replaced_schedules
 from vdm_jax.processes import GaussianProcess
@@ -39,6 +39,7 @@ from vdm_jax.typing import Model
     ('immse', 'immse', ()),
     ('codec@50', 'codec', BoundSettings(50)),
     ('codec@20/analytic', 'codec', BoundSettings(20, 'analytic')),
+    ('ais@64x1000', 'ais', AnnealedSettings(64, 1000)),
 ])
 def test_a_name_says_what_is_estimated(name, of, settings):
   asked = families.parse([name])[-1]
@@ -54,14 +55,14 @@ def test_names_are_taken_once_in_order_after_the_bound_that_is_always_there():
     '', 'elbo', 'VLB', 'vlb@', 'vlb@x', 'vlb@0', 'vlb@-1', 'vlb@1.5', 'vlb@10/small', 'vlb/large',
     'vlb@10/ddpm/large', 'vlb@1/ddpm', 'vlb ', 'vlb@10 ', 'iw', 'iw@20', 'iw@0x10', 'iw@20x0',
     'iw@x100', 'iw@20x100x3', 'ode@0', 'ode@', 'ode/flow', 'ode@10/large', 'immse@10',
-    'codec', 'codec@0', 'codec@10/large', 'codec@10/ddpm',
+    'codec', 'codec@0', 'codec@10/large', 'codec@10/ddpm', 'ais', 'ais@10', 'ais@1x10', 'ais@2x0',
     'vlb (cosine)', 'vlb@１０'])
 def test_a_name_that_is_none_is_refused_in_one_line_that_says_what_is_accepted(name):
   with pytest.raises(InputError) as error:
     families.parse(['vlb', name])
   message = str(error.value)
   assert message.startswith(f'estimates={name!r}: ') and '\n' not in message
-  if name != 'vlb@1/ddpm':
+  if name not in ('vlb@1/ddpm', 'ais@1x10'):
     assert families.ACCEPTED in message
 
 
@@ -110,7 +111,7 @@ def test_what_a_row_says_of_its_estimate():
   assert started['decoder'] == 'normal, of the dequantised'
   assert about('ode/uniform')['start'] is about('ode/uniform')['decoder'] is None
   assert about('vlb', importance=20, ode_start=1e-3)['estimate'] == 'vlb'
-  fields = [set(about(name)) for name in ('vlb', 'vlb@10', 'iw@4x10', 'ode', 'immse')]
+  fields = [set(about(name)) for name in ('vlb', 'vlb@10', 'iw@4x10', 'ode', 'immse', 'ais@2x2')]
   assert all(names == fields[0] for names in fields)
 
 

@@ -1,4 +1,4 @@
-"""Energies: fields without curl, products by Markov chains, and normalisers, in closed forms."""
+"""Energies: fields without curl, and products by Markov chains, in closed forms."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,6 @@ from vdm_jax.samplers.langevin import mala
 from vdm_jax.systems.scores import energy
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Context
-from vdm_jax.units import log_mean_exp
 from vdm_jax.values import Bound
 
 PROCESS = GaussianProcess(schedules.Linear(6.0, -4.0))
@@ -91,7 +90,7 @@ def test_the_best_quadratic_energy_of_gaussian_data_is_minus_their_log_density(x
   np.testing.assert_allclose([[a, b], [b, c]], np.linalg.inv(spread), rtol=1e-8)
 
 
-# ------------------------------------------------------ chains and weights
+# ---------------------------------------------------------------- chains
 
 
 @pytest.mark.long
@@ -118,37 +117,6 @@ def test_chains_draw_from_the_product_of_two_gaussians():
   square = np.einsum('bi,bj->bij', z - mean, z - mean)
   np.testing.assert_array_less(np.abs(square.mean(axis=0) - np.linalg.inv(precision)),
                                4 * square.std(axis=0) / n**0.5)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize('curve', [vp, ve])
-def test_annealed_importance_sampling_finds_the_normaliser_and_the_weights_of_modes(curve):
-  """exp(-E) = sum_k a_k exp(-|z - alpha m_k|^2 / (2 v_k)), v_k = alpha^2 s_k^2 + sigma^2, and at
-  every level another factor, which must not count but at t = 0."""
-  heights, means = np.array([3.0, 0.5]), np.array([[0.8, 0.2], [-0.7, -0.4]])
-  stds = np.array([0.2, 0.3])
-
-  def unnormalised(z, level, cond=None):
-    wide = level.expand(z)
-    v = wide.alpha**2 * stds**2 + wide.sigma**2
-    far = jnp.sum(jnp.square(z[:, None] - wide.alpha[..., None] * means), axis=-1)
-    return -jax.nn.logsumexp(-0.5 * far / v + jnp.log(heights), axis=-1) + 3.0 * level.t - 1.0
-
-  process, n = GaussianProcess(schedules.Linear(6.0, -4.0), curve), 4000
-  log_w, z = jax.jit(lambda: energy.log_weights(
-      energy.denoiser(unnormalised), process, split(n), jnp.zeros((n, 2)),
-      jnp.linspace(1.0, 0.0, 31)))()
-  first = jax.jit(process)(0.0)
-  v = float(first.alpha)**2 * stds**2 + float(first.sigma)**2
-  mass = heights * 2 * np.pi * v * np.exp(1.0)
-  w = np.exp(np.asarray(log_w, np.float64) - np.log(mass.sum()))
-  error = w.std() / n**0.5
-  assert error < 0.05
-  np.testing.assert_allclose(log_mean_exp(log_w), np.log(mass.sum()), atol=4 * error)
-  right = np.asarray(z[:, 0] > 0.0)  # which the modes are far from
-  share = w @ right / w.sum()
-  error = np.sqrt(np.mean((w * (right - share))**2)) / w.mean() / n**0.5
-  np.testing.assert_allclose(share, mass[0] / mass.sum(), atol=4 * error + 1e-3)
 
 
 # -------------------------------------------------------------- the system

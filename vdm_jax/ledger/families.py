@@ -15,6 +15,8 @@
   ode@N, ode@N/...       by N steps of a fixed size, whose error nothing controls
   codec@T, codec@T/...   the net bits of a file of the images, by `codec` and such a chain
   immse                  the curve of the mean square error, by the I-MMSE relation
+  ais@KxN                the density exp(-E) / Z of an energy-based model, whose log Z is estimated
+                         by K chains of N steps of annealed importance sampling
   FILE.py:NAME           an estimate of your own: see `own`
 
 The kind of each number.  vlb, vlb@T, iw and indices are upper bounds on the negative log-likelihood
@@ -26,7 +28,9 @@ More draws (--importance, in the name of the row) reduce this divergence.  But l
 Hutchinson's noise give no bound inside a logarithm of a mean: with --importance above 1 an ode row
 is only an estimate.  immse is only an estimate too.  A codec row is the length of a code that was
 written and decoded.  Its expectation is the expectation of vlb@T, up to the bins that latents are
-rounded to.
+rounded to.  An ais row is an upper bound plus the error of log Z, which is below zero on average.
+So it is only an estimate, and its model is another one than those of vlb and ode: the energy at
+t = 0, in place of what is sampled.
 
 iw with /large or /learned has heavy-tailed weights.  If the variance of p(z_s | z_t) is r times the
 variance of q(z_s | z_t, x), then E_q (p / q)^2 is the integral of p^2 / q, infinite for r >= 2.
@@ -48,15 +52,15 @@ from vdm_jax import decoders, dequantisers, random
 from vdm_jax.errors import InputError
 from vdm_jax.ledger import relations
 from vdm_jax.ledger.family import ABOUT, Family, Options, Request
-from vdm_jax.likelihood import bounds, immse, ode, paths
+from vdm_jax.likelihood import annealed, bounds, immse, ode, paths
 from vdm_jax.likelihood.bounds import heads, level_axes
-from vdm_jax.likelihood.passes import Estimator
+from vdm_jax.likelihood.passes import Estimator, over_images
 from vdm_jax.machine import config_files
 from vdm_jax.objectives import vlb
 from vdm_jax.typing import Model, PyTree
 
-__all__ = ['ACCEPTED', 'CODEC', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'BoundSettings',
-           'FlowSettings', 'chain_estimates', 'needs', 'own', 'parse']
+__all__ = ['ACCEPTED', 'AIS', 'CODEC', 'FAMILIES', 'IMMSE', 'IW', 'ODE', 'VLB', 'AnnealedSettings',
+           'BoundSettings', 'FlowSettings', 'chain_estimates', 'needs', 'own', 'parse']
 
 FEWEST_WIDE = 10  # steps of paths whose variances are larger than those of q
 MOST_EXACT = 256  # dimensions of which the exact trace is affordable
@@ -449,7 +453,69 @@ CODEC = Family(
     at_data=lambda request, options: False, on_host=_codec,
     accepts='codec@T[/learned|analytic]')
 
-FAMILIES = VLB, IW, INDICES, ODE, IMMSE, CODEC
+
+# ---------------------------------------------------- the density of an energy
+
+
+class AnnealedSettings(NamedTuple):
+  """The chains that estimate a normaliser."""
+  chains: int
+  steps: int
+
+
+def _annealed(name):
+  fields = _read(r'ais@(?P<chains>\d+)x(?P<steps>\d+)', name)
+  if fields and fields['chains'] < 2:
+    raise InputError('estimates', name, 'one chain has no standard error', 'take 2 or more')
+  return None if fields is None else AnnealedSettings(**fields)
+
+
+def _needs_of_annealed(request, options, model, batch):
+  if model.inner is not None:
+    raise _refused(request, 'this model is one of latents, and its energy is no energy of the data',
+                   'ask for vlb or ode')
+  if 'energy' not in heads(model, batch):
+    raise _refused(request, 'the score of this model is not the gradient of an energy', 'train an '
+                   'energy (configs/plane/recovery.py or energy.py), or ask for ode')
+  if jax.tree.leaves(jax.eval_shape(model.cond, batch)):
+    raise _refused(request, 'this model has conditions, and each has a normaliser of its own',
+                   'ask for vlb or ode')
+  _require_one_level(request, model)
+  return ()
+
+
+def _likelihood_of_energy(request, options, levels, statistics):
+  chains, steps = request.settings
+
+  def estimate(model, split, count, keys, progress):
+    own = jax.vmap(lambda key: jax.random.split(key, chains))(random.stream(keys, 'annealed'))
+    z = annealed.normaliser(model, own.reshape(-1), steps, at_once=options.batch_size,
+                            label=request.name, progress=progress)
+    found = over_images(annealed.unnormalised(options.importance), lambda _: model, (), split,
+                        keys[0], label=request.name, at_once=options.batch_size
+                        // options.importance, repeats=len(keys), count=count, progress=progress)
+    found['nats'] += z.log_z
+    # All repetitions share one log Z, of all chains.
+    shared = z.evaluations / found['nats'].size
+    return {**found, 'normaliser': np.full_like(found['nats'], z.log_z),
+            'evaluations': found['evaluations'] + shared,
+            'log_normaliser': np.array(z.log_z), 'log_normaliser_error': np.array(z.error)}
+  return estimate
+
+
+def _about_annealed(request, options, dequantised):
+  chains, steps = request.settings
+  more = f' x{options.importance}' if options.importance > 1 else ''
+  return {'estimate': request.name + more, 'model': 'energy', 'steps': steps, 'paths': chains,
+          'decoder': 'of the model', 'importance': options.importance}
+
+
+AIS = Family(
+    'ais', _annealed, None, _needs_of_annealed, _about_annealed,
+    at_data=lambda request, options: False, on_host=_likelihood_of_energy,
+    remedy='take more steps, ais@KxN', accepts='ais@KxN')
+
+FAMILIES = VLB, IW, INDICES, ODE, IMMSE, CODEC, AIS
 ACCEPTED = (f'{", ".join(family.accepts for family in FAMILIES)} (whole numbers T, K, N from 1), '
             'or FILE.py:NAME of your own')
 

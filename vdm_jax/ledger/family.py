@@ -24,7 +24,7 @@ PROBES = ('rademacher', 'gaussian', 'exact')
 
 
 # (model, split, how many of its images, keys of the R repetitions, progress) -> {name: [R, N]}, for
-# all images together.  split: `get(rows)` -> batch.
+# all images together; a number [] is a field of the row.  split: `get(rows)` -> batch.
 HostEstimator = Callable[[Model, Any, int, Array, bool], dict[str, np.ndarray]]
 
 

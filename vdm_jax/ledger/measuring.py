@@ -89,7 +89,8 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
   if 'draws' in out:
     draws = BoundSamples(nats, out['logsnr'], out['draws'], row['steps'] or 0)
   shared = 1 if family.on_host is not None else jax.process_count()
-  return Measured(rows.row(row | clock.read(shared), bits, out.get('evaluations')), bits, draws)
+  row |= {name: float(u) for name, u in out.items() if u.ndim == 0} | clock.read(shared)
+  return Measured(rows.row(row, bits, out.get('evaluations')), bits, draws)
 
 
 def _of_bound(request: Request, row: dict, model: Model, batch: PyTree, levels: int | None) -> dict:

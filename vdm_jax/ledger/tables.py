@@ -55,6 +55,12 @@ _EXPLAINED = ('bound: an upper bound on the negative log-likelihood of its own m
               'image; a product of its Jacobian counts as one more.')
 _FLOW = ('ODE and SDE are different models unless the score is exact: either row may be the '
          'lower one.')
+_ENERGY = (
+    'energy: the density exp(-E) / Z of z at t = 0.  Data enter it by the noise of t = 0 and the '
+    'decoder of the model.  Annealed importance sampling gives a lower bound of log Z in '
+    'expectation, and so an upper bound of the likelihood: with log Z itself, the row would be '
+    'higher.')
+_UNEVEN = 0.3  # nats: the error of log Z from which few chains have most of the weight
 _CODE = 'code: the net bits of images that were encoded, decoded again and found equal.'
 _PLAIN = {'box': rich.box.SIMPLE_HEAD, 'show_edge': False, 'pad_edge': False,
           'padding': 0}
@@ -126,10 +132,24 @@ def caution(ledger: Ledger) -> str:
 def explained(rows: Sequence[Mapping]) -> list[str]:
   """The notes that a reader of these rows needs, one paragraph each."""
   flow = [_FLOW] if any(row['model'] == 'probability flow' for row in rows) else []
+  energy = [_ENERGY] if any(row['model'] == 'energy' for row in rows) else []
   code = [_CODE] if any(row['kind'] == 'code length' for row in rows) else []
-  return [_EXPLAINED.replace('image', one(_dataset(rows))), *flow, *code, *(
+  return [_EXPLAINED.replace('image', one(_dataset(rows))), *flow, *energy, *code, *(
       f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
-      for row in rows if row['error_beside'])]
+      for row in rows if row['error_beside']), *(
+      _of_normaliser(row) for row in rows if 'log_normaliser' in row)]
+
+
+def _of_normaliser(row: Mapping) -> str:
+  """A paragraph on log Z, whose error is shared by all images."""
+  error = row['log_normaliser_error']
+  unit = units(row['dataset'])[0]
+  shared = error * unit.per_bit / (math.log(2.0) * math.prod(row['dataset']['shape']))
+  uneven = ('  Few chains have most of the weight, so neither number is trustworthy: take more '
+            'steps.' if error > _UNEVEN else '')
+  return (f'{row["estimate"]}: log Z is {row["log_normaliser"]:.3f} +- {error:.3f} nats.  The '
+          f'column +- leaves out this error, which all {one(row["dataset"])}s share: {shared:.4f} '
+          f'{unit.name}.{uneven}')
 
 
 def table(ledger: Ledger) -> rich.console.Group:
@@ -179,12 +199,15 @@ def figures(ledger: Ledger) -> dict[str, str]:
   """{estimate: its bits/dim with the standard error over images} as text: '1.822 +- 0.014'.
 
   The last code length also has the names 'net rate', 'bound' (of its chain) and 'net minus bound'
-  (their difference, image by image), if the ledger compares the two.
+  (their difference, image by image), if the ledger compares the two.  Beside a row of an energy,
+  'log Z, nats' has its normaliser.
   """
   found = {row['estimate']: shown(row['bits_per_dim'], row['standard_error'])
            for row in ledger.rows}
   for row in ledger.rows:
     name = row['estimate']
+    if 'log_normaliser' in row:
+      found['log Z, nats'] = shown(row['log_normaliser'], row['log_normaliser_error'])
     bound = name.replace('codec', 'vlb', 1)
     for check in ledger.checks:
       if row['kind'] == 'code length' and check['name'].startswith(f'{name} <= {bound},'):

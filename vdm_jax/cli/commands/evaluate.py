@@ -19,7 +19,8 @@ SCHEDULES = flags.DEFINE_bool('schedules', False, 'Also evaluate vlb under other
 REPEATS = flags.DEFINE_integer('repeats', 1, 'Independent repetitions of all draws.')
 TIMES = flags.DEFINE_integer('times', 32, 'vlb, immse: times for each image and repetition, '
                              'evenly spread.')
-IMPORTANCE = flags.DEFINE_integer('importance', 1, 'ode: draws of the dequantiser for each image.')
+IMPORTANCE = flags.DEFINE_integer('importance', 1, 'ode, ais: draws of the dequantiser, or of '
+                                  'the noise of t = 0, for each image.')
 TOLERANCE = flags.DEFINE_float('ode_tolerance', 1e-5, 'ode: absolute and relative tolerance.')
 START = flags.DEFINE_float('ode_start', None, 'ode: the time where the flow ends, such as 1e-3; '
                            'one Gaussian step covers the rest.  Default: 0.')

@@ -13,13 +13,12 @@ An energy gives more than a score does:
 
 * differences of log-density, and so an exact Metropolis test (`samplers.langevin.mala`);
 * products of models, from which Markov chains draw samples;
-* Z_0, by annealed importance sampling.
+* Z_0, by annealed importance sampling (`likelihood.annealed`), and so a likelihood.
 
 Only at sigma = 0 is the sum of two energies the energy of the product of the data's densities, as
 noise does not commute with products.  So reverse steps with the sum do not draw from the product,
 but Markov chains do (Du et al. 2023, `Reduce, Reuse, Recycle`).
 """
-import math
 from collections.abc import Callable
 
 import jax
@@ -28,11 +27,9 @@ import ml_collections
 from flax import linen as nn
 
 from vdm_jax import processes, targets, weightings
-from vdm_jax.errors import require
-from vdm_jax.samplers import langevin
 from vdm_jax.systems.scores import score_sde
-from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Level, Process, PyTree, Schedule
-from vdm_jax.units import log_mean_exp, sum_over_data
+from vdm_jax.typing import Array, Curve, Denoiser, Experiment, Level, PyTree, Schedule
+from vdm_jax.units import sum_over_data
 
 # (z [B, ...], level, cond=None) -> nats [B], up to a number for each level
 Energy = Callable[..., Array]
@@ -79,53 +76,6 @@ def product(*denoisers: Denoiser) -> Denoiser:
     return targets.solve(targets.eps, eps, z, level)._replace(
         extra={'energy': sum(one.extra['energy'] for one in each)})
   return denoise
-
-
-def log_weights(denoise: Denoiser, process: Process, keys: Array, like: Array, times: Array, *,
-                moves: int = 1, step_size: float = 0.5, cond: PyTree = None
-                ) -> tuple[Array, Array]:
-  """log w and z_0, [B] and [B, ...], with E[w] = Z_0 = int exp(-E(z, 0)) dz: Neal (2001).
-
-  Annealed importance sampling along the diffusion begins at the normal prior, z ~ p(z_1), with
-  log w = -E(z, 1) - log p(z).  At each step t -> s, `moves` of `mala` are made at level t
-  (h = step_size sigma_t^2), and then E(z, t) - E(z, s) is added to log w.  `units.log_mean_exp` of
-  log w estimates log Z_0 from below.  With the weights w, the z_0 are draws of exp(-E(z, 0)) / Z_0.
-
-  times: [N + 1], from 1 to 0.  like: [B, ...]; keys: [B].
-  """
-  log_density = log_prob(denoise, cond)
-  move = langevin.mala(lambda z, level: denoise(z, level, cond), log_density, step_size).step
-  std = processes.prior_std(process)
-  prior = processes.sample_prior(process, keys, like)
-  log_prior = -0.5 * sum_over_data(jnp.square(prior / std) + jnp.log(2.0 * jnp.pi * std**2))
-  levels = process(jnp.asarray(times))
-  at = lambda part: jax.tree.map(lambda u: u[part], levels)
-
-  def step(state, now):
-    i, at_t, at_s = now
-    z, log_w = state
-    for j in range(moves):
-      own = jax.vmap(jax.random.fold_in, (0, None))(keys, moves * i + j)
-      z = move(own, z, at_t, at_s)
-    return (z, log_w + log_density(z, at_s) - log_density(z, at_t)), None
-
-  steps = jnp.arange(len(times) - 1), at(slice(-1)), at(slice(1, None))
-  (z, log_w), _ = jax.lax.scan(step, (prior, log_density(prior, at(0)) - log_prior), steps)
-  return log_w, z
-
-
-def log_normaliser(log_weights: Array) -> tuple[Array, Array]:
-  """log Z_0 from the log weights [B] of independent chains, and its standard error.
-
-  The estimate is the log of a mean, and so below log Z_0 on average, by about half the square of
-  its error.  The error is of first order, std(w) / (mean(w) sqrt(B)).  If it is above some 0.3,
-  few chains have most of the weight, and neither number is trustworthy: take more times or moves.
-  Raises InputError for fewer than two chains.
-  """
-  n = log_weights.shape[0]
-  require(n > 1, 'log_weights', n, 'one chain has no standard error', 'give the weights of more')
-  log_z = log_mean_exp(log_weights)
-  return log_z, jnp.std(jnp.exp(log_weights - log_z), ddof=1) / math.sqrt(n)
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: Schedule,

@@ -5,7 +5,8 @@ trained by maximum likelihood of z_s given the noisier z_t, where a short Langev
 negatives: see `objectives.recovery` and `samplers.recovery`.  No score and no noise is a target.
 
 As every time has its energy, all samplers and all rows of the ledger apply.  The sampler of the
-paper is `recovery`.  `energy.log_normaliser` estimates log Z_0, and so the density of z_0.
+paper is `recovery`.  The row `ais` of the ledger estimates log Z_0, and so the likelihood under the
+energy.
 """
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ import jax
 import ml_collections
 from flax import linen as nn
 
-from vdm_jax import processes
+from vdm_jax import processes, targets
 from vdm_jax.errors import InputError
 from vdm_jax.objectives import vlb
 from vdm_jax.objectives.recovery import recovery
@@ -21,7 +22,7 @@ from vdm_jax.samplers.recovery import chain, check
 from vdm_jax.systems import compose
 from vdm_jax.systems.scores import energy
 from vdm_jax.systems.variational import vdm
-from vdm_jax.typing import Curve, Denoiser, Experiment, Schedule
+from vdm_jax.typing import Curve, Denoiser, Experiment, Schedule, Target
 from vdm_jax.units import bits_per_dim
 
 
@@ -36,7 +37,7 @@ def default_config(**model) -> ml_collections.ConfigDict:
 
 
 def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: Schedule,
-               curve: Curve = processes.vp,
+               curve: Curve = processes.vp, target: Target = targets.eps,
                energy_of: Callable[[Denoiser], energy.Energy] = energy.half_square) -> Experiment:
   """An energy of this network, by recovery likelihood on all levels.
 
@@ -55,7 +56,7 @@ def experiment(config: ml_collections.ConfigDict, *, net: nn.Module, schedule: S
     check(m.moves, m.step_size)
   except InputError as error:
     compose.require(config, str(error.field), False, error.problem, error.remedy)
-  base = compose.experiment(config, net=net, schedule=schedule, curve=curve)
+  base = compose.experiment(config, net=net, schedule=schedule, curve=curve, target=target)
 
   def model(params, keys=None):
     of = base.model(params, keys)
