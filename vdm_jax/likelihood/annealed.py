@@ -61,10 +61,9 @@ def advance(denoise: Denoiser, process: Process, keys: Array, chains: Chains, ti
   does not fall with the dimension D (Roberts and Rosenthal 1998).  Draws depend on the keys and the
   number of the step alone.
   """
-  if step_size is None:
-    step_size = math.prod(chains.z.shape[1:]) ** (-1.0 / 3.0)
+  size = math.prod(chains.z.shape[1:])**(-1.0 / 3.0) if step_size is None else step_size
   log_density = lambda z, level: -denoise(z, level, cond).extra['energy']
-  move = langevin.mala(lambda z, level: denoise(z, level, cond), log_density, step_size).step
+  move = langevin.mala(lambda z, level, _=None: denoise(z, level, cond), log_density, size).step
   levels = process(jnp.asarray(times))
   at = lambda i: jax.tree.map(lambda u: u[i], levels)
 
