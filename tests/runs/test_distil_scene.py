@@ -1,4 +1,5 @@
 """Scenes by a run's model: they stop and go on, they show what was told, bad input is refused."""
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import exact_shapes_config, shapes_config, untrained
+from tests.support import commands, exact_shapes_config, shapes_config, untrained
 from vdm_jax.data import shapes
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
@@ -68,6 +69,40 @@ def test_a_stopped_scene_goes_on_to_the_same_bits(run, tmp_path, monkeypatch):
   assert whole.evaluations == 5 * 2 * 2
   # Both are told at angles of the turntable.
   np.testing.assert_array_equal(whole.turntable[:2], whole.shown)
+
+
+def done(parts):
+  """The steps of the state that is kept there; 0 if there is none."""
+  for file in parts.glob('[!.]*.npz'):  # a save that was cut short has a dot
+    with np.load(file) as state:
+      return int(state[f'{len(state.files) - 2}'])
+  return 0
+
+
+@pytest.mark.long
+def test_a_command_that_is_killed_goes_on_to_the_same_bytes(run, tmp_path):
+  """800 steps, so that it is still at work when SIGKILL comes after the first state."""
+  steps = 800
+  command = lambda name: ['scripts/distil_scene.py', f'--workdir={run}', '--batch_size=2',
+                          f'--out={tmp_path / name}.png', f'--steps={steps}', '--frames=4',
+                          '--jitter=5', *(f'--view={text}' for text in TOLD)]
+  parts = tmp_path / 'killed.png.parts'
+  process, = commands.start(*command('killed'), count=1, devices=1)
+  commands.wait_for(lambda: done(parts), [process])
+  commands.interrupt([process], 0, signal.SIGKILL)
+  process.output.result()
+  assert process.process.returncode == -signal.SIGKILL
+  kept = done(parts)
+  assert 0 < kept < steps
+  assert [path.name for path in tmp_path.iterdir()] == [parts.name]
+  said = commands.succeed(*command('killed'), count=1, devices=1)
+  assert f'{kept}/{steps} [' in said and f' 0/{steps} [' not in said
+  said = commands.succeed(*command('whole'), count=1, devices=1)
+  assert f' 0/{steps} [' in said
+  for ending in ('png', 'npz'):
+    assert ((tmp_path / f'killed.{ending}').read_bytes()
+            == (tmp_path / f'whole.{ending}').read_bytes())
+  assert not parts.exists()
 
 
 @pytest.mark.long
