@@ -1,4 +1,5 @@
 """Scenes by a run's model: they stop and go on, they show what was told, bad input is refused."""
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support import commands, exact_shapes_config, shapes_config, untrained
+from vdm_jax import measured
 from vdm_jax.data import shapes
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
@@ -113,7 +115,12 @@ def test_a_picture_shows_its_caption(exact, tmp_path, scene):
   result = distil(exact, tmp_path / 'a.png', [text], scene=scene, steps=400, batch_size=4,
                   rate=0.02)
   assert [row[2] for row in scenes.verdicts(result)[1:]] == [text]
-  assert ', as told; ' in scenes.report(result)[2]
+  *_, ends, judged = scenes.report(result)
+  assert ', as told; ' in judged
+  figures = scenes.figures(result)
+  assert (tuple(figures), figures['shown']) == (scenes.FIGURES, text)
+  assert f'x is from {figures["least x"]} to {figures["largest x"]};' in ends
+  assert f'; {figures["distance"]} from that picture' in judged
   assert result.turntable.shape == (1, 16, 16, 3)
 
 
@@ -162,7 +169,13 @@ def test_the_command_says_what_is_wrong_in_one_line_and_what_it_made(run, tmp_pa
   wrong = command('--view=0=a large pink disk on white')
   assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
   assert '--view' in wrong.stderr and 'pink' in wrong.stderr
-  done = command(f'--view={TOLD[0]}', '--steps=3', '--batch_size=1')
+  table = shutil.copy(ROOT / 'docs' / 'measured' / 'saturation.json', tmp_path)
+  flags = f'--view={TOLD[0]}', '--steps=3', '--batch_size=1', f'--measured={table}'
+  wrong = command(*flags, '--row=none')
+  assert wrong.returncode == 2 and 'none' in wrong.stderr
+  done = command(*flags, '--row=3')
   assert done.returncode == 0, done.stderr
+  old, new = (measured.read(file).rows for file in (ROOT / 'docs/measured/saturation.json', table))
+  assert [row[0] for row, other in zip(new, old, strict=True) if row != other] == ['3']
   assert any(caption in done.stdout for caption in shapes.CAPTIONS)
   assert (tmp_path / 'a.npz').exists() and (tmp_path / 'a.png').exists()

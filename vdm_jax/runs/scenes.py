@@ -24,8 +24,10 @@ from vdm_jax.runs import needs, pictures, workdir
 from vdm_jax.scenes import Scene
 from vdm_jax.typing import Array, Model, PyTree
 
-__all__ = ['Result', 'View', 'distil', 'picture', 'report', 'verdicts', 'view']
+__all__ = ['FIGURES', 'Result', 'View', 'distil', 'figures', 'picture', 'report', 'verdicts',
+           'view']
 
+FIGURES = ('least x', 'largest x', 'shown', 'distance')  # of a scene, as one row of a table
 CHUNK = 50  # steps after which the state is kept, and in the mean of an error
 
 
@@ -283,3 +285,9 @@ def verdicts(result: Result) -> list[list[str]]:
     rows.append([f'{each.degrees:g}', each.text, shapes.CAPTIONS[caption], f'{row}', f'{column}',
                  f'{distance:.2f}'])
   return rows
+
+
+def figures(result: Result) -> dict[str, str]:
+  """The range of x all around, and the judge's words on the first view, by `FIGURES`."""
+  _, (_, _, shows, _, _, distance), *_ = verdicts(result)
+  return dict(zip(FIGURES, (*(f'{u:.2f}' for u in result.ends), shows, distance), strict=True))

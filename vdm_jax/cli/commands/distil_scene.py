@@ -29,17 +29,20 @@ JUDGE = flags.DEFINE_bool('judge', None, 'Whether the judge of shapes names what
                           'Default: only if the data of the run are shapes.')
 SEED = cli.seed('the noise')
 OF_RUN = cli.of_run()
-MEASURED = cli.measured()
+MEASURED, ROW = cli.measured(), cli.row()
 
 
 def main():
   require(not MEASURED.value or JUDGE.value is not False, 'measured', MEASURED.value,
           'the table holds the words of the judge', 'leave out --judge=false')
+  cli.check_row(MEASURED.value, ROW.value, scenes.FIGURES)
   result = scenes.distil(WORKDIR.value, OUT.value, [scenes.view(text) for text in VIEW.value or ()],
                          judge=True if MEASURED.value else JUDGE.value, **cli.values(
                              SCENE, GUIDANCE, STEPS, BATCH_SIZE, RATE, JITTER, FIRST, LAST, FRAMES,
                              SEED, OVERWRITE, *OF_RUN))
   print('\n'.join(scenes.report(result)))
-  if MEASURED.value:
+  if ROW.value:
+    cli.keep_row(MEASURED.value, ROW.value, scenes.figures(result))
+  elif MEASURED.value:
     cli.keep(MEASURED.value, 'What a scene shows from each side', scenes.verdicts(result))
   cli.wrote(OUT.value, OUT.value.removesuffix('.png') + '.npz')
