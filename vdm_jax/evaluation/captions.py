@@ -141,7 +141,9 @@ def picture(found: Mapping[float, Followed], images: Mapping[float, np.ndarray],
   right.errorbar(weights, [one.value for one in bits], yerr=[one.error for one in bits],
                  marker='o', ms=4, lw=1, color='C2')
   right.axhline(MOST, ls='--', color='grey')
-  right.set(xlabel='w', ylabel='bits of places', ylim=(0.0, MOST + 0.6))
+  # The estimate can be above the most that is possible: it counts pairs, of which there are few.
+  highest = max(MOST, *(one.value + one.error for one in bits if np.isfinite(one.value)))
+  right.set(xlabel='w', ylabel='bits of places', ylim=(0.0, highest + 0.6))
 
   sheet(below, {f'w = {w:g}': images[w] for w in weights}, captions)
   return figure
