@@ -29,10 +29,10 @@ TRAININGS = ('teacher_forced', 'scheduled')
 
 def get_config(training: str = 'teacher_forced') -> ml_collections.ConfigDict:
   require_choice('config', training, TRAININGS)
-  config = scheduled_sampling.default_config(features=16, dropout=0.0, timesteps=100, remat='none',
-                                             training=training, rise_steps=1000)
-  recipes.captions(config, 'expressions', steps=1000)
-  config.data.update(validation=100, batch_size=32)
+  config = scheduled_sampling.default_config(features=32, dropout=0.0, timesteps=100, remat='none',
+                                             training=training, rise_steps=4000)
+  recipes.shapes(config, 'expressions', steps=4000)
+  config.data.validation = 100
   caption = data.resolve(config.data)['caption']
   encoder = GLIDEText(features=32, depth=2, attention_heads=4, levels=caption.levels,
                       length=caption.shape[0], padding=0, outputs=4 * config.model.features)
@@ -40,9 +40,9 @@ def get_config(training: str = 'teacher_forced') -> ml_collections.ConfigDict:
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
-  # 12x24, 6x12 and 3x6 pixels, with attention at the last two.
-  net = UNet(features=config.model.features, multipliers=(1, 2, 4), blocks=1,
-             attention_resolutions=(6, 3), head_features=16, groups=8, text=True)
+  # 12x24 and 6x12 pixels, with attention at the latter.
+  net = UNet(features=config.model.features, multipliers=(1, 1), blocks=1,
+             attention_resolutions=(6,), head_features=16, groups=8, text=True)
   chain = ddpm if config.model.training == 'teacher_forced' else scheduled_sampling
   return texts.experiment(config, lambda **told: chain.experiment(
       config, net=GLIDEUNet(networks.configured(net, config)),

@@ -28,6 +28,19 @@ def distances():
   return scaled(nearest).ravel(), scaled(list(counts)), np.array(list(counts.values()))
 
 
+def test_every_small_picture_names_itself():
+  """8 x 8 means of 2 x 2 pixels.  The nearest of another caption is 0.3820 away."""
+  rows = np.random.default_rng(1).choice(9216, 500, replace=False)
+  every = shapes.images().astype(np.float64).reshape(9216, 8, 2, 8, 2, 3).mean((2, 4))
+  named = judge.name(every[rows])
+  np.testing.assert_array_equal(named.captions * 64 + named.places, rows)
+  assert named.distances.max() < 0.5 / 127.5 * math.sqrt(192)  # they are rounded to levels
+  x = every.reshape(9216, -1) / 127.5
+  squares = np.sum(x[rows]**2, 1)[:, None] + np.sum(x**2, 1) - 2.0 * x[rows] @ x.T
+  other = rows[:, None] // 64 != np.arange(9216) // 64
+  assert math.sqrt(squares[other].min()) > 0.38
+
+
 @pytest.mark.long
 def test_pictures_of_other_captions_are_far(distances):
   assert distances[0].min() == pytest.approx(1.5283, abs=5e-5)

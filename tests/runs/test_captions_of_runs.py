@@ -1,4 +1,5 @@
 """Captions of runs: an exact model follows them all, and they are worth 7.17 bits."""
+import functools
 import subprocess
 import sys
 import types
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import exact_shapes_config, tiny_config
+from tests.support import configs, exact_shapes_config, tiny_config
 from vdm_jax import data, oracles, runs
 from vdm_jax.data import conditions, shapes, tokenisers
 from vdm_jax.decoders import Pixels
@@ -56,6 +57,32 @@ def test_the_captions_in_the_picture_have_all_words_and_half_of_them_are_new_if_
     for kind, often in ((shapes.SIZES, {3}), (shapes.SHAPES, {1, 2}), (shapes.GROUNDS, {2})):
       assert {words.count(word) for word in kind} == often
     assert sum(word in words for word in shapes.COLOURS) == (6 if not new else 4)
+
+
+def test_an_upsampler_is_told_the_small_images_and_their_captions(tmp_path, monkeypatch):
+  """Without weights, because no image is drawn."""
+  module, config = configs.read('text/cascade_shapes:upsampler')
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: types.SimpleNamespace(
+      config=config, experiment=module.build(config), params={'net': {}}))
+  small = np.random.default_rng(0).integers(0, 256, (288, 8, 8, 3)).astype(np.uint8)
+  np.savez(tmp_path / 'small.npz', images=small, about='')
+  score = functools.partial(captioning.score_captions, tmp_path, tmp_path / 'x.png', count=288)
+  told = []
+
+  def drawn(*_, cond, **others):
+    told.append(cond(np.array([1, 145, 287])))
+    raise StopIteration
+
+  monkeypatch.setattr(guided, 'draw_each', drawn)
+  with pytest.raises(StopIteration):
+    score(condition={'low_res': str(tmp_path / 'small.npz'), 'low_res_noise': 0.1})
+  np.testing.assert_array_equal(told[0]['low_res'], small[[1, 145, 287]])
+  np.testing.assert_allclose(told[0]['low_res_noise'], 0.1)
+  text = data.resolve(config.data)['caption']
+  np.testing.assert_array_equal(told[0]['caption'], tokenisers.of(text).encode(
+      [shapes.CAPTIONS[i] for i in (1, 1, 143)]))
+  with pytest.raises(InputError, match='each sample has its own caption'):
+    score(condition={'caption': 'a red disk'})
 
 
 @pytest.mark.long

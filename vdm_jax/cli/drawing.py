@@ -49,22 +49,21 @@ class Conditions(NamedTuple):
     """The guidance.  Raises InputError."""
     return parse(self.guidance.value)
 
-  def values(self) -> dict[str, list[str]]:
-    """The values of --condition by field.  Raises InputError."""
-    values = {}
-    for word in self.condition.value:
-      field, equals, value = word.partition('=')
-      require(bool(field and equals), 'condition', word, 'it is not of the form FIELD=VALUE',
-              'write --condition=caption=three')
-      values.setdefault(field, []).append(value)
-    return values
 
-  @contextlib.contextmanager
-  def named(self) -> Iterator[dict[str, list[str]]]:
-    """`values`, in whose context an error of a field shows the flag that set the field."""
-    values = self.values()
-    with renamed({field: f'condition={field}' for field in values}):
-      yield values
+@contextlib.contextmanager
+def by_field(flag: flags.FlagHolder) -> Iterator[dict[str, list[str]]]:
+  """The values of --condition by field; an error of a field shows the flag that set the field.
+
+  Raises InputError.
+  """
+  values = {}
+  for word in flag.value:
+    field, equals, value = word.partition('=')
+    require(bool(field and equals), 'condition', word, 'it is not of the form FIELD=VALUE',
+            'write --condition=caption=three')
+    values.setdefault(field, []).append(value)
+  with renamed({field: f'condition={field}' for field in values}):
+    yield values
 
 
 class Prompts(NamedTuple):
@@ -145,14 +144,18 @@ def prompts() -> Prompts:
       path('prompts', 'A file of texts, one a line; the samples take them in turn.'))
 
 
+def condition() -> flags.FlagHolder:
+  """Defines the flag --condition."""
+  return flags.DEFINE_multi_string(
+      'condition', [], 'FIELD=VALUE: the value of a field that conditions the model.  VALUE: a '
+      'text, numbers (0.5,1), or x.npz with an array FIELD of rows.  Several values take turns')
+
+
 def conditions(of: str) -> Conditions:
   """Defines the flags.  of: what is drawn, 'samples'."""
   return Conditions(
       flags.DEFINE_integer('label', None, f'The class of all {of}.  Default: all classes in turn.'),
-      flags.DEFINE_multi_string(
-          'condition', [], 'FIELD=VALUE: the value of a field that conditions the model.  VALUE: a '
-          'text, numbers (0.5,1), or x.npz with an array FIELD of rows.  Several values take '
-          'turns'),
+      condition(),
       flags.DEFINE_list(
           'guidance', [], 'W: classifier-free guidance, eps = (1 + W) eps(z, label) - W eps(z).  '
           'W,LOW,HIGH: only where log-SNR is in [LOW, HIGH].  W,channels=N: only the first N '

@@ -1,7 +1,8 @@
 """The work of scripts/score_captions.py: how well the samples of a run follow their captions."""
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,8 @@ SHOWN = 6  # captions in the picture
 def score_captions(directory: str | Path, out: str | Path = '', *,
                    weights: Sequence[float] = WEIGHTS, method: Method | None = None,
                    count: int = 720, seed: int = 0, average: str = '', step: int | str = 'latest',
-                   batch_size: int = 144, overwrite: bool = False, clip: str | Path | None = None
+                   batch_size: int = 144, overwrite: bool = False, clip: str | Path | None = None,
+                   condition: Mapping[str, Any] | None = None
                    ) -> tuple[dict[float, Followed], Chosen, Path]:
   """{w: how well `count` samples follow their captions}, the best w, and the path of the picture.
 
@@ -41,10 +43,13 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     weights: of guidance; 0 is the model conditioned on the caption, without guidance.
     clip: the run of a dual encoder that guides to the captions; the model is then not conditioned
       on them.  The weights are then scales of its logits: see `steering.Clip`.
+    condition: values of other fields that condition the model, by name: see `data.conditions`.  So
+      the upsampler of a cascade is told small images.  Sample i has caption i modulo the number of
+      captions, also in the files of DIRECTORY/captions.
     method: the sampler and its grid.  Default: `catalogue.usual`.
 
-  Raises InputError: for a run of other data, and for a model without texts or without guidance.
-  With `clip`: for a model that is told labels, and as `steering.steering` does.
+  Raises InputError: for a run of other data, for a model without texts or without guidance, and for
+  wrong conditions.  With `clip`: for a model that is told labels, and as `steering.steering` does.
   """
   for field, least, value in (('count', 2 * len(shapes.CAPTIONS), count),
                               ('batch_size', 1, batch_size)):
@@ -58,14 +63,20 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     raise InputError('workdir', str(directory), f'its data are {spec.name}, and only samples of '
                      f'{" or ".join(shapes.NAMES)} can be judged', 'name a run of '
                      'configs/text/glide_shapes.py')
+  require(spec.x.shape[0] in judge.SIDES, 'workdir', str(directory), f'its images have '
+          f'{spec.x.shape[0]} x {spec.x.shape[1]} pixels, and the judge names those of '
+          f'{" or ".join(map(str, judge.SIDES))}', 'train with config.data.image_size=8, or 0')
   method = guided.suited(method, model)
   times, encoder = method.times(model.process), None
+  others = dict(condition or {})
   if clip is None:
     field = needs.text_field(model, spec, 'workdir')
     Guidance(0.0).of(model)
     tokens = tokenisers.of(field).encode(shapes.CAPTIONS)
     led = lambda params: Guidance(params['w']).of(at(params['of']))
-    cond = lambda numbers: model.conditions(numbers, **{field.name: tokens})
+    require(field.name not in others, field.name, others.get(field.name), 'each sample has its own '
+            'caption here', 'leave it out')
+    cond = lambda numbers: model.conditions(numbers, **{field.name: tokens}, **others)
     recorded = guided.by_weight
   else:
     require(LABEL not in model.conditions(np.arange(1)), 'clip', str(clip), 'the model is told '
@@ -73,7 +84,7 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     steered = steering.steering(Clip(clip), model, trained, times, shapes.CAPTIONS)
     encoder = steered.params
     led = lambda params: steered.of(at(params['of']), params['more'], params['w'])
-    cond = lambda numbers: {**model.conditions(numbers), **steered.batch(numbers)}
+    cond = lambda numbers: {**model.conditions(numbers, **others), **steered.batch(numbers)}
     recorded = lambda w: steered._replace(scales=(w, steered.scales[1])).recorded()
   drawn = guided.draw_each(
       led, trained, method, times, weights, count=count, seed=seed, batch_size=batch_size,

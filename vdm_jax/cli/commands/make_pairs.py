@@ -22,7 +22,7 @@ STEP = cli.step()
 
 def main():
   given = cli.values(COUNT, SEED, BATCH_SIZE, AVERAGE, STEP)
-  with CONDITIONS.named() as values:
+  with drawing.by_field(CONDITIONS.condition) as values:
     out = runs.make_pairs(WORKDIR.value, OUT.value, method=SAMPLER.method(),
                           condition=values | cli.values(CONDITIONS.label),
                           guided=CONDITIONS.guided(), **given)

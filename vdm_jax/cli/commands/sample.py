@@ -34,7 +34,7 @@ OF_RUN = cli.of_run()
 def main():
   # A run that draws its own samples takes no sampler by name.
   method = SAMPLER.method() if SAMPLER.chosen() else None
-  with CONDITIONS.named() as values:
+  with drawing.by_field(CONDITIONS.condition) as values:
     evaluations = runs.sample(
         WORKDIR.value, OUT.value, method=method, guided=CONDITIONS.guided(), clip=CLIP.guided(),
         condition=values,

@@ -17,6 +17,7 @@ WEIGHTS = flags.DEFINE_list('weights', [f'{w:g}' for w in captioning.WEIGHTS],
                             'the second half.')
 CLIP = cli.path('clip', 'The run of a dual encoder that guides to the captions; the model is then '
                 'not conditioned on text.')
+CONDITION = drawing.condition()
 SAMPLER = drawing.sampler(*3 * ['See sample.py --help.'])
 COUNT = flags.DEFINE_integer('count', 720, 'How many images for each weight, 288 or more.')
 SEED = cli.seed('the samples')
@@ -27,10 +28,11 @@ MEASURED, ROW = cli.measured(), cli.row()
 
 def main():
   cli.check_row(MEASURED.value, ROW.value, captions.NAMES)
-  found, chosen, out = captioning.score_captions(
-      WORKDIR.value, OUT.value or '', weights=cli.numbers('weights', WEIGHTS.value),
-      method=SAMPLER.method() if SAMPLER.chosen() else None,
-      **cli.values(CLIP, OVERWRITE, COUNT, SEED, BATCH_SIZE, AVERAGE, STEP))
+  with drawing.by_field(CONDITION) as condition:
+    found, chosen, out = captioning.score_captions(
+        WORKDIR.value, OUT.value or '', weights=cli.numbers('weights', WEIGHTS.value),
+        method=SAMPLER.method() if SAMPLER.chosen() else None, condition=condition,
+        **cli.values(CLIP, OVERWRITE, COUNT, SEED, BATCH_SIZE, AVERAGE, STEP))
   table = captions.table(found, COUNT.value, chosen)
   metrics.show(table)
   cli.keep_table(MEASURED.value, ROW.value, 'Samples and their captions', table,
