@@ -47,9 +47,7 @@ def get_config(stage: str = 'latent') -> ml_collections.ConfigDict:
     recipes.shapes(config)
     config.model.remat = 'none'
   else:
-    config = recipes.short(first, 'shapes', steps=1000, learning_rate=3e-3)
-    config.data.update(tokeniser='words', hold_out=False)
-    config.ema = {'ema': 0.99}  # a longer average would keep a part of the initial weights
+    config = recipes.shapes(first, steps=3000)
   return config
 
 
