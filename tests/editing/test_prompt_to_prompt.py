@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import recordings
 from vdm_jax import oracles, schedules
-from vdm_jax.editing import attention
+from vdm_jax.editing import attention, methods
 from vdm_jax.editing import prompt_to_prompt as p2p
 from vdm_jax.errors import InputError
 from vdm_jax.processes import GaussianProcess, from_alpha_sigma
@@ -142,6 +142,46 @@ def test_words_that_become_more_tokens_share_their_map():
 ])
 def test_symbols_are_aligned_in_order(source, target, want):
   assert p2p.align(source, target) == want
+
+
+letters = lambda text: p2p.prompt(text, lambda word: [ord(one) for one in word], [0], [1])
+
+
+@pytest.mark.parametrize('source,target,want', [
+    ('a red disk', 'a blue disk', (['red'], ['blue'])),
+    ('a disk', 'a big red disk', ([], ['big', 'red'])),
+    ('a disk', 'a disk', ([], [])),
+])
+def test_the_words_that_changed_are_those_that_one_text_lacks(source, target, want):
+  assert p2p.changed(letters(source), letters(target)) == want
+
+
+def test_the_words_that_changed_are_weighted_and_blended_by_as_if_each_pair_named_them():
+  changed = methods.PromptToPrompt(weights=((methods.CHANGED, 2.0),), blend=(methods.CHANGED,))
+  for texts, words in ((('a red disk', 'a blue disk'), ('red', 'blue')),
+                       (('a red disk', 'a red cross'), ('disk', 'cross'))):
+    named = changed._replace(weights=((words[1], 2.0),), blend=words)
+    pair = [letters(text) for text in texts]
+    jax.tree.map(np.testing.assert_array_equal, methods.aligned(changed, *pair, 16),
+                 methods.aligned(named, *pair, 16))
+    columns = methods.blending(changed, *pair, 16)
+    np.testing.assert_array_equal(columns, methods.blending(named, *pair, 16))
+    assert [np.flatnonzero(row).tolist() for row in columns] == [
+        text.columns(word) for text, word in zip(pair, words, strict=True)]
+  same = [letters('a red disk')] * 2
+  with pytest.raises(InputError, match="^weights='@changed': the target has no word that the sou"):
+    methods.aligned(changed, *same, 16)
+  with pytest.raises(InputError, match="^blend='@changed': neither text has"):
+    methods.blending(changed, *same, 16)
+
+
+def test_a_refined_exchange_of_one_word_reads_all_maps_of_the_source_but_that_of_the_new_word():
+  pair = [letters(text) for text in ('a red disk', 'a tan disk')]
+  refined, replaced = (make(*pair, 12) for make in (p2p.refine, p2p.replace))
+  new = np.isin(np.arange(12), pair[1].columns('tan'))
+  np.testing.assert_array_equal(refined.aligned, ~new)
+  np.testing.assert_array_equal(replaced.aligned, 1.0)
+  np.testing.assert_array_equal(refined.matrix[:, ~new], replaced.matrix[:, ~new])
 
 
 @pytest.mark.long

@@ -157,7 +157,7 @@ def test_an_edit_is_a_picture_of_source_mask_and_edit_with_its_settings(run, tmp
     ('prompt_to_prompt', {'target': 'a green disk on grey'},
      'target=.*: it has 5 words, and the source has 6; .*refine'),
     ('prompt_to_prompt', {'weights': (('blue', 2.0),)}, "weights='blue': the text is"),
-    ('prompt_to_prompt', {'blend': ('cross',)}, "blend='cross': neither text has this word"),
+    ('prompt_to_prompt', {'blend': ('cross',)}, "blend='cross': neither text has such a word"),
     ('prompt_to_prompt', {'count': 2}, 'count=2: this method draws no noise'),
     ('null_text', {'guidance': 0.0}, 'guidance=0.0: null_text tunes'),
     ('null_text', {'image': ''}, 'image: it is missing'),

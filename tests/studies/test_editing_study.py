@@ -22,10 +22,6 @@ def of():
   return editing.tasks(data.Data(config.data).split('test').get(np.arange(80))['image'])
 
 
-def ideal(of):
-  return shapes.images()[len(shapes.PLACES) * of.targets + of.places]
-
-
 def test_a_task_exchanges_one_word_and_its_mask_by_hand_holds_all_that_changes(of):
   for i, (source, target) in enumerate(zip(of.sources, of.targets, strict=True)):
     apart = [a != b for a, b in zip(shapes.WORDS[source], shapes.WORDS[target], strict=True)]
@@ -34,12 +30,38 @@ def test_a_task_exchanges_one_word_and_its_mask_by_hand_holds_all_that_changes(o
   region = judge.to_change(of.originals, of.targets)
   masks = editing.painted(of)[..., 0]
   assert not (region & ~masks).any() and (masks.sum(axis=(1, 2)) > region.sum(axis=(1, 2))).any()
-  np.testing.assert_array_equal(np.any(ideal(of) != of.originals, axis=-1), region)
+  np.testing.assert_array_equal(np.any(editing.ideal(of) != of.originals, axis=-1), region)
+
+
+def test_the_ideal_edit_is_the_new_caption_where_the_shape_was(of):
+  found = judge.name(editing.ideal(of))
+  np.testing.assert_array_equal(found.captions, of.targets)
+  np.testing.assert_array_equal(found.places, judge.name(of.originals).places)
+  assert not found.distances.any()
+
+
+def test_a_broken_shape_with_the_right_name_is_seen_in_the_distance(of):
+  broken = editing.ideal(of)
+  broken[:, 0, 0, 0] = np.where(broken[:, 0, 0, 0] < 128, 71, 184)  # a corner is of the ground
+  away = np.abs(np.float64(broken) - editing.ideal(of))[:, 0, 0, 0] * 2 / 255
+  found = editing.measure('broken', of, broken)
+  assert found.judged.right.all() and (away > 0.3).all()
+  np.testing.assert_allclose(found.judged.distances, away, rtol=1e-5)
+  cells = {str(column.header): list(column.cells) for column in editing.table(of, [found]).columns}
+  assert cells['distance to a picture'][0].startswith(f'{away.mean():.2f} ± ')
+
+
+def test_the_second_row_of_the_picture_is_the_ideal_edit(of):
+  figure = editing.picture(of, [editing.measure('one', of, of.originals)])
+  rows = np.reshape(figure.axes, (-1, editing.SHOWN))
+  assert [row[0].get_ylabel() for row in rows] == ['source', 'as asked', 'mask by hand', 'one']
+  for place, asked in zip(rows[1], editing.ideal(of), strict=False):
+    np.testing.assert_array_equal(place.images[0].get_array(), asked)
 
 
 def test_ideal_edits_and_ideal_masks_have_the_best_verdicts_and_originals_the_worst(of):
   region = judge.to_change(of.originals, of.targets)[..., None]
-  best = editing.measure('best', of, ideal(of), region, found=True, sources=of.originals)
+  best = editing.measure('best', of, editing.ideal(of), region, found=True, sources=of.originals)
   worst = editing.measure('worst', of, of.originals, ~region, found=True)
   assert best.judged.right.all() and best.judged.in_place.all()
   assert (best.judged.same == 1.0).all() and (best.judged.difference == 0.0).all()
@@ -48,12 +70,14 @@ def test_ideal_edits_and_ideal_masks_have_the_best_verdicts_and_originals_the_wo
   assert (worst.overlap == 0.0).all() and worst.back is None
   cells = [list(column.cells) for column in editing.table(of, [best, worst]).columns]
   assert [cell[0] for cell in cells[1:]] == [
-      *6 * ['100 ± 0'], '100.0 ± 0.0', '0.0 ± 0.0', '1.00 ± 0.00', '0 ± 0', '0.0 ± 0.0']
+      *6 * ['100 ± 0'], '0.00 ± 0.00', '100.0 ± 0.0', '0.0 ± 0.0', '1.00 ± 0.00', '0 ± 0',
+      '0.0 ± 0.0']
   assert [cell[1] for cell in cells[1:6]] == 5 * ['0 ± 0'] and cells[-1][1] == ''
 
 
 def test_the_standard_error_of_a_share_is_binomial(of):
-  half = np.where((np.arange(80) // 4 % 2 == 0)[:, None, None, None], ideal(of), of.originals)
+  half = np.where((np.arange(80) // 4 % 2 == 0)[:, None, None, None], editing.ideal(of),
+                  of.originals)
   cells = [list(column.cells) for column in editing.table(
       of, [editing.measure('half', of, half)]).columns]
   assert cells[1] == ['50 ± 6'] and cells[2] == ['50 ± 11']  # sqrt(1 / 4 n) of n = 80 and 20

@@ -30,8 +30,8 @@ from vdm_jax.samplers.conditioned import SAMPLERS
 from vdm_jax.samplers.sampling import sample
 from vdm_jax.typing import Array, Denoiser, Model, PyTree, Sampler
 
-__all__ = ['Case', 'DiffEdit', 'Edited', 'Inpaint', 'METHODS', 'Method', 'NullText',
-           'PromptToPrompt', 'SAMPLERS', 'SDEdit', 'aligned', 'layers', 'named']
+__all__ = ['CHANGED', 'Case', 'DiffEdit', 'Edited', 'Inpaint', 'METHODS', 'Method', 'NullText',
+           'PromptToPrompt', 'SAMPLERS', 'SDEdit', 'aligned', 'blending', 'layers', 'named']
 
 
 class Case(NamedTuple):
@@ -188,6 +188,7 @@ class DiffEdit(NamedTuple):
 
 
 Change = Literal['replace', 'refine']
+CHANGED = '@changed'
 
 
 class PromptToPrompt(NamedTuple):
@@ -198,7 +199,8 @@ class PromptToPrompt(NamedTuple):
   change: 'replace' or 'refine'; cross: the share of the time, from noise, in which attention to
   words is the source's; own: such a share for attention among positions; weights: (word of the
   target, c) pairs; blend: words of either text, if only the pixels that attend to them may change;
-  threshold: of this attention.
+  threshold: of this attention.  A word `CHANGED` in weights or blend stands for the words by which
+  the two texts of a pair differ.
   """
   change: str = 'replace'
   cross: float = 0.8
@@ -313,11 +315,35 @@ def aligned(method: PromptToPrompt | NullText, source: prompt_to_prompt.Prompt,
   does not have.
   """
   make = {'replace': prompt_to_prompt.replace, 'refine': prompt_to_prompt.refine}[method.change]
-  words = make(source, target, length, method.cross)
+  words, weights = make(source, target, length, method.cross), dict(method.weights)
+  if CHANGED in weights:
+    new = prompt_to_prompt.changed(source, target)[1]
+    require(bool(new), 'weights', CHANGED, 'the target has no word that the source lacks',
+            'name a word of the target')
+    weights = dict.fromkeys(new, weights.pop(CHANGED)) | weights
   try:
-    return prompt_to_prompt.reweight(words, target, dict(method.weights))
+    return prompt_to_prompt.reweight(words, target, weights)
   except InputError as error:
     raise InputError('weights', error.value, error.problem, error.remedy) from None
+
+
+def blending(method: PromptToPrompt, source: prompt_to_prompt.Prompt,
+             target: prompt_to_prompt.Prompt, length: int) -> np.ndarray:
+  """1 for the tokens of the words that a pair is blended by: float32 [2, length], source first.
+
+  Raises InputError: a word that neither text has; a text without any of the words.
+  """
+  pair, columns = (source, target), np.zeros((2, length), np.float32)
+  for word in method.blend:
+    words = prompt_to_prompt.changed(*pair) if word == CHANGED else ([word], [word])
+    found = [(half, pair[half].columns(one)) for half in range(2) for one in words[half]
+             if one in pair[half].words]
+    require(bool(found), 'blend', word, 'neither text has such a word', 'give words of a text')
+    for half, places in found:
+      columns[half, places] = 1.0
+  require(bool(columns.any(axis=1).all()), 'blend', method.blend, 'one of the texts has none of '
+          'these words', 'give a word of each')
+  return columns
 
 
 def _edited(case: Case, own: float) -> Denoiser:

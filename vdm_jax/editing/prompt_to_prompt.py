@@ -99,6 +99,13 @@ def align(source: Sequence, target: Sequence) -> list[int]:
   return out
 
 
+def changed(source: Prompt, target: Prompt) -> tuple[list[str], list[str]]:
+  """The words of source and of target that `align` pairs with no word of the other text."""
+  pairs = align(source.tokens, target.tokens)
+  return ([word for i, word in enumerate(source.words) if i not in pairs],
+          [word for word, i in zip(target.words, pairs, strict=True) if i < 0])
+
+
 # ------------------------------------------------------------------------ edits
 
 

@@ -88,6 +88,7 @@ class Judged(NamedTuple):
   in_place: np.ndarray    # whether the shape is where it was
   same: np.ndarray        # the share of the pixels to keep that are unchanged, each number of them
   difference: np.ndarray  # mean |change| of the pixels to keep, 0 .. 255
+  distances: np.ndarray   # to the nearest picture, as in `Named`
 
 
 def to_change(originals: np.ndarray, captions: np.ndarray) -> np.ndarray:
@@ -107,4 +108,5 @@ def judge(images: np.ndarray, originals: np.ndarray, captions: np.ndarray) -> Ju
   count = np.where(keep.any(axis=(1, 2)), keep.sum(axis=(1, 2)), np.nan)
   mean = lambda u: np.sum(u * keep, axis=(1, 2)) / count
   return Judged(found.captions == captions, found.places == name(originals).places,
-                mean(np.all(change == 0.0, axis=-1)), mean(np.mean(change, axis=-1)))
+                mean(np.all(change == 0.0, axis=-1)), mean(np.mean(change, axis=-1)),
+                found.distances)

@@ -99,15 +99,7 @@ def _aligned(method: PromptToPrompt | NullText, field: Field, request: Request
   words = prompt_to_prompt.stack([methods.aligned(method, *pair, length) for pair in pairs])
   if isinstance(method, NullText) or not method.blend:
     return words, None
-  columns = np.zeros((2, len(pairs), length), np.float32)
-  for i, pair in enumerate(pairs):
-    for word in method.blend:
-      holders = [(half, text) for half, text in enumerate(pair) if word in text.words]
-      require(bool(holders), 'blend', word, 'neither text has this word', 'give words of a text')
-      for half, text in holders:
-        columns[half, i, text.columns(word)] = 1.0
-  require(bool(columns.any(axis=2).all()), 'blend', method.blend, 'one of the texts has none of '
-          'these words', 'give a word of each')
+  columns = np.stack([methods.blending(method, *pair, length) for pair in pairs], axis=1)
   return words, columns.reshape(2 * len(pairs), length)
 
 
@@ -337,7 +329,8 @@ def _verdicts(result: Result) -> list[str]:
   captions = np.full(len(images), shapes.CAPTIONS.index(result.target))
   found = judge_of_shapes.judge(images, originals, captions)
   lines = []
-  for line, right, in_place, same, difference in zip(shown, *found, strict=True):
+  for line, right, in_place, same, difference in zip(
+      shown, found.right, found.in_place, found.same, found.difference, strict=True):
     line += ', as asked' if right else ', which is not what was asked'
     line += '; in its place' if in_place else '; moved'
     if np.isfinite(same):

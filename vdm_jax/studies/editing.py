@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from vdm_jax.data import shapes
 from vdm_jax.editing.methods import (
+  CHANGED,
   DiffEdit,
   Inpaint,
   Method,
@@ -31,8 +32,8 @@ from vdm_jax.machine import files
 from vdm_jax.runs import editing, needs, pictures, workdir
 from vdm_jax.train import metrics
 
-__all__ = ['INPAINTER', 'KINDS', 'METHODS', 'Measured', 'Tasks', 'measure', 'painted', 'picture',
-           'study', 'table', 'tasks']
+__all__ = ['INPAINTER', 'KINDS', 'METHODS', 'Measured', 'Tasks', 'ideal', 'measure', 'painted',
+           'picture', 'study', 'table', 'tasks']
 
 KINDS = ('size', 'colour', 'shape', 'ground')  # in the order of the words of a caption
 CHOICES = (tuple(shapes.SIZES), tuple(shapes.COLOURS), tuple(shapes.SHAPES), tuple(shapes.GROUNDS))
@@ -45,6 +46,9 @@ METHODS: dict[str, Method] = {
     'DiffEdit, ratio 3': DiffEdit(),
     'DiffEdit, ratio 1.5': DiffEdit(ratio=1.5),
     'prompt-to-prompt': PromptToPrompt(),
+    'prompt-to-prompt, new word x 2': PromptToPrompt(weights=((CHANGED, 2.0),)),
+    'prompt-to-prompt, refine': PromptToPrompt('refine'),
+    'prompt-to-prompt, local blend': PromptToPrompt(blend=(CHANGED,)),
     'prompt-to-prompt, null text': NullText(updates=5),
 }
 # The same by a model that is told the part to keep (Nichol et al. 2021, section 3.3).
@@ -88,6 +92,11 @@ def tasks(originals: np.ndarray, seed: int = 0) -> Tasks:
     words[kind] = others[rng.integers(len(others))]
     targets.append(shapes.WORDS.index(tuple(words)))
   return Tasks(kinds, originals, found.places, found.captions, np.array(targets))
+
+
+def ideal(of: Tasks) -> np.ndarray:
+  """The edits as they are asked for: uint8 [n, 16, 16, 3]."""
+  return shapes.images()[len(shapes.PLACES) * of.targets + of.places]
 
 
 def painted(of: Tasks) -> np.ndarray:
@@ -220,10 +229,13 @@ def _mean(values: np.ndarray | None, scale: float = 1.0, digits: int = 1) -> str
 
 
 def table(of: Tasks, measured: list[Measured]) -> rich.table.Table:
-  """A row for each method.  Shares are in per cent."""
+  """A row for each method.  Shares are in per cent.
+
+  The distance is that to the nearest picture of any caption, where 0 .. 255 is coded as -1 .. 1.
+  """
   columns = ['caption as asked', *(f'if {kind}' for kind in KINDS), 'shape in its place',
-             'pixels to keep unchanged', 'their mean change, of 255', 'IoU of the mask',
-             'empty masks', 'source back, of 255']
+             'distance to a picture', 'pixels to keep unchanged', 'their mean change, of 255',
+             'IoU of the mask', 'empty masks', 'source back, of 255']
   out = rich.table.Table('method', *(rich.table.Column(name, justify='right') for name in columns),
                          title=f'Edits of shapes, {len(of.kinds):,} by each method')
   for row in measured:
@@ -235,18 +247,22 @@ def table(of: Tasks, measured: list[Measured]) -> rich.table.Table:
     if found and row.masks is not None:
       empty = percent(np.asarray(~row.masks.any(axis=(1, 2))))
     out.add_row(row.name, percent(right), *kinds, percent(row.judged.in_place),
-                _mean(row.judged.same, 100.0), _mean(row.judged.difference), _mean(
-                    row.overlap, digits=2), empty, _mean(row.back))
+                _mean(row.judged.distances, digits=2), _mean(row.judged.same, 100.0),
+                _mean(row.judged.difference), _mean(row.overlap, digits=2), empty,
+                _mean(row.back))
   metrics.show(out)
   return out
 
 
 def picture(of: Tasks, measured: list[Measured]) -> Figure:
-  """A column for each edit: the source, the masks, and the edits; red frames show other captions.
+  """A column for each edit: the source, the ideal edit, the masks, and the edits of each method.
+
+  Red frames show other captions.
   """
   shown = min(SHOWN, len(of.kinds))
   rows: list[tuple[str, np.ndarray, np.ndarray | None]] = [
-      ('source', of.originals, None), ('mask by hand', np.where(painted(of), 255, 0), None)]
+      ('source', of.originals, None), ('as asked', ideal(of), None),
+      ('mask by hand', np.where(painted(of), 255, 0), None)]
   for each in measured:
     if each.overlap is not None and each.masks is not None:
       rows.append(('mask that it finds', np.where(each.masks[..., None], 255, 0), None))

@@ -50,9 +50,9 @@ OF_METHOD = (
     flags.DEFINE_float('own', None, 'prompt_to_prompt, null_text: the share of the time, from '
                        "noise, in which attention among positions is the source's.  Default: 0.4."),
     flags.DEFINE_list('weights', None, 'prompt_to_prompt, null_text: WORD=C,...: the attention to '
-                      'a word of the target is multiplied by C.'),
+                      f'a word of the target is multiplied by C.  {methods.CHANGED}: new words.'),
     flags.DEFINE_list('blend', None, 'prompt_to_prompt: words of both texts; only pixels that '
-                      'attend to them change.'),
+                      f'attend to them change.  {methods.CHANGED}: the words that differ.'),
     flags.DEFINE_float('threshold', None, 'prompt_to_prompt, with --blend: the share of the '
                        'largest attention above which a pixel changes.  Default: 0.3.'),
     flags.DEFINE_integer('updates', None, 'null_text: the most updates of the embedding in a '
