@@ -119,6 +119,19 @@ def test_a_stopped_study_goes_on_with_the_batches_that_are_there(run, monkeypatc
     ask('a.png')
 
 
+def test_methods_that_differ_in_one_setting_do_not_share_their_kept_edits(
+    run, monkeypatch, tmp_path):
+  """The settings of prompt-to-prompt are called weights too."""
+  def editor(trained, method, **_):
+    return lambda request: edits_of_runs.Edits(
+        np.full_like(request.images, len(method.weights)), None, None, None)
+  monkeypatch.setattr(edits_of_runs, 'editor', editor)
+  two = {'plain': methods.PromptToPrompt(),
+         'louder': methods.PromptToPrompt(weights=((methods.CHANGED, 2.0),))}
+  measured, _ = editing.study(tmp_path / 'run', tmp_path / 'a.png', count=2, methods=two)
+  assert [np.unique(row.edits).tolist() for row in measured] == [[0], [1]]
+
+
 @pytest.mark.long
 def test_every_method_edits_and_the_picture_shows_all_of_them(run, tmp_path):
   measured, table = editing.study(tmp_path / 'run', tmp_path / 'a.png', count=4, steps=8,

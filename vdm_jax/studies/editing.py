@@ -192,7 +192,7 @@ def _require_shapes(flag: str, directory: Path, trained: workdir.Trained) -> Non
 def _measured(title: str, method: Method, of: Tasks, trained: workdir.Trained, folder: Path,
               guidance: float, steps: int, seed: int, size: int) -> Measured:
   """The edits by one method, of which batches that are there are not made again."""
-  about = {'method': type(method).__name__, **method._asdict(), 'guidance': guidance,
+  about = {'method': type(method).__name__, 'settings': method._asdict(), 'guidance': guidance,
            'steps': steps, 'seed': seed, 'weights': checksum(trained.params)}
   count, parts = len(of.kinds), []
   # Nothing is compiled where all batches are there.
