@@ -9,7 +9,7 @@ import pytest
 from tests.support import commands, configs
 from vdm_jax import data, runs
 from vdm_jax.cli import drawing
-from vdm_jax.data import text
+from vdm_jax.data import text, tokenisers
 from vdm_jax.errors import InputError
 from vdm_jax.runs import workdir
 from vdm_jax.samplers import grids
@@ -113,12 +113,18 @@ def test_a_text_that_does_not_fit_is_refused_by_the_flag_that_gave_it(run, tmp_p
       'shorten it.\n')
 
 
+def prompts(prompt=None, file=None):
+  return drawing.Prompts(SimpleNamespace(value=prompt), SimpleNamespace(value=file)).texts()
+
+
 def test_prompts_are_one_text_or_the_lines_of_a_file(tmp_path):
   file, empty = tmp_path / 'texts.txt', tmp_path / 'empty.txt'
   file.write_text('three\n\nseven\n')
   empty.write_text('\n')
-  of = lambda prompt=None, prompts=None: drawing.Prompts(
-      SimpleNamespace(value=prompt), SimpleNamespace(value=prompts)).texts()
+
+  def of(*given):
+    with prompts(*given) as texts:
+      return texts
   assert (of(), of('two words'), of(None, file)) == ([], ['two words'], ['three', 'seven'])
   for prompt, path, message in (
       ('two', file, "prompt='two': there is --prompts too; leave one of them out"),
@@ -126,3 +132,21 @@ def test_prompts_are_one_text_or_the_lines_of_a_file(tmp_path):
       (None, tmp_path / 'gone', 'it cannot be read: .*No such file')):
     with pytest.raises(InputError, match=message):
       of(prompt, path)
+
+
+def test_an_error_of_a_text_of_a_file_names_the_line(tmp_path):
+  """Words of three captions; empty lines count."""
+  file = tmp_path / 'texts.txt'
+  file.write_text('three\n\nsevn three\n')
+  field = tokenisers.field('caption', tokenisers.Settings('words'), ['two', 'three', 'seven'])
+  refused = "the texts of the data have no word 'sevn' (near it: seven); use words of the data."
+  for given, message in (((None, file), f"--prompts={file}: line 3, 'sevn three': {refused}"),
+                         (('sevn',), f'--prompt=sevn: {refused}')):
+    with pytest.raises(InputError) as caught, prompts(*given) as texts:
+      tokenisers.tokens(field, texts, 'prompt')
+    assert caught.value.as_flag() == message
+  with pytest.raises(InputError, match='^prompts=.*: this model is told nothing'), \
+      prompts(None, file):
+    raise InputError('prompt', None, 'this model is told nothing')
+  with pytest.raises(InputError, match='^count=0: it must be at least 1'), prompts(None, file):
+    raise InputError('count', 0, 'it must be at least 1')

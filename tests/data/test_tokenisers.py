@@ -81,8 +81,24 @@ def test_words_are_those_of_the_captions():
   tokens = one.encode(['a red disk', '', 'A BLACK cat'])
   np.testing.assert_array_equal(tokens[:, :4], [[3, 11, 8, 0], [0, 0, 0, 0], [3, 5, 7, 0]])
   assert one.levels == 15 and one.decode(tokens) == ['a red disk', '', 'a black cat']
-  with pytest.raises(InputError, match="no word 'bleu'; use words of the data, e.g. blue"):
-    one.encode(['a bleu disk'])
+
+
+@pytest.mark.parametrize('text, message', [
+    ('a bleu disk', "have no word 'bleu' (near it: blue); use words of the data."),
+    ('a bleu dusk on bleu', "have no words 'bleu' (near it: blue), 'dusk' (near it: disk); use "
+     'words of the data.'),
+    ('a bleu hymn', "have no words 'bleu' (near it: blue), 'hymn'; use words of the data: the "
+     'words are a, ball, black, blue, cat, disk, floor, on and 4 more.')])
+def test_all_words_that_the_data_do_not_have_are_named_with_those_near_them(text, message):
+  one = tokenisers.of_words(tokenisers.vocabulary(CAPTIONS), 8)
+  with pytest.raises(InputError) as caught:
+    one.encode(['a red disk', text])
+  assert str(caught.value) == f'text={text!r}: the texts of the data {message}'
+
+
+def test_where_no_word_is_near_all_of_few_words_are_named():
+  with pytest.raises(InputError, match="no word 'hymn'; use words of the data: the words are a, b"):
+    tokenisers.of_words((',', 'a', 'b'), 2).encode(['hymn'])
 
 
 def test_bytes_are_one_of_the_tokenisers():

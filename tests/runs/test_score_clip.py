@@ -119,7 +119,7 @@ def test_what_cannot_be_judged_is_refused(score):
   for options, message in (
       ({'told': ()}, '^workdir: this model is told no text; name a run'),
       ({'words': ('east', 'north', 'west')}, "^clip=.*this encoder cannot read 'south': the texts "
-       "of the data have no word 'south'; train"),
+       "of the data have no word 'south'.*; train"),
       ({'reads': other}, r'^clip=.*reads images of shape \(2, 3, 1\), and the model makes shape'),
       ({'reads': dark}, '^clip=.*reads images of levels 5, and the model makes levels 256'),
       ({'judge': types.SimpleNamespace()}, '^clip=.*and no dual encoder'),

@@ -71,10 +71,15 @@ class Prompts(NamedTuple):
   prompt: flags.FlagHolder
   prompts: flags.FlagHolder
 
-  def texts(self) -> list[str]:
-    """The texts of either flag; [] without both.  Raises InputError."""
+  @contextlib.contextmanager
+  def texts(self) -> Iterator[list[str]]:
+    """The texts of either flag, [] without both; an error of a text shows its line in the file.
+
+    Raises InputError.
+    """
     if self.prompts.value is None:
-      return [] if self.prompt.value is None else [self.prompt.value]
+      yield [] if self.prompt.value is None else [self.prompt.value]
+      return
     require(self.prompt.value is None, 'prompt', self.prompt.value, 'there is --prompts too',
             'leave one of them out')
     try:
@@ -84,7 +89,15 @@ class Prompts(NamedTuple):
                        'name a file of texts, one a line') from None
     texts = [line for line in lines if line.strip()]
     require(bool(texts), 'prompts', self.prompts.value, 'it is empty', 'write one text a line')
-    return texts
+    try:
+      yield texts
+    except InputError as error:
+      if error.field != 'prompt':
+        raise
+      line = (f'line {lines.index(error.value) + 1}, {error.value!r}: ' if error.value in lines
+              else '')
+      raise InputError('prompts', self.prompts.value, line + error.problem,
+                       error.remedy) from None
 
 
 class Clips(NamedTuple):

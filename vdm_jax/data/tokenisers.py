@@ -176,23 +176,40 @@ def of_words(words: Sequence[str], length: int) -> Tokeniser:
   """A token for each word: 0 pads, and i + 1 is word i.
 
   words: of the data, see `vocabulary`.  Upper case is lower case, and decoded words stand one space
-  apart.  A text with any other word is refused, and the error names the nearest words.
+  apart.  A text with other words is refused, and the error names each of them and what is near it.
   """
   numbers = {word: i + 1 for i, word in enumerate(words)}
 
   def codes(text):
     found = split(text)
-    for word in found:
-      if word not in numbers:
-        near = difflib.get_close_matches(word, words, 3) or words[:3]
-        raise InputError('text', text, f'the texts of the data have no word {word!r}',
-                         f'use words of the data, e.g. {", ".join(near)}')
+    unknown = [word for word in dict.fromkeys(found) if word not in numbers]
+    if unknown:
+      raise _unknown(text, unknown, words)
     return [numbers[word] for word in found]
 
   decode = lambda tokens: [' '.join(words[int(i) - 1] for i in row if i > 0)
                            for row in tokens.tolist()]
   return Tokeniser(functools.partial(_padded, codes, length, 0, 'words'), decode, length,
                    len(words) + 1, 0)
+
+
+_SHOWN = 8  # words of the data, where no word is near
+
+
+def _unknown(text: str, unknown: Sequence[str], words: Sequence[str]) -> InputError:
+  """The error of a text with words that the data do not have."""
+  near = {word: difflib.get_close_matches(word, words, 3) for word in unknown}
+  named = [repr(word) + (f' (near it: {", ".join(close)})' if close else '')
+           for word, close in near.items()]
+  several = 's' * (len(named) > 1)
+  remedy = 'use words of the data'
+  if not all(near.values()):
+    known = [word for word in words if word[0].isalnum()]
+    more = len(known) - _SHOWN
+    remedy += (f': the words are {", ".join(known[:_SHOWN])}'
+               + (f' and {more:,} more' if more > 0 else ''))
+  return InputError('text', text, f'the texts of the data have no word{several} '
+                    f'{", ".join(named)}', remedy)
 
 
 # -------------------------------------------------------------------------- byte-pair encodings

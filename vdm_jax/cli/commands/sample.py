@@ -34,11 +34,10 @@ OF_RUN = cli.of_run()
 def main():
   # A run that draws its own samples takes no sampler by name.
   method = SAMPLER.method() if SAMPLER.chosen() else None
-  with drawing.by_field(CONDITIONS.condition) as values:
+  with drawing.by_field(CONDITIONS.condition) as values, PROMPTS.texts() as prompts:
     evaluations = runs.sample(
         WORKDIR.value, OUT.value, method=method, guided=CONDITIONS.guided(), clip=CLIP.guided(),
-        condition=values,
-        prompts=PROMPTS.texts(),
+        condition=values, prompts=prompts,
         **cli.values(OVERWRITE, TRACE, COUNT, SEED, CONDITIONS.label, BATCH_SIZE, TILE,
                      OVERLAP, *OF_RUN))
   if jax.process_index() == 0 and evaluations:
