@@ -225,7 +225,7 @@ def test_a_blended_target_is_its_source_where_no_word_of_either_looks():
 
 def test_wrong_texts_and_batches_are_refused():
   a, b = (p2p.prompt(text, list) for text in ('a red square', 'a square'))
-  with pytest.raises(InputError, match='one for one'):
+  with pytest.raises(InputError, match='2 words.*one for one, or add words by --change=refine'):
     p2p.replace(a, b, 16)
   with pytest.raises(InputError, match='10 and 7 tokens'):
     p2p.refine(a, b, 8)

@@ -155,7 +155,7 @@ def test_an_edit_is_a_picture_of_source_mask_and_edit_with_its_settings(run, tmp
     ('sdedit', {'target': f'{TARGETS[0]} on white'}, 'target=.*8 words, and 6 are read'),
     ('diffedit', {'source': 'a hat'}, "source='a hat': .* no word 'hat'"),
     ('prompt_to_prompt', {'target': 'a green disk on grey'},
-     'target=.*: it has 5 words, and the source has 6; .*refine'),
+     'target=.*: it has 5 words, and the source has 6; .*--change=refine'),
     ('prompt_to_prompt', {'weights': (('blue', 2.0),)}, "weights='blue': the text is"),
     ('prompt_to_prompt', {'blend': ('cross',)}, "blend='cross': neither text has such a word"),
     ('prompt_to_prompt', {'count': 2}, 'count=2: this method draws no noise'),

@@ -160,7 +160,7 @@ def replace(source: Prompt, target: Prompt, length: int, cross: float = 0.8,
   """
   require(len(source.words) == len(target.words), 'target', ' '.join(target.words),
           f'it has {len(target.words)} words, and the source has {len(source.words)}',
-          'exchange words one for one, or use `refine`')
+          'exchange words one for one, or add words by --change=refine')
   pairs = _ends(source, target)
   for old, new in zip(source.places(), target.places(), strict=True):
     if len(old) == len(new):
