@@ -1,4 +1,5 @@
 """Emoji: the oracles are Unicode's own names, and a set of pictures made by other code."""
+import hashlib
 import re
 from pathlib import Path
 
@@ -114,14 +115,37 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
     prepare.prepare('emoji', str(tmp_path), [str(tmp_path)])
 
 
+@pytest.mark.skipif(not SHARED.exists(), reason=f'no {SHARED}')
+def test_the_known_checksum_is_that_of_the_pictures_that_other_code_made():
+  with np.load(SHARED) as file:
+    assert emoji.checksums(made()._replace(images=file['images'])) == emoji.KNOWN
+
+
+def test_other_pictures_are_told_from_the_known_ones_by_their_checksum(tmp_path, monkeypatch):
+  font, listing = tmp_path / 'a.ttf', tmp_path / 'emoji-test.txt'
+  font.touch()
+  listing.touch()
+  monkeypatch.setattr(emoji, 'read', lambda *files: made())
+  prepared = lambda: prepare.prepare('emoji', str(tmp_path), [str(font), str(listing)])
+  own = hashlib.sha256(made().images.tobytes()).hexdigest()[:16]
+  first, second = prepared().splitlines()
+  assert first.endswith(f': {len(NAMES)} pictures')
+  assert second == (f'pictures: sha256 {own}, expected 793ff7bf58628d4a: another version of the '
+                    'font or the list, whose results differ')
+  monkeypatch.setitem(emoji.KNOWN, 'pictures', own)
+  assert prepared().splitlines()[1] == f'pictures: sha256 {own}, as expected'
+
+
 @pytest.mark.long
-@pytest.mark.skipif(not (SHARED.exists() and FONT.exists() and LISTING.exists()),
-                    reason=f'needs {SHARED}, {FONT} and {LISTING}')
+@pytest.mark.skipif(not (FONT.exists() and LISTING.exists()), reason=f'needs {FONT}, {LISTING}')
 def test_the_font_of_debian_bookworm_gives_the_pictures_that_other_code_made():
   """Skipped unless both packages are of Debian 12: fonts-noto-color-emoji and unicode-data."""
   if prepare._sha256(FONT)[:8] != 'e5899ed3' or prepare._sha256(LISTING)[:8] != '8445f23a':
     pytest.skip('other versions of the font or of Unicode')
   read = emoji.read(str(FONT), str(LISTING))
+  assert emoji.checksums(read) == emoji.KNOWN
+  if not SHARED.exists():
+    pytest.skip(f'the names and labels are not compared: no {SHARED}')
   with np.load(SHARED) as file:
     np.testing.assert_array_equal(read.images, file['images'])
     np.testing.assert_array_equal(read.labels, file['labels'])

@@ -2,8 +2,9 @@
 
 `scripts/prepare_data.py emoji --from=NotoColorEmoji.ttf,emoji-test.txt` writes two files of arrays
 with the fields `image`, `label` (the group: 'Smileys & Emotion', ...) and `caption`.  A caption is
-the Unicode name in lower case, letters and digits: 'woman guard dark skin tone'.  The second file
-is the list of names of the Unicode Consortium.
+the Unicode name in lower case, letters and digits: 'woman guard dark skin tone'.  A font has the
+pictures, but neither names nor groups: these are from the second file, the list of the Unicode
+Consortium.
 
   name               file in data_dir/emoji   testing
   `emoji`            new_names.npz            names that do not occur in training
@@ -12,6 +13,7 @@ is the list of names of the Unicode Consortium.
 Both have the same pictures for training.  A twelfth of the names, and a tenth of the skin-toned
 pictures with other names, are for testing.  A checksum of the name decides which.
 """
+import hashlib
 import io
 import os
 import re
@@ -31,6 +33,8 @@ from vdm_jax.machine import files
 SIDE = 32
 FILES = {'emoji': 'new_names.npz', 'emoji:held_out': 'held_out.npz'}  # by name
 TRAIN, NEW_NAME, HELD_OUT = 0, 1, 2
+# The checksum of version 2.042 of the font (Debian: 2.042-0+deb12u1) by version 15.0 of the list.
+KNOWN = {'pictures': '793ff7bf58628d4a'}
 _TONE = '(?:medium-light|medium-dark|light|medium|dark) skin tone'
 
 
@@ -46,6 +50,11 @@ class Emoji(NamedTuple):
 def open_emoji(name: str, data_dir: str, texts: tokenisers.Settings = tokenisers.BYTES) -> Store:
   """The store of one of `FILES`.  Raises FileNotFoundError, with the command that prepares it."""
   return arrays.open_arrays(records.prepared_file(data_dir, 'emoji', FILES[name]), texts)
+
+
+def checksums(emoji: Emoji) -> dict[str, str]:
+  """The first 16 letters of the SHA-256 of all pictures in their order, as in `KNOWN`."""
+  return {'pictures': hashlib.sha256(emoji.images.tobytes()).hexdigest()[:16]}
 
 
 def write(emoji: Emoji, data_dir: str) -> str:

@@ -80,7 +80,10 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
 
 
 def _emoji(data_dir: str, places: Sequence[str]) -> str:
-  """Prepares `emoji` from a font and a list of names, and names their checksums."""
+  """Prepares `emoji` from a font and a list of names.
+
+  The text names the checksums of both files and of the pictures.
+  """
   found = _files(places)
   chosen = []
   for ending, what in (('.ttf', 'the font NotoColorEmoji.ttf'),
@@ -91,9 +94,11 @@ def _emoji(data_dir: str, places: Sequence[str]) -> str:
                        'give NotoColorEmoji.ttf,emoji-test.txt: Debian has them in the packages '
                        'fonts-noto-color-emoji and unicode-data')
     chosen += named
-  folder = emoji.write(emoji.read(*chosen), data_dir)
+  made = emoji.read(*chosen)
+  folder = emoji.write(made, data_dir)
   used = ', '.join(f'{os.path.basename(path)} (sha256 {_sha256(path)})' for path in chosen)
-  return f'emoji is prepared in {folder} from {used}'
+  return '\n'.join([f'emoji is prepared in {folder} from {used}: {len(made.names):,} pictures',
+                    *_compared(emoji.checksums(made), emoji.KNOWN, 'the font or the list')])
 
 
 def _chorales(data_dir: str) -> str:
@@ -117,11 +122,11 @@ def _brain(data_dir: str) -> str:
       'slices of the volume'])
 
 
-def _compared(found: Mapping[str, str], known: Mapping[str, str], package: str) -> Iterator[str]:
-  """A line for each checksum, which says whether the package gave what its known version gives."""
+def _compared(found: Mapping[str, str], known: Mapping[str, str], source: str) -> Iterator[str]:
+  """A line for each checksum, which says whether the source gave what its known version gives."""
   for what, one in found.items():
     yield f'{what}: sha256 {one}, ' + ('as expected' if one == known[what] else
-          f'expected {known[what]}: another version of {package}, whose results differ a little')
+          f'expected {known[what]}: another version of {source}, whose results differ')
 
 
 def _obtain(name: str, archives: Sequence[Archive], places: Sequence[str],
