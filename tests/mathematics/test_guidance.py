@@ -3,10 +3,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate
 
 from vdm_jax import guidance, oracles, schedules
 from vdm_jax.processes import GaussianProcess, flow, from_alpha_sigma, sub_vp, ve, vp
-from vdm_jax.samplers import ddim, sample
+from vdm_jax.samplers import ddim, grids, sample
+from vdm_jax.samplers.runge_kutta import RK4, rho_rk
 from vdm_jax.typing import Estimate
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -153,6 +155,31 @@ def test_guidance_between_gaussians_of_one_width_is_a_gaussian_further_on(curve,
   expected = oracles.Gaussian(0.6 + 0.8 * w, 0.5)(z, level)
   np.testing.assert_allclose(got.x, expected.x, rtol=1e-9, atol=1e-12)
   np.testing.assert_allclose(got.eps, expected.eps, rtol=1e-9, atol=1e-12)
+
+
+def test_the_guided_flow_from_log_snr_minus_5_ends_in_gaussians_of_known_moments():
+  """p(x | c) = N(1, s^2), p(x) = N(0, 1) and z_1 ~ N(0, 1); not the tilted p(x | c)^(1+w) / p(x)^w.
+
+  With k = sigma / alpha the flow of y = z / alpha is linear:
+  dy / dk = (1 + w) k (y - 1) / (s^2 + k^2) - w k y / (1 + k^2).  So deviations change by
+  h(0) / h(k), h = (s^2 + k^2)^((1+w)/2) (1 + k^2)^(-w/2), and the mean is an integral.
+  """
+  known = {0.0: (0.958992, 0.501260), 1.0: (1.339131, 0.251261), 3.0: (1.497009, 0.063132)}
+  s, first = 0.5, np.exp(2.5)
+  for w, (mean, std) in known.items():
+    h = lambda k: (s**2 + k**2)**(0.5 + 0.5 * w) * (1 + k**2)**(-0.5 * w)  # noqa: B023
+    slope = lambda k: (1 + w) * k / (s**2 + k**2) / h(k)                   # noqa: B023
+    integral = integrate.quad(slope, 0, first)[0] * h(0)
+    np.testing.assert_allclose((integral, np.sqrt(1 + first**2) * h(0) / h(first)), (mean, std),
+                               atol=6e-7)
+  process = GaussianProcess(schedules.Linear(30.0, -5.0), vp)
+  guided = guidance.classifier_free(oracles.Gaussian(1.0, s), oracles.Gaussian(0.0, 1.0),
+                                    jnp.array([*known]))
+  keys, z = jax.random.split(jax.random.key(0), 2), jnp.array([[0.0] * 3, [1.0] * 3])
+  x = sample(rho_rk(guided, process, RK4), keys, z, grids.karras(process, 100))
+  np.testing.assert_allclose(np.stack([x[0], x[1] - x[0]], axis=1), [*known.values()], atol=2e-6)
+  tilted = (1 + 3) / s**2 / ((1 + 3) / s**2 - 3)  # the mean for w = 3
+  assert abs(x[0, 2] - tilted) > 0.1
 
 
 def test_each_image_may_have_a_weight_of_its_own():
