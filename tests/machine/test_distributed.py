@@ -85,6 +85,30 @@ def test_half_a_cluster_in_the_environment_is_an_error_that_says_what_to_do(
     distributed.start()
 
 
+@pytest.mark.parametrize('given,named', [
+    ((None, 2, None), '^num_processes=2: .*one process only'),
+    (('a:1', 1, 0), "^coordinator='a:1': .*one process only"), ((None, None, 0), '^process_id=0: ')])
+def test_a_command_for_one_process_refuses_to_be_one_of_several(given, named):
+  with pytest.raises(InputError, match=named):
+    distributed.require_alone(*given)
+
+
+@pytest.mark.parametrize('variable,launcher', [
+    ('SLURM_STEP_NUM_TASKS', 'srun'), ('OMPI_COMM_WORLD_SIZE', 'mpirun')])
+def test_a_command_for_one_process_refuses_to_be_started_twice(initialize, monkeypatch, variable,
+                                                               launcher):
+  distributed.require_alone()
+  monkeypatch.setenv('SLURM_NTASKS', '4')  # of a job, whose script starts the command once
+  distributed.require_alone()
+  monkeypatch.setenv(variable, '1')
+  distributed.require_alone()
+  monkeypatch.setenv(variable, '4')
+  with pytest.raises(InputError, match=f'{launcher} has started 4 processes; .*num_processes=1'):
+    distributed.require_alone()
+  distributed.require_alone(num_processes=1)
+  assert not initialize.calls
+
+
 def test_a_port_that_is_taken_is_said(initialize):
   initialize.error = RuntimeError('UNKNOWN: Failed to start RPC server')
   with pytest.raises(InputError, match="^coordinator='a:1': .*taken"):

@@ -46,6 +46,11 @@ def test_the_fields_of_a_config_are_printed_as_the_flags_that_set_them():
      '--workdir=runs/digits.\n'),
     (['sample.py', '--workdir=', '--out=a.png'], 'error: --workdir=: it is empty; give a path (is '
      'a shell variable unset?).\n'),
+    (['compress.py', 'info', 'a.vdmz', '--coordinator=a:1', '--num_processes=2', '--process_id=0'],
+     'error: --coordinator=a:1: this command runs in one process only; leave it out, and start the '
+     'command once.\n'),
+    (['distil.py', '--num_processes=2'], 'error: --num_processes=2: this command runs in one '
+     'process only; leave it out, and start the command once.\n'),
     (['summarize.py', '--config=configs/digits/vmd.py'], 'error: --config=configs/digits/vmd.py: '
      'there is no such file; there is configs/digits/vdm.py'),
     (['summarize.py', '--config=nothing-like-it'], 'choose a file of your own, or one of '

@@ -55,7 +55,7 @@ def _help(argv: list[str], command: Command) -> None:
   if 'config' not in flags.FLAGS:
     return
   if configs.named(argv):
-    _parse(argv, alone=True)
+    _parse(argv, alone=True)  # help needs no other process
     print('\nFields of the config, and their values:\n')
     print('\n'.join(f'  {field}' for field in configs.fields(flags.FLAGS.config)))
   else:
@@ -64,11 +64,10 @@ def _help(argv: list[str], command: Command) -> None:
 
 
 def _parse(argv: list[str], alone: bool) -> list[str]:
-  if not alone:
-    try:
-      processes.join(argv)
-    except (flags.Error, InputError) as error:
-      fail(error)
+  try:
+    (processes.require_alone if alone else processes.join)(argv)
+  except (flags.Error, InputError) as error:
+    fail(error)
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:

@@ -16,8 +16,18 @@ def join(argv: list[str]) -> None:
 
   Raises InputError, or absl's flags.Error.
   """
+  distributed.start(*_given(argv))
+
+
+def require_alone(argv: list[str]) -> None:
+  """Raises InputError if there are other processes, or absl's flags.Error."""
+  distributed.require_alone(*_given(argv))
+
+
+def _given(argv: list[str]) -> tuple[str | None, int | None, int | None]:
+  """The values of the three flags in a command line."""
   own = flags.FlagValues()
   for flag in FLAGS:
     own[flag.name] = flags.FLAGS[flag.name]
   own(argv, known_only=True)
-  distributed.start(own.coordinator, own.num_processes, own.process_id)
+  return own.coordinator, own.num_processes, own.process_id

@@ -25,7 +25,7 @@ from vdm_jax.errors import InputError
 from vdm_jax.machine import devices, output, signals
 from vdm_jax.machine.signals import leave
 
-__all__ = ['AHEAD', 'HEARTBEAT', 'QUIET', 'fail', 'start', 'stopping']
+__all__ = ['AHEAD', 'HEARTBEAT', 'QUIET', 'fail', 'require_alone', 'start', 'stopping']
 
 HEARTBEAT = 30  # seconds without one after which a process is lost
 QUIET = 5  # seconds of waiting for the others after which a process says so
@@ -136,6 +136,26 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
     _interpret('the coordinator', first=jax.process_index() == 0)
   if jax.process_index() > 0:
     sys.stdout = open(os.devnull, 'w')
+
+
+def require_alone(coordinator: str | None = None, num_processes: int | None = None,
+                  process_id: int | None = None) -> None:
+  """Raises InputError if this process was started as one of several.
+
+  The arguments are those of `start`.  With num_processes = 1 alone, nobody asks the environment.
+  """
+  arguments = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+  given = {name: value for name, value in arguments.items() if value is not None}
+  if given == {'num_processes': 1}:
+    return
+  for name, value in given.items():
+    raise InputError(name, value, 'this command runs in one process only',
+                     'leave it out, and start the command once')
+  for launcher, name in (('srun', 'SLURM_STEP_NUM_TASKS'), ('mpirun', 'OMPI_COMM_WORLD_SIZE')):
+    if (count := os.environ.get(name, '1')) != '1':
+      raise InputError(problem=f'this command runs in one process only, and {launcher} has started '
+                       f'{count} processes', remedy='start it once, or give num_processes=1 if '
+                       'each process has files of its own')
 
 
 def _one_task_of_slurm() -> bool:
