@@ -87,7 +87,8 @@ def test_half_a_cluster_in_the_environment_is_an_error_that_says_what_to_do(
 
 @pytest.mark.parametrize('given,named', [
     ((None, 2, None), '^num_processes=2: .*one process only'),
-    (('a:1', 1, 0), "^coordinator='a:1': .*one process only"), ((None, None, 0), '^process_id=0: ')])
+    (('a:1', 1, 0), "^coordinator='a:1': .*one process only"),
+    ((None, None, 0), '^process_id=0: .*one process only')])
 def test_a_command_for_one_process_refuses_to_be_one_of_several(given, named):
   with pytest.raises(InputError, match=named):
     distributed.require_alone(*given)

@@ -30,13 +30,16 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start(*command, count=2, devices=2, slurm=False):
+def start(*command, count=2, devices=2, slurm=False, late=None, seconds=0.0):
   """`python *command` by `count` processes: a `Running` for each.
 
   slurm: they are not told of each other by flags, but find themselves in variables as of SLURM.
+  late: the number of a process that starts `seconds` after the others.
   """
-  port, running = free_port(), []
-  for i in range(count):
+  port, running = free_port(), {}
+  for i in sorted(range(count), key=lambda i: i == late):
+    if i == late:
+      time.sleep(seconds)
     environment = {**os.environ, 'PYTHONPATH': f'{ROOT}',
                    # Quick to compile: a process that waits half a minute for another gives it up.
                    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
@@ -52,8 +55,8 @@ def start(*command, count=2, devices=2, slurm=False):
     process = subprocess.Popen([sys.executable, *map(str, command), *flags], cwd=ROOT,
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True)
-    running.append(Running(process, _readers.submit(process.communicate)))
-  return running
+    running[i] = Running(process, _readers.submit(process.communicate))
+  return [running[i] for i in range(count)]
 
 
 def finish(running, seconds=240):

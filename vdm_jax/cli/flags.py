@@ -1,4 +1,5 @@
 """Flags that several commands have, with one meaning and one default each."""
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ class _Path(flags.ArgumentParser):
 
   def __init__(self, name: str, check: Callable[[str, str], Path]):
     self._name, self._check = name, check
+    self.of_run = check is files.run_directory
 
   def parse(self, argument: str) -> str:
     return str(self._check(self._name, argument))
@@ -33,6 +35,18 @@ def run_directory(help_text: str = 'The directory of the run.', name: str = 'wor
                   ) -> flags.FlagHolder:
   """Defines a flag of one directory that holds, or will hold, a run."""
   return flags.DEFINE(_Path(name, files.run_directory), name, None, help_text)
+
+
+def run_directories(argv: list[str]) -> dict[str, str]:
+  """{flag: directory} of the flags of a command line that `run_directory` has defined."""
+  own = flags.FlagValues()
+  for name in flags.FLAGS:
+    parser = flags.FLAGS[name].parser
+    if isinstance(parser, _Path) and parser.of_run:
+      own[name] = flags.FLAGS[name]
+  with contextlib.suppress(flags.Error):  # which is said when all flags are read
+    own(argv, known_only=True)
+  return {name: own[name].value for name in own if own[name].value is not None}
 
 
 def config_data_dir() -> flags.FlagHolder:

@@ -24,14 +24,17 @@ class Command(NamedTuple):
 
 def read(argv: list[str], command: Command) -> list[str]:
   """Sets the flags, and returns the other arguments.  Ends the process after showing help."""
+  shows_help = bool(_HELP & set(argv[1:]))
   try:
+    if not shows_help:  # before the shared disk is looked at
+      (processes.require_alone if command.alone else processes.join)(argv)
     argv = [argv[0], *configs.expanded(argv[1:], command.configs)]
     if command.resumes:
       argv = configs.resumed(argv)
-    if _HELP & set(argv[1:]):
+    if shows_help:
       _help([argument for argument in argv if argument not in _HELP], command)
       sys.exit(0)
-    rest = _parse(argv, command.alone)
+    rest = _parse(argv)
     printing = 'print_config' in flags.FLAGS and flags.FLAGS.print_config
     for name, example in command.required.items():
       if flags.FLAGS[name].value is None and (not printing or name == 'config'):
@@ -42,7 +45,7 @@ def read(argv: list[str], command: Command) -> list[str]:
       print('\n'.join(configs.fields(flags.FLAGS.config)))
       sys.exit(0)
     return rest
-  except InputError as error:
+  except (flags.Error, InputError) as error:
     fail(error)
 
 
@@ -55,7 +58,7 @@ def _help(argv: list[str], command: Command) -> None:
   if 'config' not in flags.FLAGS:
     return
   if configs.named(argv):
-    _parse(argv, alone=True)  # help needs no other process
+    _parse(argv)
     print('\nFields of the config, and their values:\n')
     print('\n'.join(f'  {field}' for field in configs.fields(flags.FLAGS.config)))
   else:
@@ -63,11 +66,7 @@ def _help(argv: list[str], command: Command) -> None:
     print('\n'.join(f'  {file}: {line}' for file, line in configs.listed(command.configs).items()))
 
 
-def _parse(argv: list[str], alone: bool) -> list[str]:
-  try:
-    (processes.require_alone if alone else processes.join)(argv)
-  except (flags.Error, InputError) as error:
-    fail(error)
+def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:

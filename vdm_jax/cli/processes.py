@@ -1,6 +1,8 @@
-"""The flags by which several processes find each other."""
+"""The flags by which several processes find each other, and their first look at the shared disk."""
+import jax
 from absl import flags
 
+from vdm_jax.cli.flags import run_directories
 from vdm_jax.machine import distributed
 
 FLAGS = [
@@ -12,11 +14,17 @@ FLAGS = [
 
 
 def join(argv: list[str]) -> None:
-  """Joins the other processes.  Call it before a config is read: the reading may use a device.
+  """Joins the other processes, and waits until all see the same files of the runs that flags name.
+
+  Call it before a config is read: the reading may use a device.
 
   Raises InputError, or absl's flags.Error.
   """
   distributed.start(*_given(argv))
+  if jax.distributed.is_initialized():
+    from vdm_jax.runs import workdir
+    for name, directory in run_directories(argv).items():
+      workdir.see_alike(directory, name)
 
 
 def require_alone(argv: list[str]) -> None:

@@ -22,7 +22,7 @@ from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.guidance import Guidance
 from vdm_jax.likelihood.bounds import heads
-from vdm_jax.machine import devices, files
+from vdm_jax.machine import devices, files, sharing
 from vdm_jax.runs import needs, notation, pictures, steering, workdir
 from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers import analytic, catalogue
@@ -157,7 +157,7 @@ def draw_kept(out: Path, pieces: Callable[[int], Iterator[DrawnBatch]], count: i
   about = {**about, 'condition': digest(cond, count)}
   _write(out, pieces, count, levels, trained, about, True,
          cond(np.arange(count)), doing)
-  devices.broadcast_from_first(lambda: 0)  # process 0 has written the file
+  sharing.see_alike('out', out, lambda: [out])  # process 0 has written it
   with np.load(out) as file:
     return file['images']
 

@@ -23,7 +23,7 @@ from vdm_jax.evaluation import frechet as frechet_distance
 from vdm_jax.evaluation.features import Extractor
 from vdm_jax.evaluation.references import Reference
 from vdm_jax.evaluation.scores import Scores
-from vdm_jax.machine import devices, files
+from vdm_jax.machine import files, sharing
 from vdm_jax.nn import inception
 from vdm_jax.published import inception as published
 from vdm_jax.published import readers
@@ -304,7 +304,7 @@ def score(*, samples: str = '', directory: str = '', method: Method | None = Non
     sampling.sample(run, samples, method=method, count=count, seed=seed, average=average,
                     step=step, batch_size=batch_size, overwrite=True, data_dir=data_dir,
                     data_name=data_name)
-    devices.broadcast_from_first(lambda: 0)  # process 0 has written the file
+    sharing.see_alike('workdir', samples, lambda: [Path(samples)])  # process 0 has written it
   if samples:
     images = _from_arrays(references.arrays(samples, 'samples'), samples, 'samples')
     if not run:

@@ -99,6 +99,7 @@ def train(config: ml_collections.ConfigDict, config_file: str | Path, directory:
               if frechet else None)
   with lock.exclusive(directory):
     workdir.prepare(directory, config, code, experiment.data.fingerprint(), extend, init_from)
+    workdir.see_alike(directory, 'workdir', 'metrics.jsonl')
     begin = _beginning(experiment, read, first_stage)
     means = _train(experiment, spec, description, config, directory, begin, profile, measures)
     reporting.write(directory)

@@ -21,7 +21,7 @@ step on, the rate then follows the longer curve.  `starts` in config.json record
 """
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -34,16 +34,16 @@ from absl import logging
 from vdm_jax import data
 from vdm_jax.data import tokenisers
 from vdm_jax.errors import InputError, require
-from vdm_jax.machine import config_files, files
+from vdm_jax.machine import config_files, devices, files, sharing
 from vdm_jax.runs.provenance import FORMAT, changed, provenance
-from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.checkpoint import Checkpoints, finished_files
 from vdm_jax.train.optimizer import learning_rate
 from vdm_jax.train.step import default_average
 from vdm_jax.typing import Experiment, PyTree
 
 __all__ = ['RUN_FIELDS', 'Trained', 'begun', 'changed_data', 'flat', 'import_config', 'load',
            'load_trained', 'made', 'open_config', 'prepare', 'read_config', 'record',
-           'say_what_changed', 'source', 'start_of', 'steps_made']
+           'say_what_changed', 'see_alike', 'source', 'start_of', 'steps_made']
 
 # What may differ from one start of a run to the next: how it goes, not what it computes.
 RUN_FIELDS = ('train.', 'data.data_dir', 'data.found', 'data.memory_gb', 'data.workers',
@@ -132,6 +132,26 @@ def _differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
           for name in sorted(old.keys() | new.keys())
           if old.get(name) != new.get(name) and not name.startswith(RUN_FIELDS)
           and name not in free]
+
+
+def see_alike(workdir: str | Path, field: str = 'workdir', *more: str) -> None:
+  """Waits until all processes see the same files of a run, or of the runs `seed_N`.
+
+  field: that named `workdir`.  more: further files of the directory that must be seen.
+
+  Raises InputError if the processes still differ after `sharing.PATIENCE`.
+  """
+  directory = Path(workdir)
+  runs = lambda: [directory, *directory.glob('seed_*')]
+  sharing.see_alike(field, directory, lambda: [
+      file for run in runs() for file in _read_by_all(run, more)])
+
+
+def _read_by_all(run: Path, more: Sequence[str]) -> Iterator[Path]:
+  """The files of a run that all processes read, as far as this process sees them."""
+  yield from (run / name for name in ('config.json', 'config.py', MERGES, *more))
+  yield from (run / 'config').rglob('*.py')
+  yield from finished_files(run / 'checkpoints')
 
 
 def begun(workdir: str | Path) -> bool:
@@ -339,6 +359,7 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   Raises InputError if there is no such run, step or average, or if the config is too old.
   """
   workdir = files.run_directory('workdir', workdir)
+  see_alike(workdir)
   config = read_config(workdir)
   if data_dir:
     config.data.data_dir = data_dir
@@ -365,6 +386,8 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
       if chosen is None:
         raise InputError('step', step, 'there is no such checkpoint',
                          f'choose one of {", ".join(map(str, steps))}, latest or best')
+    # A training may save more just now.
+    chosen = devices.broadcast_from_first(lambda found=chosen: found)
     params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
   finally:
     checkpoints.close()

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vdm_jax.errors import InputError
-from vdm_jax.machine import devices, files
+from vdm_jax.machine import devices, files, sharing
 from vdm_jax.train.step import TrainState
 from vdm_jax.typing import PyTree
 
@@ -34,6 +34,14 @@ class Corrupted(Exception):
 class Restored(NamedTuple):
   step: int
   state: TrainState
+
+
+def finished_files(directory: str | Path) -> Iterator[Path]:
+  """All files of the finished checkpoints in `directory` that this process sees."""
+  for step in Path(directory).glob('[0-9]*'):
+    if step.name.isdigit():
+      for folder, _, names in os.walk(step):
+        yield from (Path(folder, name) for name in names)
 
 
 def _digest(directory: Path) -> dict[str, int]:
@@ -194,7 +202,7 @@ class Checkpoints:
         out = self._read(step, lambda: items)
       except Corrupted as error:
         self._set_aside(step, error)
-        multihost_utils.sync_global_devices('checkpoint set aside')
+        sharing.see_alike('workdir', self.directory, lambda: finished_files(self.directory))
         self._manager.reload()
         continue
       except ValueError as error:

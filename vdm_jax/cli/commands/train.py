@@ -42,19 +42,24 @@ def main():
   else:
     runs.train(config, cli.config_file(), WORKDIR.value, **options)
     directories = [WORKDIR.value]
-    if ROW.value:
-      reached = f'{metrics.minutes(WORKDIR.value):.1f}', metrics.reached(WORKDIR.value)
-      cli.keep_row(MEASURED.value, ROW.value, dict(zip(CELLS, reached, strict=True)),
-                   date=workdir.record(WORKDIR.value)['starts'][0]['date'][:10])
-    else:
-      cli.keep(MEASURED.value, f'Validation of {WORKDIR.value}',
-               metrics.validations(WORKDIR.value))
+  if jax.process_index() == 0:  # the others may not see yet what it has written
+    _tell(directories)
+
+
+def _tell(directories: list[str | Path]) -> None:
+  """Says where the runs are and what to do with them; writes the tables of --measured."""
+  if ROW.value:
+    reached = f'{metrics.minutes(WORKDIR.value):.1f}', metrics.reached(WORKDIR.value)
+    cli.keep_row(MEASURED.value, ROW.value, dict(zip(CELLS, reached, strict=True)),
+                 date=workdir.record(WORKDIR.value)['starts'][0]['date'][:10])
+  elif MEASURED.value:
+    cli.keep(MEASURED.value, f'Validation of {WORKDIR.value}', metrics.validations(WORKDIR.value))
   made = runs.made(directories[0])
   out = {'sample.py': {'out': 'samples.png' if needs.draws_data(made) else 'samples.npz'}}
   then = [cli.command(script, workdir=directories[0], **out.get(script, {}))
           for script in needs.scripts(made)]
   cli.wrote(*directories, verb='kept in', then=', '.join(then))
-  if PROFILE.value and jax.process_index() == 0:
+  if PROFILE.value:
     print(_of_trace(Path(directories[-1], 'profile')))
 
 

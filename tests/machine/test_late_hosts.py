@@ -1,0 +1,72 @@
+"""Processes that start late, and a shared disk that shows files late: real processes.
+
+`support/lagging.py` delays what process 1 sees.
+"""
+import jax
+import numpy as np
+import pytest
+
+from tests.support import commands, sgd_config
+from vdm_jax import runs
+
+CONFIG = commands.ROOT / 'tests' / 'support' / 'sgd_config.py'
+
+
+def train(directory, steps):
+  return ('scripts/train.py', f'--config={CONFIG}', f'--workdir={directory}',
+          f'--config.train.steps={steps}', '--config.train.checkpoint_every=10',
+          '--config.train.validate_every=10', '--config.model.features=16')
+
+
+def assert_trained(directory, steps):
+  """The run in `directory` is the run of one process, within the documented tolerance."""
+  config = sgd_config.get_config()
+  config.model.features = 16
+  config.train.update(steps=steps, checkpoint_every=10, validate_every=10)
+  whole = directory.with_name('whole')
+  runs.train(config, CONFIG, whole)
+  jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=2e-5, atol=2e-6),
+               commands.final_state(directory), commands.final_state(whole))
+
+
+@pytest.mark.long
+def test_a_run_goes_on_and_is_measured_where_one_process_sees_every_file_seconds_late(tmp_path):
+  directory, late = tmp_path / 'run', ('tests/support/lagging.py', tmp_path, 3, 120)
+  commands.succeed(*late, *train(directory, 10))
+  out = commands.succeed(*late, 'scripts/train.py', f'--workdir={directory}',  # whose config it has
+                         '--config.train.steps=20')
+  assert 'Resuming at step 10 of 20.' in out
+  out = commands.succeed(*late, 'scripts/evaluate.py', f'--workdir={directory}', '--examples=20',
+                         '--times=4')
+  assert out.count('bits/dim') == 1
+  # Process 0 writes samples, which both read.
+  out = commands.succeed(*late, 'scripts/score_samples.py', f'--workdir={directory}',
+                         '--features=pixels', '--count=20', '--steps=2')
+  assert 'score' in out
+  assert_trained(directory, 20)
+
+
+@pytest.mark.long
+def test_processes_that_share_no_disk_end_with_one_line(tmp_path):
+  directory = tmp_path / 'run'
+  done = commands.finish(commands.start('tests/support/lagging.py', tmp_path, 10_000, 4,
+                                        *train(directory, 10)))
+  for code, _, err in done:
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f'error: --workdir={directory}: process 1 sees other files there than '
+                           'process 0, even after 4 seconds (0 and ')
+    assert 'Traceback' not in err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('count,late', [(4, 3), (2, 0)])
+def test_a_process_that_starts_late_is_waited_for(tmp_path, count, late):
+  """Whether it is the coordinator or another; four processes train what one trains."""
+  directory = tmp_path / 'run'
+  done = commands.finish(commands.start(*train(directory, 10), count=count, devices=1,
+                                        late=late, seconds=8.0))
+  assert [code for code, _, _ in done] == [0] * count, done
+  if late > 0:
+    assert 'Waiting for the other processes (127.0.0.1:' in done[0][2]
+  assert_trained(directory, 10)
