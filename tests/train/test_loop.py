@@ -1,4 +1,5 @@
 """The loop: what it measures, when it stops, what it leaves behind."""
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from PIL import Image
 from tests.support import tiny_config
 from vdm_jax import runs
 from vdm_jax.errors import InputError
+from vdm_jax.machine import distributed
 from vdm_jax.runs import workdir
 from vdm_jax.samplers import grids
 from vdm_jax.train import loop, metrics, parallel, validate
@@ -216,8 +218,9 @@ def test_chunks_cover_the_steps_and_keep_to_their_grid(start, given):
     assert sizes == [1, 1, 3, *[3, 2] * 3]
 
 
-@pytest.mark.parametrize('seconds,most', [(1e-9, 100), (0.02, 100), (0.1, 20), (0.9, 2), (30.0, 1)])
-def test_a_dispatch_takes_about_two_seconds_whatever_a_step_takes(seconds, most):
+@pytest.mark.parametrize('seconds,most', [
+    (1e-9, 100), (0.005, 100), (0.025, 20), (0.23, 2), (30.0, 1)])
+def test_a_dispatch_takes_about_half_a_second_whatever_a_step_takes(seconds, most):
   dispatches = loop._Dispatches(100, given=False)
   assert [number for number in range(9) if dispatches.timed(number)] == [1, 3]
   chunks = dispatches.chunks(0, 1000)
@@ -228,6 +231,7 @@ def test_a_dispatch_takes_about_two_seconds_whatever_a_step_takes(seconds, most)
     step += size
     assert size == most or size < most and step % 100 == 0
   assert step == 1000
+  assert loop.DISPATCH_SECONDS == 0.5
   assert most == 1 or most * seconds <= 1.1 * loop.DISPATCH_SECONDS
   assert not loop._Dispatches(1, given=False).timed(1)
 
@@ -253,6 +257,35 @@ def test_a_state_does_not_depend_on_how_many_steps_are_dispatched_together(
   jax.tree.map(np.testing.assert_array_equal, *states)
   losses = [[r['loss'] for r in records(tmp_path / name, 'train')] for name in ('one', 'many')]
   assert losses[0] == losses[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('several', [False, True])
+def test_a_signal_waits_for_a_few_dispatches_and_not_for_100_steps(tmp_path, monkeypatch, several):
+  """Of seven steps each.  With several processes, all of them stop two calls after the signal."""
+  received, sizes, sent = [], [], 10  # the number of the dispatch under way when the signal comes
+
+  @contextlib.contextmanager
+  def stopping():
+    number = lambda: signal.SIGTERM if received else 0
+    yield distributed._of_any(number) if several else number
+
+  def add(window, first, out, size, before=loop.Window.add):
+    if len(sizes) == sent:
+      received.append(signal.SIGTERM)
+    sizes.append(size)
+    before(window, first, out, size)
+  monkeypatch.setattr(distributed, 'stopping', stopping)
+  monkeypatch.setattr(loop, '_steps_per_dispatch', lambda run: 100)
+  monkeypatch.setattr(loop._Dispatches, 'took', lambda self, seconds: setattr(self, '_most', 7))
+  monkeypatch.setattr(loop.Window, 'add', add)
+  fields = {'log_every': 100, 'validate_every': 1000, 'checkpoint_every': 1000, 'steps': 1000}
+  with pytest.raises(SystemExit) as stopped:
+    runs.train(config(**{f'train.{name}': value for name, value in fields.items()}), CONFIG,
+               tmp_path)
+  assert stopped.value.code == 128 + signal.SIGTERM
+  assert sizes[-1] == 7 and len(sizes) == sent + 1 + (distributed.AHEAD if several else 0)
+  assert int(state_in(tmp_path).step) == sum(sizes) < 100
 
 
 def test_a_torn_last_line_of_the_metrics_is_dropped_and_nothing_else(copy):

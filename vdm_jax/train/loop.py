@@ -33,7 +33,7 @@ from vdm_jax.train.window import IN_FLIGHT, Diverged, Window, headline
 from vdm_jax.typing import Experiment, PyTree
 
 LAYOUTS = {'jit': parallel.jit_layout, 'fsdp': parallel.fsdp_layout, 'pmap': parallel.pmap_layout}
-DISPATCH_SECONDS = 2.0  # of a dispatch whose steps are not given; it has at most 100 steps
+DISPATCH_SECONDS = 0.5  # of a dispatch whose steps are not given; it has at most 100 steps
 SPLITS = ('validation', 'test')  # `train` names the records of training itself
 
 
@@ -115,7 +115,7 @@ def _steps_per_dispatch(run) -> int:
 class _Dispatches:
   """How many steps are dispatched together: n; or as many as take `DISPATCH_SECONDS`, up to n.
 
-  A signal waits for the dispatches under way, so these should take seconds.
+  A signal waits for up to four dispatches, so these should not take seconds each.
   """
   TIMED = (1, 3)  # of the dispatches of a start: the first compiles, and each is chosen one early
 
