@@ -10,6 +10,7 @@ from tests.support import plans_config
 from vdm_jax import runs
 from vdm_jax.errors import InputError
 from vdm_jax.runs import planning
+from vdm_jax.samplers import catalogue
 
 STEPS = 6
 
@@ -72,6 +73,16 @@ def test_episodes_are_acted_kept_and_reported(trained, tmp_path, monkeypatch):
   np.testing.assert_array_equal(again[1].returns, found[1].returns)
   with pytest.raises(InputError, match='a.json'):
     planning.plan(run, tmp_path / 'a.json', **options)
+
+
+@pytest.mark.long
+def test_plans_are_drawn_by_a_chosen_sampler(trained, tmp_path, monkeypatch):
+  run, _ = trained
+  monkeypatch.setattr(planning, '_maker', lambda env: Walk)
+  method = catalogue.method('ddim', 2)
+  found, wrote = planning.plan(run, tmp_path / 'a.json', episodes=2, batch_size=2,
+                               asked=(-4.0, -1.0), method=method)
+  assert [one.returns.shape for one in found] == [(2,), (2,)] and wrote[0].exists()
 
 
 @pytest.mark.long

@@ -97,7 +97,8 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
   program = _program(trained, guidance, temperature, method)
   batch_size = min(batch_size, episodes)
   about = {'env': env, 'guidance': guidance, 'temperature': temperature, 'seed': seed,
-           'method': method and [method.name, np.asarray(method.times(model.process)).tolist()],
+           'method': method and [method.name, np.asarray(
+               method.times(model.dynamics.process)).tolist()],
            'batch_size': batch_size, 'weights': checksum(trained.params)}
   found = []
   batches = range(0, episodes, batch_size)
