@@ -290,6 +290,11 @@ def test_a_planner_is_trained_with_hidden_conditions_and_asked_by_name(net):
   found = run(known)
   np.testing.assert_array_equal(found.observations[:, [0, -1]], known[:, [0, -1]])
   assert found.actions.shape == (4, 3, 1) and (np.abs(found.actions) <= 1.0).all()
+  # Without guidance, one condition alone is the same as its composition with weight 0.
+  alone, composed = (jax.jit(lambda known, w=w: of.plan(
+      known, keys, {RETURNS: -0.1}, weights=w, method=catalogue.method('ddim', 4)))(known)
+                     for w in (0.0, [0.0]))
+  np.testing.assert_allclose(alone.observations, composed.observations, atol=1e-5)
   for wrong, message in (({'speed': 1.0}, 'not told so'), ({'skill': [1.0]}, '2 numbers')):
     with pytest.raises(InputError, match=message):
       of.plan(known, keys, wrong)

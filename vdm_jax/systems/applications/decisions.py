@@ -165,11 +165,12 @@ class Planner(NamedTuple):
     told = [told] if isinstance(told, Mapping) else list(told or ())
     weights = self.guidance if weights is None else weights
     temperature = self.temperature if temperature is None else temperature
+    plain = len(told) == 1 and isinstance(weights, (int, float)) and weights == 0
     weights = [weights] * len(told) if isinstance(weights, (int, float)) else list(weights)
     of = lambda one: guidance.conditioned_on(self.dynamics.denoise,
                                              lambda _: self._told(one, len(known)))
-    denoise = of({})
-    if told:
+    denoise = of(told[0] if plain else {})  # one condition alone needs one estimate
+    if told and not plain:
       denoise = guidance.composed(denoise, [of(one) for one in told], [1.0 + w for w in weights])
     if self.bounded:
       denoise = guidance.clip(denoise)
