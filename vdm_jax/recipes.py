@@ -124,7 +124,9 @@ def forecasts(config: Config, name: str, *, steps: int = 5000) -> Config:
   """
   config.data.update(name=name, validation=336, batch_size=32)
   config.optimizer.b2 = 0.999
-  return _minutes(config, steps, validations=10, repeats=4)
+  _minutes(config, steps, validations=10, repeats=4)
+  config.train.pictures_every = steps
+  return config
 
 
 def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
@@ -135,7 +137,9 @@ def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
   """
   config.data.update(name=name, validation=2000, batch_size=64)
   config.optimizer.update(b2=0.999, weight_decay=0.0)
-  return _minutes(config, steps, learning_rate=3e-3, validations=5)
+  _minutes(config, steps, learning_rate=3e-3, validations=5)
+  config.train.pictures_every = steps
+  return config
 
 
 def chorales(config: Config, name: str = 'chorales', *, steps: int = 2500) -> Config:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support import forecasts_config, stopping, tiny_config, var1_config
+from tests.support.markup import Page
 from vdm_jax import random, runs
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation import forecasts
@@ -30,6 +31,14 @@ def trained(tmp_path_factory):
   config = forecasts_config.get_config(str(folder / 'waves.npz'))
   runs.train(config, forecasts_config.__file__, folder / 'run')
   return folder / 'run', folder / 'waves.npz'
+
+
+@pytest.mark.long
+def test_the_page_of_a_trained_run_has_a_forecast_of_a_held_out_window(trained):
+  run, _ = trained
+  page = Page((run / 'report.html').read_text())
+  picture = page.images['A forecast of rows that were held out after 20 steps']
+  assert picture == (run / 'samples' / 'step_20.png').read_bytes()
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support import plans_config
+from tests.support.markup import Page
 from vdm_jax import runs
 from vdm_jax.errors import InputError
 from vdm_jax.runs import planning
@@ -67,6 +68,13 @@ def test_episodes_are_acted_kept_and_reported(trained, tmp_path, monkeypatch):
   np.testing.assert_array_equal(one.plans[:, 0], one.observations)
   saved = json.loads((tmp_path / 'a.json').read_text())
   assert saved['asked'][1]['returns'] == found[1].returns.tolist() and saved['episodes'] == 3
+  # From a row on, to the end of an episode, with the discount 0.99 of training.
+  walked = np.abs([*one.observations[1:, 0], end])
+  to_go = [-np.sum(0.99**np.arange(STEPS - t) * walked[t:]) for t in range(STEPS)]
+  np.testing.assert_allclose(one.to_go[0], np.mean(to_go), rtol=1e-5)
+  assert saved['asked'][0]['to_go']['value'] == one.reached.value
+  page = Page((run / 'report.html').read_text())  # this file is elsewhere: plans.json is shown
+  assert 'Plans beside windows of held-out episodes after 20 steps' in page.images
   made = Walk.made
   again, _ = planning.plan(run, tmp_path / 'b.json', **options)
   assert Walk.made == made  # nothing is acted twice
@@ -76,13 +84,21 @@ def test_episodes_are_acted_kept_and_reported(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_plans_are_drawn_by_a_chosen_sampler(trained, tmp_path, monkeypatch):
+def test_plans_of_a_chosen_sampler_have_their_returns_on_the_page(trained, monkeypatch):
   run, _ = trained
   monkeypatch.setattr(planning, '_maker', lambda env: Walk)
   method = catalogue.method('ddim', 2)
-  found, wrote = planning.plan(run, tmp_path / 'a.json', episodes=2, batch_size=2,
-                               asked=(-4.0, -1.0), method=method)
-  assert [one.returns.shape for one in found] == [(2,), (2,)] and wrote[0].exists()
+  found, wrote = planning.plan(run, episodes=2, batch_size=2, asked=(-4.0, -1.0), method=method)
+  assert wrote[0] == run / 'plans.json'
+  page = Page((run / 'report.html').read_text())
+  for one in found:
+    numbers = (*one.reached, *one.mean)
+    assert [f'{one.asked:g}', *(f'{number:.1f}' for number in numbers),
+            f'{one.milliseconds:.0f}'] in page.rows
+  shown = list(page.images.values())
+  assert {(run / name).read_bytes() for name in ('plans.png', 'plans_returns.png')} <= set(shown)
+  for path in wrote:
+    path.unlink()
 
 
 @pytest.mark.long
@@ -121,8 +137,20 @@ def test_an_action_beyond_the_range_of_the_environment_is_cut_to_it():
   np.testing.assert_array_equal(found['actions'][:, 0], taken)
   np.testing.assert_array_equal(found['observations'][:, 0],
                                 1.0 + np.cumsum([0.0, *taken[:-1]]))
-  np.testing.assert_array_equal(found['returns'], [
-      -np.abs(start + np.cumsum(taken)).sum() for start in (1.0, 5.0)])
+  np.testing.assert_array_equal(found['rewards'], [
+      -np.abs(start + np.cumsum(taken)) for start in (1.0, 5.0)])
+
+
+@pytest.mark.parametrize('span', [0, 2, 9])
+def test_the_return_from_a_row_on_is_the_mean_over_rows_that_are_followed_by_enough(span):
+  rewards, discount = np.array([[1.0, 2.0, 4.0], [-1.0, 0.0, 0.0]]), 0.5
+  of = {0: [(3.0 + 4.0 + 4.0) / 3, -1.0 / 3], 2: [(2.0 + 4.0) / 2, -0.5], 9: [3.0, -1.0]}[span]
+  np.testing.assert_allclose(planning._to_go(rewards, discount, span), of)
+
+
+def test_batches_whose_episodes_end_earlier_are_joined():
+  joined = planning._joined([np.ones((1, 2)), np.full((2, 3), 2.0)])
+  np.testing.assert_array_equal(joined, [[1.0, 1.0, 0.0], [2.0, 2.0, 2.0], [2.0, 2.0, 2.0]])
 
 
 def test_without_gymnasium_one_line_names_the_extra(monkeypatch):
@@ -142,12 +170,19 @@ def test_an_environment_that_gymnasium_lacks_is_refused():
 def test_pictures_show_the_episode_and_the_returns():
   rng = np.random.default_rng(0)
   acted = [planning.Acted(asked, rng.normal(asked, 1.0, 4), rng.normal(size=(30, 3)),
-                          rng.normal(size=(30, 1)), rng.normal(size=(30, 8, 3)), 3.0)
+                          rng.normal(size=(30, 1)), rng.normal(size=(30, 8, 3)), 3.0,
+                          rng.normal(asked / 2, 1.0, 4))
            for asked in (-1.0, -5.0)]
   episode = planning.episode_picture(acted[0], ('a', 'b', 'c'))
   assert [axes.get_ylabel() for axes in episode.axes] == ['a', 'b', 'c', 'action']
   container, = planning.returns_picture(acted).axes[0].containers
   np.testing.assert_allclose(np.float64(container[0].get_xydata()),
-                             [[-5.0, acted[1].mean.value], [-1.0, acted[0].mean.value]])
+                             [[-5.0, acted[1].to_go.mean()], [-1.0, acted[0].to_go.mean()]])
+  windows, plans = rng.normal(size=(2, 8, 3)), rng.normal(size=(2, 5, 8, 3))
+  beside = planning.windows_picture(windows, plans, ('x', 'y'), ('a', 'b', 'c'))
+  assert [axes.get_title() for axes in beside.axes[:2]] == ['x', 'y']
+  *drawn, recorded = beside.axes[3].lines  # the second number of the second window
+  np.testing.assert_array_equal(recorded.get_ydata(), windows[1, :, 1])
+  np.testing.assert_array_equal([line.get_ydata() for line in drawn], plans[1, :, :, 1])
   row = planning.figures(acted)
   assert row['ms a step'] == '3' and row['mean return'].startswith(f'{acted[0].mean.value:.0f} +-')

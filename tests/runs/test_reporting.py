@@ -155,6 +155,71 @@ def test_the_first_and_the_last_samples_are_shown_and_some_between_and_those_of_
   assert 'samples.png: sampler <ddim>' in page.text
 
 
+def of_real_numbers(run, section, **fields):
+  """Makes the run one of time series or of episodes."""
+  saved = json.loads((run / 'config.json').read_text())
+  saved['config']['data'][section].update(fields)
+  (run / 'config.json').write_text(json.dumps(saved))
+
+
+def test_the_page_of_a_planner_has_its_returns_and_plans_and_no_likelihood(run):
+  of_real_numbers(run, 'episodes', horizon=8)
+  for step in (10, 20):
+    pictures.save_png(run / 'samples' / f'step_{step}.png', pictures.samples(SAMPLE, 5), {
+        'of': step})
+  page = Page(reporting.page(run))
+  assert page.headings == ['h1', *['h2'] * 5] and 'plans' in page.ids
+  assert 'scripts/plan.py does it' in page.text
+  for other in ('evaluate.py', 'sample.py', 'bits', 'image'):
+    assert other not in page.text.partition(' Values ')[0]
+  last, = page.images.values()  # the last alone
+  assert last == (run / 'samples' / 'step_20.png').read_bytes()
+  asked = [{'return': -300.0, 'mean': -900.04, 'error': 12.3, 'milliseconds_a_step': 7.4,
+            'to_go': {'value': -281.0, 'error': 6.5}},
+           {'return': -0.5, 'mean': -146.0, 'error': None, 'milliseconds_a_step': 7.0,
+            'to_go': {'value': -11.0, 'error': None}}]
+  (run / 'plans.json').write_text(json.dumps({
+      'env': 'Pendulum-v1', 'guidance': 2.0, 'temperature': 0.7, 'episodes': 20,
+      'checkpoint': {'step': 2500, 'average': 'ema'}, 'asked': asked}))
+  for name in ('plans.png', 'plans_returns.png'):
+    pictures.save_png(run / name, pictures.samples(SAMPLE, 5), {'of': name})
+  page = Page(reporting.page(run))
+  assert '20 episodes of Pendulum-v1' in page.text and 'guidance 2 and temperature 0.7' in page.text
+  assert ['-300', '-281.0', '6.5', '-900.0', '12.3', '7'] in page.rows
+  assert ['-0.5', '-11.0', '-', '-146.0', '-', '7'] in page.rows
+  assert 'mean return, told -0.5 -146.0' in page.text  # the best, among the facts
+  assert len(page.images) == 3 and 'could not be made' not in page.text
+
+
+def test_the_page_of_a_forecaster_has_its_scores_and_before_them_a_held_out_forecast(run):
+  of_real_numbers(run, 'series', history=24)
+  pictures.save_png(run / 'samples' / 'step_10.png', pictures.samples(SAMPLE, 5))
+  page = Page(reporting.page(run))
+  alt, = page.images
+  assert alt == 'A forecast of rows that were held out after 10 steps'
+  assert 'scripts/forecast.py does it' in page.text and 'evaluate.py' not in page.text
+  pair = {'value': 0.31234, 'error': 0.0123}
+  (run / 'forecasts.json').write_text(json.dumps({
+      'windows': 73, 'paths': 100, 'checkpoint': {'step': 1500, 'average': 'ema'},
+      'scores': {'CRPS': pair, 'ND': 0.4, 'nats': None}, 'coverage': {'0.9': pair},
+      'series': {'sea': {'value': 0.2, 'error': None}}}))
+  pictures.save_png(run / 'forecasts.png', pictures.samples(SAMPLE, 5))
+  page = Page(reporting.page(run))
+  assert list(page.images) == ['Fan charts of each series, beside the observed values']
+  assert 'CRPS, test 0.3123 ± 0.0123' in page.text
+  for row in (['CRPS', '0.3123', '0.0123'], ['90 % interval', '0.3123', '0.0123'],
+              ['ND', '0.4000', '-'], ['sea', '0.2000', '-']):
+    assert row in page.rows
+
+
+def test_a_number_that_equals_the_loss_at_all_steps_has_no_chart_of_its_own(run):
+  log(run, *({'step': step, 'kind': 'train', 'loss': 1.0 / step, 'eps_error': 1.0 / step,
+              'action_error': 0.5} for step in (1, 2)))
+  page = Page(reporting.page(run))
+  assert [label.partition(' against')[0] for label in page.labels if 'against' in label] == [
+      'loss', 'action error']
+
+
 def test_an_evaluation_is_shown_with_its_rows_its_checks_and_its_pictures(run):
   evaluate(run)
   page = Page(reporting.page(run))

@@ -25,8 +25,9 @@ from vdm_jax.machine import files
 from vdm_jax.runs import needs, pictures, reporting, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.samplers.catalogue import Method
+from vdm_jax.typing import Experiment, PyTree
 
-__all__ = ['Forecast', 'NAMES', 'Rolling', 'evaluate', 'figures', 'forecast']
+__all__ = ['Forecast', 'NAMES', 'Rolling', 'evaluate', 'figures', 'forecast', 'preview']
 
 NAMES = (*forecasts.NAMES, 'nats a row')  # of the measurements of `evaluate`
 
@@ -175,6 +176,19 @@ def evaluate(directory: str | Path, out: str | Path = '', *, paths: int = 100,
     if parts.is_dir():
       shutil.rmtree(parts)
   return found, [out, picture]
+
+
+def preview(experiment: Experiment, params: PyTree, seed: int, names: Sequence[str]) -> np.ndarray:
+  """uint8 [H, W, 3]: a fan chart of the last held-out window.  names: of the series."""
+  part = experiment.data.split('validation')
+  batch = part.get(np.array([len(part) - 1]))
+  keys = random.each(random.key(seed), 1)
+  drawn = np.asarray(jax.jit(lambda params, batch: experiment.model(params).forecast(batch, keys))(
+      params, batch))[0]
+  _require_finite(drawn)
+  horizon, window = drawn.shape[1], batch[SERIES][0]
+  return pictures.of_figure(forecasts.fan(window[:-horizon][-SHOWN * horizon:], _fan_levels(drawn),
+                                          names, window[-horizon:]))
 
 
 def figures(found: Rolling) -> dict[str, str]:

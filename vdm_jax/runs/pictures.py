@@ -15,8 +15,8 @@ from vdm_jax.likelihood.density import Density
 from vdm_jax.machine import files
 from vdm_jax.units import BITS_PER_DIM, NATS_PER_DIM, Unit
 
-__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'labelled', 'rate_distortion',
-           'samples', 'save_png', 'strip']
+__all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'labelled', 'of_figure',
+           'rate_distortion', 'samples', 'save_png', 'strip']
 
 _SLICES = 8  # of a volume that are shown, and volumes, at most
 
@@ -90,7 +90,7 @@ def samples(data: np.ndarray, levels: int | None) -> np.ndarray:
     _sequences(left, data[:16])
     for axes in plane:
       _in_the_plane(axes, data[:16])
-    return _pixels(figure)
+    return of_figure(figure)
   if (volumes := _volumes(data, levels)) is not None:
     depth = volumes.shape[1]
     chosen = np.unique(np.linspace(0, depth - 1, _SLICES).round().astype(int))
@@ -148,8 +148,8 @@ def _in_the_plane(axes, data: np.ndarray) -> None:
   axes.set(aspect='equal', title='the rows as points')
 
 
-def _pixels(figure: Figure) -> np.ndarray:
-  """uint8 [H, W, 3]."""
+def of_figure(figure: Figure) -> np.ndarray:
+  """The figure as a picture: uint8 [H, W, 3]."""
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=110)
   return np.asarray(Image.open(file).convert('RGB'))
@@ -165,7 +165,7 @@ def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
     figure = Figure(figsize=(2 * len(path), 2), layout='constrained')
     for axes, frame in zip(figure.subplots(1, len(path), squeeze=False)[0], path, strict=True):
       _sequences(axes, frame[:8])
-    return _pixels(figure)
+    return of_figure(figure)
   if path.ndim == 3:
     return _scatter(path, levels)
   images = np.swapaxes(path, 0, 1).reshape(-1, *path.shape[2:])
@@ -204,7 +204,7 @@ def _scatter(clouds: np.ndarray, levels: int | None) -> np.ndarray:
   for axes, points in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
     _of_levels(axes, levels)
     axes.scatter(points[:, 0], points[:, -1], s=1)
-  return _pixels(figure)
+  return of_figure(figure)
 
 
 def curves(records: list[dict], t: np.ndarray, initial: np.ndarray, learned: np.ndarray,

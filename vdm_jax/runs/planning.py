@@ -15,22 +15,25 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from vdm_jax import random
-from vdm_jax.data.episodes import RETURNS
+from vdm_jax.data import episodes as episodes_lib
+from vdm_jax.data.episodes import OBSERVATIONS, RETURNS, returns_to_go
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation.distances import Estimated, mean
 from vdm_jax.evaluation.features import checksum
 from vdm_jax.machine import files
-from vdm_jax.runs import needs, pictures, workdir
+from vdm_jax.runs import needs, pictures, reporting, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.samplers.catalogue import Method
 from vdm_jax.systems.applications.decisions import Planner
-from vdm_jax.typing import Array
+from vdm_jax.typing import Array, Experiment, PyTree
 
-__all__ = ['Acted', 'NAMES', 'episode_picture', 'figures', 'plan', 'returns_picture']
+__all__ = ['Acted', 'NAMES', 'episode_picture', 'figures', 'plan', 'preview', 'returns_picture',
+           'windows_picture']
 
 NAMES = ('mean return', 'ms a step')  # of the measurements of `plan`
 
 SHOWN = 12  # plans in the picture of an episode
+WINDOWS, DRAWN = 4, 8  # in the picture of windows: windows, and plans for each
 
 
 class Acted(NamedTuple):
@@ -41,10 +44,16 @@ class Acted(NamedTuple):
   actions: np.ndarray       # [T, A]        as they were made
   plans: np.ndarray         # [T, H, O]
   milliseconds: float       # of a step in which all episodes of a batch plan together
+  to_go: np.ndarray = np.full(1, np.nan)  # [N] the mean over rows of the return from a row on, as
+                            # plans are told it: discounted, over as many rows as in training
 
   @property
   def mean(self) -> Estimated:
     return mean(self.returns)
+
+  @property
+  def reached(self) -> Estimated:
+    return mean(self.to_go)
 
 
 def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1',
@@ -57,10 +66,11 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
 
   An action beyond the range of the environment's actions is cut to this range.
 
-  Writes OUT.json (the mean return with its standard error, and the return of each episode, for each
-  return that was asked for) and OUT.png (the first episode with its plans).  If several returns are
-  asked for, OUT_returns.png shows the returns that were reached.  Finished batches of episodes are
-  kept in `planned` of the run's directory, so a command that was stopped goes on.
+  Writes OUT.json (the mean return with its standard error, the return of each episode, and the mean
+  return from a row on, for each return that was asked for) and OUT.png (the first episode with its
+  plans).  If several returns are asked for, OUT_returns.png shows what was reached from a row on.
+  Renews report.html of the run.  Finished batches of episodes are kept in `planned` of the run's
+  directory, so a command that was stopped goes on.
 
   Args:
     out: the .json.  Default: plans.json in the run's directory.
@@ -96,6 +106,7 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
             'it needs more of a model than its estimates', 'choose another sampler')
   program = _program(trained, guidance, temperature, method)
   batch_size = min(batch_size, episodes)
+  windows = episodes_lib.settings(trained.config.data)
   about = {'env': env, 'guidance': guidance, 'temperature': temperature, 'seed': seed,
            'method': method and [method.name, np.asarray(
                method.times(model.dynamics.process)).tolist()],
@@ -111,13 +122,13 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
         run = lambda one=one, seeds=seeds: _act(
             [make() for _ in seeds], seeds, lambda observation, keys: program(
                 trained.params, observation, keys, np.float32(one)), seed)
-        tag = files.digest({**about, 'asked': one, 'seeds': seeds.tolist()})[:24]
+        tag = files.digest({**about, 'asked': one, 'seeds': seeds.tolist(), 'kept': 'rewards'})[:24]
         parts.append(files.kept(Path(directory, 'planned', f'{tag}.npz'), run))
         bar.update(min(batch_size, episodes - start))
-      first = parts[0]
-      found.append(Acted(one, np.concatenate([part['returns'] for part in parts])[:episodes],
-                         first['observations'], first['actions'], first['plans'],
-                         float(np.mean([part['milliseconds'] for part in parts]))))
+      first, rewards = parts[0], _joined([part['rewards'] for part in parts])[:episodes]
+      found.append(Acted(one, rewards.sum(axis=1), first['observations'], first['actions'],
+                         first['plans'], float(np.mean([part['milliseconds'] for part in parts])),
+                         _to_go(rewards, windows.discount, windows.span)))
   files.write_text(out, _json(found, trained, about))
   best = max(found, key=lambda each: each.mean.value)
   pictures.save_png(picture, episode_picture(best))
@@ -125,7 +136,26 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
   if len(found) > 1:
     pictures.save_png(curve, returns_picture(found))
     wrote.append(curve)
+  reporting.write(directory)
   return found, wrote
+
+
+def preview(experiment: Experiment, params: PyTree, seed: int) -> np.ndarray:
+  """uint8 [H, W, 3]: held-out windows, each with plans from its first row.
+
+  The plans are told what is true of their window, such as its return.
+  """
+  part = experiment.data.split('validation')
+  count = min(WINDOWS, len(part))
+  batch = part.get(np.linspace(0, len(part) - 1, count).astype(int))
+  each = lambda values: np.repeat(values, DRAWN, axis=0)
+  told = {name: each(batch[name].reshape(count, -1)) for name in experiment.model(params).told}
+  keys = random.per_example(random.key(seed), jnp.arange(count * DRAWN))
+  run = jax.jit(lambda params, known, told: experiment.model(params).plan(known, keys, told))
+  plans = run(params, each(batch[OBSERVATIONS][:, :1]), told).observations
+  plans = np.asarray(plans).reshape(count, DRAWN, *plans.shape[1:])
+  titles = [f'return {one:.4g}' for one in batch[RETURNS][:, 0]] if RETURNS in told else ()
+  return pictures.of_figure(windows_picture(batch[OBSERVATIONS], plans, titles))
 
 
 def figures(found: Sequence[Acted]) -> dict[str, str]:
@@ -200,7 +230,7 @@ def _act(environments: list, seeds: np.ndarray, decide: Callable, seed: int
   observed = np.stack([one.reset(seed=int(number))[0] for one, number in
                        zip(environments, seeds, strict=True)]).astype(np.float32)
   keys = random.per_example(random.key(seed), jnp.asarray(seeds))
-  returns, going = np.zeros(len(seeds)), np.ones(len(seeds), bool)
+  rewards, going = [], np.ones(len(seeds), bool)
   space = environments[0].action_space
   observations, actions, plans, seconds = [], [], [], []
   while going.any():
@@ -212,25 +242,38 @@ def _act(environments: list, seeds: np.ndarray, decide: Callable, seed: int
       observations.append(observed[0].copy())
       actions.append(action[0])
       plans.append(planned[0])
+    rewards.append(np.zeros(len(seeds)))
     for i in np.flatnonzero(going):
-      observed[i], reward, ended, cut, _ = environments[i].step(action[i])
-      returns[i] += reward
+      observed[i], rewards[-1][i], ended, cut, _ = environments[i].step(action[i])
       going[i] = not (ended or cut)
   for one in environments:
     one.close()
   # The first step compiles.
-  return {'returns': returns, 'observations': np.stack(observations),
+  return {'rewards': np.stack(rewards, axis=1), 'observations': np.stack(observations),
           'actions': np.stack(actions), 'plans': np.stack(plans),
           'milliseconds': np.asarray(1e3 * np.mean(seconds[1:] or seconds))}
 
 
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Rewards [N, T] of batches whose episodes may end earlier; 0 after the end."""
+  length = max(part.shape[1] for part in parts)
+  return np.concatenate([np.pad(part, ((0, 0), (0, length - part.shape[1]))) for part in parts])
+
+
+def _to_go(rewards: np.ndarray, discount: float, span: int) -> np.ndarray:
+  """See `Acted.to_go`: [N, T] -> [N], the mean over the rows that `span` rows follow."""
+  starts = max(rewards.shape[1] - span + 1, 1) if span else rewards.shape[1]
+  return returns_to_go(rewards, discount, span)[:, :starts].mean(axis=1)
+
+
 def _json(found: Sequence[Acted], trained: workdir.Trained, about: dict) -> str:
+  known = lambda error: error if np.isfinite(error) else None
   return json.dumps({
       'format': FORMAT, **{name: about[name] for name in ('env', 'guidance', 'temperature')},
       'episodes': len(found[0].returns), 'batch_size': about['batch_size'],
       'checkpoint': {'step': trained.step, 'average': trained.average},
-      'asked': [{'return': one.asked, 'mean': one.mean.value,
-                 'error': one.mean.error if np.isfinite(one.mean.error) else None,
+      'asked': [{'return': one.asked, 'mean': one.mean.value, 'error': known(one.mean.error),
+                 'to_go': {'value': one.reached.value, 'error': known(one.reached.error)},
                  'milliseconds_a_step': one.milliseconds, 'returns': one.returns.tolist()}
                 for one in found],
       'provenance': provenance()}, indent=1, allow_nan=False)
@@ -262,14 +305,39 @@ def episode_picture(acted: Acted, names: Sequence[str] = ()) -> Figure:
   return figure
 
 
+def windows_picture(windows: np.ndarray, plans: np.ndarray, titles: Sequence[str] = (),
+                    names: Sequence[str] = ()) -> Figure:
+  """Windows [N, H, O] of episodes side by side, each with its plans [N, S, H, O].
+
+  titles: of the windows; names: as in `episode_picture`.
+  """
+  count, _, size = windows.shape
+  figure = Figure(figsize=(2.2 * count + 1.0, 1.2 * size + 0.8), layout='constrained')
+  axes = figure.subplots(size, count, sharex=True, sharey='row', squeeze=False)
+  for k, (column, window) in enumerate(zip(axes.T, windows, strict=True)):
+    for i, one in enumerate(column):
+      one.plot(plans[k, :, :, i].T, color='tab:orange', linewidth=0.8)
+      one.plot(window[:, i], color='black', linewidth=1.2)
+    column[-1].set_xlabel('row')
+  for i, one in enumerate(axes[:, 0]):
+    one.set_ylabel(names[i] if names else f's{i}')
+  for one, title in zip(axes[0], titles, strict=False):
+    one.set_title(title, fontsize=9)
+  figure.suptitle('black: recorded, orange: plans', fontsize=9)
+  return figure
+
+
 def returns_picture(found: Sequence[Acted]) -> Figure:
-  """The mean return of episodes against the return that was asked for, with standard errors."""
+  """The mean return from a row on against the return that was asked for, with standard errors."""
   figure = Figure(figsize=(4.5, 3.2), layout='constrained')
   axes = figure.subplots()
   ordered = sorted(found, key=lambda one: one.asked)
-  means = [one.mean for one in ordered]
-  axes.errorbar([one.asked for one in ordered], [one.value for one in means],
-                yerr=[one.error for one in means], marker='o', capsize=3)
-  axes.set_xlabel('return asked for (discounted, from each step on)')
-  axes.set_ylabel('mean return of an episode')
+  asked, means = [one.asked for one in ordered], [one.reached for one in ordered]
+  axes.errorbar(asked, [one.value for one in means], yerr=[one.error for one in means], marker='o',
+                capsize=3)
+  axes.plot(asked, asked, color='grey', linestyle=':', label='as asked')
+  axes.set_xlabel('return asked for')
+  axes.set_ylabel('return reached')
+  axes.set_title('discounted, from a row on, mean over the rows', fontsize=9)
+  axes.legend(fontsize=8)
   return figure

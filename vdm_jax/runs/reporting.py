@@ -1,9 +1,10 @@
 """The page that shows a run: report.html, one file that a browser opens anywhere.
 
 The page shows what the run's directory holds at that moment: curves, evaluations, samples, data,
-config, provenance.  A run of time series has forecasts in the place of evaluations and samples.  A
-sentence stands in for a missing part.  The page loads nothing from outside and runs no script, and
-its pictures are inside it.  Its text is ASCII, so that no encoding can spoil it.
+config, provenance.  A run of time series has forecasts in the place of evaluations and samples, and
+a run of episodes has plans.  A sentence stands in for a missing part.  The page loads nothing from
+outside and runs no script, and its pictures are inside it.  Its text is ASCII, so that no encoding
+can spoil it.
 """
 import base64
 import html
@@ -60,8 +61,8 @@ def page(directory: str | Path, out: str | Path = '') -> str:
   run = _Run(directory, workdir.record(directory), metrics_lib.read(directory),
              workdir.steps_made(directory), *_evaluations(Path(out or directory)))
   name = _text(directory.absolute().name)
-  series = run.record['config'].get('data', {}).get('series', {}).get('history')
-  sections = ({'Forecasts': _forecasts, 'Training': _training} if series else
+  application = _application(run)
+  sections = (application | {'Training': _training} if application else
               {'Likelihood': _likelihood, 'Training': _training, 'Samples': _samples})
   sections |= {'Data': _data, 'Config': _config, 'Provenance': _provenance}
   links = ''.join(f'<a href="#{title.lower()}">{title}</a> ' for title in sections)
@@ -106,6 +107,16 @@ def _guarded(make: Callable[[_Run], str], run: _Run) -> str:
 # -------------------------------------------------------------------- parts
 
 
+def _application(run: _Run) -> dict[str, Callable[[_Run], str]]:
+  """The section in the place of likelihood and samples, of a run that has neither."""
+  data = run.record['config'].get('data', {})
+  if data.get('series', {}).get('history'):
+    return {'Forecasts': _forecasts}
+  if data.get('episodes', {}).get('horizon'):
+    return {'Plans': _plans}
+  return {}
+
+
 def _summary(run: _Run) -> str:
   config = run.record['config']
   # A run may be older than a field, and a system need not have it.
@@ -117,9 +128,23 @@ def _summary(run: _Run) -> str:
     facts[f'{first["estimate"]}, {ledger.dataset["split"]}'] = _value(first, ledger.dataset)
     verdicts = [tables.verdict(check).replace('holds', 'hold') for check in checks]
     facts['checks'] = ', '.join(f'{verdicts.count(one)} {one}' for one in dict.fromkeys(verdicts))
+  facts |= _measured(run)
   items = ''.join(f'<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>\n'
                   for name, value in facts.items() if value)
   return f'<dl>\n{items}</dl>\n'
+
+
+def _measured(run: _Run) -> dict[str, str]:
+  """The first score of forecasts or plans."""
+  scores, acted = (run.directory / name for name in ('forecasts.json', 'plans.json'))
+  if scores.exists():
+    crps = json.loads(scores.read_text())['scores']['CRPS']
+    return {'CRPS, test': ' ± '.join(number for number in _with_error(crps) if number != '-')}
+  if acted.exists():
+    best = max(json.loads(acted.read_text())['asked'], key=lambda one: one['mean'])
+    error = '' if best['error'] is None else f' ± {best["error"]:.1f}'
+    return {f'mean return, told {best["return"]:.4g}': f'{best["mean"]:.1f}{error}'}
+  return {}
 
 
 def _value(row: Mapping, dataset: Mapping) -> str:
@@ -189,9 +214,9 @@ def _training(run: _Run) -> str:
   names = dict.fromkeys(name for record in run.metrics for name in record
                         if name not in ('step', 'kind'))
   first = 'bits_per_dim' if 'bits_per_dim' in names else 'loss'
-  twice = all(str(one.get('loss')) == str(one.get(first)) for one in run.metrics)  # or NaN
+  twice = lambda name: all(str(one.get(name)) == str(one.get(first)) for one in run.metrics)  # NaN
   shown = [name for name in sorted(names, key=lambda name: name != first)
-           if name == first or name != 'loss' or not twice]
+           if name == first or not twice(name)]
   unit = _unit(run.record['config'])
   return '<div class="grid">\n' + ''.join(_chart(run.metrics, name, unit) for name in shown) + (
       '</div>\n')
@@ -204,14 +229,7 @@ def _unit(config: Mapping) -> Unit:
 
 
 def _samples(run: _Run) -> str:
-  of_step = lambda path: path.stem.removeprefix('step_')
-  pictures = sorted((path for path in (run.directory / 'samples').glob('step_*.png')
-                     if of_step(path).isdecimal()), key=lambda path: int(of_step(path)))
-  count = min(len(pictures), SAMPLES)
-  last = len(pictures) - 1
-  chosen = [pictures[round(i * last / max(count - 1, 1))] for i in range(count)]
-  out = ''.join(_picture(path, f'Step {int(of_step(path)):,} of the training',
-                         f'Samples after {int(of_step(path)):,} steps') for path in chosen)
+  out = _on_the_way(run, 'Samples')
   drawn = run.directory / 'samples.png'
   if drawn.exists():
     with Image.open(drawn) as image:
@@ -225,8 +243,22 @@ def _samples(run: _Run) -> str:
   return f'<div class="grid">\n{out}</div>\n'
 
 
+def _on_the_way(run: _Run, what: str, count: int = SAMPLES, wide: bool = False) -> str:
+  """`count` of the pictures that were made during training, from the first to the last."""
+  of_step = lambda path: path.stem.removeprefix('step_')
+  pictures = sorted((path for path in (run.directory / 'samples').glob('step_*.png')
+                     if of_step(path).isdecimal()), key=lambda path: int(of_step(path)))
+  last, count = len(pictures) - 1, min(len(pictures), count)
+  chosen = [pictures[-1 - round(i * last / max(count - 1, 1))] for i in reversed(range(count))]
+  return ''.join(_picture(path, f'Step {int(of_step(path)):,} of the training',
+                          f'{what} after {int(of_step(path)):,} steps', wide) for path in chosen)
+
+
 def _forecasts(run: _Run) -> str:
-  """The scores of the test rows, and fan charts of the last of them and of rows to come."""
+  """The scores of the test rows, and fan charts of the last of them and of rows to come.
+
+  Without forecasts of the test rows, the last one that was made during training is shown.
+  """
   scores, ahead = (run.directory / name for name in ('forecasts.json', 'forecast.png'))
   if scores.exists():
     found = json.loads(scores.read_text())
@@ -244,9 +276,35 @@ def _forecasts(run: _Run) -> str:
                     'Fan charts of each series, beside the observed values', wide=True)
   else:
     out = _paragraph('The test rows have not been forecast yet: scripts/forecast.py does it.')
+    out += _on_the_way(run, 'A forecast of rows that were held out', count=1, wide=True)
   if ahead.exists():
     out += _picture(ahead, 'The rows after a history', 'Fan charts of each series', wide=True)
   return out
+
+
+def _plans(run: _Run) -> str:
+  """The returns that episodes reached, an episode, and plans beside windows of the data."""
+  saved = run.directory / 'plans.json'
+  if saved.exists():
+    found = json.loads(saved.read_text())
+    out = _paragraph(f'{found["episodes"]} episodes of {found["env"]} for each return, with '
+                     f'guidance {found["guidance"]:g} and temperature {found["temperature"]:g}, '
+                     f'by step {found["checkpoint"]["step"]:,} ({found["checkpoint"]["average"]}).')
+    pair = lambda value, error: (f'{value:.1f}', '-' if error is None else f'{error:.1f}')
+    out += _table('Returns', ('told', 'reached from a row on', '+-', 'sum of an episode', '+-',
+                              'ms a step'), (
+        (f'{one["return"]:.4g}', *pair(*one['to_go'].values()), *pair(one['mean'], one['error']),
+         f'{one["milliseconds_a_step"]:.0f}') for one in found['asked']), words=0)
+    out += _paragraph('A return that is told, and the one that is reached from a row on, is '
+                      'discounted as in training.  The sum of an episode is not.', 'note')
+    out += _picture(saved.with_suffix('.png'), 'The first episode of the best return, with plans',
+                    'The observations of an episode, beside them plans, and the actions', wide=True)
+    if (curve := saved.with_name('plans_returns.png')).exists():
+      out += _picture(curve, 'The returns that were reached',
+                      'The return from a row on against the return that plans were told')
+  else:
+    out = _paragraph('No episode has been acted by these plans yet: scripts/plan.py does it.')
+  return out + _on_the_way(run, 'Plans beside windows of held-out episodes', count=1, wide=True)
 
 
 def _with_error(one: float | Mapping) -> tuple[str, str]:

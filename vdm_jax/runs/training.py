@@ -17,8 +17,10 @@ from vdm_jax.machine import config_files, files
 from vdm_jax.nn import lpips
 from vdm_jax.runs import (
   encoding,
+  forecasting,
   pairing,
   pictures,
+  planning,
   reconstructing,
   reporting,
   scoring,
@@ -31,7 +33,7 @@ from vdm_jax.samplers.drawing import draw, draw_own
 from vdm_jax.schedules import check_decreasing
 from vdm_jax.train import check, lock, loop
 from vdm_jax.train import metrics as metrics_lib
-from vdm_jax.typing import Experiment, PyTree, Reconstructs, denoises
+from vdm_jax.typing import Experiment, Forecasts, Plans, PyTree, Reconstructs, denoises
 
 
 def train(config: ml_collections.ConfigDict, config_file: str | Path, directory: str | Path, *,
@@ -209,7 +211,7 @@ def _train(experiment, spec, description, config, directory, initial, profile, m
   return loop.train(experiment, config, directory, initial=initial, profile=profile,
                     measures=measures,
                     pictures=lambda params, step: _preview(experiment.after(step), spec, params,
-                                                           config.seed))
+                                                           config))
 
 
 def _without_lpips(config: ml_collections.ConfigDict, shape: tuple[int, ...]) -> str:
@@ -271,16 +273,23 @@ def _samples(experiment: Experiment, params: PyTree, count: int, seed: int, batc
   return np.concatenate([part.data for part in parts])
 
 
-def _preview(experiment: Experiment, spec, params: PyTree, seed: int) -> np.ndarray | None:
+def _preview(experiment: Experiment, spec, params: PyTree, config: ml_collections.ConfigDict
+             ) -> np.ndarray | None:
   """A few samples, uint8 [H, W, 3]: enough to see whether training goes anywhere.
 
-  Of an autoencoder, originals of the validation split, each with its reconstruction beside it.
+  Of an autoencoder, originals of the validation split, each with its reconstruction beside it.  Of
+  an agent, plans beside windows of the validation split, and of a forecaster a forecast of one.
   """
   model = experiment.model(params)
+  if isinstance(model, Plans):
+    return planning.preview(experiment, params, config.seed)
+  if isinstance(model, Forecasts):
+    return forecasting.preview(experiment, params, config.seed, config.data.series.columns)
   if isinstance(model, Reconstructs):
-    return reconstructing.picture(experiment, params, experiment.data.split('validation'), seed)
+    return reconstructing.picture(experiment, params, experiment.data.split('validation'),
+                                  config.seed)
   count = 2000 if len(spec.shape) == 1 else 16
-  drawn = _samples(experiment, params, count, seed, count)
+  drawn = _samples(experiment, params, count, config.seed, count)
   if drawn is None:
     return None
   return pictures.samples(drawn, data_field(experiment.model(params), spec).levels)

@@ -35,7 +35,8 @@ def main():
                    STEP, OVERWRITE))
   for one in found:
     print(f'asked {one.asked:.4g}: {one.mean.value:.1f} +- {one.mean.error:.1f}, '
-          f'{len(one.returns)} episodes; {one.milliseconds:.0f} ms a step')
+          f'{len(one.returns)} episodes; from a row on, discounted: {one.reached.value:.1f} +- '
+          f'{one.reached.error:.1f}; {one.milliseconds:.0f} ms a step')
   if ROW.value:
     cli.keep_row(MEASURED.value, ROW.value, planning.figures(found))
   cli.wrote(*wrote)
