@@ -205,6 +205,31 @@ def test_the_published_chain_and_its_halved_noise_narrow_perfect_plans_by_known_
     assert abs(float(jnp.std(x)) / std - factor) < 4.0 * factor / math.sqrt(2 * 2 * count)
 
 
+@pytest.mark.parametrize('steps,temperature,ratio', [(6, 0.7, 0.38), (20, 1.0, 0.80)])
+def test_few_cooled_steps_narrow_perfect_plans_as_the_recursion_of_their_variance_says(
+    steps, temperature, ratio):
+  """Ho et al. (2020), eq. 7: z_s given z_t and E(x | z_t) is normal, and all of it is linear.
+
+  The process, and the first case, are those of configs/applications/pendulum.py.
+  """
+  std, count = 0.25, 20_000
+  logsnr = np.linspace(-8.0, 12.0, steps + 1)
+  alpha, sigma = np.sqrt(1.0 / (1.0 + np.exp(-logsnr))), np.sqrt(1.0 / (1.0 + np.exp(logsnr)))
+  variance = temperature**2
+  for i in range(steps):
+    a, s, b, r = alpha[i], sigma[i]**2, alpha[i + 1], sigma[i + 1]**2  # from (a, s) to (b, r)
+    added = s - (a / b)**2 * r
+    mean = (a / b) * r / s + (b * added / s) * a * std**2 / (a**2 * std**2 + s)
+    variance = mean**2 * variance + temperature**2 * added * r / s
+  expected = math.sqrt(variance) / alpha[-1] / std
+  assert round(expected, 2) == ratio
+  process = GaussianProcess(schedules.Linear(12.0, -8.0))
+  x = jax.jit(lambda keys: decisions.plan(
+      oracles.Gaussian(0.0, std), process, jnp.full((count, 1, 1), jnp.nan), keys, (2, 1),
+      decisions.ancestral(steps, temperature), temperature))(random.each(random.key(3), count))
+  assert abs(float(jnp.std(x)) / std - expected) < 4.0 * expected / math.sqrt(2 * 2 * count)
+
+
 @pytest.mark.long
 def test_a_known_row_gives_the_exact_conditional_distribution_with_any_sampler():
   """Two unit normals of correlation 0.8, the first is 1.5: the second is N(1.2, 0.36)."""
