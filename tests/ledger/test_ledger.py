@@ -124,6 +124,13 @@ def test_the_table_of_usual_rows_has_one_line_each_in_80_columns():
         f'{of["standard_error"]:.4f}', f'({of["standard_error_draws"]:.4f})', '4500', '12.5']
 
 
+def test_points_of_levels_are_examples_in_bits_and_no_images():
+  about = {'dataset': DATA | {'shape': [2], 'levels': 256}}
+  text = printed([row(np.full((2, 3), 5.5)) | about], **about['dataset']).export_text()
+  assert 'examples/s' in text and 'test: 300 examples' in text and 'image' not in text
+  assert 'bits/dim' in text
+
+
 def test_of_real_numbers_the_table_is_in_nats_of_an_example_and_nats_per_dimension():
   nats = np.array([[-7.0, -5.0], [-9.0, -7.0]])  # of examples of 2 x 3 numbers
   about = {'dataset': DATA | {'shape': [2, 3], 'levels': None}}

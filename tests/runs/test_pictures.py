@@ -257,6 +257,12 @@ def by_noise(extremes, bits, crossed=(), gaussian=True, shift=0.0):
 IMAGES = np.random.default_rng(0).integers(0, 5, (32, 4, 4, 1))
 
 
+@pytest.mark.parametrize('data,word', [(IMAGES, 'image'), (IMAGES[:, 0, :2, 0], 'example')])
+def test_the_histogram_is_of_images_only_if_the_data_are_images(data, word):
+  histogram = by_noise(data, np.linspace(1, 1.5, 32)).axes[2]
+  assert histogram.get_xlabel() == f'bits/dim of an {word}' and histogram.get_ylabel() == f'{word}s'
+
+
 def test_the_area_of_the_density_is_the_diffusion_term_from_the_data_to_the_noise():
   density, running, histogram, _ = by_noise(IMAGES, np.linspace(1, 1.5, 32)).axes
   heights, edges, _ = density.patches[0].get_data()

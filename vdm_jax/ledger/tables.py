@@ -85,8 +85,9 @@ def _discrete(dataset: Mapping) -> bool:
 
 
 def one(dataset: Mapping) -> str:
-  """The word for one of the data."""
-  return 'image' if _discrete(dataset) else 'example'
+  """The word for one of the data.  A ledger of an older version has no shape, and is of images."""
+  pixels = _discrete(dataset) and len(dataset.get('shape', 'hwc')) == 3
+  return 'image' if pixels else 'example'
 
 
 def _dataset(rows: Sequence[Mapping]) -> Mapping:

@@ -272,7 +272,8 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   """
   figure = Figure(figsize=(13, 8), layout='constrained')
   (density, running), (histogram, shown) = figure.subplots(2, 2)
-  (unit, per_bit), one = (NATS_PER_DIM, 'example') if levels is None else (BITS_PER_DIM, 'image')
+  unit, per_bit = NATS_PER_DIM if levels is None else BITS_PER_DIM
+  one = 'example' if levels is None or extremes.ndim != 4 else 'image'
   each, bits, parts = each * per_bit, bits * per_bit, {
       name: value * per_bit for name, value in row['parts'].items()}
   bound = bound._replace(**{name: u * per_bit for name, u in bound._asdict().items()
