@@ -76,6 +76,6 @@ def picture(columns: Mapping[str, np.ndarray], texts: Sequence[str]) -> Figure:
 
   columns: {name: integers 0 .. 255 [len(texts), H, W, 3]}.
   """
-  figure = Figure(figsize=(2.5 + 0.6 * len(columns), 0.6 * len(texts) + 0.3), layout='constrained')
+  figure = Figure(figsize=(4.2 + 0.6 * len(columns), 0.6 * len(texts) + 0.3), layout='constrained')
   captions.sheet(figure, columns, texts)
   return figure
