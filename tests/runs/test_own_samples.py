@@ -51,7 +51,7 @@ def test_its_samples_are_the_pictures_of_its_training(run):
 def test_a_model_that_draws_nothing_has_no_pictures():
   experiment = types.SimpleNamespace(model=lambda params: types.SimpleNamespace(logits=None))
   spec = data.fields.of_images('', (8, 8, 1), 17, 10)
-  assert training._preview(experiment, spec, {}, seed=0) is None
+  assert training._preview(experiment, spec, {}, types.SimpleNamespace(seed=0)) is None
 
 
 @pytest.mark.long
