@@ -46,7 +46,7 @@ def run_directories(argv: list[str]) -> dict[str, str]:
       own[name] = flags.FLAGS[name]
   with contextlib.suppress(flags.Error):  # which is said when all flags are read
     own(argv, known_only=True)
-  return {name: own[name].value for name in own if own[name].value is not None}
+  return {name: value for name in own if (value := own[name].value) is not None}
 
 
 def config_data_dir() -> flags.FlagHolder:

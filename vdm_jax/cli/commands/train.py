@@ -1,5 +1,6 @@
 """The flags and the `main` of scripts/train.py."""
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -46,7 +47,7 @@ def main():
     _tell(directories)
 
 
-def _tell(directories: list[str | Path]) -> None:
+def _tell(directories: Sequence[str | Path]) -> None:
   """Says where the runs are and what to do with them; writes the tables of --measured."""
   if ROW.value:
     reached = f'{metrics.minutes(WORKDIR.value):.1f}', metrics.reached(WORKDIR.value)
