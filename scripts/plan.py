@@ -17,5 +17,5 @@ from vdm_jax.cli.commands import plan
 flags.adopt_module_key_flags(plan)
 
 if __name__ == '__main__':
-  cli.run(plan.main, bootstrap.ROOT, required={'workdir': 'runs/pendulum'},
+  cli.run(plan.main, bootstrap.ROOT, required={'workdir': 'runs/pendulum'}, alone=True,
           kept='Whole batches of episodes are kept, and the same command goes on from there.')

@@ -143,9 +143,10 @@ def test_an_action_beyond_the_range_of_the_environment_is_cut_to_it():
 
 @pytest.mark.parametrize('span', [0, 2, 9])
 def test_the_return_from_a_row_on_is_the_mean_over_rows_that_are_followed_by_enough(span):
-  rewards, discount = np.array([[1.0, 2.0, 4.0], [-1.0, 0.0, 0.0]]), 0.5
-  of = {0: [(3.0 + 4.0 + 4.0) / 3, -1.0 / 3], 2: [(2.0 + 4.0) / 2, -0.5], 9: [3.0, -1.0]}[span]
-  np.testing.assert_allclose(planning._to_go(rewards, discount, span), of)
+  """Of episodes of three rows and of two."""
+  rewards, discount = np.array([[1.0, 2.0, 4.0], [-1.0, -2.0, 0.0]]), 0.5
+  of = {0: [(3.0 + 4.0 + 4.0) / 3, -2.0], 2: [(2.0 + 4.0) / 2, -2.0], 9: [3.0, -2.0]}[span]
+  np.testing.assert_allclose(planning._to_go(rewards, np.array([3, 2]), discount, span), of)
 
 
 def test_batches_whose_episodes_end_earlier_are_joined():

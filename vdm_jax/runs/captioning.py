@@ -44,8 +44,8 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     clip: the run of a dual encoder that guides to the captions; the model is then not conditioned
       on them.  The weights are then scales of its logits: see `steering.Clip`.
     condition: values of other fields that condition the model, by name: see `data.conditions`.  So
-      the upsampler of a cascade is told small images.  Sample i has caption i modulo the number of
-      captions, also in the files of DIRECTORY/captions.
+      the upsampler of a cascade is told small images.  Give as many rows as `count`: sample i has
+      caption i modulo the number of captions, also in the files of DIRECTORY/captions.
     method: the sampler and its grid.  Default: `catalogue.usual`.
 
   Raises InputError: for a run of other data, for a model without texts or without guidance, and for

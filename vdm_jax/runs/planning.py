@@ -122,13 +122,15 @@ def plan(directory: str | Path, out: str | Path = '', *, env: str = 'Pendulum-v1
         run = lambda one=one, seeds=seeds: _act(
             [make() for _ in seeds], seeds, lambda observation, keys: program(
                 trained.params, observation, keys, np.float32(one)), seed)
-        tag = files.digest({**about, 'asked': one, 'seeds': seeds.tolist(), 'kept': 'rewards'})[:24]
+        tag = files.digest({**about, 'asked': one, 'seeds': seeds.tolist(),
+                            'kept': 'rewards, lengths'})[:24]
         parts.append(files.kept(Path(directory, 'planned', f'{tag}.npz'), run))
         bar.update(min(batch_size, episodes - start))
       first, rewards = parts[0], _joined([part['rewards'] for part in parts])[:episodes]
+      lengths = np.concatenate([part['lengths'] for part in parts])[:episodes]
       found.append(Acted(one, rewards.sum(axis=1), first['observations'], first['actions'],
                          first['plans'], float(np.mean([part['milliseconds'] for part in parts])),
-                         _to_go(rewards, windows.discount, windows.span)))
+                         _to_go(rewards, lengths, windows.discount, windows.span)))
   files.write_text(out, _json(found, trained, about))
   best = max(found, key=lambda each: each.mean.value)
   pictures.save_png(picture, episode_picture(best))
@@ -230,7 +232,7 @@ def _act(environments: list, seeds: np.ndarray, decide: Callable, seed: int
   observed = np.stack([one.reset(seed=int(number))[0] for one, number in
                        zip(environments, seeds, strict=True)]).astype(np.float32)
   keys = random.per_example(random.key(seed), jnp.asarray(seeds))
-  rewards, going = [], np.ones(len(seeds), bool)
+  rewards, lengths, going = [], np.zeros(len(seeds), int), np.ones(len(seeds), bool)
   space = environments[0].action_space
   observations, actions, plans, seconds = [], [], [], []
   while going.any():
@@ -243,14 +245,16 @@ def _act(environments: list, seeds: np.ndarray, decide: Callable, seed: int
       actions.append(action[0])
       plans.append(planned[0])
     rewards.append(np.zeros(len(seeds)))
+    lengths += going
     for i in np.flatnonzero(going):
       observed[i], rewards[-1][i], ended, cut, _ = environments[i].step(action[i])
       going[i] = not (ended or cut)
   for one in environments:
     one.close()
   # The first step compiles.
-  return {'rewards': np.stack(rewards, axis=1), 'observations': np.stack(observations),
-          'actions': np.stack(actions), 'plans': np.stack(plans),
+  return {'rewards': np.stack(rewards, axis=1), 'lengths': lengths,
+          'observations': np.stack(observations), 'actions': np.stack(actions),
+          'plans': np.stack(plans),
           'milliseconds': np.asarray(1e3 * np.mean(seconds[1:] or seconds))}
 
 
@@ -260,10 +264,14 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
   return np.concatenate([np.pad(part, ((0, 0), (0, length - part.shape[1]))) for part in parts])
 
 
-def _to_go(rewards: np.ndarray, discount: float, span: int) -> np.ndarray:
-  """See `Acted.to_go`: [N, T] -> [N], the mean over the rows that `span` rows follow."""
-  starts = max(rewards.shape[1] - span + 1, 1) if span else rewards.shape[1]
-  return returns_to_go(rewards, discount, span)[:, :starts].mean(axis=1)
+def _to_go(rewards: np.ndarray, lengths: np.ndarray, discount: float, span: int) -> np.ndarray:
+  """See `Acted.to_go`: [N, T] and [N] -> [N], the mean over the rows that `span` rows follow.
+
+  lengths: of the episodes, after which rewards are 0.
+  """
+  starts = np.maximum(lengths - span + 1, 1) if span else lengths
+  every = returns_to_go(rewards, discount, span)
+  return np.mean(every, axis=1, where=np.arange(rewards.shape[1]) < starts[:, None])
 
 
 def _json(found: Sequence[Acted], trained: workdir.Trained, about: dict) -> str:

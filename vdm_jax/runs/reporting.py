@@ -7,6 +7,7 @@ outside and runs no script, and its pictures are inside it.  Its text is ASCII, 
 can spoil it.
 """
 import base64
+import contextlib
 import html
 import json
 import math
@@ -137,13 +138,14 @@ def _summary(run: _Run) -> str:
 def _measured(run: _Run) -> dict[str, str]:
   """The first score of forecasts or plans."""
   scores, acted = (run.directory / name for name in ('forecasts.json', 'plans.json'))
-  if scores.exists():
-    crps = json.loads(scores.read_text())['scores']['CRPS']
-    return {'CRPS, test': ' ± '.join(number for number in _with_error(crps) if number != '-')}
-  if acted.exists():
-    best = max(json.loads(acted.read_text())['asked'], key=lambda one: one['mean'])
-    error = '' if best['error'] is None else f' ± {best["error"]:.1f}'
-    return {f'mean return, told {best["return"]:.4g}': f'{best["mean"]:.1f}{error}'}
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # their own section says so
+    if scores.exists():
+      crps = json.loads(scores.read_text())['scores']['CRPS']
+      return {'CRPS, test': ' ± '.join(number for number in _with_error(crps) if number != '-')}
+    if acted.exists():
+      best = max(json.loads(acted.read_text())['asked'], key=lambda one: one['mean'])
+      error = '' if best['error'] is None else f' ± {best["error"]:.1f}'
+      return {f'mean return, told {best["return"]:.4g}': f'{best["mean"]:.1f}{error}'}
   return {}
 
 
@@ -290,10 +292,12 @@ def _plans(run: _Run) -> str:
     out = _paragraph(f'{found["episodes"]} episodes of {found["env"]} for each return, with '
                      f'guidance {found["guidance"]:g} and temperature {found["temperature"]:g}, '
                      f'by step {found["checkpoint"]["step"]:,} ({found["checkpoint"]["average"]}).')
-    pair = lambda value, error: (f'{value:.1f}', '-' if error is None else f'{error:.1f}')
+    pair = lambda *both: tuple('-' if one is None else f'{one:.1f}' for one in both)
+    # Older files do not have it.
+    to_go = lambda one: pair(*map(one.get('to_go', {}).get, ('value', 'error')))
     out += _table('Returns', ('told', 'reached from a row on', '+-', 'sum of an episode', '+-',
                               'ms a step'), (
-        (f'{one["return"]:.4g}', *pair(*one['to_go'].values()), *pair(one['mean'], one['error']),
+        (f'{one["return"]:.4g}', *to_go(one), *pair(one['mean'], one['error']),
          f'{one["milliseconds_a_step"]:.0f}') for one in found['asked']), words=0)
     out += _paragraph('A return that is told, and the one that is reached from a row on, is '
                       'discounted as in training.  The sum of an episode is not.', 'note')
