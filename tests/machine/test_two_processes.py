@@ -1,4 +1,4 @@
-"""Two real processes of two devices each, on this machine, against one.
+"""Two real processes of two devices each, or four of one, on this machine, against one.
 
 What is bit for bit: a checkpoint, whoever wrote it and whoever reads it; the rows of a batch; a run
 that is interrupted and goes on with the devices it had.  What agrees to rounding: the same steps
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import commands, five_steps, sgd_config
+from tests.support import commands, five_steps, sgd_config, sgd_students_config
 from vdm_jax import runs
 from vdm_jax.train import loop, metrics
 from vdm_jax.train.checkpoint import Checkpoints
@@ -50,15 +50,21 @@ def start(experiment):
   return five_steps.initial(experiment)
 
 
+@pytest.fixture(scope='module', params=[2, 4])
+def count(request):
+  """The number of processes."""
+  return request.param
+
+
 @pytest.fixture(scope='module')
-def by_two(experiment, start, tmp_path_factory):
-  """What two processes make of `start`, and of a checkpoint that one device wrote of it."""
+def by_several(experiment, start, count, tmp_path_factory):
+  """What several processes make of `start`, and of a checkpoint that one device wrote of it."""
   directory = tmp_path_factory.mktemp('steps')
   np.savez(directory / 'start.npz', *jax.tree.leaves(start))
   checkpoints = Checkpoints(directory / 'run')
   checkpoints.save(jax.device_put(start.replace(step=np.int32(7)), jax.devices()[0]))
   checkpoints.close()
-  commands.succeed('tests/support/five_steps.py', directory)
+  commands.succeed('tests/support/five_steps.py', directory, count=count, devices=4 // count)
   return directory
 
 
@@ -70,10 +76,11 @@ def by_one(experiment, start):
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', LAYOUTS)
-def test_two_processes_make_the_steps_of_one_device_to_rounding(by_two, by_one, start, name):
+def test_several_processes_make_the_steps_of_one_device_to_rounding(
+    by_several, by_one, start, count, name):
   expected, values, _ = by_one
-  for process in (0, 1):
-    state, found = arrays(by_two / f'{name}_{process}.npz', start)
+  for process in range(count):
+    state, found = arrays(by_several / f'{name}_{process}.npz', start)
     assert int(state.step) == five_steps.STEPS
     assert_close(state, expected)
     assert found.keys() == values.keys()
@@ -84,17 +91,19 @@ def test_two_processes_make_the_steps_of_one_device_to_rounding(by_two, by_one, 
 
 
 @pytest.mark.long
-def test_each_process_reads_its_own_rows_alone_and_together_they_are_the_batch(by_two, by_one):
-  rows = [np.load(by_two / f'rows_{process}.npz')['rows'] for process in (0, 1)]
-  assert [u.shape for u in rows] == [(five_steps.STEPS, 4, 2)] * 2
+def test_each_process_reads_its_own_rows_alone_and_together_they_are_the_batch(
+    by_several, by_one, count):
+  rows = [np.load(by_several / f'rows_{process}.npz')['rows'] for process in range(count)]
+  assert [u.shape for u in rows] == [(five_steps.STEPS, 8 // count, 2)] * count
   np.testing.assert_array_equal(np.concatenate(rows, axis=1), by_one[2])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', LAYOUTS)
-def test_a_checkpoint_of_one_device_is_restored_bit_for_bit_by_two_processes(by_two, start, name):
-  for process in (0, 1):
-    state, about = arrays(by_two / f'restored_{name}_{process}.npz', start)
+def test_a_checkpoint_of_one_device_is_restored_bit_for_bit_by_several_processes(
+    by_several, start, count, name):
+  for process in range(count):
+    state, about = arrays(by_several / f'restored_{name}_{process}.npz', start)
     assert_same_bits(state, start.replace(step=np.int32(7)))
     # kernel [3, 8192] and its transpose's; the parameters and two averages of each
     assert about['sharded'] >= (3 if name == 'fsdp' else 0)
@@ -131,8 +140,10 @@ def test_sigterm_to_one_of_two_saves_on_both_and_the_loss_of_one_ends_the_other_
   running = commands.start(*endless)
   commands.wait_for(lambda: commands.newest(directory) >= EVERY, running)
   commands.interrupt(running, 1, signal.SIGTERM)
+  begin = time.monotonic()
   (code, out, err), (code_1, out_1, err_1) = commands.finish(running)
   assert (code, code_1) == (143, 143), (err, err_1)
+  assert time.monotonic() - begin < 60  # and not when its 10,000 steps are made
   stopped = commands.newest(directory)
   assert f'SIGTERM: saved step {stopped} and stopped;' in err
   assert not out_1 and not err_1.strip()  # process 0 alone speaks
@@ -230,3 +241,22 @@ def test_a_run_goes_on_from_one_device_to_four_to_two_processes_and_all_of_them_
   assert ledger_2['dataset'] == ledger['dataset'] and ledger_2['checkpoint']['step'] == end
   np.testing.assert_allclose(ledger_2['rows'][0]['bits_per_dim'], ledger['rows'][0]['bits_per_dim'],
                              rtol=1e-6)
+
+
+@pytest.mark.long
+def test_two_processes_distil_the_student_that_one_distils(tmp_path):
+  """From a teacher that one process trained, over a change of the phase at step 10."""
+  file, of = sgd_students_config.__file__, sgd_students_config.get_config
+  teacher = tmp_path / 'teacher'
+  runs.train(of('teacher'), file, teacher)
+  commands.succeed('scripts/train.py', f'--config={file}:progressive', f'--init_from={teacher}',
+                   f'--workdir={tmp_path}/two', '--config.train.steps=20')
+  config = of('progressive')
+  config.train.steps = 20
+  runs.train(config, file, tmp_path / 'one', init_from=teacher)
+  two, one = commands.final_state(tmp_path / 'two'), commands.final_state(tmp_path / 'one')
+  assert int(two.step) == 20
+  assert_close(two, one)
+  begun = commands.final_state(teacher).params
+  moved = jax.tree.map(lambda u, v: np.abs(u - v).max(), two.params, begun)
+  assert max(jax.tree.leaves(moved)) > 1e-4  # there is something to agree on

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vdm_jax.errors import InputError
@@ -99,10 +98,14 @@ class Checkpoints:
     if read_only or jax.process_index() == 0:
       self._check_losses()
     if not read_only:
-      multihost_utils.sync_global_devices('losses checked')
+      self._see_alike()
     self._manager = ocp.CheckpointManager(
         self.directory, options=self._options,  # without handlers it could tell no shapes
         item_handlers={item: ocp.StandardCheckpointHandler() for item in ('params', 'ema', 'rest')})
+
+  def _see_alike(self) -> None:
+    """Waits until all processes see the same checkpoints."""
+    sharing.see_alike('workdir', self.directory, lambda: finished_files(self.directory))
 
   def _check_losses(self) -> None:
     """Finds checkpoints whose validation loss is unreadable; Orbax would fail as it opens them."""
@@ -202,7 +205,7 @@ class Checkpoints:
         out = self._read(step, lambda: items)
       except Corrupted as error:
         self._set_aside(step, error)
-        sharing.see_alike('workdir', self.directory, lambda: finished_files(self.directory))
+        self._see_alike()
         self._manager.reload()
         continue
       except ValueError as error:
