@@ -1,6 +1,6 @@
 """Flags that several commands have, with one meaning and one default each."""
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,19 @@ def run_directory(help_text: str = 'The directory of the run.', name: str = 'wor
 
 def run_directories(argv: list[str]) -> dict[str, str]:
   """{flag: directory} of the flags of a command line that `run_directory` has defined."""
-  own = flags.FlagValues()
-  for name in flags.FLAGS:
-    parser = flags.FLAGS[name].parser
-    if isinstance(parser, _Path) and parser.of_run:
-      own[name] = flags.FLAGS[name]
+  parsers = {name: flags.FLAGS[name].parser for name in flags.FLAGS}
+  names = [name for name, one in parsers.items() if isinstance(one, _Path) and one.of_run]
   with contextlib.suppress(flags.Error):  # which is said when all flags are read
-    own(argv, known_only=True)
-  return {name: value for name in own if (value := own[name].value) is not None}
+    read_some(argv, names)
+  return {name: value for name in names if (value := flags.FLAGS[name].value) is not None}
+
+
+def read_some(argv: list[str], names: Iterable[str]) -> None:
+  """Sets these flags alone by a command line.  Raises InputError, or absl's flags.Error."""
+  some = flags.FlagValues()
+  for name in names:
+    some[name] = flags.FLAGS[name]
+  some(argv, known_only=True)
 
 
 def config_data_dir() -> flags.FlagHolder:

@@ -2,7 +2,7 @@
 import jax
 from absl import flags
 
-from vdm_jax.cli.flags import run_directories
+from vdm_jax.cli.flags import read_some, run_directories
 from vdm_jax.machine import distributed
 
 FLAGS = [
@@ -34,8 +34,6 @@ def require_alone(argv: list[str]) -> None:
 
 def _given(argv: list[str]) -> tuple[str | None, int | None, int | None]:
   """The values of the three flags in a command line."""
-  own = flags.FlagValues()
-  for flag in FLAGS:
-    own[flag.name] = flags.FLAGS[flag.name]
-  own(argv, known_only=True)
-  return own.coordinator, own.num_processes, own.process_id
+  read_some(argv, [flag.name for flag in FLAGS])
+  coordinator, num_processes, process_id = (flags.FLAGS[flag.name].value for flag in FLAGS)
+  return coordinator, num_processes, process_id
