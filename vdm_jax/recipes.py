@@ -82,7 +82,7 @@ def short(config: Config, name: str, *, steps: int, learning_rate: float = 2e-3)
 
 
 def _minutes(config: Config, steps: int, *, validations: int, repeats: int = 1, share: int = 20,
-             learning_rate: float = 2e-3) -> Config:
+             learning_rate: float = 2e-3, pictures_every: int = 0) -> Config:
   """A run of minutes whose rate falls to 0, and that is validated and kept some times.
 
   share: the warm-up, and what the average remembers, are this part of the run: 1 / share.
@@ -91,8 +91,8 @@ def _minutes(config: Config, steps: int, *, validations: int, repeats: int = 1, 
                           decay_steps=steps, clip_norm=1.0)
   config.ema = {'ema': 1.0 - share / steps}
   config.train.update(steps=steps, log_every=50, validate_every=steps // validations,
-                      checkpoint_every=steps // validations, pictures_every=0, keep=2,
-                      splits=('validation', 'test'), validation_repeats=repeats)
+                      checkpoint_every=steps // validations, pictures_every=pictures_every,
+                      keep=2, splits=('validation', 'test'), validation_repeats=repeats)
   return config
 
 
@@ -124,9 +124,7 @@ def forecasts(config: Config, name: str, *, steps: int = 5000) -> Config:
   """
   config.data.update(name=name, validation=336, batch_size=32)
   config.optimizer.b2 = 0.999
-  _minutes(config, steps, validations=10, repeats=4)
-  config.train.pictures_every = steps
-  return config
+  return _minutes(config, steps, validations=10, repeats=4, pictures_every=steps)
 
 
 def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
@@ -137,9 +135,7 @@ def plans(config: Config, name: str, *, steps: int = 5000) -> Config:
   """
   config.data.update(name=name, validation=2000, batch_size=64)
   config.optimizer.update(b2=0.999, weight_decay=0.0)
-  _minutes(config, steps, learning_rate=3e-3, validations=5)
-  config.train.pictures_every = steps
-  return config
+  return _minutes(config, steps, learning_rate=3e-3, validations=5, pictures_every=steps)
 
 
 def chorales(config: Config, name: str = 'chorales', *, steps: int = 2500) -> Config:

@@ -62,6 +62,11 @@ def _offsets() -> tuple[np.ndarray, np.ndarray]:
   return (pixels[:, None] - places[:, 0, None, None], pixels - places[:, 1, None, None])
 
 
+def pictures(captions: np.ndarray, places: np.ndarray) -> np.ndarray:
+  """Numbers of captions [n], and of places [n] -> uint8 [n, 16, 16, 3]."""
+  return images()[len(PLACES) * captions + places]
+
+
 @functools.cache
 def images() -> np.ndarray:
   """All pictures, uint8 [9216, 16, 16, 3], read-only: row 64 c + p is caption c at place p."""

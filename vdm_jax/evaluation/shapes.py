@@ -96,9 +96,9 @@ def to_change(originals: np.ndarray, captions: np.ndarray) -> np.ndarray:
 
   originals: [n, 16, 16, 3], of which the nearest pictures are taken; captions: [n], numbers.
   """
-  found, all_pictures = name(originals), shapes.images()
-  at = lambda captions: all_pictures[len(shapes.PLACES) * captions + found.places]
-  return np.any(at(np.asarray(captions)) != at(found.captions), axis=-1)
+  found = name(originals)
+  return np.any(shapes.pictures(np.asarray(captions), found.places)
+                != shapes.pictures(found.captions, found.places), axis=-1)
 
 
 def judge(images: np.ndarray, originals: np.ndarray, captions: np.ndarray) -> Judged:

@@ -96,7 +96,7 @@ def tasks(originals: np.ndarray, seed: int = 0) -> Tasks:
 
 def ideal(of: Tasks) -> np.ndarray:
   """The edits as they are asked for: uint8 [n, 16, 16, 3]."""
-  return shapes.images()[len(shapes.PLACES) * of.targets + of.places]
+  return shapes.pictures(of.targets, of.places)
 
 
 def painted(of: Tasks) -> np.ndarray:
