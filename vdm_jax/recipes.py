@@ -7,8 +7,8 @@ official VDM code for CIFAR-10.
 import ml_collections
 
 __all__ = ['Config', 'IMAGES', 'captions', 'chorales', 'cifar10', 'digits', 'fine_tuning',
-           'forecasts', 'imagenet', 'mnist', 'plane', 'plans', 'published', 'shapes', 'short',
-           'students']
+           'forecasts', 'imagenet', 'mnist', 'plane', 'plans', 'published', 'short', 'students',
+           'texts']
 
 Config = ml_collections.ConfigDict
 
@@ -105,8 +105,8 @@ def captions(config: Config, name: str = 'shapes', *, steps: int = 1500) -> Conf
   return _minutes(config, steps, validations=3, share=10)
 
 
-def shapes(config: Config, name: str = 'shapes', *, steps: int = 6000) -> Config:
-  """Shapes drawn from captions: small batches and Muon, a quarter of an hour on 2 CPU cores.
+def texts(config: Config, name: str = 'shapes', *, steps: int = 6000) -> Config:
+  """Small images drawn from texts: small batches and Muon, a quarter of an hour on 2 CPU cores.
 
   name: the data's name, as in `config.data.name`.  All training images are used.
   """

@@ -34,7 +34,7 @@ STEPS = {'base': 6000, 'upsampler': 2400}
 
 def get_config(stage: str = 'upsampler') -> ml_collections.ConfigDict:
   require_choice('config', stage, STEPS)
-  config = recipes.shapes(
+  config = recipes.texts(
       glide.default_config() if stage == 'base' else
       glide.default_config(upsampling=2, low_res_noise=0.5), steps=STEPS[stage])
   config.data.image_size = 8 if stage == 'base' else 0

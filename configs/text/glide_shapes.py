@@ -31,7 +31,7 @@ DATA = {'shapes': 'shapes', 'held_out': 'shapes:held_out', 'inpainting': 'shapes
 
 def get_config(which: str = 'shapes') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
-  config = recipes.shapes(glide.default_config(inpainting=which == 'inpainting'), DATA[which])
+  config = recipes.texts(glide.default_config(inpainting=which == 'inpainting'), DATA[which])
   config.model.remat = 'none'
   return config
 

@@ -44,10 +44,10 @@ def get_config(stage: str = 'latent') -> ml_collections.ConfigDict:
     # The levels and the length of the tokens are those of the data.
     texts.add(config, LatentBERT(features=32, depth=2, attention_heads=4, levels=0, length=0,
                                  head_features=8))
-    recipes.shapes(config)
+    recipes.texts(config)
     config.model.remat = 'none'
   else:
-    config = recipes.shapes(first, steps=3000)
+    config = recipes.texts(first, steps=3000)
   return config
 
 

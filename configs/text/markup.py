@@ -32,7 +32,7 @@ def get_config(training: str = 'teacher_forced') -> ml_collections.ConfigDict:
   require_choice('config', training, TRAININGS)
   config = scheduled_sampling.default_config(features=32, dropout=0.0, timesteps=100, remat='none',
                                              training=training, rise_steps=STEPS)
-  recipes.shapes(config, 'expressions', steps=STEPS)
+  recipes.texts(config, 'expressions', steps=STEPS)
   config.data.validation = 100
   caption = data.resolve(config.data)['caption']
   encoder = GLIDEText(features=32, depth=2, attention_heads=4, levels=caption.levels,

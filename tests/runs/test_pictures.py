@@ -249,7 +249,8 @@ def by_noise(extremes, bits, crossed=(), gaussian=True, shift=0.0):
   found = Density(EDGES, mean, 0.1 * mean, running, 0.1 * running,
                   np.full(26, 0.8) if gaussian else None, above)
   row = {'parts': {'reconstruction': 0.25, 'latent': 0.001, 'diffusion': 1.0},
-         'dataset': {'name': 'digits', 'split': 'test'}}
+         'dataset': {'name': 'digits', 'split': 'test', 'levels': 5,
+                     'shape': extremes.shape[1:]}}
   each = np.linspace(1.0, 1.5, 40)
   return pictures.bits_by_noise(found, each, extremes, bits, 5, row)
 
@@ -334,9 +335,10 @@ def test_where_the_bits_are_is_drawn_of_one_image_of_equal_ones_and_of_nan(each,
   each = np.array(each)
   flat, edges = np.full(26, mean), np.full(27, mean)
   found = Density(EDGES, flat, 0.0 * flat, edges, 0.0 * edges, flat, np.zeros(26, bool))
-  row = {'parts': {'diffusion': mean}, 'dataset': {'name': 'digits', 'split': 'test'}}
   chosen = pictures.extremes(each)
   images = np.zeros((len(each), 2) if points else (len(each), 4, 4, 1), int)
+  row = {'parts': {'diffusion': mean}, 'dataset': {
+      'name': 'digits', 'split': 'test', 'levels': 5, 'shape': images.shape[1:]}}
   figure = pictures.bits_by_noise(found, each, images, each[chosen], 5, row)
   pictures.save_png(tmp_path / 'a.png', figure)
   finite = np.isfinite(each).sum()

@@ -96,17 +96,21 @@ def to_change(originals: np.ndarray, captions: np.ndarray) -> np.ndarray:
 
   originals: [n, 16, 16, 3], of which the nearest pictures are taken; captions: [n], numbers.
   """
-  found = name(originals)
+  return _to_change(name(originals), captions)
+
+
+def _to_change(found: Named, captions: np.ndarray) -> np.ndarray:
   return np.any(shapes.pictures(np.asarray(captions), found.places)
                 != shapes.pictures(found.captions, found.places), axis=-1)
 
 
 def judge(images: np.ndarray, originals: np.ndarray, captions: np.ndarray) -> Judged:
   """The verdicts on edits of `originals` into these captions: [n, 16, 16, 3], uint8, and [n]."""
-  found, keep = name(images), ~to_change(originals, captions)
+  found, before = name(images), name(originals)
+  keep = ~_to_change(before, captions)
   change = np.abs(np.asarray(images, np.float64) - originals)
   count = np.where(keep.any(axis=(1, 2)), keep.sum(axis=(1, 2)), np.nan)
   mean = lambda u: np.sum(u * keep, axis=(1, 2)) / count
-  return Judged(found.captions == captions, found.places == name(originals).places,
+  return Judged(found.captions == captions, found.places == before.places,
                 mean(np.all(change == 0.0, axis=-1)), mean(np.mean(change, axis=-1)),
                 found.distances)

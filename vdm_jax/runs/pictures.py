@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from vdm_jax.ledger import tables
 from vdm_jax.likelihood.density import Density
 from vdm_jax.machine import files
 from vdm_jax.units import BITS_PER_DIM, NATS_PER_DIM, Unit
@@ -273,7 +274,7 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
   figure = Figure(figsize=(13, 8), layout='constrained')
   (density, running), (histogram, shown) = figure.subplots(2, 2)
   unit, per_bit = NATS_PER_DIM if levels is None else BITS_PER_DIM
-  one = 'example' if levels is None or extremes.ndim != 4 else 'image'
+  one = tables.one(row['dataset'])
   each, bits, parts = each * per_bit, bits * per_bit, {
       name: value * per_bit for name, value in row['parts'].items()}
   bound = bound._replace(**{name: u * per_bit for name, u in bound._asdict().items()
