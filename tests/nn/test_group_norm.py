@@ -43,6 +43,30 @@ def test_its_values_and_derivatives_of_each_order_are_those_of_flax(swish, x64):
 
 
 @pytest.mark.long
+def test_scale_and_bias_of_each_example_have_flaxs_derivatives(x64):
+  h, w, params = arrays(jnp.float64)
+  u, v = jax.random.normal(jax.random.key(3), (2, len(h), CHANNELS), jnp.float64)
+  over = lambda a: a[:, None, None]
+  own = lambda h, u, v: group_norm(h, params['scale'] * (1.0 + u), v, GROUPS, swish=True)
+  flax = lambda h, u, v: nn.swish(flax_norm(
+      {'scale': params['scale'], 'bias': 0.0 * params['bias']}, h, False) * (1.0 + over(u)) + over(v))
+  for f, g in ((own, flax), *((jax.grad(lambda *a, f=f: jnp.vdot(f(*a), w), (0, 1, 2)) for f in
+                               (own, flax)),)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11),
+                 f(h, u, v), g(h, u, v))
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 1e-5), (jnp.bfloat16, 0.06)])
+def test_modulation_scales_and_shifts_before_swish(dtype, tolerance):
+  h, _, params = arrays(jnp.float32)
+  u, v = jax.random.normal(jax.random.key(3), (2, len(h), CHANNELS))
+  y = GroupNorm(GROUPS, dtype, swish=True).apply({'params': params}, h, modulation=(u, v))
+  assert y.dtype == dtype
+  np.testing.assert_allclose(y, nn.swish(
+      flax_norm(params, h, False) * (1.0 + u[:, None, None]) + v[:, None, None]), atol=tolerance)
+
+
+@pytest.mark.long
 def test_each_example_has_a_derivative_of_its_own(x64):
   h, _, params = arrays(jnp.float64)
   one = lambda h: jnp.sum(jnp.sin(own_norm(params, h[None], True)))

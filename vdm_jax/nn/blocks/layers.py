@@ -237,7 +237,7 @@ def _statistics(h: Array, groups: int, epsilon: float) -> tuple[Array, Array]:
 
 def group_norm(h: Array, scale: Array, bias: Array, groups: int, epsilon: float = 1e-6,
                swish: bool = False) -> Array:
-  """`GroupNorm` with a derivative that moves few bytes: h [B, ..., C]; scale, bias [C].
+  """`GroupNorm` with a derivative that moves few bytes: h [B, ..., C]; scale, bias [C] or [B, C].
 
   The backward pass keeps h and the statistics, and computes the rest again.  It reads h and the
   gradient of the result once for all sums, and once for the gradient of h.
@@ -248,6 +248,11 @@ def group_norm(h: Array, scale: Array, bias: Array, groups: int, epsilon: float 
   return own(h, scale, bias)
 
 
+def _over(a: Array, h: Array) -> Array:
+  """[C], or [B, C] -> [B, 1, ..., C], for h [B, ..., C]."""
+  return a if a.ndim == 1 else lax.expand_dims(a, range(1, h.ndim - 1))
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _group_norm(h, scale, bias, groups, epsilon, swish):
   return _applied(h, *_statistics(h, groups, epsilon), scale, bias, swish)[1].astype(h.dtype)
@@ -255,9 +260,9 @@ def _group_norm(h, scale, bias, groups, epsilon, swish):
 
 def _applied(h, mean, rate, scale, bias, swish):
   """(u, the normalised numbers; y, the result; dy / dv, where v = scale u + bias)."""
-  over = lambda a: lax.expand_dims(a, range(1, h.ndim - 1))  # [B, C] -> [B, 1, ..., C]
+  over = lambda a: _over(a.astype(rate.dtype), h)
   u = (h.astype(rate.dtype) - over(mean)) * over(rate)
-  v = u * scale.astype(rate.dtype) + bias.astype(rate.dtype)
+  v = u * over(scale) + over(bias)
   if not swish:
     return u, v, jnp.ones_like(v)
   sigmoid = nn.sigmoid(v)
@@ -303,8 +308,11 @@ class GroupNorm(nn.Module):
   epsilon: float = 1e-6
 
   @nn.compact
-  def __call__(self, *parts: Array) -> Array:
-    """The normalised concatenation of the parts by channels.  The parts are not joined before."""
+  def __call__(self, *parts: Array, modulation: tuple[Array, Array] | None = None) -> Array:
+    """The normalised concatenation of the parts by channels.  The parts are not joined before.
+
+    modulation: (w, b), [B, C] each: the result is times 1 + w, plus b, before swish.
+    """
     widths = [part.shape[-1] for part in parts]
     total = sum(widths)
     scale = self.param('scale', nn.initializers.ones_init(), (total,))
@@ -315,15 +323,22 @@ class GroupNorm(nn.Module):
     for part, width in zip(parts, widths, strict=True):
       there = slice(start, start + width)
       start += width
-      out.append(self._of(part, scale[there], bias[there], width * self.groups // total))
+      own = modulation and (modulation[0][:, there], modulation[1][:, there])
+      out.append(self._of(part, scale[there], bias[there], width * self.groups // total, own))
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=-1)
 
-  def _of(self, h, scale, bias, groups):
+  def _of(self, h, scale, bias, groups, modulation):
     if self.dtype == jnp.bfloat16:
+      if modulation is not None:
+        w, b = (u.astype(scale.dtype) for u in modulation)
+        scale, bias = scale * (1.0 + w), bias * (1.0 + w) + b
       return group_norm(h.astype(self.dtype), scale, bias, groups, self.epsilon, self.swish)
     y = cast(Array, nn.GroupNorm(
         groups, dtype=self.dtype, epsilon=self.epsilon, parent=None).apply(
             {'params': {'scale': scale, 'bias': bias}}, h))
+    if modulation is not None:
+      w, b = (_over(u, h) for u in modulation)
+      y = y * (1.0 + w) + b
     return nn.swish(y) if self.swish else y
 
 

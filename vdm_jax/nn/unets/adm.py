@@ -39,6 +39,7 @@ from vdm_jax.nn.blocks.layers import (
   Attends,
   Attention,
   Dropout,
+  GroupNorm,
   attend,
   downsample,
   require_choices,
@@ -106,20 +107,19 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(self, h: Array, embedding: Array, keys: Array | None = None) -> Array:
-    norm = lambda name: nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name=name)
+    norm = lambda name: GroupNorm(self.groups, self.dtype, True, self.epsilon, name=name)
     conv = lambda name, init: Conv(self.features, self.dtype, kernel_init=init, name=name,
                                    weight_gradient=self.weight_gradient)
     resample = {'none': lambda u: u, 'down': downsample, 'up': upsample}[self.resample]
-    x = conv('conv1', self.kernel_init)(resample(nn.swish(norm('norm1')(h))))
+    x = conv('conv1', self.kernel_init)(resample(norm('norm1')(h)))
     h = resample(h)
     shift = nn.Dense((1 + self.scale_shift) * self.features, kernel_init=self.kernel_init,
-                     dtype=self.dtype, name='embedding')(nn.swish(embedding))[:, None, None]
+                     dtype=self.dtype, name='embedding')(nn.swish(embedding))
     if self.scale_shift:
-      scale, shift = jnp.split(shift, 2, axis=-1)
-      x = norm('norm2')(x) * (1.0 + scale) + shift
+      x = norm('norm2')(x, modulation=tuple(jnp.split(shift, 2, axis=-1)))
     else:
-      x = norm('norm2')(x + shift)
-    x = conv('conv2', zeros)(Dropout(self.dropout, name='dropout')(nn.swish(x), keys))
+      x = norm('norm2')(x + shift[:, None, None])
+    x = conv('conv2', zeros)(Dropout(self.dropout, name='dropout')(x, keys))
     if h.shape[-1] != self.features:
       h = nn.Conv(self.features, (1, 1), kernel_init=self.kernel_init, dtype=self.dtype,
                   name='shortcut')(h)
@@ -168,7 +168,7 @@ class AttentionBlock(Attends):
   def __call__(self, h: Array, text: Array | None = None) -> Array:
     features = h.shape[-1]
     heads = number_of_heads(features, self.attention_heads, self.head_features)
-    x = nn.GroupNorm(self.groups, epsilon=1e-5, dtype=self.dtype, name='norm')(h)
+    x = GroupNorm(self.groups, self.dtype, epsilon=1e-5, name='norm')(h)
     x = x.reshape(h.shape[0], -1, features)
     qkv = nn.Dense(3 * features, kernel_init=torch_init, dtype=self.dtype, name='qkv')(x)
     query, key, value = _apart(qkv, heads, self.qkv_order)
