@@ -5,7 +5,9 @@ rows are split, and the last batch is padded and masked.  The training step has 
 `train.parallel`.
 """
 import os
+import pickle
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +19,9 @@ from vdm_jax.errors import InputError
 from vdm_jax.typing import PyTree
 
 __all__ = ['broadcast_from_first', 'global_batch_size', 'local_rows', 'over_rows', 'padded_rows',
-           'place', 'replicate', 'require_memory', 'shardings']
+           'place', 'replicate', 'require_memory', 'shardings', 'together']
+
+_T = TypeVar('_T')
 
 
 def shardings(devices=None) -> tuple[NamedSharding, NamedSharding]:
@@ -62,12 +66,51 @@ def place(batch: PyTree) -> PyTree:
   return jax.tree.map(lambda u: jax.make_array_from_process_local_data(split, np.asarray(u)), batch)
 
 
-def broadcast_from_first(find: Callable[[], int]) -> int:
-  """The integer `find()` of process 0, on all processes, so that they cannot disagree."""
+def broadcast_from_first(find: Callable[[], _T]) -> _T:
+  """The value of `find()` in process 0, on all processes, so that they cannot disagree.
+
+  find: returns a value that can be pickled.  Only process 0 calls it.
+
+  Raises InputError, on all processes, if `find` does.
+  """
   if jax.process_count() == 1:
     return find()
-  number = find() if jax.process_index() == 0 else 0
-  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+  value, error = _broadcast(_tried(find) if jax.process_index() == 0 else None, source=0)
+  if error is not None:
+    raise error
+  return value
+
+
+def together(find: Callable[[], _T]) -> _T:
+  """The value of `find()`, which each process calls for itself.
+
+  Raises InputError, on all processes, if `find` does in any of them: the error of the first one.
+  """
+  if jax.process_count() == 1:
+    return find()
+  value, error = _tried(find)
+  failed = multihost_utils.process_allgather(np.int32(error is not None))
+  if failed.any():
+    raise _broadcast(error, source=int(np.argmax(failed)))
+  return value
+
+
+def _tried(find: Callable[[], Any]) -> tuple[Any, InputError | None]:
+  """The value of `find()`, and the error that it raises instead."""
+  try:
+    return find(), None
+  except InputError as error:
+    return None, error
+
+
+def _broadcast(value: Any, source: int) -> Any:
+  """The value of the process with the number `source`, on all processes."""
+  here = jax.process_index() == source
+  data = np.frombuffer(pickle.dumps(value) if here else b'', np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size), here))
+  padded = np.zeros(-(-size // 256) * 256, np.uint8)  # few shapes, as each is compiled
+  padded[:data.size] = data
+  return pickle.loads(multihost_utils.broadcast_one_to_all(padded, here).tobytes())
 
 
 def replicate(tree: PyTree) -> PyTree:

@@ -26,30 +26,24 @@ def exclusive(workdir: str | Path, field: str = 'workdir', does: str = 'trains')
   removed, because nobody here can know whether that run still goes on.
   """
   workdir = Path(workdir).absolute()
-  refused = None
   with contextlib.ExitStack() as stack:
 
-    def take() -> int:
-      nonlocal refused
+    def take() -> None:
       try:
         workdir.mkdir(parents=True, exist_ok=True)
         number = os.open(workdir / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
       except OSError:  # `workdir.prepare` says that nothing can be written there
-        return 0
+        return
       file = stack.enter_context(open(number, 'r+'))
-      refused = _refusal(workdir, file, field, does)
-      if refused is None:
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(_here()))
-        file.flush()
-        stack.callback(file.truncate, 0)
-      return int(refused is not None)
+      if refused := _refusal(workdir, file, field, does):
+        raise refused
+      file.seek(0)
+      file.truncate()
+      file.write(json.dumps(_here()))
+      file.flush()
+      stack.callback(file.truncate, 0)
 
-    if devices.broadcast_from_first(take):
-      raise refused or InputError(
-          field, str(workdir), f'another run {does} in this directory',
-          'wait for it, end it, or choose another directory')
+    devices.broadcast_from_first(take)
     yield
 
 
