@@ -356,10 +356,27 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
     step: 'latest', 'best' (by validation), or a number.
     data_dir, data_name: where the data are now, as fields of config.data.
 
-  Raises InputError if there is no such run, step or average, or if the config is too old.
+  Raises InputError if there is no such run, step or average, or if the config is too old.  Several
+  processes raise the same error.
   """
   workdir = files.run_directory('workdir', workdir)
   see_alike(workdir)
+  config, experiment, average = devices.together(
+      lambda: _opened(workdir, average, data_dir, data_name))
+  # A training may save more just now: process 0 chooses, and the others wait until they see it too.
+  chosen, steps = devices.broadcast_from_first(lambda: _choose(workdir, step, experiment.settled))
+  sharing.see_alike('workdir', workdir, lambda: finished_files(workdir / 'checkpoints', chosen))
+  checkpoints = devices.together(lambda: Checkpoints(workdir, read_only=True))
+  try:
+    params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
+  finally:
+    checkpoints.close()
+  return Trained(experiment.after(chosen), config, params, chosen, average)
+
+
+def _opened(workdir: Path, average: str, data_dir: str, data_name: str
+            ) -> tuple[ml_collections.ConfigDict, Experiment, str]:
+  """The config of a run, its experiment, and the name of an average; see `load_trained`."""
   config = read_config(workdir)
   if data_dir:
     config.data.data_dir = data_dir
@@ -370,48 +387,65 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   if average != 'raw' and average not in experiment.ema:
     raise InputError('average', average, 'this run has no such average',
                      f'choose one of {", ".join(experiment.ema)} and raw')
-  checkpoints = Checkpoints(workdir, read_only=True, settled=experiment.settled)
+  return config, experiment, average
+
+
+def _choose(workdir: Path, step: int | str, settled: int) -> tuple[int, list[int]]:
+  """The number of the checkpoint `step`, and the numbers of all, as far as this process sees them.
+
+  step, settled: see `load_trained` and `Checkpoints`.
+
+  Raises InputError if there is no such checkpoint.
+  """
+  checkpoints = Checkpoints(workdir, read_only=True, settled=settled)
   try:
     steps = checkpoints.steps()
-    if not steps:
-      raise InputError('workdir', f'{workdir}', 'it holds no checkpoint yet',
-                       'wait for the first, or train on')
-    if step in ('latest', 'best'):
-      chosen = steps[-1] if step == 'latest' else checkpoints.best_step()
-      if chosen is None:
-        raise InputError('step', 'best', 'no checkpoint has a validation loss to be chosen by',
-                         'give latest')
-    else:
-      chosen = next((number for number in steps if str(number) == str(step)), None)
-      if chosen is None:
-        raise InputError('step', step, 'there is no such checkpoint',
-                         f'choose one of {", ".join(map(str, steps))}, latest or best')
-    # A training may save more just now.
-    chosen = devices.broadcast_from_first(lambda found=chosen: found)
-    params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
+    best = checkpoints.best_step() if step == 'best' else None
   finally:
     checkpoints.close()
-  return Trained(experiment.after(chosen), config, params, chosen, average)
+  require(bool(steps), 'workdir', f'{workdir}', 'it holds no checkpoint yet',
+          'wait for the first, or train on')
+  chosen = best if step == 'best' else steps[-1] if step == 'latest' else next(
+      (number for number in steps if str(number) == str(step)), None)
+  if chosen is not None:
+    return chosen, steps
+  if step == 'best':
+    raise InputError('step', 'best', 'no checkpoint has a validation loss to be chosen by',
+                     'give latest')
+  raise InputError('step', step, 'there is no such checkpoint',
+                   f'choose one of {", ".join(map(str, steps))}, latest or best')
 
 
 def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: str | None
              ) -> PyTree:
   """The weights at step `chosen`.
 
-  Raises InputError if that checkpoint is damaged.  The error names the sound ones among `steps`.
+  Raises InputError, in all processes, if that checkpoint is damaged for any of them.  The error
+  names the sound ones among `steps`, as process 0 sees them.
   """
-  def read(step):
+  def read(step, alone=False):
     try:
-      return checkpoints.restore_weights(step, average), ''
+      return checkpoints.restore_weights(step, average, alone)
     except Exception as error:  # whatever the disk did to it
-      return None, next(iter(str(error).splitlines()), type(error).__name__)
-  params, reason = read(chosen)
-  if reason:
-    sound = [str(step) for step in steps if step != chosen and not read(step)[1]]
-    raise InputError('step', chosen, f'its checkpoint is corrupted ({reason})',
-                     f'choose {" or ".join(sound)}' if sound else
-                     'no other checkpoint is intact: train again from the start')
-  return params
+      raise InputError('step', chosen, next(iter(str(error).splitlines()), type(error).__name__)
+                       ) from None
+
+  def sound(step):
+    try:
+      read(step, alone=True)
+    except InputError:
+      return False
+    return True
+
+  try:
+    return devices.together(lambda: read(chosen))
+  except InputError as error:
+    reason = error.problem
+  others = devices.broadcast_from_first(lambda: [
+      str(step) for step in steps if step != chosen and sound(step)])
+  raise InputError('step', chosen, f'its checkpoint is corrupted ({reason})',
+                   f'choose {" or ".join(others)}' if others else
+                   'no other checkpoint is intact: train again from the start')
 
 
 def made(directory: str | Path) -> Any:

@@ -35,11 +35,14 @@ class Restored(NamedTuple):
   state: TrainState
 
 
-def finished_files(directory: str | Path) -> Iterator[Path]:
-  """All files of the finished checkpoints in `directory` that this process sees."""
-  for step in Path(directory).glob('[0-9]*'):
-    if step.name.isdigit():
-      for folder, _, names in os.walk(step):
+def finished_files(directory: str | Path, step: int | None = None) -> Iterator[Path]:
+  """All files of the finished checkpoints in `directory` that this process sees.
+
+  step: that of the one checkpoint to look at.  Default: all.
+  """
+  for found in Path(directory).glob('[0-9]*' if step is None else f'{step}'):
+    if found.name.isdigit():
+      for folder, _, names in os.walk(found):
         yield from (Path(folder, name) for name in names)
 
 
@@ -79,7 +82,10 @@ class Checkpoints:
   validation slice of the training split may choose: a likelihood of the test split is no test if
   the test split chose the checkpoint.
 
-  settled: the last step whose loss is of another quantity; a step up to it is never the best.
+  Args:
+    read_only: nothing is written, and each process reads by itself: none waits for another, except
+      for the verdict of process 0 on the files; see `restore_weights`.
+    settled: the last step whose loss is of another quantity; a step up to it is never the best.
   """
 
   def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False,
@@ -90,11 +96,14 @@ class Checkpoints:
     self._aside = workdir / 'corrupted'
     self._read_only = read_only
     self._best = _Best(settled)
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     self._options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy([
             preservation_policy.LatestN(keep), self._best]),
         best_fn=lambda m: m['validation'], best_mode='min',  # else metrics are not read back
-        cleanup_tmp_directories=not read_only, create=not read_only, save_root_metadata=False)
+        cleanup_tmp_directories=not read_only, create=not read_only, save_root_metadata=False,
+        multiprocessing_options=alone if read_only else ocp.options.MultiprocessingOptions())
     if read_only or jax.process_index() == 0:
       self._check_losses()
     if not read_only:
@@ -167,13 +176,17 @@ class Checkpoints:
     path = self._checksums / f'{step}.json'
     if not path.exists():  # a kill may come between the end of a write and its checksums
       return _UNSEALED
-    same = json.loads(path.read_text()) == _digest(self.directory / str(step))
+    try:
+      same = json.loads(path.read_text()) == _digest(self.directory / str(step))
+    except (OSError, ValueError):  # a run may be deleting it; whoever reads it will see
+      return _UNSEALED
     return _SOUND if same else _DAMAGED
 
-  def _read(self, step: int, items: Callable[[], dict]):
+  def _read(self, step: int, items: Callable[[], dict], alone: bool = False):
     """The items of a checkpoint.  Raises Corrupted if its files are damaged, else other errors."""
     # One process reads the files and all go by what it says.
-    verdict = devices.broadcast_from_first(lambda: self._judge(step))
+    verdict = (self._judge(step) if alone else
+               devices.broadcast_from_first(lambda: self._judge(step)))
     if verdict == _DAMAGED:
       raise Corrupted('its files do not match their checksums')
     sealed = verdict == _SOUND
@@ -239,8 +252,10 @@ class Checkpoints:
     return jax.tree.map(lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype),
                         self._manager.item_metadata(step)['params'].tree)
 
-  def restore_weights(self, step: int, average: str | None) -> PyTree:
+  def restore_weights(self, step: int, average: str | None, alone: bool = False) -> PyTree:
     """The parameters of `step`, as numpy: the average with this name, or the raw ones for None.
+
+    alone: only this process reads.  Otherwise, all processes call this.
 
     Raises Corrupted, and KeyError if the checkpoint has no such average.
     """
@@ -251,7 +266,7 @@ class Checkpoints:
       zeros = jax.tree.map(lambda u: np.zeros(u.shape, u.dtype), shapes)
       return {item: ocp.args.StandardRestore(zeros)}
 
-    out = self._read(step, items)[item]
+    out = self._read(step, items, alone)[item]
     if average is not None and average not in out:
       raise KeyError(f'no average named {average!r}; there are {sorted(out)}')
     return jax.tree.map(np.asarray, out if average is None else out[average])
