@@ -69,8 +69,9 @@ def test_a_file_that_appears_late_is_waited_for(folders, monkeypatch):
 @pytest.mark.parametrize('change', [
     lambda here: (here / 'config.json').write_text('[]'),  # as long as before
     lambda here: (here / 'checkpoints/10/params/d/f0').write_bytes(bytes(2**17 + 1)),
+    lambda here: (here / 'checkpoints/10/params/d/f0').write_bytes(bytes(2**17 - 1) + b'1'),
     lambda here: (here / 'config.json').unlink(),
-    lambda here: (here / 'merges.txt').touch()], ids=['content', 'size', 'gone', 'new'])
+    lambda here: (here / 'merges.txt').touch()], ids=['content', 'size', 'byte', 'gone', 'new'])
 def test_a_disk_that_is_not_shared_is_an_error_after_some_time(folders, monkeypatch, change):
   here, _ = folders
   change(here)
@@ -78,6 +79,36 @@ def test_a_disk_that_is_not_shared_is_an_error_after_some_time(folders, monkeypa
   with pytest.raises(InputError, match='^workdir=.*process 1 sees other files') as error:
     sharing.see_alike('workdir', here, lambda: below(here))
   assert f'(5 and {len(below(here))} files); give all processes the same' in str(error.value)
+
+
+@pytest.mark.parametrize('value', [0, 1])
+def test_large_samples_that_are_drawn_anew_differ_also_where_only_one_value_does(
+    folders, monkeypatch, value):
+  """Though both files have the same size."""
+  images = np.zeros(5_000_000, np.uint8)
+  np.savez(folders[1] / 'samples.npz', images=images)
+  images[290_000] = value  # between the first two blocks that are compared
+  np.savez(folders[0] / 'samples.npz', images=images)
+  monkeypatch.setattr(sharing, 'PATIENCE', 0.2)
+  look = lambda: sharing.see_alike('out', folders[0], lambda: below(folders[0]))
+  if value:
+    with pytest.raises(InputError, match='sees other files'):
+      look()
+  else:
+    look()
+
+
+def test_large_files_are_compared_in_all_their_length(folders, monkeypatch):
+  size = 2**23
+  (folders[1] / 'f1').write_bytes(bytes(size))
+  no_pause(monkeypatch)
+  monkeypatch.setattr(sharing, 'PATIENCE', 0.01)
+  for part in range(8):  # which alone is another
+    new = bytearray(size)
+    new[part * 2**20:(part + 1) * 2**20] = bytes([1]) * 2**20
+    (folders[0] / 'f1').write_bytes(new)
+    with pytest.raises(InputError, match='sees other files'):
+      sharing.see_alike('out', folders[0], lambda: below(folders[0]))
 
 
 def test_one_process_looks_at_nothing():
