@@ -1,12 +1,15 @@
 """Which autoencoder a run of latents takes, and which it keeps."""
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support import latent_config
+from tests.support import latent_config, threads
 from vdm_jax import data
 from vdm_jax.errors import InputError
 from vdm_jax.evaluation.features import checksum
+from vdm_jax.machine import sharing
 from vdm_jax.runs import stages, training, workdir
 from vdm_jax.systems.latent import latent
 from vdm_jax.typing import Experiment
@@ -67,6 +70,36 @@ def test_a_run_that_goes_on_may_be_told_where_its_autoencoder_is_now(begun):
     begun('moved', first=WEIGHTS, moved=OTHER)
   with pytest.raises(InputError, match='there is no such directory; leave it out'):
     begun('nowhere', first=WEIGHTS)
+
+
+def test_processes_wait_until_all_see_the_run_of_an_autoencoder(begun, tmp_path, monkeypatch):
+  """The run has moved, and process 1 sees its new place late."""
+  views = [tmp_path / name / 'moved' for name in ('here', 'there')]
+  for view in views:
+    view.parent.mkdir()
+  summary, looks = sharing._summary, itertools.count(1)
+
+  def look(where, *arguments):
+    if where == views[1] and next(looks) == 3:  # once when nobody sees it, once in vain
+      appear(views[1])
+    return summary(where, *arguments)
+
+  def appear(view):
+    view.mkdir()
+    (view / 'config.json').write_text('{}')
+  monkeypatch.setattr(sharing, '_PAUSE', 0.001)
+  monkeypatch.setattr(sharing, '_summary', look)
+  kept = workdir.read_config('run')
+  keep = lambda view: lambda: stages._keep(latent_config.get_config('latent'), kept, str(view))
+  begun('moved', moved=WEIGHTS)
+  for here in (False, True):  # first, nobody sees it
+    if here:
+      appear(views[0])
+    got = threads.run(monkeypatch, *map(keep, views))
+    assert [callable(each) for each in got] == [here] * 2, got
+    if not here:
+      assert len({str(each) for each in got}) == 1
+      assert 'there is no such directory; leave it out' in str(got[0])
 
 
 def stage(**parts):

@@ -18,6 +18,7 @@ import ml_collections
 from vdm_jax import data, random
 from vdm_jax.errors import InputError, renamed, require
 from vdm_jax.evaluation.features import checksum
+from vdm_jax.machine import devices
 from vdm_jax.runs import needs, workdir
 from vdm_jax.typing import Experiment, PyTree
 
@@ -72,9 +73,10 @@ def _keep(config: ml_collections.ConfigDict, kept: ml_collections.ConfigDict, as
     return None  # another run, which is refused later
   section, of = kept.autoencoder, kept.model.autoencoder
   if asked and _absolute(asked) != of:  # not what the run itself remembers
-    if not Path(_absolute(asked)).is_dir():
-      raise InputError(_FIELD, asked, 'there is no such directory', 'leave it out, since the run '
-                       'has a copy of its autoencoder')
+    workdir.see_alike(_absolute(asked), _FIELD)
+    devices.broadcast_from_first(lambda: require(
+        Path(_absolute(asked)).is_dir(), _FIELD, asked, 'there is no such directory',
+        'leave it out, since the run has a copy of its autoencoder'))
     if checksum(own(_load(asked).params)) != section.sha256:
       raise InputError(_FIELD, asked, 'its weights are not those that this run began with',
                        'leave it out, since the run has its own copy; or choose another workdir')
