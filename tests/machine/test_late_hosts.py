@@ -29,6 +29,51 @@ def assert_trained(directory, steps):
                commands.final_state(directory), commands.final_state(whole))
 
 
+LOOKS = """
+import os, subprocess, sys, time
+from pathlib import Path
+folder, aside = Path(sys.argv[1]), Path(sys.argv[2])
+file, begun = folder / 'a', time.monotonic()
+content = lambda path=file: path.read_text() if path.exists() else None
+listed = lambda: sorted(path.name for path in folder.iterdir())
+
+def wait(old, new, look=content):
+  while (seen := look()) == old:
+    time.sleep(0.01)
+  assert seen == new, seen
+  return time.monotonic() - begun
+
+assert (folder / 'd' / 'b').exists() is file.exists() is False and listed() == []
+assert wait(None, 'old') >= 0.5
+wait(None, 'below', lambda: content(folder / 'd' / 'b'))
+begun = time.monotonic()
+subprocess.run(['mv', aside / 'a', file], check=True)  # by another process
+assert content() == 'old' and listed() == ['a', 'd']
+entry = {entry.name: entry for entry in os.scandir(folder)}['a']
+assert [each.st_size for each in (file.stat(), file.lstat(), entry.stat())] == [3, 3, 3]
+assert wait('old', 'newer') >= 0.5
+subprocess.run(['mv', folder / 'd', aside / 'gone'], check=True)
+subprocess.run(['mv', aside / 'd', folder / 'd'], check=True)
+assert content(folder / 'd' / 'b') == 'below'  # it was not looked for in between
+wait('below', None, lambda: content(folder / 'd' / 'b'))  # the new folder, whose files are late
+wait(None, 'new below', lambda: content(folder / 'd' / 'b'))
+(aside / 'own').write_text('own')
+os.replace(aside / 'own', file)
+assert content() == 'own'
+"""
+
+
+@pytest.mark.long
+def test_the_disk_of_these_tests_shows_for_a_while_what_a_replaced_file_was(tmp_path):
+  folder, aside, script = tmp_path / 'folder', tmp_path / 'aside', tmp_path / 'looks.py'
+  for path, text in ((folder / 'a', 'old'), (folder / 'd' / 'b', 'below'), (aside / 'a', 'newer'),
+                     (aside / 'd' / 'b', 'new below'), (script, LOOKS)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  commands.succeed('tests/support/lagging.py', folder, 0.5, 4, script, folder, aside,
+                   '--process_id=1', count=1)
+
+
 @pytest.mark.long
 def test_a_run_goes_on_and_is_measured_where_one_process_sees_every_file_seconds_late(tmp_path):
   directory, late = tmp_path / 'run', ('tests/support/lagging.py', tmp_path, 3, 120)

@@ -1,9 +1,10 @@
 """Runs a script on a disk that shows files late: lagging.py FOLDER SECONDS PATIENCE SCRIPT ...
 
 In process 1, a file or folder below FOLDER appears only SECONDS after the process first looked for
-it, unless that process made it itself.  So does a file that replaces another of its name.  Process
-0 sees everything at once.  All of this concerns Python alone: what C++ opens is there.  Processes
-wait PATIENCE seconds for files.
+it, unless that process made it itself.  A file or folder that replaces another is late too: for so
+long, the process sees the old one with its old content.  What is changed in place, or removed, is
+seen at once, and process 0 sees everything at once.  All of this concerns Python alone: what C++
+opens is there.  Processes wait PATIENCE seconds for files.
 """
 import builtins
 import io
@@ -15,7 +16,9 @@ import time
 from vdm_jax.machine import sharing
 
 FOLDER, SECONDS, PATIENCE = os.path.abspath(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-_lstat, _begun, _own = os.lstat, {}, set()
+_lstat, _stat, _open = os.lstat, os.stat, os.open
+_begun, _own = {}, set()  # when each version was first looked for; which this process made itself
+_kept = {}  # {path: the number of the version that has appeared, a descriptor that keeps it}
 
 
 def _inside(path):
@@ -26,22 +29,37 @@ def _inside(path):
   return path if path.startswith(FOLDER + os.sep) else None
 
 
-def _hidden(path):
-  """Whether the file, or a folder that holds it, has not appeared yet."""
+def _seen(path):
+  """Where the file or folder lies that has appeared as `path`; None: none has, or it is gone."""
   text = _inside(path)
   if text is None:
-    return False
-  part = FOLDER
+    return path
+  part = there = FOLDER
   for name in text[len(FOLDER) + 1:].split(os.sep):
-    part = os.path.join(part, name)
+    part, there = os.path.join(part, name), os.path.join(there, name)
     try:
-      key = part, _lstat(part).st_ino
+      number, now = _lstat(there).st_ino, time.monotonic()
+      old, descriptor = _kept.get(part, (None, None))
+      late = now - _begun.setdefault((part, number), now) < SECONDS and (part, number) not in _own
+      if late and old is None:
+        return None
+      if late and old != number:
+        there = f'/proc/self/fd/{descriptor}'
+      elif old != number:
+        _forget(part)
+        descriptor = _open(there, os.O_PATH)
+        _kept[part] = os.fstat(descriptor).st_ino, descriptor
     except OSError:
-      return False  # there is nothing to hide
-    now = time.monotonic()
-    if key not in _own and now - _begun.setdefault(key, now) < SECONDS:
-      return True
-  return False
+      _forget(part)
+      return None
+  return there
+
+
+def _forget(part):
+  """Of what is gone, or another folder by now, nothing is remembered."""
+  for path in list(_kept):
+    if path == part or path.startswith(part + os.sep):
+      _kept.pop(path, None)
 
 
 def _made(path):
@@ -55,9 +73,11 @@ def _made(path):
 
 def _reading(function):
   def read(path='.', *arguments, **named):
-    if _hidden(path):
+    if (there := _seen(path)) is None:
       raise FileNotFoundError(2, 'No such file or directory', os.fspath(path))
-    return function(path, *arguments, **named)
+    if function in (_stat, _lstat) and there is not path and there.startswith('/proc/self/fd/'):
+      return _stat(there)  # of the file that was replaced, not of the link that leads to it
+    return function(there, *arguments, **named)
   return read
 
 
@@ -73,6 +93,22 @@ def _opening(function, writes):
   return open_
 
 
+class _Entry:
+  """An entry of a folder, which may be of a version that has been replaced."""
+
+  def __init__(self, path, entry):
+    self.path, self.name, self._entry = path, entry.name, entry
+
+  def __fspath__(self):
+    return self.path
+
+  def __getattr__(self, name):
+    return getattr(self._entry, name)
+
+  def stat(self, *, follow_symlinks=True):
+    return os.stat(self.path, follow_symlinks=follow_symlinks)
+
+
 class _Entries:
   """The entries of a folder that have appeared."""
 
@@ -85,8 +121,11 @@ class _Entries:
   def __next__(self):
     while True:
       entry = next(self._entries)
-      if not _hidden(os.path.join(os.fsdecode(self._folder), entry.name)):
+      if isinstance(self._folder, int):
         return entry
+      path = os.path.join(os.fsdecode(self._folder), entry.name)
+      if _seen(path) is not None:
+        return _Entry(path, entry)
 
   def __enter__(self):
     return self
@@ -107,7 +146,8 @@ def _delay():
 
   def listed(path='.'):
     names = _reading(listdir)(path)
-    return [name for name in names if not _hidden(os.path.join(os.fspath(path), name))]
+    return names if isinstance(path, int) else [
+        name for name in names if _seen(os.path.join(os.fspath(path), name)) is not None]
   os.listdir = listed
   os.scandir = lambda path='.': _Entries(path, _reading(scandir)(path))
 
