@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,6 +62,31 @@ def test_samples_of_replacement_have_the_measured_pixels_and_are_written(run, tm
   lines = restoring.report(result)
   assert '2 images, 2 samples of each' in lines[0] and 'PSNR' in lines[1]
   assert not (tmp_path / 'out.png.parts').exists()
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize('ends,want', [(True, 4), (False, 3)])
+def test_the_cost_counts_the_evaluations_of_a_sample(run, tmp_path, monkeypatch, ends, want):
+  """By a network that counts when it is run, of one batch.  The last estimate of x is one more."""
+  calls = []
+  trained = workdir.load_trained(run)
+
+  def at(params, keys=None):
+    model = trained.experiment.model(params, keys)
+
+    def denoise(z, level, cond=None):
+      jax.debug.callback(lambda: calls.append(1))
+      return model.denoise(z, level, cond)
+    return model._replace(denoise=denoise, ends_denoised=ends)
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: trained._replace(
+      experiment=trained.experiment._replace(model=at)))
+  monkeypatch.setattr(restoring.devices, 'shardings', lambda devices=None, make=(
+      restoring.devices.shardings): make(jax.devices()[:1]))
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  result = restored(run, tmp_path)
+  jax.effects_barrier()
+  assert result.cost == (len(calls), 0) == (want, 0)
+  assert f'{want} evaluations and 0 products' in restoring.report(result)[0]
 
 
 @pytest.mark.long

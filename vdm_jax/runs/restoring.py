@@ -297,7 +297,8 @@ def restoration(directory: Path, trained: workdir.Trained, task: str,
   times, cost = np.linspace(1.0, 0.0, steps + 1), (0, 0)
   if not isinstance(method, str):
     conditioned.require_suited(method, operator, noise)
-    cost = conditioned.cost(method, times)
+    evaluations, products = conditioned.cost(method, times)
+    cost = evaluations + int(model.ends_denoised), products
   read = [reading.image('images', name, trained, field)[0] for name in names]
   conditions = lambda rows: model.conditions(rows, label=label)
   at = _prior(trained.experiment.model, LABEL in conditions(np.arange(1)), label)
