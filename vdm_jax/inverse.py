@@ -42,6 +42,9 @@ __all__ = ['Operator', 'Problem', 'blur', 'conjugate_gradients', 'custom', 'diff
 # ---------------------------------------------------------------- operators
 
 
+_SMALL = 2**22  # numbers of a matrix that may be made to find the range of y
+
+
 class Operator(NamedTuple):
   """y = A(x), of a batch."""
   name: str
@@ -49,7 +52,7 @@ class Operator(NamedTuple):
   shape: tuple[int, ...]              # of one x
   linear: bool = True
   known: np.ndarray | None = None     # bool, of the shape of one x: y are these numbers of x
-  limits: tuple[float, float] | None = None  # of A(x) for x in [-1, 1]; None: not known
+  limits: tuple[float, float] | None = None  # of A(x) for images in [-1, 1]; None: not known
 
   def __call__(self, x: Array) -> Array:
     return self.apply(x)
@@ -179,18 +182,21 @@ def phase(shape: tuple[int, ...]) -> Operator:
   """The modulus of the Fourier transform of x between zeros, [B, 2 H, 2 W, C]: phase retrieval.
 
   Chung et al. (2022), section 4, with twice as many frequencies as pixels along each side.  The
-  transform is unitary.  It is not linear.
+  transform is unitary, so the largest modulus is that of frequency 0 of a constant image.  It is
+  not linear.
   """
   height, width, _ = _images('phase', shape)
   pad = ((0, 0), (height // 2, height - height // 2), (width // 2, width - width // 2), (0, 0))
   return Operator('phase', lambda x: jnp.abs(jnp.fft.fft2(jnp.pad(x, pad), axes=(1, 2),
-                                                          norm='ortho')), shape, linear=False)
+                                                          norm='ortho')), shape, linear=False,
+                  limits=(0.0, 0.5 * float(np.sqrt(height * width))))
 
 
 def custom(name: str, apply: Callable[[Array], Array], shape: tuple[int, ...]) -> Operator:
   """An operator of the user: x [B, ...] -> y [B, ...], a function of JAX of each example alone.
 
-  It is tried on random x, to find whether it is linear.
+  It is tried on random x, to find whether it is linear.  If it is, x are images and the matrix is
+  small, the limits are the sums of the absolute numbers of a row.
 
   Raises InputError: it fails on images of this shape; y has no batch or is not real; an example
   changes another one.
@@ -216,7 +222,11 @@ def custom(name: str, apply: Callable[[Array], Array], shape: tuple[int, ...]) -
   # Two combinations, so that |x| does not pass by its sign.
   sums = [close(np.asarray(apply(a * x[:1] + b * x[1:2])), a * of_each[:1] + b * of_each[1:2])
           for a, b in ((2.0, 3.0), (-1.0, 0.5))]
-  return Operator(name, apply, tuple(shape), linear=all(sums))
+  operator = Operator(name, apply, tuple(shape), linear=all(sums))
+  if not operator.linear or len(shape) != 3 or x[0].size * of_each[0].size > _SMALL:
+    return operator
+  most = float(np.abs(operator.matrix()).sum(axis=1).max())
+  return operator._replace(limits=(-most, most))
 
 
 # ------------------------------------------------------------------ problems
@@ -235,7 +245,7 @@ class Problem(NamedTuple):
   def check(self) -> None:
     """Raises InputError: a noise below 0; a y of another shape, not finite, or out of range.
 
-    The range is known for operators that average, and x in [-1, 1]: six standard deviations of the
+    The range is that of images in [-1, 1], see `Operator.limits`: six standard deviations of the
     noise beyond it, y is surely in other units.  Values are not checked under `jit`.
     """
     require(0.0 <= self.noise < np.inf, 'noise', self.noise, 'it must be at least 0, and finite',
@@ -248,12 +258,12 @@ class Problem(NamedTuple):
     y = np.asarray(self.y)
     require(bool(np.isfinite(y).all()), 'y', None, 'it is not finite', 'give finite numbers')
     if self.operator.limits is not None:
-      low, high = (u + s * 6.0 * self.noise + s * 1e-4 for u, s in zip(
-          self.operator.limits, (-1.0, 1.0), strict=True))
+      beyond = 6.0 * self.noise + 1e-4 * max(1.0, *np.abs(self.operator.limits))
+      low, high = self.operator.limits[0] - beyond, self.operator.limits[1] + beyond
       require(bool((y >= low).all() and (y <= high).all()), 'y', None,
               f'it is from {y.min():.4g} to {y.max():.4g}, and {self.operator.name} of images in '
               f'[-1, 1] with this noise is from {low:.4g} to {high:.4g}',
-              'scale y as images are scaled, to [-1, 1]')
+              'give y in the units of images in [-1, 1]')
 
 
 # ------------------------------------------------------------------ solvers

@@ -169,9 +169,35 @@ def test_an_operator_of_ones_own_that_cannot_be_used_is_refused(apply, match):
     ({'noise': -0.1}, 'noise=-0.1: it must be at least 0'),
     ({'y': jnp.zeros((2, 8, 12, 3))}, r'shape \(8, 12, 3\) for an image, and downsample:4 makes'),
     ({'y': jnp.full((2, 2, 3, 3), jnp.nan)}, 'y: it is not finite'),
-    ({'y': jnp.full((2, 2, 3, 3), 128.0)}, 'scale y as images are scaled')])
+    ({'y': jnp.full((2, 2, 3, 3), 128.0)}, 'give y in the units of images in .-1, 1.')])
 def test_a_measurement_that_does_not_fit_is_refused(change, match):
   good = Problem(LINEAR['downsample'], jnp.zeros((2, 2, 3, 3)), 0.1)
   good.check()
   with pytest.raises(InputError, match=match):
     good._replace(**change).check()
+
+
+@pytest.mark.parametrize('operator,x,y', [
+    (inverse.phase((6, 8, 1)), 1.0, np.sqrt(48.0) / 2.0),
+    (inverse.custom('own.py:columns', lambda x: jnp.sum(x, axis=1), (6, 8, 1)), 1.0, 6.0),
+    (inverse.custom('own.py:steps', lambda x: 3.0 * (x[:, 1:] - x[:, :-1]), (6, 8, 1)),
+     (-1.0)**np.arange(6)[:, None, None], 6.0)], ids=lambda u: getattr(u, 'name', ''))
+def test_a_measurement_that_no_image_in_range_has_is_refused(operator, x, y):
+  """The largest y is attained by a constant image, or by one of stripes."""
+  most = operator(jnp.asarray(x) * jnp.ones((1, *operator.shape)))
+  np.testing.assert_allclose(jnp.max(most), y, rtol=1e-6)
+  problem = Problem(operator, most, 0.01)
+  problem.check()
+  problem._replace(y=most + 0.05).check()
+  for wrong in (most + 0.1, 127.5 * most, -most - 0.1):
+    with pytest.raises(InputError, match=f'{operator.name} of images in .-1, 1. with this noise'):
+      problem._replace(y=wrong).check()
+
+
+@pytest.mark.parametrize('apply,shape', [
+    (lambda x: x**2, (4, 4, 1)), (lambda x: x[:, :1], (4,)), (lambda x: 2.0 * x, (48, 48, 1))])
+def test_a_range_that_is_not_known_is_not_checked(apply, shape):
+  """Of a function that is not linear, of data that are no images, and of a large matrix."""
+  operator = inverse.custom('own.py:a', apply, shape)
+  assert operator.limits is None
+  Problem(operator, 100.0 * operator(jnp.ones((1, *shape))), 0.01).check()

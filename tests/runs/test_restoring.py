@@ -205,7 +205,7 @@ KNOWN = np.arange(16).reshape(4, 4) < 8
     ({'y': np.zeros((0, 12))}, 'inpaint', r"its 'y' has the shape \(0, 12\)"),
     ({'y': np.full((2, 12), np.nan)}, 'inpaint', "'y' has no real numbers, or some that are not"),
     ({'y': np.zeros((2, 12), complex)}, 'inpaint', "'y' has no real numbers"),
-    ({'y': np.full((2, 12), 200)}, 'inpaint', 'measurements: it is from 200 to 200.*scale y'),
+    ({'y': np.full((2, 12), 200)}, 'inpaint', 'measurements: it is from 200 to 200.*in the units'),
     ({'y': np.zeros((2, 12))}, '', 'task: it is missing'),
     ({'y': np.zeros((2, 8)), 'known': KNOWN}, 'inpaint', "task='inpaint': .* has 'known', which"),
     ({'y': np.zeros((2, 8)), 'known': KNOWN[:3]}, '', r"its 'known' is bool of shape \(3, 4\)"),
@@ -213,12 +213,20 @@ KNOWN = np.arange(16).reshape(4, 4) < 8
     ({'y': np.zeros((2, 8)), 'known': KNOWN | True}, '', "its 'known' is the same everywhere"),
     ({'y': np.zeros((2, 12)), 'x': np.zeros((3, 4, 4, 1))}, 'inpaint',
      r"its 'x' has the shape \(3, 4, 4, 1\); give the 2 images"),
+    ({'y': np.full((2, 8, 8, 1), 200)}, 'phase', 'measurements: it is from 200 to 200, and phase'),
+    ({'y': np.full((2, 8, 8, 1), -2)}, 'phase', 'measurements: it is from -2 to -2, and phase'),
     ({}, 'inpaint', "it has no arrays, and no 'y'")])
 def test_measurements_that_do_not_fit_are_refused_in_one_line(arrays, task, match, tmp_path):
   np.savez(tmp_path / 'y.npz', **arrays)
   with pytest.raises(InputError, match=match) as error:
     restoring.measured(tmp_path / 'y.npz', task, (4, 4, 1))
   assert '\n' not in str(error.value)
+
+
+def test_the_range_of_measurements_is_not_checked_where_images_have_none(tmp_path):
+  np.savez(tmp_path / 'y.npz', y=np.full((2, 12), 200))
+  found = restoring.measured(tmp_path / 'y.npz', 'inpaint', (4, 4, 1), bounded=False)
+  np.testing.assert_array_equal(found.y, 200.0)
 
 
 @pytest.mark.long

@@ -195,6 +195,30 @@ def test_wrong_arrays_are_refused(folder, tmp_path, arrays, match):
     made(folder, tmp_path, tmp_path / 'wrong.npz', **views)
 
 
+ANGLES = np.array([0.0, 90.0])
+FREQUENCIES = {'kspace': np.pad([[[[4.0]]]], ((0, 0), (0, 1), (2, 1), (2, 1))),
+               'known': np.ones(4)}
+
+
+@pytest.mark.parametrize('arrays,wrong,match', [
+    ({'sinograms': np.full((1, 2, 4, 2), 4.0), 'angles': ANGLES}, -0.05, 'its sinograms are from'),
+    ({'sinograms': np.full((1, 2, 4, 2), 4.0), 'angles': ANGLES}, 1.1, 'its sinograms are from'),
+    ({'sinograms': np.full((1, 2, 6, 2), 4.0), 'angles': ANGLES}, 255.0, 'its sinograms are from'),
+    (FREQUENCIES, 1.1j, 'the moduli of its kspace are from'),
+    (FREQUENCIES, 255.0, 'the moduli of its kspace are from')])
+def test_measurements_that_no_volume_in_range_has_are_refused(tmp_path, arrays, wrong, match):
+  """A volume of ones: a beam through 4 pixels has 4, and so has the mean, which is 16 / sqrt 16."""
+  name = next(iter(arrays))
+  read = lambda factor, **options: (
+      np.savez(tmp_path / 'y.npz', **{**arrays, name: factor * arrays[name]}),
+      volumes.measured(tmp_path / 'y.npz', 4, **options))[1]
+  assert read(1.0).y.max() == 4.0
+  assert read(7.0, peak=7.0).y.max() == 28.0
+  with pytest.raises(InputError, match=match) as error:
+    read(wrong)
+  assert 'by --peak' in str(error.value)
+
+
 def test_no_run_or_a_run_that_is_no_prior_is_refused(folder, tmp_path, monkeypatch):
   with pytest.raises(InputError, match='workdir=.*it holds no run'):
     volumes.reconstruct(tmp_path / 'none', folder / 'volumes.npz', tmp_path / 'out.png', **SHORT)

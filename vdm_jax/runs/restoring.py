@@ -124,7 +124,8 @@ def _missing(name: str, shape: tuple[int, ...]) -> np.ndarray:
   return np.broadcast_to(white, shape)
 
 
-def measured(file: str | Path, task: str, shape: tuple[int, ...], noise: float = 0.1) -> Measured:
+def measured(file: str | Path, task: str, shape: tuple[int, ...], noise: float = 0.1,
+             bounded: bool = True) -> Measured:
   """The measurements in an .npz.
 
   Args:
@@ -135,6 +136,7 @@ def measured(file: str | Path, task: str, shape: tuple[int, ...], noise: float =
     task: see `operator_of`; '' with `known`.
     shape: of one x.
     noise: the standard deviation of the noise in y.
+    bounded: whether x is in [-1, 1].  If not, the range of y is not checked.
 
   Raises InputError.
   """
@@ -169,7 +171,7 @@ def measured(file: str | Path, task: str, shape: tuple[int, ...], noise: float =
        f'give the {len(y)} images that were measured, of shape {shape}, or none')
   y = y.astype(np.float32)
   with renamed({'y': 'measurements'}):
-    Problem(operator, jnp.asarray(y), noise).check()
+    Problem(operator if bounded else operator._replace(limits=None), jnp.asarray(y), noise).check()
   return Measured(operator, y, None if x is None else x.astype(np.float32))
 
 
@@ -288,7 +290,8 @@ def restoration(directory: Path, trained: workdir.Trained, task: str,
   field = needs.data_field(model, data.resolve(trained.config.data))
   require(len(field.shape) == 3, 'workdir', str(directory), f'its data have the shape '
           f'{field.shape}, and are no images', 'name the run of a model of images')
-  given = measured(measurements, task, tuple(model.shape), noise) if measurements else None
+  given = measured(measurements, task, tuple(model.shape), noise,
+                   bool(field.levels)) if measurements else None
   operator = given.operator if given else operator_of(task, model.shape)
   exact = method == EXACT
   if exact or wiener:

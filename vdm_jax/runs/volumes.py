@@ -191,6 +191,7 @@ def measured(file: str | Path, side: int, *, views: int | None = None, mri: str 
             f'are there already: {" and ".join(given)}', 'keep one of them, and leave out --views '
             'and --mri')
     operator, y, angles = _given(arrays, path, side)
+    _require_range(given[0], operator, y, path, peak, noise)
     require(truth is None or truth.shape[:2] == y.shape[:2], 'volume', str(path),
             f'its {given[0]} have the shape {arrays[given[0]].shape}, and its volumes are not as '
             'many, or have other slices', 'give the volumes that were measured, or none')
@@ -291,6 +292,27 @@ def _given(arrays: Mapping[str, np.ndarray], path: Path, side: int
   angles = np.deg2rad(other.astype(float))
   operator = volumes.parallel_beams(shape, angles, y.shape[2] == side)
   return operator, y[..., None].astype(np.float32), angles
+
+
+def _require_range(name: str, operator: Operator, y: np.ndarray, path: Path, peak: float,
+                   noise: float) -> None:
+  """Raises InputError if y cannot be of volumes from 0 to `peak`: it is surely in other units.
+
+  A sum along a beam is at least 0, and largest if the volume is `peak` everywhere.  The modulus of
+  a frequency is then largest at 0: the transform is unitary, so it is `peak` times the root of the
+  number of pixels.  Six standard deviations of the noise beyond are allowed.
+  """
+  if name == 'kspace':
+    u, what = np.hypot(y[..., 0], y[..., 1]), 'the moduli of its kspace'
+    most = peak * math.sqrt(operator.shape[1] * operator.shape[2])
+  else:
+    u, what = y, f'its {name}'
+    most = float(jnp.max(operator(jnp.full((1, *operator.shape), peak))))
+  beyond = 6.0 * noise * float(np.abs(y).max()) + 1e-4 * most
+  require(-beyond <= u.min() and u.max() <= most + beyond, 'volume', str(path), f'{what} are from '
+          f'{u.min():.4g} to {u.max():.4g}, and of volumes from 0 to {peak:g} with this noise they '
+          f'are from {-beyond:.4g} to {most + beyond:.4g}',
+          'give them in the units of the volumes, and the largest number of these by --peak')
 
 
 # ------------------------------------------------------------------ the prior
