@@ -265,6 +265,15 @@ class Problem(NamedTuple):
               f'[-1, 1] with this noise is from {low:.4g} to {high:.4g}',
               'give y in the units of images in [-1, 1]')
 
+  def check_against(self, z: Array) -> None:
+    """Raises InputError: a z [B, ...] that has not the shape of x; neither one y, nor one for each.
+    """
+    shape, count = np.shape(z), np.shape(self.y)[0]
+    require(shape[1:] == tuple(self.operator.shape), 'z', None, f'it has the shape {shape}, and '
+            f'{self.operator.name} is of x of shape {self.operator.shape}', 'give z [B, ...] of it')
+    require(count in (1, shape[0]), 'y', None, f'it has {count} measurements, and z has {shape[0]} '
+            'examples', 'give one y for each z, or one for all')
+
 
 # ------------------------------------------------------------------ solvers
 

@@ -325,6 +325,19 @@ def test_a_wrong_method_or_number_is_refused(method, fields, match):
     conditioned.named(method, **fields)
 
 
+@pytest.mark.parametrize('method', [conditioned.PiGDM(), conditioned.DPS()], ids=repr)
+@pytest.mark.parametrize('shape,count,match', [
+    ((2, 8, 8, 1), 2, r'z: it has the shape \(2, 8, 8, 1\), and blur:1 is of x of shape \(4, 4, 1'),
+    ((2, 4, 4), 2, r'z: it has the shape \(2, 4, 4\)'),
+    ((2, 4, 4, 1), 5, 'y: it has 5 measurements, and z has 2 examples')])
+def test_a_start_that_does_not_fit_the_measurements_is_refused(method, shape, count, match):
+  problem = Problem(inverse.blur((4, 4, 1), 1.0), jnp.zeros((count, 4, 4, 1)), 0.1)
+  keys, times = jax.random.split(jax.random.key(0), 2), np.linspace(1.0, 0.0, 3)
+  with pytest.raises(InputError, match=match):
+    conditioned.sample_posterior(method, oracles.Gaussian(0.0, 1.0), PROCESS, problem, keys,
+                                 jnp.zeros(shape), times)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('method', [
     conditioned.PiGDM(), conditioned.TMPD(), conditioned.MMPS(), conditioned.MMPS(3),

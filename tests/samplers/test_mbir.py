@@ -250,6 +250,18 @@ def test_wrong_input_is_refused(make, match):
     make()
 
 
+@pytest.mark.parametrize('make', [
+    lambda problem: mbir.mbir(prior, VP, problem),
+    lambda problem: mbir.dds(prior, VP, problem, jnp.exp)], ids=['mbir', 'dds'])
+@pytest.mark.parametrize('shape,count,match', [
+    ((2, 3, 8, 8, 1), 2, r'z: it has the shape \(2, 3, 8, 8, 1\), and views:8 is of x of shape'),
+    ((2, 2, 8, 8, 1), 5, 'y: it has 5 measurements, and z has 2 examples')])
+def test_a_start_that_does_not_fit_the_measurements_is_refused(make, shape, count, match):
+  sampler = make(LINEAR._replace(y=jnp.zeros((count, 2, 8, 8, 1))))
+  with pytest.raises(InputError, match=match):
+    sample(sampler, jax.random.split(jax.random.key(0), 2), jnp.zeros(shape), jnp.array([1.0, 0.0]))
+
+
 def test_a_grid_from_noise_alone_is_refused():
   """alpha = 0 there."""
   sampler = mbir.mbir(prior, processes.RectifiedFlow(), LINEAR)

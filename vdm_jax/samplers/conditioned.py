@@ -347,12 +347,14 @@ def sample_posterior(method: Method, denoise: Denoiser, process: Process, proble
 
   keys, z, times: as for `sample`.  limits: x_hat is clipped to them.
 
-  Raises InputError: as `sample`, `Problem.check` and `require_suited`; levels of each pixel.
+  Raises InputError: as `sample`, `Problem.check`, `Problem.check_against` and `require_suited`;
+  levels of each pixel.
   """
   check_grid(times)
   require(not data_axes(process), 'method', None, 'y is compared at one noise level, and here '
           'every pixel has its own', 'take a model with one schedule for all pixels')
   problem.check()
+  problem.check_against(z)
   require_suited(method, problem.operator, problem.noise)
   sampler, path = method(Case(denoise, process, problem, np.asarray(times), limits))
   return run(sampler, keys, z, path)

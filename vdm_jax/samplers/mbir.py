@@ -91,6 +91,14 @@ def _checked(method: str, process: Process, problem: Problem, tv: TV | None, ite
   return tv
 
 
+def _begin(problem: Problem, tv: TV) -> Callable[[Array], State]:
+  """z -> the state before the first step.  Raises InputError for a z that does not fit y and A."""
+  def begin(z):
+    problem.check_against(z)
+    return State(z, start(z, tv))
+  return begin
+
+
 def mbir(denoise: Denoiser, process: Process, problem: Problem, tv: TV | None = None,
          snr: float = 0.16, iterations: int = 1, predictor: SamplerMaker = reverse_diffusion
          ) -> Sampler:
@@ -112,7 +120,8 @@ def mbir(denoise: Denoiser, process: Process, problem: Problem, tv: TV | None = 
   with A^T.
 
   Raises InputError for an operator that is not linear or not of volumes, for wrong numbers, for
-  levels of each pixel, where alpha = 0, and for a predictor that remembers estimates.
+  levels of each pixel, where alpha = 0, and for a predictor that remembers estimates.  The sampler
+  raises it for a z that has not the shape of x, and for neither one y nor one for each z.
   """
   require(0.0 < snr < jnp.inf, 'snr', snr, 'it must be above 0, and finite',
           'give 0.16, for example')
@@ -137,7 +146,7 @@ def mbir(denoise: Denoiser, process: Process, problem: Problem, tv: TV | None = 
     u, split = admm(problem, tv, u, state.split, iterations)
     return State(process(s).alpha * u, split)
 
-  return Sampler(step, init=lambda z: State(z, start(z, tv)), value=lambda state: state.z,
+  return Sampler(step, init=_begin(problem, tv), value=lambda state: state.z,
                  plan=plan, evaluations=calls + correct.evaluations)
 
 
@@ -202,4 +211,4 @@ def dds(denoise: Denoiser, process: Process, problem: Problem,
     told = revise(estimate, jnp.clip(x, *limits) if limits else x, at_t)
     return State(transition(told, at_t, at_s, keys, eta), split)
 
-  return Sampler(step, init=lambda z: State(z, start(z, tv)), value=lambda state: state.z)
+  return Sampler(step, init=_begin(problem, tv), value=lambda state: state.z)
