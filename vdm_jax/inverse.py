@@ -402,9 +402,9 @@ def pigdm(denoise: Denoiser, problem: Problem, std: float = 1.0) -> Denoiser:
   variance std^2 without correlation, and the method is exact for such data.  noise may be 0.  Their
   public code, which adds the gradient to the step, is `samplers.conditioned.pgdm`.
 
-  Raises InputError for an operator that is not linear, and for std <= 0.
+  Raises InputError for an operator that is not linear, and unless 0 < std < infinity.
   """
-  require(std > 0.0, 'std', std, 'it must be above 0', 'give that of the data')
+  require(0.0 < std < np.inf, 'std', std, 'it must be above 0, and finite', 'give that of the data')
   a = problem.operator
 
   def solve(r, covariance, level):
@@ -467,10 +467,12 @@ def diffpir(denoise: Denoiser, problem: Problem, strength: float = 10.0) -> Deno
   Zhu et al. (2023), DiffPIR.  It needs no derivative of the network.  It is the posterior mean of
   Gaussian x given z of variance (sigma / alpha)^2 / strength.
 
-  Raises InputError for an operator that is not linear, for noise 0, for strength <= 0.
+  Raises InputError for an operator that is not linear, for noise 0, and unless 0 < strength <
+  infinity.
   """
   require_noise(problem.noise, 'diffpir')
-  require(strength > 0.0, 'strength', strength, 'it must be above 0', 'give 10, for example')
+  require(0.0 < strength < np.inf, 'strength', strength, 'it must be above 0, and finite',
+          'give 10, for example')
   require_linear(problem.operator)
   a = problem.operator
 

@@ -319,7 +319,10 @@ def test_a_method_that_does_not_suit_the_problem_is_refused(method, operator, no
     ('dsp', {}, 'did you mean dps'), ('dps', {'std': 1.0}, 'dps does not read it'),
     ('dps', {'over': 'all'}, 'over=.all.'), ('mmps', {'iterations': 0}, 'iterations=0'),
     ('pigdm', {'std': 0.0}, 'std=0.0'), ('repaint', {'visits': 0}, 'visits=0'),
-    ('diffpir', {'strength': 0.0}, 'strength=0.0')])
+    ('diffpir', {'strength': 0.0}, 'strength=0.0'),
+    ('pigdm', {'std': np.inf}, 'std=inf'), ('diffpir', {'strength': np.inf}, 'strength=inf'),
+    *((name, {'scale': scale}, f'scale={scale}: it must be at least 0, and finite')
+      for name in ('dps', 'mcg') for scale in (-0.1, np.inf, np.nan))])
 def test_a_wrong_method_or_number_is_refused(method, fields, match):
   with pytest.raises(InputError, match=match):
     conditioned.named(method, **fields)

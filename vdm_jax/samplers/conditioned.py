@@ -49,7 +49,7 @@ def dps(denoise: Denoiser, process: Process, problem: Problem, scale: float = 0.
 
   over: 'example', the distance of each image; 'batch', one distance of the whole batch, as in the
   public code: there the samples of an image depend on the other images.
-  Raises InputError for a scale below 0, and for another `over`.
+  Raises InputError for a scale below 0 or infinite, and for another `over`.
   """
   DPS(scale, over).check()
 
@@ -103,7 +103,7 @@ def mcg(denoise: Denoiser, process: Process, problem: Problem, scale: float = 1.
   Chung et al. (2022), manifold constrained gradients, as in public code of Mardani et al. (2023).
   The known part ends in y itself.
 
-  Raises InputError for an operator without known numbers, and for a scale below 0.
+  Raises InputError for an operator without known numbers, and for a scale below 0 or infinite.
   """
   MCG(scale).check()
   _require_known(problem.operator, 'mcg')
@@ -168,7 +168,8 @@ class PiGDM(NamedTuple):
   products = 1
 
   def check(self) -> None:
-    require(self.std > 0.0, 'std', self.std, 'it must be above 0', 'give that of the data')
+    require(0.0 < self.std < np.inf, 'std', self.std, 'it must be above 0, and finite',
+            'give that of the data')
     require_choice('sampler', self.sampler, SAMPLERS)
 
   def __call__(self, case: Case) -> tuple[Sampler, np.ndarray]:
@@ -217,8 +218,8 @@ class DiffPIR(NamedTuple):
   products = 0
 
   def check(self) -> None:
-    require(self.strength > 0.0, 'strength', self.strength, 'it must be above 0',
-            'give 10, for example')
+    require(0.0 < self.strength < np.inf, 'strength', self.strength,
+            'it must be above 0, and finite', 'give 10, for example')
     require_choice('sampler', self.sampler, SAMPLERS)
 
   def __call__(self, case: Case) -> tuple[Sampler, np.ndarray]:
@@ -233,7 +234,8 @@ class DPS(NamedTuple):
   products = 1
 
   def check(self) -> None:
-    require(self.scale >= 0.0, 'scale', self.scale, 'it is below 0', 'give 0.3, for example')
+    require(0.0 <= self.scale < np.inf, 'scale', self.scale, 'it must be at least 0, and finite',
+            'give 0.3, for example')
     require_choice('over', self.over, ('example', 'batch'))
 
   def __call__(self, case: Case) -> tuple[Sampler, np.ndarray]:
@@ -261,7 +263,8 @@ class MCG(NamedTuple):
   products = 1
 
   def check(self) -> None:
-    require(self.scale >= 0.0, 'scale', self.scale, 'it is below 0', 'give 1, for example')
+    require(0.0 <= self.scale < np.inf, 'scale', self.scale, 'it must be at least 0, and finite',
+            'give 1, for example')
 
   def __call__(self, case: Case) -> tuple[Sampler, np.ndarray]:
     return mcg(case.clipped(case.denoise), case.process, case.problem, self.scale), case.times
