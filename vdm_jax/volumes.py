@@ -226,7 +226,7 @@ def admm(problem: Problem, tv: TV, x: Array, split: Split, iterations: int = 1,
 
   x makes (A^T A + rho D^T D) x = A^T y + rho D^T (d - u) nearer, by `iterations` steps of conjugate
   gradients; d = D x + u, moved towards 0 by weight / rho; u = u + D x - d.  Chung et al. (2023),
-  DiffusionMBIR, section 3.  It takes 1 + iterations products with A, and as many with A^T.
+  DiffusionMBIR, section 3.  It takes at most 1 + iterations products with A, and with A^T.
 
   near: the weight of 1/2 |x - x_given|^2, which is added.
   """

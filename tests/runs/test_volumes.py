@@ -1,4 +1,5 @@
 """Volumes reconstructed by a run: what must hold whatever the weights, scores, and bad input."""
+import collections
 import json
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ from tests.support import images_run, stopping
 from vdm_jax import volumes as operators
 from vdm_jax.errors import InputError
 from vdm_jax.runs import volumes, workdir
+from vdm_jax.samplers import mbir
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +50,6 @@ def test_reconstructions_are_written_with_scores_and_costs(folder, tmp_path):
   for u in result.found.values():
     assert u.shape == (2, 3, 4, 4, 1) and 0.0 <= u.min() <= u.max() <= 1.0
   np.testing.assert_allclose(result.found['ours'], result.samples.mean(axis=1), rtol=1e-6)
-  # Two samples of 12 steps; a step of ADMM has 1 + 20 products.
   assert (result.evaluations, result.products['ours']) == (24, 504)
   written = json.loads((tmp_path / 'out.json').read_text())
   assert written['evaluations_of_each_slice'] == 24 and written['volumes'] == 2
@@ -59,6 +61,60 @@ def test_reconstructions_are_written_with_scores_and_costs(folder, tmp_path):
     np.testing.assert_array_equal(file['samples'], result.samples[..., 0])
     np.testing.assert_array_equal(file['TV'], result.found['TV'][..., 0])
   assert not (tmp_path / 'out.png.parts').exists()
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize('method,ends', [
+    (volumes.MBIR(iterations=2), True), (volumes.DDS(iterations=3), False)])
+def test_the_cost_counts_evaluations_and_products(folder, tmp_path, monkeypatch, method, ends):
+  """By a network and an operator that count when they are run, of one batch of 12 steps.
+
+  So few conjugate gradients do not stop early.
+  """
+  calls = collections.Counter()
+  count = lambda kind: jax.debug.callback(lambda: calls.update([kind]))
+  trained = workdir.load_trained(folder / 'run')
+
+  def at(params, keys=None):
+    model = trained.experiment.model(params, keys)
+
+    def denoise(z, level, cond=None):
+      count('network')
+      return model.denoise(z, level, cond)
+    return model._replace(denoise=denoise, ends_denoised=ends)
+
+  def counted(operator):
+    back = lambda y: jax.linear_transpose(
+        operator.apply, jax.ShapeDtypeStruct((len(y), *operator.shape), y.dtype))(y)[0]
+
+    def forwards(_, x):
+      count('A')
+      return operator.apply(x)
+
+    def backwards(_, y):
+      count('A^T')
+      return back(y)
+    return operator._replace(
+        apply=lambda x: jax.custom_derivatives.linear_call(forwards, backwards, (), x))
+  monkeypatch.setattr(workdir, 'load_trained', lambda *_, **__: trained._replace(
+      experiment=trained.experiment._replace(model=at)))
+  in_x, one = volumes._in_x, jnp.array([1.0, 0.1])
+  monkeypatch.setattr(volumes, '_in_x', lambda *args: (counted(in_x(*args)[0]), in_x(*args)[1]))
+  # What is not counted: the error of the network, and the reconstructions without a prior.
+  monkeypatch.setattr(volumes, '_errors', lambda *_: mbir.SquaredErrors(jnp.array([-9., 9.]), one))
+  monkeypatch.setattr(volumes, '_plain', lambda m, *_: {
+      name: np.zeros_like(m.truth) for name in volumes.NAMES[:-1]})
+  monkeypatch.setattr(volumes.devices, 'shardings', lambda devices=None, make=(
+      volumes.devices.shardings): make(jax.devices()[:1]))
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  with np.load(folder / 'volumes.npz') as file:
+    np.savez(tmp_path / 'first.npz', volume=file['volumes'][0])
+  result = made(folder, tmp_path, tmp_path / 'first.npz', method=method, count=1, batch_size=1)
+  jax.effects_barrier()
+  assert result.evaluations == calls['network']
+  assert result.products['ours'] == calls['A'] == calls['A^T'] == 12 * (1 + method.iterations)
+  assert (f'took {calls["network"]} evaluations of the network for each slice, and at most '
+          f'{calls["A"]} products with A and with A^T') in '\n'.join(volumes.report(result))
 
 
 def test_a_stopped_reconstruction_goes_on_to_the_same_bits(folder, tmp_path, monkeypatch):

@@ -540,7 +540,10 @@ def _plain(m: Measured, tv: TV, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def _products(method: Method, steps: int, count: int, m: Measured) -> dict[str, int]:
-  """Products with A of each reconstruction of a volume, at most; there are as many with A^T."""
+  """Products with A of each reconstruction of a volume, at most; there are as many with A^T.
+
+  Conjugate gradients stop early where nothing but rounding is left.
+  """
   return {'direct': 1, 'least squares': LEAST_SQUARES + 1,
           'TV': TV_STEPS * (1 + TV_ITERATIONS), 'ours': count * steps * (1 + method.iterations)}
 
@@ -615,7 +618,7 @@ def report(result: Result) -> Iterator[str]:
     more = estimates['ours less TV']
     error = f' +- {more.error:.2f}' if math.isfinite(more.error) else ''
     yield f'ours less TV: {more.value:+.2f}{error} dB'
-  yield (f'ours took {result.evaluations:,} evaluations of the network for each slice, and '
+  yield (f'ours took {result.evaluations:,} evaluations of the network for each slice, and at most '
          f'{result.products["ours"]:,} products with A and with A^T for each volume (TV: '
          f'{result.products["TV"]:,}); {result.seconds / 60.0:.1f} minutes in this call')
   if result.quality and importlib.util.find_spec('skimage') is None:

@@ -116,8 +116,8 @@ def mbir(denoise: Denoiser, process: Process, problem: Problem, tv: TV | None = 
     iterations: of conjugate gradients in a step.
     predictor: of u.  Public code also draws noise in the last step, to sigma = 0.
 
-  A step takes the evaluations of the predictor and one more, and 1 + iterations products with A and
-  with A^T.
+  A step takes the evaluations of the predictor and one more, and at most 1 + iterations products
+  with A and with A^T.
 
   Raises InputError for an operator that is not linear or not of volumes, for wrong numbers, for
   levels of each pixel, where alpha = 0, and for a predictor that remembers estimates.  The sampler
@@ -196,7 +196,7 @@ def dds(denoise: Denoiser, process: Process, problem: Problem,
     eta: the share of new noise in a step, as in `ddim`; the paper has 0.85.
     limits: x is clipped to them.
 
-  A step takes an evaluation, and 1 + iterations products with A and with A^T.
+  A step takes an evaluation, and at most 1 + iterations products with A and with A^T.
 
   Raises InputError as `mbir` does, and for an eta outside of [0, 1].
   """

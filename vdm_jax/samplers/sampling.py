@@ -141,15 +141,19 @@ def part(sampler: Sampler, keys: Array, state: PyTree, times: Array, start: Arra
   """Steps start ... start + count - 1 of `sample`: the state, and whether z is finite [count].
 
   The parts one after another are the steps of `sample`.  So a long run can be kept and resumed.
-  Beyond the end of the grid, a step is the identity.
+  Beyond the end of the grid, nothing is evaluated.
 
   state: before step `start`.  Before step 0, it is `sampler.init(z)`.
   """
   numbers, last = start + jnp.arange(count), times.shape[0] - 1
   plan = jax.tree.map(lambda u: u[jnp.minimum(numbers, last - 1)], sampler.plan(times))
   t, s = (times[jnp.minimum(numbers + i, last)] for i in (0, 1))
-  state, (_, finite) = jax.lax.scan(_body(sampler, keys, lambda state: None), state,
-                                    (numbers, t, s, plan))
+  body = _body(sampler, keys, lambda state: None)
+
+  def within(state, xs):
+    return jax.lax.cond(xs[0] < last, body, lambda state, _: (state, (None, jnp.array(True))),
+                        state, xs)
+  state, (_, finite) = jax.lax.scan(within, state, (numbers, t, s, plan))
   return state, finite
 
 
