@@ -16,9 +16,9 @@ OVERWRITE = cli.overwrite()
 CHOSEN = flags.DEFINE_list('samplers', comparing.USUAL,
                            f'Names, or FILE.py:NAME.  {", ".join(comparing.COMPARABLE)}.')
 EVALUATIONS = flags.DEFINE_list('evaluations', ['5', '10', '20', '50'],
-                                'Numbers of network evaluations for each image.')
-COUNT = flags.DEFINE_integer('count', 300, 'How many images each sampler draws.  They are compared '
-                             'with as many test images, or with all if there are fewer.')
+                                'Numbers of network evaluations for each sample.')
+COUNT = flags.DEFINE_integer('count', 300, 'How many samples each sampler draws.  They are '
+                             'compared with as many test examples, or with all if there are fewer.')
 SEED = cli.seed('the samples')
 BATCH_SIZE = cli.batch_size(100)
 OF_RUN = cli.of_run()

@@ -600,7 +600,7 @@ def test_two_pictures_are_enough_and_one_is_too_few(tmp_path):
   d = make(name=str(tmp_path), batch_size=4)
   np.testing.assert_array_equal(d.batch(3)['image'], [pictures['b.png']] * 4)
   np.testing.assert_array_equal(d.split('test').get([0])['image'], [pictures['a.png']])
-  with pytest.raises(InputError, match='config.data.validation=1: .*has 1 images.*; add images'):
+  with pytest.raises(InputError, match='config.data.validation=1: .*has 1 examples.*; add ex'):
     make(name=str(tmp_path), validation=1).batch(0)
   (tmp_path / 'b.png').unlink()
   with pytest.raises(InputError, match='too few images: 0 for training, 1 for test'):
@@ -651,7 +651,7 @@ IMAGES = np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2)
     ({'images': IMAGES[:0], 'labels': np.arange(0)}, r'shape \(0, 2, 2\) and so holds nothing'),
     ({'x_train': IMAGES, 'x_test': IMAGES[:0]}, r'x_test\] has shape \(0, 2, 2\)'),
     ({'images': IMAGES[:, :0]}, r'shape \(6, 0, 2\) and so holds nothing; give every axis'),
-    ({'images': IMAGES[:1]}, 'it has 0 images for training and 1 for test'),
+    ({'images': IMAGES[:1]}, 'it has 0 examples for training and 1 for test'),
     ({'images': 0 * IMAGES}, 'all its values are 0'),
     ({'images': np.array([IMAGES, None], object)}, 'holds Python objects'),
 ])

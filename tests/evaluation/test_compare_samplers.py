@@ -121,7 +121,7 @@ def made_up():
 def test_the_table_has_a_row_for_each_and_the_floor_in_the_end():
   table = comparison.table(made_up())
   columns = [list(column.cells) for column in table.columns]
-  assert columns[0] == ['ddim'] * 2 + ['heun'] * 3 + ['training images']
+  assert columns[0] == ['ddim'] * 2 + ['heun'] * 3 + ['training data']
   assert columns[1] == ['5', '20', '1', '4', '20', '']
   assert columns[2] == ['0.4000', '0.1000', '-', '0.6000', '0.0800', '0.0500']
   assert columns[3][-2:] == ['-0.00300 ± 0.01000', '-0.00100 ± 0.00800']
@@ -171,6 +171,6 @@ def test_the_command_draws_a_picture_and_prints_a_table_of_a_run(tmp_path):
   runs.train(config, tiny_config.__file__, tmp_path)
   done = command(f'--workdir={tmp_path}', '--samplers=ddim,heun', '--evaluations=1,2', '--count=20')
   assert done.returncode == 0, done.stderr
-  assert '20 samples of each' in done.stdout and 'training images' in done.stdout
+  assert '20 samples of each' in done.stdout and 'training data' in done.stdout
   with Image.open(tmp_path / 'samplers.png') as picture:
     assert picture.size == (1320, 550)

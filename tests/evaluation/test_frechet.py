@@ -146,7 +146,7 @@ def test_the_jackknife_takes_the_bias_away_and_knows_the_error(shift):
 
 def test_fewer_samples_than_the_jackknife_has_blocks_are_refused():
   x, truth = np.random.default_rng(7).normal(size=(20, 2)), gaussian(np.zeros(2), np.eye(2))
-  with pytest.raises(InputError, match='^samples: 19 images are too few for the 20 blocks of the '
+  with pytest.raises(InputError, match='^samples: 19 examples are too few for the 20 blocks of the '
                      'jackknife; take at least 20, better thousands.$'):
     frechet.jackknifed(x[:19], truth)
   assert frechet.jackknifed(x, truth)[1] > 0.0

@@ -400,7 +400,7 @@ def test_the_exact_trace_of_many_dimensions_is_refused():
 def test_a_result_that_is_not_a_number_is_refused_with_the_image():
   def decoder(data, z, level):
     return jnp.where(jnp.arange(len(z)) == 3, jnp.nan, 0.0)
-  with pytest.raises(InputError, match="'vlb': .* not finite on 1 images, .* number 0; choose"):
+  with pytest.raises(InputError, match="'vlb': .* not finite on 1 examples, .* number 0; choose"):
     measured('vlb', model(decoder=decoder), times=4, repeats=1)
 
 
@@ -512,7 +512,7 @@ def test_an_estimate_that_returns_no_number_for_each_image_is_refused_before_it_
   asked = families.parse([families.own(lambda model, batch, keys: out(keys), 'mine')])
   with pytest.raises(InputError) as error:
     families.needs(asked, Options(), model(), Split().get(np.arange(1)))
-  assert problem in str(error.value) and 'a number for each image' in str(error.value)
+  assert problem in str(error.value) and 'a number for each example' in str(error.value)
 
 
 def test_a_field_that_no_row_has_is_refused():

@@ -131,6 +131,16 @@ def test_points_of_levels_are_examples_in_bits_and_no_images():
   assert 'bits/dim' in text
 
 
+def test_data_of_three_axes_are_images_unless_their_field_is_something_else():
+  shape = {'shape': [32, 4, 1], 'levels': 128}
+  older, image, music = (tables.one(DATA | shape | field)
+                         for field in ({}, {'field': 'image'}, {'field': 'pitches'}))
+  assert (older, image, music) == ('image', 'image', 'example')
+  about = {'dataset': DATA | shape | {'field': 'pitches'}}
+  text = printed([row(np.full((2, 3), 5.5)) | about], **about['dataset']).export_text()
+  assert 'examples/s' in text and 'test: 300 examples' in text and 'image' not in text
+
+
 def test_of_real_numbers_the_table_is_in_nats_of_an_example_and_nats_per_dimension():
   nats = np.array([[-7.0, -5.0], [-9.0, -7.0]])  # of examples of 2 x 3 numbers
   about = {'dataset': DATA | {'shape': [2, 3], 'levels': None}}
@@ -329,7 +339,7 @@ def test_ledgers_of_other_images_are_not_put_into_one_table(data):
   with pytest.raises(InputError) as error:
     comparison.comparison(runs)
   message = str(error.value)
-  assert 'one' in message and 'other' in message and 'same images' in message
+  assert 'one' in message and 'other' in message and 'same examples' in message
   assert '\n' not in message
 
 

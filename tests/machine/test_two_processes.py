@@ -225,8 +225,8 @@ def test_a_run_goes_on_from_one_device_to_four_to_two_processes_and_all_of_them_
                       '--count=11', '--steps=5', '--batch_size=4', f'--trace={place}/trace.png',
                       count=count)
     with np.load(place / 'samples.npz') as samples, np.load(
-        place / 'bits_100_images.npz') as bits:
-      ledger = json.loads((place / 'ledger_100_images.json').read_text())
+        place / 'bits_100_examples.npz') as bits:
+      ledger = json.loads((place / 'ledger_100_examples.json').read_text())
       for row in ledger['rows']:
         del row['seconds'], row['images_per_second']
       bits = {key: value for key, value in bits.items() if value.dtype.kind == 'f'}

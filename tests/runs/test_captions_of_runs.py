@@ -101,7 +101,7 @@ def test_an_exact_model_needs_seven_bits_more_if_it_is_not_told_the_caption(exac
   bits = []
   for untold in (False, True):
     ledger = runs.evaluate(exact, untold=untold, examples=96, times=32, batch_size=256)
-    ending = '_untold' * untold + '_96_images'
+    ending = '_untold' * untold + '_96_examples'
     assert (exact / f'ledger{ending}.json').exists()
     assert ledger.checkpoint.get('untold', False) == untold
     with np.load(exact / f'bits{ending}.npz') as file:

@@ -74,7 +74,7 @@ def test_reconstruction_and_latent_have_their_known_values_whatever_the_network(
   row = ledger.rows[0]
   assert row['logsnr_max'] == pytest.approx(13.3) and row['logsnr_min'] == pytest.approx(-5.0)
   assert ledger.dataset['examples'] == examples
-  terms = terms_of(run, '' if examples == 10_000 else f'_{examples}_images')
+  terms = terms_of(run, '' if examples == 10_000 else f'_{examples}_examples')
   value, error = terms['reconstruction']
   assert row['parts']['reconstruction'] == pytest.approx(value)
   assert abs(value - 0.010390) < 4 * error and error < 0.02 * 0.010390
@@ -107,7 +107,7 @@ def test_the_recipe_made_small_trains_resumes_and_is_evaluated_by_the_scripts(tm
   assert 'Resuming at step 2 of 4' in script('train.py', *train, '--config.train.steps=4')
   printed = script('evaluate.py', '--examples=16', '--times=2', '--repeats=2',
                    '--estimates=vlb@1000')
-  ledger = json.loads((tmp_path / 'run' / 'ledger_16_images.json').read_text())
+  ledger = json.loads((tmp_path / 'run' / 'ledger_16_examples.json').read_text())
   assert ledger['dataset']['version'] == '3.0.2' and ledger['checkpoint']['step'] == 4
   assert ledger['dataset']['of'] == 10_000
   for row in ledger['rows']:

@@ -406,7 +406,7 @@ def test_a_row_that_is_not_finite_is_refused_and_the_others_are_kept(run, monkey
   whole = evaluating.measuring.measure
   def measure(estimate, *args, **options):
     if estimate.name == 'vlb@20':
-      raise InputError('estimates', 'vlb@20', 'it is not finite on 1 images', 'choose another')
+      raise InputError('estimates', 'vlb@20', 'it is not finite on 1 examples', 'choose another')
     return whole(estimate, *args, **options)
   monkeypatch.setattr(evaluating.measuring, 'measure', measure)
   with pytest.raises(InputError, match='vlb@20.*not finite on 1 .* other rows are in .*ledger.j'):
@@ -424,9 +424,9 @@ MAIN = ['bits.npz', 'bits_by_noise.png', 'curves.png', 'ledger.json']
 
 @pytest.mark.long
 @pytest.mark.parametrize('options,ending', [
-    ({'examples': 5}, '_5_images'), ({'average': 'raw'}, '_raw'), ({'step': 2}, '_step2'),
+    ({'examples': 5}, '_5_examples'), ({'average': 'raw'}, '_raw'), ({'step': 2}, '_step2'),
     ({'split': 'validation', 'step': 2, 'average': 'fast', 'examples': 3},
-     '_validation_step2_fast_3_images')])
+     '_validation_step2_fast_3_examples')])
 def test_an_evaluation_of_less_or_other_has_names_of_its_own_and_the_main_one_stays(
     run, options, ending):
   runs.evaluate(run, **ONCE)
@@ -508,7 +508,7 @@ def test_a_picture_that_fails_is_a_warning_and_the_rest_is_written(run, monkeypa
 def test_one_image_drawn_once_has_a_ledger_and_pictures(run):
   ledger = runs.evaluate(run, examples=1, times=1, batch_size=4)
   assert ledger.rows[0]['standard_error'] is None
-  assert names_of(run) == [name.replace('.', '_1_images.') for name in MAIN]
+  assert names_of(run) == [name.replace('.', '_1_examples.') for name in MAIN]
 
 
 def test_a_learned_schedule_that_rises_is_refused_when_it_is_evaluated(run, monkeypatch):
@@ -792,7 +792,7 @@ def test_an_npz_of_the_same_settings_is_complete_or_drawn_on(finished, tmp_path,
   for other in ({'seed': 1}, {'average': 'raw'}, {'method': by(6)}, {'step': 2}):
     with pytest.raises(InputError, match='it is there already, with another '):
       runs.sample(finished, tmp_path / 'a.npz', **{**options, 'count': 8, **other})
-  with pytest.raises(InputError, match='it is there already, with 8 images'):
+  with pytest.raises(InputError, match='it is there already, with 8 samples'):
     runs.sample(finished, tmp_path / 'a.npz', count=3, **options)
   starts, draw = [], sampling.draw
   monkeypatch.setattr(sampling, 'draw', lambda *args, **kw: starts.append(kw['start']) or draw(

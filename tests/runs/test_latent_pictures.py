@@ -126,7 +126,7 @@ def test_a_codebook_has_a_panel_and_many_channels_are_cut():
   codebook = latents.usage(np.array([1, 1, 1, 1, 0, 0, 2, 3]), 16)
   figure = latents.picture(found, 'numbers', codebook)
   assert len(figure.axes) == 8 + 1  # vectors have no positions
-  assert 'numbers: latents y (20) of 5 images, the first 8 channels' in figure.get_suptitle()
+  assert 'numbers: latents y (20) of 5 examples, the first 8 channels' in figure.get_suptitle()
   assert figure.axes[-1].get_title() == '4 of 16 entries occur; perplexity 3.4'
   assert figure.axes[-1].lines[0].get_ydata()[0] == 1 / 16
 

@@ -75,7 +75,7 @@ SHOWN = {
 DOES = {'model': 'denoises and samples and bounds the likelihood and codes images',
         'vae': 'samples and bounds the likelihood', 'bits': 'samples',
         'classifier': 'has features', 'noisy': 'does nothing that commands need',
-        'autoencoder': 'bounds the likelihood and reconstructs images',
+        'autoencoder': 'bounds the likelihood and reconstructs examples',
         'captioner': 'captions images',
         'between': 'samples', 'one step': 'samples', 'forecaster': 'forecasts time series',
         'planner': 'plans'}

@@ -66,7 +66,7 @@ def names(place):
 @pytest.mark.parametrize('options,ending', [
     ({}, ''), ({'examples': 6}, ''), ({'split': 'validation'}, '_validation'),
     ({'step': 2}, '_step2'), ({'average': 'raw'}, '_raw'), ({'average': 'slow'}, ''),
-    ({'examples': 5, 'average': 'fast'}, '_fast_5_images')])
+    ({'examples': 5, 'average': 'fast'}, '_fast_5_examples')])
 def test_only_the_main_evaluation_replaces_the_main_files(evaluate, options, ending):
   evaluate(**options)
   assert names(evaluate.place) == [f'latents{ending}.png', f'reconstruction{ending}.json',
@@ -75,7 +75,7 @@ def test_only_the_main_evaluation_replaces_the_main_files(evaluate, options, end
 
 def test_fewer_draws_of_the_same_images_do_not_replace_more(evaluate):
   evaluate(repeats=3)
-  with pytest.raises(InputError, match='overwrite=False: .* has 3 draws of each image; ask for'):
+  with pytest.raises(InputError, match='overwrite=False: .* has 3 draws of each example; ask for'):
     evaluate(repeats=2)
   evaluate(repeats=2, overwrite=True)
   evaluate(repeats=2)
@@ -85,9 +85,9 @@ def test_fewer_draws_of_the_same_images_do_not_replace_more(evaluate):
 
 def test_what_is_not_finite_is_refused_and_nothing_is_written(evaluate):
   nan = np.full((1, 6), np.nan)
-  with pytest.raises(InputError, match='not finite for these images: reconstruction'):
+  with pytest.raises(InputError, match='not finite for these examples: reconstruction'):
     evaluate({'reconstruction': nan})
-  with pytest.raises(InputError, match='not finite for these images: latent_mean, latent_std'):
+  with pytest.raises(InputError, match='not finite for these examples: latent_mean, latent_std'):
     evaluate({'y': nan})
   evaluate.weights['net'][1] = np.inf
   with pytest.raises(InputError, match=r'step=4: these weights \(slow\) are not finite'):

@@ -316,7 +316,7 @@ def test_bad_flags_are_refused_by_name(folder, options, message):
     ({'images': -np.ones((9, *SHAPE), np.int32)}, 'the value -1'),
     ({'images': np.zeros((0, *SHAPE), np.uint8)}, r'uint8 \[0, 4, 4, 1\]'),
     ({'a': images(9, 0), 'b': images(9, 0)}, 'holds the arrays a, b; give'),
-    ({'images': images(5, 0)}, '5 images are too few .* at least 6'),
+    ({'images': images(5, 0)}, '5 examples are too few .* at least 6'),
 ])
 def test_bad_samples_are_refused_with_the_reason(folder, tmp_path, arrays, message):
   np.savez(tmp_path / 'bad.npz', **arrays)

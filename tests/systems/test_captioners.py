@@ -95,7 +95,7 @@ def test_a_run_that_is_resumed_ends_bit_for_bit_and_its_captions_are_measured(tm
 
   assert isinstance(runs.made(tmp_path / 'run'), Captions)
   result = describing.evaluate(tmp_path / 'run', examples=40, batch_size=16)
-  record = json.loads((tmp_path / 'run' / 'captions_40_images.json').read_text())
+  record = json.loads((tmp_path / 'run' / 'captions_40_examples.json').read_text())
   assert record['captions'] == result.captions and len(result.captions) == 40
   rows = {row['name']: row['mean'] for row in result.rows}
   assert rows.keys() == describing.MEANINGS.keys() == describing.figures(result).keys() - {

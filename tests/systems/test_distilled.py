@@ -176,7 +176,7 @@ def test_the_command_samples_a_student_in_its_own_steps_of_ddim_that_end_in_x(
   """
   said = commands.succeed('scripts/sample.py', f'--workdir={student}', '--count=6', '--seed=3',
                           *asked, f'--out={tmp_path}/drawn.npz', count=1, devices=1)
-  assert f'{steps} evaluations of the network for each image' in said
+  assert f'{steps} evaluations of the network for each sample' in said
   trained = workdir.load_trained(student, step=10 if asked else 'latest')
   model = trained.experiment.model(trained.params)
   z = sample_prior(model.process, random.per_example(random.key(3), jnp.arange(6)),

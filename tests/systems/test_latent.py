@@ -1085,7 +1085,7 @@ def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):
   rows = {row['name']: row['mean'] for row in result.rows}
   assert list(rows) == [name for name in reconstructing.MEANINGS if name != 'entries_used']
   np.testing.assert_allclose(rows['bits_per_dim'], rows['reconstruction'] + rows['latent'])
-  kept = json.loads((trained / 'first' / 'reconstruction_20_images.json').read_text())
+  kept = json.loads((trained / 'first' / 'reconstruction_20_examples.json').read_text())
   assert kept['rows'] == result.rows and kept['dataset']['examples'] == 20
   images = load_images(trained / 'first', 20)
   y, _ = model.draw(images, random.per_example(
@@ -1093,7 +1093,7 @@ def test_a_run_of_an_autoencoder_is_loaded_measured_and_drawn(trained):
   np.testing.assert_allclose(rows['latent_std'], np.std(y), rtol=1e-5)
   for command in ('evaluate', 'sample'):
     with pytest.raises(InputError, match='this run made an Autoencoder, which bounds the '
-                       'likelihood and reconstructs images'):
+                       'likelihood and reconstructs examples'):
       needs.require(model, command, 'run')
 
 
@@ -1136,8 +1136,8 @@ def test_a_run_of_latents_keeps_its_autoencoder_and_the_scale_of_its_first_batch
 @pytest.mark.parametrize('changes,says', [
     ({}, 'needs a trained autoencoder, and none is named'),
     ({'model__autoencoder': 'none'}, '^config.model.autoencoder=.none.: it holds no run'),
-    ({'model__autoencoder': 'second'}, 'this run made a Model.*a model that reconstructs images is '
-     'needed to diffuse its latents'),
+    ({'model__autoencoder': 'second'}, 'this run made a Model.*a model that reconstructs examples '
+     'is needed to diffuse its latents'),
     ({'model__autoencoder': 'first', 'data__levels': 18}, 'it encodes image 8 x 8 x 1, 17 levels, '
      'and the data here are image 8 x 8 x 1, 18 levels')])
 def test_a_run_of_latents_that_cannot_begin_writes_nothing(trained, tmp_path, monkeypatch, changes,

@@ -551,7 +551,7 @@ def test_the_window_reports_the_first_bad_step_also_within_a_dispatch():
     ({'train.layout': 'pjit'}, "^config.train.layout='pjit': .*choose one of jit, fsdp, pmap"),
     ({'data.batch_size': 6}, '^config.data.batch_size=6: it cannot be divided over 4 devices'),
     ({'data.batch_size': 0}, 'config.data.batch_size=0: it must be 1 or more'),
-    ({'train.accumulate': 3}, '^config.train.accumulate=3: it does not divide the 2 images'),
+    ({'train.accumulate': 3}, '^config.train.accumulate=3: it does not divide the 2 examples'),
     ({'train.accumulate': 0}, '^config.train.accumulate=0: it does not divide'),
     ({'train.steps': 0}, '^config.train.steps=0: '),
     ({'train.keep': 0}, '^config.train.keep=0: '),

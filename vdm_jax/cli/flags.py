@@ -95,7 +95,7 @@ def seed(of: str) -> flags.FlagHolder:
   return flags.DEFINE_integer('seed', 0, f'Random seed of {of}.')
 
 
-def batch_size(default: int, help_text: str = 'How many images are processed at a time.'
+def batch_size(default: int, help_text: str = 'How many examples are processed at a time.'
                ) -> flags.FlagHolder:
   return flags.DEFINE_integer('batch_size', default, help_text)
 

@@ -126,7 +126,7 @@ def _padded(chain: Chain, ks: list[np.ndarray], i: int) -> np.ndarray:
 
 
 def _bar(count: int, what: str, progress: bool):
-  return tqdm.tqdm(total=count, desc=what, unit='image', dynamic_ncols=True, disable=not progress)
+  return tqdm.tqdm(total=count, desc=what, unit='example', dynamic_ncols=True, disable=not progress)
 
 
 def encode(chain: Chain, read: Callable[[np.ndarray], np.ndarray], count: int, *,

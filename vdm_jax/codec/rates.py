@@ -30,7 +30,7 @@ def net(chain: Chain, read: Callable[[np.ndarray], tuple[np.ndarray, PyTree]], c
   Raises InputError: an image that does not fit the chain, or whose decoding differs from it.
   """
   bits, many = np.zeros(count), chain.lanes * ONE_AFTER_ANOTHER
-  with tqdm.tqdm(total=2 * count, desc=label, unit='image', dynamic_ncols=True,
+  with tqdm.tqdm(total=2 * count, desc=label, unit='example', dynamic_ncols=True,
                  disable=not progress) as bar:
     for first in range(0, count, many):
       rows = np.arange(first, min(first + many, count))

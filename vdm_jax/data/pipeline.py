@@ -117,7 +117,7 @@ class Split:
     """
     indices = np.asarray(indices, np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < self.length:
-      raise IndexError(f'the {self.name} split has {self.length} images')
+      raise IndexError(f'the {self.name} split has {self.length} examples')
     batch = self.source.read(self.start + indices)
     fields.check(self.spec, batch)
     if fields.AUGMENTED in self.spec:
@@ -371,7 +371,7 @@ class Data:
       _check_numbering(c.name, store)
     if c.get('left_out', -1) >= 0:
       store = store._replace(train=_without(c.left_out, store))
-    logging.info('%s: %s, %d classes, %d images for training, %d for test (%s)', c.name,
+    logging.info('%s: %s, %d classes, %d examples for training, %d for test (%s)', c.name,
                  ' x '.join(map(str, shape)), store.classes, store.train.length,
                  store.test.length, store.test.name)
     return store
@@ -401,9 +401,9 @@ class Data:
   def _validation(self) -> int:
     n, total = self.config.validation, self._store.train.length
     if not 0 <= n < total:
-      raise InputError('config.data.validation', n, f'{self.config.name} has {total} images for '
+      raise InputError('config.data.validation', n, f'{self.config.name} has {total} examples for '
                        'training, and one at least must be left',
-                       f'choose {total - 1} at most' if total > 1 else 'add images')
+                       f'choose {total - 1} at most' if total > 1 else 'add examples')
     return n
 
   def _small(self, split: str) -> bool:

@@ -53,5 +53,5 @@ def every_sixth(n: int) -> tuple[np.ndarray, np.ndarray]:
 def check_lengths(name: str, train: int, test: int) -> None:
   """Raises InputError if a split has no example."""
   if not train or not test:
-    raise InputError('config.data.name', name, f'it has {train} images for training and {test} '
+    raise InputError('config.data.name', name, f'it has {train} examples for training and {test} '
                      'for test', 'give each at least one image')

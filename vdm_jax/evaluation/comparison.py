@@ -1,8 +1,8 @@
-"""Compares samplers of one model: their distance to the test images, by number of evaluations.
+"""Compares samplers of one model: their distance to the test data, by number of evaluations.
 
 Two distances that need no download are measured on x itself: the sliced Wasserstein distance and
-the energy distance.  The floor is the distance of equally many training images from the test
-images.  Samples of a perfect model would have this distance.
+the energy distance.  The floor is the distance of equally many training examples from the
+test data.  Samples of a perfect model would have this distance.
 """
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -29,27 +29,27 @@ class Entrant(NamedTuple):
 
 
 class Quality(NamedTuple):
-  """Distances of a set of images from the test images."""
+  """Distances of a set of samples from the test data."""
   sliced: float
   kernel: Estimated
 
 
 class Comparison(NamedTuple):
   """The result of `compare`."""
-  results: dict[str, dict[int, Quality]]  # name -> evaluations for each image -> quality
+  results: dict[str, dict[int, Quality]]  # name -> evaluations for each sample -> quality
   refused: dict[str, dict[int, str]]      # name -> evaluations asked for -> why there is no result
-  floor: Quality                          # of the training images
+  floor: Quality                          # of the training data
   evaluations: tuple[int, ...]            # that were asked for
-  count: int                              # images drawn with each
+  count: int                              # samples drawn with each
 
 
 def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[str, Entrant], *,
             evaluations: Sequence[int], count: int, test: np.ndarray, train: np.ndarray,
             cond: Callable[[np.ndarray], PyTree], seed: int = 0, batch_size: int = 100
             ) -> Comparison:
-  """The quality of `count` images of each sampler after each number of evaluations.
+  """The quality of `count` samples of each sampler after each number of evaluations.
 
-  evaluations: the evaluations of the network for one image; a sampler takes as many steps as these
+  evaluations: the evaluations of the network for one sample; a sampler takes as many steps as these
   allow.  test, train: integers [n, ...]; the first `count` of train give the floor.  cond, seed,
   batch_size: as for `drawing.draw`; all samplers start from the same noise.
 
@@ -92,7 +92,7 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
 def table(comparison: Comparison) -> rich.table.Table:
   """One row for each sampler and number of evaluations, and the floor; then notes on empty rows."""
   out = rich.table.Table('sampler', 'evaluations', 'sliced Wasserstein', 'energy distance',
-                         title=f'{comparison.count} samples of each against the test images')
+                         title=f'{comparison.count} samples of each against the test data')
   for column in out.columns[1:]:
     column.justify = 'right'
   shown = lambda q: (f'{q.sliced:.4f}', f'{q.kernel.value:.5f} ± {q.kernel.error:.5f}')
@@ -102,7 +102,7 @@ def table(comparison: Comparison) -> rich.table.Table:
     for evaluations, cells in sorted(rows.items()):
       out.add_row(name, str(evaluations), *cells)
     out.add_section()
-  out.add_row('training images', '', *shown(comparison.floor))
+  out.add_row('training data', '', *shown(comparison.floor))
   reasons = [f'{name}, {budget}: {why}' for name, of in comparison.refused.items()
              for budget, why in of.items()]
   out.caption = '\n'.join(reasons) or None
@@ -131,10 +131,10 @@ def picture(comparison: Comparison) -> Figure:
   for axes, name, height, text in (
       (left, 'sliced Wasserstein', sliced, f'{sliced:.3g}'),
       (right, 'energy', max(value, error), f'{value:.2g} ± {error:.2g}')):
-    line = axes.axhline(height, ls='--', color='grey', label=f'training images: {text}')
+    line = axes.axhline(height, ls='--', color='grey', label=f'training data: {text}')
     axes.legend(handles=[line], loc='upper right')
     axes.set(xscale='log', xlabel='evaluations of the network',
-             title=f'{name} distance to test images')
+             title=f'{name} distance to test data')
     axes.set_xticks(comparison.evaluations, map(str, comparison.evaluations))
     axes.minorticks_off()
     axes.set_yscale('log', nonpositive='clip')

@@ -75,12 +75,12 @@ def checksum(tree: PyTree) -> str:
 
 
 def extract(extractor: Extractor, read: Callable[[np.ndarray], np.ndarray], count: int, *,
-            batch_size: int = 128, what: str = 'images') -> Iterator[np.ndarray]:
+            batch_size: int = 128, what: str = 'examples') -> Iterator[np.ndarray]:
   """The features of images 0 .. count - 1, a batch [b, D] at a time, with a progress bar.
 
   read: numbers [n] -> integers [n, ...].  Every batch is whole: one program serves all.
   """
-  with tqdm.tqdm(total=count, desc=f'{extractor.name}: {what}', unit='image', dynamic_ncols=True,
+  with tqdm.tqdm(total=count, desc=f'{extractor.name}: {what}', unit='example', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for rows, mask in devices.padded_rows(0, count, devices.global_batch_size(batch_size)):
       yield extractor.features(read(rows))[mask]

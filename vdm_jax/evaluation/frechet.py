@@ -71,7 +71,7 @@ def jackknifed(features: np.ndarray, reference: Statistics) -> tuple[float, floa
 
   Raises InputError for fewer than 20 samples.
   """
-  require(len(features) >= BLOCKS, 'samples', None, f'{len(features)} images are too few for the '
+  require(len(features) >= BLOCKS, 'samples', None, f'{len(features)} examples are too few for the '
           f'{BLOCKS} blocks of the jackknife', f'take at least {BLOCKS}, better thousands')
   root_b = root(reference.covariance)
   blocks = np.array_split(np.arange(len(features)), BLOCKS)

@@ -65,7 +65,7 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
   count, dimensions = samples.shape
   of_reference = len(reference.statistics.mean)
   if dimensions != of_reference:
-    raise InputError('features', None, f'a sample has {dimensions} features, but an image of the '
+    raise InputError('features', None, f'a sample has {dimensions} features, but an example of the '
                      f'reference has {of_reference}',
                      'make the statistics of the reference with the same features')
   if not np.all(np.isfinite(samples)):
@@ -73,7 +73,7 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
                      'check that the weights belong to these features')
   for flag, n in {'samples': count, 'reference': len(reference.features)}.items():
     if n <= K_COVERAGE and (n or flag == 'samples'):
-      raise InputError(flag, None, f'{n} images are too few for the {K_COVERAGE} nearest '
+      raise InputError(flag, None, f'{n} examples are too few for the {K_COVERAGE} nearest '
                        'neighbours of each', f'take at least {K_COVERAGE + 1}, better thousands')
   moments = features_lib.statistics(samples)
   compared = min(count, len(reference.features), MOST_COMPARED)
@@ -95,7 +95,7 @@ def score(samples: np.ndarray, reference: Reference, extractor: Extractor, name:
       frechet.extrapolated(samples, reference.statistics), compared, *kernel, *near, *cover,
       *by_energy, *sliced,
       frechet.warning(dimensions, samples=count,
-                      **{'images of the reference': reference.statistics.count}))
+                      **{'examples of the reference': reference.statistics.count}))
 
 
 def table(scores: Scores) -> rich.table.Table:

@@ -25,20 +25,20 @@ def failed(ledger: Ledger) -> list[str]:
 
 def comparison(runs: Mapping[str, Evaluated]) -> dict[str, dict[str, tuple[float, float | None,
                                                                            bool]]]:
-  """{estimate: {run: (bits/dim, standard error over images, whether it is among the best)}}.
+  """{estimate: {run: (bits/dim, standard error over examples, whether it is among the best)}}.
 
   A run is among the best if it exceeds the lowest by less than two standard errors of the
   difference, image by image.  A run whose ledger has `failed` is not compared.
-  Raises InputError if the ledgers are not of the same images.
+  Raises InputError if the ledgers are not of the same examples.
   """
   of = {name: run.ledger.dataset for name, run in runs.items()}
   first, *others = of
   for other in others:
     if any(of[first][key] != of[other][key] for key in ('sha256', 'examples')):
       what = lambda name: (f'{name} ({of[name]["name"]} {of[name]["version"]}, '
-                           f'{of[name]["split"]}, {of[name]["examples"]} images, sha256 '
+                           f'{of[name]["split"]}, {of[name]["examples"]} examples, sha256 '
                            f'{of[name]["sha256"][:12]})')
-      raise InputError(problem=f'{what(first)} and {what(other)} are not of the same images',
+      raise InputError(problem=f'{what(first)} and {what(other)} are not of the same examples',
                        remedy='evaluate them on one data set, split and examples')
   columns = dict.fromkeys(row['estimate'] for run in runs.values() for row in run.ledger.rows)
   return {column: _column(column, runs) for column in columns}
@@ -82,8 +82,8 @@ def comparison_cells(runs: Mapping[str, Evaluated]) -> list[list[str]]:
 def table(runs: Mapping[str, Evaluated]) -> rich.table.Table:
   """`comparison_cells` for the screen."""
   header, *lines = comparison_cells(runs)
-  out = rich.table.Table(*header, caption='bits/dim ± standard error over images; in **: no run '
-                         'is better by two standard errors of the difference')
+  out = rich.table.Table(*header, caption='bits/dim ± standard error over examples; in **: no '
+                         'run is better by two standard errors of the difference')
   for line in lines:
     out.add_row(*line)
   return out

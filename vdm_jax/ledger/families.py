@@ -575,12 +575,12 @@ def own(estimator: Estimator, name: str = '', *, width: int = 1,
 
 def _check_output(request: Request, out: Any, n: int) -> None:
   """Raises InputError unless these are the shapes of an estimator's result for n images."""
-  remedy = "return {'nats': [n], ...}, a number for each image"
+  remedy = "return {'nats': [n], ...}, a number for each example"
   if not isinstance(out, Mapping) or 'nats' not in out:
     raise _refused(request, "it returns no dictionary with 'nats'", remedy)
   for name, value in out.items():
     if getattr(value, 'shape', None) != (n,):
-      raise _refused(request, f'of {n} images it returns {name!r} of the shape '
+      raise _refused(request, f'of {n} examples it returns {name!r} of the shape '
                      f'{getattr(value, "shape", None)}', remedy)
 
 

@@ -77,7 +77,7 @@ def measure(request: Request, options: Options, model: Callable[[PyTree], Model]
                       at_once=options.batch_size // family.width(request, options, shape))
   bad = np.flatnonzero(~np.isfinite(out['nats']).all(axis=0))
   if len(bad):
-    raise InputError('estimates', row['estimate'], f'it is not finite on {len(bad)} images, the '
+    raise InputError('estimates', row['estimate'], f'it is not finite on {len(bad)} examples, the '
                      f'first of them number {bad[0]}', family.remedy)
   last = len(_TERMS)  # `jit` has sorted the names
   nats = {name: out[name] for name in sorted(

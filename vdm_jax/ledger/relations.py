@@ -152,7 +152,7 @@ def ranges(measured: Sequence[Measured], levels: int | None, data_space: bool = 
       worst = min(terms, key=lambda name: np.min(m.bits[name]))
       checks.append(_at_most_0(
           f'terms of {m.row["estimate"]} >= 0', -m.bits[worst], f'the {worst} term is negative on '
-          'some images, but a divergence or a cost of coding on each: a schedule rises in t, or '
+          'some examples, but a divergence or a cost of coding on each: a schedule rises in t, or '
           'the decoder is none')
           | {'passed': bool(np.min(m.bits[worst]) >= -1e-3)})  # rounding, times T
   return checks

@@ -22,8 +22,8 @@ __all__ = ['Ledger', 'caution', 'cells', 'check_cells', 'check_columns', 'column
 
 
 class Ledger(NamedTuple):
-  dataset: dict       # name, split, version, examples, sha256 of the decoded images, shape of one,
-                      # levels: None of real numbers
+  dataset: dict       # name, split, version, examples, sha256 of the decoded examples; field, shape
+                      # and levels of one, with levels None of real numbers
   checkpoint: dict    # step, average, and first_weights: the share of those in the average;
                       # untold: true if the label or the text was dropped
   rows: list[dict]
@@ -51,8 +51,8 @@ _SHORT = {'reverse SDE': 'SDE', 'probability flow': 'ODE', 'chain': 'chain',
           'reconstruction': 'recon.', 'diffusion': 'diff.'}
 _UNBROKEN = '\N{NO-BREAK SPACE}'
 _EXPLAINED = ('bound: an upper bound on the negative log-likelihood of its own model.  +-: '
-              'standard error over images (over draws).  calls: calls of the network for an '
-              'image; a product of its Jacobian counts as one more.')
+              'standard error over examples (over draws).  calls: calls of the network for an '
+              'example; a product of its Jacobian counts as one more.')
 _FLOW = ('ODE and SDE are different models unless the score is exact: either row may be the '
          'lower one.')
 _ENERGY = (
@@ -61,7 +61,7 @@ _ENERGY = (
     'expectation, and so an upper bound of the likelihood: with log Z itself, the row would be '
     'higher.')
 _UNEVEN = 0.3  # nats: the error of log Z from which few chains have most of the weight
-_CODE = 'code: the net bits of images that were encoded, decoded again and found equal.'
+_CODE = 'code: the net bits of examples that were encoded, decoded again and found equal.'
 _PLAIN = {'box': rich.box.SIMPLE_HEAD, 'show_edge': False, 'pad_edge': False,
           'padding': 0}
 
@@ -85,8 +85,11 @@ def _discrete(dataset: Mapping) -> bool:
 
 
 def one(dataset: Mapping) -> str:
-  """The word for one of the data.  A ledger of an older version has no shape, and is of images."""
-  pixels = _discrete(dataset) and len(dataset.get('shape', 'hwc')) == 3
+  """The word for one of the data.  A ledger of an older version has no field, or no shape either:
+  then data of three axes are images.
+  """
+  pixels = (_discrete(dataset) and len(dataset.get('shape', 'hwc')) == 3
+            and dataset.get('field', 'image') == 'image')
   return 'image' if pixels else 'example'
 
 
@@ -135,7 +138,7 @@ def explained(rows: Sequence[Mapping]) -> list[str]:
   flow = [_FLOW] if any(row['model'] == 'probability flow' for row in rows) else []
   energy = [_ENERGY] if any(row['model'] == 'energy' for row in rows) else []
   code = [_CODE] if any(row['kind'] == 'code length' for row in rows) else []
-  return [_EXPLAINED.replace('image', one(_dataset(rows))), *flow, *energy, *code, *(
+  return [_EXPLAINED, *flow, *energy, *code, *(
       f'{row["estimate"]}: +- leaves out {row["error_beside"]}.'
       for row in rows if row['error_beside']), *(
       _of_normaliser(row) for row in rows if 'log_normaliser' in row)]

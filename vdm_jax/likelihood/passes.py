@@ -42,7 +42,7 @@ def over_images(estimator: Callable[[_Of, PyTree, Array], dict[str, Array]],
   evaluate = devices.over_rows(evaluate)
   params = devices.replicate(params)
   out: dict[str, np.ndarray] = {}
-  with tqdm.tqdm(total=repeats * n, unit='image', dynamic_ncols=True, mininterval=0.5, desc=label,
+  with tqdm.tqdm(total=repeats * n, unit='example', dynamic_ncols=True, mininterval=0.5, desc=label,
                  disable=not progress or jax.process_index() != 0) as bar:
     for r in range(repeats):
       for rows, mask in devices.padded_rows(0, n, images):

@@ -73,9 +73,8 @@ def evaluate(directory: str | Path, *, split: str = 'test',
 
   The files are ledger.json, bits.npz, bits_by_noise.png, curves.png, and report.html, which shows
   the other four.  The names of these four end in the differences from the main evaluation: another
-  split than test, a checkpoint before the newest, another average than the default, or fewer images
-  than all.  An example is
-  ledger_validation_raw_20_images.json.
+  split than test, a checkpoint before the newest, another average than the default, or fewer
+  examples than all.  One such name is ledger_validation_raw_20_examples.json.
 
   Args:
     estimates: names and estimates of your own, as for `ledger.families.parse`.  The bound of
@@ -178,17 +177,16 @@ def _ask(directory, split, estimates, schedules, options, average, step, example
                      'schedule for each pixel, so its schedule cannot be replaced', 'leave it out')
   part = needs.split(trained, split)
   if not len(part):
-    raise InputError('split', split, 'this run has no such images', 'choose another')
+    raise InputError('split', split, 'this run has no such examples', 'choose another')
   changed = workdir.changed_data(directory, experiment.data.fingerprint())
   if changed:
     logging.warning('--workdir=%s: the data have changed since this run began: %s.  The %s split '
-                    'may hold images that it was trained on.', directory, changed, split)
-  count = min(len(part), examples or len(part))
+                    'may hold examples that it was trained on.', directory, changed, split)
+  count, x = min(len(part), examples or len(part)), part.spec[model.field]
   about = {'dataset': {'name': part.spec.name, 'version': part.version, 'split': split,
                        'source_split': part.source_split, 'examples': count, 'of': len(part),
-                       'sha256': part.sha256(model.field),
-                       'shape': list(part.spec[model.field].shape),
-                       'levels': part.spec[model.field].levels},
+                       'sha256': part.sha256(x.name),
+                       'field': x.name, 'shape': list(x.shape), 'levels': x.levels},
            'checkpoint': {'step': trained.step, 'average': trained.average,
                           # The share of the first weights in it.
                           'first_weights': experiment.ema.get(trained.average, 0.0)**trained.step,

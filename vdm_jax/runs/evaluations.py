@@ -21,7 +21,7 @@ def ending(split: str, step: int | None, average: str | None, examples: int | No
   """
   other = ['untold' if untold else None, None if split == 'test' else split,
            None if step is None else f'step{step}', average,
-           None if examples is None else f'{examples}_images']
+           None if examples is None else f'{examples}_examples']
   return ''.join(f'_{part}' for part in other if part is not None)
 
 
@@ -71,13 +71,13 @@ def read(where: str | Path) -> tuple[Files, Ledger]:
 
 def table(dataset: Mapping, checkpoint: Mapping, rows: Sequence[Mapping], digits: int
           ) -> rich.table.Table:
-  """Means over the images of a split, with their standard errors and meanings, for the screen.
+  """Means over the examples of a split, with their standard errors and meanings, for the screen.
 
   rows: each has a name, mean, standard_error (None if it has none) and meaning.
   """
   out = rich.table.Table(
       'quantity', 'mean', '+-', 'meaning', title=f'{dataset["name"]}, {dataset["split"]}: '
-      f'{dataset["examples"]:,} images, step {checkpoint["step"]:,} ({checkpoint["average"]})')
+      f'{dataset["examples"]:,} examples, step {checkpoint["step"]:,} ({checkpoint["average"]})')
   for row in rows:
     error = row['standard_error']
     out.add_row(row['name'], f'{row["mean"]:.{digits}f}',

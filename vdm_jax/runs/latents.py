@@ -101,7 +101,7 @@ def picture(found: Statistics, data_name: str, codebook: Usage | None = None) ->
     _entries(figure.add_subplot(grid[-1, :]), codebook)
   of = f', the first {shown} channels' if shown < channels else ''
   shape = f'{height} x {width} x {channels}' if at_positions else f'{channels}'
-  figure.suptitle(f'{data_name}: latents y ({shape}) of {found.images:,} images{of}\n'
+  figure.suptitle(f'{data_name}: latents y ({shape}) of {found.images:,} examples{of}\n'
                   f'scaled by s = 1 / (standard deviation of y) = {found.scale:.3g}, '
                   'as a latent diffusion sees them', fontsize='medium')
   return figure

@@ -80,7 +80,7 @@ NEEDS = {
                         'train an autoencoder (configs/digits/latent.py:autoencoder)'),
 }
 _DOES = {Denoises: 'denoises', Samples: 'samples', Bounds: 'bounds the likelihood',
-         Features: 'has features', Codes: 'codes images', Reconstructs: 'reconstructs images',
+         Features: 'has features', Codes: 'codes images', Reconstructs: 'reconstructs examples',
          Captions: 'captions images', Forecasts: 'forecasts time series',
          Plans: 'plans'}
 
@@ -107,7 +107,7 @@ def require_likelihood(model: Any, directory: Path) -> None:
   require(model, 'evaluate', directory)
   if model.is_latent:
     raise InputError('workdir', str(directory), 'this model draws latents, and has no likelihood '
-                     'of images', 'sample from it')
+                     'of data', 'sample from it')
   bounds.require_likelihood(model, str(directory))
 
 

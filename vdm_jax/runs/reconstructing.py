@@ -1,4 +1,4 @@
-"""Measures what the autoencoder of a run keeps of images, and draws it and the latents."""
+"""Measures what the autoencoder of a run keeps of its data, and draws it and the latents."""
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -28,8 +28,8 @@ SHOWN = 8  # originals in a picture
 
 # Name -> what it is, for people; in the order of the table.
 MEANINGS = {
-    'bits_per_dim': 'a bound on -log2 P(image): the next two together',
-    'reconstruction': 'bits/dim of the image, given its latent',
+    'bits_per_dim': 'a bound on -log2 P(example): the next two together',
+    'reconstruction': 'bits/dim of the example, given its latent',
     'latent': 'bits/dim of the latent under its prior: N(0, 1), or equal odds of all indices',
     'psnr': 'dB, of decoded images clipped to the range of the data',
     'l1': 'mean |x - decoded|, images in [-1, 1]',
@@ -87,7 +87,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
   part = needs.split(trained, split)
   count = min(len(part), examples or len(part))
   if not count:
-    raise InputError('split', split, 'this run has no such images', 'choose another')
+    raise InputError('split', split, 'this run has no such examples', 'choose another')
   folder, newest = Path(out or directory), workdir.steps_made(directory)
   ending = evaluations.ending(
       split, None if trained.step == newest else trained.step,
@@ -108,7 +108,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
                                                                len(model.codebook))
   rows = _rows(found, part.spec.x, _has_prior(model, part.spec.x), codebook)
   if wrong := [row['name'] for row in rows if not math.isfinite(row['mean'])]:
-    raise InputError('step', trained.step, f'not finite for these images: {", ".join(wrong)}',
+    raise InputError('step', trained.step, f'not finite for these examples: {", ".join(wrong)}',
                      'choose another --step or --average')
   result = Reconstruction(**about, rows=rows, repeats=repeats, provenance=provenance(),
                           format=FORMAT)
@@ -137,7 +137,7 @@ def _require_no_less(path: Path, about: Mapping, repeats: int) -> None:
   except (ValueError, KeyError, TypeError):  # of an older version, or damaged
     return
   if same and more:
-    raise InputError('overwrite', False, f'{path} has {old["repeats"]} draws of each image',
+    raise InputError('overwrite', False, f'{path} has {old["repeats"]} draws of each example',
                      'ask for at least as many (--repeats), write elsewhere (--out), or overwrite '
                      'it')
 

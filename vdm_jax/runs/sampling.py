@@ -65,8 +65,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
     data_dir, data_name: where the data are now.  Only methods that use the model's variances read
       the data.
 
-  Returns the evaluations of the network for each image; for an adaptive method, the most in a
-  batch.  The number is 0 if all images existed already, and None if they are not counted.
+  Returns the evaluations of the network for each sample; for an adaptive method, the most in a
+  batch.  The number is 0 if all samples existed already, and None if they are not counted.
 
   Raises InputError.
   """
@@ -101,7 +101,8 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
   make = _maker(method, model, times, trained, seed,
                 (-1.0, 1.0) if x.levels and model.data_space else None)
   if model.is_latent and (out.suffix != '.npz' or trace):
-    raise InputError('out', str(out), 'the samples of this model are latents, not images',
+    raise InputError('out', str(out), 'the samples of this model are latents, which no picture '
+                     'shows',
                      'choose an .npz, and leave out --trace')
 
   drawn, params = (lambda params: guided.of(tiled(params))) if guided else tiled, trained.params
@@ -189,7 +190,7 @@ def _check_files(out: str | Path, trace: str | Path | None, count: int, batch_si
 
 def _check_sizes(count: int, batch_size: int, x: data.Field) -> None:
   """Raises InputError for too many images to number or to keep, or for too large a batch."""
-  require(count <= 2**30, 'count', count, 'images have numbers below 2^30', 'ask for fewer')
+  require(count <= 2**30, 'count', count, 'samples have numbers below 2^30', 'ask for fewer')
   devices.require_memory(  # for the images as they are kept
       'count', count, count * math.prod(x.shape) * np.dtype(x.dtype).itemsize)
   check.require_fits('batch_size', min(batch_size, count), x.shape, jax.device_count())
@@ -313,7 +314,7 @@ def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> anal
 
 
 def _with_bar(pieces, start: int, count: int, doing: str):
-  with tqdm.tqdm(total=count, initial=start, unit='image', desc=doing, dynamic_ncols=True,
+  with tqdm.tqdm(total=count, initial=start, unit='sample', desc=doing, dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for piece in pieces:
       yield piece.data
@@ -344,7 +345,7 @@ def _draw_resumably(out: Path, about: dict, count: int, pieces, name: str, dtype
   if devices.broadcast_from_first(lambda: not (there is None or fits or overwrite)):
     raise InputError('out', f'{out}', 'it is there already' + (
         f', with another {", ".join(other)}' if other else
-        f', with {there["count"]:,} images' if there else ', and is no file of sample.py'),
+        f', with {there["count"]:,} samples' if there else ', and is no file of sample.py'),
                      'choose another name, or ask for `overwrite`')
   tag = files.digest(about)[:16]
   parts = out.with_name(f'{out.name}.{tag}.parts')

@@ -71,7 +71,7 @@ def check(config: ml_collections.ConfigDict) -> None:
                      f'choose a multiple of {jax.device_count()}')
   if run.accumulate < 1 or batch // jax.device_count() % run.accumulate:
     raise InputError('config.train.accumulate', run.accumulate, 'it does not divide the '
-                     f'{batch // jax.device_count()} images of a batch that each device has',
+                     f'{batch // jax.device_count()} examples of a batch that each device has',
                      'choose one that does')
   for name in ('log_every', 'validate_every', 'checkpoint_every', 'steps', 'keep',
                'validation_repeats'):
@@ -91,7 +91,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   step_lib.check_averages(config.ema.to_dict(), 'config.ema')
   if config.data.validation < 1:
     raise InputError('config.data.validation', config.data.validation,
-                     'there is no image to validate on', 'hold out at least one training image')
+                     'there is no example to validate on', 'hold out at least one training example')
   _steps_per_dispatch(run)
   random.key(config.seed, 'config.seed')  # its range
 

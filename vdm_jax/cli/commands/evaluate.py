@@ -17,23 +17,23 @@ ESTIMATES = flags.DEFINE_list('estimates', ['vlb'], f'{families.ACCEPTED}.  The 
 SCHEDULES = flags.DEFINE_bool('schedules', False, 'Also evaluate vlb under other schedules '
                               'with the same ends.')
 REPEATS = flags.DEFINE_integer('repeats', 1, 'Independent repetitions of all draws.')
-TIMES = flags.DEFINE_integer('times', 32, 'vlb, immse: times for each image and repetition, '
+TIMES = flags.DEFINE_integer('times', 32, 'vlb, immse: times for each example and repetition, '
                              'evenly spread.')
 IMPORTANCE = flags.DEFINE_integer('importance', 1, 'ode, ais: draws of the dequantiser, or of '
-                                  'the noise of t = 0, for each image.')
+                                  'the noise of t = 0, for each example.')
 TOLERANCE = flags.DEFINE_float('ode_tolerance', 1e-5, 'ode: absolute and relative tolerance.')
 START = flags.DEFINE_float('ode_start', None, 'ode: the time where the flow ends, such as 1e-3; '
                            'one Gaussian step covers the rest.  Default: 0.')
-PROBES = flags.DEFINE_integer('probes', 1, 'ode: probes of the divergence for each image.')
+PROBES = flags.DEFINE_integer('probes', 1, 'ode: probes of the divergence for each example.')
 PROBE = flags.DEFINE_string('probe', 'rademacher', f'ode: {", ".join(family.PROBES)}.  exact is '
                             'for data of few dimensions.')
 AVERAGE, STEP = cli.average(), cli.step()
 SEED = cli.seed('the draws')
 BATCH_SIZE = cli.batch_size(512, 'Evaluations of the network at a time.')
-EXAMPLES = flags.DEFINE_integer('examples', None, 'How many images, from the first on.  '
+EXAMPLES = flags.DEFINE_integer('examples', None, 'How many examples, from the first on.  '
                                 'Default: all.')
 UNTOLD = flags.DEFINE_bool('untold', False, 'Evaluate without the label or the text, for the bits '
-                           'of the images alone.  For a model that can be guided, but not of '
+                           'of the data alone.  For a model that can be guided, but not of '
                            'latents.')
 REPORT = flags.DEFINE_bool('report', False, 'Evaluate nothing; print the main ledger of '
                            '--split.')
@@ -54,7 +54,7 @@ def main():
     return
   of_main = AVERAGE, STEP, EXAMPLES, UNTOLD
   if REPORT.value and (other := [flag.name for flag in of_main if flag.value != flag.default]):
-    raise InputError('report', True, 'it shows the main evaluation of a split: all images, the '
+    raise InputError('report', True, 'it shows the main evaluation of a split: all examples, the '
                      'newest weights, the default average, with labels or texts',
                      f'leave out --{other[0]}, or show another ledger by '
                      'scripts/compare_ledgers.py RUN/ledger_....json')

@@ -16,8 +16,9 @@ SAMPLER = drawing.sampler(
     'and iddpm:10,10,5 select from a chain of 1000.  Or your own times: 1,0.7,0.3,0 or a .npy '
     "file.  Default: the sampler's own grid, mostly uniform.",
     'ddim: its noise, from 0 (none) to 1 (as ancestral).')
-TRACE = cli.path('trace', 'Also write a .png that shows the first images on their way from noise.')
-COUNT = flags.DEFINE_integer('count', 64, 'How many images.  Image i is the same for any count.')
+TRACE = cli.path('trace', 'Also write a .png that shows the first samples on their way from noise.')
+COUNT = flags.DEFINE_integer('count', 64, 'How many samples.  Sample i is the same for any '
+                             'count.')
 SEED = cli.seed('the samples')
 CONDITIONS = drawing.conditions('samples')
 PROMPTS = drawing.prompts()
@@ -41,9 +42,9 @@ def main():
         **cli.values(OVERWRITE, TRACE, COUNT, SEED, CONDITIONS.label, BATCH_SIZE, TILE,
                      OVERLAP, *OF_RUN))
   if jax.process_index() == 0 and evaluations:
-    print(f'{evaluations} evaluations of the network for each image')
+    print(f'{evaluations} evaluations of the network for each sample')
   if evaluations == 0:
-    print(f'{OUT.value}: all images were there already')
+    print(f'{OUT.value}: all samples were there already')
     if TRACE.value:
       cli.wrote(TRACE.value)
     return
