@@ -7,7 +7,8 @@ import pytest
 from vdm_jax import data
 from vdm_jax.data import fields
 from vdm_jax.errors import InputError
-from vdm_jax.runs import notation
+from vdm_jax.likelihood.density import Density
+from vdm_jax.runs import notation, pictures
 
 GRID = np.zeros((8, 4, 1), np.uint8)
 GRID[:, 0, 0] = [72, 72, 74, 74, 0, 76, 76, 77]
@@ -53,6 +54,23 @@ def test_music_is_known_by_its_field():
   assert not notation.is_music(fields.integers('image', (32, 4, 1), 128))
   assert [notation.sixteenths(name) for name in ('chorales', 'chorales:quarters', 'x.npz')] == [
       2, 4, 2]
+
+
+def test_music_is_drawn_as_piano_rolls_wherever_examples_are_drawn():
+  x = fields.integers('pitches', (8, 4, 1), 128)
+  music = np.stack([GRID, np.where(GRID > 0, GRID + 2, 0)])
+  roll = notation.piano_roll(music)
+  np.testing.assert_array_equal(pictures.of_samples(music, x), roll)
+  # Two frames of one piece stand side by side.
+  np.testing.assert_array_equal(pictures.of_paths(music[:, None], x), roll)
+  flat = np.zeros(2)
+  bound = Density(np.array([-1.0, 0.0, 1.0]), flat, flat, np.zeros(3), np.zeros(3), None,
+                  np.zeros(2, bool))
+  row = {'parts': {}, 'dataset': {'name': 'made', 'split': 'test', 'field': 'pitches',
+                                  'levels': 128, 'shape': (8, 4, 1)}}
+  drawn = pictures.bits_by_noise(bound, np.arange(2.0), music, np.arange(2.0), x, row).axes[3]
+  np.testing.assert_array_equal(drawn.images[0].get_array(), notation.piano_roll(music, 1))
+  assert 'the most likely examples' in drawn.get_title()
 
 
 def test_without_mido_the_extra_is_named(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vdm_jax.data import fields
 from vdm_jax.likelihood import density
 from vdm_jax.likelihood.bounds import BoundSamples
 from vdm_jax.likelihood.density import Density
@@ -252,7 +253,8 @@ def by_noise(extremes, bits, crossed=(), gaussian=True, shift=0.0):
          'dataset': {'name': 'digits', 'split': 'test', 'levels': 5,
                      'shape': extremes.shape[1:]}}
   each = np.linspace(1.0, 1.5, 40)
-  return pictures.bits_by_noise(found, each, extremes, bits, 5, row)
+  x = fields.integers('image', extremes.shape[1:], 5)
+  return pictures.bits_by_noise(found, each, extremes, bits, x, row)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 5, (32, 4, 4, 1))
@@ -339,7 +341,8 @@ def test_where_the_bits_are_is_drawn_of_one_image_of_equal_ones_and_of_nan(each,
   images = np.zeros((len(each), 2) if points else (len(each), 4, 4, 1), int)
   row = {'parts': {'diffusion': mean}, 'dataset': {
       'name': 'digits', 'split': 'test', 'levels': 5, 'shape': images.shape[1:]}}
-  figure = pictures.bits_by_noise(found, each, images, each[chosen], 5, row)
+  figure = pictures.bits_by_noise(found, each, images, each[chosen],
+                                  fields.integers('image', images.shape[1:], 5), row)
   pictures.save_png(tmp_path / 'a.png', figure)
   finite = np.isfinite(each).sum()
   histogram = figure.axes[2]

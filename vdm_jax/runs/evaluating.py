@@ -316,8 +316,7 @@ def _draw(path: Path, picture: Callable) -> None:
 
 def _bits_by_noise(bound: density.Density, each: np.ndarray, part, x: data.Field, row: dict):
   shown = pictures.extremes(each)
-  return pictures.bits_by_noise(bound, each, part.get(shown)[x.name], each[shown],
-                                x.levels, row)
+  return pictures.bits_by_noise(bound, each, part.get(shown)[x.name], each[shown], x, row)
 
 
 def _curves(directory: Path, trained: workdir.Trained, logsnr_at: Callable, row: dict, split: str):

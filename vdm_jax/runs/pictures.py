@@ -11,13 +11,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from vdm_jax.data import Field
 from vdm_jax.ledger import tables
 from vdm_jax.likelihood.density import Density
 from vdm_jax.machine import files
+from vdm_jax.runs import notation
 from vdm_jax.units import BITS_PER_DIM, NATS_PER_DIM, Unit
 
 __all__ = ['bits_by_noise', 'captioned', 'curves', 'extremes', 'labelled', 'of_figure',
-           'rate_distortion', 'samples', 'save_png', 'strip']
+           'of_paths', 'of_samples', 'rate_distortion', 'samples', 'save_png', 'strip']
 
 _SLICES = 8  # of a volume that are shown, and volumes, at most
 
@@ -173,6 +175,18 @@ def strip(path: np.ndarray, levels: int | None) -> np.ndarray:
   return _sheet(_middle(images, levels), levels, across=len(path), width=960)
 
 
+def of_samples(data: np.ndarray, x: Field) -> np.ndarray:
+  """`samples` of the field x, uint8 [H, W, 3]; music [n, T, voices, 1] is drawn as piano rolls."""
+  return notation.piano_roll(data) if notation.is_music(x) else samples(data, x.levels)
+
+
+def of_paths(path: np.ndarray, x: Field) -> np.ndarray:
+  """`strip` of the field x, uint8 [H, W, 3]; music is drawn as piano rolls."""
+  if not notation.is_music(x):
+    return strip(path, x.levels)
+  return notation.piano_roll(np.swapaxes(path, 0, 1).reshape(-1, *path.shape[2:]), len(path))
+
+
 def _sheet(data: np.ndarray, levels: int | None, across: int, width: int) -> np.ndarray:
   """`across` images a row, enlarged by a whole number up to about `width` pixels."""
   if levels is None:
@@ -262,15 +276,17 @@ def extremes(bits: np.ndarray) -> np.ndarray:
 
 
 def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: np.ndarray,
-                  levels: int | None, row: dict) -> Figure:
+                  x: Field, row: dict) -> Figure:
   """Where the bits of the bound are, by noise level and by image; of real numbers, the nats.
 
   Args:
     each: bits/dim of every image [N].
     extremes: the most likely images, then the least likely, as for `samples`.
     bits: bits/dim of `extremes` [n], increasing.
+    x: the field of the data; music is drawn as piano rolls.
     row: a row of the ledger.
   """
+  levels = x.levels
   figure = Figure(figsize=(13, 8), layout='constrained')
   (density, running), (histogram, shown) = figure.subplots(2, 2)
   unit, per_bit = NATS_PER_DIM if levels is None else BITS_PER_DIM
@@ -337,7 +353,9 @@ def bits_by_noise(bound: Density, each: np.ndarray, extremes: np.ndarray, bits: 
     shown.set_title('the most and the least likely points')
     return figure
   half = -(-len(bits) // 2)
-  shown.imshow(_sheet(extremes, levels, across=min(half, 8), width=960))
+  across = min(half, 8)
+  shown.imshow(notation.piano_roll(extremes, across) if notation.is_music(x) else
+               _sheet(extremes, levels, across=across, width=960))
   of = lambda part: f'{part[0]:.2f} to {part[-1]:.2f}'
   shown.set_title(f'above, the most likely {one}s: {of(bits[:half])} {unit}\n'
                   f'below, the least likely: {of(bits[half:] if len(bits) > 1 else bits)} {unit}',

@@ -15,7 +15,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger.tables import shown
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.machine import files
-from vdm_jax.runs import evaluations, latents, needs, notation, pictures, workdir
+from vdm_jax.runs import evaluations, latents, needs, pictures, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.systems.latent.autoencoder import Autoencoder
 from vdm_jax.train.step import default_average
@@ -190,6 +190,4 @@ def picture(experiment: Experiment, params: PyTree, part: data.Split, seed: int)
   keys = random.per_example(random.key(seed), jnp.arange(count))
   found = jax.jit(lambda params, images: experiment.model(params).reconstruct(images, keys))(
       params, images)
-  if notation.is_music(x):
-    return notation.piano_roll(np.concatenate([images, np.asarray(found)]), across=count)
-  return pictures.strip(np.stack([images, np.asarray(found)], axis=1), x.levels)
+  return pictures.of_paths(np.stack([images, np.asarray(found)], axis=1), x)

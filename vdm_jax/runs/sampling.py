@@ -135,7 +135,7 @@ def sample(directory: str | Path, out: str | Path, *, method: Method | None = No
                      count=count if len(x.shape) == 1 else min(count, 8),
                      frames=frames.tolist())
     if jax.process_index() == 0:
-      pictures.save_png(trace, pictures.strip(path, x.levels), _provenance(about, trained))
+      pictures.save_png(trace, pictures.of_paths(path, x), _provenance(about, trained))
   return max(counted, default=0) * (2 if guided else 1)
 
 
@@ -260,11 +260,10 @@ def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.T
   are saved with them.  doing: the words at the progress bar.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
+  x = needs.data_field(trained.experiment.model(trained.params), data.resolve(trained.config.data))
   if out.suffix not in ('.png', '.mid'):
     dtype = np.float32 if not levels else np.uint8 if levels <= 256 else np.int32
     about = {**_provenance(about, trained), 'weights': checksum(trained.params)}
-    x = needs.data_field(trained.experiment.model(trained.params),
-                         data.resolve(trained.config.data))
     _draw_resumably(out, about, count, pieces, x.name, dtype, conditions or {}, overwrite, doing)
     return
   parts = list(_with_bar(pieces(0), 0, count, doing))
@@ -273,13 +272,10 @@ def _write(out: Path, pieces, count: int, levels: int | None, trained: workdir.T
   drawn, provenance = np.concatenate(parts), _provenance(about, trained)
   if out.suffix == '.mid':
     notation.save_midi(out, drawn, notation.sixteenths(trained.config.data.name))
-  elif notation.is_music(data.resolve(trained.config.data).x):
-    pictures.save_png(out, notation.piano_roll(drawn), provenance)
   else:
     shown = ('sampler', 'steps', 'seed', 'checkpoint', 'average')
     caption = ', '.join(f'{name} {provenance[name]}' for name in shown if name in provenance)
-    pictures.save_png(out, pictures.captioned(pictures.samples(drawn, levels), caption),
-                      provenance)
+    pictures.save_png(out, pictures.captioned(pictures.of_samples(drawn, x), caption), provenance)
 
 
 def variances_of(trained: workdir.Trained, times: np.ndarray, seed: int) -> analytic.Variances:

@@ -292,7 +292,7 @@ def _preview(experiment: Experiment, spec, params: PyTree, config: ml_collection
   drawn = _samples(experiment, params, count, config.seed, count)
   if drawn is None:
     return None
-  return pictures.samples(drawn, data_field(experiment.model(params), spec).levels)
+  return pictures.of_samples(drawn, data_field(experiment.model(params), spec))
 
 
 def _distance(experiment: Experiment, spec, seed: int, by: str, count: int
