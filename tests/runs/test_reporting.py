@@ -212,6 +212,42 @@ def test_the_page_of_a_forecaster_has_its_scores_and_before_them_a_held_out_fore
     assert row in page.rows
 
 
+def test_the_page_of_an_autoencoder_has_its_reconstructions_and_no_likelihood(run):
+  pictures.save_png(run / 'samples' / 'step_10.png', pictures.samples(SAMPLE, 5), {'of': 10})
+  rows = [{'name': 'accuracy', 'mean': 0.98765, 'standard_error': 0.00123,
+           'meaning': 'share of <numbers>'},
+          {'name': 'latent_std', 'mean': 1.5, 'standard_error': None, 'meaning': 'of latents'}]
+  for ending, step in (('', 1500), ('_validation', 20)):
+    (run / f'reconstruction{ending}.json').write_text(json.dumps({
+        'dataset': {'name': 'chorales', 'split': ending[1:] or 'test', 'examples': 1234},
+        'checkpoint': {'step': step, 'average': 'ema'}, 'rows': rows, 'repeats': 1}))
+    for name in ('reconstructions', 'latents'):
+      pictures.save_png(run / f'{name}{ending}.png', pictures.samples(SAMPLE, 5),
+                        {'of': name + ending})
+  page = Page(reporting.page(run))
+  assert 'reconstructions' in page.ids and not {'likelihood', 'samples'} & page.ids
+  assert 'not been evaluated' not in page.text and 'could not be made' not in page.text
+  assert 'chorales, test: 1,234 examples, step 1,500 (ema)' in page.text
+  assert 'accuracy, test 0.9877 ± 0.0012' in page.text  # among the facts
+  assert page.rows.count(['accuracy', '0.9877', '0.0012', 'share of <numbers>']) == 2
+  assert ['latent_std', '1.5000', '-', 'of latents'] in page.rows
+  shown = set(page.images.values())
+  assert (run / 'samples' / 'step_10.png').read_bytes() in shown
+  assert (run / 'reconstructions.png').read_bytes() in shown
+  assert page.text.count('evaluate it again') == 1  # the run has made no step
+
+
+def test_the_page_of_a_captioner_has_its_captions(run):
+  (run / 'captions.json').write_text(json.dumps({
+      'dataset': {'name': 'shapes', 'split': 'test', 'examples': 40},
+      'checkpoint': {'step': 0, 'average': 'ema'}, 'captions': [['a disk', 'a <square>']],
+      'rows': [{'name': 'exact', 'mean': 25.0, 'standard_error': 7.0, 'meaning': '% right'}]}))
+  page = Page(reporting.page(run))
+  assert 'captions' in page.ids and ['a disk', 'a <square>'] in page.rows
+  assert ['exact', '25.0000', '7.0000', '% right'] in page.rows
+  assert 'could not be made' not in page.text and 'again' not in page.text
+
+
 def test_a_number_that_equals_the_loss_at_all_steps_has_no_chart_of_its_own(run):
   log(run, *({'step': step, 'kind': 'train', 'loss': 1.0 / step, 'eps_error': 1.0 / step,
               'action_error': 0.5} for step in (1, 2)))

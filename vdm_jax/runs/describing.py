@@ -16,7 +16,7 @@ from vdm_jax.errors import InputError, require_at_least, require_choice
 from vdm_jax.evaluation import bleu
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.machine import files
-from vdm_jax.runs import evaluations, needs, workdir
+from vdm_jax.runs import evaluations, needs, reporting, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.train.step import default_average
 
@@ -113,6 +113,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
   if jax.process_index() == 0:
     written.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(written, result.to_json())
+    reporting.write(directory, written.parent)
   return result
 
 

@@ -15,7 +15,7 @@ from vdm_jax.errors import InputError, require_at_least
 from vdm_jax.ledger.tables import shown
 from vdm_jax.likelihood.passes import over_images
 from vdm_jax.machine import files
-from vdm_jax.runs import evaluations, latents, needs, pictures, workdir
+from vdm_jax.runs import evaluations, latents, needs, pictures, reporting, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
 from vdm_jax.systems.latent.autoencoder import Autoencoder
 from vdm_jax.train.step import default_average
@@ -60,10 +60,10 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
              show: Callable[[Reconstruction], None] = lambda found: None) -> Reconstruction:
   """Measures the autoencoder of a run on every image of a split.
 
-  Writes reconstruction.json, reconstructions.png and latents.png, into the run's directory or into
-  `out`.  As for `runs.evaluate`, their names end in the differences from the main evaluation, of
-  all test images and the newest weights.  Each image has `repeats` draws of its latent, and one in
-  latents.png.
+  Writes reconstruction.json, reconstructions.png, latents.png and the page that shows them, into
+  the run's directory or into `out`.  As for `runs.evaluate`, the first three names end in the
+  differences from the main evaluation, of all test images and the newest weights.  Each image has
+  `repeats` draws of its latent, and one in latents.png.
 
   Args:
     overwrite: also replace a file of the same name, weights and images that has more draws.
@@ -122,6 +122,7 @@ def evaluate(directory: str | Path, *, split: str = 'test', average: str = '',
                       picture(experiment, trained.params, part, seed))
     pictures.save_png(folder / f'latents{ending}.png', latents.picture(
         latents.statistics(y), f'{part.spec.name}, {split}', codebook))
+    reporting.write(directory, folder)
   return result
 
 

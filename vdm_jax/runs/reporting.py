@@ -2,12 +2,13 @@
 
 The page shows what the run's directory holds at that moment: curves, evaluations, samples, data,
 config, provenance.  A run of time series has forecasts in the place of evaluations and samples, and
-a run of episodes has plans.  A sentence stands in for a missing part.  The page loads nothing from
-outside and runs no script, and its pictures are inside it.  Its text is ASCII, so that no encoding
-can spoil it.
+a run of episodes has plans.  What `evaluate.py` measured of an autoencoder or a captioner is shown
+there too.  A sentence stands in for a missing part.  The page loads nothing from outside and runs
+no script, and its pictures are inside it.  Its text is ASCII, so that no encoding can spoil it.
 """
 import base64
 import contextlib
+import functools
 import html
 import json
 import math
@@ -36,6 +37,7 @@ PICTURE_BYTES = 8 << 20  # a larger one is named, not shown
 SAMPLES = 6              # pictures on the way
 PARTS = 50               # of the data that are listed
 POINTS = 500             # of a curve
+_CAPTIONS = 12           # that are shown
 
 
 def write(directory: str | Path, out: str | Path = '') -> None:
@@ -60,7 +62,8 @@ def page(directory: str | Path, out: str | Path = '') -> str:
   """
   directory = Path(directory)
   run = _Run(directory, workdir.record(directory), metrics_lib.read(directory),
-             workdir.steps_made(directory), *_evaluations(Path(out or directory)))
+             workdir.steps_made(directory), Path(out or directory),
+             *_evaluations(Path(out or directory)))
   name = _text(directory.absolute().name)
   application = _application(run)
   sections = (application | {'Training': _training} if application else
@@ -82,6 +85,7 @@ class _Run(NamedTuple):
   record: dict                       # of config.json
   metrics: list[dict]
   steps: int                         # made, by its newest checkpoint
+  evaluated: Path                    # the directory of its evaluations
   ledgers: list[tuple[Files, Ledger]]  # the main evaluation first
   unread: list[str]                  # what is wrong with other ledgers
 
@@ -115,7 +119,17 @@ def _application(run: _Run) -> dict[str, Callable[[_Run], str]]:
     return {'Forecasts': _forecasts}
   if data.get('episodes', {}).get('horizon'):
     return {'Plans': _plans}
-  return {}
+  return {name.capitalize(): functools.partial(_means, name=name)
+          for name, stem in _MEANS.items() if _of_means(run, stem)}
+
+
+# Section -> the beginning of the names of its files: of an autoencoder and of a captioner.
+_MEANS = {'reconstructions': 'reconstruction', 'captions': 'captions'}
+
+
+def _of_means(run: _Run, stem: str) -> list[Path]:
+  """The measurements of a run that has no ledger, the main evaluation first."""
+  return sorted(run.evaluated.glob(f'{stem}*.json'), key=lambda path: path.stem)
 
 
 def _summary(run: _Run) -> str:
@@ -136,7 +150,7 @@ def _summary(run: _Run) -> str:
 
 
 def _measured(run: _Run) -> dict[str, str]:
-  """The first score of forecasts or plans."""
+  """The first score of forecasts or plans, or the scores of reconstructions or captions."""
   scores, acted = (run.directory / name for name in ('forecasts.json', 'plans.json'))
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # their own section says so
     if scores.exists():
@@ -146,6 +160,11 @@ def _measured(run: _Run) -> dict[str, str]:
       best = max(json.loads(acted.read_text())['asked'], key=lambda one: one['mean'])
       error = '' if best['error'] is None else f' ± {best["error"]:.1f}'
       return {f'mean return, told {best["return"]:.4g}': f'{best["mean"]:.1f}{error}'}
+    for path in [path for stem in _MEANS.values() for path in _of_means(run, stem)][:1]:
+      found = json.loads(path.read_text())
+      return {f'{row["name"]}, {found["dataset"]["split"]}': ' ± '.join(
+          number for number in _mean(row) if number != '-')
+          for row in found['rows'] if row['name'] in ('psnr', 'accuracy', 'exact', 'BLEU')}
   return {}
 
 
@@ -309,6 +328,32 @@ def _plans(run: _Run) -> str:
   else:
     out = _paragraph('No episode has been acted by these plans yet: scripts/plan.py does it.')
   return out + _on_the_way(run, 'Plans beside windows of held-out episodes', count=1, wide=True)
+
+
+def _means(run: _Run, name: str) -> str:
+  """The means of reconstructions or captions with their pictures, and those made in training."""
+  out, stem = '', _MEANS[name]
+  for path in _of_means(run, stem):
+    found = json.loads(path.read_text())
+    data, weights, ending = found['dataset'], found['checkpoint'], path.stem.removeprefix(stem)
+    out += f'<h3>{_text(data["split"])} ({_text(path.name)})</h3>\n'
+    out += _paragraph(f'{data["name"]}, {data["split"]}: {data["examples"]:,} examples, step '
+                      f'{weights["step"]:,} ({weights["average"]})')
+    if weights['step'] != run.steps and not ending:
+      out += _paragraph(f'The run has made {run.steps:,} steps by now: evaluate it again.', 'bad')
+    out += _table(name.capitalize(), ('quantity', 'mean', 'standard error', 'meaning'), (
+        (row['name'], *_mean(row), row['meaning']) for row in found['rows']), words=None)
+    if said := found.get('captions'):
+      out += _table('The first captions', ('said', 'true'), said[:_CAPTIONS], words=None)
+    for picture, text in (('reconstructions', 'originals, each with its reconstruction below it'),
+                          ('latents', 'histograms, means and deviations of the latents')):
+      if (drawn := path.with_name(f'{picture}{ending}.png')).exists():
+        out += _picture(drawn, drawn.name, f'{data["split"]}: {text}', wide=True)
+  return out + f'<div class="grid">\n{_on_the_way(run, name.capitalize())}</div>\n'
+
+
+def _mean(row: Mapping) -> tuple[str, str]:
+  return tables.number(row['mean']), tables.number(row['standard_error'])
 
 
 def _with_error(one: float | Mapping) -> tuple[str, str]:
