@@ -8,7 +8,7 @@ from tests.support.images_run import by
 from tests.support.markup import Page
 from vdm_jax import runs
 from vdm_jax.errors import InputError
-from vdm_jax.runs import reporting, scoring
+from vdm_jax.runs import evaluating, reporting, scoring
 
 COUNT = 96  # test examples
 
@@ -85,18 +85,22 @@ def test_the_flow_of_an_exact_denoiser_has_the_density_of_the_data_and_the_bound
 
 
 @pytest.mark.long
-def test_the_page_of_such_a_run_is_in_nats_and_has_its_pictures(exact):
-  directory = exact['sequences']
-  if not (directory / 'ledger.json').exists():
-    runs.evaluate(directory, times=16)
+@pytest.mark.parametrize('law', gaussian_config.SHAPES)
+def test_the_page_of_such_a_run_is_in_nats_and_has_its_pictures(exact, law, monkeypatch):
+  directory, warned = exact[law], []
+  monkeypatch.setattr(evaluating.logging, 'warning',
+                      lambda text, *values: warned.append(text % values))
+  runs.evaluate(directory, times=16, overwrite=True)
   runs.sample(directory, directory / 'samples.png', method=by(2), count=4)
+  assert not [text for text in warned if 'was not drawn' in text]
   reporting.write(directory)
   page = Page((directory / 'report.html').read_text())
   assert 'could not be made' not in page.text and 'is not there' not in page.text
   assert 'bits/dim' not in page.text and len(page.images) == 3
   with np.load(directory / 'bits.npz') as bits:
     mean = bits['vlb/total'].mean() * np.log(2.0)
-  assert f'{10 * mean:.4f}' in page.text and f'({mean:.4f} nats/dim)' in page.text
+  dimensions = np.prod(gaussian_config.SHAPES[law])
+  assert f'{dimensions * mean:.4f}' in page.text and f'({mean:.4f} nats/dim)' in page.text
 
 
 @pytest.mark.long

@@ -1,7 +1,7 @@
 """Runs of Gaussian data of any shape, whose network is the exact denoiser times a number.
 
-The data are sequences [L, C] of an autoregression, sets [K, C] that no order changes, or volumes
-[D, H, W, C], and are in a file of real numbers.
+The data are points [D], sequences [L, C] of an autoregression, sets [K, C] that no order changes,
+or volumes [D, H, W, C], and are in a file of real numbers.
 """
 import math
 
@@ -16,13 +16,15 @@ from vdm_jax.errors import require_choice
 from vdm_jax.systems.variational import vdm
 from vdm_jax.typing import Experiment
 
-SHAPES = {'sequences': (5, 2), 'sets': (4, 2), 'volumes': (3, 2, 2, 1)}
+SHAPES = {'points': (2,), 'sequences': (5, 2), 'sets': (4, 2), 'volumes': (3, 2, 2, 1)}
 ENDS = 12.0, -8.0  # log-SNR at t = 0 and at t = 1
 
 
 def covariance(law: str) -> np.ndarray:
   """[D, D], of an example in a row."""
   decay = lambda n, by: by**np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+  if law == 'points':
+    return np.array([[1.0, 0.4], [0.4, 0.5]])
   if law == 'sequences':
     return np.kron(decay(5, 0.7), [[1.0, 0.4], [0.4, 0.5]])
   if law == 'sets':
