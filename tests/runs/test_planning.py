@@ -53,10 +53,15 @@ def test_episodes_are_acted_kept_and_reported(trained, tmp_path, monkeypatch):
   run, _ = trained
   monkeypatch.setattr(planning, '_maker', lambda env: Walk)
   options = {'episodes': 3, 'first_seed': 1, 'batch_size': 2, 'asked': (-4.0, -1.0)}
+  make, programs = planning._program, []
+  monkeypatch.setattr(planning, '_program',
+                      lambda *args: programs.append(make(*args)) or programs[-1])
   found, wrote = planning.plan(run, tmp_path / 'a.json', **options)
   assert [path.name for path in wrote] == ['a.json', 'a.png', 'a_returns.png']
   assert [one.asked for one in found] == [-4.0, -1.0] and all(one.returns.shape == (3,)
                                                               for one in found)
+  # One program serves all steps, batches and returns.
+  assert [program._cache_size() for program in programs] == [1]
   one = found[0]
   assert one.observations.shape == (STEPS, 1) and one.plans.shape == (STEPS, 4, 1)
   # The first episode is that of the first seed, and its return is the sum of what it met.
