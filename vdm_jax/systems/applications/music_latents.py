@@ -7,7 +7,10 @@ diffusion (`systems.latent`), with p(x | y) of odds of pitches in the place of a
                           published                        here
   a latent is             2 bars of a melody, MusicVAE's   a bar of four voices, `BarAutoencoder`
   numbers of a latent     the most used of 512             all
-  scale of latents        smallest and largest at -1, 1    standard deviation 1
+  scale of latents        smallest and largest at -1, 1;   standard deviation 1, measured on
+                          the published code measures      the first training batch, for
+                          them on each set for itself,     all data
+                          the evaluation set too
   latents in a sequence   32                               those of a window, 4
   chain                   1,000 steps, betas 1e-6 to 0.01  the same
   loss                    |eps - eps_hat|^2                the same
