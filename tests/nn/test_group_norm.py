@@ -46,14 +46,19 @@ def test_its_values_and_derivatives_of_each_order_are_those_of_flax(swish, x64):
 def test_scale_and_bias_of_each_example_have_flaxs_derivatives(x64):
   h, w, params = arrays(jnp.float64)
   u, v = jax.random.normal(jax.random.key(3), (2, len(h), CHANNELS), jnp.float64)
-  over = lambda a: a[:, None, None]
-  own = lambda h, u, v: group_norm(h, params['scale'] * (1.0 + u), v, GROUPS, swish=True)
-  flax = lambda h, u, v: nn.swish(flax_norm(
-      {'scale': params['scale'], 'bias': 0.0 * params['bias']}, h, False) * (1.0 + over(u)) + over(v))
-  for f, g in ((own, flax), *((jax.grad(lambda *a, f=f: jnp.vdot(f(*a), w), (0, 1, 2)) for f in
-                               (own, flax)),)):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11),
-                 f(h, u, v), g(h, u, v))
+  plain = {'scale': params['scale'], 'bias': jnp.zeros(CHANNELS)}
+
+  def own(h, u, v):
+    return group_norm(h, params['scale'] * (1.0 + u), v, GROUPS, swish=True)
+
+  def flax(h, u, v):
+    return nn.swish(flax_norm(plain, h, False) * (1.0 + u[:, None, None]) + v[:, None, None])
+
+  def of(norm):
+    gradient = jax.grad(lambda h, u, v: jnp.vdot(norm(h, u, v), w), (0, 1, 2))
+    return norm(h, u, v), gradient(h, u, v)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11),
+               of(own), of(flax))
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 1e-5), (jnp.bfloat16, 0.06)])

@@ -714,7 +714,7 @@ def test_labels_are_taken_in_turn_or_as_asked_and_kept_with_the_images(finished,
 @pytest.mark.parametrize('options,message', [
     ({'method': by(0)}, 'steps=0: this grid needs at least 1'),
     ({'trace': 'a.jpg'}, "trace='a.jpg': its name must end in .png"),
-    ({'count': 10**12}, 'count=1000000000000: images have numbers below 2^30'),
+    ({'count': 10**12}, 'count=1000000000000: samples have numbers below 2^30'),
     ({'count': 0}, 'count=0: '),
     ({'batch_size': 0}, 'batch_size=0: '),
     ({'label': 3}, 'label=3: the classes are 0 .. 2'),
