@@ -116,7 +116,8 @@ class ResBlock(nn.Module):
     shift = nn.Dense((1 + self.scale_shift) * self.features, kernel_init=self.kernel_init,
                      dtype=self.dtype, name='embedding')(nn.swish(embedding))
     if self.scale_shift:
-      x = norm('norm2')(x, modulation=tuple(jnp.split(shift, 2, axis=-1)))
+      scale, shift = jnp.split(shift, 2, axis=-1)
+      x = norm('norm2')(x, modulation=(scale, shift))
     else:
       x = norm('norm2')(x + shift[:, None, None])
     x = conv('conv2', zeros)(Dropout(self.dropout, name='dropout')(x, keys))
