@@ -382,3 +382,31 @@ def test_the_cost_of_repaint_is_the_published_one():
   times = np.linspace(1.0, 0.0, 251)
   assert conditioned.cost(conditioned.RePaint(), times) == (2410, 0)
   assert conditioned.cost(conditioned.MMPS(iterations=3), times) == (250, 1000)
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize('method', [
+    conditioned.PiGDM(), conditioned.DPS(), conditioned.PGDM(), conditioned.TMPD(),
+    conditioned.MMPS(3), conditioned.DiffPIR()], ids=repr)
+def test_the_compiled_step_of_a_method_has_the_operations_of_its_cost(method):
+  """An evaluation is 2 B (64 x 512 + 512 x 64) operations, and a product with J^T as many.
+
+  All else in a step is less than 8 %, since z has 64 numbers.  One more evaluation is 20 % or more.
+  """
+  batch, size, width = 4, 64, 512
+  inwards, outwards = (random.normal(jax.random.split(jax.random.key(i), a), jnp.zeros((a, b)))
+                       for i, (a, b) in enumerate([(size, width), (width, size)]))
+
+  def denoise(z, level, cond=None):
+    x, wide = jnp.tanh(z @ inwards) @ outwards, level.expand(z)
+    return Estimate(x=x, eps=(z - wide.alpha * x) / wide.sigma)
+  problem = Problem(inverse.kept(np.arange(size) % 2 == 0), jnp.zeros((batch, size // 2)), 0.1)
+  times = np.array([1.0, 0.5])
+
+  def step(keys, z):
+    return conditioned.sample_posterior(method, denoise, PROCESS, problem, keys, z, times)
+  program = jax.jit(step).lower(jax.random.split(jax.random.key(0), batch),
+                                jnp.zeros((batch, size))).compile()
+  evaluations, products = conditioned.cost(method, times)
+  one = 2 * batch * (size * width + width * size)
+  assert 1.0 <= program.cost_analysis()['flops'] / ((evaluations + products) * one) < 1.08
