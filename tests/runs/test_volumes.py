@@ -206,6 +206,23 @@ def test_the_scores_of_a_known_error():
                              (2 * 0.5 * 0.4 + c) / (0.5**2 + 0.4**2 + c), rtol=1e-5)
 
 
+@pytest.mark.parametrize('known', [True, False])
+def test_the_picture_has_the_psnr_of_each_reconstruction_under_its_column(monkeypatch, known):
+  """Errors of 0.1, 0.2, 0.3 and 0.4 of a peak of 1: 20, 13.98, 10.46 and 7.96 dB."""
+  lines = []
+  monkeypatch.setattr(volumes.pictures, 'labelled', lambda picture, labels: (
+      lines.append(labels), picture)[1])
+  truth = np.ones((2, 3, 4, 4, 1))
+  m = volumes.Measured(None, None, 0.0, truth if known else None, 1.0, np.zeros(2),
+                       np.ones((4, 4), bool))
+  found = {name: truth - 0.1 * (i + 1) for i, name in enumerate(volumes.NAMES)}
+  quality = {name: volumes.score(u, m) for name, u in found.items()} if known else {}
+  volumes.picture(volumes.Result(m, found, truth[:, None], quality, 'dds', 0, {}, 0.0, {}))
+  names = ['FBP', 'least squares', 'TV', 'ours']
+  assert lines == [['truth', *names], ['PSNR', '20.00 dB', '13.98 dB', '10.46 dB', '7.96 dB']
+                   ] if known else [names]
+
+
 @pytest.mark.parametrize('options,match', [
     ({'views': 0}, 'views=0'), ({'views': None}, 'a volume is measured in one way'),
     ({'mri': 'every:2'}, 'a volume is measured in one way'),

@@ -570,6 +570,8 @@ def score(found: np.ndarray, m: Measured) -> Quality:
 
 def picture(result: Result) -> np.ndarray:
   """uint8 [H, W, 3]: the middle slice of the first volumes, a row each; a column for each method.
+
+  Under a column is the mean PSNR over all volumes, if they are known.
   """
   m = result.measured
   top = m.peak if m.truth is None else float(m.truth[:SHOWN].max())
@@ -577,7 +579,11 @@ def picture(result: Result) -> np.ndarray:
   columns = {} if m.truth is None else {'truth': slices(m.truth)}
   names = {'direct': 'zero filling' if m.angles is None else 'FBP'}
   columns |= {names.get(name, name): slices(u) for name, u in result.found.items()}
-  return pictures.labelled(pictures.strip(np.stack(list(columns.values())), 256), list(columns))
+  shown = pictures.labelled(pictures.strip(np.stack(list(columns.values())), 256), list(columns))
+  if not result.quality:
+    return shown
+  psnr = [f'{result.quality[name].psnr.mean():.2f} dB' for name in result.found]
+  return pictures.labelled(shown, ['PSNR', *psnr])
 
 
 def _estimates(result: Result) -> dict[str, Estimated]:
