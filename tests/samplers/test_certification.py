@@ -126,6 +126,7 @@ def test_of_the_branches_of_a_condition_the_one_with_most_calls_counts():
                           lambda: one.step(keys, z, t, s, None))
     return Sampler(step, evaluations=2)
   assert certification.count_evaluations(longer_but_at_the_end, steps=5) == 10
+  assert certification.count_evaluations(longer_but_at_the_end, steps=5, branch=min) == 5
 
 
 @pytest.mark.long

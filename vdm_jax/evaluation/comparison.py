@@ -65,24 +65,24 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
                    kernel_distance(x, reference))
 
   results, refused = {name: {} for name in entrants}, {name: {} for name in entrants}
-  each = {name: entrant.make(m.denoise, m.process).evaluations
-          for name, entrant in entrants.items()}
-  for name, per_step in each.items():
-    if not per_step:
+  samplers = {name: entrant.make(m.denoise, m.process) for name, entrant in entrants.items()}
+  for name, sampler in samplers.items():
+    if not sampler.evaluations:
       raise InputError('samplers', name, 'it chooses its evaluations itself', 'leave it out')
   with tqdm.tqdm(total=len(entrants) * sum(evaluations), unit='evaluation', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for name, entrant in entrants.items():
+      each, once = samplers[name].evaluations, samplers[name].once
       for budget in evaluations:
         bar.set_description(f'{name}, {budget}')
-        steps = budget // each[name]
+        steps = max(budget - once, 0) // each
         try:
           if not steps:
-            raise InputError(problem=f'one step takes {each[name]} evaluations')
+            raise InputError(problem=f'one step takes {each + once} evaluations')
           batches = draw(model, params, entrant.make, times=entrant.times(m.process, steps),
                          start=0, stop=count, seed=seed, batch_size=batch_size, cond=cond)
           images = np.concatenate([batch.data for batch in batches])
-          results[name][steps * each[name]] = quality(images)
+          results[name][steps * each + once] = quality(images)
         except InputError as error:  # fewer steps than the method needs, or too few to stay finite
           refused[name][budget] = str(error)
         bar.update(budget)

@@ -295,9 +295,10 @@ def costs(setting: Setting, attack: Attack) -> tuple[int, int]:
   since only the states before the steps are kept.
   """
   model = setting.model
-  each = setting.method.make(model.denoise, model.process).evaluations
-  assert each is not None
-  inside, last = setting.steps * each, int(model.ends_denoised)
+  sampler = setting.method.make(model.denoise, model.process)
+  assert sampler.evaluations is not None
+  inside = setting.steps * sampler.evaluations + sampler.once
+  last = int(model.ends_denoised)
   gradients = attack.steps * attack.draws
   return gradients * (2 * inside + last), gradients * (inside + last)
 

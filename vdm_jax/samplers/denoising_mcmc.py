@@ -59,8 +59,8 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
     raise InputError('times', None, 'alpha = 0 at t = '
                      f'{np.asarray(times)[np.asarray(alpha == 0.0).argmax()]:.6g}, where z / '
                      'alpha is undefined', 'begin the grid of the chain at a smaller t')
-  calls = sampler(denoise, process).evaluations
-  if calls is None:
+  descending = sampler(denoise, process)
+  if descending.evaluations is None:
     raise InputError('sampler', None, 'its calls of the denoiser vary from step to step',
                      'take one whose number is known, e.g. heun')
 
@@ -84,9 +84,9 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   last = times.shape[0] - 1
   grids = times[jnp.minimum(chain.index[:, None] + jnp.arange(last + 1), last)]
   z = jax.vmap(descend)(random.stream(keys, 'descent'), chain.z, grids, cond)
-  spent = (moves * corrector(denoise).evaluations
-           + jnp.sum(grids[:, 1:] != grids[:, :-1], axis=1)
-           * calls)
+  steps = jnp.sum(grids[:, 1:] != grids[:, :-1], axis=1)
+  spent = (moves * corrector(denoise).evaluations + steps * descending.evaluations
+           + jnp.where(steps > 0, descending.once, 0))
   return Draw(z, chain, spent)
 
 

@@ -19,6 +19,7 @@ the guidance between them, not by the diffusion alone.  So the published sampler
 order 1, at a small error.
 """
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +36,25 @@ _ADAMS_BASHFORTH = np.array([[0.0, 0.0, 0.0],
                              [-59 / 24, 37 / 24, -9 / 24]])
 
 
+class _Plan(NamedTuple):
+  later: Coefficients  # of Adams-Bashforth
+  half: Array          # [N] half of the step's length, in the units of z at its end
+  twice: Array         # [N] bool; whether it is the step of the improved Euler method
+
+
 def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
   """Pseudo linear multistep: DDIM's step from the eps_hat that Adams-Bashforth extrapolates.
 
   zbar_s = zbar_t + (rho_s - rho_t) (55 e_0 - 59 e_1 + 37 e_2 - 9 e_3) / 24, Liu et al. (2022).
-  It begins with the methods of orders 1, 2 and 3, so each step takes one evaluation (the first
-  steps of PNDM are Runge-Kutta steps).
+  The first step is one of the improved Euler method, from the mean of eps_hat at both of its ends.
+  The second and third steps have the methods of orders 2 and 3.  So N steps take N + 1 evaluations,
+  as in the code of Rombach et al. (2022); the first steps in the paper are Runge-Kutta steps.  A
+  step from alpha = 0, where rho is infinite, or to sigma = 0 is DDIM's step if it has no earlier
+  estimate.  From alpha = 0, the step after it is the one of the improved Euler method.
 
-  order: 1 to 4, of Adams-Bashforth.  The method itself converges with order 2 for every order but
-  1: its coefficients suit equal steps of rho, whatever the grid, and its first step is DDIM's step.
+  order: 1 to 4, of Adams-Bashforth; 1 is DDIM.  Its coefficients suit equal steps of rho, whatever
+  the grid.  On such a grid the method converges with order 3 (with 2 for `order` 2), and on any
+  other with order 2.
   """
   if order not in (1, 2, 3, 4):
     raise InputError('order', order, 'PLMS has no such order', 'give 1, 2, 3 or 4')
@@ -53,12 +64,27 @@ def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
     at_t, at_s = jax.tree.map(lambda u: u[:-1], level), jax.tree.map(lambda u: u[1:], level)
     known = (at_t.alpha > 0.0) & (at_s.alpha > 0.0)
     # From alpha = 0 rho is infinite: what was estimated there is no equal step away.
-    reach = jnp.where(known, jnp.minimum(jnp.cumsum(at_t.alpha > 0.0), order), 1)
+    counted = (at_t.alpha > 0.0) & (times[1:] != times[:-1])
+    number = jnp.cumsum(counted)
+    reach = jnp.where(known, jnp.clip(number, 1, order), 1)
     length = at_s.sigma - at_s.alpha * at_t.sigma / jnp.where(known, at_t.alpha, 1.0)
     table = jnp.asarray(_ADAMS_BASHFORTH[:, :order - 1], length.dtype)
-    return Coefficients(predict=length[:, None] * table[reach - 1])
+    return _Plan(Coefficients(predict=length[:, None] * table[reach - 1]), 0.5 * length,
+                 counted & known & (number == 1) & (at_s.sigma > 0.0))
 
-  return multistep(denoise, process, plan, depth=order, of='eps')
+  inner = multistep(denoise, process, lambda times: plan(times).later, depth=order, of='eps')
+  if order == 1:
+    return inner
+
+  def step(keys, state, t, s, now):
+    state = inner.step(keys, state, t, s, now.later)
+
+    def improved(z):
+      e = denoise(z, process(s)).eps
+      return (z + now.half * (e - state.history[0])).astype(z.dtype)
+    return state._replace(z=jax.lax.cond(now.twice, improved, lambda z: z, state.z))
+
+  return inner._replace(step=step, plan=plan, once=1)
 
 
 def splitting(denoise: Denoiser, process: Process, guidance: Callable[[Array, Level], Array],
