@@ -173,6 +173,12 @@ def test_the_words_that_changed_are_weighted_and_blended_by_as_if_each_pair_name
     methods.aligned(changed, *same, 16)
   with pytest.raises(InputError, match="^blend='@changed': neither text has"):
     methods.blending(changed, *same, 16)
+  more = letters('a red disk'), letters('a very red disk')
+  for pair, lacking in ((more, 'source'), (more[::-1], 'target')):
+    with pytest.raises(InputError, match=f'the {lacking} has none of these words: no word of it'):
+      methods.blending(changed, *pair, 16)
+    columns = methods.blending(changed._replace(blend=(methods.CHANGED, 'disk')), *pair, 16)
+    assert columns.any(axis=1).all()
 
 
 def test_a_refined_exchange_of_one_word_reads_all_maps_of_the_source_but_that_of_the_new_word():

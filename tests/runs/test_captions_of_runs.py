@@ -83,6 +83,11 @@ def test_an_upsampler_is_told_the_small_images_and_their_captions(tmp_path, monk
       [shapes.CAPTIONS[i] for i in (1, 1, 143)]))
   with pytest.raises(InputError, match='each sample has its own caption'):
     score(condition={'caption': 'a red disk'})
+  with pytest.raises(StopIteration):
+    score(condition={'low_res': small[:144]})
+  for rows in (143, 200):
+    with pytest.raises(InputError, match=f'low_res={rows}: .*do not follow the captions.*288'):
+      score(condition={'low_res': small[:rows]})
 
 
 @pytest.mark.long

@@ -341,8 +341,10 @@ def blending(method: PromptToPrompt, source: prompt_to_prompt.Prompt,
     require(bool(found), 'blend', word, 'neither text has such a word', 'give words of a text')
     for half, places in found:
       columns[half, places] = 1.0
-  require(bool(columns.any(axis=1).all()), 'blend', method.blend, 'one of the texts has none of '
-          'these words', 'give a word of each')
+  for name, row in zip(('source', 'target'), columns, strict=True):
+    only = f': no word of it was changed for {CHANGED}' if CHANGED in method.blend else ''
+    require(bool(row.any()), 'blend', method.blend, f'the {name} has none of these words{only}',
+            'also give a word that both texts have, such as the object that is edited')
   return columns
 
 

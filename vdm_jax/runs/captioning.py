@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vdm_jax import data
-from vdm_jax.data import shapes, tokenisers
+from vdm_jax.data import arrays, shapes, tokenisers
 from vdm_jax.data.fields import LABEL
 from vdm_jax.errors import InputError, require, require_at_least
 from vdm_jax.evaluation import captions
@@ -19,6 +19,7 @@ from vdm_jax.machine import files
 from vdm_jax.runs import guided, needs, pictures, steering, workdir
 from vdm_jax.runs.steering import Clip
 from vdm_jax.samplers.catalogue import Method
+from vdm_jax.typing import Model
 
 __all__ = ['WEIGHTS', 'score_captions']
 
@@ -44,8 +45,9 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
     clip: the run of a dual encoder that guides to the captions; the model is then not conditioned
       on them.  The weights are then scales of its logits: see `steering.Clip`.
     condition: values of other fields that condition the model, by name: see `data.conditions`.  So
-      the upsampler of a cascade is told small images.  Give as many rows as `count`: sample i has
-      caption i modulo the number of captions, also in the files of DIRECTORY/captions.
+      the upsampler of a cascade is told small images.  Sample i has caption i modulo the number of
+      captions, also in the files of DIRECTORY/captions.  So give one value for all samples, or as
+      many as `count`, or those of all captions.
     method: the sampler and its grid.  Default: `catalogue.usual`.
 
   Raises InputError: for a run of other data, for a model without texts or without guidance, and for
@@ -69,6 +71,8 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
   method = guided.suited(method, model)
   times, encoder = method.times(model.process), None
   others = dict(condition or {})
+  for name, value in others.items():
+    _require_in_turn(model, name, value, count)
   if clip is None:
     field = needs.text_field(model, spec, 'workdir')
     Guidance(0.0).of(model)
@@ -100,6 +104,17 @@ def score_captions(directory: str | Path, out: str | Path = '', *,
         found, {w: images[shown] for w, images in drawn.items()},
         [shapes.CAPTIONS[i] for i in shown]))
   return found, captions.choose(named, own, new), out
+
+
+def _require_in_turn(model: Model, name: str, value: Any, count: int) -> None:
+  """Raises InputError unless the values of a condition go round with the captions."""
+  one = model.conditions(np.arange(1), **{name: value})[name]
+  file = isinstance(value, str) and value.endswith(('.npz', '.npy'))
+  values = arrays.named(value, name) if file else np.asarray(value)
+  rows, captions = len(values) if values.ndim == one.ndim else 1, len(shapes.CAPTIONS)
+  require(rows == 1 or rows >= count or rows % captions == 0, name, rows, 'so many values do not '
+          f'follow the captions: samples take both in turn, and there are {captions} captions',
+          f'give {count} values, a multiple of {captions}, or one for all samples')
 
 
 def captions_shown(new: Sequence[int] = ()) -> list[int]:
