@@ -65,14 +65,16 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
                    kernel_distance(x, reference))
 
   results, refused = {name: {} for name in entrants}, {name: {} for name in entrants}
-  samplers = {name: entrant.make(m.denoise, m.process) for name, entrant in entrants.items()}
-  for name, sampler in samplers.items():
+  costs = {}
+  for name, entrant in entrants.items():
+    sampler = entrant.make(m.denoise, m.process)
     if not sampler.evaluations:
       raise InputError('samplers', name, 'it chooses its evaluations itself', 'leave it out')
+    costs[name] = sampler.evaluations, sampler.once
   with tqdm.tqdm(total=len(entrants) * sum(evaluations), unit='evaluation', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for name, entrant in entrants.items():
-      each, once = samplers[name].evaluations, samplers[name].once
+      each, once = costs[name]
       for budget in evaluations:
         bar.set_description(f'{name}, {budget}')
         steps = max(budget - once, 0) // each
