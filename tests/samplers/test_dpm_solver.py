@@ -21,7 +21,7 @@ from vdm_jax.samplers.dpm_solver import (
     phi,
 )
 from vdm_jax.samplers.dpm_solver_adaptive import dpm_solver_adaptive
-from vdm_jax.samplers.grids import warm_up
+from vdm_jax.samplers.grids import stable_diffusion_dpm, warm_up
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -260,3 +260,38 @@ def test_an_adaptive_run_that_does_not_arrive_says_where_it_stopped():
       denoise, PROCESS, z, attempts=attempts))(z)
   for got in (solve(broken, 1000), solve(oracle, 1)):  # no error can be raised there
     assert not got.reached and np.isnan(got.z).all()
+
+
+def published_2m(x_hat, log_alphas, n, z):
+  """Of the public code of Stable Diffusion (CompVis/stable-diffusion): DPM-Solver++, multistep.
+
+  log_alphas: of the levels 1 / 1000 ... 1, between which the code interpolates.
+  """
+  t = np.linspace(1.0, 1 / 1000, n + 1)
+  log_alpha = np.interp(t, np.arange(1, 1001) / 1000, log_alphas)
+  alpha, sigma = np.exp(log_alpha), np.sqrt(-np.expm1(2.0 * log_alpha))
+  lam, before = log_alpha - np.log(sigma), None
+  for i in range(n):
+    h, now = lam[i + 1] - lam[i], x_hat(z, alpha[i], sigma[i])
+    d = now
+    if before is not None:
+      d = now + 0.5 * h / (lam[i] - lam[i - 1]) * (now - before)
+    z, before = sigma[i + 1] / sigma[i] * z - alpha[i + 1] * np.expm1(-h) * d, now
+  return z
+
+
+@pytest.mark.parametrize('n, tolerance', [(27, 1e-12), (20, 1e-5)])
+def test_its_steps_are_those_of_the_public_code_of_stable_diffusion(n, tolerance):
+  """With 27 steps all times are levels.  With 20, the code interpolates another function."""
+  mean, std = 0.4, 0.6
+  alphas = np.cumprod(1.0 - np.linspace(0.00085**0.5, 0.012**0.5, 1000)**2)
+  process = GaussianProcess(schedules.TableSchedule.from_alphas(alphas))
+  z = np.linspace(-2.0, 2.0, 8)[:, None]
+
+  def x_hat(z, alpha, sigma):
+    return mean + alpha * std**2 * (z - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+
+  sampler = dpm_solver_multistep(oracles.Gaussian(mean, std), process)
+  got = jax.jit(lambda z: sample(sampler, KEYS, z, stable_diffusion_dpm(n)))(z)
+  difference = np.abs(got - published_2m(x_hat, 0.5 * np.log(alphas), n, z)).max() / std
+  assert difference < tolerance

@@ -319,6 +319,7 @@ GRIDS: dict[str, Callable] = {  # (process, n) -> times
         'trailing': grids.trailing, 'leading': grids.leading, 'linspace': grids.linspace,
         'ddim_linear': grids.ddim_linear, 'ddim_quadratic': grids.ddim_quadratic}.items()},
     'stable_diffusion': lambda process, n: grids.stable_diffusion(n),
+    'stable_diffusion_dpm': lambda process, n: grids.stable_diffusion_dpm(n),
 }
 
 MISSING = {

@@ -148,6 +148,17 @@ def stable_diffusion(n: int) -> np.ndarray:
   return np.append((indices[::-1] + 1) / 1000, 1 / 1000)
 
 
+def stable_diffusion_dpm(n: int) -> np.ndarray:
+  """The times of Stable Diffusion's DPM-Solver++, evenly spaced in a chain of 1000 levels.
+
+  They go from 1 to 1 / 1000, the chain's lowest noise level.  Between two levels the public code
+  (CompVis/stable-diffusion) interpolates log alpha, and a `TableSchedule` log-SNR.  If n divides
+  999, all times are levels.
+  """
+  _check(n)
+  return np.linspace(1.0, 1 / 1000, n + 1)
+
+
 def _check_table(n: int, table: int) -> None:
   _check(n)
   if n > table:
