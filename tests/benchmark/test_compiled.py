@@ -49,6 +49,25 @@ def test_a_program_that_is_too_large_for_a_tpu_says_how_many_bytes_it_needs():
   assert compiled._needed('INTERNAL: no such thing') == {}
 
 
+@pytest.mark.parametrize('message,compiles', [
+    ("INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.1", 2), ('INTERNAL', 1)])
+def test_products_for_which_xla_finds_no_tiles_are_those_of_the_library(message, compiles):
+  asked = []
+
+  class Lowered:
+    def compile(self, compiler_options):
+      asked.append(compiler_options)
+      if compiler_options.get('xla_gpu_enable_triton_gemm', True):
+        raise jax.errors.JaxRuntimeError(message)
+      return 'a program'
+  if compiles == 2:
+    assert compiled._executable(Lowered(), machines.machine('h200')) == 'a program'
+  else:
+    with pytest.raises(jax.errors.JaxRuntimeError):
+      compiled._executable(Lowered(), machines.machine('h200'))
+  assert len(asked) == compiles and all(one['xla_gpu_autotune_level'] == 0 for one in asked)
+
+
 def test_the_work_of_a_step_is_that_of_its_products_computed_once():
   """Forwards a layer of 2 x 1,024 numbers and one of 1,024 x 2; backwards three products.
 

@@ -31,6 +31,7 @@ LAYOUTS = ('jit', 'fsdp')
 MOST_IMAGES = 2**14   # on a device, of the search for the largest batch
 _SLACK = 1.1          # more bytes than there are, at which a batch is still tried
 _LARGEST_KERNELS = 8  # in the report
+_NO_TILES = "Couldn't find output tile sizes"
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -71,11 +72,9 @@ def compile_step(subject: speed.Subject, machine: machines.Machine, devices: Seq
   layout = subject.config.train.layout
   say(f'compiling for {machine.name}, {layout}, {images:,} images on each device')
   lowered = scaling.lowered(subject, layout, devices, images, accumulate)
-  # Autotuning would run kernels on a GPU.
-  options: dict[str, Any] = {} if machine.is_tpu else {'xla_gpu_autotune_level': 0}
   start = time.perf_counter()
   try:
-    executable = lowered.compile(compiler_options=options)
+    executable = _executable(lowered, machine)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in f'{error}':
       raise
@@ -85,6 +84,20 @@ def compile_step(subject: speed.Subject, machine: machines.Machine, devices: Seq
   memory['total_bytes'] = (memory['argument_bytes'] + memory['temp_bytes']
                            + memory['output_bytes'] - memory['alias_bytes'])
   return Step(images, time.perf_counter() - start, memory, hlo.parse(executable.as_text() or ''))
+
+
+def _executable(lowered: Any, machine: machines.Machine) -> Any:
+  if machine.is_tpu:
+    return lowered.compile(compiler_options={})
+  options: dict[str, Any] = {'xla_gpu_autotune_level': 0}  # autotuning would run kernels on a GPU
+  try:
+    return lowered.compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    # Without autotuning, XLA finds no tiles for some products that it compiles itself.
+    if _NO_TILES not in f'{error}':
+      raise
+  say("again, with the products of NVIDIA's library alone")
+  return lowered.compile(compiler_options={**options, 'xla_gpu_enable_triton_gemm': False})
 
 
 def _needed(message: str) -> dict[str, int]:
