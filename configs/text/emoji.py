@@ -29,7 +29,7 @@ DATA = {'new_names': 'emoji', 'held_out': 'emoji:held_out'}
 def get_config(which: str = 'new_names') -> ml_collections.ConfigDict:
   require_choice('config', which, DATA)
   config = recipes.texts(glide.default_config(patch=2, text_features=64, text_depth=1),
-                          DATA[which])
+                         DATA[which])
   config.data.validation = 256
   config.model.remat = 'none'
   return config

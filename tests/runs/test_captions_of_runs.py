@@ -85,6 +85,7 @@ def test_an_upsampler_is_told_the_small_images_and_their_captions(tmp_path, monk
     score(condition={'caption': 'a red disk'})
   with pytest.raises(StopIteration):
     score(condition={'low_res': small[:144]})
+  np.testing.assert_array_equal(told[1]['low_res'], small[[1, 1, 143]])
   for rows in (143, 200):
     with pytest.raises(InputError, match=f'low_res={rows}: .*do not follow the captions.*288'):
       score(condition={'low_res': small[:rows]})

@@ -85,7 +85,7 @@ WRAPPERS = {
     'tmpd': lambda: inverse.tmpd(PRIOR, PROBLEM),
     'point': lambda: inverse.point(PRIOR, PROBLEM),
 }
-TABLE = {  # steps 10, 100, 1000; run elsewhere, `point` with 60 digits
+TABLE = {  # steps 10, 100, 1000; from another program, `point` with 60 digits
     ('exact', ancestral): (0.403223, 0.006792, 0.000054),
     ('exact', ddim): (0.158372, 0.001777, 0.000060),
     ('mmps', ancestral): (0.403223, 0.006792, 0.000054),

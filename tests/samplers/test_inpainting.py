@@ -73,7 +73,7 @@ def limit(rho, y):
     (5, 1.28257, 0.20594)])
 def test_more_visits_bring_the_mean_nearer_to_the_right_one(visits, mean, variance):
   """The right ones are 1.35 and 0.19, and of one visit 0.94 and 0.31.  Other variances, and the
-  mean of 5 visits, were run elsewhere, with 1,000 steps."""
+  mean of 5 visits, are from another program, with 1,000 steps."""
   n = 6000
   got = spread(ancestral, 0.9, 1.5, n, visits=visits)
   assert abs(got[0] - mean) < 4 * (variance / n)**0.5 + 4 / 300

@@ -54,4 +54,4 @@ def check_lengths(name: str, train: int, test: int) -> None:
   """Raises InputError if a split has no example."""
   if not train or not test:
     raise InputError('config.data.name', name, f'it has {train} examples for training and {test} '
-                     'for test', 'give each at least one image')
+                     'for test', 'give each at least one')
