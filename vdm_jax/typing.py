@@ -110,7 +110,7 @@ class Sampler(NamedTuple):
   plan: Callable[[Array], PyTree] = lambda times: None  # times [N+1] -> leaves [N, ...]
   evaluations: int | None = 1          # calls of the denoiser in one step; None: in the
                                        # state's field of that name, since it varies
-  once: int = 0                        # further calls, in one of the steps of a run
+  extra_evaluations: int = 0           # more calls than that, at most, in one of the steps of a run
 
 
 SamplerMaker = Callable[[Denoiser, Process], Sampler]

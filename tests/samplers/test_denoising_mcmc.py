@@ -13,6 +13,7 @@ from vdm_jax.samplers import ddim, heun, sample
 from vdm_jax.samplers.denoising_mcmc import ChainState, denoising_mcmc, level_posterior
 from vdm_jax.samplers.langevin import mala
 from vdm_jax.samplers.multistep import Coefficients, multistep
+from vdm_jax.samplers.splitting import plms
 from vdm_jax.typing import Estimate
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -134,6 +135,18 @@ def test_each_chain_is_denoised_with_its_own_condition():
                                         sampler=ddim, cond=cond))()
   np.testing.assert_allclose(draw.z, cond, rtol=1e-12)
   assert np.all(draw.chain.index < 4)
+
+
+def test_a_sampler_whose_steps_differ_in_their_calls_is_refused():
+  """`vmap` runs both branches of a condition: each step of PLMS would cost two evaluations."""
+  process = GaussianProcess(schedules.Linear(7.0, -4.0), vp)
+  draw = lambda sampler: denoising_mcmc(
+      MIXTURE, process, split(2), ChainState(jnp.ones((2, 2)), jnp.zeros(2, int)),
+      jnp.linspace(1.0, 0.0, 5), lambda u: jnp.zeros((2, 5)), 0, sampler=sampler)
+  with pytest.raises(InputError, match='sampler: one of its steps calls .*; take .*heun'):
+    draw(plms)
+  # With order 1 it has no such step.
+  np.testing.assert_array_equal(draw(functools.partial(plms, order=1)).evaluations, [4, 4])
 
 
 def test_a_grid_where_alpha_vanishes_is_refused():

@@ -245,7 +245,7 @@ def test_plms_asks_the_denoiser_once_more_than_it_takes_steps(start, steps, call
   jax.effects_barrier()
   padding = 2  # a step of length zero asks as well, and its result is not used
   assert len(asked) == calls + padding
-  assert steps == 1 or calls == steps * sampler.evaluations + sampler.once
+  assert steps == 1 or calls == steps * sampler.evaluations + sampler.extra_evaluations
 
 
 @pytest.mark.long
@@ -273,7 +273,7 @@ def test_evaluations_are_declared_grids_padded_and_float32_kept(make, count):
   sampler = make(denoise, rectified_flow())
   run = lambda: jax.jit(lambda z, times: sample(sampler, keys, z, times))
   plain = run()(z, grids([5])[0])
-  assert len(asked) == sampler.evaluations + sampler.once == count
+  assert len(asked) == sampler.evaluations + sampler.extra_evaluations == count
   padded = run()(z, grids([5, 8])[0])
   np.testing.assert_allclose(padded, plain, rtol=1e-12)
   with jax.enable_x64(False):

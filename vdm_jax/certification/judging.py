@@ -90,7 +90,7 @@ def _evaluations(make: SamplerMaker) -> tuple[int, bool]:
   """(the evaluations per step that the sampler states, whether they are right).
 
   A trace does not show how often a condition holds.  So it shows that the step with more calls has
-  `once` more, but not that there is one such step.
+  `extra_evaluations` more, but not that there is one such step.
   """
   stated = []
 
@@ -100,9 +100,9 @@ def _evaluations(make: SamplerMaker) -> tuple[int, bool]:
 
   steps = 8
   most = count_evaluations(noting, steps)
-  each, once = stated[0].evaluations, stated[0].once
-  right = most == steps * (each + once)
-  if once:
+  each, extra = stated[0].evaluations, stated[0].extra_evaluations
+  right = most == steps * (each + extra)
+  if extra:
     right = right and count_evaluations(make, steps, min) == steps * each
   return each, right
 

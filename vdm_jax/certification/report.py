@@ -73,7 +73,8 @@ def cells(rows: Sequence[CertificateRow]) -> list[list[str]]:
     else:
       order, result = f'{entry.order:g}', f'{min(slopes):.2f} to {max(slopes):.2f}'
     mark = ' \\*' if entry.needs in catalogue.MISSING or name in FROM_PYTHON else ''
-    calls = str(entry.evaluations or 'varies') + (f', and {entry.once} more' if entry.once else '')
+    calls = str(entry.evaluations or 'varies') + (
+        f', and {entry.extra_evaluations} more' if entry.extra_evaluations else '')
     lines.append([f'`{name}`{mark}', entry.paper, order, calls, result, entry.use])
   return lines
 

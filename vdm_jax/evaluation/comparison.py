@@ -36,7 +36,7 @@ class Quality(NamedTuple):
 
 class Comparison(NamedTuple):
   """The result of `compare`."""
-  results: dict[str, dict[int, Quality]]  # name -> evaluations for each sample -> quality
+  results: dict[str, dict[int, Quality]]  # name -> most evaluations for a sample -> quality
   refused: dict[str, dict[int, str]]      # name -> evaluations asked for -> why there is no result
   floor: Quality                          # of the training data
   evaluations: tuple[int, ...]            # that were asked for
@@ -50,8 +50,9 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
   """The quality of `count` samples of each sampler after each number of evaluations.
 
   evaluations: the evaluations of the network for one sample; a sampler takes as many steps as these
-  allow.  test, train: integers [n, ...]; the first `count` of train give the floor.  cond, seed,
-  batch_size: as for `drawing.draw`; all samplers start from the same noise.
+  allow, and its result stands at the most evaluations that these steps may take.  test, train:
+  integers [n, ...]; the first `count` of train give the floor.  cond, seed, batch_size: as for
+  `drawing.draw`; all samplers start from the same noise.
 
   Raises InputError if a sampler chooses its number of evaluations itself.
   """
@@ -70,21 +71,21 @@ def compare(model: Callable[[PyTree], Model], params: PyTree, entrants: Mapping[
     sampler = entrant.make(m.denoise, m.process)
     if not sampler.evaluations:
       raise InputError('samplers', name, 'it chooses its evaluations itself', 'leave it out')
-    costs[name] = sampler.evaluations, sampler.once
+    costs[name] = sampler.evaluations, sampler.extra_evaluations
   with tqdm.tqdm(total=len(entrants) * sum(evaluations), unit='evaluation', dynamic_ncols=True,
                  disable=jax.process_index() != 0) as bar:
     for name, entrant in entrants.items():
-      each, once = costs[name]
+      each, extra = costs[name]
       for budget in evaluations:
         bar.set_description(f'{name}, {budget}')
-        steps = max(budget - once, 0) // each
+        steps = max(budget - extra, 0) // each
         try:
           if not steps:
-            raise InputError(problem=f'one step takes {each + once} evaluations')
+            raise InputError(problem=f'one step may take {each + extra} evaluations')
           batches = draw(model, params, entrant.make, times=entrant.times(m.process, steps),
                          start=0, stop=count, seed=seed, batch_size=batch_size, cond=cond)
           images = np.concatenate([batch.data for batch in batches])
-          results[name][steps * each + once] = quality(images)
+          results[name][steps * each + extra] = quality(images)
         except InputError as error:  # fewer steps than the method needs, or too few to stay finite
           refused[name][budget] = str(error)
         bar.update(budget)

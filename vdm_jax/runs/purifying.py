@@ -297,7 +297,7 @@ def costs(setting: Setting, attack: Attack) -> tuple[int, int]:
   model = setting.model
   sampler = setting.method.make(model.denoise, model.process)
   assert sampler.evaluations is not None
-  inside = setting.steps * sampler.evaluations + sampler.once
+  inside = setting.steps * sampler.evaluations + sampler.extra_evaluations
   last = int(model.ends_denoised)
   gradients = attack.steps * attack.draws
   return gradients * (2 * inside + last), gradients * (inside + last)

@@ -73,7 +73,7 @@ class Entry(NamedTuple):
   order: float | None = None  # of convergence to the probability flow; None: stochastic, adaptive
   use: str = ''               # what it is for
   evaluations: int | None = 1  # of the network in a step; None: adaptive
-  once: int = 0               # further evaluations, in one of the steps
+  extra_evaluations: int = 0  # more than that, at most, in one of the steps
   needs: str = ''             # the third argument of `make`, the head of the network, or 'ends':
                               # a consistency model
   times: Callable = lambda process, n: grids.uniform(n)  # (process, steps) -> its own grid
@@ -286,13 +286,14 @@ SAMPLERS: dict[str, Entry] = {
                             evaluations=_MOVES + 2 * _LEVELS,
                             needs='log_prob', use='many samples of few modes', times=_one_step,
                             stochastic=True),
-    'plms': Entry(_SPLIT, 'Liu et al. (2022), PNDM', splitting.plms, 2, once=1,
-                  use='the sampler of Stable Diffusion; the unguided part of split sampling; '
-                  'order 2 on smooth grids'),
+    'plms': Entry(_SPLIT, 'Liu et al. (2022), PNDM', splitting.plms, 2,
+                  extra_evaluations=1, use='the sampler of Stable Diffusion; the unguided part of '
+                  'split sampling; order 2 on smooth grids'),
     'split_lie': Entry(_SPLIT, f'{_SPLITTING}, LTSP', partial(_split, scheme='lie-trotter'), 1,
-                       once=1, needs='guidance', use='classifier guidance'),
+                       extra_evaluations=1, needs='guidance', use='classifier guidance'),
     'split_strang': Entry(_SPLIT, f'{_SPLITTING}, STSP', partial(_split, scheme='strang'), 1,
-                          once=1, needs='guidance', use='classifier guidance of large scale'),
+                          extra_evaluations=1, needs='guidance',
+                          use='classifier guidance of large scale'),
     'split_strang_heun': Entry(_SPLIT, f'{_SPLITTING}, with Heun for both parts',
                                partial(_split, scheme='strang', diffusion=runge_kutta.heun,
                                        guide='heun'), 2, evaluations=2, needs='guidance',
@@ -337,7 +338,7 @@ def describe() -> str:
     for name, entry in SAMPLERS.items():
       if entry.family == family:
         calls = 'adaptive' if entry.evaluations is None else f'{entry.evaluations} a step'
-        calls += f' and {entry.once} more' if entry.once else ''
+        calls += f' and {entry.extra_evaluations} more' if entry.extra_evaluations else ''
         where = ' [from Python]' if entry.needs in MISSING else ''
         lines.append(f'- {name}{where}: {entry.paper}; {calls}; {entry.use}')
   return ('The sampler: a name below, or FILE.py:NAME, your own function (denoise, process) -> '
@@ -387,8 +388,8 @@ def _own(field: str, value: str, file: str, name: str) -> Entry:
   sampler = make(oracles.Gaussian(0.0, 1.0), processes.GaussianProcess(schedules.Linear()))
   if not isinstance(sampler, Sampler):
     raise InputError(field, value, f'it returns a {type(sampler).__name__}, not a Sampler', remedy)
-  entry = Entry('of your own', file, make, evaluations=sampler.evaluations, once=sampler.once,
-                stochastic=None, version=source.digest)
+  entry = Entry('of your own', file, make, evaluations=sampler.evaluations,
+                extra_evaluations=sampler.extra_evaluations, stochastic=None, version=source.digest)
   return entry if sampler.evaluations else entry._replace(times=_one_step)
 
 

@@ -50,7 +50,8 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
 
   All examples take N steps of the sampler together.  For examples that started lower, the last
   steps have length zero; `evaluations` counts the real steps of an example.
-  Raises InputError if the grid does not decrease, or is at alpha = 0, where u is not defined.
+  Raises InputError if the grid does not decrease, or is at alpha = 0, where u is not defined; if
+  the steps of the sampler differ in their calls of the denoiser (plms).
   """
   check_grid(times)
   times = jnp.asarray(times)
@@ -63,6 +64,10 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   if descending.evaluations is None:
     raise InputError('sampler', None, 'its calls of the denoiser vary from step to step',
                      'take one whose number is known, e.g. heun')
+  if descending.extra_evaluations:
+    # `vmap` makes both branches of a condition run, so each step would take as many.
+    raise InputError('sampler', None, 'one of its steps calls the denoiser more often than the '
+                     'others, and here all steps would', 'take one whose steps are alike, e.g. heun')
 
   def move(i, chain):
     at_i = jax.vmap(lambda key: jax.random.fold_in(key, i))(random.stream(keys, 'chain'))
@@ -85,9 +90,7 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   grids = times[jnp.minimum(chain.index[:, None] + jnp.arange(last + 1), last)]
   z = jax.vmap(descend)(random.stream(keys, 'descent'), chain.z, grids, cond)
   steps = jnp.sum(grids[:, 1:] != grids[:, :-1], axis=1)
-  spent = (moves * corrector(denoise).evaluations + steps * descending.evaluations
-           + jnp.where(steps > 0, descending.once, 0))
-  return Draw(z, chain, spent)
+  return Draw(z, chain, moves * corrector(denoise).evaluations + steps * descending.evaluations)
 
 
 def level_posterior(log_prob: Callable[[Array, Level], Array], process: Process, times: ArrayLike

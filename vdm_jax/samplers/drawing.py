@@ -244,6 +244,7 @@ def _floats(m: Model, sampler: SamplerMaker, keys: Array, times: Array, conditio
   x = x_at_end(m, denoise, z, times[-1])
   path = [m.decode(states[i] / jnp.hypot(*m.process(times[i])[2:4])) for i in frames]
   steps = times.shape[0] - 1
-  count = counts[-1] if bound.evaluations is None else steps * bound.evaluations + bound.once
+  count = (counts[-1] if bound.evaluations is None
+           else steps * bound.evaluations + bound.extra_evaluations)
   count += m.ends_denoised
   return m, z_1, x, finite[1:], path, count

@@ -23,7 +23,8 @@ def sample(sampler: Sampler, keys: Array, z: Array, times: ArrayLike,
 
   keys: [B]; image i depends on keys[i] alone, however many are drawn together.  A step with equal
   times is the identity.  So a grid may be padded with its last time, and one program serves every
-  N.  The denoiser is called N `sampler.evaluations` + `sampler.once` times, for the whole batch.
+  N.  The denoiser is called N `sampler.evaluations` times for the whole batch, and at most
+  `sampler.extra_evaluations` times more.
 
   trace: a function of the sampler's state, e.g. `sampler.value`.  The result is then (z at t_0,
   the function's values at all N + 1 times, stacked in front).

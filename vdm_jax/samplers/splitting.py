@@ -48,13 +48,15 @@ def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
   zbar_s = zbar_t + (rho_s - rho_t) (55 e_0 - 59 e_1 + 37 e_2 - 9 e_3) / 24, Liu et al. (2022).
   The first step is one of the improved Euler method, from the mean of eps_hat at both of its ends.
   The second and third steps have the methods of orders 2 and 3.  So N steps take N + 1 evaluations,
-  as in the code of Rombach et al. (2022); the first steps in the paper are Runge-Kutta steps.  A
-  step from alpha = 0, where rho is infinite, or to sigma = 0 is DDIM's step if it has no earlier
-  estimate.  From alpha = 0, the step after it is the one of the improved Euler method.
+  as in the code of Rombach et al. (2022); the first steps in the paper are Runge-Kutta steps.
+
+  A step from alpha = 0, where rho is infinite, is DDIM's step.  The step after it is then the step
+  of the improved Euler method.  If that step ends at sigma = 0, it is also DDIM's step, and N steps
+  take N evaluations.
 
   order: 1 to 4, of Adams-Bashforth; 1 is DDIM.  Its coefficients suit equal steps of rho, whatever
-  the grid.  On such a grid the method converges with order 3 (with 2 for `order` 2), and on any
-  other with order 2.
+  the grid.  On such a grid the method converges with order 3 (with 2 for `order` 2), and on other
+  smooth grids with order 2.
   """
   if order not in (1, 2, 3, 4):
     raise InputError('order', order, 'PLMS has no such order', 'give 1, 2, 3 or 4')
@@ -84,7 +86,7 @@ def plms(denoise: Denoiser, process: Process, order: int = 4) -> Sampler:
       return (z + now.half * (e - state.history[0])).astype(z.dtype)
     return state._replace(z=jax.lax.cond(now.twice, improved, lambda z: z, state.z))
 
-  return inner._replace(step=step, plan=plan, once=1)
+  return inner._replace(step=step, plan=plan, extra_evaluations=1)
 
 
 def splitting(denoise: Denoiser, process: Process, guidance: Callable[[Array, Level], Array],
