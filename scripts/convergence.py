@@ -9,32 +9,10 @@ and estimates its score term on held-out points too.  Both print the terms and t
 import bootstrap
 from absl import flags
 
-from vdm_jax import cli, measured
-from vdm_jax.studies import convergence_bounds as bounds
+from vdm_jax import cli
+from vdm_jax.cli.commands import convergence
 
-OUT = cli.path('out', 'The .png file to write, and a .json beside it.')
-WORKDIR = cli.run_directory('A run of points in the plane.  Without it, the denoiser is exact.')
-DATA = flags.DEFINE_string('data', None, f'{", ".join(bounds.DATA)} (the default is the first), a '
-                           'set of points, or FILE.py:NAME, an oracle of your own.')
-OPTIONS = (
-    flags.DEFINE_string('sampler', bounds.GIRSANOV, 'A sampler, as for sample.py.'),
-    flags.DEFINE_string('grid', '', "Its grid, as for sample.py.  Default: the sampler's own."),
-    flags.DEFINE_float('horizon', None, 'T: alpha is e^-T at the end.  Default: 5; not of a run.'),
-    flags.DEFINE_float('stop', None, 'Log-SNR of the last step.  Default: the data; 6 of a run.'),
-    flags.DEFINE_float('score_error', None, 'Added to the score, along the first axis.'),
-    flags.DEFINE_integer('points', None, 'Points of the quadrature along an axis.'),
-    flags.DEFINE_integer('times', 32, 'Of a run: draws for each held-out point.'),
-    flags.DEFINE_integer('count', 1000, 'Of a run: held-out points.'), cli.seed('these draws'))
-STEPS = flags.DEFINE_list('steps', [*map(str, bounds.STEPS)], 'Numbers of steps.')
-OTHERS, MEASURED = (cli.overwrite(), *cli.of_run()), cli.measured()
-
-
-def main():
-  given = cli.values(WORKDIR, DATA, *OPTIONS, *OTHERS)
-  paths, table = bounds.study(OUT.value, steps=cli.integers('steps', STEPS.value), **given)
-  cli.keep(MEASURED.value, str(table.title), measured.cells(table))
-  cli.wrote(*paths)
-
+flags.adopt_module_key_flags(convergence)
 
 if __name__ == '__main__':
-  cli.run(main, bootstrap.ROOT, required={'out': 'bounds.png'}, alone=True)
+  cli.run(convergence.main, bootstrap.ROOT, required={'out': 'bounds.png'}, alone=True)

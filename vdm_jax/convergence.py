@@ -21,14 +21,17 @@ error of the steps with the exact score; and `score`, the error of the score.  I
 are correlated, a fourth term, `cross`, is twice their inner product.  A constant error e of the
 score adds |e|^2 times the range of h to Girsanov's bound, and has no cross term.
 
-Chen et al. (2022, arXiv 2209.11215, theorem 2) bound the total variation by the same three terms:
-sqrt(KL(q || N(0, I))) e^-T, then (L sqrt(d h) + L m2 h) sqrt(T), then eps sqrt(T), up to a constant
-that is not named.  Here T is the whole time, h a step, d the number of dimensions, and eps^2 the
-mean squared error of the score at the times of the grid.  The theorem is quoted from memory.  Of
-Lee, Lu and Tan (2022, arXiv 2209.12381) only the abstract was read: it announces bounds that are
-polynomial and need the L2 error of the score, in Wasserstein distance for data of bounded support,
-and in total variation for smooth data.  The bounds of this module have all their constants, and
-hold for the given data only.
+Chen et al. (2022), "Sampling is as easy as learning the score: theory for diffusion models with
+minimal data assumptions", arXiv 2209.11215, theorem 2, bound the total variation by the same three
+terms: sqrt(KL(q || N(0, I))) e^-T, then (L sqrt(d h) + L m2 h) sqrt(T), then eps sqrt(T), up to a
+constant that is not named.  Here T is the whole time, h a step, d the number of dimensions, L the
+Lipschitz constant of all scores, m2 the root of the second moment of the data, and eps^2 the mean
+squared error of the score at the times of the grid.  The theorem is quoted from memory.  Of Lee, Lu
+and Tan (2022), "Convergence of score-based generative modeling for general data distributions",
+arXiv 2209.12381, only the abstract was read: it announces bounds that are polynomial and need the
+L2 error of the score, in Wasserstein distance for data of bounded support, and in total variation
+for smooth data.  The bounds of this module have all their constants, and hold for the given data
+only.
 
 The truth is an oracle of `vdm_jax.oracles`.  Expectations are exact: by moments for an
 `oracles.Gaussian` and an error that is affine in z, else by quadrature on a grid, for data of one

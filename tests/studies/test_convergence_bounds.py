@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import convergence, processes, random, runs, schedules
+from vdm_jax import cli, convergence, measured, processes, random, runs, schedules
 from vdm_jax.data import formulas
 from vdm_jax.decoders import Pixels
 from vdm_jax.errors import InputError
@@ -67,20 +67,20 @@ def test_the_error_on_held_out_points_is_the_known_error_of_a_score_within_its_s
                                          times=32, batch_size=4096, progress=False)
                    for one in (model, model._replace(denoise=truth)))
   edges = np.linspace(-5.001, 7.001, 25)
-  measured = convergence.score_error(samples, best, edges)
+  found = convergence.score_error(samples, best, edges)
   # E sigma^2 |size sin(3 z)|^2 of a mixture: 1/2 sum (1 - cos(6 m) e^(-18 v)) an axis.
   logsnr = 0.5 * (edges[1:] + edges[:-1])
   alpha, sigma = (np.sqrt(1.0 / (1.0 + np.exp(sign * logsnr))) for sign in (-1.0, 1.0))
   variance = (alpha * truth.stds[0])**2 + sigma**2
   cosine = np.cos(6.0 * alpha[:, None, None] * truth.means).mean(axis=1).sum(axis=1)
   known = 0.5 * (size * sigma)**2 * (2.0 - cosine * np.exp(-18.0 * variance))
-  assert (np.abs(measured.mean - known) < 4.0 * measured.error + 0.02 * known).all()
-  assert abs((measured.mean - known).sum()) < 4.0 * measured.each.sum(axis=1).std() / 600**0.5
+  assert (np.abs(found.mean - known) < 4.0 * found.error + 0.02 * known).all()
+  assert abs((found.mean - known).sum()) < 4.0 * found.each.sum(axis=1).std() / 600**0.5
   # The score term of held-out points is that of quadrature.
   times = np.linspace(1.0, 0.0, 25)
   [result] = convergence.compare(truth, ancestral, process, [times], denoise=denoise, points=120)
   exact = convergence.by_steps(result.walk)
-  held_out, error = convergence.held_out(exact, result.walk, measured, result.walk.weight)
+  held_out, error = convergence.held_out(exact, result.walk, found, result.walk.weight)
   assert 0.0 < error < 0.1 * exact.score
   assert abs(held_out.score - exact.score) < 4.0 * error
   assert held_out.cross == 0.0 and held_out.initial == exact.initial
@@ -88,7 +88,7 @@ def test_the_error_on_held_out_points_is_the_known_error_of_a_score_within_its_s
   with pytest.raises(InputError, match='other log-SNRs'):
     convergence.score_error(samples, best._replace(logsnr=best.logsnr + 1.0), edges)
   with pytest.raises(InputError, match='not measured'):
-    convergence.held_out(exact, result.walk, measured._replace(edges=edges / 2.0),
+    convergence.held_out(exact, result.walk, found._replace(edges=edges / 2.0),
                          result.walk.weight)
 
 
@@ -109,6 +109,24 @@ def test_a_study_of_an_oracle_writes_its_table_as_json_and_a_picture(tmp_path, c
   assert 'exponential_sde on mixture' in out and f"{rows[0]['bound']:.3g}" in out
   with pytest.raises(InputError, match='there already'):
     convergence_bounds.study(tmp_path / 'a.png')
+
+
+def test_a_table_of_several_studies_keeps_the_columns_that_it_has(tmp_path):
+  path, empty = tmp_path / 'bounds.json', [[f'{name}, {n} steps', '', '']
+                                           for name in ('a', 'b') for n in (5, 10)]
+  measured.write(path, measured.Measurement(
+      'Bounds', 'python scripts/convergence.py', '2026-12-03', 'an abacus', {'jax': '0'},
+      ['data and steps', 'bound', 'KL (exact)'], empty))
+  rows = [{'steps': n, 'initial': 0.0, 'discretisation': 1.0 / n, 'score': 0.1,
+           'cross': 0.0, 'bound': 0.1 + 1.0 / n, 'bound_by_steps': 0.1 + 1.0 / n, 'kl': 0.05,
+           'tv': 0.1, 'tv_bound': 0.2} for n in (5, 10)]
+  shown = convergence_bounds.table('a', 'ancestral', rows)
+  cli.keep_rows(str(path), convergence_bounds.figures('b', shown))
+  assert measured.read(path).rows[:2] == empty[:2]
+  assert [[u.split()[0] for u in row[1:]] for row in measured.read(path).rows[2:]] == [
+      ['0.300', '0.0500'], ['0.200', '0.0500']]
+  with pytest.raises(InputError, match='no such row'):
+    cli.keep_rows(str(path), convergence_bounds.figures('c', shown))
 
 
 @pytest.mark.parametrize('arguments,words', [

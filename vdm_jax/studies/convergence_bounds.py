@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
-from vdm_jax import convergence, laws, oracles, random
+from vdm_jax import convergence, laws, measured, oracles, random
 from vdm_jax.data import formulas
 from vdm_jax.errors import InputError, require, require_at_least, require_choice
 from vdm_jax.likelihood import bounds
@@ -29,8 +29,8 @@ from vdm_jax.samplers import catalogue
 from vdm_jax.samplers.sampling import data_axes
 from vdm_jax.typing import Denoiser, Model, Process
 
-__all__ = ['DATA', 'STEPS', 'Case', 'law_of_points', 'of_oracle', 'of_run', 'picture', 'study',
-           'table']
+__all__ = ['DATA', 'STEPS', 'Case', 'figures', 'law_of_points', 'of_oracle', 'of_run', 'picture',
+           'row_name', 'study', 'table']
 
 DATA = {'gaussian': oracles.Gaussian(np.ones(4), np.full(4, 0.5)),
         'mixture': oracles.Mixture(np.array([0.8, 0.2]), np.array([[-1.0], [1.5]]),
@@ -173,9 +173,9 @@ def of_run(directory: str, *, stop: float = STOP, times: int = 32, count: int = 
     edges = np.linspace(low, stop, _INTERVALS + 1)
     edges = np.append(edges, [high] if high > stop else [])
     edges[[0, -1]] += -1e-3, 1e-3  # the draws are in float32
-    measured = convergence.score_error(samples, best, edges)
+    error = convergence.score_error(samples, best, edges)
   name = f'{trained.config.data.name}, {Path(directory).name}'
-  return Case(name, truth, process, m.denoise, measured)
+  return Case(name, truth, process, m.denoise, error)
 
 
 def _encoded(truth: oracles.Mixture, model: Model) -> oracles.Mixture:
@@ -233,7 +233,7 @@ def table(data: str, sampler: str, rows: Sequence[dict[str, Any]]) -> rich.table
     del columns['bound_by_steps']
   out = rich.table.Table(*columns.values(), *['score, held out', 'bound, held out'] * held_out,
                          title=f'{sampler} on {data}: nats, and total variation')
-  show = lambda u: 'infinite' if u is None else f'{u:.3g}'
+  show = lambda u: 'infinite' if u is None else f'{u:#.3g}'.rstrip('.')
   for row in rows:
     cells = [str(row['steps']), *(show(row[name]) for name in list(columns)[1:])]
     if held_out:
@@ -241,6 +241,17 @@ def table(data: str, sampler: str, rows: Sequence[dict[str, Any]]) -> rich.table
                 show(row['bound_held_out'])]
     out.add_row(*cells)
   return out
+
+
+def row_name(name: str, steps: int | str) -> str:
+  """The first cell of a row in a measured table that holds several studies."""
+  return f'{name}, {steps} steps'
+
+
+def figures(name: str, shown: rich.table.Table) -> dict[str, dict[str, str]]:
+  """{row: {column: text}} of the table of a study, for a measured table of several studies."""
+  header, *rows = measured.cells(shown)
+  return {row_name(name, row[0]): dict(zip(header[1:], row[1:], strict=True)) for row in rows}
 
 
 def picture(data: str, sampler: str, rows: Sequence[dict[str, Any]]) -> Figure:
