@@ -258,7 +258,7 @@ class Problem(NamedTuple):
     y = np.asarray(self.y)
     require(bool(np.isfinite(y).all()), 'y', None, 'it is not finite', 'give finite numbers')
     if self.operator.limits is not None:
-      beyond = 6.0 * self.noise + 1e-4 * max(1.0, *np.abs(self.operator.limits))
+      beyond = slack(self.noise, max(1.0, *np.abs(self.operator.limits)))
       low, high = self.operator.limits[0] - beyond, self.operator.limits[1] + beyond
       require(bool((y >= low).all() and (y <= high).all()), 'y', None,
               f'it is from {y.min():.4g} to {y.max():.4g}, and {self.operator.name} of images in '
@@ -273,6 +273,14 @@ class Problem(NamedTuple):
             f'{self.operator.name} is of x of shape {self.operator.shape}', 'give z [B, ...] of it')
     require(count in (1, shape[0]), 'y', None, f'it has {count} measurements, and z has {shape[0]} '
             'examples', 'give one y for each z, or one for all')
+
+
+def slack(noise: float, most: float) -> float:
+  """How far from its range y may be: six standard deviations of the noise, and the rounding.
+
+  most: the largest number that y may have without noise.
+  """
+  return 6.0 * noise + 1e-4 * most
 
 
 # ------------------------------------------------------------------ solvers

@@ -28,7 +28,7 @@ def test_all_end_with_the_error_of_the_first(monkeypatch):
 
 def test_an_error_of_one_is_the_error_of_all(monkeypatch):
   def find(failing):
-    return devices.together(
+    return devices.on_all(
         lambda: (fail if jax.process_index() in failing else str)(jax.process_index()))
 
   for failing, out in (((), '012'), ((2,), 2), ((1, 2), 1)):

@@ -227,6 +227,7 @@ def test_the_range_of_measurements_is_not_checked_where_images_have_none(tmp_pat
   np.savez(tmp_path / 'y.npz', y=np.full((2, 12), 200))
   found = restoring.measured(tmp_path / 'y.npz', 'inpaint', (4, 4, 1), bounded=False)
   np.testing.assert_array_equal(found.y, 200.0)
+  inverse.Problem(found.operator, found.y, 0.1).check()  # as sampling does again
 
 
 @pytest.mark.long

@@ -59,7 +59,7 @@ def _forget(part):
   """Of what is gone, or another folder by now, nothing is remembered."""
   for path in list(_kept):
     if path == part or path.startswith(part + os.sep):
-      _kept.pop(path, None)
+      os.close(_kept.pop(path)[1])
 
 
 def _made(path):

@@ -1,7 +1,8 @@
 """Threads that stand for the processes of a run: what they tell each other, and what each sees.
 
-A thread is told that it is process i of several.  Collectives go through a barrier, so threads that
-do not make the same calls fail, where processes would wait for each other for ever.
+A thread is told that it is process i of several.  Collectives go through a barrier, and compare
+their names.  So threads that make other calls than the others fail, where processes would wait for
+each other for ever.
 """
 import concurrent.futures
 import threading
@@ -17,16 +18,18 @@ def run(monkeypatch, *functions, seconds=60.0):
   barrier, told = threading.Barrier(count, timeout=seconds), [None] * count
   index = lambda *_: getattr(here, 'index', 0)
 
-  def gathered(value):
-    told[index()] = np.asarray(value)
+  def gathered(value, call='process_allgather'):
+    told[index()] = call, np.asarray(value)
     barrier.wait()
-    out = list(told)
+    calls, values = zip(*told, strict=True)
     barrier.wait()
-    return np.stack(out)
+    assert len(set(calls)) == 1, f'the processes call {", ".join(calls)}'
+    return np.stack(values)
 
   def broadcast(value, is_source=None):
     is_source = index() == 0 if is_source is None else is_source
-    return gathered(value if is_source else np.zeros_like(value)).sum(axis=0, dtype=value.dtype)
+    return gathered(value if is_source else np.zeros_like(value), 'broadcast_one_to_all').sum(
+        axis=0, dtype=value.dtype)
 
   def call(i, function):
     here.index = i

@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax.errors import InputError
 from vdm_jax.typing import PyTree
 
-__all__ = ['broadcast_from_first', 'global_batch_size', 'local_rows', 'over_rows', 'padded_rows',
-           'place', 'replicate', 'require_memory', 'shardings', 'together']
+__all__ = ['broadcast_from_first', 'global_batch_size', 'local_rows', 'on_all', 'over_rows',
+           'padded_rows', 'place', 'replicate', 'require_memory', 'shardings']
 
 _T = TypeVar('_T')
 
@@ -81,7 +81,7 @@ def broadcast_from_first(find: Callable[[], _T]) -> _T:
   return value
 
 
-def together(find: Callable[[], _T]) -> _T:
+def on_all(find: Callable[[], _T]) -> _T:
   """The value of `find()`, which each process calls for itself.
 
   Raises InputError, on all processes, if `find` does in any of them: the error of the first one.

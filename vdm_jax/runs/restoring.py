@@ -170,8 +170,10 @@ def measured(file: str | Path, task: str, shape: tuple[int, ...], noise: float =
        f"its 'x' has the shape {getattr(x, 'shape', None)}",
        f'give the {len(y)} images that were measured, of shape {shape}, or none')
   y = y.astype(np.float32)
+  if not bounded:
+    operator = operator._replace(limits=None)
   with renamed({'y': 'measurements'}):
-    Problem(operator if bounded else operator._replace(limits=None), jnp.asarray(y), noise).check()
+    Problem(operator, jnp.asarray(y), noise).check()
   return Measured(operator, y, None if x is None else x.astype(np.float32))
 
 

@@ -25,7 +25,7 @@ from vdm_jax.errors import require, require_at_least
 from vdm_jax.evaluation import distances, references
 from vdm_jax.evaluation.distances import Estimated
 from vdm_jax.evaluation.features import checksum
-from vdm_jax.inverse import Operator, Problem
+from vdm_jax.inverse import Operator, Problem, slack
 from vdm_jax.machine import devices, files
 from vdm_jax.runs import needs, pictures, reading, workdir
 from vdm_jax.runs.provenance import FORMAT, provenance
@@ -300,7 +300,8 @@ def _require_range(name: str, operator: Operator, y: np.ndarray, path: Path, pea
 
   A sum along a beam is at least 0, and largest if the volume is `peak` everywhere.  The modulus of
   a frequency is then largest at 0: the transform is unitary, so it is `peak` times the root of the
-  number of pixels.  Six standard deviations of the noise beyond are allowed.
+  number of pixels.  The slack of `inverse.slack` is allowed beyond, for a noise that is a share of
+  the largest sum or modulus.
   """
   if name == 'kspace':
     u, what = np.hypot(y[..., 0], y[..., 1]), 'the moduli of its kspace'
@@ -308,7 +309,7 @@ def _require_range(name: str, operator: Operator, y: np.ndarray, path: Path, pea
   else:
     u, what = y, f'its {name}'
     most = float(jnp.max(operator(jnp.full((1, *operator.shape), peak))))
-  beyond = 6.0 * noise * float(np.abs(y).max()) + 1e-4 * most
+  beyond = slack(noise * most, most)
   require(-beyond <= u.min() and u.max() <= most + beyond, 'volume', str(path), f'{what} are from '
           f'{u.min():.4g} to {u.max():.4g}, and of volumes from 0 to {peak:g} with this noise they '
           f'are from {-beyond:.4g} to {most + beyond:.4g}',

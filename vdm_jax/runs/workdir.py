@@ -361,12 +361,12 @@ def load_trained(workdir: str | Path, *, average: str = '', step: int | str = 'l
   """
   workdir = files.run_directory('workdir', workdir)
   see_alike(workdir)
-  config, experiment, average = devices.together(
+  config, experiment, average = devices.on_all(
       lambda: _opened(workdir, average, data_dir, data_name))
   # A training may save more just now: process 0 chooses, and the others wait until they see it too.
   chosen, steps = devices.broadcast_from_first(lambda: _choose(workdir, step, experiment.settled))
   sharing.see_alike('workdir', workdir, lambda: finished_files(workdir / 'checkpoints', chosen))
-  checkpoints = devices.together(lambda: Checkpoints(workdir, read_only=True))
+  checkpoints = devices.on_all(lambda: Checkpoints(workdir, read_only=True))
   try:
     params = _weights(checkpoints, steps, chosen, None if average == 'raw' else average)
   finally:
@@ -438,7 +438,7 @@ def _weights(checkpoints: Checkpoints, steps: list[int], chosen: int, average: s
     return True
 
   try:
-    return devices.together(lambda: read(chosen))
+    return devices.on_all(lambda: read(chosen))
   except InputError as error:
     reason = error.problem
   others = devices.broadcast_from_first(lambda: [

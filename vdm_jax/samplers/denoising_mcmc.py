@@ -67,7 +67,8 @@ def denoising_mcmc(denoise: Denoiser, process: Process, keys: Array, chain: Chai
   if descending.extra_evaluations:
     # `vmap` makes both branches of a condition run, so each step would take as many.
     raise InputError('sampler', None, 'one of its steps calls the denoiser more often than the '
-                     'others, and here all steps would', 'take one whose steps are alike, e.g. heun')
+                     'others, and here all steps would',
+                     'take one whose steps are alike, e.g. heun')
 
   def move(i, chain):
     at_i = jax.vmap(lambda key: jax.random.fold_in(key, i))(random.stream(keys, 'chain'))

@@ -178,8 +178,12 @@ class Checkpoints:
       return _UNSEALED
     try:
       same = json.loads(path.read_text()) == _digest(self.directory / str(step))
-    except (OSError, ValueError):  # a run may be deleting it; whoever reads it will see
-      return _UNSEALED
+    except OSError:
+      if not self._read_only:
+        raise
+      return _UNSEALED  # its run may be deleting it; whoever reads it will see
+    except ValueError:  # checksums that are not those of a seal
+      return _DAMAGED
     return _SOUND if same else _DAMAGED
 
   def _read(self, step: int, items: Callable[[], dict], alone: bool = False):

@@ -13,8 +13,8 @@ OUT = cli.path('out', 'A .png to look at; an .npz, which the same command resume
 OVERWRITE = cli.overwrite()
 SAMPLER = drawing.sampler(
     catalogue.describe(), f'The times of the steps: {", ".join(catalogue.GRIDS)}.  Those from '
-    'trailing to stable_diffusion, and iddpm:10,10,5, select from a chain of 1000.  Or your own times: 1,0.7,0.3,0 or a .npy '
-    "file.  Default: the sampler's own grid, mostly uniform.",
+    'trailing to stable_diffusion, and iddpm:10,10,5, select from a chain of 1000.  Or your own '
+    "times: 1,0.7,0.3,0 or a .npy file.  Default: the sampler's own grid, mostly uniform.",
     'ddim: its noise, from 0 (none) to 1 (as ancestral).')
 TRACE = cli.path('trace', 'Also write a .png that shows the first samples on their way from noise.')
 COUNT = flags.DEFINE_integer('count', 64, 'How many samples.  Sample i is the same for any '
