@@ -60,7 +60,7 @@ def write(path: str | Path, measurement: Measurement) -> None:
 
 
 def shared(table: Measurement, row: str, names: Iterable[str]) -> list[str]:
-  """Those of `names` that are columns of the table.
+  """Those of `names` that are columns of the table, from left to right.
 
   The name of a column is its header without backticks, and without brackets at its end.
 
@@ -75,7 +75,7 @@ def shared(table: Measurement, row: str, names: Iterable[str]) -> list[str]:
     raise InputError('row', row, f'the table {table.title!r} has no such row',
                      f'choose one of: {"; ".join(rows)}')
   names, columns = list(names), list(map(_name, table.columns))
-  if not (common := [name for name in names if name in columns]):
+  if not (common := [name for name in columns if name in names]):
     raise InputError('row', row, f'the table {table.title!r} has none of the columns '
                      f'{", ".join(names)}', 'name another --measured')
   return common
