@@ -1,14 +1,16 @@
-"""Prepares data, without TensorFlow: cifar10, mnist, digits, emoji, chorales, brain.
+"""Prepares data, without TensorFlow: cifar10, mnist, digits, emoji, chorales, brain, phantoms.
 
   python scripts/prepare_data.py cifar10 --data_dir=DIR
   python scripts/prepare_data.py mnist --data_dir=DIR --from=FOLDER_OF_THE_FOUR_FILES
   python scripts/prepare_data.py emoji --data_dir=DIR --from=NotoColorEmoji.ttf,emoji-test.txt
   python scripts/prepare_data.py chorales --data_dir=DIR
   python scripts/prepare_data.py brain --data_dir=DIR
+  python scripts/prepare_data.py phantoms --data_dir=DIR
 
 The archives are downloaded, or read from disk (--from).  The chorales come with the package
 music21 (pip install "vdm_jax[music]"); it takes some minutes to read them.
-The head comes with the package nilearn (pip install "vdm_jax[brain]").
+The head comes with the package nilearn (pip install "vdm_jax[brain]").  The phantoms are volumes
+to reconstruct, and a formula.
 It is safe to run the command again.
 """
 import bootstrap
@@ -28,7 +30,8 @@ FROM = flags.DEFINE_list(
 def main(names):
   if len(names) != 1:
     raise InputError(problem='one data set is prepared at a time',
-                     remedy='name cifar10, mnist, digits, emoji, chorales or brain')
+                     remedy='name cifar10, mnist, digits, emoji, chorales, brain or '
+                            'phantoms')
   print(prepare.prepare(names[0], DATA_DIR.value or '',
                         [str(files.user_path('from', each)) for each in FROM.value]))
 

@@ -1,4 +1,4 @@
-"""CIFAR-10, MNIST and the digits as TFDS writes them; data from a font, music21 and nilearn.
+"""CIFAR-10, MNIST and the digits as TFDS writes them; data of a font, of packages, of a formula.
 
 Nothing here needs TensorFlow.  The builders of CIFAR-10 and MNIST in TFDS call it only to open
 files and to encode images.  Here the same builders read the official archives by `tarfile` and
@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from vdm_jax.data import brain, chorales, emoji, records, stores
+from vdm_jax.data import brain, chorales, emoji, phantoms, records, stores
 from vdm_jax.errors import InputError
 from vdm_jax.machine import files
 
@@ -65,6 +65,8 @@ def prepare(name: str, data_dir: str = '', places: Sequence[str] = (),
     return _chorales(data_dir)
   if name == brain.NAME:
     return _brain(data_dir)
+  if name == phantoms.NAME:
+    return f'{phantoms.COUNT} volumes are written to {phantoms.write(data_dir)}'
   from vdm_jax.data import builders
   builder = records.tfds_builder(name, data_dir)
   if builder.info.splits:

@@ -21,7 +21,7 @@ from vdm_jax.data.sources import HELD_OUT, NotPrepared, Source, Store, check_len
 from vdm_jax.errors import InputError, require
 
 # By scripts/prepare_data.py.
-PREPARED_BY_US = ('brain', 'chorales', 'cifar10', 'digits', 'emoji', 'mnist')
+PREPARED_BY_US = ('brain', 'chorales', 'cifar10', 'digits', 'emoji', 'mnist', 'phantoms')
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 
 
