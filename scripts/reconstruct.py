@@ -1,7 +1,8 @@
 """Reconstructs volumes from few measurements, with a run's model as the prior of slices.
 
-  python scripts/reconstruct.py --workdir=runs/ct_slices --volume=phantoms.npz --peak=1.5 \\
-    --views=8 --out=reconstructed.png
+  python scripts/prepare_data.py phantoms --data_dir=DIR
+  python scripts/reconstruct.py --workdir=runs/ct_slices --volume=DIR/phantoms/volumes.npz \\
+    --peak=1.5 --views=8 --out=reconstructed.png
 
 Volumes are measured slice by slice, with noise, or the file has the measurements.  The picture and
 the report compare the mean of several samples with reconstructions without a prior: filtered

@@ -1,8 +1,9 @@
 """Slices of a body: a prior for the reconstruction of volumes.
 
   python scripts/train.py --config=configs/applications/ct_slices.py --workdir=runs/ct_slices
-  python scripts/reconstruct.py --workdir=runs/ct_slices --volume=phantoms.npz --peak=1.5 \\
-    --views=8 --out=reconstructed.png
+  python scripts/prepare_data.py phantoms --data_dir=DIR
+  python scripts/reconstruct.py --workdir=runs/ct_slices --volume=DIR/phantoms/volumes.npz \\
+    --peak=1.5 --views=8 --out=reconstructed.png
 
 After the colon:
 
