@@ -34,8 +34,8 @@ def test_neighbouring_slices_are_alike_and_volumes_are_not(many):
 def test_the_file_has_the_first_volumes_and_the_command_measures_them(many, tmp_path):
   assert str(tmp_path / 'phantoms' / 'volumes.npz') in prepare.prepare('phantoms', str(tmp_path))
   given = volumes.measured(tmp_path / 'phantoms' / 'volumes.npz', 32, views=4, peak=1.5)
-  np.testing.assert_array_equal(given.truth[..., 0], many[:3].astype(np.float32))
-  assert given.y.shape == (3, 12, 32, 4, 1) and not given.inside.all()
+  np.testing.assert_array_equal(given.truth[..., 0], many[:8].astype(np.float32))
+  assert given.y.shape == (8, 12, 32, 4, 1) and not given.inside.all()
 
 
 def test_volumes_of_an_independent_program_are_not_unusual(many):

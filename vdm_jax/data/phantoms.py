@@ -1,6 +1,6 @@
 """Volumes that are a formula: bodies with ellipsoids and a texture, 12 slices of 32 x 32.
 
-`scripts/prepare_data.py phantoms` writes them below data_dir/phantoms, as `volumes.npz`: three
+`scripts/prepare_data.py phantoms` writes them below data_dir/phantoms, as `volumes.npz`: eight
 volumes to reconstruct, which no training sees.
 
 A body is an elliptical cylinder of the value 0.25, with five to nine ellipsoids in it.  Each adds
@@ -20,7 +20,7 @@ from vdm_jax.machine import files
 __all__ = ['COUNT', 'DEPTH', 'NAME', 'draw', 'write']
 
 NAME = 'phantoms'
-COUNT, DEPTH = 3, 12  # volumes in the file, and slices of each
+COUNT, DEPTH = 8, 12  # volumes in the file, and slices of each
 _INDEX = 2            # of the random numbers; 0 and 1 are the splits of `slices`
 _LEAST, _MOST, _WAVES = 5, 9, 6
 _NUMBERS = 2 + 9 * _MOST + 4 * _WAVES  # uniform ones that make a volume
