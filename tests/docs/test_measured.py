@@ -73,7 +73,7 @@ def test_a_column_is_known_by_its_name_and_others_of_a_command_are_left_out():
                        rows=[['`a`', '1', '2'], ['b', '3', '4']])
   changed = measured.with_cells(table, 'a', {'minutes': '9', 'vlb': '5'})
   assert changed.rows == [['`a`', '1', '5'], ['b', '3', '4']]
-  assert measured.shared(table, 'a', ['minutes', 'vlb', 'vlb@100']) == ['vlb', 'vlb@100']
+  assert measured.shared(table, 'a', ['minutes', 'vlb', 'vlb@100']) == ['vlb@100', 'vlb']
 
 
 @pytest.mark.parametrize('row,column,message', [
