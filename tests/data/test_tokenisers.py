@@ -47,10 +47,15 @@ def test_tokens_of_the_whole_vocabulary_are_those_of_the_public_code(recorded, n
   path = Path(os.environ.get('VDM_JAX_MERGES', 'merges')) / file
   if not path.exists():
     pytest.skip(f'{path}, a file of the public code, is not here: VDM_JAX_MERGES names its folder')
+  tokeniser = make(path)
   start, end = ([49406], [49407]) if name == 'clip' else ([], [])
-  for row, ids in zip(make(path).encode(recorded['strings']), recorded[f'{name}/ids'],
-                      strict=True):
+  for row, ids in zip(tokeniser.encode(recorded['strings']), recorded[f'{name}/ids'], strict=True):
     assert row[:len(start + ids + end)].tolist() == start + ids + end
+  levels, text, published = {
+      'clip': (49_408, 'a photo of a cat', [49406, 320, 1125, 539, 320, 2368, 49407]),
+      'glide': (50_257, 'hello world', [31373, 995])}[name]  # in lower case, as GLIDE reads it
+  assert tokeniser.levels == levels
+  assert tokeniser.encode([text])[0, :len(published)].tolist() == published
 
 
 def test_a_file_of_merges_may_be_compressed_and_longer(recorded, merges):
