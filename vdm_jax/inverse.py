@@ -36,7 +36,8 @@ from vdm_jax.units import sum_over_data
 
 __all__ = ['Operator', 'Problem', 'blur', 'conjugate_gradients', 'custom', 'diffpir', 'downsample',
            'gmres', 'gray', 'inpaint', 'kept', 'mmps', 'norm', 'phase', 'pigdm', 'point',
-           'pseudo_inverse', 'require_linear', 'require_noise', 'scattered', 'tmpd']
+           'pseudo_inverse', 'require_linear', 'require_noise', 'scattered', 'slack',
+           'tmpd']
 
 
 # ---------------------------------------------------------------- operators

@@ -96,7 +96,7 @@ def test_a_row_of_another_day_or_machine_than_its_table_says_so(date, machine, s
       versions={'jax': jax.__version__}))
   cli.keep_row(str(path), 'a', {'minutes': '3.0', 'value': '1.8'})
   assert measured.read(path).rows == [
-      ['`a`', '1.8' + stamp.format(today=today, machine=own), '3.0'], ['b', '', '']]
+      ['`a`', '1.8', '3.0' + stamp.format(today=today, machine=own)], ['b', '', '']]
 
 
 @pytest.mark.parametrize('records,text', [
